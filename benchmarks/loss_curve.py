@@ -117,11 +117,11 @@ def fit(config: Any, metrics: Path, steps: int) -> None:
         runtime=runtime,
         placed=begun.placed,
         contexts=contexts,
-        reports=reports,
+        logger=reports,
         validate=nothing,
-        show=nothing,
+        log_images=nothing,
         save=nothing,
-        stop_asked=lambda: None,
+        stop_signal=lambda: None,
     ).fit(begun.state, fed, begun.objective)
 
 

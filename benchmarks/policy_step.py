@@ -183,7 +183,7 @@ class Ours:
 
     def step(self) -> Tensor:
         """As the trainer makes it, but for the data and the report."""
-        self.contexts.begin(self.state.step)
+        self.contexts.seed_step(self.state.step)
         moved = self.mover.step("main", self.state, self.objective, [self.one], [0.0])
         self.average.update(moved.ok)
         self.state.step += 1

@@ -1,7 +1,4 @@
-"""Runs of a model type in the real trainer, of which `testing.check_model_type` is made.
-
-Legend of shapes: B samples of a batch, N pictures, P steps that are observed, T steps, C channels.
-"""
+"""Contract checks of a model type with short runs; see `testing.check_model_type`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,21 +17,21 @@ from vlatool.events import NULL, NullProgress
 from vlatool.loading.base import Batch, DatasetInfo, DroppedSample, MicroBatch
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.loading.robotics.info import RoboticsInfo
-from vlatool.model_acting import check_acting
+from vlatool.model_acting import check_robot_policy
 from vlatool.model_promises import (
     SAMPLES,
     check_batch,
     check_build,
     check_equal_batches,
+    check_gradients,
     check_images,
     check_loss,
     check_pickles,
-    check_reached,
     check_same_columns,
     check_specs,
     check_unchanged,
     first_steps,
-    learning,
+    trainable_parameters,
 )
 from vlatool.models.base import ModelType
 from vlatool.models.weights import load_weights
@@ -54,8 +51,8 @@ from vlatool.training.transfer import prefetch_to_device
 from vlatool.training.validation import Validation
 
 _FEWER = 3
-_FALL = 0.2  # of the loss; a broken gradient leaves it about where it was
-_SHOWN = 10
+_MIN_DECREASE = 0.2  # fraction of the loss; with a broken gradient the loss stays about equal
+_AVERAGED_STEPS = 10
 _LEARNING = TrainPlan(60, SAMPLES, SAMPLES, 1, (60,), 0, (60,), (60,))
 _WHOLE = TrainPlan(6, SAMPLES, SAMPLES // 2, 2, (6,), 0)
 _KILLED_AT = 3
@@ -65,91 +62,94 @@ State = dict[str, Tensor]
 
 @dataclass
 class _Run:
-    """A run that has begun.
+    """A short run that is set up.
 
     Attributes:
-        config: Its configuration.
-        dir: Its folder.
-        plan: What it will do.
-        runtime: This process.
-        begun: Its parts and objective.
-        stops_at: Is asked to stop before this step is over.
+        config: The configuration.
+        dir: The run folder.
+        plan: The plan.
+        runtime: This rank.
+        setup: State, parts and objective.
+        stops_at: Step at which the run is asked to stop; -1: never.
     """
 
     config: TrainConfig
     dir: RunDir
     plan: TrainPlan
     runtime: Runtime
-    begun: TrainSetup
+    setup: TrainSetup
     stops_at: int = -1
 
     @property
     def contexts(self) -> StepContexts:
-        """What the objective may know of a moment."""
-        return StepContexts(self.runtime, self.begun.placed, self.config.hparams.seed, self.plan)
+        """The contexts of the objective."""
+        return StepContexts(self.runtime, self.setup.placed, self.config.hparams.seed, self.plan)
 
-    def fit(self, batches: Iterator[MicroBatch], one: MicroBatch) -> None:
-        """Trains to the end of the plan, or to the stop.
+    def fit(self, batches: Iterator[MicroBatch], example: MicroBatch) -> None:
+        """Trains to the end of the plan, or to the requested stop.
 
         Args:
-            batches: From its step on.
-            one: Is measured as held-out data are.
+            batches: Micro-batches from the step of the state on.
+            example: Micro-batch that stands for the validation data.
         """
-        begun, runtime, plan, contexts = self.begun, self.runtime, self.plan, self.contexts
+        placed, objective, state = self.setup.placed, self.setup.objective, self.setup.state
+        runtime, plan, contexts = self.runtime, self.plan, self.contexts
         metrics = MetricsFile(self.dir.metrics, NULL)
-        reports = MetricsLogger(metrics, NULL, NullProgress(), runtime, 1, plan.total_steps)
+        logger = MetricsLogger(metrics, NULL, NullProgress(), runtime, 1, plan.total_steps)
         trainer = Trainer(
             plan=plan,
             h=self.config.hparams,
             runtime=runtime,
-            placed=begun.placed,
+            placed=placed,
             contexts=contexts,
-            reports=reports,
+            logger=logger,
             validate=Validation(
-                lambda: prefetch_to_device(iter([one]), runtime.device),
-                begun.objective,
+                lambda: prefetch_to_device(iter([example]), runtime.device),
+                objective,
                 runtime,
                 contexts,
-                reports,
+                logger,
             ),
-            show=ImageLogger(self.dir, begun.objective, runtime, contexts),
+            log_images=ImageLogger(self.dir, objective, runtime, contexts),
             save=lambda state: save_checkpoint(self.dir, state, runtime, Retention()),
-            stop_asked=lambda: SIGTERM if begun.state.step == self.stops_at - 1 else None,
+            stop_signal=lambda: SIGTERM if state.step == self.stops_at - 1 else None,
         )
-        trainer.fit(begun.state, prefetch_to_device(batches, runtime.device), begun.objective)
+        trainer.fit(state, prefetch_to_device(batches, runtime.device), objective)
 
     def state(self) -> State:
-        """Copies of all weights, buffers and averages."""
-        found = {**self.weights(), **self.buffers()}
-        for name, average in self.begun.state.averages.items():
-            found |= {f"average of {name}.{key}": v.clone() for key, v in average.weights.items()}
-        return found
+        """Copies of all parameters, buffers and averages."""
+        copies = {**self.weights(), **self.buffers()}
+        for name, average in self.setup.state.averages.items():
+            copies |= {
+                f"average of {name}.{key}": value.clone() for key, value in average.weights.items()
+            }
+        return copies
 
     def weights(self) -> State:
         """Copies of all parameters."""
         return {
             f"{name}.{key}": value.detach().clone()
-            for name, module in self.begun.state.modules.items()
+            for name, module in self.setup.state.modules.items()
             for key, value in module.named_parameters()
         }
 
     def buffers(self) -> State:
-        """Copies of all buffers, those that no checkpoint holds included."""
+        """Copies of all buffers, including those that checkpoints do not hold."""
         return {
             f"{name}.{key}": value.detach().clone()
-            for name, module in self.begun.state.modules.items()
+            for name, module in self.setup.state.modules.items()
             for key, value in module.named_buffers()
         }
 
 
 @dataclass(frozen=True)
 class ModelChecks:
-    """Runs of a model type, each in a folder of its own.
+    """Contract checks of a model type with short runs, each in its own folder.
 
     Attributes:
-        config: Of the runs, derived; its model type and kind of data are tried.
-        facts: Of its data.
-        folder: Where the runs lie.
+        config: The derived configuration, with the model type and the data kind to check.
+        info: The dataset info.
+        folder: Folder of the runs.
     """
 
     config: TrainConfig
@@ -158,11 +158,11 @@ class ModelChecks:
 
     @property
     def model_type(self) -> ModelType:
-        """What is tried."""
+        """The model type to check."""
         return self.config.model_type
 
     def check(self) -> None:
-        """Checks all promises, those first on which others rest."""
+        """Runs all checks; those on which others depend come first."""
         self.check_parts()
         self.check_batches()
         self.check_losses()
@@ -171,161 +171,168 @@ class ModelChecks:
         self.check_empty_step()
 
     def check_parts(self) -> None:
-        """Parts and optimizers fit together; checkpoints and `load` are all that is needed."""
+        """Checks parts and optimizers; checkpoints and `load` must restore all weights."""
         check_build(self.model_type, self.config.model)
         parts = self.model_type.build(self.config.model)
         objective = self.model_type.objective(self.config.model, self.config.data, self.info, parts)
         check_specs(objective, parts)
-        begun = self._begun("built").begun
-        specs = begun.objective.optimizers()
-        for name, optimizer in begun.state.optimizers.items():
-            held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        setup = self._start("built").setup
+        specs = setup.objective.optimizers()
+        for name, optimizer in setup.state.optimizers.items():
+            grouped = {id(p) for group in optimizer.param_groups for p in group["params"]}
             for part in specs[name].parts:
-                for key, value in learning(begun.state.parts[part]):
-                    grouped = id(value) in held
-                    assert grouped, f"the groups of optimizer {name!r} leave out {part}.{key}"
+                for key, value in trainable_parameters(setup.state.parts[part]):
+                    is_grouped = id(value) in grouped
+                    assert is_grouped, f"the groups of optimizer {name!r} leave out {part}.{key}"
 
     def check_batches(self) -> None:
-        """Example and batcher make alike batches, and travel to loader processes."""
-        example = self._maker(SAMPLES)()
+        """Checks that `example` and batcher make equal batches and can be pickled."""
+        example = self._example_maker(SAMPLES)()
         check_batch("example", example, SAMPLES)
-        run = self._begun("batches")
+        run = self._start("batches")
         order = SampleOrder(self.info.datasets, OrderOptions.of(self.config.data, 0))
-        feed = DataStreams(self.config, self.info, order, _LEARNING, run.runtime, run.dir.root)
-        with feed.training(0) as batches:
-            one = next(batches)
-        assert not one.is_dummy, f"no sample could be used: {one.first_drop}"
-        check_batch("the batcher", one.batch, len(one.samples))
-        check_same_columns(example, one.batch)
-        check_pickles("example", self._maker(1))
+        streams = DataStreams(self.config, self.info, order, _LEARNING, run.runtime, run.dir.root)
+        with streams.training(0) as batches:
+            micro_batch = next(batches)
+        assert not micro_batch.is_dummy, (
+            f"no sample of the data can be used: {micro_batch.first_drop}"
+        )
+        check_batch("the batcher", micro_batch.batch, len(micro_batch.samples))
+        check_same_columns(example, micro_batch.batch)
+        check_pickles("example", self._example_maker(1))
         self._check_kind(run.dir.root, order)
 
     def _check_kind(self, root: Path, order: SampleOrder) -> None:
-        """Reader and batcher travel; what was kept makes the same batches."""
+        """Checks that reader and batcher can be pickled, and that loaded assets work."""
         kind, data = self.config.data_kind, self.config.data
         reader = kind.reader(data, self.info)
         check_pickles("the reader", reader)
         rngs = [np.random.default_rng(row) for row in range(_FEWER)]
         read = reader.read(order.places(range(_FEWER)), rngs)
-        samples = [one for one in read if not isinstance(one, DroppedSample)]
-        assert len(read) == _FEWER, f"read gives {len(read)} samples for {_FEWER} places"
+        samples = [sample for sample in read if not isinstance(sample, DroppedSample)]
+        assert len(read) == _FEWER, f"read returns {len(read)} samples for {_FEWER} refs"
         batches: list[Batch] = []
-        for given in (kind.make_assets(data, self.info), kind.load_assets(data, root)):
-            batcher = self.model_type.batcher(self.config.model, data, given, root, training=False)
+        for assets in (kind.make_assets(data, self.info), kind.load_assets(data, root)):
+            batcher = self.model_type.batcher(self.config.model, data, assets, root, training=False)
             check_pickles("the batcher", batcher)
             batches.append(batcher(samples))
         check_equal_batches(*batches)
 
     def check_losses(self) -> None:
-        """Losses are sound where each optimizer begins; nothing but `settle` changes a buffer."""
-        run = self._begun("losses", precision="amp_bfloat16")
-        for step in first_steps(run.begun.objective):
-            shapes = [self._probe(run, step, size) for size in (SAMPLES, _FEWER)]
+        """Checks losses at the first step of each optimizer, and that they change no buffers."""
+        run = self._start("losses", precision="amp_bfloat16")
+        for step in first_steps(run.setup.objective):
+            shapes = [self._check_step(run, step, size) for size in (SAMPLES, _FEWER)]
             assert shapes[0] == shapes[1], (
-                f"the sums of a loss differ from micro-batch to micro-batch: {shapes}"
+                f"the shapes of the sums of a loss differ between micro-batches: {shapes}"
             )
-        self._check_looks(run)
+        self._check_eval(run)
 
-    def _probe(self, run: _Run, step: int, size: int) -> dict[str, dict[str, tuple[int, ...]]]:
-        """The shapes of the sums of each optimizer that moves at a step."""
-        objective, placed = run.begun.objective, run.begun.placed
-        one, contexts, before = self._one(run, size), run.contexts, run.buffers()
-        contexts.begin(step)
+    def _check_step(self, run: _Run, step: int, size: int) -> dict[str, dict[str, tuple[int, ...]]]:
+        """Checks the losses at a step; returns the shapes of the sums by optimizer."""
+        objective, placed = run.setup.objective, run.setup.placed
+        micro_batch, contexts, before = self._device_batch(run, size), run.contexts, run.buffers()
+        contexts.seed_step(step)
         with torch.no_grad():
-            batch = objective.prepare(one.batch, contexts.of(step, one, "prepare"))
-        found: dict[str, dict[str, tuple[int, ...]]] = {}
+            batch = objective.prepare(micro_batch.batch, contexts.of(step, micro_batch, "prepare"))
+        shapes: dict[str, dict[str, tuple[int, ...]]] = {}
         specs = objective.optimizers()
         for name in objective.optimizers_at(step):
-            spec, turn, sums = specs[name], [*specs].index(name), LossSums(run.runtime.device)
-            run.begun.state.optimizers[name].zero_grad(set_to_none=True)
+            spec, rng_key, sums = specs[name], [*specs].index(name), LossSums(run.runtime.device)
+            run.setup.state.optimizers[name].zero_grad(set_to_none=True)
             with placed.only_trains(spec.parts):
                 with run.runtime.autocast():
-                    loss = objective.loss(name, batch, contexts.of(step, one, turn))
+                    loss = objective.loss(name, batch, contexts.of(step, micro_batch, rng_key))
                 check_loss(f"the loss of {name!r}", loss)
                 loss.total.backward()
                 for part in spec.parts:
-                    check_reached(f"the loss of {name!r}", part, run.begun.state.parts[part])
+                    check_gradients(f"the loss of {name!r}", part, run.setup.state.parts[part])
             sums.add(loss, is_dummy=False)
-            found[name] = {key: tuple(value.shape) for key, value in loss.sums.items()}
-            why = f"the loss of {name!r} changes the buffer {{}}; settle alone may"
-            check_unchanged(before, run.buffers(), why)
+            shapes[name] = {key: tuple(value.shape) for key, value in loss.sums.items()}
+            message = (
+                f"the loss of {name!r} changes the buffer {{}}; only update_buffers may change it"
+            )
+            check_unchanged(before, run.buffers(), message)
             with torch.no_grad():
-                no = torch.zeros((), dtype=torch.bool, device=run.runtime.device)
-                objective.update_buffers(name, sums.reduced(run.runtime, []).sums, no)
-            why = f"settle of {name!r} changes the buffer {{}} where ok is false"
-            check_unchanged(before, run.buffers(), why)
-        return found
+                not_ok = torch.zeros((), dtype=torch.bool, device=run.runtime.device)
+                objective.update_buffers(name, sums.reduced(run.runtime, []).sums, not_ok)
+            message = f"update_buffers of {name!r} changes the buffer {{}} although ok is false"
+            check_unchanged(before, run.buffers(), message)
+        return shapes
 
-    def _check_looks(self, run: _Run) -> None:
-        """What is measured and shown in eval mode is what it should be."""
-        objective, one = run.begun.objective, self._one(run, SAMPLES)
-        ctx = run.contexts.of(0, one, "images", training=False)
-        run.begun.placed.eval()
+    def _check_eval(self, run: _Run) -> None:
+        """Checks `validate` and `images` in eval mode."""
+        objective, micro_batch = run.setup.objective, self._device_batch(run, SAMPLES)
+        ctx = run.contexts.of(0, micro_batch, "images", training=False)
+        run.setup.placed.eval()
         with torch.no_grad():
-            batch = objective.prepare(one.batch, ctx)
+            batch = objective.prepare(micro_batch.batch, ctx)
         with torch.no_grad(), run.runtime.autocast():
             check_loss("validate", objective.validate(batch, ctx))
             check_images(objective.images(batch, ctx))
-        run.begun.placed.train()
+        run.setup.placed.train()
 
     def check_learning(self) -> _Run:
-        """The loss falls on one repeated batch; the run, which ends with a checkpoint."""
-        run = self._begun("learning", _LEARNING)
-        one = self._example(SAMPLES)
-        run.fit(iter([one] * _LEARNING.total_steps), one)
+        """Checks that the loss falls on one repeated batch; returns the run, with a checkpoint."""
+        run = self._start("learning", _LEARNING)
+        example = self._example(SAMPLES)
+        run.fit(iter([example] * _LEARNING.total_steps), example)
         losses = [row["loss"] for row in read_metrics(run.dir.metrics) if "loss" in row]
-        before, after = (float(np.mean(part)) for part in (losses[:_SHOWN], losses[-_SHOWN:]))
-        assert after < before - _FALL * abs(before), (
-            f"{_LEARNING.total_steps} steps on one batch take the loss from {before} to {after}"
+        before = float(np.mean(losses[:_AVERAGED_STEPS]))
+        after = float(np.mean(losses[-_AVERAGED_STEPS:]))
+        assert after < before - _MIN_DECREASE * abs(before), (
+            f"{_LEARNING.total_steps} steps on one batch change the loss from {before} to {after}; "
+            "it must decrease"
         )
         return run
 
     def check_policy(self, trained: _Run) -> None:
-        """What acts does so from a checkpoint and what was kept beside it, as evaluation does."""
+        """Checks the policy with the weights of a checkpoint and the assets, as in evaluation."""
         config, root = self.config, trained.dir.root
-        at = trained.dir.checkpoint(_LEARNING.total_steps)
-        kept = config.data_kind.load_assets(config.data, root)
+        checkpoint = trained.dir.checkpoint(_LEARNING.total_steps)
+        assets = config.data_kind.load_assets(config.data, root)
         parts: dict[str, nn.Module] = {}
         for name, part in self.model_type.build(config.model).items():
             if part.saved:
-                load_weights(part.module, at / part_weights(name))
+                load_weights(part.module, checkpoint / part_weights(name))
                 parts[name] = part.module.to(trained.runtime.device).eval()
-        policy = self.model_type.policy(config.model, parts, kept, root)
+        policy = self.model_type.policy(config.model, parts, assets, root)
         if policy is not None and isinstance(self.info, RoboticsInfo):
-            check_acting(TrainedPolicy(policy, trained.dir, at, "raw", config, kept), self.info)
+            trained_policy = TrainedPolicy(policy, trained.dir, checkpoint, "raw", config, assets)
+            check_robot_policy(trained_policy, self.info)
 
     def check_resume(self) -> None:
-        """A run that was killed and goes on ends as one that was not, bit for bit."""
+        """Checks that a stopped and resumed run ends with the same bits as an uninterrupted one."""
         precision = "amp_bfloat16"
-        whole = self._begun("whole", precision=precision)
+        whole = self._start("whole", precision=precision)
         whole.fit(self._batches(0), self._example(_FEWER))
         plan = replace(_WHOLE, checkpoint_steps=(_KILLED_AT,))
-        killed = self._begun("killed", plan, precision=precision)
+        killed = self._start("killed", plan, precision=precision)
         killed.stops_at = _KILLED_AT
         killed.fit(self._batches(0), self._example(_FEWER))
-        at = killed.dir.checkpoint(_KILLED_AT)
-        resumed = self._begun("killed", precision=precision, checkpoint=at)
+        checkpoint = killed.dir.checkpoint(_KILLED_AT)
+        resumed = self._start("killed", precision=precision, checkpoint=checkpoint)
         resumed.fit(self._batches(_KILLED_AT), self._example(_FEWER))
-        why = "{} is another after a resume: something that it rests on is not saved"
-        check_unchanged(whole.state(), resumed.state(), why)
+        message = "{} differs after a resume: it depends on state that is not saved"
+        check_unchanged(whole.state(), resumed.state(), message)
 
     def check_empty_step(self) -> None:
-        """A step in which nothing is counted changes nothing."""
-        run, before = self._begun("empty"), State()
+        """Checks that a step without counted elements changes nothing."""
+        run, before = self._start("empty"), State()
 
         def batches() -> Iterator[MicroBatch]:
-            for number, one in enumerate(self._batches(0)):
-                if number < 2 * (_WHOLE.total_steps - 1):
-                    yield one
+            for index, micro_batch in enumerate(self._batches(0)):
+                if index < 2 * (_WHOLE.total_steps - 1):
+                    yield micro_batch
                     continue
                 if not before:
                     before.update(run.state())
                 yield self._example(_WHOLE.micro_batch, is_dummy=True)
 
         run.fit(batches(), self._example(_FEWER))
-        check_unchanged(before, run.state(), "a step that counts nothing changes {}")
+        check_unchanged(before, run.state(), "a step without counted elements changes {}")
 
-    def _begun(
+    def _start(
         self,
         name: str,
         plan: TrainPlan = _WHOLE,
@@ -333,7 +340,7 @@ class ModelChecks:
         precision: str = "float32",
         checkpoint: Path | None = None,
     ) -> _Run:
-        """A run at its beginning, or at a checkpoint; nothing is shared with another one."""
+        """A new run, or a run at a checkpoint; it shares nothing with other runs."""
         run = RunDir(self.folder / name)
         run.root.mkdir(parents=True, exist_ok=True)
         h = self.config.hparams.model_copy(update={"precision": precision})
@@ -347,17 +354,17 @@ class ModelChecks:
     def _example(self, size: int, first: int = 0, *, is_dummy: bool = False) -> MicroBatch:
         rows = () if is_dummy else tuple(range(first, first + size))
         names = tuple(f"example-{row}" for row in rows)
-        return MicroBatch(self._maker(size)(), names, positions=rows, is_dummy=is_dummy)
+        return MicroBatch(self._example_maker(size)(), names, positions=rows, is_dummy=is_dummy)
 
-    def _maker(self, size: int) -> partial[Batch]:
-        """Makes the example, as loader processes do."""
+    def _example_maker(self, size: int) -> partial[Batch]:
+        """Function that makes an example batch, as in loader workers."""
         return partial(self.model_type.example, self.config.model, self.config.data, size)
 
-    def _one(self, run: _Run, size: int) -> MicroBatch:
+    def _device_batch(self, run: _Run, size: int) -> MicroBatch:
         return next(prefetch_to_device(iter([self._example(size)]), run.runtime.device))
 
     def _batches(self, step: int) -> Iterator[MicroBatch]:
-        """Micro-batches from a step on."""
+        """Example micro-batches from a step on."""
         size = _WHOLE.micro_batch
         for first in range(step * SAMPLES, _WHOLE.total_steps * SAMPLES, size):
             yield self._example(size, first)

@@ -119,9 +119,9 @@ class Registry(Generic[T]):
         builtins: Name to built-in object.
     """
 
-    def __init__(self, group: str, noun: str, builtins: Mapping[str, str | T]) -> None:
+    def __init__(self, group: str, label: str, builtins: Mapping[str, str | T]) -> None:
         self.group = group
-        self.label = noun
+        self.label = label
         self._builtins = dict(builtins)
 
     def names(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Runs of a sink in the real loop, quiet and disturbed, of which `testing.check_sink` is made."""
+"""Contract checks of a sink with complete, killed and failing runs; see `testing.check_sink`."""
 
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,11 +25,11 @@ _EPISODES, _FRAMES = 3, 6
 
 
 class _SimulatedKill(BaseException):
-    """The end of a run from outside."""
+    """Stands for a kill of the run."""
 
 
 class _KillingExecutor:
-    """An executor whose run is killed before it learns of one more outcome."""
+    """An executor that kills the run after a number of outcomes; -1: never."""
 
     def __init__(self, executor: Executor, outcomes: int = -1) -> None:
         self._executor, self._last = executor, outcomes
@@ -50,8 +50,8 @@ class _KillingExecutor:
             yield outcome
 
 
-class _Changed:
-    """A sink of which some attributes are others."""
+class _PatchedSink:
+    """A sink with some attributes replaced."""
 
     def __init__(self, sink: Any, **changes: Any) -> None:
         self._sink = sink
@@ -62,22 +62,22 @@ class _Changed:
 
 
 @dataclass(frozen=True)
-class _Damaging:
-    """Hands a sink a second episode that cannot be read to its end; picklable."""
+class _DamagingWork:
+    """Work of a sink in which the second episode cannot be read to its end; picklable."""
 
     work: Work
     part: str
 
     def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
         if ref.id.endswith("1"):
-            cameras = {name: _DamagedCamera(one) for name, one in episode.cameras.items()}
+            cameras = {name: _DamagedCamera(camera) for name, camera in episode.cameras.items()}
             damaged = {"cameras": cameras, "lowdim": _DamagedFields(episode.lowdim)}[self.part]
             episode = replace(episode, **{self.part: damaged})
         return self.work(ref, episode)
 
 
 class _DamagedCamera:
-    """Pictures of which the last cannot be read."""
+    """A camera whose last image cannot be read."""
 
     def __init__(self, source: FrameSource) -> None:
         self._source, self.size = source, source.size
@@ -87,12 +87,12 @@ class _DamagedCamera:
 
     def read(self, indices: Sequence[int]) -> Array:
         if len(self) - 1 in indices:
-            raise DataError("the last picture is damaged")
+            raise DataError("the last image is damaged")
         return self._source.read(indices)
 
 
 class _DamagedFields(Mapping[str, Array]):
-    """Fields of which the last cannot be read."""
+    """Fields, the last of which cannot be read."""
 
     def __init__(self, fields: Mapping[str, Array]) -> None:
         self._fields = fields
@@ -111,7 +111,7 @@ class _DamagedFields(Mapping[str, Array]):
 
 @dataclass(frozen=True)
 class SinkChecks:
-    """Runs of a sink over `raw`, each with an output of its own in `folder`."""
+    """Contract checks of a sink with runs over the folder `raw`, each with its own output."""
 
     make: MakeSink
     section: SinkConfig
@@ -122,46 +122,48 @@ class SinkChecks:
         sample(SampleConfig.model_validate({**raw, "output": str(self.folder / "raw")}))
 
     def job(self, name: str, **changes: Callable[[Any], Any]) -> PreprocessJob:
-        """One whose sink has other attributes, made of the sink."""
+        """A job whose sink has attributes replaced; `changes` make them from the sink."""
 
         def make(section: Any, setup: SinkSetup) -> Any:
             sink = self.make(section, setup)
-            return _Changed(sink, **{key: change(sink) for key, change in changes.items()})
+            return _PatchedSink(sink, **{key: change(sink) for key, change in changes.items()})
 
-        raw, output = (str(self.folder / one) for one in ("raw", name))
+        raw, output = str(self.folder / "raw"), str(self.folder / name)
         config = PreprocessConfig(format="spartan", sources=[raw], output=output)
         return PreprocessJob(config.model_copy(update={"sink": self.section}), make)
 
     def contents(self, name: str) -> dict[str, bytes]:
-        """What must not depend on how often a run was killed, nor on where it worked."""
-        output, unlisted = self.folder / name, self.job(name).spec.volatile
-        names = [file.name for file in output_files(output) if is_listed(file.name, unlisted)]
-        return {one: (output / one).read_bytes() for one in (*names, LIST)}
+        """Content of the files that must be equal after kills and with any executor."""
+        output, volatile = self.folder / name, self.job(name).spec.volatile
+        names = [file.name for file in output_files(output) if is_listed(file.name, volatile)]
+        return {file_name: (output / file_name).read_bytes() for file_name in (*names, LIST)}
 
     def check_quiet_run(self) -> int:
-        """One run without a disturbance, and again; how many outcomes it had."""
+        """Checks an undisturbed run and its repetition; returns the number of outcomes."""
         job, executor = self.job("quiet"), _KillingExecutor(SerialExecutor())
         try:
             pickle.dumps(job.spec.work)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise AssertionError(f"work cannot be pickled: {error}") from error
-        assert not job.spec.output.exists(), "__init__ writes"
+        assert not job.spec.output.exists(), "__init__ of the sink writes files"
         job.answer(run_job(job, executor, options=JobOptions(dry_run=True)))
-        assert not job.spec.output.exists(), "estimate writes"
+        assert not job.spec.output.exists(), "estimate writes files"
         run = run_job(job, executor)
         assert not run.failures, f"an episode fails: {run.failures}"
-        told, samples = run.sums, job.answer(run).samples
+        counts, samples = run.sums, job.answer(run).samples
         expected = {"frames": _EPISODES * _FRAMES, "samples": samples}
-        assert told == {**told, **expected}, f"receipts count {told}, there are {expected}"
+        assert counts == {**counts, **expected}, f"receipts count {counts}, expected {expected}"
         self._check_files(job)
         again = run_job(self.job("quiet"), SerialExecutor())
-        assert again.status == "already complete", f"the same run again is {again.status}"
+        assert again.status == "already complete", (
+            f"the repeated run is {again.status}, not already complete"
+        )
         return executor.count
 
     def check_killed_run(
         self, name: str, make_executor: Callable[[], Executor], outcomes: int
     ) -> None:
-        """One that is killed, at the end of `finish` if not before, and goes on."""
+        """Checks a run that is killed, at the latest at the end of `finish`, and then resumed."""
 
         def finish_and_die(sink: Any) -> Callable[..., None]:
             def finish(receipts: Iterator[Receipt], run: JobRun) -> None:
@@ -174,18 +176,20 @@ class SinkChecks:
             run_job(self.job(name, finish=finish_and_die), executor)
         with make_executor() as executor:
             run = run_job(self.job(name), executor)
-        kept = min(outcomes, _EPISODES)
-        assert run.resumed >= kept, f"{name}: {run.resumed} episodes are kept, not {kept}"
+        expected = min(outcomes, _EPISODES)
+        assert run.resumed >= expected, (
+            f"{name}: {run.resumed} episodes are resumed, expected {expected}"
+        )
         self._check_equal(name)
 
     def check_failed_episode(self) -> None:
-        """Runs whose second episode fails in the midst of it, where the sink reads so far."""
+        """Checks runs in which the second episode fails at its last frame or last field."""
         failed = [self._failures(part) for part in ("cameras", "lowdim")]
         assert max(failed) == 1, "an episode whose last field is damaged does not fail"
 
     def _failures(self, part: str) -> int:
-        """How many episodes fail when a part of one is damaged; it is repaired later."""
-        job = self.job(part, work=lambda sink: _Damaging(sink.work, part))
+        """Number of episodes that fail if `part` of one is damaged; then repairs and resumes."""
+        job = self.job(part, work=lambda sink: _DamagingWork(sink.work, part))
         run = run_job(job, SerialExecutor())
         self._check_files(job)
         run_job(self.job(part), SerialExecutor())
@@ -193,20 +197,22 @@ class SinkChecks:
         return len(run.failures)
 
     def check_owned(self) -> None:
-        """Whether the patterns say what is the sink's."""
+        """Checks that the patterns `owned` match all files of the sink."""
         spec = self.job("quiet").spec
         files = [file.name for file in output_files(spec.output)]
-        assert contains_only(spec.output, spec.owned), f"owned does not match all of {files}"
+        assert contains_only(spec.output, spec.owned), f"owned does not match all files {files}"
         remove_owned(spec.output, spec.owned)
         left = [file.name for file in output_files(spec.output)]
-        assert not left, f"owned does not find {left}: `**` must be a part of its own"
+        assert not left, f"owned does not match {left}: `**` must be a separate path component"
 
     def _check_equal(self, name: str) -> None:
-        found, expected = self.contents(name), self.contents("quiet")
-        other = [one for one in found | expected if found.get(one) != expected.get(one)]
-        assert not other, f"{name}: other bytes than those of a quiet run in {other}"
+        files, expected = self.contents(name), self.contents("quiet")
+        different = [key for key in files | expected if files.get(key) != expected.get(key)]
+        assert not different, f"{name}: files differ from those of an undisturbed run: {different}"
 
     def _check_files(self, job: PreprocessJob) -> None:
-        """Whether the list is that of what was written."""
-        found = [one.message for one in check_files(job.spec.output, CheckOptions())]
-        assert not found, f"finish does not tell of its files as they are: {found}"
+        """Checks that the file list matches the files that were written."""
+        messages = [finding.message for finding in check_files(job.spec.output, CheckOptions())]
+        assert not messages, (
+            f"the files that finish returns do not match the files on disk: {messages}"
+        )

@@ -1,4 +1,4 @@
-"""Data sets of two episodes of which the second, or the metadata, is broken in one way."""
+"""Data sets of two episodes with one defect in the second episode or in the metadata."""
 
 import json
 import zipfile
@@ -27,7 +27,7 @@ Make = Callable[[Path], Any]
 
 
 def rows(name: str, change: Callable[[Any], Any], **options: Any) -> Make:
-    """A LeRobot set with a column of the second episode changed or added."""
+    """A LeRobot data set with a changed or added column in the second episode."""
 
     def apply(number: int, columns: Columns) -> None:
         if number == 1:
@@ -37,7 +37,7 @@ def rows(name: str, change: Callable[[Any], Any], **options: Any) -> Make:
 
 
 def no_column(name: str, **options: Any) -> Make:
-    """A LeRobot set with a column of the second episode gone."""
+    """A LeRobot data set without a column in the second episode."""
 
     def apply(number: int, columns: Columns) -> None:
         if number == 1:
@@ -47,17 +47,17 @@ def no_column(name: str, **options: Any) -> Make:
 
 
 def files(change: Callable[[Path], Any], **options: Any) -> Make:
-    """A LeRobot set whose files are changed after they are written."""
+    """A LeRobot data set whose files are changed after writing."""
     return lambda root: change(lerobot_dataset(root, (FRAMES, FRAMES), **options))
 
 
 def content(name: str, data: bytes, **options: Any) -> Make:
-    """A LeRobot set with another content of a file."""
+    """A LeRobot data set with other content in a file."""
     return files(lambda root: (root / name).write_bytes(data), **options)
 
 
 def info(old: str, new: str) -> Make:
-    """A LeRobot set with a text in info.json replaced."""
+    """A LeRobot data set with a replaced text in info.json."""
 
     def change(root: Path) -> None:
         text = (root / INFO).read_text()
@@ -68,7 +68,7 @@ def info(old: str, new: str) -> Make:
 
 
 def declared(name: str, more: Callable[[Path], Path] | None = None, **changes: Any) -> Make:
-    """A LeRobot set with the declaration of a feature changed or added."""
+    """A LeRobot data set with a changed or added feature in info.json."""
 
     def change(root: Path) -> None:
         tree = json.loads((root / INFO).read_text())
@@ -79,26 +79,26 @@ def declared(name: str, more: Callable[[Path], Path] | None = None, **changes: A
 
 
 def spartan(change: Change) -> Make:
-    """Spartan episodes, the second changed."""
+    """Spartan episodes with a changed second one."""
     return lambda root: spartan_task(root, 2, FRAMES, changes={1: change})
 
 
 def metadata(data: bytes) -> Make:
-    """Spartan episodes, the second with another metadata.yaml."""
+    """Spartan episodes whose second one has another metadata.yaml."""
     return lambda root: (processed(spartan_task(root, 2, FRAMES)) / "metadata.yaml").write_bytes(
         data
     )
 
 
 def no_arrays(name: str) -> Make:
-    """Spartan episodes, the second with an archive of nothing."""
+    """Spartan episodes whose second one has an empty archive."""
     return lambda root: zipfile.ZipFile(
         processed(spartan_task(root, 2, FRAMES)) / name, "w"
     ).close()
 
 
 def observed(name: str, values: Any) -> Make:
-    """Spartan episodes, the second with an observation replaced or added."""
+    """Spartan episodes whose second one has a replaced or added observation."""
     return spartan(value("observations", name, values))
 
 
@@ -113,7 +113,7 @@ def _counting(*numbers: int) -> Callable[[Any], Any]:
 
 REWARD: dict[str, Any] = {"dtype": "float32", "shape": [1]}
 IMAGES: dict[str, Any] = {"cameras": {FRONT: "image"}}
-# What keeps an episode, or the whole set, out of training data.
+# Defects that exclude an episode, or the whole data set, from training data.
 LEROBOT_ERRORS: dict[str, Make] = {
     "video is missing": files(lambda root: (root / VIDEO).unlink()),
     "all videos are missing": files(all_videos_gone),
@@ -181,7 +181,7 @@ LEROBOT_ERRORS: dict[str, Make] = {
     ),
     "length is another": content(EPISODES, b'{"episode_index": 1, "length": 7}'),
 }
-# What is odd, but harms no training data.
+# Defects that do not affect training data.
 LEROBOT_ODDITIES: dict[str, Make] = {
     "nothing": files(lambda root: root),
     "video is longer": files(lambda root: write_video(root / VIDEO, 9)),

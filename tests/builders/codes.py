@@ -1,4 +1,4 @@
-"""A small folder of windows, and codes for the pictures of any such folder in both layouts."""
+"""Small folder of windows, and codes for the images of any such folder in both layouts."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from vlatool.artifacts.codes import (
     CodesLayout,
     CodesManifest,
     EpisodeCodes,
-    digest_of_all,
+    combined_digest,
     write_codes,
 )
 from vlatool.artifacts.fast import write_fast
@@ -39,7 +39,7 @@ TOKENIZER = "builder"
 
 
 def codes_of(stem: str) -> Array:
-    """Codes [32] that follow from the name of a picture."""
+    """Codes [32] derived from the name of an image."""
     seed = int.from_bytes(hashlib.sha256(stem.encode()).digest()[:8])
     draws = np.random.Generator(np.random.Philox(seed)).integers(0, CODEBOOK_SIZE, CODES_PER_IMAGE)
     return draws.astype(np.uint16)
@@ -48,15 +48,15 @@ def codes_of(stem: str) -> Array:
 def write_tree_codes(
     tree: Path, layout: CodesLayout = "json", *, folder: Path | None = None, name: str = TOKENIZER
 ) -> Path:
-    """Codes for every picture of a folder of windows; returns their folder."""
+    """Writes codes for all images of a folder of windows; returns their folder."""
     target = folder or tree / (PACKED_NAME if layout == "packed" else JSON_NAME)
     digests: dict[str, str] = {}
     images = 0
-    for place in sorted((tree / "images").iterdir()):
-        stems = [path.stem for path in place.glob("*.png")]
-        codes = EpisodeCodes.of(place.name, {stem: codes_of(stem) for stem in stems})
+    for episode in sorted((tree / "images").iterdir()):
+        stems = [path.stem for path in episode.glob("*.png")]
+        codes = EpisodeCodes.of(episode.name, {stem: codes_of(stem) for stem in stems})
         write_codes(target, layout, codes, tokenizer_digest(name))
-        digests[place.name] = codes.digest
+        digests[episode.name] = codes.digest
         images += len(stems)
     manifest = CodesManifest(
         tokenizer=name,
@@ -65,14 +65,14 @@ def write_tree_codes(
         layout=layout,
         episodes=len(digests),
         pictures=images,
-        digest=digest_of_all(digests),
+        digest=combined_digest(digests),
     )
     manifest.save(target)
     return target
 
 
 def tokenizer_digest(name: str) -> str:
-    """What a tokenizer of this name would have as digest."""
+    """Digest of a tokenizer of this name."""
     return hashlib.sha256(name.encode()).hexdigest()
 
 
@@ -84,15 +84,15 @@ def published_windows(
     kinds: Sequence[Kind] = ("vla", "wm"),
     task: str = "put the mug on the plate",
 ) -> Path:
-    """A folder of windows of 16 steps as published trees have it: no manifest, no record."""
+    """Writes a folder of windows of 16 steps in the published form: no manifest, no record."""
     png = encode_png(np.zeros((8, 8, 3), np.uint8))
     for number in range(episodes):
         episode = episode_name(number)
-        place = folder / images_name(episode)
-        place.mkdir(parents=True)
-        names = [[image_file("X", one, episode, n) for one in CAMERAS] for n in range(frames)]
+        image_folder = folder / images_name(episode)
+        image_folder.mkdir(parents=True)
+        names = [[image_file("X", camera, episode, n) for camera in CAMERAS] for n in range(frames)]
         for name in (name for pair in names for name in pair):
-            (place / name).write_bytes(png)
+            (image_folder / name).write_bytes(png)
         lines = [
             render_window(_window(kind, f"{task} {number}", episode, names, step))
             for step in range(frames)
@@ -103,7 +103,7 @@ def published_windows(
 
 
 def plain_fast(folder: Path, *, scale: float = 10.0) -> Path:
-    """An action tokenizer without merges: an id for each byte of each coefficient."""
+    """Writes an action tokenizer without merges: an id for each byte of each coefficient."""
     vocabulary = {character: byte for byte, character in enumerate(byte_characters())}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     document = {
@@ -122,7 +122,7 @@ def _window(
 ) -> Window:
     def paths(offsets: range) -> tuple[str, ...]:
         frames = (min(max(step + at, 0), len(names) - 1) for at in offsets)
-        return tuple(f"{images_name(episode)}/{name}" for one in frames for name in names[one])
+        return tuple(f"{images_name(episode)}/{name}" for frame in frames for name in names[frame])
 
     chunk = [_action(step + at, len(names)) for at in range(STEPS)]
     return Window(kind, task, paths(range(1 - STEPS, 1)), paths(range(1, STEPS + 1)), chunk)
@@ -135,5 +135,5 @@ def _action(step: int, frames: int) -> tuple[float, ...]:
 
 
 def read_json_codes(path: Path) -> list[int]:
-    """The codes in a published file."""
+    """Codes of a published file."""
     return [row[0] for row in json.loads(path.read_text())]

@@ -14,7 +14,8 @@ from vlatool.transforms.action_tokenizer import ActionTokenizer, byte_characters
 STEPS, WIDTH = 16, 7
 LOWEST = -354  # of the published tokenizer
 
-# Coefficients of the guide's sample, times 10; later rows are zero. Source: reference/future-vla 4.3.
+# Coefficients of the guide's sample, times 10; later rows are zero.
+# Source: reference/future-vla 4.3.
 GUIDE_ROWS = (
     (-8, -44, 1, 3, 0, 1, -40),
     (1, 28, 5, -4, -1, 0, 0),
@@ -27,17 +28,21 @@ GUIDE_ROWS = (
 
 
 def guide_coefficients() -> np.ndarray:
-    """int64 [16, 7]."""
+    """Coefficients int64 [16, 7] of the guide's sample."""
     rows = np.zeros((STEPS, WIDTH), np.int64)
     rows[: len(GUIDE_ROWS)] = GUIDE_ROWS
     return rows
 
 
 def byte_document(characters: Sequence[str] | None = None, **changes: Any) -> str:
-    """A tokenizer.json with one id per byte and no merges."""
+    """Content of a tokenizer.json with one id per byte and no merges."""
     known = byte_characters() if characters is None else characters
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    model = {"type": "BPE", "vocab": {one: at for at, one in enumerate(known)}, "merges": []}
+    model = {
+        "type": "BPE",
+        "vocab": {character: index for index, character in enumerate(known)},
+        "merges": [],
+    }
     content = {
         "version": "1.0",
         "truncation": None,
@@ -53,12 +58,12 @@ def byte_document(characters: Sequence[str] | None = None, **changes: Any) -> st
 
 
 def byte_tokenizer(lowest: int = LOWEST) -> ActionTokenizer:
-    """A tokenizer whose ids are the bytes of the text: nothing is fitted."""
+    """Tokenizer whose ids are the bytes of the text, without a fit."""
     return ActionTokenizer(byte_document(), 10.0, lowest)
 
 
 def smooth_actions(seed: int, frames: int, width: int = WIDTH) -> np.ndarray:
-    """float64 [frames, width]: sums of slow waves, the last dimension a gripper."""
+    """Actions float64 [frames, width]: sums of slow waves, the last dimension a gripper."""
     rng = np.random.default_rng(seed)
     time = np.linspace(0, 1, frames)[:, None]
     waves = (rng.normal(size=(1, width)) * np.sin(k * time * 3) for k in (1, 2, 3))
@@ -68,7 +73,7 @@ def smooth_actions(seed: int, frames: int, width: int = WIDTH) -> np.ndarray:
 
 
 def smooth_chunks(seed: int = 0, frames: int = 60, width: int = WIDTH) -> np.ndarray:
-    """float32 [frames - 15, 16, width]."""
+    """Chunks float32 [frames - 15, 16, width] of `smooth_actions`."""
     actions = smooth_actions(seed, frames, width)
     starts = range(frames - STEPS + 1)
     return np.stack([actions[at : at + STEPS] for at in starts]).astype(np.float32)
@@ -77,7 +82,7 @@ def smooth_chunks(seed: int = 0, frames: int = 60, width: int = WIDTH) -> np.nda
 def window_tree(
     folder: Path, episodes: int = 2, frames: int = 40, kinds: Sequence[Any] = ("vla", "wm")
 ) -> Path:
-    """Raw windows of `smooth_actions`, one line of each kind per step; no pictures, no manifest."""
+    """Writes windows of `smooth_actions`, a line of each kind per step; no images, no manifest."""
     for number in range(episodes):
         actions = smooth_actions(number, frames)
         padding = np.zeros((STEPS, WIDTH))

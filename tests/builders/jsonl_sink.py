@@ -1,4 +1,4 @@
-"""A sink of JSON lines, as a contributor would write it: the least that a sink can be."""
+"""Minimal sink of JSON lines, as a contributor would write it."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -19,9 +19,9 @@ INDEX = "index.json"
 
 
 class ToyConfig(SinkConfig):
-    """Frames as lines."""
+    """Config of the sink."""
 
-    type: Literal["toy"] = Field(default="toy", description="What is written: JSON lines.")
+    type: Literal["toy"] = Field(default="toy", description="Sink: JSON lines.")
     every: int = Field(default=1, ge=1, description="Frames from one line to the next.")
 
 
@@ -33,7 +33,7 @@ class Lines:
     every: int
 
     def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
-        """The receipt of its file."""
+        """Writes the lines of an episode; returns the receipt."""
         name, frames = f"episodes/{ref.id}.jsonl", range(0, episode.num_frames, self.every)
         with open_atomic(self.output / name) as file:
             for frame in frames:
@@ -45,7 +45,7 @@ class Lines:
 
 
 class ToySink:
-    """A file with a line per frame for each episode, and an index of them all."""
+    """Sink that writes a file with a line per frame for each episode, and an index."""
 
     Config: ClassVar[type[SinkConfig]] = ToyConfig
     owned: ClassVar[Sequence[str]] = ("episodes/*.jsonl", INDEX)
@@ -59,7 +59,7 @@ class ToySink:
         self.proprioception_fields = setup.survey.proprioception_fields
 
     def begin(self) -> None:
-        """Takes the index away."""
+        """Removes the index."""
         remove_file(self._setup.output / INDEX)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> SinkSummary:
@@ -72,6 +72,6 @@ class ToySink:
         return SinkSummary(sum(lines.values()), size, tuple(files))
 
     def estimate(self) -> Estimate:
-        """From the number of frames."""
+        """Estimate from the number of frames."""
         frames = self._setup.survey.frames
         return Estimate(None if frames is None else -(-frames // self._every))

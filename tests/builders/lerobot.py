@@ -1,4 +1,4 @@
-"""Tiny LeRobot v2.0 and v2.1 data sets, written by code."""
+"""Builders of tiny LeRobot v2.0 and v2.1 data sets."""
 
 import io
 import json
@@ -22,20 +22,20 @@ Columns = dict[str, Any]
 
 
 def image(frame: int, height: int = 32, width: int = 48) -> NDArray[np.uint8]:
-    """A picture uint8 [H, W, 3] whose grey level tells its frame (mod 50), even after encoding."""
+    """Image uint8 [H, W, 3] whose gray level is its frame (mod 50), even after encoding."""
     image = np.full((height, width, 3), 5 * (frame % 50), np.uint8)
     image[: height // 4, : width // 4] = (200, 30, 30)
     return image
 
 
 def frame_of(image: NDArray[np.uint8]) -> int:
-    """The frame (mod 50) a picture of `picture` was made for."""
+    """Frame (mod 50) of an image from `image`."""
     height, width, _ = image.shape
     return round(float(image[height // 2 :, width // 2 :].mean()) / 5)
 
 
 def write_video(path: Path, frames: int, *, fps: int = 10, **codec_options: str) -> None:
-    """An h264 video of `picture`; options such as `g="250"`, `bf="2"` go to the encoder."""
+    """Writes an h264 video of `image`; options such as `g="250"`, `bf="2"` go to the encoder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps), options=codec_options)
@@ -48,7 +48,7 @@ def write_video(path: Path, frames: int, *, fps: int = 10, **codec_options: str)
 
 
 def encoded_image(frame: int, kind: str = "PNG") -> bytes:
-    """`picture(frame)` as the content of an image file."""
+    """`image(frame)` as the content of an image file."""
     buffer = io.BytesIO()
     Image.fromarray(image(frame)).save(buffer, kind)
     return buffer.getvalue()
@@ -66,8 +66,8 @@ def lerobot_dataset(
     """Writes a data set and returns its folder.
 
     Args:
-        root: Where to.
-        lengths: Frames of each episode.
+        root: Folder of the data set.
+        lengths: Number of frames of each episode.
         cameras: Feature name to `video` or `image`; default one video camera.
         version: `v2.0` or `v2.1`.
         info: Keys of info.json to replace; null values remove them.
@@ -157,5 +157,5 @@ def _write_meta(
 
 
 def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """A JSON-lines file."""
+    """Writes a JSON-lines file."""
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -1,4 +1,4 @@
-"""Tiny LIBERO data sets, written by code, and their windows."""
+"""Builders of tiny LIBERO data sets and their windows."""
 
 import io
 import json
@@ -25,7 +25,7 @@ DATA = "data/chunk-000/episode_{:06d}.parquet"
 
 
 def png(frame: int, camera: int = 0, size: int = SIZE, mode: str = "RGB", **options: Any) -> bytes:
-    """A picture that no other frame or camera has."""
+    """A PNG image that differs by frame and camera."""
     image = Image.new("RGB", (size, size), (frame, 100 * camera, 7)).convert(mode)
     buffer = io.BytesIO()
     image.save(buffer, options.pop("format", "PNG"), **options)
@@ -33,7 +33,7 @@ def png(frame: int, camera: int = 0, size: int = SIZE, mode: str = "RGB", **opti
 
 
 def actions(length: int) -> np.ndarray:
-    """Actions [L, 7] of which all values differ, the gripper's last."""
+    """Actions [L, 7] with distinct values, the gripper last."""
     return (np.arange(length)[:, None] + np.arange(7) / 10).astype(np.float32)
 
 
@@ -49,12 +49,12 @@ def libero_dataset(
     """Writes a data set and returns its folder.
 
     Args:
-        root: Where to.
-        lengths: Frames of each episode.
+        root: Folder of the data set.
+        lengths: Number of frames of each episode.
         change: Called with the number and the columns of each episode before it is written.
-        tasks: What each episode is listed with.
-        size: Of the pictures, in pixels.
-        cameras: That info.json declares.
+        tasks: Listed tasks of each episode.
+        size: Size of the images, in pixels.
+        cameras: Cameras in info.json.
     """
     _write_meta(root, lengths, tasks, size, cameras)
     for number, length in enumerate(lengths):
@@ -105,20 +105,20 @@ def _write_meta(
 def convert(
     source: Path, output: Path, /, *, reporter: Reporter = NULL, **options: Any
 ) -> PreprocessResult:
-    """A small run into windows; the format is `libero` unless another is given."""
+    """Runs `preprocess` into windows; the default format is `libero`."""
     where = {"format": "libero", "sources": [str(source)], "output": str(output), "workers": 1}
     tree = {**where, **options}
     return preprocess(PreprocessConfig.specialize(tree).model_validate(tree), reporter=reporter)
 
 
-def refused(source: Path, output: Path, /, **options: Any) -> VlatoolError:
-    """The error that such a run ends with."""
+def convert_error(source: Path, output: Path, /, **options: Any) -> VlatoolError:
+    """Error of such a run."""
     with pytest.raises(VlatoolError) as caught:
         convert(source, output, **options)
     return caught.value
 
 
 def windows(output: Path, episode: int = 0) -> list[Window]:
-    """The lines of an episode."""
+    """Windows of an episode."""
     path = output / f"data/episode_{episode:06d}.jsonl"
     return [parse_window(line) for line in path.read_bytes().splitlines()]

@@ -1,4 +1,4 @@
-"""Files changed as disks, networks and people change them."""
+"""Damage of files as by disks, networks and people."""
 
 import random
 import re
@@ -26,15 +26,15 @@ _HOSTILE = (
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
-    """A damaged copy: bits, a torn end, a hole, rubbish, or another value in a text."""
-    kinds = [_bit, _torn, _hole, _rubbish, _twice, _nothing]
+    """A damaged copy: flipped bits, truncation, a hole, garbage, or another value in a text."""
+    kinds = [_bit, _truncated, _hole, _garbage, _duplicated, _empty]
     if _is_text(data):
         kinds += [_value] * len(kinds)
     return rng.choice(kinds)(data, rng)
 
 
 def mutate_file(folder: Path, rng: random.Random) -> Path:
-    """Damages one file below a folder; each kind of file is as likely as any other."""
+    """Damages one file below a folder; all kinds of files are equally likely."""
     kinds: dict[str, list[Path]] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         kinds.setdefault(re.sub(r"\d+", "0", path.name), []).append(path)
@@ -58,7 +58,7 @@ def _bit(data: bytes, rng: random.Random) -> bytes:
     return bytes(copy)
 
 
-def _torn(data: bytes, rng: random.Random) -> bytes:
+def _truncated(data: bytes, rng: random.Random) -> bytes:
     return data[: rng.randrange(len(data) + 1)]
 
 
@@ -68,24 +68,24 @@ def _hole(data: bytes, rng: random.Random) -> bytes:
     return data[:start] + bytes(length) + data[start + length :]
 
 
-def _rubbish(data: bytes, rng: random.Random) -> bytes:
+def _garbage(data: bytes, rng: random.Random) -> bytes:
     start = rng.randrange(len(data) + 1)
     return data[:start] + rng.randbytes(rng.choice((1, 8, 512))) + data[start:]
 
 
-def _twice(data: bytes, rng: random.Random) -> bytes:
+def _duplicated(data: bytes, rng: random.Random) -> bytes:
     start = rng.randrange(len(data) + 1)
     return data[:start] + data[start : start + 512] + data[start:]
 
 
-def _nothing(_data: bytes, _rng: random.Random) -> bytes:
+def _empty(_data: bytes, _rng: random.Random) -> bytes:
     return b""
 
 
 def _value(data: bytes, rng: random.Random) -> bytes:
-    """One number, word or string of a text is another one."""
-    places = list(_BARE.finditer(data))
-    if not places:
+    """Replaces one number, word or string of a text."""
+    matches = list(_BARE.finditer(data))
+    if not matches:
         return _bit(data, rng)
-    place = rng.choice(places)
-    return data[: place.start()] + rng.choice(_HOSTILE) + data[place.end() :]
+    match = rng.choice(matches)
+    return data[: match.start()] + rng.choice(_HOSTILE) + data[match.end() :]

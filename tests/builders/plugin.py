@@ -1,6 +1,7 @@
-"""A third-party distribution `acme_vla`: a format, two model types, a kind of data; and such data.
+"""A third-party distribution `acme_vla` with a format, two model types, a data kind; and its data.
 
-It is found as an installed one is: a folder on the path with a package and a `.dist-info`.
+It is found like an installed distribution: a folder on the import path with a package and a
+`.dist-info`.
 """
 
 import json
@@ -18,7 +19,7 @@ acme_mlp = acme_vla.spec:AcmeMlpType
 acme_line = acme_vla.line:AcmeLineType
 """
 READER = '''\
-"""Episodes as folders with meta.json, action.npy, state.npy and one .npy of pictures per camera."""
+"""Episodes as folders with meta.json, action.npy, state.npy and one .npy of images per camera."""
 
 import json
 
@@ -33,7 +34,7 @@ from vlatool.sources.order import natural_key, unique_refs
 
 
 class AcmeConfig(ConfigModel):
-    camera: str = Field("wrist", description="Name of the file with the pictures.")
+    camera: str = Field("wrist", description="Name of the file with the images.")
 
 
 class NpyFrames:
@@ -59,11 +60,11 @@ class AcmeReader:
 
     def discover(self, sources):
         for source in sources:
-            found = sorted(source.rglob("meta.json"), key=natural_key)
-            if not found:
+            paths = sorted(source.rglob("meta.json"), key=natural_key)
+            if not paths:
                 raise no_episodes(source, "meta.json")
             yield from unique_refs(
-                [EpisodeRef(id_part(meta.parent.name), meta.parent, str(source)) for meta in found]
+                [EpisodeRef(id_part(path.parent.name), path.parent, str(source)) for path in paths]
             )
 
     def survey(self, refs):
@@ -72,15 +73,15 @@ class AcmeReader:
     def read(self, ref):
         meta = json.loads((ref.path / "meta.json").read_text())
         action, state = np.load(ref.path / "action.npy"), np.load(ref.path / "state.npy")
-        pictures = ref.path / f"{self.config.camera}.npy"
-        if not pictures.is_file():
-            raise DataError(f"{pictures} is missing", code="data.missing_file")
+        images = ref.path / f"{self.config.camera}.npy"
+        if not images.is_file():
+            raise DataError(f"{images} is missing", code="data.missing_file")
         return Episode(
             id=ref.id,
             task=meta["task"],
             fps=meta["fps"],
             num_frames=len(action),
-            cameras={self.config.camera: NpyFrames(pictures)},
+            cameras={self.config.camera: NpyFrames(images)},
             lowdim={"action": action, "state": state},
             language={"original": [meta["text"]]},
             action_fields=("action",),
@@ -88,7 +89,7 @@ class AcmeReader:
         )
 '''
 SPEC = '''\
-"""A linear map from proprioception to a chunk of actions; light, no torch."""
+"""A linear map from proprioception to an action chunk; no torch."""
 
 from functools import partial
 from typing import ClassVar, Literal
@@ -102,8 +103,8 @@ from vlatool.models.base import ModelType, Part
 class AcmeMlpConfig(ConfigModel):
     type: Literal["acme_mlp"] = Field("acme_mlp", description="Model type.")
     bias: bool = Field(True, description="Add a constant.")
-    inputs: int | None = derived_field("steps times data.proprioception_dim", "Numbers seen.")
-    steps: int | None = derived_field("steps of a window", "Length of a chunk.")
+    inputs: int | None = derived_field("steps times data.proprioception_dim", "Width of the input.")
+    steps: int | None = derived_field("steps of a window", "Steps of an action chunk.")
     action_dim: int | None = derived_field("data.action_dim", "Width of an action.")
 
 
@@ -182,7 +183,7 @@ class AcmeBatcher:
 
     def stack(self, samples, fields, steps):
         parts = [
-            self.normalizer.normalize(name, np.stack([one.fields[name][:steps] for one in samples]))
+            self.normalizer.normalize(name, np.stack([s.fields[name][:steps] for s in samples]))
             for name in fields
         ]
         return torch.from_numpy(np.concatenate(parts, axis=-1))
@@ -192,7 +193,7 @@ class AcmeBatcher:
         return {
             "state": self.stack(samples, self.data.proprioception_fields, past + 1).flatten(1),
             "actions": self.stack(samples, self.data.action_fields, None),
-            "mask": torch.from_numpy(np.stack([one.future_mask for one in samples])),
+            "mask": torch.from_numpy(np.stack([sample.future_mask for sample in samples])),
         }
 
 
@@ -209,7 +210,7 @@ def predict(model, batch, *, steps, rng):
     return model(batch["state"]).detach()
 """
 KIND = '''\
-"""Single steps of acme episodes, read without preprocessing: a kind of data."""
+"""Data kind of single steps of acme episodes, read without preprocessing."""
 
 import hashlib
 import json
@@ -229,12 +230,12 @@ SCALE = "acme_scale.json"
 
 
 class AcmeStepsConfig(LoadingConfig):
-    # Where the data are decides nothing; what they are is in the fingerprint.
+    # Locations do not affect the weights; the fingerprint covers the content.
     no_effect_on_output: ClassVar = LoadingConfig.no_effect_on_output | {"folders", "val_folders"}
 
-    type: Literal["acme_steps"] = Field("acme_steps", description="Kind of data.")
+    type: Literal["acme_steps"] = Field("acme_steps", description="Data kind.")
     folders: list[str] = Field([], description="Folders of episodes.")
-    val_folders: list[str] = Field([], description="Folders of held-out episodes.")
+    val_folders: list[str] = Field([], description="Folders of validation episodes.")
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class AcmeFacts:
+class AcmeInfo:
     datasets: tuple
     digest: str
     scale: float
@@ -268,7 +269,7 @@ class AcmeStepsReader:
         state = np.load(folder / "state.npy", mmap_mode="r")[ref.sample]
         action = np.load(folder / "action.npy", mmap_mode="r")[ref.sample]
         if not np.isfinite(state).all():
-            return DroppedSample("no_number", key, f"{key}: the state is not a number")
+            return DroppedSample("no_number", key, f"{key}: the state is NaN")
         return Step(key, np.array(state), np.array(action))
 
 
@@ -280,11 +281,11 @@ class AcmeKind:
 
     def load_info(self, config, reporter):
         digest, states = hashlib.sha256(), []
-        datasets = tuple(self.dataset(Path(one), digest, states) for one in config.folders)
+        datasets = tuple(self.dataset(Path(path), digest, states) for path in config.folders)
         if not states:
-            raise DataError("no acme episode is given", code="data.no_dataset")
+            raise DataError("folders has no acme episode", code="data.no_dataset")
         scale = float(np.nanstd(np.concatenate(states)))
-        return AcmeFacts(datasets, digest.hexdigest(), scale)
+        return AcmeInfo(datasets, digest.hexdigest(), scale)
 
     def dataset(self, folder, digest, states):
         shards = []
@@ -316,7 +317,7 @@ class AcmeKind:
         return json.loads((folder / SCALE).read_text())
 '''
 LINE = '''\
-"""State to action of one step, learned from acme_vla's own kind of data."""
+"""Model type from state to action of one step, for the data kind of acme_vla."""
 
 from functools import partial
 from typing import ClassVar, Literal
@@ -377,8 +378,8 @@ class LineObjective(Objective):
 
 def batch(scale, samples):
     stacked = {
-        "state": np.stack([one.state for one in samples]) / scale,
-        "action": np.stack([one.action for one in samples]) / scale,
+        "state": np.stack([sample.state for sample in samples]) / scale,
+        "action": np.stack([sample.action for sample in samples]) / scale,
     }
     return {name: torch.from_numpy(value).float() for name, value in stacked.items()}
 
@@ -396,7 +397,7 @@ data: {allow_multiple_epochs: true, num_workers: 0}
 
 
 def acme_distribution(root: Path) -> Path:
-    """Writes the package and its metadata; `root` is to be put on the path."""
+    """Writes the package and its metadata; returns `root`, to be put on the import path."""
     files = {
         "acme_vla/__init__.py": "",
         "acme_vla/reader.py": READER,
@@ -413,7 +414,7 @@ def acme_distribution(root: Path) -> Path:
 
 
 def hostile_distribution(root: Path) -> Path:
-    """Writes a distribution with a module that cannot be imported and a name that is taken."""
+    """Writes a distribution with a module that fails to import and a name that is taken."""
     files = {
         "hostile_vla/__init__.py": "raise RuntimeError('no licence found')\n",
         "hostile_vla-2.dist-info/METADATA": METADATA.replace("acme_vla", "hostile_vla"),

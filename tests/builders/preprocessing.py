@@ -1,4 +1,4 @@
-"""Runs of `preprocess` on small data, and what they leave."""
+"""Runs of `preprocess` on small data, and access to their outputs."""
 
 import io
 import json
@@ -21,7 +21,7 @@ CAMERA = next(iter(CAMERAS))
 
 
 def options_for(source: Path, output: Path, /, **options: Any) -> dict[str, Any]:
-    """The options of a small run: windows of 1 + 1 + 3 steps, 8 samples in a shard."""
+    """Options of a small run: windows of 1 + 1 + 3 steps, 8 samples per shard."""
     return {
         "format": "spartan",
         "sources": [str(source)],
@@ -38,20 +38,20 @@ def options_for(source: Path, output: Path, /, **options: Any) -> dict[str, Any]
 def run(
     source: Path, output: Path, /, *, reporter: Reporter = NULL, **options: Any
 ) -> PreprocessResult:
-    """A small run."""
+    """Result of a small run."""
     tree = options_for(source, output, **options)
     return preprocess(PreprocessConfig.specialize(tree).model_validate(tree), reporter=reporter)
 
 
 def refusal(source: Path, output: Path, /, **options: Any) -> VlatoolError:
-    """The error that a run ends with."""
+    """Error of a run."""
     with pytest.raises(VlatoolError) as caught:
         run(source, output, **options)
     return caught.value
 
 
 def contents(output: Path) -> dict[str, bytes]:
-    """Every file that must not depend on time or on interruptions."""
+    """Content of all files that must not depend on time or interruptions."""
     return {
         path.relative_to(output).as_posix(): path.read_bytes()
         for path in sorted(output.rglob("*"))
@@ -62,47 +62,47 @@ def contents(output: Path) -> dict[str, bytes]:
 
 
 def samples(folder: Path) -> Iterator[dict[str, Any]]:
-    """Every sample below a manifest, read by the plain webdataset library."""
+    """All samples of a manifest, read by the webdataset library."""
     for shard in read_manifest(folder / "manifest.jsonl"):
         yield from wds.WebDataset(str(shard.path), shardshuffle=False)
 
 
 def arrays(sample: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The numbers of a sample."""
+    """Low-dimensional arrays of a sample."""
     with np.load(io.BytesIO(sample["lowdim.npz"]), allow_pickle=False) as archive:
         return dict(archive)
 
 
 def metadata(sample: dict[str, Any]) -> dict[str, Any]:
-    """The metadata of a sample."""
+    """Metadata of a sample."""
     return json.loads(sample["metadata.json"])
 
 
-def told_in_two_lines(failure: Mapping[str, Any]) -> bool:
-    """Whether a failure says what and where in one line and what to do in another."""
+def has_message_and_hint(failure: Mapping[str, Any]) -> bool:
+    """True if a failure has a message and a hint of one line each."""
     lines = (failure["message"], failure["hint"])
     return all(lines) and not any("\n" in line for line in lines)
 
 
 def failure_of(error: VlatoolError) -> Mapping[str, Any]:
-    """The only failed episode of a run."""
+    """The only failed episode of a partial failure."""
     assert error.exit_code == 4, error
     (failure,) = error.details["failures"]
     return failure
 
 
 def with_broken(tmp_path: Path, change: Callable[[Documents], None]) -> Path:
-    """Two episodes, the second changed."""
+    """Task of two episodes, the second one changed."""
     return spartan_task(tmp_path / "raw", 2, FRAMES, changes={1: change})
 
 
 def processed(source: Path, episode: int = 1) -> Path:
-    """Where the files of an episode are."""
+    """Folder of the files of an episode."""
     return session_folder(source) / f"episode_{episode}" / "processed"
 
 
 def value(document: str, key: str, content: Any) -> Callable[[Documents], None]:
-    """A change that sets one entry of a document."""
+    """Change that sets one entry of a document."""
 
     def change(documents: Documents) -> None:
         documents[document][key] = content
@@ -111,7 +111,7 @@ def value(document: str, key: str, content: Any) -> Callable[[Documents], None]:
 
 
 def without(document: str, key: str | None = None) -> Callable[[Documents], None]:
-    """A change that removes a document or one entry of it."""
+    """Change that removes a document or one entry of it."""
 
     def change(documents: Documents) -> None:
         del (documents[document] if key else documents)[key or document]
@@ -120,5 +120,5 @@ def without(document: str, key: str | None = None) -> Callable[[Documents], None
 
 
 def named(name: str) -> Callable[[Documents], None]:
-    """A change of the name of the first camera."""
+    """Change of the name of the first camera."""
     return value("metadata", "camera_id_to_semantic_name", {**CAMERAS, CAMERA: name})

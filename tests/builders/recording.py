@@ -1,10 +1,10 @@
-"""A reporter that remembers what it was told; a substitute at the protocol."""
+"""Reporter that records its calls, for tests."""
 
 from vlatool.events import NullReporter, Progress
 
 
 class Recorder(NullReporter):
-    """Keeps warnings, notes, and the name and total of each bar."""
+    """Records warnings, notes, and the name and total of each progress bar."""
 
     def __init__(self) -> None:
         self.bars: list[tuple[str, int | None]] = []
@@ -12,14 +12,14 @@ class Recorder(NullReporter):
         self.notes: list[str] = []
 
     def progress(self, name: str, total: int | None, unit: str) -> Progress:
-        """Keeps name and total."""
+        """Records name and total."""
         self.bars.append((name, total))
         return super().progress(name, total, unit)
 
     def warn(self, code: str, message: str) -> None:
-        """Keeps a warning."""
+        """Records a warning."""
         self.warnings.append((code, message))
 
     def note(self, message: str) -> None:
-        """Keeps a note."""
+        """Records a note."""
         self.notes.append(message)

@@ -1,4 +1,4 @@
-"""A run of the loop in memory: a linear model whose objective draws no randomness."""
+"""Training runs in memory: a linear model with an objective that uses no randomness."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,11 +27,11 @@ GLOBAL_BATCH = 16
 
 
 class Regression(Objective):
-    """Squared error over real elements; optionally several optimizers of one part."""
+    """Squared error over masked elements; optionally several optimizers of one part."""
 
     def __init__(self, names: Sequence[str] = ("main",)) -> None:
         self._names = names
-        self.settled: list[tuple[str, float, bool]] = []
+        self.buffer_updates: list[tuple[str, float, bool]] = []
 
     def optimizers(self) -> Mapping[str, OptimizerSpec]:
         return {name: OptimizerSpec(("model",)) for name in self._names}
@@ -46,7 +46,7 @@ class Regression(Objective):
     def update_buffers(
         self, optimizer: str, sums: Mapping[str, torch.Tensor], ok: torch.Tensor
     ) -> None:
-        self.settled.append((optimizer, float(sums["n"]), bool(ok)))
+        self.buffer_updates.append((optimizer, float(sums["n"]), bool(ok)))
 
     def metrics(
         self, phase: str, sums: Mapping[str, torch.Tensor], count: float
@@ -56,7 +56,7 @@ class Regression(Objective):
 
 
 class Plain(ModelType):
-    """Has no blocks and no methods."""
+    """Model type without blocks and methods."""
 
 
 def samples(count: int = 64) -> Batch:
@@ -74,15 +74,15 @@ def micro_batches(data: Batch, size: int, start: int = 0) -> Iterator[MicroBatch
 
 
 class Fixture:
-    """One run of the loop in memory."""
+    """A training run in memory."""
 
     def __init__(self, folder: Path, *, size: int, steps: int = 4, **keys: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.saved: list[int] = []
         self.metrics = folder / "metrics.jsonl"
-        given = {"lr": 0.05, "warmup": 0, "precision": "float32"}
-        given |= {"global_batch_size": GLOBAL_BATCH, "per_gpu_batch_size": size}
-        h = HParams.model_validate({**given, **keys})
+        defaults = {"lr": 0.05, "warmup": 0, "precision": "float32"}
+        defaults |= {"global_batch_size": GLOBAL_BATCH, "per_gpu_batch_size": size}
+        h = HParams.model_validate({**defaults, **keys})
         config = TrainConfig(hparams=h)
         runtime = Runtime(config)
         torch.manual_seed(0)
@@ -98,7 +98,7 @@ class Fixture:
             runtime=runtime,
             placed=placed,
             contexts=StepContexts(runtime, placed, h.seed, plan),
-            reports=MetricsLogger(
+            logger=MetricsLogger(
                 MetricsFile(self.metrics if runtime.is_main else None, NULL),
                 NULL,
                 NullProgress(),
@@ -107,9 +107,9 @@ class Fixture:
                 total_steps=steps,
             ),
             validate=lambda state: None,
-            show=lambda state, one: None,
+            log_images=lambda state, micro_batch: None,
             save=lambda state: self.saved.append(state.step),
-            stop_asked=lambda: None,
+            stop_signal=lambda: None,
         )
         self.size = size
 
@@ -138,5 +138,5 @@ class Fixture:
         return read_metrics(self.metrics)
 
 
-def fake_of(data: Batch, size: int) -> MicroBatch:
+def dummy_of(data: Batch, size: int) -> MicroBatch:
     return MicroBatch({name: value[-size:] for name, value in data.items()}, (), is_dummy=True)

@@ -1,4 +1,7 @@
-"""A tiny output of `vlatool preprocess`, written with nothing of ours. Source: formats/lbm 2.5, 3.1, 6.1."""
+"""Tiny output of `vlatool preprocess`, written without vlatool.
+
+Source: formats/lbm 2.5, 3.1, 6.1.
+"""
 
 import hashlib
 import io
@@ -23,7 +26,7 @@ Change = Callable[[str, Members], None]
 
 
 def arrays(number: int) -> dict[str, np.ndarray]:
-    """lowdim.npz of sample `number`: two fields, calibration, masks; the last step is padded."""
+    """Arrays of sample `number`: two fields, calibration, masks; the last step is padded."""
     steps = PAST + 1 + FUTURE
     rows = number + np.arange(steps, dtype=np.float64)[:, None]
     valid = np.arange(steps) < steps - 1
@@ -38,14 +41,14 @@ def arrays(number: int) -> dict[str, np.ndarray]:
 
 
 def npz(content: Mapping[str, Any]) -> bytes:
-    """An npz; object arrays are pickled."""
+    """Bytes of an npz; object arrays are pickled."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=True, **content)
     return buffer.getvalue()
 
 
 def npz_with_header(name: str, header: str) -> bytes:
-    """An npz of one array, which says this about itself."""
+    """Bytes of an npz of one array with this header."""
     text = header.encode("latin1") + b"\n"
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -55,7 +58,7 @@ def npz_with_header(name: str, header: str) -> bytes:
 
 
 def jpeg(number: int, size: tuple[int, int] = SIZE) -> bytes:
-    """A picture of (width, height) `size`."""
+    """JPEG of (width, height) `size`."""
     buffer = io.BytesIO()
     Image.new("RGB", size, (number * 20 % 256, 90, 30)).save(buffer, "JPEG")
     return buffer.getvalue()
@@ -78,7 +81,7 @@ def members(number: int) -> Members:
 
 
 def key_of(number: int) -> str:
-    """The key of a sample."""
+    """Key of a sample."""
     return f"sample-{number:04d}"
 
 
@@ -92,8 +95,8 @@ def shard_output(
     """Writes an output with three samples per shard and two per episode; returns `folder`.
 
     Args:
-        folder: Where to.
-        samples: How many.
+        folder: The output.
+        samples: Number of samples.
         change: Called with key and members of each sample before it is written.
         stats: Called with the statistics before they are written.
     """
@@ -130,7 +133,7 @@ def shard_output(
 
 
 def write_tar(path: Path, keys: Sequence[str], contents: Mapping[str, Members]) -> None:
-    """A tar of samples, in the order of `keys`."""
+    """Writes a tar of samples, in the order of `keys`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for key in keys:
@@ -141,7 +144,7 @@ def write_tar(path: Path, keys: Sequence[str], contents: Mapping[str, Members]) 
 
 
 def write_list(folder: Path) -> None:
-    """`.vlatool/files.jsonl` of what is there now."""
+    """Writes `.vlatool/files.jsonl` for the current files."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     rows = [
         {
@@ -158,8 +161,8 @@ def write_list(folder: Path) -> None:
 
 
 def _statistics(samples: int) -> dict[str, Any]:
-    """What stats.json says of the fields, without percentiles."""
-    found: dict[str, Any] = {}
+    """Content of stats.json without percentiles."""
+    statistics: dict[str, Any] = {}
     for name in ("state", "action"):
         values = np.stack([arrays(number)[name] for number in range(samples)])  # [N, T, C]
         rows = values[:, :-1].reshape(-1, values.shape[2])
@@ -167,11 +170,11 @@ def _statistics(samples: int) -> dict[str, Any]:
         low, high = values.min(axis=0).tolist(), values.max(axis=0).tolist()
         mean, std = values.mean(axis=0), values.std(axis=0, ddof=1)
         mean[-1], std[-1], low[-1], high[-1] = 0, 0, [None] * len(low[0]), [None] * len(low[0])
-        spread = std[:-1] ** 2 + (mean[:-1] - rows.mean(axis=0)) ** 2
-        found[name] = {
+        squared_deviations = std[:-1] ** 2 + (mean[:-1] - rows.mean(axis=0)) ** 2
+        statistics[name] = {
             "count": count,
             "mean": rows.mean(axis=0).tolist(),
-            "std": np.sqrt(spread.mean(axis=0)).tolist(),
+            "std": np.sqrt(squared_deviations.mean(axis=0)).tolist(),
             "min": rows.min(axis=0).tolist(),
             "max": rows.max(axis=0).tolist(),
             "mean_per_timestep": mean.tolist(),
@@ -179,4 +182,4 @@ def _statistics(samples: int) -> dict[str, Any]:
             "min_per_timestep": low,
             "max_per_timestep": high,
         }
-    return found
+    return statistics

@@ -1,4 +1,4 @@
-"""Tiny raw Spartan episodes, written by code. Source: formats/spartan 1, 2, 3, 4, 5."""
+"""Builders of tiny raw Spartan episodes. Source: formats/spartan 1, 2, 3, 4, 5."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ Change = Callable[[Documents], None]
 
 
 def image(frame: int, camera: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """A smooth picture uint8 [H, W, 3] that differs by frame and camera."""
+    """A smooth image uint8 [H, W, 3] that differs by frame and camera."""
     height, width = size
     rows, columns = np.mgrid[0:height, 0:width]
     channels = (rows * 3 + frame * 7, columns * 2 + camera * 50, rows + columns + frame)
@@ -25,19 +25,19 @@ def image(frame: int, camera: int, size: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def poses(frames: int, side: int, shift: float = 0.0) -> dict[str, NDArray[np.float64]]:
-    """xyz [F, 3] and rot_6d [F, 6] of an arm that moves and turns about the vertical."""
+    """xyz [F, 3] and rot_6d [F, 6] of an arm that moves and rotates about the vertical axis."""
     time = np.arange(frames) + shift
     angle = 0.1 * time + side
-    zero, one = np.zeros(frames), np.ones(frames)
-    rows = [np.cos(angle), -np.sin(angle), zero, np.sin(angle), np.cos(angle), zero]
+    zero_column, one_column = np.zeros(frames), np.ones(frames)
+    rows = [np.cos(angle), -np.sin(angle), zero_column, np.sin(angle), np.cos(angle), zero_column]
     return {
-        "xyz": np.stack([0.01 * time, 0.3 * one + side, 0.5 - 0.02 * time], axis=1),
+        "xyz": np.stack([0.01 * time, 0.3 * one_column + side, 0.5 - 0.02 * time], axis=1),
         "rot_6d": np.stack(rows, axis=1),
     }
 
 
 def robot_signals(frames: int) -> dict[str, NDArray[np.float64]]:
-    """EvalResult and desired signals of both arms; desired is half a frame ahead."""
+    """Measured and desired signals of both arms; desired is half a frame ahead."""
     signals: dict[str, NDArray[np.float64]] = {}
     for kind, shift in (("actual", 0.0), ("desired", 0.5)):
         for side, name in enumerate(("left", "right")):
@@ -51,9 +51,9 @@ def robot_signals(frames: int) -> dict[str, NDArray[np.float64]]:
 
 def action_vectors(frames: int) -> NDArray[np.float64]:
     """Actions [F, 20]: the desired poses of the next frame. Source: formats/spartan 3."""
-    ahead = [poses(frames, side, 1.5) for side in (1, 0)]
+    sides = [poses(frames, side, 1.5) for side in (1, 0)]
     gripper = 0.1 - 0.01 * (np.arange(frames) + 1.5)[:, None]
-    parts = [values for arm in ahead for values in (arm["xyz"], arm["rot_6d"])]
+    parts = [values for arm in sides for values in (arm["xyz"], arm["rot_6d"])]
     return np.concatenate([*parts, gripper, gripper], axis=1)
 
 
@@ -69,13 +69,13 @@ def spartan_episode(
     """Writes `folder/processed/...` and returns `folder`.
 
     Args:
-        folder: The episode's folder, such as `episode_0`.
-        frames: Length.
-        size: (height, width) of the pictures.
+        folder: Folder of the episode, such as `episode_0`.
+        frames: Number of frames.
+        size: (height, width) of the images.
         cameras: Hardware id to semantic name.
-        instruction: Text of `language_instruction`; None leaves the array out.
+        instruction: Text of `language_instruction`; None: no such array.
         change: Called with every document (`metadata`, and npz name to arrays) before they are
-            written; what it removes is not written.
+            written; removed ones are not written.
     """
     observations: dict[str, Any] = {}
     for number, camera in enumerate(cameras):
@@ -87,8 +87,8 @@ def spartan_episode(
         observations["language_instruction"] = np.array([instruction] * frames)
     observations |= robot_signals(frames)
     matrix = np.array([[30, 0, size[1] / 2], [0, 30, size[0] / 2], [0, 0, 1]], np.float32)
-    moving = np.tile(np.eye(4), (frames, 1, 1))
-    moving[:, 0, 3] = np.arange(frames)
+    moving_poses = np.tile(np.eye(4), (frames, 1, 1))
+    moving_poses[:, 0, 3] = np.arange(frames)
     documents: Documents = {
         "metadata": {"camera_id_to_semantic_name": dict(cameras), "station": "cabot"},
         "observations": observations,
@@ -97,7 +97,7 @@ def spartan_episode(
             "skill_type": np.array(["SkillType.ROLLOUT"] * frames, dtype=object),
         },
         "intrinsics": dict.fromkeys(cameras, matrix),
-        "extrinsics": dict.fromkeys(cameras, moving),
+        "extrinsics": dict.fromkeys(cameras, moving_poses),
     }
     if change is not None:
         change(documents)
@@ -111,7 +111,7 @@ def _write(folder: Path, documents: Documents) -> None:
         if name == "metadata":
             (folder / "metadata.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
         else:
-            # `skill_type` of real episodes is a pickled array; nothing of ours ever loads it.
+            # `skill_type` of real episodes is a pickled array; vlatool never loads it.
             np.savez_compressed(folder / f"{name}.npz", allow_pickle=True, **content)
 
 
@@ -128,9 +128,9 @@ def spartan_task(
     """Writes tasks/<Task>/<station>/sim/bc/teleop/<stamp>/diffusion_spartan; returns `root`.
 
     Args:
-        root: Gets the folder `tasks`.
-        episodes: How many.
-        frames: Length of each.
+        root: Parent of the folder `tasks`.
+        episodes: Number of episodes.
+        frames: Number of frames of each.
         task: Name of the task.
         stamp: Name of the recording session.
         changes: Episode number to the `change` of `spartan_episode`.
@@ -144,5 +144,5 @@ def spartan_task(
 
 
 def session_folder(root: Path, task: str = TASK, stamp: str = STAMP) -> Path:
-    """The folder that holds the episodes of `spartan_task`."""
+    """Folder with the episodes of `spartan_task`."""
     return root / "tasks" / task / "cabot/sim/bc/teleop" / stamp / "diffusion_spartan"

@@ -1,4 +1,4 @@
-"""Image shards, and a model type that learns from them: the mean colour of each picture."""
+"""Image shards, and a model type that learns the mean color of their images."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from vlatool.models.base import Loss, ModelType, Objective, OptimizerSpec, Part
 
 
 def image(number: int, size: tuple[int, int] = (12, 8), mode: str = "RGB") -> bytes:
-    """A PNG of (width, height) `size`, another one for each number."""
+    """Content of a random PNG of (width, height) `size`, seeded with `number`."""
     pixels = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).convert(mode).save(buffer, "PNG")
@@ -28,30 +28,30 @@ def write_image_shards(
     sizes: Sequence[int] = (5, 3, 4),
     change: Mapping[int, dict[str, bytes]] | None = None,
 ) -> Path:
-    """Shards `train-episode_*.tar`, whose keys begin with 0 in each, as published ones do.
+    """Writes shards `train-episode_*.tar`; keys start with 0 in each, as in published shards.
 
     Args:
-        folder: Where to.
-        sizes: Samples in each.
-        change: Members in place of the picture, by the number of the sample among all.
+        folder: Output folder.
+        sizes: Samples per shard.
+        change: Tar members in place of the image, by index of the sample over all shards.
     """
     first = 0
-    for number, size in enumerate(sizes):
+    for index, size in enumerate(sizes):
         contents = {
             f"{i:08d}": (change or {}).get(first + i, {"png": image(first + i)})
             for i in range(size)
         }
-        write_tar(folder / f"train-episode_{number:06d}.tar", list(contents), contents)
+        write_tar(folder / f"train-episode_{index:06d}.tar", list(contents), contents)
         first += size
     return folder
 
 
 class ImageConfig(ConfigModel):
-    type: Literal["toy_pictures"] = Field(default="toy_pictures", description="Model type.")
+    type: Literal["toy_images"] = Field(default="toy_images", description="Model type.")
 
 
 class ImageType(ModelType):
-    name: ClassVar[str] = "toy_pictures"
+    name: ClassVar[str] = "toy_images"
     Config: ClassVar[type[ConfigModel]] = ImageConfig
     kinds: ClassVar[tuple[str, ...]] = ("images",)
 
@@ -75,7 +75,7 @@ class ImageType(ModelType):
         del config
         edge = data.preprocessing.crop_size
         values = np.random.default_rng(0).integers(0, 256, (size, edge, edge, 3), np.uint8)
-        return image_batch([ImageSample(f"example-{i}", one) for i, one in enumerate(values)])
+        return image_batch([ImageSample(f"example-{i}", pixels) for i, pixels in enumerate(values)])
 
 
 class ImageObjective(Objective):
@@ -92,4 +92,4 @@ class ImageObjective(Objective):
 def image_batch(samples: Sequence[ImageSample]) -> dict[str, Any]:
     import torch
 
-    return {"images": torch.from_numpy(np.stack([one.image for one in samples]))}
+    return {"images": torch.from_numpy(np.stack([sample.image for sample in samples]))}

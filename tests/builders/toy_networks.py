@@ -19,14 +19,14 @@ class Critic(nn.Module):
         self.first = nn.Linear(WIDTH, 8)
         self.last = nn.Linear(8, 1)
 
-    def judge(self, x: Tensor) -> Tensor:
+    def score(self, x: Tensor) -> Tensor:
         return self.last(functional.gelu(self.first(x))).float().sum(-1)
 
-    forward = judge
+    forward = score
 
 
 class Means(nn.Module):
-    """Running means of what the critic says."""
+    """Running means of the scores of the critic."""
 
     real: Tensor
 
@@ -46,7 +46,7 @@ def gan_parts() -> dict[str, Part]:
 
 
 class GanObjective(Objective):
-    """Imitates a teacher on noised rows; a critic that starts late tells them from the real."""
+    """Imitates a teacher on noised rows, with a critic that starts later."""
 
     def __init__(self, config: GanConfig, means: nn.Module) -> None:
         self._start = config.critic_starts_at
@@ -62,13 +62,13 @@ class GanObjective(Objective):
 
     def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
         x, count = batch["x"], batch["x"].new_tensor(float(len(batch["x"])))
-        made = ctx.parts["model"](batch["noised"])
+        generated = ctx.parts["model"](batch["noised"])
         if optimizer == "generator":
-            error = (made - batch["target"]).square().sum()
-            fooled = ctx.parts["critic"].judge(made).sum() if ctx.step >= self._start else 0.0
+            error = (generated - batch["target"]).square().sum()
+            fooled = ctx.parts["critic"].score(generated).sum() if ctx.step >= self._start else 0.0
             return Loss(error - 0.01 * fooled, count, {"error": error.detach()})
         critic = ctx.parts["critic"]
-        real, fake = critic.judge(x), critic.judge(made.detach())
+        real, fake = critic.score(x), critic.score(generated.detach())
         pull = (fake - self._means.real).square().sum()
         total = functional.relu(1 - real).sum() + functional.relu(1 + fake).sum() + 0.1 * pull
         rows = torch.histc(real.detach().float(), 4, -1, 1)
@@ -86,20 +86,20 @@ class GanObjective(Objective):
 
     def check_metrics(self, metrics: Mapping[str, float]) -> Sequence[Finding]:
         if metrics.get("critic/real", 0.0) < -0.9:
-            return [Finding("toy.critic", "warning", "the critic dislikes everything")]
+            return [Finding("toy.critic", "warning", "the critic rejects every sample")]
         return ()
 
     def images(self, batch: Batch, ctx: StepContext) -> Mapping[str, np.ndarray]:
-        made = ctx.parts["model"](batch["noised"]).float().sigmoid().cpu().numpy()
-        return {"made": (255 * made).astype(np.uint8)[:, None, :, None].repeat(3, axis=3)}
+        generated = ctx.parts["model"](batch["noised"]).float().sigmoid().cpu().numpy()
+        return {"made": (255 * generated).astype(np.uint8)[:, None, :, None].repeat(3, axis=3)}
 
 
 def row_batch(samples: Sequence[Row]) -> Batch:
-    return {"x": torch.from_numpy(np.stack([one.values for one in samples]))}
+    return {"x": torch.from_numpy(np.stack([sample.values for sample in samples]))}
 
 
 class ChunkedHead(nn.Module):
-    """Losses of tokens without all logits at once; the loop is inside, so it is called once."""
+    """Token losses, computed in chunks to save memory."""
 
     def __init__(self, chunks: int) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class ChunkedHead(nn.Module):
 
 
 class Body(nn.Module):
-    """Embedding and head, whose weights are tied, in one block."""
+    """One block with an embedding and a head with tied weights."""
 
     def __init__(self, chunks: int) -> None:
         super().__init__()
@@ -149,8 +149,8 @@ class LmObjective(Objective):
 
 
 def token_batch(samples: Sequence[Row]) -> dict[str, Any]:
-    """Ids [B, LENGTH] that follow from the first number; rows of unequal length."""
-    starts = torch.tensor([int(abs(float(one.values[0])) * 100) for one in samples])
+    """Token ids [B, LENGTH], derived from the first number of a row, and a mask."""
+    starts = torch.tensor([int(abs(float(sample.values[0])) * 100) for sample in samples])
     ids = (starts[:, None] + torch.arange(LENGTH)) % TOKENS
     lengths = 3 + starts % (LENGTH - 2)
     return {"ids": ids, "mask": (torch.arange(LENGTH) < lengths[:, None]).float()}

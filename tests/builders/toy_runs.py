@@ -1,8 +1,8 @@
-"""Runs of the toy models: their configurations, and a script for several ranks.
+"""Runs of the toy models: configurations, and a script for several ranks.
 
     torchrun ... tests/builders/toy_runs.py FOLDER
 
-makes, on all ranks together, the runs that `tests/integration/test_toys.py` compares.
+makes the multi-rank runs that `tests/integration/test_toys.py` compares.
 """
 
 import os
@@ -35,18 +35,18 @@ from vlatool.workflows.train import TrainResult, train
 
 STEPS, HALF = 8, 4
 SITE, DATA, BAD_DATA, HUGE_DATA, TEACHER = "site", "data", "bad", "huge", "teacher.safetensors"
-# Of 48 rows; what stands in a micro-batch of one row is empty without it.
+# Indices among 48 rows; a micro-batch of one row becomes empty if its row is dropped.
 BAD_ROW, HUGE_ROW = 11, 30
 
 
 def toys(root: Path) -> Path:
-    """A folder with the distribution on the import path, data and a teacher."""
+    """Writes the distribution, data and a teacher below a folder; returns the folder."""
     import torch
     from safetensors.torch import save_file
 
     install_toys(root / SITE)
     write_numbers(root / DATA)
-    write_numbers(root / BAD_DATA, bad=BAD_ROW)
+    write_numbers(root / BAD_DATA, nan_row=BAD_ROW)
     write_numbers(root / HUGE_DATA, (48,))
     rows = np.load(root / HUGE_DATA / "block-0.npy")
     rows[HUGE_ROW] = 1e30
@@ -57,7 +57,7 @@ def toys(root: Path) -> Path:
 
 
 def toy_config(root: Path, model: str, run: str, **changes: Any) -> TrainConfig:
-    """A run of a toy below `root`; `__` in place of dots."""
+    """The config of a toy run below `root`; `changes` have `__` in place of dots."""
     keys: dict[str, Any] = {
         "model.type": model,
         "data.folders": [str(root / DATA)],
@@ -82,7 +82,7 @@ def toy_config(root: Path, model: str, run: str, **changes: Any) -> TrainConfig:
 
 
 def half_of(root: Path, whole: str, run: str) -> None:
-    """A copy of a run as it was when its first checkpoint had been written."""
+    """Copies a run in the state after its first checkpoint."""
     shutil.copytree(root / whole, root / run)
     copy = RunDir(root / run)
     shutil.rmtree(copy.checkpoint(STEPS))
@@ -90,12 +90,12 @@ def half_of(root: Path, whole: str, run: str) -> None:
 
 
 def resumed(root: Path, model: str, run: str, **changes: Any) -> TrainResult:
-    """Goes on with a run."""
+    """Resumes a run."""
     return train(toy_config(root, model, run, **changes))
 
 
 def _ranks(root: Path, is_first: bool) -> None:
-    """What two ranks do, in turn; each rank waits for the other before it goes on."""
+    """Trains all runs of two ranks, one after the other."""
     import torch.distributed as dist
 
     for model in ("toy_gan", "toy_lm"):
@@ -115,7 +115,7 @@ def _ranks(root: Path, is_first: bool) -> None:
 
 
 def empty_micro_batches(root: Path) -> dict[str, Any]:
-    """Keys of a run in which a micro-batch of one row, on one rank, has a row that is broken."""
+    """Config keys of a run in which one rank has a micro-batch whose only row is broken."""
     return {
         "data__folders": [str(root / BAD_DATA)],
         "hparams__global_batch_size": 2,
@@ -127,7 +127,7 @@ def empty_micro_batches(root: Path) -> dict[str, Any]:
 
 
 def halted(root: Path) -> str:
-    """What comes of a run in which a loss is not finite: the error, and whether weights moved."""
+    """Code and samples of the error of a non-finite loss, and the weights that changed after it."""
     config = toy_config(
         root,
         "toy_gan",
@@ -138,65 +138,65 @@ def halted(root: Path) -> str:
         total_train_steps=24,
         save_every_n_steps=1,
     )
-    trainer, begun, feed = toy_trainer(config, root)
-    kept: dict[int, dict[str, Any]] = {}
+    trainer, setup, streams = toy_trainer(config, root)
+    saved: dict[int, dict[str, Any]] = {}
 
     def weights() -> dict[str, Any]:
-        modules = begun.state.modules.items()
+        modules = setup.state.modules.items()
         return {f"{p} {n}": t.clone() for p, m in modules for n, t in m.state_dict().items()}
 
     def save(state: TrainState) -> None:
-        kept[state.step] = weights()
+        saved[state.step] = weights()
 
     trainer.save = save
     try:
-        with feed.training(0) as batches:
-            trainer.fit(begun.state, batches, begun.objective)
+        with streams.training(0) as batches:
+            trainer.fit(setup.state, batches, setup.objective)
     except DataError as error:
-        last = max(kept)
-        moved = [name for name, one in weights().items() if not one.equal(kept[last][name])]
-        return f"{error.code} {','.join(error.details['samples'])} {moved}"
+        last = max(saved)
+        changed = [name for name, value in weights().items() if not value.equal(saved[last][name])]
+        return f"{error.code} {','.join(error.details['samples'])} {changed}"
     return "nothing"
 
 
 def toy_trainer(config: TrainConfig, root: Path) -> tuple[Trainer, TrainSetup, DataStreams]:
-    """The trainer of a run, without a run folder."""
+    """The trainer of a run without a run folder, its setup and its data."""
     info = config.data_kind.load_info(config.data, NULL)
     runtime = Runtime(config)
     order = SampleOrder(info.datasets, OrderOptions.of(config.data, config.hparams.seed))
     plan = make_plan(config, info.datasets, runtime.world_size)
-    begun = set_up(config, info, runtime, None)
-    contexts = StepContexts(runtime, begun.placed, config.hparams.seed, plan)
+    setup = set_up(config, info, runtime, None)
+    contexts = StepContexts(runtime, setup.placed, config.hparams.seed, plan)
     metrics = MetricsFile(None, NULL)
-    reports = MetricsLogger(
+    logger = MetricsLogger(
         metrics, NULL, NullProgress(), runtime, 1, plan.total_steps, config.data_kind.drop_reasons
     )
     trainer = Trainer(
         plan=plan,
         h=config.hparams,
         runtime=runtime,
-        placed=begun.placed,
+        placed=setup.placed,
         contexts=contexts,
-        reports=reports,
-        validate=_nothing,
-        show=_nothing,
-        save=_nothing,
-        stop_asked=lambda: None,
+        logger=logger,
+        validate=_do_nothing,
+        log_images=_do_nothing,
+        save=_do_nothing,
+        stop_signal=lambda: None,
     )
-    return trainer, begun, DataStreams(config, info, order, plan, runtime, root)
+    return trainer, setup, DataStreams(config, info, order, plan, runtime, root)
 
 
-def _nothing(*_: Any) -> None:
-    """In place of what a test does not look at."""
+def _do_nothing(*_: Any) -> None:
+    """Callback for events that a test ignores."""
 
 
 def main(arguments: Sequence[str]) -> None:
-    """On every rank."""
+    """Runs on every rank."""
     root = Path(arguments[0])
     sys.path.insert(0, str(root / SITE))
     try:
         _ranks(root, os.environ["RANK"] == "0")
-    except BaseException:  # noqa: BLE001 - told, then the rank ends
+    except BaseException:  # noqa: BLE001 - printed, then the rank ends
         import traceback
 
         traceback.print_exc()

@@ -1,7 +1,7 @@
-"""Second users of the training protocols: a kind of data of plain numbers, a GAN, a language model.
+"""Toy users of the training protocols: a data kind of numbers, a GAN, a language model.
 
-Installed by `install_toys` as a third-party distribution is. `tests.builders.toy_networks` has what
-needs torch at import.
+`install_toys` installs them like a third-party distribution. `tests.builders.toy_networks` has the
+code that imports torch.
 """
 
 import hashlib
@@ -27,13 +27,13 @@ ENTRY_POINTS = """\
 [vlatool.models]
 toy_gan = tests.builders.toys:GanType
 toy_lm = tests.builders.toys:LmType
-toy_pictures = tests.builders.toy_pictures:PictureType
+toy_images = tests.builders.toy_images:ImageType
 """
 NUMBERS = "tests.builders.toys:NumbersKind"
 
 
 def install_toys(root: Path) -> None:
-    """The distribution on a folder of the import path."""
+    """Writes the metadata of the distribution into a folder of the import path."""
     info = root / "toy_models-0.1.dist-info"
     info.mkdir(parents=True, exist_ok=True)
     (info / "METADATA").write_text(METADATA)
@@ -41,16 +41,16 @@ def install_toys(root: Path) -> None:
 
 
 def write_numbers(
-    folder: Path, sizes: Sequence[int] = (20, 13, 15), bad: int | None = None
+    folder: Path, sizes: Sequence[int] = (20, 13, 15), nan_row: int | None = None
 ) -> Path:
-    """Blocks of rows [S, WIDTH]; the row with number `bad` of all is not a number."""
+    """Writes .npy files of rows [S, WIDTH]; the row with index `nan_row` is NaN."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = np.random.default_rng(7).normal(size=(sum(sizes), WIDTH)).astype(np.float32)
-    if bad is not None:
-        rows[bad] = np.nan
-    ends = np.cumsum(sizes)
-    for number, (size, end) in enumerate(zip(sizes, ends, strict=True)):
-        np.save(folder / f"block-{number}.npy", rows[end - size : end])
+    if nan_row is not None:
+        rows[nan_row] = np.nan
+    stops = np.cumsum(sizes)
+    for index, (size, stop) in enumerate(zip(sizes, stops, strict=True)):
+        np.save(folder / f"block-{index}.npy", rows[stop - size : stop])
     return folder
 
 
@@ -62,9 +62,9 @@ class NumbersConfig(LoadingConfig):
         "val_folders",
     }
 
-    type: Literal["numbers"] = Field(default="numbers", description="Kind of data.")
-    folders: list[str] = Field(default=[], description="Folders with blocks.")
-    val_folders: list[str] = Field(default=[], description="Folders with held-out blocks.")
+    type: Literal["numbers"] = Field(default="numbers", description="Data kind.")
+    folders: list[str] = Field(default=[], description="Folders with .npy files.")
+    val_folders: list[str] = Field(default=[], description="Folders with validation data.")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class NumbersFacts:
+class NumbersInfo:
     datasets: tuple[DataSet, ...]
     digest: str
 
@@ -89,14 +89,14 @@ class NumbersReader:
 
     def read(self, refs: Sequence[SampleRef], rngs: Sequence[np.random.Generator]) -> list[Any]:
         del rngs
-        return [self._row(place) for place in refs]
+        return [self._row(ref) for ref in refs]
 
-    def _row(self, place: SampleRef) -> Row | DroppedSample:
-        block = self.datasets[place.dataset].shards[place.shard]
-        values = np.load(block.location, mmap_mode="r")[place.sample]
-        key = f"{block.location.stem}-{place.sample}"
+    def _row(self, ref: SampleRef) -> Row | DroppedSample:
+        shard = self.datasets[ref.dataset].shards[ref.shard]
+        values = np.load(shard.location, mmap_mode="r")[ref.sample]
+        key = f"{shard.location.stem}-{ref.sample}"
         if not np.isfinite(values).all():
-            return DroppedSample("no_number", key, f"row {key} is not a number")
+            return DroppedSample("no_number", key, f"row {key} is NaN")
         return Row(key, np.array(values))
 
 
@@ -106,17 +106,17 @@ class NumbersKind:
     folders_keys: ClassVar[tuple[str, ...]] = ("folders",)
     drop_reasons: ClassVar[tuple[str, ...]] = ("no_number",)
 
-    def load_info(self, config: NumbersConfig, reporter: Reporter = NULL) -> NumbersFacts:
+    def load_info(self, config: NumbersConfig, reporter: Reporter = NULL) -> NumbersInfo:
         if not config.folders:
-            raise DataError("no folder is given", code="data.no_dataset")
-        digest, sets = hashlib.sha256(), list[DataSet]()
+            raise DataError("folders is empty", code="data.no_dataset")
+        digest, datasets = hashlib.sha256(), list[DataSet]()
         for name in config.folders:
             paths = sorted(Path(name).glob("*.npy"))
             for path in paths:
                 digest.update(path.read_bytes())
-            blocks = [ShardInfo(path, len(np.load(path, mmap_mode="r"))) for path in paths]
-            sets.append(DataSet(Path(name).name, tuple(blocks)))
-        return NumbersFacts(tuple(sets), digest.hexdigest())
+            shards = [ShardInfo(path, len(np.load(path, mmap_mode="r"))) for path in paths]
+            datasets.append(DataSet(Path(name).name, tuple(shards)))
+        return NumbersInfo(tuple(datasets), digest.hexdigest())
 
     def validation(self, config: NumbersConfig) -> NumbersConfig | None:
         changes = {"folders": config.val_folders, "val_folders": []}
@@ -126,14 +126,14 @@ class NumbersKind:
         del info
         return config, {}
 
-    def reader(self, config: NumbersConfig, info: NumbersFacts) -> NumbersReader:
+    def reader(self, config: NumbersConfig, info: NumbersInfo) -> NumbersReader:
         del config
         return NumbersReader(info.datasets)
 
-    def make_assets(self, config: NumbersConfig, info: NumbersFacts) -> None:
+    def make_assets(self, config: NumbersConfig, info: NumbersInfo) -> None:
         del config, info
 
-    def save_assets(self, config: NumbersConfig, info: NumbersFacts, folder: Path) -> None:
+    def save_assets(self, config: NumbersConfig, info: NumbersInfo, folder: Path) -> None:
         del config, info, folder
 
     def load_assets(self, config: NumbersConfig, folder: Path) -> None:
@@ -150,7 +150,7 @@ class GanType(ModelType):
     name: ClassVar[str] = "toy_gan"
     Config: ClassVar[type[ConfigModel]] = GanConfig
     kinds: ClassVar[tuple[str, ...]] = (NUMBERS,)
-    methods: ClassVar[Mapping[str, tuple[str, ...]]] = {"critic": ("judge",)}
+    methods: ClassVar[Mapping[str, tuple[str, ...]]] = {"critic": ("score",)}
 
     def build(self, config: GanConfig) -> Mapping[str, Part]:
         from tests.builders.toy_networks import gan_parts
@@ -188,12 +188,12 @@ class GanType(ModelType):
 
         del config, data
         values = np.random.default_rng(0).normal(size=(size, WIDTH)).astype(np.float32)
-        return row_batch([Row(f"example-{i}", one) for i, one in enumerate(values)])
+        return row_batch([Row(f"example-{i}", row) for i, row in enumerate(values)])
 
 
 class LmConfig(ConfigModel):
     type: Literal["toy_lm"] = Field(default="toy_lm", description="Model type.")
-    chunks: int = Field(default=3, description="Pieces in which the head is computed.")
+    chunks: int = Field(default=3, description="Number of chunks in which the head is computed.")
 
 
 class LmType(ModelType):

@@ -41,7 +41,7 @@ TINY = {
 def world_shards(
     root: Path, episodes: int = 4, frames: int = 12, cameras: Sequence[str] = CAMERAS
 ) -> Path:
-    """Samples and preprocesses a few episodes; returns the folder of the shards' parent."""
+    """Samples and preprocesses a few episodes; returns the parent folder of the shards."""
     raw = SampleConfig(
         layout="spartan", output=str(root / "raw"), episodes=episodes, frames=frames, workers=1
     )
@@ -62,21 +62,21 @@ def world_shards(
 
 
 def damage_image(shard: Path) -> None:
-    """Overwrites the first JPEG of a shard with zeros; every member keeps its place."""
+    """Overwrites the first JPEG of a shard with zeros; offsets of all members stay equal."""
     with tarfile.open(shard) as tar:
-        place = next(one for one in tar if one.name.endswith(".jpg"))
+        member = next(item for item in tar if item.name.endswith(".jpg"))
     with shard.open("r+b") as file:
-        file.seek(place.offset_data)
-        file.write(bytes(place.size))
+        file.seek(member.offset_data)
+        file.write(bytes(member.size))
 
 
 def tiny_overrides(data: Path, run: Path, **changes: Any) -> dict[str, Any]:
-    """Dotted keys of a tiny run on top of the preset `diffusion-policy-tiny`.
+    """Dotted keys of a tiny run, to be set over the preset `diffusion-policy-tiny`.
 
     Args:
-        data: Folder of `world_shards`.
-        run: The run's folder.
-        **changes: Further keys, `__` in place of dots.
+        data: Folder returned by `world_shards`.
+        run: The run folder.
+        **changes: Further keys, with `__` in place of dots.
     """
     return {
         **TINY,
@@ -88,14 +88,14 @@ def tiny_overrides(data: Path, run: Path, **changes: Any) -> dict[str, Any]:
 
 
 def tiny_config(data: Path, run: Path, **changes: Any) -> TrainConfig:
-    """The configuration of a tiny run, resolved as a command line is."""
+    """The resolved configuration of a tiny run."""
     keys = tiny_overrides(data, run, **changes)
     overrides = [parse_override(f"{key}={value}") for key, value in keys.items()]
     return load_config(TrainConfig, presets=["diffusion-policy-tiny"], overrides=overrides).config
 
 
 def tiny_arguments(data: Path, run: Path, **changes: Any) -> list[str]:
-    """The same as arguments of `vlatool train`."""
+    """The configuration of a tiny run as arguments of `vlatool train`."""
     keys = tiny_overrides(data, run, **changes)
     settings = [part for key, value in keys.items() for part in ("--set", f"{key}={value}")]
     return ["train", "--preset", "diffusion-policy-tiny", *settings]

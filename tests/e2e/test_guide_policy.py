@@ -16,7 +16,7 @@ from tests.builders.s3_server import S3Server
 from vlatool.artifacts.run_dir import RunDir
 
 PRESET = "diffusion-policy-bellpepper-published"
-# The published job with its four cameras and all its fields, few and narrow layers.
+# The published job with its four cameras and all fields, but few and narrow layers.
 SMALLER = {
     "model.transformer.hidden_dim": 32,
     "model.transformer.n_layers": 1,
@@ -27,7 +27,7 @@ SMALLER = {
     "hparams.global_batch_size": 8,
     "hparams.per_gpu_batch_size": 2,
 }
-# Nothing moves.
+# No weight changes.
 STILL = {"hparams.lr": 0, "hparams.lr_cooldown_end": 0}
 
 pytestmark = pytest.mark.slow
@@ -35,28 +35,28 @@ pytestmark = pytest.mark.slow
 
 @dataclass(frozen=True)
 class Lab:
-    """A folder to work in, and a bucket with training data.
+    """A working folder, and a bucket with training data.
 
     Attributes:
-        folder: Holds `clip`, and the runs.
-        bucket: Holds `data`.
-        env: Variables of commands.
+        folder: Folder with `clip` and the runs.
+        bucket: Bucket with `data`.
+        env: Environment variables of commands.
     """
 
     folder: Path
     bucket: str
     env: dict[str, str]
 
-    def vlatool(self, *words: object) -> str:
-        """Runs a command to its end; returns what it printed."""
-        command = [sys.executable, "-m", "vlatool", *map(str, words)]
+    def vlatool(self, *arguments: object) -> str:
+        """Runs a command; returns its stdout."""
+        command = [sys.executable, "-m", "vlatool", *map(str, arguments)]
         env = {**os.environ, **self.env}
         done = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     def job(self, samples: int, **more: object) -> list[str]:
-        """The words that say what is trained, for every command that takes them."""
+        """Arguments of the training job, for all commands that take them."""
         base = {"model.vision_language_backbone.hf_pretrained": "clip"}
         keys = [f"{key}={value}" for key, value in {**base, **SMALLER, **more}.items()]
         data = ["--preset", PRESET, "--nproc", "2", "--data", f"{self.bucket}/data"]
@@ -67,17 +67,19 @@ class Lab:
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory, s3: S3Server) -> Lab:
     folder = tmp_path_factory.mktemp("lab")
-    made = Lab(folder, f"s3://{s3.bucket()}", {**s3.env, "XDG_CACHE_HOME": str(folder / "cache")})
+    result = Lab(folder, f"s3://{s3.bucket()}", {**s3.env, "XDG_CACHE_HOME": str(folder / "cache")})
     clip_base(folder / "clip", max_position_embeddings=40)
-    made.vlatool("sample", "spartan", "raw", "--episodes", "2", "--frames", "20", "--cameras", "4")
+    result.vlatool(
+        "sample", "spartan", "raw", "--episodes", "2", "--frames", "20", "--cameras", "4"
+    )
     windows = ["--preset", "lbm-1past-14future", "--resize-images-size", "48,48"]
-    made.vlatool("preprocess", "spartan", "raw", *windows, "--output", f"{made.bucket}/data")
-    return made
+    result.vlatool("preprocess", "spartan", "raw", *windows, "--output", f"{result.bucket}/data")
+    return result
 
 
 @pytest.fixture(scope="module")
 def run(lab: Lab) -> RunDir:
-    """Trained from the published preset."""
+    """A run trained from the published preset."""
     lab.vlatool("train", *lab.job(32), "--output", "runs/first")
     return RunDir(lab.folder / "runs/first")
 
@@ -92,26 +94,28 @@ def stored(lab: Lab, run: RunDir, s3: S3Server) -> str:
     return f"{lab.bucket}/run"
 
 
-def test_published_preset_trains_and_leaves_the_checkpoints_asked_for(run: RunDir) -> None:
+def test_published_preset_trains_and_writes_the_configured_checkpoints(run: RunDir) -> None:
     assert [step for step, _ in run.checkpoints()] == [2, 4]
 
 
-def test_resolve_config_with_the_same_words_writes_what_is_trained(lab: Lab, run: RunDir) -> None:
+def test_resolve_config_with_the_same_arguments_writes_the_config_of_the_run(
+    lab: Lab, run: RunDir
+) -> None:
     lab.vlatool("resolve-config", *lab.job(32), "--resolve_configs_path", "resolved")
-    words = ["--config", "resolved/resolved_config.yaml", "--output", run.root]
-    assert json.loads(lab.vlatool("--json", "train", *words))["status"] == "already complete"
+    arguments = ["--config", "resolved/resolved_config.yaml", "--output", run.root]
+    assert json.loads(lab.vlatool("--json", "train", *arguments))["status"] == "already complete"
 
 
-def test_run_in_the_bucket_is_measured_on_data_in_the_bucket(lab: Lab, stored: str) -> None:
-    words = ["eval", "open-loop", stored, f"{lab.bucket}/data", "--output", "errors"]
-    assert len(json.loads(lab.vlatool("--json", *words))["fields"]) == 6
+def test_run_in_the_bucket_is_evaluated_on_data_in_the_bucket(lab: Lab, stored: str) -> None:
+    arguments = ["eval", "open-loop", stored, f"{lab.bucket}/data", "--output", "errors"]
+    assert len(json.loads(lab.vlatool("--json", *arguments))["fields"]) == 6
 
 
-def test_finetuning_from_the_bucket_begins_with_its_weights(
+def test_finetuning_from_the_bucket_starts_with_its_weights(
     lab: Lab, run: RunDir, stored: str
 ) -> None:
-    words = [*lab.job(8, **STILL), "--output", "runs/tuned"]
-    lab.vlatool("finetune", "--from", stored, *words)
+    arguments = [*lab.job(8, **STILL), "--output", "runs/tuned"]
+    lab.vlatool("finetune", "--from", stored, *arguments)
 
     before = load_file(run.checkpoint(4) / "model.safetensors")
     after = load_file(RunDir(lab.folder / "runs/tuned").checkpoint(1) / "model.safetensors")

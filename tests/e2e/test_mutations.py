@@ -1,6 +1,6 @@
-"""Damaged files of every kind: an exit code that says whose fault it is, two lines, no process.
+"""Damaged files of all kinds: correct exit code, two lines of error, no process left.
 
-`VLATOOL_MUTATIONS=5000` tries more than the few of every day.
+`VLATOOL_MUTATIONS=5000` tries more than the default few.
 """
 
 import os
@@ -14,11 +14,11 @@ import pytest
 from tests.builders.forks import Forks, Outcome, forks
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.mutations import mutate_file
-from tests.builders.preprocessing import told_in_two_lines
+from tests.builders.preprocessing import has_message_and_hint
 from tests.builders.spartan import spartan_task
 from tests.builders.training import tiny_arguments, world_shards
 
-CASES = int(os.environ.get("VLATOOL_MUTATIONS", "15"))  # of every damaged thing
+CASES = int(os.environ.get("VLATOOL_MUTATIONS", "15"))  # per damaged input
 SEED = int(os.environ.get("VLATOOL_MUTATIONS_SEED", "0"))
 OURS_TO_TELL = {0, 2, 3, 4, 5, 6}
 WINDOW = ("--past-lowdim-steps", "1", "--future-lowdim-steps", "2")
@@ -49,12 +49,12 @@ def preprocess(source: Path, output: Path) -> list[str]:
 
 
 def problem(outcome: Outcome) -> str:
-    """What a command should not have done; empty if it did right."""
+    """Description of wrong behavior of a command; empty if there is none."""
     if outcome.code not in OURS_TO_TELL:
         return f"exit {outcome.code}: {outcome.stderr[-600:]}"
     if outcome.left:
         return f"{outcome.left} processes left"
-    if outcome.code and not told_in_two_lines(outcome.document["error"]):
+    if outcome.code and not has_message_and_hint(outcome.document["error"]):
         return f"not two lines: {outcome.document['error']}"
     return ""
 
@@ -62,25 +62,25 @@ def problem(outcome: Outcome) -> str:
 def problems(
     thing: Path, warm: Forks, tmp_path: Path, commands: Callable[[Path], list[list[str]]]
 ) -> list[str]:
-    """What one of the commands did wrong with a thing that has a damaged file, in many cases."""
-    found: list[str] = []
+    """Wrong behavior of the commands on copies with a damaged file, in many cases."""
+    results: list[str] = []
     for case in range(SEED, SEED + CASES):
         rng = random.Random(case)
         copy = tmp_path / str(case) / thing.name
         shutil.copytree(thing, copy)
         damaged = mutate_file(copy, rng).relative_to(copy)
         words = rng.choice(commands(copy))
-        told = problem(warm.run([*words, "--json", "-q"]))
-        if told:
-            found.append(f"case {case}, {damaged}, {' '.join(words[:2])}: {told}")
+        message = problem(warm.run([*words, "--json", "-q"]))
+        if message:
+            results.append(f"case {case}, {damaged}, {' '.join(words[:2])}: {message}")
         shutil.rmtree(copy.parent)
-    return found
+    return results
 
 
 @pytest.mark.parametrize(
     ("name", "build"), [("spartan", spartan_task), ("lerobot", lerobot_dataset)]
 )
-def test_damaged_source_is_told(
+def test_damaged_source_is_reported(
     name: str, build: Callable[[Path], Path], warm: Forks, tmp_path: Path
 ) -> None:
     source = build(tmp_path / "whole" / name)
@@ -92,7 +92,7 @@ def test_damaged_source_is_told(
     assert problems(source, warm, tmp_path, commands) == []
 
 
-def test_damaged_output_is_told(data: Path, warm: Forks, tmp_path: Path) -> None:
+def test_damaged_output_is_reported(data: Path, warm: Forks, tmp_path: Path) -> None:
     def commands(copy: Path) -> list[list[str]]:
         raw = str(data.parent / "raw")
         again = ["preprocess", "spartan", raw, "-o", str(copy), "--workers", "1"]
@@ -102,7 +102,7 @@ def test_damaged_output_is_told(data: Path, warm: Forks, tmp_path: Path) -> None
     assert problems(data, warm, tmp_path, commands) == []
 
 
-def test_damaged_run_is_told(trained: Path, data: Path, warm: Forks, tmp_path: Path) -> None:
+def test_damaged_run_is_reported(trained: Path, data: Path, warm: Forks, tmp_path: Path) -> None:
     def commands(copy: Path) -> list[list[str]]:
         on = tiny_arguments(data, copy, total_train_steps=3)
         evaluate = ["eval", "open-loop", str(copy), str(data), "--max-samples", "2"]

@@ -1,4 +1,4 @@
-"""A third-party package brings a format, model types, a kind of data and a preset."""
+"""A third-party package with a format, model types, a data kind and a preset."""
 
 import json
 import os
@@ -89,17 +89,17 @@ def test_format_is_used_with_its_own_keys(root: Path, data: Path) -> None:
     assert (result["episodes"], result["cameras"]) == (3, ["front"])
     assert result["action_fields"] == ["action"]
     names = [
-        sorted(p.name for p in (one / "shards").glob("*.tar")) for one in (data, root / "flat")
+        sorted(p.name for p in (path / "shards").glob("*.tar")) for path in (data, root / "flat")
     ]
     assert names[0] == names[1] != []
 
 
-def test_error_of_a_format_is_told_as_ours_are(root: Path) -> None:
+def test_error_of_a_format_is_reported_like_a_built_in_error(root: Path) -> None:
     status, document = preprocess(root, "none")
     assert (status, document["error"]["code"]) == (3, "data.missing_file")
 
 
-def test_bug_of_a_format_costs_only_its_episode_and_is_told_as_a_bug(root: Path) -> None:
+def test_bug_of_a_format_fails_only_its_episode_and_is_reported_as_a_bug(root: Path) -> None:
     raw = acme_data(root / "cut")
     np.save(raw / "episode_1/front.npy", np.zeros((3, 16, 20, 3), np.uint8))  # of 8 frames
 
@@ -128,7 +128,7 @@ def test_model_type_trains_and_is_evaluated(root: Path, data: Path) -> None:
     assert report["overall"]["policy"] < report["overall"]["mean_action"]
 
 
-def test_kind_of_data_of_a_plugin_trains_from_raw_episodes(root: Path) -> None:
+def test_data_kind_of_a_plugin_trains_from_raw_episodes(root: Path) -> None:
     options = ["--set", "model.type=acme_line", "--data", "raw", "-o", "runs/line"]
     options += ["--hparams.lr", "0.05", "--hparams.precision", "float32"]
     options += ["--hparams.global_batch_size", "8", "--hparams.warmup", "0"]
@@ -149,14 +149,14 @@ def test_kind_of_data_of_a_plugin_trains_from_raw_episodes(root: Path) -> None:
     assert json.loads((root / "runs/line/acme_scale.json").read_text()) > 0
 
 
-def test_kind_that_a_model_type_does_not_take_is_refused(root: Path) -> None:
+def test_data_kind_that_a_model_type_does_not_take_is_an_error(root: Path) -> None:
     options = ["--set", "model.type=acme_line", "--set", "data.type=robotics"]
     status, document = vlatool(root, "train", *options, "--total-train-steps", "2")
     assert status == 2
     assert "acme_steps" in json.dumps(document["error"])
 
 
-def test_type_alone_chooses_the_model(root: Path, data: Path) -> None:
+def test_type_key_selects_the_model(root: Path, data: Path) -> None:
     status, result = vlatool(
         root, "train", "--set", "model.type=acme_mlp", "--data", str(data), "-o", "runs/typed",
         "--total-train-steps", "2", "--hparams.global_batch_size", "8", "--data.num_workers", "0",
@@ -165,7 +165,7 @@ def test_type_alone_chooses_the_model(root: Path, data: Path) -> None:
     assert (status, result["steps"]) == (0, 2)
 
 
-def test_unknown_key_of_a_plugin_is_refused_with_the_nearest(root: Path, data: Path) -> None:
+def test_unknown_key_of_a_plugin_is_an_error_with_the_nearest(root: Path, data: Path) -> None:
     status, document = vlatool(
         root, "train", "--preset", "acme-linear", "--data", str(data), "--model.bais", "true"
     )
@@ -184,6 +184,6 @@ def test_builtin_is_not_shadowed(root: Path) -> None:
     assert (status, document["error"]["code"]) == (3, "data.no_episodes")
 
 
-def test_plugin_keeps_the_promises(root: Path) -> None:
+def test_plugin_fulfills_the_contracts(root: Path) -> None:
     done = python(root, "-c", CHECKS.format(data=str(root / "raw")))
     assert done.returncode == 0, done.stderr

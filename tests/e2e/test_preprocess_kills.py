@@ -1,4 +1,4 @@
-"""`kill -9` at any moment: the same command goes on and ends with the bytes of a quiet run."""
+"""`kill -9` at any time: the same command resumes and ends with the bytes of an undisturbed run."""
 
 import os
 import random
@@ -38,7 +38,7 @@ def command(raw: Path, output: Path, *more: str) -> list[str]:
 
 
 def run_and_kill(words: list[str], after_s: float, *, group: bool) -> None:
-    """Starts a run and kills it, with its workers or alone, unless it ends before."""
+    """Starts a run and kills it, with or without its workers, unless it ends before."""
     process = subprocess.Popen(
         words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
@@ -53,7 +53,7 @@ def finish(words: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_run_killed_again_and_again_ends_with_the_same_bytes(
+def test_repeatedly_killed_run_ends_with_the_same_bytes(
     raw: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     rng = random.Random(os.environ.get("VLATOOL_KILL_SEED", "7"))
@@ -74,7 +74,7 @@ def test_run_killed_again_and_again_ends_with_the_same_bytes(
 def test_every_phase_survives_a_kill(
     raw: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """Kills once at each of many moments, each time from a fresh start."""
+    """Kills once at each of many times, always in a new output."""
     for after_ms in range(600, 2600, 250):
         output = tmp_path / str(after_ms)
         run_and_kill(command(raw, output), after_ms / 1000, group=False)

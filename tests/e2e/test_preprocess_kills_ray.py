@@ -1,4 +1,4 @@
-"""`kill -9` of a run on a private Ray: nothing is left running, and the same command ends it."""
+"""`kill -9` of a run on a private Ray: no process is left, and the same command resumes."""
 
 import os
 import random
@@ -19,7 +19,7 @@ pytest.importorskip("ray")
 
 VLATOOL = [sys.executable, "-m", "vlatool"]
 RAY = ["--engine", "ray", "--ray-num-cpus", "2"]
-LEFT_S = 20.0  # how long processes of a killed run may take to end; Ray's own took a minute
+LEFT_S = 20.0  # time for processes of a killed run to end; those of Ray itself took a minute
 PATIENCE_S = 120.0  # the machine may be busy with other tests
 SEED = os.environ.get("VLATOOL_KILL_SEED", "7")
 
@@ -38,7 +38,7 @@ def command(raw: Path, output: Path, *more: str) -> list[str]:
 
 
 def start(words: list[str], mark: str, **environment: str) -> subprocess.Popen[bytes]:
-    """A run in a session of its own; its processes have `mark` in their environment."""
+    """Starts a run in its own session; its processes have `mark` in their environment."""
     return subprocess.Popen(
         words,
         env={**os.environ, **environment, "VLATOOL_TEST_RUN": mark},
@@ -49,46 +49,46 @@ def start(words: list[str], mark: str, **environment: str) -> subprocess.Popen[b
 
 
 def processes(mark: str) -> dict[int, str]:
-    """The processes of a run that are not over yet: number and title."""
-    found: dict[int, str] = {}
+    """Running processes of a run: number to title."""
+    titles: dict[int, str] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if f"VLATOOL_TEST_RUN={mark}".encode() in (folder / "environ").read_bytes().split(
                 b"\0"
             ):
-                found[int(folder.name)] = (folder / "cmdline").read_text().strip("\0")
-    return found
+                titles[int(folder.name)] = (folder / "cmdline").read_text().strip("\0")
+    return titles
 
 
 def workers(mark: str) -> list[int]:
-    """The processes of a run that work on episodes, or are about to."""
+    """Processes of a run that work on episodes, or will do so."""
     titles = processes(mark).items()
     return [pid for pid, title in titles if title.startswith("ray::") and "Agent" not in title]
 
 
 def session(leader: int) -> list[int]:
-    """The processes of a session, in whichever process group."""
-    found: list[int] = []
+    """Processes of a session, in any process group."""
+    members: list[int] = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if os.getsid(int(folder.name)) == leader:
-                found.append(int(folder.name))
-    return found
+                members.append(int(folder.name))
+    return members
 
 
 def programs(mark: str, program: str) -> list[int]:
-    """The processes of a run that are a program or a script of Python."""
+    """Processes of a run that execute a program or a Python script."""
     words = {pid: title.split("\0", 3)[:3] for pid, title in processes(mark).items()}
     heads = {pid: some if "python" in some[0] else some[:1] for pid, some in words.items()}
     return [pid for pid, some in heads.items() if any(word.endswith(program) for word in some)]
 
 
 def first(run: subprocess.Popen[bytes], find: Callable[[], list[int]]) -> list[int]:
-    """What is found as soon as anything is; nothing if the run ends before."""
+    """First non-empty result of `find`; empty if the run ends before."""
     deadline = time.monotonic() + PATIENCE_S
     while run.poll() is None and time.monotonic() < deadline:
-        if found := find():
-            return found
+        if pids := find():
+            return pids
         time.sleep(0.02)
     return []
 
@@ -100,7 +100,7 @@ def kill(victims: list[int]) -> None:
 
 
 def left_after(mark: str, seconds: float) -> dict[int, str]:
-    """The processes of a run that still live after so many seconds."""
+    """Processes of a run that still exist after `seconds`."""
     deadline = time.monotonic() + seconds
     while (left := processes(mark)) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -115,7 +115,7 @@ def undisturbed(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 
 @pytest.mark.slow
-def test_run_killed_again_and_again_ends_with_the_bytes_of_a_local_run(
+def test_repeatedly_killed_run_ends_with_the_bytes_of_a_local_run(
     raw: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     rng = random.Random(SEED)
@@ -143,7 +143,7 @@ def test_run_killed_again_and_again_ends_with_the_bytes_of_a_local_run(
 
 
 @pytest.mark.slow
-def test_killed_worker_costs_the_run_nothing(
+def test_killed_worker_does_not_affect_the_run(
     raw: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     output, mark, rng = tmp_path / "out", f"{os.getpid()} worker", random.Random(SEED)
@@ -158,13 +158,13 @@ def test_killed_worker_costs_the_run_nothing(
 
 
 @pytest.mark.slow
-def test_worker_that_dies_while_it_starts_costs_the_run_nothing(
+def test_worker_that_dies_at_its_start_does_not_affect_the_run(
     raw: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """Ray waits for it, a minute unless it is told otherwise, and starts another one."""
+    """Ray waits for it, a minute by default, and starts another one."""
     output, mark = tmp_path / "out", f"{os.getpid()} new worker"
-    patience = {"RAY_worker_register_timeout_seconds": "10"}
-    run = start(command(raw, output, *RAY), mark, **patience)
+    timeout = {"RAY_worker_register_timeout_seconds": "10"}
+    run = start(command(raw, output, *RAY), mark, **timeout)
     victims = first(run, partial(programs, mark, "default_worker.py"))
     kill(victims[:1])
 
@@ -176,7 +176,7 @@ def test_worker_that_dies_while_it_starts_costs_the_run_nothing(
 
 @pytest.mark.slow
 def test_process_of_ray_that_dies_at_the_start_is_exit_6(raw: Path, tmp_path: Path) -> None:
-    """Several runs beside each other, because Ray itself gives up after half a minute."""
+    """Runs several at once, because Ray itself gives up after half a minute."""
     victims: dict[str, list[int]] = {}
     runs: dict[str, subprocess.Popen[bytes]] = {}
     for title in ("gcs/gcs_server", "raylet/raylet", "agent.py", "agent/main.py"):

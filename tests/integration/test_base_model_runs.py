@@ -1,4 +1,4 @@
-"""Runs that begin with a base model: what they keep of it is all that is needed later."""
+"""Runs that start with a base model, which their assets replace later."""
 
 import shutil
 from collections.abc import Iterator
@@ -71,12 +71,12 @@ def config(data: Path, run: Path, base: Path | str, **changes: Any) -> TrainConf
     return load_config(TrainConfig, overrides=overrides).config
 
 
-def trained(*words: Any, **changes: Any) -> TrainResult:
-    return train(config(*words, **changes))
+def trained(*arguments: Any, **changes: Any) -> TrainResult:
+    return train(config(*arguments, **changes))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_run_goes_on_acts_and_is_finetuned_without_its_base_model(
+def test_run_is_resumed_evaluated_and_finetuned_without_its_base_model(
     family: str, data: Path, tmp_path: Path
 ) -> None:
     run, base = tmp_path / "run", tmp_path / family
@@ -87,16 +87,16 @@ def test_run_goes_on_acts_and_is_finetuned_without_its_base_model(
     assert trained(data, run, base, total_train_steps=3).steps == 3
     policy = load_policy(run, inference_steps=2)
     image = np.zeros((48, 64, 3), np.uint8)
-    seen = {name: np.zeros(width) for name, width in policy.fields.items()}
-    actions = policy.act({**dict.fromkeys(CAMERAS, image), **seen, "instruction": "put"})
-    assert all(np.isfinite(one).all() for one in actions.values())
-    begun = {"model__resume_from_checkpoint": str(run), "model__resume_weights_only": True}
+    state = {name: np.zeros(width) for name, width in policy.fields.items()}
+    actions = policy.act({**dict.fromkeys(CAMERAS, image), **state, "instruction": "put"})
+    assert all(np.isfinite(value).all() for value in actions.values())
+    init = {"model__resume_from_checkpoint": str(run), "model__resume_weights_only": True}
     frozen = {"model__transformer__freeze": True}
-    tuned = finetune(config(data, tmp_path / "tuned", base, **begun, **frozen))
-    assert tuned.steps == 2
+    result = finetune(config(data, tmp_path / "tuned", base, **init, **frozen))
+    assert result.steps == 2
 
 
-def test_commit_of_the_hub_is_that_of_the_first_use(
+def test_run_keeps_the_commit_of_its_first_start(
     hub: WebServer, data: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -120,19 +120,19 @@ def test_another_commit_of_the_hub_is_another_run(
     assert caught.value.code == "usage.output_differs"
 
 
-def test_base_model_is_read_at_the_commit_that_is_asked_for(
+def test_base_model_is_read_at_the_configured_commit(
     hub: WebServer, data: Path, tmp_path: Path
 ) -> None:
     hub.faults.commit = OTHER_COMMIT
     run = tmp_path / "run"
     trained(data, run, "lab/clip", **{f"{BACKBONE}.revision": COMMIT})
 
-    asked = {path for _, path, _ in hub.faults.requests if "/resolve/" in path}
-    assert asked
-    assert all(COMMIT in path for path in asked)
+    paths = {path for _, path, _ in hub.faults.requests if "/resolve/" in path}
+    assert paths
+    assert all(COMMIT in path for path in paths)
 
 
-def test_tokenizer_that_is_lost_is_written_again(data: Path, tmp_path: Path) -> None:
+def test_missing_tokenizer_is_rewritten(data: Path, tmp_path: Path) -> None:
     run, base = tmp_path / "run", clip_base(tmp_path / "clip")
     trained(data, run, base)
     (run / "tokenizer.json").unlink()
@@ -159,7 +159,7 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("config.yaml", "changed", "run.broken_kept"),
     ],
 )
-def test_verify_notices_what_is_not_as_it_was_kept(
+def test_verify_reports_changed_assets(
     name: str, change: str, code: str, whole: Path, tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(whole, tmp_path / "run"))
@@ -172,7 +172,7 @@ def test_verify_notices_what_is_not_as_it_was_kept(
     assert caught.value.details["codes"] == {code: 1}
 
 
-def test_policy_with_another_tokenizer_is_refused(whole: Path, tmp_path: Path) -> None:
+def test_policy_with_another_tokenizer_is_an_error(whole: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(whole, tmp_path / "run"))
     path = run / "tokenizer.json"
     path.write_text(path.read_text().replace("green", "grey"))

@@ -54,7 +54,7 @@ def test_config_tokenizer_and_weights_equal_those_of_a_local_folder(
     remote = ClipBackboneConfig(hf_pretrained=name).derive(DATA)[0]
     location = {"hf_pretrained": local.hf_pretrained, "revision": None}
     assert remote.model_copy(update=location) == local
-    remote.keep(tmp_path)
+    remote.save_assets(tmp_path)
     sentences = make_text_tokenizer(remote, None, tmp_path)(["put the block"])
     assert torch.equal(sentences, make_text_tokenizer(local, None, None)(["put the block"]))
     networks = [ClipBackbone(config) for config in (local, remote)]

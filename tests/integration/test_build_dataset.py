@@ -97,7 +97,7 @@ def test_each_line_holds_the_ids_and_codes_of_its_window(made: Path, tmp_path: P
         raw = (made / f"A/data/{name}.jsonl").read_bytes().splitlines()
         built = (tmp_path / f"out/data/{name}.jsonl").read_bytes().splitlines()
         for window, one in zip(map(parse_window, raw), map(parse_sample, built), strict=True):
-            said = one.said
+            said = one.conversation
             assert (said.kind, said.task) == (window.kind, window.task)
             ids = fast.encode(profile.normalize([window.actions]))[0]
             assert said.action_ids == tuple(ids)
@@ -379,7 +379,7 @@ class TestOptions:
     def test_kinds_are_chosen(self, made: Path, tmp_path: Path) -> None:
         result = build(made, tmp_path / "out", kinds=["wm"])
         assert result.kinds == {"wm": SAMPLES // 2}
-        assert {parse_sample(line).said.kind for line in lines(tmp_path / "out")} == {"wm"}
+        assert {parse_sample(line).conversation.kind for line in lines(tmp_path / "out")} == {"wm"}
 
     def test_a_kind_that_no_window_is_of_is_refused(self, tmp_path: Path) -> None:
         tree = published_windows(tmp_path / "A", 1, 2, kinds=["vla"])

@@ -1,4 +1,4 @@
-"""A checkpoint that is not as it was written is used by nobody, and the message names the file."""
+"""Damaged checkpoints raise an error that names the file."""
 
 import json
 import shutil
@@ -32,18 +32,18 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(whole: Path, tmp_path: Path) -> RunDir:
-    """A copy that a test may break; moved, so that `train` knows it under its new name."""
+    """Copy of the run that a test may damage; `train` accepts the run in its new folder."""
     return RunDir(Path(shutil.copytree(whole, tmp_path / "run")))
 
 
 def flip(path: Path) -> None:
-    """One bit in the middle."""
+    """Flips a bit in the middle of a file."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
-def test_every_file_of_a_checkpoint_is_tried_here(run: RunDir) -> None:
+def test_list_of_checkpoint_files_is_complete(run: RunDir) -> None:
     assert sorted(path.name for path in run.checkpoint(2).iterdir()) == FILES
 
 
@@ -65,7 +65,7 @@ def test_damaged_file_stops_evaluation_and_training_with_its_name(
         assert path.name in caught.value.message
 
 
-def test_without_the_damaged_checkpoint_the_run_goes_on_from_the_one_before(
+def test_without_the_damaged_checkpoint_the_run_resumes_from_the_one_before(
     run: RunDir, data: Path
 ) -> None:
     flip(run.checkpoint(2) / "model.safetensors")
@@ -84,22 +84,22 @@ def test_weights_that_no_manifest_lists_are_not_used(run: RunDir) -> None:
     assert load_trained(str(run.root), "auto").weights == "raw"
 
 
-def test_verify_of_a_run_tells_that_its_newest_checkpoint_has_no_manifest(
+def test_verify_of_a_run_reports_that_its_newest_checkpoint_has_no_manifest(
     run: RunDir, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (run.checkpoint(2) / "manifest.json").unlink()
     assert run_command(["verify", str(run.root), "--json"]) == 3
-    found = json.loads(capsys.readouterr().out)["findings"]
-    assert "run.broken_manifest" in {one["code"] for one in found}
+    actual = json.loads(capsys.readouterr().out)["findings"]
+    assert "run.broken_manifest" in {finding["code"] for finding in actual}
 
 
-# what stands beside the checkpoints
+# files beside the checkpoints
 
 
 @pytest.mark.parametrize(
     "content", [None, "{", "[]", '{"step": 1, "checkpoint": "checkpoints/step_00000001"}']
 )
-def test_latest_that_is_not_the_newest_misleads_nobody_and_is_mended(
+def test_latest_that_is_not_the_newest_is_ignored_and_repaired(
     content: str | None, run: RunDir, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     expected = run.latest_file.read_bytes()
@@ -120,8 +120,8 @@ def test_lost_file_of_a_complete_run_is_written_again(
     path.unlink() if content is None else path.write_bytes(content)
     config = tiny_config(data, run.root, **STEPS)
     assert train(config).status == "already complete"
-    found = path.read_bytes().replace(str(run.root.parent).encode(), str(whole.parent).encode())
-    assert found == (whole / name).read_bytes()
+    actual = path.read_bytes().replace(str(run.root.parent).encode(), str(whole.parent).encode())
+    assert actual == (whole / name).read_bytes()
     load_trained(str(run.root), "auto")
 
 
@@ -140,7 +140,7 @@ def test_damaged_file_of_a_run_has_a_hint(name: str, run: RunDir) -> None:
     assert caught.value.hint
 
 
-def test_metrics_that_are_a_folder_are_told_with_their_name(run: RunDir, data: Path) -> None:
+def test_metrics_that_are_a_folder_are_reported_with_their_path(run: RunDir, data: Path) -> None:
     run.metrics.unlink()
     run.metrics.mkdir()
     with pytest.raises(DataError) as caught:

@@ -1,4 +1,4 @@
-"""Names of joints on their way from a recording to tables, pages, statistics and errors."""
+"""Names of joints from a recording in tables, pages, statistics and errors."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ JOINTS = ["shoulder", "elbow"]
 
 
 def named_dataset(root: Path, change: Any = lambda _number, _columns: None) -> Path:
-    """A set whose action [2] is named, and whose state [3] is not."""
+    """A data set with names for action [2] and none for state [3]."""
     lerobot_dataset(root, (6, 5), change=change)
     path = root / "meta/info.json"
     info = json.loads(path.read_text())
@@ -68,17 +68,17 @@ def test_names_are_beside_the_shards(data: Path) -> None:
 
 
 def test_names_are_in_tables_of_recordings_and_of_shards(raw: Path, data: Path) -> None:
-    for place in (raw, data):
-        result = inspect(InspectConfig(location=str(place)))
+    for path in (raw, data):
+        result = inspect(InspectConfig(location=str(path)))
         assert "shoulder, elbow" in result.text()
         assert result.document()["fields"]["action"]["names"] == tuple(JOINTS)
 
 
 @pytest.mark.parametrize("part", ["", "shards/shard_000000.tar"])
 def test_names_are_on_pages(part: str, raw: Path, data: Path, tmp_path: Path) -> None:
-    for number, place in enumerate([data / part, raw]):
+    for number, path in enumerate([data / part, raw]):
         page = tmp_path / f"{number}.html"
-        inspect(InspectConfig(location=str(place), html=str(page)))
+        inspect(InspectConfig(location=str(path), html=str(page)))
         assert "elbow" in page.read_text()
 
 
@@ -96,10 +96,10 @@ def test_curves_and_tables_of_an_evaluation_have_the_names(data: Path, trained: 
 
 
 def findings_of(location: Path, code: str) -> list[str]:
-    """What `verify` says under a code."""
+    """Messages of `verify` for a code."""
     with pytest.raises(DataError) as caught:
         verify(VerifyConfig(location=str(location)))
-    return [one.message for one in caught.value.result.findings if one.code == code]
+    return [finding.message for finding in caught.value.result.findings if finding.code == code]
 
 
 def nan_in_second_action(number: int, columns: Columns) -> None:
@@ -109,23 +109,23 @@ def nan_in_second_action(number: int, columns: Columns) -> None:
         columns["action"] = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), 2)
 
 
-def test_a_broken_number_is_told_with_its_joint(tmp_path: Path) -> None:
+def test_non_finite_value_is_reported_with_its_joint(tmp_path: Path) -> None:
     source = named_dataset(tmp_path / "raw", nan_in_second_action)
     error = refusal(source, tmp_path / "out", format="lerobot", on_error="stop")
     assert (error.code, error.details["frame"]) == ("data.not_finite", 3)
     assert "action: elbow" in error.message
-    told = findings_of(source, "lerobot.non_finite")
-    assert len(told) == 1
-    assert "elbow" in told[0]
+    messages = findings_of(source, "lerobot.non_finite")
+    assert len(messages) == 1
+    assert "elbow" in messages[0]
 
 
-def test_a_value_outside_its_statistics_is_told_with_its_joint(raw: Path, tmp_path: Path) -> None:
+def test_value_outside_its_statistics_is_reported_with_its_joint(raw: Path, tmp_path: Path) -> None:
     run(raw, tmp_path, format="lerobot")
     path = tmp_path / "shards/stats.json"
     stats = read_stats(path)
     for row in stats["action"]["max_per_timestep"]:
         row[1] = -1000.0
     write_stats(path, stats)
-    told = findings_of(tmp_path, "stats.out_of_range")
-    assert len(told) == 1
-    assert "action: elbow" in told[0]
+    messages = findings_of(tmp_path, "stats.out_of_range")
+    assert len(messages) == 1
+    assert "action: elbow" in messages[0]

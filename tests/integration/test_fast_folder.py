@@ -25,38 +25,38 @@ from vlatool.workflows.fit_fast import FitFastConfig, fit_fast
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fitted")
     data, output = window_tree(folder / "windows"), folder / "fast"
-    given = {"sources": [str(data)], "output": str(output), "profile": "libero", "workers": 1}
-    fit_fast(FitFastConfig(**given, vocab_size=300))
+    options = {"sources": [str(data)], "output": str(output), "profile": "libero", "workers": 1}
+    fit_fast(FitFastConfig(**options, vocab_size=300))
     return output
 
 
 @pytest.fixture
 def folder(fitted: Path, tmp_path: Path) -> Path:
-    """A copy without the list of files: what a file says is told, not that it changed."""
+    """Copy without the file list, so that the content of a file is reported, not its change."""
     shutil.copytree(fitted, tmp_path / "fast", ignore=shutil.ignore_patterns(".vlatool"))
     return tmp_path / "fast"
 
 
-def found(folder: Path) -> set[str]:
-    """Codes of errors and warnings."""
-    told = json.loads(said("verify", str(folder), "--json")[1])
-    told = told.get("result", told)
-    return {one["code"] for one in told["findings"] if one["severity"] != "info"}
+def problem_codes(folder: Path) -> set[str]:
+    """Codes of the errors and warnings of `verify`."""
+    report = json.loads(said("verify", str(folder), "--json")[1])
+    report = report.get("result", report)
+    return {finding["code"] for finding in report["findings"] if finding["severity"] != "info"}
 
 
-def test_a_fitted_tokenizer_is_whole(fitted: Path) -> None:
+def test_a_fitted_tokenizer_has_no_findings(fitted: Path) -> None:
     code, text = said("verify", str(fitted), "--json")
 
-    told = json.loads(text)
-    assert (code, told["kind"], told["findings"]) == (0, "fast", [])
+    report = json.loads(text)
+    assert (code, report["kind"], report["findings"]) == (0, "fast", [])
 
 
-def test_the_original_reader_may_lie_beside_it(fitted: Path, tmp_path: Path) -> None:
+def test_the_original_reader_may_be_in_the_folder(fitted: Path, tmp_path: Path) -> None:
     copy = tmp_path / "fast"
     shutil.copytree(fitted, copy)
     (copy / CODE_NAME).touch()
 
-    assert found(copy) == set()
+    assert problem_codes(copy) == set()
 
 
 @pytest.mark.parametrize(
@@ -70,23 +70,23 @@ def test_the_original_reader_may_lie_beside_it(fitted: Path, tmp_path: Path) -> 
         (REPORT_NAME, "{", "[", "fast.broken_report"),
     ],
 )
-def test_what_is_wrong_is_found(
+def test_each_problem_is_reported(
     folder: Path, name: str, before: str, after: str, code: str
 ) -> None:
     text = (folder / name).read_text()
     assert before in text
     (folder / name).write_text(text.replace(before, after, 1))
 
-    assert found(folder) == {code}
+    assert problem_codes(folder) == {code}
 
 
-def test_a_vocabulary_without_every_byte_is_told(tmp_path: Path) -> None:
+def test_a_vocabulary_without_every_byte_is_reported(tmp_path: Path) -> None:
     write_fast(tmp_path, ActionTokenizer(byte_document(byte_characters()[:99]), 10.0, 0))
 
-    assert found(tmp_path) == {"fast.missing_bytes"}
+    assert problem_codes(tmp_path) == {"fast.missing_bytes"}
 
 
-def test_the_processor_of_a_model_is_none(tmp_path: Path) -> None:
+def test_the_processor_of_a_model_is_not_recognized(tmp_path: Path) -> None:
     (tmp_path / PROCESSOR_NAME).write_text('{"processor_class": "Other", "image_size": 3}')
 
     assert recognize(tmp_path) is None
@@ -100,18 +100,18 @@ def test_inspection_shows_tokenizer_and_profile(fitted: Path) -> None:
     assert "gripper" in text
 
 
-def test_inspection_of_a_broken_one_tells_what_is_broken(folder: Path) -> None:
+def test_inspection_of_a_broken_tokenizer_reports_the_problem(folder: Path) -> None:
     (folder / TOKENIZER_NAME).write_text("{}")
 
-    told = json.loads(said("inspect", str(folder), "--json")[1])
+    report = json.loads(said("inspect", str(folder), "--json")[1])
 
-    assert [one["code"] for one in told["findings"]] == ["data.broken_fast_tokenizer"]
+    assert [finding["code"] for finding in report["findings"]] == ["data.broken_fast_tokenizer"]
 
 
-def test_a_tokenizer_without_a_scale_is_told_of_as_one(folder: Path) -> None:
+def test_a_tokenizer_without_a_scale_is_recognized_as_broken(folder: Path) -> None:
     path = folder / PROCESSOR_NAME
     content = json.loads(path.read_text())
     del content["scale"]
     path.write_text(json.dumps(content))
 
-    assert "fast.broken" in found(folder)
+    assert "fast.broken" in problem_codes(folder)

@@ -1,4 +1,4 @@
-"""A run that begins with the weights of another one."""
+"""Runs that start with the weights of another run."""
 
 import shutil
 from pathlib import Path
@@ -30,45 +30,47 @@ def base(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def tuned(data: Path, run: Path, origin: Path | str, **changes: Any) -> dict[str, torch.Tensor]:
-    keys = {"model__resume_from_checkpoint": str(origin), "model__resume_weights_only": True}
+def finetuned(
+    data: Path, run: Path, checkpoint: Path | str, **changes: Any
+) -> dict[str, torch.Tensor]:
+    keys = {"model__resume_from_checkpoint": str(checkpoint), "model__resume_weights_only": True}
     finetune(tiny_config(data, run, **{**STILL, **keys, **changes}))
     return load_file(RunDir(run).checkpoint(1) / "model.safetensors")
 
 
-def test_run_begins_with_the_averaged_weights_of_the_checkpoint(
+def test_run_starts_with_the_averaged_weights_of_the_checkpoint(
     data: Path, base: Path, tmp_path: Path
 ) -> None:
-    weights = tuned(data, tmp_path / "run", base)
+    weights = finetuned(data, tmp_path / "run", base)
 
-    begun = load_file(RunDir(base).checkpoint(2) / "ema.safetensors")
-    assert all(torch.equal(weights[name], begun[name]) for name in begun)
+    base_weights = load_file(RunDir(base).checkpoint(2) / "ema.safetensors")
+    assert all(torch.equal(weights[name], base_weights[name]) for name in base_weights)
 
 
-def test_networks_that_are_named_begin_anew(data: Path, base: Path, tmp_path: Path) -> None:
-    weights = tuned(data, tmp_path / "run", base, model__resume_except=["output_layer"])
+def test_excluded_networks_are_not_loaded(data: Path, base: Path, tmp_path: Path) -> None:
+    weights = finetuned(data, tmp_path / "run", base, model__resume_except=["output_layer"])
 
-    begun = load_file(RunDir(base).checkpoint(2) / "ema.safetensors")
-    other = {name for name in begun if not torch.equal(weights[name], begun[name])}
+    base_weights = load_file(RunDir(base).checkpoint(2) / "ema.safetensors")
+    other = {name for name in base_weights if not torch.equal(weights[name], base_weights[name])}
     assert {name.partition(".")[0] for name in other} == {"output_layer"}
 
 
-def test_checkpoint_of_another_architecture_is_refused(
+def test_checkpoint_of_another_architecture_is_an_error(
     data: Path, base: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError) as caught:
-        tuned(data, tmp_path / "run", base, model__transformer__n_layers=3)
+        finetuned(data, tmp_path / "run", base, model__transformer__n_layers=3)
 
     assert (caught.value.code, caught.value.exit_code) == ("data.checkpoint_mismatch", 3)
 
 
-def test_run_that_could_not_begin_gives_its_folder_to_the_next_one(
+def test_folder_of_a_run_that_failed_at_its_start_can_be_reused(
     data: Path, base: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError):
-        tuned(data, tmp_path / "run", base, model__transformer__n_layers=3)
+        finetuned(data, tmp_path / "run", base, model__transformer__n_layers=3)
 
-    assert tuned(data, tmp_path / "run", base)
+    assert finetuned(data, tmp_path / "run", base)
 
 
 def test_checkpoint_file_in_the_working_folder_is_found(
@@ -77,48 +79,46 @@ def test_checkpoint_file_in_the_working_folder_is_found(
     monkeypatch.chdir(tmp_path)
     shutil.copy(RunDir(base).checkpoint(2) / "ema.safetensors", "mine.safetensors")
 
-    assert tuned(data, tmp_path / "run", "mine.safetensors")
+    assert finetuned(data, tmp_path / "run", "mine.safetensors")
 
 
-def test_checkpoint_that_is_missing_is_told_before_the_data_are_looked_at(tmp_path: Path) -> None:
+def test_missing_checkpoint_is_an_error_before_data_is_read(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
-        tuned(tmp_path / "no-data", tmp_path / "run", tmp_path / "nowhere")
+        finetuned(tmp_path / "no-data", tmp_path / "run", tmp_path / "nowhere")
 
     assert (caught.value.code, caught.value.exit_code) == ("data.no_source", 3)
     assert "nowhere" in caught.value.message
 
 
-def test_finetuned_run_goes_on_without_the_one_it_began_with(
+def test_finetuned_run_is_resumed_without_its_base_run(
     data: Path, base: Path, tmp_path: Path
 ) -> None:
-    origin = Path(shutil.copytree(base, tmp_path / "origin"))
-    tuned(data, tmp_path / "run", origin)
-    shutil.rmtree(origin)
+    copy = Path(shutil.copytree(base, tmp_path / "copy"))
+    finetuned(data, tmp_path / "run", copy)
+    shutil.rmtree(copy)
 
-    keys = {"model__resume_from_checkpoint": str(origin), "model__resume_weights_only": True}
+    keys = {"model__resume_from_checkpoint": str(copy), "model__resume_weights_only": True}
     longer = tiny_config(data, tmp_path / "run", **{**STILL, **keys, "total_train_steps": 2})
     assert finetune(longer).steps == 2
 
 
-def test_checkpoint_that_is_not_there_ends_it_before_anything_is_written(
+def test_missing_checkpoint_is_an_error_before_anything_is_written(
     data: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError) as caught:
-        tuned(data, tmp_path / "run", tmp_path / "nowhere")
+        finetuned(data, tmp_path / "run", tmp_path / "nowhere")
 
     assert (caught.value.code, (tmp_path / "run").exists()) == ("data.no_source", False)
 
 
-def test_network_without_a_rate_stays_and_goes_on_so(
-    data: Path, base: Path, tmp_path: Path
-) -> None:
+def test_network_with_rate_factor_zero_is_unchanged(data: Path, base: Path, tmp_path: Path) -> None:
     keys = {"model__lr_factors": {"transformer": 0.0}, "hparams__lr": 1e-3, "ema__enabled": False}
-    weights = tuned(data, tmp_path / "run", base, **keys, total_train_steps=1)
+    weights = finetuned(data, tmp_path / "run", base, **keys, total_train_steps=1)
 
-    begun = load_file(RunDir(base).checkpoint(2) / "ema.safetensors")
-    moved = {name for name in begun if not torch.equal(weights[name], begun[name])}
-    assert moved
-    assert not {name for name in moved if name.startswith("transformer.")}
+    base_weights = load_file(RunDir(base).checkpoint(2) / "ema.safetensors")
+    changed = {name for name in base_weights if not torch.equal(weights[name], base_weights[name])}
+    assert changed
+    assert not {name for name in changed if name.startswith("transformer.")}
 
 
 def test_no_checkpoint_is_a_usage_error(data: Path, tmp_path: Path) -> None:
@@ -128,14 +128,14 @@ def test_no_checkpoint_is_a_usage_error(data: Path, tmp_path: Path) -> None:
     assert caught.value.code == "usage.missing_key"
 
 
-def test_from_is_the_two_published_keys(data: Path, base: Path, tmp_path: Path) -> None:
-    words = tiny_arguments(data, tmp_path / "run", **STILL)[1:]
+def test_from_sets_the_two_published_keys(data: Path, base: Path, tmp_path: Path) -> None:
+    arguments = tiny_arguments(data, tmp_path / "run", **STILL)[1:]
 
-    assert run_command(["finetune", "--from", str(base), *words, "-q"]) == 0
+    assert run_command(["finetune", "--from", str(base), *arguments, "-q"]) == 0
     tree = RunDir(tmp_path / "run").config_tree()["model"]
     assert tree["resume_from_checkpoint"] == str(base)
     assert tree["resume_weights_only"] is True
 
 
-def test_nothing_that_says_what_is_trained_is_told(base: Path) -> None:
+def test_missing_model_is_a_usage_error(base: Path) -> None:
     assert run_command(["finetune", "--from", str(base), "--data", "data", "-q"]) == 2

@@ -244,7 +244,7 @@ def test_shards_that_do_not_say_what_an_action_is_need_fields(tmp_path: Path) ->
         (b"{}\n", ":2"),
         (b"not json\n", ":2"),
         (b'{"messages": [], "images": []}\n', ":2"),
-        (b"{", "cut off"),
+        (b"{", "truncated"),
     ],
 )
 def test_a_broken_line_is_named(windows: Path, tmp_path: Path, line: bytes, message: str) -> None:

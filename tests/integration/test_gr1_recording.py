@@ -1,4 +1,4 @@
-"""The real GR1 data set, where it is available. Source: formats/lerobot 13."""
+"""The real GR1 data set, if it is available. Source: formats/lerobot 13."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from vlatool.episode import Episode
 from vlatool.sources.lerobot.reader import LeRobotConfig, LeRobotReader
 
 CAMERA = "observation.images.ego_view"
-# Rows, first index, sum of state, sum of action, mean over all pictures. Source: formats/lerobot 13
+# Rows, first index, sum of state, sum of action, mean over all images. Source: formats/lerobot 13
 GOLDEN = [
     (416, 0, 1283.599643, -2976.026960, 99.37),
     (470, 416, 1012.407335, -4660.333908, 70.60),
@@ -39,7 +39,7 @@ def episodes() -> list[Episode]:
         pytest.skip(f"no GR1 recording at {recording()}; set VLATOOL_GR1 to its folder")
     reader = LeRobotReader(LeRobotConfig())
     refs = list(reader.discover([recording()]))
-    assert [one.code for one in reader.source_findings] == [
+    assert [finding.code for finding in reader.source_findings] == [
         "lerobot.template_mismatch",
         "lerobot.template_mismatch",
         "lerobot.camera_without_files",
@@ -84,8 +84,10 @@ def test_joints_are_those_of_the_groups(episodes: list[Episode]) -> None:
     assert names == episodes[0].dimension_names["observation.state"]
 
 
-def test_the_only_oddity_of_an_episode_is_its_late_timestamps(episodes: list[Episode]) -> None:
-    assert {one.code for e in episodes for one in e.findings} == {"lerobot.timestamps"}
+def test_the_only_finding_on_an_episode_is_its_late_timestamps(episodes: list[Episode]) -> None:
+    assert {finding.code for episode in episodes for finding in episode.findings} == {
+        "lerobot.timestamps"
+    }
 
 
 def test_images_are_those_of_the_recording(episodes: list[Episode]) -> None:
@@ -107,6 +109,6 @@ def test_images_are_those_of_the_recording(episodes: list[Episode]) -> None:
 def test_the_image_has_black_bars_above_and_below(episodes: list[Episode]) -> None:
     image = episodes[2].cameras[CAMERA].read([251])[0]
     assert image.shape == (256, 256, 3)
-    assert image[:47].max() <= 8  # black, give or take the codec
-    assert image[209:].max() <= 8  # black, give or take the codec
+    assert image[:47].max() <= 8  # black up to errors of the codec
+    assert image[209:].max() <= 8  # black up to errors of the codec
     assert image[48:208].max() > 100

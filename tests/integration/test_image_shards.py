@@ -1,4 +1,4 @@
-"""`preprocess images`: tars with published names, keys and order, and what beside them."""
+"""`preprocess images`: tars with published names, keys and order, indexes and lists."""
 
 import io
 import json
@@ -45,11 +45,11 @@ def with_preset(name: str, source: Path, output: Path, **options: object) -> Non
 def members(tar: Path) -> dict[str, bytes]:
     """Name to content, in the order of the tar."""
     with tarfile.open(tar) as file:
-        return {one.name: file.extractfile(one).read() for one in file}  # pyright: ignore[reportOptionalMemberAccess]
+        return {member.name: file.extractfile(member).read() for member in file}  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def samples(tar: Path) -> list[dict[str, Any]]:
-    """What the plain webdataset library reads."""
+    """Samples of a tar, read by the webdataset library."""
     return list(wds.WebDataset(str(tar), shardshuffle=False))
 
 
@@ -62,7 +62,7 @@ def files_of(tree: Path, episode: int = 0) -> list[bytes]:
     return [path.read_bytes() for path in sorted(folder.iterdir())]
 
 
-def refusal(source: Path, output: Path, **options: Any) -> VlatoolError:
+def error_of(source: Path, output: Path, **options: Any) -> VlatoolError:
     with pytest.raises(VlatoolError) as caught:
         image_shards(source, output, **options)
     return caught.value
@@ -75,21 +75,21 @@ def test_a_tar_per_episode_holds_images_in_the_published_order(tree: Path) -> No
 
     tars = sorted(path.name for path in output.glob("*.tar"))
     assert tars == [f"train-episode_{number:06d}.tar" for number in range(3)]
-    found = members(output / tars[1])
-    assert [*found] == [f"{key:08d}.jpg" for key in range(4)]
-    for data, number in zip(found.values(), (4, 5, 6, 7), strict=True):  # main, then wrist
+    images = members(output / tars[1])
+    assert [*images] == [f"{key:08d}.jpg" for key in range(4)]
+    for data, number in zip(images.values(), (4, 5, 6, 7), strict=True):  # main, then wrist
         difference = pixels(data).astype(int) - np.asarray(image(number))
-        # 4:2:0 blurs noise; another picture is twice as far away.
+        # 4:2:0 blurs noise; another image is twice as far away.
         assert np.abs(difference).mean() < 50
 
 
-def test_stored_images_go_through_as_they_are_with_a_key_of_their_own(tree: Path) -> None:
+def test_stored_images_are_copied_unchanged_with_unique_keys(tree: Path) -> None:
     image_shards(tree / "images", tree.parent / "shards")
 
-    found = samples(tree.parent / "shards/train-episode_000001.tar")
-    assert [one["png"] for one in found] == files_of(tree, 1)
-    assert [one["__key__"] for one in found] == [f"{key:08d}" for key in range(4)]
-    assert json.loads(found[2]["json"]) == {
+    stored = samples(tree.parent / "shards/train-episode_000001.tar")
+    assert [member["png"] for member in stored] == files_of(tree, 1)
+    assert [member["__key__"] for member in stored] == [f"{key:08d}" for key in range(4)]
+    assert json.loads(stored[2]["json"]) == {
         "key": "A/episode_000001/image/000002",
         "dataset": "A",
         "episode": "episode_000001",
@@ -99,22 +99,22 @@ def test_stored_images_go_through_as_they_are_with_a_key_of_their_own(tree: Path
     }
 
 
-def test_frames_of_any_reader_stand_camera_after_camera(tmp_path: Path) -> None:
+def test_frames_of_any_reader_are_written_camera_by_camera(tmp_path: Path) -> None:
     raw, output = tmp_path / "raw", tmp_path / "shards"
     sample(SampleConfig(layout="lerobot", output=str(raw), episodes=1, frames=3, workers=1))
 
     image_shards(raw, output, format="lerobot")
 
     (tar,) = output.glob("*.tar")
-    told = [json.loads(one["json"]) for one in samples(tar)]
-    cameras = list(dict.fromkeys(one["camera"] for one in told))
+    metadata = [json.loads(entry["json"]) for entry in samples(tar)]
+    cameras = list(dict.fromkeys(entry["camera"] for entry in metadata))
     assert len(cameras) > 1
     expected = [(camera, frame) for camera in cameras for frame in range(3)]
-    assert [(one["camera"], one["frame"]) for one in told] == expected
-    assert len({one["key"] for one in told}) == len(told)
+    assert [(entry["camera"], entry["frame"]) for entry in metadata] == expected
+    assert len({entry["key"] for entry in metadata}) == len(metadata)
 
 
-def test_the_index_says_where_each_image_is(tree: Path) -> None:
+def test_the_index_holds_the_range_of_each_image(tree: Path) -> None:
     image_shards(tree, tree.parent / "shards")
     for tar in (tree.parent / "shards").glob("*.tar"):
         index = read_index(index_path(tar))
@@ -125,7 +125,7 @@ def test_the_index_says_where_each_image_is(tree: Path) -> None:
 
 class TestPixels:
     def only(self, tree: Path, **options: Any) -> bytes:
-        """The first picture that is written."""
+        """The first written image."""
         image_shards(tree, tree.parent / "shards", max_episodes=1, **options)
         (data, *_) = members(tree.parent / "shards/train-episode_000000.tar").values()
         return data
@@ -134,16 +134,16 @@ class TestPixels:
         ("subsampling", "blocks"),
         [("4:4:4", [(1, 1)] * 3), ("4:2:0", [(2, 2), (1, 1), (1, 1)])],
     )
-    def test_settings_of_jpeg_are_in_the_file(
+    def test_jpeg_options_are_applied(
         self, tree: Path, subsampling: str, blocks: list[tuple[int, int]]
     ) -> None:
         data = self.only(tree, image_format="jpeg", jpeg_quality=90, jpeg_subsampling=subsampling)
         with Image.open(io.BytesIO(data)) as written:
-            found: Any = written
-            assert [(across, down) for _, across, down, _ in found.layer] == blocks
+            actual: Any = written
+            assert [(across, down) for _, across, down, _ in actual.layer] == blocks
             with Image.open(io.BytesIO(saved(image(0), "JPEG", quality=90))) as alike:
                 expected: Any = alike
-                assert found.quantization == expected.quantization
+                assert actual.quantization == expected.quantization
 
     def test_the_published_job_gives_the_pixels_of_pillow(self, tree: Path) -> None:
         with_preset(PUBLISHED, tree, tree.parent / "shards")
@@ -152,7 +152,7 @@ class TestPixels:
         expected = saved(squashed, "JPEG", quality=100, subsampling="4:2:0")
         assert np.array_equal(pixels(data), pixels(expected))
 
-    def test_png_loses_nothing(self, tree: Path) -> None:
+    def test_png_is_lossless(self, tree: Path) -> None:
         write(tree, "images/episode_000000/A.bmp", saved(image(9), "BMP"))
         assert np.array_equal(pixels(self.only(tree)), np.asarray(image(9)))
 
@@ -167,7 +167,7 @@ class TestPixels:
             ("WEBP", None, False),
         ],
     )
-    def test_bytes_are_kept_where_nothing_changes(
+    def test_bytes_are_copied_where_nothing_changes(
         self, tree: Path, kind: str, image_format: str | None, is_same: bool
     ) -> None:
         stored = saved(image(9), kind)
@@ -183,20 +183,20 @@ class TestPixels:
 
 
 class TestBytes:
-    def test_the_sink_keeps_its_promises(self) -> None:
+    def test_the_sink_fulfills_the_sink_contract(self) -> None:
         check_sink(ImageShardsSink, {"val_ratio": 0.4, "image_format": "jpeg"})
 
-    def test_two_workers_write_what_one_writes(self, tree: Path) -> None:
+    def test_two_workers_write_the_files_of_one(self, tree: Path) -> None:
         options: Mapping[str, Any] = {"image_format": "jpeg", "val_ratio": 0.5}
         image_shards(tree, tree.parent / "one", **options)
         image_shards(tree, tree.parent / "two", workers=2, **options)
         assert contents(tree.parent / "one") == contents(tree.parent / "two")
 
-    def test_images_in_s3_become_the_same_shards_there(self, tree: Path, s3_bucket: str) -> None:
-        place = RemotePath(f"s3://{s3_bucket}")
+    def test_images_in_s3_give_the_same_shards_in_s3(self, tree: Path, s3_bucket: str) -> None:
+        bucket = RemotePath(f"s3://{s3_bucket}")
         image_shards(tree, tree.parent / "here", val_ratio=0.5)
-        image_shards(upload(tree, place / "A"), place / "there", val_ratio=0.5)
-        assert digests(place / "there") == digests(tree.parent / "here")
+        image_shards(upload(tree, bucket / "A"), bucket / "there", val_ratio=0.5)
+        assert digests(bucket / "there") == digests(tree.parent / "here")
 
 
 class TestBadImages:
@@ -213,12 +213,12 @@ class TestBadImages:
             ),
         ],
     )
-    def test_an_episode_with_one_is_listed_and_the_others_are_kept(
+    def test_an_episode_with_a_bad_image_is_listed_and_the_others_are_written(
         self, tree: Path, name: str, content: bytes, code: str
     ) -> None:
         bad = write(tree, f"images/episode_000001/{name}", content)
 
-        error = refusal(tree, tree.parent / "shards", val_ratio=0.5)
+        error = error_of(tree, tree.parent / "shards", val_ratio=0.5)
 
         assert isinstance(error, PartialFailure)
         (failure,) = error.details["failures"]
@@ -234,19 +234,19 @@ class TestBadImages:
         write(tree, "images/episode_000005/notes.txt")
         os.symlink("nowhere.png", tree / "images/episode_000000/z.png")
 
-        error = refusal(tree, tree.parent / "shards")
+        error = error_of(tree, tree.parent / "shards")
 
-        codes = [one["code"] for one in error.details["failures"]]
+        codes = [failure["code"] for failure in error.details["failures"]]
         assert codes == ["data.missing_file", "data.no_pictures"]
 
-    def test_pixels_of_a_png_are_looked_at_where_that_is_asked_for(self, tree: Path) -> None:
+    def test_pixels_of_a_png_are_decoded_with_verify_pixels(self, tree: Path) -> None:
         whole = saved(image(0))
-        # Pixels that cannot be inflated, under a checksum that is right.
+        # Pixels that cannot be decompressed, with a valid checksum.
         part = b"IDAT" + b"no pixels"
         broken = struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part))
         write(tree, "images/episode_000000/z.png", whole[:33] + broken + whole[-12:])
         assert image_shards(tree, tree.parent / "a").failures == ()
-        assert refusal(tree, tree.parent / "b", verify_pixels=True).exit_code == 4
+        assert error_of(tree, tree.parent / "b", verify_pixels=True).exit_code == 4
 
     @pytest.mark.parametrize(
         ("content", "warning"),
@@ -259,19 +259,19 @@ class TestBadImages:
             ),
         ],
     )
-    def test_what_is_odd_but_usable_is_counted(
+    def test_anomalies_are_reported_and_written(
         self, tree: Path, content: bytes, warning: str
     ) -> None:
         write(tree, "images/episode_000000/z.png", content)
         result = image_shards(tree, tree.parent / "shards")
-        assert [one.partition(":")[0] for one in result.warnings] == [warning]
+        assert [warned.partition(":")[0] for warned in result.warnings] == [warning]
         assert result.samples == 13
 
-    def test_windows_without_numbers_are_refused(self, tree: Path) -> None:
-        error = refusal(tree, tree.parent / "shards", sink="lbm")
+    def test_lbm_sink_without_fields_is_an_error(self, tree: Path) -> None:
+        error = error_of(tree, tree.parent / "shards", sink="lbm")
         assert (error.code, error.exit_code) == ("data.no_fields", 3)
 
 
-def test_one_shard_is_not_split_and_that_is_told(tree: Path) -> None:
+def test_one_shard_is_not_split(tree: Path) -> None:
     image_shards(tree, tree.parent / "shards", max_episodes=1, val_ratio=0.01)
     assert not list((tree.parent / "shards").glob("*.txt"))

@@ -298,7 +298,7 @@ def test_a_shard_tells_the_shapes_of_its_arrays(preprocessed: Path) -> None:
 def test_a_shard_that_is_cut_off_says_so(shards: Path) -> None:
     path = shards / "shards/shard_000000.tar"
     path.write_bytes(path.read_bytes()[:-20_000])
-    assert document(path)["problem"].startswith("cut off")
+    assert document(path)["problem"].startswith("truncated")
 
 
 def test_a_shard_that_is_no_tar_is_an_error(tmp_path: Path) -> None:

@@ -248,7 +248,7 @@ def image_run(root: Path, run: str, **changes: Any) -> Any:
         "total_val_samples": 6,
         **changes,
     }
-    return toy_config(root, "toy_pictures", run, **keys)
+    return toy_config(root, "toy_images", run, **keys)
 
 
 def test_a_run_on_images_goes_on_to_the_same_weights(site: Path) -> None:

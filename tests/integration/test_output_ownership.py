@@ -106,7 +106,7 @@ def test_run_that_was_being_replaced_does_not_go_on_with_its_old_options(
     record = read_record(output)
     assert record is not None
     OutputRecord("train", {}).save(output)  # what a killed --overwrite leaves first
-    RunDir(output).forget_progress()
+    RunDir(output).clear_progress()
 
     with pytest.raises(UsageError) as caught:
         train(tiny_config(data, output, total_train_steps=1))

@@ -1,4 +1,7 @@
-"""Raw Spartan episodes to shards. Source: formats/lbm 1, 2, 3, 4, 6.1; formats/lbm-preprocessing 2, 5; formats/spartan 10."""
+"""Raw Spartan episodes to shards.
+
+Source: formats/lbm 1, 2, 3, 4, 6.1; formats/lbm-preprocessing 2, 5; formats/spartan 10.
+"""
 
 import io
 from collections import defaultdict
@@ -66,7 +69,7 @@ def read_samples(shards: Path) -> list[dict[str, Any]]:
     return list(samples(shards))
 
 
-# what a writer must do. Source: formats/lbm 6.1
+# rules for writers. Source: formats/lbm 6.1
 
 
 def test_every_anchor_within_the_padding_limits_is_a_sample(
@@ -80,7 +83,7 @@ def test_every_anchor_within_the_padding_limits_is_a_sample(
     assert list(anchors.values()) == [set(range(FRAMES))] * EPISODES
 
 
-def test_folder_holds_everything_that_training_reads(shards: Path) -> None:
+def test_folder_has_all_files_that_training_reads(shards: Path) -> None:
     files = {path.name for path in shards.iterdir() if not path.name.startswith("shard_")}
 
     assert files == {
@@ -110,16 +113,18 @@ def test_episode_tars_hold_the_same_samples_in_frame_order(
 ) -> None:
     by_episode = list(samples(shards.parent / "episodes"))
 
-    assert [metadata(one)["anchor_timestep"] for one in by_episode] == [*range(FRAMES)] * EPISODES
-    in_shards = {one["__key__"]: one["lowdim.npz"] for one in read_samples}
-    assert in_shards == {one["__key__"]: one["lowdim.npz"] for one in by_episode}
+    assert [metadata(sample)["anchor_timestep"] for sample in by_episode] == [
+        *range(FRAMES)
+    ] * EPISODES
+    in_shards = {sample["__key__"]: sample["lowdim.npz"] for sample in read_samples}
+    assert in_shards == {sample["__key__"]: sample["lowdim.npz"] for sample in by_episode}
 
 
 def test_shards_are_shuffled(read_samples: list[dict[str, Any]]) -> None:
-    first = [metadata(one)["anchor_timestep"] for one in read_samples[:8]]
+    first = [metadata(sample)["anchor_timestep"] for sample in read_samples[:8]]
 
     assert first != sorted(first)
-    assert len({metadata(one)["episode_id"] for one in read_samples[:8]}) > 1
+    assert len({metadata(sample)["episode_id"] for sample in read_samples[:8]}) > 1
 
 
 def test_sample_has_the_published_members(read_samples: list[dict[str, Any]]) -> None:
@@ -141,7 +146,7 @@ def test_every_array_has_one_row_per_step(read_samples: list[dict[str, Any]]) ->
         assert {len(values) for values in arrays(sample).values()} == {T}
 
 
-def test_fields_are_steps_by_channels_and_masks_are_bool(
+def test_fields_are_steps_by_dimensions_and_masks_are_bool(
     read_samples: list[dict[str, Any]],
 ) -> None:
     for name, values in arrays(read_samples[0]).items():
@@ -190,7 +195,7 @@ def test_relative_pose_of_the_measured_arm_is_zero_at_the_anchor(
 
 
 def test_metadata_says_what_the_window_is(read_samples: list[dict[str, Any]]) -> None:
-    first = next(one for one in read_samples if metadata(one)["anchor_timestep"] == 0)
+    first = next(sample for sample in read_samples if metadata(sample)["anchor_timestep"] == 0)
     info = metadata(first)
 
     expected = {
@@ -250,8 +255,8 @@ def test_each_frame_is_encoded_once(read_samples: list[dict[str, Any]]) -> None:
         info = metadata(sample)
         for offset, frame in zip((-1, 0), info["image_timesteps"], strict=True):
             for camera in CAMERAS.values():
-                place = (info["episode_id"], camera, frame)
-                encoded[place].add(sample[f"{camera}_t{offset}.jpg"])
+                origin = (info["episode_id"], camera, frame)
+                encoded[origin].add(sample[f"{camera}_t{offset}.jpg"])
 
     assert len(encoded) == EPISODES * FRAMES * len(CAMERAS)
     assert {len(versions) for versions in encoded.values()} == {1}
@@ -304,7 +309,7 @@ def test_any_image_offsets_give_every_sample_its_images(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_same_seed_gives_the_same_bytes_whatever_the_workers(
+def test_same_seed_gives_the_same_bytes_for_any_number_of_workers(
     source: Path, result: PreprocessResult, tmp_path: Path, workers: int
 ) -> None:
     run(source, tmp_path / "again", workers=workers)
@@ -318,14 +323,14 @@ def test_another_seed_gives_another_order_of_the_same_samples(
     run(source, tmp_path / "out", seed=7)
 
     order, other = (
-        [one["__key__"] for one in samples(f)] for f in (shards, tmp_path / "out/shards")
+        [sample["__key__"] for sample in samples(f)] for f in (shards, tmp_path / "out/shards")
     )
 
     assert order != other
     assert set(order) == set(other)
 
 
-def test_place_of_the_source_does_not_change_the_bytes(
+def test_location_of_the_source_does_not_change_the_bytes(
     result: PreprocessResult, tmp_path: Path
 ) -> None:
     spartan_task(tmp_path / "elsewhere", EPISODES, FRAMES)
@@ -347,7 +352,7 @@ def test_place_of_the_source_does_not_change_the_bytes(
     [(with_nan, "data.not_finite"), (without_actions, "data.missing_file")],
 )
 @pytest.mark.parametrize("broken", [0, 1])
-def test_broken_episode_is_reported_and_the_others_are_kept(
+def test_broken_episode_is_reported_and_the_others_are_written(
     tmp_path: Path, change: Change, code: str, broken: int
 ) -> None:
     spartan_task(tmp_path, EPISODES, FRAMES, changes={broken: change})
@@ -361,11 +366,11 @@ def test_broken_episode_is_reported_and_the_others_are_kept(
     assert failure["path"].endswith(f"episode_{broken}")
     assert isinstance(error.result, PreprocessResult)
     assert error.result.samples == 2 * FRAMES
-    episodes = {metadata(one)["episode_id"][-1] for one in samples(tmp_path / "out/shards")}
+    episodes = {metadata(sample)["episode_id"][-1] for sample in samples(tmp_path / "out/shards")}
     assert episodes == {"0", "1", "2"} - {str(broken)}
 
 
-def test_output_without_the_broken_episode_equals_one_made_of_the_good_ones(
+def test_output_without_the_broken_episode_equals_that_of_the_good_ones(
     tmp_path: Path,
 ) -> None:
     spartan_task(tmp_path, EPISODES, FRAMES, changes={1: with_nan})
@@ -437,7 +442,7 @@ def test_missing_source_is_a_data_error(tmp_path: Path) -> None:
 # cameras
 
 
-def test_unknown_camera_is_named_with_the_nearest(source: Path, tmp_path: Path) -> None:
+def test_unknown_camera_is_reported_with_a_suggestion(source: Path, tmp_path: Path) -> None:
     error = refusal(source, tmp_path / "out", camera_names=["scene_right_0", "wrist_left_minu"])
 
     assert (error.code, error.exit_code) == ("data.unknown_camera", 3)
@@ -446,15 +451,15 @@ def test_unknown_camera_is_named_with_the_nearest(source: Path, tmp_path: Path) 
     assert not (tmp_path / "out").exists()
 
 
-def test_chosen_cameras_come_in_the_order_given(source: Path, tmp_path: Path) -> None:
-    wanted = ["wrist_left_minus", "scene_right_0"]
+def test_selected_cameras_are_in_the_given_order(source: Path, tmp_path: Path) -> None:
+    cameras = ["wrist_left_minus", "scene_right_0"]
 
-    run(source, tmp_path / "out", camera_names=wanted, image_indices=[0])
+    run(source, tmp_path / "out", camera_names=cameras, image_indices=[0])
 
     sample = next(samples(tmp_path / "out/shards"))
     images = [name for name in sample if name.endswith(".jpg")]
-    assert images == [f"{name}_t0.jpg" for name in wanted]
-    assert metadata(sample)["camera_names"] == wanted
+    assert images == [f"{name}_t0.jpg" for name in cameras]
+    assert metadata(sample)["camera_names"] == cameras
 
 
 def test_episode_that_lacks_a_camera_is_kept_without_it_by_default(tmp_path: Path) -> None:
@@ -463,14 +468,14 @@ def test_episode_that_lacks_a_camera_is_kept_without_it_by_default(tmp_path: Pat
     result = run(tmp_path, tmp_path / "out")
 
     cameras = {
-        metadata(one)["episode_id"][-1]: metadata(one)["camera_names"]
-        for one in samples(tmp_path / "out/shards")
+        metadata(sample)["episode_id"][-1]: metadata(sample)["camera_names"]
+        for sample in samples(tmp_path / "out/shards")
     }
     assert cameras == {"0": ["scene_right_0", "wrist_left_minus"], "1": ["scene_right_0"]}
     assert result.samples == 2 * FRAMES
 
 
-def test_episode_that_lacks_a_camera_is_dropped_and_counted_when_asked(tmp_path: Path) -> None:
+def test_episode_that_lacks_a_camera_is_dropped_and_counted_with_the_option(tmp_path: Path) -> None:
     spartan_task(tmp_path, 2, FRAMES, changes={1: without_camera})
 
     result = run(tmp_path, tmp_path / "out", skip_episodes_missing_cameras=True)
@@ -483,9 +488,7 @@ def test_episode_that_lacks_a_camera_is_dropped_and_counted_when_asked(tmp_path:
 # running again
 
 
-def test_second_run_with_the_same_options_finds_everything_done(
-    source: Path, tmp_path: Path
-) -> None:
+def test_second_run_with_the_same_options_does_nothing(source: Path, tmp_path: Path) -> None:
     first = run(source, tmp_path / "out")
     before = contents(tmp_path / "out")
 
@@ -496,7 +499,7 @@ def test_second_run_with_the_same_options_finds_everything_done(
     assert contents(tmp_path / "out") == before
 
 
-def test_second_run_does_not_forget_the_failures_of_the_first(tmp_path: Path) -> None:
+def test_second_run_reports_the_failures_of_the_first(tmp_path: Path) -> None:
     spartan_task(tmp_path, 2, FRAMES, changes={1: with_nan})
     first = refusal(tmp_path, tmp_path / "out")
 
@@ -506,7 +509,7 @@ def test_second_run_does_not_forget_the_failures_of_the_first(tmp_path: Path) ->
     assert second.details == first.details
 
 
-def test_second_run_with_other_options_is_refused_with_the_difference(
+def test_second_run_with_other_options_is_rejected_with_the_difference(
     source: Path, tmp_path: Path
 ) -> None:
     run(source, tmp_path / "out")
@@ -551,7 +554,7 @@ def test_dry_run_counts_and_writes_nothing(source: Path, tmp_path: Path) -> None
     assert not (tmp_path / "out").exists()
 
 
-def test_nothing_tells_about_machine_or_user(shards: Path, source: Path) -> None:
+def test_output_has_no_names_of_machine_or_user(shards: Path, source: Path) -> None:
     text = b"".join(path.read_bytes() for path in shards.iterdir() if path.suffix != ".tar")
 
     assert str(source).encode() not in text

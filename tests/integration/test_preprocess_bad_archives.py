@@ -1,4 +1,4 @@
-"""Damaged and hostile npz files: what a user sees. Source: formats/spartan 10, 11."""
+"""Errors for damaged and hostile npz files. Source: formats/spartan 10, 11."""
 
 import zipfile
 import zlib
@@ -10,15 +10,15 @@ import pytest
 from tests.builders.preprocessing import (
     FRAMES,
     failure_of,
+    has_message_and_hint,
     processed,
     refusal,
-    told_in_two_lines,
 )
 from tests.builders.spartan import spartan_task
 
 
 def npy(shape: str, header_bytes: int = 0) -> bytes:
-    """The head of an npy file; `header_bytes` pads it."""
+    """Header of an npy file; `header_bytes` pads it."""
     header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}".encode()
     header = header.ljust(header_bytes) + b"\n"
     return b"\x93NUMPY\x02\x00" + len(header).to_bytes(4, "little") + header
@@ -38,7 +38,7 @@ def cut_in_half(path: Path) -> None:
 
 
 def patch_directory(path: Path, at: int, value: bytes) -> None:
-    """Changes every entry of the central directory at an offset."""
+    """Changes all entries of the central directory at an offset."""
     content = bytearray(path.read_bytes())
     position = content.find(b"PK\x01\x02")
     while position >= 0:
@@ -48,7 +48,7 @@ def patch_directory(path: Path, at: int, value: bytes) -> None:
 
 
 def ends_early(path: Path) -> None:
-    """A member whose deflate stream ends long before the size it declares."""
+    """Writes a member whose deflate stream is much shorter than its declared size."""
     head = npy(f"({FRAMES}, 10)")
     add_member(path, "robot__x", head + bytes(480))
     content = path.read_bytes()
@@ -103,7 +103,7 @@ BAD_ARCHIVES: dict[str, tuple[Callable[[Path], None], str]] = {
     ("spoil", "code"),
     [pytest.param(*row, id=name) for name, row in BAD_ARCHIVES.items()],
 )
-def test_bad_archive_is_told_by_path(
+def test_bad_archive_is_reported_with_its_path(
     tmp_path: Path, spoil: Callable[[Path], None], code: str
 ) -> None:
     source = spartan_task(tmp_path / "raw", 2, FRAMES)
@@ -113,10 +113,10 @@ def test_bad_archive_is_told_by_path(
     failure = failure_of(refusal(source, tmp_path / "out"))
 
     assert (failure["code"], failure["details"]["path"]) == (code, str(path))
-    assert told_in_two_lines(failure)
+    assert has_message_and_hint(failure)
 
 
-def test_array_that_inflates_to_gigabytes_is_refused_before_it_is_inflated(tmp_path: Path) -> None:
+def test_array_that_inflates_to_gigabytes_is_rejected_before_it_is_inflated(tmp_path: Path) -> None:
     source = spartan_task(tmp_path / "raw", 2, FRAMES)
     path = processed(source) / "observations.npz"
     with (

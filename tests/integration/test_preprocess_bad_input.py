@@ -1,4 +1,7 @@
-"""What a user sees when raw data or files are bad. Source: formats/spartan 10, 11; formats/lbm-preprocessing 5; formats/lerobot 12."""
+"""Errors for invalid raw data and files.
+
+Source: formats/spartan 10, 11; formats/lbm-preprocessing 5; formats/lerobot 12.
+"""
 
 import json
 import os
@@ -16,13 +19,13 @@ from tests.builders.preprocessing import (
     FRAMES,
     arrays,
     failure_of,
+    has_message_and_hint,
     metadata,
     named,
     processed,
     refusal,
     run,
     samples,
-    told_in_two_lines,
     value,
     with_broken,
     without,
@@ -35,7 +38,7 @@ XYZ = "robot__actual__poses__left::panda__xyz"
 
 
 class Trap:
-    """Makes a folder when it is unpickled."""
+    """Object that creates a folder when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -186,16 +189,16 @@ BAD_CONTENT = {
 }
 
 
-@pytest.mark.parametrize(("change", "code", "place"), BAD_CONTENT.values(), ids=BAD_CONTENT)
-def test_bad_episode_is_told_by_code_and_place_and_the_other_is_kept(
-    tmp_path: Path, change: Callable[[Documents], None], code: str, place: str
+@pytest.mark.parametrize(("change", "code", "location"), BAD_CONTENT.values(), ids=BAD_CONTENT)
+def test_bad_episode_is_reported_with_code_and_location_and_the_other_is_written(
+    tmp_path: Path, change: Callable[[Documents], None], code: str, location: str
 ) -> None:
     error = refusal(with_broken(tmp_path, change), tmp_path / "out")
 
     failure = failure_of(error)
     assert failure["code"] == code
-    assert place in failure["message"]
-    assert told_in_two_lines(failure)
+    assert location in failure["message"]
+    assert has_message_and_hint(failure)
     assert isinstance(error.result, PreprocessResult)
     assert error.result.samples == FRAMES
 
@@ -205,17 +208,17 @@ def test_bad_episode_is_told_by_code_and_place_and_the_other_is_kept(
     [b"camera_id_to_semantic_name: {a: [", b"a: &a [x]\nb: {[1]: 2}", b"\xff\xfe\x00", b"\x07"],
     ids=["unfinished", "list as key", "no text", "control character"],
 )
-def test_metadata_that_is_no_yaml_is_told_in_two_lines(tmp_path: Path, content: bytes) -> None:
+def test_invalid_yaml_metadata_is_reported_in_two_lines(tmp_path: Path, content: bytes) -> None:
     source = spartan_task(tmp_path / "raw", 2, FRAMES)
     (processed(source) / "metadata.yaml").write_bytes(content)
 
     failure = failure_of(refusal(source, tmp_path / "out"))
 
-    assert (failure["code"], told_in_two_lines(failure)) == ("data.broken_yaml", True)
+    assert (failure["code"], has_message_and_hint(failure)) == ("data.broken_yaml", True)
 
 
 @pytest.mark.parametrize("name", ["Scene.Right-0", "SCENE_RIGHT_0"])
-def test_camera_name_with_capitals_is_stored_in_lower_case(tmp_path: Path, name: str) -> None:
+def test_upper_case_camera_name_is_stored_in_lower_case(tmp_path: Path, name: str) -> None:
     source = spartan_task(tmp_path / "raw", 1, FRAMES, cameras={CAMERA: name})
 
     run(source, tmp_path / "out")
@@ -238,9 +241,9 @@ def with_nan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_nan_is_kept_in_the_samples_when_allowed(with_nan: Path) -> None:
-    found = [np.isnan(arrays(one)[XYZ]).any() for one in samples(with_nan)]
+    has_nan = [np.isnan(arrays(sample)[XYZ]).any() for sample in samples(with_nan)]
 
-    assert sum(found) == 4  # the windows of anchors 0 to 3 hold frame 2
+    assert sum(has_nan) == 4  # the windows of anchors 0 to 3 contain frame 2
 
 
 def test_statistics_leave_out_rows_with_nan(with_nan: Path) -> None:
@@ -255,10 +258,10 @@ def test_statistics_leave_out_rows_with_nan(with_nan: Path) -> None:
 
 
 def test_statistics_of_data_with_nan_are_strict_json(with_nan: Path) -> None:
-    def refuse(literal: str) -> None:
+    def reject_constant(literal: str) -> None:
         raise AssertionError(literal)
 
-    json.loads((with_nan / "stats.json").read_text(), parse_constant=refuse)
+    json.loads((with_nan / "stats.json").read_text(), parse_constant=reject_constant)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +269,9 @@ def test_statistics_of_data_with_nan_are_strict_json(with_nan: Path) -> None:
     [{"camera_names": ["scene_right_o"]}, {"camera_rotations": {"scene_right_o": 1}}],
     ids=["camera_names", "camera_rotations"],
 )
-def test_unknown_camera_is_told_with_the_nearest(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_unknown_camera_is_reported_with_a_suggestion(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
     source = spartan_task(tmp_path / "raw", 1, FRAMES)
 
     error = refusal(source, tmp_path / "out", **options)
@@ -276,7 +281,7 @@ def test_unknown_camera_is_told_with_the_nearest(tmp_path: Path, options: dict[s
 
 
 @pytest.mark.parametrize(("key", "twice"), [("camera_names", "front"), ("image_indices", 1)])
-def test_what_is_named_twice_is_refused(key: str, twice: Any) -> None:
+def test_repeated_names_are_rejected(key: str, twice: Any) -> None:
     with pytest.raises(ValidationError, match="is given twice"):
         PreprocessConfig.model_validate({key: [twice, twice]})
 
@@ -346,7 +351,7 @@ BAD_FILES = [
 
 
 @pytest.mark.parametrize(("key", "content", "code"), BAD_FILES)
-def test_side_file_of_another_form_is_told_by_path(
+def test_side_file_of_another_form_is_reported_with_its_path(
     tmp_path: Path, key: str, content: str, code: str
 ) -> None:
     path = tmp_path / "side"
@@ -357,13 +362,13 @@ def test_side_file_of_another_form_is_told_by_path(
 
     assert (error.code, error.exit_code) == (code, 3)
     assert str(path) in error.message
-    assert told_in_two_lines(vars(error))
+    assert has_message_and_hint(vars(error))
 
 
 @pytest.mark.parametrize(
     "key", ["language_annotations_path", "validation_episodes_path", "action_fields_config_path"]
 )
-def test_missing_side_file_is_told_by_path(tmp_path: Path, key: str) -> None:
+def test_missing_side_file_is_reported_with_its_path(tmp_path: Path, key: str) -> None:
     source = spartan_task(tmp_path / "raw", 1, FRAMES)
 
     error = refusal(source, tmp_path / "out", source={key: str(tmp_path / "none")})
@@ -385,7 +390,7 @@ def test_missing_side_file_is_told_by_path(tmp_path: Path, key: str) -> None:
     ],
     ids=["padding", "still", "success"],
 )
-def test_zero_samples_end_with_the_option_to_loosen(
+def test_zero_samples_end_with_a_hint_at_the_option(
     tmp_path: Path, options: dict[str, Any], reason: str, option: str
 ) -> None:
     source = spartan_task(tmp_path / "raw", 2, FRAMES)
@@ -397,7 +402,7 @@ def test_zero_samples_end_with_the_option_to_loosen(
     assert option in error.hint
 
 
-def test_zero_samples_for_lack_of_cameras_end_with_the_option_to_loosen(tmp_path: Path) -> None:
+def test_zero_samples_due_to_cameras_end_with_a_hint_at_the_option(tmp_path: Path) -> None:
     right, left = CAMERAS
     changes = {
         0: value("metadata", "camera_id_to_semantic_name", {right: CAMERAS[right]}),
@@ -438,7 +443,7 @@ def test_nan_of_a_lerobot_episode_is_kept_when_allowed(tmp_path: Path) -> None:
     assert run(root, tmp_path / "out", format="lerobot", fail_on_nan=False).samples == FRAMES
 
 
-def test_nan_of_a_lerobot_episode_is_told(tmp_path: Path) -> None:
+def test_nan_of_a_lerobot_episode_is_reported(tmp_path: Path) -> None:
     def change(number: int, columns: Columns) -> None:
         if number == 1:
             columns["observation.state"][2][1] = float("nan")
@@ -447,10 +452,10 @@ def test_nan_of_a_lerobot_episode_is_told(tmp_path: Path) -> None:
 
     failure = failure_of(refusal(root, tmp_path / "out", format="lerobot"))
 
-    assert (failure["code"], told_in_two_lines(failure)) == ("data.not_finite", True)
+    assert (failure["code"], has_message_and_hint(failure)) == ("data.not_finite", True)
 
 
-def test_dangling_link_in_an_episode_does_no_harm(tmp_path: Path) -> None:
+def test_broken_link_in_an_episode_is_ignored(tmp_path: Path) -> None:
     source = spartan_task(tmp_path / "raw", 2, FRAMES)
     (processed(source) / "notes").symlink_to(tmp_path / "gone")
 
@@ -461,7 +466,7 @@ LEFT, RIGHT = "observation.images.left", "observation.images.right"
 
 
 def without_right_video(root: Path, episode: int) -> Path:
-    """Two episodes of two cameras, one of which lacks a video."""
+    """Writes two episodes of two cameras; one episode lacks a video."""
     cameras = {LEFT: "video", RIGHT: "video"}
     lerobot_dataset(root, (FRAMES, FRAMES), cameras=cameras)
     next(root.rglob(f"{RIGHT}/episode_{episode:06d}.mp4")).unlink()
@@ -469,20 +474,18 @@ def without_right_video(root: Path, episode: int) -> Path:
 
 
 @pytest.mark.parametrize("episode", [0, 1])
-def test_episode_without_a_declared_video_is_broken_whichever_it_is(
-    tmp_path: Path, episode: int
-) -> None:
+def test_any_episode_without_a_declared_video_is_an_error(tmp_path: Path, episode: int) -> None:
     root = without_right_video(tmp_path / "raw", episode)
 
     error = refusal(root, tmp_path / "out", format="lerobot")
 
     assert failure_of(error)["episode"] == f"raw_episode_00000{episode}"
     assert failure_of(error)["code"] == "data.missing_video"
-    stored = [metadata(one)["camera_names"] for one in samples(tmp_path / "out/shards")]
+    stored = [metadata(sample)["camera_names"] for sample in samples(tmp_path / "out/shards")]
     assert stored == [[LEFT, RIGHT]] * FRAMES
 
 
-def test_episode_without_a_declared_video_is_dropped_and_counted_when_asked(
+def test_episode_without_a_declared_video_is_dropped_and_counted_with_the_option(
     tmp_path: Path,
 ) -> None:
     root = without_right_video(tmp_path / "raw", 0)
@@ -493,7 +496,7 @@ def test_episode_without_a_declared_video_is_dropped_and_counted_when_asked(
     assert result.dropped == {"episode_missing_camera": 1}
 
 
-def test_missing_video_of_a_camera_that_is_not_chosen_does_no_harm(tmp_path: Path) -> None:
+def test_missing_video_of_a_camera_that_is_not_selected_is_ignored(tmp_path: Path) -> None:
     root = without_right_video(tmp_path / "raw", 0)
 
     result = run(root, tmp_path / "out", format="lerobot", camera_names=[LEFT])
@@ -501,7 +504,7 @@ def test_missing_video_of_a_camera_that_is_not_chosen_does_no_harm(tmp_path: Pat
     assert (result.samples, result.failures) == (2 * FRAMES, ())
 
 
-def test_only_episode_without_its_declared_video_is_not_stored_without_images(
+def test_single_episode_without_its_declared_video_is_not_stored_without_images(
     tmp_path: Path,
 ) -> None:
     root = without_right_video(tmp_path / "raw", 0)
@@ -520,12 +523,12 @@ def test_episode_manifest_names_are_those_of_the_files(tmp_path: Path) -> None:
     assert len(list(samples(tmp_path / "out/episodes"))) == FRAMES
 
 
-def test_equal_ids_of_two_sources_are_both_kept(tmp_path: Path) -> None:
+def test_equal_ids_of_two_sources_are_both_stored(tmp_path: Path) -> None:
     first = spartan_task(tmp_path / "a", 1, FRAMES)
     second = spartan_task(tmp_path / "b", 1, FRAMES)
 
     run(first, tmp_path / "out", sources=[str(first), str(second)])
 
     read = list(samples(tmp_path / "out/shards"))
-    assert len({metadata(one)["episode_id"] for one in read}) == 2
-    assert len({one["__key__"] for one in read}) == 2 * FRAMES
+    assert len({metadata(sample)["episode_id"] for sample in read}) == 2
+    assert len({sample["__key__"] for sample in read}) == 2 * FRAMES

@@ -1,4 +1,4 @@
-"""`preprocess SOURCE` without FORMAT: what is typed, what is found, what is refused."""
+"""`preprocess SOURCE` without FORMAT: arguments, detected formats, errors."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def preprocessed(*words: str, output: Path) -> int:
-    """The exit code of `vlatool preprocess WORDS...`."""
+    """Exit code of `vlatool preprocess WORDS...`."""
     return run(["-q", "preprocess", *words, "-o", str(output), "--workers", "1", *WINDOW])
 
 
@@ -35,12 +35,12 @@ def test_output_is_that_of_the_format_by_name(source: Path, tmp_path: Path) -> N
     assert contents(tmp_path / "found") == contents(tmp_path / "named")
 
 
-def test_named_and_found_format_go_on_with_each_other(source: Path, tmp_path: Path) -> None:
+def test_named_and_detected_format_resume_each_other(source: Path, tmp_path: Path) -> None:
     assert preprocessed("lerobot", str(source), output=tmp_path / "out") == 0
     assert preprocessed(str(source), output=tmp_path / "out") == 0
 
 
-def test_a_source_may_lie_in_the_working_folder(
+def test_source_in_the_working_folder_is_found(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(source.parent)
@@ -66,7 +66,7 @@ def test_a_function_call_needs_no_format(tmp_path: Path) -> None:
     ],
     ids=["misspelt", "misspelt alone", "missing", "flat key", "misspelt key", "key", "no source"],
 )
-def test_what_is_no_source_and_no_format_is_told(
+def test_argument_that_is_neither_source_nor_format_is_reported(
     words: list[str],
     code: str,
     exit_code: int,
@@ -84,7 +84,7 @@ def test_what_is_no_source_and_no_format_is_told(
     assert word in error["message"] + error["hint"]
 
 
-def test_keys_of_a_found_format_are_checked(source: Path, tmp_path: Path) -> None:
+def test_keys_of_a_detected_format_are_checked(source: Path, tmp_path: Path) -> None:
     tree = {"sources": [str(source)], "output": str(tmp_path / "out"), "source": {"action_key": 1}}
     with pytest.raises(ConfigError) as caught:
         preprocess(PreprocessConfig.specialize(tree).model_validate(tree))

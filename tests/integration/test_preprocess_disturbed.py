@@ -1,4 +1,4 @@
-"""Runs that are killed, starved or robbed of their input: nothing is lost, and they go on."""
+"""Runs that are killed, lack resources or lose their input: they resume without loss."""
 
 import ctypes
 import json
@@ -16,13 +16,13 @@ from tests.builders.preprocessing import (
     FRAMES,
     contents,
     failure_of,
+    has_message_and_hint,
     metadata,
     options_for,
     processed,
     refusal,
     run,
     samples,
-    told_in_two_lines,
 )
 from tests.builders.spartan import session_folder, spartan_task
 from vlatool.errors import VlatoolError
@@ -32,7 +32,7 @@ from vlatool.jobs.journal import Journal
 PREPROCESS = [sys.executable, "-m", "vlatool", "--json", "preprocess"]
 
 
-def test_lock_left_by_a_killed_run_holds_nothing(tmp_path: Path) -> None:
+def test_lock_of_a_killed_run_does_not_block(tmp_path: Path) -> None:
     source = spartan_task(tmp_path / "raw", 1, FRAMES)
     (tmp_path / "out/.vlatool").mkdir(parents=True)
     (tmp_path / "out/.vlatool/lock").write_text('{"pid": 1, "command": "x", "started": "y"}')
@@ -46,15 +46,15 @@ def test_output_that_is_a_file_is_a_storage_error(tmp_path: Path) -> None:
 
     error = refusal(source, tmp_path / "out")
 
-    assert (error.exit_code, told_in_two_lines(vars(error))) == (5, True)
+    assert (error.exit_code, has_message_and_hint(vars(error))) == (5, True)
 
 
-class Killed(BaseException):
-    """The end of a run from outside."""
+class SimulatedKill(BaseException):
+    """Simulated kill of a run."""
 
 
 class After(NullReporter):
-    """Does something after a number of episodes; a substitute at the protocol."""
+    """Reporter that calls a function after a number of episodes."""
 
     def __init__(self, episodes: int, action: Callable[[], None]) -> None:
         self._left = episodes
@@ -80,7 +80,7 @@ class After(NullReporter):
 
 
 def kill() -> None:
-    raise Killed
+    raise SimulatedKill
 
 
 EPISODES = 3
@@ -104,7 +104,7 @@ def source(pristine: Path, tmp_path: Path) -> Path:
 
 
 def killed_run(source: Path, output: Path, after: int = 2) -> None:
-    with pytest.raises(Killed):
+    with pytest.raises(SimulatedKill):
         run(source, output, reporter=After(after, kill))
 
 
@@ -115,7 +115,7 @@ def episode_folder(source: Path, number: int) -> Path:
 @pytest.mark.parametrize(
     "victim", ["", "processed/observations.npz", "processed/metadata.yaml"], ids=str
 )
-def test_source_that_vanishes_midway_costs_only_its_episode(
+def test_source_removed_during_the_run_fails_only_its_episode(
     source: Path, tmp_path: Path, victim: str
 ) -> None:
     path = episode_folder(source, 1) / victim
@@ -127,11 +127,11 @@ def test_source_that_vanishes_midway_costs_only_its_episode(
         run(source, tmp_path / "out", reporter=After(1, vanish))
 
     assert (caught.value.exit_code, failure_of(caught.value)["code"]) == (4, "data.missing_file")
-    kept = {metadata(one)["episode_id"][-1] for one in samples(tmp_path / "out/shards")}
-    assert kept == {"0", "2"}
+    remaining = {metadata(sample)["episode_id"][-1] for sample in samples(tmp_path / "out/shards")}
+    assert remaining == {"0", "2"}
 
 
-def test_source_that_vanished_and_came_back_gives_the_undisturbed_bytes(
+def test_restored_source_gives_the_undisturbed_bytes(
     source: Path, pristine: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     folder = episode_folder(source, 1)
@@ -145,7 +145,7 @@ def test_source_that_vanished_and_came_back_gives_the_undisturbed_bytes(
     assert contents(tmp_path / "out") == undisturbed
 
 
-def test_killed_run_goes_on_and_gives_the_undisturbed_bytes(
+def test_killed_run_resumes_and_gives_the_undisturbed_bytes(
     source: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     killed_run(source, tmp_path / "out")
@@ -175,7 +175,7 @@ def flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [tear, blank, empty, flip, Path.unlink])
-def test_episode_whose_journal_entry_is_spoiled_is_done_again(
+def test_episode_with_a_damaged_journal_entry_is_done_again(
     source: Path,
     undisturbed: dict[str, bytes],
     tmp_path: Path,
@@ -191,7 +191,7 @@ def test_episode_whose_journal_entry_is_spoiled_is_done_again(
 
 
 @pytest.mark.parametrize("spoil", [Path.unlink, tear])
-def test_episode_whose_tar_is_gone_is_done_again(
+def test_episode_with_a_missing_tar_is_done_again(
     source: Path,
     undisturbed: dict[str, bytes],
     tmp_path: Path,
@@ -220,7 +220,7 @@ def test_episode_whose_source_changed_after_the_kill_is_done_again(
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
 
 
-def test_any_flipped_byte_of_a_journal_entry_is_noticed(source: Path, tmp_path: Path) -> None:
+def test_any_flipped_byte_of_a_journal_entry_is_detected(source: Path, tmp_path: Path) -> None:
     killed_run(source, tmp_path / "out")
     journal = Journal(tmp_path / "out")
     entry = min(journal.folder.glob("*.npz"))
@@ -230,30 +230,30 @@ def test_any_flipped_byte_of_a_journal_entry_is_noticed(source: Path, tmp_path: 
         journal.find(entry.stem, "some other fingerprint")  # must not raise
 
 
-def typed(source: Path, output: Path, **options: Any) -> list[str]:
-    """A small run as a command line."""
+def command_line(source: Path, output: Path, **options: Any) -> list[str]:
+    """Command line of a small run."""
     tree = options_for(source, output, **options)
     words = [*PREPROCESS, tree.pop("format"), *tree.pop("sources")]
     return words + [f"--{key.replace('_', '-')}={value}" for key, value in tree.items()]
 
 
-def answer(words: list[str], **popen: Any) -> tuple[int, dict[str, Any]]:
-    """Exit code and error of a command that ends with one."""
+def exit_code_and_error(words: list[str], **popen: Any) -> tuple[int, dict[str, Any]]:
+    """Exit code and error of a command that fails."""
     done = subprocess.run(words, capture_output=True, text=True, timeout=90, **popen)
     assert "Traceback" not in done.stderr
     return done.returncode, json.loads(done.stdout)["error"] if done.returncode else {}
 
 
-def test_disk_that_refuses_large_files_ends_with_exit_code_5_and_the_run_goes_on(
+def test_file_size_limit_ends_with_exit_code_5_and_the_run_resumes(
     source: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     largest = max(len(data) for name, data in undisturbed.items() if name.startswith("episodes/"))
-    code, error = answer(
-        typed(source, tmp_path / "out"),
+    code, error = exit_code_and_error(
+        command_line(source, tmp_path / "out"),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 1, largest - 1)),
     )
     assert (code, error["code"]) == (5, "storage.write")
-    assert told_in_two_lines(error)
+    assert has_message_and_hint(error)
 
     run(source, tmp_path / "out")
 
@@ -262,7 +262,7 @@ def test_disk_that_refuses_large_files_ends_with_exit_code_5_and_the_run_goes_on
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Path:
-    """A disk of 160 kB."""
+    """A file system of 160 kB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = shutil.which("mount")
@@ -274,11 +274,11 @@ def small_disk(tmp_path: Path) -> Path:
     return disk
 
 
-def test_full_disk_ends_with_exit_code_5_and_the_run_goes_on(
+def test_full_disk_ends_with_exit_code_5_and_the_run_resumes(
     source: Path, undisturbed: dict[str, bytes], small_disk: Path
 ) -> None:
     try:
-        code, error = answer(typed(source, small_disk / "out"))
+        code, error = exit_code_and_error(command_line(source, small_disk / "out"))
         assert (code, error["code"]) == (5, "storage.write")
         remount = ["mount", "-o", "remount,size=20m", str(small_disk)]
         subprocess.run(remount, check=True)
@@ -289,14 +289,14 @@ def test_full_disk_ends_with_exit_code_5_and_the_run_goes_on(
 
 
 def like_other_users() -> None:
-    """Takes from root, in a child before it starts, the right to pass over permissions."""
+    """Drops the capability of root to bypass permissions, in a child before it starts."""
     for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
         ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP; fails for others
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="root cannot lay down its rights elsewhere")
 @pytest.mark.parametrize("folder", ["episodes", ".vlatool", ".vlatool/journal/items", "shards"])
-def test_lost_write_permission_ends_with_exit_code_5_and_the_run_goes_on(
+def test_lost_write_permission_ends_with_exit_code_5_and_the_run_resumes(
     source: Path, undisturbed: dict[str, bytes], tmp_path: Path, folder: str
 ) -> None:
     killed_run(source, tmp_path / "out")
@@ -304,29 +304,31 @@ def test_lost_write_permission_ends_with_exit_code_5_and_the_run_goes_on(
     locked.mkdir(exist_ok=True)
     locked.chmod(0o500)
 
-    code, error = answer(typed(source, tmp_path / "out"), preexec_fn=like_other_users)
+    code, error = exit_code_and_error(
+        command_line(source, tmp_path / "out"), preexec_fn=like_other_users
+    )
     locked.chmod(0o700)
     run(source, tmp_path / "out")
 
-    assert (code, told_in_two_lines(error)) == (5, True)
+    assert (code, has_message_and_hint(error)) == (5, True)
     assert contents(tmp_path / "out") == undisturbed
 
 
-def test_episode_folder_without_recording_beside_others_is_told(
-    source: Path, tmp_path: Path
-) -> None:
+def test_episode_folder_without_recording_is_reported(source: Path, tmp_path: Path) -> None:
     shutil.rmtree(episode_folder(source, 1) / "processed")
 
     assert failure_of(refusal(source, tmp_path / "out"))["code"] == "data.missing_file"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="root cannot lay down its rights elsewhere")
-@pytest.mark.parametrize("place", ["", "processed", "processed/observations.npz"])
-def test_source_that_may_not_be_read_is_told(source: Path, tmp_path: Path, place: str) -> None:
-    locked = episode_folder(source, 1) / place
+@pytest.mark.parametrize("location", ["", "processed", "processed/observations.npz"])
+def test_source_without_read_permission_is_reported(
+    source: Path, tmp_path: Path, location: str
+) -> None:
+    locked = episode_folder(source, 1) / location
     locked.chmod(0)
 
-    words = typed(source, tmp_path / "out")
+    words = command_line(source, tmp_path / "out")
     done = subprocess.run(
         words, capture_output=True, text=True, timeout=90, preexec_fn=like_other_users
     )
@@ -337,14 +339,14 @@ def test_source_that_may_not_be_read_is_told(source: Path, tmp_path: Path, place
 
 
 def test_unreachable_cluster_ends_with_exit_code_6(source: Path, tmp_path: Path) -> None:
-    """One whose address is told to be wrong at once; test_ray_executor waits for a silent one."""
+    """The address fails at once; test_ray_executor has one that does not answer."""
     pytest.importorskip("ray")
     pytest.importorskip("vlatool.parallel.ray_executor")
 
-    words = typed(source, tmp_path / "out", engine="ray", ray_address="nonsense")
-    code, error = answer(words)
+    words = command_line(source, tmp_path / "out", engine="ray", ray_address="nonsense")
+    code, error = exit_code_and_error(words)
 
-    assert (code, told_in_two_lines(error)) == (6, True)
+    assert (code, has_message_and_hint(error)) == (6, True)
     assert "nonsense" in error["message"]
 
 
@@ -360,7 +362,7 @@ def test_unreachable_cluster_ends_with_exit_code_6(source: Path, tmp_path: Path)
 def test_command_line_ends_with_the_exit_code_of_its_error(
     pristine: Path, tmp_path: Path, options: dict[str, Any], exit_code: int, code: str
 ) -> None:
-    returned, error = answer(typed(pristine, tmp_path / "out", **options))
+    returned, error = exit_code_and_error(command_line(pristine, tmp_path / "out", **options))
 
     assert returned == exit_code
     assert error["code"] == code or exit_code == 2
@@ -369,6 +371,6 @@ def test_command_line_ends_with_the_exit_code_of_its_error(
 def test_broken_episode_ends_the_command_with_exit_code_4(source: Path, tmp_path: Path) -> None:
     (processed(source) / "actions.npz").write_bytes(b"cut off")
 
-    code, error = answer(typed(source, tmp_path / "out"))
+    code, error = exit_code_and_error(command_line(source, tmp_path / "out"))
 
     assert (code, error["code"]) == (4, "partial.episodes_failed")

@@ -1,4 +1,7 @@
-"""Every option of `preprocess` does what it says. Source: formats/lbm-preprocessing 1, 2.4, 2.5, 2.6, 3, 4."""
+"""Effects of all options of `preprocess`.
+
+Source: formats/lbm-preprocessing 1, 2.4, 2.5, 2.6, 3, 4.
+"""
 
 import io
 import json
@@ -41,7 +44,9 @@ def decoded(data: bytes) -> np.ndarray:
 
 
 def at_anchor(folder: Path, anchor: int) -> dict[str, Any]:
-    return next(one for one in samples(folder) if metadata(one)["anchor_timestep"] == anchor)
+    return next(
+        sample for sample in samples(folder) if metadata(sample)["anchor_timestep"] == anchor
+    )
 
 
 def written_config(output: Path) -> dict[str, Any]:
@@ -57,7 +62,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def mostly_still(documents: Documents) -> None:
-    """Nothing moves but one finger that jumps by 5 at frame 9."""
+    """Change without motion, except that one finger jumps by 5 at frame 9."""
     for key, values in documents["observations"].items():
         if key.startswith("robot__"):
             documents["observations"][key] = np.zeros_like(values)
@@ -75,14 +80,14 @@ def still_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # Windows hold rows a-1 to a+3 that exist. Population deviations: anchor 6 (0 0 0 0 5) 2; 7 and 8
 # (two or three 5 of five) 2.449; 9 (0 5 5 5) 2.165; 10 and 11 (only 5) 0.
 @pytest.mark.parametrize(
-    ("threshold", "kept"),
+    ("threshold", "expected"),
     [(1.0, [6, 7, 8, 9]), (2.0, [7, 8, 9]), (2.3, [7, 8]), (2.5, [])],
 )
 def test_published_rule_keeps_windows_with_a_deviation_above_the_threshold(
-    still_source: Path, tmp_path: Path, threshold: float, kept: list[int]
+    still_source: Path, tmp_path: Path, threshold: float, expected: list[int]
 ) -> None:
     options = {"filter_still_samples": True, "still_threshold": threshold, "image_indices": [0]}
-    if not kept:
+    if not expected:
         assert refusal(still_source, tmp_path / "out", **options).details["dropped"] == {
             "still": 12
         }
@@ -90,33 +95,33 @@ def test_published_rule_keeps_windows_with_a_deviation_above_the_threshold(
 
     result = run(still_source, tmp_path / "out", **options)
 
-    found = {metadata(one)["anchor_timestep"] for one in samples(tmp_path / "out/shards")}
-    assert (sorted(found), result.dropped) == (kept, {"still": 12 - len(kept)})
+    anchors = {metadata(sample)["anchor_timestep"] for sample in samples(tmp_path / "out/shards")}
+    assert (sorted(anchors), result.dropped) == (expected, {"still": 12 - len(expected)})
 
 
 @pytest.mark.parametrize(
-    ("thresholds", "kept"),
+    ("thresholds", "expected"),
     [
         ({"robot__actual__joint": 4.9}, [6, 7, 8, 9]),
         ({"robot__actual__joint": 5.0}, None),
         ({"robot__version": 0.1}, None),
     ],
 )
-def test_range_rule_looks_at_the_named_fields_alone(
-    still_source: Path, tmp_path: Path, thresholds: Mapping[str, float], kept: list[int] | None
+def test_range_rule_checks_only_the_named_fields(
+    still_source: Path, tmp_path: Path, thresholds: Mapping[str, float], expected: list[int] | None
 ) -> None:
     options = {"filter_still_samples": True, "still_field_thresholds": thresholds}
-    if kept is None:
+    if expected is None:
         assert refusal(still_source, tmp_path / "out", **options).code == "data.no_samples"
         return
 
     run(still_source, tmp_path / "out", **options)
 
-    found = {metadata(one)["anchor_timestep"] for one in samples(tmp_path / "out/shards")}
-    assert sorted(found) == kept
+    anchors = {metadata(sample)["anchor_timestep"] for sample in samples(tmp_path / "out/shards")}
+    assert sorted(anchors) == expected
 
 
-def test_threshold_of_an_unknown_field_is_told_with_the_nearest(
+def test_threshold_of_an_unknown_field_is_reported_with_a_suggestion(
     still_source: Path, tmp_path: Path
 ) -> None:
     thresholds = {"robot__actual__jiont": 0.1}
@@ -132,25 +137,25 @@ def test_threshold_of_an_unknown_field_is_told_with_the_nearest(
     assert "robot__actual__joint" in error.hint
 
 
-# pictures
+# images
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
-def test_rotation_turns_pixels_clockwise(source: Path, tmp_path: Path, turns: int) -> None:
+def test_rotation_is_clockwise(source: Path, tmp_path: Path, turns: int) -> None:
     options = {"camera_rotations": {NAME: turns}, "jpeg_quality": 100, "image_indices": [0]}
     run(source, tmp_path / "out", episodes="0", **options)
 
-    found = decoded(at_anchor(tmp_path / "out/shards", 2)[f"{NAME}_t0.jpg"])
+    rotated = decoded(at_anchor(tmp_path / "out/shards", 2)[f"{NAME}_t0.jpg"])
 
     expected = np.rot90(image(2, 0, (24, 32)), -turns)
-    assert found.shape == expected.shape
-    # What wraps around in the picture rings in the JPEG: compare where it does not.
-    difference = np.abs(found.astype(int) - expected)
+    assert rotated.shape == expected.shape
+    # Wrap-around edges in the image cause ringing in the JPEG: compare elsewhere.
+    difference = np.abs(rotated.astype(int) - expected)
     assert np.median(difference) <= 4
     others = [np.rot90(image(2, 0, (24, 32)), -k) for k in range(4) if k != turns]
     for other in others:
-        if other.shape == found.shape:
-            assert np.median(np.abs(found.astype(int) - other)) > np.median(difference)
+        if other.shape == rotated.shape:
+            assert np.median(np.abs(rotated.astype(int) - other)) > np.median(difference)
 
 
 @pytest.mark.parametrize(("turns", "size"), [(0, [32, 24]), (1, [24, 32]), (2, [32, 24])])
@@ -164,14 +169,14 @@ def test_original_sizes_are_those_after_rotation(
     assert info["original_image_sizes"][NAME] == size
 
 
-def test_rotation_leaves_points_on_the_pixels_that_show_them(source: Path, tmp_path: Path) -> None:
+def test_rotation_keeps_points_at_their_pixels(source: Path, tmp_path: Path) -> None:
     run(source, tmp_path / "out", episodes="0", camera_rotations={NAME: 1})
     fields = arrays(at_anchor(tmp_path / "out/shards", 0))
     camera_t_base = np.linalg.inv(fields[f"extrinsics.{NAME}"][1])
 
     x, y, z = (fields[f"rescaled_intrinsics.{NAME}"][1] @ camera_t_base[:3]) @ [0.1, 0.2, 1, 1]
 
-    # f 30, centre (16, 12): at (19, 18) in 32 x 24; clockwise (24 - 18, 19) in 24 x 32.
+    # f 30, center (16, 12): at (19, 18) in 32 x 24; clockwise (24 - 18, 19) in 24 x 32.
     np.testing.assert_allclose((x / z, y / z), (6, 19))
 
 
@@ -222,7 +227,9 @@ def test_depth_has_the_geometry_of_the_image(tmp_path: Path) -> None:
 def test_depth_and_labels_are_absent_by_default(source: Path, tmp_path: Path) -> None:
     run(source, tmp_path / "out")
 
-    assert not [key for one in samples(tmp_path / "out/shards") for key in one if "png" in key]
+    assert not [
+        key for sample in samples(tmp_path / "out/shards") for key in sample if "png" in key
+    ]
 
 
 @pytest.mark.parametrize("compat", [False, True])
@@ -240,7 +247,7 @@ def test_resize_filter_is_recorded_and_changes_pixels(
 
 
 @pytest.mark.parametrize(("compat", "used"), [(False, "lanczos_vips"), (True, "lanczos")])
-def test_filter_that_nobody_chose_is_recorded_by_its_name(
+def test_default_filter_is_recorded_by_its_name(
     source: Path, tmp_path: Path, compat: bool, used: str
 ) -> None:
     options = {"resize_images_size": [16, 12], "compat": compat}
@@ -251,10 +258,10 @@ def test_filter_that_nobody_chose_is_recorded_by_its_name(
     assert contents(tmp_path / "default") == contents(tmp_path / "chosen")
 
 
-# which episodes
+# selection of episodes
 
 
-def test_only_successful_keeps_those_that_say_so(tmp_path: Path) -> None:
+def test_only_successful_keeps_only_episodes_with_success(tmp_path: Path) -> None:
     raw = spartan_task(tmp_path / "raw", 4, FRAMES)
     summaries = {0: np.array([[True]]), 1: np.array([[False]]), 3: np.array(["True"])}
     for number, value in summaries.items():
@@ -263,8 +270,8 @@ def test_only_successful_keeps_those_that_say_so(tmp_path: Path) -> None:
 
     result = run(raw, tmp_path / "out", only_successful=True)
 
-    kept = {metadata(one)["episode_id"][-1] for one in samples(tmp_path / "out/shards")}
-    assert kept == {"0"}
+    remaining = {metadata(sample)["episode_id"][-1] for sample in samples(tmp_path / "out/shards")}
+    assert remaining == {"0"}
     assert result.dropped == {"unsuccessful_episode": 1, "success_unknown": 2}
 
 
@@ -274,8 +281,8 @@ def test_validation_episodes_are_held_out_and_counted(source: Path, tmp_path: Pa
 
     result = run(source, tmp_path / "out", source={"validation_episodes_path": str(path)})
 
-    kept = {metadata(one)["episode_id"][-1] for one in samples(tmp_path / "out/shards")}
-    assert kept == {"0"}
+    remaining = {metadata(sample)["episode_id"][-1] for sample in samples(tmp_path / "out/shards")}
+    assert remaining == {"0"}
     assert result.dropped["validation_episode"] == 1
 
 
@@ -285,7 +292,7 @@ def test_several_sources_make_one_output(tmp_path: Path) -> None:
 
     run(first, tmp_path / "out", sources=[str(first), str(second)])
 
-    tasks = {metadata(one)["task"] for one in samples(tmp_path / "out/shards")}
+    tasks = {metadata(sample)["task"] for sample in samples(tmp_path / "out/shards")}
     assert tasks == {TASK, "OtherTask"}
     assert written_config(tmp_path / "out")["source_episodes"] == ["a", "b"]
 
@@ -364,7 +371,7 @@ def test_without_statistics_no_statistics_are_written(source: Path, tmp_path: Pa
 
 # Source: formats/lbm-preprocessing 4; fx fy cx cy
 @pytest.mark.parametrize(
-    ("size", "given", "expected"),
+    ("size", "stored", "expected"),
     [
         (
             (480, 640),
@@ -381,11 +388,11 @@ def test_without_statistics_no_statistics_are_written(source: Path, tmp_path: Pa
 def test_compat_gives_the_published_intrinsics(
     tmp_path: Path,
     size: tuple[int, int],
-    given: tuple[float, ...],
+    stored: tuple[float, ...],
     expected: tuple[float, ...],
 ) -> None:
     def change(documents: Documents) -> None:
-        fx, fy, cx, cy = given
+        fx, fy, cx, cy = stored
         matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
         documents["intrinsics"][CAMERA] = matrix
 
@@ -397,8 +404,8 @@ def test_compat_gives_the_published_intrinsics(
 
     matrix = arrays(next(samples(tmp_path / "out/shards")))[f"rescaled_intrinsics.{NAME}"][0]
 
-    found = matrix[[0, 1, 0, 1], [0, 1, 2, 2]]
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    actual = matrix[[0, 1, 0, 1], [0, 1, 2, 2]]
+    np.testing.assert_allclose(actual, expected, atol=1e-4)
 
 
 # presets. Source: formats/lbm-preprocessing 3
@@ -470,8 +477,8 @@ def test_preset_holds_the_published_fields(preset: str) -> None:
     kinds = ("wrench", "joint_torque", "external_wrench", "joint_torque_external")
     discarded = {f"robot__desired__{k}__{s}::panda" for k in kinds for s in ("right", "left")}
     assert set(section.data_discard_keys) == discarded
-    ends = dict(zip(section.action_key_fields, section.action_index_fields, strict=True))
-    assert ends == ENDS
+    stops = dict(zip(section.action_key_fields, section.action_index_fields, strict=True))
+    assert stops == ENDS
 
 
 # published names. Source: formats/lbm-preprocessing 1
@@ -546,7 +553,7 @@ def test_resizing_method_is_accepted_in_both_spellings(
 
 
 @pytest.mark.parametrize("key", sorted(PreprocessConfig.ignored))
-def test_option_without_effect_says_so(source: Path, tmp_path: Path, key: str) -> None:
+def test_ignored_option_gives_a_warning(source: Path, tmp_path: Path, key: str) -> None:
     recorder = Recorder()
 
     run(
@@ -556,13 +563,13 @@ def test_option_without_effect_says_so(source: Path, tmp_path: Path, key: str) -
     assert [text for code, text in recorder.warnings if code == "option_without_effect"]
 
 
-def test_unknown_key_is_refused() -> None:
+def test_unknown_key_is_rejected() -> None:
     tree = {**options_for(Path("raw"), Path("out")), "future_lowdim_step": 3}
     with pytest.raises((ConfigError, ValueError)):
         PreprocessConfig.specialize(tree).model_validate(tree)
 
 
-# what is written of the options
+# recorded options
 
 
 @pytest.fixture(scope="module")
@@ -581,7 +588,7 @@ def test_preprocessing_config_has_every_published_key(output: Path, key: str) ->
     "key",
     ["output_dir", "output_dir_fixed_path", "num_workers", "ray_address", "ray_num_cpus"],
 )
-def test_preprocessing_config_is_silent_about_the_machine(output: Path, key: str) -> None:
+def test_preprocessing_config_has_no_path_of_the_machine(output: Path, key: str) -> None:
     assert written_config(output)[key] is None
 
 
@@ -591,17 +598,17 @@ def test_preprocessing_config_is_accepted_as_a_config(output: Path) -> None:
     path = output.parent / "again.yaml"
     path.write_text(yaml.safe_dump(content))
 
-    place = output.parent / "place.yaml"
-    place.write_text("output: there")
+    copy = output.parent / "place.yaml"
+    copy.write_text("output: there")
 
-    config = load_config(PreprocessConfig, files=[str(path), str(place)]).config
+    config = load_config(PreprocessConfig, files=[str(path), str(copy)]).config
 
     assert config.camera_names == list(CAMERAS.values())
 
 
 @pytest.mark.parametrize("layout", ["published", "bare"])
 @pytest.mark.parametrize("broken", [False, True])
-def test_no_file_of_the_data_holds_a_path_of_the_machine(
+def test_no_file_of_the_data_has_a_path_of_the_machine(
     tmp_path: Path,
     layout: str,
     broken: bool,
@@ -615,14 +622,14 @@ def test_no_file_of_the_data_holds_a_path_of_the_machine(
     run_or_fail = refusal if broken else run
     run_or_fail(raw, tmp_path / "out")
 
-    found = [
+    matches = [
         path.name
         for path in (tmp_path / "out").rglob("*")
         if path.is_file()
         and ".vlatool" not in path.parts
         and str(tmp_path).lstrip("/").encode() in path.read_bytes()
     ]
-    assert found == []
+    assert matches == []
 
 
 # other layouts
@@ -660,5 +667,5 @@ def test_published_file_includes_another_as_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["spartan", "lerobot"])
 def test_every_key_has_a_group_in_the_help(name: str) -> None:
     schema = PreprocessConfig.specialize({"format": name, "sink": "lbm"})
-    alone = {key.name for key in declared_keys(schema).values() if key.group == "Keys"}
-    assert alone == {"format", "sources", *PreprocessConfig.ignored}
+    ungrouped = {key.name for key in declared_keys(schema).values() if key.group == "Keys"}
+    assert ungrouped == {"format", "sources", *PreprocessConfig.ignored}

@@ -1,7 +1,7 @@
-"""Shards against a second, plain implementation of the published rules, sample by sample.
+"""Shards compared with a second, simple implementation of the published rules.
 
-The oracle below is written from formats/lbm-preprocessing 2; formats/lbm 2, 4 with loops and 4x4 matrices: slow, and sharing
-nothing with the product but Pillow and numpy.
+The oracle below is written from formats/lbm-preprocessing 2; formats/lbm 2, 4 with loops and 4x4
+matrices. It is slow, and shares only Pillow and numpy with the product.
 """
 
 import io
@@ -66,16 +66,16 @@ def samples(output: Path) -> dict[tuple[str, int], dict[str, bytes]]:
                 file = archive.extractfile(member)
                 assert file is not None
                 by_key[key][suffix] = file.read()
-    found: dict[tuple[str, int], dict[str, bytes]] = {}
+    by_anchor: dict[tuple[str, int], dict[str, bytes]] = {}
     for members in by_key.values():
         info = json.loads(members["metadata.json"])
         episode = info["source_episode"].rpartition("/")[2]
-        found[episode, info["anchor_timestep"]] = members
-    return found
+        by_anchor[episode, info["anchor_timestep"]] = members
+    return by_anchor
 
 
 class Oracle:
-    """One raw episode, cut by the published rules."""
+    """Windows of one raw episode by the published rules."""
 
     def __init__(self, folder: Path) -> None:
         processed = folder / "processed"
@@ -98,13 +98,13 @@ class Oracle:
         self.lowdim |= {name: actions[:, part] for name, part in ACTIONS.items()}
 
     def anchors(self) -> list[int]:
-        kept = []
+        complete = []
         for anchor in range(0, self.length, STRIDE):
             left = max(0, -(anchor - PAST))
             right = max(0, anchor + FUTURE - self.length + 1)
             if left <= LEFT and right <= RIGHT:
-                kept.append(anchor)
-        return kept
+                complete.append(anchor)
+        return complete
 
     def rows(self, anchor: int) -> list[int]:
         return [
@@ -160,8 +160,8 @@ def oracles(raw: Path) -> dict[str, Oracle]:
     return {folder.name: Oracle(folder) for folder in raw.rglob("episode_*") if folder.is_dir()}
 
 
-def test_the_same_anchors_are_kept(output: Path, oracles: dict[str, Oracle]) -> None:
-    expected = {(name, anchor) for name, one in oracles.items() for anchor in one.anchors()}
+def test_the_same_anchors_are_written(output: Path, oracles: dict[str, Oracle]) -> None:
+    expected = {(name, anchor) for name, oracle in oracles.items() for anchor in oracle.anchors()}
 
     assert set(samples(output)) == expected
     assert expected

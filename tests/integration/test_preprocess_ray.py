@@ -23,7 +23,7 @@ EPISODES = 6
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """The address of a cluster of two nodes with one processor each."""
+    """Address of a cluster of two nodes with one CPU each."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(
@@ -38,9 +38,9 @@ def test_two_nodes_write_the_same_bytes_as_one_process(address: str, tmp_path: P
     source = spartan_task(tmp_path / "raw", episodes=EPISODES, frames=9)
 
     local = run(source, tmp_path / "local")
-    spread = run(source, tmp_path / "spread", engine="ray", ray_address=address, workers=None)
+    distributed = run(source, tmp_path / "spread", engine="ray", ray_address=address, workers=None)
 
-    assert (spread.episodes, spread.samples) == (local.episodes, local.samples)
+    assert (distributed.episodes, distributed.samples) == (local.episodes, local.samples)
     assert contents(tmp_path / "spread") == contents(tmp_path / "local")
 
 
@@ -54,7 +54,7 @@ def test_two_nodes_write_the_same_windows_as_one_process(address: str, tmp_path:
 
 
 def test_private_cluster_writes_the_same_bytes_as_one_process(tmp_path: Path) -> None:
-    """In a process of its own, because this one could not join the other tests' cluster later."""
+    """Runs in its own process, because this one could not join the cluster of other tests later."""
     source = spartan_task(tmp_path / "raw", episodes=2, frames=9)
     command = [sys.executable, "-m", "vlatool", "preprocess", "spartan", str(source), "-q"]
     windows = "--past-lowdim-steps 1 --future-lowdim-steps 3 --max-padding-right 3"
@@ -68,7 +68,7 @@ def test_private_cluster_writes_the_same_bytes_as_one_process(tmp_path: Path) ->
     assert contents(tmp_path / "private") == contents(tmp_path / "local")
 
 
-def test_relative_paths_mean_the_drivers_folder(
+def test_relative_paths_refer_to_the_folder_of_the_driver(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spartan_task(tmp_path / "raw", episodes=2, frames=9)
@@ -80,7 +80,7 @@ def test_relative_paths_mean_the_drivers_folder(
     assert contents(tmp_path / "spread") == contents(tmp_path / "local")
 
 
-def test_broken_episode_costs_only_itself(address: str, tmp_path: Path) -> None:
+def test_broken_episode_fails_alone(address: str, tmp_path: Path) -> None:
     source = spartan_task(tmp_path / "raw", episodes=3, frames=9)
     broken = next(source.rglob("episode_1/processed/observations.npz"))
     broken.write_bytes(broken.read_bytes()[:500])
@@ -93,5 +93,5 @@ def test_broken_episode_costs_only_itself(address: str, tmp_path: Path) -> None:
     assert len(caught.value.result.failures) == 1
 
 
-def test_toy_sink_keeps_its_promises_on_a_cluster(address: str) -> None:
+def test_toy_sink_passes_the_contract_checks_on_a_cluster(address: str) -> None:
     check_sink(ToySink, make_executor=lambda: RayExecutor(address=address))

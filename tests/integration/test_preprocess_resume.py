@@ -1,4 +1,4 @@
-"""What a journal may be trusted for: the same input and the same plan, nothing else."""
+"""Reuse of journal entries: only for the same input and the same plan."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from vlatool.sources.spartan.config import _ACTION_WIDTHS
 
 
 def partial_run(source: Path, output: Path, **options: Any) -> None:
-    """A run that leaves the broken second episode out and keeps its journal."""
+    """Runs with a broken second episode, which is left out; the journal remains."""
     with pytest.raises(PartialFailure):
         run(source, output, **options)
 
@@ -34,13 +34,13 @@ def break_actions(source: Path) -> bytes:
     return content
 
 
-def mend_actions(source: Path, content: bytes) -> None:
+def restore_actions(source: Path, content: bytes) -> None:
     (processed(source) / "actions.npz").write_bytes(content)
 
 
 def action_file(path: Path, names: list[str]) -> Path:
-    ends = np.cumsum(list(_ACTION_WIDTHS.values())).tolist()
-    path.write_text(yaml.safe_dump({"action_key_fields": names, "action_index_fields": ends}))
+    stops = np.cumsum(list(_ACTION_WIDTHS.values())).tolist()
+    path.write_text(yaml.safe_dump({"action_key_fields": names, "action_index_fields": stops}))
     return path
 
 
@@ -87,13 +87,13 @@ def test_repaired_first_episode_with_more_cameras_gives_the_undisturbed_bytes(
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
 
 
-def test_overwrite_that_was_killed_trusts_nothing_of_before(source: Path, tmp_path: Path) -> None:
+def test_killed_overwrite_uses_nothing_of_the_earlier_run(source: Path, tmp_path: Path) -> None:
     output, content = tmp_path / "out", break_actions(source)
     partial_run(source, output, jpeg_quality=50)
-    mend_actions(source, content)
+    restore_actions(source, content)
     record = read_record(output)
     assert record is not None
-    # The moment after the new record and before the removal of the old data.
+    # After the new record is written and before the old data are removed.
     options = {**record.options, "jpeg_quality": 95}
     journal = output / ".vlatool/journal"
     assert journal.is_dir()
@@ -105,7 +105,7 @@ def test_overwrite_that_was_killed_trusts_nothing_of_before(source: Path, tmp_pa
     assert contents(output) == contents(tmp_path / "fresh")
 
 
-def test_same_layout_from_another_place_is_read_again(tmp_path: Path) -> None:
+def test_same_layout_at_another_location_is_read_again(tmp_path: Path) -> None:
     def shifted(documents: Documents) -> None:
         documents["observations"]["robot__version"] += 1
 
@@ -120,7 +120,7 @@ def test_same_layout_from_another_place_is_read_again(tmp_path: Path) -> None:
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
 
 
-def test_file_edited_in_place_with_the_same_size_is_noticed(source: Path, tmp_path: Path) -> None:
+def test_file_edited_in_place_with_the_same_size_is_detected(source: Path, tmp_path: Path) -> None:
     run(source, tmp_path / "out")
     path = processed(source) / "observations.npz"
     os.utime(path, ns=(1, path.stat().st_mtime_ns + 10**9))
@@ -131,17 +131,17 @@ def test_file_edited_in_place_with_the_same_size_is_noticed(source: Path, tmp_pa
     assert "changed_at" in error.message
 
 
-def test_killed_overwrite_goes_on_with_overwrite(source: Path, tmp_path: Path) -> None:
+def test_killed_overwrite_resumes_with_overwrite(source: Path, tmp_path: Path) -> None:
     output, content = tmp_path / "out", break_actions(source)
     partial_run(source, output, overwrite=True)
-    mend_actions(source, content)
+    restore_actions(source, content)
 
     result = run(source, output, overwrite=True)
 
     assert result.resumed == 2
 
 
-def test_numbers_too_large_to_square_are_kept_and_told_as_null(tmp_path: Path) -> None:
+def test_numbers_too_large_to_square_are_stored_and_reported_as_null(tmp_path: Path) -> None:
     def huge(documents: Documents) -> None:
         documents["observations"]["robot__version"][:] = np.finfo(np.float64).max
 

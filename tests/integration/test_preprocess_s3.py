@@ -1,4 +1,4 @@
-"""`vlatool preprocess` and what looks at its output, with S3 on either side or on both."""
+"""`vlatool preprocess` and commands on its output, with S3 on either side or on both."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What a run without S3 writes."""
+    """Output of a run without S3."""
     output = tmp_path_factory.mktemp("local") / "out"
     assert preprocess(raw, output) == 0
     return digests(output)
@@ -58,19 +58,19 @@ def bucket(s3_bucket: str) -> RemotePath:
 
 @pytest.fixture
 def source(raw: Path, bucket: RemotePath) -> RemotePath:
-    """The raw episodes in S3."""
+    """Raw episodes in S3."""
     return upload(raw, bucket / "raw")
 
 
 def about(proxy: Proxy, part: str, *, without: str = "\0") -> list[Request]:
-    """Requests for what has `part` in its name, or below it."""
-    asked = (one.path.replace("%2F", "/") for one in proxy.faults.requests)
-    pairs = zip(asked, proxy.faults.requests, strict=True)
-    return [one for path, one in pairs if part in path and without not in path]
+    """Requests for paths that contain `part`."""
+    paths = (request.path.replace("%2F", "/") for request in proxy.faults.requests)
+    pairs = zip(paths, proxy.faults.requests, strict=True)
+    return [request for path, request in pairs if part in path and without not in path]
 
 
-def sent(found: list[Request]) -> int:
-    return sum(one.sent for one in found)
+def sent(requests: list[Request]) -> int:
+    return sum(request.sent for request in requests)
 
 
 class TestCombinations:
@@ -126,7 +126,7 @@ class TestCombinations:
 
 
 class TestOtherCommands:
-    def test_they_take_what_is_in_s3(
+    def test_other_commands_read_from_s3(
         self,
         source: RemotePath,
         bucket: RemotePath,
@@ -151,7 +151,7 @@ class TestOtherCommands:
         assert b"<html" in page.read_bytes()[:200]
         assert json.loads(merged.read_text())
 
-    def test_damage_in_s3_is_found(self, raw: Path, bucket: RemotePath) -> None:
+    def test_damage_in_s3_is_reported(self, raw: Path, bucket: RemotePath) -> None:
         output = bucket / "out"
         assert preprocess(raw, output) == 0
         shard = output / "shards/shard_000000.tar"
@@ -197,10 +197,10 @@ class TestRefusals:
         capfd: pytest.CaptureFixture[str],
     ) -> None:
         s3_proxy.faults.status, s3_proxy.faults.fail_every = 403, 1
-        wanted = without_credentials(os.environ)
+        environment = without_credentials(os.environ)
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             monkeypatch.delenv(name)
-        for name, value in wanted.items():
+        for name, value in environment.items():
             monkeypatch.setenv(name, value)
 
         assert preprocess(raw, bucket / "out") == 6
@@ -222,7 +222,7 @@ class TestRefusals:
 
 
 class TestEconomy:
-    """Figures are those measured, with slack."""
+    """Limits are measured numbers of requests, with slack."""
 
     @pytest.fixture
     def wide(self, bucket: RemotePath, tmp_path: Path) -> RemotePath:
@@ -237,7 +237,7 @@ class TestEconomy:
         )
         return upload(local, bucket / "wide")
 
-    def test_only_wanted_cameras_are_fetched(
+    def test_only_selected_cameras_are_fetched(
         self, wide: RemotePath, bucket: RemotePath, s3_proxy: Proxy
     ) -> None:
         observations = next(wide.rglob("episode_1/processed/observations.npz"))
@@ -255,12 +255,12 @@ class TestEconomy:
     ) -> None:
         assert preprocess(raw, bucket / "out") == 0
 
-        read = [one for one in about(s3_proxy, "/out/episodes/episode_") if one.range]
+        read = [request for request in about(s3_proxy, "/out/episodes/episode_") if request.range]
         shards = sum(path.stat().st_size for path in (bucket / "out/shards").glob("*.tar"))
         assert len(read) == SAMPLES
         assert sent(read) <= shards
 
-    def test_finding_episodes_takes_no_request_for_each(
+    def test_discovery_takes_no_request_per_episode(
         self, bucket: RemotePath, s3_proxy: Proxy
     ) -> None:
         for number in range(40):
@@ -287,13 +287,13 @@ class TestEconomy:
 
 @dataclass(frozen=True)
 class _Counted:
-    """Does the work on an episode; gives the process and the client that did it."""
+    """Work on an episode that returns its process and client."""
 
     task: Callable[[EpisodeRef], Receipt]
 
     def __call__(self, ref: EpisodeRef) -> tuple[int, int]:
         assert self.task(ref).bytes
-        return os.getpid(), id(connect(ref.path.address.place))
+        return os.getpid(), id(connect(ref.path.address.root))
 
 
 def settings(folder: Path) -> list[object]:
@@ -310,7 +310,7 @@ def settings(folder: Path) -> list[object]:
 
 
 def with_noise(documents: Documents) -> None:
-    """Pictures, depth and labels that do not shrink."""
+    """Change to incompressible images, depth and labels."""
     arrays, random = documents["observations"], np.random.default_rng(0)
     for name in arrays:
         if name.startswith("CAM"):

@@ -1,4 +1,4 @@
-"""`vlatool preprocess` from S3 to S3 while the storage misbehaves or the run is killed."""
+"""`vlatool preprocess` from S3 to S3 while the storage fails or the run is killed."""
 
 import os
 import random
@@ -20,7 +20,7 @@ from vlatool.storage.retry import SPEED_VARIABLE
 EPISODES, FRAMES = 3, 12
 KILLS = 6
 OUTAGE_S = 65
-SPEED = 20  # of the clock by which the run that meets the outage waits
+SPEED = 20  # factor of the clock in the run with the outage
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What a run without S3 writes."""
+    """Output of a run without S3."""
     output = tmp_path_factory.mktemp("local") / "out"
     assert preprocess(raw, output) == 0
     return digests(output)
@@ -43,7 +43,7 @@ def bucket(s3_bucket: str) -> RemotePath:
 
 @pytest.fixture
 def source(raw: Path, bucket: RemotePath) -> RemotePath:
-    """The raw episodes in S3."""
+    """Raw episodes in S3."""
     return upload(raw, bucket / "raw")
 
 
@@ -70,7 +70,7 @@ def loses_answers(faults: Faults) -> None:
 @pytest.mark.parametrize(
     "misbehave", [every_seventh_fails, is_busy, cuts_bodies, is_slow, loses_answers]
 )
-def test_troubles_that_pass_change_nothing(
+def test_temporary_failures_change_nothing(
     source: RemotePath,
     bucket: RemotePath,
     s3_proxy: Proxy,
@@ -86,7 +86,7 @@ def test_troubles_that_pass_change_nothing(
 
 
 @pytest.mark.parametrize("answered", [35, pytest.param(75, marks=pytest.mark.slow)])
-def test_outage_longer_than_the_patience_ends_the_run_and_the_next_goes_on(
+def test_outage_longer_than_the_timeout_ends_the_run_and_the_next_resumes(
     source: RemotePath, bucket: RemotePath, s3_proxy: Proxy, expected: dict[str, str], answered: int
 ) -> None:
     s3_proxy.faults.clear()
@@ -96,8 +96,8 @@ def test_outage_longer_than_the_patience_ends_the_run_and_the_next_goes_on(
     ended = finished(run, {"VLATOOL_STORAGE_PATIENCE_S": "1"})
 
     assert ended.returncode == 5, ended.stderr
-    told = [line for line in ended.stderr.splitlines() if line.startswith(("error:", "hint:"))]
-    assert [line.partition(":")[0] for line in told] == ["error", "hint"]
+    messages = [line for line in ended.stderr.splitlines() if line.startswith(("error:", "hint:"))]
+    assert [line.partition(":")[0] for line in messages] == ["error", "hint"]
     assert "Traceback" not in ended.stderr
     s3_proxy.faults.clear()
     left = digests(bucket / "out")
@@ -109,7 +109,7 @@ def test_outage_longer_than_the_patience_ends_the_run_and_the_next_goes_on(
     assert digests(bucket / "out") == expected
 
 
-def test_killed_run_is_known_to_be_dead_and_what_it_did_is_kept(
+def test_killed_run_is_detected_and_its_results_are_reused(
     source: RemotePath, bucket: RemotePath, s3_proxy: Proxy, expected: dict[str, str]
 ) -> None:
     s3_proxy.faults.delay_s = 0.02
@@ -132,7 +132,7 @@ def test_killed_run_is_known_to_be_dead_and_what_it_did_is_kept(
 
 
 @pytest.mark.slow
-def test_run_killed_again_and_again_ends_with_the_same_bytes(
+def test_repeatedly_killed_run_ends_with_the_same_bytes(
     source: RemotePath, bucket: RemotePath, s3_proxy: Proxy, expected: dict[str, str]
 ) -> None:
     rng = random.Random(os.environ.get("VLATOOL_KILL_SEED", "3"))
@@ -153,7 +153,7 @@ def test_run_killed_again_and_again_ends_with_the_same_bytes(
     assert not (bucket / "out/.vlatool/journal").exists()
 
 
-def test_outage_of_a_minute_is_outlasted(
+def test_outage_of_a_minute_is_survived(
     source: RemotePath, bucket: RemotePath, s3_proxy: Proxy, expected: dict[str, str]
 ) -> None:
     faults = s3_proxy.faults

@@ -1,4 +1,7 @@
-"""`sample` writes the raw layouts key for key. Source: formats/spartan 1, 2, 3, 4, 5; formats/lerobot 2, 3, 4, 5, 10."""
+"""`sample` writes the raw layouts key for key.
+
+Source: formats/spartan 1, 2, 3, 4, 5; formats/lerobot 2, 3, 4, 5, 10.
+"""
 
 import hashlib
 import io
@@ -73,9 +76,9 @@ def robot_shapes() -> dict[str, tuple[int, ...]]:
 
 def test_spartan_robot_arrays_have_the_published_keys_and_shapes(spartan: Path) -> None:
     arrays = np.load(spartan / "observations.npz")
-    found = {key: arrays[key] for key in arrays.files if key.startswith("robot__")}
-    assert {key: value.shape for key, value in found.items()} == robot_shapes()
-    assert {value.dtype for value in found.values()} == {np.dtype(np.float64)}
+    robot = {key: arrays[key] for key in arrays.files if key.startswith("robot__")}
+    assert {key: value.shape for key, value in robot.items()} == robot_shapes()
+    assert {value.dtype for value in robot.values()} == {np.dtype(np.float64)}
 
 
 def test_spartan_cameras_are_keyed_by_id_with_depth_and_labels(spartan: Path) -> None:
@@ -195,7 +198,7 @@ def test_libero_row_has_images_state_and_actions(tmp_path: Path) -> None:
     assert max(map(abs, row["actions"][:6])) <= 1.0
 
 
-def test_complete_output_is_left_alone(tmp_path: Path) -> None:
+def test_complete_output_is_unchanged(tmp_path: Path) -> None:
     first = run(tmp_path, frames=3)
     marker = next(tmp_path.rglob("metadata.yaml"))
     before = marker.stat().st_mtime_ns
@@ -205,7 +208,7 @@ def test_complete_output_is_left_alone(tmp_path: Path) -> None:
     assert again.document() == first.document() | {"already_complete": True}
 
 
-def test_interrupted_output_is_made_over(tmp_path: Path) -> None:
+def test_interrupted_output_is_rewritten(tmp_path: Path) -> None:
     run(tmp_path, frames=3)
     whole = digests(tmp_path)
     record = read_record(tmp_path)
@@ -216,14 +219,14 @@ def test_interrupted_output_is_made_over(tmp_path: Path) -> None:
     assert digests(tmp_path) == whole
 
 
-def test_other_options_on_one_output_are_refused(tmp_path: Path) -> None:
+def test_other_options_on_the_same_output_are_rejected(tmp_path: Path) -> None:
     run(tmp_path, frames=3)
     with pytest.raises(UsageError) as caught:
         run(tmp_path, frames=4)
     assert caught.value.details["differences"] == ["frames 3 (now 4)"]
 
 
-def test_foreign_output_is_refused(tmp_path: Path) -> None:
+def test_output_of_another_command_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UsageError) as caught:
         run(tmp_path)
@@ -235,7 +238,9 @@ def test_foreign_output_is_refused(tmp_path: Path) -> None:
     [{"layout": "libero", "cameras": 4}, {"layout": "lerobot", "depth": True}],
     ids=["cameras", "depth"],
 )
-def test_layout_that_cannot_hold_it_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_options_that_a_layout_does_not_support_are_rejected(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
     with pytest.raises(UsageError):
         run(tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Sinks keep the promises of `sinks/base.py`: the built-in one, and one of 60 lines."""
+"""Contract of `sinks/base.py`, checked on a built-in sink and one of 60 lines."""
 
 import json
 import os
@@ -28,16 +28,16 @@ WINDOWS = {"past_lowdim_steps": 0, "future_lowdim_steps": 1, "image_indices": [0
 TOY = Path(__file__).parents[1] / "builders/jsonl_sink.py"
 
 
-def test_lbm_keeps_the_promises_of_a_sink() -> None:
+def test_lbm_fulfills_the_sink_contract() -> None:
     check_sink(LbmSink, {**WINDOWS, "samples_per_shard": 16})
 
 
-def test_toy_keeps_the_promises_of_a_sink() -> None:
+def test_toy_fulfills_the_sink_contract() -> None:
     check_sink(ToySink, {"every": 2})
 
 
 class Forgetful(ToySink):
-    """Does not tell of its index."""
+    """Sink that does not list its index."""
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> SinkSummary:
         summary = super().finish(receipts, run)
@@ -45,13 +45,13 @@ class Forgetful(ToySink):
 
 
 class Greedy(ToySink):
-    """Owns less than it writes."""
+    """Sink whose `owned` does not match all its files."""
 
     owned: ClassVar[Sequence[str]] = ["episodes/*.jsonl"]
 
 
 class Careless(ToySink):
-    """Does not count samples."""
+    """Sink that does not count samples."""
 
     def __init__(self, config: Any, setup: Any) -> None:
         super().__init__(config, setup)
@@ -64,7 +64,7 @@ class Uncounted(Lines):
 
 
 class Local(ToySink):
-    """Its work cannot travel to workers."""
+    """Sink whose work cannot be pickled."""
 
     def __init__(self, config: Any, setup: Any) -> None:
         super().__init__(config, setup)
@@ -73,7 +73,7 @@ class Local(ToySink):
 
 
 class Eager(ToySink):
-    """Writes when it is asked what it would write."""
+    """Sink whose estimate writes."""
 
     def estimate(self) -> Estimate:
         (self._setup.output / "episodes").mkdir(parents=True)
@@ -81,7 +81,7 @@ class Eager(ToySink):
 
 
 class Torn(ToySink):
-    """Leaves half of an episode that fails behind."""
+    """Sink that leaves a partial file of a failed episode."""
 
     def __init__(self, config: Any, setup: Any) -> None:
         super().__init__(config, setup)
@@ -99,11 +99,11 @@ class Leaving(Lines):
 
 
 class Changing(ToySink):
-    """What it writes depends on what this run did and an earlier one had done."""
+    """Sink whose output depends on the number of resumed episodes."""
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> SinkSummary:
         first = next(receipts)
-        files = [file for one in (first, *receipts) for file in one.files]
+        files = [file for receipt in (first, *receipts) for file in receipt.files]
         self._every += run.resumed
         return super().finish(iter([replace(first, files=tuple(files[run.resumed :]))]), run)
 
@@ -111,16 +111,16 @@ class Changing(ToySink):
 @pytest.mark.parametrize(
     ("sink", "sentence"),
     [
-        (Forgetful, "finish does not tell of its files"),
+        (Forgetful, "the files that finish returns"),
         (Greedy, "owned does not match"),
         (Careless, "receipts count"),
         (Local, "work cannot be pickled"),
         (Eager, "estimate writes"),
-        (Torn, "finish does not tell of its files"),
-        (Changing, "other bytes than those of a quiet run"),
+        (Torn, "the files that finish returns"),
+        (Changing, "files differ from those of an undisturbed run"),
     ],
 )
-def test_broken_promise_of_a_sink_is_noticed(sink: type[ToySink], sentence: str) -> None:
+def test_violation_of_the_sink_contract_is_reported(sink: type[ToySink], sentence: str) -> None:
     with pytest.raises(AssertionError, match=sentence):
         check_sink(sink)
 
@@ -141,7 +141,7 @@ def test_no_key_is_owned_twice_by_root_format_and_sink(source: str, sink: str) -
 
 @pytest.fixture(scope="module")
 def contributed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tree with the toy added as CONTRIBUTING says: a file, and a row in the table."""
+    """Source tree with the toy added as in CONTRIBUTING: a file, and a row in the table."""
     root = tmp_path_factory.mktemp("tree")
     shutil.copytree(Path(vlatool.__file__).parent, root / "vlatool")
     shutil.copy(TOY, root / "vlatool/sinks/toy.py")
@@ -154,7 +154,7 @@ def contributed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(root: Path, *words: str) -> dict[str, Any]:
-    """The answer of a command of that tree."""
+    """Result of a command of that tree."""
     done = subprocess.run(
         [sys.executable, "-m", "vlatool", "--json", *words],
         env={**os.environ, "PYTHONPATH": str(root)},

@@ -1,4 +1,4 @@
-"""A GAN and a language model through the one trainer: on one and two processes, sharded and not."""
+"""A GAN and a language model in the trainer: one and two processes, sharded and not."""
 
 import os
 import shutil
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both toys trained on one process, and everything that two ranks make."""
+    """Folder with both toys trained on one process, and all runs of two ranks."""
     folder = toys(tmp_path_factory.mktemp("toys"))
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder / SITE))
@@ -68,16 +68,16 @@ def optimizer_states(root: Path, run: str) -> dict[str, object]:
     return torch.load(path, weights_only=True)["optimizers"]
 
 
-def assert_equal_runs(root: Path, one: str, other: str) -> None:
-    """Every byte of the last checkpoint: weights, averages, momenta, counters."""
-    first, second = (RunDir(root / run).checkpoint(STEPS) for run in (one, other))
+def assert_equal_runs(root: Path, run: str, other: str) -> None:
+    """Compares all bytes of the last checkpoint: weights, averages, moments, counters."""
+    first, second = (RunDir(root / name).checkpoint(STEPS) for name in (run, other))
     for path in first.iterdir():
         assert path.read_bytes() == (second / path.name).read_bytes(), path.name
 
 
-def assert_close_runs(root: Path, one: str, other: str) -> None:
-    """To rounding."""
-    torch.testing.assert_close(tensors(root, one), tensors(root, other), rtol=1e-4, atol=1e-6)
+def assert_close_runs(root: Path, run: str, other: str) -> None:
+    """Compares the last checkpoint up to rounding."""
+    torch.testing.assert_close(tensors(root, run), tensors(root, other), rtol=1e-4, atol=1e-6)
 
 
 def losses(root: Path, run: str) -> list[float]:
@@ -93,37 +93,37 @@ def test_two_processes_train_the_model_that_one_trains(root: Path, model: str, p
     assert_close_runs(root, f"{model}-one", f"{model}-{placed}")
 
 
-def test_run_that_was_killed_equals_the_undisturbed_one(root: Path) -> None:
+def test_killed_run_equals_the_uninterrupted_one(root: Path) -> None:
     half_of(root, "toy_gan-one", "toy_gan-one-resumed")
     assert resumed(root, "toy_gan", "toy_gan-one-resumed").status == "trained"
     assert_equal_runs(root, "toy_gan-one", "toy_gan-one-resumed")
 
 
-def test_two_ranks_that_were_killed_equal_the_undisturbed_ones(root: Path) -> None:
+def test_killed_run_of_two_ranks_equals_the_uninterrupted_one(root: Path) -> None:
     assert_equal_runs(root, "toy_gan-ddp", "toy_gan-ddp-resumed")
 
 
-def test_sharded_checkpoint_goes_on_with_one_process(root: Path) -> None:
+def test_sharded_checkpoint_is_resumed_with_one_process(root: Path) -> None:
     half_of(root, "toy_gan-fsdp", "toy_gan-fsdp-to-one")
     resumed(root, "toy_gan", "toy_gan-fsdp-to-one")
     assert_close_runs(root, "toy_gan-one", "toy_gan-fsdp-to-one")
 
 
-def test_checkpoint_of_one_process_goes_on_sharded(root: Path) -> None:
+def test_checkpoint_of_one_process_is_resumed_sharded(root: Path) -> None:
     assert_close_runs(root, "toy_gan-one", "toy_gan-one-to-fsdp")
 
 
-def test_critic_starts_late_with_a_rate_and_momenta_of_its_own(root: Path) -> None:
+def test_critic_starts_late_with_its_own_rate_and_betas(root: Path) -> None:
     rows = read_metrics(RunDir(root / "toy_gan-one").metrics)
     assert ["critic/lr" in row for row in rows] == [False, False] + [True] * (STEPS - 2)
     assert max(row.get("critic/lr", 0.0) for row in rows) == pytest.approx(2e-3, rel=0.1)
     state = optimizer_states(root, "toy_gan-one")["critic"]
     assert state["param_groups"][0]["betas"] == (0.5, 0.9)
-    steps = {float(one["step"]) for one in state["state"].values()}
+    steps = {float(moments["step"]) for moments in state["state"].values()}
     assert steps == {STEPS - 2}
 
 
-def test_critic_that_has_not_moved_yet_begins_with_its_first_step(root: Path) -> None:
+def test_critic_without_steps_starts_with_its_first_step_after_a_resume(root: Path) -> None:
     late = {"model__critic_starts_at": HALF + 1}
     for run in ("toy_gan-late", "toy_gan-late-resumed"):
         if run.endswith("resumed"):
@@ -132,11 +132,11 @@ def test_critic_that_has_not_moved_yet_begins_with_its_first_step(root: Path) ->
     assert_equal_runs(root, "toy_gan-late", "toy_gan-late-resumed")
 
 
-def test_teacher_is_not_saved_and_another_one_is_refused(root: Path) -> None:
+def test_teacher_is_not_saved_and_another_one_is_an_error(root: Path) -> None:
     assert not any("teacher" in name for name in tensors(root, "toy_gan-one"))
     half_of(root, "toy_gan-one", "toy_gan-other-teacher")
     teacher = root / "teacher.safetensors"
-    kept = teacher.read_bytes()
+    original = teacher.read_bytes()
     other = {name: value + 1 for name, value in load_file(teacher).items()}
     from safetensors.torch import save_file
 
@@ -145,7 +145,7 @@ def test_teacher_is_not_saved_and_another_one_is_refused(root: Path) -> None:
         with pytest.raises(DataError) as caught:
             resumed(root, "toy_gan", "toy_gan-other-teacher")
     finally:
-        teacher.write_bytes(kept)
+        teacher.write_bytes(original)
     assert caught.value.code == "data.other_weights"
 
 
@@ -172,22 +172,22 @@ def test_empty_micro_batch_of_one_rank_does_not_hang_the_other(root: Path) -> No
 
 
 def test_loss_of_one_rank_that_is_not_finite_changes_no_weight_on_any(root: Path) -> None:
-    told = [(root / f"halted-{rank}").read_text().split() for rank in (0, 1)]
-    assert told[0] == told[1]
-    code, samples, moved = told[0]
+    results = [(root / f"halted-{rank}").read_text().split() for rank in (0, 1)]
+    assert results[0] == results[1]
+    code, samples, changed = results[0]
     assert code == "data.loss_not_finite"
     assert "block-0-30" in samples
-    assert moved == "[]"
+    assert changed == "[]"
 
 
-def test_blocks_that_are_computed_again_give_the_same_weights(root: Path) -> None:
+def test_gradient_checkpointing_gives_the_same_weights(root: Path) -> None:
     train(toy_config(root, "toy_gan", "toy_gan-checkpointed", hparams__grad_checkpointing=True))
     assert_equal_runs(root, "toy_gan-one", "toy_gan-checkpointed")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a C++ compiler")
-def test_compiled_blocks_give_the_same_weights_to_rounding(root: Path) -> None:
+def test_compiled_blocks_give_the_same_weights_up_to_rounding(root: Path) -> None:
     train(toy_config(root, "toy_gan", "toy_gan-compiled", hparams__torchcompile=True))
     assert_close_runs(root, "toy_gan-one", "toy_gan-compiled")
 
@@ -200,28 +200,26 @@ def test_images_are_written_at_checkpoints(root: Path) -> None:
 def test_images_are_those_of_the_averaged_weights(root: Path) -> None:
     train(toy_config(root, "toy_gan", "toy_gan-plain", ema__enabled=False))
     averaged, plain = RunDir(root / "toy_gan-one"), RunDir(root / "toy_gan-plain")
-    of_model = [one.checkpoint(STEPS) / "model.safetensors" for one in (averaged, plain)]
-    images = [one.image(STEPS, "made") for one in (averaged, plain)]
-    assert of_model[0].read_bytes() == of_model[1].read_bytes()
+    weights = [run.checkpoint(STEPS) / "model.safetensors" for run in (averaged, plain)]
+    images = [run.image(STEPS, "made") for run in (averaged, plain)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
     assert images[0].read_bytes() != images[1].read_bytes()
 
 
-def test_held_out_data_of_which_nothing_can_be_used_have_no_loss_and_are_told(
-    root: Path, tmp_path: Path
-) -> None:
-    held_out = write_numbers(tmp_path / "held-out", (5,))
-    rows = np.load(held_out / "block-0.npy")
-    np.save(held_out / "block-0.npy", rows * np.nan)
-    changes = {"data__val_folders": [str(held_out)], "total_val_samples": 5}
-    told = Told()
-    train(toy_config(root, "toy_lm", "toy_lm-val", **changes), reporter=told)
-    rows_told = read_metrics(RunDir(root / "toy_lm-val").metrics)
-    assert not any("val/loss" in row for row in rows_told)
-    assert told.codes == ["data.dropped_samples"]
+def test_unusable_validation_data_have_no_loss_and_are_reported(root: Path, tmp_path: Path) -> None:
+    validation = write_numbers(tmp_path / "validation", (5,))
+    rows = np.load(validation / "block-0.npy")
+    np.save(validation / "block-0.npy", rows * np.nan)
+    changes = {"data__val_folders": [str(validation)], "total_val_samples": 5}
+    reporter = RecordingReporter()
+    train(toy_config(root, "toy_lm", "toy_lm-val", **changes), reporter=reporter)
+    metrics = read_metrics(RunDir(root / "toy_lm-val").metrics)
+    assert not any("val/loss" in row for row in metrics)
+    assert reporter.codes == ["data.dropped_samples"]
 
 
-class Told(NullReporter):
-    """Remembers the codes of warnings."""
+class RecordingReporter(NullReporter):
+    """Reporter that records the codes of warnings."""
 
     def __init__(self) -> None:
         self.codes: list[str] = []

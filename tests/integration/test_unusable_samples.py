@@ -1,4 +1,4 @@
-"""Data none of whose samples can be used end a run before it writes anything."""
+"""Errors of runs on data without a usable sample, before anything is written."""
 
 import shutil
 import tarfile
@@ -17,7 +17,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def without_camera(data: Path, target: Path) -> Path:
-    """A copy whose shards lack the pictures of one camera; the options still name it."""
+    """A copy whose shards lack the images of one camera; the options still name it."""
     shutil.copytree(data, target, ignore=shutil.ignore_patterns("*.tar", "*.index.npz"))
     for shard in sorted((data / "shards").glob("*.tar")):
         with (
@@ -31,7 +31,7 @@ def without_camera(data: Path, target: Path) -> Path:
 
 
 @pytest.mark.parametrize("dry_run", [False, True])
-def test_shards_without_a_camera_are_refused(data: Path, tmp_path: Path, dry_run: bool) -> None:
+def test_shards_without_a_camera_are_rejected(data: Path, tmp_path: Path, dry_run: bool) -> None:
     lacking = without_camera(data, tmp_path / "data")
 
     with pytest.raises(DataError) as caught:
@@ -42,16 +42,14 @@ def test_shards_without_a_camera_are_refused(data: Path, tmp_path: Path, dry_run
     assert not (tmp_path / "run").exists()
 
 
-def test_shards_without_a_camera_are_padded_where_that_is_asked_for(
-    data: Path, tmp_path: Path
-) -> None:
+def test_shards_without_a_camera_are_padded_with_the_option(data: Path, tmp_path: Path) -> None:
     lacking = without_camera(data, tmp_path / "data")
     keys = {"data__pad_missing_images": True, "total_train_steps": 1}
 
     assert train(tiny_config(lacking, tmp_path / "run", **keys)).dropped == {}
 
 
-def test_data_whose_first_shards_alone_are_spoiled_are_used(data: Path, tmp_path: Path) -> None:
+def test_data_with_damaged_first_shards_are_used(data: Path, tmp_path: Path) -> None:
     spoiled = without_camera(data, tmp_path / "data")
     whole = sorted((data / "shards").glob("*.tar"))
     for shard in whole[len(whole) // 2 :]:

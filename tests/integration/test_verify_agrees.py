@@ -1,4 +1,4 @@
-"""What `verify` calls an error is left out by `preprocess`, and the other way round."""
+"""Agreement of `verify` and `preprocess` on which episodes are broken."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.builders.broken_sources import (
     SPARTAN_ODDITIES,
     Make,
 )
-from tests.builders.preprocessing import options_for, told_in_two_lines
+from tests.builders.preprocessing import has_message_and_hint, options_for
 from vlatool.errors import DataError, VlatoolError
 from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
@@ -21,14 +21,14 @@ from vlatool.workflows.verify import VerifyConfig, verify
 
 def cases(lerobot: dict[str, Make], spartan: dict[str, Make]) -> list[object]:
     return [
-        pytest.param(name, make, id=f"{name}: {what}")
+        pytest.param(name, make, id=f"{name}: {label}")
         for name, table in (("lerobot", lerobot), ("spartan", spartan))
-        for what, make in table.items()
+        for label, make in table.items()
     ]
 
 
 def verified(source: Path) -> int:
-    """The exit code of `verify`."""
+    """Exit code of `verify`."""
     try:
         verify(VerifyConfig(location=str(source)))
     except VlatoolError as error:
@@ -37,21 +37,19 @@ def verified(source: Path) -> int:
 
 
 def preprocessed(source: Path, output: Path, name: str) -> int:
-    """The exit code of `preprocess`; what it tells has two lines."""
+    """Exit code of `preprocess`; its error has two lines."""
     tree = options_for(source, output, format=name)
     try:
         preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
     except VlatoolError as error:
         failures = error.details.get("failures", [vars(error)])
-        assert all(map(told_in_two_lines, failures)), failures
+        assert all(map(has_message_and_hint, failures)), failures
         return error.exit_code
     return 0
 
 
 @pytest.mark.parametrize(("name", "make"), cases(LEROBOT_ERRORS, SPARTAN_ERRORS))
-def test_what_verify_calls_an_error_is_left_out_and_told(
-    name: str, make: Make, tmp_path: Path
-) -> None:
+def test_errors_of_verify_are_left_out_and_reported(name: str, make: Make, tmp_path: Path) -> None:
     make(tmp_path / "set")
 
     codes = verified(tmp_path / "set"), preprocessed(tmp_path / "set", tmp_path / "out", name)
@@ -60,7 +58,7 @@ def test_what_verify_calls_an_error_is_left_out_and_told(
 
 
 @pytest.mark.parametrize(("name", "make"), cases(LEROBOT_ODDITIES, SPARTAN_ODDITIES))
-def test_what_verify_calls_no_error_is_taken(name: str, make: Make, tmp_path: Path) -> None:
+def test_data_without_errors_of_verify_is_used(name: str, make: Make, tmp_path: Path) -> None:
     make(tmp_path / "set")
 
     codes = verified(tmp_path / "set"), preprocessed(tmp_path / "set", tmp_path / "out", name)
@@ -72,7 +70,7 @@ def test_what_verify_calls_no_error_is_taken(name: str, make: Make, tmp_path: Pa
     ("name", "make"),
     cases({**LEROBOT_ERRORS, **LEROBOT_ODDITIES}, {**SPARTAN_ERRORS, **SPARTAN_ODDITIES}),
 )
-def test_a_broken_source_is_inspected_or_refused(name: str, make: Make, tmp_path: Path) -> None:
+def test_broken_source_is_inspected_or_rejected(name: str, make: Make, tmp_path: Path) -> None:
     make(tmp_path / "set")
     with suppress(DataError):
         inspect(InspectConfig(location=str(tmp_path / "set"), format=name)).text()

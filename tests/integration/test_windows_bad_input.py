@@ -10,8 +10,16 @@ import numpy as np
 import pytest
 
 from tests.builders.lerobot import Columns, write_lines
-from tests.builders.libero import TASK, actions, convert, libero_dataset, png, refused, windows
-from tests.builders.preprocessing import failure_of, told_in_two_lines
+from tests.builders.libero import (
+    TASK,
+    actions,
+    convert,
+    convert_error,
+    libero_dataset,
+    png,
+    windows,
+)
+from tests.builders.preprocessing import failure_of, has_message_and_hint
 
 Make = Callable[[Path], Path]
 
@@ -106,15 +114,15 @@ CASES: dict[str, tuple[Make, str]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_bad_episode_is_told_and_the_other_is_kept(tmp_path: Path, case: str) -> None:
     make, code = CASES[case]
-    failure = failure_of(refused(make(tmp_path / "raw"), tmp_path / "A"))
-    assert (failure["code"], told_in_two_lines(failure)) == (code, True)
+    failure = failure_of(convert_error(make(tmp_path / "raw"), tmp_path / "A"))
+    assert (failure["code"], has_message_and_hint(failure)) == (code, True)
     assert len(windows(tmp_path / "A")) == 6
     assert not list((tmp_path / "A").glob("*/*episode_000001*"))
 
 
 def test_repaired_episode_joins_the_others(tmp_path: Path) -> None:
     broken = image(damaged())(tmp_path / "raw")
-    assert refused(broken, tmp_path / "A").exit_code == 4
+    assert convert_error(broken, tmp_path / "A").exit_code == 4
     convert(libero_dataset(tmp_path / "raw"), tmp_path / "A")
     manifest = json.loads((tmp_path / "A/manifest.json").read_text())
     assert (manifest["episodes"], manifest["samples"]) == (2, 14)
@@ -122,18 +130,21 @@ def test_repaired_episode_joins_the_others(tmp_path: Path) -> None:
 
 def test_pixels_are_looked_at_where_that_is_asked_for(tmp_path: Path) -> None:
     raw = image(empty_image())(tmp_path / "raw")
-    error = refused(raw, tmp_path / "A", verify_pixels=True)
+    error = convert_error(raw, tmp_path / "A", verify_pixels=True)
     assert failure_of(error)["code"] == UNREADABLE
 
 
 def test_number_that_is_none_is_refused_where_readers_let_it_pass(tmp_path: Path) -> None:
     raw = CASES["NaN"][0](tmp_path / "raw")
-    assert failure_of(refused(raw, tmp_path / "A", fail_on_nan=False))["code"] == "data.not_finite"
+    assert (
+        failure_of(convert_error(raw, tmp_path / "A", fail_on_nan=False))["code"]
+        == "data.not_finite"
+    )
 
 
 def test_set_without_a_wrist_view_is_no_libero(tmp_path: Path) -> None:
     raw = libero_dataset(tmp_path / "raw", cameras=["image"])
-    error = refused(raw, tmp_path / "A")
+    error = convert_error(raw, tmp_path / "A")
     assert (error.code, error.exit_code) == ("data.no_episodes", 3)
 
 
@@ -144,13 +155,13 @@ def test_actions_that_only_the_first_episode_lacks_leave_the_others_whole(tmp_pa
 
     raw = libero_dataset(tmp_path / "raw", change=apply)
 
-    assert refused(raw, tmp_path / "A").exit_code == 4
+    assert convert_error(raw, tmp_path / "A").exit_code == 4
     assert len(windows(tmp_path / "A", 1)) == 8
 
 
 def test_wrist_view_that_is_lost_in_all_episodes_is_no_set_of_one_view(tmp_path: Path) -> None:
     raw = libero_dataset(tmp_path / "raw", change=lambda _, columns: columns.pop("wrist_image"))
-    error = refused(raw, tmp_path / "A")
+    error = convert_error(raw, tmp_path / "A")
     assert (error.code, error.exit_code) == ("data.all_failed", 3)
 
 
@@ -158,12 +169,12 @@ def test_episode_that_is_listed_twice_is_told(tmp_path: Path) -> None:
     raw = libero_dataset(tmp_path / "raw")
     lines = (raw / "meta/episodes.jsonl").read_text()
     (raw / "meta/episodes.jsonl").write_text(lines + lines)
-    error = refused(raw, tmp_path / "A")
+    error = convert_error(raw, tmp_path / "A")
     assert (error.code, error.exit_code) == ("data.bad_metadata", 3)
 
 
 def test_width_that_is_asked_for_is_needed(tmp_path: Path) -> None:
-    error = refused(libero_dataset(tmp_path / "raw"), tmp_path / "A", action_width=8)
+    error = convert_error(libero_dataset(tmp_path / "raw"), tmp_path / "A", action_width=8)
     assert (error.code, error.exit_code) == ("data.action_width", 3)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.builders.codes import write_tree_codes
-from tests.builders.libero import TASK, convert, libero_dataset, png, refused
+from tests.builders.libero import TASK, convert, convert_error, libero_dataset, png
 from vlatool.artifacts.window_folder import is_windows
 from vlatool.errors import DataError
 from vlatool.inspection.windows import WindowsReport
@@ -152,7 +152,7 @@ def test_folder_that_lacks_an_episode_is_told(tmp_path: Path) -> None:
         if number:
             columns.pop("image")
 
-    refused(libero_dataset(tmp_path / "raw", (1, 1), change=lose), tmp_path / "A")
+    convert_error(libero_dataset(tmp_path / "raw", (1, 1), change=lose), tmp_path / "A")
     assert set(verified(tmp_path / "A").counts) == {"output.partial"}
 
 

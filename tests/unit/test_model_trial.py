@@ -1,4 +1,4 @@
-"""Every promise that `check_model_type` checks, broken by a toy, is noticed and told."""
+"""`check_model_type` reports each broken part of the contract of a model type."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tests.builders.toy_networks import GanObjective, LmObjective, ToyLm, token_batch
 from tests.builders.toys import GanType, LmType, NumbersConfig, NumbersKind, write_numbers
 from vlatool.errors import DataError
-from vlatool.model_promises import trial_config, world_data
+from vlatool.model_promises import check_config, world_data
 from vlatool.model_trial import ModelChecks
 from vlatool.models.base import Batch, Loss, OptimizerSpec, ParamGroup, Part, StepContext
 from vlatool.models.diffusion_policy.spec import DiffusionPolicyType
@@ -37,8 +37,8 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def check(model_type: Any, data: Path | None, folder: Path, **keys: Any) -> None:
-    """As `check_model_type`, without a process that imports the module of this test."""
-    config, info = trial_config(model_type, model_type.Config.model_validate(keys), data, folder)
+    """Runs the checks without a new process, which cannot import the module of this test."""
+    config, info = check_config(model_type, model_type.Config.model_validate(keys), data, folder)
     ModelChecks(config, info, folder).check()
 
 
@@ -50,43 +50,43 @@ def lm(objective: type[LmObjective]) -> type[LmType]:
             del args
             return objective()
 
-    # Loader processes get copies, so it must have a name of its own.
+    # Loader workers get pickled copies, so the class needs its own name.
     Broken.__qualname__ = f"Broken{objective.__name__}"
     globals()[Broken.__qualname__] = Broken
     return Broken
 
 
-# config, kinds of data, parts
+# config, data kinds, parts
 
 
 class OtherName(LmType):
     name: ClassVar[str] = "other"
 
 
-class Growing(LmType):
+class ChangingDerive(LmType):
     def derive(self, config: Any, data: Any, info: Any) -> tuple[Any, dict[str, str]]:
         del data, info
         return config.model_copy(update={"chunks": config.chunks + 1}), {}
 
 
-class Choosy(LmType):
+class NoKind(LmType):
     kinds: ClassVar[tuple[str, ...]] = ()
 
 
-class UsurperConfig(NumbersConfig):
-    type: Literal["robotics"] = Field(default="robotics", description="Kind of data.")
+class BuiltinNameConfig(NumbersConfig):
+    type: Literal["robotics"] = Field(default="robotics", description="Data kind.")
 
 
-class UsurperKind(NumbersKind):
+class BuiltinNameKind(NumbersKind):
     name: ClassVar[str] = "robotics"
-    Config: ClassVar[Any] = UsurperConfig
+    Config: ClassVar[Any] = BuiltinNameConfig
 
 
-class Usurping(LmType):
-    kinds: ClassVar[tuple[str, ...]] = (f"{__name__}:UsurperKind",)
+class BuiltinName(LmType):
+    kinds: ClassVar[tuple[str, ...]] = (f"{__name__}:BuiltinNameKind",)
 
 
-class Forgetful(NumbersKind):
+class ChangingAssets(NumbersKind):
     def make_assets(self, config: Any, info: Any) -> Any:
         del config, info
         return 1
@@ -96,8 +96,8 @@ class Forgetful(NumbersKind):
         return 2
 
 
-class UsesKept(LmType):
-    kinds: ClassVar[tuple[str, ...]] = (f"{__name__}:Forgetful",)
+class UsesAssets(LmType):
+    kinds: ClassVar[tuple[str, ...]] = (f"{__name__}:ChangingAssets",)
 
     def batcher(self, config: Any, data: Any, assets: Any, folder: Any, *, training: bool) -> Any:
         del config, data, folder, training
@@ -121,12 +121,12 @@ class NoModel(LmType):
         return {"body": super().build(config)["model"]}
 
 
-class Lossy(LmType):
+class NotSaved(LmType):
     def build(self, config: Any) -> Mapping[str, Part]:
         return {"model": replace(super().build(config)["model"], saved=False)}
 
 
-class Unmoved(LmType):
+class NoOptimizer(LmType):
     def build(self, config: Any) -> Mapping[str, Part]:
         return {**super().build(config), "other": Part(nn.Linear(2, 2))}
 
@@ -135,7 +135,7 @@ class NoMethod(LmType):
     methods: ClassVar[Mapping[str, tuple[str, ...]]] = {"model": ("generate",)}
 
 
-class StrangeBlock(LmType):
+class ForeignBlock(LmType):
     def blocks(self, parts: Mapping[str, Part]) -> Sequence[Any]:
         del parts
         return [nn.Linear(1, 1)]
@@ -145,41 +145,41 @@ class StrangeBlock(LmType):
     ("broken", "sentence"),
     [
         (OtherName, "Config.type is 'toy_lm', name is 'other'"),
-        (Growing, "derive changes what it derived"),
-        (Choosy, "kinds is empty"),
-        (Usurping, "has the name 'robotics' of a built-in one"),
-        (UsesKept, "kept gives another batch than prepared"),
+        (ChangingDerive, "derive changes"),
+        (NoKind, "kinds is empty"),
+        (BuiltinName, "has the name 'robotics' of a built-in one"),
+        (UsesAssets, "load_assets gives another batch"),
         (ReadsWeights, "meta device"),
-        (NoModel, "none of them 'model'"),
-        (Lossy, "trained but not saved"),
-        (Unmoved, "no optimizer moves it"),
-        (NoMethod, r"model\.generate, which is not there"),
-        (StrangeBlock, "in no part"),
+        (NoModel, "no part 'model'"),
+        (NotSaved, "trained but not saved"),
+        (NoOptimizer, "no optimizer has it"),
+        (NoMethod, r"model\.generate, which does not exist"),
+        (ForeignBlock, "in no part"),
     ],
 )
-def test_broken_config_kind_or_part_is_noticed(
+def test_broken_config_kind_or_part_is_reported(
     broken: Any, sentence: str, rows: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(AssertionError, match=sentence):
         check(broken(), rows, tmp_path)
 
 
-def test_teacher_without_weights_of_its_own_is_noticed(rows: Path, tmp_path: Path) -> None:
+def test_teacher_without_loaded_weights_is_reported(rows: Path, tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="'teacher' is not saved, and load"):
         check(GanType(), rows, tmp_path)
 
 
-def test_kind_of_ones_own_needs_data(tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match="give data=FOLDER"):
+def test_data_kind_of_a_plugin_needs_data(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="pass data=FOLDER"):
         check(LmType(), None, tmp_path)
 
 
-def test_error_of_a_kind_is_told_as_it_is(tmp_path: Path) -> None:
+def test_error_of_a_data_kind_is_raised_unchanged(tmp_path: Path) -> None:
     with pytest.raises(DataError):
-        trial_config(LmType(), LmType.Config(), {"folders": []}, tmp_path)
+        check_config(LmType(), LmType.Config(), {"folders": []}, tmp_path)
 
 
-def test_type_that_loads_torch_is_noticed() -> None:
+def test_type_that_imports_torch_is_reported() -> None:
     heavy = type("HeavyType", (LmType,), {"__module__": "tests.builders.toy_networks"})
     with pytest.raises(AssertionError, match="imports torch"):
         check_model_type(heavy)
@@ -188,18 +188,18 @@ def test_type_that_loads_torch_is_noticed() -> None:
 # optimizers
 
 
-class Elsewhere(LmObjective):
+class UnknownPart(LmObjective):
     def optimizers(self) -> Mapping[str, OptimizerSpec]:
         return {"main": OptimizerSpec(("modle",))}
 
 
-class Idle(LmObjective):
+class NoActiveOptimizer(LmObjective):
     def optimizers_at(self, step: int) -> Sequence[str]:
         del step
         return []
 
 
-class Unknown(LmObjective):
+class UnknownOptimizer(LmObjective):
     def optimizers_at(self, step: int) -> Sequence[str]:
         del step
         return ["mian"]
@@ -209,7 +209,7 @@ def one_group(parts: Mapping[str, nn.Module]) -> Sequence[ParamGroup]:
     return [ParamGroup([next(parts["model"].parameters())])]
 
 
-class Partial(LmObjective):
+class PartialGroups(LmObjective):
     def optimizers(self) -> Mapping[str, OptimizerSpec]:
         return {"main": OptimizerSpec(("model",), groups=one_group)}
 
@@ -218,7 +218,7 @@ class Partial(LmObjective):
 
 
 class Changed(LmObjective):
-    """The loss as `change` makes it."""
+    """Objective with a loss that `change` modifies."""
 
     def change(self, loss: Loss, batch: Batch, ctx: StepContext) -> Loss:
         raise NotImplementedError
@@ -232,7 +232,7 @@ class NotFinite(Changed):
         return replace(loss, total=loss.total * float("nan"))
 
 
-class Nothing(Changed):
+class NoElements(Changed):
     def change(self, loss: Loss, batch: Batch, ctx: StepContext) -> Loss:
         return replace(loss, count=loss.count * 0)
 
@@ -242,7 +242,7 @@ class NoScalar(Changed):
         return replace(loss, total=loss.total[None])
 
 
-class Coarse(Changed):
+class HalfPrecision(Changed):
     def change(self, loss: Loss, batch: Batch, ctx: StepContext) -> Loss:
         return replace(loss, total=loss.total.bfloat16())
 
@@ -257,15 +257,15 @@ class Ragged(Changed):
         return replace(loss, sums={"rows": batch["mask"].sum(1)})
 
 
-class Short(Changed):
-    """Reaches the embedding alone."""
+class EmbeddingOnly(Changed):
+    """Loss with a gradient only for the embedding."""
 
     def change(self, loss: Loss, batch: Batch, ctx: StepContext) -> Loss:
         block = ctx.parts["model"].block
         return replace(loss, total=block.embed.weight.square().sum())
 
 
-class Still(Changed):
+class NotLearning(Changed):
     def change(self, loss: Loss, batch: Batch, ctx: StepContext) -> Loss:
         return replace(loss, total=loss.total + (0.0 * loss.total - loss.total).detach() + 9.0)
 
@@ -274,16 +274,16 @@ class Still(Changed):
 
 
 class Counting(Changed):
-    """Remembers something that no checkpoint holds."""
+    """Loss that depends on a counter that no checkpoint holds."""
 
-    seen = 0
+    calls = 0
 
     def change(self, loss: Loss, batch: Batch, ctx: StepContext) -> Loss:
-        self.seen += 1
-        return replace(loss, total=loss.total * (1 + self.seen % 5))
+        self.calls += 1
+        return replace(loss, total=loss.total * (1 + self.calls % 5))
 
 
-class BlindToHeldOut(LmObjective):
+class EmptyValidation(LmObjective):
     def validate(self, batch: Batch, ctx: StepContext) -> Loss:
         loss = self.loss("main", batch, ctx)
         return replace(loss, count=loss.count * 0)
@@ -298,24 +298,24 @@ class FloatImages(LmObjective):
 @pytest.mark.parametrize(
     ("objective", "sentence"),
     [
-        (Elsewhere, "moves 'modle', which build does not give"),
-        (Idle, "no optimizer moves at step 0"),
-        (Unknown, "names 'mian', which is no optimizer"),
-        (Partial, r"leave out model\.block"),
+        (UnknownPart, "part 'modle', which build does not return"),
+        (NoActiveOptimizer, "no optimizer is active"),
+        (UnknownOptimizer, "names 'mian', which is not an optimizer"),
+        (PartialGroups, r"leave out model\.block"),
         (NotFinite, "total is nan"),
-        (Nothing, "no element is counted"),
-        (NoScalar, "is no scalar"),
-        (Coarse, "not float32"),
+        (NoElements, "no element is counted"),
+        (NoScalar, "is not a scalar"),
+        (HalfPrecision, "not float32"),
         (Attached, "the sum 'again' is not detached"),
-        (Ragged, "differ from micro-batch to micro-batch"),
-        (Short, r"does not reach model\.block\.mix"),
-        (BlindToHeldOut, "validate: no element"),
-        (FloatImages, "images gives 'made' as float64"),
-        (Still, "take the loss from"),
-        (Counting, "is another after a resume"),
+        (Ragged, "differ between micro-batches"),
+        (EmbeddingOnly, r"gives no gradient to model\.block\.mix"),
+        (EmptyValidation, "validate: no element"),
+        (FloatImages, "images returns 'made' as float64"),
+        (NotLearning, "change the loss from"),
+        (Counting, "differs after a resume"),
     ],
 )
-def test_broken_objective_is_noticed(
+def test_broken_objective_is_reported(
     objective: type[LmObjective], sentence: str, rows: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(AssertionError, match=sentence):
@@ -325,23 +325,23 @@ def test_broken_objective_is_noticed(
 # buffers
 
 
-class Hasty(GanObjective):
-    """Changes running means while it computes a loss."""
+class ChangesInLoss(GanObjective):
+    """Changes running means in the loss."""
 
     def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
         self._means.real.add_(1.0)
         return super().loss(optimizer, batch, ctx)
 
 
-class Deaf(GanObjective):
-    """Settles where nothing was changed."""
+class IgnoresOk(GanObjective):
+    """Updates buffers although no weight was changed."""
 
     def update_buffers(self, optimizer: str, sums: Mapping[str, Tensor], ok: Tensor) -> None:
         super().update_buffers(optimizer, sums, torch.ones_like(ok))
 
 
 class Decaying(GanObjective):
-    """Forgets where nothing is counted."""
+    """Decays running means in steps without counted elements."""
 
     def update_buffers(self, optimizer: str, sums: Mapping[str, Tensor], ok: Tensor) -> None:
         super().update_buffers(optimizer, sums, ok)
@@ -349,24 +349,24 @@ class Decaying(GanObjective):
             self._means.real.mul_(torch.where(sums["n"] == 0, 0.5, 1.0).float())
 
 
-class HastyGan(GanType):
-    Objective: ClassVar[type[GanObjective]] = Hasty
+class ChangesInLossGan(GanType):
+    Objective: ClassVar[type[GanObjective]] = ChangesInLoss
 
     def objective(self, config: Any, data: Any, info: Any, parts: Any) -> GanObjective:
         del data, info
         return self.Objective(config, parts["means"].module)
 
 
-class DeafGan(HastyGan):
-    Objective: ClassVar[type[GanObjective]] = Deaf
+class IgnoresOkGan(ChangesInLossGan):
+    Objective: ClassVar[type[GanObjective]] = IgnoresOk
 
 
-class DecayingGan(HastyGan):
+class DecayingGan(ChangesInLossGan):
     Objective: ClassVar[type[GanObjective]] = Decaying
 
 
 class HiddenMeansGan(GanType):
-    """Its means are in no checkpoint."""
+    """GAN whose means are in no checkpoint."""
 
     def build(self, config: Any) -> Mapping[str, Part]:
         parts = super().build(config)
@@ -377,13 +377,13 @@ class HiddenMeansGan(GanType):
 @pytest.mark.parametrize(
     ("broken", "sentence"),
     [
-        (HastyGan, r"the loss of 'generator' changes the buffer means\.real"),
-        (DeafGan, r"settle of 'critic' changes the buffer means\.real where ok is false"),
-        (HiddenMeansGan, "is another after a resume"),
-        (DecayingGan, r"a step that counts nothing changes means\.real"),
+        (ChangesInLossGan, r"the loss of 'generator' changes the buffer means\.real"),
+        (IgnoresOkGan, r"update_buffers of 'critic' changes the buffer means\.real"),
+        (HiddenMeansGan, "differs after a resume"),
+        (DecayingGan, r"a step without counted elements changes means\.real"),
     ],
 )
-def test_buffer_that_changes_or_is_lost_is_noticed(
+def test_buffer_that_changes_or_is_lost_is_reported(
     broken: Any, sentence: str, rows: Path, teacher: str, tmp_path: Path
 ) -> None:
     with pytest.raises(AssertionError, match=sentence):
@@ -412,31 +412,34 @@ class NoPickle(LmType):
 @pytest.mark.parametrize(
     ("broken", "sentence"),
     [
-        (example_of(lambda one: {**one, "more": {"x": 1}}, "Nested"), "neither a tensor nor"),
-        (example_of(lambda one: {**one, "mask": one["mask"][:1]}, "Few"), "has 1 rows for 8"),
-        (example_of(lambda one: {"ids": one["ids"]}, "Less"), "the batcher makes"),
-        (example_of(lambda one: {**one, "mask": one["mask"].double()}, "Wide"), "float64 with 2"),
+        (example_of(lambda batch: {**batch, "more": {"x": 1}}, "Nested"), "neither a tensor nor"),
+        (example_of(lambda batch: {**batch, "mask": batch["mask"][:1]}, "Few"), "has 1 rows for 8"),
+        (example_of(lambda batch: {"ids": batch["ids"]}, "Less"), "the batcher returns"),
+        (
+            example_of(lambda batch: {**batch, "mask": batch["mask"].double()}, "Wide"),
+            "float64 with 2",
+        ),
         (NoPickle, "the batcher cannot be pickled"),
     ],
 )
-def test_broken_batch_is_noticed(broken: Any, sentence: str, rows: Path, tmp_path: Path) -> None:
+def test_broken_batch_is_reported(broken: Any, sentence: str, rows: Path, tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=sentence):
         check(broken(), rows, tmp_path)
 
 
-# what acts
+# policies
 
 
-def wayward(sampler: Any, batch: Any, *, steps: int, rng: torch.Generator) -> Tensor:
+def ignores_rng(sampler: Any, batch: Any, *, steps: int, rng: torch.Generator) -> Tensor:
     return sampler(batch, steps=steps, rng=rng) + 0.1 * torch.rand(())
 
 
-def lost(sampler: Any, batch: Any, *, steps: int, rng: torch.Generator) -> Tensor:
+def infinite(sampler: Any, batch: Any, *, steps: int, rng: torch.Generator) -> Tensor:
     return sampler(batch, steps=steps, rng=rng) * float("inf")
 
 
-class Acting(DiffusionPolicyType):
-    """Samples through another function."""
+class WithSampler(DiffusionPolicyType):
+    """Diffusion policy with another sampler."""
 
     sampler: ClassVar[Any] = None
 
@@ -446,50 +449,50 @@ class Acting(DiffusionPolicyType):
         return policy
 
 
-class Wayward(Acting):
-    sampler: ClassVar[Any] = staticmethod(wayward)
+class IgnoresRng(WithSampler):
+    sampler: ClassVar[Any] = staticmethod(ignores_rng)
 
 
-class Lost(Acting):
-    sampler: ClassVar[Any] = staticmethod(lost)
+class Infinite(WithSampler):
+    sampler: ClassVar[Any] = staticmethod(infinite)
 
 
-def graded(sampler: Any, batch: Any, *, steps: int, rng: torch.Generator) -> Tensor:
+def with_gradients(sampler: Any, batch: Any, *, steps: int, rng: torch.Generator) -> Tensor:
     actions = sampler(batch, steps=steps, rng=rng)
     return actions * torch.ones((), requires_grad=True)
 
 
-class Graded(Acting):
-    """Its author thought of no gradients, which is nobody's concern but ours."""
+class WithGradients(WithSampler):
+    """Policy whose actions have gradients, which `RoboticsPolicy` detaches."""
 
-    sampler: ClassVar[Any] = staticmethod(graded)
+    sampler: ClassVar[Any] = staticmethod(with_gradients)
 
 
-class Tensors(RoboticsPolicy):
+class TensorPolicy(RoboticsPolicy):
     def act(self, *args: Any, **keys: Any) -> Any:
-        commands = super().act(*args, **keys)
-        return {name: torch.tensor(one, requires_grad=True) for name, one in commands.items()}
+        actions = super().act(*args, **keys)
+        return {name: torch.tensor(value, requires_grad=True) for name, value in actions.items()}
 
 
-class ActsWithTensors(DiffusionPolicyType):
+class ReturnsTensors(DiffusionPolicyType):
     def policy(self, config: Any, parts: Any, assets: Any, folder: Path) -> RoboticsPolicy:
-        made = super().policy(config, parts, assets, folder)
-        return Tensors(made._sampler, made._batcher, assets)
+        policy = super().policy(config, parts, assets, folder)
+        return TensorPolicy(policy._sampler, policy._batcher, assets)
 
 
-class ActsByItself(DiffusionPolicyType):
+class ReturnsNetwork(DiffusionPolicyType):
     def policy(self, config: Any, parts: Any, assets: Any, folder: Path) -> Any:
         del config, assets, folder
         return parts["model"]
 
 
-class ForgetsAField(DiffusionPolicyType):
+class LacksField(DiffusionPolicyType):
     def policy(self, config: Any, parts: Any, assets: Any, folder: Path) -> RoboticsPolicy:
-        made = super().policy(config, parts, assets, folder)
-        return Half(made._sampler, made._batcher, assets)
+        policy = super().policy(config, parts, assets, folder)
+        return FieldlessPolicy(policy._sampler, policy._batcher, assets)
 
 
-class Half(RoboticsPolicy):
+class FieldlessPolicy(RoboticsPolicy):
     def act(self, *args: Any, **keys: Any) -> Any:
         return dict(list(super().act(*args, **keys).items())[1:])
 
@@ -512,22 +515,24 @@ KEYS = {"vision_language_backbone": BACKBONE, "transformer": TRANSFORMER}
 @pytest.mark.parametrize(
     ("broken", "sentence"),
     [
-        (Wayward, "randomness from elsewhere"),
-        (Lost, "not finite"),
-        (ActsWithTensors, "act gives a tensor that keeps gradients"),
-        (ActsByItself, "for robotics data it is"),
-        (ForgetsAField, "act gives no actions for"),
+        (IgnoresRng, "randomness that is not from rng"),
+        (Infinite, "not finite"),
+        (ReturnsTensors, "act returns a tensor with gradients"),
+        (ReturnsNetwork, "for robotics data it must return"),
+        (LacksField, "act returns no actions for"),
     ],
 )
-def test_broken_policy_is_noticed(broken: Any, sentence: str, shards: Path, tmp_path: Path) -> None:
+def test_broken_policy_is_reported(
+    broken: Any, sentence: str, shards: Path, tmp_path: Path
+) -> None:
     with pytest.raises(AssertionError, match=sentence):
         check(broken(), shards, tmp_path, **KEYS)
 
 
-def test_sampler_may_keep_gradients(shards: Path, tmp_path: Path) -> None:
-    check(Graded(), shards, tmp_path, **KEYS)
+def test_sampler_may_return_gradients(shards: Path, tmp_path: Path) -> None:
+    check(WithGradients(), shards, tmp_path, **KEYS)
 
 
-def test_sound_toy_is_let_through(rows: Path, tmp_path: Path) -> None:
+def test_correct_toy_passes(rows: Path, tmp_path: Path) -> None:
     assert isinstance(LmType().build(LmType.Config())["model"].module, ToyLm)
     check(LmType(), rows, tmp_path)

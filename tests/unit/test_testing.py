@@ -1,4 +1,4 @@
-"""The contract checks hold for what is built in, and notice what plugin authors get wrong."""
+"""Contract checks pass for built-in classes and report mistakes of plugin authors."""
 
 import importlib
 import re
@@ -47,7 +47,7 @@ VIT = {
 PLUGINS_PAGE = Path(__file__).parents[2] / "docs/plugins.md"
 
 
-def test_format_of_the_documentation_keeps_the_promises_of_a_reader(
+def test_format_of_the_documentation_fulfills_the_contract_of_a_reader(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, _, block = PLUGINS_PAGE.read_text().partition("```python\n")
@@ -58,17 +58,17 @@ def test_format_of_the_documentation_keeps_the_promises_of_a_reader(
     assert len(check_reader(reader, acme_data(tmp_path / "raw", episodes=11))) == 11
 
 
-def test_spartan_keeps_the_promises_of_a_reader(tmp_path: Path) -> None:
+def test_spartan_fulfills_the_contract_of_a_reader(tmp_path: Path) -> None:
     assert len(check_reader(SpartanReader, spartan_task(tmp_path, 11, 3))) == 11
 
 
-def test_lerobot_keeps_the_promises_of_a_reader(tmp_path: Path) -> None:
+def test_lerobot_fulfills_the_contract_of_a_reader(tmp_path: Path) -> None:
     cameras = {"observation.images.front": "video", "observation.images.wrist": "image"}
     check_reader(LeRobotReader, lerobot_dataset(tmp_path / "data", cameras=cameras))
 
 
 @pytest.mark.parametrize("backbone", [KEYPOINTS, VIT, {**VIT, "text_encoder": TEXT}])
-def test_diffusion_policy_keeps_the_promises_of_a_model_type(backbone: dict[str, Any]) -> None:
+def test_diffusion_policy_fulfills_the_contract_of_a_model_type(backbone: dict[str, Any]) -> None:
     scheduler = {"clamp_range": [-4.0, 4.0]}
     check_model_type(
         DiffusionPolicyType,
@@ -80,8 +80,8 @@ def test_diffusion_policy_keeps_the_promises_of_a_model_type(backbone: dict[str,
     )
 
 
-def test_policy_of_a_base_model_keeps_the_promises_of_a_model_type(tmp_path: Path) -> None:
-    """Its tokenizer and sizes come from the base model, and are kept beside a run."""
+def test_policy_of_a_base_model_fulfills_the_contract_of_a_model_type(tmp_path: Path) -> None:
+    """Tokenizer and architecture come from the base model and are stored in a run."""
     clip = {"type": "clip_backbone", "hf_pretrained": str(clip_base(tmp_path / "clip"))}
     check_model_type(
         DiffusionPolicyType,
@@ -94,15 +94,15 @@ def test_policy_of_a_base_model_keeps_the_promises_of_a_model_type(tmp_path: Pat
     )
 
 
-def test_policy_of_two_base_models_keeps_the_promises_of_a_model_type(tmp_path: Path) -> None:
+def test_policy_of_two_base_models_fulfills_the_contract_of_a_model_type(tmp_path: Path) -> None:
     base = vlm_base(tmp_path / "vlm", "smolvlm")
     backbone = {"type": "vlm_backbone", "hf_pretrained": str(base), "num_vlm_layers_to_use": 2}
-    words = causal_base(tmp_path / "words")
+    language_model = causal_base(tmp_path / "language_model")
     check_model_type(
         DiffusionPolicyType,
         {
             "vision_language_backbone": backbone,
-            "transformer": {"type": "transformer_hf", "hf_pretrained": str(words)},
+            "transformer": {"type": "transformer_hf", "hf_pretrained": str(language_model)},
             "use_flow_matching_scheduler": False,
             "num_action_head_repeats": 2,
         },
@@ -121,20 +121,22 @@ def with_field(name: str, values: Any) -> Callable[[Episode], Episode]:
     return lambda episode: replace(episode, lowdim={**episode.lowdim, name: values})
 
 
-class Blind(SpartanReader):
+class NoSurveyedCameras(SpartanReader):
     def survey(self, refs: Any) -> Survey:
         return replace(super().survey(refs), cameras={})
 
 
-def test_a_survey_that_differs_from_the_episodes_is_noticed(tmp_path: Path) -> None:
+def test_survey_that_differs_from_the_episodes_is_reported(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="survey has the cameras"):
-        check_reader(Blind, spartan_task(tmp_path, 1, 3))
+        check_reader(NoSurveyedCameras, spartan_task(tmp_path, 1, 3))
 
 
-def too_few(episode: Episode) -> dict[str, list[str]]:
-    """One name for each field of several channels."""
+def too_few_names(episode: Episode) -> dict[str, list[str]]:
+    """One dimension name for each field with several dimensions."""
     return {
-        name: ["x"] for name, one in episode.lowdim.items() if one.ndim > 1 and one.shape[1] > 1
+        name: ["x"]
+        for name, values in episode.lowdim.items()
+        if values.ndim > 1 and values.shape[1] > 1
     }
 
 
@@ -143,22 +145,22 @@ def too_few(episode: Episode) -> dict[str, list[str]]:
     [
         (with_field("speed", np.zeros(4)), "not \\[F, C\\]"),
         (with_field("speed", np.zeros((5, 1))), "5 rows"),
-        (with_field("speed", np.array([None] * 4)), "neither numbers nor unicode"),
+        (with_field("speed", np.array([None] * 4)), "neither numeric nor unicode"),
         (lambda episode: replace(episode, action_fields=("speed",)), "'speed'"),
-        (lambda episode: replace(episode, dimension_names={"speed": ["x"]}), "is no field"),
-        (lambda episode: replace(episode, dimension_names=too_few(episode)), "names for"),
+        (lambda episode: replace(episode, dimension_names={"speed": ["x"]}), "not a field"),
+        (lambda episode: replace(episode, dimension_names=too_few_names(episode)), "names for"),
         (lambda episode: replace(episode, id="other"), "'other'"),
-        (lambda episode: replace(episode, language={"original": "text"}), "list of sentences"),
+        (lambda episode: replace(episode, language={"original": "text"}), "list of texts"),
     ],
 )
-def test_broken_episode_is_noticed(
+def test_broken_episode_is_reported(
     change: Callable[[Episode], Episode], sentence: str, tmp_path: Path
 ) -> None:
     with pytest.raises(AssertionError, match=sentence):
         check_reader(broken(change), spartan_task(tmp_path, 1, 4))
 
 
-def test_episodes_in_another_order_are_noticed(tmp_path: Path) -> None:
+def test_episodes_in_another_order_are_reported(tmp_path: Path) -> None:
     class Alphabetical(SpartanReader):
         def discover(self, sources: Any) -> Any:
             return iter(sorted(super().discover(sources), key=lambda ref: str(ref.path)))
@@ -167,7 +169,7 @@ def test_episodes_in_another_order_are_noticed(tmp_path: Path) -> None:
         check_reader(Alphabetical, spartan_task(tmp_path, 11, 2))
 
 
-def test_toys_keep_the_promises_of_a_model_type(tmp_path: Path) -> None:
+def test_toys_fulfill_the_contract_of_a_model_type(tmp_path: Path) -> None:
     rows, teacher = write_numbers(tmp_path / "rows"), tmp_path / "teacher.safetensors"
     save_file({"weight": np.eye(4, dtype=np.float32), "bias": np.zeros(4, np.float32)}, teacher)
 
@@ -175,14 +177,15 @@ def test_toys_keep_the_promises_of_a_model_type(tmp_path: Path) -> None:
     check_model_type(LmType, data={"type": "numbers", "folders": [str(rows)]})
 
 
-def test_model_type_and_kind_of_the_documentation_keep_their_promises(
+def test_model_type_and_data_kind_of_the_documentation_fulfill_their_contracts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The pages' files, as someone who follows them has them; the check is the page's too."""
+    """Writes the files of the page and runs its check."""
     (tmp_path / "acme_gan").mkdir()
     (tmp_path / "acme_gan/__init__.py").touch()
     blocks = re.findall(r"```python\n(.*?)```", PLUGINS_PAGE.read_text(), re.DOTALL)
-    for name, block in ((re.match(r"# (acme_gan/\w+\.py)\n", one), one) for one in blocks):
+    for block in blocks:
+        name = re.match(r"# (acme_gan/\w+\.py)\n", block)
         if name is not None:
             (tmp_path / name[1]).write_text(block)
     teacher = {"weight": np.eye(4, dtype=np.float32), "bias": np.zeros(4, np.float32)}
@@ -192,7 +195,7 @@ def test_model_type_and_kind_of_the_documentation_keep_their_promises(
     monkeypatch.chdir(tmp_path)
     gan = importlib.import_module("acme_gan.spec").AcmeGanType
 
-    (line,) = (one for one in blocks if "check_model_type(" in one)
+    (line,) = (block for block in blocks if "check_model_type(" in block)
     exec(compile(line, "docs/plugins.md", "exec"), {"AcmeGanType": gan})
 
 

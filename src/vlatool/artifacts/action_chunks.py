@@ -1,4 +1,4 @@
-"""Chunks of actions in training data on disk: raw windows, or shards of samples.
+"""Action chunks of training data on disk: raw windows, or shards of samples.
 
 Legend of shapes: N chunks, H steps, D action dimensions.
 """
@@ -22,12 +22,12 @@ from vlatool.jobs.record import read_valid_record
 
 @dataclass(frozen=True)
 class ChunkFile:
-    """A file with chunks; picklable.
+    """File with action chunks; picklable.
 
     Attributes:
         path: Lines of windows, or a tar of samples.
-        fields: Fields of a sample that make up an action; empty for windows.
-        first: Row of a sample's arrays that is the present.
+        fields: Fields of a sample that are concatenated to an action; empty for windows.
+        first: Row of the anchor in a sample's arrays.
     """
 
     path: Path
@@ -38,55 +38,59 @@ class ChunkFile:
         return str(self.path)
 
     def read(self) -> Array:
-        """The chunks, float32 [N, H, D]; row 0 of each is the action of the present.
+        """Action chunks float32 [N, H, D]; row 0 of each is the action of the anchor.
 
         Raises:
-            DataError: The file is broken, or its chunks differ in shape; names the place.
+            DataError: The file is broken, or its chunks differ in shape; names file and line.
         """
-        found = list(self._samples() if self.fields else self._windows())
-        shapes = {one.shape for one in found}
+        chunks = list(self._samples() if self.fields else self._windows())
+        shapes = {chunk.shape for chunk in chunks}
         if len(shapes) > 1:
-            raise _broken(self.path, f"has chunks of the shapes {sorted(shapes)}")
-        chunks = np.stack(found) if found else np.zeros((0, 0, 0), np.float32)
-        if not np.isfinite(chunks).all():
-            bad = int(np.argwhere(~np.isfinite(chunks))[0][0])
-            raise _broken(self.path, f"chunk {bad} has an action that is not finite")
-        return chunks
+            raise _chunks_error(self.path, f"has chunks of the shapes {sorted(shapes)}")
+        stacked = np.stack(chunks) if chunks else np.zeros((0, 0, 0), np.float32)
+        if not np.isfinite(stacked).all():
+            index = int(np.argwhere(~np.isfinite(stacked))[0][0])
+            raise _chunks_error(self.path, f"chunk {index} has an action that is not finite")
+        return stacked
 
     def _windows(self) -> Iterator[Array]:
-        """One per step: a step may have two lines, one of each kind."""
-        before: Window | None = None
+        """One chunk per step: a step may have two lines, one of each kind."""
+        previous: Window | None = None
         number = 0
         try:
             for number, line in enumerate(read_lines(self.path), 1):  # noqa: B007 - for the message
                 window = parse_window(line)
-                if before is None or window.images != before.images or not _is_pair(window, before):
-                    with np.errstate(over="ignore"):  # infinity is told of
+                if (
+                    previous is None
+                    or window.images != previous.images
+                    or not _is_pair(window, previous)
+                ):
+                    with np.errstate(over="ignore"):  # `read` raises on infinity
                         chunk = np.array(window.actions, np.float32)
                     yield chunk
-                before = window
+                previous = window
         except (ValueError, OverflowError) as error:
-            raise _broken(self.path, str(error), f":{number}") from None
+            raise _chunks_error(self.path, str(error), f":{number}") from None
 
     def _samples(self) -> Iterator[Array]:
         with open_shard(self.path) as tar:
             for key in tar.keys:
                 with tar.reading(key) as sample:
                     arrays = sample.arrays(list(self.fields))
-                    chunk = _joined([arrays[name] for name in self.fields])[self.first :]
+                    chunk = _concatenate([arrays[name] for name in self.fields])[self.first :]
                 yield chunk
             if tar.damage:
-                raise _broken(self.path, tar.damage)
+                raise _chunks_error(self.path, tar.damage)
 
 
 @dataclass(frozen=True)
 class ChunkSource:
-    """Where chunks are.
+    """Files with action chunks.
 
     Attributes:
         files: In order.
-        fields: What an action is put together from; empty for windows.
-        names: What the data call the D dimensions; empty where they do not.
+        fields: Fields that are concatenated to an action; empty for windows.
+        names: Names of the D dimensions in the data; empty if there are none.
     """
 
     files: tuple[ChunkFile, ...]
@@ -95,16 +99,16 @@ class ChunkSource:
 
 
 def find_chunks(folder: Path, fields: Sequence[str] = ()) -> ChunkSource:
-    """The chunks in a folder of training data, at any location.
+    """Action chunks in a folder of training data, at any location.
 
     Args:
-        folder: Raw windows as the `jsonl` sink writes them, or shards of samples.
-        fields: What an action is put together from, for shards; what they were made with by
-            default.
+        folder: Raw windows of the `jsonl` sink, or shards of samples.
+        fields: Fields that are concatenated to an action, for shards; default: those of the
+            options of the shards.
 
     Raises:
-        DataError: There are none.
-        UsageError: Fields are given for windows, or are needed for shards.
+        DataError: The folder has no action chunks.
+        UsageError: Fields are given for windows, or are missing for shards.
     """
     lines = lines_files(folder)
     if lines:
@@ -112,7 +116,7 @@ def find_chunks(folder: Path, fields: Sequence[str] = ()) -> ChunkSource:
     shards = ShardFolder.find(folder)
     if shards is None:
         raise DataError(
-            f"{folder}: no chunks of actions here: neither {DATA_NAME}/*{LINES_SUFFIX} nor shards",
+            f"{folder}: no action chunks here: neither {DATA_NAME}/*{LINES_SUFFIX} nor shards",
             hint="give a folder that `vlatool preprocess` wrote",
             code="data.no_chunks",
             details={"path": str(folder)},
@@ -123,7 +127,7 @@ def find_chunks(folder: Path, fields: Sequence[str] = ()) -> ChunkSource:
 def _of_windows(folder: Path, lines: Sequence[Path], fields: Sequence[str]) -> ChunkSource:
     if fields:
         raise UsageError(
-            f"{folder}: windows hold one action each, no fields to choose from",
+            f"{folder}: windows hold one action each and have no fields to select",
             hint="leave --action-fields out",
             code="usage.action_fields",
         )
@@ -145,33 +149,35 @@ def _of_shards(shards: ShardFolder, fields: Sequence[str]) -> ChunkSource:
     chosen = tuple(fields) or tuple(map(str, stored if isinstance(stored, list) else ()))
     if not chosen:
         raise UsageError(
-            f"{shards.path}: does not say which fields are the action",
+            f"{shards.path}: does not record the action fields",
             hint="add --action-fields FIELD,FIELD; `vlatool inspect` shows the fields",
             code="usage.action_fields",
         )
     past = options.get("past_lowdim_steps")
     first = past if isinstance(past, int) and past >= 0 else 0
-    files = (ChunkFile(one.path, chosen, first) for one in shards.shards() if one.num_sequences)
+    files = (
+        ChunkFile(shard.path, chosen, first) for shard in shards.shards() if shard.num_sequences
+    )
     recorded = recorded_names(options)
     names = [f"{field}.{name}" for field in chosen for name in recorded.get(field, ())]
     is_whole = all(field in recorded for field in chosen) and len(set(names)) == len(names)
     return ChunkSource(tuple(files), chosen, tuple(names) if is_whole else ())
 
 
-def _is_pair(window: Window, before: Window) -> bool:
-    """Whether a line is the other question about the same step."""
-    return window.kind != before.kind and window.actions == before.actions
+def _is_pair(window: Window, previous: Window) -> bool:
+    """True if a line is of the other kind and the same step."""
+    return window.kind != previous.kind and window.actions == previous.actions
 
 
-def _joined(arrays: Sequence[Array]) -> Array:
+def _concatenate(arrays: Sequence[Array]) -> Array:
     columns = [array.reshape(len(array), -1) for array in arrays]
     return np.concatenate(columns, axis=1).astype(np.float32)
 
 
-def _broken(path: Path, problem: str, place: str = "") -> DataError:
+def _chunks_error(path: Path, problem: str, suffix: str = "") -> DataError:
     return DataError(
-        f"{path}{place}: {problem}",
-        hint="chunks are read from what `vlatool preprocess` writes; make or copy it again",
+        f"{path}{suffix}: {problem}",
+        hint="write the folder again with `vlatool preprocess`, or copy it again",
         code="data.broken_window",
         details={"path": str(path)},
     )

@@ -1,4 +1,4 @@
-"""A base model's folder as hubs hold it: config.json, weights, tokenizer, processor."""
+"""Folder of a base model in the layout of the hub: config.json, weights, tokenizer, processor."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,35 +14,35 @@ TOKENIZER = "tokenizer.json"
 PROCESSOR = "preprocessor_config.json"
 _SAFE, _TORCH = "model*.safetensors", "pytorch_model*.bin"
 _INDEX = ".index.json"
-# Of both towers of CLIP; what its processors write beside them.
+# Keys of the processor config of CLIP.
 _MEAN, _STD = "image_mean", "image_std"
 
 
 @dataclass(frozen=True)
 class ImageMeanStd:
-    """What pictures in [0, 1] are moved and divided by, for red, green and blue."""
+    """Mean and standard deviation per color channel (RGB) of images in [0, 1]."""
 
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:
-    """config.json of a base model.
+    """Content of config.json of a base model.
 
     Raises:
-        DataError: It is missing, broken, or does not name its kind.
+        DataError: It is missing, broken, or has no `model_type`.
     """
     path = folder / CONFIG
     content = _read(path)
     if content is None:
-        raise _unusable(path, "is missing: no base model is there")
+        raise _base_model_error(path, "is missing: the folder holds no base model")
     if not isinstance(content.get("model_type"), str):
-        raise _unusable(path, "names no model_type")
+        raise _base_model_error(path, "has no model_type")
     return content
 
 
-def read_colors(folder: Path, default: ImageMeanStd) -> ImageMeanStd:
-    """Means and deviations of preprocessor_config.json, or the default where there is none.
+def read_image_mean_std(folder: Path, default: ImageMeanStd) -> ImageMeanStd:
+    """Mean and standard deviation of preprocessor_config.json, or the default if it is missing.
 
     Raises:
         DataError: It is broken.
@@ -50,56 +50,56 @@ def read_colors(folder: Path, default: ImageMeanStd) -> ImageMeanStd:
     path = folder / PROCESSOR
     content = _read(path) or {}
     try:
-        mean = _three(content.get(_MEAN, default.image_mean))
-        std = _three(content.get(_STD, default.image_std))
+        mean = _three_floats(content.get(_MEAN, default.image_mean))
+        std = _three_floats(content.get(_STD, default.image_std))
     except (TypeError, ValueError) as error:
-        raise _unusable(path, f"{_MEAN} or {_STD} are not three numbers: {error}") from None
+        raise _base_model_error(path, f"{_MEAN} or {_STD} are not three numbers: {error}") from None
     return ImageMeanStd(mean, std)
 
 
 def weight_files(folder: Path) -> list[str]:
-    """Names of the files of the weights with their index, safetensors where there are any.
+    """Names of the weight files and their index, preferably safetensors.
 
     Raises:
-        DataError: There are none.
+        DataError: The folder has no weights.
     """
     names = sorted(file_names(folder))
     for pattern in (_SAFE, _TORCH):
-        found = [name for name in names if Path(name.removesuffix(_INDEX)).match(pattern)]
-        if found:
-            return found
-    raise _unusable(folder, f"holds no weights: neither {_SAFE} nor {_TORCH}")
+        matches = [name for name in names if Path(name.removesuffix(_INDEX)).match(pattern)]
+        if matches:
+            return matches
+    raise _base_model_error(folder, f"holds no weights: neither {_SAFE} nor {_TORCH}")
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Writes the tokenizer of a base model into a folder.
+    """Copies the text tokenizer of a base model into a folder.
 
     Raises:
-        DataError: There is none.
+        DataError: The base model has none.
     """
     write_bytes(folder / TOKENIZER, read_tokenizer(source).encode())
 
 
 def read_tokenizer(folder: Path) -> str:
-    """The text of tokenizer.json.
+    """Text of tokenizer.json.
 
     Raises:
-        DataError: It is missing or no text.
+        DataError: It is missing or not text.
     """
     path = folder / TOKENIZER
     try:
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
-        raise _unusable(path, "is missing") from None
+        raise _base_model_error(path, "is missing") from None
     except UnicodeDecodeError as error:
-        raise _unusable(path, str(error)) from None
+        raise _base_model_error(path, str(error)) from None
 
 
 def read_tokenizer_asset(folder: Path) -> str:
-    """The tokenizer that a run keeps of its base model.
+    """Text tokenizer among the assets of a run.
 
     Raises:
-        DataError: It is missing or no text.
+        DataError: It is missing or not text.
     """
     try:
         return read_tokenizer(folder)
@@ -112,27 +112,27 @@ def read_tokenizer_asset(folder: Path) -> str:
         ) from None
 
 
-def _three(values: Any) -> tuple[float, float, float]:
+def _three_floats(values: Any) -> tuple[float, float, float]:
     first, second, third = map(float, values)
     return first, second, third
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A JSON object; None where there is no file."""
+    """JSON object of a file; None if the file does not exist."""
     try:
         content = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
-        raise _unusable(path, str(error)) from None
+        raise _base_model_error(path, str(error)) from None
     if not isinstance(content, dict):
-        raise _unusable(path, "is no JSON object")
+        raise _base_model_error(path, "is not a JSON object")
     return content
 
 
-def _unusable(path: Path, told: str) -> DataError:
+def _base_model_error(path: Path, problem: str) -> DataError:
     return DataError(
-        f"{path}: {told}",
+        f"{path}: {problem}",
         hint="give a base model as owner/name of the hub, or a folder with its files",
         code="data.base_model",
         details={"path": str(path)},

@@ -1,4 +1,4 @@
-"""A checkpoint's folder: weights, what training goes on from, and the manifest of both."""
+"""Checkpoint folder: weights, trainer state, and the manifest of both."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,29 +19,29 @@ EMA = "ema.safetensors"
 TRAINER = "trainer.pt"
 MANIFEST = "manifest.json"
 WEIGHTS_SUFFIX = ".safetensors"
-# Of published checkpoints.
+# Suffix of published checkpoints.
 PICKLED_SUFFIX = ".pt"
 _EMA_SUFFIX = ".ema.safetensors"
-# The part whose files have plain names.
+# Part whose files have no prefix.
 _MAIN_PART = "model"
-# The limit of the safetensors library itself.
-_LARGEST_HEADER = 100_000_000
+# Limit of the safetensors library.
+_MAX_HEADER_BYTES = 100_000_000
 _STEP = "step_"
-# Files whose digests are computed at the same time.
+# Number of files whose digests are computed in parallel.
 _DIGESTS_AT_ONCE = 4
-# The fact of a checkpoint that stands at no planned step.
+# Key of checkpoints at steps that were not planned.
 _STOPPED = "stopped"
 
 
 @dataclass(frozen=True)
 class CheckpointManifest:
-    """manifest.json: written last, so that its presence marks a checkpoint complete.
+    """Content of manifest.json, which is written last and marks a checkpoint as complete.
 
     Attributes:
-        step: Optimizer steps done.
-        samples: Positions of the data consumed.
+        step: Number of optimizer steps.
+        samples: Number of consumed positions of the data order.
         files: Name to size and digest of every other file of the folder.
-        stopped: Whether it was written because the run was asked to stop, not by plan.
+        stopped: True if the checkpoint was written because the run was stopped, not by plan.
     """
 
     step: int
@@ -53,7 +53,7 @@ class CheckpointManifest:
     def of(
         cls, folder: Path, step: int, samples: int, *, stopped: bool = False
     ) -> "CheckpointManifest":
-        """Of the files that are in a folder."""
+        """Manifest of the files in a folder."""
         files = {
             file.name: FileEntry(file.name, file.stat().st_size, sha256_of(file))
             for file in sorted(folder.iterdir())
@@ -62,9 +62,10 @@ class CheckpointManifest:
         return cls(step, samples, files, stopped)
 
     def write(self, folder: Path) -> None:
-        """Writes the file."""
+        """Writes manifest.json."""
         files = {
-            name: {"bytes": one.bytes, "sha256": one.sha256} for name, one in self.files.items()
+            name: {"bytes": entry.bytes, "sha256": entry.sha256}
+            for name, entry in self.files.items()
         }
         info = {"step": self.step, "samples": self.samples}
         stopped = {_STOPPED: True} if self.stopped else {}
@@ -72,17 +73,17 @@ class CheckpointManifest:
 
     @classmethod
     def read(cls, folder: Path) -> "CheckpointManifest":
-        """The manifest of a checkpoint.
+        """Manifest of a checkpoint.
 
         Raises:
-            DataError: It is missing, no manifest, or names a file outside the folder.
+            DataError: It is missing or invalid, or names a file outside the folder.
         """
         path = folder / MANIFEST
         try:
             content = read_json(path)
             files = {
-                str(name): FileEntry(str(name), int(one["bytes"]), str(one["sha256"]))
-                for name, one in content["files"].items()
+                str(name): FileEntry(str(name), int(row["bytes"]), str(row["sha256"]))
+                for name, row in content["files"].items()
             }
             outside = [name for name in files if "/" in name or name in ("", "..")]
             if outside:
@@ -90,28 +91,28 @@ class CheckpointManifest:
             step, samples = index(content["step"]), index(content["samples"])
             return cls(step, samples, files, bool(content.get(_STOPPED)))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            told = error.strerror if isinstance(error, OSError) else error
-            raise damaged_checkpoint(path, f"not the manifest of a checkpoint: {told}") from None
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise checkpoint_error(path, f"not the manifest of a checkpoint: {reason}") from None
 
-    def acting(self) -> list[str]:
-        """The files that a policy needs: all but what training goes on from."""
+    def inference_files(self) -> list[str]:
+        """Names of the files that inference needs: all but the trainer state."""
         return [name for name in self.files if name != TRAINER]
 
     def check(self, folder: Path, names: Sequence[str] | None = None) -> None:
-        """Makes sure that every file of the checkpoint is as it was written; reads all of them.
+        """Checks that the files of the checkpoint are unchanged; reads all of them.
 
-        Some 1.5 GB/s a processor from memory, else as fast as the disk.
+        About 1.5 GB/s per core from memory, else limited by the disk.
 
         Args:
             folder: The checkpoint.
-            names: Of the files that are looked at; None for all.
+            names: Files to check; None for all.
 
         Raises:
-            DataError: A file is missing or has other bytes, or the manifest is of another step.
+            DataError: A file is missing or has changed, or the manifest is of another step.
         """
         named = checkpoint_step(folder.name)
         if named not in (None, self.step):
-            raise damaged_checkpoint(
+            raise checkpoint_error(
                 folder / MANIFEST, f"is of step {self.step}, its folder of step {named}"
             )
 
@@ -120,57 +121,57 @@ class CheckpointManifest:
             try:
                 size = file.stat().st_size
                 if size != entry.bytes:
-                    return f"has {size} bytes, {MANIFEST} says {entry.bytes}"
+                    return f"has {size} bytes, expected {entry.bytes} ({MANIFEST})"
                 is_same = sha256_of(file) == entry.sha256
             except OSError as error:
                 return f"cannot be read: {error.strerror or error}"
-            return "" if is_same else f"has other bytes than {MANIFEST} says"
+            return "" if is_same else f"does not match its digest in {MANIFEST}"
 
         chosen = self.files if names is None else names
-        found = in_parallel(problem, [self.files[name] for name in chosen], _DIGESTS_AT_ONCE)
-        for name, told in zip(chosen, found, strict=True):
-            if told:
-                raise damaged_checkpoint(folder / name, told)
+        problems = in_parallel(problem, [self.files[name] for name in chosen], _DIGESTS_AT_ONCE)
+        for name, reason in zip(chosen, problems, strict=True):
+            if reason:
+                raise checkpoint_error(folder / name, reason)
 
 
-def damaged_checkpoint(path: Path, told: str) -> DataError:
-    """The error for a file of a checkpoint that is not as it was written."""
+def checkpoint_error(path: Path, problem: str) -> DataError:
+    """Error for a missing or damaged file of a checkpoint."""
     return DataError(
-        f"{path}: {told}",
-        hint="copy the checkpoint again, or use an earlier one: without this one's folder the run "
-        "goes on from the one before",
+        f"{path}: {problem}",
+        hint="copy the checkpoint again, or use an earlier one: if this folder is removed, the run "
+        "resumes from the checkpoint before it",
         code="data.broken_checkpoint",
         details={"path": str(path)},
     )
 
 
 def part_weights(part: str, *, averaged: bool = False) -> str:
-    """The file of a part's weights in a checkpoint: of `model` model.safetensors and ema.*."""
+    """File name of a part's weights; for `model` model.safetensors and ema.safetensors."""
     if part == _MAIN_PART:
         return EMA if averaged else MODEL
     return f"{part}{_EMA_SUFFIX if averaged else WEIGHTS_SUFFIX}"
 
 
 def is_checkpoint(location: Path) -> bool:
-    """Whether a folder looks like a checkpoint, however damaged."""
+    """True if a folder looks like a checkpoint, damaged or not."""
     traces = [(location / name).is_file() for name in (MANIFEST, MODEL)]
     return all(traces) or (any(traces) and checkpoint_step(location.name) is not None)
 
 
 def checkpoint_name(step: int) -> str:
-    """The name of the checkpoint of a step."""
+    """Folder name of the checkpoint of a step."""
     return f"{_STEP}{step:08d}"
 
 
 def checkpoint_step(name: str) -> int | None:
-    """The step that the name of a checkpoint tells; None for another name."""
+    """Step in the folder name of a checkpoint; None for another name."""
     digits = name.removeprefix(_STEP)
     return int(digits) if digits.isdecimal() and digits != name else None
 
 
 @dataclass(frozen=True)
 class WeightsInfo:
-    """What the header of a safetensors file says; dtypes as it names them (`F32`)."""
+    """Counts from the header of a safetensors file; dtypes by their names there (`F32`)."""
 
     parameters: int
     tensors: int
@@ -178,23 +179,27 @@ class WeightsInfo:
 
 
 def read_weights_header(path: Path) -> WeightsInfo:
-    """Counts the parameters of a safetensors file without reading one.
+    """Counts of the parameters of a safetensors file; only the header is read.
 
-    The file begins with the length of a JSON header, 8 bytes, little endian.
+    The file starts with the length of a JSON header, 8 bytes, little endian.
     Source: formats/runs 6.
 
     Raises:
-        DataError: It is missing, no safetensors file, or cut off.
+        DataError: It is missing, truncated, or not a safetensors file.
     """
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if length > _LARGEST_HEADER:
+            if length > _MAX_HEADER_BYTES:
                 raise ValueError(f"a header of {length} bytes")
             header: dict[str, Any] = parse_json(file.read(length))
-        tensors = {name: one for name, one in header.items() if name != "__metadata__"}
-        sizes = [math.prod(map(int, one["shape"])) for one in tensors.values()]
-        end = 8 + length + max((int(one["data_offsets"][1]) for one in tensors.values()), default=0)
+        tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+        sizes = [math.prod(map(int, tensor["shape"])) for tensor in tensors.values()]
+        end = (
+            8
+            + length
+            + max((int(tensor["data_offsets"][1]) for tensor in tensors.values()), default=0)
+        )
         if path.stat().st_size != end:
             raise ValueError(f"{path.stat().st_size} bytes, the header says {end}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -204,5 +209,5 @@ def read_weights_header(path: Path) -> WeightsInfo:
             code="data.broken_weights",
             details={"path": str(path)},
         ) from None
-    dtypes = sorted({str(one.get("dtype")) for one in tensors.values()})
+    dtypes = sorted({str(tensor.get("dtype")) for tensor in tensors.values()})
     return WeightsInfo(sum(sizes), len(sizes), tuple(dtypes))

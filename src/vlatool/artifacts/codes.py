@@ -1,10 +1,11 @@
-"""Visual codes of pictures: 32 whole numbers for each, as small JSON files or packed by episode.
+"""Codes of images, 32 integers per image, as small JSON files or packed by episode.
 
-Both layouts stand inside the folder whose pictures they are of, each an output of its own: the
-published `TiToken/EPISODE/STEM.json`, one nested list per picture, and `tokens/EPISODE.npz`, one
-array per episode. STEM is the name of the picture without its suffix.
+Both layouts are separate outputs inside the folder that holds the images: the published
+`TiToken/EPISODE/STEM.json`, one nested list per image, and `tokens/EPISODE.npz`, one array per
+episode. STEM is the name of the image without its suffix.
 
-Legend: N pictures of an episode, K codes of a picture. Source: reference/future-vla 3; formats/codes 1, 3, 4.
+Legend: N images of an episode, K codes of an image.
+Source: reference/future-vla 3; formats/codes 1, 3, 4.
 """
 
 import hashlib
@@ -29,9 +30,9 @@ CodesLayout = Literal["json", "packed"]
 LAYOUTS: tuple[CodesLayout, ...] = get_args(CodesLayout)
 
 JSON_NAME, PACKED_NAME, MANIFEST_NAME = "TiToken", "tokens", "manifest.json"
-CHECKS_NAME = "checks"  # pictures beside what is drawn again from their codes
+CHECKS_NAME = "checks"  # images side by side with their reconstructions
 CODES_PER_IMAGE, CODEBOOK_SIZE = 32, 4096
-# Patterns of what is written in either layout.
+# Patterns of all files of each layout.
 OWNED_FILES: Mapping[CodesLayout, tuple[str, ...]] = {
     "json": ("*/*.json", MANIFEST_NAME),
     "packed": ("*.npz", MANIFEST_NAME),
@@ -44,19 +45,19 @@ FORMAT, VERSION = "vlatool.codes", 1
 
 @dataclass(frozen=True)
 class CodesManifest:
-    """What the codes of a folder are; published folders have none of it.
+    """Manifest of a folder of codes; published folders have none.
 
     Attributes:
-        codes_per_picture: How many each picture has.
-        codebook_size: Codes are below it.
-        tokenizer: What made them, as people call it; may be empty.
-        tokenizer_digest: Changes with its weights; may be empty.
-        precision: Of the computation, such as `fp32`; may be empty.
-        layout: How they lie there.
-        episodes: How many have codes.
-        pictures: How many have codes.
-        digest: Of all codes with their pictures, the same in both layouts.
-        agreement: Share of codes that are those of fp32, measured on a sample; 1 for fp32 itself.
+        codes_per_picture: Number of codes per image.
+        codebook_size: Size of the codebook; codes are below it.
+        tokenizer: Name of the visual tokenizer; may be empty.
+        tokenizer_digest: Digest of its weights; may be empty.
+        precision: Precision of the computation, such as `fp32`; may be empty.
+        layout: Layout of the codes.
+        episodes: Number of episodes with codes.
+        pictures: Number of images with codes.
+        digest: Digest of all codes and stems, equal for both layouts.
+        agreement: Share of codes equal to those of fp32, measured on a sample; 1 for fp32 itself.
     """
 
     codes_per_picture: int = CODES_PER_IMAGE
@@ -71,29 +72,35 @@ class CodesManifest:
     agreement: float = 1.0
 
     def save(self, folder: Path) -> None:
-        """Writes it atomically; it is what marks the folder as whole."""
+        """Writes the manifest atomically; it marks the folder as complete."""
         write_json(folder / MANIFEST_NAME, {"format": FORMAT, "version": VERSION, **asdict(self)})
 
-    def how(self) -> dict[str, Any]:
-        """How they were made: the same for all codes of one tokenizer."""
-        return {key: getattr(self, key) for key in _HOW}
+    def encoding_info(self) -> dict[str, Any]:
+        """Values that all codes of one tokenizer share."""
+        return {key: getattr(self, key) for key in _ENCODING_KEYS}
 
     def identity(self) -> dict[str, Any]:
-        """What codes that belong together share: a tokenizer is its digest, else its name."""
-        told = self.how()
-        return {key: told[key] for key in told if key != "tokenizer" or not self.tokenizer_digest}
+        """Values that codes must share to be mixed; the name counts only without a digest."""
+        info = self.encoding_info()
+        return {key: info[key] for key in info if key != "tokenizer" or not self.tokenizer_digest}
 
 
-_HOW = ("codes_per_picture", "codebook_size", "tokenizer", "tokenizer_digest", "precision")
+_ENCODING_KEYS = (
+    "codes_per_picture",
+    "codebook_size",
+    "tokenizer",
+    "tokenizer_digest",
+    "precision",
+)
 
 
 @dataclass(frozen=True)
 class EpisodeCodes:
-    """The codes of an episode.
+    """Codes of an episode.
 
     Attributes:
-        episode: Its name, that of the folder of its pictures.
-        stems: Names of N pictures without suffix, sorted.
+        episode: Name of the episode and of the folder of its images.
+        stems: Names of N images without suffix, sorted.
         codes: uint16 [N, K].
     """
 
@@ -103,13 +110,13 @@ class EpisodeCodes:
 
     @classmethod
     def of(cls, episode: str, codes: Mapping[str, Sequence[int] | Array]) -> "EpisodeCodes":
-        """From the codes of each picture by its stem."""
+        """Codes of an episode from the codes of each image by its stem."""
         stems = tuple(sorted(codes))
         return cls(episode, stems, np.array([codes[stem] for stem in stems], np.uint16))
 
     @property
     def digest(self) -> str:
-        """SHA-256 of names and codes, whatever the layout."""
+        """SHA-256 of stems and codes, equal for both layouts."""
         lines = (f"{stem} {row.tobytes().hex()}\n" for stem, row in self._rows())
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -117,13 +124,13 @@ class EpisodeCodes:
         return zip(self.stems, self.codes.astype("<u2"), strict=True)
 
     @cached_property
-    def places(self) -> Mapping[str, int]:
-        """Stem to row."""
+    def row_of(self) -> Mapping[str, int]:
+        """Stem to row of `codes`."""
         return {stem: row for row, stem in enumerate(self.stems)}
 
 
-def digest_of_all(digests: Mapping[str, str]) -> str:
-    """The digest of a folder from that of each episode by its name."""
+def combined_digest(digests: Mapping[str, str]) -> str:
+    """Digest of a folder from the digests of its episodes by name."""
     lines = (f"{episode} {digest}\n" for episode, digest in sorted(digests.items()))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -131,20 +138,20 @@ def digest_of_all(digests: Mapping[str, str]) -> str:
 def write_codes(
     folder: Path, layout: CodesLayout, codes: EpisodeCodes, tokenizer_digest: str = ""
 ) -> FileEntry:
-    """Writes the codes of one episode, whole or not at all; returns the entry of what it wrote.
+    """Writes the codes of one episode atomically; returns the entry of the file or folder.
 
     Args:
         folder: The folder of codes.
-        layout: How they shall lie there.
-        codes: They and their pictures.
-        tokenizer_digest: As the manifest will have it; stays with packed codes wherever they go.
+        layout: Layout of the codes.
+        codes: The codes of the episode.
+        tokenizer_digest: Digest of the tokenizer, stored in packed files.
     """
     if layout == "packed":
         return _write_packed(folder, codes, tokenizer_digest)
-    with bulk_folder(folder / codes.episode) as place:
+    with bulk_folder(folder / codes.episode) as bulk:
         for stem, row in zip(codes.stems, codes.codes.tolist(), strict=True):
-            place.write(f"{stem}{JSON_SUFFIX}", json.dumps([[code] for code in row]).encode())
-    return folder_entry(codes.episode, place.files)
+            bulk.write(f"{stem}{JSON_SUFFIX}", json.dumps([[code] for code in row]).encode())
+    return folder_entry(codes.episode, bulk.files)
 
 
 def _write_packed(folder: Path, codes: EpisodeCodes, tokenizer_digest: str) -> FileEntry:
@@ -160,22 +167,22 @@ def _write_packed(folder: Path, codes: EpisodeCodes, tokenizer_digest: str) -> F
     return FileEntry(name, len(data), hashlib.sha256(data).hexdigest(), len(codes.stems))
 
 
-def check_name(episode: str, stem: str) -> str:
-    """Where a picture stands beside what is drawn again from its codes."""
+def check_image_name(episode: str, stem: str) -> str:
+    """Path of an image side by side with its reconstruction, relative to the folder."""
     return f"{CHECKS_NAME}/{episode}/{stem}.png"
 
 
-def write_check(folder: Path, name: str, png: bytes) -> FileEntry:
-    """Writes such a picture, whole or not at all."""
+def write_check_image(folder: Path, name: str, png: bytes) -> FileEntry:
+    """Writes an image of `check_image_name` atomically."""
     write_bytes(folder / name, png)
     return FileEntry(name, len(png), hashlib.sha256(png).hexdigest())
 
 
 def parse_codes(value: Any, count: int = CODES_PER_IMAGE, size: int = CODEBOOK_SIZE) -> Array:
-    """The codes of a picture, uint16 [K], from a flat list or one of lists of one.
+    """Codes of an image, uint16 [K], from a flat list or a list of one-element lists.
 
     Raises:
-        ValueError: There are not `count` whole numbers from 0 to `size` - 1.
+        ValueError: The value is not `count` integers from 0 to `size` - 1.
     """
     rows: list[Any] = value if isinstance(value, list) else []
     flat = [row[0] if isinstance(row, list) and len(row) == 1 else row for row in rows]
@@ -183,17 +190,17 @@ def parse_codes(value: Any, count: int = CODES_PER_IMAGE, size: int = CODEBOOK_S
         raise ValueError(f"expected a list of {count} codes, found {len(flat)}")
     for code in flat:
         if type(code) is not int:
-            raise ValueError(f"{str(code)[:40]!r} is no whole number")
+            raise ValueError(f"{str(code)[:40]!r} is not an integer")
         if not 0 <= code < size:
-            raise ValueError(f"the code {code} is not 0 to {size - 1}")
+            raise ValueError(f"the code {code} is not in 0 to {size - 1}")
     return np.array(flat, np.uint16)
 
 
 def read_codes_manifest(folder: Path) -> CodesManifest | None:
-    """What the codes of a folder are; None where no manifest of codes is there.
+    """Manifest of a folder of codes; None if there is none.
 
     Raises:
-        DataError: It is one, and broken.
+        DataError: The manifest is broken.
     """
     path = folder / MANIFEST_NAME
     try:
@@ -202,33 +209,33 @@ def read_codes_manifest(folder: Path) -> CodesManifest | None:
         return None
     except DocumentError as error:
         if folder.name in (JSON_NAME, PACKED_NAME):
-            raise _broken_manifest(path, error.reason) from None
+            raise _manifest_error(path, error.reason) from None
         return None
     except OSError:
         return None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         return None
-    return _manifest_of(path, document)
+    return _parse_manifest(path, document)
 
 
-def _manifest_of(path: Path, document: Mapping[str, Any]) -> CodesManifest:
+def _parse_manifest(path: Path, document: Mapping[str, Any]) -> CodesManifest:
     if document.get("version") != VERSION:
-        reason = f"version {document.get('version')!r}; this vlatool knows {VERSION}"
-        raise _broken_manifest(path, reason)
+        reason = f"version {document.get('version')!r}; this vlatool supports {VERSION}"
+        raise _manifest_error(path, reason)
     values: dict[str, Any] = {}
-    for one in fields(CodesManifest):
-        value = document.get(one.name, one.default if one.name == "agreement" else None)
-        if type(value) is not type(one.default):
-            raise _broken_manifest(path, f"{one.name} is {value!r}")
-        values[one.name] = value
-    found = CodesManifest(**values)
-    is_possible = found.codes_per_picture > 0 and 0 < found.codebook_size <= 2**16
-    if found.layout not in LAYOUTS or not is_possible:
-        raise _broken_manifest(path, "its values are impossible")
-    return found
+    for field in fields(CodesManifest):
+        value = document.get(field.name, field.default if field.name == "agreement" else None)
+        if type(value) is not type(field.default):
+            raise _manifest_error(path, f"{field.name} is {value!r}")
+        values[field.name] = value
+    manifest = CodesManifest(**values)
+    is_possible = manifest.codes_per_picture > 0 and 0 < manifest.codebook_size <= 2**16
+    if manifest.layout not in LAYOUTS or not is_possible:
+        raise _manifest_error(path, "its values are invalid")
+    return manifest
 
 
-def _broken_manifest(path: Path, reason: str) -> DataError:
+def _manifest_error(path: Path, reason: str) -> DataError:
     return DataError(
         f"{path}: {reason}",
         hint="copy the folder again, or write it again",

@@ -1,9 +1,9 @@
-"""stats_digests.npz: what only a merge needs of the statistics beside it.
+"""stats_digests.npz: quantile digests of the statistics in the same folder, used by merges only.
 
-Per field `FIELD.means`, float64 [T, C, K], the K centroids of each step and channel, +inf where
-unused, and `FIELD.weights`, int64 [T, C, K], the values that each stands for; without the latter
-each is a value itself. In the published layout the digests are in stats.json, as `tdigest_state`;
-they are a hundred times as large as the rest of it. Source: formats/lbm 4.2, 4.5.
+Per field `FIELD.means`, float64 [T, C, K], the K centroids of each step and dimension, +inf where
+unused, and `FIELD.weights`, int64 [T, C, K], the number of values of each centroid; without
+weights each centroid is a single value. In the published layout the digests are in stats.json, as
+`tdigest_state`; they are a hundred times as large as the rest. Source: formats/lbm 4.2, 4.5.
 """
 
 from collections.abc import Mapping
@@ -18,28 +18,28 @@ from vlatool.storage.atomic import remove_file, write_bytes
 from vlatool.transforms.quantiles import Digest, from_state
 
 _STATES = ("tdigest_state", "tdigest_state_per_timestep")
-_STATE = _STATES[1]  # the other one follows from it
+_STATE = _STATES[1]  # the other is derived from it
 
 
 def digests_path(stats: Path) -> Path:
-    """Where the digests of statistics are: beside them."""
+    """Path of the digests of a statistics file, in the same folder."""
     return stats.with_name(f"{stats.stem}_digests.npz")
 
 
 def without_digests(stats: Mapping[str, Mapping[str, Any]]) -> Statistics:
-    """The statistics with null in place of each digest."""
+    """Statistics with each digest replaced by null."""
     return {name: {**entry, **dict.fromkeys(_STATES)} for name, entry in stats.items()}
 
 
 def write_with_digests(path: Path, stats: Mapping[str, Mapping[str, Any]]) -> None:
-    """Writes statistics, and their digests beside them."""
-    remove_file(digests_path(path))  # at no time are there digests of other statistics
+    """Writes statistics, and their digests in the same folder."""
+    remove_file(digests_path(path))  # digests of earlier statistics never remain
     write_stats(path, without_digests(stats))
     _write_digests(digests_path(path), stats)
 
 
 def _write_digests(path: Path, stats: Mapping[str, Mapping[str, Any]]) -> None:
-    """Writes the digests of statistics that have them; fields without one are left out."""
+    """Writes the digests of statistics; fields without a digest are omitted."""
     arrays: dict[str, Array] = {}
     for name, entry in stats.items():
         if (state := entry.get(_STATE)) is not None:
@@ -51,23 +51,23 @@ def _write_digests(path: Path, stats: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def read_mergeable(path: Path) -> Statistics:
-    """Statistics with their digests, whether those are in the file or beside it.
+    """Statistics with their digests, from the file itself or from the digests file.
 
     Raises:
-        DataError: Either is missing or broken.
+        DataError: The statistics are missing or broken, or the digests are broken.
     """
     stats = read_stats(path)
-    beside = digests_path(path)
+    digests_file = digests_path(path)
     try:
-        arrays = read_arrays(beside.read_bytes())
+        arrays = read_arrays(digests_file.read_bytes())
     except FileNotFoundError:
         return stats
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{beside}: {error}",
+            f"{digests_file}: {error}",
             hint="the file is damaged; preprocess or copy the data again",
             code="data.broken_statistics",
-            details={"path": str(beside)},
+            details={"path": str(digests_file)},
         ) from None
     return {name: {**entry, **_digest(name, arrays)} for name, entry in stats.items()}
 

@@ -1,7 +1,7 @@
-"""What the dimensions of a field are called: as recorded, else as its own name fixes it.
+"""Names of the dimensions of a field: recorded names, else names implied by the field.
 
-The options beside training data have `dimension_names: {field: [name, ...]}` for the fields whose
-recording names them. Source: formats/lbm 2.2; formats/spartan 2.
+The options of training data have `dimension_names: {field: [name, ...]}` for the fields whose
+source names them. Source: formats/lbm 2.2; formats/spartan 2.
 """
 
 import re
@@ -21,7 +21,7 @@ _FIXED: Sequence[tuple[re.Pattern[str], Sequence[str]]] = (
 
 
 def recorded_names(options: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The names that the options beside training data hold; what is not of that form is none."""
+    """Dimension names in the options of training data; malformed entries are skipped."""
     stored = options.get(KEY)
     fields = stored.items() if isinstance(stored, Mapping) else ()
     return {
@@ -32,7 +32,7 @@ def recorded_names(options: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def dimension_names(field: str, width: int, recorded: Names) -> list[str]:
-    """A name for each of the `width` dimensions of a field; numbers where nothing is known."""
+    """Names of the `width` dimensions of a field; numbers if no names are known."""
     plain = field.removesuffix(_RELATIVE)
     for names in (recorded.get(field, ()), recorded.get(plain, ())):
         if len(names) == width:
@@ -44,7 +44,7 @@ def dimension_names(field: str, width: int, recorded: Names) -> list[str]:
 
 
 def dimension_label(field: str, dimension: int, width: int, recorded: Names) -> str:
-    """One dimension in words: `action: left_arm.3`, or `action[3]` where it has no name."""
+    """Label of a dimension: `action: left_arm.3`, or `action[3]` if it has no name."""
     name = dimension_names(field, width, recorded)[dimension]
     if name == str(dimension):
         return field if width == 1 else f"{field}[{name}]"

@@ -1,9 +1,9 @@
-"""The samples of one episode as arrays: each picture, its codes and each action there once.
+"""Samples of one episode as arrays, in which each image, its codes and each action occur once.
 
-A line of them is rendered when it is asked for; a file of lines is a hundred times as large.
+Lines are rendered on request; a file of lines is a hundred times as large.
 
-Legend: N pictures, the first F of them with codes, W windows, S samples, P pictures that a window
-sees, Q pictures to come, K codes of a picture. Source: reference/future-vla 5.3; formats/samples 4.
+Legend: N images, the first F of them with codes, W windows, S samples, P past images of a window,
+Q future images, K codes of an image. Source: reference/future-vla 5.3; formats/samples 4.
 """
 
 import json
@@ -44,19 +44,19 @@ _TYPES: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class EpisodeSamples:
-    """The samples of an episode.
+    """Samples of an episode.
 
     Attributes:
-        pictures: Paths of N pictures, relative to the folder of windows.
-        codes: uint16 [F, K], of the first F pictures.
-        images: int32 [W, P], places in `pictures`.
-        future: int32 [W, Q], places in `pictures`, below F.
-        ids: uint16, the action ids of all windows, one window after the other.
-        id_ends: int64 [W], where those of each window end.
+        pictures: Paths of N images, relative to the folder of windows.
+        codes: uint16 [F, K], codes of the first F images.
+        images: int32 [W, P], indices into `pictures`.
+        future: int32 [W, Q], indices into `pictures`, below F.
+        ids: uint16, action ids of all windows, concatenated.
+        id_ends: int64 [W], end of the ids of each window.
         tasks: Instructions.
-        kinds: uint8 [S], places in `KINDS`.
-        windows: int32 [S], which window a sample is of.
-        task_of: int32 [S], places in `tasks`.
+        kinds: uint8 [S], indices into `KINDS`.
+        windows: int32 [S], window of each sample.
+        task_of: int32 [S], indices into `tasks`.
     """
 
     pictures: tuple[str, ...]
@@ -74,39 +74,39 @@ class EpisodeSamples:
         return len(self.kinds)
 
     def content(self) -> bytes:
-        """The file; equal samples give equal bytes."""
+        """Bytes of the file; equal samples give equal bytes."""
         return write_arrays(
             {name: np.asarray(getattr(self, name), t) for name, t in _TYPES.items()}
         )
 
     @classmethod
     def parse(cls, content: bytes) -> "EpisodeSamples":
-        """The samples in the bytes of a file.
+        """Samples in the bytes of a file.
 
         Raises:
-            ValueError: They are none; the reason is the message.
+            ValueError: The bytes are not samples; the message is the reason.
         """
         try:
             arrays = read_arrays(content, [*_TYPES])
         except KeyError as error:
             raise ValueError(f"lacks the array {error}") from None
         texts = {name: tuple(map(str, arrays[name].reshape(-1))) for name in ("pictures", "tasks")}
-        found = cls(**{**arrays, **texts})
-        found._check()
-        return found
+        samples = cls(**{**arrays, **texts})
+        samples._check()
+        return samples
 
     def _check(self) -> None:
-        """ValueError where an array does not fit the others: a damaged file would read on."""
+        """Raises ValueError if an array does not fit the others, as in a damaged file."""
         shapes = (self.codes.ndim, self.images.ndim, self.future.ndim, self.id_ends.shape)
         if shapes != (2, 2, 2, (len(self.images),)) or len(self.future) != len(self.images):
             raise ValueError("arrays have shapes that do not fit each other")
         if word := next(filter(None, map(reserved_word, self.tasks)), ""):
-            raise ValueError(f"an instruction has {word}, which stands for something else")
+            raise ValueError(f"an instruction contains the tag {word}")
         if not len(self.kinds) == len(self.windows) == len(self.task_of):
             raise ValueError("arrays of samples have different lengths")
-        ends = [0, *self.id_ends.tolist()]
-        if ends != sorted(ends) or ends[-1] != len(self.ids):
-            raise ValueError("action ids have impossible ends")
+        bounds = [0, *self.id_ends.tolist()]
+        if bounds != sorted(bounds) or bounds[-1] != len(self.ids):
+            raise ValueError("id_ends does not ascend to the number of action ids")
         limits = (
             (self.codes, CODEBOOK_SIZE),
             (self.ids, ACTION_IDS),
@@ -116,57 +116,60 @@ class EpisodeSamples:
             (self.windows, len(self.images)),
             (self.task_of, len(self.tasks)),
         )
-        for places, limit in limits:
-            if places.dtype.kind not in "iu" or (places.size and not _is_within(places, limit)):
+        for indices, limit in limits:
+            if indices.dtype.kind not in "iu" or (indices.size and not _is_within(indices, limit)):
                 raise ValueError("arrays have values that are out of range")
 
     def sample(self, number: int, prefix: str = "") -> TokenSample:
-        """One of them.
+        """Sample by its number.
 
         Args:
-            number: Which.
-            prefix: What stands before the path of each picture.
+            number: Index from 0.
+            prefix: Prefix of the path of each image.
         """
         window = int(self.windows[number])
-        said = Conversation(
+        conversation = Conversation(
             KINDS[int(self.kinds[number])],
             self.tasks[int(self.task_of[number])],
             self.images.shape[1],
             tuple(self._ids(window)),
             self.codes[self.future[window]],
         )
-        return TokenSample(said, tuple(prefix + self.pictures[at] for at in self.images[window]))
+        return TokenSample(
+            conversation, tuple(prefix + self.pictures[index] for index in self.images[window])
+        )
 
     def line(self, number: int, prefix: str = "") -> bytes:
-        """The line of one of them, with its newline; `prefix` as in `sample`."""
+        """Line of a sample, with its newline; arguments as in `sample`."""
         window = int(self.windows[number])
         names = self.images[window].tolist()
-        paths = {at: _path_text(prefix, self.pictures[at]) for at in {*names}}
+        paths = {index: _path_text(prefix, self.pictures[index]) for index in {*names}}
         return self._line(number, *self._window_text(window, paths))
 
     def lines(self, prefix: str = "") -> Iterator[bytes]:
-        """The lines of all of them; what samples of one window share is rendered once."""
-        before, shared = -1, ("", "", "")
-        paths = {at: _path_text(prefix, name) for at, name in enumerate(self.pictures)}
+        """Lines of all samples; parts that samples of one window share are rendered once."""
+        previous, shared = -1, ("", "", "")
+        paths = {index: _path_text(prefix, name) for index, name in enumerate(self.pictures)}
         for number, window in enumerate(self.windows.tolist()):
-            if window != before:
-                before, shared = window, self._window_text(window, paths)
+            if window != previous:
+                previous, shared = window, self._window_text(window, paths)
             yield self._line(number, *shared)
 
     def _line(self, number: int, ids: str, segments: str, images: str) -> bytes:
-        """As `json.dumps` has it; only the question has letters that may need escapes."""
+        """Line, equal to that of `json.dumps`; only the question may need escapes."""
         kind = KINDS[int(self.kinds[number])]
-        asked = question(kind, self.tasks[int(self.task_of[number])], self.images.shape[1], ids)
+        task = self.tasks[int(self.task_of[number])]
+        user = json.dumps(question(kind, task, self.images.shape[1], ids), ensure_ascii=False)
         return (
-            f'{{"messages": [{{"role": "user", "content": {json.dumps(asked, ensure_ascii=False)}}}'
+            f'{{"messages": [{{"role": "user", "content": {user}}}'
             f', {{"role": "assistant", "content": "{answer(kind, ids, segments)}"}}], '
             f'"images": [{images}]}}\n'
         ).encode()
 
     def _window_text(self, window: int, paths: Mapping[int, str]) -> tuple[str, str, str]:
         """Action ids, segments of codes, and paths as JSON."""
-        segments = "".join([self._segments[at] for at in self.future[window].tolist()])
-        images = ", ".join([paths[at] for at in self.images[window].tolist()])
+        segments = "".join([self._segments[index] for index in self.future[window].tolist()])
+        images = ", ".join([paths[index] for index in self.images[window].tolist()])
         return numbers_text(self._ids(window)), segments, images
 
     def _ids(self, window: int) -> list[int]:
@@ -182,19 +185,22 @@ def _path_text(prefix: str, name: str) -> str:
     return json.dumps(prefix + name, ensure_ascii=False)
 
 
-def _is_within(places: Array, limit: int) -> bool:
-    return bool(places.min() >= 0 and places.max() < limit)
+def _is_within(indices: Array, limit: int) -> bool:
+    return bool(indices.min() >= 0 and indices.max() < limit)
 
 
 def distinct_windows(windows: Sequence[Window]) -> tuple[list[Window], list[int]]:
-    """Windows without those that only ask otherwise of the one before, and which each is of."""
-    kept: list[Window] = []
-    places: list[int] = []
+    """Windows with distinct content, and the index among them of each window.
+
+    Consecutive windows that differ only in kind or instruction count as one.
+    """
+    distinct: list[Window] = []
+    indices: list[int] = []
     for window in windows:
-        if not kept or _content(kept[-1]) != _content(window):
-            kept.append(window)
-        places.append(len(kept) - 1)
-    return kept, places
+        if not distinct or _content(distinct[-1]) != _content(window):
+            distinct.append(window)
+        indices.append(len(distinct) - 1)
+    return distinct, indices
 
 
 def _content(window: Window) -> tuple[object, ...]:
@@ -204,27 +210,27 @@ def _content(window: Window) -> tuple[object, ...]:
 def assemble(
     windows: Sequence[Window], action_ids: Sequence[Sequence[int]], codes: Mapping[str, Array]
 ) -> EpisodeSamples:
-    """The samples of an episode.
+    """Samples of an episode.
 
     Args:
-        windows: Of all samples, in order, with equal numbers of pictures.
-        action_ids: Of each of `distinct_windows`.
-        codes: uint16 [K] by the path of each picture to come.
+        windows: Windows of all samples, in order, with equal numbers of images.
+        action_ids: Action ids of each of `distinct_windows`.
+        codes: uint16 [K] by the path of each future image.
     """
-    kept, places = distinct_windows(windows)
-    coded = dict.fromkeys(path for window in kept for path in window.future)
-    seen = dict.fromkeys(path for window in kept for path in window.images)
-    rows = {path: row for row, path in enumerate({**coded, **seen})}
-    tasks = {task: row for row, task in enumerate(dict.fromkeys(one.task for one in windows))}
+    distinct, indices = distinct_windows(windows)
+    encoded = dict.fromkeys(path for window in distinct for path in window.future)
+    observed = dict.fromkeys(path for window in distinct for path in window.images)
+    rows = {path: row for row, path in enumerate({**encoded, **observed})}
+    tasks = {task: row for row, task in enumerate(dict.fromkeys(item.task for item in windows))}
     return EpisodeSamples(
         pictures=tuple(rows),
-        codes=np.array([codes[path] for path in coded], np.uint16),
-        images=np.array([[rows[path] for path in one.images] for one in kept], np.int32),
-        future=np.array([[rows[path] for path in one.future] for one in kept], np.int32),
-        ids=np.array([one for ids in action_ids for one in ids], np.uint16),
+        codes=np.array([codes[path] for path in encoded], np.uint16),
+        images=np.array([[rows[path] for path in item.images] for item in distinct], np.int32),
+        future=np.array([[rows[path] for path in item.future] for item in distinct], np.int32),
+        ids=np.array([item for ids in action_ids for item in ids], np.uint16),
         id_ends=np.cumsum([len(ids) for ids in action_ids], dtype=np.int64),
         tasks=tuple(tasks),
-        kinds=np.array([KINDS.index(one.kind) for one in windows], np.uint8),
-        windows=np.array(places, np.int32),
-        task_of=np.array([tasks[one.task] for one in windows], np.int32),
+        kinds=np.array([KINDS.index(item.kind) for item in windows], np.uint8),
+        windows=np.array(indices, np.int32),
+        task_of=np.array([tasks[item.task] for item in windows], np.int32),
     )

@@ -1,11 +1,11 @@
-"""A FAST folder: an action tokenizer as it is published, read without running its code.
+"""Folder of a FAST action tokenizer in the published layout, read without running its code.
 
     processor_config.json     rounding and the lowest coefficient
     tokenizer.json            byte-level BPE
     tokenizer_config.json, special_tokens_map.json     for the original reader
-    processing_action_tokenizer.py     the original reader; may be there, is never run nor written
+    processing_action_tokenizer.py     the original reader; optional, neither run nor written
 
-Beside them, of those that we fit, the profile that the actions were normalised with, and a report.
+Tokenizers fitted by vlatool also have the normalization profile of the actions, and a report.
 Source: reference/future-vla 4.2.
 """
 
@@ -30,38 +30,38 @@ NAMES = (PROCESSOR_NAME, TOKENIZER_NAME, TOKENIZER_CONFIG_NAME, SPECIAL_TOKENS_N
 
 _CLASS = "UniversalActionProcessor"
 _AUTO_MAP = {"AutoProcessor": f"{CODE_NAME.removesuffix('.py')}.{_CLASS}"}
-_HINT = "give a folder as `vlatool tokenizer fit-fast` writes it, or a published FAST tokenizer"
-_MOST_IDS = 2**20
+_HINT = "give a folder written by `vlatool tokenizer fit-fast`, or a published FAST tokenizer"
+_MAX_IDS = 2**20
 
 
 def read_fast(folder: Path) -> ActionTokenizer:
-    """The tokenizer in a folder at any location; whatever code lies there is not run.
+    """The action tokenizer in a folder at any location; code in the folder is not run.
 
     Raises:
-        DataError: A file is missing or broken, lacks a key, or says what only other code can do.
+        DataError: A file is missing or broken, lacks a key, or requires other code.
         StorageError: It cannot be read.
     """
     config = _read(folder / PROCESSOR_NAME)
-    scale, min_token = _checked_config(folder / PROCESSOR_NAME, config)
-    document = _checked_tokenizer(folder / TOKENIZER_NAME, config["vocab_size"])
+    scale, min_token = _check_config(folder / PROCESSOR_NAME, config)
+    document = _check_tokenizer(folder / TOKENIZER_NAME, config["vocab_size"])
     _check_class(folder / TOKENIZER_CONFIG_NAME)
     tokenizer = ActionTokenizer(document, scale, min_token)
     try:
         tokenizer.load()
     except Exception as error:  # noqa: BLE001 - the parser raises this very class
-        raise _broken(folder / TOKENIZER_NAME, f"no tokenizer: {error}") from None
+        raise _fast_error(folder / TOKENIZER_NAME, f"not a tokenizer: {error}") from None
     return tokenizer
 
 
 def write_fast(folder: Path, tokenizer: ActionTokenizer, vocab_size: int | None = None) -> None:
-    """Writes the published files, the same bytes for the same tokenizer.
+    """Writes the published files; equal tokenizers give equal bytes.
 
-    The original reader finds its class by `auto_map` once `CODE_NAME` is copied beside them.
+    The original reader finds its class by `auto_map` once `CODE_NAME` is copied to the folder.
 
     Args:
-        folder: Created where it is missing.
-        tokenizer: Its vocabulary is written as it is.
-        vocab_size: The size that was asked for; that of the vocabulary by default.
+        folder: Created if it does not exist.
+        tokenizer: Its vocabulary is written unchanged.
+        vocab_size: The requested size; default: that of the vocabulary.
     """
     config = {
         "action_dim": None,
@@ -82,23 +82,23 @@ def write_fast(folder: Path, tokenizer: ActionTokenizer, vocab_size: int | None 
     write_text(folder / TOKENIZER_NAME, tokenizer.document)
     write_json(folder / TOKENIZER_CONFIG_NAME, described)
     write_json(folder / SPECIAL_TOKENS_NAME, {})
-    write_json(folder / PROCESSOR_NAME, config)  # last: it makes the folder a tokenizer
+    write_json(folder / PROCESSOR_NAME, config)  # last: it marks the folder as a tokenizer
 
 
 def clear_fast(folder: Path) -> None:
-    """Takes away what makes a folder a tokenizer, before its other files are written."""
+    """Removes the file that marks a folder as a tokenizer, before the others are written."""
     remove_file(folder / PROCESSOR_NAME)
 
 
 def fast_digest(folder: Path) -> str:
-    """SHA-256 of what decides the ids; raises as `read_fast`."""
+    """Digest of the tokenizer in a folder; raises as `read_fast`."""
     return read_fast(folder).digest
 
 
 def is_fast(folder: Path) -> bool:
-    """Whether a folder holds an action tokenizer, or a run that fits one has begun.
+    """True for a folder of an action tokenizer, or the output of a started run that fits one.
 
-    Models have a `PROCESSOR_NAME` of their own, without the lowest coefficient.
+    Folders of models also have a `PROCESSOR_NAME`, but without `min_token`.
     """
     try:
         content = read_json(folder / PROCESSOR_NAME)
@@ -118,72 +118,72 @@ def _is_unfinished(folder: Path) -> bool:
 
 
 def ignored_code(folder: Path) -> list[str]:
-    """Names of the files of code in a folder, none of which is ever run."""
+    """Names of the Python files in a folder, which are never run."""
     if not can_list(folder):
         return [CODE_NAME] if (folder / CODE_NAME).is_file() else []
     return sorted(path.name for path in folder.iterdir() if path.suffix == ".py")
 
 
 def read_report(folder: Path) -> dict[str, Any]:
-    """What was measured when the tokenizer in a folder was fitted; DataError where that is lost."""
+    """Report of the fit of the tokenizer in a folder; raises DataError if missing or broken."""
     return dict(_read(folder / REPORT_NAME))
 
 
-def _checked_config(path: Path, config: Mapping[str, Any]) -> tuple[float, int]:
+def _check_config(path: Path, config: Mapping[str, Any]) -> tuple[float, int]:
     """(scale, lowest coefficient)."""
     missing = [key for key in ("scale", "vocab_size", "min_token") if key not in config]
     if missing:
-        raise _broken(path, f"has no key {missing[0]!r}")
+        raise _fast_error(path, f"lacks the key {missing[0]!r}")
     scale, size, lowest = (config[key] for key in ("scale", "vocab_size", "min_token"))
     if not _is_number(scale) or not 0 < scale < float("inf"):
-        raise _broken(path, f"scale is {scale!r}, not a number above 0")
-    if not _is_number(size, int) or not 0 < size <= _MOST_IDS:
-        raise _broken(path, f"vocab_size is {size!r}, not a number of ids")
+        raise _fast_error(path, f"scale is {scale!r}, not a number above 0")
+    if not _is_number(size, int) or not 0 < size <= _MAX_IDS:
+        raise _fast_error(path, f"vocab_size is {size!r}, not a number of ids")
     if not _is_number(lowest, int) or abs(lowest) >= 2**31:
-        raise _broken(path, f"min_token is {lowest!r}, not a whole number")
+        raise _fast_error(path, f"min_token is {lowest!r}, not an integer")
     _check_code(path, config, _CLASS)
     return float(scale), int(lowest)
 
 
 def _check_code(path: Path, config: Mapping[str, Any], known_class: str) -> None:
-    """Refuses a folder whose ids would be decided by code that we do not know."""
+    """Raises DataError if a folder requires a class of unknown code."""
     stated = config.get("processor_class", known_class)
     code = config.get("auto_map", {})
     classes = list(code.values()) if isinstance(code, Mapping) else [code]
-    for one in (stated, *classes):
-        name = str(one).rpartition("--")[2].rpartition(".")[2]
-        if name != known_class:
+    for name in (stated, *classes):
+        class_name = str(name).rpartition("--")[2].rpartition(".")[2]
+        if class_name != known_class:
             raise DataError(
-                f"{path}: wants to run the class {one!r}; code from a folder is never run",
+                f"{path}: requires the class {name!r}; code from a folder is never run",
                 hint=_HINT,
                 code="data.remote_code",
-                details={"path": str(path), "class": str(one)},
+                details={"path": str(path), "class": str(name)},
             )
 
 
 def _check_class(path: Path) -> None:
-    """Refuses a tokenizer of another class; the file may be missing, it decides nothing else."""
+    """Raises DataError for a tokenizer of another class; the file is optional."""
     if path.is_file():
         _check_code(path, _read(path), _CLASS)
 
 
-def _checked_tokenizer(path: Path, size: int) -> str:
-    """The content of a tokenizer.json that does what the published one does."""
+def _check_tokenizer(path: Path, size: int) -> str:
+    """Text of a tokenizer.json; raises DataError unless it works like the published one."""
     text = _text(path)
     content = _mapping(path, text)
     model = content.get("model")
     if not isinstance(model, Mapping) or model.get("type") != "BPE":
-        raise _broken(path, "model is no byte-pair encoding")
+        raise _fast_error(path, "model is not a byte-pair encoding")
     for key in ("normalizer", "truncation", "padding"):
         if content.get(key) is not None:
-            raise _broken(path, f"{key} is set; it would change the coefficients")
+            raise _fast_error(path, f"{key} is set; it would change the coefficients")
     if content.get("added_tokens"):
-        raise _broken(path, "added_tokens is not empty; only coefficients have ids")
+        raise _fast_error(path, "added_tokens is not empty; only coefficients have ids")
     for key in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
-            raise _broken(path, f"model.{key} is set; it would change the coefficients")
+            raise _fast_error(path, f"model.{key} is set; it would change the coefficients")
     if model.get("byte_fallback"):
-        raise _broken(path, "model.byte_fallback is set")
+        raise _fast_error(path, "model.byte_fallback is set")
     _check_bytes_level(path, content)
     _check_vocabulary(path, model, size)
     return text
@@ -195,29 +195,29 @@ def _check_bytes_level(path: Path, content: Mapping[str, Any]) -> None:
         if part is None and not is_needed:
             continue
         if not isinstance(part, Mapping) or part.get("type") != "ByteLevel":
-            raise _broken(path, f"{key} is not of the type ByteLevel")
+            raise _fast_error(path, f"{key} is not of the type ByteLevel")
     if content["pre_tokenizer"].get("add_prefix_space", True):
-        raise _broken(path, "pre_tokenizer.add_prefix_space is set; it would add a coefficient")
+        raise _fast_error(path, "pre_tokenizer.add_prefix_space is set; it would add a coefficient")
 
 
 def _check_vocabulary(path: Path, model: Mapping[str, Any], size: int) -> None:
     vocabulary, merges = model.get("vocab"), model.get("merges")
     if not isinstance(vocabulary, Mapping) or not vocabulary or not isinstance(merges, list):
-        raise _broken(path, "model.vocab or model.merges is missing")
+        raise _fast_error(path, "model.vocab or model.merges is missing")
     ids = list(vocabulary.values())
-    if not all(_is_number(one, int) for one in ids) or len(set(ids)) < len(ids):
-        raise _broken(path, "model.vocab has an id that is no number, or comes twice")
+    if not all(_is_number(value, int) for value in ids) or len(set(ids)) < len(ids):
+        raise _fast_error(path, "model.vocab has an id that is not an integer, or occurs twice")
     if min(ids) < 0 or max(ids) >= size:
         where = f"{PROCESSOR_NAME} says vocab_size {size}"
-        raise _broken(path, f"model.vocab has ids from {min(ids)} to {max(ids)}; {where}")
-    if not all(_is_merge(one) for one in merges):
-        raise _broken(path, "model.merges has an entry that is no pair of tokens")
+        raise _fast_error(path, f"model.vocab has ids from {min(ids)} to {max(ids)}; {where}")
+    if not all(_is_merge(value) for value in merges):
+        raise _fast_error(path, "model.merges has an entry that is not a pair of tokens")
 
 
 def _is_merge(value: object) -> bool:
     parts = value.split(" ", 1) if isinstance(value, str) else value
     return (
-        isinstance(parts, list) and len(parts) == 2 and all(isinstance(one, str) for one in parts)
+        isinstance(parts, list) and len(parts) == 2 and all(isinstance(part, str) for part in parts)
     )
 
 
@@ -234,26 +234,26 @@ def _text(path: Path) -> str:
         return read_document(path)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise DataError(
-            f"{path}: there is no such file",
+            f"{path}: does not exist",
             hint=_HINT,
             code="data.no_fast_tokenizer",
             details={"path": str(path)},
         ) from None
     except DocumentError as error:
-        raise _broken(path, error.reason) from None
+        raise _fast_error(path, error.reason) from None
 
 
 def _mapping(path: Path, text: str) -> Mapping[str, Any]:
     try:
         content = parse_json(text)
     except DocumentError as error:
-        raise _broken(path, error.reason) from None
+        raise _fast_error(path, error.reason) from None
     if not isinstance(content, Mapping):
-        raise _broken(path, "expected a JSON object")
+        raise _fast_error(path, "expected a JSON object")
     return content
 
 
-def _broken(path: Path, problem: str) -> DataError:
+def _fast_error(path: Path, problem: str) -> DataError:
     return DataError(
         f"{path}: {problem}",
         hint=_HINT,

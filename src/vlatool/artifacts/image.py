@@ -1,4 +1,4 @@
-"""A JPEG or PNG: how it is written, and the one way it is read.
+"""Encoding and decoding of JPEG and PNG images.
 
 Source: formats/lbm-preprocessing 2.4.
 """
@@ -14,11 +14,11 @@ from PIL import Image
 
 from vlatool.episode import Array, UInt8Array
 
-# A picture of more is not unpacked; no robot has such a camera.
-MOST_PIXELS = 2**26
+# Larger images are not decoded; no robot has such a camera.
+MAX_PIXELS = 2**26
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 _JPEG = b"\xff\xd8\xff"
-# What Pillow says of contents that are no picture; the warning where warnings are errors.
+# Errors of Pillow for data that is no image; the warning is raised where warnings are errors.
 _BROKEN = (
     OSError,
     ValueError,
@@ -27,12 +27,12 @@ _BROKEN = (
     Image.DecompressionBombWarning,
 )
 
-# Pixels of colour per pixel of brightness: all of them, or one of four.
+# Chroma subsampling: full resolution, or one chroma sample per 2 x 2 pixels.
 Subsampling = Literal["4:4:4", "4:2:0"]
 
 
 def encode_jpeg(pixels: UInt8Array, quality: int, subsampling: Subsampling = "4:2:0") -> bytes:
-    """A JPEG of uint8 [H, W, 3]."""
+    """JPEG of uint8 [H, W, 3]."""
     buffer = io.BytesIO()
     image = Image.fromarray(pixels)
     image.save(buffer, "JPEG", quality=quality, subsampling=subsampling, optimize=True)
@@ -40,7 +40,7 @@ def encode_jpeg(pixels: UInt8Array, quality: int, subsampling: Subsampling = "4:
 
 
 def encode_png(values: Array) -> bytes:
-    """A PNG of uint16 [H, W] or uint8 [H, W, 3]."""
+    """PNG of uint16 [H, W] or uint8 [H, W, 3]."""
     buffer = io.BytesIO()
     Image.fromarray(values).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
@@ -50,13 +50,13 @@ def decode_rgb(data: bytes, buffer: UInt8Array | None = None) -> UInt8Array:
     """Pixels uint8 [H, W, 3].
 
     Args:
-        data: The file.
-        buffer: Room for them, uint8 [K], which is used where it fits.
+        data: Bytes of the file.
+        buffer: uint8 [K], used for the result if it is large enough.
 
     Raises:
-        ValueError: It cannot be decoded, or has more than `MOST_PIXELS`.
+        ValueError: It cannot be decoded, or has more than `MAX_PIXELS`.
     """
-    pixels = _sound_jpeg(data, buffer)
+    pixels = _decode_valid_jpeg(data, buffer)
     if pixels is not None:
         return pixels
     with open_image(data) as image:
@@ -64,18 +64,18 @@ def decode_rgb(data: bytes, buffer: UInt8Array | None = None) -> UInt8Array:
 
 
 def image_mode(data: bytes) -> str:
-    """How a picture stores colours, in Pillow's words (`RGB`, `L`, `RGBA`); its header is read.
+    """Mode of an image as Pillow names it (`RGB`, `L`, `RGBA`), from its header.
 
     Raises:
-        ValueError: It is no picture, or has more than `MOST_PIXELS`.
+        ValueError: The data is no image, or has more than `MAX_PIXELS`.
     """
     with open_image(data) as image:
         return image.mode
 
 
 def decoded_size(data: bytes) -> tuple[int, int]:
-    """(width, height) of a picture that can be decoded; ValueError of one that cannot."""
-    pixels = _sound_jpeg(data)
+    """(width, height) of an image after decoding it; raises ValueError if it cannot be decoded."""
+    pixels = _decode_valid_jpeg(data)
     if pixels is not None:
         return pixels.shape[1], pixels.shape[0]
     with open_image(data) as image:
@@ -85,7 +85,7 @@ def decoded_size(data: bytes) -> tuple[int, int]:
 
 @contextmanager
 def open_image(data: bytes) -> Iterator[Image.Image]:
-    """The picture, whose pixels are decoded when they are asked for.
+    """The image; its pixels are decoded lazily.
 
     Raises:
         ValueError: As `decode_rgb`.
@@ -95,15 +95,15 @@ def open_image(data: bytes) -> Iterator[Image.Image]:
             _check_size(image.width, image.height)
             yield image
     except Image.UnidentifiedImageError:
-        raise ValueError(f"not a picture: {data[:8].hex(' ') or 'empty'}") from None
+        raise ValueError(f"not an image: {data[:8].hex(' ') or 'empty'}") from None
     except _BROKEN as error:
         raise ValueError(str(error)) from None
 
 
-def _sound_jpeg(data: bytes, buffer: UInt8Array | None = None) -> UInt8Array | None:
-    """Pixels of a JPEG without a flaw, the same as Pillow's in two thirds of the time.
+def _decode_valid_jpeg(data: bytes, buffer: UInt8Array | None = None) -> UInt8Array | None:
+    """Pixels of a valid JPEG, equal to Pillow's in two thirds of the time.
 
-    None leaves the verdict to Pillow, which reads on over some flaws.
+    None for other data, which Pillow decodes: it tolerates some errors.
     """
     if not data.startswith(_JPEG):
         return None
@@ -121,5 +121,5 @@ def _sound_jpeg(data: bytes, buffer: UInt8Array | None = None) -> UInt8Array | N
 
 
 def _check_size(width: int, height: int) -> None:
-    if width * height > MOST_PIXELS:
-        raise ValueError(f"{width} x {height} pixels; the limit is {MOST_PIXELS}")
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width} x {height} pixels; the limit is {MAX_PIXELS}")

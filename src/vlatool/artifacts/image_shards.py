@@ -1,6 +1,6 @@
-"""Pictures for a tokenizer: one tar per episode, and the lists that part training and validation.
+"""Image shards for training a visual tokenizer: one tar per episode, and the lists of a split.
 
-A tar holds `00000000.png` or `.jpg` and, where vlatool wrote it, `00000000.json` beside it; keys
+A tar holds `00000000.png` or `.jpg` and, if vlatool wrote it, `00000000.json` beside it; keys
 count from 0 in every tar. Published folders have no manifest and no indexes. Source: future-vla
 1.2, 1.3.
 """
@@ -30,9 +30,9 @@ TRAIN_LIST, VAL_LIST = "train_files.txt", "val_files.txt"
 LISTS = (TRAIN_LIST, VAL_LIST)
 METADATA_SUFFIX = "json"
 SUFFIXES = {"png": "png", "jpeg": "jpg"}
-# What published readers take for the picture of a sample, the first that is there.
+# Suffixes that published readers accept as the image of a sample, the first that exists.
 IMAGE_SUFFIXES = ("jpg", "png", "jpeg", "webp")
-# Of a published folder: the group is the number of the episode.
+# Names of published tars; the group is the number of the episode.
 PUBLISHED_NAME = r"^train-episode_(\d+)\.tar$"
 
 _FIRST_MEMBER = re.compile(rb"^\d{8}\.(jpe?g|png|webp)\0")
@@ -41,34 +41,34 @@ _SHOWN = 100
 
 
 def image_suffix(members: Iterable[str]) -> str | None:
-    """The suffix of the only picture among the members of a sample; None where there is not one."""
-    found = [suffix for suffix in members if suffix.lower() in IMAGE_SUFFIXES]
-    return found[0] if len(found) == 1 else None
+    """Suffix of the only image among the members of a sample; None if there is none or several."""
+    suffixes = [suffix for suffix in members if suffix.lower() in IMAGE_SUFFIXES]
+    return suffixes[0] if len(suffixes) == 1 else None
 
 
 def split_patterns(split: str) -> tuple[str, str]:
-    """Patterns of the tars and the indexes of a split."""
+    """Patterns of the tars and of the indexes of a split."""
     return f"{split}-*.tar", f"{split}-*{INDEX_SUFFIX}"
 
 
 def shard_name(split: str, episode: str) -> str:
-    """The tar of an episode, relative to the folder."""
+    """Path of the tar of an episode, relative to the folder."""
     return f"{split}-{episode}.tar"
 
 
 def image_key(number: int) -> str:
-    """The key of a picture in its tar, counted from 0."""
+    """Key of an image in its tar, counted from 0."""
     return f"{number:08d}"
 
 
 @dataclass(frozen=True)
 class ImageShard:
-    """One tar.
+    """Entry of a tar in the manifest.
 
     Attributes:
-        name: Relative to the folder.
-        pictures: How many it holds.
-        bytes: Its size.
+        name: Path relative to the folder.
+        pictures: Number of images.
+        bytes: Size of the tar.
     """
 
     name: str
@@ -78,11 +78,11 @@ class ImageShard:
 
 @dataclass(frozen=True)
 class ImageManifest:
-    """What a folder holds.
+    """Manifest of a folder of image shards.
 
     Attributes:
-        shards: In the order of the episodes.
-        options: How the pictures were made, by the names of the keys; empty where nobody knows.
+        shards: Tars in the order of the episodes.
+        options: Options of the run that wrote the images, by key; empty if unknown.
     """
 
     shards: tuple[ImageShard, ...]
@@ -90,12 +90,12 @@ class ImageManifest:
 
     @property
     def images(self) -> int:
-        """How many there are."""
+        """Number of images in all shards."""
         return sum(shard.pictures for shard in self.shards)
 
 
 def write_manifest(folder: Path, manifest: ImageManifest) -> None:
-    """Writes what a folder holds; the last of its files."""
+    """Writes the manifest of a folder, its last file."""
     document = {
         "format": FORMAT,
         "version": VERSION,
@@ -107,24 +107,26 @@ def write_manifest(folder: Path, manifest: ImageManifest) -> None:
 
 
 def read_manifest(folder: Path) -> ImageManifest | None:
-    """What a folder says it holds; None where it has no manifest of image shards.
+    """Manifest of a folder; None if it has no manifest of image shards.
 
     Raises:
-        DataError: The manifest is broken, or of a version that is not known.
+        DataError: The manifest is broken or has an unknown version.
     """
     document = _document(folder / MANIFEST)
     if document.get("format") != FORMAT:
         return None
     if document.get("version") != VERSION:
-        raise _broken(folder, f"version {document.get('version')!r} is not known")
+        raise _manifest_error(folder, f"version {document.get('version')!r} is not known")
     try:
         shards = tuple(ImageShard(**row) for row in document["shards"])
-        if not all(_is_shard(one) for one in shards):
+        if not all(_is_shard(shard) for shard in shards):
             raise TypeError
     except (KeyError, TypeError):
-        raise _broken(folder, "`shards` is no list of name, pictures and bytes") from None
-    own = ("format", "version", "pictures", "shards")
-    return ImageManifest(shards, {k: v for k, v in document.items() if k not in own})
+        raise _manifest_error(
+            folder, "`shards` is not a list of name, pictures and bytes"
+        ) from None
+    reserved_keys = ("format", "version", "pictures", "shards")
+    return ImageManifest(shards, {k: v for k, v in document.items() if k not in reserved_keys})
 
 
 def _is_shard(shard: ImageShard) -> bool:
@@ -133,21 +135,21 @@ def _is_shard(shard: ImageShard) -> bool:
 
 
 def _document(path: Path) -> dict[str, Any]:
-    """The JSON object of a file; empty where there is none.
+    """JSON object of a file; empty if there is none.
 
     Raises:
-        DataError: It is not readable as JSON.
+        DataError: The file is not valid JSON.
     """
     try:
         document = read_json(path)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return {}
     except DocumentError as error:
-        raise _broken(path.parent, error.reason) from None
+        raise _manifest_error(path.parent, error.reason) from None
     return cast(dict[str, Any], document) if isinstance(document, dict) else {}
 
 
-def _broken(folder: Path, problem: str) -> DataError:
+def _manifest_error(folder: Path, problem: str) -> DataError:
     path = folder / MANIFEST
     return DataError(
         f"{path}: {problem}",
@@ -157,29 +159,29 @@ def _broken(folder: Path, problem: str) -> DataError:
     )
 
 
-def is_image_shards(place: Path) -> bool:
-    """Whether a folder holds image shards, or a run that writes some has begun; or one such tar."""
-    if place.suffix == ".tar":
-        return place.is_file() and _is_image_tar(place)
+def is_image_shards(path: Path) -> bool:
+    """True for a folder of image shards, the output of a started run of them, or one such tar."""
+    if path.suffix == ".tar":
+        return path.is_file() and _is_image_tar(path)
     with suppress(DataError):
-        if _document(place / MANIFEST).get("format") == FORMAT:
+        if _document(path / MANIFEST).get("format") == FORMAT:
             return True
-    record = read_record(place)
+    record = read_record(path)
     if record is not None:
         return record.command == "preprocess" and record.options.get("sink") == SINK
-    first = min(published_tars(place), default=None)
+    first = min(published_tars(path), default=None)
     return first is not None and _is_image_tar(first)
 
 
 def published_tars(folder: Path, pattern: str = PUBLISHED_NAME) -> list[Path]:
-    """Tars whose name matches, by the number that its first group is.
+    """Tars whose name matches, sorted by the number in the first group.
 
     Raises:
-        DataError: The group of a name is no number.
+        DataError: The group of a name is not a number.
     """
     if not can_list(folder) or not folder.is_dir():
         return []
-    found: list[tuple[int, str, Path]] = []
+    numbered: list[tuple[int, str, Path]] = []
     for path in folder.glob("*.tar"):
         match = re.match(pattern, path.name)
         if match is None:
@@ -187,18 +189,18 @@ def published_tars(folder: Path, pattern: str = PUBLISHED_NAME) -> list[Path]:
         number = match.group(1) if match.groups() else None
         if number is None or not number.isdecimal():
             raise DataError(
-                f"{path}: {pattern!r} finds no number in its name",
+                f"{path}: {pattern!r} matches no number in the name",
                 hint="put a group around the number of the episode, such as "
                 r"'^train-episode_(\d+)\.tar$'",
                 code="data.bad_file_pattern",
                 details={"path": str(path)},
             )
-        found.append((int(number), path.name, path))
-    return [path for *_, path in sorted(found)]
+        numbered.append((int(number), path.name, path))
+    return [path for *_, path in sorted(numbered)]
 
 
 def image_tars(folder: Path) -> list[Path]:
-    """The tars of a folder: those of its manifest, else those with a published name.
+    """Tars of a folder: those of its manifest, else those with a published name.
 
     Raises:
         DataError: The manifest is broken.
@@ -219,13 +221,13 @@ def _is_image_tar(path: Path) -> bool:
 def write_lists(
     train: tuple[Path, Sequence[Path]], val: tuple[Path, Sequence[Path]], *, absolute: bool = False
 ) -> None:
-    """Writes (file, tars) of both lists, that for training last: with it both are whole.
+    """Writes both lists; the training list last, so that its presence marks both as complete.
 
     Args:
-        train: The list for training and what is on it.
-        val: The list for validation and what is on it.
-        absolute: Whether the lines are whole paths; else they are relative to their file, as far
-            as both are in one place.
+        train: Path of the training list, and its tars.
+        val: Path of the validation list, and its tars.
+        absolute: Write absolute paths; else they are relative to the list if both are on the same
+            storage.
     """
     remove_file(train[0])
     for path, tars in (val, train):
@@ -234,44 +236,49 @@ def write_lists(
 
 
 def _line(tar: Path, folder: Path, *, absolute: bool) -> str:
-    whole, start = (
-        str(one if is_remote(one) else Path(os.path.abspath(one))) for one in (tar, folder)
+    tar_path, folder_path = (
+        str(path if is_remote(path) else Path(os.path.abspath(path))) for path in (tar, folder)
     )
-    if absolute or _place(whole) != _place(start):
-        return whole
-    return posixpath.relpath(whole.removeprefix(_place(whole)), start.removeprefix(_place(start)))
+    if absolute or _storage_root(tar_path) != _storage_root(folder_path):
+        return tar_path
+    return posixpath.relpath(
+        tar_path.removeprefix(_storage_root(tar_path)),
+        folder_path.removeprefix(_storage_root(folder_path)),
+    )
 
 
-def _place(path: str) -> str:
-    """Scheme and root of a remote path; empty for a local one."""
+def _storage_root(path: str) -> str:
+    """Scheme and root of a remote path; empty for a local path."""
     match = re.match(r"[A-Za-z0-9+.-]+://[^/]*", path)
     return match.group() if match else ""
 
 
 def read_list(path: Path) -> list[Path]:
-    """The tars on a list; names that are not absolute are relative to the list.
+    """Tars of a list; paths that are not absolute are relative to the list.
 
     Raises:
-        DataError: It is missing or no text, or a line is no path.
+        DataError: The list is missing or no text, or a line is not a path.
     """
     try:
         lines = read_document(path).splitlines()
     except OSError as error:
-        raise _bad_list(path, f"cannot be read: {error.strerror or error}") from None
+        raise _list_error(path, f"cannot be read: {error.strerror or error}") from None
     except DocumentError as error:
-        raise _bad_list(path, error.reason) from None
-    return [_listed(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+        raise _list_error(path, error.reason) from None
+    return [
+        _parse_list_line(path, number, line) for number, line in enumerate(lines, 1) if line.strip()
+    ]
 
 
-def _listed(path: Path, number: int, line: str) -> Path:
+def _parse_list_line(path: Path, number: int, line: str) -> Path:
     if not all(map(is_file_name, line.split("/"))):
-        raise _bad_list(path, f"line {number}: {line[:_SHOWN]!r} is no path", number)
+        raise _list_error(path, f"line {number}: {line[:_SHOWN]!r} is not a path", number)
     if line.startswith("/") or "://" in line:
         return location(line)
     return path.parent / line
 
 
-def _bad_list(path: Path, problem: str, line: int | None = None) -> DataError:
+def _list_error(path: Path, problem: str, line: int | None = None) -> DataError:
     details: dict[str, Any] = {"path": str(path)} | ({"line": line} if line else {})
     return DataError(
         f"{path}: {problem}",
@@ -282,7 +289,7 @@ def _bad_list(path: Path, problem: str, line: int | None = None) -> DataError:
 
 
 def is_list(path: Path) -> bool:
-    """Whether a file is such a list, perhaps an empty one: nothing else is written over."""
+    """True if a file is a list, possibly empty; other files are never overwritten."""
     try:
         lines = read_document(path).split()
     except (OSError, DocumentError):
@@ -291,10 +298,10 @@ def is_list(path: Path) -> bool:
 
 
 def metadata_bytes(info: Mapping[str, Any]) -> bytes:
-    """What is stored beside a picture."""
+    """Content of the JSON metadata of an image."""
     return json.dumps(info, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def global_key(parts: Iterable[object]) -> str:
-    """The name of a picture among all that there are: data set, episode, camera, frame."""
+    """Globally unique key of an image: data set, episode, camera, frame."""
     return "/".join(map(str, parts))

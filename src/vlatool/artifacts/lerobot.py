@@ -1,6 +1,6 @@
-"""LeRobot v2.0 and v2.1 data sets: the names in them, and how tables and meta files are written.
+"""LeRobot v2.0 and v2.1 data sets: names, and writing of tables and meta files.
 
-Legend of shapes: L rows, C channels. Source: formats/lerobot 2, 3, 4, 5, 6, 9.
+Legend of shapes: L rows, C dimensions. Source: formats/lerobot 2, 3, 4, 5, 6, 9.
 """
 
 import json
@@ -38,19 +38,19 @@ OWNED_FILES = (
     "videos/chunk-*/*/episode_*.mp4",
     *META_FILES,
 )
-# What holds where info.json says nothing else.
+# Defaults for keys that info.json lacks.
 CHUNKS_SIZE = 1000
 DATA_PATH = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
 VIDEO_PATH = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
 
 FRAME_INDEX, EPISODE_INDEX = "frame_index", "episode_index"
-# The columns that every set has.
+# Columns of every data set.
 AUTOMATIC = ("timestamp", FRAME_INDEX, EPISODE_INDEX, "index", "task_index")
 
 
 @dataclass(frozen=True)
 class EpisodeLine:
-    """One line of `meta/episodes.jsonl`."""
+    """Line of `meta/episodes.jsonl`."""
 
     number: int
     tasks: tuple[str, ...]
@@ -59,7 +59,7 @@ class EpisodeLine:
 
 @dataclass(frozen=True)
 class SetInfo:
-    """What the meta files say besides the episodes; `features` are declarations by `feature`."""
+    """Content of the meta files besides the episodes; `features` are declarations by `feature`."""
 
     version: str
     robot_type: str
@@ -69,17 +69,17 @@ class SetInfo:
 
 
 def template_values(index: int) -> dict[str, int]:
-    """What the path templates need for an episode."""
+    """Values of the path templates for an episode."""
     return {"episode_chunk": index // CHUNKS_SIZE, "episode_index": index}
 
 
 def vector_column(values: NDArray[np.float32]) -> pa.Array:
-    """A column of lists of fixed size from [L, C]."""
+    """Column of lists of fixed size from [L, C]."""
     return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
 
 
 def write_table(path: Path, columns: Mapping[str, pa.Array]) -> None:
-    """Writes one episode's parquet file."""
+    """Writes the parquet file of an episode."""
     with open_atomic(path) as file:
         pq.write_table(pa.table(dict(columns)), file)
 
@@ -94,29 +94,30 @@ def feature(dtype: str, shape: list[int], names: list[str] | None = None) -> dic
     return {"dtype": dtype, "shape": shape, "names": names}
 
 
-def write_meta(output: Path, facts: SetInfo, episodes: Sequence[EpisodeLine]) -> None:
-    """Writes episodes, tasks and, last of all, info."""
+def write_meta(output: Path, dataset: SetInfo, episodes: Sequence[EpisodeLine]) -> None:
+    """Writes episodes, tasks and, last, info."""
     lines = [
-        {"episode_index": one.number, "tasks": one.tasks, "length": one.length} for one in episodes
+        {"episode_index": episode.number, "tasks": episode.tasks, "length": episode.length}
+        for episode in episodes
     ]
     write_lines(output / EPISODES_FILE, lines)
-    tasks = [{"task_index": number, "task": task} for number, task in enumerate(facts.tasks)]
+    tasks = [{"task_index": number, "task": task} for number, task in enumerate(dataset.tasks)]
     write_lines(output / TASKS_FILE, tasks)
-    videos = sum(declared["dtype"] == "video" for declared in facts.features.values())
+    videos = sum(declared["dtype"] == "video" for declared in dataset.features.values())
     info = {
-        "codebase_version": facts.version,
-        "robot_type": facts.robot_type,
+        "codebase_version": dataset.version,
+        "robot_type": dataset.robot_type,
         "total_episodes": len(episodes),
-        "total_frames": sum(one.length or 0 for one in episodes),
-        "total_tasks": len(facts.tasks),
+        "total_frames": sum(episode.length or 0 for episode in episodes),
+        "total_tasks": len(dataset.tasks),
         "total_videos": videos * len(episodes),
         "total_chunks": -(-len(episodes) // CHUNKS_SIZE),
         "chunks_size": CHUNKS_SIZE,
-        "fps": facts.fps,
+        "fps": dataset.fps,
         "splits": {"train": f"0:{len(episodes)}"},
         "data_path": DATA_PATH,
         "video_path": VIDEO_PATH,
-        "features": dict(facts.features),
+        "features": dict(dataset.features),
     }
     write_json(output / INFO_FILE, info, indent=4)
 
@@ -127,7 +128,7 @@ def write_lines(path: Path, documents: Iterable[Mapping[str, Any]]) -> None:
 
 
 def moments(values: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
-    """`min`, `max`, `mean` and population `std` of each channel of [L, C], float64 [C]."""
+    """`min`, `max`, `mean` and population `std` of each dimension of [L, C], float64 [C]."""
     table = values.astype(np.float64)
     return {
         "min": table.min(axis=0),
@@ -138,26 +139,26 @@ def moments(values: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
 
 
 def table_stats(columns: Mapping[str, pa.Array]) -> dict[str, Stats]:
-    """Statistics of every numeric column."""
-    found: dict[str, Stats] = {}
+    """Statistics of all numeric columns."""
+    stats: dict[str, Stats] = {}
     for name, column in columns.items():
         if not pa.types.is_struct(column.type):
             values = np.array(column.to_pylist()).reshape(len(column), -1)
             numbers = {key: value.tolist() for key, value in moments(values).items()}
-            found[name] = {**numbers, "count": [len(values)]}
-    return found
+            stats[name] = {**numbers, "count": [len(values)]}
+    return stats
 
 
 def merge_stats(parts: Sequence[Stats]) -> Stats:
-    """Statistics of a whole set from those of its episodes, without the count."""
+    """Statistics of a data set from those of its episodes, without the count."""
     counts = np.array([part["count"][0] for part in parts], np.float64)[:, None]
     weights = counts / counts.sum()
     means = np.array([part["mean"] for part in parts])
     mean = (weights * means).sum(axis=0)
-    spread = np.array([part["std"] for part in parts]) ** 2 + (means - mean) ** 2
+    variances = np.array([part["std"] for part in parts]) ** 2 + (means - mean) ** 2
     return {
         "mean": mean.tolist(),
-        "std": np.sqrt((weights * spread).sum(axis=0)).tolist(),
+        "std": np.sqrt((weights * variances).sum(axis=0)).tolist(),
         "min": np.min([part["min"] for part in parts], axis=0).tolist(),
         "max": np.max([part["max"] for part in parts], axis=0).tolist(),
     }

@@ -1,4 +1,4 @@
-"""manifest.jsonl: the shards of a folder and how many samples each holds.
+"""manifest.jsonl: the shards of a folder and their numbers of samples.
 
 Source: formats/lbm 3.1.
 """
@@ -15,8 +15,8 @@ from vlatool.storage.documents import DocumentError, parse_json, read_document
 from vlatool.storage.uri import is_file_name
 
 NAME = "manifest.jsonl"
-# Of one shard, before anybody plans with them.
-MOST_SAMPLES = 10_000_000
+# Limit per shard, checked before the numbers are used.
+MAX_SAMPLES = 10_000_000
 
 _HINT = "preprocess or copy the data again"
 _SHOWN = 100
@@ -24,11 +24,11 @@ _SHOWN = 100
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar file.
+    """Tar file of a manifest.
 
     Attributes:
         path: The file.
-        num_sequences: Samples in it.
+        num_sequences: Number of samples.
     """
 
     path: Path
@@ -36,9 +36,9 @@ class Shard:
 
 
 def read_manifest(path: Path) -> list[Shard]:
-    """The shards of a manifest, whose names are relative to its folder.
+    """Shards of a manifest; names are relative to its folder.
 
-    Accepts blank lines, absolute names (only their stem counts) and a trailing `.tar`.
+    Accepts blank lines, absolute names (only their stem is used) and a trailing `.tar`.
 
     Raises:
         DataError: The file is missing, broken or empty; names the line.
@@ -53,7 +53,7 @@ def read_manifest(path: Path) -> list[Shard]:
             details={"path": str(path)},
         ) from None
     except DocumentError as error:
-        raise _refused(str(path), error.reason, path) from None
+        raise _manifest_error(str(path), error.reason, path) from None
     shards = [_shard(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not shards:
         raise DataError(
@@ -66,57 +66,59 @@ def read_manifest(path: Path) -> list[Shard]:
 
 
 def write_manifest(path: Path, shards: Sequence[tuple[str, int]]) -> None:
-    """Writes (stem, samples) pairs; like the published writer, without a final newline."""
+    """Writes (stem, samples) pairs; without a final newline, like the published writer."""
     rows = (json.dumps({"shard": stem, "num_sequences": count}) for stem, count in shards)
     write_text(path, "\n".join(rows))
 
 
 def check_shards(path: Path, shards: Sequence[Shard]) -> None:
-    """Makes sure that every shard of the manifest at `path` is there and not cut off.
+    """Checks that every shard of the manifest at `path` exists and is not truncated.
 
     Raises:
-        DataError: A shard is missing or is not a whole tar file; names it.
+        DataError: A shard is missing or truncated; names it.
     """
     for shard in shards:
         if not shard.path.is_file():
-            raise _broken(path, shard, "is missing", "data.missing_shard")
+            raise _shard_error(path, shard, "is missing", "data.missing_shard")
         size = shard.path.stat().st_size
         if size < 1024 or size % 512:
-            raise _broken(path, shard, f"is cut off ({size} bytes)", "data.short_shard")
+            raise _shard_error(path, shard, f"is truncated ({size} bytes)", "data.short_shard")
         with shard.path.open("rb") as file:
             file.seek(-1024, 2)
             if any(file.read(1024)):
-                raise _broken(path, shard, "is cut off: no end marker", "data.short_shard")
+                raise _shard_error(path, shard, "is truncated: no end marker", "data.short_shard")
 
 
 def _shard(path: Path, number: int, line: str) -> Shard:
-    place = f"{path}:{number}"
+    label = f"{path}:{number}"
     try:
         row: dict[str, Any] = parse_json(line)
         name, count = str(row["shard"]), row["num_sequences"]
-        if type(count) is not int or not 1 <= count <= MOST_SAMPLES:
+        if type(count) is not int or not 1 <= count <= MAX_SAMPLES:
             raise ValueError(count)
     except (ValueError, KeyError, TypeError):
-        expected = f'expected {{"shard": ..., "num_sequences": 1 to {MOST_SAMPLES}}}'
-        raise _refused(place, expected, path, number) from None
+        expected = f'expected {{"shard": ..., "num_sequences": 1 to {MAX_SAMPLES}}}'
+        raise _manifest_error(label, expected, path, number) from None
     stem = name.removesuffix(".tar")
     if stem.startswith("/"):
         stem = stem.rsplit("/", 1)[1]
     parts = Path(f"{stem}.tar").parts
     if ".." in parts or not all(map(is_file_name, parts)):
-        what = f"{name[:_SHOWN]!r} is no name of a shard in the folder"
-        raise _refused(place, what, path, number)
+        problem = f"{name[:_SHOWN]!r} is not the name of a shard in the folder"
+        raise _manifest_error(label, problem, path, number)
     return Shard(path.parent / f"{stem}.tar", count)
 
 
-def _refused(place: str, what: str, path: Path, line: int = 0) -> DataError:
+def _manifest_error(label: str, problem: str, path: Path, line: int = 0) -> DataError:
     details: dict[str, Any] = {"path": str(path)} | ({"line": line} if line else {})
-    return DataError(f"{place}: {what}", hint=_HINT, code="data.broken_manifest", details=details)
-
-
-def _broken(path: Path, shard: Shard, what: str, code: str) -> DataError:
     return DataError(
-        f"{shard.path}: {what}; {path} says it holds {shard.num_sequences} samples",
+        f"{label}: {problem}", hint=_HINT, code="data.broken_manifest", details=details
+    )
+
+
+def _shard_error(path: Path, shard: Shard, problem: str, code: str) -> DataError:
+    return DataError(
+        f"{shard.path}: {problem}; {path} lists it with {shard.num_sequences} samples",
         hint=_HINT,
         code=code,
         details={"shard": str(shard.path), "manifest": str(path)},

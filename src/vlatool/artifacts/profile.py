@@ -1,7 +1,7 @@
-"""How actions are normalised: a named set of numbers that data and checkpoints carry with them.
+"""Named normalization of actions, stored with data and checkpoints.
 
-`z = (a - mean) / std`, in float32, without epsilon or clipping. Profiles that come with vlatool lie
-in `profiles/`; others are files of the same form. Source: reference/future-vla 4.1.
+`z = (a - mean) / std`, in float32, without epsilon or clipping. Built-in profiles are in
+`profiles/`; others are files of the same form. Source: reference/future-vla 4.1.
 
 Legend of shapes: D action dimensions.
 """
@@ -26,28 +26,28 @@ from vlatool.storage.uri import is_remote, location
 
 NAME = "profile.yaml"
 GRIPPER = "gripper"
-# What published data are normalised by.
+# Profile of the published data.
 PUBLISHED = "libero"
 Gripper = Literal["raw", "normalised"]
 
 _FOLDER = Path(__file__).resolve().parent / "profiles"
 _CONSTANT_WIDTH = 1e-6
-_LARGEST = 1e38  # of what is kept in float32
+_MAX_NUMBER = 1e38  # fits float32
 _KEYS = ("name", "dimensions", "mean", "std", "factors", "raw")
 _HINT = "`vlatool tokenizer fit-fast` writes one; the form is in docs/action-tokens.md"
 
 
 @dataclass(frozen=True)
 class NormalizationProfile:
-    """Mean and spread of every action dimension.
+    """Mean and scale of every action dimension.
 
     Attributes:
-        name: What it is called.
+        name: Name of the profile.
         mean: D numbers.
         std: D numbers above 0.
-        factors: What each of `std` is multiplied with.
-        raw: Names of the dimensions that are left as they are.
-        dimensions: Names, each once; numbers from 0 where none are given.
+        factors: Factor of each `std`; default 1.
+        raw: Names of the dimensions that are not normalized.
+        dimensions: Unique names; default: numbers from 0.
     """
 
     name: str
@@ -66,42 +66,42 @@ class NormalizationProfile:
 
     @property
     def width(self) -> int:
-        """D."""
+        """Number of dimensions D."""
         return len(self.mean)
 
     @cached_property
     def center(self) -> Array:
-        """float32 [D], what is subtracted; 0 where a dimension is raw."""
+        """float32 [D], subtracted; 0 for raw dimensions."""
         return np.where(self._is_raw, 0.0, self.mean).astype(np.float32)
 
     @cached_property
-    def spread(self) -> Array:
-        """float32 [D], what is divided by; 1 where a dimension is raw."""
+    def scale(self) -> Array:
+        """float32 [D], divisor; 1 for raw dimensions."""
         scaled = np.multiply(self.std, self.factors)
         return np.where(self._is_raw, 1.0, scaled).astype(np.float32)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the numbers that are calculated with, whatever the names are."""
-        numbers = [self.center.tolist(), self.spread.tolist()]
+        """SHA-256 of center and scale; names do not matter."""
+        numbers = [self.center.tolist(), self.scale.tolist()]
         return sha256(json.dumps(numbers).encode()).hexdigest()
 
     def normalize(self, actions: Any) -> Array:
-        """float32 [..., D] of actions [..., D].
+        """Normalized actions float32 [..., D] of actions [..., D].
 
         Raises:
-            ValueError: They have another number of dimensions.
+            ValueError: Actions have another number of dimensions.
         """
-        fitting = self._fitting(actions)
-        with np.errstate(over="ignore", invalid="ignore"):  # infinity is for the caller to refuse
-            return (fitting - self.center) / self.spread
+        array = self._as_values(actions)
+        with np.errstate(over="ignore", invalid="ignore"):  # callers check for infinity
+            return (array - self.center) / self.scale
 
     def denormalize(self, values: Any) -> Array:
-        """The inverse of `normalise`; raises as it does."""
-        return self._fitting(values) * self.spread + self.center
+        """Inverse of `normalize`; raises as it does."""
+        return self._as_values(values) * self.scale + self.center
 
     def document(self) -> dict[str, Any]:
-        """JSON-serialisable form, as `parse_profile` reads it."""
+        """JSON-serializable form that `parse_profile` reads."""
         return {
             "name": self.name,
             "dimensions": list(self.dimensions),
@@ -112,7 +112,7 @@ class NormalizationProfile:
         }
 
     def digest_form(self) -> tuple[str, dict[str, Any]]:
-        """Name and fields that plan digests hold; outputs on disk depend on them."""
+        """Name and fields that go into plan digests; existing outputs depend on them."""
         return "Profile", {
             "name": self.name,
             "mean": self.mean,
@@ -121,91 +121,93 @@ class NormalizationProfile:
             "raw": self.raw,
             "dimensions": self.dimensions,
             "center": str(self.center),
-            "spread": str(self.spread),
+            "spread": str(self.scale),
             "digest": self.digest,
         }
 
     def _check(self) -> None:
-        _need(bool(self.name and self.mean), "a profile needs a name and a mean")
+        _require(bool(self.name and self.mean), "name or mean is missing")
         for key in ("std", "factors", "dimensions"):
             count = len(getattr(self, key))
-            _need(count == self.width, f"{key} has {count} entries, mean has {self.width}")
-        _need(len(set(self.dimensions)) == self.width, "dimensions has a name twice")
+            _require(count == self.width, f"{key} has {count} entries, mean has {self.width}")
+        _require(len(set(self.dimensions)) == self.width, "dimensions has a duplicate name")
         for name in self.raw:
-            _need(name in self.dimensions, f"raw has {name!r}, which is none of the dimensions")
+            _require(name in self.dimensions, f"raw has {name!r}, which is not in dimensions")
         with np.errstate(over="ignore", under="ignore"):
-            numbers = [self.center, self.spread]
-        _need(bool(np.isfinite(numbers).all()), "a number is not finite, or too large")
-        _need(bool((self.spread > 0).all()), "a standard deviation is not above 0")
+            numbers = [self.center, self.scale]
+        _require(bool(np.isfinite(numbers).all()), "a number is not finite, or too large")
+        _require(bool((self.scale > 0).all()), "a standard deviation is not above 0")
 
     @property
     def _is_raw(self) -> Array:
         return np.array([name in self.raw for name in self.dimensions])
 
-    def _fitting(self, values: Any) -> Array:
+    def _as_values(self, values: Any) -> Array:
         array = np.asarray(values, np.float32)
         if array.shape[-1:] != (self.width,):
             shape = list(array.shape)
-            raise ValueError(f"{shape} are no values of the {self.width} dimensions of {self.name}")
+            raise ValueError(
+                f"shape {shape} does not match the {self.width} dimensions of {self.name}"
+            )
         return array
 
 
 def profile_names() -> list[str]:
-    """Names of the profiles that come with vlatool."""
+    """Names of the built-in profiles."""
     return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
 
 
 def read_profile(name_or_location: str, gripper: Gripper = "raw") -> NormalizationProfile:
-    """A profile by its name, or from a file or folder at any location.
+    """Profile by name, or from a file or folder at any location.
 
     Args:
-        name_or_location: Such as `libero`, or where `tokenizer fit-fast` wrote to.
-        gripper: `normalised` treats the dimension of that name like the others; by default it is
-            as the profile says.
+        name_or_location: Such as `libero`, or the output of `tokenizer fit-fast`.
+        gripper: `raw` follows the profile; the other value normalizes the dimension `gripper` too.
 
     Raises:
-        DataError: The file is none.
-        UsageError: There is no such name or file, or the profile has no gripper.
+        DataError: The file is not a profile.
+        UsageError: The name or file does not exist, or the profile has no gripper.
     """
     profile = _read(_file(name_or_location))
     if gripper == "raw":
         return profile
     if GRIPPER not in profile.dimensions:
-        raise no_gripper(profile.name, profile.dimensions)
+        raise no_gripper_error(profile.name, profile.dimensions)
     return replace(profile, raw=tuple(name for name in profile.raw if name != GRIPPER))
 
 
 def has_profile(folder: Path) -> bool:
-    """Whether a folder, such as that of an action tokenizer, has a profile in it."""
+    """True if a folder, such as that of an action tokenizer, holds a profile."""
     return (folder / NAME).is_file()
 
 
-def no_gripper(name: str, dimensions: Sequence[str]) -> UsageError:
-    """The error for `--gripper normalised` where no dimension is called so."""
+def no_gripper_error(name: str, dimensions: Sequence[str]) -> UsageError:
+    """Error for the option `--gripper` if no dimension is named `gripper`."""
     return UsageError(
-        f"the profile {name} has no dimension called {GRIPPER}",
+        f"the profile {name} has no dimension {GRIPPER}",
         hint=f"leave --gripper out; its dimensions are {', '.join(dimensions)}",
         code="usage.no_gripper",
     )
 
 
 def write_profile(path: Path, profile: NormalizationProfile) -> None:
-    """Writes the file that `read_profile` reads."""
+    """Writes a profile as a file for `read_profile`."""
     write_text(path, yaml.safe_dump(profile.document(), sort_keys=False))
 
 
 def parse_profile(document: object, where: str) -> NormalizationProfile:
-    """The profile in a manifest or file.
+    """Profile in a manifest or file.
 
     Args:
-        document: As `Profile.document` gives it; `dimensions`, `factors` and `raw` may be missing.
-        where: For messages.
+        document: Form of `NormalizationProfile.document`; `dimensions`, `factors` and `raw` are
+            optional.
+        where: Location, for messages.
 
     Raises:
-        DataError: It is none.
+        DataError: The document is not a profile.
     """
     try:
-        return _parsed(document)
+        return _from_document(document)
     except ValueError as error:
         raise DataError(
             f"{where}: {error}",
@@ -215,32 +217,32 @@ def parse_profile(document: object, where: str) -> NormalizationProfile:
         ) from None
 
 
-def same_profile(first: NormalizationProfile, second: NormalizationProfile) -> None:
-    """Makes sure that two profiles calculate with the same numbers.
+def check_same_profile(first: NormalizationProfile, second: NormalizationProfile) -> None:
+    """Checks that two profiles have the same center and scale.
 
     Raises:
-        DataError: They do not; the message names the dimension and both values.
+        DataError: They differ; the message names the dimension and both values.
     """
     if first.digest == second.digest:
         return
-    found = _differences(first, second)
+    differences = _differences(first, second)
     raise DataError(
-        f"actions are normalised by {first.name} here and by {second.name} there: {found[0]}",
-        hint="use the profile that the data were made with; it is recorded beside them",
+        f"actions are normalized by {first.name} and by {second.name}: {differences[0]}",
+        hint="use the profile that the data were written with; their manifest records it",
         code="data.profile_mismatch",
-        details={"differences": found},
+        details={"differences": differences},
     )
 
 
-def computed_profile(
+def compute_profile(
     name: str, actions: Array, dimensions: Sequence[str] = (), raw: Sequence[str] = ()
 ) -> NormalizationProfile:
-    """The profile of rows of actions [N, D]: mean and population standard deviation.
+    """Profile of actions [N, D]: mean and population standard deviation.
 
-    A dimension with `max - min <= 1e-6 * max(1, |mean|)` is constant and has the spread 1.
+    A dimension with `max - min <= 1e-6 * max(1, |mean|)` is constant and has the scale 1.
 
     Raises:
-        ValueError: There is no row, a value is not finite, or a raw dimension is none.
+        ValueError: There is no row, a value is not finite, or a raw dimension does not exist.
     """
     rows = np.asarray(actions, np.float64)
     if rows.ndim != 2 or not rows.size:
@@ -262,16 +264,16 @@ def computed_profile(
 def _differences(first: NormalizationProfile, second: NormalizationProfile) -> list[str]:
     if first.width != second.width:
         return [f"{first.width} and {second.width} dimensions"]
-    found: list[str] = []
-    for what, ours, theirs in (
+    differences: list[str] = []
+    for label, ours, theirs in (
         ("center", first.center, second.center),
-        ("spread", first.spread, second.spread),
+        ("scale", first.scale, second.scale),
     ):
-        found += [
-            f"dimension {first.dimensions[at]}: {what} {ours[at]!s} and {theirs[at]!s}"
-            for at in np.flatnonzero(ours != theirs)
+        differences += [
+            f"dimension {first.dimensions[index]}: {label} {ours[index]!s} and {theirs[index]!s}"
+            for index in np.flatnonzero(ours != theirs)
         ]
-    return found
+    return differences
 
 
 def _file(name_or_location: str) -> Path:
@@ -284,7 +286,7 @@ def _file(name_or_location: str) -> Path:
         return path
     known = profile_names()
     raise UsageError(
-        f"{name_or_location}: there is no profile of this name, and no such file",
+        f"{name_or_location}: no profile and no file has this name",
         hint=did_you_mean(name_or_location, known) or f"known names: {', '.join(known)}",
         code="usage.unknown_profile",
         details={"known": known},
@@ -303,25 +305,25 @@ def _read(path: Path) -> NormalizationProfile:
         ) from None
 
 
-def _parsed(document: object) -> NormalizationProfile:
+def _from_document(document: object) -> NormalizationProfile:
     content: Mapping[str, Any] = document if isinstance(document, Mapping) else {}
-    _need(bool(content), "expected a mapping")
+    _require(bool(content), "expected a mapping")
     for key in content:
-        _need(key in _KEYS, f"unknown key {key!r}; {did_you_mean(str(key), list(_KEYS))}")
+        _require(key in _KEYS, f"unknown key {key!r}; {did_you_mean(str(key), list(_KEYS))}")
     return NormalizationProfile(
         str(content.get("name", "")),
         _numbers(content, "mean"),
         _numbers(content, "std"),
         _numbers(content, "factors") if content.get("factors") else (),
-        _words(content, "raw"),
-        _words(content, "dimensions"),
+        _names(content, "raw"),
+        _names(content, "dimensions"),
     )
 
 
 def _numbers(content: Mapping[str, Any], key: str) -> tuple[float, ...]:
     values = content.get(key)
     is_list = isinstance(values, list) and all(map(_is_number, values))
-    _need(is_list and bool(values), f"{key} is no list of numbers")
+    _require(is_list and bool(values), f"{key} is not a list of numbers")
     assert isinstance(values, list)
     return tuple(map(float, values))
 
@@ -329,15 +331,15 @@ def _numbers(content: Mapping[str, Any], key: str) -> tuple[float, ...]:
 def _is_number(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return -_LARGEST < value < _LARGEST
+    return -_MAX_NUMBER < value < _MAX_NUMBER
 
 
-def _words(content: Mapping[str, Any], key: str) -> tuple[str, ...]:
+def _names(content: Mapping[str, Any], key: str) -> tuple[str, ...]:
     values = content.get(key) or []
-    _need(isinstance(values, list), f"{key} is no list of names")
+    _require(isinstance(values, list), f"{key} is not a list of names")
     return tuple(map(str, values))
 
 
-def _need(condition: bool, problem: str) -> None:  # noqa: FBT001 - as `assert` has it
+def _require(condition: bool, problem: str) -> None:  # noqa: FBT001 - like `assert`
     if not condition:
         raise ValueError(problem)

@@ -1,6 +1,6 @@
-"""How a shard folder was made: preprocessing_config.yaml and processing_metadata.json.
+"""Provenance of a shard folder: preprocessing_config.yaml and processing_metadata.json.
 
-Nothing here tells about the machine or the user. Source: formats/lbm 3.2, 3.3.
+Neither file contains information about the machine or the user. Source: formats/lbm 3.2, 3.3.
 """
 
 from collections.abc import Mapping
@@ -21,12 +21,12 @@ METADATA_NAME = "processing_metadata.json"
 
 
 def write_preprocessing_config(folder: Path, options: Mapping[str, Any]) -> None:
-    """Writes the options that shaped the data, keys in alphabetical order."""
+    """Writes the options of the data, keys in alphabetical order."""
     write_text(folder / CONFIG_NAME, yaml.safe_dump(dict(options), sort_keys=True))
 
 
 def read_preprocessing_config(folder: Path) -> dict[str, Any]:
-    """The options beside a manifest; unknown keys are kept, a grouped form yields its first.
+    """Options of a shard folder; unknown keys are kept, of a grouped form the first group.
 
     Raises:
         DataError: The file is missing or not a mapping.
@@ -37,23 +37,23 @@ def read_preprocessing_config(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise DataError(
             f"{path}: missing ({error.strerror})",
-            hint=f"{CONFIG_NAME} belongs beside the manifest; copy it there",
+            hint=f"copy {CONFIG_NAME} to the folder of the manifest",
             code="data.no_preprocessing_config",
             details={"path": str(path)},
         ) from None
     except DocumentError as error:
-        raise _broken_config(path, error.reason, error.line) from None
+        raise _config_error(path, error.reason, error.line) from None
     if isinstance(content, dict) and isinstance(content.get(0), dict):
         content = content[0]
     if not isinstance(content, dict):
-        raise _broken_config(path, "expected a mapping")
+        raise _config_error(path, "expected a mapping")
     return content
 
 
-def _broken_config(path: Path, reason: str, line: int = 0) -> DataError:
+def _config_error(path: Path, reason: str, line: int = 0) -> DataError:
     return DataError(
         f"{path}:{line}: {reason}" if line else f"{path}: {reason}",
-        hint="copy it again from where the data were made",
+        hint="copy it again from the original data",
         code="data.broken_config",
         details={"path": str(path)},
     )
@@ -67,7 +67,7 @@ def write_processing_metadata(
     arguments: Mapping[str, Any],
     episodes: list[str],
 ) -> None:
-    """Writes when and by what version the data were made, and how many samples came of it."""
+    """Writes time, version, options and sample counts of the run that wrote the data."""
     now = datetime.now(UTC)
     document = {
         "metadata_version": "1.0",
@@ -85,7 +85,7 @@ def write_processing_metadata(
 
 
 def read_processing_metadata(folder: Path) -> dict[str, Any]:
-    """When and by what the data were made; empty where that is not recorded.
+    """Content of processing_metadata.json; empty if it does not exist.
 
     Raises:
         DataError: The file is damaged.
@@ -99,7 +99,7 @@ def read_processing_metadata(folder: Path) -> dict[str, Any]:
         reason = error.reason if isinstance(error, DocumentError) else error.strerror
         raise DataError(
             f"{path}: {reason}",
-            hint="copy it again from where the data were made",
+            hint="copy it again from the original data",
             code="data.broken_metadata",
             details={"path": str(path)},
         ) from None

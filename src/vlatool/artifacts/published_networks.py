@@ -1,6 +1,6 @@
-"""Weight files of published picture networks: their names, and how they are known to be whole.
+"""Weight files of published image networks: names and checksums.
 
-The first digits of the SHA-256 stand in most names; of the LPIPS heads an MD5 is known.
+Most names contain the first digits of the SHA-256; of the LPIPS heads an MD5 is known.
 Source: reference/titok 4.4, 5.4.
 """
 
@@ -14,11 +14,11 @@ from vlatool.storage.tree import sha256_of
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """A file as it was published.
+    """Published file.
 
     Attributes:
         name: Its name.
-        sha256: The first digits of its SHA-256; empty where only `md5` is known.
+        sha256: First digits of its SHA-256; empty if only `md5` is known.
         md5: Its MD5.
     """
 
@@ -35,52 +35,52 @@ INCEPTION = PublishedFile("pt_inception-2015-12-05-6726825d.pth", sha256="672682
 
 @dataclass(frozen=True)
 class NetworkFile:
-    """A file of weights that was found.
+    """Local file of weights.
 
     Attributes:
-        path: Where it is.
-        sha256: Of its bytes.
+        path: The file.
+        sha256: SHA-256 of its bytes.
     """
 
     path: Path
     sha256: str
 
 
-def find_network(weights: Path, wanted: PublishedFile) -> NetworkFile:
-    """The file of a network at a file, whatever its name, or in a folder by the published name.
+def find_network(weights: Path, published: PublishedFile) -> NetworkFile:
+    """Weight file of a network: `weights` itself, or the published name in that folder.
 
-    In a folder `NAME.safetensors` will do as well.
+    In a folder `NAME.safetensors` is accepted too.
 
     Raises:
-        DataError: There is none, or one of the published name has other bytes.
+        DataError: The file is missing, or has the published name and other bytes.
     """
-    stem = wanted.name.rpartition(".")[0]
-    names = (wanted.name, f"{stem}.safetensors")
-    places = [weights / name for name in names] if weights.is_dir() else [weights]
-    path = next((one for one in places if one.is_file()), None)
+    stem = published.name.rpartition(".")[0]
+    names = (published.name, f"{stem}.safetensors")
+    candidates = [weights / name for name in names] if weights.is_dir() else [weights]
+    path = next((candidate for candidate in candidates if candidate.is_file()), None)
     if path is None:
         raise DataError(
-            f"{weights}: {wanted.name} is not there",
-            hint="give that file, or a folder that holds it; no weights are downloaded",
+            f"{weights}: {published.name} does not exist",
+            hint="give that file, or a folder that holds it; weights are not downloaded",
             code="data.no_network_weights",
-            details={"path": str(weights), "file": wanted.name},
+            details={"path": str(weights), "file": published.name},
         )
-    found = NetworkFile(path, sha256_of(path))
-    if path.name == wanted.name and not _is_as_published(found, wanted):
+    network = NetworkFile(path, sha256_of(path))
+    if path.name == published.name and not _is_as_published(network, published):
         raise DataError(
-            f"{path}: has other bytes than were published under this name",
-            hint="copy or download it again; give weights of your own another name",
+            f"{path}: differs from the file published under this name",
+            hint="copy or download it again, or rename the file if the weights are your own",
             code="data.other_network_weights",
-            details={"path": str(path), "sha256": found.sha256},
+            details={"path": str(path), "sha256": network.sha256},
         )
-    return found
+    return network
 
 
-def _is_as_published(found: NetworkFile, wanted: PublishedFile) -> bool:
-    if wanted.md5:
-        with found.path.open("rb") as file:
+def _is_as_published(network: NetworkFile, published: PublishedFile) -> bool:
+    if published.md5:
+        with network.path.open("rb") as file:
             return (
                 hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-                == wanted.md5
+                == published.md5
             )
-    return found.sha256.startswith(wanted.sha256)
+    return network.sha256.startswith(published.sha256)

@@ -1,4 +1,4 @@
-"""A policy as it is published: four files of configuration, scales, and weights below them.
+"""Published layout of a policy: four configuration files, statistics, and weights.
 
 Source: formats/published-runs 1, 3, 5.
 """
@@ -33,9 +33,9 @@ def write_published_config(folder: Path, tree: Mapping[str, Any], run: RunDir) -
     """Writes all but the weights.
 
     Args:
-        folder: Is there.
-        tree: The whole configuration, in published keys.
-        run: Whose scales and preprocessing options are copied.
+        folder: Existing folder.
+        tree: The whole configuration, with published keys.
+        run: Run whose statistics and preprocessing options are copied.
     """
     data = tree["data"]
     files = {

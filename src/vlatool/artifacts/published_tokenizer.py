@@ -1,7 +1,7 @@
-"""A tokenizer as it is published: a configuration and a flat file of weights beside it.
+"""Published layout of a visual tokenizer: a configuration and a flat file of weights.
 
-Two layouts: config.yaml with pytorch_model.bin, as training writes it, and config.json with
-model.safetensors, as the hub has it. Source: reference/titok 7.1.
+Two forms: config.yaml with pytorch_model.bin, as training writes it, and config.json with
+model.safetensors, as on the hub. Source: reference/titok 7.1.
 """
 
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ HUB_CONFIG, HUB_WEIGHTS = "config.json", "model.safetensors"
 
 @dataclass(frozen=True)
 class PublishedTokenizer:
-    """Where its two files are."""
+    """Paths of the two files."""
 
     config: Path
     weights: Path
 
     def config_tree(self) -> dict[str, Any]:
-        """What the configuration says.
+        """Tree of the configuration.
 
         Raises:
             DataError: It is broken.
@@ -37,7 +37,7 @@ class PublishedTokenizer:
         except (OSError, ValueError) as error:
             raise self._broken(error) from None
         if not isinstance(content, dict):
-            raise self._broken("no mapping")
+            raise self._broken("not a mapping")
         return content
 
     def _broken(self, reason: object) -> DataError:
@@ -50,14 +50,14 @@ class PublishedTokenizer:
 
 
 def find_published(folder: Path) -> PublishedTokenizer | None:
-    """The two files of a published folder; None where they are not."""
+    """The two files of a published folder; None if one is missing."""
     pairs = ((CONFIG, WEIGHTS), (HUB_CONFIG, HUB_WEIGHTS))
-    found = [(folder / config, folder / weights) for config, weights in pairs]
-    whole = [pair for pair in found if all(path.is_file() for path in pair)]
-    return PublishedTokenizer(*whole[0]) if whole else None
+    candidates = [(folder / config, folder / weights) for config, weights in pairs]
+    complete = [pair for pair in candidates if all(path.is_file() for path in pair)]
+    return PublishedTokenizer(*complete[0]) if complete else None
 
 
 def write_published_config(folder: Path, tree: dict[str, Any]) -> PublishedTokenizer:
-    """Writes config.yaml into a folder that is there, and says where the weights belong."""
+    """Writes config.yaml into an existing folder; returns the paths of config and weights."""
     write_text(folder / CONFIG, yaml.safe_dump(tree, sort_keys=False))
     return PublishedTokenizer(folder / CONFIG, folder / WEIGHTS)

@@ -1,4 +1,4 @@
-"""A run folder: configuration, metrics, checkpoints, and what evaluation needs beside them."""
+"""Run folder of `train`: configuration, metrics, checkpoints and assets."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,9 +13,9 @@ from vlatool.artifacts import provenance, stats
 from vlatool.artifacts.checkpoint import (
     MANIFEST,
     CheckpointManifest,
+    checkpoint_error,
     checkpoint_name,
     checkpoint_step,
-    damaged_checkpoint,
     is_checkpoint,
 )
 from vlatool.errors import DataError
@@ -43,11 +43,11 @@ IMAGES = "images"
 
 @dataclass(frozen=True)
 class Retention:
-    """Which planned checkpoints stay.
+    """Rule for the planned checkpoints that are kept.
 
     Attributes:
-        latest: The newest so many; None for all.
-        every: Those of a multiple of so many steps, besides; None for none.
+        latest: Number of newest checkpoints to keep; None keeps all.
+        every: Also keep checkpoints at multiples of this step; None keeps no others.
     """
 
     latest: int | None = None
@@ -55,16 +55,16 @@ class Retention:
 
 
 class RunDir:
-    """Paths in a run folder, and what its small files say.
+    """Paths in a run folder, and content of its small files.
 
     Attributes:
         root: The folder.
-        config: The resolved, derived configuration.
-        metrics: One JSON object per line.
-        stats: Statistics of the fields that are used.
-        options: How the first data set was preprocessed.
-        latest_file: Names the newest checkpoint.
-        checkpoints_folder: A folder per checkpoint.
+        config: File with the resolved, derived configuration.
+        metrics: File with one JSON object per line.
+        stats: Statistics of the used fields.
+        options: Preprocessing options of the first data set.
+        latest_file: File that names the newest checkpoint.
+        checkpoints_folder: Folder with a folder per checkpoint.
     """
 
     def __init__(self, root: Path) -> None:
@@ -77,71 +77,81 @@ class RunDir:
         self.checkpoints_folder = root / CHECKPOINTS
 
     def checkpoint(self, step: int) -> Path:
-        """The folder of a checkpoint."""
+        """Folder of the checkpoint of a step."""
         return self.checkpoints_folder / checkpoint_name(step)
 
     def image(self, step: int, name: str) -> Path:
-        """A sheet of pictures that was made at a step."""
+        """Path of an image grid that was saved at a step."""
         return self.root / IMAGES / f"{checkpoint_name(step)}_{name}.png"
 
     def checkpoints(self) -> list[tuple[int, Path]]:
         """(step, folder) of every complete checkpoint, ascending."""
-        whole = (one for one in self.checkpoint_folders() if (one / MANIFEST).is_file())
-        steps = ((checkpoint_step(folder.name), folder) for folder in whole)
+        complete = (
+            candidate for candidate in self.checkpoint_folders() if (candidate / MANIFEST).is_file()
+        )
+        steps = ((checkpoint_step(folder.name), folder) for folder in complete)
         return sorted((step, folder) for step, folder in steps if step is not None)
 
     def checkpoint_folders(self) -> list[Path]:
-        """Folders of checkpoints, whole or not, by name; hidden ones are being written.
+        """Folders of checkpoints, complete or not, by name; hidden ones are being written.
 
-        Where nothing can be listed, the one that latest.json names.
+        On storage that cannot be listed, the one that latest.json names.
         """
         if not can_list(self.root):
-            named = str(self.read_latest().get("checkpoint", "")).rpartition("/")[2]
-            return [self.checkpoints_folder / named] if checkpoint_step(named) is not None else []
-        found = self.checkpoints_folder.iterdir() if self.checkpoints_folder.is_dir() else ()
-        return sorted(one for one in found if one.is_dir() and not one.name.startswith("."))
+            latest = str(self.read_latest().get("checkpoint", "")).rpartition("/")[2]
+            return [self.checkpoints_folder / latest] if checkpoint_step(latest) is not None else []
+        entries = self.checkpoints_folder.iterdir() if self.checkpoints_folder.is_dir() else ()
+        return sorted(
+            folder for folder in entries if folder.is_dir() and not folder.name.startswith(".")
+        )
 
     def latest(self) -> tuple[int, Path] | None:
-        """The newest checkpoint.
+        """(step, folder) of the newest checkpoint; None if there is none.
 
         Raises:
-            DataError: It has lost its manifest: checkpoints appear with theirs.
+            DataError: Its manifest is missing, although checkpoints are written with one.
         """
         newest = self.newest_folder()
         if newest is None:
             return None
         if not (newest[1] / MANIFEST).is_file():
-            raise damaged_checkpoint(newest[1] / MANIFEST, "is missing")
+            raise checkpoint_error(newest[1] / MANIFEST, "is missing")
         return newest
 
     def newest_folder(self) -> tuple[int, Path] | None:
-        """(step, folder) of the newest checkpoint, whole or not."""
-        steps = ((checkpoint_step(one.name), one) for one in self.checkpoint_folders())
-        return max(((step, one) for step, one in steps if step is not None), default=None)
+        """(step, folder) of the newest checkpoint, complete or not."""
+        steps = ((checkpoint_step(folder.name), folder) for folder in self.checkpoint_folders())
+        return max(((step, folder) for step, folder in steps if step is not None), default=None)
 
-    def prune(self, kept: Retention) -> None:
-        """Removes the planned checkpoints that are not kept, and what a stop left before them.
+    def prune(self, retention: Retention) -> None:
+        """Removes planned checkpoints that are not retained, and earlier checkpoints of stops.
 
-        A checkpoint at which the run stopped is only there to go on from: it never costs a planned
-        one its place.
+        A checkpoint of a stop only serves to resume: it does not count for `retention`.
         """
-        whole = self.checkpoints()
-        stops = [folder for _, folder in whole if _is_stop(folder)]
-        planned = [one for one in whole if one[1] not in stops]
-        older = [] if kept.latest is None else planned[: -kept.latest]
-        surplus = [one for step, one in older if kept.every is None or step % kept.every]
-        for folder in (*surplus, *(one for one in stops if one != whole[-1][1])):
+        complete = self.checkpoints()
+        stops = [folder for _, folder in complete if _is_stop(folder)]
+        planned = [checkpoint for checkpoint in complete if checkpoint[1] not in stops]
+        older = [] if retention.latest is None else planned[: -retention.latest]
+        surplus = [
+            checkpoint
+            for step, checkpoint in older
+            if retention.every is None or step % retention.every
+        ]
+        for folder in (
+            *surplus,
+            *(checkpoint for checkpoint in stops if checkpoint != complete[-1][1]),
+        ):
             remove_atomically(folder)
 
     def write_latest(self, step: int) -> None:
-        """Names the newest checkpoint in latest.json."""
+        """Writes latest.json, which names the newest checkpoint."""
         write_json(self.latest_file, self._pointer(step))
 
     def _pointer(self, step: int) -> dict[str, Any]:
         return {"checkpoint": str(self.checkpoint(step).relative_to(self.root)), "step": step}
 
     def read_latest(self) -> dict[str, Any]:
-        """What latest.json says; empty where there is none.
+        """Content of latest.json; empty if it does not exist.
 
         Raises:
             DataError: It is broken.
@@ -151,9 +161,9 @@ class RunDir:
         try:
             content = read_json(self.latest_file)
         except (OSError, ValueError) as error:
-            raise _broken(self.latest_file, "data.broken_json", error) from None
+            raise _run_error(self.latest_file, "data.broken_json", error) from None
         if not isinstance(content, dict):
-            raise _broken(self.latest_file, "data.broken_json", "no JSON object")
+            raise _run_error(self.latest_file, "data.broken_json", "not a JSON object")
         return content
 
     def write_config(self, tree: Mapping[str, Any]) -> None:
@@ -161,21 +171,21 @@ class RunDir:
         write_text(self.config, yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True))
 
     def repair_latest(self) -> bool:
-        """Lets latest.json name the newest checkpoint; whether it did not."""
+        """Updates latest.json to name the newest checkpoint; returns True if it was changed."""
         newest = self.latest()
-        told: dict[str, Any] = {}
+        pointer: dict[str, Any] = {}
         with suppress(DataError):
-            told = self.read_latest()
-        if newest is None or told == self._pointer(newest[0]):
+            pointer = self.read_latest()
+        if newest is None or pointer == self._pointer(newest[0]):
             return False
         self.write_latest(newest[0])
         return True
 
-    def forget_progress(self) -> None:
+    def clear_progress(self) -> None:
         """Removes checkpoints and metrics of a run that is replaced.
 
         Raises:
-            StorageError: Something cannot be removed.
+            StorageError: A file cannot be removed.
         """
         for path in (self.config, self.latest_file, self.metrics):
             remove_file(path)
@@ -183,69 +193,71 @@ class RunDir:
             remove_tree(folder)
 
     def read_config(self) -> dict[str, Any] | None:
-        """The tree of config.yaml; None where there is none."""
+        """Tree of config.yaml; None if it is missing or broken."""
         with suppress(DataError):
             return self.config_tree()
         return None
 
     def statistics(self) -> stats.Statistics:
-        """Statistics of the fields that are used.
+        """Statistics of the used fields.
 
         Raises:
-            DataError: They are missing, broken, or others than the run was trained with.
+            DataError: They are missing, broken, or differ from those of the training.
         """
-        found = stats.read_stats(self.stats)
+        content = stats.read_stats(self.stats)
         record = read_record(self.root)
         digest = None if record is None else record.options.get("statistics")
-        if digest is not None and digest != digest_of(found):
+        if digest is not None and digest != digest_of(content):
             raise DataError(
-                f"{self.stats}: has other values than the run was trained with",
-                hint="copy it again; the same `vlatool train` once more writes it again",
+                f"{self.stats}: differs from the statistics that the run was trained with",
+                hint="copy it again, or run the same `vlatool train` again, which writes it",
                 code="data.broken_statistics",
                 details={"path": str(self.stats)},
             )
-        return found
+        return content
 
-    def kept_files(self) -> list[FileEntry]:
-        """What the files beside checkpoints and metrics were when they were written.
+    def recorded_files(self) -> list[FileEntry]:
+        """Recorded entries of the config and asset files.
 
         Empty for runs of earlier versions.
 
         Raises:
-            DataError: The list is broken.
+            DataError: The file list is broken.
         """
         return read_file_list(self.root) or []
 
     def check_assets(self, listed: Iterable[FileEntry]) -> None:
-        """Makes sure that the machine's files beside the weights are as they were written.
+        """Checks that asset files are unchanged since they were written.
 
         Args:
-            listed: `kept_files` of the run, or of the one that this is a copy of.
+            listed: `recorded_files` of the run, or of the run that this is a copy of.
 
         Raises:
-            DataError: A file is missing or has other bytes.
+            DataError: A file is missing or has changed.
         """
         for entry in listed:
             path = self.root / entry.path
-            # YAML is for people too, who may describe their cameras anew.
+            # Users may edit YAML, for example to describe their cameras.
             is_same = path.is_file() and sha256_of(path) == entry.sha256
             if path.suffix != self.config.suffix and not is_same:
                 raise DataError(
-                    f"{path}: is missing, or has other bytes than when it was written",
-                    hint="copy the run again, or give the command that trained it once more",
+                    f"{path}: is missing, or has changed since it was written",
+                    hint="copy the run again, or run the command that trained it again",
                     code="data.broken_run",
                     details={"path": str(path)},
                 )
 
-    def record_assets(self, names: Iterable[str], *, anew: bool = False) -> None:
-        """Enters files as they are now; other entries stay as they are, or go (`anew`)."""
-        listed = {} if anew else {entry.path: entry for entry in self.kept_files()}
+    def record_assets(self, names: Iterable[str], *, replace: bool = False) -> None:
+        """Records the current state of files; `replace` removes all other entries."""
+        listed = {} if replace else {entry.path: entry for entry in self.recorded_files()}
         files = [self.root / name for name in names]
-        now = {one.name: FileEntry(one.name, one.stat().st_size, sha256_of(one)) for one in files}
-        write_file_list(self.root, [*{**listed, **now}.values()])
+        current = {
+            file.name: FileEntry(file.name, file.stat().st_size, sha256_of(file)) for file in files
+        }
+        write_file_list(self.root, [*{**listed, **current}.values()])
 
     def config_tree(self) -> dict[str, Any]:
-        """The tree of config.yaml.
+        """Tree of config.yaml.
 
         Raises:
             DataError: It is missing or broken.
@@ -254,53 +266,53 @@ class RunDir:
             content = read_yaml(self.config)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            raise _broken(self.config, "data.broken_config", reason) from None
+            raise _run_error(self.config, "data.broken_config", reason) from None
         if not isinstance(content, dict):
-            raise _broken(self.config, "data.broken_config", "no mapping")
+            raise _run_error(self.config, "data.broken_config", "not a mapping")
         return content
 
     def truncate_metrics(self, last_step: int) -> None:
-        """Forgets lines of steps after `last_step`, which are about to be done again.
+        """Removes the lines of steps after `last_step`, which will be repeated.
 
         Raises:
-            DataError: Something else has the file's name.
+            DataError: metrics.jsonl is not a file.
         """
         if not self.metrics.exists():
             return
         if not self.metrics.is_file():
-            raise _broken(self.metrics, "data.broken_json", "is no file")
-        kept = [row for row in read_metrics(self.metrics) if row["step"] <= last_step]
-        write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
+            raise _run_error(self.metrics, "data.broken_json", "is not a file")
+        rows = [row for row in read_metrics(self.metrics) if row["step"] <= last_step]
+        write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _broken(path: Path, code: str, reason: object) -> DataError:
+def _run_error(path: Path, code: str, reason: object) -> DataError:
     return DataError(
         f"{path}: {reason}",
-        hint="copy the run again; `vlatool verify` lists what else is wrong with it",
+        hint="copy the run again; `vlatool verify` lists all problems",
         code=code,
         details={"path": str(path)},
     )
 
 
 def _is_stop(checkpoint: Path) -> bool:
-    with suppress(DataError):  # whoever uses it says what is wrong
+    with suppress(DataError):  # raised when the checkpoint is opened
         return CheckpointManifest.read(checkpoint).stopped
     return False
 
 
 def is_run(location: Path) -> bool:
-    """Whether a folder looks like a training run, however unfinished."""
+    """True if a folder looks like a training run, finished or not."""
     has_traces = any((location / name).exists() for name in (LATEST, METRICS, CHECKPOINTS))
     return has_traces and ((location / CONFIG).is_file() or (location / LATEST).is_file())
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file; what is none, as a line that was cut off, is left out."""
+    """Rows of a metrics file; invalid lines, such as truncated ones, are skipped."""
     return [row for row in scan_metrics(path) if row is not None and type(row.get("step")) is int]
 
 
 def scan_metrics(path: Path) -> Iterator[dict[str, Any] | None]:
-    """Each row of a metrics file, None for a line that is no JSON object."""
+    """Rows of a metrics file; None for a line that is not a JSON object."""
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
@@ -311,10 +323,10 @@ def scan_metrics(path: Path) -> Iterator[dict[str, Any] | None]:
 
 
 def local_run(run: RunDir, checkpoint: Path, cache: FileCache) -> tuple[RunDir, Path]:
-    """A run and one of its checkpoints on the local disk, where libraries can open them.
+    """Run and checkpoint on the local disk, where libraries can open them.
 
-    Copied is what a policy needs: what lies in the run folder but its metrics, and of the
-    checkpoint all but what training goes on from.
+    Copies only what inference needs: the files of the run folder except metrics, and the files of
+    the checkpoint except the trainer state.
 
     Raises:
         DataError: A file is missing.
@@ -326,8 +338,8 @@ def local_run(run: RunDir, checkpoint: Path, cache: FileCache) -> tuple[RunDir, 
     if can_list(run.root):
         small = sorted(file_names(run.root) - {METRICS})
     else:
-        small = sorted({*small, *(entry.path for entry in run.kept_files())})
-    weights = [MANIFEST, *(name for name in CheckpointManifest.read(checkpoint).acting())]
+        small = sorted({*small, *(entry.path for entry in run.recorded_files())})
+    weights = [MANIFEST, *(name for name in CheckpointManifest.read(checkpoint).inference_files())]
     folder = checkpoint.relative_to(run.root)
     try:
         copy = cache.local_copy(run.root, [*small, *(f"{folder}/{name}" for name in weights)])
@@ -342,7 +354,7 @@ def local_run(run: RunDir, checkpoint: Path, cache: FileCache) -> tuple[RunDir, 
 
 
 def find_checkpoint(location: Path) -> tuple[RunDir, Path]:
-    """The run and the checkpoint folder behind a run folder or a checkpoint folder.
+    """Run and checkpoint folder of a run folder (its newest checkpoint) or a checkpoint folder.
 
     Raises:
         DataError: There is no checkpoint.

@@ -1,4 +1,4 @@
-"""A training sample as members of a tar: how it is written, and the one way it is read.
+"""Training samples as members of a tar: writing and reading.
 
 Source: formats/lbm 2.1, 2.2, 2.3, 2.4.
 """
@@ -16,47 +16,47 @@ from vlatool.episode import Array, Sample
 ARRAYS = "lowdim.npz"
 METADATA = "metadata.json"
 LANGUAGE = "language_instructions.json"
-# Arrays that are no fields.
+# Arrays that are not fields.
 MASKS = ("past_mask", "future_mask")
 CALIBRATION = ("original_intrinsics.", "rescaled_intrinsics.", "extrinsics.")
 
 _IMAGE = re.compile(r"^(?P<camera>.+)_t(?P<offset>-?\d+)\.(?P<kind>jpe?g|png)$")
 _SIDE = re.compile(r"_(depth|label)$")
 _IMAGE_ENDS = (".jpg", ".jpeg", ".png")
-_TOLERANT = json.JSONDecoder(parse_constant=lambda _: None)
+_DECODER = json.JSONDecoder(parse_constant=lambda _: None)
 
 
 class ImageName(NamedTuple):
-    """What the suffix of a picture says.
+    """Parsed suffix of an image.
 
     Attributes:
-        camera: The camera, with `_depth` or `_label` where it is that side of one.
+        camera: Name of the camera; depth and labels have the suffix `_depth` or `_label`.
         offset: Frames from the anchor.
-        is_side: Whether it shows depth or labels of another picture's camera.
+        is_auxiliary: True for depth and labels of a camera.
     """
 
     camera: str
     offset: int
-    is_side: bool
+    is_auxiliary: bool
 
     @property
-    def recorded_by(self) -> str:
-        """The camera itself."""
-        return _SIDE.sub("", self.camera) if self.is_side else self.camera
+    def base_camera(self) -> str:
+        """Name of the camera without `_depth` or `_label`."""
+        return _SIDE.sub("", self.camera) if self.is_auxiliary else self.camera
 
 
 def image_suffix(camera: str, offset: int) -> str:
-    """The suffix of a camera's JPEG at `offset` frames from the anchor."""
+    """Suffix of a camera's JPEG at `offset` frames from the anchor."""
     return f"{camera}_t{offset}.jpg"
 
 
 def parse_image(suffix: str) -> ImageName | None:
-    """Camera and offset of a picture; None for another member."""
+    """Camera and offset of an image; None for another member."""
     match = _IMAGE.match(suffix)
     if match is None:
         return None
-    is_side = match["kind"] == "png" and _SIDE.search(match["camera"]) is not None
-    return ImageName(match["camera"], int(match["offset"]), is_side)
+    is_auxiliary = match["kind"] == "png" and _SIDE.search(match["camera"]) is not None
+    return ImageName(match["camera"], int(match["offset"]), is_auxiliary)
 
 
 def sample_members(sample: Sample, images: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
@@ -64,7 +64,7 @@ def sample_members(sample: Sample, images: Mapping[str, bytes]) -> Iterator[tupl
 
     Args:
         sample: The window.
-        images: Encoded picture by member suffix (`front_t-1.jpg`), in the order they shall have.
+        images: Encoded image by member suffix (`front_t-1.jpg`), in the order of the tar.
     """
     for suffix, data in images.items():
         yield f"{sample.key}.{suffix}", data
@@ -75,42 +75,42 @@ def sample_members(sample: Sample, images: Mapping[str, bytes]) -> Iterator[tupl
 
 @dataclass(frozen=True)
 class StoredSample:
-    """A sample as it is stored; nothing is decoded before it is asked for, nothing unpickled.
+    """Encoded sample; members are decoded lazily, nothing is unpickled.
 
-    What is missing raises KeyError with its name, what is broken ValueError: callers know the
-    shard and what to do about it.
+    A missing member raises KeyError with its name, a broken one ValueError: callers add the shard
+    and a hint.
 
     Attributes:
-        key: Its name, without dots.
-        members: Suffix to content; may be read when asked for.
+        key: Name of the sample, without dots.
+        members: Suffix to content; may be read lazily.
     """
 
     key: str
     members: Mapping[str, bytes]
 
     def images(self) -> dict[str, ImageName]:
-        """Suffix of each picture to what it says, in the order of the tar."""
+        """Suffix of each image to its parsed name, in the order of the tar."""
         names = ((suffix, parse_image(suffix)) for suffix in self.members)
         return {suffix: name for suffix, name in names if name is not None}
 
-    def views(self) -> dict[tuple[str, int], str]:
-        """(camera, offset) of each picture to its suffix."""
+    def image_suffixes(self) -> dict[tuple[str, int], str]:
+        """(camera, offset) of each image to its suffix."""
         return {(name.camera, name.offset): suffix for suffix, name in self.images().items()}
 
     def json(self, suffix: str) -> object:
-        """The value of a JSON member; NaN and infinity are None."""
+        """Value of a JSON member; NaN and infinity become None."""
         try:
-            return _TOLERANT.decode(self.members[suffix].decode())
+            return _DECODER.decode(self.members[suffix].decode())
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{suffix}: {error}") from None
 
     def metadata(self) -> dict[str, Any]:
-        """metadata.json; empty where it is missing or no object."""
+        """Content of metadata.json; empty if it is missing or no object."""
         content = self.json(METADATA) if METADATA in self.members else None
         return content if isinstance(content, dict) else {}
 
     def language(self) -> dict[str, list[str]]:
-        """Kind of annotation to sentences, a lone one as a list; empty where there are none."""
+        """Kind of annotation to instructions, a single one as a list; empty if there are none."""
         content = self.json(LANGUAGE) if LANGUAGE in self.members else None
         return {
             str(kind): [str(text) for text in (texts if isinstance(texts, list) else [texts])]
@@ -119,18 +119,18 @@ class StoredSample:
         }
 
     def arrays(self, names: Sequence[str] | None = None) -> dict[str, Array]:
-        """The named low-dimensional arrays, or all; the others are not inflated."""
+        """Named low-dimensional arrays, or all; the others are not decompressed."""
         try:
             return read_arrays(self.members[ARRAYS], names)
         except ValueError as error:
             raise ValueError(f"{ARRAYS}: {error}") from None
 
     def array_headers(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Array to shape and type, from the headers; those before the first that is broken."""
+        """Array to shape and dtype, from the headers; ends at the first broken header."""
         return dict(array_headers(self.members[ARRAYS]))
 
     def image_size(self, suffix: str, *, decode: bool) -> tuple[int, int] | None:
-        """(width, height) of a picture; None where it cannot be opened (or, `decode`, decoded)."""
+        """(width, height) of an image; None if it cannot be opened (or decoded, with `decode`)."""
         try:
             if decode:
                 return decoded_size(self.members[suffix])
@@ -140,7 +140,7 @@ class StoredSample:
             return None
 
     def image_sizes(self) -> dict[str, tuple[int, int] | None]:
-        """Suffix of each picture, whatever its name, to its (width, height)."""
+        """Suffix of each image, of any name, to its (width, height)."""
         names = [name for name in self.members if name.endswith(_IMAGE_ENDS)]
         return {name: self.image_size(name, decode=False) for name in names}
 

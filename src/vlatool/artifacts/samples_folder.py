@@ -1,8 +1,8 @@
-"""A folder of built samples, as lines or packed: its manifest, and a sample by its number.
+"""Folder of samples, as lines or packed: manifest, and access to samples by number.
 
-    data/EPISODE.jsonl, data/EPISODE.index.npz     lines, and where each is
-    packed/EPISODE.npz                             or the same, rendered when asked for
-    manifest.json                                  what they are
+    data/EPISODE.jsonl, data/EPISODE.index.npz     lines, and their byte ranges
+    packed/EPISODE.npz                             or packed, rendered on request
+    manifest.json                                  files, options and totals
 
 Source: formats/samples 1, 4, 5.
 """
@@ -38,71 +38,71 @@ OWNED_FILES = (
     MANIFEST_NAME,
 )
 PACKED_FILES = (f"{PACKED_NAME}/*.npz",)
-# What the record of `vlatool export` says that it exports.
+# Value of `exported` in the record of `vlatool export`.
 EXPORTED = "samples"
 
 FORMAT, VERSION = "vlatool.samples", 1
-_FILES_KEPT = 16
-_LARGEST_PACKED = 2**28
+_CACHED_FILES = 16
+_MAX_PACKED_BYTES = 2**28
 _HINT = "copy the folder again, or build it again"
 
 
 def packed_name(episode: str) -> str:
-    """Where the packed samples of an episode are, relative to the folder."""
+    """Path of the packed samples of an episode, relative to the folder."""
     return f"{PACKED_NAME}/{episode}.npz"
 
 
-def shard_of_lines(number: int) -> str:
-    """Where lines of several episodes are, relative to the folder."""
+def lines_shard_name(number: int) -> str:
+    """Path of a file with lines of several episodes, relative to the folder."""
     return f"{DATA_NAME}/samples_{number:06d}{LINES_SUFFIX}"
 
 
 def write_manifest(folder: Path, document: Mapping[str, Any]) -> None:
-    """Writes what the samples are; it is what marks the folder as whole."""
+    """Writes the manifest, which marks the folder as complete."""
     write_json(folder / MANIFEST_NAME, {"format": FORMAT, "version": VERSION, **document})
 
 
 def images_prefix(tree: Path, folder: Path, *, is_absolute: bool) -> str:
-    """What stands before the path of a picture in the lines of a folder.
+    """Prefix of image paths in the lines of a folder.
 
     Args:
-        tree: What pictures are relative to.
-        folder: Where the samples will be.
-        is_absolute: Whether the whole location is written.
+        tree: Folder that image paths are relative to.
+        folder: Folder of the samples.
+        is_absolute: Return the absolute location of `tree`.
 
     Raises:
-        UsageError: There is no way from the one to the other.
+        UsageError: There is no relative path from `folder` to `tree`.
     """
     if is_absolute:
         return f"{tree.absolute()}/"
-    there, here = tree.resolve().parts, folder.resolve().parts
-    if there[0] != here[0]:
+    tree_parts, folder_parts = tree.resolve().parts, folder.resolve().parts
+    if tree_parts[0] != folder_parts[0]:
         raise UsageError(
-            f"{folder}: cannot have paths relative to it of pictures in {tree}",
-            hint="add --absolute, or put both into one place",
+            f"{folder}: has no relative path to the images in {tree}",
+            hint="add --absolute, or put both on the same storage",
             code="usage.no_relative_path",
         )
-    pairs = zip(there, here, strict=False)
+    pairs = zip(tree_parts, folder_parts, strict=False)
     shared = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
-    way = [".."] * (len(here) - shared) + list(there[shared:])
-    return "".join(f"{part}/" for part in way)
+    steps = [".."] * (len(folder_parts) - shared) + list(tree_parts[shared:])
+    return "".join(f"{part}/" for part in steps)
 
 
 def is_inside(path: Path, folder: Path) -> bool:
-    """Whether a location is a folder or in it, wherever both are."""
-    here, there = path.resolve().parts, folder.resolve().parts
-    return here[: len(there)] == there
+    """True if a location is the folder or inside it, on any storage."""
+    path_parts, folder_parts = path.resolve().parts, folder.resolve().parts
+    return path_parts[: len(folder_parts)] == folder_parts
 
 
 @dataclass(frozen=True)
 class SamplesFolder:
-    """Samples that are built; everything is read when it is asked for.
+    """Folder of samples, read lazily.
 
     Attributes:
         path: The folder.
         document: The manifest.
-        files: Each file, relative to the folder, with its number of samples, in order.
-        prefix: What stands before the path of each picture.
+        files: (path relative to the folder, number of samples) of each file, in order.
+        prefix: Prefix of image paths.
     """
 
     path: Path
@@ -118,12 +118,12 @@ class SamplesFolder:
         """The samples in a folder.
 
         Raises:
-            DataError: There is no manifest of samples, or it is broken.
+            DataError: The manifest of samples is missing or broken.
         """
         document = _read_manifest(path)
         if document is None:
             raise DataError(
-                f"{path}: no built samples here",
+                f"{path}: no samples here",
                 hint="give the --output folder of `vlatool build-dataset`",
                 code="data.no_samples",
                 details={"path": str(path)},
@@ -131,59 +131,59 @@ class SamplesFolder:
         try:
             if document["version"] != VERSION:
                 version = document["version"]
-                raise ValueError(f"version {version!r}; this vlatool knows {VERSION}")
+                raise ValueError(f"version {version!r}; this vlatool supports {VERSION}")
             files = tuple(_file(row) for row in document["files"])
             prefix = str(document["pictures"]["prefix"])
         except (KeyError, TypeError, ValueError) as error:
             reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-            raise _broken(path / MANIFEST_NAME, reason) from None
+            raise _samples_error(path / MANIFEST_NAME, reason) from None
         return cls(path, document, files, prefix)
 
     @property
     def is_packed(self) -> bool:
-        """Whether lines are rendered when they are asked for."""
+        """True if lines are rendered on request."""
         return self.document.get("layout") == "packed"
 
     @property
     def images_root(self) -> Path:
-        """The folder that pictures lie in, from wherever the samples are now."""
-        if self._has_whole_locations:
+        """Folder that image paths are relative to, resolved from the current location."""
+        if self._is_prefix_absolute:
             return location(self.prefix)
         return self.path.absolute().joinpath(*self.prefix.split("/")).resolve()
 
     @property
-    def _has_whole_locations(self) -> bool:
+    def _is_prefix_absolute(self) -> bool:
         return "://" in self.prefix or self.prefix.startswith("/")
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
     def sample(self, number: int) -> TokenSample:
-        """A sample by its number; DataError where it cannot be read."""
-        name, at = self._place(number)
+        """Sample by its number; raises DataError if it cannot be read."""
+        name, at = self._locate(number)
         if self.is_packed:
             return self.episode(name).sample(at, self.prefix)
         try:
             return parse_sample(self._line(name, at))
         except ValueError as error:
-            raise _broken(self.path / name, f"line {at + 1}: {error}") from None
+            raise _samples_error(self.path / name, f"line {at + 1}: {error}") from None
 
     def line(self, number: int) -> bytes:
-        """A line by its number, with its newline; DataError where it cannot be read."""
-        name, at = self._place(number)
+        """Line by its number, with its newline; raises DataError if it cannot be read."""
+        name, at = self._locate(number)
         if self.is_packed:
             return self.episode(name).line(at, self.prefix)
         return self._line(name, at) + b"\n"
 
     def episode(self, name: str) -> EpisodeSamples:
-        """The packed samples in a file; DataError where it cannot be read."""
-        return self._remembered(name, read_packed)
+        """Packed samples of a file; raises DataError if it cannot be read."""
+        return self._cached(name, read_packed)
 
-    def _remembered(self, name: str, read: Callable[[Path], T]) -> T:
-        """What is read of a file; that of the last few is kept."""
+    def _cached(self, name: str, read: Callable[[Path], T]) -> T:
+        """Result of `read` for a file; cached for the last few files."""
         if name not in self._recent:
             self._recent[name] = read(self.path / name)
-            if len(self._recent) > _FILES_KEPT:
+            if len(self._recent) > _CACHED_FILES:
                 self._recent.popitem(last=False)
         return self._recent[name]
 
@@ -191,7 +191,7 @@ class SamplesFolder:
     def _ends(self) -> Sequence[int]:
         return list(accumulate(count for _, count in self.files))
 
-    def _place(self, number: int) -> tuple[str, int]:
+    def _locate(self, number: int) -> tuple[str, int]:
         if not 0 <= number < len(self):
             raise IndexError(number)
         at = bisect_right(self._ends, number)
@@ -200,40 +200,40 @@ class SamplesFolder:
 
     def _line(self, name: str, at: int) -> bytes:
         path = self.path / name
-        offset, length = self._remembered(name, _line_places)[at]
+        offset, length = self._cached(name, _line_ranges)[at]
         line = read_byte_range(ByteRange(path, offset, offset + length))
         if len(line) != length or not line.endswith(b"\n"):
-            raise _broken(path, f"line {at + 1} is not where its index says")
+            raise _samples_error(path, f"line {at + 1} does not match the index")
         return line[:-1]
 
 
 def read_packed(path: Path) -> EpisodeSamples:
-    """The packed samples in a file; DataError where it cannot be read."""
+    """Packed samples of a file; raises DataError if it cannot be read."""
     try:
-        content = read_byte_range(ByteRange(path, 0, _LARGEST_PACKED + 1))
-        if len(content) > _LARGEST_PACKED:
-            raise ValueError(f"over {_LARGEST_PACKED} bytes long")
+        content = read_byte_range(ByteRange(path, 0, _MAX_PACKED_BYTES + 1))
+        if len(content) > _MAX_PACKED_BYTES:
+            raise ValueError(f"over {_MAX_PACKED_BYTES} bytes long")
         return EpisodeSamples.parse(content)
     except (ValueError, OSError) as error:
-        raise _broken(path, str(error)) from None
+        raise _samples_error(path, str(error)) from None
 
 
-def _line_places(path: Path) -> list[tuple[int, int]]:
-    """(offset, length) of each line; from the lines themselves where there is no index."""
+def _line_ranges(path: Path) -> list[tuple[int, int]]:
+    """(offset, length) of each line, from the index or else from the lines themselves."""
     index = read_index(lines_index_path(path))
     try:
         if index is not None and index.shard_bytes == path.stat().st_size:
             return index.ranges()
         lengths = [len(line) + 1 for line in read_lines(path)]
     except (ValueError, OSError) as error:
-        raise _broken(path, str(error)) from None
+        raise _samples_error(path, str(error)) from None
     return [
         (end - length, length) for end, length in zip(accumulate(lengths), lengths, strict=True)
     ]
 
 
 def is_samples(location: Path) -> bool:
-    """Whether built samples are here, or a run that writes some has begun."""
+    """True if a folder holds samples, or is the output of a started run of them."""
     if _read_manifest(location) is not None:
         return True
     record = read_record(location)
@@ -256,11 +256,11 @@ def _file(row: Any) -> tuple[str, int]:
     name, count = row
     is_relative = isinstance(name, str) and not name.startswith("/") and ".." not in name.split("/")
     if not is_relative or not is_file_name(name) or type(count) is not int or count < 0:
-        raise ValueError(f"{str(row)[:100]} is no file with a number of samples")
+        raise ValueError(f"{str(row)[:100]} is not a file with its number of samples")
     return name, count
 
 
-def _broken(path: Path, reason: str) -> DataError:
+def _samples_error(path: Path, reason: str) -> DataError:
     return DataError(
         f"{path}: {reason}", hint=_HINT, code="data.broken_samples", details={"path": str(path)}
     )

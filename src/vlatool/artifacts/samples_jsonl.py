@@ -1,6 +1,6 @@
-"""A line of built samples: a question and an answer in which actions and pictures are numbers.
+"""Lines of samples: question and answer, with actions and future images as integers.
 
-Legend: P pictures that are seen, Q pictures to come, K codes of a picture.
+Legend: P past images, Q future images, K codes of an image.
 Source: reference/future-vla 5.1, 5.2; formats/samples 2, 3.
 """
 
@@ -19,7 +19,7 @@ from vlatool.storage.documents import parse_json
 
 KINDS: tuple[Kind, ...] = ("vla", "wm")
 ACTION_IDS = 2048
-# What the numbers become where a language model reads them. Source: reference/future-vla 5.2
+# Map from the numbers to token ids of a language model. Source: reference/future-vla 5.2
 ID_MAP: Mapping[str, int] = {
     "action_base": 149_595,
     "action_ids": ACTION_IDS,
@@ -43,21 +43,21 @@ _ANSWERS: Mapping[Kind, str] = {
 }
 _OPEN, _CLOSE, _END = "<Rec>", "</Rec>", "."
 _ANSWER = re.compile(r"([^<]*)<Act>([0-9 ]*)</Act>([^<]*)((?:<Rec>[0-9 ]*</Rec>)+)\.")
-_LOOK = re.compile(rf"((?:{IMAGE})*){_TASK.rstrip()}")
+_PROMPT = re.compile(rf"((?:{IMAGE})*){_TASK.rstrip()}")
 _KEYS = ("messages", "images")
 _ROLES = ("user", "assistant")
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """What is said in a line.
+    """Conversation of a line.
 
     Attributes:
-        kind: `vla` asks for the action, `wm` (world model) for what an action leads to.
+        kind: `vla` asks for the action, `wm` (world model) for the state after the action.
         task: The instruction.
-        pictures: How many are seen, P.
-        action_ids: The action as the action tokenizer has it, 0 to 2047.
-        codes: uint16 [Q, K], the pictures to come, in time, cameras side by side.
+        images: Number of past images, P.
+        action_ids: Ids of the action tokenizer, 0 to 2047.
+        codes: uint16 [Q, K], codes of the future images, frame by frame, cameras in order.
     """
 
     kind: Kind
@@ -67,110 +67,114 @@ class Conversation:
     codes: Array
 
     def question(self) -> str:
-        """What the user says."""
+        """Text of the user."""
         return question(self.kind, self.task, self.images, numbers_text(self.action_ids))
 
     def answer(self) -> str:
-        """What is to be answered."""
+        """Text of the assistant."""
         segments = "".join(map(segment, self.codes.tolist()))
         return answer(self.kind, numbers_text(self.action_ids), segments)
 
 
 @dataclass(frozen=True)
 class TokenSample:
-    """One line.
+    """Content of one line.
 
     Attributes:
-        said: The conversation.
-        images: Paths of P pictures, relative to the folder of the data or absolute.
+        conversation: The conversation.
+        images: Paths of P images, relative to the folder of the data or absolute.
     """
 
-    said: Conversation
+    conversation: Conversation
     images: tuple[str, ...]
 
 
 def question(kind: Kind, task: str, images: int, ids: str) -> str:
-    """What the user says; `ids` are numbers with a space between them.
+    """Text of the user; `ids` are numbers separated by spaces.
 
     Raises:
-        ValueError: The instruction holds what stands for something else.
+        ValueError: The instruction contains a tag.
     """
-    found = [word for word in RESERVED if word in task]
-    if found:
-        raise ValueError(f"the instruction has {found[0]}, which stands for something else")
+    reserved = [word for word in RESERVED if word in task]
+    if reserved:
+        raise ValueError(f"the instruction contains the tag {reserved[0]}")
     return f"{IMAGE * images}{f'{_TASK}{task}'.rstrip()}{_QUESTIONS[kind].format(ids=ids)}"
 
 
 def answer(kind: Kind, ids: str, segments: str) -> str:
-    """What is to be answered; `segments` are those of all pictures to come."""
+    """Text of the assistant; `segments` are those of all future images."""
     return f"{_ANSWERS[kind].format(ids=ids)}{segments}{_END}"
 
 
 def segment(codes: Sequence[int]) -> str:
-    """The codes of a picture as they stand in an answer."""
+    """Codes of an image as text of an answer."""
     return f"{_OPEN}{numbers_text(codes)}{_CLOSE}"
 
 
 def numbers_text(numbers: Sequence[int]) -> str:
-    """Numbers with a space between them."""
+    """Numbers separated by spaces."""
     return " ".join(map(str, numbers))
 
 
-def render_line(asked: str, answered: str, images: Sequence[str]) -> bytes:
-    """The line, UTF-8, with its newline."""
+def render_line(question_text: str, answer_text: str, images: Sequence[str]) -> bytes:
+    """Line of a sample, UTF-8, with its newline."""
     messages = [
         {"role": role, "content": text}
-        for role, text in zip(_ROLES, (asked, answered), strict=True)
+        for role, text in zip(_ROLES, (question_text, answer_text), strict=True)
     ]
     row = {"messages": messages, "images": list(images)}
     return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
 
 def render_sample(sample: TokenSample) -> bytes:
-    """The line, UTF-8, with its newline; ValueError where the instruction cannot stand in it."""
-    return render_line(sample.said.question(), sample.said.answer(), sample.images)
+    """Line, UTF-8, with its newline; raises ValueError if the instruction contains a tag."""
+    return render_line(sample.conversation.question(), sample.conversation.answer(), sample.images)
 
 
 def parse_sample(line: bytes) -> TokenSample:
-    """The sample in a line.
+    """Sample in a line.
 
     Raises:
-        ValueError: It is none; the reason is the message.
+        ValueError: The line is not a sample; the message is the reason.
     """
     row = parse_json(line)
     if not isinstance(row, Mapping) or tuple(row) != _KEYS:
         raise ValueError(f"expected an object with the keys {', '.join(_KEYS)}, in this order")
     images: Any = row["images"]
-    if not isinstance(images, list) or not all(isinstance(one, str) for one in images):
-        raise ValueError("images is no list of paths")
-    said = parse_messages(row["messages"])
-    if said.images != len(images):
-        raise ValueError(f"the question has {said.images} {IMAGE}, {len(images)} are listed")
-    return TokenSample(said, tuple(images))
+    if not isinstance(images, list) or not all(isinstance(path, str) for path in images):
+        raise ValueError("images is not a list of paths")
+    conversation = parse_messages(row["messages"])
+    if conversation.images != len(images):
+        raise ValueError(
+            f"the question has {conversation.images} {IMAGE}, {len(images)} are listed"
+        )
+    return TokenSample(conversation, tuple(images))
 
 
 def parse_messages(messages: Any) -> Conversation:
-    """What the two messages of a line say.
+    """Conversation in the two messages of a line.
 
     Raises:
-        ValueError: They are not written as the templates have it, or a number is out of range.
+        ValueError: The messages do not match the templates, or a number is out of range.
     """
-    turns: list[Any] = messages if isinstance(messages, list) else []
-    said = [(one.get("role"), one.get("content")) for one in turns if isinstance(one, Mapping)]
-    texts = [text for _, text in said if isinstance(text, str)]
-    if [role for role, _ in said] != [*_ROLES] or not len(texts) == len(turns) == len(_ROLES):
+    entries: list[Any] = messages if isinstance(messages, list) else []
+    pairs = [
+        (entry.get("role"), entry.get("content")) for entry in entries if isinstance(entry, Mapping)
+    ]
+    texts = [text for _, text in pairs if isinstance(text, str)]
+    if [role for role, _ in pairs] != [*_ROLES] or not len(texts) == len(entries) == len(_ROLES):
         raise ValueError("expected one message of the user and one of the assistant, with texts")
-    asked, answered = texts
-    match = _ANSWER.fullmatch(answered)
+    question_text, answer_text = texts
+    match = _ANSWER.fullmatch(answer_text)
     if match is None:
         raise ValueError("the answer is none of the known ones")
     ids = tuple(_numbers(match[2], "action ids", ACTION_IDS))
     codes = _codes(match[4])
     kind = _kind(f"{match[1]}<Act>{{ids}}</Act>{match[3]}")
-    found = Conversation(kind, *_task(kind, asked, match[2]), ids, codes)
-    if (found.question(), found.answer()) != (asked, answered):
-        raise ValueError("its numbers have other spaces or zeros than they should")
-    return found
+    conversation = Conversation(kind, *_task(kind, question_text, match[2]), ids, codes)
+    if (conversation.question(), conversation.answer()) != (question_text, answer_text):
+        raise ValueError("numbers have extra spaces or leading zeros")
+    return conversation
 
 
 def _kind(lead: str) -> Kind:
@@ -180,28 +184,32 @@ def _kind(lead: str) -> Kind:
     raise ValueError("the answer is none of the known ones")
 
 
-def _task(kind: Kind, asked: str, ids: str) -> tuple[str, int]:
-    """The instruction, and how many pictures are seen."""
-    match = _LOOK.match(asked)
-    behind = _QUESTIONS[kind].format(ids=ids)
-    if match is None or not asked.endswith(behind) or match.end() > len(asked) - len(behind):
-        raise ValueError("the question does not go with its answer")
-    task = asked[match.end() : -len(behind)]
+def _task(kind: Kind, question_text: str, ids: str) -> tuple[str, int]:
+    """Instruction and number of past images."""
+    match = _PROMPT.match(question_text)
+    suffix = _QUESTIONS[kind].format(ids=ids)
+    if (
+        match is None
+        or not question_text.endswith(suffix)
+        or match.end() > len(question_text) - len(suffix)
+    ):
+        raise ValueError("the question does not match its answer")
+    task = question_text[match.end() : -len(suffix)]
     return task.removeprefix(" "), len(match[1]) // len(IMAGE)
 
 
 def _codes(segments: str) -> Array:
     """The codes, uint16 [Q, K]."""
     parts = segments[len(_OPEN) : -len(_CLOSE)].split(_CLOSE + _OPEN)
-    rows = [_numbers(part, f"codes of picture {n}", CODEBOOK_SIZE) for n, part in enumerate(parts)]
+    rows = [_numbers(part, f"codes of image {n}", CODEBOOK_SIZE) for n, part in enumerate(parts)]
     for number, row in enumerate(rows):
         if len(row) != CODES_PER_IMAGE:
-            raise ValueError(f"picture {number} has {len(row)} codes, not {CODES_PER_IMAGE}")
+            raise ValueError(f"image {number} has {len(row)} codes, not {CODES_PER_IMAGE}")
     return np.array(rows, np.uint16)
 
 
-def _numbers(text: str, what: str, limit: int) -> list[int]:
-    numbers = [int(one) for one in text.split()]
+def _numbers(text: str, label: str, limit: int) -> list[int]:
+    numbers = [int(number) for number in text.split()]
     if not numbers or max(numbers) >= limit:
-        raise ValueError(f"{what} are not 0 to {limit - 1}")
+        raise ValueError(f"{label} are not 0 to {limit - 1}")
     return numbers

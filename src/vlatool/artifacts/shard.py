@@ -1,9 +1,10 @@
-"""A tar of samples: how it is written, scanned by its headers, and opened sample by sample.
+"""Tars of samples: writing, scanning of headers, reading sample by sample, indexes.
 
-Members of a sample are contiguous and blocks are 512 bytes, so a sample is a byte range that can be
-copied from one tar to another. Source: formats/lbm 2.5; the rules are those of webdataset: the first
-dot of a member's name parts key and suffix, suffixes compare in lower case. The index beside a tar
-says where each sample is; readers of the published layout need none. Source: reference/order 11.
+Members of a sample are contiguous and tar blocks are 512 bytes, so a sample is a byte range that
+can be copied from one tar to another. Source: formats/lbm 2.5. The rules are those of webdataset:
+the first dot of a member's name separates key and suffix, suffixes compare in lower case. The index
+file of a tar holds the byte range of each sample; readers of the published layout need none.
+Source: reference/order 11.
 """
 
 import hashlib
@@ -24,22 +25,22 @@ from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.storage.byte_ranges import open_forward
 
-_META = re.compile(r"^__.*__$")
-# What tarfile says of files that are no tar or lie about sizes.
+_META_NAME = re.compile(r"^__.*__$")
+# Errors of tarfile for files that are no tar or have wrong sizes.
 _BROKEN_TAR = (tarfile.TarError, EOFError, ValueError, OverflowError)
 _END_BYTES = 2 * tarfile.BLOCKSIZE
-# Of what is read for a person to look at; no picture and no window comes near.
-_LARGEST_MEMBER = 2**26
+# Limit of members that `OpenShard` reads, far above any image or window.
+_MAX_MEMBER_BYTES = 2**26
 INDEX_SUFFIX = ".index.npz"
 
 
 def is_shard(location: Path) -> bool:
-    """Whether a location is one tar of samples."""
+    """True if a location is a tar."""
     return location.suffix == ".tar" and location.is_file()
 
 
 def member_bytes(name: str, data: bytes) -> bytes:
-    """Header, content and padding of one tar member; no clock, no owner."""
+    """Header, content and padding of a tar member, without time and owner."""
     info = tarfile.TarInfo(name)
     info.size = len(data)
     info.mode = 0o644
@@ -48,7 +49,7 @@ def member_bytes(name: str, data: bytes) -> bytes:
 
 
 class TarWriter:
-    """Appends samples to an open file and ends it as a tar file."""
+    """Writer that appends samples to an open file and finishes it as a tar."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -57,7 +58,7 @@ class TarWriter:
 
     @property
     def sha256(self) -> str:
-        """Digest of what was written so far."""
+        """SHA-256 of the bytes written so far."""
         return self._digest.hexdigest()
 
     def append(self, data: bytes) -> tuple[int, int]:
@@ -77,35 +78,35 @@ class TarWriter:
 
 
 class _Members(Mapping[str, bytes]):
-    """Contents that are read when they are asked for."""
+    """Members of a sample, read lazily."""
 
     def __init__(
-        self, places: Mapping[str, tuple[int, int]], read: Callable[[int, int], bytes]
+        self, ranges: Mapping[str, tuple[int, int]], read: Callable[[int, int], bytes]
     ) -> None:
-        self._places = places
+        self._ranges = ranges
         self._read = read
 
     def __getitem__(self, suffix: str) -> bytes:
-        return self._read(*self._places[suffix])
+        return self._read(*self._ranges[suffix])
 
     def __contains__(self, suffix: object) -> bool:
-        return suffix in self._places
+        return suffix in self._ranges
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(self._ranges)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._ranges)
 
 
 @dataclass
 class TarSample:
-    """One sample.
+    """Position of a sample in a tar.
 
     Attributes:
-        key: Its name, without dots.
-        start: Where its first header begins.
-        end: Where its last member, padding included, ends.
+        key: Name of the sample, without dots.
+        start: Offset of its first header.
+        end: End of its last member, padding included.
         members: Suffix, as stored, to (offset, size) of the content.
     """
 
@@ -115,7 +116,7 @@ class TarSample:
     members: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
 
     def stored(self, data: bytes) -> StoredSample:
-        """The sample, its contents cut out of its bytes."""
+        """The sample, its members sliced from its bytes."""
         view = memoryview(data)
 
         def read(offset: int, size: int) -> bytes:
@@ -126,7 +127,7 @@ class TarSample:
 
 @dataclass(frozen=True)
 class TarProblem:
-    """A code of the family `shards`, a sentence, and the sample if it is one's."""
+    """Problem of a tar: finding code of `shards`, message, and sample if it concerns one."""
 
     code: str
     message: str
@@ -135,25 +136,25 @@ class TarProblem:
 
 @dataclass
 class TarScan:
-    """What the headers of a tar say."""
+    """Samples and problems found in the headers of a tar."""
 
     samples: list[TarSample] = field(default_factory=list[TarSample])
     problems: list[TarProblem] = field(default_factory=list[TarProblem])
 
 
 def scan_tar(path: Path) -> TarScan:
-    """Walks through all headers; contents are passed over."""
+    """Scans all headers; contents are skipped."""
     with path.open("rb") as file:
         return _scan(file)
 
 
 @dataclass(frozen=True)
 class OpenShard:
-    """A tar whose headers have been read.
+    """Open tar whose headers have been scanned.
 
     Attributes:
         path: The file.
-        scan: What its headers say.
+        scan: Result of the scan.
     """
 
     path: Path
@@ -161,33 +162,35 @@ class OpenShard:
     file: IO[bytes]
 
     @cached_property
-    def places(self) -> Mapping[str, Mapping[str, tuple[int, int]]]:
+    def members(self) -> Mapping[str, Mapping[str, tuple[int, int]]]:
         """Key to (offset, size) of each member, in the order of the tar."""
-        places: dict[str, dict[str, tuple[int, int]]] = {}
+        by_key: dict[str, dict[str, tuple[int, int]]] = {}
         for sample in self.scan.samples:
-            places.setdefault(sample.key, {}).update(sample.members)
-        return places
+            by_key.setdefault(sample.key, {}).update(sample.members)
+        return by_key
 
     @property
     def keys(self) -> list[str]:
-        """The samples in order."""
-        return list(self.places)
+        """Keys of the samples, in order."""
+        return list(self.members)
 
     @property
     def damage(self) -> str:
-        """Why the tar could not be walked to its end; empty when it could."""
-        problems = [one.message for one in self.scan.problems if one.code == "broken_tar"]
+        """Reason why the tar could not be scanned to its end; empty if it could."""
+        problems = [
+            problem.message for problem in self.scan.problems if problem.code == "broken_tar"
+        ]
         return problems[0].removeprefix("is ") if problems else ""
 
     @contextmanager
     def reading(self, key: str) -> Generator[StoredSample]:
-        """A sample, whose members are read when they are asked for.
+        """A sample whose members are read lazily.
 
         Raises:
-            DataError: What the block asks of it is missing, broken, or over 64 MiB.
+            DataError: A member that the `with` body reads is missing, broken, or over 64 MiB.
         """
         try:
-            yield StoredSample(key, _Members(self.places[key], self._read))
+            yield StoredSample(key, _Members(self.members[key], self._read))
         except (KeyError, ValueError, OSError) as error:
             reason = f"has no {error.args[0]}" if isinstance(error, KeyError) else str(error)
             raise DataError(
@@ -198,34 +201,34 @@ class OpenShard:
             ) from None
 
     def _read(self, offset: int, size: int) -> bytes:
-        if size > _LARGEST_MEMBER:
-            raise ValueError(f"a member has {size} bytes; the limit is {_LARGEST_MEMBER}")
+        if size > _MAX_MEMBER_BYTES:
+            raise ValueError(f"a member has {size} bytes; the limit is {_MAX_MEMBER_BYTES}")
         self.file.seek(offset)
         return self.file.read(size)
 
 
 @contextmanager
 def open_shard(path: Path) -> Generator[OpenShard]:
-    """The samples of a tar while it is open; only headers are read.
+    """Opens a tar and scans its headers.
 
     Raises:
-        DataError: It cannot be opened, or is no tar.
+        DataError: The file cannot be opened, or is no tar.
     """
     try:
         file = path.open("rb")
     except OSError as error:
-        raise _unreadable(path, f"cannot be opened: {error.strerror or error}") from None
+        raise _shard_error(path, f"cannot be opened: {error.strerror or error}") from None
     with file:
         shard = OpenShard(path, _scan(file), file)
         if shard.damage and not shard.scan.samples:
-            raise _unreadable(path, f"not a readable tar file: {shard.damage}")
+            raise _shard_error(path, f"not a readable tar file: {shard.damage}")
         yield shard
 
 
-def _unreadable(path: Path, reason: str) -> DataError:
+def _shard_error(path: Path, reason: str) -> DataError:
     return DataError(
         f"{path}: {reason}",
-        hint="copy or make the shard again",
+        hint="copy or write the shard again",
         code="data.broken_shard",
         details={"path": str(path)},
     )
@@ -239,24 +242,24 @@ def _scan(file: IO[bytes]) -> TarScan:
             for member in tar:
                 size = member.size if member.isfile() else 0
                 end = member.offset_data + size + -size % tarfile.BLOCKSIZE
-                _take(scan, member, end)
+                _add_member(scan, member, end)
         _check_end(scan, file, end)
     except _BROKEN_TAR as error:
-        scan.problems.append(TarProblem("broken_tar", f"is cut off or damaged: {error}"))
+        scan.problems.append(TarProblem("broken_tar", f"is truncated or damaged: {error}"))
     _check_keys(scan)
     return scan
 
 
-def _split(name: str) -> tuple[str, str]:
-    """Key and suffix: the first dot of the file name parts them, as webdataset does."""
+def _split_name(name: str) -> tuple[str, str]:
+    """Key and suffix, separated by the first dot of the file name, as in webdataset."""
     folder, slash, file = name.rpartition("/")
     key, _, suffix = file.partition(".")
     return f"{folder}{slash}{key}", suffix
 
 
-def _take(scan: TarScan, member: tarfile.TarInfo, end: int) -> None:
-    """Adds a member to the sample that it continues or begins."""
-    key, suffix = _split(member.name)
+def _add_member(scan: TarScan, member: tarfile.TarInfo, end: int) -> None:
+    """Adds a member to the current sample, or to a new one."""
+    key, suffix = _split_name(member.name)
     problem = _member_problem(member, member.name.rpartition("/")[2], suffix)
     if problem is not None:
         scan.problems.append(TarProblem(*problem, sample=key))
@@ -278,30 +281,30 @@ def _take(scan: TarScan, member: tarfile.TarInfo, end: int) -> None:
 def _member_problem(member: tarfile.TarInfo, base: str, suffix: str) -> tuple[str, str] | None:
     name = member.name
     if not member.isfile():
-        return "not_a_file", f"{name!r} is no plain file"
+        return "not_a_file", f"{name!r} is not a regular file"
     if name.startswith("/") or ".." in name.split("/"):
-        return "unsafe_name", f"{name!r} leads out of the folder it is unpacked in"
-    if _META.match(base):
-        return "meta_name", f"{name!r} is a name that loaders keep for themselves"
+        return "unsafe_name", f"{name!r} leads out of the folder it is extracted to"
+    if _META_NAME.match(base):
+        return "meta_name", f"{name!r} is a name reserved by loaders"
     for known in (ARRAYS, METADATA):
         if suffix.lower().endswith(f".{known}"):
             return "dotted_key", f"{name!r}: the key of the sample has a dot"
     if suffix != suffix.lower():
-        return "upper_case_member", f"{name!r} has capitals; loaders read it in lower case"
+        return "upper_case_member", f"{name!r} has capital letters; loaders read it in lower case"
     return None
 
 
 def _check_keys(scan: TarScan) -> None:
-    """Samples that come again: their parts are scattered, or they are there twice."""
+    """Adds a problem for each key that occurs again: duplicate or scattered samples."""
     first: dict[str, TarSample] = {}
     for sample in scan.samples:
         other = first.setdefault(sample.key, sample)
         if other is sample:
             continue
-        code, message = "duplicate_sample", f"sample {sample.key} is there twice"
+        code, message = "duplicate_sample", f"sample {sample.key} occurs twice"
         if not set(other.members) & set(sample.members):
             code = "scattered_sample"
-            message = f"the members of sample {sample.key} are not side by side"
+            message = f"the members of sample {sample.key} are not contiguous"
         scan.problems.append(TarProblem(code, message, sample.key))
 
 
@@ -309,19 +312,19 @@ def _check_end(scan: TarScan, file: IO[bytes], end: int) -> None:
     file.seek(end)
     marker = file.read(_END_BYTES)
     if any(marker):
-        scan.problems.append(TarProblem("broken_tar", f"is damaged behind byte {end}"))
+        scan.problems.append(TarProblem("broken_tar", f"is damaged after byte {end}"))
     elif len(marker) < _END_BYTES:
-        scan.problems.append(TarProblem("broken_tar", "is cut off: no end marker"))
+        scan.problems.append(TarProblem("broken_tar", "is truncated: no end marker"))
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Byte ranges of the samples of a tar, in its order.
+    """Byte ranges of the samples of a tar, in order.
 
     Attributes:
-        offsets: int64 [S], where the first header of each sample begins.
+        offsets: int64 [S], offset of the first header of each sample.
         lengths: int64 [S], bytes up to the end of its last member, padding included.
-        shard_bytes: Size of the tar; for one of another size the index says nothing.
+        shard_bytes: Size of the tar; the index is invalid for a tar of another size.
     """
 
     offsets: Array
@@ -333,7 +336,7 @@ class ShardIndex:
         return list(zip(self.offsets.tolist(), self.lengths.tolist(), strict=True))
 
     def content(self) -> bytes:
-        """The file; equal indexes give equal bytes."""
+        """Bytes of the file; equal indexes give equal bytes."""
         return write_arrays(
             {
                 "offsets": np.asarray(self.offsets, np.int64),
@@ -344,12 +347,12 @@ class ShardIndex:
 
 
 def index_path(shard: Path) -> Path:
-    """Where the index of a shard is: beside it."""
+    """Path of the index of a shard, in the same folder."""
     return shard.with_name(f"{shard.name.removesuffix('.tar')}{INDEX_SUFFIX}")
 
 
 def read_index(path: Path) -> ShardIndex | None:
-    """The index at `path`; None where there is none or it cannot be read."""
+    """The index at `path`; None if there is none or it cannot be read."""
     try:
         return parse_index(path.read_bytes())
     except OSError:
@@ -357,44 +360,44 @@ def read_index(path: Path) -> ShardIndex | None:
 
 
 def parse_index(content: bytes) -> ShardIndex | None:
-    """The index in the bytes of its file; None where they are none."""
+    """The index in the bytes of its file; None if they are not an index."""
     try:
         arrays = read_arrays(content, ("offsets", "lengths", "shard_bytes"))
     except (KeyError, ValueError):
         return None
     offsets, lengths = arrays["offsets"], arrays["lengths"]
     shapes = (offsets.ndim, lengths.shape, arrays["shard_bytes"].ndim)
-    if shapes != (1, offsets.shape, 0) or any(one.dtype.kind != "i" for one in arrays.values()):
+    if shapes != (1, offsets.shape, 0) or any(array.dtype.kind != "i" for array in arrays.values()):
         return None
     index = ShardIndex(offsets, lengths, int(arrays["shard_bytes"]))
     return index if _is_in_order(index) else None
 
 
 def _is_in_order(index: ShardIndex) -> bool:
-    """Whether samples follow each other inside the tar; a damaged index would read others."""
+    """True if samples ascend without overlap inside the tar; a damaged index may not."""
     starts = [*index.offsets.tolist(), index.shard_bytes]
-    places = zip(index.ranges(), starts[1:], strict=True)
-    return starts[0] >= 0 and all(n > 0 and at + n <= after for (at, n), after in places)
+    spans = zip(index.ranges(), starts[1:], strict=True)
+    return starts[0] >= 0 and all(n > 0 and at + n <= after for (at, n), after in spans)
 
 
 def index_by_headers(path: Path, copy: IO[bytes] | None = None) -> ShardIndex:
-    """The index of a tar that has none, from its headers; a remote tar is read once, as a stream.
+    """Index of a tar, from its headers; a remote tar is read once, as a stream.
 
     Args:
         path: The tar.
-        copy: The same tar, open; read instead.
+        copy: The same tar, open; read instead of `path`.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        DataError: It cannot be walked to its end.
+        FileNotFoundError: The file does not exist.
+        DataError: The tar cannot be scanned to its end.
     """
     with nullcontext(copy) if copy is not None else open_forward(path) as file:
         scan = _scan(file)
         size = file.seek(0, 2)
-    damage = [one.message for one in scan.problems if one.code == "broken_tar"]
+    damage = [problem.message for problem in scan.problems if problem.code == "broken_tar"]
     if damage:
-        raise _unreadable(path, damage[0])
-    # A member without a dot belongs to no sample, as webdataset has it.
-    samples = [one for one in scan.samples if any(one.members)]
-    ranges = np.array([(one.start, one.end - one.start) for one in samples], np.int64)
+        raise _shard_error(path, damage[0])
+    # A member without a dot belongs to no sample, as in webdataset.
+    samples = [sample for sample in scan.samples if any(sample.members)]
+    ranges = np.array([(sample.start, sample.end - sample.start) for sample in samples], np.int64)
     return ShardIndex(ranges.reshape(-1, 2)[:, 0], ranges.reshape(-1, 2)[:, 1], size)

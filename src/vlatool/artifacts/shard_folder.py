@@ -1,8 +1,8 @@
-"""A folder of training data: the only place that knows how one is laid out and found.
+"""Folders of training shards: layout and detection.
 
 An output of the `lbm` sink has `shards/` (shuffled tars, their manifest, statistics and options)
-and `episodes/` (the same samples, one tar per episode). A published folder may hold the first of
-them alone, under any name. Source: formats/lbm 1.
+and `episodes/` (the same samples, one tar per episode). A published folder may hold only the
+content of `shards/`, under any name. Source: formats/lbm 1.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from vlatool.jobs.record import OutputRecord, read_valid_record
 SHARDS_NAME, EPISODES_NAME = "shards", "episodes"
 _COMPACT_NAME = "stats_compact.json"
 
-# What makes an output look whole: taken away first, written last.
+# Files that mark an output as complete: removed first, written last.
 CLOSING_FILES = (
     f"{SHARDS_NAME}/{manifest.NAME}",
     f"{SHARDS_NAME}/{stats.NAME}",
@@ -30,31 +30,31 @@ CLOSING_FILES = (
     f"{EPISODES_NAME}/{manifest.NAME}",
 )
 LISTED_FILES = (f"{SHARDS_NAME}/{provenance.CONFIG_NAME}", *CLOSING_FILES)
-# They hold times.
-UNLISTED_FILES = (f"{SHARDS_NAME}/{provenance.METADATA_NAME}",)
+# Files that hold times.
+VOLATILE_FILES = (f"{SHARDS_NAME}/{provenance.METADATA_NAME}",)
 EPISODE_FILES = (f"{EPISODES_NAME}/episode_*.tar",)
 DATA_FILES = (
     f"{SHARDS_NAME}/shard_*.tar",
     f"{SHARDS_NAME}/shard_*{INDEX_SUFFIX}",
     *EPISODE_FILES,
 )
-# Patterns of everything that is written there; what others put beside it is left alone.
-OWNED_FILES = (*DATA_FILES, *LISTED_FILES, *UNLISTED_FILES)
+# Patterns of all files that vlatool writes there; other files are not touched.
+OWNED_FILES = (*DATA_FILES, *LISTED_FILES, *VOLATILE_FILES)
 
 
 def episode_tar_name(episode: str) -> str:
-    """Where the samples of an episode are, relative to the output."""
+    """Path of the tar of an episode, relative to the output."""
     return f"{EPISODES_NAME}/episode_{episode}.tar"
 
 
 def shard_name(number: int) -> str:
-    """Where a shard is, relative to the output."""
+    """Path of a shard, relative to the output."""
     return f"{SHARDS_NAME}/shard_{number:06d}.tar"
 
 
 @dataclass(frozen=True)
 class ShardFolder:
-    """Training data, found by their manifest; everything is read when it is asked for.
+    """Training shards, detected by their manifest and read lazily.
 
     Attributes:
         manifest: The file that lists the shards.
@@ -64,9 +64,9 @@ class ShardFolder:
 
     @classmethod
     def find(cls, location: Path) -> "ShardFolder | None":
-        """The data at an output, a folder with a manifest, or a manifest; None where none are.
+        """Shards at an output, a folder with a manifest, or a manifest; None if there are none.
 
-        `shards/` counts before the folder itself, and that before `episodes/`.
+        `shards/` takes precedence over the folder itself, which precedes `episodes/`.
         """
         if location.name == manifest.NAME:
             return cls(location) if location.is_file() else None
@@ -76,97 +76,97 @@ class ShardFolder:
 
     @classmethod
     def open(cls, location: Path) -> "ShardFolder":
-        """The data at a location; DataError, with what was looked for, where none are."""
-        found = cls.find(location)
-        if found is None:
+        """Shards at a location; raises DataError, with the paths tried, if there are none."""
+        folder = cls.find(location)
+        if folder is None:
             raise DataError(
                 f"{location}: no training data here: neither {SHARDS_NAME}/{manifest.NAME} nor "
-                f"{manifest.NAME} nor {EPISODES_NAME}/{manifest.NAME} is there",
+                f"{manifest.NAME} nor {EPISODES_NAME}/{manifest.NAME} exists",
                 hint="give the --output folder of `vlatool preprocess`, or a manifest",
                 code="data.no_manifest",
                 details={"path": str(location)},
             )
-        return found
+        return folder
 
     @classmethod
     def of(cls, output: Path, part: str) -> "ShardFolder":
-        """A folder of an output, whether it is there or not."""
+        """Folder of an output, which need not exist."""
         return cls(output / part / manifest.NAME)
 
     @classmethod
     def parts(cls, location: Path) -> list["ShardFolder"]:
-        """`shards/`, even where its manifest is lost, and `episodes/`; else the location itself."""
+        """`shards/`, even without its manifest, and `episodes/`; else the location itself."""
         names = (SHARDS_NAME, EPISODES_NAME)
         folders: list[ShardFolder] = [cls.of(location, name) for name in names]
-        there = [one for one in folders if one.manifest.is_file()]
-        if not there:
+        present = [folder for folder in folders if folder.manifest.is_file()]
+        if not present:
             return [cls(location / manifest.NAME)]
-        is_lost = folders[0] not in there and folders[0].path.is_dir()
-        return [folders[0], *there] if is_lost else there
+        is_lost = folders[0] not in present and folders[0].path.is_dir()
+        return [folders[0], *present] if is_lost else present
 
     @property
     def path(self) -> Path:
-        """The folder that the names in the manifest are relative to."""
+        """Folder that the names in the manifest are relative to."""
         return self.manifest.parent
 
     @property
     def output(self) -> Path:
-        """The output that the folder belongs to; itself where it stands alone."""
+        """Output that the folder belongs to, or the folder itself."""
         return self.path.parent if self.path.name in (SHARDS_NAME, EPISODES_NAME) else self.path
 
     @property
     def episodes(self) -> "ShardFolder | None":
-        """The folder with one tar per episode, samples in the order of frames."""
+        """Folder with one tar per episode, samples in frame order; None if missing."""
         path = self.output / EPISODES_NAME / manifest.NAME
         return ShardFolder(path) if path.is_file() else None
 
     @property
     def statistics_file(self) -> Path:
-        """stats.json, which for `episodes` lies in the folder beside."""
-        return self._here_or_beside(stats.NAME)
+        """Path of stats.json; for `episodes` it is in `shards`."""
+        return self._find_file(stats.NAME)
 
     def statistics_copies(self) -> Iterator[Path]:
-        """Other files that repeat the statistics, as published data and earlier versions have."""
-        others = (self.path / _COMPACT_NAME, self.path.parent / EPISODES_NAME / stats.NAME)
-        yield from (path for path in others if path != self.statistics_file and path.is_file())
+        """Copies of the statistics in published data and outputs of earlier versions."""
+        candidates = (self.path / _COMPACT_NAME, self.path.parent / EPISODES_NAME / stats.NAME)
+        yield from (path for path in candidates if path != self.statistics_file and path.is_file())
 
     @property
     def options_file(self) -> Path:
-        """preprocessing_config.yaml, which for `episodes` lies in the folder beside."""
-        return self._here_or_beside(provenance.CONFIG_NAME)
+        """Path of preprocessing_config.yaml; for `episodes` it is in `shards`."""
+        return self._find_file(provenance.CONFIG_NAME)
 
-    def _here_or_beside(self, name: str) -> Path:
-        own, beside = self.path / name, self.path.parent / SHARDS_NAME / name
-        return beside if not own.is_file() and beside.is_file() else own
+    def _find_file(self, name: str) -> Path:
+        own_path, shards_path = self.path / name, self.path.parent / SHARDS_NAME / name
+        return shards_path if not own_path.is_file() and shards_path.is_file() else own_path
 
     def shards(self) -> list[Shard]:
-        """The tars of the manifest; DataError where it is broken."""
+        """Tars of the manifest; raises DataError if it is broken."""
         return read_manifest(self.manifest)
 
     def statistics(self) -> Statistics:
-        """stats.json; DataError where it is missing or broken."""
+        """Content of stats.json; raises DataError if it is missing or broken."""
         return read_stats(self.statistics_file)
 
     def options(self) -> dict[str, Any]:
-        """preprocessing_config.yaml; DataError where it is missing or broken."""
+        """Content of preprocessing_config.yaml; raises DataError if it is missing or broken."""
         return read_preprocessing_config(self.options_file.parent)
 
     def metadata(self) -> dict[str, Any]:
-        """processing_metadata.json, empty where there is none; DataError where it is damaged."""
+        """Content of processing_metadata.json, empty if missing; raises DataError if damaged."""
         return read_processing_metadata(self.path)
 
     def record(self) -> OutputRecord | None:
-        """The record of the run that wrote it; None where there is none, DataError if damaged."""
+        """Record of the run that wrote the output; None if missing, raises DataError if damaged."""
         return read_valid_record(self.output)
 
 
 def is_output(location: Path) -> bool:
-    """Whether training data are here, or a run that writes some has begun."""
+    """True for a folder of training shards, or the output of a started run of them."""
     return ShardFolder.find(location) is not None or is_unfinished(location)
 
 
 def is_unfinished(location: Path) -> bool:
-    """Whether a run that writes training data has begun here, or one whose record is damaged."""
+    """True for the output of a started `preprocess` run, or if the record is damaged."""
     try:
         record = read_valid_record(location)
     except DataError:
@@ -174,8 +174,8 @@ def is_unfinished(location: Path) -> bool:
     return record is not None and record.command == "preprocess"
 
 
-def lists_manifest(location: Path) -> bool:
-    """Whether a manifest should be there; other sinks than that of shards write none."""
+def expects_manifest(location: Path) -> bool:
+    """True if the output should have a manifest; only the `lbm` sink writes one."""
     try:
         entries = read_file_list(location)
     except DataError:

@@ -1,4 +1,4 @@
-"""stats.json: statistics of every field, read tolerantly, written strictly, merged.
+"""stats.json: statistics of all fields, read tolerantly, written as strict JSON, merged.
 
 Source: formats/lbm 4.1, 4.4, 6.2.
 """
@@ -21,21 +21,21 @@ from vlatool.transforms.statistics import WindowStatistics, merge, summary
 NAME = "stats.json"
 DIGESTS_NAME = "stats_digests.npz"
 
-# A thousand channels of a hundred steps, with their digests.
-_MOST_BYTES = 2**30
+# A thousand dimensions of a hundred steps, with their digests.
+_MAX_BYTES = 2**30
 
 Statistics = dict[str, dict[str, Any]]
 
 
 def read_stats(path: Path) -> Statistics:
-    """The statistics of a data set; `NaN` and `Infinity` literals become None.
+    """Statistics of a data set; `NaN` and `Infinity` literals become None.
 
     Raises:
         DataError: The file is missing or not a JSON object of fields.
     """
     problem = "expected a JSON object"
     try:
-        text = read_document(path, max_bytes=_MOST_BYTES)
+        text = read_document(path, max_bytes=_MAX_BYTES)
         content: object = parse_json(text, constants=lambda _: None)
     except OSError as error:
         raise DataError(
@@ -62,9 +62,9 @@ def write_stats(path: Path, stats: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def compact(stats: Mapping[str, Mapping[str, Any]]) -> Statistics:
-    """What training reads: all but the digest states, a hundredth of the size.
+    """Statistics without the digest states: what training reads, a hundredth of the size.
 
-    Only another merge needs those.
+    Only a merge needs the digests.
     """
     return {
         name: {key: value for key, value in entry.items() if not key.startswith("tdigest_state")}
@@ -73,7 +73,7 @@ def compact(stats: Mapping[str, Mapping[str, Any]]) -> Statistics:
 
 
 def number_array(value: object) -> Array | None:
-    """A value of an entry as float64, NaN for null; None for what is no array of numbers."""
+    """Value of an entry as float64, NaN for null; None if it is not an array of numbers."""
     try:
         return np.asarray(value, np.float64) if value is not None else None
     except (TypeError, ValueError):
@@ -86,8 +86,8 @@ class StatsPart:
 
     Attributes:
         statistics: Its stats.json.
-        past: Steps of its windows before the anchor; None where that is unknown.
-        weight: Share of the mixture; None to count every row the same.
+        past: Steps of its windows before the anchor; None if unknown.
+        weight: Share of the mixture; None weights all rows equally.
     """
 
     statistics: Statistics
@@ -97,12 +97,12 @@ class StatsPart:
 
 @dataclass(frozen=True)
 class MergedStats:
-    """The statistics of all parts.
+    """Merged statistics of all parts.
 
     Attributes:
         statistics: Field to entry, for the fields that all parts have.
-        left_out: Field to the reason why it is not among them.
-        steps: Steps of the windows that all parts cover.
+        left_out: Omitted field to the reason.
+        steps: Number of steps of the windows that all parts cover.
     """
 
     statistics: Statistics
@@ -111,22 +111,22 @@ class MergedStats:
 
 
 def merge_stats(parts: Sequence[Statistics]) -> Statistics:
-    """Statistics of data sets, for the fields that all of them have; raises as `merge_parts`."""
+    """Merged statistics for the fields that all data sets have; raises as `merge_parts`."""
     if len(parts) == 1:
         return parts[0]
     return merge_parts([StatsPart(part) for part in parts]).statistics
 
 
 def merge_parts(parts: Sequence[StatsPart], *, leave_out_unequal: bool = False) -> MergedStats:
-    """Statistics of data sets whose windows may differ: steps are matched by the anchor.
+    """Merged statistics of data sets whose windows may differ: steps are aligned at the anchor.
 
     Args:
         parts: The data sets.
-        leave_out_unequal: Leave out fields whose channels differ, instead of an error.
+        leave_out_unequal: Omit fields whose dimensions differ instead of raising.
 
     Raises:
-        DataError: Windows differ and an anchor is unknown, channels differ, or a part lacks what
-            merging needs.
+        DataError: Windows differ and an anchor is unknown, dimensions differ, or a part lacks
+            digests or other entries.
     """
     names = dict.fromkeys(name for part in parts for name in part.statistics)
     merged: Statistics = {}
@@ -143,7 +143,7 @@ def merge_parts(parts: Sequence[StatsPart], *, leave_out_unequal: bool = False) 
     if not merged:
         raise DataError(
             "the statistics have no field in common",
-            hint="are they of the same kind of robot?",
+            hint="merge data sets of the same kind of robot",
             code="data.unmergeable_statistics",
             details={"left_out": left_out},
         )
@@ -152,7 +152,7 @@ def merge_parts(parts: Sequence[StatsPart], *, leave_out_unequal: bool = False) 
 
 
 def _width(entry: Mapping[str, Any]) -> int:
-    """Channels of a field; 0 where its entry is broken."""
+    """Number of dimensions of a field; 0 if its entry is broken."""
     mean = entry.get("mean")
     return len(mean) if isinstance(mean, list) else 0
 
@@ -163,27 +163,27 @@ def _merge_field(name: str, parts: Sequence[StatsPart]) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise DataError(
             f"statistics of field {name!r} cannot be merged: {error}",
-            hint="one of them lacks digests: give a folder of data, not statistics without the "
-            "file of digests beside them, nor a weighted merge",
+            hint="one of them lacks digests: give a folder of data, not statistics without their "
+            "file of digests, nor a weighted merge",
             code="data.unmergeable_statistics",
         ) from None
-    partial = _weighted(parts, _aligned(name, parts, partial))
+    partial = _apply_weights(parts, _align(name, parts, partial))
     total = partial[0]
     for part in partial[1:]:
         total = merge(total, part)
     return summary(total)
 
 
-def _aligned(
+def _align(
     name: str, parts: Sequence[StatsPart], partial: Sequence[WindowStatistics]
 ) -> list[WindowStatistics]:
-    """The steps around the anchor that every part has."""
-    shapes = {one.shape for one in partial}
+    """Statistics of the steps around the anchor that all parts have."""
+    shapes = {statistics.shape for statistics in partial}
     pasts = {part.past for part in parts}
     if len(shapes) == 1 and len(pasts) == 1:
         return list(partial)
     known = [part.past for part in parts if part.past is not None]
-    if len({channels for _, channels in shapes}) == 1 and len(known) < len(parts):
+    if len({width for _, width in shapes}) == 1 and len(known) < len(parts):
         raise DataError(
             f"field {name!r}: the windows differ or may differ, and for "
             f"{len(parts) - len(known)} of {len(parts)} data sets the anchor is unknown",
@@ -191,55 +191,58 @@ def _aligned(
             code="data.unmergeable_statistics",
             details={"field": name},
         )
-    if len({channels for _, channels in shapes}) > 1:
+    if len({width for _, width in shapes}) > 1:
         raise DataError(
-            f"field {name!r} has different shapes (steps, channels) in the data sets: "
+            f"field {name!r} has different shapes (steps, dimensions) in the data sets: "
             f"{sorted(shapes)}",
-            hint="preprocess them alike",
+            hint="preprocess them with the same options",
             code="data.unmergeable_statistics",
             details={"field": name},
         )
     past = min(known)
-    future = min(one.shape[0] - before for one, before in zip(partial, known, strict=True))
+    future = min(
+        statistics.shape[0] - part_past
+        for statistics, part_past in zip(partial, known, strict=True)
+    )
     if future < 1:
         raise DataError(
-            f"field {name!r} has fewer steps than past_lowdim_steps says",
-            hint="preprocessing_config.yaml and stats.json belong to different data; check them",
+            f"field {name!r} has fewer steps than past_lowdim_steps requires",
+            hint="check that preprocessing_config.yaml and stats.json belong to the same data",
             code="data.unmergeable_statistics",
             details={"field": name},
         )
     return [
-        one.steps(before - past, before + future)
-        for one, before in zip(partial, known, strict=True)
+        statistics.steps(part_past - past, part_past + future)
+        for statistics, part_past in zip(partial, known, strict=True)
     ]
 
 
-def _weighted(
+def _apply_weights(
     parts: Sequence[StatsPart], partial: Sequence[WindowStatistics]
 ) -> list[WindowStatistics]:
-    """Counts changed so that each part has its share of the mixture."""
+    """Statistics with counts scaled to the share of each part in the mixture."""
     weights = [part.weight for part in parts if part.weight is not None]
     if len(weights) < len(parts):
         return list(partial)
-    sizes = [float(one.count.max(initial=0)) for one in partial]
-    whole = sum(sizes) / sum(weights)
+    sizes = [float(statistics.count.max(initial=0)) for statistics in partial]
+    rows_per_weight = sum(sizes) / sum(weights)
     return [
-        _scale(one, weight * whole / max(size, 1.0))
-        for one, weight, size in zip(partial, weights, sizes, strict=True)
+        _scale(statistics, weight * rows_per_weight / max(size, 1.0))
+        for statistics, weight, size in zip(partial, weights, sizes, strict=True)
     ]
 
 
 def _scale(part: WindowStatistics, factor: float) -> WindowStatistics:
-    """As if every row had been seen `factor` times."""
+    """Statistics as if every row occurred `factor` times."""
     count = part.count * factor  # fractions: rounding would shift the shares of small sets
-    # Keeps the variance m2 / (count - 1) what it was.
+    # Keeps the variance m2 / (count - 1) unchanged.
     m2 = part.m2 * np.maximum(count - 1, 0) / np.maximum(part.count - 1, 1)
     digest = scaled(part.digest, factor)
     return WindowStatistics(count, part.mean, m2, part.minimum, part.maximum, digest)
 
 
 def _partial(entry: Mapping[str, Any]) -> WindowStatistics:
-    """The partial statistics behind a published entry."""
+    """Mergeable statistics of a published entry."""
     mean = np.asarray(entry["mean_per_timestep"], np.float64)
     rows = np.asarray(entry["count"], np.int64)
     count = np.broadcast_to(rows[:, None], mean.shape)
@@ -252,17 +255,17 @@ def _partial(entry: Mapping[str, Any]) -> WindowStatistics:
     state = entry["tdigest_state_per_timestep"]
     digest = state if isinstance(state, Digest) else from_state(state)
     if len(digest.means) != mean.size:
-        raise ValueError("the digests are of another shape than the means")
+        raise ValueError("the digests have another shape than the means")
     return WindowStatistics(
         count=count,
         mean=mean,
         m2=std**2 * np.maximum(count - 1, 0),
-        minimum=_filled(entry["min_per_timestep"], np.inf),
-        maximum=_filled(entry["max_per_timestep"], -np.inf),
+        minimum=_fill_missing(entry["min_per_timestep"], np.inf),
+        maximum=_fill_missing(entry["max_per_timestep"], -np.inf),
         digest=digest,
     )
 
 
-def _filled(values: object, fill: float) -> Array:
+def _fill_missing(values: object, fill: float) -> Array:
     array = np.asarray(values, np.float64)
     return np.where(np.isfinite(array), array, fill)

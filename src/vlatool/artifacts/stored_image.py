@@ -1,32 +1,32 @@
-"""What the bytes of a picture say of it, and whether they are whole, without its pixels.
+"""Headers and integrity of encoded images, without decoding pixels.
 
-A picture that already is what is wanted goes through as it is; this says whether it is.
+Decides if a stored image can be copied unchanged.
 """
 
 from dataclasses import dataclass, replace
 
 import simplejpeg
 
-from vlatool.artifacts.image import MOST_PIXELS, decoded_size, open_image
+from vlatool.artifacts.image import MAX_PIXELS, decoded_size, open_image
 from vlatool.artifacts.png import is_png, png_info
 
 PNG, JPEG = "png", "jpeg"
 _JPEG_SIGNATURE = b"\xff\xd8\xff"
-# Pillow's modes of grey with more than 8 bits; brought to colours they would be white.
-_NUMBERS = ("I", "F")
+# Pillow's gray modes with more than 8 bits; converted to RGB they would be white.
+_NUMERIC_MODES = ("I", "F")
 
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What a picture is.
+    """Format and size of an encoded image.
 
     Attributes:
         format: `png`, `jpeg`, or another name in lower case.
         height: In pixels.
         width: In pixels.
-        is_plain: Whether it is stored as 8-bit red, green and blue and nothing else: every reader
-            sees the same pixels.
-        frames: More than one in an animation.
+        is_plain: True if it is stored as 8-bit RGB and nothing else: every reader decodes the same
+            pixels.
+        frames: Number of frames; more than one in an animation.
     """
 
     format: str
@@ -42,48 +42,48 @@ class ImageInfo:
 
 
 def image_info(data: bytes) -> ImageInfo:
-    """What the header says; of a PNG every checksum is compared, too.
+    """Format and size from the header; all checksums of a PNG are compared too.
 
     Raises:
-        ValueError: It is no picture, cut off or damaged, has more than `MOST_PIXELS`, or numbers
-            of more than 8 bits in place of colours, such as depth.
+        ValueError: The data is no image, truncated or damaged, has more than `MAX_PIXELS`, or
+            values of more than 8 bits instead of colors, such as depth.
     """
     if is_png(data):
-        info = _png_facts(data)
+        info = _png_image_info(data)
     elif data.startswith(_JPEG_SIGNATURE):
-        info = _jpeg_facts(data)
+        info = _jpeg_image_info(data)
     else:
-        info = _other_facts(data)
-    if info.height * info.width > MOST_PIXELS:
-        raise ValueError(f"{info.width} x {info.height} pixels; the limit is {MOST_PIXELS}")
+        info = _pillow_image_info(data)
+    if info.height * info.width > MAX_PIXELS:
+        raise ValueError(f"{info.width} x {info.height} pixels; the limit is {MAX_PIXELS}")
     return info
 
 
 def check_pixels(data: bytes) -> None:
-    """Decodes a picture; ValueError where that is not possible."""
+    """Decodes an image; raises ValueError if that fails."""
     decoded_size(data)
 
 
-def _png_facts(data: bytes) -> ImageInfo:
+def _png_image_info(data: bytes) -> ImageInfo:
     info = png_info(data)
     if not info.is_plain_rgb:
-        return replace(_other_facts(data), is_plain=False)
+        return replace(_pillow_image_info(data), is_plain=False)
     return ImageInfo(PNG, *info.size, is_plain=True)
 
 
-def _jpeg_facts(data: bytes) -> ImageInfo:
+def _jpeg_image_info(data: bytes) -> ImageInfo:
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
-        return _other_facts(data)
+        return _pillow_image_info(data)
     return ImageInfo(JPEG, int(height), int(width), colors == "YCbCr")
 
 
-def _other_facts(data: bytes) -> ImageInfo:
+def _pillow_image_info(data: bytes) -> ImageInfo:
     with open_image(data) as image:
         name = (image.format or "").lower()
         frames = int(getattr(image, "n_frames", 1))
-        if image.mode.startswith(_NUMBERS):
-            raise ValueError(f"numbers in place of colours (mode {image.mode!r}), such as depth")
+        if image.mode.startswith(_NUMERIC_MODES):
+            raise ValueError(f"values instead of colors (mode {image.mode!r}), such as depth")
         is_plain = image.mode == "RGB" and frames == 1
         return ImageInfo(name, image.height, image.width, is_plain, frames)

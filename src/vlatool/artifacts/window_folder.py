@@ -1,4 +1,4 @@
-"""A folder of windows: a file of lines and a folder of pictures per episode, and what they are.
+"""Folder of windows: a file of lines and a folder of images per episode, and a manifest.
 
 Published folders have no manifest. Source: reference/future-vla 1.1.
 """
@@ -22,7 +22,7 @@ from vlatool.storage.documents import DocumentError, read_json
 MANIFEST_NAME = "manifest.json"
 FORMAT, VERSION = "vlatool.windows", 1
 
-# Patterns of everything that is written there; what others put beside it is left alone.
+# Patterns of all files that vlatool writes there; other files are not touched.
 OWNED_FILES = (
     f"{DATA_NAME}/episode_*{LINES_SUFFIX}",
     f"{DATA_NAME}/episode_*{INDEX_SUFFIX}",
@@ -36,24 +36,24 @@ Count = Annotated[int, Field(ge=0)]
 
 @dataclass(frozen=True)
 class WindowManifest:
-    """What a folder of windows holds.
+    """Manifest of a folder of windows.
 
     Attributes:
-        names: What the names of its pictures begin with.
-        cameras: In the order in which they stand side by side in a window.
-        fps: Frames per second; None where episodes differ or do not say.
-        action_fields: Fields of the recording that an action is made of.
-        action_names: What the values of an action are called; empty where that is not known.
-        action_width: Values of an action, not normalised.
-        past_steps: Steps that are seen, the present one included.
-        future_steps: Steps that are done, and seen after that.
-        qa_mode: Which lines there are of a frame.
-        image_size: (width, height) of the pictures; None where they have their own.
-        episodes: Files of lines.
-        frames: In all episodes.
-        samples: Lines in all files.
-        pictures: Files of pictures.
-        untouched: Those of them that are stored as they were recorded.
+        names: Prefixes of the image names.
+        cameras: In the order of the images of one frame.
+        fps: Frames per second; None if episodes differ or do not record it.
+        action_fields: Fields of the source that are concatenated to an action.
+        action_names: Names of the values of an action; empty if unknown.
+        action_width: Number of values of an action; they are not normalized.
+        past_steps: Observed steps, the anchor included.
+        future_steps: Actions from the anchor on, and images of the steps after it.
+        qa_mode: Kinds of the lines of a frame.
+        image_size: (width, height) of the images; None if they keep their size.
+        episodes: Number of files of lines.
+        frames: Number of frames in all episodes.
+        samples: Number of lines in all files.
+        pictures: Number of image files.
+        untouched: Number of images that were copied unchanged.
     """
 
     names: tuple[str, ...]
@@ -73,24 +73,24 @@ class WindowManifest:
     untouched: Count
 
     def document(self) -> dict[str, Any]:
-        """As it is written."""
+        """JSON document of the manifest."""
         return {"format": FORMAT, "version": VERSION, **asdict(self), "normalisation": None}
 
 
-# As the published converter makes them. Source: reference/future-vla 1.3
+# Values of the published converter. Source: reference/future-vla 1.3
 PUBLISHED_CAMERAS, PUBLISHED_STEPS = ("image", "wrist_image"), 16
 
 
 def write_manifest(folder: Path, manifest: WindowManifest) -> None:
-    """Says what a folder holds; written last."""
+    """Writes the manifest of a folder, its last file."""
     write_json(folder / MANIFEST_NAME, manifest.document())
 
 
 def read_manifest(folder: Path) -> WindowManifest | None:
-    """What a folder says of itself; None where it does not.
+    """Manifest of a folder; None if it has none.
 
     Raises:
-        DataError: `data.broken_manifest`: the file is damaged, another's, or of a later version.
+        DataError: `data.broken_manifest`: the file is damaged, of another format or version.
     """
     path = folder / MANIFEST_NAME
     try:
@@ -109,9 +109,9 @@ def read_manifest(folder: Path) -> WindowManifest | None:
 
 def _manifest(tree: Any) -> WindowManifest:
     if not isinstance(tree, dict) or tree.get("format") != FORMAT:
-        raise ValueError(f"has not the format {FORMAT!r}")
+        raise ValueError(f"format is not {FORMAT!r}")
     if tree.get("version") != VERSION:
-        raise ValueError(f"has version {tree.get('version')!r}; this vlatool knows {VERSION}")
+        raise ValueError(f"has version {tree.get('version')!r}; this vlatool supports {VERSION}")
     return TypeAdapter(WindowManifest).validate_python(tree)
 
 
@@ -121,11 +121,11 @@ def _reason(error: ValidationError) -> str:
 
 
 def is_windows(location: Path) -> bool:
-    """Whether a folder of windows is here, or a run that writes one has begun."""
-    return _says_so(location) or _is_unfinished(location) or _is_published(location)
+    """True for a folder of windows, or the output of a started run of them."""
+    return _has_manifest(location) or _is_unfinished(location) or _is_published(location)
 
 
-def _says_so(location: Path) -> bool:
+def _has_manifest(location: Path) -> bool:
     try:
         tree = read_json(location / MANIFEST_NAME)
     except (DocumentError, OSError):
@@ -142,7 +142,7 @@ def _is_unfinished(location: Path) -> bool:
 
 
 def _is_published(location: Path) -> bool:
-    """Whether the first line of the first file is a window."""
+    """True if the first line of the first file is a window."""
     first = next(iter(lines_files(location)), None)
     if first is None:
         return False
@@ -153,12 +153,12 @@ def _is_published(location: Path) -> bool:
 
 
 def lines_files(folder: Path) -> Sequence[Path]:
-    """The files of lines of a folder, by name."""
+    """Files of lines of a folder, sorted by name."""
     data = folder / DATA_NAME
     return sorted(data.glob(f"episode_*{LINES_SUFFIX}")) if data.is_dir() else []
 
 
-def image_folders(folder: Path) -> Iterator[Path]:
-    """The folders of pictures, by name."""
-    images = folder / IMAGES_NAME
-    yield from sorted(one for one in images.glob("episode_*") if one.is_dir())
+def image_folders(root: Path) -> Iterator[Path]:
+    """Folders of images, sorted by name."""
+    images = root / IMAGES_NAME
+    yield from sorted(folder for folder in images.glob("episode_*") if folder.is_dir())

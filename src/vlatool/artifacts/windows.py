@@ -1,6 +1,6 @@
-"""A line of raw windows: what was seen, what is done, what is seen then, and the words around it.
+"""Lines of raw windows: past images, actions, future images and the text of the conversation.
 
-Legend: P pictures before and at the present, Q pictures after it, T actions, A values of an action.
+Legend: P images up to the anchor, Q images after it, T actions, A values of an action.
 Source: reference/future-vla 1.1, 1.4.
 """
 
@@ -19,11 +19,11 @@ DATA_NAME, IMAGES_NAME = "data", "images"
 EPISODE_PREFIX = "episode_"
 
 IMAGE, ACTION, FUTURE_IMAGE = "<image>", "<action>", "<Recimage>"
-# What later stages find by its spelling: an instruction that has it would be taken for it.
+# Tags that later stages search for; an instruction must not contain them.
 RESERVED = (IMAGE, ACTION, FUTURE_IMAGE, "<Act>", "</Act>", "<Rec>", "</Rec>")
 
 _TASK = "Task: "
-# Behind the instruction; before the future pictures. Both answers end with a full stop.
+# After the instruction; before the future images. Both answers end with a full stop.
 _QUESTIONS: Mapping[Kind, str] = {
     "vla": "\n\nBased on the observation, what action should be executed?",
     "wm": "\n\nIf we execute the action<Act><action></Act>, what will be the resulting state?",
@@ -40,14 +40,14 @@ _ROLES = ("user", "assistant")
 
 @dataclass(frozen=True)
 class Window:
-    """One line.
+    """Content of one line.
 
     Attributes:
-        kind: `vla` asks for the action, `wm` (world model) for what an action leads to.
+        kind: `vla` asks for the action, `wm` (world model) for the state after the action.
         task: The instruction.
-        images: Paths of P pictures relative to the folder, oldest first, cameras side by side.
-        future: Paths of Q pictures, in the same order.
-        actions: [T, A], not normalised.
+        images: Paths of P images relative to the folder, oldest frame first, cameras in order.
+        future: Paths of Q images, in the same order.
+        actions: [T, A], not normalized.
     """
 
     kind: Kind
@@ -58,13 +58,13 @@ class Window:
 
 
 def render_window(window: Window) -> bytes:
-    """The line, UTF-8, with its newline.
+    """Line of a window, UTF-8, with its newline.
 
     Raises:
-        ValueError: A number is not finite, or the instruction cannot stand in the text.
+        ValueError: A number is not finite, or the instruction contains a tag.
     """
     if word := reserved_word(window.task):
-        raise ValueError(f"the instruction has {word}, which is a tag")
+        raise ValueError(f"the instruction contains the tag {word}")
     row = {
         "messages": [
             {"role": "user", "content": _question(window.kind, window.task, len(window.images))},
@@ -78,12 +78,12 @@ def render_window(window: Window) -> bytes:
 
 
 def reserved_word(task: str) -> str:
-    """The tag in an instruction, which therefore cannot be used; empty where there is none."""
+    """First tag in an instruction; empty if there is none."""
     return next((word for word in RESERVED if word in task), "")
 
 
 def _question(kind: Kind, task: str, images: int) -> str:
-    """What the user says."""
+    """Text of the user."""
     return f"{IMAGE * images}{_TASK}{task}{_QUESTIONS[kind]}"
 
 
@@ -92,64 +92,70 @@ def _answer(kind: Kind, images: int) -> str:
 
 
 def parse_window(line: bytes) -> Window:
-    """The window in a line.
+    """Window in a line.
 
     Raises:
-        ValueError: It is none; the reason is the message.
+        ValueError: The line is not a window; the message is the reason.
     """
     row = parse_json(line)
     if not isinstance(row, Mapping) or tuple(row) != _KEYS:
         raise ValueError(f"expected an object with the keys {', '.join(_KEYS)}, in this order")
     images, future = _paths(row, "images"), _paths(row, "Recimage")
-    kind, task = _asked(row["messages"], len(images), len(future))
+    kind, task = _parse_conversation(row["messages"], len(images), len(future))
     return Window(kind, task, images, future, _actions(row["actions"]))
 
 
 def parse_windows(lines: Iterable[bytes]) -> Iterator[Window]:
-    """The window in each line; pictures and actions that stand in the line before are those.
+    """Window in each line; images and actions that equal those of the line before are reused.
 
     Raises:
-        ValueError: A line is none; the reason is the message.
+        ValueError: A line is not a window; the message is the reason.
     """
-    before, rest_before = None, b""
+    previous, previous_rest = None, b""
     for line in lines:
-        said, mark, rest = line.partition(_IMAGES_MARK)  # within a text its quotes have backslashes
-        if before is not None and mark and rest == rest_before:
-            row = parse_json(said + b"}")
+        messages_text, separator, rest = line.partition(
+            _IMAGES_MARK
+        )  # within a text its quotes have backslashes
+        if previous is not None and separator and rest == previous_rest:
+            row = parse_json(messages_text + b"}")
             if not isinstance(row, Mapping) or tuple(row) != _KEYS[:1]:
                 raise ValueError("expected messages before the images")
-            kind, task = _asked(row["messages"], len(before.images), len(before.future))
-            yield replace(before, kind=kind, task=task)
+            kind, task = _parse_conversation(
+                row["messages"], len(previous.images), len(previous.future)
+            )
+            yield replace(previous, kind=kind, task=task)
         else:
-            before, rest_before = parse_window(line), rest
-            yield before
+            previous, previous_rest = parse_window(line), rest
+            yield previous
 
 
-def _asked(messages: Any, images: int, future: int) -> tuple[Kind, str]:
-    """What is asked for, and the instruction."""
-    said, answered = _conversation(messages)
-    kind = _kind(answered, future)
-    before, behind = f"{IMAGE * images}{_TASK}", _QUESTIONS[kind]
-    if not (said.startswith(before) and said.endswith(behind)):
-        raise ValueError(f"the question does not go with its answer and {images} pictures")
-    return kind, said[len(before) : -len(behind)]
+def _parse_conversation(messages: Any, images: int, future: int) -> tuple[Kind, str]:
+    """Kind and instruction of a conversation."""
+    question_text, answer_text = _conversation(messages)
+    kind = _kind(answer_text, future)
+    prefix, suffix = f"{IMAGE * images}{_TASK}", _QUESTIONS[kind]
+    if not (question_text.startswith(prefix) and question_text.endswith(suffix)):
+        raise ValueError(f"the question does not match its answer and {images} images")
+    return kind, question_text[len(prefix) : -len(suffix)]
 
 
-def _kind(answered: str, images: int) -> Kind:
+def _kind(answer_text: str, images: int) -> Kind:
     kinds: tuple[Kind, ...] = ("vla", "wm")
     for kind in kinds:
-        if answered == _answer(kind, images):
+        if answer_text == _answer(kind, images):
             return kind
-    raise ValueError(f"the answer is none of the known ones with {images} pictures")
+    raise ValueError(f"the answer is none of the known ones with {images} images")
 
 
 def _conversation(messages: Any) -> tuple[str, str]:
-    """What the user says, and the answer."""
-    turns = messages if isinstance(messages, list) else []
-    said = {one.get("role"): one.get("content") for one in turns if isinstance(one, Mapping)}
-    if len(turns) != len(_ROLES) or tuple(said) != _ROLES:
+    """Texts of the user and of the assistant."""
+    entries = messages if isinstance(messages, list) else []
+    content_of = {
+        entry.get("role"): entry.get("content") for entry in entries if isinstance(entry, Mapping)
+    }
+    if len(entries) != len(_ROLES) or tuple(content_of) != _ROLES:
         raise ValueError("expected one message of the user and one of the assistant")
-    texts = [text for text in said.values() if isinstance(text, str)]
+    texts = [text for text in content_of.values() if isinstance(text, str)]
     if len(texts) != len(_ROLES):
         raise ValueError("a message has no text")
     return texts[0], texts[1]
@@ -158,25 +164,25 @@ def _conversation(messages: Any) -> tuple[str, str]:
 def _paths(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
     value = row[key]
     if not isinstance(value, list) or not {*map(type, value)} <= {str}:
-        raise ValueError(f"{key} is no list of paths")
+        raise ValueError(f"{key} is not a list of paths")
     return tuple(value)
 
 
-def _actions(value: Any) -> tuple[tuple[float, ...], ...]:
-    rows = value if isinstance(value, list) else []
+def _actions(content: Any) -> tuple[tuple[float, ...], ...]:
+    rows = content if isinstance(content, list) else []
     if not rows or not all(isinstance(row, list) and row for row in rows):
-        raise ValueError("actions is no list of rows")
+        raise ValueError("actions is not a list of rows")
     if len({len(row) for row in rows}) > 1:
         raise ValueError("actions have rows of different widths")
-    values = [one for row in rows for one in row]
-    # True is an int, but no number: types are compared, not asked for.
+    values = [value for row in rows for value in row]
+    # True is an instance of int, but not a number: exact types are compared.
     if not {*map(type, values)} <= {int, float} or not math.isfinite(_total(values)):
-        raise ValueError("actions have a value that is no finite number")
+        raise ValueError("actions have a value that is not a finite number")
     return tuple(tuple(map(float, row)) for row in rows)
 
 
 def _total(values: Sequence[float]) -> float:
-    """The sum of magnitudes; not finite where a value is not, or is beyond a float."""
+    """Sum of magnitudes; not finite if a value is not finite or exceeds a float."""
     try:
         return math.fsum(map(abs, values))
     except OverflowError:
@@ -184,22 +190,22 @@ def _total(values: Sequence[float]) -> float:
 
 
 def lines_name(episode: str) -> str:
-    """Where the windows of an episode are, relative to the folder."""
+    """Path of the windows of an episode, relative to the folder."""
     return f"{DATA_NAME}/{episode}{LINES_SUFFIX}"
 
 
 def images_name(episode: str) -> str:
-    """Where its pictures are, relative to the folder."""
+    """Folder of the images of an episode, relative to the folder of windows."""
     return f"{IMAGES_NAME}/{episode}"
 
 
 def image_file(name: str, camera: str, episode: str, frame: int) -> str:
-    """What a picture is called in the folder of its episode."""
+    """Name of an image in the folder of its episode."""
     return f"{name}_{camera}_{episode}_frame_{frame:06d}.png"
 
 
 def image_folder(path: str) -> str | None:
-    """The folder in `IMAGES_NAME` that a path in a line leads to; None where it leads elsewhere."""
+    """Folder in `IMAGES_NAME` of an image path of a line; None for a path elsewhere."""
     above, *rest = path.split("/")
     if above != IMAGES_NAME or len(rest) != 2 or {*rest} & {"", ".", ".."}:
         return None
@@ -207,5 +213,5 @@ def image_folder(path: str) -> str | None:
 
 
 def episode_name(number: int) -> str:
-    """What an episode is called that has a number."""
+    """Name of the episode with this number."""
     return f"{EPISODE_PREFIX}{number:06d}"

@@ -1,4 +1,4 @@
-"""The windows of one episode become samples: codes are looked up, actions encoded.
+"""Samples of one episode from its windows: codes are looked up, actions encoded.
 
 Legend: W windows, H actions of a window, D values of an action. Source: reference/future-vla 5.1.
 """
@@ -46,20 +46,20 @@ BUILD = FindingCodes(
     {
         "clamped_actions": FindingKind(
             "warning",
-            "Actions reach further than the action tokenizer knows; they are cut there.",
-            "fit one on these data with vlatool tokenizer fit-fast",
+            "Actions exceed the range of the action tokenizer and are clamped.",
+            "fit a tokenizer on these data with vlatool tokenizer fit-fast",
         ),
     },
 )
 
-_AGAIN = "write the windows again with `vlatool preprocess`, or copy them again"
+_HINT = "write the windows again with `vlatool preprocess`, or copy them again"
 
 
 class WindowFile(NamedTuple):
-    """The windows of one episode.
+    """File with the windows of one episode.
 
     Attributes:
-        episode: Its name: that of the file without suffix.
+        episode: Name of the episode: name of the file without suffix.
         path: The file.
     """
 
@@ -68,7 +68,7 @@ class WindowFile(NamedTuple):
 
 
 class WindowShape(NamedTuple):
-    """What all windows have in common."""
+    """Sizes that all windows share: images, future images, steps and values of an action."""
 
     pictures: int
     future: int
@@ -82,13 +82,13 @@ class EpisodeBuilder:
 
     Attributes:
         output: The output folder.
-        codes: Where the codes of pictures are.
+        codes: Codes of the images.
         fast: Folder of the action tokenizer.
-        fast_digest: What it has to be.
-        profile: How actions are normalised before.
-        kinds: Which samples are taken.
-        layout: How they are written.
-        prefix: What stands before the path of each picture in a line.
+        fast_digest: Expected digest of the action tokenizer.
+        profile: Normalization of the actions.
+        kinds: Kinds of windows that are used.
+        layout: Layout of the samples.
+        prefix: Prefix of the path of each image in a line.
     """
 
     output: Path
@@ -101,38 +101,40 @@ class EpisodeBuilder:
     prefix: str
 
     def __call__(self, item: WindowFile) -> Receipt:
-        """Writes the file and its index, or the packed form.
+        """Writes the lines with their index, or the packed samples.
 
         Raises:
-            DataError: A line is no window, a picture has no codes, an action cannot be encoded.
+            DataError: A line is no window, an image has no codes, or an action cannot be encoded.
         """
         windows = [
-            _strip_instruction(one) for one in read_windows(item.path) if one.kind in self.kinds
+            _strip_instruction(window)
+            for window in read_windows(item.path)
+            if window.kind in self.kinds
         ]
         if not windows:
             return Receipt(item.episode, counts={"samples": 0})
         shape = common_shape(item.path, windows)
-        kept, _ = distinct_windows(windows)
+        distinct, _ = distinct_windows(windows)
         _check_no_repeats(item, windows)
-        _check_own_episode(item, kept)
-        ids, findings = self._action_ids(item, kept)
-        samples = assemble(windows, ids, self._codes(kept))
-        kinds = Counter(one.kind for one in windows)
+        _check_own_episode(item, distinct)
+        ids, findings = self._action_ids(item, distinct)
+        samples = assemble(windows, ids, self._codes(distinct))
+        kinds = Counter(window.kind for window in windows)
         return Receipt(
             item.episode,
-            counts={"samples": len(windows), "windows": len(kept), **kinds},
+            counts={"samples": len(windows), "windows": len(distinct), **kinds},
             files=self._write(item, samples),
             findings=findings,
             facts={
                 "shape": list(shape),
                 "ids": sorted(Counter(map(len, ids)).items()),
-                "tasks": dict(Counter(one.task for one in windows)),
+                "tasks": dict(Counter(window.task for window in windows)),
             },
         )
 
     def state(self, item: WindowFile) -> InputState:
-        """The windows and their codes as they are now."""
-        return input_state([item.path, self.codes.place(item.episode)])
+        """Current state of the windows and their codes."""
+        return input_state([item.path, self.codes.path_of(item.episode)])
 
     def _write(self, item: WindowFile, samples: EpisodeSamples) -> tuple[FileEntry, ...]:
         if self.layout == "jsonl":
@@ -142,35 +144,38 @@ class EpisodeBuilder:
     def _action_ids(
         self, item: WindowFile, windows: Sequence[Window]
     ) -> tuple[list[list[int]], tuple[Finding, ...]]:
-        """The ids of each window's actions, and what there is to say about them."""
+        """Action ids of each window, and findings about them."""
         try:
-            with np.errstate(over="ignore"):  # infinity is refused
-                chunks = self.profile.normalize(np.array([one.actions for one in windows]))
-            found = action_tokenizer(self.fast, self.fast_digest).encode_counted(chunks)
+            with np.errstate(over="ignore"):  # the tokenizer raises on infinity
+                chunks = self.profile.normalize(np.array([window.actions for window in windows]))
+            encoded = action_tokenizer(self.fast, self.fast_digest).encode_counted(chunks)
         except ValueError as error:
-            raise _refused(item.path, str(error), "data.action_width") from None
+            raise _window_error(item.path, str(error), "data.action_width") from None
         except DataError as error:
-            raise _refused(item.path, f"windows without repeats, {error}", error.code) from None
-        clamped = int(np.count_nonzero(found.clamped))
-        message = f"{item.path}: {clamped} of {len(windows)} windows have actions that are cut"
-        told = BUILD("clamped_actions", message, episode=item.episode)
-        return found.ids, (told,) if clamped else ()
+            raise _window_error(item.path, f"distinct windows, {error}", error.code) from None
+        clamped = int(np.count_nonzero(encoded.clamped))
+        message = f"{item.path}: {clamped} of {len(windows)} windows have clamped actions"
+        finding = BUILD("clamped_actions", message, episode=item.episode)
+        return encoded.ids, (finding,) if clamped else ()
 
     def _codes(self, windows: Sequence[Window]) -> Mapping[str, Array]:
-        """Codes by the path of each picture to come."""
-        wanted: dict[str, dict[str, str]] = {}
-        for path in dict.fromkeys(path for one in windows for path in one.future):
+        """Codes by the path of each future image."""
+        stems_of: dict[str, dict[str, str]] = {}
+        for path in dict.fromkeys(path for window in windows for path in window.future):
             folder, _, name = path.removeprefix(f"{IMAGES_NAME}/").rpartition("/")
-            wanted.setdefault(folder, {})[path] = name.rpartition(".")[0]
-        found: dict[str, Array] = {}
-        for folder, stems in wanted.items():
-            read = self.codes.read(folder, stems.values())
-            found |= {path: read.codes[read.places[stem]] for path, stem in stems.items()}
-        return found
+            stems_of.setdefault(folder, {})[path] = name.rpartition(".")[0]
+        by_path: dict[str, Array] = {}
+        for folder, stems in stems_of.items():
+            episode_codes = self.codes.read(folder, stems.values())
+            by_path |= {
+                path: episode_codes.codes[episode_codes.row_of[stem]]
+                for path, stem in stems.items()
+            }
+        return by_path
 
 
 def write_packed(output: Path, episode: str, samples: EpisodeSamples) -> FileEntry:
-    """Writes the packed samples of an episode; returns their entry."""
+    """Writes the packed samples of an episode; returns the entry of the file."""
     content, name = samples.content(), packed_name(episode)
     write_bytes(output / name, content)
     return FileEntry(name, len(content), hashlib.sha256(content).hexdigest(), len(samples))
@@ -181,19 +186,19 @@ def action_tokenizer(folder: Path, digest: str) -> ActionTokenizer:
     """The action tokenizer in a folder, read once per process.
 
     Raises:
-        DataError: It is not the one with this digest any more.
+        DataError: Its digest has changed.
     """
-    found = read_fast(folder)
-    if found.digest != digest:
-        raise _refused(folder, "has changed since the run began", "data.fast_changed")
-    return found
+    tokenizer = read_fast(folder)
+    if tokenizer.digest != digest:
+        raise _window_error(folder, "has changed since the run started", "data.fast_changed")
+    return tokenizer
 
 
 def read_windows(path: Path) -> Iterator[Window]:
-    """The windows in a file of lines.
+    """Windows in a file of lines.
 
     Raises:
-        DataError: The file is cut off, or a line is none; names the line.
+        DataError: The file is truncated, or a line is no window; names the line.
     """
     number = 0
 
@@ -207,18 +212,18 @@ def read_windows(path: Path) -> Iterator[Window]:
     try:
         yield from parse_windows(numbered())
     except (ValueError, OSError) as error:
-        if number and _is_built(path, number):
-            raise _refused(
+        if number and _is_sample_line(path, number):
+            raise _window_error(
                 path,
-                "holds built samples: the actions and pictures to come are codes already",
+                "holds samples: actions and future images are encoded already",
                 "data.already_built",
-                hint="give the folder that `vlatool preprocess` wrote, not what was built of it",
+                hint="give the folder that `vlatool preprocess` wrote, not one of `build-dataset`",
             ) from None
-        where = f"line {number}: " if number else ""
-        raise _refused(path, f"{where}{error}", "data.broken_window", line=number) from None
+        label = f"line {number}: " if number else ""
+        raise _window_error(path, f"{label}{error}", "data.broken_window", line=number) from None
 
 
-def _is_built(path: Path, number: int) -> bool:
+def _is_sample_line(path: Path, number: int) -> bool:
     for at, line in enumerate(read_lines(path), 1):
         if at == number:
             try:
@@ -229,54 +234,62 @@ def _is_built(path: Path, number: int) -> bool:
 
 
 def common_shape(path: Path, windows: Sequence[Window]) -> WindowShape:
-    """What all windows have in common; DataError where they differ or cannot be rendered."""
+    """Shape that all windows share.
+
+    Raises:
+        DataError: Shapes differ, there are no future images, or an instruction holds a tag.
+    """
     shapes = {
-        WindowShape(len(one.images), len(one.future), len(one.actions), len(one.actions[0])): one
-        for one in windows
+        WindowShape(
+            len(window.images), len(window.future), len(window.actions), len(window.actions[0])
+        ): window
+        for window in windows
     }
     if len(shapes) > 1:
-        found = " and ".join(str(list(shape)) for shape in shapes)
-        raise _refused(path, f"windows of different shapes: {found}", "data.mixed_windows")
+        listed = " and ".join(str(list(shape)) for shape in shapes)
+        raise _window_error(path, f"windows of different shapes: {listed}", "data.mixed_windows")
     shape = next(iter(shapes))
     if not shape.future:
-        raise _refused(path, "windows without pictures to come", "data.mixed_windows")
-    for task in {one.task for one in windows}:
+        raise _window_error(path, "windows without future images", "data.mixed_windows")
+    for task in {window.task for window in windows}:
         try:
             question("vla", task, shape.pictures, "")
         except ValueError as error:
-            raise _refused(path, str(error), "data.bad_instruction") from None
+            raise _window_error(path, str(error), "data.bad_instruction") from None
     return shape
 
 
 def _strip_instruction(window: Window) -> Window:
-    """The window with its instruction as samples have it, without space at the end."""
+    """The window, trailing whitespace of its instruction removed, as in samples."""
     task = window.task.rstrip()
     return window if task == window.task else replace(window, task=task)
 
 
 def _check_no_repeats(item: WindowFile, windows: Sequence[Window]) -> None:
-    """DataError where a window stands there twice."""
+    """Raises DataError if a window occurs twice."""
     seen: set[tuple[object, ...]] = set()
-    for one in windows:
-        key = (one.kind, one.task, *one.images[-1:])
+    for window in windows:
+        key = (window.kind, window.task, *window.images[-1:])
         if key in seen:
-            reason = f"two {one.kind} windows up to {one.images[-1]} are the same"
-            raise _refused(item.path, reason, "data.duplicate_window")
+            reason = f"two {window.kind} windows up to {window.images[-1]} are equal"
+            raise _window_error(item.path, reason, "data.duplicate_window")
         seen.add(key)
 
 
 def _check_own_episode(item: WindowFile, windows: Sequence[Window]) -> None:
-    """DataError where a window names a picture of elsewhere."""
-    for path in {path for one in windows for path in (*one.images, *one.future)}:
+    """Raises DataError if a window names an image of another episode or folder."""
+    for path in {path for window in windows for path in (*window.images, *window.future)}:
         if (folder := image_folder(path)) is None:
-            reason = f"{path[:200]!r} is no path such as {IMAGES_NAME}/EPISODE/NAME.png"
-            raise _refused(item.path, reason, "data.foreign_picture")
+            reason = f"{path[:200]!r} is not a path such as {IMAGES_NAME}/EPISODE/NAME.png"
+            raise _window_error(item.path, reason, "data.foreign_picture")
         if item.episode.startswith(EPISODE_PREFIX) and folder != item.episode:
-            raise _refused(item.path, f"{path} is of another episode", "data.foreign_picture")
+            raise _window_error(
+                item.path, f"{path} belongs to another episode", "data.foreign_picture"
+            )
 
 
-def _refused(
-    path: Path, reason: str, code: str, *, hint: str = _AGAIN, line: int | None = None
+def _window_error(
+    path: Path, reason: str, code: str, *, hint: str = _HINT, line: int | None = None
 ) -> DataError:
     details = {"path": str(path)} | ({"line": line} if line else {})
     return DataError(f"{path}: {reason}", hint=hint, code=code, details=details)

@@ -1,4 +1,4 @@
-"""What samples are built from, chosen and checked before anything is written.
+"""Inputs of `build-dataset`, selected and checked before anything is written.
 
 Source: reference/future-vla 5.1, 5.2.
 """
@@ -12,7 +12,7 @@ from vlatool.artifacts.codes import (
     JSON_NAME,
     PACKED_NAME,
 )
-from vlatool.artifacts.codes_folder import CodesFolder, chosen_codes
+from vlatool.artifacts.codes_folder import CodesFolder, select_codes
 from vlatool.artifacts.fast import read_fast
 from vlatool.artifacts.lines import LINES_SUFFIX
 from vlatool.artifacts.profile import (
@@ -37,26 +37,26 @@ _TEXT_TOKENIZER = "tokenizer.json"
 
 
 def check_output_outside_input(output: Path, tree: Path) -> None:
-    """The output is never the input, nor inside what belongs to it."""
-    own = (tree / name for name in (DATA_NAME, IMAGES_NAME, PACKED_NAME, JSON_NAME))
-    if output.resolve() == tree.resolve() or any(is_inside(output, one) for one in own):
+    """Raises UsageError if the output is the input or inside one of its folders."""
+    inputs = (tree / name for name in (DATA_NAME, IMAGES_NAME, PACKED_NAME, JSON_NAME))
+    if output.resolve() == tree.resolve() or any(is_inside(output, path) for path in inputs):
         raise UsageError(
-            f"{output}: belongs to the input, which is never changed",
-            hint=f"choose another --output, such as {tree / 'built'}",
+            f"{output}: belongs to the input, which is never modified",
+            hint=f"use another --output, such as {tree / 'built'}",
             code="usage.output_is_input",
         )
 
 
 def window_files(tree: Path, pattern: str) -> list[WindowFile]:
-    """The files of windows in a tree, in order of their names.
+    """Files of windows in a tree, sorted by name.
 
     Raises:
-        DataError: There are none, the folder holds built samples, or a run still writes it.
+        DataError: There are none, the folder holds samples, or its run has not finished.
     """
     if is_samples(tree):
         raise DataError(
-            f"{tree}: holds built samples already",
-            hint="give the folder that `vlatool preprocess` wrote, not what was built of it",
+            f"{tree}: holds samples already",
+            hint="give the folder that `vlatool preprocess` wrote, not one of `build-dataset`",
             code="data.already_built",
             details={"path": str(tree)},
         )
@@ -69,85 +69,85 @@ def window_files(tree: Path, pattern: str) -> list[WindowFile]:
             details={"path": str(tree)},
         )
     paths = sorted(path for path in tree.glob(pattern) if path.name.endswith(LINES_SUFFIX))
-    found = [WindowFile(path.name.removesuffix(LINES_SUFFIX), path) for path in paths]
-    if not found:
+    files = [WindowFile(path.name.removesuffix(LINES_SUFFIX), path) for path in paths]
+    if not files:
         raise DataError(
             f"{tree}: no file of windows matches {pattern}",
             hint="give the folder that `vlatool preprocess libero` wrote, or another --pattern",
             code="data.no_windows",
             details={"path": str(tree)},
         )
-    return found
+    return files
 
 
-def fitting_codes(tree: Path, named: Path | None) -> CodesFolder:
-    """The codes of a tree, as `chosen_codes` finds them, if samples can hold them.
+def compatible_codes(tree: Path, named: Path | None) -> CodesFolder:
+    """Codes of a tree, selected by `select_codes`, if samples can hold them.
 
     Raises:
-        UsageError: There are two sets of them.
-        DataError: There are none, or they have no ids in a language model or do not fit the text.
+        UsageError: There are codes of two tokenizers.
+        DataError: There are none, or their number or codebook does not fit the text of samples.
     """
-    found = chosen_codes(tree, named)
-    codes = found.manifest
-    if codes.codes_per_picture != CODES_PER_IMAGE or codes.codebook_size > CODEBOOK_SIZE:
+    folder = select_codes(tree, named)
+    info = folder.manifest
+    if info.codes_per_picture != CODES_PER_IMAGE or info.codebook_size > CODEBOOK_SIZE:
         raise DataError(
-            f"{found.path}: {codes.codes_per_picture} codes of {codes.codebook_size} per picture; "
+            f"{folder.path}: {info.codes_per_picture} codes of {info.codebook_size} per image; "
             f"samples have {CODES_PER_IMAGE} of at most {CODEBOOK_SIZE}",
-            hint="encode the pictures with a tokenizer of that size",
+            hint="encode the images with a tokenizer of that size",
             code="data.other_codes",
-            details={"path": str(found.path)},
+            details={"path": str(folder.path)},
         )
-    return found
+    return folder
 
 
-def fitting_tokenizer(folder: Path) -> ActionTokenizer:
-    """The action tokenizer in a folder; DataError where it has more ids than samples can hold."""
-    found = read_fast(folder)
-    if found.vocab_size > ACTION_IDS:
+def compatible_tokenizer(folder: Path) -> ActionTokenizer:
+    """The action tokenizer in a folder; raises DataError if it has too many ids for samples."""
+    tokenizer = read_fast(folder)
+    if tokenizer.vocab_size > ACTION_IDS:
         raise DataError(
-            f"{folder}: {found.vocab_size} ids; samples have room for {ACTION_IDS}",
-            hint=f"fit one with --vocab-size {ACTION_IDS}",
+            f"{folder}: {tokenizer.vocab_size} ids; samples support {ACTION_IDS}",
+            hint=f"fit a tokenizer with --vocab-size {ACTION_IDS}",
             code="data.too_many_ids",
             details={"path": str(folder)},
         )
-    return found
+    return tokenizer
 
 
-def chosen_profile(name: str | None, fast: Path, gripper: Gripper) -> NormalizationProfile:
-    """The profile of a name or file; without one that of the action tokenizer, else `PUBLISHED`."""
+def select_profile(name: str | None, fast: Path, gripper: Gripper) -> NormalizationProfile:
+    """Profile by name or file; default: that of the action tokenizer, else `PUBLISHED`."""
     return read_profile(name or (str(fast) if has_profile(fast) else PUBLISHED), gripper)
 
 
-def differing_profile(
+def mismatched_profile(
     profile: NormalizationProfile, fast: Path, gripper: Gripper
 ) -> NormalizationProfile | None:
-    """The profile that an action tokenizer was fitted with, if that is another one."""
-    beside = read_profile(str(fast), gripper) if has_profile(fast) else profile
-    return None if beside.digest == profile.digest else beside
+    """Profile that an action tokenizer was fitted with, if it differs; else None."""
+    fitted_with = read_profile(str(fast), gripper) if has_profile(fast) else profile
+    return None if fitted_with.digest == profile.digest else fitted_with
 
 
 def check_factor(profile: NormalizationProfile, factor: float | None) -> None:
-    """Makes sure that a profile spreads rotations by a factor, where one is given.
+    """Checks the factor by which a profile scales rotations, if one is given.
 
     Raises:
-        UsageError: It does not.
+        UsageError: The profile has another factor.
     """
-    own = dict(zip(profile.dimensions, profile.factors, strict=True))
-    if factor is not None and any(own.get(name) != factor for name in _ROTATIONS):
+    by_name = dict(zip(profile.dimensions, profile.factors, strict=True))
+    if factor is not None and any(by_name.get(name) != factor for name in _ROTATIONS):
         raise UsageError(
             f"rpy_std_mult {factor:g} is not the factor of the profile {profile.name}",
-            hint="write a profile with other factors and name it with --profile FILE",
+            hint="write a profile with other factors and pass it as --profile FILE",
             code="usage.profile_factor",
         )
 
 
-def collisions(tasks: Sequence[str], tokenizer: Path | None) -> list[str]:
-    """Instructions in which a language model may see codes, because it has no other ids for them.
+def instructions_with_code_ids(tasks: Sequence[str], tokenizer: Path | None) -> list[str]:
+    """Instructions whose token ids overlap with the ids of codes and actions.
 
     Args:
         tasks: The instructions.
-        tokenizer: Folder with the tokenizer.json of the language model. Without one, instructions
-            with letters outside ASCII are told: the ids in question are those of other scripts.
+        tokenizer: Folder with the tokenizer.json of the language model. None returns instructions
+            with characters outside ASCII: the ids concerned are those of other scripts.
     """
     if tokenizer is None:
         return [task for task in tasks if not task.isascii()]
@@ -157,12 +157,16 @@ def collisions(tasks: Sequence[str], tokenizer: Path | None) -> list[str]:
         model = Tokenizer.from_str(read_document(tokenizer / _TEXT_TOKENIZER))
     except Exception as error:  # noqa: BLE001 - the parser raises this very class
         raise DataError(
-            f"{tokenizer / _TEXT_TOKENIZER}: no tokenizer: {error}",
+            f"{tokenizer / _TEXT_TOKENIZER}: not a tokenizer: {error}",
             hint="give the folder of a language model, or leave --tokenizer out",
             code="data.broken_tokenizer",
             details={"path": str(tokenizer)},
         ) from None
     first, stop = ID_MAP["code_base"], ID_MAP["action_base"] + ID_MAP["action_ids"]
     texts = {task: question("vla", task, 0, "") for task in tasks}
-    found = {task: model.encode(text, add_special_tokens=False).ids for task, text in texts.items()}
-    return [task for task, ids in found.items() if any(first <= one < stop for one in ids)]
+    token_ids = {
+        task: model.encode(text, add_special_tokens=False).ids for task, text in texts.items()
+    }
+    return [
+        task for task, ids in token_ids.items() if any(first <= token_id < stop for token_id in ids)
+    ]

@@ -1,4 +1,4 @@
-"""What the episodes of a built folder come to, and its lines in files of equal length."""
+"""Totals of the episodes of a folder of samples, and its lines in files of equal length."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlatool.artifacts.lines import write_lines
-from vlatool.artifacts.samples_folder import read_packed, shard_of_lines
+from vlatool.artifacts.samples_folder import lines_shard_name, read_packed
 from vlatool.artifacts.shard import INDEX_SUFFIX
 from vlatool.building.episode import WindowShape
 from vlatool.errors import DataError
@@ -18,15 +18,15 @@ from vlatool.jobs.journal import Receipt
 
 @dataclass
 class DatasetTotals:
-    """The sum of what was built, episode by episode.
+    """Totals over the episodes added so far.
 
     Attributes:
-        files: What was written.
-        episodes: How many have samples.
-        kinds: Kind to samples.
-        tasks: Instruction to samples.
-        id_counts: Number of action ids of a window to how many windows have so many.
-        shape: What all windows have in common.
+        files: Written files.
+        episodes: Number of episodes with samples.
+        kinds: Kind to number of samples.
+        tasks: Instruction to number of samples.
+        id_counts: Number of action ids of a window to number of such windows.
+        shape: Shape that all windows share.
     """
 
     files: list[FileEntry] = field(default_factory=list[FileEntry])
@@ -38,14 +38,14 @@ class DatasetTotals:
 
     @property
     def samples(self) -> int:
-        """In all files."""
+        """Number of samples in all files."""
         return self.kinds.total()
 
     def add(self, receipt: Receipt) -> None:
         """Adds an episode.
 
         Raises:
-            DataError: Its windows have another shape than those before.
+            DataError: The shape of its windows differs from those of earlier episodes.
         """
         if not receipt.files:
             return
@@ -53,8 +53,8 @@ class DatasetTotals:
         if self.shape not in (None, shape):
             raise DataError(
                 f"{receipt.item}: windows of the shape {list(shape)}, those of earlier episodes "
-                f"have {list(self.shape or ())} (pictures, to come, actions, values)",
-                hint="build data of one shape at a time, chosen with --pattern",
+                f"have {list(self.shape or ())} (images, future images, actions, values)",
+                hint="build data of one shape at a time, selected with --pattern",
                 code="data.mixed_windows",
                 details={"episode": receipt.item},
             )
@@ -63,11 +63,13 @@ class DatasetTotals:
         self.files += receipt.files
         self.tasks.update(receipt.facts["tasks"])
         self.id_counts.update(dict(receipt.facts["ids"]))
-        counted = {key: n for key, n in receipt.counts.items() if key not in ("samples", "windows")}
-        self.kinds.update(counted)
+        samples_by_kind = {
+            key: n for key, n in receipt.counts.items() if key not in ("samples", "windows")
+        }
+        self.kinds.update(samples_by_kind)
 
     def action_ids(self) -> dict[str, float]:
-        """The fewest, the mean and the most action ids of a window; empty without windows."""
+        """Minimum, mean and maximum number of action ids of a window; empty without windows."""
         windows = self.id_counts.total()
         if not windows:
             return {}
@@ -76,7 +78,7 @@ class DatasetTotals:
         return {"min": lengths[0], "mean": round(total / windows, 3), "max": lengths[1]}
 
     def document(self) -> dict[str, Any]:
-        """What a manifest says of it."""
+        """Entries of the manifest."""
         assert self.shape is not None
         return {
             "episodes": self.episodes,
@@ -94,7 +96,7 @@ class DatasetTotals:
 
 
 def data_files(entries: Sequence[FileEntry]) -> list[tuple[str, int]]:
-    """Files of samples, without their indexes, and the samples in each."""
+    """(path, number of samples) of each file of samples, indexes excluded."""
     return [
         (entry.path, entry.samples or 0)
         for entry in entries
@@ -105,7 +107,7 @@ def data_files(entries: Sequence[FileEntry]) -> list[tuple[str, int]]:
 def write_shards(
     output: Path, packed: Sequence[FileEntry], prefix: str, limit: int
 ) -> Iterator[FileEntry]:
-    """Writes the lines of packed episodes into files of `limit` lines, the last one shorter."""
+    """Writes the lines of packed episodes into files of `limit` lines; the last may be shorter."""
     episodes = (read_packed(output / entry.path) for entry in packed)
     lines = chain.from_iterable(episode.lines(prefix) for episode in episodes)
     for number in count():
@@ -113,4 +115,4 @@ def write_shards(
         if not first:
             return
         rest = islice(lines, limit - 1)
-        yield from write_lines(output, shard_of_lines(number), chain(first, rest))
+        yield from write_lines(output, lines_shard_name(number), chain(first, rest))

@@ -50,7 +50,7 @@ def one_voice(run: Invocation) -> Iterator[None]:
         for number in (signal.SIGINT, signal.SIGTERM):  # the agent asks again
             signal.signal(number, signal.SIG_IGN)
         told = as_vlatool_error(error)
-        membership.tell(told)
+        membership.report_error(told)
         logging.getLogger("vlatool").debug("the rank ended with", exc_info=True)
         if run.options.debug:
             write_stderr("".join(traceback.format_exception(error)).rstrip())

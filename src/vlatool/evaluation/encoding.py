@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader, Dataset
 from vlatool.artifacts.codes import (
     CodesLayout,
     EpisodeCodes,
-    check_name,
-    write_check,
+    check_image_name,
+    write_check_image,
     write_codes,
 )
 from vlatool.artifacts.image import encode_png
@@ -296,7 +296,7 @@ class EncodePipeline:
         rule, name = self._rule, str(episode.item.id)
         found = EpisodeCodes.of(name, episode.codes)
         checks = [
-            write_check(rule.output, check_name(name, stem), png)
+            write_check_image(rule.output, check_image_name(name, stem), png)
             for stem, png in episode.checks.items()
         ]
         entry = write_codes(rule.output, rule.layout, found, self._maker.digest)

@@ -74,11 +74,11 @@ def export_policy(source: Path, output: Path, reporter: Reporter) -> PolicyExpor
     """
     origin, found = find_checkpoint(source)
     run, checkpoint = local_run(origin, found, FileCache(default_cache_folder()))
-    run.check_assets(origin.kept_files())
+    run.check_assets(origin.recorded_files())
     run.statistics()
     read_preprocessing_config(run.root)
     manifest = CheckpointManifest.read(checkpoint)
-    manifest.check(checkpoint, manifest.acting())
+    manifest.check(checkpoint, manifest.inference_files())
     run.config_tree()  # an empty one would be all defaults
     config = load_config(TrainConfig, files=[str(run.config)]).config
     model = config.model

@@ -62,11 +62,11 @@ def load_trained(location: str, weights: Weights) -> TrainedPolicy:
     origin = find_checkpoint(pinned(location))
     run, checkpoint = local_run(*origin, FileCache(default_cache_folder()))
     manifest = CheckpointManifest.read(checkpoint)
-    manifest.check(checkpoint, None if run is origin[0] else manifest.acting())
+    manifest.check(checkpoint, None if run is origin[0] else manifest.inference_files())
     run.config_tree()  # an empty one would be all defaults
     config = load_config(TrainConfig, files=[str(run.config)]).config
     kept = config.data_kind.load_assets(config.data, run.root)
-    run.check_assets(origin[0].kept_files())
+    run.check_assets(origin[0].recorded_files())
     model_type = config.model_type
     chosen = _weights(checkpoint, manifest, weights)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -230,7 +230,7 @@ def _strips(tar: OpenShard, keys: Sequence[str]) -> dict[str, list[FrameView]]:
     """Camera to its picture nearest to the anchor of each sample."""
     strips: dict[str, list[FrameView]] = {}
     with tar.reading(keys[0]) as first:
-        views = first.views()
+        views = first.image_suffixes()
     for camera in dict.fromkeys(camera for camera, _ in views):
         offset = min((at for name, at in views if name == camera), key=abs)
         strips[camera] = [_stored(tar, key, (camera, offset)) for key in keys]

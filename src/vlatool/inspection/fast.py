@@ -86,7 +86,7 @@ class FastReport:
         rows = [
             (name, *(number_text(float(one)) for one in (center, spread)), _raw(known, name))
             for name, center, spread in zip(
-                known.dimensions, known.center, known.spread, strict=True
+                known.dimensions, known.center, known.scale, strict=True
             )
         ]
         return table(f"Profile {known.name}", ("dimension", "minus", "divided by", ""), rows)

@@ -121,7 +121,7 @@ def stored_shot(
         arrays: Arrays of the sample, those of the calibration among them.
         row: Step of the window that the picture belongs to; outside, the nearest one counts.
     """
-    suffix = sample.views().get(view)
+    suffix = sample.image_suffixes().get(view)
     if suffix is None:
         return FrameView(None, problem="not in the sample")
     try:

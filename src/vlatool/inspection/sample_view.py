@@ -71,7 +71,7 @@ def first_sample(shard: OpenShard) -> SampleSummary | None:
         return None
     try:
         with shard.reading(shard.keys[0]) as sample:
-            return _sample_facts(sample, shard.places[sample.key])
+            return _sample_facts(sample, shard.members[sample.key])
     except DataError:
         return None
 
@@ -144,7 +144,7 @@ def view_sample(shard: OpenShard, key: str, options: Mapping[str, Any]) -> Sampl
     with shard.reading(key) as sample:
         arrays, metadata, language = sample.arrays(), sample.metadata(), sample.language()
         past, future, anchor = _masks(arrays, metadata)
-        views = sample.views()
+        views = sample.image_suffixes()
         images = {view: stored_shot(sample, view, arrays, anchor + view[1]) for view in views}
     numbers = lowdim_columns(arrays, len(past))
     actions, proprioception = chosen_fields(numbers, options)

@@ -10,7 +10,7 @@ from vlatool.artifacts.dimensions import recorded_names
 from vlatool.artifacts.manifest import Shard, check_shards
 from vlatool.artifacts.sample import ARRAYS
 from vlatool.artifacts.shard import open_shard
-from vlatool.artifacts.shard_folder import ShardFolder, lists_manifest
+from vlatool.artifacts.shard_folder import ShardFolder, expects_manifest
 from vlatool.artifacts.stats import Statistics
 from vlatool.errors import DataError
 from vlatool.inspection.fields import (
@@ -279,7 +279,7 @@ def inspect_shards(location: Path) -> ShardsReport:
 def _open(location: Path) -> ShardFolder:
     has_data = ShardFolder.find(location) is not None
     record = read_record(location) if has_data else read_valid_record(location)
-    is_ours = record is None or not record.complete or lists_manifest(location)
+    is_ours = record is None or not record.complete or expects_manifest(location)
     if not has_data and not is_ours:
         raise DataError(
             f"{location}: is complete, but what it holds is not known to inspect",

@@ -226,10 +226,10 @@ def view_built(folder: SamplesFolder, number: int) -> BuiltView:
     names = [image.removeprefix(folder.prefix) for image in sample.images]
     window = _window(root, sample, names)
     info = {
-        "kind": sample.said.kind,
-        "task": sample.said.task,
-        "action ids": len(sample.said.action_ids),
-        "pictures to come": len(sample.said.codes),
+        "kind": sample.conversation.kind,
+        "task": sample.conversation.task,
+        "action ids": len(sample.conversation.action_ids),
+        "pictures to come": len(sample.conversation.codes),
     }
     return BuiltView(
         name=f"Sample {number}, {PurePosixPath(names[-1]).parent.name if names else ''}",
@@ -266,7 +266,7 @@ def _window(root: Path, sample: TokenSample, names: list[str]) -> Window | None:
     path = root / DATA_NAME / f"{episode}{LINES_SUFFIX}"
     try:
         for window in _windows(path):
-            if (window.kind, [*window.images]) == (sample.said.kind, names):
+            if (window.kind, [*window.images]) == (sample.conversation.kind, names):
                 return window
     except DataError:
         pass

@@ -86,7 +86,7 @@ def _sample(folder: SamplesFolder, number: int, names: Sequence[str], draw: Draw
         view = view_built(folder, number)
     except DataError as error:
         return Section(f"Sample {number}", note(error.message), is_under=True)
-    ids = " ".join(map(str, view.sample.said.action_ids))
+    ids = " ".join(map(str, view.sample.conversation.action_ids))
     body = (
         tags(view.info)
         + heading("Pictures that are seen", _strips(view.seen, 1 - _steps(view.seen)))
@@ -94,14 +94,14 @@ def _sample(folder: SamplesFolder, number: int, names: Sequence[str], draw: Draw
         + heading("Action ids", f'<p class="small">{code(ids)}</p>')
         + heading("Pictures to come", _strips(view.future, 1))
         + (heading("The same, drawn from their codes", _drawn(view, draw)) if draw else "")
-        + details("Codes of the pictures to come", _codes(view.sample.said.codes))
+        + details("Codes of the pictures to come", _codes(view.sample.conversation.codes))
     )
     return Section(view.name, body, is_under=True)
 
 
 def _drawn(view: BuiltView, draw: Draw) -> str:
     """What is drawn of the codes, a row per camera; cameras take turns in them."""
-    codes = view.sample.said.codes
+    codes = view.sample.conversation.codes
     if not len(codes):
         return note("This kind of sample has no codes.")
     images = draw(codes.astype(np.int64))

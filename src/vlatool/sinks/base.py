@@ -1,8 +1,8 @@
-"""What a sink promises: an episode is written whole or not at all, and leaves a receipt.
+"""Protocol of sinks: an episode is written completely or not at all, and yields a receipt.
 
-A sink receives whole episodes; what a window, a sample or a shard is, it knows alone. It is made
-once per run, from what the episodes have between them, and lives in the driver; its `work` travels
-to the workers.
+A sink receives whole episodes and alone defines its windows, samples and shards. It is created once
+per run from the survey of the episodes and stays in the main process; its `work` is sent to the
+workers.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,28 +20,28 @@ Work = Callable[[EpisodeRef, Episode], Receipt]
 
 
 class SinkConfig(ConfigModel):
-    """The section of a sink; `type` is its name, and what `--sink NAME` sets."""
+    """Section of a sink; `type` is its name, which `--sink NAME` sets."""
 
-    # Keys that earlier records lack: at their default they stand in no record.
+    # Keys that earlier records lack; a record omits them at their default.
     added: ClassVar[frozenset[str]] = frozenset()
 
     type: Any
 
     def recorded(self) -> dict[str, Any]:
-        """The keys for the record of a run."""
+        """Keys and values that the record of a run stores."""
         defaults = {key for key in self.added if key not in self.model_dump(exclude_defaults=True)}
         return self.model_dump(mode="json", exclude={"type", *defaults})
 
 
 @dataclass(frozen=True)
 class SinkSetup:
-    """What a sink is made for.
+    """Arguments of a sink.
 
     Attributes:
         output: The output folder.
-        survey: What the chosen episodes have between them; its cameras are the chosen ones.
+        survey: Survey of the selected episodes; its cameras are the selected ones.
         refs: The episodes, in order.
-        origin: Options of the run outside the sink's section, for what an output says of itself.
+        origin: Options of the run outside the sink's section, for the metadata of the output.
     """
 
     output: Path
@@ -52,13 +52,13 @@ class SinkSetup:
 
 @dataclass(frozen=True)
 class SinkSummary:
-    """What a finished output holds.
+    """Summary of a complete output.
 
     Attributes:
-        samples: Training samples in it.
-        bytes: Size of what training reads.
-        files: Every file that was written, receipts' included.
-        amounts: Name of what samples lie in to how many there are, such as `shards`.
+        samples: Number of training samples.
+        bytes: Size of the files that training reads.
+        files: Every file that was written, those of the receipts included.
+        counts: Further counts by name, such as `shards`.
     """
 
     samples: int
@@ -69,28 +69,28 @@ class SinkSummary:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What would be written, as far as the survey tells; None where it does not."""
+    """Estimated size of an output; `samples` is None where the survey does not suffice."""
 
     samples: int | None
     counts: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 class Sink(Protocol):
-    """Where episodes go.
+    """Writer of episodes as training data.
 
-    One whose receipts carry findings has their codes in `findings: ClassVar[Family]`.
+    A sink whose receipts carry findings declares them as `findings: ClassVar[FindingCodes]`.
 
     Attributes:
-        Config: Its keys; the default of `type` is the sink's name.
-        owned: Patterns of everything it writes; what others put beside it is left alone.
-        unlisted: Those of them that hold times.
-        passing: Those of them that go once the output is complete; may be left out.
-        has_arrays: Whether receipts carry arrays; may be left out, then they may.
-        next_step: The command that comes after, with `{output}` in it; may be empty.
-        work: Writes one episode; picklable, and under the final name when it returns. The item of
-            its receipt is the episode's id. Counts `samples` and `frames`.
-        action_fields: Fields that a policy predicts by default, as they are stored.
-        proprioception_fields: Fields that a policy observes by default, as they are stored.
+        Config: Its keys; the default of `type` is the name of the sink.
+        owned: Patterns of all files that it writes; other files in the folder are not touched.
+        volatile: Those of them that hold times.
+        temporary: Those of them that are removed once the output is complete; optional.
+        has_arrays: True if receipts carry arrays; optional, default true.
+        next_step: Suggested next command, with `{output}` in it; may be empty.
+        work: Writes one episode; picklable. Files have their final names when it returns. The item
+            of its receipt is the id of the episode; the receipt counts `samples` and `frames`.
+        action_fields: Fields that a policy predicts by default, by their stored names.
+        proprioception_fields: Fields that a policy observes by default, by their stored names.
     """
 
     Config: ClassVar[type[SinkConfig]]
@@ -104,19 +104,19 @@ class Sink(Protocol):
     def __init__(self, config: Any, setup: SinkSetup) -> None: ...
 
     def begin(self) -> None:
-        """Takes away what would make a half-written output look whole."""
+        """Removes the files that mark an output as complete."""
         ...
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> SinkSummary:
         """Joins the episodes of `receipts`, in their order, into the final artifact.
 
         Raises:
-            DataError: Nothing is left to write.
+            DataError: There is nothing to write.
         """
         ...
 
     def estimate(self) -> Estimate:
-        """What a run would write."""
+        """Estimated size of the output of a run."""
         ...
 
 

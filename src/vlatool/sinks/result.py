@@ -1,4 +1,4 @@
-"""What came of episodes on their way into a sink, for people and for programs."""
+"""Result of `preprocess`, as a document and as text."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -9,10 +9,11 @@ from vlatool.jobs.result import failed_lines
 
 @dataclass(frozen=True)
 class PreprocessResult:
-    """What came of a run.
+    """Result of a run.
 
-    `failures` lists the episodes that are not in the output, `amounts` what there is besides
-    samples and shards.
+    Attributes:
+        failures: Episodes that are missing from the output, with their errors.
+        amounts: Counts besides those of samples and shards.
     """
 
     output: str
@@ -37,20 +38,20 @@ class PreprocessResult:
     amounts: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def document(self) -> dict[str, Any]:
-        """The result for programs."""
+        """Result as a JSON document."""
         left_out = {"next"} if self.amounts else {"next", "amounts"}
         return {key: value for key, value in asdict(self).items() if key not in left_out}
 
     def text(self) -> str:
-        """The result for people."""
+        """Result as text."""
         cameras = ", ".join(self.cameras) or "none"
         shards = f" in {_counted(self.shards, 'shard')}" if self.shards else ""
-        what = f"{_counted(self.samples, 'sample')}{shards}"
+        written = f"{_counted(self.samples, 'sample')}{shards}"
         size = f"{self.bytes / 1e6:.1f} MB"
         if self.bytes_on_disk and not self.amounts:
-            size += f" of shards, {self.bytes_on_disk / 1e6:.1f} MB in all"
+            size += f" of shards, {self.bytes_on_disk / 1e6:.1f} MB in total"
         lines = [
-            f"{self.output}: {what} from {_counted(self.episodes, 'episode')} ({size})",
+            f"{self.output}: {written} from {_counted(self.episodes, 'episode')} ({size})",
             f"cameras: {cameras}",
         ]
         if self.action_fields:
@@ -60,7 +61,7 @@ class PreprocessResult:
         lines += [f"{name}: {count}" for name, count in self.amounts.items()]
         if self.status == "planned":
             lines[0] = (
-                f"{self.output}: would write about {what} from "
+                f"{self.output}: would write about {written} from "
                 f"{_counted(self.episodes, 'episode')}; nothing was written"
             )
         if self.status == "already complete":
@@ -75,5 +76,5 @@ class PreprocessResult:
         return "\n".join(lines)
 
 
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def _counted(count: int, name: str) -> str:
+    return f"{count} {name}" if count == 1 else f"{count} {name}s"

@@ -1,4 +1,4 @@
-"""What every dataset format provides; surveys and refusals that all formats share."""
+"""Reader interface of dataset formats, and the surveys and errors that all formats share."""
 
 import math
 import re
@@ -15,14 +15,15 @@ from vlatool.plugins import did_you_mean
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.uri import can_list
 
-# First line of the small text file that stands for content kept in Git LFS. Source: formats/lerobot 5
+# First line of a Git LFS pointer, the text file that replaces content kept in Git LFS.
+# Source: formats/lerobot 5
 _LFS_HEADER = b"version https://git-lfs"
-_LONGEST_CAMERA_NAME = 200  # bytes; a file that is named after it gets a few more
+_LONGEST_CAMERA_NAME = 200  # bytes; file names add a prefix and a suffix to it
 _POLICY = ("action_fields", "proprioception_fields", "pose_groups")
 
 
 class FormatReader(Protocol):
-    """Reads the episodes of one dataset format.
+    """Reader of the episodes of one dataset format.
 
     Optional attributes of a reader: `source_findings: list[Finding]`, findings of `discover` on the
     data set as a whole; `base_format: ClassVar[str]`, name of a more general format that also
@@ -31,7 +32,7 @@ class FormatReader(Protocol):
     used if none is given (default `lbm`); checks of its own (`vlatool.sources.rules`).
 
     Attributes:
-        Config: The keys of this format; an instance is the only argument of the constructor.
+        Config: Config class of this format; an instance is the only argument of the constructor.
     """
 
     Config: ClassVar[type[ConfigModel]]
@@ -39,26 +40,26 @@ class FormatReader(Protocol):
     def __init__(self, config: Any) -> None: ...
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
-        """Every episode below `sources`, in natural order; cheap and deterministic.
+        """All episodes below `sources`, in natural order; cheap and deterministic.
 
         Raises:
-            DataError: `data.no_episodes` when a source is missing, empty or without episodes.
+            DataError: `data.no_episodes` if a source is missing, empty or without episodes.
         """
         ...
 
     def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
-        """What the chosen episodes have between them, found without a pixel and cheaply.
+        """Merged cameras, fields and lengths of the episodes, without decoding images.
 
-        An episode that cannot be read is passed over: reading it will tell. A reader that has no
-        cheap way returns `survey_by_reading(self.read, refs)`.
+        Episodes that cannot be read are skipped; `read` reports them. A reader without a cheap
+        way returns `survey_by_reading(self.read, refs)`.
 
         Raises:
-            DataError: None of the episodes can be read; the first one's reason.
+            DataError: No episode can be read; the error of the first one.
         """
         ...
 
     def read(self, ref: EpisodeRef) -> Episode:
-        """The episode, its pictures still on disk.
+        """The episode; its images stay on disk.
 
         Raises:
             DataError: The episode is broken; names file and field.
@@ -66,35 +67,35 @@ class FormatReader(Protocol):
         ...
 
 
-def merge_surveys(looks: Iterable[Survey], reasons: Sequence[VlatoolError]) -> Survey:
-    """What episodes have between them, in the order they come; each is told by a survey of one.
+def merge_surveys(surveys: Iterable[Survey], reasons: Sequence[VlatoolError]) -> Survey:
+    """One survey of many episodes, merged from a survey per episode, in their order.
 
-    A field is there where most episodes have it, as wide as most have it; where they are equal, the
-    earlier decide.
+    A field is included if most episodes have it, with its most frequent width; ties are decided
+    by the earlier episode.
 
     Args:
-        looks: Surveys of the episodes that could be looked at, all read from before this returns.
-        reasons: Why the others could not.
+        surveys: Surveys of the readable episodes; all are consumed.
+        reasons: Errors of the other episodes; they may be added while `surveys` is consumed.
 
     Raises:
-        DataError: There are none; the first one's reason.
+        DataError: There is no survey; the error of the first episode.
     """
-    kinds: Counter[tuple[tuple[str, FieldSpec], ...]] = Counter()  # few, however many episodes
+    kinds: Counter[tuple[tuple[str, FieldSpec], ...]] = Counter()  # few distinct ones
     cameras: dict[str, tuple[int, int] | None] = {}
     frames: list[int | None] = []
     policy = {name: dict[Any, None]() for name in _POLICY}
     rates: set[float | None] = set()
-    for look in looks:
-        kinds[tuple(look.fields.items())] += 1
-        cameras |= {name: cameras.get(name) or size for name, size in look.cameras.items()}
-        frames.append(look.frames)
-        rates.add(look.fps)
-        for name, known in policy.items():
-            known.update(dict.fromkeys(getattr(look, name)))
+    for survey in surveys:
+        kinds[tuple(survey.fields.items())] += 1
+        cameras |= {name: cameras.get(name) or size for name, size in survey.cameras.items()}
+        frames.append(survey.frames)
+        rates.add(survey.fps)
+        for name, distinct in policy.items():
+            distinct.update(dict.fromkeys(getattr(survey, name)))
     if not frames:
         first = reasons[0]
         raise type(first)(
-            f"none of the {len(reasons)} episodes can be read; the first: {first.message}",
+            f"none of the {len(reasons)} episodes can be read; first error: {first.message}",
             hint=first.hint,
             code=first.code,
             details={**first.details, "episodes": len(reasons)},
@@ -103,40 +104,40 @@ def merge_surveys(looks: Iterable[Survey], reasons: Sequence[VlatoolError]) -> S
     return Survey(
         episodes=len(frames),
         cameras=cameras,
-        fields=_usual_fields(kinds),
+        fields=_majority_fields(kinds),
         frames=sum(known_frames) if len(known_frames) == len(frames) else None,
         fps=rates.pop() if len(rates) == 1 else None,
-        **{name: tuple(known) for name, known in policy.items()},
+        **{name: tuple(distinct) for name, distinct in policy.items()},
     )
 
 
-def _usual_fields(kinds: Counter[tuple[tuple[str, FieldSpec], ...]]) -> dict[str, FieldSpec]:
-    """The fields of a union, from how many episodes have which ones."""
-    first, episodes = dict(next(iter(kinds))), kinds.total()
+def _majority_fields(variants: Counter[tuple[tuple[str, FieldSpec], ...]]) -> dict[str, FieldSpec]:
+    """Fields of a merged survey, from the number of episodes per set of fields."""
+    first, episodes = dict(next(iter(variants))), variants.total()
     widths: dict[str, Counter[int]] = {}
     names: dict[tuple[str, int], tuple[str, ...]] = {}
-    for kind, count in kinds.items():
-        for name, info in kind:
-            widths.setdefault(name, Counter())[info.width] += count
-            names.setdefault((name, info.width), info.names)
-    found: dict[str, FieldSpec] = {}
+    for fields, count in variants.items():
+        for name, spec in fields:
+            widths.setdefault(name, Counter())[spec.width] += count
+            names.setdefault((name, spec.width), spec.names)
+    majority: dict[str, FieldSpec] = {}
     for name, counts in widths.items():
         missing = episodes - counts.total()
         if counts.total() > missing or (counts.total() == missing and name in first):
             width = counts.most_common(1)[0][0]
-            found[name] = FieldSpec(width, names[name, width])
-    return found
+            majority[name] = FieldSpec(width, names[name, width])
+    return majority
 
 
 def survey_episode(episode: Episode) -> Survey:
-    """The survey of one episode that was read."""
+    """Survey of one episode that has been read."""
     return Survey(
         episodes=1,
         cameras={
             **{name: camera.size for name, camera in episode.cameras.items()},
             **dict.fromkeys(episode.missing_cameras),
         },
-        fields=facts_of(episode),
+        fields=field_specs(episode),
         frames=episode.num_frames,
         fps=episode.fps,
         **{name: getattr(episode, name) for name in _POLICY},
@@ -144,11 +145,11 @@ def survey_episode(episode: Episode) -> Survey:
 
 
 def survey_each(
-    look: Callable[[EpisodeRef], Survey], refs: Iterable[EpisodeRef], reasons: list[VlatoolError]
+    survey: Callable[[EpisodeRef], Survey], refs: Iterable[EpisodeRef], reasons: list[VlatoolError]
 ) -> Iterator[Survey]:
-    """The surveys of the episodes that can be looked at; refusals and bugs go to `reasons`."""
+    """Surveys of the readable episodes; data errors and bugs are appended to `reasons`."""
     for ref in refs:
-        outcome = attempt(look, ref)
+        outcome = attempt(survey, ref)
         if outcome.value is not None:
             yield outcome.value
         elif isinstance(outcome.error, DataError | BugError):
@@ -158,41 +159,40 @@ def survey_each(
 
 
 def survey_by_reading(read: Callable[[EpisodeRef], Episode], refs: Sequence[EpisodeRef]) -> Survey:
-    """The survey of a format that has no cheap way: reads the numbers of every episode.
+    """Survey of a format without a cheap way: reads the fields of every episode.
 
     Raises:
-        DataError: None of the episodes can be read; the first one's reason.
+        DataError: No episode can be read; the error of the first one.
     """
     reasons: list[VlatoolError] = []
     return merge_surveys(survey_each(lambda ref: survey_episode(read(ref)), refs, reasons), reasons)
 
 
-def facts_of(episode: Episode) -> dict[str, FieldSpec]:
-    """The fields of an episode; names of channels count where they are as many."""
-    info: dict[str, FieldSpec] = {}
+def field_specs(episode: Episode) -> dict[str, FieldSpec]:
+    """Width and dimension names of each field; names only if there is one per dimension."""
+    specs: dict[str, FieldSpec] = {}
     for name, values in episode.lowdim.items():
         width = 0 if values.dtype.kind == "U" else math.prod(values.shape[1:])
         names = tuple(episode.dimension_names.get(name, ()))
-        info[name] = FieldSpec(width, names if len(names) == width else ())
-    return info
+        specs[name] = FieldSpec(width, names if len(names) == width else ())
+    return specs
 
 
 def field_mismatch(
-    episode: str, own: Mapping[str, FieldSpec], common: Mapping[str, FieldSpec | int]
+    episode: str, fields: Mapping[str, FieldSpec], expected: Mapping[str, FieldSpec | int]
 ) -> DataError | None:
-    """Why the fields of an episode do not fit those of the others; None where they do."""
-    widths = {name: info.width for name, info in own.items()}
-    wanted = {
-        name: facts.width if isinstance(facts, FieldSpec) else facts
-        for name, facts in common.items()
+    """Error if the fields of an episode differ from those of the other episodes, else None."""
+    widths = {name: spec.width for name, spec in fields.items()}
+    expected_widths = {
+        name: spec.width if isinstance(spec, FieldSpec) else spec for name, spec in expected.items()
     }
-    for name in [*wanted, *widths]:
-        if widths.get(name) != wanted.get(name):
+    for name in [*expected_widths, *widths]:
+        if widths.get(name) != expected_widths.get(name):
             return DataError(
                 f"{episode}: field {name!r} is {_width(widths.get(name))}, "
-                f"in the other episodes {_width(wanted.get(name))}",
-                hint="episodes of one run must have the same fields; discard the field or "
-                "preprocess the episodes apart",
+                f"in the other episodes {_width(expected_widths.get(name))}",
+                hint="episodes of one run must have the same fields; leave the field out or "
+                "preprocess these episodes separately",
                 code="data.schema_mismatch",
                 details={"field": name},
             )
@@ -206,7 +206,7 @@ def _width(width: int | None) -> str:
 
 
 def camera_name_problem(name: str) -> DataError | None:
-    """Why no picture file can be named after a camera; None where one can."""
+    """Error if a camera name cannot be part of a file name, else None."""
     is_short = len(name.encode(errors="replace")) <= _LONGEST_CAMERA_NAME
     if name and name.isprintable() and "/" not in name and is_short:
         return None
@@ -224,9 +224,9 @@ def id_part(name: str) -> str:
 
 
 def no_episodes(source: Path, searched: str) -> DataError:
-    """The refusal of a source without what was `searched`, such as `meta/info.json`."""
+    """Error for a source without episodes; `searched` is what was looked for."""
     if not can_list(source):
-        state = "a web server, which cannot be listed, has no episodes at this place"
+        state = "is on a web server, which cannot be listed, and has no episodes"
     elif not source.exists():
         state = "does not exist"
     elif not source.is_dir():
@@ -234,29 +234,33 @@ def no_episodes(source: Path, searched: str) -> DataError:
     elif not any(source.iterdir()):
         state = "is an empty folder"
     else:
-        state = "holds no episodes"
+        state = "contains no episodes"
     return DataError(
         f"{source}: {state}; searched for {searched}",
-        hint="check the path, and that FORMAT is the format of this data",
+        hint="check the path, and that the data has the given FORMAT",
         code="data.no_episodes",
         details={"path": str(source), "searched": searched},
     )
 
 
-def unknown_field(name: str, known: Sequence[str], where: Path, noun: str = "field") -> DataError:
-    """The refusal of a field that the user asked for and the data does not have."""
-    there = ", ".join(known) or "none"
+def unknown_field(name: str, known: Sequence[str], path: Path, kind: str = "field") -> DataError:
+    """Error for a field that the user requested and that the data does not have."""
+    known_names = ", ".join(known) or "none"
     nearest = did_you_mean(name, list(known))
     return DataError(
-        f"{where}: there is no {noun} {name!r}; there are: {there}",
-        hint=nearest if nearest.startswith("did you mean") else f"choose one of: {there}",
+        f"{path}: has no {kind} {name!r}; available: {known_names}",
+        hint=nearest if nearest.startswith("did you mean") else f"choose one of: {known_names}",
         code="data.unknown_field",
-        details={"field": name, "known": list(known), "path": str(where)},
+        details={"field": name, "known": list(known), "path": str(path)},
     )
 
 
-def check_is_data_file(path: Path, what: str) -> None:
-    """Checks that `path` is a file with content of its own; `what` it is of, such as `episode 3`.
+def check_is_data_file(path: Path, label: str) -> None:
+    """Raises an error if `path` is missing or a Git LFS pointer.
+
+    Args:
+        path: The file.
+        label: Owner of the file in the message, such as `episode 3`.
 
     Raises:
         DataError: `data.missing_file`, or `data.lfs_pointer` for a Git LFS pointer.
@@ -265,14 +269,14 @@ def check_is_data_file(path: Path, what: str) -> None:
         head = read_byte_range(ByteRange(path, 0, len(_LFS_HEADER)))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise DataError(
-            f"{what}: {path} is missing",
-            hint="complete the download, or leave the episode out with --episodes",
+            f"{label}: {path} is missing",
+            hint="complete the download, or exclude the episode with --episodes",
             code="data.missing_file",
             details={"path": str(path)},
         ) from None
     if head == _LFS_HEADER:
         raise DataError(
-            f"{what}: {path} is a Git LFS pointer ({path.stat().st_size} bytes), not data",
+            f"{label}: {path} is a Git LFS pointer ({path.stat().st_size} bytes), not data",
             hint="run `git lfs pull` in the data set, or download it again",
             code="data.lfs_pointer",
             details={"path": str(path)},

@@ -1,4 +1,4 @@
-"""Which dataset format reads a location, found by asking each of them."""
+"""Detection of the dataset format of a location: each format is asked to find episodes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from vlatool.sources.base import FormatReader
 
 
 class DeferredKeys(ConfigModel):
-    """Keys of a format that is not known yet."""
+    """Keys of a format that is not detected yet."""
 
     model_config = ConfigDict(extra="allow")
 
 
 @dataclass(frozen=True)
 class DetectedSource:
-    """A format that finds episodes at a location, and the episodes."""
+    """Format that finds episodes at a location, and these episodes."""
 
     format: str
     reader: FormatReader
@@ -29,47 +29,49 @@ class DetectedSource:
 
 
 def is_source(word: str) -> bool:
-    """Whether a word is a location rather than the name, perhaps misspelt, of a format."""
+    """True if a word is a location and not the (perhaps misspelled) name of a format."""
     if word in FORMATS.names():
         return False
     try:
         return "/" in word or Path(word).exists()
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError):  # not a valid file name
         return True
 
 
 def detect_source(location: Path, forced: str | None) -> DetectedSource:
-    """The one format that finds episodes at `location`; with `forced`, that format.
+    """The one format that finds episodes at `location`, or the format `forced`.
 
-    A format that base_format another one wins over it, and any over one that is a last resort.
+    A format takes precedence over its `base_format`, and any format over one with `is_fallback`.
 
     Raises:
-        DataError: None does; says what each searched for.
-        UsageError: Several do, or `forced` is unknown.
+        DataError: No format finds episodes; the hint lists what each searched for.
+        UsageError: Several formats find episodes, or `forced` is unknown.
     """
     if forced is not None:
         return _discover(forced, location)
-    found: list[DetectedSource] = []
-    refusals: dict[str, VlatoolError] = {}
+    detected: list[DetectedSource] = []
+    errors: dict[str, VlatoolError] = {}
     for name in FORMATS.names():
         try:
-            found.append(_discover(name, location))
+            detected.append(_discover(name, location))
         except VlatoolError as error:
-            refusals[name] = error
-    general = {getattr(one.reader, "base_format", "") for one in found}
-    found = [one for one in found if one.format not in general]
-    found = [one for one in found if not getattr(one.reader, "is_fallback", False)] or found
-    if len(found) > 1:
-        counts = ", ".join(f"{one.format} ({len(one.refs)})" for one in found)
+            errors[name] = error
+    general = {getattr(source.reader, "base_format", "") for source in detected}
+    detected = [source for source in detected if source.format not in general]
+    detected = [
+        source for source in detected if not getattr(source.reader, "is_fallback", False)
+    ] or detected
+    if len(detected) > 1:
+        counts = ", ".join(f"{source.format} ({len(source.refs)})" for source in detected)
         raise UsageError(
-            f"{location}: several formats find episodes here: {counts}",
-            hint=f"choose one with --format, such as --format {found[0].format}",
+            f"{location}: several formats find episodes: {counts}",
+            hint=f"choose one with --format, such as --format {detected[0].format}",
             code="usage.ambiguous_format",
-            details={"formats": [one.format for one in found]},
+            details={"formats": [source.format for source in detected]},
         )
-    if not found:
-        raise _nothing_found(location, refusals)
-    return found[0]
+    if not detected:
+        raise _not_detected_error(location, errors)
+    return detected[0]
 
 
 def _discover(name: str, location: Path) -> DetectedSource:
@@ -87,21 +89,21 @@ def _reader(name: str) -> FormatReader:
     except ValidationError as error:
         keys = [".".join(map(str, problem["loc"])) for problem in error.errors()]
         raise UsageError(
-            f"the format {name!r} cannot be read without values for: {', '.join(keys)}",
-            hint=f"try vlatool preprocess {name} ... --dry-run, which takes them",
+            f"the format {name!r} requires values for: {', '.join(keys)}",
+            hint=f"run vlatool preprocess {name} ... --dry-run, which accepts these keys",
             code="usage.format_needs_keys",
             details={"format": name, "keys": keys},
         ) from None
 
 
-def _nothing_found(location: Path, refusals: Mapping[str, VlatoolError]) -> VlatoolError:
-    """The error of a format that knows the data but cannot read it, else one that names all."""
-    for error in refusals.values():
+def _not_detected_error(location: Path, errors: Mapping[str, VlatoolError]) -> VlatoolError:
+    """Error of a format that recognizes the data but cannot read it, else one for all formats."""
+    for error in errors.values():
         if isinstance(error, DataError) and error.code != "data.no_episodes":
             return error
     searched = {
         name: str(error.details.get("searched") or error.hint or error.message)
-        for name, error in refusals.items()
+        for name, error in errors.items()
     }
     return DataError(
         f"{location}: no run, no shards, and no episodes of a known format",

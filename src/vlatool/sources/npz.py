@@ -1,7 +1,7 @@
-"""Member-wise access to npz archives that never unpickles and inflates only what is asked for.
+"""Access to single arrays of npz archives; never unpickles, inflates only what is read.
 
-`zipfile` inflates with zlib; zlib-ng is three times as fast here for the same bytes (measured on
-raw camera arrays), and inflating them is a third of the work of preprocessing.
+`zipfile` inflates with zlib. zlib-ng is three times as fast for the same bytes (measured on raw
+camera arrays), and inflating them is a third of the time of preprocessing.
 """
 
 import ast
@@ -27,20 +27,20 @@ from vlatool.storage.byte_ranges import ByteRange, open_byte_range, open_tail, r
 from vlatool.storage.uri import is_remote
 
 _LARGEST_HEADER = 10_000
-_LARGEST_HEAD = 1 << 14  # with what the archive writes before it
-# Of what is read at once; pictures are read frame by frame.
+_LARGEST_HEAD = 1 << 14  # including the local header of the archive
+# Limits of whole arrays; images are read frame by frame.
 _LARGEST_ARRAY = 2**28
 _LARGEST_SUM = 2**30
 _LARGEST_FRAME = 2**29
 _LOCAL_HEADER = struct.Struct("<4s22x2H")
 _CHUNK = 1 << 16
 _ENCRYPTED = 1
-_BROKEN = (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError)
+_READ_ERRORS = (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError)
 
 
 @dataclass(frozen=True)
 class ArrayHeader:
-    """What an npy member says of itself."""
+    """Header of an npy member."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -49,18 +49,18 @@ class ArrayHeader:
     @property
     def length(self) -> int:
         """Size of the values in bytes."""
-        return math.prod(self.shape) * self.dtype.itemsize  # exact: a lying shape cannot wrap
+        return math.prod(self.shape) * self.dtype.itemsize  # Python integers: cannot overflow
 
 
 class InflatedMember:
-    """Reads forwards; the checksum is tested with the last byte.
+    """Forward reader of one archive member; checks the checksum at the last byte.
 
     Args:
-        file: The archive, positioned anywhere; nobody else may move it meanwhile.
-        info: Which member.
+        file: The archive, at any position; nothing else may move it while this reads.
+        info: Entry of the member in the directory of the archive.
 
     Raises:
-        zipfile.BadZipFile: The archive lies about the member.
+        zipfile.BadZipFile: The member does not match the directory.
     """
 
     def __init__(self, file: IO[bytes], info: zipfile.ZipInfo) -> None:
@@ -71,12 +71,12 @@ class InflatedMember:
         file.seek(info.header_offset)
         head = file.read(_LOCAL_HEADER.size)
         if len(head) < _LOCAL_HEADER.size or head[:4] != b"PK\x03\x04":
-            raise zipfile.BadZipFile("no local header where the directory says")
+            raise zipfile.BadZipFile("no local header at the offset in the directory")
         _, name_bytes, extra = _LOCAL_HEADER.unpack(head)
         file.seek(name_bytes + extra, 1)
         self._file = file
         self._info = info
-        self._left = info.compress_size
+        self._remaining = info.compress_size
         self._position = 0
         self._checksum = 0
         self._inflater = (
@@ -84,14 +84,15 @@ class InflatedMember:
         )
         self._tail = b""
 
-    def tell(self) -> int:
-        """Inflated bytes read so far."""
+    @property
+    def position(self) -> int:
+        """Number of inflated bytes read so far."""
         return self._position
 
     def read(self, size: int = -1, /) -> bytes:
         """The next `size` bytes, fewer only at the end of the member."""
-        left = self._info.file_size - self._position
-        size = left if size < 0 else min(size, left)
+        remaining = self._info.file_size - self._position
+        size = remaining if size < 0 else min(size, remaining)
         data = self._inflate(size) if self._inflater else self._raw(size)
         self._position += len(data)
         self._checksum = zlib_ng.crc32(data, self._checksum)
@@ -100,31 +101,31 @@ class InflatedMember:
         return data
 
     def _raw(self, size: int) -> bytes:
-        data = self._file.read(min(size, self._left))
-        self._left -= len(data)
+        data = self._file.read(min(size, self._remaining))
+        self._remaining -= len(data)
         return data
 
     def _inflate(self, size: int) -> bytes:
         assert self._inflater is not None
         parts: list[bytes] = []
-        wanted = size
-        while wanted > 0:
+        remaining = size
+        while remaining > 0:
             if not self._tail:
                 self._tail = self._raw(_CHUNK)
             try:
-                part = self._inflater.decompress(self._tail, wanted)
+                part = self._inflater.decompress(self._tail, remaining)
             except zlib_ng.error as error:  # pyright: ignore[reportGeneralTypeIssues] - typed as a value
                 raise zipfile.BadZipFile(str(error)) from None
             if not part and (self._inflater.eof or not self._tail):
-                break  # the member is shorter than it says
+                break  # the member is shorter than the directory says
             self._tail = self._inflater.unconsumed_tail
             parts.append(part)
-            wanted -= len(part)
+            remaining -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 class NpzArchive:
-    """One npz file; arrays are read by name.
+    """An npz file whose arrays are read by name.
 
     Raises:
         DataError: The file is missing or not a zip archive.
@@ -133,14 +134,14 @@ class NpzArchive:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._headers: dict[str, ArrayHeader] = {}
-        self._read: dict[str, int] = {}  # bytes of the arrays that were read
+        self._bytes_read: dict[str, int] = {}  # array to its size
         try:
             self._file = open_tail(path)
             with zipfile.ZipFile(self._file) as archive:
                 infos = {info.filename: info for info in archive.infolist()}
-                self._ends = _ends(archive)
-        except _BROKEN as error:
-            raise _broken(path, None, error) from None
+                self._ends = _member_ends(archive)
+        except _READ_ERRORS as error:
+            raise _read_error(path, None, error) from None
         self._infos = {
             name.removesuffix(".npy"): info for name, info in infos.items() if name.endswith(".npy")
         }
@@ -150,19 +151,19 @@ class NpzArchive:
         return name in self._infos
 
     def header(self, name: str) -> ArrayHeader:
-        """Shape and dtype of an array, without reading its values."""
+        """Shape and dtype of an array; does not read its values."""
         if name not in self._infos:
-            raise missing_array(self.path, name)
+            raise missing_array_error(self.path, name)
         if name not in self._headers:
-            at = self._infos[name].header_offset
-            self._headers[name] = self._checked_header(name, self._file, at)
+            offset = self._infos[name].header_offset
+            self._headers[name] = self._checked_header(name, self._file, offset)
         return self._headers[name]
 
     def read(self, name: str) -> Array:
         """A whole array.
 
         Raises:
-            DataError: It is missing, broken, holds Python objects, or is absurdly large.
+            DataError: It is missing, broken, too large, or holds Python objects.
         """
         header = self.readable_header(name)
         try:
@@ -172,17 +173,17 @@ class NpzArchive:
             order = "F" if header.fortran_order else "C"
             array = np.frombuffer(data, header.dtype).reshape(header.shape, order=order)
             if array.dtype.kind == "U":
-                "".join(array.ravel().tolist()).encode()  # half a character is refused
-        except _BROKEN as error:
-            raise _broken(self.path, name, error) from None
-        self._read[name] = header.length
+                "".join(array.ravel().tolist()).encode()  # raises for lone surrogates
+        except _READ_ERRORS as error:
+            raise _read_error(self.path, name, error) from None
+        self._bytes_read[name] = header.length
         return array
 
     def readable_header(self, name: str) -> ArrayHeader:
-        """The header of an array that `read` does not refuse for it.
+        """Header of an array that `read` accepts.
 
         Raises:
-            DataError: The array is missing, holds Python objects, or is absurdly large.
+            DataError: The array is missing, too large, or holds Python objects.
         """
         header = self.header(name)
         if header.dtype.hasobject:
@@ -194,33 +195,33 @@ class NpzArchive:
             )
         if header.length > _LARGEST_ARRAY:
             limit = f"the limit for an array is {_LARGEST_ARRAY:,}"
-            raise _broken(self.path, name, f"it takes {header.length:,} bytes; {limit}")
-        others = sum(size for other, size in self._read.items() if other != name)
+            raise _read_error(self.path, name, f"it takes {header.length:,} bytes; {limit}")
+        others = sum(size for other, size in self._bytes_read.items() if other != name)
         if header.length + others > _LARGEST_SUM:
             limit = f"the limit for all arrays is {_LARGEST_SUM:,}"
-            raise _broken(self.path, name, f"it takes {header.length:,} bytes more; {limit}")
+            raise _read_error(self.path, name, f"it takes {header.length:,} bytes more; {limit}")
         return header
 
     def frames(self, name: str, channels: int | None = 3) -> "NpzFrames":
-        """An array as frames: uint8 [F, H, W, 3], or whole numbers [F, H, W] without channels.
+        """Array as frames: uint8 [F, H, W, 3], or integers [F, H, W] if `channels` is None.
 
         Raises:
-            DataError: It is missing or of another shape or type.
+            DataError: It is missing or has another shape or type.
         """
         header = self.header(name)
         info = self._infos[name]
-        part = ByteRange(self.path, info.header_offset, self._ends[info.header_offset])
-        return NpzFrames(part, info, header, channels)
+        byte_range = ByteRange(self.path, info.header_offset, self._ends[info.header_offset])
+        return NpzFrames(byte_range, info, header, channels)
 
     def load_headers(self, names: Iterable[str]) -> None:
-        """Reads the headers of large remote arrays together, which one by one take long.
+        """Reads the headers of large remote arrays in parallel.
 
-        What cannot be read is left for when it is asked for.
+        Arrays that cannot be read are skipped; access to them raises the error.
         """
-        wanted = [name for name in names if is_remote(self.path) and self._is_large(name)]
-        for name, data in zip(wanted, read_byte_ranges(map(self._head, wanted)), strict=True):
+        large = [name for name in names if is_remote(self.path) and self._is_large(name)]
+        for name, data in zip(large, read_byte_ranges(map(self._head, large)), strict=True):
             with suppress(DataError):
-                self._headers[name] = self._checked_header(name, io.BytesIO(data), at=0)
+                self._headers[name] = self._checked_header(name, io.BytesIO(data), offset=0)
 
     def _is_large(self, name: str) -> bool:
         return name in self._infos and self._infos[name].compress_size > _LARGEST_HEAD
@@ -230,33 +231,37 @@ class NpzArchive:
         return ByteRange(self.path, start, start + _LARGEST_HEAD)
 
     def close(self) -> None:
-        """Lets go of the file; frames keep their own."""
+        """Closes the file; frames have their own."""
         self._file.close()
 
-    def _checked_header(self, name: str, file: IO[bytes], at: int) -> ArrayHeader:
+    def _checked_header(self, name: str, file: IO[bytes], offset: int) -> ArrayHeader:
         info = copy(self._infos[name])
-        info.header_offset = at
+        info.header_offset = offset
         try:
             member = InflatedMember(file, info)
             header = _read_header(member)
-            expected, stored = header.length + member.tell(), self._infos[name].file_size
-        except _BROKEN as error:
-            raise _broken(self.path, name, error) from None
+            expected, stored = header.length + member.position, self._infos[name].file_size
+        except _READ_ERRORS as error:
+            raise _read_error(self.path, name, error) from None
         if not header.dtype.hasobject and stored != expected:
-            raise _broken(self.path, name, f"{stored} bytes stored, its header says {expected}")
+            raise _read_error(self.path, name, f"{stored} bytes stored, its header says {expected}")
         return header
 
 
 class NpzFrames:
-    """Frames of one npz member, inflated one by one from the front.
+    """Frames of one npz member, inflated one by one from the start.
 
-    Memory is one frame, whatever the length; going backwards starts again at the front.
+    Holds one frame in memory; a read before the last position restarts at the first frame.
     """
 
     def __init__(
-        self, part: ByteRange, info: zipfile.ZipInfo, header: ArrayHeader, channels: int | None
+        self,
+        byte_range: ByteRange,
+        info: zipfile.ZipInfo,
+        header: ArrayHeader,
+        channels: int | None,
     ) -> None:
-        self._part = part
+        self._part = byte_range
         self._name = info.filename.removesuffix(".npy")
         self._info = info
         self._header = header
@@ -264,26 +269,26 @@ class NpzFrames:
         self._member: InflatedMember | None = None
         self._next = 0
         if not _is_images(header, channels):
-            wanted = "uint8 [frames, height, width, 3]"
+            expected = "uint8 [frames, height, width, 3]"
             if channels is None:
-                wanted = "whole numbers [frames, height, width]"
+                expected = "integers [frames, height, width]"
             raise DataError(
-                f"{part.path}: {self._name!r} is {header.dtype}{list(header.shape)}, "
-                f"expected {wanted}",
-                hint="the file is of another layout; convert the pictures, or record them again",
+                f"{byte_range.path}: {self._name!r} is {header.dtype}{list(header.shape)}, "
+                f"expected {expected}",
+                hint="the file has another layout; convert the images, or record them again",
                 code="data.not_pictures",
-                details={"path": str(part.path), "field": self._name},
+                details={"path": str(byte_range.path), "field": self._name},
             )
         pixels = header.shape[1:]
         if math.prod(pixels) * header.dtype.itemsize > _LARGEST_FRAME:
-            raise self._broken(f"pictures {list(pixels)} are too large")
+            raise self._error(f"images {list(pixels)} are too large")
         if 0 in pixels:
-            raise self._broken(f"pictures {list(pixels)} have no pixels")
+            raise self._error(f"images {list(pixels)} have no pixels")
         if header.fortran_order:
-            raise self._broken("pictures in Fortran order cannot be streamed")
+            raise self._error("images in Fortran order cannot be streamed")
 
-    def _broken(self, reason: object) -> DataError:
-        return _broken(self._part.path, self._name, reason)
+    def _error(self, reason: object) -> DataError:
+        return _read_error(self._part.path, self._name, reason)
 
     def __len__(self) -> int:
         return self._header.shape[0]
@@ -302,7 +307,7 @@ class NpzFrames:
 
     def _frame(self, index: int) -> Array:
         if not 0 <= index < len(self):
-            raise self._broken(f"has no frame {index} of {len(self)}")
+            raise self._error(f"has no frame {index} of {len(self)}")
         frame_bytes = self._header.length // len(self)
         try:
             if self._member is None or index < self._next:
@@ -311,10 +316,10 @@ class NpzFrames:
             for _ in range(self._next, index):
                 self._member.read(frame_bytes)
             data = self._member.read(frame_bytes)
-        except _BROKEN as error:
-            raise self._broken(error) from None
+        except _READ_ERRORS as error:
+            raise self._error(error) from None
         if len(data) != frame_bytes:
-            raise self._broken(f"ends inside frame {index}")
+            raise self._error(f"ends inside frame {index}")
         self._next = index + 1
         return np.frombuffer(data, self._header.dtype).reshape(self._header.shape[1:])
 
@@ -326,14 +331,14 @@ class NpzFrames:
         self._next = 0
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the file."""
         if self._file is not None:
             self._file.close()
         self._file = self._member = None
 
 
-def _ends(archive: zipfile.ZipFile) -> dict[int, int]:
-    """Where each member starts, and where what follows it does."""
+def _member_ends(archive: zipfile.ZipFile) -> dict[int, int]:
+    """Start offset of each member to the offset of the next one, or of the directory."""
     starts = sorted(info.header_offset for info in archive.infolist())
     return dict(zip(starts, [*starts[1:], archive.start_dir], strict=True))
 
@@ -344,8 +349,8 @@ def _is_images(header: ArrayHeader, channels: int | None) -> bool:
     return len(header.shape) == 4 and header.shape[3] == channels and header.dtype == np.uint8
 
 
-def missing_array(path: Path, name: str) -> DataError:
-    """The error for an array that must be there."""
+def missing_array_error(path: Path, name: str) -> DataError:
+    """Error for a required array that is missing."""
     return DataError(
         f"{path}: the array {name!r} is missing",
         hint="the episode is incomplete; download or record it again",
@@ -355,12 +360,12 @@ def missing_array(path: Path, name: str) -> DataError:
 
 
 def _read_header(member: InflatedMember) -> ArrayHeader:
-    """Parses an npy header without trusting it."""
+    """Header of an npy member, parsed without executing anything."""
     version = npy.read_magic(member)
     length_bytes = 2 if version == (1, 0) else 4
     length = int.from_bytes(member.read(length_bytes), "little")
     if length > _LARGEST_HEADER:
-        raise ValueError(f"array header of {length} bytes")
+        raise ValueError(f"its header has {length} bytes")
     return _parsed_header(member.read(length).decode("latin1" if version < (3, 0) else "utf8"))
 
 
@@ -380,19 +385,19 @@ def _parsed_header(text: str) -> ArrayHeader:
         SyntaxError,
         TypeError,
     ) as error:
-        raise ValueError(f"array header cannot be parsed: {error}") from None
+        raise ValueError(f"its header cannot be parsed: {error}") from None
     if any(size < 0 for size in shape):
-        raise ValueError(f"array shape {shape}")
+        raise ValueError(f"its shape is {shape}")
     return ArrayHeader(shape, dtype, fortran)
 
 
-def _broken(path: Path, name: str | None, reason: object) -> DataError:
-    where = f"{path}: array {name!r}" if name else str(path)
+def _read_error(path: Path, name: str | None, reason: object) -> DataError:
+    location = f"{path}: array {name!r}" if name else str(path)
     hint = "the file is damaged; download or record it again"
     if isinstance(reason, PermissionError):
-        hint = "make the file readable for you"
+        hint = "grant read permission"
     return DataError(
-        f"{where} cannot be read: {reason}",
+        f"{location} cannot be read: {reason}",
         hint=hint,
         code="data.broken_npz",
         details={"path": str(path), "field": name},

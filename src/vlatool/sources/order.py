@@ -1,4 +1,4 @@
-"""The order and the uniqueness of episodes, for every format; which of them are asked for."""
+"""Order, uniqueness and selection of episodes, for all formats."""
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -14,38 +14,38 @@ _RANGE = re.compile(r"^([0-9]{0,18})(:)?([0-9]{0,18})\Z")
 
 
 def natural_key(path: Path | str) -> list[tuple[int, int, str]]:
-    """Sorts numbers by value: episode_2 before episode_10."""
+    """Sort key that compares numbers by value: episode_2 before episode_10."""
     parts = _DIGITS.split(str(path))
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
 
 
 def unique_refs(refs: Sequence[EpisodeRef]) -> Iterator[EpisodeRef]:
-    """Episodes once each; another episode with a used id gets a number behind it."""
+    """Episodes without repeated paths; the N-th episode with the same id gets the suffix `-N`."""
     seen_paths: set[Path] = set()
-    used: set[str] = set()
+    used_ids: set[str] = set()
     for ref in refs:
         resolved = ref.path.resolve()
         if resolved in seen_paths:
             continue
         seen_paths.add(resolved)
-        name, number = ref.id, 1
-        while name in used:
+        ref_id, number = ref.id, 1
+        while ref_id in used_ids:
             number += 1
-            name = f"{ref.id}-{number}"
-        used.add(name)
-        yield ref if number == 1 else replace(ref, id=name)
+            ref_id = f"{ref.id}-{number}"
+        used_ids.add(ref_id)
+        yield ref if number == 1 else replace(ref, id=ref_id)
 
 
-def checked_ids(refs: Sequence[EpisodeRef]) -> Sequence[EpisodeRef]:
-    """Ids name files and seed keys; a reader that gives bad or equal ones would mix episodes.
+def checked_refs(refs: Sequence[EpisodeRef]) -> Sequence[EpisodeRef]:
+    """The refs, after a check of their ids, which name files and seed random generators.
 
     Raises:
-        DataError: An id cannot be a file name, or two episodes have the same.
+        DataError: An id cannot be a file name, or two episodes have the same id.
     """
     seen: dict[str, EpisodeRef] = {}
     for ref in refs:
         if not _ID.match(ref.id):
-            problem = f"the episode id {ref.id!r} is not made of letters, digits, _ and -"
+            problem = f"the episode id {ref.id!r} must consist of letters, digits, _ and -"
         elif ref.id in seen:
             problem = f"two episodes have the id {ref.id!r}: {seen[ref.id].path} and {ref.path}"
         else:
@@ -53,7 +53,7 @@ def checked_ids(refs: Sequence[EpisodeRef]) -> Sequence[EpisodeRef]:
             continue
         raise DataError(
             f"{ref.path}: {problem}",
-            hint="a fault of the format's reader: see unique_refs in vlatool.sources.order",
+            hint="this is a bug of the format's reader: see unique_refs in vlatool.sources.order",
             code="data.bad_episode_id",
             details={"episode": ref.id, "path": str(ref.path)},
         )
@@ -61,57 +61,61 @@ def checked_ids(refs: Sequence[EpisodeRef]) -> Sequence[EpisodeRef]:
 
 
 def select(
-    refs: Sequence[EpisodeRef], wanted: str | None, unwanted: str | None = None
+    refs: Sequence[EpisodeRef], include: str | None, exclude: str | None = None
 ) -> list[EpisodeRef]:
-    """The episodes of a selection such as `0:4,7`, without those of another one.
+    """Episodes of a selection such as `0:4,7`, minus those of `exclude`.
 
-    Numbers are the data set's own where every episode has one, else positions in the list; the
-    end of a range is not included.
+    Numbers are those of the data set if all episodes have one, else positions in the list. The
+    end of a range is excluded.
 
     Raises:
         UsageError: A selection cannot be parsed.
-        DataError: A number that is named does not exist, or nothing is left.
+        DataError: A single number does not exist, or no episode is left.
     """
     numbers = [ref.number for ref in refs]
     if None in numbers or len(set(numbers)) < len(numbers):
         numbers = list(range(len(refs)))
     known = {number: ref for number, ref in zip(numbers, refs, strict=True) if number is not None}
-    chosen = list(known) if wanted is None else sorted(_numbers("--episodes", wanted, known))
-    if unwanted is not None:
-        left_out = _numbers("--exclude", unwanted, known)
-        chosen = [number for number in chosen if number not in left_out]
-    if refs and not chosen:
-        options = {"--episodes": wanted, "--exclude": unwanted}
-        typed = " ".join(f"{name} {text}" for name, text in options.items() if text is not None)
+    selected = list(known) if include is None else sorted(_numbers("--episodes", include, known))
+    if exclude is not None:
+        excluded = _numbers("--exclude", exclude, known)
+        selected = [number for number in selected if number not in excluded]
+    if refs and not selected:
+        options = {"--episodes": include, "--exclude": exclude}
+        options_text = " ".join(
+            f"{name} {text}" for name, text in options.items() if text is not None
+        )
         raise DataError(
-            f"{typed}: leaves none of the {len(refs)} episodes",
-            hint="name other episodes",
+            f"{options_text}: selects none of the {len(refs)} episodes",
+            hint="select other episodes",
             code="data.no_episodes",
         )
-    return [known[number] for number in chosen]
+    return [known[number] for number in selected]
 
 
 def _numbers(option: str, text: str, known: Collection[int]) -> set[int]:
-    """The known numbers that a selection names."""
-    return {number for part in text.split(",") for number in _part(part.strip(), known, option)}
+    """Known numbers that a selection contains."""
+    return {
+        number for part in text.split(",") for number in _parse_part(part.strip(), known, option)
+    }
 
 
-def _part(part: str, known: Collection[int], option: str) -> Iterable[int]:
+def _parse_part(part: str, known: Collection[int], option: str) -> Iterable[int]:
     match = _RANGE.match(part)
     if not part or match is None:
         raise UsageError(
-            f"{option}: cannot read {part[:40]!r}",
+            f"{option}: invalid selection {part[:40]!r}",
             hint="write numbers and ranges, such as 0:4,7",
             code="usage.bad_selection",
         )
-    first, colon, last = match.groups()
+    start, colon, stop = match.groups()
     if colon:
-        low, high = int(first or 0), int(last) if last else float("inf")
+        low, high = int(start or 0), int(stop) if stop else float("inf")
         return [number for number in known if low <= number < high]
-    if int(first) not in known:
+    if int(start) not in known:
         raise DataError(
-            f"{option}: there is no episode {int(first)}",
+            f"{option}: episode {int(start)} does not exist",
             hint=f"there are {len(known)} episodes",
             code="data.no_episodes",
         )
-    return [int(first)]
+    return [int(start)]

@@ -1,4 +1,4 @@
-"""Pictures kept in a column of a parquet file, decoded when asked for."""
+"""Images in a column of a parquet file, decoded on access."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,14 +18,14 @@ _LARGEST_GROUP = 2**31
 
 
 class ParquetImages:
-    """An image column as a `FrameSource`.
+    """Image column of a parquet file as a `FrameSource`.
 
     A cell is a struct of `bytes` and `path`, encoded bytes, or a path relative to the data set.
     One row group is held in memory at a time.
     """
 
     def __init__(self, path: Path, column: str, root: Path, rows: Sequence[int]) -> None:
-        """Opens nothing yet; `root` is the data set, which picture paths may not leave."""
+        """Opens nothing yet; paths of images must stay below `root`, the folder of the data set."""
         self.path = path
         self.column = column
         self._root = root
@@ -43,32 +43,34 @@ class ParquetImages:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the first picture, in pixels."""
+        """(height, width) of the first image, in pixels."""
         if self._size is None:
             height, width, _ = self._image(0).shape
             self._size = (height, width)
         return self._size
 
     def read(self, indices: Sequence[int]) -> UInt8Array:
-        """Pictures uint8 [N, H, W, 3], RGB.
+        """Images uint8 [N, H, W, 3], RGB.
 
         Raises:
-            DataError: A picture cannot be decoded or has another size than the first.
+            DataError: An image cannot be decoded or has another size than the first.
         """
         images = np.empty((len(indices), *self.size, 3), np.uint8)
         for position, frame in enumerate(indices):
             image = self._image(frame)
             if image.shape[:2] != self.size:
-                found = f"{image.shape[1]}x{image.shape[0]} pixels"
-                raise self._broken(frame, f"{found}, the first has {self.size[1]}x{self.size[0]}")
+                actual = f"{image.shape[1]}x{image.shape[0]} pixels"
+                raise self._image_error(
+                    frame, f"{actual}, the first has {self.size[1]}x{self.size[0]}"
+                )
             images[position] = image
         return images
 
     def encoded(self, frame: int) -> bytes:
-        """A picture as it is stored.
+        """The stored bytes of an image.
 
         Raises:
-            DataError: The cell holds none, or names a file that is missing or not in the data set.
+            DataError: The cell has none, or names a file that is missing or outside the data set.
         """
         cell: Any = self._cell(self._rows[frame])
         parts = (cell.get("bytes"), cell.get("path")) if isinstance(cell, Mapping) else (cell,)
@@ -77,7 +79,7 @@ class ParquetImages:
                 return part
             if isinstance(part, str) and part:
                 return self._file_content(frame, part)
-        raise self._broken(frame, "the cell holds neither bytes nor a path")
+        raise self._image_error(frame, "the cell has neither bytes nor a path")
 
     def close(self) -> None:
         """Releases the file; a later read opens it again."""
@@ -90,30 +92,32 @@ class ParquetImages:
         try:
             return decode_rgb(data)
         except ValueError as error:
-            raise self._broken(frame, str(error)) from error
+            raise self._image_error(frame, str(error)) from error
 
     def _file_content(self, frame: int, relative: str) -> bytes:
-        """The bytes of the picture file `relative`, looked up below the root, then `images/`."""
+        """Bytes of the image file `relative`, searched below the root, then below `images/`."""
         root = self._root.resolve()
         for folder in (root, root / "images"):
             try:
                 path = (folder / relative).resolve()
                 is_file = path.is_file()
-            except (OSError, ValueError) as error:  # a name that no file can have
-                raise self._broken(frame, f"its path cannot be used: {error}") from error
+            except (OSError, ValueError) as error:  # not a valid file name
+                raise self._image_error(frame, f"its path is not valid: {error}") from error
             if not path.is_relative_to(root):
                 raise DataError(
-                    f"{self.path}: {self.column} row {self._rows[frame]}: the picture path "
+                    f"{self.path}: {self.column} row {self._rows[frame]}: the image path "
                     f"{relative!r} leaves the data set {self._root}",
-                    hint="the file cannot be trusted; get the data set from its origin",
+                    hint="do not trust this file; get the data set from its publisher",
                     code="data.unsafe_path",
                     details={"path": str(self.path), "field": self.column, "picture": relative},
                 )
             if is_file:
                 if (size := path.stat().st_size) > _LARGEST_FILE:
-                    raise self._broken(frame, f"{size:,} bytes; the limit is {_LARGEST_FILE:,}")
+                    raise self._image_error(
+                        frame, f"{size:,} bytes; the limit is {_LARGEST_FILE:,}"
+                    )
                 return path.read_bytes()
-        raise self._broken(frame, f"the picture file {relative!r} is missing")
+        raise self._image_error(frame, f"the image file {relative!r} is missing")
 
     def _cell(self, row: int) -> object:
         cells = self._cells
@@ -121,30 +125,30 @@ class ParquetImages:
             try:
                 cells = self._cells = self._load_row_group(row)
             except (pa.ArrowException, OSError) as error:
-                raise self._broken(self._rows.index(row), str(error)) from error
+                raise self._image_error(self._rows.index(row), str(error)) from error
         return cells[row - self._first_row].as_py()
 
     def _load_row_group(self, row: int) -> pa.ChunkedArray:
         file = self._file = self._file or pq.ParquetFile(as_native_file(self.path))
         first = 0
         for group in range(file.num_row_groups):
-            group_facts = file.metadata.row_group(group)
-            count = group_facts.num_rows
+            group_info = file.metadata.row_group(group)
+            count = group_info.num_rows
             if row < first + count:
                 self._first_row = first
-                chunks = map(group_facts.column, range(group_facts.num_columns))
+                chunks = map(group_info.column, range(group_info.num_columns))
                 bytes_in_memory = sum(chunk.total_uncompressed_size for chunk in chunks)
                 if bytes_in_memory > _LARGEST_GROUP:
                     limit = f"the limit is {_LARGEST_GROUP:,}"
                     raise pa.ArrowInvalid(f"its rows take {bytes_in_memory:,} bytes; {limit}")
                 return file.read_row_group(group, columns=[self.column]).column(0)
             first += count
-        raise pa.ArrowInvalid(f"row {row} of {first}")
+        raise pa.ArrowInvalid(f"row {row} of {first} does not exist")
 
-    def _broken(self, frame: int, reason: str) -> DataError:
+    def _image_error(self, frame: int, reason: str) -> DataError:
         row = self._rows[frame]
         return DataError(
-            f"{self.path}: {self.column} row {row}: no readable picture: {reason}",
+            f"{self.path}: {self.column} row {row}: unreadable image: {reason}",
             hint="the file is damaged; download or record the episode again",
             code="data.picture_unreadable",
             details={"path": str(self.path), "field": self.column, "frame": frame, "row": row},

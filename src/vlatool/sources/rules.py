@@ -1,8 +1,8 @@
-"""Rules of a source that hold for every format.
+"""Rules for sources of all formats.
 
-A reader may add two methods and a table of its codes; without them only these rules are checked:
+A reader may add two methods and a table of finding codes; otherwise only these rules are checked:
 
-    findings: ClassVar[Family]
+    findings: ClassVar[FindingCodes]
     def check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding]
     def check_source(self, sources: Sequence[Path]) -> Iterator[Finding]
 """
@@ -20,31 +20,31 @@ from vlatool.findings import Finding, FindingCode, FindingCodes, finding_of_erro
 from vlatool.sources.base import FormatReader, camera_name_problem, field_mismatch
 
 _RENAMED = re.compile(r"^(?P<id>.+)-\d+$")
-# Half a second at the usual 10 frames per second: noise of a real sensor never repeats so long.
+# Half a second at the usual 10 frames per second; noise of a real sensor never repeats so long.
 _LONG_REPETITION = 5
 
 SOURCE = FindingCodes(
     "source",
     {
         "language_fallback": FindingCode(
-            "warning", "An episode has no instruction; its task's name in words is used."
+            "warning", "An episode has no instruction; the name of its task is used."
         ),
         "no_language": FindingCode(
-            "warning", "An episode has no instruction, and its task has no name.", "name the task"
+            "warning", "An episode has neither an instruction nor a task name.", "name the task"
         ),
-        "given_twice": FindingCode("warning", "A source was given twice; it is read once."),
+        "given_twice": FindingCode("warning", "A source is given twice; it is read once."),
         "episode_missing_camera": FindingCode(
-            "warning", "An episode was dropped: it lacks a camera."
+            "warning", "An episode was dropped because it lacks a camera."
         ),
-        "upper_case_camera": FindingCode("warning", "The name of a camera has capitals."),
+        "upper_case_camera": FindingCode("warning", "A camera name has upper-case letters."),
         "duplicate_id": FindingCode(
             "warning",
-            "Two episodes have one name; the second is called NAME-2.",
-            "rename one of them, or leave one source out",
+            "Two episodes have the same name; the second is renamed to NAME-2.",
+            "rename one of them, or leave out one source",
         ),
         "no_fields": FindingCode(
             "error",
-            "The reader finds no field that a policy could predict.",
+            "The reader finds no field.",
             "name the fields with the keys of the format",
         ),
     },
@@ -57,24 +57,24 @@ IMAGES = FindingCodes(
             "error", "A frame cannot be decoded.", "download or record the episode again"
         ),
         "black": FindingCode(
-            "warning", "Frames are black all over.", "check the camera; leave the episode out"
+            "warning", "Frames are completely black.", "check the camera; exclude the episode"
         ),
         "constant": FindingCode(
             "warning",
-            "Frames have one colour all over, other than black.",
-            "check the camera; leave the episode out",
+            "Frames have a single color other than black.",
+            "check the camera; exclude the episode",
         ),
         "repeated": FindingCode(
             "warning",
-            f"A picture is repeated over {_LONG_REPETITION} frames or more.",
-            "check whether the camera froze; leave the episode out",
+            f"An image is repeated over {_LONG_REPETITION} or more frames.",
+            "check whether the camera froze; exclude the episode",
         ),
     },
 )
 
 
 def check_episode(reader: FormatReader, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding]:
-    """What every reader can say: whether it reads the episode, and what it warns about.
+    """Checks for episodes of all formats: the error or the warnings of reading.
 
     With `deep`, every frame of every camera is decoded.
     """
@@ -88,22 +88,22 @@ def check_episode(reader: FormatReader, ref: EpisodeRef, *, deep: bool) -> Itera
     for finding in episode.findings:
         yield replace(finding, place={"episode": ref.id, **finding.place})
     if not episode.lowdim:
-        yield SOURCE("no_fields", f"{ref.id}: has no field", episode=ref.id)
+        yield SOURCE("no_fields", f"{ref.id}: has no fields", episode=ref.id)
     if deep:
         yield from check_cameras(ref.id, episode.cameras)
 
 
 def check_cameras(episode: str, cameras: Mapping[str, FrameSource]) -> Iterator[Finding]:
-    """Decodes every frame of every camera of an episode."""
+    """Findings on the images of an episode; decodes every frame of every camera."""
     for name, frames in cameras.items():
-        where = f"{episode}, camera {name}"
-        for code, message, place in _image_oddities(frames):
-            told = message if code == "unreadable" else f"{where}: {message}"
-            yield IMAGES(code, told, episode=episode, camera=name, **place)
+        label = f"{episode}, camera {name}"
+        for code, message, location in _image_problems(frames):
+            text = message if code == "unreadable" else f"{label}: {message}"
+            yield IMAGES(code, text, episode=episode, camera=name, **location)
 
 
-def check_together(reader: FormatReader, refs: Sequence[EpisodeRef]) -> Iterator[Finding]:
-    """Cameras and fields that keep episodes from one output; broken episodes are passed over."""
+def check_consistency(reader: FormatReader, refs: Sequence[EpisodeRef]) -> Iterator[Finding]:
+    """Cameras and fields that prevent one output of all episodes; skips broken episodes."""
     try:
         survey = reader.survey(refs)
     except DataError:
@@ -118,37 +118,37 @@ def check_together(reader: FormatReader, refs: Sequence[EpisodeRef]) -> Iterator
 
 
 def duplicate_ids(refs: Sequence[EpisodeRef]) -> Iterator[Finding]:
-    """Episodes that got a number behind their name because it was taken."""
+    """Findings for episodes that were renamed because their name was taken."""
     ids = {ref.id for ref in refs}
     for ref in refs:
         match = _RENAMED.match(ref.id)
         if match and match["id"] in ids:
-            message = f"{ref.path}: a second episode called {match['id']}; it is called {ref.id}"
+            message = f"{ref.path}: second episode with the name {match['id']}; renamed to {ref.id}"
             yield SOURCE("duplicate_id", message, episode=ref.id, path=str(ref.path))
 
 
-def _image_oddities(frames: FrameSource) -> Iterator[tuple[str, str, dict[str, int]]]:
-    """(code, problem, place) of the pictures of a camera; decodes every frame once, in order."""
-    plain: dict[str, list[int]] = {"black": [], "constant": []}
-    before: UInt8Array | None = None
-    longest = run = (0, 0)  # the first of equal frames, and how many there are
-    for number in range(len(frames)):
+def _image_problems(frames: FrameSource) -> Iterator[tuple[str, str, dict[str, int]]]:
+    """(code, problem, place) of the images of a camera; decodes every frame once, in order."""
+    uniform: dict[str, list[int]] = {"black": [], "constant": []}
+    previous: UInt8Array | None = None
+    longest = run = (0, 0)  # index of the first of equal frames, and their number
+    for frame in range(len(frames)):
         try:
-            image = frames.read([number])[0]
+            image = frames.read([frame])[0]
         except DataError as error:
-            yield "unreadable", error.message, {"frame": number}
+            yield "unreadable", error.message, {"frame": frame}
             break
         if image.size and np.ptp(image.reshape(-1, image.shape[-1]), axis=0).max() == 0:
-            plain["constant" if image.any() else "black"].append(number)
-        same = before is not None and np.array_equal(before, image)
-        run = (run[0], run[1] + 1) if same else (number, 1)
-        longest = max(longest, run, key=lambda one: one[1])
-        before = image
-    for code, numbers in plain.items():
+            uniform["constant" if image.any() else "black"].append(frame)
+        is_repeated = previous is not None and np.array_equal(previous, image)
+        run = (run[0], run[1] + 1) if is_repeated else (frame, 1)
+        longest = max(longest, run, key=lambda frame_run: frame_run[1])
+        previous = image
+    for code, numbers in uniform.items():
         if numbers:
-            problem = f"{len(numbers)} frames are {code}, the first is {numbers[0]}"
+            problem = f"{len(numbers)} frames are {code}, first at frame {numbers[0]}"
             yield code, problem, {"frame": numbers[0], "count": len(numbers)}
     start, length = longest
     if length >= _LONG_REPETITION:
-        problem = f"frames {start} to {start + length - 1} are the same picture"
+        problem = f"frames {start} to {start + length - 1} are the same image"
         yield "repeated", problem, {"frame": start, "count": length}

@@ -1,4 +1,4 @@
-"""Which episodes of a source are used, and what of them."""
+"""Selection of the episodes, cameras and fields of a source."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,17 +17,17 @@ from vlatool.findings import Finding
 from vlatool.jobs.inputs import InputState, input_state
 from vlatool.jobs.journal import Receipt
 from vlatool.plugins import FORMATS, did_you_mean
-from vlatool.sources.base import FormatReader, camera_name_problem, facts_of, field_mismatch
-from vlatool.sources.order import checked_ids, select
+from vlatool.sources.base import FormatReader, camera_name_problem, field_mismatch, field_specs
+from vlatool.sources.order import checked_refs, select
 from vlatool.sources.rules import SOURCE
 from vlatool.storage.uri import is_missing
 
 
 class SelectionConfig(ConfigModel):
-    """Which episodes and cameras are taken, and from where."""
+    """Sources, episodes and cameras to read."""
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "Choice of episodes": (
+        "Selection of episodes": (
             "episodes",
             "exclude",
             "max_episodes",
@@ -37,53 +37,51 @@ class SelectionConfig(ConfigModel):
         "Cameras": ("camera_names", "skip_episodes_missing_cameras"),
     }
 
-    format: str = Field(
-        default="", description="Name of the dataset format; empty for the one that finds episodes."
-    )
+    format: str = Field(default="", description="Name of the dataset format; empty: detect it.")
     sources: list[str] = required_field([], "Locations to search.")
     episodes: str | None = Field(
-        default=None, description="Episodes to take, such as 0:4,7; the end of a range is excluded."
+        default=None, description="Episodes to use, such as 0:4,7; the end of a range is excluded."
     )
     exclude: str | None = Field(
-        default=None, description="Episodes to leave out, written like --episodes."
+        default=None, description="Episodes to exclude, written like --episodes."
     )
     max_episodes: int | None = Field(
-        default=None, ge=-1, description="Take at most so many episodes; 0 or -1 for all."
+        default=None, ge=-1, description="Use at most N episodes; 0 or -1: all."
     )
     camera_names: list[str] | None = Field(
-        default=None, description="Cameras, in order; null for all."
+        default=None, description="Cameras to use, in order; null: all."
     )
     skip_episodes_missing_cameras: bool = Field(
         default=False,
-        description="Drop an episode that lacks a camera, instead of keeping it without or, where "
-        "the data set declares the camera, reporting it as broken.",
+        description="Drop episodes that lack a camera. Otherwise such an episode is kept without "
+        "the camera, or fails if its data set declares the camera.",
     )
     only_successful: bool = Field(
-        default=False, description="Drop episodes that failed or do not say whether they did."
+        default=False, description="Drop episodes that failed or whose success is unknown."
     )
     fail_on_nan: bool = Field(
-        default=True, description="An episode with NaN or infinity fails; else they are kept."
+        default=True, description="Fail episodes with NaN or infinity; otherwise keep them."
     )
     source: SerializeAsAny[ConfigModel] = Field(
-        default=ConfigModel(), description="Keys of the format's reader."
+        default=ConfigModel(), description="Keys of the format."
     )
 
     @field_validator("camera_names")
     @classmethod
-    def _each_once(cls, value: list[str] | None) -> Any:
+    def _check_unique(cls, value: list[str] | None) -> Any:
         return value and unique_items(value)
 
 
 @dataclass(frozen=True)
 class EpisodeSelection:
-    """What every episode must have, and what of it is used; small, because workers get it.
+    """Cameras, fields and conditions of the episodes of a run; small, since workers receive it.
 
     Attributes:
         cameras: Cameras to keep, in order.
-        fields: Width of each field, 0 for text.
-        skip_missing_cameras: Drop an episode that lacks one.
-        only_successful: Drop an episode that failed, or does not say.
-        finite: Refuse an episode with numbers that are none.
+        fields: Field to its width, 0 for text.
+        skip_missing_cameras: Drop episodes that lack a camera.
+        only_successful: Drop episodes that failed or whose success is unknown.
+        finite: Fail episodes with NaN or infinity.
     """
 
     cameras: tuple[str, ...]
@@ -105,11 +103,11 @@ class EpisodeSelection:
 
 @dataclass(frozen=True)
 class DroppedEpisode:
-    """An episode that is left out on purpose.
+    """An episode that is dropped on purpose.
 
     Attributes:
-        reason: One word, counted.
-        findings: What there is to say about it.
+        reason: Identifier of the reason, by which dropped episodes are counted.
+        findings: Findings of the episode.
     """
 
     reason: str
@@ -118,50 +116,50 @@ class DroppedEpisode:
 
 @dataclass(frozen=True)
 class EpisodeTask:
-    """Reads one episode and hands what is chosen of it on; picklable.
+    """Reads one episode, applies the selection and passes it to `work`; picklable.
 
     Attributes:
         format: Name of the dataset format.
-        config: Keys of its reader.
-        choice: What is used.
-        work: Takes the episode.
+        config: Keys of the format.
+        selection: Cameras, fields and conditions.
+        work: Writes the episode.
     """
 
     format: str
     config: ConfigModel
-    choice: EpisodeSelection
+    selection: EpisodeSelection
     work: Callable[[EpisodeRef, Episode], Receipt]
 
     def __call__(self, ref: EpisodeRef) -> Receipt:
         """The receipt of the episode.
 
         Raises:
-            DataError: The episode is broken or does not fit the others.
+            DataError: The episode is broken or its fields differ from those of the others.
         """
         reader: FormatReader = FORMATS.get(self.format)(self.config)
-        found = apply_selection(reader.read(ref), self.choice)
-        if isinstance(found, DroppedEpisode):
-            return Receipt(ref.id, dropped={found.reason: 1}, findings=found.findings)
-        receipt = self.work(ref, found)
-        return replace(receipt, findings=(*found.findings, *receipt.findings))
+        episode = apply_selection(reader.read(ref), self.selection)
+        if isinstance(episode, DroppedEpisode):
+            return Receipt(ref.id, dropped={episode.reason: 1}, findings=episode.findings)
+        receipt = self.work(ref, episode)
+        return replace(receipt, findings=(*episode.findings, *receipt.findings))
 
 
 @dataclass(frozen=True)
 class SelectedEpisodes:
-    """Episodes to work on.
+    """Episodes of a run.
 
     Attributes:
-        refs: In order.
-        held_out: Reason to number of episodes that are left out on purpose.
-        survey: What they have between them; its cameras are the chosen ones.
-        choice: What is used of each.
-        findings: What there is to say of the sources as a whole.
+        refs: Episodes to read, in order.
+        excluded: Reason to number of episodes that are excluded on purpose.
+        survey: Survey of the episodes, with the selected cameras.
+        selection: Cameras, fields and conditions for each episode.
+        findings: Findings on the sources as a whole.
     """
 
     refs: tuple[EpisodeRef, ...]
     excluded: Mapping[str, int]
     survey: Survey
-    choice: EpisodeSelection
+    selection: EpisodeSelection
     findings: tuple[Finding, ...]
 
 
@@ -169,45 +167,45 @@ def select_episodes(
     reader: FormatReader,
     sources: Sequence[Path],
     config: SelectionConfig,
-    named: Sequence[str] = (),
+    required_cameras: Sequence[str] = (),
 ) -> SelectedEpisodes:
-    """The episodes that a run works on, and what of them it uses.
+    """Episodes of a run, and the cameras and fields that it uses.
 
-    Cameras that other options name are given as `named`: they must be there.
+    `required_cameras` are named by other options and must exist.
 
     Raises:
-        DataError: A source does not exist, no episode is left or can be read, none has a camera
-            that is asked for, or one has a name that no file can have.
+        DataError: A source does not exist, no episode is left or readable, a requested camera
+            does not exist, or the name of a camera cannot be part of a file name.
     """
-    taken = _taken(reader, sources, config)
-    held_out = dict(Counter(ref.excluded for ref in taken if ref.excluded))
-    refs = tuple(ref for ref in taken if not ref.excluded)
+    discovered = _discover(reader, sources, config)
+    held_out_counts = dict(Counter(ref.excluded for ref in discovered if ref.excluded))
+    refs = tuple(ref for ref in discovered if not ref.excluded)
     if not refs:
         raise DataError(
-            f"all {len(taken)} episodes are held out: {', '.join(held_out)}",
-            hint="leave some of them in",
+            f"all {len(discovered)} episodes are excluded: {', '.join(held_out_counts)}",
+            hint="include some of them",
             code="data.no_episodes",
-            details={"held_out": held_out},
+            details={"held_out": held_out_counts},
         )
-    survey = _survey(reader, refs, config.camera_names, named)
+    survey = _survey(reader, refs, config.camera_names, required_cameras)
     for problem in filter(None, map(camera_name_problem, survey.cameras)):
         raise problem
     fields = {name: info.width for name, info in survey.fields.items()}
-    wanted = (config.skip_episodes_missing_cameras, config.only_successful, config.fail_on_nan)
-    choice = EpisodeSelection(tuple(survey.cameras), fields, *wanted)
+    options = (config.skip_episodes_missing_cameras, config.only_successful, config.fail_on_nan)
+    selection = EpisodeSelection(tuple(survey.cameras), fields, *options)
     capitals = (
-        SOURCE("upper_case_camera", f"camera {name!r}: other loaders want lower case", camera=name)
+        SOURCE("upper_case_camera", f"camera {name!r}: other loaders need lower case", camera=name)
         for name in survey.cameras
         if name != name.lower()
     )
     findings = (*getattr(reader, "source_findings", ()), *capitals)
-    return SelectedEpisodes(refs, held_out, survey, choice, findings)
+    return SelectedEpisodes(refs, held_out_counts, survey, selection, findings)
 
 
-def _taken(
+def _discover(
     reader: FormatReader, sources: Sequence[Path], config: SelectionConfig
 ) -> Sequence[EpisodeRef]:
-    """The episodes that are asked for, held-out ones included."""
+    """Requested episodes, excluded ones included."""
     for source in sources:
         if is_missing(source):
             raise DataError(
@@ -216,30 +214,30 @@ def _taken(
                 code="data.no_source",
                 details={"path": str(source)},
             )
-    found = select(checked_ids(list(reader.discover(sources))), config.episodes, config.exclude)
-    if not found:
+    refs = select(checked_refs(list(reader.discover(sources))), config.episodes, config.exclude)
+    if not refs:
         raise DataError(
-            f"{', '.join(map(str, sources))}: no episode found",
-            hint="is this data of the format? `vlatool inspect` says what it is",
+            f"{', '.join(map(str, sources))}: no episodes found",
+            hint="check the format: `vlatool inspect` detects it",
             code="data.no_episodes",
         )
     limit = config.max_episodes
-    return found if limit is None or limit <= 0 else found[:limit]
+    return refs if limit is None or limit <= 0 else refs[:limit]
 
 
 def _survey(
     reader: FormatReader,
     refs: Sequence[EpisodeRef],
     cameras: Sequence[str] | None,
-    named: Sequence[str],
+    required_cameras: Sequence[str],
 ) -> Survey:
-    """What the episodes have between them, with the cameras that are asked for."""
+    """Survey of the episodes, limited to the requested cameras."""
     survey = reader.survey(refs)
     known = list(survey.cameras)
-    for name in (*(cameras or ()), *named):
+    for name in (*(cameras or ()), *required_cameras):
         if name not in known:
             raise DataError(
-                f"camera {name!r} is not in the data; there are: {', '.join(known)}",
+                f"camera {name!r} is not in the data; available: {', '.join(known)}",
                 hint=did_you_mean(name, known),
                 code="data.unknown_camera",
                 details={"camera": name, "known": known},
@@ -249,45 +247,45 @@ def _survey(
     return replace(survey, cameras={name: survey.cameras[name] for name in cameras})
 
 
-def apply_selection(episode: Episode, choice: EpisodeSelection) -> Episode | DroppedEpisode:
-    """The episode with the chosen cameras and its fields in the common order, or why not.
+def apply_selection(episode: Episode, selection: EpisodeSelection) -> Episode | DroppedEpisode:
+    """The episode with the selected cameras and the fields in the common order, or its drop.
 
     Raises:
-        DataError: Its fields are not those of the others, a chosen camera of its data set is
-            missing, or a number is none.
+        DataError: Its fields differ from those of the others, a selected camera that its data set
+            declares is missing, or a value is NaN or infinite.
     """
-    mismatch = field_mismatch(episode.id, facts_of(episode), choice.fields)
+    mismatch = field_mismatch(episode.id, field_specs(episode), selection.fields)
     if mismatch is not None:
         raise mismatch
-    if choice.only_successful and not episode.success:
+    if selection.only_successful and not episode.success:
         reason = "unsuccessful_episode" if episode.success is False else "success_unknown"
         return DroppedEpisode(reason, episode.findings)
-    cameras = {name: episode.cameras[name] for name in choice.cameras if name in episode.cameras}
-    missing = [name for name in choice.cameras if name not in cameras]
+    cameras = {name: episode.cameras[name] for name in selection.cameras if name in episode.cameras}
+    missing = [name for name in selection.cameras if name not in cameras]
     is_declared = any(name in episode.missing_cameras for name in missing)
-    if missing and (choice.skip_missing_cameras or not (cameras or is_declared)):
-        message = f"{episode.id}: dropped, lacks {', '.join(missing)}"
+    if missing and (selection.skip_missing_cameras or not (cameras or is_declared)):
+        message = f"{episode.id}: dropped because it lacks {', '.join(missing)}"
         finding = SOURCE("episode_missing_camera", message, episode=episode.id)
         return DroppedEpisode("episode_missing_camera", (*episode.findings, finding))
     for name in missing:
         if name in episode.missing_cameras:
             raise episode.missing_cameras[name]
-    if choice.finite:
+    if selection.finite:
         check_finite(episode)
-    lowdim = {name: episode.lowdim[name] for name in choice.fields}
+    lowdim = {name: episode.lowdim[name] for name in selection.fields}
     return replace(episode, cameras=cameras, lowdim=lowdim)
 
 
 def check_finite(episode: Episode) -> None:
-    """Makes sure that every number is one.
+    """Raises an error if a value of a field is NaN or infinite.
 
     Raises:
-        DataError: A field holds NaN or infinity; names field and first frame.
+        DataError: `data.not_finite`; names field and first frame.
     """
     for name, values in episode.lowdim.items():
         if values.dtype.kind in "fc" and not np.isfinite(values).all():
-            frame, channel = np.argwhere(~np.isfinite(values))[0].tolist()
-            label = dimension_label(name, channel, values.shape[1], episode.dimension_names)
+            frame, column = np.argwhere(~np.isfinite(values))[0].tolist()
+            label = dimension_label(name, column, values.shape[1], episode.dimension_names)
             raise DataError(
                 f"{episode.id}: {label} is not finite at frame {frame}",
                 hint="repair the recording, or leave the field out",
@@ -297,12 +295,12 @@ def check_finite(episode: Episode) -> None:
 
 
 def episode_state(ref: EpisodeRef) -> InputState:
-    """The files of an episode, and what is known of it beforehand."""
-    known = [ref.task, {kind: list(texts) for kind, texts in ref.language.items()}]
-    return input_state((ref.path, *ref.files), known)
+    """State of the files of an episode and of its known metadata."""
+    metadata = [ref.task, {kind: list(texts) for kind, texts in ref.language.items()}]
+    return input_state((ref.path, *ref.files), metadata)
 
 
 def reader_section(config: SelectionConfig) -> ConfigModel:
-    """The reader's keys; the defaults where the config was built without them."""
-    kind = FORMATS.get(config.format).Config
-    return config.source if isinstance(config.source, kind) else kind()
+    """Keys of the format; the defaults if the config was built without them."""
+    config_type = FORMATS.get(config.format).Config
+    return config.source if isinstance(config.source, config_type) else config_type()

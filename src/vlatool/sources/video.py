@@ -1,4 +1,4 @@
-"""Frames of a video file by their number, exact however they are asked for."""
+"""Exact random access to the frames of a video file."""
 
 import bisect
 import io
@@ -20,17 +20,17 @@ from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
 from vlatool.storage.uri import as_native_file, is_remote
 
-# Decoding onwards is cheaper than a seek over fewer frames than this: a seek flushes the decoder.
+# Decoding onwards over fewer frames than this is cheaper than a seek, which flushes the decoder.
 _SEEK_DISTANCE = 32
 _MOST_PIXELS = 2**26
 _LARGEST_KEPT = 64 * 1024 * 1024
-# Files that store no presentation times; those reported are guesses, so frames are counted.
+# Containers without presentation times; FFmpeg reports guesses, so frames are counted instead.
 _TIMELESS_FORMATS = frozenset({"avi", "h264", "hevc", "m4v"})
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video says about itself; `size` is (height, width), `fps` null when unknown."""
+    """Properties of a video; `size` is (height, width), `fps` None if unknown."""
 
     num_frames: int
     size: tuple[int, int]
@@ -39,13 +39,13 @@ class VideoInfo:
 
 @dataclass(frozen=True)
 class _PacketTable:
-    """Where frames are in the file.
+    """Positions of the frames in a video file.
 
     Attributes:
-        numbers: Presentation time to frame number; empty when the file has no such times.
-        key_numbers: Frames that decoding can start at, ascending.
-        key_times: Time to seek to for each of them, in ticks of the stream.
-        num_frames: How many frames the file has.
+        numbers: Presentation time to frame number; empty if the file has no such times.
+        key_numbers: Numbers of the frames that decoding can start at, ascending.
+        key_times: Time to seek to for each of these frames, in ticks of the stream.
+        num_frames: Number of frames in the file.
     """
 
     numbers: dict[int, int]
@@ -55,7 +55,7 @@ class _PacketTable:
 
 
 def probe_video(path: Path) -> VideoInfo:
-    """Facts about a video; counts packets only where the container does not know its length.
+    """Properties of a video; counts packets only if the container does not store its length.
 
     Raises:
         DataError: The file cannot be opened as a video.
@@ -71,8 +71,8 @@ class VideoFrames:
     """A video as a `FrameSource`.
 
     Frames are found by presentation time, so B-frames, start offsets and uneven rates do not shift
-    them. Ascending reads decode each frame once; other reads seek to the keyframe before. The file
-    is opened at the first read and held until `close`; only path and length are pickled.
+    them. Ascending reads decode each frame once; other reads seek to the previous keyframe. The
+    file is opened at the first read and held until `close`; only path and length are pickled.
     """
 
     def __init__(self, path: Path, num_frames: int) -> None:
@@ -88,11 +88,11 @@ class VideoFrames:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the pictures, in pixels."""
+        """(height, width) of the images, in pixels."""
         return self._opened().size
 
     def read(self, indices: Sequence[int]) -> UInt8Array:
-        """Pictures uint8 [N, H, W, 3], RGB, in the order asked for.
+        """Images uint8 [N, H, W, 3], RGB, in the order of `indices`.
 
         Raises:
             DataError: A frame cannot be decoded; names file and frame.
@@ -124,11 +124,11 @@ class VideoFrames:
 
 
 class _Decoder:
-    """An open video with a position."""
+    """Open video with a current position."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._content = _content(path)
+        self._content = _read_content(path)
         self._container, self._stream = _open(path, self._content)
         context = self._stream.codec_context
         self.size = (context.height, context.width)
@@ -147,41 +147,41 @@ class _Decoder:
         try:
             frame = self._frame(number)
             if frame is None or frame.is_corrupt:
-                raise _broken(self._path, number, "no intact picture in the file")
+                raise _decode_error(self._path, number, "the file has no intact image")
             image = np.asarray(
                 self._reformatter.reformat(frame, format="rgb24").to_ndarray(), np.uint8
             )
         except (av.error.FFmpegError, ValueError) as error:
-            raise _broken(self._path, number, str(error)) from error
+            raise _decode_error(self._path, number, str(error)) from error
         self._last = (number, image)
         return image
 
     def _frame(self, number: int) -> VideoFrame | None:
-        self._approach(number)
+        self._seek_before(number)
         frame = self._decode_until(number)
-        if frame is None and not self._from_start:
-            # A container may land behind the keyframe it was asked for: decode from the start.
+        if frame is None and not self._is_from_start:
+            # Some containers seek to a position behind the keyframe: decode from the start.
             self._rewind()
             frame = self._decode_until(number)
         return frame
 
-    def _approach(self, number: int) -> None:
-        """Moves so that decoding onwards meets `number`; stays where that costs no more."""
+    def _seek_before(self, number: int) -> None:
+        """Seeks if that is cheaper than decoding from the current position to `number`."""
         key = bisect.bisect_right(self._table.key_numbers, number) - 1
-        ahead = self._next <= number
-        if ahead and (key < 0 or self._table.key_numbers[key] <= self._next + _SEEK_DISTANCE):
+        is_ahead = self._next <= number
+        if is_ahead and (key < 0 or self._table.key_numbers[key] <= self._next + _SEEK_DISTANCE):
             return
         if key <= 0 or not self._table.numbers:
-            if not ahead:
+            if not is_ahead:
                 self._rewind()
             return
         self._container.seek(self._table.key_times[key], stream=self._stream)
         self._frames = self._container.decode(self._stream)
         self._next = self._table.key_numbers[key]
-        self._from_start = False
+        self._is_from_start = False
 
     def _decode_until(self, number: int) -> VideoFrame | None:
-        """Frame `number`, or null when decoding passes it by or ends."""
+        """Frame `number`; None if decoding passes it or ends."""
         for frame in self._frames:
             current = self._number_of(frame)
             if current is None:
@@ -202,11 +202,11 @@ class _Decoder:
         self._container, self._stream = _open(self._path, self._content)
         self._frames: Iterator[VideoFrame] = self._container.decode(self._stream)
         self._next = 0
-        self._from_start = True
+        self._is_from_start = True
 
 
-def _content(path: Path) -> bytes | None:
-    """The bytes of a remote video of moderate size, which is read more than once; else None."""
+def _read_content(path: Path) -> bytes | None:
+    """Content of a remote video of moderate size, since it is read more than once; else None."""
     if not is_remote(path):
         return None
     try:
@@ -215,7 +215,7 @@ def _content(path: Path) -> bytes | None:
             file.seek(0)
             return file.read() if size <= _LARGEST_KEPT else None
     except OSError as error:
-        raise _broken(path, None, str(error)) from error
+        raise _decode_error(path, None, str(error)) from error
 
 
 def _open(path: Path, content: bytes | None = None) -> tuple[InputContainer, VideoStream]:
@@ -223,19 +223,19 @@ def _open(path: Path, content: bytes | None = None) -> tuple[InputContainer, Vid
         source = as_native_file(path) if content is None else io.BytesIO(content)
         container = av.open(source)
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise _broken(path, None, str(error)) from error
+        raise _decode_error(path, None, str(error)) from error
     assert isinstance(container, InputContainer), "opened for reading"
     if not container.streams.video:
         container.close()
-        raise _broken(path, None, "the file has no video stream")
+        raise _decode_error(path, None, "the file has no video stream")
     stream = container.streams.video[0]
     if getattr(stream, "codec_context", None) is None:
         container.close()
-        raise _broken(path, None, "its codec is not known")
+        raise _decode_error(path, None, "its codec is unknown")
     if stream.codec_context.width * stream.codec_context.height > _MOST_PIXELS:
         container.close()
-        raise _broken(path, None, f"its pictures have more than {_MOST_PIXELS:,} pixels")
-    stream.codec_context.thread_count = 1  # processes run side by side, one thread each
+        raise _decode_error(path, None, f"its images have more than {_MOST_PIXELS:,} pixels")
+    stream.codec_context.thread_count = 1  # many processes decode at once, one thread each
     return container, stream
 
 
@@ -248,7 +248,7 @@ def _packet_table(path: Path, container: InputContainer, stream: VideoStream) ->
             if packet.size and not packet.is_discard
         ]
     except av.error.FFmpegError as error:
-        raise _broken(path, None, str(error)) from error
+        raise _decode_error(path, None, str(error)) from error
     times = sorted({pts for pts, _, _ in packets if pts is not None})
     if len(times) < len(packets) or container.format.name in _TIMELESS_FORMATS:
         return _PacketTable({}, [], [], len(packets))
@@ -261,10 +261,10 @@ def _packet_table(path: Path, container: InputContainer, stream: VideoStream) ->
     return _PacketTable(numbers, [n for n, _ in keys], [t for _, t in keys], len(packets))
 
 
-def _broken(path: Path, frame: int | None, reason: str) -> DataError:
-    place = f"{path}" if frame is None else f"{path}: frame {frame}"
+def _decode_error(path: Path, frame: int | None, reason: str) -> DataError:
+    location = f"{path}" if frame is None else f"{path}: frame {frame}"
     return DataError(
-        f"{place} cannot be decoded: {reason}",
+        f"{location} cannot be decoded: {reason}",
         hint="the video is damaged or incomplete; download or record it again",
         code="data.video_unreadable",
         details={"path": str(path), "frame": frame},

@@ -1,7 +1,7 @@
-"""Checkpoints: written whole or not at all, weights as safetensors, nothing unpickled.
+"""Checkpoints: written atomically, weights as safetensors, nothing unpickled.
 
-Gathering is collective, writing is the first process's: a checkpoint holds full tensors, whatever
-processes and sharding it was made with.
+All ranks gather the tensors, rank 0 writes them: a checkpoint holds full tensors, independent of
+the world size and the sharding of the run.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ from vlatool.training.ema import local
 from vlatool.training.runtime import Runtime
 from vlatool.training.state import TrainState
 
-_SIZE_PER_PARAMETER = 4 * 4  # float32 weights, their average, two moments
+_SIZE_PER_PARAMETER = 4 * 4  # bytes: float32 weights, their average, two moments
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -50,49 +50,45 @@ def save_checkpoint(
     run: RunDir,
     state: TrainState,
     runtime: Runtime,
-    kept: Retention,
+    retention: Retention,
     *,
     stopped: bool = False,
 ) -> None:
-    """Writes the state as checkpoint of its step; every process calls it.
+    """Writes the state as the checkpoint of its step. Collective.
 
     Args:
         run: The run folder.
-        state: What is written.
-        runtime: The processes.
-        kept: Which checkpoints stay.
-        stopped: Its step is not a planned one: the run was asked to stop.
+        state: The state to write.
+        runtime: The ranks of the run.
+        retention: The checkpoints to keep.
+        stopped: The step is not a planned one, because the run was asked to stop.
 
     Raises:
-        StorageError: It cannot be written, or there is no space for it.
+        StorageError: The checkpoint cannot be written, or the disk has no space for it.
     """
     files: dict[str, dict[str, Tensor]] = {}
     for name, part in state.parts.items():
         if part.saved:
             shared = shared_names(part.module)
-            weights = _gathered(part.module.state_dict(), kept=runtime.is_main)
+            weights = _gathered(part.module.state_dict(), keep_result=runtime.is_main)
             files[part_weights(name)] = saved_once(weights, shared)
             if name in state.averages:
-                average = _gathered(state.averages[name].weights, kept=runtime.is_main)
+                average = _gathered(state.averages[name].weights, keep_result=runtime.is_main)
                 files[part_weights(name, averaged=True)] = saved_once(average, shared)
     trainer = _trainer_state(state)
     if runtime.is_main:
         _write(run, state, files, trainer, stopped=stopped)
-        run.prune(kept)
-    runtime.wait()
+        run.prune(retention)
+    runtime.barrier()
 
 
 def check_space(run: RunDir, state: TrainState) -> None:
-    """Refuses a run whose first checkpoint does not fit the disk.
-
-    Raises:
-        StorageError: It does not.
-    """
+    """Raises StorageError if the first checkpoint of a run does not fit on the disk."""
     needed = _SIZE_PER_PARAMETER * state.num_parameters
     free = _free(run.root)
     if free < needed:
         raise StorageError(
-            f"{run.root}: {size_text(int(free))} are free, a checkpoint takes about "
+            f"{run.root}: {size_text(int(free))} are free, a checkpoint needs about "
             f"{size_text(needed)}",
             hint="free some space or choose another --output",
             code="storage.no_space",
@@ -110,28 +106,28 @@ def _write(
 ) -> None:
     folder = run.checkpoint(state.step)
     if _free(run.root) < _size((files, trainer)):
-        raise _unwritten(folder, (files, trainer), "there is no space")
+        raise _write_error(folder, (files, trainer), "no space left on the disk")
     with atomic_folder(folder) as partial:
         try:
             for name, tensors in files.items():
                 save_file(tensors, partial / name)
             torch.save(_canonical(trainer), partial / TRAINER)
-        except (SafetensorError, RuntimeError) as error:  # how they tell of a full disk
-            raise _unwritten(folder, (files, trainer), error) from None
+        except (SafetensorError, RuntimeError) as error:  # raised for a full disk
+            raise _write_error(folder, (files, trainer), error) from None
         manifest = CheckpointManifest.of(partial, state.step, state.samples, stopped=stopped)
         manifest.write(partial)
     run.write_latest(state.step)
 
 
-def _unwritten(folder: Path, content: object, error: object) -> StorageError:
+def _write_error(folder: Path, content: object, error: object) -> StorageError:
     needed = _size(content)
     free = _free(folder.parent.parent)
-    # Of a full disk torch's writer says no more than that a position is unexpected.
-    told = "the disk is full" if free < needed else str(error).partition("\n")[0]
+    # For a full disk torch reports only an unexpected position.
+    reason = "the disk is full" if free < needed else str(error).partition("\n")[0]
     return StorageError(
-        f"{folder}: cannot be written: {told}; it takes {size_text(needed)}, "
+        f"{folder}: cannot be written: {reason}; it needs {size_text(needed)}, "
         f"{size_text(int(free)) if isfinite(free) else 'an unknown amount'} are free",
-        hint="free space there, or raise the limit on sizes of files, then run the same command "
+        hint="free space on that disk, or raise the limit on file sizes, then run the same command "
         "again",
         code="storage.write",
         details={"path": str(folder), "needed": needed, "free": free},
@@ -139,7 +135,7 @@ def _unwritten(folder: Path, content: object, error: object) -> StorageError:
 
 
 def _free(folder: Path) -> float:
-    """Bytes; any number where the folder does not say."""
+    """Free bytes on the disk of a folder; infinity if unknown."""
     try:
         return shutil.disk_usage(folder).free
     except OSError:
@@ -147,39 +143,37 @@ def _free(folder: Path) -> float:
 
 
 def _size(content: object) -> int:
-    """Bytes of all tensors."""
-    return sum(one.nbytes for one in _tensors(content))
+    """Total bytes of all tensors in a value."""
+    return sum(tensor.nbytes for tensor in _tensors(content))
 
 
 def _tensors(value: object) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping | list | tuple):
-        for one in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors(one)
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(item)
 
 
 def _canonical(value: Any) -> Any:
-    """The same content, its containers and texts as objects of their own.
+    """A copy with new containers and interned strings, for equal pickle bytes.
 
-    A pickle tells which objects are one and the same, and a state that was loaded shares others
-    than one that was not.
+    A pickle records which objects are identical, and a loaded state shares other objects than a
+    fresh one.
     """
     if isinstance(value, Mapping):
-        return {_canonical(key): _canonical(one) for key, one in value.items()}
+        return {_canonical(key): _canonical(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)([_canonical(one) for one in value])
+        return type(value)([_canonical(item) for item in value])
     return sys.intern(value) if isinstance(value, str) else value
 
 
 def load_checkpoint(folder: Path, state: TrainState) -> None:
-    """Continues from a checkpoint: weights, optimizers, averages, counters.
-
-    Every process calls it and takes its share.
+    """Restores weights, optimizers, averages and counters from a checkpoint. Collective.
 
     Raises:
-        DataError: A file is missing or does not fit the model, or a part that is not saved has
-            other weights than when the run began.
+        DataError: A file is missing or does not match the model, or the weights of a part that is
+            not saved differ from those at the start of the run.
     """
     for name, part in state.parts.items():
         if part.saved:
@@ -192,27 +186,27 @@ def load_checkpoint(folder: Path, state: TrainState) -> None:
     try:
         state.step, state.samples = index(trainer["step"]), index(trainer["samples"])
         if (state.step, state.samples) != (manifest.step, manifest.samples):
-            raise ValueError(f"of step {state.step}, the manifest says {manifest.step}")
+            raise ValueError(f"step is {state.step}, the manifest has {manifest.step}")
         for name, optimizer in state.optimizers.items():
             _restore_optimizer(trainer["optimizers"][name], state, optimizer)
         for name, average in state.averages.items():
             average.updates = index(trainer["averages"][name])
-        state.dropped = {str(name): index(one) for name, one in trainer["dropped"].items()}
+        state.dropped = {str(name): index(count) for name, count in trainer["dropped"].items()}
         digests = dict(trainer["unsaved"])
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise unusable_checkpoint(folder / TRAINER, error) from None
     changed = [name for name, digest in state.unsaved.items() if digests.get(name) != digest]
     if changed:
         raise DataError(
-            f"the weights of {changed[0]!r} are others than when the run began",
-            hint="give the weights that it began with, or begin anew with --overwrite",
+            f"the weights of {changed[0]!r} differ from those at the start of the run",
+            hint="use the weights that the run started with, or restart it with --overwrite",
             code="data.other_weights",
             details={"parts": changed},
         )
 
 
 def unsaved_digests(parts: Mapping[str, Part]) -> dict[str, str]:
-    """Part to digest of its weights, for parts that checkpoints do not hold."""
+    """Part name to SHA-256 of its weights, for the parts that checkpoints do not hold."""
     return {name: _digest(part.module) for name, part in parts.items() if not part.saved}
 
 
@@ -224,14 +218,14 @@ def _digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _gathered(tensors: Mapping[str, Tensor], *, kept: bool) -> dict[str, Tensor]:
-    """Full tensors on the CPU where they are `kept`; collective where they are sharded."""
-    found: dict[str, Tensor] = {}
+def _gathered(tensors: Mapping[str, Tensor], *, keep_result: bool) -> dict[str, Tensor]:
+    """Full tensors on the CPU; empty without `keep_result`. Collective if tensors are sharded."""
+    gathered: dict[str, Tensor] = {}
     for name, value in tensors.items():
         full = _full(value.detach())
-        if kept:
-            found[name] = full.cpu().contiguous()
-    return found
+        if keep_result:
+            gathered[name] = full.cpu().contiguous()
+    return gathered
 
 
 def _full(value: Tensor) -> Tensor:
@@ -240,14 +234,14 @@ def _full(value: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _restore(into: Mapping[str, Tensor], module: nn.Module, path: Path) -> None:
-    """Copies a file of weights into tensors of the module's names, each process its share."""
+    """Copies a weights file into tensors named as in the module; each rank takes its shard."""
     weights = fitted(module, read_weights(path), path)
     for name, value in into.items():
         if name in weights:
-            given = weights[name].to(value.device)
+            weight = weights[name].to(value.device)
             if isinstance(value, DTensor):
-                given = distribute_tensor(given, value.device_mesh, value.placements)
-            local(value).copy_(local(given))
+                weight = distribute_tensor(weight, value.device_mesh, value.placements)
+            local(value).copy_(local(weight))
 
 
 def _trainer_state(state: TrainState) -> dict[str, Any]:
@@ -257,17 +251,18 @@ def _trainer_state(state: TrainState) -> dict[str, Any]:
         "samples": state.samples,
         "dropped": dict(state.dropped),
         "optimizers": {
-            name: _optimizer_state(modules, one) for name, one in state.optimizers.items()
+            name: _optimizer_state(modules, item) for name, item in state.optimizers.items()
         },
-        "averages": {name: one.updates for name, one in state.averages.items()},
+        "averages": {name: item.updates for name, item in state.averages.items()},
         "unsaved": dict(state.unsaved),
     }
 
 
 def _optimizer_state(modules: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    """Momenta by name of the parameter; empty for an optimizer that has not moved yet.
+    """Moments by parameter name; empty for an optimizer that has not made a step.
 
-    Asking torch for the latter would begin it: its first step would count as the second.
+    `get_optimizer_state_dict` initializes such an optimizer: its first step would then count as
+    the second.
     """
     if not optimizer.state:
         return {}
@@ -280,12 +275,12 @@ def _restore_optimizer(saved: Mapping[str, Any], state: TrainState, optimizer: O
         _check_moments(saved, modules)
         set_optimizer_state_dict(modules, optimizer, cast(Any, saved), options=_FULL)
         for group in optimizer.param_groups:
-            group["betas"] = tuple(group["betas"])  # torch gives a list
+            group["betas"] = tuple(group["betas"])  # torch returns a list
 
 
 def _check_moments(saved: Mapping[str, Any], modules: nn.Module) -> None:
-    """ValueError where the moments of a parameter are not of its shape, or no numbers."""
-    shapes = {name: one.shape for name, one in modules.named_parameters()}
+    """Raises ValueError if moments have a wrong shape or are not finite."""
+    shapes = {name: parameter.shape for name, parameter in modules.named_parameters()}
     for name, moments in saved["state"].items():
         for key, value in moments.items():
             if key != "step" and value.shape != shapes[name]:
@@ -297,8 +292,8 @@ def _check_moments(saved: Mapping[str, Any], modules: nn.Module) -> None:
 def _read_trainer(path: Path) -> dict[str, Any]:
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # noqa: BLE001 - the unpickler of torch raises anything
+    except Exception as error:  # noqa: BLE001 - torch's unpickler raises any exception
         raise unusable_checkpoint(path, f"{type(error).__name__}: {error}") from None
     if not isinstance(content, dict):
-        raise unusable_checkpoint(path, f"it holds a {type(content).__name__}")
+        raise unusable_checkpoint(path, f"it holds a {type(content).__name__}, not a dict")
     return content

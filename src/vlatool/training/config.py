@@ -1,4 +1,4 @@
-"""The configuration of a training run; key names are the published ones (reference/training 1.7)."""
+"""Configuration of a training run; key names are the published ones (reference/training 1.7)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
@@ -22,12 +22,12 @@ from vlatool.loading.kinds import data_kind
 from vlatool.models.base import ModelType
 from vlatool.plugins import MODELS, TRANSLATIONS, Registry
 
-# What `--data DIR` is typed as: the kind of data says which of its keys that is.
+# Virtual key that `--data DIR` sets: the data kind defines which of its keys that is.
 FOLDERS = "folders"
 
 
 class HParams(ConfigModel):
-    """Optimisation."""
+    """Optimization."""
 
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
         {"per_gpu_batch_size", "grad_checkpointing", "torchcompile", "world_size", "loss_function"}
@@ -35,58 +35,66 @@ class HParams(ConfigModel):
     unsupported: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {
         "precision": (
             ("amp_bfloat16", "amp_bf16", "float32", "fp32"),
-            "float16 would need a loss scaler, weights in bfloat16 lose small updates",
+            "float16 needs a loss scaler, and bfloat16 weights lose small updates",
         ),
-        "loss_function": ((None, "mse"), "a model type brings its own loss; leave it out"),
-        "z_loss_coefficient": ((0.0,), "it belongs to a cross entropy over a vocabulary"),
+        "loss_function": ((None, "mse"), "each model type defines its own loss; leave it out"),
+        "z_loss_coefficient": ((0.0,), "it applies only to a cross entropy over a vocabulary"),
     }
 
     precision: Literal["amp_bfloat16", "amp_bf16", "float32", "fp32", "amp", "pure_bf16"] = Field(
-        default="amp_bfloat16", description="bfloat16 autocast over float32 weights, or float32."
+        default="amp_bfloat16", description="bfloat16 autocast with float32 weights, or float32."
     )
     global_batch_size: int = Field(default=512, ge=1, description="Samples per optimizer step.")
     per_gpu_batch_size: int | None = Field(
         default=8,
         ge=1,
-        description="Samples per device and micro-batch; null: global batch over processes.",
+        description="Samples per device and micro-batch; null: global batch / world size.",
     )
     seed: int = Field(
-        default=42, ge=0, lt=2**63, description="Seed of weights, data order and noise."
+        default=42, ge=0, lt=2**63, description="Seed of initial weights, data order and noise."
     )
     lr: float = Field(default=1e-4, ge=0, description="Peak learning rate.")
     lr_scheduler: Literal["cosine", "const", "warmup_constant_decay"] = Field(
-        default="cosine", description="How the rate falls after warm-up."
+        default="cosine", description="Learning rate schedule after warm-up."
     )
     warmup: float = Field(
-        default=0.05, ge=0, description="Warm-up in steps, or below 1 as a share of all steps."
+        default=0.05, ge=0, description="Warm-up in steps; below 1: fraction of all steps."
     )
     decay: float = Field(
-        default=0.3, ge=0, description="Decay of warmup_constant_decay, in steps or as a share."
+        default=0.3,
+        ge=0,
+        description="Decay of warmup_constant_decay in steps; below 1: fraction of all steps.",
     )
-    lr_cooldown_end: float = Field(default=0.0, ge=0, description="Last learning rate.")
-    force_min_lr: float = Field(default=0.0, ge=0, description="Floor of the cosine.")
+    lr_cooldown_end: float = Field(default=0.0, ge=0, description="Final learning rate.")
+    force_min_lr: float = Field(
+        default=0.0, ge=0, description="Minimum learning rate of the cosine schedule."
+    )
     optimizer: Literal["adamw"] = Field(default="adamw", description="Optimizer.")
-    wd: float = Field(default=0.01, ge=0, description="Weight decay of matrices.")
-    beta1: float = Field(default=0.9, ge=0, lt=1, description="First momentum.")
-    beta2: float = Field(default=0.95, ge=0, lt=1, description="Second momentum.")
+    wd: float = Field(
+        default=0.01, ge=0, description="Weight decay of linear and convolution weights."
+    )
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="First beta of AdamW.")
+    beta2: float = Field(default=0.95, ge=0, lt=1, description="Second beta of AdamW.")
     eps: float = Field(default=1e-8, gt=0, description="Epsilon of AdamW.")
     loss_function: Literal["cross_entropy", "mse"] | None = Field(
-        default=None, description="Loss; null: that of the model type."
+        default=None, description="Loss; null: the loss of the model type."
     )
     z_loss_coefficient: float = Field(
-        default=0.0, ge=0, description="Weight of the squared normaliser of a cross entropy."
+        default=0.0, ge=0, description="Weight of the z-loss of a cross entropy."
     )
-    grad_clip_norm: float | None = Field(default=None, gt=0, description="Largest gradient norm.")
+    grad_clip_norm: float | None = Field(
+        default=None, gt=0, description="Maximum gradient norm; null: no clipping."
+    )
     grad_checkpointing: bool = Field(
-        default=False, description="Compute blocks again in the backward pass to save memory."
+        default=False, description="Recompute blocks in the backward pass to save memory."
     )
     torchcompile: bool = Field(default=False, description="Compile the blocks of the model.")
-    world_size: int | None = derived_field("distributed.world_size", "Processes of the run.")
+    world_size: int | None = derived_field("distributed.world_size", "Number of processes.")
 
     @model_validator(mode="before")
     @classmethod
     def _published_numbers(cls, data: Any) -> Any:
-        """`warmup: "0.0"`: the published files write these two as text."""
+        """Parses `warmup` and `decay`, which published files write as text: `warmup: "0.0"`."""
         if not isinstance(data, dict):
             return data
         quoted = {key: data[key] for key in ("warmup", "decay") if isinstance(data.get(key), str)}
@@ -102,18 +110,18 @@ class HParams(ConfigModel):
 class EmaConfig(ConfigModel):
     """Exponential moving average of the weights."""
 
-    enabled: bool = Field(default=False, description="Keep an average.")
+    enabled: bool = Field(default=False, description="Average the weights.")
     type: Literal["ema", "vanilla", "rising"] = Field(
         default="ema",
-        description="A decay that grows with the steps by inv_gamma and power, or a fixed one, or "
-        "(1 + n) / (10 + n).",
+        description="Decay: ema grows with the steps by inv_gamma and power, vanilla is fixed at "
+        "alpha, rising is (1 + n) / (10 + n).",
     )
-    alpha: float = Field(default=0.999, ge=0, lt=1, description="Decay of the vanilla type.")
+    alpha: float = Field(default=0.999, ge=0, lt=1, description="Decay of type vanilla.")
     update_after_step: int = Field(default=0, ge=0, description="Steps before averaging starts.")
-    inv_gamma: float = Field(default=1.0, gt=0, description="Time scale of the growing decay.")
-    power: float = Field(default=0.75, gt=0, description="How fast the decay grows.")
-    min_value: float = Field(default=0.0, ge=0, le=1, description="Smallest decay.")
-    max_value: float = Field(default=0.9999, ge=0, le=1, description="Largest decay.")
+    inv_gamma: float = Field(default=1.0, gt=0, description="Time scale of type ema.")
+    power: float = Field(default=0.75, gt=0, description="Exponent of type ema.")
+    min_value: float = Field(default=0.0, ge=0, le=1, description="Minimum decay.")
+    max_value: float = Field(default=0.9999, ge=0, le=1, description="Maximum decay.")
 
 
 class DistributedConfig(ConfigModel):
@@ -125,26 +133,28 @@ class DistributedConfig(ConfigModel):
     unsupported: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {
         "dist_url": (
             ("env://",),
-            "torchrun, accelerate launch and --nproc say where processes meet",
+            "torchrun, accelerate launch and --nproc set the rendezvous address",
         ),
-        "fsdp_cpu_offload": ((False,), "weights stay on their devices; shard over more of them"),
+        "fsdp_cpu_offload": ((False,), "weights stay on their devices; shard over more devices"),
     }
 
-    world_size: int | None = derived_field("processes that are started", "Processes of the run.")
+    world_size: int | None = derived_field("number of started processes", "Number of processes.")
     dist_backend: Literal["auto", "nccl", "gloo"] = Field(
-        default="auto", description="How processes talk; auto is nccl with GPUs, else gloo."
+        default="auto", description="Communication backend; auto: nccl with GPUs, else gloo."
     )
-    fsdp: bool = Field(default=False, description="Shard weights and optimizers over processes.")
+    fsdp: bool = Field(
+        default=False, description="Shard weights and optimizer states over processes."
+    )
     fsdp_reshard_after_forward: bool = Field(
         default=False, description="Free gathered weights between forward and backward too."
     )
     fsdp_cpu_offload: bool = Field(default=False, description="Keep sharded weights on the host.")
     ddp_static_graph: bool = Field(default=False, description="Has no effect.")
-    dist_url: str = Field(default="env://", description="Where processes meet.")
+    dist_url: str = Field(default="env://", description="Rendezvous address of the processes.")
 
 
 class TrainConfig(ConfigModel):
-    """A whole training run."""
+    """A training run."""
 
     exclusive: ClassVar[tuple[tuple[str, ...], ...]] = (
         ("total_train_samples", "num_epochs", "total_train_steps"),
@@ -165,10 +175,10 @@ class TrainConfig(ConfigModel):
         "remote_sync_fixed_path": "there is no second copy of a run",
     }
     unsupported: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {
-        "remote_sync": ((None,), "a run is not copied while it trains yet; copy its folder"),
+        "remote_sync": ((None,), "runs are not copied during training yet; copy the run folder"),
     }
     unrecorded: ClassVar[frozenset[str]] = frozenset({"overwrite", "dry_run"})
-    # A run may go on with others; sections say the same of their keys.
+    # A run may be resumed with other values; sections list their own keys.
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
         {
             "name",
@@ -192,12 +202,12 @@ class TrainConfig(ConfigModel):
         }
     )
 
-    name: str | None = derived_field("time, model type and rate", "Name of the run's folder.")
-    resolve_configs: bool = Field(default=False, description="Show the configuration and stop.")
+    name: str | None = derived_field("time, model type and rate", "Name of the run folder.")
+    resolve_configs: bool = Field(default=False, description="Print the configuration and exit.")
     resolve_configs_path: str | None = Field(
-        default=None, description="Folder for resolved_config.yaml; nothing is trained then."
+        default=None, description="Write resolved_config.yaml to this folder and exit."
     )
-    save_path: str = nullable_field("runs", "Folder that holds run folders.")
+    save_path: str = nullable_field("runs", "Folder of the run folders.")
     total_train_samples: int | None = Field(default=None, ge=1, description="Budget in samples.")
     num_epochs: int | None = Field(
         default=None, ge=1, description="Budget in passes over the data."
@@ -206,28 +216,28 @@ class TrainConfig(ConfigModel):
         default=None, ge=1, description="Budget in optimizer steps."
     )
     num_checkpoints: int = Field(
-        default=5, ge=1, description="Checkpoints, evenly spread over the run."
+        default=5, ge=1, description="Number of checkpoints, evenly spaced over the run."
     )
     save_every_n_steps: int | None = Field(
-        default=None, ge=1, description="A checkpoint every so many steps instead."
+        default=None, ge=1, description="Save every N steps instead of num_checkpoints."
     )
     max_checkpoint_limit: int | None = Field(
-        default=None, ge=1, description="Keep the latest so many checkpoints."
+        default=None, ge=1, description="Keep the latest N checkpoints; null: all."
     )
     keep_every_n_steps: int | None = Field(
         default=None,
         ge=1,
-        description="Keep those at multiples of so many steps, besides the latest.",
+        description="Keep checkpoints at multiples of N steps, besides the latest.",
     )
-    log_every_n_steps: int = Field(default=20, ge=1, description="Steps between lines of metrics.")
+    log_every_n_steps: int = Field(default=20, ge=1, description="Log metrics every N steps.")
     images_every_n_steps: int | None = Field(
-        default=None, ge=1, description="Steps between pictures; null: at every checkpoint."
+        default=None, ge=1, description="Log images every N steps; null: at every checkpoint."
     )
     total_val_samples: int | None = Field(
-        default=None, ge=1, description="Held-out samples per validation; null: none."
+        default=None, ge=1, description="Samples per validation; null: no validation."
     )
     val_every_n_checkpoints: int = Field(
-        default=1, ge=1, description="Checkpoints between validations."
+        default=1, ge=1, description="Validate at every N-th checkpoint."
     )
     wandb: bool = Field(default=False, description="Send metrics to Weights & Biases.")
     wandb_entity: str | None = Field(default=None, description="Has no effect.")
@@ -236,16 +246,16 @@ class TrainConfig(ConfigModel):
     db_logging: bool = Field(default=True, description="Has no effect.")
     log_level: str = Field(default="INFO", description="Has no effect.")
     remote_sync: str | None = Field(
-        default=None, description="Location that a run is copied to while it trains."
+        default=None, description="Location to copy the run to during training."
     )
     remote_sync_fixed_path: str | None = Field(default=None, description="Has no effect.")
     overwrite: bool = Field(default=False, description="Replace a run made with other options.")
-    dry_run: bool = Field(default=False, description="Say what would be done and write nothing.")
+    dry_run: bool = Field(default=False, description="Print the plan and write nothing.")
     data: SerializeAsAny[LoadingConfig] = Field(
-        default=LoadingConfig(), description="What is learned from."
+        default=LoadingConfig(), description="Training data."
     )
-    model: SerializeAsAny[ConfigModel] = required_field(ConfigModel(), "What learns.")
-    hparams: HParams = Field(default=HParams(), description="Optimisation.")
+    model: SerializeAsAny[ConfigModel] = required_field(ConfigModel(), "Model to train.")
+    hparams: HParams = Field(default=HParams(), description="Optimization.")
     distributed: DistributedConfig = Field(default=DistributedConfig(), description="Processes.")
     ema: EmaConfig = Field(default=EmaConfig(), description="Average of the weights.")
 
@@ -254,15 +264,15 @@ class TrainConfig(ConfigModel):
         h = self.hparams
         if h.per_gpu_batch_size is not None and h.global_batch_size % h.per_gpu_batch_size:
             raise ValueError(
-                f"hparams.global_batch_size {h.global_batch_size} is no multiple of "
+                f"hparams.global_batch_size {h.global_batch_size} is not a multiple of "
                 f"hparams.per_gpu_batch_size {h.per_gpu_batch_size}"
             )
         return self
 
     def derive_static(self) -> tuple[Self, Mapping[str, str]]:
-        """Seed, processes, and what the data section's own keys decide."""
-        data, told = self.data.derive_static()
-        rules = {f"data.{key}": rule for key, rule in told.items()}
+        """Derives the seed, the world size, and keys of the data section from other keys."""
+        data, data_rules = self.data.derive_static()
+        rules = {f"data.{key}": rule for key, rule in data_rules.items()}
         hparams = self.hparams
         if self.data.seed is None:
             data = data.model_copy(update={"seed": hparams.seed})
@@ -273,45 +283,45 @@ class TrainConfig(ConfigModel):
         return self.model_copy(update={"data": data, "hparams": hparams}), rules
 
     def violations(self) -> Iterator[Violation]:
-        """Sections that contradict each other, and what the model type says of its data."""
+        """Contradictions between sections, and those that the model type reports."""
         if self.data.seed not in (None, self.hparams.seed):
-            message = f"data.seed is {self.data.seed}: hparams.seed, {self.hparams.seed}, counts"
+            message = f"data.seed is {self.data.seed}: hparams.seed, {self.hparams.seed}, is used"
             yield Violation(("data.seed",), message)
         if self.wandb:
             yield Violation(
                 ("wandb",),
-                "wandb is true: nothing is sent to W&B yet; metrics are in metrics.jsonl",
+                "wandb is true: nothing is sent to W&B yet; metrics are written to metrics.jsonl",
             )
         if getattr(self.model, "type", None):
             yield from self.model_type.violations(self.model, self.data)
 
     @classmethod
     def specialize(cls, tree: Mapping[str, Any]) -> type[Self]:
-        """The class whose `model` section is the model type's, and `data` its kind of data's."""
+        """The class with the `model` section of a model type and the `data` section of a kind."""
         name = _type_of(tree.get("model"))
         model_type = None if name is None else _registered(name)
         kind = data_kind(_type_of(tree.get("data")), () if model_type is None else model_type.kinds)
         fields: dict[str, Any] = {
-            "data": (kind.Config, Field(default=kind.Config(), description="What is learned from."))
+            "data": (kind.Config, Field(default=kind.Config(), description="Training data."))
         }
         if model_type is not None:
-            fields["model"] = (model_type.Config, Field(description="What learns."))
+            fields["model"] = (model_type.Config, Field(description="Model to train."))
         special = create_model(cls.__name__, __base__=cls, **fields)
         special.virtual_keys = {"data": {FOLDERS: kind.folders_keys}}
         return special
 
     @property
     def model_type(self) -> ModelType:
-        """What `model.type` names."""
+        """The model type that `model.type` names."""
         return _registered(getattr(self.model, "type", ""))
 
     @property
     def data_kind(self) -> DataKind:
-        """What `data.type` names, or the model type's first kind."""
+        """The data kind that `data.type` names; by default the first kind of the model type."""
         return data_kind(self.data.type, self.model_type.kinds)
 
     def check_model(self) -> None:
-        """UsageError where no model is configured."""
+        """Raises UsageError if no model is configured."""
         if not getattr(self.model, "type", None):
             raise UsageError(
                 "no model is configured",
@@ -321,10 +331,10 @@ class TrainConfig(ConfigModel):
             )
 
     def derive_from_data(self) -> tuple["TrainConfig", dict[str, str]]:
-        """The config with what the data decide, and dotted key to rule.
+        """Derives keys from the data; returns the config and the rule of each dotted key.
 
         Raises:
-            DataError: The data are missing, broken, or lack something that is configured.
+            DataError: The data are missing or broken, or lack a configured field or camera.
             UsageError: No model is configured.
         """
         self.check_model()
@@ -332,7 +342,7 @@ class TrainConfig(ConfigModel):
         return self.derive(self.data_kind.load_info(self.data, NULL))
 
     def derive(self, info: DatasetInfo) -> tuple["TrainConfig", dict[str, str]]:
-        """As `derive_from_data`, from facts that were read already."""
+        """Like `derive_from_data`, with dataset info that was read before."""
         data, data_rules = self.data_kind.derive(self.data, info)
         model, model_rules = self.model_type.derive(self.model, data, info)
         rules = {f"data.{key}": rule for key, rule in data_rules.items()}

@@ -1,4 +1,4 @@
-"""What a run is fed with: micro-batches of its training and of its held-out data."""
+"""Micro-batches of the training data and the validation data of a run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,13 +27,20 @@ from vlatool.training.plan import TrainPlan
 from vlatool.training.runtime import Runtime
 from vlatool.training.transfer import prefetch_to_device
 
-# Blocks and samples of each that are looked at, and at most before data count as unusable.
-_FEW, _MANY = (3, 2), (16, 8)
+# (shards, samples per shard) that `check_samples` reads first, and before it reports an error.
+_FIRST_READ, _LAST_READ = (3, 2), (16, 8)
 
 
 @dataclass(frozen=True)
 class ValidationData:
-    """Held-out data: their section, facts and order, and how many positions are measured."""
+    """Validation data of a run.
+
+    Attributes:
+        section: The data section, derived.
+        info: The dataset info.
+        order: The order of samples.
+        count: Number of positions per validation.
+    """
 
     section: LoadingConfig
     info: DatasetInfo
@@ -42,11 +49,11 @@ class ValidationData:
 
 
 def validation_data(config: TrainConfig, reporter: Reporter = NULL) -> ValidationData | None:
-    """The held-out data of a run; None where none are asked for.
+    """The validation data of a run; None if `total_val_samples` is not set.
 
     Raises:
-        UsageError: Held-out samples are asked for and there are no held-out data.
-        DataError: They are missing or broken.
+        UsageError: `total_val_samples` is set without validation data.
+        DataError: The validation data are missing or broken.
     """
     if config.total_val_samples is None:
         return None
@@ -54,8 +61,8 @@ def validation_data(config: TrainConfig, reporter: Reporter = NULL) -> Validatio
     section = kind.validation(config.data)
     if section is None:
         raise UsageError(
-            "total_val_samples is set, but no held-out data are given",
-            hint=f"give data.val_{kind.folders_keys[0]}, or leave total_val_samples out",
+            "total_val_samples is set, but there are no validation data",
+            hint=f"set data.val_{kind.folders_keys[0]}, or leave total_val_samples out",
             code="usage.no_validation_data",
         )
     info = kind.load_info(section, reporter)
@@ -65,59 +72,65 @@ def validation_data(config: TrainConfig, reporter: Reporter = NULL) -> Validatio
 
 
 def check_samples(config: TrainConfig, info: DatasetInfo) -> None:
-    """Makes sure, before anything is written, that of each data set there are samples to use.
+    """Checks that each data set has usable samples, before anything is written.
 
-    Looks at a few of them, spread over all, and at more before it says no.
+    Reads a few samples spread over the data set, and more of them before it reports an error.
 
     Raises:
-        DataError: None of them can be used: all lack a picture, or a field is another one; or
-            their numbers cannot be scaled.
+        DataError: No sample that was read is usable (for example, all lack an image or a field),
+            or the values cannot be normalized.
     """
     config.data_kind.make_assets(config.data, info)
     reader = config.data_kind.reader(config.data, info)
-    for number, one in enumerate(info.datasets):
-        for amount in (_FEW, _MANY):
-            places = _spread(number, one, *amount)
-            found = reader.read(places, [np.random.default_rng(0) for _ in places])
-            dropped = [sample for sample in found if isinstance(sample, DroppedSample)]
-            if len(dropped) < len(found):
+    for index, dataset in enumerate(info.datasets):
+        for limits in (_FIRST_READ, _LAST_READ):
+            refs = _sample_refs(index, dataset, *limits)
+            samples = reader.read(refs, [np.random.default_rng(0) for _ in refs])
+            dropped = [item for item in samples if isinstance(item, DroppedSample)]
+            if len(dropped) < len(samples):
                 break
-        if found and len(dropped) == len(found):
+        if samples and len(dropped) == len(samples):
             raise DataError(
-                f"{one.name}: none of {len(found)} samples that were looked at can be used: "
+                f"{dataset.name}: none of the {len(samples)} samples that were read can be used: "
                 f"{dropped[0].message}",
-                hint="`vlatool verify` names what is damaged",
+                hint="run `vlatool verify` on this data set to list its defects",
                 code="data.no_usable_sample",
-                details={"data_set": one.name, "sample": dropped[0].sample},
+                details={"data_set": dataset.name, "sample": dropped[0].sample},
             )
 
 
-def _spread(number: int, dataset: DataSet, blocks: int, samples: int) -> list[SampleRef]:
-    """Places in so many blocks of a data set, so many in each; fewer where there are fewer."""
-    full = [(block, content.size) for block, content in enumerate(dataset.shards) if content.size]
-    chosen = [full[place] for place in _evenly(len(full), blocks)]
+def _sample_refs(
+    dataset_index: int, dataset: DataSet, max_shards: int, samples_per_shard: int
+) -> list[SampleRef]:
+    """References to at most `samples_per_shard` samples in each of at most `max_shards` shards."""
+    sizes = [(index, shard.size) for index, shard in enumerate(dataset.shards) if shard.size]
+    chosen = [sizes[index] for index in _evenly_spaced(len(sizes), max_shards)]
     return [
-        SampleRef(number, block, one) for block, size in chosen for one in _evenly(size, samples)
+        SampleRef(dataset_index, shard, sample)
+        for shard, size in chosen
+        for sample in _evenly_spaced(size, samples_per_shard)
     ]
 
 
-def _evenly(count: int, most: int) -> list[int]:
-    """Numbers below `count`, the first and the last among them."""
-    return sorted({round(i * (count - 1) / max(most - 1, 1)) for i in range(most)} if count else ())
+def _evenly_spaced(count: int, limit: int) -> list[int]:
+    """At most `limit` indices below `count`, the first and the last included."""
+    if not count:
+        return []
+    return sorted({round(i * (count - 1) / max(limit - 1, 1)) for i in range(limit)})
 
 
 @dataclass(frozen=True)
 class DataStreams:
-    """Opens the data of a run on this process.
+    """Streams of micro-batches on this rank.
 
     Attributes:
-        config: Derived.
-        facts: Of the training data.
-        order: Of the training data.
-        plan: Of the run.
-        runtime: This process among all.
-        folder: The run, where the model type keeps what batches need.
-        measured: Held-out data.
+        config: The derived configuration.
+        info: Dataset info of the training data.
+        order: Order of samples of the training data.
+        plan: The plan of the run.
+        runtime: This rank.
+        folder: The run folder, with the assets that the batcher needs.
+        validation: The validation data, if any.
     """
 
     config: TrainConfig
@@ -126,33 +139,33 @@ class DataStreams:
     plan: TrainPlan
     runtime: Runtime
     folder: Path
-    measured: ValidationData | None = None
+    validation: ValidationData | None = None
 
     @contextmanager
     def training(self, step: int) -> Iterator[Iterator[MicroBatch]]:
-        """This process's endless micro-batches from a step on, on the device."""
-        plan = replace(self._plan(), first=step * self.plan.accumulation)
+        """Endless micro-batches of this rank from a step on, on the device."""
+        plan = replace(self._loader_plan(), first=step * self.plan.accumulation)
         reader = self.config.data_kind.reader(self.config.data, self.info)
         batcher = self._batcher(self.config.data, training=True)
-        with build_loader(plan, self.order, reader, batcher, self._fake()) as loader:
+        with build_loader(plan, self.order, reader, batcher, self._dummy()) as loader:
             try:
                 yield prefetch_to_device(iter(loader), self.runtime.device)
             except RuntimeError as error:
                 raise loader_exited(error) or error from None
 
     def validation_batches(self) -> Iterator[MicroBatch]:
-        """One pass over the held-out data; every process makes the same number of micro-batches."""
-        if self.measured is None:
+        """One pass over the validation data; the number of micro-batches is equal on all ranks."""
+        data = self.validation
+        if data is None:
             return
-        one = self.measured
-        plan = replace(self._plan(), count=one.count)
+        plan = replace(self._loader_plan(), count=data.count)
         plan = replace(plan, num_workers=min(plan.num_workers, plan.batches or 0))
-        reader = self.config.data_kind.reader(one.section, one.info)
-        batcher = self._batcher(one.section, training=False)
-        with build_loader(plan, one.order, reader, batcher, self._fake()) as loader:
+        reader = self.config.data_kind.reader(data.section, data.info)
+        batcher = self._batcher(data.section, training=False)
+        with build_loader(plan, data.order, reader, batcher, self._dummy()) as loader:
             yield from prefetch_to_device(iter(loader), self.runtime.device)
 
-    def _plan(self) -> LoaderPlan:
+    def _loader_plan(self) -> LoaderPlan:
         data = self.config.data
         return LoaderPlan(
             batch_size=self.plan.micro_batch,
@@ -165,13 +178,13 @@ class DataStreams:
         )
 
     def _batcher(self, section: LoadingConfig, *, training: bool) -> Batcher:
-        """Held-out data are scaled as the training data are."""
+        """The batcher; validation data are normalized with the statistics of the training data."""
         config = self.config
-        kept = config.data_kind.make_assets(config.data, self.info)
+        assets = config.data_kind.make_assets(config.data, self.info)
         model_type, folder = config.model_type, self.folder
-        return model_type.batcher(config.model, section, kept, folder, training=training)
+        return model_type.batcher(config.model, section, assets, folder, training=training)
 
-    def _fake(self) -> partial[Batch]:
+    def _dummy(self) -> partial[Batch]:
         config = self.config
         example = config.model_type.example
         return partial(example, config.model, config.data, self.plan.micro_batch)

@@ -10,49 +10,49 @@ from torch.distributed.tensor import DTensor
 from vlatool.models.weights import shared_names
 from vlatool.training.config import EmaConfig
 
-_PIECE_BYTES = 1 << 28
+_CHUNK_BYTES = 1 << 28
 
 
 class WeightAverage:
-    """A float32 average of a part's parameters; buffers are copied at each update.
+    """Float32 moving average of a part's parameters; buffers are copied at each update.
 
-    Sharded parameters have a sharded average.
+    The average of sharded parameters is sharded too.
 
     Attributes:
-        weights: Name to averaged tensor, as in the module's state dict.
-        updates: How many updates were done.
+        weights: Name to averaged tensor; names as in the state dict of the module.
+        updates: Number of updates done.
     """
 
     def __init__(self, config: EmaConfig, module: nn.Module) -> None:
         self._config = config
         self._module = module
-        again = {name for names in shared_names(module) for name in names[1:]}
-        moving = {name for name, p in module.named_parameters() if p.requires_grad}
-        state = {name: one for name, one in module.state_dict().items() if name not in again}
+        tied = {name for names in shared_names(module) for name in names[1:]}
+        trainable = {name for name, p in module.named_parameters() if p.requires_grad}
+        state = {name: value for name, value in module.state_dict().items() if name not in tied}
         frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
-        # What is frozen is its own average and needs no copy.
-        self.weights = {n: one if n in frozen else _copy(one) for n, one in state.items()}
-        self._moving = [name for name in state if name in moving]
-        self._copied = [name for name in state if name not in moving | frozen]
+        # A frozen parameter is its own average and needs no copy.
+        self.weights = {n: value if n in frozen else _copy(value) for n, value in state.items()}
+        self._averaged = [name for name in state if name in trainable]
+        self._copied = [name for name in state if name not in trainable | frozen]
         self.updates = 0
 
     @torch.no_grad()
     def update(self, ok: Tensor) -> None:
-        """Takes in the weights after an optimizer step; changes nothing where `ok` is false."""
-        share = ok.float() * (1.0 - self.decay())
+        """Updates the average after an optimizer step; changes nothing if `ok` is false."""
+        factor = ok.float() * (1.0 - self.decay())
         state = self._module.state_dict()
-        for names in _pieces(self._moving, self.weights):
+        for names in _chunks(self._averaged, self.weights):
             means = [local(self.weights[name]) for name in names]
-            distances = torch._foreach_sub([local(state[name]).float() for name in names], means)  # pyright: ignore[reportPrivateImportUsage]
-            torch._foreach_mul_(distances, share)  # pyright: ignore[reportPrivateImportUsage]
-            torch._foreach_add_(means, distances)  # pyright: ignore[reportPrivateImportUsage]
+            differences = torch._foreach_sub([local(state[name]).float() for name in names], means)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_mul_(differences, factor)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_add_(means, differences)  # pyright: ignore[reportPrivateImportUsage]
         for name in self._copied:
             mean = local(self.weights[name])
             mean.copy_(torch.where(ok, local(state[name]), mean))
         self.updates += 1
 
     def decay(self) -> float:
-        """The decay of the next update."""
+        """Decay of the next update."""
         config = self._config
         if config.type == "vanilla":
             return config.alpha if self.updates else 0.0
@@ -67,16 +67,16 @@ class WeightAverage:
         return min(max(grown, config.min_value), config.max_value)
 
     @contextmanager
-    def in_place_of_weights(self) -> Generator[None]:
-        """Within it the module has the averaged weights."""
+    def average_parameters(self) -> Generator[None]:
+        """Context in which the module holds the averaged weights."""
         state = self._module.state_dict()
-        changed = {name: self.weights[name] for name in (*self._moving, *self._copied)}
+        changed = {name: self.weights[name] for name in (*self._averaged, *self._copied)}
         raw = {name: local(state[name]).clone() for name in changed}
         _assign(state, changed)
         try:
             yield
         finally:
-            # Asked for again: sharded weights that were gathered meanwhile are let go by that.
+            # A new state_dict() call frees sharded weights that were gathered in between.
             _assign(self._module.state_dict(), raw)
 
 
@@ -86,22 +86,22 @@ def _assign(state: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
         local(state[name]).copy_(local(value))
 
 
-def _pieces(names: Sequence[str], weights: Mapping[str, Tensor]) -> Iterator[list[str]]:
-    """The names in groups of a bounded number of bytes, for what is computed on the way."""
-    piece: list[str] = []
-    held = 0
+def _chunks(names: Sequence[str], weights: Mapping[str, Tensor]) -> Iterator[list[str]]:
+    """The names in chunks of about 256 MiB of weights, which bounds temporary memory."""
+    chunk: list[str] = []
+    size = 0
     for name in names:
-        piece.append(name)
-        held += local(weights[name]).nbytes
-        if held >= _PIECE_BYTES:
-            yield piece
-            piece, held = [], 0
-    if piece:
-        yield piece
+        chunk.append(name)
+        size += local(weights[name]).nbytes
+        if size >= _CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor."""
+    """The local shard of a tensor; the tensor itself if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 

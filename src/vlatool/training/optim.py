@@ -1,4 +1,4 @@
-"""AdamW with decay on matrices only. Source: reference/training 3.1."""
+"""AdamW with weight decay on matrices only. Source: reference/training 3.1."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,31 +13,31 @@ from vlatool.training.config import HParams
 
 
 def build_optimizer(spec: OptimizerSpec, parts: Mapping[str, nn.Module], h: HParams) -> AdamW:
-    """AdamW over the parts of one optimizer, which are placed already."""
+    """AdamW over the parts of one optimizer; the parts must be placed already."""
     chosen = {name: parts[name] for name in spec.parts}
     if spec.groups is None:
-        groups = split_by_rate(matrices_decay(chosen), chosen, spec.rates)
+        groups = split_by_rate(default_param_groups(chosen), chosen, spec.rates)
     else:
         groups = spec.groups(chosen)
-    kept = [(group, [p for p in group.params if p.requires_grad]) for group in groups]
+    trainable = [(group, [p for p in group.params if p.requires_grad]) for group in groups]
     return AdamW(
         [
             {"params": params, "weight_decay": h.wd if group.decays else 0.0, "rate": group.rate}
-            for group, params in kept
+            for group, params in trainable
             if params
         ],
         lr=h.lr if spec.lr is None else spec.lr,
         betas=spec.betas or (h.beta1, h.beta2),
         eps=h.eps,
-        # The fused kernels alone leave weights as they are where a loss is not finite.
+        # Only the fused kernels can skip an update without a host sync (`found_inf`).
         fused=True,
     )
 
 
-def matrices_decay(parts: Mapping[str, nn.Module]) -> Sequence[ParamGroup]:
-    """Weights of linear and convolutional layers decay, the rest does not.
+def default_param_groups(parts: Mapping[str, nn.Module]) -> Sequence[ParamGroup]:
+    """Two groups: weights of linear and convolution layers with weight decay, the rest without.
 
-    A bias, a norm, a scalar or a table of positions has no reason to be small.
+    Biases, norms, scalars and position embeddings have no reason to be small.
     """
     modules = [module for part in parts.values() for module in part.modules()]
     matrices = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -52,10 +52,13 @@ def matrices_decay(parts: Mapping[str, nn.Module]) -> Sequence[ParamGroup]:
 def split_by_rate(
     groups: Sequence[ParamGroup], parts: Mapping[str, nn.Module], rates: Mapping[str, float]
 ) -> Sequence[ParamGroup]:
-    """The groups, each with those of its parameters apart that have a rate of their own."""
-    named = [one for part in parts.values() for one in part.named_parameters()]
+    """The groups, split so that all parameters of a group have the same learning rate factor."""
+    named = [item for part in parts.values() for item in part.named_parameters()]
     factors = {
-        id(p): rate for name, p in named for start, rate in rates.items() if name.startswith(start)
+        id(p): rate
+        for name, p in named
+        for prefix, rate in rates.items()
+        if name.startswith(prefix)
     }
     return [
         replace(
@@ -67,22 +70,22 @@ def split_by_rate(
 
 
 def set_rate(optimizer: Optimizer, rate: float) -> None:
-    """The learning rate of the next update; groups scale it."""
+    """Sets the learning rate of the next update, times the factor of each group."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["rate"]
 
 
 def update(optimizer: Optimizer, scale: Tensor, limit: float | None, skip: Tensor) -> Tensor:
-    """Moves the weights, or leaves everything as it is where `skip` or a gradient says so.
+    """Updates the weights; changes nothing if `skip` is true or a gradient is not finite.
 
     Args:
-        optimizer: A fused one.
-        scale: What gradients are multiplied with before they are clipped; scalar.
-        limit: Largest gradient norm.
-        skip: bool scalar: change nothing.
+        optimizer: A fused optimizer.
+        scale: Factor on the gradients before clipping; scalar.
+        limit: Maximum gradient norm; None: no clipping.
+        skip: bool scalar on the device.
 
     Returns:
-        The norm of the scaled gradients before clipping; what is not finite moved nothing.
+        Norm of the scaled gradients before clipping; not finite if the update was skipped for it.
     """
     gradients = [
         p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
@@ -91,7 +94,7 @@ def update(optimizer: Optimizer, scale: Tensor, limit: float | None, skip: Tenso
     factor = scale
     if limit is not None:
         factor = scale * (limit / (norm + 1e-6)).clamp(max=1.0)
-    # Fused kernels divide by the one and stop at the other; nothing is read by the host.
+    # Fused kernels divide by grad_scale and skip if found_inf is set, without a host sync.
     optimizer.grad_scale = factor.reciprocal().float()  # pyright: ignore[reportAttributeAccessIssue]
     optimizer.found_inf = (skip | ~norm.isfinite()).float()  # pyright: ignore[reportAttributeAccessIssue]
     optimizer.step()
@@ -99,7 +102,7 @@ def update(optimizer: Optimizer, scale: Tensor, limit: float | None, skip: Tenso
 
 
 def _norm(gradients: list[Tensor], like: Tensor) -> Tensor:
-    """The norm of all gradients together, those of other processes' shards included."""
+    """Norm over all gradients, including the shards on other ranks."""
     if not gradients:
         return torch.zeros_like(like)
     norm = torch.nn.utils.get_total_norm(gradients)

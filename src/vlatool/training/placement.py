@@ -1,7 +1,6 @@
-"""Parts on their devices: moved, checkpointed, compiled, wrapped for gradient exchange or sharded.
+"""Placement of parts: device, gradient checkpointing, compilation, DDP or FSDP.
 
-The only place that knows DDP and `fully_shard`. Names of weights are those of the bare modules
-whatever stands around them.
+The only module that uses DDP and `fully_shard`. Weights keep the names of the unwrapped modules.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,92 +25,96 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
-# `settle` changes buffers alike everywhere; a copy in the middle of a step would invalidate what
-# the backward pass needs. Newer versions of torch have another name for it.
+# `update_buffers` changes buffers equally on all ranks; a copy in the middle of a step would
+# overwrite tensors that the backward pass needs. Newer versions of torch renamed the argument.
 _SYNC = "forward_sync_buffers"
 _ARGUMENTS = signature(DistributedDataParallel).parameters
-_BUFFERS_STAY: dict[str, Any] = {_SYNC if _SYNC in _ARGUMENTS else "broadcast_buffers": False}
+_NO_BUFFER_SYNC: dict[str, Any] = {_SYNC if _SYNC in _ARGUMENTS else "broadcast_buffers": False}
 
 
 @dataclass(frozen=True)
 class Placement:
-    """How parts are placed.
+    """Settings of the placement of parts.
 
     Attributes:
-        device: Of this process.
-        world_size: Processes.
-        mesh: What parameters are sharded over; None for none. They are gathered in float32, so that
-            a part may compute in it where it switches autocast off.
-        reshards: Frees gathered parameters after the forward pass too.
-        checkpoints: Blocks are computed again in the backward pass instead of kept.
-        compiles: Blocks are compiled.
+        device: Device of this rank.
+        world_size: Number of ranks.
+        mesh: Mesh that parameters are sharded over; None: no sharding. Parameters are gathered in
+            float32, so that a part can compute in float32 where it disables autocast.
+        reshard_after_forward: Free gathered parameters after the forward pass too.
+        grad_checkpointing: Recompute blocks in the backward pass instead of storing activations.
+        compile_blocks: Compile the blocks.
     """
 
     device: torch.device
     world_size: int = 1
     mesh: "DeviceMesh | None" = None
-    reshards: bool = False
-    checkpoints: bool = False
-    compiles: bool = False
+    reshard_after_forward: bool = False
+    grad_checkpointing: bool = False
+    compile_blocks: bool = False
 
 
 class PlacedParts:
-    """The parts of a run where they compute.
+    """The placed parts of a run.
 
     Attributes:
-        calls: Part to what an objective calls: the module, or what stands in for it.
+        callables: Part name to the object that an objective calls: the module or its wrapper.
     """
 
-    def __init__(self, parts: Mapping[str, Part], how: Placement, model_type: ModelType) -> None:
+    def __init__(
+        self, parts: Mapping[str, Part], placement: Placement, model_type: ModelType
+    ) -> None:
         self._parts = parts
-        self._sharded = how.mesh is not None
+        self._sharded = placement.mesh is not None
         for part in parts.values():
-            part.module.to(how.device)
+            part.module.to(placement.device)
             if not part.trained:
                 part.module.requires_grad_(requires_grad=False)
         trained = [part.module for part in parts.values() if part.trained]
-        blocks = _own_blocks(model_type.blocks(parts), trained)
+        blocks = _trained_blocks(model_type.blocks(parts), trained)
         units = blocks or trained
-        for block in units if how.compiles else ():
+        for block in units if placement.compile_blocks else ():
             block.forward = torch.compile(block.forward)
-        for block in blocks if how.checkpoints else ():
+        for block in blocks if placement.grad_checkpointing else ():
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-        if how.mesh is not None:
+        if placement.mesh is not None:
             _check_shardable(parts)
             for unit in dict.fromkeys([*blocks, *trained]):
-                fully_shard(unit, mesh=how.mesh, reshard_after_forward=how.reshards)
-        self.calls: dict[str, Any] = {
-            name: self._call(part, model_type.methods.get(name, ()), how)
+                fully_shard(
+                    unit, mesh=placement.mesh, reshard_after_forward=placement.reshard_after_forward
+                )
+        self.callables: dict[str, Any] = {
+            name: self._callable(part, model_type.methods.get(name, ()), placement)
             for name, part in parts.items()
         }
         self.train()
 
-    def _call(self, part: Part, methods: Sequence[str], how: Placement) -> Any:
-        if how.mesh is not None and part.trained:
+    def _callable(self, part: Part, methods: Sequence[str], placement: Placement) -> Any:
+        if placement.mesh is not None and part.trained:
             for method in methods:
                 register_fsdp_forward_method(part.module, method)
             return part.module
-        moves = part.trained and any(p.requires_grad for p in part.module.parameters())
-        if how.world_size == 1 or not moves:
+        is_trained = part.trained and any(p.requires_grad for p in part.module.parameters())
+        if placement.world_size == 1 or not is_trained:
             return part.module
-        return _DdpPart(part.module, methods, how.device)
+        return _DdpPart(part.module, methods, placement.device)
 
     def train(self) -> None:
-        """What learns is in training mode, everything else in eval mode."""
+        """Sets trained parts to training mode and all others to eval mode."""
         for part in self._parts.values():
             part.module.train(part.trained)
 
     def eval(self) -> None:
-        """All parts in eval mode."""
+        """Sets all parts to eval mode."""
         for part in self._parts.values():
             part.module.eval()
 
     @contextmanager
     def only_trains(self, names: Iterable[str]) -> "Generator[None]":
-        """Within it only the named parts collect gradients.
+        """Context in which only the named parts collect gradients.
 
-        Sharded parameters keep theirs until the end: what they gather remembers whether it needs
-        a gradient from the first time on.
+        Sharded parameters of other parts collect gradients too, which are discarded at the end:
+        FSDP fixes `requires_grad` when it gathers a parameter for the first time.
         """
         others = [part.module for name, part in self._parts.items() if name not in set(names)]
         idle = [p for module in others for p in module.parameters() if p.requires_grad]
@@ -126,23 +129,23 @@ class PlacedParts:
 
     @contextmanager
     def gradient_sync(self, names: Iterable[str], *, last: bool) -> "Generator[None]":
-        """Gradients of the named parts are exchanged, those of the last micro-batch only.
+        """Context that reduces gradients of the named parts over ranks in the last micro-batch.
 
-        Sharded parts that do not move exchange theirs too, because what is not exchanged would be
-        kept and added to the next: `moving` throws it away.
+        Gradients of other sharded parts are reduced too: otherwise FSDP would keep them and add
+        them to the next ones. `only_trains` discards them.
         """
-        moving = set(names)
+        synced = set(names)
         with ExitStack() as stack:
-            for name, call in self.calls.items():
-                if isinstance(call, _DdpPart) and not (last and name in moving):
+            for name, call in self.callables.items():
+                if isinstance(call, _DdpPart) and not (last and name in synced):
                     stack.enter_context(call.no_sync())
                 if isinstance(call, FSDPModule):
-                    call.set_requires_gradient_sync(last or name not in moving)
+                    call.set_requires_gradient_sync(last or name not in synced)
             yield
 
 
 class _Methods(nn.Module):
-    """Runs any method of a module as the forward pass of what wraps it."""
+    """Module whose forward pass runs any method of another module, for wrapping in DDP."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -154,16 +157,16 @@ class _Methods(nn.Module):
 
 
 class _DdpPart:
-    """A module whose gradients are exchanged over processes, called like the module itself."""
+    """DDP wrapper that is called like the module itself, listed methods included."""
 
     def __init__(self, module: nn.Module, methods: Sequence[str], device: torch.device) -> None:
-        self._bare = module
+        self._module = module
         self._methods = frozenset(methods)
         self._wrapped = DistributedDataParallel(
             _Methods(module),
             device_ids=[device.index] if device.type == "cuda" else None,
             gradient_as_bucket_view=True,
-            **_BUFFERS_STAY,
+            **_NO_BUFFER_SYNC,
         )
 
     def __call__(self, *args: Any, **named: Any) -> Any:
@@ -172,28 +175,28 @@ class _DdpPart:
     def __getattr__(self, name: str) -> Any:
         if name in self._methods:
             return partial(self._wrapped, name)
-        return getattr(self._bare, name)
+        return getattr(self._module, name)
 
     def no_sync(self) -> AbstractContextManager[None]:
-        """Within it gradients stay in this process."""
+        """Context in which gradients are not reduced over ranks."""
         return self._wrapped.no_sync()
 
 
 def _check_shardable(parts: Mapping[str, Part]) -> None:
-    """UsageError for a parameter that cannot be split over processes."""
+    """Raises UsageError if a trained parameter is a scalar, which cannot be sharded."""
     for name, part in parts.items():
         for key, parameter in part.module.named_parameters():
             if part.trained and parameter.dim() == 0:
                 raise UsageError(
                     f"{name}.{key} is a scalar, which cannot be sharded",
-                    hint="leave distributed.fsdp out; the author of the model type can give it "
-                    "the shape [1]",
+                    hint="unset distributed.fsdp; the author of the model type can change its "
+                    "shape to [1]",
                     code="usage.scalar_parameter",
                     details={"parameter": f"{name}.{key}"},
                 )
 
 
-def _own_blocks(blocks: Sequence[nn.Module], trained: Sequence[nn.Module]) -> list[nn.Module]:
-    """Blocks inside trained parts; a block that is a part is that part."""
+def _trained_blocks(blocks: Sequence[nn.Module], trained: Sequence[nn.Module]) -> list[nn.Module]:
+    """Blocks inside trained parts; a block that is a whole part is left out."""
     inside = {id(module) for part in trained for module in part.modules() if module is not part}
     return [block for block in blocks if id(block) in inside]

@@ -1,4 +1,4 @@
-"""Arithmetic of a run: steps, micro-batches, the steps at which checkpoints are written.
+"""Arithmetic of a run: steps, micro-batches, steps of checkpoints, validations and images.
 
 Source: reference/training 2.1, 2.2.
 """
@@ -16,17 +16,17 @@ from vlatool.training.schedule import learning_rate
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """What a run will do.
+    """The plan of a run.
 
     Attributes:
-        total_steps: Optimizer steps.
-        global_batch: Samples per step over all processes.
-        micro_batch: Samples per process and micro-batch.
-        accumulation: Micro-batches per step and process.
+        total_steps: Number of optimizer steps.
+        global_batch: Samples per step over all ranks.
+        micro_batch: Samples per rank and micro-batch.
+        accumulation: Micro-batches per step and rank.
         checkpoint_steps: Steps after which a checkpoint is written; the last is `total_steps`.
-        validation_steps: Steps after which held-out data are measured.
-        image_steps: Steps after which pictures are made.
-        unused_samples: Part of the sample budget that does not fill a step.
+        validation_steps: Steps after which validation runs.
+        image_steps: Steps after which images are logged.
+        unused_samples: Samples of the budget that do not fill a step.
     """
 
     total_steps: int
@@ -40,7 +40,7 @@ class TrainPlan:
 
     @cached_property
     def event_steps(self) -> frozenset[int]:
-        """Steps after which something else than the next step is done."""
+        """Steps after which a checkpoint, a validation or images are due."""
         return frozenset((*self.checkpoint_steps, *self.validation_steps, *self.image_steps))
 
 
@@ -48,12 +48,12 @@ def make_plan(config: TrainConfig, datasets: Sequence[DataSet], world_size: int)
     """The plan of a run on some data sets.
 
     Raises:
-        UsageError: No budget, or one too small; batch sizes that do not fit the processes.
-        DataError: The budget needs more samples than there are, and epochs may not repeat.
+        UsageError: There is no budget, it is below one step, or the batch sizes do not fit the
+            world size.
     """
     h = config.hparams
     micro_batch = _micro_batch(h, world_size)
-    samples = _budget(config, sum(one.size for one in datasets))
+    samples = _budget(config, sum(dataset.size for dataset in datasets))
     steps = samples // h.global_batch_size
     if steps == 0:
         raise UsageError(
@@ -63,7 +63,7 @@ def make_plan(config: TrainConfig, datasets: Sequence[DataSet], world_size: int)
         )
     checkpoints = _checkpoint_steps(config, steps)
     every = config.images_every_n_steps
-    shown = checkpoints if every is None else tuple(range(every, steps + 1, every))
+    image_steps = checkpoints if every is None else tuple(range(every, steps + 1, every))
     validated = checkpoints[config.val_every_n_checkpoints - 1 :: config.val_every_n_checkpoints]
     return TrainPlan(
         total_steps=steps,
@@ -72,7 +72,7 @@ def make_plan(config: TrainConfig, datasets: Sequence[DataSet], world_size: int)
         accumulation=h.global_batch_size // (world_size * micro_batch),
         checkpoint_steps=checkpoints,
         validation_steps=validated if config.total_val_samples is not None else (),
-        image_steps=shown,
+        image_steps=image_steps,
         unused_samples=samples - steps * h.global_batch_size,
     )
 
@@ -80,37 +80,39 @@ def make_plan(config: TrainConfig, datasets: Sequence[DataSet], world_size: int)
 def budget_extension(
     config: TrainConfig, datasets: Sequence[DataSet], world_size: int, before: Mapping[str, Any]
 ) -> str:
-    """What a larger budget means; empty where it is not larger.
+    """Message on a larger budget; empty if the budget is not larger.
 
     Args:
-        config: With the budget of now.
-        datasets: The data.
-        world_size: Processes.
-        before: The budget keys that the run had.
+        config: The configuration with the new budget.
+        datasets: The data sets.
+        world_size: Number of ranks.
+        before: The budget keys of the existing run.
     """
     earlier = config.model_copy(update=dict(before))
-    was, now = (make_plan(one, datasets, world_size).total_steps for one in (earlier, config))
-    if now <= was:
+    old_steps, new_steps = (
+        make_plan(budget, datasets, world_size).total_steps for budget in (earlier, config)
+    )
+    if new_steps <= old_steps:
         return ""
-    rates = [learning_rate(config.hparams, was, total) for total in (was, now)]
-    told = f"the budget grew from {was} to {now} steps"
+    rates = [learning_rate(config.hparams, old_steps, total) for total in (old_steps, new_steps)]
+    message = f"the budget increased from {old_steps} to {new_steps} steps"
     if rates[0] == rates[1]:
-        return told
+        return message
     return (
-        f"{told}; {config.hparams.lr_scheduler} is computed anew: the rate after step {was} was "
-        f"{rates[0]:g} and is {rates[1]:g}"
+        f"{message}; the {config.hparams.lr_scheduler} schedule is recomputed: the learning rate "
+        f"after step {old_steps} changes from {rates[0]:g} to {rates[1]:g}"
     )
 
 
 def _micro_batch(h: HParams, world_size: int) -> int:
-    """Samples per process and micro-batch."""
+    """Samples per rank and micro-batch."""
     if h.per_gpu_batch_size is None and h.global_batch_size % world_size == 0:
         return h.global_batch_size // world_size
     per_step = world_size * (h.per_gpu_batch_size or 1)
     if h.per_gpu_batch_size is None or h.global_batch_size % per_step:
         raise UsageError(
-            f"hparams.global_batch_size {h.global_batch_size} is no multiple of {per_step} "
-            f"({world_size} processes of {h.per_gpu_batch_size or 1})",
+            f"hparams.global_batch_size {h.global_batch_size} is not a multiple of {per_step} "
+            f"({world_size} processes x {h.per_gpu_batch_size or 1} samples)",
             hint="change hparams.global_batch_size or hparams.per_gpu_batch_size",
             code="usage.batch_size",
         )
@@ -118,7 +120,7 @@ def _micro_batch(h: HParams, world_size: int) -> int:
 
 
 def _budget(config: TrainConfig, size: int) -> int:
-    """The budget in samples."""
+    """Budget of the run in samples."""
     if config.total_train_samples is not None:
         return config.total_train_samples
     if config.num_epochs is not None:
@@ -126,8 +128,8 @@ def _budget(config: TrainConfig, size: int) -> int:
     if config.total_train_steps is not None:
         return config.total_train_steps * config.hparams.global_batch_size
     raise UsageError(
-        "no budget is given",
-        hint="give one of --total-train-samples, --num-epochs, --total-train-steps",
+        "no training budget is set",
+        hint="set one of --total-train-samples, --num-epochs, --total-train-steps",
         code="usage.no_budget",
     )
 

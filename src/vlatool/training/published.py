@@ -1,6 +1,6 @@
-"""Published job files and recorded configurations of policy training, in our keys.
+"""Conversion of published job files and recorded configurations of policy training.
 
-Most keys are the same; what differs is said here. Source: formats/published-runs 2.
+Most keys are equal; this module lists the differences. Source: formats/published-runs 2.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,11 +9,11 @@ from dataclasses import replace
 from vlatool.config.layers import ConvertedConfig
 from vlatool.config.tree import Node, child, find, from_value, plain
 
-# Each process of the published program finds them itself, and writes them down: a record has them.
-_OF_A_PROCESS = ("use_distributed", "rank", "local_rank", "device")
+# Each process of the published program derives these and records them: only a record has them.
+_PROCESS_KEYS = ("use_distributed", "rank", "local_rank", "device")
 _LISTS = ("dataset_", "val_dataset_")
 _BACKBONE = ("model", "vision_language_backbone")
-# Keys that one kind of backbone alone has. Source: formats/published-runs 2.
+# Keys that only one backbone type has. Source: formats/published-runs 2.
 _BACKBONE_KEYS: Mapping[str, tuple[str, ...]] = {
     "clip_backbone": ("freeze_text_encoder", "freeze_image_encoder", "disable_text"),
     "vlm_backbone": ("num_vlm_layers_to_use",),
@@ -22,51 +22,51 @@ _BACKBONE_KEYS: Mapping[str, tuple[str, ...]] = {
 
 
 def translate(tree: Node, below: Node) -> ConvertedConfig | None:
-    """The tree in our keys; None where nothing in it is published alone."""
+    """The tree with our keys; None if it has no key that only published files have."""
     del below
-    is_record = any(find(tree, ["distributed", key]) is not None for key in _OF_A_PROCESS)
-    told = tree
-    for place, change in _CHANGES.items():
-        told = _changed(told, place, change)
+    is_record = any(find(tree, ["distributed", key]) is not None for key in _PROCESS_KEYS)
+    translated = tree
+    for path, change in _CHANGES.items():
+        translated = _changed(translated, path, change)
     if is_record:
-        told = _changed(told, _BACKBONE, _as_it_read)
-    return ConvertedConfig(told, is_record) if is_record or told is not tree else None
+        translated = _changed(translated, _BACKBONE, _with_image_words)
+    return ConvertedConfig(translated, is_record) if is_record or translated is not tree else None
 
 
-def _changed(tree: Node, place: tuple[str, ...], change: Callable[[Node], Node]) -> Node:
-    """The tree with the section at a place changed; the same one where nothing changes."""
-    if not place:
+def _changed(tree: Node, path: tuple[str, ...], change: Callable[[Node], Node]) -> Node:
+    """The tree with the section at a path changed; the same object if nothing changes."""
+    if not path:
         return change(tree) if isinstance(tree.value, dict) else tree
-    below = child(tree, place[0])
-    changed = None if below is None else _changed(below, place[1:], change)
+    below = child(tree, path[0])
+    changed = None if below is None else _changed(below, path[1:], change)
     if changed is below or changed is None:
         return tree
-    return replace(tree, value={**tree.value, place[0]: changed})
+    return replace(tree, value={**tree.value, path[0]: changed})
 
 
 def _crop(image: Node) -> Node:
-    """`random_crop`, as earlier records have it, is `crop`."""
+    """Renames `random_crop` of earlier records to `crop`."""
     if "random_crop" not in image.value or "crop" in image.value:
         return image
     names = {"random_crop": "crop"}
-    return replace(image, value={names.get(key, key): one for key, one in image.value.items()})
+    return replace(image, value={names.get(key, key): node for key, node in image.value.items()})
 
 
 def _without_nulls(data: Node) -> Node:
-    """Records have `[null]` for a list without entries."""
-    empty = [key for key, one in data.value.items() if key.startswith(_LISTS) and _is_null(one)]
+    """Replaces `[null]`, which records have for an empty list."""
+    empty = [key for key, node in data.value.items() if key.startswith(_LISTS) and _is_null(node)]
     if not empty:
         return data
-    kept = {key: replace(one, value=[]) for key, one in data.value.items() if key in empty}
-    return replace(data, value={**data.value, **kept})
+    lists = {key: replace(node, value=[]) for key, node in data.value.items() if key in empty}
+    return replace(data, value={**data.value, **lists})
 
 
 def _is_null(node: Node) -> bool:
     return isinstance(node.value, list) and plain(node) == [None] * len(node.value) != []
 
 
-def _named_backbone(backbone: Node) -> Node:
-    """Published files may leave the kind of backbone to its keys."""
+def _with_backbone_type(backbone: Node) -> Node:
+    """Adds the backbone type, which published files may leave out, by the keys of the section."""
     if "type" in backbone.value:
         return backbone
     kinds = [
@@ -77,8 +77,8 @@ def _named_backbone(backbone: Node) -> Node:
     return replace(backbone, value={"type": Node(kinds[0], backbone.origin), **backbone.value})
 
 
-def _as_it_read(backbone: Node) -> Node:
-    """The published processor wrote a word per picture before every sentence."""
+def _with_image_words(backbone: Node) -> Node:
+    """Sets `image_words`: the published processor writes one word per image before the sentence."""
     if plain(backbone.value.get("type", Node(None, ""))) != "clip_backbone":
         return backbone
     words = {"image_words": from_value(value=True, origin=backbone.origin)}
@@ -88,5 +88,5 @@ def _as_it_read(backbone: Node) -> Node:
 _CHANGES: Mapping[tuple[str, ...], Callable[[Node], Node]] = {
     ("data", "augmentation", "image"): _crop,
     ("data",): _without_nulls,
-    _BACKBONE: _named_backbone,
+    _BACKBONE: _with_backbone_type,
 }

@@ -1,8 +1,8 @@
-"""What all ranks add up once per optimizer and step, and how the host reads it later.
+"""Sum of losses over ranks, once per optimizer and step, and its copy to the host.
 
-One vector holds everything, so that there is one collective; it is float64, because counts of
-elements and histograms must not round. The host copy is asked for at once and read a step later:
-nothing waits for the device.
+All values are in one vector, so that there is one collective. It is float64, because element counts
+and histograms must be exact. The copy to the host starts at once and is read one step later, so
+that the host does not wait for the device.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,9 +18,10 @@ from vlatool.training.runtime import Runtime
 
 @dataclass
 class LossSums:
-    """The losses of one optimizer's micro-batches, on this rank.
+    """Losses of the micro-batches of one optimizer on this rank.
 
     Attributes:
+        device: Device of the sums.
         totals: Loss of each micro-batch, detached.
     """
 
@@ -30,7 +31,7 @@ class LossSums:
     _sums: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     def add(self, loss: Loss, *, is_dummy: bool) -> None:
-        """Takes in a micro-batch; a fake one counts nothing."""
+        """Adds the loss of a micro-batch; a dummy micro-batch counts nothing."""
         weight = 0.0 if is_dummy else 1.0
         zero = torch.zeros((), dtype=torch.float64, device=self.device)
         self.totals.append(zero if is_dummy else loss.total.detach().double())
@@ -41,7 +42,7 @@ class LossSums:
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def reduced(self, runtime: Runtime, extra: Sequence[float]) -> "ReducedLoss":
-        """The sums over all ranks. Every rank calls it, with as many `extra` numbers."""
+        """Sums over all ranks. Collective; `extra` must have the same length on all ranks."""
         names = sorted(self._sums)
         shapes = {name: tuple(self._sums[name].shape) for name in names}
         totals, counts = torch.stack(self.totals), torch.stack(self._counts)
@@ -55,13 +56,13 @@ class LossSums:
 
 @dataclass(frozen=True)
 class ReducedLoss:
-    """The sums of one optimizer and step over all ranks.
+    """Sums of one optimizer and step over all ranks.
 
     Attributes:
-        packed: float64 [3 + E + ...]: total, count, micro-batches that are not finite, what was
-            given as extra, sums by name.
-        extra: E.
-        shapes: Name to shape of the sums, in their order.
+        packed: float64 [3 + E + ...]: total, count, number of micro-batches that are not finite,
+            the extra numbers, the sums by name.
+        extra: E, the number of extra numbers.
+        shapes: Name to shape of the sums, in their order in `packed`.
     """
 
     packed: Tensor
@@ -70,31 +71,31 @@ class ReducedLoss:
 
     @property
     def count(self) -> Tensor:
-        """Elements."""
+        """Number of counted elements."""
         return self.packed[1]
 
     @property
     def is_bad(self) -> Tensor:
-        """bool: a loss somewhere is not finite."""
+        """True (a bool scalar) if a loss on any rank is not finite."""
         return self.packed[2] > 0
 
     @property
     def sums(self) -> dict[str, Tensor]:
-        """The objective's own sums."""
+        """The sums of the objective, by name."""
         return self.read(self.packed)
 
     def read(self, packed: Tensor) -> dict[str, Tensor]:
-        """The objective's own sums in a copy of `packed`."""
-        start, found = 3 + self.extra, dict[str, Tensor]()
+        """The sums of the objective, from a copy of `packed`."""
+        start, sums = 3 + self.extra, dict[str, Tensor]()
         for name, shape in self.shapes.items():
             end = start + prod(shape)
-            found[name] = packed[start:end].reshape(shape)
+            sums[name] = packed[start:end].reshape(shape)
             start = end
-        return found
+        return sums
 
 
 class AsyncHostCopy:
-    """A small tensor on its way to the host."""
+    """Asynchronous copy of a small tensor to the host."""
 
     def __init__(self, values: Tensor) -> None:
         self._event: torch.cuda.Event | None = None
@@ -107,7 +108,7 @@ class AsyncHostCopy:
         self._event.record()
 
     def read(self) -> Tensor:
-        """The values; waits for them."""
+        """The values on the host; waits until the copy is done."""
         if self._event is not None:
             self._event.synchronize()
         return self._values

@@ -1,4 +1,4 @@
-"""What training says when it is done."""
+"""Result of `train`."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What came of a run."""
+    """Result of a run."""
 
     output: str
     status: str
@@ -25,16 +25,16 @@ class TrainResult:
     seconds: float
 
     def document(self) -> dict[str, Any]:
-        """The result for programs."""
+        """The result as JSON."""
         return asdict(self)
 
     def text(self) -> str:
-        """The result for people."""
+        """The result as text."""
         size = f"{self.parameters / 1e6:.2f} M parameters"
         if self.status == "planned":
             return (
                 f"{self.output}: would train {size} for {self.steps} steps on "
-                f"{self.dataset_samples} samples, about {self.blocks_in_use} shards at a time; "
+                f"{self.dataset_samples} samples, about {self.blocks_in_use} open shards; "
                 f"checkpoints at {self.checkpoint_steps}; nothing was written"
             )
         loss = "" if self.loss is None else f", loss {self.loss:.4f}"

@@ -1,4 +1,7 @@
-"""Whose a run folder is: the same run goes on in it, another one is refused."""
+"""Run ownership and resume.
+
+The run that owns a folder may continue in it; any other run is refused.
+"""
 
 import json
 import os
@@ -33,12 +36,12 @@ from vlatool.storage.uri import location, pinned_text
 from vlatool.training.config import TrainConfig
 
 _COMMAND = "train"
-# Beside the checkpoints, and written to while the run goes on.
+# Files that change during the run.
 _CHANGING = {METRICS, LATEST}
 _ORDER = "order of samples"
-# Raise it when the same options give other samples or other numbers.
+# Increment it when equal options give other samples or other randomness.
 _ORDER_VERSION = 1
-# What nobody can compare.
+# Digests, which are left out of messages.
 _DIGEST = re.compile(r"(, )?\b[0-9a-f]{16,}\b")
 _BUDGET = TrainConfig.exclusive[0]
 
@@ -47,80 +50,80 @@ def open_run(
     run: RunDir,
     config: TrainConfig,
     fingerprint: Mapping[str, Any],
-    keep: Callable[[], None],
-    grows: Callable[[Mapping[str, Any]], bool],
+    save_assets: Callable[[], None],
+    is_larger_budget: Callable[[Mapping[str, Any]], bool],
 ) -> OutputRecord:
-    """Makes a run folder ready, returns its record; asks whose it is before it touches anything.
+    """Prepares a run folder and returns its record; checks the owner before it changes anything.
 
-    What inference needs beside weights is written once, when the run starts: a run that goes on, or
-    is complete, keeps it.
+    Assets are written once, when the run starts; a resumed or complete run keeps them.
 
     Args:
-        run: The folder.
-        config: Derived.
-        fingerprint: Of the data, with their versions.
-        keep: Writes what inference needs.
-        grows: Whether the budget is larger than the one it is given: then the run goes on.
+        run: The run folder.
+        config: The derived configuration.
+        fingerprint: Fingerprint of the data, with versions.
+        save_assets: Writes the assets.
+        is_larger_budget: Returns True if the budget is larger than the given earlier one; then the
+            run is resumed.
 
     Raises:
-        UsageError: The folder holds a run with other options or data, or something else.
-        DataError: Its newest checkpoint is damaged.
+        UsageError: The folder holds a run with other options or data, or other files.
+        DataError: The newest checkpoint is damaged.
     """
     options = {**identity_keys(config), **fingerprint, _ORDER: _ORDER_VERSION}
     record = OutputRecord(_COMMAND, options, run_id=secrets.token_hex(4))
     before = resumable_run(run, config)
     if before is None:
         if is_run(run.root):
-            _forget(run, record)
+            _reset_run(run, record)
     else:
         differences = _differences(before.options, options, config)
         if not differences and run.latest() is not None:
             remove_partial_files(run.root)
             return before
-        known = _filled(before.options, config)
-        budget = {} if config.overwrite else _earlier_budget(known, options)
-        if budget and run.latest() is not None and grows(budget):
+        filled = _with_defaults(before.options, config)
+        budget = {} if config.overwrite else _earlier_budget(filled, options)
+        if budget and run.latest() is not None and is_larger_budget(budget):
             return _with_budget(run, config, replace(before, options=options, complete=False))
         if differences and not config.overwrite and _has_trained(run):
-            hint = "choose another --output, or replace it with --overwrite"
+            hint = "choose another --output, or replace the run with --overwrite"
             check_no_differences(run.root, "with other options", differences, hint)
         if differences:
-            _forget(run, record)
-    # First of all, so that a folder with anything in it says whose it is.
+            _reset_run(run, record)
+    # Written first, so that a folder with any files in it has a record of its owner.
     record.save(run.root)
     remove_partial_files(run.root)
-    _keep(run, config, keep)
+    _write_assets(run, config, save_assets)
     return record
 
 
-def _keep(run: RunDir, config: TrainConfig, keep: Callable[[], None]) -> None:
-    """Writes what inference needs, and lists it: not what somebody else put beside it."""
+def _write_assets(run: RunDir, config: TrainConfig, save_assets: Callable[[], None]) -> None:
+    """Writes the assets and the config and lists them; other files in the folder are not listed."""
     before = _stamps(run)
-    keep()
+    save_assets()
     _write_config(run, config)
-    run.record_assets(dict(_stamps(run).items() - before.items()), anew=True)
+    run.record_assets(dict(_stamps(run).items() - before.items()), replace=True)
 
 
 def _stamps(run: RunDir) -> dict[str, tuple[int, int]]:
-    """What tells whether a file was written meanwhile, by name: writing replaces it."""
-    found = {name: (run.root / name).stat() for name in file_names(run.root) - _CHANGING}
-    return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in found.items()}
+    """Inode and modification time by file name: both change when a file is replaced."""
+    stats = {name: (run.root / name).stat() for name in file_names(run.root) - _CHANGING}
+    return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
 def _has_trained(run: RunDir) -> bool:
-    """Whether there is anything to lose: not where weights to begin with did not fit."""
+    """True if the run has checkpoints or metrics; False if it failed before the first step."""
     return run.newest_folder() is not None or run.metrics.exists()
 
 
 def _earlier_budget(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """The budget of a run that was made with other options; empty where more than it differs."""
+    """The budget keys of an existing run; empty if other options differ too."""
     before, now = _plain(before), _plain(now)
     changed = {key for key in {**before, **now} if before.get(key) != now.get(key)}
     return {key: before.get(key) for key in _BUDGET} if changed <= set(_BUDGET) else {}
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as they are read back."""
+    """The options as they are read back from JSON."""
     return json.loads(json.dumps(options, default=str))
 
 
@@ -128,21 +131,23 @@ def _with_budget(run: RunDir, config: TrainConfig, record: OutputRecord) -> Outp
     record.save(run.root)
     remove_partial_files(run.root)
     _write_config(run, config)
-    if _listed(run):
+    if _listed_assets(run):
         run.record_assets([CONFIG])
     return record
 
 
 def with_base_config(config: TrainConfig, run: RunDir | None) -> TrainConfig:
-    """The config with what its run found out of base models, so that it asks for none again.
+    """The config with the base model keys that its run derived before.
+
+    A resumed run therefore reads no base model again.
 
     Args:
-        config: As it was typed.
-        run: Its folder; None where it has no name yet.
+        config: The configuration as typed.
+        run: The run folder; None if the run has no name yet.
 
     Raises:
-        DataError: The run begins, and weights that it begins with are missing.
-        UsageError: They cannot be used so, or lie in the run that is replaced.
+        DataError: The run is new, and its initial weights are missing.
+        UsageError: The initial weights cannot be used, or are in the run that is replaced.
     """
     if config.overwrite and run is not None:
         _check_weights_outside(run, config)
@@ -162,40 +167,40 @@ def with_base_config(config: TrainConfig, run: RunDir | None) -> TrainConfig:
 
 
 def _check_weights_outside(run: RunDir, config: TrainConfig) -> None:
-    """Weights that a run begins with are not those that it replaces."""
-    place = run.root.resolve()
-    for text in _texts(config.model.model_dump(mode="json")):
-        if os.path.exists(text) and Path(text).resolve().is_relative_to(place):
+    """Raises UsageError if initial weights are in the run folder that is replaced."""
+    root = run.root.resolve()
+    for text in _strings(config.model.model_dump(mode="json")):
+        if os.path.exists(text) and Path(text).resolve().is_relative_to(root):
             raise UsageError(
-                f"{text}: lies in {run.root}, which --overwrite replaces",
+                f"{text}: is in {run.root}, which --overwrite replaces",
                 hint="choose another --output",
                 code="usage.overwrites_origin",
                 details={"path": text},
             )
 
 
-def _texts(tree: object) -> Iterator[str]:
+def _strings(tree: object) -> Iterator[str]:
     if isinstance(tree, str):
         yield tree
     elif isinstance(tree, dict):
-        for one in tree.values():
-            yield from _texts(one)
+        for value in tree.values():
+            yield from _strings(value)
 
 
 def pinned_data(config: TrainConfig) -> TrainConfig:
-    """The config with the data at the versions that they have now."""
+    """The config with data locations pinned to their current versions."""
     data = config.data
-    found = {key: [pinned_text(text) for text in texts] for key, texts in _locations(config)}
-    return config.model_copy(update={"data": data.model_copy(update=found)})
+    pinned = {key: [pinned_text(text) for text in texts] for key, texts in _locations(config)}
+    return config.model_copy(update={"data": data.model_copy(update=pinned)})
 
 
 def data_versions(config: TrainConfig) -> dict[str, Any]:
-    """The versions of pinned data, for the record."""
+    """Versions of the pinned data, for the record."""
     return versions_of(location(text) for _, texts in _locations(config) for text in texts)
 
 
 def _locations(config: TrainConfig) -> Iterator[tuple[str, list[str]]]:
-    """The keys of the data section that hold locations, and those."""
+    """Keys of the data section that hold locations, with these locations."""
     keys = config.data_kind.folders_keys
     for key in (*keys, f"val_{keys[0]}"):
         texts = getattr(config.data, key, None)
@@ -204,13 +209,14 @@ def _locations(config: TrainConfig) -> Iterator[tuple[str, list[str]]]:
 
 
 def resumable_run(run: RunDir, config: TrainConfig) -> OutputRecord | None:
-    """The record of the run in a folder; None for an empty folder or, to be replaced, a lost one.
+    """The record of the run in a folder. Writes nothing.
 
-    Nothing is written.
+    Returns:
+        The record; None for an empty folder, or with `overwrite` for a run without a record.
 
     Raises:
-        UsageError: The folder holds something else, or a run that cannot go on.
-        DataError: Its record is damaged.
+        UsageError: The folder holds other files, or a run that cannot be resumed.
+        DataError: The record is damaged.
     """
     before = read_record(run.root) if config.overwrite else read_valid_record(run.root)
     if before is None or before.command != _COMMAND:
@@ -222,74 +228,77 @@ def resumable_run(run: RunDir, config: TrainConfig) -> OutputRecord | None:
     return before
 
 
-def repair_run(run: RunDir, config: TrainConfig, keep: Callable[[], None]) -> list[str]:
-    """Writes again what a run that goes on has lost beside its checkpoints; names it.
+def repair_run(run: RunDir, config: TrainConfig, save_assets: Callable[[], None]) -> list[str]:
+    """Rewrites missing or changed files of a resumed run, other than checkpoints.
 
-    What is written is what the run began with: the options and data are the same.
+    The files are equal to those of the first start, because options and data are equal.
+
+    Returns:
+        Names of the rewritten files.
     """
-    mended: list[str] = []
+    repaired: list[str] = []
     if run.repair_latest():
-        mended.append(run.latest_file.name)
-    listed = _listed(run)
+        repaired.append(run.latest_file.name)
+    listed = _listed_assets(run)
     if listed is None:
-        _keep(run, config, keep)
-        return [*mended, "the list of what it keeps"]
-    changed = {one.path for one in listed if not _is_as_listed(run.root / one.path, one)}
-    if CONFIG in changed or not _tells(run, config):
+        _write_assets(run, config, save_assets)
+        return [*repaired, "the list of assets"]
+    changed = {entry.path for entry in listed if not _is_unchanged(run.root / entry.path, entry)}
+    if CONFIG in changed or not _config_matches(run, config):
         _write_config(run, config)
-        mended.append(CONFIG)
-    mended += _mend_kept(run, config, keep, changed - {CONFIG})
-    if mended and listed:
-        names = [one.path for one in listed if (run.root / one.path).is_file()]
-        run.record_assets(names, anew=True)
-    return mended
+        repaired.append(CONFIG)
+    repaired += _repair_assets(run, config, save_assets, changed - {CONFIG})
+    if repaired and listed:
+        names = [entry.path for entry in listed if (run.root / entry.path).is_file()]
+        run.record_assets(names, replace=True)
+    return repaired
 
 
-def _mend_kept(
-    run: RunDir, config: TrainConfig, keep: Callable[[], None], changed: Collection[str]
+def _repair_assets(
+    run: RunDir, config: TrainConfig, save_assets: Callable[[], None], changed: Collection[str]
 ) -> Iterator[str]:
-    """Writes again what is kept for inference where something of it is lost; says what was."""
-    told = ", ".join(sorted(changed))
-    if not told:
+    """Rewrites the assets if one is missing, changed or unreadable; yields a text that names it."""
+    repaired = ", ".join(sorted(changed))
+    if not repaired:
         try:
             config.data_kind.load_assets(config.data, run.root)
         except DataError as error:
-            told = f"what was kept of the data ({error.message})"
-    if told:
-        keep()
-        yield told
+            repaired = f"the assets of the data ({error.message})"
+    if repaired:
+        save_assets()
+        yield repaired
 
 
-def _listed(run: RunDir) -> list[FileEntry] | None:
-    """What the run keeps; None where the list is broken."""
+def _listed_assets(run: RunDir) -> list[FileEntry] | None:
+    """The assets that the run lists; None if the list is damaged."""
     try:
-        return run.kept_files()
+        return run.recorded_files()
     except DataError:
         return None
 
 
-def _is_as_listed(path: Path, entry: FileEntry) -> bool:
+def _is_unchanged(path: Path, entry: FileEntry) -> bool:
     return path.is_file() and sha256_of(path) == entry.sha256
 
 
-def _tells(run: RunDir, config: TrainConfig) -> bool:
-    """Whether config.yaml is there and says what decides the weights."""
+def _config_matches(run: RunDir, config: TrainConfig) -> bool:
+    """True if config.yaml is readable and has the identity keys of the config."""
     try:
-        run.config_tree()  # an empty one would be all defaults
-        told = load_config(TrainConfig, files=[str(run.config)]).config
+        run.config_tree()  # raises for an empty file, which would be all defaults
+        stored = load_config(TrainConfig, files=[str(run.config)]).config
     except VlatoolError:
         return False
-    return identity_keys(told) == identity_keys(config)
+    return identity_keys(stored) == identity_keys(config)
 
 
 def complete_run(run: RunDir, record: OutputRecord, result: Mapping[str, Any]) -> None:
-    """Enters that nothing is left to do."""
+    """Marks the record of a run as complete."""
     if not record.complete:
         replace(record, complete=True, result=result).save(run.root)
 
 
 def identity_keys(config: ConfigModel) -> dict[str, Any]:
-    """The keys of a configuration that decide the weights, sections in sections."""
+    """Keys and values of a configuration that affect the weights, as nested sections."""
     chosen = config.model_dump(mode="json", exclude=set(config.no_effect_on_output))
     for name in chosen:
         section = getattr(config, name)
@@ -298,13 +307,13 @@ def identity_keys(config: ConfigModel) -> dict[str, Any]:
     return chosen
 
 
-def _filled(before: Mapping[str, Any], config: ConfigModel) -> dict[str, Any]:
-    """Options of a run with the defaults of the keys that its version of vlatool did not have."""
+def _with_defaults(before: Mapping[str, Any], config: ConfigModel) -> dict[str, Any]:
+    """Options of a run, with defaults for keys that its version of vlatool did not have."""
     filled = dict(before)
     for name, field in type(config).model_fields.items():
-        section, known = getattr(config, name), before.get(name)
-        if isinstance(section, ConfigModel) and isinstance(known, dict):
-            filled[name] = _filled(known, section)
+        section, stored = getattr(config, name), before.get(name)
+        if isinstance(section, ConfigModel) and isinstance(stored, dict):
+            filled[name] = _with_defaults(stored, section)
         elif name not in before and name not in config.no_effect_on_output:
             default = default_of(field)
             filled[name] = identity_keys(default) if isinstance(default, ConfigModel) else default
@@ -314,55 +323,62 @@ def _filled(before: Mapping[str, Any], config: ConfigModel) -> dict[str, Any]:
 def _differences(
     before: Mapping[str, Any], now: Mapping[str, Any], config: TrainConfig
 ) -> list[str]:
-    """Keys of the configuration that differ; and what of the data does, without its digests."""
-    before = _filled(before, config)
+    """Texts on configuration keys, data and versions that differ; without digests."""
+    before = _with_defaults(before, config)
     if not config.overwrite:
         check_versions(before, now)
-    moved = changed_versions(before, now)
+    versions = changed_versions(before, now)
     before, now = without_versions(before), without_versions(now)
-    data = [key for key in {**before, **now} if key not in {*type(config).model_fields, _ORDER}]
-    values = [(key, before.get(key), now.get(key)) for key in sorted(data)]
-    found = [_told(*one) for one in values if one[1] != one[2]]
-    own = [{key: one[key] for key in one if key not in data} for one in (before, now)]
-    return [*option_differences(*own), *found, *moved]
+    known = {*type(config).model_fields, _ORDER}
+    data_keys = sorted(key for key in {**before, **now} if key not in known)
+    data_differences = [
+        _difference_text(key, before.get(key), now.get(key))
+        for key in data_keys
+        if before.get(key) != now.get(key)
+    ]
+    old, new = (
+        {key: value for key, value in options.items() if key not in data_keys}
+        for options in (before, now)
+    )
+    return [*option_differences(old, new), *data_differences, *versions]
 
 
-def _told(key: str, before: object, now: object) -> str:
-    was, has = (_DIGEST.sub("", str(value or "none")) for value in (before, now))
-    return f"{key}: {was} (now {has})" if was != has else f"{key}: other contents"
+def _difference_text(key: str, before: object, now: object) -> str:
+    old, new = (_DIGEST.sub("", str(value or "none")) for value in (before, now))
+    return f"{key}: {old} (now {new})" if old != new else f"{key}: other contents"
 
 
 def _write_config(run: RunDir, config: TrainConfig) -> None:
     run.write_config(config.model_dump(mode="json", exclude=set(config.unrecorded)))
 
 
-def _forget(run: RunDir, record: OutputRecord) -> None:
-    """Killed from here on it is nobody's: neither these options nor the old ones fit."""
+def _reset_run(run: RunDir, record: OutputRecord) -> None:
+    """Removes the progress of a run; its record has no options while this is incomplete."""
     replace(record, options={}).save(run.root)
-    run.forget_progress()
+    run.clear_progress()
 
 
 def _check_no_unfinished_overwrite(run: RunDir, before: OutputRecord) -> None:
     if not before.options:
         raise UsageError(
-            f"{run.root}: what is left of a run that --overwrite was replacing when it was ended",
-            hint="write --overwrite again, or choose another --output",
+            f"{run.root}: contains the remains of a run; an earlier --overwrite was interrupted",
+            hint="run the command with --overwrite again, or choose another --output",
             code="usage.unfinished_overwrite",
             details={"path": str(run.root)},
         )
 
 
 def _check_same_order(run: RunDir, before: OutputRecord) -> None:
-    """A run of an earlier version saw its samples in another order and cannot go on in this one."""
+    """Raises UsageError for a run of a version with another order of samples."""
     if before.options.get(_ORDER) != _ORDER_VERSION:
-        told = "was trained by an earlier version of vlatool; its samples came in another order"
-        raise _no_going_on(run, told)
+        reason = "was trained by an earlier version of vlatool with another order of samples"
+        raise _cannot_resume(run, reason)
 
 
-def _no_going_on(run: RunDir, told: str) -> UsageError:
+def _cannot_resume(run: RunDir, reason: str) -> UsageError:
     return UsageError(
-        f"{run.root}: {told}; this version cannot go on with it",
-        hint="evaluate it as it is, choose another --output, or replace it with --overwrite",
+        f"{run.root}: {reason}; this version cannot resume it",
+        hint="evaluate the run unchanged, choose another --output, or replace it with --overwrite",
         code="usage.earlier_version",
         details={"path": str(run.root)},
     )
@@ -371,11 +387,11 @@ def _no_going_on(run: RunDir, told: str) -> UsageError:
 def _check_owner(run: RunDir, config: TrainConfig) -> None:
     if is_run(run.root):
         if not config.overwrite:
-            told = "has no readable record: it is damaged, or an earlier version of vlatool made it"
-            raise _no_going_on(run, told)
+            reason = "has no readable record: it is damaged or was made by an earlier version"
+            raise _cannot_resume(run, reason)
     elif not contains_only(run.root, ()):
         raise UsageError(
-            f"{run.root}: exists and is not a run of vlatool",
+            f"{run.root}: exists and is not a run folder of vlatool",
             hint="choose another --output",
             code="usage.output_exists",
         )

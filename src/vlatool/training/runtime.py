@@ -1,4 +1,4 @@
-"""The only place that configures Accelerate: devices, precision, processes; and their seeds."""
+"""Devices, precision, ranks and seeds of a run. The only module that uses Accelerate."""
 
 import hashlib
 import os
@@ -19,75 +19,77 @@ from vlatool.models.rng import PerSampleRng
 from vlatool.training.config import TrainConfig
 from vlatool.training.placement import Placement
 
-# Other ranks wait while the first one writes a checkpoint: 50 GB to a slow disk take a while.
-_PATIENCE = timedelta(hours=2)
+# Other ranks wait while rank 0 writes a checkpoint: 50 GB take a while on a slow disk.
+_TIMEOUT = timedelta(hours=2)
 
 
 class Runtime:
-    """This process among all processes of a run."""
+    """One rank of a run."""
 
     def __init__(self, config: TrainConfig) -> None:
         on_cpu = not torch.cuda.is_available()
         mixed = config.hparams.precision.startswith("amp")
         if not on_cpu and config.distributed.dist_backend == "gloo":
             raise EnvironmentProblem(
-                "distributed.dist_backend is gloo, but GPUs are used",
-                hint="set it to auto",
+                "distributed.dist_backend is gloo, but the run uses GPUs",
+                hint="set distributed.dist_backend=auto",
                 code="environment.backend",
             )
         if on_cpu and config.distributed.dist_backend == "nccl":
             raise EnvironmentProblem(
                 "distributed.dist_backend is nccl, but there is no GPU",
-                hint="set it to auto",
+                hint="set distributed.dist_backend=auto",
                 code="environment.backend",
             )
         torch.backends.cuda.matmul.allow_tf32 = True
-        # Accelerate keeps the first precision of a process for ever; the processes stay joined.
+        # Without the reset, Accelerate keeps the first precision of a process. The process group
+        # stays.
         AcceleratorState._reset_state()
         self._accelerator = Accelerator(
             cpu=on_cpu,
             mixed_precision="bf16" if mixed else "no",
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=_TIMEOUT)],
         )
         expected = int(os.environ.get("WORLD_SIZE", "1"))
         if self._accelerator.num_processes != expected:
             raise EnvironmentProblem(
-                f"{expected} processes were started, {self._accelerator.num_processes} are joined",
-                hint="start with vlatool train --nproc N ..., or torchrun",
+                f"{expected} processes were started, but only {self._accelerator.num_processes} "
+                "joined the process group",
+                hint="start the run with vlatool train --nproc N ..., or torchrun",
                 code="environment.processes",
             )
 
     @property
     def world_size(self) -> int:
-        """Processes of the run."""
+        """Number of ranks."""
         return self._accelerator.num_processes
 
     @property
     def rank(self) -> int:
-        """This process."""
+        """Index of this rank."""
         return self._accelerator.process_index
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes."""
+        """True for rank 0, which writes files."""
         return self._accelerator.is_main_process
 
     @property
     def device(self) -> torch.device:
-        """Where this process computes."""
+        """Device of this rank."""
         return self._accelerator.device
 
-    def share_processors(self, processors: int, loaders: int) -> None:
-        """Leaves a processor to each of this process's loaders, unless OMP_NUM_THREADS decides.
+    def limit_threads(self, processors: int, loaders: int) -> None:
+        """Leaves one CPU core to each loader worker of this rank, unless OMP_NUM_THREADS is set.
 
-        Threads that outnumber their processors spin while they wait for each other: with two
-        processors, one loader and another busy program a step took 300 ms instead of 60.
+        With more threads than cores, threads spin while they wait for each other: on two cores,
+        with one loader worker and another busy program, a step took 300 ms instead of 60 ms.
         """
         if self.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, processors // self.world_size - loaders))
 
     def placement(self, config: TrainConfig) -> Placement:
-        """How parts are placed here: sharded where that is asked for and there are ranks."""
+        """Placement of parts; sharded if configured and there is more than one rank."""
         mesh = None
         if config.distributed.fsdp and self.world_size > 1:
             mesh = init_device_mesh(self.device.type, (self.world_size,))
@@ -95,44 +97,44 @@ class Runtime:
             device=self.device,
             world_size=self.world_size,
             mesh=mesh,
-            reshards=config.distributed.fsdp_reshard_after_forward,
-            checkpoints=config.hparams.grad_checkpointing,
-            compiles=config.hparams.torchcompile,
+            reshard_after_forward=config.distributed.fsdp_reshard_after_forward,
+            grad_checkpointing=config.hparams.grad_checkpointing,
+            compile_blocks=config.hparams.torchcompile,
         )
 
     def autocast(self) -> AbstractContextManager[None]:
-        """Computes in the configured precision."""
+        """Autocast context with the configured precision."""
         return self._accelerator.autocast()
 
     def sum(self, values: Tensor) -> Tensor:
-        """Element-wise sum over all processes."""
+        """Element-wise sum over all ranks. Collective."""
         if self.world_size == 1:
             return values
         summed = self._accelerator.reduce(values, reduction="sum")
         assert isinstance(summed, Tensor)
         return summed
 
-    def agree(self, value: Any) -> Any:
-        """The first process's value, in every process."""
+    def broadcast(self, value: Any) -> Any:
+        """The value of rank 0, on every rank. Collective."""
         return broadcast_object_list([value])[0] if self.world_size > 1 else value
 
-    def wait(self) -> None:
-        """Waits for all processes."""
+    def barrier(self) -> None:
+        """Waits until all ranks reach this call."""
         self._accelerator.wait_for_everyone()
 
-    def gathered(self, values: Sequence[str]) -> list[str]:
-        """The values of all processes, in every process."""
+    def gather(self, values: Sequence[str]) -> list[str]:
+        """The values of all ranks, on every rank. Collective."""
         return gather_object(list(values)) if self.world_size > 1 else list(values)
 
     def seed(self, *key: object) -> None:
-        """Seeds torch's global generators, which dropout draws from, for a key and this process.
+        """Seeds torch's global generators, which dropout uses, from a key and the rank.
 
-        The same whether the run was resumed or not.
+        The seed does not depend on whether the run was resumed.
         """
         torch.manual_seed(_number(*key, self.rank))
 
     def rng(self, rows: Sequence[int], total: int, *key: object) -> PerSampleRng:
-        """Randomness for samples of a global batch, the same on every process."""
+        """Generator with a stream per sample of a global batch, independent of the rank."""
 
         def seeded(chunk: int) -> torch.Generator:
             number = _number(*key, chunk) if chunk else _number(*key)

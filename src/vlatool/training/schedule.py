@@ -1,4 +1,4 @@
-"""Learning rate by completed steps. Source: reference/training 3.2."""
+"""Learning rate schedules. Source: reference/training 3.2."""
 
 import math
 from collections.abc import Iterator
@@ -8,19 +8,22 @@ from vlatool.training.config import HParams
 
 
 def learning_rate(h: HParams, step: int, total_steps: int, peak: float | None = None) -> float:
-    """The rate of the next update after `step` completed ones, of `total_steps` in all.
+    """Learning rate of the next update.
 
     Args:
         h: The schedule.
-        step: Updates done.
-        total_steps: Updates in all.
-        peak: Peak rate of an optimizer that has its own; the others scale with it.
+        step: Number of completed updates.
+        total_steps: Number of updates of the run.
+        peak: Peak rate of an optimizer with its own rate; final and minimum rates scale with it.
     """
     if peak is None:
         return _rate(h, step, total_steps)
     scale = 0.0 if h.lr == 0 else peak / h.lr
-    ends = {"lr_cooldown_end": h.lr_cooldown_end * scale, "force_min_lr": h.force_min_lr * scale}
-    return _rate(h.model_copy(update={"lr": peak, **ends}), step, total_steps)
+    minimum_rates = {
+        "lr_cooldown_end": h.lr_cooldown_end * scale,
+        "force_min_lr": h.force_min_lr * scale,
+    }
+    return _rate(h.model_copy(update={"lr": peak, **minimum_rates}), step, total_steps)
 
 
 def _rate(h: HParams, step: int, total_steps: int) -> float:
@@ -38,18 +41,18 @@ def _rate(h: HParams, step: int, total_steps: int) -> float:
 
 
 def to_steps(value: float, total_steps: int) -> int:
-    """A number of steps from one, or from a share of all steps when below 1."""
+    """Number of steps; a value below 1 is a fraction of all steps."""
     return int(value * total_steps) if value < 1 else int(value)
 
 
 def schedule_violations(h: HParams, total_steps: int) -> Iterator[Violation]:
-    """That the peak rate is never reached: warm-up is as long as the run."""
+    """Violation for a warm-up as long as the run, with which the peak rate is never reached."""
     warmup = to_steps(h.warmup, total_steps)
     if warmup >= total_steps > 1:
         yield Violation(
             ("hparams.warmup",),
-            f"hparams.warmup is {warmup} steps, the run has {total_steps}: the peak rate is never "
-            "reached; a share below 1, such as 0.05, fits every run",
+            f"hparams.warmup is {warmup} steps, but the run has {total_steps}: the peak rate is "
+            "never reached; a fraction below 1, such as 0.05, works for every run",
             code="usage.warmup_too_long",
         )
 

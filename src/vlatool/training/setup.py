@@ -1,4 +1,4 @@
-"""The start of a run: build, load, place, optimizers, averages, restore, in this order."""
+"""Setup of a run, in this order: build, load, place, optimizers, averages, restore."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from vlatool.training.state import TrainState
 
 @dataclass(frozen=True)
 class TrainSetup:
-    """What is trained, where it computes, and what is made smaller."""
+    """Training state, placed parts and objective of a run."""
 
     state: TrainState
     placed: PlacedParts
@@ -29,16 +29,16 @@ class TrainSetup:
 def set_up(
     config: TrainConfig, info: DatasetInfo, runtime: Runtime, checkpoint: Path | None
 ) -> TrainSetup:
-    """A run at its beginning, or at a checkpoint. Every process calls it.
+    """Sets up a new run, or a run at a checkpoint. Collective.
 
     Raises:
-        DataError: The checkpoint, or weights from elsewhere, are broken or do not fit.
+        DataError: The checkpoint or the initial weights are broken or do not match the model.
     """
     model_type, h = config.model_type, config.hparams
     torch.manual_seed(h.seed)
     parts = model_type.build(config.model)
-    held = {name for name, part in parts.items() if part.saved and checkpoint is not None}
-    model_type.load(config.model, parts, [name for name in parts if name not in held])
+    restored = {name for name, part in parts.items() if part.saved and checkpoint is not None}
+    model_type.load(config.model, parts, [name for name in parts if name not in restored])
     unsaved = unsaved_digests(parts)
     placed = PlacedParts(parts, runtime.placement(config), model_type)
     objective = model_type.objective(config.model, config.data, info, parts)

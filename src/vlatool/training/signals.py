@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM ask a run to stop after its step, so that a checkpoint can be written."""
+"""Stop requests by Ctrl-C and SIGTERM: the run stops after the step and writes a checkpoint."""
 
 import signal
 import threading
@@ -10,13 +10,13 @@ _SAME_STOP_S = 2.0
 
 
 class StopRequest:
-    """While active, the first SIGINT or SIGTERM is remembered; a later one acts at once.
+    """Context that stores the first SIGINT or SIGTERM; a later one has its usual effect.
 
-    One that follows within two seconds is the same request: schedulers and launchers send it to a
-    process and to its group.
+    A signal within two seconds of the first belongs to the same request: schedulers and launchers
+    send signals to a process and to its group.
 
     Attributes:
-        signal: The signal that came, if any.
+        signal: The first signal that was received, if any.
     """
 
     def __init__(self) -> None:
@@ -25,10 +25,10 @@ class StopRequest:
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Self:
-        # Python delivers signals to the main thread alone and lets no other ask for them.
+        # Python delivers signals only to the main thread; other threads cannot set handlers.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._remember)
+                self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -39,11 +39,11 @@ class StopRequest:
     ) -> None:
         self._restore()
 
-    def asked(self) -> int | None:
-        """The signal that asked for a stop, if one did."""
+    def received(self) -> int | None:
+        """The first signal that was received, if any."""
         return self.signal
 
-    def _remember(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
         if self.signal is not None and time.monotonic() - self._since < _SAME_STOP_S:
             return

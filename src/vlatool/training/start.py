@@ -1,8 +1,8 @@
-"""Several processes of one command on this machine (`--nproc`): how they are started.
+"""Start of several ranks of one command on this machine (`--nproc`).
 
-The first process starts the ranks with Accelerate's launcher on GPUs and with torch's elastic
-agent on a CPU, where Accelerate's silently starts one. They run the same command line without
-`--nproc`; `ranks.py` is what the two sides know of each other.
+The starting process uses Accelerate's launcher on GPUs and torch's elastic agent on a CPU, where
+Accelerate's launcher silently starts only one process. The ranks run the same command line without
+`--nproc`; `ranks.py` has the communication between both sides.
 """
 
 import fcntl
@@ -28,28 +28,28 @@ from vlatool.parallel.executor import default_workers
 from vlatool.training.ranks import MEMBERSHIP, THREADS, Membership, RankEnd, cause, rank_error
 
 OPTION = "--nproc"
-# In the folder for temporary files. The kernel holds a command's lock for as long as it lives.
-_FOLDERS, _LOCK = "vlatool-ranks-", "lock"
-# A folder this young may not be locked yet.
-_YOUNG_S = 60.0
-_MOST_PROCESSES = 1_024  # the agent holds one object for each before it starts any
+# Below the folder for temporary files. The kernel releases the lock when the command ends.
+_FOLDER_PREFIX, _LOCK = "vlatool-ranks-", "lock"
+# A newer folder may not be locked yet.
+_MIN_AGE_S = 60.0
+_MAX_PROCESSES = 1_024  # the agent creates an object per process before it starts any
 
 
 def start(arguments: Sequence[str], processes: int, *, reporter: Reporter = NULL) -> str:
-    """Runs a vlatool command line on ranks of this machine; returns what the main one printed.
+    """Runs a vlatool command line on ranks of this machine; returns the output of rank 0.
 
-    The first and the second SIGINT or SIGTERM are passed on, the third kills the ranks.
+    The first and the second SIGINT or SIGTERM are passed on to the ranks, the third kills them.
 
     Args:
         arguments: The command line without `vlatool`; `--nproc` in it is left out.
         processes: Number of ranks.
-        reporter: Told the command that starts them.
+        reporter: Receives a note with the command that starts the ranks.
 
     Raises:
-        UsageError: The number cannot be, or this process is a rank itself.
-        EnvironmentProblem: There are GPUs, and fewer than ranks.
-        VlatoolError: The error of a rank, with the rank's exit code.
-        SystemExit: Interrupted (130, 143); the ranks have kept what was done.
+        UsageError: The number of ranks is invalid, or this process is a rank itself.
+        EnvironmentProblem: There are fewer GPUs than ranks.
+        VlatoolError: The error of a rank, with the exit code of the rank.
+        SystemExit: Interrupted (130, 143); the ranks have saved their progress.
     """
     gpus = _gpus()
     check_processes(processes, gpus)
@@ -57,61 +57,61 @@ def start(arguments: Sequence[str], processes: int, *, reporter: Reporter = NULL
     with _shared_folder() as folder:
         threads = _threads(processes) if gpus == 0 else {}
         membership = Membership(processes, os.getpid(), str(folder), bool(threads))
-        reporter.note(f"starting {processes} processes: {_as_typed(command, threads)}")
+        reporter.note(f"starting {processes} processes: {_command_text(command, threads)}")
         variables = {
             **threads,
-            **_quieted(),
+            **_warning_filter(),
             **_safe_path(),
             MEMBERSHIP: json.dumps(asdict(membership)),
         }
         with _environment(variables), _stdout_in(folder / "stdout"), _PassedOn(folder) as signals:
-            ends = [end.with_error(folder) for end in _launch(command, folder)]
+            rank_ends = [end.with_error(folder) for end in _launch(command, folder)]
             _end_helpers(folder)
-        if ends:
-            _raise(ends, signals.received)
+        if rank_ends:
+            _raise(rank_ends, signals.received)
         return (folder / "stdout").read_text(getattr(sys.stdout, "encoding", None), "replace")
 
 
 def check_processes(processes: int, gpus: int) -> None:
-    """Refuses a number of ranks that cannot be started here.
+    """Checks that a number of ranks can be started on this machine.
 
     Raises:
-        UsageError: It is below one, or this process was started as a rank.
-        EnvironmentProblem: There are GPUs, and fewer than ranks.
+        UsageError: The number is below 1 or too large, or this process is a rank itself.
+        EnvironmentProblem: There are fewer GPUs than ranks.
     """
     if "WORLD_SIZE" in os.environ:
         raise UsageError(
-            f"{OPTION} within a process that a launcher has started (WORLD_SIZE is "
+            f"{OPTION} is not allowed in a process that a launcher has started (WORLD_SIZE is "
             f"{os.environ['WORLD_SIZE']!r})",
-            hint=f"leave out {OPTION} under torchrun and accelerate launch; elsewhere unset "
+            hint=f"leave out {OPTION} under torchrun and accelerate launch; otherwise unset "
             "WORLD_SIZE",
             code="usage.nproc_in_rank",
         )
     if processes < 1:
         raise UsageError(
             f"{OPTION} {processes}: at least one process is needed",
-            hint=f"write {OPTION} {max(gpus, 1)}",
+            hint=f"use {OPTION} {max(gpus, 1)}",
             code="usage.nproc",
             details={"nproc": processes},
         )
-    if processes > _MOST_PROCESSES:
+    if processes > _MAX_PROCESSES:
         raise UsageError(
-            f"{OPTION} {processes}: more processes than one machine runs",
-            hint=f"write {OPTION} {gpus or os.cpu_count()}; at most {_MOST_PROCESSES}",
+            f"{OPTION} {processes}: more than {_MAX_PROCESSES} processes",
+            hint=f"use {OPTION} {gpus or os.cpu_count()}",
             code="usage.nproc",
             details={"nproc": processes},
         )
     if 0 < gpus < processes:
         raise EnvironmentProblem(
             f"{OPTION} {processes} needs a GPU for each process, this machine has {gpus}",
-            hint=f"write {OPTION} {gpus}",
+            hint=f"use {OPTION} {gpus}",
             code="environment.gpus",
             details={"nproc": processes, "gpus": gpus},
         )
 
 
 def rank_arguments(arguments: Iterable[str]) -> list[str]:
-    """A command line without `--nproc N`."""
+    """The command line without `--nproc N`."""
     rest: list[str] = []
     words = iter(arguments)
     for word in words:
@@ -127,16 +127,23 @@ def rank_arguments(arguments: Iterable[str]) -> list[str]:
 def launcher(arguments: Sequence[str], processes: int, *, on_gpus: bool) -> list[str]:
     """The command that starts the ranks, as it can be typed.
 
-    Accelerate's asks for nothing that it would otherwise guess, warn of, or read from the user's
-    own `accelerate config`; port 0 is a free one.
+    For Accelerate it sets all options that Accelerate would otherwise guess, warn about, or read
+    from the user's `accelerate config`; port 0 selects a free port.
     """
     count = str(processes)
     program = ["-m", "vlatool", *arguments]
     if on_gpus:
-        own = ["--num_processes", count, "--num_machines", "1", "--main_process_port", "0"]
-        plain = ["--mixed_precision", "no", "--dynamo_backend", "no"]
-        return ["accelerate", "launch", "--multi_gpu", *own, *plain, *program]
-    # The name of the machine, torch's choice, may lead to an address that does not answer.
+        process_options = [
+            "--num_processes",
+            count,
+            "--num_machines",
+            "1",
+            "--main_process_port",
+            "0",
+        ]
+        other_options = ["--mixed_precision", "no", "--dynamo_backend", "no"]
+        return ["accelerate", "launch", "--multi_gpu", *process_options, *other_options, *program]
+    # torch's default, the host name, may resolve to an address that is not reachable.
     return [
         *("torchrun", "--standalone", "--local_addr", "127.0.0.1", "--nproc_per_node", count),
         *program,
@@ -145,27 +152,27 @@ def launcher(arguments: Sequence[str], processes: int, *, on_gpus: bool) -> list
 
 @contextmanager
 def _shared_folder() -> Iterator[Path]:
-    """A folder of this command and its ranks; those that killed commands have left go."""
-    for left in Path(gettempdir()).glob(f"{_FOLDERS}*"):
-        with suppress(OSError):  # somebody else's, gone meanwhile, or the lock of one that lives
-            about = left.lstat()
-            if about.st_uid == os.getuid() and time.time() - about.st_mtime > _YOUNG_S:
-                with (left / _LOCK).open("r+") as file:
+    """Folder that this command and its ranks share; removes folders that killed commands left."""
+    for old in Path(gettempdir()).glob(f"{_FOLDER_PREFIX}*"):
+        with suppress(OSError):  # of another user, removed meanwhile, or locked
+            stat = old.lstat()
+            if stat.st_uid == os.getuid() and time.time() - stat.st_mtime > _MIN_AGE_S:
+                with (old / _LOCK).open("r+") as file:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(left)
-    with TemporaryDirectory(prefix=_FOLDERS) as name, Path(name, _LOCK).open("w") as file:
+                    shutil.rmtree(old)
+    with TemporaryDirectory(prefix=_FOLDER_PREFIX) as name, Path(name, _LOCK).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield Path(name)
 
 
-def _raise(ends: Sequence[RankEnd], received: Sequence[int]) -> None:
-    told = cause(ends)
-    # After an interruption only what a rank says itself is news, not how it was cut off.
-    if received and told.weight() > 0:
+def _raise(rank_ends: Sequence[RankEnd], received: Sequence[int]) -> None:
+    first_end = cause(rank_ends)
+    # After an interruption only an error that a rank reported is relevant, not how ranks ended.
+    if received and first_end.weight() > 0:
         raise SystemExit(128 + received[0])
-    if told.weight() > 2:
-        raise SystemExit(told.code)
-    raise rank_error(told)
+    if first_end.weight() > 2:
+        raise SystemExit(first_end.code)
+    raise rank_error(first_end)
 
 
 def _gpus() -> int:
@@ -175,43 +182,43 @@ def _gpus() -> int:
 
 
 def _threads(processes: int) -> dict[str, str]:
-    """A rank's part of the processors, unless the user has decided."""
+    """Variable with the number of threads per rank; empty if the user has set it."""
     if THREADS in os.environ:
         return {}
     return {THREADS: str(max(1, default_workers() // processes))}
 
 
 def _safe_path() -> dict[str, str]:
-    """A rank is started with `-m`, which would import from the current folder first."""
-    is_there = {"", os.getcwd()} & set(sys.path)
-    return {} if is_there else {"PYTHONSAFEPATH": "1"}
+    """Variable that keeps the current folder off the import path: `python -m` would add it."""
+    is_on_path = {"", os.getcwd()} & set(sys.path)
+    return {} if is_on_path else {"PYTHONSAFEPATH": "1"}
 
 
-def _quieted() -> dict[str, str]:
-    """Python's warnings without the one on semaphores of a killed rank, which is no news."""
+def _warning_filter() -> dict[str, str]:
+    """Variable that hides Python's warning about leaked semaphores of a killed rank."""
     rule = "ignore::UserWarning:multiprocessing.resource_tracker"
-    own = os.environ.get("PYTHONWARNINGS")
-    return {"PYTHONWARNINGS": f"{own},{rule}" if own else rule}
+    user_rules = os.environ.get("PYTHONWARNINGS")
+    return {"PYTHONWARNINGS": f"{user_rules},{rule}" if user_rules else rule}
 
 
-def _as_typed(command: Sequence[str], variables: Mapping[str, str]) -> str:
+def _command_text(command: Sequence[str], variables: Mapping[str, str]) -> str:
     return " ".join(
         [*(f"{name}={value}" for name, value in variables.items()), shlex.join(command)]
     )
 
 
 def _launch(command: Sequence[str], folder: Path) -> list[RankEnd]:
-    """Runs the launcher's own function to the end of all ranks; returns those that failed.
+    """Runs the function of the launcher until all ranks have ended; returns the failed ones.
 
-    In a thread of its own the agent leaves signals alone. In the main thread it passes them to
-    the whole group of each rank, the rank's loader processes included, whose death may cost the
-    rank its last checkpoint, and it waits 30 s at most.
+    In a thread the agent does not handle signals. In the main thread it passes them to the process
+    group of each rank, loader workers included, whose end may cost the rank its last checkpoint,
+    and it waits at most 30 s.
     """
     import logging
 
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    # What the agent logs of ranks that fail is what `rank_error` says.
+    # `rank_error` reports failed ranks; the log of the agent would repeat it.
     logging.disable(logging.ERROR)
     try:
         with ThreadPoolExecutor(1) as pool:
@@ -224,7 +231,7 @@ def _launch(command: Sequence[str], folder: Path) -> list[RankEnd]:
 
 
 def _call_launcher(command: Sequence[str], folder: Path) -> None:
-    # The agent makes a folder for logs that it does not write, and leaves it behind.
+    # The agent creates a log folder that stays empty, and does not remove it.
     logs = str(folder / "agent")
     if command[0] == "torchrun":
         from torch.distributed import run
@@ -241,10 +248,10 @@ def _call_launcher(command: Sequence[str], folder: Path) -> None:
 
 
 def _end_helpers(folder: Path) -> None:
-    """Ends what a killed rank has left: its loaders keep the server that forks them alive.
+    """Ends the helper processes of killed ranks: loader workers keep their fork server alive.
 
-    A rank leads a group of processes of its own; multiprocessing's tracker ignores SIGTERM, tidies
-    up and ends when it is alone.
+    Each rank leads a process group. The resource tracker of multiprocessing ignores SIGTERM, cleans
+    up, and ends when all others have ended.
     """
     _signal_ranks(folder, os.killpg, signal.SIGTERM)
 
@@ -268,7 +275,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _stdout_in(path: Path) -> Iterator[None]:
-    """Keeps what the ranks print, so that one that fails after the main one takes it back."""
+    """Redirects stdout of the ranks to a file: it is dropped if a rank fails after rank 0."""
     path.touch()
     if sys.stdout is None:  # it was closed
         yield
@@ -285,10 +292,10 @@ def _stdout_in(path: Path) -> Iterator[None]:
 
 
 class _PassedOn:
-    """While active, SIGINT and SIGTERM go to the ranks.
+    """Context that passes SIGINT and SIGTERM on to the ranks.
 
     Attributes:
-        received: The signals that came.
+        received: The signals that were received.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -313,7 +320,7 @@ class _PassedOn:
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         del frame
         self.received.append(number)
-        # First for the ranks that have not joined yet.
+        # The file comes first, for ranks that have not joined yet.
         (self._folder / "stop").write_text(str(number))
         if len(self.received) < 3:
             _signal_ranks(self._folder, os.kill, number)

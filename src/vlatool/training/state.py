@@ -1,4 +1,4 @@
-"""What changes while a run trains."""
+"""State of a run that changes during training."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,16 +12,16 @@ from vlatool.training.ema import WeightAverage
 
 @dataclass
 class TrainState:
-    """Weights, optimizers and how far they are.
+    """Weights, optimizers and counters of a run.
 
     Attributes:
-        parts: The networks themselves, placed, without what stands around them.
-        optimizers: By name, as the objective names them.
-        averages: Averaged weights by part, where they are wanted.
+        parts: The placed parts, without wrappers.
+        optimizers: Optimizers by the name that the objective gives them.
+        averages: Averaged weights by part; empty if weights are not averaged.
         unsaved: Digest of each part that checkpoints do not hold.
         step: Optimizer steps done.
-        samples: Positions of the data consumed, dropped samples included.
-        dropped: How many of them were dropped, by reason.
+        samples: Positions consumed, dropped samples included.
+        dropped: Number of dropped samples by reason.
     """
 
     parts: Mapping[str, Part]
@@ -34,11 +34,11 @@ class TrainState:
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        """Name to network."""
+        """Part name to network."""
         return {name: part.module for name, part in self.parts.items()}
 
     @property
     def num_parameters(self) -> int:
-        """Numbers in the parts that checkpoints hold."""
+        """Number of parameters in the parts that checkpoints hold."""
         saved = (part.module for part in self.parts.values() if part.saved)
         return sum(p.numel() for module in saved for p in module.parameters())

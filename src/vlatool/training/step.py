@@ -1,4 +1,4 @@
-"""One optimizer's part of a step: losses of all micro-batches, gradients, update."""
+"""Step of one optimizer: losses of all micro-batches, gradients, update."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,16 +20,16 @@ from vlatool.training.state import TrainState
 
 @dataclass(frozen=True)
 class OptimizerStep:
-    """What one optimizer did in a step.
+    """Result of one optimizer in a step.
 
     Attributes:
-        optimizer: Its name.
+        optimizer: Name of the optimizer.
         rate: Learning rate.
-        sums: Over all ranks.
-        norm: Of the gradient of the mean loss, before clipping.
-        ok: bool on the device: weights were changed.
-        totals: Losses of this rank's micro-batches.
-        on_host: [norm, ok, *sums.packed], a step later.
+        sums: Loss sums over all ranks.
+        norm: Gradient norm of the mean loss, before clipping.
+        ok: bool scalar on the device; True if weights were updated.
+        totals: Losses of the micro-batches of this rank.
+        on_host: Host copy of [norm, ok, *sums.packed], which is read one step later.
     """
 
     optimizer: str
@@ -42,7 +42,7 @@ class OptimizerStep:
 
 
 class StepContexts:
-    """Makes what an objective may know of a moment."""
+    """Factory of the contexts that an objective receives."""
 
     def __init__(self, runtime: Runtime, placed: PlacedParts, seed: int, plan: TrainPlan) -> None:
         self._runtime = runtime
@@ -50,33 +50,33 @@ class StepContexts:
         self._seed = seed
         self._plan = plan
 
-    def begin(self, step: int) -> None:
-        """Seeds what draws from torch's global generators in this step."""
+    def seed_step(self, step: int) -> None:
+        """Seeds torch's global generators for a step."""
         self._runtime.seed(self._seed, step)
 
     def of(
-        self, step: int, one: MicroBatch, rng_key: object, *, training: bool = True
+        self, step: int, micro_batch: MicroBatch, rng_key: object, *, training: bool = True
     ) -> StepContext:
-        """The moment of a micro-batch; randomness depends on its positions and the turn."""
+        """The context of a micro-batch; randomness depends on its positions and `rng_key`."""
         total = self._plan.global_batch
-        # A fake micro-batch is made in the size of a whole one.
-        rows = one.positions or range(self._plan.micro_batch)
+        # A dummy micro-batch has no positions, and the size of a full one.
+        rows = micro_batch.positions or range(self._plan.micro_batch)
         key = (step, rng_key) if training else (rows[0] // total, rng_key)
         return StepContext(
             step=step,
             rng=self._runtime.rng(rows, total, self._seed, *key),
-            parts=self._placed.calls,
+            parts=self._placed.callables,
             training=training,
-            samples=one.samples,
+            samples=micro_batch.samples,
         )
 
 
 class OptimizerStepper:
-    """Moves one optimizer at a time.
+    """Runs the step of one optimizer at a time.
 
-    A loss or gradient that is not finite, on any rank, changes no weight on any rank, and neither
-    does anything after it: the host learns of it a step later. Where nothing is counted nothing
-    changes, and that is no error.
+    After a loss or gradient that is not finite, on any rank, no weight changes on any rank, in this
+    step and all later ones; the host raises the error one step later. A step without counted
+    elements changes nothing and is not an error.
     """
 
     def __init__(
@@ -102,14 +102,14 @@ class OptimizerStepper:
         micro_batches: Sequence[MicroBatch],
         extra: Sequence[float],
     ) -> OptimizerStep:
-        """Loss, backward, reduction, clip and update.
+        """Runs loss, backward pass, reduction, clipping and update. Collective.
 
         Args:
-            name: The optimizer.
-            state: Holds it.
-            objective: Gives the losses.
-            micro_batches: Prepared, on the device.
-            extra: Numbers of this rank that are added up over ranks beside the losses.
+            name: Name of the optimizer.
+            state: Training state, which is updated.
+            objective: Computes the losses.
+            micro_batches: Prepared micro-batches, on the device.
+            extra: Numbers of this rank to sum over ranks together with the losses.
         """
         spec, optimizer = objective.optimizers()[name], state.optimizers[name]
         steps_left = self._total_steps - spec.starts_at
@@ -120,29 +120,31 @@ class OptimizerStepper:
             local = self._backward(name, state.step, objective, micro_batches)
         sums = local.reduced(self._runtime, extra)
         is_empty = sums.count <= 0
-        # Gradient exchange averages over processes; the mean is over all counted elements.
+        # DDP and FSDP average gradients over ranks; the mean loss is over all counted elements.
         count = torch.where(is_empty, torch.ones_like(sums.count), sums.count)
         scale = (self._runtime.world_size / count).float()
         skip = self._halted | sums.is_bad | is_empty
         norm = update(optimizer, scale, self._h.grad_clip_norm, skip)
         ok = ~skip & norm.isfinite()
         self._halted = self._halted | (~is_empty & ~ok)
-        told = AsyncHostCopy(torch.cat([torch.stack([norm.double(), ok.double()]), sums.packed]))
-        return OptimizerStep(name, rate, sums, norm, ok, local.totals, told)
+        host_copy = AsyncHostCopy(
+            torch.cat([torch.stack([norm.double(), ok.double()]), sums.packed])
+        )
+        return OptimizerStep(name, rate, sums, norm, ok, local.totals, host_copy)
 
     def _backward(
         self, name: str, step: int, objective: Objective, micro_batches: Sequence[MicroBatch]
     ) -> LossSums:
         optimizers = objective.optimizers()
-        parts, turn = optimizers[name].parts, list(optimizers).index(name)
+        parts, rng_key = optimizers[name].parts, list(optimizers).index(name)
         local = LossSums(self._runtime.device)
-        for index, one in enumerate(micro_batches):
-            ctx = self._contexts.of(step, one, turn)
-            last = index == len(micro_batches) - 1
-            with self._placed.gradient_sync(parts, last=last):
+        for index, micro_batch in enumerate(micro_batches):
+            ctx = self._contexts.of(step, micro_batch, rng_key)
+            is_last = index == len(micro_batches) - 1
+            with self._placed.gradient_sync(parts, last=is_last):
                 with self._runtime.autocast():
-                    loss = objective.loss(name, one.batch, ctx)
-                # A fake micro-batch takes part in every exchange and adds nothing.
-                (loss.total * 0.0 if one.is_dummy else loss.total).backward()
-            local.add(loss, is_dummy=one.is_dummy)
+                    loss = objective.loss(name, micro_batch.batch, ctx)
+                # A dummy micro-batch takes part in every collective and adds nothing.
+                (loss.total * 0.0 if micro_batch.is_dummy else loss.total).backward()
+            local.add(loss, is_dummy=micro_batch.is_dummy)
         return local

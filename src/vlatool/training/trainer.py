@@ -1,4 +1,4 @@
-"""The training loop, whatever the model."""
+"""The training loop, for any model type."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -19,19 +19,19 @@ from vlatool.training.step import OptimizerStep, OptimizerStepper, StepContexts
 
 @dataclass
 class Trainer:
-    """Moves weights until the plan is done.
+    """Trains until the plan is complete.
 
     Attributes:
-        plan: Steps, batches, checkpoints, validations.
-        h: Rates, clipping, seed.
-        runtime: Devices and processes.
-        placed: The parts where they compute.
-        contexts: What the objective may know of a moment.
-        reports: Where numbers go.
-        validate: Called at the plan's validation steps, parts in eval mode.
-        show: Called with a micro-batch where pictures are wanted, parts in eval mode.
-        save: Called at checkpoint steps; collective.
-        stop_asked: The signal by which this process was asked to stop, if it was.
+        plan: Steps, batch sizes, steps of checkpoints, validations and images.
+        h: Learning rates, clipping, seed.
+        runtime: Device and ranks.
+        placed: The placed parts.
+        contexts: Makes the contexts of the objective.
+        logger: Logs the results of steps.
+        validate: Called after validation steps, with the parts in eval mode.
+        log_images: Called with a micro-batch after image steps, with the parts in eval mode.
+        save: Called after checkpoint steps. Collective.
+        stop_signal: Returns the signal that asked this rank to stop, if any.
     """
 
     plan: TrainPlan
@@ -39,99 +39,116 @@ class Trainer:
     runtime: Runtime
     placed: PlacedParts
     contexts: StepContexts
-    reports: MetricsLogger
+    logger: MetricsLogger
     validate: Callable[[TrainState], None]
-    show: Callable[[TrainState, MicroBatch], None]
+    log_images: Callable[[TrainState, MicroBatch], None]
     save: Callable[[TrainState], None]
-    stop_asked: Callable[[], int | None]
+    stop_signal: Callable[[], int | None]
 
     def fit(self, state: TrainState, batches: Iterator[MicroBatch], objective: Objective) -> None:
-        """Trains from `state.step` to the end of the plan, or until a stop is asked for.
+        """Trains from `state.step` to the end of the plan, or until a stop is requested.
 
         Args:
-            state: Is changed.
-            batches: This rank's micro-batches from `state.step` on, on the device.
-            objective: What is made smaller.
+            state: Training state, which is updated.
+            batches: Micro-batches of this rank from `state.step` on, on the device.
+            objective: Computes the losses to minimize.
 
         Raises:
-            DataError: A loss is not finite, too many samples are broken, or an alarm says so.
+            DataError: A loss is not finite, too many samples are dropped, or `check_metrics` of the
+                objective reports an error.
         """
         total_steps = self.plan.total_steps
-        mover = OptimizerStepper(self.h, total_steps, self.runtime, self.placed, self.contexts)
-        while state.step < self.plan.total_steps and self.reports.stopped_by is None:
+        stepper = OptimizerStepper(self.h, total_steps, self.runtime, self.placed, self.contexts)
+        while state.step < self.plan.total_steps and self.logger.stopped_by is None:
             fetched = self._fetch(batches)
-            self.contexts.begin(state.step)
-            prepared = [self._prepared(objective, state.step, one) for one in fetched]
-            told = self.reports.rank_counters(fetched, self.stop_asked())
-            moved = self._moved(state, objective, mover, prepared, told)
-            self._average(state, objective, moved)
+            self.contexts.seed_step(state.step)
+            prepared_batches = [
+                self._prepare(objective, state.step, micro_batch) for micro_batch in fetched
+            ]
+            counters = self.logger.rank_counters(fetched, self.stop_signal())
+            updates = self._optimizer_steps(state, objective, stepper, prepared_batches, counters)
+            self._update_averages(state, objective, updates)
             state.step += 1
             state.samples += self.plan.global_batch
-            self.reports.log_step(_record(state, moved, fetched), state, objective)
-            self._pause(state, objective, prepared)
-        self.reports.flush(state, objective)
+            self.logger.log_step(_record(state, updates, fetched), state, objective)
+            self._run_events(state, objective, prepared_batches)
+        self.logger.flush(state, objective)
 
     def _fetch(self, batches: Iterator[MicroBatch]) -> list[MicroBatch]:
         started = time.perf_counter()
         fetched = [next(batches) for _ in range(self.plan.accumulation)]
-        self.reports.meter.add_wait(time.perf_counter() - started)
+        self.logger.meter.add_wait(time.perf_counter() - started)
         return fetched
 
-    def _prepared(self, objective: Objective, step: int, one: MicroBatch) -> MicroBatch:
+    def _prepare(self, objective: Objective, step: int, micro_batch: MicroBatch) -> MicroBatch:
         with torch.no_grad():
-            ctx = self.contexts.of(step, one, "prepare")
-            return replace(one, batch=objective.prepare(one.batch, ctx))
+            ctx = self.contexts.of(step, micro_batch, "prepare")
+            return replace(micro_batch, batch=objective.prepare(micro_batch.batch, ctx))
 
-    def _moved(
+    def _optimizer_steps(
         self,
         state: TrainState,
         objective: Objective,
-        mover: OptimizerStepper,
-        prepared: list[MicroBatch],
-        told: list[float],
+        stepper: OptimizerStepper,
+        prepared_batches: list[MicroBatch],
+        counters: list[float],
     ) -> list[OptimizerStep]:
-        """Moves and settles each optimizer whose turn it is; the first tells what ranks say."""
+        """Steps each optimizer that is active at this step; the first also reduces the counters."""
         names = objective.optimizers_at(state.step)
-        assert names, f"no optimizer moves at step {state.step}"
-        moved: list[OptimizerStep] = []
+        assert names, f"no optimizer is active at step {state.step}"
+        updates: list[OptimizerStep] = []
         for name in names:
-            one = mover.step(name, state, objective, prepared, [] if moved else told)
+            update = stepper.step(
+                name, state, objective, prepared_batches, [] if updates else counters
+            )
             with torch.no_grad():
-                objective.update_buffers(name, one.sums.sums, one.ok)
-            moved.append(one)
-        return moved
+                objective.update_buffers(name, update.sums.sums, update.ok)
+            updates.append(update)
+        return updates
 
-    def _average(self, state: TrainState, objective: Objective, moved: list[OptimizerStep]) -> None:
-        """An average takes in the steps of the optimizers that move its part."""
+    def _update_averages(
+        self, state: TrainState, objective: Objective, updates: list[OptimizerStep]
+    ) -> None:
+        """Updates the average of each part that an optimizer updated in this step."""
         specs = objective.optimizers()
         for name, average in state.averages.items():
-            oks = [one.ok for one in moved if name in specs[one.optimizer].parts]
+            oks = [step.ok for step in updates if name in specs[step.optimizer].parts]
             if oks:
                 average.update(torch.stack(oks).all())
 
-    def _pause(self, state: TrainState, objective: Objective, prepared: list[MicroBatch]) -> None:
-        """Validation, pictures and a checkpoint, where the plan has them."""
+    def _run_events(
+        self, state: TrainState, objective: Objective, prepared_batches: list[MicroBatch]
+    ) -> None:
+        """Runs validation, logs images and saves a checkpoint at the steps of the plan."""
         plan = self.plan
         if state.step not in plan.event_steps:
             return
-        # What is saved or measured must not rest on a step that failed.
-        self.reports.flush(state, objective)
+        # Raises if this step failed: nothing of a failed step is saved or measured.
+        self.logger.flush(state, objective)
         self.placed.eval()
         if state.step in plan.validation_steps:
             self.validate(state)
         if state.step in plan.image_steps:
-            self.show(state, next((one for one in prepared if not one.is_dummy), prepared[0]))
+            self.log_images(
+                state,
+                next(
+                    (micro_batch for micro_batch in prepared_batches if not micro_batch.is_dummy),
+                    prepared_batches[0],
+                ),
+            )
         self.placed.train()
         if state.step in plan.checkpoint_steps:
             self.save(state)
 
 
-def _record(state: TrainState, moved: list[OptimizerStep], fetched: list[MicroBatch]) -> StepRecord:
-    drops = [one.first_drop for one in fetched if one.first_drop]
+def _record(
+    state: TrainState, optimizer_steps: list[OptimizerStep], fetched: list[MicroBatch]
+) -> StepRecord:
+    drops = [micro_batch.first_drop for micro_batch in fetched if micro_batch.first_drop]
     return StepRecord(
         step=state.step,
         samples=state.samples,
-        moved=moved,
-        names=[one.samples for one in fetched],
+        updates=optimizer_steps,
+        names=[micro_batch.samples for micro_batch in fetched],
         first_drop=drops[0] if drops else "",
     )

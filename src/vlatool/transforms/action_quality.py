@@ -1,4 +1,4 @@
-"""How well an action tokenizer writes chunks: how short, and how exactly they come back.
+"""Quality of an action tokenizer: lengths of its ids and error of the decoded action chunks.
 
 Legend of shapes: N chunks, H steps, D action dimensions.
 """
@@ -14,15 +14,15 @@ _AT_ONCE = 4096  # chunks
 
 
 @dataclass(frozen=True)
-class CodeQuality:
-    """What was measured on chunks.
+class ActionQuality:
+    """Measurements on action chunks.
 
     Attributes:
-        lengths: int64 [N], ids of each chunk.
-        exact: Share of chunks whose rounded coefficients come back.
+        lengths: int64 [N], number of ids of each chunk.
+        exact: Share of chunks whose rounded coefficients are decoded exactly.
         in_range: Share of coefficients that were not clamped.
-        rms: float64 [D], root mean square of what coding changes, of normalised actions.
-        largest: float64 [D], the largest change.
+        rms: float64 [D], root mean square error of normalized actions.
+        largest: float64 [D], largest absolute error.
     """
 
     lengths: Array
@@ -32,8 +32,8 @@ class CodeQuality:
     largest: Array
 
 
-def code_quality(tokenizer: ActionTokenizer, chunks: Array) -> CodeQuality:
-    """Writes chunks [N, H, D] of normalised actions, reads them again and compares.
+def action_quality(tokenizer: ActionTokenizer, chunks: Array) -> ActionQuality:
+    """Encodes and decodes chunks [N, H, D] of normalized actions and compares them.
 
     Raises:
         DataError: As `ActionTokenizer.encode_counted`.
@@ -44,18 +44,18 @@ def code_quality(tokenizer: ActionTokenizer, chunks: Array) -> CodeQuality:
     for start in range(0, len(chunks), _AT_ONCE):
         part = chunks[start : start + _AT_ONCE]
         encoded = tokenizer.encode_counted(part)
-        back, problems = tokenizer.decode(encoded.ids, *part.shape[1:])
+        decoded, problems = tokenizer.decode(encoded.ids, *part.shape[1:])
         assert not any(problems), problems
         lengths += map(len, encoded.ids)
         clamped += int(encoded.clamped.sum())
-        same = tokenizer.coefficients(back) == tokenizer.coefficients(part)
-        exact += int(same.all(axis=(1, 2)).sum())
-        change = np.abs(back.astype(np.float64) - part)
+        is_equal = tokenizer.coefficients(decoded) == tokenizer.coefficients(part)
+        exact += int(is_equal.all(axis=(1, 2)).sum())
+        change = np.abs(decoded.astype(np.float64) - part)
         squares += (change**2).sum(axis=(0, 1))
         largest = np.maximum(largest, change.max(axis=(0, 1)))
     rms = np.sqrt(squares / (len(chunks) * chunks.shape[1]))
     shares = exact / len(chunks), 1 - clamped / chunks.size
-    return CodeQuality(np.array(lengths), *shares, rms, largest)
+    return ActionQuality(np.array(lengths), *shares, rms, largest)
 
 
 def coefficient_range(scale: float, chunks: Array) -> tuple[int, int]:

@@ -1,7 +1,7 @@
-"""FAST action codes: chunks of actions as ids of a byte-pair vocabulary, and back.
+"""FAST action tokenizer: action chunks to ids of a byte-pair vocabulary, and back.
 
-A chunk's rounded cosine coefficients are the code points of a text, which byte-level BPE shortens.
-Nothing is remembered from call to call: shapes are arguments.
+The rounded cosine coefficients of a chunk are the code points of a text, which byte-level BPE
+compresses. No state is kept between calls: shapes are arguments.
 
 Legend of shapes: N chunks, H steps, D action dimensions. Source: reference/future-vla 4.2.
 """
@@ -19,7 +19,7 @@ from vlatool.episode import Array
 from vlatool.errors import DataError
 
 _LAST_CODE_POINT = 0x10FFFF
-_FIRST_SURROGATE, _LAST_SURROGATE = 0xD800, 0xDFFF  # no text holds these
+_FIRST_SURROGATE, _LAST_SURROGATE = 0xD800, 0xDFFF  # not valid in text
 _BYTES = 256
 _LEAST_FREQUENT = 2
 _LONGEST_TOKEN = 10_000  # characters
@@ -27,12 +27,12 @@ _LONGEST_TOKEN = 10_000  # characters
 
 @dataclass(frozen=True)
 class EncodedActions:
-    """What encoding gives.
+    """Result of encoding.
 
     Attributes:
-        ids: Per chunk.
-        clamped: int64 [N], coefficients per chunk that were below the lowest one there is a code
-            for and became that; a chunk with any does not come back as it was.
+        ids: Action ids of each chunk.
+        clamped: int64 [N], number of coefficients per chunk below `min_token`, which were raised
+            to it; such a chunk is not decoded exactly.
     """
 
     ids: list[list[int]]
@@ -41,7 +41,7 @@ class EncodedActions:
 
 @dataclass(frozen=True)
 class ActionTokenizer:
-    """Chunks of normalised actions to ids and back; picklable.
+    """Chunks of normalized actions to ids and back; picklable.
 
     Attributes:
         document: Content of a `tokenizer.json`: byte-level BPE.
@@ -54,25 +54,27 @@ class ActionTokenizer:
     min_token: int = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Without what is derived, which a worker derives again."""
+        """Pickled form without cached values, which a worker computes again."""
         return type(self), (self.document, self.scale, self.min_token)
 
     @cached_property
     def vocab_size(self) -> int:
-        """Ids are from 0 to this, exclusive."""
+        """Number of ids; they are 0 to `vocab_size` - 1."""
         return len(self._bytes)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of what decides the ids; the same however the file is laid out."""
+        """SHA-256 of scale, `min_token`, vocabulary and merges, in any layout of the file."""
         model = json.loads(self.document)["model"]
-        merges = [one if isinstance(one, list) else one.split(" ", 1) for one in model["merges"]]
+        merges = [
+            merge if isinstance(merge, list) else merge.split(" ", 1) for merge in model["merges"]
+        ]
         vocabulary = sorted(model["vocab"].items())
         text = json.dumps([float(self.scale), int(self.min_token), vocabulary, merges])
         return sha256(text.encode()).hexdigest()
 
     def load(self) -> None:
-        """Makes what encoding and decoding need; raises what `tokenizers` does, an `Exception`."""
+        """Builds the tokenizer for encoding and decoding; `tokenizers` raises plain `Exception`."""
         assert self._tokenizer is not None
         assert self._bytes is not None
 
@@ -82,9 +84,9 @@ class ActionTokenizer:
         Computed in float32, as published; halves are rounded to even.
 
         Raises:
-            DataError: A value is not finite, or so large that no coefficient stands for it.
+            DataError: A value is not finite or far too large.
         """
-        from scipy.fft import dct  # a fifth of a second
+        from scipy.fft import dct  # the import takes 0.2 s
 
         values = np.asarray(chunks, np.float32)
         if values.ndim != 3 or 0 in values.shape[1:]:
@@ -92,33 +94,33 @@ class ActionTokenizer:
         if not len(values):
             return np.zeros(values.shape, np.int64)
         _check_finite(values, "is not finite")
-        with np.errstate(over="ignore", invalid="ignore"):  # refused below
+        with np.errstate(over="ignore", invalid="ignore"):  # checked below
             scaled = np.rint(np.asarray(dct(values, axis=1, norm="ortho")) * self.scale)
         _check_finite(np.where(np.abs(scaled) < 2**31, scaled, np.inf), "is far too large")
         return scaled.astype(np.int64)
 
     def encode(self, chunks: Array) -> list[list[int]]:
-        """The ids of each of the chunks [N, H, D]; raises as `encode_counted`."""
+        """Action ids of each of the chunks [N, H, D]; raises as `encode_counted`."""
         return self.encode_counted(chunks).ids
 
     def encode_counted(self, chunks: Array) -> EncodedActions:
-        """The ids of chunks [N, H, D], normalised actions.
+        """Action ids of chunks [N, H, D] of normalized actions.
 
         Raises:
-            DataError: A value is not finite, too large for a code point, or cannot be written with
+            DataError: A value is not finite, too large for a code point, or cannot be encoded with
                 this vocabulary.
         """
         texts, clamped = self.texts(chunks)
-        # One by one: batches start threads, which gain nothing beside other processes.
+        # One by one: batches start threads, which gain nothing in worker processes.
         ids = [self._tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
-        if not self.writes_all:
+        if not self.covers_all_bytes:
             self._check_lossless(texts, ids)
         return EncodedActions(ids, clamped)
 
     def texts(self, chunks: Array) -> tuple[list[str], Array]:
-        """What is shortened: a character per coefficient, and how many were clamped per chunk.
+        """Texts with one character per coefficient, and number of clamped coefficients per chunk.
 
-        Frequency is outside, dimension inside. Raises as `encode_counted`.
+        Frequency is the outer, dimension the inner index. Raises as `encode_counted`.
         """
         shifted = self.coefficients(chunks) - self.min_token
         _check_characters(shifted)
@@ -130,95 +132,95 @@ class ActionTokenizer:
     def decode(
         self, ids: Sequence[Sequence[int]], steps: int, width: int
     ) -> tuple[Array, list[str | None]]:
-        """The chunks that ids stand for.
+        """Action chunks of ids.
 
         Args:
-            ids: Per chunk.
+            ids: Action ids of each chunk.
             steps: H of each chunk.
             width: D of each chunk.
 
         Returns:
-            float32 [N, H, D] and, per chunk, why its ids are invalid; None where they are not. The
-            values of an invalid one are NaN.
+            float32 [N, H, D] and, per chunk, the reason why its ids are invalid, or None. An
+            invalid chunk is NaN.
         """
         from scipy.fft import idct
 
-        found = np.full((len(ids), steps, width), np.nan)
+        chunks = np.full((len(ids), steps, width), np.nan)
         problems: list[str | None] = []
-        for at, sequence in enumerate(ids):
+        for index, sequence in enumerate(ids):
             codes, problem = self._codes(sequence, steps, width)
             problems.append(problem)
             if codes is not None:
-                found[at] = codes.reshape(steps, width)
-        good = [at for at, problem in enumerate(problems) if problem is None]
-        coefficients = (found[good] + self.min_token) / self.scale
-        if good:
-            found[good] = np.asarray(idct(coefficients, axis=1, norm="ortho"))
-        return found.astype(np.float32), problems
+                chunks[index] = codes.reshape(steps, width)
+        valid = [index for index, problem in enumerate(problems) if problem is None]
+        coefficients = (chunks[valid] + self.min_token) / self.scale
+        if valid:
+            chunks[valid] = np.asarray(idct(coefficients, axis=1, norm="ortho"))
+        return chunks.astype(np.float32), problems
 
     def _codes(self, ids: Sequence[int], steps: int, width: int) -> tuple[Array | None, str | None]:
-        """The code points [H * D] that ids stand for, or why there are none."""
+        """Code points [H * D] of ids, or the reason why the ids are invalid."""
         parts: list[bytes] = []
-        for one in ids:
-            part = self._bytes[one] if 0 <= one < len(self._bytes) else None
+        for action_id in ids:
+            part = self._bytes[action_id] if 0 <= action_id < len(self._bytes) else None
             if part is None:
-                return None, f"id {one} is none of the {self.vocab_size} of this tokenizer"
+                return None, f"id {action_id} is not one of the {self.vocab_size} of this tokenizer"
             parts.append(part)
         try:
             text = b"".join(parts).decode()
         except UnicodeDecodeError as error:
-            return None, f"the ids are no whole characters (byte {error.start})"
+            return None, f"the ids are not complete characters (byte {error.start})"
         if len(text) != steps * width:
-            wanted = f"{steps} x {width}"
-            return None, f"the ids stand for {len(text)} coefficients, not for {wanted}"
+            expected = f"{steps} x {width}"
+            return None, f"the ids decode to {len(text)} coefficients, expected {expected}"
         return np.array([ord(character) for character in text], np.float64), None
 
     @cached_property
     def _tokenizer(self) -> Any:
         from tokenizers import Tokenizer
 
-        # Made from text, never trained in place: that keeps the words of an earlier vocabulary.
+        # Built from text, never trained in place, which would keep parts of an earlier vocabulary.
         return Tokenizer.from_str(self.document)
 
     @cached_property
     def _bytes(self) -> list[bytes | None]:
-        """What each id stands for; None for a number that is no id."""
+        """Bytes of each id; None for an unused id."""
         vocabulary: Mapping[str, int] = json.loads(self.document)["model"]["vocab"]
         table: list[bytes | None] = [None] * (max(vocabulary.values(), default=-1) + 1)
-        for token, one in vocabulary.items():
-            table[one] = _token_bytes(token)
+        for token, action_id in vocabulary.items():
+            table[action_id] = _token_bytes(token)
         return table
 
     @cached_property
-    def writes_all(self) -> bool:
-        """Whether there is an id for every byte; a byte without one would be left out silently."""
+    def covers_all_bytes(self) -> bool:
+        """True if every byte has an id; bytes without one would be dropped silently."""
         vocabulary = json.loads(self.document)["model"]["vocab"]
         return all(character in vocabulary for character in _BYTE_OF)
 
     def _check_lossless(self, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> None:
-        for at, (text, sequence) in enumerate(zip(texts, ids, strict=True)):
-            if b"".join(self._bytes[one] or b"" for one in sequence) != text.encode():
+        for chunk, (text, sequence) in enumerate(zip(texts, ids, strict=True)):
+            if b"".join(self._bytes[action_id] or b"" for action_id in sequence) != text.encode():
                 raise DataError(
-                    f"chunk {at}: a coefficient cannot be written with this vocabulary",
-                    hint="fit one on data like these, with an id for every byte",
+                    f"chunk {chunk}: a coefficient cannot be encoded with this vocabulary",
+                    hint="fit a tokenizer on these data, with an id for every byte",
                     code="data.action_not_encodable",
-                    details={"chunk": at},
+                    details={"chunk": chunk},
                 )
 
 
 def fit_tokenizer(
     chunks: Array, *, scale: float, vocab_size: int, lowest: int, alphabet: Sequence[str]
 ) -> ActionTokenizer:
-    """A tokenizer whose vocabulary is the commonest runs of coefficients; the same every time.
+    """Tokenizer with the most frequent runs of coefficients as vocabulary; deterministic.
 
-    Pairs that are seen once get no id, so that there may be fewer ids than asked for.
+    Pairs that occur once get no id, so there may be fewer ids than `vocab_size`.
 
     Args:
-        chunks: float [N, H, D], normalised.
+        chunks: float [N, H, D], normalized.
         scale: Coefficients per unit.
-        vocab_size: Ids at most, those of the alphabet included.
+        vocab_size: Maximum number of ids, those of the alphabet included.
         lowest: The coefficient that gets code point 0; lower ones are clamped to it.
-        alphabet: Characters that have ids whether they occur or not.
+        alphabet: Characters that always get ids.
 
     Raises:
         DataError: As `ActionTokenizer.encode_counted`.
@@ -243,9 +245,9 @@ def fit_tokenizer(
 
 
 def byte_characters() -> list[str]:
-    """The character that byte-level BPE has for each byte, from 0 to 255.
+    """Character of byte-level BPE for each byte from 0 to 255.
 
-    Printable Latin-1 stands for itself; the other bytes have the code points from 256 on.
+    Printable Latin-1 maps to itself, the other bytes to the code points from 256 on.
     """
     shown = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, _BYTES)}
     hidden = iter(range(_BYTES, 2 * _BYTES))
@@ -256,33 +258,33 @@ _BYTE_OF = {character: byte for byte, character in enumerate(byte_characters())}
 
 
 def _token_bytes(token: str) -> bytes:
-    """The bytes that a token stands for; one with other characters is taken as text."""
+    """Bytes of a token; a token with other characters is encoded as UTF-8."""
     if all(character in _BYTE_OF for character in token):
         return bytes(_BYTE_OF[character] for character in token)
     return token.encode()
 
 
-def _check_finite(values: Array, what: str) -> None:
+def _check_finite(values: Array, problem: str) -> None:
     if not np.isfinite(values).all():
-        chunk, step, dimension = (int(one) for one in np.argwhere(~np.isfinite(values))[0])
+        chunk, step, dimension = (int(index) for index in np.argwhere(~np.isfinite(values))[0])
         raise DataError(
-            f"chunk {chunk}: dimension {dimension} {what} (row {step})",
-            hint="check the actions and the normalisation",
+            f"chunk {chunk}: dimension {dimension} {problem} (row {step})",
+            hint="check the actions and the normalization",
             code="data.action_not_finite",
             details={"chunk": chunk, "row": step, "dimension": dimension},
         )
 
 
 def _check_characters(shifted: Array) -> None:
-    bad = (shifted > _LAST_CODE_POINT) | (
+    is_invalid = (shifted > _LAST_CODE_POINT) | (
         (shifted >= _FIRST_SURROGATE) & (shifted <= _LAST_SURROGATE)
     )
-    if bad.any():
-        chunk, row, dimension = (int(one) for one in np.argwhere(bad)[0])
+    if is_invalid.any():
+        chunk, row, dimension = (int(index) for index in np.argwhere(is_invalid)[0])
         raise DataError(
             f"chunk {chunk}: the coefficient of dimension {dimension}, frequency {row}, is too "
-            "large to be written",
-            hint="check the actions and the normalisation",
+            "large to be encoded",
+            hint="check the actions and the normalization",
             code="data.action_not_encodable",
             details={"chunk": chunk, "row": row, "dimension": dimension},
         )

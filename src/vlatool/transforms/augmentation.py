@@ -1,7 +1,7 @@
-"""Variations of pictures: where a crop lies, how colours change.
+"""Image augmentation: crops and color jitter.
 
-Legend of shapes: H, W size of a picture, P = H * W pixels. Source: formats/lbm 5.1; the arithmetic of
-colours is that of torchvision's second transforms, rounding down to whole levels after each change.
+Legend of shapes: H, W size of an image, P = H * W pixels. Source: formats/lbm 5.1; color arithmetic
+is that of torchvision.transforms.v2, rounding down to whole levels after each change.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ import numpy as np
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
 
-_GREY = (0.2989, 0.587, 0.114)
+_GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
 _LEVELS = 255
 # From [0, 1] to levels: 1 becomes 255, and every level gets an equal share.
 _TO_LEVELS = (_LEVELS + 1 - 1e-3) / _LEVELS
@@ -21,7 +21,7 @@ _SEXTANTS = 6
 
 @dataclass(frozen=True)
 class Box:
-    """A part of a picture, in pixels."""
+    """Crop of an image, in pixels."""
 
     top: int
     left: int
@@ -29,26 +29,26 @@ class Box:
     width: int
 
     def of(self, pixels: UInt8Array) -> UInt8Array:
-        """That part of [H, W, 3], a view."""
+        """The crop of [H, W, 3], a view."""
         return pixels[self.top : self.top + self.height, self.left : self.left + self.width]
 
 
 def central_box(size: tuple[int, int], shape: Sequence[float]) -> Box:
-    """The middle of a picture of `size`; see `random_box`."""
+    """Center crop of an image of `size`; arguments as in `random_box`."""
     height, width = _box_size(size, shape)
     return Box(round((size[0] - height) / 2), round((size[1] - width) / 2), height, width)
 
 
 def random_box(size: tuple[int, int], shape: Sequence[float], rng: np.random.Generator) -> Box:
-    """A part whose corner is drawn evenly.
+    """Crop with a uniformly random corner.
 
     Args:
-        size: (height, width) of the picture.
-        shape: (height, width) of the part, in pixels; both at most 1: shares of the picture.
-        rng: Draws the corner.
+        size: (height, width) of the image.
+        shape: (height, width) of the crop, in pixels; if both are at most 1, shares of the image.
+        rng: Generator of the corner.
 
     Raises:
-        DataError: The picture is smaller.
+        DataError: The image is smaller than the crop.
     """
     height, width = _box_size(size, shape)
     top, left = rng.integers(0, [size[0] - height + 1, size[1] - width + 1]).tolist()
@@ -61,8 +61,8 @@ def _box_size(size: tuple[int, int], shape: Sequence[float]) -> tuple[int, int]:
     height, width = int(shape[0]), int(shape[1])
     if height > size[0] or width > size[1]:
         raise DataError(
-            f"a picture of {size[0]} x {size[1]} (height x width) is smaller than the part "
-            f"of {height} x {width} that is to be cut out of it",
+            f"an image of {size[0]} x {size[1]} (height x width) is smaller than the crop "
+            f"of {height} x {width}",
             hint="lower data.augmentation.image.crop.shape, or preprocess with a larger "
             "--resize-images-size",
             code="data.picture_too_small",
@@ -72,7 +72,7 @@ def _box_size(size: tuple[int, int], shape: Sequence[float]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class ColorJitter:
-    """What is drawn from: factors from `1 - x` to `1 + x`, and shifts of the hue in turns."""
+    """Ranges of color jitter: factors from `1 - x` to `1 + x`, and hue shifts in turns."""
 
     brightness: float
     contrast: float
@@ -80,25 +80,26 @@ class ColorJitter:
     hue: tuple[float, float]
 
     def draw(self, rng: np.random.Generator) -> dict[str, float]:
-        """Change to factor or shift, in the order in which they are made; that is drawn too.
+        """Change to factor or shift, in random order.
 
-        A range of nothing but the unchanged picture is no change.
+        Empty ranges, which would not change the image, are omitted.
         """
-        found = {"hue": float(rng.uniform(*self.hue))} if any(self.hue) else {}
+        changes = {"hue": float(rng.uniform(*self.hue))} if any(self.hue) else {}
         for name in ("brightness", "contrast", "saturation"):
-            spread: float = getattr(self, name)
-            if spread:
-                found[name] = float(rng.uniform(max(0.0, 1 - spread), 1 + spread))
-        names = list(found)
-        return {names[place]: found[names[place]] for place in rng.permutation(len(names))}
+            width: float = getattr(self, name)
+            if width:
+                changes[name] = float(rng.uniform(max(0.0, 1 - width), 1 + width))
+        names = list(changes)
+        return {names[index]: changes[names[index]] for index in rng.permutation(len(names))}
 
 
 def apply_color_jitter(pixels: UInt8Array, changes: Mapping[str, float]) -> None:
-    """Changes the colours of uint8 [H, W, 3] in place.
+    """Changes the colors of uint8 [H, W, 3] in place.
 
     Args:
-        pixels: The picture.
-        changes: Of `brightness`, `contrast`, `saturation` (factors) and `hue` (turns), in order.
+        pixels: The image.
+        changes: `brightness`, `contrast`, `saturation` (factors) and `hue` (turns), in the order in
+            which they are applied.
     """
     planes = np.moveaxis(pixels, -1, 0).reshape(3, -1).astype(np.float32)
     for name, amount in changes.items():
@@ -126,8 +127,8 @@ def _saturate(planes: Array, factor: float) -> None:
     _to_levels(planes)
 
 
-def _turn_hue(planes: Array, turns: float) -> None:
-    """Turns the hue; the lightest and the darkest of the three values of a pixel stay."""
+def _shift_hue(planes: Array, turns: float) -> None:
+    """Shifts the hue; the largest and the smallest of the three values of a pixel stay."""
     hue, low, chroma = _hue(planes)
     hue += np.float32(_SEXTANTS * turns)
     hue -= np.float32(_SEXTANTS) * np.floor(hue * np.float32(1 / _SEXTANTS))
@@ -144,10 +145,10 @@ def _turn_hue(planes: Array, turns: float) -> None:
 
 
 def _hue(planes: Array) -> tuple[Array, Array, Array]:
-    """Hue float32 [P] in sixths of a turn from 0, lowest value, highest less lowest.
+    """Hue float32 [P] in sixths of a turn from 0, lowest value, highest minus lowest value.
 
-    Which value is the highest is found by two swaps, green with blue and red with the higher of
-    them, that are written without branches.
+    The highest value is found by two branch-free swaps: green with blue, and red with the higher
+    of them.
     """
     red, green, blue = planes
     first = (green < blue).astype(np.float32)
@@ -156,20 +157,20 @@ def _hue(planes: Array) -> tuple[Array, Array, Array]:
     top, middle = np.maximum(red, high), np.minimum(red, high)
     low = np.minimum(middle, rest)
     top -= low
-    # -6 where the first swap was made; after the second -2 less that.
+    # -6 after the first swap only; after the second -2 minus that.
     offset = first * np.float32(2 * _SEXTANTS)
     offset -= np.float32(2)
     offset *= second
     offset -= np.float32(_SEXTANTS) * first
     middle -= rest
-    middle /= np.maximum(top, np.float32(1))  # values are whole: nothing lies between 0 and 1
+    middle /= np.maximum(top, np.float32(1))  # values are integers: none is between 0 and 1
     middle += offset
     return np.abs(middle, out=middle), low, top
 
 
 def _gray(planes: Array) -> Array:
-    """Whole levels float32 [P]."""
-    return np.floor(np.asarray(_GREY, np.float32) @ planes)
+    """Gray levels float32 [P], rounded down."""
+    return np.floor(np.asarray(_GRAY_WEIGHTS, np.float32) @ planes)
 
 
 def _to_levels(planes: Array) -> None:
@@ -181,5 +182,5 @@ _CHANGES = {
     "brightness": _brighten,
     "contrast": _contrast,
     "saturation": _saturate,
-    "hue": _turn_hue,
+    "hue": _shift_hue,
 }

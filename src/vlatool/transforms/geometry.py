@@ -1,7 +1,7 @@
-"""Turning, resizing and cropping of a picture together with its calibration; the pinhole camera.
+"""Rotation, resize and crop of an image together with its calibration; pinhole projection.
 
-Sizes are (height, width); a pixel covers [i, i + 1], so the picture's left edge is at 0. Source:
-formats/lbm-preprocessing 2.4, 2.5; calibration from the transform that the pixels really undergo.
+Sizes are (height, width); a pixel covers [i, i + 1], so the left edge of an image is at 0. Source:
+formats/lbm-preprocessing 2.4, 2.5; calibration follows the exact transform of the pixels.
 """
 
 from dataclasses import dataclass
@@ -14,24 +14,24 @@ from vlatool.transforms.resampling import ResizeFilter, resampled
 
 ResizeMethod = Literal["center_crop", "resize_no_crop", "resize_fit"]
 
-# Points nearer to the camera's plane or farther from the base have no place in a picture; metres.
+# Points nearer to the camera plane or farther from the base are not visible; metres.
 _NEAR = 1e-3
 _FAR = 1e9
-# camera_T_turned: where x and y of a camera point whose picture was turned clockwise once.
+# camera_T_rotated: axes of a camera whose image was rotated clockwise once.
 _QUARTER_TURN = np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
 
 
 @dataclass(frozen=True)
 class ImageGeometry:
-    """How pictures of one size become pictures of another.
+    """Transform from images of one size to images of another.
 
     Attributes:
-        original: Size of the source, after turning.
-        scaled: Size the whole source would have after resizing.
-        offset: (top, left) of the target inside the scaled picture; negative where the target
-            is larger and gets black bars.
+        original: Size of the source, after the rotation.
+        scaled: Size of the whole source after the resize.
+        offset: (top, left) of the target inside the scaled image; negative if the target is larger
+            and gets black bars.
         target: Size of the result.
-        turns: Quarter turns clockwise, before everything else.
+        turns: Quarter turns clockwise, applied first.
         resample: Filter of the resize.
     """
 
@@ -43,42 +43,42 @@ class ImageGeometry:
     resample: ResizeFilter = "lanczos_vips"
 
     def apply(self, image: UInt8Array) -> UInt8Array:
-        """A picture of the target size from uint8 [H, W, 3] of the camera."""
-        return self._shape(image, self.resample)
+        """Image of the target size from uint8 [H, W, 3] of the camera."""
+        return self._transform(image, self.resample)
 
     def apply_to_values(self, values: Array) -> Array:
-        """The same for numbers that must not be mixed, uint16 [H, W]: depth, labels."""
-        return self._shape(values, "nearest")
+        """Like `apply` without interpolation, for uint16 [H, W]: depth, labels."""
+        return self._transform(values, "nearest")
 
-    def _shape(self, image: Array, how: ResizeFilter) -> Array:
-        turned = _turned(image, self.turns)
+    def _transform(self, image: Array, resize_filter: ResizeFilter) -> Array:
+        turned = _rotate(image, self.turns)
         if self.target == self.original:
             return turned
-        return resampled(turned, self.scaled, self.offset, self.target, how)
+        return resampled(turned, self.scaled, self.offset, self.target, resize_filter)
 
     @property
     def _scale(self) -> tuple[float, float]:
         return self.scaled[0] / self.original[0], self.scaled[1] / self.original[1]
 
-    def turned_intrinsics(self, matrix: Array) -> Array:
-        """Pinhole matrices [..., 3, 3] of the turned picture, before any resize."""
+    def rotated_intrinsics(self, matrix: Array) -> Array:
+        """Pinhole matrices [..., 3, 3] of the rotated image, before any resize."""
         height, width = self.original if self.turns % 2 == 0 else self.original[::-1]
         for _ in range(self.turns % 4):
-            turn = np.array([[0.0, -1.0, height], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-            matrix = turn @ matrix @ _QUARTER_TURN
+            rotation = np.array([[0.0, -1.0, height], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+            matrix = rotation @ matrix @ _QUARTER_TURN
             height, width = width, height
         return matrix
 
-    def turned_extrinsics(self, matrix: Array) -> Array:
-        """base_T_camera [..., 4, 4] of the camera turned with its picture."""
+    def rotated_extrinsics(self, matrix: Array) -> Array:
+        """base_T_camera [..., 4, 4] of the camera rotated with its image."""
         for _ in range(self.turns % 4):
-            turn = np.eye(4)
-            turn[:3, :3] = _QUARTER_TURN
-            matrix = matrix @ turn
+            rotation = np.eye(4)
+            rotation[:3, :3] = _QUARTER_TURN
+            matrix = matrix @ rotation
         return matrix
 
     def intrinsics(self, matrix: Array) -> Array:
-        """Pinhole matrices float64 [..., 3, 3] of the result from those of the turned picture.
+        """Pinhole matrices float64 [..., 3, 3] of the result from those of the rotated image.
 
         A resize scales by the ratio of whole pixel counts and a crop shifts by whole pixels, so
         the result is exact, unlike the published rule, which uses the untruncated size.
@@ -96,7 +96,7 @@ def make_geometry(
     turns: int = 0,
     resample: ResizeFilter = "lanczos_vips",
 ) -> ImageGeometry:
-    """The geometry from a camera's size to `target`; without a target pictures keep their size."""
+    """Geometry from the size of a camera to `target`; None keeps the size."""
     original = original if turns % 2 == 0 else (original[1], original[0])
     if target is None:
         return ImageGeometry(original, original, (0, 0), original, turns, resample)
@@ -104,7 +104,7 @@ def make_geometry(
         return ImageGeometry(original, target, (0, 0), target, turns, resample)
     ratios = (target[0] / original[0], target[1] / original[1])
     scale = max(ratios) if method == "center_crop" else min(ratios)
-    # Truncation may lose the last pixel and would add a black line: a crop covers the target.
+    # Truncation may lose the last pixel and add a black line; a crop must cover the target.
     least = target if method == "center_crop" else (1, 1)
     height, width = (max(int(size * scale), low) for size, low in zip(original, least, strict=True))
     offset = (int((height - target[0]) / 2), int((width - target[1]) / 2))
@@ -118,7 +118,7 @@ def resize(
     resample: ResizeFilter,
     turns: int = 0,
 ) -> UInt8Array:
-    """A picture uint8 [H, W, 3] turned and brought to `size`; without one it keeps its own."""
+    """Image uint8 [H, W, 3], rotated and resized to `size`; None keeps the size."""
     original = (image.shape[0], image.shape[1])
     return make_geometry(original, size, method, turns, resample).apply(image)
 
@@ -126,8 +126,8 @@ def resize(
 def published_intrinsics(matrix: Array, geometry: ImageGeometry, method: ResizeMethod) -> Array:
     """Intrinsics float64 [..., 3, 3] by the published rule, for `--compat`.
 
-    It uses the untruncated size and a fractional crop and drops skew: up to half a pixel beside
-    the pixels. Source: formats/lbm-preprocessing 2.5.
+    It uses the untruncated size and a fractional crop and drops skew: off by up to half a pixel.
+    Source: formats/lbm-preprocessing 2.5.
     """
     (height0, width0), (height, width) = geometry.original, geometry.target
     ratio_x, ratio_y = width / width0, height / height0
@@ -144,16 +144,16 @@ def published_intrinsics(matrix: Array, geometry: ImageGeometry, method: ResizeM
     return result
 
 
-def _turned(image: Array, turns: int) -> Array:
-    """Pixels turned clockwise; numpy counts the other way."""
+def _rotate(image: Array, turns: int) -> Array:
+    """Image rotated clockwise; `np.rot90` rotates counterclockwise."""
     return image if turns % 4 == 0 else np.ascontiguousarray(np.rot90(image, -turns))
 
 
 def project(points: Array, intrinsics: Array, base_T_camera: Array) -> tuple[Array, Array]:  # noqa: N803 - frames of a transform
-    """Pixels float64 [N, 2] as (x, y), and which of them are in front of the camera, bool [N].
+    """Pixels float64 [N, 2] as (x, y), and bool [N], true for points in front of the camera.
 
-    A whole number is the centre of a pixel. Pixels may lie outside the picture; those that are
-    not visible are NaN.
+    Integers are pixel centers. Pixels may be outside the image; those of points that are not
+    visible are NaN.
 
     Args:
         points: Positions [N, 3] in the base frame, metres.
@@ -164,9 +164,9 @@ def project(points: Array, intrinsics: Array, base_T_camera: Array) -> tuple[Arr
     finite = np.all(np.abs(points) < _FAR, axis=1)
     offsets = np.where(finite[:, None], points.astype(np.float64), 0.0) - center
     # The inverse of a rotation is its transpose, and rows times R are columns times R transposed.
-    seen = offsets @ rotation
-    visible = finite & (seen[:, 2] > _NEAR)
-    depth = np.where(visible, seen[:, 2], 1.0)
-    pixels = (seen / depth[:, None]) @ intrinsics[:2].astype(np.float64).T
+    in_camera = offsets @ rotation
+    visible = finite & (in_camera[:, 2] > _NEAR)
+    depth = np.where(visible, in_camera[:, 2], 1.0)
+    pixels = (in_camera / depth[:, None]) @ intrinsics[:2].astype(np.float64).T
     pixels[~visible] = np.nan
     return pixels, visible

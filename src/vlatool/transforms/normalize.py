@@ -1,6 +1,6 @@
-"""Normalisation of fields, both directions, one rule.
+"""Normalization of fields and its inverse.
 
-Legend of shapes: B batch, T steps, C channels. Source: formats/lbm 5.3, with constant dimensions
+Legend of shapes: B batch, T steps, C dimensions. Source: formats/lbm 5.3, with constant dimensions
 scaled by one. The same functions serve numpy arrays and torch tensors.
 """
 
@@ -21,12 +21,12 @@ _CONSTANT_WIDTH = 1e-6
 
 @dataclass(frozen=True)
 class FieldScale:
-    """`normalised = (value - center) / scale`.
+    """Center and scale of a field: `normalized = (value - center) / scale`.
 
     Attributes:
         center: float32 [C], or [T, C] per timestep.
-        scale: As `center`, positive.
-        constant: bool [C], dimensions that never change; their scale is 1.
+        scale: Same shape as `center`, positive.
+        constant: bool [C], true for dimensions that never change; their scale is 1.
     """
 
     center: Array
@@ -34,15 +34,15 @@ class FieldScale:
     constant: Array
 
     def normalize(self, values: Any) -> Any:
-        """Values [..., C] or [..., T, C] to the policy's range."""
+        """Normalized values [..., C] or [..., T, C]."""
         return (values - self.center) / self.scale
 
     def denormalize(self, values: Any) -> Any:
-        """The inverse of `normalize`."""
+        """Inverse of `normalize`."""
         return values * self.scale + self.center
 
     def steps(self, first: int, count: int) -> "FieldScale":
-        """The scale of `count` steps from index `first`; a global scale is the same for all."""
+        """Scale of `count` steps from index `first`; a global scale is returned unchanged."""
         if self.center.ndim == 1:
             return self
         return FieldScale(
@@ -59,10 +59,10 @@ def field_scale(
     epsilon: float,
     centered: bool,
 ) -> FieldScale:
-    """The scale of one field from its statistics entry.
+    """Scale of a field from its statistics entry.
 
-    A dimension with `max - min <= 1e-6 * max(1, |mean|)` is constant: it is centred and scaled by
-    one, because dividing by a floor, the published rule, would blow noise up.
+    A dimension with `max - min <= 1e-6 * max(1, |mean|)` is constant: it is centered and scaled by
+    one, because the published rule, division by a lower bound, would amplify noise.
 
     Raises:
         DataError: The statistics lack what the method needs.
@@ -82,9 +82,9 @@ def field_scale(
 
 
 def constant_dimensions(stats: Mapping[str, Any], field: str, suffix: str = "") -> Array:
-    """Bool [C], true where a dimension never changes over the data set.
+    """Bool [C], true for dimensions that never change over the data set.
 
-    With the suffix `_per_timestep`, bool [T, C] for each step of the window by itself.
+    With the suffix `_per_timestep` bool [T, C], for each step of the window separately.
     """
     low, high = _numbers(stats, field, "min" + suffix), _numbers(stats, field, "max" + suffix)
     mean = _numbers(stats, field, "mean" + suffix)
@@ -92,7 +92,7 @@ def constant_dimensions(stats: Mapping[str, Any], field: str, suffix: str = "") 
 
 
 def field_width(field: str, stats: Mapping[str, Any]) -> int:
-    """Channels of a field by its statistics; DataError where they do not tell."""
+    """Number of dimensions of a field; raises DataError if its statistics have no mean."""
     return len(_numbers(stats, field, "mean"))
 
 
@@ -113,7 +113,7 @@ def _range(
 
 
 def _numbers(stats: Mapping[str, Any], field: str, key: str) -> Array:
-    """The numbers [C], or [T, C] per timestep, under a key; as many as the mean has.
+    """Numbers [C], or [T, C] per timestep, of a key; the shape is that of the mean.
 
     Raises:
         DataError: They are missing, of another type or shape, or not finite.
@@ -122,38 +122,38 @@ def _numbers(stats: Mapping[str, Any], field: str, key: str) -> Array:
     if values is None:
         raise DataError(
             f"statistics of field {field!r} have no {key!r}",
-            hint="preprocess the data again, or choose another normalisation method",
+            hint="preprocess the data again, or use another normalization method",
             code="data.missing_statistics",
             details={"field": field, "key": key},
         )
     try:
         numbers = np.asarray(values, np.float64)
     except (TypeError, ValueError, OverflowError):
-        raise _broken(field, key, "holds something else than rows of numbers") from None
+        raise _statistics_error(field, key, "is not an array of numbers") from None
     if key.startswith("mean"):
         expected = 2 if key.endswith("_per_timestep") else 1
         if numbers.ndim != expected or not numbers.size:
-            what = "a number per step and channel" if expected == 2 else "a number per channel"
-            raise _broken(field, key, f"has the shape {list(numbers.shape)}, not {what}")
+            form = "a number per step and dimension" if expected == 2 else "a number per dimension"
+            raise _statistics_error(field, key, f"has the shape {list(numbers.shape)}, not {form}")
     else:
         mean = _numbers(stats, field, "mean_per_timestep" if "_per_timestep" in key else "mean")
         if numbers.shape not in ((), mean.shape, mean.shape[-1:]):
             shapes = f"has the shape {list(numbers.shape)}, the mean {list(mean.shape)}"
-            raise _broken(field, key, shapes)
+            raise _statistics_error(field, key, shapes)
     finite = np.isfinite(numbers)
     if not finite.all() and key.endswith("_per_timestep") and finite.any():
-        raise _unreached(
+        raise _unreached_step_error(
             field, key, int(np.flatnonzero(~finite.reshape(len(finite), -1).all(1))[0])
         )
     if not finite.all():
-        raise _broken(field, key, "is not finite")
+        raise _statistics_error(field, key, "is not finite")
     return numbers
 
 
-def _unreached(field: str, key: str, step: int) -> DataError:
+def _unreached_step_error(field: str, key: str, step: int) -> DataError:
     return DataError(
-        f"statistics of field {field!r}: {key!r} has no number at step {step} of the window: no "
-        "recording is so long",
+        f"statistics of field {field!r}: {key!r} has no number at step {step} of the window: all "
+        "episodes are shorter",
         hint="use one scale for all steps, data.normalization.scope=global, or preprocess with "
         "shorter windows",
         code="data.broken_statistics",
@@ -161,7 +161,7 @@ def _unreached(field: str, key: str, step: int) -> DataError:
     )
 
 
-def _broken(field: str, key: str, problem: str) -> DataError:
+def _statistics_error(field: str, key: str, problem: str) -> DataError:
     return DataError(
         f"statistics of field {field!r}: {key!r} {problem}",
         hint="compute them with `vlatool stats compute DATA`, or preprocess the data again",

@@ -1,4 +1,4 @@
-"""Pose groups that a user configures, for formats that name no poses of their own."""
+"""Pose groups configured by the user, for formats that do not define poses."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ _SLICE = re.compile(r"^(.+)\[(\d+):(\d+)\]$")
 
 
 class PoseGroupConfig(ConfigModel):
-    """A position and a rotation that form one pose; keys may be parts, such as `state[0:3]`."""
+    """Position and rotation that form a pose; keys may be slices, such as `state[0:3]`."""
 
     name: str = Field(description="Name of the pose.")
     position_key: str = Field(description="Field with the position in metres, 3 wide.")
@@ -27,40 +27,40 @@ class PoseGroupConfig(ConfigModel):
     )
     reference: str | None = Field(
         default=None,
-        description="Pose group whose anchor frame it is relative to; null for the measured "
-        "counterpart by name, or itself.",
+        description="Pose group at whose anchor frame the reference pose is; null: the measured "
+        "counterpart by name, else the group itself.",
     )
 
 
 def with_pose_groups(episode: Episode, groups: Sequence[PoseGroupConfig]) -> Episode:
-    """The episode with these poses instead of its own.
+    """The episode with these pose groups instead of its own.
 
-    A pose that is a part of a field, or whose rotation has another form, becomes two fields of its
-    own: `<name>__xyz` [F, 3] and `<name>__rot_6d` [F, 6].
+    A pose that is a slice of a field, or whose rotation has another form, is stored as two new
+    fields: `<name>__xyz` [F, 3] and `<name>__rot_6d` [F, 6].
 
     Raises:
         DataError: A field is missing or has another width, or a reference is unknown.
     """
     lowdim = dict(episode.lowdim)
-    made = {group.name: _whole(group, lowdim, episode.id) for group in groups}
+    resolved = {group.name: _resolve_fields(group, lowdim, episode.id) for group in groups}
     for group in groups:
         if group.reference is not None:
-            made[group.name] = _referring(made, group, episode.id)
-    for group in made.values():
+            resolved[group.name] = _with_reference(resolved, group, episode.id)
+    for group in resolved.values():
         for key in reference_keys(group):
             _field(lowdim, key, episode.id, group.name)
-    names = {key for group in made.values() for key in (group.position_key, group.rotation_key)}
+    names = {key for group in resolved.values() for key in (group.position_key, group.rotation_key)}
     absolute = [name.removesuffix(SUFFIX) for name in episode.action_fields]
     return replace(
         episode,
         lowdim=lowdim,
-        pose_groups=tuple(made.values()),
+        pose_groups=tuple(resolved.values()),
         action_fields=tuple(name + SUFFIX if name in names else name for name in absolute),
     )
 
 
-def _whole(group: PoseGroupConfig, lowdim: dict[str, Array], episode: str) -> PoseGroup:
-    """The group as two whole fields, added to `lowdim` where they are not there."""
+def _resolve_fields(group: PoseGroupConfig, lowdim: dict[str, Array], episode: str) -> PoseGroup:
+    """The group as two complete fields, which are added to `lowdim` if needed."""
     position = _field(lowdim, group.position_key, episode, group.name, 3)
     width = ROTATION_WIDTH[group.rotation]
     rotation = _field(lowdim, group.rotation_key, episode, group.name, width)
@@ -74,17 +74,19 @@ def _whole(group: PoseGroupConfig, lowdim: dict[str, Array], episode: str) -> Po
     return PoseGroup(group.name, keys[0], keys[1])
 
 
-def _referring(made: Mapping[str, PoseGroup], group: PoseGroupConfig, episode: str) -> PoseGroup:
-    reference = made.get(group.reference or "")
+def _with_reference(
+    resolved: Mapping[str, PoseGroup], group: PoseGroupConfig, episode: str
+) -> PoseGroup:
+    reference = resolved.get(group.reference or "")
     if reference is None:
         raise DataError(
-            f"{episode}: pose group {group.name!r} refers to {group.reference!r}, which is none",
-            hint=did_you_mean(group.reference or "", list(made)),
+            f"{episode}: pose group {group.name!r} has the unknown reference {group.reference!r}",
+            hint=did_you_mean(group.reference or "", list(resolved)),
             code="data.unknown_pose_group",
-            details={"pose_group": group.name, "known": list(made)},
+            details={"pose_group": group.name, "known": list(resolved)},
         )
     return replace(
-        made[group.name],
+        resolved[group.name],
         reference_position=reference.position_key,
         reference_rotation=reference.rotation_key,
     )
@@ -93,12 +95,12 @@ def _referring(made: Mapping[str, PoseGroup], group: PoseGroupConfig, episode: s
 def _field(
     lowdim: Mapping[str, Array], key: str, episode: str, group: str, width: int | None = None
 ) -> Array:
-    """The field or the part of one, of the right width where one is given."""
+    """Values of a field or of a slice of it; raises DataError if the width is not `width`."""
     match = _SLICE.match(key)
     name = match.group(1) if match else key
     if name not in lowdim or lowdim[name].dtype.kind == "U":
         raise DataError(
-            f"{episode}: pose group {group!r}: there is no field of numbers {name!r}",
+            f"{episode}: pose group {group!r}: no numeric field {name!r}",
             hint=did_you_mean(name, list(lowdim)),
             code="data.missing_field",
             details={"field": name, "pose_group": group},
@@ -110,7 +112,7 @@ def _field(
         raise DataError(
             f"{episode}: pose group {group!r}: {key!r} is {list(values.shape)}, expected "
             f"[frames, {width}]",
-            hint="give the part that holds the pose, such as state[0:3]",
+            hint="give the slice that holds the pose, such as state[0:3]",
             code="data.bad_pose",
             details={"field": name, "pose_group": group},
         )

@@ -1,10 +1,11 @@
-"""Quantiles of a stream: exact while there are few values, a t-digest beyond.
+"""Quantiles of a stream: exact for few values, a t-digest for more.
 
 A digest covers a grid of cells at once, because a data set has thousands of them (steps times
-channels) and a library's digests, one object each, cost more time for less accuracy: fed 100
-batches of 1,000 normal values, errors at the 1 % quantile are 0.007 here, 0.008 with crick and
-0.034 with fastdigest, at half the time. The result depends on the order of what is added, on
-nothing else. Legend of shapes: G cells, K centroids. Source: formats/lbm 4.2, 4.3.
+dimensions), and the digests of libraries, one object per cell, are slower and less accurate: with
+100 batches of 1,000 normal values, errors at the 1 % quantile are 0.007 here, 0.008 with crick and
+0.034 with fastdigest, at half the time. The result depends only on the order of the values.
+
+Legend of shapes: G cells, K centroids. Source: formats/lbm 4.2, 4.3.
 """
 
 from collections.abc import Sequence
@@ -17,8 +18,8 @@ from vlatool.episode import Array
 
 MAX_BUFFER = 1000
 COMPRESSION = 100
-# Joining at every merge would blur the digest: centroids pile up to this many first.
-_PILE = 5 * COMPRESSION
+# Compressing at every merge would blur the digest: it is deferred up to this many centroids.
+_MAX_CENTROIDS = 5 * COMPRESSION
 _BLOCK = 256
 
 
@@ -28,8 +29,8 @@ class Digest:
 
     Attributes:
         means: float64 [G, K], ascending per cell, +inf where unused.
-        weights: int64 [G, K], 0 where unused; fractions where a mixture was weighted; None while
-            every finite mean is a single value.
+        weights: int64 [G, K], 0 where unused; float64 for a weighted mixture; None if every finite
+            mean is a single value.
     """
 
     means: Array
@@ -37,82 +38,84 @@ class Digest:
 
     @property
     def is_exact(self) -> bool:
-        """Whether all values are still there."""
+        """True if all values are stored."""
         return self.weights is None
 
     @property
     def is_weighted(self) -> bool:
-        """Whether weights are the shares of a mixture instead of counts."""
+        """True if weights are the shares of a mixture instead of counts."""
         return self.weights is not None and self.weights.dtype.kind == "f"
 
     @property
     def counts(self) -> Array:
-        """How many values each cell has seen, int64 [G]."""
+        """Number of values of each cell, int64 [G]."""
         if self.weights is None:
             return np.isfinite(self.means).sum(axis=1)
         return np.rint(self.weights.sum(axis=1)).astype(np.int64)
 
     @property
     def width(self) -> int:
-        """K."""
+        """Number of centroids K."""
         return self.means.shape[1]
 
     def rows(self, cells: Array | slice) -> "Digest":
-        """The digest of some of the cells."""
+        """Digest of the selected cells."""
         return Digest(self.means[cells], None if self.weights is None else self.weights[cells])
 
 
 def digest_of(values: Array, valid: Array) -> Digest:
-    """A digest of values [G, N] where `valid` [G, N] is true."""
+    """Digest of the values [G, N] for which `valid` [G, N] is true."""
     means = np.sort(np.where(valid, values, np.inf), axis=1)
     return compress(Digest(means))
 
 
 def join(digests: Sequence[Digest]) -> Digest:
-    """Everything that the digests have seen, cell by cell, not yet compressed."""
+    """Concatenated digests, cell by cell, not compressed."""
     means = np.concatenate([digest.means for digest in digests], axis=1)
     if all(digest.weights is None for digest in digests):
         return Digest(np.sort(means, axis=1))
     weights = np.concatenate([_weights(digest) for digest in digests], axis=1)
-    return _sorted(means, weights)
+    return _sort(means, weights)
 
 
 def merge_digests(digests: Sequence[Digest]) -> Digest:
-    """The digest of all values that the given digests have seen, cell by cell.
+    """Digest of the values of all digests, cell by cell.
 
-    A block of cells at a time: the work needs several times the memory of what it works on.
+    Cells are processed in blocks, because temporary arrays are several times as large.
     """
     cells = len(digests[0].means)
     blocks = [slice(start, start + _BLOCK) for start in range(0, cells, _BLOCK)]
-    return _stacked([compress(join([one.rows(block) for one in digests])) for block in blocks])
+    return _stack([compress(join([digest.rows(block) for digest in digests])) for block in blocks])
 
 
 def pool_cells(digest: Digest, groups: int) -> Digest:
-    """Joins cells: a grid [T, C] flattened to T*C cells becomes C = `groups`; not compressed."""
+    """Digest with pooled cells: T*C cells of a grid [T, C] become C = `groups`; not compressed."""
     steps = digest.means.shape[0] // groups
     parts = (digest.means, _weights(digest))
     rows = [part.reshape(steps, groups, -1).transpose(1, 0, 2) for part in parts]
-    pooled = _sorted(*(part.reshape(groups, -1) for part in rows))
+    pooled = _sort(*(part.reshape(groups, -1) for part in rows))
     return Digest(pooled.means) if digest.weights is None else pooled
 
 
 def compress(digest: Digest) -> Digest:
-    """Joins neighbours by the arcsine scale where there are more values than the buffer holds."""
+    """Digest with neighbors joined by the arcsine scale if it exceeds the buffer."""
     counts = digest.counts
     used = int(np.isfinite(digest.means).sum(axis=1).max(initial=0))
     trimmed = Digest(
         digest.means[:, :used], None if digest.weights is None else digest.weights[:, :used]
     )
-    if counts.max(initial=0) <= MAX_BUFFER or (trimmed.weights is not None and used <= _PILE):
+    if counts.max(initial=0) <= MAX_BUFFER or (
+        trimmed.weights is not None and used <= _MAX_CENTROIDS
+    ):
         return trimmed
     return _join_neighbors(trimmed, counts)
 
 
 def quantile(digest: Digest, q: float) -> Array:
-    """The q-quantile of each cell, float64 [G]; NaN where a cell is empty.
+    """q-quantile of each cell, float64 [G]; NaN for empty cells.
 
-    Linear interpolation between order statistics while values are exact, between centroid centres
-    beyond, never outside the smallest and largest centroid.
+    Linear interpolation between order statistics while values are exact, else between centroid
+    centers, never outside the smallest and largest centroid.
     """
     if digest.weights is None:
         return _exact_quantile(digest.means, q)
@@ -122,7 +125,7 @@ def quantile(digest: Digest, q: float) -> Array:
 
 
 def to_state(digest: Digest, shape: tuple[int, ...]) -> dict[str, Any]:
-    """The JSON form that the published merge reads; for digests of counts, not of shares."""
+    """JSON form that the published merge reads; for digests of counts, not of shares."""
     assert not digest.is_weighted
     digest = compress(digest)
     counts = digest.counts
@@ -148,10 +151,10 @@ def to_state(digest: Digest, shape: tuple[int, ...]) -> dict[str, Any]:
 
 
 def from_state(state: dict[str, Any]) -> Digest:
-    """A digest from its JSON form, older forms included.
+    """Digest from its JSON form, older forms included.
 
-    Older writers keyed buffers and digests by the text of the index tuple, or kept one `buffer`
-    array for the whole grid. Source: formats/lbm 4.2.
+    Older writers used the text of the index tuple as key of buffers and digests, or stored one
+    `buffer` array for the whole grid. Source: formats/lbm 4.2.
     """
     shape = tuple(state["shape"])
     cells: list[tuple[list[float], list[int]]] = [([], []) for _ in range(int(np.prod(shape)))]
@@ -171,7 +174,7 @@ def from_state(state: dict[str, Any]) -> Digest:
 
 
 def scaled(digest: Digest, factor: float) -> Digest:
-    """The digest as if every value had been seen `factor` times; weights become fractions."""
+    """Digest as if every value occurred `factor` times; weights become fractions."""
     return Digest(digest.means, _weights(digest) * factor)
 
 
@@ -206,7 +209,7 @@ def _index(text: str) -> tuple[int, ...]:
 
 
 def _single_precision(means: Array) -> list[float]:
-    """Means as the published form stores them, unless that would lose them."""
+    """Means in single precision, as in the published form, unless they overflow."""
     with np.errstate(over="ignore"):
         single = means.astype(np.float32)
     return (single if np.isfinite(single).all() else means).tolist()
@@ -218,24 +221,24 @@ def _weights(digest: Digest) -> Array:
     return digest.weights
 
 
-def _stacked(blocks: Sequence[Digest]) -> Digest:
-    """Blocks of cells below each other, padded to the widest."""
+def _stack(blocks: Sequence[Digest]) -> Digest:
+    """Stacked blocks of cells, padded to the widest."""
     if len(blocks) == 1:
         return blocks[0]
     width = max((block.width for block in blocks), default=0)
-    padded = [_padded(block.means, width, np.inf) for block in blocks]
+    padded = [_pad(block.means, width, np.inf) for block in blocks]
     means = np.concatenate(padded) if padded else np.zeros((0, 0))
     if all(block.is_exact for block in blocks):
         return Digest(means)
-    weights = [_padded(_weights(block), width, 0) for block in blocks]
+    weights = [_pad(_weights(block), width, 0) for block in blocks]
     return Digest(means, np.concatenate(weights))
 
 
-def _padded(values: Array, width: int, fill: float) -> Array:
+def _pad(values: Array, width: int, fill: float) -> Array:
     return np.pad(values, ((0, 0), (0, width - values.shape[1])), constant_values=fill)
 
 
-def _sorted(means: Array, weights: Array) -> Digest:
+def _sort(means: Array, weights: Array) -> Digest:
     order = np.argsort(means, axis=1, kind="stable")
     ordered = (np.take_along_axis(values, order, axis=1) for values in (means, weights))
     return Digest(*ordered)
@@ -254,11 +257,11 @@ def _join_neighbors(digest: Digest, counts: Array) -> Digest:
     finite = np.where(weights > 0, digest.means, 0.0) * weights
     sums = np.bincount(flat, finite.ravel(), size).reshape(cells, COMPRESSION)
     means = np.where(joined == 0, np.inf, sums / np.maximum(joined, 1))
-    return _sorted(means, joined.astype(weights.dtype))
+    return _sort(means, joined.astype(weights.dtype))
 
 
 def _exact_quantile(means: Array, q: float) -> Array:
-    """Numpy's linear rule for sorted rows with +inf behind their values."""
+    """Quantile by numpy's linear rule for sorted rows that are padded with +inf."""
     counts = np.isfinite(means).sum(axis=1)
     if means.shape[1] == 0:
         return np.full(len(means), np.nan)
@@ -277,6 +280,6 @@ def _cell_quantile(means: Array, weights: Array, q: float) -> float:
     means, weights = means[used], weights[used]
     if len(means) == 0:
         return float("nan")
-    # With weights of one this is the centre of each order statistic, so the rule is numpy's.
+    # With weights of one these are the order statistics, so the rule is numpy's.
     centers = np.cumsum(weights) - (weights + 1) / 2
     return float(np.interp(q * (weights.sum() - 1), centers, means))

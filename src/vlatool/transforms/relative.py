@@ -1,4 +1,4 @@
-"""Relative poses of a window: every pose seen from the actual pose at the anchor.
+"""Relative poses of a window: every pose relative to the measured pose at the anchor.
 
 Source: formats/lbm-preprocessing 2.7.
 """
@@ -13,7 +13,7 @@ SUFFIX = "_relative"
 
 
 def actual_field(name: str) -> str | None:
-    """The field with the measured value: `robot__action__x` has `robot__actual__x`."""
+    """Field with the measured value: `robot__actual__x` for `robot__action__x`; else None."""
     parts = name.split("__")
     if len(parts) < 3:
         return None
@@ -21,7 +21,7 @@ def actual_field(name: str) -> str | None:
 
 
 def reference_keys(group: PoseGroup) -> tuple[str, str]:
-    """Position and rotation field of the pose that a group is relative to."""
+    """Position and rotation field of the reference pose of a group."""
     return (
         group.reference_position or actual_field(group.position_key) or group.position_key,
         group.reference_rotation or actual_field(group.rotation_key) or group.rotation_key,
@@ -33,16 +33,16 @@ def relative_fields(
 ) -> dict[str, Array]:
     """`<field>_relative` windows [N, T, 3] and [N, T, 6] for each pose group.
 
-    `windows` [N, T, C] are padded; `anchor` is the index of the anchor in one.
+    `windows` [N, T, C] are padded; `anchor` is the index of the anchor in a window.
 
     Raises:
-        DataError: A group names a field that is not there.
+        DataError: A group names a field that does not exist.
     """
     result: dict[str, Array] = {}
     for group in groups:
         position, rotation = _pose(windows, group.position_key, group.rotation_key, group.name)
         reference = _pose(windows, *reference_keys(group), group.name)
-        at_anchor = (one[:, anchor : anchor + 1] for one in reference)
+        at_anchor = (values[:, anchor : anchor + 1] for values in reference)
         xyz, rot6d = relative_pose(position, rotation, *at_anchor)
         result[group.position_key + SUFFIX] = xyz
         result[group.rotation_key + SUFFIX] = rot6d

@@ -1,6 +1,7 @@
 """Rotations and poses as the LBM data stores them: positions [..., 3] and 6D rotations [..., 6].
 
-A 6D rotation is the first two ROWS of the rotation matrix, flattened. Source: formats/lbm-preprocessing 2.7.
+A 6D rotation is the first two ROWS of the rotation matrix, flattened.
+Source: formats/lbm-preprocessing 2.7.
 """
 
 from typing import Literal
@@ -22,7 +23,7 @@ ROTATION_WIDTH: dict[RotationForm, int] = {
 
 
 def matrix_from_rot6d(rot6d: Array) -> Array:
-    """Rotation matrices [..., 3, 3] from 6D rotations [..., 6], orthonormalised."""
+    """Rotation matrices [..., 3, 3] from 6D rotations [..., 6], orthonormalized."""
     first, second = rot6d[..., :3], rot6d[..., 3:6]
     row1 = _unit(first)
     row2 = _unit(second - np.sum(row1 * second, axis=-1, keepdims=True) * row1)
@@ -40,14 +41,14 @@ def rot6d_from(values: Array, form: RotationForm) -> Array:
     Args:
         values: `rot_6d` [..., 6]; `axis_angle` [..., 3], a rotation vector in radians;
             `euler_xyz` [..., 3], radians about the fixed x, then y, then z axis; `quaternion_xyzw`
-            and `quaternion_wxyz` [..., 4], of any length but 0.
-        form: Which of them.
+            and `quaternion_wxyz` [..., 4], of any norm but 0.
+        form: Form of `values`.
     """
     if form == "rot_6d":
         return values
     from scipy.spatial.transform import Rotation
 
-    # A copy: scipy wants to write to what it is given, and what comes from a file is read-only.
+    # A copy: scipy needs a writable array, and arrays from files are read-only.
     flat = np.array(values, np.float64).reshape(-1, values.shape[-1])
     if form == "axis_angle":
         rotation = Rotation.from_rotvec(flat)
@@ -61,7 +62,7 @@ def rot6d_from(values: Array, form: RotationForm) -> Array:
 def relative_pose(
     xyz: Array, rot6d: Array, reference_xyz: Array, reference_rot6d: Array
 ) -> tuple[Array, Array]:
-    """Poses seen from a reference pose: `inverse(T_ref) @ T`, as (xyz [..., 3], rot6d [..., 6])."""
+    """Poses relative to a reference: `inverse(T_ref) @ T`, as (xyz [..., 3], rot6d [..., 6])."""
     inverse = np.swapaxes(matrix_from_rot6d(reference_rot6d), -1, -2)
     offset = xyz - reference_xyz
     return (

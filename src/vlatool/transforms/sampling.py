@@ -1,6 +1,7 @@
 """Samples of an episode: windows of its fields, calibration, masks, metadata.
 
-Legend of shapes: N samples, T steps, C channels. Source: formats/lbm-preprocessing 2.1, 2.7; formats/lbm 2.1, 2.2, 2.3.
+Legend of shapes: N samples, T steps, C dimensions.
+Source: formats/lbm-preprocessing 2.1, 2.7; formats/lbm 2.1, 2.2, 2.3.
 """
 
 import uuid
@@ -27,22 +28,22 @@ from vlatool.transforms.windows import (
     WindowSpec,
     image_frames,
     make_windows,
-    moving,
+    moving_mask,
 )
 
 
 @dataclass(frozen=True)
 class SampleSpec:
-    """How an episode becomes samples.
+    """Options that turn an episode into samples.
 
     Attributes:
         windows: Shape of the windows.
-        image_offsets: Pictures of a sample, as frames from the anchor.
-        image_size: (height, width) of the pictures; None keeps theirs.
-        resize_method: How pictures get that size.
-        resize_filter: Which pixels are mixed in doing so.
+        image_offsets: Images of a sample, as frame offsets from the anchor.
+        image_size: (height, width) of the images; None keeps their size.
+        resize_method: Resize method.
+        resize_filter: Resize filter.
         rotations: Camera to quarter turns clockwise, before the resize.
-        still: When a window is left out for standing still; None keeps them.
+        still: Rule for windows to drop because nothing moves; None keeps all.
         compat: Adjust calibration by the published rule.
     """
 
@@ -56,13 +57,13 @@ class SampleSpec:
     compat: bool = False
 
     def geometry(self, camera: str, size: tuple[int, int]) -> ImageGeometry:
-        """What happens to the pictures (height, width) of a camera."""
+        """Geometry for images of `size` (height, width) of a camera."""
         turns = self.rotations.get(camera, 0) % 4
         return make_geometry(size, self.image_size, self.resize_method, turns, self.resize_filter)
 
 
 class EpisodeSampler:
-    """Cuts one episode, with the cameras `cameras` in that order, into samples."""
+    """Iterator over the samples of an episode, with `cameras` in this order."""
 
     def __init__(self, episode: Episode, cameras: Sequence[str], spec: SampleSpec) -> None:
         self.episode = episode
@@ -102,7 +103,7 @@ class EpisodeSampler:
             )
 
     def needed_frames(self) -> set[int]:
-        """Frames that some sample shows."""
+        """Frames of all images of all samples."""
         anchors = self.windows.anchors.tolist()
         return {frame for anchor in anchors for frame in self._frames(anchor).values()}
 
@@ -110,12 +111,12 @@ class EpisodeSampler:
         return image_frames(anchor, self.spec.image_offsets, self.episode.num_frames)
 
     def statistics(self) -> WindowStatistics:
-        """Statistics of every numeric field, side by side, over the real rows of all samples."""
+        """Statistics of all numeric fields, concatenated, over the real rows of all samples."""
         numeric = [values for values in self.fields.values() if values.dtype.kind != "U"]
         return window_statistics(numeric, self.windows.valid)
 
     def widths(self) -> dict[str, int]:
-        """Channels of every numeric field, in the order of the statistics."""
+        """Number of dimensions of each numeric field, in the order of the statistics."""
         return {
             name: 1 if values.ndim == 2 else values.shape[2]
             for name, values in self.fields.items()
@@ -125,13 +126,13 @@ class EpisodeSampler:
     def _without_still(self, windows: Windows) -> Windows:
         if self.spec.still is None or not len(windows.anchors):
             return windows
-        moves = moving(windows, self.episode.lowdim, self.spec.still)
+        moves = moving_mask(windows, self.episode.lowdim, self.spec.still)
         if not moves.all():
             self.dropped["still"] = int((~moves).sum())
-        return windows.keep(moves)
+        return windows.select(moves)
 
     def _calibration(self) -> tuple[dict[str, Array], dict[str, Array]]:
-        """Windows of original intrinsics and extrinsics; windows of rescaled intrinsics."""
+        """(windows of original intrinsics and of extrinsics, windows of rescaled intrinsics)."""
         intrinsics: dict[str, Array] = {}
         extrinsics: dict[str, Array] = {}
         rescaled: dict[str, Array] = {}
@@ -142,13 +143,13 @@ class EpisodeSampler:
             if known.intrinsics is not None:
                 matrix = self._per_frame(known.intrinsics, name)
                 if not self.spec.compat:
-                    matrix = geometry.turned_intrinsics(matrix)
+                    matrix = geometry.rotated_intrinsics(matrix)
                 intrinsics[f"original_intrinsics.{name}"] = cut(matrix)
                 rescaled[f"rescaled_intrinsics.{name}"] = cut(self._rescale(matrix, geometry))
             if known.extrinsics is not None:
                 matrix = self._per_frame(known.extrinsics, name)
                 if not self.spec.compat:
-                    matrix = geometry.turned_extrinsics(matrix)
+                    matrix = geometry.rotated_extrinsics(matrix)
                 extrinsics[f"extrinsics.{name}"] = cut(matrix)
         return {**intrinsics, **extrinsics}, rescaled
 
@@ -200,5 +201,5 @@ class EpisodeSampler:
 
 
 def sample_key(episode_id: str, anchor: int) -> str:
-    """36 characters that depend on episode and anchor alone."""
+    """Key of 36 characters that depends only on episode and anchor."""
     return str(uuid.uuid5(uuid.NAMESPACE_OID, f"vlatool/{episode_id}/{anchor}"))

@@ -1,12 +1,12 @@
-"""Which shards of a data set are kept for validation."""
+"""Validation split of the shards of a data set."""
 
 
 def validation_positions(count: int, ratio: float) -> list[int]:
-    """Positions among `count` sorted shards that are for validation, evenly spread; one at least.
+    """Evenly spaced positions of the validation shards among `count` sorted shards; at least one.
 
-    The others are for training; of one shard none is left. No seed: the same every time.
+    The others are for training; a single shard leaves none. Deterministic, without a seed.
     Source: reference/future-vla 2.2, the numbers included.
     """
-    wanted = max(1, int(count * ratio + 0.999999))
-    step = max(1, count // wanted)
-    return list(range(0, count, step))[:wanted]
+    num_validation = max(1, int(count * ratio + 0.999999))
+    step = max(1, count // num_validation)
+    return list(range(0, count, step))[:num_validation]

@@ -1,9 +1,9 @@
-"""Statistics of windowed fields, mergeable, one vectorised pass per episode.
+"""Mergeable statistics of windowed fields, one vectorized pass per episode.
 
-All fields of an episode are one block of channels. Only valid (unpadded, finite) rows count.
-Adding parts in a fixed order gives the same bits whatever process computed them.
+The dimensions of all fields of an episode are concatenated. Only valid (unpadded, finite) rows
+count. Merging parts in a fixed order gives equal bits in any process.
 
-Legend of shapes: N windows, T steps, C channels of all fields. Source: formats/lbm 4.1, 4.4.
+Legend of shapes: N windows, T steps, C dimensions of all fields. Source: formats/lbm 4.1, 4.4.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,15 +29,15 @@ _MOMENTS = ("count", "mean", "m2", "minimum", "maximum")
 
 @dataclass(frozen=True)
 class WindowStatistics:
-    """Partial statistics of a block of channels.
+    """Partial statistics of concatenated fields.
 
     Attributes:
-        count: Valid rows, int64 [T, C]; equal for the channels of one field.
+        count: Number of valid rows, int64 [T, C]; equal for the dimensions of a field.
         mean: float64 [T, C].
         m2: Sum of squared deviations from the mean, float64 [T, C].
         minimum: float64 [T, C], +inf where `count` is 0.
         maximum: float64 [T, C], -inf where `count` is 0.
-        digest: T*C cells.
+        digest: Quantile digest of T*C cells.
     """
 
     count: Array
@@ -52,12 +52,12 @@ class WindowStatistics:
         """(T, C)."""
         return self.mean.shape[0], self.mean.shape[1]
 
-    def channels(self, start: int, stop: int) -> "WindowStatistics":
-        """The statistics of some of the channels."""
+    def dimensions(self, start: int, stop: int) -> "WindowStatistics":
+        """Statistics of the dimensions from `start` to `stop`."""
         return self._part((slice(None), slice(start, stop)))
 
     def steps(self, start: int, stop: int) -> "WindowStatistics":
-        """The statistics of some of the steps."""
+        """Statistics of the steps from `start` to `stop`."""
         return self._part((slice(start, stop), slice(None)))
 
     def _part(self, span: tuple[slice, slice]) -> "WindowStatistics":
@@ -67,19 +67,19 @@ class WindowStatistics:
 
 
 def window_statistics(fields: Sequence[Array], valid: Array) -> WindowStatistics:
-    """Statistics of windows [N, T, C_i] of several fields, side by side.
+    """Statistics of windows [N, T, C_i] of several fields, concatenated.
 
     Args:
-        fields: Windows of each field; those of shape [N, T] have one channel.
-        valid: bool [N, T], false where padded. Rows of a field with a value that is not finite
+        fields: Windows of each field; those of shape [N, T] have one dimension.
+        valid: bool [N, T], false for padded steps. Rows of a field with a value that is not finite
             do not count for that field.
     """
-    wide = [np.asarray(one, np.float64).reshape(*valid.shape, -1) for one in fields]
+    wide = [np.asarray(array, np.float64).reshape(*valid.shape, -1) for array in fields]
     values = np.concatenate(wide, axis=2)
     weight = np.broadcast_to(valid[..., None], values.shape)
     if not np.isfinite(values).all():
-        rows = [np.isfinite(one).all(axis=2, keepdims=True) for one in wide]
-        finite = [np.broadcast_to(row, one.shape) for row, one in zip(rows, wide, strict=True)]
+        rows = [np.isfinite(array).all(axis=2, keepdims=True) for array in wide]
+        finite = [np.broadcast_to(row, array.shape) for row, array in zip(rows, wide, strict=True)]
         weight = weight & np.concatenate(finite, axis=2)
     counted = np.where(weight, values, 0.0)
     count = weight.sum(axis=0)
@@ -110,28 +110,28 @@ def to_arrays(stats: WindowStatistics) -> dict[str, Array]:
 
 
 def from_arrays(arrays: Mapping[str, Array]) -> WindowStatistics:
-    """The statistics behind named arrays."""
+    """Partial statistics from named arrays."""
     moments = {name: arrays[name] for name in _MOMENTS}
     return WindowStatistics(**moments, digest=Digest(arrays["means"], arrays.get("weights")))
 
 
 class StatisticsAccumulator:
-    """Adds up parts; memory does not depend on how many there were."""
+    """Accumulator of partial statistics; memory does not depend on their number."""
 
     def __init__(self) -> None:
         self._moments: WindowStatistics | None = None
         self._digests: list[Digest] = []
 
     def add(self, part: WindowStatistics) -> None:
-        """Adds a part with the same channels as those before."""
+        """Adds a part; its dimensions must be those of earlier parts."""
         self._moments = part if self._moments is None else merge_moments(self._moments, part)
         self._digests.append(part.digest)
-        # Sorting a few thousand values at once costs less than sorting at every episode.
+        # Sorting a few thousand values at once is faster than sorting for every episode.
         if sum(digest.width for digest in self._digests) > 2 * MAX_BUFFER:
             self._digests = [merge_digests(self._digests)]
 
     def total(self) -> WindowStatistics | None:
-        """The statistics of everything added; None where nothing was."""
+        """Statistics of all parts; None if none was added."""
         if self._moments is None:
             return None
         self._digests = [merge_digests(self._digests)]
@@ -139,13 +139,13 @@ class StatisticsAccumulator:
 
 
 def merge(left: WindowStatistics, right: WindowStatistics) -> WindowStatistics:
-    """Statistics of everything both sides have seen."""
+    """Statistics of the values of both sides."""
     digest = merge_digests([left.digest, right.digest])
     return replace(merge_moments(left, right), digest=digest)
 
 
 def merge_moments(left: WindowStatistics, right: WindowStatistics) -> WindowStatistics:
-    """Everything but the digest, which stays the left one's."""
+    """Merged statistics except for the digest, which is that of `left`."""
     total = left.count + right.count
     divisor = np.maximum(total, 1)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -164,50 +164,52 @@ def merge_moments(left: WindowStatistics, right: WindowStatistics) -> WindowStat
 def field_entries(
     stats: WindowStatistics, widths: Mapping[str, int]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(name, published entry) of each field; `widths` names the channels in order."""
+    """(name, published entry) of each field; `widths` maps fields to dimensions, in order."""
     start = 0
     for name, width in widths.items():
-        yield name, summary(stats.channels(start, start + width))
+        yield name, summary(stats.dimensions(start, start + width))
         start += width
 
 
 def summary(stats: WindowStatistics) -> dict[str, Any]:
-    """The published JSON entry of one field: plain lists, null where there is no value."""
-    steps, channels = stats.shape
+    """Published JSON entry of a field: nested lists, null for missing values."""
+    steps, dimensions = stats.shape
     count = stats.count
     total = np.maximum(count.sum(axis=0), 1)
     with np.errstate(over="ignore", invalid="ignore"):  # finite values may be too large to square
         variance = stats.m2 / np.maximum(count - 1, 1)
         mean = (stats.mean * count).sum(axis=0) / total
-        spread = (variance * count).sum(axis=0) + (count * (stats.mean - mean) ** 2).sum(axis=0)
-    pooled = pool_cells(stats.digest, channels)
+        squared_deviations = (variance * count).sum(axis=0) + (
+            count * (stats.mean - mean) ** 2
+        ).sum(axis=0)
+    pooled = pool_cells(stats.digest, dimensions)
     rows = np.rint(count[:, 0]).astype(np.int64).tolist()  # fractions in a weighted mixture
     entry: dict[str, Any] = {
         "count": rows,
-        "mean": plain(mean),
-        "std": plain(np.sqrt(spread / total)),
-        "min": plain(stats.minimum.min(axis=0)),
-        "max": plain(stats.maximum.max(axis=0)),
-        "mean_per_timestep": plain(stats.mean),
-        "std_per_timestep": plain(np.sqrt(variance)),
-        "min_per_timestep": plain(stats.minimum),
-        "max_per_timestep": plain(stats.maximum),
+        "mean": finite_lists(mean),
+        "std": finite_lists(np.sqrt(squared_deviations / total)),
+        "min": finite_lists(stats.minimum.min(axis=0)),
+        "max": finite_lists(stats.maximum.max(axis=0)),
+        "mean_per_timestep": finite_lists(stats.mean),
+        "std_per_timestep": finite_lists(np.sqrt(variance)),
+        "min_per_timestep": finite_lists(stats.minimum),
+        "max_per_timestep": finite_lists(stats.maximum),
     }
     for percent in PERCENTILES:
-        entry[f"percentile_{percent}"] = plain(quantile(pooled, percent / 100))
-        per_step = quantile(stats.digest, percent / 100).reshape(steps, channels)
-        entry[f"percentile_{percent}_per_timestep"] = plain(per_step)
-    # A weighted mixture has shares, not counts: nothing could be merged into it rightly.
-    whole = not stats.digest.is_weighted
-    entry["percentile_sample_count"] = rows if whole else None
-    entry["tdigest_state"] = to_state(pooled, (channels,)) if whole else None
-    per_step = to_state(stats.digest, (steps, channels)) if whole else None
+        entry[f"percentile_{percent}"] = finite_lists(quantile(pooled, percent / 100))
+        per_step = quantile(stats.digest, percent / 100).reshape(steps, dimensions)
+        entry[f"percentile_{percent}_per_timestep"] = finite_lists(per_step)
+    # A weighted mixture has shares, not counts, and cannot be merged any further.
+    is_mergeable = not stats.digest.is_weighted
+    entry["percentile_sample_count"] = rows if is_mergeable else None
+    entry["tdigest_state"] = to_state(pooled, (dimensions,)) if is_mergeable else None
+    per_step = to_state(stats.digest, (steps, dimensions)) if is_mergeable else None
     entry["tdigest_state_per_timestep"] = per_step
     return entry
 
 
-def plain(values: Array) -> list[Any]:
-    """Nested lists with None in place of NaN and infinities, so that JSON stays strict."""
+def finite_lists(values: Array) -> list[Any]:
+    """Nested lists with None instead of NaN and infinities, for strict JSON."""
     if np.isfinite(values).all():
         return values.tolist()
     boxed = values.astype(object)

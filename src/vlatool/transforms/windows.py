@@ -1,6 +1,6 @@
-"""Windows around anchor frames: rows, padding, masks, and those in which nothing moves.
+"""Windows around anchor frames: rows, padding, masks, detection of still windows.
 
-Legend of shapes: N windows, T = past + 1 + future steps, F frames, C channels.
+Legend of shapes: N windows, T = past + 1 + future steps, F frames, C dimensions.
 Source: formats/lbm-preprocessing 2.2, 2.3, 2.6.
 """
 
@@ -14,7 +14,7 @@ from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.plugins import did_you_mean
 
-# The published rule looks at every field whose name contains one of these.
+# The published rule considers all fields whose names contain one of these words.
 _PUBLISHED_WORDS = ("action", "joint", "poses", "xyz", "actual")
 
 Padding = Literal["copy", "zero", "reflect"]
@@ -22,7 +22,7 @@ Padding = Literal["copy", "zero", "reflect"]
 
 @dataclass(frozen=True)
 class WindowSpec:
-    """The shape of a window; counts are frames, `past` and `future` without the anchor."""
+    """Shape of a window; counts are frames, `past` and `future` exclude the anchor."""
 
     past: int
     future: int
@@ -33,21 +33,21 @@ class WindowSpec:
 
     @property
     def length(self) -> int:
-        """T."""
+        """Number of steps T."""
         return self.past + 1 + self.future
 
 
 @dataclass(frozen=True)
 class Windows:
-    """The kept windows of one episode.
+    """Windows of one episode.
 
     Attributes:
         anchors: int [N], ascending.
-        rows: int [N, T], the frame each step takes after padding.
-        valid: bool [N, T], false where padded.
+        rows: int [N, T], frame of each step after padding.
+        valid: bool [N, T], false for padded steps.
         pad_left: int [N].
         pad_right: int [N].
-        dropped_padding: Anchors dropped for too much padding.
+        dropped_padding: Number of anchors dropped for too much padding.
     """
 
     spec: WindowSpec
@@ -68,15 +68,15 @@ class Windows:
         """Bool [N, T]: real steps from the anchor on."""
         return self.valid & (np.arange(self.spec.length) >= self.spec.past)
 
-    def keep(self, wanted: Array) -> "Windows":
-        """Only the windows where `wanted` [N] is true."""
+    def select(self, mask: Array) -> "Windows":
+        """Windows for which `mask` [N] is true."""
         return replace(
             self,
-            anchors=self.anchors[wanted],
-            rows=self.rows[wanted],
-            valid=self.valid[wanted],
-            pad_left=self.pad_left[wanted],
-            pad_right=self.pad_right[wanted],
+            anchors=self.anchors[mask],
+            rows=self.rows[mask],
+            valid=self.valid[mask],
+            pad_left=self.pad_left[mask],
+            pad_right=self.pad_right[mask],
         )
 
     def cut(self, values: Array) -> Array:
@@ -87,37 +87,37 @@ class Windows:
         return windows
 
     def cut_edge_padded(self, values: Array) -> Array:
-        """Like `cut`, but always padded with the edge rows; calibration is."""
+        """Like `cut`, but always padded with the edge rows, for calibration."""
         steps = np.arange(self.spec.length) - self.spec.past
         return values[np.clip(self.anchors[:, None] + steps, 0, len(values) - 1)]
 
 
 def make_windows(num_frames: int, spec: WindowSpec) -> Windows:
-    """The windows of an episode of `num_frames` frames, in the order of their anchors."""
+    """Windows of an episode of `num_frames` frames, in the order of their anchors."""
     candidates = np.arange(0, num_frames, spec.stride)
     pad_left = np.maximum(0, spec.past - candidates)
     pad_right = np.maximum(0, candidates + spec.future - num_frames + 1)
-    kept = (pad_left <= spec.max_padding_left) & (pad_right <= spec.max_padding_right)
-    anchors = candidates[kept]
+    is_within_limits = (pad_left <= spec.max_padding_left) & (pad_right <= spec.max_padding_right)
+    anchors = candidates[is_within_limits]
     frames = anchors[:, None] + np.arange(-spec.past, spec.future + 1)
     return Windows(
         spec=spec,
         anchors=anchors,
         rows=_padded_rows(frames, num_frames, spec.padding),
         valid=(frames >= 0) & (frames < num_frames),
-        pad_left=pad_left[kept],
-        pad_right=pad_right[kept],
+        pad_left=pad_left[is_within_limits],
+        pad_right=pad_right[is_within_limits],
         dropped_padding=int(len(candidates) - len(anchors)),
     )
 
 
 def image_frames(anchor: int, offsets: Sequence[int], num_frames: int) -> dict[int, int]:
-    """The frame of each image offset, clipped to the episode."""
+    """Frame of each image offset, clipped to the episode."""
     return {offset: min(max(anchor + offset, 0), num_frames - 1) for offset in offsets}
 
 
 def _padded_rows(frames: Array, num_frames: int, padding: Padding) -> Array:
-    """Frames [N, T] with those outside the episode replaced by the row that pads them."""
+    """Frames [N, T]; those outside the episode are replaced by the row that pads them."""
     clipped = np.clip(frames, 0, num_frames - 1)
     if padding != "reflect":
         return clipped
@@ -135,27 +135,27 @@ def _mirror(position: Array, span: Array) -> Array:
 
 @dataclass(frozen=True)
 class StillnessSpec:
-    """When a window counts as still.
+    """Rule for still windows.
 
     Attributes:
-        threshold: Published rule: no considered field's standard deviation over the real steps is
-            above it, whatever the field's unit.
-        field_thresholds: Better rule, used instead where given: every named field stays within
-            this range, in its own unit; other fields do not matter.
+        threshold: Published rule: a window is still if no considered field's standard deviation
+            over the real steps exceeds it, in any unit.
+        field_thresholds: Preferred rule, which replaces the published one: a window is still if
+            every named field stays within its range, in its own unit; other fields are ignored.
     """
 
     threshold: float = 0.01
     field_thresholds: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
-def moving(windows: Windows, fields: Mapping[str, Array], spec: StillnessSpec) -> Array:
-    """Which windows move, bool [N], from per-frame fields [F, C]; padding does not count.
+def moving_mask(windows: Windows, fields: Mapping[str, Array], spec: StillnessSpec) -> Array:
+    """Bool [N], true for windows that are not still, from fields [F, C]; padding is ignored.
 
     Raises:
-        DataError: A threshold names a field that is not there.
+        DataError: A threshold names a field that does not exist.
     """
     if spec.field_thresholds:
-        return _leaves_its_range(windows, fields, spec.field_thresholds)
+        return _exceeds_range(windows, fields, spec.field_thresholds)
     considered = [
         values
         for name, values in fields.items()
@@ -168,7 +168,7 @@ def moving(windows: Windows, fields: Mapping[str, Array], spec: StillnessSpec) -
 
 
 def _deviation(windows: Windows, values: Array) -> Array:
-    """Largest population standard deviation of any channel over the real steps, [N]."""
+    """Largest population standard deviation of any dimension over the real steps, [N]."""
     real = windows.valid[..., None]
     rows = np.where(real, values[windows.rows], 0.0)
     steps = np.maximum(real.sum(axis=1, keepdims=True), 1)
@@ -177,14 +177,14 @@ def _deviation(windows: Windows, values: Array) -> Array:
     return np.sqrt(squared).max(axis=1, initial=0.0)
 
 
-def _leaves_its_range(
+def _exceeds_range(
     windows: Windows, fields: Mapping[str, Array], thresholds: Mapping[str, float]
 ) -> Array:
     result = np.zeros(len(windows.anchors), bool)
     for name, threshold in thresholds.items():
         if name not in fields or fields[name].dtype.kind == "U":
             raise DataError(
-                f"still_field_thresholds: there is no field of numbers {name!r}",
+                f"still_field_thresholds: no numeric field {name!r}",
                 hint=did_you_mean(name, list(fields)),
                 code="data.unknown_field",
                 details={"field": name, "known": list(fields)},
@@ -193,6 +193,6 @@ def _leaves_its_range(
         real = windows.valid[..., None]
         highest = np.where(real, rows, -np.inf).max(axis=1)
         lowest = np.where(real, rows, np.inf).min(axis=1)
-        # Not `>`: a range with NaN in it is no proof of stillness.
+        # Not `>`: a range with NaN does not prove that the field is still.
         result |= ~((highest - lowest) <= threshold).all(axis=1)
     return result

@@ -40,7 +40,7 @@ def check_fast(location: Path, check: CheckOptions) -> Iterator[Finding]:
 
 
 def _check_tokenizer(location: Path, tokenizer: ActionTokenizer) -> Iterator[Finding]:
-    if not tokenizer.writes_all:
+    if not tokenizer.covers_all_bytes:
         path = location / TOKENIZER_NAME
         yield FAST("missing_bytes", f"{path}: not every byte has an id", path=str(path))
     path = location / REPORT_NAME

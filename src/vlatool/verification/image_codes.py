@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlatool.artifacts.codes import MANIFEST_NAME, EpisodeCodes, digest_of_all
+from vlatool.artifacts.codes import MANIFEST_NAME, EpisodeCodes, combined_digest
 from vlatool.artifacts.codes_folder import CodesFolder
 from vlatool.artifacts.windows import IMAGES_NAME
 from vlatool.errors import DataError
@@ -99,10 +99,10 @@ class _FolderCheck:
         there = {name.removesuffix(_IMAGE_SUFFIX) for name in names}
         coded = {*stems, *self._files(episode)}
         for stem in sorted(there - coded):
-            message = f"{self._folder.place(episode)}: no codes of {stem}"
+            message = f"{self._folder.path_of(episode)}: no codes of {stem}"
             yield CODES("missing", message, episode=episode, path=str(images / episode))
         for stem in sorted(coded - there):
-            message = f"{self._folder.place(episode)}: {stem} is no picture in {images / episode}"
+            message = f"{self._folder.path_of(episode)}: {stem} is no picture in {images / episode}"
             yield CODES("no_picture", message, episode=episode)
 
     def _files(self, episode: str) -> list[str]:
@@ -117,7 +117,7 @@ class _FolderCheck:
             message = f"{manifest.episodes} episodes, {manifest.pictures} pictures; there are "
             message = f"{place['path']}: says {message}{counted[0]} and {counted[1]}"
             yield CODES("count_mismatch", message, **place)
-        elif len(self._digests) == episodes and digest_of_all(self._digests) != manifest.digest:
+        elif len(self._digests) == episodes and combined_digest(self._digests) != manifest.digest:
             message = f"{place['path']}: has the digest of other codes"
             yield CODES("digest_mismatch", message, **place)
 

@@ -23,9 +23,9 @@ from vlatool.artifacts.shard import (
 from vlatool.artifacts.shard_folder import (
     EPISODES_NAME,
     SHARDS_NAME,
-    UNLISTED_FILES,
+    VOLATILE_FILES,
     ShardFolder,
-    lists_manifest,
+    expects_manifest,
 )
 from vlatool.errors import DataError
 from vlatool.findings import Finding
@@ -81,7 +81,7 @@ def check_output(location: Path, check: CheckOptions) -> Iterator[Finding]:
     """Everything that is wrong with training data, or a copy of them."""
     root = location.parent if location.is_file() else location
     is_ended = yield from check_written(location, root, check)
-    if is_ended and (ShardFolder.find(root) is not None or lists_manifest(root)):
+    if is_ended and (ShardFolder.find(root) is not None or expects_manifest(root)):
         yield from _check_folders(root, check)
 
 
@@ -148,7 +148,7 @@ def check_files(
         return
     known = {entry.path for entry in entries}
     record = read_record(location)
-    unlisted = (record.volatile if record else ()) or UNLISTED_FILES
+    unlisted = (record.volatile if record else ()) or VOLATILE_FILES
     for name in sorted(PurePosixPath(file.name) for file in output_files(location)):
         listed = {str(name), *(f"{parent}/" for parent in name.parents)}
         may_lack = name.name.endswith(INDEX_SUFFIX) or name.parts[0] in others

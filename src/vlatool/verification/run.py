@@ -104,7 +104,7 @@ def _check_kept(run: RunDir, config: TrainConfig) -> Iterator[Finding]:
 def _check_beside(run: RunDir, check: CheckOptions) -> Iterator[Finding]:
     """What lies beside the checkpoints is as it was written: configuration, scales, tokenizer."""
     try:
-        listed = run.kept_files()
+        listed = run.recorded_files()
     except DataError as error:
         yield RUN("broken_record", error.message, path=str(error.details.get("path", run.root)))
         return

@@ -147,7 +147,7 @@ class SampleCheck:
             message = f"anchor_relative_idx is {anchor!r}, expected {wanted}"
             yield place.finding("bad_metadata", message, field="anchor_relative_idx")
         cameras = metadata.get("camera_names")
-        stored = {one.camera for one in place.sample.images().values() if not one.is_side}
+        stored = {one.camera for one in place.sample.images().values() if not one.is_auxiliary}
         if not isinstance(cameras, list) or {str(name) for name in cameras} != stored:
             message = f"camera_names is {cameras!r}, there are pictures of {sorted(stored)}"
             yield place.finding("bad_metadata", message, field="camera_names")
@@ -157,7 +157,7 @@ class SampleCheck:
         for suffix, name in place.sample.images().items():
             self.images += 1
             found = place.sample.image_size(suffix, decode=True)
-            camera = name.recorded_by
+            camera = name.base_camera
             original = sizes.get(camera) if isinstance(sizes, dict) else None
             wanted = self.expected.size or (tuple(original) if original else None)
             if found is None:

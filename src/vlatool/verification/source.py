@@ -9,7 +9,7 @@ from vlatool.errors import DataError
 from vlatool.findings import Finding, finding_of_error
 from vlatool.sources.detection import DetectedSource
 from vlatool.sources.order import select
-from vlatool.sources.rules import check_episode, check_together, duplicate_ids
+from vlatool.sources.rules import check_episode, check_consistency, duplicate_ids
 from vlatool.verification.check import CheckOptions
 
 
@@ -33,7 +33,7 @@ def check_source(
     refs = select(source.refs, episodes)
     if hasattr(reader, "check_source"):
         yield from _guarded(reader.check_source([location]))
-    yield from check_together(reader, refs)
+    yield from check_consistency(reader, refs)
     errors, sizes = 0, dict[Path, int]()
     with check.reporter.progress("episodes", len(refs), "episodes") as bar:
         for ref in refs:

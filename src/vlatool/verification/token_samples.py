@@ -81,8 +81,8 @@ class _FolderCheck:
                 if one.code == "samples.broken_file":
                     return
             else:
-                self._kinds[one.said.kind] += 1
-                self._tasks[one.said.task] += 1
+                self._kinds[one.conversation.kind] += 1
+                self._tasks[one.conversation.task] += 1
                 yield from self._sample(f"{path}:{at}", one, can_look=can_look)
             found = at
         if found != count:
@@ -113,7 +113,7 @@ class _FolderCheck:
     def _sample(self, where: str, sample: TokenSample, *, can_look: bool) -> Iterator[Finding]:
         path, _, line = where.rpartition(":")
         place = {"path": path, "line": int(line)}
-        said = sample.said
+        said = sample.conversation
         if self._shape != (said.images, len(said.codes)):
             wanted = " and ".join(map(str, self._shape))
             message = f"{where}: has {said.images} and {len(said.codes)} pictures, not {wanted}"

@@ -23,11 +23,11 @@ from vlatool.building.episode import EpisodeBuilder, WindowFile
 from vlatool.building.inputs import (
     check_factor,
     check_output_outside_input,
-    chosen_profile,
-    collisions,
-    differing_profile,
-    fitting_codes,
-    fitting_tokenizer,
+    compatible_codes,
+    compatible_tokenizer,
+    instructions_with_code_ids,
+    mismatched_profile,
+    select_profile,
     window_files,
 )
 from vlatool.building.sum import DatasetTotals, data_files, write_shards
@@ -215,10 +215,10 @@ class BuildDatasetJob:
         tree, fast, output = pinned(config.data), pinned(config.fast), location(config.output)
         check_output_outside_input(output, tree)
         self.items: Sequence[WindowFile] = window_files(tree, config.pattern)[: config.limit]
-        codes = fitting_codes(tree, pinned(config.tokens) if config.tokens else None)
+        codes = compatible_codes(tree, pinned(config.tokens) if config.tokens else None)
         self._tokenizer, self._profile = (
-            fitting_tokenizer(fast),
-            chosen_profile(config.profile, fast, config.gripper),
+            compatible_tokenizer(fast),
+            select_profile(config.profile, fast, config.gripper),
         )
         check_factor(self._profile, config.rpy_std_mult)
         prefix = images_prefix(tree, output, is_absolute=config.absolute)
@@ -332,7 +332,7 @@ class BuildDatasetJob:
             "layout": "packed" if config.packed else "jsonl",
             **self._built.document(),
             "pictures": {"prefix": work.prefix},
-            "codes": work.codes.manifest.how(),
+            "codes": work.codes.manifest.encoding_info(),
             "fast": {
                 "digest": tokenizer.digest,
                 "vocab_size": tokenizer.vocab_size,
@@ -347,7 +347,7 @@ class BuildDatasetJob:
     def _count_collisions(self, reporter: Reporter) -> int:
         """How many samples have an instruction that may be taken for codes."""
         named = self._config.tokenizer
-        found = collisions([*self._built.tasks], location(named) if named else None)
+        found = instructions_with_code_ids([*self._built.tasks], location(named) if named else None)
         count = sum(self._built.tasks[task] for task in found)
         if found:
             what = "have ids that codes use" if named else "have letters outside ASCII"
@@ -362,7 +362,7 @@ class BuildDatasetJob:
         reporter.note(f"codes: {work.codes.path} ({work.codes.layout})")
         raw = ", ".join(self._profile.raw) or "none"
         reporter.note(f"profile: {self._profile.name}, dimensions left as they are: {raw}")
-        if (other := differing_profile(self._profile, fast, config.gripper)) is not None:
+        if (other := mismatched_profile(self._profile, fast, config.gripper)) is not None:
             message = f"{fast}: was fitted on actions that {other.name} normalised"
             reporter.warn("profile_differs", f"{message}, not {self._profile.name}")
         for name in ignored_code(fast):

@@ -123,7 +123,7 @@ def _fitting(folder: CodesFolder, maker: CodeMaker) -> CodesFolder:
             "codebook_size": maker.codebook_size,
         }
         return replace(folder, manifest=replace(folder.manifest, **sizes))
-    maker.check_made(folder.path, folder.manifest.how())
+    maker.check_made(folder.path, folder.manifest.encoding_info())
     return folder
 
 
@@ -199,7 +199,7 @@ class DecodeJob:
         )
 
     def _state(self, episode: str) -> InputState:
-        return input_state([self._chosen.folder.place(episode)])
+        return input_state([self._chosen.folder.path_of(episode)])
 
     def _work(self, episode: str) -> Receipt:
         found = self._chosen.folder.read(episode, self._chosen.stems)

@@ -12,7 +12,7 @@ from vlatool.artifacts.codes import (
     OWNED_FILES,
     PACKED_NAME,
     CodesManifest,
-    digest_of_all,
+    combined_digest,
 )
 from vlatool.config.base import check_required
 from vlatool.errors import UsageError
@@ -186,7 +186,7 @@ class EncodeJob:
             layout=self._config.layout,
             episodes=len(digests),
             pictures=run.sums.get("pictures", 0),
-            digest=digest_of_all(digests),
+            digest=combined_digest(digests),
             agreement=_agreement(run),
         )
         manifest.save(self.output)

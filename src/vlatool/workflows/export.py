@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from vlatool.artifacts import codes, samples_folder
-from vlatool.artifacts.codes import CodesLayout, digest_of_all, write_codes
+from vlatool.artifacts.codes import CodesLayout, combined_digest, write_codes
 from vlatool.artifacts.codes_folder import CodesFolder, is_codes
 from vlatool.artifacts.lines import write_lines
 from vlatool.artifacts.samples_folder import (
@@ -174,7 +174,7 @@ class _CodesExport:
         return Receipt(item, counts=counts, files=(entry,), facts={"digest": found.digest})
 
     def state(self, item: str) -> InputState:
-        return input_state([self.source.place(item)])
+        return input_state([self.source.path_of(item)])
 
     def close(self, output: Path, receipts: Sequence[Receipt]) -> None:
         digests = {one.item: str(one.facts["digest"]) for one in receipts}
@@ -184,7 +184,7 @@ class _CodesExport:
             layout=self.layout,
             episodes=len(digests),
             pictures=sum(one.counts["pictures"] for one in receipts),
-            digest=digest_of_all(digests),
+            digest=combined_digest(digests),
         )
         has_all = len(digests) == len(self.items)  # else some failed, and are listed
         if before.digest and has_all and before.digest != manifest.digest:

@@ -18,8 +18,8 @@ from vlatool.artifacts.profile import (
     GRIPPER,
     Gripper,
     NormalizationProfile,
-    computed_profile,
-    no_gripper,
+    compute_profile,
+    no_gripper_error,
     read_profile,
 )
 from vlatool.config.base import ConfigModel, check_required, required_field
@@ -32,7 +32,7 @@ from vlatool.parallel.engines import make_executor
 from vlatool.parallel.executor import default_workers
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import location, require_existing
-from vlatool.transforms.action_quality import code_quality, coefficient_range
+from vlatool.transforms.action_quality import action_quality, coefficient_range
 from vlatool.transforms.action_tokenizer import ActionTokenizer, byte_characters, fit_tokenizer
 
 Alphabet = Literal["bytes", "published"]
@@ -197,7 +197,7 @@ def _quality(
     tokenizer: ActionTokenizer, values: Array, profile: NormalizationProfile
 ) -> dict[str, Any]:
     """Measured quality of the ids; errors in the unit of each dimension."""
-    found = code_quality(tokenizer, values)
+    found = action_quality(tokenizer, values)
     return {
         "ids": tokenizer.vocab_size,
         "ids_per_chunk": float(found.lengths.mean()),
@@ -210,8 +210,8 @@ def _quality(
             name: {"rms": float(rms), "largest": float(largest)}
             for name, rms, largest in zip(
                 profile.dimensions,
-                found.rms * profile.spread,
-                found.largest * profile.spread,
+                found.rms * profile.scale,
+                found.largest * profile.scale,
                 strict=True,
             )
         },
@@ -287,11 +287,11 @@ def _profile(
     raw = [_dimension(one, names) for one in config.raw]
     has_gripper = GRIPPER in names
     if config.gripper == "normalised" and not has_gripper:
-        raise no_gripper(COMPUTE, names)
+        raise no_gripper_error(COMPUTE, names)
     if config.gripper == "raw" and has_gripper:
         raw.append(GRIPPER)
     # The first action of each chunk is the present one: each row counts once.
-    return computed_profile("computed", chunks[:, 0], names, sorted(set(raw)))
+    return compute_profile("computed", chunks[:, 0], names, sorted(set(raw)))
 
 
 def _dimension(word: str, names: Sequence[str]) -> str:

@@ -190,7 +190,7 @@ def _all_rows(measured: "EvalResult", runtime: "Runtime") -> list["ImageScore"]:
     from vlatool.evaluation.image_quality import ImageScore
 
     own = [json.dumps([row.key, dict(row.metrics)]) for row in measured.rows]
-    return [ImageScore(*json.loads(text)) for text in runtime.gathered(own)]
+    return [ImageScore(*json.loads(text)) for text in runtime.gather(own)]
 
 
 def _result(

@@ -87,7 +87,7 @@ def train(
     config, rules = config.derive(info)
     runtime = Runtime(config)
     config = _machine_defaults(config, runtime)
-    runtime.share_processors(default_workers(), config.data.num_workers or 0)
+    runtime.limit_threads(default_workers(), config.data.num_workers or 0)
     order = SampleOrder(info.datasets, OrderOptions.of(config.data, config.hparams.seed))
     plan = _plan(config, info, order, runtime)
     check_rules(schedule_violations(config.hparams, plan.total_steps), typed, reporter)
@@ -102,7 +102,7 @@ def train(
     setup = _Setup(config, info, plan, runtime, run, feed, typed)
     if runtime.is_main:
         return _train_as_owner(setup, reporter)
-    runtime.wait()
+    runtime.barrier()
     return _train(setup, NULL)
 
 
@@ -138,7 +138,7 @@ def _train_in_own(setup: _Setup, reporter: Reporter) -> TrainResult:
     run.prune(Retention())
     for name in resume.repair_run(run, config, keep):
         reporter.note(f"{run.root}: {name} was missing or wrong; it is written again")
-    setup.runtime.wait()
+    setup.runtime.barrier()
     result = _train(setup, reporter)
     resume.complete_run(run, record, {"steps": result.steps, "samples": result.samples})
     return result
@@ -162,7 +162,7 @@ def _train(setup: _Setup, reporter: Reporter) -> TrainResult:
     started = time.monotonic()
     config, plan, runtime, run = setup.config, setup.plan, setup.runtime, setup.run
     # Folders of other machines may be seen late: all ranks begin where the first one does.
-    latest = runtime.agree(run.latest())
+    latest = runtime.broadcast(run.latest())
     begun = set_up(config, setup.info, runtime, None if latest is None else latest[1])
     state = begun.state
     for name, spec in begun.objective.optimizers().items():
@@ -194,7 +194,7 @@ def _fit(setup: _Setup, begun: "TrainSetup", reporter: Reporter) -> None:
         setup.feed.training(state.step) as batches,
     ):
         bar.advance(state.step)
-        trainer = _trainer(setup, begun, _reports(setup, reporter, bar), stop.asked)
+        trainer = _trainer(setup, begun, _reports(setup, reporter, bar), stop.received)
         trainer.fit(state, batches, begun.objective)
         if state.step < plan.total_steps:
             if state.step not in plan.checkpoint_steps:
@@ -203,7 +203,7 @@ def _fit(setup: _Setup, begun: "TrainSetup", reporter: Reporter) -> None:
                 f"stopped after step {state.step}; the same command with --output {run.root} "
                 "goes on from there"
             )
-            _end(trainer.reports.stopped_by)
+            _end(trainer.logger.stopped_by)
 
 
 def _trainer(
@@ -225,13 +225,13 @@ def _trainer(
         runtime=runtime,
         placed=begun.placed,
         contexts=contexts,
-        reports=reports,
+        logger=reports,
         validate=Validation(
             setup.feed.validation_batches, begun.objective, runtime, contexts, reports
         ),
-        show=ImageLogger(run, begun.objective, runtime, contexts),
+        log_images=ImageLogger(run, begun.objective, runtime, contexts),
         save=lambda state: _save(setup, state),
-        stop_asked=stop_asked,
+        stop_signal=stop_asked,
     )
 
 
@@ -297,14 +297,14 @@ def _machine_defaults(config: TrainConfig, runtime: "Runtime") -> TrainConfig:
     if name is None:
         now = datetime.now(UTC).strftime("%Y_%m_%d-%H_%M_%S")
         name = f"{now}-model_{config.model.type}-lr_{config.hparams.lr}"  # pyright: ignore[reportAttributeAccessIssue]
-    config = config.model_copy(update={"name": runtime.agree(name)})
+    config = config.model_copy(update={"name": runtime.broadcast(name)})
     workers = config.data.num_workers
     if workers is None:
         stored = (RunDir(_output(config)).read_config() or {}).get("data")
         before = stored.get("num_workers") if isinstance(stored, dict) else None
         is_known = isinstance(before, int) and before >= 0
         workers = before if is_known else max(1, default_workers() // runtime.world_size)
-    data = config.data.model_copy(update={"num_workers": runtime.agree(workers)})
+    data = config.data.model_copy(update={"num_workers": runtime.broadcast(workers)})
     count = {"world_size": runtime.world_size}
     processes = config.distributed.model_copy(update=count)
     hparams = config.hparams.model_copy(update=count)

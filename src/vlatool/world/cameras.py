@@ -1,6 +1,6 @@
-"""The cameras of the world: ideal pinholes with the names, ids and sizes of a real station.
+"""Cameras of the world: ideal pinholes with the names, ids and sizes of a real station.
 
-A camera frame has x to the right and y down in the picture, z into the scene.
+In a camera frame, x points right and y down in the image, z into the scene.
 """
 
 from dataclasses import dataclass
@@ -21,15 +21,15 @@ LEFT_ARM_POSITION = np.array([-0.15, 0.75, 0.35])
 
 @dataclass(frozen=True)
 class Camera:
-    """Where a camera is and what it looks at.
+    """Pose and focal length of a camera.
 
     Attributes:
         name: Semantic name.
         id: Hardware id, which names its arrays in raw Spartan episodes.
-        position: In the base frame, or from the finger tips for a camera on the moving hand [3].
-        looks_at: A point in the same frame as `position`.
-        focal: Focal length in picture heights.
-        up: What is up in the picture.
+        position: In the base frame, or relative to the fingertips for a camera on the hand [3].
+        looks_at: Point in the same frame as `position`.
+        focal: Focal length in image heights.
+        up: Direction that points up in the image.
     """
 
     name: str
@@ -41,16 +41,16 @@ class Camera:
 
     @property
     def on_hand(self) -> bool:
-        """Whether the camera moves with the right hand."""
+        """True if the camera moves with the right hand."""
         return self.name.startswith("wrist_right")
 
     def size(self, name: SizeName) -> Size:
-        """(height, width) in pixels; the published one is that of the real camera."""
+        """(height, width) in pixels; `published` is the size of the real camera."""
         published = (480, 640) if self.name.startswith("scene") else (600, 960)
         return SQUARE_SIZES.get(name, published)
 
     def rotation(self) -> FloatArray:
-        """The camera's axes as columns, base_R_camera [3, 3]; constant: the hand never turns."""
+        """Axes of the camera as columns, base_R_camera [3, 3]; constant, the hand never turns."""
         forward = np.subtract(self.looks_at, self.position)
         forward = forward / np.linalg.norm(forward)
         right = np.cross(forward, self.up)
@@ -70,7 +70,7 @@ class Camera:
         return transform
 
     def intrinsics(self, size: Size) -> FloatArray:
-        """Pinhole matrix [3, 3] in pixels of a picture of `size` (height, width)."""
+        """Pinhole matrix [3, 3] in pixels of an image of `size` (height, width)."""
         height, width = size
         focal = self.focal * height
         return np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1.0]])
@@ -78,7 +78,7 @@ class Camera:
 
 _UPRIGHT = (0.0, 0.0, 1.0)
 _TIPS = (0.0, 0.0, 0.0)
-# Half of what the hand camera sees is 0.12 + 0.9 z wide (measured to be learnable).
+# Half of the visible width of the hand camera is 0.12 + 0.9 z (measured to be learnable).
 _HAND_FOCAL = 0.5 / 0.9
 _HAND_HEIGHT = 0.12 / 0.9
 
@@ -94,7 +94,7 @@ _CAMERAS = (
 )
 CAMERAS = {camera.name: camera for camera in _CAMERAS}
 
-# Four: the cameras that both published stations have. Source: formats/lbm-preprocessing 3.2.
+# Four: cameras of both published stations. Source: formats/lbm-preprocessing 3.2.
 _STATIONS: dict[CameraCount, tuple[str, ...]] = {
     2: ("scene_right_0", "wrist_right_minus"),
     4: ("scene_right_0", "scene_left_0", "wrist_left_plus", "wrist_right_minus"),
@@ -103,5 +103,5 @@ _STATIONS: dict[CameraCount, tuple[str, ...]] = {
 
 
 def cameras_for(count: CameraCount) -> tuple[Camera, ...]:
-    """The cameras of a station with that many, in order."""
+    """Cameras of the station with `count` cameras, in order."""
     return tuple(CAMERAS[name] for name in _STATIONS[count])

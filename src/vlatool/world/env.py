@@ -28,18 +28,18 @@ _LONGEST_INSTRUCTION = 200
 
 
 class PickPlaceEnv(gymnasium.Env[Observation, NDArray[np.float64]]):
-    """Put the named block into the bin.
+    """Environment with the task to put the named block into the bin.
 
-    Observation: one picture uint8 [H, W, 3] per camera under the camera's name, `proprio`
-    float64 [4] (x, y, z, opening of the hand, metres) and `instruction`. Action: the wanted
-    x, y, z, opening [4], absolute; the hand moves at most 0.045 towards it. The reward is 1 when
-    the named block lies in the bin, which ends the episode; it is cut after 104 steps.
+    Observation: one image uint8 [H, W, 3] per camera under the camera's name, `proprio`
+    float64 [4] (x, y, z, opening of the hand, in meters) and `instruction`. Action: target
+    x, y, z, opening [4], absolute; the hand moves at most 0.045 per step. The reward is 1 when
+    the named block is in the bin, which terminates the episode; it is truncated after 104 steps.
 
-    The info of every step holds `instruction`, `target` (colour that counts), `placed` (colour in
-    the bin, or None) and `success`.
+    The info of every step has `instruction`, `target` (color of the named block), `placed` (color
+    of the block in the bin, or None) and `success`.
     """
 
-    # Gymnasium reads both from the class.
+    # Gymnasium reads both keys from the class.
     metadata = {"render_modes": ["rgb_array"], "render_fps": FPS}  # noqa: RUF012
 
     def __init__(
@@ -49,8 +49,8 @@ class PickPlaceEnv(gymnasium.Env[Observation, NDArray[np.float64]]):
         render_mode: str | None = "rgb_array",
     ) -> None:
         self.render_mode = render_mode
-        chosen = cameras_for(cameras) if cameras else ()
-        self._views = [View(camera, camera.size(size)) for camera in chosen]
+        selected = cameras_for(cameras) if cameras else ()
+        self._views = [View(camera, camera.size(size)) for camera in selected]
         overview = cameras_for(2)[0]
         self._overview = View(overview, overview.size(size))
         text = spaces.Text(_LONGEST_INSTRUCTION, min_length=0, charset=string.printable)
@@ -61,24 +61,24 @@ class PickPlaceEnv(gymnasium.Env[Observation, NDArray[np.float64]]):
             {**images, "proprio": _pose_space(), "instruction": text}
         )
         self.action_space = _pose_space()
-        self._begin(random_scene(np.random.default_rng(0)), 0, None)
+        self._start(random_scene(np.random.default_rng(0)), 0, None)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """A random start; `options` may fix `target` (a colour) and `instruction` (any text)."""
+        """Random start; `options` may set `target` (a color) and `instruction` (any text)."""
         super().reset(seed=seed)
-        wishes = options or {}
+        fixed = options or {}
         scene = random_scene(self.np_random)
-        drawn = int(self.np_random.integers(len(COLORS)))
-        target = _block_of(wishes["target"]) if "target" in wishes else drawn
-        self._begin(scene, target, wishes.get("instruction"))
+        random_target = int(self.np_random.integers(len(COLORS)))
+        target = _block_index(fixed["target"]) if "target" in fixed else random_target
+        self._start(scene, target, fixed.get("instruction"))
         return self._observe(), self._info()
 
     def step(
         self, action: NDArray[np.float64]
     ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Moves towards the commanded pose for a tenth of a second."""
+        """Moves the hand towards the target pose for a tenth of a second."""
         self._scene = step(self._scene, np.asarray(action, np.float64))
         self._steps += 1
         success = self._scene.is_in_bin(self._target)
@@ -86,10 +86,10 @@ class PickPlaceEnv(gymnasium.Env[Observation, NDArray[np.float64]]):
         return self._observe(), float(success), success, truncated, self._info()
 
     def render(self) -> Any:
-        """The view of the whole table, uint8 [H, W, 3]."""
+        """Image of the whole table, uint8 [H, W, 3]."""
         return self._overview.draw(self._scene) if self.render_mode == "rgb_array" else None
 
-    def _begin(self, scene: Scene, target: int, instruction: str | None) -> None:
+    def _start(self, scene: Scene, target: int, instruction: str | None) -> None:
         self._scene = scene
         self._target = target
         self._instruction = instruction or instruction_for(COLORS[target])
@@ -115,7 +115,7 @@ def _pose_space() -> spaces.Space[NDArray[np.float64]]:
     return cast(spaces.Space[NDArray[np.float64]], box)
 
 
-def _block_of(color: str) -> int:
+def _block_index(color: str) -> int:
     if color not in COLORS:
         raise UsageError(
             f"unknown target {color!r}",

@@ -1,4 +1,4 @@
-"""The scripted expert, and its episodes: all that a recording layout needs, pictures when asked."""
+"""Episodes of a scripted expert, with all that a recording layout needs; images on demand."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,15 +36,15 @@ _KICK_SCALE = np.array([0.03, 0.03, 0.015])
 
 @dataclass(frozen=True)
 class WorldEpisode:
-    """One recording of L frames.
+    """Recorded episode of L frames.
 
     Attributes:
-        index: Its number; the colour of the block follows from it.
-        target: Which block the instruction names.
-        scenes: The world at each frame.
-        actions: Commanded x, y, z, opening at each frame, limited to one step, float64 [L, 4].
-        desired: What was commanded for each frame [L, 4]: `desired[t + 1]` is `actions[t]`.
-        success: Whether the named block lies in the bin at the last frame.
+        index: Number of the episode, which determines the target.
+        target: Index of the block that the instruction names.
+        scenes: Scene at each frame.
+        actions: Target x, y, z, opening at each frame, limited to one step, float64 [L, 4].
+        desired: Target pose for each frame [L, 4]: `desired[t + 1]` is `actions[t]`.
+        success: True if the named block is in the bin at the last frame.
     """
 
     index: int
@@ -56,7 +56,7 @@ class WorldEpisode:
 
     @property
     def instruction(self) -> str:
-        """What the robot is told."""
+        """Sentence that names the target block."""
         return instruction_for(COLORS[self.target])
 
     @property
@@ -68,7 +68,7 @@ class WorldEpisode:
         return len(self.scenes)
 
     def images(self, view: View) -> Iterator[UInt8Array]:
-        """One picture uint8 [H, W, 3] per frame."""
+        """One image uint8 [H, W, 3] per frame."""
         return (view.draw(scene) for scene in self.scenes)
 
     def measurements(self, view: View) -> Iterator[Measurement]:
@@ -77,10 +77,10 @@ class WorldEpisode:
 
 
 def expert_episode(seed: int, index: int, frames: int | None = None) -> WorldEpisode:
-    """The episode number `index` of `seed`; the same whatever else is made.
+    """Episode number `index` of `seed`, independent of other episodes.
 
-    It has exactly `frames` frames: cut, or the end held. Default: until the block is in the bin,
-    and the frame that shows it.
+    With `frames`, it has exactly that many frames: it is cut, or its last frame is repeated.
+    Default: up to the first frame with the block in the bin.
     """
     rng = np.random.default_rng([seed, index])
     target = index % len(COLORS)
@@ -101,12 +101,12 @@ def expert_episode(seed: int, index: int, frames: int | None = None) -> WorldEpi
 
 
 def expert_action(scene: Scene, target: int) -> FloatArray:
-    """The pose to command now, already limited to one step [4]; a function of the scene alone."""
+    """Next action of the expert [4], limited to one step; depends on the scene only."""
     return next_pose(scene.gripper, _waypoint(scene, target))
 
 
 def _waypoint(scene: Scene, target: int) -> FloatArray:
-    """Where to go: rise, go above, descend, close, lift, carry, lower, open."""
+    """Next target: rise, move above the block, descend, close, lift, carry, lower, open."""
     if scene.held == target:
         return _carry(scene)
     hand = scene.gripper[:3]
@@ -138,9 +138,9 @@ def _carry(scene: Scene) -> FloatArray:
 
 
 class Disturbance:
-    """Pushes on the hand: a slow random drift, and now and then a kick of a few steps.
+    """Random pushes on the hand: a slow drift, and occasional kicks of a few steps.
 
-    It acts on the world and not on the recorded action, so recordings show how to recover.
+    They act on the world and not on the recorded action, so episodes show how to recover.
     """
 
     def __init__(self, rng: np.random.Generator) -> None:
@@ -150,7 +150,7 @@ class Disturbance:
         self._kick_steps = 0
 
     def sample(self) -> FloatArray:
-        """Displacement of the hand in the coming step [3]."""
+        """Displacement of the hand in the next step [3]."""
         self._drift = _NOISE_MEMORY * self._drift + self._rng.normal(0.0, _NOISE_SCALE, 3)
         if self._kick_steps == 0 and self._rng.random() < _KICK_CHANCE:
             self._kick_steps = _KICK_STEPS

@@ -1,4 +1,4 @@
-"""Writes LeRobot data sets: v2.1 with h264 video, and LIBERO's layout with PNG in the table.
+"""Writers of LeRobot data sets: v2.1 with h264 video, and the layout of LIBERO with PNG cells.
 
 Source: formats/lerobot 2, 3, 4, 5, 6, 7, 10.
 """
@@ -39,40 +39,40 @@ from vlatool.artifacts.lerobot import (
 from vlatool.episode import UInt8Array
 from vlatool.storage.atomic import write_bytes, write_json
 from vlatool.world.episodes import WorldEpisode
-from vlatool.world.recording import RecordedEpisode, RecordingSetup, recorded
+from vlatool.world.recording import RecordedEpisode, RecordingSetup, recorded_episode
 from vlatool.world.render import View
 from vlatool.world.scene import COLORS, FPS, OPEN, instruction_for
 
 PUBLISHED_SIZE = (256, 256)
 IMAGE_COLUMNS = ("image", "wrist_image")
 _STATE_NAMES = ["x", "y", "z", "opening"]
-# One thread, no clock and no B-frames (with them x264's bytes vary from run to run, measured):
-# the same pictures give the same bytes.
+# One thread, no clock, no B-frames (with them the bytes of x264 vary between runs, measured):
+# equal images give equal bytes.
 _ENCODER = {"crf": "18", "g": "2", "bf": "0", "preset": "medium", "threads": "1"}
 _CONTAINER = {"fflags": "+bitexact"}
-# An action of 1 moves the real arm's goal by this many metres (robosuite's default scale).
-_METRES_PER_UNIT = 0.05
+# An action of 1 moves the target of the real arm by this many meters (robosuite's default scale).
+_METERS_PER_UNIT = 0.05
 # Axis-angle of a hand that points down.
 _DOWNWARD = (np.pi, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
 class LeRobotRecorder:
-    """Records into `setup.output`."""
+    """Recorder of LeRobot v2.1 data sets with videos."""
 
     owned: ClassVar[Sequence[str]] = OWNED_FILES
     closing: ClassVar[Sequence[str]] = META_FILES
     setup: RecordingSetup
 
     def write(self, episode: WorldEpisode, first_row: int) -> RecordedEpisode:
-        """Writes one episode's videos and table."""
-        place = template_values(episode.index)
+        """Writes the videos and the table of one episode."""
+        template = template_values(episode.index)
         stats: dict[str, Any] = {}
         files: list[str] = []
         for view in self.setup.views:
             key = video_key(view)
             frames = list(episode.images(view))
-            files.append(VIDEO_PATH.format(video_key=key, **place))
+            files.append(VIDEO_PATH.format(video_key=key, **template))
             write_bytes(self.setup.output / files[-1], encode_video(frames))
             stats[key] = _image_stats(np.stack(frames))
         columns = {
@@ -80,13 +80,13 @@ class LeRobotRecorder:
             "action": vector_column(episode.actions.astype(np.float32)),
             **_columns(episode, first_row),
         }
-        files.append(DATA_PATH.format(**place))
+        files.append(DATA_PATH.format(**template))
         write_table(self.setup.output / files[-1], columns)
-        return recorded(episode, files, stats | table_stats(columns))
+        return recorded_episode(episode, files, stats | table_stats(columns))
 
     def finish(self, episodes: list[RecordedEpisode]) -> None:
-        """Writes the meta files."""
-        stats = ({"episode_index": one.index, "stats": one.stats} for one in episodes)
+        """Writes the files in `meta/`."""
+        stats = ({"episode_index": episode.index, "stats": episode.stats} for episode in episodes)
         write_lines(self.setup.output / EPISODE_STATS_FILE, stats)
         features = {
             "observation.state": feature("float32", [4], _STATE_NAMES),
@@ -98,14 +98,14 @@ class LeRobotRecorder:
 
 @dataclass(frozen=True)
 class LiberoRecorder:
-    """Records into `setup.output`; the two views become `image` and `wrist_image`."""
+    """Recorder of LIBERO data sets; the two views become `image` and `wrist_image`."""
 
     owned: ClassVar[Sequence[str]] = OWNED_FILES
     closing: ClassVar[Sequence[str]] = META_FILES
     setup: RecordingSetup
 
     def write(self, episode: WorldEpisode, first_row: int) -> RecordedEpisode:
-        """Writes one episode's table."""
+        """Writes the table of one episode."""
         images = {
             name: _image_column(episode, view)
             for name, view in zip(IMAGE_COLUMNS, self.setup.views, strict=True)
@@ -118,12 +118,13 @@ class LiberoRecorder:
         }
         path = DATA_PATH.format(**template_values(episode.index))
         write_table(self.setup.output / path, columns)
-        return recorded(episode, [path], table_stats(columns))
+        return recorded_episode(episode, [path], table_stats(columns))
 
     def finish(self, episodes: list[RecordedEpisode]) -> None:
-        """Writes the meta files."""
+        """Writes the files in `meta/`."""
         merged = {
-            name: merge_stats([one.stats[name] for one in episodes]) for name in episodes[0].stats
+            name: merge_stats([episode.stats[name] for episode in episodes])
+            for name in episodes[0].stats
         }
         write_json(self.setup.output / STATS_FILE, merged, indent=4)
         features: dict[str, Any] = {
@@ -136,7 +137,7 @@ class LiberoRecorder:
 
 
 def _columns(episode: WorldEpisode, first_row: int) -> dict[str, pa.Array]:
-    """The columns that every set has."""
+    """Columns of all data sets."""
     length = len(episode)
     frames = np.arange(length)
     columns = (
@@ -158,17 +159,19 @@ def _write_meta(
 ) -> None:
     tasks = [instruction_for(color) for color in COLORS]
     info = SetInfo(version, robot_type, FPS, tasks, {**features, **automatic_features()})
-    lines = [EpisodeLine(one.index, (one.instruction,), one.frames) for one in episodes]
+    lines = [
+        EpisodeLine(episode.index, (episode.instruction,), episode.frames) for episode in episodes
+    ]
     write_meta(setup.output, info, lines)
 
 
 def video_key(view: View) -> str:
-    """Name of a camera's feature."""
+    """Name of the feature of a camera."""
     return f"observation.images.{view.camera.name}"
 
 
 def encode_video(frames: Sequence[UInt8Array]) -> bytes:
-    """An mp4 file, h264, yuv420p, from pictures uint8 [H, W, 3] with even sides."""
+    """An mp4 file, h264, yuv420p, from images uint8 [H, W, 3] with even sides."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4", options=_CONTAINER) as container:
         stream = container.add_stream("libx264", rate=FPS, options=_ENCODER)
@@ -181,9 +184,9 @@ def encode_video(frames: Sequence[UInt8Array]) -> bytes:
 
 
 def _image_stats(images: NDArray[np.uint8]) -> Stats:
-    """Statistics of [L, H, W, 3] per channel in 0..1, shaped (3, 1, 1) as the format has them."""
-    chosen = images[:, ::4, ::4].reshape(-1, 3) / 255.0
-    stats = {name: value.reshape(3, 1, 1).tolist() for name, value in moments(chosen).items()}
+    """Statistics of [L, H, W, 3] per channel in 0..1, with the shape (3, 1, 1) of the format."""
+    pixels = images[:, ::4, ::4].reshape(-1, 3) / 255.0
+    stats = {name: value.reshape(3, 1, 1).tolist() for name, value in moments(pixels).items()}
     return {**stats, "count": [len(images)]}
 
 
@@ -218,15 +221,15 @@ def _png(image: UInt8Array) -> bytes:
 
 
 def _states(episode: WorldEpisode) -> NDArray[np.float32]:
-    """Position, axis-angle, the two fingers [L, 8]."""
+    """Position, axis-angle and two fingers [L, 8]."""
     states = episode.states
-    turn = np.tile(_DOWNWARD, (len(states), 1))
+    rotation = np.tile(_DOWNWARD, (len(states), 1))
     finger = states[:, 3:] / 2
-    return np.hstack([states[:, :3], turn, finger, -finger]).astype(np.float32)
+    return np.hstack([states[:, :3], rotation, finger, -finger]).astype(np.float32)
 
 
 def _actions(episode: WorldEpisode) -> NDArray[np.float32]:
-    """Displacement, no turn, gripper (-1 open, 1 closed) [L, 7]."""
-    ways = (episode.actions[:, :3] - episode.states[:, :3]) / _METRES_PER_UNIT
+    """Displacement, zero rotation, gripper (-1 open, 1 closed) [L, 7]."""
+    displacements = (episode.actions[:, :3] - episode.states[:, :3]) / _METERS_PER_UNIT
     grip = np.where(episode.actions[:, 3:] > OPEN / 2, -1.0, 1.0)
-    return np.hstack([ways, np.zeros_like(ways), grip]).astype(np.float32)
+    return np.hstack([displacements, np.zeros_like(displacements), grip]).astype(np.float32)

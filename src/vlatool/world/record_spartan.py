@@ -1,7 +1,8 @@
-"""Writes raw Spartan episodes, file for file like real ones; only the right arm moves.
+"""Writer of raw Spartan episodes, file for file like real ones; only the right arm moves.
 
-Joints, torques and wrenches are smooth made-up functions of the hand's pose: their names, shapes
-and ranges are those of real recordings, their values have no physics. Source: formats/spartan 1, 2, 3, 4, 5.
+Joints, torques and wrenches are smooth synthetic functions of the pose of the hand. Their names,
+shapes and ranges are those of real recordings; their values have no physics.
+Source: formats/spartan 1, 2, 3, 4, 5.
 """
 
 import json
@@ -18,21 +19,22 @@ from numpy.typing import NDArray
 from vlatool.storage.atomic import atomic_folder
 from vlatool.world.cameras import LEFT_ARM_POSITION
 from vlatool.world.episodes import WorldEpisode
-from vlatool.world.recording import RecordedEpisode, RecordingSetup, recorded
+from vlatool.world.recording import RecordedEpisode, RecordingSetup, recorded_episode
 from vlatool.world.render import View
 from vlatool.world.scene import COLORS, FPS, OPEN, FloatArray
 
 TASK = "WorldPutBlockInBin"
 _STATION = "cabot"
-# A constant, so that the same seed gives the same folders.
+# Constant, so that the same seed gives the same folders.
 _DATE_STAMP = "2025-01-01T00-00-00-00-00"
 _START_US = 1735689600_000000
 _SKILL_TYPE = "SkillType.ROLLOUT"
 _DEFLATE_LEVEL = 4
-_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # the C one is 5 times faster
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # CSafeDumper is 5 times as fast
 
 ROBOT_VERSION = 20241212.0
-# First two rows of the rotation of a hand that points down: diag(1, -1, -1). Source: formats/lbm-preprocessing 2.7.
+# First two rows of the rotation of a hand that points down: diag(1, -1, -1).
+# Source: formats/lbm-preprocessing 2.7.
 DOWNWARD_ROT_6D = np.array([1.0, 0.0, 0.0, 0.0, -1.0, 0.0])
 LEFT_HAND = np.array([*LEFT_ARM_POSITION, OPEN])
 
@@ -47,15 +49,15 @@ Member = tuple[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class SpartanRecorder:
-    """Records into `setup.output`."""
+    """Recorder of raw Spartan episodes."""
 
     owned: ClassVar[Sequence[str]] = (f"tasks/{TASK}/**/*",)
     closing: ClassVar[Sequence[str]] = ()
     setup: RecordingSetup
 
     def write(self, episode: WorldEpisode, first_row: int) -> RecordedEpisode:
-        """Writes one episode's folder; it appears whole or not at all."""
-        del first_row  # every episode stands alone
+        """Writes the folder of one episode atomically."""
+        del first_row  # episodes do not depend on each other
         with atomic_folder(episode_folder(self.setup.output, episode.index)) as folder:
             processed = folder / "processed"
             processed.mkdir()
@@ -63,10 +65,10 @@ class SpartanRecorder:
             for view in self.setup.views:
                 _write_camera_files(processed / f"images_{view.camera.id}", episode, view)
             _write_documents(processed, episode, self.setup.views)
-        return recorded(episode, [episode_folder(Path(), episode.index).as_posix()])
+        return recorded_episode(episode, [episode_folder(Path(), episode.index).as_posix()])
 
     def finish(self, episodes: list[RecordedEpisode]) -> None:
-        """Nothing: Spartan has no file about a whole set."""
+        """Does nothing: the layout has no file for a whole data set."""
 
     def _write_arrays(self, folder: Path, episode: WorldEpisode) -> None:
         write_npz(folder / "observations.npz", self._observations(episode))
@@ -82,7 +84,7 @@ class SpartanRecorder:
         write_npz(folder / "detailed_task_predicate_traj.npz", [("in_bin", np.array(in_bin))])
 
     def _observations(self, episode: WorldEpisode) -> Iterable[Member]:
-        """Members one after the other, so that one camera is in memory at a time."""
+        """Members one after the other, so that memory holds one camera at a time."""
         for view in self.setup.views:
             yield view.camera.id, np.stack(list(episode.images(view)))
             if self.setup.depth:
@@ -94,19 +96,19 @@ class SpartanRecorder:
 
 
 def episode_folder(output: Path, index: int) -> Path:
-    """Where an episode lies."""
+    """Folder of an episode."""
     session = Path("tasks", TASK, _STATION, "sim/bc/teleop", _DATE_STAMP, "diffusion_spartan")
     return output / session / f"episode_{index}"
 
 
 def write_npz(path: Path, members: Iterable[Member]) -> None:
-    """A deflated npz as numpy writes it, without a clock, member by member."""
+    """Writes a deflated npz like numpy, member by member, without the current time."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=_DEFLATE_LEVEL) as archive:
         for name, array in members:
-            # A member opened by name is dated 1980, as in numpy's own files.
+            # A member opened by name has the date 1980, as in files of numpy.
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                # Real episodes hold one member of dtype object (`skill_type`): it is pickled
-                # here so that readers meet one; nothing of ours ever unpickles it.
+                # Real episodes have one member of dtype object (`skill_type`). It is pickled
+                # here to test readers; vlatool never unpickles it.
                 np.lib.format.write_array(file, array, allow_pickle=True)
 
 
@@ -189,11 +191,11 @@ def _write_yaml(path: Path, document: dict[Any, Any]) -> None:
 
 
 def robot_signals(states: FloatArray, desired: FloatArray) -> dict[str, FloatArray]:
-    """Every low-dimensional array of an episode by its raw name, float64 [L, C].
+    """Low-dimensional arrays of an episode by raw name, float64 [L, C].
 
     Args:
         states: x, y, z, opening of the right hand [L, 4].
-        desired: The same as it was commanded [L, 4].
+        desired: Commanded x, y, z, opening of the right hand [L, 4].
     """
     left = np.tile(LEFT_HAND, (len(states), 1))
     signals: dict[str, FloatArray] = {}
@@ -205,7 +207,10 @@ def robot_signals(states: FloatArray, desired: FloatArray) -> dict[str, FloatArr
 
 
 def action_vectors(actions: FloatArray) -> FloatArray:
-    """Commands x, y, z, opening [L, 4] in the published order [L, 20]. Source: formats/spartan 3."""
+    """Actions x, y, z, opening [L, 4] in the published order [L, 20].
+
+    Source: formats/spartan 3.
+    """
     rotation = np.tile(DOWNWARD_ROT_6D, (len(actions), 1))
     left = np.tile(LEFT_HAND, (len(actions), 1))
     right_pose = [actions[:, :3], rotation]
@@ -227,7 +232,7 @@ def _arm_signals(kind: str, side: str, hand: FloatArray) -> dict[str, FloatArray
         "external_wrench": force,
     }
     prefix = f"robot__{kind}__"
-    arm = {f"{prefix}{family}__{side}::panda": value for family, value in values.items()}
+    arm = {f"{prefix}{name}__{side}::panda": value for name, value in values.items()}
     arm[f"{prefix}grippers__{side}::panda_hand"] = hand[:, 3:]
     arm[f"{prefix}poses__{side}::panda__xyz"] = hand[:, :3]
     arm[f"{prefix}poses__{side}::panda__rot_6d"] = np.tile(DOWNWARD_ROT_6D, (len(hand), 1))

@@ -1,4 +1,4 @@
-"""What the recorders of the raw layouts share."""
+"""Shared types of the recorders of raw layouts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,12 +11,12 @@ from vlatool.world.render import View
 
 @dataclass(frozen=True)
 class RecordingSetup:
-    """Where recordings go and what is in them.
+    """Location and content of recordings.
 
     Attributes:
-        output: The folder.
-        views: Cameras with their picture sizes, in order.
-        depth: Whether depth and label maps are recorded as well.
+        output: Folder of the recordings.
+        views: Cameras with their image sizes, in order.
+        depth: True to record depth and label maps.
     """
 
     output: Path
@@ -26,15 +26,15 @@ class RecordingSetup:
 
 @dataclass(frozen=True)
 class RecordedEpisode:
-    """What the driver needs to know about an episode that a worker wrote.
+    """Result of a worker for one episode.
 
     Attributes:
-        index: Its number.
-        frames: Its length.
-        instruction: What the robot was told.
-        success: Whether the expert did it.
-        stats: Statistics for the layout's meta files.
-        files: What was written for it: files, or a folder, relative to the output.
+        index: Number of the episode.
+        frames: Number of frames.
+        instruction: Instruction of the episode.
+        success: True if the expert succeeded.
+        stats: Statistics for the meta files of the layout.
+        files: Files or the folder of the episode, relative to the output.
     """
 
     index: int
@@ -46,28 +46,28 @@ class RecordedEpisode:
 
 
 class Recorder(Protocol):
-    """Writes one raw layout; picklable, so that episodes may be written by several processes.
+    """Writer of one raw layout; picklable, so that several processes can write episodes.
 
     Attributes:
-        owned: Patterns of everything it writes.
-        closing: Files that describe the whole set, written last.
+        owned: Patterns of all files it writes.
+        closing: Files for the whole data set, written last.
     """
 
     owned: ClassVar[Sequence[str]]
     closing: ClassVar[Sequence[str]]
 
     def write(self, episode: WorldEpisode, first_row: int) -> RecordedEpisode:
-        """Writes the files of one episode; `first_row` frames lie in the episodes before it."""
+        """Writes the files of one episode; `first_row` is the number of frames before it."""
         ...
 
     def finish(self, episodes: list[RecordedEpisode]) -> None:
-        """Writes what describes the whole set, last."""
+        """Writes the files for the whole data set, last."""
         ...
 
 
-def recorded(
+def recorded_episode(
     episode: WorldEpisode, files: Sequence[str], stats: dict[str, Any] | None = None
 ) -> RecordedEpisode:
-    """The receipt of an episode."""
-    told = (episode.index, len(episode), episode.instruction, episode.success)
-    return RecordedEpisode(*told, stats or {}, files)
+    """Result for one episode."""
+    summary = (episode.index, len(episode), episode.instruction, episode.success)
+    return RecordedEpisode(*summary, stats or {}, files)

@@ -1,14 +1,14 @@
-"""Names the world for Gymnasium: `gymnasium.make("vlatool/PickPlace-v0")` after one call."""
+"""Registration in Gymnasium, for `gymnasium.make("vlatool/PickPlace-v0")`."""
 
 ENVIRONMENT = "vlatool/PickPlace-v0"
 
 
 def register_environments() -> None:
-    """Registers the world's environments; safe to call again.
+    """Registers the environments of the world; can be called repeatedly.
 
-    Gymnasium no longer looks for entry points, so whoever makes the environment calls this first.
+    Gymnasium does not load entry points, so callers of `gymnasium.make` must call this first.
     """
-    # Inside the call: the core installs without gymnasium.
+    # Imported here, because gymnasium is not a core dependency.
     from gymnasium.envs.registration import register, registry
 
     from vlatool.world.scene import MAX_STEPS

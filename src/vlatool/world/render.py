@@ -1,4 +1,4 @@
-"""Pictures of a scene: antialiased quadrilaterals over a textured table, in numpy."""
+"""Renderer of scenes: antialiased quadrilaterals over a textured table, in numpy."""
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -23,10 +23,10 @@ _FAR = 20.0
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a depth camera adds to a picture.
+    """Depth and label maps of an image.
 
     Attributes:
-        depth: Distance along the optical axis in millimetres, uint16 [H, W].
+        depth: Distance along the optical axis in millimeters, uint16 [H, W].
         labels: 0 table and floor, 1 to 3 blocks, 4 bin, 5 hand; int16 [H, W].
     """
 
@@ -36,7 +36,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class View:
-    """A camera with a picture size; keeps what does not change between pictures.
+    """Camera with an image size; caches what does not depend on the scene.
 
     Attributes:
         camera: The camera.
@@ -47,14 +47,14 @@ class View:
     size: Size
 
     def draw(self, scene: Scene) -> UInt8Array:
-        """The picture, uint8 [H, W, 3]; 64 x 64 takes about 1 ms."""
+        """Image of a scene, uint8 [H, W, 3]; 64 x 64 takes about 1 ms."""
         image = self._table(scene)
         for patch in self._patches(scene):
             patch.paint(image)
         return image
 
     def measure(self, scene: Scene) -> Measurement:
-        """Depth and labels of the same picture."""
+        """Depth and labels of the same image."""
         center = self.camera.center(scene)
         rays = self._rays
         depth = np.where(rays[..., 2] < 0, center[2] / np.maximum(-rays[..., 2], 1e-6), _FAR)
@@ -82,46 +82,46 @@ class View:
 
     @cached_property
     def _slopes(self) -> NDArray[np.float32]:
-        """Texels from below the camera to what a pixel sees, per metre of height [2, H, W]."""
+        """Texels from below the camera to the point of a pixel, per meter of height [2, H, W]."""
         rays = self._rays
         down = np.maximum(-rays[..., 2], 1e-3)
         return (
-            (self._texels_per_metre * rays[..., :2] / down[..., None])
+            (self._texels_per_meter * rays[..., :2] / down[..., None])
             .transpose(2, 0, 1)
             .astype("f4")
         )
 
     @cached_property
     def _shrink(self) -> int:
-        """How much coarser than the full texture the pixels are, so that fine grain is averaged."""
+        """Ratio of pixel size to texel size, to average fine grain."""
         height = self.camera.position[2] + (_USUAL_HAND_HEIGHT if self.camera.on_hand else 0.0)
-        pixels_per_metre = self.camera.focal * self.size[0] / height
-        return max(1, round(_TEXELS_PER_METRE / pixels_per_metre))
+        pixels_per_meter = self.camera.focal * self.size[0] / height
+        return max(1, round(_TEXELS_PER_METRE / pixels_per_meter))
 
     @property
-    def _texels_per_metre(self) -> float:
+    def _texels_per_meter(self) -> float:
         return _TEXELS_PER_METRE / self._shrink
 
     @cached_property
     def _fixed_table(self) -> UInt8Array:
-        return self._look_down(np.asarray(self.camera.position))
+        return self._render_table(np.asarray(self.camera.position))
 
     def _table(self, scene: Scene) -> UInt8Array:
         if self.camera.on_hand:
-            return self._look_down(self.camera.center(scene))
+            return self._render_table(self.camera.center(scene))
         return self._fixed_table.copy()
 
-    def _look_down(self, center: FloatArray) -> UInt8Array:
-        """The empty table as seen from `centre` [3]."""
+    def _render_table(self, center: FloatArray) -> UInt8Array:
+        """Image of the empty table from `center` [3]."""
         texture = _texture(self._shrink)
         edge = texture.shape[0] - 1
-        start = (center[:2] + _TEXTURE_MARGIN) * self._texels_per_metre
+        start = (center[:2] + _TEXTURE_MARGIN) * self._texels_per_meter
         texels = self._slopes * np.float32(center[2]) + start[:, None, None].astype("f4")
         x, y = np.clip(texels, 0, edge, out=texels).astype(np.int32)
         return texture.reshape(-1, 3).take(y * texture.shape[0] + x, axis=0)
 
     def _patches(self, scene: Scene) -> "list[_Patch]":
-        """Faces in the picture, farthest first."""
+        """Faces in the image, farthest first."""
         center = self.camera.center(scene)
         faces = visible_faces(scene, center, with_palm=not self.camera.on_hand)
         corners = np.array([face.corners for face in faces]) - center
@@ -131,18 +131,18 @@ class View:
         in_front = (depth[..., 0] > _NEAR).all(axis=1)
         limits = np.array([self.size[1], self.size[0]])
         in_image = (pixels.max(axis=1) > -0.5) & (pixels.min(axis=1) < limits - 0.5)
-        kept = np.flatnonzero(in_front & in_image.all(axis=1))
-        return _cut_patches([faces[index] for index in kept], pixels[kept], limits)
+        visible = np.flatnonzero(in_front & in_image.all(axis=1))
+        return _patches([faces[index] for index in visible], pixels[visible], limits)
 
 
 class _Patch(NamedTuple):
-    """Where a face lies in the picture.
+    """Position of a face in the image.
 
     Attributes:
         face: The face.
         window: Rows and columns around it.
-        edges: Per side (a, b, c) so that a * column + b * row + c is the distance from the side
-            in pixels, inside positive, plus a half [4, 3].
+        edges: (a, b, c) per side; a * column + b * row + c is the distance to the side in pixels
+            plus 0.5, positive inside [4, 3].
     """
 
     face: Face
@@ -150,7 +150,7 @@ class _Patch(NamedTuple):
     edges: NDArray[np.float32]
 
     def coverage(self) -> NDArray[np.float32]:
-        """How much of each pixel of the window the face covers, 0 to 1 [h, w]."""
+        """Fraction of each pixel of the window that the face covers, 0 to 1 [h, w]."""
         rows, columns = self.window
         across = self.edges[:, :1] * np.arange(columns.start, columns.stop, dtype=np.float32)
         along = self.edges[:, 1:2] * np.arange(rows.start, rows.stop, dtype=np.float32)
@@ -158,15 +158,15 @@ class _Patch(NamedTuple):
         return inside.min(axis=0).clip(0.0, 1.0)
 
     def paint(self, image: UInt8Array) -> None:
-        """Lays the face over the picture, in place."""
+        """Blends the face into the image, in place."""
         under = image[self.window].astype(np.float32)
         weight = (self.coverage() * np.float32(self.face.opacity))[..., None]
         color = np.array(self.face.color, np.float32)
         image[self.window] = under + weight * (color - under) + np.float32(0.5)
 
 
-def _cut_patches(faces: list[Face], outlines: FloatArray, limits: NDArray[np.int_]) -> list[_Patch]:
-    """Patches of faces with corners in pixels [N, 4, 2]; `limits` is (width, height)."""
+def _patches(faces: list[Face], outlines: FloatArray, limits: NDArray[np.int_]) -> list[_Patch]:
+    """Patches for faces with corners in pixels [N, 4, 2]; `limits` is (width, height)."""
     lows = np.maximum(np.floor(outlines.min(axis=1)).astype(int), 0)
     highs = np.minimum(np.ceil(outlines.max(axis=1)).astype(int) + 1, limits)
     sides = outlines[:, [1, 2, 3, 0]] - outlines
@@ -184,7 +184,7 @@ def _cut_patches(faces: list[Face], outlines: FloatArray, limits: NDArray[np.int
 
 
 def _plane_depth(face: Face, center: FloatArray, rays: FloatArray) -> FloatArray:
-    """Depth [N] at which rays [N, 3] from `centre` meet the plane of a face."""
+    """Depth [N] at which rays [N, 3] from `center` meet the plane of a face."""
     first, second, third = face.corners[:3] - center
     normal = np.cross(second - first, third - first)
     return (normal @ first) / (rays @ normal)
@@ -208,7 +208,7 @@ def _full_texture() -> UInt8Array:
     tone = 1 + 0.035 * grain + 0.05 * np.sin(12.9 * plank) - 0.12 * _seam(y * 8)
     to_edge = np.minimum(np.minimum(x, 1 - x), np.minimum(y, 1 - y))
     on_table = np.clip(to_edge / 0.004 + 0.5, 0, 1)[..., None]
-    # Tiles fade towards the end of the texture, which stands for all floor beyond it.
+    # Tiles fade towards the border of the texture, whose texels repeat over the floor beyond it.
     fade = np.clip((to_edge + _TEXTURE_MARGIN) / _TEXTURE_MARGIN, 0, 1)
     checks = 1 + 0.05 * fade * np.sign(np.sin(16 * x) * np.sin(16 * y))
     colors = on_table * _WOOD * tone[..., None] + (1 - on_table) * _FLOOR * checks[..., None]

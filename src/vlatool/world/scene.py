@@ -1,7 +1,7 @@
 """The manipulation world: a table, three soft blocks, a bin and a gripper; kinematic, 10 Hz.
 
-Lengths are metres. The base frame has x to the right, y away from the viewer, z up; the table is
-the unit square at z = 0. Source of the rules and numbers: measured, they are learnable in minutes.
+Lengths are in meters. In the base frame, x points right, y away from the viewer, z up; the table
+is the unit square at z = 0. Source of the rules and numbers: measured, learnable in minutes.
 """
 
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ MAX_STEP = 0.045
 MAX_STEPS = 104
 OPEN = 0.1
 CLOSED = 0.0
-# A block gives way this far: an empty hand closes further than one that holds something.
+# Opening of a hand that holds a block; blocks are soft, and an empty hand closes further.
 HELD_OPENING = 0.04
 
 _WORKSPACE_LOW = np.array([0.03, 0.03, 0.02])
@@ -34,13 +34,13 @@ _BIN_DISTANCE = 0.2
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything there is at one frame.
+    """State of the world at one frame.
 
     Attributes:
-        gripper: x, y, z of the finger tips and the opening between them [4].
-        blocks: Centre of each block [3, 3], in the order of `COLOURS`.
-        bin: x, y of the bin's centre [2].
-        held: Which block is in the hand, if any.
+        gripper: x, y, z of the fingertips and the opening between them [4].
+        blocks: Center of each block [3, 3], in the order of `COLORS`.
+        bin: x, y of the center of the bin [2].
+        held: Index of the block in the hand, or None.
     """
 
     gripper: FloatArray
@@ -49,26 +49,26 @@ class Scene:
     held: int | None = None
 
     def is_in_bin(self, block: int) -> bool:
-        """Whether a block lies in the bin, released."""
+        """True if a block is in the bin and released."""
         inside = np.abs(self.blocks[block, :2] - self.bin).max() < BIN_HALF
         return bool(inside) and self.held != block
 
     def placed(self, target: int) -> int | None:
-        """The block in the bin: `target` if it is there, else another one, else None."""
+        """Block in the bin: `target` if it is there, else another one, else None."""
         candidates = [target, *range(len(COLORS))]
         return next((block for block in candidates if self.is_in_bin(block)), None)
 
 
 def instruction_for(color: str) -> str:
-    """What the robot is told."""
+    """Instruction for a target block."""
     return f"put the {color} block in the bin"
 
 
 def random_scene(rng: np.random.Generator) -> Scene:
-    """A start: blocks and bin apart from each other, the open hand above the table."""
+    """Start scene: blocks and bin apart from each other, open hand above the table."""
     while True:
-        places = rng.uniform(0.12, 0.88, size=(4, 2))
-        blocks, bin_center = places[:3], places[3]
+        positions = rng.uniform(0.12, 0.88, size=(4, 2))
+        blocks, bin_center = positions[:3], positions[3]
         gaps = np.linalg.norm(blocks - np.roll(blocks, 1, axis=0), axis=1)
         bin_gaps = np.linalg.norm(blocks - bin_center, axis=1)
         if gaps.min() >= _BLOCK_DISTANCE and bin_gaps.min() >= _BIN_DISTANCE:
@@ -81,28 +81,28 @@ def random_scene(rng: np.random.Generator) -> Scene:
     )
 
 
-def next_pose(gripper: FloatArray, command: FloatArray) -> FloatArray:
-    """Where the hand is asked to be one step later [4]: `command`, limited in speed and reach.
+def next_pose(gripper: FloatArray, action: FloatArray) -> FloatArray:
+    """Target pose of the hand for the next step [4]: `action`, limited in speed and workspace.
 
-    Arguments are x, y, z, opening [4]; the opening of the result is `command`'s, fully open or
-    fully closed, because fingers are told what to do and not how far they are.
+    Arguments are x, y, z, opening [4]. The opening of the result is fully open or fully closed,
+    because fingers only open or close.
     """
-    way = np.clip(command[:3], _WORKSPACE_LOW, _WORKSPACE_HIGH) - gripper[:3]
-    length = float(np.linalg.norm(way))
+    displacement = np.clip(action[:3], _WORKSPACE_LOW, _WORKSPACE_HIGH) - gripper[:3]
+    length = float(np.linalg.norm(displacement))
     scale = min(1.0, MAX_STEP / length) if length > 0 else 0.0
-    opening = OPEN if command[3] > OPEN / 2 else CLOSED
-    return np.array([*(gripper[:3] + scale * way), opening])
+    opening = OPEN if action[3] > OPEN / 2 else CLOSED
+    return np.array([*(gripper[:3] + scale * displacement), opening])
 
 
-def step(scene: Scene, command: FloatArray, disturbance: FloatArray | None = None) -> Scene:
-    """The scene one frame later.
+def step(scene: Scene, action: FloatArray, disturbance: FloatArray | None = None) -> Scene:
+    """Scene one frame later.
 
     Args:
-        scene: Before.
-        command: Wanted x, y, z, opening [4], absolute.
-        disturbance: Unwanted displacement of the hand [3].
+        scene: Scene before the step.
+        action: Target x, y, z, opening [4], absolute.
+        disturbance: Random displacement of the hand [3].
     """
-    goal = next_pose(scene.gripper, command)
+    goal = next_pose(scene.gripper, action)
     shift = np.zeros(3) if disturbance is None else disturbance
     hand = np.clip(goal[:3] + shift, _WORKSPACE_LOW, _WORKSPACE_HIGH)
     wants_open = goal[3] == OPEN
@@ -110,7 +110,7 @@ def step(scene: Scene, command: FloatArray, disturbance: FloatArray | None = Non
     if wants_open:
         held = None
     elif scene.held is None and was_open:
-        held = _within_grasp(hand, scene.blocks)
+        held = _graspable_block(hand, scene.blocks)
     else:
         held = scene.held
     opening = _move_fingers(float(scene.gripper[3]), wants_open=wants_open, holds=held is not None)
@@ -118,7 +118,7 @@ def step(scene: Scene, command: FloatArray, disturbance: FloatArray | None = Non
     return replace(after, blocks=_move_blocks(after, dropped=scene.held if wants_open else None))
 
 
-def _within_grasp(hand: FloatArray, blocks: FloatArray) -> int | None:
+def _graspable_block(hand: FloatArray, blocks: FloatArray) -> int | None:
     distances = np.linalg.norm(blocks[:, :2] - hand[:2], axis=1)
     nearest = int(distances.argmin())
     reached = hand[2] < _GRASP_HEIGHT and distances[nearest] < _GRASP_RADIUS
@@ -132,15 +132,15 @@ def _move_fingers(opening: float, *, wants_open: bool, holds: bool) -> float:
 
 
 def _move_blocks(scene: Scene, dropped: int | None) -> FloatArray:
-    """Blocks after the hand moved [3, 3]: one follows it, a dropped one falls at once."""
+    """Blocks after the hand moved [3, 3]: a held block follows it, a dropped one falls at once."""
     blocks = scene.blocks.copy()
     if scene.held is not None:
         x, y, z, _ = scene.gripper
         blocks[scene.held] = [x, y, max(z + 0.01, BLOCK_HALF)]
     if dropped is not None:
-        place = blocks[dropped, :2]
-        if np.abs(place - scene.bin).max() < BIN_HALF:
-            room = BIN_HALF - BIN_WALL - BLOCK_HALF  # the walls guide a falling block inwards
-            place = np.clip(place, scene.bin - room, scene.bin + room)
-        blocks[dropped] = [*place, BLOCK_HALF]
+        position = blocks[dropped, :2]
+        if np.abs(position - scene.bin).max() < BIN_HALF:
+            margin = BIN_HALF - BIN_WALL - BLOCK_HALF  # the walls guide a falling block inward
+            position = np.clip(position, scene.bin - margin, scene.bin + margin)
+        blocks[dropped] = [*position, BLOCK_HALF]
     return blocks

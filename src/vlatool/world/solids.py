@@ -1,4 +1,4 @@
-"""What there is to see in a scene, as coloured quadrilaterals; nothing about pictures here."""
+"""Geometry of a scene as colored quadrilaterals, without rendering."""
 
 from dataclasses import dataclass
 
@@ -21,14 +21,14 @@ _FINGER_HALF = (0.008, 0.016, 0.035)
 _PALM_HALF = (0.062, 0.022, 0.014)
 _PALM_HEIGHT = 0.082
 
-# Corners of a box's faces in units of its half sizes, and how much light each face gets.
+# Normals of the faces of a box, and the light of each face.
 _FACE_NORMALS = np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]])
 _FACE_LIGHT = (0.72, 0.86, 0.66, 0.78, 1.0, 0.4)
 
 
 @dataclass(frozen=True)
 class Face:
-    """A flat quadrilateral [4, 3] with its colour (RGB), how opaque it is, and its label."""
+    """Flat quadrilateral [4, 3] with its color (RGB), opacity and label."""
 
     corners: FloatArray
     color: tuple[float, float, float]
@@ -52,7 +52,7 @@ _UNIT_FACES = _unit_faces()
 
 
 def visible_faces(scene: Scene, eye: FloatArray, *, with_palm: bool) -> list[Face]:
-    """Faces seen from `eye` [3], the farthest first, as a painter needs them."""
+    """Faces that are visible from `eye` [3], farthest first."""
     boxes = [*_bin_walls(scene), *_blocks(scene), *_hand(scene, with_palm=with_palm)]
     boxes.sort(key=lambda box: -float(np.linalg.norm(box.center - eye)))
     faces = [*_shadows(scene), _bin_floor(scene)]
@@ -69,17 +69,17 @@ class _Box:
     label: int
 
     def faces(self, eye: FloatArray) -> list[Face]:
-        """The faces turned towards `eye`, at most three."""
+        """Faces that point towards `eye`, at most three."""
         beyond = (eye - self.center) / self.half
-        seen = np.flatnonzero(_FACE_NORMALS @ beyond > 1.0)
-        corners = self.center + _UNIT_FACES[seen] * self.half
+        visible = np.flatnonzero(_FACE_NORMALS @ beyond > 1.0)
+        corners = self.center + _UNIT_FACES[visible] * self.half
         return [
-            Face(corner, _lit(self.color, _FACE_LIGHT[face]), self.label)
-            for corner, face in zip(corners, seen, strict=True)
+            Face(corner, _shaded(self.color, _FACE_LIGHT[face]), self.label)
+            for corner, face in zip(corners, visible, strict=True)
         ]
 
 
-def _lit(color: tuple[int, int, int], light: float) -> tuple[float, float, float]:
+def _shaded(color: tuple[int, int, int], light: float) -> tuple[float, float, float]:
     red, green, blue = color
     return (red * light, green * light, blue * light)
 
@@ -96,13 +96,13 @@ def _bin_walls(scene: Scene) -> list[_Box]:
     x, y = scene.bin
     reach, thin, tall = BIN_HALF - BIN_WALL / 2, BIN_WALL / 2, _BIN_HEIGHT / 2
     beside, before = np.array([thin, BIN_HALF, tall]), np.array([BIN_HALF - BIN_WALL, thin, tall])
-    places = [
+    walls = [
         (x - reach, y, beside),
         (x + reach, y, beside),
         (x, y - reach, before),
         (x, y + reach, before),
     ]
-    return [_Box(np.array([u, v, tall]), half, _BIN_COLOR, BIN_LABEL) for u, v, half in places]
+    return [_Box(np.array([u, v, tall]), half, _BIN_COLOR, BIN_LABEL) for u, v, half in walls]
 
 
 def _bin_floor(scene: Scene) -> Face:
@@ -124,11 +124,13 @@ def _hand(scene: Scene, *, with_palm: bool) -> list[_Box]:
 
 
 def _shadows(scene: Scene) -> list[Face]:
-    """Of the hand, then of the blocks, away from the light."""
+    """Shadows of the hand, then of the blocks, away from the light."""
     blocks = [(block, (BLOCK_HALF, BLOCK_HALF)) for block in scene.blocks]
     return [
-        Face(_flat(place[:2] + np.array([0.3, 0.2]) * place[2], half), _SHADOW, 0, opacity=0.35)
-        for place, half in [(scene.gripper[:3], _PALM_HALF[:2]), *blocks]
+        Face(
+            _flat(position[:2] + np.array([0.3, 0.2]) * position[2], half), _SHADOW, 0, opacity=0.35
+        )
+        for position, half in [(scene.gripper[:3], _PALM_HALF[:2]), *blocks]
     ]
 
 

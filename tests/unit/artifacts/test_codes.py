@@ -1,4 +1,4 @@
-"""Codes of pictures are the same in both layouts, and what is wrong with them names the picture."""
+"""Codes of images: both layouts hold the same codes, and errors name the image."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from vlatool.artifacts.codes import (
     parse_codes,
     write_codes,
 )
-from vlatool.artifacts.codes_folder import CodesFolder, chosen_codes, is_codes
+from vlatool.artifacts.codes_folder import CodesFolder, is_codes, select_codes
 from vlatool.errors import DataError, UsageError, VlatoolError
 
 STEMS = ("X_image_episode_000000_frame_000000", "X_image_episode_000000_frame_000001")
@@ -24,16 +24,16 @@ GOOD = list(range(32))
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Empty pictures of two episodes."""
+    """Folder with empty images of two episodes."""
     for episode in ("episode_000000", "episode_000001"):
-        place = tmp_path / "A/images" / episode
-        place.mkdir(parents=True)
+        folder = tmp_path / "A/images" / episode
+        folder.mkdir(parents=True)
         for stem in STEMS:
-            (place / f"{stem}.png").touch()
+            (folder / f"{stem}.png").touch()
     return tmp_path / "A"
 
 
-def refusal(folder: Path, episode: str = "episode_000000", **options: Any) -> VlatoolError:
+def error_of(folder: Path, episode: str = "episode_000000", **options: Any) -> VlatoolError:
     with pytest.raises(VlatoolError) as caught:
         CodesFolder.open(folder).read(episode, **options)
     return caught.value
@@ -51,7 +51,7 @@ def test_published_files_hold_lists_of_one(tree: Path) -> None:
     assert read_json_codes(path) == codes_of(STEMS[0]).tolist()
 
 
-def test_nested_and_flat_lists_are_read_alike() -> None:
+def test_nested_and_flat_lists_give_the_same_codes() -> None:
     assert parse_codes([[code] for code in GOOD]).tolist() == parse_codes(GOOD).tolist() == GOOD
 
 
@@ -80,7 +80,7 @@ def test_anything_but_32_codes_is_refused(value: object) -> None:
 
 
 def test_both_layouts_hold_the_same_codes(tree: Path) -> None:
-    folders = [CodesFolder.open(write_tree_codes(tree, one)) for one in ("json", "packed")]
+    folders = [CodesFolder.open(write_tree_codes(tree, layout)) for layout in ("json", "packed")]
     for episode in ("episode_000000", "episode_000001"):
         first, second = (folder.read(episode) for folder in folders)
         assert first.stems == second.stems == STEMS
@@ -102,21 +102,21 @@ def test_packed_codes_are_small_integers_in_equal_bytes(tmp_path: Path) -> None:
 def test_a_published_folder_without_manifest_is_read(tree: Path) -> None:
     folder = write_tree_codes(tree, "json")
     (folder / "manifest.json").unlink()
-    found = CodesFolder.open(folder)
-    assert (found.layout, found.has_manifest) == ("json", False)
-    assert found.read("episode_000000").codes.shape == (2, 32)
+    opened = CodesFolder.open(folder)
+    assert (opened.layout, opened.has_manifest) == ("json", False)
+    assert opened.read("episode_000000").codes.shape == (2, 32)
 
 
 @pytest.mark.parametrize("layout", ["json", "packed"])
-def test_a_image_without_codes_is_named(tree: Path, layout: CodesLayout) -> None:
-    error = refusal(write_tree_codes(tree, layout), stems=[STEMS[0], "other"])
+def test_an_image_without_codes_is_named(tree: Path, layout: CodesLayout) -> None:
+    error = error_of(write_tree_codes(tree, layout), stems=[STEMS[0], "other"])
     assert (error.code, error.details["pictures"]) == ("data.missing_codes", ["other"])
     assert "other" in error.message
 
 
 @pytest.mark.parametrize("layout", ["json", "packed"])
 def test_an_episode_without_codes_is_named(tree: Path, layout: CodesLayout) -> None:
-    error = refusal(write_tree_codes(tree, layout), "episode_000009")
+    error = error_of(write_tree_codes(tree, layout), "episode_000009")
     assert (error.code, error.details["episode"]) == ("data.missing_codes", "episode_000009")
 
 
@@ -124,7 +124,7 @@ def test_an_episode_without_codes_is_named(tree: Path, layout: CodesLayout) -> N
 def test_a_broken_file_is_named(tree: Path, text: str) -> None:
     folder = write_tree_codes(tree, "json")
     file_of(folder).write_text(text)
-    error = refusal(folder)
+    error = error_of(folder)
     assert (error.code, error.details["picture"]) == ("data.broken_codes", STEMS[0])
 
 
@@ -132,7 +132,7 @@ def test_a_packed_code_out_of_range_names_its_image(tree: Path) -> None:
     folder = write_tree_codes(tree, "packed")
     codes = EpisodeCodes("episode_000000", STEMS, np.array([GOOD, [*GOOD[:-1], 4096]], np.uint16))
     write_codes(folder, "packed", codes, tokenizer_digest("builder"))
-    error = refusal(folder)
+    error = error_of(folder)
     assert (error.code, error.details["picture"]) == ("data.broken_codes", STEMS[1])
 
 
@@ -140,14 +140,14 @@ def test_a_torn_packed_file_is_refused(tree: Path) -> None:
     folder = write_tree_codes(tree, "packed")
     path = folder / "episode_000000.npz"
     path.write_bytes(path.read_bytes()[:-30])
-    assert refusal(folder).code == "data.broken_codes"
+    assert error_of(folder).code == "data.broken_codes"
 
 
 def test_codes_of_another_tokenizer_than_the_manifest_says_are_refused(tree: Path) -> None:
     folder = write_tree_codes(tree, "packed")
     other = write_tree_codes(tree, "packed", folder=tree / "other", name="another")
     (other / "episode_000000.npz").replace(folder / "episode_000000.npz")
-    assert refusal(folder).code == "data.other_tokenizer"
+    assert error_of(folder).code == "data.other_tokenizer"
     assert CodesFolder.open(folder).read("episode_000001").stems == STEMS
 
 
@@ -156,44 +156,44 @@ def test_codes_of_another_tokenizer_than_the_manifest_says_are_refused(tree: Pat
     [{"version": 9}, {"layout": "tar"}, {"codebook_size": 0}, {"pictures": "many"}],
     ids=str,
 )
-def test_a_manifest_that_cannot_be_is_refused(tree: Path, change: dict[str, Any]) -> None:
+def test_an_invalid_manifest_is_refused(tree: Path, change: dict[str, Any]) -> None:
     path = write_tree_codes(tree, "packed") / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    assert refusal(path.parent).code == "data.broken_manifest"
+    assert error_of(path.parent).code == "data.broken_manifest"
     assert is_codes(path.parent)
 
 
-def test_packed_codes_come_first_where_both_are_of_one_tokenizer(tree: Path) -> None:
+def test_packed_codes_are_preferred_if_both_are_of_one_tokenizer(tree: Path) -> None:
     write_tree_codes(tree, "json")
     write_tree_codes(tree, "packed")
-    assert chosen_codes(tree).path == tree / "tokens"
-    assert chosen_codes(tree, tree / "TiToken").layout == "json"
+    assert select_codes(tree).path == tree / "tokens"
+    assert select_codes(tree, tree / "TiToken").layout == "json"
 
 
-def test_a_tokenizer_that_was_renamed_is_no_other_one(tree: Path) -> None:
+def test_a_renamed_tokenizer_is_the_same_tokenizer(tree: Path) -> None:
     path = write_tree_codes(tree, "json") / "manifest.json"
     write_tree_codes(tree, "packed")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer": "renamed"}))
-    assert chosen_codes(tree).path == tree / "tokens"
+    assert select_codes(tree).path == tree / "tokens"
 
 
-def test_codes_of_two_tokenizers_have_to_be_chosen_between(tree: Path) -> None:
+def test_codes_of_two_tokenizers_are_ambiguous(tree: Path) -> None:
     write_tree_codes(tree, "json")
     write_tree_codes(tree, "packed", name="another")
     with pytest.raises(UsageError) as caught:
-        chosen_codes(tree)
+        select_codes(tree)
     assert caught.value.code == "usage.two_codes"
 
 
 def test_a_tree_without_codes_is_refused(tree: Path) -> None:
     with pytest.raises(DataError) as caught:
-        chosen_codes(tree)
+        select_codes(tree)
     assert caught.value.code == "data.no_codes"
 
 
-def test_what_a_manifest_says_comes_back(tmp_path: Path) -> None:
+def test_saved_manifest_is_read_back(tmp_path: Path) -> None:
     manifest = CodesManifest(16, 1024, "t", "d", "fp32", "packed", 2, 9, "e")
     manifest.save(tmp_path)
-    found = CodesFolder.find(tmp_path)
-    assert found is not None
-    assert found.manifest == manifest
+    codes = CodesFolder.find(tmp_path)
+    assert codes is not None
+    assert codes.manifest == manifest

@@ -1,4 +1,4 @@
-"""What dimensions of fields are called."""
+"""Names of the dimensions of fields."""
 
 from collections.abc import Mapping, Sequence
 
@@ -22,7 +22,7 @@ JOINTS = "robot__actual__joint_position__right::panda"
         (XYZ, 3, {XYZ: ["north", "east", "up"]}, ["north", "east", "up"]),
     ],
 )
-def test_recorded_names_count_before_fixed_ones_before_numbers(
+def test_recorded_names_precede_fixed_names_and_numbers(
     field: str, width: int, recorded: Mapping[str, Sequence[str]], names: list[str]
 ) -> None:
     assert dimension_names(field, width, recorded) == names
@@ -38,5 +38,5 @@ def test_label_of_a_dimension(field: str, width: int, label: str) -> None:
 
 
 @pytest.mark.parametrize("stored", [None, 3, [1], {"action": "hip"}])
-def test_what_is_no_mapping_of_lists_names_nothing(stored: object) -> None:
+def test_malformed_names_are_ignored(stored: object) -> None:
     assert recorded_names({"dimension_names": stored}) == {}

@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def refusal(folder: Path) -> tuple[str, int]:
+def error_of(folder: Path) -> tuple[str, int]:
     with pytest.raises(DataError) as caught:
         read_fast(folder)
     assert caught.value.hint
@@ -48,7 +48,7 @@ def change(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_what_is_written_reads_back_equal(folder: Path) -> None:
+def test_written_files_are_read_back(folder: Path) -> None:
     assert read_fast(folder) == byte_tokenizer()
 
 
@@ -57,7 +57,7 @@ def test_the_published_names_and_keys_are_written(folder: Path) -> None:
     assert json.loads((folder / PROCESSOR_NAME).read_text()) == PUBLISHED
 
 
-def test_code_beside_it_is_named_and_never_run(folder: Path) -> None:
+def test_code_in_the_folder_is_listed_and_never_run(folder: Path) -> None:
     (folder / CODE_NAME).write_text(f"open({str(folder / 'ran')!r}, 'w')")
 
     assert read_fast(folder) == byte_tokenizer()
@@ -79,7 +79,7 @@ def test_a_folder_that_needs_other_code_is_refused(
 ) -> None:
     change(folder / name, **changes)
 
-    assert refusal(folder) == ("data.remote_code", 3)
+    assert error_of(folder) == ("data.remote_code", 3)
 
 
 def test_the_class_may_name_the_repository_it_came_from(folder: Path) -> None:
@@ -93,12 +93,12 @@ def test_the_class_may_name_the_repository_it_came_from(folder: Path) -> None:
 def test_a_folder_without_one_of_the_files_is_refused(folder: Path, name: str) -> None:
     (folder / name).unlink()
 
-    assert refusal(folder) == ("data.no_fast_tokenizer", 3)
+    assert error_of(folder) == ("data.no_fast_tokenizer", 3)
 
 
 @pytest.mark.parametrize("key", ["scale", "vocab_size", "min_token"])
 def test_a_missing_key_is_named(folder: Path, key: str) -> None:
-    content = {name: one for name, one in PUBLISHED.items() if name != key}
+    content = {name: entry for name, entry in PUBLISHED.items() if name != key}
     (folder / PROCESSOR_NAME).write_text(json.dumps(content))
 
     with pytest.raises(DataError, match=key) as caught:
@@ -124,11 +124,11 @@ def test_a_missing_key_is_named(folder: Path, key: str) -> None:
 def test_a_wrong_value_is_refused(folder: Path, changes: dict[str, Any]) -> None:
     change(folder / PROCESSOR_NAME, **changes)
 
-    assert refusal(folder) == ("data.broken_fast_tokenizer", 3)
+    assert error_of(folder) == ("data.broken_fast_tokenizer", 3)
 
 
 def without(key: str) -> dict[str, Any]:
-    return {name: one for name, one in json.loads(byte_document()).items() if name != key}
+    return {name: value for name, value in json.loads(byte_document()).items() if name != key}
 
 
 def with_model(**changes: Any) -> dict[str, Any]:
@@ -168,13 +168,13 @@ def with_level(**changes: Any) -> dict[str, Any]:
         with_model(merges=["ab"]),
         with_model(merges=[["a", 1]]),
         with_model(merges=[["a", "zzz"]]),
-        with_model(merges=[["a", "b"]]),  # which make a token that is none
+        with_model(merges=[["a", "b"]]),  # the merged token is not in the vocabulary
     ],
 )
-def test_a_tokenizer_that_is_none_of_ours_is_refused(folder: Path, content: Any) -> None:
+def test_an_unsupported_tokenizer_is_refused(folder: Path, content: Any) -> None:
     (folder / TOKENIZER_NAME).write_text(json.dumps(content))
 
-    assert refusal(folder) == ("data.broken_fast_tokenizer", 3)
+    assert error_of(folder) == ("data.broken_fast_tokenizer", 3)
 
 
 @pytest.mark.parametrize(
@@ -184,10 +184,10 @@ def test_a_damaged_file_is_refused(folder: Path, damage: Callable[[bytes], bytes
     path = folder / TOKENIZER_NAME
     path.write_bytes(damage(path.read_bytes()))
 
-    assert refusal(folder) == ("data.broken_fast_tokenizer", 3)
+    assert error_of(folder) == ("data.broken_fast_tokenizer", 3)
 
 
-def test_a_tokenizer_alone_is_enough_for_its_ids(folder: Path) -> None:
+def test_two_files_suffice_to_encode(folder: Path) -> None:
     for name in set(NAMES) - {PROCESSOR_NAME, TOKENIZER_NAME}:
         (folder / name).unlink()
 

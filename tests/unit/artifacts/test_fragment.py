@@ -1,4 +1,4 @@
-"""The bytes of one sample to its members; test_loading holds them against webdataset."""
+"""Parsing of the bytes of one sample; test_loading compares it with webdataset."""
 
 import pytest
 
@@ -14,10 +14,10 @@ def tar(*names: str) -> bytes:
 
 @pytest.mark.parametrize("key", ["a", "folder/a", LONG, f"{LONG}/{LONG}"])
 def test_members_of_a_sample(key: str) -> None:
-    found = read_members(tar(f"{key}.b", f"{key}.C.d"))
+    members = read_members(tar(f"{key}.b", f"{key}.C.d"))
 
-    assert found.key == key
-    assert found.contents == {"b": f"{key}.b".encode() * 99, "c.d": f"{key}.C.d".encode() * 99}
+    assert members.key == key
+    assert members.contents == {"b": f"{key}.b".encode() * 99, "c.d": f"{key}.C.d".encode() * 99}
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,6 @@ def test_members_of_a_sample(key: str) -> None:
         tar(f"{LONG}.b") + b"\xaa" * 1024,
     ],
 )
-def test_what_is_not_one_whole_sample_is_refused(data: bytes) -> None:
+def test_bytes_of_less_or_more_than_one_sample_are_refused(data: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - the caller says which shard
         read_members(data)

@@ -22,7 +22,7 @@ def by_pillow(data: bytes) -> np.ndarray:
 
 
 def with_size(data: bytes, side: int) -> bytes:
-    """A JPEG or PNG whose header says another size."""
+    """JPEG or PNG with another size in its header."""
     if data.startswith(b"\x89PNG"):
         import zlib
 
@@ -37,7 +37,7 @@ IMAGES = {
     "4:2:2": stored("RGB", "JPEG", subsampling=1),
     "4:4:4": stored("RGB", "JPEG", subsampling=0),
     "progressive": stored("RGB", "JPEG", progressive=True),
-    "grey": stored("L", "JPEG"),
+    "gray": stored("L", "JPEG"),
     "CMYK": stored("CMYK", "JPEG"),
     "png": stored("RGB", "PNG"),
     "png with alpha": stored("RGBA", "PNG"),
@@ -46,12 +46,12 @@ IMAGES = {
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_pixels_are_pillows(name: str) -> None:
+def test_pixels_equal_those_of_pillow(name: str) -> None:
     assert (decode_rgb(IMAGES[name]) == by_pillow(IMAGES[name])).all()
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_decoded_size_is_wide_first(name: str) -> None:
+def test_decoded_size_is_width_height(name: str) -> None:
     assert decoded_size(IMAGES[name]) == (56, 40)
 
 
@@ -73,7 +73,7 @@ BROKEN = {
     "header alone": IMAGES["4:2:0"][:300],
     "start alone": b"\xff\xd8\xff",
     "empty": b"",
-    "text": b"no picture",
+    "text": b"no image",
     "vector graphics": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n",
     "huge jpeg": with_size(IMAGES["4:2:0"], 40_000),
     "huge png": with_size(IMAGES["png"], 40_000),
@@ -90,21 +90,21 @@ def test_broken_image_is_refused(name: str, read: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["large jpeg", "large png"])
-def test_limit_is_told_before_anything_is_decoded(name: str) -> None:
+def test_limit_is_checked_before_decoding(name: str) -> None:
     with pytest.raises(ValueError, match="9000 x 9000"), open_image(BROKEN[name]):
         pass
 
 
 def test_message_is_the_same_every_time() -> None:
-    # Pillow's has the address of an object in it.
+    # Pillow's message contains the address of an object.
     messages = set()
     for _ in range(3):
-        with pytest.raises(ValueError, match="not a picture") as caught:
+        with pytest.raises(ValueError, match="not an image") as caught:
             decode_rgb(BROKEN["text"])
         messages.add(str(caught.value))
 
     assert len(messages) == 1
 
 
-def test_jpeg_has_optimised_tables() -> None:
+def test_jpeg_has_optimized_tables() -> None:
     assert encode_jpeg(PIXELS, 95) == IMAGES["4:2:0"]

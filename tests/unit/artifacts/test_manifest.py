@@ -13,7 +13,7 @@ def manifest(folder: Path, text: str | bytes) -> Path:
     return path
 
 
-def refusal(path: Path) -> DataError:
+def error_of(path: Path) -> DataError:
     with pytest.raises(DataError) as caught:
         read_manifest(path)
     return caught.value
@@ -71,11 +71,11 @@ def test_blank_lines_and_extra_keys_are_tolerated(tmp_path: Path, separator: str
 def test_broken_line_is_refused(tmp_path: Path, line: str) -> None:
     good = '{"shard": "a", "num_sequences": 1}\n'
 
-    assert refusal(manifest(tmp_path, good + line)).code == "data.broken_manifest"
+    assert error_of(manifest(tmp_path, good + line)).code == "data.broken_manifest"
 
 
 def test_broken_line_is_named_by_number(tmp_path: Path) -> None:
-    error = refusal(manifest(tmp_path, '{"shard": "a", "num_sequences": 1}\n\n{'))
+    error = error_of(manifest(tmp_path, '{"shard": "a", "num_sequences": 1}\n\n{'))
 
     assert error.details["line"] == 3
 
@@ -89,11 +89,11 @@ def test_broken_line_is_named_by_number(tmp_path: Path) -> None:
     ],
 )
 def test_file_without_shards_is_refused(tmp_path: Path, content: str | bytes, code: str) -> None:
-    assert refusal(manifest(tmp_path, content)).code == code
+    assert error_of(manifest(tmp_path, content)).code == code
 
 
 def test_missing_manifest_is_a_data_error(tmp_path: Path) -> None:
-    error = refusal(tmp_path / "manifest.jsonl")
+    error = error_of(tmp_path / "manifest.jsonl")
 
     assert (error.code, error.exit_code) == ("data.no_manifest", 3)
 
@@ -129,9 +129,9 @@ def test_whole_shard_passes(shard: Path) -> None:
     check_shards(shard.parent / "manifest.jsonl", [Shard(shard, 1)])
 
 
-@pytest.mark.parametrize("kept", [0, 500, 700, 10240, 20480])
-def test_cut_off_shard_is_refused_by_name(shard: Path, kept: int) -> None:
-    shard.write_bytes(shard.read_bytes()[:kept])
+@pytest.mark.parametrize("length", [0, 500, 700, 10240, 20480])
+def test_cut_off_shard_is_refused_by_name(shard: Path, length: int) -> None:
+    shard.write_bytes(shard.read_bytes()[:length])
 
     with pytest.raises(DataError) as caught:
         check_shards(shard.parent / "manifest.jsonl", [Shard(shard, 1)])

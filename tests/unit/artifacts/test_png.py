@@ -1,4 +1,4 @@
-"""What is known of a PNG without a look at its pixels."""
+"""Headers of PNG files, read without decompressing pixels."""
 
 import io
 import zlib
@@ -24,7 +24,7 @@ def with_chunk(kind: bytes, content: bytes, *, before: bytes = b"IDAT") -> bytes
 
 
 def interlaced() -> bytes:
-    """A header that says so; the pixels do not matter here."""
+    """PNG with an interlaced header; the pixels do not matter here."""
     data = bytearray(png())
     data[28] = 1
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4)
@@ -54,12 +54,12 @@ def test_rgb_of_8_bits_is_plain(data: bytes) -> None:
         with_chunk(b"PLTE", bytes(3)),
     ],
 )
-def test_everything_else_is_not(data: bytes) -> None:
+def test_other_pixel_formats_are_not_plain(data: bytes) -> None:
     assert not png_info(data).is_plain_rgb
 
 
 @pytest.mark.parametrize("at", [0, 12, 20, 30, 45, -10, -1])
-def test_a_changed_byte_is_noticed(at: int) -> None:
+def test_a_changed_byte_is_detected(at: int) -> None:
     data = bytearray(png())
     data[at] ^= 1
     with pytest.raises(ValueError, match="PNG"):
@@ -67,15 +67,15 @@ def test_a_changed_byte_is_noticed(at: int) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 4, 8, 20, 33, -13, -1])
-def test_a_cut_is_noticed(length: int) -> None:
+def test_truncation_is_detected(length: int) -> None:
     with pytest.raises(ValueError, match="PNG"):
         png_info(png()[:length])
 
 
-def test_bytes_behind_the_end_are_noticed() -> None:
-    with pytest.raises(ValueError, match="behind"):
+def test_bytes_after_the_end_are_detected() -> None:
+    with pytest.raises(ValueError, match="after its end"):
         png_info(png() + b"\0")
 
 
-def test_other_images_are_none() -> None:
+def test_jpeg_is_not_png() -> None:
     assert not is_png(b"\xff\xd8\xff")

@@ -8,11 +8,11 @@ import pytest
 from vlatool.artifacts.profile import (
     NAME,
     NormalizationProfile,
-    computed_profile,
+    check_same_profile,
+    compute_profile,
     parse_profile,
     profile_names,
     read_profile,
-    same_profile,
     write_profile,
 )
 from vlatool.errors import DataError, UsageError, VlatoolError
@@ -31,7 +31,7 @@ SPREAD = [0.3355240226, 0.3784470558, 0.4447283745, 0.1962175779, 0.3169656545, 
 PLAIN = NormalizationProfile("plain", (1.0, 2.0), (2.0, 4.0))
 
 
-def refusal(work: Callable[[], object]) -> tuple[str, int]:
+def error_of(work: Callable[[], object]) -> tuple[str, int]:
     with pytest.raises(VlatoolError) as caught:
         work()
     assert caught.value.hint
@@ -42,26 +42,28 @@ def test_libero_has_the_published_numbers_and_a_raw_gripper() -> None:
     libero = read_profile("libero")
 
     np.testing.assert_array_equal(libero.center, np.array([*MEAN[:6], 0], np.float32))
-    np.testing.assert_allclose(libero.spread, [*SPREAD, 1], rtol=1e-9 + 2**-24)
-    assert libero.center.dtype == libero.spread.dtype == np.float32
+    np.testing.assert_allclose(libero.scale, [*SPREAD, 1], rtol=1e-9 + 2**-24)
+    assert libero.center.dtype == libero.scale.dtype == np.float32
 
 
-def test_libero_with_a_normalized_gripper_is_the_guides_command() -> None:
+def test_libero_with_a_normalized_gripper_is_the_profile_of_the_guide() -> None:
     libero = read_profile("libero", "normalised")
 
     assert libero.center[-1] == np.float32(MEAN[-1])
-    assert libero.spread[-1] == np.float32(0.9987710118293762)
+    assert libero.scale[-1] == np.float32(0.9987710118293762)
 
 
 def test_normalizing_is_exact_in_float32() -> None:
     rows = np.random.default_rng(0).normal(size=(5, 3, 7)).astype(np.float32)
     libero = read_profile("libero")
 
-    found = libero.normalize(rows)
+    normalized = libero.normalize(rows)
 
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, (rows - libero.center) / libero.spread)
-    np.testing.assert_array_equal(libero.denormalize(found), found * libero.spread + libero.center)
+    assert normalized.dtype == np.float32
+    np.testing.assert_array_equal(normalized, (rows - libero.center) / libero.scale)
+    np.testing.assert_array_equal(
+        libero.denormalize(normalized), normalized * libero.scale + libero.center
+    )
 
 
 def test_every_shipped_profile_reads() -> None:
@@ -69,7 +71,7 @@ def test_every_shipped_profile_reads() -> None:
     assert [read_profile(name).name for name in profile_names()] == profile_names()
 
 
-def test_what_is_written_reads_back_equal(tmp_path: Path) -> None:
+def test_written_files_are_read_back(tmp_path: Path) -> None:
     write_profile(tmp_path / NAME, read_profile("libero"))
 
     assert read_profile(str(tmp_path)) == read_profile("libero")
@@ -85,24 +87,24 @@ def test_the_digest_is_that_of_the_numbers() -> None:
     assert read_profile("libero").digest != read_profile("libero", "normalised").digest
 
 
-def test_equal_profiles_go_together_whatever_they_are_called() -> None:
-    same_profile(PLAIN, NormalizationProfile("other", PLAIN.mean, PLAIN.std))
+def test_equal_profiles_may_have_different_names() -> None:
+    check_same_profile(PLAIN, NormalizationProfile("other", PLAIN.mean, PLAIN.std))
 
 
 def test_profiles_that_differ_are_refused_with_the_dimension() -> None:
     with pytest.raises(DataError, match="gripper") as caught:
-        same_profile(read_profile("libero"), read_profile("libero", "normalised"))
+        check_same_profile(read_profile("libero"), read_profile("libero", "normalised"))
 
     assert (caught.value.code, caught.value.exit_code) == ("data.profile_mismatch", 3)
-    assert all("gripper" in one for one in caught.value.details["differences"])
+    assert all("gripper" in difference for difference in caught.value.details["differences"])
 
 
 def test_profiles_of_another_width_are_refused() -> None:
-    code = refusal(lambda: same_profile(PLAIN, read_profile("libero")))
+    code = error_of(lambda: check_same_profile(PLAIN, read_profile("libero")))
     assert code == ("data.profile_mismatch", 3)
 
 
-def test_a_name_that_nothing_has_is_a_usage_error() -> None:
+def test_an_unknown_name_is_a_usage_error() -> None:
     with pytest.raises(UsageError) as caught:
         read_profile("liberro")
 
@@ -110,10 +112,10 @@ def test_a_name_that_nothing_has_is_a_usage_error() -> None:
     assert "libero" in caught.value.hint
 
 
-def test_a_gripper_that_is_not_there_cannot_be_normalized(tmp_path: Path) -> None:
+def test_a_missing_gripper_cannot_be_normalized(tmp_path: Path) -> None:
     write_profile(tmp_path / NAME, PLAIN)
 
-    code = refusal(lambda: read_profile(str(tmp_path), "normalised"))
+    code = error_of(lambda: read_profile(str(tmp_path), "normalised"))
     assert code == ("usage.no_gripper", 2)
 
 
@@ -142,29 +144,29 @@ def test_a_gripper_that_is_not_there_cannot_be_normalized(tmp_path: Path) -> Non
 def test_a_broken_profile_is_refused(changes: dict[str, Any]) -> None:
     document = {**PLAIN.document(), **changes}
 
-    assert refusal(lambda: parse_profile(document, "x")) == ("data.broken_profile", 3)
+    assert error_of(lambda: parse_profile(document, "x")) == ("data.broken_profile", 3)
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{", "name: x\nmean: [1"])
-def test_a_file_that_is_no_profile_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_file_without_a_profile_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / NAME).write_text(text)
 
-    assert refusal(lambda: read_profile(str(tmp_path))) == ("data.broken_profile", 3)
+    assert error_of(lambda: read_profile(str(tmp_path))) == ("data.broken_profile", 3)
 
 
 def test_a_computed_profile_has_mean_and_deviation_of_the_rows() -> None:
     rows = np.random.default_rng(1).normal(3, 2, (50, 2)).astype(np.float32)
 
-    found = computed_profile("mine", rows)
+    profile = compute_profile("mine", rows)
 
-    np.testing.assert_allclose(found.mean, rows.astype(np.float64).mean(axis=0))
-    np.testing.assert_allclose(found.std, rows.astype(np.float64).std(axis=0))
+    np.testing.assert_allclose(profile.mean, rows.astype(np.float64).mean(axis=0))
+    np.testing.assert_allclose(profile.std, rows.astype(np.float64).std(axis=0))
 
 
 def test_a_dimension_that_never_changes_is_scaled_by_one() -> None:
     rows = np.array([[1000.0, 0.0], [1000.0005, 1.0]])
 
-    assert computed_profile("mine", rows).std == (1.0, 0.5)
+    assert compute_profile("mine", rows).std == (1.0, 0.5)
 
 
 def test_actions_of_another_width_are_not_normalized() -> None:

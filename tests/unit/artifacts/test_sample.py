@@ -37,7 +37,7 @@ def shard(tmp_path: Path) -> Path:
     path = tmp_path / "shard_000000.tar"
     with path.open("wb") as file:
         tar = TarWriter(file)
-        tar.append(b"".join(member_bytes(*one) for one in sample_members(sample(), IMAGES)))
+        tar.append(b"".join(member_bytes(*member) for member in sample_members(sample(), IMAGES)))
         tar.finish()
     return path
 
@@ -56,7 +56,7 @@ def test_members_have_the_published_names_and_order() -> None:
     ]
 
 
-def test_tar_headers_tell_nothing_of_machine_or_clock(shard: Path) -> None:
+def test_tar_headers_hold_neither_owner_nor_time(shard: Path) -> None:
     with tarfile.open(shard) as archive:
         infos = archive.getmembers()
 

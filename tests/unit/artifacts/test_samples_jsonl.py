@@ -1,4 +1,7 @@
-"""The published text of built samples, both ways, and their packed form. Source: reference/future-vla 5.1."""
+"""Rendering and parsing of the published text of samples, and their packed form.
+
+Source: reference/future-vla 5.1.
+"""
 
 import json
 import os
@@ -41,7 +44,9 @@ TEXTS = {
 }
 
 
-def said(kind: Any = "vla", task: str = "fold it", ids: tuple[int, ...] = (7, 2047, 0)) -> Any:
+def conversation(
+    kind: Any = "vla", task: str = "fold it", ids: tuple[int, ...] = (7, 2047, 0)
+) -> Any:
     return Conversation(kind, task, 2, ids, CODES)
 
 
@@ -52,28 +57,32 @@ def line_of(asked: str, answered: str, images: object = ("a.png", "b.png")) -> b
 
 @pytest.mark.parametrize("kind", TEXTS)
 def test_text_is_the_published_one(kind: str) -> None:
-    assert (said(kind).question(), said(kind).answer()) == TEXTS[kind]
+    assert (conversation(kind).question(), conversation(kind).answer()) == TEXTS[kind]
 
 
 @pytest.mark.parametrize("kind", TEXTS)
 @pytest.mark.parametrize("task", ["fold it", 'say "no"\\', "лей чай", "", "a. Based on the images"])
-def test_a_line_comes_back_as_it_was(kind: str, task: str) -> None:
-    sample = TokenSample(said(kind, task), ("../A/a.png", "../A/b.png"))
+def test_rendered_line_is_parsed_back(kind: str, task: str) -> None:
+    sample = TokenSample(conversation(kind, task), ("../A/a.png", "../A/b.png"))
     line = render_sample(sample)
-    found = parse_sample(line)
-    assert (found.said.kind, found.said.task, found.images) == (kind, task, sample.images)
-    assert found.said.action_ids == (7, 2047, 0)
-    np.testing.assert_array_equal(found.said.codes, CODES)
-    assert render_sample(found) == line
+    parsed = parse_sample(line)
+    assert (parsed.conversation.kind, parsed.conversation.task, parsed.images) == (
+        kind,
+        task,
+        sample.images,
+    )
+    assert parsed.conversation.action_ids == (7, 2047, 0)
+    np.testing.assert_array_equal(parsed.conversation.codes, CODES)
+    assert render_sample(parsed) == line
     assert line.endswith(b"\n")
     assert [*json.loads(line)] == ["messages", "images"]
 
 
-def test_space_behind_an_instruction_goes_as_published() -> None:
-    assert said(task="fold it \n").question() == TEXTS["vla"][0]
+def test_trailing_space_of_an_instruction_is_removed_as_published() -> None:
+    assert conversation(task="fold it \n").question() == TEXTS["vla"][0]
 
 
-def test_published_lines_come_back_as_they_were() -> None:
+def test_published_lines_are_parsed_and_rendered_unchanged() -> None:
     beside = Path(__file__).parents[3].parent / "shared/data/guide_sample.jsonl"
     path = Path(os.environ.get("VLATOOL_GUIDE_SAMPLE", beside))
     if not path.is_file():
@@ -81,11 +90,13 @@ def test_published_lines_come_back_as_they_were() -> None:
     kinds: list[Kind] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         messages = json.loads(line)["messages"]
-        found = parse_messages(messages)
-        assert [found.question(), found.answer()] == [one["content"] for one in messages]
-        assert (found.images, found.codes.shape) == (32, (32, 32))
-        assert found.action_ids[:4] == (300, 496, 1179, 273)
-        kinds.append(found.kind)
+        conversation = parse_messages(messages)
+        assert [conversation.question(), conversation.answer()] == [
+            message["content"] for message in messages
+        ]
+        assert (conversation.images, conversation.codes.shape) == (32, (32, 32))
+        assert conversation.action_ids[:4] == (300, 496, 1179, 273)
+        kinds.append(conversation.kind)
     assert kinds == ["vla", "wm"]
 
 
@@ -122,7 +133,7 @@ ASKED, ANSWERED = TEXTS["vla"]
         line_of("<image>" + ASKED, ANSWERED),
     ],
 )
-def test_a_line_that_is_none_is_refused(line: bytes) -> None:
+def test_an_invalid_line_is_refused(line: bytes) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         parse_sample(line)
 
@@ -130,11 +141,11 @@ def test_a_line_that_is_none_is_refused(line: bytes) -> None:
 @pytest.mark.parametrize("word", ["<image>", "<Act>", "</Act>", "<Rec>", "</Rec>", "<action>"])
 def test_an_instruction_with_a_tag_is_refused(word: str) -> None:
     with pytest.raises(ValueError, match=word):
-        render_sample(TokenSample(said(task=f"do {word}"), ()))
+        render_sample(TokenSample(conversation(task=f"do {word}"), ()))
 
 
 def windows() -> list[Window]:
-    """Two windows, each asked about in both ways."""
+    """Two windows, each of both kinds."""
     return [
         Window(kind, f"task {step}", (f"p{step}", "p0"), (f"p{step + 1}", "p3"), [[0.1 * step]])
         for step in range(2)
@@ -147,9 +158,9 @@ def packed() -> EpisodeSamples:
     return assemble(windows(), [[5, 6], [7]], codes)
 
 
-def test_windows_that_are_asked_about_twice_are_encoded_once() -> None:
-    kept, places = distinct_windows(windows())
-    assert ([one.task for one in kept], places) == (["task 0", "task 1"], [0, 0, 1, 1])
+def test_windows_with_two_questions_are_encoded_once() -> None:
+    distinct, indices = distinct_windows(windows())
+    assert ([window.task for window in distinct], indices) == (["task 0", "task 1"], [0, 0, 1, 1])
 
 
 def test_packed_samples_render_the_lines_of_samples() -> None:
@@ -158,12 +169,16 @@ def test_packed_samples_render_the_lines_of_samples() -> None:
     assert list(samples.lines("../A/")) == expected
     assert [samples.line(at, "../A/") for at in range(len(samples))] == expected
     third = samples.sample(3, "../A/")
-    assert (third.said.kind, third.said.task, third.said.action_ids) == ("wm", "task 1", (7,))
+    assert (third.conversation.kind, third.conversation.task, third.conversation.action_ids) == (
+        "wm",
+        "task 1",
+        (7,),
+    )
     assert third.images == ("../A/p1", "../A/p0")
-    assert third.said.codes[:, 0].tolist() == [64, 96]
+    assert third.conversation.codes[:, 0].tolist() == [64, 96]
 
 
-def test_packed_samples_come_back_from_equal_bytes() -> None:
+def test_packed_samples_have_deterministic_bytes_and_are_read_back() -> None:
     content = packed().content()
     assert content == packed().content()
     assert list(EpisodeSamples.parse(content).lines()) == list(packed().lines())
@@ -190,14 +205,14 @@ def test_packed_arrays_that_do_not_fit_are_refused(change: dict[str, Any]) -> No
         EpisodeSamples.parse(content)
 
 
-def test_lines_are_parsed_together_as_each_alone() -> None:
+def test_lines_parsed_together_equal_lines_parsed_alone() -> None:
     changed = replace(windows()[1], images=("p9", "p0"))
-    lines = [render_window(one)[:-1] for one in [*windows(), changed, windows()[0]]]
+    lines = [render_window(window)[:-1] for window in [*windows(), changed, windows()[0]]]
     assert list(parse_windows(lines)) == [parse_window(line) for line in lines]
 
 
-def test_a_line_that_only_begins_otherwise_is_checked_too() -> None:
-    first, second = (render_window(one)[:-1] for one in windows()[:2])
+def test_a_line_with_equal_images_is_validated_too() -> None:
+    first, second = (render_window(window)[:-1] for window in windows()[:2])
     for broken in (second.replace(b'"user"', b'"system"'), second.replace(b"{", b"[", 1)):
         with pytest.raises(ValueError, match=r"\w"):
             list(parse_windows([first, broken]))

@@ -1,4 +1,4 @@
-"""Training data are found in one way."""
+"""Detection of training shards."""
 
 from pathlib import Path
 
@@ -16,41 +16,41 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("part", ["", "shards", "shards/manifest.jsonl"])
-def test_an_output_is_found_from_each_of_its_places(part: str, output: Path) -> None:
-    found = ShardFolder.open(output / part)
-    assert found.path == output / "shards"
-    assert [shard.num_sequences for shard in found.shards()] == [3, 3]
-    assert set(found.statistics()) == {"state", "action"}
+def test_an_output_is_found_from_each_of_its_paths(part: str, output: Path) -> None:
+    folder = ShardFolder.open(output / part)
+    assert folder.path == output / "shards"
+    assert [shard.num_sequences for shard in folder.shards()] == [3, 3]
+    assert set(folder.statistics()) == {"state", "action"}
 
 
 def test_a_folder_under_any_name_is_found_by_its_manifest(output: Path, tmp_path: Path) -> None:
     (tmp_path / "published").symlink_to(output / "shards")
-    found = ShardFolder.open(tmp_path / "published")
-    assert (found.path, found.output) == (tmp_path / "published", tmp_path / "published")
-    assert found.episodes is None
+    folder = ShardFolder.open(tmp_path / "published")
+    assert (folder.path, folder.output) == (tmp_path / "published", tmp_path / "published")
+    assert folder.episodes is None
 
 
-def test_episodes_are_data_where_nothing_else_is(tmp_path: Path) -> None:
+def test_episodes_are_used_if_there_are_no_shards(tmp_path: Path) -> None:
     (tmp_path / "episodes").mkdir()
     (tmp_path / "episodes/manifest.jsonl").touch()
     assert ShardFolder.open(tmp_path).path == tmp_path / "episodes"
 
 
-def test_the_episodes_lie_beside_and_have_the_options_of_the_shards(output: Path) -> None:
+def test_episodes_have_the_options_of_the_shards(output: Path) -> None:
     episodes = ShardFolder.open(output).episodes
     assert episodes is not None
     assert [shard.num_sequences for shard in episodes.shards()] == [2, 2, 2]
     assert episodes.options() == ShardFolder.open(output).options()
 
 
-def test_nothing_there_is_an_error_that_says_what_was_looked_for(tmp_path: Path) -> None:
+def test_missing_data_is_an_error_that_names_the_paths_tried(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         ShardFolder.open(tmp_path)
     assert caught.value.code == "data.no_manifest"
     assert all(name in caught.value.message for name in ("shards/manifest.jsonl", "episodes/"))
 
 
-def test_statistics_are_no_manifest(output: Path) -> None:
+def test_statistics_are_not_a_manifest(output: Path) -> None:
     assert ShardFolder.find(output / "shards/stats.json") is None
 
 

@@ -20,7 +20,7 @@ from vlatool.errors import DataError
         ("plain", ["plain"]),
     ],
 )
-def test_braces_stand_for_texts(pattern: str, texts: list[str]) -> None:
+def test_braces_are_expanded(pattern: str, texts: list[str]) -> None:
     assert list(expand_braces(pattern)) == texts
 
 
@@ -36,11 +36,11 @@ def names(text: object, split: str = "train") -> list[str]:
     return [path.name for path in find_shards(str(text), split)]  # pyright: ignore[reportArgumentType]
 
 
-def test_folder_without_lists_means_every_tar_in_it(tmp_path: Path) -> None:
+def test_folder_without_lists_selects_all_tars(tmp_path: Path) -> None:
     assert names(tars(tmp_path / "a")) == ["s-0.tar", "s-1.tar", "s-2.tar"]
 
 
-def test_folder_with_lists_means_the_one_that_is_asked_for(tmp_path: Path) -> None:
+def test_folder_with_lists_selects_the_tars_of_the_split(tmp_path: Path) -> None:
     folder = tars(tmp_path / "a")
     (folder / "train_files.txt").write_text("s-2.tar\n\ns-0.tar\n")
     (folder / "val_files.txt").write_text("s-1.tar\n")
@@ -48,7 +48,7 @@ def test_folder_with_lists_means_the_one_that_is_asked_for(tmp_path: Path) -> No
     assert names(folder, "val") == ["s-1.tar"]
 
 
-def test_folder_without_the_list_that_is_asked_for_is_refused(tmp_path: Path) -> None:
+def test_folder_without_the_list_of_the_split_is_refused(tmp_path: Path) -> None:
     folder = tars(tmp_path / "a")
     (folder / "train_files.txt").write_text("s-2.tar\n")
     with pytest.raises(DataError) as caught:
@@ -68,7 +68,7 @@ def test_paths_of_a_list_are_relative_to_it(tmp_path: Path) -> None:
     assert find_shards(str(tmp_path / "list.txt")) == [folder / "s-1.tar"]
 
 
-def test_paths_of_a_published_list_may_be_relative_to_where_one_works(
+def test_paths_of_a_published_list_may_be_relative_to_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tars(tmp_path / "a")

@@ -83,12 +83,12 @@ def test_merge_of_two_data_sets_equals_statistics_of_the_union() -> None:
 
     merged = merge_stats([stats_of(first), stats_of(second)])["action"]
 
-    union = stats_of(first, second)["action"]
-    for key in union.keys() - {"tdigest_state", "tdigest_state_per_timestep"}:
-        np.testing.assert_allclose(merged[key], union[key], rtol=1e-9, err_msg=key)
+    expected = stats_of(first, second)["action"]
+    for key in expected.keys() - {"tdigest_state", "tdigest_state_per_timestep"}:
+        np.testing.assert_allclose(merged[key], expected[key], rtol=1e-9, err_msg=key)
 
 
-def test_merge_keeps_the_fields_all_have() -> None:
+def test_merge_keeps_the_common_fields() -> None:
     first = {**stats_of(windows(1)), **stats_of(windows(2), name="only_here")}
 
     assert list(merge_stats([first, stats_of(windows(3))])) == ["action"]

@@ -123,7 +123,7 @@ def test_anchor_that_cannot_be_matched_is_refused(pasts: tuple[int, int | None])
     assert caught.value.code == "data.unmergeable_statistics"
 
 
-def test_step_that_was_never_seen_counts_for_nothing() -> None:
+def test_step_without_rows_has_no_weight() -> None:
     entry = stats(NUMBERS)["x"]
     never = {**entry, "count": [0, *entry["count"][1:]]}
     never["mean_per_timestep"] = [[None, None], *entry["mean_per_timestep"][1:]]

@@ -1,4 +1,4 @@
-"""What the bytes of a picture say, and what is wrong with them."""
+"""Headers and damage of stored images."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_frames_of_an_animation_are_counted(kind: str) -> None:
     "data",
     [
         pytest.param(b"", id="empty"),
-        pytest.param(b"no picture", id="text"),
+        pytest.param(b"no image", id="text"),
         pytest.param(PNG[:-1], id="cut by a byte"),
         pytest.param(PNG[: len(PNG) // 2], id="cut in half"),
         pytest.param(PNG[:60] + bytes([PNG[60] ^ 1]) + PNG[61:], id="a bit of a pixel"),
@@ -47,6 +47,6 @@ def test_frames_of_an_animation_are_counted(kind: str) -> None:
         pytest.param(b"\xff\xd8\xff" + bytes(50), id="head of a JPEG"),
     ],
 )
-def test_what_is_no_whole_image_is_refused(data: bytes) -> None:
+def test_broken_image_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         image_info(data)

@@ -1,4 +1,4 @@
-"""A stored sample is read in one way, whole or broken."""
+"""Reading of stored samples, valid and broken."""
 
 import io
 from pathlib import Path
@@ -21,35 +21,40 @@ def sample() -> StoredSample:
 @pytest.mark.parametrize(
     ("suffix", "name", "camera"),
     [
-        ("front_t-1.jpg", ImageName("front", -1, is_side=False), "front"),
-        ("front_t0.png", ImageName("front", 0, is_side=False), "front"),
-        ("front_depth_t0.png", ImageName("front_depth", 0, is_side=True), "front"),
-        ("front_depth_t0.jpg", ImageName("front_depth", 0, is_side=False), "front_depth"),
+        ("front_t-1.jpg", ImageName("front", -1, is_auxiliary=False), "front"),
+        ("front_t0.png", ImageName("front", 0, is_auxiliary=False), "front"),
+        ("front_depth_t0.png", ImageName("front_depth", 0, is_auxiliary=True), "front"),
+        ("front_depth_t0.jpg", ImageName("front_depth", 0, is_auxiliary=False), "front_depth"),
     ],
 )
-def test_the_suffix_of_a_image_says_what_it_is(suffix: str, name: ImageName, camera: str) -> None:
-    found = parse_image(suffix)
-    assert (found, found and found.recorded_by) == (name, camera)
+def test_suffix_of_an_image_is_parsed(suffix: str, name: ImageName, camera: str) -> None:
+    parsed = parse_image(suffix)
+    assert (parsed, parsed and parsed.base_camera) == (name, camera)
 
 
 @pytest.mark.parametrize("suffix", ["lowdim.npz", "front.jpg", "_t0.jpg", "front_t1.jpg.txt"])
-def test_other_members_are_no_images(suffix: str) -> None:
+def test_other_members_are_not_images(suffix: str) -> None:
     assert parse_image(suffix) is None
 
 
 def test_a_written_suffix_is_parsed_back() -> None:
-    assert parse_image(image_suffix("a_t1", -3)) == ImageName("a_t1", -3, is_side=False)
+    assert parse_image(image_suffix("a_t1", -3)) == ImageName("a_t1", -3, is_auxiliary=False)
 
 
-def test_a_sample_tells_its_images_numbers_and_sentences(sample: StoredSample) -> None:
-    assert list(sample.views()) == [("front", -1), ("wrist", -1), ("front", 0), ("wrist", 0)]
+def test_a_sample_has_images_arrays_and_instructions(sample: StoredSample) -> None:
+    assert list(sample.image_suffixes()) == [
+        ("front", -1),
+        ("wrist", -1),
+        ("front", 0),
+        ("wrist", 0),
+    ]
     assert sample.image_sizes()["front_t0.jpg"] == built.SIZE
     assert sample.metadata()["camera_names"] == list(built.CAMERAS)
     assert sample.language() == {"original": ["put it there"]}
     np.testing.assert_array_equal(sample.arrays(["action"])["action"], built.arrays(2)["action"])
 
 
-def test_the_headers_of_arrays_are_told_without_their_values(sample: StoredSample) -> None:
+def test_array_headers_are_read_without_the_values(sample: StoredSample) -> None:
     expected = {name: (a.shape, str(a.dtype)) for name, a in built.arrays(2).items()}
     assert sample.array_headers() == expected
 
@@ -65,7 +70,7 @@ def test_an_array_with_a_torn_header_is_a_broken_archive(header: str) -> None:
     assert list(array_headers(data)) == []
 
 
-def test_what_is_missing_is_named() -> None:
+def test_a_missing_member_is_named() -> None:
     empty = StoredSample("k", {})
     with pytest.raises(KeyError, match="lowdim"):
         empty.arrays()
@@ -78,7 +83,7 @@ def test_broken_json_is_a_value_error(data: bytes) -> None:
         StoredSample("k", {"metadata.json": data}).json("metadata.json")
 
 
-def test_a_lone_sentence_is_a_list_of_one() -> None:
+def test_a_single_instruction_becomes_a_list() -> None:
     sample = StoredSample("k", {"language_instructions.json": b'{"original": "go", "none": []}'})
     assert sample.language() == {"original": ["go"]}
 
@@ -112,7 +117,7 @@ def test_the_bytes_of_a_sample_hold_its_members(tmp_path: Path) -> None:
     assert dict(second.stored(data).members) == built.members(3)
 
 
-def test_what_is_no_tar_is_refused(tmp_path: Path) -> None:
+def test_file_that_is_no_tar_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(b"no tar" * 300)
     with pytest.raises(DataError) as caught, open_shard(tmp_path / "x.tar"):
         pass

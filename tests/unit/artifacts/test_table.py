@@ -1,4 +1,4 @@
-"""The table of artifacts: what verify and inspect loop over."""
+"""Table of artifacts, which verify and inspect loop over."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,9 +25,9 @@ def check_note(location: Path, check: CheckOptions) -> Iterator[Finding]:
 
 
 @pytest.mark.parametrize("name", ARTIFACTS.names())
-def test_every_function_is_in_its_room(name: str) -> None:
+def test_every_function_is_in_its_package(name: str) -> None:
     artifact = ARTIFACTS.get(name)
-    for part, room in (
+    for part, package in (
         ("recognize", "artifacts"),
         ("verify", "verification"),
         ("inspect", "inspection"),
@@ -35,26 +35,26 @@ def test_every_function_is_in_its_room(name: str) -> None:
     ):
         target = getattr(artifact, part)
         if target or part != "page":
-            assert target.split(".")[1] == room
+            assert target.split(".")[1] == package
             assert callable(artifact.load(part))
 
 
-def test_an_empty_folder_is_nothing(tmp_path: Path) -> None:
+def test_an_empty_folder_is_not_recognized(tmp_path: Path) -> None:
     assert recognize(tmp_path) is None
 
 
-def test_a_row_is_all_that_an_artifact_needs(tmp_path: Path) -> None:
+def test_an_artifact_needs_only_a_row(tmp_path: Path) -> None:
     note = Artifact(f"{__name__}:is_note", f"{__name__}:check_note", "")
     table: Registry[Artifact] = Registry("", "artifact", {"note": note})
     (tmp_path / "x.note").touch()
-    found = recognize(tmp_path / "x.note", table)
-    assert found == ("note", note)
+    recognized = recognize(tmp_path / "x.note", table)
+    assert recognized == ("note", note)
     check = CheckOptions()
     findings = list(note.load("verify")(tmp_path / "x.note", check))
-    assert [one.code for one in findings] == ["note.empty"]
+    assert [finding.code for finding in findings] == ["note.empty"]
     assert check.checked.files == 1
 
 
-def test_a_folder_of_recordings_with_a_manifest_is_no_checkpoint(tmp_path: Path) -> None:
+def test_a_folder_with_another_manifest_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"files": {}}')
     assert recognize(tmp_path) is None

@@ -1,4 +1,4 @@
-"""A line of raw windows. Source: reference/future-vla 1.3, 1.4."""
+"""Lines of raw windows. Source: reference/future-vla 1.3, 1.4."""
 
 import json
 from dataclasses import replace
@@ -15,7 +15,7 @@ WINDOW = Window(
     actions=((0.1, -1.0), (0.0, -1.0)),
 )
 # As the published converter writes them.
-SAID: dict[Kind, tuple[str, str]] = {
+TEXTS: dict[Kind, tuple[str, str]] = {
     "vla": (
         (
             "<image><image>Task: put the bowl on the plate\n\nBased on the observation, what "
@@ -41,7 +41,7 @@ SAID: dict[Kind, tuple[str, str]] = {
 
 @pytest.mark.parametrize("kind", ["vla", "wm"])
 def test_line_is_the_published_one(kind: Kind) -> None:
-    user, assistant = SAID[kind]
+    user, assistant = TEXTS[kind]
     expected = (
         '{"messages": [{"role": "user", "content": '
         + json.dumps(user)
@@ -55,12 +55,12 @@ def test_line_is_the_published_one(kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", ["vla", "wm"])
 @pytest.mark.parametrize("task", ["", "Task: a / b", 'über "x"\n\n', "a\\u0041"])
-def test_parsing_gives_back_what_was_rendered(kind: Kind, task: str) -> None:
+def test_parsed_window_equals_the_rendered_one(kind: Kind, task: str) -> None:
     window = replace(WINDOW, kind=kind, task=task)
     assert parse_window(render_window(window)) == window
 
 
-def test_letters_beyond_ascii_stand_as_they_are() -> None:
+def test_letters_beyond_ascii_are_not_escaped() -> None:
     assert "ü".encode() in render_window(replace(WINDOW, task="ü"))
 
 
@@ -90,13 +90,13 @@ def changed(key: str, value: object) -> bytes:
         changed("images", ["images/e/a.png"]),
         changed("images", [1, 2]),
         changed("Recimage", []),
-        changed("messages", [{"role": "user", "content": SAID["vla"][0]}]),
+        changed("messages", [{"role": "user", "content": TEXTS["vla"][0]}]),
         changed("messages", [{"role": "user", "content": "?"}, {"role": "assistant"}]),
         changed(
             "messages",
             [
-                {"role": "user", "content": SAID["wm"][0]},
-                {"role": "assistant", "content": SAID["vla"][1]},
+                {"role": "user", "content": TEXTS["wm"][0]},
+                {"role": "assistant", "content": TEXTS["vla"][1]},
             ],
         ),
         changed("actions", []),
@@ -106,6 +106,6 @@ def changed(key: str, value: object) -> bytes:
         render_window(WINDOW).replace(b"0.1", b"NaN"),
     ],
 )
-def test_what_is_no_window_is_refused(line: bytes) -> None:
+def test_invalid_line_is_refused(line: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - the reason is for people
         parse_window(line)

@@ -45,7 +45,7 @@ def make_images(batch: int = 2, count: int = 4, size: int = 32) -> Tensor:
     return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
 
 
-def says(*sentences: str) -> Tensor:
+def encode(*sentences: str) -> Tensor:
     return encode_text(sentences, 128)
 
 
@@ -64,19 +64,19 @@ def test_encode_text_is_bytes_plus_one_padded_with_zeros_to_32() -> None:
     ("sentences", "length", "width"),
     [(["a" * 33], 128, 64), (["a" * 500], 128, 128), (["a" * 500], 100, 100), ([""], 128, 32)],
 )
-def test_encode_text_rounds_up_and_cuts(sentences: list[str], length: int, width: int) -> None:
+def test_encode_text_rounds_up_and_truncates(sentences: list[str], length: int, width: int) -> None:
     assert encode_text(sentences, length).shape == (1, width)
 
 
 def test_text_vector_does_not_depend_on_padding() -> None:
     encoder = ByteTextEncoder(TEXT)
-    alone = encoder(says("put it down"))
-    beside = encoder(says("put it down", "x" * 90))[:1]
-    torch.testing.assert_close(alone, beside)
+    single = encoder(encode("put it down"))
+    padded = encoder(encode("put it down", "x" * 90))[:1]
+    torch.testing.assert_close(single, padded)
 
 
-def test_empty_sentence_has_a_finite_vector() -> None:
-    assert torch.isfinite(ByteTextEncoder(TEXT)(says(""))).all()
+def test_empty_text_has_a_finite_vector() -> None:
+    assert torch.isfinite(ByteTextEncoder(TEXT)(encode(""))).all()
 
 
 # keypoints
@@ -92,8 +92,8 @@ def blob(row: int, column: int) -> Tensor:
     ("row", "column", "x", "y"), [(4, 4, 0, 0), (0, 8, 1, -1), (8, 0, -1, 1), (4, 6, 0.5, 0)]
 )
 def test_spatial_softmax_is_where_the_map_peaks(row: int, column: int, x: float, y: float) -> None:
-    found = spatial_softmax(blob(row, column), torch.tensor(1.0))
-    torch.testing.assert_close(found, torch.tensor([[x, y]]).float(), atol=1e-5, rtol=0)
+    result = spatial_softmax(blob(row, column), torch.tensor(1.0))
+    torch.testing.assert_close(result, torch.tensor([[x, y]]).float(), atol=1e-5, rtol=0)
 
 
 def test_keypoint_follows_a_bright_blob_in_the_image() -> None:
@@ -104,41 +104,41 @@ def test_keypoint_follows_a_bright_blob_in_the_image() -> None:
             part.bias.zero_()
         encoder.temperature.fill_(20.0)
         encoder.out = torch.nn.Identity()
-        places: list[tuple[float, float]] = []
+        positions: list[tuple[float, float]] = []
         for row, column in ((8, 8), (8, 48), (48, 8)):
             images = torch.zeros(1, 1, 3, 64, 64)
             images[..., row : row + 8, column : column + 8] = 1.0
-            found = encoder(images, None)[0, 0]
-            places.append((found[0].item(), found[6].item()))
-    top_left, right, low = places
+            result = encoder(images, None)[0, 0]
+            positions.append((result[0].item(), result[6].item()))
+    top_left, right, low = positions
     assert right[0] > top_left[0] + 0.5
     assert right[1] == pytest.approx(top_left[1], abs=0.05)
     assert low[1] > top_left[1] + 0.5
     assert low[0] == pytest.approx(top_left[0], abs=0.05)
 
 
-def test_keypoint_tokens_are_one_per_image_and_one_for_the_sentence() -> None:
-    assert keypoints()(make_images(), says("a", "b")).shape == (2, 5, 16)
-    assert keypoints(text=None)(make_images(), says("a", "b")).shape == (2, 4, 16)
+def test_keypoint_backbone_has_one_token_per_image_and_one_for_text() -> None:
+    assert keypoints()(make_images(), encode("a", "b")).shape == (2, 5, 16)
+    assert keypoints(text=None)(make_images(), encode("a", "b")).shape == (2, 4, 16)
 
 
-def test_sentence_changes_every_token() -> None:
+def test_text_changes_every_token() -> None:
     backbone = keypoints()
     images = make_images(batch=1).expand(2, -1, -1, -1, -1)
-    first, second = backbone(images, says("put the red block away", "put the green block away"))
+    first, second = backbone(images, encode("put the red block away", "put the green block away"))
     assert bool(((first - second).abs().amax(dim=1) > 0).all())
 
 
-def test_each_camera_has_weights_of_its_own_and_time_is_outer() -> None:
+def test_each_camera_has_separate_weights_and_time_is_outer() -> None:
     backbone = keypoints(text=None)
     images = make_images(batch=1)
-    tokens = backbone(images, says(""))
+    tokens = backbone(images, encode(""))
     changed = images.clone()
     changed[:, 3] = 255 - changed[:, 3]
-    difference = (backbone(changed, says("")) - tokens).abs().amax(dim=2)[0]
+    difference = (backbone(changed, encode("")) - tokens).abs().amax(dim=2)[0]
     assert (difference > 0).tolist() == [False, False, False, True]
     same = images[:, :1].expand(-1, 4, -1, -1, -1)
-    tokens = backbone(same, says(""))[0]
+    tokens = backbone(same, encode(""))[0]
     marks = backbone.time_marks[:, 0]
     torch.testing.assert_close(tokens[0] - marks[0], tokens[2] - marks[1])
     assert not torch.allclose(tokens[0], tokens[1])
@@ -148,13 +148,13 @@ def test_each_camera_has_weights_of_its_own_and_time_is_outer() -> None:
 
 
 def test_every_patch_of_every_image_is_a_token() -> None:
-    assert vit()(make_images(), says("a", "b")).shape == (2, 4 * 4, 16)
-    assert vit(TEXT)(make_images(), says("a", "b")).shape == (2, 1 + 4 * 4, 16)
+    assert vit()(make_images(), encode("a", "b")).shape == (2, 4 * 4, 16)
+    assert vit(TEXT)(make_images(), encode("a", "b")).shape == (2, 1 + 4 * 4, 16)
 
 
 def test_language_changes_the_output_only_with_a_text_encoder() -> None:
     images = make_images(batch=1).expand(2, -1, -1, -1, -1)
-    without, with_text = vit()(images, says("a", "b")), vit(TEXT)(images, says("a", "b"))
+    without, with_text = vit()(images, encode("a", "b")), vit(TEXT)(images, encode("a", "b"))
     assert torch.equal(without[0], without[1])
     assert not torch.equal(with_text[0], with_text[1])
 
@@ -173,4 +173,4 @@ def test_vision_transformer_without_text_has_the_published_names() -> None:
 def test_images_of_another_size_are_resized() -> None:
     flat = torch.full((1, 1, 3, 48, 40), 90, dtype=torch.uint8)
     small = torch.full((1, 1, 3, 16, 16), 90, dtype=torch.uint8)
-    torch.testing.assert_close(vit()(flat, says("")), vit()(small, says("")))
+    torch.testing.assert_close(vit()(flat, encode("")), vit()(small, encode("")))

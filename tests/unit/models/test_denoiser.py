@@ -41,8 +41,8 @@ def test_later_token_reaches_earlier_ones_only_without_mask(causal: bool) -> Non
 def test_rotary_products_depend_on_the_distance_only() -> None:
     rotary = RotaryPositions(8)
     query, key = torch.randn(8), torch.randn(8)
-    turns = rotary.turns(9)
-    queries, keys = (rotary(one.expand(1, 1, 9, 8), turns)[0, 0] for one in (query, key))
+    cos_sin = rotary.cos_sin(9)
+    queries, keys = (rotary(vector.expand(1, 1, 9, 8), cos_sin)[0, 0] for vector in (query, key))
     products = queries @ keys.T
     for distance in range(-8, 9):
         diagonal = products.diagonal(distance)
@@ -52,8 +52,8 @@ def test_rotary_products_depend_on_the_distance_only() -> None:
 
 def test_rotary_rotates_half_split_channels_with_base_10000() -> None:
     rotary = RotaryPositions(4)
-    given = torch.tensor([1.0, 2.0, 3.0, 4.0]).expand(1, 1, 2, 4)
-    rotated = rotary(given, rotary.turns(2))[0, 0]
+    x = torch.tensor([1.0, 2.0, 3.0, 4.0]).expand(1, 1, 2, 4)
+    rotated = rotary(x, rotary.cos_sin(2))[0, 0]
     slow, fast = torch.tensor(0.01), torch.tensor(1.0)
     expected = torch.stack(
         [

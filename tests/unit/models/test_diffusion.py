@@ -1,4 +1,4 @@
-"""DDPM and DDIM: the schedules, and that sampling undoes noising."""
+"""DDPM and DDIM: noise schedules, and sampling as the inverse of noising."""
 
 import pytest
 import torch
@@ -12,13 +12,13 @@ FREE = NoiseConfig(clamp_range=None)
 
 
 # Source: reference/policy 2.2
-def test_kept_shares_golden() -> None:
-    found = alphas_cumprod(FREE)[[0, 99, 499, 999]].tolist()
+def test_alphas_cumprod_golden() -> None:
+    alphas = alphas_cumprod(FREE)[[0, 99, 499, 999]].tolist()
     expected = [0.9998999834, 0.8970179558, 0.0785872340, 4.0358304e-5]
-    assert found == pytest.approx(expected, rel=2e-6)  # they were computed in float32
+    assert alphas == pytest.approx(expected, rel=2e-6)  # they were computed in float32
 
 
-def test_cosine_schedule_falls_from_almost_one_to_almost_nothing() -> None:
+def test_cosine_schedule_falls_from_one_to_zero() -> None:
     shares = alphas_cumprod(NoiseConfig(beta_schedule="cosine", num_timesteps=100))
     assert bool((shares.diff() < 0).all())
     # Half of the angle, so half of the variance, offset aside.
@@ -27,23 +27,23 @@ def test_cosine_schedule_falls_from_almost_one_to_almost_nothing() -> None:
     assert shares[-1].item() < 1e-5
 
 
-def test_noised_keeps_the_variance() -> None:
+def test_noised_preserves_the_variance() -> None:
     process = Diffusion(FREE)
     actions, noise = torch.full((1, 1, 1), 2.0), torch.full((1, 1, 1), -1.0)
-    kept = alphas_cumprod(FREE)[499].item()
+    alpha = alphas_cumprod(FREE)[499].item()
     mixed = process.noised(actions, noise, torch.tensor([499])).item()
-    assert mixed == pytest.approx(2 * kept**0.5 - (1 - kept) ** 0.5, rel=1e-5)
+    assert mixed == pytest.approx(2 * alpha**0.5 - (1 - alpha) ** 0.5, rel=1e-5)
     assert torch.equal(process.target(actions, noise), noise)
 
 
 def oracle(center: float, std: float, noise: NoiseConfig = FREE):
-    """The best prediction of the noise where actions are normal."""
+    """The optimal noise prediction for normally distributed actions."""
     shares = alphas_cumprod(noise)
 
     def network(x: Tensor, time: int) -> Tensor:
-        kept = shares[time].item()
-        spread = kept * std**2 + 1 - kept
-        return (1 - kept) ** 0.5 * (x - kept**0.5 * center) / spread
+        alpha = shares[time].item()
+        variance = alpha * std**2 + 1 - alpha
+        return (1 - alpha) ** 0.5 * (x - alpha**0.5 * center) / variance
 
     return network
 
@@ -58,7 +58,7 @@ def oracle(center: float, std: float, noise: NoiseConfig = FREE):
         (DdpmConfig(), 200, "cosine"),
     ],
 )
-def test_samples_have_mean_and_spread_of_the_data(
+def test_samples_have_mean_and_std_of_the_data(
     solver: DdimConfig | DdpmConfig, steps: int, schedule: str
 ) -> None:
     noise = NoiseConfig.model_validate({"clamp_range": None, "beta_schedule": schedule})
@@ -85,7 +85,7 @@ def test_denoised_actions_stay_within_the_limits() -> None:
 
 def test_fresh_noise_comes_from_the_generator_alone() -> None:
     start = torch.zeros(5, 1, 1)
-    ends = [
+    results = [
         solve(
             oracle(0.0, 1.0),
             start,
@@ -94,19 +94,19 @@ def test_fresh_noise_comes_from_the_generator_alone() -> None:
         )
         for seed in (1, 1, 2)
     ]
-    assert torch.equal(ends[0], ends[1])
-    assert not torch.equal(ends[0], ends[2])
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
 
 
-def test_known_actions_are_seen_at_every_step() -> None:
+def test_network_gets_known_actions_at_every_step() -> None:
     known = (torch.full((1, 2, 1), 7.0), torch.tensor([[True, False]]))
-    seen: list[float] = []
+    inputs: list[float] = []
 
     def network(x: Tensor, time: int) -> Tensor:
         del time
-        seen.append(x[0, 0, 0].item())
+        inputs.append(x[0, 0, 0].item())
         return x
 
     end = solve(network, torch.zeros(1, 2, 1), SamplingSchedule(FREE, 4, known=known), DdimConfig())
-    assert seen == [7.0] * 4
+    assert inputs == [7.0] * 4
     assert end[0, 0, 0].item() == 7.0

@@ -28,14 +28,14 @@ def config(**keys: Any) -> DiffusionPolicyConfig:
         num_cameras=1,
         num_times=2,
     )
-    given = {
+    defaults = {
         "vision_language_backbone": backbone,
         "transformer": TransformerConfig(hidden_dim=32, n_layers=2, n_heads=2),
         "noise_scheduler": NoiseConfig(num_timesteps=50, clamp_range=None),
         "action_dim": A,
         "proprioception_dim": D,
     }
-    return DiffusionPolicyConfig(**{**given, **keys})
+    return DiffusionPolicyConfig(**{**defaults, **keys})
 
 
 def policy(**keys: Any) -> DiffusionPolicy:
@@ -43,7 +43,7 @@ def policy(**keys: Any) -> DiffusionPolicy:
     return DiffusionPolicy(config(**keys))
 
 
-def batch() -> dict[str, Tensor]:
+def make_batch() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(2)
     future = torch.ones(B, T, dtype=torch.bool)
     future[:, 0] = False
@@ -59,14 +59,14 @@ def batch() -> dict[str, Tensor]:
 
 
 def loss_of(
-    model: Any, given: dict[str, Tensor], settings: DiffusionPolicyConfig | None = None
+    model: Any, batch: dict[str, Tensor], settings: DiffusionPolicyConfig | None = None
 ) -> Loss:
-    """The loss of a network, of its own config where no other is given."""
+    """The loss of a network, with its own config by default."""
     settings = settings or model.config
-    size = len(given["actions"])
-    draws = PerSampleRng(torch.Generator().manual_seed, range(size), size)
-    ctx = StepContext(0, draws, {"model": model})
-    return DenoisingObjective(settings).loss("main", given, ctx)
+    size = len(batch["actions"])
+    rng = PerSampleRng(torch.Generator().manual_seed, range(size), size)
+    ctx = StepContext(0, rng, {"model": model})
+    return DenoisingObjective(settings).loss("main", batch, ctx)
 
 
 # network
@@ -109,12 +109,12 @@ def test_state_dict_names_and_shapes_are_the_published_ones() -> None:
         "output_layer.weight": [A, 64],
         "output_layer.bias": [A],
     }
-    found = {
+    shapes = {
         name: list(value.shape)
         for name, value in state.items()
         if not name.startswith("vision_language_backbone.")
     }
-    assert found == expected
+    assert shapes == expected
 
 
 KINDS = ("weight", "bias")
@@ -122,8 +122,8 @@ KINDS = ("weight", "bias")
 
 @pytest.mark.parametrize("conditioning", ["concat", "add"])
 def test_velocity_has_the_shape_of_actions(conditioning: str) -> None:
-    model, given = policy(diffusion_step_conditioning=conditioning), batch()
-    inputs = (given["images"], given["text"], given["proprioception"], given["actions"])
+    model, batch = policy(diffusion_step_conditioning=conditioning), make_batch()
+    inputs = (batch["images"], batch["text"], batch["proprioception"], batch["actions"])
     first = model(*inputs, torch.tensor([0, 10, 20]))
     second = model(*inputs, torch.tensor([30, 10, 20]))
     assert first.shape == (B, T, A)
@@ -132,25 +132,25 @@ def test_velocity_has_the_shape_of_actions(conditioning: str) -> None:
 
 
 def test_no_proprioception_needs_no_encoder() -> None:
-    model, given = policy(proprioception_dim=0), batch()
+    model, batch = policy(proprioception_dim=0), make_batch()
     assert model.proprioception_encode is None
     time = torch.zeros(B, dtype=torch.int64)
     empty = torch.zeros(B, P, 0)
-    assert model(given["images"], given["text"], empty, given["actions"], time).shape == (B, T, A)
+    assert model(batch["images"], batch["text"], empty, batch["actions"], time).shape == (B, T, A)
 
 
 def test_language_changes_the_velocity() -> None:
-    model, given = policy(), batch()
+    model, batch = policy(), make_batch()
     time = torch.full((B,), 25)
-    rest = (given["proprioception"], given["actions"], time)
-    first = model(given["images"], given["text"], *rest)
-    second = model(given["images"], given["text"].flip(1), *rest)
+    rest = (batch["proprioception"], batch["actions"], time)
+    first = model(batch["images"], batch["text"], *rest)
+    second = model(batch["images"], batch["text"].flip(1), *rest)
     assert (first - second).abs().max() > 1e-6
 
 
 def test_input_noise_is_added_only_while_training() -> None:
-    model, given = policy(input_noise_std=0.5), batch()
-    inputs = (given["images"], given["text"], given["proprioception"], given["actions"])
+    model, batch = policy(input_noise_std=0.5), make_batch()
+    inputs = (batch["images"], batch["text"], batch["proprioception"], batch["actions"])
     time = torch.full((B,), 25)
     assert not torch.equal(model(*inputs, time), model(*inputs, time))
     model.eval()
@@ -161,7 +161,7 @@ def test_input_noise_is_added_only_while_training() -> None:
 
 
 class Oracle(nn.Module):
-    """Knows the velocity of zero actions, and errs by a fixed amount."""
+    """Network that knows the velocity of zero actions and adds a fixed error."""
 
     def __init__(self, error: Tensor, num_timesteps: int) -> None:
         super().__init__()
@@ -177,59 +177,59 @@ class Oracle(nn.Module):
 @pytest.mark.parametrize(("real", "mean", "count"), [(True, 7.5, 4), (False, 2.5, 2)])
 def test_masked_loss_golden(real: bool, mean: float, count: int) -> None:
     error = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
-    given = {name: value[:1] for name, value in batch().items()}
-    given |= {"actions": torch.zeros(1, 2, 2), "future_mask": torch.tensor([[True, real]])}
-    given |= {"past_mask": torch.zeros(1, 2, dtype=torch.bool)}
-    loss = loss_of(Oracle(error, 50), given, config(action_dim=2))
+    batch = {name: value[:1] for name, value in make_batch().items()}
+    batch |= {"actions": torch.zeros(1, 2, 2), "future_mask": torch.tensor([[True, real]])}
+    batch |= {"past_mask": torch.zeros(1, 2, dtype=torch.bool)}
+    loss = loss_of(Oracle(error, 50), batch, config(action_dim=2))
     assert int(loss.count) == count
     assert (loss.total / loss.count).item() == pytest.approx(mean, rel=1e-5)
 
 
 def test_padded_steps_at_the_end_do_not_change_the_loss_of_a_causal_denoiser() -> None:
-    model, given = policy(), batch()
-    changed = given["actions"].clone()
+    model, batch = policy(), make_batch()
+    changed = batch["actions"].clone()
     changed[1, -2:] += 100.0
-    loss = loss_of(model, given)
-    other = loss_of(model, {**given, "actions": changed})
+    loss = loss_of(model, batch)
+    other = loss_of(model, {**batch, "actions": changed})
     torch.testing.assert_close(other.total, loss.total)
-    assert int(loss.count) == int(given["future_mask"].sum()) * A
+    assert int(loss.count) == int(batch["future_mask"].sum()) * A
 
 
 def test_model_gets_clean_actions_only_where_they_are_real_and_past() -> None:
-    seen: list[Tensor] = []
+    inputs: list[Tensor] = []
 
-    class Spy(nn.Module):
+    class RecordingNetwork(nn.Module):
         def forward(self, images: Any, text: Any, state: Any, x: Tensor, time: Any) -> Tensor:
-            seen.append(x)
+            inputs.append(x)
             return x
 
-    given = batch()
-    given["past_mask"][2, 0] = False
-    loss_of(Spy(), given, config())
-    same = (seen[0] == given["actions"]).all(dim=2)
-    assert torch.equal(same, given["past_mask"])
-    assert same.sum() == 2
+    batch = make_batch()
+    batch["past_mask"][2, 0] = False
+    loss_of(RecordingNetwork(), batch, config())
+    is_clean = (inputs[0] == batch["actions"]).all(dim=2)
+    assert torch.equal(is_clean, batch["past_mask"])
+    assert is_clean.sum() == 2
 
 
 def test_repeats_encode_once_and_draw_noise_for_each_copy() -> None:
-    model, given = policy(num_action_head_repeats=4), batch()
+    model, batch = policy(num_action_head_repeats=4), make_batch()
     encoded: list[int] = []
     chunks: list[Tensor] = []
     model.vision_language_backbone.register_forward_hook(
         lambda module, inputs, out: encoded.append(len(out))
     )
     model.action_encode.register_forward_hook(lambda module, inputs, out: chunks.append(inputs[0]))
-    loss = loss_of(model, given)
+    loss = loss_of(model, batch)
     assert encoded == [B]
     assert chunks[0].shape == (4 * B, T, A)
     assert len({chunk[1].sum().item() for chunk in chunks[0][:4]}) == 4
-    assert int(loss.count) == 4 * int(given["future_mask"].sum()) * A
+    assert int(loss.count) == 4 * int(batch["future_mask"].sum()) * A
 
 
 def test_repeats_give_the_loss_of_separate_draws() -> None:
-    model, given = policy(num_action_head_repeats=2).eval(), batch()
-    repeated = loss_of(model, given)
-    doubled = {name: value.repeat_interleave(2, 0) for name, value in given.items()}
+    model, batch = policy(num_action_head_repeats=2).eval(), make_batch()
+    repeated = loss_of(model, batch)
+    doubled = {name: value.repeat_interleave(2, 0) for name, value in batch.items()}
     separate = loss_of(model, doubled, config())
     torch.testing.assert_close(repeated.total, separate.total)
     assert int(repeated.count) == int(separate.count)

@@ -19,7 +19,7 @@ def constant(value: float) -> Callable[[Tensor, int], Tensor]:
     return lambda x, time: torch.full_like(x, value)
 
 
-def course(
+def schedule(
     steps: int, num_timesteps: int = 1000, limit: float | None = None, **keys: Tensor
 ) -> SamplingSchedule:
     clamp = None if limit is None else (-limit, limit)
@@ -41,8 +41,10 @@ def test_noised_golden(time: int, limit: float, expected: float) -> None:
 
 @pytest.mark.parametrize("solver", [EULER, HEUN])
 @pytest.mark.parametrize("steps", [1, 3, 6, 7, 8, 10, 16, 1000])
-def test_constant_velocity_goes_the_whole_way(steps: int, solver: EulerConfig | HeunConfig) -> None:
-    end = solve(constant(1.5), full(2.0), course(steps), solver)
+def test_constant_velocity_is_integrated_exactly(
+    steps: int, solver: EulerConfig | HeunConfig
+) -> None:
+    end = solve(constant(1.5), full(2.0), schedule(steps), solver)
     torch.testing.assert_close(end, full(0.5), rtol=0, atol=1e-4)
 
 
@@ -57,84 +59,84 @@ def test_constant_velocity_goes_the_whole_way(steps: int, solver: EulerConfig | 
     ],
 )
 def test_times_are_the_published_ones(num_timesteps: int, steps: int, times: list[int]) -> None:
-    assert course(steps, num_timesteps).times() == times
+    assert schedule(steps, num_timesteps).times() == times
 
 
 @pytest.mark.parametrize(("num_timesteps", "steps"), [(100, 8), (1000, 6), (100, 1000), (1, 3)])
 def test_times_are_valid_and_descend(num_timesteps: int, steps: int) -> None:
-    times = course(steps, num_timesteps).times()
+    times = schedule(steps, num_timesteps).times()
     assert len(times) == steps
     assert times[0] == num_timesteps - 1
     assert times == sorted(times, reverse=True)
     assert times[-1] >= 0
 
 
-def asked(solver: EulerConfig | HeunConfig, steps: int) -> list[int]:
-    """The times at which a solver asks."""
-    found: list[int] = []
+def evaluated_times(solver: EulerConfig | HeunConfig, steps: int) -> list[int]:
+    """The times at which a solver evaluates the network."""
+    times: list[int] = []
 
     def network(x: Tensor, time: int) -> Tensor:
-        found.append(time)
+        times.append(time)
         return x
 
-    solve(network, full(1.0), course(steps), solver)
-    return found
+    solve(network, full(1.0), schedule(steps), solver)
+    return times
 
 
-def test_velocity_is_asked_once_per_step_at_the_times_of_the_grid() -> None:
-    assert asked(EULER, 6) == course(6).times()
+def test_euler_evaluates_once_per_step_at_the_times_of_the_grid() -> None:
+    assert evaluated_times(EULER, 6) == schedule(6).times()
 
 
 @pytest.mark.parametrize(
     ("steps", "times"), [(1, [999]), (2, [999, 0]), (4, [999, 499, 499, 0]), (3, [999, 499, 499])]
 )
-def test_heun_asks_at_both_ends_of_an_interval_and_as_often_as_it_may(
+def test_heun_evaluates_at_both_ends_of_an_interval_within_the_steps(
     steps: int, times: list[int]
 ) -> None:
-    assert asked(HEUN, steps) == times
+    assert evaluated_times(HEUN, steps) == times
 
 
-def test_heun_errs_less_than_euler_for_as_many_evaluations() -> None:
+def test_heun_has_a_smaller_error_than_euler_for_equal_evaluations() -> None:
     # dx/dt = x from t = 1 back to 0 ends at x / e.
     errors = [
-        abs(solve(lambda x, time: x, full(1.0), course(8), solver)[0, 0, 0].item() - 0.36788)
+        abs(solve(lambda x, time: x, full(1.0), schedule(8), solver)[0, 0, 0].item() - 0.36788)
         for solver in (EULER, HEUN)
     ]
     assert errors[1] < errors[0] / 5
 
 
 @pytest.mark.parametrize("solver", [EULER, HEUN])
-def test_known_actions_are_imposed_before_and_after_each_step(
+def test_known_actions_are_set_before_and_after_each_step(
     solver: EulerConfig | HeunConfig,
 ) -> None:
     known = (full(7.0), torch.tensor([[True, False]]))
-    seen: list[float] = []
+    inputs: list[float] = []
 
     def velocity(x: Tensor, time: int) -> Tensor:
         del time
-        seen.append(x[0, 0, 0].item())
+        inputs.append(x[0, 0, 0].item())
         return torch.ones_like(x)
 
-    end = solve(velocity, full(2.0), course(4, 10, 3, known=known), solver)  # type: ignore[arg-type]
-    assert seen == [7.0] * 4
+    end = solve(velocity, full(2.0), schedule(4, 10, 3, known=known), solver)  # type: ignore[arg-type]
+    assert inputs == [7.0] * 4
     assert end.flatten().tolist() == pytest.approx([7.0, 1.0])
 
 
 def test_clamp_limits_every_step() -> None:
-    end = solve(constant(-100.0), full(0.0), course(5, 10, 1.5), EULER)
+    end = solve(constant(-100.0), full(0.0), schedule(5, 10, 1.5), EULER)
     torch.testing.assert_close(end, full(1.5))
 
 
 @pytest.mark.parametrize("solver", [EULER, HEUN])
-def test_network_never_sees_actions_beyond_the_limits_of_training(
+def test_network_inputs_stay_within_the_limits_of_training(
     solver: EulerConfig | HeunConfig,
 ) -> None:
-    seen: list[float] = []
+    inputs: list[float] = []
 
     def velocity(x: Tensor, time: int) -> Tensor:
         del time
-        seen.append(x.abs().max().item())
+        inputs.append(x.abs().max().item())
         return torch.zeros_like(x)
 
-    solve(velocity, full(9.0), course(4, 10, 1.5), solver)
-    assert max(seen) == 1.5
+    solve(velocity, full(9.0), schedule(4, 10, 1.5), solver)
+    assert max(inputs) == 1.5

@@ -1,4 +1,4 @@
-"""Parts of the loss: fields and data sets."""
+"""Breakdown of the loss by field and data set."""
 
 import pytest
 import torch
@@ -8,47 +8,49 @@ from vlatool.models.diffusion_policy.loss_breakdown import LossBreakdown, datase
 FIELDS = {"xyz": 2, "hand": 1}
 
 
-def shares(*, training: bool = True) -> tuple[dict[str, float], torch.Tensor, torch.Tensor]:
-    """Figures, errors and mask of 3 samples, 2 draws each."""
+def compute_metrics(
+    *, training: bool = True
+) -> tuple[dict[str, float], torch.Tensor, torch.Tensor]:
+    """Metrics, errors and mask of 3 samples with 2 noise draws each."""
     generator = torch.Generator().manual_seed(0)
     mask = torch.rand(6, 4, 1, generator=generator) < 0.7
     error = torch.rand(6, 4, 3, generator=generator) * mask
-    own = LossBreakdown(FIELDS, ["a/x/shards", "b/x"], ["v"])
-    sums = own.sums(error, mask, torch.tensor([1, 0, 1]), training=training)
-    return own.metrics(sums, float(mask.sum() * 3), training=training), error, mask
+    breakdown = LossBreakdown(FIELDS, ["a/x/shards", "b/x"], ["v"])
+    sums = breakdown.sums(error, mask, torch.tensor([1, 0, 1]), training=training)
+    return breakdown.metrics(sums, float(mask.sum() * 3), training=training), error, mask
 
 
 def test_fields_weighted_by_their_widths_are_the_loss() -> None:
-    figures, error, mask = shares()
+    metrics, error, mask = compute_metrics()
 
-    whole = (2 * figures["action_error/xyz"] + figures["action_error/hand"]) / 3
+    whole = (2 * metrics["action_error/xyz"] + metrics["action_error/hand"]) / 3
     assert whole == pytest.approx(float(error.sum() / (mask.sum() * 3)))
     hand = float(error[..., 2].sum() / mask.sum())
-    assert figures["action_error/hand"] == pytest.approx(hand)
+    assert metrics["action_error/hand"] == pytest.approx(hand)
 
 
 def test_loss_of_a_data_set_is_that_of_its_samples() -> None:
-    figures, error, mask = shares()
+    metrics, error, mask = compute_metrics()
 
     rows = torch.tensor([False, False, True, True, False, False])
-    assert figures["loss/a/x"] == pytest.approx(float(error[rows].sum() / (mask[rows].sum() * 3)))
-    assert figures["loss/b/x"] == pytest.approx(float(error[~rows].sum() / (mask[~rows].sum() * 3)))
+    assert metrics["loss/a/x"] == pytest.approx(float(error[rows].sum() / (mask[rows].sum() * 3)))
+    assert metrics["loss/b/x"] == pytest.approx(float(error[~rows].sum() / (mask[~rows].sum() * 3)))
 
 
-def test_one_data_set_has_no_part() -> None:
-    figures, _, _ = shares(training=False)
+def test_single_data_set_has_no_metric() -> None:
+    metrics, _, _ = compute_metrics(training=False)
 
-    assert set(figures) == {"action_error/xyz", "action_error/hand"}
+    assert set(metrics) == {"action_error/xyz", "action_error/hand"}
 
 
-def test_data_set_that_was_not_seen_is_not_told() -> None:
-    own = LossBreakdown(FIELDS, ["a", "b"])
+def test_data_set_without_samples_is_not_reported() -> None:
+    breakdown = LossBreakdown(FIELDS, ["a", "b"])
     mask = torch.ones(2, 1, 1, dtype=torch.bool)
-    sums = own.sums(torch.ones(2, 1, 3), mask, torch.tensor([0, 0]), training=True)
+    sums = breakdown.sums(torch.ones(2, 1, 3), mask, torch.tensor([0, 0]), training=True)
 
-    figures = own.metrics(sums, 6.0, training=True)
+    metrics = breakdown.metrics(sums, 6.0, training=True)
 
-    assert (figures["loss/a"], "loss/b" in figures) == (1.0, False)
+    assert (metrics["loss/a"], "loss/b" in metrics) == (1.0, False)
 
 
 @pytest.mark.parametrize(
@@ -59,5 +61,5 @@ def test_data_set_that_was_not_seen_is_not_told() -> None:
         (["/d/pick", "/d/pick"], ["pick#1", "pick#2"]),
     ],
 )
-def test_label_is_what_tells_data_sets_apart(locations: list[str], labels: list[str]) -> None:
+def test_label_distinguishes_data_sets(locations: list[str], labels: list[str]) -> None:
     assert dataset_labels(locations) == labels

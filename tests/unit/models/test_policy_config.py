@@ -1,4 +1,4 @@
-"""Sections of the diffusion policy: what goes together, and what published files say."""
+"""Sections of the diffusion policy: valid combinations, and published keys."""
 
 from typing import Any
 
@@ -19,8 +19,8 @@ SMALL = KeypointBackboneConfig(hidden_dim=16, channels=(4, 8), num_keypoints=4)
 
 def config(**keys: Any) -> DiffusionPolicyConfig:
     transformer = {"hidden_dim": 16, "n_layers": 1, "n_heads": 2, **keys.pop("transformer", {})}
-    given = {"vision_language_backbone": SMALL, "transformer": transformer, **keys}
-    return DiffusionPolicyConfig.model_validate(given)
+    values = {"vision_language_backbone": SMALL, "transformer": transformer, **keys}
+    return DiffusionPolicyConfig.model_validate(values)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def config(**keys: Any) -> DiffusionPolicyConfig:
         ({"use_diffusers_scheduler": True, "solver": {"type": "ddpm"}}, "ddpm"),
     ],
 )
-def test_solver_is_the_one_that_is_named_or_that_of_the_process(
+def test_solver_is_the_named_one_or_that_of_the_forward_process(
     keys: dict[str, Any], solver: str
 ) -> None:
     assert config(**keys).chosen_solver.type == solver
@@ -49,22 +49,24 @@ def test_solver_is_the_one_that_is_named_or_that_of_the_process(
         {"transformer": {"norm_type": "batch_norm"}},
     ],
 )
-def test_what_cannot_work_is_refused(keys: dict[str, Any]) -> None:
+def test_invalid_combination_is_an_error(keys: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         config(**keys)
 
 
 @pytest.mark.parametrize("name", ["vision_language_backbone", "transformer"])
-def test_frozen_section_does_not_learn(name: str) -> None:
-    one = config()
-    section = getattr(one, name).model_copy(update={"freeze": True})
-    derived, _ = DiffusionPolicyType().derive(one.model_copy(update={name: section}), DATA, None)  # type: ignore[arg-type]
+def test_frozen_section_is_not_trained(name: str) -> None:
+    policy_config = config()
+    section = getattr(policy_config, name).model_copy(update={"freeze": True})
+    derived, _ = DiffusionPolicyType().derive(
+        policy_config.model_copy(update={name: section}), DATA, None
+    )  # type: ignore[arg-type]
     network = DiffusionPolicy(derived)
     frozen = {key for key, value in network.named_parameters() if not value.requires_grad}
     assert frozen == {key for key, _ in network.named_parameters() if key.startswith(f"{name}.")}
 
 
-def test_derive_says_where_each_key_came_from() -> None:
+def test_derive_returns_the_rule_of_each_key() -> None:
     derived, rules = DiffusionPolicyType().derive(config(), DATA, None)  # type: ignore[arg-type]
     assert (derived.action_dim, derived.vision_language_backbone.num_cameras) == (2, 1)
     assert rules.keys() == {
@@ -76,20 +78,20 @@ def test_derive_says_where_each_key_came_from() -> None:
 
 
 @pytest.mark.parametrize("section", ["", "transformer", "vision_language_backbone"])
-def test_weights_to_begin_with_are_looked_for_before_data(section: str) -> None:
-    one = config()
+def test_missing_initial_weights_are_an_error_before_data_is_read(section: str) -> None:
+    policy_config = config()
     start = {"resume_from_checkpoint": "nowhere/checkpoint_3.pt", "resume_weights_only": True}
-    changed = getattr(one, section).model_copy(update=start) if section else None
-    one = one.model_copy(update={section: changed} if section else start)
+    changed = getattr(policy_config, section).model_copy(update=start) if section else None
+    policy_config = policy_config.model_copy(update={section: changed} if section else start)
     with pytest.raises(DataError) as caught:
-        DiffusionPolicyType().check_init_weights(one)
+        DiffusionPolicyType().check_init_weights(policy_config)
     assert caught.value.code == "data.no_source"
 
 
-def test_whole_run_is_not_taken_up_by_its_weights() -> None:
-    one = config(resume_from_checkpoint="checkpoint_3.pt")
+def test_run_cannot_be_resumed_from_its_weights() -> None:
+    policy_config = config(resume_from_checkpoint="checkpoint_3.pt")
     with pytest.raises(UsageError) as caught:
-        DiffusionPolicyType().check_init_weights(one)
+        DiffusionPolicyType().check_init_weights(policy_config)
     assert caught.value.code == "usage.resume_weights_only"
 
 
@@ -106,8 +108,8 @@ def test_whole_run_is_not_taken_up_by_its_weights() -> None:
 )
 def test_every_published_norm_runs_in_half_precision_too(norm_type: str, names: set[str]) -> None:
     sizes = {"hidden_dim": 16, "n_layers": 1, "n_heads": 2, "qk_norm": True}
-    given = {**sizes, "norm_type": norm_type, "positional_embedding_type": "none"}
-    network = NativeTransformer(TransformerConfig.model_validate(given))
+    values = {**sizes, "norm_type": norm_type, "positional_embedding_type": "none"}
+    network = NativeTransformer(TransformerConfig.model_validate(values))
     tokens = torch.randn(2, 3, 16)
     with torch.autocast("cpu", torch.bfloat16):
         lowered = network(tokens)

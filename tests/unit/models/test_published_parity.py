@@ -1,4 +1,4 @@
-"""The published formulas, written down once more on bare weights, give what the policy gives.
+"""The policy equals the published formulas, reimplemented here on plain weights.
 
 Source: reference/policy 1.2, 1.5, 1.6, 2.1, 2.3, 2.4.
 """
@@ -34,17 +34,17 @@ def policy(**keys: Any) -> DiffusionPolicy:
     )
     transformer = {"hidden_dim": D, "n_layers": LAYERS, "n_heads": HEADS, "post_embed_norm": True}
     transformer |= {"vocab_size": 3, **keys.pop("transformer", {})}
-    given = {
+    defaults = {
         "vision_language_backbone": clip,
         "transformer": TransformerConfig.model_validate(transformer),
         "noise_scheduler": NoiseConfig(num_timesteps=K, clamp_range=(-9.0, 9.0)),
         "action_dim": A,
         "proprioception_dim": 3,
     }
-    return DiffusionPolicy(DiffusionPolicyConfig.model_validate({**given, **keys})).eval()
+    return DiffusionPolicy(DiffusionPolicyConfig.model_validate({**defaults, **keys})).eval()
 
 
-def batch() -> dict[str, Tensor]:
+def make_batch() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(5)
     future = (torch.arange(T) >= PAST).repeat(B, 1)
     future[1, -2:] = False
@@ -66,19 +66,19 @@ def linear(state: State, name: str, x: Tensor) -> Tensor:
 
 
 def norm(state: State, name: str, x: Tensor) -> Tensor:
-    spread = x.var(dim=-1, unbiased=False, keepdim=True)
-    centerd = (x - x.mean(dim=-1, keepdim=True)) / (spread + 1e-5).sqrt()
-    return centerd * state[f"{name}.weight"] + state[f"{name}.bias"]
+    variance = x.var(dim=-1, unbiased=False, keepdim=True)
+    centered = (x - x.mean(dim=-1, keepdim=True)) / (variance + 1e-5).sqrt()
+    return centered * state[f"{name}.weight"] + state[f"{name}.bias"]
 
 
 def rotated(x: Tensor) -> Tensor:
-    """Half-split pairs as complex numbers, turned by position times frequency; [B, S, d]."""
+    """Rotates half-split pairs, as complex numbers, by position times frequency; [B, S, d]."""
     half = x.shape[-1] // 2
     pairs = torch.complex(x[..., :half].double(), x[..., half:].double())
     frequencies = 10_000.0 ** -(torch.arange(half, dtype=torch.float64) / half)
-    turns = torch.outer(torch.arange(x.shape[1], dtype=torch.float64), frequencies)
-    turned = pairs * torch.polar(torch.ones_like(turns), turns)
-    return torch.cat([turned.real, turned.imag], dim=-1).float()
+    angles = torch.outer(torch.arange(x.shape[1], dtype=torch.float64), frequencies)
+    rotated_pairs = pairs * torch.polar(torch.ones_like(angles), angles)
+    return torch.cat([rotated_pairs.real, rotated_pairs.imag], dim=-1).float()
 
 
 def attention(state: State, name: str, x: Tensor, *, causal: bool) -> Tensor:
@@ -103,10 +103,10 @@ def velocity(
     config: DiffusionPolicyConfig,
     state: State,
     context: Tensor,
-    given: Mapping[str, Tensor],
+    batch: Mapping[str, Tensor],
     inputs: tuple[Tensor, Tensor],
 ) -> Tensor:
-    """Of noised actions [B, T, A] at times [B]."""
+    """Velocity at noised actions [B, T, A] and times [B]."""
     actions, time = inputs
     encoded = state["time_encoding.weight"][time][:, None]
     if config.diffusion_step_conditioning == "add":
@@ -116,7 +116,7 @@ def velocity(
     x = torch.cat(
         [
             linear(state, "condition_encode", context),
-            linear(state, "proprioception_encode", given["proprioception"]),
+            linear(state, "proprioception_encode", batch["proprioception"]),
             linear(state, "action_encode", actions),
         ],
         dim=1,
@@ -131,11 +131,11 @@ def velocity(
     return linear(state, "output_layer", x[:, -T:])
 
 
-def published(network: DiffusionPolicy, given: Mapping[str, Tensor]) -> Any:
-    """The published velocity of actions and times, on the published state dict."""
+def published(network: DiffusionPolicy, batch: Mapping[str, Tensor]) -> Any:
+    """The published velocity as a function of actions and times, with the exported weights."""
     state = export_published(network.config, network.state_dict())
-    context = network.encode(given["images"], given["text"])
-    return lambda x, time: velocity(network.config, state, context, given, (x, time))
+    context = network.encode(batch["images"], batch["text"])
+    return lambda x, time: velocity(network.config, state, context, batch, (x, time))
 
 
 @pytest.mark.parametrize(
@@ -143,15 +143,17 @@ def published(network: DiffusionPolicy, given: Mapping[str, Tensor]) -> Any:
 )
 @torch.no_grad()
 def test_velocity_is_the_published_one(keys: dict[str, Any]) -> None:
-    network, given = policy(**keys), batch()
+    network, batch = policy(**keys), make_batch()
     time = torch.tensor([0, 17, K - 1])
-    found = network(given["images"], given["text"], given["proprioception"], given["actions"], time)
-    expected = published(network, given)(given["actions"], time)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    result = network(
+        batch["images"], batch["text"], batch["proprioception"], batch["actions"], time
+    )
+    expected = published(network, batch)(batch["actions"], time)
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
 
 
-class Fixed:
-    """Draws of a test."""
+class FixedRng:
+    """Random numbers that the test sets."""
 
     def __init__(self, time: Tensor, noise: Tensor) -> None:
         self.time, self.noise = time, noise
@@ -166,17 +168,17 @@ class Fixed:
 
 @torch.no_grad()
 def test_loss_is_the_published_one() -> None:
-    network, given = policy(), batch()
+    network, batch = policy(), make_batch()
     time, noise = torch.tensor([3, 20, 39]), torch.randn(B, T, A)
-    draws: Any = Fixed(time, noise)
+    rng: Any = FixedRng(time, noise)
     loss = DenoisingObjective(network.config).loss(
-        "main", given, StepContext(0, draws, {"model": network})
+        "main", batch, StepContext(0, rng, {"model": network})
     )
-    actions, mask = given["actions"], given["future_mask"][..., None]
+    actions, mask = batch["actions"], batch["future_mask"][..., None]
     mixed = actions + (time / K)[:, None, None] * (noise - actions)
-    # Padded steps, which published training shows clean, come last and the denoiser is causal.
+    # Padded steps, which are clean in published training, come last, and the denoiser is causal.
     inputs = torch.where(mask, mixed, actions)
-    error = (published(network, given)(inputs, time) - (noise - actions)) ** 2
+    error = (published(network, batch)(inputs, time) - (noise - actions)) ** 2
     expected = (error * mask).sum() / mask.expand_as(error).sum()
     torch.testing.assert_close(loss.total / loss.count, expected, rtol=1e-5, atol=1e-6)
 
@@ -184,13 +186,13 @@ def test_loss_is_the_published_one() -> None:
 @pytest.mark.parametrize("steps", [4, 8, 20])
 @torch.no_grad()
 def test_samples_are_the_published_ones_where_steps_divide_the_times(steps: int) -> None:
-    network, given = policy(), batch()
-    found = sample_actions(network, given, steps=steps, rng=torch.Generator().manual_seed(4))
+    network, batch = policy(), make_batch()
+    result = sample_actions(network, batch, steps=steps, rng=torch.Generator().manual_seed(4))
     noise = torch.randn(B, T, A, generator=torch.Generator().manual_seed(4))
-    predict, stride = published(network, given), K // steps
-    past = given["past_mask"][..., None]
-    x = torch.where(past, given["actions"], noise)
+    predict, stride = published(network, batch), K // steps
+    past = batch["past_mask"][..., None]
+    x = torch.where(past, batch["actions"], noise)
     for time in range(K - 1, 0, -stride):
         x = (x - predict(x, torch.full((B,), time)) * stride / K).clamp(-9, 9)
-        x = torch.where(past, given["actions"], x)
-    torch.testing.assert_close(found, x, rtol=1e-4, atol=1e-4)
+        x = torch.where(past, batch["actions"], x)
+    torch.testing.assert_close(result, x, rtol=1e-4, atol=1e-4)

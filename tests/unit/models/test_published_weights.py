@@ -1,4 +1,4 @@
-"""Published checkpoints in and out. Source: formats/published-runs 4, 4.1."""
+"""Import and export of published checkpoints. Source: formats/published-runs 4, 4.1."""
 
 import os
 from collections.abc import Callable
@@ -41,7 +41,7 @@ def config(layers: int = 1, **keys: Any) -> DiffusionPolicyConfig:
         image_mean=(0.5, 0.5, 0.5),
         image_std=(0.5, 0.5, 0.5),
     )
-    given: dict[str, Any] = {
+    values: dict[str, Any] = {
         "vision_language_backbone": clip,
         "transformer": TransformerConfig(
             hidden_dim=16, n_layers=layers, n_heads=2, post_embed_norm=True, vocab_size=VOCABULARY
@@ -50,7 +50,7 @@ def config(layers: int = 1, **keys: Any) -> DiffusionPolicyConfig:
         "action_dim": 4,
         "proprioception_dim": 3,
     }
-    return DiffusionPolicyConfig.model_validate({**given, **keys})
+    return DiffusionPolicyConfig.model_validate({**values, **keys})
 
 
 def policy(seed: int = 0, **keys: Any) -> DiffusionPolicy:
@@ -59,7 +59,7 @@ def policy(seed: int = 0, **keys: Any) -> DiffusionPolicy:
 
 
 def published(network: DiffusionPolicy) -> dict[str, Tensor]:
-    """The state dict as the published training writes it, unused weights not zero."""
+    """The state dict as published training writes it; unused weights are not zero."""
     state = export_published(network.config, network.state_dict())
     return {name: value + 1 if name.startswith(DEAD) else value for name, value in state.items()}
 
@@ -83,11 +83,13 @@ def test_export_of_the_published_layers_has_as_many_tensors_as_published() -> No
     assert len(export_published(network.config, network.state_dict())) == 522
 
 
-def test_export_makes_what_the_published_module_has_and_a_policy_does_not_use() -> None:
+def test_export_adds_the_weights_that_a_policy_does_not_use() -> None:
     network = policy()
-    found = export_published(network.config, network.state_dict())
-    made = {name: list(found[name].shape) for name in found.keys() - network.state_dict().keys()}
-    assert made == {
+    result = export_published(network.config, network.state_dict())
+    shapes = {
+        name: list(result[name].shape) for name in result.keys() - network.state_dict().keys()
+    }
+    assert shapes == {
         "transformer.embeddings.weight": [VOCABULARY, 16],
         "transformer.output.weight": [VOCABULARY, 16],
         "transformer.norm.weight": [16],
@@ -100,8 +102,10 @@ def test_published_weights_give_the_same_velocity(tmp_path: Path, prefix: str) -
     source, target = policy(1), policy(2)
     state = {prefix + name: value for name, value in published(source).items()}
     write_published(tmp_path / "checkpoint_3.pt", state, number=3, step=100)
-    found = load_policy(target, weights_file(str(tmp_path / "checkpoint_3.pt")))
-    assert {name.rpartition(".")[0] for name in found.dead} == {one.rstrip(".") for one in DEAD}
+    result = load_policy(target, weights_file(str(tmp_path / "checkpoint_3.pt")))
+    assert {name.rpartition(".")[0] for name in result.dead} == {
+        prefix.rstrip(".") for prefix in DEAD
+    }
     assert torch.equal(velocity(target), velocity(source))
 
 
@@ -112,7 +116,7 @@ def test_published_averages_are_read_too(tmp_path: Path) -> None:
     assert torch.equal(velocity(target), velocity(source))
 
 
-def test_weights_in_half_precision_are_taken(tmp_path: Path) -> None:
+def test_weights_in_half_precision_are_loaded(tmp_path: Path) -> None:
     source, target = policy(1), policy(2)
     state = {
         name: value.bfloat16() if value.is_floating_point() else value
@@ -124,7 +128,7 @@ def test_weights_in_half_precision_are_taken(tmp_path: Path) -> None:
     torch.testing.assert_close(velocity(target), velocity(source), rtol=0.1, atol=0.05)
 
 
-def test_buffers_that_follow_from_the_configuration_are_made_again() -> None:
+def test_buffers_that_follow_from_the_configuration_are_recomputed() -> None:
     network = policy()
     state = published(network)
     state["scheduler.betas"] = torch.ones(3)
@@ -133,15 +137,15 @@ def test_buffers_that_follow_from_the_configuration_are_made_again() -> None:
     )
     state["sinusoidal_position_embeddings.emb"] = torch.zeros(1)
     del state["transformer.layers.0.attention.pos_embed.inv_freq"]
-    found = import_published(state, network)
-    assert set(found.computed) == {
+    result = import_published(state, network)
+    assert set(result.computed) == {
         "scheduler.betas",
         "sinusoidal_position_embeddings.emb",
         POSITIONS,
     }
-    own = network.state_dict()
-    assert found.weights.keys() == own.keys()
-    assert all(torch.equal(value, own[name]) for name, value in found.weights.items())
+    expected = network.state_dict()
+    assert result.weights.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in result.weights.items())
 
 
 # Source: formats/published-runs 4.1
@@ -154,54 +158,54 @@ def test_buffers_that_follow_from_the_configuration_are_made_again() -> None:
         ([], []),
     ],
 )
-def test_first_name_decides_which_wrappers_are_taken_away(
+def test_first_name_decides_which_wrappers_are_removed(
     names: list[str], expected: list[str]
 ) -> None:
     assert list(without_wrappers(dict.fromkeys(names, torch.ones(1)))) == expected
 
 
-def test_head_of_a_vision_language_model_is_left_out_and_made_again(tmp_path: Path) -> None:
+def test_head_of_a_vision_language_model_is_dropped_and_recreated(tmp_path: Path) -> None:
     vlm = {"type": "vlm_backbone", "architecture": vlm_config("smolvlm")}
     vlm |= {"num_vlm_layers_to_use": 1, "image_size": 32}
     vlm |= {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
     source, target = (policy(seed, vision_language_backbone=vlm) for seed in (1, 2))
     write_published(tmp_path / "checkpoint_1.pt", published(source), number=1, step=1)
-    found = load_policy(target, tmp_path / "checkpoint_1.pt")
-    assert "vision_language_backbone._model.model.lm_head.weight" in found.dead
-    own = source.state_dict()
-    assert all(torch.equal(value, own[name]) for name, value in target.state_dict().items())
+    result = load_policy(target, tmp_path / "checkpoint_1.pt")
+    assert "vision_language_backbone._model.model.lm_head.weight" in result.dead
+    expected = source.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in target.state_dict().items())
 
 
-def test_section_takes_its_part_of_a_policy_or_a_file_of_its_own(tmp_path: Path) -> None:
+def test_section_loads_from_a_policy_or_from_its_own_file(tmp_path: Path) -> None:
     source, target, third = policy(1), policy(2), policy(3)
     write_published(tmp_path / "checkpoint_1.pt", published(source), number=1, step=1)
     load_section(target.transformer, "transformer", tmp_path / "checkpoint_1.pt")
-    alone = {
+    section = {
         name.removeprefix("transformer."): value
         for name, value in published(source).items()
         if name.startswith("transformer.")
     }
-    torch.save(alone, tmp_path / "alone.pt")
-    load_section(third.transformer, "transformer", tmp_path / "alone.pt")
+    torch.save(section, tmp_path / "section.pt")
+    load_section(third.transformer, "transformer", tmp_path / "section.pt")
     for network in (target, third):
         for name, value in network.transformer.state_dict().items():
             assert torch.equal(value, source.transformer.state_dict()[name])
         assert not torch.equal(network.output_layer.weight, source.output_layer.weight)
 
 
-def test_modules_begin_anew_where_dimensions_differ(tmp_path: Path) -> None:
+def test_modules_with_other_dimensions_can_be_excluded(tmp_path: Path) -> None:
     source, target = policy(1), policy(2, action_dim=7)
     write_published(tmp_path / "checkpoint_1.pt", published(source), number=1, step=1)
     path = tmp_path / "checkpoint_1.pt"
     with pytest.raises(DataError) as caught:
         load_policy(target, path)
     assert caught.value.code == "data.checkpoint_mismatch"
-    load_policy(target, path, anew=["action_encode", "output_layer"])
+    load_policy(target, path, excluded=["action_encode", "output_layer"])
     assert torch.equal(target.time_encoding.weight, source.time_encoding.weight)
     assert target.output_layer.weight.shape == (7, 16)
 
 
-def test_configuration_says_what_begins_anew_and_what_does_not(tmp_path: Path) -> None:
+def test_configuration_excludes_modules_from_loading(tmp_path: Path) -> None:
     source = policy(1)
     write_published(tmp_path / "checkpoint_1.pt", published(source), number=1, step=1)
     network = policy(
@@ -221,7 +225,7 @@ def test_configuration_says_what_begins_anew_and_what_does_not(tmp_path: Path) -
     assert changed >= {"vision_language_backbone", "action_encode", "condition_encode"}
 
 
-# what is wrong with a file
+# broken files
 
 
 class Code:
@@ -252,7 +256,7 @@ def test_pickle_with_code_is_not_opened(tmp_path: Path, monkeypatch: pytest.Monk
         ),
     ],
 )
-def test_file_without_weights_of_the_policy_is_refused(
+def test_file_without_weights_of_the_policy_is_an_error(
     tmp_path: Path, write: Callable[[Path], Any], code: str
 ) -> None:
     write(tmp_path / "checkpoint_1.pt")
@@ -261,7 +265,7 @@ def test_file_without_weights_of_the_policy_is_refused(
     assert (caught.value.code, caught.value.exit_code) == (code, 3)
 
 
-def test_half_written_file_is_refused(tmp_path: Path) -> None:
+def test_truncated_file_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint_1.pt"
     write_published(path, published(policy()), number=1, step=1)
     path.write_bytes(path.read_bytes()[:-2000])
@@ -270,13 +274,13 @@ def test_half_written_file_is_refused(tmp_path: Path) -> None:
     assert caught.value.code == "data.broken_checkpoint"
 
 
-def test_weights_that_do_not_exist_are_told_by_their_path(tmp_path: Path) -> None:
+def test_missing_weights_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         weights_file(str(tmp_path / "checkpoint_9.pt"))
     assert caught.value.code == "data.no_source"
 
 
-def test_policy_that_the_published_module_cannot_be_is_not_exported() -> None:
+def test_policy_without_a_published_module_is_not_exported() -> None:
     vit = ViTBackboneConfig(
         hidden_dim=16,
         inter_dim=16,

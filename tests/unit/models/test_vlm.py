@@ -1,4 +1,4 @@
-"""Vision-language models of the hub as backbones, and a language model as denoiser."""
+"""Vision-language models from the hub as backbones, and a language model as denoiser."""
 
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,8 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def section(base: Path, **keys: Any) -> VlmBackboneConfig:
-    given = {"hf_pretrained": str(base), "num_vlm_layers_to_use": LAYERS, "image_size": 32, **keys}
-    return VlmBackboneConfig.model_validate(given).derive(DATA)[0]
+    values = {"hf_pretrained": str(base), "num_vlm_layers_to_use": LAYERS, "image_size": 32, **keys}
+    return VlmBackboneConfig.model_validate(values).derive(DATA)[0]
 
 
 def images() -> Tensor:
@@ -37,20 +37,20 @@ def images() -> Tensor:
     return torch.randint(0, 256, (2, 2, 3, 32, 32), generator=generator, dtype=torch.uint8)
 
 
-def told(one: VlmBackboneConfig, *sentences: str) -> Tensor:
-    return make_text_tokenizer(one, None, None)(sentences)
+def encoded(config: VlmBackboneConfig, *sentences: str) -> Tensor:
+    return make_text_tokenizer(config, None, None)(sentences)
 
 
 @pytest.mark.parametrize("family", TINY)
-def test_token_is_the_last_states_of_a_word_behind_the_sentence(
+def test_output_is_the_last_states_of_a_token_after_the_instruction(
     bases: dict[str, Path], family: str
 ) -> None:
-    one = section(bases[family])
-    module = VlmBackbone(one).eval()
-    text = told(one, "put the red block", "put")
+    config = section(bases[family])
+    module = VlmBackbone(config).eval()
+    text = encoded(config, "put the red block", "put")
     tokens = module(images(), text)
     assert tokens.shape == (2, 1, 16 * LAYERS)
-    # Alone and without filling, as transformers itself would be asked.
+    # Single and without padding, as transformers expects it.
     length = int((text[1] > 0).sum())
     ids = torch.cat([text[1:, :length] - 1, torch.tensor([[VLM_VOCABULARY]])], dim=1)
     states = module._network.model(
@@ -61,10 +61,12 @@ def test_token_is_the_last_states_of_a_word_behind_the_sentence(
 
 
 @pytest.mark.parametrize("family", TINY)
-def test_images_sentence_and_training_reach_the_token(bases: dict[str, Path], family: str) -> None:
-    one = section(bases[family])
-    module = VlmBackbone(one)
-    text = told(one, "put the red block", "put the green block")
+def test_output_depends_on_images_and_text_and_gives_gradients(
+    bases: dict[str, Path], family: str
+) -> None:
+    config = section(bases[family])
+    module = VlmBackbone(config)
+    text = encoded(config, "put the red block", "put the green block")
     tokens = module(images(), text)
     assert (module(255 - images(), text) - tokens).abs().max() > 1e-6
     assert (module(images(), text.flip(0)) - tokens).abs().max() > 1e-6
@@ -74,7 +76,7 @@ def test_images_sentence_and_training_reach_the_token(bases: dict[str, Path], fa
 
 
 @pytest.mark.parametrize("family", TINY)
-def test_published_weights_are_loaded_and_the_new_word_is_their_mean(
+def test_published_weights_are_loaded_and_the_new_token_is_their_mean(
     bases: dict[str, Path], family: str
 ) -> None:
     from transformers import AutoModelForImageTextToText
@@ -82,32 +84,32 @@ def test_published_weights_are_loaded_and_the_new_word_is_their_mean(
     module = VlmBackbone(section(bases[family]))
     module.load_base()
     published = AutoModelForImageTextToText.from_pretrained(bases[family]).state_dict()
-    words = module._network.get_input_embeddings().weight
-    torch.testing.assert_close(words[-1], words[:-1].mean(dim=0))
+    embeddings = module._network.get_input_embeddings().weight
+    torch.testing.assert_close(embeddings[-1], embeddings[:-1].mean(dim=0))
     for name, value in module._network.state_dict().items():
         assert torch.equal(value[: len(published[name])], published[name])
 
 
 @pytest.mark.parametrize("family", TINY)
-def test_example_has_as_many_tokens_of_images_as_a_sentence(
+def test_example_has_the_image_tokens_of_an_instruction(
     bases: dict[str, Path], family: str
 ) -> None:
-    one = section(bases[family])
-    assert VlmBackbone(one)(images(), example_text(one, 2)).isfinite().all()
+    config = section(bases[family])
+    assert VlmBackbone(config)(images(), example_text(config, 2)).isfinite().all()
 
 
-def test_patches_are_those_of_the_model_s_own_processor(bases: dict[str, Path]) -> None:
+def test_patches_equal_those_of_the_processor_of_the_model(bases: dict[str, Path]) -> None:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     processor = Qwen2VLImageProcessorPil(
         do_resize=False, patch_size=8, merge_size=2, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
     flat = images().flatten(0, 1)
-    expected = processor([one.permute(1, 2, 0).numpy() for one in flat], return_tensors="pt")
+    expected = processor([image.permute(1, 2, 0).numpy() for image in flat], return_tensors="pt")
     module = VlmBackbone(section(bases["qwen3_vl"]))
-    found = module._pixels(images(), torch.zeros(2, 1, dtype=torch.int64))
-    torch.testing.assert_close(found["pixel_values"], expected["pixel_values"])
-    assert torch.equal(found["image_grid_thw"], expected["image_grid_thw"])
+    result = module._pixels(images(), torch.zeros(2, 1, dtype=torch.int64))
+    torch.testing.assert_close(result["pixel_values"], expected["pixel_values"])
+    assert torch.equal(result["image_grid_thw"], expected["image_grid_thw"])
 
 
 # Sizes of the published models: google/paligemma-3b-pt-224, SmolVLM2-256M and Qwen3-VL-2B.
@@ -129,7 +131,7 @@ def test_image_has_the_published_number_of_tokens(
     assert before.count(FAMILIES[family].token) == 2 * tokens
 
 
-def test_unknown_family_is_refused(bases: dict[str, Path], tmp_path: Path) -> None:
+def test_unknown_model_type_is_an_error(bases: dict[str, Path], tmp_path: Path) -> None:
     config = (bases["smolvlm"] / "config.json").read_text()
     (tmp_path / "config.json").write_text(config.replace('"smolvlm"', '"blip"'))
     with pytest.raises(DataError) as caught:
@@ -137,7 +139,7 @@ def test_unknown_family_is_refused(bases: dict[str, Path], tmp_path: Path) -> No
     assert caught.value.code == "data.base_model"
 
 
-def test_no_room_for_a_sentence_is_refused(bases: dict[str, Path]) -> None:
+def test_too_small_text_length_is_an_error(bases: dict[str, Path]) -> None:
     with pytest.raises(UsageError) as caught:
         make_text_tokenizer(section(bases["smolvlm"]), 10, None)
     assert caught.value.code == "usage.no_room_for_text"
@@ -146,14 +148,14 @@ def test_no_room_for_a_sentence_is_refused(bases: dict[str, Path]) -> None:
 # a language model as denoiser
 
 
-def test_language_model_denoises_without_its_words(tmp_path: Path) -> None:
+def test_language_model_denoises_without_token_embeddings(tmp_path: Path) -> None:
     from transformers import AutoModel
 
     language_model = causal_base(tmp_path)
 
-    one = CausalLMConfig(hf_pretrained=str(language_model)).derive(DATA)[0]
-    denoiser = CausalLM(one)
-    assert denoiser.width == one.width == 16
+    config = CausalLMConfig(hf_pretrained=str(language_model)).derive(DATA)[0]
+    denoiser = CausalLM(config)
+    assert denoiser.width == config.width == 16
     assert not [name for name in denoiser.state_dict() if "embed_tokens" in name or "head" in name]
     denoiser.load_base()
     tokens = torch.randn(2, 5, 16)

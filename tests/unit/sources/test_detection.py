@@ -1,4 +1,4 @@
-"""Which format reads a source, where several recognise it."""
+"""Detection of the format of a source that several formats recognize."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def install(root: Path, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    """A distribution with the named formats, found as an installed one is."""
+    """Installs a distribution with the named formats."""
     info = root / "kitchen_formats-1.dist-info"
     info.mkdir(parents=True)
     (root / "kitchen_formats.py").write_text(READERS)
@@ -41,7 +41,7 @@ def install(root: Path, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 @pytest.mark.parametrize(
     ("names", "expected"), [(["kitchen"], "kitchen"), (["island", "kitchen"], "island")]
 )
-def test_the_most_specific_format_wins(
+def test_most_specific_format_takes_precedence(
     names: list[str], expected: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(tmp_path / "site", monkeypatch, *names)
@@ -49,7 +49,7 @@ def test_the_most_specific_format_wins(
     assert detect_source(source, "lerobot").format == "lerobot"
 
 
-def test_formats_that_do_not_know_each_other_stay_ambiguous(
+def test_unrelated_formats_are_ambiguous(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(tmp_path / "site", monkeypatch, "twin")

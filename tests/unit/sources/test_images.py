@@ -1,4 +1,4 @@
-"""Folders of pictures as episodes."""
+"""Folders of images as episodes."""
 
 import os
 import shutil
@@ -30,30 +30,30 @@ def read(source: Path, **keys: object) -> list[Episode]:
 
 
 def codes(source: Path, *, deep: bool = False) -> Counter[str]:
-    """Findings of a source by their codes."""
+    """Number of findings of a source per code."""
     reader = ImagesReader(ImagesConfig())
     refs = list(reader.discover([source]))
-    found = [
+    findings = [
         *reader.source_findings,
-        *(one for ref in refs for one in reader.check(ref, deep=deep)),
+        *(finding for ref in refs for finding in reader.check(ref, deep=deep)),
     ]
-    return Counter(one.code for one in found)
+    return Counter(finding.code for finding in findings)
 
 
-def test_the_reader_keeps_its_promises(tree: Path) -> None:
+def test_reader_passes_the_contract_checks(tree: Path) -> None:
     check_reader(ImagesReader, tree)
 
 
-@pytest.mark.parametrize("place", ["", "images"])
-def test_episodes_lie_in_the_folder_or_in_its_images(tree: Path, place: str) -> None:
-    found = read(tree / place)
+@pytest.mark.parametrize("subfolder", ["", "images"])
+def test_episodes_are_in_the_folder_or_in_its_images(tree: Path, subfolder: str) -> None:
+    episodes = read(tree / subfolder)
 
-    assert [one.id for one in found] == ["episode_000000", "episode_000001"]
-    assert {one.task for one in found} == {"A"}
-    assert [one.num_frames for one in found] == [4, 4]
+    assert [episode.id for episode in episodes] == ["episode_000000", "episode_000001"]
+    assert {episode.task for episode in episodes} == {"A"}
+    assert [episode.num_frames for episode in episodes] == [4, 4]
 
 
-def test_frames_stand_in_the_order_of_names_whatever_their_case_and_number(tmp_path: Path) -> None:
+def test_frames_are_in_the_order_of_names(tmp_path: Path) -> None:
     names = ["a_10.png", "B_1.PNG", "a_2.png"]
     for number, name in enumerate(names):
         write(tmp_path, f"episode_3/{name}", saved(image(number)))
@@ -79,7 +79,7 @@ def test_episodes_are_numbered_by_their_folders(tmp_path: Path) -> None:
 
 def test_other_extensions_can_be_named(tree: Path) -> None:
     write(tree, "images/episode_000000/x.tiff", saved(image(0), "TIFF"))
-    assert [one.num_frames for one in read(tree, extensions=["TIFF", ".png"])] == [5, 4]
+    assert [episode.num_frames for episode in read(tree, extensions=["TIFF", ".png"])] == [5, 4]
 
 
 def test_a_folder_without_images_has_no_episodes(tmp_path: Path) -> None:
@@ -100,10 +100,10 @@ def test_images_of_other_sizes_are_read_one_at_a_time(tree: Path) -> None:
 
 
 class TestFindings:
-    def place(self, tree: Path, name: str, content: bytes = b"") -> Path:
+    def add_file(self, tree: Path, name: str, content: bytes = b"") -> Path:
         return write(tree, f"images/episode_000000/{name}", content)
 
-    def test_nothing_is_wrong_with_a_good_tree(self, tree: Path) -> None:
+    def test_good_tree_has_no_findings(self, tree: Path) -> None:
         assert codes(tree, deep=True) == {}
 
     @pytest.mark.parametrize(
@@ -114,8 +114,8 @@ class TestFindings:
             ("notes.txt", "images.other_files"),
         ],
     )
-    def test_what_is_no_image_is_counted(self, tree: Path, name: str, code: str) -> None:
-        self.place(tree, name)
+    def test_files_that_are_not_images_are_counted(self, tree: Path, name: str, code: str) -> None:
+        self.add_file(tree, name)
         assert codes(tree) == {code: 1}
 
     @pytest.mark.parametrize(
@@ -132,44 +132,46 @@ class TestFindings:
             ),
         ],
     )
-    def test_each_defect_of_a_image_has_a_code(self, tree: Path, content: bytes, code: str) -> None:
-        self.place(tree, "z.png", content)
+    def test_each_defect_of_an_image_has_a_code(
+        self, tree: Path, content: bytes, code: str
+    ) -> None:
+        self.add_file(tree, "z.png", content)
         assert codes(tree) == {code: 1}
 
-    def test_a_link_that_leads_nowhere_is_told(self, tree: Path) -> None:
+    def test_broken_link_is_reported(self, tree: Path) -> None:
         os.symlink(tree / "nothing.png", tree / "images/episode_000000/z.png")
         assert codes(tree) == {"images.missing_file": 1}
 
-    def test_a_link_to_a_image_is_that_image(self, tree: Path) -> None:
-        target = self.place(tree, "y.png", saved(image(0)))
+    def test_link_to_an_image_is_read(self, tree: Path) -> None:
+        target = self.add_file(tree, "y.png", saved(image(0)))
         os.symlink(target, tree / "images/episode_000000/z.png")
         assert read(tree)[0].num_frames == 6
         assert codes(tree) == {}
 
-    def test_a_file_over_the_limit_is_told(self, tree: Path) -> None:
-        os.truncate(self.place(tree, "z.png"), 2**28 + 1)  # a hole, no bytes on the disk
+    def test_file_over_the_limit_is_reported(self, tree: Path) -> None:
+        os.truncate(self.add_file(tree, "z.png"), 2**28 + 1)  # sparse file, no bytes on disk
         assert codes(tree) == {"images.picture_too_large": 1}
 
-    def test_an_episode_without_images_is_told(self, tree: Path) -> None:
+    def test_episode_without_images_is_reported(self, tree: Path) -> None:
         write(tree, "images/episode_000007/notes.txt")
         assert codes(tree) == {"images.other_files": 1, "images.no_pictures": 1}
 
-    def test_pixels_of_a_jpeg_are_looked_at_in_full(self, tree: Path) -> None:
-        self.place(tree, "z.jpg", saved(image(0), "JPEG")[:-40])
+    def test_pixels_of_a_jpeg_are_checked_with_full(self, tree: Path) -> None:
+        self.add_file(tree, "z.jpg", saved(image(0), "JPEG")[:-40])
         assert codes(tree) == {}
         assert codes(tree, deep=True) == {"pictures.unreadable": 1}
 
 
 class TestDetection:
-    def test_images_are_found_without_a_format(self, tree: Path) -> None:
+    def test_images_are_detected_without_a_format(self, tree: Path) -> None:
         assert detect_source(tree, None).format == "images"
 
-    def test_a_preview_beside_recordings_makes_them_no_images(self, tmp_path: Path) -> None:
+    def test_preview_beside_recordings_is_not_detected_as_images(self, tmp_path: Path) -> None:
         source = lerobot_dataset(tmp_path / "pick", [3], cameras={})
         write(source, "preview.png", saved(image(0)))
         assert detect_source(source, None).format == "lerobot"
 
-    def test_episode_folders_of_recordings_are_no_images(self, tmp_path: Path) -> None:
+    def test_episode_folders_of_recordings_are_not_detected_as_images(self, tmp_path: Path) -> None:
         source = spartan_task(tmp_path / "raw", 1, 2)
         folder = next(source.rglob("episode_*")).parent
         assert detect_source(folder, None).format == "spartan"

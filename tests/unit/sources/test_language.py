@@ -36,7 +36,7 @@ def test_known_kinds_are_exported_in_their_order(tmp_path: Path) -> None:
         ("language_dict: {Stack: {original: {a: b}}}", "Stack, kind original"),
     ],
 )
-def test_broken_file_is_refused_with_the_place(tmp_path: Path, text: str, named: str) -> None:
+def test_broken_file_is_rejected_with_its_location(tmp_path: Path, text: str, named: str) -> None:
     with pytest.raises(DataError) as caught:
         load(tmp_path, text)
 
@@ -44,14 +44,14 @@ def test_broken_file_is_refused_with_the_place(tmp_path: Path, text: str, named:
     assert named in caught.value.message
 
 
-def test_missing_file_is_broken_input(tmp_path: Path) -> None:
+def test_missing_file_is_a_data_error(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         language_annotations(str(tmp_path / "missing.yaml"))
 
     assert caught.value.code == "data.broken_annotations"
 
 
-def test_file_that_cannot_be_read_is_trouble_of_the_storage(tmp_path: Path) -> None:
+def test_unreadable_file_is_a_storage_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError) as caught:
         language_annotations(str(tmp_path))
 

@@ -41,14 +41,14 @@ def read(root: Path, number: int = 0, **config: Any) -> Episode:
     return reader.read(refs[number])
 
 
-def refusal(root: Path, number: int = 0, **config: Any) -> DataError:
+def read_error(root: Path, number: int = 0, **config: Any) -> DataError:
     with pytest.raises(DataError) as caught:
         read(root, number, **config)
     return caught.value
 
 
 def codes(findings: Sequence[Finding]) -> list[str]:
-    return [one.code for one in findings]
+    return [finding.code for finding in findings]
 
 
 def data_file(root: Path, number: int) -> Path:
@@ -69,7 +69,7 @@ def add_feature(root: Path, name: str, dtype: str, shape: list[int]) -> None:
     edit_info(root, features={**features, name: {"dtype": dtype, "shape": shape}})
 
 
-# What a sound data set gives
+# Valid data sets
 
 
 def test_an_episode_has_fields_camera_and_instruction(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_refs_are_numbered_named_and_picklable(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(reader)).read(again).num_frames == 4
 
 
-def test_data_sets_of_one_name_stay_apart(tmp_path: Path) -> None:
+def test_data_sets_with_equal_names_get_different_ids(tmp_path: Path) -> None:
     first = lerobot_dataset(tmp_path / "a/set", [3], cameras={})
     second = lerobot_dataset(tmp_path / "b/set", [3], cameras={})
     _, refs = discover(first, second)
@@ -115,7 +115,7 @@ def test_an_ancestor_folder_is_searched(tmp_path: Path) -> None:
     assert [ref.id for ref in refs] == ["run_9_episode_000000", "run_10_episode_000000"]
 
 
-def test_a_data_set_given_twice_is_read_once(tmp_path: Path) -> None:
+def test_data_set_given_twice_is_read_once(tmp_path: Path) -> None:
     root = lerobot_dataset(tmp_path / "set", cameras={})
     reader, refs = discover(root, tmp_path)
     assert len(refs) == 2
@@ -171,7 +171,7 @@ def test_rows_are_sorted_by_frame_index_with_their_images(tmp_path: Path) -> Non
     assert [frame_of(image) for image in episode.cameras["image"].read([0, 5])] == [0, 5]
 
 
-# EpisodeLint that are tolerated and told
+# Defects that are tolerated and reported
 
 
 def test_v20_and_a_wrong_version_follow_the_layout(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_a_wrong_template_falls_back_to_the_file_name_with_one_warning(tmp_path:
     assert [reader.read(ref).num_frames for ref in refs] == [3, 3, 3]
 
 
-def test_chunk_index_and_missing_templates_are_understood(tmp_path: Path) -> None:
+def test_chunk_index_and_missing_templates_are_supported(tmp_path: Path) -> None:
     template = "data/chunk-{chunk_index:03d}/episode_{episode_index:06d}.parquet"
     changes = {"data_path": template, "video_path": None, "chunks_size": None}
     reader, refs = discover(lerobot_dataset(tmp_path / "set", info=changes))
@@ -205,7 +205,7 @@ def test_a_camera_without_any_file_is_left_out(tmp_path: Path) -> None:
     assert list(reader.read(refs[0]).cameras) == [FRONT]
 
 
-def test_a_missing_video_of_a_declared_camera_is_told_with_the_episode(tmp_path: Path) -> None:
+def test_missing_video_of_a_declared_camera_is_reported_with_the_episode(tmp_path: Path) -> None:
     root = lerobot_dataset(tmp_path / "set")
     video_file(root, 1).unlink()
     episode = read(root, 1)
@@ -223,7 +223,7 @@ def test_frames_after_the_last_row_are_ignored_with_a_warning(tmp_path: Path) ->
     assert codes(episode.findings) == ["lerobot.extra_frames"]
 
 
-def test_a_video_unlike_its_description_is_used_with_warnings(tmp_path: Path) -> None:
+def test_video_that_differs_from_its_description_is_used_with_warnings(tmp_path: Path) -> None:
     root = lerobot_dataset(tmp_path / "set")
     add_feature(root, FRONT, "video", [48, 64, 3])
     write_video(video_file(root, 0), 6, fps=30)
@@ -243,7 +243,9 @@ def test_a_depth_camera_is_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shift", [0.1, -0.2])
-def test_shifted_timestamps_are_told_and_do_not_shift_images(tmp_path: Path, shift: float) -> None:
+def test_shifted_timestamps_are_reported_and_do_not_shift_images(
+    tmp_path: Path, shift: float
+) -> None:
     def move(_number: int, columns: Columns) -> None:
         columns["timestamp"] = np.arange(len(columns["index"])) / 10 + shift
 
@@ -281,14 +283,14 @@ def test_an_unreadable_task_table_is_replaced_by_the_list(tmp_path: Path) -> Non
     assert codes(episode.findings) == ["lerobot.tasks_unreadable"]
 
 
-def test_several_listed_tasks_need_a_choice(tmp_path: Path) -> None:
+def test_several_listed_tasks_need_an_option(tmp_path: Path) -> None:
     root = lerobot_dataset(
         tmp_path / "set", cameras={}, change=lambda _n, columns: columns.pop("task_index")
     )
     write_lines(
         root / "meta/episodes.jsonl", [{"episode_index": 0, "tasks": ["a", "b"], "length": 6}]
     )
-    assert refusal(root).code == "data.ambiguous_task"
+    assert read_error(root).code == "data.ambiguous_task"
     assert read(root, task_join=" / ").task == "a / b"
 
 
@@ -300,7 +302,7 @@ def test_a_task_column_may_hold_the_sentence(tmp_path: Path) -> None:
     assert read(root, task_column="said").task == "wave"
 
 
-# Refusals
+# Errors
 
 
 @pytest.mark.parametrize("state", ["missing", "empty", "other files"])
@@ -317,22 +319,22 @@ def test_a_source_without_episodes_says_what_was_searched(tmp_path: Path, state:
     assert "meta/info.json" in caught.value.details["searched"]
 
 
-def test_an_empty_episode_list_is_no_episodes(tmp_path: Path) -> None:
+def test_empty_episode_list_has_no_episodes(tmp_path: Path) -> None:
     root = lerobot_dataset(tmp_path / "set", [])
-    assert refusal(root).code == "data.no_episodes"
+    assert read_error(root).code == "data.no_episodes"
 
 
 @pytest.mark.parametrize("version", ["v3.0", "v1.6"])
-def test_other_versions_are_refused(tmp_path: Path, version: str) -> None:
+def test_other_versions_are_rejected(tmp_path: Path, version: str) -> None:
     root = lerobot_dataset(tmp_path / "set", info={"codebase_version": version})
     (root / "meta/episodes.jsonl").unlink()
     (root / "meta/episodes_stats.jsonl").unlink()
     if version == "v3.0":
         (root / "meta/episodes/chunk-000").mkdir(parents=True)
-    assert refusal(root).code == "data.unsupported_version"
+    assert read_error(root).code == "data.unsupported_version"
 
 
-def test_an_unknown_key_is_refused_in_discover_with_the_nearest(tmp_path: Path) -> None:
+def test_unknown_key_is_rejected_in_discover_with_a_suggestion(tmp_path: Path) -> None:
     root = lerobot_dataset(tmp_path / "set", cameras={})
     with pytest.raises(DataError) as caught:
         LeRobotReader(LeRobotConfig(observation_keys=["observation.stat"])).discover([root])
@@ -341,9 +343,9 @@ def test_an_unknown_key_is_refused_in_discover_with_the_nearest(tmp_path: Path) 
     assert "observation.state" in caught.value.hint
 
 
-def test_a_camera_is_no_numeric_key(tmp_path: Path) -> None:
+def test_camera_is_not_a_numeric_key(tmp_path: Path) -> None:
     root = lerobot_dataset(tmp_path / "set")
-    assert refusal(root, action_keys=[FRONT]).code == "data.not_numeric"
+    assert read_error(root, action_keys=[FRONT]).code == "data.not_numeric"
 
 
 @pytest.mark.parametrize(
@@ -359,8 +361,8 @@ def test_a_camera_is_no_numeric_key(tmp_path: Path) -> None:
         ("videos/{", "video_path"),
     ],
 )
-def test_unsafe_templates_are_refused(tmp_path: Path, template: str, key: str) -> None:
-    error = refusal(lerobot_dataset(tmp_path / "set", [2], info={key: template}))
+def test_unsafe_templates_are_rejected(tmp_path: Path, template: str, key: str) -> None:
+    error = read_error(lerobot_dataset(tmp_path / "set", [2], info={key: template}))
     assert error.code == "data.bad_template"
     assert error.details["field"] == key
 
@@ -372,7 +374,7 @@ def test_a_width_is_a_minimum() -> None:
 
 @pytest.mark.parametrize("fps", [0, -1, "fast", None, True])
 def test_fps_must_be_positive(tmp_path: Path, fps: Any) -> None:
-    error = refusal(lerobot_dataset(tmp_path / "set", [2], cameras={}, info={"fps": fps}))
+    error = read_error(lerobot_dataset(tmp_path / "set", [2], cameras={}, info={"fps": fps}))
     assert (error.code, error.details["field"]) == ("data.bad_metadata", "fps")
 
 
@@ -380,14 +382,14 @@ def test_a_broken_line_of_the_list_is_named(tmp_path: Path) -> None:
     root = lerobot_dataset(tmp_path / "set", cameras={})
     with (root / "meta/episodes.jsonl").open("a") as file:
         file.write("{broken\n")
-    error = refusal(root)
+    error = read_error(root)
     assert (error.code, error.details["line"]) == ("data.bad_metadata", 3)
 
 
 def test_a_missing_parquet_file_fails_that_episode_only(tmp_path: Path) -> None:
     root = lerobot_dataset(tmp_path / "set", cameras={})
     data_file(root, 0).unlink()
-    error = refusal(root, 0)
+    error = read_error(root, 0)
     assert error.code == "data.missing_file"
     assert error.details["path"] == str(data_file(root, 0))
     assert read(root, 1).num_frames == 4
@@ -400,21 +402,21 @@ def test_a_missing_parquet_file_fails_that_episode_only(tmp_path: Path) -> None:
 def test_a_damaged_parquet_file_is_named(tmp_path: Path, content: bytes, code: str) -> None:
     root = lerobot_dataset(tmp_path / "set", cameras={})
     data_file(root, 0).write_bytes(content)
-    error = refusal(root)
+    error = read_error(root)
     assert (error.code, error.details["path"]) == (code, str(data_file(root, 0)))
 
 
-def test_rows_must_be_as_many_as_listed(tmp_path: Path) -> None:
+def test_number_of_rows_must_match_the_list(tmp_path: Path) -> None:
     root = lerobot_dataset(tmp_path / "set", cameras={})
     write_lines(root / "meta/episodes.jsonl", [{"episode_index": 0, "tasks": [], "length": 7}])
-    error = refusal(root)
+    error = read_error(root)
     assert (error.code, error.details["rows"]) == ("data.length_mismatch", 6)
 
 
 def test_a_short_video_names_camera_and_both_counts(tmp_path: Path) -> None:
     root = lerobot_dataset(tmp_path / "set")
     write_video(video_file(root, 0), 5)
-    error = refusal(root)
+    error = read_error(root)
     assert error.code == "data.video_too_short"
     assert error.details["camera"] == FRONT
     assert re.search(r"5 frames.* 6 rows", error.message)
@@ -438,7 +440,7 @@ def test_bad_values_name_field_and_row(
     def replace(_number: int, columns: Columns) -> None:
         columns["observation.state"] = values
 
-    error = refusal(lerobot_dataset(tmp_path / "set", [6], cameras={}, change=replace))
+    error = read_error(lerobot_dataset(tmp_path / "set", [6], cameras={}, change=replace))
     assert (error.code, error.details["row"]) == (code, row)
     assert error.details["field"] == "observation.state"
 
@@ -448,19 +450,19 @@ def test_a_column_missing_from_one_episode_is_named(tmp_path: Path) -> None:
         if number == 1:
             columns.pop("action")
 
-    error = refusal(lerobot_dataset(tmp_path / "set", cameras={}, change=drop), 1)
+    error = read_error(lerobot_dataset(tmp_path / "set", cameras={}, change=drop), 1)
     assert (error.code, error.details["field"]) == ("data.missing_column", "action")
 
 
-def test_a_task_number_outside_the_table_is_refused(tmp_path: Path) -> None:
+def test_task_number_outside_the_table_is_rejected(tmp_path: Path) -> None:
     def number_nine(_number: int, columns: Columns) -> None:
         columns["task_index"] = np.full(len(columns["index"]), 9)
 
-    error = refusal(lerobot_dataset(tmp_path / "set", cameras={}, change=number_nine))
+    error = read_error(lerobot_dataset(tmp_path / "set", cameras={}, change=number_nine))
     assert error.code == "data.unknown_task"
 
 
-# Image columns in their other shapes
+# Other forms of image columns
 
 
 def with_images(root: Path, cells: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Each defect of a LeRobot data set has a code and a place."""
+"""Codes and locations of findings on LeRobot data sets."""
 
 import json
 from collections.abc import Callable
@@ -21,13 +21,13 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 Break = Callable[[Path], Any]
 
 
-def of_episode(root: Path, number: int = 1, *, deep: bool = False) -> list[Finding]:
+def episode_findings(root: Path, number: int = 1, *, deep: bool = False) -> list[Finding]:
     reader = LeRobotReader(LeRobotConfig())
     ref = list(reader.discover([root]))[number]
     return list(reader.check(ref, deep=deep))
 
 
-def of_source(root: Path) -> list[Finding]:
+def source_findings(root: Path) -> list[Finding]:
     return list(LeRobotReader(LeRobotConfig()).check_source([root]))
 
 
@@ -45,7 +45,7 @@ def nan_at(row: int) -> Callable[[list[list[float]]], Any]:
     return lambda rows: [[np.nan] * 3 if number == row else v for number, v in enumerate(rows)]
 
 
-def still(number: int, columns: Columns) -> None:
+def without_motion(number: int, columns: Columns) -> None:
     del number
     columns["observation.state"] = [[1.0, 2.0, 3.0]] * len(columns["observation.state"])
     columns["observation.gripper"] = pa.array([0.5] * len(columns["observation.gripper"]))
@@ -58,11 +58,15 @@ def write(name: str, data: bytes) -> Break:
 
 def test_a_good_data_set_has_no_findings(tmp_path: Path) -> None:
     root = lerobot_dataset(tmp_path / "pick")
-    assert [*of_source(root), *of_episode(root, 0, deep=True), *of_episode(root, 1)] == []
+    assert [
+        *source_findings(root),
+        *episode_findings(root, 0, deep=True),
+        *episode_findings(root, 1),
+    ] == []
 
 
 @pytest.mark.parametrize(
-    ("change", "code", "place"),
+    ("change", "code", "location"),
     [
         (
             column("frame_index", lambda v: np.array([0, 1, 3, 4])),
@@ -92,7 +96,7 @@ def test_a_good_data_set_has_no_findings(tmp_path: Path) -> None:
         (column("task_index", lambda v: np.array([0, 1, 1, 1])), "several_tasks", {}),
         (column("timestamp", lambda v: pa.array([0.0, 0.1, 0.05, 0.3])), "timestamps", {}),
         (column("episode_index", lambda v: np.full(4, 5)), "episode_index", {}),
-        (still, "no_motion", {}),
+        (without_motion, "no_motion", {}),
         (lambda n, c: c.pop("action") if n else None, "missing_column", {"field": "action"}),
         (
             lambda n, c: c.update(extra=c["index"]),
@@ -102,12 +106,12 @@ def test_a_good_data_set_has_no_findings(tmp_path: Path) -> None:
     ],
 )
 def test_a_defect_of_the_rows_has_its_code_and_place(
-    change: Callable[[int, Columns], None], code: str, place: dict[str, Any], tmp_path: Path
+    change: Callable[[int, Columns], None], code: str, location: dict[str, Any], tmp_path: Path
 ) -> None:
-    found = of_episode(lerobot_dataset(tmp_path / "pick", change=change))
-    matches = [one for one in found if one.code == f"lerobot.{code}"]
-    assert len(matches) == 1, found
-    assert place.items() <= matches[0].place.items()
+    findings = episode_findings(lerobot_dataset(tmp_path / "pick", change=change))
+    matches = [finding for finding in findings if finding.code == f"lerobot.{code}"]
+    assert len(matches) == 1, findings
+    assert location.items() <= matches[0].place.items()
     assert matches[0].place["episode"] == "pick_episode_000001"
 
 
@@ -130,7 +134,7 @@ def test_a_defect_of_the_files_has_its_code_and_place(
 ) -> None:
     root = lerobot_dataset(tmp_path / "pick")
     change(root)
-    matches = [one for one in of_episode(root) if one.code == f"lerobot.{code}"]
+    matches = [finding for finding in episode_findings(root) if finding.code == f"lerobot.{code}"]
     assert len(matches) == 1
     assert path is None or matches[0].place["path"] == str(root / path)
 
@@ -139,24 +143,24 @@ def test_the_data_and_a_video_can_be_missing_together(tmp_path: Path) -> None:
     root = lerobot_dataset(tmp_path / "pick")
     (root / DATA).unlink()
     (root / VIDEO).unlink()
-    codes = [one.code for one in of_episode(root)]
+    codes = [finding.code for finding in episode_findings(root)]
     assert codes == ["lerobot.missing_file", "lerobot.missing_video"]
 
 
-def test_another_length_than_listed_is_told(tmp_path: Path) -> None:
+def test_another_length_than_listed_is_reported(tmp_path: Path) -> None:
     root = lerobot_dataset(tmp_path / "pick")
     lines = [{"episode_index": n, "tasks": [TASKS[n]], "length": 9} for n in (0, 1)]
     write_lines(root / "meta/episodes.jsonl", lines)
-    assert [one.code for one in of_episode(root)] == ["lerobot.length_mismatch"]
+    assert [finding.code for finding in episode_findings(root)] == ["lerobot.length_mismatch"]
 
 
-def test_images_of_another_size_than_declared_are_told(tmp_path: Path) -> None:
+def test_images_of_another_size_than_declared_are_reported(tmp_path: Path) -> None:
     shape = {"dtype": "video", "shape": [64, 64, 3], "names": None}
     root = lerobot_dataset(tmp_path / "pick")
     tree = json.loads((root / "meta/info.json").read_text())
     tree["features"][CAMERA] = shape
     (root / "meta/info.json").write_text(json.dumps(tree))
-    assert [one.code for one in of_episode(root)] == ["lerobot.picture_size"]
+    assert [finding.code for finding in episode_findings(root)] == ["lerobot.picture_size"]
 
 
 def test_a_broken_image_in_a_parquet_file_is_found_by_decoding(tmp_path: Path) -> None:
@@ -165,9 +169,11 @@ def test_a_broken_image_in_a_parquet_file_is_found_by_decoding(tmp_path: Path) -
             columns[CAMERA][2] = {"bytes": b"no picture", "path": None}
 
     root = lerobot_dataset(tmp_path / "pick", cameras={CAMERA: "image"}, change=change)
-    assert of_episode(root) == []
-    found = of_episode(root, deep=True)
-    assert [(one.code, one.place["frame"]) for one in found] == [("pictures.unreadable", 2)]
+    assert episode_findings(root) == []
+    findings = episode_findings(root, deep=True)
+    assert [(finding.code, finding.place["frame"]) for finding in findings] == [
+        ("pictures.unreadable", 2)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -183,8 +189,10 @@ def test_a_broken_image_in_a_parquet_file_is_found_by_decoding(tmp_path: Path) -
 def test_wrong_totals_have_their_code_and_key(
     info: dict[str, Any], code: str, field: str, tmp_path: Path
 ) -> None:
-    found = of_source(lerobot_dataset(tmp_path / "pick", info=info))
-    assert [(one.code, one.place["field"]) for one in found] == [(f"lerobot.{code}", field)]
+    findings = source_findings(lerobot_dataset(tmp_path / "pick", info=info))
+    assert [(finding.code, finding.place["field"]) for finding in findings] == [
+        (f"lerobot.{code}", field)
+    ]
 
 
 def change_feature(root: Path, name: str, **changes: Any) -> None:
@@ -200,29 +208,31 @@ def change_feature(root: Path, name: str, **changes: Any) -> None:
         ("observation.force", {"dtype": "float32", "shape": [1]}, "feature_without_column"),
     ],
 )
-def test_odd_features_have_their_code(
+def test_invalid_features_have_their_code(
     name: str, changes: dict[str, Any], code: str, tmp_path: Path
 ) -> None:
     root = lerobot_dataset(tmp_path / "pick")
     change_feature(root, name, **changes)
-    found = of_source(root)
-    assert [(one.code, one.place["field"]) for one in found] == [(f"lerobot.{code}", name)]
+    findings = source_findings(root)
+    assert [(finding.code, finding.place["field"]) for finding in findings] == [
+        (f"lerobot.{code}", name)
+    ]
 
 
-def test_index_counts_on_through_the_data_set(tmp_path: Path) -> None:
+def test_index_is_continuous_over_the_data_set(tmp_path: Path) -> None:
     root = lerobot_dataset(tmp_path / "pick", change=column("index", lambda v: v + 1))
-    assert [one.code for one in of_source(root)] == ["lerobot.index_gap"]
+    assert [finding.code for finding in source_findings(root)] == ["lerobot.index_gap"]
 
 
-def test_a_pointer_for_the_list_of_tasks_is_told(tmp_path: Path) -> None:
+def test_lfs_pointer_for_the_list_of_tasks_is_reported(tmp_path: Path) -> None:
     root = lerobot_dataset(tmp_path / "pick")
     (root / "meta/tasks.jsonl").write_bytes(LFS)
-    assert of_source(root) == []
-    assert [one.code for one in of_episode(root)] == ["lerobot.tasks_unreadable"]
+    assert source_findings(root) == []
+    assert [finding.code for finding in episode_findings(root)] == ["lerobot.tasks_unreadable"]
 
 
 def gripper(**changes: Any) -> dict[str, Any]:
-    """True statistics of the column observation.gripper of two episodes of 6 and 4 rows."""
+    """Correct statistics of the column observation.gripper of two episodes of 6 and 4 rows."""
     rows = np.array([*range(6), *range(4)]) / 10
     entry = {"min": [0.0], "max": [0.5], "mean": [rows.mean()], "std": [rows.std()], "count": [10]}
     return {"observation.gripper": {**entry, **changes}}
@@ -237,7 +247,7 @@ def test_statistics_of_the_set_are_compared_with_the_rows(
 ) -> None:
     root = lerobot_dataset(tmp_path / "pick", version="v2.0")
     (root / "meta/stats.json").write_text(json.dumps(gripper(**changes)))
-    codes = [one.code for one in of_source(root)]
+    codes = [finding.code for finding in source_findings(root)]
     assert codes == (["lerobot.stats_contradict"] if contradicts else [])
 
 
@@ -245,6 +255,6 @@ def test_statistics_of_an_episode_are_compared_with_its_rows(tmp_path: Path) -> 
     root = lerobot_dataset(tmp_path / "pick")
     line = {"episode_index": 1, "stats": gripper(count=[4])}
     write_lines(root / "meta/episodes_stats.jsonl", [line])
-    found = of_episode(root)
-    assert {one.code for one in found} == {"lerobot.stats_contradict"}
-    assert {one.place["field"] for one in found} == {"observation.gripper"}
+    findings = episode_findings(root)
+    assert {finding.code for finding in findings} == {"lerobot.stats_contradict"}
+    assert {finding.place["field"] for finding in findings} == {"observation.gripper"}

@@ -1,4 +1,4 @@
-"""What the values of a LeRobot vector are called."""
+"""Names of the dimensions of LeRobot vectors."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ GROUPS = {"state": {"arm": {"start": 0, "end": 2}, "gripper": {"start": 2, "end"
 
 
 def dataset(root: Path, names: Any, modality: str | None = None) -> Path:
-    """A set whose state [3] has `names`."""
+    """A data set whose state [3] has `names`."""
     lerobot_dataset(root, (4,), cameras={})
     path = root / "meta/info.json"
     info = json.loads(path.read_text())
@@ -35,7 +35,7 @@ def names_of(root: Path) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize(
-    ("names", "found"),
+    ("names", "expected"),
     [
         (["hip", "knee", "toe"], ("hip", "knee", "toe")),
         ([["hip", "knee", "toe"]], ("hip", "knee", "toe")),
@@ -46,33 +46,33 @@ def names_of(root: Path) -> tuple[str, ...]:
         (None, ()),
     ],
 )
-def test_names_of_a_feature(names: Any, found: tuple[str, ...], tmp_path: Path) -> None:
-    assert names_of(dataset(tmp_path, names)) == found
+def test_names_of_a_feature(names: Any, expected: tuple[str, ...], tmp_path: Path) -> None:
+    assert names_of(dataset(tmp_path, names)) == expected
 
 
 @pytest.mark.parametrize(
-    ("names", "found"),
+    ("names", "expected"),
     [
         (None, ("arm.0", "arm.1", "gripper")),
         (["motor_0", "motor_1", "motor_2"], ("arm.0", "arm.1", "gripper")),
         (["hip", "knee", "toe"], ("hip", "knee", "toe")),
     ],
 )
-def test_groups_name_what_is_only_numbered(
-    names: Any, found: tuple[str, ...], tmp_path: Path
+def test_groups_name_numbered_dimensions(
+    names: Any, expected: tuple[str, ...], tmp_path: Path
 ) -> None:
-    assert names_of(dataset(tmp_path, names, json.dumps(GROUPS))) == found
+    assert names_of(dataset(tmp_path, names, json.dumps(GROUPS))) == expected
 
 
 @pytest.mark.parametrize(
     "modality",
     ["[" * 100_000, "3", '{"state": 3}', '{"state": {"arm": {"start": 0, "end": 1000000000}}}'],
 )
-def test_groups_that_cannot_be_used_name_nothing(modality: str, tmp_path: Path) -> None:
+def test_unusable_groups_give_no_names(modality: str, tmp_path: Path) -> None:
     assert names_of(dataset(tmp_path, None, modality)) == ()
 
 
-def test_groups_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+def test_unreadable_groups_are_reported(tmp_path: Path) -> None:
     reader = LeRobotReader(LeRobotConfig())
     list(reader.discover([dataset(tmp_path, None, "no json")]))
-    assert "lerobot.bad_modality" in [one.code for one in reader.source_findings]
+    assert "lerobot.bad_modality" in [finding.code for finding in reader.source_findings]

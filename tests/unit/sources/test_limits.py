@@ -1,4 +1,4 @@
-"""Small files that would fill the memory are refused before they are read."""
+"""Small files with large content are rejected before it fills the memory."""
 
 import zipfile
 from pathlib import Path
@@ -24,8 +24,8 @@ from vlatool.sources.spartan.reader import SpartanReader
 MEBIBYTE = 2**20
 
 
-def of_second(reader: LeRobotReader | SpartanReader, root: Path) -> DataError:
-    """Why the second episode is refused."""
+def error_of_second(reader: LeRobotReader | SpartanReader, root: Path) -> DataError:
+    """Error of the second episode."""
     refs = list(reader.discover([root]))
     with pytest.raises(DataError) as caught:
         reader.read(refs[1])
@@ -35,16 +35,16 @@ def of_second(reader: LeRobotReader | SpartanReader, root: Path) -> DataError:
 def test_parquet_of_few_bytes_with_millions_of_rows_is_not_read(tmp_path: Path) -> None:
     root = lerobot_dataset(tmp_path / "set")
     table = pq.read_table(root / DATA).slice(0, 1)
-    places = pa.array(np.zeros(1_100_000, np.int32))
+    indices = pa.array(np.zeros(1_100_000, np.int32))
     with pq.ParquetWriter(root / DATA, table.schema) as file:
         for _ in range(2):
-            file.write_table(table.take(places))
-    error = of_second(LeRobotReader(LeRobotConfig()), root)
+            file.write_table(table.take(indices))
+    error = error_of_second(LeRobotReader(LeRobotConfig()), root)
     assert (root / DATA).stat().st_size < MEBIBYTE
     assert (error.code, "2,097,152" in error.message) == ("data.bad_parquet", True)
 
 
-def test_a_text_is_held_once_however_many_rows_have_it(tmp_path: Path) -> None:
+def test_repeated_text_is_stored_once(tmp_path: Path) -> None:
     pq.write_table(pa.table({"task": ["put it there"] * 9}), tmp_path / "rows.parquet")
     texts = read_rows(tmp_path / "rows.parquet", "episode 0", ["task"]).labels("task")
     assert texts == ["put it there"] * 9
@@ -56,8 +56,8 @@ def test_image_of_too_many_pixels_is_not_decoded(tmp_path: Path) -> None:
     Image.new("1", (12_000, 12_000)).save(root / "large.png")
     table = pq.read_table(root / DATA)
     cells = pa.array([{"bytes": None, "path": "large.png"}] * len(table))
-    place = table.schema.get_field_index(FRONT)
-    pq.write_table(table.set_column(place, FRONT, cells), root / DATA)
+    position = table.schema.get_field_index(FRONT)
+    pq.write_table(table.set_column(position, FRONT, cells), root / DATA)
     reader = LeRobotReader(LeRobotConfig())
     episode = reader.read(list(reader.discover([root]))[1])
     with pytest.raises(DataError) as caught:
@@ -65,8 +65,8 @@ def test_image_of_too_many_pixels_is_not_decoded(tmp_path: Path) -> None:
     assert caught.value.code == "data.picture_unreadable"
 
 
-def stored(path: Path, name: str) -> Path:
-    """A file of few bytes with an array of 300 MiB."""
+def large_npz(path: Path, name: str) -> Path:
+    """Writes a small file with an array of 300 MiB."""
     width = 300 * MEBIBYTE
     with (
         zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
@@ -80,7 +80,7 @@ def stored(path: Path, name: str) -> Path:
 
 
 def test_array_over_the_limit_is_not_inflated(tmp_path: Path) -> None:
-    archive = NpzArchive(stored(tmp_path / "a.npz", "a"))
+    archive = NpzArchive(large_npz(tmp_path / "a.npz", "a"))
     with pytest.raises(DataError) as caught:
         archive.read("a")
     assert (caught.value.code, "268,435,456" in caught.value.message) == ("data.broken_npz", True)
@@ -90,5 +90,5 @@ def test_metadata_over_the_limit_are_not_parsed(tmp_path: Path) -> None:
     root = spartan_task(tmp_path, 2, FRAMES)
     with (processed(root) / "metadata.yaml").open("r+b") as file:
         file.truncate(300 * MEBIBYTE)
-    error = of_second(SpartanReader(SpartanConfig()), root)
+    error = error_of_second(SpartanReader(SpartanConfig()), root)
     assert (error.code, "64 MiB" in error.message) == ("data.broken_yaml", True)

@@ -12,7 +12,7 @@ from vlatool.sources.npz import NpzArchive, NpzFrames
 
 
 class Trap:
-    """Creates a file when it is unpickled."""
+    """Object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -28,7 +28,7 @@ def npz(folder: Path, **arrays: Any) -> Path:
 
 
 def npy(shape: str, descr: str = "'<f8'", data: bytes = b"") -> bytes:
-    """An npy file whose header says `shape`."""
+    """An npy file with `shape` in its header."""
     header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
     return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data
 
@@ -41,7 +41,7 @@ def raw_npz(folder: Path, **members: bytes) -> Path:
     return path
 
 
-def refusal(path: Path, name: str) -> DataError:
+def read_error(path: Path, name: str) -> DataError:
     with pytest.raises(DataError) as caught:
         NpzArchive(path).read(name)
     return caught.value
@@ -66,38 +66,38 @@ def test_array_reads_back_equal(tmp_path: Path, array: np.ndarray) -> None:
     np.testing.assert_array_equal(read, array)
 
 
-def test_object_array_is_refused_and_never_unpickled(tmp_path: Path) -> None:
+def test_object_array_is_rejected_and_never_unpickled(tmp_path: Path) -> None:
     path = npz(tmp_path, trap=np.array([Trap(tmp_path / "sprung")], dtype=object))
 
-    error = refusal(path, "trap")
+    error = read_error(path, "trap")
 
     assert error.code == "data.object_array"
     assert error.details == {"path": str(path), "field": "trap"}
     assert not (tmp_path / "sprung").exists()
 
 
-def test_structured_array_with_objects_is_refused(tmp_path: Path) -> None:
+def test_structured_array_with_objects_is_rejected(tmp_path: Path) -> None:
     array = np.zeros(1, dtype=[("x", float), ("y", object)])
 
-    assert refusal(npz(tmp_path, a=array), "a").code == "data.object_array"
+    assert read_error(npz(tmp_path, a=array), "a").code == "data.object_array"
 
 
-def test_object_array_does_not_hinder_its_neighbors(tmp_path: Path) -> None:
+def test_object_array_does_not_affect_other_arrays(tmp_path: Path) -> None:
     path = npz(tmp_path, trap=np.array([Trap(tmp_path / "sprung")], dtype=object), a=np.ones(2))
 
     assert NpzArchive(path).read("a").tolist() == [1, 1]
 
 
 def test_missing_array_is_named(tmp_path: Path) -> None:
-    error = refusal(npz(tmp_path, a=np.ones(2)), "b")
+    error = read_error(npz(tmp_path, a=np.ones(2)), "b")
 
     assert (error.code, error.details["field"]) == ("data.missing_array", "b")
 
 
-@pytest.mark.parametrize("kept", [0, 10, 200])
-def test_truncated_archive_is_refused(tmp_path: Path, kept: int) -> None:
+@pytest.mark.parametrize("size", [0, 10, 200])
+def test_truncated_archive_is_rejected(tmp_path: Path, size: int) -> None:
     path = npz(tmp_path, a=np.random.default_rng(0).random(100))
-    path.write_bytes(path.read_bytes()[:kept])
+    path.write_bytes(path.read_bytes()[:size])
 
     with pytest.raises(DataError) as caught:
         NpzArchive(path)
@@ -110,13 +110,13 @@ def test_missing_file_is_a_data_error(tmp_path: Path) -> None:
         NpzArchive(tmp_path / "none.npz")
 
 
-def test_damaged_content_is_refused_by_key(tmp_path: Path) -> None:
+def test_damaged_content_is_rejected_with_its_key(tmp_path: Path) -> None:
     path = npz(tmp_path, a=np.random.default_rng(0).random(1000))
     content = bytearray(path.read_bytes())
     content[2000:2100] = bytes(100)
     path.write_bytes(content)
 
-    error = refusal(path, "a")
+    error = read_error(path, "a")
 
     assert (error.code, error.details["field"]) == ("data.broken_npz", "a")
 
@@ -138,11 +138,11 @@ def test_damaged_content_is_refused_by_key(tmp_path: Path) -> None:
         b"not an array",
     ],
 )
-def test_header_that_lies_is_refused(tmp_path: Path, member: bytes) -> None:
-    assert refusal(raw_npz(tmp_path, a=member), "a").code == "data.broken_npz"
+def test_header_with_wrong_size_is_rejected(tmp_path: Path, member: bytes) -> None:
+    assert read_error(raw_npz(tmp_path, a=member), "a").code == "data.broken_npz"
 
 
-def test_zip_directory_that_lies_about_the_size_is_refused(tmp_path: Path) -> None:
+def test_zip_directory_with_wrong_size_is_rejected(tmp_path: Path) -> None:
     path = raw_npz(tmp_path, a=npy("(2,)", data=bytes(16)))
     size = len(npy("(2,)", data=bytes(16)))
     longer = npy("(9,)", data=bytes(16))
@@ -150,7 +150,7 @@ def test_zip_directory_that_lies_about_the_size_is_refused(tmp_path: Path) -> No
     content = content.replace(size.to_bytes(4, "little"), (len(longer) + 56).to_bytes(4, "little"))
     path.write_bytes(content)
 
-    assert refusal(path, "a").code == "data.broken_npz"
+    assert read_error(path, "a").code == "data.broken_npz"
 
 
 def images(frames: int = 7) -> np.ndarray:
@@ -174,7 +174,9 @@ def test_streamed_frames_equal_the_whole_array(tmp_path: Path, indices: Any) -> 
     one_by_one = [frames.read([index])[0] for index in indices]
 
     assert (frames.read(list(indices)) == array[list(indices)]).all()
-    assert all((one == array[index]).all() for one, index in zip(one_by_one, indices, strict=True))
+    assert all(
+        (frame == array[index]).all() for frame, index in zip(one_by_one, indices, strict=True)
+    )
 
 
 def test_size_is_height_then_width(tmp_path: Path) -> None:
@@ -182,7 +184,7 @@ def test_size_is_height_then_width(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("index", [-1, 7])
-def test_frame_outside_the_episode_is_refused(tmp_path: Path, index: int) -> None:
+def test_frame_outside_the_episode_is_rejected(tmp_path: Path, index: int) -> None:
     with pytest.raises(DataError) as caught:
         frame_source(tmp_path, images()).read([index])
 
@@ -193,7 +195,7 @@ def test_frame_outside_the_episode_is_refused(tmp_path: Path, index: int) -> Non
     "array",
     [np.zeros((2, 4, 5), np.uint8), np.zeros((2, 4, 5, 4), np.uint8), np.zeros((2, 4, 5, 3))],
 )
-def test_array_that_holds_no_images_is_refused(tmp_path: Path, array: np.ndarray) -> None:
+def test_array_without_images_is_rejected(tmp_path: Path, array: np.ndarray) -> None:
     with pytest.raises(DataError) as caught:
         frame_source(tmp_path, array)
 

@@ -1,4 +1,4 @@
-"""What is checked of a format whose reader brings no checks."""
+"""Checks for formats whose reader has no checks of its own."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -56,36 +56,38 @@ class Reader:
 
 
 def codes(reader: Reader, *, deep: bool = False) -> list[str]:
-    return [one.code for one in check_episode(reader, REF, deep=deep)]
+    return [finding.code for finding in check_episode(reader, REF, deep=deep)]
 
 
 def test_a_good_episode_has_no_findings() -> None:
     assert codes(Reader()) == []
 
 
-def test_a_refusal_is_an_error_with_its_code() -> None:
-    found = list(check_episode(Reader(error=DataError("no", code="data.no")), REF, deep=False))
-    assert [(one.code, one.severity, one.place) for one in found] == [
+def test_reader_error_becomes_a_finding_with_its_code() -> None:
+    findings = list(check_episode(Reader(error=DataError("no", code="data.no")), REF, deep=False))
+    assert [(finding.code, finding.severity, finding.place) for finding in findings] == [
         ("data.no", "error", {"episode": "one"})
     ]
 
 
-def test_findings_of_reading_are_told_with_their_episode() -> None:
-    found = (SOURCE("no_language", "a"), Finding("acme.bent", "warning", "b"))
-    assert codes(Reader(findings=found)) == ["source.no_language", "acme.bent"]
+def test_findings_of_reading_are_reported_with_their_episode() -> None:
+    read_findings = (SOURCE("no_language", "a"), Finding("acme.bent", "warning", "b"))
+    assert codes(Reader(findings=read_findings)) == ["source.no_language", "acme.bent"]
 
 
 def test_an_episode_without_fields_is_an_error() -> None:
     assert codes(Reader(lowdim={})) == ["source.no_fields"]
 
 
-def test_images_are_decoded_only_when_asked_for() -> None:
+def test_images_are_decoded_only_with_deep() -> None:
     reader = Reader(cameras={"front": Images()})
     assert codes(reader) == []
     assert codes(reader, deep=True) == ["pictures.unreadable", "pictures.black"]
 
 
-def test_a_renamed_episode_is_told() -> None:
+def test_renamed_episode_is_reported() -> None:
     refs = [EpisodeRef(name, Path(name), "s") for name in ("a", "a-2", "b-2")]
-    found = list(duplicate_ids(refs))
-    assert [(one.code, one.place["episode"]) for one in found] == [("source.duplicate_id", "a-2")]
+    findings = list(duplicate_ids(refs))
+    assert [(finding.code, finding.place["episode"]) for finding in findings] == [
+        ("source.duplicate_id", "a-2")
+    ]

@@ -43,20 +43,20 @@ def read_changed(folder: Path, change: Change, **config: Any) -> Episode:
     return read(folder, **config)
 
 
-def refusal(folder: Path, change: Change) -> DataError:
+def read_error(folder: Path, change: Change) -> DataError:
     with pytest.raises(DataError) as caught:
         read_changed(folder, change)
     return caught.value
 
 
-def setting(document: str, key: str, value: Any) -> Change:
+def set_value(document: str, key: str, value: Any) -> Change:
     def change(documents: Documents) -> None:
         documents[document][key] = value
 
     return change
 
 
-def dropping(document: str, key: str | None = None) -> Change:
+def drop(document: str, key: str | None = None) -> Change:
     def change(documents: Documents) -> None:
         if key is None:
             del documents[document]
@@ -128,7 +128,7 @@ def test_sources_are_merged_in_the_order_given(tmp_path: Path) -> None:
     assert [ref.task for ref in refs] == ["TurnCupUpsideDown", TASK, TASK]
 
 
-def test_episode_below_two_sources_is_taken_once(tmp_path: Path) -> None:
+def test_episode_below_two_sources_is_used_once(tmp_path: Path) -> None:
     spartan_task(tmp_path, 2)
 
     assert len(discover(tmp_path, session_folder(tmp_path))) == 2
@@ -141,7 +141,7 @@ def test_sessions_with_equal_stamp_and_number_get_different_ids(tmp_path: Path) 
     assert len({ref.id for ref in discover(tmp_path)}) == 2
 
 
-def test_equal_ids_from_two_sources_are_told_apart(tmp_path: Path) -> None:
+def test_equal_ids_from_two_sources_get_a_suffix(tmp_path: Path) -> None:
     for copy in ("a", "b", "c"):
         spartan_task(tmp_path / copy, 1)
 
@@ -159,14 +159,14 @@ def test_ids_are_safe_in_file_names_and_tar_keys(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["episode_x", "episode_1.tar", "episode", "my_episode_1"])
-def test_folders_that_only_look_like_episodes_are_no_episodes(tmp_path: Path, name: str) -> None:
+def test_folders_with_similar_names_are_not_episodes(tmp_path: Path, name: str) -> None:
     spartan_task(tmp_path, 1)
     spartan_episode(session_folder(tmp_path) / name)
 
     assert [ref.path.name for ref in discover(tmp_path)] == ["episode_0"]
 
 
-def test_source_without_episodes_is_refused_by_name(tmp_path: Path) -> None:
+def test_source_without_episodes_is_rejected_with_its_name(tmp_path: Path) -> None:
     spartan_task(tmp_path / "good", 1)
     (tmp_path / "empty").mkdir()
 
@@ -181,7 +181,7 @@ def test_source_without_episodes_is_refused_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "expected"),
+    ("selection", "expected"),
     [
         ("0:4,7", [0, 1, 2, 3, 7]),
         ("7,0:4", [0, 1, 2, 3, 7]),
@@ -195,12 +195,12 @@ def test_source_without_episodes_is_refused_by_name(tmp_path: Path) -> None:
         (None, list(range(10))),
     ],
 )
-def test_selection_takes_numbers_and_half_open_ranges(
-    wanted: str | None, expected: list[int]
+def test_selection_supports_numbers_and_half_open_ranges(
+    selection: str | None, expected: list[int]
 ) -> None:
     refs = [EpisodeRef(f"e{n}", Path(f"/e{n}"), "/") for n in range(10)]
 
-    assert [int(ref.id[1:]) for ref in select(refs, wanted)] == expected
+    assert [int(ref.id[1:]) for ref in select(refs, selection)] == expected
 
 
 def test_selection_uses_the_numbers_of_the_data_set_where_it_has_them() -> None:
@@ -209,18 +209,18 @@ def test_selection_uses_the_numbers_of_the_data_set_where_it_has_them() -> None:
     assert [ref.id for ref in select(refs, "7:10")] == ["e7", "e9"]
 
 
-@pytest.mark.parametrize("wanted", ["a", "1-3", "1:2:3", "", "0,,0", "-1"])
-def test_selection_that_cannot_be_read_is_a_usage_error(wanted: str) -> None:
+@pytest.mark.parametrize("selection", ["a", "1-3", "1:2:3", "", "0,,0", "-1"])
+def test_invalid_selection_is_a_usage_error(selection: str) -> None:
     with pytest.raises(UsageError) as caught:
-        select([EpisodeRef("e", Path("/e"), "/")], wanted)
+        select([EpisodeRef("e", Path("/e"), "/")], selection)
 
     assert caught.value.code == "usage.bad_selection"
 
 
-@pytest.mark.parametrize("wanted", ["1", "5:9", "0,1"])
-def test_selection_of_an_episode_that_does_not_exist_is_a_data_error(wanted: str) -> None:
+@pytest.mark.parametrize("selection", ["1", "5:9", "0,1"])
+def test_selection_of_a_missing_episode_is_a_data_error(selection: str) -> None:
     with pytest.raises(DataError) as caught:
-        select([EpisodeRef("e", Path("/e"), "/")], wanted)
+        select([EpisodeRef("e", Path("/e"), "/")], selection)
 
     assert caught.value.code == "data.no_episodes"
 
@@ -264,7 +264,7 @@ def test_lowdim_fields_are_the_observations_and_the_parts_of_the_action_vector(
         np.testing.assert_array_equal(episode.lowdim[name], action_vectors(6)[:, part])
 
 
-def test_depth_and_label_images_are_no_fields(tmp_path: Path) -> None:
+def test_depth_and_label_images_are_not_fields(tmp_path: Path) -> None:
     episode = read(spartan_task(tmp_path, 1))
 
     assert not [name for name in episode.lowdim if name.endswith(("_depth", "_label"))]
@@ -297,14 +297,16 @@ def test_skill_type_is_never_loaded(tmp_path: Path) -> None:
     assert "skill_type" not in read(spartan_task(tmp_path, 1)).lowdim
 
 
-def test_object_array_among_the_observations_is_refused_by_key(tmp_path: Path) -> None:
-    error = refusal(tmp_path, setting("observations", "odd", np.array([None] * 6, dtype=object)))
+def test_object_array_among_the_observations_is_rejected_with_its_key(tmp_path: Path) -> None:
+    error = read_error(
+        tmp_path, set_value("observations", "odd", np.array([None] * 6, dtype=object))
+    )
 
     assert (error.code, error.details["field"]) == ("data.object_array", "odd")
 
 
-def test_discarded_object_array_does_no_harm(tmp_path: Path) -> None:
-    odd = setting("observations", "odd", np.array([None] * 6, dtype=object))
+def test_discarded_object_array_is_ignored(tmp_path: Path) -> None:
+    odd = set_value("observations", "odd", np.array([None] * 6, dtype=object))
 
     assert "odd" not in read_changed(tmp_path, odd, data_discard_keys=["odd"]).lowdim
 
@@ -313,26 +315,26 @@ def test_discarded_object_array_does_no_harm(tmp_path: Path) -> None:
     "document", ["metadata", "observations", "actions", "intrinsics", "extrinsics"]
 )
 def test_missing_file_is_named(tmp_path: Path, document: str) -> None:
-    error = refusal(tmp_path, dropping(document))
+    error = read_error(tmp_path, drop(document))
 
     assert error.code == "data.missing_file"
     assert Path(error.details["path"]).stem == document
 
 
 def test_missing_action_array_is_named(tmp_path: Path) -> None:
-    error = refusal(tmp_path, dropping("actions", "actions"))
+    error = read_error(tmp_path, drop("actions", "actions"))
 
     assert (error.code, error.details["field"]) == ("data.missing_array", "actions")
 
 
-def test_narrow_action_vector_is_refused(tmp_path: Path) -> None:
-    error = refusal(tmp_path, setting("actions", "actions", np.zeros((6, 19))))
+def test_narrow_action_vector_is_rejected(tmp_path: Path) -> None:
+    error = read_error(tmp_path, set_value("actions", "actions", np.zeros((6, 19))))
 
     assert error.code == "data.narrow_actions"
 
 
 def test_wide_action_vector_is_cut(tmp_path: Path) -> None:
-    episode = read_changed(tmp_path, setting("actions", "actions", np.zeros((6, 25))))
+    episode = read_changed(tmp_path, set_value("actions", "actions", np.zeros((6, 25))))
 
     assert episode.lowdim["robot__action__grippers__left::panda_hand"].shape == (6, 1)
 
@@ -340,21 +342,21 @@ def test_wide_action_vector_is_cut(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "key"),
     [
-        (setting("observations", XYZ, np.zeros((5, 3))), XYZ),
+        (set_value("observations", XYZ, np.zeros((5, 3))), XYZ),
         (
-            setting("observations", "6CD146030E99", np.zeros((7, 24, 32, 3), np.uint8)),
+            set_value("observations", "6CD146030E99", np.zeros((7, 24, 32, 3), np.uint8)),
             "6CD146030E99",
         ),
-        (setting("observations", "robot__version", np.array(1.0)), "robot__version"),
+        (set_value("observations", "robot__version", np.array(1.0)), "robot__version"),
     ],
 )
 def test_array_of_another_length_is_named(tmp_path: Path, change: Change, key: str) -> None:
-    error = refusal(tmp_path, change)
+    error = read_error(tmp_path, change)
 
     assert (error.code, error.details["field"]) == ("data.length_mismatch", key)
 
 
-def test_episode_without_frames_is_refused(tmp_path: Path) -> None:
+def test_episode_without_frames_is_rejected(tmp_path: Path) -> None:
     spartan_task(tmp_path, 1, frames=0)
 
     with pytest.raises(DataError) as caught:
@@ -363,16 +365,14 @@ def test_episode_without_frames_is_refused(tmp_path: Path) -> None:
     assert caught.value.code == "data.empty_episode"
 
 
-def test_one_dimensional_field_becomes_one_channel(tmp_path: Path) -> None:
-    episode = read_changed(tmp_path, setting("observations", "robot__x", np.arange(6.0)))
+def test_one_dimensional_field_becomes_one_dimension(tmp_path: Path) -> None:
+    episode = read_changed(tmp_path, set_value("observations", "robot__x", np.arange(6.0)))
 
     assert episode.lowdim["robot__x"].shape == (6, 1)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_number_that_is_not_finite_is_named_by_field_and_frame(
-    tmp_path: Path, value: float
-) -> None:
+def test_non_finite_value_is_reported_with_field_and_frame(tmp_path: Path, value: float) -> None:
     def spoil(documents: Documents) -> None:
         documents["observations"][XYZ][4, 1] = value
 
@@ -386,8 +386,8 @@ def test_number_that_is_not_finite_is_named_by_field_and_frame(
 
 
 @pytest.mark.parametrize("mapping", [None, {}, [], "text"])
-def test_metadata_without_camera_mapping_is_refused(tmp_path: Path, mapping: Any) -> None:
-    error = refusal(tmp_path, setting("metadata", "camera_id_to_semantic_name", mapping))
+def test_metadata_without_camera_mapping_is_rejected(tmp_path: Path, mapping: Any) -> None:
+    error = read_error(tmp_path, set_value("metadata", "camera_id_to_semantic_name", mapping))
 
     assert (error.code, error.details["field"]) == (
         "data.missing_field",
@@ -395,17 +395,19 @@ def test_metadata_without_camera_mapping_is_refused(tmp_path: Path, mapping: Any
     )
 
 
-def test_mapping_that_leads_to_no_images_is_refused(tmp_path: Path) -> None:
-    error = refusal(tmp_path, setting("metadata", "camera_id_to_semantic_name", {"XX": "front"}))
+def test_camera_mapping_without_images_is_rejected(tmp_path: Path) -> None:
+    error = read_error(
+        tmp_path, set_value("metadata", "camera_id_to_semantic_name", {"XX": "front"})
+    )
 
     assert error.code == "data.no_cameras"
 
 
 def test_mapped_camera_without_images_is_a_warning(tmp_path: Path) -> None:
-    episode = read_changed(tmp_path, dropping("observations", "BFS_23595718"))
+    episode = read_changed(tmp_path, drop("observations", "BFS_23595718"))
 
     assert list(episode.cameras) == ["scene_right_0"]
-    assert "spartan.camera_without_pictures" in [one.code for one in episode.findings]
+    assert "spartan.camera_without_pictures" in [finding.code for finding in episode.findings]
 
 
 def test_camera_id_made_of_digits_stays_text(tmp_path: Path) -> None:
@@ -421,7 +423,7 @@ def test_camera_names_are_lower_case_because_tar_readers_make_them_so(tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["a/b", "a b", "", "a,b", "{a}"])
-def test_camera_name_that_cannot_be_a_member_name_is_refused(tmp_path: Path, name: str) -> None:
+def test_camera_name_that_is_not_a_member_name_is_rejected(tmp_path: Path, name: str) -> None:
     spartan_task(tmp_path, 1, cameras={"X": name})
 
     with pytest.raises(DataError) as caught:
@@ -431,7 +433,7 @@ def test_camera_name_that_cannot_be_a_member_name_is_refused(tmp_path: Path, nam
 
 
 @pytest.mark.parametrize("content", [b"a: [", b"\xff\xfe\x00\x01"])
-def test_broken_metadata_is_refused_by_path(tmp_path: Path, content: bytes) -> None:
+def test_broken_metadata_is_rejected_with_its_path(tmp_path: Path, content: bytes) -> None:
     spartan_task(tmp_path, 1)
     path = session_folder(tmp_path) / "episode_0/processed/metadata.yaml"
     path.write_bytes(content)
@@ -452,7 +454,7 @@ def test_calibration_goes_to_the_semantic_name(tmp_path: Path) -> None:
 
 
 def test_pose_group_without_measured_counterpart_is_left_out(tmp_path: Path) -> None:
-    episode = read_changed(tmp_path, dropping("observations", XYZ))
+    episode = read_changed(tmp_path, drop("observations", XYZ))
 
     assert {group.name.split("_")[0] for group in episode.pose_groups} == {"right"}
 
@@ -494,7 +496,7 @@ def test_annotations_of_the_task_keep_the_published_kinds_and_order(tmp_path: Pa
         ("randomized", ["b", "d"]),
         ("alternative", ["c"]),
     ]
-    assert "source.language_fallback" not in [one.code for one in episode.findings]
+    assert "source.language_fallback" not in [finding.code for finding in episode.findings]
 
 
 @pytest.mark.parametrize(
@@ -511,7 +513,7 @@ def test_task_without_annotation_falls_back_with_a_warning(
     episode = read(tmp_path, language_annotations_path=path)
 
     assert episode.language == {"original": [sentence]}
-    assert "source.language_fallback" in [one.code for one in episode.findings]
+    assert "source.language_fallback" in [finding.code for finding in episode.findings]
 
 
 def test_configured_task_replaces_that_of_the_path(tmp_path: Path) -> None:
@@ -523,7 +525,7 @@ def test_configured_task_replaces_that_of_the_path(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["language_dict: 3", "[]", "a: [", ""])
-def test_broken_annotations_file_is_refused_before_any_episode(
+def test_broken_annotations_file_is_rejected_before_any_episode(
     tmp_path: Path, content: str
 ) -> None:
     (tmp_path / "annotations.yaml").write_text(content)

@@ -1,4 +1,4 @@
-"""Each defect of a raw Spartan episode has a code and a place."""
+"""Codes and locations of findings on raw Spartan episodes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,12 +18,12 @@ ROTATION = "robot__actual__poses__left::panda__rot_6d"
 Break = Callable[[Documents], Any]
 
 
-def checked(root: Path, *, deep: bool = False, **config: Any) -> list[Finding]:
-    """Findings in the first episode, without those about the builder's own pickled array."""
+def episode_findings(root: Path, *, deep: bool = False, **config: Any) -> list[Finding]:
+    """Findings on the first episode, without those on the pickled array of the builder."""
     reader = SpartanReader(SpartanConfig(**config))
     ref = next(iter(reader.discover([root])))
-    found = reader.check(ref, deep=deep)
-    return [one for one in found if one.code != "spartan.ignored_objects"]
+    findings = reader.check(ref, deep=deep)
+    return [finding for finding in findings if finding.code != "spartan.ignored_objects"]
 
 
 def broken(root: Path, change: Break | None, **options: Any) -> list[Finding]:
@@ -31,11 +31,11 @@ def broken(root: Path, change: Break | None, **options: Any) -> list[Finding]:
         if change is not None:
             change(documents)
 
-    return checked(spartan_task(root, 1, 6, changes={0: apply}), **options)
+    return episode_findings(spartan_task(root, 1, 6, changes={0: apply}), **options)
 
 
 def put(document: str, name: str, value: Any) -> Break:
-    """Replaces an array, or changes it with a function."""
+    """Change that replaces an array, or applies a function to it."""
 
     def change(documents: Documents) -> None:
         old = documents[document].get(name)
@@ -57,7 +57,7 @@ def at(frame: int, value: float) -> Callable[[np.ndarray], np.ndarray]:
     return change
 
 
-def still(documents: Documents) -> None:
+def without_motion(documents: Documents) -> None:
     fields = documents["observations"]
     for name, values in fields.items():
         if "__actual__poses__" in name:
@@ -155,7 +155,7 @@ DEFECTS: list[tuple[Break, str, dict[str, Any]]] = [
         "spartan.rot_6d_not_unit",
         {"field": ROTATION, "frame": 0, "count": 6},
     ),
-    (still, "spartan.no_motion", {"path": "observations.npz"}),
+    (without_motion, "spartan.no_motion", {"path": "observations.npz"}),
     (
         put("observations", "timestamp_packaged", np.array([[1.0], [2], [2], [4], [5], [6]])),
         "spartan.timestamps_not_ascending",
@@ -180,11 +180,11 @@ DEFECTS: list[tuple[Break, str, dict[str, Any]]] = [
 ]
 
 
-def holds(finding: Finding, place: dict[str, Any]) -> bool:
-    """Whether a finding is at a place, whose path is the file's name."""
+def holds(finding: Finding, location: dict[str, Any]) -> bool:
+    """True if a finding is at a location, whose path is only the file name."""
     there = dict(finding.place)
     there["path"] = Path(str(there.get("path", ""))).name
-    return all(there.get(part) == value for part, value in place.items())
+    return all(there.get(part) == value for part, value in location.items())
 
 
 def test_a_good_episode_has_no_findings(tmp_path: Path) -> None:
@@ -192,53 +192,53 @@ def test_a_good_episode_has_no_findings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "code", "place"),
+    ("change", "code", "location"),
     DEFECTS,
     ids=[f"{number}-{row[1]}" for number, row in enumerate(DEFECTS)],
 )
 def test_a_defect_has_its_code_and_place(
-    change: Break, code: str, place: dict[str, Any], tmp_path: Path
+    change: Break, code: str, location: dict[str, Any], tmp_path: Path
 ) -> None:
-    found = broken(tmp_path, change)
-    assert any(one.code == code and holds(one, place) for one in found), found
-    assert all("episode" in one.place for one in found)
+    findings = broken(tmp_path, change)
+    assert any(finding.code == code and holds(finding, location) for finding in findings), findings
+    assert all("episode" in finding.place for finding in findings)
 
 
-def test_a_broken_number_is_told_with_its_axis(tmp_path: Path) -> None:
+def test_non_finite_value_is_reported_with_its_axis(tmp_path: Path) -> None:
     def spoil(values: np.ndarray) -> np.ndarray:
         values = values.copy()
         values[4, 2] = np.nan
         return values
 
-    found = broken(tmp_path, put("observations", XYZ, spoil))
-    assert ["is not finite (z)" in one.message for one in found] == [True]
+    findings = broken(tmp_path, put("observations", XYZ, spoil))
+    assert ["is not finite (z)" in finding.message for finding in findings] == [True]
 
 
-def test_an_episode_without_frames_is_told(tmp_path: Path) -> None:
-    found = checked(spartan_task(tmp_path, 1, 0))
-    assert "spartan.empty_episode" in [one.code for one in found]
+def test_episode_without_frames_is_reported(tmp_path: Path) -> None:
+    findings = episode_findings(spartan_task(tmp_path, 1, 0))
+    assert "spartan.empty_episode" in [finding.code for finding in findings]
 
 
-def test_one_frame_is_enough(tmp_path: Path) -> None:
-    assert checked(spartan_task(tmp_path, 1, 1), deep=True) == []
+def test_episode_of_one_frame_has_no_findings(tmp_path: Path) -> None:
+    assert episode_findings(spartan_task(tmp_path, 1, 1), deep=True) == []
 
 
-def test_several_defects_are_told_together(tmp_path: Path) -> None:
+def test_several_defects_are_reported_together(tmp_path: Path) -> None:
     def change(documents: Documents) -> None:
         put("observations", XYZ, at(4, np.nan))(documents)
         put("extrinsics", CAMERA, np.eye(4) * 2)(documents)
         drop("intrinsics")(documents)
 
-    codes = {one.code for one in broken(tmp_path, change)}
+    codes = {finding.code for finding in broken(tmp_path, change)}
     expected = {"not_finite", "odd_extrinsics", "missing_file"}
     assert codes == {f"spartan.{code}" for code in expected}
 
 
-def test_objects_that_nobody_reads_are_worth_knowing(tmp_path: Path) -> None:
+def test_unused_object_array_is_an_info(tmp_path: Path) -> None:
     root = spartan_task(tmp_path, 1)
     reader = SpartanReader(SpartanConfig())
-    found = list(reader.check(next(iter(reader.discover([root]))), deep=False))
-    assert [(one.code, one.severity, one.place["field"]) for one in found] == [
+    findings = list(reader.check(next(iter(reader.discover([root]))), deep=False))
+    assert [(finding.code, finding.severity, finding.place["field"]) for finding in findings] == [
         ("spartan.ignored_objects", "info", "skill_type")
     ]
 
@@ -253,8 +253,10 @@ def test_an_unreadable_file_is_named(name: str, tmp_path: Path) -> None:
     root = spartan_task(tmp_path, 1)
     path = session_folder(root) / "episode_0/processed" / name
     path.write_bytes(b"\x00{")
-    found = [one for one in checked(root) if one.code == "spartan.unreadable_file"]
-    assert [one.place["path"] for one in found] == [str(path)]
+    findings = [
+        finding for finding in episode_findings(root) if finding.code == "spartan.unreadable_file"
+    ]
+    assert [finding.place["path"] for finding in findings] == [str(path)]
 
 
 def images(value: int | None) -> Break:
@@ -272,12 +274,12 @@ def images(value: int | None) -> Break:
         (images(None), "pictures.repeated", 6),
     ],
 )
-def test_odd_images_are_found_when_they_are_decoded(
+def test_uniform_and_repeated_images_are_found_by_decoding(
     change: Break, code: str, count: int, tmp_path: Path
 ) -> None:
-    found = [one for one in broken(tmp_path, change, deep=True) if one.code == code]
-    assert [one.place["count"] for one in found] == [count]
-    assert found[0].place["camera"] == "scene_right_0"
+    findings = [finding for finding in broken(tmp_path, change, deep=True) if finding.code == code]
+    assert [finding.place["count"] for finding in findings] == [count]
+    assert findings[0].place["camera"] == "scene_right_0"
 
 
 @pytest.mark.parametrize(
@@ -291,22 +293,22 @@ def test_a_damaged_member_is_found_by_its_checksum(member: str, code: str, tmp_p
     start = data.index(f"{member}.npy".encode())
     data[start + 60] ^= 0xFF
     path.write_bytes(data)
-    found = [one for one in checked(root, deep=True) if one.code == code]
-    assert {one.place["field"] for one in found} == {member}
+    findings = [finding for finding in episode_findings(root, deep=True) if finding.code == code]
+    assert {finding.place["field"] for finding in findings} == {member}
 
 
-def of_source(root: Path) -> list[tuple[str, str]]:
-    found = SpartanReader(SpartanConfig()).check_source([root])
-    return [(one.code, Path(one.place["path"]).name) for one in found]
+def source_findings(root: Path) -> list[tuple[str, str]]:
+    findings = SpartanReader(SpartanConfig()).check_source([root])
+    return [(finding.code, Path(finding.place["path"]).name) for finding in findings]
 
 
-def test_two_episodes_with_equal_actions_are_told(tmp_path: Path) -> None:
+def test_two_episodes_with_equal_actions_are_reported(tmp_path: Path) -> None:
     root = spartan_task(tmp_path, 2)
-    assert of_source(root) == [("spartan.duplicate_episode", "episode_1")]
+    assert source_findings(root) == [("spartan.duplicate_episode", "episode_1")]
 
 
-def test_folders_that_are_passed_by_are_told(tmp_path: Path) -> None:
+def test_skipped_folders_are_reported(tmp_path: Path) -> None:
     root = spartan_task(tmp_path, 1)
     for name in ("episode_x", "notes"):
         (session_folder(root) / name).mkdir()
-    assert of_source(root) == [("spartan.misnamed_episode", "episode_x")]
+    assert source_findings(root) == [("spartan.misnamed_episode", "episode_x")]

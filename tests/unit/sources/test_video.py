@@ -44,7 +44,7 @@ def test_random_access_equals_sequential_decoding(long_gop: Path) -> None:
         assert np.array_equal(frames.read([number])[0], expected[number]), number
 
 
-def test_indices_come_in_the_order_asked_for(long_gop: Path) -> None:
+def test_frames_are_in_the_order_of_the_indices(long_gop: Path) -> None:
     frames = VideoFrames(long_gop, FRAMES)
     assert [frame_of(image) for image in frames.read([7, 3, 3, 40])] == [7, 3, 3, 40]
 
@@ -109,7 +109,7 @@ def test_uneven_frame_times_do_not_shift_frames(tmp_path: Path) -> None:
     assert [frame_of(frames.read([number])[0]) for number in (0, 29, 13)] == [0, 29, 13]
 
 
-def test_frames_are_counted_when_the_container_does_not_say(tmp_path: Path) -> None:
+def test_frames_are_counted_if_the_container_has_no_length(tmp_path: Path) -> None:
     path = tmp_path / "video.mkv"
     write_video(path, 9)
     with av.open(str(path)) as container:
@@ -142,7 +142,7 @@ def test_no_indices_give_no_images(long_gop: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"not a video", encoded_image(1)[:40]])
-def test_a_file_that_is_no_video_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_file_that_is_not_a_video_is_rejected(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "video.mp4"
     path.write_bytes(content)
     with pytest.raises(DataError) as caught:
@@ -151,7 +151,7 @@ def test_a_file_that_is_no_video_is_refused(tmp_path: Path, content: bytes) -> N
     assert caught.value.details["path"] == str(path)
 
 
-def test_a_video_of_an_unknown_codec_is_refused(tmp_path: Path) -> None:
+def test_video_of_an_unknown_codec_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "video.mp4"
     write_video(path, 3)
     path.write_bytes(path.read_bytes().replace(b"avc1", b"xxxx"))

@@ -25,7 +25,7 @@ YES = torch.tensor(True)
 
 
 def new_state(width: int = 3, *, seed: int = 0, tied: bool = False) -> TrainState:
-    """A network that is averaged, buffers that are not, and a teacher that is not saved."""
+    """State with an averaged network, buffers without average, and a teacher that is not saved."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(width, 2), nn.Linear(2, 2), nn.Linear(2, 2))
     if tied:
@@ -44,8 +44,8 @@ def new_state(width: int = 3, *, seed: int = 0, tied: bool = False) -> TrainStat
     return TrainState(parts, {"main": optimizer}, averages, unsaved_digests(parts))
 
 
-def save(run: RunDir, state: TrainState, keep: int | None = None) -> Path:
-    save_checkpoint(run, state, RUNTIME, Retention(keep))
+def save(run: RunDir, state: TrainState, limit: int | None = None) -> Path:
+    save_checkpoint(run, state, RUNTIME, Retention(limit))
     return run.checkpoint(state.step)
 
 
@@ -65,17 +65,17 @@ def train(state: TrainState, steps: int = 1) -> TrainState:
     return state
 
 
-def everything(state: TrainState) -> dict[str, torch.Tensor]:
-    found = {
+def all_tensors(state: TrainState) -> dict[str, torch.Tensor]:
+    tensors = {
         f"{name}.{key}": value
         for name, module in state.modules.items()
         for key, value in module.state_dict().items()
     }
-    return found | {f"mean.{key}": one for key, one in state.averages["model"].weights.items()}
+    return tensors | {f"mean.{key}": mean for key, mean in state.averages["model"].weights.items()}
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_training_goes_on_bit_for_bit(tied: bool, tmp_path: Path) -> None:
+def test_resumed_training_is_bitwise_equal(tied: bool, tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     state = train(new_state(tied=tied), 3)
     folder = save(run, state)
@@ -85,11 +85,11 @@ def test_training_goes_on_bit_for_bit(tied: bool, tmp_path: Path) -> None:
     train(state, 2)
     train(resumed, 2)
     assert resumed.averages["model"].updates == 5
-    for name, value in everything(state).items():
-        assert torch.equal(everything(resumed)[name], value), name
+    for name, value in all_tensors(state).items():
+        assert torch.equal(all_tensors(resumed)[name], value), name
 
 
-def test_weights_that_are_tied_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
+def test_tied_weights_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
     folder = save(RunDir(tmp_path), train(new_state(tied=True)))
     for name in (MODEL, EMA):
         assert sorted(load_file(folder / name)) == [
@@ -101,17 +101,17 @@ def test_weights_that_are_tied_are_stored_once_and_stay_tied(tmp_path: Path) -> 
     assert model[1].weight is model[2].weight
 
 
-def test_optimizer_that_has_not_moved_begins_after_a_resume_as_it_would_have(
+def test_optimizer_without_steps_starts_the_same_after_a_resume(
     tmp_path: Path,
 ) -> None:
     resumed = new_state(seed=1)
     load_checkpoint(save(RunDir(tmp_path), new_state()), resumed)
     state = train(new_state())
     train(resumed)
-    assert torch.equal(everything(resumed)["model.0.weight"], everything(state)["model.0.weight"])
+    assert torch.equal(all_tensors(resumed)["model.0.weight"], all_tensors(state)["model.0.weight"])
 
 
-def test_part_that_is_not_saved_must_be_the_one_the_run_began_with(tmp_path: Path) -> None:
+def test_unsaved_part_must_equal_that_of_the_first_start(tmp_path: Path) -> None:
     folder = save(RunDir(tmp_path), train(new_state()))
     assert sorted(path.name for path in folder.glob("*.safetensors")) == sorted(
         [EMA, "means.safetensors", MODEL]
@@ -149,7 +149,7 @@ def test_newest_complete_checkpoint_is_found_by_number(tmp_path: Path) -> None:
     assert not partial.exists()
 
 
-def test_newest_checkpoint_without_its_manifest_is_not_passed_over(tmp_path: Path) -> None:
+def test_newest_checkpoint_without_its_manifest_is_not_skipped(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     state = new_state()
     for _ in range(2):
@@ -179,7 +179,7 @@ def test_failure_while_writing_leaves_no_checkpoint(
     assert json.loads((tmp_path / "latest.json").read_text())["step"] == 1
 
 
-def test_only_the_latest_ones_are_kept(tmp_path: Path) -> None:
+def test_only_the_latest_checkpoints_are_kept(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     state = new_state()
     for _ in range(5):
@@ -189,7 +189,7 @@ def test_only_the_latest_ones_are_kept(tmp_path: Path) -> None:
     assert latest == {"checkpoint": "checkpoints/step_00000005", "step": 5}
 
 
-def test_checkpoint_of_a_stop_costs_no_planned_one_its_place_and_goes_with_the_next(
+def test_checkpoint_of_a_stop_replaces_no_planned_one_and_is_removed_with_the_next(
     tmp_path: Path,
 ) -> None:
     run = RunDir(tmp_path)
@@ -201,7 +201,7 @@ def test_checkpoint_of_a_stop_costs_no_planned_one_its_place_and_goes_with_the_n
     assert [step for step, _ in run.checkpoints()] == [2, 4]
 
 
-def test_checkpoints_of_every_so_many_steps_stay_besides_the_latest(tmp_path: Path) -> None:
+def test_checkpoints_at_multiples_stay_besides_the_latest(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     state = new_state()
 
@@ -217,35 +217,35 @@ def test_trainer_state_has_the_same_bytes_after_a_resume(tmp_path: Path) -> None
     resumed = new_state(seed=1)
     load_checkpoint(save(run, state), resumed)
     folders = save(run, train(state)), save(again, train(resumed))
-    one, other = ((folder / TRAINER).read_bytes() for folder in folders)
-    assert one == other
+    first, second = ((folder / TRAINER).read_bytes() for folder in folders)
+    assert first == second
 
 
-def test_trainer_state_does_not_tell_which_texts_are_one_object(tmp_path: Path) -> None:
-    one, other = train(new_state()), train(new_state())
-    one.dropped = {"reason": 1, "other": 2}
-    one.unsaved = {**one.unsaved, "reason": "reason"}
-    other.dropped = {"".join(["rea", "son"]): 1, "other": 2}
-    other.unsaved = {**other.unsaved, "".join(["reas", "on"]): "".join(["re", "ason"])}
-    found = [
+def test_trainer_state_does_not_depend_on_object_identity(tmp_path: Path) -> None:
+    first, second = train(new_state()), train(new_state())
+    first.dropped = {"reason": 1, "other": 2}
+    first.unsaved = {**first.unsaved, "reason": "reason"}
+    second.dropped = {"".join(["rea", "son"]): 1, "other": 2}
+    second.unsaved = {**second.unsaved, "".join(["reas", "on"]): "".join(["re", "ason"])}
+    paths = [
         save(RunDir(tmp_path / name), state) / TRAINER
-        for name, state in (("one", one), ("other", other))
+        for name, state in (("one", first), ("other", second))
     ]
-    assert found[0].read_bytes() == found[1].read_bytes()
+    assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
 def test_wrong_shape_names_the_key_and_changes_nothing(tmp_path: Path) -> None:
     folder = save(RunDir(tmp_path), train(new_state(width=3)))
     other = new_state(width=4)
-    before = everything(other)["model.0.weight"].clone()
+    before = all_tensors(other)["model.0.weight"].clone()
     with pytest.raises(DataError) as caught:
         load_checkpoint(folder, other)
     assert caught.value.code == "data.checkpoint_mismatch"
     assert caught.value.details["problems"] == ["0.weight is [2, 3], the model has [2, 4]"]
-    assert torch.equal(everything(other)["model.0.weight"], before)
+    assert torch.equal(all_tensors(other)["model.0.weight"], before)
 
 
-def test_missing_and_unexpected_names_are_told(tmp_path: Path) -> None:
+def test_missing_and_unexpected_names_are_reported(tmp_path: Path) -> None:
     folder = save(RunDir(tmp_path), train(new_state()))
     weights = load_file(folder / MODEL)
     weights["0.wieght"] = weights.pop("0.weight")
@@ -300,7 +300,7 @@ def _dropped(content: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("change", [_list, _text, _step, _moments, _nan, _optimizer, _dropped])
-def test_trainer_state_that_is_none_is_told_in_two_lines(
+def test_broken_trainer_state_is_a_short_data_error(
     change: Callable[[dict[str, Any]], Any], tmp_path: Path
 ) -> None:
     folder = save(RunDir(tmp_path), train(new_state()))
@@ -313,7 +313,7 @@ def test_trainer_state_that_is_none_is_told_in_two_lines(
 
 
 @pytest.mark.parametrize("name", [MODEL, EMA])
-def test_weights_that_are_not_finite_are_refused(name: str, tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_an_error(name: str, tmp_path: Path) -> None:
     folder = save(RunDir(tmp_path), train(new_state()))
     weights = load_file(folder / name)
     weights["1.weight"][0, 0] = torch.nan

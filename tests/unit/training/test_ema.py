@@ -18,7 +18,7 @@ class Scalar(nn.Module):
         self.register_buffer("buffer", torch.tensor(0.0))
         self.register_buffer("count", torch.tensor(0))
 
-    def become(self, value: float) -> "Scalar":
+    def set_value(self, value: float) -> "Scalar":
         with torch.no_grad():
             self.weight.fill_(value)
         return self
@@ -27,12 +27,12 @@ class Scalar(nn.Module):
 def averages(values: Sequence[float], **keys: Any) -> list[float]:
     module = Scalar()
     average = WeightAverage(EmaConfig(**keys), module)
-    found = []
+    result = []
     for value in values:
-        module.become(value)
+        module.set_value(value)
         average.update(YES)
-        found.append(average.weights["weight"].item())
-    return found
+        result.append(average.weights["weight"].item())
+    return result
 
 
 def decay_after(updates: int, **keys: Any) -> float:
@@ -70,8 +70,8 @@ def test_adaptive_decay_golden(updates: int, decay: float) -> None:
     [(101, 0), (102, 0.370039475), (103, 0.519250143), (1100, 0.99), (10_000, 0.997831082)],
 )
 def test_adaptive_decay_after_a_delay_golden(updates: int, decay: float) -> None:
-    found = decay_after(updates, update_after_step=100, power=2 / 3)
-    assert found == pytest.approx(decay, abs=1e-9)
+    result = decay_after(updates, update_after_step=100, power=2 / 3)
+    assert result == pytest.approx(decay, abs=1e-9)
 
 
 @pytest.mark.parametrize(("updates", "decay"), [(0, 0), (1, 0), (2, 0.99), (3, 0.99)])
@@ -88,7 +88,7 @@ def test_sequences_golden() -> None:
 
 # Source: reference/training 4.1: the published average leaves the buffer at 0.
 @pytest.mark.parametrize("kind", ["ema", "vanilla"])
-def test_buffers_are_the_newest(kind: str) -> None:
+def test_buffers_are_the_latest(kind: str) -> None:
     module = Scalar()
     average = WeightAverage(EmaConfig(type=kind), module)
     for value in (7.0, 9.0):
@@ -101,47 +101,47 @@ def test_buffers_are_the_newest(kind: str) -> None:
 
 
 # Source: reference/training 4.1: the published average gives 5.0 after a resume.
-def test_vanilla_average_goes_on_after_a_resume_golden() -> None:
+def test_vanilla_average_after_a_resume_golden() -> None:
     config = EmaConfig(type="vanilla", alpha=0.99)
     module = Scalar()
     average = WeightAverage(config, module)
     for value in [0.0] + [1.0] * 99:
-        module.become(value)
+        module.set_value(value)
         average.update(YES)
     assert average.weights["weight"].item() == pytest.approx(0.6302703, abs=1e-6)
-    resumed = WeightAverage(config, module.become(5.0))
+    resumed = WeightAverage(config, module.set_value(5.0))
     resumed.weights, resumed.updates = average.weights, average.updates
     resumed.update(YES)
     assert resumed.weights["weight"].item() == pytest.approx(0.6739677, abs=1e-6)
 
 
-def test_average_is_float32_and_no_view_of_the_weights() -> None:
+def test_average_is_a_float32_copy_of_the_weights() -> None:
     module = Scalar(1.0).to(torch.bfloat16)
     average = WeightAverage(EmaConfig(), module)
-    module.become(2.0)
+    module.set_value(2.0)
     assert average.weights["weight"].dtype == torch.float32
     assert average.weights["weight"].item() == 1.0
 
 
-def test_step_that_changed_nothing_leaves_the_average_as_it_is() -> None:
+def test_skipped_step_leaves_the_average_unchanged() -> None:
     module = Scalar(1.0)
     average = WeightAverage(EmaConfig(type="vanilla", alpha=0.5), module)
     average.update(YES)
-    module.become(7.0).buffer.fill_(3.0)
+    module.set_value(7.0).buffer.fill_(3.0)
 
     average.update(NO)
 
     assert average.weights["buffer"].item() == 0.0
-    module.become(3.0)
+    module.set_value(3.0)
     average.update(YES)
     assert average.weights["weight"].item() == 2.0
 
 
-def test_averages_stand_in_for_the_weights_for_a_while() -> None:
+def test_average_parameters_replaces_the_weights_temporarily() -> None:
     module = Scalar(1.0)
     average = WeightAverage(EmaConfig(), module)
-    module.become(4.0).buffer.fill_(2.0)
-    with average.in_place_of_weights():
+    module.set_value(4.0).buffer.fill_(2.0)
+    with average.average_parameters():
         assert (module.weight.item(), module.buffer.item()) == (1.0, 0.0)
     assert (module.weight.item(), module.buffer.item()) == (4.0, 2.0)
 
@@ -154,7 +154,7 @@ class Tied(nn.Module):
         self.head.weight = self.embed.weight
 
 
-def test_tied_weights_have_one_average_and_it_is_what_is_used() -> None:
+def test_tied_weights_share_one_average() -> None:
     module = Tied()
     nn.init.zeros_(module.embed.weight)
     average = WeightAverage(EmaConfig(type="vanilla", alpha=0.5), module)
@@ -162,7 +162,7 @@ def test_tied_weights_have_one_average_and_it_is_what_is_used() -> None:
     nn.init.ones_(module.embed.weight)
     average.update(YES)
     assert list(average.weights) == ["embed.weight"]
-    with average.in_place_of_weights():
+    with average.average_parameters():
         assert module.head.weight.unique().tolist() == [0.5]
     assert module.head.weight.unique().tolist() == [1.0]
 
@@ -180,6 +180,6 @@ def test_frozen_weights_are_their_own_average() -> None:
     [(0, 0), (1, 2 / 11), (2, 3 / 12), (8_990, 8_991 / 9_000), (8_991, 0.999), (10**6, 0.999)],
 )
 def test_rising_decay(updates: int, decay: float) -> None:
-    found = decay_after(updates, type="rising", max_value=0.999)
+    result = decay_after(updates, type="rising", max_value=0.999)
 
-    assert found == pytest.approx(decay, abs=0 if decay == 0.999 else 1e-12)
+    assert result == pytest.approx(decay, abs=0 if decay == 0.999 else 1e-12)

@@ -35,25 +35,25 @@ def optimizer_of(module: nn.Module, **keys: float) -> torch.optim.AdamW:
 
 
 def decays(module: nn.Module) -> dict[str, float]:
-    """Name of each parameter to its weight decay; fails when one is in two groups."""
+    """Parameter name to weight decay; fails if a parameter is in two groups."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
-    found: dict[str, float] = {}
+    decay_of: dict[str, float] = {}
     for group in optimizer_of(module, wd=0.3).param_groups:
         for parameter in group["params"]:
             name = names[id(parameter)]
-            assert name not in found
-            found[name] = group["weight_decay"]
-    return found
+            assert name not in decay_of
+            decay_of[name] = group["weight_decay"]
+    return decay_of
 
 
 def test_every_trainable_parameter_is_in_exactly_one_group() -> None:
     module = policy()
     module.output_layer.weight.requires_grad_(False)
-    trainable = {name for name, one in module.named_parameters() if one.requires_grad}
+    trainable = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     assert decays(module).keys() == trainable
 
 
-def test_parameters_with_a_rate_of_their_own_keep_their_decay() -> None:
+def test_parameters_with_a_rate_factor_keep_their_decay() -> None:
     module = policy()
     rates = {"vision_language_backbone.": 0.1}
     spec = OptimizerSpec(("model",), rates=rates)
@@ -61,18 +61,18 @@ def test_parameters_with_a_rate_of_their_own_keep_their_decay() -> None:
     set_rate(optimizer, 2.0)
 
     names = {id(parameter): name for name, parameter in module.named_parameters()}
-    groups = [(names[id(p)], one) for one in optimizer.param_groups for p in one["params"]]
+    groups = [(names[id(p)], group) for group in optimizer.param_groups for p in group["params"]]
     assert len(groups) == len(names)
-    assert {name: one["weight_decay"] for name, one in groups} == decays(module)
-    slow = {name for name, one in groups if one["lr"] == pytest.approx(0.2)}
+    assert {name: group["weight_decay"] for name, group in groups} == decays(module)
+    slow = {name for name, group in groups if group["lr"] == pytest.approx(0.2)}
     assert slow == {name for name in names.values() if name.startswith("vision_language_backbone.")}
-    assert {one["lr"] for name, one in groups if name not in slow} == {2.0}
+    assert {group["lr"] for name, group in groups if name not in slow} == {2.0}
 
 
 def test_only_matrices_decay() -> None:
-    found = decays(policy())
-    spared = {name for name, decay in found.items() if decay == 0.0}
-    for name in found:
+    decay_of = decays(policy())
+    undecayed = {name for name, decay in decay_of.items() if decay == 0.0}
+    for name in decay_of:
         exempt = (
             name.endswith("bias")
             or "norm" in name
@@ -80,8 +80,8 @@ def test_only_matrices_decay() -> None:
             or "time_encoding" in name
             or "position_embedding" in name
         )
-        assert (name in spared) == exempt, name
-    assert set(found.values()) == {0.0, 0.3}
+        assert (name in undecayed) == exempt, name
+    assert set(decay_of.values()) == {0.0, 0.3}
 
 
 def test_text_embedding_and_temperature_do_not_decay() -> None:
@@ -101,13 +101,13 @@ def test_module_without_matrices_has_one_group() -> None:
     assert len(optimizer_of(nn.LayerNorm(3)).param_groups) == 1
 
 
-def test_spec_has_rates_and_groups_of_its_own() -> None:
+def test_spec_can_set_rates_and_groups() -> None:
     parts = {"model": nn.Linear(2, 2), "critic": nn.Linear(2, 2), "other": nn.Linear(2, 2)}
     spec = OptimizerSpec(
         ("model", "critic"),
-        groups=lambda found: [
-            ParamGroup(list(found["model"].parameters()), rate=0.1),
-            ParamGroup(list(found["critic"].parameters()), decays=False),
+        groups=lambda modules: [
+            ParamGroup(list(modules["model"].parameters()), rate=0.1),
+            ParamGroup(list(modules["critic"].parameters()), decays=False),
         ],
         lr=2e-3,
         betas=(0.5, 0.9),
@@ -133,7 +133,7 @@ def with_gradients(scale: float = 1.0, **keys: float) -> tuple[nn.Linear, torch.
 
 
 @pytest.mark.parametrize("limit", [None, 1e-2, 1e6])
-def test_update_is_that_of_torch_after_its_clipping(limit: float | None) -> None:
+def test_update_equals_that_of_torch_with_clipping(limit: float | None) -> None:
     module, optimizer = with_gradients(eps=1.0)
     other, _ = with_gradients(0.25)
     plain = torch.optim.AdamW(
@@ -150,7 +150,7 @@ def test_update_is_that_of_torch_after_its_clipping(limit: float | None) -> None
 
 
 @pytest.mark.parametrize(("scale", "skip"), [(1.0, True), (float("nan"), False)])
-def test_update_that_must_not_be_changes_nothing(scale: float, skip: bool) -> None:
+def test_skipped_update_changes_nothing(scale: float, skip: bool) -> None:
     module, optimizer = with_gradients()
     update(optimizer, torch.tensor(1.0), None, NO)
     before = [value.clone() for value in module.state_dict().values()]
@@ -165,7 +165,7 @@ def test_update_that_must_not_be_changes_nothing(scale: float, skip: bool) -> No
     assert all(map(torch.equal, moments, optimizer.state[module.weight].values()))
 
 
-def test_part_that_no_gradient_reached_stays() -> None:
+def test_part_without_gradients_stays_unchanged() -> None:
     module = nn.Linear(3, 2)
     before = module.weight.clone()
     assert update(optimizer_of(module), torch.tensor(1.0), None, NO).item() == 0.0

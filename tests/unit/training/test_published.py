@@ -1,4 +1,4 @@
-"""Job files and records of the published program, loaded as they are."""
+"""Job files and records of the published program, loaded unchanged."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +14,8 @@ from vlatool.training.config import TrainConfig
 
 Write = Callable[[str, str], Path]
 
-# A job in the structure of the published ones: sections in folders, names with underscores, `<<`
-# several times, numbers that YAML 1.1 takes for text.
+# A job with the structure of published ones: sections in folders, names with underscores, repeated
+# `<<`, numbers that YAML 1.1 reads as text.
 JOB = {
     "models/transformer_100m.yaml": """
         type: transformer
@@ -97,7 +97,7 @@ wandb: true
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Writes a file below an empty folder that is the current one."""
+    """Function that writes a file below an empty folder, the current folder."""
     monkeypatch.chdir(tmp_path)
 
     def write_file(name: str, text: str) -> Path:
@@ -110,10 +110,10 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
 
 
 def load(*files: str, compat: bool = False, **set_: Any) -> Resolved[TrainConfig]:
-    """Files, and keys over them with `__` for dots."""
-    overrides = [parse_override(f"{key.replace('__', '.')}={one}") for key, one in set_.items()]
-    reading = ReadOptions(compat=compat)
-    return load_config(TrainConfig, files=files, overrides=overrides, read_options=reading)
+    """Loads files, with keys over them that have `__` in place of dots."""
+    overrides = [parse_override(f"{key.replace('__', '.')}={value}") for key, value in set_.items()]
+    options = ReadOptions(compat=compat)
+    return load_config(TrainConfig, files=files, overrides=overrides, read_options=options)
 
 
 @pytest.mark.parametrize("compat", [False, True])
@@ -136,20 +136,20 @@ def test_job_file_means_the_same_with_deep_and_with_shallow_merging(
     assert config.data.dataset_manifest == ["s3://bucket/shards/manifest.jsonl"]
 
 
-def test_record_is_read_leniently_and_says_what_it_leaves_out(write: Write) -> None:
+def test_record_is_read_leniently_and_unknown_keys_are_listed(write: Write) -> None:
     write("config.yaml", RECORD)
-    found = load("config.yaml")
-    assert set(found.unknown_keys) == {
+    resolved = load("config.yaml")
+    assert set(resolved.unknown_keys) == {
         "data.an_older_key",
         "distributed.device",
         "distributed.local_rank",
         "distributed.rank",
     }
-    assert (found.config.save_path, found.config.data.dataset_statistics) == ("runs", [])
-    assert (found.config.data.prefetch_factor, found.config.hparams.warmup) == (4, 1000.0)
+    assert (resolved.config.save_path, resolved.config.data.dataset_statistics) == ("runs", [])
+    assert (resolved.config.data.prefetch_factor, resolved.config.hparams.warmup) == (4, 1000.0)
 
 
-def test_policy_of_a_record_reads_sentences_as_it_did(write: Write) -> None:
+def test_policy_of_a_record_uses_image_words(write: Write) -> None:
     write("config.yaml", RECORD)
     backbone: Any = load("config.yaml").config.model
     assert backbone.vision_language_backbone.image_words
@@ -157,18 +157,18 @@ def test_policy_of_a_record_reads_sentences_as_it_did(write: Write) -> None:
 
 def test_values_of_a_record_are_inherited(write: Write) -> None:
     write("config.yaml", RECORD)
-    found = load("config.yaml", hparams__lr="1e-3")
-    assert "hparams.lr" in found.typed
-    assert "hparams.warmup" not in found.typed
+    resolved = load("config.yaml", hparams__lr="1e-3")
+    assert "hparams.lr" in resolved.typed
+    assert "hparams.warmup" not in resolved.typed
 
 
-def test_own_file_is_typed_and_what_it_includes_is_not(write: Write) -> None:
+def test_keys_of_a_file_are_typed_and_included_keys_are_not(write: Write) -> None:
     write("part.yaml", "lr: 1\n")
     write("job.yaml", "hparams:\n  <<: !include part.yaml\n  wd: 0\n")
     assert load("job.yaml").typed == {"hparams.wd"}
 
 
-def test_unknown_key_of_a_job_is_left_out_with_compat_alone(write: Write) -> None:
+def test_unknown_key_of_a_job_is_ignored_only_with_compat(write: Write) -> None:
     write("job.yaml", "hparams: {lr: 1, momentum: 2}\n")
     assert load("job.yaml", compat=True).unknown_keys == ("hparams.momentum",)
     with pytest.raises(ConfigError) as caught:
@@ -176,7 +176,7 @@ def test_unknown_key_of_a_job_is_left_out_with_compat_alone(write: Write) -> Non
     assert caught.value.code == "config.unknown_key"
 
 
-def test_unknown_key_that_is_typed_is_wrong_with_compat_too(write: Write) -> None:
+def test_unknown_typed_key_is_an_error_with_compat_too(write: Write) -> None:
     write("job.yaml", "hparams: {lr: 1}\n")
     with pytest.raises(ConfigError) as caught:
         load("job.yaml", compat=True, hparams__momentum=1)
@@ -190,7 +190,7 @@ def test_shallow_merging_replaces_a_whole_section(write: Write) -> None:
     assert not load("job.yaml").config.data.shuffle
 
 
-def test_earlier_name_of_the_crop(write: Write) -> None:
+def test_earlier_name_of_crop(write: Write) -> None:
     write("job.yaml", "data: {augmentation: {image: {random_crop: {enabled: true}}}}\n")
     data: Any = load("job.yaml").config.data
     assert data.augmentation.image.crop.enabled
@@ -203,9 +203,7 @@ def test_earlier_name_of_the_crop(write: Write) -> None:
         ("patch_size: 16, img_size: 64", "vit_backbone"),
     ],
 )
-def test_backbone_without_a_type_is_the_one_with_these_keys(
-    write: Write, keys: str, kind: str
-) -> None:
+def test_backbone_type_is_derived_from_its_keys(write: Write, keys: str, kind: str) -> None:
     write("job.yaml", f"model: {{type: diffusion_policy, vision_language_backbone: {{{keys}}}}}")
     model: Any = load("job.yaml").config.model
     assert model.vision_language_backbone.type == kind

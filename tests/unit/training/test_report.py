@@ -1,4 +1,4 @@
-"""What a run tells of its steps, a step later."""
+"""Metrics and warnings of a run, which are logged one step late."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +14,7 @@ from vlatool.loading.base import MicroBatch
 from vlatool.models.base import Batch, Loss, StepContext
 
 
-class Told(NullReporter):
+class RecordingReporter(NullReporter):
     def __init__(self) -> None:
         self.warnings: list[tuple[str, str]] = []
 
@@ -22,8 +22,8 @@ class Told(NullReporter):
         self.warnings.append((code, message))
 
 
-class Alarmed(Regression):
-    """Finds every figure alarming."""
+class WithFinding(Regression):
+    """Objective that reports a finding for all metrics."""
 
     def __init__(self, severity: str) -> None:
         super().__init__()
@@ -34,35 +34,35 @@ class Alarmed(Regression):
         return [Finding("toy.loud", self._severity, "it is loud")]  # pyright: ignore[reportArgumentType]
 
 
-def run_of(folder: Path, steps: int, share: float = 0.01) -> tuple[Fixture, Told]:
-    run, told = Fixture(folder, size=16, steps=steps), Told()
-    run.trainer.reports.reporter = told
-    run.trainer.reports.log_every = 1
-    run.trainer.reports.drop_reasons = ("too_dark", "no_number")
-    run.trainer.reports.max_dropped_share = share
-    return run, told
+def run_of(folder: Path, steps: int, share: float = 0.01) -> tuple[Fixture, RecordingReporter]:
+    run, reporter = Fixture(folder, size=16, steps=steps), RecordingReporter()
+    run.trainer.logger.reporter = reporter
+    run.trainer.logger.log_every = 1
+    run.trainer.logger.drop_reasons = ("too_dark", "no_number")
+    run.trainer.logger.max_dropped_share = share
+    return run, reporter
 
 
 def dropping(*counts: tuple[int, int]) -> Iterator[MicroBatch]:
-    """A step for each pair of drops."""
-    for one, dropped in zip(micro_batches(samples(), 16), counts, strict=False):
-        first = f"row {one.samples[0]} is broken" if any(dropped) else ""
-        yield replace(one, dropped=dropped, first_drop=first)
+    """Micro-batches, one per step, with a pair of drop counts each."""
+    for micro_batch, dropped in zip(micro_batches(samples(), 16), counts, strict=False):
+        first = f"row {micro_batch.samples[0]} is broken" if any(dropped) else ""
+        yield replace(micro_batch, dropped=dropped, first_drop=first)
 
 
-def test_dropped_samples_are_counted_and_a_reason_is_told_once_with_an_example(
+def test_dropped_samples_are_counted_and_each_reason_is_reported_once(
     tmp_path: Path,
 ) -> None:
-    run, told = run_of(tmp_path, 3)
+    run, reporter = run_of(tmp_path, 3)
     run.fit_batches(dropping((0, 2), (0, 3), (1, 3)))
     assert run.state.dropped == {"no_number": 8, "too_dark": 1}
-    assert [code for code, _ in told.warnings] == ["data.dropped_samples"] * 2
-    assert told.warnings[0][1].endswith("row sample-0 is broken")
+    assert [code for code, _ in reporter.warnings] == ["data.dropped_samples"] * 2
+    assert reporter.warnings[0][1].endswith("row sample-0 is broken")
     assert [row["dropped"] for row in run.rows] == [2, 5, 9]
 
 
 def test_run_ends_when_too_large_a_share_is_dropped(tmp_path: Path) -> None:
-    # A share of fewer than 1000 samples says little: ten are let through.
+    # The share is measured over at least 1000 samples: ten drops are allowed.
     run, _ = run_of(tmp_path, 4)
     with pytest.raises(DataError) as caught:
         run.fit_batches(dropping((5, 0), (5, 0), (1, 0), (0, 0)))
@@ -71,23 +71,23 @@ def test_run_ends_when_too_large_a_share_is_dropped(tmp_path: Path) -> None:
     assert run.saved == [2]
 
 
-def test_share_of_dropped_samples_may_be_allowed(tmp_path: Path) -> None:
+def test_share_of_dropped_samples_can_be_raised(tmp_path: Path) -> None:
     run, _ = run_of(tmp_path, 2, share=1.0)
     run.fit_batches(dropping((9, 0), (9, 0)))
     assert run.state.dropped == {"too_dark": 18}
 
 
-def test_alarm_is_told_once(tmp_path: Path) -> None:
-    run, told = run_of(tmp_path, 4)
-    run.objective = Alarmed("warning")
+def test_finding_is_reported_once(tmp_path: Path) -> None:
+    run, reporter = run_of(tmp_path, 4)
+    run.objective = WithFinding("warning")
     run.fit_batches(dropping(*[(0, 0)] * 4))
-    assert told.warnings == [("toy.loud", "it is loud")]
+    assert reporter.warnings == [("toy.loud", "it is loud")]
     assert run.state.step == 4
 
 
-def test_alarm_that_is_an_error_ends_the_run(tmp_path: Path) -> None:
+def test_finding_that_is_an_error_ends_the_run(tmp_path: Path) -> None:
     run, _ = run_of(tmp_path, 4)
-    run.objective = Alarmed("error")
+    run.objective = WithFinding("error")
     with pytest.raises(DataError) as caught:
         run.fit_batches(dropping(*[(0, 0)] * 4))
     assert caught.value.code == "toy.loud"
@@ -103,7 +103,7 @@ def test_numbers_of_a_second_optimizer_have_its_name(tmp_path: Path) -> None:
 
 
 class Alternating(Regression):
-    """Its optimizers take turns; the second has another loss."""
+    """Objective whose optimizers alternate; the second has a larger loss."""
 
     def __init__(self) -> None:
         super().__init__(("main", "second"))
@@ -116,11 +116,11 @@ class Alternating(Regression):
         return replace(loss, total=loss.total * (1 if optimizer == "main" else 100))
 
 
-def test_optimizers_that_take_turns_are_told_apart(tmp_path: Path) -> None:
+def test_metrics_of_alternating_optimizers_are_separate(tmp_path: Path) -> None:
     run, _ = run_of(tmp_path, 2)
     run.objective = Alternating()
     run.state.optimizers["second"] = run.state.optimizers["main"]
-    run.trainer.reports.log_every = 2
+    run.trainer.logger.log_every = 2
     run.fit_batches(dropping((0, 0), (0, 0)))
     (row,) = run.rows
     assert row["second/loss"] > 20 * row["loss"]

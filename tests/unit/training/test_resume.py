@@ -1,4 +1,4 @@
-"""Whose a run folder is, and that no moment at which clearing one is killed locks anybody out."""
+"""Run ownership; a killed --overwrite can be repeated after a kill at any file operation."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ from vlatool.training.config import TrainConfig
 from vlatool.training.resume import open_run, repair_run, resumable_run, with_base_config
 
 KILLED = 77
-# What the interpreter tells of before it is done.
+# Audit events that the interpreter raises before a write.
 WRITES = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree"}
 
 
@@ -28,20 +28,20 @@ def config_of(**keys: object) -> TrainConfig:
 OLD, NEW = config_of(), config_of(total_train_steps=5)
 
 
-def claim(run: RunDir, config: TrainConfig) -> None:
-    """As `train` does it."""
+def start_run(run: RunDir, config: TrainConfig) -> None:
+    """Opens a run folder as `train` does."""
     resumable_run(run, config)
 
-    def keep() -> None:
+    def save_assets() -> None:
         run.stats.write_text("{}")
 
-    open_run(run, config, {}, keep, lambda before: False)
+    open_run(run, config, {}, save_assets, lambda before: False)
 
 
 def finished(root: Path) -> RunDir:
-    """A run with two checkpoints, pictures and metrics."""
+    """A run with two checkpoints, images and metrics."""
     run = RunDir(root)
-    claim(run, OLD)
+    start_run(run, OLD)
     for step in (2, 4):
         run.checkpoint(step).mkdir(parents=True)
         for name in ("manifest.json", "model.safetensors"):
@@ -54,19 +54,19 @@ def finished(root: Path) -> RunDir:
 
 
 def operations(work: Callable[[], None], end: int = 0) -> int:
-    """Operations on files that `work` does in a process of its own.
+    """Number of file operations of `work` in a forked process.
 
     Args:
-        work: What is done.
-        end: Before which operation the process ends at once, from 1; 0 for none.
+        work: Function to run.
+        end: Number of the operation before which the process is killed, from 1; 0: none.
     """
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         _count(work, end, writer)
     os.close(writer)
-    with os.fdopen(reader, "rb") as told:
-        count = len(told.read())
+    with os.fdopen(reader, "rb") as pipe:
+        count = len(pipe.read())
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert code == (KILLED if end else 0)
     return count
@@ -75,7 +75,7 @@ def operations(work: Callable[[], None], end: int = 0) -> int:
 def _count(work: Callable[[], None], end: int, writer: int) -> None:
     done = 0
 
-    def watch(event: str, arguments: tuple[object, ...]) -> None:
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
         nonlocal done
         is_read = event == "open" and not str(arguments[1]).startswith(("w", "a", "x"))
         if event not in WRITES or is_read:
@@ -86,39 +86,39 @@ def _count(work: Callable[[], None], end: int, writer: int) -> None:
         os.write(writer, b".")
 
     try:
-        sys.addaudithook(watch)
+        sys.addaudithook(hook)
         work()
     except BaseException:  # noqa: BLE001 - the parent sees the code
         os._exit(1)
     os._exit(0)
 
 
-def test_overwrite_that_is_killed_anywhere_can_be_given_again(tmp_path: Path) -> None:
+def test_overwrite_that_is_killed_anywhere_can_be_repeated(tmp_path: Path) -> None:
     finished(tmp_path / "old")
     root = tmp_path / "run"
     replacing = NEW.model_copy(update={"overwrite": True})
 
     def replaced() -> None:
-        claim(RunDir(root), replacing)
+        start_run(RunDir(root), replacing)
 
     shutil.copytree(tmp_path / "old", root)
     count = operations(replaced)
     assert count > 25, count
-    told: set[str] = set()
+    codes: set[str] = set()
     for end in range(1, count + 1):
         shutil.rmtree(root)
         shutil.copytree(tmp_path / "old", root)
         operations(replaced, end)
-        told.add(_told(RunDir(root)))
+        codes.add(_error_code(RunDir(root)))
         replaced()
         run = RunDir(root)
-        assert (run.checkpoint_folders(), run.metrics.exists(), _told(run)) == ([], False, "")
+        assert (run.checkpoint_folders(), run.metrics.exists(), _error_code(run)) == ([], False, "")
         assert run.config_tree()["total_train_steps"] == 5
-    assert told == {"usage.output_differs", "usage.unfinished_overwrite", ""}
+    assert codes == {"usage.output_differs", "usage.unfinished_overwrite", ""}
 
 
-def _told(run: RunDir) -> str:
-    """What the new run is told without --overwrite; nothing where it may go on."""
+def _error_code(run: RunDir) -> str:
+    """Error code of a new run without --overwrite; empty if it may continue."""
     try:
         before = resumable_run(run, NEW)
         if before is not None and before.options.get("total_train_steps") == 4:
@@ -129,18 +129,18 @@ def _told(run: RunDir) -> str:
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_folder_of_a_stranger_is_left_as_it_is(overwrite: bool, tmp_path: Path) -> None:
+def test_folder_that_is_not_a_run_is_unchanged(overwrite: bool, tmp_path: Path) -> None:
     for name in ("thesis.txt", ".a.12-ab.partial", "notes.partial", "sub/.b.12.partial"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UsageError) as caught:
-        claim(RunDir(tmp_path), config_of(overwrite=overwrite))
+        start_run(RunDir(tmp_path), config_of(overwrite=overwrite))
     assert caught.value.code == "usage.output_exists"
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_leftovers_of_a_killed_run_go_when_it_goes_on_or_is_complete(tmp_path: Path) -> None:
+def test_partial_files_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     run = finished(tmp_path)
     left = [
         run.checkpoints_folder / ".step_00000006.1.partial",
@@ -148,42 +148,42 @@ def test_leftovers_of_a_killed_run_go_when_it_goes_on_or_is_complete(tmp_path: P
     ]
     left[0].mkdir()
     left[1].write_text("")
-    claim(run, OLD)
+    start_run(run, OLD)
     assert not any(path.exists() for path in left)
     assert len(run.checkpoints()) == 2
 
 
-def test_what_somebody_put_into_a_run_is_not_listed_as_its_own(tmp_path: Path) -> None:
+def test_other_files_in_a_run_are_not_listed(tmp_path: Path) -> None:
     run = finished(tmp_path)
     (tmp_path / "train.log").write_text("one line")
-    claim(run, NEW.model_copy(update={"overwrite": True}))
-    assert {entry.path for entry in run.kept_files()} == {"config.yaml", "stats.json"}
+    start_run(run, NEW.model_copy(update={"overwrite": True}))
+    assert {entry.path for entry in run.recorded_files()} == {"config.yaml", "stats.json"}
 
 
-def test_broken_list_of_a_run_is_written_anew(tmp_path: Path) -> None:
+def test_damaged_list_of_a_run_is_rewritten(tmp_path: Path) -> None:
     run = finished(tmp_path)
-    listed = run.kept_files()
+    listed = run.recorded_files()
     (tmp_path / ".vlatool/files.jsonl").write_text("{bad")
     assert repair_run(run, OLD, lambda: run.stats.write_text("{}") and None) != []
-    assert {entry.path for entry in run.kept_files()} >= {"config.yaml"}
-    assert {entry.path for entry in listed} >= {entry.path for entry in run.kept_files()}
+    assert {entry.path for entry in run.recorded_files()} >= {"config.yaml"}
+    assert {entry.path for entry in listed} >= {entry.path for entry in run.recorded_files()}
 
 
-def test_run_of_a_version_with_fewer_keys_is_given_a_larger_budget(tmp_path: Path) -> None:
+def test_run_of_a_version_with_fewer_keys_can_get_a_larger_budget(tmp_path: Path) -> None:
     run = finished(tmp_path)
     record = read_record(run.root)
     assert record is not None
     options = {key: value for key, value in record.options.items() if key != "log_level"}
-    model = {key: one for key, one in options["model"].items() if key != "lr_factors"}
+    model = {key: value for key, value in options["model"].items() if key != "lr_factors"}
     replace(record, options={**options, "model": model}).save(run.root)
 
     resumable_run(run, NEW)
-    claimed = open_run(run, NEW, {}, lambda: None, lambda before: True)
+    opened = open_run(run, NEW, {}, lambda: None, lambda before: True)
 
-    assert claimed.options["total_train_steps"] == 5
+    assert opened.options["total_train_steps"] == 5
 
 
-def test_weights_to_begin_with_are_not_overwritten(tmp_path: Path) -> None:
+def test_initial_weights_are_not_overwritten(tmp_path: Path) -> None:
     run = finished(tmp_path)
     model = DiffusionPolicyConfig(resume_from_checkpoint=str(tmp_path))
     with pytest.raises(UsageError) as caught:

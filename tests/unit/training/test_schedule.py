@@ -9,7 +9,7 @@ LBM = {"lr": 5e-5, "lr_cooldown_end": 1e-6, "warmup": 1000}
 WCD = {"lr": 1e-3, "lr_scheduler": "warmup_constant_decay"}
 FLOOR = {"lr": 1e-3, "lr_cooldown_end": 0, "force_min_lr": 1e-4, "warmup": 10}
 
-# Source: reference/training 3.2; the warm-up values are the reference's, not our defaults.
+# Source: reference/training 3.2; the warm-up values are those of the reference.
 GOLDEN = [
     (BELL, 781, {0: 5e-7, 1: 1e-6, 499: 2.5e-4, 780: 3.905e-4}),
     (
@@ -69,8 +69,8 @@ GOLDEN = [
 @pytest.mark.parametrize(("keys", "total", "expected"), GOLDEN)
 def test_golden_rates(keys: dict[str, object], total: int, expected: dict[int, float]) -> None:
     h = HParams(**keys)
-    found = {step: learning_rate(h, step, total) for step in expected}
-    assert found == pytest.approx(expected, rel=1e-9)
+    rates = {step: learning_rate(h, step, total) for step in expected}
+    assert rates == pytest.approx(expected, rel=1e-9)
 
 
 # Source: reference/training 3.2, parser with S = 781
@@ -88,13 +88,13 @@ def test_golden_rates(keys: dict[str, object], total: int, expected: dict[int, f
         ("2e3", 2000),
     ],
 )
-def test_warmup_is_steps_or_a_share(text: str, steps: int) -> None:
+def test_warmup_is_steps_or_a_fraction(text: str, steps: int) -> None:
     assert to_steps(HParams(warmup=text).warmup, 781) == steps
 
 
 @pytest.mark.parametrize("text", ["-5", "abc", "inf"])
 @pytest.mark.parametrize("key", ["warmup", "decay"])
-def test_nonsense_is_refused(text: str, key: str) -> None:
+def test_invalid_value_is_an_error(text: str, key: str) -> None:
     with pytest.raises(ValidationError):
         HParams(**{key: text})
 
@@ -105,9 +105,9 @@ def test_cosine_without_any_step_after_warmup_ends_at_the_last_rate() -> None:
 
 
 @pytest.mark.parametrize(("warmup", "total"), [(1000, 781), (10, 10)])
-def test_warmup_as_long_as_the_run_breaks_a_rule(warmup: int, total: int) -> None:
-    (broken,) = schedule_violations(HParams(warmup=warmup), total)
-    assert (broken.keys[0], broken.code) == ("hparams.warmup", "usage.warmup_too_long")
+def test_warmup_as_long_as_the_run_is_a_violation(warmup: int, total: int) -> None:
+    (violation,) = schedule_violations(HParams(warmup=warmup), total)
+    assert (violation.keys[0], violation.code) == ("hparams.warmup", "usage.warmup_too_long")
 
 
 def test_default_warmup_fits_any_run() -> None:

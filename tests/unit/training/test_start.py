@@ -1,4 +1,4 @@
-"""What `--nproc` starts, and what it refuses."""
+"""Command lines and errors of `--nproc`."""
 
 import shlex
 
@@ -20,7 +20,7 @@ from vlatool.training.start import check_processes, launcher, rank_arguments
         ("train --nproc", "train"),
     ],
 )
-def test_ranks_run_the_command_line_without_their_number(typed: str, left: str) -> None:
+def test_ranks_run_the_command_line_without_nproc(typed: str, left: str) -> None:
     assert rank_arguments(typed.split()) == left.split()
 
 
@@ -40,7 +40,7 @@ def test_gpus_get_accelerate_and_a_free_port() -> None:
 
 
 @pytest.mark.parametrize("launched", [True, False])
-def test_launchers_understand_the_command(launched: bool) -> None:
+def test_launchers_parse_the_command(launched: bool) -> None:
     command = launcher(["train", "--config", "c", "--set", "a=1"], 2, on_gpus=launched)
     if launched:
         from accelerate.commands.launch import launch_command_parser
@@ -54,17 +54,17 @@ def test_launchers_understand_the_command(launched: bool) -> None:
     assert parsed.training_script_args == ["train", "--config", "c", "--set", "a=1"]
 
 
-# refusals
+# errors
 
 
 @pytest.mark.parametrize(("processes", "gpus"), [(0, 0), (-1, 4), (10**50, 0)])
-def test_a_number_of_processes_that_no_machine_runs_is_refused(processes: int, gpus: int) -> None:
+def test_invalid_number_of_processes_is_an_error(processes: int, gpus: int) -> None:
     with pytest.raises(UsageError) as caught:
         check_processes(processes, gpus)
     assert caught.value.code == "usage.nproc"
 
 
-def test_more_processes_than_gpus_are_refused_with_the_number_there_is() -> None:
+def test_more_processes_than_gpus_are_an_error_with_the_number_of_gpus() -> None:
     with pytest.raises(EnvironmentProblem) as caught:
         check_processes(3, 2)
     assert (caught.value.code, caught.value.exit_code) == ("environment.gpus", 6)
@@ -77,7 +77,7 @@ def test_numbers_that_can_be_started(processes: int, gpus: int) -> None:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_started_rank_starts_no_others(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rank_cannot_start_other_ranks(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError) as caught:
         check_processes(processes, 0)

@@ -1,4 +1,4 @@
-"""The loop on a linear model whose objective draws no randomness."""
+"""The training loop on a linear model with an objective that uses no randomness."""
 
 import signal
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.builders.regression import Fixture, Regression, fake_of, micro_batches, samples
+from tests.builders.regression import Fixture, Regression, dummy_of, micro_batches, samples
 from vlatool.errors import DataError
 from vlatool.loading.base import MicroBatch
 from vlatool.models.base import Batch, Loss, StepContext
@@ -27,7 +27,7 @@ def test_weights_and_loss_do_not_depend_on_the_micro_batch(tmp_path: Path) -> No
             assert first[key] == pytest.approx(second[key], rel=1e-5)
 
 
-def test_weights_move_along_the_gradient_of_the_mean_over_counted_elements(tmp_path: Path) -> None:
+def test_update_uses_the_gradient_of_the_mean_over_counted_elements(tmp_path: Path) -> None:
     run = Fixture(tmp_path, size=4, steps=1, wd=0.0)
     model = nn.Linear(3, 2)
     model.load_state_dict(run.model.state_dict())
@@ -44,7 +44,7 @@ def test_weights_move_along_the_gradient_of_the_mean_over_counted_elements(tmp_p
     assert run.rows[-1]["grad_norm"] == pytest.approx(norm.item(), rel=1e-5)
 
 
-def test_reported_figures_are_those_of_all_steps_since_the_last_report(tmp_path: Path) -> None:
+def test_reported_metrics_cover_all_steps_since_the_last_report(tmp_path: Path) -> None:
     run = Fixture(tmp_path, size=4, lr=0.0).fit(samples())
     error = (run.model(samples()["x"]) - samples()["y"]) ** 2
     mask = samples()["mask"]
@@ -52,7 +52,7 @@ def test_reported_figures_are_those_of_all_steps_since_the_last_report(tmp_path:
     assert run.rows[0]["again"] == pytest.approx(expected, rel=1e-6)
 
 
-def test_checkpoints_and_metrics_come_at_their_steps(tmp_path: Path) -> None:
+def test_checkpoints_and_metrics_are_written_at_their_steps(tmp_path: Path) -> None:
     run = Fixture(tmp_path, size=8).fit(samples())
     assert run.saved == [2, 4]
     assert (run.state.step, run.state.samples) == (4, 64)
@@ -67,11 +67,11 @@ def test_rate_of_the_schedule_reaches_the_optimizer(tmp_path: Path) -> None:
     assert run.rows[-1]["lr"] == 0.05
 
 
-def test_buffers_are_settled_once_per_step_with_the_sums_of_all_micro_batches(
+def test_buffers_are_updated_once_per_step_with_the_sums_of_all_micro_batches(
     tmp_path: Path,
 ) -> None:
     run = Fixture(tmp_path, size=4, steps=1).fit(samples(16))
-    assert run.objective.settled == [("main", float(samples(16)["mask"].sum()), True)]
+    assert run.objective.buffer_updates == [("main", float(samples(16)["mask"].sum()), True)]
 
 
 def test_loss_that_is_not_finite_stops_before_weights_change(tmp_path: Path) -> None:
@@ -88,42 +88,42 @@ def test_loss_that_is_not_finite_stops_before_weights_change(tmp_path: Path) -> 
     with pytest.raises(DataError):
         same.fit(data)
     assert torch.equal(first.model.weight, same.model.weight)
-    averages = [one.state.averages["model"].weights["weight"] for one in (first, same)]
+    averages = [fixture.state.averages["model"].weights["weight"] for fixture in (first, same)]
     assert torch.equal(*averages)
-    assert same.objective.settled[1][2] is False
+    assert same.objective.buffer_updates[1][2] is False
     assert same.saved == []
 
 
-def test_fake_micro_batch_changes_nothing_and_counts_nothing(tmp_path: Path) -> None:
+def test_dummy_micro_batch_changes_nothing_and_counts_nothing(tmp_path: Path) -> None:
     data = samples(16)
     half = {name: value[:8] for name, value in data.items()}
-    alone = Fixture(tmp_path / "a", size=8, steps=1)
-    alone.fit_batches(iter([*micro_batches(half, 8), fake_of(data, 8)]))
+    run = Fixture(tmp_path / "a", size=8, steps=1)
+    run.fit_batches(iter([*micro_batches(half, 8), dummy_of(data, 8)]))
     masked = {**data, "mask": data["mask"] & (torch.arange(16) < 8)[:, None]}
     expected = Fixture(tmp_path / "b", size=8, steps=1).fit(masked)
-    assert torch.equal(alone.model.weight, expected.model.weight)
-    assert alone.objective.settled == expected.objective.settled
+    assert torch.equal(run.model.weight, expected.model.weight)
+    assert run.objective.buffer_updates == expected.objective.buffer_updates
 
 
-def test_step_of_fake_micro_batches_changes_nothing_and_is_no_error(tmp_path: Path) -> None:
+def test_step_of_dummy_micro_batches_changes_nothing_and_is_not_an_error(tmp_path: Path) -> None:
     run = Fixture(tmp_path, size=8, steps=2)
     first = list(micro_batches(samples(16), 8))
-    seen: list[torch.Tensor] = []
+    before: list[torch.Tensor] = []
 
     def batches() -> Iterator[MicroBatch]:
         yield from first
-        seen.extend(value.detach().clone() for value in run.model.state_dict().values())
-        yield from [fake_of(samples(), 8)] * 2
+        before.extend(value.detach().clone() for value in run.model.state_dict().values())
+        yield from [dummy_of(samples(), 8)] * 2
 
     run.fit_batches(batches())
-    assert all(map(torch.equal, seen, run.model.state_dict().values()))
-    assert [ok for _, _, ok in run.objective.settled] == [True, False]
+    assert all(map(torch.equal, before, run.model.state_dict().values()))
+    assert [ok for _, _, ok in run.objective.buffer_updates] == [True, False]
     assert run.state.step == 2
 
 
 def test_stop_request_ends_after_the_step(tmp_path: Path) -> None:
     run = Fixture(tmp_path, size=16)
-    run.trainer.stop_asked = lambda: signal.SIGTERM if run.state.step >= 1 else None
+    run.trainer.stop_signal = lambda: signal.SIGTERM if run.state.step >= 1 else None
     run.fit(samples())
     assert run.state.step == 2
     assert run.saved == [2]
@@ -131,22 +131,22 @@ def test_stop_request_ends_after_the_step(tmp_path: Path) -> None:
 
 def test_stop_request_between_checkpoints_ends_a_step_later(tmp_path: Path) -> None:
     run = Fixture(tmp_path, size=16)
-    run.trainer.stop_asked = lambda: signal.SIGINT if run.state.step >= 2 else None
+    run.trainer.stop_signal = lambda: signal.SIGINT if run.state.step >= 2 else None
     run.fit(samples())
     assert run.state.step == 4
-    assert run.trainer.reports.stopped_by == signal.SIGINT
+    assert run.trainer.logger.stopped_by == signal.SIGINT
 
 
 def test_randomness_of_a_step_is_the_same_after_a_resume(tmp_path: Path) -> None:
     runtime = Fixture(tmp_path, size=16).trainer.runtime
 
-    def drawn(*key: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def draw(*key: int) -> tuple[torch.Tensor, torch.Tensor]:
         runtime.seed(*key)
         return runtime.rng(range(4), 4, *key).uniform(3), torch.rand(3)
 
-    first = drawn(42, 5)
-    drawn(42, 6)
-    again, other = drawn(42, 5), drawn(43, 5)
+    first = draw(42, 5)
+    draw(42, 6)
+    again, other = draw(42, 5), draw(43, 5)
     assert all(map(torch.equal, first, again))
     assert not any(map(torch.equal, first, other))
 
@@ -156,12 +156,12 @@ def test_precision_may_differ_between_runs_of_one_process() -> None:
         runtime = Runtime(TrainConfig(hparams=HParams.model_validate({"precision": precision})))
         with runtime.autocast():
             product = torch.ones(2, 2) @ torch.ones(2, 2)
-        wanted = torch.bfloat16 if precision.startswith("amp") else torch.float32
-        assert product.dtype == wanted
+        expected = torch.bfloat16 if precision.startswith("amp") else torch.float32
+        assert product.dtype == expected
 
 
 class Weighted(Regression):
-    """The same with a weight of a hundredth per element: counts are below one."""
+    """Regression with an element weight of 1 / 100: counts are below one."""
 
     def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
         whole = super().loss(optimizer, batch, ctx)
@@ -171,8 +171,8 @@ class Weighted(Regression):
 def test_weights_of_elements_scale_neither_loss_nor_gradient(tmp_path: Path) -> None:
     whole, weighted = (Fixture(tmp_path / name, size=2, steps=2) for name in ("a", "b"))
     weighted.objective = Weighted()
-    for one in (whole, weighted):
-        one.fit(samples())
+    for run in (whole, weighted):
+        run.fit(samples())
     for first, second in zip(whole.rows, weighted.rows, strict=True):
         for key in ("loss", "grad_norm"):
             assert first[key] == pytest.approx(second[key], rel=1e-5)

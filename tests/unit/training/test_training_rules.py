@@ -1,4 +1,4 @@
-"""What a run refuses, what it only warns of, and values that follow from others."""
+"""Errors, warnings and derived values of training configurations."""
 
 from typing import Any
 
@@ -13,12 +13,12 @@ from vlatool.training.config import TrainConfig
 
 
 def load(*keys: str, preset: str = "diffusion-policy-tiny") -> Resolved[TrainConfig]:
-    """A preset with keys over it."""
+    """Loads a preset with keys over it."""
     return load_config(TrainConfig, presets=[preset], overrides=[parse_override(k) for k in keys])
 
 
-def broken(*keys: str) -> set[str]:
-    return {one.keys[0] for one in violations(load(*keys).config)}
+def violated_keys(*keys: str) -> set[str]:
+    return {violation.keys[0] for violation in violations(load(*keys).config)}
 
 
 @pytest.mark.parametrize(
@@ -35,19 +35,19 @@ def broken(*keys: str) -> set[str]:
         "model.vision_language_backbone={type: clip_openclip, architecture: ViT-B-32}",
     ],
 )
-def test_value_that_cannot_be_used_is_refused_where_it_counts(key: str) -> None:
+def test_unsupported_value_is_an_error(key: str) -> None:
     resolved = load(key)
     with pytest.raises(ConfigError) as caught:
         check_rules(violations(resolved.config), (), Recorder())
     assert caught.value.code == "config.refused"
 
 
-def test_shipped_preset_breaks_no_rule() -> None:
-    assert broken() == set()
+def test_shipped_preset_has_no_violation() -> None:
+    assert violated_keys() == set()
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "key"),
     [
         (["data.seed=7"], "data.seed"),
         (["wandb=true"], "wandb"),
@@ -59,28 +59,28 @@ def test_shipped_preset_breaks_no_rule() -> None:
         ),
     ],
 )
-def test_contradiction_is_an_error_for_who_typed_it_and_a_warning_for_others(
-    keys: list[str], told: str
+def test_contradiction_is_an_error_if_typed_and_a_warning_otherwise(
+    keys: list[str], key: str
 ) -> None:
-    resolved, heard = load(*keys), Recorder()
-    found = list(violations(resolved.config))
-    assert [one.keys[0] for one in found] == [told]
+    resolved, recorder = load(*keys), Recorder()
+    all_violations = list(violations(resolved.config))
+    assert [violation.keys[0] for violation in all_violations] == [key]
     with pytest.raises(ConfigError):
-        check_rules(found, resolved.typed, heard)
-    check_rules(found, (), heard)
-    assert [code for code, _ in heard.warnings] == ["inherited_value"]
+        check_rules(all_violations, resolved.typed, recorder)
+    check_rules(all_violations, (), recorder)
+    assert [code for code, _ in recorder.warnings] == ["inherited_value"]
 
 
-def test_limits_of_noise_without_normalization_are_only_warned_of() -> None:
-    resolved, heard = load("data.normalization.enabled=false"), Recorder()
-    check_rules(violations(resolved.config), resolved.typed, heard)
-    assert len(heard.warnings) == 1
+def test_clamp_limits_without_normalization_are_a_warning() -> None:
+    resolved, recorder = load("data.normalization.enabled=false"), Recorder()
+    check_rules(violations(resolved.config), resolved.typed, recorder)
+    assert len(recorder.warnings) == 1
 
 
 @pytest.mark.parametrize("method", ["std", "min_max"])
-def test_field_of_its_own_scale_decides_whether_actions_are_centerd(method: str) -> None:
+def test_normalization_of_a_field_decides_if_actions_are_centered(method: str) -> None:
     keys = ["data.action_fields=a", f"data.normalization.field_configs.a.method={method}"]
-    assert bool(broken(*keys)) == (method != "std")
+    assert bool(violated_keys(*keys)) == (method != "std")
 
 
 def test_config_built_in_python_counts_as_typed() -> None:
@@ -88,10 +88,10 @@ def test_config_built_in_python_counts_as_typed() -> None:
     assert explicit_keys(config) == {"hparams.lr"}
 
 
-def test_keys_without_effect_are_told_once_each_in_any_section() -> None:
+def test_keys_without_effect_are_reported_once_in_any_section() -> None:
     keys = ("data.seq_len=512", "distributed.ddp_static_graph=true", "log_level=DEBUG")
-    told = [one.split()[0] for one in ignored_keys(load(*keys).config)]
-    assert told == ["log_level", "data.seq_len", "distributed.ddp_static_graph"]
+    names = [message.split()[0] for message in ignored_keys(load(*keys).config)]
+    assert names == ["log_level", "data.seq_len", "distributed.ddp_static_graph"]
 
 
 @pytest.mark.parametrize(
@@ -111,14 +111,12 @@ def test_keys_without_effect_are_told_once_each_in_any_section() -> None:
         ),
     ],
 )
-def test_value_that_other_keys_decide_says_by_which_rule(
-    keys: list[str], derived: str, value: Any
-) -> None:
+def test_derived_value_has_its_rule_as_origin(keys: list[str], derived: str, value: Any) -> None:
     resolved = load(*keys)
-    found: Any = resolved.config
+    section: Any = resolved.config
     for part in derived.split("."):
-        found = getattr(found, part)
-    assert found == value
+        section = getattr(section, part)
+    assert section == value
     assert resolved.origins[derived].startswith("derived: ")
 
 
@@ -126,7 +124,7 @@ def test_value_that_other_keys_decide_says_by_which_rule(
     "key",
     ["data.mask_padded_images=true", "data.seq_len=100", "hparams.lr_cooldown_end=1"],
 )
-def test_values_that_never_fit_are_refused_while_they_are_read(key: str) -> None:
+def test_invalid_values_are_errors_at_parsing(key: str) -> None:
     with pytest.raises(ConfigError):
         load(key)
 

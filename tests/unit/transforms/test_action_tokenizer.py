@@ -17,13 +17,15 @@ from tests.builders.fast import (
 )
 from vlatool.artifacts.profile import read_profile
 from vlatool.errors import DataError
-from vlatool.transforms.action_quality import code_quality, coefficient_range
+from vlatool.transforms.action_quality import action_quality, coefficient_range
 from vlatool.transforms.action_tokenizer import ActionTokenizer, byte_characters, fit_tokenizer
 
 
 def guide_ids() -> list[int]:
     """The guide's sample as ids of `byte_tokenizer`."""
-    return list("".join(chr(one - LOWEST) for one in guide_coefficients().ravel()).encode())
+    return list(
+        "".join(chr(coefficient - LOWEST) for coefficient in guide_coefficients().ravel()).encode()
+    )
 
 
 def fitted(chunks: np.ndarray, vocab_size: int = 400) -> ActionTokenizer:
@@ -38,14 +40,14 @@ def tokenizer() -> ActionTokenizer:
     return fitted(smooth_chunks())
 
 
-def refusal(work: Callable[[], object]) -> tuple[str, int]:
+def error_of(work: Callable[[], object]) -> tuple[str, int]:
     with pytest.raises(DataError) as caught:
         work()
     assert caught.value.hint
     return caught.value.code, caught.value.exit_code
 
 
-def test_the_published_coefficients_are_the_published_actions() -> None:
+def test_published_coefficients_decode_to_the_published_actions() -> None:
     chunks, _ = byte_tokenizer().decode([guide_ids()], STEPS, WIDTH)
     actions = read_profile("libero").denormalize(chunks[0])
 
@@ -54,14 +56,14 @@ def test_the_published_coefficients_are_the_published_actions() -> None:
     np.testing.assert_array_equal(actions[[0, -1]].round(4), np.array([first, last], np.float32))
 
 
-def test_the_published_actions_are_the_published_coefficients() -> None:
+def test_published_actions_encode_to_the_published_coefficients() -> None:
     profile = read_profile("libero")
     chunks, _ = byte_tokenizer().decode([guide_ids()], STEPS, WIDTH)
     actions = profile.denormalize(chunks)
 
-    found = byte_tokenizer().coefficients(profile.normalize(actions))
+    result = byte_tokenizer().coefficients(profile.normalize(actions))
 
-    np.testing.assert_array_equal(found, guide_coefficients()[None])
+    np.testing.assert_array_equal(result, guide_coefficients()[None])
 
 
 @pytest.mark.parametrize(
@@ -75,13 +77,13 @@ def test_a_padding_chunk_has_the_published_gripper_coefficient(
     rows[..., -1] = way
     profile = read_profile("libero", "raw" if gripper == "raw" else "normalised")
 
-    found = byte_tokenizer().coefficients(profile.normalize(rows))[0]
+    result = byte_tokenizer().coefficients(profile.normalize(rows))[0]
 
-    assert found[0, -1] == expected
-    assert not found[1:].any()
+    assert result[0, -1] == expected
+    assert not result[1:].any()
 
 
-def test_zeros_are_the_lowest_coefficients_distance_from_zero() -> None:
+def test_zeros_are_encoded_as_the_distance_of_the_lowest_coefficient() -> None:
     (ids,) = byte_tokenizer().encode(np.zeros((1, STEPS, WIDTH)))
 
     assert ids == list((chr(-LOWEST) * STEPS * WIDTH).encode())
@@ -98,11 +100,11 @@ def test_each_byte_has_the_character_of_the_published_encoder() -> None:
     assert set(byte_characters()) == set(pre_tokenizers.ByteLevel.alphabet())
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     text = "".join(map(chr, range(0x100)))
-    found = "".join(part for part, _ in level.pre_tokenize_str(text))
-    assert found == "".join(byte_characters()[byte] for byte in text.encode())
+    encoded = "".join(part for part, _ in level.pre_tokenize_str(text))
+    assert encoded == "".join(byte_characters()[byte] for byte in text.encode())
 
 
-def test_chunks_come_back_to_the_rounding_step(tokenizer: ActionTokenizer) -> None:
+def test_decoded_chunks_are_exact_up_to_rounding(tokenizer: ActionTokenizer) -> None:
     chunks = smooth_chunks()
 
     back, problems = tokenizer.decode(tokenizer.encode(chunks), STEPS, WIDTH)
@@ -112,7 +114,7 @@ def test_chunks_come_back_to_the_rounding_step(tokenizer: ActionTokenizer) -> No
     np.testing.assert_array_equal(tokenizer.coefficients(back), tokenizer.coefficients(chunks))
 
 
-def test_chunks_like_none_before_are_written_too(tokenizer: ActionTokenizer) -> None:
+def test_chunks_unlike_the_fitted_ones_are_encoded_too(tokenizer: ActionTokenizer) -> None:
     chunks = np.random.default_rng(3).normal(100, 20, (5, 1, 6))
 
     back, problems = tokenizer.decode(tokenizer.encode(chunks), 1, 6)
@@ -122,7 +124,7 @@ def test_chunks_like_none_before_are_written_too(tokenizer: ActionTokenizer) -> 
 
 
 def test_a_fitted_vocabulary_shortens(tokenizer: ActionTokenizer) -> None:
-    quality = code_quality(tokenizer, smooth_chunks())
+    quality = action_quality(tokenizer, smooth_chunks())
 
     assert quality.lengths.mean() < STEPS * WIDTH / 2
     assert (quality.exact, quality.in_range) == (1, 1)
@@ -135,17 +137,17 @@ def test_fitting_again_gives_the_same_vocabulary(tokenizer: ActionTokenizer) -> 
 def test_ids_of_a_chunk_do_not_depend_on_its_neighbors(tokenizer: ActionTokenizer) -> None:
     chunks = smooth_chunks()
 
-    assert tokenizer.encode(chunks) == [tokenizer.encode(one[None])[0] for one in chunks]
+    assert tokenizer.encode(chunks) == [tokenizer.encode(chunk[None])[0] for chunk in chunks]
 
 
-def test_nothing_is_remembered_of_another_shape(tokenizer: ActionTokenizer) -> None:
+def test_no_state_is_kept_of_another_shape(tokenizer: ActionTokenizer) -> None:
     before = tokenizer.encode(smooth_chunks())
     tokenizer.encode(np.ones((2, 4, 3)))
 
     assert tokenizer.encode(smooth_chunks()) == before
 
 
-def test_no_chunks_have_no_ids(tokenizer: ActionTokenizer) -> None:
+def test_no_chunks_give_no_ids(tokenizer: ActionTokenizer) -> None:
     assert tokenizer.encode(np.zeros((0, STEPS, WIDTH))) == []
     assert tokenizer.decode([], STEPS, WIDTH)[1] == []
 
@@ -164,12 +166,12 @@ def test_coefficients_below_the_lowest_are_counted() -> None:
     [
         ([256], "256"),
         ([-1], "-1"),
-        ([0xC3], "whole"),
+        ([0xC3], "complete"),
         ([], "0 coefficients"),
         ([65] * 5, "5 coefficients"),
     ],
 )
-def test_ids_that_are_no_chunk_are_reported(ids: list[int], reason: str) -> None:
+def test_invalid_ids_are_reported(ids: list[int], reason: str) -> None:
     chunks, problems = byte_tokenizer().decode([ids, [65, 66]], 1, 2)
 
     assert reason in str(problems[0])
@@ -211,18 +213,18 @@ def test_values_that_are_not_finite_are_refused(value: float) -> None:
 def test_values_without_a_character_are_refused(value: float, code: str) -> None:
     chunks = np.full((1, 1, 1), value)
 
-    assert refusal(lambda: byte_tokenizer().encode(chunks)) == (code, 3)
+    assert error_of(lambda: byte_tokenizer().encode(chunks)) == (code, 3)
 
 
-def test_a_coefficient_that_the_vocabulary_cannot_write_is_refused() -> None:
+def test_a_coefficient_that_the_vocabulary_cannot_encode_is_refused() -> None:
     few = ActionTokenizer(byte_document(byte_characters()[:60]), 10.0, 0)
 
     assert few.encode(np.full((1, 1, 1), 5.0)) == [[50]]
-    code = refusal(lambda: few.encode(np.full((1, 1, 1), 6.5)))
+    code = error_of(lambda: few.encode(np.full((1, 1, 1), 6.5)))
     assert code == ("data.action_not_encodable", 3)
 
 
-def test_it_crosses_process_borders(tokenizer: ActionTokenizer) -> None:
+def test_tokenizer_is_picklable(tokenizer: ActionTokenizer) -> None:
     chunks = smooth_chunks()[:3]
     tokenizer.encode(chunks)
 
@@ -234,7 +236,7 @@ def test_it_crosses_process_borders(tokenizer: ActionTokenizer) -> None:
 
 def test_the_digest_is_that_of_the_ids_not_of_the_layout(tokenizer: ActionTokenizer) -> None:
     document = json.loads(tokenizer.document)
-    document["model"]["merges"] = [" ".join(one) for one in document["model"]["merges"]]
+    document["model"]["merges"] = [" ".join(merge) for merge in document["model"]["merges"]]
     document["version"] = "another"
 
     same = ActionTokenizer(json.dumps(document, sort_keys=True), 10, tokenizer.min_token)

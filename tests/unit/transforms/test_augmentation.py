@@ -1,4 +1,4 @@
-"""Crops and colours against slow formulas. Source: formats/lbm 5.1."""
+"""Crops, and color changes against slow formulas. Source: formats/lbm 5.1."""
 
 import colorsys
 import math
@@ -17,7 +17,7 @@ from vlatool.transforms.augmentation import (
 
 
 def image(seed: int = 0) -> np.ndarray:
-    """Random levels, with greys, black, white and pure colours among them."""
+    """Random levels, with gray, black, white and pure colors among them."""
     pixels = np.random.default_rng(seed).integers(0, 256, (12, 10, 3), dtype=np.uint8)
     pixels[0] = pixels[0, :, :1]
     pixels[1, :5] = [[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255]]
@@ -35,18 +35,18 @@ def levels(values: list[float]) -> list[int]:
 
 
 def slow(pixels: np.ndarray, name: str, amount: float) -> np.ndarray:
-    """One change, pixel by pixel."""
+    """Image after one change, computed pixel by pixel."""
     mean = np.mean([gray(pixel) for row in pixels for pixel in row])
     result = np.empty_like(pixels)
     for y, row in enumerate(pixels):
         for x, pixel in enumerate(row):
             if name == "hue":
-                hue, saturation, value = colorsys.rgb_to_hsv(*(pixel / 255))
-                rgb = colorsys.hsv_to_rgb((hue + amount) % 1, saturation, value)
-                result[y, x] = levels([255.999 * one for one in rgb])
+                hue, saturation, brightness = colorsys.rgb_to_hsv(*(pixel / 255))
+                rgb = colorsys.hsv_to_rgb((hue + amount) % 1, saturation, brightness)
+                result[y, x] = levels([255.999 * level for level in rgb])
             else:
                 other = {"brightness": 0.0, "contrast": mean, "saturation": gray(pixel)}[name]
-                mixed = [amount * float(one) + (1 - amount) * other for one in pixel]
+                mixed = [amount * float(level) + (1 - amount) * other for level in pixel]
                 result[y, x] = levels(mixed)
     return result
 
@@ -66,7 +66,7 @@ def slow(pixels: np.ndarray, name: str, amount: float) -> np.ndarray:
         ("hue", -0.31),
     ],
 )
-def test_colors_change_as_the_formula_says(name: str, amount: float) -> None:
+def test_color_changes_equal_the_formula(name: str, amount: float) -> None:
     pixels = image()
     expected = slow(pixels, name, amount)
 
@@ -88,7 +88,7 @@ def test_changes_are_made_in_the_order_they_are_given() -> None:
     assert np.abs(pixels.astype(int) - expected).max() <= 2
 
 
-def test_drawn_changes_lie_in_their_ranges_in_any_order() -> None:
+def test_random_changes_are_in_their_ranges_in_any_order() -> None:
     ranges = ColorJitter(0.2, 0.4, 1.5, (-0.05, 0.02))
     rng = np.random.default_rng(1)
 
@@ -100,13 +100,13 @@ def test_drawn_changes_lie_in_their_ranges_in_any_order() -> None:
         ("saturation", 0.0, 2.5),
         ("hue", -0.05, 0.02),
     ):
-        values = [one[name] for one in drawn]
+        values = [changes[name] for changes in drawn]
         assert low <= min(values) < low + 0.1 * (high - low)
         assert high - 0.1 * (high - low) < max(values) <= high
-    assert len({tuple(one) for one in drawn}) == 24
+    assert len({tuple(changes) for changes in drawn}) == 24
 
 
-def test_ranges_of_nothing_change_nothing() -> None:
+def test_empty_ranges_give_no_changes() -> None:
     assert ColorJitter(0, 0, 0, (0, 0)).draw(np.random.default_rng(0)) == {}
 
 
@@ -123,7 +123,7 @@ def test_central_box(size: tuple[int, int], shape: tuple[float, float], box: Box
     assert central_box(size, shape) == box
 
 
-def test_random_box_reaches_every_place_and_no_other() -> None:
+def test_random_box_reaches_every_valid_corner_and_no_other() -> None:
     rng = np.random.default_rng(0)
 
     boxes = {random_box((5, 6), (3, 5), rng) for _ in range(200)}
@@ -131,7 +131,7 @@ def test_random_box_reaches_every_place_and_no_other() -> None:
     assert boxes == {Box(top, left, 3, 5) for top in range(3) for left in range(2)}
 
 
-def test_share_of_a_image_is_rounded_down() -> None:
+def test_share_of_an_image_is_rounded_down() -> None:
     box = random_box((9, 7), (0.5, 0.99), np.random.default_rng(0))
 
     assert (box.height, box.width) == (4, 6)

@@ -24,7 +24,7 @@ def smooth_photo(height: int, width: int) -> np.ndarray:
 
 # Source: formats/lbm-preprocessing 4; sizes are (height, width)
 @pytest.mark.parametrize(
-    ("original", "target", "given_matrix", "expected"),
+    ("original", "target", "original_matrix", "expected"),
     [
         (
             (480, 640),
@@ -44,12 +44,12 @@ def smooth_photo(height: int, width: int) -> np.ndarray:
 def test_published_intrinsics_equal_the_published_numbers(
     original: tuple[int, int],
     target: tuple[int, int],
-    given_matrix: tuple[float, ...],
+    original_matrix: tuple[float, ...],
     expected: tuple[float, ...],
 ) -> None:
     geometry = make_geometry(original, target, "center_crop")
 
-    result = published_intrinsics(matrix(*given_matrix), geometry, "center_crop")
+    result = published_intrinsics(matrix(*original_matrix), geometry, "center_crop")
 
     np.testing.assert_allclose(result, matrix(*expected), atol=1e-4)
 
@@ -99,9 +99,9 @@ def test_exact_intrinsics_point_at_the_pixel_where_a_dot_lands(
     light = geometry.apply(image).astype(float).sum(axis=2)
 
     rows, columns = np.mgrid[0 : target[0], 0 : target[1]]
-    found = (columns * light).sum() / light.sum(), (rows * light).sum() / light.sum()
+    center = (columns * light).sum() / light.sum(), (rows * light).sum() / light.sum()
     projected = geometry.intrinsics(matrix(1, 1, 0, 0)) @ (column, row, 1)
-    np.testing.assert_allclose(found, projected[:2], atol=0.6)
+    np.testing.assert_allclose(center, projected[:2], atol=0.6)
 
 
 def test_exact_intrinsics_keep_skew() -> None:
@@ -111,7 +111,7 @@ def test_exact_intrinsics_keep_skew() -> None:
 
 
 @pytest.mark.parametrize("size", [(111, 111), (113, 111), (223, 97)])
-def test_cover_leaves_no_black_line(size: tuple[int, int]) -> None:
+def test_center_crop_leaves_no_black_line(size: tuple[int, int]) -> None:
     geometry = make_geometry(size, (224, 224), "center_crop")
 
     image = geometry.apply(np.full((*size, 3), 200, np.uint8))
@@ -133,7 +133,7 @@ def test_fit_puts_black_bars_on_both_sides() -> None:
 @pytest.mark.parametrize(
     ("original", "target"), [((480, 640), (224, 224)), ((600, 960), (224, 224))]
 )
-def test_resize_of_the_surviving_box_looks_like_resize_then_crop(
+def test_resize_of_the_cropped_box_is_close_to_resize_then_crop(
     original: tuple[int, int], target: tuple[int, int]
 ) -> None:
     image = smooth_photo(*original)
@@ -150,9 +150,9 @@ def test_resize_of_the_surviving_box_looks_like_resize_then_crop(
 def test_image_of_the_target_size_is_untouched() -> None:
     image = smooth_photo(60, 80)
 
-    picture = make_geometry((60, 80), (60, 80), "center_crop").apply(image)
+    result = make_geometry((60, 80), (60, 80), "center_crop").apply(image)
 
-    assert (picture == image).all()
+    assert (result == image).all()
 
 
 @settings(deadline=None, max_examples=60)
@@ -170,19 +170,19 @@ def test_every_size_gives_the_target_size(
 
 
 def test_fit_that_misses_the_target_by_one_pixel_is_padded() -> None:
-    # int(164 * s) is 80 and not 81: one row to fill, nothing to centre.
+    # int(164 * s) is 80 and not 81: one row to fill, nothing to center.
     geometry = make_geometry((164, 604), (81, 298), "resize_fit")
 
     assert geometry.apply(np.zeros((164, 604, 3), np.uint8)).shape == (81, 298, 3)
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
-def test_images_turn_clockwise(turns: int) -> None:
+def test_images_are_rotated_clockwise(turns: int) -> None:
     image = smooth_photo(40, 60)
 
-    picture = make_geometry((40, 60), None, "center_crop", turns).apply(image)
+    result = make_geometry((40, 60), None, "center_crop", turns).apply(image)
 
-    assert (picture == np.rot90(image, -turns)).all()
+    assert (result == np.rot90(image, -turns)).all()
 
 
 @settings(deadline=None, max_examples=60)
@@ -196,16 +196,16 @@ def test_point_stays_on_its_scene_pixel_through_turns_and_resize(
     turns: int, method: ResizeMethod, target: tuple[int, int], ray: tuple[float, float]
 ) -> None:
     size = (48, 64)
-    given_matrix, pose = matrix(50, 55, 30, 22), np.eye(4)
+    original_matrix, pose = matrix(50, 55, 30, 22), np.eye(4)
     pose[:3, 3] = (0.3, -0.2, 0.1)
     point = pose @ (*ray, 1, 1)
-    before = given_matrix @ (*ray, 1)
+    before = original_matrix @ (*ray, 1)
     geometry = make_geometry(size, target, method, turns)
 
-    k = geometry.intrinsics(geometry.turned_intrinsics(given_matrix))
-    seen = k @ (np.linalg.inv(geometry.turned_extrinsics(pose)) @ point)[:3]
+    k = geometry.intrinsics(geometry.rotated_intrinsics(original_matrix))
+    seen = k @ (np.linalg.inv(geometry.rotated_extrinsics(pose)) @ point)[:3]
 
-    # The same pixel by hand: turn its corner of the picture, then scale and shift.
+    # The same pixel by hand: rotate the image, then scale and shift.
     x, y, (height, width) = before[0], before[1], size
     for _ in range(turns):
         x, y, height, width = height - y, x, width, height
@@ -217,7 +217,7 @@ def test_point_stays_on_its_scene_pixel_through_turns_and_resize(
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
 @pytest.mark.parametrize("method", METHODS)
-def test_turned_intrinsics_point_at_the_pixel_where_a_dot_lands(
+def test_rotated_intrinsics_point_at_the_pixel_where_a_dot_lands(
     method: ResizeMethod, turns: int
 ) -> None:
     image = np.zeros((60, 96, 3), np.uint8)
@@ -227,19 +227,19 @@ def test_turned_intrinsics_point_at_the_pixel_where_a_dot_lands(
     light = geometry.apply(image).astype(float).sum(axis=2)
 
     rows, columns = np.mgrid[0:44, 0:44] + 0.5
-    found = (columns * light).sum() / light.sum(), (rows * light).sum() / light.sum()
-    # The ray of the pixel's centre (41.5, 39.5), seen by the turned camera.
-    ray = np.linalg.inv(geometry.turned_extrinsics(np.eye(4)))[:3, :3] @ (41.5, 39.5, 1)
-    projected = geometry.intrinsics(geometry.turned_intrinsics(np.eye(3))) @ ray
-    np.testing.assert_allclose(found, projected[:2], atol=0.3)
+    center = (columns * light).sum() / light.sum(), (rows * light).sum() / light.sum()
+    # The ray of the pixel center (41.5, 39.5), in the frame of the rotated camera.
+    ray = np.linalg.inv(geometry.rotated_extrinsics(np.eye(4)))[:3, :3] @ (41.5, 39.5, 1)
+    projected = geometry.intrinsics(geometry.rotated_intrinsics(np.eye(3))) @ ray
+    np.testing.assert_allclose(center, projected[:2], atol=0.3)
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3])
 @pytest.mark.parametrize("method", METHODS)
-def test_values_are_never_mixed(method: ResizeMethod, turns: int) -> None:
+def test_values_are_never_interpolated(method: ResizeMethod, turns: int) -> None:
     values = np.random.default_rng(0).integers(1, 2**16, (40, 60)).astype(np.uint16)
 
-    found = make_geometry((40, 60), (33, 27), method, turns).apply_to_values(values)
+    resized = make_geometry((40, 60), (33, 27), method, turns).apply_to_values(values)
 
-    assert found.shape == (33, 27)
-    assert set(np.unique(found)) <= {0, *np.unique(values).tolist()}
+    assert resized.shape == (33, 27)
+    assert set(np.unique(resized)) <= {0, *np.unique(values).tolist()}

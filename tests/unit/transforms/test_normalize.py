@@ -64,7 +64,7 @@ def test_method_maps_its_statistics_to_the_range(
 
 
 @pytest.mark.parametrize("method", ["std", "min_max", "percentile_5_95", "percentile_1_99"])
-def test_constant_dimension_is_centerd_and_scaled_by_one(method: Method) -> None:
+def test_constant_dimension_is_centered_and_scaled_by_one(method: Method) -> None:
     result = scale(method)
 
     assert result.constant.tolist() == [False, True]
@@ -104,7 +104,7 @@ def test_epsilon_is_the_smallest_scale() -> None:
     assert scale(stats=stats, epsilon=0.01).scale.tolist() == pytest.approx([0.01, 1.0])
 
 
-def test_scalar_std_serves_every_channel() -> None:
+def test_scalar_std_applies_to_every_dimension() -> None:
     stats = {**STATS, "std": 0.5}
 
     assert scale(stats=stats).scale.tolist() == [0.5, 1.0]
@@ -146,7 +146,7 @@ def test_missing_statistic_is_refused_by_field_and_key() -> None:
         ("std", "per_timestep", "std_per_timestep", [[2.0, 0.0]] * 3),
     ],
 )
-def test_what_is_no_number_or_of_another_length_is_refused(
+def test_statistics_of_wrong_type_or_shape_are_refused(
     method: Method, scope: Scope, key: str, value: Any
 ) -> None:
     with pytest.raises(DataError) as caught:
@@ -156,7 +156,7 @@ def test_what_is_no_number_or_of_another_length_is_refused(
     assert caught.value.details == {"field": "f", "key": key}
 
 
-def test_step_that_no_recording_reaches_is_told() -> None:
+def test_step_beyond_all_episodes_is_reported() -> None:
     stats = {**STATS, "std_per_timestep": [[2.0, 1.0], [float("nan"), 1.0]]}
     with pytest.raises(DataError) as caught:
         scale("std", "per_timestep", stats=stats)

@@ -1,4 +1,4 @@
-"""Poses in parts of a vector. Source: formats/lbm-preprocessing 4."""
+"""Poses in slices of a vector. Source: formats/lbm-preprocessing 4."""
 
 from typing import Any
 
@@ -34,22 +34,22 @@ def group(**keys: Any) -> PoseGroupConfig:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("writeable", [True, False])
-def test_parts_become_fields_of_their_own(form: str, writeable: bool) -> None:
+def test_slices_become_new_fields(form: str, writeable: bool) -> None:
     state = np.hstack([XYZ, FORMS[form]])
-    state.flags.writeable = writeable  # arrays that come from files are not
-    wanted = group(rotation=form, rotation_key=f"state[3:{state.shape[1]}]")
+    state.flags.writeable = writeable  # arrays from files are read-only
+    config = group(rotation=form, rotation_key=f"state[3:{state.shape[1]}]")
 
-    made = with_pose_groups(Episode("e", "", 10.0, 2, {}, {"state": state}), [wanted])
+    result = with_pose_groups(Episode("e", "", 10.0, 2, {}, {"state": state}), [config])
 
-    np.testing.assert_allclose(made.lowdim["hand__xyz"], XYZ)
-    np.testing.assert_allclose(made.lowdim["hand__rot_6d"], ROT6D, atol=1e-12)
+    np.testing.assert_allclose(result.lowdim["hand__xyz"], XYZ)
+    np.testing.assert_allclose(result.lowdim["hand__rot_6d"], ROT6D, atol=1e-12)
 
 
 def test_relative_fields_equal_the_published_vector() -> None:
-    made = with_pose_groups(episode(state=np.hstack([XYZ, ROT6D])), [group()])
+    result = with_pose_groups(episode(state=np.hstack([XYZ, ROT6D])), [group()])
 
-    windows = {name: values[None] for name, values in made.lowdim.items()}
-    relative = relative_fields(windows, made.pose_groups, anchor=0)
+    windows = {name: values[None] for name, values in result.lowdim.items()}
+    relative = relative_fields(windows, result.pose_groups, anchor=0)
 
     np.testing.assert_allclose(relative["hand__xyz_relative"][0], [[0, 0, 0], [0, 1, 0]])
     np.testing.assert_allclose(
@@ -60,21 +60,21 @@ def test_relative_fields_equal_the_published_vector() -> None:
 
 
 def test_whole_fields_keep_their_names() -> None:
-    made = with_pose_groups(
+    result = with_pose_groups(
         episode(xyz=XYZ, rot=ROT6D), [group(position_key="xyz", rotation_key="rot")]
     )
 
-    assert set(made.lowdim) == {"xyz", "rot"}
+    assert set(result.lowdim) == {"xyz", "rot"}
 
 
 def test_reference_is_the_pose_of_another_group() -> None:
     measured = group(name="measured", position_key="m[0:3]", rotation_key="m[3:9]")
     commanded = group(reference="measured")
     state = np.hstack([XYZ, ROT6D])
-    made = with_pose_groups(episode(state=state[[1, 1]], m=state[[0, 0]]), [measured, commanded])
+    result = with_pose_groups(episode(state=state[[1, 1]], m=state[[0, 0]]), [measured, commanded])
 
-    windows = {name: values[None] for name, values in made.lowdim.items()}
-    relative = relative_fields(windows, made.pose_groups, anchor=0)
+    windows = {name: values[None] for name, values in result.lowdim.items()}
+    relative = relative_fields(windows, result.pose_groups, anchor=0)
 
     np.testing.assert_allclose(relative["hand__xyz_relative"][0, 0], [0, 1, 0])
 
@@ -82,9 +82,9 @@ def test_reference_is_the_pose_of_another_group() -> None:
 def test_actions_that_form_a_pose_are_predicted_relative() -> None:
     base = episode(state=ROT6D, gripper=XYZ)
 
-    made = with_pose_groups(base, [group(position_key="gripper", rotation_key="state")])
+    result = with_pose_groups(base, [group(position_key="gripper", rotation_key="state")])
 
-    assert made.action_fields == ("state_relative", "gripper_relative")
+    assert result.action_fields == ("state_relative", "gripper_relative")
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_skew_moves_points_sideways() -> None:
 @pytest.mark.parametrize(
     "point", [[0.0, 0.0, -1.0], [0.1, 0.1, 0.0], [np.nan, 0.0, 1.0], [np.inf, 0.0, 1.0]]
 )
-def test_point_without_a_place_in_the_image_is_not_visible(point: list[float]) -> None:
+def test_point_without_a_projection_is_not_visible(point: list[float]) -> None:
     pixels, visible = project(np.array([point, [0.0, 0.0, 1.0]]), K, np.eye(4))
     assert visible.tolist() == [False, True]
     assert np.isnan(pixels[0]).all()

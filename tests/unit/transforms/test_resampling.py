@@ -10,7 +10,7 @@ from PIL import Image
 from vlatool.transforms.geometry import ResizeMethod, make_geometry, resize
 
 SIZES = [
-    # The published cameras and pictures, then odd ones; sizes are (height, width).
+    # Published cameras and images, then unusual sizes; sizes are (height, width).
     ((480, 640), (384, 384)),
     ((600, 960), (384, 384)),
     ((480, 640), (224, 224)),
@@ -95,7 +95,7 @@ def test_default_filter_is_not_the_published_one() -> None:
     assert (fast != resize(image, (64, 64), "center_crop", "lanczos")).any()
 
 
-def test_published_filter_is_pillows() -> None:
+def test_published_filter_is_that_of_pillow() -> None:
     image = photo(96, 144)
     box = (24, 0, 120, 96)
     theirs = Image.fromarray(image).resize((64, 64), Image.Resampling.LANCZOS, box=box)
@@ -104,7 +104,7 @@ def test_published_filter_is_pillows() -> None:
 
 
 @pytest.mark.parametrize("target", [(96, 96), (30, 200)])
-def test_image_that_grows_is_pillows_with_the_default_filter(target: tuple[int, int]) -> None:
+def test_enlarged_image_is_that_of_pillow_with_the_default_filter(target: tuple[int, int]) -> None:
     image = photo(64, 64)
 
     fast = resize(image, target, "resize_no_crop", "lanczos_vips")
@@ -112,7 +112,7 @@ def test_image_that_grows_is_pillows_with_the_default_filter(target: tuple[int, 
     assert (fast == resize(image, target, "resize_no_crop", "lanczos")).all()
 
 
-def test_part_that_survives_the_crop_is_that_of_the_whole_image() -> None:
+def test_crop_equals_the_crop_of_the_whole_resized_image() -> None:
     image = photo(97, 131)
     geometry = make_geometry((97, 131), (64, 61), "center_crop")
     whole = resize(image, geometry.scaled, "resize_no_crop", "lanczos_vips")
@@ -146,7 +146,7 @@ def test_bytes_are_the_same_with(variables: dict[str, str], digest: str) -> None
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_forked_child_resizes_after_its_parent_did() -> None:
+def test_forked_child_can_resize_after_its_parent() -> None:
     assert output_of(FORKED) == ""
 
 

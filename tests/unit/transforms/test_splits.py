@@ -1,4 +1,4 @@
-"""Which shards are kept for validation. Source: reference/future-vla 2.2."""
+"""Validation split of shards. Source: reference/future-vla 2.2."""
 
 import pytest
 

@@ -43,7 +43,7 @@ def golden() -> dict[str, Any]:
 
 
 def both(*values: float) -> list[list[float]]:
-    """A value per step for channel 0; channel 1 is one more."""
+    """Values per step for dimension 0; dimension 1 is one more."""
     return [[value, value + 1] for value in values]
 
 
@@ -94,8 +94,8 @@ def random_windows(samples: int = 60) -> tuple[np.ndarray, np.ndarray]:
 
 
 def in_parts(values: np.ndarray, valid: np.ndarray, parts: int) -> WindowStatistics:
-    pieces = zip(np.array_split(values, parts), np.array_split(valid, parts), strict=True)
-    return reduce(merge, (of(*piece) for piece in pieces))
+    chunks = zip(np.array_split(values, parts), np.array_split(valid, parts), strict=True)
+    return reduce(merge, (of(*chunk) for chunk in chunks))
 
 
 @pytest.mark.parametrize("parts", [2, 7])
@@ -215,14 +215,14 @@ def test_state_has_the_published_form() -> None:
         ("percentile_1_per_timestep", both(10.1, 2.2, 4.2, 6.1)),
     ],
 )
-def test_published_vectors_come_out_of_any_grouping(
+def test_any_grouping_gives_the_published_vectors(
     groups: list[int], key: str, expected: list[Any]
 ) -> None:
     values, valid = golden_windows()
-    ends = np.cumsum(groups)[:-1]
+    bounds = np.cumsum(groups)[:-1]
     total = StatisticsAccumulator()
 
-    for part in zip(np.split(values, ends), np.split(valid, ends), strict=True):
+    for part in zip(np.split(values, bounds), np.split(valid, bounds), strict=True):
         total.add(of(*part))
 
     merged = total.total()
@@ -230,12 +230,12 @@ def test_published_vectors_come_out_of_any_grouping(
     np.testing.assert_allclose(summary(merged)[key], expected, rtol=0, atol=1e-8)
 
 
-def test_sum_of_nothing_is_none() -> None:
+def test_total_of_no_parts_is_none() -> None:
     assert StatisticsAccumulator().total() is None
 
 
 @pytest.mark.parametrize("parts", [20, 200])
-def test_width_of_a_sum_does_not_depend_on_the_number_of_parts(parts: int) -> None:
+def test_width_of_a_digest_does_not_depend_on_the_number_of_parts(parts: int) -> None:
     rng = np.random.default_rng(6)
     total = StatisticsAccumulator()
     for _ in range(parts):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from vlatool.errors import DataError
-from vlatool.transforms.windows import StillnessSpec, Windows, WindowSpec, make_windows, moving
+from vlatool.transforms.windows import StillnessSpec, Windows, WindowSpec, make_windows, moving_mask
 
 FRAMES = 5
 
@@ -28,19 +28,19 @@ def test_published_threshold_is_strict_and_the_deviation_that_of_the_population(
 ) -> None:
     fields = {"robot__actual__x": JUMP}
 
-    assert moving(windows(), fields, StillnessSpec(threshold)).tolist() == [moves]
+    assert moving_mask(windows(), fields, StillnessSpec(threshold)).tolist() == [moves]
 
 
-def test_largest_channel_decides() -> None:
+def test_largest_dimension_decides() -> None:
     fields = {"action": np.hstack([np.zeros((FRAMES, 1)), JUMP, np.zeros((FRAMES, 1))])}
 
-    assert moving(windows(), fields, StillnessSpec(1.9)).all()
+    assert moving_mask(windows(), fields, StillnessSpec(1.9)).all()
 
 
 def test_one_moving_field_is_enough() -> None:
     fields = {"action": JUMP, "joint": np.zeros((FRAMES, 1))}
 
-    assert moving(windows(), fields, StillnessSpec(1.9)).all()
+    assert moving_mask(windows(), fields, StillnessSpec(1.9)).all()
 
 
 @pytest.mark.parametrize(
@@ -58,29 +58,29 @@ def test_one_moving_field_is_enough() -> None:
 def test_published_rule_considers_fields_by_their_names(name: str, moves: bool) -> None:
     fields = {name: JUMP, "action": np.zeros((FRAMES, 1))}
 
-    assert moving(windows(), fields, StillnessSpec(0.1)).tolist() == [moves]
+    assert moving_mask(windows(), fields, StillnessSpec(0.1)).tolist() == [moves]
 
 
 def test_window_without_considered_fields_is_kept() -> None:
-    assert moving(windows(), {"state": np.zeros((FRAMES, 1))}, StillnessSpec()).all()
+    assert moving_mask(windows(), {"state": np.zeros((FRAMES, 1))}, StillnessSpec()).all()
 
 
 def test_text_is_not_considered() -> None:
     fields = {"action_text": np.array(["a", "b", "c", "d", "e"]), "action": np.zeros((FRAMES, 1))}
 
-    assert not moving(windows(), fields, StillnessSpec()).any()
+    assert not moving_mask(windows(), fields, StillnessSpec()).any()
 
 
 def test_window_of_one_real_row_is_still() -> None:
-    found = moving(windows(future=3), {"action": JUMP}, StillnessSpec(0.1))
+    mask = moving_mask(windows(future=3), {"action": JUMP}, StillnessSpec(0.1))
 
-    assert found.tolist() == [False, True, True, True, False]
+    assert mask.tolist() == [False, True, True, True, False]
 
 
 def test_nan_counts_as_still_as_published() -> None:
     fields = {"action": np.full((FRAMES, 1), np.nan)}
 
-    assert not moving(windows(), fields, StillnessSpec()).any()
+    assert not moving_mask(windows(), fields, StillnessSpec()).any()
 
 
 @pytest.mark.parametrize("padding", ["copy", "zero", "reflect"])
@@ -88,26 +88,26 @@ def test_padding_does_not_count_as_movement(padding: str) -> None:
     spec = WindowSpec(2, 2, max_padding_left=9, max_padding_right=9, padding=padding)  # pyright: ignore[reportArgumentType] - a row of the table
     fields = {"action": np.full((FRAMES, 1), 7.0)}
 
-    assert not moving(make_windows(FRAMES, spec), fields, StillnessSpec(0.0)).any()
+    assert not moving_mask(make_windows(FRAMES, spec), fields, StillnessSpec(0.0)).any()
 
 
 @pytest.mark.parametrize(("threshold", "moves"), [(4.9, True), (5.0, False)])
 def test_range_rule_is_strict(threshold: float, moves: bool) -> None:
     spec = StillnessSpec(field_thresholds={"gripper": threshold})
 
-    assert moving(windows(), {"gripper": JUMP}, spec).tolist() == [moves]
+    assert moving_mask(windows(), {"gripper": JUMP}, spec).tolist() == [moves]
 
 
 def test_range_rule_ignores_other_fields() -> None:
     spec = StillnessSpec(field_thresholds={"gripper": 0.1})
 
-    assert not moving(windows(), {"gripper": 0 * JUMP, "action": JUMP}, spec).any()
+    assert not moving_mask(windows(), {"gripper": 0 * JUMP, "action": JUMP}, spec).any()
 
 
-def test_nan_is_no_proof_of_stillness_by_the_range_rule() -> None:
+def test_nan_does_not_count_as_still_by_the_range_rule() -> None:
     spec = StillnessSpec(field_thresholds={"gripper": 0.1})
 
-    assert moving(windows(), {"gripper": np.full((FRAMES, 1), np.nan)}, spec).all()
+    assert moving_mask(windows(), {"gripper": np.full((FRAMES, 1), np.nan)}, spec).all()
 
 
 @pytest.mark.parametrize("field", ["griper", "words"])
@@ -116,6 +116,6 @@ def test_threshold_of_a_field_that_holds_no_numbers_is_refused(field: str) -> No
     fields = {"gripper": JUMP, "words": np.array(["a"] * FRAMES)}
 
     with pytest.raises(DataError) as caught:
-        moving(windows(), fields, spec)
+        moving_mask(windows(), fields, spec)
 
     assert (caught.value.code, caught.value.details["field"]) == ("data.unknown_field", field)

@@ -118,9 +118,9 @@ def test_kept_windows_are_those_within_both_padding_limits(
     windows = make_windows(frames, spec)
 
     candidates = range(0, frames, stride)
-    kept = [a for a in candidates if past - a <= left and a + future - frames + 1 <= right]
-    assert windows.anchors.tolist() == kept
-    assert windows.dropped_padding == len(candidates) - len(kept)
+    expected = [a for a in candidates if past - a <= left and a + future - frames + 1 <= right]
+    assert windows.anchors.tolist() == expected
+    assert windows.dropped_padding == len(candidates) - len(expected)
     assert ((windows.past_mask | windows.future_mask) == windows.valid).all()
     assert not (windows.past_mask & windows.future_mask).any()
     assert (windows.valid.sum(axis=1) + windows.pad_left + windows.pad_right == spec.length).all()

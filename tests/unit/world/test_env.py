@@ -9,7 +9,7 @@ from vlatool.world.registration import ENVIRONMENT, register_environments
 from vlatool.world.scene import MAX_STEPS
 
 
-def test_environment_obeys_the_gymnasium_checker() -> None:
+def test_environment_passes_the_gymnasium_checker() -> None:
     check_env(PickPlaceEnv(), skip_render_check=False)
 
 
@@ -34,15 +34,15 @@ def test_target_does_not_change_the_start() -> None:
     np.testing.assert_array_equal(*starts)
 
 
-def test_unknown_target_is_refused() -> None:
+def test_unknown_target_is_rejected() -> None:
     with pytest.raises(UsageError) as caught:
         PickPlaceEnv().reset(options={"target": "pink"})
     assert caught.value.code == "usage.unknown_target"
 
 
-def test_doing_nothing_is_truncated() -> None:
+def test_episode_without_motion_is_truncated() -> None:
     env = PickPlaceEnv()
     observation, _ = env.reset(seed=0)
-    ends = [env.step(observation["proprio"])[2:4] for _ in range(MAX_STEPS)]
-    assert ends[-1] == (False, True)
-    assert not any(terminated or truncated for terminated, truncated in ends[:-1])
+    flags = [env.step(observation["proprio"])[2:4] for _ in range(MAX_STEPS)]
+    assert flags[-1] == (False, True)
+    assert not any(terminated or truncated for terminated, truncated in flags[:-1])

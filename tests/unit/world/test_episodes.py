@@ -33,5 +33,5 @@ def test_padding_holds_the_last_state() -> None:
     assert episode.success
 
 
-def test_cut_episode_begins_like_the_whole_one() -> None:
+def test_cut_episode_starts_like_the_complete_one() -> None:
     np.testing.assert_array_equal(expert_episode(0, 0, 9).states, expert_episode(0, 0).states[:9])

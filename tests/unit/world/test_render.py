@@ -13,7 +13,7 @@ SCENE = Scene(
 
 
 def block_pixel(view: View, block: int) -> tuple[int, int]:
-    """Row and column of the middle of a block's upper side, by the published pinhole rule."""
+    """Row and column of the center of a block's upper face, by the published pinhole rule."""
     top = np.append(SCENE.blocks[block] + [0, 0, 0.045], 1.0)
     x, y, z = (np.linalg.inv(view.camera.extrinsics(SCENE)) @ top)[:3]
     focal, center = view.intrinsics[0, 0], view.intrinsics[:2, 2]
@@ -54,6 +54,6 @@ def test_hand_camera_follows_the_hand() -> None:
     assert not np.array_equal(view.draw(SCENE), view.draw(moved))
 
 
-def test_drawing_leaves_no_trace_in_the_next_image() -> None:
+def test_image_does_not_depend_on_the_previous_one() -> None:
     view = View(CAMERAS["scene_right_0"], (64, 64))
     np.testing.assert_array_equal(view.draw(SCENE), view.draw(SCENE))

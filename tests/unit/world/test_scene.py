@@ -55,7 +55,7 @@ def test_target_decides_which_block_ends_in_the_bin(target: int) -> None:
     assert scene.placed(0) == target
 
 
-def test_wrong_block_in_the_bin_is_told_but_is_no_success() -> None:
+def test_wrong_block_in_the_bin_is_reported_but_is_no_success() -> None:
     scene = random_scene(np.random.default_rng(5))
     for _ in range(MAX_STEPS):
         scene = step(scene, expert_action(scene, 1))

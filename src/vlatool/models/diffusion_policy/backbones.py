@@ -1,9 +1,9 @@
-"""Pictures and language to conditioning tokens. Source: reference/policy 1.4.
+"""Backbones: images and language to conditioning tokens. Source: reference/policy 1.4.
 
-Legend of shapes: B batch, N pictures (time outer, camera inner), M tokens, C width of a token,
-L bytes of a sentence. A further backbone is a class with `width`, which is C, `blocks()`, its units
-of sharding and checkpointing, and the same forward: `forward(images uint8 [B, N, 3, H, W], text
-[B, L], image_mask bool [B, N] or None)` gives [B, M, C]. One with a base model has `load_base()`.
+Legend of shapes: B batch, N images (time outer, camera inner), M tokens, C token width, L bytes of
+an instruction. A new backbone is a class with `width` (C), `blocks()` (units of sharding and
+gradient checkpointing) and the same forward: `forward(images uint8 [B, N, 3, H, W], text [B, L],
+image_mask bool [B, N] or None)` returns [B, M, C]. One with a base model also has `load_base()`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from vlatool.models.diffusion_policy.vlm import VlmBackbone
 
 
 class ByteTextEncoder(nn.Module):
-    """A sentence's bytes to one vector: what a short phrase says, wherever it stands."""
+    """Text encoder on bytes: one vector per instruction, from phrases at any position."""
 
     def __init__(self, config: ByteTextConfig) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class ByteTextEncoder(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """Patches of a picture with learned positions."""
+    """Patch embedding of images with learned positions."""
 
     def __init__(self, config: ViTBackboneConfig) -> None:
         super().__init__()
@@ -51,12 +51,12 @@ class PatchEmbedding(nn.Module):
         self.position_embedding = nn.Parameter(torch.randn(1, patches, config.hidden_dim) * 0.02)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Pictures [K, 3, H, W] to tokens [K, P, C]."""
+        """Images [K, 3, H, W] to tokens [K, P, C]."""
         return self.conv(images).flatten(2).transpose(1, 2) + self.position_embedding
 
 
 class ViTAttention(nn.Module):
-    """Full attention among the patches of one picture."""
+    """Full attention over the patches of one image."""
 
     def __init__(self, config: ViTBackboneConfig) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class ViTBlock(nn.Module):
 
 
 class ViT(nn.Module):
-    """Pictures to patch tokens, module names as published."""
+    """Vision transformer, images to patch tokens; module names as published."""
 
     def __init__(self, config: ViTBackboneConfig) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class ViT(nn.Module):
 
 
 class ViTBackbone(nn.Module):
-    """Every patch of every picture is a token; language is one more when it is encoded."""
+    """One token per patch of each image, and one for language if it is encoded."""
 
     def __init__(self, config: ViTBackboneConfig) -> None:
         super().__init__()
@@ -133,8 +133,8 @@ class ViTBackbone(nn.Module):
     def forward(self, images: Tensor, text: Tensor, image_mask: Tensor | None = None) -> Tensor:
         """Tokens [B, (1 +) N * P, C]."""
         batch = images.shape[0]
-        pictures = _resized(_unit_range(images).flatten(0, 1), self.img_size)
-        tokens = self._model(pictures)
+        resized = _resized(_unit_range(images).flatten(0, 1), self.img_size)
+        tokens = self._model(resized)
         if image_mask is not None:
             tokens = tokens * image_mask.flatten()[:, None, None]
         tokens = tokens.reshape(batch, -1, self.width)
@@ -143,12 +143,12 @@ class ViTBackbone(nn.Module):
         return torch.cat([self.text(text)[:, None], tokens], dim=1)
 
     def blocks(self) -> Sequence[nn.Module]:
-        """Its layers."""
+        """The layers of the vision transformer."""
         return list(self._model.blocks)
 
 
 class KeypointBackbone(nn.Module):
-    """One token per picture: where each learned feature is, looked for as the sentence says."""
+    """One token per image with the positions of learned features, conditioned on language."""
 
     def __init__(self, config: KeypointBackboneConfig) -> None:
         super().__init__()
@@ -168,10 +168,10 @@ class KeypointBackbone(nn.Module):
     def forward(self, images: Tensor, text: Tensor, image_mask: Tensor | None = None) -> Tensor:
         """Tokens [B, (1 +) N, C]."""
         batch, count = images.shape[:2]
-        pictures = _unit_range(images).unflatten(1, (-1, self.num_cameras))
+        pixels = _unit_range(images).unflatten(1, (-1, self.num_cameras))
         sentence = None if self.text_encoder is None else self.text_encoder(text)
         per_camera = [
-            encoder(pictures[:, :, index], sentence) for index, encoder in enumerate(self.cameras)
+            encoder(pixels[:, :, index], sentence) for index, encoder in enumerate(self.cameras)
         ]
         tokens = torch.stack(per_camera, dim=2) + self.time_marks
         tokens = tokens.reshape(batch, count, self.width)
@@ -182,12 +182,12 @@ class KeypointBackbone(nn.Module):
         return torch.cat([self.text_token(sentence)[:, None], tokens], dim=1)
 
     def blocks(self) -> Sequence[nn.Module]:
-        """None: it is small."""
+        """No blocks, because the network is small."""
         return []
 
 
 class KeypointEncoder(nn.Module):
-    """The pictures of one camera; convolutions are conditioned on the sentence by FiLM."""
+    """Encoder of the images of one camera; FiLM conditions the convolutions on language."""
 
     def __init__(self, config: KeypointBackboneConfig, text_width: int) -> None:
         super().__init__()
@@ -248,5 +248,5 @@ BACKBONES: Mapping[str, Any] = {
 
 
 def build_backbone(config: Backbone) -> Any:
-    """The backbone that a section's `type` names."""
+    """The backbone that the `type` of a section names."""
     return BACKBONES[config.type](config)

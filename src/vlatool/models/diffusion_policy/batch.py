@@ -1,6 +1,6 @@
 """Samples to tensors for the policy. Source: formats/lbm 5.3, 5.4; reference/policy 1.1.
 
-Legend of shapes: B batch, N pictures, T action steps, P proprioception steps, L ids of text.
+Legend of shapes: B batch, N images, T action steps, P proprioception steps, L token ids of a text.
 """
 
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ from vlatool.models.base import Batch
 from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
 from vlatool.models.diffusion_policy.text import example_text, make_text_tokenizer
 
-# Where the backbone takes pictures of any size.
+# Used if the backbone takes images of any size.
 _EXAMPLE_SIDE = 64
 
 
 class PolicyBatcher:
-    """Stacks and normalises; picklable."""
+    """Samples to a batch of normalized tensors; picklable."""
 
     def __init__(
         self,
@@ -35,27 +35,29 @@ class PolicyBatcher:
     ) -> None:
         self._data = data
         self._normalizer = normalizer
-        most: int | None = getattr(data, "max_text_seq_len", None)
-        self._sentences = make_text_tokenizer(config.vision_language_backbone, most, folder)
+        max_length: int | None = getattr(data, "max_text_seq_len", None)
+        self._text_tokenizer = make_text_tokenizer(
+            config.vision_language_backbone, max_length, folder
+        )
 
     def __call__(self, samples: Sequence[DecodedSample]) -> Batch:
-        """Tensors of a batch.
+        """Stacks and normalizes samples.
 
         Returns:
-            images uint8 [B, N, 3, H, W], colours last in memory; text int64 [B, L], ids + 1, 0
-            padded; actions float32 [B, T, A] and proprioception float32 [B, P, d], normalised;
-            past_mask and future_mask bool [B, T]; dataset int64 [B], which of the data sets; keys,
-            the samples' names; image_mask bool [B, N] where padded pictures are hidden.
+            images uint8 [B, N, 3, H, W], channels last in memory; text int64 [B, L], token ids + 1,
+            padded with 0; actions float32 [B, T, A] and proprioception float32 [B, P, d],
+            normalized; past_mask and future_mask bool [B, T]; dataset int64 [B], index of the data
+            set; keys, names of the samples; image_mask bool [B, N] if padded images are masked.
 
         Raises:
-            DataError: Pictures of the samples differ in size.
+            DataError: The images of the samples differ in size.
         """
         past = self._data.lowdim_past_timesteps
         assert past is not None
         return {
             "keys": [sample.key for sample in samples],
             "images": _images(samples),
-            "text": self._sentences([sample.instruction for sample in samples]),
+            "text": self._text_tokenizer([sample.instruction for sample in samples]),
             "actions": self._stacked(samples, self._data.action_fields, None),
             "proprioception": self._stacked(samples, self._data.proprioception_fields, past + 1),
             "past_mask": torch.from_numpy(np.stack([sample.past_mask for sample in samples])),
@@ -67,16 +69,16 @@ class PolicyBatcher:
     def _mask(self, samples: Sequence[DecodedSample]) -> Batch:
         if not self._data.mask_padded_images:
             return {}
-        real = [
-            np.ones(len(one.images), bool) if one.image_mask is None else one.image_mask
-            for one in samples
+        masks = [
+            np.ones(len(sample.images), bool) if sample.image_mask is None else sample.image_mask
+            for sample in samples
         ]
-        return {"image_mask": torch.from_numpy(np.stack(real))}
+        return {"image_mask": torch.from_numpy(np.stack(masks))}
 
     def _stacked(
         self, samples: Sequence[DecodedSample], fields: Sequence[str], steps: int | None
     ) -> Tensor:
-        """Normalised fields side by side, restricted to the first `steps` steps."""
+        """Normalized fields, concatenated, of the first `steps` steps; None: all steps."""
         length = len(samples[0].past_mask) if steps is None else steps
         parts = [
             self._normalizer.normalize(
@@ -90,33 +92,33 @@ class PolicyBatcher:
 
 
 def example_batch(config: DiffusionPolicyConfig, data: RoboticsDataConfig, size: int) -> Batch:
-    """A made-up batch: grey pictures, slow waves as actions, every step real, no sentence.
+    """Example batch: gray images, slow waves as actions, no padded steps, empty instructions.
 
     Args:
-        config: Derived.
-        data: Derived.
-        size: B.
+        config: The derived model section.
+        data: The derived data section.
+        size: B, the batch size.
     """
     past, future = data.lowdim_past_timesteps, data.lowdim_future_timesteps
     assert past is not None
     assert future is not None
     backbone = config.vision_language_backbone
     side = getattr(backbone, "img_size", _EXAMPLE_SIDE)
-    number = len(data.image_indices) * len(data.camera_names)
+    num_images = len(data.image_indices) * len(data.camera_names)
     steps = torch.arange(past + 1 + future)
     phase = torch.arange(size)[:, None, None] + torch.arange(data.action_dim or 0)
     observed = data.proprioception_dim or 0
-    hidden = data.mask_padded_images
+    has_mask = data.mask_padded_images
     return {
         "keys": [f"example-{index}" for index in range(size)],
-        "images": torch.full((size, number, 3, side, side), 128, dtype=torch.uint8),
+        "images": torch.full((size, num_images, 3, side, side), 128, dtype=torch.uint8),
         "text": example_text(backbone, size),
         "actions": torch.sin(phase + 0.2 * steps[None, :, None]),
         "proprioception": torch.zeros(size, past + 1, observed),
         "past_mask": (steps < past).expand(size, -1).clone(),
         "future_mask": (steps >= past).expand(size, -1).clone(),
         "dataset": torch.zeros(size, dtype=torch.int64),
-        **({"image_mask": torch.ones(size, number, dtype=torch.bool)} if hidden else {}),
+        **({"image_mask": torch.ones(size, num_images, dtype=torch.bool)} if has_mask else {}),
     }
 
 
@@ -124,8 +126,8 @@ def _images(samples: Sequence[DecodedSample]) -> Tensor:
     shapes = {sample.images.shape for sample in samples}
     if len(shapes) > 1:
         raise DataError(
-            f"pictures of different sizes in one batch: {sorted(shapes)}",
-            hint="preprocess the data sets with one --resize-images-size",
+            f"images of different sizes in one batch: {sorted(shapes)}",
+            hint="preprocess all data sets with the same --resize-images-size",
             code="data.image_sizes_differ",
         )
     stacked = stack_rows([sample.images for sample in samples])

@@ -1,7 +1,7 @@
-"""CLIP as a backbone: a token for the sentence, one for each picture. Source: reference/policy 1.4.
+"""CLIP backbone: one token per instruction, one per image. Source: reference/policy 1.4.
 
-Legend of shapes: B batch, N pictures (time outer, camera inner), L tokens of a sentence, C width of
-the common space, M = (1 +) N.
+Legend of shapes: B batch, N images (time outer, camera inner), L tokens of an instruction, C width
+of the common space, M = (1 +) N.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from vlatool.models.diffusion_policy.config import ClipBackboneConfig
 from vlatool.models.diffusion_policy.pixels import ImageNormalizer
 from vlatool.models.pretrained import load_base, transformers
 
-# Of the approximation of GELU that CLIP was trained with.
-_STEEPNESS = 1.702
+# Constant of the GELU approximation that CLIP was trained with.
+_QUICK_GELU_FACTOR = 1.702
 
 
 class ClipBackbone(nn.Module):
-    """Both towers of CLIP; names of weights as published, below `_model.model`."""
+    """Backbone with both towers of CLIP; weight names below `_model.model` as published."""
 
     def __init__(self, config: ClipBackboneConfig) -> None:
         super().__init__()
@@ -35,26 +35,26 @@ class ClipBackbone(nn.Module):
     def forward(self, images: Tensor, text: Tensor, image_mask: Tensor | None = None) -> Tensor:
         """Tokens [B, M, C]."""
         pixels = self._prepared(images.flatten(0, 1), (self.img_size, self.img_size))
-        tokens = self._model.images(pixels).unflatten(0, images.shape[:2])
+        tokens = self._model.encode_images(pixels).unflatten(0, images.shape[:2])
         if image_mask is not None:
             tokens = tokens * image_mask[..., None]
         if self._config.disable_text:
             return tokens
-        return torch.cat([self._model.sentences(text)[:, None], tokens], dim=1)
+        return torch.cat([self._model.encode_text(text)[:, None], tokens], dim=1)
 
     def blocks(self) -> Sequence[nn.Module]:
-        """The layers of both towers, those that nothing runs through left out."""
+        """The layers of both towers; without the text tower if `disable_text` is set."""
         towers = [self._model.model.vision_model, self._model.model.text_model]
         used = towers[:1] if self._config.disable_text else towers
         return [layer for tower in used for layer in tower.encoder.layers]
 
     def load_base(self) -> None:
-        """The published weights of its base model."""
+        """Loads the published weights of the base model."""
         load_base(self._model.model, self._config.base)
 
 
 class ClipTowers(nn.Module):
-    """The network of transformers; its temperature, which only its own loss uses, is kept."""
+    """The CLIP network of transformers; the temperature is a buffer, as no policy loss uses it."""
 
     def __init__(self, config: ClipBackboneConfig) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class ClipTowers(nn.Module):
         self.model: Any = library.CLIPModel(settings)
         temperature = self.model.logit_scale.detach()
         del self.model.logit_scale
-        # No parameter: a scalar cannot be sharded.
+        # A buffer, because a scalar parameter cannot be sharded.
         self.model.register_buffer("logit_scale", temperature)
         for tower in (self.model.text_model, self.model.vision_model):
             _simplify(tower)
@@ -76,45 +76,44 @@ class ClipTowers(nn.Module):
         if config.freeze_image_encoder:
             self.model.vision_model.requires_grad_(requires_grad=False)
 
-    def images(self, pixels: Tensor) -> Tensor:
-        """[K, 3, S, S] to [K, C]: projected, then of length one."""
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """[K, 3, S, S] to [K, C]: projected, then normalized to unit length."""
         pooled = self.model.vision_model(pixel_values=pixels).pooler_output
         return functional.normalize(self.model.visual_projection(pooled), dim=-1)
 
-    def sentences(self, text: Tensor) -> Tensor:
-        """Ids + 1, 0 for none, int64 [B, L] to [B, C]: of length one, then projected.
+    def encode_text(self, text: Tensor) -> Tensor:
+        """Token ids + 1, padded with 0, int64 [B, L] to [B, C]: unit length, then projected.
 
-        Attention is causal and the token at the end of the sentence is what counts, so the filling
-        behind it changes nothing.
+        Attention is causal and only the end-of-text token is pooled, so padding has no effect.
         """
         pooled = self.model.text_model(input_ids=(text - 1).clamp(min=0)).pooler_output
         return self.model.text_projection(functional.normalize(pooled, dim=-1))
 
 
 class QuickGelu(nn.Module):
-    """`x sigmoid(1.702 x)` with one tensor kept for the backward pass in place of two."""
+    """`x sigmoid(1.702 x)`, which stores one tensor for the backward pass instead of two."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape."""
-        return functional.silu(x * _STEEPNESS) * (1 / _STEEPNESS)
+        """Element-wise, for any shape."""
+        return functional.silu(x * _QUICK_GELU_FACTOR) * (1 / _QUICK_GELU_FACTOR)
 
 
 def _simplify(tower: Any) -> None:
-    """Gives the layers of a tower that activation, where theirs is the same."""
+    """Replaces the activation of a tower by the equal `QuickGelu`, if it is `quick_gelu`."""
     if tower.config.hidden_act == "quick_gelu":
         for layer in tower.encoder.layers:
             layer.mlp.activation_fn = QuickGelu()
 
 
 def _pool_in_last_layer(tower: Any) -> None:
-    """Lets the last layer compute its first token alone, which is all that is pooled."""
+    """Lets the last layer compute only its first token, because no other token is pooled."""
     if tower.config.attention_dropout == 0 and len(tower.encoder.layers):
         last = tower.encoder.layers[-1]
         last.__class__ = type("FirstTokenLayer", (type(last),), {"forward": _first_token})
 
 
 def _first_token(layer: Any, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-    """A layer of the vision tower: [K, S, D] to its first token, [K, 1, D]."""
+    """Forward pass of a vision layer for its first token only: [K, S, D] to [K, 1, D]."""
     attention, normed = layer.self_attn, layer.layer_norm1(hidden_states)
     projected = (
         attention.q_proj(normed[:, :1]),
@@ -122,7 +121,7 @@ def _first_token(layer: Any, hidden_states: Tensor, *_: Any, **__: Any) -> Tenso
         attention.v_proj(normed),
     )
     query, key, value = (
-        one.unflatten(2, (attention.num_heads, -1)).transpose(1, 2) for one in projected
+        tensor.unflatten(2, (attention.num_heads, -1)).transpose(1, 2) for tensor in projected
     )
     mixed = functional.scaled_dot_product_attention(query, key, value)
     first = hidden_states[:, :1] + attention.out_proj(mixed.transpose(1, 2).flatten(2))

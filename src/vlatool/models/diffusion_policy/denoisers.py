@@ -1,8 +1,8 @@
-"""Tokens to tokens: the networks that denoise. Source: reference/policy 1.5.
+"""Denoisers: networks from tokens to tokens. Source: reference/policy 1.5.
 
-Legend of shapes: B batch, S tokens, D width, H heads, F width inside the feed-forward layers. A
-further denoiser is a class with `width`, which is D, `forward(x [B, S, D])` and `blocks()`, its
-units of sharding and checkpointing.
+Legend of shapes: B batch, S tokens, D width, H heads, F hidden width of the feed-forward layers. A
+new denoiser is a class with `width` (D), `forward(x [B, S, D])` and `blocks()` (units of sharding
+and gradient checkpointing).
 """
 
 import math
@@ -26,7 +26,7 @@ _FFN_MULTIPLE = 256
 
 
 class RotaryPositions(nn.Module):
-    """Rotates half-split query and key channels by their position."""
+    """Rotary position embedding of half-split query and key channels."""
 
     inv_freq: Tensor
 
@@ -35,39 +35,40 @@ class RotaryPositions(nn.Module):
         exponent = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
         self.register_buffer("inv_freq", _ROTARY_BASE**-exponent)
 
-    def turns(self, length: int) -> Tensor:
-        """Cosines and sines of positions, [2, length, head_dim], the same in every layer."""
+    def cos_sin(self, length: int) -> Tensor:
+        """Cosines and sines of positions, [2, length, head_dim]; equal in every layer."""
         positions = torch.arange(length, device=self.inv_freq.device, dtype=torch.float32)
         angle = torch.outer(positions, self.inv_freq.float())
         angle = torch.cat([angle, angle], dim=-1)
         return torch.stack([angle.cos(), angle.sin()])
 
-    def forward(self, x_BHSd: Tensor, turns: Tensor) -> Tensor:
-        """Rotates x [B, H, S, D/H]."""
-        cosines, sines = turns
+    def forward(self, x_BHSd: Tensor, cos_sin: Tensor) -> Tensor:
+        """Rotates x [B, H, S, D / H] by `cos_sin` [2, S, D / H]."""
+        cosines, sines = cos_sin
         first, second = x_BHSd.chunk(2, dim=-1)
         rotated = torch.cat([-second, first], dim=-1)
         return (x_BHSd * cosines + rotated * sines).to(x_BHSd.dtype)
 
 
 class LowPrecisionLayerNorm(nn.LayerNorm):
-    """A layer norm in the precision of its input, where autocast would take float32."""
+    """Layer norm in the autocast precision, for which autocast would use float32."""
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - name of torch
         """[..., D] to [..., D]."""
         device = input.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         lowered = input if dtype is None else input.to(dtype)
         scale, shift = (
-            None if one is None else one.to(lowered) for one in (self.weight, self.bias)
+            None if parameter is None else parameter.to(lowered)
+            for parameter in (self.weight, self.bias)
         )
         with torch.autocast(device, enabled=False):
             return functional.layer_norm(lowered, self.normalized_shape, scale, shift, self.eps)
 
 
 def make_norm(kind: NormType, width: int, eps: float) -> nn.Module:
-    """The norm layer of a name."""
-    made: Mapping[NormType, Any] = {
+    """The norm layer that `kind` names."""
+    norms: Mapping[NormType, Any] = {
         "default_layer_norm": lambda: nn.LayerNorm(width, eps=eps),
         "lp_layer_norm": lambda: LowPrecisionLayerNorm(width, eps=eps),
         "gain_only_layer_norm": lambda: nn.LayerNorm(width, eps=eps, bias=False),
@@ -75,7 +76,7 @@ def make_norm(kind: NormType, width: int, eps: float) -> nn.Module:
         "no_wb_layer_norm": lambda: nn.LayerNorm(width, eps=eps, elementwise_affine=False),
         "rms_norm": lambda: nn.RMSNorm(width, eps=eps),
     }
-    return made[kind]()
+    return norms[kind]()
 
 
 class Attention(nn.Module):
@@ -96,12 +97,12 @@ class Attention(nn.Module):
         ]
         self.q_norm, self.k_norm = norms
 
-    def forward(self, x_BSD: Tensor, turns: Tensor | None) -> Tensor:
+    def forward(self, x_BSD: Tensor, cos_sin: Tensor | None) -> Tensor:
         """[B, S, D] to [B, S, D]."""
         query, key, value = self.in_proj(x_BSD).chunk(3, dim=-1)
         query, key, value = map(self._heads, (self.q_norm(query), self.k_norm(key), value))
-        if self.pos_embed is not None and turns is not None:
-            query, key = self.pos_embed(query, turns), self.pos_embed(key, turns)
+        if self.pos_embed is not None and cos_sin is not None:
+            query, key = self.pos_embed(query, cos_sin), self.pos_embed(key, cos_sin)
         mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=self.is_causal)
         return self.out_proj(mixed.transpose(1, 2).reshape(x_BSD.shape))
 
@@ -139,7 +140,7 @@ class GeluMLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each behind a layer norm and a residual."""
+    """Pre-norm block: attention, then feed-forward, each with a residual connection."""
 
     def __init__(self, config: TransformerConfig, index: int) -> None:
         super().__init__()
@@ -151,24 +152,24 @@ class Block(nn.Module):
         self._initialize(width, index)
 
     def _initialize(self, width: int, index: int) -> None:
-        """Truncated normal; matrices that write to the residual are smaller in deep blocks."""
+        """Initializes matrices; output projections of deeper blocks have a smaller std."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 residual = module is self.attention.out_proj or module is self.feed_forward.w3
                 std = width**-0.5 / (math.sqrt(2 * (index + 1)) if residual else 1.0)
                 nn.init.trunc_normal_(module.weight, std=std, a=-3 * std, b=3 * std)
 
-    def forward(self, x_BSD: Tensor, turns: Tensor | None) -> Tensor:
-        """[B, S, D] to [B, S, D]; `turns` are those of the positions, None where there are none."""
-        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), turns)
+    def forward(self, x_BSD: Tensor, cos_sin: Tensor | None) -> Tensor:
+        """[B, S, D] to [B, S, D]; `cos_sin` is None without position embedding."""
+        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), cos_sin)
         return x_BSD + self.feed_forward(self.ffn_norm(x_BSD))
 
 
 class NativeTransformer(nn.Module):
-    """Pre-norm blocks with rotary positions.
+    """Transformer of pre-norm blocks with rotary position embedding.
 
-    The vocabulary table, head and final norm of the published module get no gradient in a policy,
-    so they are not built; the last hidden state is taken before the final norm.
+    The token embedding, head and final norm of the published module get no gradient in a policy,
+    so they are not built; the output is the last hidden state before the final norm.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -182,53 +183,55 @@ class NativeTransformer(nn.Module):
         self.layers = nn.ModuleList(Block(config, index) for index in range(config.n_layers))
 
     def forward(self, x_BSD: Tensor) -> Tensor:
-        """[B, S, D] to the hidden state [B, S, D] behind the last block."""
+        """[B, S, D] to the hidden state [B, S, D] after the last block."""
         if self.post_embed_norm is not None:
             x_BSD = self.post_embed_norm(x_BSD)
-        turns = self._turns(x_BSD.shape[1])
+        cos_sin = self._cos_sin(x_BSD.shape[1])
         for layer in self.layers:
-            x_BSD = layer(x_BSD, turns)
+            x_BSD = layer(x_BSD, cos_sin)
         return x_BSD
 
-    def _turns(self, length: int) -> Tensor | None:
-        """Rotations of positions, made once for all layers."""
-        rotary = next((one for one in self.modules() if isinstance(one, RotaryPositions)), None)
-        return None if rotary is None else rotary.turns(length)
+    def _cos_sin(self, length: int) -> Tensor | None:
+        """Cosines and sines of positions, computed once for all layers."""
+        rotary = next(
+            (module for module in self.modules() if isinstance(module, RotaryPositions)), None
+        )
+        return None if rotary is None else rotary.cos_sin(length)
 
     def blocks(self) -> Sequence[nn.Module]:
-        """Its layers."""
+        """The layers."""
         return list(self.layers)
 
 
 class CausalLM(nn.Module):
-    """A causal language model of transformers without its words: the state behind its last norm.
+    """A causal language model of transformers; the output is the state after its last norm.
 
-    Word table and head get no gradient in a policy, so they are not kept.
+    Token embedding and head get no gradient in a policy, so they are removed.
     """
 
     def __init__(self, config: CausalLMConfig) -> None:
         super().__init__()
         assert config.architecture is not None
         self._config = config
-        self.model = self._built(config.architecture)
+        self.model = self._build(config.architecture)
         self.width: int = self.model.config.get_text_config().hidden_size
-        self._forget_words()
+        self._drop_embeddings()
 
     @staticmethod
-    def _built(architecture: Mapping[str, Any]) -> Any:
+    def _build(architecture: Mapping[str, Any]) -> Any:
         library = transformers()
         settings = library.AutoConfig.for_model(**architecture)
         return library.AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
 
-    def _forget_words(self) -> None:
+    def _drop_embeddings(self) -> None:
         self.model.set_input_embeddings(nn.Identity())
         self.model.set_output_embeddings(nn.Identity())
 
     def load_base(self) -> None:
-        """The published weights of its base model."""
-        whole = self._built(self.model.config.to_dict())
-        load_base(whole, self._config.base)
-        self.model.load_state_dict(whole.state_dict(), strict=False)
+        """Loads the published weights of the base model."""
+        full_model = self._build(self.model.config.to_dict())
+        load_base(full_model, self._config.base)
+        self.model.load_state_dict(full_model.state_dict(), strict=False)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         """[B, S, D] to [B, S, D]."""
@@ -236,7 +239,7 @@ class CausalLM(nn.Module):
         return decoder(inputs_embeds=x_BSD, use_cache=False).last_hidden_state
 
     def blocks(self) -> Sequence[nn.Module]:
-        """Its layers."""
+        """The layers of the decoder."""
         return list(self.model.get_decoder().layers)
 
 
@@ -244,5 +247,5 @@ DENOISERS: Mapping[str, Any] = {"transformer": NativeTransformer, "transformer_h
 
 
 def build_denoiser(config: DenoiserSection) -> Any:
-    """The denoiser that a section's `type` names."""
+    """The denoiser that the `type` of a section names."""
     return DENOISERS[config.type](config)

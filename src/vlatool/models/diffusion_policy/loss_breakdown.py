@@ -1,4 +1,4 @@
-"""Whose part of the loss is how large: that of each action field, that of each data set.
+"""Breakdown of the loss by action field and by data set.
 
 Legend of shapes: B samples, R noise draws per sample, T action steps, A width of an action, S data
 sets.
@@ -20,12 +20,12 @@ _COUNTS = "count_by_dataset"
 
 @dataclass(frozen=True)
 class LossBreakdown:
-    """Adds up parts of a loss, and tells their means.
+    """Sums of a loss by action field and by data set, and their means.
 
     Attributes:
-        fields: Action field to its width, in order; empty: no parts are told.
-        training: Locations of the data sets; one alone has no part.
-        held_out: Locations of the held-out data sets.
+        fields: Action field to its width, in order; empty: no breakdown.
+        training: Locations of the training data sets; a single one has no own metric.
+        validation: Locations of the validation data sets.
     """
 
     fields: Mapping[str, int] = field(default_factory=dict[str, int])
@@ -35,52 +35,52 @@ class LossBreakdown:
     def sums(
         self, error: Tensor, mask: Tensor, dataset: Tensor | None, *, training: bool
     ) -> dict[str, Tensor]:
-        """Sums for `models.base.Loss`, of a fixed shape each.
+        """Sums for `models.base.Loss`, each of a fixed shape.
 
         Args:
-            error: Squared error [B * R, T, A], zero where it does not count.
-            mask: bool [B * R, T, 1], where it counts.
-            dataset: int64 [B], the data set of each sample; None where batches do not say.
-            training: False of held-out data.
+            error: Squared error [B * R, T, A], zero where the mask is false.
+            mask: bool [B * R, T, 1], true for counted steps.
+            dataset: int64 [B], index of the data set of each sample; None if the batch lacks it.
+            training: False for validation data.
         """
         if not self.fields:
             return {}
         error = error.detach()
-        found = {_BY_DIMENSION: error.sum(dim=(0, 1))}
+        sums = {_BY_DIMENSION: error.sum(dim=(0, 1))}
         size = len(self.training if training else self.validation)
         if size > 1 and dataset is not None:
             rows = dataset.repeat_interleave(len(error) // len(dataset))
             zeros = torch.zeros(size, dtype=error.dtype, device=error.device)
             counts = mask.sum(dim=(1, 2)).to(error.dtype) * error.shape[-1]
-            found[_BY_DATASET] = zeros.index_add(0, rows, error.sum(dim=(1, 2)))
-            found[_COUNTS] = zeros.index_add(0, rows, counts)
-        return found
+            sums[_BY_DATASET] = zeros.index_add(0, rows, error.sum(dim=(1, 2)))
+            sums[_COUNTS] = zeros.index_add(0, rows, counts)
+        return sums
 
     def metrics(
         self, sums: Mapping[str, Tensor], count: float, *, training: bool
     ) -> dict[str, float]:
-        """Mean squared errors: `action_error/FIELD`, and `loss/DATA SET` of those that were seen.
+        """Mean squared errors: `action_error/FIELD`, and `loss/DATA SET` of data sets with samples.
 
         Args:
-            sums: Of several micro-batches.
-            count: Elements that were counted in them.
-            training: False of held-out data.
+            sums: Sums over several micro-batches.
+            count: Number of counted elements in them.
+            training: False for validation data.
         """
-        found: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         if _BY_DIMENSION in sums:
             steps = count / max(sum(self.fields.values()), 1)
             parts = sums[_BY_DIMENSION].split(list(self.fields.values()))
             for (name, width), part in zip(self.fields.items(), parts, strict=True):
-                found[f"action_error/{name}"] = float(part.sum()) / (steps * width)
+                metrics[f"action_error/{name}"] = float(part.sum()) / (steps * width)
         if _BY_DATASET in sums:
             labels = dataset_labels(self.training if training else self.validation)
-            seen = zip(labels, sums[_BY_DATASET].tolist(), sums[_COUNTS].tolist(), strict=True)
-            found |= {f"loss/{label}": total / number for label, total, number in seen if number}
-        return found
+            rows = zip(labels, sums[_BY_DATASET].tolist(), sums[_COUNTS].tolist(), strict=True)
+            metrics |= {f"loss/{label}": total / number for label, total, number in rows if number}
+        return metrics
 
 
 def dataset_labels(locations: Sequence[str]) -> list[str]:
-    """Short names that tell data sets apart: as many of their last folders as that takes."""
+    """Short unique names of data sets: the shortest distinct suffixes of their paths."""
     parts = [list(_parts(location)) for location in locations]
     for depth in range(1, max(map(len, parts), default=0) + 1):
         labels = ["/".join(part[-depth:]) for part in parts]
@@ -90,7 +90,7 @@ def dataset_labels(locations: Sequence[str]) -> list[str]:
 
 
 def _parts(location: str) -> Iterator[str]:
-    """The folders above a data set's manifest."""
+    """The folder names above the manifest of a data set."""
     folders = location.removesuffix(MANIFEST).replace("\\", "/").split("/")
-    kept = [folder for folder in folders if folder]
-    return iter(kept[:-1] if len(kept) > 1 and kept[-1] == SHARDS_NAME else kept)
+    names = [folder for folder in folders if folder]
+    return iter(names[:-1] if len(names) > 1 and names[-1] == SHARDS_NAME else names)

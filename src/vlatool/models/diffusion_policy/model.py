@@ -1,7 +1,8 @@
-"""The diffusion policy: conditioning and noised actions in, velocity or noise out.
+"""The network of the diffusion policy: conditioning and noised actions to velocity or noise.
 
-Source: reference/policy 1.2, 1.3. Legend of shapes: B batch, R noise draws per observation, N pictures,
-M conditioning tokens, C their width, P proprioception steps, T action steps, A width of an action.
+Source: reference/policy 1.2, 1.3. Legend of shapes: B batch, R noise draws per observation, N
+images, M conditioning tokens, C their width, P proprioception steps, T action steps, A width of an
+action.
 """
 
 import math
@@ -15,7 +16,10 @@ from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
 
 
 class DiffusionPolicy(nn.Module):
-    """Token order: time, text, pictures, proprioception, actions; module names as published."""
+    """Diffusion policy network; module names as published.
+
+    Token order: time, text, images, proprioception, actions.
+    """
 
     def __init__(self, config: DiffusionPolicyConfig) -> None:
         super().__init__()
@@ -47,28 +51,28 @@ class DiffusionPolicy(nn.Module):
             self.transformer.requires_grad_(requires_grad=False)
 
     def blocks(self) -> list[nn.Module]:
-        """The blocks of backbone and denoiser."""
+        """The blocks of the backbone and the denoiser."""
         return [*self.vision_language_backbone.blocks(), *self.transformer.blocks()]
 
     def encode(self, images: Tensor, text: Tensor, image_mask: Tensor | None = None) -> Tensor:
-        """Pictures and sentences to conditioning tokens [B, M, C].
+        """Images and instructions to conditioning tokens [B, M, C].
 
         Args:
             images: uint8 [B, N, 3, H, W].
-            text: int64 [B, L], ids + 1, 0 where there is none.
-            image_mask: bool [B, N], false for pictures that are padding: their tokens are zeros.
+            text: int64 [B, L], token ids + 1, padded with 0.
+            image_mask: bool [B, N], false for padded images, whose tokens become zeros.
         """
         return self.vision_language_backbone(images, text, image_mask)
 
     def denoise(
         self, context: Tensor, proprioception: Tensor, actions: Tensor, time: Tensor
     ) -> Tensor:
-        """What is predicted, [B, T, A]: the velocity from data to noise, in diffusion the noise.
+        """Predicts the velocity (flow matching) or the noise (diffusion), [B, T, A].
 
         Args:
             context: Conditioning tokens [B, M, C].
-            proprioception: Normalised [B, P, d].
-            actions: Noised actions [B, T, A]; clean where they are given.
+            proprioception: Normalized [B, P, d].
+            actions: Noised actions [B, T, A]; known past actions are clean.
             time: Noise level int64 [B] in [0, num_timesteps).
         """
         encoded_time = self.time_encoding(time)[:, None]
@@ -93,21 +97,21 @@ class DiffusionPolicy(nn.Module):
         time: Tensor,
         image_mask: Tensor | None = None,
     ) -> Tensor:
-        """As `denoise`, for R noised chunks per observation: actions [B * R, T, A]."""
+        """Like `denoise`, for R noised chunks per observation: actions [B * R, T, A]."""
         repeats = actions.shape[0] // images.shape[0]
         context = self.encode(images, text, image_mask).repeat_interleave(repeats, dim=0)
         observed = proprioception.repeat_interleave(repeats, dim=0)
         return self.denoise(context, observed, actions, time)
 
     def _noised(self, values: Tensor) -> Tensor:
-        """Input noise while training; the published code adds it while validating too."""
+        """Adds input noise in training mode; the published code adds it in validation too."""
         if not self.training or self.config.input_noise_std == 0:
             return values
         return values + torch.randn_like(values) * self.config.input_noise_std
 
 
 class SinusoidalFrequencies(nn.Module):
-    """The table that time encodings start from."""
+    """Sinusoidal embedding that initializes the time encoding."""
 
     emb: Tensor
 
@@ -118,6 +122,6 @@ class SinusoidalFrequencies(nn.Module):
         self.register_buffer("emb", torch.exp(-steps * math.log(10_000) / max(half - 1, 1)))
 
     def forward(self, steps: Tensor) -> Tensor:
-        """Int [K] to [K, width]: sines, then cosines."""
+        """Steps int [K] to [K, width]: sines, then cosines."""
         angles = steps[:, None].float() * self.emb
         return torch.cat([angles.sin(), angles.cos()], dim=1)

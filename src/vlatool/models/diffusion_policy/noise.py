@@ -1,6 +1,6 @@
-"""How actions are mixed with noise, and what the network is to predict. Source: reference/policy 2.1, 2.2.
+"""Forward processes: noised actions and prediction targets. Source: reference/policy 2.1, 2.2.
 
-Legend of shapes: B batch, T action steps, A width of an action, K resolution of the noise level.
+Legend of shapes: B batch, T action steps, A width of an action, K number of noise levels.
 """
 
 import math
@@ -11,21 +11,22 @@ from torch import Tensor
 
 from vlatool.models.diffusion_policy.config import NoiseConfig
 
-# Of the cosine schedule; Source: Nichol and Dhariwal, Improved Denoising Diffusion, 2021, eq. 17.
+# Constants of the cosine schedule.
+# Source: Nichol and Dhariwal, Improved Denoising Diffusion, 2021, eq. 17.
 _COSINE_OFFSET, _LARGEST_BETA = 0.008, 0.999
 
 Clamp = tuple[float, float] | None
 
 
 class ForwardProcess(Protocol):
-    """A forward process."""
+    """Forward process that adds noise to actions."""
 
     def noised(self, actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        """What the network sees; all [B, T, A], time int64 [B] in [0, K)."""
+        """Noised actions, the input of the network; all [B, T, A], time int64 [B] in [0, K)."""
         ...
 
     def target(self, actions: Tensor, noise: Tensor) -> Tensor:
-        """What it is to predict, [B, T, A]."""
+        """Target of the network, [B, T, A]."""
         ...
 
 
@@ -47,19 +48,19 @@ class FlowMatching:
 
 
 class Diffusion:
-    """A variance-preserving process; the network predicts the noise.
+    """Variance-preserving diffusion; the network predicts the noise.
 
-    Noised actions are not clamped: that would be another process than the one that is sampled.
+    Noised actions are not clamped, because sampling assumes the process without clamping.
     """
 
     def __init__(self, config: NoiseConfig) -> None:
-        self._kept = alphas_cumprod(config).float()
+        self._alphas_cumprod = alphas_cumprod(config).float()
 
     def noised(self, actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         """`sqrt(a_t) x_0 + sqrt(1 - a_t) noise`."""
-        self._kept = self._kept.to(time.device)
-        kept = self._kept[time][:, None, None]
-        return kept.sqrt() * actions + (1 - kept).sqrt() * noise
+        self._alphas_cumprod = self._alphas_cumprod.to(time.device)
+        share = self._alphas_cumprod[time][:, None, None]
+        return share.sqrt() * actions + (1 - share).sqrt() * noise
 
     def target(self, actions: Tensor, noise: Tensor) -> Tensor:
         """The noise."""
@@ -67,13 +68,13 @@ class Diffusion:
         return noise
 
 
-def process(config: NoiseConfig, *, flow: bool) -> ForwardProcess:
-    """Flow matching, or diffusion."""
+def forward_process(config: NoiseConfig, *, flow: bool) -> ForwardProcess:
+    """The forward process: flow matching if `flow`, else diffusion."""
     return FlowMatching(config) if flow else Diffusion(config)
 
 
 def alphas_cumprod(config: NoiseConfig) -> Tensor:
-    """Share `a_t` of the data's variance that is left at each step, float64 [K], descending."""
+    """Fraction `a_t` of the variance of the data at each noise level, float64 [K], descending."""
     number = config.num_timesteps
     if config.beta_schedule == "linear":
         betas = torch.linspace(config.beta_start, config.beta_end, number, dtype=torch.float64)
@@ -85,5 +86,5 @@ def alphas_cumprod(config: NoiseConfig) -> Tensor:
 
 
 def clamped(x: Tensor, clamp: Clamp) -> Tensor:
-    """The tensor within limits; None for none."""
+    """The tensor clamped to limits; None: no limits."""
     return x if clamp is None else x.clamp(*clamp)

@@ -1,4 +1,4 @@
-"""The run whose weights a policy begins with: it keeps what belongs to its base model. Light."""
+"""The run of the initial weights of a policy, which has the assets of its base model. No torch."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,33 +15,33 @@ from vlatool.models.pretrained import weights_file
 
 @dataclass(frozen=True)
 class Origin:
-    """A run.
+    """A run with the initial weights.
 
     Attributes:
-        folder: Where it is, of any scheme.
-        backbone: Its section of the backbone.
-        denoiser: Its section of the denoiser.
+        folder: The run folder, of any scheme.
+        backbone: Its backbone section.
+        denoiser: Its denoiser section.
     """
 
     folder: Path
     backbone: NetworkConfig
     denoiser: NetworkConfig
 
-    def keeps_tokenizer_of(self, section: NetworkConfig) -> bool:
-        """Whether its tokenizer is that of a backbone's base model."""
-        own = self.backbone
-        if not isinstance(section, BaseModelConfig) or not isinstance(own, BaseModelConfig):
+    def has_tokenizer_of(self, section: NetworkConfig) -> bool:
+        """True if the run has the text tokenizer of the base model of a backbone section."""
+        base = self.backbone
+        if not isinstance(section, BaseModelConfig) or not isinstance(base, BaseModelConfig):
             return False
-        is_same = (own.hf_pretrained, own.revision) == (section.hf_pretrained, section.revision)
+        is_same = (base.hf_pretrained, base.revision) == (section.hf_pretrained, section.revision)
         return is_same and (self.folder / TOKENIZER).is_file()
 
 
 def find_origin(checkpoint: str | None, model: type[NetworkConfig]) -> Origin | None:
-    """The run behind a checkpoint; None where it is none, or of another model type.
+    """The run of a checkpoint; None if it is not in a run, or of another model type.
 
     Args:
-        checkpoint: What `resume_from_checkpoint` says.
-        model: The model type's config.
+        checkpoint: Value of `resume_from_checkpoint`.
+        model: Config class of the model type.
     """
     if checkpoint is None:
         return None

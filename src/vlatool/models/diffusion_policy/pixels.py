@@ -1,6 +1,6 @@
-"""Bytes of pictures to what a base model was trained on.
+"""Image normalization of base models.
 
-Legend of shapes: K pictures, H and W their size.
+Legend of shapes: K images, H and W height and width.
 """
 
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from torch.nn import functional
 
 
 class ImageNormalizer(nn.Module):
-    """Resizes, and takes the mean colour off.
+    """Resizes images and normalizes their colors with mean and std.
 
-    Its colours are on the device already: a copy in the middle of a step would wait for all of it.
+    Mean and std are buffers on the device: a copy in the middle of a step would block the host.
     """
 
     shift: Tensor
@@ -26,15 +26,15 @@ class ImageNormalizer(nn.Module):
             self.register_buffer(name, color, persistent=False)
 
     def forward(self, images: Tensor, size: tuple[int, int]) -> Tensor:
-        """uint8 [K, 3, H, W] to float32 [K, 3, *size]: levels in [0, 1], less mean, over std."""
+        """Images uint8 [K, 3, H, W] to float32 [K, 3, *size]: (image / 255 - mean) / std."""
         return (_resized(images, size).float() - self.shift).div_(self.scale)
 
 
 def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bicubic with antialiasing, as image libraries do it: rounded to whole levels."""
+    """Bicubic with antialiasing, rounded to integers as image libraries do."""
     if images.shape[-2:] == size:
         return images
-    # Of bytes only processors have a kernel, whose levels are those of image libraries.
-    given = images if images.device.type == "cpu" else images.float()
-    resized = functional.interpolate(given, size, mode="bicubic", antialias=True)
+    # Only CPUs have a uint8 kernel; its results equal those of image libraries.
+    source = images if images.device.type == "cpu" else images.float()
+    resized = functional.interpolate(source, size, mode="bicubic", antialias=True)
     return resized if resized.dtype == torch.uint8 else resized.clamp(0, 255).round()

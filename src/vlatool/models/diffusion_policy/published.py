@@ -1,4 +1,4 @@
-"""The configuration of a trained policy in published keys. Light. Source: reference/training 1.7."""
+"""Configuration of a trained policy in published keys. No torch. Source: reference/training 1.7."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -33,18 +33,18 @@ _OWN: Mapping[tuple[str, ...], frozenset[str]] = {
     ),
     ("model", "noise_scheduler"): frozenset({"beta_schedule"}),
 }
-_ANEW = {"resume_from_checkpoint": None, "resume_weights_only": False}
+_NO_INIT = {"resume_from_checkpoint": None, "resume_weights_only": False}
 
 
 def published_tree(tree: Mapping[str, Any], model: DiffusionPolicyConfig) -> dict[str, Any]:
-    """A configuration in published keys, with values where theirs may not be null.
+    """A configuration in published keys, with values for keys that may not be null there.
 
     Args:
-        tree: The whole configuration, derived, as plain data.
-        model: Its section of the model.
+        tree: The derived configuration as plain data.
+        model: The model section.
     """
-    told = _without_own(tree, ())
-    data, hparams = told["data"], told["hparams"]
+    published = _without_own(tree, ())
+    data, hparams = published["data"], published["hparams"]
     count = len(data["dataset_manifest"])
     base = getattr(model.vision_language_backbone, "hf_pretrained", None)
     data |= {
@@ -59,17 +59,17 @@ def published_tree(tree: Mapping[str, Any], model: DiffusionPolicyConfig) -> dic
     }
     crop = data["augmentation"]["image"]["crop"]
     crop["shape"] = [int(side) if side > 1 else side for side in crop["shape"]]
-    told["distributed"]["dist_backend"] = "nccl"
+    published["distributed"]["dist_backend"] = "nccl"
     if tree.get("total_train_steps"):
-        told["total_train_samples"] = tree["total_train_steps"] * hparams["global_batch_size"]
-    return told
+        published["total_train_samples"] = tree["total_train_steps"] * hparams["global_batch_size"]
+    return published
 
 
-def _without_own(section: Mapping[str, Any], place: tuple[str, ...]) -> dict[str, Any]:
-    own = _OWN.get(place, frozenset())
-    kept = {
-        key: _without_own(value, (*place, key)) if isinstance(value, Mapping) else value
+def _without_own(section: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    own_keys = _OWN.get(path, frozenset())
+    published = {
+        key: _without_own(value, (*path, key)) if isinstance(value, Mapping) else value
         for key, value in section.items()
-        if key not in own
+        if key not in own_keys
     }
-    return {**kept, **_ANEW} if kept.keys() >= _ANEW.keys() else kept
+    return {**published, **_NO_INIT} if published.keys() >= _NO_INIT.keys() else published

@@ -1,4 +1,4 @@
-"""From noise to actions in a given number of evaluations. Source: reference/policy 2.4.
+"""Solvers: from noise to actions in a given number of evaluations. Source: reference/policy 2.4.
 
 Legend of shapes: B batch, T action steps, A width of an action.
 """
@@ -14,19 +14,19 @@ from vlatool.config.base import ConfigModel
 from vlatool.models.diffusion_policy.config import DdimConfig, DdpmConfig, NoiseConfig, Solver
 from vlatool.models.diffusion_policy.noise import alphas_cumprod, clamped
 
-# The network at current actions [B, T, A] and an integer noise level.
+# Function of current actions [B, T, A] and an integer noise level.
 Network = Callable[[Tensor, int], Tensor]
 
 
 @dataclass(frozen=True)
 class SamplingSchedule:
-    """What a solver goes by.
+    """Settings of a sampling run.
 
     Attributes:
-        noise: Section of the noise.
-        steps: Evaluations of the network.
-        known: Actions [B, T, A] and a mask bool [B, T] of those that are given, not sampled.
-        rng: Draws fresh noise, where a solver adds some; on the CPU.
+        noise: The noise section.
+        steps: Number of network evaluations.
+        known: Actions [B, T, A] and a mask bool [B, T] of the known ones, which are not sampled.
+        rng: Generator for solvers that add noise; on the CPU.
     """
 
     noise: NoiseConfig
@@ -35,87 +35,94 @@ class SamplingSchedule:
     rng: torch.Generator | None = None
 
     def clamped(self, x: Tensor) -> Tensor:
-        """Within the limits of the section."""
+        """The tensor clamped to the limits of the noise section."""
         return clamped(x, self.noise.clamp_range)
 
     def with_known_actions(self, x: Tensor) -> Tensor:
-        """With the known actions in place."""
+        """The tensor with the known actions filled in."""
         if self.known is None:
             return x
         return torch.where(self.known[1][..., None], self.known[0], x)
 
     def time_at(self, share: float) -> int:
-        """The integer noise level at a share of the way from data to noise."""
+        """Integer noise level at a fraction in [0, 1] of the way from data to noise."""
         return max(round(self.noise.num_timesteps * share), 1) - 1
 
     def times(self) -> list[int]:
         """Noise levels of evenly spaced steps, from noise to data.
 
-        A step moves by 1 / steps, so the whole way is exactly one whatever `steps` is; the
-        published sampler goes 1.162 times the way with 6 steps of 1000.
+        A step covers 1 / steps of the way, so that all steps cover exactly 1 for any `steps`; the
+        published sampler covers 1.162 with 6 steps of 1000 noise levels.
         """
         return [self.time_at(1 - index / self.steps) for index in range(self.steps)]
 
 
-def euler(network: Network, start: Tensor, course: SamplingSchedule, _: ConfigModel) -> Tensor:
-    """Flow matching, first order.
+def euler(network: Network, start: Tensor, schedule: SamplingSchedule, _: ConfigModel) -> Tensor:
+    """Euler solver for flow matching, first order.
 
-    The network sees clamped actions as it did in training, the noise at the start included; the
-    published sampler shows it that unclamped.
+    The network gets clamped actions as in training, including the initial noise, which the
+    published sampler does not clamp.
     """
-    x = course.with_known_actions(start)
-    for time in course.times():
-        velocity = network(course.with_known_actions(course.clamped(x)), time)
-        x = course.with_known_actions(course.clamped(x - velocity / course.steps))
+    x = schedule.with_known_actions(start)
+    for time in schedule.times():
+        velocity = network(schedule.with_known_actions(schedule.clamped(x)), time)
+        x = schedule.with_known_actions(schedule.clamped(x - velocity / schedule.steps))
     return x
 
 
-def heun(network: Network, start: Tensor, course: SamplingSchedule, _: ConfigModel) -> Tensor:
-    """Flow matching, second order: two evaluations an interval, the last of an odd number alone."""
-    intervals = -(-course.steps // 2)
-    x = course.with_known_actions(start)
+def heun(network: Network, start: Tensor, schedule: SamplingSchedule, _: ConfigModel) -> Tensor:
+    """Heun solver for flow matching, second order.
+
+    Each interval takes two evaluations; with an odd number of steps the last interval takes one.
+    """
+    intervals = -(-schedule.steps // 2)
+    x = schedule.with_known_actions(start)
     for index in range(intervals):
         before, after = 1 - index / intervals, 1 - (index + 1) / intervals
-        first = network(course.with_known_actions(course.clamped(x)), course.time_at(before))
-        ahead = course.with_known_actions(course.clamped(x - first / intervals))
-        if 2 * (index + 1) > course.steps:
-            return ahead
-        second = network(ahead, course.time_at(after))
-        x = course.with_known_actions(course.clamped(x - (first + second) / (2 * intervals)))
+        first = network(schedule.with_known_actions(schedule.clamped(x)), schedule.time_at(before))
+        end = schedule.with_known_actions(schedule.clamped(x - first / intervals))
+        if 2 * (index + 1) > schedule.steps:
+            return end
+        second = network(end, schedule.time_at(after))
+        x = schedule.with_known_actions(schedule.clamped(x - (first + second) / (2 * intervals)))
     return x
 
 
-def ddim(network: Network, start: Tensor, course: SamplingSchedule, section: DdimConfig) -> Tensor:
-    """Diffusion; with eta 1 and all steps it is DDPM. What is denoised is kept within limits.
+def ddim(
+    network: Network, start: Tensor, schedule: SamplingSchedule, section: DdimConfig
+) -> Tensor:
+    """DDIM solver for diffusion, equal to DDPM with eta 1 and all steps. Clamps denoised actions.
 
     Source: Song et al., Denoising Diffusion Implicit Models, 2021, eq. 12 and 16.
     """
-    shares = alphas_cumprod(course.noise).tolist()
-    times = course.times()
-    x = course.with_known_actions(start)
+    shares = alphas_cumprod(schedule.noise).tolist()
+    times = schedule.times()
+    x = schedule.with_known_actions(start)
     for index, time in enumerate(times):
-        now = shares[time]
-        then = shares[times[index + 1]] if index + 1 < len(times) else 1.0
+        share = shares[time]
+        next_share = shares[times[index + 1]] if index + 1 < len(times) else 1.0
         noise = network(x, time)
-        clean = course.clamped((x - (1 - now) ** 0.5 * noise) / now**0.5)
-        noise = (x - now**0.5 * clean) / (1 - now) ** 0.5
-        fresh = section.eta * ((1 - then) / (1 - now) * max(1 - now / then, 0.0)) ** 0.5
-        x = then**0.5 * clean + max(1 - then - fresh**2, 0.0) ** 0.5 * noise
+        clean = schedule.clamped((x - (1 - share) ** 0.5 * noise) / share**0.5)
+        noise = (x - share**0.5 * clean) / (1 - share) ** 0.5
+        fresh = (
+            section.eta * ((1 - next_share) / (1 - share) * max(1 - share / next_share, 0.0)) ** 0.5
+        )
+        x = next_share**0.5 * clean + max(1 - next_share - fresh**2, 0.0) ** 0.5 * noise
         if fresh > 0:
-            drawn = torch.randn(x.shape, generator=course.rng, dtype=x.dtype)
-            x = x + fresh * drawn.to(x.device)
-        x = course.with_known_actions(x)
+            sample = torch.randn(x.shape, generator=schedule.rng, dtype=x.dtype)
+            x = x + fresh * sample.to(x.device)
+        x = schedule.with_known_actions(x)
     return x
 
 
-def ddpm(network: Network, start: Tensor, course: SamplingSchedule, _: DdpmConfig) -> Tensor:
-    """Diffusion with the noise of the exact posterior at every step."""
-    return ddim(network, start, course, DdimConfig(eta=1.0))
+def ddpm(network: Network, start: Tensor, schedule: SamplingSchedule, _: DdpmConfig) -> Tensor:
+    """DDPM solver for diffusion, which adds the noise of the exact posterior at every step."""
+    return ddim(network, start, schedule, DdimConfig(eta=1.0))
 
 
 SOLVERS: Mapping[str, Any] = {"euler": euler, "heun": heun, "ddim": ddim, "ddpm": ddpm}
 
 
-def solve(network: Network, start: Tensor, course: SamplingSchedule, section: Solver) -> Tensor:
-    """Actions [B, T, A] from noise `start`, by the solver that a section's `type` names."""
-    return SOLVERS[section.type](network, start, course, section)
+def solve(network: Network, start: Tensor, schedule: SamplingSchedule, section: Solver) -> Tensor:
+    """Actions [B, T, A] from noise `start`, by the solver that the `type` of a section names."""
+    return SOLVERS[section.type](network, start, schedule, section)

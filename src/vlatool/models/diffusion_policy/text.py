@@ -1,6 +1,6 @@
-"""Sentences to numbers, as each backbone reads them.
+"""Text tokenizers of the backbones.
 
-Everywhere a number is an id + 1, and 0 is where there is none. Legend of shapes: B batch, L ids.
+All tensors hold token ids + 1, padded with 0. Legend of shapes: B batch, L token ids.
 """
 
 import logging
@@ -30,21 +30,21 @@ from vlatool.models.pretrained import tokenizers
 
 _DEFAULT_TEXT_LENGTH = 128
 _TEXT_BUCKET = 32
-# Few shapes for compilers: lengths are multiples of it, up to what a model reads.
+# Lengths are multiples of it, up to the maximum of the model, so that few shapes occur.
 _TOKEN_BUCKET = 16
-# Of CLIP where its config.json does not say.
-_CLIP_LENGTH, _CLIP_FIRST, _CLIP_LAST = 77, 49406, 49407
-# Of vision-language models: all that they read, and what stands around pictures and a sentence.
-_MOST_TOKENS, _ROOM = 1 << 15, 64
+# Values of CLIP if its config.json lacks them: maximum length, begin and end of text.
+_CLIP_LENGTH, _CLIP_BOS, _CLIP_EOS = 77, 49406, 49407
+# Vision-language models: maximum length, and tokens for the prompt and the instruction.
+_MAX_TOKENS, _TEXT_TOKENS = 1 << 15, 64
 _IMAGE_WORD = "<image> "
 
-Sentences = Callable[[Sequence[str]], Tensor]
+TextTokenizer = Callable[[Sequence[str]], Tensor]
 
 _log = logging.getLogger(__name__)
 
 
 class ByteTokenizer:
-    """UTF-8 bytes; picklable."""
+    """Text tokenizer on UTF-8 bytes; picklable."""
 
     def __init__(self, length: int) -> None:
         self._length = length
@@ -55,64 +55,64 @@ class ByteTokenizer:
 
 
 class SubwordTokenizer:
-    """Ids of a tokenizer; picklable.
+    """Text tokenizer with a tokenizer.json; picklable.
 
     Args:
-        tokenizer: Text of its tokenizer.json.
-        length: Most ids; further ones are cut, told once.
-        before: Stands in front of every sentence.
-        after: Stands behind it; None where the tokenizer adds what belongs around a text.
+        tokenizer: Content of the tokenizer.json.
+        length: Maximum number of token ids; longer texts are truncated, with one warning.
+        prefix: Text before every instruction.
+        suffix: Text after it; None if the tokenizer adds its special tokens.
 
     Raises:
-        DataError: It is no tokenizer.
+        DataError: The content is not a tokenizer.
     """
 
     def __init__(
-        self, tokenizer: str, length: int, before: str = "", after: str | None = None
+        self, tokenizer: str, length: int, prefix: str = "", suffix: str | None = None
     ) -> None:
         try:
             self._tokenizer = tokenizers().Tokenizer.from_str(tokenizer)
         except VlatoolError:
             raise
-        except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
+        except Exception as error:  # noqa: BLE001 - the library raises no narrower type
             raise DataError(
-                f"the base model's tokenizer cannot be read: {error}",
+                f"the text tokenizer of the base model cannot be read: {error}",
                 hint="copy the run or the base model again",
                 code="data.base_model",
             ) from None
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._length = length
-        self._before = before
-        self._after = after
-        self._told = False
+        self._prefix = prefix
+        self._suffix = suffix
+        self._has_warned = False
 
     def __call__(self, sentences: Sequence[str]) -> Tensor:
         """int64 [B, L]."""
-        texts = [self._before + sentence + (self._after or "") for sentence in sentences]
-        encoded = self._tokenizer.encode_batch(texts, add_special_tokens=self._after is None)
-        rows = [one.ids for one in encoded]
-        if not self._told and max(map(len, rows), default=0) > self._length:
-            self._told = True
-            _log.warning("a sentence is longer than %s tokens: its end is cut", self._length)
-        # The last token says that the sentence ends, and is what some models read.
-        cut = [
+        texts = [self._prefix + sentence + (self._suffix or "") for sentence in sentences]
+        encoded = self._tokenizer.encode_batch(texts, add_special_tokens=self._suffix is None)
+        rows = [encoding.ids for encoding in encoded]
+        if not self._has_warned and max(map(len, rows), default=0) > self._length:
+            self._has_warned = True
+            _log.warning("an instruction is longer than %s tokens: it is truncated", self._length)
+        # The last token marks the end of the text, and some models pool it.
+        truncated = [
             ids if len(ids) <= self._length else [*ids[: self._length - 1], ids[-1]] for ids in rows
         ]
-        return padded(cut, self._length, _TOKEN_BUCKET)
+        return padded(truncated, self._length, _TOKEN_BUCKET)
 
 
 def encode_text(sentences: Sequence[str], length: int) -> Tensor:
-    """UTF-8 bytes + 1, cut at `length`, padded with 0: int64 [B, L].
+    """UTF-8 bytes + 1, truncated at `length`, padded with 0: int64 [B, L].
 
-    L is the longest sentence rounded up to a multiple of 32, so that few shapes occur.
+    L is the longest length, rounded up to a multiple of 32, so that few shapes occur.
     """
     rows = [list(sentence.encode()[:length]) for sentence in sentences]
     return padded(rows, length, _TEXT_BUCKET)
 
 
 def padded(rows: Sequence[Sequence[int]], length: int, bucket: int) -> Tensor:
-    """Ids + 1, 0 behind them: int64 [B, L], L a multiple of `bucket` or `length`."""
+    """Token ids + 1, padded with 0: int64 [B, L]; L is a multiple of `bucket`, or `length`."""
     longest = max(map(len, rows), default=0)
     width = min(length, max(bucket, -(-longest // bucket) * bucket))
     encoded = torch.zeros(len(rows), width, dtype=torch.int64)
@@ -123,24 +123,26 @@ def padded(rows: Sequence[Sequence[int]], length: int, bucket: int) -> Tensor:
 
 def _bytes(
     section: ViTBackboneConfig | KeypointBackboneConfig, most: int | None, folder: Path | None
-) -> Sentences:
+) -> TextTokenizer:
     del folder
     text = section.text_encoder
     length = _DEFAULT_TEXT_LENGTH if text is None else text.max_length
     return ByteTokenizer(min(length, most or length))
 
 
-def _clip(section: ClipBackboneConfig, most: int | None, folder: Path | None) -> Sentences:
+def _clip(
+    section: ClipBackboneConfig, max_length: int | None, folder: Path | None
+) -> TextTokenizer:
     if section.disable_text:
         return ByteTokenizer(1)
     length = _clip_text(section).get("max_position_embeddings", _CLIP_LENGTH)
-    words = _IMAGE_WORD * (section.num_images or 0) if section.image_words else ""
+    prefix = _IMAGE_WORD * (section.num_images or 0) if section.image_words else ""
     tokenizer = _tokenizer(section, folder)
-    return SubwordTokenizer(tokenizer, min(length, most or length), words)
+    return SubwordTokenizer(tokenizer, min(length, max_length or length), prefix)
 
 
 def _tokenizer(section: BaseBackboneConfig, folder: Path | None) -> str:
-    """The tokenizer that was kept in a folder; where nothing was, the base model's."""
+    """The tokenizer.json of a run folder; of the base model if `folder` is None."""
     return read_tokenizer(section.base) if folder is None else read_tokenizer_asset(folder)
 
 
@@ -148,30 +150,30 @@ def _clip_text(section: ClipBackboneConfig) -> Mapping[str, Any]:
     return (section.architecture or {}).get("text_config") or {}
 
 
-def _vlm(section: VlmBackboneConfig, most: int | None, folder: Path | None) -> Sentences:
-    """Pictures and sentence as the family is asked; `most` counts both."""
+def _vlm(section: VlmBackboneConfig, max_length: int | None, folder: Path | None) -> TextTokenizer:
+    """Images and instruction in the prompt of the model; `max_length` counts both."""
     assert section.architecture is not None
     images, tokens = section.num_images or 0, _tokens(section)
-    before, after = vlm_prompt_of(section.architecture).prompt(images, tokens)
-    needed = images * tokens + _ROOM
-    if most is not None and most < needed:
+    prefix, suffix = vlm_prompt_of(section.architecture).prompt(images, tokens)
+    needed = images * tokens + _TEXT_TOKENS
+    if max_length is not None and max_length < needed:
         raise UsageError(
-            f"data.max_text_seq_len {most} leaves no room for a sentence beside the pictures",
-            hint=f"set it to at least {needed}, or leave it out",
+            f"data.max_text_seq_len {max_length} is too small for the images and an instruction",
+            hint=f"set data.max_text_seq_len to at least {needed}, or leave it out",
             code="usage.no_room_for_text",
         )
     tokenizer = _tokenizer(section, folder)
-    return SubwordTokenizer(tokenizer, most or _MOST_TOKENS, before, after)
+    return SubwordTokenizer(tokenizer, max_length or _MAX_TOKENS, prefix, suffix)
 
 
 def _tokens(section: VlmBackboneConfig) -> int:
-    """Of a picture."""
+    """Number of tokens per image."""
     assert section.architecture is not None
     assert section.image_size is not None
     return image_tokens(section.architecture, section.image_size)
 
 
-_MAKERS: Mapping[str, Callable[[Any, int | None, Path | None], Sentences]] = {
+_FACTORIES: Mapping[str, Callable[[Any, int | None, Path | None], TextTokenizer]] = {
     "vit_backbone": _bytes,
     "keypoint_backbone": _bytes,
     "clip_backbone": _clip,
@@ -180,36 +182,38 @@ _MAKERS: Mapping[str, Callable[[Any, int | None, Path | None], Sentences]] = {
 }
 
 
-def make_text_tokenizer(section: Backbone, most: int | None, folder: Path | None) -> Sentences:
-    """What makes numbers of sentences for a backbone.
+def make_text_tokenizer(
+    section: Backbone, max_length: int | None, folder: Path | None
+) -> TextTokenizer:
+    """The text tokenizer of a backbone.
 
     Args:
-        section: Of the backbone, derived.
-        most: Most numbers of a sentence; None for what the backbone reads.
-        folder: Where the tokenizer was kept; None where nothing was.
+        section: The derived backbone section.
+        max_length: Maximum number of token ids; None: that of the backbone.
+        folder: Run folder with the tokenizer; None: use that of the base model.
     """
-    return _MAKERS[section.type](section, most, folder)
+    return _FACTORIES[section.type](section, max_length, folder)
 
 
 def example_text(section: Backbone, size: int) -> Tensor:
-    """Sentences without a word, int64 [size, L]; needs no tokenizer."""
+    """Empty instructions, int64 [size, L]; needs no tokenizer."""
     ids = _EXAMPLES[section.type](section) if section.type in _EXAMPLES else []
-    return padded([ids] * size, _MOST_TOKENS, _TOKEN_BUCKET if ids else _TEXT_BUCKET)
+    return padded([ids] * size, _MAX_TOKENS, _TOKEN_BUCKET if ids else _TEXT_BUCKET)
 
 
 def _clip_example(section: ClipBackboneConfig) -> list[int]:
     text = _clip_text(section)
-    return [text.get("bos_token_id", _CLIP_FIRST), text.get("eos_token_id", _CLIP_LAST)]
+    return [text.get("bos_token_id", _CLIP_BOS), text.get("eos_token_id", _CLIP_EOS)]
 
 
 def _vlm_example(section: VlmBackboneConfig) -> list[int]:
     assert section.architecture is not None
-    # Something between pictures: some families see by it where one ends.
+    # An id between images, because some models detect the end of an image by it.
     image = [image_token_id(section.architecture)] * _tokens(section) + [0]
     return image * (section.num_images or 0)
 
 
-# Ids of a sentence without a word; other backbones are given none.
+# Token ids of an empty instruction; other backbones have none.
 _EXAMPLES: Mapping[str, Callable[[Any], list[int]]] = {
     "clip_backbone": _clip_example,
     "clip_hf": _clip_example,

@@ -1,6 +1,6 @@
-"""How families of vision-language models are asked about pictures. Light.
+"""Prompts of vision-language models with images. No torch.
 
-Source: the processors of these models as their cards describe them, one crop per picture.
+Source: the processors of these models as their cards describe them, one crop per image.
 """
 
 from collections.abc import Mapping
@@ -12,17 +12,17 @@ from vlatool.errors import DataError
 
 @dataclass(frozen=True)
 class VlmPrompt:
-    """A family of models.
+    """Prompt of one kind of vision-language model.
 
     Attributes:
-        before: Stands before everything.
-        picture: What a picture is told with; `{}` for its tokens.
-        token: One of them.
-        between: Between pictures and the sentence.
-        after: Behind the sentence.
-        side: Of the pictures, where the model takes any.
-        merge: Key of the config.json, or of its vision section, that says how many patches in a row
-            become one token; none where each does.
+        before: Text before the images.
+        image: Text of an image, with `{}` for its tokens.
+        token: Text of one image token.
+        between: Text between the images and the instruction.
+        after: Text after the instruction.
+        side: Side of the images in pixels, if the model takes any size.
+        merge: Key of config.json, or of its vision section, with the number of patches per side
+            that are merged into one token; empty: no merging.
     """
 
     before: str
@@ -34,9 +34,9 @@ class VlmPrompt:
     merge: str = ""
 
     def prompt(self, images: int, tokens: int) -> tuple[str, str]:
-        """What stands before and behind a sentence about pictures of so many tokens."""
-        told = self.image.format(self.token * tokens) * images
-        return self.before + told + self.between, self.after
+        """Text before and after the instruction, for `images` images of `tokens` tokens each."""
+        image_text = self.image.format(self.token * tokens) * images
+        return self.before + image_text + self.between, self.after
 
 
 _FRAMED = "<fake_token_around_image><global-img>{}<fake_token_around_image>"
@@ -65,16 +65,16 @@ FAMILIES: Mapping[str, VlmPrompt] = {
 
 
 def vlm_prompt_of(architecture: Mapping[str, Any]) -> VlmPrompt:
-    """The family of a base model.
+    """The prompt of a base model.
 
     Raises:
-        DataError: It is of none that is known.
+        DataError: The kind of model is not supported.
     """
     kind = architecture["model_type"]
     if kind not in FAMILIES:
         raise DataError(
-            f"no backbone knows how a {kind!r} is asked about pictures",
-            hint=f"use a base model of one of the families {', '.join(FAMILIES)}",
+            f"base models of type {kind!r} are not supported as vision-language backbone",
+            hint=f"use a base model of one of the types {', '.join(FAMILIES)}",
             code="data.base_model",
             details={"model_type": kind},
         )
@@ -82,18 +82,18 @@ def vlm_prompt_of(architecture: Mapping[str, Any]) -> VlmPrompt:
 
 
 def image_side(architecture: Mapping[str, Any]) -> int:
-    """The side of the pictures that a model is shown."""
+    """Side of the input images of a model in pixels."""
     return vlm_prompt_of(architecture).side or int(architecture["vision_config"]["image_size"])
 
 
 def image_tokens(architecture: Mapping[str, Any], side: int) -> int:
-    """How many tokens a square picture is."""
+    """Number of tokens of a square image."""
     family, vision = vlm_prompt_of(architecture), architecture["vision_config"]
     merged = {**vision, **architecture}.get(family.merge, 1) if family.merge else 1
     return (side // (int(vision["patch_size"]) * int(merged))) ** 2
 
 
 def image_token_id(architecture: Mapping[str, Any]) -> int:
-    """The id of a token that stands for a part of a picture."""
-    old = architecture.get("image_token_index")
-    return int(architecture["image_token_id"] if old is None else old)
+    """Id of the image token."""
+    index = architecture.get("image_token_index")
+    return int(architecture["image_token_id"] if index is None else index)

@@ -1,7 +1,7 @@
-"""Published checkpoints in and out, and what a run begins with. Source: formats/published-runs 4, 4.1.
+"""Import and export of published checkpoints; initial weights.
 
-Names of weights are those of the published module. What it holds and a policy does not use is left
-out with a report, and made again on the way out.
+Source: formats/published-runs 4, 4.1. Weight names are those of the published module. Weights that
+a policy does not use are left out with a log message at import, and created again at export.
 """
 
 import logging
@@ -32,25 +32,25 @@ from vlatool.storage.uri import is_remote
 _STATE, _EMA_STATE = "state_dict", "ema_state_dict"
 _WRAPPERS = ("_orig_mod.", "module.")
 _SECTIONS = ("vision_language_backbone", "transformer")
-# Of the published module: no loss of a policy reaches them.
+# Weights of the published module that get no gradient in a policy.
 _DEAD = ("transformer.embeddings.", "transformer.output.", "transformer.norm.")
-_WORDS, _HEAD = "embed_tokens.weight", "lm_head.weight"
+_EMBEDDING, _HEAD = "embed_tokens.weight", "lm_head.weight"
 _VLM = "vision_language_backbone._model.model."
-# Follow from the configuration; some versions keep them in files and some do not.
+# Buffers that follow from the configuration; only some versions store them in files.
 _COMPUTED = (".pos_embed.inv_freq", "sinusoidal_position_embeddings.emb", ".position_ids")
 _SCHEDULER = "scheduler."
-_SHOWN = 5
+_MAX_LOGGED = 5
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ImportedWeights:
-    """Weights of a published file under the names of a network.
+    """Weights of a published file, with the names of a network.
 
     Attributes:
         weights: Name to tensor.
-        dead: Names that a policy does not use.
+        dead: Names of weights that a policy does not use.
         computed: Names of buffers that follow from the configuration.
     """
 
@@ -60,9 +60,9 @@ class ImportedWeights:
 
 
 def import_published(state: Mapping[str, Tensor], network: nn.Module) -> ImportedWeights:
-    """The weights of a published state dict, as a network names them.
+    """The weights of a published state dict, with the names of a network.
 
-    Buffers that follow from the configuration are the network's own.
+    Buffers that follow from the configuration are taken from the network.
     """
     named = without_wrappers(state)
     own = network.state_dict()
@@ -75,18 +75,20 @@ def import_published(state: Mapping[str, Tensor], network: nn.Module) -> Importe
 
 
 def without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict without the prefixes of compiled and distributed modules.
+    """The state dict without the prefixes of compiled and distributed modules.
 
-    As in the published loader the first name decides.
+    As in the published loader, the first name decides which prefixes are removed.
     """
     named = dict(state)
-    while prefix := next((one for one in _WRAPPERS if next(iter(named), "").startswith(one)), None):
+    while prefix := next(
+        (wrapper for wrapper in _WRAPPERS if next(iter(named), "").startswith(wrapper)), None
+    ):
         named = {name.removeprefix(prefix): value for name, value in named.items()}
     return named
 
 
 def _is_dead(name: str) -> bool:
-    return name.startswith(_DEAD) or name.endswith((_WORDS, _HEAD))
+    return name.startswith(_DEAD) or name.endswith((_EMBEDDING, _HEAD))
 
 
 def _is_computed(name: str) -> bool:
@@ -94,14 +96,14 @@ def _is_computed(name: str) -> bool:
 
 
 def export_published(config: DiffusionPolicyConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The state dict that the published module loads strictly: unused weights are zeros.
+    """The state dict for strict loading by the published module; unused weights are zeros.
 
     Args:
-        config: Derived.
-        state: Of the network, or an average of it.
+        config: The derived model section.
+        state: State dict of the network, raw or averaged.
 
     Raises:
-        UsageError: The published module has no such backbone or denoiser.
+        UsageError: The published module does not have this backbone or denoiser.
     """
     backbone = config.vision_language_backbone
     has_own_text = getattr(backbone, "text_encoder", None) is not None
@@ -109,20 +111,20 @@ def export_published(config: DiffusionPolicyConfig, state: Mapping[str, Tensor])
     is_known = backbone.type != "keypoint_backbone" and not has_own_text
     if not is_known or not isinstance(denoiser, TransformerConfig):
         raise UsageError(
-            "the published module has no keypoints and no byte text encoder, and how it names a "
-            "language model as denoiser is not known",
-            hint="export policies with a CLIP, VLM or plain vision transformer backbone and the "
-            "native denoiser",
+            "the policy cannot be exported: the published module has no keypoint backbone and no "
+            "byte text encoder, and its names for a language model as denoiser are unknown",
+            hint="export only policies with a CLIP, VLM or plain vision transformer backbone and "
+            "the native denoiser",
             code="usage.not_exportable",
         )
-    found = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    words = [name for name in found if name.startswith(_VLM) and name.endswith(_WORDS)]
-    heads = {f"{_VLM}{_HEAD}": found[name] for name in words}
-    return {**found, **heads, **_unused(denoiser)}
+    exported = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    words = [name for name in exported if name.startswith(_VLM) and name.endswith(_EMBEDDING)]
+    heads = {f"{_VLM}{_HEAD}": exported[name] for name in words}
+    return {**exported, **heads, **_unused(denoiser)}
 
 
 def _unused(section: TransformerConfig) -> dict[str, Tensor]:
-    """Word table, head and last norm of the published transformer."""
+    """Token embedding, head and final norm of the published transformer."""
     table = torch.zeros(section.vocab_size, section.hidden_dim)
     head = table if section.weight_tying else table.clone()
     norm = make_norm(section.norm_type, section.hidden_dim, section.norm_eps).state_dict()
@@ -132,7 +134,7 @@ def _unused(section: TransformerConfig) -> dict[str, Tensor]:
 
 
 def write_published(path: Path, state: Mapping[str, Any], number: int, step: int) -> None:
-    """Writes `checkpoint_N.pt`: weights, and the progress of a run that begins."""
+    """Writes `checkpoint_N.pt`: weights, and the progress of a new run."""
     progress = {
         "checkpoint_num": number,
         "datastrings": None,
@@ -150,83 +152,85 @@ def write_published_average(path: Path, state: Mapping[str, Any], number: int, s
     write_pickled_weights(path, content)
 
 
-# what a run begins with
+# initial weights
 
 
 def load_init_weights(config: DiffusionPolicyConfig, network: nn.Module) -> None:
-    """Weights of base models, then those of the checkpoints that sections name.
+    """Loads the weights of base models, then those of the checkpoints that sections name.
 
     Raises:
-        DataError: They are missing, broken, or do not fit.
+        DataError: The weights are missing, broken, or do not match the network.
     """
-    whole, anew = config.resume_from_checkpoint, config.resume_except
+    checkpoint, excluded = config.resume_from_checkpoint, config.resume_except
     for name in _SECTIONS:
         section: NetworkConfig = getattr(config, name)
         module: Any = getattr(network, name)
-        if whole is not None and name not in anew:
+        if checkpoint is not None and name not in excluded:
             continue
         if section.resume_from_checkpoint is not None:
             load_section(module, name, weights_file(section.resume_from_checkpoint))
         elif hasattr(module, "load_base"):
             module.load_base()
-    if whole is not None:
-        load_policy(network, weights_file(whole), anew=anew)
+    if checkpoint is not None:
+        load_policy(network, weights_file(checkpoint), excluded=excluded)
 
 
-def load_policy(network: nn.Module, path: Path, *, anew: Sequence[str] = ()) -> ImportedWeights:
-    """Loads the weights of a whole policy, published or of a run.
+def load_policy(network: nn.Module, path: Path, *, excluded: Sequence[str] = ()) -> ImportedWeights:
+    """Loads the weights of a policy from a published file or a run.
 
     Args:
-        network: The policy.
-        path: See `pretrained.weights_file`.
-        anew: Modules that keep what they have, such as `action_encode` where actions differ.
+        network: The network of the policy.
+        path: Weights file; see `pretrained.weights_file`.
+        excluded: Modules that keep their weights, such as `action_encode` if the actions differ.
 
     Returns:
-        What was loaded and left out.
+        The weights that were loaded, and the names that were left out.
 
     Raises:
-        DataError: The file is missing, broken or unsafe, or its weights do not fit.
+        DataError: The file is missing, broken or unsafe, or does not match the network.
     """
-    found = import_published(read_state(path), network)
-    kept = tuple(f"{name}." for name in anew)
+    imported = import_published(read_state(path), network)
+    prefixes = tuple(f"{name}." for name in excluded)
     own = network.state_dict()
-    weights = {name: value for name, value in found.weights.items() if not name.startswith(kept)}
-    weights |= {name: value for name, value in own.items() if name.startswith(kept)}
+    weights = {
+        name: value for name, value in imported.weights.items() if not name.startswith(prefixes)
+    }
+    weights |= {name: value for name, value in own.items() if name.startswith(prefixes)}
     try:
-        fitting = fitted(network, weights, path)
+        matching = fitted(network, weights, path)
     except DataError as error:
         if error.code == "data.checkpoint_mismatch":
             error.hint += (
-                "; networks that are to begin anew, as where actions differ, are named with "
+                "; if the actions differ, exclude networks from loading with "
                 "--model.resume_except action_encode,output_layer"
             )
         raise
-    network.load_state_dict(fitting, strict=False)
-    _tell(path, found)
-    return found
+    network.load_state_dict(matching, strict=False)
+    _log_unused(path, imported)
+    return imported
 
 
 def load_section(module: nn.Module, name: str, path: Path) -> None:
     """Loads the weights of one network of a policy, from its own file or that of a policy.
 
     Raises:
-        DataError: The file is missing, broken or unsafe, or its weights do not fit.
+        DataError: The file is missing, broken or unsafe, or does not match the network.
     """
     state = without_wrappers(read_state(path))
     below = {key for key in state if key.startswith(f"{name}.")}
     state = {key: state[key] for key in below} or {f"{name}.{key}": state[key] for key in state}
     holder = nn.Module()
     holder.add_module(name, module)
-    found = import_published(state, holder)
-    holder.load_state_dict(fitted(holder, found.weights, path), strict=False)
-    _tell(path, found)
+    imported = import_published(state, holder)
+    holder.load_state_dict(fitted(holder, imported.weights, path), strict=False)
+    _log_unused(path, imported)
 
 
 def read_state(path: Path) -> Mapping[str, Tensor]:
-    """The state dict of a file: published weights or averages, or those of a run.
+    """The state dict of a file: published raw or averaged weights, or those of a run.
 
     Raises:
-        DataError: It is missing, broken, unsafe, or holds none.
+        DataError: The file is missing, broken or unsafe, or holds no weights.
     """
     if is_remote(path):
         folder = FileCache(default_cache_folder()).local_copy(path.parent, [path.name])
@@ -237,8 +241,8 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
     state = next((content[key] for key in (_EMA_STATE, _STATE) if key in content), content)
     if not isinstance(state, Mapping) or not _are_tensors(state):
         raise DataError(
-            f"{path}: holds no weights",
-            hint=f"give checkpoint_N{PICKLED_SUFFIX} or ema_N{PICKLED_SUFFIX}, not an optimizer's",
+            f"{path}: the file holds no weights",
+            hint=f"use checkpoint_N{PICKLED_SUFFIX} or ema_N{PICKLED_SUFFIX}; not an optimizer's",
             code="data.no_weights",
             details={"path": str(path)},
         )
@@ -251,7 +255,7 @@ def _are_tensors(state: Mapping[Any, Any]) -> bool:
     )
 
 
-def _tell(path: Path, found: ImportedWeights) -> None:
-    if found.dead:
-        names = ", ".join(found.dead[:_SHOWN])
+def _log_unused(path: Path, imported: ImportedWeights) -> None:
+    if imported.dead:
+        names = ", ".join(imported.dead[:_MAX_LOGGED])
         _log.info("%s: a policy does not use %s", path, names)

@@ -1,4 +1,4 @@
-"""Pictures as they are stored: the bytes that are there wherever nothing changes."""
+"""Encoding of images; stored bytes are copied where nothing changes."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from vlatool.transforms.geometry import resize
 
 @dataclass
 class ImageWriter:
-    """Encodes the pictures of one episode, and counts what was odd about them.
+    """Encodes the images of one episode and counts anomalies.
 
     Attributes:
-        config: How.
-        converted: Pictures that were not plain 8-bit RGB.
-        animations: Pictures of several frames.
-        sizes: (height, width) of stored pictures to how many have it.
+        config: Options of the sink.
+        converted: Number of images that were not plain 8-bit RGB.
+        animations: Number of images with several frames.
+        sizes: (height, width) of stored images to their number.
     """
 
     config: ImageShardsConfig
@@ -30,7 +30,7 @@ class ImageWriter:
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter[tuple[int, int]])
 
     def image(self, camera: str, source: FrameSource, frame: int) -> tuple[str, bytes]:
-        """Format and bytes of a frame.
+        """Format and bytes of the image of a frame.
 
         Raises:
             DataError: It cannot be read or decoded.
@@ -38,39 +38,39 @@ class ImageWriter:
         try:
             stored = stored_bytes(source, frame)
             if stored is None:
-                return self._encoded(_only(source, frame))
-            return self._from_stored(stored)
+                return self._encode(_read_frame(source, frame))
+            return self._encode_stored(stored)
         except (ValueError, OSError) as error:
-            place = _place(source, frame)
+            file = _file_details(source, frame)
             raise DataError(
-                f"{place.get('path', f'camera {camera!r}, frame {frame}')}: "
-                f"no readable picture: {error}",
-                hint="get or record the picture again, or leave the episode out with --episodes",
+                f"{file.get('path', f'camera {camera!r}, frame {frame}')}: "
+                f"unreadable image: {error}",
+                hint="copy or record the image again, or leave the episode out with --episodes",
                 code="data.picture_unreadable",
-                details={"camera": camera, "frame": frame, **place},
+                details={"camera": camera, "frame": frame, **file},
             ) from error
 
-    def _from_stored(self, stored: bytes) -> tuple[str, bytes]:
+    def _encode_stored(self, stored: bytes) -> tuple[str, bytes]:
         info = image_info(stored)
-        if self._is_wanted(info):
+        if self._can_copy(info):
             if info.format == JPEG or self.config.verify_pixels:
                 check_pixels(stored)  # a JPEG has no checksums
             self.sizes[info.size] += 1
             return info.format, stored
         self.converted += not info.is_plain and info.frames == 1
         self.animations += info.frames > 1
-        return self._encoded(decode_rgb(stored))
+        return self._encode(decode_rgb(stored))
 
-    def _is_wanted(self, info: ImageInfo) -> bool:
-        """Whether stored bytes are what is to be written."""
-        wanted, size = self.config.image_format, self.config.image_size
+    def _can_copy(self, info: ImageInfo) -> bool:
+        """True if stored bytes can be written unchanged."""
+        output_format, size = self.config.image_format, self.config.image_size
         return (
             info.is_plain
-            and info.format in ((wanted,) if wanted else (PNG, JPEG))
+            and info.format in ((output_format,) if output_format else (PNG, JPEG))
             and (size is None or size == info.size)
         )
 
-    def _encoded(self, pixels: UInt8Array) -> tuple[str, bytes]:
+    def _encode(self, pixels: UInt8Array) -> tuple[str, bytes]:
         config = self.config
         self.sizes[pixels.shape[0], pixels.shape[1]] += 1
         pixels = resize(
@@ -81,11 +81,11 @@ class ImageWriter:
         return PNG, encode_png(pixels)
 
 
-def _only(source: FrameSource, frame: int) -> UInt8Array:
+def _read_frame(source: FrameSource, frame: int) -> UInt8Array:
     return source.read([frame])[0]
 
 
-def _place(source: Any, frame: int) -> dict[str, str]:
-    """The file of a frame, where each has one."""
+def _file_details(source: Any, frame: int) -> dict[str, str]:
+    """`path` of the file of a frame; empty if the source has no file per frame."""
     paths: Sequence[object] = getattr(source, "paths", ())
     return {"path": str(paths[frame])} if paths else {}

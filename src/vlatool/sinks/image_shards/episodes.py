@@ -1,4 +1,4 @@
-"""The pictures of one episode as a tar: camera after camera, each in the order of its frames.
+"""Writing of one episode: a tar of its images, camera by camera, in frame order.
 
 Source: reference/future-vla 2.1.
 """
@@ -36,17 +36,17 @@ class EpisodeWriter:
 
     Attributes:
         output: The output folder.
-        config: How.
+        config: Options of the sink.
     """
 
     output: Path
     config: ImageShardsConfig
 
     def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
-        """Writes both; nothing is left where a picture is broken.
+        """Writes tar and index; no tar remains if an image is broken.
 
         Raises:
-            DataError: A picture cannot be read or decoded.
+            DataError: An image cannot be read or decoded.
         """
         writer = ImageWriter(self.config)
         name = shard_name(self.config.split_name, ref.id)
@@ -60,28 +60,28 @@ class EpisodeWriter:
             ref.id,
             counts=counts,
             files=(shard, self._index(name, ranges, tar.position)),
-            findings=tuple(_oddities(writer, ref.id)),
+            findings=tuple(_image_findings(writer, ref.id)),
         )
 
     def _samples(self, ref: EpisodeRef, episode: Episode, writer: ImageWriter) -> Iterator[bytes]:
-        """The members of each picture."""
+        """Tar members of each image, as bytes."""
         dataset = str(episode.extras.get("dataset") or Path(ref.source).name)
         number = 0
         for camera, source in episode.cameras.items():
             for frame in range(episode.num_frames):
                 key = image_key(number)
-                kind, data = writer.image(camera, source, frame)
-                members = [(f"{key}.{SUFFIXES[kind]}", data)]
+                image_format, data = writer.image(camera, source, frame)
+                members = [(f"{key}.{SUFFIXES[image_format]}", data)]
                 if self.config.image_metadata:
-                    told = _metadata((dataset, ref.id, camera, frame), episode)
-                    members.append((f"{key}.{METADATA_SUFFIX}", metadata_bytes(told)))
-                yield b"".join(member_bytes(*one) for one in members)
+                    metadata = _metadata((dataset, ref.id, camera, frame), episode)
+                    members.append((f"{key}.{METADATA_SUFFIX}", metadata_bytes(metadata)))
+                yield b"".join(member_bytes(*member) for member in members)
                 number += 1
 
     def _index(self, name: str, ranges: list[tuple[int, int]], size: int) -> FileEntry:
-        """Where each picture is; written behind the tar it speaks of."""
-        places = np.array(ranges, np.int64).reshape(-1, 2)
-        content = ShardIndex(places[:, 0], places[:, 1], size).content()
+        """Writes the byte ranges of the images; called after the tar is complete."""
+        table = np.array(ranges, np.int64).reshape(-1, 2)
+        content = ShardIndex(table[:, 0], table[:, 1], size).content()
         path = index_path(self.output / name)
         write_bytes(path, content, synced=False)
         digest = hashlib.sha256(content).hexdigest()
@@ -89,7 +89,7 @@ class EpisodeWriter:
 
 
 def _metadata(parts: tuple[str, str, str, int], episode: Episode) -> Mapping[str, Any]:
-    """Where a picture comes from, and the name of its file where it has one."""
+    """Origin of an image, with the name of its file if it has one."""
     dataset, episode_id, camera, frame = parts
     files = episode.frame_metadata.get("file", ())
     return {
@@ -102,14 +102,14 @@ def _metadata(parts: tuple[str, str, str, int], episode: Episode) -> Mapping[str
     }
 
 
-def _oddities(writer: ImageWriter, episode: str) -> Iterator[Finding]:
+def _image_findings(writer: ImageWriter, episode: str) -> Iterator[Finding]:
     total = writer.sizes.total()
     if writer.converted:
-        message = f"{episode}: {writer.converted} of {total} pictures became plain 8-bit RGB"
+        message = f"{episode}: {writer.converted} of {total} images were converted to 8-bit RGB"
         yield IMAGE_SHARDS("converted", message, episode=episode)
     if writer.animations:
-        message = f"{episode}: {writer.animations} animations; their first frames were taken"
+        message = f"{episode}: {writer.animations} animations; their first frames were used"
         yield IMAGE_SHARDS("several_frames", message, episode=episode)
     if len(writer.sizes) > 1 and writer.config.image_size is None:
-        told = ", ".join(f"{n} of {size[1]}x{size[0]}" for size, n in writer.sizes.items())
-        yield IMAGE_SHARDS("mixed_sizes", f"{episode}: {told} pixels", episode=episode)
+        listed = ", ".join(f"{n} of {size[1]}x{size[0]}" for size, n in writer.sizes.items())
+        yield IMAGE_SHARDS("mixed_sizes", f"{episode}: {listed} pixels", episode=episode)

@@ -1,53 +1,59 @@
-"""The codes of findings in image shards: of what is written, and of what is there."""
+"""Codes of findings in image shards, while writing and checking them."""
 
 from vlatool.findings import FindingCode, FindingCodes
 
-_AGAIN = "copy the shards again, or write them again with --overwrite"
-_SPLIT = "write the lists again with `vlatool split`"
+_REWRITE = "copy the shards again, or write them again with --overwrite"
+_RESPLIT = "write the lists again with `vlatool split`"
 
 IMAGE_SHARDS = FindingCodes(
     "image_shards",
     {
         "converted": FindingCode(
             "warning",
-            "Pictures were not plain 8-bit RGB and were converted.",
-            "nothing, if their colours are right",
+            "Images were not plain 8-bit RGB and were converted.",
+            "nothing, if their colors are correct",
         ),
         "several_frames": FindingCode(
-            "warning", "Pictures were animations.", "nothing, if their first frames are meant"
+            "warning",
+            "Images were animations; only their first frames were used.",
+            "nothing, if the first frames are intended",
         ),
         "mixed_sizes": FindingCode(
             "warning",
-            "Pictures of an episode differ in size.",
-            "give all one size with --resize-images-size",
+            "Images of an episode differ in size.",
+            "resize all to one size with --resize-images-size",
         ),
         "not_split": FindingCode(
             "warning",
-            "Too few shards to keep some for validation: there are no lists.",
-            "make shards of more episodes, then `vlatool split`",
+            "There are too few shards for a validation split; no lists were written.",
+            "write shards of more episodes, then run `vlatool split`",
         ),
-        "broken_manifest": FindingCode("error", "manifest.json cannot be read.", _AGAIN),
-        "no_manifest": FindingCode("info", "There is no manifest.json: counts cannot be compared."),
-        "no_shards": FindingCode("error", "There is no shard.", _AGAIN),
-        "missing_shard": FindingCode("error", "A shard of the manifest is not there.", _AGAIN),
+        "broken_manifest": FindingCode("error", "manifest.json cannot be read.", _REWRITE),
+        "no_manifest": FindingCode("info", "manifest.json is missing; counts cannot be compared."),
+        "no_shards": FindingCode("error", "The folder has no shards.", _REWRITE),
+        "missing_shard": FindingCode("error", "A shard of the manifest is missing.", _REWRITE),
         "count_mismatch": FindingCode(
-            "error", "A shard does not hold as many pictures as the manifest says.", _AGAIN
+            "error", "The number of images in a shard differs from the manifest.", _REWRITE
         ),
-        "bad_key": FindingCode("error", "Keys do not count from 00000000 in their shard.", _AGAIN),
-        "no_picture": FindingCode("error", "A sample has no picture, or several.", _AGAIN),
-        "bad_metadata": FindingCode("error", "The JSON beside a picture is broken.", _AGAIN),
-        "duplicate_picture": FindingCode("error", "Two pictures have one global key.", _AGAIN),
-        "broken_picture": FindingCode("error", "A picture cannot be decoded.", _AGAIN),
+        "bad_key": FindingCode(
+            "error", "Keys of a shard are not consecutive numbers from 00000000.", _REWRITE
+        ),
+        "no_picture": FindingCode("error", "A sample has no image, or several.", _REWRITE),
+        "bad_metadata": FindingCode("error", "The JSON metadata of an image is broken.", _REWRITE),
+        "duplicate_picture": FindingCode("error", "Two images have the same global key.", _REWRITE),
+        "broken_picture": FindingCode("error", "An image cannot be decoded.", _REWRITE),
         "picture_size": FindingCode(
-            "error", "A picture has another size than the manifest says.", _AGAIN
+            "error", "The size of an image differs from the manifest.", _REWRITE
         ),
-        "one_list": FindingCode("error", "Of the two lists only one is there.", _SPLIT),
-        "broken_list": FindingCode("error", "A list cannot be read.", _SPLIT),
-        "empty_list": FindingCode("warning", "A list names no shard.", _SPLIT),
-        "listed_missing": FindingCode("error", "A list names a shard that is not there.", _SPLIT),
+        "one_list": FindingCode("error", "Only one of the two lists exists.", _RESPLIT),
+        "broken_list": FindingCode("error", "A list cannot be read.", _RESPLIT),
+        "empty_list": FindingCode("warning", "A list names no shard.", _RESPLIT),
+        "listed_missing": FindingCode(
+            "error", "A list names a shard that does not exist.", _RESPLIT
+        ),
         "listed_twice": FindingCode(
-            "error", "A shard stands on both lists, or twice on one.", _SPLIT
+            "error", "A shard is in both lists, or twice in one.", _RESPLIT
         ),
-        "unlisted": FindingCode("warning", "A shard stands on no list.", _SPLIT),
+        "unlisted": FindingCode("warning", "A shard is in neither list.", _RESPLIT),
     },
 )

@@ -1,4 +1,4 @@
-"""The `image-shards` sink: a tar of pictures per episode, and the lists of a split."""
+"""The `image-shards` sink: a tar of images per episode, and the lists of a split."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,11 +29,11 @@ from vlatool.transforms.splits import validation_positions
 
 
 class ImageShardsSink:
-    """Writes what tokenizers of pictures are trained on. Source: reference/future-vla 2.1, 2.2."""
+    """Writes training data of visual tokenizers. Source: reference/future-vla 2.1, 2.2."""
 
     Config: ClassVar[type[SinkConfig]] = ImageShardsConfig
     owned: ClassVar[Sequence[str]] = (*split_patterns("*"), *LISTS, MANIFEST)
-    # `vlatool split` may write them anew.
+    # `vlatool split` may replace them.
     volatile: ClassVar[Sequence[str]] = LISTS
     findings: ClassVar[FindingCodes] = IMAGE_SHARDS
     has_arrays: ClassVar[bool] = False
@@ -42,64 +42,66 @@ class ImageShardsSink:
     def __init__(self, config: ImageShardsConfig, setup: SinkSetup) -> None:
         self._config = config
         self._setup = setup
-        # Tars of other names beside them are not ours.
-        own = (*split_patterns(config.split_name), *LISTS, MANIFEST)
-        self.owned = own  # pyright: ignore[reportAttributeAccessIssue] - narrower than the class
+        # Tars of other splits in the same folder are not owned by this run.
+        patterns = (*split_patterns(config.split_name), *LISTS, MANIFEST)
+        self.owned = patterns  # pyright: ignore[reportAttributeAccessIssue] - narrower than the class
         self.work: Work = EpisodeWriter(setup.output, config)
         self.action_fields: tuple[str, ...] = ()
         self.proprioception_fields: tuple[str, ...] = ()
 
     def begin(self) -> None:
-        """Takes the lists and the manifest away."""
+        """Removes the lists and the manifest."""
         for name in (*LISTS, MANIFEST):
             remove_file(self._setup.output / name)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> SinkSummary:
-        """Writes the lists, if a split is wanted, and the manifest.
+        """Writes the lists, if `val_ratio` is set, and the manifest.
 
         Raises:
-            DataError: No picture was written.
+            DataError: No image was written.
         """
         files = [entry for receipt in receipts for entry in receipt.files]
         shards = tuple(_shard(entry) for entry in files if entry.path.endswith(".tar"))
         manifest = ImageManifest(shards, self._options())
         if not manifest.images:
             raise DataError(
-                "no picture is left to write",
-                hint="choose episodes that have pictures",
+                "no image was written",
+                hint="select episodes that have images",
                 code="data.no_samples",
                 details={"dropped": dict(run.dropped)},
             )
         output = self._setup.output
         if self._config.val_ratio is not None:
-            self._split(self._config.val_ratio, [output / one.name for one in shards], run)
+            self._split(self._config.val_ratio, [output / tar.name for tar in shards], run)
         write_manifest(output, manifest)
         files.append(file_entry(output, MANIFEST))
         size = sum(shard.bytes for shard in shards)
         return SinkSummary(manifest.images, size, tuple(files), {"shards": len(shards)})
 
     def estimate(self) -> Estimate:
-        """Every frame of every camera."""
+        """Estimate: one image per frame and camera."""
         survey = self._setup.survey
         frames = None if survey.frames is None else survey.frames * len(survey.cameras)
         return Estimate(frames, {"shards": survey.episodes})
 
     def _split(self, ratio: float, tars: Sequence[Path], run: JobRun) -> None:
-        chosen = set(validation_positions(len(tars), ratio))
-        train = [tar for at, tar in enumerate(tars) if at not in chosen]
-        val = [tar for at, tar in enumerate(tars) if at in chosen]
+        held_out_indices = set(validation_positions(len(tars), ratio))
+        train = [tar for index, tar in enumerate(tars) if index not in held_out_indices]
+        val = [tar for index, tar in enumerate(tars) if index in held_out_indices]
         if not train:
-            message = f"{len(tars)} shards are too few for --val-ratio {ratio}: there are no lists"
+            message = f"{len(tars)} shards are too few for --val-ratio {ratio}; no lists written"
             run.reporter.warn("image_shards.not_split", message)
             return
         output = self._setup.output
         write_lists((output / TRAIN_LIST, train), (output / VAL_LIST, val))
 
     def _options(self) -> dict[str, Any]:
-        """How the pictures were made, for the manifest."""
-        own = self._config.model_dump(mode="json", exclude={"type", "val_ratio", "verify_pixels"})
+        """Options that the manifest records."""
+        options = self._config.model_dump(
+            mode="json", exclude={"type", "val_ratio", "verify_pixels"}
+        )
         origin = {key: self._setup.origin.get(key) for key in ("type", "source_episodes")}
-        return {**origin, "cameras": list(self._setup.survey.cameras), **own}
+        return {**origin, "cameras": list(self._setup.survey.cameras), **options}
 
 
 def _shard(entry: FileEntry) -> ImageShard:

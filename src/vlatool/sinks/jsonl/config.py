@@ -1,4 +1,4 @@
-"""What the `jsonl` sink is asked to write: windows as lines of text, pictures as files.
+"""Config of the `jsonl` sink: windows as JSON lines, images as files.
 
 Source: reference/future-vla 1.
 """
@@ -26,7 +26,7 @@ class JsonlConfig(SinkConfig):
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Output": ("type", "name"),
         "Windows": ("past_steps", "future_steps", "action_width", "qa_mode", "seed"),
-        "Pictures": (
+        "Images": (
             "resize_images_size",
             "image_resizing_method",
             "image_resizing_filter",
@@ -34,43 +34,42 @@ class JsonlConfig(SinkConfig):
         ),
     }
 
-    type: Literal["jsonl"] = Field(
-        default="jsonl", description="What is written: JSON lines and PNG pictures."
-    )
+    type: Literal["jsonl"] = Field(default="jsonl", description="Sink: JSON lines and PNG images.")
     name: str = Field(
         default="",
-        description="What names of pictures begin with; empty for the name of the source folder.",
+        description="Prefix of image names; empty: the name of the source folder.",
     )
     past_steps: int = Field(
-        default=16, ge=1, le=10_000, description="Steps that are seen, the present one included."
+        default=16, ge=1, le=10_000, description="Observed steps, the anchor included."
     )
     future_steps: int = Field(
-        default=16, ge=1, le=10_000, description="Actions from the present on, and steps behind it."
+        default=16,
+        ge=1,
+        le=10_000,
+        description="Actions from the anchor on, and images of the steps after it.",
     )
     action_width: int | None = Field(
         default=None,
         ge=1,
-        description="Values that an action must have; null for as many as there are.",
+        description="Required number of values of an action; null: any.",
     )
     qa_mode: QaMode = Field(
         default="both",
-        description="Lines of a frame: vla (or 1) asks for the action, wm (or 2) for what it leads "
-        "to, both writes two lines, alternate and random (seeded) one of them.",
+        description="Lines of a frame: vla (or 1) asks for the action, wm (or 2) for the state "
+        "after it, both writes two lines, alternate and random (seeded) one of them.",
     )
     seed: int = Field(default=42, ge=0, description="Seed of the random lines.")
     resize_images_size: tuple[int, int] | None = Field(
         default=(256, 256),
-        description="Width, height of the pictures; null keeps theirs. PNG files that have it are "
-        "copied as they are.",
+        description="Width, height of the images; null keeps their size. PNG files of this size "
+        "are copied unchanged.",
     )
-    image_resizing_method: ResizeMethod = Field(
-        default="center_crop", description="How pictures get their size."
-    )
+    image_resizing_method: ResizeMethod = Field(default="center_crop", description="Resize method.")
     image_resizing_filter: ResizeFilter = Field(
-        default="lanczos_vips", description="How pixels are mixed in doing so."
+        default="lanczos_vips", description="Resize filter."
     )
     verify_pixels: bool = Field(
-        default=False, description="Decode pictures that are copied as they are, to be sure."
+        default=False, description="Decode images that are copied unchanged, to verify them."
     )
 
     @field_validator("name")
@@ -84,7 +83,7 @@ class JsonlConfig(SinkConfig):
     @model_validator(mode="before")
     @classmethod
     def _by_number(cls, data: Any) -> Any:
-        """Before values are fitted, which knows the names only."""
+        """Converts the published numbers of `qa_mode` to names before validation."""
         if isinstance(data, dict) and (mode := _PUBLISHED_MODES.get(str(data.get("qa_mode")))):
             return {**data, "qa_mode": mode}
         return data

@@ -1,4 +1,4 @@
-"""One episode as a folder of pictures and a file of windows, a line or two for every frame.
+"""Writing of one episode: a folder of images and a file of windows, one or two lines per frame.
 
 Source: reference/future-vla 1.
 """
@@ -31,7 +31,7 @@ from vlatool.sinks.jsonl.images import ImageFileWriter
 from vlatool.storage.bulk_folder import bulk_folder
 from vlatool.transforms.chunks import future_actions, future_frames, past_frames, with_padding
 
-_RECORDED = "original"  # of the annotations: what was said when the episode was recorded
+_RECORDED = "original"  # kind of annotation: the instruction during recording
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class EpisodeWriter:
 
     Attributes:
         output: The output folder.
-        config: How.
-        cameras: In the order in which they stand side by side.
-        action_fields: Fields that an action is made of, in order.
-        action_width: Values of an action.
-        prefixes: Source to what names of its pictures begin with.
-        is_numbered: Whether the number of an episode is its name.
+        config: Options of the sink.
+        cameras: In the order of the images of one frame.
+        action_fields: Fields that are concatenated to an action, in order.
+        action_width: Number of values of an action.
+        prefixes: Source to prefix of its image names.
+        is_numbered: True if episodes are named by their numbers.
     """
 
     output: Path
@@ -57,13 +57,13 @@ class EpisodeWriter:
     is_numbered: bool
 
     def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
-        """Writes pictures, then lines, then their index.
+        """Writes images, then lines, then the index of the lines.
 
         Raises:
-            DataError: A picture, an action or the instruction is missing or broken.
+            DataError: An image, an action or the instruction is missing or broken.
         """
         names = self._names(ref)
-        # What is wrong with words or numbers is told before a picture is written.
+        # Errors in instruction or actions are raised before an image is written.
         actions, task = self._actions(episode), _instruction(episode)
         untouched = 0
         with bulk_folder(self.output / names.folder) as folder:
@@ -95,34 +95,34 @@ class EpisodeWriter:
     ) -> Iterator[bytes]:
         config, frames = self.config, len(actions)
         padded = with_padding(actions, config.future_steps)
-        for at in range(frames):
-            images = names.paths(past_frames(at, config.past_steps))
-            future = names.paths(future_frames(at, config.future_steps, frames))
-            chunk = future_actions(padded, at, config.future_steps)
-            for kind in kinds_at(config.qa_mode, at, seed):
+        for frame in range(frames):
+            images = names.paths(past_frames(frame, config.past_steps))
+            future = names.paths(future_frames(frame, config.future_steps, frames))
+            chunk = future_actions(padded, frame, config.future_steps)
+            for kind in kinds_at(config.qa_mode, frame, seed):
                 yield render_window(Window(kind, task, images, future, chunk))
 
     def _actions(self, episode: Episode) -> Array:
-        """[F, A], as they are stored; whole numbers as float64."""
+        """Actions [F, A] in their stored dtype; integers as float64."""
         columns = [episode.lowdim[field] for field in self.action_fields]
-        actions = np.concatenate([one.reshape(len(one), -1) for one in columns], axis=1)
+        actions = np.concatenate([column.reshape(len(column), -1) for column in columns], axis=1)
         expected = (episode.num_frames, self.action_width)
         if actions.shape != expected or not expected[0]:
-            found = f"actions are {list(actions.shape)}, expected {list(expected)}"
-            raise _broken(episode, found, "action_width")
+            problem = f"actions are {list(actions.shape)}, expected {list(expected)}"
+            raise _episode_error(episode, problem, "action_width")
         if not np.isfinite(actions).all():
             frame = int(np.argwhere(~np.isfinite(actions))[0][0])
-            raise _broken(episode, f"an action is not finite at frame {frame}", "not_finite")
+            raise _episode_error(episode, f"an action is not finite at frame {frame}", "not_finite")
         return actions if actions.dtype.kind == "f" else actions.astype(np.float64)
 
 
 @dataclass(frozen=True)
 class EpisodeNames:
-    """What the files of an episode are called.
+    """Names of the files of an episode.
 
     Attributes:
-        episode: The episode's name.
-        prefix: What names of pictures begin with.
+        episode: Name of the episode.
+        prefix: Prefix of image names.
         cameras: In order.
     """
 
@@ -132,52 +132,52 @@ class EpisodeNames:
 
     @property
     def folder(self) -> str:
-        """Of its pictures, relative to the output."""
+        """Folder of its images, relative to the output."""
         return images_name(self.episode)
 
     def image(self, camera: str, frame: int) -> str:
-        """A picture in that folder."""
+        """Name of an image in that folder."""
         return image_file(self.prefix, camera, self.episode, frame)
 
     def paths(self, frames: Sequence[int]) -> tuple[str, ...]:
-        """The pictures of some frames, cameras side by side, relative to the output."""
+        """Images of the frames, all cameras of a frame in order, relative to the output."""
         files = (self.image(camera, frame) for frame in frames for camera in self.cameras)
         return tuple(f"{self.folder}/{file}" for file in files)
 
 
-def kinds_at(mode: QaMode, at: int, seed: str) -> tuple[Kind, ...]:
-    """The lines of frame `at`, in order."""
+def kinds_at(mode: QaMode, frame: int, seed: str) -> tuple[Kind, ...]:
+    """Kinds of the lines of a frame, in order."""
     if mode == "both":
         return ("vla", "wm")
     if mode == "alternate":
-        return ("wm",) if at % 2 else ("vla",)
+        return ("wm",) if frame % 2 else ("vla",)
     if mode == "random":
-        drawn = hashlib.blake2b(f"{seed} {at}".encode(), digest_size=1).digest()[0]
-        return ("wm",) if drawn % 2 else ("vla",)
+        random_byte = hashlib.blake2b(f"{seed} {frame}".encode(), digest_size=1).digest()[0]
+        return ("wm",) if random_byte % 2 else ("vla",)
     return (mode,)
 
 
 def _images(episode: Episode, camera: str) -> FrameSource:
     if camera not in episode.cameras:
-        raise _broken(episode, f"has no camera {camera!r}", "missing_camera")
+        raise _episode_error(episode, f"has no camera {camera!r}", "missing_camera")
     return episode.cameras[camera]
 
 
 def _instruction(episode: Episode) -> str:
-    """The first sentence of the episode, as it was recorded if that is known."""
+    """First instruction of the episode; the recorded one is preferred."""
     kinds = [episode.language.get(_RECORDED, ()), *episode.language.values()]
     task = next((text for texts in kinds for text in texts if text.strip()), "")
     if not task:
-        raise _broken(episode, "has no instruction", "no_instruction")
+        raise _episode_error(episode, "has no instruction", "no_instruction")
     if word := reserved_word(task):
-        raise _broken(episode, f"its instruction has {word}, which is a tag", "reserved_word")
+        raise _episode_error(episode, f"the instruction contains the tag {word}", "reserved_word")
     return task
 
 
-def _broken(episode: Episode, problem: str, code: str) -> DataError:
+def _episode_error(episode: Episode, problem: str, code: str) -> DataError:
     return DataError(
         f"{episode.id}: {problem}",
-        hint="repair the recording, or leave the episode out with --exclude",
+        hint="repair the episode, or leave it out with --exclude",
         code=f"data.{code}",
         details={"episode": episode.id},
     )

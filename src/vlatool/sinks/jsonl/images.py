@@ -1,6 +1,6 @@
-"""Pictures of an episode as PNG files: copied where they are right, else decoded and written anew.
+"""Images of an episode as PNG files: copied where they fit, otherwise decoded and encoded again.
 
-Source: reference/future-vla 1.2, with its data losses left out: there is no picture in place of another.
+Source: reference/future-vla 1.2, without its data losses: no image replaces another one.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,17 +17,17 @@ from vlatool.storage.bulk_folder import FolderWriter
 from vlatool.transforms.geometry import resize
 
 _FRAMES_PER_READ = 8
-_HINT = "the pictures are damaged or of several kinds; record or download the episode again"
+_HINT = "the images are damaged or of several kinds; record or download the episode again"
 
 
 @dataclass
 class ImageFileWriter:
-    """Writes the pictures of one camera of an episode.
+    """Writes the images of one camera of an episode.
 
     Attributes:
         camera: Its name.
-        source: Its pictures.
-        config: What they become.
+        source: Its images.
+        config: Size and options of the written images.
         name_of: Frame to name of the file.
     """
 
@@ -38,30 +38,30 @@ class ImageFileWriter:
     _size: tuple[int, int] | None = None
 
     def write(self, folder: FolderWriter, frames: int) -> int:
-        """Writes the first `frames` pictures; how many of them are as they were stored.
+        """Writes the first `frames` images; returns the number of those copied unchanged.
 
         Raises:
-            DataError: One is missing, cannot be decoded, or has another size than the first.
+            DataError: An image is missing, cannot be decoded, or differs in size from the first.
         """
         if len(self.source) < frames:
-            problem = f"has {len(self.source)} pictures for {frames} frames"
-            raise self._broken(len(self.source), problem)
-        untouched, waiting = 0, list[int]()
+            problem = f"has {len(self.source)} images for {frames} frames"
+            raise self._image_error(len(self.source), problem)
+        copied, pending = 0, list[int]()
         for frame in range(frames):
             data = stored_bytes(self.source, frame)
-            if data is not None and self._is_right(frame, data):
+            if data is not None and self._can_copy(frame, data):
                 folder.write(self.name_of(frame), data)
-                untouched += 1
+                copied += 1
             else:
-                waiting.append(frame)
-            if len(waiting) == _FRAMES_PER_READ or frame == frames - 1:
-                for name, made in self._made(waiting):
-                    folder.write(name, made)
-                waiting.clear()
-        return untouched
+                pending.append(frame)
+            if len(pending) == _FRAMES_PER_READ or frame == frames - 1:
+                for name, content in self._encode(pending):
+                    folder.write(name, content)
+                pending.clear()
+        return copied
 
-    def _is_right(self, frame: int, data: bytes) -> bool:
-        """Whether a stored picture can be copied; one that is damaged cannot be used at all."""
+    def _can_copy(self, frame: int, data: bytes) -> bool:
+        """True if a stored image can be copied unchanged; raises DataError if it is damaged."""
         if not is_png(data):
             return False
         try:
@@ -69,42 +69,42 @@ class ImageFileWriter:
             if self.config.verify_pixels:
                 decode_rgb(data)
         except ValueError as error:
-            raise self._broken(frame, str(error)) from error
+            raise self._image_error(frame, str(error)) from error
         self._check_size(frame, info.size)
-        return info.is_plain_rgb and self._target in (None, info.size)
+        return info.is_plain_rgb and self._target_size in (None, info.size)
 
-    def _made(self, frames: Sequence[int]) -> Iterator[tuple[str, bytes]]:
+    def _encode(self, frames: Sequence[int]) -> Iterator[tuple[str, bytes]]:
         if not frames:
             return
         config, pixels = self.config, self._read(frames)
         method, filter_ = config.image_resizing_method, config.image_resizing_filter
         for frame, image in zip(frames, pixels, strict=True):
             self._check_size(frame, (image.shape[0], image.shape[1]))
-            yield self.name_of(frame), encode_png(resize(image, self._target, method, filter_))
+            yield self.name_of(frame), encode_png(resize(image, self._target_size, method, filter_))
 
     def _read(self, frames: Sequence[int]) -> Array:
         try:
             pixels = self.source.read(frames)
-        except OSError as error:  # a plugin's decoder; the sink would take it for its own disk
-            raise self._broken(frames[0], str(error)) from error
+        except OSError as error:  # from a plugin's decoder; not an error of the output disk
+            raise self._image_error(frames[0], str(error)) from error
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
-            problem = f"pictures are {pixels.dtype} {list(pixels.shape[1:])}, not uint8 [H, W, 3]"
-            raise self._broken(frames[0], problem)
+            problem = f"images are {pixels.dtype} {list(pixels.shape[1:])}, not uint8 [H, W, 3]"
+            raise self._image_error(frames[0], problem)
         return pixels
 
     def _check_size(self, frame: int, size: tuple[int, int]) -> None:
         self._size = self._size or size
         if size != self._size:
-            found, first = (f"{width}x{height}" for height, width in (size, self._size))
-            raise self._broken(frame, f"has {found} pixels, the first has {first}")
+            actual, first = (f"{width}x{height}" for height, width in (size, self._size))
+            raise self._image_error(frame, f"has {actual} pixels, the first has {first}")
 
     @property
-    def _target(self) -> tuple[int, int] | None:
-        """The (height, width) that pictures get; None for their own."""
+    def _target_size(self) -> tuple[int, int] | None:
+        """(height, width) of the written images; None keeps their size."""
         size = self.config.resize_images_size
         return None if size is None else (size[1], size[0])
 
-    def _broken(self, frame: int, reason: str) -> DataError:
+    def _image_error(self, frame: int, reason: str) -> DataError:
         return DataError(
             f"camera {self.camera!r}, frame {frame}: {reason}",
             hint=_HINT,

@@ -1,4 +1,4 @@
-"""The `jsonl` sink: windows of the FUTURE-VLA pipeline, a file of lines per episode."""
+"""The `jsonl` sink: windows of the FUTURE-VLA pipeline, one JSON lines file per episode."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ _NO_FILE_NAME = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
 class JsonlSink:
-    """Writes raw windows and their pictures. Source: reference/future-vla 1."""
+    """Writes raw windows and their images. Source: reference/future-vla 1."""
 
     Config: ClassVar[type[SinkConfig]] = JsonlConfig
     owned: ClassVar[Sequence[str]] = OWNED_FILES
@@ -47,20 +47,20 @@ class JsonlSink:
             tuple(survey.cameras),
             self.action_fields,
             _action_width(config, survey, self.action_fields),
-            {source: _name_of(source) for source in {ref.source for ref in setup.refs}}
+            {source: _folder_name(source) for source in {ref.source for ref in setup.refs}}
             | ({ref.source: config.name for ref in setup.refs} if config.name else {}),
             None not in numbers and len(set(numbers)) == len(numbers),
         )
         self.work: Work = self._work
 
     def begin(self) -> None:
-        """Takes the manifest away, and folders that an earlier run left empty."""
+        """Removes the manifest and folders that an earlier run left empty."""
         output = self._setup.output
         remove_file(output / MANIFEST_NAME)
         remove_empty(output / IMAGES_NAME)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> SinkSummary:
-        """Says what there is, last of all.
+        """Writes the manifest, the last file.
 
         Raises:
             DataError: No window was written.
@@ -72,8 +72,8 @@ class JsonlSink:
             episodes += bool(receipt.files)
         if not episodes:
             raise DataError(
-                "no episode is left to write",
-                hint="loosen the choice of episodes",
+                "no episode was written",
+                hint="select more episodes",
                 code="data.no_samples",
                 details={"dropped": dict(run.dropped)},
             )
@@ -81,11 +81,11 @@ class JsonlSink:
         write_manifest(self._setup.output, manifest)
         size = sum(file.bytes for file in files)
         files.append(file_entry(self._setup.output, MANIFEST_NAME))
-        amounts = {"pictures": manifest.pictures, "untouched": manifest.untouched}
-        return SinkSummary(manifest.samples, size, tuple(files), amounts)
+        counts = {"pictures": manifest.pictures, "untouched": manifest.untouched}
+        return SinkSummary(manifest.samples, size, tuple(files), counts)
 
     def estimate(self) -> Estimate:
-        """From the number of frames."""
+        """Estimate from the number of frames."""
         frames = self._setup.survey.frames
         if frames is None:
             return Estimate(None)
@@ -95,8 +95,8 @@ class JsonlSink:
     def _manifest(self, episodes: int, run: JobRun) -> WindowManifest:
         survey, config = self._setup.survey, self._config
         fields = [survey.fields[name] for name in self.action_fields]
-        names = [name for one in fields for name in one.names]
-        counts = {key: run.sums.get(key, 0) for key in _COUNTED}
+        names = [name for field in fields for name in field.names]
+        counts = {key: run.sums.get(key, 0) for key in _COUNT_KEYS}
         return WindowManifest(
             names=tuple(sorted(set(self._work.prefixes.values()))),
             cameras=self._work.cameras,
@@ -113,29 +113,33 @@ class JsonlSink:
         )
 
 
-_COUNTED = ("frames", "samples", "pictures", "untouched")
+_COUNT_KEYS = ("frames", "samples", "pictures", "untouched")
 
 
-def _name_of(source: str) -> str:
-    """The name of a source's folder, as part of file names."""
+def _folder_name(source: str) -> str:
+    """Name of a source's folder with all characters replaced that file names do not allow."""
     name = location(source).resolve().name.partition("@")[0]
     return _NO_FILE_NAME.sub("_", name).strip("_") or "data"
 
 
 def _action_width(config: JsonlConfig, survey: Survey, fields: Sequence[str]) -> int:
-    """Values of an action; DataError where there are none, no pictures, or not as many as asked."""
+    """Number of values of an action.
+
+    Raises:
+        DataError: There is no camera or no action field, or the number is not `action_width`.
+    """
     if not survey.cameras:
-        raise _unusable("the episodes have no camera", "no_camera", "choose another source")
+        raise _source_error("the episodes have no camera", "no_camera", "use another source")
     width = sum(survey.fields[name].width for name in fields)
     if not width:
-        problem = "the episodes have no field that a policy could predict"
-        raise _unusable(problem, "no_actions", "name one with the keys of the format")
+        problem = "the episodes have no action field"
+        raise _source_error(problem, "no_actions", "set one with the keys of the format")
     if config.action_width not in (None, width):
         problem = f"an action has {width} values ({', '.join(fields)}), expected "
-        hint = "choose other fields with the keys of the format, or give another --action-width"
-        raise _unusable(f"{problem}{config.action_width}", "action_width", hint)
+        hint = "set other fields with the keys of the format, or another --action-width"
+        raise _source_error(f"{problem}{config.action_width}", "action_width", hint)
     return width
 
 
-def _unusable(problem: str, code: str, hint: str) -> DataError:
+def _source_error(problem: str, code: str, hint: str) -> DataError:
     return DataError(problem, hint=hint, code=f"data.{code}")

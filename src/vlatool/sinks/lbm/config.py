@@ -1,4 +1,4 @@
-"""What the `lbm` sink is asked to write: windows, pictures, statistics, shards.
+"""Config of the `lbm` sink: windows, images, statistics, shards.
 
 Source: formats/lbm-preprocessing 1.
 """
@@ -35,7 +35,7 @@ class LbmConfig(SinkConfig):
             "still_threshold",
             "still_field_thresholds",
         ),
-        "Pictures": (
+        "Images": (
             "image_indices",
             "resize_images_size",
             "image_resizing_method",
@@ -51,7 +51,7 @@ class LbmConfig(SinkConfig):
 
     added: ClassVar[frozenset[str]] = frozenset({"keep_episodes"})
 
-    type: Literal["lbm"] = Field(default="lbm", description="What is written: LBM shards.")
+    type: Literal["lbm"] = Field(default="lbm", description="Sink: LBM shards.")
     past_lowdim_steps: int = Field(
         default=1, ge=0, le=100_000, description="Frames of a window before the anchor."
     )
@@ -60,47 +60,47 @@ class LbmConfig(SinkConfig):
     )
     stride: int = Field(default=1, ge=1, description="Frames from one anchor to the next.")
     max_padding_left: int = Field(
-        default=1, ge=0, description="Most padded frames before an episode."
+        default=1, ge=0, description="Maximum padded frames before an episode."
     )
     max_padding_right: int = Field(
-        default=7, ge=0, description="Most padded frames after an episode."
+        default=7, ge=0, description="Maximum padded frames after an episode."
     )
-    padding_strategy: Padding = Field(default="copy", description="What padded rows hold.")
+    padding_strategy: Padding = Field(default="copy", description="Content of padded rows.")
     filter_still_samples: bool = Field(
         default=False, description="Drop windows in which nothing moves."
     )
     still_threshold: float = Field(
         default=0.01,
         ge=0,
-        description="Still: no field's standard deviation is above it, whatever the unit.",
+        description="A window is still if no field's standard deviation exceeds this value, in "
+        "any unit.",
     )
     still_field_thresholds: dict[str, float] = Field(
         default={},
-        description="Better: field to the range, in its unit, within which it stands still; "
+        description="Preferred rule: field to the range, in its unit, within which it is still; "
         "only these fields count.",
     )
     pose_groups: list[PoseGroupConfig] | None = Field(
         default=None,
-        description="Poses that also get relative fields; null for the format's own.",
+        description="Poses that also get relative fields; null: those of the format.",
     )
     image_indices: list[int] = Field(
         default=[-1, 0],
         min_length=1,
-        description="Pictures of a sample, as frames from the anchor.",
+        description="Images of a sample, as frame offsets from the anchor.",
     )
     resize_images_size: tuple[int, int] | None = Field(
-        default=None, description="Width, height of the pictures; null keeps theirs."
+        default=None, description="Width, height of the images; null keeps their size."
     )
-    image_resizing_method: ResizeMethod = Field(
-        default="center_crop", description="How pictures get their size."
-    )
+    image_resizing_method: ResizeMethod = Field(default="center_crop", description="Resize method.")
     image_resizing_filter: ResizeFilter | None = Field(
         default=None,
-        description="How pixels are mixed in doing so; null for lanczos_vips, with compat lanczos.",
+        description="Resize filter; null: lanczos_vips, or lanczos with compat.",
     )
     camera_rotations: dict[str, int] = Field(
         default={},
-        description="Camera to quarter turns clockwise, before the resize; calibration turns too.",
+        description="Camera to quarter turns clockwise, before the resize; calibration is "
+        "rotated too.",
     )
     jpeg_quality: int = Field(default=95, ge=1, le=100, description="JPEG quality.")
     depth: bool = Field(default=False, description="Store depth as 16-bit PNG, in millimetres.")
@@ -109,13 +109,14 @@ class LbmConfig(SinkConfig):
     seed: int = Field(default=42, ge=0, description="Seed of the shuffle.")
     keep_episodes: bool = Field(
         default=True,
-        description="Keep a tar per episode, as large as the shards, when the output is complete.",
+        description="Keep the tars per episode, as large as the shards, once the output is "
+        "complete.",
     )
     compute_statistics: bool = Field(default=True, description="Write stats.json.")
     compat: bool = Field(
         default=False,
-        description="Published filter, and arithmetic for calibration: half a pixel beside the "
-        "pixels.",
+        description="Use the published filter and calibration arithmetic, which is off by up to "
+        "half a pixel.",
     )
 
     @field_validator("image_indices")
@@ -147,7 +148,7 @@ class LbmConfig(SinkConfig):
         return self
 
     def sample_spec(self) -> SampleSpec:
-        """How an episode becomes samples."""
+        """Options that turn an episode into samples."""
         size = self.resize_images_size
         still = StillnessSpec(self.still_threshold, self.still_field_thresholds)
         return SampleSpec(

@@ -1,4 +1,4 @@
-"""Pictures of an episode as JPEG and PNG: each frame is decoded, resized and encoded once."""
+"""Images of an episode as JPEG and PNG: each frame is decoded, resized and encoded once."""
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,37 +14,38 @@ from vlatool.errors import DataError
 from vlatool.transforms.geometry import ImageGeometry
 
 _FRAMES_PER_READ = 8
-# Inflating, resizing and encoding let go of the interpreter: with two threads per worker no
-# processor rests while the last episode of a run is read from disk or written.
+# Inflating, resizing and encoding release the GIL: with two threads per worker no core is idle
+# while the last episode of a run is read or written.
 THREADS = 2
 
 
 @dataclass(frozen=True)
 class ImageStream:
-    """What becomes of the frames of one camera.
+    """Frames of one camera and their conversion.
 
     Attributes:
-        name: Camera, or camera with `_depth` or `_label` behind it; names the tar members.
+        name: Camera, or camera with the suffix `_depth` or `_label`; names the tar members.
         source: The frames.
-        geometry: How they get their size.
-        kind: `picture` becomes JPEG, `values` (depth, labels) 16-bit PNG, never mixed.
+        geometry: Rotation, resize and crop.
+        kind: `image` is encoded as JPEG, `values` (depth, labels) as 16-bit PNG without
+            interpolation.
     """
 
     name: str
     source: FrameSource
     geometry: ImageGeometry
-    kind: Literal["picture", "values"] = "picture"
+    kind: Literal["image", "values"] = "image"
 
     def member(self, offset: int) -> str:
         """Suffix of the tar member of an image offset."""
-        return f"{self.name}_t{offset}.{'jpg' if self.kind == 'picture' else 'png'}"
+        return f"{self.name}_t{offset}.{'jpg' if self.kind == 'image' else 'png'}"
 
     def encode(self, frames: Sequence[int], quality: int) -> list[bytes]:
-        """The frames as files."""
+        """Encoded files of the frames."""
         return [self._file(pixels, quality) for pixels in self._read(frames)]
 
     def _file(self, pixels: Array, quality: int) -> bytes:
-        if self.kind == "picture":
+        if self.kind == "image":
             return encode_jpeg(self.geometry.apply(pixels), quality)
         return encode_png(self.geometry.apply_to_values(self._in_16_bits(pixels)))
 
@@ -61,19 +62,19 @@ class ImageStream:
     def _read(self, frames: Sequence[int]) -> Array:
         try:
             return self.source.read(frames)
-        except OSError as error:  # a plugin's decoder; the sink would take it for its own disk
+        except OSError as error:  # from a plugin's decoder; not an error of the output disk
             raise DataError(
                 f"camera {self.name!r}: frames {frames[0]} to {frames[-1]}: {error}",
-                hint="the pictures are damaged; record or download them again",
+                hint="the images are damaged; record or download them again",
                 code="data.picture_unreadable",
                 details={"camera": self.name, "frames": list(frames)},
             ) from error
 
 
 class EpisodeEncoder:
-    """Hands out encoded pictures for samples whose frames ascend; memory is a window's worth.
+    """Encoded images for samples whose frames ascend; memory is bounded by one window.
 
-    Streams are encoded a batch ahead on a few threads. A context manager.
+    A context manager. Streams are encoded one batch ahead on a few threads.
     """
 
     def __init__(
@@ -81,25 +82,29 @@ class EpisodeEncoder:
     ) -> None:
         needed = sorted(set(needed_frames))
         self._pool = ThreadPoolExecutor(min(THREADS, max(len(streams), 1)))
-        self._streams = [_StreamEncoder(one, needed, quality, self._pool) for one in streams]
+        self._streams = [_StreamEncoder(stream, needed, quality, self._pool) for stream in streams]
 
     def __enter__(self) -> "EpisodeEncoder":
         for stream in self._streams:
-            stream.look_ahead()
+            stream.prefetch()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
     def images(self, frames: Mapping[int, int]) -> dict[str, bytes]:
-        """Files by member suffix for offset to frame: offsets outer, cameras inner, PNG last."""
+        """Encoded files by member suffix: offsets outer, cameras inner, PNG last.
+
+        Args:
+            frames: Offset to frame.
+        """
         oldest = min(frames.values())
         members = [
             (stream.stream.kind, stream.stream.member(offset), stream.file(frame, oldest))
             for offset, frame in frames.items()
             for stream in self._streams
         ]
-        return {name: data for _, name, data in sorted(members, key=lambda one: one[0])}
+        return {name: data for _, name, data in sorted(members, key=lambda item: item[0])}
 
 
 class _StreamEncoder:
@@ -115,22 +120,22 @@ class _StreamEncoder:
         self._encoded: dict[int, bytes] = {}
 
     def file(self, frame: int, oldest: int) -> bytes:
-        """The encoded frame; frames before `oldest` are forgotten."""
+        """The encoded frame; frames before `oldest` are discarded."""
         while frame not in self._encoded:
-            self._take_batch()
+            self._await_batch()
         self._encoded = {n: data for n, data in self._encoded.items() if n >= oldest}
         return self._encoded[frame]
 
-    def look_ahead(self) -> None:
-        """Starts on the next batch; one at a time, because sources read forwards."""
+    def prefetch(self) -> None:
+        """Starts encoding the next batch; one at a time, because sources are read in order."""
         if self._next is None and self._waiting:
             frames = self._waiting.popleft()
             self._next = frames, self._pool.submit(self.stream.encode, frames, self._quality)
 
-    def _take_batch(self) -> None:
-        self.look_ahead()
+    def _await_batch(self) -> None:
+        self.prefetch()
         assert self._next is not None
         frames, future = self._next
         self._encoded.update(zip(frames, future.result(), strict=True))
         self._next = None
-        self.look_ahead()
+        self.prefetch()

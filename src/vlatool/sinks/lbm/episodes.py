@@ -1,4 +1,4 @@
-"""One episode as a tar of samples: cut into windows, pictures encoded, statistics taken.
+"""Writing of one episode: a tar of its windows with encoded images, and their statistics.
 
 Source: formats/lbm-preprocessing 2; formats/lbm 2.
 """
@@ -28,34 +28,34 @@ RANGES = "ranges"
 LBM = FindingCodes(
     "lbm",
     {
-        "missing_depth": FindingCode("warning", "A camera has no depth, which was asked for."),
-        "missing_labels": FindingCode("warning", "A camera has no labels, which were asked for."),
+        "missing_depth": FindingCode("warning", "Depth was requested, but a camera has none."),
+        "missing_labels": FindingCode("warning", "Labels were requested, but a camera has none."),
     },
 )
 
 
 @dataclass(frozen=True)
 class EpisodeWriter:
-    """Writes the samples of an episode into a tar of its own; picklable.
+    """Writes the samples of an episode into its own tar; picklable.
 
     Attributes:
         output: The output folder.
-        config: How.
+        config: Options of the sink.
     """
 
     output: Path
     config: LbmConfig
 
     def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
-        """Writes the tar and tells where its samples are.
+        """Writes the tar; the receipt holds the byte ranges of its samples.
 
         Raises:
-            DataError: The episode lacks what is asked for, or a picture cannot be decoded.
+            DataError: The episode lacks a requested field, or an image cannot be decoded.
         """
         episode = stored_episode(episode, self.config)
         spec = self.config.sample_spec()
         sampler = EpisodeSampler(episode, tuple(episode.cameras), spec)
-        findings = tuple(self._lacking(episode))
+        findings = tuple(self._missing_findings(episode))
         counts = {"frames": episode.num_frames, "samples": len(sampler)}
         if not len(sampler):
             return Receipt(ref.id, counts=counts, dropped=sampler.dropped, findings=findings)
@@ -81,7 +81,7 @@ class EpisodeWriter:
         with EpisodeEncoder(streams, sampler.needed_frames(), self.config.jpeg_quality) as encoder:
             for sample in sampler:
                 members = sample_members(sample, encoder.images(sample.image_frames))
-                ranges.append(tar.append(b"".join(member_bytes(*one) for one in members)))
+                ranges.append(tar.append(b"".join(member_bytes(*member) for member in members)))
         return np.array(ranges, np.int64).reshape(-1, 2)
 
     def _streams(self, sampler: EpisodeSampler, spec: SampleSpec) -> Iterator[ImageStream]:
@@ -97,19 +97,19 @@ class EpisodeWriter:
                     geometry = spec.geometry(name, source.size)
                     yield ImageStream(f"{name}_{kind}", source, geometry, "values")
 
-    def _lacking(self, episode: Episode) -> Iterator[Finding]:
-        """Depth and labels that were asked for and are not there."""
-        wanted = {"depth": self.config.depth, "labels": self.config.labels}
-        there = {"depth": episode.depth, "labels": episode.labels}
-        for kind in (kind for kind, is_wanted in wanted.items() if is_wanted):
-            missing = [name for name in episode.cameras if name not in there[kind]]
+    def _missing_findings(self, episode: Episode) -> Iterator[Finding]:
+        """Findings for requested depth and labels that are missing."""
+        requested = {"depth": self.config.depth, "labels": self.config.labels}
+        available = {"depth": episode.depth, "labels": episode.labels}
+        for kind in (kind for kind, is_requested in requested.items() if is_requested):
+            missing = [name for name in episode.cameras if name not in available[kind]]
             if missing:
                 message = f"{episode.id}: no {kind} of {', '.join(missing)}"
                 yield LBM(f"missing_{kind}", message, episode=episode.id)
 
 
 def stored_episode(episode: Episode, config: LbmConfig) -> Episode:
-    """The episode with the pose groups that were asked for."""
+    """The episode with the configured pose groups."""
     if config.pose_groups is None:
         return episode
     return with_pose_groups(episode, config.pose_groups)

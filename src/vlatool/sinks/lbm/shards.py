@@ -1,7 +1,7 @@
 """Seeded shuffle of the samples of all episodes into tar shards.
 
-Each sample is encoded once, into its episode's tar; shards are made of byte ranges copied from
-those. Source: formats/lbm 2.1, 2.5, 3.1.
+Each sample is encoded once, into its episode's tar; shards consist of byte ranges copied from
+these tars. Source: formats/lbm 2.1, 2.5, 3.1.
 """
 
 import hashlib
@@ -29,12 +29,12 @@ from vlatool.storage.byte_ranges import ByteRange, read_byte_ranges
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """One shard.
+    """Samples of one shard.
 
     Attributes:
-        path: Of its tar, relative to the output.
+        path: Path of the tar, relative to the output.
         samples: (episode's tar, offset, length) of each sample.
-        digest: Changes when the content of the shard would.
+        digest: Digest that changes with the content of the shard.
     """
 
     path: str
@@ -43,12 +43,12 @@ class ShardPlan:
 
     @property
     def id(self) -> str:
-        """Its name."""
+        """Name of the shard."""
         return Path(self.path).stem
 
 
 class SampleIndex:
-    """Where every sample is; 16 bytes each, so that millions fit in memory."""
+    """Byte ranges of all samples; 16 bytes per sample, so that millions fit in memory."""
 
     def __init__(self) -> None:
         self.files: list[FileEntry] = []
@@ -58,15 +58,15 @@ class SampleIndex:
 
     @property
     def samples(self) -> int:
-        """How many there are."""
+        """Number of samples."""
         return len(self._offsets)
 
     def shards(self, samples_per_shard: int) -> int:
-        """How many shards they fill."""
+        """Number of shards."""
         return -(-self.samples // samples_per_shard)
 
     def add(self, receipt: Receipt) -> None:
-        """Adds the samples of the next episode; one without samples leaves nothing."""
+        """Adds the samples of the next episode; an episode without samples is skipped."""
         if not receipt.files:
             return
         self.files += receipt.files
@@ -76,7 +76,7 @@ class SampleIndex:
         self._ends.append(len(self._offsets))
 
     def plans(self, seed: int, samples_per_shard: int) -> Iterator[ShardPlan]:
-        """The shards, one after the other."""
+        """Plans of the shards, in order."""
         order = np.random.default_rng(seed).permutation(self.samples)
         for number in range(self.shards(samples_per_shard)):
             chosen = order[number * samples_per_shard : (number + 1) * samples_per_shard]
@@ -100,11 +100,11 @@ class ShardWriter:
     output: Path
 
     def __call__(self, plan: ShardPlan) -> Receipt:
-        """The receipt of the shard, which an earlier run may have written."""
+        """Receipt of the shard, from the journal if an earlier run wrote it."""
         journal = Journal(self.output, "shards")
-        before = intact(self.output, journal.find(plan.id, plan.digest))
-        if before is not None:
-            return before
+        previous = intact(self.output, journal.find(plan.id, plan.digest))
+        if previous is not None:
+            return previous
         path = self.output / plan.path
         with open_atomic(path) as file:
             tar = TarWriter(file)
@@ -133,25 +133,25 @@ def write_shards(
     executor: Executor,
     reporter: Reporter,
 ) -> list[tuple[FileEntry, FileEntry]]:
-    """Assembles every shard; returns the (tar, index) entries of each."""
+    """Writes all shards; returns the (tar, index) entries of each."""
     entries: list[tuple[FileEntry, FileEntry]] = []
     plans = index.plans(seed, samples_per_shard)
-    clock, done = time.monotonic(), 0.0
+    start, megabytes = time.monotonic(), 0.0
     with reporter.progress("shards", index.shards(samples_per_shard), "shards") as bar:
         for outcome in executor.map(ShardWriter(output), plans):
             if outcome.error is not None:
                 raise outcome.error
             assert outcome.value is not None
-            shard, beside = outcome.value.files
-            entries.append((shard, beside))
-            done += shard.bytes / 1e6
-            rate = done / max(time.monotonic() - clock, 1e-6)
+            shard, index_entry = outcome.value.files
+            entries.append((shard, index_entry))
+            megabytes += shard.bytes / 1e6
+            rate = megabytes / max(time.monotonic() - start, 1e-6)
             bar.advance(1, **{"MB/s": round(rate, 1)})
     return entries
 
 
 def _samples(output: Path, plan: ShardPlan) -> Iterator[bytes]:
-    """The bytes of each sample of a shard, in order."""
+    """Bytes of each sample of a shard, in order."""
     parts = [
         ByteRange(output / name, start, start + length) for name, start, length in plan.samples
     ]
@@ -163,8 +163,8 @@ def _samples(output: Path, plan: ShardPlan) -> Iterator[bytes]:
             data = b""
         if len(data) != part.stop - part.start:
             raise StorageError(
-                f"{part.path}: was removed or cut while the shards were made",
-                hint="run the same command again; it goes on with what is there",
+                f"{part.path}: was removed or truncated while shards were written",
+                hint="run the same command again to resume",
                 code="storage.output_changed",
                 details={"path": str(part.path)},
             )

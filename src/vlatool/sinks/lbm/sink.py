@@ -15,7 +15,7 @@ from vlatool.artifacts.shard_folder import (
     LISTED_FILES,
     OWNED_FILES,
     SHARDS_NAME,
-    UNLISTED_FILES,
+    VOLATILE_FILES,
     ShardFolder,
 )
 from vlatool.errors import DataError
@@ -32,8 +32,8 @@ from vlatool.transforms.sampling import EpisodeSampler
 from vlatool.transforms.statistics import StatisticsAccumulator, field_entries, from_arrays
 from vlatool.transforms.windows import make_windows
 
-# Published options that do not shape the data; they are written, without a value.
-_ADDRESSES = (
+# Published options that do not affect the data; they are written with the value null.
+_UNUSED_KEYS = (
     "output_dir",
     "num_workers",
     "ray_address",
@@ -44,23 +44,26 @@ _ADDRESSES = (
     "db_logging",
     "max_episodes_to_process",
 )
-_HOW_TO_KEEP = {
+_DROP_HINTS = {
     "padding": "allow more padding with --max-padding-left and --max-padding-right",
     "still": "lower --still-threshold or --still-field-thresholds, or leave out "
     "--filter-still-samples",
     "unsuccessful_episode": "leave out --only-successful",
-    "success_unknown": "no episode says whether it succeeded; leave out --only-successful",
+    "success_unknown": "no episode records success or failure; leave out --only-successful",
     "episode_missing_camera": "choose cameras that the episodes have with --camera-names, or leave "
     "out --skip-episodes-missing-cameras",
 }
 
 
 class LbmSink:
-    """Writes the training data of the LBM pipeline. Source: formats/lbm 1; formats/lbm-preprocessing 1, 2."""
+    """Writes training data of the LBM pipeline.
+
+    Source: formats/lbm 1; formats/lbm-preprocessing 1, 2.
+    """
 
     Config: ClassVar[type[SinkConfig]] = LbmConfig
     owned: ClassVar[Sequence[str]] = OWNED_FILES
-    volatile: ClassVar[Sequence[str]] = UNLISTED_FILES
+    volatile: ClassVar[Sequence[str]] = VOLATILE_FILES
     findings: ClassVar[FindingCodes] = LBM
     next_step: ClassVar[str] = (
         "vlatool train --preset diffusion-policy-tiny --data {output} --num-epochs 20"
@@ -71,28 +74,28 @@ class LbmSink:
         self._setup = setup
         if not setup.survey.fields:
             raise DataError(
-                "the episodes have no field; a window is made of numbers",
-                hint="write pictures alone with --sink image-shards",
+                "the episodes have no field; windows need at least one",
+                hint="write images only with --sink image-shards",
                 code="data.no_fields",
             )
         spec = config.sample_spec()
         steps = spec.windows.past + 1 + spec.windows.future
-        self._like = stored_episode(setup.survey.example(steps), config)
-        # Options that do not fit the fields are refused here, not by every episode.
-        self._widths = EpisodeSampler(self._like, (), spec).widths()
+        self._example = stored_episode(setup.survey.example(steps), config)
+        # Options that do not fit the fields raise here, not once per episode.
+        self._widths = EpisodeSampler(self._example, (), spec).widths()
         self.temporary: Sequence[str] = () if config.keep_episodes else EPISODE_FILES
         self.work: Work = EpisodeWriter(setup.output, config)
-        self.action_fields: tuple[str, ...] = self._like.action_fields
-        self.proprioception_fields: tuple[str, ...] = self._like.proprioception_fields
+        self.action_fields: tuple[str, ...] = self._example.action_fields
+        self.proprioception_fields: tuple[str, ...] = self._example.proprioception_fields
 
     def begin(self) -> None:
-        """Takes the closing files away; says what is being made."""
+        """Removes the closing files and writes the options of this run."""
         for name in CLOSING_FILES:
             remove_file(self._setup.output / name)
         write_preprocessing_config(self._setup.output / SHARDS_NAME, self._options())
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> SinkSummary:
-        """Shuffles, assembles shards, writes statistics and, last, the manifests.
+        """Shuffles samples into shards, writes statistics and, last, the manifests.
 
         Raises:
             DataError: No sample was written.
@@ -104,15 +107,15 @@ class LbmSink:
             if len(receipt.arrays) > 1:
                 total.add(from_arrays(receipt.arrays))
         if not index.samples:
-            raise _nothing_left(run.dropped)
+            raise _no_samples_error(run.dropped)
         statistics = total.total()
         if statistics is not None:
             self._write_stats(dict(field_entries(statistics, self._widths)))
-        made = write_shards(
+        entries = write_shards(
             output, index, config.seed, config.samples_per_shard, run.executor, run.reporter
         )
-        shards = [shard for shard, _ in made]
-        files = [entry for pair in made for entry in pair]
+        shards = [shard for shard, _ in entries]
+        files = [entry for pair in entries for entry in pair]
         if not self.temporary or run.failures:
             files += index.files
             write_manifest(ShardFolder.of(output, EPISODES_NAME).manifest, _rows(index.files))
@@ -123,7 +126,7 @@ class LbmSink:
         return SinkSummary(index.samples, size, (*files, *small), {"shards": len(shards)})
 
     def estimate(self) -> Estimate:
-        """From the mean length of the episodes."""
+        """Estimate from the mean length of the episodes."""
         survey = self._setup.survey
         if survey.frames is None:
             return Estimate(None)
@@ -149,19 +152,19 @@ class LbmSink:
         )
 
     def _options(self) -> dict[str, Any]:
-        """preprocessing_config.yaml: what shaped the data and what training needs to know of them.
+        """Content of preprocessing_config.yaml: options of the data, and facts that training needs.
 
         Source: formats/lbm 3.2.
         """
-        own = self._config.model_dump(mode="json", exclude={"type", "keep_episodes"})
-        groups = self._like.pose_groups
+        options = self._config.model_dump(mode="json", exclude={"type", "keep_episodes"})
+        groups = self._example.pose_groups
         return {
             **self._setup.origin,
-            **dict.fromkeys(_ADDRESSES),
-            **own,
+            **dict.fromkeys(_UNUSED_KEYS),
+            **options,
             "sink": self._config.type,
-            "camera_rotations": own["camera_rotations"] or None,
-            "image_resizing_method": own["image_resizing_method"].upper(),
+            "camera_rotations": options["camera_rotations"] or None,
+            "image_resizing_method": options["image_resizing_method"].upper(),
             "image_resizing_filter": self._config.sample_spec().resize_filter,
             "camera_names": list(self._setup.survey.cameras),
             "pose_groups": [
@@ -182,12 +185,14 @@ def _rows(files: Iterable[FileEntry]) -> list[tuple[str, int]]:
     return [(Path(entry.path).stem, entry.samples or 0) for entry in files]
 
 
-def _nothing_left(dropped: Mapping[str, int]) -> DataError:
-    most = max(dropped, key=lambda reason: dropped[reason], default="padding")
+def _no_samples_error(dropped: Mapping[str, int]) -> DataError:
+    main_reason = max(dropped, key=lambda reason: dropped[reason], default="padding")
     listed = ", ".join(f"{count} for {reason}" for reason, count in dropped.items())
     return DataError(
-        f"no sample is left to write; dropped: {listed or 'none'}",
-        hint=_HOW_TO_KEEP.get(most, f"loosen what drops the most: {most}"),
+        f"no sample was written; dropped: {listed or 'none'}",
+        hint=_DROP_HINTS.get(
+            main_reason, f"relax the rule that drops the most samples: {main_reason}"
+        ),
         code="data.no_samples",
         details={"dropped": dict(dropped)},
     )

@@ -1,4 +1,4 @@
-"""What the `images` reader is asked to read."""
+"""Options of the `images` format."""
 
 from pydantic import Field, field_validator
 
@@ -9,15 +9,15 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 
 
 class ImagesConfig(ConfigModel):
-    """Folders of pictures."""
+    """Options for folders of images."""
 
     extensions: list[str] = Field(
         default=list(EXTENSIONS),
         min_length=1,
-        description="Ends of the names of pictures, in any case.",
+        description="File name suffixes of images; case is ignored.",
     )
 
     @field_validator("extensions")
     @classmethod
     def _with_dots(cls, value: list[str]) -> list[str]:
-        return [f".{one.lower().removeprefix('.')}" for one in value]
+        return [f".{extension.lower().removeprefix('.')}" for extension in value]

@@ -1,39 +1,35 @@
-"""The codes of findings in folders of pictures."""
+"""Finding codes for folders of images."""
 
 from vlatool.findings import FindingCode, FindingCodes
 
-_AGAIN = "get or record the picture again, or leave the episode out with --episodes"
-_CONVERTED = "nothing, if the colours are right: it is converted to RGB"
+_AGAIN = "get or record the image again, or exclude the episode with --episodes"
+_CONVERTED = "none if the colors are right: the image is converted to RGB"
 
 IMAGES = FindingCodes(
     "images",
     {
         "no_pictures": FindingCode(
-            "error", "The folder of an episode holds no picture.", "leave it out with --episodes"
+            "error", "The folder of an episode has no images.", "exclude it with --episodes"
         ),
         "picture_unreadable": FindingCode(
-            "error", "A picture is cut off, damaged or none.", _AGAIN
+            "error", "An image is truncated, damaged or not an image.", _AGAIN
         ),
-        "picture_too_large": FindingCode(
-            "error", "The file of a picture is larger than 256 MiB.", _AGAIN
-        ),
-        "missing_file": FindingCode("error", "A picture is a link that leads nowhere.", _AGAIN),
+        "picture_too_large": FindingCode("error", "An image file is larger than 256 MiB.", _AGAIN),
+        "missing_file": FindingCode("error", "An image is a broken link.", _AGAIN),
         "not_rgb": FindingCode(
             "warning",
-            "A picture is grey, transparent, interlaced, or not of 8 bits per colour.",
+            "An image is grayscale, transparent, interlaced, or not 8 bits per channel.",
             _CONVERTED,
         ),
         "several_frames": FindingCode(
-            "warning", "A picture is an animation.", "nothing, if its first frame is meant"
+            "warning", "An image is an animation.", "none if the first frame is wanted"
         ),
         "mixed_sizes": FindingCode(
             "warning",
-            "Pictures of an episode differ in size.",
-            "give all one size with --resize-images-size",
+            "Images of an episode differ in size.",
+            "resize them with --resize-images-size",
         ),
-        "hidden_files": FindingCode("info", "Hidden or temporary files are passed over."),
-        "other_files": FindingCode(
-            "info", "Files that are no pictures by their names are passed over."
-        ),
+        "hidden_files": FindingCode("info", "Hidden or temporary files are ignored."),
+        "other_files": FindingCode("info", "Files without the suffix of an image are ignored."),
     },
 )

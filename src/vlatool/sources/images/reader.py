@@ -1,9 +1,9 @@
-"""Folders of pictures as episodes.
+"""Folders of images as episodes.
 
-All pictures of a folder are the frames of one camera, in the order of their names. A tree that the
-windows of a LIBERO data set lie in has two cameras in a folder, told apart by names that begin
-alike; in the order of names one stands behind the other, which is the order that published shards
-have. What a name says beyond that nobody needs; it travels with its frame.
+All images of a folder are the frames of one camera, in the order of their names. Folders with the
+windows of a LIBERO data set have images of two cameras, whose names differ in their prefix; in the
+order of names the second camera follows the first, as in the published shards. File names carry no
+other information; they are stored with their frames.
 Source: reference/future-vla 2.1.
 """
 
@@ -30,19 +30,19 @@ from vlatool.storage.tree import walk
 from vlatool.storage.uri import can_list, is_remote
 
 CAMERA = "image"
-_SEARCHED = "folders episode_* with pictures, here or in images/, or pictures right here"
+_SEARCHED = "folders episode_* with images, directly or in images/, or images directly in it"
 _EPISODE = "episode_"
 _IMAGES = "images"
 _NUMBER = re.compile(r"^episode_(\d+)$")
 _TEMPORARY = (".tmp", ".part", ".partial", ".crdownload", "~")
 _LISTED_AT_ONCE = 16
-# Pictures have no time; frames per second of what has none.
+# Images have no time; this is the frame rate of episodes without one.
 _FPS = 1.0
 
 
 @dataclass(frozen=True)
 class _Folder:
-    """The files of one episode by what they are."""
+    """Files of one episode, by type."""
 
     path: Path
     images: tuple[str, ...]
@@ -51,12 +51,12 @@ class _Folder:
 
 
 class ImagesReader:
-    """Reads folders `episode_*` of pictures, or pictures side by side as one episode."""
+    """Reader of folders `episode_*` of images, or of one folder of images as one episode."""
 
     Config: ClassVar[type[ConfigModel]] = ImagesConfig
     findings: ClassVar[FindingCodes] = IMAGES
     default_sink: ClassVar[str] = "image-shards"
-    # Pictures lie in folders of many formats.
+    # Folders of many formats contain images.
     is_fallback: ClassVar[bool] = True
 
     def __init__(self, config: ImagesConfig) -> None:
@@ -64,38 +64,38 @@ class ImagesReader:
         self.source_findings: list[Finding] = []
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
-        """Every folder of pictures, one level below a source or below its `images/`.
+        """All folders of images, one level below a source or below its `images/`.
 
         Raises:
             DataError: `data.no_episodes`.
         """
         findings: list[Finding] = []
-        found: dict[Path, list[EpisodeRef]] = {}
+        refs_of: dict[Path, list[EpisodeRef]] = {}
         for source in sources:
-            if source.resolve() in found:
-                message = f"{source} was given twice; read once"
+            if source.resolve() in refs_of:
+                message = f"{source} is given twice; read once"
                 findings.append(SOURCE("given_twice", message, path=str(source)))
                 continue
-            found[source.resolve()] = self._refs(source, findings)
+            refs_of[source.resolve()] = self._refs(source, findings)
         self.source_findings = findings
-        return unique_refs([ref for refs in found.values() for ref in refs])
+        return unique_refs([ref for refs in refs_of.values() for ref in refs])
 
     def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
-        """One camera; how many pictures there are is known from their names."""
+        """One camera; the number of images is known from the names."""
         frames = sum(ref.extras["pictures"] for ref in refs)
         return Survey(len(refs), {CAMERA: None}, {}, frames)
 
     def read(self, ref: EpisodeRef) -> Episode:
-        """The pictures of an episode, still files.
+        """An episode whose images stay on disk.
 
         Raises:
             DataError: `data.no_pictures`.
         """
-        names = self._look(ref.path).images
+        names = self._scan(ref.path).images
         if not names:
             raise DataError(
-                f"{ref.path}: holds no picture ({', '.join(self.config.extensions)})",
-                hint="leave the episode out with --episodes, or name other --extensions",
+                f"{ref.path}: has no images ({', '.join(self.config.extensions)})",
+                hint="exclude the episode with --episodes, or name other --extensions",
                 code="data.no_pictures",
                 details={"path": str(ref.path)},
             )
@@ -111,7 +111,7 @@ class ImagesReader:
         )
 
     def check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding]:
-        """Every picture that cannot be used, and oddities; with `deep` every one is decoded."""
+        """Findings on the images of an episode; with `deep` every image is decoded."""
         try:
             images = self.read(ref).cameras[CAMERA]
         except DataError as error:
@@ -126,49 +126,53 @@ class ImagesReader:
             yield from check_cameras(ref.id, {CAMERA: images})
 
     def _refs(self, source: Path, findings: list[Finding]) -> list[EpisodeRef]:
-        """The episodes of one source."""
+        """Episodes of one source."""
         if not can_list(source) or not source.is_dir():
             raise no_episodes(source, _SEARCHED)
         for root in (source, source / _IMAGES):
             folders = self._episodes(root)
             if not any(folder.images for folder in folders):
-                folders = [one for one in [self._look(root)] if one.images]
+                folders = [scanned for scanned in [self._scan(root)] if scanned.images]
             if folders:
-                findings += _passed_over(source, folders)
+                findings += _ignored_files(source, folders)
                 return [_ref(folder, root, source) for folder in folders]
         raise no_episodes(source, _SEARCHED)
 
     def _episodes(self, root: Path) -> list[_Folder]:
-        """The folders `episode_*` of a folder."""
+        """Folders `episode_*` of a folder."""
         if not root.is_dir():
             return []
-        named = [one for one in root.iterdir() if one.name.startswith(_EPISODE) and one.is_dir()]
-        named.sort(key=lambda path: natural_key(path.name))
+        paths = [
+            child for child in root.iterdir() if child.name.startswith(_EPISODE) and child.is_dir()
+        ]
+        paths.sort(key=lambda path: natural_key(path.name))
         if not is_remote(root):
-            return [self._look(path) for path in named]
-        return list(in_parallel(self._look, named, _LISTED_AT_ONCE))
+            return [self._scan(path) for path in paths]
+        return list(in_parallel(self._scan, paths, _LISTED_AT_ONCE))
 
-    def _look(self, path: Path) -> _Folder:
-        """What is directly in a folder."""
+    def _scan(self, path: Path) -> _Folder:
+        """Files directly in a folder, by type."""
         if not path.is_dir():
             return _Folder(path, (), 0, Counter())
         names = sorted(next(iter(walk(path)))[2])
         hidden = [name for name in names if name.startswith(".") or name.endswith(_TEMPORARY)]
-        shown = [name for name in names if name not in set(hidden)]
-        ends = tuple(self.config.extensions)
-        images = tuple(name for name in shown if name.lower().endswith(ends))
-        others = Counter(Path(name).suffix for name in shown if not name.lower().endswith(ends))
+        visible = [name for name in names if name not in set(hidden)]
+        suffixes = tuple(self.config.extensions)
+        images = tuple(name for name in visible if name.lower().endswith(suffixes))
+        others = Counter(
+            Path(name).suffix for name in visible if not name.lower().endswith(suffixes)
+        )
         return _Folder(path, images, len(hidden), others)
 
 
 def _ref(folder: _Folder, root: Path, source: Path) -> EpisodeRef:
-    named = source.absolute()
-    is_tree = named.name == _IMAGES and root == source and folder.path != source
-    dataset = id_part((named.parent if is_tree else named).name)
-    name = dataset if folder.path == root else id_part(folder.path.name)
+    location = source.absolute()
+    is_tree = location.name == _IMAGES and root == source and folder.path != source
+    dataset = id_part((location.parent if is_tree else location).name)
+    episode_id = dataset if folder.path == root else id_part(folder.path.name)
     match = _NUMBER.match(folder.path.name)
     return EpisodeRef(
-        id=name,
+        id=episode_id,
         path=folder.path,
         source=str(source),
         number=int(match[1]) if match else None,
@@ -177,37 +181,37 @@ def _ref(folder: _Folder, root: Path, source: Path) -> EpisodeRef:
     )
 
 
-def _passed_over(source: Path, folders: Sequence[_Folder]) -> Iterator[Finding]:
-    """What lies beside the pictures of a source."""
+def _ignored_files(source: Path, folders: Sequence[_Folder]) -> Iterator[Finding]:
+    """Findings on the files of a source that are not images."""
     hidden = sum(folder.hidden for folder in folders)
     others = sum((folder.others for folder in folders), Counter[str]())
     if hidden:
-        message = f"{source}: {hidden} hidden or temporary files are passed over"
+        message = f"{source}: {hidden} hidden or temporary files are ignored"
         yield IMAGES("hidden_files", message, path=str(source))
     if others:
-        kinds = ", ".join(f"{count} {end or 'without one'}" for end, count in others.items())
-        message = f"{source}: files that are no pictures are passed over, by end: {kinds}"
+        kinds = ", ".join(f"{count} {suffix or 'none'}" for suffix, count in others.items())
+        message = f"{source}: files that are not images are ignored, by suffix: {kinds}"
         yield IMAGES("other_files", message, path=str(source))
 
 
 def _check_images(images: ImageFiles, episode: str) -> Iterator[Finding]:
-    """Each picture by its bytes, and the sizes of all of them."""
+    """Findings on the content of each image and on differing sizes."""
     sizes: Counter[tuple[int, int]] = Counter()
     for frame, path in enumerate(images.paths):
-        place = {"episode": episode, "path": str(path), "frame": frame}
+        location = {"episode": episode, "path": str(path), "frame": frame}
         try:
             info = image_info(images.encoded(frame))
         except ValueError as error:
-            yield IMAGES.from_error(images.broken(frame, str(error)), episode=episode)
+            yield IMAGES.from_error(images.image_error(frame, str(error)), episode=episode)
             continue
         except DataError as error:
             yield IMAGES.from_error(error, episode=episode)
             continue
         sizes[info.size] += 1
         if info.frames > 1:
-            yield IMAGES("several_frames", f"{path}: has {info.frames} frames", **place)
+            yield IMAGES("several_frames", f"{path}: has {info.frames} frames", **location)
         elif not info.is_plain:
-            yield IMAGES("not_rgb", f"{path}: is not plain 8-bit RGB", **place)
+            yield IMAGES("not_rgb", f"{path}: is not plain 8-bit RGB", **location)
     if len(sizes) > 1:
-        told = ", ".join(f"{count} of {size[1]}x{size[0]}" for size, count in sizes.items())
-        yield IMAGES("mixed_sizes", f"{episode}: pictures differ in size: {told}", episode=episode)
+        counts = ", ".join(f"{count} of {size[1]}x{size[0]}" for size, count in sizes.items())
+        yield IMAGES("mixed_sizes", f"{episode}: images differ in size: {counts}", episode=episode)

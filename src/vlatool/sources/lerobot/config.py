@@ -1,4 +1,4 @@
-"""Which columns of a LeRobot data set are observed and predicted."""
+"""Options of LeRobot formats: columns that are observed, predicted or name the task."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,20 +14,20 @@ from vlatool.sources.base import unknown_field
 from vlatool.sources.lerobot.findings import LEROBOT
 from vlatool.sources.lerobot.meta import Info
 
-# The first part of the usual names, and the name used where none has it, as in LIBERO sets.
+# Prefix of the usual column names, and the name used if no column has it, as in LIBERO sets.
 OBSERVED = ("observation", "state")
 PREDICTED = ("action", "actions")
 
 
 class LeRobotConfig(ConfigModel):
-    """Which columns of a LeRobot data set are read.
+    """Options for LeRobot data sets.
 
-    Class attributes in which kinds of sets differ:
-        camera_columns: Features that hold pictures, in order; empty for all that there are.
-        needed_columns: Columns without which an episode is broken.
-        is_list_first: Whether the tasks that an episode is listed with count before its rows.
-        needs_instruction: Whether an episode without a sentence is broken.
-        known_names: What the dimensions of a feature are called where info.json does not say so.
+    Class attributes in which formats based on LeRobot differ:
+        camera_columns: Features that are cameras, in order; empty: all cameras.
+        needed_columns: Columns that an episode must have.
+        is_list_first: True if the tasks in the list of episodes take precedence over its rows.
+        needs_instruction: True if an episode without an instruction is an error.
+        known_names: Feature to its dimension names, used if info.json has none.
     """
 
     camera_columns: ClassVar[tuple[str, ...]] = ()
@@ -38,23 +38,24 @@ class LeRobotConfig(ConfigModel):
 
     observation_keys: list[str] | None = Field(
         default=None,
-        description="Columns that the policy observes; default: every numeric one under "
+        description="Columns that the policy observes; default: all numeric ones below "
         "observation., or state.",
     )
     action_keys: list[str] | None = Field(
         default=None,
-        description="Columns that the policy predicts; default: every numeric one under action, "
-        "or actions.",
+        description="Columns that the policy predicts; default: all numeric ones below action, or "
+        "actions.",
     )
     task_column: str | None = Field(
-        default=None, description="Column with the task's number or sentence; default: task_index."
+        default=None, description="Column with the task index or sentence; default: task_index."
     )
     task_join: str | None = Field(
-        default=None, description="Text between the tasks of an episode whose rows do not name one."
+        default=None,
+        description="Separator that joins several tasks of an episode whose rows name none.",
     )
 
 
-def choose_fields(
+def select_fields(
     root: Path,
     info: Info,
     requested: Sequence[str] | None,
@@ -62,46 +63,50 @@ def choose_fields(
     columns: Sequence[str] | None,
     findings: list[Finding],
 ) -> tuple[str, ...]:
-    """The columns asked for, else those the naming convention points to.
+    """The requested columns, else those of the naming convention.
 
-    `convention` is `OBSERVED` or `PREDICTED`. Features that it points to but that are no vectors,
-    or not among the `columns` of a file (null where none can be read), are left out, which
-    `findings` is told.
+    `convention` is `OBSERVED` or `PREDICTED`. Features of the convention that are not vectors, or
+    not among the `columns` of a file (None if no file can be read), are left out; `findings`
+    reports them.
 
     Raises:
-        DataError: A requested field does not exist or is not numeric; the shape of another is no
-            shape; or there are actions, but none that can be used.
+        DataError: A requested field does not exist or is not numeric; the shape of another one is
+            invalid; or the data set has actions, but none is usable.
     """
     if requested is not None:
         return tuple(_requested_field(root, info, name) for name in requested)
     prefix, plain = convention
-    usual = [name for name in info.features if name == prefix or name.startswith(f"{prefix}.")]
+    conventional = [
+        name for name in info.features if name == prefix or name.startswith(f"{prefix}.")
+    ]
     numeric = [name for name, feature in info.features.items() if feature.is_number]
-    names = [name for name in usual if name in numeric]
+    names = [name for name in conventional if name in numeric]
     names = names or [name for name in numeric if name == plain]
-    if usual and not names and convention is PREDICTED:
-        held = info.features[usual[0]].dtype
-        raise _unusable(root, usual[0], f"holds {held}, expected numbers", convention)
-    chosen: list[str] = []
+    if conventional and not names and convention is PREDICTED:
+        declared = info.features[conventional[0]].dtype
+        raise _unusable_error(
+            root, conventional[0], f"holds {declared}, expected numbers", convention
+        )
+    selected: list[str] = []
     reason = ""
     for name in names:
         if info.features[name].shape is None:
-            raise _unusable(root, name, "has no shape of positive whole numbers", convention)
+            raise _unusable_error(root, name, "has no shape of positive integers", convention)
         if info.features[name].width is None:
             reason = "is not a vector"
         elif columns is not None and name not in columns:
             reason = "has no column in the data"
         else:
-            chosen.append(name)
+            selected.append(name)
             continue
         message = f"{root}: {name} {reason}; left out"
         findings.append(LEROBOT("field_left_out", message, field=name))
-    if names and not chosen and convention is PREDICTED:
-        raise _unusable(root, names[0], reason, convention)
-    return tuple(chosen)
+    if names and not selected and convention is PREDICTED:
+        raise _unusable_error(root, names[0], reason, convention)
+    return tuple(selected)
 
 
-def _unusable(root: Path, name: str, reason: str, convention: tuple[str, str]) -> DataError:
+def _unusable_error(root: Path, name: str, reason: str, convention: tuple[str, str]) -> DataError:
     path = root / INFO_FILE
     option = "--action-keys" if convention is PREDICTED else "--observation-keys"
     return DataError(
@@ -130,7 +135,7 @@ def _requested_field(root: Path, info: Info, name: str) -> str:
 def check_task_column(
     root: Path, info: Info, column: str | None, columns: Sequence[str] | None
 ) -> None:
-    """Refuses a task column that is neither a feature nor a column, with DataError."""
+    """Raises DataError if the task column is neither a feature nor a column."""
     known = dict.fromkeys([*info.features, *(columns or ())])
     if column is not None and column not in known:
         raise unknown_field(column, list(known), root / INFO_FILE, "task column")

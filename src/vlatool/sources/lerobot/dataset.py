@@ -1,4 +1,4 @@
-"""What the episodes of a LeRobot data set share: its fields, its cameras, the list of episodes."""
+"""Fields, cameras and list of episodes of a LeRobot data set."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from vlatool.sources.lerobot.config import (
     PREDICTED,
     LeRobotConfig,
     check_task_column,
-    choose_fields,
+    select_fields,
 )
 from vlatool.sources.lerobot.findings import LEROBOT
 from vlatool.sources.lerobot.layout import FileFinder
@@ -27,14 +27,14 @@ _SEARCH_DEPTH = ("", "*/", "*/*/")
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set, checked against the configuration.
+    """Data set, checked against the config.
 
     Attributes:
-        root: The folder with `meta/`, `data/`, `videos/`.
-        info: Its `meta/info.json`.
-        cameras: Features that hold pictures and have files.
-        observation_keys: Columns observed.
-        action_keys: Columns predicted.
+        root: Folder with `meta/`, `data/`, `videos/`.
+        info: Content of `meta/info.json`.
+        cameras: Camera features that have files.
+        observation_keys: Columns that the policy observes.
+        action_keys: Columns that the policy predicts.
     """
 
     root: Path
@@ -45,31 +45,31 @@ class Dataset:
 
     @property
     def name(self) -> str:
-        """The name of its folder."""
+        """Name of its folder."""
         return self.root.resolve().name
 
     @property
     def field_names(self) -> tuple[str, ...]:
-        """Columns observed, then those predicted, once each."""
+        """Observed columns, then predicted ones, without repetitions."""
         return tuple(dict.fromkeys([*self.observation_keys, *self.action_keys]))
 
     @property
     def dimension_names(self) -> dict[str, tuple[str, ...]]:
-        """Of the fields whose values have names."""
+        """Field to dimension names, for fields that have them."""
         names = {name: self.info.features[name].dimension_names for name in self.field_names}
         return {name: known for name, known in names.items() if known}
 
 
 @dataclass(frozen=True)
 class EpisodeFiles:
-    """One episode's files, which may be missing.
+    """Paths of the files of one episode; files may be missing.
 
     Attributes:
-        dataset: The data set it belongs to.
-        line: What the list of episodes says.
+        dataset: The data set of the episode.
+        line: Its line in the list of episodes.
         data_file: Its parquet file.
         videos: Camera to its video.
-        there: Those of the files that existed when the data set was opened.
+        present: Paths that existed when the data set was opened.
     """
 
     dataset: Dataset
@@ -80,31 +80,31 @@ class EpisodeFiles:
 
 
 def dataset_roots(source: Path) -> list[Path]:
-    """The data sets in `source`: itself, or folders up to two levels below, in natural order.
+    """Data sets in `source`: itself, or folders up to two levels below, in natural order.
 
-    Where nothing can be listed, it is the source itself.
+    If nothing can be listed, only the source itself is tried.
 
     Raises:
-        DataError: There are none.
+        DataError: There is no data set.
     """
     if not can_list(source):
         if (source / INFO_FILE).is_file():
             return [source]
         raise no_episodes(source, INFO_FILE)
     for depth in _SEARCH_DEPTH:
-        marks = [INFO_FILE, "meta/episodes", "meta_data"]
-        found = {
-            path.parents[mark.count("/")]
-            for mark in marks
-            for path in (source.glob(f"{depth}{mark}") if source.is_dir() else ())
+        markers = [INFO_FILE, "meta/episodes", "meta_data"]
+        roots = {
+            path.parents[marker.count("/")]
+            for marker in markers
+            for path in (source.glob(f"{depth}{marker}") if source.is_dir() else ())
         }
-        if found:
-            return sorted(found, key=natural_key)
+        if roots:
+            return sorted(roots, key=natural_key)
     raise no_episodes(source, f"{INFO_FILE} in it and in folders up to two levels below")
 
 
 def open_dataset(root: Path, config: LeRobotConfig, findings: list[Finding]) -> list[EpisodeFiles]:
-    """The episodes of a data set, ascending by number.
+    """Episodes of a data set, ascending by number.
 
     Raises:
         DataError: The metadata is broken, the layout unsupported, a requested field unknown, or
@@ -112,13 +112,13 @@ def open_dataset(root: Path, config: LeRobotConfig, findings: list[Finding]) -> 
     """
     info = with_group_names(root, read_info(root), findings)
     info = with_known_names(info, config.known_names)
-    findings += _version_oddities(root, info)
+    findings += _version_findings(root, info)
     finder = FileFinder(root, info, findings)
     lines = _episode_lines(root, info, finder, findings)
     data_files = {line.number: finder.data_file(line.number) for line in lines}
     columns = next(filter(None, map(column_names, data_files.values())), None)
-    # Where columns are needed, episodes without actions are broken, not the set.
-    acted = None if config.needed_columns else columns
+    # With needed columns, an episode without actions is an error of the episode, not of the set.
+    action_columns = None if config.needed_columns else columns
     videos = {
         feature.name: {line.number: finder.video_file(line.number, feature.name) for line in lines}
         for feature in info.features.values()
@@ -127,26 +127,26 @@ def open_dataset(root: Path, config: LeRobotConfig, findings: list[Finding]) -> 
     dataset = Dataset(
         root,
         info,
-        _named_cameras(root, info, config.camera_columns)
-        or tuple(_usable_cameras(root, info, videos, finder.there, columns, findings)),
-        choose_fields(root, info, config.observation_keys, OBSERVED, columns, findings),
-        choose_fields(root, info, config.action_keys, PREDICTED, acted, findings),
+        _required_cameras(root, info, config.camera_columns)
+        or tuple(_usable_cameras(root, info, videos, finder.existing, columns, findings)),
+        select_fields(root, info, config.observation_keys, OBSERVED, columns, findings),
+        select_fields(root, info, config.action_keys, PREDICTED, action_columns, findings),
     )
     check_task_column(root, info, config.task_column, columns)
     video_names = [camera.name for camera in dataset.cameras if camera.dtype == "video"]
-    recordings: list[EpisodeFiles] = []
+    episodes: list[EpisodeFiles] = []
     for line in lines:
         paths = {name: videos[name][line.number] for name in video_names}
         data_file = data_files[line.number]
-        there = finder.there.intersection([data_file, *paths.values()])
-        recordings.append(EpisodeFiles(dataset, line, data_file, paths, frozenset(there)))
-    return recordings
+        present = finder.existing.intersection([data_file, *paths.values()])
+        episodes.append(EpisodeFiles(dataset, line, data_file, paths, frozenset(present)))
+    return episodes
 
 
 def _episode_lines(
     root: Path, info: Info, finder: FileFinder, findings: list[Finding]
 ) -> list[EpisodeLine]:
-    """The listed episodes; those with a file where the list is missing."""
+    """Listed episodes; without a list, the episodes that have a file."""
     path = root / EPISODES_FILE
     on_disk = finder.numbered_data_files()
     if not path.exists():
@@ -161,56 +161,56 @@ def _episode_lines(
             findings.append(LEROBOT("unlisted_episodes", message, path=str(path)))
     if not lines:
         raise no_episodes(root, f"episodes in {EPISODES_FILE} and data/*/episode_*.parquet")
-    findings += _frame_total_oddities(root, info, lines)
+    findings += _frame_total_findings(root, info, lines)
     return lines
 
 
-def _named_cameras(root: Path, info: Info, names: Sequence[str]) -> tuple[Feature, ...]:
-    """The cameras of a kind of sets that all have the same; what has not is no such set."""
-    named = [info.features[name] for name in names if name in info.features]
-    if len(named) < len(names) or not all(one.is_camera for one in named):
+def _required_cameras(root: Path, info: Info, names: Sequence[str]) -> tuple[Feature, ...]:
+    """Cameras that all data sets of a format have; without them it is another format."""
+    cameras = [info.features[name] for name in names if name in info.features]
+    if len(cameras) < len(names) or not all(camera.is_camera for camera in cameras):
         raise no_episodes(root, f"the cameras {', '.join(names)} in {INFO_FILE}")
-    return tuple(named)
+    return tuple(cameras)
 
 
 def _usable_cameras(
     root: Path,
     info: Info,
     videos: Mapping[str, Mapping[int, Path]],
-    there: set[Path],
+    existing: set[Path],
     columns: Sequence[str] | None,
     findings: list[Finding],
 ) -> Iterator[Feature]:
-    declared = [one for one in info.features.values() if one.is_camera]
+    cameras = [feature for feature in info.features.values() if feature.is_camera]
     absent = {
-        one.name
-        for one in declared
-        if (one.dtype == "video" and there.isdisjoint(videos[one.name].values()))
-        or (one.dtype == "image" and columns is not None and one.name not in columns)
+        camera.name
+        for camera in cameras
+        if (camera.dtype == "video" and existing.isdisjoint(videos[camera.name].values()))
+        or (camera.dtype == "image" and columns is not None and camera.name not in columns)
     }
-    # Where no camera at all has pictures, they are not left out: they are lost.
-    is_lost = all(one.is_depth or one.name in absent for one in declared)
-    for feature in declared:
+    # If no camera has files, all are kept, so that each episode reports the loss.
+    is_lost = all(camera.is_depth or camera.name in absent for camera in cameras)
+    for feature in cameras:
         code = "camera_without_files"
         if feature.is_depth:
             code, problem = "depth_camera", f"{feature.name} holds depth, not RGB"
         elif feature.name in absent and not is_lost:
-            what = "video for any episode" if feature.dtype == "video" else "column in the data"
-            problem = f"camera {feature.name} has no {what}"
+            missing = "video for any episode" if feature.dtype == "video" else "column in the data"
+            problem = f"camera {feature.name} has no {missing}"
         else:
             yield feature
             continue
         findings.append(LEROBOT(code, f"{root}: {problem}; left out", camera=feature.name))
 
 
-def _version_oddities(root: Path, info: Info) -> Iterator[Finding]:
+def _version_findings(root: Path, info: Info) -> Iterator[Finding]:
     if f"v{info.version.removeprefix('v')}" != info.layout:
         path = root / INFO_FILE
-        message = f"{path} says {info.version or 'no version'} but the files follow {info.layout}"
+        message = f"{path} says {info.version or 'no version'} but the files are {info.layout}"
         yield LEROBOT("version_mismatch", f"{message}; reading as {info.layout}", path=str(path))
 
 
-def _frame_total_oddities(
+def _frame_total_findings(
     root: Path, info: Info, lines: Sequence[EpisodeLine]
 ) -> Iterator[Finding]:
     lengths = [line.length for line in lines if line.length is not None]

@@ -1,4 +1,4 @@
-"""Where the files of a LeRobot data set are: path templates, and a search when they are wrong."""
+"""Paths of the files of a LeRobot data set, from templates, or by a search if these are wrong."""
 
 import re
 from collections import defaultdict
@@ -14,18 +14,18 @@ from vlatool.sources.lerobot.findings import LEROBOT
 from vlatool.sources.lerobot.meta import Info
 from vlatool.storage.uri import can_list
 
-_LONGEST_NAME, _LONGEST_PATH = 255, 1024  # of usual file systems, and of S3
+_LONGEST_NAME, _LONGEST_PATH = 255, 1024  # of common file systems, and of S3
 _INT_SPEC = re.compile(r"^0?\d{0,2}d?$")
 
 
 def fill_template(template: str, values: Mapping[str, int | str], key: str) -> str:
-    """A path relative to the data set.
+    """Path relative to the data set.
 
-    Only plain fields in `values` are filled: the text comes from a file that anyone may have
-    written, under the key `key` of info.json.
+    Fills only plain fields in `values`, because the template, the value of `key` in info.json, is
+    untrusted.
 
     Raises:
-        DataError: A field is unknown or does more than name a value, or the path leaves the root.
+        DataError: A field is unknown or has a conversion, or the path leaves the data set.
     """
     parts: list[str] = []
     try:
@@ -34,30 +34,30 @@ def fill_template(template: str, values: Mapping[str, int | str], key: str) -> s
             if field is None:
                 continue
             if field not in values or conversion:
-                raise _bad_template(key, f'uses unknown field "{{{field}}}"')
+                raise _template_error(key, f'uses unknown field "{{{field}}}"')
             parts.append(_formatted(values[field], spec or "", key))
     except ValueError as error:
-        raise _bad_template(key, f"is no path template: {error}") from error
+        raise _template_error(key, f"is not a path template: {error}") from error
     path = PurePosixPath("".join(parts))
     if path.is_absolute() or ".." in path.parts:
-        raise _bad_template(key, f'gives "{path}", which is outside the data set')
+        raise _template_error(key, f'gives "{path}", which is outside the data set')
     longest = max((len(part.encode(errors="replace")) for part in path.parts), default=0)
     if longest > _LONGEST_NAME or len(str(path)) > _LONGEST_PATH or "\0" in str(path):
-        raise _bad_template(key, f'gives "{str(path)[:40]}...", which no file can be called')
+        raise _template_error(key, f'gives "{str(path)[:40]}...", which is not a valid path')
     return str(path)
 
 
 def _formatted(value: int | str, spec: str, key: str) -> str:
     if isinstance(value, str):
         if spec:
-            raise _bad_template(key, f'formats a name with ":{spec}"')
+            raise _template_error(key, f'formats a name with ":{spec}"')
         return value
     if not _INT_SPEC.match(spec):
-        raise _bad_template(key, f'formats a number with ":{spec}"')
+        raise _template_error(key, f'formats a number with ":{spec}"')
     return format(value, spec)
 
 
-def _bad_template(key: str, problem: str) -> DataError:
+def _template_error(key: str, problem: str) -> DataError:
     return DataError(
         f"{INFO_FILE}: {key} {problem}",
         hint="correct the template; see the LeRobot v2.1 default for its form",
@@ -67,38 +67,38 @@ def _bad_template(key: str, problem: str) -> DataError:
 
 
 class FileFinder:
-    """Finds the parquet file and the videos of an episode.
+    """Paths of the parquet file and the videos of an episode.
 
-    A template that leads nowhere is answered by the only file of that name, with one finding per
-    template. Source: formats/lerobot 3.1. Where nothing can be listed the templates are
-    believed: who reads an episode asks for its files.
+    If the path of a template does not exist, the only file of that name is used, with one finding
+    per template. Source: formats/lerobot 3.1. If nothing can be listed, paths are not checked;
+    reading an episode reports missing files.
 
     Attributes:
-        root: The data set.
-        there: The files asked for so far that exist, as far as is known.
+        root: Folder of the data set.
+        existing: Requested paths that exist, as far as known.
     """
 
     def __init__(self, root: Path, info: Info, findings: list[Finding]) -> None:
         self.root = root
-        self.there: set[Path] = set()
+        self.existing: set[Path] = set()
         self._info = info
         self._findings = findings
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._can_list = can_list(root)
 
     def data_file(self, number: int) -> Path:
-        """The parquet file of an episode, or where it should be."""
+        """Path of the parquet file of an episode; it may not exist."""
         relative = fill_template(self._info.data_path, self._values(number), "data_path")
-        return self._found("data_path", relative, "data")
+        return self._locate("data_path", relative, "data")
 
     def video_file(self, number: int, camera: str) -> Path:
-        """The video of a camera, or where it should be."""
+        """Path of the video of a camera; it may not exist."""
         values = {**self._values(number), "video_key": camera}
         relative = fill_template(self._info.video_path, values, "video_path")
-        return self._found("video_path", relative, "videos", camera)
+        return self._locate("video_path", relative, "videos", camera)
 
     def numbered_data_files(self) -> dict[int, Path]:
-        """Every `episode_N.parquet` under `data/` by its number."""
+        """Number to path of all `episode_N.parquet` below `data/`."""
         numbered: dict[int, Path] = {}
         for (folder, name), paths in sorted(self._by_name.items()):
             match = re.fullmatch(r"episode_(\d+)\.parquet", name)
@@ -106,37 +106,39 @@ class FileFinder:
                 numbered[int(match.group(1))] = self.root / paths[0]
         return numbered
 
-    def _found(self, key: str, relative: str, folder: str, camera: str = "") -> Path:
+    def _locate(self, key: str, relative: str, folder: str, camera: str = "") -> Path:
         path = self.root / relative
         if not self._can_list:
-            self.there.add(path)
+            self.existing.add(path)
             return path
-        named = self._by_name.get((folder, path.name), [])
-        if relative not in named and not path.exists():
-            others = [name for name in named if not camera or camera in PurePosixPath(name).parts]
-            if len(others) != 1:
+        matches = self._by_name.get((folder, path.name), [])
+        if relative not in matches and not path.exists():
+            candidates = [
+                name for name in matches if not camera or camera in PurePosixPath(name).parts
+            ]
+            if len(candidates) != 1:
                 return path
-            path = self.root / others[0]
-            if key not in self._told:
-                self._told.add(key)
-                message = f"{self.root}: {key} gives {relative}, found {others[0]}"
+            path = self.root / candidates[0]
+            if key not in self._reported:
+                self._reported.add(key)
+                message = f"{self.root}: {key} gives {relative}, but the file is {candidates[0]}"
                 self._findings.append(
                     LEROBOT("template_mismatch", f"{message}; using the files found", field=key)
                 )
-        self.there.add(path)
+        self.existing.add(path)
         return path
 
     def _values(self, number: int) -> dict[str, int | str]:
         chunk = number // self._info.chunks_size
-        # A published v2.1 set writes chunk_index for episode_chunk. Source: formats/lerobot 3.1
+        # A published v2.1 set has chunk_index for episode_chunk. Source: formats/lerobot 3.1
         return {"episode_chunk": chunk, "chunk_index": chunk, "episode_index": number}
 
     @cached_property
     def _by_name(self) -> Mapping[tuple[str, str], list[str]]:
-        """(`data` or `videos`, file name) to the files of that name, relative to the data set."""
+        """(`data` or `videos`, file name) to the paths with that name, relative to the data set."""
         index: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
         for folder in ("data", "videos") if self._can_list else ():
-            # A link that leads nowhere is no file; listings know this without another look.
+            # Skips broken links; on S3 the listing answers this without a request.
             for path in sorted((self.root / folder).rglob("*.*")):
                 if path.is_file():
                     index[folder, path.name].append(path.relative_to(self.root).as_posix())

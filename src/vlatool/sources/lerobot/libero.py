@@ -1,4 +1,4 @@
-"""LIBERO as LeRobot data sets: two cameras in the table, one sentence per episode.
+"""LIBERO as LeRobot data sets: two image columns, one instruction per episode.
 
 Source: reference/future-vla 1.2.
 """
@@ -15,7 +15,7 @@ from vlatool.sources.lerobot.reader import LeRobotReader
 
 
 class LiberoConfig(LeRobotConfig):
-    """Which columns of a LIBERO data set are read besides its two cameras."""
+    """Options for LIBERO data sets; the two cameras are fixed."""
 
     camera_columns: ClassVar[tuple[str, ...]] = ("image", "wrist_image")
     needed_columns: ClassVar[tuple[str, ...]] = (FRAME_INDEX, EPISODE_INDEX)
@@ -26,12 +26,12 @@ class LiberoConfig(LeRobotConfig):
     }
 
     task_join: str | None = Field(
-        default=" / ", description="Text between the tasks that an episode is listed with."
+        default=" / ", description="Separator that joins several listed tasks of an episode."
     )
 
 
 class LiberoReader(LeRobotReader):
-    """Reads LIBERO: a view of the scene, one of the wrist, and what was listed as the task."""
+    """Reader of LIBERO: the scene camera, the wrist camera, and the listed task."""
 
     Config: ClassVar[type[ConfigModel]] = LiberoConfig
     base_format: ClassVar[str] = "lerobot"

@@ -1,4 +1,4 @@
-"""The `meta/` folder of a LeRobot v2.0 or v2.1 data set."""
+"""Content of the `meta/` folder of a LeRobot v2.0 or v2.1 data set."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -24,20 +24,20 @@ _LARGEST_LIST = 2**28  # bytes; millions of episodes
 _LARGEST_LINE = 2**22  # characters
 _LARGEST_COUNT = 2**63 - 1
 _SLOWEST_FPS, _FASTEST_FPS = 1e-3, 1e5
-_LONGEST_NAME = 200  # bytes; a file that is named after it gets a few more
+_LONGEST_NAME = 200  # bytes; file names add a prefix and a suffix to it
 _NUMERIC = re.compile(r"^(float|int|uint)\d*$")
 
 
 @dataclass(frozen=True)
 class Feature:
-    """One entry of `features`: the type and shape of a column or a camera.
+    """Entry of `features`: type and shape of a column or a camera.
 
     Attributes:
-        name: The column or the camera.
-        dtype: As declared.
-        shape: As declared; None where it is no list of positive whole numbers.
-        names: The texts of `names` in order, whatever they are nested in, or names of groups.
-        is_depth: Whether pictures hold depth.
+        name: Name of the column or camera.
+        dtype: Type as declared.
+        shape: Shape as declared; None if it is not a list of positive integers.
+        names: Texts of `names` in order, at any depth, or names of groups.
+        is_depth: True if the images hold depth.
     """
 
     name: str
@@ -48,34 +48,34 @@ class Feature:
 
     @property
     def is_camera(self) -> bool:
-        """Whether it holds pictures."""
+        """True for images and videos."""
         return self.dtype in {"video", "image"}
 
     @property
     def is_number(self) -> bool:
-        """Whether it holds integers or floats; booleans count as flags."""
+        """True for integers and floats; False for booleans."""
         return _NUMERIC.match(self.dtype) is not None
 
     @property
     def is_readable_number(self) -> bool:
-        """Whether it can be read as numbers: flags can."""
+        """True if the values can be read as numbers; booleans can."""
         return self.is_number or self.dtype == "bool"
 
     @property
     def width(self) -> int | None:
-        """Values per row of a scalar or a vector; null when unknown or not a vector."""
+        """Number of values per row of a scalar or vector; None if unknown or not a vector."""
         if self.shape is None or len(self.shape) > 1:
             return None
         return self.shape[0] if self.shape else 1
 
     @property
     def dimension_names(self) -> tuple[str, ...]:
-        """One name per value of a vector; empty where they are not as many."""
+        """One name per value of a vector; empty if their numbers differ."""
         return self.names if len(self.names) == self.width else ()
 
     @property
     def image_size(self) -> tuple[int, int] | None:
-        """(height, width) as declared, where the order of the shape is told or can be seen."""
+        """(height, width) as declared; None if the order of the shape is unknown."""
         shape = self.shape
         if shape is None or len(shape) != 3:
             return None
@@ -88,17 +88,17 @@ class Feature:
 
 @dataclass(frozen=True)
 class Info:
-    """`meta/info.json`, as far as reading needs it.
+    """Content of `meta/info.json` that reading needs.
 
     Attributes:
         version: `codebase_version` as written.
-        layout: What the files say: `v2.0` or `v2.1`.
+        layout: Version of the layout of the files: `v2.0` or `v2.1`.
         fps: Frames per second, above zero.
         robot_type: Free text; may be empty.
-        total_frames: What the file claims, when it does.
-        chunks_size: Episodes per chunk.
-        data_path: Template of the parquet files.
-        video_path: Template of the videos.
+        total_frames: Total as declared, or None.
+        chunks_size: Number of episodes per chunk.
+        data_path: Template of the paths of parquet files.
+        video_path: Template of the paths of videos.
         features: Name to feature, in file order.
     """
 
@@ -114,7 +114,7 @@ class Info:
 
 
 def read_info(root: Path) -> Info:
-    """The facts in `meta/info.json`.
+    """Content of `meta/info.json`.
 
     Raises:
         DataError: It is missing or broken, or the layout is not v2.0 or v2.1.
@@ -126,12 +126,12 @@ def read_info(root: Path) -> Info:
     layout = _layout(root, version)
     features = tree.get("features")
     if not isinstance(features, Mapping) or not features:
-        raise _bad_meta(path, "features", "names no feature")
+        raise _metadata_error(path, "features", "has no entries")
     parsed = [_feature(path, name, value) for name, value in cast(Any, features).items()]
     return Info(
         version=version,
         layout=layout,
-        fps=_rate(path, tree.get("fps")),
+        fps=_fps(path, tree.get("fps")),
         robot_type=str(tree.get("robot_type") or ""),
         total_frames=_optional_int(tree.get("total_frames")),
         chunks_size=_chunks_size(path, tree.get("chunks_size")),
@@ -142,7 +142,7 @@ def read_info(root: Path) -> Info:
 
 
 def read_episodes(root: Path) -> list[EpisodeLine]:
-    """The episodes listed in `meta/episodes.jsonl`, ascending by number.
+    """Episodes listed in `meta/episodes.jsonl`, ascending by number.
 
     Raises:
         DataError: A line is broken, or a number appears twice.
@@ -152,18 +152,18 @@ def read_episodes(root: Path) -> list[EpisodeLine]:
     for position, line in read_lines(path):
         number = _optional_int(line.get("episode_index"))
         if number is None or not 0 <= number <= _LARGEST_COUNT:
-            raise _bad_meta(path, "episode_index", "is not a number of an episode", position)
+            raise _metadata_error(path, "episode_index", "is not an episode number", position)
         if number in episodes:
-            raise _bad_meta(path, "episode_index", f"{number} appears twice", position)
+            raise _metadata_error(path, "episode_index", f"{number} appears twice", position)
         length = _optional_int(line.get("length"))
         if length is not None and not 0 <= length <= _LARGEST_COUNT:
-            raise _bad_meta(path, "length", "is no number of frames", position)
+            raise _metadata_error(path, "length", "is not a number of frames", position)
         episodes[number] = EpisodeLine(number, _texts(line.get("tasks")), length)
     return [episodes[number] for number in sorted(episodes)]
 
 
 def read_tasks(root: Path) -> dict[int, str]:
-    """Task number to sentence, from `meta/tasks.jsonl`; empty without that file.
+    """Task index to sentence, from `meta/tasks.jsonl`; empty without that file.
 
     Raises:
         DataError: The file is broken or a Git LFS pointer.
@@ -175,33 +175,35 @@ def read_tasks(root: Path) -> dict[int, str]:
     for position, line in read_lines(path):
         number, sentence = _optional_int(line.get("task_index")), line.get("task")
         if number is None or not isinstance(sentence, str):
-            raise _bad_meta(path, "task_index, task", "are not a number and a sentence", position)
+            raise _metadata_error(
+                path, "task_index, task", "are not a number and a sentence", position
+            )
         tasks[number] = sentence
     return tasks
 
 
 def _check_layout(root: Path) -> None:
     if (root / "meta/episodes").is_dir() and not (root / EPISODES_FILE).exists():
-        raise _unsupported(root / "meta/episodes", "v3.0")
+        raise _unsupported_error(root / "meta/episodes", "v3.0")
     if not (root / INFO_FILE).exists() and (root / "meta_data").is_dir():
-        raise _unsupported(root / "meta_data", "v1")
+        raise _unsupported_error(root / "meta_data", "v1")
 
 
 def _layout(root: Path, version: str) -> str:
-    """The version the files follow, which counts more than the one they claim."""
+    """Version of the layout of the files, which takes precedence over the declared version."""
     if (root / "meta/episodes").is_dir():
-        raise _unsupported(root / "meta/episodes", "v3.0")
+        raise _unsupported_error(root / "meta/episodes", "v3.0")
     if (root / EPISODE_STATS_FILE).exists():
         return "v2.1"
     if (root / EPISODES_FILE).exists() or version.removeprefix("v").startswith("2"):
         return "v2.0"
-    raise _unsupported(root / INFO_FILE, version or "of no stated version")
+    raise _unsupported_error(root / INFO_FILE, version or "without a version")
 
 
-def _unsupported(path: Path, version: str) -> DataError:
+def _unsupported_error(path: Path, version: str) -> DataError:
     return DataError(
-        f"{path}: LeRobot {version} is not supported yet; v2.0 and v2.1 are",
-        hint="use the v2.1 revision of this data set, where its publisher keeps one",
+        f"{path}: LeRobot {version} is not supported; v2.0 and v2.1 are",
+        hint="use the v2.1 revision of this data set, if its publisher keeps one",
         code="data.unsupported_version",
         details={"path": str(path), "version": version},
     )
@@ -210,18 +212,20 @@ def _unsupported(path: Path, version: str) -> DataError:
 def _feature(path: Path, name: str, value: object) -> Feature:
     tree = cast(Mapping[str, Any], value) if isinstance(value, Mapping) else {}
     if not name.isprintable() or len(name.encode()) > _LONGEST_NAME:
-        raise _bad_meta(path, f"the feature {_shown(name)}", "has a name that no file can have")
+        raise _metadata_error(
+            path, f"the feature {_shortened(name)}", "has a name that is not a valid file name"
+        )
     if not isinstance(tree.get("dtype"), str):
-        raise _bad_meta(path, f"the feature {name!r}", "has no dtype")
+        raise _metadata_error(path, f"the feature {name!r}", "has no dtype")
     shape: Any = tree.get("shape")
     if not isinstance(shape, list) or not all(_is_count(size) for size in cast(list[Any], shape)):
         shape = None
-    # The flag has stood in three places. Source: formats/lerobot 4.1
-    places = [tree, tree.get("info"), tree.get("video_info")]
+    # Writers put the flag in three places. Source: formats/lerobot 4.1
+    sections = [tree, tree.get("info"), tree.get("video_info")]
     is_depth = any(
-        bool(place.get("is_depth_map") or place.get("video.is_depth_map"))
-        for place in places
-        if isinstance(place, Mapping)
+        bool(section.get("is_depth_map") or section.get("video.is_depth_map"))
+        for section in sections
+        if isinstance(section, Mapping)
     )
     return Feature(
         name=name,
@@ -233,17 +237,17 @@ def _feature(path: Path, name: str, value: object) -> Feature:
 
 
 def _names(value: object) -> tuple[str, ...]:
-    """The texts of `names`; those of groups have the group before them where they are not unique.
+    """Texts of `names`; those of groups are prefixed with the group if they are not unique.
 
     Source: formats/lerobot 4.2
     """
-    found = list(_nested_texts(value))
-    plain = tuple(path[-1] for path in found)
-    return plain if len(set(plain)) == len(plain) else tuple(".".join(path) for path in found)
+    paths = list(_nested_texts(value))
+    names = tuple(path[-1] for path in paths)
+    return names if len(set(names)) == len(names) else tuple(".".join(path) for path in paths)
 
 
 def _nested_texts(value: object, depth: int = 3) -> Iterator[tuple[str, ...]]:
-    """The texts in nested lists and mappings under their groups; `{name: position}` gives names."""
+    """Path of each text in nested lists and mappings; `{name: position}` gives the names."""
     if isinstance(value, str):
         yield (value,)
     elif isinstance(value, Mapping) and depth:
@@ -261,20 +265,20 @@ def read_object(path: Path) -> Mapping[str, Any]:
     """The mapping in a JSON file.
 
     Raises:
-        DataError: It is missing, a Git LFS pointer, too large, or something else.
+        DataError: The file is missing, a Git LFS pointer, too large, or not a JSON object.
     """
     return _parse_object(path, _read_text(path))
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Number and mapping of each line of a JSON-lines file that is not empty.
+    """Line number and mapping of each line of a JSON-lines file that is not empty.
 
     Raises:
         DataError: As `read_object`.
     """
     for number, line in enumerate(_read_text(path, _LARGEST_LIST).split("\n"), start=1):
         if len(line) > _LARGEST_LINE:
-            raise _bad_meta(path, "content", f"is a line of {len(line):,} characters", number)
+            raise _metadata_error(path, "content", f"is a line of {len(line):,} characters", number)
         if line.strip():
             yield number, _parse_object(path, line, number)
 
@@ -284,40 +288,42 @@ def _read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
     try:
         return read_document(path, max_bytes=max_bytes)
     except (OSError, DocumentError) as error:
-        raise _bad_meta(path, "content", f"cannot be read: {error}") from error
+        raise _metadata_error(path, "content", f"cannot be read: {error}") from error
 
 
 def _parse_object(path: Path, text: str, line: int | None = None) -> Mapping[str, Any]:
     try:
         value = parse_json(text)
     except DocumentError as error:
-        raise _bad_meta(path, "content", f"cannot be read: {error.reason}", line) from error
+        raise _metadata_error(path, "content", f"cannot be read: {error.reason}", line) from error
     if not isinstance(value, dict):
-        raise _bad_meta(path, "content", "is not a JSON object", line)
+        raise _metadata_error(path, "content", "is not a JSON object", line)
     return cast(Mapping[str, Any], value)
 
 
-def _rate(path: Path, value: object) -> float:
+def _fps(path: Path, value: object) -> float:
     rate = _number(value)
     if _SLOWEST_FPS <= rate <= _FASTEST_FPS:
         return float(rate)
     expected = f"a number from {_SLOWEST_FPS:g} to {_FASTEST_FPS:g}"
-    raise _bad_meta(path, "fps", f"is {_shown(value)}; expected {expected}")
+    raise _metadata_error(path, "fps", f"is {_shortened(value)}; expected {expected}")
 
 
 def _chunks_size(path: Path, value: object) -> int:
     size = _number(value or CHUNKS_SIZE)
     if 1 <= size <= _LARGEST_COUNT and size == int(size):
         return int(size)
-    raise _bad_meta(path, "chunks_size", f"is {_shown(value)}; expected a positive whole number")
+    raise _metadata_error(
+        path, "chunks_size", f"is {_shortened(value)}; expected a positive integer"
+    )
 
 
 def _number(value: object) -> int | float:
-    """The value, if it is a number and no flag; else 0."""
+    """The value if it is a number and not a boolean, else 0."""
     return value if isinstance(value, int | float) and not isinstance(value, bool) else 0
 
 
-def _shown(value: object) -> str:
+def _shortened(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:40]}..."
 
@@ -338,11 +344,11 @@ def _texts(value: object) -> tuple[str, ...]:
     return tuple(text for text in cast(list[object], value) if isinstance(text, str))
 
 
-def _bad_meta(path: Path, key: str, problem: str, line: int | None = None) -> DataError:
-    place = f"{path}" if line is None else f"{path}:{line}"
+def _metadata_error(path: Path, key: str, problem: str, line: int | None = None) -> DataError:
+    location = f"{path}" if line is None else f"{path}:{line}"
     return DataError(
-        f"{place}: {key} {problem}",
-        hint="the data set's metadata is damaged; get it again from its origin",
+        f"{location}: {key} {problem}",
+        hint="the metadata of the data set is damaged; download it again",
         code="data.bad_metadata",
         details={"path": str(path), "field": key, "line": line},
     )

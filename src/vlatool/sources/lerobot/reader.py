@@ -11,7 +11,7 @@ from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.errors import VlatoolError
 from vlatool.findings import Collector, Finding, FindingCodes
-from vlatool.sources.base import facts_of, id_part, merge_surveys, survey_each
+from vlatool.sources.base import field_specs, id_part, merge_surveys, survey_each
 from vlatool.sources.lerobot.config import LeRobotConfig
 from vlatool.sources.lerobot.dataset import EpisodeFiles, dataset_roots, open_dataset
 from vlatool.sources.lerobot.findings import LEROBOT
@@ -24,7 +24,7 @@ from vlatool.storage.uri import can_list
 
 
 class LeRobotReader:
-    """Reads LeRobot v2.0 and v2.1; rows pair with frames by number, never by time."""
+    """Reader of LeRobot v2.0 and v2.1; rows pair with frames by number, never by time."""
 
     Config: ClassVar[type[ConfigModel]] = LeRobotConfig
     findings: ClassVar[FindingCodes] = LEROBOT
@@ -34,57 +34,57 @@ class LeRobotReader:
         self.source_findings: list[Finding] = []
 
     def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
-        """Every listed episode; all metadata is read and checked before the first one is given.
+        """All listed episodes; reads and checks all metadata before the first one.
 
         Raises:
             DataError: `data.no_episodes`, `data.unknown_field`, `data.unsupported_version`, or
                 broken metadata.
         """
         findings: list[Finding] = []
-        found: dict[Path, tuple[Path, list[EpisodeFiles]]] = {}
+        datasets: dict[Path, tuple[Path, list[EpisodeFiles]]] = {}
         for source in sources:
             for root in dataset_roots(source):
-                if root.resolve() in found:
-                    message = f"{root} was given twice; read once"
+                if root.resolve() in datasets:
+                    message = f"{root} is given twice; read once"
                     findings.append(SOURCE("given_twice", message, path=str(root)))
                 else:
-                    found[root.resolve()] = (source, open_dataset(root, self.config, findings))
+                    datasets[root.resolve()] = (source, open_dataset(root, self.config, findings))
         self.source_findings = findings
-        return _refs(list(found.values()))
+        return _refs(list(datasets.values()))
 
     def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
-        """What the data sets declare.
+        """Declared cameras, fields and lengths of the data sets.
 
-        One episode of each data set is read, the first that can be: it gives the fields. The
-        others cost nothing: their files and lengths are listed.
+        Reads the first readable episode of each data set, which gives the fields. Files and
+        lengths of the others are known from listings.
 
         Raises:
-            DataError: No episode can be read; the first one's reason.
+            DataError: No episode can be read; the error of the first one.
         """
         reasons: list[VlatoolError] = []
-        return merge_surveys(self._looks(refs, reasons), reasons)
+        return merge_surveys(self._surveys(refs, reasons), reasons)
 
-    def _looks(self, refs: Sequence[EpisodeRef], reasons: list[VlatoolError]) -> Iterator[Survey]:
-        sets: dict[Path, list[EpisodeRef]] = {}
+    def _surveys(self, refs: Sequence[EpisodeRef], reasons: list[VlatoolError]) -> Iterator[Survey]:
+        groups: dict[Path, list[EpisodeRef]] = {}
         for ref in refs:
-            sets.setdefault(_recording(ref).dataset.root, []).append(ref)
-        for members in sets.values():
+            groups.setdefault(_episode_files(ref).dataset.root, []).append(ref)
+        for members in groups.values():
             others = iter(members)
-            first = next(survey_each(self._look, others, reasons), None)
+            first = next(survey_each(self._survey_episode, others, reasons), None)
             if first is not None:
                 yield first
-                for one in map(_recording, others):  # those after it
-                    if one.data_file in one.present:
-                        yield replace(first, frames=one.line.length)
+                for files in map(_episode_files, others):  # after the first one
+                    if files.data_file in files.present:
+                        yield replace(first, frames=files.line.length)
 
-    def _look(self, ref: EpisodeRef) -> Survey:
-        """The survey of an episode that is read; sizes and names are those that are declared."""
-        episode, dataset = self.read(ref), _recording(ref).dataset
-        sizes = {one.name: one.image_size for one in dataset.cameras}
+    def _survey_episode(self, ref: EpisodeRef) -> Survey:
+        """Survey of an episode that is read; sizes of images are the declared ones."""
+        episode, dataset = self.read(ref), _episode_files(ref).dataset
+        sizes = {camera.name: camera.image_size for camera in dataset.cameras}
         return Survey(
             1,
             sizes,
-            facts_of(episode),
+            field_specs(episode),
             episode.num_frames,
             episode.fps,
             episode.action_fields,
@@ -92,16 +92,16 @@ class LeRobotReader:
         )
 
     def read(self, ref: EpisodeRef) -> Episode:
-        """One episode; pictures stay on disk.
+        """One episode; its images stay on disk.
 
         Raises:
-            DataError: Its files are missing or broken, or disagree; names file and field.
+            DataError: Its files are missing, broken or inconsistent; names file and field.
         """
-        recording = _recording(ref)
-        dataset = recording.dataset
+        files = _episode_files(ref)
+        dataset = files.dataset
         report = Collector(LEROBOT, strict=True, episode=ref.id)
-        contents = walk_episode(recording, self.config, report)
-        assert contents.rows is not None, "a strict walk has raised"
+        contents = walk_episode(files, self.config, report)
+        assert contents.rows is not None, "a strict collector raises before"
         return Episode(
             id=ref.id,
             task=contents.task,
@@ -120,25 +120,25 @@ class LeRobotReader:
                 "source_version": dataset.info.layout,
                 "dataset": dataset.name,
                 "robot_type": dataset.info.robot_type,
-                "source_episode_index": recording.line.number,
+                "source_episode_index": files.line.number,
             },
         )
 
     def check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding]:
-        """Every defect of an episode; with `deep` every frame is decoded."""
+        """Findings on an episode; with `deep` every frame is decoded."""
         report = Collector(LEROBOT, strict=False, episode=ref.id)
-        contents = walk_episode(_recording(ref), self.config, report)
-        check_values(_recording(ref), contents, report)
+        contents = walk_episode(_episode_files(ref), self.config, report)
+        check_values(_episode_files(ref), contents, report)
         yield from report.findings
         if deep:
             yield from check_cameras(ref.id, contents.cameras)
 
     def check_source(self, sources: Sequence[Path]) -> Iterator[Finding]:
-        """Defects that concern more than one episode."""
+        """Findings that concern more than one episode."""
         yield from check_sets(sources, self.config)
 
 
-def _recording(ref: EpisodeRef) -> EpisodeFiles:
+def _episode_files(ref: EpisodeRef) -> EpisodeFiles:
     return ref.extras["recording"]
 
 
@@ -148,24 +148,24 @@ def _metadata(root: Path) -> list[Path]:
     return files_named(root, META_FILES)
 
 
-def _refs(found: Sequence[tuple[Path, list[EpisodeFiles]]]) -> Iterator[EpisodeRef]:
-    """Refs of data sets; the second of two with one name has `-2` after it."""
+def _refs(datasets: Sequence[tuple[Path, list[EpisodeFiles]]]) -> Iterator[EpisodeRef]:
+    """Refs of data sets; the second data set of the same name gets the suffix `-2`."""
     seen: Counter[str] = Counter()
-    for source, recordings in found:
-        dataset = recordings[0].dataset
+    for source, episodes in datasets:
+        dataset = episodes[0].dataset
         name = id_part(dataset.name)
         seen[name] += 1
         prefix = name if seen[name] == 1 else f"{name}-{seen[name]}"
         metadata = _metadata(dataset.root)
-        for recording in recordings:
-            number = recording.line.number
-            sentences = without_labels(recording.line.tasks)
+        for episode in episodes:
+            number = episode.line.number
+            sentences = without_labels(episode.line.tasks)
             yield EpisodeRef(
                 id=f"{prefix}_episode_{number:06d}",
-                path=recording.data_file,
+                path=episode.data_file,
                 source=str(source),
-                number=number if len(found) == 1 else None,
+                number=number if len(datasets) == 1 else None,
                 task=sentences[0] if sentences else name_to_sentence(dataset.name),
-                files=(*recording.videos.values(), *metadata),
-                extras={"recording": recording},
+                files=(*episode.videos.values(), *metadata),
+                extras={"recording": episode},
             )

@@ -1,4 +1,4 @@
-"""Columns of a LeRobot episode's parquet file as checked arrays."""
+"""Columns of a LeRobot episode's parquet file, as checked arrays."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,21 +17,21 @@ from vlatool.errors import DataError
 from vlatool.sources.base import check_is_data_file
 from vlatool.storage.uri import as_native_file
 
-# Of one episode: hours at 100 frames per second, and what its numbers take in memory.
+# Limits of one episode: hours at 100 frames per second, and bytes of its values in memory.
 _MOST_ROWS = 2**21
 _LARGEST_EPISODE = 2**30
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The wanted columns of one episode, in frame order.
+    """Requested columns of one episode, in frame order.
 
     Attributes:
         path: The parquet file.
-        episode: How errors call the episode, e.g. `episode 3`.
+        episode: Name of the episode in errors, such as `episode 3`.
         table: The columns.
         order: Row in the file of each frame, int [F].
-        columns: Every column of the file, read or not.
+        columns: All columns of the file, read or not.
     """
 
     path: Path
@@ -46,72 +46,76 @@ class Rows:
     def require(self, name: str) -> None:
         """Raises DataError unless the file has the column `name`."""
         if name not in self.columns:
-            there = ", ".join(self.columns)
-            raise self._refusal(name, f"is missing; columns are: {there}", "data.missing_column")
+            known = ", ".join(self.columns)
+            raise self._error(name, f"is missing; available: {known}", "data.missing_column")
 
     def values(self, name: str) -> list[Any]:
-        """A column as python values."""
+        """Values of a column as Python objects."""
         return self.table.column(name).to_pylist()
 
     def first(self, name: str) -> Any:
-        """The value of a column in the first row."""
+        """Value of a column in the first row."""
         return self.table.column(name)[0].as_py()
 
     def numbers(self, name: str) -> list[Any]:
-        """A column of one number per row; None where a row has none, or NaN.
+        """Values of a scalar numeric column; None for null, NaN and infinity.
 
         Raises:
-            DataError: It holds something else.
+            DataError: The column is not numeric.
         """
-        kind = self.table.schema.field(name).type
-        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-            raise self._refusal(name, f"holds {kind}, expected numbers", "data.not_numeric")
+        dtype = self.table.schema.field(name).type
+        if not (pa.types.is_integer(dtype) or pa.types.is_floating(dtype)):
+            raise self._error(name, f"holds {dtype}, expected numbers", "data.not_numeric")
         values = self.values(name)
         return [None if value is None or not np.isfinite(value) else value for value in values]
 
     def labels(self, name: str) -> list[Any]:
-        """A column of whole numbers or of texts.
+        """Values of a column of integers or texts.
 
         Raises:
-            DataError: It holds something else.
+            DataError: The column has another type.
         """
-        kind = self.table.schema.field(name).type
-        if pa.types.is_dictionary(kind):  # a text is held once, however many rows have it
+        dtype = self.table.schema.field(name).type
+        if pa.types.is_dictionary(dtype):  # each distinct text is stored once
             chunks = self.table.column(name).chunks
             texts = [(chunk.dictionary.to_pylist(), chunk.indices.to_pylist()) for chunk in chunks]
-            return [None if at is None else one[at] for one, places in texts for at in places]
-        if not pa.types.is_integer(kind):
-            problem = f"holds {kind}, expected whole numbers or texts"
-            raise self._refusal(name, problem, "data.not_numeric")
+            return [
+                None if index is None else values_of[index]
+                for values_of, rows in texts
+                for index in rows
+            ]
+        if not pa.types.is_integer(dtype):
+            problem = f"holds {dtype}, expected integers or texts"
+            raise self._error(name, problem, "data.not_numeric")
         return self.values(name)
 
     def vectors(self, name: str, width: int | None) -> Array:
-        """A numeric column as [F, C] in its stored dtype; booleans become float32.
+        """Numeric column as [F, C] in its stored dtype; booleans become float32.
 
-        C is `width`, as the data set declares it; null takes that of the first row.
+        C is `width`, the declared width; None: the width of the first row.
 
         Raises:
-            DataError: Values are missing, not numbers, or rows differ in length.
+            DataError: Values are missing or not numeric, or rows differ in width.
         """
         self.require(name)
         return self._matrix(name, self.table.column(name).combine_chunks(), width)
 
     def check_finite(self, name: str, values: Array, dimensions: Sequence[str] = ()) -> None:
-        """Raises DataError unless every number of a column's values [F, C] is one.
+        """Raises DataError if a value of a column [F, C] is NaN or infinite.
 
         Args:
             name: The column.
             values: Its values.
-            dimensions: What the C values of a row are called, where that is known.
+            dimensions: Names of the C dimensions, if known.
         """
         bad = np.argwhere(~np.isfinite(values))
         if len(bad):
-            row, channel = bad[0].tolist()
-            found = "NaN" if np.isnan(values[row, channel]) else "an infinite value"
-            label = dimension_label(name, channel, values.shape[1], {name: dimensions})
-            where = label.removeprefix(name).removeprefix(": ")
-            problem = f"has {found} at row {row}{f', {where}' if where else ''}"
-            raise self._refusal(name, problem, "data.non_finite", row)
+            row, column = bad[0].tolist()
+            value = "NaN" if np.isnan(values[row, column]) else "an infinite value"
+            label = dimension_label(name, column, values.shape[1], {name: dimensions})
+            dimension = label.removeprefix(name).removeprefix(": ")
+            problem = f"has {value} at row {row}{f', {dimension}' if dimension else ''}"
+            raise self._error(name, problem, "data.non_finite", row)
 
     def _matrix(self, name: str, column: Any, width: int | None) -> Array:
         if isinstance(column, pa.ExtensionArray):
@@ -121,7 +125,7 @@ class Rows:
             self._check_widths(name, np.ones(len(array), np.int64), width)
             return array
         if _is_list(column.type.value_type):
-            raise self._refusal(name, "has 2 dimensions, expected 1", "data.not_a_vector")
+            raise self._error(name, "has 2 dimensions, expected 1", "data.not_a_vector")
         self._check_no_nulls(name, column)
         widths = pc.call_function("list_value_length", [column]).to_numpy(zero_copy_only=False)
         width = self._check_widths(name, widths, width)
@@ -132,7 +136,7 @@ class Rows:
         wrong = widths != expected
         if wrong.any():
             row = int(wrong.argmax())
-            raise self._refusal(
+            raise self._error(
                 name,
                 f"has {int(widths[row])} values at row {row}, expected {expected}",
                 "data.ragged_rows",
@@ -141,50 +145,50 @@ class Rows:
         return expected
 
     def _numbers(self, name: str, values: Any, width: int = 1) -> Array:
-        """Flat values as numbers; `width` of them belong to one row."""
-        kind = values.type
-        if pa.types.is_boolean(kind):
+        """Flat values as a numeric array; `width` values belong to one row."""
+        dtype = values.type
+        if pa.types.is_boolean(dtype):
             values = values.cast(pa.uint8()).cast(pa.float32())
-        elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-            raise self._refusal(name, f"holds {kind}, expected numbers", "data.not_numeric")
+        elif not (pa.types.is_integer(dtype) or pa.types.is_floating(dtype)):
+            raise self._error(name, f"holds {dtype}, expected numbers", "data.not_numeric")
         self._check_no_nulls(name, values, width)
         return values.to_numpy(zero_copy_only=False)
 
     def _check_no_nulls(self, name: str, values: Any, width: int = 1) -> None:
         if values.null_count:
             row = pc.index(values.is_null(), True).as_py() // max(width, 1)
-            raise self._refusal(name, f"has no value at row {row}", "data.missing_value", row)
+            raise self._error(name, f"has no value at row {row}", "data.missing_value", row)
 
-    def _refusal(self, field: str, problem: str, code: str, row: int | None = None) -> DataError:
+    def _error(self, field: str, problem: str, code: str, row: int | None = None) -> DataError:
         return DataError(
             f"{self.episode}: {self.path}: {field} {problem}",
-            hint="repair or re-record the episode, or leave it out with --episodes",
+            hint="repair or record the episode again, or exclude it with --episodes",
             code=code,
             details={"path": str(self.path), "field": field, "row": row},
         )
 
 
-def read_rows(path: Path, episode: str, wanted: Sequence[str]) -> Rows:
-    """The `wanted` columns that exist, sorted by `frame_index` when there is one.
+def read_rows(path: Path, episode: str, requested: Sequence[str]) -> Rows:
+    """The `requested` columns that exist, sorted by `frame_index` if the file has it.
 
     Raises:
-        DataError: The file is missing, a pointer, damaged, or has no rows.
+        DataError: The file is missing, a Git LFS pointer, damaged, or has no rows.
     """
     check_is_data_file(path, episode)
     try:
-        texts = _text_columns(path)
-        with pq.ParquetFile(as_native_file(path), read_dictionary=texts) as file:
+        text_columns = _text_columns(path)
+        with pq.ParquetFile(as_native_file(path), read_dictionary=text_columns) as file:
             columns = tuple(file.schema_arrow.names)
-            needed = [name for name in columns if name in {*wanted, FRAME_INDEX}]
+            selected = [name for name in columns if name in {*requested, FRAME_INDEX}]
             num_rows = file.metadata.num_rows
-            problem = _too_large(file.metadata, needed)
-            table = pa.table({}) if problem else file.read(columns=needed)
+            problem = _size_problem(file.metadata, selected)
+            table = pa.table({}) if problem else file.read(columns=selected)
     except (pa.ArrowException, OSError) as error:
-        raise _damaged(path, episode, str(error)) from error
+        raise _damaged_error(path, episode, str(error)) from error
     if problem:
-        raise _damaged(path, episode, problem)
+        raise _damaged_error(path, episode, problem)
     if not num_rows:
-        raise _damaged(path, episode, "the file has no rows")
+        raise _damaged_error(path, episode, "the file has no rows")
     order = _frame_order(table, num_rows)
     if not np.array_equal(order, np.arange(num_rows)):
         table = table.take(pa.array(order))
@@ -195,26 +199,28 @@ def _text_columns(path: Path) -> list[str]:
     schema = pq.read_schema(as_native_file(path))
     types = pa.types
     return [
-        one.name for one in schema if types.is_string(one.type) or types.is_large_string(one.type)
+        field.name
+        for field in schema
+        if types.is_string(field.type) or types.is_large_string(field.type)
     ]
 
 
-def _too_large(metadata: pq.FileMetaData, columns: Sequence[str]) -> str:
-    """What of a file would not fit into memory; empty when all does. Opens no page."""
+def _size_problem(metadata: pq.FileMetaData, columns: Sequence[str]) -> str:
+    """Reason why the columns are too large for memory, or an empty string; reads metadata only."""
     if metadata.num_rows > _MOST_ROWS:
-        return f"it claims {metadata.num_rows:,} rows; the limit for an episode is {_MOST_ROWS:,}"
-    wanted, size = tuple(f"{name}." for name in columns), 0  # of lists: name.list.element
+        return f"it has {metadata.num_rows:,} rows; the limit for an episode is {_MOST_ROWS:,}"
+    prefixes, size = tuple(f"{name}." for name in columns), 0  # lists have name.list.element
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         for chunk in map(group.column, range(group.num_columns)):
-            if f"{chunk.path_in_schema}.".startswith(wanted):
+            if f"{chunk.path_in_schema}.".startswith(prefixes):
                 size += max(chunk.total_uncompressed_size, 8 * chunk.num_values)
     if size > _LARGEST_EPISODE:
-        return f"its numbers take {size:,} bytes; the limit for an episode is {_LARGEST_EPISODE:,}"
+        return f"its values take {size:,} bytes; the limit for an episode is {_LARGEST_EPISODE:,}"
     return ""
 
 
 def column_names(path: Path) -> tuple[str, ...] | None:
-    """The columns of a parquet file; null when it cannot be read, which `read_rows` will say."""
+    """Columns of a parquet file; None if it cannot be read, which `read_rows` reports."""
     try:
         return tuple(pq.read_schema(as_native_file(path)).names)
     except (pa.ArrowException, OSError):
@@ -222,10 +228,10 @@ def column_names(path: Path) -> tuple[str, ...] | None:
 
 
 def timestamp_problem(timestamps: Sequence[Any], fps: float) -> str:
-    """What is odd about the times of an episode's rows; empty when they are `row / fps`."""
+    """Deviation of timestamps from `row / fps`, as a message; empty if there is none."""
     times = np.array([np.nan if t is None else t for t in timestamps], np.float64)
     if not np.isfinite(times).all():
-        return "timestamps have gaps"
+        return "timestamps have missing values"
     falls = np.flatnonzero(np.diff(times) <= 0)
     if len(falls):
         row = int(falls[0]) + 1
@@ -248,15 +254,15 @@ def _frame_order(table: pa.Table, num_rows: int) -> Array:
     return np.argsort(column.to_numpy(), kind="stable")
 
 
-def _is_list(kind: pa.DataType) -> bool:
+def _is_list(dtype: pa.DataType) -> bool:
     types = pa.types
-    return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    return types.is_list(dtype) or types.is_large_list(dtype) or types.is_fixed_size_list(dtype)
 
 
-def _damaged(path: Path, episode: str, reason: str) -> DataError:
+def _damaged_error(path: Path, episode: str, reason: str) -> DataError:
     return DataError(
         f"{episode}: {path} cannot be read as parquet: {reason}",
-        hint="the file is damaged or truncated; get it again, or leave the episode out with "
+        hint="the file is damaged or truncated; download it again, or exclude the episode with "
         "--exclude",
         code="data.bad_parquet",
         details={"path": str(path)},

@@ -1,8 +1,8 @@
-"""The rules of a LeRobot episode: one walk, which reading ends at the first error.
+"""Rules of a LeRobot episode, applied in one pass, which `read` ends at the first error.
 
-What only `verify` looks at is in `oddities.py`.
+Checks that only `verify` makes are in `lint.py`.
 
-Legend of shapes: F frames, C channels. Source: formats/lerobot 6, 7, 8, 11, 12.
+Legend of shapes: F frames, C dimensions. Source: formats/lerobot 6, 7, 8, 11, 12.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,20 +24,20 @@ from vlatool.sources.rules import SOURCE
 from vlatool.sources.video import VideoFrames, VideoInfo, probe_video
 
 _TASK_DESCRIPTION = "task_description"
-# Quality labels that GR00T-flavoured sets list among the tasks. Source: formats/lerobot 8
+# Quality labels that GR00T-style data sets list among the tasks. Source: formats/lerobot 8
 _LABELS = frozenset({"valid", "invalid"})
 
 
 @dataclass(frozen=True)
 class EpisodeContents:
-    """What of an episode can be read.
+    """Readable content of an episode.
 
     Attributes:
-        rows: Its rows; None where there are none.
-        task: The sentence it was recorded for.
+        rows: Its rows; None if they cannot be read.
+        cameras: Camera to its images.
+        missing: Declared camera without images to the error.
+        task: Its instruction.
         metadata: Bookkeeping column to one value per frame.
-        cameras: Camera to its pictures.
-        missing: Declared camera without any to what is wrong.
         fields: Field to its values [F, C].
     """
 
@@ -49,42 +49,40 @@ class EpisodeContents:
     fields: Mapping[str, Array] = field(default_factory=dict[str, Array])
 
 
-def walk_episode(
-    recording: EpisodeFiles, config: LeRobotConfig, report: Collector
-) -> EpisodeContents:
-    """Reads an episode as far as it can be read; pictures stay on disk."""
-    name = f"episode {recording.line.number}"
-    columns = _columns(recording, config)
-    rows = report.attempt(partial(read_rows, recording.data_file, name, columns))
-    missing = dict(_missing_cameras(recording, rows))
+def walk_episode(files: EpisodeFiles, config: LeRobotConfig, report: Collector) -> EpisodeContents:
+    """Content of an episode as far as it can be read; images stay on disk."""
+    name = f"episode {files.line.number}"
+    columns = _columns(files, config)
+    rows = report.attempt(partial(read_rows, files.data_file, name, columns))
+    missing = dict(_missing_cameras(files, rows))
     if rows is None:
-        return EpisodeContents(None, _cameras(recording, None, missing, report), missing)
+        return EpisodeContents(None, _cameras(files, None, missing, report), missing)
     for column in config.needed_columns:
         report.attempt(partial(rows.require, column))
-    _check_length(recording, rows, report)
+    _check_length(files, rows, report)
     metadata = _bookkeeping(rows, report)
-    task = report.attempt(partial(_instruction, recording, rows, config, report)) or ""
-    _check_bookkeeping(recording, rows, metadata, report)
-    cameras = _cameras(recording, rows, missing, report)
-    return EpisodeContents(rows, cameras, missing, task, metadata, _fields(recording, rows, report))
+    task = report.attempt(partial(_instruction, files, rows, config, report)) or ""
+    _check_bookkeeping(files, rows, metadata, report)
+    cameras = _cameras(files, rows, missing, report)
+    return EpisodeContents(rows, cameras, missing, task, metadata, _fields(files, rows, report))
 
 
-def _columns(recording: EpisodeFiles, config: LeRobotConfig) -> list[str]:
-    """Columns of the parquet file that are wanted."""
-    dataset = recording.dataset
-    more = [name for name in dataset.info.features if name.startswith("annotation.")]
+def _columns(files: EpisodeFiles, config: LeRobotConfig) -> list[str]:
+    """Columns to read from the parquet file."""
+    dataset = files.dataset
+    annotations = [name for name in dataset.info.features if name.startswith("annotation.")]
     task_column = [config.task_column] if config.task_column else []
-    return [*dataset.field_names, *AUTOMATIC, *more, *task_column]
+    return [*dataset.field_names, *AUTOMATIC, *annotations, *task_column]
 
 
-def _check_length(recording: EpisodeFiles, rows: Rows, report: Collector) -> None:
-    length = recording.line.length
+def _check_length(files: EpisodeFiles, rows: Rows, report: Collector) -> None:
+    length = files.line.length
     if length is not None and length != len(rows):
         report.add_error(
             DataError(
                 f"{rows.episode}: {rows.path} has {len(rows)} rows, meta/episodes.jsonl says "
                 f"{length}",
-                hint="the file or the list is from another version; get both again",
+                hint="the file or the list is of another version; download both again",
                 code="data.length_mismatch",
                 details={"path": str(rows.path), "rows": len(rows), "length": length},
             )
@@ -92,79 +90,79 @@ def _check_length(recording: EpisodeFiles, rows: Rows, report: Collector) -> Non
 
 
 def _bookkeeping(rows: Rows, report: Collector) -> dict[str, Sequence[Any]]:
-    """The automatic columns that are there and hold numbers."""
-    found: dict[str, Sequence[Any]] = {}
+    """Automatic columns that exist and are numeric."""
+    metadata: dict[str, Sequence[Any]] = {}
     for name in AUTOMATIC:
         if name in rows.columns:
             values = report.attempt(partial(rows.numbers, name))
             if values is not None:
-                found[name] = values
-    return found
+                metadata[name] = values
+    return metadata
 
 
 def _check_bookkeeping(
-    recording: EpisodeFiles, rows: Rows, metadata: Mapping[str, Sequence[Any]], report: Collector
+    files: EpisodeFiles, rows: Rows, metadata: Mapping[str, Sequence[Any]], report: Collector
 ) -> None:
-    place = {"path": str(rows.path)}
+    location = {"path": str(rows.path)}
     if "timestamp" in metadata:
-        oddity = timestamp_problem(metadata["timestamp"], recording.dataset.info.fps)
-        if oddity:
-            message = f"{rows.episode}: {oddity}; frames are matched by row number"
-            report.note("timestamps", message, **place, field="timestamp")
+        problem = timestamp_problem(metadata["timestamp"], files.dataset.info.fps)
+        if problem:
+            message = f"{rows.episode}: {problem}; frames are matched by row number"
+            report.note("timestamps", message, **location, field="timestamp")
     _check_frames(rows, metadata.get(FRAME_INDEX, ()), report)
-    others = set(metadata.get("episode_index", ())) - {recording.line.number}
+    others = set(metadata.get("episode_index", ())) - {files.line.number}
     if others:
-        message = f"{rows.episode}: {rows.path} also says episode_index {sorted(others, key=str)}"
-        report.note("episode_index", message, **place, field="episode_index")
+        message = f"{rows.episode}: {rows.path} also has episode_index {sorted(others, key=str)}"
+        report.note("episode_index", message, **location, field="episode_index")
 
 
 def _check_frames(rows: Rows, numbers: Sequence[Any], report: Collector) -> None:
-    """Rows pair with pictures by number, so frames must be all there, once each."""
+    """Reports missing or repeated frames, because rows pair with images by number."""
     frame = next((row for row, number in enumerate(numbers) if number != row), None)
     if frame is not None:
         report.add_error(
             DataError(
                 f"{rows.episode}: {rows.path}: frame_index is {numbers[frame]} at row {frame}, "
                 f"expected {frame}",
-                hint="rows are lost or double; get the file again, or leave the episode out with "
-                "--exclude",
+                hint="rows are missing or repeated; download the file again, or exclude the "
+                "episode with --exclude",
                 code="data.frame_index_gap",
                 details={"path": str(rows.path), "field": FRAME_INDEX, "frame": frame},
             )
         )
 
 
-def _fields(recording: EpisodeFiles, rows: Rows, report: Collector) -> dict[str, Array]:
-    """The fields that the policy observes or predicts, as far as they can be read."""
+def _fields(files: EpisodeFiles, rows: Rows, report: Collector) -> dict[str, Array]:
+    """Fields that the policy observes or predicts, as far as they can be read."""
     fields: dict[str, Array] = {}
-    for name in recording.dataset.field_names:
-        width = recording.dataset.info.features[name].width
+    for name in files.dataset.field_names:
+        width = files.dataset.info.features[name].width
         values = report.attempt(partial(rows.vectors, name, width))
         if values is not None:
             fields[name] = values
     return fields
 
 
-# Pictures
+# Images
 
 
-def _missing_cameras(recording: EpisodeFiles, rows: Rows | None) -> Iterator[tuple[str, DataError]]:
-    """Cameras that the data set declares and has, but of which the episode has no file or column.
+def _missing_cameras(files: EpisodeFiles, rows: Rows | None) -> Iterator[tuple[str, DataError]]:
+    """Errors of cameras that the data set declares, but that have no file or column here.
 
-    Whether the episode is used nevertheless is for those to say who choose cameras.
+    The caller decides by the selected cameras whether the episode is used nevertheless.
     """
-    for camera in recording.dataset.cameras:
-        code, path, what = "data.missing_column", recording.data_file, "has no such column"
+    for camera in files.dataset.cameras:
+        code, path, problem = "data.missing_column", files.data_file, "has no such column"
         if camera.dtype == "video":
-            code, path, what = "data.missing_video", recording.videos[camera.name], "is missing"
-        is_there = rows is None or camera.name in rows.columns
-        if path.exists() if camera.dtype == "video" else is_there:
+            code, path, problem = "data.missing_video", files.videos[camera.name], "is missing"
+        has_column = rows is None or camera.name in rows.columns
+        if path.exists() if camera.dtype == "video" else has_column:
             continue
         yield (
             camera.name,
             DataError(
-                f"episode {recording.line.number}, camera {camera.name}: {path} {what}",
-                hint="get the file again, or choose with --camera-names, --exclude or "
+                f"episode {files.line.number}, camera {camera.name}: {path} {problem}",
+                hint="download the file again, or choose with --camera-names, --exclude or "
                 "--skip-episodes-missing-cameras",
                 code=code,
                 details={"path": str(path), "camera": camera.name},
@@ -173,128 +171,127 @@ def _missing_cameras(recording: EpisodeFiles, rows: Rows | None) -> Iterator[tup
 
 
 def _cameras(
-    recording: EpisodeFiles,
+    files: EpisodeFiles,
     rows: Rows | None,
     missing: Mapping[str, DataError],
     report: Collector,
 ) -> dict[str, FrameSource]:
     cameras: dict[str, FrameSource] = {}
-    for camera in recording.dataset.cameras:
+    for camera in files.dataset.cameras:
         if camera.name in missing:
             if not report.strict:
                 report.add_error(missing[camera.name])
             continue
         read = _video if camera.dtype == "video" else _images
-        frames = report.attempt(partial(read, recording, camera, rows, report), camera=camera.name)
+        frames = report.attempt(partial(read, files, camera, rows, report), camera=camera.name)
         if frames is not None:
             cameras[camera.name] = frames
     return cameras
 
 
 def _images(
-    recording: EpisodeFiles, camera: Feature, rows: Rows | None, report: Collector
+    files: EpisodeFiles, camera: Feature, rows: Rows | None, report: Collector
 ) -> ParquetImages | None:
     del report
     if rows is None:
         return None
-    return ParquetImages(rows.path, camera.name, recording.dataset.root, rows.order.tolist())
+    return ParquetImages(rows.path, camera.name, files.dataset.root, rows.order.tolist())
 
 
 def _video(
-    recording: EpisodeFiles, camera: Feature, rows: Rows | None, report: Collector
+    files: EpisodeFiles, camera: Feature, rows: Rows | None, report: Collector
 ) -> VideoFrames | None:
-    path = recording.videos[camera.name]
-    where = f"episode {recording.line.number}, camera {camera.name}"
-    place = {"camera": camera.name, "path": str(path)}
-    check_is_data_file(path, where)
+    path = files.videos[camera.name]
+    label = f"episode {files.line.number}, camera {camera.name}"
+    location = {"camera": camera.name, "path": str(path)}
+    check_is_data_file(path, label)
     info = probe_video(path)
     if rows is None:
         return None
     if info.num_frames < len(rows):
         raise DataError(
-            f"{where}: {path} has {info.num_frames} frames, the data has {len(rows)} rows",
-            hint="the video is incomplete; get it again, or leave the episode out with --episodes",
+            f"{label}: {path} has {info.num_frames} frames, the data has {len(rows)} rows",
+            hint="the video is incomplete; download it again, or exclude the episode with "
+            "--episodes",
             code="data.video_too_short",
             details={"path": str(path), "camera": camera.name, "frames": info.num_frames},
         )
-    fps = recording.dataset.info.fps
-    for code, oddity in _video_oddities(info, camera, len(rows), fps):
-        report.note(code, f"{where}: {path} {oddity}", **place)
+    fps = files.dataset.info.fps
+    for code, problem in _video_problems(info, camera, len(rows), fps):
+        report.note(code, f"{label}: {path} {problem}", **location)
     return VideoFrames(path, len(rows))
 
 
-def _video_oddities(
+def _video_problems(
     info: VideoInfo, camera: Feature, num_rows: int, fps: float
 ) -> Iterator[tuple[str, str]]:
-    """(code, problem) where a usable video differs from what the rows and info.json say."""
+    """(code, problem) of a usable video that differs from the rows or from info.json."""
     if info.num_frames > num_rows:
         more = f"has {info.num_frames} frames for {num_rows} rows"
-        yield "extra_frames", f"{more}; those after the last are unused"
+        yield "extra_frames", f"{more}; the last ones are unused"
     if info.fps is not None and abs(float(info.fps) - fps) > 0.01:
-        yield "video_fps", f"runs at {float(info.fps):g} fps, the data at {fps:g}"
+        yield "video_fps", f"has {float(info.fps):g} fps, the data {fps:g}"
     if camera.shape and not set(info.size) <= set(camera.shape):
         height, width = info.size
         declared = f"meta/info.json says {list(camera.shape)}"
         yield "picture_size", f"is {width}x{height} (w x h), {declared}"
 
 
-# The sentence
+# Instruction
 
 
-def _instruction(
-    recording: EpisodeFiles, rows: Rows, config: LeRobotConfig, report: Collector
-) -> str:
-    """The sentence of the episode: the rows decide, then the list, then the folder's name.
+def _instruction(files: EpisodeFiles, rows: Rows, config: LeRobotConfig, report: Collector) -> str:
+    """Instruction of the episode, from the rows, else from the list, else the folder name.
 
     Raises:
-        DataError: The rows name a task that is not in the table, the list several, or nothing
-            names one that is needed.
+        DataError: The rows name an unknown task, the list has several, or a required instruction
+            is missing.
     """
-    table = _task_table(recording, report)
-    is_listed = config.is_list_first and any(recording.line.tasks)
+    table = _task_table(files, report)
+    is_listed = config.is_list_first and any(files.line.tasks)
     column = None if is_listed else _task_column(rows, config)
     values = rows.labels(column) if column else []
     if column and (table or isinstance(values[0], str)):
         text = _instruction_of_rows(rows, column, values, table, report)
     else:
-        text = _instruction_of_list(rows, recording.line.tasks, table, config.task_join)
+        text = _instruction_of_list(rows, files.line.tasks, table, config.task_join)
     if text:
         return text
     if config.needs_instruction:
         raise DataError(
-            f"{rows.episode}: no instruction in meta/episodes.jsonl and none by its rows",
-            hint="name its task there, or leave the episode out with --exclude",
+            f"{rows.episode}: no instruction in meta/episodes.jsonl or its rows",
+            hint="add its task there, or exclude the episode with --exclude",
             code="data.no_instruction",
             details={"episode": rows.episode, "path": str(rows.path)},
         )
-    words = name_to_sentence(recording.dataset.name)
-    message = f"{rows.episode}: no instruction; using {words!r}"
+    sentence = name_to_sentence(files.dataset.name)
+    message = f"{rows.episode}: no instruction; using {sentence!r}"
     report.add(SOURCE, "language_fallback", message)
-    return words
+    return sentence
 
 
 def without_labels(tasks: Sequence[str]) -> tuple[str, ...]:
-    """The sentences among an episode's tasks, without repetitions and quality labels."""
+    """Distinct sentences among the tasks of an episode, without quality labels."""
     distinct = tuple(dict.fromkeys(text for text in tasks if text.strip()))
     return tuple(text for text in distinct if text not in _LABELS) or distinct
 
 
 def name_to_sentence(name: str) -> str:
-    """A data set's folder name as a sentence."""
+    """Folder name of a data set as a sentence."""
     return " ".join(id_part(name).replace("-", "_").split("_"))
 
 
-def _task_table(recording: EpisodeFiles, report: Collector) -> dict[int, str]:
-    """Task number to sentence; empty, with a warning, when the table is unreadable."""
+def _task_table(files: EpisodeFiles, report: Collector) -> dict[int, str]:
+    """Task index to sentence; empty, with a warning, if the table cannot be read."""
     try:
-        return read_tasks(recording.dataset.root)
+        return read_tasks(files.dataset.root)
     except DataError as error:
         report.note("tasks_unreadable", error.message, path=error.details.get("path"))
         return {}
 
 
 def _task_column(rows: Rows, config: LeRobotConfig) -> str | None:
-    """The column that names the task, null when there is none."""
+    """Column that names the task, or None."""
     if config.task_column is not None:
         rows.require(config.task_column)
         return config.task_column
@@ -305,11 +302,11 @@ def _task_column(rows: Rows, config: LeRobotConfig) -> str | None:
 def _instruction_of_rows(
     rows: Rows, column: str, values: Sequence[Any], table: Mapping[int, str], report: Collector
 ) -> str:
-    """The sentence that the rows name by its number, or hold themselves."""
+    """Sentence whose index the rows have, or which they contain."""
     distinct = list(dict.fromkeys(values))
     sentences = list(dict.fromkeys(_sentence(rows, column, value, table) for value in distinct))
     if len(sentences) > 1:
-        message = f"{rows.episode}: its rows name {len(sentences)} tasks; the first row's is used"
+        message = f"{rows.episode}: its rows have {len(sentences)} tasks; the first one is used"
         report.note("several_tasks", message, path=str(rows.path), field=column)
     return sentences[0]
 
@@ -317,7 +314,7 @@ def _instruction_of_rows(
 def _instruction_of_list(
     rows: Rows, listed: Sequence[str], table: Mapping[int, str], join: str | None
 ) -> str:
-    """The only sentence listed for the episode, or all joined; those that label it do not count."""
+    """The only listed sentence of the episode, or all joined; labels are skipped."""
     labels = {
         table.get(value)
         for column in rows.table.column_names
@@ -331,8 +328,7 @@ def _instruction_of_list(
         return join.join(sentences)
     names = ", ".join(f'"{text}"' for text in sentences)
     raise DataError(
-        f"{rows.episode} lists {len(sentences)} tasks ({names}) and its rows do not say which "
-        "applies",
+        f"{rows.episode} lists {len(sentences)} tasks ({names}) and its rows do not select one",
         hint="choose with --task-join ' / ' or --task-column NAME",
         code="data.ambiguous_task",
         details={"episode": rows.episode, "tasks": list(sentences)},
@@ -344,10 +340,10 @@ def _sentence(rows: Rows, column: str, value: object, table: Mapping[int, str]) 
         return value
     if isinstance(value, int) and value in table:
         return table[value]
-    span = f"{min(table)}..{max(table)}" if table else "there are none"
+    span = f"{min(table)}..{max(table)}" if table else "it is empty"
     raise DataError(
         f"{rows.episode}: {column} {value!r} is not in meta/tasks.jsonl ({span})",
-        hint="the metadata is older than the data; get meta/tasks.jsonl again",
+        hint="the metadata is older than the data; download meta/tasks.jsonl again",
         code="data.unknown_task",
         details={"episode": rows.episode, "field": column},
     )

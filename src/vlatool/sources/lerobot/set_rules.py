@@ -1,7 +1,7 @@
-"""The rules of a LeRobot data set as a whole: totals, splits, features, statistics, counting.
+"""Rules of a LeRobot data set as a whole: totals, splits, features, statistics, row index.
 
-Published statistics are checked against the rows, never believed. Legend of shapes: F frames, C
-channels. Source: formats/lerobot 9.
+Published statistics are compared with the rows and not used. Legend of shapes: F frames,
+C dimensions. Source: formats/lerobot 9.
 """
 
 import re
@@ -31,42 +31,42 @@ _NUMBER = re.compile(r"^[0-9]{1,18}\Z")
 
 
 def check_sets(sources: Sequence[Path], config: LeRobotConfig) -> Iterator[Finding]:
-    """What concerns whole data sets, besides what `discover` notices."""
+    """Findings on whole data sets, besides those of `discover`."""
     for source in sources:
         for root in dataset_roots(source):
             yield from _check_root(root, open_dataset(root, config, []))
 
 
-def _check_root(root: Path, recordings: Sequence[EpisodeFiles]) -> Iterator[Finding]:
+def _check_root(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
     path = root / INFO_FILE
     tasks: Mapping[int, str] = {}
-    with suppress(DataError):  # each episode tells it
+    with suppress(DataError):  # the check of each episode reports it
         tasks = read_tasks(root)
     tree = read_object(path)
     for code, field, problem in (
-        *_totals(tree, len(tasks), recordings),
-        *_splits(tree, len(recordings)),
+        *_totals(tree, len(tasks), episodes),
+        *_splits(tree, len(episodes)),
         *_names(tree),
     ):
         yield LEROBOT(code, f"{path}: {field} {problem}", path=str(path), field=field)
-    if (told := _stats_oddity(root)) is not None:
-        yield told
-    yield from _check_rows(root, recordings)
+    if (finding := _statistics_finding(root)) is not None:
+        yield finding
+    yield from _check_rows(root, episodes)
 
 
 def _totals(
-    tree: Mapping[str, Any], tasks: int, recordings: Sequence[EpisodeFiles]
+    tree: Mapping[str, Any], tasks: int, episodes: Sequence[EpisodeFiles]
 ) -> Iterator[tuple[str, str, str]]:
-    """(code, key, problem) of numbers that contradict the files."""
-    info = recordings[0].dataset.info
-    videos = sum(path.exists() for one in recordings for path in one.videos.values())
-    true = {
-        "total_episodes": len(recordings),
+    """(code, key, problem) of totals that differ from the files."""
+    info = episodes[0].dataset.info
+    videos = sum(path.exists() for episode in episodes for path in episode.videos.values())
+    actual = {
+        "total_episodes": len(episodes),
         "total_tasks": tasks or None,
         "total_videos": videos,
-        "total_chunks": max(one.line.number for one in recordings) // info.chunks_size + 1,
+        "total_chunks": max(episode.line.number for episode in episodes) // info.chunks_size + 1,
     }
-    for key, value in true.items():
+    for key, value in actual.items():
         stated = tree.get(key)
         if value is not None and stated is not None and stated != value:
             code = "chunks" if key == "total_chunks" else "totals_mismatch"
@@ -88,7 +88,7 @@ def _splits(tree: Mapping[str, Any], episodes: int) -> Iterator[tuple[str, str, 
 
 
 def _names(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Vectors with another number of names than values."""
+    """(code, feature, problem) of vectors whose numbers of names and values differ."""
     for name, feature in tree["features"].items():
         if not isinstance(feature, dict):
             continue
@@ -99,44 +99,44 @@ def _names(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             yield "names_mismatch", name, f"has {len(names)} names for {shape[0]} values"
 
 
-def _check_rows(root: Path, recordings: Sequence[EpisodeFiles]) -> Iterator[Finding]:
-    """One pass over all rows: columns, continuation of `index`, statistics of the set.
+def _check_rows(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
+    """Checks columns, continuity of `index` and statistics in one pass over all rows.
 
-    It ends where rows cannot be read, which the check of that episode tells.
+    Stops at rows that cannot be read; the check of that episode reports them.
     """
-    info = recordings[0].dataset.info
-    stated = set_statistics(root)
-    tested = [name for name in stated if name in info.features and info.features[name].is_number]
-    absent = {name: None for name, one in info.features.items() if one.dtype != "video"}
-    parts: dict[str, list[Array]] = {name: [] for name in tested}
+    info = episodes[0].dataset.info
+    published = set_statistics(root)
+    names = [name for name in published if name in info.features and info.features[name].is_number]
+    missing = {name: None for name, episode in info.features.items() if episode.dtype != "video"}
+    parts: dict[str, list[Array]] = {name: [] for name in names}
     expected = 0
-    for one in recordings:
+    for episode in episodes:
         try:
-            rows = read_rows(one.data_file, f"episode {one.line.number}", [*tested, "index"])
+            rows = read_rows(episode.data_file, f"episode {episode.line.number}", [*names, "index"])
         except DataError:
             return
         first = rows.first("index") if "index" in rows.columns else expected
         if first != expected:
             path = str(rows.path)
-            message = f"{path}: index starts at {first}, the episodes before end at {expected}"
+            message = f"{path}: index starts at {first}, expected {expected}"
             yield LEROBOT("index_gap", message, path=path, field="index", frame=0)
         expected += len(rows)
         for name in rows.columns:
-            absent.pop(name, None)
+            missing.pop(name, None)
             if name in parts:
                 parts[name] += _vectors(rows, name)
     path = str(root / INFO_FILE)
-    for name in absent:
-        message = f"{path}: the feature {name!r} is in no file"
+    for name in missing:
+        message = f"{path}: no file has the feature {name!r}"
         yield LEROBOT("feature_without_column", message, path=path, field=name)
-    whole = {name: np.concatenate(arrays) for name, arrays in parts.items() if arrays}
+    values = {name: np.concatenate(arrays) for name, arrays in parts.items() if arrays}
     path = str(root / STATS_FILE)
-    for name, problem in statistics_mismatches(stated, whole):
+    for name, problem in statistics_mismatches(published, values):
         yield LEROBOT("stats_contradict", f"{path}: {name} {problem}", path=path, field=name)
 
 
 def _vectors(rows: Rows, name: str) -> list[Array]:
-    """The column, unless it holds what is no number, which the check of the episode tells."""
+    """The column; empty if it is invalid, which the check of the episode reports."""
     with suppress(DataError):
         values = rows.vectors(name, None)
         rows.check_finite(name, values)
@@ -145,15 +145,15 @@ def _vectors(rows: Rows, name: str) -> list[Array]:
 
 
 def set_statistics(root: Path) -> Statistics:
-    """meta/stats.json; empty where it is missing or broken."""
+    """Content of meta/stats.json; empty if it is missing or broken."""
     try:
         return _features(read_object(root / STATS_FILE))
     except DataError:
         return {}
 
 
-def _stats_oddity(root: Path) -> Finding | None:
-    """Why published statistics cannot be compared; None where they can, or are not there."""
+def _statistics_finding(root: Path) -> Finding | None:
+    """Finding on published statistics that cannot be read, or None."""
     try:
         if (root / STATS_FILE).exists():
             read_object(root / STATS_FILE)
@@ -168,11 +168,11 @@ def _stats_oddity(root: Path) -> Finding | None:
 def episode_statistics(root: Path) -> Mapping[int, Statistics]:
     """Number of an episode to its line of meta/episodes_stats.jsonl."""
     path = root / EPISODE_STATS_FILE
-    return _parsed(path, path.stat().st_mtime_ns) if path.is_file() else {}
+    return _read_episode_statistics(path, path.stat().st_mtime_ns) if path.is_file() else {}
 
 
-@lru_cache(maxsize=4)  # every episode asks for its line
-def _parsed(path: Path, changed: int) -> Mapping[int, Statistics]:
+@lru_cache(maxsize=4)  # each episode needs its line
+def _read_episode_statistics(path: Path, changed: int) -> Mapping[int, Statistics]:
     del changed
     try:
         return {
@@ -187,7 +187,7 @@ def _parsed(path: Path, changed: int) -> Mapping[int, Statistics]:
 def statistics_mismatches(
     stated: Statistics, rows: Mapping[str, Array]
 ) -> Iterator[tuple[str, str]]:
-    """(feature, problem) wherever a stated number is not that of the rows, values [F, C]."""
+    """(feature, problem) of published statistics that differ from those of the rows [F, C]."""
     for name, values in rows.items():
         entry = stated.get(name)
         if entry is None or not len(values):
@@ -200,23 +200,26 @@ def statistics_mismatches(
                 yield name, problem
         count = entry.get("count")
         if count and count not in (len(values), [len(values)]):
-            yield name, f"counts {str(count)[:40]} rows, there are {len(values)}"
+            yield name, f"has count {str(count)[:40]}, there are {len(values)} rows"
 
 
-def _difference(key: str, stated: object, true: Array, scale: Array) -> str:
+def _difference(key: str, stated: object, actual: Array, scale: Array) -> str:
     if stated is None:
         return ""
     try:
         numbers = np.asarray(stated, np.float64).ravel()
     except (TypeError, ValueError, OverflowError):
         return f"{key} is not a list of numbers"
-    if numbers.shape != true.shape:
-        return f"{key} has {len(numbers)} values, the rows have {len(true)}"
-    apart = ~(np.abs(numbers - true) <= _TOLERANCE * scale)
-    if not apart.any():
+    if numbers.shape != actual.shape:
+        return f"{key} has {len(numbers)} values, the rows have {len(actual)}"
+    differs = ~(np.abs(numbers - actual) <= _TOLERANCE * scale)
+    if not differs.any():
         return ""
-    channel = int(apart.argmax())
-    return f"{key} of channel {channel} is {numbers[channel]:.6g}, the rows say {true[channel]:.6g}"
+    column = int(differs.argmax())
+    return (
+        f"{key} of dimension {column} is {numbers[column]:.6g}, "
+        f"that of the rows is {actual[column]:.6g}"
+    )
 
 
 def _features(tree: object) -> Statistics:

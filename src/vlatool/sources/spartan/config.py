@@ -1,4 +1,4 @@
-"""What of a Spartan episode is used, and the files that say so.
+"""Options of the Spartan format, and the files that they name.
 
 Source: formats/spartan 3, 6, 7, 8; formats/lbm-preprocessing 1.
 """
@@ -40,64 +40,64 @@ PUBLISHED_POSE_GROUPS = tuple(
 
 
 class SpartanConfig(ConfigModel):
-    """What of a Spartan episode is used, and how."""
+    """Options for raw Spartan episodes."""
 
     location_keys: ClassVar[frozenset[str]] = frozenset(
         {"language_annotations_path", "action_fields_config_path", "validation_episodes_path"}
     )
 
     data_discard_keys: list[str] = Field(
-        default=[], description="Observation arrays to leave out; they are not even read."
+        default=[], description="Observation arrays to leave out; they are not read."
     )
     language_annotations_path: str | None = Field(
         default=None, description="YAML file with `language_dict`: task to kind to sentences."
     )
     action_fields_config_path: str | None = Field(
         default=None,
-        description="YAML file with action_key_fields, action_index_fields and pose_groups; "
-        "null for the keys here.",
+        description="YAML file with action_key_fields, action_index_fields and pose_groups, which "
+        "replaces these keys; null: use the keys.",
     )
     validation_episodes_path: str | None = Field(
-        default=None, description="JSON file, task to episode numbers that are left out."
+        default=None, description="JSON file: task to the numbers of episodes to exclude."
     )
     task: str | None = Field(
-        default=None, description="Task of all episodes, instead of their path's."
+        default=None, description="Task of all episodes; null: the task in their paths."
     )
     action_key_fields: list[str] = Field(
         default=list(_ACTION_WIDTHS),
-        description="Names of the parts of the action vector, in order.",
+        description="Fields of the action vector, in order.",
     )
     action_index_fields: list[int] = Field(
         default=np.cumsum(list(_ACTION_WIDTHS.values())).tolist(),
-        description="End index of each part, ascending.",
+        description="End index of each field, ascending.",
     )
 
     @field_validator("data_discard_keys", mode="before")
     @classmethod
     def _null_discards_nothing(cls, value: Any) -> Any:
-        """Published configs say null for no keys."""
+        """Published configs have null for an empty list."""
         return [] if value is None else value
 
-    # Of the action file; travels with the config, so that workers need not read the file.
+    # Content of the action file; part of the config, so that workers do not read the file.
     _pose_groups: tuple[PoseGroup, ...] | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _check_action_parts(self) -> Self:
-        ends = self.action_index_fields
-        if len(ends) != len(self.action_key_fields):
+        stops = self.action_index_fields
+        if len(stops) != len(self.action_key_fields):
             raise ValueError("action_index_fields and action_key_fields differ in length")
-        if any(high <= low for low, high in zip([0, *ends], ends, strict=False)):
+        if any(high <= low for low, high in zip([0, *stops], stops, strict=False)):
             raise ValueError("action_index_fields must be ascending and positive")
-        if len(set(self.action_key_fields)) < len(ends):
-            raise ValueError("action_key_fields has a name twice")
+        if len(set(self.action_key_fields)) < len(stops):
+            raise ValueError("action_key_fields has a repeated name")
         return self
 
 
 def with_action_file(config: SpartanConfig) -> tuple[SpartanConfig, tuple[PoseGroup, ...]]:
-    """The config with the values of its action file, and the pose groups of the episodes.
+    """The config with the content of its action file, and the pose groups of the episodes.
 
     Raises:
-        DataError: The file is missing or not of the published form.
+        DataError: The file is missing or does not have the published form.
     """
     if config._pose_groups is not None:
         return config, config._pose_groups
@@ -107,8 +107,8 @@ def with_action_file(config: SpartanConfig) -> tuple[SpartanConfig, tuple[PoseGr
     content = _mapping(path, read_yaml, "action fields")
     try:
         groups = tuple(
-            PoseGroup(str(one["name"]), str(one["position_key"]), str(one["rotation_key"]))
-            for one in content.get("pose_groups") or []
+            PoseGroup(str(group["name"]), str(group["position_key"]), str(group["rotation_key"]))
+            for group in content.get("pose_groups") or []
         )
         values = {key: content[key] for key in ("action_key_fields", "action_index_fields")}
         unchanged = config.model_dump(exclude={*values, "action_fields_config_path"})
@@ -117,87 +117,87 @@ def with_action_file(config: SpartanConfig) -> tuple[SpartanConfig, tuple[PoseGr
         return resolved, groups
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        reason = f"{where}: {first['msg']}" if where else first["msg"]
-        raise _not_of_form(path, "action fields", reason) from None
+        key_path = ".".join(map(str, first["loc"]))
+        reason = f"{key_path}: {first['msg']}" if key_path else first["msg"]
+        raise _form_error(path, "action fields", reason) from None
     except KeyError as error:
-        raise _not_of_form(path, "action fields", f"{error} is missing") from None
+        raise _form_error(path, "action fields", f"{error} is missing") from None
     except TypeError:
-        raise _not_of_form(path, "action fields", "pose_groups is no list of mappings") from None
+        raise _form_error(path, "action fields", "pose_groups is not a list of mappings") from None
 
 
 def validation_episodes(path: str | None) -> Mapping[str, frozenset[int]]:
-    """Numbers of the episodes held out, by task.
+    """Task to the numbers of the episodes to exclude.
 
     Raises:
-        DataError: The file is missing or not of the published form.
+        DataError: The file is missing or does not have the published form.
     """
     if path is None:
         return {}
     content = _mapping(path, read_json, "validation episodes")
     try:
         return {
-            str(task): frozenset(int(number) for number in _list(task, numbers))
+            str(task): frozenset(int(number) for number in _checked_list(task, numbers))
             for task, numbers in content.items()
         }
     except (TypeError, ValueError, OverflowError) as error:
-        raise _not_of_form(path, "validation episodes", error) from None
+        raise _form_error(path, "validation episodes", error) from None
 
 
-def _list(task: object, numbers: object) -> list[Any]:
+def _checked_list(task: object, numbers: object) -> list[Any]:
     if not isinstance(numbers, list):
         raise TypeError(f"{task} has no list of numbers")
     return numbers
 
 
-def _mapping(path: str, read: Callable[[Path], Any], what: str) -> dict[str, Any]:
+def _mapping(path: str, read: Callable[[Path], Any], label: str) -> dict[str, Any]:
     try:
         content = read(location(path))
     except (OSError, DocumentError) as error:
-        problem = f"{what} cannot be read: {' '.join(str(error).split())}"
-        raise _broken(path, problem, "check the path and the file") from None
+        problem = f"{label} cannot be read: {' '.join(str(error).split())}"
+        raise _file_error(path, problem, "check the path and the file") from None
     if not isinstance(content, dict):
-        raise _not_of_form(path, what, "not a mapping")
+        raise _form_error(path, label, "it is not a mapping")
     return content
 
 
-def _not_of_form(path: str, what: str, reason: object) -> DataError:
+def _form_error(path: str, label: str, reason: object) -> DataError:
     forms = {
         "action fields": "action_key_fields: [...], action_index_fields: [...], pose_groups: "
         "[{name, position_key, rotation_key}]",
         "validation episodes": '{"Task": [3, 17, ...], ...}',
     }
-    problem = f"{what} of another form: {str(reason).splitlines()[0]}"
-    return _broken(path, problem, f"expected {forms[what]}")
+    problem = f"{label} do not have the expected form: {str(reason).splitlines()[0]}"
+    return _file_error(path, problem, f"expected {forms[label]}")
 
 
-def _broken(path: str, problem: str, hint: str, code: str = "data.broken_file") -> DataError:
+def _file_error(path: str, problem: str, hint: str, code: str = "data.broken_file") -> DataError:
     return DataError(f"{path}: {problem}", hint=hint, code=code, details={"path": path})
 
 
 def language_annotations(path: str | None) -> dict[str, dict[str, list[str]]]:
-    """Task to the exported kinds of an annotations file, in published order, to sentences.
+    """Task to exported kind, in published order, to sentences, from an annotations file.
 
     Raises:
         DataError: The file is missing, not YAML, or not of the expected shape.
-        StorageError: It is there, but cannot be read.
+        StorageError: The file exists, but cannot be read.
     """
     if path is None:
         return {}
     try:
         content = read_yaml(location(path))
     except (FileNotFoundError, DocumentError) as error:
-        raise _broken_annotations(path, f"cannot be read: {' '.join(str(error).split())}") from None
+        raise _annotations_error(path, f"cannot be read: {' '.join(str(error).split())}") from None
     except OSError as error:
         raise StorageError(
             f"{path}: language annotations cannot be read: {error.strerror or error}",
-            hint="check the path and its permissions, or leave the option out",
+            hint="check the path and its permissions, or omit the option",
             code="storage.read",
             details={"path": path},
         ) from None
     tasks = content.get("language_dict") if isinstance(content, dict) else None
     if not isinstance(tasks, dict):
-        raise _broken_annotations(path, "have no mapping `language_dict` at the top")
+        raise _annotations_error(path, "have no mapping `language_dict` at the top")
     for task, kinds in tasks.items():
         _check_kinds(path, task, kinds)
     return {
@@ -207,22 +207,20 @@ def language_annotations(path: str | None) -> dict[str, dict[str, list[str]]]:
 
 
 def _check_kinds(path: str, task: Any, kinds: Any) -> None:
-    """Refuses what is not a mapping of kinds to lists of sentences; a kind may be empty."""
+    """Raises DataError unless `kinds` maps kinds to lists of sentences or None."""
     if not isinstance(kinds, dict):
-        raise _broken_annotations(path, f"have no mapping of kinds for the task {task}")
+        raise _annotations_error(path, f"have no mapping of kinds for the task {task}")
     for kind, sentences in kinds.items():
         is_list = isinstance(sentences, list) and all(isinstance(text, str) for text in sentences)
         if sentences is not None and not is_list:
-            raise _broken_annotations(
+            raise _annotations_error(
                 path, f"have no list of sentences for the task {task}, kind {kind}"
             )
 
 
-def _broken_annotations(path: str, problem: str) -> DataError:
-    hint = (
-        "expected language_dict: {Task: {original: [sentence, ...], ...}}; or leave the option out"
-    )
-    return _broken(path, f"language annotations {problem}", hint, "data.broken_annotations")
+def _annotations_error(path: str, problem: str) -> DataError:
+    hint = "expected language_dict: {Task: {original: [sentence, ...], ...}}; or omit the option"
+    return _file_error(path, f"language annotations {problem}", hint, "data.broken_annotations")
 
 
 def task_to_sentence(task: str) -> str:

@@ -1,6 +1,7 @@
-"""What only `verify` looks at in a raw Spartan episode: nothing is read otherwise because of it.
+"""Checks of a raw Spartan episode that only `verify` makes; they read data nothing else needs.
 
-Legend of shapes: F frames, C channels. Source: formats/spartan 2, 3, 10; formats/lbm-preprocessing 2.7.
+Legend of shapes: F frames, C dimensions. Source: formats/spartan 2, 3, 10;
+formats/lbm-preprocessing 2.7.
 """
 
 import hashlib
@@ -21,42 +22,42 @@ from vlatool.sources.spartan.findings import SPARTAN
 from vlatool.sources.spartan.rules import (
     ACTIONS,
     CALIBRATION,
+    MAP_SUFFIXES,
     OBSERVATIONS,
-    SIDES,
     EpisodeValues,
     OpenedEpisode,
-    other_length,
+    length_error,
 )
 
 _INSTRUCTION = "language_instruction"
 _CHUNK = 2**20
-_NOTHING = 1e-6
+_ZERO_LENGTH = 1e-6
 _PARALLEL = 1e-3
-# Rotations that went through float32 or text.
+# Tolerance for rotations that were stored as float32 or text.
 _ROUNDING = 1e-3
 _EXTRINSICS_ROUNDING = 1e-4
 
 
 class EpisodeLint:
-    """Looks at an episode that was opened and read as far as that is possible."""
+    """Checks of an episode that was opened and read as far as possible."""
 
     def __init__(
         self,
-        recording: OpenedEpisode,
+        episode: OpenedEpisode,
         values: EpisodeValues,
         discarded: Collection[str],
         report: Collector,
     ) -> None:
-        self._recording = recording
+        self._episode = episode
         self._values = values
         self._discarded = discarded
         self._report = report
 
     def check(self) -> None:
-        """Tells everything odd, pictures aside."""
-        for file, archive in self._recording.archives.items():
+        """Reports all findings except those on images."""
+        for file, archive in self._episode.archives.items():
             self._check_unread(file, archive)
-        self._check_sides()
+        self._check_depth_and_labels()
         self._check_calibration()
         for file, fields in (
             (OBSERVATIONS, self._values.observed),
@@ -68,14 +69,14 @@ class EpisodeLint:
         self._check_alignment()
         self._check_instruction()
 
-    def _note(self, code: str, file: str, message: str, **place: Any) -> None:
-        path = self._recording.folder / file
-        self._report.note(code, f"{path}: {message}", path=str(path), **place)
+    def _note(self, code: str, file: str, message: str, **location: Any) -> None:
+        path = self._episode.folder / file
+        self._report.note(code, f"{path}: {message}", path=str(path), **location)
 
     def _check_unread(self, file: str, archive: NpzArchive) -> None:
-        """Headers and lengths of the arrays that reading passes by."""
+        """Checks headers and lengths of the arrays that are not read."""
         for name in archive.names:
-            if (file, name) in self._recording.tried:
+            if (file, name) in self._episode.examined:
                 continue
             try:
                 header = archive.header(name)
@@ -86,46 +87,46 @@ class EpisodeLint:
                 self._note("ignored_objects", file, f"{name!r} holds Python objects", field=name)
             elif name not in self._discarded:
                 is_static = file in CALIBRATION and len(header.shape) < 3
-                problem = self._other_length(file, name, None if is_static else header.shape[:1])
+                problem = self._length_error(file, name, None if is_static else header.shape[:1])
                 if problem is not None:
                     self._note("unread_array", file, problem.message, field=name)
 
-    def _other_length(
+    def _length_error(
         self, file: str, name: str, lengths: tuple[int, ...] | None
     ) -> DataError | None:
-        """Compares the first axis, if there is one; None is equal to anything."""
-        expected = self._recording.num_frames
+        """Error if the first axis of an array is not the number of frames; None matches any."""
+        expected = self._episode.num_frames
         if file == ACTIONS or expected is None or lengths in (None, (expected,)):
             return None
-        return other_length(self._recording, file, name, lengths[0] if lengths else None)
+        return length_error(self._episode, file, name, lengths[0] if lengths else None)
 
-    def _check_sides(self) -> None:
-        """Depth and label pictures of cameras; complete when every camera has the same ones."""
-        archive = self._recording.archives.get(OBSERVATIONS, ())
-        there = {
-            camera_id: [side for side in SIDES if camera_id + side in archive]
-            for camera_id in self._recording.camera_ids
+    def _check_depth_and_labels(self) -> None:
+        """Reports cameras that lack a depth or label image that other cameras have."""
+        archive = self._episode.archives.get(OBSERVATIONS, ())
+        present = {
+            camera_id: [side for side in MAP_SUFFIXES if camera_id + side in archive]
+            for camera_id in self._episode.camera_ids
             if camera_id in archive
         }
-        for camera_id, sides in there.items() if any(there.values()) else ():
-            camera = self._recording.camera_ids[camera_id]
-            for name in (camera_id + side for side in SIDES if side not in sides):
+        for camera_id, sides in present.items() if any(present.values()) else ():
+            camera = self._episode.camera_ids[camera_id]
+            for name in (camera_id + side for side in MAP_SUFFIXES if side not in sides):
                 message = f"camera {camera!r} has no {name}"
-                place = {"camera": camera, "field": name}
-                self._note("missing_depth_or_label", OBSERVATIONS, message, **place)
+                location = {"camera": camera, "field": name}
+                self._note("missing_depth_or_label", OBSERVATIONS, message, **location)
 
     def _check_calibration(self) -> None:
-        ids = {name: camera_id for camera_id, name in self._recording.camera_ids.items()}
+        ids = {name: camera_id for camera_id, name in self._episode.camera_ids.items()}
         for name, matrices in self._values.calibration.items():
             both = (matrices.intrinsics, matrices.extrinsics)
             for file, values in zip(CALIBRATION, both, strict=True):
                 if values is None:
                     continue
                 lengths = values.shape[:1] if values.ndim == 3 else None
-                problem = self._other_length(file, ids[name], lengths)
+                problem = self._length_error(file, ids[name], lengths)
                 if problem is not None:
                     self._report.add_error(problem)
-                for code, problem in _matrix_oddities(values):
+                for code, problem in _matrix_problems(values):
                     message = f"camera {name!r} ({ids[name]}) has {problem}"
                     self._note(code, file, message, camera=name, field=ids[name])
 
@@ -136,8 +137,8 @@ class EpisodeLint:
         bad = np.asarray(broken.any(axis=1))
         if bad.any():
             width, channel = values.shape[1], int(broken[bad.argmax()].argmax())
-            told = dimension_label(name, channel, width, {}).removeprefix(name).strip(": ")
-            problem = f"is not finite{f' ({told})' if told else ''}"
+            dimension = dimension_label(name, channel, width, {}).removeprefix(name).strip(": ")
+            problem = f"is not finite{f' ({dimension})' if dimension else ''}"
             self._note_frames("not_finite", file, name, bad, problem)
         elif name.endswith("rot_6d") and values.shape[1] == 6:
             self._check_rotation(file, name, values.astype(np.float64))
@@ -149,50 +150,52 @@ class EpisodeLint:
                 self._note("timestamps_not_ascending", file, message, field=name, frame=frame)
 
     def _check_rotation(self, file: str, name: str, values: Array) -> None:
-        """Looks at the two rows of a rotation in values [F, 6]."""
+        """Checks the two rows of each rotation in values [F, 6]."""
         first, second = values[:, :3], values[:, 3:]
         lengths = np.linalg.norm(values.reshape(-1, 2, 3), axis=2)
         area = np.linalg.norm(np.cross(first, second), axis=1)
-        degenerate = (lengths < _NOTHING).any(axis=1) | (area <= _PARALLEL * lengths.prod(axis=1))
+        degenerate = (lengths < _ZERO_LENGTH).any(axis=1) | (
+            area <= _PARALLEL * lengths.prod(axis=1)
+        )
         skewed = np.abs((first * second).sum(axis=1)) > _ROUNDING
         odd = ~degenerate & (skewed | (np.abs(lengths - 1) > _ROUNDING).any(axis=1))
         problem = "has rows that are not unit and orthogonal"
         self._note_frames(
-            "degenerate_rot_6d", file, name, np.asarray(degenerate), "stands for no rotation"
+            "degenerate_rot_6d", file, name, np.asarray(degenerate), "is not a rotation"
         )
         self._note_frames("rot_6d_not_unit", file, name, np.asarray(odd), problem)
 
     def _note_frames(self, code: str, file: str, name: str, frames: Array, problem: str) -> None:
-        """Tells of the first of some frames, a mask [F], if there are any."""
+        """Reports the number of True values in a mask [F] and the first one, if there are any."""
         if frames.any():
             frame, count = int(frames.argmax()), int(frames.sum())
-            message = f"{name!r} {problem} in {count} frames, the first is {frame}"
+            message = f"{name!r} {problem} in {count} frames, first at frame {frame}"
             self._note(code, file, message, field=name, frame=frame, count=count)
 
     def _check_motion(self) -> None:
         fields = self._values.observed.items()
         poses = [values for name, values in fields if "__actual__poses__" in name]
-        long = poses and min(map(len, poses)) > 1
-        if long and not any(np.ptp(one, axis=0).any() for one in poses):
-            self._note("no_motion", OBSERVATIONS, "no measured pose ever changes")
+        is_long = poses and min(map(len, poses)) > 1
+        if is_long and not any(np.ptp(pose, axis=0).any() for pose in poses):
+            self._note("no_motion", OBSERVATIONS, "no measured pose changes")
 
     def _check_alignment(self) -> None:
         """Compares action[t] with desired[t + 1]."""
-        apart: list[Array] = []
+        differences: list[Array] = []
         for name, values in self._values.actions.items():
             desired = self._values.observed.get(name.replace("__action__", "__desired__"))
             if desired is not None and desired.shape == values.shape:
-                same = np.isclose(values[:-1], desired[1:], rtol=1e-5, atol=1e-6)
-                apart.append(np.asarray(np.all(same, axis=1) == 0))
-        frames = np.any(apart, axis=0) if apart else np.zeros(0, bool)
+                is_equal = np.isclose(values[:-1], desired[1:], rtol=1e-5, atol=1e-6)
+                differences.append(np.asarray(np.all(is_equal, axis=1) == 0))
+        frames = np.any(differences, axis=0) if differences else np.zeros(0, bool)
         if frames.any():
             share = float(frames.mean())
             message = f"action differs from the next desired pose in {share:.0%} of the frames"
-            place = {"field": "actions", "frame": int(frames.argmax()), "share": share}
-            self._note("action_not_next_desired", ACTIONS, message, **place)
+            location = {"field": "actions", "frame": int(frames.argmax()), "share": share}
+            self._note("action_not_next_desired", ACTIONS, message, **location)
 
     def _check_instruction(self) -> None:
-        if OBSERVATIONS not in self._recording.archives:
+        if OBSERVATIONS not in self._episode.archives:
             return
         texts = self._values.observed.get(_INSTRUCTION)
         frame = None
@@ -207,7 +210,7 @@ class EpisodeLint:
         self._note("no_instruction", OBSERVATIONS, problem, field=_INSTRUCTION, frame=frame)
 
 
-def _matrix_oddities(matrices: Array) -> Iterator[tuple[str, str]]:
+def _matrix_problems(matrices: Array) -> Iterator[tuple[str, str]]:
     """(code, problem) of intrinsics [(F,) 3, 3] or extrinsics [(F,) 4, 4]."""
     if matrices.shape[-1] == 3:
         if (matrices[..., [0, 1], [0, 1]] <= 0).any():
@@ -217,12 +220,12 @@ def _matrix_oddities(matrices: Array) -> Iterator[tuple[str, str]]:
     product = rotation @ np.swapaxes(rotation, -1, -2)
     worst = float(np.abs(product - np.eye(3)).max(initial=0))
     if worst > _EXTRINSICS_ROUNDING or (np.linalg.det(rotation) < 0).any():
-        yield "odd_extrinsics", f"a rotation that is off by {worst:.2g}"
+        yield "odd_extrinsics", f"a rotation with an error of {worst:.2g}"
 
 
-def check_members(recording: OpenedEpisode, report: Collector) -> None:
-    """Inflates every member of every archive to its end, which compares the checksum."""
-    for path in (archive.path for archive in recording.archives.values()):
+def check_members(episode: OpenedEpisode, report: Collector) -> None:
+    """Inflates all members of all archives to their end, which compares the checksum."""
+    for path in (archive.path for archive in episode.archives.values()):
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             for info in archive.infolist():
                 try:
@@ -232,13 +235,13 @@ def check_members(recording: OpenedEpisode, report: Collector) -> None:
                 except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
                     array = info.filename.removesuffix(".npy")
                     message = f"{path}: {array!r} is damaged: {error}"
-                    is_read = (path.name, array) in recording.tried
+                    is_read = (path.name, array) in episode.examined
                     code = "broken_member" if is_read else "unread_array"
                     report.note(code, message, path=str(path), field=array)
 
 
 def check_siblings(refs: Sequence[EpisodeRef], sources: Sequence[Path]) -> Iterator[Finding]:
-    """What concerns several episodes: equal ones, and folders that are passed by."""
+    """Findings on several episodes: equal ones, and folders that are not read."""
     first: dict[bytes, EpisodeRef] = {}
     for ref in refs:
         digest = _digest(ref.path / "processed" / ACTIONS)
@@ -261,7 +264,7 @@ def _digest(path: Path) -> bytes | None:
 
 
 def _check_folder(folder: Path, read: Collection[Path]) -> Iterator[Finding]:
-    """Folders beside episodes that look like episodes or cannot be looked into."""
+    """Folders beside episodes that are named like episodes or cannot be listed."""
     for child in sorted(folder.iterdir()):
         if child in read or not child.is_dir():
             continue

@@ -1,9 +1,9 @@
-"""The rules of a raw Spartan episode: one walk, which reading ends at the first error.
+"""Rules of a raw Spartan episode, applied in one pass, which `read` ends at the first error.
 
-`open_episode` looks at files and headers, which a survey needs; `read_values` inflates what an
-episode is made of. What only `verify` looks at is in `oddities.py`.
+`open_episode` checks files and headers, which is enough for a survey; `read_values` inflates the
+arrays. Checks that only `verify` makes are in `lint.py`.
 
-Legend of shapes: F frames, C channels. Source: formats/spartan 1, 2, 3, 4, 5, 10.
+Legend of shapes: F frames, C dimensions. Source: formats/spartan 1, 2, 3, 4, 5, 10.
 """
 
 import math
@@ -21,7 +21,7 @@ import yaml
 from vlatool.episode import Array, Calibration, FieldSpec
 from vlatool.errors import DataError
 from vlatool.findings import Collector
-from vlatool.sources.npz import ArrayHeader, NpzArchive, NpzFrames, missing_array
+from vlatool.sources.npz import ArrayHeader, NpzArchive, NpzFrames, missing_array_error
 from vlatool.sources.spartan.config import SpartanConfig
 from vlatool.storage.documents import DocumentError, read_yaml
 from vlatool.storage.tree import file_names
@@ -30,29 +30,29 @@ METADATA = "metadata.yaml"
 OBSERVATIONS = "observations.npz"
 ACTIONS = "actions.npz"
 SUMMARY = "summary.npz"
-# With the size of their matrices.
+# File to the size of its matrices.
 CALIBRATION = {"intrinsics.npz": 3, "extrinsics.npz": 4}
 ARCHIVES = (OBSERVATIONS, ACTIONS, *CALIBRATION)
-SIDES = ("_depth", "_label")
+MAP_SUFFIXES = ("_depth", "_label")
 _CAMERA_IDS = "camera_id_to_semantic_name"
 _CAMERA_NAME = re.compile(r"^[a-z0-9_.-]{1,200}\Z")
-_Loader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # the C one is ten times as fast
+_Loader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # CBaseLoader is 10 times as fast
 
 
 @dataclass
 class OpenedEpisode:
-    """What of an episode can be opened.
+    """Files and headers of an episode that can be opened.
 
     Attributes:
         folder: Its `processed` folder.
         present: Names of the files in it.
-        archives: The npz files that open, by name.
+        archives: Readable npz files, by name.
         camera_ids: Hardware id to semantic name, in lower case.
-        cameras: Semantic name to pictures, in the order of metadata.yaml.
-        fields: Observation to its header, of those that are read, in file order.
+        cameras: Semantic name to images, in the order of metadata.yaml.
+        fields: Observation that is a field to its header, in file order.
         actions: Header of the action vector [F, C].
-        num_frames: F; None where no array tells.
-        tried: (file, array) of everything that was looked at.
+        num_frames: F; None if no array is readable.
+        examined: (file, array) of all arrays that were opened.
     """
 
     folder: Path
@@ -63,32 +63,32 @@ class OpenedEpisode:
     fields: dict[str, ArrayHeader] = field(default_factory=dict[str, ArrayHeader])
     actions: ArrayHeader | None = None
     num_frames: int | None = None
-    tried: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
+    examined: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
 
     def open_archive(self, name: str, report: Collector) -> NpzArchive | None:
-        """An npz file; None where it is missing, or broken, which is told."""
+        """An npz file; None if it is missing or broken, which is reported."""
         if name not in self.present:
             return None
-        opened = report.attempt(partial(NpzArchive, self.folder / name), "unreadable_file")
-        if opened is not None:
-            self.archives[name] = opened
-        return opened
+        archive = report.attempt(partial(NpzArchive, self.folder / name), "unreadable_file")
+        if archive is not None:
+            self.archives[name] = archive
+        return archive
 
-    def field_facts(self, config: SpartanConfig) -> dict[str, FieldSpec]:
-        """The fields as `read_values` gives them, told from headers."""
-        info = {name: FieldSpec(_width(header)) for name, header in self.fields.items()}
-        return info | {name: FieldSpec(end - start) for name, start, end in _parts(config)}
+    def field_specs(self, config: SpartanConfig) -> dict[str, FieldSpec]:
+        """Fields that `read_values` returns, from headers."""
+        specs = {name: FieldSpec(_width(header)) for name, header in self.fields.items()}
+        return specs | {name: FieldSpec(end - start) for name, start, end in _parts(config)}
 
 
 @dataclass
 class EpisodeValues:
-    """What of an episode is read at once.
+    """Values of an episode that are read at once.
 
     Attributes:
         observed: Observation to its values: numbers [F, C], text [F].
-        actions: Part of the action vector to its values [F, C].
+        actions: Field of the action vector to its values [F, C].
         calibration: Camera to its matrices.
-        success: Whether the task was done; None where nobody says.
+        success: True if the task succeeded; None if unknown.
     """
 
     observed: dict[str, Array]
@@ -98,38 +98,38 @@ class EpisodeValues:
 
 
 def open_episode(folder: Path, config: SpartanConfig, report: Collector) -> OpenedEpisode:
-    """Looks at files, cameras and headers of a `processed` folder, without reading values."""
-    recording = OpenedEpisode(folder, file_names(folder))
+    """Checks files, cameras and headers of a `processed` folder; does not read values."""
+    episode = OpenedEpisode(folder, file_names(folder))
     for path in (folder / name for name in (METADATA, *ARCHIVES)):
-        if path.name not in recording.present:
+        if path.name not in episode.present:
             report.add_error(
                 DataError(
-                    f"{path}: missing",
+                    f"{path}: does not exist",
                     hint="the episode is incomplete; download or record it again",
                     code="data.missing_file",
                     details={"path": str(path)},
                 )
             )
-    if METADATA in recording.present:
+    if METADATA in episode.present:
         path = folder / METADATA
-        recording.camera_ids = report.attempt(partial(camera_names, path, report)) or {}
-    observations = recording.open_archive(OBSERVATIONS, report)
+        episode.camera_ids = report.attempt(partial(camera_names, path, report)) or {}
+    observations = episode.open_archive(OBSERVATIONS, report)
     if observations is not None:
-        _open_cameras(recording, observations, report)
-        _open_fields(recording, observations, config, report)
-    actions = recording.open_archive(ACTIONS, report)
+        _open_cameras(episode, observations, report)
+        _open_fields(episode, observations, config, report)
+    actions = episode.open_archive(ACTIONS, report)
     if actions is not None:
-        recording.tried.add((ACTIONS, "actions"))
-        recording.actions = report.attempt(partial(_action_header, actions, config, report))
-    _check_lengths(recording, report)
-    return recording
+        episode.examined.add((ACTIONS, "actions"))
+        episode.actions = report.attempt(partial(_action_header, actions, config, report))
+    _check_lengths(episode, report)
+    return episode
 
 
 def camera_names(path: Path, report: Collector) -> dict[str, str]:
-    """Hardware id to semantic name in lower case, of a metadata.yaml.
+    """Hardware id to semantic name in lower case, from a metadata.yaml.
 
     Raises:
-        DataError: It cannot be read or names no camera; bad names are told to `report`.
+        DataError: It cannot be read or names no camera; invalid names are added to `report`.
     """
     mapping = _read_yaml(path).get(_CAMERA_IDS)
     if not isinstance(mapping, Mapping) or not mapping:
@@ -139,38 +139,38 @@ def camera_names(path: Path, report: Collector) -> dict[str, str]:
             code="data.missing_field",
             details={"path": str(path), "field": _CAMERA_IDS},
         )
-    written = {str(camera_id): str(name) for camera_id, name in mapping.items()}
-    names = {camera_id: name.lower() for camera_id, name in written.items()}
-    for camera_id, name in written.items():
-        place = {"path": str(path), "camera": name}
+    original = {str(camera_id): str(name) for camera_id, name in mapping.items()}
+    names = {camera_id: name.lower() for camera_id, name in original.items()}
+    for camera_id, name in original.items():
+        location = {"path": str(path), "camera": name}
         if not _CAMERA_NAME.match(names[camera_id]):
             problem = f"the camera name {name[:40]!r} cannot be a file name in a shard"
             hint = "use letters, digits, dots, dashes and underscores"
-            report.add_error(_bad_camera_name(problem, hint, place))
+            report.add_error(_camera_name_error(problem, hint, location))
         elif name != names[camera_id]:
-            message = f"{path}: the camera name {name!r} has capitals"
-            report.note("camera_name_case", message, **place)
+            message = f"{path}: the camera name {name!r} has upper-case letters"
+            report.note("camera_name_case", message, **location)
     if len(set(names.values())) < len(names):
         problem = f"two cameras have the same name: {', '.join(names.values())}"
-        hint = "names are compared in lower case; give each camera its own"
-        report.add_error(_bad_camera_name(problem, hint, {"path": str(path)}))
+        hint = "names are compared in lower case; use a different name for each camera"
+        report.add_error(_camera_name_error(problem, hint, {"path": str(path)}))
     return names
 
 
-def _bad_camera_name(problem: str, hint: str, place: Mapping[str, str]) -> DataError:
-    message = f"{place['path']}: {problem}"
-    return DataError(message, hint=hint, code="data.bad_camera_name", details=place)
+def _camera_name_error(problem: str, hint: str, location: Mapping[str, str]) -> DataError:
+    message = f"{location['path']}: {problem}"
+    return DataError(message, hint=hint, code="data.bad_camera_name", details=location)
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
     try:
-        # This loader builds text, lists and mappings only, so camera ids stay text.
+        # This loader returns only text, lists and mappings, so camera ids stay text.
         content = read_yaml(path, _Loader)
     except (OSError, DocumentError) as error:
         line = getattr(error, "line", 0)
-        where = f"{path}:{line}" if line else f"{path}"
+        location = f"{path}:{line}" if line else f"{path}"
         raise DataError(
-            f"{where}: cannot be read: {' '.join(str(error).split())}",
+            f"{location}: cannot be read: {' '.join(str(error).split())}",
             hint="the file is damaged; download or record it again",
             code="data.broken_yaml",
             details={"path": str(path)},
@@ -178,23 +178,23 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
     return content if isinstance(content, Mapping) else {}
 
 
-def _open_cameras(recording: OpenedEpisode, archive: NpzArchive, report: Collector) -> None:
-    ids = recording.camera_ids
+def _open_cameras(episode: OpenedEpisode, archive: NpzArchive, report: Collector) -> None:
+    ids = episode.camera_ids
     archive.load_headers(ids)
     for camera_id, name in ids.items():
         if camera_id not in archive:
-            message = f"{archive.path}: camera {name!r} ({camera_id}) has no pictures"
-            place = {"path": str(archive.path), "camera": name, "field": camera_id}
-            report.note("camera_without_pictures", message, **place)
+            message = f"{archive.path}: camera {name!r} ({camera_id}) has no images"
+            location = {"path": str(archive.path), "camera": name, "field": camera_id}
+            report.note("camera_without_pictures", message, **location)
             continue
-        recording.tried.add((OBSERVATIONS, camera_id))
+        episode.examined.add((OBSERVATIONS, camera_id))
         frames = report.attempt(partial(archive.frames, camera_id), camera=name)
         if frames is not None:
-            recording.cameras[name] = frames
+            episode.cameras[name] = frames
     if ids and not any(camera_id in archive for camera_id in ids):
         report.add_error(
             DataError(
-                f"{archive.path}: no camera of {_CAMERA_IDS} has pictures",
+                f"{archive.path}: no camera of {_CAMERA_IDS} has images",
                 hint="the ids in metadata.yaml must be names of arrays in this file",
                 code="data.no_cameras",
                 details={"path": str(archive.path)},
@@ -203,10 +203,10 @@ def _open_cameras(recording: OpenedEpisode, archive: NpzArchive, report: Collect
 
 
 def _open_fields(
-    recording: OpenedEpisode, archive: NpzArchive, config: SpartanConfig, report: Collector
+    episode: OpenedEpisode, archive: NpzArchive, config: SpartanConfig, report: Collector
 ) -> None:
-    """Headers of the observations that are fields; arrays nobody needs are not looked into."""
-    images = {f"{camera}{kind}" for camera in recording.camera_ids for kind in ("", *SIDES)}
+    """Reads the headers of the observations that are fields; skips images and unused arrays."""
+    images = {f"{camera}{kind}" for camera in episode.camera_ids for kind in ("", *MAP_SUFFIXES)}
     for name in archive.names:
         if name in images or name in config.data_discard_keys:
             continue
@@ -214,9 +214,9 @@ def _open_fields(
         is_named = name.startswith(("robot__", "language_"))
         if header is not None and len(header.shape) > 2 and not is_named:
             continue
-        recording.tried.add((OBSERVATIONS, name))
+        episode.examined.add((OBSERVATIONS, name))
         if header is not None and report.attempt(partial(_field_header, archive, name)):
-            recording.fields[name] = header
+            episode.fields[name] = header
 
 
 def _field_header(archive: NpzArchive, name: str) -> ArrayHeader:
@@ -226,7 +226,7 @@ def _field_header(archive: NpzArchive, name: str) -> ArrayHeader:
         return header
     problem, code = "is a single value, expected one per frame", "data.length_mismatch"
     if shape:
-        problem = f"is {header.dtype}{list(shape)}, expected numbers or texts"
+        problem = f"is {header.dtype}{list(shape)}, expected numbers or text"
         code = "data.bad_field"
     raise DataError(
         f"{archive.path}: {name!r} {problem}",
@@ -241,103 +241,101 @@ def _width(header: ArrayHeader) -> int:
 
 
 def _parts(config: SpartanConfig) -> Iterator[tuple[str, int, int]]:
-    """(name, start, end) of the parts of the action vector."""
-    ends = config.action_index_fields
-    yield from zip(config.action_key_fields, [0, *ends[:-1]], ends, strict=True)
+    """(name, start, end) of the fields of the action vector."""
+    stops = config.action_index_fields
+    yield from zip(config.action_key_fields, [0, *stops[:-1]], stops, strict=True)
 
 
 def _action_header(archive: NpzArchive, config: SpartanConfig, report: Collector) -> ArrayHeader:
     if "actions" not in archive:
-        raise missing_array(archive.path, "actions")
+        raise missing_array_error(archive.path, "actions")
     header = archive.readable_header("actions")
-    wanted = config.action_index_fields[-1]
+    expected = config.action_index_fields[-1]
     width = header.shape[1] if len(header.shape) == 2 else 0
-    found = f"{archive.path}: actions is {header.dtype}{list(header.shape)}, expected"
-    place = {"path": str(archive.path), "field": "actions"}
-    if width < wanted or header.dtype.kind not in "biuf":
+    problem = f"{archive.path}: actions is {header.dtype}{list(header.shape)}, expected"
+    location = {"path": str(archive.path), "field": "actions"}
+    if width < expected or header.dtype.kind not in "biuf":
         raise DataError(
-            f"{found} numbers [frames, {wanted}]",
-            hint="name the parts it really has with --action-fields-config-path",
+            f"{problem} numbers [frames, {expected}]",
+            hint="set the fields of the vector with --action-fields-config-path",
             code="data.narrow_actions",
-            details=place,
+            details=location,
         )
-    if width > wanted:
-        report.note("wide_actions", f"{found} [frames, {wanted}]", **place)
+    if width > expected:
+        report.note("wide_actions", f"{problem} [frames, {expected}]", **location)
     return header
 
 
-def _check_lengths(recording: OpenedEpisode, report: Collector) -> None:
-    """The number of frames that most arrays agree on; the others are refused."""
-    arrays = {(OBSERVATIONS, name): header.shape[0] for name, header in recording.fields.items()}
-    if recording.actions is not None:
-        arrays[ACTIONS, "actions"] = recording.actions.shape[0]
-    for camera_id, name in recording.camera_ids.items():
-        if name in recording.cameras:
-            arrays[OBSERVATIONS, camera_id] = len(recording.cameras[name])
+def _check_lengths(episode: OpenedEpisode, report: Collector) -> None:
+    """Sets the number of frames, by majority, and reports arrays with another number."""
+    arrays = {(OBSERVATIONS, name): header.shape[0] for name, header in episode.fields.items()}
+    if episode.actions is not None:
+        arrays[ACTIONS, "actions"] = episode.actions.shape[0]
+    for camera_id, name in episode.camera_ids.items():
+        if name in episode.cameras:
+            arrays[OBSERVATIONS, camera_id] = len(episode.cameras[name])
     if not arrays:
         return
-    expected = recording.num_frames = Counter(arrays.values()).most_common(1)[0][0]
+    expected = episode.num_frames = Counter(arrays.values()).most_common(1)[0][0]
     for (file, name), length in arrays.items():
         if length != expected:
-            report.add_error(other_length(recording, file, name, length))
+            report.add_error(length_error(episode, file, name, length))
     if expected == 0:
         report.add_error(
             DataError(
-                f"{recording.folder}: the episode has no frames",
-                hint="leave it out with --episodes, or record it again",
+                f"{episode.folder}: the episode has no frames",
+                hint="exclude it with --episodes, or record it again",
                 code="data.empty_episode",
-                details={"path": str(recording.folder)},
+                details={"path": str(episode.folder)},
             )
         )
 
 
-def other_length(recording: OpenedEpisode, file: str, name: str, length: int | None) -> DataError:
-    """The error for an array that does not have one entry per frame; None for a single value."""
-    path = recording.folder / file
-    camera = recording.camera_ids.get(name)
-    called = name if camera is None else f"camera {camera}"
-    found = "is a single value" if length is None else f"has {length} frames"
+def length_error(episode: OpenedEpisode, file: str, name: str, length: int | None) -> DataError:
+    """Error for an array without one entry per frame; `length` None is a single value."""
+    path = episode.folder / file
+    camera = episode.camera_ids.get(name)
+    label = name if camera is None else f"camera {camera}"
+    problem = "is a single value" if length is None else f"has {length} frames"
     return DataError(
-        f"{path}: {called!r} {found}, most arrays have {recording.num_frames}",
+        f"{path}: {label!r} {problem}, most arrays have {episode.num_frames}",
         hint="the episode is inconsistent; record or download it again",
         code="data.length_mismatch",
         details={"path": str(path), "field": name, "camera": camera},
     )
 
 
-def read_values(
-    recording: OpenedEpisode, config: SpartanConfig, report: Collector
-) -> EpisodeValues:
-    """Inflates fields, actions and calibration; pictures stay on disk."""
+def read_values(episode: OpenedEpisode, config: SpartanConfig, report: Collector) -> EpisodeValues:
+    """Inflates fields, actions and calibration; images stay on disk."""
     observed: dict[str, Array] = {}
-    for name in recording.fields:
-        archive = recording.archives[OBSERVATIONS]
+    for name in episode.fields:
+        archive = episode.archives[OBSERVATIONS]
         array = report.attempt(partial(archive.read, name))
         if array is not None:
-            observed[name] = _by_frame(array)
+            observed[name] = _flatten(array)
     actions: dict[str, Array] = {}
-    if recording.actions is not None:
-        vector = report.attempt(partial(recording.archives[ACTIONS].read, "actions"))
+    if episode.actions is not None:
+        vector = report.attempt(partial(episode.archives[ACTIONS].read, "actions"))
         if vector is not None:
             actions = {name: vector[:, start:end] for name, start, end in _parts(config)}
-    success = _read_success(recording, report)
-    return EpisodeValues(observed, actions, _read_calibration(recording, report), success)
+    success = _read_success(episode, report)
+    return EpisodeValues(observed, actions, _read_calibration(episode, report), success)
 
 
-def _by_frame(array: Array) -> Array:
-    """[F, C] for numbers, [F] for text."""
+def _flatten(array: Array) -> Array:
+    """Values as [F, C] for numbers, [F] for text."""
     if array.dtype.kind in "US":
         text = array if array.dtype.kind == "U" else np.char.decode(array, "utf-8", "replace")
         return text.reshape(len(array)) if array.size == len(array) else text
     return array.reshape(len(array), math.prod(array.shape[1:]))
 
 
-def _read_success(recording: OpenedEpisode, report: Collector) -> bool | None:
-    """Whether the episode succeeded; None where its summary does not say."""
-    if SUMMARY not in recording.present:
+def _read_success(episode: OpenedEpisode, report: Collector) -> bool | None:
+    """True if the episode succeeded; None if its summary does not say."""
+    if SUMMARY not in episode.present:
         return None
-    path = recording.folder / SUMMARY
-    place = {"path": str(path), "field": "episode_success"}
+    path = episode.folder / SUMMARY
+    location = {"path": str(path), "field": "episode_success"}
     try:
         value = NpzArchive(path).read("episode_success").reshape(-1)
         problem = "it is empty" if not len(value) else f"it is {value.dtype}, not bool"
@@ -345,34 +343,34 @@ def _read_success(recording: OpenedEpisode, report: Collector) -> bool | None:
         value, problem = np.empty(0), error.message
     if not len(value) or value.dtype.kind not in "biu":
         message = f"{path}: episode_success is unknown: {problem}"
-        report.note("success_unreadable", message, **place)
+        report.note("success_unreadable", message, **location)
         return None
     if not value[0]:
-        report.note("not_successful", f"{path}: episode_success is false", **place)
+        report.note("not_successful", f"{path}: episode_success is false", **location)
     return bool(value[0])
 
 
-def _read_calibration(recording: OpenedEpisode, report: Collector) -> dict[str, Calibration]:
-    found: list[dict[str, Array]] = []
+def _read_calibration(episode: OpenedEpisode, report: Collector) -> dict[str, Calibration]:
+    per_file: list[dict[str, Array]] = []
     for file, size in CALIBRATION.items():
-        archive = recording.open_archive(file, report)
+        archive = episode.open_archive(file, report)
         matrices: dict[str, Array] = {}
-        for camera_id, name in recording.camera_ids.items():
-            if archive is None or name not in recording.cameras:
+        for camera_id, name in episode.camera_ids.items():
+            if archive is None or name not in episode.cameras:
                 continue
-            place = {"path": str(archive.path), "camera": name, "field": camera_id}
+            location = {"path": str(archive.path), "camera": name, "field": camera_id}
             if camera_id not in archive:
-                message = f"{archive.path}: nothing for camera {name!r} ({camera_id})"
-                report.note("missing_calibration", message, **place)
+                message = f"{archive.path}: camera {name!r} ({camera_id}) has no entry"
+                report.note("missing_calibration", message, **location)
                 continue
-            recording.tried.add((file, camera_id))
+            episode.examined.add((file, camera_id))
             values = report.attempt(partial(_matrices, archive, camera_id, size), camera=name)
             if values is not None:
                 matrices[name] = values
-        found.append(matrices)
-    intrinsics, extrinsics = found
+        per_file.append(matrices)
+    intrinsics, extrinsics = per_file
     return {
-        name: Calibration(intrinsics.get(name), extrinsics.get(name)) for name in recording.cameras
+        name: Calibration(intrinsics.get(name), extrinsics.get(name)) for name in episode.cameras
     }
 
 
@@ -382,11 +380,11 @@ def _matrices(archive: NpzArchive, camera_id: str, size: int) -> Array:
     is_matrix = values.ndim in (2, 3) and values.shape[-2:] == (size, size)
     is_matrix = is_matrix and values.dtype.kind in "fiu"
     if not is_matrix or not np.isfinite(values).all():
-        found = "not finite" if is_matrix else f"{values.dtype}{list(values.shape)}"
+        problem = "not finite" if is_matrix else f"{values.dtype}{list(values.shape)}"
         raise DataError(
-            f"{archive.path}: {camera_id!r} is {found}, "
+            f"{archive.path}: {camera_id!r} is {problem}, "
             f"expected finite matrices {[size, size]}, one or one per frame",
-            hint="repair the calibration of this camera, or leave its line out of the file",
+            hint="repair the calibration of this camera, or remove its line from the file",
             code="data.bad_calibration",
             details={"path": str(archive.path), "field": camera_id},
         )
