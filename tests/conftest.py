@@ -11,22 +11,22 @@ from tests.builders.s3_server import Proxy, S3Server, faulty_proxy, s3_server
 
 
 def pytest_configure() -> None:
-    """Before torch is imported, and for every process that a test starts."""
+    """Sets up this process before torch is imported, and every process that a test starts."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # A shell that runs things in the background may have it ignored, and children inherit that.
+    # A shell may ignore SIGINT for background jobs, and child processes inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[S3Server]:
-    """An S3 server that other processes can reach too; see its `env`."""
+    """S3 server that other processes can use too; see its `env`."""
     with s3_server() as server:
         yield server
 
 
 @pytest.fixture
 def s3_bucket(s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """The name of an empty bucket; this process and those it starts are set up to reach it."""
+    """Name of an empty bucket; this process and its child processes are set up to use it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-cache"))
     for name, value in s3.env.items():
         monkeypatch.setenv(name, value)
@@ -35,7 +35,7 @@ def s3_bucket(s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 @pytest.fixture
 def s3_proxy(s3: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """A proxy that can be told to misbehave; `s3_bucket` is reached through it."""
+    """Proxy with faults, through which `s3_bucket` is used."""
     assert s3_bucket
     with faulty_proxy(s3.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 _WORKFLOWS = "vlatool.workflows"
-# Every command stands here under its name with underscores; `vlatool.plugins` is the registries.
+# Every command has an entry under its name with underscores; `vlatool.plugins` is the registries.
 _PUBLIC = {
     "Episode": "vlatool.episode:Episode",
     "EpisodeRef": "vlatool.episode:EpisodeRef",

@@ -1,4 +1,4 @@
-"""`python -m vlatool` is `vlatool`."""
+"""Entry point of `python -m vlatool`, the same as the command `vlatool`."""
 
 from vlatool.cli.app import main
 

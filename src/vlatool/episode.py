@@ -1,17 +1,17 @@
-"""The two values that flow through the product: an episode that was read, a sample cut from it.
+"""Episodes, their references and surveys, and samples (windows of episodes).
 
-Legend of shapes: F frames, N frames asked for, T steps of a window, C channels of a field.
+Shapes: F frames of an episode, N requested frames, T steps of a window, C dimensions of a field.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vlatool.errors import DataError
+from vlatool.errors import DataError, EnvironmentProblem
 from vlatool.findings import Finding
 
 UInt8Array = NDArray[np.uint8]
@@ -19,37 +19,38 @@ Array = NDArray[Any]
 
 
 class FrameSource(Protocol):
-    """Pictures of one camera, decoded when asked for.
+    """Images of one camera, decoded on request.
 
-    Cameras of an episode may be read by several threads at once, each camera by one. A source of
-    pictures that are files of their own may also have `encoded(index) -> bytes | None`, as below.
+    Several threads may read the cameras of an episode at the same time, one thread per camera. A
+    source whose images are separate files may also have `encoded(index) -> bytes | None`, see
+    `stored_bytes`.
     """
 
     def __len__(self) -> int:
-        """How many frames there are."""
+        """Number of frames."""
         ...
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the stored pictures, in pixels."""
+        """(height, width) of the stored images, in pixels."""
         ...
 
     def read(self, indices: Sequence[int]) -> Array:
-        """Pictures uint8 [N, H, W, 3], RGB; cheapest when `indices` ascend from call to call.
+        """Images uint8 [N, H, W, 3], RGB; fastest if `indices` ascend from call to call.
 
-        Depth and labels are whole numbers [N, H, W].
+        Depth and labels are integers [N, H, W].
 
         Raises:
-            DataError: A frame cannot be decoded; names file and frame.
+            DataError: A frame cannot be decoded; the message has file and frame.
         """
         ...
 
 
 def stored_bytes(source: FrameSource, index: int) -> bytes | None:
-    """A frame as it is stored, a PNG or JPEG of its own; None where it is not, as in a video.
+    """Stored PNG or JPEG file of a frame; None if the frame is no separate file, as in a video.
 
     Raises:
-        DataError: It is missing; names file and frame.
+        DataError: The file is missing; the message has file and frame.
     """
     encoded = getattr(source, "encoded", None)
     return None if encoded is None else encoded(index)
@@ -57,11 +58,11 @@ def stored_bytes(source: FrameSource, index: int) -> bytes | None:
 
 @dataclass(frozen=True)
 class PoseGroup:
-    """A position field [F, 3] and a rotation field [F, 6] that form one pose.
+    """Pose that consists of a position field [F, 3] and a rotation field [F, 6].
 
     Attributes:
-        reference_position: Position field of the measured pose it is relative to; empty for the
-            `actual` counterpart by name, or itself where the name has none.
+        reference_position: Position field of the measured pose that relative poses refer to; empty
+            for the field that `transforms.relative.actual_field` names, or the pose itself.
         reference_rotation: Rotation field of that pose.
     """
 
@@ -72,7 +73,7 @@ class PoseGroup:
     reference_rotation: str = ""
 
     def digest_form(self) -> tuple[str, dict[str, str]]:
-        """Name and fields that plan digests hold; outputs on disk depend on them."""
+        """Name and fields that go into digests of plans; never change them."""
         return "PoseGroup", {
             "name": self.name,
             "position_key": self.position_key,
@@ -92,18 +93,18 @@ class Calibration:
 
 @dataclass(frozen=True)
 class EpisodeRef:
-    """Where an episode is; cheap, picklable, unique by `id` within a run.
+    """Reference to an episode: small, picklable, its `id` unique within a run.
 
     Attributes:
-        id: Name made of letters, digits, `_` and `-`; names files and seeds keys.
-        path: What the reader opens.
-        source: The source it was found under, as the user gave it.
-        number: Its number in the data set when the format has one, for `--episodes`.
-        task: What the robot was told to do, as the format names it.
-        files: What it is read from besides `path`; their sizes tell whether inputs changed.
-        language: Kind of annotation to sentences, where known before it is opened.
-        extras: Whatever else the reader needs to open it.
-        held_out: Why it is not to be used, such as `validation_episode`; empty to use it.
+        id: Name of letters, digits, `_` and `-`; part of file names and sample keys.
+        path: Path that the reader opens.
+        source: Source that contains it, as the user wrote it.
+        number: Number in the data set if the format has one, for `--episodes`.
+        task: Name of the task in the data.
+        files: Further files of the episode besides `path`; their sizes show if inputs changed.
+        language: Kind of annotation to sentences, if known before the episode is opened.
+        extras: Other values that the reader needs to open it.
+        excluded: Reason to exclude the episode, such as `validation_episode`; empty to use it.
     """
 
     id: str
@@ -116,14 +117,25 @@ class EpisodeRef:
     extras: Mapping[str, Any] = field(default_factory=dict[str, Any])
     excluded: str = ""
 
+    def __new__(cls, *_args: Any, **kwargs: Any) -> Self:
+        """Raises EnvironmentProblem for the argument `held_out` of earlier plugins."""
+        if "held_out" in kwargs:
+            raise EnvironmentProblem(
+                "the format is written for an earlier vlatool: rename EpisodeRef(held_out=) to"
+                " EpisodeRef(excluded=)",
+                hint="install a newer version of the plugin, or rename the argument in its code",
+                code="environment.plugin_outdated",
+            )
+        return super().__new__(cls)
+
 
 @dataclass(frozen=True)
 class FieldSpec:
-    """A field as the data declare it.
+    """Width and names of a field, as the data declare them.
 
     Attributes:
-        width: Channels; 0 for text.
-        names: One per channel where they are known, else empty.
+        width: Number of dimensions C; 0 for text.
+        names: Names of the dimensions; empty if unknown.
     """
 
     width: int
@@ -132,16 +144,16 @@ class FieldSpec:
 
 @dataclass(frozen=True)
 class Survey:
-    """What the chosen episodes of a source have between them, found without a pixel.
+    """Summary of the selected episodes of a source, made without decoding images.
 
     Attributes:
-        episodes: How many were looked at.
-        cameras: Camera that any episode has to (height, width) of its pictures, in order; None
-            where that is unknown.
-        fields: Field that most episodes have to its most common facts, in the order of
-            `Episode.lowdim`. One odd episode is then the one that does not fit.
-        frames: Frames of all episodes together; None where that is unknown.
-        fps: Frames per second; None where episodes differ or do not say.
+        episodes: Number of surveyed episodes.
+        cameras: Cameras of any episode to (height, width) of their images, in order; None if
+            unknown.
+        fields: Fields that most episodes have to their most common specification, in the order of
+            `Episode.lowdim`. If one episode differs, it is the one that does not fit.
+        frames: Number of frames of all episodes; None if unknown.
+        fps: Frames per second; None if episodes differ or do not have it.
         action_fields: As in `Episode`.
         proprioception_fields: As in `Episode`.
         pose_groups: As in `Episode`.
@@ -157,7 +169,7 @@ class Survey:
     pose_groups: tuple[PoseGroup, ...] = ()
 
     def example(self, frames: int = 1) -> "Episode":
-        """An episode with these fields and no pictures; its numbers mean nothing."""
+        """Made-up episode with these fields and no images; its values are arbitrary."""
         return Episode(
             id="example",
             task="",
@@ -165,7 +177,7 @@ class Survey:
             num_frames=frames,
             cameras={},
             lowdim={
-                # Rotations of any form need numbers that are neither zero nor alike.
+                # Rotations of any representation need values that are neither zero nor equal.
                 name: np.tile(np.linspace(1, 2, info.width), (frames, 1))
                 if info.width
                 else np.full(frames, "x")
@@ -179,29 +191,29 @@ class Survey:
 
 @dataclass(frozen=True)
 class Episode:
-    """One recording, its numbers in memory and its pictures still on disk.
+    """Recording of a robot: low-dimensional fields in memory, images decoded on request.
 
     Attributes:
         id: As in its `EpisodeRef`.
         task: Name of the task.
         fps: Frames per second.
-        num_frames: F.
-        cameras: Camera name to its pictures.
-        missing_cameras: Camera that its data set declares for every episode, but of which this one
-            has no pictures, to what is wrong. A camera that is not declared is merely absent.
+        num_frames: Number of frames F.
+        cameras: Camera name to its images.
+        missing_cameras: Camera that the data set declares for every episode and that has no images
+            in this one, to the error. A camera that is not declared has no entry anywhere.
         lowdim: Field name to array [F, C]; text fields are unicode [F].
-        dimension_names: Field name to the names of its C channels, where the recording has them.
+        dimension_names: Field name to the names of its C dimensions, if the data have them.
         language: Kind of annotation (`original`, `randomized`, ...) to sentences.
-        calibration: Camera name to calibration; cameras without one are absent.
-        depth: Camera name to depth pictures, uint16 [H, W] in millimetres.
-        labels: Camera name to segmentation labels, whole numbers [H, W].
-        success: Whether the task was done; None where the recording does not say.
+        calibration: Camera name to calibration; cameras without calibration have no entry.
+        depth: Camera name to depth images, uint16 [H, W] in millimeters.
+        labels: Camera name to segmentation labels, integers [H, W].
+        success: True if the task was completed; None if unknown.
         action_fields: Fields that a policy predicts by default, in order.
         proprioception_fields: Fields that a policy observes by default, in order.
-        pose_groups: Poses for which relative fields make sense.
+        pose_groups: Poses for which relative fields can be computed.
         frame_metadata: Name to one value per frame, stored with the sample of that anchor.
-        findings: EpisodeLint that were tolerated; none is an error.
-        extras: Facts about the recording that samples carry in their metadata.
+        findings: Defects that were tolerated; none is an error.
+        extras: Values that are copied to the metadata of each sample.
     """
 
     id: str
@@ -227,15 +239,15 @@ class Episode:
 
 @dataclass(frozen=True)
 class Sample:
-    """One window around an anchor frame.
+    """Training example made of the window around an anchor frame.
 
     Attributes:
-        key: Deterministic, without dots; names the tar members.
-        anchor: The current frame.
-        image_frames: Frame of each image offset, clipped to the episode.
+        key: Deterministic name without dots; prefix of the tar members.
+        anchor: Index of the anchor frame.
+        image_frames: Image offset to frame index, clipped to the episode.
         lowdim: Field name to array [T, C] (text [T]), calibration [T, ...] and masks bool [T].
-        language: As in the episode.
-        metadata: JSON-serialisable facts.
+        language: As in `Episode`.
+        metadata: JSON-serializable values.
     """
 
     key: str

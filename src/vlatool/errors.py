@@ -1,4 +1,4 @@
-"""Errors a user can meet: what is wrong and where, what to do about it, and the exit code."""
+"""Expected errors: a message with a location, a hint, a stable code and the exit code."""
 
 import re
 from collections.abc import Mapping
@@ -6,14 +6,14 @@ from typing import Any, ClassVar
 
 
 class VlatoolError(Exception):
-    """An expected failure, told in two lines.
+    """Base class of expected errors, printed in two lines.
 
     Attributes:
-        message: What is wrong, with the exact path, key or value.
-        hint: What to do about it; may be empty.
+        message: Description of the error, with the exact path, key or value.
+        hint: Action that solves the problem; may be empty.
         code: Stable identifier such as `config.unknown_key`.
-        details: JSON-serialisable facts for programs.
-        result: What the workflow would have returned, if it came so far; printed before the error.
+        details: JSON-serializable details for programs.
+        result: Result of the workflow, if there is one despite the error; printed before it.
     """
 
     exit_code: ClassVar[int] = 1
@@ -35,7 +35,7 @@ class VlatoolError(Exception):
         self.details: dict[str, Any] = dict(details or {})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Errors cross process borders with hint, code and details."""
+        """Keeps hint, code and details when the error is pickled."""
         return (_rebuild, (type(self), self.message, self.hint, self.code, self.details))
 
 
@@ -46,49 +46,49 @@ def _rebuild(
 
 
 class UsageError(VlatoolError):
-    """The command was called in a way that cannot work."""
+    """Arguments of a command that cannot be used."""
 
     exit_code = 2
     kind = "usage"
 
 
 class ConfigError(VlatoolError):
-    """A configuration violates its schema; `details["problems"]` lists every violation."""
+    """Configuration that violates its schema; `details["problems"]` lists every violation."""
 
     exit_code = 2
     kind = "config"
 
 
 class DataError(VlatoolError):
-    """Input data is missing, broken or inconsistent."""
+    """Input data that is missing, broken or inconsistent."""
 
     exit_code = 3
     kind = "data"
 
 
 class PartialFailure(VlatoolError):
-    """The work is finished, but some items failed; `details["failures"]` lists them."""
+    """Finished job in which some items failed; `details["failures"]` lists them."""
 
     exit_code = 4
     kind = "partial"
 
 
 class StorageError(VlatoolError):
-    """A location cannot be read or written."""
+    """Location that cannot be read or written."""
 
     exit_code = 5
     kind = "storage"
 
 
 class EnvironmentProblem(VlatoolError):
-    """Something is missing on this machine: a dependency, a device, a credential."""
+    """Missing or unusable part of this machine: a dependency, a device, a credential."""
 
     exit_code = 6
     kind = "environment"
 
 
 class BugError(VlatoolError):
-    """An exception that nobody expected, in vlatool or in a plugin."""
+    """Unexpected exception, in vlatool or in a plugin."""
 
     exit_code = 1
     kind = "bug"
@@ -96,11 +96,11 @@ class BugError(VlatoolError):
 
 
 def requirements() -> dict[str, list[str]]:
-    """Distributions that vlatool builds on, by the extra that brings them; the core's under "".
+    """Distributions that vlatool depends on, by extra; the required ones have the key "".
 
-    They come from the metadata of the installed distribution. Extras may repeat each other's
-    packages (`all` has everything): each package is listed once, under the smallest that has it.
-    Empty where vlatool is only on the path and not installed.
+    They are read from the metadata of the installed distribution. Extras may repeat packages of
+    each other (`all` has all of them): each package is listed once, under the smallest extra.
+    Empty if vlatool is on the path, but not installed.
     """
     from importlib.metadata import PackageNotFoundError, requires
 
@@ -108,36 +108,36 @@ def requirements() -> dict[str, list[str]]:
         lines = requires("vlatool") or []
     except PackageNotFoundError:
         return {}
-    brought: dict[str, list[str]] = {}
+    by_extra: dict[str, list[str]] = {}
     for line in lines:
         name = re.match(r"[\w.-]+", line)
         extra = re.search(r"extra\s*==\s*['\"]([\w.-]+)", line)
         if name is not None:
-            brought.setdefault(extra[1] if extra else "", []).append(name[0])
-    found: dict[str, list[str]] = {}
+            by_extra.setdefault(extra[1] if extra else "", []).append(name[0])
+    result: dict[str, list[str]] = {}
     listed = {"vlatool"}
-    for extra in sorted(brought, key=lambda one: (one != "", len(brought[one]))):
-        own = [name for name in brought[extra] if name not in listed]
-        listed.update(own)
-        if own:
-            found[extra] = own
-    return found
+    for extra in sorted(by_extra, key=lambda name: (name != "", len(by_extra[name]))):
+        new = [name for name in by_extra[extra] if name not in listed]
+        listed.update(new)
+        if new:
+            result[extra] = new
+    return result
 
 
 def extra_of(module: str) -> str | None:
-    """The extra that brings a top-level module, "" for the core; None if nothing does."""
-    wanted = module.replace("_", "-").lower()
+    """Extra that installs a top-level module; "" if it is required, None if no extra has it."""
+    distribution = module.replace("_", "-").lower()
     for extra, names in requirements().items():
-        if wanted in (name.replace("_", "-").lower() for name in names):
+        if distribution in (name.replace("_", "-").lower() for name in names):
             return extra
     return None
 
 
 def missing_package(package: str) -> EnvironmentProblem:
-    """The error for a requirement that is not installed; its hint is the install line."""
+    """Error for a package that is not installed; its hint is the command that installs it."""
     extra = extra_of(package) or ""
     return EnvironmentProblem(
-        f"this needs the package {package!r}, which is not installed",
+        f"the package {package!r} is required and not installed",
         hint=install_line(extra),
         code="environment.missing_dependency",
         details={"package": package, "extra": extra},
@@ -145,5 +145,5 @@ def missing_package(package: str) -> EnvironmentProblem:
 
 
 def install_line(extra: str) -> str:
-    """What installs the packages of an extra, or of the core."""
+    """Shell command that installs the packages of an extra, or the required ones."""
     return f"pip install 'vlatool[{extra}]'" if extra else "pip install vlatool"

@@ -1,4 +1,4 @@
-"""How long work tells its story: reporters are handed in, the library never prints."""
+"""Progress reporting. Functions take a `Reporter`; the library itself never prints."""
 
 from collections.abc import Mapping
 from types import TracebackType
@@ -6,7 +6,7 @@ from typing import Protocol, Self
 
 
 class Progress(Protocol):
-    """One bar of work; a context manager."""
+    """Progress bar; a context manager."""
 
     def __enter__(self) -> Self: ...
 
@@ -19,38 +19,38 @@ class Progress(Protocol):
     ) -> None: ...
 
     def advance(self, amount: int = 1, **fields: float | int | str) -> None:
-        """Counts `amount` units as done; `fields` are shown beside the bar."""
+        """Adds `amount` finished units; `fields` are shown next to the bar."""
         ...
 
 
 class Reporter(Protocol):
-    """Where a workflow tells what it does."""
+    """Receiver of the progress, metrics, notes and warnings of a workflow."""
 
     def progress(self, name: str, total: int | None, unit: str) -> Progress:
-        """Starts a bar of `total` units, or of unknown length.
+        """Starts a progress bar.
 
         Args:
-            name: What is going on.
-            total: How many units there are, if that is known.
-            unit: What `advance` counts, in the plural.
+            name: Title of the bar.
+            total: Number of units; None if unknown.
+            unit: Name of the units that `advance` counts, in the plural.
         """
         ...
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers measured at an optimizer step."""
+        """Logs metrics of an optimizer step."""
         ...
 
     def note(self, message: str) -> None:
-        """Something worth knowing."""
+        """Logs an information."""
         ...
 
     def warn(self, code: str, message: str) -> None:
-        """Something the user should look at; `code` is stable."""
+        """Logs a warning; `code` is stable."""
         ...
 
 
 class NullProgress:
-    """A bar nobody sees."""
+    """Progress bar that shows nothing."""
 
     def __enter__(self) -> Self:
         return self
@@ -62,10 +62,10 @@ class NullProgress:
 
 
 class NullReporter:
-    """The silent default."""
+    """Reporter that discards everything; the default."""
 
     def progress(self, name: str, total: int | None, unit: str) -> Progress:
-        """Returns a bar nobody sees."""
+        """Returns a progress bar that shows nothing."""
         del name, total, unit
         return NullProgress()
 

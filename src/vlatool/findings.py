@@ -1,7 +1,7 @@
-"""What a check has found: a stable code, how bad it is, where, and what to do about it.
+"""Findings of checks: a stable code, a severity, a place and an action.
 
-Each family of codes (`spartan`, `lerobot`, `shards`, ...) has one table, beside the checks that use
-it; `vlatool verify --codes` and docs/findings.md list them all.
+Each group of codes (`spartan`, `lerobot`, `shards`, ...) has one table next to the checks that use
+it; `vlatool verify --codes` and docs/findings.md list all of them.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -12,23 +12,23 @@ from vlatool.errors import DataError
 
 T = TypeVar("T")
 
-# error: unusable or lost data; warning: usable, but surprising; info: worth knowing.
+# error: unusable or lost data; warning: usable, but unexpected; info: no action needed.
 Severity = Literal["error", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
-# The words of a place; details of errors use the same.
-PLACES = ("path", "episode", "camera", "field", "frame", "row", "line", "shard", "sample")
+# Keys of `Finding.place`; the details of errors use the same keys.
+PLACE_KEYS = ("path", "episode", "camera", "field", "frame", "row", "line", "shard", "sample")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One defect or oddity.
+    """Defect or anomaly.
 
     Attributes:
-        code: Stable dotted id such as `spartan.length_mismatch`.
+        code: Stable dotted identifier such as `spartan.length_mismatch`.
         severity: `error`, `warning` or `info`.
-        message: What was found, in a sentence.
-        place: Where, in the words of `PLACES`; JSON-serialisable.
-        action: What to do about it; may be empty.
+        message: Description of the defect, in a sentence.
+        place: Position of the defect, with the keys `PLACE_KEYS`; JSON-serializable.
+        action: Action that solves the problem; may be empty.
     """
 
     code: str
@@ -38,7 +38,7 @@ class Finding:
     action: str = ""
 
     def document(self) -> dict[str, Any]:
-        """The finding for programs."""
+        """JSON form of the finding."""
         return {
             "code": self.code,
             "severity": self.severity,
@@ -50,7 +50,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class FindingCode:
-    """What a code stands for, in one line, and what to do about it."""
+    """Severity, one-line meaning and action of a code."""
 
     severity: Severity
     meaning: str
@@ -59,104 +59,104 @@ class FindingCode:
 
 @dataclass(frozen=True)
 class FindingCodes:
-    """The codes that begin with `name`.
+    """Table of the codes that start with `name`.
 
     Attributes:
-        name: The part before the dot.
-        kinds: Code behind the dot to what it stands for.
-        refusals: Code of a reader's refusal, behind `data.`, to the code here that says the same;
-            refusals that are called alike need no entry.
+        name: Part of the codes before the dot.
+        codes: Part behind the dot to severity, meaning and action.
+        error_codes: Code of a `DataError` without `data.` to the code of this table with the same
+            meaning; errors with a code of the same name need no entry.
     """
 
     name: str
-    kinds: Mapping[str, FindingCode]
-    refusals: Mapping[str, str] = field(default_factory=dict[str, str])
+    codes: Mapping[str, FindingCode]
+    error_codes: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __call__(self, code: str, message: str, **place: Any) -> Finding:
-        """A finding of this family; parts of the place that are None are left out.
+        """Returns a finding with a code of this table.
 
         Args:
-            code: The part behind the family's name.
-            message: What was found.
-            **place: Where.
+            code: Part of the code behind the dot.
+            message: Description of the defect.
+            **place: Position of the defect; values that are None are left out.
         """
-        kind = self.kinds[code]
-        known = {part: value for part, value in place.items() if value is not None}
-        return Finding(f"{self.name}.{code}", kind.severity, message, known, kind.action)
+        entry = self.codes[code]
+        known = {key: value for key, value in place.items() if value is not None}
+        return Finding(f"{self.name}.{code}", entry.severity, message, known, entry.action)
 
     def from_error(self, error: DataError, code: str = "", **place: Any) -> Finding:
-        """The refusal of a reader as a finding of this family, where it has such a code.
+        """Converts the error of a reader to a finding, with a code of this table if it has one.
 
         Args:
-            error: The refusal.
-            code: The part behind the family's name, where the error alone does not tell it.
-            **place: Where, besides what the error says.
+            error: Error of the reader.
+            code: Part of the code behind the dot; by default from the code of the error.
+            **place: Position of the defect, in addition to the details of the error.
         """
-        told = finding_of_error(error, **place)
+        finding = finding_of_error(error, **place)
         name = error.code.removeprefix("data.")
-        name = code or self.refusals.get(name, name)
-        return self(name, error.message, **told.place) if name in self.kinds else told
+        name = code or self.error_codes.get(name, name)
+        return self(name, error.message, **finding.place) if name in self.codes else finding
 
     def rows(self) -> Iterator[dict[str, str]]:
-        """`code`, `severity`, `meaning` and `action` of each code."""
-        for code, kind in self.kinds.items():
+        """Yields `code`, `severity`, `meaning` and `action` of each code."""
+        for code, entry in self.codes.items():
             yield {
                 "code": f"{self.name}.{code}",
-                "severity": kind.severity,
-                "meaning": kind.meaning,
-                "action": kind.action,
+                "severity": entry.severity,
+                "meaning": entry.meaning,
+                "action": entry.action,
             }
 
 
 def finding_of_error(error: DataError, **place: Any) -> Finding:
-    """The refusal of a reader as a finding with the same code."""
-    told = {part: error.details[part] for part in PLACES if error.details.get(part) is not None}
-    return Finding(error.code, "error", error.message, {**told, **place}, error.hint)
+    """Converts the error of a reader to a finding with the same code."""
+    known = {key: error.details[key] for key in PLACE_KEYS if error.details.get(key) is not None}
+    return Finding(error.code, "error", error.message, {**known, **place}, error.hint)
 
 
 class Collector:
-    """Takes what a walk over data meets, so that each rule stands once, for reading and checking.
+    """Collector of findings, with which reading and checking share each rule.
 
-    Reading is strict: the first error is raised. Checking keeps every error as a finding and goes
-    on with what is left.
+    Reading is strict: the first error is raised. Checking keeps every error as a finding and
+    continues.
 
     Attributes:
-        strict: Whether errors are raised.
-        found: Findings so far, in order.
+        strict: Raise errors instead of collecting them.
+        findings: Findings so far, in order.
     """
 
-    def __init__(self, family: FindingCodes, *, strict: bool, **place: Any) -> None:
-        """Begins empty; `place` is where every finding is."""
+    def __init__(self, codes: FindingCodes, *, strict: bool, **place: Any) -> None:
+        """Starts without findings; `place` is added to the place of each finding."""
         self.strict = strict
-        self.found: list[Finding] = []
-        self._family = family
+        self.findings: list[Finding] = []
+        self._codes = codes
         self._place = place
 
     def note(self, code: str, message: str, **place: Any) -> None:
-        """Keeps a finding of the family; never raises."""
-        self.add(self._family, code, message, **place)
+        """Adds a finding with a code of `codes`; never raises."""
+        self.add(self._codes, code, message, **place)
 
-    def add(self, family: FindingCodes, code: str, message: str, /, **place: Any) -> None:
-        """Keeps a finding of another family; never raises.
+    def add(self, codes: FindingCodes, code: str, message: str, /, **place: Any) -> None:
+        """Adds a finding with a code of another table; never raises.
 
-        An error that reading tolerates is a warning there.
+        A strict collector adds an error as a warning, because reading tolerated it.
         """
-        finding = family(code, message, **self._place, **place)
+        finding = codes(code, message, **self._place, **place)
         if self.strict and finding.severity == "error":
             finding = replace(finding, severity="warning")
-        self.found.append(finding)
+        self.findings.append(finding)
 
     def add_error(self, error: DataError, code: str = "", **place: Any) -> None:
-        """Raises the error, or keeps it; `code` as in `Family.refusal`."""
+        """Raises the error if strict, else adds it; `code` as in `FindingCodes.from_error`."""
         if self.strict:
             raise error
-        self.found.append(self._family.from_error(error, code, **self._place, **place))
+        self.findings.append(self._codes.from_error(error, code, **self._place, **place))
 
     def attempt(self, step: Callable[[], T], code: str = "", **place: Any) -> T | None:
-        """What a step returns; None where it refuses, which is kept.
+        """Result of `step`; None if it raises a `DataError`, which is added as a finding.
 
         Raises:
-            DataError: The step refuses, and the collector is strict.
+            DataError: `step` raised it, and the collector is strict.
         """
         try:
             return step()

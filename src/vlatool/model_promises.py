@@ -107,7 +107,7 @@ def world_data(folder: Path) -> Path:
     sample(SampleConfig(layout="spartan", output=raw, episodes=3, frames=6, workers=1))
     tree = {"format": "spartan", "sources": [raw], "output": str(folder / "data"), "workers": 1}
     tree |= {"past_lowdim_steps": 1, "future_lowdim_steps": 3, "max_padding_right": 3}
-    preprocess(PreprocessConfig.specialise(tree).model_validate(tree))
+    preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
     return folder / "data"
 
 

@@ -1,28 +1,81 @@
-"""Registries: a name leads to an object, built in or from an installed distribution."""
+"""Registries: names of built-in objects, and of plugins in installed distributions."""
 
 import difflib
 import importlib
+import re
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import CodeType
 from typing import Any, Generic, TypeVar, cast
 
 from vlatool.errors import EnvironmentProblem, UsageError
 
 T = TypeVar("T")
 
+_HELD_OUT, _EXCLUDED = "EpisodeRef(held_out=)", "EpisodeRef(excluded=)"
+# Names that plugins define, earlier name to present name, by the label of their registry.
+_RENAMED: Mapping[str, Mapping[str, str]] = {
+    "format": {
+        "noticed": "source_findings",
+        "specialises": "base_format",
+        "is_last_resort": "is_fallback",
+        "sink": "default_sink",
+        _HELD_OUT: _EXCLUDED,
+    },
+    "model type": {
+        "check_origins": "check_init_weights",
+        "recall": "restore_base_config",
+        "keep": "save_assets",
+        "broken_rules": "violations",
+    },
+    "kind of data": {
+        "read_facts": "load_info",
+        "prepared": "make_assets",
+        "keep": "save_assets",
+        "kept": "load_assets",
+    },
+    "objective": {"settle": "update_buffers", "figures": "metrics", "watch": "check_metrics"},
+}
+# Names that plugins import from vlatool, earlier name to present name.
+_RENAMED_IMPORTS = {
+    "Block": "ShardInfo",
+    "Draws": "Rng",
+    "Dropped": "DroppedSample",
+    "Facts": "DatasetInfo",
+    "Family": "FindingCodes",
+    "FieldFacts": "FieldSpec",
+    "Kind": "FindingCode",
+    "Place": "SampleRef",
+    "Policy": "RoboticsPolicy",
+    "union": "merge_surveys",
+}
+# Attributes of objects of vlatool that plugins use, earlier name to present name.
+_RENAMED_ATTRIBUTES = {
+    "block": "shard",
+    "blocks": "shards",
+    "draws": "rng",
+    "held_out": "excluded",
+    "refusal": "from_error",
+    "refuse": "add_error",
+}
+_FAILED_IMPORT = re.compile(r"cannot import name '(\w+)' from '(vlatool[\w.]*)'")
+# Attributes that readers may set in a method, not in the class body.
+_INSTANCE_ATTRIBUTES = frozenset({"noticed", "source_findings"})
+
 
 @dataclass(frozen=True)
 class PluginInfo:
-    """One entry of a registry.
+    """Entry of a registry.
 
     Attributes:
-        name: What users type.
-        target: `module:object`.
-        origin: `vlatool`, or the name of the distribution that brings it.
-        error: Why it cannot be used; empty when it can.
+        name: Name on the command line and in configurations.
+        target: Object as `module:object`.
+        origin: `vlatool`, or the name of the distribution of the plugin.
+        error: Reason why the entry cannot be used; empty if it can.
     """
 
     name: str
@@ -33,14 +86,14 @@ class PluginInfo:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A kind of thing on disk: four functions, each `module:function` in its own room.
+    """Kind of file or folder that `verify` and `inspect` recognize: four `module:function`.
 
     Attributes:
-        recognize: (location) -> bool, in `artifacts`; reads little and raises nothing that a
-            location of another kind could cause. The first entry that says yes has the location.
-        verify: (location, Check) -> Iterator[Finding], in `verification`.
+        recognize: (location) -> bool, in `artifacts`; reads little and does not raise for other
+            kinds of locations. The first entry that returns True is used.
+        verify: (location, CheckOptions) -> Iterator[Finding], in `verification`.
         inspect: (location) -> Report, in `inspection`.
-        page: (report, location, path, PageRequest) -> None, in `pages`; empty where there is none.
+        page: (report, location, path, PageRequest) -> None, in `pages`; empty if there is none.
     """
 
     recognize: str
@@ -49,34 +102,39 @@ class Artifact:
     page: str = ""
 
     def load(self, part: str) -> Any:
-        """One of the functions, by its attribute."""
+        """Imports one of the functions, by the name of its attribute."""
         return _load(getattr(self, part))
 
 
 class Registry(Generic[T]):
-    """Names of one kind of thing; objects are imported when first asked for.
+    """Objects of one type by name, imported on first use.
 
-    The table of built-ins may hold objects as they are. Its names cannot be shadowed; other names
-    come from the entry-point group, which is scanned only for a name that is not built in, or for a
-    list. Without a group the table is all there is.
+    Built-in objects are given as `module:object` or as they are. A plugin cannot replace them. The
+    entry points of the group are only read for names that are not built in, and for lists. Without
+    a group there are no plugins.
+
+    Args:
+        group: Entry-point group; may be empty.
+        label: Name of the type of objects in messages.
+        builtins: Name to built-in object.
     """
 
-    def __init__(self, group: str, noun: str, builtins: Mapping[str, str | T]) -> None:
+    def __init__(self, group: str, label: str, builtins: Mapping[str, str | T]) -> None:
         self.group = group
-        self.noun = noun
+        self.label = label
         self._builtins = dict(builtins)
 
     def names(self) -> list[str]:
-        """Every name, built-in ones first."""
+        """All names, built-in ones first."""
         third_party = sorted(point.name for point in self._entry_points())
         return [*self._builtins, *(name for name in third_party if name not in self._builtins)]
 
     def get(self, name: str) -> T:
-        """The object behind `name`.
+        """Object with a name.
 
         Raises:
-            UsageError: Nothing has this name; the nearest names are the hint.
-            EnvironmentProblem: The plugin is installed but cannot be imported.
+            UsageError: The name is unknown; the hint has similar names.
+            EnvironmentProblem: The plugin cannot be imported, or is written for an earlier vlatool.
         """
         if name in self._builtins:
             target = self._builtins[name]
@@ -85,58 +143,174 @@ class Registry(Generic[T]):
             if point.name == name:
                 return cast(T, self._load_plugin(point))
         raise UsageError(
-            f"unknown {self.noun} {name!r}",
+            f"unknown {self.label} {name!r}",
             hint=did_you_mean(name, self.names()),
-            code=f"usage.unknown_{self.noun.replace(' ', '_')}",
+            code=f"usage.unknown_{self.label.replace(' ', '_')}",
             details={"known": self.names()},
         )
 
     def names_with_key(self, key: str) -> list[str]:
-        """Names whose configuration class declares a key; what cannot be imported is left out."""
-        found: list[str] = []
+        """Names whose configuration class has a key; broken plugins are left out."""
+        names: list[str] = []
         for name in self.names():
             with suppress(EnvironmentProblem):
                 if key in getattr(getattr(self.get(name), "Config", None), "model_fields", ()):
-                    found.append(name)
-        return found
+                    names.append(name)
+        return names
 
     def target(self, name: str) -> str:
-        """The module of a built-in name, for workers that shall import it early."""
+        """Module of a built-in name, which workers import early; empty for other names."""
         target = self._builtins.get(name, "")
         return target.partition(":")[0] if isinstance(target, str) else ""
 
     def entries(self) -> Iterator[PluginInfo]:
-        """Every entry with where it comes from; plugins are imported to see whether they work."""
+        """Yields all entries with their origins; plugins are imported to check them."""
         for name, target in self._builtins.items():
             yield PluginInfo(name, str(target), "vlatool")
         for point in self._entry_points():
-            error = ""
-            if point.name in self._builtins:
-                error = "ignored: a built-in has this name"
-            else:
-                try:
-                    self._load_plugin(point)
-                except EnvironmentProblem as problem:
-                    error = problem.message
-            yield PluginInfo(point.name, point.value, _distribution(point), error)
+            yield PluginInfo(
+                point.name, point.value, _distribution(point), self._plugin_error(point)
+            )
 
     def _entry_points(self) -> list[EntryPoint]:
         return list(entry_points(group=self.group)) if self.group else []
 
-    def _load_plugin(self, point: EntryPoint) -> object:
+    def _plugin_error(self, point: EntryPoint) -> str:
+        """Reason why a plugin, or a data kind of a model type, cannot be used; empty if it can."""
+        if point.name in self._builtins:
+            return "ignored: a built-in entry has this name"
         try:
-            return _load(point.value)
+            plugin = self._load_plugin(point)
+            kinds: Any = getattr(plugin, "kinds", ()) if self.label == "model type" else ()
+            for kind in kinds:
+                if ":" in kind:
+                    load_data_kind(kind)
+        except EnvironmentProblem as problem:
+            return problem.message
+        return ""
+
+    def _load_plugin(self, point: EntryPoint) -> object:
+        distribution = _distribution(point)
+        version = f" {point.dist.version}" if point.dist is not None else ""
+        plugin = f"{self.label} {point.name!r} of {distribution}{version}"
+        try:
+            target = _load(point.value)
         except Exception as error:
+            if (outdated := outdated_use(error, plugin)) is not None:
+                raise outdated from error
             raise EnvironmentProblem(
-                f"{self.noun} {point.name!r} of {_distribution(point)} cannot be imported: {error}",
-                hint=f"reinstall or remove the distribution {_distribution(point)!r}",
+                f"{self.label} {point.name!r} of {distribution} cannot be imported: {error}",
+                hint=f"reinstall or remove the distribution {distribution!r}",
                 code="environment.broken_plugin",
-                details={"plugin": point.name, "distribution": _distribution(point)},
+                details={"plugin": point.name, "distribution": distribution},
             ) from error
+        check_names(plugin, self.label, target)
+        return target
+
+
+def load_data_kind(target: str) -> Any:
+    """Class of a data kind of a plugin, given as `module:Kind`.
+
+    Raises:
+        EnvironmentProblem: It cannot be imported, or is written for an earlier vlatool.
+    """
+    label = "kind of data"
+    try:
+        kind = _load(target)
+    except (ImportError, AttributeError) as error:
+        if (outdated := outdated_use(error, f"{label} {target!r}")) is not None:
+            raise outdated from error
+        raise EnvironmentProblem(
+            f"the {label} {target!r} cannot be imported: {error}",
+            hint="reinstall or remove its distribution",
+            code="environment.broken_plugin",
+        ) from error
+    check_names(f"{label} {target!r}", label, kind)
+    return kind
+
+
+def check_names(plugin: str, label: str, target: object) -> None:
+    """Raises if a class of a plugin defines earlier names of vlatool without the present ones.
+
+    Args:
+        plugin: Name of the plugin in the message.
+        label: Label of its registry, or `objective`.
+        target: Class; built-in classes and other objects are not checked.
+
+    Raises:
+        EnvironmentProblem: The plugin is written for an earlier vlatool.
+    """
+    defined = _defined_names(target) if isinstance(target, type) else set[str]()
+    present_names = {
+        old: new
+        for old, new in _RENAMED.get(label, {}).items()
+        if old in defined and new not in defined
+    }
+    if present_names:
+        raise _outdated(plugin, present_names)
+
+
+def outdated_use(error: BaseException, plugin: str = "") -> EnvironmentProblem | None:
+    """Error for an exception of a plugin that uses an earlier name of vlatool; None for others.
+
+    Args:
+        error: Failed import, or missing attribute of an object of vlatool.
+        plugin: Name of the plugin in the message; by default its module.
+    """
+    module = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module = str(frame.f_globals.get("__name__", ""))
+    old, new = "", ""
+    if isinstance(error, ImportError) and (match := _FAILED_IMPORT.search(str(error))):
+        old, new = match[1], _RENAMED_IMPORTS.get(match[1], "")
+    elif isinstance(error, AttributeError) and _is_ours(type(error.obj).__module__):
+        old, new = str(error.name), _RENAMED_ATTRIBUTES.get(str(error.name), "")
+    if not new or _is_ours(module):
+        return None
+    return _outdated(plugin or f"the plugin module {module!r}", {old: new})
+
+
+def _outdated(plugin: str, present_names: Mapping[str, str]) -> EnvironmentProblem:
+    changes = ", ".join(f"{old} to {new}" for old, new in present_names.items())
+    return EnvironmentProblem(
+        f"{plugin} is written for an earlier vlatool: rename {changes}",
+        hint="install a newer version of the plugin, or rename these parts in its code",
+        code="environment.plugin_outdated",
+        details={"renamed": dict(present_names)},
+    )
+
+
+def _defined_names(cls: type) -> set[str]:
+    """Names that a class and its bases outside of vlatool define."""
+    names: set[str] = set()
+    for base in cls.__mro__:
+        if base is object or _is_ours(base.__module__):
+            continue
+        names |= vars(base).keys() | vars(base).get("__annotations__", {}).keys()
+        for value in vars(base).values():
+            for code in _code_objects(getattr(value, "__code__", None)):
+                names |= _INSTANCE_ATTRIBUTES.intersection(code.co_names)
+                # Names of keyword arguments of a call are a constant.
+                keywords: Any = [item for item in code.co_consts if isinstance(item, tuple)]
+                if "EpisodeRef" in code.co_names and any("held_out" in item for item in keywords):
+                    names.add(_HELD_OUT)
+    return names
+
+
+def _is_ours(module: str) -> bool:
+    return module.partition(".")[0] == "vlatool"
+
+
+def _code_objects(code: object) -> Iterator[CodeType]:
+    """Yields the code of a function and of the functions and generators inside it."""
+    if isinstance(code, CodeType):
+        yield code
+        for item in code.co_consts:
+            yield from _code_objects(item)
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
-    """A sentence with the nearest known names, or all of them when none is near."""
+    """Hint with similar known names, or with all of them if none is similar."""
     near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
     if near:
         return f"did you mean {', '.join(near)}?"
@@ -191,7 +365,7 @@ SINKS: Registry[Any] = Registry(
         "image-shards": "vlatool.sinks.image_shards.sink:ImageShardsSink",
     },
 )
-# Configurations of other programs: each function says a tree in our keys, or that it is none.
+# Configurations of other programs: each function converts a tree, or returns None for others.
 TRANSLATIONS: Registry[Any] = Registry(
     "",
     "translation",
@@ -200,7 +374,7 @@ TRANSLATIONS: Registry[Any] = Registry(
         "tokenizer training": "vlatool.models.titok.published_stage:translate",
     },
 )
-# What connects to a place such as s3://bucket.
+# Remote storage of a root such as s3://bucket.
 SCHEMES: Registry[Any] = Registry(
     "",
     "scheme",
@@ -211,7 +385,7 @@ SCHEMES: Registry[Any] = Registry(
         "hf": "vlatool.storage.hub:Repository",
     },
 )
-# What `verify` and `inspect` know beside raw sources, the most specific first.
+# Artifacts that `verify` and `inspect` recognize besides raw sources, the most specific ones first.
 ARTIFACTS: Registry[Artifact] = Registry(
     "",
     "artifact",
@@ -271,6 +445,9 @@ ARTIFACTS: Registry[Artifact] = Registry(
 
 
 def recognize(location: Path, table: Registry[Artifact] = ARTIFACTS) -> tuple[str, Artifact] | None:
-    """Name and entry of the artifact at a location; None where there is none."""
-    entries = ((name, table.get(name)) for name in table.names())
-    return next((one for one in entries if one[1].load("recognize")(location)), None)
+    """Name and entry of the artifact at a location; None if there is none."""
+    for name in table.names():
+        artifact = table.get(name)
+        if artifact.load("recognize")(location):
+            return name, artifact
+    return None

@@ -1,6 +1,6 @@
-"""Commands in forks of one warm process: what a user would see, in milliseconds.
+"""Commands in forks of one process with all imports, so that each takes only milliseconds.
 
-`python -m tests.builders.forks` is that process; it imports what commands need, then answers lines.
+`python -m tests.builders.forks` is that process: it imports the modules, then reads requests.
 """
 
 import json
@@ -25,18 +25,18 @@ WARM = (
     "vlatool.workflows.preprocess",
     "vlatool.workflows.train",
 )
-LEFT_S = 3.0  # how long processes of an ended command may take to end
+LEFT_S = 3.0  # time for the processes of a finished command to end
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended.
+    """Result of a command.
 
     Attributes:
-        code: Exit status; negative for a signal, None for one that had to be stopped.
-        stdout: What it printed.
-        stderr: What it told.
-        left: Processes of it that outlived it.
+        code: Exit status; negative for a signal, None after a timeout.
+        stdout: Standard output.
+        stderr: Standard error.
+        left: Number of its processes that did not end with it.
     """
 
     code: int | None
@@ -46,18 +46,18 @@ class Outcome:
 
     @property
     def document(self) -> dict[str, Any]:
-        """The JSON document that it printed."""
+        """Printed JSON document."""
         return json.loads(self.stdout)
 
 
 class Forks:
-    """Runs commands, one at a time."""
+    """Runner of commands, one at a time."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
 
     def run(self, words: Sequence[str | Path], *, seconds: float = 30) -> Outcome:
-        """Runs `vlatool WORDS` in a session of its own."""
+        """Runs `vlatool WORDS` in a new session."""
         assert self._process.stdin
         assert self._process.stdout
         request = {"words": [str(word) for word in words], "seconds": seconds}
@@ -68,7 +68,7 @@ class Forks:
 
 @contextmanager
 def forks() -> Iterator[Forks]:
-    """A warm process, ended with the block."""
+    """Starts the process; it ends with the block."""
     with subprocess.Popen(
         [sys.executable, "-m", "tests.builders.forks"],
         cwd=Path(__file__).parents[2],
@@ -94,15 +94,15 @@ def _outcome(words: list[str], seconds: float) -> Outcome:
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         pid = os.fork()
         if pid == 0:
-            _become(words, out.fileno(), err.fileno())
+            _run_command(words, out.fileno(), err.fileno())
         code = _wait(pid, seconds)
         left = _left(pid)
         texts = [os.pread(file.fileno(), 2**22, 0).decode(errors="replace") for file in (out, err)]
     return Outcome(code, texts[0], texts[1], left)
 
 
-def _become(words: list[str], out: int, err: int) -> None:
-    """Ends this process as the command does."""
+def _run_command(words: list[str], out: int, err: int) -> None:
+    """Runs the command and exits with its status."""
     code = 99
     try:
         os.setsid()
@@ -133,7 +133,7 @@ def _wait(pid: int, seconds: float) -> int | None:
 
 
 def _left(session: int) -> int:
-    """The processes of a session, once they had time to end; they are ended then."""
+    """Number of processes of a session that do not end in time; kills them."""
     deadline = time.monotonic() + LEFT_S
     while (left := _members(session)) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -144,12 +144,12 @@ def _left(session: int) -> int:
 
 
 def _members(session: int) -> list[int]:
-    found: list[int] = []
+    pids: list[int] = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError):
             if os.getsid(int(name)) == session:
-                found.append(int(name))
-    return found
+                pids.append(int(name))
+    return pids
 
 
 if __name__ == "__main__":

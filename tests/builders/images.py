@@ -55,4 +55,4 @@ def image_shards(source: Path, output: Path, /, **options: Any) -> PreprocessRes
         "workers": 1,
         **options,
     }
-    return preprocess(PreprocessConfig.specialise(tree).model_validate(tree))
+    return preprocess(PreprocessConfig.specialize(tree).model_validate(tree))

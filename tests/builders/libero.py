@@ -108,7 +108,7 @@ def convert(
     """Runs `preprocess` into windows; the default format is `libero`."""
     where = {"format": "libero", "sources": [str(source)], "output": str(output), "workers": 1}
     tree = {**where, **options}
-    return preprocess(PreprocessConfig.specialise(tree).model_validate(tree), reporter=reporter)
+    return preprocess(PreprocessConfig.specialize(tree).model_validate(tree), reporter=reporter)
 
 
 def convert_error(source: Path, output: Path, /, **options: Any) -> VlatoolError:

@@ -48,7 +48,7 @@ def write_shards(raw: Path, output: Path, per_shard: int, **options: Any) -> Pat
         "workers": 1,
         **options,
     }
-    preprocess(PreprocessConfig.specialise(tree).model_validate(tree))
+    preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
     return output / "shards"
 
 

@@ -1,4 +1,4 @@
-"""Storage in the memory of this process, as somebody would write a scheme: the least it can be."""
+"""Storage in the memory of this process: a minimal implementation of a scheme."""
 
 import hashlib
 import io
@@ -17,14 +17,14 @@ from vlatool.storage.remote import (
 from vlatool.storage.retry import RetryAdvice, network_retry_advice
 
 
-class Memory:
-    """Objects of a place, such as `memory://x`; every place has its own."""
+class MemoryRemote:
+    """Objects of a root such as `memory://x`; each root has its own objects."""
 
     can_list = True
-    places: ClassVar[dict[str, dict[str, tuple[bytes, ObjectInfo]]]] = {}
+    stores: ClassVar[dict[str, dict[str, tuple[bytes, ObjectInfo]]]] = {}
 
-    def __init__(self, place: str) -> None:
-        self.objects = self.places.setdefault(place, {})
+    def __init__(self, root: str) -> None:
+        self.objects = self.stores.setdefault(root, {})
 
     def head(self, key: str) -> ObjectInfo:
         return self._object(key)[1]
@@ -35,8 +35,8 @@ class Memory:
             return ListPage([(key, self.objects[key][1]) for key in keys if key > token][:at_most])
         folders = {below + key[len(below) :].partition("/")[0] + "/" for key in keys}
         files = [key for key in keys if "/" not in key[len(below) :]]
-        found = [(key, self.objects[key][1]) for key in files]
-        return ListPage(found, sorted(folders - {f"{key}/" for key in files}))
+        entries = [(key, self.objects[key][1]) for key in files]
+        return ListPage(entries, sorted(folders - {f"{key}/" for key in files}))
 
     def get(self, key: str, start: int, stop: int, etag: str) -> Body:
         data, info = self._object(key)
@@ -49,8 +49,8 @@ class Memory:
         return Body(info, first, file.read, file.close, time.time())
 
     def put(self, key: str, data: bytes, etag: str | None = None) -> str:
-        there = self.objects[key][1].etag if key in self.objects else ""
-        if etag not in (None, there):
+        current = self.objects[key][1].etag if key in self.objects else ""
+        if etag not in (None, current):
             raise ConditionFailed
         digest = hashlib.sha256(data).hexdigest()
         self.objects[key] = (data, ObjectInfo(len(data), time.time(), digest))
@@ -71,8 +71,8 @@ class Memory:
     def retry_advice(self, error: Exception) -> RetryAdvice | None:
         return network_retry_advice(error)
 
-    def map_error(self, error: Exception, where: str) -> Exception:
-        del where
+    def map_error(self, error: Exception, location: str) -> Exception:
+        del location
         return error
 
     def _object(self, key: str) -> tuple[bytes, ObjectInfo]:
@@ -82,9 +82,9 @@ class Memory:
 
 
 class Parts:
-    """An object that is written in parts."""
+    """Object that is written in parts."""
 
-    def __init__(self, memory: Memory, key: str) -> None:
+    def __init__(self, memory: MemoryRemote, key: str) -> None:
         self._memory, self._key = memory, key
         self._parts: dict[int, bytes] = {}
 

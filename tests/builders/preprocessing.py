@@ -40,7 +40,7 @@ def run(
 ) -> PreprocessResult:
     """Result of a small run."""
     tree = options_for(source, output, **options)
-    return preprocess(PreprocessConfig.specialise(tree).model_validate(tree), reporter=reporter)
+    return preprocess(PreprocessConfig.specialize(tree).model_validate(tree), reporter=reporter)
 
 
 def refusal(source: Path, output: Path, /, **options: Any) -> VlatoolError:

@@ -1,4 +1,4 @@
-"""Runs of `vlatool preprocess` whose inputs or outputs are in S3, and what they left there."""
+"""Runs of `vlatool preprocess` with inputs or outputs in S3."""
 
 import hashlib
 import os
@@ -22,18 +22,18 @@ def upload(folder: Path, target: RemotePath) -> RemotePath:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Every file that must not depend on time, place or engine, and its digest."""
+    """Digests of all files that do not depend on time, location or engine."""
     files = (path for path in folder.rglob("*") if path.is_file())
-    found = {path.relative_to(folder).as_posix(): path for path in files}
+    paths = {path.relative_to(folder).as_posix(): path for path in files}
     return {
         name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for name, path in sorted(found.items())
+        for name, path in sorted(paths.items())
         if not name.startswith(".vlatool/") and path.name != "processing_metadata.json"
     }
 
 
-def words(source: Path, output: Path, *more: object, format: str = "spartan") -> list[str]:  # noqa: A002 - the word users know
-    """A preprocess command without the program."""
+def words(source: Path, output: Path, *more: object, format: str = "spartan") -> list[str]:  # noqa: A002 - the name of the argument
+    """Arguments of a preprocess command."""
     command = ["preprocess", format, str(source), "-o", str(output), *SHARDS, "-q", *more]
     return [str(word) for word in command]
 
@@ -44,13 +44,13 @@ def preprocess(source: Path, output: Path, *more: object, format: str = "spartan
 
 
 def command(source: Path, output: Path, *more: object) -> list[str]:
-    """The command for a process of its own, with two workers."""
+    """Command line for a separate process, with two workers."""
     return [sys.executable, "-m", "vlatool", *words(source, output, "--workers", 2, *more)]
 
 
 def finished(
     command: list[str], env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a command to its end."""
+    """Runs a command until it ends."""
     variables = {**os.environ, **(env or {})}
     return subprocess.run(command, capture_output=True, text=True, timeout=250, env=variables)

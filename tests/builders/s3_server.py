@@ -1,4 +1,4 @@
-"""A real S3 server for tests, in a process of its own, and a proxy that makes it misbehave."""
+"""A real S3 server for tests, in a separate process, and a proxy that injects faults."""
 
 import contextlib
 import http.client
@@ -37,15 +37,15 @@ _HOP_HEADERS = {"connection", "keep-alive", "transfer-encoding", "host", "expect
 
 
 def without_credentials(env: Mapping[str, str]) -> dict[str, str]:
-    """The variables of `env` with nowhere to find credentials."""
-    kept = {name: value for name, value in env.items() if not name.startswith("AWS_")}
-    nowhere = {
+    """Environment variables `env` without any source of AWS credentials."""
+    other = {name: value for name, value in env.items() if not name.startswith("AWS_")}
+    no_sources = {
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_EC2_METADATA_DISABLED": "true",
     }
     endpoint = {name: value for name, value in env.items() if name == "AWS_ENDPOINT_URL"}
-    return {**kept, **nowhere, **endpoint}
+    return {**other, **no_sources, **endpoint}
 
 
 @dataclass
@@ -57,11 +57,11 @@ class S3Server:
 
     @property
     def env(self) -> dict[str, str]:
-        """What a process needs to use it; add it to `os.environ`."""
+        """Environment variables with which a process uses the server."""
         return {**CREDENTIALS, "AWS_ENDPOINT_URL": self.endpoint}
 
     def client(self) -> Any:
-        """A plain client, to look at the truth behind our own code."""
+        """Client of boto3, independent of the code under test."""
         return self._client
 
     @cached_property
@@ -79,7 +79,7 @@ class S3Server:
         )
 
     def bucket(self) -> str:
-        """The name of a new, empty bucket."""
+        """Creates an empty bucket; returns its name."""
         name = f"bucket-{os.getpid()}-{next(self._numbers)}"
         self.client().create_bucket(Bucket=name)
         return name
@@ -87,7 +87,7 @@ class S3Server:
 
 @contextmanager
 def s3_server() -> Iterator[S3Server]:
-    """A server in a process of its own; it ends with the block, or with this process."""
+    """Runs a server in a separate process until the block, or this process, ends."""
     with subprocess.Popen(
         [sys.executable, "-c", _SERVER],
         stdin=subprocess.PIPE,
@@ -106,7 +106,7 @@ def s3_server() -> Iterator[S3Server]:
 
 @dataclass(frozen=True)
 class Request:
-    """A request that went through the proxy, and the bytes that were sent back."""
+    """Request through the proxy, with the number of bytes in the response."""
 
     method: str
     path: str
@@ -117,20 +117,20 @@ class Request:
 
 @dataclass
 class Faults:
-    """How the proxy misbehaves; `clear` makes it behave again.
+    """Faults that the proxy injects; `clear` ends them.
 
     Attributes:
-        fail_every: Every such request is answered with `status` instead of being passed on.
-        status: 500; 503 or 429 for a server that is busy; 403 for one that refuses.
-        retry_after_s: Seconds in a Retry-After header of those answers.
-        fail_next: So many requests from now on are answered with `status`.
-        delay_s: Before each request.
-        cut_after: Bodies end, with the connection, after so many bytes.
-        cuts: How many bodies are cut; -1 for all.
-        down_until: Connections are closed without an answer until then, by `time.monotonic`.
-        down_after: The same for good, once so many requests were answered.
-        lose_answers: Requests are passed on, but the answers to so many of them are not.
-        only: What the faults are restricted to: methods, or all if it is empty.
+        fail_every: Every N-th request gets `status` instead of being forwarded.
+        status: 500; 503 or 429 for a busy server; 403 for denied access.
+        retry_after_s: Seconds in the Retry-After header of these responses.
+        fail_next: The next N requests get `status`.
+        delay_s: Seconds before each request.
+        cut_after: Bodies and connections end after N bytes.
+        cuts: Number of bodies that are cut; -1 for all.
+        down_until: Connections are closed without a response until this `time.monotonic`.
+        down_after: Connections are closed without a response after N requests.
+        lose_answers: The next N requests are forwarded, but their responses are not.
+        only: Methods with faults; empty for all.
     """
 
     fail_every: int = 0
@@ -149,7 +149,7 @@ class Faults:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def clear(self) -> None:
-        """Behaves, and forgets what was asked."""
+        """Ends all faults and forgets the requests."""
         fresh = Faults()
         with self._lock:
             for name in vars(fresh):
@@ -157,16 +157,16 @@ class Faults:
                     setattr(self, name, getattr(fresh, name))
 
     def down_for(self, seconds: float) -> None:
-        """Is not there for a while."""
+        """Closes connections for some seconds."""
         self.down_until = time.monotonic() + seconds
 
     def is_down(self) -> bool:
-        """Whether connections are closed."""
+        """True if connections are closed."""
         is_late = bool(self.down_after) and len(self.requests) >= self.down_after
         return is_late or time.monotonic() < self.down_until
 
     def fails_now(self) -> bool:
-        """Whether the next request is to fail."""
+        """True if the next request fails."""
         with self._lock:
             self._count += 1
             if self.fail_next > 0:
@@ -175,13 +175,13 @@ class Faults:
             return bool(self.fail_every) and self._count % self.fail_every == 0
 
     def loses_now(self) -> bool:
-        """Whether the next answer is to be lost."""
+        """True if the next response is lost."""
         with self._lock:
             self.lose_answers -= 1
             return self.lose_answers >= 0
 
     def cuts_now(self, length: int) -> bool:
-        """Whether a body of this length is to be cut."""
+        """True if a body of this length is cut."""
         with self._lock:
             if not self.cut_after or length <= self.cut_after or self.cuts == 0:
                 return False
@@ -191,20 +191,20 @@ class Faults:
 
 @dataclass(frozen=True)
 class Proxy:
-    """A running proxy."""
+    """Running proxy."""
 
     endpoint: str
     faults: Faults
 
     @property
     def env(self) -> dict[str, str]:
-        """What a process needs to use it."""
+        """Environment variables with which a process uses the proxy."""
         return {**CREDENTIALS, "AWS_ENDPOINT_URL": self.endpoint}
 
 
 @contextmanager
 def faulty_proxy(upstream: str) -> Iterator[Proxy]:
-    """A proxy before a server, on threads of this process; other processes can use it too."""
+    """Runs a proxy for a server on threads of this process; other processes can use it too."""
     faults = Faults()
     host = urlsplit(upstream).netloc
 
@@ -225,7 +225,7 @@ def faulty_proxy(upstream: str) -> Iterator[Proxy]:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # else a body waits 40 ms for the receipt of its headers
+    disable_nagle_algorithm = True  # else a body waits 40 ms for the acknowledgement of its headers
     faults: Faults
     upstream: str
 
@@ -253,9 +253,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
 
     def _record(self, status: int, sent: int) -> None:
-        asked = self.headers.get("Range", "")
-        path = self.path.partition("?X-Amz")[0].partition("?AWSAccessKeyId")[0]  # signed addresses
-        self.faults.requests.append(Request(self.command, path, asked, status, sent))
+        span = self.headers.get("Range", "")
+        path = self.path.partition("?X-Amz")[0].partition("?AWSAccessKeyId")[0]  # signed URLs
+        self.faults.requests.append(Request(self.command, path, span, status, sent))
 
     def _fail(self) -> None:
         self._record(self.faults.status, 0)

@@ -57,7 +57,7 @@ def world_shards(
         "samples_per_shard": 16,
         "workers": 1,
     }
-    preprocess(PreprocessConfig.specialise(tree).model_validate(tree))
+    preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
     return root / "data"
 
 

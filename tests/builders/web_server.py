@@ -1,4 +1,4 @@
-"""A web server of a folder, and a hub of repositories, which can be told to misbehave."""
+"""A web server of a folder and a hub of repositories, with faults for tests."""
 
 import contextlib
 import hashlib
@@ -19,24 +19,24 @@ TOKEN = "hf_of_a_test"
 
 @dataclass
 class WebFaults:
-    """How the server misbehaves.
+    """Faults of the server.
 
     Attributes:
-        fail_next: So many requests are answered with `status`.
-        status: Of those answers.
-        retry_after_s: Seconds in a Retry-After header of those answers.
-        cut_after: Bodies end, with the connection, after so many bytes.
-        longer_by: Bytes that Content-Length and Content-Range promise too much.
-        delay_s: Before each answer.
-        stall_next: So many answers never come.
+        fail_next: The next N requests get `status`.
+        status: Status of these responses.
+        retry_after_s: Seconds in the Retry-After header of these responses.
+        cut_after: Bodies and connections end after N bytes.
+        longer_by: Number of bytes by which Content-Length and Content-Range are too large.
+        delay_s: Seconds before each response.
+        stall_next: The next N requests get no response.
         no_ranges: Ranges are ignored.
         no_head: HEAD is not allowed.
-        no_length: Answers tell no length.
-        page: Everything is a web page.
-        version: Part of every ETag; another one is another content.
-        changes_every: Files have another version after so many requests.
-        commit: What the hub's `main` stands for.
-        requests: Method, path and range of what was asked.
+        no_length: Responses have no Content-Length.
+        page: Every response is a web page.
+        version: Part of every ETag; it changes with the content.
+        changes_every: Files get another version every N requests.
+        commit: Commit of the branch `main` of the hub.
+        requests: Method, path and range of each request.
     """
 
     fail_next: int = 0
@@ -58,7 +58,7 @@ class WebFaults:
 
 @dataclass(frozen=True)
 class WebServer:
-    """A running server: `endpoint/NAME` is the file NAME of the folder."""
+    """Running server: `endpoint/NAME` is the file NAME of the folder."""
 
     endpoint: str
     folder: Path
@@ -67,11 +67,11 @@ class WebServer:
 
 @contextmanager
 def web_server(folder: Path, *, needs_token: bool = False) -> Iterator[WebServer]:
-    """Serves a folder; below `datasets/OWNER/NAME` it is also a hub's repository.
+    """Serves a folder; below `datasets/OWNER/NAME` it is also a repository of a hub.
 
     Args:
-        folder: What is served; for the hub it holds OWNER/NAME folders.
-        needs_token: Whether repositories are private.
+        folder: Folder that is served; for the hub it contains folders OWNER/NAME.
+        needs_token: Make repositories private.
     """
     faults = WebFaults()
 
@@ -108,9 +108,9 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(3600)
         elif faults.fail_next > 0:
             faults.fail_next -= 1
-            self._refuse(faults.status)
+            self._send_error(faults.status)
         elif faults.no_head and self.command == "HEAD":
-            self._refuse(405)
+            self._send_error(405)
         elif path.startswith("/api/") or "/resolve/" in path:
             self._hub(path)
         else:
@@ -123,20 +123,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _hub(self, path: str) -> None:
         if self.needs_token and self.headers.get("Authorization") != f"Bearer {TOKEN}":
-            self._refuse(401, {"X-Error-Code": "RepoNotFound"})
+            self._send_error(401, {"X-Error-Code": "RepoNotFound"})
             return
         parts = path.removeprefix("/api").strip("/").split("/")
         kind = parts.pop(0) if parts[0] in ("datasets", "models") else "models"
         owner, name, verb, *rest = [*parts, "revision", "main"][: max(5, len(parts))]
         repository = self.folder / owner / name
         if not repository.is_dir():
-            self._refuse(404, {"X-Error-Code": "RepoNotFound"})
+            self._send_error(404, {"X-Error-Code": "RepoNotFound"})
         elif rest[0] not in ("main", COMMIT, self.faults.commit):
-            self._refuse(404, {"X-Error-Code": "RevisionNotFound"})
+            self._send_error(404, {"X-Error-Code": "RevisionNotFound"})
         elif verb == "resolve":
             self._file(repository / "/".join(rest[1:]))
         elif verb == "tree":
-            self._json([_entry(one, repository) for one in sorted(repository.rglob("*"))])
+            self._json([_entry(path, repository) for path in sorted(repository.rglob("*"))])
         else:
             sha = self.faults.commit if rest[0] == "main" else rest[0]
             self._json({"id": f"{owner}/{name}", "sha": sha, "kind": kind, "siblings": []})
@@ -153,7 +153,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.faults.page:
             self._send(b"<html>please log in</html>", 200, {"Content-Type": "text/html"})
         elif not path.is_file():
-            self._refuse(404, {"X-Error-Code": "EntryNotFound"})
+            self._send_error(404, {"X-Error-Code": "EntryNotFound"})
         else:
             self._ranged(path.read_bytes())
 
@@ -161,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
         etag = f'"{hashlib.sha256(content).hexdigest()[:16]}-{self.faults.version}"'
         headers = {"ETag": etag, "Last-Modified": "Mon, 01 Jan 2026 00:00:00 GMT"}
         if self.headers.get("If-Match", etag) != etag:
-            self._refuse(412)
+            self._send_error(412)
             return
         span = self.headers.get("Range", "").removeprefix("bytes=")
         if not span or self.faults.no_ranges:
@@ -171,7 +171,7 @@ class _Handler(BaseHTTPRequestHandler):
         start = int(first) if first else max(0, len(content) - int(last))
         stop = min(len(content), int(last) + 1) if first and last else len(content)
         if start >= len(content):
-            self._refuse(416)
+            self._send_error(416)
             return
         total = len(content) + self.faults.longer_by
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{total}"
@@ -193,7 +193,7 @@ class _Handler(BaseHTTPRequestHandler):
             with contextlib.suppress(OSError):
                 self.wfile.write(content[: faults.cut_after] if cut else content)
 
-    def _refuse(self, status: int, headers: dict[str, str] | None = None) -> None:
+    def _send_error(self, status: int, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)

@@ -1,4 +1,4 @@
-"""Base models and weights of a run in S3 and on a hub are those of a local folder."""
+"""Base models and weights in S3 and on a hub: the same as in a local folder."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +35,7 @@ def name(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> Iterator[str]:
-    """What `hf_pretrained` says."""
+    """Value of `hf_pretrained`."""
     monkeypatch.setenv("VLATOOL_STORAGE_PATIENCE_S", "2")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "none"))
@@ -47,24 +47,24 @@ def name(
         yield "lab/clip"
 
 
-def test_sizes_words_and_weights_are_those_of_the_local_folder(
+def test_config_tokenizer_and_weights_equal_those_of_a_local_folder(
     name: str, site: Path, tmp_path: Path
 ) -> None:
     local = ClipBackboneConfig(hf_pretrained=str(site / "lab/clip")).derive(DATA)[0]
     remote = ClipBackboneConfig(hf_pretrained=name).derive(DATA)[0]
-    place = {"hf_pretrained": local.hf_pretrained, "revision": None}
-    assert remote.model_copy(update=place) == local
+    location = {"hf_pretrained": local.hf_pretrained, "revision": None}
+    assert remote.model_copy(update=location) == local
     remote.save_assets(tmp_path)
     sentences = make_text_tokenizer(remote, None, tmp_path)(["put the block"])
     assert torch.equal(sentences, make_text_tokenizer(local, None, None)(["put the block"]))
-    networks = [ClipBackbone(one) for one in (local, remote)]
+    networks = [ClipBackbone(config) for config in (local, remote)]
     for network in networks:
         network.load_base()
-    own, other = (network.state_dict() for network in networks)
-    assert all(torch.equal(value, other[key]) for key, value in own.items())
+    values, other = (network.state_dict() for network in networks)
+    assert all(torch.equal(value, other[key]) for key, value in values.items())
 
 
-def test_published_file_of_weights_goes_to_a_bucket_and_back(
+def test_published_weights_are_written_to_a_bucket_and_read_back(
     site: Path, s3_bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -74,5 +74,5 @@ def test_published_file_of_weights_goes_to_a_bucket_and_back(
     write_published(path, source.state_dict(), number=3, step=1)
     path = weights_file(str(path))
     load_section(target, "vision_language_backbone", path)
-    own, other = source.state_dict(), target.state_dict()
-    assert all(torch.equal(value, other[key]) for key, value in own.items())
+    values, other = source.state_dict(), target.state_dict()
+    assert all(torch.equal(value, other[key]) for key, value in values.items())

@@ -305,7 +305,7 @@ class TestMissingCodes:
         sample(SampleConfig(layout="libero", output=str(tmp_path / "raw"), episodes=1, frames=2))
         tree = {"format": "libero", "sources": [str(tmp_path / "raw")], "workers": 1}
         tree["output"] = str(tmp_path / "A")
-        preprocess(PreprocessConfig.specialise(tree).model_validate(tree))
+        preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
         write_tree_codes(tmp_path / "A", "packed")
         OutputRecord("encode", {}, parent="of earlier ones").save(tmp_path / "A/tokens")
         plain_fast(tmp_path / "fast")

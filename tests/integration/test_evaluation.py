@@ -286,7 +286,7 @@ def test_data_of_another_size_are_resized_as_the_training_data_were(
         "resize_images_size": (48, 32),
         "workers": 1,
     }
-    preprocess(PreprocessConfig.specialise(tree).model_validate(tree))
+    preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
     reporter = Recorder()
     config = OpenLoopConfig(
         checkpoint=str(run), data=str(tmp_path / "small"), output=str(tmp_path / "report")

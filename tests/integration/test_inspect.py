@@ -52,7 +52,7 @@ def preprocessed(lerobot: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         "future_lowdim_steps": 2,
         "workers": 1,
     }
-    preprocess(PreprocessConfig.specialise(tree).model_validate(tree))
+    preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
     return output
 
 

@@ -117,7 +117,7 @@ def preprocessed(format_: str, source: Path, output: Path) -> Path:
         "future_lowdim_steps": 3,
         "workers": 1,
     }
-    preprocess(PreprocessConfig.specialise(tree).model_validate(tree))
+    preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
     return output
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.builders.memory_remote import Memory
+from tests.builders.memory_remote import MemoryRemote
 from tests.builders.recording import Recorder
 from tests.builders.toy_images import image, write_image_shards
 from tests.builders.toy_runs import half_of, toy_config
@@ -106,7 +106,7 @@ def test_shard_that_changed_changes_the_fingerprint(tmp_path: Path) -> None:
 def test_remote_shards_give_the_samples_of_local_ones(tmp_path: Path, monkeypatch: Any) -> None:
     from vlatool.plugins import SCHEMES
 
-    monkeypatch.setitem(SCHEMES._builtins, "memory", Memory)
+    monkeypatch.setitem(SCHEMES._builtins, "memory", MemoryRemote)
     local = write_image_shards(tmp_path / "shards")
     from vlatool.storage.uri import location
 

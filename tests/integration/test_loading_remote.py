@@ -17,7 +17,7 @@ from vlatool.errors import DataError, StorageError
 from vlatool.loading.base import MicroBatch
 from vlatool.loading.loader import LoaderPlan
 from vlatool.storage.remote_path import RemotePath
-from vlatool.storage.retry import PATIENCE_VARIABLE
+from vlatool.storage.retry import TIMEOUT_VARIABLE
 
 SAMPLES, SHARDS = 24, 8  # three samples per shard
 PLAN = LoaderPlan(6)
@@ -185,7 +185,7 @@ def test_outage_is_no_drop(remote: RemotePath, keys: dict[str, Any], s3_proxy: P
 def test_storage_that_stays_away_ends_the_run(
     remote: RemotePath, keys: dict[str, Any], s3_proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(PATIENCE_VARIABLE, "0.2")
+    monkeypatch.setenv(TIMEOUT_VARIABLE, "0.2")
     data = opened(remote, **keys)
     s3_proxy.faults.down_for(60)
 

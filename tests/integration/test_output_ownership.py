@@ -141,7 +141,7 @@ def test_other_sink_takes_the_files_of_the_first_away(tmp_path: Path) -> None:
     source = spartan_task(tmp_path / "raw", 1, FRAMES)
     output = tmp_path / "out"
     tree = options_for(source, output)
-    config = PreprocessConfig.specialise(tree).model_validate(tree)
+    config = PreprocessConfig.specialize(tree).model_validate(tree)
     toy = PreprocessJob(config, make_sink=lambda _, setup: ToySink(ToySink.Config(), setup))
     run_job(toy, SerialExecutor())
     (output / "notes.txt").write_text("mine")

@@ -87,5 +87,5 @@ def test_argument_that_is_neither_source_nor_format_is_reported(
 def test_keys_of_a_detected_format_are_checked(source: Path, tmp_path: Path) -> None:
     tree = {"sources": [str(source)], "output": str(tmp_path / "out"), "source": {"action_key": 1}}
     with pytest.raises(ConfigError) as caught:
-        preprocess(PreprocessConfig.specialise(tree).model_validate(tree))
+        preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
     assert caught.value.code == "config.unknown_key"

@@ -566,7 +566,7 @@ def test_ignored_option_gives_a_warning(source: Path, tmp_path: Path, key: str) 
 def test_unknown_key_is_rejected() -> None:
     tree = {**options_for(Path("raw"), Path("out")), "future_lowdim_step": 3}
     with pytest.raises((ConfigError, ValueError)):
-        PreprocessConfig.specialise(tree).model_validate(tree)
+        PreprocessConfig.specialize(tree).model_validate(tree)
 
 
 # recorded options
@@ -666,6 +666,6 @@ def test_published_file_includes_another_as_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["spartan", "lerobot"])
 def test_every_key_has_a_group_in_the_help(name: str) -> None:
-    schema = PreprocessConfig.specialise({"format": name, "sink": "lbm"})
+    schema = PreprocessConfig.specialize({"format": name, "sink": "lbm"})
     ungrouped = {key.name for key in declared_keys(schema).values() if key.group == "Keys"}
     assert ungrouped == {"format", "sources", *PreprocessConfig.ignored}

@@ -274,7 +274,7 @@ class TestEconomy:
         self, source: RemotePath, bucket: RemotePath
     ) -> None:
         tree = {"format": "spartan", "sources": [str(source)], "output": str(bucket / "out")}
-        job = PreprocessJob(PreprocessConfig.specialise(tree).model_validate(tree))
+        job = PreprocessJob(PreprocessConfig.specialize(tree).model_validate(tree))
 
         with ProcessExecutor(1) as executor:
             outcomes = list(executor.map(_Counted(job.spec.work), job.items))

@@ -27,12 +27,12 @@ from vlatool.parallel.ray_executor import RayExecutor
 ray = pytest.importorskip("ray")
 
 REPOSITORY = Path(__file__).parents[2]
-PATIENCE_S = 90.0
+TIMEOUT_S = 90.0
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """Two nodes with one processor each, which this process has not joined."""
+    """Cluster of two nodes with one processor each, which this process has not joined."""
     from ray.cluster_utils import Cluster
 
     checks = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000}
@@ -45,7 +45,7 @@ def cluster() -> Iterator[Any]:
 
 @dataclass
 class Door:
-    """Joins a cluster once for many tests, since each time takes seconds."""
+    """Context of one connection for many tests, because joining takes seconds."""
 
     address: str
     executor: RayExecutor | None = None
@@ -75,13 +75,13 @@ def joined(door: Door) -> RayExecutor:
 
 @pytest.fixture
 def apart(cluster: Any, door: Door) -> Any:
-    """The cluster, which this process has not joined or has left."""
+    """Cluster to which this process is not connected."""
     door.leave()
     return cluster
 
 
 def slow_first(item: int) -> int:
-    """Items in the front take longest, so finishing order is not item order."""
+    """The first item takes longest, so that items finish in another order."""
     time.sleep(0.5 if item == 0 else 0)
     return item * item
 
@@ -99,25 +99,25 @@ def environment_of(item: int) -> dict[str, str]:
 
 
 def wait_until(met: Callable[[], bool]) -> None:
-    """Patient, because the machine may be busy with other tests."""
-    deadline = time.monotonic() + PATIENCE_S
+    """Waits up to 90 s, because the machine may be busy with other tests."""
+    deadline = time.monotonic() + TIMEOUT_S
     while not met() and time.monotonic() < deadline:
         time.sleep(0.05)
 
 
 def descendants(mark: str) -> list[Path]:
-    """The processes that have something in their environment, which a title does not change."""
-    found: list[Path] = []
+    """Processes with `mark` in their environment, which a process title does not change."""
+    processes: list[Path] = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
-                found.append(folder)
-    return found
+                processes.append(folder)
+    return processes
 
 
 @dataclass(frozen=True)
 class Killer:
-    """Kills its process on item 2, `times` times; notes every attempt in `folder`."""
+    """Kills its process on item 2, `times` times; records each attempt in `folder`."""
 
     folder: Path
     times: int
@@ -132,7 +132,7 @@ class Killer:
 
 @dataclass(frozen=True)
 class Gate:
-    """Lets item 0 pass, and the others once `file` exists."""
+    """Returns item 0 immediately, the others when `file` exists."""
 
     file: Path
 
@@ -144,7 +144,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Meeting:
-    """The node of each item, after items on so many nodes have met in `folder`."""
+    """Returns the node of each item, after items ran on `nodes` nodes."""
 
     folder: Path
     nodes: int
@@ -158,7 +158,7 @@ class Meeting:
 
 @dataclass(frozen=True)
 class Station:
-    """The node of each item; item 0 passes, the others wait at their node until `open` exists."""
+    """Returns the node of each item; items other than 0 wait until the file `open` exists."""
 
     folder: Path
 
@@ -171,7 +171,7 @@ class Station:
 
 
 class NotForWorkers:
-    """An item that a worker cannot unpack."""
+    """Item that a worker cannot unpickle."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (__import__, ("a_package_of_the_driver",))
@@ -180,24 +180,23 @@ class NotForWorkers:
 def test_outcomes_come_in_the_order_of_the_items(joined: RayExecutor) -> None:
     outcomes = list(joined.map(slow_first, range(12)))
 
-    assert [one.item for one in outcomes] == list(range(12))
-    assert [one.value for one in outcomes] == [item * item for item in range(12)]
+    assert [outcome.item for outcome in outcomes] == list(range(12))
+    assert [outcome.value for outcome in outcomes] == [item * item for item in range(12)]
 
 
 def test_error_of_one_item_stays_with_the_item(joined: RayExecutor) -> None:
     outcomes = list(joined.map(odd_fails, range(5)))
 
-    assert [one.value for one in outcomes] == [0, None, 2, None, 4]
-    told, unexpected = outcomes[1].error, outcomes[3].error
-    assert isinstance(told, UsageError)
-    assert (told.code, told.hint, told.details) == ("usage.odd", "be even", {"item": 1})
+    assert [outcome.value for outcome in outcomes] == [0, None, 2, None, 4]
+    expected, unexpected = outcomes[1].error, outcomes[3].error
+    assert isinstance(expected, UsageError)
+    assert (expected.code, expected.hint) == ("usage.odd", "be even")
+    assert expected.details == {"item": 1}
     assert isinstance(unexpected, BugError)
     assert unexpected.code == "bug.unexpected"
 
 
-def test_items_are_taken_only_as_the_cluster_needs_them(
-    joined: RayExecutor, tmp_path: Path
-) -> None:
+def test_items_are_read_only_as_the_cluster_needs_them(joined: RayExecutor, tmp_path: Path) -> None:
     taken: list[int] = []
 
     def items() -> Iterator[int]:
@@ -209,7 +208,7 @@ def test_items_are_taken_only_as_the_cluster_needs_them(
     next(outcomes)
     before = len(taken)
     (tmp_path / "open").touch()
-    rest = [one.value for one in outcomes]
+    rest = [outcome.value for outcome in outcomes]
 
     assert before <= 2 * 2 + 1
     assert rest == list(range(1, 40))
@@ -224,14 +223,14 @@ def test_worker_killed_once_costs_nothing_because_its_item_is_retried(
 ) -> None:
     outcomes = list(joined.map(Killer(tmp_path, times=1), range(6)))
 
-    assert [one.value for one in outcomes] == list(range(6))
+    assert [outcome.value for outcome in outcomes] == list(range(6))
     assert len(list(tmp_path.glob("2-*"))) == 2
 
 
 def test_worker_killed_every_time_costs_only_its_item(joined: RayExecutor, tmp_path: Path) -> None:
     outcomes = list(joined.map(Killer(tmp_path, times=99), range(6)))
 
-    assert [one.value for one in outcomes] == [0, 1, None, 3, 4, 5]
+    assert [outcome.value for outcome in outcomes] == [0, 1, None, 3, 4, 5]
     error = outcomes[2].error
     assert isinstance(error, DataError)
     assert error.code == "data.worker_died"
@@ -247,7 +246,7 @@ def test_package_that_workers_lack_is_named(joined: RayExecutor) -> None:
 
 
 def test_work_spreads_over_the_nodes(joined: RayExecutor, tmp_path: Path) -> None:
-    nodes = {one.value for one in joined.map(Meeting(tmp_path, 2), range(2))}
+    nodes = {outcome.value for outcome in joined.map(Meeting(tmp_path, 2), range(2))}
 
     assert len(nodes) == 2
 
@@ -261,7 +260,7 @@ def test_node_that_dies_costs_only_its_tasks(
     meeting.mkdir()
     station.mkdir()
     with RayExecutor(address=apart.address) as executor:
-        met = {one.value for one in executor.map(Meeting(meeting, 3), range(3))}
+        met = {outcome.value for outcome in executor.map(Meeting(meeting, 3), range(3))}
         outcomes = executor.map(Station(station), range(10))
         next(outcomes)
         wait_until((station / doomed.node_id).exists)
@@ -271,13 +270,13 @@ def test_node_that_dies_costs_only_its_tasks(
 
     assert doomed.node_id in met
     assert (station / doomed.node_id).exists()
-    assert [one.error for one in rest] == [None] * 9
-    assert doomed.node_id not in {one.value for one in rest}
+    assert [outcome.error for outcome in rest] == [None] * 9
+    assert doomed.node_id not in {outcome.value for outcome in rest}
     assert capfd.readouterr().out == ""
 
 
 @pytest.mark.parametrize("answers", [False, True], ids=["nobody", "not_ray"])
-def test_address_without_a_cluster_is_told_in_bounded_time(apart: Any, *, answers: bool) -> None:
+def test_address_without_a_cluster_fails_in_bounded_time(apart: Any, *, answers: bool) -> None:
     started = time.monotonic()
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
@@ -293,15 +292,15 @@ def test_address_without_a_cluster_is_told_in_bounded_time(apart: Any, *, answer
     assert not ray.is_initialized()
 
 
-def test_malformed_address_is_told(apart: Any) -> None:
+def test_malformed_address_is_an_error(apart: Any) -> None:
     with pytest.raises(EnvironmentProblem) as caught:
         RayExecutor(address="nonsense").__enter__()
 
     assert caught.value.code == "environment.ray_unreachable"
 
 
-def tell_of_private_clusters(home: str, address: str) -> None:
-    """Runs two private clusters, then tries to join another; writes what could be seen."""
+def inspect_private_clusters(home: str, address: str) -> None:
+    """Runs two private clusters, then tries to join another; prints the observations."""
     os.environ.update(HOME=home, RAY_ADDRESS=address)
     with RayExecutor(workers=1) as executor:
         (worker,) = executor.map(environment_of, [0])
@@ -317,14 +316,14 @@ def tell_of_private_clusters(home: str, address: str) -> None:
             "processes": len(processes),
             "agents": agents(mark),
             "log_files": len(logs),
-            "strangers": strangers(ray.get_runtime_context().gcs_address, token),
+            "join_attempts": join_attempts(ray.get_runtime_context().gcs_address, token),
         }
-        told = [*logs, *Path("/proc").glob("[0-9]*/cmdline")]
-        info["told"] = [str(path) for path in told if token in _text(path)]
+        searched = [*logs, *Path("/proc").glob("[0-9]*/cmdline")]
+        info["with_token"] = [str(path) for path in searched if token in _text(path)]
     info["left"] = [str(folder) for folder in descendants(mark)]
     info["variables_left"] = sorted(os.environ.keys() & set(PRIVATE_VARIABLES))
     with RayExecutor(workers=1) as executor:
-        info["second"] = [one.value for one in executor.map(slow_first, range(3))]
+        info["second"] = [outcome.value for outcome in executor.map(slow_first, range(3))]
     try:
         RayExecutor(address=address).__enter__()
     except EnvironmentProblem as error:
@@ -333,22 +332,22 @@ def tell_of_private_clusters(home: str, address: str) -> None:
     sys.stdout.write(json.dumps(info))
 
 
-PRIVATE_STORY = """
+PRIVATE_SCRIPT = """
 import sys
-from tests.integration.test_ray_executor import tell_of_private_clusters
-tell_of_private_clusters(*sys.argv[1:])
+from tests.integration.test_ray_executor import inspect_private_clusters
+inspect_private_clusters(*sys.argv[1:])
 """
 PRIVATE_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED")
 
-STRANGER = """
+JOIN_SCRIPT = """
 import sys, ray
 ray.init(address=sys.argv[1], log_to_driver=False)
 print("joined")
 """
 
 
-def strangers(address: str, token: str) -> dict[str, tuple[str, bool]]:
-    """What processes print that try to join, and whether the token was held against them."""
+def join_attempts(address: str, token: str) -> dict[str, tuple[str, bool]]:
+    """Output of processes that try to join, and True if their token was invalid."""
     keys = {
         "no_token": {"RAY_AUTH_MODE": "disabled"},
         "wrong_token": {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)},
@@ -357,7 +356,7 @@ def strangers(address: str, token: str) -> dict[str, tuple[str, bool]]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     tries = {
         name: subprocess.Popen(
-            [sys.executable, "-c", STRANGER, address],
+            [sys.executable, "-c", JOIN_SCRIPT, address],
             env={**clean, **key, "RAY_NUM_REDIS_GET_RETRIES": "3"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -365,12 +364,12 @@ def strangers(address: str, token: str) -> dict[str, tuple[str, bool]]:
         )
         for name, key in keys.items()
     }
-    ends = {name: process.communicate(timeout=PATIENCE_S) for name, process in tries.items()}
-    return {name: (out.strip(), "InvalidAuthToken" in err) for name, (out, err) in ends.items()}
+    outputs = {name: process.communicate(timeout=TIMEOUT_S) for name, process in tries.items()}
+    return {name: (out.strip(), "InvalidAuthToken" in err) for name, (out, err) in outputs.items()}
 
 
 def agents(mark: str) -> list[str]:
-    """The titles of Ray's agents that can be found by a mark."""
+    """Titles of the agents of Ray that have a mark in their environment."""
     titles = [_text(folder / "cmdline").strip("\0") for folder in descendants(mark)]
     return sorted(title for title in titles if title.endswith("Agent"))
 
@@ -388,11 +387,11 @@ def _text(path: Path) -> str:
 
 @pytest.fixture(scope="module")
 def private(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a process saw that ran private clusters beside another cluster."""
+    """Observations of a process that ran private clusters next to another cluster."""
     home = tmp_path_factory.mktemp("home")
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(
-        [sys.executable, "-c", PRIVATE_STORY, str(home), cluster.address],
+        [sys.executable, "-c", PRIVATE_SCRIPT, str(home), cluster.address],
         cwd=REPOSITORY,
         env=clean,
         capture_output=True,
@@ -407,16 +406,16 @@ def test_cluster_that_happens_to_run_is_not_joined(private: dict[str, Any], clus
     assert private["address"] != cluster.address
 
 
-def test_private_cluster_has_a_token_that_nobody_is_told(private: dict[str, Any]) -> None:
+def test_token_of_a_private_cluster_is_written_nowhere(private: dict[str, Any]) -> None:
     assert private["environment"]["RAY_AUTH_MODE"] == "token"
     assert len(private["environment"]["RAY_AUTH_TOKEN"]) == 64
     assert (private["processes"] > 4, private["log_files"] > 4) == (True, True)
-    assert private["told"] == []
+    assert private["with_token"] == []
     assert private["home"] == []
 
 
-def test_strangers_cannot_join_a_private_cluster(private: dict[str, Any]) -> None:
-    assert private["strangers"] == {
+def test_other_processes_cannot_join_a_private_cluster(private: dict[str, Any]) -> None:
+    assert private["join_attempts"] == {
         "no_token": ["", True],
         "wrong_token": ["", True],
         "right_token": ["joined", False],
@@ -429,7 +428,7 @@ def test_private_cluster_sends_no_statistics_and_leaves_nothing(private: dict[st
     assert private["variables_left"] == []
 
 
-def test_agents_of_a_private_cluster_can_be_found_by_who_ends_it(private: dict[str, Any]) -> None:
+def test_agents_of_a_private_cluster_can_be_found_by_the_guard(private: dict[str, Any]) -> None:
     assert private["agents"] == ["ray::DashboardAgent", "ray::RuntimeEnvAgent"]
 
 
@@ -438,7 +437,7 @@ def test_process_may_have_private_clusters_again_but_join_no_other(private: dict
     assert private["joining"] == "environment.ray_one_cluster"
 
 
-def test_handler_of_sigterm_is_kept_and_ray_is_left(apart: Any) -> None:
+def test_handler_of_sigterm_is_kept_and_ray_is_disconnected(apart: Any) -> None:
     before = signal.getsignal(signal.SIGTERM)
 
     with RayExecutor(address=apart.address):
@@ -448,7 +447,7 @@ def test_handler_of_sigterm_is_kept_and_ray_is_left(apart: Any) -> None:
     assert not ray.is_initialized()
 
 
-def test_ray_that_someone_else_joined_is_used_and_left_alone(apart: Any) -> None:
+def test_existing_connection_to_ray_is_used_and_kept(apart: Any) -> None:
     ray.init(address=apart.address, log_to_driver=False)
     try:
         with RayExecutor() as executor:
@@ -457,17 +456,17 @@ def test_ray_that_someone_else_joined_is_used_and_left_alone(apart: Any) -> None
     finally:
         ray.shutdown()
 
-    assert [one.value for one in outcomes] == [0, 1, 4]
+    assert [outcome.value for outcome in outcomes] == [0, 1, 4]
 
 
-STORY = """
+INTERRUPTED_SCRIPT = """
 import os, sys, time
-from tests.integration.test_ray_executor import sleep_and_tell
+from tests.integration.test_ray_executor import write_pid_and_sleep
 from vlatool.parallel.ray_executor import RayExecutor
 
 try:
     with RayExecutor(workers=1) as executor:
-        for _ in executor.map(sleep_and_tell, [sys.argv[1]]):
+        for _ in executor.map(write_pid_and_sleep, [sys.argv[1]]):
             pass
 except KeyboardInterrupt:
     print("interrupted")
@@ -475,21 +474,21 @@ except KeyboardInterrupt:
 """
 
 
-def sleep_and_tell(item: str) -> None:
-    """Writes its process id to the file `item` and goes on for minutes."""
+def write_pid_and_sleep(item: str) -> None:
+    """Writes its process id to the file `item` and sleeps for minutes."""
     Path(item).write_text(str(os.getpid()))
     time.sleep(300)
 
 
 def _lives(pid: str) -> bool:
-    """Not for processes that are over and that nobody has asked about."""
+    """True if a process runs; False for a zombie."""
     return bool(_text(Path("/proc", pid, "cmdline")))
 
 
 def test_ctrl_c_ends_the_private_cluster_quietly(tmp_path: Path) -> None:
     note = tmp_path / "pid"
     driver = subprocess.Popen(
-        [sys.executable, "-c", STORY, str(note)],
+        [sys.executable, "-c", INTERRUPTED_SCRIPT, str(note)],
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -498,7 +497,7 @@ def test_ctrl_c_ends_the_private_cluster_quietly(tmp_path: Path) -> None:
     )
     wait_until(lambda: bool(_text(note)))
     os.killpg(driver.pid, signal.SIGINT)
-    output, errors = driver.communicate(timeout=PATIENCE_S)
+    output, errors = driver.communicate(timeout=TIMEOUT_S)
     wait_until(lambda: not _lives(note.read_text()))
 
     assert (driver.returncode, output, errors) == (130, "interrupted\n", "")
@@ -506,7 +505,7 @@ def test_ctrl_c_ends_the_private_cluster_quietly(tmp_path: Path) -> None:
 
 
 def test_credentials_are_not_forwarded() -> None:
-    told = {
+    forwarded = {
         "AWS_REGION": "us-east-1",
         "AWS_ENDPOINT_URL_S3": "https://storage.example",
         "VLATOOL_CACHE": "/scratch",
@@ -518,4 +517,4 @@ def test_credentials_are_not_forwarded() -> None:
         "VLATOOL_TOKEN": "4",
     }
 
-    assert forwarded_variables({**told, **secret, "HOME": "/home/me"}) == told
+    assert forwarded_variables({**forwarded, **secret, "HOME": "/home/me"}) == forwarded

@@ -1,4 +1,4 @@
-"""The storage layer against a real S3 server in another process."""
+"""Storage with a real S3 server in another process."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ import pytest
 
 from tests.builders.s3_server import Proxy, S3Server, without_credentials
 from vlatool.config.includes import read_file
-from vlatool.config.presets import preset_path, shown_path
+from vlatool.config.presets import display_path, preset_path
 from vlatool.errors import ConfigError, DataError, EnvironmentProblem, StorageError, UsageError
 from vlatool.jobs.record import output_lock
 from vlatool.sources.spartan.config import language_annotations
@@ -54,13 +54,13 @@ def sizes(path: RemotePath) -> list[tuple[str, int]]:
 
 @pytest.fixture
 def root(s3_bucket: str) -> RemotePath:
-    """A folder in an empty bucket."""
+    """Folder in an empty bucket."""
     return RemotePath(f"s3://{s3_bucket}/data")
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gives up after a second."""
+def short_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sets the timeout of retries to a second."""
     monkeypatch.setenv("VLATOOL_STORAGE_PATIENCE_S", "1")
 
 
@@ -109,9 +109,9 @@ class TestReading:
         s3_proxy.faults.clear()
 
         with (root / "file").open("rb") as file:
-            pieces = list(iter(lambda: file.read(100_000), b""))
+            chunks = list(iter(lambda: file.read(100_000), b""))
 
-        assert b"".join(pieces) == BIG
+        assert b"".join(chunks) == BIG
         assert len(s3_proxy.faults.requests) <= 10
 
     def test_any_position_can_be_read(self, root: RemotePath) -> None:
@@ -161,20 +161,20 @@ class TestReading:
         with (root / "file.parquet").open("rb") as source:
             assert pq.ParquetFile(source).read(["y"]).equals(table.select(["y"]))
 
-    def test_parts_take_one_request_each(self, root: RemotePath, s3_proxy: Proxy) -> None:
+    def test_byte_ranges_take_one_request_each(self, root: RemotePath, s3_proxy: Proxy) -> None:
         write_bytes(root / "file", BIG)
         spans = [(5, 10), (len(BIG) - 3, len(BIG) + 9), (MIB, 2 * MIB), (len(BIG) + 1, 2**40)]
         s3_proxy.faults.clear()
 
-        found = list(read_byte_ranges(ByteRange(root / "file", *span) for span in spans))
+        contents = list(read_byte_ranges(ByteRange(root / "file", *span) for span in spans))
 
-        assert found == [BIG[start:stop] for start, stop in spans]
+        assert contents == [BIG[start:stop] for start, stop in spans]
         assert len(s3_proxy.faults.requests) == len(spans)
         assert read_byte_range(ByteRange(root / "file", 7, len(BIG))) == BIG[7:]
         with pytest.raises(FileNotFoundError):
             read_byte_range(ByteRange(root / "missing", 0, 1))
 
-    def test_nothing_behind_a_part_is_fetched(self, root: RemotePath, s3_proxy: Proxy) -> None:
+    def test_bytes_after_a_range_are_not_fetched(self, root: RemotePath, s3_proxy: Proxy) -> None:
         write_bytes(root / "file", BIG)
         s3_proxy.faults.clear()
 
@@ -184,7 +184,7 @@ class TestReading:
         assert sum(request.sent for request in s3_proxy.faults.requests) == 5 * MIB
 
     @pytest.mark.parametrize("size", [0, 1, 300_000])
-    def test_file_of_which_the_end_is_read_first(
+    def test_file_whose_end_is_read_first(
         self, root: RemotePath, s3_proxy: Proxy, size: int
     ) -> None:
         write_bytes(root / "file", BIG[:size])
@@ -194,8 +194,8 @@ class TestReading:
         with open_tail(root / "file") as file:
             file.seek(max(0, size - 10))
             assert file.read() == BIG[max(0, size - 10) : size]
-            got = [one for one in s3_proxy.faults.requests if one.method == "GET"]
-            assert len(got) <= 2
+            gets = [request for request in s3_proxy.faults.requests if request.method == "GET"]
+            assert len(gets) <= 2
             file.seek(0)
             assert file.read() == BIG[:size]
 
@@ -211,7 +211,7 @@ class TestReading:
         assert caught.value.code == "storage.changed"
 
     @pytest.mark.parametrize("method", ["read_bytes", "read_text", "open", "stat"])
-    def test_missing_file_is_missing(self, root: RemotePath, method: str) -> None:
+    def test_missing_file_does_not_exist(self, root: RemotePath, method: str) -> None:
         path = root / "missing"
 
         assert [path.exists(), path.is_file(), path.is_dir()] == [False] * 3
@@ -225,12 +225,12 @@ class TestListing:
     def files(self, root: RemotePath) -> None:
         for name in ("a.tar", "b/c.tar", "b/d/e.json", "b/d/.f.7.partial", "g/meta/info.json"):
             write_text(root / name, name)
-        write_text(root.parent / "data2/x", "a neighbour whose name begins alike")
+        write_text(root.parent / "data2/x", "another folder whose name has the same prefix")
 
-    def test_folders_and_files_are_told_apart(self, root: RemotePath) -> None:
-        found = {path.name: path.is_dir() for path in root.iterdir()}
+    def test_folders_and_files_are_distinguished(self, root: RemotePath) -> None:
+        folders = {path.name: path.is_dir() for path in root.iterdir()}
 
-        assert found == {"a.tar": False, "b": True, "g": True}
+        assert folders == {"a.tar": False, "b": True, "g": True}
         assert (root / "b").is_dir()
         assert not (root / "b").is_file()
         assert (root / "a.tar").is_file()
@@ -269,7 +269,7 @@ class TestListing:
         assert names(root.rglob("d")) == ["b/d"]
         assert len(names(root.rglob("*"))) == 9
 
-    def test_listing_tells_sizes_without_further_requests(
+    def test_listing_has_sizes_without_further_requests(
         self, root: RemotePath, s3_proxy: Proxy
     ) -> None:
         sizes = [path.stat().st_size for path in root.rglob("*") if path.is_file()]
@@ -277,15 +277,15 @@ class TestListing:
         assert sum(sizes) == sum(len(name) for name in names(root.rglob("*")) if "." in name)
         assert len(s3_proxy.faults.requests) == 2
 
-    def test_walk_takes_one_request_and_passes_by_what_no_path_names(
+    def test_walk_takes_one_request_and_skips_invalid_keys(
         self, root: RemotePath, s3: S3Server, s3_proxy: Proxy
     ) -> None:
         for key in ("data//x", "data/b//y", "data/empty/"):
             s3.client().put_object(Bucket=root.address.root[5:], Key=key, Body=b"")
 
-        found = {folder.name: (sorted(folders), files) for folder, folders, files in walk(root)}
+        levels = {folder.name: (sorted(folders), files) for folder, folders, files in walk(root)}
 
-        assert found == {
+        assert levels == {
             "data": (["b", "empty", "g"], ["a.tar"]),
             "b": (["d"], ["c.tar"]),
             "d": ([], [".f.7.partial", "e.json"]),
@@ -307,7 +307,7 @@ class TestListing:
         assert file_names(root / "b") == {"c.tar"}
         assert file_names(root / "missing") == frozenset()
 
-    def test_walk_keeps_out_of_folders_that_are_taken_off_the_list(self, root: RemotePath) -> None:
+    def test_walk_does_not_enter_removed_folders(self, root: RemotePath) -> None:
         visited: list[str] = []
         for folder, folders, files in walk(root):
             visited += [f"{folder.name}:{name}" for name in files]
@@ -317,7 +317,7 @@ class TestListing:
         assert visited == ["data:a.tar", "b:c.tar", "meta:info.json"]
 
     def test_listing_of_several_pages_is_complete_or_an_error(
-        self, root: RemotePath, s3: S3Server, s3_proxy: Proxy, impatient: None
+        self, root: RemotePath, s3: S3Server, s3_proxy: Proxy, short_timeout: None
     ) -> None:
         client, bucket = s3.client(), root.address.root[5:]
 
@@ -337,7 +337,7 @@ class TestListing:
         remove_tree(root / "many")
         assert not (root / "many").exists()
 
-    def test_removing_a_tree_spares_neighbors(self, root: RemotePath) -> None:
+    def test_removing_a_tree_keeps_neighbors(self, root: RemotePath) -> None:
         remove_tree(root)
         remove_tree(root)
 
@@ -383,7 +383,7 @@ class TestWriting:
         left = client.list_multipart_uploads(Bucket=bucket)["Uploads"]
         assert [upload["Key"] for upload in left] == ["data2"]
 
-    def test_server_that_does_not_list_uploads_is_no_reason_to_stop(
+    def test_server_that_cannot_list_uploads_is_tolerated(
         self, root: RemotePath, s3_proxy: Proxy, caplog: pytest.LogCaptureFixture
     ) -> None:
         s3_proxy.faults.status, s3_proxy.faults.fail_next = 403, 1
@@ -431,7 +431,7 @@ class TestFaults:
             assert file.read(3 * MIB) == BIG[: 3 * MIB]
 
     @pytest.mark.parametrize("status", [429, 503])
-    def test_busy_server_is_given_the_time_it_asks_for(
+    def test_retry_after_of_a_busy_server_is_respected(
         self, root: RemotePath, s3_proxy: Proxy, status: int
     ) -> None:
         faults = s3_proxy.faults
@@ -443,7 +443,7 @@ class TestFaults:
         assert time.monotonic() - started >= 1
         assert (root / "file").read_bytes() == b"x"
 
-    def test_cut_bodies_go_on_at_the_byte_reached(self, root: RemotePath, s3_proxy: Proxy) -> None:
+    def test_cut_bodies_resume_at_the_byte_reached(self, root: RemotePath, s3_proxy: Proxy) -> None:
         write_bytes(root / "file", BIG)
         s3_proxy.faults.clear()
         s3_proxy.faults.cut_after = MIB
@@ -460,15 +460,15 @@ class TestFaults:
 
         assert (root / "file").read_bytes() == BIG
 
-    def test_outage_of_seconds_is_outlasted(self, root: RemotePath, s3_proxy: Proxy) -> None:
+    def test_outage_of_seconds_is_survived(self, root: RemotePath, s3_proxy: Proxy) -> None:
         s3_proxy.faults.down_for(2)
 
         write_bytes(root / "file", BIG)
 
         assert (root / "file").read_bytes() == BIG
 
-    def test_outage_longer_than_the_patience_is_told(
-        self, root: RemotePath, s3_proxy: Proxy, impatient: None
+    def test_outage_longer_than_the_timeout_is_an_error(
+        self, root: RemotePath, s3_proxy: Proxy, short_timeout: None
     ) -> None:
         s3_proxy.faults.down_for(60)
 
@@ -478,7 +478,7 @@ class TestFaults:
         assert (caught.value.code, caught.value.exit_code) == ("storage.unreachable", 5)
         assert str(root / "file") in caught.value.message
 
-    def test_lost_answer_to_the_last_request_of_an_upload(
+    def test_lost_response_to_the_last_request_of_an_upload(
         self, root: RemotePath, s3_proxy: Proxy
     ) -> None:
         with open_atomic(root / "file") as file:
@@ -487,7 +487,7 @@ class TestFaults:
 
         assert (root / "file").read_bytes() == BIG
 
-    def test_missing_bucket_is_told_at_once(self, s3_bucket: str) -> None:
+    def test_missing_bucket_is_reported_immediately(self, s3_bucket: str) -> None:
         path = location("s3://no-such-bucket-here/data")
 
         for act in (path.exists, (path / "x").read_bytes, lambda: write_bytes(path / "x", b"")):
@@ -495,7 +495,7 @@ class TestFaults:
                 act()
             assert caught.value.code == "storage.no_bucket"
 
-    def test_refused_access_is_told_at_once(self, root: RemotePath, s3_proxy: Proxy) -> None:
+    def test_denied_access_is_reported_immediately(self, root: RemotePath, s3_proxy: Proxy) -> None:
         s3_proxy.faults.status, s3_proxy.faults.fail_every = 403, 1
 
         with pytest.raises(StorageError) as caught:
@@ -506,14 +506,14 @@ class TestFaults:
 
     @pytest.fixture
     def anonymous(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """There are no credentials."""
-        wanted = without_credentials(os.environ)
+        """Removes all credentials."""
+        variables = without_credentials(os.environ)
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             monkeypatch.delenv(name)
-        for name, value in wanted.items():
+        for name, value in variables.items():
             monkeypatch.setenv(name, value)
 
-    def test_missing_credentials_are_told_at_once(
+    def test_missing_credentials_are_reported_immediately(
         self, root: RemotePath, s3_proxy: Proxy, anonymous: None
     ) -> None:
         s3_proxy.faults.status, s3_proxy.faults.fail_every = 403, 1
@@ -537,10 +537,10 @@ class TestFaults:
 
 
 class TestLock:
-    def test_second_run_is_refused_and_told_of_the_first(self, root: RemotePath) -> None:
+    def test_second_run_fails_with_the_command_of_the_first(self, root: RemotePath) -> None:
         with output_lock(root, "vlatool first"):
             with pytest.raises(UsageError) as caught, output_lock(root, "vlatool second"):
-                pytest.fail("both hold the folder")
+                pytest.fail("both runs hold the lock")
             content = (root / ".vlatool/lock").read_text()
 
         assert (caught.value.code, caught.value.exit_code) == ("usage.output_locked", 2)
@@ -556,7 +556,7 @@ class TestLock:
 
         assert not (root / ".vlatool/lock").exists()
 
-    def test_only_one_of_many_gets_it(self, root: RemotePath) -> None:
+    def test_only_one_of_many_acquires_the_lock(self, root: RemotePath) -> None:
         lock, gate, held = root / "lock", threading.Barrier(4), threading.Semaphore(0)
 
         def run(number: int) -> bool:
@@ -573,11 +573,11 @@ class TestLock:
 
     def test_lock_that_is_renewed_never_gets_stale(self, root: RemotePath) -> None:
         with remote_lock(root, "first", renewed_every_s=0.3):
-            time.sleep(2.1)  # longer than a lock holds that is not renewed
+            time.sleep(2.1)  # longer than a lock without renewal is valid
             with pytest.raises(UsageError), remote_lock(root, "x", stale_after_s=1):
                 pytest.fail("a live lock was taken over")
 
-    def test_lock_of_a_run_that_was_killed_here_holds_nothing(self, root: RemotePath) -> None:
+    def test_lock_of_a_run_killed_on_this_machine_is_free(self, root: RemotePath) -> None:
         with subprocess.Popen(
             [sys.executable, "-c", HOLDER, str(root)], stdout=subprocess.PIPE, text=True
         ) as process:
@@ -590,20 +590,18 @@ class TestLock:
         with remote_lock(root, "second"):
             assert "second" in root.read_text()
 
-    def test_lock_of_a_run_that_was_killed_elsewhere_holds_until_it_is_stale(
-        self, root: RemotePath
-    ) -> None:
+    def test_lock_of_a_run_killed_elsewhere_expires(self, root: RemotePath) -> None:
         holder = {"owner": "x", "command": "first", "started": "now"}
         elsewhere = {"machine": "another", "pid": 1, "process_started": "1"}
         write_json(root, {**holder, **elsewhere})
 
         with pytest.raises(UsageError), remote_lock(root, "second"):
-            pytest.fail("nobody knows whether that run is dead")
+            pytest.fail("the other run may still live")
         time.sleep(2.1)
         with remote_lock(root, "second", stale_after_s=1):
             assert "second" in root.read_text()
 
-    def test_lost_answers_do_not_lock_a_run_out_of_its_own_output(
+    def test_lost_responses_do_not_block_the_own_output(
         self, root: RemotePath, s3_proxy: Proxy
     ) -> None:
         s3_proxy.faults.only, s3_proxy.faults.lose_answers = ("PUT",), 2
@@ -613,17 +611,17 @@ class TestLock:
 
         assert not (root / ".vlatool/lock").exists()
 
-    def test_run_whose_lock_was_taken_over_fails_in_the_end(self, root: RemotePath) -> None:
-        def held() -> None:
+    def test_run_that_lost_its_lock_fails_in_the_end(self, root: RemotePath) -> None:
+        def lose_lock() -> None:
             with remote_lock(root, "first", renewed_every_s=0.1):
                 write_bytes(root, b"{}")
                 time.sleep(0.6)
 
         with pytest.raises(StorageError) as caught:
-            held()
+            lose_lock()
 
         assert caught.value.code == "storage.lock_lost"
-        assert root.read_bytes() == b"{}", "the lock of the other run is left alone"
+        assert root.read_bytes() == b"{}", "the lock of the other run is kept"
 
 
 HOLDER = """
@@ -642,13 +640,13 @@ from vlatool.storage.remote import connect
 from vlatool.storage.uri import location
 path = location(sys.argv[1])
 client = lambda: connect(path.address.root)
-ours = client()
+first = client()
 assert path.read_bytes() == b"x"
 child = os.fork()
 if child == 0:
-    os._exit(client() is ours or path.read_bytes() != b"x")
+    os._exit(client() is first or path.read_bytes() != b"x")
 _, status = os.waitpid(child, 0)
-sys.exit(status != 0 or client() is not ours)
+sys.exit(status != 0 or client() is not first)
 """
 
 
@@ -656,7 +654,7 @@ class TestProcesses:
     def test_each_process_has_one_client(self, root: RemotePath) -> None:
         write_bytes(root / "file", b"x")
 
-        # In a process of its own: one with as many threads as this one must not be forked.
+        # In a separate process: this one has many threads and must not be forked.
         subprocess.run([sys.executable, "-c", FORKED, str(root / "file")], check=True)
 
     def test_library_is_not_loaded_before_it_is_needed(self) -> None:
@@ -679,7 +677,7 @@ class TestReaders:
         (tmp_path / "local.yaml").write_text(f"!include {root / 'run.yaml'}\n")
 
         for file in (root / "run.yaml", tmp_path / "local.yaml"):
-            tree = read_file(str(file), show=shown_path).value
+            tree = read_file(str(file), display=display_path).value
             assert {key: node.origin for key, node in tree.items()} == {
                 "a": f"{root}/format.yaml:1",
                 "b": f"{root}/run.yaml:2",
@@ -715,9 +713,7 @@ class TestReaders:
 
         assert loaded == {"Task": {"original": ["do it"]}}
 
-    def test_annotations_in_a_missing_bucket_are_trouble_of_the_storage(
-        self, s3_bucket: str
-    ) -> None:
+    def test_annotations_in_a_missing_bucket_are_a_storage_error(self, s3_bucket: str) -> None:
         with pytest.raises(StorageError) as caught:
             language_annotations("s3://no-such-bucket-here/a.yaml")
 

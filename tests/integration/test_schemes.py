@@ -1,4 +1,4 @@
-"""The same commands on every scheme; the results are those of local folders."""
+"""Commands on every scheme: their results equal those on local folders."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.builders.memory_remote import Memory
+from tests.builders.memory_remote import MemoryRemote
 from tests.builders.preprocessing import contents
 from tests.builders.training import tiny_config, world_shards
 from tests.builders.web_server import COMMIT, WebServer, web_server
@@ -38,7 +38,7 @@ SPARTAN = {
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository `lab/world`: `raw`, its `data`, a `run`, and the same world as `lerobot`."""
+    """Repository `lab/world`: `raw`, its `data`, a `run`, and the same episodes as `lerobot`."""
     root = tmp_path_factory.mktemp("site") / "lab/world"
     data = world_shards(root)
     train(tiny_config(data, root / "run", total_train_steps=2))
@@ -52,7 +52,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def server(world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[WebServer]:
-    """A web server and hub of the world."""
+    """Web server and hub with the repository."""
     monkeypatch.setenv("VLATOOL_STORAGE_PATIENCE_S", "2")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "none"))
@@ -63,27 +63,27 @@ def server(world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iter
 
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A scheme that nobody but this test knows."""
+    """Root of a scheme that only this test has."""
     builtins = SCHEMES._builtins  # pyright: ignore[reportPrivateUsage]
-    monkeypatch.setitem(builtins, "memory", Memory)
+    monkeypatch.setitem(builtins, "memory", MemoryRemote)
     yield "memory://test"
-    Memory.places.clear()
+    MemoryRemote.stores.clear()
 
 
 @pytest.fixture(params=SCHEMES_READ)
-def there(
+def remote(
     request: pytest.FixtureRequest, server: WebServer, memory: str, s3_bucket: str, world: Path
 ) -> str:
-    """Where the world is, too."""
-    places = {"http": f"{server.endpoint}/lab/world", "hf": "hf://datasets/lab/world"}
+    """Location of a copy of the repository."""
+    roots = {"http": f"{server.endpoint}/lab/world", "hf": "hf://datasets/lab/world"}
     uploads = {"s3": f"s3://{s3_bucket}/world", "memory": memory}
     if request.param in uploads:
         return uploaded(world, uploads[request.param])
-    return places[request.param]
+    return roots[request.param]
 
 
 def uploaded(folder: Path, target: str) -> str:
-    """A copy of a local folder."""
+    """Copies a local folder; returns `target`."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             name = path.relative_to(folder).as_posix()
@@ -93,11 +93,11 @@ def uploaded(folder: Path, target: str) -> str:
 
 def preprocessed(source: str, output: str | Path, **keys: Any) -> PreprocessResult:
     tree = {"format": "lerobot", "sources": [source], "output": str(output), "workers": 1, **keys}
-    return preprocess(PreprocessConfig.specialise(tree).model_validate(tree))
+    return preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
 
 
-def verified(place: str) -> VerifyResult:
-    result = verify(VerifyConfig(location=place))
+def verified(root: str) -> VerifyResult:
+    result = verify(VerifyConfig(location=root))
     assert isinstance(result, VerifyResult)
     return result
 
@@ -106,35 +106,35 @@ def options(output: Path) -> dict[str, Any]:
     return yaml.safe_load((output / "shards/preprocessing_config.yaml").read_text())
 
 
-def test_scheme_of_ninety_lines_is_preprocessed_from_and_into(
+def test_minimal_scheme_is_source_and_output_of_preprocess(
     memory: str, world: Path, tmp_path: Path
 ) -> None:
     raw = uploaded(world / "raw", f"{memory}/raw")
 
     preprocessed(raw, f"{memory}/out", **SPARTAN)
 
-    made = {key: data for key, (data, _) in Memory.places[memory].items()}
+    outputs = {key: data for key, (data, _) in MemoryRemote.stores[memory].items()}
     for name, data in contents(world / "data").items():
-        assert made[f"out/{name}"] == data, name
+        assert outputs[f"out/{name}"] == data, name
     assert verified(f"{memory}/out").severities["error"] == 0
 
 
-def test_data_set_becomes_the_bytes_of_a_local_one(there: str, world: Path, tmp_path: Path) -> None:
+def test_output_has_the_bytes_of_local_data(remote: str, world: Path, tmp_path: Path) -> None:
     preprocessed(str(world / "lerobot"), tmp_path / "here")
-    preprocessed(f"{there}/lerobot", tmp_path / "there")
+    preprocessed(f"{remote}/lerobot", tmp_path / "there")
 
-    here, made = contents(tmp_path / "here"), contents(tmp_path / "there")
-    assert here.keys() == made.keys()
-    assert [name for name in here if here[name] != made[name]] in (
+    here, outputs = contents(tmp_path / "here"), contents(tmp_path / "there")
+    assert here.keys() == outputs.keys()
+    assert [name for name in here if here[name] != outputs[name]] in (
         [],
         ["shards/preprocessing_config.yaml"],
     )
-    told = options(tmp_path / "there")
-    told.pop("versions", None)
-    assert told == options(tmp_path / "here")
+    recorded = options(tmp_path / "there")
+    recorded.pop("versions", None)
+    assert recorded == options(tmp_path / "here")
 
 
-def test_what_is_there_is_inspected_and_verified(there: str) -> None:
+def test_remote_artifacts_are_inspected_and_verified(remote: str) -> None:
     kinds = {
         "lerobot": "source",
         "data": "shards",
@@ -144,27 +144,27 @@ def test_what_is_there_is_inspected_and_verified(there: str) -> None:
     }
 
     for name, kind in kinds.items():
-        assert inspect(InspectConfig(location=f"{there}/{name}")).report.kind == kind
-        found = verified(f"{there}/{name}")
-        assert (found.severities["error"], found.severities["warning"]) == (0, 0), name
-        assert found.checked["files"] > 0, name
+        assert inspect(InspectConfig(location=f"{remote}/{name}")).report.kind == kind
+        result = verified(f"{remote}/{name}")
+        assert (result.severities["error"], result.severities["warning"]) == (0, 0), name
+        assert result.checked["files"] > 0, name
 
 
 def test_training_and_evaluation_give_the_numbers_of_local_data(
-    there: str, world: Path, tmp_path: Path
+    remote: str, world: Path, tmp_path: Path
 ) -> None:
-    keys = {"total_train_steps": 2, "data__dataset_manifest": f"{there}/data"}
+    keys = {"total_train_steps": 2, "data__dataset_manifest": f"{remote}/data"}
     trained = train(tiny_config(world / "data", tmp_path / "run", **keys))
     evaluated = [
         open_loop(
             OpenLoopConfig(
-                checkpoint=f"{place}/run",
-                data=f"{place}/data",
+                checkpoint=f"{root}/run",
+                data=f"{root}/data",
                 output=str(tmp_path / f"eval{number}"),
                 max_samples=8,
             )
         ).overall
-        for number, place in enumerate((str(world), there))
+        for number, root in enumerate((str(world), remote))
     ]
 
     assert contents(tmp_path / "run")["stats.json"] == (world / "run/stats.json").read_bytes()
@@ -175,15 +175,15 @@ def test_training_and_evaluation_give_the_numbers_of_local_data(
 
 
 class TestWeb:
-    def test_results_of_a_run_elsewhere_need_an_output(self, server: WebServer) -> None:
-        place = f"{server.endpoint}/lab/world"
+    def test_results_of_a_remote_run_need_an_output(self, server: WebServer) -> None:
+        root = f"{server.endpoint}/lab/world"
 
         with pytest.raises(UsageError) as caught:
-            open_loop(OpenLoopConfig(checkpoint=f"{place}/run", data=f"{place}/data"))
+            open_loop(OpenLoopConfig(checkpoint=f"{root}/run", data=f"{root}/data"))
 
         assert caught.value.code == "usage.needs_output"
 
-    def test_damaged_weights_elsewhere_are_refused(
+    def test_damaged_remote_weights_are_an_error(
         self, server: WebServer, tmp_path: Path, memory: str, world: Path
     ) -> None:
         run = uploaded(world / "run", f"{memory}/run")
@@ -208,17 +208,17 @@ class TestWeb:
 
         assert not [path for _, path, _ in server.faults.requests if path.endswith("trainer.pt")]
 
-    def test_files_of_an_episode_are_asked_for_only_when_it_is_read(
+    def test_files_of_an_episode_are_requested_only_when_it_is_read(
         self, server: WebServer, tmp_path: Path
     ) -> None:
         source = f"{server.endpoint}/lab/world/lerobot"
 
         preprocessed(source, tmp_path / "out", dry_run=True, episodes="0")
 
-        asked = {path for _, path, _ in server.faults.requests}
-        assert not [path for path in asked if path.endswith("episode_000001.mp4")]
+        requested = {path for _, path, _ in server.faults.requests}
+        assert not [path for path in requested if path.endswith("episode_000001.mp4")]
 
-    def test_source_that_only_a_listing_shows_is_told(
+    def test_source_that_needs_a_listing_is_an_error(
         self, server: WebServer, tmp_path: Path
     ) -> None:
         words = ["preprocess", "spartan", f"{server.endpoint}/lab/world/raw"]
@@ -231,11 +231,11 @@ class TestHub:
     lerobot = "hf://datasets/lab/world/lerobot"
 
     def moved(self, server: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The branch gets another commit; a new process asks for it."""
+        """Moves the branch to another commit, and simulates a new process."""
         server.faults.commit = "f" * 40
         monkeypatch.setenv("VLATOOL_TEST", "another process")
 
-    def test_commit_stands_in_records(self, server: WebServer, tmp_path: Path) -> None:
+    def test_commit_is_in_records(self, server: WebServer, tmp_path: Path) -> None:
         preprocessed(self.lerobot, tmp_path / "out")
 
         assert options(tmp_path / "out")["versions"] == {self.lerobot: COMMIT}
@@ -271,15 +271,15 @@ class TestHub:
         assert caught.value.code == "usage.source_moved"
         assert named.status == "already complete"
 
-    def test_data_set_that_is_opened_is_that_of_one_commit(self, server: WebServer) -> None:
+    def test_opened_data_set_has_one_commit(self, server: WebServer) -> None:
         data = open_dataset(self.data)
 
-        blocks = data.info.datasets[0].blocks
-        assert {version_of(block.location) for block in blocks} == {COMMIT}
+        shards = data.info.datasets[0].shards
+        assert {version_of(shard.location) for shard in shards} == {COMMIT}
 
 
 class TestBadInput:
-    """Through the command line: exit codes, and what is shown."""
+    """Exit codes and output of the command line."""
 
     @pytest.mark.parametrize(
         ("faults", "code"),
@@ -311,18 +311,18 @@ class TestBadInput:
             assert app.run(["inspect", TestHub.data, "-q"]) == 6
 
     @pytest.mark.parametrize(
-        ("place", "code"),
+        ("root", "code"),
         [("hf://datasets/lab/world@gone/data", 3), ("htps://host/data", 2)],
     )
-    def test_place_that_is_not_there(
-        self, server: WebServer, place: str, code: int, capsys: pytest.CaptureFixture[str]
+    def test_location_that_does_not_exist(
+        self, server: WebServer, root: str, code: int, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        assert app.run(["inspect", place, "-q"]) == code
+        assert app.run(["inspect", root, "-q"]) == code
         if code == 2:
             assert "http" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
-        "place",
+        "root",
         [
             "https://user:hunter2@host/x",
             "https://host/x?token=hunter2",
@@ -342,16 +342,16 @@ class TestBadInput:
             "eval open-loop PLACE data -o out",
         ],
     )
-    def test_secret_in_a_location_is_refused_and_never_shown(
+    def test_secret_in_a_location_is_an_error_and_never_shown(
         self,
-        place: str,
+        root: str,
         words: str,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        argv = [*words.replace("PLACE", place).split(), "--json", "-v", "--log-file", "log"]
+        argv = [*words.replace("PLACE", root).split(), "--json", "-v", "--log-file", "log"]
         monkeypatch.setattr("sys.argv", ["vlatool", *argv])
 
         assert app.run(argv) == 2

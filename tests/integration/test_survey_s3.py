@@ -1,4 +1,4 @@
-"""A survey of a source in S3 says the same as one of local files, with few requests."""
+"""Surveys of sources in S3: the same as those of local files, with few requests."""
 
 from pathlib import Path
 
@@ -19,16 +19,16 @@ def name_one_camera(documents: Documents) -> None:
     documents["metadata"]["camera_id_to_semantic_name"] = {FIRST: CAMERAS[FIRST]}
 
 
-def about(proxy: Proxy, episode: str) -> int:
-    return sum(episode in one.path.replace("%2F", "/") for one in proxy.faults.requests)
+def requests_of(proxy: Proxy, episode: str) -> int:
+    return sum(episode in request.path.replace("%2F", "/") for request in proxy.faults.requests)
 
 
 def test_a_further_spartan_episode_takes_one_request(
     tmp_path: Path, s3_bucket: str, s3_proxy: Proxy
 ) -> None:
-    there = upload(spartan_task(tmp_path / "raw", 3, 6), RemotePath(f"s3://{s3_bucket}/raw"))
+    remote = upload(spartan_task(tmp_path / "raw", 3, 6), RemotePath(f"s3://{s3_bucket}/raw"))
     reader = SpartanReader(SpartanConfig())
-    refs = list(reader.discover([there]))
+    refs = list(reader.discover([remote]))
     s3_proxy.faults.clear()
 
     survey = reader.survey(refs)
@@ -37,29 +37,29 @@ def test_a_further_spartan_episode_takes_one_request(
     local = SpartanReader(SpartanConfig())
     expected = local.survey(list(local.discover([tmp_path / "raw"])))
     assert (survey.cameras, survey.fields) == (expected.cameras, expected.fields)
-    assert [about(s3_proxy, f"episode_{number}/") for number in (1, 2)] == [1, 1]
+    assert [requests_of(s3_proxy, f"episode_{number}/") for number in (1, 2)] == [1, 1]
 
 
 def test_a_camera_that_a_later_spartan_episode_names_is_found(
     tmp_path: Path, s3_bucket: str
 ) -> None:
     raw = spartan_task(tmp_path / "raw", 2, 6, changes={0: name_one_camera})
-    there = upload(raw, RemotePath(f"s3://{s3_bucket}/raw"))
+    remote = upload(raw, RemotePath(f"s3://{s3_bucket}/raw"))
     reader = SpartanReader(SpartanConfig())
-    assert list(reader.survey(list(reader.discover([there]))).cameras) == list(CAMERAS.values())
+    assert list(reader.survey(list(reader.discover([remote]))).cameras) == list(CAMERAS.values())
 
 
 def test_further_lerobot_episodes_take_no_request(
     tmp_path: Path, s3_bucket: str, s3_proxy: Proxy
 ) -> None:
     root = lerobot_dataset(tmp_path / "pick", [3, 4, 5])
-    there = upload(root, RemotePath(f"s3://{s3_bucket}/pick"))
+    remote = upload(root, RemotePath(f"s3://{s3_bucket}/pick"))
     reader = LeRobotReader(LeRobotConfig())
-    refs = list(reader.discover([there]))
+    refs = list(reader.discover([remote]))
     s3_proxy.faults.clear()
 
     survey = reader.survey(refs)
 
     local = LeRobotReader(LeRobotConfig())
     assert survey == local.survey(list(local.discover([root])))
-    assert [about(s3_proxy, f"episode_00000{number}") for number in (1, 2)] == [0, 0]
+    assert [requests_of(s3_proxy, f"episode_00000{number}") for number in (1, 2)] == [0, 0]

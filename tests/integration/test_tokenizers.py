@@ -342,7 +342,7 @@ def test_runs_that_would_learn_nothing_are_refused(
     keys: dict[str, Any], code: str, data: dict[str, Any], teacher: str
 ) -> None:
     tree = {**SIZES, "vqgan": NETWORK, "teacher": teacher, **keys}
-    section = TrainConfig.specialise({"model": {"type": "titok"}}).model_validate(
+    section = TrainConfig.specialize({"model": {"type": "titok"}}).model_validate(
         {"model": {"type": "titok"}, "data": data}
     )
     with pytest.raises(UsageError) as error:
@@ -355,7 +355,7 @@ def test_run_of_another_model_type_is_no_teacher(
     chain: dict[str, RunDir], data: dict[str, Any]
 ) -> None:
     config = tiny_titok(teacher=str(chain["first"].root))
-    section = TrainConfig.specialise({"model": {"type": "titok"}}).model_validate(
+    section = TrainConfig.specialize({"model": {"type": "titok"}}).model_validate(
         {"model": {"type": "titok"}, "data": data}
     )
     with pytest.raises(VlatoolError) as error:

@@ -203,7 +203,7 @@ def test_a_preprocessed_data_set_is_whole(tmp_path: Path) -> None:
         "future_lowdim_steps": 2,
         "workers": 1,
     }
-    preprocess(PreprocessConfig.specialise(tree).model_validate(tree))
+    preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
     assert severe(verified(tmp_path / "out", full=True)) == set()
 
 

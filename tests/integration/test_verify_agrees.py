@@ -40,7 +40,7 @@ def preprocessed(source: Path, output: Path, name: str) -> int:
     """Exit code of `preprocess`; its error has two lines."""
     tree = options_for(source, output, format=name)
     try:
-        preprocess(PreprocessConfig.specialise(tree).model_validate(tree))
+        preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
     except VlatoolError as error:
         failures = error.details.get("failures", [vars(error)])
         assert all(map(has_message_and_hint, failures)), failures

@@ -1,4 +1,4 @@
-"""Web servers and a hub, read as paths; both run on a thread and misbehave when told."""
+"""Paths on web servers and a hub; both run on a thread and inject faults."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -36,7 +36,7 @@ def big(server: WebServer) -> RemotePath:
 
 
 class TestWeb:
-    def test_files_are_read_whole_in_parts_and_onwards(
+    def test_files_are_read_completely_and_in_ranges(
         self, server: WebServer, big: RemotePath
     ) -> None:
         small = location(f"{server.endpoint}/some folder/small.json")
@@ -49,7 +49,7 @@ class TestWeb:
             assert file.read() == BIG[-7:]
         assert RemotePath(f"{server.endpoint}/empty.bin").read_bytes() == b""
 
-    def test_missing_file_is_missing(self, server: WebServer) -> None:
+    def test_missing_file_does_not_exist(self, server: WebServer) -> None:
         missing = location(f"{server.endpoint}/missing.json")
 
         assert not missing.is_file()
@@ -63,7 +63,7 @@ class TestWeb:
         assert caught.value.code == "storage.no_list"
 
     @pytest.mark.parametrize("write", [write_bytes, lambda path, _: remove_file(path)])
-    def test_nothing_is_written_there(
+    def test_web_server_is_read_only(
         self, server: WebServer, write: Callable[[Path, bytes], None]
     ) -> None:
         with pytest.raises(StorageError) as caught:
@@ -83,7 +83,7 @@ class TestWeb:
         ],
         ids=str,
     )
-    def test_trouble_is_outlasted(
+    def test_temporary_failures_are_survived(
         self, server: WebServer, big: RemotePath, faults: dict[str, int]
     ) -> None:
         vars(server.faults).update(faults)
@@ -92,7 +92,7 @@ class TestWeb:
         assert big.read_bytes() == BIG
         assert read_byte_range(ByteRange(big, 1000, 2000)) == BIG[1000:2000]
 
-    def test_stalled_answer_is_asked_for_again(
+    def test_stalled_response_is_requested_again(
         self, server: WebServer, big: RemotePath, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(http, "_READ_TIMEOUT_S", 0.5)
@@ -102,7 +102,7 @@ class TestWeb:
         assert big.read_bytes() == BIG
         assert time.monotonic() - started < 5
 
-    def test_file_without_ranges_that_is_too_large_is_refused(
+    def test_large_file_without_ranges_is_an_error(
         self, server: WebServer, big: RemotePath, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(http, "LARGEST_WHOLE", 2**20)
@@ -113,9 +113,7 @@ class TestWeb:
 
         assert caught.value.code == "storage.unsupported"
 
-    def test_server_that_lies_about_the_length_is_told(
-        self, server: WebServer, big: RemotePath
-    ) -> None:
+    def test_wrong_content_length_is_an_error(self, server: WebServer, big: RemotePath) -> None:
         server.faults.longer_by = 1000
 
         with pytest.raises(StorageError) as caught:
@@ -123,7 +121,7 @@ class TestWeb:
 
         assert caught.value.exit_code == 5
 
-    def test_file_that_changed_is_read_again_from_its_start(
+    def test_changed_file_is_read_again_from_its_start(
         self, server: WebServer, big: RemotePath
     ) -> None:
         with big.open("rb") as file:
@@ -135,7 +133,7 @@ class TestWeb:
         assert caught.value.code == "storage.changed"
         assert big.read_bytes() == BIG
 
-    def test_web_page_instead_of_data_is_told(self, server: WebServer, big: RemotePath) -> None:
+    def test_web_page_instead_of_data_is_an_error(self, server: WebServer, big: RemotePath) -> None:
         server.faults.page = True
 
         with pytest.raises(DataError) as caught:
@@ -143,7 +141,9 @@ class TestWeb:
 
         assert (caught.value.code, caught.value.exit_code) == ("data.web_page", 3)
 
-    def test_refused_access_is_told_at_once(self, server: WebServer, big: RemotePath) -> None:
+    def test_denied_access_is_reported_immediately(
+        self, server: WebServer, big: RemotePath
+    ) -> None:
         server.faults.status, server.faults.fail_next = 403, 9
 
         with pytest.raises(StorageError) as caught:
@@ -154,7 +154,7 @@ class TestWeb:
     @pytest.mark.parametrize(
         "text", ["https://user:secret@host/x", "https://host/x?token=secret", "s3://a:secret@b/x"]
     )
-    def test_credentials_in_a_location_are_refused_and_not_repeated(self, text: str) -> None:
+    def test_credentials_in_a_location_are_an_error_and_not_shown(self, text: str) -> None:
         with pytest.raises(UsageError) as caught:
             location(text)
 
@@ -164,7 +164,7 @@ class TestWeb:
 
 @pytest.fixture
 def hub(server: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WebServer:
-    """A hub with one data set."""
+    """Hub with one data set."""
     files = tmp_path / "site/lab/blocks"
     (files / "meta").mkdir(parents=True)
     (files / "big.bin").write_bytes(BIG)
@@ -201,7 +201,7 @@ class TestHub:
             ("hf://models/lab/missing/x", EnvironmentProblem, "environment.no_credentials"),
         ],
     )
-    def test_what_the_hub_has_not_is_told(
+    def test_missing_revision_or_repository_is_reported(
         self, hub: WebServer, text: str, error: type[Exception], code: str
     ) -> None:
         assert hub.endpoint
@@ -211,7 +211,7 @@ class TestHub:
         assert getattr(caught.value, "code", "") == code
 
     @pytest.mark.parametrize("text", ["hf://datasets/lab", "hf://spaces/a/b", "hf://lab/blocks"])
-    def test_incomplete_location_is_refused(self, text: str) -> None:
+    def test_incomplete_location_is_an_error(self, text: str) -> None:
         with pytest.raises(UsageError) as caught:
             location(text)
 

@@ -1,4 +1,4 @@
-"""The template of a Ray cluster in the documentation."""
+"""Template of a Ray cluster in the documentation."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Requirements as the distribution's metadata tells them, and the hint for a missing one."""
+"""Requirements in the metadata of the distribution, and the hint for a missing package."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ Requires-Dist: checker[s3]>=5; extra == "all"
 
 @pytest.fixture(autouse=True)
 def _installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A distribution of ours that is found before the real one."""
+    """Distribution `vlatool` that is found before the real one."""
     folder = tmp_path / "vlatool-9.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text(METADATA)
@@ -34,7 +34,7 @@ def test_each_requirement_is_listed_once_under_the_smallest_extra() -> None:
 @pytest.mark.parametrize(
     ("module", "extra"), [("zlib_ng", ""), ("heavy_thing", "train"), ("vlatool", None)]
 )
-def test_module_leads_to_the_extra_that_brings_it(module: str, extra: str | None) -> None:
+def test_extra_of_a_module(module: str, extra: str | None) -> None:
     assert extra_of(module) == extra
 
 

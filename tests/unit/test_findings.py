@@ -1,4 +1,4 @@
-"""Findings, and the page that lists their codes."""
+"""Findings, and the page with the table of their codes."""
 
 import re
 from itertools import groupby
@@ -13,32 +13,32 @@ from vlatool.sources.spartan.findings import SPARTAN
 from vlatool.verification.findings import code_rows
 
 PAGE = Path(__file__).parents[2] / "docs" / "findings.md"
-FAMILY = FindingCodes(
+CODES = FindingCodes(
     "acme",
     {
         "bent": FindingCode("warning", "A thing is bent.", "straighten it"),
         "lost": FindingCode("error", "A thing is lost.", "find it"),
     },
-    refusals={"gone": "lost"},
+    error_codes={"gone": "lost"},
 )
 
 
 def tables() -> dict[str, str]:
-    """Family to its table as the page has it."""
+    """Group of codes to its table, as on the page."""
     head = "| Code | Severity | Meaning | What to do |\n|---|---|---|---|\n"
     return {
-        family: head
+        group: head
         + "".join(
             f"| `{row['code']}` | {row['severity']} | {row['meaning']} | {row['action']} |\n"
             for row in rows
         )
-        for family, rows in groupby(code_rows(), lambda row: row["code"].partition(".")[0])
+        for group, rows in groupby(code_rows(), lambda row: row["code"].partition(".")[0])
     }
 
 
-@pytest.mark.parametrize("family", tables())
-def test_the_page_has_the_table_of_a_family(family: str) -> None:
-    assert f"## `{family}`\n\n{tables()[family]}" in PAGE.read_text()
+@pytest.mark.parametrize("group", tables())
+def test_page_has_the_table_of_a_group(group: str) -> None:
+    assert f"## `{group}`\n\n{tables()[group]}" in PAGE.read_text()
 
 
 def test_the_page_has_no_other_codes() -> None:
@@ -46,16 +46,16 @@ def test_the_page_has_no_other_codes() -> None:
     assert listed == [row["code"] for row in code_rows()]
 
 
-def test_codes_are_unique_and_say_what_they_mean() -> None:
+def test_codes_are_unique_and_documented() -> None:
     rows = list(code_rows())
     assert len({row["code"] for row in rows}) == len(rows)
     assert all(row["severity"] in SEVERITIES and row["meaning"].endswith(".") for row in rows)
     assert {SPARTAN.name, LEROBOT.name} <= {row["code"].partition(".")[0] for row in rows}
 
 
-def test_a_finding_leaves_out_unknown_parts_of_its_place() -> None:
-    found = FAMILY("bent", "it is bent", path="a", frame=None)
-    assert found.document() == {
+def test_finding_omits_unknown_parts_of_its_place() -> None:
+    finding = CODES("bent", "it is bent", path="a", frame=None)
+    assert finding.document() == {
         "code": "acme.bent",
         "severity": "warning",
         "place": {"path": "a"},
@@ -64,30 +64,32 @@ def test_a_finding_leaves_out_unknown_parts_of_its_place() -> None:
     }
 
 
-def test_a_refusal_becomes_an_error_with_its_code_and_place() -> None:
+def test_data_error_becomes_a_finding_with_its_code_and_place() -> None:
     error = DataError(
-        "broken", hint="mend it", code="data.x", details={"path": "f", "field": "k", "rows": 3}
+        "broken", hint="repair it", code="data.x", details={"path": "f", "field": "k", "rows": 3}
     )
-    found = finding_of_error(error, episode="e")
-    assert (found.code, found.severity, found.action) == ("data.x", "error", "mend it")
-    assert found.place == {"episode": "e", "path": "f", "field": "k"}
+    finding = finding_of_error(error, episode="e")
+    assert (finding.code, finding.severity, finding.action) == ("data.x", "error", "repair it")
+    assert finding.place == {"episode": "e", "path": "f", "field": "k"}
 
 
-def refuse(code: str) -> None:
+def fail(code: str) -> None:
     raise DataError("no", code=code, details={"path": "f", "episode": "third"})
 
 
-def test_a_strict_collector_raises_the_first_error_and_keeps_what_came_before() -> None:
-    report = Collector(FAMILY, strict=True, episode="e")
+def test_strict_collector_raises_the_first_error() -> None:
+    report = Collector(CODES, strict=True, episode="e")
     report.note("bent", "it is bent")
     with pytest.raises(DataError) as caught:
-        report.attempt(lambda: refuse("data.gone"))
+        report.attempt(lambda: fail("data.gone"))
     assert caught.value.code == "data.gone"
-    assert [(one.code, one.place) for one in report.found] == [("acme.bent", {"episode": "e"})]
+    assert [(finding.code, finding.place) for finding in report.findings] == [
+        ("acme.bent", {"episode": "e"})
+    ]
 
 
 @pytest.mark.parametrize(
-    ("code", "given", "expected"),
+    ("code", "explicit", "expected"),
     [
         ("data.lost", "", "acme.lost"),
         ("data.gone", "", "acme.lost"),
@@ -95,19 +97,19 @@ def test_a_strict_collector_raises_the_first_error_and_keeps_what_came_before() 
         ("data.other", "", "data.other"),
     ],
 )
-def test_a_lenient_collector_keeps_errors_by_the_codes_of_its_family(
-    code: str, given: str, expected: str
+def test_lenient_collector_adds_errors_with_its_own_codes(
+    code: str, explicit: str, expected: str
 ) -> None:
-    report = Collector(FAMILY, strict=False, episode="e")
+    report = Collector(CODES, strict=False, episode="e")
     assert report.attempt(lambda: 3) == 3
-    assert report.attempt(lambda: refuse(code), given, camera="front") is None
-    (found,) = report.found
-    assert (found.code, found.severity) == (expected, "error")
-    assert found.place == {"path": "f", "episode": "e", "camera": "front"}
+    assert report.attempt(lambda: fail(code), explicit, camera="front") is None
+    (finding,) = report.findings
+    assert (finding.code, finding.severity) == (expected, "error")
+    assert finding.place == {"path": "f", "episode": "e", "camera": "front"}
 
 
 @pytest.mark.parametrize(("strict", "severity"), [(True, "warning"), (False, "error")])
-def test_an_error_that_reading_tolerates_is_a_warning_there(strict: bool, severity: str) -> None:
-    report = Collector(FAMILY, strict=strict)
+def test_error_that_reading_tolerates_is_a_warning(strict: bool, severity: str) -> None:
+    report = Collector(CODES, strict=strict)
     report.note("lost", "it is lost")
-    assert [one.severity for one in report.found] == [severity]
+    assert [finding.severity for finding in report.findings] == [severity]

@@ -1,4 +1,4 @@
-"""What `import vlatool` offers: everything a command does, and the two ways in for other code."""
+"""Public names of `import vlatool`: a function per command, and the entry points for scripts."""
 
 import ast
 import subprocess
@@ -26,14 +26,14 @@ RENAMED = {
 
 
 def commands() -> list[str]:
-    """Every command, and every subcommand in place of its group."""
+    """All commands, with the subcommands of a group instead of the group."""
     group: Any = typer.main.get_command(app)
-    found: list[str] = []
+    names: list[str] = []
     with typer.Context(group) as ctx:
         for name in COMMANDS:
             inner = getattr(group.get_command(ctx, name), "commands", {})
-            found += [f"{name} {one}" for one in inner] or [name]
-    return found
+            names += [f"{name} {subcommand}" for subcommand in inner] or [name]
+    return names
 
 
 @pytest.mark.parametrize("command", commands())
@@ -44,27 +44,32 @@ def test_command_is_importable_under_its_name(command: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_public_name_is_callable_and_documented(name: str) -> None:
-    found: Any = getattr(vlatool, name)
-    assert callable(found)
-    assert found.__doc__
+    value: Any = getattr(vlatool, name)
+    assert callable(value)
+    assert value.__doc__
 
 
 def test_type_checkers_know_the_same_names() -> None:
     tree = ast.parse(Path(vlatool.__file__).read_text())
     blocks = [node for node in tree.body if isinstance(node, ast.If)]
-    imports = [one for block in blocks for one in block.body if isinstance(one, ast.ImportFrom)]
-    known = {str(alias.asname): (one.module, alias.name) for one in imports for alias in one.names}
-    found = {name: getattr(vlatool, name) for name in NAMES}
-    assert known.keys() == found.keys()
-    for name, (module, attribute) in known.items():
-        assert (found[name].__module__, found[name].__name__) == (module, attribute)
+    statements = [statement for block in blocks for statement in block.body]
+    declared = {
+        str(alias.asname): (statement.module, alias.name)
+        for statement in statements
+        if isinstance(statement, ast.ImportFrom)
+        for alias in statement.names
+    }
+    values = {name: getattr(vlatool, name) for name in NAMES}
+    assert declared.keys() == values.keys()
+    for name, (module, attribute) in declared.items():
+        assert (values[name].__module__, values[name].__name__) == (module, attribute)
 
 
 def test_unknown_name_is_an_attribute_error() -> None:
     assert not hasattr(vlatool, "lode_policy")
 
 
-def test_name_that_needs_a_missing_package_says_what_to_install() -> None:
+def test_name_that_needs_a_missing_package_reports_the_extra() -> None:
     script = (
         "import sys; sys.modules['torch'] = None\n"
         "from vlatool.errors import EnvironmentProblem\n"

@@ -22,7 +22,13 @@ from vlatool.errors import DataError
 from vlatool.jobs.files import FileEntry, read_file_list, write_file_list
 from vlatool.jobs.inputs import digest_of
 from vlatool.jobs.record import read_record
-from vlatool.storage.atomic import remove_file, remove_tree, remove_whole, write_json, write_text
+from vlatool.storage.atomic import (
+    remove_atomically,
+    remove_file,
+    remove_tree,
+    write_json,
+    write_text,
+)
 from vlatool.storage.cache import FileCache
 from vlatool.storage.documents import parse_json, read_json, read_yaml
 from vlatool.storage.tree import file_names, sha256_of
@@ -135,7 +141,7 @@ class RunDir:
             *surplus,
             *(checkpoint for checkpoint in stops if checkpoint != complete[-1][1]),
         ):
-            remove_whole(folder)
+            remove_atomically(folder)
 
     def write_latest(self, step: int) -> None:
         """Writes latest.json, which names the newest checkpoint."""

@@ -276,9 +276,9 @@ class ConfigCommand(VlatoolCommand):
         return super().nearest(ctx, name)
 
     def _others_with(self, ctx: Any, name: str) -> list[str]:
-        from vlatool.config.problems import others_with
+        from vlatool.config.problems import owners_of_key
 
-        return others_with(name, self.spec.schema(ctx.meta.get(_ARGS, [])))
+        return owners_of_key(name, self.spec.schema(ctx.meta.get(_ARGS, [])))
 
     def invoke(self, ctx: Any) -> Any:
         """The body; `--keys` prints the keys instead."""

@@ -74,6 +74,11 @@ def as_vlatool_error(error: BaseException) -> VlatoolError:
 def _known(error: BaseException) -> VlatoolError | None:
     if isinstance(error, ModuleNotFoundError) and extra_of(package := _package(error)) is not None:
         return missing_package(package)
+    if isinstance(error, ImportError | AttributeError):
+        from vlatool.plugins import outdated_use
+
+        if (outdated := outdated_use(error)) is not None:
+            return outdated
     if isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS:
         return _storage_error(error)
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):

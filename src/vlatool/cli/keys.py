@@ -168,7 +168,7 @@ class TypedConfig:
             presets=self.presets,
             files=self.files,
             overrides=self.overrides({}),
-            reading=self.reading,
+            read_options=self.reading,
         )
 
     def _sugared(self) -> dict[str, list[str]]:

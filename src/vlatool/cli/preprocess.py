@@ -20,7 +20,7 @@ def _schema(args: Sequence[str]) -> "type[ConfigModel]":
     """The common keys, and those of the format and the sink that the arguments name."""
     from vlatool.workflows.preprocess import PreprocessConfig
 
-    return PreprocessConfig.specialise(
+    return PreprocessConfig.specialize(
         {"format": _format_in(args), "sink": _value_of(args, "--sink", "--sink.type")}
     )
 

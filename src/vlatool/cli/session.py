@@ -56,7 +56,7 @@ class Invocation:
                 presets=typed.presets,
                 files=typed.files,
                 overrides=typed.overrides(positionals),
-                reading=typed.reading,
+                read_options=typed.reading,
             )
         except ConfigError as error:
             own = f"{self._ctx.command_path} --keys"

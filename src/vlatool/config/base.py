@@ -1,4 +1,4 @@
-"""The base of every configuration: frozen values with typed, bounded, documented keys."""
+"""Base class of configurations: frozen values with typed, bounded, documented keys."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +16,13 @@ from vlatool.plugins import Registry
 
 @dataclass(frozen=True)
 class Violation:
-    """Values that break a rule when a command runs.
+    """Violation of a rule that is checked when a command runs.
 
     Attributes:
-        keys: Dotted, in the section that tells; the first is the one to change.
-        message: What is wrong and why.
-        level: An error always; where one of the keys was typed, else a warning; or a warning.
+        keys: Dotted keys, relative to the section that reports it; change the first one.
+        message: Description of the error and its reason.
+        level: `error`: always an error; `typed`: an error if one of the keys was set explicitly,
+            else a warning; `warning`: always a warning.
         code: Stable identifier.
     """
 
@@ -32,28 +33,29 @@ class Violation:
 
 
 class ConfigModel(BaseModel):
-    """Plain data, validated when built; building one does no I/O and reads no environment.
+    """Configuration: plain data, validated on construction, without I/O or environment.
 
-    Text from files and the command line becomes what a field's type wants (`config.fit`), and a
-    section given in part keeps the rest of its default.
+    Text from files and the command line is converted to the types of the fields (`config.coerce`).
+    Keys that a section does not set keep the values of its default.
 
-    Class attributes that the loader (`vlatool.config.resolve`) obeys at the root of a tree:
-        exclusive: Groups of keys of which a later layer's choice replaces an earlier layer's.
+    Class attributes that the loader (`vlatool.config.resolve`) uses at the root of a tree:
+        exclusive: Groups of keys that exclude each other; one in a later layer replaces earlier
+            ones.
         flat_sections: Sections whose keys may also be written at the top level.
-        help_groups: Heading in `--help` to the keys below it; the others stand together.
-        registries: Section to the table that its kind is looked up in.
-        no_effect_on_output: Keys that cannot change what is produced (workers, verbosity).
-        renamed: Published key to ours, for keys that have a better name here.
+        help_groups: Heading in `--help` to the keys below it; other keys are listed together.
+        registries: Section to the registry of its types.
+        no_effect_on_output: Keys that do not change what is produced (workers, verbosity).
+        aliases: Published key to the key used here.
         virtual_keys: Section to names that stand for keys of it: the first key gets the value, the
-            others, which say more about an earlier value, are emptied.
-        ignored: Published keys that are accepted and do nothing, with the reason.
-        refused: Published keys that are known and cannot be used yet: the values with which nothing
-            is asked for, and the reason why others are refused where they would count.
-        preset_sections: Folder of presets to the section that they fill; empty for the whole.
-        translations: Recognises trees of other programs, and says them in our keys.
-        location_keys: Keys that hold a path or URI; records keep only its last part.
-        unrecorded: Keys that a record leaves out. A file with all the others is one: what it says
-            was not typed.
+            others, which describe the earlier value, are emptied.
+        ignored: Published keys that are accepted and have no effect, with the reason.
+        unsupported: Published keys that are known, but not implemented: the allowed values, and
+            the reason for the error with other values.
+        preset_sections: Folder of presets to the section that they fill; empty for the whole tree.
+        translations: Converters of configurations of other programs to the keys used here.
+        location_keys: Keys with a path or URI; records keep only its last part.
+        unrecorded: Keys that are not in records. A file with all other keys is a record: its
+            values were not set explicitly.
     """
 
     model_config = ConfigDict(
@@ -79,73 +81,75 @@ class ConfigModel(BaseModel):
     translations: ClassVar[Registry[Any] | None] = None
 
     def derive_static(self) -> tuple[Self, Mapping[str, str]]:
-        """The configuration with what other keys decide, and dotted key to rule."""
+        """Fills in values that follow from other keys; returns them with dotted key to rule."""
         return self, {}
 
     def violations(self) -> Iterable[Violation]:
-        """What is wrong with these values when a command runs, though each can be read."""
+        """Violations of rules between valid values, checked when a command runs."""
         return ()
 
     @classmethod
-    def specialise(cls, tree: Mapping[str, Any]) -> type[Self]:
-        """The class that validates `tree`: a subclass with concrete types where a name decides.
+    def specialize(cls, tree: Mapping[str, Any]) -> type[Self]:
+        """Class that validates `tree`: a subclass with the sections that names in it select.
 
-        A registry's name (`model.type`, `format`) stands in the tree as text; the root config
-        that has such a section looks the name up here and returns a subclass.
+        A name of a registry (`model.type`, `format`) is text in the tree. A root config with such
+        a section looks up the name here and returns a subclass.
 
         Raises:
-            UsageError: The name is not in the registry; `details["key"]` says which key has it.
+            UsageError: The name is not in the registry; `details["key"]` is the key.
         """
         del tree
         return cls
 
     @model_validator(mode="before")
     @classmethod
-    def _fit_to_types(cls, data: Any) -> Any:
-        """Before all others, because a discriminator allows no field validator of its own."""
+    def _coerce_fields(cls, data: Any) -> Any:
+        """Converts all values first, because a discriminator allows no field validator."""
         if not isinstance(data, dict):
             return data
-        sectioned = _sectioned(data, cls)
-        return {key: _fitted(value, cls.model_fields.get(key)) for key, value in sectioned.items()}
+        nested = _nest_flat_keys(data, cls)
+        return {
+            key: _coerce_field(value, cls.model_fields.get(key)) for key, value in nested.items()
+        }
 
 
-def _sectioned(data: dict[str, Any], model: type[ConfigModel]) -> dict[str, Any]:
-    """Keys of flat sections in their sections; a section given as text is its `type`."""
-    places = flat_keys(model)
+def _nest_flat_keys(data: dict[str, Any], model: type[ConfigModel]) -> dict[str, Any]:
+    """Moves keys of flat sections into their sections; a section that is text is its `type`."""
+    sections = flat_keys(model)
     for section in model.flat_sections:
-        flat = {key: value for key, value in data.items() if places.get(key) == section}
-        given = data.get(section)
-        if isinstance(given, str):
-            flat, given = {"type": given, **flat}, {}
-        if flat and (given is None or isinstance(given, dict)):
-            kept = {key: value for key, value in data.items() if key not in flat}
-            data = {**kept, section: {**flat, **(given or {})}}
+        flat = {key: value for key, value in data.items() if sections.get(key) == section}
+        value = data.get(section)
+        if isinstance(value, str):
+            flat, value = {"type": value, **flat}, {}
+        if flat and (value is None or isinstance(value, dict)):
+            rest = {key: value for key, value in data.items() if key not in flat}
+            data = {**rest, section: {**flat, **(value or {})}}
     return data
 
 
-def _fitted(value: Any, field: FieldInfo | None) -> Any:
+def _coerce_field(value: Any, field: FieldInfo | None) -> Any:
     if field is None:
         return value
     if unwrap(value) is None and _null_is_default(field):
         return field.default
-    return coerce(_over_default(value, field), field.annotation)
+    return coerce(_merge_default(value, field), field.annotation)
 
 
 def _null_is_default(field: FieldInfo) -> bool:
-    """Published files write null for an empty list or mapping, and for some values."""
+    """True if published files write null for the default: an empty list, and marked fields."""
     is_empty = field.default in ([], {}) and field.annotation is not None
     return is_empty or bool(mark(field, "nullable"))
 
 
-def _over_default(value: Any, field: FieldInfo) -> Any:
-    """A section's keys over those of its default; the default's `type` when none is given."""
+def _merge_default(value: Any, field: FieldInfo) -> Any:
+    """Merges a section over its default; without a `type` it has that of the default."""
     if not isinstance(value, dict) or field.default_factory_takes_validated_data:
         return value
     default = field.get_default(call_default_factory=True)
-    return _over(value, default) if isinstance(default, BaseModel) else value
+    return _merge_section(value, default) if isinstance(default, BaseModel) else value
 
 
-def _over(section: dict[str, Any], default: BaseModel) -> dict[str, Any]:
+def _merge_section(section: dict[str, Any], default: BaseModel) -> dict[str, Any]:
     kind = getattr(default, "type", None)
     if kind is not None and section.get("type", kind) != kind:
         return section
@@ -154,13 +158,13 @@ def _over(section: dict[str, Any], default: BaseModel) -> dict[str, Any]:
         inherited = getattr(default, name)
         own = merged.get(name, inherited)
         if isinstance(own, dict) and isinstance(inherited, BaseModel):
-            own = _over(own, inherited)
+            own = _merge_section(own, inherited)
         merged[name] = own
     return merged
 
 
 def derived_field(rule: str, description: str, *, default: Any = None, **constraints: Any) -> Any:
-    """A key that stays empty until data or other keys give it; `rule` says how."""
+    """Field that is empty until it is derived from data or other keys, as `rule` describes."""
     return Field(
         default=default,
         description=description,
@@ -170,14 +174,14 @@ def derived_field(rule: str, description: str, *, default: Any = None, **constra
 
 
 def required_field(default: Any, description: str, **constraints: Any) -> Any:
-    """A key that may stay unset while resolving, but not when the command runs."""
+    """Field that may be unset while a configuration is resolved, but not when a command runs."""
     return Field(
         default=default, description=description, json_schema_extra={"needed": True}, **constraints
     )
 
 
 def nullable_field(default: Any, description: str, **constraints: Any) -> Any:
-    """A key for whose default published files write null."""
+    """Field for whose default published files write null."""
     return Field(
         default=default,
         description=description,
@@ -187,33 +191,37 @@ def nullable_field(default: Any, description: str, **constraints: Any) -> Any:
 
 
 def derivation_rule(field: FieldInfo) -> str:
-    """How a derived field gets its value; empty for others."""
+    """Rule of a derived field; empty for other fields."""
     return mark(field, "derived") or ""
 
 
 def derivation_rules(config: ConfigModel, names: Iterable[str], prefix: str = "") -> dict[str, str]:
-    """Dotted key to rule of the derived fields named."""
+    """Dotted key to rule, for the named derived fields."""
     fields = type(config).model_fields
     return {f"{prefix}{name}": derivation_rule(fields[name]) for name in names}
 
 
 def check_required(config: ConfigModel, usage: str) -> None:
-    """Makes sure that the keys without which a command cannot run have a value.
+    """Raises if a required key has no value.
 
     Args:
-        config: What was typed.
-        usage: How the command is written.
+        config: Configuration of the command.
+        usage: Synopsis of the command, for the hint.
 
     Raises:
-        UsageError: One has none.
+        UsageError: A required key has no value.
     """
     for key in unset_required(config):
         raise UsageError(f"{key!r} needs a value", hint=usage, code="usage.missing_key")
 
 
 def unique_items(value: Sequence[Any]) -> Sequence[Any]:
-    """The values, if none stands there twice; a rule for field validators."""
-    twice = [item for item in value if value.count(item) > 1]
-    if twice:
-        raise ValueError(f"{twice[0]!r} is given twice")
+    """Returns the values; a field validator.
+
+    Raises:
+        ValueError: A value occurs twice.
+    """
+    duplicates = [item for item in value if value.count(item) > 1]
+    if duplicates:
+        raise ValueError(f"{duplicates[0]!r} is given twice")
     return value

@@ -1,4 +1,4 @@
-"""Fits what was typed to a field's type: the one place where text becomes bool, number or list."""
+"""Conversion of text and YAML values to the types of fields: bool, number, list and others."""
 
 import re
 import types
@@ -11,15 +11,15 @@ from pydantic import BaseModel
 
 from vlatool.config.scalars import Plain, Repeated, parse_plain, unwrap
 
-_WORDS = {"yes": True, "on": True, "no": False, "off": False}
+_BOOLEANS = {"yes": True, "on": True, "no": False, "off": False}
 _WITH_UNDERSCORES = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?([eE][-+]?[0-9]+)?")
-_MOST = 2**63 - 1  # what arrays, files and other libraries can hold
-_NOTHING = "null"
+_MAX_INT = 2**63 - 1  # limit of arrays, files and other libraries
+_NULL = "null"
 _SEQUENCES = (list, tuple, set, frozenset, Sequence, Iterable)
 
 
 class TypeMismatch(Exception):
-    """A value does not fit one alternative of a type."""
+    """Value that does not fit one alternative of a type."""
 
     def __init__(self, needs: str, choices: Sequence[Any] = ()) -> None:
         super().__init__(needs)
@@ -29,12 +29,12 @@ class TypeMismatch(Exception):
 
 @dataclass(frozen=True)
 class InvalidValue:
-    """Stands in place of a value that does not fit, so that pydantic reports its key.
+    """Placeholder of a value that does not fit its type, so that pydantic reports its key.
 
     Attributes:
-        value: What was given.
-        needs: What the type takes, in words.
-        choices: The valid values, when they are few and known.
+        value: Invalid value.
+        needs: Description of valid values.
+        choices: Valid values, if they are few and known.
     """
 
     value: Any
@@ -43,48 +43,48 @@ class InvalidValue:
 
 
 def coerce(value: Any, annotation: Any) -> Any:
-    """`value` as the type wants it: `yes` for a bool, `a,b` for a list, typed text for text.
+    """Converts `value` to a type: `yes` to a bool, `a,b` to a list, unquoted text to text.
 
     Returns:
-        The fitted value, or `Rejected` when no alternative of the type takes it.
+        The converted value, or `InvalidValue` if no alternative of the type accepts it.
     """
     try:
-        return _fit(value, annotation)
-    except TypeMismatch as misfit:
-        return InvalidValue(unwrap(value), misfit.needs, misfit.choices)
+        return _coerce(value, annotation)
+    except TypeMismatch as mismatch:
+        return InvalidValue(unwrap(value), mismatch.needs, mismatch.choices)
 
 
 def alternatives(annotation: Any) -> list[Any]:
-    """The alternatives of a union, flattened and without `Annotated`; else the type alone."""
+    """Members of a union, flattened and without `Annotated`; any other type alone."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return alternatives(get_args(annotation)[0])
     if origin in (Union, types.UnionType):
-        return [arm for part in get_args(annotation) for arm in alternatives(part)]
+        return [member for part in get_args(annotation) for member in alternatives(part)]
     return [annotation]
 
 
-def _fit(value: Any, annotation: Any) -> Any:
-    misfits: list[TypeMismatch] = []
-    for arm in sorted(alternatives(annotation), key=_rank):
+def _coerce(value: Any, annotation: Any) -> Any:
+    mismatches: list[TypeMismatch] = []
+    for member in sorted(alternatives(annotation), key=_rank):
         try:
-            return _fitter(arm)(value, arm)
-        except TypeMismatch as misfit:
-            misfits.append(misfit)
-    told = [misfit.needs for misfit in misfits]
-    needs = " or ".join(dict.fromkeys([one for one in told if one != _NOTHING] or told))
-    raise TypeMismatch(needs, [choice for misfit in misfits for choice in misfit.choices])
+            return _coercer(member)(value, member)
+        except TypeMismatch as mismatch:
+            mismatches.append(mismatch)
+    needs = [mismatch.needs for mismatch in mismatches]
+    text = " or ".join(dict.fromkeys([need for need in needs if need != _NULL] or needs))
+    raise TypeMismatch(text, [choice for mismatch in mismatches for choice in mismatch.choices])
 
 
-def _rank(arm: Any) -> int:
-    """Narrow types are tried first, so that `5` is a number for `int | str`."""
-    fitters = list(_FITTERS)
-    kind = _kind(arm)
-    return fitters.index(kind) if kind in fitters else len(fitters)
+def _rank(member: Any) -> int:
+    """Position of a type in the order of attempts: narrow types first (`5` of `int | str`)."""
+    kinds = list(_COERCERS)
+    kind = _kind(member)
+    return kinds.index(kind) if kind in kinds else len(kinds)
 
 
-def _kind(arm: Any) -> Any:
-    origin = get_origin(arm) or arm
+def _kind(member: Any) -> Any:
+    origin = get_origin(member) or member
     if origin in _SEQUENCES:
         return list
     if origin in (dict, Mapping):
@@ -94,55 +94,55 @@ def _kind(arm: Any) -> Any:
     return types.NoneType if origin is None else origin
 
 
-def _fitter(arm: Any) -> Callable[[Any, Any], Any]:
-    return _FITTERS.get(_kind(arm), _fit_other)
+def _coercer(member: Any) -> Callable[[Any, Any], Any]:
+    return _COERCERS.get(_kind(member), _coerce_other)
 
 
 def _scalar(value: Any) -> Any:
-    """One value of a key that was given several times: the last."""
+    """Last value of a key that was given several times; other values unchanged."""
     return value[-1] if isinstance(value, Repeated) else value
 
 
-def _fit_none(value: Any, _arm: Any) -> None:
+def _coerce_none(value: Any, _member: Any) -> None:
     if unwrap(value) is not None:
-        raise TypeMismatch(_NOTHING)
+        raise TypeMismatch(_NULL)
 
 
-def _fit_literal(value: Any, arm: Any) -> Any:
+def _coerce_literal(value: Any, member: Any) -> Any:
     value = _scalar(value)
-    choices = get_args(arm)
+    choices = get_args(member)
     meanings = [value.value, str(value)] if isinstance(value, Plain) else [value]
     for meaning in meanings:
         for choice in choices:
             if type(choice) is type(meaning) and choice == meaning:
                 return choice
-        for choice in choices:  # published files write some names in capitals
+        for choice in choices:  # published files write some names in upper case
             if isinstance(choice, str) and choice.lower() == str(meaning).lower():
                 return choice
     needs = ", ".join(str(choice) for choice in choices)
     raise TypeMismatch(f"one of {needs}" if len(choices) > 1 else needs, choices)
 
 
-def _fit_bool(value: Any, _arm: Any) -> bool:
+def _coerce_bool(value: Any, _member: Any) -> bool:
     value = _scalar(value)
     meaning = unwrap(value)
-    if isinstance(value, Plain) and value.lower() in _WORDS:
-        return _WORDS[value.lower()]
+    if isinstance(value, Plain) and value.lower() in _BOOLEANS:
+        return _BOOLEANS[value.lower()]
     if not isinstance(meaning, bool):
         raise TypeMismatch("true or false")
     return meaning
 
 
-def _fit_int(value: Any, _arm: Any) -> int:
+def _coerce_int(value: Any, _member: Any) -> int:
     meaning = _number(value)
     if not isinstance(meaning, Integral):
-        raise TypeMismatch("a whole number")
-    if abs(int(meaning)) > _MOST:
-        raise TypeMismatch("a whole number below 2^63")
+        raise TypeMismatch("an integer")
+    if abs(int(meaning)) > _MAX_INT:
+        raise TypeMismatch("an integer below 2^63")
     return int(meaning)
 
 
-def _fit_float(value: Any, _arm: Any) -> float:
+def _coerce_float(value: Any, _member: Any) -> float:
     meaning = _number(value)
     if not isinstance(meaning, Real):
         raise TypeMismatch("a number")
@@ -157,7 +157,7 @@ def _number(value: Any) -> Any:
     return None if isinstance(meaning, bool) else meaning
 
 
-def _fit_text(value: Any, _arm: Any) -> str:
+def _coerce_text(value: Any, _member: Any) -> str:
     value = _scalar(value)
     meaning = unwrap(value)
     if isinstance(value, Plain) and meaning is not None:
@@ -167,20 +167,22 @@ def _fit_text(value: Any, _arm: Any) -> str:
     raise TypeMismatch("text")
 
 
-def _fit_sequence(value: Any, arm: Any) -> list[Any]:
+def _coerce_sequence(value: Any, member: Any) -> list[Any]:
     items = _items(value)
     if items is None:
         raise TypeMismatch("a list")
-    kinds = [kind for kind in get_args(arm) if kind is not Ellipsis]
-    if get_origin(arm) is tuple and Ellipsis not in get_args(arm) and len(kinds) != len(items):
-        raise TypeMismatch(f"{len(kinds)} values, not {len(items)}")
+    kinds = [kind for kind in get_args(member) if kind is not Ellipsis]
+    is_fixed = get_origin(member) is tuple and Ellipsis not in get_args(member)
+    if is_fixed and len(kinds) != len(items):
+        raise TypeMismatch(f"a list of {len(kinds)} values, not {len(items)}")
     if len(kinds) == 1:
         kinds *= len(items)
-    return [_fit(item, kind) for item, kind in zip(items, kinds or [Any] * len(items), strict=True)]
+    kinds = kinds or [Any] * len(items)
+    return [_coerce(item, kind) for item, kind in zip(items, kinds, strict=True)]
 
 
 def _items(value: Any) -> list[Any] | None:
-    """The items of a list, however it was written; None when it is no list."""
+    """Items of a list in any notation; None if the value is no list."""
     if isinstance(value, Repeated):
         parts = [_items(part) for part in value]
         return None if None in parts else [item for part in parts for item in part or []]
@@ -193,37 +195,37 @@ def _items(value: Any) -> list[Any] | None:
     return None
 
 
-def _fit_mapping(value: Any, arm: Any) -> dict[Any, Any]:
+def _coerce_mapping(value: Any, member: Any) -> dict[Any, Any]:
     value = _scalar(value)
     if not isinstance(value, Mapping):
         raise TypeMismatch("a mapping")
-    _, item_kind = get_args(arm) or (str, Any)
-    return {key: _fit(item, item_kind) for key, item in value.items()}
+    _, item_kind = get_args(member) or (str, Any)
+    return {key: _coerce(item, item_kind) for key, item in value.items()}
 
 
-def _fit_model(value: Any, _arm: Any) -> Any:
+def _coerce_model(value: Any, _member: Any) -> Any:
     value = _scalar(value)
     if not isinstance(value, dict | BaseModel):
         raise TypeMismatch("a section (a mapping)")
     return value
 
 
-def _fit_other(value: Any, arm: Any) -> Any:
-    """Types that pydantic reads from text (paths, enumerations), and `Any`."""
+def _coerce_other(value: Any, member: Any) -> Any:
+    """Value for types that pydantic converts from text (paths, enumerations), and for `Any`."""
     value = _scalar(value)
-    if isinstance(value, Plain) and arm not in (Any, object):
+    if isinstance(value, Plain) and member not in (Any, object):
         return None if value.value is None else str(value)
     return unwrap(value)
 
 
-_FITTERS: dict[Any, Callable[[Any, Any], Any]] = {
-    types.NoneType: _fit_none,
-    Literal: _fit_literal,
-    bool: _fit_bool,
-    int: _fit_int,
-    float: _fit_float,
-    BaseModel: _fit_model,
-    str: _fit_text,
-    dict: _fit_mapping,
-    list: _fit_sequence,
+_COERCERS: dict[Any, Callable[[Any, Any], Any]] = {
+    types.NoneType: _coerce_none,
+    Literal: _coerce_literal,
+    bool: _coerce_bool,
+    int: _coerce_int,
+    float: _coerce_float,
+    BaseModel: _coerce_model,
+    str: _coerce_text,
+    dict: _coerce_mapping,
+    list: _coerce_sequence,
 }

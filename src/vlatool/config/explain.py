@@ -1,4 +1,4 @@
-"""A configuration as YAML that loads again, with where each value came from."""
+"""Configurations as YAML that can be loaded again, with the origin of each value."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _COMMENT_COLUMN = 60
 
 @dataclass(frozen=True)
 class _Line:
-    """One line of YAML; `key` is the dotted key of its value, empty for a section's own line."""
+    """Line of YAML; `key` is the dotted key of its value, empty for the line of a section."""
 
     text: str
     key: str = ""
@@ -25,25 +25,25 @@ class _Line:
 
 
 def to_yaml(resolved: Resolved[Any], *, explain: bool = False) -> str:
-    """All values as YAML, in the order of the declaration.
+    """Writes all values as YAML, in the order of their declaration.
 
     Args:
-        resolved: What to print.
-        explain: Whether each value is followed by its origin.
+        resolved: Configuration to write.
+        explain: Add the origin of each value as a comment.
     """
     lines = list(_mapping_lines(_fields(resolved.config), "", ""))
     comments = [_comment(line, resolved.origins, explain=explain) for line in lines]
-    wide = [len(line.text) for line, comment in zip(lines, comments, strict=True) if comment]
-    column = min(max(wide, default=0), _COMMENT_COLUMN) if explain else 0
-    written = [
+    widths = [len(line.text) for line, comment in zip(lines, comments, strict=True) if comment]
+    column = min(max(widths, default=0), _COMMENT_COLUMN) if explain else 0
+    commented = [
         f"{line.text:<{column}}  # {comment}" if comment else line.text
         for line, comment in zip(lines, comments, strict=True)
     ]
-    return "\n".join(written) + "\n"
+    return "\n".join(commented) + "\n"
 
 
 def origin_of(key: str, origins: Mapping[str, str]) -> str:
-    """The origin of a dotted key; an item of a list has that of the list."""
+    """Origin of a dotted key; an item of a list has the origin of the list."""
     while key:
         if key in origins:
             return origins[key]
@@ -52,7 +52,7 @@ def origin_of(key: str, origins: Mapping[str, str]) -> str:
 
 
 def value_origins(resolved: Resolved[Any]) -> dict[str, str]:
-    """Dotted key to origin for every value, defaults included."""
+    """Dotted key to origin of every value, including defaults."""
     keys = [line.key for line in _mapping_lines(_fields(resolved.config), "", "") if line.key]
     return {key: origin_of(key, resolved.origins) for key in keys}
 
@@ -65,7 +65,7 @@ def _comment(line: _Line, origins: Mapping[str, str], *, explain: bool) -> str:
 
 @dataclass(frozen=True)
 class _Field:
-    """A name, its value as JSON has it or a section's fields, and the rule of an absent value."""
+    """Name of a field, its JSON value or section, and the rule if the value is derived later."""
 
     name: str
     value: Any
@@ -76,12 +76,12 @@ def _fields(value: BaseModel | Mapping[str, Any]) -> list[_Field]:
     if not isinstance(value, BaseModel):
         return [_Field(str(name), _plain(item)) for name, item in value.items()]
     data = value.model_dump(mode="json")
-    found: list[_Field] = []
+    fields: list[_Field] = []
     for name, field in type(value).model_fields.items():
         item = getattr(value, name)
         rule = (mark(field, "derived") or "") if item is None else ""
-        found.append(_Field(name, item if _has_sections(item) else data[name], rule))
-    return found
+        fields.append(_Field(name, item if _has_sections(item) else data[name], rule))
+    return fields
 
 
 def _plain(item: Any) -> Any:
@@ -118,7 +118,7 @@ def _value_lines(start: str, value: Any, indent: str, key: str, rule: str) -> It
 
 
 def _item_lines(item: Any, indent: str, key: str, *, is_shown: bool) -> Iterator[_Line]:
-    """An item of a block list; scalars of a list that is one value have no key of their own."""
+    """Lines of an item of a block list; scalars of a list that is one value have no key."""
     if isinstance(item, BaseModel) or (isinstance(item, dict) and item):
         lines = list(_mapping_lines(_fields(item), f"{indent}  ", f"{key}."))
         first = lines[0]
@@ -135,7 +135,7 @@ def _item_lines(item: Any, indent: str, key: str, *, is_shown: bool) -> Iterator
 
 
 def _flow(value: Any) -> str | None:
-    """A scalar, or a list without mappings, in one line; None for anything else."""
+    """One-line form of a scalar or a list without mappings; None for other values."""
     if isinstance(value, dict):
         return None if value else "{}"
     if isinstance(value, BaseModel):

@@ -1,6 +1,6 @@
-"""YAML files to trees: `!include`, `<<` and `!replace`, each value with its file and line.
+"""Reading of YAML files to trees with file and line of each value; `!include`, `<<`, `!replace`.
 
-No value is built here and no tag runs code: scalars keep their text.
+Scalars keep their text, and no tag can run code.
 """
 
 import difflib
@@ -21,13 +21,13 @@ from vlatool.storage.documents import (
     MAX_DEPTH,
     DocumentError,
     check_yaml,
-    not_yaml,
     read_document,
+    yaml_error,
 )
 from vlatool.storage.uri import can_list
 
-MAX_VALUES = 100_000  # of one configuration, each alias and each include as large as it is
-MAX_FILES = 1_000  # that one configuration reads, a file as often as it is included
+MAX_VALUES = 100_000  # of one configuration, including the values of each alias and include
+MAX_FILES = 1_000  # read by one configuration, counting repeated includes
 
 _MERGE_KEY = "<<"
 _PLAIN_TAG = "tag:vlatool,plain"
@@ -43,11 +43,11 @@ _TYPED_BY_TAG = frozenset(f"tag:yaml.org,2002:{name}" for name in ("int", "float
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class _PlaceLoader(_Loader):
-    """Marks scalars as plain or quoted instead of guessing types by YAML 1.1 rules."""
+class _OriginLoader(_Loader):
+    """Loader that marks scalars as plain or quoted, without the types of YAML 1.1."""
 
     def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
-        """The tag of a node that has none of its own."""
+        """Tag of a node without an explicit tag."""
         if kind is yaml.ScalarNode:
             return _PLAIN_TAG if implicit[0] else _TEXT_TAG
         return _MAPPING_TAG if kind is yaml.MappingNode else _SEQUENCE_TAG
@@ -55,19 +55,19 @@ class _PlaceLoader(_Loader):
 
 @dataclass
 class Budget:
-    """What one configuration may still read, over all its files and overrides.
+    """Remaining number of values and files that a configuration may read.
 
-    Aliases and includes multiply: a few lines can ask for more than any memory holds.
+    Aliases and includes multiply: a few lines could expand to more than the memory.
     """
 
     values: int = MAX_VALUES
     files: int = MAX_FILES
 
     def spend(self, origin: str, *, values: int = 0, files: int = 0) -> None:
-        """Takes from what is left.
+        """Subtracts from the remaining numbers.
 
         Raises:
-            ConfigError: It is used up.
+            ConfigError: A limit is exceeded.
         """
         self.values -= values
         self.files -= files
@@ -80,17 +80,17 @@ class Budget:
 def read_file(
     location: str | Path,
     *,
-    show: Callable[[Path], str] = str,
+    display: Callable[[Path], str] = str,
     budget: Budget | None = None,
     is_shallow: bool = False,
 ) -> Node:
-    """The tree of a YAML file with everything that it includes.
+    """Reads a YAML file with all files that it includes.
 
     Args:
-        location: A local file, or one in S3.
-        show: How origins name this file and any included one.
-        budget: What may be read; one of its own, if nothing is given.
-        is_shallow: A key beside `<<` replaces a whole section that `<<` brings.
+        location: Local or remote file.
+        display: Returns the name of a file in origins.
+        budget: Limits of values and files; by default new ones.
+        is_shallow: A key next to `<<` replaces a section of `<<` instead of being merged into it.
 
     Raises:
         ConfigError: A file is missing, includes itself or is not valid.
@@ -99,71 +99,71 @@ def read_file(
     path = uri.location(location)
     document = _Document(
         path,
-        show(path),
-        show,
+        display(path),
+        display,
         (path.resolve(),),
         budget=budget or Budget(),
         is_shallow=is_shallow,
     )
-    return document.tree(asked_at="")
+    return document.tree(included_at="")
 
 
 def read_text(text: str, source: str, budget: Budget | None = None) -> Node:
-    """The tree of YAML text without a file; its includes are relative to the current folder."""
+    """Parses YAML text; its includes are relative to the working directory."""
     return _Document(Path(), source, budget=budget or Budget()).parse(text)
 
 
 @dataclass(frozen=True)
 class _Document:
-    """YAML that is being read.
+    """YAML document that is being read.
 
     Attributes:
-        path: Its file; includes are relative to the folder.
-        shown: How origins name it.
-        show: How origins name what it includes.
-        chain: The files that led here and this one.
-        depth: Lists, mappings and includes that it lies in.
-        budget: What may still be read.
-        is_shallow: `<<` merges no deeper than the mapping that it stands in.
+        path: File of the document; includes are relative to its folder.
+        name: Name of the document in origins.
+        display: Returns the name of an included file in origins.
+        chain: Files that include each other, up to this one.
+        depth: Number of lists, mappings and includes around the document.
+        budget: Remaining number of values and files.
+        is_shallow: `<<` does not merge nested mappings.
     """
 
     path: Path
-    shown: str
-    show: Callable[[Path], str] = str
+    name: str
+    display: Callable[[Path], str] = str
     chain: tuple[Path, ...] = ()
     depth: int = 0
     budget: Budget = field(default_factory=Budget)
     is_shallow: bool = False
 
-    def tree(self, asked_at: str) -> Node:
-        """What the file holds; `asked_at` is the place that includes it."""
-        self.budget.spend(asked_at or self.shown, files=1)
+    def tree(self, included_at: str) -> Node:
+        """Reads the file; `included_at` is the origin of the include, empty without one."""
+        self.budget.spend(included_at or self.name, files=1)
         try:
             text = read_document(self.path)
         except DocumentError as error:
-            raise self._unreadable(asked_at, error.reason) from error
+            raise self._unreadable(included_at, error.reason) from error
         except OSError as error:
-            hint = "" if asked_at else _near_files(self.path)
+            hint = "" if included_at else _near_files(self.path)
             reason = error.strerror or str(error)
-            raise self._unreadable(asked_at, reason, hint) from error
+            raise self._unreadable(included_at, reason, hint) from error
         return self.parse(text)
 
     def parse(self, text: str) -> Node:
-        """What `text` holds; an empty one is an empty mapping."""
+        """Parses the text; an empty text is an empty mapping."""
         try:
             values = check_yaml(text, MAX_VALUES)
-            self.budget.spend(self.shown, values=values)
-            root = yaml.compose(text, Loader=_PlaceLoader)
+            self.budget.spend(self.name, values=values)
+            root = yaml.compose(text, Loader=_OriginLoader)
         except DocumentError as error:
             raise _error(self._line(error.line), error.reason) from error
-        except yaml.YAMLError as error:  # an alias that nothing stands for
-            told = not_yaml(error, text)
-            raise _error(self._line(told.line), told.reason) from error
-        return Node({}, f"{self.shown}:1") if root is None else self._read(root, self.depth)
+        except yaml.YAMLError as error:  # an undefined alias
+            problem = yaml_error(error, text)
+            raise _error(self._line(problem.line), problem.reason) from error
+        return Node({}, f"{self.name}:1") if root is None else self._read(root, self.depth)
 
     def _read(self, node: yaml.Node, depth: int) -> Node:
-        """The tree of a node that lies in `depth` others."""
-        origin = self._place(node)
+        """Tree of a node inside `depth` others."""
+        origin = self._origin(node)
         if depth > MAX_DEPTH:
             raise _error(origin, f"nested deeper than {MAX_DEPTH} levels")
         if node.tag == _INCLUDE_TAG:
@@ -176,47 +176,47 @@ class _Document:
         assert isinstance(node, yaml.ScalarNode)
         return Node(_scalar(node, origin), origin)
 
-    def _unreadable(self, asked_at: str, reason: str, hint: str = "") -> ConfigError:
-        message = f"cannot read {self.shown}: {reason}"
-        return _error(asked_at, message, hint=hint, code="config.missing_file")
+    def _unreadable(self, included_at: str, reason: str, hint: str = "") -> ConfigError:
+        message = f"cannot read {self.name}: {reason}"
+        return _error(included_at, message, hint=hint, code="config.missing_file")
 
     def _line(self, line: int) -> str:
-        return f"{self.shown}:{line}" if line else self.shown
+        return f"{self.name}:{line}" if line else self.name
 
     def _include(self, node: yaml.Node, depth: int) -> Node:
-        origin = self._place(node)
+        origin = self._origin(node)
         if not isinstance(node, yaml.ScalarNode) or not node.value:
             raise _error(origin, "!include needs a path")
-        wanted = uri.location(node.value)
-        path = wanted if wanted.is_absolute() else self.path.parent / wanted
+        target = uri.location(node.value)
+        path = target if target.is_absolute() else self.path.parent / target
         if path.resolve() in self.chain:
             raise _error(
                 origin,
                 f"{node.value} includes itself",
-                hint=" -> ".join(self.show(step) for step in self.chain),
+                hint=" -> ".join(self.display(step) for step in self.chain),
                 code="config.include_cycle",
             )
         chain = (*self.chain, path.resolve())
-        included = replace(self, path=path, shown=self.show(path), chain=chain, depth=depth)
-        return included.tree(asked_at=origin)
+        included = replace(self, path=path, name=self.display(path), chain=chain, depth=depth)
+        return included.tree(included_at=origin)
 
     def _mapping(self, node: yaml.MappingNode, depth: int) -> Node:
-        origin = self._place(node)
+        origin = self._origin(node)
         _check_tag(node, origin, _MAPPING_TAG, _REPLACE_TAG)
         inherited = Node({}, origin)
-        own: dict[str, Node] = {}
+        children: dict[str, Node] = {}
         for key_node, value_node in node.value:
-            place = self._place(key_node)
-            key = _key(key_node, place)
+            key_origin = self._origin(key_node)
+            key = _key(key_node, key_origin)
             value = self._read(value_node, depth)
             if key is None:
-                inherited = self._merged(inherited, _mergeable(value, place))
-            elif key in own:
-                message = f'the key "{key}" stands here twice'
-                raise _error(place, message, code="config.duplicate_key")
+                inherited = self._merged(inherited, _mergeable(value, key_origin))
+            elif key in children:
+                message = f'duplicate key "{key}"'
+                raise _error(key_origin, message, code="config.duplicate_key")
             else:
-                own[key] = value
-        tree = self._merged(inherited, Node(own, origin))
+                children[key] = value
+        tree = self._merged(inherited, Node(children, origin))
         return replace(tree, replace=tree.replace or node.tag == _REPLACE_TAG)
 
     def _merged(self, base: Node, over: Node) -> Node:
@@ -224,20 +224,20 @@ class _Document:
             return merge(base, over)
         return replace(over, value={**base.value, **over.value}, replace=base.replace)
 
-    def _place(self, node: yaml.Node) -> str:
-        return f"{self.shown}:{node.start_mark.line + 1}"
+    def _origin(self, node: yaml.Node) -> str:
+        return f"{self.name}:{node.start_mark.line + 1}"
 
 
-def _key(node: yaml.Node, place: str) -> str | None:
-    """The text of a key; None for the merge key."""
+def _key(node: yaml.Node, key_origin: str) -> str | None:
+    """Text of a key; None for the merge key `<<`."""
     if not isinstance(node, yaml.ScalarNode):
-        raise _error(place, "a key must be text")
-    key = _scalar(node, place)
+        raise _error(key_origin, "a key must be text")
+    key = _scalar(node, key_origin)
     return None if isinstance(key, Plain) and key == _MERGE_KEY else str(key)
 
 
 def _mergeable(value: Node, origin: str) -> Node:
-    """What `<<` brings in: a mapping, or a list of which the earlier mappings win."""
+    """Value of `<<`: a mapping, or a list of mappings, of which earlier ones take precedence."""
     if isinstance(value.value, dict):
         return value
     items: list[Node] = value.value if isinstance(value.value, list) else [value]
@@ -250,7 +250,7 @@ def _mergeable(value: Node, origin: str) -> Node:
 
 
 def _scalar(node: yaml.ScalarNode, origin: str) -> Plain | str:
-    """Unquoted text with its meaning, or quoted text."""
+    """Unquoted text with its value, or quoted text."""
     _check_tag(node, origin, _PLAIN_TAG, _TEXT_TAG, *_TYPED_BY_TAG)
     return node.value if node.tag == _TEXT_TAG else parse_plain(node.value)
 
@@ -260,34 +260,34 @@ def _check_tag(node: yaml.Node, origin: str, *known: str) -> None:
         return
     if node.tag == _REPLACE_TAG and isinstance(node, yaml.SequenceNode):
         raise _error(origin, "!replace needs a mapping; lists always replace")
-    hint = "the tags are !include and !replace"
+    hint = "the supported tags are !include and !replace"
     raise _error(origin, f"unknown tag {node.tag!r}", hint=hint, code="config.unknown_tag")
 
 
 def _near_files(path: Path) -> str:
-    """Files of the same folder, and presets, whose names are near that of one that is missing."""
+    """Hint with files of the folder, and presets, whose names are similar to a missing file."""
     try:
-        there = path.parent.iterdir() if can_list(path) else ()
-        files = [file for file in there if file.suffix in _SUFFIXES]
+        children = path.parent.iterdir() if can_list(path) else ()
+        files = [file for file in children if file.suffix in _SUFFIXES]
     except OSError:
-        return f"there is no folder {path.parent}"
+        return f"the folder {path.parent} does not exist"
     stems = {f"-c {file}": file.stem for file in sorted(files)}
     stems |= {f"--preset {name}": name for name in preset_names()}
-    wanted = path.stem.replace("_", "-")
-    near = difflib.get_close_matches(wanted, stems.values(), cutoff=_NEAR_NAME)
-    told = [typed for stem in near for typed, name in stems.items() if name == stem]
-    if told:
-        return f"did you mean {' or '.join(dict.fromkeys(told))}?"
-    return "name a YAML file; `vlatool presets` lists what --preset takes"
+    target = path.stem.replace("_", "-")
+    near = difflib.get_close_matches(target, stems.values(), cutoff=_NEAR_NAME)
+    options = [option for stem in near for option, name in stems.items() if name == stem]
+    if options:
+        return f"did you mean {' or '.join(dict.fromkeys(options))}?"
+    return "give the path of a YAML file; `vlatool presets` lists the values of --preset"
 
 
 def _too_large(origin: str, message: str) -> ConfigError:
-    hint = "aliases and includes count as often as they are used; write less"
+    hint = "shorten the configuration; aliases and includes count each time they are used"
     return _error(origin, message, hint=hint, code="config.too_large")
 
 
 def _error(
     origin: str, message: str, *, hint: str = "", code: str = "config.syntax"
 ) -> ConfigError:
-    """An error at a place in a file, found before there is a tree to validate."""
+    """Error at a line of a file, raised before validation."""
     return config_error([Problem("", origin, message, code=code)], hint=hint)

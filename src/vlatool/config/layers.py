@@ -1,4 +1,4 @@
-"""What a configuration is made of: presets, files and overrides as trees, the lowest first."""
+"""Layers of a configuration: presets, files and overrides as trees, the lowest one first."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 
 from vlatool.config.includes import Budget, read_file
 from vlatool.config.overrides import Override, overrides_tree
-from vlatool.config.presets import preset_kind, preset_path, shown_path
+from vlatool.config.presets import display_path, preset_kind, preset_path
 from vlatool.config.problems import Problem, config_error
 from vlatool.config.tree import TYPED_ORIGIN, Node, lenient, merge
 from vlatool.plugins import Registry
@@ -20,12 +20,12 @@ _INCLUDE = re.compile(r"^include\s+(\S.*\.ya?ml)$")
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How layers are read.
+    """Options of reading layers.
 
     Attributes:
-        preset_kinds: Folders of the presets that fit; empty for all.
-        compat: Files are read as the published program reads them: what nobody knows is left out,
-            and a key beside `<<` replaces a whole section that `<<` brings.
+        preset_kinds: Allowed folders of presets; empty for all.
+        compat: Read files like the published program: ignore unknown keys, and let a key next to
+            `<<` replace a section of `<<`.
     """
 
     preset_kinds: tuple[str, ...] = ()
@@ -37,18 +37,18 @@ STRICT = ReadOptions()
 
 @dataclass(frozen=True)
 class ConvertedConfig:
-    """The tree of another program in our keys.
+    """Configuration of another program, converted to the keys used here.
 
     Attributes:
-        tree: What it says.
-        is_record: A program wrote it, with every key it has: what nobody knows is left out.
+        tree: Converted tree.
+        is_record: The file was written by a program, with all its keys: unknown ones are ignored.
     """
 
     tree: Node
     is_record: bool = False
 
 
-# Of a tree, and of the files under it as they were written; None where the tree is of another kind.
+# Arguments: the tree, and the unconverted earlier files; None if the tree is not of that program.
 Translate = Callable[[Node, Node], ConvertedConfig | None]
 
 
@@ -57,34 +57,34 @@ class Layers:
     """Trees in the order in which they are merged.
 
     Attributes:
-        trees: The first lies at the bottom.
-        own: Files, as origins name them, whose values somebody typed for this command.
+        trees: Trees, each merged over the ones before it.
+        typed_files: Files, as named in origins, whose values the user set for this command.
     """
 
     trees: Sequence[Node]
-    own: frozenset[str] = frozenset()
+    typed_files: frozenset[str] = frozenset()
 
     def is_typed(self, origin: str) -> bool:
-        """Whether a value of this origin was typed, not inherited from a preset or an include."""
-        return origin.startswith(TYPED_ORIGIN) or origin.rpartition(":")[0] in self.own
+        """True if a value of this origin was set explicitly, not by a preset or an include."""
+        return origin.startswith(TYPED_ORIGIN) or origin.rpartition(":")[0] in self.typed_files
 
 
 @dataclass(frozen=True)
 class LayerReader:
-    """Reads layers for one class of configurations.
+    """Reader of the layers of one class of configurations.
 
     Attributes:
-        sections: Folder of presets to the section that they fill, dotted.
-        translations: What recognises trees of other programs.
-        reading: How.
-        preset_roots: Folders with presets; ours and those of plugins by default.
-        keys: Top-level keys of a record. A file that has all of them was written by a program.
-        budget: What may still be read.
+        sections: Folder of presets to the dotted section that they fill.
+        translations: Converters of configurations of other programs.
+        options: Options of reading.
+        preset_roots: Folders with presets; by default those of vlatool and of plugins.
+        keys: Top-level keys of a record. A file with all of them was written by a program.
+        budget: Remaining number of values and files.
     """
 
     sections: Mapping[str, str]
     translations: Registry[Any] | None
-    reading: ReadOptions
+    options: ReadOptions
     preset_roots: Sequence[Path] | None = None
     keys: frozenset[str] = frozenset()
     budget: Budget = field(default_factory=Budget)
@@ -92,47 +92,47 @@ class LayerReader:
     def read(
         self, presets: Sequence[str], files: Sequence[str], overrides: Sequence[Override]
     ) -> Layers:
-        """All layers.
+        """Reads all layers.
 
         Raises:
             ConfigError: A file cannot be read.
-            UsageError: A preset has an unknown name, or is of another kind.
+            UsageError: The name of a preset is unknown, or its kind is not allowed here.
         """
         trees = [self._preset(name) for name in presets]
-        own: list[str] = []
-        below = Node({}, TYPED_ORIGIN)
+        typed_files: list[str] = []
+        earlier = Node({}, TYPED_ORIGIN)
         for file in files:
             tree = self._file(file)
-            translated = self._told(tree, below)
-            below = merge(below, tree)
-            trees.append(lenient(translated.tree) if translated.is_record else translated.tree)
-            if not (translated.is_record or self._is_whole(tree)):
-                own.append(self._shown(location(file)))
-        typed = self._translated(overrides_tree(overrides, self.budget), below).tree
-        return Layers([*trees, typed], frozenset(own))
+            converted = self._convert_file(tree, earlier)
+            earlier = merge(earlier, tree)
+            trees.append(lenient(converted.tree) if converted.is_record else converted.tree)
+            if not (converted.is_record or self._is_complete_record(tree)):
+                typed_files.append(self._display(location(file)))
+        typed = self._convert(overrides_tree(overrides, self.budget), earlier).tree
+        return Layers([*trees, typed], frozenset(typed_files))
 
-    def _is_whole(self, tree: Node) -> bool:
+    def _is_complete_record(self, tree: Node) -> bool:
         return bool(self.keys) and self.keys <= tree.value.keys()
 
     def _preset(self, name: str) -> Node:
-        path = preset_path(name, self.preset_roots, self.reading.preset_kinds)
-        tree = _checked(read_file(path, show=self._shown, budget=self.budget))
+        path = preset_path(name, self.preset_roots, self.options.preset_kinds)
+        tree = _check_mapping(read_file(path, display=self._display, budget=self.budget))
         section = self.sections.get(preset_kind(path, self.preset_roots), "")
         for name in reversed(section.split(".") if section else ()):
             tree = Node({name: tree}, tree.origin)
         return tree
 
     def _file(self, file: str) -> Node:
-        compat = self.reading.compat
-        tree = _checked(read_file(file, show=self._shown, budget=self.budget, is_shallow=compat))
-        return self._included(tree)
+        compat = self.options.compat
+        tree = read_file(file, display=self._display, budget=self.budget, is_shallow=compat)
+        return self._resolve_includes(_check_mapping(tree))
 
-    def _told(self, tree: Node, below: Node) -> ConvertedConfig:
-        translated = self._translated(tree, below)
-        return replace(translated, is_record=translated.is_record or self.reading.compat)
+    def _convert_file(self, tree: Node, earlier: Node) -> ConvertedConfig:
+        converted = self._convert(tree, earlier)
+        return replace(converted, is_record=converted.is_record or self.options.compat)
 
-    def _included(self, layer: Node) -> Node:
-        """Published files may say `key: include other.yaml`, relative to the working directory."""
+    def _resolve_includes(self, layer: Node) -> Node:
+        """Reads includes of published files: `key: include other.yaml`, from the current folder."""
         top = {
             key: read_file(match.group(1), budget=self.budget)
             if isinstance(node.value, str) and (match := _INCLUDE.match(node.value))
@@ -141,21 +141,21 @@ class LayerReader:
         }
         return replace(layer, value=top)
 
-    def _translated(self, tree: Node, below: Node) -> ConvertedConfig:
-        """The tree in our keys, by the first translation that recognises it."""
+    def _convert(self, tree: Node, earlier: Node) -> ConvertedConfig:
+        """Converts a tree with the first converter that recognizes it."""
         table = self.translations
         for name in table.names() if table is not None else ():
             translate: Translate = table.get(name)  # pyright: ignore[reportOptionalMemberAccess]
-            if (translated := translate(tree, below)) is not None:
-                return translated
+            if (converted := translate(tree, earlier)) is not None:
+                return converted
         return ConvertedConfig(tree)
 
     @property
-    def _shown(self) -> Callable[[Path], str]:
-        return partial(shown_path, roots=self.preset_roots)
+    def _display(self) -> Callable[[Path], str]:
+        return partial(display_path, roots=self.preset_roots)
 
 
-def _checked(layer: Node) -> Node:
+def _check_mapping(layer: Node) -> Node:
     if isinstance(layer.value, dict):
         return layer
     problem = Problem("", layer.origin, "a configuration must be a mapping", code="config.syntax")

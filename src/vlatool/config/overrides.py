@@ -1,4 +1,4 @@
-"""What is typed on the command line as a tree: `a.b=c`, in order, each with its position."""
+"""Overrides `a.b=c` of the command line as a tree, with the origin of each value."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,13 +16,13 @@ _YAML_STARTS = ("[", "{", '"', "'", "!include ", "!replace ")
 
 @dataclass(frozen=True)
 class Override:
-    """One key set after all files.
+    """Value of a key that overrides all files.
 
     Attributes:
-        key: Dotted; dashes are as good as underscores.
-        value: Text as typed, or an already typed value.
-        origin: Such as `command line, --hparams.lr`.
-        is_flat: Whether the key was typed without its section.
+        key: Dotted key; dashes and underscores are equivalent.
+        value: Text of the command line, or a value of any type.
+        origin: Origin such as `command line, --hparams.lr`.
+        is_flat: The key was written without its section.
     """
 
     key: str
@@ -32,22 +32,22 @@ class Override:
 
 
 def parse_override(text: str, option: str = "") -> Override:
-    """The override in `a.b=c`.
+    """Parses an override `a.b=c`.
 
     Args:
-        text: As typed.
-        option: The option that was typed, for messages; `--set a.b`, if nothing is given.
+        text: Text of the command line.
+        option: Option that was used, for messages; by default `--set a.b`.
 
     Raises:
-        UsageError: There is no key, a key of too many parts, or no `=`.
+        UsageError: The key is missing or has too many parts, or `=` is missing.
     """
     key, equals, value = text.partition("=")
     key = key.strip().removeprefix("--")
     parts = key.split(".")
     if not equals or not all(parts) or len(parts) > MAX_DEPTH:
         raise UsageError(
-            f"{text!r} sets nothing",
-            hint="write KEY=VALUE, for example hparams.lr=1e-4",
+            f"{text!r}: not of the form KEY=VALUE",
+            hint="use KEY=VALUE, for example hparams.lr=1e-4",
             code="usage.override",
             details={"override": text},
         )
@@ -55,11 +55,11 @@ def parse_override(text: str, option: str = "") -> Override:
 
 
 def overrides_tree(overrides: Sequence[Override], budget: Budget | None = None) -> Node:
-    """All overrides as one layer; the values of a repeated key stay together.
+    """All overrides as one layer; the values of a repeated key become `Repeated`.
 
     Args:
-        overrides: In the order typed.
-        budget: What their files may still read; one of their own, if nothing is given.
+        overrides: Overrides in the order of the command line.
+        budget: Remaining number of values and files; by default a new budget.
     """
     layer = Node({}, TYPED_ORIGIN)
     budget = budget or Budget()
@@ -81,18 +81,18 @@ def _value(override: Override, budget: Budget) -> Node:
 
 
 def _with_origin(node: Node, origin: str) -> Node:
-    """The tree with the override as origin where the text itself, not a file, gives a value."""
+    """Sets the override as the origin of values in its text, not of those in included files."""
     value = node.value
     if isinstance(value, dict):
         value = {key: _with_origin(item, origin) for key, item in value.items()}
     elif isinstance(value, list):
         value = [_with_origin(item, origin) for item in value]
-    is_own = node.origin.startswith(f"{origin}:")
-    return replace(node, value=value, origin=origin if is_own else node.origin)
+    is_in_text = node.origin.startswith(f"{origin}:")
+    return replace(node, value=value, origin=origin if is_in_text else node.origin)
 
 
 def _put(section: Node, parts: Sequence[str], value: Node) -> Node:
-    """`section` with `value` at a path, merged into what earlier overrides put there."""
+    """Copy of `section` with `value` at a path, merged with values of earlier overrides."""
     children = dict(section.value) if isinstance(section.value, dict) else {}
     name, *rest = parts
     old = children.get(name)

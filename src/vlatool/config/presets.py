@@ -1,4 +1,4 @@
-"""Preset names to files: those of this package or checkout, and those of installed plugins."""
+"""Presets: lookup of files by name, in this package or checkout and in installed plugins."""
 
 import importlib.util
 import os
@@ -12,18 +12,18 @@ from vlatool.plugins import did_you_mean
 from vlatool.storage.uri import is_remote, location
 
 _GROUPS = ("vlatool.formats", "vlatool.models")
-_SHOWN_ROOT = "presets"
+_DISPLAYED_ROOT = "presets"
 
 
 @dataclass(frozen=True)
 class PresetInfo:
-    """One preset.
+    """Name, file and description of a preset.
 
     Attributes:
-        name: What users type.
-        kind: The folder it lies in: `runs`, `models`, `data`, `preprocess`.
-        path: Its file.
-        description: The first comment line.
+        name: Name on the command line.
+        kind: Folder of the preset: `runs`, `models`, `data`, `preprocess`.
+        path: YAML file.
+        description: First comment line of the file.
     """
 
     name: str
@@ -33,14 +33,14 @@ class PresetInfo:
 
 
 def builtin_root() -> Path:
-    """The folder of our own presets: inside a wheel, or at the top of a checkout."""
+    """Folder of the presets of vlatool: in the installed package, or at the top of a checkout."""
     package = Path(__file__).resolve().parent.parent
     installed = package / "presets"
     return installed if installed.is_dir() else package.parent.parent / "presets"
 
 
 def plugin_roots() -> list[Path]:
-    """The `presets` folders of packages that provide a format or a model type."""
+    """Folders `presets` of packages that provide a format or a model type."""
     packages = {
         point.module.partition(".")[0] for group in _GROUPS for point in entry_points(group=group)
     }
@@ -53,85 +53,85 @@ def plugin_roots() -> list[Path]:
 
 
 def preset_names(roots: Sequence[Path] | None = None) -> list[str]:
-    """Every name, sorted."""
+    """All names of presets, sorted."""
     return sorted(info.name for info in list_presets(roots))
 
 
 def list_presets(roots: Sequence[Path] | None = None) -> list[PresetInfo]:
-    """Every preset; a plugin cannot shadow one of ours.
+    """All presets; a plugin cannot replace a preset of vlatool.
 
     Args:
-        roots: Folders to search; ours and those of plugins by default.
+        roots: Folders to search; by default those of vlatool and of plugins.
     """
-    found: dict[str, PresetInfo] = {}
-    for root in _roots_until_found(roots):
+    presets: dict[str, PresetInfo] = {}
+    for root in _preset_roots(roots):
         for path in sorted(root.rglob("*.yaml")):
             info = PresetInfo(path.stem, _kind(path, root), path, _description(path))
-            found.setdefault(info.name, info)
-    return list(found.values())
+            presets.setdefault(info.name, info)
+    return list(presets.values())
 
 
 def preset_path(name: str, roots: Sequence[Path] | None = None, kinds: Sequence[str] = ()) -> Path:
-    """The file of a preset, or of a path given in place of a name.
+    """File of a preset, given by name or by path.
 
     Args:
-        name: With dashes or underscores.
-        roots: Folders to search; ours and those of plugins by default.
-        kinds: The folders below them whose presets fit; empty for all.
+        name: Name, with dashes or underscores, or a path.
+        roots: Folders to search; by default those of vlatool and of plugins.
+        kinds: Allowed folders below them; empty for all.
 
     Raises:
-        UsageError: Nothing has this name, and the nearest names are the hint; or it is of another
-            kind.
-        StorageError: The storage that the path is in cannot be read.
+        UsageError: The name is unknown (the hint has similar names), or its kind is not allowed.
+        StorageError: The storage of the path cannot be read.
     """
-    wanted = name.replace("_", "-")
+    stem = name.replace("_", "-")
     if name.endswith(".yaml") or "/" in name:
         return _by_path(name, roots)
-    for root in _roots_until_found(roots):
+    for root in _preset_roots(roots):
         for path in sorted(root.rglob("*.yaml")):
-            if path.stem.replace("_", "-") == wanted:
+            if path.stem.replace("_", "-") == stem:
                 _check_kind(name, _kind(path, root), kinds)
                 return path
-    raise _unknown(name, [one.name for one in list_presets(roots) if _fits(one.kind, kinds)])
+    known = [preset.name for preset in list_presets(roots) if _is_allowed(preset.kind, kinds)]
+    raise _unknown(name, known)
 
 
 def preset_kind(path: Path, roots: Sequence[Path] | None = None) -> str:
-    """The folder below a preset folder that a file lies in; empty for any other file."""
+    """Folder of a preset below a preset folder; empty for any other file."""
     if is_remote(path):
         return ""
-    for root in _roots_until_found(roots):
+    for root in _preset_roots(roots):
         if path.resolve().is_relative_to(root.resolve()):
             return _kind(path.resolve(), root.resolve())
     return ""
 
 
-def _fits(kind: str, kinds: Sequence[str]) -> bool:
+def _is_allowed(kind: str, kinds: Sequence[str]) -> bool:
     return not kinds or not kind or kind in kinds
 
 
 def _check_kind(name: str, kind: str, kinds: Sequence[str]) -> None:
-    if not _fits(kind, kinds):
+    if not _is_allowed(kind, kinds):
         raise UsageError(
-            f"the preset {name!r} is one of {kind}, which this command does not take",
-            hint=f"`vlatool presets` lists them; here fit those of {', '.join(kinds)}",
+            f"the preset {name!r} is of kind {kind}, which this command does not accept",
+            hint=f"use a preset of kind {' or '.join(kinds)}; `vlatool presets` lists all presets",
             code="usage.preset_kind",
             details={"preset": name, "kind": kind, "kinds": list(kinds)},
         )
 
 
-def shown_path(path: Path, roots: Sequence[Path] | None = None) -> str:
-    """How origins name a file: `presets/...` below a preset folder, else as it was given."""
+def display_path(path: Path, roots: Sequence[Path] | None = None) -> str:
+    """Name of a file in origins: `presets/...` below a preset folder, else its path."""
     if is_remote(path):
         return str(path.resolve())
     if path.is_absolute():
-        for root in _roots_until_found(roots):
+        for root in _preset_roots(roots):
             if path.resolve().is_relative_to(root.resolve()):
-                return str(_SHOWN_ROOT / path.resolve().relative_to(root.resolve()))
+                return str(_DISPLAYED_ROOT / path.resolve().relative_to(root.resolve()))
     return os.path.normpath(path)
 
 
-def _roots_until_found(roots: Sequence[Path] | None) -> Iterator[Path]:
-    """Preset folders, ours first: those of plugins are looked for only when they are needed."""
+def _preset_roots(roots: Sequence[Path] | None) -> Iterator[Path]:
+    """Yields preset folders: that of vlatool, then those of plugins, which are found lazily."""
     if roots is not None:
         yield from roots
         return
@@ -142,7 +142,7 @@ def _roots_until_found(roots: Sequence[Path] | None) -> Iterator[Path]:
 def _by_path(name: str, roots: Sequence[Path] | None) -> Path:
     candidates = [location(name)]
     if not is_remote(candidates[0]):
-        for root in _roots_until_found(roots):
+        for root in _preset_roots(roots):
             candidates += [root / name, root / f"{name}.yaml"]
     for candidate in candidates:
         if candidate.is_file():
@@ -153,7 +153,7 @@ def _by_path(name: str, roots: Sequence[Path] | None) -> Path:
 def _unknown(name: str, known: list[str]) -> UsageError:
     return UsageError(
         f"unknown preset {name!r}",
-        hint=did_you_mean(Path(name).stem.replace("_", "-"), known) or "there are no presets here",
+        hint=did_you_mean(Path(name).stem.replace("_", "-"), known) or "there are no presets",
         code="usage.unknown_preset",
         details={"preset": name, "known": known},
     )

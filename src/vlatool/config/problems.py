@@ -1,4 +1,4 @@
-"""Every problem of a configuration at once: key, origin, and the nearest valid names."""
+"""Errors of a configuration: one message with all problems, their origins and similar names."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -19,35 +19,35 @@ _NEAR_VALUE = 0.4
 _ABSENT = ("missing", "union_tag_not_found")
 _UNKNOWN_KEY = "config.unknown_key"
 _INVALID_VALUE = "config.invalid_value"
-_MOST_LINES = 20
-_MOST_PROBLEMS = 100  # more are only counted: finding near names takes time
-_LONGEST_VALUE = 60
-# pydantic's kinds of error whose own sentences do not say what to write.
+_MAX_LINES = 20
+_MAX_PROBLEMS = 100  # more are only counted, because finding similar names takes time
+_MAX_VALUE = 60  # characters
+# Errors of pydantic with a message that does not describe valid values.
 _REASONS = {
-    "greater_than": "it must be above {gt}",
+    "greater_than": "it must be greater than {gt}",
     "greater_than_equal": "it must be at least {ge}",
-    "less_than": "it must be below {lt}",
+    "less_than": "it must be less than {lt}",
     "less_than_equal": "it must be at most {le}",
     "multiple_of": "it must be a multiple of {multiple_of}",
     "finite_number": "it must be a finite number",
-    "too_short": "it needs at least {min_length}, and has {actual_length}",
-    "too_long": "it takes at most {max_length}, and has {actual_length}",
-    "string_too_short": "it needs at least {min_length} character(s)",
-    "string_too_long": "it takes at most {max_length} characters",
+    "too_short": "it must have at least {min_length} items, and has {actual_length}",
+    "too_long": "it must have at most {max_length} items, and has {actual_length}",
+    "string_too_short": "it must have at least {min_length} character(s)",
+    "string_too_long": "it must have at most {max_length} characters",
     "string_pattern_mismatch": "it must have the form {pattern}",
-    "model_type": "it needs a section (a mapping)",
+    "model_type": "it must be a section (a mapping)",
 }
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong.
+    """Problem of one key.
 
     Attributes:
-        key: Dotted, as the user types it; empty when the file itself is wrong.
-        origin: Who wrote it.
-        message: What is wrong, without origin and suggestions.
-        suggestions: The nearest valid keys or values.
+        key: Dotted key as the user writes it; empty for a problem of a whole file.
+        origin: Origin of the value.
+        message: Description of the problem, without origin and suggestions.
+        suggestions: Similar valid keys or values.
         code: Stable identifier.
     """
 
@@ -58,27 +58,27 @@ class Problem:
     code: str = _INVALID_VALUE
 
     def line(self) -> str:
-        """The problem in one line."""
+        """One-line message."""
         start = f"{self.origin}: " if self.origin not in ("", "default") else ""
         names = ", ".join(f'"{name}"' for name in self.suggestions)
         return f"{start}{self.message}" + (f" (did you mean {names}?)" if names else "")
 
 
 def config_error(problems: Sequence[Problem], *, more: int = 0, hint: str = "") -> ConfigError:
-    """One error that lists all problems.
+    """Error that lists all problems.
 
     Args:
-        problems: What is wrong; of very many, the first ones.
-        more: How many there are beside these.
-        hint: What to do about it.
+        problems: Problems, at most the first 100.
+        more: Number of further problems.
+        hint: Action that solves the problems.
     """
-    problems = _by_cause(problems)
+    problems = _merge_equal(problems)
     codes = {problem.code for problem in problems}
-    lines = [problem.line() for problem in problems[:_MOST_LINES]]
+    lines = [problem.line() for problem in problems[:_MAX_LINES]]
     if len(lines) > 1:
         count = len(problems) + more
         lines = [f"{count:,} problems in the configuration:", *(f"  {line}" for line in lines)]
-        lines += [f"  and {count - _MOST_LINES:,} more"] if count > _MOST_LINES else []
+        lines += [f"  and {count - _MAX_LINES:,} more"] if count > _MAX_LINES else []
     return ConfigError(
         "\n".join(lines),
         hint=hint or "vlatool resolve-config --keys lists every key with its type and default",
@@ -87,72 +87,72 @@ def config_error(problems: Sequence[Problem], *, more: int = 0, hint: str = "") 
     )
 
 
-def _by_cause(problems: Sequence[Problem]) -> list[Problem]:
-    """The problems, those of one line that stands in several places told once."""
+def _merge_equal(problems: Sequence[Problem]) -> list[Problem]:
+    """Joins equal problems of the same line, such as those of a repeated alias."""
     causes: dict[tuple[str, ...], list[Problem]] = {}
     for problem in problems:
         leaf = problem.key.rpartition(".")[2]
-        what = problem.message.replace(f'"{problem.key}"', f'"{leaf}"')
-        causes.setdefault((problem.origin, leaf, what), []).append(problem)
-    return [_also(*same) for same in causes.values()]
+        message = problem.message.replace(f'"{problem.key}"', f'"{leaf}"')
+        causes.setdefault((problem.origin, leaf, message), []).append(problem)
+    return [_joined(*same) for same in causes.values()]
 
 
-def _also(first: Problem, *others: Problem) -> Problem:
+def _joined(first: Problem, *others: Problem) -> Problem:
     if not others:
         return first
     names = ", ".join(f'"{problem.key}"' for problem in others[:3])
     more = f" and {len(others) - 3:,} more" if len(others) > 3 else ""
-    return replace(first, message=f"{first.message}; so is {names}{more}")
+    return replace(first, message=f"{first.message}; the same applies to {names}{more}")
 
 
 def validation_problems(
     error: ValidationError, tree: Node, schema: type[BaseModel]
 ) -> tuple[list[Problem], int]:
-    """What pydantic found, in the words and keys of the files; one problem per key.
+    """Converts errors of pydantic, with keys as in the files; one problem per key.
 
     Returns:
-        The first problems, and how many there are beside them.
+        The first problems, and the number of further ones.
     """
-    found: dict[str, Problem] = {}
+    problems: dict[str, Problem] = {}
     details = error.errors(include_url=False)
-    for detail in details[:_MOST_PROBLEMS]:
+    for detail in details[:_MAX_PROBLEMS]:
         problem = _translate(detail, tree, schema)
-        known = found.get(problem.key)
-        if known is not None and known.code == problem.code and known.message != problem.message:
-            problem = replace(known, message=f"{known.message}, or {problem.message}")
-        found[problem.key] = problem
-    return list(found.values()), len(details[_MOST_PROBLEMS:])
+        first = problems.get(problem.key)
+        if first is not None and first.code == problem.code and first.message != problem.message:
+            problem = replace(first, message=f"{first.message}, or {problem.message}")
+        problems[problem.key] = problem
+    return list(problems.values()), len(details[_MAX_PROBLEMS:])
 
 
 def unknown_keys(error: ValidationError, tree: Node) -> list[list[str | int]]:
-    """Places of the keys that nobody knows, where all that are wrong may be left out."""
-    found: list[list[str | int]] = []
+    """Paths of unknown keys that may be ignored."""
+    paths: list[list[str | int]] = []
     for detail in error.errors(include_url=False):
-        parts = _typed_parts(detail["loc"], tree, detail["type"])
+        parts = _key_parts(detail["loc"], tree, detail["type"])
         node = find(tree, parts)
         if detail["type"] == "extra_forbidden" and node is not None and node.is_lenient:
-            found.append(parts)
-    return found
+            paths.append(parts)
+    return paths
 
 
-def others_with(key: str, schema: type[BaseModel]) -> list[str]:
-    """Whose a key is that this configuration does not have: `sink jsonl`, `format spartan`."""
+def owners_of_key(key: str, schema: type[BaseModel]) -> list[str]:
+    """Types that have a key which this configuration has not: `sink jsonl`, `format spartan`."""
     registries: Mapping[str, Registry[Any]] = getattr(schema, "registries", {})
     section, _, name = key.rpartition(".")
-    asked = [table for place, table in registries.items() if section in ("", place)]
-    return [f"{table.noun} {owner}" for table in asked for owner in table.names_with_key(name)]
+    tables = [table for path, table in registries.items() if section in ("", path)]
+    return [f"{table.label} {owner}" for table in tables for owner in table.names_with_key(name)]
 
 
 def nearest_keys(key: str, schema: type[BaseModel]) -> tuple[str, ...]:
-    """Valid keys of any section that look like `key`, the best first."""
+    """Valid keys of any section that are similar to `key`, the most similar first."""
     known = [*(info.key for info in dotted_keys(schema)), *section_names(schema)]
     flat: tuple[str, ...] = getattr(schema, "flat_sections", ())
-    if key.partition(".")[0] not in flat:  # whoever types keys flat is answered so
+    if key.partition(".")[0] not in flat:  # keys without a section get suggestions without one
         known = [_without_section(name, flat) for name in known]
     scored: dict[str, float] = {}
     for pattern in known:
         name = _concrete(pattern, key)
-        score = _likeness(key, name)
+        score = _similarity(key, name)
         if ANY_NAME not in name.split(".") and name != key and score >= _NEAR_KEY:
             scored[name] = score
     ranked = sorted(scored, key=lambda name: -scored[name])[:3]
@@ -164,8 +164,8 @@ def _without_section(key: str, sections: Sequence[str]) -> str:
     return rest if rest and rest != "type" and section in sections else key
 
 
-def _likeness(key: str, other: str) -> float:
-    """0 to 1; the last part of a key counts most, because sections are what people forget."""
+def _similarity(key: str, other: str) -> float:
+    """Similarity from 0 to 1; the last part of a key counts most, as sections are often omitted."""
     leaf, other_leaf = key.rpartition(".")[2], other.rpartition(".")[2]
     return 0.75 * _ratio(leaf, other_leaf) + 0.25 * _ratio(key, other)
 
@@ -175,7 +175,7 @@ def _ratio(left: str, right: str) -> float:
 
 
 def _concrete(pattern: str, key: str) -> str:
-    """`pattern` with its free names as `key` has them, where both agree up to there."""
+    """Replaces free names of `pattern` by those of `key`, as far as both have the same parts."""
     parts, typed = pattern.split("."), key.split(".")
     for index, part in enumerate(parts):
         if part == ANY_NAME and index < len(typed) and parts[:index] == typed[:index]:
@@ -185,27 +185,29 @@ def _concrete(pattern: str, key: str) -> str:
 
 def _translate(detail: Mapping[str, Any], tree: Node, schema: type[BaseModel]) -> Problem:
     kind, rejected = detail["type"], isinstance(detail["input"], InvalidValue)
-    parts = _typed_parts(detail["loc"], tree, kind)
+    parts = _key_parts(detail["loc"], tree, kind)
     if kind.startswith("union_tag") and not rejected:
         parts.append(detail["ctx"]["discriminator"].strip("'"))
-    place = _Place(_told(parts, tree), nearest_origin(tree, parts), _pattern(parts, schema))
+    context = _KeyContext(
+        _key_as_written(parts, tree), nearest_origin(tree, parts), _pattern(parts, schema)
+    )
     if kind == "extra_forbidden":
-        return _unknown_key(place, schema)
+        return _unknown_key(context, schema)
     if kind in _ABSENT and not rejected:
-        valid = choices(schema, place.pattern)
-        message = f'"{place.key}" is required' + (f"; one of {', '.join(valid)}" if valid else "")
-        return Problem(place.key, place.origin, message, code="config.missing_key")
-    return _invalid(place, find(tree, parts), detail, schema)
+        valid = choices(schema, context.pattern)
+        message = f'"{context.key}" is required' + (f"; one of {', '.join(valid)}" if valid else "")
+        return Problem(context.key, context.origin, message, code="config.missing_key")
+    return _invalid(context, find(tree, parts), detail, schema)
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where something is wrong.
+class _KeyContext:
+    """Key with a problem.
 
     Attributes:
-        key: Dotted, as the user types it.
-        origin: Who wrote it.
-        pattern: The declared key, with `*` for free names.
+        key: Dotted key as the user writes it.
+        origin: Origin of the value.
+        pattern: Declared key, with `*` for free names.
     """
 
     key: str
@@ -213,44 +215,44 @@ class _Place:
     pattern: str
 
 
-def _told(parts: Sequence[str | int], tree: Node) -> str:
-    """The dotted key as it was written: without its section where that was left out."""
+def _key_as_written(parts: Sequence[str | int], tree: Node) -> str:
+    """Dotted key as it was written: without its section if that was omitted."""
     node = find(tree, parts[:2])
     is_flat = node is not None and node.is_flat
     return ".".join(str(part) for part in (parts[1:] if is_flat else parts))
 
 
-def _unknown_key(place: _Place, schema: type[BaseModel]) -> Problem:
-    message = f'unknown key "{place.key}"'
-    owners = [f"type {name}" for name in types_with(schema, place.pattern)]
-    owners = owners or others_with(place.key, schema)
+def _unknown_key(context: _KeyContext, schema: type[BaseModel]) -> Problem:
+    message = f'unknown key "{context.key}"'
+    owners = [f"type {name}" for name in types_with(schema, context.pattern)]
+    owners = owners or owners_of_key(context.key, schema)
     if owners:
-        message += f": only {' and '.join(owners)} has it"
-    near = () if owners else nearest_keys(place.key, schema)
-    return Problem(place.key, place.origin, message, near, _UNKNOWN_KEY)
+        message += f": it belongs to {' and '.join(owners)}"
+    near = () if owners else nearest_keys(context.key, schema)
+    return Problem(context.key, context.origin, message, near, _UNKNOWN_KEY)
 
 
 def _invalid(
-    place: _Place, value: Node | None, detail: Mapping[str, Any], schema: type[BaseModel]
+    context: _KeyContext, value: Node | None, detail: Mapping[str, Any], schema: type[BaseModel]
 ) -> Problem:
-    shown = _shown(value) if value is not None else "unset"
+    shown = _value_text(value) if value is not None else "unset"
     rejected = detail["input"] if isinstance(detail["input"], InvalidValue) else None
-    valid = list(rejected.choices if rejected else ()) or choices(schema, place.pattern)
+    valid = list(rejected.choices if rejected else ()) or choices(schema, context.pattern)
     if rejected is not None:
-        reason = f"it needs {rejected.needs}"
-        kinds = choices(schema, f"{place.pattern}.type")
-        reason += f", whose type is {' or '.join(kinds)}" if kinds else ""
+        reason = f"it must be {rejected.needs}"
+        kinds = choices(schema, f"{context.pattern}.type")
+        reason += f" of type {' or '.join(kinds)}" if kinds else ""
     elif detail["type"] == "union_tag_invalid":
-        reason = f"it needs one of {', '.join(valid) or detail['ctx']['expected_tags']}"
+        reason = f"it must be one of {', '.join(valid) or detail['ctx']['expected_tags']}"
     else:
         reason = _reason(detail)
-    message = f'"{place.key}" is {shown}: {reason}' if place.key else reason
+    message = f'"{context.key}" is {shown}: {reason}' if context.key else reason
     near = difflib.get_close_matches(shown.strip('"'), valid, n=3, cutoff=_NEAR_VALUE)
-    return Problem(place.key, place.origin, message, tuple(near))
+    return Problem(context.key, context.origin, message, tuple(near))
 
 
-def _typed_parts(loc: Sequence[str | int], tree: Node, kind: str) -> list[str | int]:
-    """A place in pydantic's words without the names of union members."""
+def _key_parts(loc: Sequence[str | int], tree: Node, kind: str) -> list[str | int]:
+    """Path of an error of pydantic, without the names of union members."""
     parts: list[str | int] = []
     current: Node | None = tree
     entered_section = False
@@ -271,7 +273,7 @@ def _is_tag(part: str | int, section: Node) -> bool:
 
 
 def _pattern(parts: Sequence[str | int], schema: type[BaseModel]) -> str:
-    """The declared key, with `*` for free names, that a concrete key belongs to."""
+    """Declared key, with `*` for free names, of a concrete key."""
     key = ".".join(str(part) for part in parts)
     for info in dotted_keys(schema):
         if _concrete(info.key, key) == key:
@@ -279,7 +281,7 @@ def _pattern(parts: Sequence[str | int], schema: type[BaseModel]) -> str:
     return key
 
 
-def _shown(value: Node) -> str:
+def _value_text(value: Node) -> str:
     data = plain(value)
     if isinstance(data, dict):
         return "a mapping"
@@ -289,11 +291,11 @@ def _shown(value: Node) -> str:
 
 
 def _clipped(text: str) -> str:
-    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
+    return text if len(text) <= _MAX_VALUE else f"{text[:_MAX_VALUE]}..."
 
 
 def _reason(detail: Mapping[str, Any]) -> str:
-    """What is wrong with a value, in our words where pydantic's do not help."""
+    """Description of an invalid value: that of `_REASONS`, else the message of pydantic."""
     if rule := _REASONS.get(detail["type"]):
         return rule.format(**detail.get("ctx", {}))
     message: str = detail["msg"]

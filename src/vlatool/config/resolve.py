@@ -1,4 +1,4 @@
-"""defaults < presets < files < overrides: layers to one validated configuration with origins."""
+"""Resolution of configurations: defaults < presets < files < overrides, merged and validated."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,14 +30,14 @@ C = TypeVar("C", bound=ConfigModel)
 
 @dataclass(frozen=True)
 class Resolved(Generic[C]):
-    """A configuration and where its values come from.
+    """Configuration with the origins of its values.
 
     Attributes:
-        config: The validated values.
-        origins: Dotted key to origin; a key that is absent has its default.
-        typed: Keys that were typed for this command, in words or in a file that it names; the
-            others are inherited, those of a whole configuration that a program wrote too.
-        ignored: Keys of files read leniently that nobody knows.
+        config: Validated values.
+        origins: Dotted key to origin; keys without an entry have their defaults.
+        typed: Keys that were set explicitly for this command, by an option or in a given file. The
+            others are inherited from presets, includes or records.
+        unknown_keys: Unknown keys that were ignored.
     """
 
     config: C
@@ -53,32 +53,32 @@ def load_config(
     files: Sequence[str] = (),
     overrides: Sequence[Override] = (),
     preset_roots: Sequence[Path] | None = None,
-    reading: ReadOptions = STRICT,
+    read_options: ReadOptions = STRICT,
 ) -> Resolved[C]:
     """Merges all layers and validates the result.
 
     Args:
-        schema: The class; its `specialise` may choose a subclass.
-        presets: Names of presets, or paths.
-        files: YAML files, each over the ones before it.
-        overrides: What was typed, in order.
-        preset_roots: Folders with presets; ours and those of plugins by default.
-        reading: How files are read.
+        schema: Class of the configuration; its `specialize` may select a subclass.
+        presets: Names or paths of presets.
+        files: YAML files, each merged over the ones before it.
+        overrides: Overrides in order.
+        preset_roots: Folders with presets; by default those of vlatool and of plugins.
+        read_options: Options of reading files.
 
     Raises:
-        ConfigError: Every problem of the configuration.
-        UsageError: A preset has an unknown name, or is of another kind.
+        ConfigError: The configuration is invalid; the error lists all problems.
+        UsageError: The name of a preset is unknown, or its kind is not allowed here.
     """
-    read = _reader(schema, reading, preset_roots).read(presets, files, overrides)
+    read = _reader(schema, read_options, preset_roots).read(presets, files, overrides)
     problems: list[Problem] = []
-    layers = [_renamed(layer, schema.aliases, problems) for layer in read.trees]
-    layers = [_with_types(layer, schema) for layer in layers]
-    specialised = _specialise(schema, _combined(layers, schema.exclusive, []))
-    layers = [_spelled_out(layer, specialised, problems) for layer in layers]
-    layers = [_sectioned(layer, specialised, problems) for layer in layers]
-    merged = _combined(layers, specialised.exclusive, problems)
+    layers = [_apply_aliases(layer, schema.aliases, problems) for layer in read.trees]
+    layers = [_expand_types(layer, schema) for layer in layers]
+    subclass = _specialize(schema, _merge_layers(layers, schema.exclusive, []))
+    layers = [_expand_virtual_keys(layer, subclass, problems) for layer in layers]
+    layers = [_nest_flat_keys(layer, subclass, problems) for layer in layers]
+    merged = _merge_layers(layers, subclass.exclusive, problems)
     _check_no_credentials(merged)
-    return _validate(specialised, merged, problems, read)
+    return _validate(subclass, merged, problems, read)
 
 
 def _reader(
@@ -94,7 +94,7 @@ def _reader(
 
 
 def _check_no_credentials(node: Node) -> None:
-    """Refuses locations with a secret in them, before anything prints or records the tree."""
+    """Raises for locations with credentials, before the tree is printed or recorded."""
     if isinstance(node.value, str):
         for text in node.value.split(","):
             check_no_credentials(text.strip())
@@ -110,57 +110,57 @@ def chosen_schema(
     presets: Sequence[str] = (),
     files: Sequence[str] = (),
     overrides: Sequence[Override] = (),
-    reading: ReadOptions = STRICT,
+    read_options: ReadOptions = STRICT,
 ) -> type[C]:
-    """The class that would validate the same layers, whatever their other values are.
+    """Class that would validate the same layers; their other values are not validated.
 
     Raises:
         ConfigError: A name of a registry is unknown.
-        UsageError: A preset has an unknown name, or is of another kind.
+        UsageError: The name of a preset is unknown, or its kind is not allowed here.
     """
-    read = _reader(schema, reading).read(presets, files, overrides)
-    layers = [_renamed(layer, schema.aliases, []) for layer in read.trees]
-    layers = [_with_types(layer, schema) for layer in layers]
-    return _specialise(schema, _combined(layers, schema.exclusive, []))
+    read = _reader(schema, read_options).read(presets, files, overrides)
+    layers = [_apply_aliases(layer, schema.aliases, []) for layer in read.trees]
+    layers = [_expand_types(layer, schema) for layer in layers]
+    return _specialize(schema, _merge_layers(layers, schema.exclusive, []))
 
 
-def _renamed(layer: Node, names: Mapping[str, str], problems: list[Problem]) -> Node:
-    """`layer` with published top-level keys under our names."""
+def _apply_aliases(layer: Node, names: Mapping[str, str], problems: list[Problem]) -> Node:
+    """Renames published top-level keys of a layer to those used here."""
     top: dict[str, Node] = {}
     for key, node in layer.value.items():
         name = names.get(key, key)
         if name in top:
             problems.append(
-                _conflict(node, f'"{key}" is given twice: "{name}" means the same', key)
+                _conflict(node, f'"{key}" is given twice: "{name}" is the same key', key)
             )
         top[name] = node
     return replace(layer, value=top)
 
 
-def _spelled_out(layer: Node, schema: type[ConfigModel], problems: list[Problem]) -> Node:
-    """`layer` with the keys that stand for keys of a section put in their places."""
+def _expand_virtual_keys(layer: Node, schema: type[ConfigModel], problems: list[Problem]) -> Node:
+    """Replaces virtual keys of sections by the keys that they stand for."""
     top = dict(layer.value)
     for section, names in schema.virtual_keys.items():
-        given = top.get(section)
-        if given is None or not isinstance(given.value, dict):
+        node = top.get(section)
+        if node is None or not isinstance(node.value, dict):
             continue
-        renamed = _renamed(given, {name: keys[0] for name, keys in names.items()}, problems)
+        aliased = _apply_aliases(node, {name: keys[0] for name, keys in names.items()}, problems)
         emptied = {
-            key: Node([], given.value[name].origin)
+            key: Node([], node.value[name].origin)
             for name, keys in names.items()
-            if name in given.value
+            if name in node.value
             for key in keys[1:]
         }
-        top[section] = replace(renamed, value={**emptied, **renamed.value})
+        top[section] = replace(aliased, value={**emptied, **aliased.value})
     return replace(layer, value=top)
 
 
-def _combined(
+def _merge_layers(
     layers: Sequence[Node], exclusive: Sequence[Sequence[str]], problems: list[Problem]
 ) -> Node:
-    """All layers as one tree, the first at the bottom.
+    """Merges all layers, each over the ones before it.
 
-    Of a group of exclusive keys, one that a later layer sets removes the others set earlier.
+    A key of an exclusive group removes the other keys of the group that earlier layers set.
     """
     merged = Node({}, "default")
     for layer in layers:
@@ -168,11 +168,11 @@ def _combined(
             chosen = [key for key in group if _is_set(layer, key)]
             if len(chosen) > 1:
                 names = " and ".join(f'"{key}"' for key in chosen)
-                message = f"{names} exclude each other; give one of them"
+                message = f"{names} exclude each other; set one of them"
                 problems.append(_conflict(layer.value[chosen[-1]], message, chosen[-1]))
             if chosen:
-                kept = {k: v for k, v in merged.value.items() if k in chosen or k not in group}
-                merged = replace(merged, value=kept)
+                rest = {k: v for k, v in merged.value.items() if k in chosen or k not in group}
+                merged = replace(merged, value=rest)
         merged = merge(merged, layer)
     return merged
 
@@ -185,9 +185,9 @@ def _conflict(node: Node, message: str, key: str) -> Problem:
     return Problem(key, node.origin, message, code="config.conflict")
 
 
-def _specialise(schema: type[C], tree: Node) -> type[C]:
+def _specialize(schema: type[C], tree: Node) -> type[C]:
     try:
-        return schema.specialise(plain(tree))
+        return schema.specialize(plain(tree))
     except UsageError as error:
         key = str(error.details.get("key", ""))
         if not key:
@@ -197,46 +197,46 @@ def _specialise(schema: type[C], tree: Node) -> type[C]:
         raise config_error([problem], hint=error.hint) from error
 
 
-def _sectioned(layer: Node, schema: type[ConfigModel], problems: list[Problem]) -> Node:
-    """Puts keys that belong to a flat section there; done per layer, so that later ones win."""
-    places = flat_keys(schema)
+def _nest_flat_keys(layer: Node, schema: type[ConfigModel], problems: list[Problem]) -> Node:
+    """Moves keys of flat sections into their sections, per layer, so that later layers win."""
+    sections = flat_keys(schema)
     for section in schema.flat_sections:
         flat = {
             key: replace(node, is_flat=True)
             for key, node in layer.value.items()
-            if places.get(key) == section
+            if sections.get(key) == section
         }
         if not flat:
             continue
-        kept = {key: node for key, node in layer.value.items() if key not in flat}
-        given = kept.get(section, Node({}, next(iter(flat.values())).origin))
+        rest = {key: node for key, node in layer.value.items() if key not in flat}
+        nested = rest.get(section, Node({}, next(iter(flat.values())).origin))
         for key in flat:
-            if find(given, [key]) is not None:
+            if find(nested, [key]) is not None:
                 message = f'"{key}" is given twice: also as "{section}.{key}"'
                 problems.append(_conflict(flat[key], message, key))
-        kept[section] = merge(given, Node(flat, given.origin))
-        layer = replace(layer, value=kept)
+        rest[section] = merge(nested, Node(flat, nested.origin))
+        layer = replace(layer, value=rest)
     return layer
 
 
-def _with_types(layer: Node, schema: type[ConfigModel]) -> Node:
-    """`layer` with each section that is given by its `type` alone as a section.
+def _expand_types(layer: Node, schema: type[ConfigModel]) -> Node:
+    """Expands sections of a layer that are given as their `type` alone.
 
-    Done before layers are merged: keys of a later one would replace the text.
+    This precedes merging, because keys of a later layer would replace the text.
     """
     for section in schema.flat_sections:
         if any("type" in kind.model_fields for kind in section_models(schema, section)):
-            layer = _typed_section(layer, section)
+            layer = _expand_type(layer, section)
     return layer
 
 
-def _typed_section(layer: Node, section: str) -> Node:
-    """A section that is given as text alone is its `type`."""
-    given = layer.value.get(section)
-    if given is None or isinstance(given.value, dict | list) or plain(given) is None:
+def _expand_type(layer: Node, section: str) -> Node:
+    """Replaces a section that is given as text by a section with this `type`."""
+    node = layer.value.get(section)
+    if node is None or isinstance(node.value, dict | list) or plain(node) is None:
         return layer
-    typed = Node({"type": given}, given.origin)
-    return replace(layer, value={**layer.value, section: typed})
+    expanded = Node({"type": node}, node.origin)
+    return replace(layer, value={**layer.value, section: expanded})
 
 
 def _validate(
@@ -250,8 +250,8 @@ def _validate(
         except ValidationError as error:
             unknown = unknown_keys(error, tree)
             if not unknown:
-                wrong, more = validation_problems(error, tree, schema)
-                raise config_error([*problems, *wrong], more=more) from error
+                invalid, more = validation_problems(error, tree, schema)
+                raise config_error([*problems, *invalid], more=more) from error
             for parts in unknown:
                 ignored += _keys_below(tree, parts)
                 tree = without(tree, parts)
@@ -264,13 +264,13 @@ def _validate(
 
 
 def _keys_below(tree: Node, parts: Sequence[str | int]) -> list[str]:
-    """Dotted keys of the values at a place, or the place itself where there is none."""
+    """Dotted keys of the values at a path, or the path itself if there are none."""
     key = ".".join(map(str, parts))
     node = find(tree, parts)
     return [name for name, _ in leaf_origins(node, key)] if node is not None else [key]
 
 
 def with_derived(resolved: Resolved[C], config: C, rules: Mapping[str, str]) -> Resolved[C]:
-    """The configuration after data gave it values; `rules` say which key and how."""
+    """Result with a configuration whose values were derived from data, by rules per key."""
     origins = {key: f"derived: {rule}" for key, rule in rules.items()}
     return replace(resolved, config=config, origins={**resolved.origins, **origins})

@@ -1,6 +1,6 @@
-"""Rules that hold when a command runs: what cannot be used, does nothing, or contradicts itself.
+"""Rules that are checked when a command runs: unsupported, ignored and contradictory values.
 
-Who typed a value is told that it is wrong; who inherited it from a preset is warned.
+A violation is an error if the value was set explicitly, a warning if it comes from a preset.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -13,19 +13,19 @@ from vlatool.events import Reporter
 
 
 def violations(config: ConfigModel) -> Iterator[Violation]:
-    """Values that nothing can be done with yet, and those that contradict others."""
+    """Yields unsupported values, and values that contradict others."""
     for prefix, section in sections(config):
-        for broken in section.violations():
-            yield replace(broken, keys=tuple(f"{prefix}{key}" for key in broken.keys))
+        for violation in section.violations():
+            yield replace(violation, keys=tuple(f"{prefix}{key}" for key in violation.keys))
         for key, (allowed, reason) in section.unsupported.items():
             value = getattr(section, key)
             if value not in allowed:
-                message = f'"{prefix}{key}" is {value!r}, which cannot be used here: {reason}'
+                message = f'"{prefix}{key}" is {value!r}, which is not supported: {reason}'
                 yield Violation((f"{prefix}{key}",), message, "error", "config.refused")
 
 
 def ignored_keys(config: ConfigModel) -> Iterator[str]:
-    """A sentence for every key that was set and does nothing."""
+    """Yields a message for each key that was set and has no effect."""
     for prefix, section in sections(config):
         for key, reason in section.ignored.items():
             if getattr(section, key) != type(section).model_fields[key].default:
@@ -33,7 +33,7 @@ def ignored_keys(config: ConfigModel) -> Iterator[str]:
 
 
 def sections(config: ConfigModel, prefix: str = "") -> Iterator[tuple[str, ConfigModel]]:
-    """The configuration and every section in it, each with the start of its dotted keys."""
+    """Yields the configuration and all its sections, each with the prefix of its dotted keys."""
     yield prefix, config
     for name in type(config).model_fields:
         section = getattr(config, name)
@@ -42,7 +42,7 @@ def sections(config: ConfigModel, prefix: str = "") -> Iterator[tuple[str, Confi
 
 
 def explicit_keys(config: ConfigModel) -> frozenset[str]:
-    """Dotted keys that were given when the configuration was built."""
+    """Dotted keys that were set when the configuration was constructed."""
     return frozenset(
         f"{prefix}{name}"
         for prefix, section in sections(config)
@@ -51,44 +51,48 @@ def explicit_keys(config: ConfigModel) -> frozenset[str]:
     )
 
 
-def check_rules(broken: Iterable[Violation], typed: Collection[str], reporter: Reporter) -> None:
-    """Warns of what is inherited.
+def check_rules(
+    violations: Iterable[Violation], typed: Collection[str], reporter: Reporter
+) -> None:
+    """Raises an error with all violations that are errors, else reports warnings.
 
     Args:
-        broken: What breaks a rule.
-        typed: Dotted keys that were typed for this command.
-        reporter: Hears the warnings.
+        violations: Violations of rules.
+        typed: Dotted keys that were set explicitly for this command.
+        reporter: Receiver of the warnings.
 
     Raises:
-        ConfigError: Something is wrong that was typed, or that is wrong whoever wrote it.
+        ConfigError: A violation is an error.
     """
-    found = list(broken)
-    wrong = [one for one in found if _is_error(one, typed)]
-    if wrong:
+    warnings: list[Violation] = []
+    errors: list[Violation] = []
+    for violation in violations:
+        (errors if _is_error(violation, typed) else warnings).append(violation)
+    if errors:
         raise config_error(
-            [Problem(one.keys[0], "", one.message, code=one.code) for one in wrong],
-            hint=f"set {wrong[0].keys[0]} to another value, or leave it out",
+            [Problem(error.keys[0], "", error.message, code=error.code) for error in errors],
+            hint=f"set {errors[0].keys[0]} to another value, or leave it out",
         )
-    for one in found:
-        reporter.warn("inherited_value", one.message)
+    for warning in warnings:
+        reporter.warn("inherited_value", warning.message)
 
 
-def _is_error(broken: Violation, typed: Collection[str]) -> bool:
-    is_typed = any(key in typed for key in broken.keys)
-    return broken.level == "error" or (broken.level == "typed" and is_typed)
+def _is_error(violation: Violation, typed: Collection[str]) -> bool:
+    is_typed = any(key in typed for key in violation.keys)
+    return violation.level == "error" or (violation.level == "typed" and is_typed)
 
 
 def derivations(config: ConfigModel, rules: Mapping[str, str]) -> Iterator[str]:
-    """A sentence for every derived value that decides something; others repeat what is known."""
+    """Yields a message for each derived value that affects the output."""
     for key, rule in rules.items():
         section, _, name = key.rpartition(".")
-        holder = _at(config, section)
-        if name not in holder.no_effect_on_output:
-            yield f"{key} from {rule}: {getattr(holder, name)}"
+        model = _section(config, section)
+        if name not in model.no_effect_on_output:
+            yield f"{key} from {rule}: {getattr(model, name)}"
 
 
-def _at(config: ConfigModel, section: str) -> ConfigModel:
-    holder: Any = config
-    for name in section.split(".") if section else ():
-        holder = getattr(holder, name)
-    return holder
+def _section(config: ConfigModel, key: str) -> ConfigModel:
+    section: Any = config
+    for name in key.split(".") if key else ():
+        section = getattr(section, name)
+    return section

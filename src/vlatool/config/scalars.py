@@ -1,4 +1,4 @@
-"""Scalars: what unquoted text means (YAML 1.2 core), and how a value is written back."""
+"""YAML scalars: values of unquoted text (YAML 1.2 core schema), and text of values."""
 
 import math
 import re
@@ -15,39 +15,39 @@ _HEX = re.compile(r"0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _INFINITE = re.compile(r"[-+]?\.(inf|Inf|INF)")
 _NAN = frozenset({".nan", ".NaN", ".NAN"})
-_LONGEST_NUMBER = 1_000  # what is longer stays text: Python refuses to convert 4,301 digits
+_LONGEST_NUMBER = 1_000  # longer numbers stay text: Python does not convert 4,301 digits
 
 _SAFE_TEXT = re.compile(r"[A-Za-z_/][A-Za-z0-9_./:@%+-]*(?<!:)")
-_WORDS_OF_OTHER_READERS = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
+_YAML_1_1_WORDS = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
 
 
 class Plain(str):
-    """Unquoted text, kept as typed until a field's type decides what it is.
+    """Unquoted text, which is kept until the type of a field determines its value.
 
     Attributes:
-        value: What YAML 1.2 makes of the text: null, bool, int, float or the text itself.
+        value: Value in YAML 1.2: null, bool, int, float or the text itself.
     """
 
     value: Any
 
     def __new__(cls, text: str, value: Any) -> "Plain":
-        """Text with a meaning that is already known."""
+        """Creates text with a known value."""
         scalar = super().__new__(cls, text)
         scalar.value = value
         return scalar
 
 
 class Repeated(tuple[Any, ...]):
-    """The values of one key that was given several times on the command line."""
+    """Values of a key that was given several times on the command line."""
 
 
 def parse_plain(text: str) -> Plain:
-    """Unquoted text with its YAML 1.2 meaning."""
+    """Unquoted text with its value in YAML 1.2."""
     return Plain(text, core_value(text))
 
 
 def core_value(text: str) -> Any:
-    """The value of unquoted text: `1e-4` is a number, `012` is twelve, `yes` is text."""
+    """Value of unquoted text: `1e-4` is a number, `012` is twelve, `yes` is text."""
     if text in _NULL:
         return None
     if text in _TRUE or text in _FALSE:
@@ -70,7 +70,7 @@ def _core_float(text: str) -> float | str:
 
 
 def unwrap(value: Any) -> Any:
-    """The same tree with every scalar as its YAML meaning; of repeated values the last."""
+    """Replaces scalars in a tree by their YAML values, repeated values by the last one."""
     if isinstance(value, Plain):
         return value.value
     if isinstance(value, Repeated):
@@ -83,7 +83,7 @@ def unwrap(value: Any) -> Any:
 
 
 def write_scalar(value: Any) -> str:
-    """YAML of one scalar that readers of YAML 1.1 and of 1.2 understand alike."""
+    """YAML text of a scalar, with the same value in YAML 1.1 and 1.2."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -102,12 +102,12 @@ def _write_float(value: float) -> str:
         return ".inf" if value > 0 else "-.inf"
     mantissa, exponent_mark, exponent = repr(value).partition("e")
     if exponent_mark and "." not in mantissa:
-        mantissa += ".0"  # YAML 1.1 needs the point: 1e-08 would be text
+        mantissa += ".0"  # YAML 1.1 needs the decimal point: 1e-08 would be text
     return mantissa + exponent_mark + exponent
 
 
 def _write_text(text: str) -> str:
-    if _SAFE_TEXT.fullmatch(text) and text.lower() not in _WORDS_OF_OTHER_READERS:
+    if _SAFE_TEXT.fullmatch(text) and text.lower() not in _YAML_1_1_WORDS:
         return text
     quoted = yaml.safe_dump(text, default_style='"', allow_unicode=True, width=math.inf)
     return quoted.strip()

@@ -1,4 +1,4 @@
-"""What a configuration class declares: its keys, their types, defaults and marks."""
+"""Declarations of a configuration class: keys, types, defaults and marks."""
 
 import typing
 from collections.abc import Iterator, Mapping
@@ -14,18 +14,18 @@ from pydantic_core import PydanticUndefined
 from vlatool.config.coerce import alternatives
 
 ANY_NAME = "*"
-"""Stands in dotted keys for an index of a list or a name of a mapping."""
+"""Placeholder in dotted keys for an index of a list or a name of a mapping."""
 
 
 class KeyInfo(NamedTuple):
-    """One key that can be set.
+    """Declaration of a key.
 
     Attributes:
-        key: Dotted, with `*` for an index or a free name.
-        type_text: Such as `int | null`.
-        default: As JSON would show it; None also when there is none.
-        description: The help text.
-        group: Its heading in `--help`; empty where its class names none.
+        key: Dotted key, with `*` for an index or a free name.
+        type_text: Type such as `int | null`.
+        default: JSON form of the default; also None if there is no default.
+        description: Help text.
+        group: Heading in `--help`; empty for the default heading.
     """
 
     key: str
@@ -45,75 +45,76 @@ class _Declared:
 
 @lru_cache(maxsize=8)
 def dotted_keys(schema: type[BaseModel]) -> tuple[KeyInfo, ...]:
-    """Every key of a class and of its sections; keys that union members share appear once."""
-    found: dict[str, KeyInfo] = {}
+    """All keys of a class and of its sections; keys that union members share are listed once."""
+    infos: dict[str, KeyInfo] = {}
     for declared in _declared(schema):
         if _sections(declared.field.annotation):
             continue
         info = _info(declared)
-        known = found.get(info.key)
-        if known is not None and info.type_text not in known.type_text.split(" | "):
-            info = known._replace(type_text=f"{known.type_text} | {info.type_text}")
-        found[info.key] = info if known is None else known._replace(type_text=info.type_text)
-    return tuple(found.values())
+        first = infos.get(info.key)
+        if first is not None and info.type_text not in first.type_text.split(" | "):
+            info = first._replace(type_text=f"{first.type_text} | {info.type_text}")
+        infos[info.key] = info if first is None else first._replace(type_text=info.type_text)
+    return tuple(infos.values())
 
 
 def section_names(schema: type[BaseModel]) -> list[str]:
-    """The dotted keys that are sections, not values."""
+    """Dotted keys of sections."""
     keys = [item.key for item in _declared(schema) if _sections(item.field.annotation)]
     return list(dict.fromkeys(keys))
 
 
 def choices(schema: type[BaseModel], key: str) -> list[str]:
-    """The values a key can have when they are few and known; `type` keys of unions too."""
-    found: list[str] = []
+    """Valid values of a key if they are few and known, including `type` keys of unions."""
+    values: list[str] = []
     for declared in _declared(schema):
         if declared.key == key:
-            found += _literals(declared.field.annotation)
-    return list(dict.fromkeys(found))
+            values += _literals(declared.field.annotation)
+    return list(dict.fromkeys(values))
 
 
 def types_with(schema: type[BaseModel], key: str) -> list[str]:
-    """The `type` of each section class that declares a dotted key."""
-    found: list[str] = []
+    """Value of `type` of each section class that declares a dotted key."""
+    types: list[str] = []
     for declared in _declared(schema):
         if declared.key == key and "type" in declared.owner.model_fields:
-            found += _literals(declared.owner.model_fields["type"].annotation)
-    return list(dict.fromkeys(found))
+            types += _literals(declared.owner.model_fields["type"].annotation)
+    return list(dict.fromkeys(types))
 
 
 def section_models(schema: type[BaseModel], section: str) -> list[type[BaseModel]]:
-    """The classes that a top-level section can have."""
+    """Possible classes of a top-level section."""
     return [model for _, model in _sections(schema.model_fields[section].annotation)]
 
 
 def flat_keys(schema: type[BaseModel]) -> dict[str, str]:
-    """Keys of flat sections that may stand at the top level, each with its section."""
+    """Keys of flat sections that may be written at the top level, with their sections."""
     sections: tuple[str, ...] = getattr(schema, "flat_sections", ())
-    taken = schema.model_fields.keys() | {"type"}
-    found: dict[str, str] = {}
+    reserved = schema.model_fields.keys() | {"type"}
+    section_of: dict[str, str] = {}
     for section in sections:
-        for kind in section_models(schema, section):
-            found = dict.fromkeys(kind.model_fields.keys() - taken, section) | found
-    return found
+        for model in section_models(schema, section):
+            keys = model.model_fields.keys() - reserved
+            section_of = dict.fromkeys(keys, section) | section_of
+    return section_of
 
 
 def unset_required(config: BaseModel) -> list[str]:
-    """What must still be set: needed keys without a value, groups of which one key is needed."""
+    """Keys that must be set: required keys without a value, groups of which none is set."""
     exclusive: tuple[tuple[str, ...], ...] = getattr(config, "exclusive", ())
     groups = [" or ".join(keys) for keys in exclusive if not any(getattr(config, k) for k in keys)]
     return [*_unset(config, ""), *groups]
 
 
 def mark(field: FieldInfo, name: str) -> Any:
-    """A mark of a field: its `derived` rule or whether it is `needed`; None without."""
+    """Mark of a field, such as its rule `derived` or the flag `needed`; None without it."""
     extra = field.json_schema_extra
     return extra.get(name) if isinstance(extra, dict) else None
 
 
 @lru_cache(maxsize=8)
 def _declared(schema: type[BaseModel]) -> tuple[_Declared, ...]:
-    """Every field of a class and below."""
+    """All fields of a class and of its sections."""
     return tuple(_walk(schema))
 
 
@@ -123,7 +124,7 @@ def _walk(
     instance: BaseModel | None = None,
     above: tuple[type, ...] = (),
 ) -> Iterator[_Declared]:
-    """Yields every field of `model` and below; `instance` gives defaults that differ."""
+    """Yields all fields of `model` and its sections, with the defaults of `instance` if given."""
     for name, field in model.model_fields.items():
         key = f"{prefix}{name}"
         default = getattr(instance, name, None) if instance is not None else default_of(field)
@@ -136,7 +137,7 @@ def _walk(
 
 
 def default_of(field: FieldInfo) -> Any:
-    """The default of a field; None when it has none or needs other values."""
+    """Default of a field; None if there is none, or if it depends on other values."""
     if field.default_factory_takes_validated_data:
         return None
     default = field.get_default(call_default_factory=True)
@@ -144,25 +145,29 @@ def default_of(field: FieldInfo) -> Any:
 
 
 def _sections(annotation: Any, suffix: str = "") -> list[tuple[str, type[BaseModel]]]:
-    """(`` or `.*`, class) of every model that a type contains."""
-    found: list[tuple[str, type[BaseModel]]] = []
-    for arm in alternatives(annotation):
-        if isinstance(arm, type) and get_origin(arm) is None and issubclass(arm, BaseModel):
-            found.append((suffix, arm))
-        elif get_origin(arm) is not None and get_origin(arm) is not Literal:
-            for part in get_args(arm):
-                found += _sections(part, f"{suffix}.{ANY_NAME}")
-    return found
+    """Pairs (`` or `.*`, class) of the models that a type contains."""
+    models: list[tuple[str, type[BaseModel]]] = []
+    for member in alternatives(annotation):
+        if (
+            isinstance(member, type)
+            and get_origin(member) is None
+            and issubclass(member, BaseModel)
+        ):
+            models.append((suffix, member))
+        elif get_origin(member) is not None and get_origin(member) is not Literal:
+            for part in get_args(member):
+                models += _sections(part, f"{suffix}.{ANY_NAME}")
+    return models
 
 
 def _literals(annotation: Any) -> list[str]:
-    found: list[str] = []
-    for arm in alternatives(annotation):
-        if get_origin(arm) is Literal:
-            found += [str(value) for value in get_args(arm)]
-        elif isinstance(arm, type) and issubclass(arm, Enum):
-            found += [str(member.value) for member in arm]
-    return found
+    values: list[str] = []
+    for member in alternatives(annotation):
+        if get_origin(member) is Literal:
+            values += [str(value) for value in get_args(member)]
+        elif isinstance(member, type) and issubclass(member, Enum):
+            values += [str(item.value) for item in member]
+    return values
 
 
 def _info(declared: _Declared) -> KeyInfo:
@@ -184,23 +189,23 @@ def _group(declared: _Declared) -> str:
 
 
 def _type_text(annotation: Any) -> str:
-    return " | ".join(dict.fromkeys(_arm_text(arm) for arm in alternatives(annotation)))
+    return " | ".join(dict.fromkeys(_member_text(member) for member in alternatives(annotation)))
 
 
-def _arm_text(arm: Any) -> str:
-    origin, arguments = get_origin(arm), get_args(arm)
-    if arm is type(None):
+def _member_text(member: Any) -> str:
+    origin, arguments = get_origin(member), get_args(member)
+    if member is type(None):
         return "null"
-    if arm is Ellipsis:
+    if member is Ellipsis:
         return "..."
     if origin is Literal:
         return " | ".join(str(value) for value in arguments)
     if origin is not None:
         name = "dict" if origin is Mapping else getattr(origin, "__name__", str(origin)).lower()
         return f"{name}[{', '.join(_type_text(part) for part in arguments)}]"
-    if arm is typing.Any:
+    if member is typing.Any:
         return "any"
-    return getattr(arm, "__name__", str(arm))
+    return getattr(member, "__name__", str(member))
 
 
 def _unset(value: Any, prefix: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""A configuration before validation: nested values, each with the place that wrote it."""
+"""Trees of configurations before validation: nested values with their origins."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,14 +12,14 @@ TYPED_ORIGIN = "command line"
 
 @dataclass(frozen=True)
 class Node:
-    """One value and where it comes from.
+    """Value with its origin.
 
     Attributes:
         value: A scalar, a list of nodes, or a mapping from key to node.
-        origin: Such as `presets/runs/x.yaml:12` or `command line, --hparams.lr`.
-        replace: Whether a mapping replaces what it would otherwise be merged into.
-        is_flat: Whether this key of a section was written at the top level.
-        is_lenient: Whether it may be left out where nobody knows its key.
+        origin: Origin such as `presets/runs/x.yaml:12` or `command line, --hparams.lr`.
+        replace: A mapping replaces the earlier one instead of being merged into it.
+        is_flat: The key of a section was written at the top level.
+        is_lenient: The value is ignored if its key is unknown.
     """
 
     value: Any
@@ -30,7 +30,7 @@ class Node:
 
 
 def from_value(value: Any, origin: str) -> Node:
-    """A tree of plain data that has one origin throughout."""
+    """Tree of plain data, with the same origin for all values."""
     if isinstance(value, dict):
         value = {str(key): from_value(item, origin) for key, item in value.items()}
     elif isinstance(value, list | tuple):
@@ -39,7 +39,7 @@ def from_value(value: Any, origin: str) -> Node:
 
 
 def to_value(node: Node) -> Any:
-    """The nested data of a tree, scalars as they were typed."""
+    """Nested data of a tree, with scalars as they were written."""
     if isinstance(node.value, dict):
         return {key: to_value(item) for key, item in node.value.items()}
     if isinstance(node.value, list):
@@ -48,14 +48,14 @@ def to_value(node: Node) -> Any:
 
 
 def plain(node: Node) -> Any:
-    """The nested data of a tree, scalars by their YAML meaning."""
+    """Nested data of a tree, with the YAML values of scalars."""
     return unwrap(to_value(node))
 
 
 def merge(base: Node, over: Node) -> Node:
-    """`over` on top of `base`: mappings merge deeply, everything else replaces.
+    """Merges `over` into `base`: mappings are merged recursively, other values are replaced.
 
-    `!replace` and another `type` drop what `base` had.
+    A mapping with `!replace` or another `type` replaces that of `base`.
     """
     if not isinstance(base.value, dict) or not isinstance(over.value, dict):
         return over
@@ -74,7 +74,7 @@ def _switches_type(base: Node, over: Node) -> bool:
 
 
 def child(node: Node, part: str | int) -> Node | None:
-    """The node below `node` at one key or index."""
+    """Child of `node` at a key or index."""
     if isinstance(node.value, dict):
         return node.value.get(part)
     if isinstance(node.value, list) and str(part).isdecimal():
@@ -83,7 +83,7 @@ def child(node: Node, part: str | int) -> Node | None:
 
 
 def find(node: Node, parts: Sequence[str | int]) -> Node | None:
-    """The node at a path of keys and indices."""
+    """Node at a path of keys and indices; None if there is none."""
     current: Node | None = node
     for part in parts:
         current = child(current, part) if current is not None else None
@@ -91,7 +91,7 @@ def find(node: Node, parts: Sequence[str | int]) -> Node | None:
 
 
 def nearest_origin(node: Node, parts: Sequence[str | int]) -> str:
-    """Where the value at a path comes from; for an absent one, where its section does."""
+    """Origin of the value at a path; of its section if the value does not exist."""
     origin = DEFAULT_ORIGIN
     current: Node | None = node
     for part in parts:
@@ -103,21 +103,21 @@ def nearest_origin(node: Node, parts: Sequence[str | int]) -> str:
 
 
 def without(node: Node, parts: Sequence[str | int]) -> Node:
-    """The tree without the key at a path."""
+    """Copy of a tree without the key at a path."""
     name, *rest = parts
     if isinstance(node.value, list):
-        items = [without(one, rest) if i == name else one for i, one in enumerate(node.value)]
+        items = [without(item, rest) if i == name else item for i, item in enumerate(node.value)]
         return replace(node, value=items)
-    kept = {
+    remaining = {
         key: without(item, rest) if key == name else item
         for key, item in node.value.items()
         if rest or key != name
     }
-    return replace(node, value=kept)
+    return replace(node, value=remaining)
 
 
 def lenient(node: Node) -> Node:
-    """The tree, any key of which may be left out."""
+    """Copy of a tree in which unknown keys are ignored."""
     value = node.value
     if isinstance(value, dict):
         value = {key: lenient(item) for key, item in value.items()}
@@ -127,7 +127,7 @@ def lenient(node: Node) -> Node:
 
 
 def leaf_origins(node: Node, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yields (dotted key, origin) of every value; a list of scalars is one value."""
+    """Yields (dotted key, origin) of each value; a list of scalars is one value."""
     children: list[tuple[str, Node]] = []
     if isinstance(node.value, dict):
         children = list(node.value.items())

@@ -1,12 +1,11 @@
 """Which kind of data a section is: by its name, among those that a model type takes."""
 
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any
 
-from vlatool.errors import EnvironmentProblem, UsageError
+from vlatool.errors import UsageError
 from vlatool.loading.base import DataKind
-from vlatool.plugins import DATA_KINDS, did_you_mean
+from vlatool.plugins import DATA_KINDS, did_you_mean, load_data_kind
 
 
 def data_kind(name: str | None, taken: Sequence[str] = ()) -> DataKind:
@@ -35,15 +34,5 @@ def data_kind(name: str | None, taken: Sequence[str] = ()) -> DataKind:
 
 def _kind(target: str) -> DataKind:
     """A built-in kind by its name, another one by `module:Kind`."""
-    module, _, name = target.partition(":")
-    if not name:
-        return DATA_KINDS.get(target)()
-    try:
-        kind: Any = getattr(import_module(module), name)()
-    except (ImportError, AttributeError) as error:
-        raise EnvironmentProblem(
-            f"the kind of data {target!r} cannot be imported: {error}",
-            hint="reinstall or remove the distribution that brings it",
-            code="environment.broken_plugin",
-        ) from error
-    return kind
+    kind: Any = load_data_kind(target) if ":" in target else DATA_KINDS.get(target)
+    return kind()

@@ -1,4 +1,4 @@
-"""Which executor does the work."""
+"""Construction of an executor from options."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -20,13 +20,13 @@ def make_executor(
     ray_address: str | None = None,
     preload: Sequence[str] = (),
 ) -> Executor:
-    """The engine that is asked for; locally one worker needs no pool at all.
+    """Creates an executor; one local worker needs no process pool.
 
     Args:
-        workers: Processes; None for one per processor (with Ray: what the cluster has).
+        workers: Number of processes; None for one per processor (with Ray: of the cluster).
         engine: `local` or `ray`.
         ray_address: Cluster to join; None starts a private one on this machine.
-        preload: Modules that local workers import at once.
+        preload: Modules that local workers import when they start.
     """
     if engine == "ray":
         from vlatool.parallel.ray_executor import RayExecutor

@@ -1,4 +1,4 @@
-"""Work over many items: one after the other, or in a pool of processes."""
+"""Executors, which call a function for many items: sequentially or in a pool of processes."""
 
 import importlib
 import multiprocessing
@@ -17,19 +17,20 @@ from itertools import islice
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from vlatool.errors import BugError, DataError, VlatoolError
+from vlatool.plugins import outdated_use
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 
-_Answer = tuple[Value | None, VlatoolError | None]
+_Result = tuple[Value | None, VlatoolError | None]
 
 _IN_FLIGHT_PER_WORKER = 2
-_LAST_WORDS_S = 5.0
+_JOIN_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
 class Outcome(Generic[Item, Value]):
-    """What became of one item: a value, or an error."""
+    """Result of one item: a value or an error."""
 
     item: Item
     value: Value | None = None
@@ -37,7 +38,7 @@ class Outcome(Generic[Item, Value]):
 
 
 class Executor(Protocol):
-    """Runs functions over items; a context manager, so that workers are started once."""
+    """Calls functions for items; a context manager, so that workers are started once."""
 
     def __enter__(self) -> Self: ...
 
@@ -46,12 +47,12 @@ class Executor(Protocol):
     def map(
         self, function: Callable[[Item], Value], items: Iterable[Item]
     ) -> Iterator[Outcome[Item, Value]]:
-        """Yields one outcome per item, in their order; an item's error never ends the others."""
+        """Yields one outcome per item, in order; the error of an item does not stop the others."""
         ...
 
 
 class SerialExecutor:
-    """Everything in this process."""
+    """Executor that runs everything in this process."""
 
     def __enter__(self) -> Self:
         return self
@@ -68,16 +69,16 @@ class SerialExecutor:
 
 
 class ProcessExecutor:
-    """A pool of processes with a bounded number of items in flight.
+    """Executor with a pool of processes and a limited number of items in flight.
 
-    A worker that dies (out of memory, killed) costs only its item, which is tried once more in a
-    pool of its own before it is reported. Workers end with their driver, however it ends.
-    Functions should return little: a worker killed while it sends megabytes leaves half a message
-    in the pipe, and the driver would wait for the rest.
+    If a worker dies (out of memory, killed), only its item fails, after a second attempt in a
+    separate pool. Workers end when their driver ends, even if it is killed. Functions should
+    return little: a worker that is killed while it sends megabytes leaves a partial message in
+    the pipe, and the driver would wait for the rest.
 
     Args:
         workers: Number of processes.
-        preload: Modules that workers import while the driver still looks for work.
+        preload: Modules that workers import when they start, while the driver lists its items.
     """
 
     def __init__(self, workers: int, preload: Sequence[str] = ()) -> None:
@@ -87,8 +88,8 @@ class ProcessExecutor:
 
     def __enter__(self) -> Self:
         self._pool = self._new_pool()
-        for _ in range(min(self.workers, default_workers())):  # the others start when needed
-            self._pool.submit(_nothing)
+        for _ in range(min(self.workers, default_workers())):  # the others start on demand
+            self._pool.submit(_start)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -100,13 +101,13 @@ class ProcessExecutor:
         self, function: Callable[[Item], Value], items: Iterable[Item]
     ) -> Iterator[Outcome[Item, Value]]:
         """Yields one outcome per item, in order."""
-        waiting = iter(items)
-        in_flight: deque[tuple[Item, Future[_Answer[Value]]]] = deque()
-        task = partial(_answer, function)
-        borrowed = self._pool is not None
+        remaining = iter(items)
+        in_flight: deque[tuple[Item, Future[_Result[Value]]]] = deque()
+        task = partial(_attempt_result, function)
+        is_entered = self._pool is not None
         try:
             while True:
-                for item in islice(waiting, self._room(len(in_flight))):
+                for item in islice(remaining, self._free_slots(len(in_flight))):
                     in_flight.append((item, self._submit(task, item)))
                 if not in_flight:
                     return
@@ -115,7 +116,7 @@ class ProcessExecutor:
                     yield Outcome(item, *future.result())
                 except BrokenProcessPool:
                     self._replace_pool()
-                    yield self._alone(task, item)
+                    yield self._run_separately(task, item)
                     in_flight = deque(
                         (item, future if _is_done(future) else self._submit(task, item))
                         for item, future in in_flight
@@ -123,27 +124,29 @@ class ProcessExecutor:
         finally:
             for _, future in in_flight:
                 future.cancel()
-            if not borrowed:
+            if not is_entered:
                 self.__exit__()
 
-    def _room(self, in_flight: int) -> int:
+    def _free_slots(self, in_flight: int) -> int:
         return max(self.workers * _IN_FLIGHT_PER_WORKER - in_flight, 0)
 
     def _submit(
-        self, task: Callable[[Item], "_Answer[Value]"], item: Item
-    ) -> "Future[_Answer[Value]]":
-        """Like `pool.submit`, but a broken pool is found in the future, in the item's turn."""
+        self, task: Callable[[Item], "_Result[Value]"], item: Item
+    ) -> "Future[_Result[Value]]":
+        """Submits a task; if the pool is broken, the future raises the error, not this method."""
         if self._pool is None:
             self._pool = self._new_pool()
         try:
             return self._pool.submit(task, item)
         except BrokenProcessPool as error:
-            future: Future[_Answer[Value]] = Future()
+            future: Future[_Result[Value]] = Future()
             future.set_exception(error)
             return future
 
-    def _alone(self, task: Callable[[Item], "_Answer[Value]"], item: Item) -> Outcome[Item, Value]:
-        """One item in a pool of its own, so that its end is nobody else's."""
+    def _run_separately(
+        self, task: Callable[[Item], "_Result[Value]"], item: Item
+    ) -> Outcome[Item, Value]:
+        """Runs one item in a separate pool, so that a dying worker affects no other item."""
         with self._new_pool(1) as pool:
             try:
                 return Outcome(item, *pool.submit(task, item).result())
@@ -163,28 +166,29 @@ class ProcessExecutor:
 
 
 def default_workers() -> int:
-    """The processors this process may use."""
+    """Number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def attempt(function: Callable[[Item], Value], item: Item) -> Outcome[Item, Value]:
-    """Calls `function(item)`; anything it raises becomes the item's error."""
+    """Calls `function(item)`; an exception becomes the error of the outcome."""
     try:
         return Outcome(item, value=function(item))
     except VlatoolError as error:
         return Outcome(item, error=error)
-    except OSError as error:  # what is written tells its own errors: this was read
+    except OSError as error:  # from reading: writing raises StorageError
         problem = DataError(
             f"{_name(item)}: cannot be read: {error.filename or ''}: {error.strerror or error}",
-            hint="check that it is there and may be read, then run the same command again",
+            hint="check that it exists and is readable, then run the same command again",
             code="data.unreadable",
             details={"path": str(error.filename or "")},
         )
         return Outcome(item, error=problem)
-    except Exception as error:  # noqa: BLE001 - one item's failure must not end the others
-        problem = BugError(
+    except Exception as error:  # noqa: BLE001 - the error of an item must not stop the others
+        problem = outdated_use(error) or BugError(
             f"{_name(item)}: {type(error).__name__}: {error}",
-            hint="a bug in vlatool or in a plugin; --json and .vlatool/run.json have the traceback",
+            hint="this is a bug in vlatool or a plugin; --json and .vlatool/run.json show the"
+            " traceback",
             code=BugError.unexpected,
             details={"traceback": _calls(error)},
         )
@@ -192,7 +196,7 @@ def attempt(function: Callable[[Item], Value], item: Item) -> Outcome[Item, Valu
 
 
 def _calls(error: BaseException) -> list[str]:
-    """The traceback without a folder of this machine: `module:12 function: line`."""
+    """Lines of the traceback without paths of this machine: `module:12 function: line`."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return [
         f"{frame.f_globals.get('__name__', '?')}:{call.lineno} {call.name}: {call.line}"
@@ -200,23 +204,23 @@ def _calls(error: BaseException) -> list[str]:
     ]
 
 
-def _answer(function: Callable[[Item], Value], item: Item) -> "_Answer[Value]":
-    """What `attempt` says, without the item, which the driver has."""
+def _attempt_result(function: Callable[[Item], Value], item: Item) -> "_Result[Value]":
+    """Result of `attempt` without the item, which the driver already has."""
     outcome = attempt(function, item)
     return outcome.value, outcome.error
 
 
 def _name(item: object) -> str:
-    """What messages call an item."""
+    """Name of an item in messages."""
     return str(getattr(item, "id", None) or getattr(item, "stem", None) or item)
 
 
 def worker_died(item: object) -> DataError:
-    """The error of an item whose worker ended again and again."""
+    """Error of an item whose workers died in each attempt."""
     return DataError(
-        f"{_name(item)}: the worker process died every time on this item",
-        hint="it may need more memory than there is: try --workers 1; a script that calls vlatool "
-        'needs `if __name__ == "__main__":`',
+        f"{_name(item)}: the worker process died in each attempt on this item",
+        hint="it may need more memory than available: try --workers 1; a script that calls vlatool"
+        ' needs `if __name__ == "__main__":`',
         code="data.worker_died",
     )
 
@@ -225,12 +229,12 @@ def _is_done(future: Future[Any]) -> bool:
     return future.done() and not future.cancelled() and future.exception() is None
 
 
-def _nothing() -> None:
-    """The first task of a worker; makes it start."""
+def _start() -> None:
+    """Does nothing; its submission makes a worker start."""
 
 
 def _start_worker(preload: Sequence[str]) -> None:
-    """Makes a worker deaf to Ctrl-C, which the driver answers, and mortal with its driver."""
+    """Initializes a worker: ignores Ctrl-C, which the driver handles, and ends with the driver."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_driver, daemon=True).start()
     for module in preload:
@@ -238,7 +242,7 @@ def _start_worker(preload: Sequence[str]) -> None:
 
 
 def _end_with_driver() -> None:
-    """Waits for the end of the driver; a killed one cannot tell its workers to stop."""
+    """Exits when the driver ends; a killed driver cannot stop its workers."""
     driver = multiprocessing.parent_process()
     if driver is not None:
         driver.join()
@@ -246,17 +250,17 @@ def _end_with_driver() -> None:
 
 
 def _stop(pool: ProcessPoolExecutor) -> None:
-    """Ends the pool without waiting for what is still queued."""
+    """Ends the pool without waiting for queued items."""
     processes: list[multiprocessing.Process] = list(getattr(pool, "_processes", {}).values())
-    answers = getattr(pool, "_result_queue", None)
+    results = getattr(pool, "_result_queue", None)
     pool.shutdown(wait=False, cancel_futures=True)
     for process in processes:
         process.terminate()
     for process in processes:
-        process.join(_LAST_WORDS_S)
-    # The pool's thread may be waiting for the rest of an answer whose sender is gone. While this
-    # end of the pipe is open nothing tells it so, and the interpreter would wait for the thread.
-    writer = getattr(answers, "_writer", None)
+        process.join(_JOIN_TIMEOUT_S)
+    # The thread of the pool may wait for the rest of a message whose sender has ended. It only gets
+    # an end of file when this end of the pipe is closed, and the interpreter joins the thread.
+    writer = getattr(results, "_writer", None)
     if writer is not None:
         with suppress(OSError):
             writer.close()

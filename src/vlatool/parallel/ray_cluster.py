@@ -1,4 +1,4 @@
-"""The Ray that a run works on: a cluster joined by its address, or a private one."""
+"""Connection to Ray: a private cluster, or a running one with a given address."""
 
 import io
 import logging
@@ -22,24 +22,24 @@ _FORWARDED = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE")
 _FORWARDED_PREFIXES = ("AWS_ENDPOINT_URL", "VLATOOL_")
 _SECRET_WORDS = ("KEY", "SECRET", "TOKEN", "PASSWORD", "CREDENTIAL")
 
-# `ray.init` spends two minutes on an address where no Ray is, and then ends the process that asked.
-_PROBE_MARK = "cannot join: "
+# For an address without Ray, `ray.init` tries for two minutes and then exits the process.
+_PROBE_PREFIX = "cannot join: "
 _PROBE = f"""
 import logging, sys, ray
 try:
     ray.init(address=sys.argv[1], log_to_driver=False, logging_level=logging.CRITICAL)
 except Exception as error:
-    sys.exit(f"{_PROBE_MARK}{{error}}")
+    sys.exit(f"{_PROBE_PREFIX}{{error}}")
 """
 
-# Ray's agents live on for a minute after a driver that was killed, its busy workers for seconds.
-# Waits for the end of its input; then kills whoever has the variable, until nobody has it twice in
-# a row: children may come late.
+# The agents of Ray run for a minute after the driver was killed, busy workers for seconds. The
+# guard process waits for the end of its input, then kills all processes with the variable in their
+# environment, until there were none twice in a row (children may start late).
 _RUN_VARIABLE = "VLATOOL_RAY_RUN"
 _PRIVATE_SETTINGS = {
-    # Ray's agents write their titles over their environment, mark and all, unless this is set.
+    # Without this, the agents of Ray overwrite their environment, with the mark, by their titles.
     "SPT_NOENV": "1",
-    # Ray waits for ever for a worker that dies before the driver is registered; one that is
+    # Ray waits forever for a worker that dies before the driver is registered; a worker that is
     # started for a task is replaced after `RAY_worker_register_timeout_seconds`, a minute.
     "RAY_prestart_worker_first_driver": "0",
 }
@@ -67,10 +67,10 @@ for _ in range(20):
 def ray_cluster(
     workers: int | None, address: str | None, connect_s: float
 ) -> Generator[None, None, None]:
-    """Ray is ready inside; a Ray that this process has already joined is used and stays.
+    """Connects to Ray inside the block; an existing connection of this process is used and kept.
 
     Raises:
-        EnvironmentProblem: Ray is not installed, or the cluster does not answer.
+        EnvironmentProblem: Ray is not installed, or the cluster does not respond.
     """
     ray = import_ray()
     with redirect_stdout(_OneThread(threading.get_ident())):
@@ -85,7 +85,7 @@ def ray_cluster(
 
 
 def import_ray() -> Any:
-    """The package; its functions are only partly annotated, hence Any."""
+    """Module `ray`; it is only partly annotated, hence Any."""
     try:
         import ray
     except ImportError as error:
@@ -95,40 +95,41 @@ def import_ray() -> Any:
 
 @contextmanager
 def _private_cluster(ray: Any, workers: int) -> Generator[None, None, None]:
-    """A cluster of this process on this machine, whatever else runs here; nobody else can use it.
+    """Starts a cluster on this machine that only this process can use.
 
-    Its processes listen on all interfaces. The token is all that keeps others out, and is nowhere
-    but in the environment of this process and its children.
+    Its processes listen on all interfaces. Access needs a token, which only exists in the
+    environment of this process and its children.
     """
     mark = {_RUN_VARIABLE: secrets.token_hex(8)}
     token: dict[str, str] = {}
     if not os.environ.get("RAY_AUTH_MODE"):
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _own_token()}
     with _guard(mark), _environment(token):
-        ray._raylet.Config.initialize("")  # the mode was read when Ray was imported
+        ray._raylet.Config.initialize("")  # Ray read RAY_AUTH_MODE when it was imported
         try:
             with _environment(mark | _PRIVATE_SETTINGS):
                 _init(ray, address="local", num_cpus=workers, num_gpus=0, include_dashboard=False)
             yield
         finally:
-            _leave(ray)
+            _disconnect(ray)
 
 
 @cache
 def _own_token() -> str:
-    """One for all private clusters of this process, because Ray keeps the first that it sees."""
+    """Token of all private clusters of this process, because Ray keeps the first one."""
     return secrets.token_hex(32)
 
 
 @contextmanager
 def _guard(mark: Mapping[str, str]) -> Generator[None, None, None]:
-    """Nothing with the mark in its environment outlives the block, even if this process is killed.
+    """Kills all processes with the mark in their environment after the block.
 
-    Ray itself sees to that for the processes that it starts from here, but not for their children.
+    This also happens if this process is killed. Ray only ends the processes that it starts from
+    this process, not their children.
     """
-    words = [f"{name}={value}" for name, value in mark.items()]
+    variables = [f"{name}={value}" for name, value in mark.items()]
     with subprocess.Popen(  # noqa: S603 - this interpreter, our text
-        [sys.executable, "-I", "-S", "-c", _GUARD, *words],
+        [sys.executable, "-I", "-S", "-c", _GUARD, *variables],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -139,12 +140,12 @@ def _guard(mark: Mapping[str, str]) -> Generator[None, None, None]:
 
 @contextmanager
 def _joined_cluster(ray: Any, address: str, connect_s: float) -> Generator[None, None, None]:
-    """A cluster that runs without us; told in bounded time if there is none."""
+    """Joins a running cluster; raises within `connect_s` if it does not respond."""
     if _own_token.cache_info().currsize:
-        # EvalResult: Ray goes on with the token, and tasks fail at random with OwnerDiedError.
+        # Observed: Ray keeps using the token, and tasks fail at random with OwnerDiedError.
         raise EnvironmentProblem(
             f"{address}: this process has run a private Ray cluster and cannot join another one",
-            hint="join it in a new process",
+            hint="join the cluster in a new process",
             code="environment.ray_one_cluster",
             details={"address": address},
         )
@@ -156,7 +157,7 @@ def _joined_cluster(ray: Any, address: str, connect_s: float) -> Generator[None,
         _init(ray, address=address, runtime_env={"env_vars": variables} if variables else None)
         yield
     finally:
-        _leave(ray)
+        _disconnect(ray)
 
 
 def _init(ray: Any, **options: Any) -> None:
@@ -168,14 +169,14 @@ def _init(ray: Any, **options: Any) -> None:
             raise ray_failed(str(error)) from error
 
 
-def _leave(ray: Any) -> None:
-    with redirect_stdout(_OneThread(None)):  # it prints what was held back
+def _disconnect(ray: Any) -> None:
+    with redirect_stdout(_OneThread(None)):  # it prints buffered output
         ray.shutdown()
 
 
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Generator[None, None, None]:
-    """Environment of this process, and of those that it starts meanwhile."""
+    """Sets environment variables of this process, and of those that it starts in the block."""
     before = {name: os.environ[name] for name in variables if name in os.environ}
     os.environ.update(variables)
     try:
@@ -188,7 +189,7 @@ def _environment(variables: Mapping[str, str]) -> Generator[None, None, None]:
 
 @contextmanager
 def _sigterm_kept() -> Generator[None, None, None]:
-    """`ray.init` replaces the handler of SIGTERM by one that exits with 15."""
+    """Restores the handler of SIGTERM, which `ray.init` replaces by one that exits with 15."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -204,7 +205,7 @@ def _sigterm_kept() -> Generator[None, None, None]:
 
 
 class _OneThread(io.TextIOBase):
-    """Standard output for one thread, or none; what Ray prints in others goes to the log."""
+    """Standard output of one thread, or none; output of the other threads is logged."""
 
     def __init__(self, thread: int | None) -> None:
         self._thread = thread
@@ -222,9 +223,10 @@ class _OneThread(io.TextIOBase):
 
 
 def forwarded_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """What workers of a joined cluster get from this process's environment.
+    """Environment variables that workers of a joined cluster get from this process.
 
-    Never a credential: Ray writes these values to its log files, and its dashboard shows them.
+    Credentials are left out: Ray writes these values to its log files and shows them on its
+    dashboard.
     """
     return {
         name: value
@@ -235,7 +237,7 @@ def forwarded_variables(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _probe(address: str, connect_s: float) -> str:
-    """Why a cluster cannot be joined; empty if it can."""
+    """Reason why a cluster cannot be joined; empty if it can."""
     try:
         done = subprocess.run(  # noqa: S603 - this interpreter, our text
             [sys.executable, "-c", _PROBE, address],
@@ -246,39 +248,39 @@ def _probe(address: str, connect_s: float) -> str:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return f"no answer in {connect_s:g} s"
+        return f"no response within {connect_s:g} s"
     if done.returncode == 0:
         return ""
-    told = [line for line in done.stderr.splitlines() if line.startswith(_PROBE_MARK)]
-    return told[-1].removeprefix(_PROBE_MARK) if told else f"exit status {done.returncode}"
+    lines = [line for line in done.stderr.splitlines() if line.startswith(_PROBE_PREFIX)]
+    return lines[-1].removeprefix(_PROBE_PREFIX) if lines else f"exit status {done.returncode}"
 
 
 def _unreachable(address: str, reason: str) -> EnvironmentProblem:
     if "ray[client]" in reason:
         return EnvironmentProblem(
-            f"{address}: Ray's client is not installed, which ray:// addresses need",
+            f"{address}: ray:// addresses need the client of Ray, which is not installed",
             hint="pip install 'ray[client]'",
             code="environment.missing_dependency",
         )
     return EnvironmentProblem(
         f"{address}: cannot join this Ray cluster: {first_line(reason)}",
-        hint="is it up (`ray status` on its head node)? HOST:6379 works on the cluster's own "
-        "machines, ray://HOST:10001 from any other",
+        hint="check that it runs (`ray status` on its head node); use HOST:6379 on machines of the "
+        "cluster, ray://HOST:10001 on others",
         code="environment.ray_unreachable",
         details={"address": address},
     )
 
 
 def ray_failed(reason: str) -> EnvironmentProblem:
-    """Ray itself does not work."""
+    """Error for a failure of Ray itself."""
     return EnvironmentProblem(
         f"Ray failed: {first_line(reason)}",
-        hint="run the same command again; Ray's log files are in /tmp/ray/session_latest/logs, and "
-        "--engine local needs no Ray",
+        hint="run the same command again, or use --engine local; the log files of Ray are in "
+        "/tmp/ray/session_latest/logs",
         code="environment.ray_failed",
     )
 
 
 def first_line(text: str) -> str:
-    """The first line of a message that may have many."""
+    """First line of a message."""
     return text.strip().partition("\n")[0]

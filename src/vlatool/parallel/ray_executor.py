@@ -1,4 +1,4 @@
-"""Work over many items as tasks of a Ray cluster."""
+"""Executor that runs items as tasks of a Ray cluster."""
 
 import os
 import time
@@ -16,23 +16,23 @@ from vlatool.parallel.executor import Item, Outcome, Value, attempt, worker_died
 from vlatool.parallel.ray_cluster import first_line, import_ray, ray_cluster, ray_failed
 
 _UNFINISHED_PER_CPU = 2
-_HELD_PER_CPU = 8  # finished ones included: they wait for a slower one in front of them
+_HELD_PER_CPU = 8  # with finished tasks, whose results wait for a slower one before them
 _RETRIES = 3
-_POLL_S = 5.0  # how soon a grown cluster gets more tasks
+_POLL_S = 5.0  # time until a cluster that grew gets more tasks
 
 
 class RayExecutor:
-    """Tasks on a Ray cluster, with a bounded number of items in flight.
+    """Executor with tasks on a Ray cluster and a limited number of items in flight.
 
-    A worker or node that dies costs only its tasks: Ray runs them again elsewhere, and an item
-    that ends every worker it meets becomes an error of its own.
+    If a worker or node dies, Ray runs its tasks again elsewhere. An item whose workers die in each
+    attempt gets an error.
 
     Args:
-        workers: Processors of a private cluster, all of them if None; on a joined cluster, the
-            most tasks at a time, as many as it has processors if None.
-        address: A running cluster: `auto`, `HOST:6379` or `ray://HOST:10001`; None starts a private
-            one on this machine. A Ray that this process has already joined is used as it is.
-        connect_s: How long a cluster has to answer.
+        workers: Number of processors of a private cluster; None for all. On a joined cluster, the
+            maximum number of concurrent tasks; None for its number of processors.
+        address: Running cluster: `auto`, `HOST:6379` or `ray://HOST:10001`; None starts a private
+            one on this machine. An existing connection of this process to Ray is used instead.
+        connect_s: Maximum number of seconds to join a cluster.
     """
 
     def __init__(
@@ -48,13 +48,13 @@ class RayExecutor:
         """Joins the cluster, or starts one.
 
         Raises:
-            EnvironmentProblem: Ray is not installed, or the cluster does not answer.
+            EnvironmentProblem: Ray is not installed, or the cluster does not respond.
         """
         self._stack.enter_context(ray_cluster(self.workers, self.address, self._connect_s))
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Cancels what is in flight and leaves the cluster; a private one ends."""
+        """Cancels running tasks and disconnects; a private cluster ends."""
         with self._stack:
             for outcomes in self._open:
                 outcomes.close()
@@ -63,7 +63,7 @@ class RayExecutor:
     def map(
         self, function: Callable[[Item], Value], items: Iterable[Item]
     ) -> Iterator[Outcome[Item, Value]]:
-        """Yields one outcome per item, in order; an item's error never ends the others."""
+        """Yields one outcome per item, in order; the error of an item does not stop the others."""
         outcomes = self._outcomes(function, items)
         self._open.append(outcomes)
         return outcomes
@@ -74,12 +74,12 @@ class RayExecutor:
         ray = import_ray()
         submit = _submitter(ray, function)
         window = _Window(ray, self.workers)
-        waiting = iter(items)
+        remaining = iter(items)
         in_order: deque[tuple[Item, Any]] = deque()
         running: set[Any] = set()
         try:
             while True:
-                for item in islice(waiting, window.free_slots(len(running), len(in_order))):
+                for item in islice(remaining, window.free_slots(len(running), len(in_order))):
                     in_order.append((item, submit(item)))
                     running.add(in_order[-1][1])
                 if not in_order:
@@ -93,7 +93,7 @@ class RayExecutor:
 
 
 class _Window:
-    """How many more tasks may be submitted; follows the size of the cluster."""
+    """Limit of submitted tasks, which follows the size of the cluster."""
 
     def __init__(self, ray: Any, workers: int | None) -> None:
         self._ray = ray
@@ -102,7 +102,7 @@ class _Window:
         self._asked = -_POLL_S
 
     def free_slots(self, running: int, held: int) -> int:
-        """Tasks to submit now, with `running` unfinished and `held` not yet handed on."""
+        """Number of tasks to submit, with `running` unfinished and `held` not yet yielded."""
         if time.monotonic() - self._asked >= _POLL_S:
             self._cpus = max(1, int(self._ray.cluster_resources().get("CPU", 1)))
             self._asked = time.monotonic()
@@ -113,7 +113,7 @@ class _Window:
 
 
 def _still_running(ray: Any, running: set[Any]) -> set[Any]:
-    """Waits until one of the tasks has ended, or for a while; results stay where they are."""
+    """Waits until a task has ended, at most 5 s; returns the others. Fetches no results."""
     _, left = ray.wait(list(running), num_returns=1, timeout=_POLL_S, fetch_local=False)
     return set(left)
 
@@ -125,7 +125,7 @@ def _cancel(ray: Any, running: set[Any]) -> None:
 
 
 def _submitter(ray: Any, function: Callable[[Item], object]) -> Callable[[Item], Any]:
-    """Starts the function on an item; the function itself travels to each node once."""
+    """Function that starts a task for an item; `function` is sent to each node only once."""
     remote = ray.remote(num_cpus=1, max_retries=_RETRIES)(_attempt_on_worker)
     stored, driver = ray.put(function), _Driver(__version__, Path.cwd())
     return lambda item: remote.remote(driver, stored, item)
@@ -133,7 +133,7 @@ def _submitter(ray: Any, function: Callable[[Item], object]) -> Callable[[Item],
 
 @dataclass(frozen=True)
 class _Driver:
-    """What workers have to share with the process that they work for."""
+    """Version and folder of the driver, which workers must share."""
 
     version: str
     folder: Path
@@ -142,11 +142,12 @@ class _Driver:
 def _attempt_on_worker(
     driver: _Driver, function: Callable[[Item], Value], item: Item
 ) -> Outcome[Item, Value]:
-    """Runs on a worker: like `attempt`, with the vlatool and the relative paths of the driver."""
+    """Calls `attempt` on a worker, with the version and the working directory of the driver."""
     if driver.version != __version__:
         problem = EnvironmentProblem(
-            f"a worker of the cluster has vlatool {__version__}, this machine {driver.version}",
-            hint=f"install the same on every node: pip install 'vlatool[ray]=={driver.version}'",
+            f"a worker of the cluster has vlatool {__version__}, the driver has {driver.version}",
+            hint="install the same version on every node:"
+            f" pip install 'vlatool[ray]=={driver.version}'",
             code="environment.ray_worker_version",
         )
         return Outcome(item, error=problem)
@@ -156,7 +157,7 @@ def _attempt_on_worker(
 
 
 def _outcome(ray: Any, submit: Callable[[Item], Any], item: Item, task: Any) -> Outcome[Item, Any]:
-    """What became of a task that has ended; a result lost with its node is made again."""
+    """Outcome of a task that has ended; a result that was lost with its node is computed again."""
     errors = ray.exceptions
     reason = ""
     for _ in range(_RETRIES):
@@ -177,7 +178,7 @@ def _outcome(ray: Any, submit: Callable[[Item], Any], item: Item, task: Any) -> 
 
 
 def _broken_task(item: Item, cause: Exception) -> Outcome[Item, Any]:
-    """A task that could not be unpacked, run or packed; the item's own errors come as outcomes."""
+    """Outcome of a task that could not be unpickled, run or pickled (`attempt` did not return)."""
     text = str(cause)
     if "No module named" in text or "failed to import" in text:
         problem = EnvironmentProblem(

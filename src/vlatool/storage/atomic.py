@@ -1,4 +1,4 @@
-"""Files that are under their final name only when whole, on disk and in S3."""
+"""Atomic files and folders on disk and in S3: they get their final name when they are complete."""
 
 import errno
 import glob
@@ -18,21 +18,22 @@ from typing import IO, Any
 from vlatool.errors import StorageError
 from vlatool.storage.crash_points import crash_point
 from vlatool.storage.remote_path import RemotePath
-from vlatool.storage.writer import abort_uploads, delete_below, upload_folder, uploading
+from vlatool.storage.writer import abort_uploads, delete_below, open_upload, upload_folder
 
 _HINTS = {
     errno.ENOSPC: "free space there, then run the same command again",
     errno.EDQUOT: "free space there, then run the same command again",
-    errno.EACCES: "make it writable or choose another place, then run the same command again",
-    errno.EPERM: "make it writable or choose another place, then run the same command again",
-    errno.EROFS: "choose a place that can be written, then run the same command again",
-    errno.EFBIG: "choose a place that takes files of this size, then run the same command again",
+    errno.EACCES: "make it writable or choose another folder, then run the same command again",
+    errno.EPERM: "make it writable or choose another folder, then run the same command again",
+    errno.EROFS: "choose a writable folder, then run the same command again",
+    errno.EFBIG: "choose a file system that supports files of this size, then run the same command"
+    " again",
 }
 _ANY_HINT = "check free space and permissions, then run the same command again"
 
-# File systems that cannot sync a folder by itself have no need of it.
+# File systems that cannot sync a folder do not need it.
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)
-# As the names below are made: others may have hidden files of their own.
+# Names of temporary files written here. Other programs may have other hidden files.
 _PARTIAL = re.compile(r"\..+\.(\d+)(-[0-9a-f]+)?\.partial")
 
 _LOGGER = logging.getLogger(__name__)
@@ -40,51 +41,51 @@ _LOGGER = logging.getLogger(__name__)
 
 @contextmanager
 def open_atomic(path: Path, *, synced: bool = True) -> Generator[IO[bytes]]:
-    """A binary file that appears as `path` when the block ends normally, else not at all.
+    """Opens a binary file that is renamed to `path` if the block ends normally, else removed.
 
-    In S3 large files are sent while they are written; they cannot be sought in.
+    In S3, large files are uploaded while they are written, and seeking is not possible.
 
     Args:
-        path: Its final name.
-        synced: Whether it is on the disk when the block ends; without, a power cut may tear it.
+        path: Final path.
+        synced: Sync the file to the disk. Without it, a power failure may damage the file.
 
     Raises:
-        StorageError: The file cannot be written. Errors of the block that have other causes pass.
+        StorageError: The file cannot be written. Errors of the block with other causes pass.
     """
     if isinstance(path, RemotePath):
-        with uploading(path.address) as file:
+        with open_upload(path.address) as file:
             yield file
         return
     partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
-        with told(path), crash_point("create", path):
+        with as_storage_error(path), crash_point("create", path):
             path.parent.mkdir(parents=True, exist_ok=True)
             file = io.BufferedWriter(GuardedFile(partial, path))
         with file:
             yield file
-            with told(path):
+            with as_storage_error(path):
                 file.flush()
                 if synced:
                     with crash_point("sync", path):
                         os.fsync(file.fileno())
-        with told(path):
+        with as_storage_error(path):
             with crash_point("rename", path):
                 partial.replace(path)
             if synced:
                 sync_folder(path.parent)
     finally:
-        with suppress(OSError):  # there may be no folder; the error above is the one to tell
+        with suppress(OSError):  # the folder may be missing; the error above is the one to raise
             partial.unlink()
 
 
 def write_bytes(path: Path, data: bytes, *, synced: bool = True) -> None:
-    """Writes a whole file atomically."""
+    """Writes a file atomically."""
     with open_atomic(path, synced=synced) as file:
         file.write(data)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a whole UTF-8 file atomically."""
+    """Writes a UTF-8 file atomically."""
     write_bytes(path, text.encode())
 
 
@@ -95,11 +96,11 @@ def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Generator[Path]:
-    """A local folder whose content appears as `path` when the block ends normally, else not at all.
+    """Creates a local folder that becomes `path` if the block ends normally, else is removed.
 
-    On disk, files are synced before the folder is renamed. In S3, files appear one after the other
-    in the order in which they were written, so that the one that marks a folder as complete has to
-    be written last. An existing `path` is replaced.
+    On disk, files are synced before the folder is renamed. In S3, files appear one by one in the
+    order in which they were written: write the file that marks the folder as complete last. An
+    existing `path` is replaced.
     """
     if isinstance(path, RemotePath):
         with _staging(path) as folder:
@@ -108,11 +109,11 @@ def atomic_folder(path: Path) -> Generator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        with told(path), crash_point("create", path):
+        with as_storage_error(path), crash_point("create", path):
             partial.mkdir(parents=True)
-        with told(path, below=partial):
+        with as_storage_error(path, below=partial):
             yield partial
-        with told(path):
+        with as_storage_error(path):
             with crash_point("sync", path):
                 _sync_all(partial)
             if path.exists():
@@ -125,11 +126,11 @@ def atomic_folder(path: Path) -> Generator[Path]:
 
 
 def remove_partials(folder: Path, *, below: bool = True) -> None:
-    """Removes what killed runs left under temporary names, or unfinished in S3, at and below.
+    """Removes temporary files and unfinished S3 uploads that killed runs left.
 
     Args:
-        folder: Where.
-        below: Also in the folders below a local one.
+        folder: Folder of the output.
+        below: Include subfolders; in S3 they always are.
     """
     if isinstance(folder, RemotePath):
         _remove_unfinished(folder)
@@ -141,9 +142,9 @@ def remove_partials(folder: Path, *, below: bool = True) -> None:
 
 
 def remove_partials_of(path: Path) -> None:
-    """Removes what killed writers of one local file left beside it; there may be others, who live.
+    """Removes temporary files that killed writers of one local file left next to it.
 
-    For files outside of outputs, which have a lock.
+    Keeps those of writers that still run. For files outside of outputs (outputs have a lock).
     """
     if isinstance(path, RemotePath):
         return
@@ -158,39 +159,39 @@ def _is_running(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except (OSError, OverflowError):  # another user's, or no number of a process
+    except (OSError, OverflowError):  # process of another user, or no valid process id
         pass
     return True
 
 
 def remove_tree(path: Path) -> None:
-    """Removes a folder and everything below; one that is not there is fine.
+    """Removes a folder with its content, if it exists.
 
     Raises:
-        StorageError: Something cannot be removed.
+        StorageError: A file or folder cannot be removed.
     """
     if isinstance(path, RemotePath):
         delete_below(path.address)
         return
-    removing = crash_point("remove", path, lambda: _remove_half(path))
-    with told(path, "removed"), suppress(FileNotFoundError), removing:
+    removing = crash_point("remove", path, lambda: _remove_some_files(path))
+    with as_storage_error(path, "removed"), suppress(FileNotFoundError), removing:
         shutil.rmtree(path)
 
 
-def remove_whole(folder: Path) -> None:
-    """Removes a local folder at once: a removal that is cut short leaves nothing under its name.
+def remove_atomically(folder: Path) -> None:
+    """Removes a local folder; an interrupted removal leaves nothing under its name.
 
     Raises:
-        StorageError: It cannot be removed.
+        StorageError: The folder cannot be removed.
     """
     hidden = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    with told(folder, "removed"), crash_point("rename", folder):
+    with as_storage_error(folder, "removed"), crash_point("rename", folder):
         folder.rename(hidden)
     remove_tree(hidden)
 
 
 def remove_empty(folder: Path) -> None:
-    """Removes the empty folders at and below a local `folder`; S3 has none."""
+    """Removes a local folder and its subfolders where they are empty; S3 has no empty folders."""
     if isinstance(folder, RemotePath):
         return
     for path, _, _ in sorted(os.walk(folder), reverse=True):
@@ -199,20 +200,20 @@ def remove_empty(folder: Path) -> None:
 
 
 def remove_file(path: Path) -> None:
-    """Removes a file; one that is not there is fine.
+    """Removes a file, if it exists.
 
     Raises:
-        StorageError: It cannot be removed.
+        StorageError: The file cannot be removed.
     """
-    with told(path, "removed"), crash_point("remove", path):
+    with as_storage_error(path, "removed"), crash_point("remove", path):
         path.unlink(missing_ok=True)
 
 
 class GuardedFile(io.FileIO):
-    """A file whose failures to write are told with its final path.
+    """File that raises write errors as `StorageError` with the final path.
 
-    Only here, so that an error of the block around it with another cause, such as an input that is
-    missing, is not taken for one.
+    The conversion is done here and not around the block of the caller, because the block may raise
+    errors with other causes, such as a missing input.
     """
 
     def __init__(self, partial: Path, path: Path) -> None:
@@ -220,12 +221,15 @@ class GuardedFile(io.FileIO):
         self._path = path
 
     def write(self, data: Any, /) -> int:
-        """Writes like any file.
+        """Writes the data.
 
         Raises:
-            StorageError: The disk is full, for example.
+            StorageError: The data cannot be written, for example because the disk is full.
         """
-        with told(self._path), crash_point("write", self._path, lambda: self._write_half(data)):
+        with (
+            as_storage_error(self._path),
+            crash_point("write", self._path, lambda: self._write_half(data)),
+        ):
             return super().write(data)
 
     def _write_half(self, data: Any) -> None:
@@ -233,13 +237,15 @@ class GuardedFile(io.FileIO):
 
 
 @contextmanager
-def told(path: Path, verb: str = "written", *, below: Path | None = None) -> Generator[None]:
-    """Operating system errors as storage errors; those that name a file not `below` pass."""
+def as_storage_error(
+    path: Path, verb: str = "written", *, below: Path | None = None
+) -> Generator[None]:
+    """Converts `OSError` of the block to `StorageError`; errors of files outside `below` pass."""
     try:
         yield
     except OSError as error:
-        named = None if error.filename is None else Path(os.fsdecode(error.filename))
-        if below is not None and named is not None and not named.is_relative_to(below):
+        file = None if error.filename is None else Path(os.fsdecode(error.filename))
+        if below is not None and file is not None and not file.is_relative_to(below):
             raise
         raise StorageError(
             f"{path}: cannot be {verb}: {error.strerror or error}",
@@ -253,11 +259,11 @@ def told(path: Path, verb: str = "written", *, below: Path | None = None) -> Gen
 def _staging(path: RemotePath) -> Generator[Path]:
     with tempfile.TemporaryDirectory(prefix="vlatool-") as temporary:
         folder = Path(temporary) / path.name
-        with told(path):
+        with as_storage_error(path):
             folder.mkdir()
-        with told(path, below=folder):
+        with as_storage_error(path, below=folder):
             yield folder
-        with told(path):
+        with as_storage_error(path):
             upload_folder(folder, path.address)
 
 
@@ -265,15 +271,15 @@ def _remove_unfinished(folder: RemotePath) -> None:
     try:
         abort_uploads(folder.address)
     except StorageError as error:
-        # Listing uploads is a permission of its own and some servers do not offer it; what stays
-        # behind is invisible and costs space only.
+        # Listing uploads needs a separate permission, and some servers do not support it. Parts
+        # that remain are invisible and only take space.
         if error.code not in ("storage.forbidden", "storage.unsupported"):
             raise
-        _LOGGER.warning("%s; unfinished uploads are left there", error.message)
+        _LOGGER.warning("%s; unfinished uploads are not removed", error.message)
 
 
 def _sync_all(folder: Path) -> None:
-    """Brings what is below to the disk, with the mode of all files that are not made private."""
+    """Syncs the content of a folder; its files get the read and write permissions of the folder."""
     mode = folder.stat().st_mode & 0o666
     for path in sorted(folder.rglob("*")):
         if path.is_file():
@@ -284,7 +290,7 @@ def _sync_all(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Brings the names in a folder to the disk."""
+    """Syncs the entries of a folder to the disk."""
     with crash_point("sync", folder):
         try:
             _sync(folder)
@@ -308,8 +314,8 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _remove_half(folder: Path) -> None:
-    """What a run that is ended while it removes a folder may have got done."""
+def _remove_some_files(folder: Path) -> None:
+    """Removes half of the files, as a removal that is interrupted would (for crash tests)."""
     files = sorted(path for path in folder.rglob("*") if not path.is_dir())
     for file in files[: -(-len(files) // 2)]:
         file.unlink()

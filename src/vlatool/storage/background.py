@@ -1,4 +1,4 @@
-"""Work beside the caller, on threads that never keep the process alive."""
+"""Background threads that never keep the process alive."""
 
 import os
 import queue
@@ -17,19 +17,19 @@ T = TypeVar("T")
 
 
 class _DaemonPool:
-    """Daemon threads that wait for more work for a while before they end."""
+    """Pool of daemon threads, which end when they are idle for 10 s."""
 
     def __init__(self) -> None:
         self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._idle = 0
         self._lock = threading.Lock()
 
-    def give(self, work: Callable[[], None]) -> None:
-        """Has it done by a thread that waits, or by another one."""
+    def submit(self, work: Callable[[], None]) -> None:
+        """Runs `work` on an idle thread, or on a new one."""
         with self._lock:
-            is_awaited = self._idle > 0
-            self._idle -= is_awaited
-        if is_awaited:
+            is_waiting = self._idle > 0
+            self._idle -= is_waiting
+        if is_waiting:
             self._work.put(work)
         else:
             threading.Thread(
@@ -48,41 +48,45 @@ class _DaemonPool:
                     if self._idle > 0:
                         self._idle -= 1
                         return
-                work = self._work.get()  # given a moment ago
+                work = self._work.get()  # submitted after the timeout
             work()
 
 
 @cache
-def _crew(_pid: int) -> _DaemonPool:
-    """Of this process; the threads of a parent are not in its children."""
+def _daemon_pool(_pid: int) -> _DaemonPool:
+    """Pool of this process; a forked child does not have the threads of its parent."""
     return _DaemonPool()
 
 
 def in_background(work: Callable[[], T]) -> "Future[T]":
-    """Starts `work` on a daemon thread.
+    """Runs `work` on a daemon thread.
 
-    The threads of an executor are waited for when the interpreter ends: a request that is being
-    retried would hold up Ctrl-C for as long as the outage lasts.
+    `concurrent.futures` joins its threads when the interpreter exits: a request that is being
+    retried would then delay Ctrl-C until the end of the outage.
     """
     future: Future[T] = Future()
 
     def run() -> None:
         try:
             result = work()
-        except BaseException as error:  # noqa: BLE001 - handed to whoever waits for the result
+        except BaseException as error:  # noqa: BLE001 - raised by `future.result()`
             future.set_exception(error)
         else:
             future.set_result(result)
 
-    _crew(os.getpid()).give(run)
+    _daemon_pool(os.getpid()).submit(run)
     return future
 
 
-def in_parallel(work: Callable[[Item], T], items: Iterable[Item], at_once: int) -> Iterator[T]:
-    """What `work` makes of each item, in their order; `at_once` are worked on or wait."""
-    waiting = iter(items)
-    running = deque(in_background(partial(work, item)) for item in islice(waiting, at_once))
+def in_parallel(
+    work: Callable[[Item], T], items: Iterable[Item], max_concurrent: int
+) -> Iterator[T]:
+    """Yields `work(item)` for each item, in order; up to `max_concurrent` results are in flight."""
+    remaining = iter(items)
+    running = deque(
+        in_background(partial(work, item)) for item in islice(remaining, max_concurrent)
+    )
     while running:
         result = running.popleft().result()
-        running.extend(in_background(partial(work, item)) for item in islice(waiting, 1))
+        running.extend(in_background(partial(work, item)) for item in islice(remaining, 1))
         yield result

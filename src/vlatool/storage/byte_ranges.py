@@ -1,4 +1,4 @@
-"""Parts of files, so that of a large remote file only what is needed is fetched."""
+"""Byte ranges of files, so that only the needed part of a large remote file is downloaded."""
 
 import errno
 import io
@@ -12,8 +12,8 @@ from vlatool.storage import reader
 from vlatool.storage.background import in_parallel
 from vlatool.storage.remote_path import RemotePath
 
-_AT_ONCE = 8
-_PASSED_OVER = 1 << 20
+_MAX_CONCURRENT = 8
+_SKIP_SIZE = 1 << 20
 
 
 class ByteRange(NamedTuple):
@@ -24,39 +24,41 @@ class ByteRange(NamedTuple):
     stop: int
 
 
-def read_byte_range(part: ByteRange) -> bytes:
-    """The bytes of a part, fewer where the file ends; one request where it is remote.
+def read_byte_range(byte_range: ByteRange) -> bytes:
+    """Reads a byte range, shorter at the end of the file; one request if the file is remote.
 
     Raises:
-        FileNotFoundError: There is no such file, but nothing, or a pipe or device without an end.
+        FileNotFoundError: The file does not exist, or it is a pipe or a device.
     """
-    path, start, stop = part
+    path, start, stop = byte_range
     if isinstance(path, RemotePath):
         return reader.read_range(path.address, start, stop)
     mode = path.stat().st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a folder fails by itself
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # `open` raises for a folder
         raise FileNotFoundError(errno.ENOENT, "a pipe or a device, no file", str(path))
     with path.open("rb") as file:
         file.seek(start)
         return file.read(stop - start)
 
 
-def read_byte_ranges(parts: Iterable[ByteRange], at_once: int = _AT_ONCE) -> Iterator[bytes]:
-    """The bytes of each part in order; `at_once` remote ones are on their way at a time."""
-    wanted = iter(parts)
-    first = next(wanted, None)
+def read_byte_ranges(
+    ranges: Iterable[ByteRange], max_concurrent: int = _MAX_CONCURRENT
+) -> Iterator[bytes]:
+    """Yields the bytes of each range in order; remote ranges are read concurrently."""
+    remaining = iter(ranges)
+    first = next(remaining, None)
     if first is None:
         return
-    every = chain([first], wanted)
+    every = chain([first], remaining)
     if isinstance(first.path, RemotePath):
-        yield from in_parallel(read_byte_range, every, at_once)
+        yield from in_parallel(read_byte_range, every, max_concurrent)
     else:
         yield from map(read_byte_range, every)
 
 
-def open_byte_range(part: ByteRange) -> IO[bytes]:
-    """A file positioned at the start of a part; what is behind the part is not read ahead."""
-    path, start, stop = part
+def open_byte_range(byte_range: ByteRange) -> IO[bytes]:
+    """Opens a file at the start of a range; bytes after the range are not prefetched."""
+    path, start, stop = byte_range
     if isinstance(path, RemotePath):
         return reader.open_range(path.address, start, stop)
     file = path.open("rb")
@@ -65,28 +67,26 @@ def open_byte_range(part: ByteRange) -> IO[bytes]:
 
 
 def open_tail(path: Path) -> IO[bytes]:
-    """A file of which the end is wanted first, as of archives with their directory there."""
+    """Opens a file whose end is read first, such as an archive with its directory at the end."""
     if isinstance(path, RemotePath):
         return reader.open_reader(path.address, from_end=True)
     return path.open("rb")
 
 
 def open_forward(path: Path) -> IO[bytes]:
-    """A file that is read from its start to its end, some of it passed over.
+    """Opens a file that is read from start to end with some parts skipped.
 
-    Of a remote one what is passed over is read as well, because a few large ranges cost less than
-    many small ones.
+    Skipped parts of a remote file are read too, because a few large requests cost less than many
+    small ones.
     """
     file = path.open("rb")
     return (
-        io.BufferedReader(_ForwardFile(file), _PASSED_OVER)
-        if isinstance(path, RemotePath)
-        else file
+        io.BufferedReader(_ForwardFile(file), _SKIP_SIZE) if isinstance(path, RemotePath) else file
     )
 
 
 class _ForwardFile(io.RawIOBase):
-    """A file that seeks forward by reading."""
+    """File that seeks forward by reading."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -100,24 +100,22 @@ class _ForwardFile(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any, /) -> int:
-        """Fills the buffer; less at the end."""
+        """Reads bytes into the buffer; fewer at the end of the file."""
         data = self._file.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        """Moves; forward by reading."""
+        """Moves to a position; a forward move reads the bytes between."""
         if whence == io.SEEK_CUR:
             offset, whence = self._file.tell() + offset, io.SEEK_SET
         if whence == io.SEEK_END or offset < self._file.tell():
             return self._file.seek(offset, whence)
-        while (missing := offset - self._file.tell()) and self._file.read(
-            min(missing, _PASSED_OVER)
-        ):
+        while (missing := offset - self._file.tell()) and self._file.read(min(missing, _SKIP_SIZE)):
             pass
         return self._file.tell()
 
     def close(self) -> None:
-        """Closes the file below."""
+        """Closes the underlying file."""
         self._file.close()
         super().close()

@@ -1,4 +1,4 @@
-"""Copies of remote files, and what was found out about them, in a folder that processes share."""
+"""Cache folder shared by processes: copies of remote files, and values computed from them."""
 
 import errno
 import fcntl
@@ -20,31 +20,31 @@ from vlatool.storage.remote_path import RemotePath
 
 _COPY_SUFFIX = ".copy"
 _FOLDER_SUFFIX = ".folder"
-_PIECE = 1 << 20
-_AT_ONCE = 8
+_CHUNK_SIZE = 1 << 20
+_MAX_CONCURRENT = 8
 _LOCKS = 256
-# Another process may make room between a copy and its being opened.
+# Another process may remove a copy between its creation and its opening.
 _ATTEMPTS = 3
-# What nobody wrote to for so long was left by a process that was killed.
+# Partial copies that were not written to for this time belong to killed processes.
 _ABANDONED_S = 3600.0
-# A folder that nobody asked for in so long makes room; its files are opened when they are needed.
+# Folders that were not requested for this time are removed.
 _UNUSED_S = 30 * 86400.0
 
 
 def default_cache_folder() -> Path:
-    """`vlatool` in the user's cache folder, which XDG_CACHE_HOME names."""
+    """Folder `vlatool` in the user's cache folder (XDG_CACHE_HOME, else `~/.cache`)."""
     folder = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(os.path.expanduser(folder)) / "vlatool"
 
 
 @dataclass(frozen=True)
 class FileVersion:
-    """A remote file as it is now; another content has another name in the cache.
+    """Version of a remote file; each version has its own name in the cache.
 
     Attributes:
-        path: Where it is.
-        size: Bytes.
-        tag: Changes with the content, as far as the storage tells.
+        path: Location of the file.
+        size: Size in bytes.
+        tag: ETag or time of modification, which changes with the content.
     """
 
     path: Path
@@ -53,7 +53,11 @@ class FileVersion:
 
     @classmethod
     def of(cls, path: Path) -> "FileVersion":
-        """One request; FileNotFoundError where there is no such file."""
+        """Returns the current version, with one request.
+
+        Raises:
+            FileNotFoundError: The file does not exist.
+        """
         if not isinstance(path, RemotePath):
             status = path.stat()
             return cls(path, status.st_size, str(status.st_mtime_ns))
@@ -64,48 +68,53 @@ class FileVersion:
 
     @property
     def name(self) -> str:
-        """A name for what is kept of it."""
+        """Name of the version in the cache, without suffix."""
         text = f"{self.path} {self.size} {self.tag}"
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)
 class FileCache:
-    """A folder of copies.
+    """Cache in a local folder.
 
     Attributes:
-        folder: Local; made when it is first written to.
-        limit: Most bytes of whole files; None for any number.
+        folder: Local folder; created on the first write.
+        limit: Maximum number of bytes of copied files; None for no limit.
     """
 
     folder: Path
     limit: int | None = None
 
     def get(self, file: FileVersion, suffix: str) -> bytes | None:
-        """What is known of a file, where somebody found it out before."""
+        """Cached value of a file; None if there is none.
+
+        Args:
+            file: Version of the file.
+            suffix: Kind of value, as in `get_or_create`.
+        """
         return _read(self.folder / f"{file.name}{suffix}")
 
     def get_or_create(self, file: FileVersion, suffix: str, make: Callable[[], bytes]) -> bytes:
-        """What is known of a file; made by one process where nobody did so before."""
+        """Cached value of a file; if there is none, one process creates it with `make`."""
         path = self.folder / f"{file.name}{suffix}"
-        known = _read(path)
-        if known is not None:
-            return known
+        value = _read(path)
+        if value is not None:
+            return value
         with self._locked(file.name):
-            known = _read(path)
-            if known is None:
-                known = make()
-                write_bytes(path, known, synced=False)
-        return known
+            value = _read(path)
+            if value is None:
+                value = make()
+                write_bytes(path, value, synced=False)
+        return value
 
     def open_copy(self, file: FileVersion) -> IO[bytes]:
-        """A whole file, fetched by one process where nobody did so before.
+        """Opens a local copy of a file; if there is none, one process downloads it.
 
-        Copies that were not opened for the longest time make room.
+        The least recently opened copies are removed when the cache is full.
 
         Raises:
-            FileNotFoundError: The remote file is gone.
-            StorageError: The folder cannot be written.
+            FileNotFoundError: The remote file does not exist any more.
+            StorageError: The cache folder cannot be written.
         """
         path = self.folder / f"{file.name}{_COPY_SUFFIX}"
         for _ in range(_ATTEMPTS):
@@ -117,27 +126,29 @@ class FileCache:
                     self._make_room(file.size)
                     self._fetch(file, path)
         raise StorageError(
-            f"{path}: is taken away as soon as it is there",
+            f"{path}: other processes remove this copy before it is opened",
             hint="raise data.dataset_cache.cache_size_gb",
             code="storage.cache",
             details={"path": str(path)},
         )
 
     def local_copy(self, folder: Path, names: Sequence[str]) -> Path:
-        """A local folder with some files of a remote one, for what must have names on the disk.
+        """Local folder with copies of remote files, for libraries that need local file names.
 
-        It is made once for the versions that the files have now; those that nobody asked for in
-        a month go when another is made.
+        One folder is created for the current versions of the files. Folders that were not
+        requested for 30 days are removed when another one is created.
 
         Args:
-            folder: Remote.
-            names: Relative to it.
+            folder: Remote folder.
+            names: File names relative to the folder.
 
         Raises:
-            FileNotFoundError: One does not exist.
+            FileNotFoundError: A file does not exist.
             StorageError: The storage or the cache fails.
         """
-        files = list(in_parallel(FileVersion.of, [folder / name for name in names], _AT_ONCE))
+        files = list(
+            in_parallel(FileVersion.of, [folder / name for name in names], _MAX_CONCURRENT)
+        )
         name = hashlib.blake2b(digest_size=16)
         for file in files:
             name.update(file.name.encode())
@@ -153,47 +164,47 @@ class FileCache:
 
     def _remove_unused(self) -> None:
         now = time.time()
-        for path in self.folder.glob(f"*{_FOLDER_SUFFIX}*"):  # what was left half made as well
+        for path in self.folder.glob(f"*{_FOLDER_SUFFIX}*"):  # partial folders too
             with suppress(FileNotFoundError):
                 if now - path.stat().st_mtime > _UNUSED_S:
                     shutil.rmtree(path)
 
     def _fetch(self, file: FileVersion, path: Path) -> None:
         with file.path.open("rb") as source, open_atomic(path, synced=False) as target:
-            shutil.copyfileobj(source, target, _PIECE)
+            shutil.copyfileobj(source, target, _CHUNK_SIZE)
             if target.tell() != file.size:
                 raise StorageError(
-                    f"{file.path}: {target.tell()} bytes came, it had {file.size}",
-                    hint="it changes while it is read; run the same command again",
+                    f"{file.path}: received {target.tell()} bytes instead of {file.size}",
+                    hint="the file changed while it was read; run the same command again",
                     code="storage.changed",
                     details={"path": str(file.path)},
                 )
 
-    def _make_room(self, wanted: int) -> None:
-        """Copies being fetched count; those of a process that was killed go."""
+    def _make_room(self, size: int) -> None:
+        """Removes old copies until `size` bytes fit; running downloads of others count."""
         if self.limit is None:
             return
-        found: list[tuple[int, int, Path]] = []
-        fetched = 0
+        copies: list[tuple[int, int, Path]] = []
+        downloading = 0
         for path in self.folder.glob(f"*{_COPY_SUFFIX}*"):
-            with suppress(FileNotFoundError):  # another process makes room as well
+            with suppress(FileNotFoundError):  # removed by another process
                 status = path.stat()
                 if path.name.endswith(_COPY_SUFFIX):
-                    found.append((status.st_mtime_ns, status.st_size, path))
+                    copies.append((status.st_mtime_ns, status.st_size, path))
                 elif time.time() - status.st_mtime > _ABANDONED_S:
                     path.unlink()
                 else:
-                    fetched += status.st_size
-        used = fetched + sum(size for _, size, _ in found)
-        for _, size, path in sorted(found):
-            if used + wanted <= self.limit:
+                    downloading += status.st_size
+        used = downloading + sum(copy_size for _, copy_size, _ in copies)
+        for _, copy_size, path in sorted(copies):
+            if used + size <= self.limit:
                 return
             path.unlink(missing_ok=True)
-            used -= size
+            used -= copy_size
 
     @contextmanager
     def _locked(self, name: str) -> Generator[None]:
-        """One process at a time; a few files serve for all names."""
+        """Holds the lock of a name; 256 lock files are shared by all names."""
         path = self.folder / f".{int(name, 16) % _LOCKS:02x}.lock"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -201,7 +212,7 @@ class FileCache:
         except OSError as error:
             raise StorageError(
                 f"{self.folder}: the cache cannot be written: {error.strerror}",
-                hint="name another folder with data.dataset_cache.cache_dir",
+                hint="set data.dataset_cache.cache_dir to another folder",
                 code="storage.write",
                 details={"path": str(self.folder)},
             ) from None

@@ -1,4 +1,4 @@
-"""JSON documents that carry a digest of themselves, so that a flipped bit is noticed."""
+"""JSON documents with a digest of their content, which detects damage."""
 
 import hashlib
 import json
@@ -15,17 +15,17 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def write_checksummed(path: Path, document: Mapping[str, Any]) -> None:
-    """Writes a JSON object with its digest atomically."""
+    """Writes a JSON object and its digest atomically."""
     write_json(path, {**document, _KEY: _digest(document)})
 
 
 def read_checksummed(path: Path) -> dict[str, Any]:
-    """The object in a file without its digest; one that never had any is believed.
+    """Reads a JSON object and checks its digest, if it has one; returns it without the digest.
 
     Raises:
-        DocumentError: It is no JSON object, or another one than was written.
-        OSError: It cannot be read.
-        StorageError: The same in a bucket.
+        DocumentError: The content is no JSON object, or differs from the one that was written.
+        OSError: The file cannot be read.
+        StorageError: The object in S3 cannot be read.
     """
     content: object = read_json(path)
     if not isinstance(content, dict):
@@ -33,17 +33,17 @@ def read_checksummed(path: Path) -> dict[str, Any]:
     document = cast("dict[str, Any]", content)
     digest = document.pop(_KEY, None)
     if digest is None:
-        # Under a name that is not the one it was written with.
-        is_whole = not any(isinstance(one, str) and _DIGEST.match(one) for one in document.values())
+        # The key of the digest itself may be damaged.
+        is_intact = not any(isinstance(v, str) and _DIGEST.match(v) for v in document.values())
     else:
-        is_whole = digest == _digest(document)
-    if not is_whole:
+        is_intact = digest == _digest(document)
+    if not is_intact:
         raise DocumentError("has another content than when it was written")
     return document
 
 
 def _digest(document: Mapping[str, Any]) -> str:
-    """SHA-256 of the canonical form: keys in order, nothing between the parts."""
+    """SHA-256 of the canonical form: sorted keys, no spaces."""
     plain = json.loads(json.dumps(document))
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

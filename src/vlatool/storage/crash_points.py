@@ -1,7 +1,7 @@
-"""Steps of a run at which it may be ended on purpose: around each operation on storage.
+"""Crash points around each storage operation, at which tests can kill the process.
 
-Nothing happens unless the variable below is set, as tests set it: to a file, which gets a line per
-step, or to a number, at whose step the process ends as `kill -9` would end it.
+They do nothing unless the environment variable below is set: to a file, which gets a line per
+crash point, or to a number N, with which the process kills itself (SIGKILL) at crash point N.
 """
 
 import os
@@ -21,38 +21,38 @@ _VARIES = re.compile(r"[0-9a-f]{8}|\d+")
 
 @contextmanager
 def crash_point(
-    kind: Kind, place: object, partly: Callable[[], object] | None = None
+    kind: Kind, path: object, do_half: Callable[[], object] | None = None
 ) -> Generator[None]:
-    """An operation: the steps before, inside and after it.
+    """Surrounds an operation with crash points: before, inside and after it.
 
     Args:
-        kind: What is done.
-        place: The path or address that it is done to.
-        partly: Does a part of it; none where it is done whole or not at all.
+        kind: Kind of operation.
+        path: Path or address that the operation changes.
+        do_half: Performs a part of the operation; None if the operation is atomic.
     """
     if VARIABLE not in os.environ:
         yield
         return
-    _reach(f"{kind} before {_name(place)}")
-    if partly is not None:
-        _reach(f"{kind} inside {_name(place)}", partly)
+    _reach(f"{kind} before {_name(path)}")
+    if do_half is not None:
+        _reach(f"{kind} inside {_name(path)}", do_half)
     yield
-    _reach(f"{kind} after {_name(place)}")
+    _reach(f"{kind} after {_name(path)}")
 
 
-def _reach(line: str, partly: Callable[[], object] | None = None) -> None:
-    order = os.environ[VARIABLE]
-    if not order.isdecimal():
-        with Path(order).open("a") as file:
+def _reach(line: str, do_half: Callable[[], object] | None = None) -> None:
+    setting = os.environ[VARIABLE]
+    if not setting.isdecimal():
+        with Path(setting).open("a") as file:
             file.write(f"{line}\n")
         return
-    os.environ[VARIABLE] = str(int(order) - 1)
-    if int(order) == 1:
-        if partly is not None:
-            partly()
+    os.environ[VARIABLE] = str(int(setting) - 1)
+    if int(setting) == 1:
+        if do_half is not None:
+            do_half()
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _name(place: object) -> str:
-    """The last two names of a path; numbers, which differ from item to item, as `#`."""
-    return _VARIES.sub("#", "/".join(str(place).split("/")[-2:]))
+def _name(path: object) -> str:
+    """Last two names of a path; numbers, which differ between items, become `#`."""
+    return _VARIES.sub("#", "/".join(str(path).split("/")[-2:]))

@@ -1,6 +1,6 @@
-"""JSON and YAML that somebody else may have written: read within limits, or refused with a reason.
+"""JSON and YAML of unknown origin, read within limits on size, depth and number of values.
 
-A parser alone ends in a segmentation fault, or not at all, on a few hundred bytes made for it.
+Without limits, a few hundred crafted bytes crash a parser or keep it busy forever.
 """
 
 import json
@@ -13,20 +13,20 @@ import yaml
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 
 MAX_BYTES = 64 * 2**20  # of one document
-MAX_DEPTH = 100  # of lists and mappings in each other
-MAX_NODES = 1_000_000  # of a YAML document, each alias as large as what it stands for
-MAX_LISTS = 4_000_000  # lists and mappings of a JSON document; a second to read
+MAX_DEPTH = 100  # of nested lists and mappings
+MAX_NODES = 1_000_000  # of a YAML document, each alias counted with the size of its anchor
+MAX_LISTS = 4_000_000  # lists and mappings of a JSON document, read in about 1 s
 
-_SAFE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one is ten times as fast
-_yaml: Any = yaml  # its annotations are partial
+_SAFE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is ten times as fast
+_yaml: Any = yaml  # its type annotations are incomplete
 
 
 class DocumentError(ValueError):
-    """A document that cannot be read.
+    """Document that cannot be parsed.
 
     Attributes:
-        reason: Such as `not valid JSON (line 3: Expecting value)`.
-        line: Where, from 1; 0 where no line is known.
+        reason: Description such as `not valid JSON (line 3: Expecting value)`.
+        line: Line number from 1; 0 if unknown.
     """
 
     def __init__(self, reason: str, line: int = 0) -> None:
@@ -36,35 +36,33 @@ class DocumentError(ValueError):
 
 
 def read_document(path: Path, *, max_bytes: int = MAX_BYTES) -> str:
-    """The text of a file that is to be parsed.
+    """Reads the text of a file.
 
     Raises:
-        DocumentError: It is larger than `max_bytes` or not UTF-8.
-        OSError: It cannot be read.
-        StorageError: The same in a bucket.
+        DocumentError: The file is larger than `max_bytes` or not UTF-8.
+        OSError: The file cannot be read.
+        StorageError: The object in S3 cannot be read.
     """
-    data = read_byte_range(ByteRange(path, 0, max_bytes + 1))  # one request where it is remote
+    data = read_byte_range(ByteRange(path, 0, max_bytes + 1))  # one request if it is remote
     if len(data) > max_bytes:
         size = path.stat().st_size
-        raise DocumentError(
-            f"{_mib(size)} are more than the {_mib(max_bytes)} such a file may have"
-        )
+        raise DocumentError(f"its size of {_mib(size)} exceeds the limit of {_mib(max_bytes)}")
     try:
-        return data.decode("utf-8-sig")  # some editors begin with a byte order mark
+        return data.decode("utf-8-sig")  # some editors write a byte order mark
     except UnicodeDecodeError as error:
         raise DocumentError(f"not UTF-8 text (byte {error.start})") from error
 
 
 def parse_json(text: str | bytes, *, constants: Callable[[str], Any] | None = None) -> Any:
-    """The value of a JSON text.
+    """Parses a JSON text.
 
     Args:
-        text: UTF-8 where it is bytes.
-        constants: What `NaN`, `Infinity` and `-Infinity` become; floats, if nothing is given.
+        text: Text, or UTF-8 bytes.
+        constants: Converts `NaN`, `Infinity` and `-Infinity`; by default they become floats.
 
     Raises:
-        DocumentError: It is not JSON, nested too deep, too large, or has a number of thousands of
-            digits or half a character.
+        DocumentError: The text is not JSON, nested too deeply, too large, or has a number of
+            thousands of digits or an unpaired surrogate.
     """
     brackets = _count(text, "[") + _count(text, "{")
     if brackets > MAX_LISTS:
@@ -78,7 +76,7 @@ def parse_json(text: str | bytes, *, constants: Callable[[str], Any] | None = No
         raise _too_deep() from error
     except UnicodeDecodeError as error:
         raise DocumentError(f"not UTF-8 text (byte {error.start})") from error
-    except ValueError as error:  # an integer that Python takes no time for
+    except ValueError as error:  # an integer with more digits than Python converts
         raise DocumentError("not valid JSON (a number of thousands of digits)") from error
     if brackets > MAX_DEPTH:
         _check_depth(value)
@@ -88,76 +86,77 @@ def parse_json(text: str | bytes, *, constants: Callable[[str], Any] | None = No
 
 
 def read_json(path: Path, *, max_bytes: int = MAX_BYTES) -> Any:
-    """The value of a JSON file; raises as `read_document` and `parse_json`."""
+    """Reads a JSON file; raises as `read_document` and `parse_json`."""
     return parse_json(read_document(path, max_bytes=max_bytes))
 
 
 def parse_yaml(text: str, loader: Any = _SAFE) -> Any:
-    """The value of a YAML text.
+    """Parses a YAML text.
 
     Args:
         text: One document.
         loader: One of the safe loaders.
 
     Raises:
-        DocumentError: It is not YAML, nested too deep, or larger than its text lets one think.
+        DocumentError: The text is not YAML, nested too deeply, or too large with its aliases.
     """
     check_yaml(text)
     try:
         return yaml.load(text, Loader=loader)  # noqa: S506 - one of the safe loaders
     except yaml.YAMLError as error:
-        raise not_yaml(error, text) from error
+        raise yaml_error(error, text) from error
     except RecursionError as error:  # an anchor that contains itself
         raise _too_deep() from error
-    except ValueError as error:  # a date that no calendar has, a number of thousands of digits
+    except ValueError as error:  # an invalid date, a number of thousands of digits
         raise DocumentError(f"not valid YAML ({str(error).partition(chr(10))[0][:100]})") from error
 
 
 def read_yaml(path: Path, loader: Any = _SAFE, *, max_bytes: int = MAX_BYTES) -> Any:
-    """The value of a YAML file; raises as `read_document` and `parse_yaml`."""
+    """Reads a YAML file; raises as `read_document` and `parse_yaml`."""
     return parse_yaml(read_document(path, max_bytes=max_bytes), loader)
 
 
 def check_yaml(text: str, max_nodes: int = MAX_NODES) -> int:
-    """The number of nodes of a YAML text, aliases counted as what they stand for.
+    """Number of nodes of a YAML text, each alias counted with the size of its anchor.
 
-    Only reads events, so no depth and no multiplication costs anything.
+    Only parses events, so that neither depth nor aliases take time or memory.
 
     Raises:
-        DocumentError: It is not YAML, too deep or too large.
+        DocumentError: The text is not YAML, nested too deeply or too large.
     """
-    count = _Count()
+    counter = _NodeCounter()
     try:
         for event in _yaml.parse(text, Loader=_SAFE):
-            count.add(event)
-            if len(count.opened) > MAX_DEPTH:
+            counter.add(event)
+            if len(counter.open_nodes) > MAX_DEPTH:
                 raise _too_deep(_line(event.start_mark))
-            if count.nodes > max_nodes:
-                reason = f"its aliases make more than {max_nodes:,} values of it"
+            if counter.nodes > max_nodes:
+                reason = f"with its aliases, it has more than {max_nodes:,} values"
                 raise DocumentError(reason, _line(event.start_mark))
     except yaml.YAMLError as error:
-        raise not_yaml(error, text) from error
-    return count.nodes
+        raise yaml_error(error, text) from error
+    return counter.nodes
 
 
-class _Count:
-    """Nodes of a document, told its events."""
+class _NodeCounter:
+    """Counter of the nodes of a document, from its events."""
 
     def __init__(self) -> None:
         self.nodes = 0
-        self.opened: list[tuple[str | None, int]] = []  # anchor of each open node, nodes before
+        # Anchor of each open node, and the number of nodes before it.
+        self.open_nodes: list[tuple[str | None, int]] = []
         self._sizes: dict[str, int] = {}
 
     def add(self, event: yaml.Event) -> None:
         if isinstance(event, yaml.CollectionEndEvent):
-            anchor, before = self.opened.pop()
+            anchor, before = self.open_nodes.pop()
             self._remember(anchor, self.nodes - before)
         elif isinstance(event, yaml.AliasEvent):
-            if any(anchor == event.anchor for anchor, _ in self.opened):
+            if any(anchor == event.anchor for anchor, _ in self.open_nodes):
                 raise DocumentError("an anchor contains itself", _line(event.start_mark))
             self.nodes += self._sizes.get(event.anchor, 1)
         elif isinstance(event, yaml.CollectionStartEvent):
-            self.opened.append((event.anchor, self.nodes))
+            self.open_nodes.append((event.anchor, self.nodes))
             self.nodes += 1
         elif isinstance(event, yaml.ScalarEvent):
             self.nodes += 1
@@ -168,8 +167,8 @@ class _Count:
             self._sizes[anchor] = size
 
 
-def not_yaml(error: yaml.YAMLError, text: str) -> DocumentError:
-    """What PyYAML found, with the line."""
+def yaml_error(error: yaml.YAMLError, text: str) -> DocumentError:
+    """Converts an error of PyYAML, with its line."""
     if not isinstance(error, yaml.MarkedYAMLError):
         return DocumentError(f"not valid YAML: {error}".partition("\n")[0])
     mark: Any = error.problem_mark or error.context_mark
@@ -183,9 +182,9 @@ def _line(mark: Any) -> int:
 
 
 def _check_depth(value: Any) -> None:
-    level: list[Any] = [value]  # it has a bracket, so it is no scalar or the text of one
+    level: list[Any] = [value]  # a list, a mapping, or a text that contains a bracket
     for _ in range(MAX_DEPTH):
-        level = [item for one in level for item in _children(one)]
+        level = [item for parent in level for item in _children(parent)]
         if not level:
             return
     raise _too_deep()
@@ -195,23 +194,23 @@ def _check_characters(value: Any) -> None:
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise DocumentError("not valid JSON (half a character)") from error
+        raise DocumentError("not valid JSON (an unpaired surrogate)") from error
 
 
 def _children(value: Any) -> list[Any]:
-    """The lists and mappings directly in one."""
+    """Lists and mappings that are direct children of a list or mapping."""
     items: Iterable[Any] = (
         cast("dict[str, Any]", value).values() if isinstance(value, dict) else value
     )
     return [item for item in items if isinstance(item, dict | list)]
 
 
-def _count(text: str | bytes, sign: str) -> int:
-    return text.count(sign) if isinstance(text, str) else text.count(sign.encode())
+def _count(text: str | bytes, character: str) -> int:
+    return text.count(character) if isinstance(text, str) else text.count(character.encode())
 
 
-def _has(text: str | bytes, words: str) -> bool:
-    return words in text if isinstance(text, str) else words.encode() in text
+def _has(text: str | bytes, part: str) -> bool:
+    return part in text if isinstance(text, str) else part.encode() in text
 
 
 def _too_deep(line: int = 0) -> DocumentError:

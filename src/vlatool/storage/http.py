@@ -1,4 +1,4 @@
-"""Web servers: files that can be read, in ranges where the server knows them."""
+"""Files of web servers, read-only, in byte ranges if the server supports them."""
 
 import errno
 import importlib
@@ -21,14 +21,14 @@ _READ_TIMEOUT_S = 60
 _REDIRECTS = 5
 _BUSY = {408, 425, 429, 500, 502, 503, 504}
 _MISSING = {404, 410}
-_WITHOUT_HEAD = {403, 405, 501}  # what servers say that know only GET, or signed for it alone
-# Without ranges, what is larger would be fetched again and again, or fill the memory.
+_WITHOUT_HEAD = {403, 405, 501}  # status of HEAD if only GET is supported, or signed
+# Without ranges, a larger file would be downloaded repeatedly, or fill the memory.
 LARGEST_WHOLE = 64 * 2**20
 _AS_TYPED = "/%:@!$&'()*+,;=~"
 
 
-class Answer(Exception):
-    """An answer that is not the file."""
+class HttpStatusError(Exception):
+    """Response with a status that is no success."""
 
     def __init__(self, status: int, headers: Mapping[str, str]) -> None:
         super().__init__(f"HTTP {status}")
@@ -37,113 +37,118 @@ class Answer(Exception):
 
 
 class WebServer:
-    """The files of one host, which it cannot list."""
+    """Files of one host; they cannot be listed."""
 
     can_list = False
 
-    def __init__(self, place: str) -> None:
-        self._place = place
+    def __init__(self, root: str) -> None:
+        self._root = root
         self._whole: tuple[str, ObjectInfo, bytes] | None = None
 
     def url(self, key: str) -> str:
-        """Where a file is."""
-        return f"{self._place}/{quote(key, safe=_AS_TYPED)}"
+        """URL of a file."""
+        return f"{self._root}/{quote(key, safe=_AS_TYPED)}"
 
     def headers(self) -> Mapping[str, str]:
-        """What goes with every request; nothing secret follows a redirect to another host."""
+        """Headers of every request; credentials are not sent after a redirect to another host."""
         return {}
 
     @cached_property
     def pool(self) -> Any:
-        """The urllib3 pool."""
+        """Connection pool of urllib3."""
         return connections()
 
     def head(self, key: str) -> ObjectInfo:
-        """HEAD; a GET of one byte where the server knows no HEAD or tells no size."""
+        """HEAD; GET of one byte if the server does not support HEAD or sends no size."""
         try:
-            answer = self._request("HEAD", key, {})
-        except Answer as refusal:
-            if refusal.status not in _WITHOUT_HEAD:
+            response = self._request("HEAD", key, {})
+        except HttpStatusError as error:
+            if error.status not in _WITHOUT_HEAD:
                 raise
             return self._first_byte(key)
-        answer.release_conn()
-        if not answer.headers.get("Content-Length"):
+        response.release_conn()
+        if not response.headers.get("Content-Length"):
             return self._first_byte(key)
-        return _info(answer.headers, int(answer.headers["Content-Length"]))
+        return _info(response.headers, int(response.headers["Content-Length"]))
 
     def list_page(self, below: str, delimiter: str, token: str, at_most: int) -> ListPage:
-        """Refuses."""
+        """Raises: the folders of a web server cannot be listed.
+
+        Raises:
+            StorageError: Always.
+        """
         del delimiter, token, at_most
         raise StorageError(
-            f"{self._place}/{below}: the folders of a web server cannot be listed",
-            hint="give a manifest, a shard, an output of vlatool or a LeRobot data set; copy other "
+            f"{self._root}/{below}: the folders of a web server cannot be listed",
+            hint="use a manifest, a shard, an output of vlatool or a LeRobot data set; copy other "
             "data to a local folder, s3:// or hf://",
             code="storage.no_list",
-            details={"path": f"{self._place}/{below}"},
+            details={"path": f"{self._root}/{below}"},
         )
 
     def get(self, key: str, start: int, stop: int, etag: str) -> Body:
-        """GET of a range; of the whole where the server knows none."""
+        """GET of a range; GET of the file if the server does not support ranges."""
         span = str(start) if start < 0 else f"{start}-{stop - 1}"
-        wanted = {"Range": f"bytes={span}", "Accept-Encoding": "identity"}
+        headers = {"Range": f"bytes={span}", "Accept-Encoding": "identity"}
         if etag.startswith('"'):
-            wanted["If-Match"] = etag
+            headers["If-Match"] = etag
         if self._whole is not None and self._whole[0] == key and etag == self._whole[1].etag:
             return _slice(self._whole[1], self._whole[2], start)
         try:
-            answer = self._request("GET", key, wanted)
-        except Answer as refusal:
-            if refusal.status == 416:
-                raise RangeNotSatisfiable from refusal
-            if refusal.status == 412:
-                raise ConditionFailed from refusal
+            response = self._request("GET", key, headers)
+        except HttpStatusError as error:
+            if error.status == 416:
+                raise RangeNotSatisfiable from error
+            if error.status == 412:
+                raise ConditionFailed from error
             raise
-        if answer.status == 206:
-            return ranged_body(answer)
-        return self._without_ranges(key, answer, start)
+        if response.status == 206:
+            return ranged_body(response)
+        return self._without_ranges(key, response, start)
 
     def retry_advice(self, error: Exception) -> RetryAdvice | None:
-        """What an error means for another attempt."""
-        if isinstance(error, Answer) and error.status in _BUSY:
-            return RetryAdvice(f"the server says {error.status}", _requested_wait(error.headers))
+        """Advice on retrying after an error; None if a retry is useless."""
+        if isinstance(error, HttpStatusError) and error.status in _BUSY:
+            reason = f"the server returns status {error.status}"
+            return RetryAdvice(reason, _requested_wait(error.headers))
         return http_retry_advice(error) or network_retry_advice(error)
 
-    def map_error(self, error: Exception, where: str) -> Exception:
-        """Our error for one of the server or of urllib3."""
-        if isinstance(error, Answer):
-            return _told(error.status, where)
-        faults: Any = importlib.import_module("urllib3.exceptions")
-        if isinstance(error, faults.HTTPError):
+    def map_error(self, error: Exception, location: str) -> Exception:
+        """Converts an error of the server or of urllib3 to an error of vlatool."""
+        if isinstance(error, HttpStatusError):
+            return _status_error(error.status, location)
+        exceptions: Any = importlib.import_module("urllib3.exceptions")
+        if isinstance(error, exceptions.HTTPError):
             reason = type(getattr(error, "reason", None) or error).__name__
             return _storage_error(
-                where, f"the request cannot be made ({reason})", "request", "check the location"
+                location, f"the request fails ({reason})", "request", "check the location"
             )
         return error
 
     def _request(self, method: str, key: str, headers: Mapping[str, str]) -> Any:
-        answer = self.pool.request(
+        response = self.pool.request(
             method,
             self.url(key),
             headers={**self.headers(), **headers},
             preload_content=False,
         )
-        if answer.status not in (200, 206):
-            answer.drain_conn()
-            raise Answer(answer.status, answer.headers)
-        kind = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        if response.status not in (200, 206):
+            response.drain_conn()
+            raise HttpStatusError(response.status, response.headers)
+        kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if kind == "text/html" and PurePosixPath(key).suffix not in (".html", ".htm"):
-            answer.close()
-            raise self._page_instead(key)
-        return answer
+            response.close()
+            raise self._html_error(key)
+        return response
 
-    def _page_instead(self, key: str) -> Exception:
-        if not PurePosixPath(key).suffix:  # what a server shows of a folder
-            return Answer(404, {})
+    def _html_error(self, key: str) -> Exception:
+        if not PurePosixPath(key).suffix:  # the page that a server shows for a folder
+            return HttpStatusError(404, {})
         return DataError(
-            f"{self._place}/{key}: a web page came where data should be",
-            hint="open the location in a browser: it may ask for a login, or have moved",
+            f"{self._root}/{key}: the server returns a web page instead of data",
+            hint="open the location in a browser: it may require a login, or have moved",
             code="data.web_page",
-            details={"path": f"{self._place}/{key}"},
+            details={"path": f"{self._root}/{key}"},
         )
 
     def _first_byte(self, key: str) -> ObjectInfo:
@@ -154,36 +159,39 @@ class WebServer:
         body.close()
         return body.info
 
-    def _without_ranges(self, key: str, answer: Any, start: int) -> Body:
-        """The whole file, which is kept for the next range of it; a large one from its start."""
-        length = answer.headers.get("Content-Length", "")
+    def _without_ranges(self, key: str, response: Any, start: int) -> Body:
+        """Body of a response with the whole file.
+
+        A small file is kept for the next range; a large one can only be read from its start.
+        """
+        length = response.headers.get("Content-Length", "")
         size = int(length) if length.isdigit() else LARGEST_WHOLE
         if size > LARGEST_WHOLE:
             if start != 0:
-                answer.close()
+                response.close()
                 raise _storage_error(
-                    f"{self._place}/{key}",
-                    f"the server knows no ranges, so the {size:,} bytes cannot be read in parts",
+                    f"{self._root}/{key}",
+                    f"the server does not support ranges, which a file of {size:,} bytes needs",
                     "unsupported",
                     "copy the file to a local folder and give its path",
                 )
-            return Body(_info(answer.headers, size), 0, answer.read, answer.close)
-        data: bytes = answer.read(LARGEST_WHOLE + 1)
-        answer.close()
+            return Body(_info(response.headers, size), 0, response.read, response.close)
+        data: bytes = response.read(LARGEST_WHOLE + 1)
+        response.close()
         if len(data) > LARGEST_WHOLE:
             raise _storage_error(
-                f"{self._place}/{key}",
-                "the server tells no size and knows no ranges, and the file is large",
+                f"{self._root}/{key}",
+                "the server sends no size and does not support ranges, and the file is large",
                 "unsupported",
                 "copy the file to a local folder and give its path",
             )
-        info = _info(answer.headers, len(data))
+        info = _info(response.headers, len(data))
         self._whole = (key, info, data)
         return _slice(info, data, start)
 
 
 def connections() -> Any:
-    """A pool of connections that are kept; requests are tried again by `remote.call` alone."""
+    """Pool of persistent connections without retries; `remote.call` retries requests."""
     urllib3: Any = importlib.import_module("urllib3")
     return urllib3.PoolManager(
         maxsize=_CONNECTIONS,
@@ -195,13 +203,17 @@ def connections() -> Any:
 
 
 def http_retry_advice(error: Exception) -> RetryAdvice | None:
-    """What an error of urllib3 means for another attempt; None if one is pointless."""
-    faults: Any = importlib.import_module("urllib3.exceptions")
+    """Advice on retrying after an error of urllib3; None if a retry is useless."""
+    exceptions: Any = importlib.import_module("urllib3.exceptions")
     reason = getattr(error, "reason", None) or error
-    hopeless = (faults.SSLError, faults.LocationParseError, faults.LocationValueError)
-    if isinstance(reason, hopeless) or not isinstance(error, faults.HTTPError):
+    permanent = (
+        exceptions.SSLError,
+        exceptions.LocationParseError,
+        exceptions.LocationValueError,
+    )
+    if isinstance(reason, permanent) or not isinstance(error, exceptions.HTTPError):
         return None
-    return RetryAdvice(f"no complete answer ({type(reason).__name__})")
+    return RetryAdvice(f"no complete response ({type(reason).__name__})")
 
 
 def _slice(info: ObjectInfo, data: bytes, start: int) -> Body:
@@ -213,15 +225,17 @@ def _slice(info: ObjectInfo, data: bytes, start: int) -> Body:
     return Body(info, first, file.read, file.close)
 
 
-def ranged_body(answer: Any) -> Body:
-    """The body of an answer with status 206."""
-    span, _, total = answer.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
+def ranged_body(response: Any) -> Body:
+    """Body of a response with status 206."""
+    span, _, total = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
     first = span.partition("-")[0]
     if not first.isdigit() or not total.isdigit():
-        answer.close()
-        raise ConnectionError("an answer in parts that does not say which")
-    date = _seconds(answer.headers.get("Date", ""))
-    return Body(_info(answer.headers, int(total)), int(first), answer.read, answer.close, date)
+        response.close()
+        raise ConnectionError("status 206 without a valid Content-Range")
+    date = _seconds(response.headers.get("Date", ""))
+    return Body(
+        _info(response.headers, int(total)), int(first), response.read, response.close, date
+    )
 
 
 def _info(headers: Mapping[str, str], size: int) -> ObjectInfo:
@@ -230,7 +244,7 @@ def _info(headers: Mapping[str, str], size: int) -> ObjectInfo:
 
 
 def _seconds(date: str) -> float:
-    """A date of a header in seconds since 1970; 0 for none."""
+    """Date of a header in seconds since 1970; 0 if empty or invalid."""
     try:
         return parsedate_to_datetime(date).timestamp() if date else 0.0
     except ValueError:
@@ -244,15 +258,16 @@ def _requested_wait(headers: Mapping[str, str]) -> float:
         return 0.0
 
 
-def _told(status: int, where: str) -> Exception:
+def _status_error(status: int, location: str) -> Exception:
     if status in _MISSING:
-        return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), where)
+        return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), location)
     if status in (401, 403):
-        hint = "it may need a login; download it and give the path of the local folder"
-        return _storage_error(where, f"access is denied ({status})", "forbidden", hint)
-    return _storage_error(where, f"the server says {status}", "refused", "check the location")
+        hint = "it may require a login; download the data and give the path of the local folder"
+        return _storage_error(location, f"access is denied ({status})", "forbidden", hint)
+    reason = f"the server returns status {status}"
+    return _storage_error(location, reason, "refused", "check the location")
 
 
-def _storage_error(where: str, reason: str, code: str, hint: str) -> StorageError:
-    details = {"path": where, "reason": reason}
-    return StorageError(f"{where}: {reason}", hint=hint, code=f"storage.{code}", details=details)
+def _storage_error(location: str, reason: str, code: str, hint: str) -> StorageError:
+    details = {"path": location, "reason": reason}
+    return StorageError(f"{location}: {reason}", hint=hint, code=f"storage.{code}", details=details)

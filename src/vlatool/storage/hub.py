@@ -1,4 +1,4 @@
-"""Repositories of a model hub: data sets and models, at one commit, read in ranges."""
+"""Repositories of a model hub: data sets and models at one commit, read in byte ranges."""
 
 import errno
 import importlib
@@ -18,24 +18,24 @@ from vlatool.storage.retry import RetryAdvice
 
 
 class Repository:
-    """The files of a repository at the commit that its revision is when first asked.
+    """Files of a repository, at the commit of its revision when it is first used.
 
-    Endpoint (HF_ENDPOINT), token and cache folder are those of huggingface_hub; files that are in
-    the cache are read from there.
+    Endpoint (HF_ENDPOINT), token and cache folder are those of huggingface_hub; files in that
+    cache are read from it.
     """
 
     can_list = True
 
-    def __init__(self, place: str) -> None:
-        self._place = place
-        kind, owner, name = place.partition("://")[2].split("/")
+    def __init__(self, root: str) -> None:
+        self._root = root
+        kind, owner, name = root.partition("://")[2].split("/")
         self._kind = kind.removesuffix("s")
         self._name, _, self._revision = f"{owner}/{name}".partition("@")
         self._lock = threading.Lock()
 
     @cached_property
     def hub(self) -> Any:
-        """The library."""
+        """Module `huggingface_hub`."""
         try:
             return importlib.import_module("huggingface_hub")
         except ImportError as error:
@@ -51,7 +51,7 @@ class Repository:
 
     @cached_property
     def commit(self) -> str:
-        """What the revision stands for."""
+        """Commit of the revision."""
         info = self._api.repo_info(
             self._name, repo_type=self._kind, revision=self._revision or None
         )
@@ -59,37 +59,37 @@ class Repository:
 
     @property
     def pinned(self) -> str:
-        """The place with its commit."""
-        return f"{self._place.partition('@')[0]}@{self.commit}"
+        """Root with the commit as revision."""
+        return f"{self._root.partition('@')[0]}@{self.commit}"
 
     @property
     def files(self) -> Mapping[str, ObjectInfo]:
-        """Every file, sorted by name; listed once for all threads."""
+        """All files, sorted by name; listed once for all threads."""
         with self._lock:
             return self._listed
 
     @cached_property
     def _listed(self) -> Mapping[str, ObjectInfo]:
-        listed = self._api.list_repo_tree(
+        entries = self._api.list_repo_tree(
             self._name, repo_type=self._kind, revision=self.commit, recursive=True
         )
-        found = {
-            str(one.path): ObjectInfo(
-                int(one.size), etag=str(one.lfs.sha256 if one.lfs else one.blob_id)
+        files = {
+            str(entry.path): ObjectInfo(
+                int(entry.size), etag=str(entry.lfs.sha256 if entry.lfs else entry.blob_id)
             )
-            for one in listed
-            if hasattr(one, "blob_id")
+            for entry in entries
+            if hasattr(entry, "blob_id")
         }
-        return dict(sorted(found.items()))
+        return dict(sorted(files.items()))
 
     def head(self, key: str) -> ObjectInfo:
-        """Facts of the listing."""
+        """Size and ETag of a file, from the listing."""
         if key not in self.files:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{self._place}/{key}")
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{self._root}/{key}")
         return self.files[key]
 
     def list_page(self, below: str, delimiter: str, token: str, at_most: int) -> ListPage:
-        """A part of the listing."""
+        """Page of the listing."""
         names = self._names
         position = bisect_left(names, max(below, token))
         objects: list[tuple[str, ObjectInfo]] = []
@@ -108,57 +108,58 @@ class Repository:
         return ListPage(objects, prefixes)
 
     def get(self, key: str, start: int, stop: int, etag: str) -> Body:
-        """From the cache where the file is there, else a GET of a range."""
+        """Reads from the cache if it has the file, else with a GET of a range."""
         info = self.head(key)
         first = max(0, info.size + start) if start < 0 else start
         if first >= info.size:
             raise RangeNotSatisfiable
-        kept = self.hub.try_to_load_from_cache(
+        cached = self.hub.try_to_load_from_cache(
             self._name, key, revision=self.commit, repo_type=self._kind
         )
-        if isinstance(kept, str):
+        if isinstance(cached, str):
             stop = info.size if start < 0 else stop
-            file = io.BytesIO(_bytes(Path(kept), first, stop))
+            file = io.BytesIO(_bytes(Path(cached), first, stop))
             return Body(info, first, file.read, file.close)
         body = self._files.get(key, first, min(stop, info.size), "")
         return Body(info, body.start, body.read, body.close)
 
     def retry_advice(self, error: Exception) -> RetryAdvice | None:
-        """What an error means for another attempt."""
+        """Advice on retrying after an error; None if a retry is useless."""
         status = _status(error)
         if status:
-            return RetryAdvice(f"the hub says {status}") if status == 429 or status >= 500 else None
+            is_busy = status == 429 or status >= 500
+            return RetryAdvice(f"the hub returns status {status}") if is_busy else None
         if type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore"):
-            return RetryAdvice(f"no complete answer ({type(error).__name__})")
+            return RetryAdvice(f"no complete response ({type(error).__name__})")
         return self._files.retry_advice(error)
 
-    def map_error(self, error: Exception, where: str) -> Exception:
-        """Our error for one of the library or the server."""
-        names = {one.__name__ for one in type(error).__mro__}
+    def map_error(self, error: Exception, location: str) -> Exception:
+        """Converts an error of the library or the server to an error of vlatool."""
+        names = {cls.__name__ for cls in type(error).__mro__}
         if names & {"RevisionNotFoundError"}:
             return DataError(
-                f"{self._place}: the repository has no such revision",
-                hint="give a branch, a tag or a commit that it has, as owner/name@revision",
+                f"{self._root}: the repository has no such revision",
+                hint="name an existing branch, tag or commit, as owner/name@revision",
                 code="data.no_revision",
-                details={"path": where},
+                details={"path": location},
             )
         if names & {"GatedRepoError", "RepositoryNotFoundError", "LocalTokenNotFoundError"} or (
             _status(error) in (401, 403)
         ):
-            return self._not_open(where)
+            return self._access_error(location)
         if names & {"OfflineModeIsEnabled"}:
             return EnvironmentProblem(
-                f"{where}: the hub is switched off (HF_HUB_OFFLINE)",
+                f"{location}: access to the hub is switched off (HF_HUB_OFFLINE)",
                 hint="unset HF_HUB_OFFLINE, or give the path of a local folder",
                 code="environment.offline",
             )
         if names & {"HFValidationError"}:
             return DataError(
-                f"{self._place}: no such name of a repository",
+                f"{self._root}: invalid name of a repository",
                 hint="write hf://datasets/owner/name or hf://models/owner/name",
                 code="data.bad_repository",
             )
-        return self._files.map_error(error, where)
+        return self._files.map_error(error, location)
 
     @cached_property
     def _names(self) -> Sequence[str]:
@@ -169,7 +170,7 @@ class Repository:
         return _Resolved(self)
 
     def url(self, key: str) -> str:
-        """Where a file of the commit is."""
+        """URL of a file of the commit."""
         return self.hub.hf_hub_url(
             self._name,
             key,
@@ -178,28 +179,28 @@ class Repository:
             endpoint=self._endpoint,
         )
 
-    def _not_open(self, where: str) -> EnvironmentProblem:
+    def _access_error(self, location: str) -> EnvironmentProblem:
         return EnvironmentProblem(
-            f"{where}: there is no such repository, or it is private or gated",
-            hint="check the name; ask for access on its page, then `hf auth login` or set HF_TOKEN",
+            f"{location}: there is no such repository, or it is private or gated",
+            hint="check the name; request access on its page, then `hf auth login` or set HF_TOKEN",
             code="environment.no_credentials",
-            details={"path": where},
+            details={"path": location},
         )
 
 
 class _Resolved(WebServer):
-    """The files of a repository as a web server gives them, with the user's token."""
+    """Files of a repository over HTTP, with the token of the user."""
 
     def __init__(self, repository: Repository) -> None:
         super().__init__("")
         self._repository = repository
 
     def url(self, key: str) -> str:
-        """Where the hub sends who asks for a file."""
+        """URL of a file, which may redirect."""
         return self._repository.url(key)
 
     def headers(self) -> Mapping[str, str]:
-        """The token, if the user has one."""
+        """Headers with the token, if the user has one."""
         return self._repository.hub.utils.build_hf_headers()
 
 
@@ -210,6 +211,6 @@ def _bytes(path: Path, start: int, stop: int) -> bytes:
 
 
 def _status(error: Exception) -> int:
-    """The status of an answer that huggingface_hub made an error of."""
-    answer = getattr(error, "response", None)
-    return int(getattr(answer, "status_code", 0) or 0)
+    """HTTP status of an error of huggingface_hub; 0 if it has none."""
+    response = getattr(error, "response", None)
+    return int(getattr(response, "status_code", 0) or 0)

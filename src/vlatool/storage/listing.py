@@ -1,4 +1,4 @@
-"""Names below a prefix: one level, all levels, or those that match a pattern."""
+"""Listings of a prefix: one level, all levels, or the names that match a pattern."""
 
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
@@ -8,26 +8,27 @@ from typing import NamedTuple
 from vlatool.storage.background import in_parallel
 from vlatool.storage.remote import Address, ListPage, ObjectInfo, call, find_object
 
-_AT_ONCE = 16
+_MAX_CONCURRENT = 16
 _PAGE = 1000
 _WILDCARDS = frozenset("*?[")
 
-Found = tuple[str, ObjectInfo]
+# Relative path and information of an object or a folder.
+Entry = tuple[str, ObjectInfo]
 
 _FOLDER = ObjectInfo(is_dir=True)
 
 
 class Level(NamedTuple):
-    """Names of what is directly in a folder."""
+    """Names of the direct children of a folder."""
 
     folders: list[str]
     files: list[str]
 
 
 def pages(address: Address, delimiter: str = "") -> Iterator[ListPage]:
-    """The listing of what is below, in order.
+    """Yields the pages of the listing of a prefix, in order.
 
-    Every page is retried on its own; an error ends the iteration, so a listing is never short.
+    Each page is retried separately; an error is raised, so a listing is never incomplete.
     """
     token = ""
     while True:
@@ -42,21 +43,21 @@ def _page(address: Address, delimiter: str, token: str) -> ListPage:
     return call(address, lambda remote: remote.list_page(address.prefix, delimiter, token, _PAGE))
 
 
-def level(address: Address) -> list[Found]:
-    """Name and facts of what is directly below a prefix."""
+def level(address: Address) -> list[Entry]:
+    """Direct children of a prefix."""
     below = address.prefix
-    found: dict[str, ObjectInfo] = {}
+    entries: dict[str, ObjectInfo] = {}
     for page in pages(address, "/"):
         for prefix in page.prefixes:
-            found[prefix[len(below) : -1]] = _FOLDER
+            entries[prefix[len(below) : -1]] = _FOLDER
         for key, info in page.objects:
-            found.setdefault(key[len(below) :], info)
-    found.pop("", None)  # some tools mark a folder by an empty object named like its prefix
-    return list(found.items())
+            entries.setdefault(key[len(below) :], info)
+    entries.pop("", None)  # some tools mark a folder by an empty object with the name of the prefix
+    return list(entries.items())
 
 
-def tree(address: Address) -> Iterator[Found]:
-    """Path below the prefix and facts of everything below it; folders come before their content."""
+def tree(address: Address) -> Iterator[Entry]:
+    """Yields everything below a prefix; folders come before their content."""
     below = address.prefix
     seen: set[str] = set()
     for page in pages(address):
@@ -64,7 +65,7 @@ def tree(address: Address) -> Iterator[Found]:
             path = key[len(below) :]
             parts = path.split("/")
             if "" in parts[:-1]:
-                continue  # paths cannot name it
+                continue  # no path leads to such a key
             for depth in range(1, len(parts)):
                 folder = "/".join(parts[:depth])
                 if folder not in seen:
@@ -75,25 +76,25 @@ def tree(address: Address) -> Iterator[Found]:
 
 
 def levels(address: Address) -> dict[str, Level]:
-    """Path below the prefix to what is directly there, of every folder; `""` is the prefix.
+    """Relative path of every folder to the names of its children; `""` is the prefix itself.
 
-    One listing: a request per 1000 objects, where a listing per folder would take one for each.
+    Uses one listing with one request per 1000 objects, instead of one request per folder.
     """
-    found = {"": Level([], [])}
+    folders = {"": Level([], [])}
     for path, info in tree(address):
         parent, _, name = path.rpartition("/")
         if info.is_dir:
-            found[path] = Level([], [])
-            found[parent].folders.append(name)
+            folders[path] = Level([], [])
+            folders[parent].folders.append(name)
         else:
-            found[parent].files.append(name)
-    return found
+            folders[parent].files.append(name)
+    return folders
 
 
-def matching(address: Address, pattern: str) -> Iterator[Found]:
-    """What `Path.glob` finds below a prefix: path and facts.
+def matching(address: Address, pattern: str) -> Iterator[Entry]:
+    """Yields the entries that `Path.glob` finds below a prefix.
 
-    Folders are listed level by level, several at a time, and only where a part of the pattern has
+    Folders are listed level by level, several concurrently, and only for parts of the pattern with
     wildcards; `**` lists everything below once.
 
     Raises:
@@ -102,46 +103,46 @@ def matching(address: Address, pattern: str) -> Iterator[Found]:
     parts = [part for part in pattern.split("/") if part not in ("", ".")]
     if not parts or pattern.startswith("/") or parts.count("**") > 1 or ".." in parts:
         raise NotImplementedError(f"pattern {pattern!r} in object storage")
-    places: list[Found] = [("", _FOLDER)]
+    entries: list[Entry] = [("", _FOLDER)]
     while parts:
         if parts[0] == "**":
-            yield from _anywhere_below(address, places, parts[1:])
+            yield from _anywhere_below(address, entries, parts[1:])
             return
         plain = list(takewhile(_WILDCARDS.isdisjoint, parts))
-        if plain:  # looked up together, with one request per place
-            places = _existing(address, places, "/".join(plain))
+        if plain:  # parts without wildcards need one request per entry
+            entries = _existing(address, entries, "/".join(plain))
         else:
-            places = _expanded(address, places, parts[0])
+            entries = _expanded(address, entries, parts[0])
         parts = parts[max(1, len(plain)) :]
-    yield from places
+    yield from entries
 
 
-def _expanded(address: Address, places: list[Found], pattern: str) -> list[Found]:
-    paths = [path for path, info in places if info.is_dir]
-    below = in_parallel(level, [address.joined(path) for path in paths], _AT_ONCE)
+def _expanded(address: Address, entries: list[Entry], pattern: str) -> list[Entry]:
+    paths = [path for path, info in entries if info.is_dir]
+    levels_below = in_parallel(level, [address.joined(path) for path in paths], _MAX_CONCURRENT)
     return [
-        (f"{path}/{name}".lstrip("/"), facts)
-        for path, found in zip(paths, below, strict=True)
-        for name, facts in found
+        (f"{path}/{name}".lstrip("/"), info)
+        for path, children in zip(paths, levels_below, strict=True)
+        for name, info in children
         if fnmatchcase(name, pattern)
     ]
 
 
-def _existing(address: Address, places: list[Found], name: str) -> list[Found]:
-    paths = [f"{path}/{name}".lstrip("/") for path, info in places if info.is_dir]
-    looked = in_parallel(find_object, [address.joined(path) for path in paths], _AT_ONCE)
-    return [(path, facts) for path, facts in zip(paths, looked, strict=True) if facts is not None]
+def _existing(address: Address, entries: list[Entry], name: str) -> list[Entry]:
+    paths = [f"{path}/{name}".lstrip("/") for path, info in entries if info.is_dir]
+    infos = in_parallel(find_object, [address.joined(path) for path in paths], _MAX_CONCURRENT)
+    return [(path, info) for path, info in zip(paths, infos, strict=True) if info is not None]
 
 
-def _anywhere_below(address: Address, places: list[Found], tail: list[str]) -> Iterator[Found]:
-    """What ends in `tail` below the places; folders only if there is no tail, as in `Path.glob`."""
-    for place, info in places:
+def _anywhere_below(address: Address, entries: list[Entry], tail: list[str]) -> Iterator[Entry]:
+    """Yields paths below the entries that end in `tail`; without `tail` folders, as `Path.glob`."""
+    for folder, info in entries:
         if not info.is_dir:
             continue
         if not tail:
-            yield place, info
-        for path, below in tree(address.joined(place)):
+            yield folder, info
+        for path, info_below in tree(address.joined(folder)):
             parts = path.split("/")[-len(tail) :] if tail else []
-            fits = len(parts) == len(tail) and all(map(fnmatchcase, parts, tail))
-            if fits and (tail or below.is_dir):
-                yield f"{place}/{path}".lstrip("/"), below
+            is_match = len(parts) == len(tail) and all(map(fnmatchcase, parts, tail))
+            if is_match and (tail or info_below.is_dir):
+                yield f"{folder}/{path}".lstrip("/"), info_below

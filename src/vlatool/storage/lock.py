@@ -1,4 +1,4 @@
-"""One run per output: a lock that dies with its owner."""
+"""Lock of an output, released when its owner ends for any reason."""
 
 import fcntl
 import json
@@ -17,19 +17,19 @@ from vlatool.storage.remote_path import RemotePath
 
 
 class Lock(Protocol):
-    """A lock that is held."""
+    """Held lock."""
 
     def check(self) -> None:
-        """Makes sure that it still is.
+        """Raises if the lock was lost.
 
         Raises:
-            StorageError: Another run took it over.
+            StorageError: Another run took the lock over.
         """
         ...
 
 
 class _FileLock:
-    """The kernel takes a file's lock from nobody who lives."""
+    """Lock of a local file, which a live process cannot lose."""
 
     def check(self) -> None:
         pass
@@ -37,15 +37,15 @@ class _FileLock:
 
 @contextmanager
 def held_lock(path: Path, command: str) -> Generator[Lock]:
-    """Holds the lock at `path`, two levels below the folder that it stands for.
+    """Holds the lock at `path`, two levels below the output that it protects.
 
-    On disk, the kernel releases the lock when its owner ends, however it ends, so a file left
-    behind by a killed run holds nothing. In S3, an object is renewed while its owner lives; one
-    whose owner ended on this machine holds nothing, any other for 90 s after the last renewal.
+    On disk, the kernel releases the lock when its owner ends, even if it is killed; the file that
+    remains is no lock. In S3, the owner renews an object while it lives. The lock ends when its
+    owner is known to have ended on this machine, else 90 s after the last renewal.
 
     Raises:
-        UsageError: Another live run holds it; names that run.
-        StorageError: The folder cannot be made or written.
+        UsageError: Another live run holds the lock; the message has its command.
+        StorageError: The folder cannot be created or written.
     """
     if isinstance(path, RemotePath):
         with remote_lock(path, command) as lock:
@@ -88,4 +88,4 @@ def _describe(path: Path) -> str:
         owner = read_json(path)
         return f"`{owner['command']}`, process {owner['pid']}, since {owner['started']}"
     except (OSError, ValueError, KeyError, TypeError):
-        return "an unnamed process"
+        return "an unknown process"

@@ -1,4 +1,4 @@
-"""Remote objects as files: ranged requests, read ahead while reading is sequential."""
+"""Remote objects as files: ranged requests, with prefetching while reading is sequential."""
 
 import io
 from concurrent.futures import Future
@@ -17,21 +17,21 @@ from vlatool.storage.remote import (
     call,
 )
 
-SMALLEST_RANGE = 256 * 1024  # zip directories and tar headers should not cost megabytes
+SMALLEST_RANGE = 256 * 1024  # enough for zip directories and tar headers
 LARGEST_RANGE = 8 * 1024 * 1024
-_FIRST_OF_STREAM = 1024 * 1024
-_PIECE = 256 * 1024
-_PROGRESS = 64 * 1024  # a cut body that brought this much is no failure, only an interruption
+_FIRST_RANGE = 1024 * 1024
+_CHUNK_SIZE = 256 * 1024
+_PROGRESS = 64 * 1024  # an interrupted body with this many new bytes counts as no failure
 _PARALLEL = 4
-_VERSIONS = 2  # an object that changes while it is read is read again so often
-_KEPT = 3  # recent ranges of a file read here and there: its directory, its head, its middle
+_RESTARTS = 2  # of reading an object that changes meanwhile
+_MAX_RANGES = 3  # cached ranges of a file with random access: its directory, its head, its middle
 
 
 @dataclass
 class _RangeDownload:
-    """One range of one version of an object; after a cut it goes on at the byte reached.
+    """Download of a range of one version of an object; resumes at the byte reached.
 
-    A negative `start` asks for so many bytes before the end; the first answer says where they are.
+    A negative `start` counts from the end; the first response gives its position.
     """
 
     address: Address
@@ -41,12 +41,12 @@ class _RangeDownload:
     received: bytearray = field(default_factory=bytearray)
 
     def run(self) -> bytes:
-        """The bytes of the range, fewer where the object ends."""
+        """Returns the bytes of the range, fewer at the end of the object."""
         while self.info is None or len(self.received) < self.stop - self.start:
             try:
                 call(self.address, self._receive)
             except ConditionFailed:
-                raise changed(self.address) from None
+                raise changed_error(self.address) from None
         return bytes(self.received)
 
     def _receive(self, remote: Remote) -> None:
@@ -56,7 +56,7 @@ class _RangeDownload:
             body = remote.get(self.address.key, first, self.stop, etag)
         except RangeNotSatisfiable:
             if self.info is not None:
-                raise ConditionFailed from None  # it had these bytes
+                raise ConditionFailed from None  # the earlier version had these bytes
             self._end_before(self.start)
             return
         try:
@@ -66,19 +66,19 @@ class _RangeDownload:
             body.close()
 
     def _end_before(self, position: int) -> None:
-        """Nothing is there."""
+        """Sets an empty range: the object has no bytes from `position` on."""
         self.info, self.start = ObjectInfo(), max(0, position)
         self.stop = self.start
 
     def _adopt(self, body: Body) -> None:
-        """Pins the version that the first answer is about."""
+        """Keeps version and size of the first response; checks those of later ones."""
         if self.info is not None and _version(self.info) != _version(body.info):
             raise ConditionFailed
         if self.start < 0:
             self.stop, self.start = body.info.size, max(0, body.info.size + self.start)
         if body.start != self.start + len(self.received):
             raise StorageError(
-                f"{self.address}: the server ignores ranges, so its files cannot be read in parts",
+                f"{self.address}: the server ignores byte ranges, which are required",
                 hint="copy the data to a local folder and give its path",
                 code="storage.unsupported",
                 details={"path": str(self.address)},
@@ -90,34 +90,34 @@ class _RangeDownload:
         before = len(self.received)
         try:
             while (missing := self.stop - self.start - len(self.received)) > 0:
-                piece = body.read(min(_PIECE, missing))
-                if not piece:
+                chunk = body.read(min(_CHUNK_SIZE, missing))
+                if not chunk:
                     break
-                self.received += piece
+                self.received += chunk
         except Exception:
             if len(self.received) - before < _PROGRESS:
                 raise
         if len(self.received) == before < self.stop - self.start:
-            raise ConnectionResetError(f"{self.address}: an answer without the bytes it promised")
+            raise ConnectionResetError(f"{self.address}: response without content")
 
 
 def _version(info: ObjectInfo) -> tuple[str, int]:
     return info.etag, info.size
 
 
-def changed(where: object) -> StorageError:
-    """The error for an object that is not what it was when its reading began."""
+def changed_error(where: object) -> StorageError:
+    """Error for an object that changed while it was read."""
     return StorageError(
         f"{where}: changed while it was being read",
-        hint="let whoever writes it finish, then run the same command again",
+        hint="wait until it is written completely, then run the same command again",
         code="storage.changed",
         details={"path": str(where)},
     )
 
 
 def read_whole(address: Address) -> bytes:
-    """An object's bytes; large ones in parallel ranges, from the start again if it changes."""
-    for _ in range(_VERSIONS):
+    """Reads an object, large ones in parallel ranges; restarts if the object changes."""
+    for _ in range(_RESTARTS):
         try:
             return _read_whole(address)
         except StorageError as error:
@@ -134,7 +134,7 @@ def _read_whole(address: Address) -> bytes:
 
 
 def _read_range(address: Address, info: ObjectInfo, start: int, stop: int) -> bytes:
-    """Bytes `start` to `stop`, several ranges at a time."""
+    """Reads bytes `start` to `stop`, several ranges concurrently."""
     transfers = (
         _RangeDownload(address, first, min(stop, first + LARGEST_RANGE), info)
         for first in range(start, stop, LARGEST_RANGE)
@@ -143,10 +143,10 @@ def _read_range(address: Address, info: ObjectInfo, start: int, stop: int) -> by
 
 
 def read_range(address: Address, start: int, stop: int) -> bytes:
-    """Bytes `start` to `stop`, fewer where the object ends; one request below 8 MiB.
+    """Reads bytes `start` to `stop`, fewer at the end of the object; one request below 8 MiB.
 
     Raises:
-        FileNotFoundError: There is no such object.
+        FileNotFoundError: The object does not exist.
     """
     first = _RangeDownload(address, start, min(stop, start + LARGEST_RANGE))
     head = first.run()
@@ -156,34 +156,34 @@ def read_range(address: Address, start: int, stop: int) -> bytes:
 
 
 def open_reader(address: Address, *, from_end: bool = False) -> io.BufferedReader:
-    """A seekable file over the version that the object has now.
+    """Opens the current version of an object as a seekable file.
 
-    The first range is read at once, so that an object that is missing is told here, as for any
-    file. Memory: up to three ranges, each of at most 8 MiB.
+    The first range is read immediately, so that a missing object raises here, as for any file.
+    Memory: up to three ranges of at most 8 MiB each.
 
     Args:
         address: The object.
-        from_end: Read the last range first, not the first.
+        from_end: Read the last range first.
 
     Raises:
-        FileNotFoundError: There is no such object.
+        FileNotFoundError: The object does not exist.
     """
     first = _RangeDownload(address, -SMALLEST_RANGE if from_end else 0, SMALLEST_RANGE)
-    known = first.run()
+    data = first.run()
     assert first.info is not None
-    return _buffered(_RangedFile(address, first.info, _Range(first.start, known)))
+    return _buffered(_RangedFile(address, first.info, _Range(first.start, data)))
 
 
 def open_range(address: Address, start: int, stop: int) -> io.BufferedReader:
-    """A file positioned at `start`, to be read onwards to `stop`, where it ends.
+    """Opens an object at `start`, for sequential reading up to `stop`, where the file ends.
 
     Raises:
-        FileNotFoundError: There is no such object.
+        FileNotFoundError: The object does not exist.
     """
-    first = _RangeDownload(address, start, min(stop, start + _FIRST_OF_STREAM))
-    known = first.run()
+    first = _RangeDownload(address, start, min(stop, start + _FIRST_RANGE))
+    data = first.run()
     assert first.info is not None
-    file = _RangedFile(address, first.info, _Range(start, known), stop)
+    file = _RangedFile(address, first.info, _Range(start, data), stop)
     file.seek(start)
     return _buffered(file)
 
@@ -204,7 +204,7 @@ class _Range:
 
 @dataclass(frozen=True)
 class _Prefetch:
-    """A range on its way."""
+    """Range that is being downloaded."""
 
     start: int
     stop: int
@@ -212,19 +212,19 @@ class _Prefetch:
 
 
 class _RangedFile(io.RawIOBase):
-    """The bytes of one version of an object; wants a buffer around it."""
+    """Unbuffered file over one version of an object."""
 
     def __init__(
-        self, address: Address, info: ObjectInfo, known: _Range, stop: int | None = None
+        self, address: Address, info: ObjectInfo, first: _Range, stop: int | None = None
     ) -> None:
         self.name = str(address)
         self._address = address
         self._info = info
         self._size = info.size if stop is None else min(stop, info.size)
         self._position = 0
-        self._window = max(SMALLEST_RANGE, len(known.data))
-        self._ranges = [known]
-        self._ahead: _Prefetch | None = None
+        self._window = max(SMALLEST_RANGE, len(first.data))
+        self._ranges = [first]
+        self._prefetch: _Prefetch | None = None
 
     def readable(self) -> bool:
         """True."""
@@ -235,74 +235,74 @@ class _RangedFile(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        """The position of the next byte."""
+        """Position of the next byte."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        """Moves without a request."""
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}
-        if whence not in origin:
+        """Moves to a position, without a request."""
+        starts = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}
+        if whence not in starts:
             raise ValueError(f"invalid whence {whence}")
-        if origin[whence] + offset < 0:
+        if starts[whence] + offset < 0:
             raise OSError(22, "negative seek position")
-        self._position = origin[whence] + offset
+        self._position = starts[whence] + offset
         return self._position
 
     def readinto(self, buffer: Any, /) -> int:
-        """Fills what one range has for the buffer; 0 at the end."""
+        """Copies bytes of one range to the buffer; returns their number, 0 at the end."""
         view = memoryview(buffer).cast("B")
         if self._position >= self._size or not view:
             return 0
-        found = self._range(len(view))
-        offset = self._position - found.start
-        count = min(len(view), found.stop - self._position)
-        view[:count] = memoryview(found.data)[offset : offset + count]
+        source = self._range(len(view))
+        offset = self._position - source.start
+        count = min(len(view), source.stop - self._position)
+        view[:count] = memoryview(source.data)[offset : offset + count]
         self._position += count
         return count
 
     def readall(self) -> bytes:
-        """The rest of the object, in parallel ranges."""
+        """Reads the rest of the object, in parallel ranges."""
         start, self._position = self._position, max(self._position, self._size)
-        if start < (kept := self._ranges[-1]).stop and start >= kept.start:
-            rest = _read_range(self._address, self._info, kept.stop, self._size)
-            return kept.data[start - kept.start :] + rest
+        if start < (cached := self._ranges[-1]).stop and start >= cached.start:
+            rest = _read_range(self._address, self._info, cached.stop, self._size)
+            return cached.data[start - cached.start :] + rest
         return _read_range(self._address, self._info, start, self._size)
 
     def close(self) -> None:
-        """Forgets what was read."""
-        self._ranges, self._ahead = [], None
+        """Closes the file and frees its ranges."""
+        self._ranges, self._prefetch = [], None
         super().close()
 
-    def _range(self, wanted: int) -> _Range:
-        """A range that holds the current position, which lies inside the object."""
-        for kept in self._ranges:
-            if kept.start <= self._position < kept.stop:
-                return kept
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None and ahead.start <= self._position < ahead.stop:
-            found = _Range(ahead.start, ahead.data.result())
-            self._ranges = [found]
-            self._read_ahead(found.stop)
+    def _range(self, size: int) -> _Range:
+        """Range with the current position, which is before the end of the object."""
+        for cached in self._ranges:
+            if cached.start <= self._position < cached.stop:
+                return cached
+        prefetch, self._prefetch = self._prefetch, None
+        if prefetch is not None and prefetch.start <= self._position < prefetch.stop:
+            result = _Range(prefetch.start, prefetch.data.result())
+            self._ranges = [result]
+            self._start_prefetch(result.stop)
         elif self._ranges[-1].stop == self._position:
             self._window = min(2 * self._window, LARGEST_RANGE)
-            found = self._fetch(self._position, max(self._window, wanted))
-            self._ranges = [found]
-            self._read_ahead(found.stop)
+            result = self._fetch(self._position, max(self._window, size))
+            self._ranges = [result]
+            self._start_prefetch(result.stop)
         else:
             self._window = SMALLEST_RANGE
-            # What is asked for near the end is mostly preceded by what is asked for next.
+            # After a position near the end, mostly an earlier one is read.
             start = max(0, min(self._position, self._size - SMALLEST_RANGE))
-            found = self._fetch(start, max(SMALLEST_RANGE, wanted))
-            self._ranges = [*self._ranges[1 - _KEPT :], found]
-        return found
+            result = self._fetch(start, max(SMALLEST_RANGE, size))
+            self._ranges = [*self._ranges[1 - _MAX_RANGES :], result]
+        return result
 
     def _fetch(self, start: int, length: int) -> _Range:
         stop = min(self._size, start + min(length, LARGEST_RANGE))
         return _Range(start, _RangeDownload(self._address, start, stop, self._info).run())
 
-    def _read_ahead(self, start: int) -> None:
+    def _start_prefetch(self, start: int) -> None:
         self._window = min(2 * self._window, LARGEST_RANGE)
         stop = min(self._size, start + self._window)
         if start < stop:
             transfer = _RangeDownload(self._address, start, stop, self._info)
-            self._ahead = _Prefetch(start, stop, in_background(transfer.run))
+            self._prefetch = _Prefetch(start, stop, in_background(transfer.run))

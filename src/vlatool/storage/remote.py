@@ -1,4 +1,4 @@
-"""What a storage behind a network offers. A scheme says it; requests are tried again here."""
+"""Protocol of remote storage, implemented per scheme, and requests with retries."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -16,11 +16,11 @@ T = TypeVar("T")
 
 
 class Address(NamedTuple):
-    """Where an object is.
+    """Address of an object.
 
     Attributes:
-        place: Scheme and what it has for a root, such as `s3://bucket`.
-        key: Name below it; empty for the root.
+        root: Scheme and root, such as `s3://bucket`.
+        key: Name below the root; empty for the root itself.
     """
 
     root: str
@@ -31,23 +31,23 @@ class Address(NamedTuple):
 
     @property
     def prefix(self) -> str:
-        """What the keys below start with."""
+        """Prefix of the keys below."""
         return f"{self.key}/" if self.key else ""
 
     def joined(self, path: str) -> "Address":
-        """The address of what is below."""
+        """Address of a path below this one."""
         return Address(self.root, "/".join(part for part in (self.key, path) if part))
 
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """What a listing or an answer says of an object; only `is_dir` counts for a prefix.
+    """Information on an object, from a listing or a response; a prefix only has `is_dir`.
 
     Attributes:
-        size: Length in bytes.
-        modified: Seconds since 1970, by the server's clock.
-        etag: Changes with the content; as the server writes it, empty where it does not.
-        is_dir: Nothing has this key, but there are keys below it.
+        size: Size in bytes.
+        modified: Time of modification in seconds since 1970, by the clock of the server.
+        etag: ETag, which changes with the content; empty if the server sends none.
+        is_dir: True for a prefix: no object has this key, but there are keys below it.
     """
 
     size: int = 0
@@ -57,12 +57,12 @@ class ObjectInfo:
 
 
 class ListPage(NamedTuple):
-    """Part of a listing.
+    """Page of a listing.
 
     Attributes:
-        objects: Full keys, in order, with their facts.
-        prefixes: What a delimiter made of several keys, each with the delimiter at its end.
-        token: Leads to the next page; empty on the last.
+        objects: Full keys, in order, with their information.
+        prefixes: Common prefixes of keys up to the delimiter, which is included.
+        token: Token of the next page; empty on the last page.
     """
 
     objects: Sequence[tuple[str, ObjectInfo]]
@@ -72,14 +72,14 @@ class ListPage(NamedTuple):
 
 @dataclass(frozen=True)
 class Body:
-    """The bytes of an answer, on their way.
+    """Body of a response, read as a stream.
 
     Attributes:
-        facts: Of the whole object.
-        start: Position in it of the first byte.
-        read: Yields up to so many bytes; nothing at the end.
-        close: Ends the answer.
-        date: When the server answered, seconds since 1970 by its own clock; 0 where it is silent.
+        info: Information on the object.
+        start: Position of the first byte in the object.
+        read: Returns up to N bytes; empty at the end.
+        close: Closes the response.
+        date: Time of the response in seconds since 1970, by the clock of the server; 0 if unknown.
     """
 
     info: ObjectInfo
@@ -90,99 +90,100 @@ class Body:
 
 
 class ConditionFailed(Exception):
-    """The object is not, or no longer, what a conditional request asked for."""
+    """Failed condition of a request: the object has another version, or exists already."""
 
 
 class RangeNotSatisfiable(Exception):
-    """A range begins at or behind the end of the object."""
+    """Request of a range that starts at or after the end of the object (HTTP 416)."""
 
 
 class Remote(Protocol):
-    """Objects below one root. Each call is one attempt, and raises whatever its library raises.
+    """Objects below one root. Each call is one attempt and raises the errors of its library.
 
-    `trouble` and `translated` say what that means. Other processes make their own.
+    `retry_advice` and `map_error` classify these errors. Each process has its own instance.
 
     Attributes:
-        lists: Whether `page` works; otherwise anything without an object may be a folder.
+        can_list: True if `list_page` works. If not, any key without an object may be a folder.
     """
 
     can_list: bool
 
     def head(self, key: str) -> ObjectInfo:
-        """The facts of an object; translated to FileNotFoundError where there is none."""
+        """Information on an object; `map_error` gives FileNotFoundError if there is none."""
         ...
 
     def list_page(self, below: str, delimiter: str, token: str, at_most: int) -> ListPage:
-        """Keys that start with `below`; what follows it up to the delimiter is one entry."""
+        """Keys that start with `below`; keys that are equal up to the delimiter are one entry."""
         ...
 
     def get(self, key: str, start: int, stop: int, etag: str) -> Body:
-        """Bytes `start` to `stop`, fewer where the object ends.
+        """Requests bytes `start` to `stop`, fewer at the end of the object.
 
-        A negative start asks for so many bytes before the end. With an `etag`, only of that
-        version: raises ConditionFailed. Raises RangeNotSatisfiable where there are no such bytes.
+        A negative `start` counts from the end. Raises ConditionFailed if `etag` is not empty and
+        the object has another version, RangeNotSatisfiable if the range has no bytes.
         """
         ...
 
     def retry_advice(self, error: Exception) -> RetryAdvice | None:
-        """What an error means for another attempt; None if one is pointless."""
+        """Advice on retrying after an error; None if a retry is useless."""
         ...
 
-    def map_error(self, error: Exception, where: str) -> Exception:
-        """Our error for one that attempts cannot mend; others as they are."""
+    def map_error(self, error: Exception, location: str) -> Exception:
+        """Converts an error that retries cannot solve to one of vlatool; returns others as is."""
         ...
 
 
 class Upload(Protocol):
-    """An object that is sent in parts and appears when `complete` returns."""
+    """Upload of an object in parts; the object is visible when `complete` returns."""
 
     def send(self, number: int, data: bytes) -> str:
-        """Sends a part, numbered from 1; returns what `complete` wants to know of it."""
+        """Uploads a part, numbered from 1; returns its ETag for `complete`."""
         ...
 
     def complete(self, parts: Sequence[str]) -> None:
-        """Makes the object visible."""
+        """Completes the upload; the object is visible afterwards."""
         ...
 
     def abort(self) -> None:
-        """Drops the parts."""
+        """Removes the parts."""
         ...
 
 
 class WritableRemote(Remote, Protocol):
-    """A remote that takes objects."""
+    """Remote storage that can be written."""
 
     def put(self, key: str, data: bytes, etag: str | None = None) -> str:
-        """Writes a whole object, returns its etag.
+        """Writes an object; returns its ETag.
 
-        Only over the version `etag`, or where nothing is for an empty one: raises ConditionFailed.
+        With `etag`, raises ConditionFailed if the object has another version; with an empty
+        `etag`, if the object exists.
         """
         ...
 
     def multipart(self, key: str) -> Upload:
-        """Begins an upload."""
+        """Starts an upload in parts."""
         ...
 
     def unfinished(self, below: str) -> Sequence[tuple[str, Upload]]:
-        """Keys that start with `below`, with uploads that were begun and not ended."""
+        """Unfinished uploads of keys that start with `below`, with their keys."""
         ...
 
     def delete(self, keys: Sequence[str]) -> Sequence[str]:
-        """Removes up to 1000 objects, absent ones too; returns those that could not be."""
+        """Removes up to 1000 objects, if they exist; returns keys that could not be removed."""
         ...
 
 
-def connect(place: str) -> Any:
-    """The remote of a place, one per process and environment."""
+def connect(root: str) -> Any:
+    """Remote storage of a root, one instance per process and environment."""
     settings = tuple(sorted(item for item in os.environ.items() if item[0].startswith(_SETTINGS)))
-    return _connected(place, os.getpid(), settings)
+    return _connected(root, os.getpid(), settings)
 
 
 @lru_cache(maxsize=16)
-def _connected(place: str, _pid: int, _settings: tuple[tuple[str, str], ...]) -> Any:
-    """Connections must not be shared with a forked child, hence the process id."""
-    make_remote: Callable[[str], Any] = SCHEMES.get(place.partition("://")[0])
-    return make_remote(place)
+def _connected(root: str, _pid: int, _settings: tuple[tuple[str, str], ...]) -> Any:
+    """Remote storage of a root. A forked child, with another process id, must not share it."""
+    make_remote: Callable[[str], Any] = SCHEMES.get(root.partition("://")[0])
+    return make_remote(root)
 
 
 def call(
@@ -191,13 +192,13 @@ def call(
     *,
     retry_timeout_s: float | None = None,
 ) -> T:
-    """What `operation` returns when given the remote, tried until it succeeds.
+    """Calls `operation` with the remote storage of an address, with retries.
 
     Raises:
         FileNotFoundError: The object does not exist.
-        ConditionFailed: A conditional request found something else.
-        StorageError: The storage does not answer or refuses, or can only be read.
-        EnvironmentProblem: There are no credentials, or a package is missing.
+        ConditionFailed: The condition of the request is not met.
+        StorageError: The storage does not respond, rejects the request, or is read-only.
+        EnvironmentProblem: Credentials or a package are missing.
     """
     remote: WritableRemote = connect(address.root)
     try:
@@ -210,33 +211,33 @@ def call(
     except AttributeError as error:
         if error.obj is not remote:
             raise
-        raise StorageError(  # it has the reading half of the protocol alone
-            f"{address}: this place can only be read",
-            hint="write to a local folder or a bucket",
+        raise StorageError(  # it implements `Remote`, but not `WritableRemote`
+            f"{address}: this location is read-only",
+            hint="write to a local folder or an S3 bucket",
             code="storage.read_only",
             details={"path": str(address)},
         ) from None
     except Exception as error:
-        ours = remote.map_error(error, str(address))
-        if ours is error:
+        mapped = remote.map_error(error, str(address))
+        if mapped is error:
             raise
-        raise ours from error
+        raise mapped from error
 
 
-def lists(address: Address) -> bool:
-    """Whether folders can be told from nothing: whether the place lists what it has."""
-    return bool(connect(address.root).lists)
+def is_listable(address: Address) -> bool:
+    """True if the storage can list keys; if not, a folder looks as if it did not exist."""
+    return bool(connect(address.root).can_list)
 
 
 def find_object(address: Address) -> ObjectInfo | None:
-    """The facts of an object or a prefix with keys below it; None if neither is known of."""
+    """Information on an object, or on a prefix with keys below it; None if there is neither."""
     if address.key:
         try:
             return call(address, lambda remote: remote.head(address.key))
         except FileNotFoundError:
             pass
-    if not lists(address):
+    if not is_listable(address):
         return None
     first = call(address, lambda remote: remote.list_page(address.prefix, "", "", 1))
-    is_there = bool(first.objects or first.prefixes) or not address.key
-    return ObjectInfo(is_dir=True) if is_there else None
+    is_folder = bool(first.objects or first.prefixes) or not address.key
+    return ObjectInfo(is_dir=True) if is_folder else None

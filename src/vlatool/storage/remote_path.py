@@ -1,4 +1,4 @@
-"""Remote locations as paths: what reads a `pathlib.Path` reads an object too."""
+"""Remote locations with the interface of `pathlib.Path`."""
 
 import io
 import os
@@ -15,17 +15,17 @@ from vlatool.storage.writer import delete, put
 
 _FILE_MODE = modes.S_IFREG | 0o644
 _FOLDER_MODE = modes.S_IFDIR | 0o755
-# Segments behind `scheme://` that are no part of a key.
+# Number of segments after `scheme://` that belong to the root.
 _ROOT_SEGMENTS = {"hf": 3}
 
-# To a type checker it is a path; when running, nothing of pathlib's own can touch it.
+# A path for type checkers only: at run time, no method of pathlib may be inherited.
 _Path = Path if TYPE_CHECKING else object
 
 
 def needs_local_file(path: object) -> StorageError:
-    """The error for work that only a file on the local disk allows."""
+    """Error for an operation that needs a file on the local disk."""
     return StorageError(
-        f"{path}: this can only be done in a local folder",
+        f"{path}: this operation needs a local file or folder",
         hint="copy the data to a local folder and give its path",
         code="storage.needs_local_file",
         details={"path": str(path)},
@@ -33,36 +33,36 @@ def needs_local_file(path: object) -> StorageError:
 
 
 class RemotePath(_Path):
-    """`scheme://root/key` with the reading half of `pathlib.Path`.
+    """Location `scheme://root/key` with the reading methods of `pathlib.Path`.
 
-    Folders are prefixes: they exist while something is below them. Paths that a listing yields
-    remember what it said, like `os.DirEntry`; `path / name` asks anew. What a listing said is not
-    pickled. What an object cannot do (rename, chmod, links), and what asks for the name of a local
-    file, is refused with one sentence.
+    Folders are prefixes: they exist while a key is below them. Paths from a listing keep its
+    information, like `os.DirEntry`; it is not pickled, and `path / name` does not have it.
+    Operations that objects do not support (rename, chmod, links, the name of a local file) raise
+    StorageError.
     """
 
-    _place: str
+    _root: str
     _key: PurePosixPath
     _info: ObjectInfo | None
 
-    def __init__(  # pyright: ignore[reportInconsistentConstructor] - of the type checker's Path
+    def __init__(  # pyright: ignore[reportInconsistentConstructor] - differs from that of Path
         self, location: "str | Path", *below: "str | os.PathLike[str]"
     ) -> None:
         scheme, _, rest = str(location).partition("://")
         segments = rest.split("/")
         roots = _ROOT_SEGMENTS.get(scheme, 1)
-        self._place = f"{scheme}://{'/'.join(segments[:roots])}"
+        self._root = f"{scheme}://{'/'.join(segments[:roots])}"
         self._key = PurePosixPath("/".join(segments[roots:]).strip("/"), *map(str, below))
         self._info = None
 
     @classmethod
-    def _made(cls, place: str, key: PurePosixPath, info: ObjectInfo | None = None) -> "RemotePath":
+    def _new(cls, root: str, key: PurePosixPath, info: ObjectInfo | None = None) -> "RemotePath":
         path = object.__new__(cls)
-        path._place, path._key, path._info = place, key, info
+        path._root, path._key, path._info = root, key, info
         return path
 
     def __getattr__(self, name: str) -> Any:
-        """Refuses what only local files have."""
+        """Raises StorageError for methods that only local paths have."""
         if not name.startswith("_") and hasattr(Path, name):
             raise needs_local_file(self)
         raise AttributeError(name)
@@ -71,11 +71,11 @@ class RemotePath(_Path):
         return (RemotePath, (str(self),))
 
     def __fspath__(self) -> str:
-        """Refuses: the operating system would look for a local file of this name."""
+        """Raises StorageError: the operating system would open a local file of this name."""
         raise needs_local_file(self)
 
     def __str__(self) -> str:
-        return f"{self._place}/{self._key}" if self._key.parts else self._place
+        return f"{self._root}/{self._key}" if self._key.parts else self._root
 
     def __repr__(self) -> str:
         return f"RemotePath({str(self)!r})"
@@ -93,98 +93,98 @@ class RemotePath(_Path):
         return self.parts < other.parts
 
     def __truediv__(self, name: "str | os.PathLike[str]") -> "RemotePath":
-        return self._made(self._place, self._key / name)
+        return self._new(self._root, self._key / name)
 
     def joinpath(self, *names: "str | os.PathLike[str]") -> "RemotePath":
-        """The path below."""
-        return self._made(self._place, self._key.joinpath(*names))
+        """Path below this one."""
+        return self._new(self._root, self._key.joinpath(*names))
 
     def pinned(self) -> "RemotePath":
-        """The path with the version that its place has now, where places have versions."""
-        place = call(self.address, lambda remote: getattr(remote, "pinned", self._place))
-        return self._made(place, self._key)
+        """Path with the current version of its root, if the storage has versions."""
+        root = call(self.address, lambda remote: getattr(remote, "pinned", self._root))
+        return self._new(root, self._key)
 
     @property
     def version(self) -> str:
-        """The version that the location names; empty where it names none."""
-        return self._place.partition("@")[2]
+        """Version in the location; empty if there is none."""
+        return self._root.partition("@")[2]
 
-    def known(self) -> "RemotePath | None":
-        """The path with what one request tells of it; None where nothing is."""
-        info = self._look()
-        return None if info is None else self._made(self._place, self._key, info)
+    def with_info(self) -> "RemotePath | None":
+        """Path with the information of one request; None if it does not exist."""
+        info = self._find()
+        return None if info is None else self._new(self._root, self._key, info)
 
     @property
     def address(self) -> Address:
-        """Place and key; `..` is resolved."""
+        """Root and key; `..` is resolved."""
         key = str(self._key) if self._key.parts else ""
         if ".." in self._key.parts:
             key = posixpath.normpath(f"/{key}").lstrip("/")
-        return Address(self._place, key)
+        return Address(self._root, key)
 
     @property
     def parts(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The place, then the segments of the key."""
-        return (self._place, *self._key.parts)
+        """Root, then the segments of the key."""
+        return (self._root, *self._key.parts)
 
     @property
     def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The last segment."""
-        return self._key.name or self._place.rpartition("/")[2].partition("@")[0]
+        """Last segment."""
+        return self._key.name or self._root.rpartition("/")[2].partition("@")[0]
 
     @property
     def stem(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The name without its suffix."""
+        """Name without its suffix."""
         return self._key.stem or self.name
 
     @property
     def suffix(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """What the key ends with, from its last dot on."""
+        """End of the key, from its last dot on."""
         return self._key.suffix
 
     @property
     def suffixes(self) -> list[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Every suffix of the key."""
+        """All suffixes of the key."""
         return self._key.suffixes
 
     @property
     def parent(self) -> "RemotePath":  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The folder; a place is its own."""
-        return self._made(self._place, self._key.parent)
+        """Folder of the path; the root is its own folder."""
+        return self._new(self._root, self._key.parent)
 
     @property
     def parents(self) -> Sequence["RemotePath"]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The folder, its folder and so on up to the place."""
-        return [self._made(self._place, above) for above in self._key.parents]
+        """All folders that contain the path, up to the root."""
+        return [self._new(self._root, above) for above in self._key.parents]
 
     def with_name(self, name: str) -> "RemotePath":
-        """The path beside."""
-        return self._made(self._place, self._key.with_name(name))
+        """Path in the same folder with another name."""
+        return self._new(self._root, self._key.with_name(name))
 
     def with_stem(self, stem: str) -> "RemotePath":
-        """The path beside with the same suffix."""
-        return self._made(self._place, self._key.with_stem(stem))
+        """Path with another name and the same suffix."""
+        return self._new(self._root, self._key.with_stem(stem))
 
     def with_suffix(self, suffix: str) -> "RemotePath":
-        """The path with another suffix."""
-        return self._made(self._place, self._key.with_suffix(suffix))
+        """Path with another suffix."""
+        return self._new(self._root, self._key.with_suffix(suffix))
 
     def as_posix(self) -> str:
-        """The location."""
+        """Text of the location."""
         return str(self)
 
     def relative_to(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, other: Any, *, walk_up: bool = False
     ) -> Path:
-        """The local, relative path that leads here from `other`."""
+        """Relative path from `other` to this path."""
         del walk_up
         base = RemotePath(str(other))
-        if base._place != self._place:
+        if base._root != self._root:
             raise ValueError(f"{str(self)!r} is not below {str(other)!r}")
         return Path(self._key.relative_to(base._key))
 
     def is_relative_to(self, other: Any) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Whether this is `other` or below it."""
+        """True if this is `other` or below it."""
         try:
             self.relative_to(other)
         except ValueError:
@@ -192,21 +192,21 @@ class RemotePath(_Path):
         return True
 
     def match(self, path_pattern: str, **options: Any) -> bool:
-        """Whether the end of the path matches."""
+        """True if the end of the path matches."""
         return self._key.match(path_pattern, **options)
 
     def resolve(self, strict: bool = False) -> "RemotePath":  # noqa: FBT001, FBT002 - pathlib's
-        """The path without `..`; there are no links."""
+        """Path without `..`; there are no links."""
         if strict and not self.exists():
             raise FileNotFoundError(2, os.strerror(2), str(self))
         return self if ".." not in self._key.parts else RemotePath(str(self.address))
 
     def absolute(self) -> "RemotePath":
-        """The path itself."""
+        """Returns the path itself."""
         return self
 
     def expanduser(self) -> "RemotePath":
-        """The path itself."""
+        """Returns the path itself."""
         return self
 
     def is_absolute(self) -> bool:
@@ -214,39 +214,39 @@ class RemotePath(_Path):
         return True
 
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
-        """Size, time and kind.
+        """Size, time of modification and type.
 
         Raises:
-            FileNotFoundError: There is neither an object nor anything below.
+            FileNotFoundError: The path is neither an object nor a prefix.
         """
         del follow_symlinks
-        info = self._look()
+        info = self._find()
         if info is None:
             raise FileNotFoundError(2, os.strerror(2), str(self))
         mode = _FOLDER_MODE if info.is_dir else _FILE_MODE
         time = int(info.modified)
-        whole = (mode, 0, 0, 1, 0, 0, info.size, time, time, time)
-        return os.stat_result(whole, {"st_mtime_ns": time * 10**9, "st_mtime": float(time)})
+        values = (mode, 0, 0, 1, 0, 0, info.size, time, time, time)
+        return os.stat_result(values, {"st_mtime_ns": time * 10**9, "st_mtime": float(time)})
 
     def lstat(self) -> os.stat_result:
-        """The same as `stat`."""
+        """Same as `stat`."""
         return self.stat()
 
     def exists(self, *, follow_symlinks: bool = True) -> bool:
-        """Whether there is an object, or anything below."""
+        """True if the path is an object or a prefix."""
         del follow_symlinks
-        return self._look() is not None
+        return self._find() is not None
 
     def is_file(self, *, follow_symlinks: bool = True) -> bool:
-        """Whether there is an object."""
+        """True if the path is an object."""
         del follow_symlinks
-        info = self._look()
+        info = self._find()
         return info is not None and not info.is_dir
 
     def is_dir(self, *, follow_symlinks: bool = True) -> bool:
-        """Whether anything is known to be below."""
+        """True if the path is a prefix of keys."""
         del follow_symlinks
-        info = self._look()
+        info = self._find()
         return info is not None and info.is_dir
 
     def is_symlink(self) -> bool:
@@ -254,27 +254,27 @@ class RemotePath(_Path):
         return False
 
     def iterdir(self) -> Generator["RemotePath"]:
-        """What is directly below.
+        """Yields the direct children.
 
         Raises:
-            FileNotFoundError: Nothing is.
+            FileNotFoundError: There are none.
         """
-        found = listing.level(self.address)
-        if not found:
+        entries = listing.level(self.address)
+        if not entries:
             raise FileNotFoundError(2, os.strerror(2), str(self))
-        yield from (self._below(name, info) for name, info in found)
+        yield from (self._below(name, info) for name, info in entries)
 
     def glob(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, pattern: str, **_options: Any
     ) -> Generator["RemotePath"]:
-        """What matches, as `pathlib` does; at most one `**`."""
+        """Yields paths that match, as in `pathlib`; at most one `**`."""
         for name, info in listing.matching(self.address, pattern):
             yield self._below(name, info)
 
     def rglob(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, pattern: str, **_options: Any
     ) -> Generator["RemotePath"]:
-        """What matches at any depth, from one listing."""
+        """Yields paths that match at any depth, from one listing."""
         return self.glob(f"**/{pattern}")
 
     def walk(
@@ -283,9 +283,12 @@ class RemotePath(_Path):
         *_ignored: Any,
         **_options: Any,
     ) -> Iterator[tuple["RemotePath", list[str], list[str]]]:
-        """Folders with the names of folders and files in them; the caller may prune the former."""
+        """Yields each folder with the names of its folders and files, from the top.
+
+        Names that the caller removes from the list of folders are not entered.
+        """
         if not top_down:
-            raise NotImplementedError("object storage is walked from the top")
+            raise NotImplementedError("object storage can only be walked from the top")
         yield from self._walked("", listing.levels(self.address))
 
     def open(  # pyright: ignore[reportIncompatibleMethodOverride] - no overloads per mode
@@ -296,11 +299,11 @@ class RemotePath(_Path):
         errors: str | None = None,
         newline: str | None = None,
     ) -> IO[Any]:
-        """A file for reading, text or binary.
+        """Opens the object for reading, as text or binary.
 
         Raises:
-            FileNotFoundError: There is no such object.
-            StorageError: The mode is for writing; `open_atomic` does that.
+            FileNotFoundError: The object does not exist.
+            StorageError: The mode is for writing; use `open_atomic`.
         """
         del buffering
         if sorted(mode.replace("t", "")) not in (["r"], ["b", "r"]):
@@ -311,18 +314,18 @@ class RemotePath(_Path):
         return io.TextIOWrapper(binary, encoding or "utf-8", errors, newline)
 
     def read_bytes(self) -> bytes:
-        """The whole object; large ones in parallel ranges."""
+        """Reads the object; large ones in parallel ranges."""
         return reader.read_whole(self.address)
 
     def read_text(
         self, encoding: str | None = None, errors: str | None = None, newline: str | None = None
     ) -> str:
-        """The whole object as text, UTF-8 by default."""
+        """Reads the object as text, UTF-8 by default."""
         binary = io.BytesIO(self.read_bytes())
         return io.TextIOWrapper(binary, encoding or "utf-8", errors, newline).read()
 
     def write_bytes(self, data: Any) -> int:
-        """Writes a whole object; returns its size."""
+        """Writes the object; returns its size."""
         content = bytes(data)
         put(self.address, content)
         self._info = None
@@ -335,7 +338,7 @@ class RemotePath(_Path):
         errors: str | None = None,
         newline: str | None = None,
     ) -> int:
-        """Writes a whole object as text, UTF-8 by default."""
+        """Writes the object as text, UTF-8 by default."""
         del newline
         return self.write_bytes(data.encode(encoding or "utf-8", errors or "strict"))
 
@@ -343,7 +346,7 @@ class RemotePath(_Path):
         """Removes the object.
 
         Raises:
-            FileNotFoundError: There is none, and that is not `missing_ok`.
+            FileNotFoundError: The object does not exist and `missing_ok` is false.
         """
         self._info = None
         if not missing_ok and not self.is_file():
@@ -351,9 +354,9 @@ class RemotePath(_Path):
         delete(self.address)
 
     def mkdir(self, *_arguments: Any, **_options: Any) -> None:
-        """Does nothing: a prefix needs no making."""
+        """Does nothing: prefixes need not be created."""
 
-    def _look(self) -> ObjectInfo | None:
+    def _find(self) -> ObjectInfo | None:
         return self._info if self._info is not None else find_object(self.address)
 
     def _walked(
@@ -365,4 +368,4 @@ class RemotePath(_Path):
             yield from self._walked(f"{below}/{name}".lstrip("/"), levels)
 
     def _below(self, name: str, info: ObjectInfo) -> "RemotePath":
-        return self._made(self._place, self._key / name, info)
+        return self._new(self._root, self._key / name, info)

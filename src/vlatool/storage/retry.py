@@ -1,4 +1,4 @@
-"""Trying again until a storage that is down or busy answers."""
+"""Retries of requests to a storage that is busy or unreachable."""
 
 import http.client
 import logging
@@ -12,12 +12,12 @@ from typing import Protocol, TypeVar
 
 from vlatool.errors import StorageError, UsageError
 
-PATIENCE_VARIABLE = "VLATOOL_STORAGE_PATIENCE_S"
-SPEED_VARIABLE = "VLATOOL_STORAGE_CLOCK_SPEED"  # for tests: an outage of a minute in seconds
-_DEFAULT_PATIENCE_S = 180.0  # outlasts a restart or an outage of a minute with a wide margin
+TIMEOUT_VARIABLE = "VLATOOL_STORAGE_PATIENCE_S"
+SPEED_VARIABLE = "VLATOOL_STORAGE_CLOCK_SPEED"  # for tests: an outage of a minute takes seconds
+_DEFAULT_TIMEOUT_S = 180.0  # much longer than a restart or an outage of a minute
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 10.0
-_LONGEST_REQUESTED_WAIT_S = 60.0  # a server that asks for an hour is asked again before
+_LONGEST_REQUESTED_WAIT_S = 60.0  # limit of the wait that a server requests
 _WARNING_INTERVAL_S = 10.0
 
 _LOGGER = logging.getLogger(__name__)
@@ -27,11 +27,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RetryAdvice:
-    """A failure that may pass.
+    """Advice to retry after a temporary failure.
 
     Attributes:
-        reason: What happened, in words without secrets.
-        wait_s: How long the other side asks to wait.
+        reason: Description of the failure, without secrets.
+        wait_s: Seconds that the server requests to wait.
     """
 
     reason: str
@@ -39,72 +39,72 @@ class RetryAdvice:
 
 
 class Clock(Protocol):
-    """Time as the storage waits by it."""
+    """Clock that retries use."""
 
     def now(self) -> float:
-        """Seconds since some moment."""
+        """Seconds since a fixed point in time."""
         ...
 
     def sleep(self, seconds: float) -> None:
-        """Lets time pass."""
+        """Waits."""
         ...
 
 
 @dataclass(frozen=True)
 class ProcessClock:
-    """Real time, or `speed` times as fast; workers inherit the variable that says so."""
+    """Real time, `speed` times as fast; workers inherit the environment variable that sets it."""
 
     speed: float = field(default_factory=lambda: _number(SPEED_VARIABLE, 1.0) or 1.0)
 
     def now(self) -> float:
-        """Seconds since some moment."""
+        """Seconds since a fixed point in time."""
         return time.monotonic() * self.speed
 
     def sleep(self, seconds: float) -> None:
-        """Lets time pass."""
+        """Waits."""
         time.sleep(seconds / self.speed)
 
     def wait(self, event: threading.Event, seconds: float) -> bool:
-        """Lets time pass until something happens; whether it did."""
+        """Waits until the event is set, at most `seconds`; True if it is set."""
         return event.wait(seconds / self.speed)
 
 
 @dataclass
 class WarningThrottle:
-    """When a warning was last written: many threads meet one outage, one sentence is enough."""
+    """Limit of one warning per 10 s, because many threads see the same outage."""
 
     last: float = field(default=-_WARNING_INTERVAL_S)
 
-    def warn(self, where: str, reason: str, now: float) -> None:
-        """Warns, unless that was done a moment ago."""
+    def warn(self, location: str, reason: str, now: float) -> None:
+        """Logs a warning, unless there was one in the last 10 s."""
         if now - self.last >= _WARNING_INTERVAL_S:
             self.last = now
-            _LOGGER.warning("%s: %s; trying again", where, reason)
+            _LOGGER.warning("%s: %s; retrying", location, reason)
 
 
-_NOTICES = WarningThrottle()
+_THROTTLE = WarningThrottle()
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Clock, chance and warnings of `retrying`, so that tests need not wait."""
+    """Clock, randomness and warnings of `retrying`, which tests replace to avoid waiting."""
 
     clock: Clock = field(default_factory=ProcessClock)
     uniform: Callable[[float, float], float] = random.uniform
-    notices: WarningThrottle = field(default_factory=lambda: _NOTICES)
+    throttle: WarningThrottle = field(default_factory=lambda: _THROTTLE)
 
 
 def retry_timeout() -> float:
-    """Seconds to keep trying: 180, or what the variable VLATOOL_STORAGE_PATIENCE_S says.
+    """Seconds to keep retrying: VLATOOL_STORAGE_PATIENCE_S, by default 180.
 
     Raises:
         UsageError: The variable is not a number of seconds.
     """
-    return _number(PATIENCE_VARIABLE, _DEFAULT_PATIENCE_S)
+    return _number(TIMEOUT_VARIABLE, _DEFAULT_TIMEOUT_S)
 
 
 def _number(variable: str, default: float) -> float:
-    """A variable of the environment that holds a number."""
+    """Number in an environment variable."""
     text = os.environ.get(variable, "")
     try:
         number = float(text) if text else default
@@ -112,15 +112,15 @@ def _number(variable: str, default: float) -> float:
         number = -1.0
     if not 0 <= number < float("inf"):
         raise UsageError(
-            f"{variable}={text}: not a number from 0 on",
-            hint=f"unset it, or set it to one, e.g. {variable}={default:g}",
+            f"{variable}={text}: not a number of at least 0",
+            hint=f"unset the variable, or set it to a number, e.g. {variable}={default:g}",
             code="usage.bad_environment",
         )
     return number
 
 
 def network_retry_advice(error: BaseException) -> RetryAdvice | None:
-    """What an error of the standard library means; None if trying again is pointless."""
+    """Advice on retrying after an error of the standard library; None if a retry is useless."""
     if isinstance(error, (ConnectionError, TimeoutError, http.client.HTTPException)):
         return RetryAdvice(f"no connection ({type(error).__name__})")
     return None
@@ -128,61 +128,61 @@ def network_retry_advice(error: BaseException) -> RetryAdvice | None:
 
 def retrying(
     operation: Callable[[], T],
-    what: str,
+    location: str,
     *,
     classify: Callable[[Exception], RetryAdvice | None] = network_retry_advice,
     retry_timeout_s: float | None = None,
-    pace: RetryPolicy | None = None,
+    policy: RetryPolicy | None = None,
 ) -> T:
-    """The operation's result, after as many attempts as it takes.
+    """Calls an operation until it succeeds; returns its result.
 
-    Waits grow exponentially to ten seconds and are drawn at random below that (full jitter), so
-    that many workers do not come back at the same instant. Attempts last `retry_timeout_s` after
-    the first failure, then once more.
+    The limit of the wait grows exponentially to 10 s, and each wait is a random part of it (full
+    jitter), so that many workers do not retry simultaneously. Retries end `retry_timeout_s` after
+    the first failure, with one last attempt.
 
     Args:
-        operation: May run several times.
-        what: The location, for warnings and the error.
-        classify: What an error means; None ends the attempts and lets it through.
-        retry_timeout_s: Total seconds; by default 180, or the variable VLATOOL_STORAGE_PATIENCE_S.
-        pace: What passes for time; by default that of this process.
+        operation: Function that may be called several times.
+        location: Location for warnings and the error.
+        classify: Returns the advice on retrying after an error, or None to raise the error.
+        retry_timeout_s: Total seconds; by default VLATOOL_STORAGE_PATIENCE_S, else 180.
+        policy: Clock, randomness and warnings; by default those of this process.
 
     Raises:
-        StorageError: The patience is over.
+        StorageError: The time for retries is over.
     """
     total = retry_timeout() if retry_timeout_s is None else retry_timeout_s
-    pace = pace or RetryPolicy()
+    policy = policy or RetryPolicy()
     deadline: float | None = None
     attempts = 0
     while True:
         try:
             return operation()
         except Exception as error:
-            trouble = classify(error)
-            if trouble is None:
+            advice = classify(error)
+            if advice is None:
                 raise
             attempts += 1
-            now = pace.clock.now()
+            now = policy.clock.now()
             deadline = now + total if deadline is None else deadline
             if now >= deadline:
-                raise _given_up(what, trouble.reason, total, attempts) from error
-            wait = _wait(attempts, trouble, pace)
-            reason = trouble.reason
-        pace.notices.warn(what, reason, now)
-        pace.clock.sleep(min(wait, deadline - now))
+                raise _timeout_error(location, advice.reason, total, attempts) from error
+            wait = _wait(attempts, advice, policy)
+            reason = advice.reason
+        policy.throttle.warn(location, reason, now)
+        policy.clock.sleep(min(wait, deadline - now))
 
 
-def _wait(attempts: int, trouble: RetryAdvice, pace: RetryPolicy) -> float:
+def _wait(attempts: int, advice: RetryAdvice, policy: RetryPolicy) -> float:
     """Seconds until the next attempt."""
     ceiling = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2.0 ** min(attempts - 1, 16))
-    return max(pace.uniform(0.0, ceiling), min(trouble.wait_s, _LONGEST_REQUESTED_WAIT_S))
+    return max(policy.uniform(0.0, ceiling), min(advice.wait_s, _LONGEST_REQUESTED_WAIT_S))
 
 
-def _given_up(what: str, reason: str, total: float, attempts: int) -> StorageError:
+def _timeout_error(location: str, reason: str, total: float, attempts: int) -> StorageError:
     return StorageError(
-        f"{what}: the storage does not answer: {reason}; tried for {total:.0f} s",
+        f"{location}: the storage does not respond: {reason}; retried for {total:.0f} s",
         hint="check the network and the endpoint, then run the same command again;"
-        f" {PATIENCE_VARIABLE} sets how long to keep trying",
+        f" {TIMEOUT_VARIABLE} sets the seconds to keep retrying",
         code="storage.unreachable",
-        details={"path": what, "reason": reason, "attempts": attempts},
+        details={"path": location, "reason": reason, "attempts": attempts},
     )

@@ -1,4 +1,4 @@
-"""Buckets: requests to S3 through one client per process."""
+"""S3 buckets, through one client per process."""
 
 import importlib
 import re
@@ -13,22 +13,22 @@ from vlatool.storage.remote import Body, ListPage, ObjectInfo, RangeNotSatisfiab
 from vlatool.storage.retry import RetryAdvice
 from vlatool.storage.s3_errors import map_s3_error, no_credentials, s3_retry_advice
 
-_CONNECTIONS = 64  # more than the threads that ever read or write at once
+_CONNECTIONS = 64  # more than the threads that read or write concurrently
 _CONNECT_TIMEOUT_S = 10
 _READ_TIMEOUT_S = 60
 _SIGNED_FOR_S = 3600
-_MOST_SIGNED = 10_000
-_LARGEST_REFUSAL = 64 * 1024
+_MAX_SIGNED = 10_000
+_MAX_ERROR_BYTES = 64 * 1024
 
 
 class Bucket:
-    """The objects of a bucket; endpoint, region and credentials as AWS tools find them."""
+    """Objects of a bucket; endpoint, region and credentials are those of the AWS tools."""
 
     can_list = True
 
-    def __init__(self, place: str) -> None:
-        self.name = place.partition("://")[2]
-        self._addresses: dict[str, tuple[str, float]] = {}
+    def __init__(self, root: str) -> None:
+        self.name = root.partition("://")[2]
+        self._signed_urls: dict[str, tuple[str, float]] = {}
 
     @cached_property
     def _session(self) -> Any:
@@ -37,12 +37,12 @@ class Bucket:
 
     @cached_property
     def is_anonymous(self) -> bool:
-        """Whether there are no credentials: requests are not signed, which public buckets allow."""
+        """True without credentials: requests are not signed, which public buckets allow."""
         return self._session.get_credentials() is None
 
     @cached_property
     def client(self) -> Any:
-        """The boto3 client."""
+        """Client of boto3."""
         config: Any = importlib.import_module("botocore.config")
         botocore: Any = importlib.import_module("botocore")
         unsigned = {"signature_version": botocore.UNSIGNED} if self.is_anonymous else {}
@@ -58,127 +58,128 @@ class Bucket:
         )
 
     def retry_advice(self, error: Exception) -> RetryAdvice | None:
-        """What an error means for another attempt."""
+        """Advice on retrying after an error; None if a retry is useless."""
         return s3_retry_advice(error) or http_retry_advice(error)
 
-    def map_error(self, error: Exception, where: str) -> Exception:
-        """Our error for one of the client library."""
-        ours = map_s3_error(error, where)
-        if getattr(ours, "code", "") == "storage.forbidden" and self.is_anonymous:
-            return no_credentials(where, "no AWS credentials, and the bucket is not public")
-        return ours
+    def map_error(self, error: Exception, location: str) -> Exception:
+        """Converts an error of the client library to an error of vlatool."""
+        mapped = map_s3_error(error, location)
+        if getattr(mapped, "code", "") == "storage.forbidden" and self.is_anonymous:
+            return no_credentials(location, "no AWS credentials, and the bucket is not public")
+        return mapped
 
     def head(self, key: str) -> ObjectInfo:
         """HeadObject."""
-        answer = self.client.head_object(Bucket=self.name, Key=key)
-        return _info(answer, int(answer["ContentLength"]))
+        response = self.client.head_object(Bucket=self.name, Key=key)
+        return _info(response, int(response["ContentLength"]))
 
     def list_page(self, below: str, delimiter: str, token: str, at_most: int) -> ListPage:
         """ListObjectsV2."""
         request = {"Bucket": self.name, "Prefix": below, "Delimiter": delimiter}
         if token:
             request["ContinuationToken"] = token
-        answer = self.client.list_objects_v2(**request, MaxKeys=at_most)
+        response = self.client.list_objects_v2(**request, MaxKeys=at_most)
+        contents = response.get("Contents", ())
         return ListPage(
-            [(str(one["Key"]), _info(one, int(one["Size"]))) for one in answer.get("Contents", ())],
-            [str(one["Prefix"]) for one in answer.get("CommonPrefixes", ())],
-            str(answer["NextContinuationToken"]) if answer.get("IsTruncated") else "",
+            [(str(item["Key"]), _info(item, int(item["Size"]))) for item in contents],
+            [str(item["Prefix"]) for item in response.get("CommonPrefixes", ())],
+            str(response["NextContinuationToken"]) if response.get("IsTruncated") else "",
         )
 
     def get(self, key: str, start: int, stop: int, etag: str) -> Body:
-        """GetObject of a range, by an address that is signed once for many of them.
+        """GetObject of a range, with a signed URL that is used for many requests.
 
-        EvalResult: 0.4 ms of processor time where the client library takes 1.1.
+        Measured: 0.4 ms of processor time instead of 1.1 ms with the client library.
         """
         headers = {"Range": f"bytes={start}" if start < 0 else f"bytes={start}-{stop - 1}"}
         if etag:
             headers["If-Match"] = etag
-        answer = self._pool.request(
+        response = self._pool.request(
             "GET", self._signed(key), headers=headers, preload_content=False
         )
-        if answer.status != 206:
-            raise self._refusal(key, answer)
-        return ranged_body(answer)
+        if response.status != 206:
+            raise self._error(key, response)
+        return ranged_body(response)
 
     def put(self, key: str, data: bytes, etag: str | None = None) -> str:
         """PutObject."""
         condition = {} if etag is None else {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
-        answer = self.client.put_object(**self._place(key), Body=data, **condition)
-        return str(answer["ETag"])
+        response = self.client.put_object(**self._object(key), Body=data, **condition)
+        return str(response["ETag"])
 
     def multipart(self, key: str) -> Upload:
         """CreateMultipartUpload."""
-        answer = self.client.create_multipart_upload(**self._place(key))
-        return _Multipart(self.client, {**self._place(key), "UploadId": str(answer["UploadId"])})
+        response = self.client.create_multipart_upload(**self._object(key))
+        return _Multipart(self.client, {**self._object(key), "UploadId": str(response["UploadId"])})
 
     def unfinished(self, below: str) -> Sequence[tuple[str, Upload]]:
         """ListMultipartUploads."""
-        found: list[tuple[str, Upload]] = []
+        uploads: list[tuple[str, Upload]] = []
         request: dict[str, Any] = {"Bucket": self.name, "Prefix": below}
         while True:
-            answer = self.client.list_multipart_uploads(**request)
-            for one in answer.get("Uploads", ()):
-                key = str(one["Key"])
-                upload = {**self._place(key), "UploadId": str(one["UploadId"])}
-                found.append((key, _Multipart(self.client, upload)))
-            if not answer.get("IsTruncated"):
-                return found
-            request["KeyMarker"] = answer["NextKeyMarker"]
-            request["UploadIdMarker"] = answer["NextUploadIdMarker"]
+            response = self.client.list_multipart_uploads(**request)
+            for item in response.get("Uploads", ()):
+                key = str(item["Key"])
+                upload = {**self._object(key), "UploadId": str(item["UploadId"])}
+                uploads.append((key, _Multipart(self.client, upload)))
+            if not response.get("IsTruncated"):
+                return uploads
+            request["KeyMarker"] = response["NextKeyMarker"]
+            request["UploadIdMarker"] = response["NextUploadIdMarker"]
 
     def delete(self, keys: Sequence[str]) -> Sequence[str]:
         """DeleteObjects."""
         if len(keys) == 1:
-            self.client.delete_object(**self._place(keys[0]))
+            self.client.delete_object(**self._object(keys[0]))
             return ()
         request = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
-        answer = self.client.delete_objects(Bucket=self.name, Delete=request)
-        # The request as a whole succeeds when single keys fail.
-        return [str(failed.get("Key", "")) for failed in answer.get("Errors", ())]
+        response = self.client.delete_objects(Bucket=self.name, Delete=request)
+        # The request succeeds even if single keys fail.
+        return [str(failed.get("Key", "")) for failed in response.get("Errors", ())]
 
     @cached_property
     def _pool(self) -> Any:
         return connections()
 
     def _signed(self, key: str) -> str:
-        """An address that needs no signature with a request."""
-        url, until = self._addresses.get(key, ("", 0.0))
+        """Signed URL of an object."""
+        url, until = self._signed_urls.get(key, ("", 0.0))
         if time.monotonic() > until:
             url = self.client.generate_presigned_url(
-                "get_object", Params=self._place(key), ExpiresIn=_SIGNED_FOR_S
+                "get_object", Params=self._object(key), ExpiresIn=_SIGNED_FOR_S
             )
-            if len(self._addresses) >= _MOST_SIGNED:
-                self._addresses.clear()
-            self._addresses[key] = (url, time.monotonic() + _SIGNED_FOR_S / 2)
+            if len(self._signed_urls) >= _MAX_SIGNED:
+                self._signed_urls.clear()
+            self._signed_urls[key] = (url, time.monotonic() + _SIGNED_FOR_S / 2)
         return url
 
-    def _refusal(self, key: str, answer: Any) -> Exception:
-        """What the client library would have raised."""
-        content = answer.read(_LARGEST_REFUSAL)
-        answer.release_conn()
-        self._addresses.pop(key, None)
-        if answer.status == 416 or (answer.status == 200 and not content):
-            return RangeNotSatisfiable()  # some servers answer so where others refuse the range
-        if answer.status == 200:
+    def _error(self, key: str, response: Any) -> Exception:
+        """Error of a response, as the client library would raise it."""
+        content = response.read(_MAX_ERROR_BYTES)
+        response.release_conn()
+        self._signed_urls.pop(key, None)
+        if response.status == 416 or (response.status == 200 and not content):
+            return RangeNotSatisfiable()  # some servers send an empty body with 200 instead of 416
+        if response.status == 200:
             return _ignores_ranges(f"s3://{self.name}/{key}")
         code = re.search(rb"<Code>([A-Za-z0-9.]+)</Code>", content)
         metadata = {
-            "HTTPStatusCode": answer.status,
-            "HTTPHeaders": {name.lower(): value for name, value in answer.headers.items()},
+            "HTTPStatusCode": response.status,
+            "HTTPHeaders": {name.lower(): value for name, value in response.headers.items()},
         }
         document = {
-            "Error": {"Code": code[1].decode() if code else str(answer.status)},
+            "Error": {"Code": code[1].decode() if code else str(response.status)},
             "ResponseMetadata": metadata,
         }
         exceptions: Any = importlib.import_module("botocore.exceptions")
         return exceptions.ClientError(document, "GetObject")
 
-    def _place(self, key: str) -> dict[str, str]:
+    def _object(self, key: str) -> dict[str, str]:
         return {"Bucket": self.name, "Key": key}
 
 
 class _Multipart:
-    """A multipart upload that was begun."""
+    """Multipart upload in progress."""
 
     def __init__(self, client: Any, request: dict[str, str]) -> None:
         self._client = client
@@ -186,8 +187,8 @@ class _Multipart:
 
     def send(self, number: int, data: bytes) -> str:
         """UploadPart."""
-        answer = self._client.upload_part(**self._request, PartNumber=number, Body=data)
-        return str(answer["ETag"])
+        response = self._client.upload_part(**self._request, PartNumber=number, Body=data)
+        return str(response["ETag"])
 
     def complete(self, parts: Sequence[str]) -> None:
         """CompleteMultipartUpload."""
@@ -199,14 +200,14 @@ class _Multipart:
         self._client.abort_multipart_upload(**self._request)
 
 
-def _info(answer: Mapping[str, Any], size: int) -> ObjectInfo:
-    return ObjectInfo(size, answer["LastModified"].timestamp(), str(answer["ETag"]))
+def _info(response: Mapping[str, Any], size: int) -> ObjectInfo:
+    return ObjectInfo(size, response["LastModified"].timestamp(), str(response["ETag"]))
 
 
-def _ignores_ranges(where: str) -> StorageError:
+def _ignores_ranges(location: str) -> StorageError:
     return StorageError(
-        f"{where}: the server ignores ranges, so its files cannot be read in parts",
+        f"{location}: the server ignores byte ranges, which are required",
         hint="copy the data to a local folder and give its path",
         code="storage.unsupported",
-        details={"path": where},
+        details={"path": location},
     )

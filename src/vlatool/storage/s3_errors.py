@@ -1,4 +1,4 @@
-"""What S3 and its client library say, as our errors."""
+"""Conversion of errors of S3 and its client library to errors of vlatool."""
 
 import errno
 import importlib
@@ -38,19 +38,20 @@ _CREDENTIALS_HINT = (
 
 
 def error_code(error: BaseException) -> str:
-    """The code in S3's answer, such as `NoSuchKey`; empty if there was no answer."""
-    return str(_answer(error).get("Error", {}).get("Code", ""))
+    """Code in the response of S3, such as `NoSuchKey`; empty if there was no response."""
+    return str(_response(error).get("Error", {}).get("Code", ""))
 
 
 def s3_retry_advice(error: Exception) -> RetryAdvice | None:
-    """What an error means for another attempt; None if one is pointless."""
+    """Advice on retrying after an error; None if a retry is useless."""
     aws = _exceptions()
     status, code = _status(error), error_code(error)
     if status in _BUSY_STATUS or code in _BUSY_CODES:
-        return RetryAdvice(f"the server says {status} {code}".rstrip(), _requested_wait(error))
+        reason = f"the server returns status {status} {code}".rstrip()
+        return RetryAdvice(reason, _requested_wait(error))
     if isinstance(error, aws.SSLError) and "certificate" in str(error).lower():
         return None
-    passing = (
+    temporary = (
         aws.HTTPClientError,
         aws.ConnectionError,
         aws.IncompleteReadError,
@@ -58,88 +59,88 @@ def s3_retry_advice(error: Exception) -> RetryAdvice | None:
         aws.FlexibleChecksumError,
         importlib.import_module("botocore.parsers").ResponseParserError,
     )
-    if isinstance(error, passing):
-        return RetryAdvice(f"no complete answer ({type(error).__name__})")
+    if isinstance(error, temporary):
+        return RetryAdvice(f"no complete response ({type(error).__name__})")
     return network_retry_advice(error)
 
 
-def map_s3_error(error: Exception, where: str) -> Exception:
-    """Our error for one that further attempts cannot mend; others are handed back as they are."""
+def map_s3_error(error: Exception, location: str) -> Exception:
+    """Converts an error that retries cannot solve to one of vlatool; returns others unchanged."""
     aws = _exceptions()
-    absent = (aws.NoCredentialsError, aws.PartialCredentialsError, aws.CredentialRetrievalError)
-    if isinstance(error, (*absent, aws.ProfileNotFound, aws.TokenRetrievalError, aws.SSOError)):
+    missing = (aws.NoCredentialsError, aws.PartialCredentialsError, aws.CredentialRetrievalError)
+    if isinstance(error, (*missing, aws.ProfileNotFound, aws.TokenRetrievalError, aws.SSOError)):
         reason = type(error).__name__.removesuffix("Error")
-        return no_credentials(where, f"no usable AWS credentials ({reason})")
+        return no_credentials(location, f"no usable AWS credentials ({reason})")
     if isinstance(error, aws.ClientError):
-        return _from_answer(error, where)
+        return _from_response(error, location)
     if isinstance(error, (aws.BotoCoreError, ValueError)):
-        # Botocore reports a malformed endpoint as ValueError. Its texts may quote headers.
+        # Botocore raises ValueError for a malformed endpoint. Its messages may contain headers.
         return StorageError(
-            f"{where}: the request cannot be made ({type(error).__name__})",
+            f"{location}: the request fails ({type(error).__name__})",
             hint="check the bucket name, the AWS variables and the endpoint",
             code="storage.request",
-            details={"path": where, "reason": type(error).__name__},
+            details={"path": location, "reason": type(error).__name__},
         )
     return error
 
 
-def _from_answer(error: Exception, where: str) -> Exception:
+def _from_response(error: Exception, location: str) -> Exception:
     status, code = _status(error), error_code(error)
     if code in _MISSING_CODES:
-        return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), where)
+        return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), location)
     if status == 412 or code == "PreconditionFailed":
-        return ConditionFailed(where)
+        return ConditionFailed(location)
     if code in _REJECTED_CODES:
-        return no_credentials(where, f"the AWS credentials are not accepted ({code})")
-    return _refusal(where, status, code)
+        return no_credentials(location, f"the AWS credentials are not accepted ({code})")
+    return _response_error(location, status, code)
 
 
-def _refusal(where: str, status: int, code: str) -> StorageError:
+def _response_error(location: str, status: int, code: str) -> StorageError:
     if code == "NoSuchBucket":
-        return _storage_error(where, "the bucket does not exist", "no_bucket", "check its name")
+        return _storage_error(location, "the bucket does not exist", "no_bucket", "check its name")
     if status == 403:
         hint = "ask for permission to read, write and list here, or choose other credentials"
-        return _storage_error(where, f"access is denied ({code})", "forbidden", hint)
+        return _storage_error(location, f"access is denied ({code})", "forbidden", hint)
     if status == 501 or code == "NotImplemented":
-        hint = "choose another place"
-        return _storage_error(where, "the server does not offer this", "unsupported", hint)
-    hint = "check the location and the endpoint"
-    return _storage_error(where, f"the server refuses: {status} {code}", "refused", hint)
+        reason, hint = "the server does not support this operation", "choose another storage"
+        return _storage_error(location, reason, "unsupported", hint)
+    reason, hint = f"the server returns {status} {code}", "check the location and the endpoint"
+    return _storage_error(location, reason, "refused", hint)
 
 
-def _storage_error(where: str, reason: str, code: str, hint: str) -> StorageError:
-    details = {"path": where, "reason": reason}
-    return StorageError(f"{where}: {reason}", hint=hint, code=f"storage.{code}", details=details)
+def _storage_error(location: str, reason: str, code: str, hint: str) -> StorageError:
+    details = {"path": location, "reason": reason}
+    return StorageError(f"{location}: {reason}", hint=hint, code=f"storage.{code}", details=details)
 
 
-def no_credentials(where: str, reason: str) -> EnvironmentProblem:
-    """The error for requests that need credentials."""
+def no_credentials(location: str, reason: str) -> EnvironmentProblem:
+    """Error for requests that need credentials."""
     return EnvironmentProblem(
-        f"{where}: {reason}",
+        f"{location}: {reason}",
         hint=_CREDENTIALS_HINT,
         code="environment.no_credentials",
-        details={"path": where},
+        details={"path": location},
     )
 
 
-def _answer(error: BaseException) -> Mapping[str, Any]:
-    answer: Any = getattr(error, "response", None)
-    return cast(Mapping[str, Any], answer) if isinstance(answer, Mapping) else {}
+def _response(error: BaseException) -> Mapping[str, Any]:
+    response: Any = getattr(error, "response", None)
+    return cast(Mapping[str, Any], response) if isinstance(response, Mapping) else {}
 
 
 def _exceptions() -> Any:
-    """Botocore's exceptions; the module has no types."""
+    """Exceptions of botocore; the module has no type annotations."""
     return importlib.import_module("botocore.exceptions")
 
 
 def _status(error: BaseException) -> int:
-    return int(_answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    return int(_response(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def _requested_wait(error: BaseException) -> float:
-    """Seconds in a Retry-After header; 0 without one or where it holds a date."""
+    """Seconds in the Retry-After header; 0 without the header, or if it is a date."""
     headers: Mapping[str, str] = (
-        _answer(error).get("ResponseMetadata", {}).get("HTTPHeaders", {}) or {}
+        _response(error).get("ResponseMetadata", {}).get("HTTPHeaders", {}) or {}
     )
     try:
         return max(0.0, float(headers.get("retry-after", "0")))

@@ -1,4 +1,4 @@
-"""Folders and the files below them, wherever they are."""
+"""Local and remote folders and the files below them."""
 
 import hashlib
 import os
@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlatool.storage.background import in_parallel
-from vlatool.storage.remote import lists
+from vlatool.storage.remote import is_listable
 from vlatool.storage.remote_path import RemotePath
 
-_AT_ONCE = 8
+_MAX_CONCURRENT = 8
 
 
 def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """(folder, folder names, file names) from the top; names taken out are not entered.
+    """Yields (folder, folder names, file names) from the top.
 
-    Links to folders are followed, each folder is entered once.
+    Names that the caller removes are not entered. Links to folders are followed; each folder is
+    entered once.
     """
     if isinstance(folder, RemotePath):
         yield from folder.walk()
@@ -25,7 +26,7 @@ def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
     seen: set[tuple[int, int]] = set()
     for name, folders, files in os.walk(folder, followlinks=True):
         status = os.stat(name)
-        if (status.st_dev, status.st_ino) in seen:  # a link that leads back
+        if (status.st_dev, status.st_ino) in seen:  # a cycle of links
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
@@ -33,7 +34,7 @@ def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
 
 
 def file_names(folder: Path) -> frozenset[str]:
-    """Names of the files directly in a folder; none where there is no folder."""
+    """Names of the files directly in a folder; empty if the folder does not exist."""
     try:
         return frozenset(path.name for path in folder.iterdir() if path.is_file())
     except (FileNotFoundError, NotADirectoryError):
@@ -42,12 +43,12 @@ def file_names(folder: Path) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class FileInfo:
-    """A file below a folder.
+    """Name, size and time of a file below a folder.
 
     Attributes:
-        name: Relative to the folder; empty for the folder's own path when that is a file.
-        bytes: Its size.
-        modified_ns: When it was last changed, nanoseconds since 1970 (in S3 whole seconds).
+        name: Path relative to the folder; empty if the given path is the file itself.
+        bytes: Size in bytes.
+        modified_ns: Time of modification, nanoseconds since 1970 (whole seconds in S3).
     """
 
     name: str
@@ -56,50 +57,50 @@ class FileInfo:
 
 
 def files_below(path: Path) -> list[FileInfo]:
-    """The files below a folder, or the file itself, sorted by name; nothing where nothing is.
+    """Files below a folder, or the file itself, sorted by name; empty if nothing exists.
 
-    One request where `path` is remote and only files have a suffix.
+    One request if `path` is remote and has a suffix exactly if it is a file.
     """
     if isinstance(path, RemotePath):
-        if not lists(path.address):
+        if not is_listable(path.address):
             return _info(path, "")
         if path.suffix:
             return _info(path, "") or _listed(path)
         return _listed(path) or _info(path, "")
     if path.is_file():
         return _info(path, "")
-    found: list[FileInfo] = []
+    files: list[FileInfo] = []
     for folder, _, names in walk(path):
         for name in names:
             file = folder / name
-            # A link to nowhere, or a file that was taken away meanwhile, is no file.
-            found += _info(file, file.relative_to(path).as_posix())
-    return sorted(found, key=lambda one: one.name)
+            # Broken links, and files that were removed meanwhile, are left out.
+            files += _info(file, file.relative_to(path).as_posix())
+    return sorted(files, key=lambda file: file.name)
 
 
 def files_in(folder: Path) -> list[FileInfo]:
-    """The files directly in a local folder, sorted by name; those that vanish are left out."""
-    return [one for name in sorted(file_names(folder)) for one in _info(folder / name, name)]
+    """Files directly in a local folder, sorted by name; files removed meanwhile are left out."""
+    return [file for name in sorted(file_names(folder)) for file in _info(folder / name, name)]
 
 
 def files_named(folder: Path, names: Sequence[str]) -> list[Path]:
-    """Those of some files of a folder that are there; nothing is listed."""
+    """Paths of the named files that exist in a folder; the folder is not listed."""
     paths = [folder / name for name in names]
     if isinstance(folder, RemotePath):
-        known = in_parallel(RemotePath.known, map(RemotePath, paths), _AT_ONCE)
-        return [path for path in known if path is not None and path.is_file()]
+        existing = in_parallel(RemotePath.with_info, map(RemotePath, paths), _MAX_CONCURRENT)
+        return [path for path in existing if path is not None and path.is_file()]
     return [path for path in paths if path.is_file()]
 
 
 def files_below_each(paths: Sequence[Path]) -> list[list[FileInfo]]:
-    """`files_below` of each path; remote ones are asked for together."""
+    """`files_below` of each path; remote paths are listed concurrently."""
     if any(isinstance(path, RemotePath) for path in paths):
-        return list(in_parallel(files_below, paths, _AT_ONCE))
+        return list(in_parallel(files_below, paths, _MAX_CONCURRENT))
     return [files_below(path) for path in paths]
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, hexadecimal; memory does not grow with the file.
+    """Hexadecimal SHA-256 of the content of a file; memory does not grow with the file.
 
     Raises:
         OSError: The file cannot be read.
@@ -109,7 +110,7 @@ def sha256_of(path: Path) -> str:
 
 
 def size_text(count: int) -> str:
-    """Bytes in a unit people read."""
+    """Number of bytes as text, in B, kB, MB or GB."""
     value = float(count)
     for unit in ("B", "kB", "MB"):
         if value < 1000:
@@ -129,10 +130,10 @@ def _info(path: Path, name: str) -> list[FileInfo]:
 
 
 def _listed(path: Path) -> list[FileInfo]:
-    found = [
-        one
+    files = [
+        info
         for file in path.rglob("*")
         if file.is_file()
-        for one in _info(file, file.relative_to(path).as_posix())
+        for info in _info(file, file.relative_to(path).as_posix())
     ]
-    return sorted(found, key=lambda one: one.name)
+    return sorted(files, key=lambda info: info.name)

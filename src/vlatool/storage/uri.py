@@ -1,4 +1,4 @@
-"""Locations as they are typed: a local path, or one of a scheme of the table."""
+"""Parsing of locations: local paths, or URIs with one of the registered schemes."""
 
 import os
 import re
@@ -7,11 +7,11 @@ from typing import IO
 
 from vlatool.errors import DataError, UsageError
 from vlatool.plugins import SCHEMES, did_you_mean
-from vlatool.storage.remote import lists
+from vlatool.storage.remote import is_listable
 from vlatool.storage.remote_path import RemotePath
 
-_LONGEST_NAME, _LONGEST_PATH = 255, 4000  # bytes, of usual file systems
-_SHOWN = 100
+_LONGEST_NAME, _LONGEST_PATH = 255, 4000  # bytes, in common file systems
+_MAX_SHOWN = 100  # characters
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _SHAPES = {
     "s3": (re.compile(r"[^/]+"), "s3://bucket/key"),
@@ -25,10 +25,10 @@ _SHAPES = {
 
 
 def local_path(location: str | Path) -> Path:
-    """The path of a local location; `~` is expanded, `file://` taken away.
+    """Path of a local location; `~` is expanded and `file://` removed.
 
     Raises:
-        UsageError: The location is remote, or no path can be so.
+        UsageError: The location is remote, or no valid path.
     """
     text = str(location)
     if _scheme(text) != "file":
@@ -40,18 +40,18 @@ def local_path(location: str | Path) -> Path:
     try:
         path = Path(text.removeprefix("file://")).expanduser()
         longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
-    except (RuntimeError, ValueError) as error:  # ~name of nobody; half a character
+    except (RuntimeError, ValueError) as error:  # ~name without such a user; a lone surrogate
         raise _bad_location(text, str(error)) from None
     if longest > _LONGEST_NAME or len(os.fsencode(path)) > _LONGEST_PATH or "\0" in text:
-        raise _bad_location(text, "no file can have this name")
+        raise _bad_location(text, "not a valid file name")
     return path
 
 
 def location(text: str | Path) -> Path:
-    """The path behind a location, local or remote.
+    """Path of a local or remote location.
 
     Raises:
-        UsageError: Nothing knows its scheme, or it lacks what the scheme needs.
+        UsageError: The scheme is unknown, or the location has not the form of its scheme.
     """
     if isinstance(text, RemotePath):
         return text
@@ -61,7 +61,7 @@ def location(text: str | Path) -> Path:
     if scheme not in SCHEMES.names():
         known = [*SCHEMES.names(), "file"]
         raise UsageError(
-            f"{scheme}://: no such scheme",
+            f"{scheme}://: unknown scheme",
             hint=did_you_mean(scheme, known),
             code="usage.unsupported_scheme",
             details={"known": known},
@@ -71,10 +71,10 @@ def location(text: str | Path) -> Path:
 
 
 def check_no_credentials(text: str) -> None:
-    """Refuses a location that would put a secret into logs and records.
+    """Raises if a location contains credentials, which would get into logs and records.
 
     Raises:
-        UsageError: It holds a name and a password, or a query.
+        UsageError: The location has a user name, a password, a query or a fragment.
     """
     scheme, rest = _scheme(text), text.partition("://")[2]
     host = rest.partition("/")[0]
@@ -83,22 +83,22 @@ def check_no_credentials(text: str) -> None:
         raise UsageError(
             f"{scheme}://{host.rpartition('@')[2].partition('?')[0]}: credentials, queries and"
             " fragments cannot be part of a location",
-            hint="give the plain location; credentials belong into the environment",
+            hint="remove them; set credentials in the environment",
             code="usage.credentials_in_location",
         )
 
 
 def _check(text: str, scheme: str) -> None:
-    """Refuses what the scheme cannot mean."""
+    """Raises UsageError for a location that has not the form of its scheme."""
     check_no_credentials(text)
     rest = text.partition("://")[2]
     shape, example = _SHAPES.get(scheme, (re.compile(""), ""))
     if not shape.match(rest):
-        raise _bad_location(text, "the location is not complete", f"write {example}")
+        raise _bad_location(text, "the location is incomplete", f"use the form {example}")
 
 
 def _bad_location(text: str, reason: str, hint: str = "check the path") -> UsageError:
-    shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    shown = text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
     return UsageError(f"{shown!r}: {reason}", hint=hint, code="usage.bad_location")
 
 
@@ -109,10 +109,10 @@ def _scheme(text: str) -> str:
 
 
 def require_existing(text: str) -> Path:
-    """The path behind a location where something is, at the version it has now.
+    """Path of an existing location, at its current version.
 
     Raises:
-        DataError: Nothing is there.
+        DataError: The location does not exist.
         UsageError: The scheme is unknown.
     """
     path = pinned(text)
@@ -127,21 +127,21 @@ def require_existing(text: str) -> Path:
 
 
 def is_missing(path: Path) -> bool:
-    """Whether nothing is there; never where folders cannot be told from nothing."""
+    """True if the path does not exist; False if that is unknown, because it cannot be listed."""
     return not path.exists() and can_list(path)
 
 
 def can_list(path: Path) -> bool:
-    """Whether a folder can be asked what is in it."""
-    return not isinstance(path, RemotePath) or lists(path.address)
+    """True if folders can be listed."""
+    return not isinstance(path, RemotePath) or is_listable(path.address)
 
 
 def pinned(text: str | Path) -> Path:
-    """The path of a location at the version it has now, where its storage names versions.
+    """Path of a location at its current version, if its storage has versions.
 
     Raises:
-        DataError: It has not the version that the location names.
-        EnvironmentProblem: It is not open to this user.
+        DataError: The version in the location does not exist.
+        EnvironmentProblem: This user has no access.
         UsageError: The scheme is unknown.
     """
     path = location(text)
@@ -149,23 +149,23 @@ def pinned(text: str | Path) -> Path:
 
 
 def pinned_text(text: str) -> str:
-    """A location as it was typed; with its version where the storage names versions."""
+    """Text of a location, with its version if the storage has versions."""
     path = pinned(text)
     return str(path) if version_of(path) else text
 
 
 def version_of(path: Path) -> str:
-    """The version that a pinned path names; empty where its storage names none."""
+    """Version of a pinned path; empty if its storage has no versions."""
     return path.version if isinstance(path, RemotePath) else ""
 
 
 def as_native_file(path: Path) -> str | IO[bytes]:
-    """What libraries of other languages can open: a local name, or an open remote file."""
+    """Input for libraries in other languages: a local file name, or an open remote file."""
     return path.open("rb") if isinstance(path, RemotePath) else str(path)
 
 
 def is_file_name(name: str) -> bool:
-    """Whether file systems take a name that somebody else wrote."""
+    """True if a name of unknown origin is valid as a file name."""
     try:
         return "\0" not in name and len(os.fsencode(name)) <= _LONGEST_NAME
     except UnicodeEncodeError:
@@ -173,5 +173,5 @@ def is_file_name(name: str) -> bool:
 
 
 def is_remote(path: Path) -> bool:
-    """Whether a path is not on the local disk."""
+    """True if a path is not on the local disk."""
     return isinstance(path, RemotePath)

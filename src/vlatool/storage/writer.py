@@ -1,4 +1,4 @@
-"""Remote objects that appear when complete: parts are sent beside the writer."""
+"""Atomic writing of remote objects; parts are uploaded in the background."""
 
 import io
 from collections.abc import Generator, Sequence
@@ -16,18 +16,18 @@ from vlatool.storage.remote import Address, Upload, call, find_object
 PART_SIZE = 8 * 1024 * 1024
 _LATE_PART_SIZE = 64 * 1024 * 1024
 _DELETED_AT_ONCE = 1000  # S3 API, DeleteObjects
-# S3 takes 10,000 parts: equal parts up to 40 GB, which some servers insist on, then up to 360 GB.
+# S3 allows 10,000 parts: equal parts, which some servers require, up to 40 GB; then up to 360 GB.
 _EARLY_PARTS = 5000
 _IN_FLIGHT = 4
-_ABORT_PATIENCE_S = 5.0  # what stays behind is removed by the next run
+_ABORT_TIMEOUT_S = 5.0  # the next run removes parts that remain
 _FOLDER_THREADS = 4
 
 
 class RemoteFile(io.BufferedIOBase):
-    """A file for writing whose bytes appear as an object when `commit` returns, else not at all.
+    """File for writing that becomes an object when `commit` returns.
 
-    Full parts are sent on threads while the caller goes on writing; at most four wait at a time,
-    so memory stays below five parts. Not seekable.
+    Full parts are uploaded on threads while the caller writes; at most four at a time, so memory
+    stays below five parts. Not seekable.
     """
 
     def __init__(self, address: Address) -> None:
@@ -43,14 +43,14 @@ class RemoteFile(io.BufferedIOBase):
         return True
 
     def tell(self) -> int:
-        """Bytes written so far."""
+        """Number of bytes written so far."""
         return self._size
 
     def write(self, data: Any, /) -> int:
-        """Takes all of `data`; sends parts that are full.
+        """Writes `data`; uploads full parts.
 
         Raises:
-            StorageError: An earlier part could not be sent.
+            StorageError: The upload of an earlier part failed.
         """
         view = memoryview(data).cast("B")
         self._buffer += view
@@ -63,7 +63,7 @@ class RemoteFile(io.BufferedIOBase):
         return len(view)
 
     def prepare(self) -> None:
-        """Sends what is left of a large object, so that `commit` takes one short request."""
+        """Uploads the rest of a large object, so that `commit` takes one short request."""
         if self._upload and self._buffer:
             part = bytes(self._buffer)
             self._buffer.clear()
@@ -72,7 +72,7 @@ class RemoteFile(io.BufferedIOBase):
             part.result()
 
     def commit(self) -> None:
-        """Makes the object visible."""
+        """Completes the upload; the object is visible afterwards."""
         upload = self._upload
         if upload is None:
             put(self._address, bytes(self._buffer))
@@ -83,9 +83,9 @@ class RemoteFile(io.BufferedIOBase):
             with crash_point("rename", self._address):
                 call(self._address, lambda _: upload.complete(parts))
         except FileNotFoundError:
-            # The upload is unknown: an attempt before this one was done and its answer got lost.
-            found = find_object(self._address)
-            if found is None or found.size != self._size:
+            # The upload is unknown: an earlier attempt succeeded and its response was lost.
+            info = find_object(self._address)
+            if info is None or info.size != self._size:
                 raise StorageError(
                     f"{self._address}: the upload disappeared before it was complete",
                     hint="run the same command again",
@@ -95,11 +95,11 @@ class RemoteFile(io.BufferedIOBase):
         self._upload = None
 
     def abort(self) -> None:
-        """Drops what was sent; nothing appears."""
+        """Removes the uploaded parts; no object is created."""
         if self._upload is not None:
-            wait(self._parts, timeout=_ABORT_PATIENCE_S)  # a part that comes later would stay
+            wait(self._parts, timeout=_ABORT_TIMEOUT_S)  # a part that arrives later would remain
             with suppress(StorageError, EnvironmentProblem):
-                _abort(self._address, self._upload, retry_timeout_s=_ABORT_PATIENCE_S)
+                _abort(self._address, self._upload, retry_timeout_s=_ABORT_TIMEOUT_S)
         self._upload = None
         self._buffer.clear()
 
@@ -121,23 +121,24 @@ class RemoteFile(io.BufferedIOBase):
 
 
 def put(address: Address, data: bytes, etag: str | None = None) -> str:
-    """Writes a whole object in one request; returns its etag.
+    """Writes an object in one request; returns its ETag.
 
     Raises:
-        ConditionFailed: There is another version than `etag`, or any where that is empty.
+        ConditionFailed: The object has another version than `etag`; with an empty `etag`, the
+            object exists.
     """
     with crash_point("write", address):
         return call(address, lambda remote: remote.put(address.key, data, etag))
 
 
 def delete(address: Address, *, retry_timeout_s: float | None = None) -> None:
-    """Removes an object; one that is not there is fine."""
+    """Removes an object, if it exists."""
     with crash_point("remove", address):
         call(address, lambda remote: remote.delete([address.key]), retry_timeout_s=retry_timeout_s)
 
 
 def delete_below(address: Address) -> None:
-    """Removes every object below a prefix."""
+    """Removes all objects below a prefix."""
     keys = [key for page in pages(address) for key, _ in page.objects]
     for start in range(0, len(keys), _DELETED_AT_ONCE):
         _delete_batch(address, keys[start : start + _DELETED_AT_ONCE])
@@ -160,14 +161,14 @@ def abort_uploads(address: Address) -> None:
 
 
 def _abort(address: Address, upload: Upload, *, retry_timeout_s: float | None = None) -> None:
-    """Removes the parts of an unfinished upload; one that is gone is fine."""
+    """Removes the parts of an unfinished upload, if it exists."""
     with suppress(FileNotFoundError):
         call(address, lambda _: upload.abort(), retry_timeout_s=retry_timeout_s)
 
 
 @contextmanager
-def uploading(address: Address) -> Generator[IO[bytes]]:
-    """A file for writing; the object appears when the block ends normally, else not at all."""
+def open_upload(address: Address) -> Generator[IO[bytes]]:
+    """Opens an object for writing; it is created if the block ends normally, else not."""
     upload = RemoteFile(address)
     try:
         yield cast(IO[bytes], upload)
@@ -178,10 +179,11 @@ def uploading(address: Address) -> Generator[IO[bytes]]:
 
 
 def upload_folder(folder: Path, address: Address) -> None:
-    """Replaces what is below a key by the files of a local folder.
+    """Replaces the objects below a key by the files of a local folder.
 
-    Large files are sent first without becoming visible. Then all appear in the order in which
-    they were written: what marks a folder as complete, and is written last, appears last.
+    Large files are uploaded first, without becoming visible. Then all files appear in the order in
+    which they were written: the file that marks the folder as complete is written last and appears
+    last.
     """
     files = sorted(
         (file for file in folder.rglob("*") if file.is_file()),
@@ -193,7 +195,7 @@ def upload_folder(folder: Path, address: Address) -> None:
         for file in large:
             uploads[file] = RemoteFile(_below(address, folder, file))
         with ThreadPoolExecutor(_FOLDER_THREADS) as pool:
-            list(pool.map(_send_large, uploads.keys(), uploads.values()))
+            list(pool.map(_upload_large, uploads.keys(), uploads.values()))
         delete_below(address)
         for file in files:
             if file in uploads:
@@ -206,10 +208,10 @@ def upload_folder(folder: Path, address: Address) -> None:
         raise
 
 
-def _send_large(file: Path, upload: RemoteFile) -> None:
+def _upload_large(file: Path, upload: RemoteFile) -> None:
     with file.open("rb") as source:
-        while piece := source.read(PART_SIZE):
-            upload.write(piece)
+        while chunk := source.read(PART_SIZE):
+            upload.write(chunk)
     upload.prepare()
 
 

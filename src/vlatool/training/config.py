@@ -296,7 +296,7 @@ class TrainConfig(ConfigModel):
             yield from self.model_type.violations(self.model, self.data)
 
     @classmethod
-    def specialise(cls, tree: Mapping[str, Any]) -> type[Self]:
+    def specialize(cls, tree: Mapping[str, Any]) -> type[Self]:
         """The class with the `model` section of a model type and the `data` section of a kind."""
         name = _type_of(tree.get("model"))
         model_type = None if name is None else _registered(name)

@@ -7,6 +7,7 @@ import torch
 
 from vlatool.loading.base import DatasetInfo
 from vlatool.models.base import Objective
+from vlatool.plugins import check_names
 from vlatool.training.checkpoints import load_checkpoint, unsaved_digests
 from vlatool.training.config import TrainConfig
 from vlatool.training.ema import WeightAverage
@@ -41,6 +42,7 @@ def set_up(
     unsaved = unsaved_digests(parts)
     placed = PlacedParts(parts, runtime.placement(config), model_type)
     objective = model_type.objective(config.model, config.data, info, parts)
+    check_names(f"objective {type(objective).__name__!r}", "objective", type(objective))
     modules = {name: part.module for name, part in parts.items()}
     state = TrainState(
         parts=parts,

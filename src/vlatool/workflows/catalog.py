@@ -57,7 +57,7 @@ def presets() -> PresetList:
 def plugins() -> PluginList:
     """Everything in the registries, with where it comes from and whether it works."""
     registries = (FORMATS, SINKS, DATA_KINDS, MODELS)
-    return PluginList([(one.noun, info) for one in registries for info in one.entries()])
+    return PluginList([(one.label, info) for one in registries for info in one.entries()])
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -116,7 +116,7 @@ class PreprocessConfig(SelectionConfig):
         return value
 
     @classmethod
-    def specialise(cls, tree: Mapping[str, Any]) -> type[Self]:
+    def specialize(cls, tree: Mapping[str, Any]) -> type[Self]:
         """The class whose `source` section is the format's and whose `sink` is the sink's."""
         sections: dict[str, Any] = {}
         name = tree.get("format")

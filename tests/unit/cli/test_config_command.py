@@ -191,7 +191,7 @@ def test_unknown_option_names_the_nearest(argv: list[str], nearest: str) -> None
 
 
 def test_key_of_another_format_is_answered_with_its_name() -> None:
-    schema = PreprocessConfig.specialise({"format": "lerobot"})
+    schema = PreprocessConfig.specialize({"format": "lerobot"})
     with pytest.raises(VlatoolError) as caught:
         read(ConfigSpec(lambda args: schema), schema, ["--data-discard-keys", "a"])
     assert "format spartan" in caught.value.hint

@@ -1,4 +1,4 @@
-"""A small configuration with every feature of the real ones, and helpers to load it."""
+"""A small configuration with all features of the real ones, and helpers to load it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -85,7 +85,7 @@ Load = Callable[..., Resolved[RootConfig]]
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
-    """Writes a file below an empty folder that is the current one."""
+    """Writes a file below an empty working directory."""
     monkeypatch.chdir(tmp_path)
 
     def write_file(name: str, text: str) -> Path:
@@ -99,7 +99,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str
 
 @pytest.fixture
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
-    """Loads the sample configuration: file names, presets of `./presets`, `a.b=c` texts."""
+    """Loads the sample configuration from files, presets in `./presets` and `a.b=c` texts."""
     monkeypatch.chdir(tmp_path)
 
     def load_sample(*files: str, presets: tuple[str, ...] = (), set_: tuple[str, ...] = ()):
@@ -117,17 +117,17 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
 
 @pytest.fixture
 def problems(load: Load) -> Callable[..., list[dict[str, Any]]]:
-    """The problems that loading reports."""
+    """Problems that loading reports."""
 
-    def found(*files: str, **layers: Any) -> list[dict[str, Any]]:
+    def load_problems(*files: str, **layers: Any) -> list[dict[str, Any]]:
         with pytest.raises(ConfigError) as caught:
             load(*files, **layers)
         return caught.value.details["problems"]
 
-    return found
+    return load_problems
 
 
 @pytest.fixture
 def root_schema() -> type[RootConfig]:
-    """The class of the sample configuration."""
+    """Class of the sample configuration."""
     return RootConfig

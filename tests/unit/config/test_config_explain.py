@@ -1,4 +1,4 @@
-"""The written configuration: loads again, says where values come from."""
+"""Written configurations: they can be loaded again and have the origins of values."""
 
 import pytest
 import yaml
@@ -83,7 +83,7 @@ def test_explain_names_the_origin_of_each_value(write, load):
         ("cameras", "list[str]", []),
     ],
 )
-def test_dotted_keys_tell_type_and_default(root_schema, key, type_text, default):
+def test_dotted_keys_have_type_and_default(root_schema, key, type_text, default):
     info = {info.key: info for info in dotted_keys(root_schema)}[key]
     assert (info.type_text, info.default) == (type_text, default)
 

@@ -1,4 +1,4 @@
-"""`!include`, `<<`, `!replace`, and YAML that cannot be read."""
+"""`!include`, `<<`, `!replace`, and invalid YAML."""
 
 import pytest
 
@@ -92,7 +92,7 @@ def test_unreadable_yaml_names_file_and_line(write, problems, text, origin, code
 @pytest.mark.parametrize(
     "text", ["cameras: " + "[" * 100_000, "options: " + "{a: " * 100_000 + "1" + "}" * 100_000]
 )
-def test_nesting_without_end_is_refused_with_its_line(write, problems, text):
+def test_unlimited_nesting_is_an_error_with_its_line(write, problems, text):
     write("a.yaml", text)
     assert problems("a.yaml")[0]["origin"] == "a.yaml:1"
 
@@ -104,7 +104,7 @@ def test_nesting_by_includes_counts_too(write, problems):
     assert problems("a.yaml")[0]["code"] == "config.syntax"
 
 
-def test_aliases_that_multiply_are_refused(write, problems):
+def test_exponential_aliases_are_an_error(write, problems):
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9)]
     write("a.yaml", "\n".join(lines))
@@ -112,18 +112,18 @@ def test_aliases_that_multiply_are_refused(write, problems):
 
 
 @pytest.mark.parametrize("start", ["-c", "--set", "include"])
-def test_includes_that_multiply_share_one_budget(write, problems, start):
+def test_exponential_includes_share_one_budget(write, problems, start):
     for number in range(26):
         name = f"{number + 1}.yaml"
         write(f"{number}.yaml", f"a: !include {name}\nb: !include {name}")
     write("26.yaml", "{}")
     write("all.yaml", "".join(f"key_{n}: include 20.yaml\n" for n in range(100)))
-    found = {
+    result = {
         "-c": lambda: problems("0.yaml"),
         "--set": lambda: problems(set_=("options=include 0.yaml",)),
         "include": lambda: problems("all.yaml"),
     }[start]()
-    assert found[0]["code"] == "config.too_large"
+    assert result[0]["code"] == "config.too_large"
 
 
 def test_as_many_files_as_are_allowed_are_read(write, load):
@@ -133,18 +133,18 @@ def test_as_many_files_as_are_allowed_are_read(write, load):
     assert len(load("a.yaml").config.options) == MAX_FILES - 1
 
 
-def test_a_file_that_is_not_utf_8_is_refused(write, problems):
+def test_file_that_is_not_utf_8_is_an_error(write, problems):
     write("a.yaml", "").write_bytes(b"name: \xff")
     assert problems("a.yaml")[0]["code"] == "config.missing_file"
 
 
-def test_an_alias_that_nothing_stands_for_is_refused(write, problems):
+def test_undefined_alias_is_an_error(write, problems):
     write("a.yaml", "name: x\noptions: *none")
     assert problems("a.yaml")[0]["origin"] == "a.yaml:2"
 
 
 @pytest.mark.parametrize(
-    ("typed", "told"),
+    ("typed", "expected"),
     [
         ("jobs/trian.yaml", "-c jobs/train.yaml"),
         ("diffusion-policy.yaml", "--preset diffusion-policy-tiny"),
@@ -152,11 +152,11 @@ def test_an_alias_that_nothing_stands_for_is_refused(write, problems):
         ("x.yaml", "vlatool presets"),
     ],
 )
-def test_a_missing_file_is_answered_with_near_files_and_presets(write, load, typed, told):
+def test_missing_file_suggests_similar_files_and_presets(write, load, typed, expected):
     write("jobs/train.yaml", "{}")
     with pytest.raises(ConfigError) as caught:
         load(typed)
-    assert told in caught.value.hint
+    assert expected in caught.value.hint
 
 
 def test_missing_file_is_named(problems):

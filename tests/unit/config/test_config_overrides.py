@@ -1,4 +1,4 @@
-"""What is typed: scalars, lists, includes."""
+"""Overrides of the command line: scalars, lists, includes."""
 
 import pytest
 
@@ -69,7 +69,7 @@ def test_typed_values_stay(load):
 
 
 @pytest.mark.parametrize("text", ["name", "=x", "a..b=1", "a" + ".a" * 10_000 + "=1"])
-def test_text_without_key_or_value_is_refused(text):
+def test_text_without_key_or_value_is_an_error(text):
     with pytest.raises(UsageError) as caught:
         parse_override(text)
     assert caught.value.code == "usage.override"

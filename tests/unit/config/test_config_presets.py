@@ -1,10 +1,10 @@
-"""Names to files."""
+"""Lookup of presets by name."""
 
 from pathlib import Path
 
 import pytest
 
-from vlatool.config.presets import list_presets, preset_names, preset_path, shown_path
+from vlatool.config.presets import display_path, list_presets, preset_names, preset_path
 from vlatool.errors import UsageError
 
 
@@ -50,12 +50,12 @@ def test_unknown_name_suggests_the_nearest(roots, name):
     assert "lbm-hparams-4cams" in caught.value.hint
 
 
-def test_shown_path_starts_at_the_preset_folder(roots):
-    assert shown_path(roots[0] / "models/tiny.yaml", roots) == "presets/models/tiny.yaml"
-    assert shown_path(Path("conf/../a.yaml"), roots) == "a.yaml"
+def test_displayed_path_starts_at_the_preset_folder(roots):
+    assert display_path(roots[0] / "models/tiny.yaml", roots) == "presets/models/tiny.yaml"
+    assert display_path(Path("conf/../a.yaml"), roots) == "a.yaml"
 
 
-def test_preset_of_another_kind_is_refused(roots):
+def test_preset_of_another_kind_is_an_error(roots):
     with pytest.raises(UsageError) as caught:
         preset_path("tiny", roots, ["runs"])
     assert caught.value.code == "usage.preset_kind"
@@ -65,7 +65,7 @@ def test_preset_of_a_plugin_without_kinds_fits_any_command(roots):
     assert preset_path("acme", roots, ["runs"]).is_file()
 
 
-def test_only_names_that_fit_are_suggested(roots):
+def test_only_names_of_allowed_kinds_are_suggested(roots):
     with pytest.raises(UsageError) as caught:
         preset_path("tinny", roots, ["runs"])
     assert caught.value.details["known"] == ["lbm-hparams-4cams", "acme"]

@@ -108,12 +108,12 @@ def test_flat_key_given_twice_is_an_error(write, problems):
     assert [problem["key"] for problem in problems("a.yaml")] == ["camera"]
 
 
-def test_specialised_class_validates():
+def test_specialized_class_validates():
     class Special(ConfigModel):
         speed: int = 1
 
         @classmethod
-        def specialise(cls, tree):
+        def specialize(cls, tree):
             return Fast if tree.get("speed") == 9 else cls
 
     class Fast(Special):
@@ -131,7 +131,7 @@ def test_unknown_registry_name_becomes_a_problem_with_origin(write):
         format: str = ""
 
         @classmethod
-        def specialise(cls, tree):
+        def specialize(cls, tree):
             raise UsageError("unknown format 'x'", details={"key": "format"})
 
     write("a.yaml", "\nformat: x")

@@ -1,4 +1,4 @@
-"""Scalar rules: YAML 1.2, then the field's type (reference/training 1.3)."""
+"""Values of scalars: YAML 1.2, then the type of the field (reference/training 1.3)."""
 
 import math
 
@@ -59,7 +59,7 @@ def test_core_schema(text, value):
         ("name", "null", None),
     ],
 )
-def test_field_takes(write, load, key, text, value):
+def test_field_accepts(write, load, key, text, value):
     write("a.yaml", _nested(key, text))
     for resolved in (load("a.yaml"), load(set_=(f"{key}={text}",))):
         result = resolved.config
@@ -87,7 +87,7 @@ def test_field_takes(write, load, key, text, value):
         ("hparams", "3"),
     ],
 )
-def test_field_refuses(write, problems, key, text):
+def test_field_rejects(write, problems, key, text):
     write("a.yaml", _nested(key, text))
     assert [problem["key"] for problem in problems("a.yaml")] == [key]
 

@@ -32,8 +32,8 @@ def test_output_is_a_file_or_a_folder(tmp_path, load, output, file):
     assert (tmp_path / file).read_text() == result.text()
 
 
-def test_output_that_is_no_yaml_file_is_refused(tmp_path, load):
-    """With the arguments of `train` it would be the folder of a run."""
+def test_output_that_is_no_yaml_file_is_an_error(tmp_path, load):
+    """For `train`, the same argument is the folder of a run."""
     with pytest.raises(UsageError) as caught:
         resolve_config(load(), output="runs/first")
     assert (caught.value.code, list(tmp_path.glob("runs"))) == ("usage.output", [])
@@ -56,13 +56,13 @@ def test_document_has_config_unset_and_origins(load):
     assert document["origins"]["hparams.lr"] == "default"
 
 
-def test_derive_opens_the_data_and_tells_the_rule():
+def test_derive_opens_the_data_and_returns_the_rule():
     result = resolve_config(load_config(DerivingConfig), derive=True, explain=True)
     assert result.document()["config"] == {"width": 3}
     assert result.document()["origins"] == {"width": "derived: sum of fields"}
 
 
-def test_derive_without_a_model_asks_for_one():
+def test_derive_needs_a_model_type():
     with pytest.raises(UsageError) as caught:
         resolve_config(load_config(TrainConfig), derive=True)
     assert caught.value.code == "usage.no_model"
@@ -74,7 +74,7 @@ def test_without_derive_the_rule_is_shown():
     )
 
 
-def test_published_request_to_resolve_is_obeyed_and_not_written_down(tmp_path):
+def test_published_resolve_options_are_followed_and_not_written(tmp_path):
     request = {"resolve_configs": True, "resolve_configs_path": str(tmp_path)}
     overrides = [Override(key, value, "command line") for key, value in request.items()]
     presets = ["diffusion-policy-tiny"]
@@ -85,7 +85,7 @@ def test_published_request_to_resolve_is_obeyed_and_not_written_down(tmp_path):
 
 
 def test_values_of_what_was_written_are_inherited(tmp_path):
-    """What a preset brings is a warning; so it is where the file brings it."""
+    """Values of a preset only cause warnings, and so do those of a file written from it."""
     first = load_config(TrainConfig, presets=["diffusion-policy-tiny"])
     written = resolve_config(first, output=str(tmp_path / "own.yaml")).output
     assert load_config(TrainConfig, files=[str(written)]).typed == frozenset()
@@ -104,11 +104,11 @@ def test_values_of_a_file_with_some_keys_are_typed(tmp_path):
     assert load_config(TrainConfig, files=files).typed == {"hparams.lr"}
 
 
-def test_value_that_a_run_would_refuse_is_told():
+def test_value_that_a_run_would_reject_is_reported():
     overrides = [Override("hparams", {"precision": "amp"}, "command line")]
-    heard = Recorder()
-    resolve_config(load_config(TrainConfig, overrides=overrides), reporter=heard)
-    assert [code for code, _ in heard.warnings] == ["broken_rule"]
+    recorder = Recorder()
+    resolve_config(load_config(TrainConfig, overrides=overrides), reporter=recorder)
+    assert [code for code, _ in recorder.warnings] == ["broken_rule"]
 
 
 def test_json_schema_has_descriptions():

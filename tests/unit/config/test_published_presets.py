@@ -1,6 +1,6 @@
-"""The published policy jobs: their values, and what the recommended ones change.
+"""Presets of the published policy jobs: their values, and the changes of the recommended ones.
 
-The table is the facts of reference/policy 5 and formats/lbm-preprocessing 3.4.
+The tables have the values of reference/policy 5 and formats/lbm-preprocessing 3.4.
 """
 
 from functools import cache
@@ -226,7 +226,7 @@ JOBS: dict[str, dict[str, Any]] = {
     },
 }
 VLA: dict[str, Any] = {
-    **{key: one for key, one in SMALL.items() if not key.startswith("model.vision_language")},
+    **{key: value for key, value in SMALL.items() if not key.startswith("model.vision_language")},
     "hparams.lr": 5e-4,
     "hparams.lr_cooldown_end": 1e-5,
     "hparams.grad_clip_norm": 1.0,
@@ -266,7 +266,7 @@ JOBS["vla-diffusion-tiny-test"] = {
     "data.num_workers": 0,
     "data.prefetch_factor": 4,  # null, which is the default
 }
-# What the recommended jobs change; each file says why.
+# Keys that the recommended presets change; each file has the reason.
 CORRECTED = {
     "diffusion-policy-bellpepper": {
         "model.vision_language_backbone.image_words",
@@ -304,7 +304,7 @@ CORRECTED["lbm-multitask-4cams"] = CORRECTED["lbm-hparams-4cams"] | {"data.mask_
 
 @cache
 def resolved(preset: str) -> Resolved[TrainConfig]:
-    """A preset alone."""
+    """Configuration of a preset alone."""
     return load_config(TrainConfig, presets=[preset])
 
 
@@ -324,14 +324,14 @@ def _at(tree: Any, key: str) -> Any:
 @pytest.mark.parametrize("job", JOBS)
 def test_published_job_has_the_published_values(job: str) -> None:
     tree = resolved(f"{job}-published").config.model_dump(mode="json")
-    found = {key: _at(tree, key) for key in JOBS[job]}
-    assert found == JOBS[job]
+    result = {key: _at(tree, key) for key in JOBS[job]}
+    assert result == JOBS[job]
 
 
 @pytest.mark.parametrize("job", JOBS)
 def test_recommended_job_changes_what_its_file_says(job: str) -> None:
-    published, own = values(f"{job}-published"), values(job)
-    assert {key for key in published if published[key] != own[key]} == CORRECTED[job]
+    published, recommended = values(f"{job}-published"), values(job)
+    assert {key for key in published if published[key] != recommended[key]} == CORRECTED[job]
 
 
 PUBLISHED = sorted(PRESETS.rglob("*-published.yaml"))
@@ -340,9 +340,9 @@ PUBLISHED = sorted(PRESETS.rglob("*-published.yaml"))
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
 def test_recommended_preset_includes_the_published_one(path: Path) -> None:
     if path.stem == "hparams-defaults-published":
-        return  # nothing is recommended in place of our own defaults
-    own = path.with_name(path.name.replace("-published", ""))
-    assert f"<<: !include {path.name}" in own.read_text()
+        return  # there is no recommended version of the defaults of vlatool
+    recommended = path.with_name(path.name.replace("-published", ""))
+    assert f"<<: !include {path.name}" in recommended.read_text()
 
 
 @pytest.mark.parametrize(

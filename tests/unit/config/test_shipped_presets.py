@@ -1,4 +1,4 @@
-"""Every shipped preset resolves against the schema of its folder."""
+"""Shipped presets: each is valid for the schema of its folder."""
 
 from pathlib import Path
 
@@ -18,11 +18,11 @@ FILES = sorted(PRESETS.rglob("*.yaml"))
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_preset_fits_its_schema(path: Path) -> None:
     folder, *below = path.relative_to(PRESETS).parts
-    # A part of a model, or one that names no type, says nothing of the rest.
+    # A part of a model, or a section without a type, needs another preset for the rest.
     names_type = len(below) == 1 and "\ntype: " in path.read_text()
     is_part = folder in TrainConfig.preset_sections and not names_type
-    whole = ["diffusion-policy-tiny"] if is_part else []
-    load_config(SCHEMAS.get(folder, TrainConfig), presets=[*whole, path.stem])
+    complete = ["diffusion-policy-tiny"] if is_part else []
+    load_config(SCHEMAS.get(folder, TrainConfig), presets=[*complete, path.stem])
 
 
 def test_names_are_unique() -> None:

@@ -16,7 +16,7 @@ EXECUTORS = [SerialExecutor(), ProcessExecutor(2)]
 
 
 def slow_first(item: int) -> int:
-    """Items in the front take longest, so finishing order is not item order."""
+    """The first item takes longest, so that items finish in another order."""
     time.sleep(0.1 if item == 0 else 0)
     return item * item
 
@@ -31,7 +31,7 @@ def odd_fails(item: int) -> int:
 
 @dataclass(frozen=True)
 class Killer:
-    """Kills its process on item 2, `times` times; notes every attempt in `folder`."""
+    """Kills its process on item 2, `times` times; records each attempt in `folder`."""
 
     folder: Path
     times: int
@@ -48,15 +48,15 @@ class Killer:
 def test_outcomes_come_in_the_order_of_the_items(executor: Executor) -> None:
     outcomes = list(executor.map(slow_first, range(6)))
 
-    assert [one.item for one in outcomes] == list(range(6))
-    assert [one.value for one in outcomes] == [0, 1, 4, 9, 16, 25]
+    assert [outcome.item for outcome in outcomes] == list(range(6))
+    assert [outcome.value for outcome in outcomes] == [0, 1, 4, 9, 16, 25]
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_error_of_one_item_stays_with_the_item(executor: Executor) -> None:
     outcomes = list(executor.map(odd_fails, range(5)))
 
-    assert [one.value for one in outcomes] == [0, None, 2, None, 4]
+    assert [outcome.value for outcome in outcomes] == [0, None, 2, None, 4]
     error = outcomes[1].error
     assert error is not None
     assert (error.code, error.hint, error.details) == ("data.odd", "be even", {"item": 1})
@@ -76,7 +76,7 @@ def test_no_items_give_no_outcomes() -> None:
     assert list(ProcessExecutor(2).map(slow_first, [])) == []
 
 
-def test_items_are_taken_only_as_workers_need_them() -> None:
+def test_items_are_read_only_as_workers_need_them() -> None:
     taken: list[int] = []
 
     def items():
@@ -94,13 +94,13 @@ def test_items_are_taken_only_as_workers_need_them() -> None:
 def test_worker_killed_once_costs_nothing_because_its_item_is_retried(tmp_path: Path) -> None:
     outcomes = list(ProcessExecutor(2).map(Killer(tmp_path, times=1), range(8)))
 
-    assert [one.value for one in outcomes] == list(range(8))
+    assert [outcome.value for outcome in outcomes] == list(range(8))
 
 
 def test_worker_killed_every_time_costs_only_its_item(tmp_path: Path) -> None:
     outcomes = list(ProcessExecutor(2).map(Killer(tmp_path, times=99), range(8)))
 
-    assert [one.value for one in outcomes] == [0, 1, None, 3, 4, 5, 6, 7]
+    assert [outcome.value for outcome in outcomes] == [0, 1, None, 3, 4, 5, 6, 7]
     error = outcomes[2].error
     assert isinstance(error, DataError)
     assert error.code == "data.worker_died"
@@ -115,13 +115,13 @@ def raises_usage(item: int) -> int:
     raise UsageError("never a data error", code="usage.x")
 
 
-def test_error_class_survives_the_way_between_processes() -> None:
+def test_error_class_is_kept_between_processes() -> None:
     (outcome,) = ProcessExecutor(2).map(raises_usage, [1])
 
     assert isinstance(outcome.error, UsageError)
 
 
-LEAVES_EARLY = """
+STOPS_EARLY = """
 from vlatool.parallel.executor import ProcessExecutor
 
 if __name__ == "__main__":
@@ -131,9 +131,9 @@ if __name__ == "__main__":
 """
 
 
-def test_driver_ends_when_workers_are_stopped_in_the_middle_of_an_answer(tmp_path: Path) -> None:
-    script = tmp_path / "leaves_early.py"
-    script.write_text(LEAVES_EARLY)
+def test_driver_ends_when_workers_are_stopped_while_they_send(tmp_path: Path) -> None:
+    script = tmp_path / "stops_early.py"
+    script.write_text(STOPS_EARLY)
 
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
 

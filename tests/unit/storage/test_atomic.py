@@ -61,7 +61,7 @@ def test_error_inside_the_block_keeps_the_earlier_file(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "old"
 
 
-def test_place_that_cannot_be_written_is_a_storage_error_with_its_path(tmp_path: Path) -> None:
+def test_path_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     with pytest.raises(StorageError) as caught:
@@ -103,7 +103,7 @@ def test_error_inside_a_folder_block_leaves_nothing_behind(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-def test_leftovers_of_killed_runs_are_removed_and_nothing_else(tmp_path: Path) -> None:
+def test_only_partial_files_of_killed_runs_are_removed(tmp_path: Path) -> None:
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards/.a.tar.17.partial").touch()
     (tmp_path / ".folder.18.partial").mkdir()
@@ -115,7 +115,7 @@ def test_leftovers_of_killed_runs_are_removed_and_nothing_else(tmp_path: Path) -
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.tar", "notes.partial", "shards"]
 
 
-def test_missing_input_read_inside_the_block_is_not_taken_for_a_failure_to_write(
+def test_missing_input_inside_the_block_is_no_write_error(
     tmp_path: Path,
 ) -> None:
     with pytest.raises(FileNotFoundError), open_atomic(tmp_path / "out"):
@@ -140,7 +140,7 @@ def test_file_that_grows_too_large_is_a_storage_error_with_its_path(tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_full_disk_says_so_and_what_to_do() -> None:
+def test_full_disk_is_reported_with_a_hint() -> None:
     with pytest.raises(StorageError) as caught, GuardedFile(Path("/dev/full"), Path("out")) as file:
         file.write(b"x")
 
@@ -148,7 +148,7 @@ def test_full_disk_says_so_and_what_to_do() -> None:
     assert "free space" in caught.value.hint
 
 
-def test_removing_what_is_not_there_is_fine(tmp_path: Path) -> None:
+def test_removing_missing_files_does_nothing(tmp_path: Path) -> None:
     remove_tree(tmp_path / "folder")
     remove_file(tmp_path / "file")
 
@@ -196,7 +196,7 @@ def test_parent_folder_is_synced_after_a_rename(
     assert "rename after parent/out" in lines
 
 
-def test_leftovers_of_one_file_go_but_not_those_of_a_writer_that_lives(tmp_path: Path) -> None:
+def test_partial_files_of_live_writers_are_kept(tmp_path: Path) -> None:
     ended = 2**22 + 1  # no process has such a number
     live, dead = f".page.html.{os.getpid()}-ab.partial", f".page.html.{ended}-ab.partial"
     for name in (live, dead, f".other.html.{ended}-ab.partial", ".page.html.mine.partial"):
@@ -208,7 +208,7 @@ def test_leftovers_of_one_file_go_but_not_those_of_a_writer_that_lives(tmp_path:
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_hidden_files_of_others_are_no_leftovers(tmp_path: Path) -> None:
+def test_hidden_files_of_other_programs_are_kept(tmp_path: Path) -> None:
     for name in (".download.partial", ".notes.txt.partial", ".x.12a.partial", ".partial"):
         (tmp_path / name).touch()
 
@@ -217,14 +217,14 @@ def test_hidden_files_of_others_are_no_leftovers(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 4
 
 
-def test_removal_that_is_cut_short_leaves_a_leftover_and_no_folder(tmp_path: Path) -> None:
+def test_interrupted_removal_leaves_a_partial_folder(tmp_path: Path) -> None:
     folder = tmp_path / "step_00000006"
     folder.mkdir()
     (folder / "weights").touch()
     program = (
-        "import sys; from pathlib import Path; from vlatool.storage.atomic import remove_whole"
+        "import sys; from pathlib import Path; from vlatool.storage.atomic import remove_atomically"
     )
-    words = [sys.executable, "-c", f"{program}; remove_whole(Path(sys.argv[1]))", str(folder)]
+    words = [sys.executable, "-c", f"{program}; remove_atomically(Path(sys.argv[1]))", str(folder)]
 
     ended = subprocess.run(words, env={**os.environ, VARIABLE: "2"}, check=False)
 

@@ -1,4 +1,4 @@
-"""Folders of many files that appear at once."""
+"""Atomic folders of many files."""
 
 import hashlib
 from contextlib import suppress
@@ -27,7 +27,7 @@ def test_sizes_and_digests_are_those_of_the_files(tmp_path: Path) -> None:
     assert folder.files == {"one": (2, hashlib.sha256(b"12").hexdigest())}
 
 
-def test_what_was_there_is_gone(tmp_path: Path) -> None:
+def test_existing_folder_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a/old").touch()
     with bulk_folder(tmp_path / "a") as folder:
@@ -35,14 +35,14 @@ def test_what_was_there_is_gone(tmp_path: Path) -> None:
     assert names(tmp_path) == {"a/new"}
 
 
-def test_nothing_is_left_where_the_block_fails(tmp_path: Path) -> None:
+def test_failed_block_leaves_nothing(tmp_path: Path) -> None:
     with suppress(KeyError), bulk_folder(tmp_path / "a") as folder:
         folder.write("one", b"1")
         raise KeyError
     assert list(tmp_path.iterdir()) == []
 
 
-def test_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError) as caught, bulk_folder(tmp_path / "file/a"):
         pass

@@ -1,4 +1,4 @@
-"""Copies of files in a folder that processes share."""
+"""Copies of files in a folder shared by processes."""
 
 import os
 from collections.abc import Callable
@@ -19,9 +19,9 @@ def copies(cache: FileCache) -> int:
     return len(list(cache.folder.glob("*.copy")))
 
 
-def counting(made: list[str]) -> Callable[[], bytes]:
+def counting(calls: list[str]) -> Callable[[], bytes]:
     def make() -> bytes:
-        made.append("made")
+        calls.append("call")
         return b"content"
 
     return make
@@ -42,7 +42,7 @@ def test_copy_is_made_once(tmp_path: Path) -> None:
     cache.open_copy(file).close()
 
 
-def test_copies_that_were_not_opened_for_longest_make_room(tmp_path: Path) -> None:
+def test_least_recently_opened_copies_are_removed(tmp_path: Path) -> None:
     cache = FileCache(tmp_path / "cache", limit=25)
     files = [version(tmp_path / name) for name in "abc"]
     for second, file in enumerate(files[:2]):
@@ -57,24 +57,24 @@ def test_copies_that_were_not_opened_for_longest_make_room(tmp_path: Path) -> No
 
 
 def test_another_content_is_another_version(tmp_path: Path) -> None:
-    one = version(tmp_path / "a")
+    first = version(tmp_path / "a")
     os.utime(tmp_path / "a", (1, 1))
 
-    assert FileVersion.of(tmp_path / "a").name != one.name
+    assert FileVersion.of(tmp_path / "a").name != first.name
 
 
-def test_what_is_known_of_a_file_is_made_once(tmp_path: Path) -> None:
-    file, made = version(tmp_path / "a"), list[str]()
+def test_value_of_a_file_is_created_once(tmp_path: Path) -> None:
+    file, calls = version(tmp_path / "a"), list[str]()
 
-    found = {
-        FileCache(tmp_path / "cache").get_or_create(file, ".index", counting(made))
+    results = {
+        FileCache(tmp_path / "cache").get_or_create(file, ".index", counting(calls))
         for _ in range(3)
     }
 
-    assert (found, made) == ({b"content"}, ["made"])
+    assert (results, calls) == ({b"content"}, ["call"])
 
 
-def test_cache_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_cache_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     file = version(tmp_path / "a")
 
     with pytest.raises(StorageError) as caught:
@@ -83,12 +83,12 @@ def test_cache_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     assert caught.value.code == "storage.write"
 
 
-def test_file_that_is_gone_is_told(tmp_path: Path) -> None:
+def test_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         FileVersion.of(tmp_path / "nothing")
 
 
-def test_users_cache_folder_is_where_the_desktop_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_folder_follows_the_desktop_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
 
     assert default_cache_folder() == Path("/somewhere/vlatool")
@@ -109,16 +109,16 @@ def test_files_that_belong_together_are_copied_once_for_each_version(tmp_path: P
     assert cache.local_copy(tmp_path / "run", ["a", "below/b"]) != first
 
 
-def test_copies_of_folders_that_nobody_asked_for_in_a_month_go(tmp_path: Path) -> None:
+def test_unused_copies_of_folders_are_removed_after_a_month(tmp_path: Path) -> None:
     cache = FileCache(tmp_path / "cache")
     for name in ("unused", "used", "new"):
         (tmp_path / name).mkdir()
         version(tmp_path / name / "a")
     old = [cache.local_copy(tmp_path / name, ["a"]) for name in ("unused", "used")]
-    for one in old:
-        os.utime(one, (0, 0))
+    for folder in old:
+        os.utime(folder, (0, 0))
 
     cache.local_copy(tmp_path / "used", ["a"])
     cache.local_copy(tmp_path / "new", ["a"])
 
-    assert [one.is_dir() for one in old] == [False, True]
+    assert [folder.is_dir() for folder in old] == [False, True]

@@ -8,14 +8,14 @@ from vlatool.storage.atomic import remove_tree, write_text
 from vlatool.storage.crash_points import VARIABLE
 
 
-def noted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def recorded_points(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setenv(VARIABLE, str(folder / "steps"))
     write_text(folder / "out/file_17", "abcd")
     return (folder / "steps").read_text().splitlines()
 
 
 def killed_at(step: int, folder: Path) -> int:
-    """How a fork ends that writes a file and is told to end at a step."""
+    """Exit code of a fork that writes a file and kills itself at crash point `step`."""
     child = os.fork()
     if child == 0:
         os.environ[VARIABLE] = str(step)
@@ -25,10 +25,10 @@ def killed_at(step: int, folder: Path) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def test_steps_of_a_file_are_noted_in_order(
+def test_crash_points_of_a_file_are_recorded_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kinds = [line.split()[:2] for line in noted(tmp_path, monkeypatch)]
+    kinds = [line.split()[:2] for line in recorded_points(tmp_path, monkeypatch)]
 
     assert kinds == [
         ["create", "before"],
@@ -46,7 +46,7 @@ def test_steps_of_a_file_are_noted_in_order(
 
 
 def test_numbers_in_names_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "rename after out/file_#" in noted(tmp_path, monkeypatch)
+    assert "rename after out/file_#" in recorded_points(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(("step", "left"), [(3, b""), (4, b"ab"), (5, b"abcd")])

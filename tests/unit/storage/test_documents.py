@@ -61,16 +61,16 @@ def test_depth_up_to_the_limit_is_read() -> None:
     assert parse_json(text) == parse_yaml(text)
 
 
-def test_aliases_count_as_what_they_stand_for() -> None:
+def test_aliases_count_with_the_size_of_their_anchors() -> None:
     assert check_yaml("a: &a [1, 2]\nb: *a") == 9
 
 
-def test_constants_become_what_is_asked() -> None:
+def test_constants_are_converted() -> None:
     assert parse_json("[NaN]", constants=lambda _: None) == [None]
 
 
 @pytest.mark.parametrize("read", [read_json, read_yaml])
-def test_large_file_is_refused_before_it_is_read(read: object, tmp_path: Path) -> None:
+def test_large_file_is_an_error_before_it_is_read(read: object, tmp_path: Path) -> None:
     assert callable(read)
     path = tmp_path / "large"
     with path.open("wb") as file:

@@ -1,4 +1,4 @@
-"""Telling whether the process that wrote something is still there."""
+"""Identities of processes, with which others see that a process has ended."""
 
 import json
 import os
@@ -21,37 +21,37 @@ sys.stdin.read()
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
-def test_process_is_there_until_it_ends() -> None:
+def test_process_has_not_ended_until_it_ends() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", WRITER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        mark = ProcessId.of(json.loads(process.stdout.readline()))
-        assert not mark.has_ended(SALT)
+        process_id = ProcessId.of(json.loads(process.stdout.readline()))
+        assert not process_id.has_ended(SALT)
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        assert mark.has_ended(SALT), "dead, though nobody has asked for its exit code"
+        assert process_id.has_ended(SALT), "a zombie process has ended"
 
-    assert mark.has_ended(SALT)
+    assert process_id.has_ended(SALT)
 
 
-def test_process_that_has_the_number_of_another_is_told_apart() -> None:
-    mark = ProcessId.of_this_process(SALT)
+def test_processes_with_the_same_number_are_distinguished() -> None:
+    process_id = ProcessId.of_this_process(SALT)
 
-    assert not mark.has_ended(SALT)
-    assert replace(mark, started="1").has_ended(SALT)
+    assert not process_id.has_ended(SALT)
+    assert replace(process_id, started="1").has_ended(SALT)
 
 
 @pytest.mark.parametrize(
     "document",
     [{}, {"machine": "another", "pid": 2**22 + 1, "process_started": "5"}],
 )
-def test_nothing_is_claimed_of_other_machines(document: dict[str, object]) -> None:
+def test_processes_of_other_machines_never_count_as_ended(document: dict[str, object]) -> None:
     assert not ProcessId.of(document).has_ended(SALT)
 
 
-def test_marks_of_one_machine_do_not_look_alike() -> None:
-    one, other = ProcessId.of_this_process("a"), ProcessId.of_this_process("b")
+def test_ids_of_one_machine_differ_by_salt() -> None:
+    first, second = ProcessId.of_this_process("a"), ProcessId.of_this_process("b")
 
-    assert one.machine != other.machine
-    assert os.uname().nodename not in json.dumps(one.document())
+    assert first.machine != second.machine
+    assert os.uname().nodename not in json.dumps(first.document())

@@ -19,12 +19,12 @@ from vlatool.storage.retry import (
 
 
 class Clock:
-    """Time that passes only while someone sleeps; chance always chooses the longest wait."""
+    """Clock that only advances while sleeping; random waits are always the longest ones."""
 
     def __init__(self) -> None:
         self.passed = 0.0
         self.sleeps: list[float] = []
-        self.pace = RetryPolicy(self, lambda _, longest: longest, WarningThrottle())
+        self.policy = RetryPolicy(self, lambda _, longest: longest, WarningThrottle())
 
     def now(self) -> float:
         return self.passed
@@ -35,7 +35,7 @@ class Clock:
 
 
 class Flaky:
-    """Fails with the given errors, then answers."""
+    """Operation that raises the given errors, then succeeds."""
 
     def __init__(self, errors: Iterable[Exception]) -> None:
         self.errors = list(errors)
@@ -50,23 +50,23 @@ def always_down() -> str:
     raise ConnectionResetError
 
 
-def test_answer_comes_after_failures_that_pass() -> None:
+def test_operation_succeeds_after_temporary_failures() -> None:
     clock = Clock()
     errors = [ConnectionRefusedError(), TimeoutError(), http.client.IncompleteRead(b"")]
 
-    assert retrying(Flaky(errors), "s3://b/k", pace=clock.pace) == "answer"
+    assert retrying(Flaky(errors), "s3://b/k", policy=clock.policy) == "answer"
     assert clock.sleeps == [0.5, 1.0, 2.0]
 
 
 def test_waits_grow_to_ten_seconds() -> None:
     clock = Clock()
 
-    retrying(Flaky([TimeoutError()] * 8), "s3://b/k", pace=clock.pace)
+    retrying(Flaky([TimeoutError()] * 8), "s3://b/k", policy=clock.policy)
 
     assert clock.sleeps == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0, 10.0]
 
 
-def test_outage_of_a_minute_is_outlasted_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outage_of_a_minute_is_survived_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VLATOOL_STORAGE_PATIENCE_S", raising=False)
     clock = Clock()
 
@@ -75,34 +75,32 @@ def test_outage_of_a_minute_is_outlasted_by_default(monkeypatch: pytest.MonkeyPa
             raise ConnectionRefusedError
         return "answer"
 
-    assert retrying(down_for_a_minute, "s3://b/k", pace=clock.pace) == "answer"
+    assert retrying(down_for_a_minute, "s3://b/k", policy=clock.policy) == "answer"
 
 
-def test_patience_ends_with_a_storage_error_that_names_the_place() -> None:
+def test_timeout_is_a_storage_error_with_the_location() -> None:
     clock = Clock()
 
     with pytest.raises(StorageError) as caught:
-        retrying(always_down, "s3://b/k", retry_timeout_s=30, pace=clock.pace)
+        retrying(always_down, "s3://b/k", retry_timeout_s=30, policy=clock.policy)
 
     assert (caught.value.code, caught.value.exit_code) == ("storage.unreachable", 5)
     assert caught.value.details["path"] == "s3://b/k"
-    assert clock.passed == 30, "one last attempt when the patience ends"
+    assert clock.passed == 30, "one last attempt at the timeout"
 
 
-def test_patience_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timeout_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLATOOL_STORAGE_PATIENCE_S", "7")
     clock = Clock()
 
     with pytest.raises(StorageError):
-        retrying(always_down, "s3://b/k", pace=clock.pace)
+        retrying(always_down, "s3://b/k", policy=clock.policy)
 
     assert clock.passed == 7
 
 
 @pytest.mark.parametrize("text", ["soon", "-1", "nan", "inf"])
-def test_patience_that_is_no_number_is_a_usage_error(
-    text: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_invalid_timeout_is_a_usage_error(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLATOOL_STORAGE_PATIENCE_S", text)
 
     with pytest.raises(UsageError) as caught:
@@ -111,24 +109,24 @@ def test_patience_that_is_no_number_is_a_usage_error(
     assert caught.value.code == "usage.bad_environment"
 
 
-def test_requested_wait_is_kept() -> None:
+def test_requested_wait_is_respected() -> None:
     clock = Clock()
 
     retrying(
         Flaky([ValueError()]),
         "s3://b/k",
         classify=lambda _: RetryAdvice("busy", 25.0),
-        pace=clock.pace,
+        policy=clock.policy,
     )
 
     assert clock.sleeps == [25.0]
 
 
-def test_error_that_cannot_pass_is_raised_at_once() -> None:
+def test_permanent_error_is_raised_immediately() -> None:
     clock = Clock()
 
     with pytest.raises(PermissionError):
-        retrying(Flaky([PermissionError()]), "s3://b/k", pace=clock.pace)
+        retrying(Flaky([PermissionError()]), "s3://b/k", policy=clock.policy)
 
     assert clock.sleeps == []
 
@@ -137,13 +135,13 @@ def test_warnings_are_some_seconds_apart(caplog: pytest.LogCaptureFixture) -> No
     clock = Clock()
 
     with caplog.at_level(logging.WARNING):
-        retrying(Flaky([TimeoutError()] * 8), "s3://b/k", pace=clock.pace)
+        retrying(Flaky([TimeoutError()] * 8), "s3://b/k", policy=clock.policy)
 
-    assert 2 <= len(caplog.records) <= 5, "45 s, of which every tenth second may say something"
+    assert 2 <= len(caplog.records) <= 5, "45 s with one warning per 10 s"
     assert "s3://b/k" in caplog.text
 
 
-def test_clock_of_a_process_can_be_turned(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clock_of_a_process_can_run_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SPEED_VARIABLE, "1000")
     clock, event = ProcessClock(), threading.Event()
     started = time.monotonic()

@@ -26,14 +26,14 @@ def test_s3_location_is_shown_as_it_was_written() -> None:
 
 
 @pytest.mark.parametrize("text", ["hfs://datasets/x", "ftp://host/x", "gs://bucket/x"])
-def test_other_schemes_are_refused(text: str) -> None:
+def test_other_schemes_are_an_error(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         location(text)
 
     assert caught.value.code == "usage.unsupported_scheme"
 
 
-def test_location_without_a_bucket_is_refused() -> None:
+def test_location_without_a_bucket_is_an_error() -> None:
     with pytest.raises(UsageError) as caught:
         location("s3://")
 
@@ -43,16 +43,16 @@ def test_location_without_a_bucket_is_refused() -> None:
 @pytest.mark.parametrize(
     "text",
     ["a" * 256, "b/" * 3000, "a\0", "\ud800", "~nobody-of-this-name"],
-    ids=["long name", "long path", "null", "half a character", "nobody"],
+    ids=["long name", "long path", "null", "lone surrogate", "unknown user"],
 )
-def test_location_that_no_file_can_have_is_refused(text: str) -> None:
+def test_invalid_file_name_is_an_error(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         location(text)
 
     assert caught.value.code == "usage.bad_location"
 
 
-def test_local_path_of_a_remote_location_is_refused() -> None:
+def test_local_path_of_a_remote_location_is_an_error() -> None:
     with pytest.raises(UsageError) as caught:
         local_path(PATH)
 
@@ -130,7 +130,7 @@ def test_pickled_path_is_the_same() -> None:
         lambda path: path.open("wb"),
     ],
 )
-def test_work_on_the_local_disk_is_refused_before_it_starts(act: Callable[[Path], object]) -> None:
+def test_operations_of_local_paths_raise_immediately(act: Callable[[Path], object]) -> None:
     with pytest.raises(StorageError) as caught:
         act(PATH)
 

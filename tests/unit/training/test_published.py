@@ -113,7 +113,7 @@ def load(*files: str, compat: bool = False, **set_: Any) -> Resolved[TrainConfig
     """Loads files, with keys over them that have `__` in place of dots."""
     overrides = [parse_override(f"{key.replace('__', '.')}={value}") for key, value in set_.items()]
     options = ReadOptions(compat=compat)
-    return load_config(TrainConfig, files=files, overrides=overrides, reading=options)
+    return load_config(TrainConfig, files=files, overrides=overrides, read_options=options)
 
 
 @pytest.mark.parametrize("compat", [False, True])

@@ -76,7 +76,7 @@ def _dataset(
 ) -> tuple[DataSet, tuple[int, ...]]:
     paths = find_shards(text, config.split)
     _check_listed_once(text, paths)
-    each = partial(in_parallel, at_once=_AT_ONCE) if any(map(is_remote, paths)) else map
+    each = partial(in_parallel, max_concurrent=_AT_ONCE) if any(map(is_remote, paths)) else map
     looked = list(each(partial(_looked_at, cache), paths))
     fresh = [version for version, index in looked if index is None]
     counts = {version.path: len(index.offsets) for version, index in looked if index is not None}

@@ -115,7 +115,7 @@ class LeRobotReader:
             proprioception_fields=dataset.observation_keys,
             frame_metadata=contents.metadata,
             missing_cameras=contents.missing,
-            findings=tuple(report.found),
+            findings=tuple(report.findings),
             extras={
                 "source_version": dataset.info.layout,
                 "dataset": dataset.name,
@@ -129,7 +129,7 @@ class LeRobotReader:
         report = Collector(LEROBOT, strict=False, episode=ref.id)
         contents = walk_episode(_episode_files(ref), self.config, report)
         check_values(_episode_files(ref), contents, report)
-        yield from report.found
+        yield from report.findings
         if deep:
             yield from check_cameras(ref.id, contents.cameras)
 

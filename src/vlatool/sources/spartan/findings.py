@@ -115,7 +115,7 @@ SPARTAN = FindingCodes(
             "warning", "A folder cannot be listed.", "grant read permission and verify again"
         ),
     },
-    refusals={
+    error_codes={
         "broken_yaml": "unreadable_file",
         "broken_npz": "unreadable_array",
         "missing_field": "no_cameras",

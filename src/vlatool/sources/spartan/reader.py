@@ -152,7 +152,7 @@ class SpartanReader:
             action_fields=self._policy_actions(groups),
             proprioception_fields=self._policy_proprioception(lowdim),
             pose_groups=groups,
-            findings=tuple(report.found),
+            findings=tuple(report.findings),
             extras={"source_episode": relative_episode_path(ref.path)},
         )
 
@@ -164,7 +164,7 @@ class SpartanReader:
         EpisodeLint(opened, values, self.config.data_discard_keys, report).check()
         if deep:
             check_members(opened, report)
-        yield from report.found
+        yield from report.findings
         if deep:
             yield from check_cameras(ref.id, opened.cameras)
 
