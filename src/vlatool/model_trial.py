@@ -206,7 +206,7 @@ class ModelChecks:
         reader = kind.reader(data, self.info)
         check_pickles("the reader", reader)
         rngs = [np.random.default_rng(row) for row in range(_FEWER)]
-        read = reader.read(order.places(range(_FEWER)), rngs)
+        read = reader.read(order.refs(range(_FEWER)), rngs)
         samples = [one for one in read if not isinstance(one, DroppedSample)]
         assert len(read) == _FEWER, f"read gives {len(read)} samples for {_FEWER} places"
         batches: list[Batch] = []

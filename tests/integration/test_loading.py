@@ -163,7 +163,7 @@ def test_data_sets_are_mixed_by_weight(folders: dict[int, Path]) -> None:
     data = opened(folders[3], folders[6], dataset_weighting=[3, 1], lanes=1)
     order = SampleOrder(data[1].datasets, OrderOptions.of(data[0], 1))
 
-    drawn = [place.dataset for place in order.places(range(10_000))]
+    drawn = [place.dataset for place in order.refs(range(10_000))]
 
     assert (drawn.count(0), drawn.count(1)) == (7500, 2500)
 

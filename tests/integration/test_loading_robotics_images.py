@@ -143,9 +143,7 @@ def test_held_out_images_are_the_middle_and_never_vary(folder: Path, shape: list
     data = vlatool.open_dataset(folder, shuffle=False, action_fields=[FIELD])
     reader = RoboticsKind().reader(measured, info)
 
-    first, again = (
-        reader.read(data._order.places([3]), [np.random.default_rng(n)]) for n in (1, 2)
-    )
+    first, again = (reader.read(data._order.refs([3]), [np.random.default_rng(n)]) for n in (1, 2))
 
     box = central_box((24, 32), shape)
     np.testing.assert_array_equal(first[0].images[0], box.of(data[3].images[0]))
@@ -294,8 +292,8 @@ def test_images_in_a_room_are_those_of_samples_by_themselves(
     reader = RoboticsKind().reader(config, info)
 
     # The first time it does not know how much room they take.
-    read_samples(order, reader, positions, 1, room=filled_room)
-    found = read_samples(order, reader, positions, 1, room=filled_room)
+    read_samples(order, reader, positions, 1, allocate=filled_room)
+    found = read_samples(order, reader, positions, 1, allocate=filled_room)
 
     joined = stack_rows([one.images for one in found])
     assert np.shares_memory(joined, found[0].images)

@@ -106,7 +106,7 @@ def _predicting(model: Titok, teacher: Vqgan) -> Draw:
 
     def draw(pixels: Tensor) -> tuple[Tensor, Tensor]:
         predicted = model(pixels)
-        return teacher.decode_ids(predicted.logits.argmax(1)), predicted.codes
+        return teacher.decode_codes(predicted.logits.argmax(1)), predicted.codes
 
     return draw
 

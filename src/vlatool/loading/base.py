@@ -126,7 +126,7 @@ class ReadsIntoBuffer(Protocol):
     """A sample reader that can put the large arrays of samples side by side."""
 
     def read_into(
-        self, refs: Sequence[SampleRef], rngs: Sequence["np.random.Generator"], room: Allocate
+        self, refs: Sequence[SampleRef], rngs: Sequence["np.random.Generator"], allocate: Allocate
     ) -> list[Any]:
         """As `SampleReader.read`; arrays may lie in a room, those of neighbours one after another.
 

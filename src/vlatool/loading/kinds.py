@@ -9,7 +9,7 @@ from vlatool.loading.base import DataKind
 from vlatool.plugins import DATA_KINDS, did_you_mean
 
 
-def data_kind(name: str | None, taken: Sequence[str] = ()) -> DataKind:
+def data_kind(name: str | None, accepted: Sequence[str] = ()) -> DataKind:
     """The kind that `data.type` names; the first that is taken where it names none.
 
     Args:
@@ -20,7 +20,7 @@ def data_kind(name: str | None, taken: Sequence[str] = ()) -> DataKind:
         UsageError: The model type does not take that kind; `details["key"]` is `data.type`.
         EnvironmentProblem: The model type's own kind cannot be imported.
     """
-    kinds = [_kind(target) for target in taken or DATA_KINDS.names()]
+    kinds = [_kind(target) for target in accepted or DATA_KINDS.names()]
     for kind in kinds:
         if name in (None, "", kind.name):
             return kind

@@ -90,8 +90,8 @@ def read_samples(
     reader: SampleReader,
     positions: Sequence[int],
     seed: int,
-    places: Sequence[SampleRef] | None = None,
-    room: Allocate | None = None,
+    refs: Sequence[SampleRef] | None = None,
+    allocate: Allocate | None = None,
 ) -> list[Any]:
     """The samples at some positions, a `Dropped` in place of a broken one.
 
@@ -110,13 +110,13 @@ def read_samples(
         DataError: The data are missing or not what their manifest says.
     """
     rngs = [keyed_generator(seed, "sample", n) for n in positions]
-    if places is None:
-        places = order.places(positions)
+    if refs is None:
+        refs = order.refs(positions)
     if not positions:
         return []
-    if room is not None and isinstance(reader, ReadsIntoBuffer):
-        return reader.read_into(places, rngs, room)
-    return reader.read(places, rngs)
+    if allocate is not None and isinstance(reader, ReadsIntoBuffer):
+        return reader.read_into(refs, rngs, allocate)
+    return reader.read(refs, rngs)
 
 
 # What a loader process, or this one, gives at a time.
@@ -132,13 +132,13 @@ class BatchStream(IterableDataset[_Item]):
         order: SampleOrder,
         reader: SampleReader,
         batcher: Batcher,
-        fake: Callable[[], Batch],
+        dummy: Callable[[], Batch],
     ) -> None:
         self._plan = plan
         self._order = order
         self._reader = reader
         self._batcher = batcher
-        self._fake = fake
+        self._fake = dummy
 
     def __iter__(self) -> Iterator[_Item]:
         # An error that is raised in a loader process arrives as a traceback in a message; as a
@@ -154,7 +154,7 @@ class BatchStream(IterableDataset[_Item]):
                 while len(coming) <= self._ahead:
                     coming.append(self._told(number + len(coming) * workers))
                 made = self._made(*coming.popleft(), room)
-                yield made if lender is None else lender.packed(made)
+                yield made if lender is None else lender.pack(made)
                 number += workers
         except VlatoolError as error:
             yield error
@@ -167,7 +167,7 @@ class BatchStream(IterableDataset[_Item]):
     def _told(self, number: int) -> tuple[list[int], list[SampleRef]]:
         """Positions and places of a micro-batch, which the reader may begin to fetch."""
         positions = self._plan.positions(number)
-        places = self._order.places(positions)
+        places = self._order.refs(positions)
         if places and isinstance(self._reader, Prefetching):
             self._reader.prefetch(places)
         return positions, places
@@ -219,7 +219,7 @@ class BatchLoader:
     def __iter__(self) -> Iterator[MicroBatch]:
         self.close()
         if self._loader.num_workers:
-            start_server()
+            start_forkserver()
         turn, running = self._turn, iter(self._loader)
         workers = list(getattr(running, "_workers", ()))
         self._running.append(running)
@@ -234,7 +234,7 @@ class BatchLoader:
             if isinstance(batch, VlatoolError):
                 self.close()
                 raise batch
-            yield batch.opened() if isinstance(batch, BatchMessage) else batch
+            yield batch.unpack() if isinstance(batch, BatchMessage) else batch
 
     def _next(self) -> _Item | None:
         try:
@@ -276,7 +276,7 @@ def build_loader(
     order: SampleOrder,
     reader: SampleReader,
     batcher: Batcher,
-    fake: Callable[[], Batch],
+    dummy: Callable[[], Batch],
 ) -> BatchLoader:
     """The micro-batches of one rank from number `plan.first` on.
 
@@ -291,7 +291,7 @@ def build_loader(
     """
     workers = plan.num_workers
     loader = DataLoader(
-        BatchStream(plan, order, reader, batcher, fake),
+        BatchStream(plan, order, reader, batcher, dummy),
         batch_size=None,
         num_workers=workers,
         prefetch_factor=plan.prefetch_factor if workers else None,
@@ -306,7 +306,7 @@ def _own_room(size: int) -> UInt8Array:
     return np.empty(size, np.uint8)
 
 
-def start_server() -> None:
+def start_forkserver() -> None:
     """Starts the process that loaders are forked from, deaf to SIGTERM: groups are sent it."""
     # It unblocks the signal when it starts, so it goes first.
     resource_tracker.ensure_running()

@@ -21,7 +21,7 @@ from vlatool.loading.permutations import (
     PATTERN,
     TableCache,
     bit_reversed,
-    even_pattern,
+    spaced_pattern,
     largest_remainder,
     permutation,
     ranks,
@@ -93,10 +93,10 @@ class SampleOrder:
         self._streams = [_Stream([(i, datasets[i])], options, self._kept) for i in chosen]
         self._counts = [counts[index] for index in chosen]
 
-    def places(self, positions: Iterable[int]) -> list[SampleRef]:
+    def refs(self, positions: Iterable[int]) -> list[SampleRef]:
         """Where the samples at some positions stand; about 10 microseconds each."""
         if len(self._streams) == 1:
-            return [self._streams[0].place(n) for n in positions]
+            return [self._streams[0].ref(n) for n in positions]
         return [self._mixed(n) for n in positions]
 
     def first_epoch(self) -> SingleEpoch:
@@ -111,9 +111,9 @@ class SampleOrder:
         )
         return min(found)
 
-    def blocks_in_use(self) -> int:
+    def shards_in_use(self) -> int:
         """About how many blocks are read at the same time by all processes together."""
-        return sum(stream.blocks_in_use() for stream in self._streams)
+        return sum(stream.shards_in_use() for stream in self._streams)
 
     def _mixed(self, n: int) -> SampleRef:
         k, lane = divmod(n, self.lanes)
@@ -121,7 +121,7 @@ class SampleOrder:
         column, rank = self._pattern(lane, pattern)
         index = int(column[at])
         k = pattern * self._counts[index] + int(rank[at])
-        return self._streams[index].place(k * self.lanes + lane)
+        return self._streams[index].ref(k * self.lanes + lane)
 
     def _position(self, index: int, lane: int, k: int) -> int:
         """The position of the k-th sample of a data set in a lane."""
@@ -138,7 +138,7 @@ class SampleOrder:
                 column = np.repeat(np.arange(len(self._counts)), self._counts)
                 column = column[permutation(PATTERN, self.options.seed, "mixture", lane, number)]
             else:
-                column = even_pattern(self._counts)
+                column = spaced_pattern(self._counts)
             return column, ranks(column, self._counts)
 
         return self._kept.get(("pattern", lane, number), make)
@@ -186,11 +186,11 @@ class _Stream:
                 hint="preprocess them again, or leave them out",
                 code="data.no_samples",
             )
-        self._owners, self._numbers, self._offsets, self._lengths = _pieces(
+        self._owners, self._numbers, self._offsets, self._lengths = _split_shards(
             owners, blocks, lengths, options.group if options.shuffle else self.size
         )
 
-    def place(self, g: int) -> SampleRef:
+    def ref(self, g: int) -> SampleRef:
         """Where a sample of the endless order stands."""
         number, lane = g // self.size, g % self._lanes
         epoch = self._epoch(number)
@@ -208,7 +208,7 @@ class _Stream:
         """The number in a lane of its first sample of the second epoch."""
         return max(0, -((lane - self.size) // self._lanes))
 
-    def blocks_in_use(self) -> int:
+    def shards_in_use(self) -> int:
         """Blocks that the lanes read at the same time."""
         if not self._options.shuffle:
             return 1
@@ -288,7 +288,7 @@ def _shares(datasets: Sequence[DataSet], weights: Sequence[float]) -> list[int]:
     return counts
 
 
-def _pieces(
+def _split_shards(
     owners: NDArray[Any], blocks: NDArray[Any], lengths: NDArray[np.int64], longest: int
 ) -> tuple[NDArray[np.int64], ...]:
     """Data set, block, first sample and length of each piece of at most `longest` samples."""

@@ -46,7 +46,7 @@ def bit_reversed(count: int) -> NDArray[np.int64]:
     return order
 
 
-def even_pattern(counts: Sequence[int]) -> NDArray[np.int64]:
+def spaced_pattern(counts: Sequence[int]) -> NDArray[np.int64]:
     """Which of several sources comes when: `counts[i]` times source i, each evenly spread."""
     column = np.repeat(np.arange(len(counts)), counts)
     parts = [(np.arange(count) + 0.5) / max(count, 1) for count in counts]

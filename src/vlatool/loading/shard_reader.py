@@ -57,10 +57,10 @@ class ShardCache:
     """
 
     files: FileCache
-    in_use: int
-    blocks: int
+    concurrent: int
+    num_shards: int
     enabled: bool | None = None
-    unasked: int | None = None
+    default_limit: int | None = None
 
     @classmethod
     def of(cls, config: LoadingConfig, datasets: Sequence[DataSet]) -> "ShardCache":
@@ -70,14 +70,14 @@ class ShardCache:
         section, files = config.dataset_cache, file_cache(config.dataset_cache)
         is_free = section.enabled is None and section.cache_size_gb is None
         unasked = _LARGEST_UNASKED if is_free else files.limit
-        return cls(files, order.blocks_in_use(), blocks, section.enabled, unasked)
+        return cls(files, order.shards_in_use(), blocks, section.enabled, unasked)
 
-    def keeps(self, size: int) -> bool:
+    def stores(self, size: int) -> bool:
         """Whether blocks of so many bytes are fetched whole."""
         limit = self.files.limit
         if self.enabled is None:
-            return self.unasked is None or size * self.blocks <= self.unasked
-        return self.enabled and (limit is None or size * self.in_use <= limit)
+            return self.default_limit is None or size * self.num_shards <= self.default_limit
+        return self.enabled and (limit is None or size * self.concurrent <= limit)
 
 
 def file_cache(section: CacheConfig) -> FileCache:
@@ -138,14 +138,14 @@ def shard_index(
 
 
 @dataclass(frozen=True)
-class _OpenBlock:
+class _OpenShard:
     """A shard that was looked at; `file` is None where each sample is a request."""
 
     path: Path
     index: ShardIndex
     file: IO[bytes] | None
 
-    def part(self, number: int) -> ByteRange:
+    def byte_range(self, number: int) -> ByteRange:
         start = int(self.index.offsets[number])
         return ByteRange(self.path, start, start + int(self.index.lengths[number]))
 
@@ -161,7 +161,7 @@ class ShardReader:
     def __init__(self, datasets: Sequence[DataSet], cache: ShardCache) -> None:
         self._datasets = tuple(datasets)
         self._cache = cache
-        self._open: OrderedDict[tuple[int, int], _OpenBlock] = OrderedDict()
+        self._open: OrderedDict[tuple[int, int], _OpenShard] = OrderedDict()
         # Of files that were closed.
         self._known: OrderedDict[tuple[int, int], ShardIndex] = OrderedDict()
         self._lock = threading.Lock()
@@ -170,16 +170,16 @@ class ShardReader:
     def __reduce__(self) -> tuple[Any, ...]:
         return (ShardReader, (self._datasets, self._cache))
 
-    def members(self, places: Sequence[SampleRef]) -> list[Members | DroppedSample]:
+    def members(self, refs: Sequence[SampleRef]) -> list[Members | DroppedSample]:
         """The members of each sample, a `Dropped` in place of one whose bytes are damaged.
 
         Raises:
             StorageError: The storage failed for good.
             DataError: A shard is missing, broken, or holds another count than is expected.
         """
-        coming = self._coming.pop(tuple(places), None)
-        fragments = self._fragments(places) if coming is None else coming.result()
-        return [self._parsed(*one) for one in zip(places, fragments, strict=True)]
+        coming = self._coming.pop(tuple(refs), None)
+        fragments = self._fragments(refs) if coming is None else coming.result()
+        return [self._parsed(*one) for one in zip(refs, fragments, strict=True)]
 
     def prefetch(self, refs: Sequence[SampleRef]) -> None:
         """Begins to fetch remote ones, which `members` is going to be asked for together."""
@@ -204,7 +204,7 @@ class ShardReader:
             blocks = self._opened(places)
             for number, place in enumerate(places):
                 block = blocks[place[:2]]
-                part = block.part(place.sample)
+                part = block.byte_range(place.sample)
                 if block.file is None:
                     parts[number] = part
                 else:
@@ -226,7 +226,7 @@ class ShardReader:
         blocks = (block for one in self._datasets for block in one.shards[:1])
         return any(is_remote(block.location) for block in blocks)
 
-    def _opened(self, places: Sequence[SampleRef]) -> Mapping[tuple[int, int], _OpenBlock]:
+    def _opened(self, places: Sequence[SampleRef]) -> Mapping[tuple[int, int], _OpenShard]:
         """The shards of some places; remote ones are looked at together."""
         wanted = {place[:2]: self._datasets[place.dataset].shards[place.shard] for place in places}
         fresh = {key: block for key, block in wanted.items() if key not in self._open}
@@ -239,8 +239,8 @@ class ShardReader:
 
     def _open_all(
         self, blocks: Sequence[tuple[ShardInfo, ShardIndex | None]]
-    ) -> Iterator[_OpenBlock]:
-        work = partial(_open_block, self._cache)
+    ) -> Iterator[_OpenShard]:
+        work = partial(_open_shard, self._cache)
         if any(is_remote(block.location) for block, _ in blocks):
             return in_parallel(work, blocks, _REQUESTS_AT_ONCE)
         return map(work, blocks)
@@ -265,12 +265,12 @@ def _forget(known: OrderedDict[tuple[int, int], Any], sizes: Sequence[int]) -> N
         if left <= _MOST_KNOWN:
             return
         _, gone = known.popitem(last=False)
-        if isinstance(gone, _OpenBlock) and gone.file is not None:
+        if isinstance(gone, _OpenShard) and gone.file is not None:
             gone.file.close()
         left -= size
 
 
-def _open_block(cache: ShardCache, given: tuple[ShardInfo, ShardIndex | None]) -> _OpenBlock:
+def _open_shard(cache: ShardCache, given: tuple[ShardInfo, ShardIndex | None]) -> _OpenShard:
     """A shard with its index, whose count is that of the manifest."""
     block, known = given
     try:
@@ -293,19 +293,19 @@ def _open_block(cache: ShardCache, given: tuple[ShardInfo, ShardIndex | None]) -
     return opened
 
 
-def _local(cache: ShardCache, path: Path, known: ShardIndex | None) -> _OpenBlock:
+def _local(cache: ShardCache, path: Path, known: ShardIndex | None) -> _OpenShard:
     file = path.open("rb", buffering=0)
     size = os.fstat(file.fileno()).st_size
     index = cached_index(cache.files, FileVersion.of(path)) if known is None else known
     if index is None or index.shard_bytes != size:
         index = index_by_headers(path)  # milliseconds: not worth keeping
-    return _OpenBlock(path, index, file)
+    return _OpenShard(path, index, file)
 
 
-def _remote(cache: ShardCache, path: Path) -> _OpenBlock:
+def _remote(cache: ShardCache, path: Path) -> _OpenShard:
     version = FileVersion.of(path)
-    file = cache.files.open_copy(version) if cache.keeps(version.size) else None
-    return _OpenBlock(path, shard_index(cache.files, version, file), file)
+    file = cache.files.open_copy(version) if cache.stores(version.size) else None
+    return _OpenShard(path, shard_index(cache.files, version, file), file)
 
 
 def _read(file: IO[bytes], part: ByteRange) -> bytes:
@@ -315,7 +315,7 @@ def _read(file: IO[bytes], part: ByteRange) -> bytes:
         raise _unreadable(part.path, error) from error
 
 
-def _whole(data: bytes, block: _OpenBlock, place: SampleRef) -> bytes:
+def _whole(data: bytes, block: _OpenShard, place: SampleRef) -> bytes:
     length = int(block.index.lengths[place.sample])
     if len(data) != length:
         raise DataError(

@@ -33,8 +33,8 @@ class SharedPool:
         ahead: Micro-batches that it makes before one is taken.
     """
 
-    def __init__(self, ahead: int) -> None:
-        self._most = ahead + _IN_HAND
+    def __init__(self, prefetch_factor: int) -> None:
+        self._most = prefetch_factor + _IN_HAND
         self._kept: list[Tensor] = []
         self._taken: list[Tensor] = []
 
@@ -53,12 +53,12 @@ class SharedPool:
         self._taken.append(piece)
         return piece.numpy()[_HEADER : _HEADER + size]
 
-    def packed(self, made: MicroBatch) -> "BatchMessage":
+    def pack(self, made: MicroBatch) -> "BatchMessage":
         """A micro-batch to be sent; what has its place in a room is not copied."""
         tensors = {name: one for name, one in made.batch.items() if _is_plain(one)}
         loans = {name: self._loan(one) for name, one in tensors.items() if _is_lent(one)}
         small = {name: one.numpy() for name, one in tensors.items() if name not in loans}
-        self._settle([loan.piece for loan in loans.values()])
+        self._settle([loan.buffer for loan in loans.values()])
         others = {name: None if name in tensors else one for name, one in made.batch.items()}
         return BatchMessage(replace(made, batch=others), loans, small)
 
@@ -71,7 +71,7 @@ class SharedPool:
         self.allocate(value.nbytes)
         strides = torch.empty_like(value, device="meta").stride()
         loan = SharedTensor(self._taken[-1], 0, value.dtype, value.shape, strides)
-        loan.of(loan.piece[_HEADER:]).copy_(value)
+        loan.view(loan.buffer[_HEADER:]).copy_(value)
         return loan
 
     def _settle(self, sent: Sequence[Tensor]) -> None:
@@ -94,13 +94,13 @@ class SharedTensor:
         strides: In numbers.
     """
 
-    piece: Tensor
+    buffer: Tensor
     offset: int
     dtype: torch.dtype
     shape: Sequence[int]
     strides: Sequence[int]
 
-    def of(self, content: Tensor) -> Tensor:
+    def view(self, content: Tensor) -> Tensor:
         """The tensor in the content uint8 [K - 64] of the piece."""
         steps = zip(self.shape, self.strides, strict=True)
         count = 1 + sum((size - 1) * stride for size, stride in steps)
@@ -118,23 +118,23 @@ class BatchMessage:
         small: Others, by name.
     """
 
-    made: MicroBatch
-    loans: Mapping[str, SharedTensor]
+    micro_batch: MicroBatch
+    shared: Mapping[str, SharedTensor]
     small: Mapping[str, Array]
 
-    def opened(self) -> MicroBatch:
+    def unpack(self) -> MicroBatch:
         """The micro-batch; its memory is given back when none of its tensors is left."""
-        pieces = {id(loan.piece): loan.piece for loan in self.loans.values()}
+        pieces = {id(loan.buffer): loan.buffer for loan in self.shared.values()}
         contents = {key: _content(piece) for key, piece in pieces.items()}
         found: dict[str, Any] = {
-            name: loan.of(contents[id(loan.piece)]) for name, loan in self.loans.items()
+            name: loan.view(contents[id(loan.buffer)]) for name, loan in self.shared.items()
         }
         found |= {name: torch.from_numpy(one) for name, one in self.small.items()}
-        return replace(self.made, batch={**self.made.batch, **found})
+        return replace(self.micro_batch, batch={**self.micro_batch.batch, **found})
 
     def pin_memory(self) -> MicroBatch:
         """The micro-batch in page-locked memory; see `MicroBatch.pin_memory`."""
-        return self.opened().pin_memory()
+        return self.unpack().pin_memory()
 
 
 def stack_rows(rows: Sequence[Array]) -> Array:

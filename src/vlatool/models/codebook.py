@@ -94,7 +94,7 @@ class VectorQuantizer(nn.Module):
             straight = given + (chosen - given).detach()
             penalty = commitment + moved
             if self.entropy_weight and self.training:
-                penalty = penalty + self.entropy_weight * entropy_gap(given, table)
+                penalty = penalty + self.entropy_weight * entropy_penalty(given, table)
         return QuantizerOutput(straight, codes, penalty, commitment.detach())
 
     def codes(self, features: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ def distances(rows: Tensor, table: Tensor) -> Tensor:
     return torch.addmm(lengths, rows, table.t(), alpha=-2.0)
 
 
-def entropy_gap(vectors: Tensor, table: Tensor) -> Tensor:
+def entropy_penalty(vectors: Tensor, table: Tensor) -> Tensor:
     """Mean entropy of the codes' shares in each of `vectors` [..., D], less that of their mean.
 
     Small where each vector chooses clearly and all vectors together choose all codes alike.
@@ -183,7 +183,7 @@ def difference_sums(codes: Tensor) -> dict[str, Tensor]:
     return {"codes_differing": differing, "codes_compared": differing.new_tensor(codes[1:].numel())}
 
 
-def usage_figures(counts: Tensor) -> Mapping[str, float]:
+def usage_metrics(counts: Tensor) -> Mapping[str, float]:
     """How well a codebook is used, from how often each code occurred.
 
     Returns:

@@ -100,20 +100,20 @@ def to_uint8(pixels: Tensor) -> UInt8Array:
     return scaled.permute(0, 2, 3, 1).cpu().numpy()
 
 
-def comparison(original: Tensor, made: Tensor) -> UInt8Array:
+def comparison(original: Tensor, reconstruction: Tensor) -> UInt8Array:
     """Original, reconstruction and absolute difference side by side: uint8 [B, H, 3 W, 3].
 
     Args:
         original: Pixels [B, 3, H, W] in [0, 1]; the first few are shown.
         made: The same of the reconstruction, not clamped.
     """
-    first, second = original[:_SHOWN].float(), made[:_SHOWN].float().clamp(0, 1)
+    first, second = original[:_SHOWN].float(), reconstruction[:_SHOWN].float().clamp(0, 1)
     return to_uint8(torch.cat([first, second, (first - second).abs()], dim=3))
 
 
-def psnr(original: Tensor, made: Tensor) -> Tensor:
+def psnr(original: Tensor, reconstruction: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each picture in dB, after clamping: float32 [B]."""
-    error = (original.float() - made.float().clamp(0, 1)).square().flatten(1).mean(1)
+    error = (original.float() - reconstruction.float().clamp(0, 1)).square().flatten(1).mean(1)
     return -10 * error.clamp(min=1e-10).log10()
 
 

@@ -31,7 +31,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
         DataError: The file is missing or broken, keys or shapes differ, or numbers are not finite;
             names the first few.
     """
-    weights = fitted(module, read_weights(path), path)
+    weights = matching_state_dict(module, read_weights(path), path)
     module.load_state_dict(weights, strict=False)
 
 
@@ -47,7 +47,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise unusable_checkpoint(path, error) from None
 
 
-def read_foreign(path: Path) -> dict[str, Tensor]:
+def read_external_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a file that another program wrote, by its suffix; no code of it is run.
 
     Raises:
@@ -67,7 +67,7 @@ def read_pickled_weights(path: Path) -> dict[Any, Any]:
     Raises:
         DataError: It is missing or broken, or would run code.
     """
-    if reason := _no_pickle(path):
+    if reason := _pickle_problem(path):
         raise unusable_checkpoint(path, reason)
     try:
         # What is mapped is read as it is needed, once for all processes of a machine.
@@ -95,7 +95,7 @@ def _pickle_error(path: Path, error: pickle.UnpicklingError) -> DataError:
     )
 
 
-def _no_pickle(path: Path) -> str:
+def _pickle_problem(path: Path) -> str:
     """Why a file can hold no weights; empty where it may."""
     try:
         with path.open("rb") as file:
@@ -114,7 +114,9 @@ def write_pickled_weights(path: Path, content: Mapping[str, Any]) -> None:
         torch.save(dict(content), file)
 
 
-def fitted(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+def matching_state_dict(
+    module: nn.Module, weights: Mapping[str, Tensor], path: Path
+) -> dict[str, Tensor]:
     """The tensors of a file, which has a module's names and shapes, sharded or not.
 
     A single number fits whether it is a scalar or a row of one: scalars cannot be sharded.

@@ -59,7 +59,7 @@ def every(*sizes: Sequence[int]) -> set[SampleRef]:
 @pytest.mark.parametrize("blocks", [1, 3, 101])
 def test_every_n_positions_are_each_sample_once(total: int, cut: Any, blocks: int) -> None:
     sizes = cut(total, blocks)
-    places = order_of(sizes).places(range(EPOCHS * total))
+    places = order_of(sizes).refs(range(EPOCHS * total))
 
     for start in range(0, EPOCHS * total, total):
         assert set(places[start : start + total]) == every(sizes)
@@ -67,7 +67,7 @@ def test_every_n_positions_are_each_sample_once(total: int, cut: Any, blocks: in
 
 def test_several_data_sets_without_weights_are_one() -> None:
     sizes = even(331, 7), uneven(90, 4), [1]
-    places = order_of(*sizes).places(range(EPOCHS * 422))
+    places = order_of(*sizes).refs(range(EPOCHS * 422))
 
     for start in range(0, EPOCHS * 422, 422):
         assert set(places[start : start + 422]) == every(*sizes)
@@ -77,19 +77,19 @@ def test_several_data_sets_without_weights_are_one() -> None:
 @pytest.mark.parametrize("group", [1, 3, 500])
 def test_lanes_and_groups_of_any_size_lose_no_sample(lanes: int, group: int) -> None:
     sizes = uneven(777, 9)
-    places = order_of(sizes, lanes=lanes, group=group).places(range(2 * 777))
+    places = order_of(sizes, lanes=lanes, group=group).refs(range(2 * 777))
 
     assert set(places[:777]) == set(places[777:]) == every(sizes)
 
 
 def test_epochs_have_orders_of_their_own() -> None:
-    places = order_of(even(500, 5)).places(range(1000))
+    places = order_of(even(500, 5)).refs(range(1000))
 
     assert places[:500] != places[500:]
 
 
 def test_another_seed_gives_another_order() -> None:
-    one, other = (order_of(even(500, 5), seed=seed).places(range(500)) for seed in (1, 2))
+    one, other = (order_of(even(500, 5), seed=seed).refs(range(500)) for seed in (1, 2))
 
     assert one != other
 
@@ -98,20 +98,20 @@ def test_places_do_not_depend_on_what_was_asked_before() -> None:
     order = order_of(uneven(4101, 11), uneven(500, 3), weights=(3, 1))
     asked = [614_000_000, 5, 70_000, 4, 614_000_000, 12_345_678_901]
 
-    assert order.places(asked) == [
-        pickle.loads(pickle.dumps(order)).places([position])[0] for position in asked
+    assert order.refs(asked) == [
+        pickle.loads(pickle.dumps(order)).refs([position])[0] for position in asked
     ]
 
 
 def test_without_shuffle_position_n_is_sample_n() -> None:
     sizes = uneven(100, 5)
-    places = order_of(sizes, shuffle=False).places(range(250))
+    places = order_of(sizes, shuffle=False).refs(range(250))
 
     assert places == [sorted(every(sizes))[n % 100] for n in range(250)]
 
 
 def test_batch_comes_from_as_many_places_as_there_are_lanes() -> None:
-    places = order_of([100] * 640, group=50).places(range(64))
+    places = order_of([100] * 640, group=50).refs(range(64))
 
     assert len({place.shard for place in places}) > 55
 
@@ -120,21 +120,21 @@ def test_lane_stays_within_a_group_of_neighbors() -> None:
     """The key says how far a sample may travel: 64 lanes are in few blocks at a time."""
     order = order_of([100] * 1000, group=100)
 
-    blocks = {place.shard for place in order.places(range(64 * 100))}
+    blocks = {place.shard for place in order.refs(range(64 * 100))}
 
-    assert len(blocks) <= order.blocks_in_use() == 128
+    assert len(blocks) <= order.shards_in_use() == 128
 
 
 @pytest.mark.parametrize(("sizes", "shuffle", "blocks"), [([10] * 8, True, 8), ([10], False, 1)])
-def test_blocks_in_use_are_never_more_than_there_are(
+def test_shards_in_use_are_never_more_than_there_are(
     sizes: list[int], shuffle: bool, blocks: int
 ) -> None:
-    assert order_of(sizes, shuffle=shuffle).blocks_in_use() == blocks
+    assert order_of(sizes, shuffle=shuffle).shards_in_use() == blocks
 
 
 def test_long_block_counts_as_several() -> None:
     """One large block does not make all lanes read it in stored order, one behind the other."""
-    places = order_of([6400], lanes=4, group=100).places(range(4))
+    places = order_of([6400], lanes=4, group=100).refs(range(4))
 
     starts = [place.sample // 1600 for place in places]
     assert starts != [0, 2, 1, 3]
@@ -147,7 +147,7 @@ def test_long_block_counts_as_several() -> None:
 def test_global_batches_are_equal_for_every_number_of_processes(world: int) -> None:
     order = order_of(uneven(4122, 13))
     batch, accumulation = 24 // world, 2
-    whole = order.places(range(10 * 48))
+    whole = order.refs(range(10 * 48))
 
     for step in range(10):
         mine = [
@@ -155,13 +155,13 @@ def test_global_batches_are_equal_for_every_number_of_processes(world: int) -> N
             for rank in range(world)
             for i in range(step * accumulation * batch, (step + 1) * accumulation * batch)
         ]
-        assert sorted(order.places(mine)) == sorted(whole[48 * step : 48 * (step + 1)])
+        assert sorted(order.refs(mine)) == sorted(whole[48 * step : 48 * (step + 1)])
 
 
 def test_few_blocks_are_opened_by_two_processes() -> None:
     sizes = [2 * index + 2 for index in range(100)] + [266]
     ranks: dict[int, set[int]] = {}
-    for position, place in enumerate(order_of(sizes).places(range(10366))):
+    for position, place in enumerate(order_of(sizes).refs(range(10366))):
         ranks.setdefault(place.shard, set()).add(position % 8)
 
     shared = Counter(map(len, ranks.values()))
@@ -179,14 +179,14 @@ def test_shares_of_a_mixture_are_exact_over_every_pattern(shuffle: bool) -> None
     lanes = order.lanes
 
     for start in range(0, 3 * lanes * PATTERN, lanes * PATTERN):
-        places = order.places(range(start, start + lanes * PATTERN))
+        places = order.refs(range(start, start + lanes * PATTERN))
         for lane in range(lanes):
             assert Counter(place.dataset for place in places[lane::lanes]) == {0: 7500, 1: 2500}
 
 
 def test_each_data_set_of_a_mixture_has_epochs_of_its_own() -> None:
     order = order_of([50] * 6, [7], weights=(1, 1), lanes=1)
-    places = order.places(range(6000))
+    places = order.refs(range(6000))
 
     for number, sizes in enumerate(([50] * 6, [7])):
         drawn = [place for place in places if place.dataset == number]
@@ -197,7 +197,7 @@ def test_each_data_set_of_a_mixture_has_epochs_of_its_own() -> None:
 
 
 def test_mixture_is_spread_evenly() -> None:
-    places = order_of([100], [100], weights=(1, 1)).places(range(6400))
+    places = order_of([100], [100], weights=(1, 1)).refs(range(6400))
 
     # 100 draws of a fair coin have a standard deviation of 5.
     counts = [sum(place.dataset for place in places[start : start + 100]) for start in range(6300)]
@@ -206,7 +206,7 @@ def test_mixture_is_spread_evenly() -> None:
 
 
 def test_zero_weight_excludes_a_data_set() -> None:
-    places = order_of([10], [10], [10], weights=(1, 0, 1)).places(range(1000))
+    places = order_of([10], [10], [10], weights=(1, 0, 1)).refs(range(1000))
 
     assert {place.dataset for place in places} == {0, 2}
 
@@ -251,7 +251,7 @@ def test_end_of_the_first_epoch_is_exact(sizes: list[list[int]], options: dict[s
 
     drawn: Counter[tuple[int, int]] = Counter()
     again: list[int] = []
-    places = order.places(range(possible + 1))
+    places = order.refs(range(possible + 1))
     for position, place in enumerate(places):
         number, lane = place.dataset if "weights" in options else 0, position % order.lanes
         size = sum(sizes[number]) if "weights" in options else order.size
@@ -289,7 +289,7 @@ def test_far_position_is_found_without_a_walk() -> None:
     order = order_of([1000] * 10_000)
     started = time.monotonic()
 
-    order.places([614_000_000_000])
+    order.refs([614_000_000_000])
 
     assert time.monotonic() - started < 5
 
@@ -328,14 +328,14 @@ def test_first_places_are_these() -> None:
     order = order_of([5, 4, 3], [6], lanes=4, group=3)
     mixed = order_of([5, 4, 3], [6], lanes=4, group=3, weights=(3, 1))
 
-    assert [tuple(place) for place in order.places(range(5))] == [
+    assert [tuple(place) for place in order.refs(range(5))] == [
         (0, 2, 2),
         (0, 1, 2),
         (0, 0, 2),
         (1, 0, 1),
         (0, 2, 0),
     ]
-    assert [tuple(place) for place in mixed.places([0, 1, 2, 614_000_000])] == [
+    assert [tuple(place) for place in mixed.refs([0, 1, 2, 614_000_000])] == [
         (0, 2, 2),
         (0, 0, 4),
         (0, 0, 0),

@@ -22,16 +22,16 @@ def made_in_room(lender: SharedPool, level: int) -> BatchMessage:
     """A micro-batch whose pictures lie in a room."""
     room = lender.allocate(SIZE)
     room[:] = level
-    return lender.packed(MicroBatch({"images": torch.from_numpy(room)}, ("one",)))
+    return lender.pack(MicroBatch({"images": torch.from_numpy(room)}, ("one",)))
 
 
 def images(parcel: BatchMessage) -> Tensor:
-    return parcel.opened().batch["images"]
+    return parcel.unpack().batch["images"]
 
 
 def sent(value: Tensor) -> Tensor:
     """A tensor that did not lie in a room, as the trainer gets it."""
-    return SharedPool(AHEAD).packed(MicroBatch({"value": value}, ())).opened().batch["value"]
+    return SharedPool(AHEAD).pack(MicroBatch({"value": value}, ())).unpack().batch["value"]
 
 
 # rows
@@ -76,7 +76,7 @@ def test_other_rows_are_copied(where: str) -> None:
 def test_room_of_a_micro_batch_is_sent_without_a_copy() -> None:
     lender = SharedPool(AHEAD)
     room = lender.allocate(SIZE)
-    parcel = lender.packed(MicroBatch({"images": torch.from_numpy(room)}, ()))
+    parcel = lender.pack(MicroBatch({"images": torch.from_numpy(room)}, ()))
 
     room[5] = 77
 
@@ -112,7 +112,7 @@ def test_memory_of_a_parcel_that_is_not_opened_is_not_filled_again() -> None:
 def test_no_more_memory_is_kept_than_is_in_use_at_once() -> None:
     lender = SharedPool(AHEAD)
     held = [made_in_room(lender, level) for level in range(20)]
-    pieces = [weakref.ref(one.loans["images"].piece) for one in held]
+    pieces = [weakref.ref(one.shared["images"].buffer) for one in held]
 
     held.clear()
 
@@ -124,7 +124,7 @@ def test_room_that_was_not_used_is_not_kept() -> None:
     room = weakref.ref(lender.allocate(SIZE))
     assert room() is None
 
-    lender.packed(MicroBatch({}, ()))
+    lender.pack(MicroBatch({}, ()))
     first, second = lender.allocate(SIZE), lender.allocate(SIZE)
 
     assert not np.shares_memory(first, second)
@@ -163,7 +163,7 @@ def test_colors_stay_last_in_memory() -> None:
 def test_what_is_no_tensor_arrives_in_its_place() -> None:
     batch: dict[str, Any] = {"keys": ["a"], "images": torch.zeros(SIZE), "nested": {"one": 1}}
 
-    found = SharedPool(AHEAD).packed(MicroBatch(batch, ("a",), positions=(3,))).opened()
+    found = SharedPool(AHEAD).pack(MicroBatch(batch, ("a",), positions=(3,))).unpack()
 
     assert list(found.batch) == list(batch)
     assert (found.batch["keys"], found.batch["nested"]) == (["a"], {"one": 1})
@@ -171,10 +171,10 @@ def test_what_is_no_tensor_arrives_in_its_place() -> None:
 
 
 def test_small_tensors_travel_in_the_message() -> None:
-    parcel = SharedPool(AHEAD).packed(MicroBatch({"actions": torch.ones(16, 7)}, ()))
+    parcel = SharedPool(AHEAD).pack(MicroBatch({"actions": torch.ones(16, 7)}, ()))
 
-    assert not parcel.loans
-    assert torch.equal(parcel.opened().batch["actions"], torch.ones(16, 7))
+    assert not parcel.shared
+    assert torch.equal(parcel.unpack().batch["actions"], torch.ones(16, 7))
 
 
 @pytest.mark.filterwarnings("error")
@@ -187,15 +187,15 @@ def test_memory_that_arrived_in_inference_mode_is_given_back_after_it() -> None:
     taken_again = lender.allocate(SIZE)
     del taken
 
-    lender.packed(MicroBatch({"images": torch.from_numpy(taken_again)}, ()))
+    lender.pack(MicroBatch({"images": torch.from_numpy(taken_again)}, ()))
     assert lender.allocate(SIZE)[0] == 1
 
 
 def test_order_of_axes_is_kept_in_small_batches_too() -> None:
     value = torch.arange(48, dtype=torch.uint8).reshape(2, 2, 2, 6).permute(0, 3, 1, 2)
-    message = ForkingPickler.dumps(SharedPool(AHEAD).packed(MicroBatch({"value": value}, ())))
+    message = ForkingPickler.dumps(SharedPool(AHEAD).pack(MicroBatch({"value": value}, ())))
 
-    found = ForkingPickler.loads(message).opened().batch["value"]
+    found = ForkingPickler.loads(message).unpack().batch["value"]
 
     assert found.stride() == value.stride()
 

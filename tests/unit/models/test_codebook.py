@@ -9,11 +9,11 @@ from torch.nn import functional
 from vlatool.models.codebook import (
     VectorQuantizer,
     difference_sums,
-    entropy_gap,
+    entropy_penalty,
     histogram,
     nearest,
     no_tf32,
-    usage_figures,
+    usage_metrics,
 )
 
 SIZE, WIDTH = 7, 3
@@ -97,10 +97,10 @@ def test_lookup_gives_unit_vectors_where_directions_are_compared() -> None:
     torch.testing.assert_close(found.norm(dim=1), torch.ones(SIZE))
 
 
-def test_entropy_gap_is_lowest_where_all_codes_are_chosen_clearly() -> None:
+def test_entropy_penalty_is_lowest_where_all_codes_are_chosen_clearly() -> None:
     table = 10 * torch.eye(4)
-    clear, one = entropy_gap(table, table), entropy_gap(table[:1].expand(4, -1), table)
-    vague = entropy_gap(torch.zeros(4, 4), table)
+    clear, one = entropy_penalty(table, table), entropy_penalty(table[:1].expand(4, -1), table)
+    vague = entropy_penalty(torch.zeros(4, 4), table)
 
     assert float(clear) == pytest.approx(-math.log(4), abs=1e-5)
     assert float(one) == pytest.approx(0, abs=1e-5)
@@ -132,7 +132,7 @@ def test_codes_are_compared_with_those_of_the_image_before() -> None:
 def test_usage_of_a_codebook(
     counts: list[float], usage: float, perplexity: float, evenness: float | None
 ) -> None:
-    found = usage_figures(torch.tensor(counts, dtype=torch.float64))
+    found = usage_metrics(torch.tensor(counts, dtype=torch.float64))
 
     assert found["codebook_usage"] == usage
     assert found["dead_codes"] == 4 * (1 - usage)

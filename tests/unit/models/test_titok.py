@@ -255,9 +255,9 @@ def test_teacher_is_asked_for_batches_with_a_new_image() -> None:
         asked.extend(some.flatten().tolist())
         return some.flatten(1).long() + 1000
 
-    cache.ids([b"0", b"1"], pixels[:2], teacher)
-    cache.ids([b"2", b"1"], pixels[1:].flip(0), teacher)
-    found = cache.ids([b"2", b"1", b"0"], pixels.flip(0), teacher)
+    cache.codes([b"0", b"1"], pixels[:2], teacher)
+    cache.codes([b"2", b"1"], pixels[1:].flip(0), teacher)
+    found = cache.codes([b"2", b"1", b"0"], pixels.flip(0), teacher)
 
     assert asked == [0, 1, 2, 1]
     assert found.tolist() == [[1002], [1001], [1000]]

@@ -87,15 +87,15 @@ def test_block_of_one_width_adds_its_input() -> None:
 def test_ids_are_row_major_and_draw_what_their_images_draw() -> None:
     torch.manual_seed(0)
     model, images = Vqgan(TINY), make_images()
-    ids = model.ids(images)
+    ids = model.codes(images)
     nearest = torch.cdist(
         model.encoder(images).permute(0, 2, 3, 1).flatten(1, 2), model.quantize.embedding.weight
     ).argmin(-1)
 
     assert torch.equal(ids, nearest)
-    drawn = model.decode_ids(ids)
+    drawn = model.decode_codes(ids)
     torch.testing.assert_close(drawn, model(images).pixels.clamp(0, 1), atol=1e-4, rtol=0)
-    assert torch.equal(drawn, model.decode_ids(ids.unflatten(1, (4, 4))))
+    assert torch.equal(drawn, model.decode_codes(ids.unflatten(1, (4, 4))))
 
 
 def test_blur_halves_with_a_kernel_that_sums_to_one() -> None:

@@ -77,32 +77,32 @@ def _dataset(
     paths = find_shards(text, config.split)
     _check_listed_once(text, paths)
     each = partial(in_parallel, at_once=_AT_ONCE) if any(map(is_remote, paths)) else map
-    looked = list(each(partial(_looked_at, cache), paths))
+    looked = list(each(partial(_version_and_index, cache), paths))
     fresh = [version for version, index in looked if index is None]
     counts = {version.path: len(index.offsets) for version, index in looked if index is not None}
     if fresh:
         with reporter.progress(f"first scan of {text}", len(fresh), "shards") as bar:
-            for version, index in zip(fresh, each(partial(_scanned, cache), fresh), strict=True):
+            for version, index in zip(fresh, each(partial(_scan, cache), fresh), strict=True):
                 counts[version.path] = len(index.offsets)
                 bar.advance()
     blocks = tuple(ShardInfo(path, counts[path]) for path in paths)
     return DataSet(text, blocks), tuple(version.size for version, _ in looked)
 
 
-def _looked_at(cache: FileCache, path: Path) -> tuple[FileVersion, ShardIndex | None]:
+def _version_and_index(cache: FileCache, path: Path) -> tuple[FileVersion, ShardIndex | None]:
     """A shard as it is now, and its index where there is one."""
-    with _told_if_missing(path):
+    with _missing_as_data_error(path):
         version = FileVersion.of(path)
         return version, cached_index(cache, version)
 
 
-def _scanned(cache: FileCache, version: FileVersion) -> ShardIndex:
-    with _told_if_missing(version.path):
+def _scan(cache: FileCache, version: FileVersion) -> ShardIndex:
+    with _missing_as_data_error(version.path):
         return shard_index(cache, version)
 
 
 @contextmanager
-def _told_if_missing(path: Path) -> Generator[None]:
+def _missing_as_data_error(path: Path) -> Generator[None]:
     try:
         yield
     except FileNotFoundError:

@@ -56,8 +56,7 @@ class AugmentationConfig(ConfigModel):
         default=ImageAugmentationConfig(), description="Pictures."
     )
 
-    @property
-    def still(self) -> Self:
+    def without_randomness(self) -> Self:
         """What is left where nothing is drawn: the middle of a picture, colours as they are."""
         crop = self.image.crop.model_copy(update={"mode": "center"})
         image = self.image.model_copy(update={"crop": crop, "color_jitter": JitterConfig()})

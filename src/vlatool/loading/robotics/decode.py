@@ -91,7 +91,7 @@ class SampleDecoder:
         key: str,
         members: Mapping[str, bytes],
         rng: np.random.Generator,
-        room: UInt8Array | None = None,
+        buffer: UInt8Array | None = None,
     ) -> DecodedSample:
         """Decodes one sample.
 
@@ -115,7 +115,7 @@ class SampleDecoder:
             fields = {name: self._columns(key, name, arrays[name])[span] for name in self._fields}
             _check_finite(key, fields)
             instruction = self._sentence(sample.language(), rng)
-            images, image_mask = self._images(key, members, rng, room)
+            images, image_mask = self._images(key, members, rng, buffer)
             return DecodedSample(
                 key=key,
                 images=images,

@@ -61,7 +61,7 @@ class ImageDecoder:
         key: str,
         members: Mapping[str, bytes],
         rng: np.random.Generator,
-        room: UInt8Array | None = None,
+        buffer: UInt8Array | None = None,
     ) -> tuple[UInt8Array, Array]:
         """Pictures uint8 [N, H, W, 3], black where there is none, and bool [N]: there is one.
 
@@ -77,7 +77,7 @@ class ImageDecoder:
             DataError: They differ in size, or are too small to be cut.
         """
         real = np.array([not self._pads or name in members for name in self._names], bool)
-        images = room
+        images = buffer
         drawn: dict[_Size, _Variation] = {}
         for number, place in enumerate(np.flatnonzero(real).tolist()):
             name = self._names[place]

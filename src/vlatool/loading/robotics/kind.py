@@ -129,7 +129,7 @@ class RoboticsKind:
             "dataset_weighting": [],
             "dataset_modality": [],
             "shuffle": False,
-            "augmentation": config.augmentation.still,
+            "augmentation": config.augmentation.without_randomness(),
         }
         return HeldOutDataConfig.model_construct(**{**dict(config), **changes})
 

@@ -43,7 +43,7 @@ class RoboticsReader:
         return self._read(refs, rngs, [None] * len(refs))
 
     def read_into(
-        self, refs: Sequence[SampleRef], rngs: Sequence[np.random.Generator], room: Allocate
+        self, refs: Sequence[SampleRef], rngs: Sequence[np.random.Generator], allocate: Allocate
     ) -> list[DecodedSample | DroppedSample]:
         """The same, their pictures one after another; see `loading.base.ReadsIntoBuffer`.
 
@@ -51,7 +51,7 @@ class RoboticsReader:
         """
         rows: Sequence[UInt8Array | None] = [None] * len(refs)
         if self._shape:
-            rows = [*room(len(refs) * math.prod(self._shape)).reshape(-1, *self._shape)]
+            rows = [*allocate(len(refs) * math.prod(self._shape)).reshape(-1, *self._shape)]
         found = self._read(refs, rngs, rows)
         shapes = [one.images.shape for one in found if not isinstance(one, DroppedSample)]
         self._shape = shapes[-1] if shapes else self._shape

@@ -21,7 +21,7 @@ from vlatool.models.diffusion_policy.sections import NetworkConfig
 from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
 from vlatool.models.pretrained import weights_file
 from vlatool.models.weights import (
-    fitted,
+    matching_state_dict,
     read_pickled_weights,
     read_weights,
     write_pickled_weights,
@@ -193,7 +193,7 @@ def load_policy(network: nn.Module, path: Path, *, anew: Sequence[str] = ()) -> 
     weights = {name: value for name, value in found.weights.items() if not name.startswith(kept)}
     weights |= {name: value for name, value in own.items() if name.startswith(kept)}
     try:
-        fitting = fitted(network, weights, path)
+        fitting = matching_state_dict(network, weights, path)
     except DataError as error:
         if error.code == "data.checkpoint_mismatch":
             error.hint += (
@@ -218,7 +218,7 @@ def load_section(module: nn.Module, name: str, path: Path) -> None:
     holder = nn.Module()
     holder.add_module(name, module)
     found = import_published(state, holder)
-    holder.load_state_dict(fitted(holder, found.weights, path), strict=False)
+    holder.load_state_dict(matching_state_dict(holder, found.weights, path), strict=False)
     _tell(path, found)
 
 

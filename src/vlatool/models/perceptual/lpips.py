@@ -67,11 +67,11 @@ class Lpips(nn.Module):
         self.vgg = Vgg16()
         self.heads = LpipsHeads()
 
-    def distances(self, original: Tensor, made: Tensor) -> Tensor:
+    def distances(self, original: Tensor, reconstruction: Tensor) -> Tensor:
         """Of each pair of pictures [B, 3, H, W]: [B]."""
         with torch.no_grad():
             wanted = self._taps(original)
-        pairs = zip(wanted, self._taps(made), strict=True)
+        pairs = zip(wanted, self._taps(reconstruction), strict=True)
         each = [self.heads(number, (a - b).square()) for number, (a, b) in enumerate(pairs)]
         return torch.stack(each).sum(0)
 

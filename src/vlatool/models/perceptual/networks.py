@@ -26,7 +26,7 @@ from vlatool.errors import UsageError
 from vlatool.models.perceptual.convnext import ConvNextSmall
 from vlatool.models.perceptual.inception import InceptionFeatures
 from vlatool.models.perceptual.lpips import Lpips
-from vlatool.models.weights import fitted, read_foreign
+from vlatool.models.weights import matching_state_dict, read_external_weights
 
 _CONVNEXT, _LPIPS = "convnext_s", "lpips"
 NAMES = (_CONVNEXT, _LPIPS)
@@ -46,11 +46,11 @@ class LogitDistance(nn.Module):
         super().__init__()
         self.network = ConvNextSmall()
 
-    def distances(self, original: Tensor, made: Tensor) -> Tensor:
+    def distances(self, original: Tensor, reconstruction: Tensor) -> Tensor:
         """Of each pair of pictures [B, 3, H, W] in [0, 1]: [B]."""
         with torch.no_grad():
             wanted = self._logits(original)
-        return (wanted - self._logits(made)).square().mean(1)
+        return (wanted - self._logits(reconstruction)).square().mean(1)
 
     def _logits(self, pixels: Tensor) -> Tensor:
         mean, std = (pixels.new_tensor(one).view(3, 1, 1) for one in (_MEAN, _STD))
@@ -82,17 +82,17 @@ class PerceptualDistance(nn.Module):
         del mode
         return super().train(False)  # noqa: FBT003
 
-    def forward(self, original: Tensor, made: Tensor) -> Tensor:
+    def forward(self, original: Tensor, reconstruction: Tensor) -> Tensor:
         """Mean over pairs of pictures [B, 3, H, W] in [0, 1]: a scalar.
 
         The gradient goes to `made` alone.
         """
-        return self.distances(original, made).mean()
+        return self.distances(original, reconstruction).mean()
 
-    def distances(self, original: Tensor, made: Tensor) -> Tensor:
+    def distances(self, original: Tensor, reconstruction: Tensor) -> Tensor:
         """Of each pair: float32 [B]."""
-        first, second = original.float(), made.float()
-        with torch.autocast(made.device.type, enabled=False):
+        first, second = original.float(), reconstruction.float()
+        with torch.autocast(reconstruction.device.type, enabled=False):
             pairs = zip(self.networks.values(), self._weights, strict=True)
             each = [weight * network.distances(first, second) for network, weight in pairs]  # pyright: ignore[reportCallIssue] - a ModuleDict forgets types
         return torch.stack(each).sum(0)
@@ -167,8 +167,8 @@ def _load_file(module: nn.Module, weights: Path, wanted: PublishedFile) -> dict[
     expected = module.state_dict()
     tensors = {
         name: value
-        for name, value in read_foreign(file.path).items()
+        for name, value in read_external_weights(file.path).items()
         if name in expected or not _UNUSED.fullmatch(name)
     }
-    module.load_state_dict(fitted(module, tensors, file.path), assign=True)
+    module.load_state_dict(matching_state_dict(module, tensors, file.path), assign=True)
     return {file.path.name: file.sha256}

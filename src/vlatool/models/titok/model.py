@@ -244,17 +244,17 @@ class Titok(nn.Module):
         return self.decode(self.quantize.lookup(rows))
 
 
-def latent_columns(found: Tensor, *, legacy: bool) -> Tensor:
+def latent_columns(tokens: Tensor, *, legacy: bool) -> Tensor:
     """What makes each code, as columns: [B, K, W] to [B, W, 1, K].
 
     The legacy layout reads the same numbers row by row into [W, K] instead of turning them: each
     code takes a slice of every latent token. Released two-stage weights need it.
     Source: reference/titok 1.3.
     """
-    batch, number, width = found.shape
+    batch, number, width = tokens.shape
     if legacy:
-        return found.reshape(batch, width, 1, number)
-    return found.transpose(1, 2).unsqueeze(2)
+        return tokens.reshape(batch, width, 1, number)
+    return tokens.transpose(1, 2).unsqueeze(2)
 
 
 def unpatched(values: Tensor, side: int) -> Tensor:

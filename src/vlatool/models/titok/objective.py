@@ -19,7 +19,7 @@ from vlatool.models.vqgan.objective import (
     CodebookMonitor,
     PixelObjective,
     code_sums,
-    mean_figures,
+    mean_metrics,
     published_groups,
 )
 
@@ -57,9 +57,9 @@ class CodesObjective(Objective):
     def prepare(self, batch: Batch, ctx: StepContext) -> Batch:
         """Bytes to pixels, and the teacher's codes int64 [B, P]."""
         pixels = to_float(batch["images"])
-        ids, digests = ctx.parts["teacher"].ids, batch.get("digests")
+        teacher, digests = ctx.parts["teacher"].codes, batch.get("digests")
         with torch.autocast(pixels.device.type, dtype=torch.bfloat16, enabled=self._half):
-            targets = self._cache.ids(digests, pixels, ids) if digests else ids(pixels)
+            targets = self._cache.codes(digests, pixels, teacher) if digests else teacher(pixels)
         return {**batch, "pixels": pixels, "targets": targets}
 
     def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
@@ -84,7 +84,7 @@ class CodesObjective(Objective):
     def metrics(self, phase: str, sums: Mapping[str, Tensor], count: float) -> Mapping[str, float]:
         """Means of the terms, and how the codebook is used."""
         del phase
-        return mean_figures(sums, count)
+        return mean_metrics(sums, count)
 
     def check_metrics(self, metrics: Mapping[str, float]) -> Sequence[Finding]:
         """Whether the codebook has collapsed."""
@@ -93,7 +93,7 @@ class CodesObjective(Objective):
     def images(self, batch: Batch, ctx: StepContext) -> Mapping[str, UInt8Array]:
         """Original, what the teacher draws of the likeliest codes, difference."""
         found: TitokOutput = ctx.parts["model"](batch["pixels"])
-        made = ctx.parts["teacher"].decode_ids(found.logits.argmax(1))
+        made = ctx.parts["teacher"].decode_codes(found.logits.argmax(1))
         return {"reconstruction": comparison(batch["pixels"], made)}
 
 
@@ -108,7 +108,7 @@ class TeacherCodeCache:
         self._dtype = torch.int16 if codebook_size <= 2**15 else torch.int32
         self._known: dict[bytes, Tensor] = {}
 
-    def ids(
+    def codes(
         self, digests: Sequence[bytes], pixels: Tensor, teacher: Callable[[Tensor], Tensor]
     ) -> Tensor:
         """Codes int64 [B, P]; the teacher is asked where one of the pictures is new.

@@ -16,7 +16,7 @@ from vlatool.models.vqgan.spec import (
     CodebookAlarmConfig,
     PixelLossConfig,
     VqganNetworkConfig,
-    image_size,
+    derive_image_size,
     with_perceptual,
 )
 
@@ -195,8 +195,8 @@ class TitokType(ModelType):
             DataError: The teacher is no vqgan.
         """
         del info
-        check_sources(config)
-        update, rules = image_size(config, config.image_size, data)
+        check_required_weights(config)
+        update, rules = derive_image_size(config, config.image_size, data)
         if config.predicts_pixels:
             otherwise = FEATURES if config.decoder_head == "proxy" else GRADIENTS
             update["losses"], why = with_perceptual(config.losses, otherwise)
@@ -233,7 +233,7 @@ class TitokType(ModelType):
         from vlatool.models.vqgan.losses import load_perceptual
         from vlatool.models.vqgan.weights import load_vqgan
 
-        check_sources(config)
+        check_required_weights(config)
         if "model" in names and config.init_weight:
             load_titok(parts["model"].module, config, config.init_weight)
         if "teacher" in names:
@@ -278,7 +278,7 @@ class TitokType(ModelType):
         return example_images(config.image_size, size)
 
 
-def check_sources(config: TitokConfig) -> None:
+def check_required_weights(config: TitokConfig) -> None:
     """UsageError where weights that a stage rests on are not given: random ones teach nothing."""
     lacks: list[str] = []
     if config.decoder_head == "proxy" and config.teacher is None:

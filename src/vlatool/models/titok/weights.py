@@ -17,7 +17,7 @@ from vlatool.models.titok.model import Titok
 from vlatool.models.titok.published import published_keys, published_tree
 from vlatool.models.titok.spec import TitokConfig
 from vlatool.models.vqgan.weights import pixel_weights
-from vlatool.models.weights import fitted, read_foreign
+from vlatool.models.weights import matching_state_dict, read_external_weights
 from vlatool.storage.atomic import open_atomic
 
 _PIXELS = "pixel_"
@@ -37,7 +37,7 @@ def load_titok(module: nn.Module, config: TitokConfig, origin: str) -> None:
         assert config.teacher is not None
         weights = {**weights, **pixel_weights(config.teacher)}
     check_sizes(module, weights, found.location)
-    module.load_state_dict(fitted(module, weights, found.location))
+    module.load_state_dict(matching_state_dict(module, weights, found.location))
 
 
 def open_titok(origin: str) -> tuple[TitokConfig, Titok]:
@@ -63,7 +63,7 @@ def open_titok(origin: str) -> tuple[TitokConfig, Titok]:
         config = config.model_copy(update={"image_size": side})
     module = Titok(config)
     check_sizes(module, weights, found.location)
-    module.load_state_dict(fitted(module, weights, found.location))
+    module.load_state_dict(matching_state_dict(module, weights, found.location))
     return config, module.eval()
 
 
@@ -82,7 +82,7 @@ def read_titok(origin: str) -> tuple[ForeignWeights, dict[str, Tensor]]:
             code="data.no_tokenizer",
             details={"path": found.origin},
         )
-    return found, read_foreign(found.path)
+    return found, read_external_weights(found.path)
 
 
 def save_published(

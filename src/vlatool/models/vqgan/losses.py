@@ -28,9 +28,9 @@ _SCALES = 4
 class GradientDistance(nn.Module):
     """Absolute difference of edges at several scales; needs no weights."""
 
-    def forward(self, original: Tensor, made: Tensor) -> Tensor:
+    def forward(self, original: Tensor, reconstruction: Tensor) -> Tensor:
         """Of pixels [B, 3, H, W]: a scalar."""
-        difference = made.float() - original.float()
+        difference = reconstruction.float() - original.float()
         total = difference.new_zeros(())
         for _ in range(_SCALES):
             if min(difference.shape[2:]) < 2:
@@ -49,11 +49,11 @@ class FeatureDistance(nn.Module):
         super().__init__()
         self.encoder = Encoder(config)
 
-    def forward(self, original: Tensor, made: Tensor) -> Tensor:
+    def forward(self, original: Tensor, reconstruction: Tensor) -> Tensor:
         """Of pixels [B, 3, H, W]: a scalar."""
         with torch.no_grad():
             wanted = [functional.normalize(x.float()) for x in self.encoder.levels(original)]
-        found = [functional.normalize(x.float()) for x in self.encoder.levels(made)]
+        found = [functional.normalize(x.float()) for x in self.encoder.levels(reconstruction)]
         pairs = zip(wanted, found, strict=True)
         each = [(a - b).square().sum(1).mean() for a, b in pairs]
         return torch.stack(each).mean()
@@ -102,7 +102,7 @@ def load_perceptual(losses: PixelLossConfig, module: nn.Module, teacher: str | N
         module.load_state_dict(loaded.state_dict())
 
 
-def discriminator_parts(parts: Mapping[str, Part]) -> LecamEma | None:
+def lecam_part(parts: Mapping[str, Part]) -> LecamEma | None:
     """The running means of a discriminator, where there is one."""
     means = parts["lecam"].module if "lecam" in parts else None
     assert means is None or isinstance(means, LecamEma)

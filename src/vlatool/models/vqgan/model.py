@@ -151,19 +151,19 @@ class Vqgan(nn.Module):
         grid = found.vectors.transpose(1, 2).reshape(features.shape)
         return VqganOutput(self.decoder(grid), *found[1:])
 
-    def ids(self, pixels: Tensor) -> Tensor:
+    def codes(self, pixels: Tensor) -> Tensor:
         """Ids int64 [B, P] of pixels [B, 3, H, W]."""
         return self.quantize.codes(self.encoder(pixels).flatten(2).transpose(1, 2))
 
-    def decode_ids(self, ids: Tensor) -> Tensor:
+    def decode_codes(self, codes: Tensor) -> Tensor:
         """Pixels [B, 3, H, W] in [0, 1] of ids [B, P], a square grid, or [B, h, w].
 
         Raises:
             DataError: An id is out of range.
         """
-        side = round(ids[0].numel() ** 0.5)
-        rows = ids.shape[1] if ids.ndim == 3 else side
-        assert ids[0].numel() % rows == 0, "ids are no square grid"
-        vectors = self.quantize.lookup(ids.flatten(1))
+        side = round(codes[0].numel() ** 0.5)
+        rows = codes.shape[1] if codes.ndim == 3 else side
+        assert codes[0].numel() % rows == 0, "ids are no square grid"
+        vectors = self.quantize.lookup(codes.flatten(1))
         grid = vectors.transpose(1, 2).unflatten(2, (rows, -1))
         return self.decoder(grid).float().clamp(0, 1)

@@ -20,10 +20,10 @@ from vlatool.models.base import (
     Part,
     StepContext,
 )
-from vlatool.models.codebook import difference_sums, histogram, usage_figures
+from vlatool.models.codebook import difference_sums, histogram, usage_metrics
 from vlatool.models.images import comparison, psnr, to_float
 from vlatool.models.vqgan.discriminator import hinge
-from vlatool.models.vqgan.losses import discriminator_parts
+from vlatool.models.vqgan.losses import lecam_part
 from vlatool.models.vqgan.model import VqganOutput
 from vlatool.models.vqgan.spec import CodebookAlarmConfig, PixelLossConfig
 
@@ -60,7 +60,7 @@ class PixelObjective(Objective):
             noise: Shape of what the model draws per picture; empty for nothing.
         """
         self._losses = losses
-        self._means = discriminator_parts(parts)
+        self._means = lecam_part(parts)
         self._size = codebook_size
         self._watch = CodebookMonitor(alarm)
         self._noise = noise
@@ -109,7 +109,7 @@ class PixelObjective(Objective):
 
     def metrics(self, phase: str, sums: Mapping[str, Tensor], count: float) -> Mapping[str, float]:
         """Means of the terms, and how the codebook is used."""
-        return mean_figures(sums, count)
+        return mean_metrics(sums, count)
 
     def check_metrics(self, metrics: Mapping[str, float]) -> Sequence[Finding]:
         """Whether the codebook has collapsed."""
@@ -177,20 +177,20 @@ class CodebookMonitor:
         self._config = config
         self._low = 0
 
-    def __call__(self, figures: Mapping[str, float]) -> Sequence[Finding]:
+    def __call__(self, metrics: Mapping[str, float]) -> Sequence[Finding]:
         """What is alarming about a report's figures."""
-        found = [figures[name] for name in ("codebook_evenness", "codes_differ") if name in figures]
+        found = [metrics[name] for name in ("codebook_evenness", "codes_differ") if name in metrics]
         if not found:
             return ()
         self._low = self._low + 1 if min(found) < self._config.below else 0
         if self._low < self._config.windows:
             return ()
-        share = figures.get("codes_differ", 1.0)
+        share = metrics.get("codes_differ", 1.0)
         finding = Finding(
             "model.codebook_collapsed",
             "error" if self._config.stops else "warning",
-            f"the codebook has collapsed: its perplexity is {figures['codebook_perplexity']:.1f}, "
-            f"{int(figures['dead_codes'])} codes are not used, {share:.1%} of the codes differ "
+            f"the codebook has collapsed: its perplexity is {metrics['codebook_perplexity']:.1f}, "
+            f"{int(metrics['dead_codes'])} codes are not used, {share:.1%} of the codes differ "
             "from picture to picture",
             action="begin anew with another hparams.lr or a lower losses.quantizer_weight; "
             "model.codebook_alarm says when this is told",
@@ -206,7 +206,7 @@ def code_sums(codes: Tensor, size: int) -> dict[str, Tensor]:
     return {"codes": histogram(codes, size), **difference_sums(codes)}
 
 
-def mean_figures(sums: Mapping[str, Tensor], count: float) -> dict[str, float]:
+def mean_metrics(sums: Mapping[str, Tensor], count: float) -> dict[str, float]:
     """Scalars over the counted pictures, and the figures of the codebook."""
     scalars = {name: one for name, one in sums.items() if one.ndim == 0}
     found = {
@@ -215,7 +215,7 @@ def mean_figures(sums: Mapping[str, Tensor], count: float) -> dict[str, float]:
         if name not in _NOT_REPORTED
     }
     if "codes" in sums:
-        found |= usage_figures(sums["codes"])
+        found |= usage_metrics(sums["codes"])
         if sums["codes_compared"] > 0:
             found["codes_differ"] = float(sums["codes_differing"] / sums["codes_compared"])
     return found

@@ -135,7 +135,7 @@ def with_perceptual(losses: PixelLossConfig, otherwise: str) -> tuple[PixelLossC
     return losses, ""
 
 
-def image_size(
+def derive_image_size(
     config: ConfigModel, size: int | None, data: "ImageDataConfig"
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """`image_size` of a model from its data: the changed keys and the rule.
@@ -199,7 +199,7 @@ class VqganType(ModelType):
                 data have another size.
         """
         del info
-        update, rules = image_size(config, config.image_size, data)
+        update, rules = derive_image_size(config, config.image_size, data)
         update["losses"], why = with_perceptual(config.losses, GRADIENTS)
         rules |= {"losses.perceptual_loss": why} if why else {}
         return config.model_copy(update=update), rules

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vlatool.errors import DataError
 from vlatool.models.foreign import ForeignWeights, find_weights
-from vlatool.models.weights import fitted, read_foreign
+from vlatool.models.weights import matching_state_dict, read_external_weights
 
 _ENCODER = "encoder."
 
@@ -19,7 +19,7 @@ def load_vqgan(module: nn.Module, origin: str) -> None:
         DataError: There is none, or it does not fit.
     """
     found, weights = read_vqgan(origin)
-    module.load_state_dict(fitted(module, weights, found.location))
+    module.load_state_dict(matching_state_dict(module, weights, found.location))
 
 
 def load_encoder(module: nn.Module, origin: str) -> None:
@@ -30,7 +30,7 @@ def load_encoder(module: nn.Module, origin: str) -> None:
     """
     found, weights = read_vqgan(origin)
     own = {k.removeprefix(_ENCODER): v for k, v in weights.items() if k.startswith(_ENCODER)}
-    module.load_state_dict(fitted(module, own, found.location))
+    module.load_state_dict(matching_state_dict(module, own, found.location))
 
 
 def pixel_weights(origin: str) -> dict[str, Tensor]:
@@ -51,7 +51,7 @@ def read_vqgan(origin: str) -> tuple[ForeignWeights, dict[str, Tensor]]:
     """
     found = find_weights(origin)
     vqgan_section(found)
-    return found, read_foreign(found.path)
+    return found, read_external_weights(found.path)
 
 
 def vqgan_section(found: ForeignWeights) -> Mapping[str, Any] | None:
