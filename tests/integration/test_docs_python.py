@@ -24,15 +24,15 @@ class Robot:
     def __init__(self):
         register_environments()
         self.env = gymnasium.make(ENVIRONMENT)
-        self.seen, _ = self.env.reset(seed=0)
+        self.observation, _ = self.env.reset(seed=0)
         self.steps = 0
     def is_done(self): return self.steps >= 8
-    def picture(self, camera): return np.repeat(self.seen[camera], 2, axis=0)
-    def position(self): return self.seen["proprio"][:3]
-    def opening(self): return self.seen["proprio"][3:]
+    def image(self, camera): return np.repeat(self.observation[camera], 2, axis=0)
+    def position(self): return self.observation["proprio"][:3]
+    def opening(self): return self.observation["proprio"][3:]
     def rotation(self): return [1, 0, 0, 0, -1, 0]
     def move(self, position, opening):
-        self.seen, *_ = self.env.step(np.concatenate([position, opening]))
+        self.observation, *_ = self.env.step(np.concatenate([position, opening]))
         self.steps += 1
         print("moved to", *self.position())
 """
