@@ -134,7 +134,7 @@ def compiled(config: TitokConfig, device: torch.device) -> Titok:
 def learned(model: Titok, teacher: Vqgan, pixels: Tensor) -> None:
     """A step of stage 1 without the update, the teacher's codes in bfloat16 too."""
     with torch.no_grad():
-        targets = teacher.ids(pixels)
+        targets = teacher.codes(pixels)
     stepped(model(pixels).logits.float(), targets, model)
 
 

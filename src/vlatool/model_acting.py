@@ -69,11 +69,11 @@ def _samples(policy: RoboticsPolicy, info: RoboticsInfo) -> list[DecodedSample]:
     """A few samples, with the measured poses that actions are relative to."""
     changes = {"proprioception_fields": list(policy.fields)}
     data = policy.data.model_copy(
-        update={**changes, "augmentation": policy.data.augmentation.still}
+        update={**changes, "augmentation": policy.data.augmentation.without_randomness()}
     )
     order = SampleOrder(info.datasets, OrderOptions(shuffle=False))
     rngs = [np.random.default_rng(0) for _ in range(_NUM_SAMPLES)]
-    read = RoboticsReader(data, info).read(order.places(range(_NUM_SAMPLES)), rngs)
+    read = RoboticsReader(data, info).read(order.refs(range(_NUM_SAMPLES)), rngs)
     samples = [sample for sample in read if isinstance(sample, DecodedSample)]
     assert samples, "no sample of the data can be read"
     return samples

@@ -208,7 +208,7 @@ class ModelChecks:
         reader = kind.reader(data, self.info)
         check_pickles("the reader", reader)
         rngs = [np.random.default_rng(row) for row in range(_FEWER)]
-        read = reader.read(order.places(range(_FEWER)), rngs)
+        read = reader.read(order.refs(range(_FEWER)), rngs)
         samples = [sample for sample in read if not isinstance(sample, DroppedSample)]
         assert len(read) == _FEWER, f"read returns {len(read)} samples for {_FEWER} refs"
         batches: list[Batch] = []

@@ -1,4 +1,4 @@
-"""Base models as a hub holds them, tiny and random."""
+"""Tiny random base models in the layout of the hub."""
 
 import json
 from pathlib import Path
@@ -8,13 +8,13 @@ import torch
 
 WORDS = ["put", "the", "red", "block", "away", "green", "<image>"]
 _ENDS = ["<start>", "<end>"]
-# Ids; transformers takes an end of 2 for an old mistake in published files.
+# Token ids. The end is not 2, which transformers treats as an error of old published files.
 FIRST, LAST = len(WORDS) + 1, len(WORDS) + 2
 CLIP_VOCABULARY = LAST + 1
 
 
 def clip_config(**keys: Any) -> dict[str, Any]:
-    """config.json of a CLIP of width 16; `keys` go into both towers."""
+    """config.json of a CLIP of width 16; `keys` are set in both towers."""
     tower = {
         "hidden_size": 16,
         "intermediate_size": 32,
@@ -33,7 +33,7 @@ def clip_config(**keys: Any) -> dict[str, Any]:
 
 
 def clip_base(folder: Path, **keys: Any) -> Path:
-    """Config, weights, tokenizer and processor of a CLIP."""
+    """Writes config, weights, tokenizer and processor of a CLIP; returns the folder."""
     from transformers import AutoConfig, CLIPModel
 
     torch.manual_seed(7)
@@ -45,7 +45,7 @@ def clip_base(folder: Path, **keys: Any) -> Path:
 
 
 def write_tokenizer(folder: Path, *more: str) -> None:
-    """A tokenizer of whole words that puts its ends around a sentence."""
+    """Writes a tokenizer of whole words that adds a start and an end token."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     names = ["<unknown>", *WORDS, *_ENDS, *more]
@@ -77,7 +77,7 @@ _VISION_TOWER = {
     "num_attention_heads": 2,
     "image_size": 32,
 }
-# What the prompts of each family are made of besides words.
+# Special tokens of the prompts of each model_type.
 _PROMPT_WORDS = {
     "paligemma": ["<bos>"],
     "smolvlm": [
@@ -91,7 +91,7 @@ VLM_VOCABULARY = CLIP_VOCABULARY + 5
 
 
 def vlm_config(family: str) -> dict[str, Any]:
-    """config.json of a tiny vision-language model: four tokens a picture of 32 x 32."""
+    """config.json of a tiny vision-language model: four tokens per image of 32 x 32."""
     text = {**_TEXT_TOWER, "vocab_size": VLM_VOCABULARY}
     vision = {**_VISION_TOWER, "patch_size": 8}
     image = WORDS.index("<image>") + 1
@@ -120,7 +120,7 @@ def vlm_config(family: str) -> dict[str, Any]:
 
 
 def causal_base(folder: Path) -> Path:
-    """Config and weights of a language model."""
+    """Writes config and weights of a language model; returns the folder."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(7)
@@ -130,7 +130,7 @@ def causal_base(folder: Path) -> Path:
 
 
 def vlm_base(folder: Path, family: str) -> Path:
-    """Config, weights and tokenizer of a vision-language model."""
+    """Writes config, weights and tokenizer of a vision-language model; returns the folder."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     torch.manual_seed(7)

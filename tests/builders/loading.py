@@ -22,21 +22,21 @@ FIELD = "robot__action__poses__left::panda__xyz"
 OBSERVED = "robot__actual__poses__left::panda__xyz"
 
 
-def names_and_sentences(samples: Sequence[DecodedSample]) -> dict[str, Any]:
-    """The simplest batcher: what tells samples apart."""
+def names_and_instructions(samples: Sequence[DecodedSample]) -> dict[str, Any]:
+    """A minimal batcher: keys and instructions."""
     return {
         "keys": [sample.key for sample in samples],
         "instructions": [sample.instruction for sample in samples],
     }
 
 
-def nothing() -> dict[str, Any]:
-    """A fake batch."""
+def dummy_batch() -> dict[str, Any]:
+    """A dummy batch."""
     return {"keys": [], "instructions": []}
 
 
 def write_shards(raw: Path, output: Path, per_shard: int, **options: Any) -> Path:
-    """The shard folder of a task."""
+    """Preprocesses a raw task; returns the folder of shards."""
     tree = {
         "format": "spartan",
         "sources": [str(raw)],
@@ -53,7 +53,7 @@ def write_shards(raw: Path, output: Path, per_shard: int, **options: Any) -> Pat
 
 
 def opened(*folders: Path, **keys: Any) -> tuple[RoboticsDataConfig, RoboticsInfo]:
-    """Config and facts of data sets."""
+    """Derived config and metadata of data sets."""
     config = RoboticsDataConfig(
         dataset_manifest=[str(folder) for folder in folders],
         **{"action_fields": [FIELD], **keys},
@@ -65,28 +65,28 @@ def opened(*folders: Path, **keys: Any) -> tuple[RoboticsDataConfig, RoboticsInf
 def loader_of(
     data: tuple[RoboticsDataConfig, RoboticsInfo], plan: LoaderPlan, seed: int = 1
 ) -> BatchLoader:
-    """Micro-batches of the names of samples."""
+    """Loader of micro-batches with keys and instructions."""
     config, info = data
     order = SampleOrder(info.datasets, OrderOptions.of(config, seed))
     reader = RoboticsKind().reader(config, info)
-    return build_loader(plan, order, reader, names_and_sentences, nothing)
+    return build_loader(plan, order, reader, names_and_instructions, dummy_batch)
 
 
 def batches(
     data: tuple[RoboticsDataConfig, RoboticsInfo], plan: LoaderPlan, count: int, seed: int = 1
 ) -> list[MicroBatch]:
-    """The first micro-batches."""
+    """The first `count` micro-batches."""
     with loader_of(data, plan, seed) as loader:
         return list(itertools.islice(loader, count))
 
 
-def names(found: Sequence[MicroBatch]) -> list[str]:
-    """The samples of micro-batches."""
-    return [name for batch in found for name in batch.samples]
+def names(micro_batches: Sequence[MicroBatch]) -> list[str]:
+    """Names of the samples of micro-batches."""
+    return [name for batch in micro_batches for name in batch.samples]
 
 
 class Named(str):
-    """A sample that is its name."""
+    """A sample that is equal to its name."""
 
     __slots__ = ()
 
@@ -96,26 +96,29 @@ class Named(str):
         return str(self)
 
 
-class PlacesReader:
-    """A reader without files: what it reads are the places themselves, which it remembers.
+class RefsReader:
+    """A reader without files, whose samples are named after their references.
 
     Args:
-        broken: Every so many-th sample is dropped; 1 for all of them.
+        broken: Drop every N-th sample; 0: none.
+
+    Attributes:
+        requested: All references that were read.
     """
 
     def __init__(self, broken: int = 0) -> None:
-        self.asked: list[SampleRef] = []
+        self.requested: list[SampleRef] = []
         self._broken = broken
 
     def read(
         self, refs: Sequence[SampleRef], rngs: Sequence[np.random.Generator]
     ) -> list[Named | DroppedSample]:
         """See `loading.base.SampleReader`."""
-        self.asked += refs
-        return [self._read(place, rng) for place, rng in zip(refs, rngs, strict=True)]
+        self.requested += refs
+        return [self._read(ref, rng) for ref, rng in zip(refs, rngs, strict=True)]
 
-    def _read(self, place: SampleRef, rng: np.random.Generator) -> Named | DroppedSample:
-        name = f"{place.dataset}/{place.shard}/{place.sample}/{rng.integers(1 << 30)}"
-        if self._broken and place.sample % self._broken == 0:
+    def _read(self, ref: SampleRef, rng: np.random.Generator) -> Named | DroppedSample:
+        name = f"{ref.dataset}/{ref.shard}/{ref.sample}/{rng.integers(1 << 30)}"
+        if self._broken and ref.sample % self._broken == 0:
             return DroppedSample("broken", name, f"{name} is broken")
         return Named(name)

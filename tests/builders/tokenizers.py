@@ -1,4 +1,4 @@
-"""Tiny tokenizers: their data, a teacher, a first stage; and TiTok written out plainly."""
+"""Tiny visual tokenizers: data, teacher, stage 1; and a plain implementation of TiTok."""
 
 from pathlib import Path
 from typing import Any
@@ -36,20 +36,20 @@ PIXELS: dict[str, Any] = {**SIZES, "decoder_head": "pixel", "latent_layout": "al
 
 
 def image_data(folder: Path) -> dict[str, Any]:
-    """Shards of twelve pictures, as a data section."""
+    """Writes shards of twelve images; returns the section `data`."""
     shards = write_image_shards(folder / "shards")
     return {"type": "images", "shards": [str(shards)], "preprocessing": {"crop_size": SIDE}}
 
 
 def tiny_titok(**keys: Any) -> TitokConfig:
-    """A derived configuration."""
+    """A derived config."""
     return TitokConfig.model_validate(
         {"image_size": SIDE, **SIZES, "vqgan": NETWORK, "teacher": "teacher", **keys}
     )
 
 
 def write_teacher(folder: Path, seed: int = 1) -> str:
-    """A file as the released one is, of the tiny network."""
+    """Writes a file of weights of a tiny VQGAN; returns its path."""
     torch.manual_seed(seed)
     path = folder / "teacher.safetensors"
     save_file(Vqgan(VqganNetworkConfig.model_validate(NETWORK)).state_dict(), path)
@@ -57,7 +57,7 @@ def write_teacher(folder: Path, seed: int = 1) -> str:
 
 
 def write_stage_1(folder: Path, seed: int = 2, **keys: Any) -> str:
-    """A file of the weights of a first stage."""
+    """Writes a file of weights of stage 1; returns its path."""
     torch.manual_seed(seed)
     path = folder / "stage1.safetensors"
     save_file(Titok(tiny_titok(**keys)).state_dict(), path)
@@ -65,7 +65,7 @@ def write_stage_1(folder: Path, seed: int = 2, **keys: Any) -> str:
 
 
 class PlainBlock(nn.Module):
-    """Sequence first, packed attention of torch, every token computed."""
+    """Transformer block with the attention of torch, sequence first, computing all tokens."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class PlainBlock(nn.Module):
 
 
 class PlainTitok(nn.Module):
-    """The formulas as the page has them, on the weights of a `Titok` of stage 1."""
+    """Plain implementation of the formulas, with the weights of a `Titok` of stage 1."""
 
     def __init__(self, model: Titok) -> None:
         super().__init__()
@@ -92,15 +92,15 @@ class PlainTitok(nn.Module):
         self.decoder = _plain(model.decoder)
 
     def codes(self, pixels: Tensor) -> Tensor:
-        """Codes [B, K]."""
+        """Returns the codes [B, K]."""
         return self.unit_features(pixels)[1]
 
     def unit_features(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit features [B, K, D] and codes [B, K]."""
+        """Returns the normalized features [B, K, D] and the codes [B, K]."""
         model, side = self.model, self.model.encoder
         patches = side.patch_embed(pixels).flatten(2).transpose(1, 2)
         latents = model.latent_tokens.expand(len(pixels), -1, -1)
-        x = self._through(side, self.encoder, patches, latents)[:, -len(model.latent_tokens) :]
+        x = self._run(side, self.encoder, patches, latents)[:, -len(model.latent_tokens) :]
         x = side.ln_post(x)
         batch, number, width = x.shape
         columns = x.reshape(batch, width, number, 1) if side.is_legacy else x.mT.unsqueeze(3)
@@ -109,16 +109,16 @@ class PlainTitok(nn.Module):
         return z, torch.cdist(z.flatten(0, 1), table).argmin(1).view(batch, number)
 
     def logits(self, pixels: Tensor) -> Tensor:
-        """Logits [B, N, G, G] of a proxy head; gradients pass straight through."""
+        """Returns the logits [B, N, G, G] of a proxy head, with straight-through gradients."""
         model, side = self.model, self.model.decoder
         z, codes = self.unit_features(pixels)
         table = functional.normalize(model.quantize.embedding.weight, dim=-1)
         latents = side.decoder_embed(z + (table[codes] - z).detach())
         masks = side.mask_token.expand(len(pixels), side.grid**2, -1)
-        x = self._through(side, self.decoder, masks, latents)[:, 1 : 1 + side.grid**2]
+        x = self._run(side, self.decoder, masks, latents)[:, 1 : 1 + side.grid**2]
         return side.ffn(side.ln_post(x).transpose(1, 2).unflatten(2, (side.grid, side.grid)))
 
-    def _through(self, side: Any, blocks: nn.ModuleList, patches: Tensor, latents: Tensor) -> Any:
+    def _run(self, side: Any, blocks: nn.ModuleList, patches: Tensor, latents: Tensor) -> Any:
         first = side.class_embedding.expand(len(patches), 1, -1)
         x = torch.cat([first, patches], dim=1) + side.positional_embedding
         x = torch.cat([x, latents + side.latent_token_positional_embedding], dim=1)

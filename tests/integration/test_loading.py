@@ -24,11 +24,11 @@ import vlatool
 from tests.builders.loading import (
     SAMPLES,
     Named,
-    PlacesReader,
+    RefsReader,
     batches,
+    dummy_batch,
     loader_of,
     names,
-    nothing,
     opened,
     write_shards,
 )
@@ -65,14 +65,14 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def folders(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Number of shards to a shard folder; all hold the same samples."""
+    """Number of shards to a shard folder; all have the same samples."""
     root = tmp_path_factory.mktemp("lbm")
     return {count: write_shards(raw, root / str(count), SAMPLES // count) for count in (1, 3, 6)}
 
 
 @pytest.fixture
 def copy(folders: dict[int, Path], tmp_path: Path) -> Path:
-    """A shard folder that a test may break."""
+    """A shard folder that a test may modify."""
     shutil.copytree(folders[3], tmp_path / "shards")
     return tmp_path / "shards"
 
@@ -80,15 +80,15 @@ def copy(folders: dict[int, Path], tmp_path: Path) -> Path:
 def stored_keys(folder: Path) -> list[str]:
     """The keys of the samples in stored order, as webdataset reads them."""
     urls = [str(shard.path) for shard in read_manifest(folder / "manifest.jsonl")]
-    return [one["__key__"] for one in wds.WebDataset(urls, shardshuffle=False)]
+    return [sample["__key__"] for sample in wds.WebDataset(urls, shardshuffle=False)]
 
 
-def places_of(
-    plan: LoaderPlan, count: int, reader: PlacesReader | None = None, seed: int = 1
+def refs_of(
+    plan: LoaderPlan, count: int, reader: RefsReader | None = None, seed: int = 1
 ) -> list[list[str]]:
-    """Micro-batches over data that are not there."""
+    """Sample names of micro-batches over data without files."""
     order = SampleOrder([BIG], OrderOptions(seed))
-    loader = build_loader(plan, order, reader or PlacesReader(), named, nothing)
+    loader = build_loader(plan, order, reader or RefsReader(), named, dummy_batch)
     return [list(batch.samples) for batch, _ in zip(loader, range(count), strict=False)]
 
 
@@ -96,7 +96,7 @@ def named(samples: Sequence[Named]) -> dict[str, Any]:
     return {"keys": list(samples)}
 
 
-def refusal(data: Any, *, workers: int = 0) -> DataError:
+def error_of(data: Any, *, workers: int = 0) -> DataError:
     with pytest.raises(DataError) as caught:
         batches(data, LoaderPlan(SAMPLES, num_workers=workers), 1)
     return caught.value
@@ -110,18 +110,20 @@ def refusal(data: Any, *, workers: int = 0) -> DataError:
 def test_every_epoch_has_each_sample_once(
     folders: dict[int, Path], shards: int, shuffle: bool
 ) -> None:
-    found = batches(opened(folders[shards], shuffle=shuffle), LoaderPlan(4), 9)
+    micro_batches = batches(opened(folders[shards], shuffle=shuffle), LoaderPlan(4), 9)
 
     for start in range(0, 9, 3):
-        assert sorted(names(found[start : start + 3])) == sorted(stored_keys(folders[shards]))
+        assert sorted(names(micro_batches[start : start + 3])) == sorted(
+            stored_keys(folders[shards])
+        )
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
 def test_ranks_together_read_the_same_global_batches(world: int) -> None:
-    whole = places_of(LoaderPlan(24, first=50_000), 4)
+    whole = refs_of(LoaderPlan(24, first=50_000), 4)
 
     ranks = [
-        places_of(LoaderPlan(24 // world, rank, world, first=50_000), 4) for rank in range(world)
+        refs_of(LoaderPlan(24 // world, rank, world, first=50_000), 4) for rank in range(world)
     ]
 
     for step, parts in zip(whole, zip(*ranks, strict=True), strict=True):
@@ -129,21 +131,21 @@ def test_ranks_together_read_the_same_global_batches(world: int) -> None:
 
 
 def test_same_seed_gives_the_same_order(folders: dict[int, Path]) -> None:
-    one, other = (batches(opened(folders[3]), LoaderPlan(2), 12, seed=5) for _ in range(2))
+    first, second = (batches(opened(folders[3]), LoaderPlan(2), 12, seed=5) for _ in range(2))
 
-    assert names(one) == names(other)
+    assert names(first) == names(second)
 
 
 def test_another_seed_gives_another_order(folders: dict[int, Path]) -> None:
-    one, other = (batches(opened(folders[3]), LoaderPlan(2), 6, seed=seed) for seed in (5, 6))
+    first, second = (batches(opened(folders[3]), LoaderPlan(2), 6, seed=seed) for seed in (5, 6))
 
-    assert names(one) != names(other)
+    assert names(first) != names(second)
 
 
 def test_another_epoch_gives_another_order(folders: dict[int, Path]) -> None:
-    one, other = batches(opened(folders[3]), LoaderPlan(SAMPLES), 2)
+    first, second = batches(opened(folders[3]), LoaderPlan(SAMPLES), 2)
 
-    assert one.samples != other.samples
+    assert first.samples != second.samples
 
 
 def test_shuffle_mixes_samples_across_shards(folders: dict[int, Path]) -> None:
@@ -154,57 +156,57 @@ def test_shuffle_mixes_samples_across_shards(folders: dict[int, Path]) -> None:
 
 
 def test_without_shuffle_the_order_is_that_of_the_shards(folders: dict[int, Path]) -> None:
-    found = batches(opened(folders[3], shuffle=False), LoaderPlan(SAMPLES), 1)
+    micro_batches = batches(opened(folders[3], shuffle=False), LoaderPlan(SAMPLES), 1)
 
-    assert names(found) == stored_keys(folders[3])
+    assert names(micro_batches) == stored_keys(folders[3])
 
 
 def test_data_sets_are_mixed_by_weight(folders: dict[int, Path]) -> None:
     data = opened(folders[3], folders[6], dataset_weighting=[3, 1], lanes=1)
     order = SampleOrder(data[1].datasets, OrderOptions.of(data[0], 1))
 
-    drawn = [place.dataset for place in order.places(range(10_000))]
+    numbers = [ref.dataset for ref in order.refs(range(10_000))]
 
-    assert (drawn.count(0), drawn.count(1)) == (7500, 2500)
+    assert (numbers.count(0), numbers.count(1)) == (7500, 2500)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_loader_processes_do_not_change_the_order(workers: int) -> None:
+def test_loader_workers_do_not_change_the_order(workers: int) -> None:
     plan = LoaderPlan(4, rank=1, world_size=2, first=7)
 
-    assert places_of(replace(plan, num_workers=workers), 9) == places_of(plan, 9)
+    assert refs_of(replace(plan, num_workers=workers), 9) == refs_of(plan, 9)
 
 
-def test_loader_processes_read_the_same_samples(folders: dict[int, Path]) -> None:
+def test_loader_workers_read_the_same_samples(folders: dict[int, Path]) -> None:
     data = opened(folders[6])
 
-    alone, together = (batches(data, LoaderPlan(3, num_workers=n), 9) for n in (0, 2))
+    single, parallel = (batches(data, LoaderPlan(3, num_workers=n), 9) for n in (0, 2))
 
-    assert alone == together
-
-
-# going on
+    assert single == parallel
 
 
-@pytest.mark.parametrize("consumed", [1, 5, 1_000_003])
-def test_resumed_loader_goes_on_where_the_uninterrupted_one_would(consumed: int) -> None:
-    plan = LoaderPlan(2, first=max(0, consumed - 5))
-    before = consumed - plan.first
+# resume
 
-    assert places_of(replace(plan, first=consumed), 6) == places_of(plan, before + 6)[before:]
+
+@pytest.mark.parametrize("position", [1, 5, 1_000_003])
+def test_resumed_loader_continues_the_order(position: int) -> None:
+    plan = LoaderPlan(2, first=max(0, position - 5))
+    before = position - plan.first
+
+    assert refs_of(replace(plan, first=position), 6) == refs_of(plan, before + 6)[before:]
 
 
 def test_resumed_loader_reads_nothing_that_was_consumed() -> None:
-    reader = PlacesReader()
+    reader = RefsReader()
 
-    places_of(LoaderPlan(8, first=10**6 // 8), 1, reader)
+    refs_of(LoaderPlan(8, first=10**6 // 8), 1, reader)
 
-    # The loader makes one micro-batch before it is asked for another.
-    assert len(reader.asked) <= 16
-    assert len({place.shard for place in reader.asked}) <= 16
+    # The loader reads one micro-batch in advance.
+    assert len(reader.requested) <= 16
+    assert len({ref.shard for ref in reader.requested}) <= 16
 
 
-def test_resumed_loader_draws_the_same_sentences(raw: Path, tmp_path: Path) -> None:
+def test_resumed_loader_draws_the_same_instructions(raw: Path, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(
         "language_dict: {PutCupOnSaucer: {original: [a, b, c, d, e, f, g, h]}}"
     )
@@ -213,11 +215,13 @@ def test_resumed_loader_draws_the_same_sentences(raw: Path, tmp_path: Path) -> N
 
     whole, resumed = (batches(data, LoaderPlan(2, first=first), 9) for first in (0, 3))
 
-    assert [one.batch for one in resumed[:6]] == [one.batch for one in whole[3:]]
-    assert len({text for one in whole for text in one.batch["instructions"]}) > 1
+    assert [micro_batch.batch for micro_batch in resumed[:6]] == [
+        micro_batch.batch for micro_batch in whole[3:]
+    ]
+    assert len({text for micro_batch in whole for text in micro_batch.batch["instructions"]}) > 1
 
 
-# passes that end
+# finite passes
 
 
 @pytest.mark.parametrize(
@@ -227,30 +231,34 @@ def test_finite_pass_has_equally_many_micro_batches_on_every_rank(
     count: int, world: int, batch: int
 ) -> None:
     order = SampleOrder([BIG], OrderOptions(shuffle=False))
-    found = [
-        list(build_loader(plan, order, PlacesReader(), named, nothing))
-        for rank in range(world)
-        for plan in [LoaderPlan(batch, rank, world, count=count)]
+    ranks = [
+        list(build_loader(plan, order, RefsReader(), named, dummy_batch))
+        for micro_batches in range(world)
+        for plan in [LoaderPlan(batch, micro_batches, world, count=count)]
     ]
 
-    places = [name.rpartition("/")[0] for rank in found for name in names(rank)]
-    assert sorted(places) == sorted(f"0/0/{index}" for index in range(count))
-    assert {len(rank) for rank in found} == {-(-count // (world * batch))}
-    assert all(one.is_dummy == (not one.samples) for rank in found for one in rank)
+    refs = [name.rpartition("/")[0] for micro_batches in ranks for name in names(micro_batches)]
+    assert sorted(refs) == sorted(f"0/0/{index}" for index in range(count))
+    assert {len(micro_batches) for micro_batches in ranks} == {-(-count // (world * batch))}
+    assert all(
+        micro_batch.is_dummy == (not micro_batch.samples)
+        for micro_batches in ranks
+        for micro_batch in micro_batches
+    )
 
 
-def test_finite_pass_ends_with_loader_processes_too() -> None:
+def test_finite_pass_ends_with_loader_workers() -> None:
     plan = LoaderPlan(2, count=9)
 
-    assert places_of(replace(plan, num_workers=2), 99) == places_of(plan, 99)
+    assert refs_of(replace(plan, num_workers=2), 99) == refs_of(plan, 99)
 
 
-def test_loader_processes_end_with_the_block() -> None:
+def test_loader_workers_end_with_the_context() -> None:
     order = SampleOrder([BIG], OrderOptions())
     plan = LoaderPlan(2, num_workers=2)
     before = set(multiprocessing.active_children())
 
-    with build_loader(plan, order, PlacesReader(), named, nothing) as loader:
+    with build_loader(plan, order, RefsReader(), named, dummy_batch) as loader:
         next(iter(loader))
         started = set(multiprocessing.active_children()) - before
     ended = {process for process in started if not process.is_alive()}
@@ -260,41 +268,41 @@ def test_loader_processes_end_with_the_block() -> None:
 
 
 LEFT_OPEN = """
-from tests.builders.loading import PlacesReader
+from tests.builders.loading import RefsReader
 from tests.integration.test_loading import BIG
 from vlatool.loading.loader import LoaderPlan, build_loader
 from vlatool.loading.order import OrderOptions, SampleOrder
 
 order = SampleOrder([BIG], OrderOptions())
 plan = LoaderPlan(2, num_workers=1)
-running = iter(build_loader(plan, order, PlacesReader(), dict.fromkeys, dict))
-next(running)
+iterator = iter(build_loader(plan, order, RefsReader(), dict.fromkeys, dict))
+next(iterator)
 """
 
 
-def test_program_ends_though_its_loader_was_left_open() -> None:
+def test_program_ends_with_an_open_loader() -> None:
     done = subprocess.run([sys.executable, "-c", LEFT_OPEN], check=False, timeout=60)
 
     assert done.returncode == 0
 
 
-def test_loader_that_nobody_has_any_more_lets_its_processes_end() -> None:
-    """One that is killed may hold the lock that the others are told through."""
+def test_deleted_loader_ends_its_workers() -> None:
+    """The workers exit by themselves: a killed one may hold the lock of the others."""
     plan, order = LoaderPlan(2, num_workers=2), SampleOrder([BIG], OrderOptions())
     before = set(multiprocessing.active_children())
-    running = iter(build_loader(plan, order, PlacesReader(), named, nothing))
-    next(running)
+    iterator = iter(build_loader(plan, order, RefsReader(), named, dummy_batch))
+    next(iterator)
     started = set(multiprocessing.active_children()) - before
-    del running
+    del iterator
 
-    assert [one.exitcode for one in started] == [0, 0]
+    assert [process.exitcode for process in started] == [0, 0]
 
 
 # broken samples
 
 
-def spoil(*keys: str) -> Callable[[str, Members], None]:
-    """Cuts off a picture of some samples."""
+def truncate_image(*keys: str) -> Callable[[str, Members], None]:
+    """Truncates an image of some samples."""
 
     def change(key: str, content: Members) -> None:
         if key in keys:
@@ -305,7 +313,7 @@ def spoil(*keys: str) -> Callable[[str, Members], None]:
 
 def test_broken_sample_is_dropped_and_counted(tmp_path: Path) -> None:
     data = opened(
-        shard_output(tmp_path / "out", change=spoil("sample-0002")),
+        shard_output(tmp_path / "out", change=truncate_image("sample-0002")),
         action_fields=["action"],
         proprioception_fields=["state"],
     )
@@ -319,7 +327,7 @@ def test_broken_sample_is_dropped_and_counted(tmp_path: Path) -> None:
 
 
 def resized(key: str, content: Members) -> None:
-    """Another size in the header of a picture of one sample, as a flipped bit makes it."""
+    """Changes the size in the header of an image of one sample, as a flipped bit would."""
     if key == "sample-0002":
         data = bytearray(content["front_t0.jpg"])
         data[data.index(b"\xff\xc0") + 6] ^= 1
@@ -327,7 +335,7 @@ def resized(key: str, content: Members) -> None:
 
 
 def inflated(side: int, key: str, content: Members) -> None:
-    """A picture of one sample that says it is so many pixels wide and high."""
+    """Sets the size in the header of an image of one sample."""
     if key == "sample-0002":
         data = bytearray(content["front_t0.jpg"])
         start = data.index(b"\xff\xc0") + 5
@@ -341,10 +349,10 @@ def inflated(side: int, key: str, content: Members) -> None:
         (resized, list(SIZE)),
         (partial(inflated, 40_000), list(SIZE)),
         (partial(inflated, 40_000), None),
-        (partial(inflated, 9_000), None),  # of which Pillow alone says nothing
+        (partial(inflated, 9_000), None),  # Pillow alone reports no error
     ],
 )
-def test_image_whose_header_cannot_be_right_is_a_broken_sample(
+def test_image_with_a_wrong_header_is_a_broken_sample(
     change: Callable[[str, Members], None], size: list[int] | None, tmp_path: Path
 ) -> None:
     folder = shard_output(tmp_path / "out", change=change)
@@ -371,7 +379,7 @@ def test_image_whose_header_cannot_be_right_is_a_broken_sample(
     ],
     ids=["wide", "deep", "scalar", "narrow", "complex", "mask of floats", "wide mask"],
 )
-def test_array_that_is_not_like_the_others_is_a_broken_sample(
+def test_array_of_another_shape_or_dtype_is_a_broken_sample(
     name: str, values: np.ndarray, tmp_path: Path
 ) -> None:
     def change(key: str, content: Members) -> None:
@@ -381,7 +389,7 @@ def test_array_that_is_not_like_the_others_is_a_broken_sample(
     assert _dropped(tmp_path, change) == (1, 0)
 
 
-def test_sentence_that_is_no_text_is_a_broken_sample(tmp_path: Path) -> None:
+def test_instruction_that_is_not_text_is_a_broken_sample(tmp_path: Path) -> None:
     def change(key: str, content: Members) -> None:
         if key == "sample-0002":
             content["language_instructions.json"] = b'{"original": "\\ud800"}'
@@ -402,7 +410,7 @@ def _set_size(folder: Path, size: list[int] | None) -> None:
     )
 
 
-def test_images_of_different_sizes_are_no_broken_sample(tmp_path: Path) -> None:
+def test_images_of_different_sizes_are_an_error_of_the_run(tmp_path: Path) -> None:
     def change(_key: str, content: Members) -> None:
         content["front_t0.jpg"] = jpeg(1, (20, 10))
 
@@ -410,23 +418,23 @@ def test_images_of_different_sizes_are_no_broken_sample(tmp_path: Path) -> None:
     _set_size(folder, None)
     keys = {"action_fields": ["action"], "proprioception_fields": ["state"]}
 
-    assert refusal(opened(folder, **keys)).code == "data.image_sizes_differ"
+    assert error_of(opened(folder, **keys)).code == "data.image_sizes_differ"
 
 
-def test_micro_batch_of_broken_samples_is_a_fake_one() -> None:
+def test_micro_batch_of_broken_samples_is_a_dummy() -> None:
     order = SampleOrder([BIG], OrderOptions())
     plan = LoaderPlan(3, drop_reasons=("other", "broken"))
 
-    batch = next(iter(build_loader(plan, order, PlacesReader(broken=1), named, nothing)))
+    batch = next(iter(build_loader(plan, order, RefsReader(broken=1), named, dummy_batch)))
 
     assert (batch.is_dummy, batch.samples, batch.dropped) == (True, (), (0, 3))
-    assert batch.batch == nothing()
+    assert batch.batch == dummy_batch()
 
 
-# shards that are not what they should be
+# broken shards
 
 
-def test_sample_with_a_damaged_header_is_dropped_and_counted(copy: Path) -> None:
+def test_sample_with_a_broken_header_is_dropped_and_counted(copy: Path) -> None:
     shard = copy / "shard_000001.tar"
     content = bytearray(shard.read_bytes())
     content[:512] = b"\xaa" * 512
@@ -438,21 +446,21 @@ def test_sample_with_a_damaged_header_is_dropped_and_counted(copy: Path) -> None
     assert "shard_000001.tar" in batch.first_drop
 
 
-def test_damaged_shard_without_index_is_a_data_error(copy: Path) -> None:
+def test_broken_shard_without_index_is_a_data_error(copy: Path) -> None:
     shard = copy / "shard_000001.tar"
     index_path(shard).unlink()
     content = bytearray(shard.read_bytes())
     content[:512] = b"\xaa" * 512
     shard.write_bytes(content)
 
-    assert refusal(opened(copy)).code == "data.broken_shard"
+    assert error_of(opened(copy)).code == "data.broken_shard"
 
 
-def test_error_of_a_loader_process_arrives_whole(copy: Path) -> None:
+def test_error_of_a_loader_worker_keeps_its_details(copy: Path) -> None:
     data = opened(copy)
     (copy / "shard_000001.tar").unlink()
 
-    error = refusal(data, workers=1)
+    error = error_of(data, workers=1)
 
     assert error.code == "data.missing_shard"
     assert error.details["shard"].endswith("shard_000001.tar")
@@ -460,14 +468,16 @@ def test_error_of_a_loader_process_arrives_whole(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("index", [True, False])
-def test_shard_with_another_count_than_its_manifest_is_refused(copy: Path, index: bool) -> None:
+def test_shard_with_another_count_than_its_manifest_raises_an_error(
+    copy: Path, index: bool
+) -> None:
     rows = [json.loads(line) for line in (copy / "manifest.jsonl").read_text().splitlines()]
     rows[1]["num_sequences"] -= 1
     (copy / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)))
     if not index:
         index_path(copy / "shard_000001.tar").unlink()
 
-    error = refusal(opened(copy))
+    error = error_of(opened(copy))
 
     assert error.code == "data.shard_count"
     assert error.details["samples"] == SAMPLES // 3
@@ -477,9 +487,9 @@ def test_shard_with_another_count_than_its_manifest_is_refused(copy: Path, index
 def test_shard_without_a_fitting_index_is_scanned(copy: Path, index: str) -> None:
     expected = batches(opened(copy), LoaderPlan(SAMPLES), 1)
     for path in copy.glob("*.index.npz"):
-        one = read_index(path)
-        assert one is not None
-        path.write_bytes(replace(one, offsets=one.offsets + 512, shard_bytes=1).content())
+        stored = read_index(path)
+        assert stored is not None
+        path.write_bytes(replace(stored, offsets=stored.offsets + 512, shard_bytes=1).content())
         if index == "missing":
             path.unlink()
         elif index == "broken":
@@ -488,35 +498,35 @@ def test_shard_without_a_fitting_index_is_scanned(copy: Path, index: str) -> Non
     assert batches(opened(copy), LoaderPlan(SAMPLES), 1) == expected
 
 
-def test_index_of_other_places_is_not_believed(copy: Path) -> None:
+def test_index_with_wrong_offsets_drops_its_samples(copy: Path) -> None:
     path = index_path(copy / "shard_000001.tar")
-    one = read_index(path)
-    assert one is not None
-    path.write_bytes(replace(one, offsets=one.offsets + 512).content())
+    stored = read_index(path)
+    assert stored is not None
+    path.write_bytes(replace(stored, offsets=stored.offsets + 512).content())
 
     data = opened(copy)
     (batch,) = batches(data, LoaderPlan(SAMPLES, drop_reasons=RoboticsKind.drop_reasons), 1)
-    assert batch.dropped[0] == len(one.offsets)
+    assert batch.dropped[0] == len(stored.offsets)
 
 
 @pytest.mark.parametrize("damage", ["reversed", "equal", "long", "negative"])
-def test_index_that_cannot_be_one_is_not_believed(copy: Path, damage: str) -> None:
-    (whole,) = batches(opened(copy), LoaderPlan(SAMPLES), 1)
+def test_invalid_index_is_ignored(copy: Path, damage: str) -> None:
+    (expected,) = batches(opened(copy), LoaderPlan(SAMPLES), 1)
     path = index_path(copy / "shard_000001.tar")
-    one = read_index(path)
-    assert one is not None
+    stored = read_index(path)
+    assert stored is not None
     changed = {
-        "reversed": replace(one, offsets=one.offsets[::-1], lengths=one.lengths[::-1]),
-        "equal": replace(one, offsets=one.offsets * 0),
-        "long": replace(one, lengths=one.lengths * 10**9),
-        "negative": replace(one, offsets=one.offsets - 10**6),
+        "reversed": replace(stored, offsets=stored.offsets[::-1], lengths=stored.lengths[::-1]),
+        "equal": replace(stored, offsets=stored.offsets * 0),
+        "long": replace(stored, lengths=stored.lengths * 10**9),
+        "negative": replace(stored, offsets=stored.offsets - 10**6),
     }[damage]
     path.write_bytes(changed.content())
-    (found,) = batches(opened(copy), LoaderPlan(SAMPLES), 1)
-    assert found.samples == whole.samples
+    (micro_batch,) = batches(opened(copy), LoaderPlan(SAMPLES), 1)
+    assert micro_batch.samples == expected.samples
 
 
-def test_more_shards_than_are_kept_open_are_read(tmp_path: Path) -> None:
+def test_more_shards_than_the_limit_of_open_files_are_read(tmp_path: Path) -> None:
     folder = shard_output(tmp_path / "out", samples=3) / "shards"
     contents = {f"s{number}": members(number % 9) for number in range(300)}
     for number, key in enumerate(contents):
@@ -527,17 +537,17 @@ def test_more_shards_than_are_kept_open_are_read(tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
 
     with loader_of(data, LoaderPlan(100)) as loader:
-        found = [batch for batch, _ in zip(loader, range(6), strict=False)]
+        micro_batches = [batch for batch, _ in zip(loader, range(6), strict=False)]
         assert len(os.listdir("/proc/self/fd")) - before <= 200
 
-    assert sorted(names(found[:3])) == sorted(contents)
+    assert sorted(names(micro_batches[:3])) == sorted(contents)
 
 
 # webdataset reads the same
 
 
 def odd_tar(path: Path) -> None:
-    """Members that webdataset passes over, capitals, long names, folders."""
+    """Members that webdataset ignores, upper case, long names, folders."""
     members: list[tuple[str, bytes, bytes]] = [
         ("__meta__", tarfile.REGTYPE, b"x"),
         ("a.JPG", tarfile.REGTYPE, b"1" * 600),
@@ -558,16 +568,16 @@ def odd_tar(path: Path) -> None:
 def assert_read_like_webdataset(shard: Path) -> None:
     """Key, suffixes in order and contents of every sample."""
     expected = [
-        (one["__key__"], {name: one[name] for name in one if not name.startswith("__")})
-        for one in wds.WebDataset(str(shard), shardshuffle=False)
+        (sample["__key__"], {name: sample[name] for name in sample if not name.startswith("__")})
+        for sample in wds.WebDataset(str(shard), shardshuffle=False)
     ]
     data = shard.read_bytes()
     ranges = index_by_headers(shard).ranges()
 
-    found = [tuple(read_members(data[start : start + length])) for start, length in ranges]
+    samples = [tuple(read_members(data[start : start + length])) for start, length in ranges]
 
-    assert found == expected
-    assert [list(contents) for _, contents in found] == [list(one) for _, one in expected]
+    assert samples == expected
+    assert [list(contents) for _, contents in samples] == [list(sample) for _, sample in expected]
 
 
 def test_samples_are_those_that_webdataset_reads(folders: dict[int, Path]) -> None:
@@ -588,7 +598,7 @@ def test_odd_members_are_those_that_webdataset_reads(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 511, 512])
-def test_sample_that_is_cut_off_is_noticed(folders: dict[int, Path], cut: int) -> None:
+def test_truncated_sample_raises_an_error(folders: dict[int, Path], cut: int) -> None:
     shard = folders[1] / "shard_000000.tar"
     start, length = index_by_headers(shard).ranges()[0]
 
@@ -596,52 +606,50 @@ def test_sample_that_is_cut_off_is_noticed(folders: dict[int, Path], cut: int) -
         read_members(shard.read_bytes()[start : start + length - cut])
 
 
-# what a run is held against, and what it keeps
+# fingerprint and assets
 
 
-def test_folder_and_manifest_name_the_same_data(folders: dict[int, Path]) -> None:
-    ways = (folders[3].parent, folders[3], folders[3] / "manifest.jsonl")
+def test_folder_and_manifest_have_the_same_fingerprint(folders: dict[int, Path]) -> None:
+    locations = (folders[3].parent, folders[3], folders[3] / "manifest.jsonl")
 
-    prints = [opened(way)[1].fingerprint for way in ways]
+    prints = [opened(path)[1].fingerprint for path in locations]
 
     assert prints[0] == prints[1] == prints[2]
 
 
-def test_fingerprint_tells_other_data_and_other_fields_apart(folders: dict[int, Path]) -> None:
-    one = opened(folders[3])[1].fingerprint
+def test_fingerprint_depends_on_data_and_fields(folders: dict[int, Path]) -> None:
+    original = opened(folders[3])[1].fingerprint
     other_shards = opened(folders[6])[1].fingerprint
     other_fields = opened(folders[3], proprioception_fields=["robot__version"])[1].fingerprint
 
-    assert one["data set 1"] != other_shards["data set 1"]
-    assert one["data set 1"] == other_fields["data set 1"]
-    assert one["statistics"] == other_shards["statistics"] != other_fields["statistics"]
+    assert original["data set 1"] != other_shards["data set 1"]
+    assert original["data set 1"] == other_fields["data set 1"]
+    assert original["statistics"] == other_shards["statistics"] != other_fields["statistics"]
 
 
-def test_statistics_may_be_named_by_file_or_folder(folders: dict[int, Path]) -> None:
-    found = [
-        opened(folders[3], dataset_statistics=[str(one)])[1].statistics
-        for one in (folders[6], folders[6] / "stats.json")
-    ]
+def test_statistics_can_be_configured_by_file_or_folder(folders: dict[int, Path]) -> None:
+    first, second = (
+        opened(folders[3], dataset_statistics=[str(path)])[1].statistics
+        for path in (folders[6], folders[6] / "stats.json")
+    )
 
-    assert found[0] == found[1]
+    assert first == second
 
 
-def test_what_is_kept_beside_a_run_is_what_it_normalized_with(
-    folders: dict[int, Path], tmp_path: Path
-) -> None:
+def test_saved_assets_are_those_of_the_run(folders: dict[int, Path], tmp_path: Path) -> None:
     kind = RoboticsKind()
     config, info = opened(folders[3])
 
     kind.save_assets(config, info, tmp_path)
-    kept = kind.load_assets(config, tmp_path)
+    assets = kind.load_assets(config, tmp_path)
 
     used = {*config.action_fields, *config.proprioception_fields}
-    assert kept.statistics == {name: info.statistics[name] for name in used}
-    assert set(kept.statistics) == used
-    assert kept.fps == info.fps
+    assert assets.statistics == {name: info.statistics[name] for name in used}
+    assert set(assets.statistics) == used
+    assert assets.fps == info.fps
     field = config.action_fields[0]
     values = np.ones((PAST + 1 + FUTURE, 3))
-    assert kept.normalizer.normalize(field, values).shape == values.shape
+    assert assets.normalizer.normalize(field, values).shape == values.shape
 
 
 def test_validation_is_the_same_section_in_stored_order(folders: dict[int, Path]) -> None:
@@ -657,7 +665,7 @@ def test_validation_is_the_same_section_in_stored_order(folders: dict[int, Path]
     assert kind.validation(opened(folders[3])[0]) is None
 
 
-def test_what_is_derived_is_told_with_its_rule(folders: dict[int, Path]) -> None:
+def test_derived_values_have_a_rule(folders: dict[int, Path]) -> None:
     config = RoboticsDataConfig(dataset_manifest=[str(folders[3])])
 
     _, rules = RoboticsKind().derive(config, RoboticsKind().load_info(config))
@@ -666,10 +674,10 @@ def test_what_is_derived_is_told_with_its_rule(folders: dict[int, Path]) -> None
     assert all(rules.values())
 
 
-# a loop of one's own
+# custom loops
 
 
-def test_dataset_of_ones_own_loop(folders: dict[int, Path]) -> None:
+def test_dataset_in_a_custom_loop(folders: dict[int, Path]) -> None:
     data = vlatool.open_dataset(folders[3].parent, image_indices=[0])
     seen: list[list[str]] = []
     for epoch in range(2):
@@ -698,8 +706,8 @@ def test_dataset_reads_in_the_order_of_the_loader(folders: dict[int, Path]) -> N
     assert [sample.key for sample in data] == names(batches(opened(folders[3]), LoaderPlan(12), 1))
 
 
-def test_dataset_tells_a_broken_sample(tmp_path: Path) -> None:
-    folder = shard_output(tmp_path / "out", change=spoil("sample-0002"))
+def test_dataset_raises_an_error_for_a_broken_sample(tmp_path: Path) -> None:
+    folder = shard_output(tmp_path / "out", change=truncate_image("sample-0002"))
     data = vlatool.open_dataset(folder, action_fields=["action"], proprioception_fields=["state"])
 
     with pytest.raises(DataError) as caught:
@@ -708,7 +716,7 @@ def test_dataset_tells_a_broken_sample(tmp_path: Path) -> None:
     assert caught.value.details["sample"] == "sample-0002"
 
 
-def test_dataset_refuses_an_unknown_key(folders: dict[int, Path]) -> None:
+def test_dataset_raises_an_error_for_an_unknown_key(folders: dict[int, Path]) -> None:
     with pytest.raises(ConfigError) as caught:
         vlatool.open_dataset(folders[3], camera_name=["front"])
 

@@ -1,4 +1,4 @@
-"""Image shards as training data: what is found, read, dropped and kept."""
+"""Image shards as training data: discovery, reading, dropped samples, assets."""
 
 import os
 import shutil
@@ -36,19 +36,19 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def config_of(*shards: Path | str, **keys: Any) -> ImageDataConfig:
-    return ImageDataConfig(shards=[str(one) for one in shards], **{"preprocessing": SIZE, **keys})
+    return ImageDataConfig(shards=[str(path) for path in shards], **{"preprocessing": SIZE, **keys})
 
 
 def samples_of(config: ImageDataConfig) -> list[Any]:
     """All samples of the first data set, in stored order."""
     info = ImagesKind().load_info(config)
-    blocks = enumerate(info.datasets[0].shards)
-    places = [SampleRef(0, number, i) for number, block in blocks for i in range(block.size)]
-    rngs = [np.random.default_rng(number) for number, _ in enumerate(places)]
-    return ImagesKind().reader(config, info).read(places, rngs)
+    numbered = enumerate(info.datasets[0].shards)
+    refs = [SampleRef(0, number, i) for number, shard in numbered for i in range(shard.size)]
+    rngs = [np.random.default_rng(number) for number, _ in enumerate(refs)]
+    return ImagesKind().reader(config, info).read(refs, rngs)
 
 
-def test_samples_are_the_stored_images_prepared(tmp_path: Path) -> None:
+def test_samples_are_the_preprocessed_images(tmp_path: Path) -> None:
     samples = samples_of(config_of(write_image_shards(tmp_path / "shards")))
     assert len(samples) == 12
     assert samples[0].key == "train-episode_000000/00000000"
@@ -57,23 +57,23 @@ def test_samples_are_the_stored_images_prepared(tmp_path: Path) -> None:
     np.testing.assert_array_equal(samples[5].image, whole[:, 2:10])
 
 
-def test_sizes_and_order_need_no_counts_beside_the_shards(tmp_path: Path) -> None:
+def test_sizes_and_order_need_no_manifest(tmp_path: Path) -> None:
     info = ImagesKind().load_info(config_of(write_image_shards(tmp_path / "shards")))
-    assert [block.size for block in info.datasets[0].shards] == [5, 3, 4]
+    assert [shard.size for shard in info.datasets[0].shards] == [5, 3, 4]
     data = open_dataset(tmp_path / "shards", kind="images", preprocessing=SIZE)
     assert len({sample.key for sample in data}) == len(data) == 12
 
 
-def test_shard_is_scanned_once_and_its_index_kept(tmp_path: Path, cache: Path) -> None:
+def test_shard_is_scanned_once_and_its_index_cached(tmp_path: Path, cache: Path) -> None:
     config = config_of(write_image_shards(tmp_path / "shards", (5,)))
     before = ImagesKind().load_info(config).fingerprint
-    [kept] = cache.glob("*.index.npz")
-    inode = kept.stat().st_ino
+    [index] = cache.glob("*.index.npz")
+    inode = index.stat().st_ino
     assert ImagesKind().load_info(config).fingerprint == before
-    assert kept.stat().st_ino == inode
+    assert index.stat().st_ino == inode
 
 
-def test_first_scan_tells_how_many_shards_it_takes(tmp_path: Path) -> None:
+def test_first_scan_reports_its_progress(tmp_path: Path) -> None:
     config, reporter = config_of(write_image_shards(tmp_path / "shards")), Recorder()
     for _ in range(2):
         ImagesKind().load_info(config, reporter)
@@ -87,9 +87,9 @@ def test_index_beside_a_shard_is_used(tmp_path: Path, cache: Path) -> None:
     assert not list(cache.glob("*.index.npz"))
 
 
-def test_local_shards_are_read_where_no_cache_can_be_written(tmp_path: Path, cache: Path) -> None:
+def test_local_shards_are_read_without_a_writable_cache(tmp_path: Path, cache: Path) -> None:
     cache.parent.mkdir()
-    cache.write_text("a file in its place")
+    cache.write_text("a file")
     assert len(samples_of(config_of(write_image_shards(tmp_path / "shards")))) == 12
 
 
@@ -113,14 +113,14 @@ def test_remote_shards_give_the_samples_of_local_ones(tmp_path: Path, monkeypatc
     for path in local.iterdir():
         (location("memory://pictures") / path.name).write_bytes(path.read_bytes())
     remote = samples_of(config_of("memory://pictures/train-episode_{000000..000002}.tar"))
-    for one, other in zip(remote, samples_of(config_of(local)), strict=True):
-        assert one.key == other.key
-        np.testing.assert_array_equal(one.image, other.image)
+    for sample, expected in zip(remote, samples_of(config_of(local)), strict=True):
+        assert sample.key == expected.key
+        np.testing.assert_array_equal(sample.image, expected.image)
 
 
 def broken() -> Mapping[int, dict[str, bytes]]:
     return {
-        1: {"png": b"no picture at all"},
+        1: {"png": b"not an image"},
         2: {"json": b"{}"},
         6: {"png": image(6, mode="L")},
         7: {"png": image(7, mode="RGBA")},
@@ -128,9 +128,11 @@ def broken() -> Mapping[int, dict[str, bytes]]:
     }
 
 
-def test_what_is_no_rgb_image_is_dropped_with_its_reason(tmp_path: Path) -> None:
+def test_sample_without_an_rgb_image_is_dropped_with_its_reason(tmp_path: Path) -> None:
     samples = samples_of(config_of(write_image_shards(tmp_path / "s", change=broken())))
-    drops = {i: one.reason for i, one in enumerate(samples) if isinstance(one, DroppedSample)}
+    drops = {
+        i: sample.reason for i, sample in enumerate(samples) if isinstance(sample, DroppedSample)
+    }
     assert drops == {
         1: "broken_image",
         2: "no_image",
@@ -141,7 +143,7 @@ def test_what_is_no_rgb_image_is_dropped_with_its_reason(tmp_path: Path) -> None
     assert set(drops.values()) <= set(ImagesKind.drop_reasons)
 
 
-def test_gray_images_are_repeated_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_grayscale_images_are_converted_with_convert_colors(tmp_path: Path) -> None:
     shards = write_image_shards(tmp_path / "s", change={6: {"png": image(6, mode="L")}})
     pixels = samples_of(config_of(shards, convert_colors=True))[6].image
     np.testing.assert_array_equal(pixels[..., 0], pixels[..., 2])
@@ -155,20 +157,22 @@ def test_gray_images_are_repeated_where_that_is_asked_for(tmp_path: Path) -> Non
         (b"[", "train-episode_000000/00000000"),
     ],
 )
-def test_name_of_a_image_is_that_of_its_metadata(tmp_path: Path, metadata: bytes, key: str) -> None:
+def test_name_of_an_image_is_that_of_its_metadata(
+    tmp_path: Path, metadata: bytes, key: str
+) -> None:
     change = {0: {"png": image(0), "json": metadata}}
     assert samples_of(config_of(write_image_shards(tmp_path / "s", change=change)))[0].key == key
 
 
-def test_draws_of_a_sample_depend_on_its_generator_alone(tmp_path: Path) -> None:
+def test_random_crop_depends_on_the_generator_only(tmp_path: Path) -> None:
     shards = write_image_shards(tmp_path / "s")
     config = config_of(shards, preprocessing={"crop_size": 4, "resize_shorter_edge": 8})
     info = ImagesKind().load_info(config)
     reader = ImagesKind().reader(config, info)
-    places = [SampleRef(0, 0, 0), SampleRef(0, 1, 2)]
-    together = reader.read(places, [np.random.default_rng(1), np.random.default_rng(2)])
-    [alone] = reader.read(places[1:], [np.random.default_rng(2)])
-    np.testing.assert_array_equal(together[1].image, alone.image)
+    refs = [SampleRef(0, 0, 0), SampleRef(0, 1, 2)]
+    together = reader.read(refs, [np.random.default_rng(1), np.random.default_rng(2)])
+    [single] = reader.read(refs[1:], [np.random.default_rng(2)])
+    np.testing.assert_array_equal(together[1].image, single.image)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +184,7 @@ def test_draws_of_a_sample_depend_on_its_generator_alone(tmp_path: Path) -> None
         (lambda folder: listed(folder, "train-episode_000000.tar\n" * 2), "data.duplicate_shard"),
     ],
 )
-def test_shards_that_cannot_be_read_are_refused(tmp_path: Path, make: Any, code: str) -> None:
+def test_shards_that_cannot_be_read_raise_an_error(tmp_path: Path, make: Any, code: str) -> None:
     folder = write_image_shards(tmp_path / "shards")
     with pytest.raises(DataError) as caught:
         ImagesKind().load_info(config_of(make(folder)))
@@ -199,32 +203,32 @@ def listed(folder: Path, text: str) -> Path:
     return path
 
 
-def test_no_shards_at_all_are_refused() -> None:
+def test_no_shards_raise_an_error() -> None:
     with pytest.raises(DataError) as caught:
         ImagesKind().load_info(ImageDataConfig())
     assert caught.value.code == "data.no_dataset"
 
 
-def test_held_out_images_are_those_of_the_second_list(tmp_path: Path) -> None:
+def test_validation_images_are_those_of_the_second_list(tmp_path: Path) -> None:
     folder = write_image_shards(tmp_path / "shards")
     (folder / "train_files.txt").write_text("train-episode_000000.tar\ntrain-episode_000002.tar\n")
     (folder / "val_files.txt").write_text("train-episode_000001.tar\n")
     config = config_of(folder, val_shards=[str(folder)], preprocessing={"crop_size": 8})
-    held = ImagesKind().validation(config)
-    assert isinstance(held, ImageDataConfig)
+    section = ImagesKind().validation(config)
+    assert isinstance(section, ImageDataConfig)
     assert ImagesKind().load_info(config).num_samples == 9
-    assert ImagesKind().load_info(held).num_samples == 3
-    assert not held.preprocessing.random_crop
+    assert ImagesKind().load_info(section).num_samples == 3
+    assert not section.preprocessing.random_crop
 
 
-def test_what_is_kept_beside_a_run_comes_back(tmp_path: Path) -> None:
+def test_saved_assets_are_loaded_unchanged(tmp_path: Path) -> None:
     config = config_of(write_image_shards(tmp_path / "s"), preprocessing={"resize": "squash"})
     info = ImagesKind().load_info(config)
     ImagesKind().save_assets(config, info, tmp_path)
     assert ImagesKind().load_assets(config, tmp_path) == ImagesKind().make_assets(config, info)
 
 
-def test_kept_preprocessing_of_another_run_is_refused(tmp_path: Path) -> None:
+def test_preprocessing_of_another_run_raises_an_error(tmp_path: Path) -> None:
     config = config_of(write_image_shards(tmp_path / "s"))
     ImagesKind().save_assets(config, ImagesKind().load_info(config), tmp_path)
     with pytest.raises(DataError) as caught:
@@ -251,7 +255,7 @@ def image_run(root: Path, run: str, **changes: Any) -> Any:
     return toy_config(root, "toy_images", run, **keys)
 
 
-def test_a_run_on_images_goes_on_to_the_same_weights(site: Path) -> None:
+def test_resumed_run_on_images_has_the_same_weights(site: Path) -> None:
     write_image_shards(site / "shards", change={4: {"png": b"broken"}})
     result = train(image_run(site, "whole"))
     assert result.dropped == {"broken_image": 5}
@@ -261,7 +265,7 @@ def test_a_run_on_images_goes_on_to_the_same_weights(site: Path) -> None:
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
-def test_a_model_type_of_images_keeps_the_promises(site: Path) -> None:
+def test_model_type_of_images_passes_the_contract_checks(site: Path) -> None:
     from tests.builders.toy_images import ImageType
 
     write_image_shards(site / "shards")
@@ -269,7 +273,7 @@ def test_a_model_type_of_images_keeps_the_promises(site: Path) -> None:
     check_model_type(ImageType, data=data)
 
 
-def test_a_run_on_images_is_verified_with_what_it_keeps(site: Path) -> None:
+def test_run_on_images_is_verified_with_its_assets(site: Path) -> None:
     write_image_shards(site / "shards")
     train(image_run(site, "whole", total_train_steps=2, num_checkpoints=1))
     config = VerifyConfig(location=str(site / "whole"))

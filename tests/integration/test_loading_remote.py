@@ -26,7 +26,7 @@ FIELDS: dict[str, Any] = {"action_fields": ["action"], "proprioception_fields": 
 
 @pytest.fixture
 def local(tmp_path: Path) -> Path:
-    """Shards without indexes, as published ones are."""
+    """Shards without indexes, like the published ones."""
     return shard_output(tmp_path / "local", samples=SAMPLES) / "shards"
 
 
@@ -37,7 +37,7 @@ def remote(local: Path, s3_bucket: str) -> RemotePath:
 
 @pytest.fixture
 def keys(tmp_path: Path) -> dict[str, Any]:
-    """A data section whose cache is empty."""
+    """A section `data` with an empty cache."""
     cache = {"cache_dir": str(tmp_path / "cache"), "enabled": False}
     return {**FIELDS, "dataset_cache": cache}
 
@@ -48,14 +48,14 @@ def write_indexes(folder: Path) -> None:
 
 
 def read(folder: Path, keys: dict[str, Any], plan: LoaderPlan = PLAN) -> list[MicroBatch]:
-    """An epoch and a half."""
+    """Reads one and a half epochs."""
     return batches(opened(folder, **keys), plan, 6)
 
 
-def asked(proxy: Proxy, name: str) -> list[str]:
-    """Methods and ranges of the requests for files of some name."""
-    found = [one for one in proxy.faults.requests if one.path.endswith(name)]
-    return [f"{one.method} {one.range}".strip() for one in found]
+def requests_of(proxy: Proxy, name: str) -> list[str]:
+    """Methods and ranges of the requests for files with a name."""
+    rows = [row for row in proxy.faults.requests if row.path.endswith(name)]
+    return [f"{row.method} {row.range}".strip() for row in rows]
 
 
 @pytest.mark.parametrize("index", [True, False])
@@ -71,11 +71,10 @@ def test_remote_shards_give_the_same_micro_batches(
     assert read(remote, keys) == read(local, FIELDS)
 
 
-def test_loader_processes_read_remote_shards(
+def test_loader_workers_read_remote_shards(
     local: Path, remote: RemotePath, keys: dict[str, Any]
 ) -> None:
-    # In a process of its own: the one that starts loader processes keeps the environment it had
-    # when another test needed it first.
+    # In a new process: the forkserver of this one may have the environment of an earlier test.
     code = (
         "from vlatool.loading.loader import LoaderPlan\n"
         "from vlatool.storage.remote_path import RemotePath\n"
@@ -97,12 +96,15 @@ def test_sample_is_one_request(
     s3_proxy.faults.clear()
 
     with loader_of(data, replace(PLAN, count=SAMPLES)) as loader:
-        found = list(loader)
+        micro_batches = list(loader)
 
-    assert len(names(found)) == SAMPLES
-    shards = asked(s3_proxy, ".tar")
-    assert shards.count("HEAD") == len(asked(s3_proxy, ".index.npz")) == SHARDS
-    assert len([one for one in shards if one.startswith("GET bytes=")]) in (SAMPLES, SAMPLES + 6)
+    assert len(names(micro_batches)) == SAMPLES
+    shards = requests_of(s3_proxy, ".tar")
+    assert shards.count("HEAD") == len(requests_of(s3_proxy, ".index.npz")) == SHARDS
+    assert len([request for request in shards if request.startswith("GET bytes=")]) in (
+        SAMPLES,
+        SAMPLES + 6,
+    )
 
 
 def test_shard_without_index_is_streamed_once_for_all(
@@ -111,37 +113,43 @@ def test_shard_without_index_is_streamed_once_for_all(
     data = opened(remote, **keys)
     s3_proxy.faults.clear()
     batches(data, PLAN, 6)
-    streamed = [one for one in asked(s3_proxy, ".tar") if one.startswith("GET bytes=0-")]
+    streamed = [
+        request for request in requests_of(s3_proxy, ".tar") if request.startswith("GET bytes=0-")
+    ]
     s3_proxy.faults.clear()
 
     batches(data, PLAN, 6)
 
-    again = [one for one in asked(s3_proxy, ".tar") if one == "GET bytes=0-262143"]
+    repeated = [
+        request for request in requests_of(s3_proxy, ".tar") if request == "GET bytes=0-262143"
+    ]
     assert streamed.count("GET bytes=0-262143") == SHARDS
-    assert again == []
+    assert repeated == []
 
 
-def test_cached_blocks_are_fetched_once(
+def test_cached_shards_are_downloaded_once(
     remote: RemotePath, keys: dict[str, Any], s3_proxy: Proxy, tmp_path: Path
 ) -> None:
     keys["dataset_cache"] |= {"enabled": True, "cache_size_gb": 1}
     data = opened(remote, **keys)
     batches(data, PLAN, 6)
-    fetched = [one for one in asked(s3_proxy, ".tar") if one.startswith("GET")]
+    downloads = [request for request in requests_of(s3_proxy, ".tar") if request.startswith("GET")]
     s3_proxy.faults.clear()
 
     batches(data, PLAN, 6)
 
-    assert len(fetched) == SHARDS
-    assert {one for one in asked(s3_proxy, ".tar") if one.startswith("GET")} == set()
+    assert len(downloads) == SHARDS
+    assert {
+        request for request in requests_of(s3_proxy, ".tar") if request.startswith("GET")
+    } == set()
     assert len(list((tmp_path / "cache").glob("*.copy"))) == SHARDS
 
 
 @pytest.mark.parametrize("enabled", [True, None])
-def test_blocks_are_not_cached_where_they_do_not_fit(
+def test_shards_are_not_cached_if_they_do_not_fit(
     remote: RemotePath, keys: dict[str, Any], tmp_path: Path, enabled: bool | None
 ) -> None:
-    """Else each would be fetched again and again."""
+    """Each shard would be downloaded several times."""
     keys["dataset_cache"] |= {"enabled": enabled, "cache_size_gb": 1e-4}
 
     batches(opened(remote, **keys), PLAN, 1)
@@ -149,7 +157,7 @@ def test_blocks_are_not_cached_where_they_do_not_fit(
     assert list((tmp_path / "cache").glob("*.copy")) == []
 
 
-def test_small_data_are_kept_unasked(
+def test_small_data_are_cached_by_default(
     remote: RemotePath, keys: dict[str, Any], tmp_path: Path
 ) -> None:
     keys["dataset_cache"] |= {"enabled": None}
@@ -159,7 +167,7 @@ def test_small_data_are_kept_unasked(
     assert len(list((tmp_path / "cache").glob("*.copy"))) == SHARDS
 
 
-def test_going_on_opens_only_the_next_shards(
+def test_resume_opens_only_the_next_shards(
     remote: RemotePath, keys: dict[str, Any], s3_proxy: Proxy
 ) -> None:
     data = opened(remote, **keys, lanes=1, shuffle_buffer_size=3)
@@ -167,22 +175,22 @@ def test_going_on_opens_only_the_next_shards(
 
     batches(data, LoaderPlan(3, first=10**6), 1)
 
-    # The micro-batch, and the one that the loader makes ahead; three neighbours may be of two.
-    assert asked(s3_proxy, ".tar").count("HEAD") <= 3
+    # The micro-batch and the prefetched one; three consecutive samples may be in two shards.
+    assert requests_of(s3_proxy, ".tar").count("HEAD") <= 3
 
 
-def test_outage_is_no_drop(remote: RemotePath, keys: dict[str, Any], s3_proxy: Proxy) -> None:
+def test_outage_drops_no_sample(remote: RemotePath, keys: dict[str, Any], s3_proxy: Proxy) -> None:
     data = opened(remote, **keys)
     expected = batches(data, PLAN, 4)
     s3_proxy.faults.fail_every = 5
 
-    found = batches(data, PLAN, 4)
+    micro_batches = batches(data, PLAN, 4)
 
-    assert found == expected
-    assert not any(sum(batch.dropped) for batch in found)
+    assert micro_batches == expected
+    assert not any(sum(batch.dropped) for batch in micro_batches)
 
 
-def test_storage_that_stays_away_ends_the_run(
+def test_unavailable_storage_ends_the_run(
     remote: RemotePath, keys: dict[str, Any], s3_proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(TIMEOUT_VARIABLE, "0.2")
@@ -193,7 +201,7 @@ def test_storage_that_stays_away_ends_the_run(
         batches(data, PLAN, 1)
 
 
-def test_remote_shard_that_is_missing_is_told(remote: RemotePath, keys: dict[str, Any]) -> None:
+def test_missing_remote_shard_raises_an_error(remote: RemotePath, keys: dict[str, Any]) -> None:
     data = opened(remote, **keys)
     (remote / "shard_000001.tar").unlink()
 
@@ -204,10 +212,10 @@ def test_remote_shard_that_is_missing_is_told(remote: RemotePath, keys: dict[str
     assert caught.value.details["shard"] == str(remote / "shard_000001.tar")
 
 
-def test_changed_shard_is_not_taken_for_the_old_one(
+def test_cache_is_not_used_for_a_changed_shard(
     local: Path, remote: RemotePath, keys: dict[str, Any]
 ) -> None:
-    """What is kept of a file belongs to one version of it."""
+    """A cached copy belongs to one version of a file."""
     batches(opened(remote, **keys), PLAN, 4)
     other = shard_output(local.parent.parent / "other", samples=SAMPLES, change=_longer) / "shards"
     upload(other, remote)

@@ -1,4 +1,7 @@
-"""Pictures of samples as they are cut, varied and padded; data sets that differ. Source: formats/lbm 5.1."""
+"""Augmentation and padding of images; mixtures of different data sets.
+
+Source: formats/lbm 5.1.
+"""
 
 import itertools
 import shutil
@@ -38,7 +41,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two cameras, pictures of 24 x 32."""
+    """Two cameras, images of 24 x 32."""
     return write_shards(raw, tmp_path_factory.mktemp("both"), SAMPLES)
 
 
@@ -54,12 +57,12 @@ def read(*folders: Path, **keys: Any) -> list[DecodedSample]:
     return list(vlatool.open_dataset(*folders, shuffle=False, action_fields=[FIELD], **keys))
 
 
-def varied(**image: Any) -> dict[str, Any]:
+def augmentation(**image: Any) -> dict[str, Any]:
     return {"image": image}
 
 
-def places(small: np.ndarray, whole: np.ndarray) -> set[tuple[int, int]]:
-    """Where a picture has been cut out of another."""
+def crop_offsets(small: np.ndarray, whole: np.ndarray) -> set[tuple[int, int]]:
+    """All offsets at which an image is a crop of another."""
     height, width = small.shape[:2]
     return {
         (top, left)
@@ -69,32 +72,36 @@ def places(small: np.ndarray, whole: np.ndarray) -> set[tuple[int, int]]:
     }
 
 
-# crops and colours
+# crops and colors
 
-RANDOM = varied(crop={"enabled": True, "shape": [12, 10]})
-JITTER = varied(color_jitter={"enabled": True})
+RANDOM = augmentation(crop={"enabled": True, "shape": [12, 10]})
+JITTER = augmentation(color_jitter={"enabled": True})
 
 
-def test_all_images_of_a_sample_are_cut_at_one_place(folder: Path) -> None:
-    found: set[tuple[int, int]] = set()
-    for whole, cut in zip(read(folder), read(folder, augmentation=RANDOM), strict=True):
-        where = [places(*pair) for pair in zip(cut.images, whole.images, strict=True)]
-        shared = set.intersection(*where)
+def test_all_images_of_a_sample_have_the_same_crop(folder: Path) -> None:
+    offsets: set[tuple[int, int]] = set()
+    for whole, cropped in zip(read(folder), read(folder, augmentation=RANDOM), strict=True):
+        candidates = [
+            crop_offsets(*pair) for pair in zip(cropped.images, whole.images, strict=True)
+        ]
+        shared = set.intersection(*candidates)
         assert len(shared) >= 1
-        found |= shared
+        offsets |= shared
 
-    assert len(found) > SAMPLES // 2
-
-
-def test_central_crop_is_the_middle(folder: Path) -> None:
-    crop = varied(crop={"enabled": True, "shape": [12, 10], "mode": "center"})
-
-    for whole, cut in zip(read(folder), read(folder, augmentation=crop), strict=True):
-        np.testing.assert_array_equal(cut.images, whole.images[:, 6:18, 11:21])
+    assert len(offsets) > SAMPLES // 2
 
 
-def test_colors_change_alike_in_all_images_of_a_sample(folder: Path) -> None:
-    section = varied(color_jitter={"enabled": True, "contrast": 0, "saturation": 0, "hue": [0, 0]})
+def test_center_crop(folder: Path) -> None:
+    crop = augmentation(crop={"enabled": True, "shape": [12, 10], "mode": "center"})
+
+    for whole, cropped in zip(read(folder), read(folder, augmentation=crop), strict=True):
+        np.testing.assert_array_equal(cropped.images, whole.images[:, 6:18, 11:21])
+
+
+def test_color_jitter_is_the_same_for_all_images_of_a_sample(folder: Path) -> None:
+    section = augmentation(
+        color_jitter={"enabled": True, "contrast": 0, "saturation": 0, "hue": [0, 0]}
+    )
     factors: set[float] = set()
 
     for plain, changed in zip(read(folder), read(folder, augmentation=section), strict=True):
@@ -108,7 +115,7 @@ def test_colors_change_alike_in_all_images_of_a_sample(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("section", [RANDOM, JITTER])
-def test_what_varies_depends_on_seed_and_position_alone(
+def test_augmentation_depends_on_seed_and_position_only(
     folder: Path, section: dict[str, Any]
 ) -> None:
     first = read(folder, augmentation=section, seed=1)
@@ -121,38 +128,38 @@ def test_what_varies_depends_on_seed_and_position_alone(
     assert not np.array_equal(data.epoch(1)[7].images, first[7].images)
 
 
-def test_sentences_do_not_depend_on_augmentation(folder: Path) -> None:
-    assert [one.instruction for one in read(folder)] == [
-        one.instruction for one in read(folder, augmentation=RANDOM)
+def test_instructions_do_not_depend_on_augmentation(folder: Path) -> None:
+    assert [sample.instruction for sample in read(folder)] == [
+        sample.instruction for sample in read(folder, augmentation=RANDOM)
     ]
 
 
-def test_augmentation_that_is_switched_off_does_nothing(folder: Path) -> None:
-    off = {**RANDOM, "enabled": False}
+def test_disabled_augmentation_changes_nothing(folder: Path) -> None:
+    disabled = {**RANDOM, "enabled": False}
 
-    for plain, same in zip(read(folder), read(folder, augmentation=off), strict=True):
+    for plain, same in zip(read(folder), read(folder, augmentation=disabled), strict=True):
         np.testing.assert_array_equal(plain.images, same.images)
 
 
 @pytest.mark.parametrize("shape", [[12, 10], [0.5, 0.5]])
-def test_held_out_images_are_the_middle_and_never_vary(folder: Path, shape: list[float]) -> None:
-    section = varied(color_jitter={"enabled": True}, crop={"enabled": True, "shape": shape})
+def test_validation_images_have_a_center_crop_and_no_jitter(
+    folder: Path, shape: list[float]
+) -> None:
+    section = augmentation(color_jitter={"enabled": True}, crop={"enabled": True, "shape": shape})
     config, info = opened(folder, augmentation=section, val_dataset_manifest=[str(folder)])
-    measured = RoboticsKind().validation(config)
-    assert measured is not None
+    validation = RoboticsKind().validation(config)
+    assert validation is not None
     data = vlatool.open_dataset(folder, shuffle=False, action_fields=[FIELD])
-    reader = RoboticsKind().reader(measured, info)
+    reader = RoboticsKind().reader(validation, info)
 
-    first, again = (
-        reader.read(data._order.places([3]), [np.random.default_rng(n)]) for n in (1, 2)
-    )
+    first, second = (reader.read(data._order.refs([3]), [np.random.default_rng(n)]) for n in (1, 2))
 
     box = central_box((24, 32), shape)
     np.testing.assert_array_equal(first[0].images[0], box.of(data[3].images[0]))
-    np.testing.assert_array_equal(first[0].images, again[0].images)
+    np.testing.assert_array_equal(first[0].images, second[0].images)
 
 
-def test_policy_sees_the_middle_of_recorded_images(folder: Path, tmp_path: Path) -> None:
+def test_policy_gets_a_center_crop_of_recorded_images(folder: Path, tmp_path: Path) -> None:
     config, info = opened(folder, augmentation=RANDOM)
     RoboticsKind().save_assets(config, info, tmp_path)
     shape = RoboticsKind().load_assets(config, tmp_path).images
@@ -162,21 +169,21 @@ def test_policy_sees_the_middle_of_recorded_images(folder: Path, tmp_path: Path)
     np.testing.assert_array_equal(shape.apply(LEFT, image), image[6:18, 11:21])
 
 
-def test_crop_larger_than_the_images_is_refused(folder: Path) -> None:
+def test_crop_larger_than_the_images_raises_an_error(folder: Path) -> None:
     with pytest.raises(DataError) as caught:
-        read(folder, augmentation=varied(crop={"enabled": True, "shape": [25, 10]}))
+        read(folder, augmentation=augmentation(crop={"enabled": True, "shape": [25, 10]}))
 
     assert (caught.value.code, caught.value.exit_code) == ("data.picture_too_small", 3)
 
 
-def test_crop_larger_than_what_preprocessing_made_is_refused_at_the_start(
+def test_crop_larger_than_the_preprocessed_images_raises_an_error_at_the_start(
     folder: Path, tmp_path: Path
 ) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
     _set_options(copy, resize_images_size=[32, 24])
 
     with pytest.raises(DataError) as caught:
-        opened(copy, augmentation=varied(crop={"enabled": True, "shape": [25, 10]}))
+        opened(copy, augmentation=augmentation(crop={"enabled": True, "shape": [25, 10]}))
 
     assert caught.value.code == "data.picture_too_small"
 
@@ -184,21 +191,19 @@ def test_crop_larger_than_what_preprocessing_made_is_refused_at_the_start(
 # cameras
 
 
-def test_camera_that_a_data_set_lacks_is_black_and_marked(folder: Path, lone: Path) -> None:
+def test_missing_camera_is_black_and_masked(folder: Path, lone: Path) -> None:
     samples = read(folder, lone, pad_missing_images=True)
 
-    assert len({one.images.shape for one in samples}) == 1
-    assert {one.dataset for one in samples} == {0, 1}
-    for one in samples:
-        assert one.image_mask is not None
-        assert one.image_mask.tolist() == [True, one.dataset == 0] * 2
-        assert one.images[one.image_mask].any()
-        assert not one.images[~one.image_mask].any()
+    assert len({sample.images.shape for sample in samples}) == 1
+    assert {sample.dataset for sample in samples} == {0, 1}
+    for sample in samples:
+        assert sample.image_mask is not None
+        assert sample.image_mask.tolist() == [True, sample.dataset == 0] * 2
+        assert sample.images[sample.image_mask].any()
+        assert not sample.images[~sample.image_mask].any()
 
 
-def test_camera_that_a_data_set_lacks_ends_the_run_without_padding(
-    folder: Path, lone: Path
-) -> None:
+def test_missing_camera_without_padding_raises_an_error(folder: Path, lone: Path) -> None:
     with pytest.raises(DataError) as caught:
         opened(folder, lone, camera_names=[LEFT, RIGHT])
 
@@ -207,18 +212,18 @@ def test_camera_that_a_data_set_lacks_ends_the_run_without_padding(
     assert "pad_missing_images" in caught.value.hint
 
 
-def test_held_out_data_are_padded_as_the_training_data_are(folder: Path, lone: Path) -> None:
+def test_validation_data_are_padded_like_the_training_data(folder: Path, lone: Path) -> None:
     config, _ = opened(folder, pad_missing_images=True, val_dataset_manifest=[str(lone)])
     section = RoboticsKind().validation(config)
     assert section is not None
     info = RoboticsKind().load_info(section)
 
-    held_out, _ = RoboticsKind().derive(section, info)
+    derived, _ = RoboticsKind().derive(section, info)
 
-    assert held_out.camera_names == [LEFT, RIGHT]
+    assert derived.camera_names == [LEFT, RIGHT]
     sample = (
         RoboticsKind()
-        .reader(held_out, info)
+        .reader(derived, info)
         .read([SampleRef(0, 0, 0)], [np.random.default_rng(0)])[0]
     )
     assert isinstance(sample, DecodedSample)
@@ -227,7 +232,7 @@ def test_held_out_data_are_padded_as_the_training_data_are(folder: Path, lone: P
 
 
 @pytest.mark.parametrize(("pads", "cameras"), [(False, [LEFT, RIGHT]), (True, [RIGHT])])
-def test_held_out_data_without_a_camera_that_is_seen_are_refused(
+def test_validation_data_without_any_used_camera_raise_an_error(
     folder: Path, lone: Path, pads: bool, cameras: list[str]
 ) -> None:
     keys = {"pad_missing_images": pads, "camera_names": cameras}
@@ -240,7 +245,7 @@ def test_held_out_data_without_a_camera_that_is_seen_are_refused(
     assert (caught.value.code, caught.value.exit_code) == ("data.unknown_camera_names", 3)
 
 
-def test_camera_that_no_data_set_has_is_refused_with_padding_too(folder: Path, lone: Path) -> None:
+def test_unknown_camera_with_padding_raises_an_error(folder: Path, lone: Path) -> None:
     with pytest.raises(DataError) as caught:
         opened(folder, lone, camera_names=[LEFT, "wrist_left_mnius"], pad_missing_images=True)
 
@@ -248,96 +253,98 @@ def test_camera_that_no_data_set_has_is_refused_with_padding_too(folder: Path, l
     assert RIGHT in caught.value.hint
 
 
-@pytest.mark.parametrize("hidden", [True, False])
-def test_batch_says_which_images_are_padding_where_they_are_hidden(
-    folder: Path, lone: Path, hidden: bool
+@pytest.mark.parametrize("masked", [True, False])
+def test_batch_has_a_mask_of_padded_images_with_mask_padded_images(
+    folder: Path, lone: Path, masked: bool
 ) -> None:
-    keys = {"pad_missing_images": True, "mask_padded_images": hidden}
+    keys = {"pad_missing_images": True, "mask_padded_images": masked}
     config, info = opened(folder, lone, **keys)
     backbone = KeypointBackboneConfig(text_encoder=ByteTextConfig(), num_cameras=2, num_times=2)
     model = DiffusionPolicyConfig(vision_language_backbone=backbone)
     normalizer = RoboticsKind().make_assets(config, info).normalizer
-    samples = [one for one in read(folder, lone, **keys) if one.dataset][:2]
+    samples = [sample for sample in read(folder, lone, **keys) if sample.dataset][:2]
 
     batch = PolicyBatcher(model, config, normalizer)(samples)
 
     assert batch["dataset"].tolist() == [1, 1]
-    assert ("image_mask" in batch) == hidden
-    if hidden:
+    assert ("image_mask" in batch) == masked
+    if masked:
         assert batch["image_mask"].tolist() == [[True, False] * 2] * 2
-    made_up = example_batch(model, config, 2)
-    assert {name: made_up[name].dtype for name in set(made_up) - {"keys"}} == {
+    example = example_batch(model, config, 2)
+    assert {name: example[name].dtype for name in set(example) - {"keys"}} == {
         name: batch[name].dtype for name in set(batch) - {"keys"}
     }
     assert isinstance(batch["images"], torch.Tensor)
 
 
-# side by side
+# shared buffers
 
 CASES: dict[str, dict[str, Any]] = {
     "whole": {},
-    "cut": {"augmentation": RANDOM},
-    "coloured": {"augmentation": JITTER},
+    "crop": {"augmentation": RANDOM},
+    "jitter": {"augmentation": JITTER},
     "padded": {"pad_missing_images": True},
 }
 
 
 @pytest.mark.parametrize("case", list(CASES))
-def test_images_in_a_room_are_those_of_samples_by_themselves(
+def test_images_in_a_buffer_are_those_of_separate_samples(
     folder: Path, lone: Path, case: str
 ) -> None:
     folders = [folder, lone] if case == "padded" else [folder]
     config, info = opened(*folders, **CASES[case])
     order = SampleOrder(info.datasets, OrderOptions())
     positions = range(order.size)
-    alone = read_samples(order, RoboticsKind().reader(config, info), positions, 1)
+    expected = read_samples(order, RoboticsKind().reader(config, info), positions, 1)
     reader = RoboticsKind().reader(config, info)
 
-    # The first time it does not know how much room they take.
-    read_samples(order, reader, positions, 1, room=filled_room)
-    found = read_samples(order, reader, positions, 1, room=filled_room)
+    # The first call does not know the size of the buffer.
+    read_samples(order, reader, positions, 1, allocate=used_memory)
+    samples = read_samples(order, reader, positions, 1, allocate=used_memory)
 
-    joined = stack_rows([one.images for one in found])
-    assert np.shares_memory(joined, found[0].images)
-    np.testing.assert_array_equal(joined, [one.images for one in alone])
+    joined = stack_rows([sample.images for sample in samples])
+    assert np.shares_memory(joined, samples[0].images)
+    np.testing.assert_array_equal(joined, [sample.images for sample in expected])
 
 
-def filled_room(size: int) -> np.ndarray:
-    """Memory that was used before."""
+def used_memory(size: int) -> np.ndarray:
+    """Memory that is not zero."""
     return np.full(size, 7, np.uint8)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("held", [True, False])
-def test_batches_hold_the_images_of_their_samples(folder: Path, workers: int, held: bool) -> None:
+@pytest.mark.parametrize("kept_alive", [True, False])
+def test_batches_contain_the_images_of_their_samples(
+    folder: Path, workers: int, kept_alive: bool
+) -> None:
     config, info = opened(folder, num_workers=workers)
     backbone = KeypointBackboneConfig(text_encoder=ByteTextConfig(), num_cameras=2, num_times=2)
     kind, model = RoboticsKind(), DiffusionPolicyConfig(vision_language_backbone=backbone)
     order = SampleOrder(info.datasets, OrderOptions(seed=1))
     batcher = PolicyBatcher(model, config, kind.make_assets(config, info).normalizer)
     plan = LoaderPlan(SAMPLES, num_workers=workers)
-    by_key = {one.key: one.images for one in read(folder)}
+    by_key = {sample.key: sample.images for sample in read(folder)}
 
     with build_loader(plan, order, kind.reader(config, info), batcher, dict) as loader:
         batches = itertools.islice(loader, 16)
-        for batch in [*batches] if held else batches:
+        for batch in [*batches] if kept_alive else batches:
             images = batch.batch["images"].permute(0, 1, 3, 4, 2).numpy()
             expected = np.stack([by_key[name] for name in batch.samples])
             np.testing.assert_array_equal(images, expected)
 
 
-# data sets together
+# mixtures
 
 
 @pytest.mark.parametrize("weights", [[], [3.0, 1.0]])
-def test_statistics_of_a_mixture_have_its_weights_and_the_steps_of_all(
+def test_statistics_of_a_mixture_have_its_weights_and_the_common_steps(
     folder: Path, lone: Path, weights: list[float]
 ) -> None:
     config, info = opened(folder, lone, dataset_weighting=weights, camera_names=[LEFT])
 
     shares: list[float | None] = [*weights] if weights else [None, None]
-    files = [read_mergeable(one / "stats.json") for one in (folder, lone)]
-    parts = [StatsPart(*one) for one in zip(files, (1, 2), shares, strict=True)]
+    files = [read_mergeable(row / "stats.json") for row in (folder, lone)]
+    parts = [StatsPart(*row) for row in zip(files, (1, 2), shares, strict=True)]
     expected = merge_parts(parts).statistics[FIELD]
     assert info.statistics[FIELD]["mean"] == expected["mean"]
     assert (info.statistics_past, info.past) == (1, 1)
@@ -345,7 +352,7 @@ def test_statistics_of_a_mixture_have_its_weights_and_the_steps_of_all(
     assert config.lowdim_past_timesteps == 1
 
 
-def test_what_is_kept_of_data_sets_with_different_windows_fits_together(
+def test_assets_of_data_sets_with_different_windows_are_consistent(
     folder: Path, lone: Path, tmp_path: Path
 ) -> None:
     scaled = {"method": "min_max", "scope": "per_timestep"}
@@ -353,28 +360,28 @@ def test_what_is_kept_of_data_sets_with_different_windows_fits_together(
     RoboticsKind().save_assets(config, info, tmp_path)
     values = np.random.default_rng(0).normal(size=(4, 3))
 
-    kept = RoboticsKind().load_assets(config, tmp_path).normalizer.normalize(FIELD, values)
+    loaded = RoboticsKind().load_assets(config, tmp_path).normalizer.normalize(FIELD, values)
 
-    given = RoboticsKind().make_assets(config, info).normalizer.normalize(FIELD, values)
-    np.testing.assert_array_equal(kept, given)
+    expected = RoboticsKind().make_assets(config, info).normalizer.normalize(FIELD, values)
+    np.testing.assert_array_equal(loaded, expected)
 
 
-def test_samples_of_different_windows_have_one_window(folder: Path, lone: Path) -> None:
+def test_samples_of_different_windows_get_the_common_window(folder: Path, lone: Path) -> None:
     samples = read(folder, lone, camera_names=[LEFT])
 
-    assert {one.fields[FIELD].shape for one in samples} == {(4, 3)}
-    (first,) = [one for one in samples if one.dataset == 0][:1]
+    assert {sample.fields[FIELD].shape for sample in samples} == {(4, 3)}
+    (first,) = [sample for sample in samples if sample.dataset == 0][:1]
     (same,) = [
-        one
-        for one in samples
-        if one.dataset == 1
-        and one.metadata["anchor_timestep"] == first.metadata["anchor_timestep"]
-        and one.metadata["episode_id"] == first.metadata["episode_id"]
+        sample
+        for sample in samples
+        if sample.dataset == 1
+        and sample.metadata["anchor_timestep"] == first.metadata["anchor_timestep"]
+        and sample.metadata["episode_id"] == first.metadata["episode_id"]
     ]
     np.testing.assert_array_equal(same.fields[FIELD], first.fields[FIELD])
 
 
-def test_field_that_a_data_set_lacks_is_refused_only_where_it_is_used(
+def test_field_that_a_data_set_lacks_raises_an_error_only_if_it_is_used(
     raw: Path, folder: Path, tmp_path: Path
 ) -> None:
     less = write_shards(raw, tmp_path / "less", SAMPLES, data_discard_keys=[OBSERVED])
@@ -386,7 +393,9 @@ def test_field_that_a_data_set_lacks_is_refused_only_where_it_is_used(
     assert (caught.value.code, caught.value.details["field"]) == ("data.datasets_differ", OBSERVED)
 
 
-def test_images_of_other_size_are_refused_at_the_start(folder: Path, tmp_path: Path) -> None:
+def test_images_of_different_sizes_raise_an_error_at_the_start(
+    folder: Path, tmp_path: Path
+) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
     other = shutil.copytree(folder, tmp_path / "other")
     _set_options(copy, resize_images_size=[32, 24])
@@ -403,10 +412,10 @@ def _set_options(folder: Path, **options: Any) -> None:
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **options}))
 
 
-# normalised
+# normalization
 
 
-def test_dataset_is_normalized_as_training_is(folder: Path) -> None:
+def test_dataset_is_normalized_like_training(folder: Path) -> None:
     section = {"method": "percentile_1_99", "centered_norm": True}
     keys: dict[str, Any] = {"shuffle": False, "action_fields": [FIELD], "normalization": section}
     plain = vlatool.open_dataset(folder, **keys)
@@ -419,7 +428,7 @@ def test_dataset_is_normalized_as_training_is(folder: Path) -> None:
     assert not np.array_equal(plain[2].fields[FIELD], scaled)
 
 
-def test_data_without_numbers_cannot_be_normalized(
+def test_data_without_fields_cannot_be_normalized(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

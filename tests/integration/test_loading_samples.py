@@ -1,4 +1,4 @@
-"""Stored samples to arrays, and what is checked before the first batch. Source: formats/lbm 5, 6.2."""
+"""Decoding of samples, and checks before the first batch. Source: formats/lbm 5, 6.2."""
 
 import io
 import itertools
@@ -36,7 +36,7 @@ KEY = "sample"
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Number of shards to a shard folder; all hold the same samples."""
+    """Number of shards to a shard folder; all have the same samples."""
     raw = spartan_task(tmp_path_factory.mktemp("raw"), 2, SAMPLES // 2)
     root = tmp_path_factory.mktemp("lbm")
     return {count: write_shards(raw, root / str(count), SAMPLES // count) for count in (1, 3)}
@@ -44,12 +44,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
 @pytest.fixture
 def copy(folders: dict[int, Path], tmp_path: Path) -> Path:
-    """A shard folder that a test may break."""
+    """A shard folder that a test may modify."""
     shutil.copytree(folders[3], tmp_path / "shards")
     return tmp_path / "shards"
 
 
-def refusal(folder: Path, **keys: Any) -> DataError:
+def error_of(folder: Path, **keys: Any) -> DataError:
     with pytest.raises(DataError) as caught:
         opened(folder, **keys)
     return caught.value
@@ -76,7 +76,7 @@ def stored(raw_sample: dict[str, bytes]) -> dict[str, np.ndarray]:
 
 
 def with_members(raw_sample: dict[str, bytes], **members: bytes) -> dict[str, bytes]:
-    """The sample with further members in its npz, or with others of the same name."""
+    """Adds or replaces members of the npz of a sample."""
     result = io.BytesIO()
     with (
         zipfile.ZipFile(io.BytesIO(raw_sample["lowdim.npz"])) as old,
@@ -90,13 +90,13 @@ def with_members(raw_sample: dict[str, bytes], **members: bytes) -> dict[str, by
     return {**raw_sample, "lowdim.npz": result.getvalue()}
 
 
-def broken(folder: Path, raw_sample: dict[str, bytes], **keys: Any) -> DataError:
+def decode_error(folder: Path, raw_sample: dict[str, bytes], **keys: Any) -> DataError:
     with pytest.raises(DataError) as caught:
         decode(folder, raw_sample, **keys)
     return caught.value
 
 
-def test_decoded_sample_holds_what_is_stored(
+def test_decoded_sample_equals_the_stored_one(
     folders: dict[int, Path], raw_sample: dict[str, bytes]
 ) -> None:
     sample = decode(folders[1], raw_sample)
@@ -107,7 +107,7 @@ def test_decoded_sample_holds_what_is_stored(
     assert sample.instruction == "put the cup on the saucer"
 
 
-def test_images_come_time_outer_camera_inner(
+def test_images_are_time_outer_camera_inner(
     folders: dict[int, Path], raw_sample: dict[str, bytes]
 ) -> None:
     sample = decode(folders[1], raw_sample)
@@ -118,7 +118,7 @@ def test_images_come_time_outer_camera_inner(
             assert (sample.images[index] == np.asarray(image)).all()
 
 
-def test_only_the_images_that_are_asked_for_are_decoded(
+def test_only_the_configured_images_are_decoded(
     folders: dict[int, Path], raw_sample: dict[str, bytes]
 ) -> None:
     raw_sample["wrist_left_minus_t0.jpg"] = b"broken"
@@ -128,37 +128,35 @@ def test_only_the_images_that_are_asked_for_are_decoded(
     assert sample.images.shape == (1, 24, 32, 3)
 
 
-def test_only_the_named_npz_members_are_read(
+def test_only_the_configured_npz_members_are_read(
     folders: dict[int, Path], raw_sample: dict[str, bytes]
 ) -> None:
-    spoiled = with_members(raw_sample, robot__version=b"broken", junk=b"broken")
+    changed = with_members(raw_sample, robot__version=b"broken", junk=b"broken")
 
-    assert FIELD in decode(folders[1], spoiled).fields
+    assert FIELD in decode(folders[1], changed).fields
 
 
-def test_broken_member_that_is_asked_for_is_refused_by_sample(
+def test_broken_configured_member_raises_an_error_with_the_sample(
     folders: dict[int, Path], raw_sample: dict[str, bytes]
 ) -> None:
-    error = broken(folders[1], with_members(raw_sample, **{FIELD: b"broken"}))
+    error = decode_error(folders[1], with_members(raw_sample, **{FIELD: b"broken"}))
 
     assert error.code == "data.broken_sample"
     assert error.details["sample"] == KEY
 
 
-def test_damaged_npz_is_refused_by_sample(
-    folders: dict[int, Path], raw_sample: dict[str, bytes]
-) -> None:
-    # Deflated content in the middle of the file; with 0xff the block type is invalid.
+def test_broken_npz_raises_an_error(folders: dict[int, Path], raw_sample: dict[str, bytes]) -> None:
+    # Compressed content in the middle of the file; 0xff is an invalid deflate block type.
     data = bytearray(raw_sample["lowdim.npz"])
     with zipfile.ZipFile(io.BytesIO(bytes(data))) as archive:
         start = archive.getinfo(f"{FIELD}.npy").header_offset + 30 + len(FIELD) + 4 + 20
     data[start : start + 40] = b"\xff" * 40
     raw_sample["lowdim.npz"] = bytes(data)
 
-    assert broken(folders[1], raw_sample).code == "data.broken_sample"
+    assert decode_error(folders[1], raw_sample).code == "data.broken_sample"
 
 
-def test_changed_number_in_an_npz_is_noticed(
+def test_changed_number_in_an_npz_raises_an_error(
     folders: dict[int, Path], raw_sample: dict[str, bytes]
 ) -> None:
     array = io.BytesIO()
@@ -166,29 +164,29 @@ def test_changed_number_in_an_npz_is_noticed(
     stored_sample = with_members(raw_sample, **{FIELD: array.getvalue()})
     changed = stored_sample["lowdim.npz"].replace(np.float64(1234.5).tobytes(), bytes(8))
 
-    error = broken(folders[1], {**stored_sample, "lowdim.npz": changed})
+    error = decode_error(folders[1], {**stored_sample, "lowdim.npz": changed})
 
     assert error.code == "data.broken_sample"
 
 
 @pytest.mark.parametrize("member", ["scene_right_0_t0.jpg", "lowdim.npz", "metadata.json"])
-def test_missing_member_is_named(
+def test_missing_member_raises_an_error_with_its_name(
     folders: dict[int, Path], raw_sample: dict[str, bytes], member: str
 ) -> None:
     del raw_sample[member]
 
-    error = broken(folders[1], raw_sample)
+    error = decode_error(folders[1], raw_sample)
 
     assert (error.code, error.details["member"]) == ("data.broken_sample", member)
 
 
 @pytest.mark.parametrize("member", ["scene_right_0_t0.jpg", "lowdim.npz", "metadata.json"])
-def test_damaged_member_is_a_data_error(
+def test_truncated_member_raises_an_error(
     folders: dict[int, Path], raw_sample: dict[str, bytes], member: str
 ) -> None:
     raw_sample[member] = raw_sample[member][: len(raw_sample[member]) // 2]
 
-    assert broken(folders[1], raw_sample).code == "data.broken_sample"
+    assert decode_error(folders[1], raw_sample).code == "data.broken_sample"
 
 
 def test_window_is_cropped_around_the_anchor(
@@ -204,7 +202,7 @@ def test_window_is_cropped_around_the_anchor(
     assert sample.past_mask.tolist() == expected["past_mask"][PAST : PAST + 2].tolist()
 
 
-def test_png_under_the_name_of_a_jpg_is_decoded(
+def test_png_with_the_suffix_of_a_jpg_is_decoded(
     folders: dict[int, Path], raw_sample: dict[str, bytes]
 ) -> None:
     buffer = io.BytesIO()
@@ -228,7 +226,7 @@ def test_png_under_the_name_of_a_jpg_is_decoded(
         (None, ["original"], {""}),
     ],
 )
-def test_sentence_is_one_of_the_configured_kinds(
+def test_instruction_is_one_of_the_configured_kinds(
     folders: dict[int, Path],
     raw_sample: dict[str, bytes],
     language: Any,
@@ -239,12 +237,12 @@ def test_sentence_is_one_of_the_configured_kinds(
     config, _ = opened(folders[1], language_instruction_types=kinds)
     rng = np.random.default_rng(0)
 
-    drawn = {SampleDecoder(config)(KEY, raw_sample, rng).instruction for _ in range(20)}
+    instructions = {SampleDecoder(config)(KEY, raw_sample, rng).instruction for _ in range(20)}
 
-    assert drawn == expected
+    assert instructions == expected
 
 
-def test_sample_without_language_has_an_empty_sentence(
+def test_sample_without_language_has_an_empty_instruction(
     folders: dict[int, Path], raw_sample: dict[str, bytes]
 ) -> None:
     del raw_sample["language_instructions.json"]
@@ -253,12 +251,12 @@ def test_sample_without_language_has_an_empty_sentence(
 
 
 @pytest.mark.parametrize("keys", [{"anchor_relative_idx": 0}, {"anchor_relative_idx": 9}, {}])
-def test_anchor_without_its_window_is_refused_by_sample(
+def test_anchor_without_its_window_raises_an_error(
     folders: dict[int, Path], raw_sample: dict[str, bytes], keys: dict[str, int]
 ) -> None:
     raw_sample["metadata.json"] = json.dumps(keys).encode()
 
-    assert broken(folders[1], raw_sample).code == "data.broken_sample"
+    assert decode_error(folders[1], raw_sample).code == "data.broken_sample"
 
 
 # checks before the first batch
@@ -276,10 +274,10 @@ def test_anchor_without_its_window_is_refused_by_sample(
         ({"action_dim": 4}, "data.dimension_mismatch"),
     ],
 )
-def test_key_that_does_not_fit_the_data_is_refused_at_the_start(
+def test_value_that_does_not_match_the_data_raises_an_error_at_the_start(
     folders: dict[int, Path], keys: dict[str, Any], code: str
 ) -> None:
-    error = refusal(folders[1], **keys)
+    error = error_of(folders[1], **keys)
 
     assert (error.code, error.exit_code) == (code, 3)
 
@@ -291,13 +289,13 @@ def test_key_that_does_not_fit_the_data_is_refused_at_the_start(
         ({"action_fields": [FIELD + "z"]}, FIELD),
     ],
 )
-def test_misspelt_name_gets_the_nearest_one(
+def test_hint_for_a_misspelled_name_has_the_most_similar_one(
     folders: dict[int, Path], keys: dict[str, Any], nearest: str
 ) -> None:
-    assert nearest in refusal(folders[1], **keys).hint
+    assert nearest in error_of(folders[1], **keys).hint
 
 
-def test_what_is_left_open_is_taken_from_the_data(folders: dict[int, Path]) -> None:
+def test_unset_values_are_derived_from_the_data(folders: dict[int, Path]) -> None:
     config, _ = opened(folders[1], action_fields=[])
 
     assert config.camera_names == ["scene_right_0", "wrist_left_minus"]
@@ -320,31 +318,33 @@ def test_number_of_samples_is_that_of_the_manifest(folders: dict[int, Path]) -> 
         ("preprocessing_config.yaml", "data.no_preprocessing_config"),
     ],
 )
-def test_missing_file_is_refused_before_the_first_batch(copy: Path, name: str, code: str) -> None:
+def test_missing_file_raises_an_error_before_the_first_batch(
+    copy: Path, name: str, code: str
+) -> None:
     (copy / name).unlink()
 
-    error = refusal(copy)
+    error = error_of(copy)
 
     assert (error.code, error.exit_code) == (code, 3)
 
 
-def test_cut_off_shard_is_refused_before_the_first_batch(copy: Path) -> None:
+def test_truncated_shard_raises_an_error_before_the_first_batch(copy: Path) -> None:
     shard = copy / "shard_000001.tar"
     shard.write_bytes(shard.read_bytes()[:-10240])
 
-    assert refusal(copy).code == "data.short_shard"
+    assert error_of(copy).code == "data.short_shard"
 
 
-def test_statistics_without_a_used_field_are_refused(copy: Path) -> None:
+def test_statistics_without_a_used_field_raise_an_error(copy: Path) -> None:
     stats = json.loads((copy / "stats.json").read_text())
     del stats[FIELD]
     (copy / "stats.json").write_text(json.dumps(stats))
 
-    assert refusal(copy).code == "data.unknown_field"
+    assert error_of(copy).code == "data.unknown_field"
 
 
 def test_downloaded_layout_is_read(copy: Path, folders: dict[int, Path]) -> None:
-    """The manifest lies above the shards and names them with their folder."""
+    """The manifest is in the parent folder of the shards and names them with their folder."""
     root = copy.parent
     entries = [json.loads(line) for line in (copy / "manifest.jsonl").read_text().splitlines()]
     lines = [json.dumps({**entry, "shard": f"shards/{entry['shard']}"}) + "\n" for entry in entries]
@@ -352,13 +352,13 @@ def test_downloaded_layout_is_read(copy: Path, folders: dict[int, Path]) -> None
     for name in ("stats.json", "preprocessing_config.yaml"):
         (copy / name).rename(root / name)
 
-    ways = (root / "manifest.jsonl", folders[3])
-    found, expected = (batches(opened(one), LoaderPlan(SAMPLES), 1) for one in ways)
+    paths = (root / "manifest.jsonl", folders[3])
+    actual, expected = (batches(opened(path), LoaderPlan(SAMPLES), 1) for path in paths)
 
-    assert names(found) == names(expected)
+    assert names(actual) == names(expected)
 
 
-# normalisation
+# normalization
 
 
 def test_normalized_values_of_a_cropped_window_use_the_statistics_of_their_steps(
@@ -381,7 +381,7 @@ def test_normalized_values_of_a_cropped_window_use_the_statistics_of_their_steps
     )
 
 
-def test_denormalized_values_are_the_values(folders: dict[int, Path]) -> None:
+def test_denormalize_is_the_inverse_of_normalize(folders: dict[int, Path]) -> None:
     config, info = opened(folders[1])
     normalizer = Normalizer(config, info.statistics, info.statistics_past)
     values = np.random.default_rng(0).normal(size=(2, PAST + 1 + FUTURE, 3))
@@ -391,9 +391,9 @@ def test_denormalized_values_are_the_values(folders: dict[int, Path]) -> None:
     np.testing.assert_allclose(restored, values, atol=1e-6)
 
 
-def test_field_can_be_normalized_its_own_way(folders: dict[int, Path]) -> None:
-    own = {"field_configs": {OBSERVED: {"enabled": False}}}
-    config, info = opened(folders[1], normalization=own, proprioception_fields=[OBSERVED])
+def test_field_can_have_its_own_normalization(folders: dict[int, Path]) -> None:
+    section = {"field_configs": {OBSERVED: {"enabled": False}}}
+    config, info = opened(folders[1], normalization=section, proprioception_fields=[OBSERVED])
     normalizer = Normalizer(config, info.statistics, info.statistics_past)
     values = np.full((PAST + 1, 3), 7.0)
 

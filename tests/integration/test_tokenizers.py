@@ -1,4 +1,4 @@
-"""Tokenizers as model types: their promises, where their weights come from, and what is refused."""
+"""Visual tokenizers as model types: contract checks, weights, errors."""
 
 import os
 import shutil
@@ -57,29 +57,29 @@ def stage_1(folder: Path) -> str:
     return write_stage_1(folder)
 
 
-def test_vqgan_keeps_the_promises_of_a_model_type(data: dict[str, Any]) -> None:
+def test_vqgan_passes_the_contract_checks(data: dict[str, Any]) -> None:
     check_model_type(VqganType, {**NETWORK, "losses": LOSSES}, data=data)
 
 
-def test_stage_1_keeps_the_promises_of_a_model_type(data: dict[str, Any], teacher: str) -> None:
+def test_stage_1_passes_the_contract_checks(data: dict[str, Any], teacher: str) -> None:
     check_model_type(TitokType, {**SIZES, "teacher": teacher, "vqgan": NETWORK}, data=data)
 
 
-def test_stage_2_keeps_the_promises_of_a_model_type(
+def test_stage_2_passes_the_contract_checks(
     data: dict[str, Any], teacher: str, stage_1: str
 ) -> None:
     sources = {"teacher": teacher, "init_weight": stage_1, "vqgan": NETWORK}
     check_model_type(TitokType, {**SIZES, "stage": 2, **sources, "losses": LOSSES}, data=data)
 
 
-def test_continuous_tokens_keep_the_promises_of_a_model_type(data: dict[str, Any]) -> None:
+def test_continuous_tokens_pass_the_contract_checks(data: dict[str, Any]) -> None:
     quantizer = {"type": "kl", "token_size": 4}
     losses = {"quantizer_weight": 1e-6, "discriminator_weight": 0}
     check_model_type(TitokType, {**PIXELS, "quantizer": quantizer, "losses": losses}, data=data)
 
 
 def run(root: Path, name: str, data: dict[str, Any], model: dict[str, Any]) -> RunDir:
-    """A short run of a model on the pictures."""
+    """A short training run of a model on the images."""
     keys: dict[str, Any] = {
         "model": model,
         "data": {**data, "num_workers": 0, "allow_multiple_epochs": True},
@@ -102,7 +102,7 @@ def run(root: Path, name: str, data: dict[str, Any], model: dict[str, Any]) -> R
 
 @pytest.fixture(scope="module")
 def chain(folder: Path, data: dict[str, Any]) -> dict[str, RunDir]:
-    """A teacher, a first stage and a second one, each from the run before."""
+    """Runs of a teacher, stage 1 and stage 2, each with weights of the previous one."""
     root = folder / "runs"
     vqgan = {"type": "vqgan", **NETWORK, "losses": LOSSES}
     runs = {"vqgan": run(root, "vqgan", data, vqgan)}
@@ -125,29 +125,29 @@ def test_sizes_of_a_teacher_that_is_a_run_are_read(chain: dict[str, RunDir]) -> 
     assert section["image_size"] == SIDE
 
 
-def test_stage_2_begins_with_the_averages_of_stage_1_and_leaves_its_tokens_as_they_are(
+def test_stage_2_starts_from_the_averaged_weights_of_stage_1_and_freezes_its_tokens(
     chain: dict[str, RunDir],
 ) -> None:
     first = weights(chain["first"], "ema.safetensors")
     second = weights(chain["second"], "model.safetensors")
     averaged = weights(chain["second"], "ema.safetensors")
-    kept = [k for k in first if k.startswith(("encoder.", "quantize.", "latent_tokens"))]
+    frozen = [k for k in first if k.startswith(("encoder.", "quantize.", "latent_tokens"))]
 
     assert all(
-        torch.equal(first[k], second[k]) and torch.equal(first[k], averaged[k]) for k in kept
+        torch.equal(first[k], second[k]) and torch.equal(first[k], averaged[k]) for k in frozen
     )
-    learned = [k for k in first if k.startswith("decoder.")]
-    assert not any(torch.equal(first[k], second[k]) for k in learned)
+    trained = [k for k in first if k.startswith("decoder.")]
+    assert not any(torch.equal(first[k], second[k]) for k in trained)
 
 
-def test_ids_are_the_same_behind_stage_2(chain: dict[str, RunDir]) -> None:
+def test_codes_are_the_same_after_stage_2(chain: dict[str, RunDir]) -> None:
     pixels = torch.rand(2, 3, SIDE, SIDE)
-    found = [open_titok(str(chain[name].root))[1].codes(pixels) for name in ("first", "second")]
+    codes = [open_titok(str(chain[name].root))[1].codes(pixels) for name in ("first", "second")]
 
-    assert torch.equal(*found)
+    assert torch.equal(*codes)
 
 
-def test_discriminator_and_its_means_stand_still_before_its_first_step_and_move_then(
+def test_discriminator_and_its_means_change_from_its_first_step_on(
     chain: dict[str, RunDir],
 ) -> None:
     rows = {row["step"]: row for row in read_metrics(chain["second"].metrics) if "loss" in row}
@@ -159,59 +159,61 @@ def test_discriminator_and_its_means_stand_still_before_its_first_step_and_move_
     assert float(means["fake"]) != 0
 
 
-def test_cached_codes_of_the_teacher_change_nothing(
+def test_cache_of_teacher_codes_changes_no_weight(
     chain: dict[str, RunDir], data: dict[str, Any], tmp_path: Path
 ) -> None:
     teacher = str(chain["vqgan"].root)
     model = {"type": "titok", **SIZES, "teacher": teacher, "cache_teacher_ids": True}
     cached = run(tmp_path, "cached", data, model)
 
-    found, expected = (weights(one, "model.safetensors") for one in (cached, chain["first"]))
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    actual, expected = (
+        weights(run_dir, "model.safetensors") for run_dir in (cached, chain["first"])
+    )
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
-def test_figures_say_how_the_codebook_is_used(chain: dict[str, RunDir]) -> None:
+def test_metrics_contain_the_use_of_the_codebook(chain: dict[str, RunDir]) -> None:
     last = [row for row in read_metrics(chain["first"].metrics) if "loss" in row][-1]
 
     names = ("codebook_usage", "codebook_perplexity", "dead_codes", "right_codes")
     assert all(name in last for name in names)
 
 
-def test_images_are_made_while_it_trains(chain: dict[str, RunDir]) -> None:
-    for one in chain.values():
-        assert one.image(STEPS, "reconstruction").is_file()
+def test_images_are_logged_during_training(chain: dict[str, RunDir]) -> None:
+    for run_dir in chain.values():
+        assert run_dir.image(STEPS, "reconstruction").is_file()
 
 
-def test_published_pair_opens_as_the_run_does(chain: dict[str, RunDir], tmp_path: Path) -> None:
+def test_published_files_open_like_the_run(chain: dict[str, RunDir], tmp_path: Path) -> None:
     config, model = open_titok(str(chain["second"].root))
     save_published(tmp_path, config, model)
 
-    again, other = open_titok(str(tmp_path))
+    published, loaded = open_titok(str(tmp_path))
 
-    assert {**again.model_dump(), "losses": 0} == {
+    assert {**published.model_dump(), "losses": 0} == {
         **config.model_dump(), "losses": 0, "teacher": None, "init_weight": None,
     }  # fmt: skip
     for name, value in model.state_dict().items():
-        assert torch.equal(value, other.state_dict()[name])
+        assert torch.equal(value, loaded.state_dict()[name])
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors"])
-def test_file_of_a_checkpoint_is_what_its_run_says(chain: dict[str, RunDir], name: str) -> None:
+def test_file_of_a_checkpoint_has_the_config_of_its_run(
+    chain: dict[str, RunDir], name: str
+) -> None:
     _, model = open_titok(str(chain["second"].checkpoint(STEPS) / name))
 
-    found, stored = model.state_dict(), weights(chain["second"], name)
-    assert all(torch.equal(found[key], value) for key, value in stored.items())
+    loaded, stored = model.state_dict(), weights(chain["second"], name)
+    assert all(torch.equal(loaded[key], value) for key, value in stored.items())
 
 
-def test_file_of_a_published_pair_is_what_its_configuration_says(
-    chain: dict[str, RunDir], tmp_path: Path
-) -> None:
+def test_published_file_has_the_config_beside_it(chain: dict[str, RunDir], tmp_path: Path) -> None:
     save_published(tmp_path, *open_titok(str(chain["second"].root)))
 
     assert open_titok(str(tmp_path / "pytorch_model.bin"))[0] == open_titok(str(tmp_path))[0]
 
 
-def test_configuration_of_a_run_that_cannot_be_is_damage(
+def test_invalid_configuration_of_a_run_raises_an_error(
     chain: dict[str, RunDir], tmp_path: Path
 ) -> None:
     shutil.copytree(chain["second"].root, tmp_path / "run")
@@ -223,7 +225,7 @@ def test_configuration_of_a_run_that_cannot_be_is_damage(
     assert (error.value.code, error.value.exit_code) == ("data.broken_config", 3)
 
 
-def test_rule_of_preprocessing_for_another_size_is_damage(
+def test_preprocessing_of_another_size_raises_an_error(
     chain: dict[str, RunDir], tmp_path: Path
 ) -> None:
     shutil.copytree(chain["second"].root, tmp_path / "run")
@@ -234,7 +236,7 @@ def test_rule_of_preprocessing_for_another_size_is_damage(
     assert error.value.code == "data.broken_config"
 
 
-def test_published_configuration_without_a_tokenizer_is_damage(
+def test_published_configuration_without_a_tokenizer_raises_an_error(
     chain: dict[str, RunDir], tmp_path: Path
 ) -> None:
     save_published(tmp_path, *open_titok(str(chain["second"].root)))
@@ -245,15 +247,15 @@ def test_published_configuration_without_a_tokenizer_is_damage(
     assert error.value.code == "data.broken_config"
 
 
-def test_file_of_weights_tells_its_sizes(tmp_path: Path) -> None:
+def test_sizes_of_a_file_of_weights_are_inferred(tmp_path: Path) -> None:
     vit = {"hidden_dim": 64, "n_layers": 1, "n_heads": 1}
-    given = tiny_titok(encoder=vit, decoder={**vit, "n_layers": 2})
-    save_file(Titok(given).state_dict(), tmp_path / "weights.safetensors")
+    expected = tiny_titok(encoder=vit, decoder={**vit, "n_layers": 2})
+    save_file(Titok(expected).state_dict(), tmp_path / "weights.safetensors")
 
     config, _ = open_titok(str(tmp_path / "weights.safetensors"))
 
     names = ("encoder", "decoder", "num_latent_tokens", "patch_size", "image_size", "quantizer")
-    assert [getattr(config, name) for name in names] == [getattr(given, name) for name in names]
+    assert [getattr(config, name) for name in names] == [getattr(expected, name) for name in names]
 
 
 class Code:
@@ -270,7 +272,7 @@ def is_continuous(path: Path) -> None:
     torch.save(Titok(tiny_titok(**keys)).state_dict(), path)
 
 
-def lacks_a_key(path: Path) -> None:
+def lacks_a_tensor(path: Path) -> None:
     state = Titok(tiny_titok()).state_dict()
     del state["encoder.ln_post.bias"]
     torch.save(state, path)
@@ -280,7 +282,7 @@ def has_another_width(path: Path) -> None:
     torch.save(Titok(tiny_titok(num_latent_tokens=4)).state_dict(), path)
 
 
-def is_cut_off(path: Path) -> None:
+def is_truncated(path: Path) -> None:
     torch.save(Titok(tiny_titok()).state_dict(), path)
     path.write_bytes(path.read_bytes()[:5000])
 
@@ -298,20 +300,20 @@ def is_nested(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("write", "code", "told"),
+    ("write", "code", "reason"),
     [
         (holds_code, "data.unsafe_checkpoint", ""),
-        (is_continuous, "data.checkpoint_mismatch", "bottleneck kl"),
-        (lacks_a_key, "data.checkpoint_mismatch", "missing encoder.ln_post.bias"),
-        (has_another_width, "data.checkpoint_mismatch", "latent tokens 4"),
-        (is_cut_off, "data.broken_checkpoint", "it is cut off"),
+        (is_continuous, "data.checkpoint_mismatch", "bottleneck is kl"),
+        (lacks_a_tensor, "data.checkpoint_mismatch", "missing encoder.ln_post.bias"),
+        (has_another_width, "data.checkpoint_mismatch", "latent tokens is 4"),
+        (is_truncated, "data.broken_checkpoint", "it is truncated"),
         (is_empty, "data.broken_checkpoint", "it is empty"),
-        (is_text, "data.broken_checkpoint", "it is no file of weights"),
+        (is_text, "data.broken_checkpoint", "it is not a file of weights"),
         (is_nested, "data.broken_checkpoint", ""),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(
-    write: Callable[[Path], None], code: str, told: str, tmp_path: Path
+def test_weights_that_do_not_match_raise_an_error(
+    write: Callable[[Path], None], code: str, reason: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "weights.bin"
     write(path)
@@ -320,7 +322,7 @@ def test_weights_that_do_not_fit_are_refused(
 
     assert (error.value.code, error.value.exit_code) == (code, 3)
     problems = "; ".join(error.value.details.get("problems", []))
-    assert told in problems + error.value.message
+    assert reason in problems + error.value.message
     assert not Path("made-by-a-pickle").exists()
 
 
@@ -338,7 +340,7 @@ def test_weights_that_do_not_fit_are_refused(
         ),
     ],
 )
-def test_runs_that_would_learn_nothing_are_refused(
+def test_incomplete_configuration_raises_an_error(
     keys: dict[str, Any], code: str, data: dict[str, Any], teacher: str
 ) -> None:
     tree = {**SIZES, "vqgan": NETWORK, "teacher": teacher, **keys}
@@ -351,7 +353,7 @@ def test_runs_that_would_learn_nothing_are_refused(
     assert (error.value.code, error.value.exit_code) == (code, 2)
 
 
-def test_run_of_another_model_type_is_no_teacher(
+def test_teacher_of_another_model_type_raises_an_error(
     chain: dict[str, RunDir], data: dict[str, Any]
 ) -> None:
     config = tiny_titok(teacher=str(chain["first"].root))

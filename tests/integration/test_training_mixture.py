@@ -1,4 +1,4 @@
-"""A run on data sets that differ, with varied pictures: its metrics, and its policy in use."""
+"""A run on a mixture of different data sets with augmentation: metrics and policy."""
 
 import json
 from pathlib import Path
@@ -21,9 +21,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def run(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "mixed"
-    both, one = (str(path) for path in folders)
+    both, single = (str(path) for path in folders)
     keys = {
-        "data__dataset_manifest": f"[{both}, {one}]",
+        "data__dataset_manifest": f"[{both}, {single}]",
         "data__dataset_weighting": "[3, 1]",
         "data__pad_missing_images": "true",
         "data__mask_padded_images": "true",
@@ -38,13 +38,13 @@ def run(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) ->
     return folder
 
 
-def test_metrics_have_the_errors_of_fields_and_the_losses_of_data_sets(run: Path) -> None:
+def test_metrics_contain_errors_of_fields_and_losses_of_data_sets(run: Path) -> None:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     trained = next(row for row in rows if "loss" in row)
-    measured = next(row for row in rows if "val/loss" in row)
+    validated = next(row for row in rows if "val/loss" in row)
 
     names = [f"action_error/{XYZ_COMMAND}_relative", f"action_error/{HAND_COMMAND}"]
-    for row, prefix in ((trained, ""), (measured, "val/")):
+    for row, prefix in ((trained, ""), (validated, "val/")):
         xyz, hand = (row[prefix + name] for name in names)
         assert (3 * xyz + hand) / 4 == pytest.approx(row[f"{prefix}loss"], rel=1e-5)
     assert {name for name in trained if name.startswith("loss/")} == {
@@ -54,11 +54,11 @@ def test_metrics_have_the_errors_of_fields_and_the_losses_of_data_sets(run: Path
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_policy_acts_on_data_of_either_kind(
+def test_policy_is_evaluated_on_each_data_set(
     run: Path, folders: tuple[Path, Path], number: int, tmp_path: Path
 ) -> None:
-    given = OpenLoopConfig(
+    config = OpenLoopConfig(
         checkpoint=str(run), data=str(folders[number]), output=str(tmp_path / "x"), max_samples=2
     )
 
-    assert open_loop(given).samples == 2
+    assert open_loop(config).samples == 2

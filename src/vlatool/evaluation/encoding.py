@@ -35,7 +35,7 @@ from vlatool.evaluation.code_maker import CodeMaker, Codes, ImageRule
 from vlatool.evaluation.coding_config import Precision
 from vlatool.evaluation.image_sets import ImageItem, ImageSet, OpenImages, check_unique_names
 from vlatool.jobs.journal import Receipt
-from vlatool.loading.loader import init_worker, loader_exited, start_server
+from vlatool.loading.loader import init_worker, loader_exited, start_forkserver
 from vlatool.parallel.executor import Outcome, attempt, default_workers
 from vlatool.storage.background import in_background
 
@@ -230,7 +230,7 @@ class EncodePipeline:
             worker_init_fn=init_worker if workers else None,
         )
         if workers:
-            start_server()
+            start_forkserver()
         running = iter(loader)
         try:
             while True:

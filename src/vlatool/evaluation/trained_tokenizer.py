@@ -106,7 +106,7 @@ def _teacher_reconstructor(model: Titok, teacher: Vqgan) -> Reconstruct:
 
     def run(pixels: Tensor) -> tuple[Tensor, Tensor]:
         output = model(pixels)
-        return teacher.decode_ids(output.logits.argmax(1)), output.codes
+        return teacher.decode_codes(output.logits.argmax(1)), output.codes
 
     return run
 

@@ -1,7 +1,8 @@
-"""What a kind of training data promises; the loader and the trainer know nothing else of data.
+"""Protocols of training data: data kinds, sample readers, batches.
 
-A kind says which blocks its samples stand in, reads samples by their place, and keeps beside a run
-what inference needs besides weights. Which sample comes when is `loading.order`'s, for every kind.
+A `DataKind` lists the shards of its data sets, reads samples by reference, and saves with a run the
+assets that inference needs besides weights. The loader and the trainer know nothing else about the
+data. The order of samples is the same for all kinds: see `loading.order`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,19 +19,19 @@ if TYPE_CHECKING:
     from vlatool.loading.config import LoadingConfig
 
 Batch = dict[str, Any]
-# Samples to tensors, in loader processes; picklable.
+# Converts samples to tensors, in loader workers; picklable.
 Batcher = Callable[[Sequence[Any]], Batch]
-# Memory uint8 [size] that holds anything; for the micro-batch that is being made.
+# Returns uninitialized memory uint8 [size] for the micro-batch that is being read.
 Allocate = Callable[[int], "UInt8Array"]
 
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """A shard or a file whose samples can be read by ranges.
+    """A file whose samples can be read by byte ranges.
 
     Attributes:
-        location: Where it is, of any scheme.
-        size: Samples in it.
+        location: Path or URI of any scheme.
+        size: Number of samples.
     """
 
     location: Path
@@ -39,11 +40,11 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class DataSet:
-    """The blocks of one data set of a run.
+    """The shards of one data set of a run.
 
     Attributes:
-        name: What messages call it.
-        blocks: In stored order.
+        name: Name in messages.
+        shards: In stored order.
     """
 
     name: str
@@ -51,12 +52,15 @@ class DataSet:
 
     @property
     def size(self) -> int:
-        """Samples in all blocks."""
-        return sum(block.size for block in self.shards)
+        """Number of samples in all shards."""
+        return sum(shard.size for shard in self.shards)
 
 
 class DatasetInfo(Protocol):
-    """What a kind read about its data before the first sample; a kind's own type says more."""
+    """Metadata of all data sets of a run, read before the first sample.
+
+    The type of a data kind adds its own attributes, such as statistics.
+    """
 
     @property
     def datasets(self) -> Sequence[DataSet]:
@@ -65,15 +69,15 @@ class DatasetInfo(Protocol):
 
     @property
     def fingerprint(self) -> Mapping[str, str]:
-        """What decides samples and their order, by name: a run goes on only where all are equal.
+        """Name to digest of everything that determines the samples and their order.
 
-        Holds no location: data may be moved.
+        A run resumes only if all values are equal. They contain no locations, so data can be moved.
         """
         ...
 
 
 class SampleRef(NamedTuple):
-    """Where a sample stands: data set, block of it, sample of that; all from 0."""
+    """Reference to a sample: data set, shard of that data set, sample of that shard; all from 0."""
 
     dataset: int
     shard: int
@@ -82,12 +86,12 @@ class SampleRef(NamedTuple):
 
 @dataclass(frozen=True)
 class DroppedSample:
-    """A sample that cannot be used because of what it holds.
+    """A sample whose content cannot be used.
 
     Attributes:
-        reason: One of the kind's `drop_reasons`.
-        sample: Its name.
-        message: What is wrong.
+        reason: One of the `drop_reasons` of the data kind.
+        sample: Name of the sample.
+        message: Description of the problem.
     """
 
     reason: str
@@ -96,108 +100,160 @@ class DroppedSample:
 
 
 class SampleReader(Protocol):
-    """Reads samples; picklable, each loader process has a copy. Opens nothing before `read`."""
+    """Reader of the samples of a run.
+
+    Readers are picklable, because each loader worker has a copy. They open no file before the first
+    call of `read`.
+    """
 
     def read(self, refs: Sequence[SampleRef], rngs: Sequence["np.random.Generator"]) -> list[Any]:
-        """The samples at some places, in order; a `Dropped` in place of a broken one.
+        """Returns one sample per reference, in order; a `DroppedSample` for an unusable one.
 
         Args:
-            refs: Fetched together.
-            rngs: The randomness of each sample: sentence, augmentation.
+            refs: Samples to read; they are fetched together.
+            rngs: One generator per sample, for random choices such as augmentation.
 
         Raises:
-            StorageError: The storage failed for good.
-            DataError: A block is missing, or is not what the manifest says.
+            StorageError: The storage failed after all retries.
+            DataError: A shard is missing or differs from its manifest.
         """
         ...
 
 
 @runtime_checkable
 class Prefetching(Protocol):
-    """A sample reader that can fetch what is read soon while it decodes something else."""
+    """A sample reader that can download samples in the background."""
 
     def prefetch(self, refs: Sequence[SampleRef]) -> None:
-        """Tells of places that `read` is going to be given together."""
+        """Starts to download the samples of a later call `read(refs, ...)`."""
         ...
 
 
 @runtime_checkable
 class ReadsIntoBuffer(Protocol):
-    """A sample reader that can put the large arrays of samples side by side."""
+    """A sample reader that can write the large arrays of several samples into one buffer."""
 
     def read_into(
-        self, refs: Sequence[SampleRef], rngs: Sequence["np.random.Generator"], room: Allocate
+        self, refs: Sequence[SampleRef], rngs: Sequence["np.random.Generator"], allocate: Allocate
     ) -> list[Any]:
-        """As `SampleReader.read`; arrays may lie in a room, those of neighbours one after another.
+        """Same as `SampleReader.read`, with arrays in memory that `allocate` returns.
 
-        A batcher stacks them without a copy: `loading.lending.stack_rows`.
+        If the arrays of consecutive samples are adjacent, a batcher stacks them without a copy: see
+        `loading.shared_memory.stack_rows`.
         """
         ...
 
 
 @runtime_checkable
 class Normalizes(Protocol):
-    """What a kind prepares or keeps, where its samples have numbers that are scaled."""
+    """Assets of a data kind whose samples contain fields to normalize."""
 
     def normalized(self, sample: Any) -> Any:
-        """A sample with its numbers scaled as a policy sees them."""
+        """Returns the sample with normalized fields, as a policy receives it."""
         ...
 
 
 class DataKind(Protocol):
-    """One kind of training data: config, facts, reader."""
+    """A kind of training data: its config, metadata, reader and assets.
+
+    Attributes:
+        name: Value of `data.type`.
+        Config: Type of the section `data`.
+        folders_keys: Keys of the section that locate the data. The first is a list, which
+            `--data DIR` sets; the others depend on its previous value and are emptied then.
+        drop_reasons: All values of `DroppedSample.reason`.
+    """
 
     name: ClassVar[str]
     Config: ClassVar[type["LoadingConfig"]]
-    # The first is the list key of its section that `--data DIR` sets; the kind looks inside when it
-    # reads facts. The others say more of what that key held before, and are emptied.
     folders_keys: ClassVar[tuple[str, ...]]
     drop_reasons: ClassVar[tuple[str, ...]]
 
     def load_info(self, config: Any, reporter: Reporter = NULL) -> DatasetInfo:
-        """Reads manifests and the like, but no sample; reports progress if that takes long.
+        """Reads manifests and other metadata, but no sample.
+
+        Args:
+            config: Section `data`.
+            reporter: Receives the progress where reading takes long.
 
         Raises:
-            DataError: The data are missing or broken, or do not fit together.
+            DataError: The data are missing, broken or inconsistent.
         """
         ...
 
     def validation(self, config: Any) -> Any | None:
-        """The derived section for held-out data, not augmented; None where none is configured."""
+        """Returns the section of the validation data, without augmentation; None if there are none.
+
+        Args:
+            config: Section `data`, derived.
+        """
         ...
 
     def derive(self, config: Any, info: Any) -> tuple[Any, dict[str, str]]:
-        """The section with what the data decide, and key to rule for what was filled in."""
+        """Fills in the values that follow from the data.
+
+        Args:
+            config: Section `data`.
+            info: Result of `load_info`.
+
+        Returns:
+            The derived section, and a mapping from each key that was filled in to the rule.
+        """
         ...
 
     def reader(self, config: Any, info: Any) -> SampleReader:
-        """Reads the samples of `facts.datasets`."""
+        """Returns a reader of the samples of `info.datasets`.
+
+        Args:
+            config: Section `data`, derived.
+            info: Result of `load_info`.
+        """
         ...
 
     def make_assets(self, config: Any, info: Any) -> Any:
-        """What batches, losses and inference need of the training data: scales and the like."""
+        """Returns the assets: what batches, losses and inference need, such as normalization.
+
+        Args:
+            config: Section `data`, derived.
+            info: Result of `load_info`.
+        """
         ...
 
     def save_assets(self, config: Any, info: Any, folder: Path) -> None:
-        """Writes it beside a run, once, when the run starts."""
+        """Writes the assets to the folder of a run, once, when the run starts.
+
+        Args:
+            config: Section `data`, derived.
+            info: Result of `load_info`.
+            folder: Folder of the run.
+        """
         ...
 
     def load_assets(self, config: Any, folder: Path) -> Any:
-        """What `keep` wrote: the same as `prepared` gave."""
+        """Reads the assets that `save_assets` wrote; equal to the result of `make_assets`.
+
+        Args:
+            config: Section `data` of the run.
+            folder: Folder of the run.
+
+        Raises:
+            DataError: They are missing or broken.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one rank computes at once.
+    """The samples that one rank computes at once.
 
     Attributes:
-        batch: As the model type's batcher made it.
-        samples: Names of the samples, in the order of the batch's rows; empty for a fake batch.
-        positions: Their positions in the run.
-        dropped: Counts by the kind's `drop_reasons`, in their order.
-        first_drop: What is wrong with the first one that was dropped; empty where none was.
-        is_dummy: Nothing of it was left: it keeps the rank in step and counts nothing.
+        batch: Result of the batcher of the model type.
+        samples: Names of the samples, one per row of the batch; empty for a dummy micro-batch.
+        positions: Positions of these samples in the run.
+        dropped: Number of dropped samples for each of the `drop_reasons` of the data kind.
+        first_drop: Message of the first dropped sample; empty if there is none.
+        is_dummy: True if no sample was usable. The rank computes the dummy batch to stay in step
+            with the other ranks; it counts nothing.
     """
 
     batch: Batch
@@ -208,7 +264,7 @@ class MicroBatch:
     is_dummy: bool = False
 
     def pin_memory(self) -> "MicroBatch":
-        """The same in page-locked memory; the DataLoader asks for it where there is a GPU."""
+        """Returns a copy in page-locked memory; the DataLoader calls this if there is a GPU."""
         return replace(self, batch=_pinned(self.batch))
 
 
@@ -216,5 +272,5 @@ def _pinned(value: Any) -> Any:
     if hasattr(value, "pin_memory"):
         return value.pin_memory()
     if isinstance(value, dict):
-        return {name: _pinned(one) for name, one in value.items()}
-    return [_pinned(one) for one in value] if isinstance(value, list) else value
+        return {name: _pinned(item) for name, item in value.items()}
+    return [_pinned(item) for item in value] if isinstance(value, list) else value

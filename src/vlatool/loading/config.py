@@ -1,4 +1,4 @@
-"""Keys that every kind of training data has: order, loader processes, cache."""
+"""Config keys of every data kind: order of samples, loader workers, cache."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -9,28 +9,28 @@ from vlatool.config.base import ConfigModel, derived_field, nullable_field
 
 
 class CacheConfig(ConfigModel):
-    """Blocks of remote data that are kept on this machine."""
+    """Local cache of remote shards."""
 
     ignored: ClassVar[Mapping[str, str]] = {"cache_verbose": "-v shows the log"}
 
     enabled: bool | None = Field(
         default=None,
-        description="Fetch whole blocks and keep them here; null: where all of the data fit in "
-        "cache_size_gb, which is then 4 for one run and 16 for all unless it is set.",
+        description="Download whole shards and cache them; null: if the data of the run fit in "
+        "cache_size_gb (default then: 4 GB for the data of one run, 16 GB for the whole cache).",
     )
     cache_dir: str | None = Field(
-        default=None, description="Folder; null: vlatool in the user's cache folder."
+        default=None, description="Cache folder; null: vlatool in the user's cache folder."
     )
     cache_size_gb: float | None = Field(
-        default=None, gt=0, description="Most gigabytes that are kept; null: no limit."
+        default=None, gt=0, description="Largest size of the cache in gigabytes; null: no limit."
     )
     cache_verbose: bool | None = Field(default=None, description="Has no effect.")
 
 
 class LoadingConfig(ConfigModel):
-    """Training data of any kind; the kind's own section adds what it is and where."""
+    """Training data of any kind; the section of each data kind adds its own keys."""
 
-    # They decide neither a sample nor its position: a run may go on with others.
+    # These keys change neither a sample nor its position: a run may resume with other values.
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
         {
             "num_workers",
@@ -45,36 +45,43 @@ class LoadingConfig(ConfigModel):
 
     ignored: ClassVar[Mapping[str, str]] = {"shuffle_initial": "nothing is buffered"}
 
-    type: str = Field(default="", description="Kind of data.")
+    type: str = Field(default="", description="Data kind.")
     dataset_weighting: list[float] = Field(
-        default=[], description="Share of each data set in the samples; empty: by size."
+        default=[], description="Weight of each data set in the mixture; empty: its size."
     )
-    allow_multiple_epochs: bool = Field(default=False, description="Start again when all is read.")
-    shuffle: bool = Field(default=True, description="Shuffle blocks and samples.")
+    allow_multiple_epochs: bool = Field(
+        default=False, description="Start another epoch after all samples are read."
+    )
+    shuffle: bool = Field(default=True, description="Shuffle shards and samples.")
     shuffle_buffer_size: int = Field(
-        default=500, ge=0, description="How far a sample may travel in its lane when shuffled."
+        default=500, ge=0, description="Number of consecutive samples of a lane to shuffle."
     )
     shuffle_initial: int = Field(
         default=100, ge=0, description="Published key without effect: nothing is buffered."
     )
     lanes: int = Field(
-        default=64, ge=1, description="Places of the data that are read at once; a power of two."
+        default=64, ge=1, description="Number of interleaved streams (lanes); a power of two."
     )
     num_workers: int | None = Field(
         default=None,
         ge=0,
-        description="Loader processes per device; null: processors over devices.",
+        description="Loader workers per device; null: number of CPUs over number of devices.",
     )
-    prefetch_factor: int = nullable_field(4, "Micro-batches ready per loader process.", ge=1)
+    prefetch_factor: int = nullable_field(
+        4, "Micro-batches that each loader worker loads in advance.", ge=1
+    )
     seed: int | None = derived_field("hparams.seed", "Seed of the order of samples.")
     dataset_cache: CacheConfig = Field(default=CacheConfig(), description="Cache of remote data.")
     max_dropped_share: float = Field(
-        default=0.01, ge=0, le=1, description="Share of broken samples above which a run ends."
+        default=0.01,
+        ge=0,
+        le=1,
+        description="Largest share of dropped samples; a run with more ends with an error.",
     )
 
     @field_validator("lanes")
     @classmethod
     def _check_lanes(cls, lanes: int) -> int:
         if lanes & (lanes - 1):
-            raise ValueError(f"{lanes} is no power of two")
+            raise ValueError(f"{lanes} is not a power of two")
         return lanes

@@ -1,4 +1,4 @@
-"""Training data for a training loop of one's own."""
+"""Training data as a torch dataset, for custom training loops."""
 
 import operator
 from collections.abc import Iterator, Sequence
@@ -22,16 +22,16 @@ _ORIGIN = "open_dataset"
 
 
 class SampleDataset(Dataset[Any]):
-    """Decoded samples in the order in which `vlatool train` reads them; picklable.
+    """Decoded samples in the order of `vlatool train`; picklable.
 
-    `dataset[n]` is the n-th sample of an epoch; `dataset.epoch(1)` has the samples of the second
-    one in its order.
+    `dataset[n]` is the n-th sample of an epoch. `dataset.epoch(1)` has the samples in the order of
+    the second epoch.
 
     Attributes:
-        config: The data section with what the data decide.
-        info: What the kind of data read about them: statistics for normalisation, for example.
-        scales: What samples are normalised with; None: they are as stored. For robotics data
-            `scales.normalizer.denormalize(field, values)` is the way back.
+        config: Section `data`, derived.
+        info: Metadata that the data kind read, for example statistics.
+        scales: Assets that normalize the samples; None: fields are unchanged. For robotics data,
+            `scales.normalizer.denormalize(field, values)` is the inverse.
     """
 
     def __init__(
@@ -50,31 +50,32 @@ class SampleDataset(Dataset[Any]):
         self._first = 0
 
     def __len__(self) -> int:
-        """Samples of an epoch: as many as there are in all data sets."""
+        """Number of samples in an epoch, which is that of all data sets."""
         return self._order.size
 
     def __getitem__(self, index: int) -> Any:
-        """The sample at a position of this epoch; IndexError outside.
+        """Returns the sample at an index of this epoch; negative indices count from the end.
 
         Raises:
-            DataError: It is broken; names sample and member.
+            IndexError: The index is out of range.
+            DataError: The sample is broken; the message names sample and member.
         """
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
-        """Several samples, read together; the DataLoader asks for a batch so."""
+        """Returns several samples, fetched together; the DataLoader calls this for a batch."""
         count = len(self)
-        indices = [operator.index(one) for one in indices]
+        indices = [operator.index(index) for index in indices]
         outside = [index for index in indices if not -count <= index < count]
         if outside:
             raise IndexError(f"sample {outside[0]} of {count}")
-        positions = [self._first + int(index) % count for index in indices]
+        positions = [self._first + index % count for index in indices]
         samples = read_samples(self._order, self._reader, positions, self._order.options.seed)
-        broken = next((one for one in samples if isinstance(one, DroppedSample)), None)
+        broken = next((item for item in samples if isinstance(item, DroppedSample)), None)
         if broken is not None:
             raise DataError(
                 broken.message,
-                hint="leave it out with a Sampler of your own, or preprocess the data again",
+                hint="skip it with a custom Sampler, or preprocess the data again",
                 code=f"data.{broken.reason}",
                 details={"sample": broken.sample},
             )
@@ -84,12 +85,12 @@ class SampleDataset(Dataset[Any]):
         return (self[index] for index in range(len(self)))
 
     def epoch(self, number: int) -> "SampleDataset":
-        """The same data in the order of another epoch, from 0."""
+        """Returns the same data in the order of epoch `number`, from 0."""
         if operator.index(number) < 0:
             raise IndexError(f"epoch {number}: the first is 0")
-        other = copy(self)
-        other._first = operator.index(number) * len(self)
-        return other
+        dataset = copy(self)
+        dataset._first = operator.index(number) * len(self)
+        return dataset
 
 
 def open_dataset(
@@ -100,11 +101,10 @@ def open_dataset(
     normalize: bool = False,
     **keys: Any,
 ) -> SampleDataset:
-    """The samples of data sets as a torch dataset, decoded.
+    """Opens data sets as a torch dataset of decoded samples.
 
-    An epoch has each sample once, unless `dataset_weighting` says otherwise. Neighbours come from
-    different places of the data, so a DataLoader needs no shuffling of its own; a loop that was
-    interrupted goes on at any index.
+    An epoch has each sample once, unless `dataset_weighting` is set. Samples are shuffled, so a
+    DataLoader needs no `shuffle`. An interrupted loop can resume at any index.
 
         import vlatool
         from torch.utils.data import DataLoader
@@ -116,49 +116,50 @@ def open_dataset(
                 images = np.stack([sample.images for sample in samples])
 
     Args:
-        folders: Outputs of `vlatool preprocess`, or manifests, of any scheme; several are one.
-        kind: Kind of data; the first of `vlatool plugins` where empty.
-        seed: Of the order, and of what is drawn per sample.
-        shuffle: Else the samples come as they are stored.
-        normalize: Fields scaled as `vlatool train` scales them, by `normalization` of the keys.
-        keys: Keys of the data section of that kind, such as `camera_names`.
+        folders: Outputs of `vlatool preprocess` or their manifests, of any scheme. Several data
+            sets are read as one.
+        kind: Data kind; empty: the first of `vlatool plugins`.
+        seed: Seed of the order of samples and of random choices per sample.
+        shuffle: Shuffle the samples; if False, they are in stored order.
+        normalize: Normalize fields as `vlatool train` does, by the key `normalization`.
+        keys: Keys of the section `data` of that kind, such as `camera_names`.
 
     Raises:
-        ConfigError: A key is unknown or has no such value.
-        UsageError: This kind of data has nothing that is normalised.
-        DataError: The data are missing or broken, or lack something that was asked for.
+        ConfigError: A key is unknown or its value is invalid.
+        UsageError: `normalize` is True and this data kind has no fields to normalize.
+        DataError: The data are missing or broken, or lack a configured camera or field.
     """
     _check_folders(folders)
-    chosen = DATA_KINDS.get(kind or DATA_KINDS.names()[0])()
-    given = {
-        chosen.folders_keys[0]: [pinned_text(str(folder)) for folder in folders],
+    data_kind = DATA_KINDS.get(kind or DATA_KINDS.names()[0])()
+    values = {
+        data_kind.folders_keys[0]: [pinned_text(str(folder)) for folder in folders],
         "shuffle": shuffle,
         **keys,
     }
-    overrides = [Override(key, value, _ORIGIN) for key, value in given.items()]
-    config = load_config(chosen.Config, overrides=overrides).config
-    info = chosen.load_info(config, NULL)
-    config, _ = chosen.derive(config, info)
+    overrides = [Override(key, value, _ORIGIN) for key, value in values.items()]
+    config = load_config(data_kind.Config, overrides=overrides).config
+    info = data_kind.load_info(config, NULL)
+    config, _ = data_kind.derive(config, info)
     order = SampleOrder(info.datasets, OrderOptions.of(config, seed))
-    scales = _scales(chosen, config, info) if normalize else None
-    return SampleDataset(config, info, order, chosen.reader(config, info), scales)
+    scales = _scales(data_kind, config, info) if normalize else None
+    return SampleDataset(config, info, order, data_kind.reader(config, info), scales)
 
 
 def _check_folders(folders: Sequence[object]) -> None:
-    if not folders or not all(isinstance(one, str | Path) for one in folders):
+    if not folders or not all(isinstance(folder, str | Path) for folder in folders):
         raise UsageError(
-            f"open_dataset takes folders one by one, not {folders}",
-            hint="write open_dataset(first, second)",
+            f"open_dataset expects each folder as an argument of its own, got {folders}",
+            hint="call open_dataset(first, second)",
             code="usage.folders",
         )
 
 
 def _scales(kind: DataKind, config: Any, info: Any) -> Normalizes:
-    prepared = kind.make_assets(config, info)
-    if not isinstance(prepared, Normalizes):
+    assets = kind.make_assets(config, info)
+    if not isinstance(assets, Normalizes):
         raise UsageError(
-            f"{kind.name} data have nothing that is normalised",
-            hint="leave normalise out",
+            f"normalize is True, but {kind.name} data have no fields to normalize",
+            hint="omit normalize",
             code="usage.nothing_to_normalise",
         )
-    return prepared
+    return assets

@@ -1,4 +1,4 @@
-"""Which kind of data a section is: by its name, among those that a model type takes."""
+"""Lookup of data kinds by name, among those that a model type accepts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,24 +8,24 @@ from vlatool.loading.base import DataKind
 from vlatool.plugins import DATA_KINDS, did_you_mean, load_data_kind
 
 
-def data_kind(name: str | None, taken: Sequence[str] = ()) -> DataKind:
-    """The kind that `data.type` names; the first that is taken where it names none.
+def data_kind(name: str | None, accepted: Sequence[str] = ()) -> DataKind:
+    """Returns the data kind of a name, or the first accepted kind if there is no name.
 
     Args:
-        name: `data.type`.
-        taken: Kinds that a model type takes, as it names them; empty for all built-in ones.
+        name: Value of `data.type`.
+        accepted: `kinds` of a model type; empty: all built-in kinds.
 
     Raises:
-        UsageError: The model type does not take that kind; `details["key"]` is `data.type`.
-        EnvironmentProblem: The model type's own kind cannot be imported.
+        UsageError: The kind is unknown or not accepted; `details["key"]` is `data.type`.
+        EnvironmentProblem: The kind of a plugin cannot be imported.
     """
-    kinds = [_kind(target) for target in taken or DATA_KINDS.names()]
+    kinds = [_kind(target) for target in accepted or DATA_KINDS.names()]
     for kind in kinds:
         if name in (None, "", kind.name):
             return kind
     known = [kind.name for kind in kinds]
     raise UsageError(
-        f"data.type {name!r} is not among the kinds of data taken here: {', '.join(known)}",
+        f"data.type {name!r} is not one of the accepted data kinds: {', '.join(known)}",
         hint=did_you_mean(str(name), known),
         code="usage.unknown_kind_of_data",
         details={"key": "data.type", "known": known},
@@ -33,6 +33,6 @@ def data_kind(name: str | None, taken: Sequence[str] = ()) -> DataKind:
 
 
 def _kind(target: str) -> DataKind:
-    """A built-in kind by its name, another one by `module:Kind`."""
+    """Returns the built-in kind of a name, or an instance of `module:Kind`."""
     kind: Any = load_data_kind(target) if ":" in target else DATA_KINDS.get(target)
     return kind()

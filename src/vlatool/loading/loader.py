@@ -1,9 +1,9 @@
-"""Micro-batches of one rank, made by loader processes, from any position of the order.
+"""Micro-batches of one rank, made by loader workers from any position of the order.
 
 Source: reference/order 5-10.
 
-Legend of numbers: n position of the run, W processes, r rank, b samples in a micro-batch, m number
-of a micro-batch of this rank, K loader processes.
+Legend of numbers: n position in the run, W world size, r rank, b samples in a micro-batch, m number
+of a micro-batch of this rank, K loader workers.
 """
 
 import multiprocessing
@@ -41,24 +41,25 @@ from vlatool.loading.order import SampleOrder
 from vlatool.loading.permutations import keyed_generator
 from vlatool.loading.shared_memory import BatchMessage, SharedPool
 
-_SAMPLES_AHEAD = 64  # per loader process: what is being fetched while others are decoded
+# Samples per loader worker that are downloaded while others are decoded.
+_PREFETCHED_SAMPLES = 64
 
 
 @dataclass(frozen=True)
 class LoaderPlan:
-    """What one rank reads.
+    """The micro-batches that one rank reads.
 
     Attributes:
-        batch_size: Samples in a micro-batch.
-        rank: This process.
-        world_size: All processes.
-        seed: Of the randomness of each sample.
-        first: Number of the first micro-batch: those that this rank has consumed.
-        count: Positions over all processes, after which every rank ends with the same number of
-            micro-batches; None for an endless order.
-        num_workers: Loader processes; 0 to load in this one.
-        prefetch_factor: Micro-batches ready per loader process.
-        drop_reasons: What is counted in `MicroBatch.dropped`, in this order.
+        batch_size: Number of samples in a micro-batch.
+        rank: Rank of this process.
+        world_size: Number of ranks.
+        seed: Seed of the random choices per sample.
+        first: Number of the first micro-batch, equal to the number that this rank has consumed.
+        count: Number of positions of all ranks together; then every rank ends, each after the same
+            number of micro-batches. None: no end.
+        num_workers: Number of loader workers; 0: load in this process.
+        prefetch_factor: Number of micro-batches that each loader worker loads in advance.
+        drop_reasons: Reasons that `MicroBatch.dropped` counts, in this order.
     """
 
     batch_size: int
@@ -73,16 +74,16 @@ class LoaderPlan:
 
     @property
     def batches(self) -> int | None:
-        """Micro-batches of each rank, those before `first` included; None where endless."""
+        """Number of micro-batches of each rank, including those before `first`; None: no end."""
         if self.count is None:
             return None
         return -(-self.count // (self.world_size * self.batch_size))
 
     def positions(self, number: int) -> list[int]:
-        """The positions of a micro-batch; fewer than `batch_size`, or none, at the end."""
+        """Positions of a micro-batch; fewer than `batch_size`, or none, at the end."""
         first = number * self.batch_size
-        found = (self.rank + self.world_size * i for i in range(first, first + self.batch_size))
-        return [n for n in found if self.count is None or n < self.count]
+        positions = (self.rank + self.world_size * i for i in range(first, first + self.batch_size))
+        return [n for n in positions if self.count is None or n < self.count]
 
 
 def read_samples(
@@ -90,41 +91,44 @@ def read_samples(
     reader: SampleReader,
     positions: Sequence[int],
     seed: int,
-    places: Sequence[SampleRef] | None = None,
-    room: Allocate | None = None,
+    refs: Sequence[SampleRef] | None = None,
+    allocate: Allocate | None = None,
 ) -> list[Any]:
-    """The samples at some positions, a `Dropped` in place of a broken one.
+    """Reads the samples at some positions; a `DroppedSample` stands for an unusable one.
 
-    Their randomness is keyed by (seed, position) alone. Source: reference/order 8.
+    Their random choices depend on seed and position only. Source: reference/order 8.
 
     Args:
-        order: Which sample stands where.
-        reader: Reads them.
-        positions: Of the run.
-        seed: Of their randomness.
-        places: Of the positions, where they are known.
-        room: Memory for them; None: each has its own.
+        order: Order of the samples.
+        reader: Reader of the data.
+        positions: Positions in the run.
+        seed: Seed of the random choices.
+        refs: References of the samples at these positions; None: computed from `order`.
+        allocate: Allocator of one buffer for the arrays; None: each sample allocates its own.
 
     Raises:
-        StorageError: The storage failed for good.
-        DataError: The data are missing or not what their manifest says.
+        StorageError: The storage failed after all retries.
+        DataError: The data are missing or differ from their manifest.
     """
     rngs = [keyed_generator(seed, "sample", n) for n in positions]
-    if places is None:
-        places = order.places(positions)
+    if refs is None:
+        refs = order.refs(positions)
     if not positions:
         return []
-    if room is not None and isinstance(reader, ReadsIntoBuffer):
-        return reader.read_into(places, rngs, room)
-    return reader.read(places, rngs)
+    if allocate is not None and isinstance(reader, ReadsIntoBuffer):
+        return reader.read_into(refs, rngs, allocate)
+    return reader.read(refs, rngs)
 
 
-# What a loader process, or this one, gives at a time.
+# Items of `BatchStream`.
 _Item = MicroBatch | BatchMessage | VlatoolError
 
 
 class BatchStream(IterableDataset[_Item]):
-    """Micro-batches of one rank; each loader process makes every K-th. Source: reference/order 5, 6."""
+    """Micro-batches of one rank; each loader worker makes every K-th.
+
+    Source: reference/order 5, 6.
+    """
 
     def __init__(
         self,
@@ -132,70 +136,71 @@ class BatchStream(IterableDataset[_Item]):
         order: SampleOrder,
         reader: SampleReader,
         batcher: Batcher,
-        fake: Callable[[], Batch],
+        dummy: Callable[[], Batch],
     ) -> None:
         self._plan = plan
         self._order = order
         self._reader = reader
         self._batcher = batcher
-        self._fake = fake
+        self._dummy = dummy
 
     def __iter__(self) -> Iterator[_Item]:
-        # An error that is raised in a loader process arrives as a traceback in a message; as a
-        # value it arrives whole.
+        # VlatoolErrors are passed on as items: an error raised in a loader worker would arrive as
+        # the text of a traceback.
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
-        lender = None if info is None else SharedPool(self._plan.prefetch_factor)
-        room = _own_room if lender is None else lender.allocate
+        pool = None if info is None else SharedPool(self._plan.prefetch_factor)
+        allocate = _allocate_private if pool is None else pool.allocate
         number, end = self._plan.first + worker, self._plan.batches
-        coming: deque[tuple[list[int], list[SampleRef]]] = deque()
+        prefetched: deque[tuple[list[int], list[SampleRef]]] = deque()
         try:
             while end is None or number < end:
-                while len(coming) <= self._ahead:
-                    coming.append(self._told(number + len(coming) * workers))
-                made = self._made(*coming.popleft(), room)
-                yield made if lender is None else lender.packed(made)
+                while len(prefetched) <= self._prefetched_batches:
+                    prefetched.append(self._prefetch(number + len(prefetched) * workers))
+                micro_batch = self._read(*prefetched.popleft(), allocate)
+                yield micro_batch if pool is None else pool.pack(micro_batch)
                 number += workers
         except VlatoolError as error:
             yield error
 
     @property
-    def _ahead(self) -> int:
-        """Micro-batches that the reader knows of before they are read."""
-        return -(-_SAMPLES_AHEAD // self._plan.batch_size)
+    def _prefetched_batches(self) -> int:
+        """Number of micro-batches that the reader may download in advance."""
+        return -(-_PREFETCHED_SAMPLES // self._plan.batch_size)
 
-    def _told(self, number: int) -> tuple[list[int], list[SampleRef]]:
-        """Positions and places of a micro-batch, which the reader may begin to fetch."""
+    def _prefetch(self, number: int) -> tuple[list[int], list[SampleRef]]:
+        """Returns positions and references of a micro-batch; the reader may start its download."""
         positions = self._plan.positions(number)
-        places = self._order.places(positions)
-        if places and isinstance(self._reader, Prefetching):
-            self._reader.prefetch(places)
-        return positions, places
+        refs = self._order.refs(positions)
+        if refs and isinstance(self._reader, Prefetching):
+            self._reader.prefetch(refs)
+        return positions, refs
 
-    def _made(
-        self, positions: Sequence[int], places: Sequence[SampleRef], room: Allocate
+    def _read(
+        self, positions: Sequence[int], refs: Sequence[SampleRef], allocate: Allocate
     ) -> MicroBatch:
         seed = self._plan.seed
-        found = read_samples(self._order, self._reader, positions, seed, places, room)
-        kept = [
-            (n, one)
-            for n, one in zip(positions, found, strict=True)
-            if not isinstance(one, DroppedSample)
+        results = read_samples(self._order, self._reader, positions, seed, refs, allocate)
+        usable = [
+            (n, result)
+            for n, result in zip(positions, results, strict=True)
+            if not isinstance(result, DroppedSample)
         ]
-        samples = [one for _, one in kept]
-        drops = [one for one in found if isinstance(one, DroppedSample)]
-        reasons = [one.reason for one in drops]
+        samples = [sample for _, sample in usable]
+        drops = [result for result in results if isinstance(result, DroppedSample)]
+        reasons = [drop.reason for drop in drops]
         unknown = set(reasons) - set(self._plan.drop_reasons)
         if unknown:
             raise DataError(
-                f"a sample was dropped for {unknown.pop()!r}, which the kind of data does not list",
-                hint="add it to `drop_reasons` of the kind",
+                f"a sample was dropped with the reason {unknown.pop()!r}, which is not in "
+                "`drop_reasons` of its data kind",
+                hint="add the reason to `drop_reasons`",
                 code="data.unknown_drop_reason",
             )
         return MicroBatch(
-            batch=self._batcher(samples) if samples else self._fake(),
-            samples=tuple(str(one.key) for one in samples),
-            positions=tuple(n for n, _ in kept),
+            batch=self._batcher(samples) if samples else self._dummy(),
+            samples=tuple(str(sample.key) for sample in samples),
+            positions=tuple(n for n, _ in usable),
             dropped=tuple(reasons.count(reason) for reason in self._plan.drop_reasons),
             first_drop=drops[0].message if drops else "",
             is_dummy=not samples,
@@ -203,47 +208,48 @@ class BatchStream(IterableDataset[_Item]):
 
 
 class BatchLoader:
-    """Iterates over micro-batches in order; errors of loader processes are raised here.
+    """Iterator over micro-batches in order; raises the errors of loader workers.
 
-    A context manager: leaving it, or `close`, ends the loader processes. Each iteration starts
-    anew with the first micro-batch.
+    Use it as a context manager, or call `close`, to stop the loader workers. Each iteration starts
+    again with the first micro-batch.
     """
 
     def __init__(self, loader: "DataLoader[_Item]") -> None:
         self._loader = loader
-        # The DataLoader's iterator, or nothing; `_end` has nobody else keep it.
-        self._running: list[Iterator[_Item]] = []
-        self._end: Finalize | None = None
-        self._turn = 0
+        # At most one iterator of the DataLoader. No other reference to it may exist: clearing this
+        # list stops its loader workers.
+        self._iterators: list[Iterator[_Item]] = []
+        self._stop: Finalize | None = None
+        self._iteration = 0
 
     def __iter__(self) -> Iterator[MicroBatch]:
         self.close()
         if self._loader.num_workers:
-            start_server()
-        turn, running = self._turn, iter(self._loader)
-        workers = list(getattr(running, "_workers", ()))
-        self._running.append(running)
-        del running
-        # At the end of the program too, before multiprocessing waits for them: they are deaf to
-        # SIGTERM.
-        self._end = Finalize(self, _finish, (self._running, workers), exitpriority=100)
-        while self._turn == turn and self._running:
-            batch = self._next()
-            if batch is None:
+            start_forkserver()
+        iteration, iterator = self._iteration, iter(self._loader)
+        workers = list(getattr(iterator, "_workers", ()))
+        self._iterators.append(iterator)
+        del iterator
+        # Runs at the exit of the program too, before multiprocessing joins the workers, which
+        # ignore SIGTERM.
+        self._stop = Finalize(self, _stop_workers, (self._iterators, workers), exitpriority=100)
+        while self._iteration == iteration and self._iterators:
+            item = self._next()
+            if item is None:
                 return
-            if isinstance(batch, VlatoolError):
+            if isinstance(item, VlatoolError):
                 self.close()
-                raise batch
-            yield batch.opened() if isinstance(batch, BatchMessage) else batch
+                raise item
+            yield item.unpack() if isinstance(item, BatchMessage) else item
 
     def _next(self) -> _Item | None:
         try:
-            return next(self._running[0], None)
+            return next(self._iterators[0], None)
         except (EOFError, OSError) as error:
-            if not self._loader.num_workers or _is_its_own(error):
+            if not self._loader.num_workers or _is_raised_in_worker(error):
                 raise
-            # What it was about to hand over went with it.
-            raise _ended(error) from None
+            # A worker was killed while this process received a batch from it.
+            raise _worker_exited(error) from None
 
     def __enter__(self) -> "BatchLoader":
         return self
@@ -252,23 +258,23 @@ class BatchLoader:
         self.close()
 
     def close(self) -> None:
-        """Ends the loader processes; another iteration starts others."""
-        self._turn += 1
-        if self._end is not None:
-            self._end()
+        """Stops the loader workers; another iteration starts new ones."""
+        self._iteration += 1
+        if self._stop is not None:
+            self._stop()
 
 
-def _finish(running: list[Iterator[_Item]], processes: Sequence[BaseProcess]) -> None:
-    """Ends loader processes in good order, and those that do not listen after that.
+def _stop_workers(iterators: list[Iterator[_Item]], processes: Sequence[BaseProcess]) -> None:
+    """Stops the loader workers, and kills those that are still alive afterwards.
 
-    The DataLoader's iterator ends them when nobody has it any more, and gives up on one that is in
-    the middle of a read after seconds. It waits for ever where one was killed before, which may
-    have held the lock of their event.
+    The iterator of the DataLoader stops its workers when it is deleted. It gives up after seconds
+    on a worker that is in the middle of a read. It waits forever if a worker was killed while it
+    held the lock of their shared event.
     """
-    running.clear()
-    for one in processes:
-        if one.is_alive():
-            one.kill()
+    iterators.clear()
+    for process in processes:
+        if process.is_alive():
+            process.kill()
 
 
 def build_loader(
@@ -276,22 +282,22 @@ def build_loader(
     order: SampleOrder,
     reader: SampleReader,
     batcher: Batcher,
-    fake: Callable[[], Batch],
+    dummy: Callable[[], Batch],
 ) -> BatchLoader:
-    """The micro-batches of one rank from number `plan.first` on.
+    """Returns a loader of the micro-batches of one rank, from number `plan.first` on.
 
-    They are already those of this rank alone: `Accelerator.prepare` would split them again.
+    Do not pass it to `Accelerator.prepare`, which would split the micro-batches over ranks again.
 
     Args:
-        plan: Which ones.
-        order: Which sample comes when.
-        reader: Reads samples; picklable.
-        batcher: Samples to tensors; picklable.
-        fake: Made in place of a micro-batch of which no sample is left; picklable.
+        plan: The micro-batches to read.
+        order: Order of the samples.
+        reader: Reader of the data; picklable.
+        batcher: Converts samples to tensors; picklable.
+        dummy: Returns a dummy batch, used if no sample of a micro-batch is usable; picklable.
     """
     workers = plan.num_workers
     loader = DataLoader(
-        BatchStream(plan, order, reader, batcher, fake),
+        BatchStream(plan, order, reader, batcher, dummy),
         batch_size=None,
         num_workers=workers,
         prefetch_factor=plan.prefetch_factor if workers else None,
@@ -302,13 +308,16 @@ def build_loader(
     return BatchLoader(loader)
 
 
-def _own_room(size: int) -> UInt8Array:
+def _allocate_private(size: int) -> UInt8Array:
     return np.empty(size, np.uint8)
 
 
-def start_server() -> None:
-    """Starts the process that loaders are forked from, deaf to SIGTERM: groups are sent it."""
-    # It unblocks the signal when it starts, so it goes first.
+def start_forkserver() -> None:
+    """Starts the server process that forks the loader workers, with SIGTERM blocked.
+
+    SIGTERM is often sent to all processes of a job; the trainer alone handles it.
+    """
+    # The resource tracker unblocks the signal when it starts, so it is started first.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
@@ -318,53 +327,55 @@ def start_server() -> None:
 
 
 def loader_exited(error: RuntimeError) -> EnvironmentProblem | None:
-    """What to say where a loader process was killed; None for another error.
+    """Returns the error to raise if a loader worker was killed; None for any other error.
 
-    Torch raises the former wherever the process happens to be when it learns of it.
+    Torch raises its RuntimeError in a signal handler, so at any point of the program.
     """
-    is_told = "DataLoader worker" in str(error) and not _is_its_own(error)
-    return _ended(error) if is_told else None
+    is_exit = "DataLoader worker" in str(error) and not _is_raised_in_worker(error)
+    return _worker_exited(error) if is_exit else None
 
 
-def _is_its_own(error: Exception) -> bool:
-    """Whether it was raised inside a loader process, which lives."""
+def _is_raised_in_worker(error: Exception) -> bool:
+    """True if the error was raised inside a loader worker, which is still alive."""
     return str(error).startswith("Caught ")
 
 
-def _ended(error: Exception) -> EnvironmentProblem:
+def _worker_exited(error: Exception) -> EnvironmentProblem:
     return EnvironmentProblem(
-        f"a loader process was ended from outside: {error or type(error).__name__}",
-        hint="often the memory ran out: lower data.num_workers or data.prefetch_factor; the same "
-        "command goes on from the last checkpoint",
+        f"a loader worker was killed: {error or type(error).__name__}",
+        hint="the machine may be out of memory: lower data.num_workers or data.prefetch_factor; "
+        "run the same command to resume from the last checkpoint",
         code="environment.loader_exited",
     )
 
 
 def init_worker(worker: int) -> None:
-    """One thread; signals go to every process of a terminal or job, but the trainer answers them.
+    """Initializes a loader worker: one thread, SIGINT and SIGTERM ignored.
 
-    A process of the forkserver does not end with the one that asked for it, so it watches it.
+    The trainer handles the signals. The worker exits with its parent: processes of a forkserver
+    otherwise outlive the process that requested them.
     """
     del worker
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     sys.excepthook = _excepthook
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
 def _excepthook(
     kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
-    """Says nothing of a process that was killed while it took a batch: this one ends as well.
+    """Hides the connection error of a trainer that was killed while it received a batch.
 
-    Python's thread that hands over the memory of batches tells all errors in this way.
+    This worker exits as well. The error is raised in the thread of Python that sends the memory of
+    batches.
     """
     if not issubclass(kind, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, traceback)
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

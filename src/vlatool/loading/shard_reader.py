@@ -1,4 +1,7 @@
-"""Shards that are open for reading, and the byte ranges of samples in them. Source: reference/order 11."""
+"""Open shards and the byte ranges of their samples.
+
+Source: reference/order 11.
+"""
 
 import os
 import threading
@@ -28,91 +31,91 @@ from vlatool.storage.byte_ranges import ByteRange, read_byte_ranges
 from vlatool.storage.cache import FileCache, FileVersion, default_cache_folder
 from vlatool.storage.uri import is_remote, local_path
 
-# Why a sample is dropped whose bytes are not those of one.
+# Drop reason: the bytes in the range of the sample are not a sample.
 BROKEN_SAMPLE = "broken_sample"
 
 # Far below the usual limit of 1024 open files.
-_MOST_OPEN = 192
-# Samples whose places are remembered, at 16 bytes each: more than the lanes of a run touch.
-_MOST_KNOWN = 4_000_000
-# Bytes that are kept without being asked: of all data, and of those of one run.
-_MOST_UNASKED = 16_000_000_000
-_LARGEST_UNASKED = 4_000_000_000
-# Half of the connections of a process: the samples of a micro-batch come together.
-_REQUESTS_AT_ONCE = 32
-_MOST_COMING = 128
+_MAX_OPEN_FILES = 192
+# Samples whose byte ranges stay in memory, at 16 bytes each: more than the lanes of a run use.
+_MAX_INDEXED_SAMPLES = 4_000_000
+# Default size in bytes of the cache, and of the data of one run that are cached as whole shards.
+_DEFAULT_CACHE_BYTES = 16_000_000_000
+_DEFAULT_RUN_BYTES = 4_000_000_000
+# Half of the connections of a process: the samples of a micro-batch are requested together.
+_MAX_REQUESTS = 32
+_MAX_PREFETCHED = 128
 
 
 @dataclass(frozen=True)
 class ShardCache:
-    """Where what is remote is kept.
+    """Local cache of remote shards. Their indexes are always cached.
 
     Attributes:
-        files: The folder.
-        in_use: Blocks that are read at the same time; whole ones are kept where all of these fit.
-        blocks: How many there are.
-        enabled: Whether whole blocks are kept at all; None where all of them are few. What is found
-            out about them is always kept.
-        unasked: Bytes up to which they are few; None for any.
+        files: Cache folder.
+        concurrent: Number of shards that are read at the same time. If `enabled` is True, whole
+            shards are cached only if these fit into the folder.
+        num_shards: Number of shards of the run.
+        enabled: Cache whole shards; None: only if all of them fit into `default_limit`.
+        default_limit: Largest size in bytes of all shards for `enabled` None; None: no limit.
     """
 
     files: FileCache
-    in_use: int
-    blocks: int
+    concurrent: int
+    num_shards: int
     enabled: bool | None = None
-    unasked: int | None = None
+    default_limit: int | None = None
 
     @classmethod
     def of(cls, config: LoadingConfig, datasets: Sequence[DataSet]) -> "ShardCache":
-        """As a data section says."""
+        """Cache of a section `data`."""
         order = SampleOrder(datasets, OrderOptions.of(config, seed=0))
-        blocks = sum(len(dataset.shards) for dataset in datasets)
+        num_shards = sum(len(dataset.shards) for dataset in datasets)
         section, files = config.dataset_cache, file_cache(config.dataset_cache)
-        is_free = section.enabled is None and section.cache_size_gb is None
-        unasked = _LARGEST_UNASKED if is_free else files.limit
-        return cls(files, order.blocks_in_use(), blocks, section.enabled, unasked)
+        is_default = section.enabled is None and section.cache_size_gb is None
+        limit = _DEFAULT_RUN_BYTES if is_default else files.limit
+        return cls(files, order.shards_in_use(), num_shards, section.enabled, limit)
 
-    def keeps(self, size: int) -> bool:
-        """Whether blocks of so many bytes are fetched whole."""
+    def stores(self, size: int) -> bool:
+        """True if shards of `size` bytes are downloaded as a whole and cached."""
         limit = self.files.limit
         if self.enabled is None:
-            return self.unasked is None or size * self.blocks <= self.unasked
-        return self.enabled and (limit is None or size * self.in_use <= limit)
+            return self.default_limit is None or size * self.num_shards <= self.default_limit
+        return self.enabled and (limit is None or size * self.concurrent <= limit)
 
 
 def file_cache(section: CacheConfig) -> FileCache:
-    """The folder in which a data section has copies kept, and what is found out about shards."""
+    """Cache of copies and indexes of remote shards, as a section `data.dataset_cache` sets it."""
     folder = local_path(section.cache_dir) if section.cache_dir else default_cache_folder()
-    most = None if section.enabled else _MOST_UNASKED
-    limit = most if section.cache_size_gb is None else int(section.cache_size_gb * 1e9)
+    default = None if section.enabled else _DEFAULT_CACHE_BYTES
+    limit = default if section.cache_size_gb is None else int(section.cache_size_gb * 1e9)
     return FileCache(folder, limit)
 
 
 def cached_index(cache: FileCache, version: FileVersion) -> ShardIndex | None:
-    """The index beside a shard, or the one that was kept; None where it was never scanned.
+    """Returns the index beside a shard or the cached one; None if there is none.
 
-    An index of a shard of another length is none of this one's.
+    An index that records another size of the shard is ignored.
     """
     index = read_index(index_path(version.path))
     if index is None or index.shard_bytes != version.size:
-        kept = cache.get(version, INDEX_SUFFIX)
-        index = None if kept is None else parse_index(kept)
+        content = cache.get(version, INDEX_SUFFIX)
+        index = None if content is None else parse_index(content)
     return None if index is None or index.shard_bytes != version.size else index
 
 
 def shard_index(
     cache: FileCache, version: FileVersion, copy: IO[bytes] | None = None
 ) -> ShardIndex:
-    """The index of a shard: the one beside it, else one that is made once and kept.
+    """Returns the index beside a shard; if there is none, scans the shard and caches the index.
 
     Args:
-        cache: Where it is kept.
-        version: The shard; one of another length than the index beside it says has none.
-        copy: The same shard, open; read instead.
+        cache: Cache of the index.
+        version: The shard. An index beside it that records another size is ignored.
+        copy: Open copy of the same shard, scanned in place of the file.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        DataError: It cannot be walked to its end.
+        FileNotFoundError: The shard does not exist.
+        DataError: The shard is not a complete tar file.
         StorageError: The shard is remote and the cache cannot be written.
     """
     index = read_index(index_path(version.path))
@@ -125,12 +128,12 @@ def shard_index(
     except StorageError:
         if is_remote(version.path):
             raise
-        return index_by_headers(version.path, copy)  # a scan costs milliseconds
+        return index_by_headers(version.path, copy)  # a scan takes milliseconds
     index = parse_index(content)
     if index is None or index.shard_bytes != version.size:
         raise DataError(
-            f"{cache.folder}: what is kept there of {version.path} cannot be read",
-            hint="empty that folder, then run the same command again",
+            f"{cache.folder}: the cached index of {version.path} is broken",
+            hint="delete the content of that folder, then run the same command again",
             code="data.broken_cache",
             details={"path": str(cache.folder)},
         )
@@ -138,198 +141,199 @@ def shard_index(
 
 
 @dataclass(frozen=True)
-class _OpenBlock:
-    """A shard that was looked at; `file` is None where each sample is a request."""
+class _OpenShard:
+    """A shard with its index; `file` is None if each sample is downloaded on its own."""
 
     path: Path
     index: ShardIndex
     file: IO[bytes] | None
 
-    def part(self, number: int) -> ByteRange:
+    def byte_range(self, number: int) -> ByteRange:
         start = int(self.index.offsets[number])
         return ByteRange(self.path, start, start + int(self.index.lengths[number]))
 
 
 class ShardReader:
-    """The shards that were read last; pickled without open files. Several threads may read.
+    """LRU cache of open shards. Thread-safe; pickled without open files.
 
     Args:
-        datasets: What places refer to.
-        cache: Of what is remote.
+        datasets: Data sets that references of samples index.
+        cache: Cache of remote shards.
     """
 
     def __init__(self, datasets: Sequence[DataSet], cache: ShardCache) -> None:
         self._datasets = tuple(datasets)
         self._cache = cache
-        self._open: OrderedDict[tuple[int, int], _OpenBlock] = OrderedDict()
-        # Of files that were closed.
-        self._known: OrderedDict[tuple[int, int], ShardIndex] = OrderedDict()
+        self._open: OrderedDict[tuple[int, int], _OpenShard] = OrderedDict()
+        # Indexes of closed files.
+        self._indexes: OrderedDict[tuple[int, int], ShardIndex] = OrderedDict()
         self._lock = threading.Lock()
-        self._coming: dict[tuple[SampleRef, ...], Future[list[bytes]]] = {}
+        self._prefetched: dict[tuple[SampleRef, ...], Future[list[bytes]]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (ShardReader, (self._datasets, self._cache))
 
-    def members(self, places: Sequence[SampleRef]) -> list[Members | DroppedSample]:
-        """The members of each sample, a `Dropped` in place of one whose bytes are damaged.
+    def members(self, refs: Sequence[SampleRef]) -> list[Members | DroppedSample]:
+        """Returns the members of each sample; a `DroppedSample` if its bytes are broken.
 
         Raises:
-            StorageError: The storage failed for good.
-            DataError: A shard is missing, broken, or holds another count than is expected.
+            StorageError: The storage failed after all retries.
+            DataError: A shard is missing or broken, or its number of samples is not the expected.
         """
-        coming = self._coming.pop(tuple(places), None)
-        fragments = self._fragments(places) if coming is None else coming.result()
-        return [self._parsed(*one) for one in zip(places, fragments, strict=True)]
+        prefetched = self._prefetched.pop(tuple(refs), None)
+        fragments = self._fragments(refs) if prefetched is None else prefetched.result()
+        return [self._parsed(ref, data) for ref, data in zip(refs, fragments, strict=True)]
 
     def prefetch(self, refs: Sequence[SampleRef]) -> None:
-        """Begins to fetch remote ones, which `members` is going to be asked for together."""
-        if self._have_latency:
-            if len(self._coming) > _MOST_COMING:  # nobody came for them
-                self._coming.clear()
-            self._coming[tuple(refs)] = in_background(partial(self._fragments, refs))
+        """Starts to download the samples of a later call `members(refs)`, if data are remote."""
+        if self._is_remote:
+            if len(self._prefetched) > _MAX_PREFETCHED:  # they were never read
+                self._prefetched.clear()
+            self._prefetched[tuple(refs)] = in_background(partial(self._fragments, refs))
 
-    def _parsed(self, place: SampleRef, data: bytes) -> Members | DroppedSample:
+    def _parsed(self, ref: SampleRef, data: bytes) -> Members | DroppedSample:
         try:
             return read_members(data)
         except ValueError as error:
-            path = self._datasets[place.dataset].shards[place.shard].location
-            told = f"{path}: sample {place.sample} of it is damaged: {error}"
-            return DroppedSample(BROKEN_SAMPLE, f"{path.name}:{place.sample}", told)
+            path = self._datasets[ref.dataset].shards[ref.shard].location
+            message = f"{path}: sample {ref.sample} is broken: {error}"
+            return DroppedSample(BROKEN_SAMPLE, f"{path.name}:{ref.sample}", message)
 
-    def _fragments(self, places: Sequence[SampleRef]) -> list[bytes]:
-        """The bytes of each sample; remote ones come together."""
-        found: dict[int, bytes] = {}
-        parts: dict[int, ByteRange] = {}
+    def _fragments(self, refs: Sequence[SampleRef]) -> list[bytes]:
+        """Returns the bytes of each sample; remote ones are downloaded concurrently."""
+        fragments: dict[int, bytes] = {}
+        remote: dict[int, ByteRange] = {}
         with self._lock:
-            blocks = self._opened(places)
-            for number, place in enumerate(places):
-                block = blocks[place[:2]]
-                part = block.part(place.sample)
-                if block.file is None:
-                    parts[number] = part
+            shards = self._opened(refs)
+            for number, ref in enumerate(refs):
+                shard = shards[ref[:2]]
+                byte_range = shard.byte_range(ref.sample)
+                if shard.file is None:
+                    remote[number] = byte_range
                 else:
-                    found[number] = _read(block.file, part)
+                    fragments[number] = _read(shard.file, byte_range)
             self._trim()
         try:
-            found.update(
-                zip(parts, read_byte_ranges(parts.values(), _REQUESTS_AT_ONCE), strict=True)
-            )
+            contents = read_byte_ranges(remote.values(), _MAX_REQUESTS)
+            fragments.update(zip(remote, contents, strict=True))
         except FileNotFoundError as error:
             raise _missing(error) from None
         return [
-            _whole(found[number], blocks[place[:2]], place) for number, place in enumerate(places)
+            _check_length(fragments[number], shards[ref[:2]], ref)
+            for number, ref in enumerate(refs)
         ]
 
     @property
-    def _have_latency(self) -> bool:
-        """Whether some are remote, so that it pays to ask for samples before they are needed."""
-        blocks = (block for one in self._datasets for block in one.shards[:1])
-        return any(is_remote(block.location) for block in blocks)
+    def _is_remote(self) -> bool:
+        """True if a data set is remote: samples are then requested before they are needed."""
+        firsts = (shard for dataset in self._datasets for shard in dataset.shards[:1])
+        return any(is_remote(shard.location) for shard in firsts)
 
-    def _opened(self, places: Sequence[SampleRef]) -> Mapping[tuple[int, int], _OpenBlock]:
-        """The shards of some places; remote ones are looked at together."""
-        wanted = {place[:2]: self._datasets[place.dataset].shards[place.shard] for place in places}
-        fresh = {key: block for key, block in wanted.items() if key not in self._open}
-        known = [self._known.pop(key, None) for key in fresh]
-        opened = self._open_all(list(zip(fresh.values(), known, strict=True)))
-        self._open.update(zip(fresh, opened, strict=True))
-        for key in wanted:
+    def _opened(self, refs: Sequence[SampleRef]) -> Mapping[tuple[int, int], _OpenShard]:
+        """Returns the shards of some samples; remote ones are opened concurrently."""
+        shards = {ref[:2]: self._datasets[ref.dataset].shards[ref.shard] for ref in refs}
+        closed = {key: shard for key, shard in shards.items() if key not in self._open}
+        indexes = [self._indexes.pop(key, None) for key in closed]
+        opened = self._open_all(list(zip(closed.values(), indexes, strict=True)))
+        self._open.update(zip(closed, opened, strict=True))
+        for key in shards:
             self._open.move_to_end(key)
-        return {key: self._open[key] for key in wanted}
+        return {key: self._open[key] for key in shards}
 
     def _open_all(
-        self, blocks: Sequence[tuple[ShardInfo, ShardIndex | None]]
-    ) -> Iterator[_OpenBlock]:
-        work = partial(_open_block, self._cache)
-        if any(is_remote(block.location) for block, _ in blocks):
-            return in_parallel(work, blocks, _REQUESTS_AT_ONCE)
-        return map(work, blocks)
+        self, shards: Sequence[tuple[ShardInfo, ShardIndex | None]]
+    ) -> Iterator[_OpenShard]:
+        work = partial(_open_shard, self._cache)
+        if any(is_remote(shard.location) for shard, _ in shards):
+            return in_parallel(work, shards, _MAX_REQUESTS)
+        return map(work, shards)
 
     def _trim(self) -> None:
-        """Closes the files that were not read for the longest time; forgets what is too much."""
-        files = [key for key, block in self._open.items() if block.file is not None]
-        for key in files[: max(0, len(files) - _MOST_OPEN)]:
-            block = self._open.pop(key)
-            assert block.file is not None
-            block.file.close()
-            self._known[key] = block.index
-        _forget(self._known, [len(index.offsets) for index in self._known.values()])
+        """Closes the least recently used files, and drops indexes above the limit."""
+        files = [key for key, shard in self._open.items() if shard.file is not None]
+        for key in files[: max(0, len(files) - _MAX_OPEN_FILES)]:
+            shard = self._open.pop(key)
+            assert shard.file is not None
+            shard.file.close()
+            self._indexes[key] = shard.index
+        _drop_oldest(self._indexes, [len(index.offsets) for index in self._indexes.values()])
         if len(self._open) > len(files):
-            _forget(self._open, [len(block.index.offsets) for block in self._open.values()])
+            _drop_oldest(self._open, [len(shard.index.offsets) for shard in self._open.values()])
 
 
-def _forget(known: OrderedDict[tuple[int, int], Any], sizes: Sequence[int]) -> None:
-    """Takes out the oldest until few enough samples are left."""
+def _drop_oldest(entries: OrderedDict[tuple[int, int], Any], sizes: Sequence[int]) -> None:
+    """Removes the oldest entries until the number of indexed samples is within the limit."""
     left = sum(sizes)
     for size in sizes:
-        if left <= _MOST_KNOWN:
+        if left <= _MAX_INDEXED_SAMPLES:
             return
-        _, gone = known.popitem(last=False)
-        if isinstance(gone, _OpenBlock) and gone.file is not None:
-            gone.file.close()
+        _, removed = entries.popitem(last=False)
+        if isinstance(removed, _OpenShard) and removed.file is not None:
+            removed.file.close()
         left -= size
 
 
-def _open_block(cache: ShardCache, given: tuple[ShardInfo, ShardIndex | None]) -> _OpenBlock:
-    """A shard with its index, whose count is that of the manifest."""
-    block, known = given
+def _open_shard(cache: ShardCache, item: tuple[ShardInfo, ShardIndex | None]) -> _OpenShard:
+    """Opens a shard and checks that its number of samples is that of the manifest."""
+    shard, index = item
     try:
-        if is_remote(block.location):
-            opened = _remote(cache, block.location)
+        if is_remote(shard.location):
+            opened = _remote(cache, shard.location)
         else:
-            opened = _local(cache, block.location, known)
+            opened = _local(cache, shard.location, index)
     except FileNotFoundError as error:
-        raise _missing(error, block.location) from None
+        raise _missing(error, shard.location) from None
     except OSError as error:
-        raise _unreadable(block.location, error) from error
+        raise _unreadable(shard.location, error) from error
     count = len(opened.index.offsets)
-    if count != block.size:
+    if count != shard.size:
         raise DataError(
-            f"{block.location}: holds {count} samples, {block.size} are expected of it",
-            hint="it changed, or belongs to other data than its manifest; make or copy it again",
+            f"{shard.location}: has {count} samples, expected {shard.size}",
+            hint="the shard changed or belongs to another manifest: create it or copy it again",
             code="data.shard_count",
-            details={"shard": str(block.location), "samples": count, "expected": block.size},
+            details={"shard": str(shard.location), "samples": count, "expected": shard.size},
         )
     return opened
 
 
-def _local(cache: ShardCache, path: Path, known: ShardIndex | None) -> _OpenBlock:
+def _local(cache: ShardCache, path: Path, index: ShardIndex | None) -> _OpenShard:
     file = path.open("rb", buffering=0)
     size = os.fstat(file.fileno()).st_size
-    index = cached_index(cache.files, FileVersion.of(path)) if known is None else known
+    if index is None:
+        index = cached_index(cache.files, FileVersion.of(path))
     if index is None or index.shard_bytes != size:
-        index = index_by_headers(path)  # milliseconds: not worth keeping
-    return _OpenBlock(path, index, file)
+        index = index_by_headers(path)  # takes milliseconds: not worth caching
+    return _OpenShard(path, index, file)
 
 
-def _remote(cache: ShardCache, path: Path) -> _OpenBlock:
+def _remote(cache: ShardCache, path: Path) -> _OpenShard:
     version = FileVersion.of(path)
-    file = cache.files.open_copy(version) if cache.keeps(version.size) else None
-    return _OpenBlock(path, shard_index(cache.files, version, file), file)
+    file = cache.files.open_copy(version) if cache.stores(version.size) else None
+    return _OpenShard(path, shard_index(cache.files, version, file), file)
 
 
-def _read(file: IO[bytes], part: ByteRange) -> bytes:
+def _read(file: IO[bytes], byte_range: ByteRange) -> bytes:
     try:
-        return os.pread(file.fileno(), part.stop - part.start, part.start)
+        return os.pread(file.fileno(), byte_range.stop - byte_range.start, byte_range.start)
     except OSError as error:
-        raise _unreadable(part.path, error) from error
+        raise _unreadable(byte_range.path, error) from error
 
 
-def _whole(data: bytes, block: _OpenBlock, place: SampleRef) -> bytes:
-    length = int(block.index.lengths[place.sample])
+def _check_length(data: bytes, shard: _OpenShard, ref: SampleRef) -> bytes:
+    length = int(shard.index.lengths[ref.sample])
     if len(data) != length:
         raise DataError(
-            f"{block.path}: sample {place.sample} has {len(data)} bytes, the index says {length}",
+            f"{shard.path}: sample {ref.sample} has {len(data)} bytes, its index records {length}",
             hint="preprocess or copy the data again",
             code="data.broken_shard",
-            details={"shard": str(block.path)},
+            details={"shard": str(shard.path)},
         )
     return data
 
 
 def _missing(error: FileNotFoundError, path: Path | None = None) -> DataError:
     return DataError(
-        f"{path or error.filename}: is missing; it is listed",
+        f"{path or error.filename}: shard is missing, but its manifest or list names it",
         hint="preprocess or copy the data again",
         code="data.missing_shard",
         details={"shard": str(path or error.filename)},

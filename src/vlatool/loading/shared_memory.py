@@ -1,7 +1,8 @@
-"""Memory of micro-batches that loader processes lend to the trainer, get back and fill again.
+"""Pool of shared memory for the micro-batches of a loader worker.
 
-New shared memory takes as long to be touched for the first time as the pictures that are put there
-take to be decoded: 0.8 ms per MiB on a virtual machine, 0.1 ms when it is filled again; measured.
+The trainer returns a buffer to the pool of its worker when no tensor of the micro-batch is left,
+and the worker fills it again. The first access to new shared memory takes as long as decoding the
+images that are written there: 0.8 ms per MiB on a virtual machine (measured), 0.1 ms when reused.
 """
 
 import weakref
@@ -17,91 +18,94 @@ from vlatool.episode import Array, UInt8Array
 from vlatool.errors import EnvironmentProblem
 from vlatool.loading.base import MicroBatch
 
-# The first byte of a piece: whether it is lent. The rest keeps what follows aligned for any type.
+# The first byte of a buffer is 1 while the buffer is in use. The size of the header aligns the
+# content for any dtype.
 _HEADER = 64
-# Contiguous tensors of fewer bytes travel in the message.
-_LARGE = 1 << 16
-# Besides those that are ready: one that is being made, and two that the trainer has. One that holds
-# more at once, as in accumulation on a CPU, has others made anew.
-_IN_HAND = 3
+# Smallest size in bytes of a contiguous tensor in shared memory; smaller ones are in the message.
+_MIN_SHARED_BYTES = 1 << 16
+# Micro-batches in use besides the prefetched ones: one that the worker reads, two of the trainer.
+# If the trainer keeps more, as with gradient accumulation on a CPU, new buffers are allocated.
+_IN_USE = 3
 
 
 class SharedPool:
-    """The pieces of one loader process.
+    """The shared memory of one loader worker.
 
     Args:
-        ahead: Micro-batches that it makes before one is taken.
+        prefetch_factor: Number of micro-batches that the worker loads in advance.
     """
 
-    def __init__(self, ahead: int) -> None:
-        self._most = ahead + _IN_HAND
-        self._kept: list[Tensor] = []
-        self._taken: list[Tensor] = []
+    def __init__(self, prefetch_factor: int) -> None:
+        self._max_batches = prefetch_factor + _IN_USE
+        self._buffers: list[Tensor] = []
+        # Buffers of the micro-batch that is being read.
+        self._current: list[Tensor] = []
 
     def allocate(self, size: int) -> UInt8Array:
-        """Memory uint8 [size] for the micro-batch that is being made; holds anything.
+        """Returns uninitialized memory uint8 [size] for the micro-batch that is being read.
 
         Raises:
             EnvironmentProblem: There is no shared memory left.
         """
-        fits = (one for one in self._kept if one.numel() >= _HEADER + size and not one[0])
-        piece = next(fits, None)
-        if piece is None:
-            piece = _shared(_HEADER + size)
-            self._kept.append(piece)
-        piece[0] = 1
-        self._taken.append(piece)
-        return piece.numpy()[_HEADER : _HEADER + size]
+        free = (b for b in self._buffers if b.numel() >= _HEADER + size and not b[0])
+        buffer = next(free, None)
+        if buffer is None:
+            buffer = _shared(_HEADER + size)
+            self._buffers.append(buffer)
+        buffer[0] = 1
+        self._current.append(buffer)
+        return buffer.numpy()[_HEADER : _HEADER + size]
 
-    def packed(self, made: MicroBatch) -> "BatchMessage":
-        """A micro-batch to be sent; what has its place in a room is not copied."""
-        tensors = {name: one for name, one in made.batch.items() if _is_plain(one)}
-        loans = {name: self._loan(one) for name, one in tensors.items() if _is_lent(one)}
-        small = {name: one.numpy() for name, one in tensors.items() if name not in loans}
-        self._settle([loan.piece for loan in loans.values()])
-        others = {name: None if name in tensors else one for name, one in made.batch.items()}
-        return BatchMessage(replace(made, batch=others), loans, small)
+    def pack(self, micro_batch: MicroBatch) -> "BatchMessage":
+        """Returns the message to send; tensors that are in a buffer of the pool are not copied."""
+        items = micro_batch.batch.items()
+        tensors = {name: value for name, value in items if _is_numpy_compatible(value)}
+        shared = {name: self._share(value) for name, value in tensors.items() if _is_large(value)}
+        small = {name: value.numpy() for name, value in tensors.items() if name not in shared}
+        self._release_unsent([tensor.buffer for tensor in shared.values()])
+        batch = {name: None if name in tensors else value for name, value in items}
+        return BatchMessage(replace(micro_batch, batch=batch), shared, small)
 
-    def _loan(self, value: Tensor) -> "SharedTensor":
-        place = value.data_ptr()
-        for piece in self._taken:
-            offset = place - piece.data_ptr() - _HEADER
-            if 0 <= offset < piece.numel() - _HEADER and offset % value.itemsize == 0:
-                return SharedTensor(piece, offset, value.dtype, value.shape, value.stride())
+    def _share(self, value: Tensor) -> "SharedTensor":
+        address = value.data_ptr()
+        for buffer in self._current:
+            offset = address - buffer.data_ptr() - _HEADER
+            if 0 <= offset < buffer.numel() - _HEADER and offset % value.itemsize == 0:
+                return SharedTensor(buffer, offset, value.dtype, value.shape, value.stride())
         self.allocate(value.nbytes)
         strides = torch.empty_like(value, device="meta").stride()
-        loan = SharedTensor(self._taken[-1], 0, value.dtype, value.shape, strides)
-        loan.of(loan.piece[_HEADER:]).copy_(value)
-        return loan
+        tensor = SharedTensor(self._current[-1], 0, value.dtype, value.shape, strides)
+        tensor.view(tensor.buffer[_HEADER:]).copy_(value)
+        return tensor
 
-    def _settle(self, sent: Sequence[Tensor]) -> None:
-        """Keeps few enough; nobody gives back what was not sent."""
-        lost = {id(one) for one in self._taken} - {id(one) for one in sent}
-        most = self._most * max(1, len(sent))
-        self._kept = [one for one in self._kept if id(one) not in lost][-most:]
-        self._taken = []
+    def _release_unsent(self, sent: Sequence[Tensor]) -> None:
+        """Drops buffers that were not sent, which the trainer never returns, and surplus ones."""
+        unsent = {id(buffer) for buffer in self._current} - {id(buffer) for buffer in sent}
+        count = self._max_batches * max(1, len(sent))
+        self._buffers = [buffer for buffer in self._buffers if id(buffer) not in unsent][-count:]
+        self._current = []
 
 
 @dataclass(frozen=True)
 class SharedTensor:
-    """A tensor in a piece of shared memory.
+    """A tensor in a buffer of shared memory.
 
     Attributes:
-        piece: uint8 [K].
-        offset: Bytes from the end of its header.
-        dtype: Of the tensor, as `shape` and `strides`.
-        shape: In numbers.
-        strides: In numbers.
+        buffer: Header and content, uint8 [K].
+        offset: Offset in bytes from the start of the content.
+        dtype: Data type of the tensor.
+        shape: Shape of the tensor.
+        strides: Strides of the tensor, in elements.
     """
 
-    piece: Tensor
+    buffer: Tensor
     offset: int
     dtype: torch.dtype
     shape: Sequence[int]
     strides: Sequence[int]
 
-    def of(self, content: Tensor) -> Tensor:
-        """The tensor in the content uint8 [K - 64] of the piece."""
+    def view(self, content: Tensor) -> Tensor:
+        """Returns the tensor as a view of the content uint8 [K - 64] of its buffer."""
         steps = zip(self.shape, self.strides, strict=True)
         count = 1 + sum((size - 1) * stride for size, stride in steps)
         end = self.offset + count * self.dtype.itemsize
@@ -110,60 +114,61 @@ class SharedTensor:
 
 @dataclass(frozen=True)
 class BatchMessage:
-    """A micro-batch on its way from a loader process.
+    """A micro-batch as a loader worker sends it.
 
     Attributes:
-        made: What it holds besides tensors, and None for each of these.
-        loans: Large tensors, by name.
-        small: Others, by name.
+        micro_batch: The micro-batch; values of its batch that are in `shared` or `small` are None.
+        shared: Name to large tensor.
+        small: Name to array of any other tensor that numpy can represent.
     """
 
-    made: MicroBatch
-    loans: Mapping[str, SharedTensor]
+    micro_batch: MicroBatch
+    shared: Mapping[str, SharedTensor]
     small: Mapping[str, Array]
 
-    def opened(self) -> MicroBatch:
-        """The micro-batch; its memory is given back when none of its tensors is left."""
-        pieces = {id(loan.piece): loan.piece for loan in self.loans.values()}
-        contents = {key: _content(piece) for key, piece in pieces.items()}
-        found: dict[str, Any] = {
-            name: loan.of(contents[id(loan.piece)]) for name, loan in self.loans.items()
+    def unpack(self) -> MicroBatch:
+        """Returns the micro-batch; its memory is returned to the pool with its last tensor."""
+        buffers = {id(tensor.buffer): tensor.buffer for tensor in self.shared.values()}
+        contents = {key: _content(buffer) for key, buffer in buffers.items()}
+        tensors: dict[str, Any] = {
+            name: tensor.view(contents[id(tensor.buffer)]) for name, tensor in self.shared.items()
         }
-        found |= {name: torch.from_numpy(one) for name, one in self.small.items()}
-        return replace(self.made, batch={**self.made.batch, **found})
+        tensors |= {name: torch.from_numpy(array) for name, array in self.small.items()}
+        return replace(self.micro_batch, batch={**self.micro_batch.batch, **tensors})
 
     def pin_memory(self) -> MicroBatch:
-        """The micro-batch in page-locked memory; see `MicroBatch.pin_memory`."""
-        return self.opened().pin_memory()
+        """Returns the micro-batch in page-locked memory; see `MicroBatch.pin_memory`."""
+        return self.unpack().pin_memory()
 
 
 def stack_rows(rows: Sequence[Array]) -> Array:
-    """Arrays of one shape as one [B, ...]: those that lie in a room as they are, others copied."""
+    """Stacks arrays of one shape to [B, ...]; does not copy if they are adjacent in one buffer."""
     first = rows[0]
     step = first.nbytes
     start = first.ctypes.data
-    in_place = first.flags.writeable and all(
-        one.base is first.base
-        and one.ctypes.data == start + number * step
-        and one.flags.c_contiguous
-        for number, one in enumerate(rows)
+    is_adjacent = first.flags.writeable and all(
+        row.base is first.base
+        and row.ctypes.data == start + number * step
+        and row.flags.c_contiguous
+        for number, row in enumerate(rows)
     )
-    if first.base is None or not in_place:
+    if first.base is None or not is_adjacent:
         return np.stack(rows)
     return np.lib.stride_tricks.as_strided(first, (len(rows), *first.shape), (step, *first.strides))
 
 
-def _content(piece: Tensor) -> Tensor:
-    """What is lent in a piece; gives it back when the tensor and all its views are gone."""
-    whole = piece.numpy()  # written to in any mode of torch, unlike a tensor
-    lease = whole[_HEADER:]
-    given_back = weakref.finalize(lease, _give_back, whole)
-    given_back.atexit = False
-    return torch.from_numpy(lease)
+def _content(buffer: Tensor) -> Tensor:
+    """Content of a buffer, which is marked free when the tensor and all its views are deleted."""
+    # An array: unlike a tensor, it can be written in any mode of torch.
+    array = buffer.numpy()
+    content = array[_HEADER:]
+    finalizer = weakref.finalize(content, _mark_free, array)
+    finalizer.atexit = False
+    return torch.from_numpy(content)
 
 
-def _give_back(whole: Array) -> None:
-    whole[0] = 0
+def _mark_free(array: Array) -> None:
+    array[0] = 0
 
 
 def _shared(size: int) -> Tensor:
@@ -171,15 +176,15 @@ def _shared(size: int) -> Tensor:
         return torch.empty(size, dtype=torch.uint8).share_memory_()
     except RuntimeError as error:
         raise EnvironmentProblem(
-            f"no shared memory for {size / 1e6:.1f} MB of a batch: {error}",
-            hint="give the container more (`docker run --shm-size 8g`), or lower "
+            f"cannot allocate {size / 1e6:.1f} MB of shared memory for a batch: {error}",
+            hint="raise the limit of the container (`docker run --shm-size 8g`), or lower "
             "data.num_workers, data.prefetch_factor or hparams.per_gpu_batch_size",
             code="environment.no_shared_memory",
         ) from None
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether numpy can hold it as it is."""
+def _is_numpy_compatible(value: Any) -> bool:
+    """True if numpy can represent the tensor without a conversion."""
     return (
         isinstance(value, Tensor)
         and value.layout is torch.strided
@@ -190,6 +195,6 @@ def _is_plain(value: Any) -> bool:
     )
 
 
-def _is_lent(value: Tensor) -> bool:
-    """Whether it is large, or has an order of axes that a message would lose."""
-    return value.nbytes >= _LARGE or not value.is_contiguous()
+def _is_large(value: Tensor) -> bool:
+    """True if the tensor is large, or if it is not contiguous: a message would lose its strides."""
+    return value.nbytes >= _MIN_SHARED_BYTES or not value.is_contiguous()

@@ -1,7 +1,7 @@
-"""What a model type and its objective promise; the trainer knows nothing else of a model.
+"""Protocols of models: model types, objectives and their parts.
 
-The protocols have bodies where most types say the same: a class that names the protocol as its base
-inherits them. Legend of shapes: B samples of a micro-batch, N pictures.
+The trainer uses these protocols only. Methods with a body are optional: a class that inherits from
+the protocol gets the default. Legend of shapes: B samples of a micro-batch, N images.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,14 +22,16 @@ Batch = dict[str, Any]
 
 @dataclass(frozen=True)
 class Part:
-    """One network of a model type: what is moved, averaged and saved together.
+    """One named network of a model type, which is optimized, averaged and saved as a unit.
 
     Attributes:
         module: The network.
-        trained: An optimizer moves it; parameters that `build` or `load` froze stay frozen. Else it
-            stays in eval mode and its parameters get no gradient; what goes in may.
-        averaged: The run's moving average, if there is one, includes it.
-        saved: It stands in checkpoints; else `load` brings it back and its digest is compared.
+        trained: If True, an optimizer updates the parameters, except those that `build` or `load`
+            froze. If False, the module stays in eval mode and its parameters get no gradient;
+            gradients still flow to its inputs.
+        averaged: If True, the averaged weights (EMA) of the run include it.
+        saved: If True, checkpoints contain it. If False, `load` reads it again on resume, and its
+            digest must be the same.
     """
 
     module: "nn.Module"
@@ -43,12 +45,12 @@ class Part:
 
 @dataclass(frozen=True)
 class ParamGroup:
-    """Parameters that one optimizer treats alike.
+    """Parameters with the same options in an optimizer.
 
     Attributes:
         params: The parameters.
-        decays: Whether weight decay makes them smaller.
-        rate: Factor on the optimizer's learning rate.
+        decays: If True, weight decay applies to them.
+        rate: Factor on the learning rate of the optimizer.
     """
 
     params: Sequence["nn.Parameter"]
@@ -58,20 +60,21 @@ class ParamGroup:
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """One optimizer; each has a learning-rate schedule and gradient clipping of its own.
+    """One optimizer, with its own learning-rate schedule and gradient clipping.
 
-    The schedule runs over the steps of the run since `starts_at`, those at which it does not move
-    included; shares such as `warmup: 0.05` are of that span, and final rates scale with `lr`.
+    The schedule covers the steps of the run from `starts_at` on, including steps at which the
+    optimizer does not run. Fractions such as `warmup: 0.05` refer to these steps. Final learning
+    rates are scaled with `lr`.
 
     Attributes:
-        parts: Names of the parts that it moves.
-        groups: (parts after sharding, names as built) to parameter groups; None: matrices decay,
-            all else does not.
-        lr: Peak rate; None: `hparams.lr`.
-        betas: Momenta; None: those of `hparams`.
-        starts_at: First step at which it moves.
-        rates: Start of the names of parameters to a factor on their rate; for groups of its own
-            `ParamGroup.rate` says it.
+        parts: Names of the parts whose parameters it updates.
+        groups: Function from the parts after sharding, by name, to parameter groups; parameters
+            have the names of `build`. None: weight decay applies to matrices only.
+        lr: Peak learning rate; None: `hparams.lr`.
+        betas: Coefficients of AdamW; None: those of `hparams`.
+        starts_at: First step at which the optimizer runs.
+        rates: Prefix of parameter names to a factor on their learning rate. If `groups` is set,
+            `ParamGroup.rate` is used instead.
     """
 
     parts: tuple[str, ...]
@@ -84,16 +87,19 @@ class OptimizerSpec:
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss as a sum over elements, so that its mean does not depend on how a batch is cut.
+    """Loss of a micro-batch as a sum over elements.
+
+    The trainer divides the sum over all micro-batches and ranks by their total count, so the mean
+    does not depend on how the global batch is split.
 
     Attributes:
-        total: Sum of the losses of all counted elements, with gradient; float32 scalar. A term that
-            is a mean over other elements is multiplied by this micro-batch's count. Connected to
-            every trainable parameter of the parts that move.
-        count: How many elements were counted, or their weight; scalar.
-        sums: Further sums over the micro-batch, detached, each of a fixed shape: the same names and
-            shapes in every micro-batch of an optimizer. The trainer adds them up over micro-batches
-            and ranks, in float64.
+        total: Sum of the losses of all counted elements; float32 scalar with gradient. A term that
+            is a mean over other elements must be multiplied by `count`. The graph must reach every
+            trainable parameter of the parts of the optimizer.
+        count: Number of counted elements, or the sum of their weights; scalar.
+        sums: Other sums over the micro-batch, detached. Names and shapes must be the same in every
+            micro-batch of an optimizer. The trainer adds them over micro-batches and ranks, in
+            float64.
     """
 
     total: "Tensor"
@@ -102,35 +108,36 @@ class Loss:
 
 
 class Rng(Protocol):
-    """Randomness with a row per sample of the micro-batch, on the device.
+    """Random numbers on the device, one row per sample of the micro-batch.
 
-    A row depends on seed, step, place of the sample within the step's global batch and number of
-    the call: not on how many processes or micro-batches share the step, nor on a resume.
+    A row depends on the seed, the step, the index of the sample in the global batch, and the number
+    of the call. It does not depend on the world size, the micro-batches, or a resume.
     """
 
     def normal(self, *shape: int) -> "Tensor":
-        """Standard normal, float32 [B, *shape]."""
+        """Returns samples of the standard normal distribution, float32 [B, *shape]."""
         ...
 
     def uniform(self, *shape: int) -> "Tensor":
-        """In [0, 1), float32 [B, *shape]."""
+        """Returns samples of the uniform distribution over [0, 1), float32 [B, *shape]."""
         ...
 
     def integers(self, high: int, *shape: int) -> "Tensor":
-        """In [0, high), int64 [B, *shape]."""
+        """Returns uniform integers in [0, high), int64 [B, *shape]."""
         ...
 
 
 @dataclass(frozen=True)
 class StepContext:
-    """What an objective may know of the moment.
+    """State of the run that an objective may use.
 
     Attributes:
-        step: Optimizer steps done before this one.
-        draws: Randomness of this micro-batch.
-        parts: The parts as placed: call these, or their listed methods, never what was built.
-        training: False while held-out data are measured.
-        samples: Names of the samples, in the order of the batch's rows.
+        step: Number of optimizer steps before this one.
+        rng: Random numbers of this micro-batch.
+        parts: Name to module after placement (DDP or sharding). Call these modules or the methods
+            that the model type lists, never the modules of `build`.
+        training: False for validation data.
+        samples: Names of the samples, one per row of the batch.
     """
 
     step: int
@@ -141,94 +148,105 @@ class StepContext:
 
 
 class Objective(Protocol):
-    """Losses, and which optimizer moves when.
+    """Losses of a model type, and the optimizers that minimize them.
 
-    Whatever touches the weights of a part does so in its `forward` or in a method that the model
-    type lists; a gradient with respect to weights cannot be asked for inside a loss, one with
-    respect to what a part returns can. Values that are to survive a resume are buffers of parts;
-    `settle` alone changes them (layers that change theirs in `forward`, such as batch norms in
-    training mode, do not fit). Parts are called equally often on every rank.
+    Rules for all methods:
+
+    - Use the weights of a part only through its `forward` or a method that the model type lists in
+      `methods`.
+    - Inside a loss, gradients with respect to weights are not available; gradients with respect to
+      the outputs of a part are.
+    - State that must survive a resume is in buffers of parts. Only `update_buffers` changes them,
+      so layers that update buffers in `forward`, such as batch norm in training mode, are not
+      supported.
+    - Call each part equally often on all ranks.
     """
 
     def optimizers(self) -> Mapping[str, OptimizerSpec]:
-        """Every optimizer by name, in the order in which they move within a step."""
+        """Returns all optimizers by name, in the order in which they run within a step."""
         ...
 
     def optimizers_at(self, step: int) -> Sequence[str]:
-        """Names of those that move at a step, in order; at least one."""
-        return [name for name, one in self.optimizers().items() if one.starts_at <= step]
+        """Returns the names of the optimizers that run at a step, in order; at least one."""
+        return [name for name, spec in self.optimizers().items() if spec.starts_at <= step]
 
     def prepare(self, batch: Batch, ctx: StepContext) -> Batch:
-        """Once per micro-batch, on the device, without gradient: teacher's ids, augmentation.
+        """Prepares a micro-batch on the device, for example with teacher codes or augmentation.
 
-        Also before `validate` and `images`; outside of autocast.
+        Called once per micro-batch, before `loss`, `validate` or `images`, without gradient and
+        without autocast.
         """
         del ctx
         return batch
 
     def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
-        """The loss of a micro-batch for one optimizer.
+        """Returns the loss of a micro-batch for one optimizer.
 
-        May leave detached tensors in the batch for later optimizers of the step. Runs under
-        autocast, which a part switches off where it needs float32.
+        It may add detached tensors to the batch for later optimizers of the step. It runs under
+        autocast; a part that needs float32 disables it.
         """
         ...
 
     def update_buffers(self, optimizer: str, sums: Mapping[str, "Tensor"], ok: "Tensor") -> None:
-        """Once per optimizer and step, after it moved: the only place where buffers change.
+        """Updates buffers of parts, such as running means or codebooks.
+
+        Called once per optimizer and step, after the update of the weights.
 
         Args:
-            optimizer: Which one.
-            sums: `Loss.sums` over all micro-batches and ranks, float64, on the device. Nothing else
-                that differs between ranks may be used.
-            ok: bool scalar on the device, false where no weight was changed: change nothing then,
-                as with `torch.where(ok, new, old)`.
+            optimizer: Name of the optimizer.
+            sums: `Loss.sums` over all micro-batches and ranks, float64, on the device. The new
+                values must not depend on anything else that differs between ranks.
+            ok: Bool scalar on the device. If False, the weights were not updated and buffers must
+                not change, as in `torch.where(ok, new, old)`.
         """
         del optimizer, sums, ok
 
     def validate(self, batch: Batch, ctx: StepContext) -> Loss:
-        """The loss of a micro-batch of held-out data: parts in eval mode, no gradient."""
+        """Returns the loss of a micro-batch of validation data; eval mode, without gradient."""
         return self.loss(next(iter(self.optimizers())), batch, ctx)
 
     def metrics(
         self, phase: str, sums: Mapping[str, "Tensor"], count: float
     ) -> Mapping[str, float]:
-        """Numbers to report beside the loss of an optimizer.
+        """Returns the metrics to log besides the loss of an optimizer.
 
         Args:
-            phase: The optimizer's name; `validation` for what `validate` gave.
-            sums: `Loss.sums` over all steps since the last report, float64, on the CPU.
-            count: The counted elements of those steps.
+            phase: Name of the optimizer; `validation` for the results of `validate`.
+            sums: `Loss.sums` over all steps since the last log, float64, on the CPU.
+            count: Number of counted elements of these steps.
         """
         del phase, sums, count
         return {}
 
     def check_metrics(self, metrics: Mapping[str, float]) -> Sequence["Finding"]:
-        """What is alarming about reported figures: warnings are told, an error ends the run.
+        """Returns findings about logged metrics: a warning is reported, an error ends the run.
 
-        Names are those of the metrics file: `critic/real`, `val/error`.
+        Args:
+            metrics: Values by their names in the metrics file, such as `critic/real`, `val/error`.
         """
         del metrics
         return ()
 
     def images(self, batch: Batch, ctx: StepContext) -> Mapping[str, "UInt8Array"]:
-        """What to look at while it trains: name to uint8 [N, H, W, 3].
+        """Returns images to log during training: name to uint8 [N, H, W, 3].
 
-        Called on every rank, in eval mode, without gradient; those of the first rank are kept.
+        Called on all ranks, in eval mode, without gradient; only those of rank 0 are saved.
         """
         del batch, ctx
         return {}
 
 
 class ModelType(Protocol):
-    """One kind of model: config, networks, batches, loss. Light to import; torch in methods.
+    """A type of model: its config, networks, batches, losses and policy.
+
+    The module of a model type must be light to import: import torch inside the methods.
 
     Attributes:
-        name: What `model.type` says.
-        Config: Its section.
-        kinds: Kinds of data that it takes, the first by default: names of built-in kinds, or
-            `module:Kind` for one of its own.
-        methods: Part to methods besides `forward` that touch its weights.
+        name: Value of `model.type`.
+        Config: Type of the section `model`.
+        kinds: Accepted data kinds, the first is the default: names of built-in kinds, or
+            `module:Kind` for a kind of the plugin.
+        methods: Name of a part to its methods besides `forward` that use its weights.
     """
 
     name: ClassVar[str]
@@ -237,102 +255,125 @@ class ModelType(Protocol):
     methods: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def check_init_weights(self, config: Any) -> None:
-        """Makes sure, before data are looked at, that weights to begin with are there.
+        """Checks that the weights to start from exist, before data are read. Opens no weights.
 
-        Not called for a run that goes on: its checkpoints have them. Opens no weights.
+        Not called on resume, because the checkpoints of the run have all weights.
 
         Raises:
-            DataError: They are missing.
-            UsageError: They cannot be used so.
+            DataError: Weights are missing.
+            UsageError: Weights cannot be used with this config.
         """
         del config
 
     def restore_base_config(self, config: Any, before: Any) -> Any:
-        """The config of a run that goes on, with what it found out of base models when it began.
+        """Returns the config of a resumed run, with the values that were read from base models.
 
         Args:
-            config: As it was typed.
-            before: As it was derived then.
+            config: Section `model` as the user configured it now.
+            before: Derived section `model` of the start of the run.
         """
         del before
         return config
 
     def derive(self, config: Any, data: Any, info: Any) -> tuple[Any, dict[str, str]]:
-        """The config with what the data decide, and dotted key to rule for what was filled in.
+        """Fills in the values that follow from the data.
 
-        May read the configuration and tokenizer of a base model; opens no weights.
+        It may read config.json and the tokenizer of a base model. Opens no weights.
+
+        Args:
+            config: Section `model`.
+            data: Section `data`, derived.
+            info: Metadata of the training data.
+
+        Returns:
+            The derived section, and a mapping from each dotted key that was filled in to the rule.
         """
         del data, info
         return config, {}
 
     def violations(self, config: Any, data: Any) -> "Iterable[Violation]":
-        """What contradicts itself in the sections `model` and `data`, with keys from the root."""
+        """Returns contradictions within and between the sections `model` and `data`.
+
+        The keys of a violation start at the root of the config.
+        """
         del config, data
         return ()
 
     def build(self, config: Any) -> Mapping[str, Part]:
-        """The architecture of all parts, initialised from torch's global generator.
+        """Returns all parts by name, initialized with the global generator of torch.
 
-        Opens nothing and works on the meta device. The part that acts is called `model`. Parameters
-        that no loss reaches are not built, or frozen here.
+        It must not open files and must work on the meta device. The part that acts or encodes is
+        named `model`. Do not build parameters that no loss depends on, or freeze them here.
         """
         ...
 
     def load(self, config: Any, parts: Mapping[str, Part], names: Sequence[str]) -> None:
-        """Weights from elsewhere into the named parts.
+        """Loads external weights into some parts.
 
-        On a fresh start all of them, on resume those that a checkpoint does not hold.
+        Args:
+            config: Section `model`, derived.
+            parts: Result of `build`.
+            names: Names of the parts to load: all on a fresh start; on resume those that
+                checkpoints do not contain.
         """
         del config, parts, names
 
     def save_assets(self, config: Any, folder: Path) -> None:
-        """Writes tokenizer, processor and the like beside a run, once, when it starts."""
+        """Writes assets such as tokenizer and processor to the run folder, when the run starts."""
         del config, folder
 
     def blocks(self, parts: Mapping[str, Part]) -> Sequence["nn.Module"]:
-        """Units of sharding, gradient checkpointing and compilation, inner ones first.
+        """Returns the units of sharding, activation checkpointing and compilation.
 
-        A block is called equally often on all ranks; tied weights share one.
+        Inner blocks come first. Each block must be called equally often on all ranks. Tied weights
+        must be in the same block.
         """
         del parts
         return ()
 
     def objective(self, config: Any, data: Any, info: Any, parts: Mapping[str, Part]) -> Objective:
-        """Its losses; `parts` are placed already, so their buffers may be held."""
+        """Returns the objective.
+
+        Args:
+            config: Section `model`, derived.
+            data: Section `data`, derived.
+            info: Metadata of the training data.
+            parts: The parts after placement; the objective may keep references to their buffers.
+        """
         ...
 
     def batcher(
         self, config: Any, data: Any, assets: Any, folder: Path | None, *, training: bool
     ) -> "Batcher":
-        """Samples to a batch of tensors; picklable, runs in loader processes.
+        """Returns the function that converts samples to a batch of tensors, in loader workers.
 
         Args:
-            config: Derived.
-            data: Derived section of the data.
-            assets: What the kind of data keeps for inference, of the training data.
-            folder: Where `keep` wrote; None where nothing was kept, as for a dry run.
-            training: Augment or not.
+            config: Section `model`, derived.
+            data: Section `data`, derived.
+            assets: Assets of the data kind for the training data.
+            folder: Folder with the files of `save_assets`; None if they are not written, as in a
+                dry run.
+            training: True for training data, False for validation and inference.
         """
         ...
 
     def example(self, config: Any, data: Any, size: int) -> Batch:
-        """A made-up batch of `size` samples, as the batcher makes them.
+        """Returns a made-up batch of `size` samples, in the format of the batcher.
 
-        Its losses are finite. It stands in where nothing is left of a micro-batch, and is what
-        contract checks train on.
+        Its losses must be finite. It is used for dry runs, dummy micro-batches and contract checks.
         """
         ...
 
     def policy(
         self, config: Any, parts: Mapping[str, "nn.Module"], assets: Any, folder: Path
     ) -> Any | None:
-        """What sees and acts (`models.policy.Policy`); None for what does not act.
+        """Returns a policy (`models.policy.RoboticsPolicy`); None if the model is not a policy.
 
         Args:
-            config: Derived.
-            parts: Those that checkpoints hold, on their device, in eval mode.
-            assets: What the kind of data kept beside the run.
-            folder: The run, where `keep` wrote.
+            config: Section `model`, derived.
+            parts: The parts that checkpoints contain, on their device, in eval mode.
+            assets: Assets of the data kind that the run saved.
+            folder: Folder of the run, with the files of `save_assets`.
         """
         del config, parts, assets, folder
         return None

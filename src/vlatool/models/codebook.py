@@ -1,6 +1,7 @@
-"""Vectors to the nearest of a table of codes, and whether the table is used.
+"""Vector quantization with a codebook, and metrics of the use of its codes.
 
-Source: reference/titok 1.4. Legend of shapes: B pictures, K vectors of a picture, N codes, D width of a code.
+Source: reference/titok 1.4.
+Legend of shapes: B images, K vectors per image, N codes, D width of a code.
 """
 
 import math
@@ -15,18 +16,18 @@ from torch.nn import functional
 from vlatool.errors import DataError
 
 _NORM_EPS = 1e-12
-# Squared distance over which a code loses most of its share, in the entropy of shares.
+# Temperature of the softmax over negative squared distances, for the entropy penalty.
 _TEMPERATURE = 0.1
 
 
 class QuantizerOutput(NamedTuple):
-    """What stands between encoder and decoder.
+    """Output of a quantizer: the input of the decoder, and loss terms.
 
     Attributes:
-        vectors: float32 [B, K, D]; gradients pass straight through.
-        codes: int64 [B, K]; [B, 0] where there is no codebook.
-        penalty: What the loss adds for them, scalar float32.
-        commitment: The encoder's share of it, detached.
+        vectors: float32 [B, K, D]; straight-through gradients.
+        codes: int64 [B, K]; [B, 0] without a codebook.
+        penalty: Loss term of the quantizer, scalar float32.
+        commitment: Commitment loss, a part of `penalty`; detached.
     """
 
     vectors: Tensor
@@ -37,29 +38,31 @@ class QuantizerOutput(NamedTuple):
 
 @contextmanager
 def no_tf32(device: torch.device) -> Generator[None]:
-    """Within it float32 is computed in float32: no autocast, no TF32.
+    """Disables autocast and TF32 for matrix products.
 
-    With TF32 about one id in a thousand is another one (reference/titok 1.4).
+    With TF32 about one code in a thousand differs (reference/titok 1.4).
     """
-    products = torch.backends.cuda.matmul
-    before = products.allow_tf32
-    products.allow_tf32 = False
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    matmul.allow_tf32 = False
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        products.allow_tf32 = before
+        matmul.allow_tf32 = before
 
 
 class VectorQuantizer(nn.Module):
-    """The nearest code of each vector; names as published. The table is stored un-normalised.
+    """Maps each vector to its nearest code.
+
+    Names of parameters are the published ones. The codebook is stored without normalization.
 
     Args:
-        size: N.
-        width: D.
-        l2_norm: Unit vectors are compared.
-        commitment_cost: Weight of staying near a code.
-        entropy_weight: Of choosing clearly, and all codes alike over a micro-batch; published: 0.
+        size: Number of codes, N.
+        width: Width of a code, D.
+        l2_norm: Normalize vectors and codes to unit length.
+        commitment_cost: Weight of the commitment loss.
+        entropy_weight: Weight of `entropy_penalty`; published: 0.
     """
 
     def __init__(
@@ -80,47 +83,50 @@ class VectorQuantizer(nn.Module):
 
     @property
     def size(self) -> int:
-        """N."""
+        """Number of codes."""
         return self.embedding.num_embeddings
 
     def forward(self, features: Tensor) -> QuantizerOutput:
-        """Of features [B, K, D]; both sides are unit vectors with `l2_norm`."""
+        """Quantizes features [B, K, D]; the vectors have unit length with `l2_norm`."""
         with no_tf32(features.device):
-            given, table = self._scaled(features.float()), self._scaled(self.embedding.weight)
-            codes = nearest(given.detach(), table.detach())
-            chosen = functional.embedding(codes, table)
-            commitment = self.commitment_cost * functional.mse_loss(chosen.detach(), given)
-            moved = functional.mse_loss(chosen, given.detach())
-            straight = given + (chosen - given).detach()
-            penalty = commitment + moved
+            vectors, table = self._scaled(features.float()), self._scaled(self.embedding.weight)
+            codes = nearest(vectors.detach(), table.detach())
+            quantized = functional.embedding(codes, table)
+            commitment = self.commitment_cost * functional.mse_loss(quantized.detach(), vectors)
+            codebook_loss = functional.mse_loss(quantized, vectors.detach())
+            straight_through = vectors + (quantized - vectors).detach()
+            penalty = commitment + codebook_loss
             if self.entropy_weight and self.training:
-                penalty = penalty + self.entropy_weight * entropy_gap(given, table)
-        return QuantizerOutput(straight, codes, penalty, commitment.detach())
+                penalty = penalty + self.entropy_weight * entropy_penalty(vectors, table)
+        return QuantizerOutput(straight_through, codes, penalty, commitment.detach())
 
     def codes(self, features: Tensor) -> Tensor:
-        """Codes int64 [B, K] of features [B, K, D]."""
+        """Returns the codes int64 [B, K] of features [B, K, D]."""
         with no_tf32(features.device):
-            given = self._scaled(features.float())
-            return nearest(given, self._scaled(self.embedding.weight.float()))
+            vectors = self._scaled(features.float())
+            return nearest(vectors, self._scaled(self.embedding.weight.float()))
 
     def near_ties(self, features: Tensor, margin: float) -> tuple[Tensor, Tensor]:
-        """Codes as `codes`, and whether another was almost as near: int64 and bool [B, K].
+        """Returns the codes int64 [B, K], and a mask bool [B, K] of near ties.
+
+        A near tie is a vector whose two nearest codes are at almost the same distance.
 
         Args:
             features: [B, K, D].
-            margin: Of squared distances, as a share of the mean squared length of both sides.
+            margin: Difference of squared distances of a near tie, as a fraction of the mean of the
+                squared lengths of vector and codes.
         """
         with no_tf32(features.device):
-            given = self._scaled(features.float()).flatten(0, 1)
+            vectors = self._scaled(features.float()).flatten(0, 1)
             table = self._scaled(self.embedding.weight.float())
-            found = distances(given, table).topk(2, dim=1, largest=False)
-            length = (given.square().sum(1) + table.square().sum(1).mean()) / 2
-            is_near = found.values[:, 1] - found.values[:, 0] < margin * length
+            closest = distances(vectors, table).topk(2, dim=1, largest=False)
+            length = (vectors.square().sum(1) + table.square().sum(1).mean()) / 2
+            is_near = closest.values[:, 1] - closest.values[:, 0] < margin * length
         shape = features.shape[:2]
-        return found.indices[:, 0].view(shape), is_near.view(shape)
+        return closest.indices[:, 0].view(shape), is_near.view(shape)
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """The vectors float32 [..., D] of codes int [...].
+        """Returns the vectors float32 [..., D] of codes int [...].
 
         Raises:
             DataError: A code is out of range.
@@ -133,63 +139,68 @@ class VectorQuantizer(nn.Module):
 
 
 def nearest(vectors: Tensor, table: Tensor) -> Tensor:
-    """The row of `table` [N, D] that is nearest to each of `vectors` [..., D]: int64 [...]."""
+    """Returns the nearest row of `table` [N, D] for each of `vectors` [..., D]: int64 [...]."""
     rows = vectors.reshape(-1, vectors.shape[-1])
     return distances(rows, table).argmin(dim=1).view(vectors.shape[:-1])
 
 
 def distances(rows: Tensor, table: Tensor) -> Tensor:
-    """Squared distances [M, N] of rows [M, D] from those of `table` [N, D]."""
+    """Returns the squared distances [M, N] between rows [M, D] and those of `table` [N, D]."""
     lengths = rows.square().sum(1, keepdim=True) + table.square().sum(1)
     return torch.addmm(lengths, rows, table.t(), alpha=-2.0)
 
 
-def entropy_gap(vectors: Tensor, table: Tensor) -> Tensor:
-    """Mean entropy of the codes' shares in each of `vectors` [..., D], less that of their mean.
+def entropy_penalty(vectors: Tensor, table: Tensor) -> Tensor:
+    """Mean entropy of the soft assignments of `vectors` [..., D], minus the entropy of their mean.
 
-    Small where each vector chooses clearly and all vectors together choose all codes alike.
+    It is small if each vector is assigned to one code, and all codes are used equally often.
     """
     rows = vectors.reshape(-1, vectors.shape[-1])
     logits = distances(rows, table) / -_TEMPERATURE
-    shares, logs = logits.softmax(1), logits.log_softmax(1)
-    mean = shares.mean(0)
-    return -(shares * logs).sum(1).mean() + (mean * mean.clamp(min=1e-12).log()).sum()
+    probabilities, logs = logits.softmax(1), logits.log_softmax(1)
+    mean = probabilities.mean(0)
+    return -(probabilities * logs).sum(1).mean() + (mean * mean.clamp(min=1e-12).log()).sum()
 
 
 def check_codes(codes: Tensor, size: int) -> None:
-    """DataError unless all codes are integers in [0, size)."""
-    is_whole = not codes.is_floating_point() and codes.dtype != torch.bool
-    low, high = (int(codes.min()), int(codes.max())) if is_whole and codes.numel() else (0, 0)
-    if not is_whole or low < 0 or high >= size:
-        found = f"codes from {low} to {high}" if is_whole else f"codes as {codes.dtype}"
+    """Raises a DataError if a code is not an integer in [0, size)."""
+    is_integer = not codes.is_floating_point() and codes.dtype != torch.bool
+    low, high = (int(codes.min()), int(codes.max())) if is_integer and codes.numel() else (0, 0)
+    if not is_integer or low < 0 or high >= size:
+        actual = f"codes are {low} to {high}" if is_integer else f"codes have dtype {codes.dtype}"
         raise DataError(
-            f"{found}, the codebook has 0 to {size - 1}",
-            hint="decode with the tokenizer that made the codes",
+            f"{actual}, the codebook has codes 0 to {size - 1}",
+            hint="decode with the tokenizer that encoded the images",
             code="data.code_out_of_range",
             details={"low": low, "high": high, "size": size},
         )
 
 
 def histogram(codes: Tensor, size: int) -> Tensor:
-    """How often each code occurs: float32 [size]."""
+    """Number of occurrences of each code, float32 [size]."""
     flat = codes.reshape(-1)
     ones = torch.ones_like(flat, dtype=torch.float32)
     return torch.zeros(size, device=codes.device).scatter_add_(0, flat, ones)
 
 
 def difference_sums(codes: Tensor) -> dict[str, Tensor]:
-    """How many codes [B, K] differ from those of the picture before, and of how many."""
+    """Number of codes [B, K] that differ from those of the previous image, and of all compared."""
     differing = (codes[1:] != codes[:-1]).sum()
     return {"codes_differing": differing, "codes_compared": differing.new_tensor(codes[1:].numel())}
 
 
-def usage_figures(counts: Tensor) -> Mapping[str, float]:
-    """How well a codebook is used, from how often each code occurred.
+def usage_metrics(counts: Tensor) -> Mapping[str, float]:
+    """Metrics of the use of a codebook.
+
+    Args:
+        counts: Number of occurrences of each code, float [N].
 
     Returns:
-        usage, the share of codes that occurred; dead_codes, how many did not; perplexity, the
-        number of equally frequent codes that would be as varied, and its share of what so many
-        codes could reach.
+        codebook_usage: Fraction of codes that occurred.
+        dead_codes: Number of codes that did not occur.
+        codebook_perplexity: Exponential of the entropy of the code frequencies.
+        codebook_evenness: Perplexity divided by the largest possible one, which is the smaller of
+            N and the number of occurrences.
     """
     total = float(counts.sum())
     shares = counts[counts > 0] / max(total, 1.0)

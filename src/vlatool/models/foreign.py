@@ -1,4 +1,4 @@
-"""Where weights are that another program or an earlier run made. Light: reads no tensor."""
+"""Lookup of trained weights: runs, checkpoints, published folders and files. Reads no tensor."""
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -16,21 +16,21 @@ from vlatool.storage.cache import FileCache, default_cache_folder
 from vlatool.storage.uri import is_remote, require_existing
 
 _MODEL = "model"
-# What a checkpoint has of it, the best first.
+# Files of the model in a checkpoint, the preferred one first.
 _NAMES = (part_weights(_MODEL, averaged=True), part_weights(_MODEL))
 
 
 @dataclass(frozen=True)
 class ForeignWeights:
-    """A file of weights and what is known of it.
+    """A file of weights and its metadata.
 
     Attributes:
-        path: On the local disk.
-        location: Where it is; the same, or remote.
-        origin: As it was given.
-        run: The run that made it; None for a lone file or a published folder.
-        section: The `model` section of that run.
-        published: The configuration of a published folder; None elsewhere.
+        path: Local path; a cached copy if the file is remote.
+        location: Location of the file, of any scheme.
+        origin: Location as the user wrote it.
+        run: Folder of the run; None for a single file or a published folder.
+        section: Section `model` of that run; None without a run.
+        published: Configuration of a published folder; None otherwise.
     """
 
     path: Path
@@ -42,13 +42,14 @@ class ForeignWeights:
 
 
 def find_weights(origin: str) -> ForeignWeights:
-    """The weights behind a file, a run, a checkpoint of one, or a published folder, of any scheme.
+    """Finds the weights of a run, a checkpoint, a published folder, or a file, of any scheme.
 
-    Of a run those are its averaged weights where it has them. A file that is part of a published
-    folder or of a checkpoint is what they say it is.
+    For a run or checkpoint these are the averaged weights if there are any. A file in a published
+    folder or in a checkpoint gets the metadata of that folder.
 
     Raises:
-        DataError: Nothing is there, a checkpoint is damaged, or a folder holds no weights.
+        DataError: The location does not exist, the checkpoint is broken, or the folder has no
+            weights.
         UsageError: The scheme is unknown.
     """
     location = require_existing(origin)
@@ -68,56 +69,56 @@ def find_weights(origin: str) -> ForeignWeights:
 
 
 @contextmanager
-def as_config_error(found: ForeignWeights) -> Generator[None]:
-    """Within it, values that no model can have are told as damage of the weights' configuration.
+def as_config_error(weights: ForeignWeights) -> Generator[None]:
+    """Reports validation errors in its body as errors in the configuration of the weights.
 
     Raises:
-        DataError: There are some; names the first.
+        DataError: A value is invalid; the message has the first.
     """
     try:
         yield
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        raise _unusable(found, f"{key}: {first['msg']}" if key else first["msg"]) from None
+        raise _unusable(weights, f"{key}: {first['msg']}" if key else first["msg"]) from None
     except ConfigError as error:
-        raise _unusable(found, error.message) from None
+        raise _unusable(weights, error.message) from None
 
 
-def _unusable(found: ForeignWeights, reason: str) -> DataError:
+def _unusable(weights: ForeignWeights, reason: str) -> DataError:
     return DataError(
-        f"{found.origin}: its configuration cannot be used: {reason}",
-        hint="copy it again from where it was made, with its configuration",
+        f"{weights.origin}: invalid configuration: {reason}",
+        hint="copy the weights again from their origin, with their configuration",
         code="data.broken_config",
-        details={"path": found.origin},
+        details={"path": weights.origin},
     )
 
 
-def _published(found: PublishedTokenizer, origin: str) -> ForeignWeights:
-    tree = found.config_tree()
-    return ForeignWeights(_local(found.weights), found.weights, origin, published=tree)
+def _published(tokenizer: PublishedTokenizer, origin: str) -> ForeignWeights:
+    tree = tokenizer.config_tree()
+    return ForeignWeights(_local(tokenizer.weights), tokenizer.weights, origin, published=tree)
 
 
 def _of_run(run: RunDir, checkpoint: Path, names: Sequence[str], origin: str) -> ForeignWeights:
-    """The first of some files that a checkpoint has."""
+    """Weights in the first of `names` that a checkpoint has."""
     manifest = CheckpointManifest.read(checkpoint)
     name = next((name for name in names if name in manifest.files), None)
     if name is None:
         raise DataError(
-            f"{checkpoint}: holds no weights of a model",
-            hint="give another run",
+            f"{checkpoint}: contains no weights of a part {_MODEL!r}",
+            hint="use the checkpoint of another run",
             code="data.no_checkpoint",
             details={"path": str(checkpoint)},
         )
     manifest.check(checkpoint, [name])
     section = run.config_tree().get(_MODEL)
-    told = section if isinstance(section, dict) else {}
+    section = section if isinstance(section, dict) else {}
     path = checkpoint / name
-    return ForeignWeights(_local(path), path, origin, run=run.root, section=told)
+    return ForeignWeights(_local(path), path, origin, run=run.root, section=section)
 
 
 def _local(path: Path) -> Path:
-    """The file, or its copy in the user's cache."""
+    """Returns the path of a local file, or of the cached copy of a remote one."""
     if not is_remote(path):
         return path
     return FileCache(default_cache_folder()).local_copy(path.parent, [path.name]) / path.name

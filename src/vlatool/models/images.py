@@ -1,4 +1,4 @@
-"""Pictures to batches and back, for models that learn to draw them.
+"""Batches of images, and images of batches, for visual tokenizers.
 
 Legend of shapes: B samples, H height, W width.
 """
@@ -16,30 +16,34 @@ from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
 from vlatool.models.base import Batch
 
+# Number of images in a comparison.
 _SHOWN = 4
+# Tolerance of the range of pixels.
+_SLACK = 1e-3
 
 
 @dataclass(frozen=True)
 class ImageBatcher:
-    """Stacks pictures of one size; picklable.
+    """Stacks square images of one size; picklable.
 
     Attributes:
-        size: H and W that the model is built for.
-        has_digests: Whether to tell pictures of other bytes apart.
+        size: Height and width that the model expects.
+        has_digests: Add digests of the images to the batch.
     """
 
     size: int
     has_digests: bool = False
 
     def __call__(self, samples: Sequence[Any]) -> Batch:
-        """Tensors of samples with `key` and `image` uint8 [H, W, 3].
+        """Converts samples with attributes `key` and `image` uint8 [H, W, 3].
 
         Returns:
-            images uint8 [B, 3, H, W]; keys, the samples' names; digests, 16 bytes each, of their
-            pictures as prepared.
+            images: uint8 [B, 3, H, W].
+            keys: Names of the samples.
+            digests: With `has_digests`, 16 bytes per preprocessed image.
 
         Raises:
-            DataError: A picture has another size, type or number of channels.
+            DataError: The size, dtype or number of channels of an image is another.
         """
         for sample in samples:
             check_image(sample.image, self.size, sample.key)
@@ -56,69 +60,66 @@ def _digest(image: UInt8Array) -> bytes:
 
 
 def check_image(image: UInt8Array, size: int, name: str) -> None:
-    """DataError unless a picture is uint8 [size, size, 3]."""
+    """Raises a DataError if an image is not uint8 [size, size, 3]."""
     shape = tuple(image.shape)
     if image.dtype != np.uint8 or shape != (size, size, 3):
         raise DataError(
-            f"{name}: a picture is {image.dtype} {list(shape)}, the model takes uint8 "
+            f"{name}: image is {image.dtype} {list(shape)}, the model expects uint8 "
             f"[{size}, {size}, 3]",
-            hint="set the data's picture size to that of the model, or model.image_size",
+            hint="set the image size of the data to that of the model, or set model.image_size",
             code="data.picture_size",
             details={"sample": name},
         )
 
 
 def check_pixels(pixels: Tensor, size: int) -> None:
-    """DataError unless pixels are float [B, 3, size, size] in [0, 1]."""
+    """Raises a DataError if pixels are not float [B, 3, size, size] in [0, 1]."""
     expected = (3, size, size)
     if pixels.ndim != 4 or tuple(pixels.shape[1:]) != expected or not pixels.is_floating_point():
         raise DataError(
-            f"pixels are {pixels.dtype} {list(pixels.shape)}, the model takes float "
+            f"pixels are {pixels.dtype} {list(pixels.shape)}, the model expects float "
             f"[B, 3, {size}, {size}]",
             code="data.picture_size",
         )
     low, high = (float(pixels.min()), float(pixels.max())) if pixels.numel() else (0.0, 1.0)
     if not -_SLACK <= low <= high <= 1 + _SLACK:
         raise DataError(
-            f"pixels from {low:g} to {high:g}, the model takes 0 to 1",
-            hint="divide bytes by 255; no mean is subtracted",
+            f"pixels range from {low:g} to {high:g}, the model expects 0 to 1",
+            hint="divide uint8 values by 255, without subtracting a mean",
             code="data.pixel_range",
         )
 
 
-_SLACK = 1e-3
-
-
 def to_float(images: Tensor) -> Tensor:
-    """uint8 [B, 3, H, W] to float32 in [0, 1], channels last in memory."""
+    """Converts uint8 [B, 3, H, W] to float32 in [0, 1], in channels-last memory format."""
     return images.to(memory_format=torch.channels_last).float() / 255
 
 
 def to_uint8(pixels: Tensor) -> UInt8Array:
-    """Pixels [B, 3, H, W] to uint8 [B, H, W, 3]: clamped and rounded."""
+    """Converts pixels [B, 3, H, W] in [0, 1] to uint8 [B, H, W, 3]; clamps and rounds."""
     scaled = (pixels.float().clamp(0, 1) * 255).round().to(torch.uint8)
     return scaled.permute(0, 2, 3, 1).cpu().numpy()
 
 
-def comparison(original: Tensor, made: Tensor) -> UInt8Array:
+def comparison(original: Tensor, reconstruction: Tensor) -> UInt8Array:
     """Original, reconstruction and absolute difference side by side: uint8 [B, H, 3 W, 3].
 
     Args:
-        original: Pixels [B, 3, H, W] in [0, 1]; the first few are shown.
-        made: The same of the reconstruction, not clamped.
+        original: Pixels [B, 3, H, W] in [0, 1]; the first 4 are used.
+        reconstruction: Pixels of the same shape, not clamped.
     """
-    first, second = original[:_SHOWN].float(), made[:_SHOWN].float().clamp(0, 1)
+    first, second = original[:_SHOWN].float(), reconstruction[:_SHOWN].float().clamp(0, 1)
     return to_uint8(torch.cat([first, second, (first - second).abs()], dim=3))
 
 
-def psnr(original: Tensor, made: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each picture in dB, after clamping: float32 [B]."""
-    error = (original.float() - made.float().clamp(0, 1)).square().flatten(1).mean(1)
+def psnr(original: Tensor, reconstruction: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each image in dB, after clamping: float32 [B]."""
+    error = (original.float() - reconstruction.float().clamp(0, 1)).square().flatten(1).mean(1)
     return -10 * error.clamp(min=1e-10).log10()
 
 
 def example_images(size: int, number: int) -> Batch:
-    """A made-up batch: smooth colours with a bright bar, each another one."""
+    """Returns a made-up batch: different images of smooth colors with a bright bar."""
     axis = torch.linspace(0, 1, size)
     rows, columns = axis[None, :, None], axis[None, None, :]
     phase = torch.arange(number)[:, None, None] / max(number, 1)

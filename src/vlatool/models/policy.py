@@ -1,6 +1,6 @@
-"""Observation to action for any trained policy, in physical units and absolute poses.
+"""Trained policy for robotics data: observations to actions in physical units and absolute poses.
 
-Legend of shapes: B observations, N pictures, P = past + 1 steps, T action steps, C channels.
+Legend of shapes: B observations, N images, P = past + 1 steps, T action steps, C dimensions.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,16 +24,16 @@ _IDENTITY_ROT6D = np.array([1.0, 0.0, 0.0, 0.0, 1.0, 0.0])
 
 @dataclass(frozen=True)
 class Observation:
-    """What a policy sees at one moment.
+    """Input of a policy at one step.
 
     Attributes:
         images: uint8 [N, H, W, 3], time outer, camera inner.
         fields: Field name to the last P values [P, C], the newest last.
-        instruction: What the robot is told.
-        past_actions: Action field to the last `past` commands [past, C], if known; relative
-            fields as seen from the current pose.
-        past_mask: bool [past], which of them are real; all where it is None.
-        image_mask: bool [N], which pictures there are; all where it is None.
+        instruction: Instruction for the robot.
+        past_actions: Action field to the last `past` actions [past, C]; relative fields are
+            relative to the current pose. None: unknown.
+        past_mask: bool [past], False for padded actions; None: no action is padded.
+        image_mask: bool [N], False for padded images; None: no image is padded.
     """
 
     images: UInt8Array
@@ -48,17 +48,30 @@ class Sampler(Protocol):
     """A network that samples action chunks."""
 
     def __call__(self, batch: Mapping[str, Any], *, steps: int, rng: torch.Generator) -> Tensor:
-        """Normalised actions [B, T, A] for a batch, in `steps` evaluations where that applies."""
+        """Returns normalized actions [B, T, A] of a batch.
+
+        Args:
+            batch: Result of the batcher.
+            steps: Number of sampling steps, if the network has any.
+            rng: Generator of the noise.
+        """
         ...
 
 
 class RoboticsPolicy:
-    """A trained model with its normalisation.
+    """A trained policy with its normalization and pose groups.
 
     Args:
-        sampler: Bound to networks in eval mode.
-        batcher: Samples to the batch that the sampler takes.
-        kept: Data section, scales and poses of its run.
+        sampler: Sampler of action chunks; its networks are in eval mode.
+        batcher: Converts samples to the batch that the sampler expects.
+        assets: Assets of the run.
+
+    Attributes:
+        data: Section `data` of the run, derived.
+        normalizer: Normalization of the run.
+        images: Transform of camera images.
+        past: Number of steps before the anchor in an action chunk.
+        length: Number of steps in an action chunk, T.
     """
 
     def __init__(self, sampler: Sampler, batcher: Batcher, assets: RoboticsAssets) -> None:
@@ -78,18 +91,18 @@ class RoboticsPolicy:
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """Cameras that it sees."""
+        """Names of the observed cameras."""
         return tuple(self.data.camera_names)
 
     @property
     def fields(self) -> dict[str, int]:
-        """Fields that must be observed, with their widths: what it sees and what `act` needs."""
-        seen = {name: self._width(name) for name in self.data.proprioception_fields}
-        return {**seen, **{key: width for key, width in self._references() if key not in seen}}
+        """Observed fields with their widths: inputs of the model, and measured poses for `act`."""
+        inputs = {name: self._width(name) for name in self.data.proprioception_fields}
+        return {**inputs, **{key: width for key, width in self._references() if key not in inputs}}
 
     @property
     def actions(self) -> dict[str, int]:
-        """Fields that `act` commands, with their widths: names without `_relative`."""
+        """Action fields of `act` with their widths; names have no suffix `_relative`."""
         return {name.removesuffix(SUFFIX): self._width(name) for name in self.data.action_fields}
 
     def _references(self) -> Iterator[tuple[str, int]]:
@@ -103,7 +116,10 @@ class RoboticsPolicy:
     def predict(
         self, observations: Sequence[Observation], *, steps: int, rng: torch.Generator
     ) -> dict[str, Array]:
-        """Action chunks by field, float64 [B, T, C], in physical units, relative as trained."""
+        """Returns action chunks by field, float64 [B, T, C], in physical units.
+
+        Poses are relative where the training data are.
+        """
         samples = [self._sample(observation) for observation in observations]
         batch = {
             name: value.to(self._device) if isinstance(value, torch.Tensor) else value
@@ -121,41 +137,43 @@ class RoboticsPolicy:
     def act(
         self, observations: Sequence[Observation], *, steps: int, rng: torch.Generator
     ) -> dict[str, Array]:
-        """Commands by field from the current step on, float64 [B, T - past, C], absolute poses.
+        """Returns actions by field from the current step on, float64 [B, T - past, C].
+
+        Poses are absolute.
 
         Raises:
             DataError: An observation lacks a measured pose that a relative action refers to.
         """
         chunks = self.predict(observations, steps=steps, rng=rng)
-        commands = {name: chunk[:, self.past :] for name, chunk in chunks.items()}
+        actions = {name: chunk[:, self.past :] for name, chunk in chunks.items()}
         for group in self._groups:
-            self._make_absolute(group, commands, observations)
-        for name in commands:
+            self._make_absolute(group, actions, observations)
+        for name in actions:
             if name.endswith(SUFFIX):
                 raise DataError(
-                    f"no pose group says what {name!r} is relative to",
+                    f"no pose group contains {name!r}, so its reference is unknown",
                     hint="add pose_groups to preprocessing_config.yaml in the run folder",
                     code="data.missing_pose_group",
                     details={"field": name},
                 )
-        return commands
+        return actions
 
     def relative_past_actions(
-        self, commands: Mapping[str, Array], fields: Mapping[str, Array]
+        self, actions: Mapping[str, Array], fields: Mapping[str, Array]
     ) -> dict[str, Array]:
-        """Earlier commands as the policy knows them: the inverse of what `act` does to poses.
+        """Converts earlier actions to `Observation.past_actions`; inverse of `act` for poses.
 
         Args:
-            commands: Field name to absolute commands [past, C].
-            fields: Observed fields [P, C], measured poses included.
+            actions: Field name to absolute actions [past, C].
+            fields: Observed fields [P, C], including measured poses.
         """
-        known = {name: commands[name] for name in self.data.action_fields if name in commands}
+        result = {name: actions[name] for name in self.data.action_fields if name in actions}
         for group in self._groups:
             xyz_now = fields[actual_field(group.position_key) or group.position_key][-1:]
             rot_now = fields[actual_field(group.rotation_key) or group.rotation_key][-1:]
-            xyz = commands.get(group.position_key)
-            rot = commands.get(group.rotation_key)
-            count = len(next(iter(commands.values())))
+            xyz = actions.get(group.position_key)
+            rot = actions.get(group.rotation_key)
+            count = len(next(iter(actions.values())))
             relative = relative_pose(
                 np.repeat(xyz_now, count, axis=0) if xyz is None else xyz,
                 np.repeat(rot_now, count, axis=0) if rot is None else rot,
@@ -163,25 +181,28 @@ class RoboticsPolicy:
                 rot_now,
             )
             keys = (group.position_key + SUFFIX, group.rotation_key + SUFFIX)
-            known |= {
+            result |= {
                 key: values
                 for key, values in zip(keys, relative, strict=True)
                 if key in self.data.action_fields
             }
-        return known
+        return result
 
     def _make_absolute(
         self,
         group: PoseGroup,
-        commands: dict[str, Array],
+        actions: dict[str, Array],
         observations: Sequence[Observation],
     ) -> None:
-        """Replaces a group's relative fields by absolute ones; a part not predicted is held."""
-        position = commands.pop(group.position_key + SUFFIX, None)
-        rotation = commands.pop(group.rotation_key + SUFFIX, None)
-        given = position if position is not None else rotation
-        assert given is not None
-        shape = given.shape[:2]
+        """Replaces the relative fields of a group by absolute ones.
+
+        If only position or rotation is predicted, the other stays at its measured value.
+        """
+        position = actions.pop(group.position_key + SUFFIX, None)
+        rotation = actions.pop(group.rotation_key + SUFFIX, None)
+        predicted = position if position is not None else rotation
+        assert predicted is not None
+        shape = predicted.shape[:2]
         xyz, rot6d = absolute_pose(
             np.zeros((*shape, 3)) if position is None else position,
             np.broadcast_to(_IDENTITY_ROT6D, (*shape, 6)) if rotation is None else rotation,
@@ -189,34 +210,34 @@ class RoboticsPolicy:
             self._reference(group.rotation_key, observations),
         )
         if position is not None:
-            commands[group.position_key] = xyz
+            actions[group.position_key] = xyz
         if rotation is not None:
-            commands[group.rotation_key] = rot6d
+            actions[group.rotation_key] = rot6d
 
     def _reference(self, key: str, observations: Sequence[Observation]) -> Array:
-        """The newest measured value of a field, [B, 1, C]."""
+        """Returns the newest measured value of a field, [B, 1, C]."""
         name = actual_field(key) or key
         for observation in observations:
             if name not in observation.fields:
                 raise DataError(
-                    f"the policy's actions are relative to {name!r}, which is not observed",
-                    hint="map the field from the environment's observation",
+                    f"actions of the policy are relative to {name!r}, which is not observed",
+                    hint="map an observation of the environment to this field",
                     code="data.missing_field",
                     details={"field": name},
                 )
-        return np.stack([one.fields[name][-1:] for one in observations])
+        return np.stack([observation.fields[name][-1:] for observation in observations])
 
     def _sample(self, observation: Observation) -> DecodedSample:
-        """The observation in the form that training batches are made of."""
+        """Converts an observation to a sample; unknown actions are 0."""
         fields = {name: observation.fields[name] for name in self.data.proprioception_fields}
-        known = observation.past_actions
+        past_actions = observation.past_actions
         for name in self.data.action_fields:
             values = np.zeros((self.length, self._width(name)))
-            if known is not None:
-                values[: self.past] = known[name]
+            if past_actions is not None:
+                values[: self.past] = past_actions[name]
             fields[name] = values
         mask = np.zeros(self.length, bool)
-        if known is not None:
+        if past_actions is not None:
             mask[: self.past] = True if observation.past_mask is None else observation.past_mask
         return DecodedSample(
             key="observation",

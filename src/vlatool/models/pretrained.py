@@ -1,4 +1,4 @@
-"""Base models: where they are, what they are made of, and their weights. Light to import."""
+"""Base models: location, architecture and weights. Light to import."""
 
 import importlib
 import re
@@ -28,36 +28,36 @@ if TYPE_CHECKING:
     from torch import nn
 
 CLIP = "clip"
-# Of every CLIP of its first authors. Source: the model cards' preprocessor_config.json.
+# Of all CLIP models of OpenAI. Source: the model cards' preprocessor_config.json.
 CLIP_COLORS = ImageMeanStd(
     (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 )
-# Of the vision-language models that can be backbones.
+# Of the supported vision-language models.
 VLM_COLORS = ImageMeanStd((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _HUB = "hf://models/"
 _REVISION = re.compile(r"(hf://models/[^/@]+/[^/@]+)(@[^/]+)?")
-# How kinds of language models call the width of a token.
+# Keys of config.json for the hidden size of a language model.
 _WIDTHS = ("hidden_size", "n_embd", "d_model")
-# Keys of a config.json that say nothing of the network, or would name code to run.
+# Keys of config.json that do not describe the network, or that name code to run.
 _NOT_ARCHITECTURE = {"architectures", "auto_map", "transformers_version", "_name_or_path"}
 
 
 def base_model(name: str, revision: str | None = None) -> Path:
-    """The folder of a base model, at the version it has now.
+    """Returns the folder of a base model, pinned to its current version.
 
     Args:
         name: A local folder, a location of any scheme, or owner/name[@revision] of the hub.
-        revision: Which version of those of the hub; None for the one that the name says.
+        revision: Revision of a model of the hub; None: the one in `name`.
 
     Raises:
-        DataError: Nothing is there.
-        EnvironmentProblem: The hub cannot be asked.
+        DataError: The folder does not exist.
+        EnvironmentProblem: The hub cannot be reached.
     """
     if not name:
         raise DataError(
-            "no base model is named",
-            hint="set hf_pretrained to owner/name of the hub, or to a folder",
+            "no base model is configured",
+            hint="set hf_pretrained to owner/name of a model of the hub, or to a folder",
             code="data.base_model",
         )
     is_hub_name = _HUB_NAME.fullmatch(name) and not location(name).exists()
@@ -68,20 +68,20 @@ def base_model(name: str, revision: str | None = None) -> Path:
 
 
 def read_architecture(folder: Path, kind: str | None = None) -> dict[str, Any]:
-    """What config.json of a base model says of its network.
+    """Reads the keys of config.json that describe the network of a base model.
 
     Args:
-        folder: See `base_model`.
-        kind: The model_type that it must have; None for any.
+        folder: Result of `base_model`.
+        kind: Expected model_type; None: any.
 
     Raises:
-        DataError: It is missing, broken, or of another kind.
+        DataError: The file is missing or broken, or the model_type is another.
     """
     content = read_model_config(folder)
     if kind not in (None, content["model_type"]):
         raise DataError(
-            f"{folder}: is a {content['model_type']!r}, not a {kind!r}",
-            hint="choose a backbone of the base model's kind, or another base model",
+            f"{folder}: model_type is {content['model_type']!r}, expected {kind!r}",
+            hint="use the type of backbone that fits this base model, or another base model",
             code="data.base_model",
             details={"path": str(folder), "model_type": content["model_type"]},
         )
@@ -89,16 +89,16 @@ def read_architecture(folder: Path, kind: str | None = None) -> dict[str, Any]:
 
 
 def text_width(architecture: Mapping[str, Any]) -> int:
-    """Width of a language model's tokens; zero where its config.json does not say."""
+    """Hidden size of a language model; 0 if its config.json does not have it."""
     section = architecture.get("text_config", architecture)
     return int(next((section[key] for key in _WIDTHS if key in section), 0))
 
 
 def load_base(network: "nn.Module", folder: Path) -> None:
-    """Loads the published weights of a base model into a network of transformers, of its class.
+    """Loads the weights of a base model into a network of the same class of transformers.
 
     Raises:
-        DataError: They are missing, broken, or do not fit.
+        DataError: The weights are missing or broken, or do not match the network.
     """
     import torch
     from safetensors import SafetensorError
@@ -111,7 +111,7 @@ def load_base(network: "nn.Module", folder: Path) -> None:
     else:
         weight_files(folder)
     try:
-        loaded, told = type(network).from_pretrained(  # pyright: ignore[reportAttributeAccessIssue]
+        loaded, report = type(network).from_pretrained(  # pyright: ignore[reportAttributeAccessIssue]
             folder,
             config=network.config,
             dtype=torch.float32,
@@ -120,23 +120,25 @@ def load_base(network: "nn.Module", folder: Path) -> None:
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise unusable_checkpoint(folder, error) from None
-    if told["missing_keys"]:
-        raise unusable_checkpoint(folder, f"it lacks {min(told['missing_keys'])}")
+    if report["missing_keys"]:
+        raise unusable_checkpoint(folder, f"the tensor {min(report['missing_keys'])} is missing")
     network.load_state_dict(loaded.state_dict())
 
 
 def weights_file(text: str) -> Path:
-    """The file of weights behind a location: itself, or a run's newest, averaged where it can be.
+    """Returns a file of weights, or that of the newest checkpoint of a run.
+
+    For a run or checkpoint this is the file of averaged weights if there is one.
 
     Raises:
-        DataError: Nothing is there, or no checkpoint is.
+        DataError: The location does not exist, or has no checkpoint.
     """
     path = require_existing(text)
     if path.suffix in (PICKLED_SUFFIX, WEIGHTS_SUFFIX):
         if not path.is_file():
             raise DataError(
                 f"{text}: does not exist",
-                hint="give a run, one of its checkpoints, or a published file",
+                hint="use the location of a run, a checkpoint, or a published file",
                 code="data.no_checkpoint",
                 details={"path": text},
             )
@@ -147,7 +149,7 @@ def weights_file(text: str) -> Path:
 
 
 def transformers() -> Any:
-    """The library, without its messages.
+    """Imports the library `transformers`, with its warnings and progress bars disabled.
 
     Raises:
         EnvironmentProblem: It is not installed.
@@ -159,7 +161,7 @@ def transformers() -> Any:
 
 
 def tokenizers() -> Any:
-    """The library that transformers makes its tokenizers with; light.
+    """Imports the library `tokenizers`, which is light, unlike transformers.
 
     Raises:
         EnvironmentProblem: It is not installed.
@@ -175,7 +177,7 @@ def _library(name: str) -> Any:
 
 
 def _without(content: Mapping[str, Any], keys: set[str]) -> dict[str, Any]:
-    """A mapping and those in it without some keys."""
+    """Returns a mapping, and its nested mappings, without some keys."""
     return {
         key: _without(value, keys) if isinstance(value, Mapping) else value
         for key, value in content.items()

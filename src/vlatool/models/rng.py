@@ -1,4 +1,4 @@
-"""Randomness with a row per sample, the same however a step's batch is cut."""
+"""Random numbers per sample, independent of how the global batch is split."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Rows that are drawn together: a process pays for those of the others in its chunks, which is
-# little beside a network.
+# Number of rows that are drawn at once. A rank draws the rows of other ranks in its chunks too; the
+# cost is small compared to a network.
 CHUNK = 64
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """A generator, how many rows it draws at once, and which of them are wanted."""
+    """A chunk of the global batch: its generator, its size, and the rows that are used."""
 
     generator: torch.Generator
     size: int
@@ -21,69 +21,69 @@ class _Chunk:
 
 
 class PerSampleRng:
-    """Draws whole chunks of the global batch and takes the rows of one micro-batch.
+    """Draws whole chunks of the global batch and returns the rows of one micro-batch.
 
-    Each micro-batch begins with generators in the same state, so the n-th call of any of them draws
-    the same numbers. Rows beyond `total` come round again: a fake batch may have more than there
-    are.
+    All micro-batches of a step start with generators in the same state, so the n-th call draws the
+    same numbers in each of them. Row numbers of `total` and above wrap around: a dummy micro-batch
+    may have more rows than the global batch.
     """
 
     def __init__(
         self, seeded: Callable[[int], torch.Generator], rows: Sequence[int], total: int
     ) -> None:
-        """Prepares draws.
+        """Creates the generators of the chunks.
 
         Args:
-            seeded: Number of a chunk to a generator in the state of the step; its device is that
-                of the draws.
-            rows: Place of each sample within the global batch, ascending.
-            total: Samples in the global batch.
+            seeded: Returns the generator of a chunk number in the initial state of the step. Its
+                device is that of the random numbers.
+            rows: Index of each sample in the global batch, ascending.
+            total: Number of samples in the global batch.
         """
         self._chunks = [
-            _Chunk(seeded(number), min(CHUNK, total - number * CHUNK), chosen)
-            for number, chosen in _by_chunk([row % total for row in rows])
+            _Chunk(seeded(number), min(CHUNK, total - number * CHUNK), used)
+            for number, used in _by_chunk([row % total for row in rows])
         ]
 
     def normal(self, *shape: int) -> Tensor:
-        """Standard normal, float32 [B, *shape]."""
-        return self._taken(torch.randn, (), shape)
+        """Returns samples of the standard normal distribution, float32 [B, *shape]."""
+        return self._draw(torch.randn, (), shape)
 
     def uniform(self, *shape: int) -> Tensor:
-        """In [0, 1), float32 [B, *shape]."""
-        return self._taken(torch.rand, (), shape)
+        """Returns samples of the uniform distribution over [0, 1), float32 [B, *shape]."""
+        return self._draw(torch.rand, (), shape)
 
     def integers(self, high: int, *shape: int) -> Tensor:
-        """In [0, high), int64 [B, *shape]."""
-        return self._taken(torch.randint, (high,), shape)
+        """Returns uniform integers in [0, high), int64 [B, *shape]."""
+        return self._draw(torch.randint, (high,), shape)
 
-    def _taken(
-        self, draw: Callable[..., Tensor], bounds: tuple[int, ...], shape: tuple[int, ...]
+    def _draw(
+        self, function: Callable[..., Tensor], bounds: tuple[int, ...], shape: tuple[int, ...]
     ) -> Tensor:
-        found: list[Tensor] = []
-        for one in self._chunks:
-            device = one.generator.device
-            whole = (one.size, *shape)
-            drawn = draw(*bounds, whole, generator=one.generator, device=device)
-            found.append(drawn[_selection(one.rows, device)])
-        return found[0] if len(found) == 1 else torch.cat(found)
+        values: list[Tensor] = []
+        for chunk in self._chunks:
+            device = chunk.generator.device
+            size = (chunk.size, *shape)
+            drawn = function(*bounds, size, generator=chunk.generator, device=device)
+            values.append(drawn[_selection(chunk.rows, device)])
+        return values[0] if len(values) == 1 else torch.cat(values)
 
 
 def _by_chunk(rows: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
-    """Runs of rows of one chunk, in order: number of the chunk, rows within it."""
-    chosen: list[int] = []
+    """Groups consecutive rows of the same chunk: number of the chunk, rows within it."""
+    group: list[int] = []
     number = -1
     for row in rows:
-        if row // CHUNK != number and chosen:
-            yield number, chosen
-            chosen = []
+        if row // CHUNK != number and group:
+            yield number, group
+            group = []
         number = row // CHUNK
-        chosen.append(row % CHUNK)
-    if chosen or not rows:
-        yield max(number, 0), chosen
+        group.append(row % CHUNK)
+    if group or not rows:
+        yield max(number, 0), group
 
 
 def _selection(rows: list[int], device: torch.device) -> slice | Tensor:
-    """An index of the rows; a slice where they are evenly spaced, which copies nothing."""
+    """Index of the rows; a slice, which does not copy, if they are evenly spaced."""
     stride = max(1, rows[1] - rows[0]) if len(rows) > 1 else 1
     if not rows:
         return slice(0)

@@ -1,4 +1,4 @@
-"""Weights from files into models, strictly: safetensors, or pickles of tensors and nothing else.
+"""Strict loading of weights from files: safetensors, or pickles that contain only tensors.
 
 Tied weights are stored once, under the first of their names.
 """
@@ -20,26 +20,26 @@ from vlatool.storage.atomic import open_atomic
 
 _SHOWN = 5
 _PICKLES = (".bin", ".pt", ".pth")
-# The first byte of a pickle that is no archive.
+# First bytes of a plain pickle, and of a zip archive.
 _PICKLE, _ARCHIVE = b"\x80", b"PK\x03\x04"
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
-    """Loads a safetensors file into a module; every name and shape must fit.
+    """Loads a safetensors file into a module; all names and shapes must match.
 
     Raises:
-        DataError: The file is missing or broken, keys or shapes differ, or numbers are not finite;
-            names the first few.
+        DataError: The file is missing or broken, names or shapes differ, or values are not finite;
+            the message has the first differences.
     """
-    weights = fitted(module, read_weights(path), path)
+    weights = matching_state_dict(module, read_weights(path), path)
     module.load_state_dict(weights, strict=False)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU.
+    """Reads the tensors of a safetensors file to the CPU.
 
     Raises:
-        DataError: It is missing or broken.
+        DataError: The file is missing or broken.
     """
     try:
         return load_file(path)
@@ -47,30 +47,33 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise unusable_checkpoint(path, error) from None
 
 
-def read_foreign(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file that another program wrote, by its suffix; no code of it is run.
+def read_external_weights(path: Path) -> dict[str, Tensor]:
+    """Reads the tensors of a file of another program, in the format of its suffix.
+
+    Never runs code of the file.
 
     Raises:
-        DataError: It is missing, broken, holds more than tensors by name, or code.
+        DataError: The file is missing or broken, is not a mapping of names to tensors, or contains
+            code.
     """
     if path.suffix not in _PICKLES:
         return read_weights(path)
     content = read_pickled_weights(path)
-    if not all(isinstance(k, str) and isinstance(one, Tensor) for k, one in content.items()):
-        raise unusable_checkpoint(path, "it holds more than tensors by name")
+    if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
+        raise unusable_checkpoint(path, "it is not a mapping of names to tensors")
     return content
 
 
 def read_pickled_weights(path: Path) -> dict[Any, Any]:
-    """The content of a published `.pt` or `.bin` file, on the CPU; nothing of it is run.
+    """Reads a published `.pt` or `.bin` file to the CPU. Never runs code of the file.
 
     Raises:
-        DataError: It is missing or broken, or would run code.
+        DataError: The file is missing or broken, or contains code.
     """
-    if reason := _no_pickle(path):
+    if reason := _pickle_problem(path):
         raise unusable_checkpoint(path, reason)
     try:
-        # What is mapped is read as it is needed, once for all processes of a machine.
+        # A memory-mapped file is read on demand, and once for all processes of a machine.
         content: Any = torch.load(
             path, map_location="cpu", weights_only=True, mmap=is_zipfile(path)
         )
@@ -79,48 +82,56 @@ def read_pickled_weights(path: Path) -> dict[Any, Any]:
     except Exception as error:  # noqa: BLE001 - the unpickler of torch raises anything
         raise unusable_checkpoint(path, error) from None
     if not isinstance(content, Mapping):
-        raise unusable_checkpoint(path, f"it holds a {type(content).__name__}")
+        raise unusable_checkpoint(path, f"it contains a {type(content).__name__}")
     return dict(cast("Mapping[Any, Any]", content))
 
 
 def _pickle_error(path: Path, error: pickle.UnpicklingError) -> DataError:
-    """What a pickle asks for that is no tensor would be run by loading it."""
-    asked = re.search(r"GLOBAL (\S+)", str(error))
-    what = "code" if asked is None else asked[1]
+    """Error for a pickle that refers to anything but tensors: loading it would run code."""
+    match = re.search(r"GLOBAL (\S+)", str(error))
+    name = "code" if match is None else match[1]
     return DataError(
-        f"{path}: asks for {what}, which is no tensor; nothing of the file is run",
-        hint="ask for safetensors, or for a file of nothing but tensors",
+        f"{path}: not loaded, because it refers to {name}, which is not a tensor",
+        hint="use a safetensors file, or a file that contains only tensors",
         code="data.unsafe_checkpoint",
-        details={"path": str(path), "asks_for": what},
+        details={"path": str(path), "asks_for": name},
     )
 
 
-def _no_pickle(path: Path) -> str:
-    """Why a file can hold no weights; empty where it may."""
+def _pickle_problem(path: Path) -> str:
+    """Returns the reason why a file cannot contain weights; empty if it can."""
     try:
         with path.open("rb") as file:
             start = file.read(len(_ARCHIVE))
     except OSError as error:
         return error.strerror or str(error)
     if start == _ARCHIVE and not is_zipfile(path):
-        return "it is cut off"
-    known = start == _ARCHIVE or start.startswith(_PICKLE)
-    return "" if known else ("it is no file of weights" if start else "it is empty")
+        return "it is truncated"
+    is_known = start == _ARCHIVE or start.startswith(_PICKLE)
+    return "" if is_known else ("it is not a file of weights" if start else "it is empty")
 
 
 def write_pickled_weights(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes tensors and plain values as a `.pt` file, whole or not at all."""
+    """Writes tensors and plain values atomically as a `.pt` file."""
     with open_atomic(path) as file:
         torch.save(dict(content), file)
 
 
-def fitted(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, which has a module's names and shapes, sharded or not.
+def matching_state_dict(
+    module: nn.Module, weights: Mapping[str, Tensor], path: Path
+) -> dict[str, Tensor]:
+    """Returns the tensors of a file, with the names and shapes of a module, sharded or not.
 
-    A single number fits whether it is a scalar or a row of one: scalars cannot be sharded.
+    A tensor of one element matches any shape with one element, because scalars cannot be sharded.
+
+    Args:
+        module: The module to load them into.
+        weights: Content of the file.
+        path: The file, for messages.
 
     Raises:
-        DataError: It has not, or a number is not finite; names the first few differences.
+        DataError: Names or shapes differ, or a value is not finite; the message has the first
+            differences.
     """
     expected = module.state_dict()
     weights = {
@@ -132,7 +143,7 @@ def fitted(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> dict
     problems = sorted(_differences(module, weights))
     if problems:
         raise DataError(
-            f"{path}: does not fit the model: {'; '.join(problems[:_SHOWN])}",
+            f"{path}: does not match the model: {'; '.join(problems[:_SHOWN])}",
             hint="use the configuration that the checkpoint was trained with",
             code="data.checkpoint_mismatch",
             details={"problems": problems},
@@ -140,8 +151,8 @@ def fitted(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> dict
     bad = sorted(name for name, value in weights.items() if not _is_finite(value))
     if bad:
         raise DataError(
-            f"{path}: numbers are not finite: {', '.join(bad[:_SHOWN])}",
-            hint="use other weights: with these nothing can be computed",
+            f"{path}: values are not finite: {', '.join(bad[:_SHOWN])}",
+            hint="use other weights: the outputs of these would not be finite",
             code="data.weights_not_finite",
             details={"path": str(path), "tensors": bad},
         )
@@ -149,14 +160,14 @@ def fitted(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> dict
 
 
 def _is_finite(value: Tensor) -> bool:
-    # Of the types of one byte torch cannot tell.
+    # `isfinite` does not support the float types of one byte.
     return value.itemsize == 1 or bool(value.isfinite().all())
 
 
 def _differences(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[str]:
     expected = module.state_dict()
-    again = {name for names in shared_names(module) for name in names[1:]}
-    yield from (f"missing {name}" for name in expected.keys() - weights.keys() - again)
+    aliases = {name for names in shared_names(module) for name in names[1:]}
+    yield from (f"missing {name}" for name in expected.keys() - weights.keys() - aliases)
     yield from (f"unexpected {name}" for name in weights.keys() - expected.keys())
     for name, value in expected.items():
         if name in weights and weights[name].shape != value.shape:
@@ -164,7 +175,7 @@ def _differences(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[s
 
 
 def shared_names(module: nn.Module) -> list[Sequence[str]]:
-    """Groups of names that stand for one tensor, in the order of the state dict."""
+    """Groups of names of the same tensor, in the order of the state dict."""
     tensors = [
         *module.named_parameters(remove_duplicate=False),
         *module.named_buffers(remove_duplicate=False),
@@ -176,17 +187,22 @@ def shared_names(module: nn.Module) -> list[Sequence[str]]:
 
 
 def saved_once(tensors: Mapping[str, Tensor], shared: Sequence[Sequence[str]]) -> dict[str, Tensor]:
-    """The tensors without the further names of those that are shared."""
-    again = {name for names in shared for name in names[1:]}
-    return {name: value for name, value in tensors.items() if name not in again}
+    """Returns tensors with shared ones under the first of their names only.
+
+    Args:
+        tensors: A state dict.
+        shared: Result of `shared_names`.
+    """
+    aliases = {name for names in shared for name in names[1:]}
+    return {name: value for name, value in tensors.items() if name not in aliases}
 
 
 def unusable_checkpoint(path: Path, error: object) -> DataError:
-    """The error for a checkpoint file that cannot be read; of what torch says, the first line."""
-    told = (str(error).splitlines() or [type(error).__name__])[0]
+    """Error for a checkpoint file that cannot be read, with the first line of the cause."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
     return DataError(
-        f"{path}: cannot be loaded: {told}",
-        hint="the checkpoint is damaged or of another model; use an earlier one",
+        f"{path}: cannot be loaded: {reason}",
+        hint="the checkpoint is broken or of another model: use another checkpoint",
         code="data.broken_checkpoint",
         details={"path": str(path)},
     )

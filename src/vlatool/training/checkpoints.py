@@ -30,7 +30,7 @@ from vlatool.artifacts.run_dir import Retention, RunDir
 from vlatool.errors import DataError, StorageError
 from vlatool.models.base import Part
 from vlatool.models.weights import (
-    fitted,
+    matching_state_dict,
     read_weights,
     saved_once,
     shared_names,
@@ -235,7 +235,7 @@ def _full(value: Tensor) -> Tensor:
 @torch.no_grad()
 def _restore(into: Mapping[str, Tensor], module: nn.Module, path: Path) -> None:
     """Copies a weights file into tensors named as in the module; each rank takes its shard."""
-    weights = fitted(module, read_weights(path), path)
+    weights = matching_state_dict(module, read_weights(path), path)
     for name, value in into.items():
         if name in weights:
             weight = weights[name].to(value.device)

@@ -9,7 +9,7 @@ from vlatool.errors import DataError
 from vlatool.findings import Finding, finding_of_error
 from vlatool.sources.detection import DetectedSource
 from vlatool.sources.order import select
-from vlatool.sources.rules import check_episode, check_consistency, duplicate_ids
+from vlatool.sources.rules import check_consistency, check_episode, duplicate_ids
 from vlatool.verification.check import CheckOptions
 
 

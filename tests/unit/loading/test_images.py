@@ -1,4 +1,4 @@
-"""The rule by which pictures become what a model sees."""
+"""Preprocessing of images."""
 
 import numpy as np
 import pytest
@@ -15,8 +15,8 @@ def pixels(height: int, width: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("height", "width"), [(48, 64), (65, 50), (20, 31)])
-def test_middle_is_that_of_the_published_resize_and_crop(height: int, width: int) -> None:
-    """Pillow's bicubic resize of the whole picture, then the middle. Source: reference/titok 6.1."""
+def test_center_crop_is_that_of_the_published_resize_and_crop(height: int, width: int) -> None:
+    """Bicubic resize of Pillow, then a center crop. Source: reference/titok 6.1."""
     image = pixels(height, width)
     edges = (32, int(32 * width / height)) if height < width else (int(32 * height / width), 32)
     whole = np.asarray(
@@ -24,11 +24,11 @@ def test_middle_is_that_of_the_published_resize_and_crop(height: int, width: int
     )
     top, left = (round((edge - 32) / 2) for edge in edges)
     expected = whole[top : top + 32, left : left + 32].astype(int)
-    found = prepare_image(image, ImagePreprocessing(crop_size=32)).astype(int)
-    assert np.abs(found - expected).max() <= 1
+    result = prepare_image(image, ImagePreprocessing(crop_size=32)).astype(int)
+    assert np.abs(result - expected).max() <= 1
 
 
-def test_image_of_the_right_size_stays_as_it_is() -> None:
+def test_image_of_the_right_size_is_unchanged() -> None:
     image = pixels(16, 16)
     rule = ImagePreprocessing(crop_size=16)
     np.testing.assert_array_equal(prepare_image(image, rule, np.random.default_rng(0)), image)
@@ -41,15 +41,15 @@ def test_random_crops_reach_both_ends_and_nothing_else() -> None:
     assert starts == {0, 1, 2, 3}
 
 
-def test_half_of_the_images_are_mirrored_where_that_is_asked_for() -> None:
+def test_half_of_the_images_are_flipped_with_random_flip() -> None:
     image = pixels(8, 8)
     rule = ImagePreprocessing(crop_size=8, random_flip=True)
-    made = [prepare_image(image, rule, np.random.default_rng(i)) for i in range(200)]
-    flips = sum(np.array_equal(one, image[:, ::-1]) for one in made)
+    results = [prepare_image(image, rule, np.random.default_rng(i)) for i in range(200)]
+    flips = sum(np.array_equal(result, image[:, ::-1]) for result in results)
     assert 70 < flips < 130
 
 
-def test_nothing_is_left_to_chance_after_training() -> None:
+def test_preprocessing_without_randomness_is_deterministic() -> None:
     image, rule = pixels(8, 12), ImagePreprocessing(crop_size=8, random_flip=True)
     np.testing.assert_array_equal(
         prepare_image(image, rule.without_randomness(), np.random.default_rng(3)), image[:, 2:10]
@@ -62,12 +62,12 @@ def test_squashing_keeps_every_edge() -> None:
     np.testing.assert_array_equal(prepare_image(pixels(48, 20), rule), np.asarray(expected))
 
 
-def test_crop_larger_than_the_image_is_refused() -> None:
+def test_crop_larger_than_the_image_raises_an_error() -> None:
     with pytest.raises(ValidationError):
         ImagePreprocessing(crop_size=256, resize_shorter_edge=224)
 
 
-def test_flips_are_off_unless_asked_for() -> None:
+def test_flips_are_off_by_default() -> None:
     assert ImageDataConfig().preprocessing.random_flip is False
 
 
@@ -81,7 +81,7 @@ def test_flips_are_off_unless_asked_for() -> None:
         np.zeros((0, 4, 3), np.uint8),
     ],
 )
-def test_what_is_no_image_is_refused_before_a_model_sees_it(image: np.ndarray) -> None:
+def test_array_that_is_not_an_rgb_image_raises_an_error(image: np.ndarray) -> None:
     with pytest.raises(DataError) as caught:
         checked_image(image, "frame 3")
     assert caught.value.code == "data.not_an_image"

@@ -1,4 +1,4 @@
-"""Memory that a loader process lends, gets back and fills again."""
+"""Shared memory of loader workers: sent, returned and reused."""
 
 import subprocess
 import sys
@@ -15,54 +15,54 @@ from vlatool.loading.base import MicroBatch
 from vlatool.loading.shared_memory import BatchMessage, SharedPool, stack_rows
 
 SIZE = 100_001
-AHEAD = 2
+PREFETCH = 2
 
 
-def made_in_room(lender: SharedPool, level: int) -> BatchMessage:
-    """A micro-batch whose pictures lie in a room."""
-    room = lender.allocate(SIZE)
-    room[:] = level
-    return lender.packed(MicroBatch({"images": torch.from_numpy(room)}, ("one",)))
+def filled(pool: SharedPool, level: int) -> BatchMessage:
+    """A message with a micro-batch whose images are in a buffer of the pool."""
+    buffer = pool.allocate(SIZE)
+    buffer[:] = level
+    return pool.pack(MicroBatch({"images": torch.from_numpy(buffer)}, ("one",)))
 
 
-def images(parcel: BatchMessage) -> Tensor:
-    return parcel.opened().batch["images"]
+def images(message: BatchMessage) -> Tensor:
+    return message.unpack().batch["images"]
 
 
-def sent(value: Tensor) -> Tensor:
-    """A tensor that did not lie in a room, as the trainer gets it."""
-    return SharedPool(AHEAD).packed(MicroBatch({"value": value}, ())).opened().batch["value"]
+def received(value: Tensor) -> Tensor:
+    """A tensor that is not in a buffer of the pool, as the trainer receives it."""
+    return SharedPool(PREFETCH).pack(MicroBatch({"value": value}, ())).unpack().batch["value"]
 
 
 # rows
 
 
-def test_rows_that_follow_each_other_are_not_copied() -> None:
-    room = np.arange(24, dtype=np.uint8).reshape(4, 3, 2)
+def test_adjacent_rows_are_not_copied() -> None:
+    buffer = np.arange(24, dtype=np.uint8).reshape(4, 3, 2)
 
-    joined = stack_rows([*room][1:])
+    joined = stack_rows([*buffer][1:])
 
     assert joined.shape == (3, 3, 2)
-    assert np.shares_memory(joined, room)
-    np.testing.assert_array_equal(joined, room[1:])
+    assert np.shares_memory(joined, buffer)
+    np.testing.assert_array_equal(joined, buffer[1:])
 
 
 def scattered() -> dict[str, list[np.ndarray]]:
-    room = np.arange(24, dtype=np.uint8).reshape(4, 3, 2)
-    fixed = room.copy()
+    buffer = np.arange(24, dtype=np.uint8).reshape(4, 3, 2)
+    fixed = buffer.copy()
     fixed.flags.writeable = False
     return {
-        "backwards": [*room[::-1]],
-        "apart": [*room[::2]],
-        "strided": [*room.transpose(0, 2, 1)],
+        "backwards": [*buffer[::-1]],
+        "apart": [*buffer[::2]],
+        "strided": [*buffer.transpose(0, 2, 1)],
         "read only": [*fixed],
-        "of their own": [one.copy() for one in room],
+        "separate": [value.copy() for value in buffer],
     }
 
 
-@pytest.mark.parametrize("where", list(scattered()))
-def test_other_rows_are_copied(where: str) -> None:
-    rows = scattered()[where]
+@pytest.mark.parametrize("case", list(scattered()))
+def test_other_rows_are_copied(case: str) -> None:
+    rows = scattered()[case]
 
     joined = stack_rows(rows)
 
@@ -70,62 +70,62 @@ def test_other_rows_are_copied(where: str) -> None:
     assert not any(np.shares_memory(joined, row) for row in rows)
 
 
-# pieces
+# buffers
 
 
-def test_room_of_a_micro_batch_is_sent_without_a_copy() -> None:
-    lender = SharedPool(AHEAD)
-    room = lender.allocate(SIZE)
-    parcel = lender.packed(MicroBatch({"images": torch.from_numpy(room)}, ()))
+def test_buffer_of_a_micro_batch_is_sent_without_a_copy() -> None:
+    pool = SharedPool(PREFETCH)
+    buffer = pool.allocate(SIZE)
+    message = pool.pack(MicroBatch({"images": torch.from_numpy(buffer)}, ()))
 
-    room[5] = 77
+    buffer[5] = 77
 
-    assert images(parcel)[5] == 77
+    assert images(message)[5] == 77
 
 
 @pytest.mark.parametrize("part", [slice(None), slice(3, 5)])
-def test_memory_is_not_filled_again_while_any_of_it_is_in_use(part: slice) -> None:
-    lender = SharedPool(AHEAD)
-    held = images(made_in_room(lender, 1))[part]
+def test_memory_is_not_reused_while_a_part_of_it_is_in_use(part: slice) -> None:
+    pool = SharedPool(PREFETCH)
+    messages = images(filled(pool, 1))[part]
 
-    made_in_room(lender, 2)
+    filled(pool, 2)
 
-    assert (held == 1).all()
-
-
-def test_memory_that_nobody_uses_is_filled_again() -> None:
-    lender = SharedPool(AHEAD)
-    first = images(made_in_room(lender, 1)).data_ptr()
-
-    assert images(made_in_room(lender, 2)).data_ptr() == first
+    assert (messages == 1).all()
 
 
-def test_memory_of_a_parcel_that_is_not_opened_is_not_filled_again() -> None:
-    lender = SharedPool(AHEAD)
-    waiting = made_in_room(lender, 1)
+def test_unused_memory_is_reused() -> None:
+    pool = SharedPool(PREFETCH)
+    first = images(filled(pool, 1)).data_ptr()
 
-    made_in_room(lender, 2)
+    assert images(filled(pool, 2)).data_ptr() == first
+
+
+def test_memory_of_a_message_that_is_not_unpacked_is_not_reused() -> None:
+    pool = SharedPool(PREFETCH)
+    waiting = filled(pool, 1)
+
+    filled(pool, 2)
 
     assert (images(waiting) == 1).all()
 
 
-def test_no_more_memory_is_kept_than_is_in_use_at_once() -> None:
-    lender = SharedPool(AHEAD)
-    held = [made_in_room(lender, level) for level in range(20)]
-    pieces = [weakref.ref(one.loans["images"].piece) for one in held]
+def test_number_of_buffers_is_limited() -> None:
+    pool = SharedPool(PREFETCH)
+    messages = [filled(pool, level) for level in range(20)]
+    buffers = [weakref.ref(value.shared["images"].buffer) for value in messages]
 
-    held.clear()
+    messages.clear()
 
-    assert sum(piece() is not None for piece in pieces) <= AHEAD + 3
+    assert sum(ref() is not None for ref in buffers) <= PREFETCH + 3
 
 
-def test_room_that_was_not_used_is_not_kept() -> None:
-    lender = SharedPool(AHEAD)
-    room = weakref.ref(lender.allocate(SIZE))
-    assert room() is None
+def test_buffer_that_was_not_sent_is_dropped() -> None:
+    pool = SharedPool(PREFETCH)
+    buffer = weakref.ref(pool.allocate(SIZE))
+    assert buffer() is None
 
-    lender.packed(MicroBatch({}, ()))
-    first, second = lender.allocate(SIZE), lender.allocate(SIZE)
+    pool.pack(MicroBatch({}, ()))
+    first, second = pool.allocate(SIZE), pool.allocate(SIZE)
 
     assert not np.shares_memory(first, second)
 
@@ -145,62 +145,62 @@ def test_room_that_was_not_used_is_not_kept() -> None:
         torch.tensor(4),
         torch.zeros(0, 7),
     ],
-    ids=lambda one: f"{one.dtype} {list(one.shape)}",
+    ids=lambda value: f"{value.dtype} {list(value.shape)}",
 )
-def test_tensor_arrives_as_it_was(value: Tensor) -> None:
-    found = sent(value)
+def test_tensor_arrives_unchanged(value: Tensor) -> None:
+    result = received(value)
 
-    assert (found.dtype, found.shape) == (value.dtype, value.shape)
-    torch.testing.assert_close(found, value, rtol=0, atol=0)
+    assert (result.dtype, result.shape) == (value.dtype, value.shape)
+    torch.testing.assert_close(result, value, rtol=0, atol=0)
 
 
 def test_colors_stay_last_in_memory() -> None:
     value = torch.zeros(2, 100, 200, 3).permute(0, 3, 1, 2)
 
-    assert sent(value).stride() == value.stride()
+    assert received(value).stride() == value.stride()
 
 
-def test_what_is_no_tensor_arrives_in_its_place() -> None:
+def test_other_values_arrive_under_their_keys() -> None:
     batch: dict[str, Any] = {"keys": ["a"], "images": torch.zeros(SIZE), "nested": {"one": 1}}
 
-    found = SharedPool(AHEAD).packed(MicroBatch(batch, ("a",), positions=(3,))).opened()
+    result = SharedPool(PREFETCH).pack(MicroBatch(batch, ("a",), positions=(3,))).unpack()
 
-    assert list(found.batch) == list(batch)
-    assert (found.batch["keys"], found.batch["nested"]) == (["a"], {"one": 1})
-    assert (found.samples, found.positions) == (("a",), (3,))
+    assert list(result.batch) == list(batch)
+    assert (result.batch["keys"], result.batch["nested"]) == (["a"], {"one": 1})
+    assert (result.samples, result.positions) == (("a",), (3,))
 
 
-def test_small_tensors_travel_in_the_message() -> None:
-    parcel = SharedPool(AHEAD).packed(MicroBatch({"actions": torch.ones(16, 7)}, ()))
+def test_small_tensors_are_in_the_message() -> None:
+    message = SharedPool(PREFETCH).pack(MicroBatch({"actions": torch.ones(16, 7)}, ()))
 
-    assert not parcel.loans
-    assert torch.equal(parcel.opened().batch["actions"], torch.ones(16, 7))
+    assert not message.shared
+    assert torch.equal(message.unpack().batch["actions"], torch.ones(16, 7))
 
 
 @pytest.mark.filterwarnings("error")
-def test_memory_that_arrived_in_inference_mode_is_given_back_after_it() -> None:
-    lender = SharedPool(AHEAD)
-    parcel = made_in_room(lender, 1)
-    message = ForkingPickler.dumps(parcel)
+def test_memory_that_arrived_in_inference_mode_is_returned_after_it() -> None:
+    pool = SharedPool(PREFETCH)
+    sent = filled(pool, 1)
+    message = ForkingPickler.dumps(sent)
     with torch.inference_mode():
         taken = images(ForkingPickler.loads(message))
-    taken_again = lender.allocate(SIZE)
+    taken_again = pool.allocate(SIZE)
     del taken
 
-    lender.packed(MicroBatch({"images": torch.from_numpy(taken_again)}, ()))
-    assert lender.allocate(SIZE)[0] == 1
+    pool.pack(MicroBatch({"images": torch.from_numpy(taken_again)}, ()))
+    assert pool.allocate(SIZE)[0] == 1
 
 
-def test_order_of_axes_is_kept_in_small_batches_too() -> None:
+def test_strides_of_small_tensors_are_kept() -> None:
     value = torch.arange(48, dtype=torch.uint8).reshape(2, 2, 2, 6).permute(0, 3, 1, 2)
-    message = ForkingPickler.dumps(SharedPool(AHEAD).packed(MicroBatch({"value": value}, ())))
+    message = ForkingPickler.dumps(SharedPool(PREFETCH).pack(MicroBatch({"value": value}, ())))
 
-    found = ForkingPickler.loads(message).opened().batch["value"]
+    result = ForkingPickler.loads(message).unpack().batch["value"]
 
-    assert found.stride() == value.stride()
+    assert result.stride() == value.stride()
 
 
-NO_ROOM = """
+NO_MEMORY = """
 import resource
 from vlatool.errors import EnvironmentProblem
 from vlatool.loading.shared_memory import SharedPool
@@ -213,9 +213,9 @@ except EnvironmentProblem as error:
 """
 
 
-def test_lack_of_shared_memory_is_told() -> None:
+def test_lack_of_shared_memory_is_reported() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", NO_ROOM], capture_output=True, text=True, check=False
+        [sys.executable, "-c", NO_MEMORY], capture_output=True, text=True, check=False
     )
 
     assert done.stdout.strip() == "environment.no_shared_memory", done.stderr

@@ -1,4 +1,4 @@
-"""Quantisation and the figures of a codebook."""
+"""Vector quantization and metrics of the codebook."""
 
 import math
 
@@ -9,11 +9,11 @@ from torch.nn import functional
 from vlatool.models.codebook import (
     VectorQuantizer,
     difference_sums,
-    entropy_gap,
+    entropy_penalty,
     histogram,
     nearest,
     no_tf32,
-    usage_figures,
+    usage_metrics,
 )
 
 SIZE, WIDTH = 7, 3
@@ -27,62 +27,64 @@ def quantizer(*, l2_norm: bool) -> VectorQuantizer:
 @pytest.mark.parametrize("l2_norm", [True, False])
 def test_losses_and_gradients_are_those_of_the_formulas(l2_norm: bool) -> None:
     module, z = quantizer(l2_norm=l2_norm), torch.randn(2, 5, WIDTH, requires_grad=True)
-    table, given = module.embedding.weight, z
+    table, vectors = module.embedding.weight, z
     if l2_norm:
-        table, given = functional.normalize(table, dim=1), functional.normalize(z, dim=2)
-    codes = torch.cdist(given.detach().flatten(0, 1), table.detach()).argmin(1).view(2, 5)
+        table, vectors = functional.normalize(table, dim=1), functional.normalize(z, dim=2)
+    codes = torch.cdist(vectors.detach().flatten(0, 1), table.detach()).argmin(1).view(2, 5)
     q = table[codes]
-    commitment = 0.25 * ((q.detach() - given) ** 2).mean()
-    wanted = commitment + ((q - given.detach()) ** 2).mean()
+    commitment = 0.25 * ((q.detach() - vectors) ** 2).mean()
+    expected = commitment + ((q - vectors.detach()) ** 2).mean()
 
-    found = module(z)
+    output = module(z)
 
-    assert torch.equal(found.codes, codes)
-    torch.testing.assert_close(found.vectors, q)
-    torch.testing.assert_close(found.penalty, wanted)
-    torch.testing.assert_close(found.commitment, commitment.detach())
+    assert torch.equal(output.codes, codes)
+    torch.testing.assert_close(output.vectors, q)
+    torch.testing.assert_close(output.penalty, expected)
+    torch.testing.assert_close(output.commitment, commitment.detach())
     inputs = (z, module.embedding.weight)
-    for one, other in zip(
-        torch.autograd.grad(found.penalty, inputs), torch.autograd.grad(wanted, inputs), strict=True
+    for gradient, expected_gradient in zip(
+        torch.autograd.grad(output.penalty, inputs),
+        torch.autograd.grad(expected, inputs),
+        strict=True,
     ):
-        torch.testing.assert_close(one, other)
+        torch.testing.assert_close(gradient, expected_gradient)
 
 
-def test_gradient_goes_straight_through() -> None:
+def test_gradient_is_straight_through() -> None:
     module, z = quantizer(l2_norm=False), torch.randn(1, 4, WIDTH, requires_grad=True)
 
-    (found,) = torch.autograd.grad((module(z).vectors * 3).sum(), z)
+    (gradient,) = torch.autograd.grad((module(z).vectors * 3).sum(), z)
 
-    assert torch.equal(found, torch.full_like(z, 3.0))
+    assert torch.equal(gradient, torch.full_like(z, 3.0))
 
 
 def test_autocast_does_not_reach_the_quantizer() -> None:
     module, z = quantizer(l2_norm=True), torch.randn(1, 64, WIDTH)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = module(z)
+        output = module(z)
 
-    assert found.vectors.dtype == torch.float32
-    assert torch.equal(found.codes, module.codes(z))
+    assert output.vectors.dtype == torch.float32
+    assert torch.equal(output.codes, module.codes(z))
 
 
-def test_tf32_is_off_within_and_as_before_behind() -> None:
-    products = torch.backends.cuda.matmul
-    products.allow_tf32 = True
+def test_tf32_is_off_inside_and_restored_after() -> None:
+    matmul = torch.backends.cuda.matmul
+    matmul.allow_tf32 = True
     try:
         with no_tf32(torch.device("cpu")):
-            assert not products.allow_tf32
-        assert products.allow_tf32
+            assert not matmul.allow_tf32
+        assert matmul.allow_tf32
     finally:
-        products.allow_tf32 = False
+        matmul.allow_tf32 = False
 
 
-def test_nearest_is_the_first_of_equal_ones() -> None:
+def test_nearest_is_the_first_of_equal_rows() -> None:
     table = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
 
     assert nearest(torch.tensor([[2.0, 0.0], [0.0, 3.0]]), table).tolist() == [0, 1]
 
 
-def test_near_ties_are_told_from_clear_choices() -> None:
+def test_near_ties_are_marked() -> None:
     quantizer = VectorQuantizer(2, 2, l2_norm=True)
     quantizer.embedding.weight.data = torch.eye(2)
     features = torch.tensor([[[1.0, 0.1], [1.0, 0.9999999]]])
@@ -91,19 +93,19 @@ def test_near_ties_are_told_from_clear_choices() -> None:
     assert is_near.tolist() == [[False, True]]
 
 
-def test_lookup_gives_unit_vectors_where_directions_are_compared() -> None:
-    found = quantizer(l2_norm=True).lookup(torch.arange(SIZE))
+def test_lookup_returns_unit_vectors_with_l2_norm() -> None:
+    vectors = quantizer(l2_norm=True).lookup(torch.arange(SIZE))
 
-    torch.testing.assert_close(found.norm(dim=1), torch.ones(SIZE))
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(SIZE))
 
 
-def test_entropy_gap_is_lowest_where_all_codes_are_chosen_clearly() -> None:
+def test_entropy_penalty_is_lowest_if_all_codes_are_assigned_clearly() -> None:
     table = 10 * torch.eye(4)
-    clear, one = entropy_gap(table, table), entropy_gap(table[:1].expand(4, -1), table)
-    vague = entropy_gap(torch.zeros(4, 4), table)
+    clear, single = entropy_penalty(table, table), entropy_penalty(table[:1].expand(4, -1), table)
+    vague = entropy_penalty(torch.zeros(4, 4), table)
 
     assert float(clear) == pytest.approx(-math.log(4), abs=1e-5)
-    assert float(one) == pytest.approx(0, abs=1e-5)
+    assert float(single) == pytest.approx(0, abs=1e-5)
     assert float(vague) == pytest.approx(0, abs=1e-5)
 
 
@@ -111,10 +113,10 @@ def test_histogram_counts_every_code() -> None:
     assert histogram(torch.tensor([[0, 2], [2, 3]]), 5).tolist() == [1, 0, 2, 1, 0]
 
 
-def test_codes_are_compared_with_those_of_the_image_before() -> None:
-    found = difference_sums(torch.tensor([[1, 2], [1, 3], [0, 4]]))
+def test_codes_are_compared_with_those_of_the_previous_image() -> None:
+    sums = difference_sums(torch.tensor([[1, 2], [1, 3], [0, 4]]))
 
-    assert {name: int(one) for name, one in found.items()} == {
+    assert {name: int(value) for name, value in sums.items()} == {
         "codes_differing": 3,
         "codes_compared": 4,
     }
@@ -132,10 +134,10 @@ def test_codes_are_compared_with_those_of_the_image_before() -> None:
 def test_usage_of_a_codebook(
     counts: list[float], usage: float, perplexity: float, evenness: float | None
 ) -> None:
-    found = usage_figures(torch.tensor(counts, dtype=torch.float64))
+    metrics = usage_metrics(torch.tensor(counts, dtype=torch.float64))
 
-    assert found["codebook_usage"] == usage
-    assert found["dead_codes"] == 4 * (1 - usage)
-    assert found["codebook_perplexity"] == pytest.approx(perplexity)
+    assert metrics["codebook_usage"] == usage
+    assert metrics["dead_codes"] == 4 * (1 - usage)
+    assert metrics["codebook_perplexity"] == pytest.approx(perplexity)
     if evenness is not None:
-        assert found["codebook_evenness"] == pytest.approx(evenness)
+        assert metrics["codebook_evenness"] == pytest.approx(evenness)

@@ -1,4 +1,4 @@
-"""Pictures to batches and back."""
+"""Images to batches and back."""
 
 from dataclasses import dataclass
 
@@ -40,7 +40,7 @@ def test_batch_has_channels_first() -> None:
         np.zeros((4, 4, 3), np.float32),
     ],
 )
-def test_image_that_does_not_fit_is_refused(image: np.ndarray) -> None:
+def test_image_of_another_shape_raises_an_error(image: np.ndarray) -> None:
     with pytest.raises(DataError) as error:
         ImageBatcher(4)([Sample("a", image)])
 
@@ -58,14 +58,14 @@ def test_image_that_does_not_fit_is_refused(image: np.ndarray) -> None:
         (torch.full((1, 3, 4, 4), float("nan")), "data.pixel_range"),
     ],
 )
-def test_pixels_that_do_not_fit_are_refused(pixels: torch.Tensor, code: str) -> None:
+def test_pixels_of_another_shape_or_range_raise_an_error(pixels: torch.Tensor, code: str) -> None:
     with pytest.raises(DataError) as error:
         check_pixels(pixels, 4)
 
     assert error.value.code == code
 
 
-def test_bytes_survive_the_way_to_pixels_and_back() -> None:
+def test_uint8_is_restored_from_float() -> None:
     images = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 3, 16, 16)
 
     assert np.array_equal(to_uint8(to_float(images)), images.permute(0, 2, 3, 1).numpy())

@@ -1,4 +1,4 @@
-"""Networks of released weights: their shapes, their files, and the distances they give."""
+"""Perceptual networks: shapes, files of weights, and distances."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,9 +32,9 @@ def on_meta(network: type[nn.Module]) -> nn.Module:
     ],
 )
 def test_network_has_the_released_size(network: type, parameters: int, tensors: int) -> None:
-    made = on_meta(network)
-    assert sum(one.numel() for one in made.parameters()) == parameters
-    assert len(made.state_dict()) == tensors
+    module = on_meta(network)
+    assert sum(parameter.numel() for parameter in module.parameters()) == parameters
+    assert len(module.state_dict()) == tensors
 
 
 @pytest.mark.parametrize(
@@ -61,41 +61,42 @@ def test_tensor_has_the_released_name_and_shape(network: type, name: str, shape:
 
 
 def write_weights(network: type[nn.Module], path: Path, **changes: Tensor | None) -> Path:
-    """Zeros of every name, of which the file holds one number each."""
+    """Writes zeros for all names of a network, stored as one number each."""
     tensors: Mapping[str, Tensor | None] = {
         **{
-            n: torch.zeros(()).expand(one.shape) for n, one in on_meta(network).state_dict().items()
+            n: torch.zeros(()).expand(value.shape)
+            for n, value in on_meta(network).state_dict().items()
         },
-        **{name.replace("__", "."): one for name, one in changes.items()},
+        **{name.replace("__", "."): value for name, value in changes.items()},
     }
-    chosen = {name: one for name, one in tensors.items() if one is not None}
+    chosen = {name: value for name, value in tensors.items() if value is not None}
     if path.suffix == ".safetensors":
-        save_file({name: one.contiguous() for name, one in chosen.items()}, path)
+        save_file({name: value.contiguous() for name, value in chosen.items()}, path)
     else:
         torch.save(chosen, path)
     return path
 
 
-def test_classifier_of_a_released_vgg_is_passed_over(tmp_path: Path) -> None:
+def test_classifier_of_a_released_vgg_is_ignored(tmp_path: Path) -> None:
     more = {"classifier__0__weight": torch.zeros(2, 2)}
     write_weights(Vgg16, tmp_path / "vgg16-397923af.safetensors", **more)
     write_weights(LpipsHeads, tmp_path / "vgg.safetensors")
     distance = perceptual_network("lpips", tmp_path)
     assert list(distance.digests) == ["vgg16-397923af.safetensors", "vgg.safetensors"]
-    assert {len(one) for one in distance.digests.values()} == {64}
+    assert {len(digest) for digest in distance.digests.values()} == {64}
 
 
-def test_distance_is_made_of_the_files_that_are_given(tmp_path: Path) -> None:
+def test_distance_uses_the_configured_file(tmp_path: Path) -> None:
     path = write_weights(ConvNextSmall, tmp_path / "small.pth")
     distance = perceptual_network("convnext_s", path)
     assert list(distance.digests) == ["small.pth"]
     assert float(distance(torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32))) == 0
 
 
-def test_counters_of_batches_in_a_released_file_are_passed_over(tmp_path: Path) -> None:
+def test_counters_of_batches_in_a_released_file_are_ignored(tmp_path: Path) -> None:
     counter = {"Conv2d_1a_3x3__bn__num_batches_tracked": torch.zeros(())}
     path = write_weights(InceptionFeatures, tmp_path / "inception.pth", **counter)
-    assert not any(one.requires_grad for one in inception_network(path).parameters())
+    assert not any(parameter.requires_grad for parameter in inception_network(path).parameters())
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,7 @@ def test_counters_of_batches_in_a_released_file_are_passed_over(tmp_path: Path) 
         ({"fc__bias": torch.full((1008,), torch.nan)}, "data.weights_not_finite"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(
+def test_weights_that_do_not_match_raise_an_error(
     tmp_path: Path, changes: dict[str, Tensor | None], code: str
 ) -> None:
     path = write_weights(InceptionFeatures, tmp_path / "own.pth", **changes)
@@ -116,17 +117,17 @@ def test_weights_that_do_not_fit_are_refused(
     assert caught.value.code == code
 
 
-def test_other_bytes_under_a_released_name_are_refused(tmp_path: Path) -> None:
+def test_other_bytes_with_a_released_name_raise_an_error(tmp_path: Path) -> None:
     write_weights(ConvNextSmall, tmp_path / "convnext_small-0c510722.pth")
     with pytest.raises(DataError) as caught:
         perceptual_network("convnext_s", tmp_path)
     assert caught.value.code == "data.other_network_weights"
 
 
-@pytest.mark.parametrize("place", ["", "nothing.pth"])
-def test_missing_weights_are_refused(tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize("name", ["", "nothing.pth"])
+def test_missing_weights_raise_an_error(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError) as caught:
-        perceptual_network("lpips", tmp_path / place)
+        perceptual_network("lpips", tmp_path / name)
     assert caught.value.code == "data.no_network_weights"
 
 
@@ -139,43 +140,43 @@ def test_missing_weights_are_refused(tmp_path: Path, place: str) -> None:
         ("lpips-convnext_s", [0.5, 0.5]),
     ],
 )
-def test_name_says_networks_and_shares(name: str, shares: list[float]) -> None:
+def test_name_contains_networks_and_weights(name: str, shares: list[float]) -> None:
     with torch.device("meta"):
         assert perceptual_network(name, None)._weights == pytest.approx(shares)
 
 
 @pytest.mark.parametrize("name", ["", "vgg", "lpips-1.0-2.0", "lpips-lpips", "convnext_s-x"])
-def test_unknown_name_is_refused(name: str) -> None:
+def test_unknown_name_raises_an_error(name: str) -> None:
     with pytest.raises(UsageError) as caught:
         perceptual_network(name, None)
     assert caught.value.code == "usage.unknown_perceptual_network"
 
 
-def test_block_of_convnext_is_that_of_its_formula() -> None:
+def test_block_of_convnext_computes_its_formula() -> None:
     torch.manual_seed(0)
     block = ConvNextBlock(4)
     nn.init.normal_(block.layer_scale)
     x = torch.randn(2, 4, 5, 6)
     w = dict(block.named_parameters())
     h = functional.conv2d(x, w["block.0.weight"], w["block.0.bias"], padding=3, groups=4)
-    centerd = h - h.mean(1, keepdim=True)
-    h = centerd / (centerd.square().mean(1, keepdim=True) + 1e-6).sqrt()
+    centered = h - h.mean(1, keepdim=True)
+    h = centered / (centered.square().mean(1, keepdim=True) + 1e-6).sqrt()
     h = torch.einsum("bdhw,ed->behw", h, w["block.3.weight"]) + w["block.3.bias"][:, None, None]
     h = h * 0.5 * (1 + torch.erf(h / 2**0.5))
     h = torch.einsum("bdhw,ed->behw", h, w["block.5.weight"]) + w["block.5.bias"][:, None, None]
     torch.testing.assert_close(block(x), x + w["layer_scale"] * h, rtol=1e-4, atol=1e-5)
 
 
-def test_lpips_weighs_what_layers_see() -> None:
+def test_lpips_is_the_weighted_distance_of_features() -> None:
     torch.manual_seed(0)
     network = Lpips().eval()
     x, y = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16)
     expected = []
     for a, b in zip(x, y, strict=True):
         total = 0.0
-        taps = [network.vgg(shifted(one)[None]) for one in (a, b)]
+        taps = [network.vgg(shifted(image)[None]) for image in (a, b)]
         for number, (first, second) in enumerate(zip(*taps, strict=True)):
-            first, second = (one[0] / (one[0].norm(dim=0) + 1e-10) for one in (first, second))
+            first, second = (x[0] / (x[0].norm(dim=0) + 1e-10) for x in (first, second))
             head = network.heads.state_dict()[f"lin{number}.model.1.weight"][0, :, 0, 0]
             total += float(torch.einsum("dhw,d->hw", (first - second) ** 2, head).mean().detach())
         expected.append(total)
@@ -183,30 +184,30 @@ def test_lpips_weighs_what_layers_see() -> None:
 
 
 def shifted(pixels: Tensor) -> Tensor:
-    """Source: reference/titok 4.4."""
+    """Normalized pixels. Source: reference/titok 4.4."""
     shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
     return (2 * pixels - 1 - shift[:, None, None]) / scale[:, None, None]
 
 
-def test_gradient_goes_to_what_was_made_and_to_no_weight() -> None:
+def test_only_the_reconstruction_gets_a_gradient() -> None:
     torch.manual_seed(0)
     distance = perceptual_network("lpips", None)
     original = torch.rand(1, 3, 16, 16, requires_grad=True)
-    made = torch.rand(1, 3, 16, 16, requires_grad=True)
+    reconstruction = torch.rand(1, 3, 16, 16, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = distance(original, made)
+        value = distance(original, reconstruction)
     value.backward()
     assert value.dtype == torch.float32
     assert original.grad is None
-    assert made.grad is not None
-    assert made.grad.abs().sum() > 0
-    assert not any(one.requires_grad for one in distance.parameters())
+    assert reconstruction.grad is not None
+    assert reconstruction.grad.abs().sum() > 0
+    assert not any(parameter.requires_grad for parameter in distance.parameters())
     assert not distance.train().training
 
 
-def test_images_are_enlarged_as_tensorflow_1_did() -> None:
+def test_images_are_resized_as_in_tensorflow_1() -> None:
     image = torch.rand(1, 1, 3, 2)
-    found = enlarged(image, 5)
+    result = enlarged(image, 5)
     for row in range(5):
         for column in range(5):
             y, x = row * 3 / 5, column * 2 / 5
@@ -214,7 +215,7 @@ def test_images_are_enlarged_as_tensorflow_1_did() -> None:
             low, right = min(top + 1, 2), min(left + 1, 1)
             first = image[0, 0, top, left].lerp(image[0, 0, low, left], y - top)
             second = image[0, 0, top, right].lerp(image[0, 0, low, right], y - top)
-            assert float(found[0, 0, row, column]) == pytest.approx(
+            assert float(result[0, 0, row, column]) == pytest.approx(
                 float(first.lerp(second, x - left))
             )
 

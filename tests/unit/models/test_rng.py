@@ -1,4 +1,4 @@
-"""Randomness that does not depend on how a batch is cut."""
+"""Random numbers that do not depend on how the global batch is split."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,15 +10,15 @@ from vlatool.models.rng import CHUNK, PerSampleRng
 
 TOTAL = 2 * CHUNK + 12
 CALLS: dict[str, Callable[[PerSampleRng], Tensor]] = {
-    "normal": lambda draws: draws.normal(2, 3),
-    "uniform": lambda draws: draws.uniform(3),
-    "integers": lambda draws: draws.integers(50, 2),
+    "normal": lambda rng: rng.normal(2, 3),
+    "uniform": lambda rng: rng.uniform(3),
+    "integers": lambda rng: rng.integers(50, 2),
 }
 
 
 def rows_of(rows: Sequence[int], call: Callable[[PerSampleRng], Tensor], *, nth: int = 1) -> Tensor:
-    draws = PerSampleRng(lambda chunk: torch.Generator().manual_seed(5 + chunk), rows, TOTAL)
-    return [call(draws) for _ in range(nth)][-1]
+    rng = PerSampleRng(lambda chunk: torch.Generator().manual_seed(5 + chunk), rows, TOTAL)
+    return [call(rng) for _ in range(nth)][-1]
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
@@ -39,32 +39,32 @@ def test_rows_are_those_of_the_whole_batch(
     assert torch.equal(rows_of(rows, call), whole[list(rows)])
 
 
-def test_chunks_have_numbers_of_their_own() -> None:
+def test_chunks_have_different_numbers() -> None:
     whole = rows_of(range(TOTAL), CALLS["normal"])
     assert not torch.equal(whole[:4], whole[CHUNK : CHUNK + 4])
 
 
-def test_calls_differ_and_have_the_same_rows_too() -> None:
+def test_calls_differ_and_have_the_same_rows() -> None:
     first, second = (rows_of(range(TOTAL), CALLS["normal"], nth=nth) for nth in (1, 2))
     assert not torch.equal(first, second)
     assert torch.equal(rows_of([2, 7], CALLS["normal"], nth=2), second[[2, 7]])
 
 
-def test_positions_of_later_steps_are_places_of_the_batch() -> None:
+def test_positions_of_later_steps_are_indices_of_the_batch() -> None:
     later = rows_of(range(3 * TOTAL + 2, 3 * TOTAL + 5), CALLS["uniform"])
     assert torch.equal(later, rows_of(range(2, 5), CALLS["uniform"]))
 
 
-def test_more_rows_than_there_are_come_round_again() -> None:
-    found = rows_of(range(TOTAL + 2), CALLS["uniform"])
-    assert torch.equal(found[TOTAL:], found[:2])
+def test_rows_beyond_the_batch_wrap_around() -> None:
+    rows = rows_of(range(TOTAL + 2), CALLS["uniform"])
+    assert torch.equal(rows[TOTAL:], rows[:2])
 
 
 def test_a_batch_without_rows_has_none() -> None:
     assert rows_of([], CALLS["normal"]).shape == (0, 2, 3)
 
 
-def test_shapes_and_kinds_of_numbers() -> None:
+def test_shapes_dtypes_and_ranges() -> None:
     uniform, integers = (rows_of(range(2), CALLS[name]) for name in ("uniform", "integers"))
     assert (uniform.shape, uniform.dtype) == ((2, 3), torch.float32)
     assert (integers.shape, integers.dtype) == ((2, 2), torch.int64)

@@ -23,7 +23,7 @@ VARIANTS = {"l32": ("large", 32), "b64": ("base", 64), "s128": ("small", 128)}
 CONTINUOUS = {"quantizer": {"type": "kl", "token_size": 4}}
 RELEASED_VQ = {"type": "vq", "codebook_size": 8192, "token_size": 64, "use_l2_norm": False}
 RELEASED_KL = {"type": "kl", "token_size": 16}
-# Of two pictures of the reference's assets, with the released L-32 weights.
+# Codes of two images of the reference, with the released L-32 weights.
 GOLDEN = {
     "ILSVRC2012_val_00010240": "887 3979 349 720 2809 2743 2101 603 2205 1508 1891 4015 1317 2956 "
     "3774 2296 484 2612 3472 2330 3140 3113 1056 3779 654 2360 1901 2908 2169 953 1326 2598",
@@ -33,7 +33,7 @@ GOLDEN = {
 
 
 def released(size: str, **keys: Any) -> Titok:
-    """A network of a published size, without memory."""
+    """A network of a published size, on the meta device."""
     with torch.device("meta"):
         tree = {"image_size": 256, "encoder": size, "decoder": size, **keys}
         return Titok(TitokConfig.model_validate(tree))
@@ -97,33 +97,33 @@ def test_single_stage_models_have_the_published_tensors(
 
 @pytest.mark.parametrize(("number", "width"), [(32, 1024), (64, 768), (128, 512)])
 def test_legacy_layout_takes_a_slice_of_every_latent_token(number: int, width: int) -> None:
-    found = torch.randn(2, number, width)
-    columns = latent_columns(found, legacy=True)[:, :, 0]
+    tokens = torch.randn(2, number, width)
+    columns = latent_columns(tokens, legacy=True)[:, :, 0]
 
     per_token = width // number
     for w, k in ((0, 0), (1, 5), (per_token, 7), (width - 1, number - 1)):
         token, channel = w // per_token, (w % per_token) * number + k
-        assert torch.equal(columns[:, w, k], found[:, token, channel])
+        assert torch.equal(columns[:, w, k], tokens[:, token, channel])
 
 
 def test_aligned_layout_takes_one_latent_token() -> None:
-    found = torch.randn(2, 4, 6)
+    tokens = torch.randn(2, 4, 6)
 
-    assert torch.equal(latent_columns(found, legacy=False)[:, :, 0], found.transpose(1, 2))
+    assert torch.equal(latent_columns(tokens, legacy=False)[:, :, 0], tokens.transpose(1, 2))
 
 
-def test_pixel_head_has_colors_innermost() -> None:
+def test_pixel_head_has_colors_last() -> None:
     side, grid = 4, 3
     values = torch.randn(2, side * side * 3, grid, grid)
-    made = unpatched(values, side)
+    images = unpatched(values, side)
 
     for p1, p2, c, row, column in ((0, 0, 0, 0, 0), (1, 2, 1, 2, 0), (3, 3, 2, 1, 2)):
         expected = values[:, (p1 * side + p2) * 3 + c, row, column]
-        assert torch.equal(made[:, c, row * side + p1, column * side + p2], expected)
+        assert torch.equal(images[:, c, row * side + p1, column * side + p2], expected)
 
 
 @pytest.mark.parametrize("layout", ["legacy", "aligned"])
-def test_model_computes_what_the_plain_formulas_say(layout: str) -> None:
+def test_model_computes_the_plain_formulas(layout: str) -> None:
     torch.manual_seed(0)
     model = Titok(tiny_titok(latent_layout=layout))
     plain, images = PlainTitok(model), make_images()
@@ -133,20 +133,20 @@ def test_model_computes_what_the_plain_formulas_say(layout: str) -> None:
 
 
 def test_gradients_are_those_of_the_plain_formulas() -> None:
-    """The last blocks compute only what is read behind them, and nothing is lost by that."""
+    """The last blocks compute only the outputs that are used."""
     torch.manual_seed(0)
     model, images = Titok(tiny_titok()), make_images()
     plain = PlainTitok(model)
-    watched = model.encoder.patch_embed.weight, model.decoder.mask_token
+    parameters = model.encoder.patch_embed.weight, model.decoder.mask_token
 
-    found = torch.autograd.grad(model(images).logits.square().sum(), watched)
-    wanted = torch.autograd.grad(plain.logits(images).square().sum(), watched)
+    gradients = torch.autograd.grad(model(images).logits.square().sum(), parameters)
+    expected = torch.autograd.grad(plain.logits(images).square().sum(), parameters)
 
-    for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+    for gradient, expected_gradient in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient, atol=1e-5, rtol=1e-4)
 
 
-def test_pixels_are_drawn_from_the_expected_code_of_the_teacher() -> None:
+def test_pixels_are_decoded_from_the_expected_code_of_the_teacher() -> None:
     torch.manual_seed(0)
     model, images = Titok(tiny_titok(stage=2)), make_images()
     vectors = model.encode(images).vectors
@@ -157,12 +157,12 @@ def test_pixels_are_drawn_from_the_expected_code_of_the_teacher() -> None:
     torch.testing.assert_close(model.decode(vectors), model.pixel_decoder(features))
 
 
-def test_codes_draw_what_their_images_draw() -> None:
+def test_codes_decode_to_the_reconstruction_of_their_images() -> None:
     torch.manual_seed(0)
     model, images = Titok(tiny_titok(stage=2)), make_images()
 
-    drawn = model.decode_codes(model.codes(images)[:, None])
-    torch.testing.assert_close(drawn, model(images).pixels, atol=1e-4, rtol=0)
+    decoded = model.decode_codes(model.codes(images)[:, None])
+    torch.testing.assert_close(decoded, model(images).pixels, atol=1e-4, rtol=0)
 
 
 def test_continuous_tokens_are_their_means_without_noise() -> None:
@@ -196,7 +196,7 @@ def test_divergence_is_summed_over_tokens_and_averaged_over_images() -> None:
         (torch.zeros(1, 7, dtype=torch.int64), "data.number_of_codes"),
     ],
 )
-def test_codes_that_cannot_be_are_refused(codes: torch.Tensor, code: str) -> None:
+def test_invalid_codes_raise_an_error(codes: torch.Tensor, code: str) -> None:
     with pytest.raises(DataError) as error:
         Titok(tiny_titok()).decode_codes(codes)
 
@@ -212,7 +212,7 @@ def test_codes_that_cannot_be_are_refused(codes: torch.Tensor, code: str) -> Non
         {"image_size": 15},
     ],
 )
-def test_combinations_without_a_meaning_are_refused(keys: dict[str, Any]) -> None:
+def test_invalid_combinations_raise_an_error(keys: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         tiny_titok(**keys)
 
@@ -230,13 +230,13 @@ def test_weights_that_decay_are_the_published_ones(
     trained = [[p for p in group.params if p.requires_grad] for group in groups]
 
     assert [group.decays for group in groups] == [True, False]
-    sizes = [(len(one), sum(p.numel() for p in one)) for one in trained]
+    sizes = [(len(group_params), sum(p.numel() for p in group_params)) for group_params in trained]
     assert sizes == [decayed, undecayed]
 
 
 @pytest.mark.skipif("VLATOOL_TITOK_L32" not in os.environ, reason="needs the released weights")
 @pytest.mark.parametrize("name", GOLDEN)
-def test_released_weights_give_the_published_ids(name: str) -> None:
+def test_released_weights_give_the_published_codes(name: str) -> None:
     """VLATOOL_TITOK_L32: the file or folder; VLATOOL_TITOK_PICTURES: the folder of the PNGs."""
     _, model = open_titok(os.environ["VLATOOL_TITOK_L32"])
     (path,) = Path(os.environ["VLATOOL_TITOK_PICTURES"]).glob(f"{name}*")
@@ -244,20 +244,20 @@ def test_released_weights_give_the_published_ids(name: str) -> None:
     with torch.no_grad():
         codes = model.codes(pixels[None].float() / 255)
 
-    assert codes[0].tolist() == [int(one) for one in GOLDEN[name].split()]
+    assert codes[0].tolist() == [int(code) for code in GOLDEN[name].split()]
 
 
-def test_teacher_is_asked_for_batches_with_a_new_image() -> None:
+def test_teacher_is_called_for_batches_with_a_new_image() -> None:
     cache, pixels = TeacherCodeCache(1024), torch.arange(3.0).view(3, 1, 1, 1)
-    asked: list[float] = []
+    calls: list[float] = []
 
-    def teacher(some: torch.Tensor) -> torch.Tensor:
-        asked.extend(some.flatten().tolist())
-        return some.flatten(1).long() + 1000
+    def teacher(batch: torch.Tensor) -> torch.Tensor:
+        calls.extend(batch.flatten().tolist())
+        return batch.flatten(1).long() + 1000
 
-    cache.ids([b"0", b"1"], pixels[:2], teacher)
-    cache.ids([b"2", b"1"], pixels[1:].flip(0), teacher)
-    found = cache.ids([b"2", b"1", b"0"], pixels.flip(0), teacher)
+    cache.codes([b"0", b"1"], pixels[:2], teacher)
+    cache.codes([b"2", b"1"], pixels[1:].flip(0), teacher)
+    result = cache.codes([b"2", b"1", b"0"], pixels.flip(0), teacher)
 
-    assert asked == [0, 1, 2, 1]
-    assert found.tolist() == [[1002], [1001], [1000]]
+    assert calls == [0, 1, 2, 1]
+    assert result.tolist() == [[1002], [1001], [1000]]

@@ -1,4 +1,4 @@
-"""The published configuration of TiTok, of models and of training."""
+"""Published configurations of TiTok models and of their training."""
 
 from pathlib import Path
 from typing import Any
@@ -85,14 +85,14 @@ def titok(tree: dict[str, Any]) -> TitokConfig:
     return TitokConfig.model_validate(published_keys(tree))
 
 
-def test_absent_switches_mean_the_two_stage_model() -> None:
+def test_missing_switches_mean_the_two_stage_model() -> None:
     section = {k: v for k, v in VQ_MODEL.items() if k != "finetune_decoder"}
     config = titok({"model": {"vq_model": section}})
 
     assert (config.stage, config.latent_layout, config.decoder_head) == (2, "legacy", "proxy")
 
 
-def test_stage_1_is_the_one_whose_decoder_is_not_tuned() -> None:
+def test_stage_1_is_without_finetune_decoder() -> None:
     assert titok({"model": {"vq_model": {**VQ_MODEL, "finetune_decoder": False}}}).stage == 1
 
 
@@ -104,7 +104,7 @@ def test_single_stage_model_has_the_other_layout_and_head() -> None:
     assert (config.quantizer.type, config.quantizer.token_size) == ("kl", 16)
 
 
-def test_references_outside_the_section_are_left_alone() -> None:
+def test_references_outside_the_section_are_ignored() -> None:
     tree = {
         "model": {"vq_model": VQ_MODEL},
         "experiment": {"init_weight": "${experiment.output_dir}/x"},
@@ -113,7 +113,7 @@ def test_references_outside_the_section_are_left_alone() -> None:
     assert titok(tree).init_weight is None
 
 
-def test_configuration_without_a_tokenizer_is_refused() -> None:
+def test_configuration_without_a_tokenizer_raises_an_error() -> None:
     with pytest.raises(ConfigError) as error:
         published_keys({"model": {"generator": {}}})
 
@@ -134,7 +134,7 @@ def test_configuration_without_a_tokenizer_is_refused() -> None:
         },
     ],
 )
-def test_written_configuration_reads_as_it_was(keys: dict[str, Any]) -> None:
+def test_written_configuration_is_read_unchanged(keys: dict[str, Any]) -> None:
     config = TitokConfig.model_validate({"image_size": 256, **keys})
 
     assert titok(published_tree(config)) == config
@@ -169,12 +169,12 @@ def test_published_stage_file_is_a_run(tmp_path: Path) -> None:
     ]
 
 
-def run_of(folder: Path, *typed: str) -> tuple[TrainConfig, tuple[str, ...]]:
-    """What the stage file and something typed after it come to, and what has no meaning."""
+def run_of(folder: Path, *overrides: str) -> tuple[TrainConfig, tuple[str, ...]]:
+    """Returns the config of the stage file with overrides, and the unknown keys."""
     path = folder / "stage2.yaml"
     path.write_text(yaml.safe_dump(STAGE_2))
-    overrides = [parse_override(text) for text in typed]
-    resolved = load_config(TrainConfig, files=[str(path)], overrides=overrides)
+    parsed = [parse_override(text) for text in overrides]
+    resolved = load_config(TrainConfig, files=[str(path)], overrides=parsed)
     return resolved.config, resolved.unknown_keys
 
 
@@ -191,22 +191,22 @@ def test_published_overrides_win_over_the_file(tmp_path: Path) -> None:
     assert ignored.count("experiment.project") == 1
 
 
-def test_published_key_typed_over_a_preset_leaves_its_stage_alone() -> None:
-    typed = [parse_override("model.vq_model.pretrained_tokenizer_weight=runs/vqgan")]
-    config = load_config(TrainConfig, presets=["titok-tiny-stage1"], overrides=typed).config
+def test_published_override_of_a_preset_keeps_its_stage() -> None:
+    overrides = [parse_override("model.vq_model.pretrained_tokenizer_weight=runs/vqgan")]
+    config = load_config(TrainConfig, presets=["titok-tiny-stage1"], overrides=overrides).config
 
     assert isinstance(config.model, TitokConfig)
     assert (config.model.stage, config.model.teacher) == (1, "runs/vqgan")
 
 
-def test_override_of_a_half_counts_with_the_other_half_of_the_file(tmp_path: Path) -> None:
+def test_override_is_combined_with_the_other_key_of_the_file(tmp_path: Path) -> None:
     config, _ = run_of(tmp_path, "training.gradient_accumulation_steps=2")
 
     assert (config.hparams.global_batch_size, config.hparams.per_gpu_batch_size) == (512, 32)
 
 
 @pytest.mark.parametrize(
-    "typed",
+    "override",
     [
         "training.mixed_precision=fp8",
         "lr_scheduler.scheduler=step",
@@ -214,18 +214,18 @@ def test_override_of_a_half_counts_with_the_other_half_of_the_file(tmp_path: Pat
         "model.vq_model.codebook_size=none",
     ],
 )
-def test_published_value_that_means_nothing_here_is_refused(tmp_path: Path, typed: str) -> None:
+def test_published_value_without_a_meaning_raises_an_error(tmp_path: Path, override: str) -> None:
     with pytest.raises(ConfigError):
-        run_of(tmp_path, typed)
+        run_of(tmp_path, override)
 
 
 def test_default_configuration_is_that_of_the_published_file() -> None:
-    """Stage 1 of L-32, but for what a run decides."""
+    """Stage 1 of L-32, except for the values of a run."""
     section = {**VQ_MODEL, "finetune_decoder": False, "commitment_cost": 0.25}
-    given = titok({"model": {"vq_model": section}})
+    config = titok({"model": {"vq_model": section}})
     changes = {"teacher": None}
 
-    assert given.model_copy(update=changes) == load_config(TitokConfig).config
+    assert config.model_copy(update=changes) == load_config(TitokConfig).config
 
 
 @pytest.mark.parametrize(
@@ -233,8 +233,10 @@ def test_default_configuration_is_that_of_the_published_file() -> None:
     [(5_000, 5.0e-5), (10_000, 1.0e-4), (500_000, 5.57e-5), (1_000_000, 1.0e-5)],
 )
 @pytest.mark.parametrize("size", ["s128", "b64", "l32"])
-def test_rates_of_stage_1_are_the_published_ones(size: str, updates: int, rate: float) -> None:
+def test_learning_rates_of_stage_1_are_the_published_ones(
+    size: str, updates: int, rate: float
+) -> None:
     config = load_config(TrainConfig, presets=[f"titok-{size}-stage1"]).config
     assert config.total_train_steps is not None
-    found = learning_rate(config.hparams, updates - 1, config.total_train_steps)
-    assert found == pytest.approx(rate, rel=1e-3)
+    result = learning_rate(config.hparams, updates - 1, config.total_train_steps)
+    assert result == pytest.approx(rate, rel=1e-3)

@@ -1,4 +1,4 @@
-"""The MaskGIT-VQGAN and what its losses are made of."""
+"""MaskGIT-VQGAN and its losses."""
 
 import pytest
 import torch
@@ -43,17 +43,17 @@ def test_network_has_the_published_tensors(
 
 def test_decoder_has_the_published_names_and_shapes() -> None:
     with torch.device("meta"):
-        found = {k: tuple(v.shape) for k, v in Decoder(VqganNetworkConfig()).state_dict().items()}
+        shapes = {k: tuple(v.shape) for k, v in Decoder(VqganNetworkConfig()).state_dict().items()}
 
-    assert found["conv_in.weight"] == (512, 256, 3, 3)
-    assert found["mid.1.conv2.weight"] == (512, 512, 3, 3)
-    assert found["up.1.block.0.conv1.weight"] == (128, 256, 3, 3)
-    assert found["up.1.block.0.nin_shortcut.weight"] == (128, 128, 1, 1)
-    assert found["up.3.upsample_conv.bias"] == (256,)
-    assert found["up.4.block.1.norm2.bias"] == (512,)
-    assert found["conv_out.weight"] == (3, 128, 3, 3)
-    assert "up.0.upsample_conv.weight" not in found
-    assert "up.4.block.0.nin_shortcut.weight" not in found
+    assert shapes["conv_in.weight"] == (512, 256, 3, 3)
+    assert shapes["mid.1.conv2.weight"] == (512, 512, 3, 3)
+    assert shapes["up.1.block.0.conv1.weight"] == (128, 256, 3, 3)
+    assert shapes["up.1.block.0.nin_shortcut.weight"] == (128, 128, 1, 1)
+    assert shapes["up.3.upsample_conv.bias"] == (256,)
+    assert shapes["up.4.block.1.norm2.bias"] == (512,)
+    assert shapes["conv_out.weight"] == (3, 128, 3, 3)
+    assert "up.0.upsample_conv.weight" not in shapes
+    assert "up.4.block.0.nin_shortcut.weight" not in shapes
 
 
 def test_discriminator_has_the_published_tensors() -> None:
@@ -65,14 +65,14 @@ def test_discriminator_has_the_published_tensors() -> None:
     assert {"block_in.0.weight", "blocks.2.1.kernel", "to_logits.2.bias"} <= {*module.state_dict()}
 
 
-def test_shortcut_of_a_block_that_changes_its_width_is_fed_its_own_result() -> None:
+def test_input_of_the_shortcut_is_the_residual_if_the_width_changes() -> None:
     torch.manual_seed(0)
     block, x = ResidualBlock(8, 16, 4), torch.randn(1, 8, 5, 5)
-    made = functional.silu(functional.group_norm(x, 4, eps=1e-6))
-    made = functional.conv2d(made, block.conv1.weight, padding=1)
-    made = functional.silu(functional.group_norm(made, 4, eps=1e-6))
-    made = functional.conv2d(made, block.conv2.weight, padding=1)
-    expected = made + functional.conv2d(made, block.nin_shortcut.weight)
+    residual = functional.silu(functional.group_norm(x, 4, eps=1e-6))
+    residual = functional.conv2d(residual, block.conv1.weight, padding=1)
+    residual = functional.silu(functional.group_norm(residual, 4, eps=1e-6))
+    residual = functional.conv2d(residual, block.conv2.weight, padding=1)
+    expected = residual + functional.conv2d(residual, block.nin_shortcut.weight)
 
     torch.testing.assert_close(block(x), expected)
 
@@ -84,39 +84,39 @@ def test_block_of_one_width_adds_its_input() -> None:
     assert torch.equal(block(x), x)
 
 
-def test_ids_are_row_major_and_draw_what_their_images_draw() -> None:
+def test_codes_are_row_major_and_decode_to_the_reconstruction() -> None:
     torch.manual_seed(0)
     model, images = Vqgan(TINY), make_images()
-    ids = model.ids(images)
+    codes = model.codes(images)
     nearest = torch.cdist(
         model.encoder(images).permute(0, 2, 3, 1).flatten(1, 2), model.quantize.embedding.weight
     ).argmin(-1)
 
-    assert torch.equal(ids, nearest)
-    drawn = model.decode_ids(ids)
-    torch.testing.assert_close(drawn, model(images).pixels.clamp(0, 1), atol=1e-4, rtol=0)
-    assert torch.equal(drawn, model.decode_ids(ids.unflatten(1, (4, 4))))
+    assert torch.equal(codes, nearest)
+    decoded = model.decode_codes(codes)
+    torch.testing.assert_close(decoded, model(images).pixels.clamp(0, 1), atol=1e-4, rtol=0)
+    assert torch.equal(decoded, model.decode_codes(codes.unflatten(1, (4, 4))))
 
 
 def test_blur_halves_with_a_kernel_that_sums_to_one() -> None:
     blur = BlurDown()
-    made = blur(torch.ones(1, 2, 8, 8))
+    blurred = blur(torch.ones(1, 2, 8, 8))
 
-    assert made.shape == (1, 2, 4, 4)
-    assert torch.equal(made[..., 1:-1, 1:-1], torch.ones(1, 2, 2, 2))
+    assert blurred.shape == (1, 2, 4, 4)
+    assert torch.equal(blurred[..., 1:-1, 1:-1], torch.ones(1, 2, 2, 2))
     assert float(blur.kernel[0, 0, 1, 2]) == 9 / 64
 
 
-def test_discriminator_says_sixteen_by_sixteen() -> None:
+def test_discriminator_returns_sixteen_by_sixteen_logits() -> None:
     assert Discriminator(32)(torch.rand(1, 3, 256, 256)).shape == (1, 1, 16, 16)
 
 
-def test_hinge_of_answers_that_are_right_is_zero() -> None:
+def test_hinge_loss_of_right_logits_is_zero() -> None:
     assert float(hinge(torch.tensor([1.0, 2.0]), torch.tensor([-1.0, -3.0]))) == 0
     assert float(hinge(torch.zeros(2), torch.zeros(2))) == 1
 
 
-def test_lecam_compares_with_the_means_of_the_other_kind() -> None:
+def test_lecam_compares_with_the_opposite_running_means() -> None:
     means = LecamEma(0.9)
     means.update(torch.tensor(10.0), torch.tensor(-20.0), YES)
 
@@ -126,7 +126,7 @@ def test_lecam_compares_with_the_means_of_the_other_kind() -> None:
     assert float(means.distance(torch.tensor(-3.0), torch.tensor(2.0))) == 0
 
 
-def test_lecam_means_stay_where_a_step_failed() -> None:
+def test_lecam_means_stay_unchanged_after_a_failed_step() -> None:
     means = LecamEma(0.9)
     means.update(torch.tensor(10.0), torch.tensor(-20.0), NO)
 
@@ -134,33 +134,35 @@ def test_lecam_means_stay_where_a_step_failed() -> None:
 
 
 @pytest.mark.parametrize("distance", [GradientDistance(), FeatureDistance(TINY)])
-def test_distance_is_zero_of_a_image_to_itself_and_has_a_gradient(distance: nn.Module) -> None:
+def test_distance_of_an_image_to_itself_is_zero_and_distance_has_a_gradient(
+    distance: nn.Module,
+) -> None:
     images = make_images()
-    made = (images + 0.1 * make_images().flip(0)).requires_grad_()
+    changed = (images + 0.1 * make_images().flip(0)).requires_grad_()
 
     assert float(distance(images, images).detach()) == 0
-    distance(images, made).backward()
-    assert made.grad is not None
-    assert float(made.grad.abs().sum()) > 0
+    distance(images, changed).backward()
+    assert changed.grad is not None
+    assert float(changed.grad.abs().sum()) > 0
 
 
-def test_collapse_is_told_after_several_reports_in_a_row() -> None:
-    watch = CodebookMonitor(CodebookAlarmConfig(below=0.5, windows=2, stops=True))
+def test_collapse_is_reported_after_several_low_logs() -> None:
+    monitor = CodebookMonitor(CodebookAlarmConfig(below=0.5, windows=2, stops=True))
     low = {"codebook_evenness": 0.1, "codebook_perplexity": 2.0, "dead_codes": 60.0}
 
-    assert not watch(low)
-    assert not watch({**low, "codebook_evenness": 0.9})
-    assert not watch(low)
-    (finding,) = watch(low)
+    assert not monitor(low)
+    assert not monitor({**low, "codebook_evenness": 0.9})
+    assert not monitor(low)
+    (finding,) = monitor(low)
     assert (finding.code, finding.severity) == ("model.codebook_collapsed", "error")
 
 
-def test_collapse_is_told_where_every_image_has_the_same_codes() -> None:
-    watch = CodebookMonitor(CodebookAlarmConfig(below=0.02, windows=1))
+def test_collapse_is_reported_if_all_images_have_the_same_codes() -> None:
+    monitor = CodebookMonitor(CodebookAlarmConfig(below=0.02, windows=1))
     even = {"codebook_evenness": 0.9, "codebook_perplexity": 16.0, "dead_codes": 0.0}
 
-    assert not watch({**even, "codes_differ": 0.5})
-    (finding,) = watch({**even, "codes_differ": 0.0})
+    assert not monitor({**even, "codes_differ": 0.5})
+    (finding,) = monitor({**even, "codes_differ": 0.0})
     assert (finding.code, finding.severity) == ("model.codebook_collapsed", "warning")
 
 
@@ -172,10 +174,10 @@ def test_collapse_is_told_where_every_image_has_the_same_codes() -> None:
         {"losses": {"perceptual_loss": "vqgan"}},
     ],
 )
-def test_configuration_without_a_meaning_is_refused(keys: dict[str, object]) -> None:
+def test_invalid_configuration_raises_an_error(keys: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         VqganConfig.model_validate(keys)
 
 
-def test_no_discriminator_is_built_that_weighs_nothing() -> None:
+def test_no_discriminator_with_weight_zero() -> None:
     assert not PixelLossConfig(discriminator_weight=0).adversarial

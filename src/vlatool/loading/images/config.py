@@ -1,4 +1,4 @@
-"""Where image shards are, and how their pictures become those that a model sees."""
+"""Configuration of image shards and of their preprocessing."""
 
 from typing import ClassVar, Literal, Self
 
@@ -10,27 +10,32 @@ from vlatool.transforms.resampling import ResizeFilter
 
 
 class ImagePreprocessing(ConfigModel):
-    """How a picture becomes the square that a model sees; it is kept beside the weights.
+    """Resize and crop to the square image that a model expects; saved with the weights.
 
-    The defaults are those of the published pipeline but for the flip. Source: reference/titok 6.1.
+    The defaults are those of the published pipeline, except for the flip.
+    Source: reference/titok 6.1.
     """
 
     resize: Literal["shorter_edge", "squash"] = Field(
         default="shorter_edge",
-        description="Keep the aspect and crop, or bring both edges to crop_size.",
+        description="shorter_edge: keep the aspect ratio, then crop; squash: resize both edges to "
+        "crop_size.",
     )
     resize_shorter_edge: int | None = Field(
-        default=None, ge=1, description="Shorter edge before cropping; null: crop_size."
+        default=None, ge=1, description="Shorter edge in pixels before the crop; null: crop_size."
     )
-    crop_size: int = Field(default=256, ge=1, description="Edge of the square.")
+    crop_size: int = Field(default=256, ge=1, description="Edge of the square crop in pixels.")
     random_crop: bool = Field(
-        default=True, description="Crop anywhere while training; else, and later, in the middle."
+        default=True,
+        description="Crop at a random position during training; otherwise in the center.",
     )
     random_flip: bool = Field(
-        default=False, description="Mirror half of the pictures; robot views are not symmetric."
+        default=False,
+        description="Flip images horizontally with probability 0.5 during training; images of "
+        "robots are not symmetric.",
     )
     resize_filter: ResizeFilter = Field(
-        default="bicubic", description="Which pixels are mixed; bicubic is the published one."
+        default="bicubic", description="Filter of the resize; published: bicubic."
     )
 
     @model_validator(mode="after")
@@ -43,44 +48,46 @@ class ImagePreprocessing(ConfigModel):
 
     @property
     def shorter_edge(self) -> int:
-        """The shorter edge before cropping."""
+        """Shorter edge in pixels before the crop."""
         return self.resize_shorter_edge or self.crop_size
 
     def without_randomness(self) -> "ImagePreprocessing":
-        """The same without chance, for measuring and encoding."""
+        """Returns the preprocessing of evaluation and encoding: center crop, no flip."""
         return self.model_copy(update={"random_crop": False, "random_flip": False})
 
 
 class ImageDataConfig(LoadingConfig):
-    """Pictures in tar shards."""
+    """Image shards (tar files)."""
 
     no_effect_on_output: ClassVar[frozenset[str]] = LoadingConfig.no_effect_on_output | {
-        # Where the data are; what they are is in the fingerprint of a run.
+        # Locations of the data. The fingerprint of a run covers their content.
         "shards",
         "val_shards",
     }
 
     type: Literal["images"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride] - frozen
-        default="images", description="Kind of data."
+        default="images", description="Data kind."
     )
     shards: list[str] = required_field(
         [],
-        "Shards of each data set: a folder, a list (.txt), a pattern such as a-{000..252}.tar or "
-        "*.tar, or one .tar, of any scheme.",
+        "Shards of each data set: a folder, a list of shards (.txt), a pattern such as "
+        "a-{000..252}.tar or *.tar, or one .tar file, of any scheme.",
     )
     val_shards: list[str] = Field(
-        default=[], description="The same of held-out pictures; of a folder its list of those."
+        default=[],
+        description="Shards of each validation data set, as for shards; a folder stands for its "
+        "validation shards.",
     )
     split: Literal["train", "val"] = Field(
-        default="train", description="Which list counts of a folder that has both."
+        default="train", description="Shard list to read in a folder that has lists of both."
     )
     preprocessing: ImagePreprocessing = Field(
-        default=ImagePreprocessing(), description="How pictures become what a model sees."
+        default=ImagePreprocessing(), description="Preprocessing of images."
     )
     convert_colors: bool = Field(
         default=False,
-        description="Make RGB of grey, palette and alpha pictures, as the published reader does; "
-        "else they are dropped and counted.",
+        description="Convert grayscale, palette and RGBA images to RGB, as the published reader "
+        "does; otherwise they are dropped and counted.",
     )
 
     @model_validator(mode="after")

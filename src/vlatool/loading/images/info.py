@@ -1,4 +1,4 @@
-"""What the image shards of a run hold: how many samples each, and how large it is."""
+"""Metadata of image shards: number of samples and size in bytes of each."""
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,16 +18,16 @@ from vlatool.storage.background import in_parallel
 from vlatool.storage.cache import FileCache, FileVersion
 from vlatool.storage.uri import is_remote
 
-_AT_ONCE = 32
+_MAX_REQUESTS = 32
 
 
 @dataclass(frozen=True)
 class ImagesInfo:
-    """Facts of all data sets of a run together.
+    """Metadata of all data sets of a run.
 
     Attributes:
-        datasets: Their shards, in the order of the config.
-        shard_bytes: Length of each shard, data set by data set.
+        datasets: Data sets with their shards, in the order of the config.
+        shard_bytes: Size in bytes of each shard of each data set.
     """
 
     datasets: tuple[DataSet, ...]
@@ -35,40 +35,42 @@ class ImagesInfo:
 
     @property
     def fingerprint(self) -> Mapping[str, str]:
-        """Names, counts and lengths of the shards, wherever they lie."""
-        found: dict[str, str] = {}
-        for number, (one, sizes) in enumerate(zip(self.datasets, self.shard_bytes, strict=True), 1):
-            shards = zip(one.shards, sizes, strict=True)
-            rows = [(block.location.name, block.size, size) for block, size in shards]
-            found[f"data set {number}"] = f"{one.size} samples, {digest_of(rows)}"
-        return found
+        """Digest of names, numbers of samples and sizes of the shards of each data set."""
+        digests: dict[str, str] = {}
+        pairs = zip(self.datasets, self.shard_bytes, strict=True)
+        for number, (dataset, sizes) in enumerate(pairs, 1):
+            shards = zip(dataset.shards, sizes, strict=True)
+            rows = [(shard.location.name, shard.size, size) for shard, size in shards]
+            digests[f"data set {number}"] = f"{dataset.size} samples, {digest_of(rows)}"
+        return digests
 
     @property
     def num_samples(self) -> int:
-        """Samples in all data sets."""
-        return sum(one.size for one in self.datasets)
+        """Number of samples in all data sets."""
+        return sum(dataset.size for dataset in self.datasets)
 
 
 def load_info(config: ImageDataConfig, reporter: Reporter = NULL) -> ImagesInfo:
     """Finds the shards and counts their samples.
 
-    Shards carry no counts: one without an index beside it is scanned once, and the index kept in
-    the cache folder; a local one costs some 30 microseconds a sample, a remote one is streamed.
-    The reporter hears how many are scanned, if any.
+    The number of samples is that of the index of a shard. A shard without an index beside it is
+    scanned once, and its index is saved in the cache folder. A scan takes about 30 microseconds per
+    sample for a local shard; a remote shard is streamed. The reporter receives the progress of the
+    scans.
 
     Raises:
-        DataError: No shards are given or found, or one is missing or broken.
-        StorageError: The storage failed for good, or the cache cannot be written.
+        DataError: No shards are configured or found, or one is missing or broken.
+        StorageError: The storage failed after all retries, or the cache cannot be written.
     """
     if not config.shards:
         raise DataError(
-            "no image shards are given",
-            hint="give them with --data or data.shards",
+            "no image shards are configured",
+            hint="set --data or data.shards",
             code="data.no_dataset",
         )
     cache = file_cache(config.dataset_cache)
-    found = [_dataset(text, config, cache, reporter) for text in config.shards]
-    return ImagesInfo(tuple(one for one, _ in found), tuple(sizes for _, sizes in found))
+    pairs = [_dataset(text, config, cache, reporter) for text in config.shards]
+    return ImagesInfo(tuple(dataset for dataset, _ in pairs), tuple(sizes for _, sizes in pairs))
 
 
 def _dataset(
@@ -76,52 +78,52 @@ def _dataset(
 ) -> tuple[DataSet, tuple[int, ...]]:
     paths = find_shards(text, config.split)
     _check_listed_once(text, paths)
-    each = partial(in_parallel, max_concurrent=_AT_ONCE) if any(map(is_remote, paths)) else map
-    looked = list(each(partial(_looked_at, cache), paths))
-    fresh = [version for version, index in looked if index is None]
-    counts = {version.path: len(index.offsets) for version, index in looked if index is not None}
-    if fresh:
-        with reporter.progress(f"first scan of {text}", len(fresh), "shards") as bar:
-            for version, index in zip(fresh, each(partial(_scanned, cache), fresh), strict=True):
+    each = partial(in_parallel, max_concurrent=_MAX_REQUESTS) if any(map(is_remote, paths)) else map
+    known = list(each(partial(_version_and_index, cache), paths))
+    new = [version for version, index in known if index is None]
+    counts = {version.path: len(index.offsets) for version, index in known if index is not None}
+    if new:
+        with reporter.progress(f"first scan of {text}", len(new), "shards") as bar:
+            for version, index in zip(new, each(partial(_scan, cache), new), strict=True):
                 counts[version.path] = len(index.offsets)
                 bar.advance()
-    blocks = tuple(ShardInfo(path, counts[path]) for path in paths)
-    return DataSet(text, blocks), tuple(version.size for version, _ in looked)
+    shards = tuple(ShardInfo(path, counts[path]) for path in paths)
+    return DataSet(text, shards), tuple(version.size for version, _ in known)
 
 
-def _looked_at(cache: FileCache, path: Path) -> tuple[FileVersion, ShardIndex | None]:
-    """A shard as it is now, and its index where there is one."""
-    with _told_if_missing(path):
+def _version_and_index(cache: FileCache, path: Path) -> tuple[FileVersion, ShardIndex | None]:
+    """Current version of a shard, and its index if there is one."""
+    with _missing_as_data_error(path):
         version = FileVersion.of(path)
         return version, cached_index(cache, version)
 
 
-def _scanned(cache: FileCache, version: FileVersion) -> ShardIndex:
-    with _told_if_missing(version.path):
+def _scan(cache: FileCache, version: FileVersion) -> ShardIndex:
+    with _missing_as_data_error(version.path):
         return shard_index(cache, version)
 
 
 @contextmanager
-def _told_if_missing(path: Path) -> Generator[None]:
+def _missing_as_data_error(path: Path) -> Generator[None]:
     try:
         yield
     except FileNotFoundError:
         raise DataError(
-            f"{path}: is missing",
-            hint="copy it again, or take it out of the list or pattern that names it",
+            f"{path}: shard is missing",
+            hint="copy it again, or remove it from the list or pattern that names it",
             code="data.missing_shard",
             details={"shard": str(path)},
         ) from None
 
 
 def _check_listed_once(text: str, paths: Sequence[Path]) -> None:
-    """A shard that is listed twice would count twice."""
+    """Raises an error if a shard is listed twice: its samples would be counted twice."""
     if len(set(paths)) < len(paths):
         seen: set[Path] = set()
         twice = next(path for path in paths if path in seen or seen.add(path))
         raise DataError(
-            f"{text}: names {twice} twice",
-            hint="take it out of the list once; to weight data sets, use data.dataset_weighting",
+            f"{text}: lists {twice} twice",
+            hint="remove one entry; to weight data sets, use data.dataset_weighting",
             code="data.duplicate_shard",
             details={"shard": str(twice)},
         )

@@ -1,4 +1,4 @@
-"""Image shards as a kind of training data."""
+"""Data kind of image shards."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +20,17 @@ from vlatool.loading.images.reader import DROP_REASONS, ImageReader
 
 @dataclass(frozen=True)
 class ImagesAssets:
-    """What encoding needs besides weights.
+    """Assets that encoding needs besides weights.
 
     Attributes:
-        preprocessing: How pictures became those of the training data.
+        preprocessing: Preprocessing of the training images.
     """
 
     preprocessing: ImagePreprocessing
 
 
 class ImagesKind:
-    """Pictures in tar shards: see `loading.base.DataKind`."""
+    """Image shards (tar files); see `loading.base.DataKind`."""
 
     name: ClassVar[str] = "images"
     Config: ClassVar[type[ImageDataConfig]] = ImageDataConfig
@@ -38,11 +38,11 @@ class ImagesKind:
     drop_reasons: ClassVar[tuple[str, ...]] = DROP_REASONS
 
     def load_info(self, config: ImageDataConfig, reporter: Reporter = NULL) -> ImagesInfo:
-        """Reads the lists of shards and their indexes."""
+        """Finds the shards and reads their indexes."""
         return load_info(config, reporter)
 
     def validation(self, config: ImageDataConfig) -> ImageDataConfig | None:
-        """The same section for `val_shards`, in stored order, cropped in the middle."""
+        """Returns the section of `val_shards`: stored order, center crop; None without shards."""
         if not config.val_shards:
             return None
         changes = {
@@ -58,39 +58,43 @@ class ImagesKind:
     def derive(
         self, config: ImageDataConfig, info: ImagesInfo
     ) -> tuple[ImageDataConfig, dict[str, str]]:
-        """Nothing is left open."""
+        """Returns the section unchanged."""
         del info
         return config, {}
 
     def reader(self, config: ImageDataConfig, info: ImagesInfo) -> ImageReader:
-        """Reads, decodes and prepares pictures."""
+        """Returns a reader that decodes and preprocesses images."""
         return ImageReader(config, info)
 
     def make_assets(self, config: ImageDataConfig, info: ImagesInfo) -> ImagesAssets:
-        """The rule of preprocessing."""
+        """Returns the preprocessing."""
         del info
         return ImagesAssets(config.preprocessing)
 
     def save_assets(self, config: ImageDataConfig, info: ImagesInfo, folder: Path) -> None:
-        """Writes the rule of preprocessing."""
+        """Writes the preprocessing to preprocessing_config.yaml."""
         del info
         write_preprocessing_config(folder, config.preprocessing.model_dump(mode="json"))
 
     def load_assets(self, config: ImageDataConfig, folder: Path) -> ImagesAssets:
-        """What `keep` wrote; DataError where it is missing, broken, or not that of the config."""
+        """Reads the preprocessing of a run.
+
+        Raises:
+            DataError: The file is missing, broken, or differs from the config of the run.
+        """
         try:
-            rule = ImagePreprocessing.model_validate(read_preprocessing_config(folder))
+            preprocessing = ImagePreprocessing.model_validate(read_preprocessing_config(folder))
         except ValidationError as error:
             raise _unusable(folder, str(error.errors()[0]["msg"])) from None
-        if rule.without_randomness() != config.preprocessing.without_randomness():
+        if preprocessing.without_randomness() != config.preprocessing.without_randomness():
             raise _unusable(folder, "differs from data.preprocessing of the run")
-        return ImagesAssets(rule)
+        return ImagesAssets(preprocessing)
 
 
-def _unusable(folder: Path, told: str) -> DataError:
+def _unusable(folder: Path, reason: str) -> DataError:
     return DataError(
-        f"{folder / CONFIG_NAME}: {told}",
-        hint="copy it again from where the run was trained",
+        f"{folder / CONFIG_NAME}: {reason}",
+        hint="copy it again from the original run folder",
         code="data.broken_config",
         details={"path": str(folder / CONFIG_NAME)},
     )

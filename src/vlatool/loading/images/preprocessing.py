@@ -1,4 +1,4 @@
-"""A picture to the square that a model sees, by the rule that is kept beside its weights."""
+"""Preprocessing of an image to the square that a model expects."""
 
 import numpy as np
 
@@ -11,56 +11,60 @@ from vlatool.transforms.resampling import resampled
 def prepare_image(
     image: UInt8Array, rule: ImagePreprocessing, rng: np.random.Generator | None = None
 ) -> UInt8Array:
-    """The picture uint8 [S, S, 3] of `crop_size` S from uint8 [H, W, 3].
+    """Resizes and crops an image uint8 [H, W, 3] to [S, S, 3], where S is `crop_size`.
 
     Args:
-        image: As decoded.
-        rule: How; by chance only where `rng` is given.
-        rng: Always asked for three numbers, so that a sample's later draws do not depend on sizes.
+        image: Decoded image.
+        rule: Preprocessing options.
+        rng: Generator for the random crop and flip; None: center crop, no flip. It always yields
+            three numbers, so that later random choices for a sample do not depend on image sizes.
     """
-    drawn = None if rng is None else rng.random(3)
+    random = None if rng is None else rng.random(3)
     size = rule.crop_size
-    scaled = _scaled(image.shape[0], image.shape[1], rule)
-    room = scaled[0] - size, scaled[1] - size
-    if rule.random_crop and drawn is not None:
-        offset = int(drawn[0] * (room[0] + 1)), int(drawn[1] * (room[1] + 1))
+    scaled = _scaled_size(image.shape[0], image.shape[1], rule)
+    margin = scaled[0] - size, scaled[1] - size
+    if rule.random_crop and random is not None:
+        offset = int(random[0] * (margin[0] + 1)), int(random[1] * (margin[1] + 1))
     else:
-        offset = round(room[0] / 2), round(room[1] / 2)
+        offset = round(margin[0] / 2), round(margin[1] / 2)
     if scaled == image.shape[:2]:
         top, left = offset
-        window = image[top : top + size, left : left + size]
+        cropped = image[top : top + size, left : left + size]
     else:
-        window = resampled(image, scaled, offset, (size, size), rule.resize_filter)
-    if rule.random_flip and drawn is not None and drawn[2] < 0.5:
-        window = window[:, ::-1]
-    return np.ascontiguousarray(window)
+        cropped = resampled(image, scaled, offset, (size, size), rule.resize_filter)
+    if rule.random_flip and random is not None and random[2] < 0.5:
+        cropped = cropped[:, ::-1]
+    return np.ascontiguousarray(cropped)
 
 
 def checked_image(image: Array, name: str) -> UInt8Array:
-    """The picture itself, if it is uint8 [H, W, 3]; cheap.
+    """Returns the image unchanged if it is uint8 [H, W, 3]; does not read its pixels.
 
     Raises:
-        DataError: It is of another type, number of channels or shape; names it.
+        DataError: The dtype, number of channels or shape is another; the message has `name`.
     """
-    told = f"{image.dtype} {list(image.shape)}"
     hints = {
-        2: "a grey picture has no channels: repeat it three times",
-        3: "grey or with alpha: convert it to RGB first",
+        2: "repeat a grayscale image three times along a new last axis",
+        3: "convert grayscale or RGBA images to RGB first",
     }
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        reason, hint = "is no RGB picture [H, W, 3]", hints.get(image.ndim, "give one at a time")
+        reason = "expected an RGB image [H, W, 3]"
+        hint = hints.get(image.ndim, "pass one image at a time")
     elif image.dtype != np.uint8:
-        reason = "is not of bytes"
-        hint = "give uint8 values of 0 to 255: round(255 * x) of numbers in [0, 1]"
+        reason = "expected dtype uint8"
+        hint = "convert values in [0, 1] to uint8: round(255 * x)"
     else:
         return image
     raise DataError(
-        f"{name}: {told} {reason}", hint=hint, code="data.not_an_image", details={"sample": name}
+        f"{name}: image is {image.dtype} {list(image.shape)}, {reason}",
+        hint=hint,
+        code="data.not_an_image",
+        details={"sample": name},
     )
 
 
-def _scaled(height: int, width: int, rule: ImagePreprocessing) -> tuple[int, int]:
-    """Size after the resize; the longer edge is cut to whole pixels, as the published one is."""
+def _scaled_size(height: int, width: int, rule: ImagePreprocessing) -> tuple[int, int]:
+    """(height, width) after the resize; the longer edge is rounded down, as in published code."""
     if rule.resize == "squash":
         return rule.crop_size, rule.crop_size
     edge = rule.shorter_edge

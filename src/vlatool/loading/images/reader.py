@@ -1,4 +1,7 @@
-"""Samples of image shards by their places. Source: reference/order 11."""
+"""Reader of the samples of image shards.
+
+Source: reference/order 11.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,11 +26,11 @@ DROP_REASONS = (BROKEN_SAMPLE, NO_IMAGE, BROKEN_IMAGE, NOT_RGB)
 
 @dataclass(frozen=True)
 class ImageSample:
-    """One picture.
+    """One image.
 
     Attributes:
-        key: As the shard's metadata name it among all pictures; else shard and key in it, because
-            keys may begin anew in every shard.
+        key: Unique name from the metadata of the sample; without one, name of the shard and key in
+            the shard, because keys may repeat from shard to shard.
         image: uint8 [S, S, 3].
     """
 
@@ -36,58 +39,62 @@ class ImageSample:
 
 
 class ImageReader:
-    """Reads, decodes and prepares pictures; picklable.
+    """Reads, decodes and preprocesses images; picklable.
 
     Args:
-        config: Data section.
-        facts: Of the same data.
+        config: Section `data`.
+        info: Metadata of the same data.
     """
 
     def __init__(self, config: ImageDataConfig, info: ImagesInfo) -> None:
         self._config = config
         self._info = info
-        self._blocks = ShardReader(info.datasets, ShardCache.of(config, info.datasets))
+        self._shards = ShardReader(info.datasets, ShardCache.of(config, info.datasets))
 
     def read(
         self, refs: Sequence[SampleRef], rngs: Sequence[np.random.Generator]
     ) -> list[ImageSample | DroppedSample]:
-        """The samples at some places, in order; see `loading.base.SampleReader`."""
-        found = zip(refs, self._blocks.members(refs), rngs, strict=True)
+        """Returns the samples in order; see `loading.base.SampleReader`."""
+        rows = zip(refs, self._shards.members(refs), rngs, strict=True)
         return [
-            one if isinstance(one, DroppedSample) else self._sample(place, one, rng)
-            for place, one, rng in found
+            members if isinstance(members, DroppedSample) else self._sample(ref, members, rng)
+            for ref, members, rng in rows
         ]
 
     def prefetch(self, refs: Sequence[SampleRef]) -> None:
-        """Begins to fetch them where they are remote; see `loading.base.Prefetching`."""
-        self._blocks.prefetch(refs)
+        """Starts to download remote samples; see `loading.base.Prefetching`."""
+        self._shards.prefetch(refs)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (ImageReader, (self._config, self._info))
 
     def _sample(
-        self, place: SampleRef, members: Members, rng: np.random.Generator
+        self, ref: SampleRef, members: Members, rng: np.random.Generator
     ) -> ImageSample | DroppedSample:
-        shard = self._info.datasets[place.dataset].shards[place.shard].location
+        shard = self._info.datasets[ref.dataset].shards[ref.shard].location
         key = _global_key(members.contents) or f"{shard.stem}/{members.key}"
         data = _image(members.contents)
         if data is None:
-            told = f"{shard}: sample {members.key} has none of {', '.join(IMAGE_SUFFIXES)}"
-            return DroppedSample(NO_IMAGE, key, told)
+            suffixes = ", ".join(IMAGE_SUFFIXES)
+            message = f"{shard}: sample {members.key} has no image ({suffixes})"
+            return DroppedSample(NO_IMAGE, key, message)
         try:
             mode = image_mode(data)
             if mode != "RGB" and not self._config.convert_colors:
-                told = f"{shard}: sample {members.key} is {mode}, not RGB; data.convert_colors"
-                return DroppedSample(NOT_RGB, key, f"{told} makes it so")
+                message = (
+                    f"{shard}: the image of sample {members.key} is {mode}, not RGB; set "
+                    "data.convert_colors to convert it"
+                )
+                return DroppedSample(NOT_RGB, key, message)
             pixels = decode_rgb(data)
         except ValueError as error:
-            told = f"{shard}: the picture of sample {members.key} cannot be decoded: {error}"
-            return DroppedSample(BROKEN_IMAGE, key, told)
+            message = f"{shard}: the image of sample {members.key} cannot be decoded: {error}"
+            return DroppedSample(BROKEN_IMAGE, key, message)
         return ImageSample(key, prepare_image(pixels, self._config.preprocessing, rng))
 
 
 def _global_key(contents: Mapping[str, bytes]) -> str:
-    """The name that metadata beside a picture give it; empty where they give none."""
+    """Returns the unique name in the metadata of a sample; empty if there is none."""
     try:
         metadata = parse_json(contents.get(METADATA_SUFFIX, b"{}"))
     except DocumentError:

@@ -1,4 +1,4 @@
-"""How pictures of training samples are varied. Source: formats/lbm 5.1."""
+"""Configuration of image augmentation. Source: formats/lbm 5.1."""
 
 from typing import Annotated, Literal, Self
 
@@ -11,59 +11,60 @@ _Side = Annotated[float, Field(gt=0)]
 
 
 class JitterConfig(ConfigModel):
-    """Changes of colour; a factor is drawn from 1 - x to 1 + x."""
+    """Color jitter. A factor is drawn uniformly between 1 - x and 1 + x for a range x."""
 
-    enabled: bool = Field(default=False, description="Whether colours are changed.")
-    brightness: float = Field(default=0.2, ge=0, description="Range of the brightness.")
-    contrast: float = Field(default=0.4, ge=0, description="Range of the contrast.")
-    saturation: float = Field(default=0.2, ge=0, description="Range of the saturation.")
+    enabled: bool = Field(default=False, description="Change colors randomly.")
+    brightness: float = Field(default=0.2, ge=0, description="Range of the brightness factor.")
+    contrast: float = Field(default=0.4, ge=0, description="Range of the contrast factor.")
+    saturation: float = Field(default=0.2, ge=0, description="Range of the saturation factor.")
     hue: tuple[_Hue, _Hue] = Field(
-        default=(-0.05, 0.05), description="Lowest and highest shift of the hue, in turns."
+        default=(-0.05, 0.05),
+        description="Lowest and highest hue shift, as fractions of the color circle.",
     )
 
 
 class CropConfig(ConfigModel):
-    """A part of each picture."""
+    """Crop of images."""
 
-    enabled: bool = Field(default=False, description="Whether pictures are cropped.")
+    enabled: bool = Field(default=False, description="Crop images.")
     shape: tuple[_Side, _Side] = Field(
         default=(224, 224),
-        description="Height and width in pixels; both at most 1: shares of the picture.",
+        description="Height and width of the crop in pixels; if both are at most 1, as fractions "
+        "of the image.",
     )
-    mode: Literal["random", "center"] = Field(default="random", description="Where the part lies.")
+    mode: Literal["random", "center"] = Field(default="random", description="Position of the crop.")
 
     @model_validator(mode="after")
     def _check_shares(self) -> Self:
         if (self.shape[0] <= 1) != (self.shape[1] <= 1):
-            raise ValueError(f"shape {list(self.shape)} mixes pixels and shares")
+            raise ValueError(f"shape {list(self.shape)} mixes pixels and fractions")
         if self.mode == "center" and self.shape[0] <= 1:
-            raise ValueError("shares of a picture need mode: random")
+            raise ValueError("a shape in fractions of the image requires mode: random")
         return self
 
 
 class ImageAugmentationConfig(ConfigModel):
-    """First the crop, then the colours; equal for all pictures of a sample that have one size."""
+    """Crop, then color jitter; the same for all images of a sample that have the same size."""
 
-    color_jitter: JitterConfig = Field(default=JitterConfig(), description="ImageMeanStd.")
+    color_jitter: JitterConfig = Field(default=JitterConfig(), description="Color jitter.")
     crop: CropConfig = Field(default=CropConfig(), description="Crop.")
 
 
 class AugmentationConfig(ConfigModel):
-    """How pictures of training samples are varied."""
+    """Augmentation of training samples."""
 
-    enabled: bool = Field(default=True, description="Whether anything below counts.")
+    enabled: bool = Field(default=True, description="Apply the augmentation below.")
     image: ImageAugmentationConfig = Field(
-        default=ImageAugmentationConfig(), description="Pictures."
+        default=ImageAugmentationConfig(), description="Augmentation of images."
     )
 
-    @property
-    def still(self) -> Self:
-        """What is left where nothing is drawn: the middle of a picture, colours as they are."""
+    def without_randomness(self) -> Self:
+        """Returns the augmentation of evaluation: center crop, no color jitter."""
         crop = self.image.crop.model_copy(update={"mode": "center"})
         image = self.image.model_copy(update={"crop": crop, "color_jitter": JitterConfig()})
         return self.model_copy(update={"image": image})
 
     @property
     def crop_shape(self) -> tuple[float, float] | None:
-        """(height, width) of what is kept of a picture; None: all of it."""
+        """(height, width) of the crop, as `CropConfig.shape`; None: no crop."""
         return self.image.crop.shape if self.enabled and self.image.crop.enabled else None

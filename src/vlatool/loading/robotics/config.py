@@ -1,4 +1,4 @@
-"""What the training loader reads and how; key names are the published ones (reference/training 1.7)."""
+"""Configuration of robotics data. Key names are the published ones (reference/training 1.7)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
@@ -20,12 +20,10 @@ LanguageKind = Literal["original", "randomized", "verbose", "alternative"]
 
 
 class FieldNormalizeConfig(ConfigModel):
-    """How one field is normalised; null keys follow the section above."""
+    """Normalization of one field; null: the value of the section above."""
 
-    enabled: bool | None = Field(default=None, description="Whether the field is normalised.")
-    method: Method | None = Field(
-        default=None, description="Which statistics give centre and scale."
-    )
+    enabled: bool | None = Field(default=None, description="Normalize the field.")
+    method: Method | None = Field(default=None, description="Statistics that are used.")
     scope: Scope | None = Field(
         default=None, description="One scale for all steps, or one per step."
     )
@@ -33,26 +31,26 @@ class FieldNormalizeConfig(ConfigModel):
 
 
 class NormalizeConfig(ConfigModel):
-    """How action and proprioception fields are normalised."""
+    """Normalization of action and proprioception fields."""
 
-    # They follow from other keys and from the data.
+    # These values follow from other keys and from the data.
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
         {"include_fields", "lowdim_past_timesteps", "lowdim_future_timesteps"}
     )
 
-    enabled: bool = Field(default=True, description="Whether fields are normalised.")
-    method: Method = Field(default="std", description="Which statistics give centre and scale.")
+    enabled: bool = Field(default=True, description="Normalize fields.")
+    method: Method = Field(default="std", description="Statistics that are used.")
     scope: Scope = Field(default="global", description="One scale for all steps, or one per step.")
     epsilon: float = Field(default=1e-8, gt=0, description="Smallest scale.")
     centered_norm: bool = Field(
         default=False,
-        description="Map the range to [-1, 1] instead of [0, 1]; `std` is always centred.",
+        description="Normalize to [-1, 1] instead of [0, 1]; method `std` is always centered.",
     )
     field_configs: dict[str, FieldNormalizeConfig] = Field(
-        default={}, description="Field name to what differs for it."
+        default={}, description="Field name to values that differ for this field."
     )
     include_fields: list[str] = derived_field(
-        "data.proprioception_fields and data.action_fields", "Fields it is about.", default=[]
+        "data.proprioception_fields and data.action_fields", "Normalized fields.", default=[]
     )
     lowdim_past_timesteps: int | None = derived_field(
         "past steps of the statistics", "Steps of the statistics before the anchor.", ge=0
@@ -62,34 +60,34 @@ class NormalizeConfig(ConfigModel):
     )
 
     def for_field(self, name: str) -> "NormalizeConfig":
-        """The settings of one field, with its own keys on top."""
-        own = self.field_configs.get(name)
-        if own is None:
+        """Returns the section with the values of one field."""
+        config = self.field_configs.get(name)
+        if config is None:
             return self
-        return self.model_copy(update=own.model_dump(exclude_none=True))
+        return self.model_copy(update=config.model_dump(exclude_none=True))
 
 
 class PublishedDataConfig(LoadingConfig):
-    """Keys of published job files that decide nothing here."""
+    """Keys of published job files that have no effect here."""
 
     ignored: ClassVar[Mapping[str, str]] = {
         **LoadingConfig.ignored,
-        "val_dataset_weighting": "held-out data are read in stored order",
-        "val_dataset_statistics": "held-out data are scaled as the training data are",
-        "processor_kwargs": "pictures get the size that the backbone's base model was made for",
-        "image_size": "pictures get the size that the backbone's base model was made for",
-        "img_num_tokens": "the backbone's base model decides it",
-        "seq_len": "texts are as long as the longest of a batch",
+        "val_dataset_weighting": "validation data are read in stored order",
+        "val_dataset_statistics": "validation data are normalized with the training statistics",
+        "processor_kwargs": "images are resized to the input size of the backbone",
+        "image_size": "images are resized to the input size of the backbone",
+        "img_num_tokens": "the base model of the backbone determines it",
+        "seq_len": "texts are padded to the longest text of a batch",
         "use_hf_fast_tokenizer": "the fast tokenizer is always used",
-        "hf_fast_tokenizers_parallelism": "loader processes are what works in parallel",
-        "hf_fast_tokenizer_rayon_threads": "loader processes are what works in parallel",
-        "dataloader_in_order": "samples always come in order",
-        "tactile_fields": "no model reads them",
-        "use_point_cloud": "no model reads them",
-        "point_cloud_num_points": "no model reads them",
-        "pose_groups": "those of preprocessing_config.yaml count",
-        "intrinsics_fields": "no model reads calibration",
-        "extrinsics_fields": "no model reads calibration",
+        "hf_fast_tokenizers_parallelism": "loader workers provide the parallelism",
+        "hf_fast_tokenizer_rayon_threads": "loader workers provide the parallelism",
+        "dataloader_in_order": "samples are always in order",
+        "tactile_fields": "no model uses them",
+        "use_point_cloud": "no model uses point clouds",
+        "point_cloud_num_points": "no model uses point clouds",
+        "pose_groups": "those of preprocessing_config.yaml are used",
+        "intrinsics_fields": "no model uses the calibration",
+        "extrinsics_fields": "no model uses the calibration",
     }
 
     val_dataset_weighting: list[float] = Field(default=[], description="Has no effect.")
@@ -116,70 +114,73 @@ class RoboticsDataConfig(PublishedDataConfig):
     no_effect_on_output: ClassVar[frozenset[str]] = (
         LoadingConfig.no_effect_on_output
         | PublishedDataConfig.ignored.keys()
-        # Where the data are; what they are is in the fingerprint of a run.
+        # Locations of the data. The fingerprint of a run covers their content.
         | {"dataset_manifest", "dataset_statistics", "val_dataset_manifest"}
-        # Cameras and pictures say which these are.
+        # Follows from camera_names and image_indices.
         | {"image_names"}
     )
 
-    # Whether its cameras are known to be those of other data, which these may lack.
+    # True if camera_names are those of other data; these data may lack some of the cameras.
     cameras_are_known: ClassVar[bool] = False
 
     type: Literal["robotics"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride] - frozen
-        default="robotics", description="Kind of data."
+        default="robotics", description="Data kind."
     )
     dataset_manifest: list[str] = required_field(
         [], "Folder or manifest.jsonl of each data set, of any scheme."
     )
     dataset_statistics: list[str] = Field(
-        default=[], description="stats.json of each data set; empty: beside each manifest."
+        default=[], description="stats.json of each data set; empty: the one beside each manifest."
     )
     dataset_modality: list[Literal["robotics"]] = Field(
         default=[], description="Modality of each data set; empty: robotics."
     )
     val_dataset_manifest: list[str] = Field(
-        default=[], description="Folder or manifest.jsonl of each held-out data set."
+        default=[], description="Folder or manifest.jsonl of each validation data set."
     )
     language_instruction_types: list[LanguageKind] = Field(
-        default=["original"], description="Kinds of sentences, one of which is drawn per sample."
+        default=["original"],
+        description="Kinds of instructions; each sample gets a random one of these kinds.",
     )
     camera_names: list[str] = derived_field(
         "cameras of the data set's preprocessing_config.yaml", "Cameras, in order.", default=[]
     )
     image_indices: list[int] = derived_field(
         "image indices of preprocessing_config.yaml",
-        "Pictures, as frames from the anchor.",
+        "Frames of the images, relative to the anchor.",
         default=[],
     )
     image_names: list[str] = derived_field(
-        "data.camera_names at each of data.image_indices", "Pictures, in order.", default=[]
+        "data.camera_names at each of data.image_indices", "Names of the images.", default=[]
     )
     pad_missing_images: bool = Field(
-        default=False, description="A black picture for a camera that a sample lacks."
+        default=False, description="Use a black image for a camera that a sample lacks."
     )
     mask_padded_images: bool = Field(
-        default=False, description="Models do not look at pictures that were padded."
+        default=False, description="Mask padded images, so that models do not attend to them."
     )
     processor: str | None = Field(
-        default=None, description="Processor of pictures and text: that of the backbone."
+        default=None, description="Processor of images and text; that of the backbone."
     )
     max_text_seq_len: int | None = Field(
         default=None,
         ge=1,
-        description="Most tokens of a text; null: as many as the backbone takes.",
+        description="Largest number of tokens of a text; null: the limit of the backbone.",
     )
     augmentation: AugmentationConfig = Field(
-        default=AugmentationConfig(), description="How pictures are varied."
+        default=AugmentationConfig(), description="Augmentation of training samples."
     )
     proprioception_fields: list[str] = derived_field(
         "proprioception fields of preprocessing_config.yaml",
-        "Fields that are observed.",
+        "Observed fields.",
         default=[],
     )
     action_fields: list[str] = derived_field(
-        "action fields of preprocessing_config.yaml", "Fields that are predicted.", default=[]
+        "action fields of preprocessing_config.yaml", "Predicted fields.", default=[]
     )
-    normalization: NormalizeConfig = Field(default=NormalizeConfig(), description="Normalisation.")
+    normalization: NormalizeConfig = Field(
+        default=NormalizeConfig(), description="Normalization of fields."
+    )
     lowdim_past_timesteps: int | None = derived_field(
         "past steps of preprocessing_config.yaml", "Steps before the anchor.", ge=0
     )
@@ -187,35 +188,35 @@ class RoboticsDataConfig(PublishedDataConfig):
         "future steps of preprocessing_config.yaml", "Steps after the anchor.", ge=0
     )
     action_dim: int | None = derived_field(
-        "sum of the widths of action_fields", "Width of an action."
+        "sum of the widths of action_fields", "Number of dimensions of an action."
     )
     proprioception_dim: int | None = derived_field(
-        "sum of the widths of proprioception_fields", "Width of a proprioception vector."
+        "sum of the widths of proprioception_fields", "Number of dimensions of proprioception."
     )
 
     @model_validator(mode="after")
-    def _masks_what_is_padded(self) -> Self:
+    def _check_masking(self) -> Self:
         if self.mask_padded_images and not self.pad_missing_images:
-            raise ValueError("mask_padded_images needs pad_missing_images")
+            raise ValueError("mask_padded_images requires pad_missing_images")
         return self
 
     @model_validator(mode="after")
-    def _room_for_images(self) -> Self:
+    def _check_seq_len(self) -> Self:
         if self.seq_len < self.img_num_tokens:
-            raise ValueError(f"seq_len {self.seq_len} is below img_num_tokens")
+            raise ValueError(f"seq_len {self.seq_len} is less than img_num_tokens")
         return self
 
     @model_validator(mode="after")
     def _equal_lengths(self) -> Self:
         count = len(self.dataset_manifest)
         for key in ("dataset_statistics", "dataset_weighting", "dataset_modality"):
-            given = len(getattr(self, key))
-            if given and given != count:
-                raise ValueError(f"{key} has {given} entries, dataset_manifest has {count}")
+            length = len(getattr(self, key))
+            if length and length != count:
+                raise ValueError(f"{key} has {length} entries, dataset_manifest has {count}")
         return self
 
     def derive_static(self) -> tuple[Self, Mapping[str, str]]:
-        """Names of pictures, and fields of the normalisation, as far as they are known."""
+        """Fills in image names and normalized fields, if the keys they follow from are set."""
         update: dict[str, Any] = {}
         rules: dict[str, str] = {}
         if self.camera_names and self.image_indices and not self.image_names:
@@ -229,19 +230,19 @@ class RoboticsDataConfig(PublishedDataConfig):
         return self.model_copy(update=update), rules
 
     def violations(self) -> Iterator[Violation]:
-        """Pictures that are named otherwise than they are chosen."""
-        chosen = image_names(self.camera_names, self.image_indices)
-        if chosen and self.image_names and self.image_names != chosen:
-            told = "data.image_names are not those of camera_names at image_indices, which count"
-            yield Violation(("image_names",), told)
+        """Yields a violation if `image_names` contradicts `camera_names` and `image_indices`."""
+        names = image_names(self.camera_names, self.image_indices)
+        if names and self.image_names and self.image_names != names:
+            message = "data.image_names differs from data.camera_names at data.image_indices"
+            yield Violation(("image_names",), message)
 
 
-class HeldOutDataConfig(RoboticsDataConfig):
-    """The section of held-out data, derived with the training data."""
+class ValidationDataConfig(RoboticsDataConfig):
+    """Section of the validation data, derived with the training data."""
 
     cameras_are_known: ClassVar[bool] = True
 
 
 def image_names(cameras: Sequence[str], indices: Sequence[int]) -> list[str]:
-    """Names of the pictures of a sample, all cameras at the first index first."""
+    """Names of the images of a sample: index outer, camera inner."""
     return [f"{camera}_t{index}" for index in indices for camera in cameras]

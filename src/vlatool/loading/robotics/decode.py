@@ -1,4 +1,4 @@
-"""Bytes of a sample to arrays; only the members and fields that are asked for are decoded."""
+"""Decoding of samples. Only the configured members and fields are decoded."""
 
 import struct
 from collections.abc import Mapping, Sequence
@@ -14,12 +14,12 @@ from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.images import ImageDecoder
 from vlatool.loading.shard_reader import BROKEN_SAMPLE
 
-# Why a sample is dropped.
+# Drop reasons.
 NOT_FINITE = "not_finite"
 DROP_REASONS = (BROKEN_SAMPLE, NOT_FINITE)
 _TIME_AND_CHANNELS = 2
-# What decoders, numpy and json say of contents that are none.
-_BROKEN = (
+# Exceptions of image decoders, numpy and json for broken content.
+_DECODE_ERRORS = (
     ValueError,
     TypeError,
     OSError,
@@ -36,15 +36,15 @@ class DecodedSample:
     """One training sample.
 
     Attributes:
-        key: Names the sample in messages.
-        images: uint8 [N, H, W, 3], time outer, camera inner; black where there is none.
+        key: Name of the sample in messages.
+        images: uint8 [N, H, W, 3], time outer, camera inner; padded images are black.
         fields: Field name to float64 [T, C], cropped to the configured window.
-        past_mask: bool [T].
-        future_mask: bool [T].
-        instruction: One sentence.
-        metadata: As stored.
-        image_mask: bool [N], which of the pictures there are; None: all of them.
-        dataset: Number of its data set among those of the run, from 0.
+        past_mask: bool [T], cropped likewise.
+        future_mask: bool [T], cropped likewise.
+        instruction: Instruction, empty if the sample has none.
+        metadata: Metadata as stored.
+        image_mask: bool [N], False for padded images; None: no image is padded.
+        dataset: Index of the data set in the run, from 0.
     """
 
     key: str
@@ -59,14 +59,13 @@ class DecodedSample:
 
 
 class SampleDecoder:
-    """Decodes the members of samples as a data section asks for.
+    """Decodes the members of samples that a section `data` configures.
 
     Args:
-        config: Data section, derived.
-        size: (width, height) that every picture was given in preprocessing; None where it was given
-            none.
-        widths: Channels of each field; None where any will do.
-        number: Of the data set among those of the run, from 0.
+        config: Section `data`, derived.
+        size: (width, height) of all images; None: preprocessing did not resize them.
+        widths: Field name to number of dimensions; None: not checked.
+        number: Index of the data set in the run, from 0.
     """
 
     def __init__(
@@ -91,20 +90,21 @@ class SampleDecoder:
         key: str,
         members: Mapping[str, bytes],
         rng: np.random.Generator,
-        room: UInt8Array | None = None,
+        buffer: UInt8Array | None = None,
     ) -> DecodedSample:
         """Decodes one sample.
 
         Args:
-            key: Its name.
+            key: Name of the sample.
             members: Suffix to content.
-            rng: Picks one of its sentences, then draws how its pictures vary.
-            room: uint8 [N, H, W, 3] for its pictures, which is used where it fits.
+            rng: Generator for the choice of the instruction, then for the augmentation.
+            buffer: Memory uint8 [N, H, W, 3] for the images; used if its shape fits.
 
         Raises:
-            DataError: A member or field is missing or broken (`data.broken_sample`), a value is no
-                number (`data.not_finite`), or pictures differ in size (`data.image_sizes_differ`)
-                or are smaller than a crop (`data.picture_too_small`); names sample and member.
+            DataError: A member or field is missing or broken (`data.broken_sample`), a value is not
+                finite (`data.not_finite`), or images differ in size (`data.image_sizes_differ`) or
+                are smaller than the crop (`data.picture_too_small`); the message has sample and
+                member.
         """
         sample = StoredSample(key, members)
         try:
@@ -114,8 +114,8 @@ class SampleDecoder:
             span = _span(anchor - self._past, anchor + self._future + 1, arrays)
             fields = {name: self._columns(key, name, arrays[name])[span] for name in self._fields}
             _check_finite(key, fields)
-            instruction = self._sentence(sample.language(), rng)
-            images, image_mask = self._images(key, members, rng, room)
+            instruction = self._instruction(sample.language(), rng)
+            images, image_mask = self._images(key, members, rng, buffer)
             return DecodedSample(
                 key=key,
                 images=images,
@@ -129,43 +129,44 @@ class SampleDecoder:
             )
         except KeyError as error:
             raise _missing(key, str(error.args[0])) from None
-        except _BROKEN as error:
+        except _DECODE_ERRORS as error:
             raise DataError(
                 f"sample {key} cannot be decoded: {error}",
-                hint="its shard is damaged; preprocess or copy it again",
+                hint="its shard is broken: preprocess or copy it again",
                 code=f"data.{BROKEN_SAMPLE}",
                 details={"sample": key},
             ) from None
 
     def _columns(self, key: str, name: str, values: Array) -> Array:
-        """Numbers as [T, C]."""
+        """Returns the values of a field as [T, C]."""
         columns = values[:, None] if values.ndim == 1 else values
         width = self._widths.get(name, columns.shape[-1])
         if columns.dtype.kind not in "biuf" or columns.ndim != _TIME_AND_CHANNELS:
             raise ValueError(f"{name} is {columns.dtype} {list(columns.shape)}")
         if columns.shape[1] != width:
             raise DataError(
-                f"sample {key}: {name} is {columns.shape[1]} wide, in the statistics {width}",
-                hint="the statistics are of other data, or the shard is: leave "
-                "data.dataset_statistics out, or preprocess again",
+                f"sample {key}: {name} has {columns.shape[1]} dimensions, its statistics have "
+                f"{width}",
+                hint="shard and statistics are of different data: remove data.dataset_statistics, "
+                "or preprocess again",
                 code=f"data.{BROKEN_SAMPLE}",
                 details={"sample": key, "field": name},
             )
         return columns
 
-    def _sentence(self, by_kind: Mapping[str, Sequence[str]], rng: np.random.Generator) -> str:
-        """One sentence of the configured kinds, drawn evenly; empty where there is none."""
-        sentences = [text for kind in self._kinds for text in by_kind.get(kind, ())]
-        chosen = sentences[int(rng.integers(len(sentences)))] if sentences else ""
-        chosen.encode()  # half a character of a pair is no text
-        return chosen
+    def _instruction(self, by_kind: Mapping[str, Sequence[str]], rng: np.random.Generator) -> str:
+        """Returns a random instruction of the configured kinds; empty if there is none."""
+        texts = [text for kind in self._kinds for text in by_kind.get(kind, ())]
+        instruction = texts[int(rng.integers(len(texts)))] if texts else ""
+        instruction.encode()  # raises UnicodeEncodeError for lone surrogates
+        return instruction
 
 
 def _missing(key: str, member: str) -> DataError:
     return DataError(
         f"sample {key} has no {member!r}",
-        hint="leave that camera or field out, or preprocess again, for pictures with "
-        "--skip-episodes-missing-cameras",
+        hint="remove that camera or field from the config, or preprocess again (for a camera with "
+        "--skip-episodes-missing-cameras)",
         code=f"data.{BROKEN_SAMPLE}",
         details={"sample": key, "member": member},
     )
@@ -176,17 +177,17 @@ def _check_finite(key: str, fields: Mapping[str, Array]) -> None:
         if not np.isfinite(values).all():
             raise DataError(
                 f"sample {key}: a value of {name!r} is not finite",
-                hint="preprocess with --fail-on-nan to find where it comes from",
+                hint="preprocess with --fail-on-nan to find the episode",
                 code=f"data.{NOT_FINITE}",
                 details={"sample": key, "field": name},
             )
 
 
 def _span(start: int, stop: int, arrays: Mapping[str, Array]) -> slice:
-    """The steps of the window, which every array has."""
+    """Returns the steps of the window as a slice; ValueError if an array is shorter."""
     shortest = min(len(values) for values in arrays.values())
     if start < 0 or stop > shortest:
-        raise ValueError(f"steps {start} to {stop} are asked for, there are {shortest}")
+        raise ValueError(f"the window is steps {start} to {stop}, the sample has {shortest}")
     return slice(start, stop)
 
 

@@ -1,4 +1,4 @@
-"""What the folders a run trains on say about themselves: sizes, fields, cameras, statistics."""
+"""Metadata of robotics data sets: sizes, fields, cameras, statistics."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,24 +25,24 @@ from vlatool.storage.uri import is_remote, location
 from vlatool.transforms.augmentation import central_box
 from vlatool.transforms.normalize import field_width
 
-# Fields that a message lists.
-_MOST_LISTED = 40
+# Number of fields that a message lists.
+_MAX_LISTED = 40
 
 
 @dataclass(frozen=True)
 class RoboticsInfo:
-    """Facts of all data sets of a run together.
+    """Metadata of all data sets of a run.
 
     Attributes:
         shards: Shards of each data set.
         statistics: Field name to statistics, merged over the data sets.
-        options: preprocessing_config.yaml of each data set.
-        past: Steps before the anchor that every window has.
-        future: Steps after the anchor that every window has.
+        options: Content of preprocessing_config.yaml of each data set.
+        past: Number of steps before the anchor in every window.
+        future: Number of steps after the anchor in every window.
         statistics_past: Index of the anchor in statistics per time step.
-        fields: Those that are used.
-        names: What the data sets are called, as they were given.
-        left_out: Field without statistics to the reason.
+        fields: Names of the configured fields, or of those that the data name.
+        names: Names of the data sets, as configured.
+        left_out: Name of each field that has no merged statistics, to the reason.
     """
 
     shards: tuple[tuple[Shard, ...], ...]
@@ -57,7 +57,7 @@ class RoboticsInfo:
 
     @cached_property
     def datasets(self) -> tuple[DataSet, ...]:
-        """The shards as blocks."""
+        """The data sets with their shards."""
         names = self.names or tuple(f"data set {number}" for number, _ in enumerate(self.shards, 1))
         return tuple(
             DataSet(name, tuple(ShardInfo(shard.path, shard.num_sequences) for shard in shards))
@@ -66,39 +66,41 @@ class RoboticsInfo:
 
     @property
     def fingerprint(self) -> Mapping[str, str]:
-        """Digests of manifests and statistics, wherever the data lie. Source: reference/order 7."""
-        found = {
-            f"data set {number}": _listed(shards) for number, shards in enumerate(self.shards, 1)
+        """Digests of the manifests and of the used statistics. Source: reference/order 7."""
+        manifests = {
+            f"data set {number}": _fingerprint(shards)
+            for number, shards in enumerate(self.shards, 1)
         }
         used = {name: self.statistics.get(name) for name in self.fields}
-        return {**found, "statistics": digest_of(used)}
+        return {**manifests, "statistics": digest_of(used)}
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Samples in each data set."""
+        """Number of samples in each data set."""
         return tuple(sum(shard.num_sequences for shard in shards) for shards in self.shards)
 
     @property
     def num_samples(self) -> int:
-        """Samples in all data sets."""
+        """Number of samples in all data sets."""
         return sum(self.sizes)
 
     @property
     def fps(self) -> float:
-        """Frames per second of the first data set; 10 where it is not recorded."""
+        """Frames per second of the first data set; 10 if it is not recorded."""
         return float(self.options[0].get("fps") or 10.0)
 
     def widths(self, fields: Sequence[str]) -> list[int]:
-        """Channels of each field.
+        """Number of dimensions of each field.
 
         Raises:
-            DataError: A field is not in the statistics; names the nearest.
+            DataError: A field is not in the statistics; the hint has the most similar name.
         """
         for name in fields:
             if name in self.left_out:
                 raise DataError(
                     f"the field {name!r} cannot be used: {self.left_out[name]}",
-                    hint="leave it or these data sets out, or preprocess them alike",
+                    hint="remove the field or one of these data sets from the config, or "
+                    "preprocess them with the same options",
                     code="data.datasets_differ",
                     details={"field": name},
                 )
@@ -113,15 +115,15 @@ class RoboticsInfo:
 
 
 def load_info(config: RoboticsDataConfig) -> RoboticsInfo:
-    """Opens manifests, statistics and preprocessing options, and checks that shards are whole.
+    """Reads manifests, statistics and preprocessing options, and checks the sizes of local shards.
 
     Raises:
-        DataError: Something is missing or broken, or the data sets do not fit together.
+        DataError: A file is missing or broken, or the data sets are inconsistent.
     """
     if not config.dataset_manifest:
         raise DataError(
-            "no data set is given",
-            hint="give one with --data DIR or data.dataset_manifest",
+            "no data set is configured",
+            hint="set --data DIR or data.dataset_manifest",
             code="data.no_dataset",
         )
     folders = [data_folder(text) for text in config.dataset_manifest]
@@ -131,15 +133,15 @@ def load_info(config: RoboticsDataConfig) -> RoboticsInfo:
             check_shards(folder.manifest, entries)
     parts = _statistics(config, folders)
     options = [_options(folder) for folder in folders]
-    pasts = [int(one["past_lowdim_steps"]) for one in options]
+    pasts = [int(row["past_lowdim_steps"]) for row in options]
     merged = _merged(config, parts, pasts)
     return RoboticsInfo(
         shards=tuple(tuple(entries) for entries in shards),
-        # Loader processes get a copy; only merging needs digests.
+        # Without digests, which only merging needs: each loader worker gets a copy.
         statistics=compact(merged.statistics),
         options=tuple(options),
         past=min(pasts),
-        future=min(int(one["future_lowdim_steps"]) for one in options),
+        future=min(int(row["future_lowdim_steps"]) for row in options),
         statistics_past=min(pasts),
         fields=_fields(config, options[0]),
         names=tuple(config.dataset_manifest),
@@ -148,17 +150,17 @@ def load_info(config: RoboticsDataConfig) -> RoboticsInfo:
 
 
 def data_folder(text: str) -> ShardFolder:
-    """The data set at a folder or manifest of any scheme; DataError where none is."""
+    """Opens the data set at a folder or manifest of any scheme; DataError if there is none."""
     return ShardFolder.open(location(text))
 
 
 def _statistics(config: RoboticsDataConfig, folders: Sequence[ShardFolder]) -> list[Statistics]:
-    """Those that are named, else those of the data sets; with digests where they are merged."""
-    named = config.dataset_statistics
-    mergeable = len(named or folders) > 1
+    """Reads the configured statistics, or those of the data sets; several with their digests."""
+    configured = config.dataset_statistics
+    mergeable = len(configured or folders) > 1
     files = [
         location(text) if text.endswith(".json") else data_folder(text).statistics_file
-        for text in named
+        for text in configured
     ] or [folder.statistics_file for folder in folders]
     return [(read_mergeable if mergeable else read_stats)(path) for path in files]
 
@@ -166,38 +168,39 @@ def _statistics(config: RoboticsDataConfig, folders: Sequence[ShardFolder]) -> l
 def _merged(
     config: RoboticsDataConfig, parts: Sequence[Statistics], pasts: Sequence[int]
 ) -> MergedStats:
-    """The statistics of the mixture: weighted as samples are drawn, steps matched by the anchor.
+    """Merges statistics with the weights of the mixture; steps are aligned by the anchor.
 
-    A field that the data sets have in different shapes is left out, and refused where it is used.
+    A field whose shape differs between data sets is left out. Using it is an error.
     """
     if len(parts) == 1:
         return MergedStats(parts[0])
     weights: Sequence[float | None] = config.dataset_weighting
-    if not weights or min(config.dataset_weighting) <= 0:  # the order refuses such a mixture
+    # By size if a weight is 0 or less; `SampleOrder` raises an error for negative ones.
+    if not weights or min(config.dataset_weighting) <= 0:
         weights = [None] * len(parts)
     return merge_parts(
-        [StatsPart(*one) for one in zip(parts, pasts, weights, strict=True)],
+        [StatsPart(*row) for row in zip(parts, pasts, weights, strict=True)],
         leave_out_unequal=True,
     )
 
 
 def _fields(config: RoboticsDataConfig, options: Mapping[str, Any]) -> tuple[str, ...]:
-    """The configured fields, or those of the data."""
+    """Names of the configured fields, or of those of the data."""
     keys = ("action_fields", "proprioception_fields")
     names = [getattr(config, key) or options.get(key) or [] for key in keys]
     return tuple(dict.fromkeys(str(name) for part in names for name in part))
 
 
-def _listed(shards: Sequence[Shard]) -> str:
+def _fingerprint(shards: Sequence[Shard]) -> str:
     rows = [(shard.path.name, shard.num_sequences) for shard in shards]
     return f"{sum(count for _, count in rows)} samples, {digest_of(rows)}"
 
 
 def derive_data(config: RoboticsDataConfig, info: RoboticsInfo) -> RoboticsDataConfig:
-    """The config with what it left open taken from the data.
+    """Returns the config with unset values filled in from the data.
 
     Raises:
-        DataError: A configured camera, picture, field or window is not in the data.
+        DataError: A configured camera, image index, field or window is not in the data.
     """
     cameras = config.camera_names or _cameras(config, info)
     indices = config.image_indices or _agreed(info, "image_indices")
@@ -227,34 +230,35 @@ def derive_data(config: RoboticsDataConfig, info: RoboticsInfo) -> RoboticsDataC
     return derived
 
 
-def _check(derived: RoboticsDataConfig, asked: RoboticsDataConfig, info: RoboticsInfo) -> None:
+def _check(derived: RoboticsDataConfig, config: RoboticsDataConfig, info: RoboticsInfo) -> None:
     if not derived.action_fields:
         raise _no_action_fields(info)
     _check_images(derived, info)
-    for key, has in (
+    for key, available in (
         ("lowdim_past_timesteps", info.past),
         ("lowdim_future_timesteps", info.future),
     ):
-        if getattr(derived, key) > has:
+        if getattr(derived, key) > available:
             raise DataError(
-                f"data.{key} is {getattr(derived, key)}, the shards hold {has}",
-                hint="ask for less, or preprocess with larger windows",
+                f"data.{key} is {getattr(derived, key)}, but the shards have {available}",
+                hint=f"lower data.{key}, or preprocess with larger windows",
                 code="data.window_too_large",
             )
     for key in ("action_dim", "proprioception_dim"):
-        given = getattr(asked, key)
-        if given is not None and given != getattr(derived, key):
+        value = getattr(config, key)
+        if value is not None and value != getattr(derived, key):
             raise DataError(
-                f"data.{key} is {given}, the fields are {getattr(derived, key)} wide",
-                hint=f"leave data.{key} out",
+                f"data.{key} is {value}, but the fields have {getattr(derived, key)} dimensions",
+                hint=f"remove data.{key}",
                 code="data.dimension_mismatch",
             )
 
 
 def _check_images(config: RoboticsDataConfig, info: RoboticsInfo) -> None:
-    """Every data set has the pictures, or, where they are padded, some data set has the camera.
+    """Raises an error if a data set lacks a configured camera or image index.
 
-    Padded held-out data may have any of the cameras.
+    With padding, one data set must have each camera. Padded validation data may lack cameras, but
+    not all of them.
     """
     cameras = [list(options.get("camera_names") or []) for options in info.options]
     if config.pad_missing_images:
@@ -269,28 +273,28 @@ def _check_images(config: RoboticsDataConfig, info: RoboticsInfo) -> None:
 
 
 def _check_names(
-    key: str, wanted: Sequence[Any], found: Sequence[Sequence[Any]], names: Sequence[str]
+    key: str, values: Sequence[Any], available: Sequence[Sequence[Any]], names: Sequence[str]
 ) -> None:
-    """Each data set that says what it has, has what is wanted."""
-    for number, known in enumerate(found):
-        missing = [one for one in wanted if one not in known] if known else []
+    """Raises an error if a data set that lists its values of a key lacks one of `values`."""
+    for number, known in enumerate(available):
+        missing = [value for value in values if value not in known] if known else []
         if not missing:
             continue
-        where = names[number] if len(found) == len(names) > 1 else "the data"
-        hint = did_you_mean(str(missing[0]), [str(one) for one in known])
-        if any(missing[0] in other for other in found):
-            hint = "leave it out"
+        dataset = names[number] if len(available) == len(names) > 1 else "the data"
+        hint = did_you_mean(str(missing[0]), [str(value) for value in known])
+        if any(missing[0] in row for row in available):
+            hint = f"remove it from data.{key}"
             if key == "camera_names":
-                hint += ", or set data.pad_missing_images for black pictures in its place"
+                hint += ", or set data.pad_missing_images to use black images"
         raise DataError(
-            f"data.{key}: {missing[0]!r} is not in {where}; there are {known}",
+            f"data.{key}: {missing[0]!r} is not in {dataset}, which has {known}",
             hint=hint,
             code=f"data.unknown_{key}",
         )
 
 
 def _check_sizes(config: RoboticsDataConfig, info: RoboticsInfo) -> None:
-    """Pictures of all data sets end up with one size."""
+    """Raises an error if the images of the data sets differ in size after the crop."""
     shape = config.augmentation.crop_shape
     sizes = {image_size(options) for options in info.options} - {None}
     for width, height in filter(None, sizes):
@@ -298,15 +302,16 @@ def _check_sizes(config: RoboticsDataConfig, info: RoboticsInfo) -> None:
             central_box((height, width), shape)
     if len(sizes) > 1 and (shape is None or max(shape) <= 1):
         raise DataError(
-            f"the data sets have pictures of different (width, height): {sorted(sizes, key=str)}",
-            hint="preprocess them with one --resize-images-size, or cut them alike with "
-            "data.augmentation.image.crop",
+            "the data sets have images of different sizes (width, height): "
+            f"{sorted(sizes, key=str)}",
+            hint="preprocess them with the same --resize-images-size, or crop to a size in pixels "
+            "with data.augmentation.image.crop",
             code="data.image_sizes_differ",
         )
 
 
 def image_size(options: Mapping[str, Any]) -> tuple[int, int] | None:
-    """(width, height) that preprocessing gave all pictures, if it did."""
+    """(width, height) to which preprocessing resized all images; None if it did not resize."""
     match options.get("resize_images_size"):
         case [int(width), int(height)]:
             return width, height
@@ -315,7 +320,7 @@ def image_size(options: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def _cameras(config: RoboticsDataConfig, info: RoboticsInfo) -> list[str]:
-    """Those that all data sets have; where pictures are padded, those that any of them has."""
+    """Cameras of all data sets, which must agree; with padding, cameras of any of them."""
     if not config.pad_missing_images:
         return _agreed(info, "camera_names")
     parts = [options.get("camera_names") or [] for options in info.options]
@@ -323,35 +328,35 @@ def _cameras(config: RoboticsDataConfig, info: RoboticsInfo) -> list[str]:
 
 
 def _no_action_fields(info: RoboticsInfo) -> DataError:
-    """The refusal of data that do not say what is predicted, with the keys that do."""
+    """Error for data that name no action fields; the hint has an example of the keys."""
     known = {name: field_width(name, entry) for name, entry in info.statistics.items()}
     listed = [f"{name} ({width})" for name, width in known.items()]
-    more = f" and {len(listed) - _MOST_LISTED} more" if len(listed) > _MOST_LISTED else ""
+    more = f" and {len(listed) - _MAX_LISTED} more" if len(listed) > _MAX_LISTED else ""
     actions = [name for name in known if "action" in name] or list(known)
-    seen = [name for name in known if name not in actions and "desired" not in name]
-    keys = {"data.action_fields": actions[:2], "data.proprioception_fields": seen[:2]}
-    typed = (f"--{key} {','.join(names)}" for key, names in keys.items() if names)
+    observed = [name for name in known if name not in actions and "desired" not in name]
+    keys = {"data.action_fields": actions[:2], "data.proprioception_fields": observed[:2]}
+    options = (f"--{key} {','.join(names)}" for key, names in keys.items() if names)
     return DataError(
-        f"the data name no action fields; they have (channels): "
-        f"{', '.join(listed[:_MOST_LISTED])}{more}",
-        hint=f"choose what is predicted and what is seen, such as {' '.join(typed)}",
+        f"the data name no action fields; their fields (dimensions) are: "
+        f"{', '.join(listed[:_MAX_LISTED])}{more}",
+        hint=f"select predicted and observed fields, such as {' '.join(options)}",
         code="data.no_action_fields",
         details={"known": known},
     )
 
 
 def _agreed(info: RoboticsInfo, key: str) -> list[Any]:
-    """The value that all data sets give for a key.
+    """Returns the value of a key that all data sets have in common.
 
     Raises:
-        DataError: They differ.
+        DataError: The values differ.
     """
     values = [list(options.get(key) or []) for options in info.options]
     if any(value != values[0] for value in values):
         raise DataError(
             f"the data sets differ in {key}: {values[0]} and "
             f"{next(value for value in values if value != values[0])}",
-            hint=f"choose with data.{key}",
+            hint=f"set data.{key}",
             code="data.datasets_differ",
         )
     return values[0]

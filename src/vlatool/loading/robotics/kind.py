@@ -1,4 +1,4 @@
-"""Robotics data as a kind of training data."""
+"""Data kind of robotics data."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -22,7 +22,7 @@ from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter
 from vlatool.loading.base import DroppedSample, SampleRef
 from vlatool.loading.robotics.augmentation import AugmentationConfig
-from vlatool.loading.robotics.config import HeldOutDataConfig, RoboticsDataConfig
+from vlatool.loading.robotics.config import RoboticsDataConfig, ValidationDataConfig
 from vlatool.loading.robotics.decode import DROP_REASONS, DecodedSample
 from vlatool.loading.robotics.info import RoboticsInfo, derive_data, load_info
 from vlatool.loading.robotics.normalizer import Normalizer
@@ -33,21 +33,21 @@ from vlatool.transforms.resampling import ResizeFilter
 if TYPE_CHECKING:
     from vlatool.loading.robotics.reader import RoboticsReader
 
-# In the options beside a run: (height, width) of the pictures it was trained on.
+# Key of preprocessing_config.yaml of a run: (height, width) of its training images.
 _IMAGE_SIZE = "image_size"
 
 
 @dataclass(frozen=True)
 class ImageShape:
-    """How pictures of a camera become those of the training data, as preprocessing did it.
+    """Transform from a camera image to an image of the training data.
 
     Attributes:
-        size: (height, width); None where it is not known: pictures keep theirs.
-        method: How they get that size.
-        resample: Which pixels are mixed in doing so.
-        rotations: Camera to quarter turns clockwise, before everything else.
-        crop: (height, width) of the middle that is seen of it, in pixels or, both at most 1, shares
-            of the picture; None: all of it.
+        size: (height, width) after the resize; None: unknown, images are not resized.
+        method: Method of the resize.
+        resample: Filter of the resize.
+        rotations: Camera to number of clockwise quarter turns, applied first.
+        crop: (height, width) of the center crop in pixels or, if both are at most 1, as fractions
+            of the image; None: no crop.
     """
 
     size: tuple[int, int] | None = None
@@ -57,14 +57,12 @@ class ImageShape:
     crop: tuple[float, float] | None = None
 
     def apply(self, camera: str, image: UInt8Array, *, is_turned: bool = False) -> UInt8Array:
-        """A picture uint8 [H, W, 3] of the camera as a policy sees it.
-
-        Of a policy that was trained on parts of pictures, that is the middle.
+        """Transforms an image uint8 [H, W, 3] to the input of a policy.
 
         Args:
-            camera: Its name.
-            image: As recorded.
-            is_turned: Whether it has been turned already, as those of training data are.
+            camera: Name of the camera.
+            image: Recorded image.
+            is_turned: The image is rotated already, as those of the training data are.
         """
         turns = 0 if is_turned else self.rotations.get(camera, 0)
         if turns or self.size not in (None, image.shape[:2]):
@@ -76,17 +74,17 @@ class ImageShape:
 
 @dataclass(frozen=True)
 class RoboticsAssets:
-    """What a policy needs besides weights.
+    """Assets that a policy needs besides weights.
 
     Attributes:
-        data: The data section of its run, derived.
-        normalizer: Of that run.
-        pose_groups: Which fields form poses.
-        fps: Frames per second of its training data.
-        statistics: Statistics it normalises with.
-        pictures: How pictures become those of its training data; of `prepared`, which training
-            does not ask for it, the size may be open.
-        names: Of the dimensions of fields, where they are recorded.
+        data: Section `data` of the run, derived.
+        normalizer: Normalization of the run.
+        pose_groups: Fields that form poses.
+        fps: Frames per second of the training data.
+        statistics: Statistics of the normalization.
+        images: Transform of camera images. From `make_assets` its size may be None, because
+            training does not need it.
+        names: Field name to names of its dimensions, if they are recorded.
     """
 
     data: RoboticsDataConfig
@@ -98,15 +96,15 @@ class RoboticsAssets:
     names: Names = field(default_factory=dict[str, Sequence[str]])
 
     def normalized(self, sample: DecodedSample) -> DecodedSample:
-        """The sample with its fields scaled, float32 [T, C]."""
-        scaled = {
+        """Returns the sample with normalized fields, float32 [T, C]."""
+        fields = {
             name: self.normalizer.normalize(name, values) for name, values in sample.fields.items()
         }
-        return replace(sample, fields=scaled)
+        return replace(sample, fields=fields)
 
 
 class RoboticsKind:
-    """`lbm` shards: see `loading.base.DataKind`."""
+    """`lbm` shards; see `loading.base.DataKind`."""
 
     name: ClassVar[str] = "robotics"
     Config: ClassVar[type[RoboticsDataConfig]] = RoboticsDataConfig
@@ -119,7 +117,7 @@ class RoboticsKind:
         return load_info(config)
 
     def validation(self, config: RoboticsDataConfig) -> RoboticsDataConfig | None:
-        """The same section for `val_dataset_manifest`, in stored order; nothing varies."""
+        """Returns the section of `val_dataset_manifest`: stored order, no random augmentation."""
         if not config.val_dataset_manifest:
             return None
         changes = {
@@ -129,46 +127,50 @@ class RoboticsKind:
             "dataset_weighting": [],
             "dataset_modality": [],
             "shuffle": False,
-            "augmentation": config.augmentation.still,
+            "augmentation": config.augmentation.without_randomness(),
         }
-        return HeldOutDataConfig.model_construct(**{**dict(config), **changes})
+        return ValidationDataConfig.model_construct(**{**dict(config), **changes})
 
     def derive(
         self, config: RoboticsDataConfig, info: RoboticsInfo
     ) -> tuple[RoboticsDataConfig, dict[str, str]]:
-        """Cameras, pictures, fields, window and widths from the data."""
+        """Fills in cameras, images, fields, window and dimensions from the data."""
         derived = derive_data(config, info)
-        own = derivation_rules(derived, _changed(config, derived))
-        scaled = _changed(config.normalization, derived.normalization)
-        scaling = derivation_rules(derived.normalization, scaled, "normalization.")
-        return derived, {key: rule for key, rule in {**own, **scaling}.items() if rule}
+        rules = derivation_rules(derived, _changed(config, derived))
+        changed = _changed(config.normalization, derived.normalization)
+        rules |= derivation_rules(derived.normalization, changed, "normalization.")
+        return derived, {key: rule for key, rule in rules.items() if rule}
 
     def reader(self, config: RoboticsDataConfig, info: RoboticsInfo) -> "RoboticsReader":
-        """Reads and decodes samples."""
+        """Returns a reader that decodes and augments samples."""
         from vlatool.loading.robotics.reader import RoboticsReader
 
         return RoboticsReader(config, info)
 
     def make_assets(self, config: RoboticsDataConfig, info: RoboticsInfo) -> RoboticsAssets:
-        """Scales and poses of the training data."""
-        return _kept(config, info.statistics, info.statistics_past, info.options[0])
+        """Returns normalization, pose groups and image transform of the training data."""
+        return _assets(config, info.statistics, info.statistics_past, info.options[0])
 
     def save_assets(self, config: RoboticsDataConfig, info: RoboticsInfo, folder: Path) -> None:
-        """Statistics of the fields that are used, and how the first data set was made.
+        """Writes statistics of the used fields, and preprocessing options of the first data set.
 
-        Adds the size of the pictures, which preprocessing leaves open where it did not resize.
+        Adds the size of the first image to the options if preprocessing did not resize images.
         """
         run = RunDir(folder)
         names = dict.fromkeys([*config.action_fields, *config.proprioception_fields])
         write_stats(run.stats, {name: info.statistics[name] for name in names})
-        size = _given_size(info.options[0]) or self._first_size(config, info)
-        known = {} if size is None else {_IMAGE_SIZE: list(size)}
-        # Statistics of several data sets are of the steps that all of them have.
+        size = _recorded_size(info.options[0]) or self._first_size(config, info)
+        image_size = {} if size is None else {_IMAGE_SIZE: list(size)}
+        # Merged statistics have only the steps that all data sets have.
         steps = {"past_lowdim_steps": info.statistics_past, "future_lowdim_steps": info.future}
-        write_preprocessing_config(folder, {**info.options[0], **steps, **known})
+        write_preprocessing_config(folder, {**info.options[0], **steps, **image_size})
 
     def load_assets(self, config: RoboticsDataConfig, folder: Path) -> RoboticsAssets:
-        """What `keep` wrote; DataError where it is missing or broken."""
+        """Reads the assets of a run.
+
+        Raises:
+            DataError: A file is missing or broken.
+        """
         run = RunDir(folder)
         statistics = run.statistics()
         options = read_preprocessing_config(folder)
@@ -176,33 +178,33 @@ class RoboticsKind:
         if not isinstance(past, int):
             raise DataError(
                 f"{run.options}: past_lowdim_steps is missing",
-                hint="copy preprocessing_config.yaml of the data there",
+                hint="copy preprocessing_config.yaml of the training data there",
                 code="data.broken_config",
                 details={"path": str(run.options)},
             )
-        return _kept(config, statistics, past, options)
+        return _assets(config, statistics, past, options)
 
     def _first_size(self, config: RoboticsDataConfig, info: RoboticsInfo) -> tuple[int, int] | None:
-        """(height, width) of the first sample's pictures; None where it is broken or has none."""
-        blocks = enumerate(info.datasets[0].shards)
-        first = next((number for number, block in blocks if block.size), None)
+        """(height, width) of the images of the first sample; None if it is broken or has none."""
+        shards = enumerate(info.datasets[0].shards)
+        first = next((number for number, shard in shards if shard.size), None)
         if first is None or not config.camera_names:
             return None
-        with suppress(DataError):  # whoever reads that sample for its content says what is wrong
-            whole = config.model_copy(update={"augmentation": AugmentationConfig()})
-            reader = self.reader(whole, info)
+        with suppress(DataError):  # the error is raised or counted when training reads the sample
+            plain = config.model_copy(update={"augmentation": AugmentationConfig()})
+            reader = self.reader(plain, info)
             sample = reader.read([SampleRef(0, first, 0)], [np.random.default_rng(0)])[0]
             if not isinstance(sample, DroppedSample):
                 return sample.images.shape[1], sample.images.shape[2]
         return None
 
 
-def _changed(before: ConfigModel, now: ConfigModel) -> list[str]:
-    names = type(now).model_fields
-    return [name for name in names if getattr(now, name) != getattr(before, name)]
+def _changed(before: ConfigModel, after: ConfigModel) -> list[str]:
+    names = type(after).model_fields
+    return [name for name in names if getattr(after, name) != getattr(before, name)]
 
 
-def _kept(
+def _assets(
     config: RoboticsDataConfig, statistics: Statistics, past: int, options: Mapping[str, Any]
 ) -> RoboticsAssets:
     try:
@@ -211,7 +213,7 @@ def _kept(
         images = replace(_image_shape(options), crop=config.augmentation.crop_shape)
     except (TypeError, ValueError, AttributeError) as error:
         raise DataError(
-            f"{CONFIG_NAME} is not as preprocessing wrote it: {error}",
+            f"{CONFIG_NAME} is broken: {error}",
             hint="copy it again from the training data, or train again",
             code="data.broken_config",
         ) from None
@@ -221,7 +223,7 @@ def _kept(
 
 
 def _image_shape(options: Mapping[str, Any]) -> ImageShape:
-    """How pictures were shaped; ValueError and the like where no preprocessing writes such."""
+    """Image transform of preprocessing options; TypeError or ValueError if they are invalid."""
     method = str(options.get("image_resizing_method") or "center_crop").lower()
     resample = str(options.get("image_resizing_filter") or "lanczos").lower()
     for key, value, known in (
@@ -229,14 +231,14 @@ def _image_shape(options: Mapping[str, Any]) -> ImageShape:
         ("image_resizing_filter", resample, get_args(ResizeFilter)),
     ):
         if value not in known:
-            raise ValueError(f"{key} is {value!r}, known are {', '.join(known)}")
+            raise ValueError(f"{key} is {value!r}, expected one of {', '.join(known)}")
     turns = {str(name): int(n) for name, n in (options.get("camera_rotations") or {}).items()}
     method, resample = cast(ResizeMethod, method), cast(ResizeFilter, resample)
-    return ImageShape(_given_size(options), method, resample, turns)
+    return ImageShape(_recorded_size(options), method, resample, turns)
 
 
-def _given_size(options: Mapping[str, Any]) -> tuple[int, int] | None:
-    """(height, width) that options tell; `resize_images_size` is width, height."""
+def _recorded_size(options: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(height, width) in preprocessing options; `resize_images_size` is (width, height)."""
     if options.get("resize_images_size"):
         width, height = map(int, options["resize_images_size"])
         return height, width

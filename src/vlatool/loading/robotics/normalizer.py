@@ -1,4 +1,4 @@
-"""The normalisation of a run: one scale per field, built from statistics and config."""
+"""Normalization of the fields of a run, from statistics and config."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,10 +12,10 @@ from vlatool.transforms.normalize import FieldScale, field_scale, field_width
 
 
 class Normalizer:
-    """Normalizes and denormalises fields of a run.
+    """Normalizes and denormalizes the fields of a run.
 
     Args:
-        config: Data section, derived.
+        config: Section `data`, derived.
         statistics: Field name to statistics entry.
         statistics_past: Index of the anchor in statistics per time step.
     """
@@ -41,28 +41,28 @@ class Normalizer:
         steps = len(scale.center) if scale.center.ndim == 2 else None
         if steps is not None and (self._first < 0 or self._first + self._length > steps):
             raise DataError(
-                f"statistics of field {field!r} are of {steps} steps, the window is of steps "
-                f"{self._first} to {self._first + self._length - 1} of them",
-                hint="compute them with `vlatool stats compute DATA`, or use one scale for all "
-                "steps: data.normalization.scope global",
+                f"the statistics of field {field!r} have {steps} steps, the window is steps "
+                f"{self._first} to {self._first + self._length - 1}",
+                hint="compute statistics with `vlatool stats compute DATA`, or use one scale for "
+                "all steps: data.normalization.scope=global",
                 code="data.broken_statistics",
                 details={"field": field},
             )
 
     def scale(self, field: str, steps: int) -> FieldScale:
-        """The scale of the first `steps` steps of the window."""
+        """Returns the scale of the first `steps` steps of the window."""
         return self._scales[field].steps(self._first, steps)
 
     def normalize(self, field: str, values: Array) -> Array:
-        """Values [..., S, C] of the first S steps of the window, as float32."""
+        """Normalizes values [..., S, C] of the first S steps of the window; float32."""
         return self.scale(field, values.shape[-2]).normalize(values.astype(np.float32))
 
     def denormalize(self, field: str, values: Array) -> Array:
-        """The inverse of `normalize`, float64."""
+        """Inverse of `normalize`; float64."""
         return self.scale(field, values.shape[-2]).denormalize(values.astype(np.float64))
 
     def constant(self, fields: Sequence[str]) -> Array:
-        """Bool [sum of widths]: dimensions that never change over the data."""
+        """Mask bool [sum of widths] of the dimensions that are constant over the data."""
         return np.concatenate([self._scales[name].constant for name in fields])
 
 
@@ -71,7 +71,7 @@ def _scale(name: str, stats: Mapping[str, Any] | None, section: NormalizeConfig)
     if stats is None:
         raise DataError(
             f"the statistics have no field {name!r}",
-            hint="preprocess the data again, or leave the field out",
+            hint="preprocess the data again, or remove the field from the config",
             code="data.missing_statistics",
             details={"field": name},
         )

@@ -21,7 +21,7 @@ from vlatool.models.diffusion_policy.sections import NetworkConfig
 from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
 from vlatool.models.pretrained import weights_file
 from vlatool.models.weights import (
-    fitted,
+    matching_state_dict,
     read_pickled_weights,
     read_weights,
     write_pickled_weights,
@@ -197,7 +197,7 @@ def load_policy(network: nn.Module, path: Path, *, excluded: Sequence[str] = ())
     }
     weights |= {name: value for name, value in own.items() if name.startswith(prefixes)}
     try:
-        matching = fitted(network, weights, path)
+        matching = matching_state_dict(network, weights, path)
     except DataError as error:
         if error.code == "data.checkpoint_mismatch":
             error.hint += (
@@ -222,7 +222,7 @@ def load_section(module: nn.Module, name: str, path: Path) -> None:
     holder = nn.Module()
     holder.add_module(name, module)
     imported = import_published(state, holder)
-    holder.load_state_dict(fitted(holder, imported.weights, path), strict=False)
+    holder.load_state_dict(matching_state_dict(holder, imported.weights, path), strict=False)
     _log_unused(path, imported)
 
 

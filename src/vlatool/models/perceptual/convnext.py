@@ -1,8 +1,8 @@
-"""ConvNeXt-S, under the names of the released ImageNet weights.
+"""ConvNeXt-S, with the names of the released ImageNet weights.
 
 Source: reference/titok 4.4; ConvNeXt paper (arXiv 2201.03545), section 2 and table 9.
 
-Legend of shapes: B pictures, D channels, H and W their size.
+Legend of shapes: B images, D channels, H height, W width.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ class ChannelNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, x_BDHW: Tensor) -> Tensor:
-        """The same shape."""
+        """Returns a tensor of the same shape."""
         rows = functional.layer_norm(
             x_BDHW.movedim(1, -1), self.weight.shape, self.weight, self.bias, _EPSILON
         )
@@ -43,7 +43,7 @@ class _ToFirst(nn.Module):
 
 
 class ConvNextBlock(nn.Module):
-    """A large depthwise convolution, then two matrices per pixel, scaled, on top of the input."""
+    """Residual block: depthwise 7x7 convolution, then two linear layers per pixel, scaled."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -59,12 +59,12 @@ class ConvNextBlock(nn.Module):
         )
 
     def forward(self, x_BDHW: Tensor) -> Tensor:
-        """The same shape."""
+        """Returns a tensor of the same shape."""
         return x_BDHW + self.layer_scale * self.block(x_BDHW)
 
 
 class ConvNextSmall(nn.Module):
-    """Normalised pixels [B, 3, H, W] to the logits [B, 1000] of ImageNet's classes."""
+    """Classifier: normalized pixels [B, 3, H, W] to logits [B, 1000] of the ImageNet classes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,18 +74,18 @@ class ConvNextSmall(nn.Module):
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """The logits."""
+        """Returns the logits."""
         return self.classifier(self.features(pixels).mean((2, 3), keepdim=True))
 
 
 def _stages() -> Iterator[nn.Module]:
-    """Stem and stages in turn with what halves the size before each."""
+    """Yields the stem, then the stages, each but the first after a downsampling layer."""
     before = _WIDTHS[0]
     stem = nn.Conv2d(3, before, 4, stride=4)
     yield nn.Sequential(stem, ChannelNorm(before))
     for width, depth in zip(_WIDTHS, _DEPTHS, strict=True):
         if width != before:
-            halved = nn.Conv2d(before, width, 2, stride=2)
-            yield nn.Sequential(ChannelNorm(before), halved)
+            downsample = nn.Conv2d(before, width, 2, stride=2)
+            yield nn.Sequential(ChannelNorm(before), downsample)
         yield nn.Sequential(*(ConvNextBlock(width) for _ in range(depth)))
         before = width

@@ -1,10 +1,10 @@
-"""Inception-v3 as the Frechet distance of pictures takes it, under the names of its file.
+"""Inception-v3 for the Frechet inception distance, with the names of its released file.
 
-It differs from the usual network: average pools do not count the border, the last pool is a
-maximum, and pictures are enlarged as TensorFlow 1 did. Source: reference/titok 5.4; Inception paper (arXiv
-1512.00567), section 6.
+It differs from the usual network: average pooling excludes the padding, the last pooling is max
+pooling, and images are resized as in TensorFlow 1.
+Source: reference/titok 5.4; Inception paper (arXiv 1512.00567), section 6.
 
-Legend of shapes: B pictures, D channels, H and W their size.
+Legend of shapes: B images, D channels, H height, W width.
 """
 
 import torch
@@ -16,12 +16,12 @@ _CLASSES = 1008
 _EDGE = 299
 _EPSILON = 1e-3
 
-# Output channels, height and width of the kernel.
+# Output channels, kernel height, kernel width.
 Layer = tuple[int, int, int]
 
 
 class FrozenNorm(nn.Module):
-    """Batch norm by stored statistics."""
+    """Batch norm with fixed statistics."""
 
     running_mean: Tensor
     running_var: Tensor
@@ -34,14 +34,14 @@ class FrozenNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(width))
 
     def forward(self, x_BDHW: Tensor) -> Tensor:
-        """The same shape."""
+        """Returns a tensor of the same shape."""
         return functional.batch_norm(
             x_BDHW, self.running_mean, self.running_var, self.weight, self.bias, eps=_EPSILON
         )
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, norm, ReLU; padded to keep the size unless it shrinks it."""
+    """Convolution without bias, norm, ReLU; padded to keep the size, unless `shrinks` is set."""
 
     def __init__(
         self, before: int, layer: Layer, *, stride: int = 1, shrinks: bool = False
@@ -53,15 +53,15 @@ class ConvNorm(nn.Module):
         self.bn = FrozenNorm(width)
 
     def forward(self, x_BDHW: Tensor) -> Tensor:
-        """[B, D', H', W']."""
+        """Returns [B, D', H', W']."""
         return functional.relu(self.bn(self.conv(x_BDHW)))
 
 
 class _Mixed(nn.Module):
-    """Branches side by side, each named as in the file."""
+    """Parallel branches, with the names of the file."""
 
     def chain(self, name: str, before: int, *layers: Layer, halves: bool = False) -> None:
-        """Adds the layers `name_1`, `name_2`, ...; `name` alone where there is one."""
+        """Adds a branch of layers `name_1`, `name_2`, ...; a single layer is named `name`."""
         for number, layer in enumerate(layers, 1):
             shrinks = halves and number == len(layers)
             label = name if len(layers) == 1 else f"{name}_{number}"
@@ -70,7 +70,7 @@ class _Mixed(nn.Module):
             before = layer[0]
 
     def run(self, name: str, x: Tensor) -> Tensor:
-        """Through the layers of one branch."""
+        """Applies the layers of one branch."""
         for label, layer in self.named_children():
             if name in (label, label.rpartition("_")[0]):
                 x = layer(x)
@@ -78,7 +78,7 @@ class _Mixed(nn.Module):
 
 
 class _Fives(_Mixed):
-    """35 x 35: kernels of 1, 5 and twice 3."""
+    """Block of 35 x 35 features: kernels of size 1, size 5, and twice size 3."""
 
     def __init__(self, before: int, pooled: int) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class _Fives(_Mixed):
 
 
 class _FirstHalving(_Mixed):
-    """35 x 35 to 17 x 17."""
+    """Block from 35 x 35 to 17 x 17 features."""
 
     def __init__(self, before: int) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class _FirstHalving(_Mixed):
 
 
 class _Sevens(_Mixed):
-    """17 x 17: kernels of 1, and of 7 in one direction at a time."""
+    """Block of 17 x 17 features: kernels of size 1, and of 1 x 7 and 7 x 1."""
 
     def __init__(self, before: int, inner: int) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class _Sevens(_Mixed):
 
 
 class _SecondHalving(_Mixed):
-    """17 x 17 to 8 x 8."""
+    """Block from 17 x 17 to 8 x 8 features."""
 
     def __init__(self, before: int) -> None:
         super().__init__()
@@ -135,7 +135,10 @@ class _SecondHalving(_Mixed):
 
 
 class _Wide(nn.Module):
-    """8 x 8: branches that part into rows and columns; the pool of the last one is a maximum."""
+    """Block of 8 x 8 features: branches that split into 1 x 3 and 3 x 1 kernels.
+
+    The last block of the network has max pooling, the others average pooling.
+    """
 
     def __init__(self, before: int, *, is_last: bool) -> None:
         super().__init__()
@@ -151,26 +154,26 @@ class _Wide(nn.Module):
         self._is_last = is_last
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, 2048, H, W]."""
-        one = self.branch3x3_1(x)
-        two = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
+        """Returns [B, 2048, H, W]."""
+        single = self.branch3x3_1(x)
+        double = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
         pooled = functional.max_pool2d(x, 3, 1, 1) if self._is_last else _mean(x)
-        found = [
+        branches = [
             self.branch1x1(x),
-            self.branch3x3_2a(one),
-            self.branch3x3_2b(one),
-            self.branch3x3dbl_3a(two),
-            self.branch3x3dbl_3b(two),
+            self.branch3x3_2a(single),
+            self.branch3x3_2b(single),
+            self.branch3x3dbl_3a(double),
+            self.branch3x3dbl_3b(double),
             self.branch_pool(pooled),
         ]
-        return torch.cat(found, 1)
+        return torch.cat(branches, 1)
 
 
 class InceptionFeatures(nn.Module):
-    """Pictures uint8 [B, 3, H, W] to pooled features; `logits` makes classes of those.
+    """Feature extractor: images uint8 [B, 3, H, W] to pooled features.
 
     Attributes:
-        width: Features of a picture.
+        width: Number of features per image.
     """
 
     width: int = FEATURES
@@ -196,7 +199,7 @@ class InceptionFeatures(nn.Module):
         self.fc = nn.Linear(FEATURES, _CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features [B, 2048] in the precision of the weights."""
+        """Returns features [B, 2048] in the dtype of the weights."""
         x = (enlarged(images.to(self.fc.weight.dtype), _EDGE) - 128) / 128
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(_halved(x)))
@@ -207,23 +210,26 @@ class InceptionFeatures(nn.Module):
         return x.mean((2, 3))
 
     def logits(self, features: Tensor) -> Tensor:
-        """[B, 1008] of features, without the bias, as the inception score has it."""
+        """Returns logits [B, 1008] of features, without the bias, as for the inception score."""
         return functional.linear(features, self.fc.weight)
 
 
 def enlarged(pixels: Tensor, edge: int) -> Tensor:
-    """Pixels [B, 3, edge, edge]: bilinear, pixel i at i times the ratio, as in TensorFlow 1."""
-    return _stretched(_stretched(pixels, edge, 2), edge, 3)
+    """Resizes pixels bilinearly to [B, 3, edge, edge], as in TensorFlow 1.
+
+    The position of output pixel i in the input is i times the ratio of the sizes.
+    """
+    return _resized(_resized(pixels, edge, 2), edge, 3)
 
 
-def _stretched(pixels: Tensor, edge: int, axis: int) -> Tensor:
+def _resized(pixels: Tensor, edge: int, axis: int) -> Tensor:
     size = pixels.shape[axis]
-    at = torch.arange(edge, device=pixels.device, dtype=pixels.dtype) * (size / edge)
-    low = at.floor().long()
-    share = (at - low).view([edge if dim == axis else 1 for dim in range(4)])
+    positions = torch.arange(edge, device=pixels.device, dtype=pixels.dtype) * (size / edge)
+    low = positions.floor().long()
+    weight = (positions - low).view([edge if dim == axis else 1 for dim in range(4)])
     first = pixels.index_select(axis, low)
     second = pixels.index_select(axis, (low + 1).clamp(max=size - 1))
-    return first + (second - first) * share
+    return first + (second - first) * weight
 
 
 def _mean(x_BDHW: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""Perceptual distances by name, and the network that compares sets of pictures.
+"""Perceptual distances by name, and the network of the Frechet inception distance.
 
-Their weights are files that the user has: nothing is fetched. Source: reference/titok 4.4, 5.4.
+The user provides their weights as files; nothing is downloaded. Source: reference/titok 4.4, 5.4.
 
-Legend of shapes: B pictures, H and W their size.
+Legend of shapes: B images, H height, W width.
 """
 
 import re
@@ -26,7 +26,7 @@ from vlatool.errors import UsageError
 from vlatool.models.perceptual.convnext import ConvNextSmall
 from vlatool.models.perceptual.inception import InceptionFeatures
 from vlatool.models.perceptual.lpips import Lpips
-from vlatool.models.weights import fitted, read_foreign
+from vlatool.models.weights import matching_state_dict, read_external_weights
 
 _CONVNEXT, _LPIPS = "convnext_s", "lpips"
 NAMES = (_CONVNEXT, _LPIPS)
@@ -35,34 +35,34 @@ _EDGE = 224
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
 _NUMBER = re.compile(r"\d+(\.\d+)?\Z")
-# In released files, but of no use here.
+# Tensors of released files that are not used.
 _UNUSED = re.compile(r"classifier\.\d+\.(weight|bias)|.*\.num_batches_tracked")
 
 
 class LogitDistance(nn.Module):
-    """How far apart the class logits of two pictures are, not their features."""
+    """Mean squared difference of the class logits of two images."""
 
     def __init__(self) -> None:
         super().__init__()
         self.network = ConvNextSmall()
 
-    def distances(self, original: Tensor, made: Tensor) -> Tensor:
-        """Of each pair of pictures [B, 3, H, W] in [0, 1]: [B]."""
+    def distances(self, original: Tensor, reconstruction: Tensor) -> Tensor:
+        """Distance of each pair of images [B, 3, H, W] in [0, 1]: [B]."""
         with torch.no_grad():
-            wanted = self._logits(original)
-        return (wanted - self._logits(made)).square().mean(1)
+            target = self._logits(original)
+        return (target - self._logits(reconstruction)).square().mean(1)
 
     def _logits(self, pixels: Tensor) -> Tensor:
-        mean, std = (pixels.new_tensor(one).view(3, 1, 1) for one in (_MEAN, _STD))
+        mean, std = (pixels.new_tensor(row).view(3, 1, 1) for row in (_MEAN, _STD))
         scaled = functional.interpolate(pixels, (_EDGE, _EDGE), mode="bilinear", antialias=True)
         return self.network((scaled - mean) / std)
 
 
 class PerceptualDistance(nn.Module):
-    """A weighted mean of distances between pictures; frozen, always computed in float32.
+    """Weighted mean of distances between images; frozen, always computed in float32.
 
     Attributes:
-        digests: SHA-256 of each file whose weights it has, by name; empty where it has none.
+        digests: File name to SHA-256 of each file of weights; empty if no weights are loaded.
     """
 
     def __init__(
@@ -82,39 +82,39 @@ class PerceptualDistance(nn.Module):
         del mode
         return super().train(False)  # noqa: FBT003
 
-    def forward(self, original: Tensor, made: Tensor) -> Tensor:
-        """Mean over pairs of pictures [B, 3, H, W] in [0, 1]: a scalar.
+    def forward(self, original: Tensor, reconstruction: Tensor) -> Tensor:
+        """Mean distance over pairs of images [B, 3, H, W] in [0, 1]; scalar.
 
-        The gradient goes to `made` alone.
+        Only `reconstruction` gets a gradient.
         """
-        return self.distances(original, made).mean()
+        return self.distances(original, reconstruction).mean()
 
-    def distances(self, original: Tensor, made: Tensor) -> Tensor:
-        """Of each pair: float32 [B]."""
-        first, second = original.float(), made.float()
-        with torch.autocast(made.device.type, enabled=False):
+    def distances(self, original: Tensor, reconstruction: Tensor) -> Tensor:
+        """Distance of each pair: float32 [B]."""
+        first, second = original.float(), reconstruction.float()
+        with torch.autocast(reconstruction.device.type, enabled=False):
             pairs = zip(self.networks.values(), self._weights, strict=True)
-            each = [weight * network.distances(first, second) for network, weight in pairs]  # pyright: ignore[reportCallIssue] - a ModuleDict forgets types
-        return torch.stack(each).sum(0)
+            terms = [weight * network.distances(first, second) for network, weight in pairs]  # pyright: ignore[reportCallIssue] - a ModuleDict forgets types
+        return torch.stack(terms).sum(0)
 
 
 def perceptual_network(name: str, weights: Path | None) -> PerceptualDistance:
-    """The distance that a name stands for.
+    """Creates the perceptual distance of a name.
 
     Args:
-        name: `convnext_s`, `lpips`, or both and the share of each, such as
+        name: `convnext_s`, `lpips`, or both with their weights in the mean, such as
             `lpips-convnext_s-1.0-0.1`.
-        weights: A folder with the released files; a file where the name needs only one. None: not
-            trained, for a dry run or to be loaded later; opens nothing.
+        weights: Folder with the released files, or a file if only one is needed. None: random
+            weights, for a dry run or if they are loaded later; no file is opened.
 
     Raises:
-        UsageError: The name means nothing.
-        DataError: A file is missing, is not what was published, or does not fit.
+        UsageError: The name is unknown.
+        DataError: A file is missing, differs from the released one, or does not match the network.
     """
     names, shares = _parsed(name)
     with nullcontext() if weights is None else torch.device("meta"):
         networks: dict[str, nn.Module] = {
-            one: LogitDistance() if one == _CONVNEXT else Lpips() for one in names
+            label: LogitDistance() if label == _CONVNEXT else Lpips() for label in names
         }
     digests: dict[str, str] = {}
     if weights is not None:
@@ -124,10 +124,14 @@ def perceptual_network(name: str, weights: Path | None) -> PerceptualDistance:
 
 
 def inception_network(weights: Path) -> InceptionFeatures:
-    """The network of the Frechet distance, frozen, from its file or a folder that holds it.
+    """Loads the network of the Frechet inception distance, frozen.
+
+    Args:
+        weights: The released file, or a folder that contains it.
 
     Raises:
-        DataError: The file is missing, is not what was published, or does not fit.
+        DataError: The file is missing, differs from the released one, or does not match the
+            network.
     """
     with torch.device("meta"):
         network = InceptionFeatures()
@@ -136,16 +140,16 @@ def inception_network(weights: Path) -> InceptionFeatures:
 
 
 def _parsed(name: str) -> tuple[list[str], list[float]]:
-    """Networks and the weight of each; of two the last fields are the weights."""
+    """Splits a name into networks and the weight of each, which is 1 if the name has none."""
     fields = name.split("-")
-    names = [one for one in fields if one in NAMES]
-    rest = [one for one in fields if one not in NAMES]
+    names = [field for field in fields if field in NAMES]
+    rest = [field for field in fields if field not in NAMES]
     is_known = len(set(names)) == len(names) > 0 and all(map(_NUMBER.match, rest))
-    shares = [float(one) for one in rest] if is_known and rest else [1.0] * len(names)
+    shares = [float(field) for field in rest] if is_known and rest else [1.0] * len(names)
     if not is_known or len(shares) != len(names) or sum(shares) <= 0:
         raise UsageError(
-            f"{name!r} is no perceptual network",
-            hint="choose convnext_s, lpips, or both with weights, as lpips-convnext_s-1.0-0.1",
+            f"unknown perceptual network {name!r}",
+            hint="use convnext_s, lpips, or both with weights, such as lpips-convnext_s-1.0-0.1",
             code="usage.unknown_perceptual_network",
             details={"known": list(NAMES)},
         )
@@ -153,22 +157,22 @@ def _parsed(name: str) -> tuple[list[str], list[float]]:
 
 
 def _load(network: nn.Module, weights: Path) -> dict[str, str]:
-    """Fills a network; returns the digests of its files."""
+    """Loads the weights of a network; returns the digests of the files."""
     if isinstance(network, Lpips):
-        found = _load_file(network.vgg, weights, VGG16)
-        return found | _load_file(network.heads, weights, LPIPS_HEADS)
+        digests = _load_file(network.vgg, weights, VGG16)
+        return digests | _load_file(network.heads, weights, LPIPS_HEADS)
     assert isinstance(network, LogitDistance)
     return _load_file(network.network, weights, CONVNEXT_S)
 
 
-def _load_file(module: nn.Module, weights: Path, wanted: PublishedFile) -> dict[str, str]:
-    """Takes a file's tensors as a module's; all must fit, but for what is of no use here."""
-    file = find_network(weights, wanted)
+def _load_file(module: nn.Module, weights: Path, published: PublishedFile) -> dict[str, str]:
+    """Loads a file into a module; all tensors must match, except the unused ones of the file."""
+    file = find_network(weights, published)
     expected = module.state_dict()
     tensors = {
         name: value
-        for name, value in read_foreign(file.path).items()
+        for name, value in read_external_weights(file.path).items()
         if name in expected or not _UNUSED.fullmatch(name)
     }
-    module.load_state_dict(fitted(module, tensors, file.path), assign=True)
+    module.load_state_dict(matching_state_dict(module, tensors, file.path), assign=True)
     return {file.path.name: file.sha256}

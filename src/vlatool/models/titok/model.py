@@ -1,8 +1,8 @@
-"""TiTok: pictures to a row of tokens and back. Source: reference/titok 1, 2.
+"""TiTok networks: images to a sequence of tokens and back. Source: reference/titok 1, 2.
 
-Module names as published. Legend of shapes: B pictures, S side of a picture, G patches along a
-side, P = G G, K latent tokens, W width of a transformer, L its tokens, D width of a token, N codes
-of the teacher.
+Names of modules are the published ones. Legend of shapes: B images, S side of an image, G patches
+along a side, P = G G, K latent tokens, W width of a transformer, L its tokens, D width of a token,
+N codes of the teacher.
 """
 
 from typing import NamedTuple
@@ -17,13 +17,21 @@ from vlatool.models.titok.spec import KlConfig, TitokConfig, VitConfig, VqConfig
 from vlatool.models.vqgan.model import Decoder as PixelDecoder
 from vlatool.models.vqgan.model import VqganOutput
 
-# Of layers. Narrow networks need more: with the published one they send the same for every picture.
+# Standard deviation of initial weights. Narrow networks need a larger one: with the published value
+# their codes are the same for all images.
 _STD, _STD_NARROW = 0.02, 0.45
 _LOG_VARIANCES = (-30.0, 20.0)
 
 
 class TitokOutput(NamedTuple):
-    """What stage 1 gives: logits of the teacher's codes [B, N, G, G], and as `Drawn`."""
+    """Output of stage 1 with the proxy head.
+
+    Attributes:
+        logits: Logits of the teacher codes, [B, N, G, G].
+        codes: int64 [B, K].
+        penalty: Loss term of the quantizer, scalar.
+        commitment: Commitment loss, a part of `penalty`; detached.
+    """
 
     logits: Tensor
     codes: Tensor
@@ -32,7 +40,7 @@ class TitokOutput(NamedTuple):
 
 
 class Attention(nn.Module):
-    """Every token sees every token; queries, keys and values have one packed weight."""
+    """Full self-attention; queries, keys and values have one packed weight."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -42,14 +50,14 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
         nn.init.xavier_uniform_(self.in_proj_weight)
 
-    def forward(self, x: Tensor, asking: slice) -> Tensor:
-        """[B, L, W] to [B, Q, W] for the tokens that ask."""
+    def forward(self, x: Tensor, queries: slice) -> Tensor:
+        """Maps [B, L, W] to [B, Q, W], the outputs of the tokens in `queries`."""
         width = x.shape[-1]
         weight, bias = self.in_proj_weight, self.in_proj_bias
-        if asking == slice(None):
+        if queries == slice(None):
             query, key, value = functional.linear(x, weight, bias).chunk(3, dim=-1)
         else:
-            query = functional.linear(x[:, asking], weight[:width], bias[:width])
+            query = functional.linear(x[:, queries], weight[:width], bias[:width])
             key, value = functional.linear(x, weight[width:], bias[width:]).chunk(2, dim=-1)
         mixed = functional.scaled_dot_product_attention(
             self._by_head(query), self._by_head(key), self._by_head(value)
@@ -61,7 +69,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two layers with an exact GELU between them."""
+    """Two linear layers with an exact GELU between them."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -69,12 +77,12 @@ class Mlp(nn.Module):
         self.c_proj = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, L, W] to [B, L, W]."""
+        """Maps [B, L, W] to [B, L, W]."""
         return self.c_proj(functional.gelu(self.c_fc(x)))
 
 
 class Block(nn.Module):
-    """Attention, then the MLP, each behind a layer norm and a residual."""
+    """Attention, then MLP, each with a layer norm before it and a residual connection."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -83,14 +91,14 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = Mlp(width)
 
-    def forward(self, x: Tensor, kept: slice = slice(None)) -> Tensor:
-        """[B, L, W] to [B, L, W], or to those tokens alone that are `kept`."""
-        x = x[:, kept] + self.attn(self.ln_1(x), kept)
+    def forward(self, x: Tensor, outputs: slice = slice(None)) -> Tensor:
+        """Maps [B, L, W] to the outputs of all tokens, or of the tokens in `outputs`."""
+        x = x[:, outputs] + self.attn(self.ln_1(x), outputs)
         return x + self.mlp(self.ln_2(x))
 
 
 class _Transformer(nn.Module):
-    """What encoder and decoder have in common; subclasses add what is before and behind."""
+    """Base class of encoder and decoder; they add input and output layers."""
 
     def __init__(self, config: VitConfig, patches: int, latents: int) -> None:
         super().__init__()
@@ -104,10 +112,10 @@ class _Transformer(nn.Module):
         )
         self.ln_post = nn.LayerNorm(width)
 
-    def _run(self, patches: Tensor, latents: Tensor, kept: slice) -> Tensor:
-        """Class token, patches [B, P, W] and latents [B, K, W] through all blocks.
+    def _run(self, patches: Tensor, latents: Tensor, outputs: slice) -> Tensor:
+        """Applies all blocks to class token, patches [B, P, W] and latents [B, K, W].
 
-        The last one computes only what is kept: nobody reads the other tokens behind it.
+        The last block computes only the tokens in `outputs`.
         """
         first = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
         positions = self.positional_embedding.to(patches.dtype)
@@ -116,11 +124,11 @@ class _Transformer(nn.Module):
         x = self.ln_pre(x)
         for block in self.transformer[:-1]:
             x = block(x)
-        return self.ln_post(self.transformer[-1](x, kept))
+        return self.ln_post(self.transformer[-1](x, outputs))
 
 
 class Encoder(_Transformer):
-    """Pictures to latent tokens."""
+    """Encoder of images to latent tokens."""
 
     def __init__(self, config: TitokConfig) -> None:
         super().__init__(config.encoder, config.grid**2, config.num_latent_tokens)
@@ -131,16 +139,16 @@ class Encoder(_Transformer):
         self.conv_out = nn.Conv2d(width, channels, 1)
 
     def forward(self, pixels: Tensor, latents: Tensor) -> Tensor:
-        """Pixels [B, 3, S, S] in [0, 1] and latents [K, W] to features [B, K, D or 2 D]."""
+        """Maps pixels [B, 3, S, S] in [0, 1] and latents [K, W] to features [B, K, D or 2 D]."""
         patches = self.patch_embed(pixels).flatten(2).transpose(1, 2)
         expanded = latents.to(patches.dtype).expand(len(patches), -1, -1)
-        found = self._run(patches, expanded, slice(-len(latents), None))
-        features = self.conv_out(latent_columns(found, legacy=self.is_legacy))
+        tokens = self._run(patches, expanded, slice(-len(latents), None))
+        features = self.conv_out(latent_columns(tokens, legacy=self.is_legacy))
         return features.flatten(2).transpose(1, 2)
 
 
 class Decoder(_Transformer):
-    """Tokens to logits of the teacher's codes, or to pixels."""
+    """Decoder of tokens to logits of the teacher codes, or to pixels."""
 
     def __init__(self, config: TitokConfig) -> None:
         super().__init__(config.decoder, config.grid**2, config.num_latent_tokens)
@@ -157,16 +165,16 @@ class Decoder(_Transformer):
             self.conv_out = nn.Conv2d(3, 3, 3, padding=1)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """Tokens [B, K, D] to logits [B, N, G, G] or pixels [B, 3, S, S], not clamped."""
+        """Maps tokens [B, K, D] to logits [B, N, G, G] or pixels [B, 3, S, S], not clamped."""
         latents = self.decoder_embed(vectors)
         masks = self.mask_token.to(latents.dtype).expand(len(latents), self.grid**2, -1)
-        found = self._run(masks, latents, slice(1, 1 + self.grid**2))
-        made = self.ffn(found.transpose(1, 2).unflatten(2, (self.grid, self.grid)))
-        return made if self.conv_out is None else self.conv_out(unpatched(made, self.patch_size))
+        tokens = self._run(masks, latents, slice(1, 1 + self.grid**2))
+        x = self.ffn(tokens.transpose(1, 2).unflatten(2, (self.grid, self.grid)))
+        return x if self.conv_out is None else self.conv_out(unpatched(x, self.patch_size))
 
 
 class Titok(nn.Module):
-    """The tokenizer, with the pixel decoder in stage 2."""
+    """The visual tokenizer; in stage 2 with the pixel decoder."""
 
     def __init__(self, config: TitokConfig) -> None:
         super().__init__()
@@ -184,100 +192,104 @@ class Titok(nn.Module):
             self.pixel_decoder = PixelDecoder(network)
 
     def freeze_tokens(self, *, frozen: bool) -> None:
-        """What decides the codes learns, or does not."""
+        """Freezes or unfreezes encoder, latent tokens and codebook, which determine the codes."""
         self.latent_tokens.requires_grad = not frozen
         for module in (self.encoder, self.quantize):
             if module is not None:
                 module.requires_grad_(requires_grad=not frozen)
 
     def forward(self, pixels: Tensor, noise: Tensor | None = None) -> TitokOutput | VqganOutput:
-        """Pixels [B, 3, S, S] in [0, 1] through their tokens.
+        """Encodes and decodes pixels.
 
         Args:
-            pixels: As they are.
-            noise: Standard normal [B, K, D], added to continuous tokens; None for their means.
+            pixels: [B, 3, S, S] in [0, 1].
+            noise: Standard normal [B, K, D] to sample continuous tokens; None: use their means.
 
         Returns:
-            What a loss needs: logits in stage 1 with a proxy head, else pixels.
+            Logits of the teacher codes in stage 1 with the proxy head, otherwise pixels; with the
+            loss terms of the quantizer.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.stage == 1):
-            found = self.encode(pixels, noise)
-        made = self.decode(found.vectors)
-        return (VqganOutput if self.config.predicts_pixels else TitokOutput)(made, *found[1:])
+            tokens = self.encode(pixels, noise)
+        decoded = self.decode(tokens.vectors)
+        return (VqganOutput if self.config.predicts_pixels else TitokOutput)(decoded, *tokens[1:])
 
     def encode(self, pixels: Tensor, noise: Tensor | None = None) -> QuantizerOutput:
-        """Tokens of pixels [B, 3, S, S]; `noise` as in `forward`."""
+        """Encodes pixels [B, 3, S, S] to tokens; `noise` as in `forward`."""
         features = self.encoder(pixels, self.latent_tokens)
         if self.quantize is None:
             return posterior(features, noise)
         return self.quantize(features)
 
     def codes(self, pixels: Tensor) -> Tensor:
-        """Codes int64 [B, K] of pixels; the quantizer computes in true float32."""
+        """Returns the codes int64 [B, K] of pixels; the quantizer computes without TF32."""
         assert self.quantize is not None, "continuous tokens have no codes"
         return self.quantize.codes(self.encoder(pixels, self.latent_tokens))
 
     def decode(self, vectors: Tensor) -> Tensor:
-        """Tokens [B, K, D] to pixels [B, 3, S, S], not clamped; to logits in stage 1 (proxy)."""
-        made = self.decoder(vectors)
+        """Decodes tokens [B, K, D] to pixels [B, 3, S, S], not clamped.
+
+        In stage 1 with the proxy head, returns logits [B, N, G, G] instead.
+        """
+        decoded = self.decoder(vectors)
         if self.config.stage == 1:
-            return made
-        shares = made.float().softmax(dim=1).to(made.dtype)
+            return decoded
+        probabilities = decoded.float().softmax(dim=1).to(decoded.dtype)
         table = self.pixel_quantize.embedding.weight
-        mixed = functional.linear(shares.flatten(2).transpose(1, 2), table.t())
-        return self.pixel_decoder(mixed.transpose(1, 2).unflatten(2, made.shape[2:]))
+        mixed = functional.linear(probabilities.flatten(2).transpose(1, 2), table.t())
+        return self.pixel_decoder(mixed.transpose(1, 2).unflatten(2, decoded.shape[2:]))
 
     def decode_codes(self, codes: Tensor) -> Tensor:
-        """As `decode`, of codes int [B, K] or [B, 1, K].
+        """Decodes codes int [B, K] or [B, 1, K]; see `decode`.
 
         Raises:
-            DataError: They are out of range, or not K.
+            DataError: A code is out of range, or the number of codes is not K.
         """
         assert self.quantize is not None, "continuous tokens have no codes"
-        rows, wanted = codes.flatten(1), self.config.num_latent_tokens
-        if rows.shape[1] != wanted:
+        rows, expected = codes.flatten(1), self.config.num_latent_tokens
+        if rows.shape[1] != expected:
             raise DataError(
-                f"{rows.shape[1]} codes of a picture, the tokenizer has {wanted}",
-                hint="decode with the tokenizer that made the codes",
+                f"an image has {rows.shape[1]} codes, the tokenizer expects {expected}",
+                hint="decode with the tokenizer that encoded the images",
                 code="data.number_of_codes",
             )
         return self.decode(self.quantize.lookup(rows))
 
 
-def latent_columns(found: Tensor, *, legacy: bool) -> Tensor:
-    """What makes each code, as columns: [B, K, W] to [B, W, 1, K].
+def latent_columns(tokens: Tensor, *, legacy: bool) -> Tensor:
+    """Rearranges latent tokens [B, K, W] to [B, W, 1, K], one column per code.
 
-    The legacy layout reads the same numbers row by row into [W, K] instead of turning them: each
-    code takes a slice of every latent token. Released two-stage weights need it.
+    The legacy layout reshapes [K, W] to [W, K] instead of transposing it, so each code gets a slice
+    of every latent token. Released two-stage weights need it.
     Source: reference/titok 1.3.
     """
-    batch, number, width = found.shape
+    batch, number, width = tokens.shape
     if legacy:
-        return found.reshape(batch, width, 1, number)
-    return found.transpose(1, 2).unsqueeze(2)
+        return tokens.reshape(batch, width, 1, number)
+    return tokens.transpose(1, 2).unsqueeze(2)
 
 
 def unpatched(values: Tensor, side: int) -> Tensor:
-    """[B, side side 3, G, G], channels innermost, to pictures [B, 3, G side, G side]."""
+    """Rearranges patches [B, side side 3, G, G], channels last, to [B, 3, G side, G side]."""
     batch, _, rows, columns = values.shape
     pixels = values.view(batch, side, side, 3, rows, columns).permute(0, 3, 4, 1, 5, 2)
     return pixels.reshape(batch, 3, rows * side, columns * side)
 
 
 def posterior(features: Tensor, noise: Tensor | None) -> QuantizerOutput:
-    """Continuous tokens of means and log variances [B, K, 2 D]; the penalty is their divergence.
+    """Samples continuous tokens; the penalty is their KL divergence.
 
     Args:
-        features: Means, then log variances.
-        noise: Standard normal [B, K, D]; None for the means alone.
+        features: Means, then log variances, [B, K, 2 D].
+        noise: Standard normal [B, K, D]; None: return the means.
     """
     mean, log_variance = features.float().chunk(2, dim=-1)
     log_variance = log_variance.clamp(*_LOG_VARIANCES)
-    drawn = mean if noise is None else mean + (0.5 * log_variance).exp() * noise
+    sampled = mean if noise is None else mean + (0.5 * log_variance).exp() * noise
     divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
     codes = torch.empty(len(features), 0, dtype=torch.int64, device=features.device)
     zero = mean.new_zeros(())
-    return QuantizerOutput(drawn, codes, divergence.sum() / max(len(features), 1), zero)
+    return QuantizerOutput(sampled, codes, divergence.sum() / max(len(features), 1), zero)
 
 
 def _quantizer(config: VqConfig) -> VectorQuantizer:
@@ -291,12 +303,12 @@ def _quantizer(config: VqConfig) -> VectorQuantizer:
 
 
 def _table(*shape: int) -> nn.Parameter:
-    """Learned vectors. Source: reference/titok 1.9."""
+    """Learned vectors with their initial values. Source: reference/titok 1.9."""
     return nn.Parameter(torch.randn(*shape) * shape[-1] ** -0.5)
 
 
 def _initialize(side: nn.Module, std: float) -> None:
-    """Linear and convolutional layers; `std` is the published one for published widths.
+    """Initializes linear and convolutional layers; `std` is the published one for published widths.
 
     Source: reference/titok 1.9.
     """

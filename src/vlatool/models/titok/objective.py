@@ -1,6 +1,6 @@
-"""What a tokenizer learns from: the teacher's codes in stage 1, pixels elsewhere.
+"""Objectives of TiTok: teacher codes in stage 1, otherwise pixels.
 
-Source: reference/titok 4.1, 4.2. Legend of shapes: B pictures, G patches along a side, P = G G.
+Source: reference/titok 4.1, 4.2. Legend of shapes: B images, G patches along a side, P = G G.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,13 +19,13 @@ from vlatool.models.vqgan.objective import (
     CodebookMonitor,
     PixelObjective,
     code_sums,
-    mean_figures,
+    mean_metrics,
     published_groups,
 )
 
 
 def make_objective(config: TitokConfig, parts: Mapping[str, Part]) -> Objective:
-    """The losses of a configuration."""
+    """Returns the objective of a config."""
     quantizer = config.quantizer
     is_vq = isinstance(quantizer, VqConfig)
     if not config.predicts_pixels:
@@ -40,89 +40,90 @@ def make_objective(config: TitokConfig, parts: Mapping[str, Part]) -> Objective:
 
 
 class CodesObjective(Objective):
-    """Cross-entropy of the teacher's codes."""
+    """Cross-entropy of the teacher codes."""
 
     def __init__(self, config: TitokConfig) -> None:
         assert isinstance(config.quantizer, VqConfig)
         self._size = config.quantizer.codebook_size
         self._weight = config.losses.quantizer_weight
         self._half = config.teacher_precision == "bfloat16"
-        self._watch = CodebookMonitor(config.codebook_alarm)
+        self._monitor = CodebookMonitor(config.codebook_alarm)
         self._cache = TeacherCodeCache(config.vqgan.codebook_size)
 
     def optimizers(self) -> Mapping[str, OptimizerSpec]:
-        """One for everything."""
+        """Returns one optimizer for all parameters."""
         return {"main": OptimizerSpec(("model",), published_groups)}
 
     def prepare(self, batch: Batch, ctx: StepContext) -> Batch:
-        """Bytes to pixels, and the teacher's codes int64 [B, P]."""
+        """Adds pixels and the teacher codes int64 [B, P] to the batch."""
         pixels = to_float(batch["images"])
-        ids, digests = ctx.parts["teacher"].ids, batch.get("digests")
+        teacher, digests = ctx.parts["teacher"].codes, batch.get("digests")
         with torch.autocast(pixels.device.type, dtype=torch.bfloat16, enabled=self._half):
-            targets = self._cache.ids(digests, pixels, ids) if digests else ids(pixels)
+            targets = self._cache.codes(digests, pixels, teacher) if digests else teacher(pixels)
         return {**batch, "pixels": pixels, "targets": targets}
 
     def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
-        """Cross-entropy over all patches, and the penalty of the quantizer."""
+        """Cross-entropy over all patches, plus the loss term of the quantizer."""
         del optimizer
-        found: TitokOutput = ctx.parts["model"](batch["pixels"])
+        output: TitokOutput = ctx.parts["model"](batch["pixels"])
         targets: Tensor = batch["targets"]
-        logits = found.logits.float().flatten(2)
+        logits = output.logits.float().flatten(2)
         error = functional.cross_entropy(logits, targets)
         count = error.new_tensor(float(len(targets)))
-        right = (logits.argmax(1) == targets).float().mean()
+        accuracy = (logits.argmax(1) == targets).float().mean()
         terms = {
             "reconstruction_loss": error,
-            "quantizer_loss": found.penalty,
-            "commitment_loss": found.commitment,
-            "right_codes": right,
+            "quantizer_loss": output.penalty,
+            "commitment_loss": output.commitment,
+            "right_codes": accuracy,
         }
         sums = {name: value.detach() * count for name, value in terms.items()}
-        total = (error + self._weight * found.penalty) * count
-        return Loss(total, count, {**sums, **code_sums(found.codes, self._size)})
+        total = (error + self._weight * output.penalty) * count
+        return Loss(total, count, {**sums, **code_sums(output.codes, self._size)})
 
     def metrics(self, phase: str, sums: Mapping[str, Tensor], count: float) -> Mapping[str, float]:
-        """Means of the terms, and how the codebook is used."""
+        """Means of the loss terms, and metrics of the codebook."""
         del phase
-        return mean_figures(sums, count)
+        return mean_metrics(sums, count)
 
     def check_metrics(self, metrics: Mapping[str, float]) -> Sequence[Finding]:
-        """Whether the codebook has collapsed."""
-        return self._watch(metrics)
+        """Reports a collapse of the codebook."""
+        return self._monitor(metrics)
 
     def images(self, batch: Batch, ctx: StepContext) -> Mapping[str, UInt8Array]:
-        """Original, what the teacher draws of the likeliest codes, difference."""
-        found: TitokOutput = ctx.parts["model"](batch["pixels"])
-        made = ctx.parts["teacher"].decode_ids(found.logits.argmax(1))
-        return {"reconstruction": comparison(batch["pixels"], made)}
+        """Comparisons of originals with the reconstructions of the teacher from predicted codes."""
+        output: TitokOutput = ctx.parts["model"](batch["pixels"])
+        reconstruction = ctx.parts["teacher"].decode_codes(output.logits.argmax(1))
+        return {"reconstruction": comparison(batch["pixels"], reconstruction)}
 
 
 class TeacherCodeCache:
-    """The teacher's codes of pictures that were seen before, in memory.
+    """Cache of teacher codes by image, in memory.
 
     Args:
-        codebook_size: Codes are below it.
+        codebook_size: Number of codes of the teacher.
     """
 
     def __init__(self, codebook_size: int) -> None:
         self._dtype = torch.int16 if codebook_size <= 2**15 else torch.int32
-        self._known: dict[bytes, Tensor] = {}
+        self._cached: dict[bytes, Tensor] = {}
 
-    def ids(
+    def codes(
         self, digests: Sequence[bytes], pixels: Tensor, teacher: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        """Codes int64 [B, P]; the teacher is asked where one of the pictures is new.
+        """Returns the codes int64 [B, P] of a batch; calls the teacher if an image is new.
 
-        Asked for whole batches: what it says of a picture depends, in rounding, on the others.
+        The teacher always gets the whole batch, because the rounding of the result for one image
+        depends on the other images.
 
         Args:
-            digests: Of the pictures as they are.
+            digests: Digests of the preprocessed images.
             pixels: float [B, 3, S, S].
-            teacher: Pixels to codes int64 [B, P].
+            teacher: Function from pixels to codes int64 [B, P].
         """
-        new = [place for place, one in enumerate(digests) if one not in self._known]
+        new = [index for index, digest in enumerate(digests) if digest not in self._cached]
         if new:
-            found = teacher(pixels).to(self._dtype).cpu()
-            self._known |= {digests[place]: found[place].clone() for place in new}
-        rows = torch.stack([self._known[one] for one in digests])
+            codes = teacher(pixels).to(self._dtype).cpu()
+            self._cached |= {digests[index]: codes[index].clone() for index in new}
+        rows = torch.stack([self._cached[digest] for digest in digests])
         return rows.to(pixels.device).long()

@@ -1,6 +1,6 @@
-"""The published configuration of TiTok, read and written; light. Source: reference/titok 7.2.
+"""Conversion of the published configuration of TiTok models; light. Source: reference/titok 7.2.
 
-A configuration of training says more than that of a model: see `published_stage`.
+`published_stage` converts the other sections of a published training configuration.
 """
 
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ from vlatool.models.titok.spec import KlConfig, TitokConfig, VitConfig, VqConfig
 
 MODEL = "model.vq_model"
 _CROP = "dataset.preprocessing.crop_size"
-# Published key to ours of a model, where the value stays as it is.
+# Published key to our key of a model, for values that stay the same.
 MODEL_KEYS: Mapping[str, str] = {
     f"{MODEL}.vit_enc_model_size": "encoder",
     f"{MODEL}.vit_dec_model_size": "decoder",
     f"{MODEL}.vit_enc_patch_size": "patch_size",
     f"{MODEL}.num_latent_tokens": "num_latent_tokens",
     f"{MODEL}.pretrained_tokenizer_weight": "teacher",
-    f"{MODEL}.vqgan": "vqgan",  # ours: of a teacher that is not the released one
+    f"{MODEL}.vqgan": "vqgan",  # not published; written for a teacher of other sizes
     "experiment.init_weight": "init_weight",
     **{
         f"losses.{name}": f"losses.{name}"
@@ -38,37 +38,37 @@ MODEL_KEYS: Mapping[str, str] = {
 
 
 def published_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of `TitokConfig` from a published configuration of any kind.
+    """Converts the published configuration of a model or of a training stage to `TitokConfig` keys.
 
-    `is_legacy` and `finetune_decoder` are true where they are absent.
+    The published defaults of `is_legacy` and `finetune_decoder` are true.
 
     Raises:
-        ConfigError: It has no tokenizer.
+        ConfigError: The configuration has no tokenizer.
     """
     section = _at(tree, MODEL)
     if not isinstance(section, Mapping):
         raise ConfigError(
             f"the configuration has no {MODEL}",
-            hint="give the config.yaml or config.json of a tokenizer",
+            hint="use the config.yaml or config.json of a tokenizer",
             code="config.no_tokenizer",
         )
-    found: dict[str, Any] = {"type": "titok", "encoder": "large", "decoder": "large"}
-    for key, ours in {**MODEL_KEYS, _CROP: "image_size"}.items():
+    config: dict[str, Any] = {"type": "titok", "encoder": "large", "decoder": "large"}
+    for key, our_key in {**MODEL_KEYS, _CROP: "image_size"}.items():
         value = _at(tree, key)
         if value not in (None, "") and not is_reference(value):
-            _set(found, ours, value)
+            _set(config, our_key, value)
     is_legacy = bool(section.get("is_legacy", True))
-    found["stage"] = 2 if is_legacy and bool(section.get("finetune_decoder", True)) else 1
-    found["latent_layout"] = "legacy" if is_legacy else "aligned"
-    found["decoder_head"] = "proxy" if is_legacy else "pixel"
-    found["quantizer"] = _quantizer(section)
-    return found
+    config["stage"] = 2 if is_legacy and bool(section.get("finetune_decoder", True)) else 1
+    config["latent_layout"] = "legacy" if is_legacy else "aligned"
+    config["decoder_head"] = "proxy" if is_legacy else "pixel"
+    config["quantizer"] = _quantizer(section)
+    return config
 
 
 def published_tree(config: TitokConfig) -> dict[str, Any]:
-    """The published configuration of a tokenizer.
+    """Converts a config to the published configuration of a tokenizer.
 
-    Sizes that have no published name stand as ours: this program reads them.
+    Sizes without a published key have our keys, which only this program reads.
     """
     quantizer = config.quantizer
     section: dict[str, Any] = {
@@ -119,5 +119,5 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def is_reference(value: Any) -> bool:
-    """`${...}`, which some published files leave unresolved outside the tokenizer's section."""
+    """True for `${...}`, which some published files have outside the section of the tokenizer."""
     return isinstance(value, str) and "${" in value

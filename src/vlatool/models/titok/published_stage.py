@@ -1,4 +1,4 @@
-"""Published stage files of TiTok, and what is typed for them, in our keys; light.
+"""Conversion of published stage files of TiTok, and of overrides with their keys; light.
 
 Source: reference/titok 5.1, 7.3.
 """
@@ -22,14 +22,14 @@ from vlatool.config.tree import (
 )
 from vlatool.models.titok.published import MODEL, MODEL_KEYS, is_reference
 
-# Of the published launch, for which its batch size per process is meant.
+# World size of the published launch; the published batch size is per process.
 PROCESSES = 8
 
 _SECTIONS = ("experiment", "losses", "dataset", "optimizer", "lr_scheduler", "training")
-_DECAY = 0.999  # published code has it, no published file
-# Published key to ours, where the value stays as it is.
+_DECAY = 0.999  # from the published code; not in a published file
+# Published key to our key, for values that stay the same.
 _SAME: Mapping[str, str] = {
-    **{theirs: f"model.{ours}" for theirs, ours in MODEL_KEYS.items()},
+    **{published: f"model.{key}" for published, key in MODEL_KEYS.items()},
     "experiment.save_every": "save_every_n_steps",
     "experiment.generate_every": "images_every_n_steps",
     "experiment.log_every": "log_every_n_steps",
@@ -50,91 +50,93 @@ _SAME: Mapping[str, str] = {
         for name in ("resize_shorter_edge", "crop_size", "random_crop", "random_flip")
     },
 }
-# Said by the other side already.
-_TWICE = (f"{MODEL}.vit_dec_patch_size",)
+# Redundant: equal to the value of the encoder.
+_REDUNDANT = (f"{MODEL}.vit_dec_patch_size",)
 _OF_VQ = ("codebook_size", "use_l2_norm", "commitment_cost")
 _SCHEDULES = {"cosine": "cosine", "constant": "const"}
 _PRECISIONS = {"no": "float32", "fp16": "amp_bfloat16", "bf16": "amp_bfloat16"}
 
-Look = Callable[[str], Any]
+# Returns the value of a published key; None if it is not set.
+Lookup = Callable[[str], Any]
 
 
 @dataclass(frozen=True)
 class _Rule:
-    """Our keys that come of several published ones, or have another value.
+    """A conversion of several published keys, or of one whose value changes.
 
     Attributes:
-        sources: Published keys, any of which brings it about.
-        make: From the values of the whole file, our keys and their values.
+        sources: Published keys; the rule applies if one of them is set.
+        make: Function from the values of the whole file to our keys and their values.
     """
 
     sources: tuple[str, ...]
-    make: Callable[[Look], Mapping[str, Any]]
+    make: Callable[[Lookup], Mapping[str, Any]]
 
 
 def translate(tree: Node, below: Node) -> ConvertedConfig | None:
-    """The tree in our keys; None where nothing in it is of a published stage file.
+    """Converts a tree to our keys; None if it has no keys of a published stage file.
 
-    What has no meaning here stays, and may be left out.
+    Published keys without a meaning here stay in the tree and are allowed to be unknown.
 
     Args:
-        tree: A file, or what was typed.
-        below: The files under it as they were written: some of our keys come of several.
+        tree: A file, or the overrides of the command line.
+        below: The files below it before conversion, because a rule may need keys of several files.
     """
-    theirs = _theirs(tree)
-    if not theirs.value:
+    published = _published_sections(tree)
+    if not published.value:
         return None
-    whole = merge(_theirs(below), theirs)
+    whole = merge(_published_sections(below), published)
 
-    def look(key: str) -> Any:
-        found = find(whole, key.split("."))
-        return None if found is None else plain(found)
+    def lookup(key: str) -> Any:
+        node = find(whole, key.split("."))
+        return None if node is None else plain(node)
 
-    ours = tree
-    for section in theirs.value:
-        ours = without(ours, [section] if section != "model" else MODEL.split("."))
-    begins = tree.origin != TYPED_ORIGIN and find(below, MODEL.split(".")) is None
-    made, used = _made(theirs, look, _rules(whole_model=begins))
-    rest = lenient(_without(theirs, used))
-    return ConvertedConfig(merge(merge(rest, made), ours))
+    rest = tree
+    for section in published.value:
+        rest = without(rest, [section] if section != "model" else MODEL.split("."))
+    is_new_model = tree.origin != TYPED_ORIGIN and find(below, MODEL.split(".")) is None
+    converted, used = _convert(published, lookup, _rules(is_new_model=is_new_model))
+    unused = lenient(_without(published, used))
+    return ConvertedConfig(merge(merge(unused, converted), rest))
 
 
-def _theirs(tree: Node) -> Node:
-    """The sections that only a published file has."""
+def _published_sections(tree: Node) -> Node:
+    """The sections of a tree that only a published file has."""
     if not isinstance(tree.value, dict):
         return Node({}, tree.origin)
-    found = {key: node for key, node in tree.value.items() if key in _SECTIONS}
+    sections = {key: node for key, node in tree.value.items() if key in _SECTIONS}
     section = find(tree, MODEL.split("."))
     if section is not None:
         model = tree.value["model"]
-        found["model"] = Node({"vq_model": section}, model.origin)
-    return Node(found, tree.origin)
+        sections["model"] = Node({"vq_model": section}, model.origin)
+    return Node(sections, tree.origin)
 
 
-def _made(theirs: Node, look: Look, rules: tuple[_Rule, ...]) -> tuple[Node, list[str]]:
-    """Our keys, and the published keys that are in them."""
-    made = Node({}, theirs.origin)
-    used: list[str] = [*_TWICE]
+def _convert(published: Node, lookup: Lookup, rules: tuple[_Rule, ...]) -> tuple[Node, list[str]]:
+    """Returns our keys, and the published keys that were converted."""
+    converted = Node({}, published.origin)
+    used: list[str] = [*_REDUNDANT]
     for rule in rules:
-        present = [one for key in rule.sources if (one := find(theirs, key.split("."))) is not None]
+        nodes = [find(published, key.split(".")) for key in rule.sources]
+        present = [node for node in nodes if node is not None]
         if present:
-            for key, value in rule.make(look).items():
-                made = _put(made, key, from_value(value, present[0].origin))
+            for key, value in rule.make(lookup).items():
+                converted = _put(converted, key, from_value(value, present[0].origin))
             used += rule.sources
     for key, name in _SAME.items():
-        node = find(theirs, key.split("."))
+        node = find(published, key.split("."))
         if node is not None:
             used.append(key)
             if plain(node) not in (None, "") and not is_reference(node.value):
-                made = _put(made, name, node)
-    return made, used
+                converted = _put(converted, name, node)
+    return converted, used
 
 
-def _rules(*, whole_model: bool) -> tuple[_Rule, ...]:
-    """All of them; a model that a file begins has the published defaults too."""
+def _rules(*, is_new_model: bool) -> tuple[_Rule, ...]:
+    """Returns all rules; for a file that starts a model they fill in the published defaults."""
     switches = tuple(f"{MODEL}.{name}" for name in ("is_legacy", "finetune_decoder"))
     quantizer = tuple(f"{MODEL}.{name}" for name in ("quantize_mode", *_OF_VQ))
-    first = (MODEL,) if whole_model else ()
+    first = (MODEL,) if is_new_model else ()
     return (
         *((_Rule(first, _kinds),) if first else ()),
         _Rule((*switches, *first), _stage),
@@ -142,8 +144,8 @@ def _rules(*, whole_model: bool) -> tuple[_Rule, ...]:
         _Rule(
             ("training.per_gpu_batch_size", "training.gradient_accumulation_steps"), _batch_sizes
         ),
-        _Rule(("training.mixed_precision",), _chosen("precision", _PRECISIONS)),
-        _Rule(("lr_scheduler.scheduler",), _chosen("lr_scheduler", _SCHEDULES)),
+        _Rule(("training.mixed_precision",), _mapped("precision", _PRECISIONS)),
+        _Rule(("lr_scheduler.scheduler",), _mapped("lr_scheduler", _SCHEDULES)),
         _Rule(("training.use_ema",), _averages),
         _Rule(("experiment.output_dir",), _folder),
         _Rule(("dataset.params.train_shards_path_or_url",), _list("train", "data.shards")),
@@ -151,15 +153,15 @@ def _rules(*, whole_model: bool) -> tuple[_Rule, ...]:
     )
 
 
-def _kinds(look: Look) -> Mapping[str, Any]:
-    """The published reader draws shards with replacement, without an end."""
-    del look
+def _kinds(lookup: Lookup) -> Mapping[str, Any]:
+    """Types of model and data; the published reader samples shards with replacement, endlessly."""
+    del lookup
     return {"model.type": "titok", "data.type": "images", "data.allow_multiple_epochs": True}
 
 
-def _stage(look: Look) -> Mapping[str, Any]:
-    is_legacy = look(f"{MODEL}.is_legacy") is not False
-    tunes = look(f"{MODEL}.finetune_decoder") is not False
+def _stage(lookup: Lookup) -> Mapping[str, Any]:
+    is_legacy = lookup(f"{MODEL}.is_legacy") is not False
+    tunes = lookup(f"{MODEL}.finetune_decoder") is not False
     return {
         "model.stage": 2 if is_legacy and tunes else 1,
         "model.latent_layout": "legacy" if is_legacy else "aligned",
@@ -167,51 +169,51 @@ def _stage(look: Look) -> Mapping[str, Any]:
     }
 
 
-def _quantizer(look: Look) -> Mapping[str, Any]:
-    if look(f"{MODEL}.quantize_mode") == "vae":
+def _quantizer(lookup: Lookup) -> Mapping[str, Any]:
+    if lookup(f"{MODEL}.quantize_mode") == "vae":
         return {"model.quantizer.type": "kl"}
-    given = {name: look(f"{MODEL}.{name}") for name in _OF_VQ}
-    found = {f"model.quantizer.{name}": one for name, one in given.items() if one is not None}
-    return {"model.quantizer.type": "vq", **found}
+    values = {f"model.quantizer.{name}": lookup(f"{MODEL}.{name}") for name in _OF_VQ}
+    known = {key: value for key, value in values.items() if value is not None}
+    return {"model.quantizer.type": "vq", **known}
 
 
-def _batch_sizes(look: Look) -> Mapping[str, Any]:
-    size = look("training.per_gpu_batch_size")
-    repeats = look("training.gradient_accumulation_steps")
+def _batch_sizes(lookup: Lookup) -> Mapping[str, Any]:
+    size = lookup("training.per_gpu_batch_size")
+    repeats = lookup("training.gradient_accumulation_steps")
     repeats = 1 if repeats is None else repeats
-    found = {} if size is None else {"hparams.per_gpu_batch_size": size}
+    sizes = {} if size is None else {"hparams.per_gpu_batch_size": size}
     if isinstance(size, int) and isinstance(repeats, int):
-        found["hparams.global_batch_size"] = size * repeats * PROCESSES
-    return found
+        sizes["hparams.global_batch_size"] = size * repeats * PROCESSES
+    return sizes
 
 
-def _averages(look: Look) -> Mapping[str, Any]:
-    uses = look("training.use_ema")
+def _averages(lookup: Lookup) -> Mapping[str, Any]:
+    uses = lookup("training.use_ema")
     kind = {"ema.type": "rising", "ema.max_value": _DECAY} if uses is True else {}
     return {"ema.enabled": uses, **kind}
 
 
-def _folder(look: Look) -> Mapping[str, Any]:
-    folder = PurePosixPath(str(look("experiment.output_dir")))
+def _folder(lookup: Lookup) -> Mapping[str, Any]:
+    folder = PurePosixPath(str(lookup("experiment.output_dir")))
     return {"save_path": str(folder.parent), "name": folder.name}
 
 
-def _list(which: str, name: str) -> Callable[[Look], Mapping[str, Any]]:
-    def make(look: Look) -> Mapping[str, Any]:
-        given = look(f"dataset.params.{which}_shards_path_or_url")
-        if given in (None, "", []):
+def _list(split: str, name: str) -> Callable[[Lookup], Mapping[str, Any]]:
+    def make(lookup: Lookup) -> Mapping[str, Any]:
+        value = lookup(f"dataset.params.{split}_shards_path_or_url")
+        if value in (None, "", []):
             return {}
-        return {name: given if isinstance(given, list) else [given]}
+        return {name: value if isinstance(value, list) else [value]}
 
     return make
 
 
-def _chosen(name: str, words: Mapping[str, str]) -> Callable[[Look], Mapping[str, Any]]:
+def _mapped(name: str, values: Mapping[str, str]) -> Callable[[Lookup], Mapping[str, Any]]:
     source = {"precision": "training.mixed_precision", "lr_scheduler": "lr_scheduler.scheduler"}
 
-    def make(look: Look) -> Mapping[str, Any]:
-        given = look(source[name])
-        return {f"hparams.{name}": words.get(str(given), given)}
+    def make(lookup: Lookup) -> Mapping[str, Any]:
+        value = lookup(source[name])
+        return {f"hparams.{name}": values.get(str(value), value)}
 
     return make
 
@@ -223,10 +225,10 @@ def _put(tree: Node, key: str, value: Node) -> Node:
 
 
 def _without(tree: Node, used: list[str]) -> Node:
-    """The tree without keys, and without the sections that are empty then."""
+    """Returns the tree without some keys, and without sections that are empty then."""
     left = Node({}, tree.origin)
     for key, _ in leaf_origins(tree):
-        if not any(key == one or key.startswith(f"{one}.") for one in used if one != MODEL):
+        if not any(key == name or key.startswith(f"{name}.") for name in used if name != MODEL):
             node = find(tree, key.split("."))
             assert node is not None
             left = _put(left, key, node)

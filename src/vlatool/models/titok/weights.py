@@ -1,6 +1,6 @@
-"""Weights of TiTok: released files, published folders, runs of this program. Source: reference/titok 2, 7.1.
+"""Weights of TiTok: released files, published folders, runs of this program.
 
-Names are those of the released files, so a state dict is one as it is.
+The names in a state dict are those of the released files. Source: reference/titok 2, 7.1.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from vlatool.models.titok.model import Titok
 from vlatool.models.titok.published import published_keys, published_tree
 from vlatool.models.titok.spec import TitokConfig
 from vlatool.models.vqgan.weights import pixel_weights
-from vlatool.models.weights import fitted, read_foreign
+from vlatool.models.weights import matching_state_dict, read_external_weights
 from vlatool.storage.atomic import open_atomic
 
 _PIXELS = "pixel_"
@@ -25,64 +25,65 @@ _HEAD_DIM = 64
 
 
 def load_titok(module: nn.Module, config: TitokConfig, origin: str) -> None:
-    """Loads a tokenizer; every name and shape must fit.
+    """Loads the weights of a tokenizer; all names and shapes must match.
 
-    Stage 2 may begin with weights of stage 1: the pixel decoder is the teacher's then.
+    With weights of stage 1 for stage 2, the pixel decoder is that of the teacher.
 
     Raises:
-        DataError: There is none, or it does not fit; says in which sizes.
+        DataError: The weights are missing or broken, or do not match; the message has the sizes
+            that differ.
     """
-    found, weights = read_titok(origin)
+    source, weights = read_titok(origin)
     if config.stage == 2 and not any(name.startswith(_PIXELS) for name in weights):
         assert config.teacher is not None
         weights = {**weights, **pixel_weights(config.teacher)}
-    check_sizes(module, weights, found.location)
-    module.load_state_dict(fitted(module, weights, found.location))
+    check_sizes(module, weights, source.location)
+    module.load_state_dict(matching_state_dict(module, weights, source.location))
 
 
 def open_titok(origin: str) -> tuple[TitokConfig, Titok]:
-    """A tokenizer as it was trained or released, in eval mode on the CPU.
+    """Opens a trained or released tokenizer, in eval mode on the CPU.
 
     Args:
-        origin: A run, a checkpoint of one, a published folder, or a file of weights, which tells
-            its own sizes.
+        origin: A run, a checkpoint, a published folder, or a file of weights. The config of a
+            single file is inferred from the shapes of its tensors.
 
     Raises:
-        DataError: There is none, or weights and configuration do not fit together.
+        DataError: The weights are missing or broken, or do not match their configuration.
     """
-    found, weights = read_titok(origin)
-    with as_config_error(found):
-        if found.section is not None:
-            config = TitokConfig.model_validate(found.section)
-        elif found.published is not None:
-            config = TitokConfig.model_validate(published_keys(found.published))
+    source, weights = read_titok(origin)
+    with as_config_error(source):
+        if source.section is not None:
+            config = TitokConfig.model_validate(source.section)
+        elif source.published is not None:
+            config = TitokConfig.model_validate(published_keys(source.published))
         else:
-            config = inferred_config(weights, found.location)
-    if config.image_size is None:  # published configurations need not say it
-        side = inferred_config(weights, found.location).image_size
+            config = inferred_config(weights, source.location)
+    if config.image_size is None:  # optional in a published configuration
+        side = inferred_config(weights, source.location).image_size
         config = config.model_copy(update={"image_size": side})
     module = Titok(config)
-    check_sizes(module, weights, found.location)
-    module.load_state_dict(fitted(module, weights, found.location))
+    check_sizes(module, weights, source.location)
+    module.load_state_dict(matching_state_dict(module, weights, source.location))
     return config, module.eval()
 
 
 def read_titok(origin: str) -> tuple[ForeignWeights, dict[str, Tensor]]:
-    """A file of tokenizer weights and its tensors.
+    """Finds and reads the weights of a tokenizer.
 
     Raises:
-        DataError: Nothing is there, it is broken, or of a run of another model type.
+        DataError: The weights are missing or broken, or those of a run of another model type.
     """
-    found = find_weights(origin)
-    if found.section is not None and found.section.get("type") != "titok":
+    source = find_weights(origin)
+    if source.section is not None and source.section.get("type") != "titok":
         raise DataError(
-            f"{found.origin}: is a run of the model type {found.section.get('type')!r}, not of a "
-            "tokenizer",
-            hint="give a run of stage 1 or 2",
+            f"{source.origin}: the run has model type {source.section.get('type')!r}, expected "
+            "titok",
+            hint="use a run of stage 1 or 2 of titok",
             code="data.no_tokenizer",
-            details={"path": found.origin},
+            details={"path": source.origin},
         )
-    return found, read_foreign(found.path)
+    return source, read_external_weights(source.path)
 
 
 def save_published(
@@ -91,42 +92,45 @@ def save_published(
     module: Titok,
     preprocessing: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes config.yaml and pytorch_model.bin, which released code and this program read.
+    """Writes config.yaml and pytorch_model.bin, which the released code and this program read.
 
     Args:
-        folder: Is there.
-        config: Of the module.
-        module: Its weights are written as float32.
-        preprocessing: How pictures become those that it learned from.
+        folder: Existing folder.
+        config: Config of the module.
+        module: The tokenizer; its weights are written as float32.
+        preprocessing: Published keys of the preprocessing of the training images.
     """
     tree = published_tree(config)
     tree["dataset"]["preprocessing"] |= preprocessing or {}
-    where = write_published_config(folder, tree)
+    tokenizer = write_published_config(folder, tree)
     tensors = {k: v.detach().float().cpu().contiguous() for k, v in module.state_dict().items()}
-    with open_atomic(where.weights) as file:
+    with open_atomic(tokenizer.weights) as file:
         torch.save(tensors, file)
 
 
 def check_sizes(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """DataError that says which sizes differ; what else differs is told by name elsewhere."""
-    found, wanted = sizes_of(weights), sizes_of(module.state_dict())
-    told = [
-        f"{name} {found[name]}, the configuration has {wanted[name]}"
-        for name in wanted
-        if found[name] != wanted[name]
+    """Raises a DataError if sizes of weights and module differ.
+
+    `matching_state_dict` reports all other differences, by the names of tensors.
+    """
+    actual, expected = sizes_of(weights), sizes_of(module.state_dict())
+    problems = [
+        f"{name} is {actual[name]}, expected {expected[name]}"
+        for name in expected
+        if actual[name] != expected[name]
     ]
-    if told:
+    if problems:
         raise DataError(
-            f"{path}: is another tokenizer: {'; '.join(told)}",
-            hint="use the configuration that it was trained with",
+            f"{path}: weights do not match the configuration: {'; '.join(problems)}",
+            hint="use the configuration that the tokenizer was trained with",
             code="data.checkpoint_mismatch",
-            details={"problems": told, "path": str(path)},
+            details={"problems": problems, "path": str(path)},
         )
 
 
 def sizes_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the shapes of a state dict tell; None for what is not there."""
-    shapes = {name: tuple(one.shape) for name, one in weights.items()}
+    """Sizes that follow from the shapes of a state dict; None for those of missing tensors."""
+    shapes = {name: tuple(value.shape) for name, value in weights.items()}
 
     def axis(name: str, index: int) -> int | None:
         shape = shapes.get(name, ())
@@ -150,18 +154,19 @@ def sizes_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def inferred_config(weights: Mapping[str, Tensor], path: Path) -> TitokConfig:
-    """The configuration of a released file, of which its shapes and the releases tell all.
+    """Infers the config of a released file from the shapes of its tensors.
 
-    Two-stage models have the legacy layout and unit codes, single-stage ones neither.
+    Released two-stage models have the legacy layout and codes of unit length, single-stage models
+    have neither.
 
     Raises:
-        DataError: These are no weights of a tokenizer.
+        DataError: The file does not contain a tokenizer.
     """
     sizes = sizes_of(weights)
     if any(sizes[name] is None for name in ("latent tokens", "patches", "patch size")):
         raise DataError(
-            f"{path}: holds no tokenizer: {', '.join(sorted(weights)[:3])}, ...",
-            hint="give the weights of a TiTok",
+            f"{path}: not a tokenizer; its tensors are {', '.join(sorted(weights)[:3])}, ...",
+            hint="use a file of weights of TiTok",
             code="data.no_tokenizer",
             details={"path": str(path)},
         )

@@ -1,6 +1,6 @@
-"""What tells pictures that were drawn from real ones. Source: reference/titok 4.2, 4.3.
+"""Discriminator of real and reconstructed images. Source: reference/titok 4.2, 4.3.
 
-Legend of shapes: B pictures, H and W their size.
+Legend of shapes: B images, H height, W width.
 """
 
 from itertools import pairwise
@@ -16,7 +16,7 @@ _GROUPS = 32
 
 
 class BlurDown(nn.Module):
-    """Halves a picture behind a fixed blur."""
+    """Fixed blur with stride 2."""
 
     kernel: Tensor
 
@@ -27,14 +27,17 @@ class BlurDown(nn.Module):
         self.register_buffer("kernel", (square / square.sum())[None, None])
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to [B, C, H / 2, W / 2]."""
+        """Maps [B, C, H, W] to [B, C, H / 2, W / 2]."""
         channels = x.shape[1]
         kernel = self.kernel.to(x.dtype).expand(channels, 1, -1, -1)
         return functional.conv2d(x, kernel, stride=2, padding=1, groups=channels)
 
 
 class Discriminator(nn.Module):
-    """Pictures to one number per field of 16 x 16; in float32. Module names as published."""
+    """Maps images to one logit per cell of a 16 x 16 grid, in float32.
+
+    Names of modules are the published ones.
+    """
 
     def __init__(self, channels: int = 128) -> None:
         super().__init__()
@@ -55,17 +58,20 @@ class Discriminator(nn.Module):
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels [B, 3, H, W] in [0, 1] to float32 [B, 1, 16, 16], or coarser where they are."""
+        """Maps pixels [B, 3, H, W] in [0, 1] to logits float32 [B, 1, 16, 16].
+
+        For images smaller than 128 pixels the grid is H / 8 x W / 8.
+        """
         with torch.autocast(pixels.device.type, enabled=False):
             x = self.block_in(pixels.float().contiguous(memory_format=torch.channels_last))
             for block in self.blocks:
                 x = block(x)
-            fields = [min(_GRID, side) for side in x.shape[2:]]
-            return self.to_logits(functional.adaptive_max_pool2d(x, fields))
+            grid = [min(_GRID, side) for side in x.shape[2:]]
+            return self.to_logits(functional.adaptive_max_pool2d(x, grid))
 
 
 class LecamEma(nn.Module):
-    """Running means of what a discriminator says of real and of drawn pictures."""
+    """LeCam regularization: running means of the logits of real and reconstructed images."""
 
     real: Tensor
     fake: Tensor
@@ -77,13 +83,13 @@ class LecamEma(nn.Module):
         self.register_buffer("fake", torch.zeros(1))
 
     def distance(self, real: Tensor, fake: Tensor) -> Tensor:
-        """How far the means of a batch are on the wrong side of those of the other kind."""
+        """Regularization term of the mean logits of a batch, relative to the running means."""
         above = functional.relu(real - self.fake)
         below = functional.relu(self.real - fake)
         return (above.square() + below.square()).sum()
 
     def update(self, real: Tensor, fake: Tensor, ok: Tensor) -> None:
-        """Takes in the means of a step over all processes, where `ok`."""
+        """Updates the running means with those of a step over all ranks, if `ok` is True."""
         for name, value in (("real", real), ("fake", fake)):
             old: Tensor = getattr(self, name)
             new = old.lerp(value.to(old.dtype).reshape(1), 1 - self.decay)
@@ -91,5 +97,5 @@ class LecamEma(nn.Module):
 
 
 def hinge(real: Tensor, fake: Tensor) -> Tensor:
-    """The discriminator's loss of its answers to real and to drawn pictures; scalar."""
+    """Hinge loss of the logits of real and reconstructed images; scalar."""
     return 0.5 * (functional.relu(1 - real).mean() + functional.relu(1 + fake).mean())

@@ -1,6 +1,6 @@
-"""The parts that losses of pictures need: a perceptual distance, a discriminator.
+"""Parts of pixel losses: perceptual distances, discriminator.
 
-Legend of shapes: B pictures, H and W their size.
+Legend of shapes: B images, H height, W width.
 """
 
 from collections.abc import Mapping
@@ -26,11 +26,11 @@ _SCALES = 4
 
 
 class GradientDistance(nn.Module):
-    """Absolute difference of edges at several scales; needs no weights."""
+    """Mean absolute difference of image gradients at several scales; needs no weights."""
 
-    def forward(self, original: Tensor, made: Tensor) -> Tensor:
-        """Of pixels [B, 3, H, W]: a scalar."""
-        difference = made.float() - original.float()
+    def forward(self, original: Tensor, reconstruction: Tensor) -> Tensor:
+        """Distance of pixels [B, 3, H, W]; scalar."""
+        difference = reconstruction.float() - original.float()
         total = difference.new_zeros(())
         for _ in range(_SCALES):
             if min(difference.shape[2:]) < 2:
@@ -43,24 +43,32 @@ class GradientDistance(nn.Module):
 
 
 class FeatureDistance(nn.Module):
-    """Squared difference of what the levels of a vqgan's encoder see, each of unit length."""
+    """Squared distance of the features of the encoder of a VQGAN, at all its levels.
+
+    Features are normalized to unit length over the channels.
+    """
 
     def __init__(self, config: VqganNetworkConfig) -> None:
         super().__init__()
         self.encoder = Encoder(config)
 
-    def forward(self, original: Tensor, made: Tensor) -> Tensor:
-        """Of pixels [B, 3, H, W]: a scalar."""
+    def forward(self, original: Tensor, reconstruction: Tensor) -> Tensor:
+        """Distance of pixels [B, 3, H, W]; scalar."""
         with torch.no_grad():
-            wanted = [functional.normalize(x.float()) for x in self.encoder.levels(original)]
-        found = [functional.normalize(x.float()) for x in self.encoder.levels(made)]
-        pairs = zip(wanted, found, strict=True)
-        each = [(a - b).square().sum(1).mean() for a, b in pairs]
-        return torch.stack(each).mean()
+            targets = [functional.normalize(x.float()) for x in self.encoder.levels(original)]
+        features = [functional.normalize(x.float()) for x in self.encoder.levels(reconstruction)]
+        pairs = zip(targets, features, strict=True)
+        terms = [(a - b).square().sum(1).mean() for a, b in pairs]
+        return torch.stack(terms).mean()
 
 
 def loss_parts(losses: PixelLossConfig, network: VqganNetworkConfig) -> dict[str, Part]:
-    """Discriminator, its running means and the perceptual network, as far as they are used."""
+    """Returns the parts that the losses use: discriminator, its running means, perceptual network.
+
+    Args:
+        losses: Config of the losses.
+        network: Sizes of the teacher, for the distance of its features.
+    """
     parts: dict[str, Part] = {}
     if losses.adversarial:
         discriminator = Discriminator(losses.discriminator_channels)
@@ -84,10 +92,15 @@ def _perceptual(name: str, network: VqganNetworkConfig) -> nn.Module:
 
 
 def load_perceptual(losses: PixelLossConfig, module: nn.Module, teacher: str | None) -> None:
-    """The weights of the perceptual part, of a teacher where its features are compared.
+    """Loads the weights of the perceptual part.
+
+    Args:
+        losses: Config of the losses.
+        module: The perceptual part.
+        teacher: Location of the teacher, for the distance of its features.
 
     Raises:
-        DataError: They are missing or do not fit.
+        DataError: The weights are missing or do not match.
     """
     if isinstance(module, FeatureDistance):
         assert teacher is not None
@@ -102,8 +115,8 @@ def load_perceptual(losses: PixelLossConfig, module: nn.Module, teacher: str | N
         module.load_state_dict(loaded.state_dict())
 
 
-def discriminator_parts(parts: Mapping[str, Part]) -> LecamEma | None:
-    """The running means of a discriminator, where there is one."""
+def lecam_part(parts: Mapping[str, Part]) -> LecamEma | None:
+    """Returns the running means of the discriminator; None without a discriminator."""
     means = parts["lecam"].module if "lecam" in parts else None
     assert means is None or isinstance(means, LecamEma)
     return means

@@ -1,7 +1,7 @@
-"""The MaskGIT-VQGAN: pictures to a grid of codes and back. Source: reference/titok 1.8, 2.2.
+"""MaskGIT-VQGAN: images to a grid of codes and back. Source: reference/titok 1.8, 2.2.
 
-Module names as released. Legend of shapes: B pictures, H and W their size, h and w that of the grid
-of codes, P = h w, C channels, Z width of a code.
+Names of modules are the released ones. Legend of shapes: B images, H height, W width, h and w size
+of the grid of codes, P = h w, C channels, Z width of a code.
 """
 
 from collections.abc import Iterator
@@ -18,13 +18,13 @@ _NORM_EPS = 1e-6
 
 
 class VqganOutput(NamedTuple):
-    """Pictures that went through codes.
+    """Reconstructed images, with the loss terms of the quantizer.
 
     Attributes:
         pixels: [B, 3, H, W], not clamped.
-        codes: int64 [B, K]; [B, 0] where there is no codebook.
-        penalty: What the loss adds for the codes, scalar.
-        commitment: The encoder's share of it, detached.
+        codes: int64 [B, K]; [B, 0] without a codebook.
+        penalty: Loss term of the quantizer, scalar.
+        commitment: Commitment loss, a part of `penalty`; detached.
     """
 
     pixels: Tensor
@@ -36,8 +36,8 @@ class VqganOutput(NamedTuple):
 class ResidualBlock(nn.Module):
     """Two convolutions and a shortcut.
 
-    Where the width changes, the shortcut is fed the block's own result, not its input: so are the
-    released weights.
+    If the number of channels changes, the input of the shortcut is the output of the convolutions,
+    not that of the block: the released weights were trained this way.
     """
 
     def __init__(self, before: int, after: int, groups: int) -> None:
@@ -49,14 +49,14 @@ class ResidualBlock(nn.Module):
         self.nin_shortcut = nn.Conv2d(after, after, 1, bias=False) if before != after else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to [B, C', H, W]."""
-        made = self.conv1(functional.silu(self.norm1(x)))
-        made = self.conv2(functional.silu(self.norm2(made)))
-        return made + (x if self.nin_shortcut is None else self.nin_shortcut(made))
+        """Maps [B, C, H, W] to [B, C', H, W]."""
+        residual = self.conv1(functional.silu(self.norm1(x)))
+        residual = self.conv2(functional.silu(self.norm2(residual)))
+        return residual + (x if self.nin_shortcut is None else self.nin_shortcut(residual))
 
 
 class Level(nn.Module):
-    """The residual blocks of one size of picture; on the way up a doubling behind them."""
+    """The residual blocks of one resolution, with `doubles` followed by an upsampling layer."""
 
     def __init__(
         self, widths: tuple[int, int], config: VqganNetworkConfig, *, doubles: bool = False
@@ -68,7 +68,7 @@ class Level(nn.Module):
         self.upsample_conv = nn.Conv2d(after, after, 3, padding=1) if doubles else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to [B, C', H, W], or twice as high and wide."""
+        """Maps [B, C, H, W] to [B, C', H, W], with `doubles` to [B, C', 2 H, 2 W]."""
         for block in self.block:
             x = block(x)
         if self.upsample_conv is not None:
@@ -77,7 +77,7 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pictures to features."""
+    """Encoder of images to features."""
 
     def __init__(self, config: VqganNetworkConfig) -> None:
         super().__init__()
@@ -91,14 +91,14 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(last, config.z_channels, 1)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """[B, 3, H, W] in [0, 1] to [B, Z, h, w]."""
+        """Maps pixels [B, 3, H, W] in [0, 1] to features [B, Z, h, w]."""
         *_, x = self.levels(pixels)
         for block in self.mid:
             x = block(x)
         return self.conv_out(functional.silu(self.norm_out(x)))
 
     def levels(self, pixels: Tensor) -> Iterator[Tensor]:
-        """What each level sees, from fine to coarse."""
+        """Yields the features of each level, from fine to coarse."""
         x = self.conv_in(pixels.contiguous(memory_format=torch.channels_last))
         for index, level in enumerate(self.down):
             x = level(functional.avg_pool2d(x, 2) if index else x)
@@ -106,7 +106,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Features to pictures."""
+    """Decoder of features to images."""
 
     def __init__(self, config: VqganNetworkConfig) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(last, 3, 3, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """[B, Z, h, w] to [B, 3, H, W], not clamped."""
+        """Maps features [B, Z, h, w] to pixels [B, 3, H, W], not clamped."""
         x = self.conv_in(features.contiguous(memory_format=torch.channels_last))
         for block in self.mid:
             x = block(x)
@@ -133,7 +133,7 @@ class Decoder(nn.Module):
 
 
 class Vqgan(nn.Module):
-    """Pictures in [0, 1] to ids and back; grids are row-major."""
+    """Autoencoder of images in [0, 1] with a grid of codes in row-major order."""
 
     def __init__(self, config: VqganNetworkConfig, *, commitment_cost: float = 0.25) -> None:
         super().__init__()
@@ -144,26 +144,26 @@ class Vqgan(nn.Module):
         )
 
     def forward(self, pixels: Tensor, noise: Tensor | None = None) -> VqganOutput:
-        """Pixels [B, 3, H, W] in [0, 1] through their codes; `noise` is not used."""
+        """Encodes and decodes pixels [B, 3, H, W] in [0, 1]; `noise` is not used."""
         del noise
         features = self.encoder(pixels)
-        found: QuantizerOutput = self.quantize(features.flatten(2).transpose(1, 2))
-        grid = found.vectors.transpose(1, 2).reshape(features.shape)
-        return VqganOutput(self.decoder(grid), *found[1:])
+        quantized: QuantizerOutput = self.quantize(features.flatten(2).transpose(1, 2))
+        grid = quantized.vectors.transpose(1, 2).reshape(features.shape)
+        return VqganOutput(self.decoder(grid), *quantized[1:])
 
-    def ids(self, pixels: Tensor) -> Tensor:
-        """Ids int64 [B, P] of pixels [B, 3, H, W]."""
+    def codes(self, pixels: Tensor) -> Tensor:
+        """Returns the codes int64 [B, P] of pixels [B, 3, H, W]."""
         return self.quantize.codes(self.encoder(pixels).flatten(2).transpose(1, 2))
 
-    def decode_ids(self, ids: Tensor) -> Tensor:
-        """Pixels [B, 3, H, W] in [0, 1] of ids [B, P], a square grid, or [B, h, w].
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        """Decodes codes [B, P] of a square grid, or [B, h, w], to pixels [B, 3, H, W] in [0, 1].
 
         Raises:
-            DataError: An id is out of range.
+            DataError: A code is out of range.
         """
-        side = round(ids[0].numel() ** 0.5)
-        rows = ids.shape[1] if ids.ndim == 3 else side
-        assert ids[0].numel() % rows == 0, "ids are no square grid"
-        vectors = self.quantize.lookup(ids.flatten(1))
+        side = round(codes[0].numel() ** 0.5)
+        rows = codes.shape[1] if codes.ndim == 3 else side
+        assert codes[0].numel() % rows == 0, "the number of codes is not a square"
+        vectors = self.quantize.lookup(codes.flatten(1))
         grid = vectors.transpose(1, 2).unflatten(2, (rows, -1))
         return self.decoder(grid).float().clamp(0, 1)

@@ -1,6 +1,7 @@
-"""Drawing pictures again: squared error, perceptual distance, a discriminator. Source: reference/titok 4.2.
+"""Objective of reconstruction: squared error, perceptual distance, discriminator.
 
-Legend of shapes: B pictures, K codes of a picture, N codes of the codebook.
+Source: reference/titok 4.2.
+Legend of shapes: B images, K codes per image, N codes of the codebook.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,25 +21,26 @@ from vlatool.models.base import (
     Part,
     StepContext,
 )
-from vlatool.models.codebook import difference_sums, histogram, usage_figures
+from vlatool.models.codebook import difference_sums, histogram, usage_metrics
 from vlatool.models.images import comparison, psnr, to_float
 from vlatool.models.vqgan.discriminator import hinge
-from vlatool.models.vqgan.losses import discriminator_parts
+from vlatool.models.vqgan.losses import lecam_part
 from vlatool.models.vqgan.model import VqganOutput
 from vlatool.models.vqgan.spec import CodebookAlarmConfig, PixelLossConfig
 
-# Parameters with these in their names do not decay, nor does what has fewer than two axes.
-# Source: reference/titok 5.2.
+# Weight decay does not apply to parameters with one of these in their name, or with fewer than two
+# axes. Source: reference/titok 5.2.
 _UNDECAYED = (
     "ln", "bias", "latent_tokens", "mask_token", "embedding", "norm", "gamma", "embed",
 )  # fmt: skip
-_DRAWN = "drawn"
+_RECONSTRUCTION = "reconstruction"
 
 
 class PixelObjective(Objective):
-    """A model that takes pixels and noise and gives `Drawn`, and a discriminator that starts late.
+    """Reconstruction losses of a model, and a discriminator that starts at a configured step.
 
-    The means of `settle` are those of all processes; the published code keeps them per process.
+    The model is called with pixels and noise, and returns a `VqganOutput`. The running means of the
+    discriminator are over all ranks; the published code has separate ones per rank.
     """
 
     def __init__(
@@ -50,106 +52,106 @@ class PixelObjective(Objective):
         alarm: CodebookAlarmConfig,
         noise: tuple[int, ...] = (),
     ) -> None:
-        """Prepares losses.
+        """Creates the objective.
 
         Args:
-            losses: Weights.
-            parts: As placed.
-            codebook_size: N; 0 where there is no codebook.
-            alarm: When the codebook counts as collapsed.
-            noise: Shape of what the model draws per picture; empty for nothing.
+            losses: Config of the losses.
+            parts: The parts after placement.
+            codebook_size: Number of codes, N; 0 without a codebook.
+            alarm: Detection of a collapsed codebook.
+            noise: Shape of the noise per image; empty: the model uses no noise.
         """
         self._losses = losses
-        self._means = discriminator_parts(parts)
+        self._means = lecam_part(parts)
         self._size = codebook_size
-        self._watch = CodebookMonitor(alarm)
+        self._monitor = CodebookMonitor(alarm)
         self._noise = noise
 
     def optimizers(self) -> Mapping[str, OptimizerSpec]:
-        """Of the model, and of the discriminator."""
-        found = {"main": OptimizerSpec(("model",), published_groups)}
+        """Returns the optimizers of the model and of the discriminator."""
+        optimizers = {"main": OptimizerSpec(("model",), published_groups)}
         if self._means is not None:
-            found["discriminator"] = OptimizerSpec(
+            optimizers["discriminator"] = OptimizerSpec(
                 ("discriminator",),
                 published_groups,
                 lr=self._losses.discriminator_learning_rate,
                 starts_at=self._losses.discriminator_start,
             )
-        return found
+        return optimizers
 
     def prepare(self, batch: Batch, ctx: StepContext) -> Batch:
-        """Bytes to pixels."""
+        """Adds pixels to the batch."""
         del ctx
         return {**batch, "pixels": to_float(batch["images"])}
 
     def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
-        """Of the model; or of the discriminator, on what the model has just drawn."""
+        """Loss of the model, or of the discriminator on the last reconstruction of the model."""
         if optimizer == "discriminator":
-            return self._discrimination(batch["pixels"], batch[_DRAWN], ctx)
-        drawn = self._draw(batch["pixels"], ctx)
-        batch[_DRAWN] = drawn.pixels.detach()
-        total, sums = self._reconstruction(batch["pixels"], drawn, ctx)
+            return self._discriminator_loss(batch["pixels"], batch[_RECONSTRUCTION], ctx)
+        output = self._reconstruct(batch["pixels"], ctx)
+        batch[_RECONSTRUCTION] = output.pixels.detach()
+        total, sums = self._reconstruction_loss(batch["pixels"], output, ctx)
         weight = self._adversarial_weight(ctx.step)
         if weight:
-            fooled = ctx.parts["discriminator"](drawn.pixels).mean()
-            total = total - weight * fooled
-        return _of_images(batch["pixels"], total, sums)
+            total = total - weight * ctx.parts["discriminator"](output.pixels).mean()
+        return _per_image(batch["pixels"], total, sums)
 
     def validate(self, batch: Batch, ctx: StepContext) -> Loss:
-        """Without the discriminator, whose opinion changes."""
-        drawn = self._draw(batch["pixels"], ctx)
-        total, sums = self._reconstruction(batch["pixels"], drawn, ctx)
-        return _of_images(batch["pixels"], total, sums)
+        """Loss without the discriminator, so that values of different steps are comparable."""
+        output = self._reconstruct(batch["pixels"], ctx)
+        total, sums = self._reconstruction_loss(batch["pixels"], output, ctx)
+        return _per_image(batch["pixels"], total, sums)
 
     def update_buffers(self, optimizer: str, sums: Mapping[str, Tensor], ok: Tensor) -> None:
-        """Running means of the discriminator's answers."""
+        """Updates the running means of the logits of the discriminator."""
         if optimizer == "discriminator" and self._means is not None:
             count = sums["pictures"].clamp(min=1)
             self._means.update(sums["logits_real"] / count, sums["logits_fake"] / count, ok)
 
     def metrics(self, phase: str, sums: Mapping[str, Tensor], count: float) -> Mapping[str, float]:
-        """Means of the terms, and how the codebook is used."""
-        return mean_figures(sums, count)
+        """Means of the loss terms, and metrics of the codebook."""
+        return mean_metrics(sums, count)
 
     def check_metrics(self, metrics: Mapping[str, float]) -> Sequence[Finding]:
-        """Whether the codebook has collapsed."""
-        return self._watch(metrics)
+        """Reports a collapse of the codebook."""
+        return self._monitor(metrics)
 
     def images(self, batch: Batch, ctx: StepContext) -> Mapping[str, UInt8Array]:
-        """Original, reconstruction, difference."""
-        drawn = self._draw(batch["pixels"], ctx)
-        return {"reconstruction": comparison(batch["pixels"], drawn.pixels)}
+        """Comparisons of originals with their reconstructions."""
+        output = self._reconstruct(batch["pixels"], ctx)
+        return {"reconstruction": comparison(batch["pixels"], output.pixels)}
 
-    def _draw(self, pixels: Tensor, ctx: StepContext) -> VqganOutput:
+    def _reconstruct(self, pixels: Tensor, ctx: StepContext) -> VqganOutput:
         noise = ctx.rng.normal(*self._noise) if self._noise and ctx.training else None
         return ctx.parts["model"](pixels, noise)
 
-    def _reconstruction(
-        self, pixels: Tensor, drawn: VqganOutput, ctx: StepContext
+    def _reconstruction_loss(
+        self, pixels: Tensor, output: VqganOutput, ctx: StepContext
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Everything but the discriminator: the mean over pictures, and its terms."""
-        losses, made = self._losses, drawn.pixels.float()
-        error = functional.mse_loss(made, pixels)
-        total = losses.reconstruction_weight * error + losses.quantizer_weight * drawn.penalty
+        """Mean loss over images without the discriminator, and the sums of its terms."""
+        losses, reconstruction = self._losses, output.pixels.float()
+        error = functional.mse_loss(reconstruction, pixels)
+        total = losses.reconstruction_weight * error + losses.quantizer_weight * output.penalty
         terms = {
             "reconstruction_loss": error,
-            "quantizer_loss": drawn.penalty,
-            "commitment_loss": drawn.commitment,
-            "psnr": psnr(pixels, made).mean(),
+            "quantizer_loss": output.penalty,
+            "commitment_loss": output.commitment,
+            "psnr": psnr(pixels, reconstruction).mean(),
         }
         if "perceptual" in ctx.parts:
             with torch.autocast(pixels.device.type, enabled=False):
-                distance = ctx.parts["perceptual"](pixels, made)
+                distance = ctx.parts["perceptual"](pixels, reconstruction)
             total = total + losses.perceptual_weight * distance
             terms["perceptual_loss"] = distance
         sums = {name: value.detach() * len(pixels) for name, value in terms.items()}
         if self._size:
-            sums |= code_sums(drawn.codes, self._size)
+            sums |= code_sums(output.codes, self._size)
         return total, sums
 
-    def _discrimination(self, pixels: Tensor, made: Tensor, ctx: StepContext) -> Loss:
+    def _discriminator_loss(self, pixels: Tensor, reconstruction: Tensor, ctx: StepContext) -> Loss:
         assert self._means is not None
-        real, fake = ctx.parts["discriminator"](torch.cat([pixels, made.float()])).chunk(2)
+        both = torch.cat([pixels, reconstruction.float()])
+        real, fake = ctx.parts["discriminator"](both).chunk(2)
         lecam = self._means.distance(real.mean(), fake.mean())
         loss = hinge(real, fake)
         terms = {"logits_real": real.mean(), "logits_fake": fake.mean(), "lecam_loss": lecam}
@@ -168,32 +170,38 @@ class PixelObjective(Objective):
 
 
 class CodebookMonitor:
-    """Notices a collapse, several reports in a row: early ones are always bad.
+    """Detector of a collapsed codebook.
 
-    Either few codes are used, or every picture has the same ones, each in its place.
+    A codebook is collapsed if few codes are used, or if all images have the same codes. Metrics
+    must be low in several logs in a row, because those of the first steps are always low.
     """
 
     def __init__(self, config: CodebookAlarmConfig) -> None:
         self._config = config
         self._low = 0
 
-    def __call__(self, figures: Mapping[str, float]) -> Sequence[Finding]:
-        """What is alarming about a report's figures."""
-        found = [figures[name] for name in ("codebook_evenness", "codes_differ") if name in figures]
-        if not found:
+    def __call__(self, metrics: Mapping[str, float]) -> Sequence[Finding]:
+        """Returns a finding if the codebook is collapsed.
+
+        Args:
+            metrics: Logged metrics of one step.
+        """
+        names = ("codebook_evenness", "codes_differ")
+        values = [metrics[name] for name in names if name in metrics]
+        if not values:
             return ()
-        self._low = self._low + 1 if min(found) < self._config.below else 0
+        self._low = self._low + 1 if min(values) < self._config.below else 0
         if self._low < self._config.windows:
             return ()
-        share = figures.get("codes_differ", 1.0)
+        share = metrics.get("codes_differ", 1.0)
         finding = Finding(
             "model.codebook_collapsed",
             "error" if self._config.stops else "warning",
-            f"the codebook has collapsed: its perplexity is {figures['codebook_perplexity']:.1f}, "
-            f"{int(figures['dead_codes'])} codes are not used, {share:.1%} of the codes differ "
-            "from picture to picture",
-            action="begin anew with another hparams.lr or a lower losses.quantizer_weight; "
-            "model.codebook_alarm says when this is told",
+            f"the codebook has collapsed: its perplexity is {metrics['codebook_perplexity']:.1f}, "
+            f"{int(metrics['dead_codes'])} codes are not used, {share:.1%} of the codes differ "
+            "from image to image",
+            action="start a new run with another hparams.lr or a lower losses.quantizer_weight; "
+            "model.codebook_alarm has the thresholds of this check",
         )
         return (finding,)
 
@@ -202,38 +210,38 @@ _NOT_REPORTED = ("pictures", "codes_differing", "codes_compared")
 
 
 def code_sums(codes: Tensor, size: int) -> dict[str, Tensor]:
-    """What figures of a codebook rest on, of codes [B, K]."""
+    """Sums of codes [B, K] for the metrics of the codebook."""
     return {"codes": histogram(codes, size), **difference_sums(codes)}
 
 
-def mean_figures(sums: Mapping[str, Tensor], count: float) -> dict[str, float]:
-    """Scalars over the counted pictures, and the figures of the codebook."""
-    scalars = {name: one for name, one in sums.items() if one.ndim == 0}
-    found = {
-        name: float(one) / max(count, 1.0)
-        for name, one in scalars.items()
+def mean_metrics(sums: Mapping[str, Tensor], count: float) -> dict[str, float]:
+    """Mean of each scalar sum over the images, and metrics of the codebook."""
+    scalars = {name: value for name, value in sums.items() if value.ndim == 0}
+    metrics = {
+        name: float(value) / max(count, 1.0)
+        for name, value in scalars.items()
         if name not in _NOT_REPORTED
     }
     if "codes" in sums:
-        found |= usage_figures(sums["codes"])
+        metrics |= usage_metrics(sums["codes"])
         if sums["codes_compared"] > 0:
-            found["codes_differ"] = float(sums["codes_differing"] / sums["codes_compared"])
-    return found
+            metrics["codes_differ"] = float(sums["codes_differing"] / sums["codes_compared"])
+    return metrics
 
 
 def published_groups(parts: Mapping[str, nn.Module]) -> Sequence[ParamGroup]:
-    """Weights that decay, and those that do not, by their names."""
+    """Parameter groups with and without weight decay, by the published rule."""
     named = [pair for part in parts.values() for pair in part.named_parameters()]
-    chosen = [
+    params = [
         (p, p.ndim >= 2 and not any(word in name for word in _UNDECAYED)) for name, p in named
     ]
     return [
-        ParamGroup([p for p, decays in chosen if decays]),
-        ParamGroup([p for p, decays in chosen if not decays], decays=False),
+        ParamGroup([p for p, decays in params if decays]),
+        ParamGroup([p for p, decays in params if not decays], decays=False),
     ]
 
 
-def _of_images(pixels: Tensor, total: Tensor, sums: Mapping[str, Tensor]) -> Loss:
-    """The loss of a micro-batch from its mean over pictures."""
+def _per_image(pixels: Tensor, total: Tensor, sums: Mapping[str, Tensor]) -> Loss:
+    """Loss of a micro-batch from its mean over images."""
     count = total.new_tensor(float(len(pixels)))
     return Loss(total * count, count, sums)

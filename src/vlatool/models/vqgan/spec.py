@@ -17,28 +17,29 @@ if TYPE_CHECKING:
     from vlatool.models.images import ImageBatcher
     from vlatool.models.vqgan.objective import PixelObjective
 
-# Distances that need no weights of their own; all others are networks whose weights are given.
+# Perceptual losses without weights of their own; the weights of all others are configured.
 GRADIENTS, FEATURES, NOTHING = "gradients", "vqgan", "none"
 WEIGHTLESS = (GRADIENTS, FEATURES, NOTHING)
 
 
 class VqganNetworkConfig(ConfigModel):
-    """A convolutional autoencoder with a codebook; the defaults are the released one."""
+    """A convolutional autoencoder with a codebook; the defaults are those of the released one."""
 
     hidden_channels: int = Field(default=128, ge=1, description="Channels of the first level.")
     channel_mult: tuple[int, ...] = Field(
         default=(1, 1, 2, 2, 4),
         min_length=1,
-        description="Channels of each level over those of the first; each halves the picture.",
+        description="Channels of each level as multiples of hidden_channels; each level but the "
+        "first halves the resolution.",
     )
-    num_res_blocks: int = Field(default=2, ge=1, description="Residual blocks of a level.")
+    num_res_blocks: int = Field(default=2, ge=1, description="Residual blocks per level.")
     z_channels: int = Field(default=256, ge=1, description="Width of a code.")
-    codebook_size: int = Field(default=1024, ge=2, description="Codes.")
+    codebook_size: int = Field(default=1024, ge=2, description="Number of codes.")
     norm_groups: int = Field(default=32, ge=1, description="Groups of the group norms.")
 
     @property
     def patch_size(self) -> int:
-        """Side in pixels of what a code stands for."""
+        """Side in pixels of the patch of one code."""
         return 2 ** (len(self.channel_mult) - 1)
 
     @model_validator(mode="after")
@@ -46,139 +47,165 @@ class VqganNetworkConfig(ConfigModel):
         for factor in self.channel_mult:
             if self.hidden_channels * factor % self.norm_groups:
                 raise ValueError(
-                    f"{self.hidden_channels * factor} channels are no multiple of norm_groups "
+                    f"{self.hidden_channels * factor} channels are not a multiple of norm_groups "
                     f"{self.norm_groups}"
                 )
         return self
 
 
 class CodebookAlarmConfig(ConfigModel):
-    """When a codebook counts as collapsed."""
+    """Detection of a collapsed codebook."""
 
     below: float = Field(
         default=0.02,
         ge=0,
         le=1,
-        description="Perplexity over what could be reached, or share of the codes that differ from "
-        "picture to picture; 0: never.",
+        description="Threshold of codebook_evenness (perplexity over the largest possible one) and "
+        "of codes_differ (fraction of codes that differ from image to image); 0: never.",
     )
     windows: int = Field(
-        default=20, ge=1, description="Lines of metrics in a row at which it is below."
+        default=20, ge=1, description="Number of consecutive logs below the threshold."
     )
-    stops: bool = Field(default=False, description="End the run then, instead of a warning.")
+    stops: bool = Field(default=False, description="End the run with an error, not a warning.")
 
 
 class PixelLossConfig(ConfigModel):
-    """Losses of a picture that is drawn again."""
+    """Losses of reconstructed images."""
 
-    # Where a network's weights lie; that they are the same is told by their digest.
+    # Location of the weights of a network; their digest must stay the same.
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset({"perceptual_weights"})
 
-    reconstruction_weight: float = Field(default=1.0, ge=0, description="Of the squared error.")
+    reconstruction_weight: float = Field(
+        default=1.0, ge=0, description="Weight of the squared error."
+    )
     perceptual_loss: str | None = derived_field(
         "convnext_s with perceptual_weights, else a distance without weights of its own",
-        "Distance of what a network sees: convnext_s, lpips, lpips-convnext_s-1.0-0.1; without "
-        "weights of its own vqgan (features of the teacher), gradients, none.",
+        "Perceptual distance: convnext_s, lpips, lpips-convnext_s-1.0-0.1; without weights of its "
+        "own: vqgan (features of the teacher), gradients, none.",
     )
-    perceptual_weight: float = Field(default=0.1, ge=0, description="Of that distance.")
+    perceptual_weight: float = Field(
+        default=0.1, ge=0, description="Weight of the perceptual distance."
+    )
     perceptual_weights: str | None = Field(
         default=None,
-        description="Weights of that network: a file, or a folder with those it needs.",
+        description="Weights of the perceptual network: a file, or a folder with all its files.",
     )
     quantizer_weight: float = Field(
-        default=1.0, ge=0, description="Of commitment and codebook, or of the divergence."
+        default=1.0, ge=0, description="Weight of the loss term of the quantizer."
     )
-    discriminator_start: int = Field(default=20_000, ge=0, description="First step with it.")
+    discriminator_start: int = Field(
+        default=20_000, ge=0, description="First step with the discriminator."
+    )
     discriminator_ramp: int = Field(
-        default=0, ge=0, description="Steps over which its weight grows from 0; published: none."
+        default=0,
+        ge=0,
+        description="Number of steps over which the adversarial loss ramps up; published: 0.",
     )
-    discriminator_factor: float = Field(default=1.0, ge=0, description="Factor on the weight.")
+    discriminator_factor: float = Field(
+        default=1.0, ge=0, description="Factor on discriminator_weight."
+    )
     discriminator_weight: float = Field(
-        default=0.01, ge=0, description="Of fooling the discriminator; 0 builds none."
+        default=0.01, ge=0, description="Weight of the adversarial loss; 0: no discriminator."
     )
     discriminator_channels: int = Field(
-        default=128, ge=32, multiple_of=32, description="Channels of its first layer."
+        default=128,
+        ge=32,
+        multiple_of=32,
+        description="Channels of the first layer of the discriminator.",
     )
     discriminator_learning_rate: float | None = Field(
-        default=None, ge=0, description="Its peak rate; null: hparams.lr."
+        default=None, ge=0, description="Peak learning rate of the discriminator; null: hparams.lr."
     )
     lecam_regularization_weight: float = Field(
-        default=0.001, ge=0, description="Of keeping its answers near their running means."
+        default=0.001, ge=0, description="Weight of the LeCam regularization."
     )
-    lecam_ema_decay: float = Field(default=0.999, ge=0, lt=1, description="Of those means.")
+    lecam_ema_decay: float = Field(
+        default=0.999, ge=0, lt=1, description="Decay of the running means of that regularization."
+    )
 
     @property
     def adversarial(self) -> bool:
-        """Whether there is a discriminator."""
+        """True if there is a discriminator."""
         return self.discriminator_weight * self.discriminator_factor > 0
 
 
-def with_perceptual(losses: PixelLossConfig, otherwise: str) -> tuple[PixelLossConfig, str]:
-    """The losses with a perceptual loss, and by which rule where none is configured.
+def with_perceptual(losses: PixelLossConfig, default: str) -> tuple[PixelLossConfig, str]:
+    """Fills in the perceptual loss.
+
+    Args:
+        losses: Config of the losses.
+        default: Perceptual loss if neither it nor its weights are configured.
+
+    Returns:
+        The config, and the rule of the value; empty if the value is configured.
 
     Raises:
-        UsageError: A network is named, and its weights are not given.
+        UsageError: The weights of a configured network are not configured.
     """
     name = losses.perceptual_loss
     if name is None:
-        chosen = otherwise if losses.perceptual_weights is None else "convnext_s"
-        why = "no losses.perceptual_weights" if chosen == otherwise else "its weights are given"
-        return losses.model_copy(update={"perceptual_loss": chosen}), why
+        chosen = default if losses.perceptual_weights is None else "convnext_s"
+        is_default = chosen == default
+        rule = "no losses.perceptual_weights" if is_default else "losses.perceptual_weights is set"
+        return losses.model_copy(update={"perceptual_loss": chosen}), rule
     if name not in WEIGHTLESS and losses.perceptual_weights is None:
         raise UsageError(
-            f"model.losses.perceptual_loss {name!r} needs the weights of that network",
-            hint="give model.losses.perceptual_weights=FILE, or choose one of "
-            f"{', '.join(WEIGHTLESS)}, which need none",
+            f"model.losses.perceptual_loss {name!r} requires the weights of that network",
+            hint="set model.losses.perceptual_weights=FILE, or use one of "
+            f"{', '.join(WEIGHTLESS)}, which need no weights",
             code="usage.no_perceptual_weights",
             details={"key": "model.losses.perceptual_weights"},
         )
     return losses, ""
 
 
-def image_size(
+def derive_image_size(
     config: ConfigModel, size: int | None, data: "ImageDataConfig"
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """`image_size` of a model from its data: the changed keys and the rule.
+    """Derives `image_size` of a model from its data.
+
+    Returns:
+        The changed key with its value, and its rule.
 
     Raises:
-        UsageError: The model is for pictures of another size.
+        UsageError: The configured size is another.
     """
-    found = data.preprocessing.crop_size
-    if size not in (None, found):
+    data_size = data.preprocessing.crop_size
+    if size not in (None, data_size):
         raise UsageError(
-            f"model.image_size is {size}, the pictures of the data are {found} pixels wide",
+            f"model.image_size is {size}, the images of the data are {data_size} x {data_size}",
             hint=f"set data.preprocessing.crop_size={size}",
             code="usage.picture_size",
             details={"key": "data.preprocessing.crop_size"},
         )
-    return {"image_size": found}, derivation_rules(config, ["image_size"])
+    return {"image_size": data_size}, derivation_rules(config, ["image_size"])
 
 
 class VqganConfig(VqganNetworkConfig):
-    """A MaskGIT-VQGAN that is trained: what supplies ids and a pixel decoder to a tokenizer."""
+    """Training of a MaskGIT-VQGAN, the teacher of TiTok."""
 
     type: Literal["vqgan"] = Field(default="vqgan", description="Model type.")
     image_size: int | None = derived_field(
-        "data.preprocessing.crop_size", "Side of the pictures.", ge=1
+        "data.preprocessing.crop_size", "Side of the images in pixels.", ge=1
     )
-    commitment_cost: float = Field(default=0.25, ge=0, description="Of staying near a code.")
+    commitment_cost: float = Field(default=0.25, ge=0, description="Weight of the commitment loss.")
     losses: PixelLossConfig = Field(default=PixelLossConfig(), description="Losses.")
     codebook_alarm: CodebookAlarmConfig = Field(
-        default=CodebookAlarmConfig(), description="When a codebook counts as collapsed."
+        default=CodebookAlarmConfig(), description="Detection of a collapsed codebook."
     )
     init_weight: str | None = Field(
-        default=None, description="Weights to begin with: a released file, a run, a checkpoint."
+        default=None, description="Initial weights: a released file, a run, or a checkpoint."
     )
 
     @model_validator(mode="after")
     def _check_images(self) -> Self:
         if (self.image_size or 0) % self.patch_size:
             raise ValueError(
-                f"image_size {self.image_size} is no multiple of {self.patch_size}, "
-                f"which {len(self.channel_mult)} levels halve to"
+                f"image_size {self.image_size} is not a multiple of {self.patch_size}, the patch "
+                f"size of {len(self.channel_mult)} levels"
             )
         if self.losses.perceptual_loss == FEATURES:
-            raise ValueError(f"losses.perceptual_loss {FEATURES!r} needs a vqgan that is trained")
+            raise ValueError(f"losses.perceptual_loss {FEATURES!r} requires a model with a teacher")
         return self
 
 
@@ -192,20 +219,20 @@ class VqganType(ModelType):
     def derive(
         self, config: VqganConfig, data: "ImageDataConfig", info: Any
     ) -> tuple[VqganConfig, dict[str, str]]:
-        """The size of the pictures, and the perceptual loss.
+        """Fills in image size and perceptual loss.
 
         Raises:
-            UsageError: A perceptual network is named without its weights, or the pictures of the
-                data have another size.
+            UsageError: A perceptual network is configured without its weights, or image sizes of
+                model and data differ.
         """
         del info
-        update, rules = image_size(config, config.image_size, data)
-        update["losses"], why = with_perceptual(config.losses, GRADIENTS)
-        rules |= {"losses.perceptual_loss": why} if why else {}
+        update, rules = derive_image_size(config, config.image_size, data)
+        update["losses"], rule = with_perceptual(config.losses, GRADIENTS)
+        rules |= {"losses.perceptual_loss": rule} if rule else {}
         return config.model_copy(update=update), rules
 
     def build(self, config: VqganConfig) -> Mapping[str, Part]:
-        """The autoencoder, and what its losses need."""
+        """Returns the autoencoder, and the parts of its losses."""
         from vlatool.models.vqgan.losses import loss_parts
         from vlatool.models.vqgan.model import Vqgan
 
@@ -213,7 +240,7 @@ class VqganType(ModelType):
         return {"model": Part(model), **loss_parts(config.losses, config)}
 
     def load(self, config: VqganConfig, parts: Mapping[str, Part], names: Sequence[str]) -> None:
-        """Weights to begin with, and those of the perceptual network."""
+        """Loads the initial weights, and the perceptual network."""
         from vlatool.models.vqgan.losses import load_perceptual
         from vlatool.models.vqgan.weights import load_vqgan
 
@@ -223,7 +250,7 @@ class VqganType(ModelType):
             load_perceptual(config.losses, parts["perceptual"].module, None)
 
     def blocks(self, parts: Mapping[str, Part]) -> Sequence["nn.Module"]:
-        """The residual blocks."""
+        """Returns the residual blocks."""
         from vlatool.models.vqgan.model import ResidualBlock
 
         modules = parts["model"].module.modules()
@@ -232,7 +259,7 @@ class VqganType(ModelType):
     def objective(
         self, config: VqganConfig, data: Any, info: Any, parts: Mapping[str, Part]
     ) -> "PixelObjective":
-        """Draws pictures again."""
+        """Returns the objective of reconstruction."""
         del data, info
         from vlatool.models.vqgan.objective import PixelObjective
 
@@ -243,7 +270,7 @@ class VqganType(ModelType):
     def batcher(
         self, config: VqganConfig, data: Any, assets: Any, folder: Path | None, *, training: bool
     ) -> "ImageBatcher":
-        """Samples to tensors."""
+        """Returns the function that converts samples to tensors."""
         del data, assets, folder, training
         from vlatool.models.images import ImageBatcher
 
@@ -251,7 +278,7 @@ class VqganType(ModelType):
         return ImageBatcher(config.image_size)
 
     def example(self, config: VqganConfig, data: Any, size: int) -> dict[str, Any]:
-        """Smooth pictures."""
+        """Returns a batch of smooth images."""
         del data
         from vlatool.models.images import example_images
 
