@@ -240,7 +240,7 @@ ARTIFACTS: Registry[Artifact] = Registry(
         ),
         "samples": Artifact(
             "vlatool.artifacts.samples_folder:is_samples",
-            "vlatool.verification.token_samples:check_built",
+            "vlatool.verification.token_samples:check_token_samples",
             "vlatool.inspection.token_samples:inspect_built",
             "vlatool.pages.token_samples:write_built_page",
         ),

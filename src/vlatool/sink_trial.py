@@ -146,11 +146,11 @@ class SinkChecks:
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise AssertionError(f"work cannot be pickled: {error}") from error
         assert not job.spec.output.exists(), "__init__ writes"
-        job.answer(run_job(job, executor, options=JobOptions(dry_run=True)))
+        job.command_result(run_job(job, executor, options=JobOptions(dry_run=True)))
         assert not job.spec.output.exists(), "estimate writes"
         run = run_job(job, executor)
         assert not run.failures, f"an episode fails: {run.failures}"
-        told, samples = run.sums, job.answer(run).samples
+        told, samples = run.sums, job.command_result(run).samples
         expected = {"frames": _EPISODES * _FRAMES, "samples": samples}
         assert told == {**told, **expected}, f"receipts count {told}, there are {expected}"
         self._check_files(job)

@@ -42,11 +42,11 @@ class CheckOptions:
     samples: int | None = 200
     is_full: bool = False
     is_quick: bool = False
-    checked: CheckCounts = field(default_factory=CheckCounts)
+    counts: CheckCounts = field(default_factory=CheckCounts)
     reporter: Reporter = NULL
 
 
-def check_listed(
+def check_file(
     family: FindingCodes, path: Path, listed: FileEntry, check: CheckOptions
 ) -> Iterator[Finding]:
     """Whether a file is what a list says of it; the codes are those that each list has."""

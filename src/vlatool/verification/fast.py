@@ -18,15 +18,15 @@ from vlatool.findings import Finding
 from vlatool.transforms.action_tokenizer import ActionTokenizer
 from vlatool.verification.check import CheckOptions
 from vlatool.verification.findings import FAST
-from vlatool.verification.output import check_written
+from vlatool.verification.output import check_record_and_files
 
 
 def check_fast(location: Path, check: CheckOptions) -> Iterator[Finding]:
     """Everything that is wrong with an action tokenizer, ours or a published one."""
-    is_ended = yield from check_written(location, location, check)
+    is_ended = yield from check_record_and_files(location, location, check)
     if not is_ended:
         return
-    check.checked.add(files=sum((location / name).is_file() for name in NAMES))
+    check.counts.add(files=sum((location / name).is_file() for name in NAMES))
     for name in ignored_code(location):
         yield FAST("code", f"{location / name}: is not run", path=str(location / name))
     try:

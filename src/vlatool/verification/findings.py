@@ -9,7 +9,7 @@ from vlatool.plugins import FORMATS, SINKS
 from vlatool.sources.rules import IMAGES, SOURCE
 
 error, warning, info = (partial(FindingCode, severity) for severity in SEVERITIES)
-_AGAIN = "copy the output again, or write it again with --overwrite"
+_WRITE_AGAIN = "copy the output again, or write it again with --overwrite"
 _WRITER = "write the data with vlatool preprocess, or repair the program that wrote them"
 
 OUTPUT = FindingCodes(
@@ -23,17 +23,17 @@ OUTPUT = FindingCodes(
             "repair them and run the same command again; .vlatool/run.json has the reasons",
         ),
         "broken_record": error(
-            ".vlatool/run.json has another content than when it was written.", _AGAIN
+            ".vlatool/run.json has another content than when it was written.", _WRITE_AGAIN
         ),
         "broken_metadata": error(
-            "processing_metadata.json has another content than when it was written.", _AGAIN
+            "processing_metadata.json has another content than when it was written.", _WRITE_AGAIN
         ),
         "no_file_list": info("There is no .vlatool/files.jsonl: digests cannot be compared."),
         "not_listed": info("A web server lists no folders: files that no list names are not seen."),
-        "broken_file_list": error(".vlatool/files.jsonl cannot be read.", _AGAIN),
-        "missing_file": error("A listed file is not there.", _AGAIN),
-        "size_mismatch": error("A file has another size than listed.", _AGAIN),
-        "digest_mismatch": error("A file has other bytes than when it was written.", _AGAIN),
+        "broken_file_list": error(".vlatool/files.jsonl cannot be read.", _WRITE_AGAIN),
+        "missing_file": error("A listed file is not there.", _WRITE_AGAIN),
+        "size_mismatch": error("A file has another size than listed.", _WRITE_AGAIN),
+        "digest_mismatch": error("A file has other bytes than when it was written.", _WRITE_AGAIN),
         "unlisted_file": warning(
             "A file was not written by the run.", "move it away if it is not yours"
         ),
@@ -44,19 +44,19 @@ OUTPUT = FindingCodes(
 SHARDS = FindingCodes(
     "shards",
     {
-        "no_manifest": error("There is no manifest.jsonl.", _AGAIN),
-        "broken_manifest": error("The manifest cannot be read or is empty.", _AGAIN),
+        "no_manifest": error("There is no manifest.jsonl.", _WRITE_AGAIN),
+        "broken_manifest": error("The manifest cannot be read or is empty.", _WRITE_AGAIN),
         "no_config": warning("preprocessing_config.yaml is missing or broken.", "copy it there"),
-        "missing_shard": error("A shard of the manifest is not there.", _AGAIN),
+        "missing_shard": error("A shard of the manifest is not there.", _WRITE_AGAIN),
         "unlisted_shard": warning(
             "A tar file is not in the manifest.", "move it away; it is not read"
         ),
         "index_mismatch": error(
             "The index of a shard does not fit it.", "write the data again or remove the index"
         ),
-        "listed_twice": error("The manifest lists a shard twice.", _AGAIN),
-        "count_mismatch": error("num_sequences is not the number of samples.", _AGAIN),
-        "broken_tar": error("A tar file is cut off or damaged.", _AGAIN),
+        "listed_twice": error("The manifest lists a shard twice.", _WRITE_AGAIN),
+        "count_mismatch": error("num_sequences is not the number of samples.", _WRITE_AGAIN),
+        "broken_tar": error("A tar file is cut off or damaged.", _WRITE_AGAIN),
         "not_a_file": error("A tar member is a folder, a link or a device.", _WRITER),
         "unsafe_name": error("A tar member's name is absolute or has `..`.", _WRITER),
         "meta_name": error("A tar member is named __x__.", _WRITER),
@@ -67,12 +67,12 @@ SHARDS = FindingCodes(
         "duplicate_member": error("A sample has a member twice.", _WRITER),
         "duplicate_sample": error("A sample is there more than once.", _WRITER),
         "scattered_sample": error("Members of a sample are not side by side.", _WRITER),
-        "incomplete_sample": error("A sample lacks a picture, its numbers or facts.", _AGAIN),
+        "incomplete_sample": error("A sample lacks a picture, its numbers or facts.", _WRITE_AGAIN),
         "huge_sample": error("A sample is larger than 1 GiB; it is not read.", _WRITER),
-        "only_in_shards": error("A sample is in shards/ but not in episodes/.", _AGAIN),
-        "only_in_episodes": error("A sample is in episodes/ but not in shards/.", _AGAIN),
-        "digest_mismatch": error("A sample differs between shards/ and episodes/.", _AGAIN),
-        "broken_npz": error("lowdim.npz cannot be read.", _AGAIN),
+        "only_in_shards": error("A sample is in shards/ but not in episodes/.", _WRITE_AGAIN),
+        "only_in_episodes": error("A sample is in episodes/ but not in shards/.", _WRITE_AGAIN),
+        "digest_mismatch": error("A sample differs between shards/ and episodes/.", _WRITE_AGAIN),
+        "broken_npz": error("lowdim.npz cannot be read.", _WRITE_AGAIN),
         "object_array": error(
             "lowdim.npz holds pickled Python objects, which are never loaded.", _WRITER
         ),
@@ -83,7 +83,7 @@ SHARDS = FindingCodes(
         "nan_kept": warning("A field holds NaN or infinity, as --no-fail-on-nan allows."),
         "bad_metadata": error("metadata.json lacks or contradicts what readers need.", _WRITER),
         "bad_language": warning("language_instructions.json is no object of kinds.", _WRITER),
-        "broken_picture": error("A picture cannot be decoded.", _AGAIN),
+        "broken_picture": error("A picture cannot be decoded.", _WRITE_AGAIN),
         "picture_size": warning("A picture has another size than configured.", "preprocess again"),
     },
 )
@@ -91,18 +91,18 @@ SHARDS = FindingCodes(
 STATS = FindingCodes(
     "stats",
     {
-        "missing": error("stats.json is missing.", _AGAIN),
-        "broken": error("stats.json is no JSON object, or an entry is incomplete.", _AGAIN),
+        "missing": error("stats.json is missing.", _WRITE_AGAIN),
+        "broken": error("stats.json is no JSON object, or an entry is incomplete.", _WRITE_AGAIN),
         "not_strict": warning(
             "stats.json has NaN or Infinity, which is not JSON.", "vlatool reads it"
         ),
-        "missing_field": error("A numeric field has no statistics.", _AGAIN),
-        "extra_field": warning("Statistics of a field that samples lack.", _AGAIN),
-        "wrong_shape": error("Statistics have another shape than the field.", _AGAIN),
-        "wrong_count": error("`count` does not fit the number of samples.", _AGAIN),
-        "out_of_range": error("A value lies outside the published range.", _AGAIN),
-        "wrong_value": error("A recomputed statistic differs (--full).", _AGAIN),
-        "copies_differ": warning("Copies of the statistics differ.", _AGAIN),
+        "missing_field": error("A numeric field has no statistics.", _WRITE_AGAIN),
+        "extra_field": warning("Statistics of a field that samples lack.", _WRITE_AGAIN),
+        "wrong_shape": error("Statistics have another shape than the field.", _WRITE_AGAIN),
+        "wrong_count": error("`count` does not fit the number of samples.", _WRITE_AGAIN),
+        "out_of_range": error("A value lies outside the published range.", _WRITE_AGAIN),
+        "wrong_value": error("A recomputed statistic differs (--full).", _WRITE_AGAIN),
+        "copies_differ": warning("Copies of the statistics differ.", _WRITE_AGAIN),
     },
 )
 
@@ -128,7 +128,7 @@ FAST = FindingCodes(
     },
 )
 
-_OTHER = "use another checkpoint, or train the run again"
+_OTHER_CHECKPOINT = "use another checkpoint, or train the run again"
 
 RUN = FindingCodes(
     "run",
@@ -170,15 +170,15 @@ RUN = FindingCodes(
             "A checkpoint has no manifest.json and is not used.", "remove it"
         ),
         "broken_manifest": error(
-            "manifest.json of a checkpoint is missing, broken or another's.", _OTHER
+            "manifest.json of a checkpoint is missing, broken or another's.", _OTHER_CHECKPOINT
         ),
-        "missing_file": error("A file of a checkpoint is not there.", _OTHER),
-        "size_mismatch": error("A file of a checkpoint has another size.", _OTHER),
+        "missing_file": error("A file of a checkpoint is not there.", _OTHER_CHECKPOINT),
+        "size_mismatch": error("A file of a checkpoint has another size.", _OTHER_CHECKPOINT),
         "digest_mismatch": error(
-            "A file of a checkpoint has other bytes than when it was written.", _OTHER
+            "A file of a checkpoint has other bytes than when it was written.", _OTHER_CHECKPOINT
         ),
         "unreadable_file": error("A file cannot be read.", "check the disk and the rights"),
-        "broken_weights": error("The header of weights does not fit the file.", _OTHER),
+        "broken_weights": error("The header of weights does not fit the file.", _OTHER_CHECKPOINT),
         "unlisted_file": warning("A file of a checkpoint is not in its manifest.", "move it away"),
     },
 )
@@ -187,7 +187,7 @@ CODES = FindingCodes(
     "codes",
     {
         "no_manifest": info("There is no manifest.json, as in published folders."),
-        "broken_manifest": error("manifest.json cannot be read.", _AGAIN),
+        "broken_manifest": error("manifest.json cannot be read.", _WRITE_AGAIN),
         "broken": error(
             "Codes of a picture are too few, out of range or no numbers.",
             "encode the pictures of the episode again",
@@ -197,9 +197,9 @@ CODES = FindingCodes(
             "encode the pictures again, all with one tokenizer",
         ),
         "missing": error("A picture has no codes.", "encode the pictures of the episode again"),
-        "no_picture": warning("There are codes of a picture that is not there.", _AGAIN),
-        "count_mismatch": error("Other numbers of codes than manifest.json says.", _AGAIN),
-        "digest_mismatch": error("Other codes than manifest.json has the digest of.", _AGAIN),
+        "no_picture": warning("There are codes of a picture that is not there.", _WRITE_AGAIN),
+        "count_mismatch": error("Other numbers of codes than manifest.json says.", _WRITE_AGAIN),
+        "digest_mismatch": error("Other codes than manifest.json has the digest of.", _WRITE_AGAIN),
     },
 )
 
@@ -239,11 +239,11 @@ WINDOWS = FindingCodes(
         "no_manifest": info(
             "There is no manifest.json: the published form is assumed, counts are not compared."
         ),
-        "broken_manifest": error("manifest.json cannot be read.", _AGAIN),
+        "broken_manifest": error("manifest.json cannot be read.", _WRITE_AGAIN),
         "count_mismatch": error(
-            "There are not as many files or lines as the manifest says.", _AGAIN
+            "There are not as many files or lines as the manifest says.", _WRITE_AGAIN
         ),
-        "broken_lines": error("A file of lines cannot be read to its end.", _AGAIN),
+        "broken_lines": error("A file of lines cannot be read to its end.", _WRITE_AGAIN),
         "bad_line": error("A line is no window.", _WRITER),
         "wrong_line": error(
             "A line has other pictures, actions or words than its frame has.", _WRITER
@@ -252,9 +252,9 @@ WINDOWS = FindingCodes(
             "The index of a file of lines does not fit it.",
             "write the data again or remove the index",
         ),
-        "missing_picture": error("A picture that lines name is not there.", _AGAIN),
+        "missing_picture": error("A picture that lines name is not there.", _WRITE_AGAIN),
         "unused_picture": warning("A picture is not named by any line.", "move it away"),
-        "broken_picture": error("A picture cannot be decoded or has another size.", _AGAIN),
+        "broken_picture": error("A picture cannot be decoded or has another size.", _WRITE_AGAIN),
     },
 )
 

@@ -12,14 +12,14 @@ from vlatool.storage.tree import file_names
 from vlatool.storage.uri import can_list
 from vlatool.verification.check import CheckOptions
 from vlatool.verification.findings import CODES
-from vlatool.verification.output import check_written
+from vlatool.verification.output import check_record_and_files
 
 _IMAGE_SUFFIX = ".png"
 
 
 def check_codes(location: Path, check: CheckOptions) -> Iterator[Finding]:
     """Everything that is wrong with the codes in a folder."""
-    is_ended = yield from check_written(location, location, check)
+    is_ended = yield from check_record_and_files(location, location, check)
     if not is_ended:
         return
     try:
@@ -53,7 +53,7 @@ class _FolderCheck:
                     is_whole = is_whole and finding.severity != "error"
                     yield finding
                 bar.advance(pictures=self._images)
-        self._check.checked.add(episodes=len(episodes), pictures=self._images)
+        self._check.counts.add(episodes=len(episodes), pictures=self._images)
         if self._folder.has_manifest and is_whole:
             yield from self._sums(len(episodes))
 

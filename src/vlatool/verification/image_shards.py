@@ -25,7 +25,7 @@ from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.documents import DocumentError, parse_json
 from vlatool.verification.check import CheckOptions
 from vlatool.verification.findings import SHARDS
-from vlatool.verification.output import check_index, check_written
+from vlatool.verification.output import check_index, check_record_and_files
 
 
 def check_image_shards(location: Path, check: CheckOptions) -> Iterator[Finding]:
@@ -34,7 +34,7 @@ def check_image_shards(location: Path, check: CheckOptions) -> Iterator[Finding]
         alone = ImageManifest((ImageShard(location.name, 0, 0),), {})
         yield from _FolderCheck(location.parent, alone, check).shard(alone.shards[0], None)
         return
-    is_ended = yield from check_written(location, location, check)
+    is_ended = yield from check_record_and_files(location, location, check)
     if not is_ended:
         return
     try:
@@ -52,7 +52,7 @@ def check_image_shards(location: Path, check: CheckOptions) -> Iterator[Finding]
     yield from _check_lists(location, [location / one.name for one in known.shards])
 
 
-class _Place(NamedTuple):
+class _SampleLocation(NamedTuple):
     """Where a sample is."""
 
     shard: str
@@ -83,7 +83,7 @@ class _FolderCheck:
         with self._check.reporter.progress("shards", total, "shards") as bar:
             for shard in self._manifest.shards:
                 yield from self.shard(shard, shard.pictures if has_counts else None)
-                bar.advance(pictures=self._check.checked.pictures)
+                bar.advance(pictures=self._check.counts.pictures)
 
     def shard(self, shard: ImageShard, expected: int | None) -> Iterator[Finding]:
         """Everything that is wrong with one; `expected` is how many pictures it should have."""
@@ -93,7 +93,7 @@ class _FolderCheck:
             yield IMAGE_SHARDS("missing_shard", f"{name}: is missing", shard=name)
             return
         scan = scan_tar(path)
-        self._check.checked.add(files=1, bytes=path.stat().st_size, samples=len(scan.samples))
+        self._check.counts.add(files=1, bytes=path.stat().st_size, samples=len(scan.samples))
         for problem in scan.problems:
             told = f"{name}: {problem.message}"
             yield SHARDS(problem.code, told, shard=name, sample=problem.sample)
@@ -109,21 +109,21 @@ class _FolderCheck:
             yield from self._sample(path, sample, total)
 
     def _sample(self, path: Path, sample: TarSample, total: int) -> Iterator[Finding]:
-        place = _Place(str(path), sample.key)
+        place = _SampleLocation(str(path), sample.key)
         suffix = image_suffix(sample.members)
         if suffix is None:
             yield place.finding("no_picture", f"holds {', '.join(sample.members)}")
             return
-        if not self._is_next_chosen(total):
+        if not self._is_next_selected(total):
             return
         data = read_byte_range(ByteRange(path, sample.start, sample.end))
         stored = sample.stored(data).members
         yield from self._image(place, stored[suffix])
         if METADATA_SUFFIX in stored:
             yield from self._metadata(place, stored[METADATA_SUFFIX])
-        self._check.checked.add(samples_read=1, pictures=1)
+        self._check.counts.add(samples_read=1, pictures=1)
 
-    def _image(self, place: _Place, data: bytes) -> Iterator[Finding]:
+    def _image(self, place: _SampleLocation, data: bytes) -> Iterator[Finding]:
         try:
             info = image_info(data)
             check_pixels(data)
@@ -135,7 +135,7 @@ class _FolderCheck:
             told = f"has {size[0]}x{size[1]} pixels, not {self._size[0]}x{self._size[1]}"
             yield place.finding("picture_size", told)
 
-    def _metadata(self, place: _Place, data: bytes) -> Iterator[Finding]:
+    def _metadata(self, place: _SampleLocation, data: bytes) -> Iterator[Finding]:
         try:
             info: Any = parse_json(data)
         except DocumentError as error:
@@ -152,7 +152,7 @@ class _FolderCheck:
             yield place.finding("duplicate_picture", told)
         self._keys.add(key)
 
-    def _is_next_chosen(self, total: int) -> bool:
+    def _is_next_selected(self, total: int) -> bool:
         """Whether the next picture is decoded: evenly spread over all."""
         position, self._position = self._position, self._position + 1
         wanted = self._check.samples

@@ -41,7 +41,7 @@ from vlatool.jobs.files import (
 )
 from vlatool.jobs.record import read_record, read_valid_record
 from vlatool.storage.uri import can_list
-from vlatool.verification.check import CheckOptions, check_listed
+from vlatool.verification.check import CheckOptions, check_file
 from vlatool.verification.findings import OUTPUT, SHARDS
 from vlatool.verification.samples import (
     ExpectedSample,
@@ -72,7 +72,7 @@ class ShardList:
     digests: dict[str, bytes] = field(default_factory=dict[str, bytes])
 
     @property
-    def samples(self) -> int:
+    def num_samples(self) -> int:
         """How many samples the manifest promises."""
         return sum(shard.num_sequences for shard in self.shards)
 
@@ -80,12 +80,12 @@ class ShardList:
 def check_output(location: Path, check: CheckOptions) -> Iterator[Finding]:
     """Everything that is wrong with training data, or a copy of them."""
     root = location.parent if location.is_file() else location
-    is_ended = yield from check_written(location, root, check)
+    is_ended = yield from check_record_and_files(location, root, check)
     if is_ended and (ShardFolder.find(root) is not None or lists_manifest(root)):
         yield from _check_folders(root, check)
 
 
-def check_written(
+def check_record_and_files(
     location: Path, root: Path, check: CheckOptions, others: Sequence[str] = ()
 ) -> Generator[Finding, None, bool]:
     """What is wrong with the record of a run and the files it listed; whether the run has ended.
@@ -138,7 +138,7 @@ def check_files(
     with check.reporter.progress("files", len(entries), "files") as bar:
         for entry in entries:
             if entry.count is None:
-                yield from check_listed(OUTPUT, location / entry.path, entry, check)
+                yield from check_file(OUTPUT, location / entry.path, entry, check)
             elif can_list(location):
                 yield from _check_listed_folder(location, entry, check)
             bar.advance()
@@ -183,14 +183,14 @@ def _check_folders(location: Path, check: CheckOptions) -> Iterator[Finding]:
         if name == EPISODES_NAME and len(found) > 1:
             # Its samples are those of `shards`, which is compared below.
             yield from _check_shards(listed, replace(check, samples=0, is_full=False), name)
-            check.checked.add(samples=-len(listed.digests), episodes=len(listed.shards))
+            check.counts.add(samples=-len(listed.digests), episodes=len(listed.shards))
         else:
             yield from _check_shards(listed, check)
     if len(found) > 1:
-        yield from _compare(found[SHARDS_NAME], found[EPISODES_NAME])
+        yield from _compare_folders(found[SHARDS_NAME], found[EPISODES_NAME])
 
 
-def _compare(shards: ShardList, episodes: ShardList) -> Iterator[Finding]:
+def _compare_folders(shards: ShardList, episodes: ShardList) -> Iterator[Finding]:
     """Whether both folders hold the same samples."""
     here, there = shards.folder.path, episodes.folder.path
     for key, digest in shards.digests.items():
@@ -230,7 +230,7 @@ def _check_shards(
     listed: ShardList, check: CheckOptions, noun: str = SHARDS_NAME
 ) -> Iterator[Finding]:
     """Everything that is wrong with tars, their samples and statistics; fills `listed.digests`."""
-    before = check.checked.samples
+    before = check.counts.samples
     options: dict[str, Any] = {}
     try:
         listed.folder.metadata()
@@ -243,11 +243,11 @@ def _check_shards(
             yield SHARDS("no_config", error.message, path=str(listed.folder.options_file))
     folder = _FolderCheck(listed, ExpectedSample.of(options), check)
     if listed.has_manifest:
-        yield from folder.stats.open()
+        yield from folder.stats.read()
     with check.reporter.progress(noun, len(listed.shards), noun) as bar:
         for shard in listed.shards:
             yield from folder.shard(shard)
-            bar.advance(samples=check.checked.samples - before)
+            bar.advance(samples=check.counts.samples - before)
     if listed.has_manifest:
         yield from folder.stats.findings(folder.contents.fields, len(listed.digests))
 
@@ -269,7 +269,7 @@ class _FolderCheck:
         if not shard.path.is_file():
             yield SHARDS("missing_shard", f"{name}: is missing", shard=name)
             return
-        self._check.checked.add(files=1, bytes=shard.path.stat().st_size)
+        self._check.counts.add(files=1, bytes=shard.path.stat().st_size)
         scan = scan_tar(shard.path)
         for problem in scan.problems:
             message = f"{name}: {problem.message}"
@@ -290,11 +290,11 @@ class _FolderCheck:
                     yield SHARDS("duplicate_sample", message, shard=str(path), sample=sample.key)
                 own.add(sample.key)
                 yield from self._sample(file, path, sample)
-        self._check.checked.add(samples=len(samples), pictures=self.contents.images - images)
+        self._check.counts.add(samples=len(samples), pictures=self.contents.images - images)
 
     def _sample(self, file: IO[bytes], path: Path, sample: TarSample) -> Iterator[Finding]:
         """Digest and completeness of each sample, contents of those chosen."""
-        is_chosen = self._is_next_chosen()
+        is_chosen = self._is_next_selected()
         if sample.end - sample.start > _LARGEST_SAMPLE:
             self._listed.digests[sample.key] = b""
             message = f"has {sample.end - sample.start} bytes; the limit is {_LARGEST_SAMPLE}"
@@ -317,13 +317,13 @@ class _FolderCheck:
         if absent:
             yield place.finding("incomplete_sample", f"lacks {', '.join(absent)}")
         if is_chosen:
-            self._check.checked.add(samples_read=1)
-            yield from self.contents.check(place, self.stats.take)
+            self._check.counts.add(samples_read=1)
+            yield from self.contents.check(place, self.stats.add)
 
-    def _is_next_chosen(self) -> bool:
+    def _is_next_selected(self) -> bool:
         """Whether the next sample's contents are read: evenly spread over all."""
         position, self._position = self._position, self._position + 1
-        wanted, total = self._check.samples, self._listed.samples
+        wanted, total = self._check.samples, self._listed.num_samples
         if wanted is None or wanted >= total:
             return True
         return position * wanted // total != (position - 1) * wanted // total

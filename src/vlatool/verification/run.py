@@ -23,7 +23,7 @@ from vlatool.jobs.record import read_valid_record
 from vlatool.loading.robotics.kind import RoboticsKind
 from vlatool.storage.uri import can_list
 from vlatool.training.config import TrainConfig
-from vlatool.verification.check import CheckOptions, check_listed
+from vlatool.verification.check import CheckOptions, check_file
 from vlatool.verification.findings import RUN
 
 _ABSENT = {"run.missing_file", "run.unreadable_file"}
@@ -35,9 +35,9 @@ def check_run(location: Path, check: CheckOptions) -> Iterator[Finding]:
     broken = list(_check_readable(run))
     yield from broken
     paths = {one.place.get("path") for one in broken}
-    yield from (one for one in _check_beside(run, check) if one.place["path"] not in paths)
+    yield from (one for one in _check_asset_digests(run, check) if one.place["path"] not in paths)
     yield from _check_metrics(run)
-    yield from _told("broken_record", read_valid_record, run.root)
+    yield from _read_error("broken_record", read_valid_record, run.root)
     yield from _check_latest(run)
     if not can_list(location):
         message = f"{location}: cannot be listed; only the latest checkpoint is checked"
@@ -62,7 +62,7 @@ def _check_readable(run: RunDir) -> Iterator[Finding]:
         message = error.message if str(run.config) in error.message else f"{run.config}: {error}"
         yield RUN("broken_config", message, path=str(run.config))
     else:
-        yield from _check_kept(run, config)
+        yield from _check_assets(run, config)
 
 
 def check_checkpoint(location: Path, check: CheckOptions) -> Iterator[Finding]:
@@ -73,12 +73,12 @@ def check_checkpoint(location: Path, check: CheckOptions) -> Iterator[Finding]:
         yield RUN("broken_manifest", error.message, path=str(location / MANIFEST))
         return
     for name, entry in manifest.files.items():
-        found = list(check_listed(RUN, location / name, entry, check))
+        found = list(check_file(RUN, location / name, entry, check))
         yield from found
         if _ABSENT.isdisjoint(one.code for one in found):
-            check.checked.add(files=1, bytes=entry.bytes)
+            check.counts.add(files=1, bytes=entry.bytes)
             if name.endswith(WEIGHTS_SUFFIX):
-                yield from _told("broken_weights", read_weights_header, location / name)
+                yield from _read_error("broken_weights", read_weights_header, location / name)
     for path in sorted(location.iterdir()) if can_list(location) else ():
         if path.name != MANIFEST and path.name not in manifest.files:
             yield RUN("unlisted_file", f"{path}: is not in {MANIFEST}", path=str(path))
@@ -88,20 +88,20 @@ def check_checkpoint(location: Path, check: CheckOptions) -> Iterator[Finding]:
         yield RUN("broken_manifest", message, path=str(location / MANIFEST))
 
 
-def _check_kept(run: RunDir, config: TrainConfig) -> Iterator[Finding]:
+def _check_assets(run: RunDir, config: TrainConfig) -> Iterator[Finding]:
     """What its kind of data keeps beside it, without which the weights are of no use."""
     if config.data_kind.name != RoboticsKind.name:
-        yield from _told(
+        yield from _read_error(
             "broken_kept", partial(config.data_kind.load_assets, config.data), run.root
         )
         return
-    yield from _told("broken_statistics", lambda _: _check_statistics(run), run.stats)
-    yield from _told(
+    yield from _read_error("broken_statistics", lambda _: _check_statistics(run), run.stats)
+    yield from _read_error(
         "broken_options", lambda path: read_preprocessing_config(path.parent), run.options
     )
 
 
-def _check_beside(run: RunDir, check: CheckOptions) -> Iterator[Finding]:
+def _check_asset_digests(run: RunDir, check: CheckOptions) -> Iterator[Finding]:
     """What lies beside the checkpoints is as it was written: configuration, scales, tokenizer."""
     try:
         listed = run.kept_files()
@@ -110,7 +110,7 @@ def _check_beside(run: RunDir, check: CheckOptions) -> Iterator[Finding]:
         return
     for entry in listed:
         path = run.root / entry.path
-        for found in check_listed(RUN, path, entry, check):
+        for found in check_file(RUN, path, entry, check):
             yield RUN("broken_kept", found.message, path=str(path))
 
 
@@ -123,7 +123,7 @@ def _check_statistics(run: RunDir) -> None:
                 raise DataError(f"{run.stats}: {key!r} of {name!r} is not finite")
 
 
-def _told(code: str, read: Callable[[Path], object], path: Path) -> Iterator[Finding]:
+def _read_error(code: str, read: Callable[[Path], object], path: Path) -> Iterator[Finding]:
     """What a reader refuses, as a finding."""
     try:
         read(path)

@@ -45,9 +45,9 @@ def check_source(
                 errors += finding.severity == "error"
                 yield finding
             sizes |= {path: path.stat().st_size for path in _files(ref)}
-            check.checked.add(episodes=1)
+            check.counts.add(episodes=1)
             bar.advance(errors=errors)
-    check.checked.add(files=len(sizes), bytes=sum(sizes.values()))
+    check.counts.add(files=len(sizes), bytes=sum(sizes.values()))
 
 
 def _files(ref: EpisodeRef) -> Iterator[Path]:

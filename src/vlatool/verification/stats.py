@@ -34,11 +34,11 @@ class StatsCheck:
         self._entries: dict[str, dict[str, Any]] = {}
         self._recompute = recompute
         self._bounds: dict[str, tuple[Array, Array]] = {}
-        self._sums: dict[str, _Sum] = {}
+        self._sums: dict[str, _FieldMoments] = {}
         self._outside: dict[str, Finding] = {}
         self._taken = 0
 
-    def open(self) -> Iterator[Finding]:
+    def read(self) -> Iterator[Finding]:
         """Reads the file."""
         if not self.path.is_file():
             if self._expected.has_statistics:
@@ -56,7 +56,7 @@ class StatsCheck:
             name: bounds for name, entry in self._entries.items() if (bounds := _bounds(entry))
         }
 
-    def take(self, place: SampleContext, arrays: Mapping[str, Array]) -> None:
+    def add(self, place: SampleContext, arrays: Mapping[str, Array]) -> None:
         """Takes in the fields [T, C] of a sample; padded rows do not count."""
         self._taken += 1
         valid = arrays["past_mask"] | arrays["future_mask"]
@@ -67,7 +67,7 @@ class StatsCheck:
             if values.shape == low.shape == high.shape and len(valid) == len(values):
                 self._compare(place, name, values, valid[:, None], (low, high))
                 if self._recompute:
-                    self._sums.setdefault(name, _Sum(values.shape)).add(values, valid)
+                    self._sums.setdefault(name, _FieldMoments(values.shape)).add(values, valid)
 
     def findings(
         self, fields: Mapping[str, tuple[tuple[int, ...], str]], samples: int
@@ -150,7 +150,7 @@ class StatsCheck:
                 )
                 yield self._finding("wrong_count", message, name)
 
-    def _check_values(self, name: str, total: "_Sum") -> Iterator[Finding]:
+    def _check_values(self, name: str, total: "_FieldMoments") -> Iterator[Finding]:
         entry = self._entries[name]
         scale = total.scale()
         for key, true in total.entry().items():
@@ -183,7 +183,7 @@ class StatsCheck:
         return STATS(code, f"{self.path}: {message}", path=str(self.path), field=field, **place)
 
 
-class _Sum:
+class _FieldMoments:
     """Count, mean, spread and extremes [T, C] of the values so far."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:

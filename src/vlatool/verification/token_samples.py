@@ -16,12 +16,12 @@ from vlatool.storage.tree import file_names
 from vlatool.storage.uri import can_list
 from vlatool.verification.check import CheckOptions
 from vlatool.verification.findings import SAMPLES
-from vlatool.verification.output import check_written
+from vlatool.verification.output import check_record_and_files
 
 
-def check_built(location: Path, check: CheckOptions) -> Iterator[Finding]:
+def check_token_samples(location: Path, check: CheckOptions) -> Iterator[Finding]:
     """Everything that is wrong with built samples."""
-    is_ended = yield from check_written(location, location, check)
+    is_ended = yield from check_record_and_files(location, location, check)
     if not is_ended:
         return
     try:
@@ -40,7 +40,7 @@ class _FolderCheck:
         self._kinds: Counter[str] = Counter()
         self._tasks: Counter[str] = Counter()
         self._known: dict[PurePosixPath, frozenset[str]] = {}
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._root = folder.images_root
         shape: Any = folder.document.get("shape") or {}
         self._shape = (shape.get("pictures"), shape.get("future"))
@@ -55,7 +55,7 @@ class _FolderCheck:
             message = f"{self._folder.path}: its pictures are not in {self._root}"
             yield SAMPLES("no_pictures", message, path=str(self._root))
         if self._check.is_quick:
-            self._check.checked.add(files=len(files), samples=len(self._folder))
+            self._check.counts.add(files=len(files), samples=len(self._folder))
             return
         is_whole = True
         with self._check.reporter.progress("files", len(files), "files") as bar:
@@ -64,7 +64,7 @@ class _FolderCheck:
                     is_whole = is_whole and finding.code == "samples.missing_picture"
                     yield finding
                 bar.advance(samples=self._kinds.total())
-        self._check.checked.add(files=len(files), samples=self._kinds.total())
+        self._check.counts.add(files=len(files), samples=self._kinds.total())
         if is_whole:
             yield from self._sums()
 
@@ -123,8 +123,8 @@ class _FolderCheck:
             yield SAMPLES("unknown_action_id", message, **place)
         for image in sample.images if can_look else ():
             name = PurePosixPath(image.removeprefix(self._folder.prefix))
-            if name.name not in self._names(name.parent) and image not in self._told:
-                self._told.add(image)
+            if name.name not in self._names(name.parent) and image not in self._reported:
+                self._reported.add(image)
                 message = f"{where}: {self._root / name} is not there"
                 yield SAMPLES("missing_picture", message, **place)
 

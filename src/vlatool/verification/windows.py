@@ -32,7 +32,7 @@ from vlatool.storage.tree import FileInfo, files_below
 from vlatool.transforms.chunks import future_actions, future_frames, past_frames, with_padding
 from vlatool.verification.check import CheckOptions
 from vlatool.verification.findings import WINDOWS
-from vlatool.verification.output import check_written
+from vlatool.verification.output import check_record_and_files
 
 _FRAME = re.compile(r"_frame_(\d{6,12})\.png$")
 _FIXED: Mapping[str, tuple[Kind, ...]] = {"both": ("vla", "wm"), "vla": ("vla",), "wm": ("wm",)}
@@ -41,7 +41,7 @@ _FIXED: Mapping[str, tuple[Kind, ...]] = {"both": ("vla", "wm"), "vla": ("vla",)
 def check_windows(location: Path, check: CheckOptions) -> Iterator[Finding]:
     """Everything that is wrong with a folder of windows, or a copy of one."""
     codes = [name for name in (JSON_NAME, PACKED_NAME) if is_codes(location / name)]
-    is_ended = yield from check_written(location, location, check, codes)
+    is_ended = yield from check_record_and_files(location, location, check, codes)
     if not is_ended:
         return
     path = location / MANIFEST_NAME
@@ -68,7 +68,7 @@ def _check_episodes(
             folders.discard(path.stem)
             lines, images = lines + episode.lines, images + len(episode.images)
             bar.advance(samples=lines)
-    check.checked.add(episodes=len(found), files=len(found), samples=lines, pictures=images)
+    check.counts.add(episodes=len(found), files=len(found), samples=lines, pictures=images)
     for name in sorted(folders):
         message = f"{location / images_name(name)}: no line names its pictures"
         yield WINDOWS("unused_picture", message, path=str(location / images_name(name)))

@@ -59,7 +59,7 @@ from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import location, pinned, require_existing
 
 # What is read stands in a record by its name and digest; what only repeats another key, not at all.
-_READ = ("data", "fast", "tokens", "tokenizer", "gripper_raw", "rpy_std_mult")
+_INPUT_KEYS = ("data", "fast", "tokens", "tokenizer", "gripper_raw", "rpy_std_mult")
 
 
 class BuildDatasetConfig(ConfigModel):
@@ -76,7 +76,7 @@ class BuildDatasetConfig(ConfigModel):
         "strict": "missing codes always fail their episode",
     }
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
-        {*_READ, "output", *ENGINE, *JOB_KEYS, *ignored}
+        {*_INPUT_KEYS, "output", *ENGINE, *JOB_KEYS, *ignored}
     )
 
     data: str = required_field("", "Folder of windows, as preprocess writes it.")
@@ -202,7 +202,7 @@ def build_dataset(config: BuildDatasetConfig, *, reporter: Reporter = NULL) -> B
     job = BuildDatasetJob(config, reporter)
     executor = executor_of(config, ("vlatool.building.episode",))
     run = run_job(job, executor, options=job_options(config), reporter=reporter)
-    return result_or_raise(job.answer(run), run, job.spec.item_name)
+    return result_or_raise(job.command_result(run), run, job.spec.item_name)
 
 
 class BuildDatasetJob:
@@ -236,7 +236,9 @@ class BuildDatasetJob:
         versions = versions_of([tree, fast, codes.path])
         self.spec = JobSpec(
             output=output,
-            record=OutputRecord("build-dataset", self._recorded(tree, codes.manifest) | versions),
+            record=OutputRecord(
+                "build-dataset", self._record_options(tree, codes.manifest) | versions
+            ),
             title=f"build-dataset {config.data}",
             item_name="episode",
             plan=plan_digest(
@@ -249,7 +251,7 @@ class BuildDatasetJob:
             places=(tree, fast, codes.path, output),
             measured="samples",
         )
-        self._announce(reporter, fast)
+        self._log_inputs(reporter, fast)
         self._built, self._colliding = DatasetTotals(), 0
 
     def name(self, item: WindowFile) -> str:
@@ -275,7 +277,7 @@ class BuildDatasetJob:
             self._built.add(receipt)
         files = self._built.files
         if not self._built.samples:
-            raise _no_samples(self._config)
+            raise _no_samples_error(self._config)
         passing: list[FileEntry] = []
         if limit:
             passing = files if run.failures else []
@@ -289,9 +291,9 @@ class BuildDatasetJob:
 
     def result(self, run: JobRun) -> Mapping[str, Any]:
         """For the record."""
-        return self.answer(run).document()
+        return self.command_result(run).document()
 
-    def answer(self, run: JobRun) -> BuildDatasetResult:
+    def command_result(self, run: JobRun) -> BuildDatasetResult:
         """What came of a run."""
         if run.status == "already complete":
             return load_result(BuildDatasetResult, self._config.output, run.record.result)
@@ -314,7 +316,7 @@ class BuildDatasetJob:
             status=run.status,
         )
 
-    def _recorded(self, tree: Path, codes: CodesManifest) -> dict[str, Any]:
+    def _record_options(self, tree: Path, codes: CodesManifest) -> dict[str, Any]:
         """The options of a run for its record; what is read by its name and digest."""
         config, work = self._config, self._work
         return {
@@ -356,7 +358,7 @@ class BuildDatasetJob:
             reporter.warn("instruction_collides", message + more)
         return count
 
-    def _announce(self, reporter: Reporter, fast: Path) -> None:
+    def _log_inputs(self, reporter: Reporter, fast: Path) -> None:
         """Tells what was chosen before anything is done."""
         config, work = self._config, self._work
         reporter.note(f"codes: {work.codes.path} ({work.codes.layout})")
@@ -372,7 +374,7 @@ class BuildDatasetJob:
                 reporter.warn("option_without_effect", f"{key} does nothing: {reason}")
 
 
-def _no_samples(config: BuildDatasetConfig) -> DataError:
+def _no_samples_error(config: BuildDatasetConfig) -> DataError:
     return DataError(
         f"{config.data}: no window is of the kind {' or '.join(config.kinds)}",
         hint="the windows were written with another --qa-mode; write them again, or leave out "

@@ -75,11 +75,11 @@ def decode(config: DecodeConfig, *, reporter: Reporter = NULL) -> DecodeResult:
     """
     job = DecodeJob(config)
     run = run_job(job, SerialExecutor(), options=job_options(config), reporter=reporter)
-    return result_or_raise(job.answer(run), run, job.spec.item_name)
+    return result_or_raise(job.command_result(run), run, job.spec.item_name)
 
 
 @dataclass(frozen=True)
-class _Chosen:
+class _Selection:
     """Codes to draw.
 
     Attributes:
@@ -93,7 +93,7 @@ class _Chosen:
     stems: tuple[str, ...] | None = None
 
 
-def _chosen(place: Path, maker: CodeMaker) -> _Chosen:
+def _select(place: Path, maker: CodeMaker) -> _Selection:
     """The codes of a folder, or of one of its files.
 
     Raises:
@@ -102,20 +102,20 @@ def _chosen(place: Path, maker: CodeMaker) -> _Chosen:
     layout = _SUFFIXES.get(place.suffix)
     if layout is None or place.is_dir():
         folder = CodesFolder.open(place)
-        chosen = _Chosen(folder, folder.episodes())
+        chosen = _Selection(folder, folder.episodes())
     else:
         root = place.parent.parent if layout == "json" else place.parent
         found = CodesFolder.find(root)
         if found is None or found.layout != layout:
             found = CodesFolder(root, layout, CodesManifest(layout=layout), has_manifest=False)
         if layout == "json":
-            chosen = _Chosen(found, [place.parent.name], (place.stem,))
+            chosen = _Selection(found, [place.parent.name], (place.stem,))
         else:
-            chosen = _Chosen(found, [place.stem])
-    return replace(chosen, folder=_fitting(chosen.folder, maker))
+            chosen = _Selection(found, [place.stem])
+    return replace(chosen, folder=_checked_folder(chosen.folder, maker))
 
 
-def _fitting(folder: CodesFolder, maker: CodeMaker) -> CodesFolder:
+def _checked_folder(folder: CodesFolder, maker: CodeMaker) -> CodesFolder:
     """The codes, held against the tokenizer; where nothing says what they are, they are its."""
     if not folder.has_manifest:
         sizes = {
@@ -137,7 +137,7 @@ class DecodeJob:
         place, output = pinned(config.codes), location(config.output)
         self._maker = maker = open_code_maker(config.tokenizer, rank_device())
         maker.check_draws()
-        self._chosen = chosen = _chosen(place, maker)
+        self._chosen = chosen = _select(place, maker)
         self.items: Sequence[str] = chosen.episodes
         if not self.items:
             raise DataError(f"{place}: no codes here", code="data.no_codes")
@@ -180,9 +180,9 @@ class DecodeJob:
 
     def result(self, run: JobRun) -> Mapping[str, Any]:
         """For the record."""
-        return self.answer(run).document()
+        return self.command_result(run).document()
 
-    def answer(self, run: JobRun) -> DecodeResult:
+    def command_result(self, run: JobRun) -> DecodeResult:
         """What came of a run."""
         if run.status == "already complete":
             return load_result(DecodeResult, self._config.output, run.record.result)

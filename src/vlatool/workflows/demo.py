@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from vlatool.evaluation.controllers import Controller
     from vlatool.evaluation.rollouts import Rollout
 
-_FIRST_START = 500_000
-_IMAGED = 6
-_WRONG_IMAGED = 4
-_ROLLOUTS, _WRONG, _REPORT, _FIGURES = _FILES = (
+_FIRST_SEED = 500_000
+_NUM_RENDERED = 6
+_NUM_RENDERED_WRONG = 4
+_ROLLOUTS, _WRONG_ROLLOUTS, _REPORT, _REPORT_JSON = _FILES = (
     "rollouts.png",
     "wrong-instruction.png",
     "report.html",
@@ -152,7 +152,7 @@ def _demo(config: DemoConfig, paths: "_Paths", reporter: Reporter) -> DemoResult
     watch.lap("evaluate")
     result = _result(config, paths, samples, trained, evaluation, watch)
     write_demo_report(paths.report, result.document(), paths.raw, paths.run, evaluation.sheets)
-    write_json(paths.root / _FIGURES, result.document())
+    write_json(paths.root / _REPORT_JSON, result.document())
     return result
 
 
@@ -189,14 +189,14 @@ class _Evaluation:
     sheets: Mapping[str, Path]
 
 
-def _say(reporter: Reporter, *words: object) -> None:
+def _log_command(reporter: Reporter, *words: object) -> None:
     """Teaches the command that the next stage is equal to."""
     reporter.note(f"$ vlatool {shlex.join(str(word) for word in words)}")
 
 
 def _record(config: DemoConfig, paths: _Paths, reporter: Reporter) -> None:
     count, seed = config.episodes, config.seed
-    _say(reporter, "sample", "spartan", paths.raw, "--episodes", count, "--seed", seed)
+    _log_command(reporter, "sample", "spartan", paths.raw, "--episodes", count, "--seed", seed)
     sample(
         SampleConfig(layout="spartan", output=str(paths.raw), episodes=count, seed=seed),
         reporter=reporter,
@@ -206,7 +206,7 @@ def _record(config: DemoConfig, paths: _Paths, reporter: Reporter) -> None:
 def _shards(paths: _Paths, reporter: Reporter) -> int:
     """Number of samples."""
     words = ("preprocess", "spartan", paths.raw, "--preset", "world-windows")
-    _say(reporter, *words, "--output", paths.data)
+    _log_command(reporter, *words, "--output", paths.data)
     typed = {"format": "spartan", "sources": [str(paths.raw)], "output": str(paths.data)}
     resolved = load_config(PreprocessConfig, presets=["world-windows"], overrides=_overrides(typed))
     return preprocess(resolved.config, reporter=reporter).samples
@@ -215,7 +215,7 @@ def _shards(paths: _Paths, reporter: Reporter) -> int:
 def _train(config: DemoConfig, paths: _Paths, reporter: Reporter) -> TrainResult:
     words = ["train", "--preset", "world-pick", "--data", paths.data, "--output", paths.run]
     words += ["--total-train-steps", config.steps, "--hparams.seed", config.seed]
-    _say(reporter, *words)
+    _log_command(reporter, *words)
     data = ShardFolder.open(paths.data)
     typed = {
         "data.dataset_manifest": [str(data.manifest)],
@@ -240,21 +240,23 @@ def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluat
     from vlatool.evaluation.rollouts import RolloutPlan, run_rollouts, sheet_rows
 
     words = ["eval", "rollout", paths.run, "--env", ENVIRONMENT, "--episodes", config.rollouts]
-    _say(reporter, *words, "--seed", _FIRST_START)
-    settings = with_world_mapping(RolloutConfig(env=ENVIRONMENT, seed=_FIRST_START))
+    _log_command(reporter, *words, "--seed", _FIRST_SEED)
+    settings = with_world_mapping(RolloutConfig(env=ENVIRONMENT, seed=_FIRST_SEED))
     policy = load_trained(str(paths.run), "auto").policy
     fit = ImageFit(policy.images, reporter.note)
-    seeds = range(_FIRST_START, _FIRST_START + config.rollouts)
-    obey = RolloutPlan(seeds, _told, "success", num_rendered=_IMAGED, options=_goal)
+    seeds = range(_FIRST_SEED, _FIRST_SEED + config.rollouts)
+    obey = RolloutPlan(
+        seeds, _true_instruction, "success", num_rendered=_NUM_RENDERED, options=_goal
+    )
     mislead = RolloutPlan(
         seeds,
         _wrong_instruction,
         "success",
-        num_rendered=_WRONG_IMAGED,
+        num_rendered=_NUM_RENDERED_WRONG,
         options=_goal,
         is_over=_obeyed,
     )
-    blind = RolloutPlan(seeds, _told, "success", options=_goal)
+    blind = RolloutPlan(seeds, _true_instruction, "success", options=_goal)
 
     def acting(env: Any) -> "Controller":
         del env
@@ -273,9 +275,9 @@ def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluat
     wrong = run("policy, told another block", acting, mislead)
     chance = run("random", lambda env: RandomController(env.action_space, config.seed), blind)
     still = run("doing nothing", lambda env: HoldController("proprio"), blind)
-    sheets = {"policy": paths.root / _ROLLOUTS, "wrong": paths.root / _WRONG}
+    sheets = {"policy": paths.root / _ROLLOUTS, "wrong": paths.root / _WRONG_ROLLOUTS}
     save_contact_sheet(sheets["policy"], sheet_rows(good))
-    save_contact_sheet(sheets["wrong"], sheet_rows(wrong, _listened))
+    save_contact_sheet(sheets["wrong"], sheet_rows(wrong, _obeyed_label))
     return _Evaluation(good, chance, still, wrong, sheets)
 
 
@@ -284,7 +286,7 @@ def _goal(seed: int) -> dict[str, Any]:
     return {"target": COLORS[seed % len(COLORS)]}
 
 
-def _told(observation: Mapping[str, Any], info: Mapping[str, Any]) -> str:
+def _true_instruction(observation: Mapping[str, Any], info: Mapping[str, Any]) -> str:
     del info
     return str(observation["instruction"])
 
@@ -300,7 +302,7 @@ def _obeyed(info: Mapping[str, Any], told: str) -> bool:
     return info["placed"] is not None and instruction_for(info["placed"]) == told
 
 
-def _listened(rollout: "Rollout") -> tuple[str, bool]:
+def _obeyed_label(rollout: "Rollout") -> tuple[str, bool]:
     did = _obeyed(rollout.info, rollout.told)
     return ("did as it was told" if did else "did not"), did
 

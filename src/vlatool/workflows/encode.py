@@ -114,11 +114,11 @@ def encode(config: EncodeConfig, *, reporter: Reporter = NULL) -> EncodeResult:
     check_required(config, "vlatool encode A --tokenizer CHECKPOINT")
     with ranks_from_env() as ranks:
         job = EncodeJob(config, processes=ranks.size)
-        job.announce(reporter)
+        job.log_inputs(reporter)
         run = run_job(
             job, job.pipeline, options=job_options(config), reporter=reporter, ranks=ranks
         )
-    return result_or_raise(job.answer(run), run, job.spec.item_name)
+    return result_or_raise(job.command_result(run), run, job.spec.item_name)
 
 
 class EncodeJob:
@@ -142,7 +142,7 @@ class EncodeJob:
         )
         self.pipeline = EncodePipeline(found, maker, rule)
         self._shown = str(output) if config.output is None else config.output
-        options = _recorded(config, maker, rule)
+        options = _record_options(config, maker, rule)
         self.spec = JobSpec(
             output=output,
             record=OutputRecord("encode", {"data": place.name, **options, **versions_of([place])}),
@@ -197,9 +197,9 @@ class EncodeJob:
 
     def result(self, run: JobRun) -> Mapping[str, Any]:
         """For the record."""
-        return self.answer(run).document()
+        return self.command_result(run).document()
 
-    def announce(self, reporter: Reporter) -> None:
+    def log_inputs(self, reporter: Reporter) -> None:
         """Tells what was chosen before anything is done."""
         config, maker = self._config, self._maker
         reporter.note(f"pictures: {self._images.format}, {len(self.items)} episodes")
@@ -212,7 +212,7 @@ class EncodeJob:
             if getattr(config, key) is False:
                 reporter.warn("option_without_effect", f"{key} does nothing: {reason}")
 
-    def answer(self, run: JobRun) -> EncodeResult:
+    def command_result(self, run: JobRun) -> EncodeResult:
         """What came of a run."""
         if run.status == "already complete":
             return load_result(EncodeResult, self._shown, run.record.result)
@@ -253,17 +253,17 @@ def _output(config: EncodeConfig, place: Path, found: ImageSet) -> Path:
     return location(config.data) / _NAMES[config.layout]
 
 
-def _recorded(config: EncodeConfig, maker: CodeMaker, rule: EncodeRule) -> dict[str, Any]:
+def _record_options(config: EncodeConfig, maker: CodeMaker, rule: EncodeRule) -> dict[str, Any]:
     """The options that shape the codes, for the record; a tokenizer is its digest."""
     options = config.model_dump(mode="json", exclude={*config.no_effect_on_output})
-    options |= {"tokenizer digest": maker.digest, "preprocessing": _told(maker)}
+    options |= {"tokenizer digest": maker.digest, "preprocessing": _preprocessing(maker)}
     options["check_every"] = rule.check_every
     if config.precision != "fp32":  # fp32 codes are those of each picture alone
         options["batch_size"] = config.batch_size
     return options
 
 
-def _told(maker: CodeMaker) -> Mapping[str, Any]:
+def _preprocessing(maker: CodeMaker) -> Mapping[str, Any]:
     rule = maker.rule
     return {"size": rule.size, **(rule.resize.model_dump(mode="json") if rule.resize else {})}
 

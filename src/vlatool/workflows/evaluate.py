@@ -27,7 +27,7 @@ __all__ = ["OpenLoopConfig", "RolloutConfig", "open_loop", "rollout"]
 
 CURVES, REPORT = "curves.png", "report.json"
 _WORLD_PRESET = "rollout-world"
-_MOST_WORST = 3
+_NUM_WORST = 3
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ def _worst(figures: Mapping[str, Any]) -> Iterator[str]:
     """The named dimensions that the policy misses by most."""
     named = [name for at, name in enumerate(figures["names"]) if name != str(at)]
     errors = figures["policy"]["mae_per_dimension"]
-    if len(named) == len(errors) > _MOST_WORST:
-        worst = sorted(zip(errors, named, strict=True), reverse=True)[:_MOST_WORST]
+    if len(named) == len(errors) > _NUM_WORST:
+        worst = sorted(zip(errors, named, strict=True), reverse=True)[:_NUM_WORST]
         yield "most at " + ", ".join(f"{name} {error:.5f}" for error, name in worst)
 
 
@@ -127,7 +127,7 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
     output = _output(config.output, trained, f"open-loop-{data.name}")
     record = OutputRecord("eval open-loop", _options(config, trained, data))
     check_output_owner(output, record)
-    info = open_loop_facts(str(data), trained)
+    info = open_loop_info(str(data), trained)
     fit = ImageFit(trained.assets.images, partial(reporter.warn, "pictures_resized"))
     with reporter.progress("open-loop", num_chosen(info, config), "samples") as bar:
         report = evaluate_open_loop(trained, info, config, fit, bar)
@@ -253,7 +253,7 @@ def _instruction(
     return str(known.get(key, ""))
 
 
-def open_loop_facts(location: str, trained: TrainedPolicy) -> RoboticsInfo:
+def open_loop_info(location: str, trained: TrainedPolicy) -> RoboticsInfo:
     """Facts of the data, episodes in frame order where they are kept.
 
     Raises:

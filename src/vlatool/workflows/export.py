@@ -133,7 +133,7 @@ def export(config: ExportConfig, *, reporter: Reporter = NULL) -> ExportResult |
     job = ExportJob(config)
     executor = make_executor(1 if config.dry_run else config.workers)
     run = run_job(job, executor, options=job_options(config), reporter=reporter)
-    return result_or_raise(job.answer(run), run, job.spec.item_name)
+    return result_or_raise(job.command_result(run), run, job.spec.item_name)
 
 
 def _policy(config: ExportConfig, source: Path, reporter: Reporter) -> PolicyExportResult:
@@ -248,7 +248,7 @@ class _SamplesExport:
 _Export = _CodesExport | _SamplesExport
 
 
-def _chosen(config: ExportConfig) -> _Export:
+def _make_export(config: ExportConfig) -> _Export:
     """What is exported, by what is there."""
     require_existing(config.source)
     source, output = pinned(config.source), location(config.output)
@@ -262,12 +262,12 @@ def _chosen(config: ExportConfig) -> _Export:
         found = CodesFolder.open(source)
         layout: str = config.layout or ("json" if found.layout == "packed" else "packed")
         if layout not in ("json", "packed"):
-            raise _wrong_layout(source, "codes", "json or packed")
+            raise _layout_error(source, "codes", "json or packed")
         return _CodesExport(found, output, layout, found.episodes())
     if is_samples(source):
         built = SamplesFolder.open(source)
         if not built.is_packed or config.layout not in (None, "jsonl"):
-            raise _wrong_layout(source, "samples", "jsonl, from packed ones")
+            raise _layout_error(source, "samples", "jsonl, from packed ones")
         tree = built.images_root
         return _SamplesExport(
             built, output, images_prefix(tree, output, is_absolute=config.absolute)
@@ -280,7 +280,7 @@ def _chosen(config: ExportConfig) -> _Export:
     )
 
 
-def _wrong_layout(source: Path, what: str, known: str) -> UsageError:
+def _layout_error(source: Path, what: str, known: str) -> UsageError:
     return UsageError(
         f"{source}: {what} are written as {known}",
         hint="choose another --layout, or leave it out",
@@ -294,7 +294,7 @@ class ExportJob:
     def __init__(self, config: ExportConfig) -> None:
         check_required(config, _USAGE)
         self._config = config
-        self._work = work = _chosen(config)
+        self._work = work = _make_export(config)
         self.items: Sequence[str] = work.items
         source, output = pinned(config.source), location(config.output)
         options = {"source": source.name, "exported": work.exported, "layout": work.layout}
@@ -336,9 +336,9 @@ class ExportJob:
 
     def result(self, run: JobRun) -> Mapping[str, Any]:
         """For the record."""
-        return self.answer(run).document()
+        return self.command_result(run).document()
 
-    def answer(self, run: JobRun) -> ExportResult:
+    def command_result(self, run: JobRun) -> ExportResult:
         """What came of a run."""
         if run.status == "already complete":
             return load_result(ExportResult, self._config.output, run.record.result)

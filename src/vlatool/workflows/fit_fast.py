@@ -167,9 +167,9 @@ def fit_fast(config: FitFastConfig, *, reporter: Reporter = NULL) -> FitFastResu
         target, record, lambda: record.inputs, overwrite=config.overwrite, owned=_FILES
     )
     if before is not None and before.complete:
-        return _known(config, target, found)
+        return _earlier_result(config, target, found)
     normalized = actions.normalize(chunks)
-    chosen = _chosen(config, len(chunks))
+    chosen = _select_chunks(config, len(chunks))
     planned = _plan(config, normalized, len(chosen), actions)
     alphabet = _alphabet(config, planned, reporter)
     if config.dry_run:
@@ -219,7 +219,7 @@ def _quality(
 
 
 @dataclass(frozen=True)
-class _Read:
+class _ReadChunks:
     """Reads one file; picklable."""
 
     def __call__(self, file: ChunkFile) -> Array:
@@ -235,7 +235,7 @@ def _all_chunks(sources: Sequence[ChunkSource], workers: int | None, reporter: R
         make_executor(max(count, 1)) as executor,
         reporter.progress("chunks", len(files), "files") as bar,
     ):
-        for outcome in executor.map(_Read(), files):
+        for outcome in executor.map(_ReadChunks(), files):
             if outcome.error is not None:
                 raise outcome.error
             assert outcome.value is not None
@@ -306,7 +306,7 @@ def _dimension(word: str, names: Sequence[str]) -> str:
     )
 
 
-def _chosen(config: FitFastConfig, count: int) -> Array:
+def _select_chunks(config: FitFastConfig, count: int) -> Array:
     """Indices of the chunks to fit on, in order."""
     if config.limit is None or config.limit >= count:
         return np.arange(count)
@@ -359,7 +359,7 @@ def _record(
     options = {
         **config.model_dump(mode="json", exclude=left_out),
         "sources": [source.name for source in sources],
-        "profile": _told(config, actions),
+        "profile": _profile_label(config, actions),
     }
     digest = sha256(repr(chunks.shape).encode() + chunks.tobytes()).hexdigest()
     inputs = {"chunks": len(chunks), "digest": digest}
@@ -367,7 +367,7 @@ def _record(
     return OutputRecord("tokenizer fit-fast", options, inputs, volatile=(fast.CODE_NAME,))
 
 
-def _told(config: FitFastConfig, actions: NormalizationProfile) -> str:
+def _profile_label(config: FitFastConfig, actions: NormalizationProfile) -> str:
     """The profile in the record; a computed one follows from the input."""
     return COMPUTE if config.profile == COMPUTE else f"{actions.name} {actions.digest[:16]}"
 
@@ -386,7 +386,9 @@ def _write(
     fast.write_fast(target, tokenizer)
 
 
-def _known(config: FitFastConfig, target: Path, found: Sequence[ChunkSource]) -> FitFastResult:
+def _earlier_result(
+    config: FitFastConfig, target: Path, found: Sequence[ChunkSource]
+) -> FitFastResult:
     """What an equal run found."""
     report = fast.read_report(target)
     where = {"output": config.output, "status": "already complete", "next": _next(config, found)}

@@ -73,7 +73,7 @@ class InspectResult:
         return "\n\n".join(block for block in blocks if block)
 
 
-Look = tuple[Report, str, Callable[[Path, PageRequest], None] | None]
+Inspection = tuple[Report, str, Callable[[Path, PageRequest], None] | None]
 
 
 def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResult:
@@ -96,10 +96,10 @@ def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResul
     place = require_existing(config.location)
     if config.html is None:
         _check_tokenizer(place, "", config)
-        return InspectResult(config.location, _look(place, config, reporter)[0])
+        return InspectResult(config.location, _inspect(place, config, reporter)[0])
     target = location(config.html)
     check_target(target)
-    report, kind, write_page = _look(place, config, reporter)
+    report, kind, write_page = _inspect(place, config, reporter)
     if write_page is None:
         raise UsageError(
             f"{place}: --html shows raw episodes and training data, this is a {kind}",
@@ -124,7 +124,7 @@ def _check_tokenizer(place: Path, kind: str, config: InspectConfig) -> None:
         )
 
 
-def _look(place: Path, config: InspectConfig, reporter: Reporter) -> Look:
+def _inspect(place: Path, config: InspectConfig, reporter: Reporter) -> Inspection:
     """The report, of what, and what writes it as a page where there is such a page."""
     known = recognize(place) if config.format is None else None
     if known is None:

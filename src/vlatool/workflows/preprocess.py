@@ -159,9 +159,9 @@ def preprocess(config: PreprocessConfig, *, reporter: Reporter = NULL) -> Prepro
     with ExitStack() as stack:
         executor = stack.enter_context(executor_of(config, preload))  # workers start while we look
         job = PreprocessJob(config)
-        job.announce(reporter)
+        job.log_selection(reporter)
         run = run_job(job, executor, options=job_options(config), reporter=reporter)
-    return result_or_raise(job.answer(run), run, job.spec.item_name)
+    return result_or_raise(job.command_result(run), run, job.spec.item_name)
 
 
 class PreprocessJob:
@@ -180,12 +180,12 @@ class PreprocessJob:
         self.items: Sequence[EpisodeRef] = chosen.refs
         output = location(config.output)
         versions = versions_of(sources)
-        told = origin(config, section, resolved) | versions
+        told = source_options(config, section, resolved) | versions
         setup = SinkSetup(output, chosen.survey, chosen.refs, told)
         self._sink: Sink = (make_sink or SINKS.get(config.sink.type))(config.sink, setup)
         self.spec = JobSpec(
             output=output,
-            record=OutputRecord("preprocess", recorded(config, section) | versions),
+            record=OutputRecord("preprocess", record_options(config, section) | versions),
             title=f"preprocess {config.format}",
             item_name="episode",
             plan=plan_digest(config.format, resolved, config.sink, chosen.choice),
@@ -222,14 +222,14 @@ class PreprocessJob:
 
     def result(self, run: JobRun) -> Mapping[str, Any]:
         """For the record."""
-        return self.answer(run).document()
+        return self.command_result(run).document()
 
-    def announce(self, reporter: Reporter) -> None:
+    def log_selection(self, reporter: Reporter) -> None:
         """Tells what was found before anything is done."""
         reporter.note(f"format: {self._config.format}")
         for finding in self._chosen.findings:
             reporter.warn(finding.code, finding.message)
-        for message in _without_effect(self._config):
+        for message in _ignored_options(self._config):
             reporter.warn("option_without_effect", message)
         actions, observed = self._sink.action_fields, self._sink.proprioception_fields
         reporter.note(f"cameras: {', '.join(self._chosen.survey.cameras) or 'none'}")
@@ -238,7 +238,7 @@ class PreprocessJob:
         for reason, count in self._chosen.excluded.items():
             reporter.note(f"{count} episodes are left out: {reason}")
 
-    def answer(self, run: JobRun) -> PreprocessResult:
+    def command_result(self, run: JobRun) -> PreprocessResult:
         """What came of a run."""
         if run.status == "already complete":
             known = load_result(PreprocessResult, self._config.output, run.record.result)
@@ -257,20 +257,20 @@ class PreprocessJob:
             next=self._next,
             seconds=run.seconds,
             bytes_on_disk=run.bytes_on_disk,
-            **self._amounts(run),
+            **self._counts(run),
         )
 
     @property
     def _next(self) -> str:
         return self._sink.next_step.format(output=self._config.output)
 
-    def _amounts(self, run: JobRun) -> dict[str, Any]:
+    def _counts(self, run: JobRun) -> dict[str, Any]:
         if self._summary is None:
             estimate = self._sink.estimate()
             return {
                 "frames": self._chosen.survey.frames or 0,
                 "samples": estimate.samples or 0,
-                **_told(estimate.counts),
+                **_count_fields(estimate.counts),
                 "bytes": 0,
                 "dropped": dict(self._chosen.excluded),
                 "status": "planned",
@@ -279,13 +279,13 @@ class PreprocessJob:
         return {
             "frames": run.sums.get("frames", 0),
             "samples": self._summary.samples,
-            **_told(self._summary.counts),
+            **_count_fields(self._summary.counts),
             "bytes": self._summary.bytes,
             "dropped": {**run.dropped, **self._chosen.excluded},
         }
 
 
-def _without_effect(config: PreprocessConfig) -> Iterator[str]:
+def _ignored_options(config: PreprocessConfig) -> Iterator[str]:
     """Published options that do nothing here say so."""
     reasons = dict(config.ignored)
     if config.engine != "ray":
@@ -295,7 +295,7 @@ def _without_effect(config: PreprocessConfig) -> Iterator[str]:
             yield f"{key} does nothing: {reason}"
 
 
-def _told(amounts: Mapping[str, int]) -> dict[str, Any]:
+def _count_fields(amounts: Mapping[str, int]) -> dict[str, Any]:
     """Shards have a place of their own in a result."""
     others = {name: count for name, count in amounts.items() if name != _SHARDS}
     return {"shards": amounts.get(_SHARDS, 0), "amounts": others}
@@ -331,7 +331,9 @@ def with_format(config: PreprocessConfig) -> PreprocessConfig:
     return config.model_copy(update=update | ({"sink": found.sink} if is_other else {}))
 
 
-def origin(config: PreprocessConfig, section: ConfigModel, resolved: ConfigModel) -> dict[str, Any]:
+def source_options(
+    config: PreprocessConfig, section: ConfigModel, resolved: ConfigModel
+) -> dict[str, Any]:
     """The options outside the sink's section, for what an output says of itself."""
     seen_in_the_data = ("episodes", "exclude", "max_episodes")
     left_out = {*config.no_effect_on_output, *seen_in_the_data, "source", "sink", "format"}
@@ -343,7 +345,7 @@ def origin(config: PreprocessConfig, section: ConfigModel, resolved: ConfigModel
     }
 
 
-def recorded(config: PreprocessConfig, section: ConfigModel) -> dict[str, Any]:
+def record_options(config: PreprocessConfig, section: ConfigModel) -> dict[str, Any]:
     """The options of a run for its record: every key flat, but those of the format."""
     left_out = {*config.no_effect_on_output, "source", "sink"}
     options = config.model_dump(mode="json", exclude=left_out)

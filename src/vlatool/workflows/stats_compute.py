@@ -135,7 +135,7 @@ class _Fields:
     widths: Mapping[str, int]
 
     @classmethod
-    def of(cls, arrays: Mapping[str, Array]) -> "_Fields":
+    def of_sample(cls, arrays: Mapping[str, Array]) -> "_Fields":
         kinds = {
             name: (one.shape, "text" if one.dtype.kind in "USO" else one.dtype.str)
             for name, one in arrays.items()
@@ -155,7 +155,7 @@ def _first_fields(folder: ShardFolder, shards: Sequence[Shard]) -> _Fields:
         with open_shard(shards[0].path) as tar:
             for key in tar.keys[:1]:
                 with tar.reading(key) as sample:
-                    found = _Fields.of(sample.arrays())
+                    found = _Fields.of_sample(sample.arrays())
                 if found.widths:
                     return found
     raise DataError(

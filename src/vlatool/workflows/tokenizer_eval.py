@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 REPORT, PAGE = "report.json", "report.html"
 _SHOWN = 8
 # How a figure is called, in the order of the table: name, unit, decimals.
-_FIGURES: Mapping[str, tuple[str, str, int]] = {
+_METRICS: Mapping[str, tuple[str, str, int]] = {
     "psnr": ("PSNR, mean over pictures", "dB", 2),
     "psnr_of_mean_error": ("PSNR of the mean error", "dB", 2),
     "mean_picture_psnr": ("PSNR of the mean picture", "dB", 2),
@@ -107,7 +107,7 @@ class TokenizerEvalResult:
 
     def rows(self) -> list[tuple[str, str]]:
         """The figures as text: name and value."""
-        shown = [(*_FIGURES[name], self.figures[name]) for name in _FIGURES if name in self.figures]
+        shown = [(*_METRICS[name], self.figures[name]) for name in _METRICS if name in self.figures]
         return [(told, f"{value:.{digits}f} {unit}".strip()) for told, unit, digits, value in shown]
 
     def text(self) -> str:
@@ -143,7 +143,7 @@ def tokenizer_eval(
     runtime = Runtime(TrainConfig())
     tokenizer = open_tokenizer(str(checkpoint), runtime.device, config.teacher)
     judges = load_metric_networks(config.perceptual_weights, runtime.device)
-    images, how = _data(config, str(data), tokenizer), _pass(config, runtime)
+    images, how = _data(config, str(data), tokenizer), _eval_options(config, runtime)
     reporter.note(f"measuring {tokenizer.path}")
     measured = evaluate_reconstruction(tokenizer, images, how, judges.judges, runtime.sum, reporter)
     rows = _all_rows(measured, runtime)
@@ -173,7 +173,7 @@ def _data(
     )
 
 
-def _pass(config: TokenizerEvalConfig, runtime: "Runtime") -> "EvalOptions":
+def _eval_options(config: TokenizerEvalConfig, runtime: "Runtime") -> "EvalOptions":
     from vlatool.evaluation.measuring import EvalOptions
 
     return EvalOptions(

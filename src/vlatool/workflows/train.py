@@ -42,7 +42,7 @@ __all__ = ["TrainConfig", "TrainResult", "train"]
 
 
 @dataclass(frozen=True)
-class _Setup:
+class _RunSetup:
     """What a run is made of, once it is known whose the folder is."""
 
     config: TrainConfig
@@ -50,7 +50,7 @@ class _Setup:
     plan: "TrainPlan"
     runtime: "Runtime"
     run: RunDir
-    feed: "DataStreams"
+    streams: "DataStreams"
     typed: Collection[str]
 
 
@@ -77,7 +77,7 @@ def train(
     from vlatool.training.data import DataStreams, check_samples, validation_data
     from vlatool.training.runtime import Runtime
 
-    _check_needed(config)
+    _check_data_set(config)
     typed = explicit_keys(config) if typed is None else typed
     check_rules(violations(config), typed, reporter)
     before = None if config.name is None else RunDir(_output(config))
@@ -94,29 +94,29 @@ def train(
     measured = validation_data(config, reporter)
     check_samples(config, info)
     if runtime.is_main:
-        _tell(config, rules, runtime, reporter)
+        _log_config(config, rules, runtime, reporter)
     if config.dry_run:
         return _planned(config, order, plan)
     run = RunDir(_output(config))
-    feed = DataStreams(config, info, order, plan, runtime, run.root, measured)
-    setup = _Setup(config, info, plan, runtime, run, feed, typed)
+    streams = DataStreams(config, info, order, plan, runtime, run.root, measured)
+    setup = _RunSetup(config, info, plan, runtime, run, streams, typed)
     if runtime.is_main:
         return _train_as_owner(setup, reporter)
     runtime.wait()
     return _train(setup, NULL)
 
 
-def _train_as_owner(setup: _Setup, reporter: Reporter) -> TrainResult:
+def _train_as_owner(setup: _RunSetup, reporter: Reporter) -> TrainResult:
     """Trains in a folder that is known, or made, to be this run's."""
     from vlatool.training import resume
 
     run = setup.run
     resume.resumable_run(run, setup.config)  # before the lock makes a folder in a stranger's
     with output_lock(run.root, "vlatool train"):
-        return _train_in_own(setup, reporter)
+        return _train_locked(setup, reporter)
 
 
-def _train_in_own(setup: _Setup, reporter: Reporter) -> TrainResult:
+def _train_locked(setup: _RunSetup, reporter: Reporter) -> TrainResult:
     from vlatool.training import resume
     from vlatool.training.plan import budget_extension
 
@@ -155,7 +155,7 @@ def _plan(
     return plan
 
 
-def _train(setup: _Setup, reporter: Reporter) -> TrainResult:
+def _train(setup: _RunSetup, reporter: Reporter) -> TrainResult:
     from vlatool.training.checkpoints import check_space
     from vlatool.training.setup import set_up
 
@@ -183,7 +183,7 @@ def _train(setup: _Setup, reporter: Reporter) -> TrainResult:
     return _result(setup, state, "trained", started)
 
 
-def _fit(setup: _Setup, begun: "TrainSetup", reporter: Reporter) -> None:
+def _fit(setup: _RunSetup, begun: "TrainSetup", reporter: Reporter) -> None:
     """Trains to the end of the plan; a stop that is asked for ends the process."""
     from vlatool.training.signals import StopRequest
 
@@ -191,7 +191,7 @@ def _fit(setup: _Setup, begun: "TrainSetup", reporter: Reporter) -> None:
     with (
         StopRequest() as stop,
         reporter.progress("training", plan.total_steps, "steps") as bar,
-        setup.feed.training(state.step) as batches,
+        setup.streams.training(state.step) as batches,
     ):
         bar.advance(state.step)
         trainer = _trainer(setup, begun, _reports(setup, reporter, bar), stop.asked)
@@ -203,11 +203,11 @@ def _fit(setup: _Setup, begun: "TrainSetup", reporter: Reporter) -> None:
                 f"stopped after step {state.step}; the same command with --output {run.root} "
                 "goes on from there"
             )
-            _end(trainer.reports.stopped_by)
+            _exit_stopped(trainer.reports.stopped_by)
 
 
 def _trainer(
-    setup: _Setup,
+    setup: _RunSetup,
     begun: "TrainSetup",
     reports: "MetricsLogger",
     stop_asked: Callable[[], int | None],
@@ -227,7 +227,7 @@ def _trainer(
         contexts=contexts,
         reports=reports,
         validate=Validation(
-            setup.feed.validation_batches, begun.objective, runtime, contexts, reports
+            setup.streams.validation_batches, begun.objective, runtime, contexts, reports
         ),
         show=ImageLogger(run, begun.objective, runtime, contexts),
         save=lambda state: _save(setup, state),
@@ -235,14 +235,14 @@ def _trainer(
     )
 
 
-def _save(setup: _Setup, state: "TrainState", *, stopped: bool = False) -> None:
+def _save(setup: _RunSetup, state: "TrainState", *, stopped: bool = False) -> None:
     from vlatool.training.checkpoints import save_checkpoint
 
     kept = Retention(setup.config.max_checkpoint_limit, setup.config.keep_every_n_steps)
     save_checkpoint(setup.run, state, setup.runtime, kept, stopped=stopped)
 
 
-def _reports(setup: _Setup, reporter: Reporter, bar: Progress) -> "MetricsLogger":
+def _reports(setup: _RunSetup, reporter: Reporter, bar: Progress) -> "MetricsLogger":
     from vlatool.training.metrics import MetricsFile
     from vlatool.training.report import MetricsLogger
 
@@ -259,7 +259,7 @@ def _reports(setup: _Setup, reporter: Reporter, bar: Progress) -> "MetricsLogger
     )
 
 
-def _tell(
+def _log_config(
     config: TrainConfig, rules: Mapping[str, str], runtime: "Runtime", reporter: Reporter
 ) -> None:
     for told in (*derivations(config, rules), *ignored_keys(config)):
@@ -273,7 +273,7 @@ def _tell(
         reporter.note("distributed.fsdp: sharded over processes of a CPU, to try it; not faster")
 
 
-def _check_needed(config: TrainConfig) -> None:
+def _check_data_set(config: TrainConfig) -> None:
     config.check_model()
     key = config.data_kind.folders_keys[0]
     if not getattr(config.data, key):
@@ -316,7 +316,7 @@ def _output(config: TrainConfig) -> Path:
     return local_path(config.save_path) / config.name
 
 
-def _end(number: int | None) -> None:
+def _exit_stopped(number: int | None) -> None:
     if number == signal.SIGTERM:
         raise SystemExit(128 + signal.SIGTERM)
     raise KeyboardInterrupt
@@ -342,12 +342,12 @@ def _planned(config: TrainConfig, order: SampleOrder, plan: "TrainPlan") -> Trai
         dataset_samples=order.size,
         blocks_in_use=order.blocks_in_use(),
         dropped={},
-        acts=_acts(config),
+        acts=_has_policy(config),
         seconds=0.0,
     )
 
 
-def _result(setup: _Setup, state: "TrainState", status: str, started: float) -> TrainResult:
+def _result(setup: _RunSetup, state: "TrainState", status: str, started: float) -> TrainResult:
     run, plan = setup.run, setup.plan
     rows = read_metrics(run.metrics) if run.metrics.is_file() else []
     losses = [row["loss"] for row in rows if isinstance(row.get("loss"), float)]
@@ -362,14 +362,14 @@ def _result(setup: _Setup, state: "TrainState", status: str, started: float) -> 
         loss=losses[-1] if losses else None,
         checkpoint=None if latest is None else str(latest[1]),
         checkpoint_steps=plan.checkpoint_steps,
-        dataset_samples=setup.feed.order.size,
-        blocks_in_use=setup.feed.order.blocks_in_use(),
+        dataset_samples=setup.streams.order.size,
+        blocks_in_use=setup.streams.order.blocks_in_use(),
         dropped=dict(state.dropped),
-        acts=_acts(setup.config),
+        acts=_has_policy(setup.config),
         seconds=round(time.monotonic() - started, 2),
     )
 
 
-def _acts(config: TrainConfig) -> bool:
+def _has_policy(config: TrainConfig) -> bool:
     """Whether the model type makes policies."""
     return type(config.model_type).policy is not ModelType.policy

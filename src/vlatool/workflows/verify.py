@@ -21,8 +21,8 @@ from vlatool.verification.findings import code_rows
 from vlatool.verification.source import check_source
 
 # Findings kept of one code; all of them are counted.
-_KEPT = 100
-_SHOWN = 3
+_MAX_PER_CODE = 100
+_MAX_SHOWN = 3
 
 
 class VerifyConfig(ConfigModel):
@@ -122,9 +122,9 @@ class VerifyResult:
         """The findings of one code."""
         first, count = same[0], self.counts[same[0].code]
         lines = [f"{first.severity} {first.code}" + (f", {count} times" if count > 1 else "")]
-        lines += [f"  {finding.message}" for finding in same[:_SHOWN]]
-        if count > _SHOWN:
-            lines.append(f"  ... and {count - _SHOWN} more, with --json")
+        lines += [f"  {finding.message}" for finding in same[:_MAX_SHOWN]]
+        if count > _MAX_SHOWN:
+            lines.append(f"  ... and {count - _MAX_SHOWN} more, with --json")
         if first.action:
             lines.append(f"  to do: {first.action}")
         return "\n".join(lines)
@@ -164,7 +164,7 @@ def verify(config: VerifyConfig, *, reporter: Reporter = NULL) -> VerifyResult |
         raise UsageError(
             "--full and --quick exclude each other", hint="choose one", code="usage.conflict"
         )
-    result = _look(require_existing(config.location), config, reporter)
+    result = _verify(require_existing(config.location), config, reporter)
     if result.is_whole:
         return result
     problem = DataError(
@@ -177,23 +177,23 @@ def verify(config: VerifyConfig, *, reporter: Reporter = NULL) -> VerifyResult |
     raise problem
 
 
-def _look(location: Path, config: VerifyConfig, reporter: Reporter) -> VerifyResult:
+def _verify(location: Path, config: VerifyConfig, reporter: Reporter) -> VerifyResult:
     samples = None if config.full else config.samples
     check = CheckOptions(samples, config.full, config.quick, reporter=reporter)
     known = recognize(location) if config.format is None else None
     if known is not None:
         kind, artifact = known
         root = location.parent if location.is_file() else location
-        return _result(kind, config, artifact.load("verify")(location, check), root, check.checked)
+        return _result(kind, config, artifact.load("verify")(location, check), root, check.counts)
     try:
         source = detect_source(location, config.format)
     except DataError as error:
         if error.code in ("data.no_episodes", "data.no_source"):
             raise
         # The format that knows it cannot list its episodes.
-        return _result("source", config, [finding_of_error(error)], location, check.checked)
+        return _result("source", config, [finding_of_error(error)], location, check.counts)
     found = check_source(location, source, config.episodes, check)
-    result = _result("source", config, found, location, check.checked)
+    result = _result("source", config, found, location, check.counts)
     return replace(result, format=source.format)
 
 
@@ -206,7 +206,7 @@ def _result(
     for finding in found:
         counts[finding.code] += 1
         severities[finding.severity] += 1
-        if counts[finding.code] <= _KEPT:
+        if counts[finding.code] <= _MAX_PER_CODE:
             kept.append(_relative(finding, root))
     return VerifyResult(
         kind,

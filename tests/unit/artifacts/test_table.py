@@ -19,7 +19,7 @@ def is_note(location: Path) -> bool:
 
 
 def check_note(location: Path, check: CheckOptions) -> Iterator[Finding]:
-    check.checked.add(files=1)
+    check.counts.add(files=1)
     if not location.read_text():
         yield NOTE("empty", f"{location}: is empty", path=str(location))
 
@@ -52,7 +52,7 @@ def test_a_row_is_all_that_an_artifact_needs(tmp_path: Path) -> None:
     check = CheckOptions()
     findings = list(note.load("verify")(tmp_path / "x.note", check))
     assert [one.code for one in findings] == ["note.empty"]
-    assert check.checked.files == 1
+    assert check.counts.files == 1
 
 
 def test_a_folder_of_recordings_with_a_manifest_is_no_checkpoint(tmp_path: Path) -> None:
