@@ -46,8 +46,8 @@ BUILD = FindingCodes(
     {
         "clamped_actions": FindingKind(
             "warning",
-            "Actions reach further than the action tokenizer knows; they are cut there.",
-            "fit one on these data with vlatool tokenizer fit-fast",
+            "Actions exceed the range of the action tokenizer and are clamped.",
+            "fit a tokenizer on these data with vlatool tokenizer fit-fast",
         ),
     },
 )
