@@ -1,4 +1,4 @@
-"""Training of any registered model type on any kind of data that it takes."""
+"""Training of any registered model type on any data kind that it accepts."""
 
 import signal
 import time
@@ -43,7 +43,11 @@ __all__ = ["TrainConfig", "TrainResult", "train"]
 
 @dataclass(frozen=True)
 class _RunSetup:
-    """What a run is made of, once it is known whose the folder is."""
+    """Configuration, data, plan and folder of a run.
+
+    Attributes:
+        typed: Keys that were given for this run, as for `train`.
+    """
 
     config: TrainConfig
     info: DatasetInfo
@@ -57,19 +61,19 @@ class _RunSetup:
 def train(
     config: TrainConfig, *, typed: Collection[str] | None = None, reporter: Reporter = NULL
 ) -> TrainResult:
-    """Trains, or goes on with, the run that `save_path` and `name` say.
+    """Starts or resumes the run in the folder `name` of `save_path`.
 
     Args:
-        config: What is trained, on what, and how.
-        typed: Keys that were typed for this run, by default all that are given; of values that
-            are inherited some rules only warn.
-        reporter: Hears how it goes.
+        config: Model, data and hyperparameters.
+        typed: Keys that were given for this run, by default all given ones; for inherited values
+            some rules only warn.
+        reporter: Receives progress and messages.
 
     Raises:
-        ConfigError: A value cannot be used, or contradicts another.
-        UsageError: Budget or batch sizes cannot work; the run folder holds another run.
-        DataError: Weights to begin with are missing, the data do not fit the configuration, or a
-            loss is not finite.
+        ConfigError: A value is invalid or contradicts another one.
+        UsageError: Budget or batch sizes are impossible, or the folder contains another run.
+        DataError: Initial weights are missing, the data do not fit the configuration, or a loss is
+            not finite.
         KeyboardInterrupt: Ctrl-C; a checkpoint was written.
         SystemExit: SIGTERM (143); a checkpoint was written.
     """
@@ -91,14 +95,14 @@ def train(
     order = SampleOrder(info.datasets, OrderOptions.of(config.data, config.hparams.seed))
     plan = _plan(config, info, order, runtime)
     check_rules(schedule_violations(config.hparams, plan.total_steps), typed, reporter)
-    measured = validation_data(config, reporter)
+    validation_set = validation_data(config, reporter)
     check_samples(config, info)
     if runtime.is_main:
         _log_config(config, rules, runtime, reporter)
     if config.dry_run:
         return _planned(config, order, plan)
     run = RunDir(_output(config))
-    streams = DataStreams(config, info, order, plan, runtime, run.root, measured)
+    streams = DataStreams(config, info, order, plan, runtime, run.root, validation_set)
     setup = _RunSetup(config, info, plan, runtime, run, streams, typed)
     if runtime.is_main:
         return _train_as_owner(setup, reporter)
@@ -107,11 +111,11 @@ def train(
 
 
 def _train_as_owner(setup: _RunSetup, reporter: Reporter) -> TrainResult:
-    """Trains in a folder that is known, or made, to be this run's."""
+    """Trains with a lock on the folder, after a check that this run may use it."""
     from vlatool.training import resume
 
     run = setup.run
-    resume.resumable_run(run, setup.config)  # before the lock makes a folder in a stranger's
+    resume.resumable_run(run, setup.config)  # before the lock creates a file there
     with output_lock(run.root, "vlatool train"):
         return _train_locked(setup, reporter)
 
@@ -122,22 +126,22 @@ def _train_locked(setup: _RunSetup, reporter: Reporter) -> TrainResult:
 
     config, info, run = setup.config, setup.info, setup.run
 
-    def keep() -> None:
+    def write_assets() -> None:
         config.data_kind.save_assets(config.data, info, run.root)
         config.model_type.save_assets(config.model, run.root)
 
-    def grows(before: Mapping[str, Any]) -> bool:
-        told = budget_extension(config, info.datasets, setup.runtime.world_size, before)
-        if told:
-            reporter.note(f"{run.root}: {told}")
-        return bool(told)
+    def extends_budget(before: Mapping[str, Any]) -> bool:
+        change = budget_extension(config, info.datasets, setup.runtime.world_size, before)
+        if change:
+            reporter.note(f"{run.root}: {change}")
+        return bool(change)
 
     fingerprint = {**info.fingerprint, **resume.data_versions(config)}
-    record = resume.open_run(run, config, fingerprint, keep, grows)
+    record = resume.open_run(run, config, fingerprint, write_assets, extends_budget)
     _check_checkpoint(run)
     run.prune(Retention())
-    for name in resume.repair_run(run, config, keep):
-        reporter.note(f"{run.root}: {name} was missing or wrong; it is written again")
+    for name in resume.repair_run(run, config, write_assets):
+        reporter.note(f"{run.root}: {name} was missing or changed and is written again")
     setup.runtime.wait()
     result = _train(setup, reporter)
     resume.complete_run(run, record, {"steps": result.steps, "samples": result.samples})
@@ -161,54 +165,54 @@ def _train(setup: _RunSetup, reporter: Reporter) -> TrainResult:
 
     started = time.monotonic()
     config, plan, runtime, run = setup.config, setup.plan, setup.runtime, setup.run
-    # Folders of other machines may be seen late: all ranks begin where the first one does.
+    # Files may appear late on other machines: all ranks start from the checkpoint of rank 0.
     latest = runtime.agree(run.latest())
-    begun = set_up(config, setup.info, runtime, None if latest is None else latest[1])
-    state = begun.state
-    for name, spec in begun.objective.optimizers().items():
+    train_setup = set_up(config, setup.info, runtime, None if latest is None else latest[1])
+    state = train_setup.state
+    for name, spec in train_setup.objective.optimizers().items():
         if spec.starts_at >= plan.total_steps:
-            reporter.note(f"{name} would start at step {spec.starts_at}: it never moves")
+            reporter.note(f"{name} starts at step {spec.starts_at}, after the end: it never steps")
         else:
-            broken = schedule_violations(config.hparams, plan.total_steps - spec.starts_at)
-            check_rules(broken if spec.starts_at else (), setup.typed, reporter)
+            problems = schedule_violations(config.hparams, plan.total_steps - spec.starts_at)
+            check_rules(problems if spec.starts_at else (), setup.typed, reporter)
     if latest is not None:
-        reporter.note(f"going on after step {state.step} of {plan.total_steps}")
+        reporter.note(f"resuming after step {state.step} of {plan.total_steps}")
     if runtime.is_main:
         run.truncate_metrics(state.step)
     if state.step >= plan.total_steps:
         return _result(setup, state, "already complete", started)
     if runtime.is_main:
         check_space(run, state)
-    _fit(setup, begun, reporter)
+    _fit(setup, train_setup, reporter)
     return _result(setup, state, "trained", started)
 
 
-def _fit(setup: _RunSetup, begun: "TrainSetup", reporter: Reporter) -> None:
-    """Trains to the end of the plan; a stop that is asked for ends the process."""
+def _fit(setup: _RunSetup, train_setup: "TrainSetup", reporter: Reporter) -> None:
+    """Trains to the end of the plan; a requested stop ends the process."""
     from vlatool.training.signals import StopRequest
 
-    plan, run, state = setup.plan, setup.run, begun.state
+    plan, run, state = setup.plan, setup.run, train_setup.state
     with (
         StopRequest() as stop,
         reporter.progress("training", plan.total_steps, "steps") as bar,
         setup.streams.training(state.step) as batches,
     ):
         bar.advance(state.step)
-        trainer = _trainer(setup, begun, _reports(setup, reporter, bar), stop.asked)
-        trainer.fit(state, batches, begun.objective)
+        trainer = _trainer(setup, train_setup, _reports(setup, reporter, bar), stop.asked)
+        trainer.fit(state, batches, train_setup.objective)
         if state.step < plan.total_steps:
             if state.step not in plan.checkpoint_steps:
                 _save(setup, state, stopped=True)
             reporter.note(
-                f"stopped after step {state.step}; the same command with --output {run.root} "
-                "goes on from there"
+                f"stopped after step {state.step}; run the same command with --output {run.root} "
+                "to resume"
             )
             _exit_stopped(trainer.reports.stopped_by)
 
 
 def _trainer(
     setup: _RunSetup,
-    begun: "TrainSetup",
+    train_setup: "TrainSetup",
     reports: "MetricsLogger",
     stop_asked: Callable[[], int | None],
 ) -> "Trainer":
@@ -218,18 +222,18 @@ def _trainer(
     from vlatool.training.validation import Validation
 
     config, plan, runtime, run = setup.config, setup.plan, setup.runtime, setup.run
-    contexts = StepContexts(runtime, begun.placed, config.hparams.seed, plan)
+    contexts = StepContexts(runtime, train_setup.placed, config.hparams.seed, plan)
     return Trainer(
         plan=plan,
         h=config.hparams,
         runtime=runtime,
-        placed=begun.placed,
+        placed=train_setup.placed,
         contexts=contexts,
         reports=reports,
         validate=Validation(
-            setup.streams.validation_batches, begun.objective, runtime, contexts, reports
+            setup.streams.validation_batches, train_setup.objective, runtime, contexts, reports
         ),
-        show=ImageLogger(run, begun.objective, runtime, contexts),
+        show=ImageLogger(run, train_setup.objective, runtime, contexts),
         save=lambda state: _save(setup, state),
         stop_asked=stop_asked,
     )
@@ -238,8 +242,8 @@ def _trainer(
 def _save(setup: _RunSetup, state: "TrainState", *, stopped: bool = False) -> None:
     from vlatool.training.checkpoints import save_checkpoint
 
-    kept = Retention(setup.config.max_checkpoint_limit, setup.config.keep_every_n_steps)
-    save_checkpoint(setup.run, state, setup.runtime, kept, stopped=stopped)
+    retention = Retention(setup.config.max_checkpoint_limit, setup.config.keep_every_n_steps)
+    save_checkpoint(setup.run, state, setup.runtime, retention, stopped=stopped)
 
 
 def _reports(setup: _RunSetup, reporter: Reporter, bar: Progress) -> "MetricsLogger":
@@ -262,15 +266,15 @@ def _reports(setup: _RunSetup, reporter: Reporter, bar: Progress) -> "MetricsLog
 def _log_config(
     config: TrainConfig, rules: Mapping[str, str], runtime: "Runtime", reporter: Reporter
 ) -> None:
-    for told in (*derivations(config, rules), *ignored_keys(config)):
-        reporter.note(told)
-    held_out = config.data_kind.validation(config.data)
-    if held_out is not None and config.total_val_samples is None:
-        reporter.note("held-out data are given, but not measured: set total_val_samples")
+    for message in (*derivations(config, rules), *ignored_keys(config)):
+        reporter.note(message)
+    validation_set = config.data_kind.validation(config.data)
+    if validation_set is not None and config.total_val_samples is None:
+        reporter.note("validation data are not used: set total_val_samples to measure them")
     if config.distributed.fsdp and runtime.world_size == 1:
-        reporter.note("distributed.fsdp: one process has nothing to shard over")
+        reporter.note("distributed.fsdp has no effect with one process")
     elif config.distributed.fsdp and runtime.device.type == "cpu":
-        reporter.note("distributed.fsdp: sharded over processes of a CPU, to try it; not faster")
+        reporter.note("distributed.fsdp on a CPU is only for tests: it is not faster")
 
 
 def _check_data_set(config: TrainConfig) -> None:
@@ -278,21 +282,21 @@ def _check_data_set(config: TrainConfig) -> None:
     key = config.data_kind.folders_keys[0]
     if not getattr(config.data, key):
         raise UsageError(
-            "no data are given",
-            hint=f"give a folder of training data with --data DIR (the key data.{key})",
+            f"no training data are given: data.{key} is empty",
+            hint="give a folder of training data with --data DIR",
             code="usage.no_data",
         )
 
 
 def _check_checkpoint(run: RunDir) -> None:
-    """DataError where the checkpoint to go on from is not as it was written."""
+    """Raises DataError if the checkpoint to resume from was changed after it was written."""
     latest = run.latest()
     if latest is not None:
         CheckpointManifest.read(latest[1]).check(latest[1])
 
 
 def _machine_defaults(config: TrainConfig, runtime: "Runtime") -> TrainConfig:
-    """Null keys that this machine decides; a run that goes on keeps what it started with."""
+    """Sets null keys that depend on the machine; a resumed run keeps its values."""
     name = config.name
     if name is None:
         now = datetime.now(UTC).strftime("%Y_%m_%d-%H_%M_%S")
@@ -301,9 +305,9 @@ def _machine_defaults(config: TrainConfig, runtime: "Runtime") -> TrainConfig:
     workers = config.data.num_workers
     if workers is None:
         stored = (RunDir(_output(config)).read_config() or {}).get("data")
-        before = stored.get("num_workers") if isinstance(stored, dict) else None
-        is_known = isinstance(before, int) and before >= 0
-        workers = before if is_known else max(1, default_workers() // runtime.world_size)
+        stored_workers = stored.get("num_workers") if isinstance(stored, dict) else None
+        is_known = isinstance(stored_workers, int) and stored_workers >= 0
+        workers = stored_workers if is_known else max(1, default_workers() // runtime.world_size)
     data = config.data.model_copy(update={"num_workers": runtime.agree(workers)})
     count = {"world_size": runtime.world_size}
     processes = config.distributed.model_copy(update=count)
@@ -371,5 +375,5 @@ def _result(setup: _RunSetup, state: "TrainState", status: str, started: float) 
 
 
 def _has_policy(config: TrainConfig) -> bool:
-    """Whether the model type makes policies."""
+    """True if the model type has policies."""
     return type(config.model_type).policy is not ModelType.policy
