@@ -554,7 +554,7 @@ def test_a_clean_output_ends_with_0_and_says_whole(
     whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["verify", str(whole)]) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("whole: ")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("valid: ")
 
 
 def test_codes_lists_every_family(capsys: pytest.CaptureFixture[str]) -> None:

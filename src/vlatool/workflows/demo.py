@@ -263,14 +263,12 @@ def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluat
     )
     baseline_plan = RolloutPlan(seeds, _true_instruction, "success", options=_goal)
 
-    def make_policy(env: Any) -> "Controller":
+    def policy_controller(env: Any) -> "Controller":
         del env
         return PolicyController(policy, settings, fit)
 
-    with_cameras, without_cameras = (
-        environment_maker(ENVIRONMENT),
-        environment_maker(ENVIRONMENT, cameras=0),
-    )
+    with_cameras = environment_maker(ENVIRONMENT)
+    without_cameras = environment_maker(ENVIRONMENT, cameras=0)
 
     def roll_out(
         name: str, make_controller: Callable[[Any], "Controller"], plan: RolloutPlan
@@ -279,8 +277,8 @@ def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluat
         with reporter.progress(name, config.rollouts, "episodes") as bar:
             return run_rollouts(make_env, make_controller, plan, bar)
 
-    policy_rollouts = roll_out("policy", make_policy, true_plan)
-    wrong_rollouts = roll_out("policy, wrong instruction", make_policy, wrong_plan)
+    policy_rollouts = roll_out("policy", policy_controller, true_plan)
+    wrong_rollouts = roll_out("policy, wrong instruction", policy_controller, wrong_plan)
     random_rollouts = roll_out(
         "random", lambda env: RandomController(env.action_space, config.seed), baseline_plan
     )

@@ -118,7 +118,7 @@ class TokenizerEvalResult:
         lines = [f"{self.data}: {self.pictures} images"]
         lines += [f"   dropped: {count} {reason}" for reason, count in self.dropped.items()]
         lines += [f"{label:<38}{value:>14}" for label, value in self.rows()]
-        lines += [f"not measured: {name} ({why})" for name, why in self.not_measured.items()]
+        lines += [f"not measured: {name} ({reason})" for name, reason in self.not_measured.items()]
         return "\n".join([*lines, f"images: {self.page}"])
 
 
@@ -148,11 +148,11 @@ def tokenizer_eval(
     loaded = load_metric_networks(config.perceptual_weights, runtime.device)
     images, options = _data(config, str(data), tokenizer), _eval_options(config, runtime)
     reporter.note(f"measuring {tokenizer.path}")
-    measured = evaluate_reconstruction(
+    evaluation = evaluate_reconstruction(
         tokenizer, images, options, loaded.judges, runtime.sum, reporter
     )
-    rows = _all_rows(measured, runtime)
-    result = _result(config, tokenizer, measured, loaded, output)
+    rows = _all_rows(evaluation, runtime)
+    result = _result(config, tokenizer, evaluation, loaded, output)
     if not runtime.is_main:
         return result
     from vlatool.evaluation.image_quality import extremes
@@ -190,11 +190,11 @@ def _eval_options(config: TokenizerEvalConfig, runtime: "Runtime") -> "EvalOptio
     )
 
 
-def _all_rows(measured: "EvalResult", runtime: "Runtime") -> list["ImageScore"]:
+def _all_rows(evaluation: "EvalResult", runtime: "Runtime") -> list["ImageScore"]:
     """Gathers the scores of the images of all ranks."""
     from vlatool.evaluation.image_quality import ImageScore
 
-    local_rows = [json.dumps([row.key, dict(row.metrics)]) for row in measured.rows]
+    local_rows = [json.dumps([row.key, dict(row.metrics)]) for row in evaluation.rows]
     return [ImageScore(*json.loads(text)) for text in runtime.gathered(local_rows)]
 
 
@@ -205,14 +205,14 @@ def _result(
     loaded: "LoadedMetricNetworks",
     output: Path,
 ) -> TokenizerEvalResult:
-    without = {} if tokenizer.codes else {"codes": "the tokenizer has no codebook"}
+    unavailable = {} if tokenizer.codes else {"codes": "the tokenizer has no codebook"}
     return TokenizerEvalResult(
         checkpoint=str(tokenizer.path),
         data=config.data,
         pictures=evaluation.pictures,
         dropped=evaluation.dropped,
         figures=evaluation.metrics,
-        not_measured={**loaded.missing, **without},
+        not_measured={**loaded.missing, **unavailable},
         networks=loaded.digests,
         extremes={},
         page=str(output / PAGE),
@@ -241,7 +241,7 @@ def _write_page(
         title=result.data,
         pictures=result.pictures,
         figures=result.rows(),
-        notes=[f"{name} is not measured: {why}" for name, why in result.not_measured.items()]
+        notes=[f"{name} is not measured: {reason}" for name, reason in result.not_measured.items()]
         + [f"dropped: {count} {reason}" for reason, count in result.dropped.items()],
     )
     pairs = {key: (image.original, image.made) for key, image in reconstructed.items()}
