@@ -44,23 +44,23 @@ def severe(result: VerifyResult) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return shard_output(tmp_path_factory.mktemp("verify") / "out")
 
 
 @pytest.fixture
-def output(whole: Path, tmp_path: Path) -> Path:
+def output(intact: Path, tmp_path: Path) -> Path:
     """Copy that a test may damage."""
-    return Path(shutil.copytree(whole, tmp_path / "out"))
+    return Path(shutil.copytree(intact, tmp_path / "out"))
 
 
 def test_progress_counts_shards_and_episodes_separately(
-    whole: Path, capsys: pytest.CaptureFixture[str]
+    intact: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["--progress", "json", "verify", str(whole)]) == 0
+    assert run(["--progress", "json", "verify", str(intact)]) == 0
     events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     last = {item.get("name"): item["fields"] for item in events}
-    assert last["shards"] == last["episodes"] == {"samples": verified(whole).checked["samples"]}
+    assert last["shards"] == last["episodes"] == {"samples": verified(intact).checked["samples"]}
 
 
 def shard(output: Path) -> Path:
@@ -119,8 +119,8 @@ def repeat_from_first_shard(keys: list[str], contents: dict[str, Members]) -> No
     keys += ["sample-0000", "sample-0001"]
 
 
-def test_an_unchanged_output_is_valid(whole: Path) -> None:
-    result = verified(whole)
+def test_an_unchanged_output_is_valid(intact: Path) -> None:
+    result = verified(intact)
     assert (result.is_whole, result.findings) == (True, ())
     assert result.checked["samples"] == 6
     assert result.checked["pictures"] == 24
@@ -128,9 +128,9 @@ def test_an_unchanged_output_is_valid(whole: Path) -> None:
 
 @pytest.mark.parametrize("options", [{"full": True}, {"quick": True}, {"samples": 1}])
 def test_an_unchanged_output_is_valid_with_all_options(
-    whole: Path, options: dict[str, Any]
+    intact: Path, options: dict[str, Any]
 ) -> None:
-    assert verified(whole, **options).findings == ()
+    assert verified(intact, **options).findings == ()
 
 
 def write_index(shard: Path, **changes: Any) -> None:
@@ -191,8 +191,8 @@ def test_a_folder_of_many_files_has_one_entry(output: Path) -> None:
     assert verified(output).counts == {"output.size_mismatch": 1}
 
 
-def test_few_samples_are_evenly_spaced_over_the_shards(whole: Path) -> None:
-    assert verified(whole, samples=2).checked["samples_read"] == 2
+def test_few_samples_are_evenly_spaced_over_the_shards(intact: Path) -> None:
+    assert verified(intact, samples=2).checked["samples_read"] == 2
 
 
 def test_a_preprocessed_data_set_is_valid(tmp_path: Path) -> None:
@@ -209,14 +209,14 @@ def test_a_preprocessed_data_set_is_valid(tmp_path: Path) -> None:
     assert severe(verified(tmp_path / "out", full=True)) == set()
 
 
-def test_a_downloaded_folder_of_shards_is_valid(whole: Path, tmp_path: Path) -> None:
-    shutil.copytree(whole / "shards", tmp_path / "shards")
+def test_a_downloaded_folder_of_shards_is_valid(intact: Path, tmp_path: Path) -> None:
+    shutil.copytree(intact / "shards", tmp_path / "shards")
     assert severe(verified(tmp_path)) == set()
     assert severe(verified(tmp_path / "shards")) == set()
 
 
-def test_a_manifest_at_the_root_is_followed(whole: Path, tmp_path: Path) -> None:
-    shutil.copytree(whole / "shards", tmp_path / "shards")
+def test_a_manifest_at_the_root_is_followed(intact: Path, tmp_path: Path) -> None:
+    shutil.copytree(intact / "shards", tmp_path / "shards")
     for name in ("manifest.jsonl", "stats.json", "preprocessing_config.yaml"):
         (tmp_path / "shards" / name).rename(tmp_path / name)
     edit(tmp_path / "manifest.jsonl", lambda text: text.replace('"shard_', '"shards/shard_'))
@@ -239,13 +239,13 @@ def test_an_output_in_s3_is_verified_there(output: Path, s3_bucket: str) -> None
     assert result.checked["samples"] == 6
 
 
-def test_a_manifest_is_verified_with_its_folder(whole: Path) -> None:
-    result = verified(whole / "shards/manifest.jsonl")
+def test_a_manifest_is_verified_with_its_folder(intact: Path) -> None:
+    result = verified(intact / "shards/manifest.jsonl")
     assert (result.kind, severe(result), result.checked["samples"]) == ("output", set(), 6)
 
 
-def test_a_single_shard_is_verified(whole: Path) -> None:
-    result = verified(shard(whole))
+def test_a_single_shard_is_verified(intact: Path) -> None:
+    result = verified(shard(intact))
     assert (result.kind, result.findings, result.checked["samples"]) == ("shard", (), 3)
 
 
@@ -552,8 +552,8 @@ def test_jsonl_has_a_line_per_finding_and_one_for_the_error(
     assert last["error"]["code"] == "data.verification_failed"
 
 
-def test_a_valid_output_exits_with_0(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["verify", str(whole)]) == 0
+def test_a_valid_output_exits_with_0(intact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["verify", str(intact)]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("valid: ")
 
 

@@ -35,7 +35,7 @@ def weights(shape: tuple[int, ...] = (3, 4)) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run folder as `train` writes it, with made-up weights."""
     root = tmp_path_factory.mktemp("verify") / "run"
     run = RunDir(root)
@@ -54,9 +54,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(whole: Path, tmp_path: Path) -> RunDir:
+def run(intact: Path, tmp_path: Path) -> RunDir:
     """Copy that a test may damage."""
-    return RunDir(Path(shutil.copytree(whole, tmp_path / "run")))
+    return RunDir(Path(shutil.copytree(intact, tmp_path / "run")))
 
 
 def verified(where: Path, **options: Any) -> VerifyResult:
@@ -69,8 +69,8 @@ def verified(where: Path, **options: Any) -> VerifyResult:
 
 
 @pytest.mark.parametrize("options", [{}, {"quick": True}, {"full": True}])
-def test_an_unchanged_run_is_valid(whole: Path, options: dict[str, Any]) -> None:
-    result = verified(whole, **options)
+def test_an_unchanged_run_is_valid(intact: Path, options: dict[str, Any]) -> None:
+    result = verified(intact, **options)
     assert (result.kind, result.findings) == ("run", ())
     assert result.checked["files"] == 2 * len(STEPS)
 
