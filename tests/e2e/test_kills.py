@@ -1,4 +1,4 @@
-"""A sample of `python -m tests.kills`: commands that are ended at a step end as if undisturbed."""
+"""Some runs of `python -m tests.kills`: a killed and repeated command gives the same output."""
 
 import subprocess
 import sys
@@ -35,7 +35,7 @@ GROUPS = {
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_command_that_was_ended_and_repeated_ends_as_if_undisturbed(group: str) -> None:
+def test_killed_and_repeated_command_gives_the_same_output(group: str) -> None:
     command = [sys.executable, "-m", "tests.kills", "--sample", str(CASES), *GROUPS[group]]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=280, cwd=Path(__file__).parents[2]

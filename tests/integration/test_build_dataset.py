@@ -1,4 +1,4 @@
-"""`build-dataset` and `export`: windows and codes become samples, in either form."""
+"""`build-dataset` and `export`: samples of either layout from windows and codes."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ SAMPLES = EPISODES * FRAMES * 2
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Windows with codes of either layout, and an action tokenizer."""
     folder = tmp_path_factory.mktemp("made")
     tree = published_windows(folder / "A", EPISODES, FRAMES)
@@ -50,20 +50,20 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def place(made: Path, tmp_path: Path) -> Path:
-    """A copy that a test may change."""
-    return Path(shutil.copytree(made, tmp_path / "place"))
+def workspace(inputs: Path, tmp_path: Path) -> Path:
+    """Copy that a test may change."""
+    return Path(shutil.copytree(inputs, tmp_path / "place"))
 
 
-def build(place: Path, output: Path | None = None, /, **options: Any) -> BuildDatasetResult:
-    tree = {"data": str(place / "A"), "fast": str(place / "fast"), "workers": 1, **options}
-    tree["output"] = str(output or place / "OUT")
+def build(workspace: Path, output: Path | None = None, /, **options: Any) -> BuildDatasetResult:
+    tree = {"data": str(workspace / "A"), "fast": str(workspace / "fast"), "workers": 1, **options}
+    tree["output"] = str(output or workspace / "OUT")
     return build_dataset(BuildDatasetConfig.model_validate(tree))
 
 
-def refusal(place: Path, output: Path | None = None, /, **options: Any) -> VlatoolError:
+def build_error(workspace: Path, output: Path | None = None, /, **options: Any) -> VlatoolError:
     with pytest.raises(VlatoolError) as caught:
-        build(place, output, **options)
+        build(workspace, output, **options)
     return caught.value
 
 
@@ -73,7 +73,7 @@ def exported(source: Path, output: Path, **options: Any) -> ExportResult:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Digest of every file but the records of runs."""
+    """Digest of every file except the records of runs."""
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
@@ -85,147 +85,150 @@ def lines(output: Path) -> list[bytes]:
     return [line for path in sorted((output / "data").glob("*.jsonl")) for line in path.open("rb")]
 
 
-def code_file(place: Path) -> Path:
-    return place / "A/TiToken/episode_000001/X_image_episode_000001_frame_000002.json"
+def code_file(workspace: Path) -> Path:
+    return workspace / "A/TiToken/episode_000001/X_image_episode_000001_frame_000002.json"
 
 
-def test_each_line_holds_the_ids_and_codes_of_its_window(made: Path, tmp_path: Path) -> None:
-    result = build(made, tmp_path / "out")
+def test_each_line_has_the_ids_and_codes_of_its_window(inputs: Path, tmp_path: Path) -> None:
+    result = build(inputs, tmp_path / "out")
     assert (result.samples, result.kinds) == (SAMPLES, {"vla": SAMPLES // 2, "wm": SAMPLES // 2})
-    fast, profile = read_fast(made / "fast"), read_profile("libero")
+    fast, profile = read_fast(inputs / "fast"), read_profile("libero")
     for name in ("episode_000000", "episode_000002"):
-        raw = (made / f"A/data/{name}.jsonl").read_bytes().splitlines()
+        raw = (inputs / f"A/data/{name}.jsonl").read_bytes().splitlines()
         built = (tmp_path / f"out/data/{name}.jsonl").read_bytes().splitlines()
-        for window, one in zip(map(parse_window, raw), map(parse_sample, built), strict=True):
-            said = one.conversation
-            assert (said.kind, said.task) == (window.kind, window.task)
+        for window, value in zip(map(parse_window, raw), map(parse_sample, built), strict=True):
+            conversation = value.said
+            assert (conversation.kind, conversation.task) == (window.kind, window.task)
             ids = fast.encode(profile.normalize([window.actions]))[0]
-            assert said.action_ids == tuple(ids)
+            assert conversation.action_ids == tuple(ids)
             expected = [codes_of(Path(path).stem).tolist() for path in window.future]
-            assert said.codes.tolist() == expected
+            assert conversation.codes.tolist() == expected
 
 
-def test_images_are_found_from_the_output(made: Path, tmp_path: Path) -> None:
+def test_images_are_found_from_the_output(inputs: Path, tmp_path: Path) -> None:
     output = tmp_path / "far/out"
-    build(made, output)
+    build(inputs, output)
     sample = parse_sample(lines(output)[0])
     assert len(sample.images) == 32
     assert sample.images[0].startswith("../")
     assert all((output / image).is_file() for image in sample.images)
 
 
-def test_absolute_locations_are_those_of_the_windows(made: Path, tmp_path: Path) -> None:
-    build(made, tmp_path / "out", absolute=True)
+def test_absolute_locations_are_those_of_the_windows(inputs: Path, tmp_path: Path) -> None:
+    build(inputs, tmp_path / "out", absolute=True)
     sample = parse_sample(lines(tmp_path / "out")[0])
     assert sample.images[0] == str(
-        made / "A/images/episode_000000/X_image_episode_000000_frame_000000.png"
+        inputs / "A/images/episode_000000/X_image_episode_000000_frame_000000.png"
     )
 
 
-def test_an_output_inside_the_folder_of_windows_is_beside_its_images(place: Path) -> None:
-    build(place, place / "A/built")
-    sample = parse_sample(lines(place / "A/built")[0])
+def test_an_output_inside_the_folder_of_windows_has_relative_images(workspace: Path) -> None:
+    build(workspace, workspace / "A/built")
+    sample = parse_sample(lines(workspace / "A/built")[0])
     assert sample.images[0].startswith("../images/")
 
 
-def test_inputs_stay_as_they_were(place: Path) -> None:
-    before = contents(place)
-    build(place)
-    exported(place / "A/tokens", place / "codes")
-    after = contents(place)
+def test_inputs_are_not_changed(workspace: Path) -> None:
+    before = contents(workspace)
+    build(workspace)
+    exported(workspace / "A/tokens", workspace / "codes")
+    after = contents(workspace)
     assert {name: after[name] for name in before} == before
 
 
-def test_a_second_build_leaves_every_byte(place: Path) -> None:
-    build(place)
-    before = contents(place / "OUT")
-    assert build(place).status == "already complete"
-    assert contents(place / "OUT") == before
+def test_a_second_build_changes_nothing(workspace: Path) -> None:
+    build(workspace)
+    before = contents(workspace / "OUT")
+    assert build(workspace).status == "already complete"
+    assert contents(workspace / "OUT") == before
 
 
-def test_built_samples_are_no_input(place: Path) -> None:
-    build(place)
-    assert refusal(place, place / "Z", data=str(place / "OUT")).code == "data.already_built"
+def test_samples_are_rejected_as_input(workspace: Path) -> None:
+    build(workspace)
+    assert (
+        build_error(workspace, workspace / "Z", data=str(workspace / "OUT")).code
+        == "data.already_built"
+    )
 
 
-def test_built_lines_among_windows_are_refused(place: Path) -> None:
-    build(place)
+def test_sample_lines_among_windows_are_rejected(workspace: Path) -> None:
+    build(workspace)
     for name in ("episode_000000", "episode_000001", "episode_000002"):
-        shutil.copy(place / f"OUT/data/{name}.jsonl", place / f"A/data/{name}.jsonl")
-    error = refusal(place, place / "Z")
+        shutil.copy(workspace / f"OUT/data/{name}.jsonl", workspace / f"A/data/{name}.jsonl")
+    error = build_error(workspace, workspace / "Z")
     assert (error.code, error.exit_code) == ("data.all_failed", 3)
-    assert {one["code"] for one in error.details["failures"]} == {"data.already_built"}
+    assert {value["code"] for value in error.details["failures"]} == {"data.already_built"}
 
 
 @pytest.mark.parametrize("workers", [2])
-def test_bytes_do_not_depend_on_workers(made: Path, tmp_path: Path, workers: int) -> None:
-    build(made, tmp_path / "1")
-    build(made, tmp_path / "2", workers=workers)
+def test_bytes_do_not_depend_on_workers(inputs: Path, tmp_path: Path, workers: int) -> None:
+    build(inputs, tmp_path / "1")
+    build(inputs, tmp_path / "2", workers=workers)
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
 
 
-def test_either_layout_of_codes_gives_the_same_bytes(made: Path, tmp_path: Path) -> None:
+def test_either_layout_of_codes_gives_the_same_bytes(inputs: Path, tmp_path: Path) -> None:
     for name in ("tokens", "TiToken"):
-        build(made, tmp_path / name, tokens=str(made / "A" / name))
+        build(inputs, tmp_path / name, tokens=str(inputs / "A" / name))
     assert contents(tmp_path / "tokens") == contents(tmp_path / "TiToken")
 
 
-class TestForms:
-    def test_packed_samples_become_the_lines_that_are_built(
-        self, made: Path, tmp_path: Path
+class TestLayouts:
+    def test_exported_packed_samples_equal_the_lines_of_build_dataset(
+        self, inputs: Path, tmp_path: Path
     ) -> None:
-        build(made, tmp_path / "lines")
-        build(made, tmp_path / "packed", packed=True)
+        build(inputs, tmp_path / "lines")
+        build(inputs, tmp_path / "packed", packed=True)
         exported(tmp_path / "packed", tmp_path / "exported")
         assert contents(tmp_path / "exported") == contents(tmp_path / "lines")
 
-    def test_packed_samples_become_absolute_lines(self, made: Path, tmp_path: Path) -> None:
-        build(made, tmp_path / "lines", absolute=True)
-        build(made, tmp_path / "packed", packed=True)
+    def test_packed_samples_become_absolute_lines(self, inputs: Path, tmp_path: Path) -> None:
+        build(inputs, tmp_path / "lines", absolute=True)
+        build(inputs, tmp_path / "packed", packed=True)
         exported(tmp_path / "packed", tmp_path / "exported", absolute=True)
         assert lines(tmp_path / "exported") == lines(tmp_path / "lines")
 
     @pytest.mark.parametrize("form", [{}, {"packed": True}, {"lines_per_file": 7}], ids=str)
     def test_a_sample_is_found_by_its_number(
-        self, made: Path, tmp_path: Path, form: dict[str, Any]
+        self, inputs: Path, tmp_path: Path, form: dict[str, Any]
     ) -> None:
-        build(made, tmp_path / "lines")
-        build(made, tmp_path / "out", **form)
+        build(inputs, tmp_path / "lines")
+        build(inputs, tmp_path / "out", **form)
         folder = SamplesFolder.open(tmp_path / "out")
         expected = lines(tmp_path / "lines")
         assert [folder.line(at) for at in range(len(folder))] == expected
         for at in (0, 7, SAMPLES - 1):
             assert folder.sample(at).images == parse_sample(expected[at]).images
 
-    def test_files_of_so_many_lines_hold_the_same_lines(self, made: Path, tmp_path: Path) -> None:
-        build(made, tmp_path / "lines")
-        build(made, tmp_path / "shards", lines_per_file=7)
+    def test_files_of_n_lines_have_the_same_lines(self, inputs: Path, tmp_path: Path) -> None:
+        build(inputs, tmp_path / "lines")
+        build(inputs, tmp_path / "shards", lines_per_file=7)
         assert lines(tmp_path / "shards") == lines(tmp_path / "lines")
         files = SamplesFolder.open(tmp_path / "shards").files
         assert [count for _, count in files] == [7, 7, 7, 3]
         assert not (tmp_path / "shards/packed").exists()
 
-    def test_an_index_says_where_each_line_is(self, made: Path, tmp_path: Path) -> None:
-        build(made, tmp_path / "out")
+    def test_an_index_has_the_byte_range_of_each_line(self, inputs: Path, tmp_path: Path) -> None:
+        build(inputs, tmp_path / "out")
         path = tmp_path / "out/data/episode_000001.jsonl"
         index = read_index(lines_index_path(path))
         assert index is not None
         data = path.read_bytes()
-        found = [data[at : at + length] for at, length in index.ranges()]
-        assert found == data.splitlines(keepends=True)
+        found_lines = [data[at : at + length] for at, length in index.ranges()]
+        assert found_lines == data.splitlines(keepends=True)
         assert index.shard_bytes == len(data)
 
-    def test_codes_go_there_and_back(self, made: Path, tmp_path: Path) -> None:
-        exported(made / "A/TiToken", tmp_path / "tokens")
+    def test_codes_are_exported_there_and_back(self, inputs: Path, tmp_path: Path) -> None:
+        exported(inputs / "A/TiToken", tmp_path / "tokens")
         exported(tmp_path / "tokens", tmp_path / "TiToken")
-        assert contents(tmp_path / "TiToken") == contents(made / "A/TiToken")
-        assert contents(tmp_path / "tokens") == contents(made / "A/tokens")
+        assert contents(tmp_path / "TiToken") == contents(inputs / "A/TiToken")
+        assert contents(tmp_path / "tokens") == contents(inputs / "A/tokens")
 
-    def test_codes_that_are_not_those_of_the_manifest_are_not_exported(self, place: Path) -> None:
-        path = code_file(place)
+    def test_codes_that_do_not_match_the_manifest_are_not_exported(self, workspace: Path) -> None:
+        path = code_file(workspace)
         path.write_text(json.dumps([[1]] * 32))
         with pytest.raises(DataError) as caught:
-            exported(place / "A/TiToken", place / "codes")
+            exported(workspace / "A/TiToken", workspace / "codes")
         assert caught.value.code == "data.codes_changed"
 
     @pytest.mark.parametrize(
@@ -237,71 +240,76 @@ class TestForms:
             ("nowhere", {}, "data.no_source"),
         ],
     )
-    def test_what_cannot_be_exported_is_refused(
-        self, place: Path, source: str, options: dict[str, str], code: str
+    def test_invalid_exports_are_rejected(
+        self, workspace: Path, source: str, options: dict[str, str], code: str
     ) -> None:
         if "output" in options:
-            options = {"output": str(place / options["output"])}
-        tree = {"source": str(place / source), "output": str(place / "x"), **options}
+            options = {"output": str(workspace / options["output"])}
+        tree = {"source": str(workspace / source), "output": str(workspace / "x"), **options}
         with pytest.raises(VlatoolError) as caught:
             export(ExportConfig.model_validate(tree))
         assert caught.value.code == code
 
 
 class TestMissingCodes:
-    def test_a_removed_file_fails_its_episode_and_names_the_image(self, place: Path) -> None:
-        code_file(place).unlink()
-        error = refusal(place, tokens=str(place / "A/TiToken"))
+    def test_a_removed_file_fails_its_episode_and_names_the_image(self, workspace: Path) -> None:
+        code_file(workspace).unlink()
+        error = build_error(workspace, tokens=str(workspace / "A/TiToken"))
         assert isinstance(error, PartialFailure)
         (failure,) = error.details["failures"]
         assert (failure["episode"], failure["code"]) == ("episode_000001", "data.missing_codes")
-        assert failure["details"]["pictures"] == [code_file(place).stem]
-        assert SamplesFolder.open(place / "OUT").files == (
+        assert failure["details"]["pictures"] == [code_file(workspace).stem]
+        assert SamplesFolder.open(workspace / "OUT").files == (
             ("data/episode_000000.jsonl", 8),
             ("data/episode_000002.jsonl", 8),
         )
 
-    def test_a_repaired_file_completes_the_output(self, place: Path) -> None:
-        build(place, place / "whole")
-        data = code_file(place).read_bytes()
-        code_file(place).unlink()
-        refusal(place, tokens=str(place / "A/TiToken"))
-        code_file(place).write_bytes(data)
-        assert build(place, tokens=str(place / "A/TiToken")).resumed == 2
-        assert contents(place / "OUT") == contents(place / "whole")
+    def test_a_repaired_file_completes_the_output(self, workspace: Path) -> None:
+        build(workspace, workspace / "whole")
+        data = code_file(workspace).read_bytes()
+        code_file(workspace).unlink()
+        build_error(workspace, tokens=str(workspace / "A/TiToken"))
+        code_file(workspace).write_bytes(data)
+        assert build(workspace, tokens=str(workspace / "A/TiToken")).resumed == 2
+        assert contents(workspace / "OUT") == contents(workspace / "whole")
 
     @pytest.mark.parametrize(
         "value", [[[1]] * 31, [[4096]] * 32, [[1.5]] * 32, [["1"]] * 32, {}], ids=str
     )
-    def test_a_broken_file_fails_its_episode(self, place: Path, value: object) -> None:
-        code_file(place).write_text(json.dumps(value))
-        error = refusal(place, tokens=str(place / "A/TiToken"))
+    def test_a_broken_file_fails_its_episode(self, workspace: Path, value: object) -> None:
+        code_file(workspace).write_text(json.dumps(value))
+        error = build_error(workspace, tokens=str(workspace / "A/TiToken"))
         (failure,) = error.details["failures"]
         assert (error.exit_code, failure["code"]) == (4, "data.broken_codes")
-        assert code_file(place).stem in failure["message"]
+        assert code_file(workspace).stem in failure["message"]
 
-    def test_codes_of_another_tokenizer_fail_their_episode(self, place: Path) -> None:
-        other = write_tree_codes(place / "A", "packed", folder=place / "other", name="another")
-        (other / "episode_000002.npz").replace(place / "A/tokens/episode_000002.npz")
-        error = refusal(place)
-        assert [one["code"] for one in error.details["failures"]] == ["data.other_tokenizer"]
+    def test_codes_of_another_tokenizer_fail_their_episode(self, workspace: Path) -> None:
+        other = write_tree_codes(
+            workspace / "A", "packed", folder=workspace / "other", name="another"
+        )
+        (other / "episode_000002.npz").replace(workspace / "A/tokens/episode_000002.npz")
+        error = build_error(workspace)
+        assert [value["code"] for value in error.details["failures"]] == ["data.other_tokenizer"]
 
     @pytest.mark.parametrize(("count", "book"), [(16, 4096), (32, 8192)])
-    def test_codes_that_samples_cannot_hold_are_refused(
-        self, place: Path, count: int, book: int
+    def test_codes_that_samples_cannot_store_are_rejected(
+        self, workspace: Path, count: int, book: int
     ) -> None:
         digest = tokenizer_digest("builder")
         manifest = CodesManifest(count, book, "builder", digest, layout="packed")
-        manifest.save(place / "A/tokens")
-        error = refusal(place, tokens=str(place / "A/tokens"))
+        manifest.save(workspace / "A/tokens")
+        error = build_error(workspace, tokens=str(workspace / "A/tokens"))
         assert (error.code, error.exit_code) == ("data.other_codes", 3)
 
-    def test_codes_that_are_still_being_written_are_refused(self, place: Path) -> None:
-        (place / "A/tokens/manifest.json").unlink()
-        OutputRecord("encode", {}).save(place / "A/tokens")
-        assert refusal(place, tokens=str(place / "A/tokens")).code == "data.incomplete_codes"
+    def test_codes_that_are_still_being_written_are_rejected(self, workspace: Path) -> None:
+        (workspace / "A/tokens/manifest.json").unlink()
+        OutputRecord("encode", {}).save(workspace / "A/tokens")
+        assert (
+            build_error(workspace, tokens=str(workspace / "A/tokens")).code
+            == "data.incomplete_codes"
+        )
 
-    def test_codes_of_images_that_were_made_anew_are_refused(self, tmp_path: Path) -> None:
+    def test_codes_of_replaced_images_are_rejected(self, tmp_path: Path) -> None:
         sample(SampleConfig(layout="libero", output=str(tmp_path / "raw"), episodes=1, frames=2))
         tree = {"format": "libero", "sources": [str(tmp_path / "raw")], "workers": 1}
         tree["output"] = str(tmp_path / "A")
@@ -309,11 +317,11 @@ class TestMissingCodes:
         write_tree_codes(tmp_path / "A", "packed")
         OutputRecord("encode", {}, parent="of earlier ones").save(tmp_path / "A/tokens")
         plain_fast(tmp_path / "fast")
-        assert refusal(tmp_path).code == "data.stale_codes"
+        assert build_error(tmp_path).code == "data.stale_codes"
 
-    def test_windows_that_a_run_has_not_finished_are_refused(self, place: Path) -> None:
-        OutputRecord("preprocess", {}).save(place / "A")
-        assert refusal(place).code == "data.incomplete_output"
+    def test_incomplete_windows_are_rejected(self, workspace: Path) -> None:
+        OutputRecord("preprocess", {}).save(workspace / "A")
+        assert build_error(workspace).code == "data.incomplete_output"
 
 
 class TestInput:
@@ -328,21 +336,21 @@ class TestInput:
         ],
         ids=["cut off", "other keys", "a tag", "too wide", "too large"],
     )
-    def test_an_episode_that_is_no_windows_fails(
-        self, place: Path, change: Callable[[bytes], bytes], code: str
+    def test_an_episode_without_valid_windows_fails(
+        self, workspace: Path, change: Callable[[bytes], bytes], code: str
     ) -> None:
-        path = place / "A/data/episode_000001.jsonl"
+        path = workspace / "A/data/episode_000001.jsonl"
         path.write_bytes(change(path.read_bytes()))
-        error = refusal(place)
+        error = build_error(workspace)
         assert (error.exit_code, error.details["failures"][0]["code"]) == (4, code)
         assert "episode_000001.jsonl" in error.details["failures"][0]["message"]
 
-    def test_blank_lines_are_no_windows(self, place: Path) -> None:
-        build(place, place / "before")
-        path = place / "A/data/episode_000001.jsonl"
+    def test_blank_lines_are_rejected(self, workspace: Path) -> None:
+        build(workspace, workspace / "before")
+        path = workspace / "A/data/episode_000001.jsonl"
         path.write_bytes(path.read_bytes().replace(b"\n", b"\n\n"))
-        build(place)
-        assert contents(place / "OUT") == contents(place / "before")
+        build(workspace)
+        assert contents(workspace / "OUT") == contents(workspace / "before")
 
     @pytest.mark.parametrize(
         ("output", "options", "code", "exit_code"),
@@ -362,56 +370,63 @@ class TestInput:
             ("x", {"tokenizer": "A"}, "data.broken_tokenizer", 3),
         ],
     )
-    def test_what_cannot_be_built_is_refused(
-        self, place: Path, output: str, options: dict[str, Any], code: str, exit_code: int
+    def test_invalid_inputs_are_rejected(
+        self, workspace: Path, output: str, options: dict[str, Any], code: str, exit_code: int
     ) -> None:
-        places = ("fast", "data", "tokens", "tokenizer")
-        given = {key: str(place / v) if key in places else v for key, v in options.items()}
-        error = refusal(place, place / output, **given)
+        path_keys = ("fast", "data", "tokens", "tokenizer")
+        options = {key: str(workspace / v) if key in path_keys else v for key, v in options.items()}
+        error = build_error(workspace, workspace / output, **options)
         assert (error.code, error.exit_code) == (code, exit_code)
 
-    def test_other_options_do_not_replace_an_output(self, place: Path) -> None:
-        build(place)
-        assert refusal(place, gripper="normalised").code == "usage.output_differs"
+    def test_other_options_do_not_replace_an_output(self, workspace: Path) -> None:
+        build(workspace)
+        assert build_error(workspace, gripper="normalised").code == "usage.output_differs"
 
 
 class TestOptions:
-    def test_kinds_are_chosen(self, made: Path, tmp_path: Path) -> None:
-        result = build(made, tmp_path / "out", kinds=["wm"])
+    def test_kinds_are_selected(self, inputs: Path, tmp_path: Path) -> None:
+        result = build(inputs, tmp_path / "out", kinds=["wm"])
         assert result.kinds == {"wm": SAMPLES // 2}
         assert {parse_sample(line).conversation.kind for line in lines(tmp_path / "out")} == {"wm"}
 
-    def test_a_kind_that_no_window_is_of_is_refused(self, tmp_path: Path) -> None:
+    def test_a_kind_without_windows_is_rejected(self, tmp_path: Path) -> None:
         tree = published_windows(tmp_path / "A", 1, 2, kinds=["vla"])
         write_tree_codes(tree, "packed")
         plain_fast(tmp_path / "fast")
-        assert refusal(tmp_path, kinds=["wm"]).code == "data.no_samples"
+        assert build_error(tmp_path, kinds=["wm"]).code == "data.no_samples"
 
-    def test_episodes_are_limited(self, made: Path, tmp_path: Path) -> None:
-        assert build(made, tmp_path / "out", limit=2).episodes == 2
+    def test_episodes_are_limited(self, inputs: Path, tmp_path: Path) -> None:
+        assert build(inputs, tmp_path / "out", limit=2).episodes == 2
 
-    def test_a_gripper_that_is_normalized_has_other_ids(self, made: Path, tmp_path: Path) -> None:
-        build(made, tmp_path / "raw")
-        build(made, tmp_path / "normalised", gripper="normalised")
+    def test_a_gripper_that_is_normalized_has_other_ids(self, inputs: Path, tmp_path: Path) -> None:
+        build(inputs, tmp_path / "raw")
+        build(inputs, tmp_path / "normalised", gripper="normalised")
         assert lines(tmp_path / "raw") != lines(tmp_path / "normalised")
 
-    def test_a_dry_run_writes_nothing(self, place: Path) -> None:
-        assert build(place, dry_run=True).status == "planned"
-        assert not (place / "OUT").exists()
+    def test_a_dry_run_writes_nothing(self, workspace: Path) -> None:
+        assert build(workspace, dry_run=True).status == "planned"
+        assert not (workspace / "OUT").exists()
 
-    def test_published_options_are_understood(self, place: Path) -> None:
-        words = ["--A", place / "A", "--fast_repo", place / "fast", "--gripper_raw", "--strict"]
+    def test_published_options_are_accepted(self, workspace: Path) -> None:
+        words = [
+            "--A",
+            workspace / "A",
+            "--fast_repo",
+            workspace / "fast",
+            "--gripper_raw",
+            "--strict",
+        ]
         words += ["--rpy_std_mult", "5.0", "--backup_suffix", ".bak", "--batch_size", "128"]
-        words += ["--pattern", "data/episode_*.jsonl", "--workers", "1", "-o", place / "OUT"]
+        words += ["--pattern", "data/episode_*.jsonl", "--workers", "1", "-o", workspace / "OUT"]
         assert app.run(["-q", "build-dataset", *map(str, words)]) == 0
-        build(place, place / "plain")
-        assert contents(place / "OUT") == contents(place / "plain")
+        build(workspace, workspace / "plain")
+        assert contents(workspace / "OUT") == contents(workspace / "plain")
 
-    def test_the_profile_of_the_action_tokenizer_is_the_one(self, place: Path) -> None:
+    def test_the_profile_of_the_action_tokenizer_is_used(self, workspace: Path) -> None:
         own = {"name": "own", "mean": [0.0] * 7, "std": [1.0] * 7}
-        (place / "fast/profile.yaml").write_text(json.dumps(own))
-        assert build(place).profile == "own"
-        assert SamplesFolder.open(place / "OUT").document["profile"]["name"] == "own"
+        (workspace / "fast/profile.yaml").write_text(json.dumps(own))
+        assert build(workspace).profile == "own"
+        assert SamplesFolder.open(workspace / "OUT").document["profile"]["name"] == "own"
 
     @pytest.mark.parametrize("is_known", [True, False])
     def test_instructions_with_ids_of_codes_are_counted(
@@ -420,24 +435,28 @@ class TestOptions:
         tree = published_windows(tmp_path / "A", 1, 2, task="\u0440\u0443\u043a\u0430")
         write_tree_codes(tree, "packed")
         plain_fast(tmp_path / "fast")
-        given: dict[str, Any] = {}
+        options: dict[str, Any] = {}
         if is_known:  # a language model without letters of other scripts: no id is that high
-            given["tokenizer"] = str(plain_fast(tmp_path / "text"))
-        result = build(tmp_path, **given)
+            options["tokenizer"] = str(plain_fast(tmp_path / "text"))
+        result = build(tmp_path, **options)
         assert result.colliding_instructions == (0 if is_known else 4)
 
 
 def test_an_output_in_a_bucket_has_the_same_lines(
-    made: Path, s3_bucket: str, tmp_path: Path
+    inputs: Path, s3_bucket: str, tmp_path: Path
 ) -> None:
-    build(made, tmp_path / "here", packed=True)
+    build(inputs, tmp_path / "here", packed=True)
     bucket = RemotePath(f"s3://{s3_bucket}")
-    upload(made, bucket / "made")
-    given = {"data": str(bucket / "made/A"), "fast": str(bucket / "made/fast"), "packed": True}
-    build(made, bucket / "out", **given)
-    there = contents(bucket / "out")
-    assert {name: one for name, one in there.items() if name.startswith("packed/")} == {
-        name: one for name, one in contents(tmp_path / "here").items() if name.startswith("packed/")
+    upload(inputs, bucket / "made")
+    options = {"data": str(bucket / "made/A"), "fast": str(bucket / "made/fast"), "packed": True}
+    build(inputs, bucket / "out", **options)
+    in_bucket = contents(bucket / "out")
+    assert {name: value for name, value in in_bucket.items() if name.startswith("packed/")} == {
+        name: value
+        for name, value in contents(tmp_path / "here").items()
+        if name.startswith("packed/")
     }
     assert SamplesFolder.open(bucket / "out").prefix == "../made/A/"
-    assert refusal(made, tmp_path / "far", data=given["data"]).code == "usage.no_relative_path"
+    assert (
+        build_error(inputs, tmp_path / "far", data=options["data"]).code == "usage.no_relative_path"
+    )

@@ -1,4 +1,4 @@
-"""`build-dataset`, `export`, `verify` of folders that lead elsewhere or hold what is not theirs."""
+"""`build-dataset`, `export`, `verify` of folders with foreign or malicious content."""
 
 import shutil
 from collections.abc import Callable
@@ -18,7 +18,7 @@ FIRST, SECOND = "episode_000000", "episode_000001"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Windows with packed codes, an action tokenizer, and packed samples."""
     folder = tmp_path_factory.mktemp("made")
     write_tree_codes(published_windows(folder / "A", 2, 3), "packed")
@@ -28,14 +28,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def place(made: Path, tmp_path: Path) -> Path:
-    """A copy that a test may break."""
-    return Path(shutil.copytree(made, tmp_path / "place"))
+def workspace(inputs: Path, tmp_path: Path) -> Path:
+    """Copy that a test may damage."""
+    return Path(shutil.copytree(inputs, tmp_path / "place"))
 
 
-def build(place: Path, output: str, **options: Any) -> BuildDatasetResult:
-    tree = {"data": str(place / "A"), "fast": str(place / "fast"), "workers": 1, **options}
-    return build_dataset(BuildDatasetConfig.model_validate({**tree, "output": str(place / output)}))
+def build(workspace: Path, output: str, **options: Any) -> BuildDatasetResult:
+    tree = {"data": str(workspace / "A"), "fast": str(workspace / "fast"), "workers": 1, **options}
+    return build_dataset(
+        BuildDatasetConfig.model_validate({**tree, "output": str(workspace / output)})
+    )
 
 
 def exported(source: Path, output: Path) -> None:
@@ -43,12 +45,12 @@ def exported(source: Path, output: Path) -> None:
 
 
 def failed(run: Callable[[], object]) -> list[str]:
-    """Why the first episode failed, where it is the only one."""
+    """Codes of the failure of the first episode, the only one that fails."""
     with pytest.raises(PartialFailure) as caught:
         run()
     result = caught.value.result
     assert isinstance(result, BuildDatasetResult | ExportResult)
-    return [one["code"] for one in result.failures if one["episode"] == FIRST]
+    return [row["code"] for row in result.failures if row["episode"] == FIRST]
 
 
 def rewrite(path: Path, change: Callable[[list[str]], list[str]]) -> None:
@@ -56,9 +58,9 @@ def rewrite(path: Path, change: Callable[[list[str]], list[str]]) -> None:
 
 
 def change_arrays(path: Path, **arrays: Any) -> None:
-    with np.load(path) as there:
-        kept = {name: there[name] for name in there.files}
-    np.savez(path, **{**kept, **arrays})
+    with np.load(path) as archive:
+        arrays_before = {name: archive[name] for name in archive.files}
+    np.savez(path, **{**arrays_before, **arrays})
 
 
 FOREIGN: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
@@ -79,77 +81,83 @@ FOREIGN: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_windows_that_are_not_of_their_episode_fail_it_alone(place: Path, name: str) -> None:
+def test_windows_of_another_episode_fail_only_this_episode(workspace: Path, name: str) -> None:
     change, code = FOREIGN[name]
-    rewrite(place / "A/data" / f"{FIRST}.jsonl", change)
+    rewrite(workspace / "A/data" / f"{FIRST}.jsonl", change)
 
-    assert failed(lambda: build(place, "OUT")) == [code]
+    assert failed(lambda: build(workspace, "OUT")) == [code]
 
 
-def test_codes_called_like_the_folder_above_leave_it_alone(place: Path) -> None:
-    tokens = place / "A/tokens"
+def test_codes_named_like_the_parent_folder_do_not_touch_it(workspace: Path) -> None:
+    tokens = workspace / "A/tokens"
     (tokens / f"{FIRST}.npz").rename(tokens / "...npz")
 
     with pytest.raises(DataError) as caught:
-        exported(tokens, place / "OUT")
+        exported(tokens, workspace / "OUT")
 
     assert caught.value.code == "data.codes_changed"
-    assert (place / "fast").is_dir()
+    assert (workspace / "fast").is_dir()
 
 
-def test_codes_of_a_image_with_a_path_are_refused(place: Path) -> None:
-    path = place / "A/tokens" / f"{FIRST}.npz"
-    with np.load(path) as there:
-        change_arrays(path, stems=np.array([f"../../{stem}" for stem in there["stems"]]))
+def test_codes_of_an_image_with_a_path_are_rejected(workspace: Path) -> None:
+    path = workspace / "A/tokens" / f"{FIRST}.npz"
+    with np.load(path) as archive:
+        change_arrays(path, stems=np.array([f"../../{stem}" for stem in archive["stems"]]))
 
-    assert failed(lambda: exported(place / "A/tokens", place / "OUT")) == ["data.broken_codes"]
+    assert failed(lambda: exported(workspace / "A/tokens", workspace / "OUT")) == [
+        "data.broken_codes"
+    ]
 
 
-def test_codes_of_an_episode_that_the_manifest_counts_are_missed(place: Path) -> None:
-    (place / "A/tokens" / f"{FIRST}.npz").unlink()
+def test_missing_codes_of_a_counted_episode_are_reported(workspace: Path) -> None:
+    (workspace / "A/tokens" / f"{FIRST}.npz").unlink()
 
     with pytest.raises(DataError) as caught:
-        exported(place / "A/tokens", place / "OUT")
+        exported(workspace / "A/tokens", workspace / "OUT")
 
     assert caught.value.code == "data.codes_changed"
 
 
-def test_packed_samples_of_another_number_fail_their_episode(place: Path) -> None:
-    path = place / "packed/packed" / f"{FIRST}.npz"
-    with np.load(path) as there:
-        change_arrays(path, **{name: there[name][:-1] for name in ("kinds", "windows", "task_of")})
+def test_packed_samples_of_another_number_fail_their_episode(workspace: Path) -> None:
+    path = workspace / "packed/packed" / f"{FIRST}.npz"
+    with np.load(path) as archive:
+        change_arrays(
+            path, **{name: archive[name][:-1] for name in ("kinds", "windows", "task_of")}
+        )
 
-    assert failed(lambda: exported(place / "packed", place / "OUT")) == ["data.broken_samples"]
+    assert failed(lambda: exported(workspace / "packed", workspace / "OUT")) == [
+        "data.broken_samples"
+    ]
 
 
-def findings(place: Path) -> list[str]:
+def findings(workspace: Path) -> list[str]:
     """Codes of the errors and warnings in a folder."""
     try:
-        result = verify(VerifyConfig(location=str(place)))
+        result = verify(VerifyConfig(location=str(workspace)))
     except DataError as error:
         result = error.result
     assert isinstance(result, VerifyResult)
-    return [one.code for one in result.findings if one.severity != "info"]
+    return [row.code for row in result.findings if row.severity != "info"]
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_space_behind_an_instruction_leaves_samples_whole(place: Path, packed: bool) -> None:
-    for path in (place / "A/data").glob("*.jsonl"):
+def test_space_after_an_instruction_keeps_samples_valid(workspace: Path, packed: bool) -> None:
+    for path in (workspace / "A/data").glob("*.jsonl"):
         rewrite(path, lambda lines: [line.replace("\\n\\n", "  \\n\\n", 1) for line in lines])
 
-    build(place, "OUT", packed=packed)
+    build(workspace, "OUT", packed=packed)
 
-    assert findings(place / "OUT") == []
-
-
-def test_verify_tells_of_a_tag_in_a_packed_instruction(place: Path) -> None:
-    change_arrays(place / "packed/packed" / f"{FIRST}.npz", tasks=np.array(["a </Act> b"]))
-
-    assert "samples.broken_file" in findings(place / "packed")
+    assert findings(workspace / "OUT") == []
 
 
-def test_verify_tells_once_of_codes_that_cannot_be_read(place: Path) -> None:
-    path = place / "A/tokens" / f"{FIRST}.npz"
+def test_verify_reports_a_tag_in_a_packed_instruction(workspace: Path) -> None:
+    change_arrays(workspace / "packed/packed" / f"{FIRST}.npz", tasks=np.array(["a </Act> b"]))
+
+    assert "samples.broken_file" in findings(workspace / "packed")
+
+
+def test_verify_reports_unreadable_codes_once(workspace: Path) -> None:
+    path = workspace / "A/tokens" / f"{FIRST}.npz"
     path.write_bytes(path.read_bytes()[:-30])
 
-    assert findings(place / "A/tokens").count("codes.missing") == 0
+    assert findings(workspace / "A/tokens").count("codes.missing") == 0

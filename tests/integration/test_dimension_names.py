@@ -22,7 +22,7 @@ from vlatool.evaluation.offline import evaluate_open_loop
 from vlatool.evaluation.trained_policy import load_trained
 from vlatool.events import NullProgress
 from vlatool.training.config import TrainConfig
-from vlatool.workflows.evaluate import open_loop_facts
+from vlatool.workflows.evaluate import open_loop_info
 from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.train import train
 from vlatool.workflows.verify import VerifyConfig, verify
@@ -88,7 +88,7 @@ def test_a_run_keeps_the_names(trained: Path) -> None:
 
 def test_curves_and_tables_of_an_evaluation_have_the_names(data: Path, trained: Path) -> None:
     policy = load_trained(str(trained), "auto")
-    info = open_loop_facts(str(data), policy)
+    info = open_loop_info(str(data), policy)
     fit = ImageFit(policy.assets.images, print)
     report = evaluate_open_loop(policy, info, OpenLoopConfig(), fit, NullProgress())
     assert list(report.curves) == ["action: shoulder", "action: elbow"]

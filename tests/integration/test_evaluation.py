@@ -39,7 +39,7 @@ from vlatool.loading.robotics.kind import RoboticsAssets
 from vlatool.loading.robotics.normalizer import Normalizer
 from vlatool.models.policy import Observation, RoboticsPolicy
 from vlatool.transforms.rotations import matrix_from_rot6d
-from vlatool.workflows.evaluate import open_loop, open_loop_facts, rollout
+from vlatool.workflows.evaluate import open_loop, open_loop_info, rollout
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.train import train
 from vlatool.world.registration import ENVIRONMENT
@@ -209,7 +209,7 @@ def test_progress_ends_at_the_number_of_samples(data: Path, run: Path, tmp_path:
 @pytest.mark.parametrize("share", [1, 3])
 def test_points_of_curves_have_the_frames_of_the_episode(data: Path, run: Path, share: int) -> None:
     trained = load_trained(str(run), "auto")
-    info = open_loop_facts(str(data), trained)
+    info = open_loop_info(str(data), trained)
     config = OpenLoopConfig(max_samples=info.num_samples // share)
     fit = ImageFit(trained.assets.images, print)
 

@@ -1,4 +1,4 @@
-"""`vlatool tokenizer fit-fast`: windows or shards to a FAST folder."""
+"""`vlatool tokenizer fit-fast`: a FAST folder from windows or shards."""
 
 import json
 import shutil
@@ -48,18 +48,18 @@ def windows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fit(source: Path, output: Path, **keys: Any) -> FitFastResult:
-    given = {"vocab_size": 400, "workers": 1, **keys}
-    return fit_fast(FitFastConfig(sources=[str(source)], output=str(output), **given))
+    options = {"vocab_size": 400, "workers": 1, **keys}
+    return fit_fast(FitFastConfig(sources=[str(source)], output=str(output), **options))
 
 
-def refusal(work: Callable[[], object]) -> tuple[str, int]:
+def error_of(work: Callable[[], object]) -> tuple[str, int]:
     with pytest.raises(VlatoolError) as caught:
         work()
     assert caught.value.hint
     return caught.value.code, caught.value.exit_code
 
 
-def test_the_command_prints_what_it_fitted_and_writes_the_published_files(
+def test_the_command_prints_the_result_and_writes_the_published_files(
     windows: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "fast"
@@ -67,34 +67,32 @@ def test_the_command_prints_what_it_fitted_and_writes_the_published_files(
 
     code, text = said(*words, "--vocab-size", "400", "--workers", "1", "--json")
 
-    told = json.loads(text)
+    report = json.loads(text)
     assert code == 0
-    assert (told["chunks"], told["steps"], told["width"]) == (80, 16, 7)
-    assert told["quality"]["exact"] == told["quality"]["in_range"] == 1
-    assert told["digest"] == read_fast(output).digest
+    assert (report["chunks"], report["steps"], report["width"]) == (80, 16, 7)
+    assert report["quality"]["exact"] == report["quality"]["in_range"] == 1
+    assert report["digest"] == read_fast(output).digest
     assert all((output / name).is_file() for name in NAMES)
 
 
-def test_the_computed_profile_is_that_of_the_rows_each_counted_once(
-    windows: Path, tmp_path: Path
-) -> None:
+def test_the_computed_profile_counts_each_row_once(windows: Path, tmp_path: Path) -> None:
     fit(windows, tmp_path / "fast")
 
-    found = read_profile(str(tmp_path / "fast"))
+    loaded = read_profile(str(tmp_path / "fast"))
     rows = np.concatenate([smooth_actions(number, 40) for number in range(2)])
-    np.testing.assert_allclose(found.mean, rows.mean(axis=0), atol=1e-6)
-    np.testing.assert_allclose(found.std, rows.std(axis=0), atol=1e-6)
+    np.testing.assert_allclose(loaded.mean, rows.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(loaded.std, rows.std(axis=0), atol=1e-6)
 
 
 def test_one_or_two_lines_per_step_give_the_same_tokenizer(windows: Path, tmp_path: Path) -> None:
     single = window_tree(tmp_path / "single", kinds=("wm",))
 
-    digests = {fit(one, tmp_path / one.name / "fast").digest for one in (windows, single)}
+    digests = {fit(result, tmp_path / result.name / "fast").digest for result in (windows, single)}
 
     assert len(digests) == 1
 
 
-def test_chunks_come_back_within_the_reported_error(windows: Path, tmp_path: Path) -> None:
+def test_chunks_are_decoded_within_the_reported_error(windows: Path, tmp_path: Path) -> None:
     result = fit(windows, tmp_path / "fast", profile="libero")
     tokenizer, profile = read_fast(tmp_path / "fast"), read_profile("libero")
     chunk = smooth_actions(0, 40)[None, :STEPS]
@@ -107,7 +105,7 @@ def test_chunks_come_back_within_the_reported_error(windows: Path, tmp_path: Pat
     assert list(result.quality["error"])[-1] == "gripper"
 
 
-def test_the_same_again_is_already_complete(windows: Path, tmp_path: Path) -> None:
+def test_an_equal_run_is_already_complete(windows: Path, tmp_path: Path) -> None:
     first = fit(windows, tmp_path / "fast")
     before = contents(tmp_path / "fast")
 
@@ -118,27 +116,27 @@ def test_the_same_again_is_already_complete(windows: Path, tmp_path: Path) -> No
     assert contents(tmp_path / "fast") == before
 
 
-def test_other_options_are_refused_without_overwrite(windows: Path, tmp_path: Path) -> None:
+def test_other_options_are_rejected_without_overwrite(windows: Path, tmp_path: Path) -> None:
     fit(windows, tmp_path / "fast")
 
-    code = refusal(lambda: fit(windows, tmp_path / "fast", scale=20))
+    code = error_of(lambda: fit(windows, tmp_path / "fast", scale=20))
 
     assert code == ("usage.output_differs", 2)
 
 
-def test_other_data_are_refused_without_overwrite(windows: Path, tmp_path: Path) -> None:
+def test_other_data_are_rejected_without_overwrite(windows: Path, tmp_path: Path) -> None:
     data = tmp_path / "windows"
     shutil.copytree(windows, data)
     fit(data, tmp_path / "fast")
     shutil.rmtree(data)
     window_tree(data, episodes=1)
 
-    code = refusal(lambda: fit(data, tmp_path / "fast"))
+    code = error_of(lambda: fit(data, tmp_path / "fast"))
 
     assert code == ("usage.output_differs", 2)
 
 
-def test_overwriting_leaves_what_a_fresh_run_writes(windows: Path, tmp_path: Path) -> None:
+def test_overwrite_writes_the_same_files_as_a_new_run(windows: Path, tmp_path: Path) -> None:
     fit(windows, tmp_path / "new", profile="libero")
     fit(windows, tmp_path / "old")
 
@@ -147,10 +145,10 @@ def test_overwriting_leaves_what_a_fresh_run_writes(windows: Path, tmp_path: Pat
     assert contents(tmp_path / "old") == contents(tmp_path / "new")
 
 
-def test_a_folder_with_something_else_is_left_alone(windows: Path, tmp_path: Path) -> None:
+def test_a_folder_with_other_content_is_not_changed(windows: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
 
-    code = refusal(lambda: fit(windows, tmp_path, overwrite=True))
+    code = error_of(lambda: fit(windows, tmp_path, overwrite=True))
 
     assert code == ("usage.output_exists", 2)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
@@ -163,14 +161,16 @@ def test_a_dry_run_writes_nothing(windows: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "fast").exists()
 
 
-def test_a_limit_draws_with_the_seed(windows: Path, tmp_path: Path) -> None:
+def test_a_limit_selects_chunks_with_the_seed(windows: Path, tmp_path: Path) -> None:
     results = [
         fit(windows, tmp_path / str(at), limit=20, seed=seed) for at, seed in enumerate((1, 1, 2))
     ]
 
-    assert [one.fitted_on for one in results] == [20] * 3
-    assert [one.digest == results[0].digest for one in results] == [True, True, False]
-    assert all(one.quality["in_range"] == 1 for one in results)  # the range is that of all chunks
+    assert [result.fitted_on for result in results] == [20] * 3
+    assert [result.digest == results[0].digest for result in results] == [True, True, False]
+    assert all(
+        result.quality["in_range"] == 1 for result in results
+    )  # the range is that of all chunks
 
 
 def test_the_published_alphabet_has_an_id_per_coefficient(windows: Path, tmp_path: Path) -> None:
@@ -182,16 +182,14 @@ def test_the_published_alphabet_has_an_id_per_coefficient(windows: Path, tmp_pat
     assert result.quality["exact"] == 1
 
 
-def test_a_vocabulary_without_room_for_the_coefficients_is_refused(
-    windows: Path, tmp_path: Path
-) -> None:
+def test_a_vocabulary_that_is_too_small_is_rejected(windows: Path, tmp_path: Path) -> None:
     work = lambda: fit(windows, tmp_path / "fast", alphabet="published", scale=500)  # noqa: E731
 
-    assert refusal(work) == ("usage.vocab_size", 2)
+    assert error_of(work) == ("usage.vocab_size", 2)
 
 
 @pytest.mark.parametrize(("gripper", "raw"), [("raw", ("gripper",)), ("normalised", ())])
-def test_a_gripper_that_the_data_name_is_raw_unless_asked_otherwise(
+def test_a_named_gripper_is_raw_by_default(
     windows: Path, tmp_path: Path, gripper: str, raw: tuple[str, ...]
 ) -> None:
     data = tmp_path / "windows"
@@ -203,25 +201,25 @@ def test_a_gripper_that_the_data_name_is_raw_unless_asked_otherwise(
     assert read_profile(str(tmp_path / "fast")).raw == raw
 
 
-def test_windows_that_a_run_has_not_finished_are_refused(windows: Path, tmp_path: Path) -> None:
+def test_incomplete_windows_are_rejected(windows: Path, tmp_path: Path) -> None:
     data = tmp_path / "windows"
     shutil.copytree(windows, data)
     OutputRecord("preprocess", {}).save(data)
 
-    assert refusal(lambda: fit(data, tmp_path / "fast")) == ("data.incomplete_output", 3)
+    assert error_of(lambda: fit(data, tmp_path / "fast")) == ("data.incomplete_output", 3)
 
 
 def test_tokenizer_and_profile_are_read_from_the_web(windows: Path, tmp_path: Path) -> None:
     result = fit(windows, tmp_path / "fast")
 
     with web_server(tmp_path) as server:
-        found = fast_digest(location(f"{server.endpoint}/fast"))
+        loaded = fast_digest(location(f"{server.endpoint}/fast"))
         profile = read_profile(f"{server.endpoint}/fast")
 
-    assert (found, profile.digest) == (result.digest, result.profile_digest)
+    assert (loaded, profile.digest) == (result.digest, result.profile_digest)
 
 
-def test_shards_are_fitted_on_as_well(tmp_path: Path) -> None:
+def test_a_tokenizer_is_fitted_on_shards(tmp_path: Path) -> None:
     data = world_shards(tmp_path / "world", episodes=2, frames=20)
 
     result = fit(data, tmp_path / "fast", raw=["19"])
@@ -231,10 +229,10 @@ def test_shards_are_fitted_on_as_well(tmp_path: Path) -> None:
     assert read_profile(str(tmp_path / "fast")).raw == ("19",)
 
 
-def test_shards_that_do_not_say_what_an_action_is_need_fields(tmp_path: Path) -> None:
+def test_shards_without_action_fields_need_the_option(tmp_path: Path) -> None:
     data = shard_output(tmp_path / "data")
 
-    assert refusal(lambda: fit(data, tmp_path / "fast")) == ("usage.action_fields", 2)
+    assert error_of(lambda: fit(data, tmp_path / "fast")) == ("usage.action_fields", 2)
     fit(data, tmp_path / "fast", action_fields=["action"])
 
 
@@ -247,7 +245,9 @@ def test_shards_that_do_not_say_what_an_action_is_need_fields(tmp_path: Path) ->
         (b"{", "truncated"),
     ],
 )
-def test_a_broken_line_is_named(windows: Path, tmp_path: Path, line: bytes, message: str) -> None:
+def test_a_broken_line_is_reported(
+    windows: Path, tmp_path: Path, line: bytes, message: str
+) -> None:
     data = tmp_path / "windows" / "data"
     shutil.copytree(windows / "data", data)
     path = data / "episode_000001.jsonl"
@@ -263,14 +263,14 @@ def test_a_broken_line_is_named(windows: Path, tmp_path: Path, line: bytes, mess
     assert not (tmp_path / "fast").exists()
 
 
-def test_a_folder_without_chunks_is_refused(tmp_path: Path) -> None:
-    assert refusal(lambda: fit(tmp_path, tmp_path / "fast")) == ("data.no_chunks", 3)
+def test_a_folder_without_chunks_is_rejected(tmp_path: Path) -> None:
+    assert error_of(lambda: fit(tmp_path, tmp_path / "fast")) == ("data.no_chunks", 3)
 
 
-def test_a_profile_of_another_width_is_refused(tmp_path: Path) -> None:
+def test_a_profile_of_another_width_is_rejected(tmp_path: Path) -> None:
     data = world_shards(tmp_path / "world", episodes=1, frames=20)
 
-    code = refusal(lambda: fit(data, tmp_path / "fast", profile="libero"))
+    code = error_of(lambda: fit(data, tmp_path / "fast", profile="libero"))
 
     assert code == ("data.profile_mismatch", 3)
 
@@ -285,7 +285,7 @@ def test_a_profile_of_another_width_is_refused(tmp_path: Path) -> None:
         ({"gripper": "normalised"}, "usage.no_gripper"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(
+def test_inconsistent_options_are_rejected(
     windows: Path, tmp_path: Path, keys: dict[str, Any], code: str
 ) -> None:
-    assert refusal(lambda: fit(windows, tmp_path / "fast", **keys)) == (code, 2)
+    assert error_of(lambda: fit(windows, tmp_path / "fast", **keys)) == (code, 2)

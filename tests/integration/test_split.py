@@ -1,4 +1,4 @@
-"""`vlatool split`: lists for image shards, which no picture is read for."""
+"""`vlatool split`: lists of image shards, without reading images."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from vlatool.workflows.split import SplitConfig, split
 
 
 def published(folder: Path, numbers: list[int]) -> Path:
-    """Tars with published names and nothing in them; others beside."""
+    """Empty tar files with published names, and other files next to them."""
     for name in [*(f"train-episode_{number}.tar" for number in numbers), "other.tar", "notes.txt"]:
         write_bytes(folder / name, b"")
     return folder
@@ -25,7 +25,7 @@ def lines(path: Path) -> list[str]:
     return path.read_text().splitlines()
 
 
-def refusal(**options: Any) -> VlatoolError:
+def split_error(**options: Any) -> VlatoolError:
     with pytest.raises(VlatoolError) as caught:
         split(SplitConfig(**options))
     return caught.value
@@ -42,14 +42,14 @@ def test_shards_are_sorted_by_their_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [2, 50])
-def test_every_shard_is_on_one_list(tmp_path: Path, count: int) -> None:
+def test_every_shard_is_in_one_list(tmp_path: Path, count: int) -> None:
     folder = published(tmp_path, list(range(count)))
     split(SplitConfig(shards=str(folder)))
     listed = [*lines(folder / "train_files.txt"), *lines(folder / "val_files.txt")]
     assert sorted(listed) == sorted(f"train-episode_{number}.tar" for number in range(count))
 
 
-def test_the_split_is_the_one_of_preprocess(tmp_path: Path) -> None:
+def test_the_split_equals_that_of_preprocess(tmp_path: Path) -> None:
     tree = window_tree(tmp_path / "A", episodes=5, frames=1)
     image_shards(tree, tmp_path / "one", val_ratio=0.3)
     image_shards(tree, tmp_path / "two")
@@ -68,7 +68,7 @@ def test_the_split_is_the_one_of_preprocess(tmp_path: Path) -> None:
         ("train.txt", True, "{folder}/train-episode_2.tar"),
     ],
 )
-def test_lines_are_relative_to_their_list_unless_whole_paths_are_asked_for(
+def test_paths_are_relative_to_their_list_unless_absolute_is_set(
     tmp_path: Path, train: str, absolute: bool, line: str
 ) -> None:
     folder = published(tmp_path / "shards", [1, 2])
@@ -80,7 +80,7 @@ def test_lines_are_relative_to_their_list_unless_whole_paths_are_asked_for(
     ]
 
 
-def test_a_pattern_chooses_other_names(tmp_path: Path) -> None:
+def test_a_pattern_selects_other_names(tmp_path: Path) -> None:
     folder = published(tmp_path, [1, 2])
     for number in (3, 4):
         (folder / f"test-{number}.tar").touch()
@@ -104,30 +104,30 @@ def test_shards_in_s3_have_lists_there_and_here(tmp_path: Path, s3_bucket: str) 
     assert read_list(tmp_path / "val.txt") == [folder / "train-episode_1.tar"]
 
 
-class TestRefusals:
-    def test_one_shard_leaves_nothing_to_train_on(self, tmp_path: Path) -> None:
-        error = refusal(shards=str(published(tmp_path, [7])))
+class TestErrors:
+    def test_a_single_shard(self, tmp_path: Path) -> None:
+        error = split_error(shards=str(published(tmp_path, [7])))
         assert (error.code, error.exit_code) == ("data.too_few_shards", 3)
         assert not (tmp_path / "val_files.txt").exists()
 
     def test_a_folder_without_shards(self, tmp_path: Path) -> None:
-        error = refusal(shards=str(published(tmp_path, [])))
+        error = split_error(shards=str(published(tmp_path, [])))
         assert (error.code, error.exit_code) == ("data.no_shards", 3)
 
-    def test_a_pattern_that_finds_no_number(self, tmp_path: Path) -> None:
-        error = refusal(shards=str(published(tmp_path, [1])), file_pattern=r"^(train).*\.tar$")
+    def test_a_pattern_without_a_number(self, tmp_path: Path) -> None:
+        error = split_error(shards=str(published(tmp_path, [1])), file_pattern=r"^(train).*\.tar$")
         assert (error.code, error.exit_code) == ("data.bad_file_pattern", 3)
 
     def test_one_file_for_both_lists(self, tmp_path: Path) -> None:
         same = str(tmp_path / "x.txt")
         folder = str(published(tmp_path, [1, 2]))
-        error = refusal(shards=folder, train_output=same, val_output=same)
+        error = split_error(shards=folder, train_output=same, val_output=same)
         assert (error.code, error.exit_code) == ("usage.conflict", 2)
 
-    def test_a_file_that_is_no_list_is_not_written_over(self, tmp_path: Path) -> None:
+    def test_a_file_that_is_not_a_list_is_not_replaced(self, tmp_path: Path) -> None:
         folder = str(published(tmp_path, [1, 2]))
         (tmp_path / "notes.txt").write_text("mine")
-        error = refusal(shards=folder, val_output=str(tmp_path / "notes.txt"))
+        error = split_error(shards=folder, val_output=str(tmp_path / "notes.txt"))
         assert (error.code, error.exit_code) == ("usage.output_exists", 2)
         assert (tmp_path / "notes.txt").read_text() == "mine"
         assert not (tmp_path / "train_files.txt").exists()
@@ -135,14 +135,14 @@ class TestRefusals:
     @pytest.mark.parametrize(
         "words", [["--val-ratio", "1"], ["--val-ratio", "0"], ["--file-pattern", "("]]
     )
-    def test_values_that_mean_nothing(self, tmp_path: Path, words: list[str]) -> None:
+    def test_invalid_values(self, tmp_path: Path, words: list[str]) -> None:
         assert app.run(["split", str(published(tmp_path, [1, 2])), *words, "-q"]) == 2
 
 
-def test_a_shard_that_the_manifest_lists_must_be_there(tmp_path: Path) -> None:
+def test_a_listed_shard_must_exist(tmp_path: Path) -> None:
     shards = tmp_path / "shards"
     image_shards(window_tree(tmp_path / "A", episodes=3, frames=1), shards)
     next(shards.glob("*.tar")).unlink()
 
-    assert refusal(shards=str(shards)).code == "data.missing_shard"
+    assert split_error(shards=str(shards)).code == "data.missing_shard"
     assert not (shards / "train_files.txt").exists()

@@ -1,4 +1,4 @@
-"""`vlatool stats compute`: statistics of shards that have none, and training on them."""
+"""`vlatool stats compute`: statistics of shards without any, and training on them."""
 
 import shlex
 import shutil
@@ -32,7 +32,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def published(world: Path, tmp_path: Path) -> Path:
-    """Shards alone, as they are published, without statistics."""
+    """Shards without statistics, as they are published."""
     folder = tmp_path / "published"
     shutil.copytree(world / "shards", folder)
     for name in ("stats.json", "stats_compact.json"):
@@ -46,7 +46,7 @@ def compute(folder: Path, **keys: Any) -> StatsComputeResult:
     )
 
 
-def refusal(work: Callable[[], object]) -> tuple[str, int]:
+def error_of(work: Callable[[], object]) -> tuple[str, int]:
     with pytest.raises(VlatoolError) as caught:
         work()
     assert caught.value.hint
@@ -54,22 +54,22 @@ def refusal(work: Callable[[], object]) -> tuple[str, int]:
 
 
 def without_digests(entry: dict[str, Any]) -> dict[str, Any]:
-    return {key: one for key, one in entry.items() if not key.startswith("tdigest")}
+    return {key: value for key, value in entry.items() if not key.startswith("tdigest")}
 
 
-def test_they_are_those_that_preprocessing_writes(world: Path, published: Path) -> None:
+def test_statistics_equal_those_of_preprocess(world: Path, published: Path) -> None:
     result = compute(published)
 
-    found, expected = read_stats(published / "stats.json"), ShardFolder.open(world).statistics()
-    assert list(found) == list(expected) == list(result.fields)
-    for name, entry in found.items():
+    computed, expected = read_stats(published / "stats.json"), ShardFolder.open(world).statistics()
+    assert list(computed) == list(expected) == list(result.fields)
+    for name, entry in computed.items():
         assert entry.keys() == expected[name].keys()
         for key in without_digests(entry):
-            one, other = (number_array(stats[key]) for stats in (entry, expected[name]))
-            np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12, err_msg=f"{name} {key}")
+            value, other = (number_array(stats[key]) for stats in (entry, expected[name]))
+            np.testing.assert_allclose(value, other, rtol=1e-9, atol=1e-12, err_msg=f"{name} {key}")
 
 
-def test_bytes_are_the_same_for_any_workers(published: Path, tmp_path: Path) -> None:
+def test_bytes_do_not_depend_on_workers(published: Path, tmp_path: Path) -> None:
     written: list[bytes] = []
     for workers in (1, 2):
         output = tmp_path / f"{workers}.json"
@@ -78,7 +78,7 @@ def test_bytes_are_the_same_for_any_workers(published: Path, tmp_path: Path) -> 
     assert written[0] == written[1]
 
 
-def test_nothing_is_kept_in_the_temporary_folder(
+def test_the_temporary_folder_stays_empty(
     published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
@@ -102,7 +102,7 @@ def test_published_shards_can_be_trained_on_and_evaluated(published: Path, tmp_p
     assert report.samples == 3
 
 
-def test_padded_steps_and_values_that_are_no_number_do_not_count(tmp_path: Path) -> None:
+def test_padded_steps_and_nan_do_not_count(tmp_path: Path) -> None:
     def spoil(key: str, members: Members) -> None:
         if key.endswith("0000"):
             content = arrays(0)
@@ -117,18 +117,18 @@ def test_padded_steps_and_values_that_are_no_number_do_not_count(tmp_path: Path)
     assert stats["action"]["count"] == [6, 5, 6, 0]
 
 
-def test_nothing_is_written_over_without_being_told(published: Path) -> None:
+def test_a_file_is_only_replaced_with_overwrite(published: Path) -> None:
     compute(published)
     before = (published / "stats.json").read_bytes()
     (published / "stats.json").write_bytes(b"mine")
-    assert refusal(lambda: compute(published)) == ("usage.output_exists", 2)
+    assert error_of(lambda: compute(published)) == ("usage.output_exists", 2)
     assert (published / "stats.json").read_bytes() == b"mine"
     compute(published, overwrite=True)
     assert (published / "stats.json").read_bytes() == before
 
 
 def test_statistics_of_an_output_are_not_replaced(world: Path) -> None:
-    assert refusal(lambda: compute(world, overwrite=True)) == ("usage.output_exists", 2)
+    assert error_of(lambda: compute(world, overwrite=True)) == ("usage.output_exists", 2)
 
 
 def test_dry_run_writes_nothing(published: Path) -> None:
@@ -167,27 +167,27 @@ def no_archive(key: str, members: Members) -> None:
         (no_archive, "data.broken_sample"),
     ],
 )
-def test_samples_that_do_not_fit_are_refused(
+def test_inconsistent_samples_are_rejected(
     change: Callable[[str, Members], None], code: str, tmp_path: Path
 ) -> None:
     shard_output(tmp_path / "data", change=change)
     output = tmp_path / "stats.json"
-    assert refusal(lambda: compute(tmp_path / "data", output=str(output))) == (code, 3)
+    assert error_of(lambda: compute(tmp_path / "data", output=str(output))) == (code, 3)
     assert not output.exists()
 
 
-# what training says of statistics
+# Errors of training for statistics
 
 
 def forgetful(folder: Path) -> None:
-    """Takes away what the options say of fields, as published ones do."""
+    """Removes the field keys from the options, which published ones lack, too."""
     options = read_preprocessing_config(folder)
     for key in ("action_fields", "proprioception_fields"):
         del options[key]
     (folder / "preprocessing_config.yaml").write_text(yaml.safe_dump(options))
 
 
-def test_data_that_name_no_action_fields_are_told_with_keys_to_type(
+def test_missing_action_fields_are_reported_with_the_keys_to_set(
     published: Path, tmp_path: Path
 ) -> None:
     compute(published)
@@ -202,20 +202,20 @@ def test_data_that_name_no_action_fields_are_told_with_keys_to_type(
 
 
 def narrow(stats: Statistics, field: str) -> None:
-    """Statistics of a field of one channel less."""
+    """Removes a dimension from the statistics of a field."""
     stats[field] = {
-        key: [row[:-1] if isinstance(row, list) else row for row in one]
-        if key.endswith("_per_timestep") and isinstance(one, list)
-        else (one[:-1] if isinstance(one, list) and key != "count" else one)
-        for key, one in without_digests(stats[field]).items()
+        key: [row[:-1] if isinstance(row, list) else row for row in value]
+        if key.endswith("_per_timestep") and isinstance(value, list)
+        else (value[:-1] if isinstance(value, list) and key != "count" else value)
+        for key, value in without_digests(stats[field]).items()
     }
 
 
 def few_steps(stats: Statistics, field: str) -> None:
-    """Statistics of windows that are shorter than the samples'."""
-    for key, one in stats[field].items():
-        if key.endswith("_per_timestep") and isinstance(one, list):
-            stats[field][key] = one[:3]
+    """Shortens the statistics of a field to three steps."""
+    for key, value in stats[field].items():
+        if key.endswith("_per_timestep") and isinstance(value, list):
+            stats[field][key] = value[:3]
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def few_steps(stats: Statistics, field: str) -> None:
         (few_steps, "per_timestep", "data.broken_statistics"),
     ],
 )
-def test_statistics_of_other_data_are_refused_before_anything_is_written(
+def test_statistics_of_other_data_are_rejected_before_anything_is_written(
     change: Callable[[Statistics, str], None],
     scope: str,
     code: str,
@@ -242,5 +242,5 @@ def test_statistics_of_other_data_are_refused_before_anything_is_written(
         "data__normalization__method": "std",
     }
     run = tmp_path / "runs/policy"
-    assert refusal(lambda: train(tiny_config(published, run, **changes))) == (code, 3)
+    assert error_of(lambda: train(tiny_config(published, run, **changes))) == (code, 3)
     assert not run.exists()

@@ -509,7 +509,7 @@ def test_sigterm_to_the_group_writes_a_checkpoint_and_the_same_command_finishes(
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == 200
-    assert f"after step {step} of 200" in done.stderr
+    assert f"resuming after step {step}" in done.stderr
     steps = [row["step"] for row in read_metrics(run / "metrics.jsonl")]
     assert steps == list(range(1, 201))
 

@@ -1,4 +1,4 @@
-"""`verify` says whether an output is whole, and names each defect."""
+"""`verify` of outputs: valid ones, and one finding code per defect."""
 
 import io
 import json
@@ -29,7 +29,7 @@ Break = Callable[[Path], Any]
 
 
 def verified(where: Path, **options: Any) -> VerifyResult:
-    """The result, whether it was returned or came with the error."""
+    """Result that was returned or is attached to the error."""
     try:
         result = verify(VerifyConfig(location=str(where), **options))
     except DataError as error:
@@ -39,28 +39,28 @@ def verified(where: Path, **options: Any) -> VerifyResult:
 
 
 def severe(result: VerifyResult) -> set[str]:
-    """Codes of everything that is more than worth knowing."""
+    """Codes of errors and warnings."""
     return {finding.code for finding in result.findings if finding.severity != "info"}
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return shard_output(tmp_path_factory.mktemp("verify") / "out")
 
 
 @pytest.fixture
-def output(whole: Path, tmp_path: Path) -> Path:
-    """A copy that a test may break."""
-    return Path(shutil.copytree(whole, tmp_path / "out"))
+def output(intact: Path, tmp_path: Path) -> Path:
+    """Copy that a test may damage."""
+    return Path(shutil.copytree(intact, tmp_path / "out"))
 
 
-def test_progress_counts_shards_and_episodes_apart(
-    whole: Path, capsys: pytest.CaptureFixture[str]
+def test_progress_counts_shards_and_episodes_separately(
+    intact: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["--progress", "json", "verify", str(whole)]) == 0
-    told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    last = {one.get("name"): one["fields"] for one in told}
-    assert last["shards"] == last["episodes"] == {"samples": verified(whole).checked["samples"]}
+    assert run(["--progress", "json", "verify", str(intact)]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    last = {item.get("name"): item["fields"] for item in events}
+    assert last["shards"] == last["episodes"] == {"samples": verified(intact).checked["samples"]}
 
 
 def shard(output: Path) -> Path:
@@ -119,30 +119,32 @@ def repeat_from_first_shard(keys: list[str], contents: dict[str, Members]) -> No
     keys += ["sample-0000", "sample-0001"]
 
 
-def test_an_untouched_output_is_whole(whole: Path) -> None:
-    result = verified(whole)
+def test_an_unchanged_output_is_valid(intact: Path) -> None:
+    result = verified(intact)
     assert (result.is_whole, result.findings) == (True, ())
     assert result.checked["samples"] == 6
     assert result.checked["pictures"] == 24
 
 
 @pytest.mark.parametrize("options", [{"full": True}, {"quick": True}, {"samples": 1}])
-def test_it_is_whole_however_thoroughly_one_looks(whole: Path, options: dict[str, Any]) -> None:
-    assert verified(whole, **options).findings == ()
+def test_an_unchanged_output_is_valid_with_all_options(
+    intact: Path, options: dict[str, Any]
+) -> None:
+    assert verified(intact, **options).findings == ()
 
 
 def write_index(shard: Path, **changes: Any) -> None:
-    """The index of a shard, right but for the changes."""
+    """Writes a valid index of a shard with some changes."""
     samples = scan_tar(shard).samples
     index = ShardIndex(
-        np.array([one.start for one in samples]),
-        np.array([one.end - one.start for one in samples]),
+        np.array([item.start for item in samples]),
+        np.array([item.end - item.start for item in samples]),
         shard.stat().st_size,
     )
     index_path(shard).write_bytes(replace(index, **changes).content())
 
 
-def test_the_index_of_a_shard_is_no_stranger(output: Path) -> None:
+def test_the_index_of_a_shard_is_not_an_unlisted_file(output: Path) -> None:
     for path in (output / "shards").glob("*.tar"):
         write_index(path)
     assert verified(output).findings == ()
@@ -169,7 +171,7 @@ def test_an_index_that_cannot_be_read_is_an_error(output: Path) -> None:
     assert verified(output).counts == {"shards.index_mismatch": 1}
 
 
-def test_an_output_inside_is_left_alone(output: Path) -> None:
+def test_an_output_within_the_folder_is_not_checked(output: Path) -> None:
     (output / "tokens/.vlatool").mkdir(parents=True)
     (output / "tokens/codes.npz").write_bytes(b"codes")
     assert verified(output).findings == ()
@@ -189,11 +191,11 @@ def test_a_folder_of_many_files_has_one_entry(output: Path) -> None:
     assert verified(output).counts == {"output.size_mismatch": 1}
 
 
-def test_few_samples_are_spread_over_the_shards(whole: Path) -> None:
-    assert verified(whole, samples=2).checked["samples_read"] == 2
+def test_few_samples_are_evenly_spaced_over_the_shards(intact: Path) -> None:
+    assert verified(intact, samples=2).checked["samples_read"] == 2
 
 
-def test_a_preprocessed_data_set_is_whole(tmp_path: Path) -> None:
+def test_a_preprocessed_data_set_is_valid(tmp_path: Path) -> None:
     tree = {
         "format": "lerobot",
         "sources": [str(lerobot_dataset(tmp_path / "pick"))],
@@ -207,14 +209,14 @@ def test_a_preprocessed_data_set_is_whole(tmp_path: Path) -> None:
     assert severe(verified(tmp_path / "out", full=True)) == set()
 
 
-def test_a_downloaded_folder_of_shards_is_whole(whole: Path, tmp_path: Path) -> None:
-    shutil.copytree(whole / "shards", tmp_path / "shards")
+def test_a_downloaded_folder_of_shards_is_valid(intact: Path, tmp_path: Path) -> None:
+    shutil.copytree(intact / "shards", tmp_path / "shards")
     assert severe(verified(tmp_path)) == set()
     assert severe(verified(tmp_path / "shards")) == set()
 
 
-def test_a_manifest_at_the_root_is_followed(whole: Path, tmp_path: Path) -> None:
-    shutil.copytree(whole / "shards", tmp_path / "shards")
+def test_a_manifest_at_the_root_is_followed(intact: Path, tmp_path: Path) -> None:
+    shutil.copytree(intact / "shards", tmp_path / "shards")
     for name in ("manifest.jsonl", "stats.json", "preprocessing_config.yaml"):
         (tmp_path / "shards" / name).rename(tmp_path / name)
     edit(tmp_path / "manifest.jsonl", lambda text: text.replace('"shard_', '"shards/shard_'))
@@ -231,19 +233,19 @@ def test_an_output_in_s3_is_verified_there(output: Path, s3_bucket: str) -> None
             (there / path.relative_to(output).as_posix()).write_bytes(path.read_bytes())
     result = verify(VerifyConfig(location=str(there), full=True))
     assert isinstance(result, VerifyResult)
-    assert [(one.code, one.place) for one in result.findings] == [
+    assert [(item.code, item.place) for item in result.findings] == [
         ("output.unlisted_file", {"path": "notes.txt"})
     ]
     assert result.checked["samples"] == 6
 
 
-def test_a_manifest_is_verified_with_its_folder(whole: Path) -> None:
-    result = verified(whole / "shards/manifest.jsonl")
+def test_a_manifest_is_verified_with_its_folder(intact: Path) -> None:
+    result = verified(intact / "shards/manifest.jsonl")
     assert (result.kind, severe(result), result.checked["samples"]) == ("output", set(), 6)
 
 
-def test_one_shard_is_verified_alone(whole: Path) -> None:
-    result = verified(shard(whole))
+def test_a_single_shard_is_verified(intact: Path) -> None:
+    result = verified(shard(intact))
     assert (result.kind, result.findings, result.checked["samples"]) == ("shard", (), 3)
 
 
@@ -353,7 +355,7 @@ def replace_member(suffix: str, data: bytes) -> built.Change:
 
 
 class Bomb:
-    """Unpickling it fails the test."""
+    """Object that fails the test when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (pytest.fail, ("a pickle was loaded",))
@@ -392,11 +394,11 @@ def test_a_defect_of_a_sample_has_its_code_and_place(
     change: built.Change, code: str, field: str | None, tmp_path: Path
 ) -> None:
     result = verified(shard_output(tmp_path / "out", change=change))
-    found = [finding for finding in result.findings if finding.code == code]
-    assert found, result.counts
-    assert found[0].place["sample"] == built.key_of(3)
-    assert found[0].place["shard"].startswith("shards/shard_")
-    assert found[0].place.get("field") == field
+    matches = [finding for finding in result.findings if finding.code == code]
+    assert matches, result.counts
+    assert matches[0].place["sample"] == built.key_of(3)
+    assert matches[0].place["shard"].startswith("shards/shard_")
+    assert matches[0].place.get("field") == field
 
 
 def test_an_episode_with_fewer_cameras_is_complete(tmp_path: Path) -> None:
@@ -410,7 +412,7 @@ def test_an_episode_with_fewer_cameras_is_complete(tmp_path: Path) -> None:
     assert verified(shard_output(tmp_path / "out", change=change)).findings == ()
 
 
-def test_depth_and_label_images_are_no_cameras(tmp_path: Path) -> None:
+def test_depth_and_label_images_are_not_cameras(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.new("I;16", built.SIZE).save(buffer, "PNG")
 
@@ -422,7 +424,7 @@ def test_depth_and_label_images_are_no_cameras(tmp_path: Path) -> None:
     assert verified(shard_output(tmp_path / "out", change=change)).findings == ()
 
 
-def test_nan_that_was_to_be_kept_is_a_warning(tmp_path: Path) -> None:
+def test_allowed_nan_is_a_warning(tmp_path: Path) -> None:
     output = shard_output(tmp_path / "out", change=edit_arrays(action=NAN))
     options = output / "shards/preprocessing_config.yaml"
     edit(options, lambda text: text + "fail_on_nan: false\n")
@@ -473,24 +475,24 @@ def test_quick_compares_sizes_but_no_digests(output: Path) -> None:
     ("result", "code", "is_whole"),
     [(None, "output.incomplete", False), ({"samples": 6}, "output.partial", True)],
 )
-def test_a_run_that_is_not_complete_is_told(
+def test_an_incomplete_run_is_reported(
     result: dict[str, Any] | None, code: str, is_whole: bool, output: Path
 ) -> None:
     record = OutputRecord("preprocess", {}, {}, result, complete=False)
     record.save(output)
-    found = verified(output)
-    assert (found.counts, found.is_whole) == ({code: 1}, is_whole)
+    matches = verified(output)
+    assert (matches.counts, matches.is_whole) == ({code: 1}, is_whole)
 
 
-def test_a_broken_source_is_not_whole(tmp_path: Path) -> None:
+def test_a_broken_source_is_invalid(tmp_path: Path) -> None:
     source = lerobot_dataset(tmp_path / "pick")
     (source / "data/chunk-000/episode_000001.parquet").unlink()
     result = verified(source)
     assert (result.kind, result.format, result.is_whole) == ("source", "lerobot", False)
-    found = result.findings[0]
-    assert found.code == "lerobot.missing_file"
-    assert found.place["path"] == "data/chunk-000/episode_000001.parquet"
-    assert str(source) not in found.message
+    matches = result.findings[0]
+    assert matches.code == "lerobot.missing_file"
+    assert matches.place["path"] == "data/chunk-000/episode_000001.parquet"
+    assert str(source) not in matches.message
 
 
 def test_a_source_whose_metadata_are_broken_has_a_finding(tmp_path: Path) -> None:
@@ -498,7 +500,7 @@ def test_a_source_whose_metadata_are_broken_has_a_finding(tmp_path: Path) -> Non
     assert verified(source).counts == {"data.bad_metadata": 1}
 
 
-def test_a_whole_source_is_whole(tmp_path: Path) -> None:
+def test_an_unchanged_source_is_valid(tmp_path: Path) -> None:
     assert verified(lerobot_dataset(tmp_path / "pick"), full=True).findings == ()
 
 
@@ -513,7 +515,7 @@ def test_many_findings_of_a_code_are_counted_and_the_first_kept(tmp_path: Path) 
     assert "and 117 more" in result.text()
 
 
-def test_nothing_there_is_no_finding(tmp_path: Path) -> None:
+def test_a_missing_location_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         verify(VerifyConfig(location=str(tmp_path)))
     assert caught.value.code == "data.no_episodes"
@@ -523,13 +525,13 @@ def test_nothing_there_is_no_finding(tmp_path: Path) -> None:
     ("options", "code"),
     [({}, "usage.missing_key"), ({"location": "x", "full": True, "quick": True}, "usage.conflict")],
 )
-def test_wrong_options_are_refused(options: dict[str, Any], code: str) -> None:
+def test_wrong_options_are_rejected(options: dict[str, Any], code: str) -> None:
     with pytest.raises(UsageError) as caught:
         verify(VerifyConfig(**options))
     assert caught.value.code == code
 
 
-def test_the_command_prints_the_findings_and_ends_with_3(
+def test_the_command_prints_the_findings_and_exits_with_3(
     output: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shard(output).unlink()
@@ -550,11 +552,9 @@ def test_jsonl_has_a_line_per_finding_and_one_for_the_error(
     assert last["error"]["code"] == "data.verification_failed"
 
 
-def test_a_clean_output_ends_with_0_and_says_whole(
-    whole: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(["verify", str(whole)]) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("whole: ")
+def test_a_valid_output_exits_with_0(intact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["verify", str(intact)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("valid: ")
 
 
 def test_codes_lists_every_family(capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,8 +35,8 @@ def weights(shape: tuple[int, ...] = (3, 4)) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run as `train` leaves it, its weights stood in for."""
+def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder as `train` writes it, with made-up weights."""
     root = tmp_path_factory.mktemp("verify") / "run"
     run = RunDir(root)
     for step in STEPS:
@@ -54,9 +54,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(whole: Path, tmp_path: Path) -> RunDir:
-    """A copy that a test may break."""
-    return RunDir(Path(shutil.copytree(whole, tmp_path / "run")))
+def run(intact: Path, tmp_path: Path) -> RunDir:
+    """Copy that a test may damage."""
+    return RunDir(Path(shutil.copytree(intact, tmp_path / "run")))
 
 
 def verified(where: Path, **options: Any) -> VerifyResult:
@@ -69,25 +69,25 @@ def verified(where: Path, **options: Any) -> VerifyResult:
 
 
 @pytest.mark.parametrize("options", [{}, {"quick": True}, {"full": True}])
-def test_a_whole_run_is_whole(whole: Path, options: dict[str, Any]) -> None:
-    result = verified(whole, **options)
+def test_an_unchanged_run_is_valid(intact: Path, options: dict[str, Any]) -> None:
+    result = verified(intact, **options)
     assert (result.kind, result.findings) == ("run", ())
     assert result.checked["files"] == 2 * len(STEPS)
 
 
-def test_a_checkpoint_is_verified_alone(run: RunDir, tmp_path: Path) -> None:
-    alone = Path(shutil.move(run.checkpoint(4), tmp_path / "step_00000004"))
-    assert (verified(alone).kind, verified(alone).findings) == ("checkpoint", ())
-    (alone / "trainer.pt").write_bytes(b"countess")
-    assert verified(alone).counts == {"run.digest_mismatch": 1}
+def test_a_single_checkpoint_is_verified(run: RunDir, tmp_path: Path) -> None:
+    checkpoint = Path(shutil.move(run.checkpoint(4), tmp_path / "step_00000004"))
+    assert (verified(checkpoint).kind, verified(checkpoint).findings) == ("checkpoint", ())
+    (checkpoint / "trainer.pt").write_bytes(b"countess")
+    assert verified(checkpoint).counts == {"run.digest_mismatch": 1}
 
 
 def test_a_run_in_s3_is_verified_there(run: RunDir, s3_bucket: str) -> None:
-    there = location(f"s3://{s3_bucket}/run")
+    remote = location(f"s3://{s3_bucket}/run")
     for path in sorted(run.root.rglob("*")):
         if path.is_file():
-            (there / path.relative_to(run.root).as_posix()).write_bytes(path.read_bytes())
-    assert verified(there).findings == ()
+            (remote / path.relative_to(run.root).as_posix()).write_bytes(path.read_bytes())
+    assert verified(remote).findings == ()
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -227,25 +227,27 @@ BREAKS: dict[str, tuple[Callable[[RunDir], Any], set[str], str]] = {
 def test_a_defect_of_a_run_has_its_code(name: str, run: RunDir) -> None:
     break_it, codes, severity = BREAKS[name]
     break_it(run)
-    found = verified(run.root)
-    assert {one.code for one in found.findings} == {f"run.{code}" for code in codes}
-    assert {one.severity for one in found.findings} == {severity}
-    assert all(not str(one.place["path"]).startswith("/") for one in found.findings[:1] if codes)
+    result = verified(run.root)
+    assert {finding.code for finding in result.findings} == {f"run.{code}" for code in codes}
+    assert {finding.severity for finding in result.findings} == {severity}
+    assert all(
+        not str(finding.place["path"]).startswith("/") for finding in result.findings[:1] if codes
+    )
 
 
-def test_quick_reads_no_digests(run: RunDir) -> None:
+def test_quick_compares_no_digests(run: RunDir) -> None:
     (run.checkpoint(2) / "trainer.pt").write_bytes(b"countess")
     assert verified(run.root, quick=True).findings == ()
 
 
-def test_the_command_ends_with_3(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_exits_with_3(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     (run.checkpoint(2) / "trainer.pt").unlink()
     assert run_command(["verify", str(run.root), "--json"]) == 3
     document = json.loads(capsys.readouterr().out)
     assert document["findings"][0]["place"]["path"] == "checkpoints/step_00000002/trainer.pt"
 
 
-def test_a_checkpoint_is_inspected_alone(run: RunDir) -> None:
-    found = inspect(InspectConfig(location=str(run.checkpoint(4)))).document()
-    assert (found["kind"], found["checkpoint"]["step"]) == ("checkpoint", 4)
-    assert found["weights"] == {"parameters": 12, "tensors": 1, "dtypes": ("F32",)}
+def test_a_single_checkpoint_is_inspected(run: RunDir) -> None:
+    result = inspect(InspectConfig(location=str(run.checkpoint(4)))).document()
+    assert (result["kind"], result["checkpoint"]["step"]) == ("checkpoint", 4)
+    assert result["weights"] == {"parameters": 12, "tensors": 1, "dtypes": ("F32",)}

@@ -35,7 +35,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def output_folder(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("windows") / "A"
     convert(raw, output, name="LIBERO")
     return output
@@ -53,42 +53,42 @@ def steps(*frames: int) -> tuple[str, ...]:
 # the published form
 
 
-def test_an_episode_of_20_steps_has_40_lines(made: Path) -> None:
-    kinds = Counter(one.kind for one in windows(made))
+def test_an_episode_of_20_steps_has_40_lines(output_folder: Path) -> None:
+    kinds = Counter(item.kind for item in windows(output_folder))
     assert kinds == {"vla": FRAMES, "wm": FRAMES}
 
 
-def test_lines_of_a_frame_are_vla_then_wm(made: Path) -> None:
-    assert [one.kind for one in windows(made)][:4] == ["vla", "wm"] * 2
+def test_lines_of_a_frame_are_vla_then_wm(output_folder: Path) -> None:
+    assert [item.kind for item in windows(output_folder)][:4] == ["vla", "wm"] * 2
 
 
-def test_first_line_sees_the_first_step_16_times(made: Path) -> None:
-    assert windows(made)[0].images == steps(*[0] * 16)
+def test_first_line_has_the_first_step_as_all_past_images(output_folder: Path) -> None:
+    assert windows(output_folder)[0].images == steps(*[0] * 16)
 
 
-def test_past_ends_with_the_present(made: Path) -> None:
-    assert windows(made)[2 * 17].images == steps(*range(2, 18))
+def test_past_ends_with_the_anchor(output_folder: Path) -> None:
+    assert windows(output_folder)[2 * 17].images == steps(*range(2, 18))
 
 
-def test_future_begins_behind_the_present_and_ends_with_the_last_step(made: Path) -> None:
-    assert windows(made)[2 * 10].future == steps(*range(11, 20), *[19] * 7)
+def test_future_starts_after_the_anchor_and_ends_with_the_last_step(output_folder: Path) -> None:
+    assert windows(output_folder)[2 * 10].future == steps(*range(11, 20), *[19] * 7)
 
 
-def test_last_line_comes_to_the_last_step_16_times(made: Path) -> None:
-    assert windows(made)[-1].future == steps(*[FRAMES - 1] * 16)
+def test_last_line_has_the_last_step_as_all_future_images(output_folder: Path) -> None:
+    assert windows(output_folder)[-1].future == steps(*[FRAMES - 1] * 16)
 
 
-def test_actions_are_those_from_the_present_on(made: Path) -> None:
-    assert np.array_equal(windows(made)[6].actions, actions(FRAMES)[3:19])
+def test_actions_start_at_the_anchor(output_folder: Path) -> None:
+    assert np.array_equal(windows(output_folder)[6].actions, actions(FRAMES)[3:19])
 
 
-def test_padded_action_is_six_zeros_and_the_last_gripper(made: Path) -> None:
+def test_padded_action_is_six_zeros_and_the_last_gripper(output_folder: Path) -> None:
     gripper = float(actions(FRAMES)[-1, -1])
-    assert windows(made)[-1].actions[1] == (0, 0, 0, 0, 0, 0, gripper)
+    assert windows(output_folder)[-1].actions[1] == (0, 0, 0, 0, 0, 0, gripper)
 
 
-def test_instruction_is_the_listed_one(made: Path) -> None:
-    assert {one.task for one in windows(made)} == {TASK}
+def test_instruction_is_the_listed_one(output_folder: Path) -> None:
+    assert {item.task for item in windows(output_folder)} == {TASK}
 
 
 def test_several_listed_instructions_are_joined(tmp_path: Path) -> None:
@@ -97,29 +97,34 @@ def test_several_listed_instructions_are_joined(tmp_path: Path) -> None:
     assert windows(tmp_path / "A")[0].task == "open it / close it"
 
 
-def test_every_image_of_every_line_is_there(made: Path) -> None:
-    named = {name for number in (0, 1) for one in windows(made, number) for name in one.images}
-    there = {one.relative_to(made).as_posix() for one in (made / "images").rglob("*.png")}
-    assert named == there
-    assert len(there) == 2 * (FRAMES + 3)
+def test_every_image_of_every_line_exists(output_folder: Path) -> None:
+    named = {
+        name for number in (0, 1) for item in windows(output_folder, number) for name in item.images
+    }
+    present = {
+        item.relative_to(output_folder).as_posix()
+        for item in (output_folder / "images").rglob("*.png")
+    }
+    assert named == present
+    assert len(present) == 2 * (FRAMES + 3)
 
 
-def test_stored_images_of_the_right_kind_keep_their_bytes(made: Path) -> None:
-    assert (made / path("wrist_image", 2)).read_bytes() == png(2, 1)
+def test_stored_images_of_the_right_kind_keep_their_bytes(output_folder: Path) -> None:
+    assert (output_folder / path("wrist_image", 2)).read_bytes() == png(2, 1)
 
 
-def test_index_says_where_each_line_is(made: Path) -> None:
-    file = made / "data/episode_000001.jsonl"
+def test_index_has_the_byte_range_of_each_line(output_folder: Path) -> None:
+    file = output_folder / "data/episode_000001.jsonl"
     index, content = read_index(lines_index_path(file)), file.read_bytes()
     assert index is not None
     assert [content[at : at + n] for at, n in index.ranges()] == content.splitlines(keepends=True)
     assert index.shard_bytes == len(content)
 
 
-def test_manifest_tells_what_there_is(made: Path) -> None:
-    manifest = json.loads((made / "manifest.json").read_text())
-    told = {key: manifest[key] for key in ("cameras", "action_width", "samples", "untouched")}
-    assert told == {
+def test_manifest_describes_the_windows(output_folder: Path) -> None:
+    manifest = json.loads((output_folder / "manifest.json").read_text())
+    values = {key: manifest[key] for key in ("cameras", "action_width", "samples", "untouched")}
+    assert values == {
         "cameras": ["image", "wrist_image"],
         "action_width": 7,
         "samples": 2 * (FRAMES + 3),
@@ -130,8 +135,8 @@ def test_manifest_tells_what_there_is(made: Path) -> None:
 # options
 
 
-def test_dimensions_of_actions_have_the_names_of_the_published_profile(made: Path) -> None:
-    manifest = json.loads((made / "manifest.json").read_text())
+def test_dimensions_of_actions_have_the_names_of_the_published_profile(output_folder: Path) -> None:
+    manifest = json.loads((output_folder / "manifest.json").read_text())
     assert tuple(manifest["action_names"]) == read_profile("libero").dimensions
 
 
@@ -147,38 +152,38 @@ def test_dimensions_of_actions_have_the_names_of_the_published_profile(made: Pat
 )
 def test_lines_of_a_mode(raw: Path, tmp_path: Path, mode: object, kinds: list[str]) -> None:
     convert(raw, tmp_path / "A", qa_mode=mode, episodes="1")
-    assert [one.kind for one in windows(tmp_path / "A", 1)] == kinds
+    assert [item.kind for item in windows(tmp_path / "A", 1)] == kinds
 
 
 def test_random_lines_follow_the_seed_and_do_not_alternate(raw: Path, tmp_path: Path) -> None:
-    def drawn(name: str, seed: int) -> list[str]:
+    def random_kinds(name: str, seed: int) -> list[str]:
         convert(raw, tmp_path / name, qa_mode="random", seed=seed, episodes="0")
-        return [one.kind for one in windows(tmp_path / name)]
+        return [item.kind for item in windows(tmp_path / name)]
 
-    first, again, other = drawn("a", 1), drawn("b", 1), drawn("c", 2)
+    first, again, other = random_kinds("a", 1), random_kinds("b", 1), random_kinds("c", 2)
     assert first == again != other
     assert first != ["vla", "wm"] * (FRAMES // 2)
     assert set(first) == {"vla", "wm"}
 
 
-def test_unknown_mode_is_refused(raw: Path, tmp_path: Path) -> None:
+def test_unknown_mode_is_rejected(raw: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="qa_mode"):
         convert(raw, tmp_path / "A", qa_mode="3")
 
 
-def test_windows_have_the_lengths_that_are_asked_for(raw: Path, tmp_path: Path) -> None:
+def test_windows_have_the_configured_lengths(raw: Path, tmp_path: Path) -> None:
     convert(raw, tmp_path / "A", past_steps=2, future_steps=3, name="LIBERO")
     window = windows(tmp_path / "A")[2 * 5]
     assert (window.images, window.future) == (steps(4, 5), steps(6, 7, 8))
     assert len(window.actions) == 3
 
 
-def test_names_begin_with_that_of_the_source(raw: Path, tmp_path: Path) -> None:
+def test_names_start_with_the_name_of_the_source(raw: Path, tmp_path: Path) -> None:
     convert(raw, tmp_path / "A", episodes="1")
     assert windows(tmp_path / "A", 1)[0].images[0].startswith("images/episode_000001/raw_image_")
 
 
-def test_cameras_stand_in_the_order_that_is_asked_for(raw: Path, tmp_path: Path) -> None:
+def test_cameras_have_the_configured_order(raw: Path, tmp_path: Path) -> None:
     convert(raw, tmp_path / "A", camera_names=["wrist_image", "image"], name="LIBERO", episodes="1")
     images = windows(tmp_path / "A", 1)[0].images
     assert images[:2] == (path("wrist_image", 0, 1), path("image", 0, 1))
@@ -188,7 +193,7 @@ def test_images_of_another_size_are_resized(tmp_path: Path) -> None:
     raw = libero_dataset(tmp_path / "raw", (2,), size=64)
     result = convert(raw, tmp_path / "A")
     images = list((tmp_path / "A/images").rglob("*.png"))
-    assert {Image.open(one).size for one in images} == {(256, 256)}
+    assert {Image.open(item).size for item in images} == {(256, 256)}
     assert result.amounts == {"pictures": 4, "untouched": 0}
 
 
@@ -207,7 +212,7 @@ def test_images_of_another_kind_become_rgb(tmp_path: Path, options: dict[str, An
     assert (Image.open(image).mode, Image.open(image).format) == ("RGB", "PNG")
 
 
-def test_images_beside_the_table_are_copied(tmp_path: Path) -> None:
+def test_images_in_separate_files_are_copied(tmp_path: Path) -> None:
     def beside(number: int, columns: dict[str, object]) -> None:
         columns["image"] = [{"bytes": None, "path": f"frame_{number}.png"}]
 
@@ -229,48 +234,48 @@ def test_one_camera_of_a_set_with_video(tmp_path: Path) -> None:
     assert first.actions[-1] == (0.0, first.actions[2][1])
 
 
-def test_libero_is_found_before_the_format_that_it_is_a_kind_of(raw: Path, tmp_path: Path) -> None:
+def test_libero_is_detected_before_its_base_format(raw: Path, tmp_path: Path) -> None:
     assert convert(raw, tmp_path / "A", format="", episodes="1").samples == 6
 
 
-def test_another_sink_can_be_named(raw: Path, tmp_path: Path) -> None:
+def test_another_sink_can_be_chosen(raw: Path, tmp_path: Path) -> None:
     convert(raw, tmp_path / "out", sink="lbm", episodes="0")
     assert (tmp_path / "out/shards/manifest.jsonl").is_file()
 
 
-def test_two_sets_have_names_of_their_own(tmp_path: Path) -> None:
+def test_two_data_sets_have_different_names(tmp_path: Path) -> None:
     sources = [str(libero_dataset(tmp_path / name, (1,))) for name in ("spatial", "goal")]
     convert(tmp_path, tmp_path / "A", sources=sources)
-    assert sorted(one.name for one in (tmp_path / "A/data").glob("*.jsonl")) == [
+    assert sorted(item.name for item in (tmp_path / "A/data").glob("*.jsonl")) == [
         "episode_goal_episode_000000.jsonl",
         "episode_spatial_episode_000000.jsonl",
     ]
-    images = [one.name for one in (tmp_path / "A/images").rglob("*.png")]
+    images = [item.name for item in (tmp_path / "A/images").rglob("*.png")]
     assert {name.partition("_")[0] for name in images} == {"spatial", "goal"}
 
 
 # promises
 
 
-def test_reader_keeps_the_promises_of_a_format(raw: Path) -> None:
+def test_reader_fulfills_the_contract_of_a_format(raw: Path) -> None:
     check_reader(LiberoReader, raw)
 
 
-def test_sink_keeps_the_promises_of_a_sink() -> None:
+def test_sink_fulfills_the_contract_of_a_sink() -> None:
     check_sink(JsonlSink, {"past_steps": 2, "future_steps": 2, "resize_images_size": None})
 
 
-def test_two_workers_write_the_same_bytes(raw: Path, made: Path, tmp_path: Path) -> None:
+def test_two_workers_write_the_same_bytes(raw: Path, output_folder: Path, tmp_path: Path) -> None:
     convert(raw, tmp_path / "A", name="LIBERO", workers=2)
-    assert contents(tmp_path / "A") == contents(made)
+    assert contents(tmp_path / "A") == contents(output_folder)
 
 
-def test_complete_folder_is_left_alone(raw: Path, tmp_path: Path) -> None:
+def test_complete_folder_is_not_changed(raw: Path, tmp_path: Path) -> None:
     convert(raw, tmp_path / "A", episodes="1")
     assert convert(raw, tmp_path / "A", episodes="1").status == "already complete"
 
 
-def test_what_others_put_beside_it_is_kept(raw: Path, tmp_path: Path) -> None:
+def test_foreign_files_are_kept(raw: Path, tmp_path: Path) -> None:
     convert(raw, tmp_path / "A", episodes="1")
     (tmp_path / "A/TiToken").mkdir()
     (tmp_path / "A/TiToken/mine.json").touch()
@@ -279,11 +284,13 @@ def test_what_others_put_beside_it_is_kept(raw: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "A/images/episode_000001").exists()
 
 
-def test_bucket_gets_the_same_bytes(raw: Path, made: Path, s3_bucket: str) -> None:
+def test_bucket_gets_the_same_bytes(raw: Path, output_folder: Path, s3_bucket: str) -> None:
     output = RemotePath(f"s3://{s3_bucket}/A")
     convert(raw, output, name="LIBERO")
-    found = {file.name: (output / file.name).read_bytes() for file in output_files(output)}
-    assert found == contents(made)
+    contents_in_bucket = {
+        file.name: (output / file.name).read_bytes() for file in output_files(output)
+    }
+    assert contents_in_bucket == contents(output_folder)
     seen = verify(VerifyConfig(location=str(output)))
     assert isinstance(seen, VerifyResult)
     assert (seen.kind, seen.severities["error"]) == ("windows", 0)
@@ -297,29 +304,29 @@ def sink_of(**options: Any) -> str:
     return with_format(PreprocessConfig(**options)).sink.type
 
 
-def test_sink_of_a_format_is_taken_where_none_is_named() -> None:
+def test_default_sink_of_a_format_is_used_if_none_is_given() -> None:
     assert sink_of(format="libero", sources=["raw"]) == "jsonl"
 
 
-def test_sink_of_a_format_that_names_none_is_lbm() -> None:
+def test_default_sink_is_lbm() -> None:
     assert sink_of(format="lerobot", sources=["raw"]) == "lbm"
 
 
-def test_named_sink_counts_before_that_of_the_format_that_is_found(raw: Path) -> None:
-    told = [Override("sources", [str(raw)], "here"), Override("sink", "lbm", "here")]
-    config = load_config(PreprocessConfig, overrides=told).config
+def test_given_sink_overrides_that_of_the_detected_format(raw: Path) -> None:
+    values = [Override("sources", [str(raw)], "here"), Override("sink", "lbm", "here")]
+    config = load_config(PreprocessConfig, overrides=values).config
     assert with_format(config).sink.type == "lbm"
 
 
-def test_keys_go_to_the_sink_of_the_format_that_is_found(raw: Path) -> None:
-    told = [Override("sources", [str(raw)], "here"), Override("seed", 5, "here")]
-    sink = with_format(load_config(PreprocessConfig, overrides=told).config).sink
+def test_keys_are_those_of_the_sink_of_the_detected_format(raw: Path) -> None:
+    values = [Override("sources", [str(raw)], "here"), Override("seed", 5, "here")]
+    sink = with_format(load_config(PreprocessConfig, overrides=values).config).sink
     assert sink.model_dump(include={"type", "seed"}) == {"type": "jsonl", "seed": 5}
 
 
-def test_key_of_another_sink_than_that_of_the_format_is_refused(raw: Path) -> None:
-    told = [Override("sources", [str(raw)], "here"), Override("stride", 2, "here")]
-    config = load_config(PreprocessConfig, overrides=told).config
+def test_key_of_another_sink_is_rejected(raw: Path) -> None:
+    values = [Override("sources", [str(raw)], "here"), Override("stride", 2, "here")]
+    config = load_config(PreprocessConfig, overrides=values).config
     with pytest.raises(ConfigError) as caught:
         with_format(config)
     assert caught.value.exit_code == 2

@@ -1,4 +1,4 @@
-"""LIBERO data sets that are broken in one way: each case is told, nothing is put in its place."""
+"""LIBERO data sets with one defect each: it is reported, and nothing is substituted."""
 
 import json
 import zlib
@@ -25,7 +25,7 @@ Make = Callable[[Path], Path]
 
 
 def second(change: Callable[[Columns], Any]) -> Make:
-    """A set of which the columns of the second episode are changed."""
+    """Data set with changed columns in the second episode."""
 
     def apply(number: int, columns: Columns) -> None:
         if number == 1:
@@ -43,12 +43,12 @@ def no_column(name: str) -> Make:
 
 
 def image(data: bytes | None, camera: str = "image") -> Make:
-    """A set with another second picture of the second episode."""
+    """Data set with another second image in the second episode."""
     return second(lambda columns: columns[camera][1].update(bytes=data))
 
 
 def listed(tasks: Sequence[str]) -> Make:
-    """A set whose second episode is listed with other tasks."""
+    """Data set whose second episode is listed with other tasks."""
 
     def make(root: Path) -> Path:
         libero_dataset(root)
@@ -64,14 +64,14 @@ def listed(tasks: Sequence[str]) -> Make:
 
 
 def damaged() -> bytes:
-    """A picture with another byte among its pixels."""
+    """PNG with one changed byte in its pixels."""
     data = bytearray(png(1))
     data[data.index(b"IDAT") + 20] ^= 1
     return bytes(data)
 
 
 def empty_image() -> bytes:
-    """A picture whose chunks are whole, but which has no pixels."""
+    """PNG with valid chunks but without pixels."""
     data = png(1)
     start = data.index(b"IDAT") - 4
     content = zlib.compress(b"")
@@ -92,14 +92,14 @@ CASES: dict[str, tuple[Make, str]] = {
     "no wrist view": (no_column("wrist_image"), "data.missing_column"),
     "no frame numbers": (no_column("frame_index"), "data.missing_column"),
     "no episode numbers": (no_column("episode_index"), "data.missing_column"),
-    "no picture in a cell": (image(None), UNREADABLE),
-    "no wrist picture in a cell": (image(None, "wrist_image"), UNREADABLE),
-    "no picture but text": (image(b"hello"), UNREADABLE),
-    "damaged picture": (image(damaged()), UNREADABLE),
-    "picture cut off": (image(png(1)[:-20]), UNREADABLE),
-    "bytes behind a picture": (image(png(1) + b"more"), UNREADABLE),
-    "picture of another size": (image(png(1, size=128)), UNREADABLE),
-    "grey picture of another size": (image(png(1, size=128, mode="L")), UNREADABLE),
+    "no image in a cell": (image(None), UNREADABLE),
+    "no wrist image in a cell": (image(None, "wrist_image"), UNREADABLE),
+    "text instead of an image": (image(b"hello"), UNREADABLE),
+    "damaged image": (image(damaged()), UNREADABLE),
+    "truncated image": (image(png(1)[:-20]), UNREADABLE),
+    "bytes after an image": (image(png(1) + b"more"), UNREADABLE),
+    "image of another size": (image(png(1, size=128)), UNREADABLE),
+    "gray image of another size": (image(png(1, size=128, mode="L")), UNREADABLE),
     "six actions": (column("actions", actions(4)[:, :6].tolist()), "data.ragged_rows"),
     "NaN": (column("actions", with_value(float("nan"))), "data.not_finite"),
     "infinity": (column("actions", with_value(float("inf"))), "data.not_finite"),
@@ -112,7 +112,7 @@ CASES: dict[str, tuple[Make, str]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_bad_episode_is_told_and_the_other_is_kept(tmp_path: Path, case: str) -> None:
+def test_bad_episode_is_reported_and_the_other_is_kept(tmp_path: Path, case: str) -> None:
     make, code = CASES[case]
     failure = failure_of(convert_error(make(tmp_path / "raw"), tmp_path / "A"))
     assert (failure["code"], has_message_and_hint(failure)) == (code, True)
@@ -120,7 +120,7 @@ def test_bad_episode_is_told_and_the_other_is_kept(tmp_path: Path, case: str) ->
     assert not list((tmp_path / "A").glob("*/*episode_000001*"))
 
 
-def test_repaired_episode_joins_the_others(tmp_path: Path) -> None:
+def test_repaired_episode_completes_the_output(tmp_path: Path) -> None:
     broken = image(damaged())(tmp_path / "raw")
     assert convert_error(broken, tmp_path / "A").exit_code == 4
     convert(libero_dataset(tmp_path / "raw"), tmp_path / "A")
@@ -128,13 +128,13 @@ def test_repaired_episode_joins_the_others(tmp_path: Path) -> None:
     assert (manifest["episodes"], manifest["samples"]) == (2, 14)
 
 
-def test_pixels_are_looked_at_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_pixels_are_decoded_with_verify_pixels(tmp_path: Path) -> None:
     raw = image(empty_image())(tmp_path / "raw")
     error = convert_error(raw, tmp_path / "A", verify_pixels=True)
     assert failure_of(error)["code"] == UNREADABLE
 
 
-def test_number_that_is_none_is_refused_where_readers_let_it_pass(tmp_path: Path) -> None:
+def test_nan_is_rejected_even_if_readers_allow_it(tmp_path: Path) -> None:
     raw = CASES["NaN"][0](tmp_path / "raw")
     assert (
         failure_of(convert_error(raw, tmp_path / "A", fail_on_nan=False))["code"]
@@ -142,13 +142,13 @@ def test_number_that_is_none_is_refused_where_readers_let_it_pass(tmp_path: Path
     )
 
 
-def test_set_without_a_wrist_view_is_no_libero(tmp_path: Path) -> None:
+def test_data_set_without_a_wrist_camera_is_not_libero(tmp_path: Path) -> None:
     raw = libero_dataset(tmp_path / "raw", cameras=["image"])
     error = convert_error(raw, tmp_path / "A")
     assert (error.code, error.exit_code) == ("data.no_episodes", 3)
 
 
-def test_actions_that_only_the_first_episode_lacks_leave_the_others_whole(tmp_path: Path) -> None:
+def test_missing_actions_of_the_first_episode_do_not_affect_the_others(tmp_path: Path) -> None:
     def apply(number: int, columns: Columns) -> None:
         if number == 0:
             columns.pop("actions")
@@ -159,13 +159,13 @@ def test_actions_that_only_the_first_episode_lacks_leave_the_others_whole(tmp_pa
     assert len(windows(tmp_path / "A", 1)) == 8
 
 
-def test_wrist_view_that_is_lost_in_all_episodes_is_no_set_of_one_view(tmp_path: Path) -> None:
+def test_wrist_camera_missing_in_all_episodes_is_an_error(tmp_path: Path) -> None:
     raw = libero_dataset(tmp_path / "raw", change=lambda _, columns: columns.pop("wrist_image"))
     error = convert_error(raw, tmp_path / "A")
     assert (error.code, error.exit_code) == ("data.all_failed", 3)
 
 
-def test_episode_that_is_listed_twice_is_told(tmp_path: Path) -> None:
+def test_episode_that_is_listed_twice_is_reported(tmp_path: Path) -> None:
     raw = libero_dataset(tmp_path / "raw")
     lines = (raw / "meta/episodes.jsonl").read_text()
     (raw / "meta/episodes.jsonl").write_text(lines + lines)
@@ -173,12 +173,12 @@ def test_episode_that_is_listed_twice_is_told(tmp_path: Path) -> None:
     assert (error.code, error.exit_code) == ("data.bad_metadata", 3)
 
 
-def test_width_that_is_asked_for_is_needed(tmp_path: Path) -> None:
-    error = convert_error(libero_dataset(tmp_path / "raw"), tmp_path / "A", action_width=8)
+def test_configured_action_width_is_required(tmp_path: Path) -> None:
+    error = refused(libero_dataset(tmp_path / "raw"), tmp_path / "A", action_width=8)
     assert (error.code, error.exit_code) == ("data.action_width", 3)
 
 
 @pytest.mark.parametrize("name", ["a/b", "a\nb", "x" * 101])
-def test_name_that_no_file_can_have_is_refused(tmp_path: Path, name: str) -> None:
+def test_invalid_file_name_is_rejected(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="name"):
         convert(tmp_path / "raw", tmp_path / "A", name=name)

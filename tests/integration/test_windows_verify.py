@@ -1,4 +1,4 @@
-"""What `verify` and `inspect` say of a folder of windows, whole and damaged, ours and published."""
+"""`verify` and `inspect` of folders of windows, intact and damaged, ours and published."""
 
 import json
 import shutil
@@ -21,20 +21,20 @@ IMAGE = "images/episode_000000/raw_image_episode_000000_frame_000001.png"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("windows")
     convert(libero_dataset(root / "raw", (3,)), root / "A")
     return root / "A"
 
 
 @pytest.fixture
-def folder(made: Path, tmp_path: Path) -> Path:
-    """A copy to be damaged."""
-    return Path(shutil.copytree(made, tmp_path / "A"))
+def folder(intact: Path, tmp_path: Path) -> Path:
+    """Copy that a test may damage."""
+    return Path(shutil.copytree(intact, tmp_path / "A"))
 
 
 def published(folder: Path) -> Path:
-    """The folder as the published converter leaves it."""
+    """Folder in the form of the published converter."""
     shutil.rmtree(folder / ".vlatool")
     for path in [folder / "manifest.json", *folder.glob("data/*.npz")]:
         path.unlink()
@@ -51,14 +51,14 @@ def verified(folder: Path, **options: Any) -> VerifyResult:
 
 
 def line(number: int, change: Callable[[dict[str, object]], object]) -> Callable[[Path], None]:
-    """A change of a line of the first episode."""
+    """Change of a line of the first episode."""
 
     def apply(folder: Path) -> None:
         lines = (folder / LINES).read_text().splitlines()
         row = json.loads(lines[number])
         change(row)
         lines[number] = json.dumps(row, ensure_ascii=False)
-        (folder / LINES).write_text("".join(f"{one}\n" for one in lines))
+        (folder / LINES).write_text("".join(f"{row}\n" for row in lines))
 
     return apply
 
@@ -78,7 +78,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no JSON": (text("{", "", 1), "windows.bad_line"),
     "another sentence": (text("should be executed?", "should be done?"), "windows.bad_line"),
     "no full stop": (text("</Rec>.", "</Rec>"), "windows.bad_line"),
-    "another picture": (text("frame_000002.png", "frame_000001.png"), "windows.wrong_line"),
+    "another image": (text("frame_000002.png", "frame_000001.png"), "windows.wrong_line"),
     "another instruction": (text(TASK, "do nothing"), "windows.wrong_line"),
     "another action": (line(0, lambda row: row.update(actions=[[1.0]] * 16)), "windows.wrong_line"),
     "a line lost": (without_last_line, "windows.wrong_line"),
@@ -86,8 +86,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda at: (at / LINES).write_bytes((at / LINES).read_bytes()[:-1]),
         "windows.broken_lines",
     ),
-    "picture lost": (lambda at: (at / IMAGE).unlink(), "windows.missing_picture"),
-    "picture too many": (
+    "missing image": (lambda at: (at / IMAGE).unlink(), "windows.missing_picture"),
+    "extra image": (
         lambda at: (at / IMAGE).with_name("other.png").write_bytes(png(1)),
         "windows.unused_picture",
     ),
@@ -95,7 +95,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda at: shutil.copytree((at / IMAGE).parent, at / "images/episode_000009"),
         "windows.unused_picture",
     ),
-    "picture of other bytes": (
+    "image of other bytes": (
         lambda at: (at / IMAGE).write_bytes((at / IMAGE).read_bytes()[::-1]),
         "output.digest_mismatch",
     ),
@@ -118,36 +118,36 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("case", DAMAGES)
-def test_damage_is_found(folder: Path, case: str) -> None:
+def test_damage_is_reported(folder: Path, case: str) -> None:
     damage, code = DAMAGES[case]
     damage(folder)
     assert code in verified(folder).counts
 
 
 @pytest.mark.parametrize("options", [{}, {"full": True}, {"quick": True}])
-def test_whole_folder_has_no_findings(made: Path, options: dict[str, bool]) -> None:
-    result = verified(made, **options)
+def test_intact_folder_has_no_findings(intact: Path, options: dict[str, bool]) -> None:
+    result = verified(intact, **options)
     assert (result.kind, result.findings) == ("windows", ())
 
 
-def test_published_folder_is_held_against_the_published_rules(folder: Path) -> None:
+def test_published_folder_is_checked_against_the_published_rules(folder: Path) -> None:
     assert set(verified(published(folder)).counts) == {
         "output.no_file_list",
         "windows.no_manifest",
     }
 
 
-def test_damage_of_a_published_folder_is_found(folder: Path) -> None:
+def test_damage_of_a_published_folder_is_reported(folder: Path) -> None:
     text("frame_000002.png", "frame_000001.png")(published(folder))
     assert "windows.wrong_line" in verified(folder).counts
 
 
-def test_pixels_are_looked_at_with_full(folder: Path) -> None:
+def test_pixels_are_decoded_with_full(folder: Path) -> None:
     (folder / IMAGE).write_bytes(png(1, size=64))
     assert "windows.broken_picture" in verified(folder, full=True).counts
 
 
-def test_folder_that_lacks_an_episode_is_told(tmp_path: Path) -> None:
+def test_missing_episode_is_reported(tmp_path: Path) -> None:
     def lose(number: int, columns: dict[str, object]) -> None:
         if number:
             columns.pop("image")
@@ -157,24 +157,24 @@ def test_folder_that_lacks_an_episode_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["data", "images", ".vlatool"])
-def test_parts_of_a_folder_are_not_one(made: Path, name: str) -> None:
-    assert not is_windows(made / name)
+def test_subfolders_are_not_recognized_as_windows(intact: Path, name: str) -> None:
+    assert not is_windows(intact / name)
 
 
-def test_report_of_a_folder(made: Path) -> None:
-    report = inspect(InspectConfig(location=str(made))).report
+def test_report_of_a_folder(intact: Path) -> None:
+    report = inspect(InspectConfig(location=str(intact))).report
     assert isinstance(report, WindowsReport)
-    told = (report.status, report.samples, report.episodes, report.tasks)
-    assert told == ("whole", 6, 1, (TASK,))
+    summary = (report.status, report.samples, report.episodes, report.tasks)
+    assert summary == ("whole", 6, 1, (TASK,))
 
 
-def test_page_shows_all_images_of_a_window(made: Path, tmp_path: Path) -> None:
+def test_page_shows_all_images_of_a_window(intact: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    inspect(InspectConfig(location=str(made), html=str(page), html_samples=1))
+    inspect(InspectConfig(location=str(intact), html=str(page), html_samples=1))
     assert page.read_text().count("<img ") == 2 * (16 + 16)
 
 
-def test_page_tells_of_a_image_that_is_lost(folder: Path, tmp_path: Path) -> None:
+def test_page_reports_a_missing_image(folder: Path, tmp_path: Path) -> None:
     (folder / IMAGE).unlink()
     page = tmp_path / "page.html"
     inspect(InspectConfig(location=str(folder), html=str(page), html_samples=1))

@@ -1,4 +1,4 @@
-"""What every check is given: how much is looked into, what was looked at, who is told."""
+"""Options of a verification and counts of what was checked."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from vlatool.storage.tree import sha256_of
 
 @dataclass
 class CheckCounts:
-    """How much was looked at."""
+    """Numbers of files, bytes, samples, images and episodes that were checked."""
 
     files: int = 0
     bytes: int = 0
@@ -21,44 +21,44 @@ class CheckCounts:
     pictures: int = 0
     episodes: int = 0
 
-    def add(self, **amounts: int) -> None:
-        """Counts more."""
-        for name, amount in amounts.items():
-            setattr(self, name, getattr(self, name) + amount)
+    def add(self, **counts: int) -> None:
+        """Adds to the counts of these names."""
+        for name, count in counts.items():
+            setattr(self, name, getattr(self, name) + count)
 
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """One verification.
+    """Options of one verification.
 
     Attributes:
-        samples: Samples whose contents are read; None for all.
-        is_full: Recompute statistics, decode every picture.
+        samples: Number of samples whose contents are read; None for all.
+        is_full: Recompute statistics and decode every image.
         is_quick: Compare no digests.
-        checked: Counts what was looked at.
-        reporter: Shows progress.
+        counts: Counts of what was checked so far.
+        reporter: Receives progress.
     """
 
     samples: int | None = 200
     is_full: bool = False
     is_quick: bool = False
-    checked: CheckCounts = field(default_factory=CheckCounts)
+    counts: CheckCounts = field(default_factory=CheckCounts)
     reporter: Reporter = NULL
 
 
-def check_listed(
-    family: FindingCodes, path: Path, listed: FileEntry, check: CheckOptions
+def check_file(
+    codes: FindingCodes, path: Path, entry: FileEntry, check: CheckOptions
 ) -> Iterator[Finding]:
-    """Whether a file is what a list says of it; the codes are those that each list has."""
+    """Compares a file with its entry in a list; the finding codes are in all families of lists."""
     try:
         if not path.is_file():
-            yield family("missing_file", f"{path}: is missing", path=str(path))
-        elif (size := path.stat().st_size) != listed.bytes:
-            message = f"{path}: has {size} bytes, written were {listed.bytes}"
-            yield family("size_mismatch", message, path=str(path))
-        elif not check.is_quick and sha256_of(path) != listed.sha256:
-            message = f"{path}: has other bytes than when it was written"
-            yield family("digest_mismatch", message, path=str(path))
+            yield codes("missing_file", f"{path}: is missing", path=str(path))
+        elif (size := path.stat().st_size) != entry.bytes:
+            message = f"{path}: has {size} bytes, expected {entry.bytes}"
+            yield codes("size_mismatch", message, path=str(path))
+        elif not check.is_quick and sha256_of(path) != entry.sha256:
+            message = f"{path}: was changed after it was written"
+            yield codes("digest_mismatch", message, path=str(path))
     except OSError as error:
         message = f"{path}: {error.strerror or error}"
-        yield family("unreadable_file", message, path=str(path))
+        yield codes("unreadable_file", message, path=str(path))

@@ -1,4 +1,4 @@
-"""Checks of a FAST folder: its files, what the tokenizer can write, what was measured of it."""
+"""Checks of a FAST folder: its files, the range of the tokenizer, its fit report."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,17 +18,17 @@ from vlatool.findings import Finding
 from vlatool.transforms.action_tokenizer import ActionTokenizer
 from vlatool.verification.check import CheckOptions
 from vlatool.verification.findings import FAST
-from vlatool.verification.output import check_written
+from vlatool.verification.output import check_record_and_files
 
 
 def check_fast(location: Path, check: CheckOptions) -> Iterator[Finding]:
-    """Everything that is wrong with an action tokenizer, ours or a published one."""
-    is_ended = yield from check_written(location, location, check)
-    if not is_ended:
+    """Yields the findings of the folder of an action tokenizer, ours or a published one."""
+    has_ended = yield from check_record_and_files(location, location, check)
+    if not has_ended:
         return
-    check.checked.add(files=sum((location / name).is_file() for name in NAMES))
+    check.counts.add(files=sum((location / name).is_file() for name in NAMES))
     for name in ignored_code(location):
-        yield FAST("code", f"{location / name}: is not run", path=str(location / name))
+        yield FAST("code", f"{location / name}: is never executed", path=str(location / name))
     try:
         tokenizer = read_fast(location)
     except DataError as error:
@@ -42,15 +42,15 @@ def check_fast(location: Path, check: CheckOptions) -> Iterator[Finding]:
 def _check_tokenizer(location: Path, tokenizer: ActionTokenizer) -> Iterator[Finding]:
     if not tokenizer.covers_all_bytes:
         path = location / TOKENIZER_NAME
-        yield FAST("missing_bytes", f"{path}: not every byte has an id", path=str(path))
+        yield FAST("missing_bytes", f"{path}: some bytes have no id", path=str(path))
     path = location / REPORT_NAME
     try:
-        told = read_report(location) if path.is_file() else {}
+        report = read_report(location) if path.is_file() else {}
     except DataError as error:
         yield FAST("broken_report", error.message, path=str(path))
         return
-    if told.get("digest", tokenizer.digest) != tokenizer.digest:
-        yield FAST("broken_report", f"{path}: is of another tokenizer", path=str(path))
+    if report.get("digest", tokenizer.digest) != tokenizer.digest:
+        yield FAST("broken_report", f"{path}: belongs to another tokenizer", path=str(path))
 
 
 def _check_profile(location: Path) -> Iterator[Finding]:

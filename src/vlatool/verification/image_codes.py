@@ -1,4 +1,4 @@
-"""Checks of a folder of codes: the files of the run, the codes of every picture, and their sums."""
+"""Checks of a folder of codes: the files of the run, the codes of every image, and their totals."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,15 +12,15 @@ from vlatool.storage.tree import file_names
 from vlatool.storage.uri import can_list
 from vlatool.verification.check import CheckOptions
 from vlatool.verification.findings import CODES
-from vlatool.verification.output import check_written
+from vlatool.verification.output import check_record_and_files
 
 _IMAGE_SUFFIX = ".png"
 
 
 def check_codes(location: Path, check: CheckOptions) -> Iterator[Finding]:
-    """Everything that is wrong with the codes in a folder."""
-    is_ended = yield from check_written(location, location, check)
-    if not is_ended:
+    """Yields the findings of a folder of codes."""
+    has_ended = yield from check_record_and_files(location, location, check)
+    if not has_ended:
         return
     try:
         folder = CodesFolder.find(location)
@@ -31,12 +31,12 @@ def check_codes(location: Path, check: CheckOptions) -> Iterator[Finding]:
         return
     if not folder.has_manifest:
         path = location / MANIFEST_NAME
-        yield CODES("no_manifest", f"{path}: is not there", path=str(path))
+        yield CODES("no_manifest", f"{path}: is missing", path=str(path))
     yield from _FolderCheck(folder, check).findings()
 
 
 class _FolderCheck:
-    """The checks of one folder, episode by episode."""
+    """Checks of one folder, episode by episode."""
 
     def __init__(self, folder: CodesFolder, check: CheckOptions) -> None:
         self._folder, self._check = folder, check
@@ -44,40 +44,40 @@ class _FolderCheck:
         self._images = 0
 
     def findings(self) -> Iterator[Finding]:
-        """Of every episode, then of their sums."""
+        """Yields the findings of every episode, then those of the totals."""
         episodes = self._folder.episodes()
-        is_whole = True
+        has_no_error = True
         with self._check.reporter.progress("episodes", len(episodes), "episodes") as bar:
             for episode in episodes:
                 for finding in self._episode(episode):
-                    is_whole = is_whole and finding.severity != "error"
+                    has_no_error = has_no_error and finding.severity != "error"
                     yield finding
                 bar.advance(pictures=self._images)
-        self._check.checked.add(episodes=len(episodes), pictures=self._images)
-        if self._folder.has_manifest and is_whole:
-            yield from self._sums(len(episodes))
+        self._check.counts.add(episodes=len(episodes), pictures=self._images)
+        if self._folder.has_manifest and has_no_error:
+            yield from self._totals(len(episodes))
 
     def _episode(self, episode: str) -> Iterator[Finding]:
         if self._check.is_quick and self._folder.layout == "json":
             stems = self._folder.stems(episode)
             self._images += len(stems)
         else:
-            found: list[EpisodeCodes] = []
-            for one in self._read(episode):
-                if isinstance(one, Finding):
-                    yield one
+            codes: list[EpisodeCodes] = []
+            for entry in self._read(episode):
+                if isinstance(entry, Finding):
+                    yield entry
                 else:
-                    found.append(one)
-            stems = [stem for one in found for stem in one.stems]
+                    codes.append(entry)
+            stems = [stem for entry in codes for stem in entry.stems]
             self._images += len(stems)
-            if len(found) == 1:
-                self._digests[episode] = found[0].digest
-            if not (found or self._files(episode)):
-                return  # nothing is known of its pictures
+            if len(codes) == 1:
+                self._digests[episode] = codes[0].digest
+            if not (codes or self._files(episode)):
+                return  # no image of the episode is known
         yield from self._against_images(episode, stems)
 
     def _read(self, episode: str) -> Iterator[Finding | EpisodeCodes]:
-        """The codes; where some are broken, what is wrong with each, and those of the others."""
+        """Yields the codes of an episode, or findings of its broken files and the other codes."""
         try:
             yield self._folder.read(episode)
         except DataError as error:
@@ -91,35 +91,35 @@ class _FolderCheck:
                     yield _finding(broken, episode)
 
     def _against_images(self, episode: str, stems: list[str]) -> Iterator[Finding]:
-        """Each picture has codes, where the folder lies beside the pictures."""
+        """Compares codes with images, if the folder of the images is next to that of the codes."""
         images = self._folder.path.parent / IMAGES_NAME
         if not images.is_dir():
             return
         names = file_names(images / episode)
-        there = {name.removesuffix(_IMAGE_SUFFIX) for name in names}
-        coded = {*stems, *self._files(episode)}
-        for stem in sorted(there - coded):
-            message = f"{self._folder.path_of(episode)}: no codes of {stem}"
+        image_stems = {name.removesuffix(_IMAGE_SUFFIX) for name in names}
+        coded_stems = {*stems, *self._files(episode)}
+        for stem in sorted(image_stems - coded_stems):
+            message = f"{self._folder.place(episode)}: has no codes of image {stem}"
             yield CODES("missing", message, episode=episode, path=str(images / episode))
-        for stem in sorted(coded - there):
-            message = f"{self._folder.path_of(episode)}: {stem} is no picture in {images / episode}"
+        for stem in sorted(coded_stems - image_stems):
+            message = f"{self._folder.place(episode)}: image {stem} is not in {images / episode}"
             yield CODES("no_picture", message, episode=episode)
 
     def _files(self, episode: str) -> list[str]:
-        """Pictures whose codes are in files of their own, whatever is in them."""
+        """Stems of the images that have a file of codes each, valid or not."""
         return self._folder.stems(episode) if self._folder.layout == "json" else []
 
-    def _sums(self, episodes: int) -> Iterator[Finding]:
+    def _totals(self, episodes: int) -> Iterator[Finding]:
         manifest = self._folder.manifest
-        place = {"path": str(self._folder.path / MANIFEST_NAME)}
-        counted = (episodes, self._images)
-        if counted != (manifest.episodes, manifest.pictures):
-            message = f"{manifest.episodes} episodes, {manifest.pictures} pictures; there are "
-            message = f"{place['path']}: says {message}{counted[0]} and {counted[1]}"
-            yield CODES("count_mismatch", message, **place)
-        elif len(self._digests) == episodes and combined_digest(self._digests) != manifest.digest:
-            message = f"{place['path']}: has the digest of other codes"
-            yield CODES("digest_mismatch", message, **place)
+        location = {"path": str(self._folder.path / MANIFEST_NAME)}
+        counts = (episodes, self._images)
+        if counts != (manifest.episodes, manifest.pictures):
+            message = f"{manifest.episodes} episodes and {manifest.pictures} images"
+            message = f"{location['path']}: lists {message}, found {counts[0]} and {counts[1]}"
+            yield CODES("count_mismatch", message, **location)
+        elif len(self._digests) == episodes and digest_of_all(self._digests) != manifest.digest:
+            message = f"{location['path']}: the digest does not match the codes"
+            yield CODES("digest_mismatch", message, **location)
 
 
 def _finding(error: DataError, episode: str) -> Finding:

@@ -1,4 +1,4 @@
-"""Checks of image shards: the files of the run, keys, pictures, and the lists of a split."""
+"""Checks of image shards: the files of the run, keys, images, and the lists of a split."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,17 +25,17 @@ from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.documents import DocumentError, parse_json
 from vlatool.verification.check import CheckOptions
 from vlatool.verification.findings import SHARDS
-from vlatool.verification.output import check_index, check_written
+from vlatool.verification.output import check_index, check_record_and_files
 
 
 def check_image_shards(location: Path, check: CheckOptions) -> Iterator[Finding]:
-    """Everything that is wrong with a folder of image shards, or with one of them."""
+    """Yields the findings of a folder of image shards, or of one shard."""
     if location.is_file():
-        alone = ImageManifest((ImageShard(location.name, 0, 0),), {})
-        yield from _FolderCheck(location.parent, alone, check).shard(alone.shards[0], None)
+        single = ImageManifest((ImageShard(location.name, 0, 0),), {})
+        yield from _FolderCheck(location.parent, single, check).shard(single.shards[0], None)
         return
-    is_ended = yield from check_written(location, location, check)
-    if not is_ended:
+    has_ended = yield from check_record_and_files(location, location, check)
+    if not has_ended:
         return
     try:
         manifest = read_manifest(location)
@@ -45,140 +45,142 @@ def check_image_shards(location: Path, check: CheckOptions) -> Iterator[Finding]
     if manifest is None:
         yield IMAGE_SHARDS("no_manifest", f"{location}: has no manifest.json", path=str(location))
     tars = published_tars(location) if manifest is None else []
-    known = manifest or ImageManifest(tuple(ImageShard(one.name, 0, 0) for one in tars), {})
-    if not known.shards:
-        yield IMAGE_SHARDS("no_shards", f"{location}: holds no shard", path=str(location))
-    yield from _FolderCheck(location, known, check).shards(has_counts=manifest is not None)
-    yield from _check_lists(location, [location / one.name for one in known.shards])
+    listed = manifest or ImageManifest(tuple(ImageShard(entry.name, 0, 0) for entry in tars), {})
+    if not listed.shards:
+        yield IMAGE_SHARDS("no_shards", f"{location}: contains no shard", path=str(location))
+    yield from _FolderCheck(location, listed, check).shards(has_counts=manifest is not None)
+    yield from _check_lists(location, [location / entry.name for entry in listed.shards])
 
 
-class _Place(NamedTuple):
-    """Where a sample is."""
+class _SampleLocation(NamedTuple):
+    """Shard and key of a sample."""
 
     shard: str
     sample: str
 
     def finding(self, code: str, message: str) -> Finding:
-        """A finding of the sample."""
-        told = f"{self.shard}: sample {self.sample}: {message}"
-        return IMAGE_SHARDS(code, told, shard=self.shard, sample=self.sample)
+        """Returns a finding of this sample."""
+        text = f"{self.shard}: sample {self.sample}: {message}"
+        return IMAGE_SHARDS(code, text, shard=self.shard, sample=self.sample)
 
 
 class _FolderCheck:
-    """The checks of one folder, shard by shard."""
+    """Checks of one folder, shard by shard."""
 
     def __init__(self, folder: Path, manifest: ImageManifest, check: CheckOptions) -> None:
         self._folder = folder
         self._manifest = manifest
         self._check = check
         self._position = 0
-        self._keys: set[str] = set()  # of one shard
+        self._keys: set[str] = set()  # of the current shard
         self._episodes: dict[str, str] = {}
         size = manifest.options.get("resize_images_size")
         self._size = tuple(size) if isinstance(size, list) else None
 
     def shards(self, *, has_counts: bool) -> Iterator[Finding]:
-        """Everything that is wrong with the tars."""
+        """Yields the findings of all shards."""
         total = len(self._manifest.shards)
         with self._check.reporter.progress("shards", total, "shards") as bar:
             for shard in self._manifest.shards:
                 yield from self.shard(shard, shard.pictures if has_counts else None)
-                bar.advance(pictures=self._check.checked.pictures)
+                bar.advance(pictures=self._check.counts.pictures)
 
     def shard(self, shard: ImageShard, expected: int | None) -> Iterator[Finding]:
-        """Everything that is wrong with one; `expected` is how many pictures it should have."""
+        """Yields the findings of one shard; `expected` is its number of images, if known."""
         path = self._folder / shard.name
         name = str(path)
         if not path.is_file():
             yield IMAGE_SHARDS("missing_shard", f"{name}: is missing", shard=name)
             return
         scan = scan_tar(path)
-        self._check.checked.add(files=1, bytes=path.stat().st_size, samples=len(scan.samples))
+        self._check.counts.add(files=1, bytes=path.stat().st_size, samples=len(scan.samples))
         for problem in scan.problems:
-            told = f"{name}: {problem.message}"
-            yield SHARDS(problem.code, told, shard=name, sample=problem.sample)
+            message = f"{name}: {problem.message}"
+            yield SHARDS(problem.code, message, shard=name, sample=problem.sample)
         if expected is not None and expected != len(scan.samples):
-            told = f"{name}: has {len(scan.samples)} pictures, the manifest says {expected}"
-            yield IMAGE_SHARDS("count_mismatch", told, shard=name)
+            message = f"{name}: has {len(scan.samples)} images, the manifest says {expected}"
+            yield IMAGE_SHARDS("count_mismatch", message, shard=name)
         yield from check_index(path, scan)
         yield from _check_keys(name, scan.samples)
         self._keys.clear()
-        # Published folders do not say how many there are.
+        # Published folders have no counts.
         total = self._manifest.images or len(scan.samples) * len(self._manifest.shards)
         for sample in scan.samples:
             yield from self._sample(path, sample, total)
 
     def _sample(self, path: Path, sample: TarSample, total: int) -> Iterator[Finding]:
-        place = _Place(str(path), sample.key)
+        location = _SampleLocation(str(path), sample.key)
         suffix = image_suffix(sample.members)
         if suffix is None:
-            yield place.finding("no_picture", f"holds {', '.join(sample.members)}")
+            yield location.finding(
+                "no_picture", f"has only the members {', '.join(sample.members)}"
+            )
             return
-        if not self._is_next_chosen(total):
+        if not self._is_next_selected(total):
             return
         data = read_byte_range(ByteRange(path, sample.start, sample.end))
         stored = sample.stored(data).members
-        yield from self._image(place, stored[suffix])
+        yield from self._image(location, stored[suffix])
         if METADATA_SUFFIX in stored:
-            yield from self._metadata(place, stored[METADATA_SUFFIX])
-        self._check.checked.add(samples_read=1, pictures=1)
+            yield from self._metadata(location, stored[METADATA_SUFFIX])
+        self._check.counts.add(samples_read=1, pictures=1)
 
-    def _image(self, place: _Place, data: bytes) -> Iterator[Finding]:
+    def _image(self, location: _SampleLocation, data: bytes) -> Iterator[Finding]:
         try:
             info = image_info(data)
             check_pixels(data)
         except ValueError as error:
-            yield place.finding("broken_picture", str(error))
+            yield location.finding("broken_picture", str(error))
             return
         size = (info.width, info.height)
         if self._size is not None and size != self._size:
-            told = f"has {size[0]}x{size[1]} pixels, not {self._size[0]}x{self._size[1]}"
-            yield place.finding("picture_size", told)
+            message = f"has {size[0]}x{size[1]} pixels, not {self._size[0]}x{self._size[1]}"
+            yield location.finding("picture_size", message)
 
-    def _metadata(self, place: _Place, data: bytes) -> Iterator[Finding]:
+    def _metadata(self, location: _SampleLocation, data: bytes) -> Iterator[Finding]:
         try:
-            info: Any = parse_json(data)
+            metadata: Any = parse_json(data)
         except DocumentError as error:
-            yield place.finding("bad_metadata", error.reason)
+            yield location.finding("bad_metadata", error.reason)
             return
-        key = info.get("key") if isinstance(info, Mapping) else None
+        key = metadata.get("key") if isinstance(metadata, Mapping) else None
         if not isinstance(key, str):
-            yield place.finding("bad_metadata", "has no `key`")
+            yield location.finding("bad_metadata", "has no `key`")
             return
-        # All pictures of an episode are in one shard: no memory is needed for those of others.
-        shard = self._episodes.setdefault(key.rpartition("/")[0].rpartition("/")[0], place.shard)
-        if key in self._keys or shard != place.shard:
-            told = f"{key} is also in {'this shard' if shard == place.shard else shard}"
-            yield place.finding("duplicate_picture", told)
+        # All images of an episode are in one shard: keys of other shards need not be stored.
+        shard = self._episodes.setdefault(key.rpartition("/")[0].rpartition("/")[0], location.shard)
+        if key in self._keys or shard != location.shard:
+            message = f"{key} is also in {'this shard' if shard == location.shard else shard}"
+            yield location.finding("duplicate_picture", message)
         self._keys.add(key)
 
-    def _is_next_chosen(self, total: int) -> bool:
-        """Whether the next picture is decoded: evenly spread over all."""
+    def _is_next_selected(self, total: int) -> bool:
+        """True if the next image is decoded; these are evenly spaced over all images."""
         position, self._position = self._position, self._position + 1
-        wanted = self._check.samples
-        if wanted is None or wanted >= total:
+        limit = self._check.samples
+        if limit is None or limit >= total:
             return True
-        return position * wanted // total != (position - 1) * wanted // total
+        return position * limit // total != (position - 1) * limit // total
 
 
 def _check_keys(shard: str, samples: Sequence[TarSample]) -> Iterator[Finding]:
     for number, sample in enumerate(samples):
         if sample.key != image_key(number):
-            told = f"{shard}: sample {number} is called {sample.key}"
-            yield IMAGE_SHARDS("bad_key", told, shard=shard, sample=sample.key)
+            message = f"{shard}: sample {number} has the key {sample.key}"
+            yield IMAGE_SHARDS("bad_key", message, shard=shard, sample=sample.key)
             return
 
 
 def _check_lists(folder: Path, shards: Sequence[Path]) -> Iterator[Finding]:
-    """Whether the lists beside the shards name each of them once."""
+    """Yields the findings of the lists next to the shards, which name each shard once."""
     paths = [folder / name for name in LISTS]
-    there = [path for path in paths if path.is_file()]
-    if len(there) == 1:
-        told = f"{there[0]}: is there without {({*paths} - {*there}).pop().name}"
-        yield IMAGE_SHARDS("one_list", told, path=str(there[0]))
+    present = [path for path in paths if path.is_file()]
+    if len(present) == 1:
+        message = f"{present[0]}: has no counterpart {({*paths} - {*present}).pop().name}"
+        yield IMAGE_SHARDS("one_list", message, path=str(present[0]))
     listed: Counter[Path] = Counter()
     names: dict[Path, Path] = {}
-    for path in there:
+    for path in present:
         try:
             tars = read_list(path)
         except DataError as error:
@@ -188,12 +190,12 @@ def _check_lists(folder: Path, shards: Sequence[Path]) -> Iterator[Finding]:
             yield IMAGE_SHARDS("empty_list", f"{path}: names no shard", path=str(path))
         for tar in tars:
             if not tar.is_file():
-                told = f"{path}: {tar} is not there"
-                yield IMAGE_SHARDS("listed_missing", told, path=str(path), shard=str(tar))
+                message = f"{path}: {tar} is missing"
+                yield IMAGE_SHARDS("listed_missing", message, path=str(path), shard=str(tar))
         listed.update(tar.resolve() for tar in tars)
         names |= {tar.resolve(): tar for tar in tars}
-    for tar in (names[one] for one, count in listed.items() if count > 1):
-        told = f"{tar}: is listed {listed[tar.resolve()]} times"
-        yield IMAGE_SHARDS("listed_twice", told, shard=str(tar))
-    for tar in (tar for tar in shards if there and tar.resolve() not in listed):
-        yield IMAGE_SHARDS("unlisted", f"{tar}: is on no list", shard=str(tar))
+    for tar in (names[resolved] for resolved, count in listed.items() if count > 1):
+        message = f"{tar}: is listed {listed[tar.resolve()]} times"
+        yield IMAGE_SHARDS("listed_twice", message, shard=str(tar))
+    for tar in (tar for tar in shards if present and tar.resolve() not in listed):
+        yield IMAGE_SHARDS("unlisted", f"{tar}: is in no list", shard=str(tar))

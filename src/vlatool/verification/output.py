@@ -1,6 +1,6 @@
-"""Checks of an output: the record of its run, the list of its files, its folders of shards.
+"""Checks of an output: the record of its run, its file list, its folders of shards.
 
-Of shards: all headers, all digests, a part of the samples.
+All headers and digests of shards are checked, and the contents of some samples.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ from vlatool.jobs.files import (
 )
 from vlatool.jobs.record import read_record, read_valid_record
 from vlatool.storage.uri import can_list
-from vlatool.verification.check import CheckOptions, check_listed
+from vlatool.verification.check import CheckOptions, check_file
 from vlatool.verification.findings import OUTPUT, SHARDS
 from vlatool.verification.samples import (
     ExpectedSample,
@@ -56,14 +56,14 @@ _LARGEST_SAMPLE = 2**30
 
 @dataclass
 class ShardList:
-    """The tars to look at.
+    """The shards of a folder to check.
 
     Attributes:
-        folder: Where they are, with what lies beside them.
-        shards: What the manifest lists; without one, the tars themselves.
-        has_manifest: Whether there is one, hence counts and statistics.
-        digests: Key of each sample to the digest of its bytes, once checked; empty bytes where
-            digests are not compared.
+        folder: Folder of the shards and their metadata.
+        shards: Shards of the manifest; without a manifest, the tar files of the folder.
+        has_manifest: True if there is a manifest, hence counts and statistics.
+        digests: Key to digest of each sample that was checked; empty bytes if digests are not
+            compared.
     """
 
     folder: ShardFolder
@@ -72,29 +72,29 @@ class ShardList:
     digests: dict[str, bytes] = field(default_factory=dict[str, bytes])
 
     @property
-    def samples(self) -> int:
-        """How many samples the manifest promises."""
+    def num_samples(self) -> int:
+        """Number of samples according to the manifest."""
         return sum(shard.num_sequences for shard in self.shards)
 
 
 def check_output(location: Path, check: CheckOptions) -> Iterator[Finding]:
-    """Everything that is wrong with training data, or a copy of them."""
+    """Yields the findings of training data or a copy of them."""
     root = location.parent if location.is_file() else location
-    is_ended = yield from check_written(location, root, check)
-    if is_ended and (ShardFolder.find(root) is not None or expects_manifest(root)):
+    has_ended = yield from check_record_and_files(location, root, check)
+    if has_ended and (ShardFolder.find(root) is not None or lists_manifest(root)):
         yield from _check_folders(root, check)
 
 
-def check_written(
+def check_record_and_files(
     location: Path, root: Path, check: CheckOptions, others: Sequence[str] = ()
 ) -> Generator[Finding, None, bool]:
-    """What is wrong with the record of a run and the files it listed; whether the run has ended.
+    """Yields the findings of a run record and its listed files; returns True if the run has ended.
 
     Args:
-        location: What is verified.
-        root: The folder that it is, or lies in.
-        check: How.
-        others: Folders in it that are outputs of their own even without a record.
+        location: Folder or file that is verified.
+        root: The folder itself, or the folder of the file.
+        check: Options of the verification.
+        others: Folders in `root` that are separate outputs even without a record.
     """
     record = None
     try:
@@ -102,30 +102,30 @@ def check_written(
     except DataError as error:
         yield OUTPUT("broken_record", error.message, path=error.details["path"])
     if record is not None and record.result is None:
-        message = f"{location}: `vlatool {record.command}` runs here, or was interrupted"
+        message = f"{location}: `vlatool {record.command}` is running or was interrupted"
         yield OUTPUT("incomplete", message, path=str(location))
         return False
     if record is not None and not record.complete:
-        message = f"{location}: `vlatool {record.command}` left out what failed"
+        message = f"{location}: `vlatool {record.command}` left out the items that failed"
         yield OUTPUT("partial", message, path=str(location))
     yield from check_files(root, check, others)
     return True
 
 
 def check_shard(location: Path, check: CheckOptions) -> Iterator[Finding]:
-    """Everything that is wrong with one tar of samples."""
+    """Yields the findings of one shard."""
     folder = ShardFolder(location.parent / manifest.NAME)
-    alone = ShardList(folder, [Shard(location, 0)], has_manifest=False)
-    yield from _check_shards(alone, check)
+    single = ShardList(folder, [Shard(location, 0)], has_manifest=False)
+    yield from _check_shards(single, check)
 
 
 def check_files(
     location: Path, check: CheckOptions, others: Sequence[str] = ()
 ) -> Iterator[Finding]:
-    """Compares every file with the list that its run wrote; outputs inside are left alone.
+    """Compares every file with the file list of the run, except in outputs within the folder.
 
-    Indexes of shards may be missing from it: they are also written later. `others` are names of
-    folders that are outputs of their own even without a record.
+    Indexes of shards may be absent from the list, as they may be written later. `others` are names
+    of folders that are separate outputs even without a record.
     """
     try:
         entries = read_file_list(location)
@@ -133,26 +133,26 @@ def check_files(
         yield OUTPUT("broken_file_list", error.message, path=str(location / NAME))
         return
     if entries is None:
-        yield OUTPUT("no_file_list", f"{location / NAME}: is not there", path=str(location / NAME))
+        yield OUTPUT("no_file_list", f"{location / NAME}: is missing", path=str(location / NAME))
         return
     with check.reporter.progress("files", len(entries), "files") as bar:
         for entry in entries:
             if entry.count is None:
-                yield from check_listed(OUTPUT, location / entry.path, entry, check)
+                yield from check_file(OUTPUT, location / entry.path, entry, check)
             elif can_list(location):
                 yield from _check_listed_folder(location, entry, check)
             bar.advance()
     if not can_list(location):
-        message = f"{location}: cannot be listed; only named files are checked"
+        message = f"{location}: cannot be listed; only the files of the file list are checked"
         yield OUTPUT("not_listed", message, path=str(location))
         return
-    known = {entry.path for entry in entries}
+    recorded = {entry.path for entry in entries}
     record = read_record(location)
     unlisted = (record.volatile if record else ()) or VOLATILE_FILES
     for name in sorted(PurePosixPath(file.name) for file in output_files(location)):
-        listed = {str(name), *(f"{parent}/" for parent in name.parents)}
-        may_lack = name.name.endswith(INDEX_SUFFIX) or name.parts[0] in others
-        if known.isdisjoint(listed) and is_listed(str(name), unlisted) and not may_lack:
+        names = {str(name), *(f"{parent}/" for parent in name.parents)}
+        may_be_unlisted = name.name.endswith(INDEX_SUFFIX) or name.parts[0] in others
+        if recorded.isdisjoint(names) and is_listed(str(name), unlisted) and not may_be_unlisted:
             path = location / name
             yield OUTPUT("unlisted_file", f"{path}: is not in {NAME}", path=str(path))
 
@@ -160,54 +160,54 @@ def check_files(
 def _check_listed_folder(
     location: Path, entry: FileEntry, check: CheckOptions
 ) -> Iterator[Finding]:
-    """A folder of many files has one entry."""
+    """Compares a folder with its single entry in the file list."""
     path = location / entry.path
     if not is_intact(location, entry):
-        message = f"{path}: does not hold {entry.count} files of {entry.bytes} bytes"
+        message = f"{path}: does not contain {entry.count} files of {entry.bytes} bytes in total"
         yield OUTPUT("size_mismatch", message, path=str(path))
     elif not check.is_quick and folder_entry(entry.path, digests_below(path)) != entry:
-        message = f"{path}: holds other bytes than when it was written"
+        message = f"{path}: was changed after it was written"
         yield OUTPUT("digest_mismatch", message, path=str(path))
 
 
 def _check_folders(location: Path, check: CheckOptions) -> Iterator[Finding]:
-    """`shards` and `episodes` of an output, each and against each other; else the folder itself."""
-    found: dict[str, ShardList] = {}
+    """Checks and compares `shards` and `episodes` of an output, else checks the folder itself."""
+    lists: dict[str, ShardList] = {}
     for folder in ShardFolder.parts(location):
-        for one in _list_shards(folder):
-            if isinstance(one, Finding):
-                yield one
+        for result in _list_shards(folder):
+            if isinstance(result, Finding):
+                yield result
             else:
-                found[folder.path.name] = one
-    for name, listed in found.items():
-        if name == EPISODES_NAME and len(found) > 1:
-            # Its samples are those of `shards`, which is compared below.
+                lists[folder.path.name] = result
+    for name, listed in lists.items():
+        if name == EPISODES_NAME and len(lists) > 1:
+            # These samples are also in `shards`; both are compared below.
             yield from _check_shards(listed, replace(check, samples=0, is_full=False), name)
-            check.checked.add(samples=-len(listed.digests), episodes=len(listed.shards))
+            check.counts.add(samples=-len(listed.digests), episodes=len(listed.shards))
         else:
             yield from _check_shards(listed, check)
-    if len(found) > 1:
-        yield from _compare(found[SHARDS_NAME], found[EPISODES_NAME])
+    if len(lists) > 1:
+        yield from _compare_folders(lists[SHARDS_NAME], lists[EPISODES_NAME])
 
 
-def _compare(shards: ShardList, episodes: ShardList) -> Iterator[Finding]:
-    """Whether both folders hold the same samples."""
-    here, there = shards.folder.path, episodes.folder.path
+def _compare_folders(shards: ShardList, episodes: ShardList) -> Iterator[Finding]:
+    """Yields a finding for every sample that is not in both folders with the same bytes."""
+    shards_path, episodes_path = shards.folder.path, episodes.folder.path
     for key, digest in shards.digests.items():
         other = episodes.digests.get(key)
         if other is None:
-            message = f"sample {key} is in {here}, not in {there}"
-            yield SHARDS("only_in_shards", message, sample=key, path=str(here))
+            message = f"sample {key} is in {shards_path}, not in {episodes_path}"
+            yield SHARDS("only_in_shards", message, sample=key, path=str(shards_path))
         elif other != digest:
-            message = f"sample {key} differs between {here} and {there}"
-            yield SHARDS("digest_mismatch", message, sample=key, path=str(here))
+            message = f"sample {key} differs between {shards_path} and {episodes_path}"
+            yield SHARDS("digest_mismatch", message, sample=key, path=str(shards_path))
     for key in (key for key in episodes.digests if key not in shards.digests):
-        message = f"sample {key} is in {there}, not in {here}"
-        yield SHARDS("only_in_episodes", message, sample=key, path=str(there))
+        message = f"sample {key} is in {episodes_path}, not in {shards_path}"
+        yield SHARDS("only_in_episodes", message, sample=key, path=str(episodes_path))
 
 
 def _list_shards(folder: ShardFolder) -> Iterator[Finding | ShardList]:
-    """The tars, with what is wrong with their manifest before them; only that when it is broken."""
+    """Yields the findings of a manifest, then its list of shards if it could be read."""
     manifest = folder.manifest
     try:
         shards = folder.shards()
@@ -216,9 +216,9 @@ def _list_shards(folder: ShardFolder) -> Iterator[Finding | ShardList]:
         yield SHARDS(code, error.message, path=str(manifest), line=error.details.get("line"))
         return
     listed = [shard.path for shard in shards]
-    places = {path.parent for path in listed if can_list(path)}
-    there = {tar for place in places for tar in place.glob("*.tar")}
-    for tar in sorted(there):
+    folders = {path.parent for path in listed if can_list(path)}
+    tars = {tar for parent in folders for tar in parent.glob("*.tar")}
+    for tar in sorted(tars):
         if tar not in listed:
             yield SHARDS("unlisted_shard", f"{tar}: is not in {manifest}", path=str(tar))
     for tar in dict.fromkeys(tar for tar in listed if listed.count(tar) > 1):
@@ -227,10 +227,10 @@ def _list_shards(folder: ShardFolder) -> Iterator[Finding | ShardList]:
 
 
 def _check_shards(
-    listed: ShardList, check: CheckOptions, noun: str = SHARDS_NAME
+    listed: ShardList, check: CheckOptions, unit: str = SHARDS_NAME
 ) -> Iterator[Finding]:
-    """Everything that is wrong with tars, their samples and statistics; fills `listed.digests`."""
-    before = check.checked.samples
+    """Yields the findings of shards, samples and statistics; fills `listed.digests`."""
+    before = check.counts.samples
     options: dict[str, Any] = {}
     try:
         listed.folder.metadata()
@@ -243,17 +243,17 @@ def _check_shards(
             yield SHARDS("no_config", error.message, path=str(listed.folder.options_file))
     folder = _FolderCheck(listed, ExpectedSample.of(options), check)
     if listed.has_manifest:
-        yield from folder.stats.open()
-    with check.reporter.progress(noun, len(listed.shards), noun) as bar:
+        yield from folder.stats.read()
+    with check.reporter.progress(unit, len(listed.shards), unit) as bar:
         for shard in listed.shards:
             yield from folder.shard(shard)
-            bar.advance(samples=check.checked.samples - before)
+            bar.advance(samples=check.counts.samples - before)
     if listed.has_manifest:
         yield from folder.stats.findings(folder.contents.fields, len(listed.digests))
 
 
 class _FolderCheck:
-    """The checks of one folder, shard by shard."""
+    """Checks of one folder, shard by shard."""
 
     def __init__(self, listed: ShardList, expected: ExpectedSample, check: CheckOptions) -> None:
         self.expected = expected
@@ -264,12 +264,12 @@ class _FolderCheck:
         self._position = 0
 
     def shard(self, shard: Shard) -> Iterator[Finding]:
-        """Everything that is wrong with a tar and the samples in it."""
+        """Yields the findings of a shard and its samples."""
         name = str(shard.path)
         if not shard.path.is_file():
             yield SHARDS("missing_shard", f"{name}: is missing", shard=name)
             return
-        self._check.checked.add(files=1, bytes=shard.path.stat().st_size)
+        self._check.counts.add(files=1, bytes=shard.path.stat().st_size)
         scan = scan_tar(shard.path)
         for problem in scan.problems:
             message = f"{name}: {problem.message}"
@@ -281,56 +281,56 @@ class _FolderCheck:
         yield from self._samples(shard.path, scan.samples)
 
     def _samples(self, path: Path, samples: Sequence[TarSample]) -> Iterator[Finding]:
-        own: set[str] = set()
+        shard_keys: set[str] = set()
         images = self.contents.images
         with path.open("rb") as file:
             for sample in samples:
-                if sample.key in self._listed.digests and sample.key not in own:
+                if sample.key in self._listed.digests and sample.key not in shard_keys:
                     message = f"{path}: sample {sample.key} is also in another shard"
                     yield SHARDS("duplicate_sample", message, shard=str(path), sample=sample.key)
-                own.add(sample.key)
+                shard_keys.add(sample.key)
                 yield from self._sample(file, path, sample)
-        self._check.checked.add(samples=len(samples), pictures=self.contents.images - images)
+        self._check.counts.add(samples=len(samples), pictures=self.contents.images - images)
 
     def _sample(self, file: IO[bytes], path: Path, sample: TarSample) -> Iterator[Finding]:
-        """Digest and completeness of each sample, contents of those chosen."""
-        is_chosen = self._is_next_chosen()
+        """Checks digest and members of each sample, and the contents of the selected ones."""
+        is_chosen = self._is_next_selected()
         if sample.end - sample.start > _LARGEST_SAMPLE:
             self._listed.digests[sample.key] = b""
             message = f"has {sample.end - sample.start} bytes; the limit is {_LARGEST_SAMPLE}"
             yield SampleContext(str(path), sample.stored(b"")).finding("huge_sample", message)
             return
-        absent = missing_members(sample.members, self.expected)
+        missing = missing_members(sample.members, self.expected)
         data = b""
-        if is_chosen or absent or not self._check.is_quick:
+        if is_chosen or missing or not self._check.is_quick:
             file.seek(sample.start)
             data = file.read(sample.end - sample.start)
-        place = SampleContext(str(path), sample.stored(data))
+        context = SampleContext(str(path), sample.stored(data))
         digest = b"" if self._check.is_quick else hashlib.blake2b(data, digest_size=16).digest()
         self._listed.digests[sample.key] = digest
-        if absent:
-            # The sample itself may say that its episode has fewer cameras.
-            names = (place.json(METADATA) or {}).get("camera_names")
-            own = tuple(map(str, names)) if isinstance(names, list) else ()
-            expected = replace(self.expected, cameras=own or self.expected.cameras)
-            absent = missing_members(sample.members, expected)
-        if absent:
-            yield place.finding("incomplete_sample", f"lacks {', '.join(absent)}")
+        if missing:
+            # The metadata of the sample may list fewer cameras.
+            names = (context.json(METADATA) or {}).get("camera_names")
+            cameras = tuple(map(str, names)) if isinstance(names, list) else ()
+            expected = replace(self.expected, cameras=cameras or self.expected.cameras)
+            missing = missing_members(sample.members, expected)
+        if missing:
+            yield context.finding("incomplete_sample", f"lacks {', '.join(missing)}")
         if is_chosen:
-            self._check.checked.add(samples_read=1)
-            yield from self.contents.check(place, self.stats.take)
+            self._check.counts.add(samples_read=1)
+            yield from self.contents.check(context, self.stats.add)
 
-    def _is_next_chosen(self) -> bool:
-        """Whether the next sample's contents are read: evenly spread over all."""
+    def _is_next_selected(self) -> bool:
+        """True if the contents of the next sample are read; these are evenly spaced over all."""
         position, self._position = self._position, self._position + 1
-        wanted, total = self._check.samples, self._listed.samples
-        if wanted is None or wanted >= total:
+        limit, total = self._check.samples, self._listed.num_samples
+        if limit is None or limit >= total:
             return True
-        return position * wanted // total != (position - 1) * wanted // total
+        return position * limit // total != (position - 1) * limit // total
 
 
 def check_index(shard: Path, scan: TarScan) -> Iterator[Finding]:
-    """Published data have no index; one that says something else than the headers misleads."""
+    """Compares an index with the headers of its shard; published data have no index."""
     path = index_path(shard)
     if not path.is_file() or any(problem.code == "broken_tar" for problem in scan.problems):
         return
@@ -338,9 +338,9 @@ def check_index(shard: Path, scan: TarScan) -> Iterator[Finding]:
     if index is None:
         problem = "cannot be read"
     elif index.shard_bytes != shard.stat().st_size:
-        problem = f"is of a shard of {index.shard_bytes} bytes"
-    elif index.ranges() != [(one.start, one.end - one.start) for one in scan.samples]:
-        problem = "has other places of samples than the headers"
+        problem = f"belongs to a shard of {index.shard_bytes} bytes"
+    elif index.ranges() != [(sample.start, sample.end - sample.start) for sample in scan.samples]:
+        problem = "has other byte ranges of samples than the headers"
     else:
         return
     yield SHARDS("index_mismatch", f"{path}: {problem}", path=str(path), shard=str(shard))

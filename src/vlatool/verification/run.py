@@ -1,4 +1,4 @@
-"""Checks of a training run and of a checkpoint: what evaluation and resuming read is whole."""
+"""Checks of a training run and of a checkpoint: all files that evaluation and resume read."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -23,21 +23,25 @@ from vlatool.jobs.record import read_valid_record
 from vlatool.loading.robotics.kind import RoboticsKind
 from vlatool.storage.uri import can_list
 from vlatool.training.config import TrainConfig
-from vlatool.verification.check import CheckOptions, check_listed
+from vlatool.verification.check import CheckOptions, check_file
 from vlatool.verification.findings import RUN
 
 _ABSENT = {"run.missing_file", "run.unreadable_file"}
 
 
 def check_run(location: Path, check: CheckOptions) -> Iterator[Finding]:
-    """Everything that is wrong with a run folder and its checkpoints."""
+    """Yields the findings of a run folder and its checkpoints."""
     run = RunDir(location)
     broken = list(_check_readable(run))
     yield from broken
-    paths = {one.place.get("path") for one in broken}
-    yield from (one for one in _check_beside(run, check) if one.place["path"] not in paths)
+    paths = {finding.place.get("path") for finding in broken}
+    yield from (
+        finding
+        for finding in _check_asset_digests(run, check)
+        if finding.place["path"] not in paths
+    )
     yield from _check_metrics(run)
-    yield from _told("broken_record", read_valid_record, run.root)
+    yield from _read_error("broken_record", read_valid_record, run.root)
     yield from _check_latest(run)
     if not can_list(location):
         message = f"{location}: cannot be listed; only the latest checkpoint is checked"
@@ -54,7 +58,7 @@ def check_run(location: Path, check: CheckOptions) -> Iterator[Finding]:
 
 
 def _check_readable(run: RunDir) -> Iterator[Finding]:
-    """The configuration and, as it says, what is kept beside the checkpoints can be read."""
+    """Reads the configuration and the assets of its data kind."""
     try:
         run.config_tree()
         config = load_config(TrainConfig, files=[str(run.config)]).config
@@ -62,60 +66,60 @@ def _check_readable(run: RunDir) -> Iterator[Finding]:
         message = error.message if str(run.config) in error.message else f"{run.config}: {error}"
         yield RUN("broken_config", message, path=str(run.config))
     else:
-        yield from _check_kept(run, config)
+        yield from _check_assets(run, config)
 
 
 def check_checkpoint(location: Path, check: CheckOptions) -> Iterator[Finding]:
-    """Everything that is wrong with one checkpoint folder."""
+    """Yields the findings of one checkpoint folder."""
     try:
         manifest = CheckpointManifest.read(location)
     except DataError as error:
         yield RUN("broken_manifest", error.message, path=str(location / MANIFEST))
         return
     for name, entry in manifest.files.items():
-        found = list(check_listed(RUN, location / name, entry, check))
-        yield from found
-        if _ABSENT.isdisjoint(one.code for one in found):
-            check.checked.add(files=1, bytes=entry.bytes)
+        findings = list(check_file(RUN, location / name, entry, check))
+        yield from findings
+        if _ABSENT.isdisjoint(finding.code for finding in findings):
+            check.counts.add(files=1, bytes=entry.bytes)
             if name.endswith(WEIGHTS_SUFFIX):
-                yield from _told("broken_weights", read_weights_header, location / name)
+                yield from _read_error("broken_weights", read_weights_header, location / name)
     for path in sorted(location.iterdir()) if can_list(location) else ():
         if path.name != MANIFEST and path.name not in manifest.files:
             yield RUN("unlisted_file", f"{path}: is not in {MANIFEST}", path=str(path))
-    named = checkpoint_step(location.name)
-    if named not in (None, manifest.step):
-        message = f"{location / MANIFEST}: is of step {manifest.step}, the folder says {named}"
+    named_step = checkpoint_step(location.name)
+    if named_step not in (None, manifest.step):
+        message = f"{location / MANIFEST}: has step {manifest.step}, the folder name {named_step}"
         yield RUN("broken_manifest", message, path=str(location / MANIFEST))
 
 
-def _check_kept(run: RunDir, config: TrainConfig) -> Iterator[Finding]:
-    """What its kind of data keeps beside it, without which the weights are of no use."""
+def _check_assets(run: RunDir, config: TrainConfig) -> Iterator[Finding]:
+    """Reads the assets of the data kind, which inference needs besides the weights."""
     if config.data_kind.name != RoboticsKind.name:
-        yield from _told(
+        yield from _read_error(
             "broken_kept", partial(config.data_kind.load_assets, config.data), run.root
         )
         return
-    yield from _told("broken_statistics", lambda _: _check_statistics(run), run.stats)
-    yield from _told(
+    yield from _read_error("broken_statistics", lambda _: _check_statistics(run), run.stats)
+    yield from _read_error(
         "broken_options", lambda path: read_preprocessing_config(path.parent), run.options
     )
 
 
-def _check_beside(run: RunDir, check: CheckOptions) -> Iterator[Finding]:
-    """What lies beside the checkpoints is as it was written: configuration, scales, tokenizer."""
+def _check_asset_digests(run: RunDir, check: CheckOptions) -> Iterator[Finding]:
+    """Compares the listed files next to the checkpoints with their digests."""
     try:
-        listed = run.recorded_files()
+        entries = run.kept_files()
     except DataError as error:
         yield RUN("broken_record", error.message, path=str(error.details.get("path", run.root)))
         return
-    for entry in listed:
+    for entry in entries:
         path = run.root / entry.path
-        for found in check_listed(RUN, path, entry, check):
-            yield RUN("broken_kept", found.message, path=str(path))
+        for finding in check_file(RUN, path, entry, check):
+            yield RUN("broken_kept", finding.message, path=str(path))
 
 
 def _check_statistics(run: RunDir) -> None:
-    """DataError where they are damaged, or a scale would not be a number."""
+    """Raises DataError if the statistics are damaged or a mean or std is not finite."""
     for name, entry in run.statistics().items():
         for key in ("mean", "std"):
             values = number_array(entry.get(key))
@@ -123,8 +127,8 @@ def _check_statistics(run: RunDir) -> None:
                 raise DataError(f"{run.stats}: {key!r} of {name!r} is not finite")
 
 
-def _told(code: str, read: Callable[[Path], object], path: Path) -> Iterator[Finding]:
-    """What a reader refuses, as a finding."""
+def _read_error(code: str, read: Callable[[Path], object], path: Path) -> Iterator[Finding]:
+    """Yields the error that `read` raises as a finding."""
     try:
         read(path)
     except DataError as error:
@@ -132,10 +136,10 @@ def _told(code: str, read: Callable[[Path], object], path: Path) -> Iterator[Fin
 
 
 def _check_metrics(run: RunDir) -> Iterator[Finding]:
-    """A line that a killed run cut off is the last; the next run goes on without it."""
+    """Checks every line; a killed run may leave a truncated last line, removed on resume."""
     path = str(run.metrics)
     if run.metrics.exists() and not run.metrics.is_file():
-        yield RUN("broken_metrics", f"{path}: is no file", path=path)
+        yield RUN("broken_metrics", f"{path}: is not a file", path=path)
         return
     if not run.metrics.is_file():
         yield RUN("no_metrics", f"{path}: is missing", path=path)
@@ -143,9 +147,9 @@ def _check_metrics(run: RunDir) -> Iterator[Finding]:
     rows = list(scan_metrics(run.metrics))
     for number, row in enumerate(rows, 1):
         if row is None and number == len(rows):
-            yield RUN("cut_metrics", f"{path}: the last line is cut off", path=path, line=number)
+            yield RUN("cut_metrics", f"{path}: the last line is truncated", path=path, line=number)
         elif row is None or not isinstance(row.get("step"), int):
-            message = f"{path}:{number}: expected a JSON object with a step"
+            message = f"{path}:{number}: expected a JSON object with an integer `step`"
             yield RUN("broken_metrics", message, path=path, line=number)
 
 
@@ -158,12 +162,12 @@ def _check_latest(run: RunDir) -> Iterator[Finding]:
         return
     newest = next(iter(run.checkpoints()[-1:]), None)
     if newest is None:
-        yield RUN("no_checkpoint", f"{run.root}: has no whole checkpoint", path=str(run.root))
+        yield RUN("no_checkpoint", f"{run.root}: has no complete checkpoint", path=str(run.root))
     named = content.get("checkpoint")
     if not content and newest is None:
         return
     if not isinstance(named, str) or not (run.root / named / MANIFEST).is_file():
-        yield RUN("broken_latest", f"{path}: names no whole checkpoint", path=path)
+        yield RUN("broken_latest", f"{path}: names no complete checkpoint", path=path)
     elif newest is not None and run.root / named != newest[1]:
         message = f"{path}: names {named}, the newest is {newest[1].name}"
         yield RUN("stale_latest", message, path=path)

@@ -1,4 +1,4 @@
-"""Checks of the content of samples: facts, numbers, pictures.
+"""Checks of the contents of samples: metadata, arrays, images.
 
 Legend of shapes: T steps, C channels. Source: formats/lbm 2.1, 2.2, 2.3, 2.5.
 """
@@ -29,17 +29,17 @@ _REQUIRED = (ARRAYS, METADATA)
 
 @dataclass(frozen=True)
 class ExpectedSample:
-    """What preprocessing_config.yaml promises; None where it says nothing.
+    """Properties of samples according to preprocessing_config.yaml; None if not given there.
 
     Attributes:
         cameras: Cameras of a complete sample.
-        offsets: Pictures per camera, as frames from the anchor.
+        offsets: Images per camera, as frames from the anchor.
         past: Steps before the anchor.
-        future: Steps after it.
-        size: (width, height) of the pictures.
-        has_statistics: Whether statistics were to be written.
-        allows_nan: Whether NaN and infinity were to be kept.
-        names: Of the dimensions of fields, where they are recorded.
+        future: Steps after the anchor.
+        size: (width, height) of the images.
+        has_statistics: True if statistics are written.
+        allows_nan: True if NaN and infinity are kept.
+        names: Names of the dimensions of fields, if recorded.
     """
 
     cameras: tuple[str, ...] | None = None
@@ -53,7 +53,7 @@ class ExpectedSample:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "ExpectedSample":
-        """What the options say, as far as they are what they should be."""
+        """Creates the expectation from options; values of a wrong type count as not given."""
         cameras, offsets = options.get("camera_names"), options.get("image_indices")
         size = options.get("resize_images_size")
         return cls(
@@ -70,18 +70,18 @@ class ExpectedSample:
 
 @dataclass(frozen=True)
 class SampleContext:
-    """The sample in hand, and where it is."""
+    """A sample and its location."""
 
     shard: str
     sample: StoredSample
 
-    def finding(self, code: str, message: str, **place: Any) -> Finding:
-        """A finding in this sample."""
+    def finding(self, code: str, message: str, **location: Any) -> Finding:
+        """Returns a finding of this sample."""
         text = f"{self.shard}, sample {self.sample.key}: {message}"
-        return SHARDS(code, text, shard=self.shard, sample=self.sample.key, **place)
+        return SHARDS(code, text, shard=self.shard, sample=self.sample.key, **location)
 
     def json(self, suffix: str) -> dict[str, Any] | None:
-        """The object that a JSON member holds; None where it is missing or something else."""
+        """Object in a JSON member; None if the member is missing or is not a JSON object."""
         try:
             content = self.sample.json(suffix)
         except (KeyError, ValueError):
@@ -90,20 +90,20 @@ class SampleContext:
 
 
 def missing_members(suffixes: Iterable[str], expected: ExpectedSample) -> list[str]:
-    """What a complete sample would also have."""
-    there = {name.lower() for name in suffixes}
+    """Names of the members that the sample lacks."""
+    present = {name.lower() for name in suffixes}
     views = [(c, o) for o in expected.offsets or () for c in expected.cameras or ()]
-    images = {name[:2] for name in map(parse_image, there) if name is not None}
-    absent = [name for name in _REQUIRED if name not in there]
-    return absent + [image_suffix(c, o) for c, o in views if (c.lower(), o) not in images]
+    images = {name[:2] for name in map(parse_image, present) if name is not None}
+    missing = [name for name in _REQUIRED if name not in present]
+    return missing + [image_suffix(c, o) for c, o in views if (c.lower(), o) not in images]
 
 
 class SampleCheck:
-    """Checks samples one by one; the first decides which fields the others shall have.
+    """Checks samples one by one; all must have the fields of the first one.
 
     Attributes:
-        pictures: How many were decoded.
-        fields: Field to (shape, kind of dtype) of the first sample; empty before.
+        images: Number of decoded images.
+        fields: Field to (shape, kind of dtype) of the first sample; empty before it.
     """
 
     def __init__(self, expected: ExpectedSample) -> None:
@@ -112,75 +112,83 @@ class SampleCheck:
         self.fields: dict[str, tuple[tuple[int, ...], str]] = {}
 
     def check(
-        self, place: SampleContext, take: Callable[[SampleContext, Mapping[str, Array]], None]
+        self,
+        context: SampleContext,
+        add_arrays: Callable[[SampleContext, Mapping[str, Array]], None],
     ) -> Iterator[Finding]:
-        """Everything that is wrong with a sample.
+        """Yields the findings of a sample.
 
         Args:
-            place: The sample.
-            take: Called with the arrays of a sample whose numbers are in order.
+            context: The sample.
+            add_arrays: Called with the arrays of a sample if they are valid.
         """
-        metadata = place.json(METADATA)
-        yield from self._check_metadata(place, metadata)
-        if LANGUAGE in place.sample.members and place.json(LANGUAGE) is None:
-            yield place.finding("bad_language", f"{LANGUAGE} is no JSON object")
-        yield from self._check_images(place, metadata or {})
-        if ARRAYS not in place.sample.members:
+        metadata = context.json(METADATA)
+        yield from self._check_metadata(context, metadata)
+        if LANGUAGE in context.sample.members and context.json(LANGUAGE) is None:
+            yield context.finding("bad_language", f"{LANGUAGE} is not a JSON object")
+        yield from self._check_images(context, metadata or {})
+        if ARRAYS not in context.sample.members:
             return
         arrays: dict[str, Array] = {}
-        found = list(self._check_arrays(place, arrays))
-        yield from found
-        if arrays and not found:
-            take(place, arrays)
+        problems = list(self._check_arrays(context, arrays))
+        yield from problems
+        if arrays and not problems:
+            add_arrays(context, arrays)
 
     def _check_metadata(
-        self, place: SampleContext, metadata: dict[str, Any] | None
+        self, context: SampleContext, metadata: dict[str, Any] | None
     ) -> Iterator[Finding]:
-        if METADATA not in place.sample.members:
+        if METADATA not in context.sample.members:
             return
         if metadata is None:
-            yield place.finding("bad_metadata", f"{METADATA} is no JSON object")
+            yield context.finding("bad_metadata", f"{METADATA} is not a JSON object")
             return
         anchor, past = metadata.get("anchor_relative_idx"), self.expected.past
         if _integer(anchor) is None or (past is not None and anchor != past):
-            wanted = "a number" if past is None else past
-            message = f"anchor_relative_idx is {anchor!r}, expected {wanted}"
-            yield place.finding("bad_metadata", message, field="anchor_relative_idx")
+            required = "an integer" if past is None else past
+            message = f"anchor_relative_idx is {anchor!r}, expected {required}"
+            yield context.finding("bad_metadata", message, field="anchor_relative_idx")
         cameras = metadata.get("camera_names")
-        stored = {one.camera for one in place.sample.images().values() if not one.is_auxiliary}
+        stored = {image.camera for image in context.sample.images().values() if not image.is_side}
         if not isinstance(cameras, list) or {str(name) for name in cameras} != stored:
-            message = f"camera_names is {cameras!r}, there are pictures of {sorted(stored)}"
-            yield place.finding("bad_metadata", message, field="camera_names")
+            message = (
+                f"camera_names is {cameras!r}, expected {sorted(stored)}, the cameras of the images"
+            )
+            yield context.finding("bad_metadata", message, field="camera_names")
 
-    def _check_images(self, place: SampleContext, metadata: Mapping[str, Any]) -> Iterator[Finding]:
+    def _check_images(
+        self, context: SampleContext, metadata: Mapping[str, Any]
+    ) -> Iterator[Finding]:
         sizes = metadata.get("original_image_sizes")
-        for suffix, name in place.sample.images().items():
+        for suffix, name in context.sample.images().items():
             self.images += 1
-            found = place.sample.image_size(suffix, decode=True)
-            camera = name.base_camera
+            actual = context.sample.image_size(suffix, decode=True)
+            camera = name.recorded_by
             original = sizes.get(camera) if isinstance(sizes, dict) else None
-            wanted = self.expected.size or (tuple(original) if original else None)
-            if found is None:
+            required = self.expected.size or (tuple(original) if original else None)
+            if actual is None:
                 message = f"{suffix} cannot be decoded"
-                yield place.finding("broken_picture", message, camera=camera)
-            elif wanted is not None and found != wanted:
-                message = f"{suffix} is {found[0]} x {found[1]}, expected {wanted[0]} x {wanted[1]}"
-                yield place.finding("picture_size", message, camera=camera)
+                yield context.finding("broken_picture", message, camera=camera)
+            elif required is not None and actual != required:
+                message = (
+                    f"{suffix} is {actual[0]} x {actual[1]}, expected {required[0]} x {required[1]}"
+                )
+                yield context.finding("picture_size", message, camera=camera)
 
-    def _check_arrays(self, place: SampleContext, arrays: dict[str, Array]) -> Iterator[Finding]:
-        """Reads lowdim.npz into `arrays` and compares it with the first sample's."""
+    def _check_arrays(self, context: SampleContext, arrays: dict[str, Array]) -> Iterator[Finding]:
+        """Reads lowdim.npz into `arrays` and compares it with that of the first sample."""
         try:
-            arrays.update(place.sample.arrays())
+            arrays.update(context.sample.arrays())
         except (ValueError, KeyError) as error:
             code = "object_array" if "Python objects" in str(error) else "broken_npz"
-            yield place.finding(code, str(error))
+            yield context.finding(code, str(error))
             return
         for name in MASKS:
             mask = arrays.get(name)
             if mask is None or mask.dtype != np.bool_ or mask.ndim != 1:
                 shape = "missing" if mask is None else f"{mask.dtype}{list(mask.shape)}"
-                yield place.finding("bad_mask", f"{name} is {shape}", field=name)
-        yield from self._check_fields(place, arrays)
+                yield context.finding("bad_mask", f"{name} is {shape}", field=name)
+        yield from self._check_fields(context, arrays)
         for name, values in arrays.items():
             if values.dtype.kind in "fc" and not np.isfinite(values).all():
                 step, *inner = np.argwhere(~np.isfinite(values))[0].tolist()
@@ -189,30 +197,32 @@ class SampleCheck:
                 if values.ndim == 2:
                     label = dimension_label(name, inner[0], values.shape[1], self.expected.names)
                 message = f"{label!r} is not finite at step {step}"
-                yield place.finding(code, message, field=name, step=step)
+                yield context.finding(code, message, field=name, step=step)
 
-    def _check_fields(self, place: SampleContext, arrays: Mapping[str, Array]) -> Iterator[Finding]:
+    def _check_fields(
+        self, context: SampleContext, arrays: Mapping[str, Array]
+    ) -> Iterator[Finding]:
         past, future = self.expected.past, self.expected.future
         length = None if past is None or future is None else past + 1 + future
-        found = {name: (values.shape, _kind(values)) for name, values in arrays.items()}
-        for name, (shape, _) in found.items():
+        specs = {name: (values.shape, _kind(values)) for name, values in arrays.items()}
+        for name, (shape, _) in specs.items():
             if length is not None and shape[:1] != (length,):
                 message = f"{name!r} has the shape {list(shape)}, expected {length} steps"
-                yield place.finding("window_length", message, field=name)
+                yield context.finding("window_length", message, field=name)
         if not self.fields:
-            self.fields = found
-        for name in dict.fromkeys([*self.fields, *found]):
-            is_optional = name.startswith(CALIBRATION) and (name in self.fields) != (name in found)
-            if self.fields.get(name) != found.get(name) and not is_optional:
+            self.fields = specs
+        for name in dict.fromkeys([*self.fields, *specs]):
+            is_optional = name.startswith(CALIBRATION) and (name in self.fields) != (name in specs)
+            if self.fields.get(name) != specs.get(name) and not is_optional:
                 message = (
-                    f"{name!r} is {_described(found.get(name))}, "
+                    f"{name!r} is {_described(specs.get(name))}, "
                     f"in the first sample {_described(self.fields.get(name))}"
                 )
-                yield place.finding("field_mismatch", message, field=name)
+                yield context.finding("field_mismatch", message, field=name)
 
 
 def numeric_fields(fields: Mapping[str, tuple[tuple[int, ...], str]]) -> list[str]:
-    """Fields that have statistics: no masks, no calibration, no text."""
+    """Names of the fields that have statistics: no masks, no calibration, no text."""
     return [
         name
         for name, (_, kind) in fields.items()
@@ -221,7 +231,7 @@ def numeric_fields(fields: Mapping[str, tuple[tuple[int, ...], str]]) -> list[st
 
 
 def _kind(values: Array) -> str:
-    """The type as far as samples must agree in it: text may differ in length."""
+    """Data type that must be equal in all samples; text may differ in length."""
     return "text" if values.dtype.kind in "US" else str(values.dtype)
 
 

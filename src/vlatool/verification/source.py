@@ -19,13 +19,13 @@ def check_source(
     episodes: str | None,
     check: CheckOptions,
 ) -> Iterator[Finding]:
-    """Everything that is wrong with a source and the selected episodes.
+    """Yields the findings of a source and the selected episodes.
 
     Args:
         location: The source.
         source: Its format, reader and episodes.
-        episodes: Which to look at; None for all. Data-set-wide checks look at all.
-        check: How thoroughly; the whole of it decodes every frame.
+        episodes: Episodes to check; None for all. Checks of the whole data set read all.
+        check: Options of the verification; a full one decodes every frame.
     """
     reader: Any = source.reader
     yield from getattr(reader, "source_findings", ())
@@ -38,27 +38,27 @@ def check_source(
     with check.reporter.progress("episodes", len(refs), "episodes") as bar:
         for ref in refs:
             if hasattr(reader, "check"):
-                found = _guarded(reader.check(ref, deep=check.is_full), episode=ref.id)
+                findings = _guarded(reader.check(ref, deep=check.is_full), episode=ref.id)
             else:
-                found = check_episode(reader, ref, deep=check.is_full)
-            for finding in found:
+                findings = check_episode(reader, ref, deep=check.is_full)
+            for finding in findings:
                 errors += finding.severity == "error"
                 yield finding
             sizes |= {path: path.stat().st_size for path in _files(ref)}
-            check.checked.add(episodes=1)
+            check.counts.add(episodes=1)
             bar.advance(errors=errors)
-    check.checked.add(files=len(sizes), bytes=sum(sizes.values()))
+    check.counts.add(files=len(sizes), bytes=sum(sizes.values()))
 
 
 def _files(ref: EpisodeRef) -> Iterator[Path]:
-    """Every file that an episode is read from, as far as it is there."""
+    """Yields the existing files of an episode."""
     below = ref.path.rglob("*") if ref.path.is_dir() else [ref.path]
     yield from (path for path in (*below, *ref.files) if path.is_file())
 
 
-def _guarded(findings: Iterator[Finding], **place: Any) -> Iterator[Finding]:
-    """Findings; a refusal on the way is one, too, and the last."""
+def _guarded(findings: Iterator[Finding], **location: Any) -> Iterator[Finding]:
+    """Yields `findings`; a DataError that they raise becomes the last one."""
     try:
         yield from findings
     except DataError as error:
-        yield finding_of_error(error, **place)
+        yield finding_of_error(error, **location)

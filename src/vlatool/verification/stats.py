@@ -1,4 +1,4 @@
-"""Checks of stats.json against the samples that it summarises.
+"""Checks of stats.json against the samples.
 
 Legend of shapes: N samples, T steps, C channels. Source: formats/lbm 4.1, 6.1.
 """
@@ -25,7 +25,7 @@ _TOLERANCE = 1e-9
 
 
 class StatsCheck:
-    """Collects what samples say and compares it with the published statistics."""
+    """Compares the values of samples with the recorded statistics."""
 
     def __init__(self, folder: ShardFolder, expected: ExpectedSample, *, recompute: bool) -> None:
         self.path = folder.statistics_file
@@ -34,12 +34,12 @@ class StatsCheck:
         self._entries: dict[str, dict[str, Any]] = {}
         self._recompute = recompute
         self._bounds: dict[str, tuple[Array, Array]] = {}
-        self._sums: dict[str, _Sum] = {}
+        self._moments: dict[str, _FieldMoments] = {}
         self._outside: dict[str, Finding] = {}
-        self._taken = 0
+        self._num_samples = 0
 
-    def open(self) -> Iterator[Finding]:
-        """Reads the file."""
+    def read(self) -> Iterator[Finding]:
+        """Reads the file and yields its findings."""
         if not self.path.is_file():
             if self._expected.has_statistics:
                 yield self._finding("missing", "is missing")
@@ -56,135 +56,138 @@ class StatsCheck:
             name: bounds for name, entry in self._entries.items() if (bounds := _bounds(entry))
         }
 
-    def take(self, place: SampleContext, arrays: Mapping[str, Array]) -> None:
-        """Takes in the fields [T, C] of a sample; padded rows do not count."""
-        self._taken += 1
+    def add(self, context: SampleContext, arrays: Mapping[str, Array]) -> None:
+        """Adds the fields [T, C] of a sample; padded rows do not count."""
+        self._num_samples += 1
         valid = arrays["past_mask"] | arrays["future_mask"]
         for name, (low, high) in self._bounds.items():
             if name not in arrays:
                 continue
             values = _as_float(arrays[name])
             if values.shape == low.shape == high.shape and len(valid) == len(values):
-                self._compare(place, name, values, valid[:, None], (low, high))
+                self._compare(context, name, values, valid[:, None], (low, high))
                 if self._recompute:
-                    self._sums.setdefault(name, _Sum(values.shape)).add(values, valid)
+                    self._moments.setdefault(name, _FieldMoments(values.shape)).add(values, valid)
 
     def findings(
         self, fields: Mapping[str, tuple[tuple[int, ...], str]], samples: int
     ) -> Iterator[Finding]:
-        """What is wrong, after the last sample.
+        """Yields the remaining findings after the last sample.
 
         Args:
-            fields: Shape and type of each field of the samples; empty when none was read.
-            samples: How many samples there are.
+            fields: Shape and data type of each field of the samples; empty if none was read.
+            samples: Number of samples.
         """
         yield from self._outside.values()
         numeric = numeric_fields(fields)
         for name in numeric if self._entries else ():
             entry = self._entries.get(name)
             if entry is None:
-                yield self._finding("missing_field", f"has nothing about {name!r}", name)
+                yield self._finding("missing_field", f"has no entry for {name!r}", name)
             else:
                 yield from self._check_entry(name, entry, fields[name][0])
         for name in self._entries if fields else ():
             if name not in numeric:
                 yield self._finding("extra_field", f"has {name!r}, which samples lack", name)
         yield from self._check_counts(samples)
-        # A sample that was refused is in the published numbers, but not in the sums.
-        for name, total in self._sums.items() if self._taken == samples else ():
+        # A sample with invalid arrays is in the recorded statistics, but not in the moments.
+        for name, total in self._moments.items() if self._num_samples == samples else ():
             yield from self._check_values(name, total)
 
     def _compare(
         self,
-        place: SampleContext,
+        context: SampleContext,
         name: str,
         values: Array,
         valid: Array,
         bounds: tuple[Array, Array],
     ) -> None:
-        """Keeps the first value of a field that lies outside `bounds`, each [T, C]."""
+        """Records the first value of a field outside `bounds`, each [T, C], as a finding."""
         low, high = bounds
         slack = _TOLERANCE * np.maximum(np.maximum(np.abs(low), np.abs(high)), 1e-30)
         outside = valid & ((values < low - slack) | (values > high + slack))
         if name in self._outside or not outside.any():
             return
-        step, channel = (int(index) for index in np.argwhere(outside)[0])
-        at = (step, channel)
-        label = dimension_label(name, channel, values.shape[1], self._expected.names)
+        step, dimension = (int(index) for index in np.argwhere(outside)[0])
+        at = (step, dimension)
+        label = dimension_label(name, dimension, values.shape[1], self._expected.names)
         message = (
             f"{label!r}, step {step}: {values[at]:.9g} in sample "
-            f"{place.sample.key} is not within {low[at]:.9g} .. {high[at]:.9g}"
+            f"{context.sample.key} is not within {low[at]:.9g} .. {high[at]:.9g}"
         )
-        where = {"shard": place.shard, "sample": place.sample.key}
-        self._outside[name] = self._finding("out_of_range", message, name, **where)
+        location = {"shard": context.shard, "sample": context.sample.key}
+        self._outside[name] = self._finding("out_of_range", message, name, **location)
 
     def _check_entry(
         self, name: str, entry: Mapping[str, Any], shape: Sequence[int]
     ) -> Iterator[Finding]:
         steps, width = shape[0], int(np.prod(shape[1:]))
-        absent = [key for key in _NEEDED if entry.get(key) is None]
-        if absent:
-            yield self._finding("broken", f"{name!r} lacks {', '.join(absent)}", name)
+        missing = [key for key in _NEEDED if entry.get(key) is None]
+        if missing:
+            yield self._finding("broken", f"{name!r} lacks {', '.join(missing)}", name)
             return
-        wanted = {"mean": (width,), "min": (width,), "max": (width,), "count": (steps,)}
-        wanted |= {"mean_per_timestep": (steps, width)} if "mean_per_timestep" in entry else {}
-        for key, expected in wanted.items():
+        shapes = {"mean": (width,), "min": (width,), "max": (width,), "count": (steps,)}
+        shapes |= {"mean_per_timestep": (steps, width)} if "mean_per_timestep" in entry else {}
+        for key, expected in shapes.items():
             numbers = number_array(entry[key])
             if numbers is None or numbers.shape != expected:
-                found = "is ragged" if numbers is None else f"has the shape {list(numbers.shape)}"
-                message = f"{name!r}: {key} {found}, expected {list(expected)}"
+                problem = "is ragged" if numbers is None else f"has the shape {list(numbers.shape)}"
+                message = f"{name!r}: {key} {problem}, expected {list(expected)}"
                 yield self._finding("wrong_shape", message, name)
 
     def _check_counts(self, samples: int) -> Iterator[Finding]:
-        """The anchor is never padded: its rows are as many as the samples."""
+        """Compares `count` with the number of samples; the anchor is never padded."""
         for name, entry in self._entries.items():
             counts = entry.get("count")
-            is_list = isinstance(counts, list) and all(isinstance(one, int) for one in counts)
+            is_list = isinstance(counts, list) and all(isinstance(value, int) for value in counts)
             if not is_list or not counts:
                 continue
             past = self._expected.past
             anchor = counts[past] if past is not None and past < len(counts) else max(counts)
             if anchor != samples or max(counts) > samples:
-                message = (
-                    f"{name!r} counts {anchor} rows at the anchor, there are {samples} samples"
-                )
+                message = f"{name!r} counts {anchor} rows at the anchor, expected {samples} samples"
                 yield self._finding("wrong_count", message, name)
 
-    def _check_values(self, name: str, total: "_Sum") -> Iterator[Finding]:
+    def _check_values(self, name: str, total: "_FieldMoments") -> Iterator[Finding]:
         entry = self._entries[name]
         scale = total.scale()
-        for key, true in total.entry().items():
-            stated = number_array(entry.get(key))
-            if stated is None or np.broadcast_shapes(stated.shape, true.shape) != true.shape:
+        for key, computed in total.entry().items():
+            published = number_array(entry.get(key))
+            if (
+                published is None
+                or np.broadcast_shapes(published.shape, computed.shape) != computed.shape
+            ):
                 continue
             slack = 0.0 if key == "count" else _TOLERANCE * scale
-            apart = np.isfinite(true) & ~(np.abs(stated - true) <= slack)
-            if apart.any():
-                index = tuple(int(part) for part in np.argwhere(apart)[0])
-                found = np.broadcast_to(stated, true.shape)[index]
-                where = f"{name!r}: {key}{list(index)}"
+            differs = np.isfinite(computed) & ~(np.abs(published - computed) <= slack)
+            if differs.any():
+                index = tuple(int(part) for part in np.argwhere(differs)[0])
+                value = np.broadcast_to(published, computed.shape)[index]
+                label = f"{name!r}: {key}{list(index)}"
                 if key != "count":
                     names = self._expected.names
-                    where += f" ({dimension_label(name, index[-1], true.shape[-1], names)})"
-                message = f"{where} is {found:.12g}, samples give "
-                yield self._finding("wrong_value", f"{message}{true[index]:.12g}", name)
+                    label += f" ({dimension_label(name, index[-1], computed.shape[-1], names)})"
+                message = f"{label} is {value:.12g}, samples give "
+                yield self._finding("wrong_value", f"{message}{computed[index]:.12g}", name)
 
     def _check_copies(self) -> Iterator[Finding]:
-        """The compact copy beside it, and the one of `episodes` beside that of `shards`."""
-        for other in self._folder.statistics_copies():
+        """Compares the file with its compact copy and with the copies of the other folder."""
+        for copy in self._folder.statistics_copies():
             try:
-                same = compact(read_stats(other)) == compact(self._entries)
+                is_equal = compact(read_stats(copy)) == compact(self._entries)
             except DataError:
-                same = False
-            if not same:
-                yield STATS("copies_differ", f"{other}: differs from {self.path}", path=str(other))
+                is_equal = False
+            if not is_equal:
+                yield STATS("copies_differ", f"{copy}: differs from {self.path}", path=str(copy))
 
-    def _finding(self, code: str, message: str, field: str | None = None, **place: Any) -> Finding:
-        return STATS(code, f"{self.path}: {message}", path=str(self.path), field=field, **place)
+    def _finding(
+        self, code: str, message: str, field: str | None = None, **location: Any
+    ) -> Finding:
+        return STATS(code, f"{self.path}: {message}", path=str(self.path), field=field, **location)
 
 
-class _Sum:
-    """Count, mean, spread and extremes [T, C] of the values so far."""
+class _FieldMoments:
+    """Count, mean, variance, minimum and maximum [T, C] of the values so far."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self._count = np.zeros((shape[0], 1))
@@ -202,21 +205,21 @@ class _Sum:
         self._high = np.where(rows, np.maximum(self._high, values), self._high)
 
     def scale(self) -> Array:
-        """The size of each channel's values [C], which rounding is relative to."""
+        """Largest absolute value of each dimension [C], to which rounding errors are relative."""
         largest = np.maximum(np.abs(self._low), np.abs(self._high))
         finite = np.where(np.isfinite(largest), largest, 0.0).max(axis=0)
         return np.maximum(finite, np.finfo(np.float64).tiny)
 
     def entry(self) -> dict[str, Array]:
-        """The published numbers."""
+        """The statistics under their keys in stats.json."""
         total = max(float(self._count.sum()), 1.0)
         mean = (self._mean * self._count).sum(axis=0) / total
         variance = self._m2 / np.maximum(self._count - 1, 1)
-        spread = variance * self._count + self._count * (self._mean - mean) ** 2
+        squares = variance * self._count + self._count * (self._mean - mean) ** 2
         return {
             "count": self._count[:, 0],
             "mean": mean,
-            "std": np.sqrt(spread.sum(axis=0) / total),
+            "std": np.sqrt(squares.sum(axis=0) / total),
             "min": self._low.min(axis=0),
             "max": self._high.max(axis=0),
             "mean_per_timestep": self._mean,
@@ -227,13 +230,13 @@ class _Sum:
 
 
 def _bounds(entry: Mapping[str, Any]) -> tuple[Array, Array] | None:
-    """Smallest and largest value [T, C] of a field; NaN where nothing is said."""
+    """Minimum and maximum [T, C] of a field; NaN where they are not recorded."""
     low, high = (number_array(entry.get(f"{key}_per_timestep")) for key in ("min", "max"))
     return None if low is None or high is None else (low, high)
 
 
 def _as_float(values: Array) -> Array:
-    """[T, C] in float64; a field [T] has one channel."""
+    """The values as float64 [T, C]; a field [T] has one dimension."""
     return values.reshape(len(values), int(np.prod(values.shape[1:]))).astype(np.float64)
 
 

@@ -1,4 +1,4 @@
-"""Checks of built samples: the files of the run, every line, its pictures, and their sums."""
+"""Checks of samples for a language model: the files of the run, lines, images, and totals."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -16,13 +16,13 @@ from vlatool.storage.tree import file_names
 from vlatool.storage.uri import can_list
 from vlatool.verification.check import CheckOptions
 from vlatool.verification.findings import SAMPLES
-from vlatool.verification.output import check_written
+from vlatool.verification.output import check_record_and_files
 
 
-def check_built(location: Path, check: CheckOptions) -> Iterator[Finding]:
-    """Everything that is wrong with built samples."""
-    is_ended = yield from check_written(location, location, check)
-    if not is_ended:
+def check_token_samples(location: Path, check: CheckOptions) -> Iterator[Finding]:
+    """Yields the findings of a folder of samples."""
+    has_ended = yield from check_record_and_files(location, location, check)
+    if not has_ended:
         return
     try:
         folder = SamplesFolder.open(location)
@@ -33,14 +33,14 @@ def check_built(location: Path, check: CheckOptions) -> Iterator[Finding]:
 
 
 class _FolderCheck:
-    """The checks of one folder, file by file."""
+    """Checks of one folder, file by file."""
 
     def __init__(self, folder: SamplesFolder, check: CheckOptions) -> None:
         self._folder, self._check = folder, check
         self._kinds: Counter[str] = Counter()
         self._tasks: Counter[str] = Counter()
         self._known: dict[PurePosixPath, frozenset[str]] = {}
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._root = folder.images_root
         shape: Any = folder.document.get("shape") or {}
         self._shape = (shape.get("pictures"), shape.get("future"))
@@ -48,45 +48,45 @@ class _FolderCheck:
         self._ids = fast.get("vocab_size")
 
     def findings(self) -> Iterator[Finding]:
-        """Of every file, then of their sums."""
+        """Yields the findings of every file, then those of the totals."""
         files = self._folder.files
-        can_look = can_list(self._root) and self._root.is_dir()
-        if not can_look and can_list(self._root):
-            message = f"{self._folder.path}: its pictures are not in {self._root}"
+        check_images = can_list(self._root) and self._root.is_dir()
+        if not check_images and can_list(self._root):
+            message = f"{self._folder.path}: the folder of its images, {self._root}, is missing"
             yield SAMPLES("no_pictures", message, path=str(self._root))
         if self._check.is_quick:
-            self._check.checked.add(files=len(files), samples=len(self._folder))
+            self._check.counts.add(files=len(files), samples=len(self._folder))
             return
-        is_whole = True
+        has_no_error = True
         with self._check.reporter.progress("files", len(files), "files") as bar:
             for name, count in files:
-                for finding in self._file(name, count, can_look=can_look):
-                    is_whole = is_whole and finding.code == "samples.missing_picture"
+                for finding in self._file(name, count, check_images=check_images):
+                    has_no_error = has_no_error and finding.code == "samples.missing_picture"
                     yield finding
                 bar.advance(samples=self._kinds.total())
-        self._check.checked.add(files=len(files), samples=self._kinds.total())
-        if is_whole:
-            yield from self._sums()
+        self._check.counts.add(files=len(files), samples=self._kinds.total())
+        if has_no_error:
+            yield from self._totals()
 
-    def _file(self, name: str, count: int, *, can_look: bool) -> Iterator[Finding]:
+    def _file(self, name: str, count: int, *, check_images: bool) -> Iterator[Finding]:
         path = self._folder.path / name
         if not path.is_file():
             yield SAMPLES("missing_file", f"{path}: is missing", path=str(path))
             return
         read = self._packed if self._folder.is_packed else self._lines
-        found = 0
-        for at, one in enumerate(read(path), 1):
-            if isinstance(one, Finding):
-                yield one
-                if one.code == "samples.broken_file":
+        total = 0
+        for number, item in enumerate(read(path), 1):
+            if isinstance(item, Finding):
+                yield item
+                if item.code == "samples.broken_file":
                     return
             else:
-                self._kinds[one.conversation.kind] += 1
-                self._tasks[one.conversation.task] += 1
-                yield from self._sample(f"{path}:{at}", one, can_look=can_look)
-            found = at
-        if found != count:
-            message = f"{path}: has {found} samples, the manifest says {count}"
+                self._kinds[item.said.kind] += 1
+                self._tasks[item.said.task] += 1
+                yield from self._sample(f"{path}:{number}", item, check_images=check_images)
+            total = number
+        if total != count:
+            message = f"{path}: has {total} samples, the manifest says {count}"
             yield SAMPLES("count_mismatch", message, path=str(path))
         if not self._folder.is_packed:
             yield from _check_index(path)
@@ -110,68 +110,72 @@ class _FolderCheck:
         for number, line in enumerate(episode.lines(self._folder.prefix), 1):
             yield _parsed(path, number, line[:-1])
 
-    def _sample(self, where: str, sample: TokenSample, *, can_look: bool) -> Iterator[Finding]:
-        path, _, line = where.rpartition(":")
-        place = {"path": path, "line": int(line)}
-        said = sample.conversation
-        if self._shape != (said.images, len(said.codes)):
-            wanted = " and ".join(map(str, self._shape))
-            message = f"{where}: has {said.images} and {len(said.codes)} pictures, not {wanted}"
-            yield SAMPLES("other_shape", message, **place)
-        if isinstance(self._ids, int) and max(said.action_ids) >= self._ids:
-            message = f"{where}: action id {max(said.action_ids)}; there are {self._ids}"
-            yield SAMPLES("unknown_action_id", message, **place)
-        for image in sample.images if can_look else ():
+    def _sample(
+        self, position: str, sample: TokenSample, *, check_images: bool
+    ) -> Iterator[Finding]:
+        path, _, line = position.rpartition(":")
+        location = {"path": path, "line": int(line)}
+        conversation = sample.said
+        if self._shape != (conversation.images, len(conversation.codes)):
+            expected = " and ".join(map(str, self._shape))
+            counts = f"{conversation.images} and {len(conversation.codes)}"
+            message = f"{position}: has {counts} images, expected {expected}"
+            yield SAMPLES("other_shape", message, **location)
+        if isinstance(self._ids, int) and max(conversation.action_ids) >= self._ids:
+            largest = max(conversation.action_ids)
+            message = f"{position}: has the action id {largest}, expected at most {self._ids - 1}"
+            yield SAMPLES("unknown_action_id", message, **location)
+        for image in sample.images if check_images else ():
             name = PurePosixPath(image.removeprefix(self._folder.prefix))
-            if name.name not in self._names(name.parent) and image not in self._told:
-                self._told.add(image)
-                message = f"{where}: {self._root / name} is not there"
-                yield SAMPLES("missing_picture", message, **place)
+            if name.name not in self._names(name.parent) and image not in self._reported:
+                self._reported.add(image)
+                message = f"{position}: {self._root / name} is missing"
+                yield SAMPLES("missing_picture", message, **location)
 
     def _names(self, folder: PurePosixPath) -> frozenset[str]:
-        """What is in a folder of pictures; each is listed once."""
+        """Names of the files in a folder of images; each folder is listed once."""
         if folder not in self._known:
             self._known[folder] = file_names(self._root / folder)
         return self._known[folder]
 
-    def _sums(self) -> Iterator[Finding]:
+    def _totals(self) -> Iterator[Finding]:
         path = str(self._folder.path / MANIFEST_NAME)
-        counted: tuple[tuple[str, Any], ...] = (
+        counts: tuple[tuple[str, Any], ...] = (
             ("samples", self._kinds.total()),
             ("kinds", dict(self._kinds)),
             ("tasks", dict(self._tasks)),
         )
-        for key, found in counted:
-            said = self._folder.document.get(key)
-            if said != found:
-                message = f"{path}: {key} is {str(said)[:200]}, found are {str(found)[:200]}"
+        for key, count in counts:
+            expected = self._folder.document.get(key)
+            if expected != count:
+                message = f"{path}: {key} is {str(expected)[:200]}, counted {str(count)[:200]}"
                 yield SAMPLES("count_mismatch", message, path=path)
 
 
 def _parsed(path: Path, number: int, line: bytes) -> Finding | TokenSample:
-    """The sample in a line, if it is written as it should be."""
-    place = {"path": str(path), "line": number}
+    """Parses a line; returns a finding if it is not a sample in its standard form."""
+    location = {"path": str(path), "line": number}
     try:
         sample = parse_sample(line)
     except ValueError as error:
-        return SAMPLES("broken_line", f"{path}:{number}: {error}", **place)
+        return SAMPLES("broken_line", f"{path}:{number}: {error}", **location)
     if render_sample(sample)[:-1] != line:
-        message = f"{path}:{number}: is written with other spaces or escapes"
-        return SAMPLES("other_spelling", message, **place)
+        message = f"{path}:{number}: spaces or escapes differ from the standard form"
+        return SAMPLES("other_spelling", message, **location)
     return sample
 
 
 def _check_index(path: Path) -> Iterator[Finding]:
-    """Whether the index says where the lines are."""
-    beside = lines_index_path(path)
-    if not beside.is_file():
+    """Compares the index of a file with its lines."""
+    index_path = lines_index_path(path)
+    if not index_path.is_file():
         return
-    index = read_index(beside)
+    index = read_index(index_path)
     try:
         lengths = [len(line) + 1 for line in read_lines(path)]
     except (ValueError, OSError):
-        return  # told already
-    wanted = [(end - n, n) for end, n in zip(accumulate(lengths), lengths, strict=True)]
-    if index is None or index.ranges() != wanted or index.shard_bytes != sum(lengths):
-        message = f"{beside}: has other places of lines than {path.name}"
-        yield SAMPLES("index_mismatch", message, path=str(beside))
+        return  # already a finding
+    expected = [(end - n, n) for end, n in zip(accumulate(lengths), lengths, strict=True)]
+    if index is None or index.ranges() != expected or index.shard_bytes != sum(lengths):
+        message = f"{index_path}: does not match the lines of {path.name}"
+        yield SAMPLES("index_mismatch", message, path=str(index_path))

@@ -1,7 +1,6 @@
-"""Checks of a folder of windows: every line against the rules and the others, every picture.
+"""Checks of a folder of windows: every line, every image.
 
-What a line should hold follows from its frame and the length of its episode. Source: future-vla
-1.1.
+The frame and the length of the episode determine the content of a line. Source: future-vla 1.1.
 """
 
 import re
@@ -32,24 +31,24 @@ from vlatool.storage.tree import FileInfo, files_below
 from vlatool.transforms.chunks import future_actions, future_frames, past_frames, with_padding
 from vlatool.verification.check import CheckOptions
 from vlatool.verification.findings import WINDOWS
-from vlatool.verification.output import check_written
+from vlatool.verification.output import check_record_and_files
 
 _FRAME = re.compile(r"_frame_(\d{6,12})\.png$")
 _FIXED: Mapping[str, tuple[Kind, ...]] = {"both": ("vla", "wm"), "vla": ("vla",), "wm": ("wm",)}
 
 
 def check_windows(location: Path, check: CheckOptions) -> Iterator[Finding]:
-    """Everything that is wrong with a folder of windows, or a copy of one."""
+    """Yields the findings of a folder of windows or a copy of one."""
     codes = [name for name in (JSON_NAME, PACKED_NAME) if is_codes(location / name)]
-    is_ended = yield from check_written(location, location, check, codes)
-    if not is_ended:
+    has_ended = yield from check_record_and_files(location, location, check, codes)
+    if not has_ended:
         return
     path = location / MANIFEST_NAME
     manifest = None
     try:
         manifest = read_manifest(location)
         if manifest is None:
-            yield WINDOWS("no_manifest", f"{path}: is not there", path=str(path))
+            yield WINDOWS("no_manifest", f"{path}: is missing", path=str(path))
     except DataError as error:
         yield WINDOWS("broken_manifest", error.message, path=str(path))
     yield from _check_episodes(location, manifest, check)
@@ -58,43 +57,43 @@ def check_windows(location: Path, check: CheckOptions) -> Iterator[Finding]:
 def _check_episodes(
     location: Path, manifest: WindowManifest | None, check: CheckOptions
 ) -> Iterator[Finding]:
-    found = lines_files(location)
+    paths = lines_files(location)
     lines, images = 0, 0
     folders = {folder.name for folder in image_folders(location)}
-    with check.reporter.progress("episodes", len(found), "episodes") as bar:
-        for path in found:
+    with check.reporter.progress("episodes", len(paths), "episodes") as bar:
+        for path in paths:
             episode = _EpisodeCheck(location, path, _Rules.of(manifest), check)
             yield from episode.findings()
             folders.discard(path.stem)
             lines, images = lines + episode.lines, images + len(episode.images)
             bar.advance(samples=lines)
-    check.checked.add(episodes=len(found), files=len(found), samples=lines, pictures=images)
+    check.counts.add(episodes=len(paths), files=len(paths), samples=lines, pictures=images)
     for name in sorted(folders):
-        message = f"{location / images_name(name)}: no line names its pictures"
+        message = f"{location / images_name(name)}: no line names its images"
         yield WINDOWS("unused_picture", message, path=str(location / images_name(name)))
     if manifest is None:
         return
-    told = {"episodes": len(found), "pictures": images}
-    told |= {} if check.is_quick else {"samples": lines}
-    for noun, count in told.items():
-        if count != getattr(manifest, noun):
-            place = location / MANIFEST_NAME
-            message = f"{place}: says {getattr(manifest, noun)} {noun}, there are {count}"
-            yield WINDOWS("count_mismatch", message, path=str(place))
+    totals = {"episodes": len(paths), "pictures": images}
+    totals |= {} if check.is_quick else {"samples": lines}
+    for unit, count in totals.items():
+        if count != getattr(manifest, unit):
+            manifest_path = location / MANIFEST_NAME
+            message = f"{manifest_path}: {unit} is {getattr(manifest, unit)}, counted {count}"
+            yield WINDOWS("count_mismatch", message, path=str(manifest_path))
 
 
 @dataclass(frozen=True)
 class _Rules:
-    """What windows of a folder have between them.
+    """Properties that all windows of a folder share.
 
     Attributes:
-        cameras: In order.
-        past: Steps that are seen.
-        future: Steps that come.
-        kinds: Which lines there are of a frame; empty where it differs.
-        alternates: Whether they are `vla` and `wm` in turn.
-        width: Values of an action; None where any number may be, the same in all lines.
-        size: (width, height) of the pictures; None where they have their own.
+        cameras: Cameras in order.
+        past: Number of past steps.
+        future: Number of future steps.
+        kinds: Kinds of the lines of each frame; empty if they vary.
+        alternates: True if frames have a `vla` and a `wm` line alternately.
+        width: Number of values of an action; None for any number that is equal in all lines.
+        size: (width, height) of the images; None if not fixed.
     """
 
     cameras: Sequence[str]
@@ -107,7 +106,7 @@ class _Rules:
 
     @classmethod
     def of(cls, manifest: WindowManifest | None) -> "_Rules":
-        """Those of a manifest; the published ones without."""
+        """Creates the rules of a manifest, or of the published layout if there is none."""
         if manifest is None:
             return cls(PUBLISHED_CAMERAS, PUBLISHED_STEPS, PUBLISHED_STEPS)
         return cls(
@@ -120,16 +119,16 @@ class _Rules:
             manifest.image_size,
         )
 
-    def kinds_at(self, at: int) -> tuple[Kind, ...]:
-        """The lines of a frame, in order; empty where any may be."""
+    def kinds_at(self, frame: int) -> tuple[Kind, ...]:
+        """Kinds of the lines of a frame, in order; empty for any."""
         if self.alternates:
-            return ("wm",) if at % 2 else ("vla",)
+            return ("wm",) if frame % 2 else ("vla",)
         return self.kinds
 
 
 @dataclass
 class _EpisodeCheck:
-    """The lines and pictures of one episode."""
+    """Checks of the lines and images of one episode."""
 
     location: Path
     path: Path
@@ -143,11 +142,11 @@ class _EpisodeCheck:
 
     @property
     def folder(self) -> str:
-        """Of the pictures, relative to the location."""
+        """Folder of the images, relative to the location."""
         return images_name(self.path.stem)
 
     def findings(self) -> Iterator[Finding]:
-        """Everything that is wrong with it."""
+        """Yields the findings of the episode."""
         self.images = files_below(self.location / self.folder)
         if self.check.is_quick:
             return
@@ -158,7 +157,7 @@ class _EpisodeCheck:
 
     def _check_lines(self) -> Iterator[Finding]:
         lengths: list[int] = []
-        matches = (_FRAME.search(one.name) for one in self.images)
+        matches = (_FRAME.search(image.name) for image in self.images)
         frames = max((int(match[1]) for match in matches if match), default=-1) + 1
         try:
             for number, line in enumerate(read_lines(self.path), 1):
@@ -174,34 +173,34 @@ class _EpisodeCheck:
     def _check_line(self, number: int, line: bytes, frames: int) -> Iterator[Finding]:
         try:
             window = parse_window(line)
-            at = self._frame_of(window)
+            frame = self._frame_of(window)
         except ValueError as error:
             yield self._finding("bad_line", number, str(error))
             return
-        for problem in self._problems(window, at, frames):
-            yield self._finding("wrong_line", number, f"frame {at}: {problem}")
-        first = self._chunks.setdefault(at, (number, window))[1]
+        for problem in self._problems(window, frame, frames):
+            yield self._finding("wrong_line", number, f"frame {frame}: {problem}")
+        first = self._chunks.setdefault(frame, (number, window))[1]
         if (first.actions, first.task) != (window.actions, window.task):
-            problem = "its lines have different actions or instructions"
-            yield self._finding("wrong_line", number, f"frame {at}: {problem}")
-        self._kinds.setdefault(at, []).append(window.kind)
+            problem = "lines of one frame have different actions or instructions"
+            yield self._finding("wrong_line", number, f"frame {frame}: {problem}")
+        self._kinds.setdefault(frame, []).append(window.kind)
 
-    def _problems(self, window: Window, at: int, frames: int) -> Iterator[str]:
-        if window.images != self._paths(past_frames(at, self.rules.past)):
-            yield "the pictures that are seen are others"
-        if window.future != self._paths(future_frames(at, self.rules.future, frames)):
-            yield "the pictures that come are others"
+    def _problems(self, window: Window, frame: int, frames: int) -> Iterator[str]:
+        if window.images != self._paths(past_frames(frame, self.rules.past)):
+            yield "the past images are wrong"
+        if window.future != self._paths(future_frames(frame, self.rules.future, frames)):
+            yield "the future images are wrong"
         if len(window.actions) != self.rules.future:
             yield f"has {len(window.actions)} actions, expected {self.rules.future}"
 
     def _frame_of(self, window: Window) -> int:
-        """The frame that a line is of: that of the last picture that is seen."""
+        """Frame of a line: that of its last past image."""
         episode, camera = re.escape(self.path.stem), re.escape(self.rules.cameras[-1])
         last = window.images[-1] if window.images else ""
         pattern = rf"{re.escape(self.folder)}/(.+)_{camera}_{episode}_frame_(\d{{6,12}})\.png"
         match = re.fullmatch(pattern, last)
         if match is None:
-            raise ValueError(f"no frame: {last!r} is not called as pictures of camera {camera} are")
+            raise ValueError(f"no frame: {last!r} is not a name of an image of camera {camera}")
         self._prefix = self._prefix or match[1]
         return int(match[2])
 
@@ -213,59 +212,59 @@ class _EpisodeCheck:
         )
 
     def _check_frames(self, frames: int) -> Iterator[Finding]:
-        """Whether every frame has its lines, and lines continue each other's actions."""
+        """Checks that every frame has its lines and that their actions agree with the next ones."""
         if not frames or list(self._kinds) != list(range(frames)):
-            message = f"{self.path}: has lines of {len(self._kinds)} frames in their order, "
-            yield WINDOWS("wrong_line", f"{message}there are {frames}", path=str(self.path))
+            message = f"{self.path}: has lines of {len(self._kinds)} frames, expected {frames} in "
+            yield WINDOWS("wrong_line", f"{message}order", path=str(self.path))
             return
         firsts = [window.actions[0] for _, window in self._chunks.values()]
         widths = {len(row) for row in firsts} | {self.rules.width or len(firsts[0])}
         if len(widths) > 1:
-            message = f"{self.path}: actions have {sorted(widths)} values"
+            message = f"{self.path}: the number of values of an action varies: {sorted(widths)}"
             yield WINDOWS("wrong_line", message, path=str(self.path))
             return
         padded = with_padding(np.array(firsts), self.rules.future)
-        for at, (number, window) in self._chunks.items():
-            expected = future_actions(padded, at, self.rules.future)
+        for frame, (number, window) in self._chunks.items():
+            expected = future_actions(padded, frame, self.rules.future)
             if [list(row) for row in window.actions] != expected:
-                message = f"frame {at}: its actions do not go on as those of the next frames"
+                message = f"frame {frame}: the actions do not match those of the next frames"
                 yield self._finding("wrong_line", number, message)
-            wanted = self.rules.kinds_at(at)
-            if wanted and tuple(self._kinds[at]) != wanted:
-                message = f"frame {at}: has lines {self._kinds[at]}, expected {list(wanted)}"
+            kinds = self.rules.kinds_at(frame)
+            if kinds and tuple(self._kinds[frame]) != kinds:
+                message = f"frame {frame}: has lines {self._kinds[frame]}, expected {list(kinds)}"
                 yield self._finding("wrong_line", number, message)
 
     def _check_index(self, lengths: Sequence[int]) -> Iterator[Finding]:
-        place = lines_index_path(self.path)
-        if not place.is_file():
+        index_path = lines_index_path(self.path)
+        if not index_path.is_file():
             return
-        index = read_index(place)
+        index = read_index(index_path)
         if index is None or index.lengths.tolist() != list(lengths):
-            message = f"{place}: does not say where the lines are"
-            yield WINDOWS("index_mismatch", message, path=str(place))
+            message = f"{index_path}: does not match the lines of {self.path.name}"
+            yield WINDOWS("index_mismatch", message, path=str(index_path))
 
     def _check_images(self) -> Iterator[Finding]:
-        there = {f"{self.folder}/{one.name}" for one in self.images}
+        present = {f"{self.folder}/{image.name}" for image in self.images}
         used = set(self._paths(list(self._kinds)))
-        for name in sorted(used - there):
+        for name in sorted(used - present):
             message = f"{self.location / name}: is missing"
             yield WINDOWS("missing_picture", message, path=str(self.location / name))
-        for name in sorted(there - used) if self._kinds else ():
+        for name in sorted(present - used) if self._kinds else ():
             message = f"{self.location / name}: no line names it"
             yield WINDOWS("unused_picture", message, path=str(self.location / name))
 
     def _check_pixels(self) -> Iterator[Finding]:
-        for one in self.images:
-            place = self.location / self.folder / one.name
+        for image in self.images:
+            image_path = self.location / self.folder / image.name
             try:
-                size = decoded_size(place.read_bytes())
+                size = decoded_size(image_path.read_bytes())
             except (ValueError, OSError) as error:
-                yield WINDOWS("broken_picture", f"{place}: {error}", path=str(place))
+                yield WINDOWS("broken_picture", f"{image_path}: {error}", path=str(image_path))
                 continue
             if self.rules.size not in (None, size):
-                message = f"{place}: has {size[0]}x{size[1]} pixels"
-                yield WINDOWS("broken_picture", message, path=str(place))
+                message = f"{image_path}: has {size[0]}x{size[1]} pixels, not the configured size"
+                yield WINDOWS("broken_picture", message, path=str(image_path))
 
     def _finding(self, code: str, line: int, message: str) -> Finding:
-        place = {"path": str(self.path), "line": line}
-        return WINDOWS(code, f"{self.path}:{line}: {message}", **place)
+        location = {"path": str(self.path), "line": line}
+        return WINDOWS(code, f"{self.path}:{line}: {message}", **location)

@@ -1,4 +1,4 @@
-"""From windows and the codes of their pictures to samples for a language model."""
+"""Samples for a language model from windows and the codes of their images."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -58,12 +58,13 @@ from vlatool.jobs.run import run_job
 from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import location, pinned, require_existing
 
-# What is read stands in a record by its name and digest; what only repeats another key, not at all.
-_READ = ("data", "fast", "tokens", "tokenizer", "gripper_raw", "rpy_std_mult")
+# A record has the names and digests of inputs instead of these keys, and no key that repeats
+# another.
+_INPUT_KEYS = ("data", "fast", "tokens", "tokenizer", "gripper_raw", "rpy_std_mult")
 
 
 class BuildDatasetConfig(ConfigModel):
-    """What `vlatool build-dataset` does."""
+    """Options of `vlatool build-dataset`."""
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Output": ("output", "packed", "lines_per_file", "absolute", *JOB_KEYS),
@@ -71,46 +72,47 @@ class BuildDatasetConfig(ConfigModel):
     }
     aliases: ClassVar[Mapping[str, str]] = {"A": "data", "a_dir": "data", "fast_repo": "fast"}
     ignored: ClassVar[Mapping[str, str]] = {
-        "batch_size": "the actions of an episode are encoded at once",
+        "batch_size": "all actions of an episode are encoded at once",
         "backup_suffix": "inputs are never changed",
-        "strict": "missing codes always fail their episode",
+        "strict": "an episode with missing codes always fails",
     }
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
-        {*_READ, "output", *ENGINE, *JOB_KEYS, *ignored}
+        {*_INPUT_KEYS, "output", *ENGINE, *JOB_KEYS, *ignored}
     )
 
-    data: str = required_field("", "Folder of windows, as preprocess writes it.")
+    data: str = required_field("", "Folder of windows that `vlatool preprocess` wrote.")
     fast: str = required_field("", "Folder of the FAST action tokenizer.")
-    output: str = required_field("", "Location for data/ or packed/, never the folder of windows.")
+    output: str = required_field("", "Folder for data/ or packed/, other than that of windows.")
     tokens: str | None = Field(
-        default=None, description="Folder of codes; null for tokens/ or TiToken/ beside data/."
+        default=None, description="Folder of codes; null: tokens/ or TiToken/ next to data/."
     )
-    kinds: list[Kind] = Field(default=[*KINDS], min_length=1, description="Samples to build.")
-    limit: int | None = Field(default=None, ge=1, description="Take the first so many episodes.")
+    kinds: list[Kind] = Field(default=[*KINDS], min_length=1, description="Kinds of samples.")
+    limit: int | None = Field(default=None, ge=1, description="Use only the first N episodes.")
     pattern: str = Field(
-        default=f"{DATA_NAME}/episode_*.jsonl", description="Files of windows to take."
+        default=f"{DATA_NAME}/episode_*.jsonl", description="Files of windows to use."
     )
     profile: str | None = Field(
         default=None,
-        description="How actions are normalised: a name, or a file; null for that of the action "
+        description="Normalization profile of actions: a name or a file; null: that of the action "
         "tokenizer, else libero.",
     )
     gripper: Gripper = Field(
-        default="raw", description="normalised treats the gripper like other dimensions."
+        default="raw", description="raw: leave the gripper unchanged; else normalize it, too."
     )
     absolute: bool = Field(
-        default=False, description="Whole locations of pictures, as published; else relative."
+        default=False, description="Write absolute locations of images, as published."
     )
     packed: bool = Field(
-        default=False, description="Write arrays a hundredth as large; lines are made when asked."
+        default=False,
+        description="Write arrays, about 1 % of the size; `vlatool export` makes lines of them.",
     )
     lines_per_file: int | None = Field(
-        default=None, ge=1, description="Lines of a file; null for a file per episode."
+        default=None, ge=1, description="Lines per file; null: one file per episode."
     )
     tokenizer: str | None = Field(
         default=None,
-        description="Folder of the language model's tokenizer, to see which instructions have "
-        "ids that codes use.",
+        description="Folder of the text tokenizer, to find instructions whose token ids are "
+        "reserved for codes.",
     )
     engine: EngineName = "local"
     workers: Workers = None
@@ -122,7 +124,7 @@ class BuildDatasetConfig(ConfigModel):
     dry_run: DryRun = False
     gripper_raw: bool | None = Field(default=None, description="Same as --gripper raw.")
     rpy_std_mult: float | None = Field(
-        default=None, description="Checked against the factors of the profile."
+        default=None, description="Expected factor of the profile, which is checked."
     )
     batch_size: int | None = Field(default=None, description="Does nothing.")
     backup_suffix: str | None = Field(default=None, description="Does nothing.")
@@ -130,13 +132,13 @@ class BuildDatasetConfig(ConfigModel):
 
     @field_validator("kinds")
     @classmethod
-    def _each_once(cls, value: list[Kind]) -> Any:
+    def _unique(cls, value: list[Kind]) -> Any:
         return unique_items(value)
 
     @model_validator(mode="after")
-    def _fit_each_other(self) -> Self:
+    def _check_combinations(self) -> Self:
         if self.packed and self.lines_per_file:
-            raise ValueError("packed has no lines: leave out lines_per_file")
+            raise ValueError("packed samples have no lines: leave out lines_per_file")
         if self.gripper_raw is not None and self.gripper_raw != (self.gripper == "raw"):
             raise ValueError(f"gripper_raw and gripper: {self.gripper} contradict each other")
         return self
@@ -144,7 +146,7 @@ class BuildDatasetConfig(ConfigModel):
 
 @dataclass(frozen=True)
 class BuildDatasetResult:
-    """What came of a run; `failures` lists the episodes that are not in the output."""
+    """Result of a run; `failures` lists the episodes that are not in the output."""
 
     output: str
     episodes: int
@@ -163,24 +165,24 @@ class BuildDatasetResult:
     status: str = "written"
 
     def document(self) -> dict[str, Any]:
-        """The result for programs."""
+        """The result as a JSON-serializable mapping."""
         return asdict(self)
 
     def text(self) -> str:
-        """The result for people."""
+        """The result as text."""
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.items())
-        what = f"{self.samples} samples ({kinds}) from {self.episodes} episodes"
-        lines = [f"{self.output}: {what}, {self.bytes / 1e6:.1f} MB"]
+        summary = f"{self.samples} samples ({kinds}) from {self.episodes} episodes"
+        lines = [f"{self.output}: {summary}, {self.bytes / 1e6:.1f} MB"]
         if self.status == "planned":
             lines = [f"{self.output}: would build {self.episodes} episodes; nothing was written"]
         if self.status == "already complete":
-            lines[0] += "; was already complete, nothing to do"
+            lines[0] += "; already complete, nothing to do"
         if self.action_ids:
             low, mean, high = (self.action_ids[key] for key in ("min", "mean", "max"))
             lines.append(f"action ids: {low:.0f} to {high:.0f}, {mean:.1f} on average")
         if self.resumed and self.status == "written":
-            lines.append(f"{self.resumed} episodes were already written by an earlier run")
-        lines += [f"no samples from {name}" for name in self.empty_episodes]
+            lines.append(f"{self.resumed} episodes were written by an earlier run")
+        lines += [f"episode without samples: {name}" for name in self.empty_episodes]
         lines += failed_lines(self.failures)
         if self.status != "planned":
             lines.append(f"next: vlatool verify {self.output}")
@@ -190,23 +192,22 @@ class BuildDatasetResult:
 def build_dataset(config: BuildDatasetConfig, *, reporter: Reporter = NULL) -> BuildDatasetResult:
     """Builds the samples of every episode of windows; inputs are never changed.
 
-    A run that was ended, however it was, goes on where it was; the bytes are those of a run that
-    was not.
+    An interrupted run is resumed by the same call and writes the same bytes.
 
     Raises:
-        UsageError: A needed key is missing, or the output belongs to another run or to the input.
+        UsageError: A required key is missing, or the output belongs to another run or to the input.
         DataError: No episode can be used, or one cannot and `on_error` is `stop`.
-        StorageError: Something cannot be read or written; what is written stays.
-        PartialFailure: The data are written, but without the episodes that failed.
+        StorageError: A file cannot be read or written; finished episodes stay.
+        PartialFailure: The data are written without the episodes that failed.
     """
     job = BuildDatasetJob(config, reporter)
     executor = executor_of(config, ("vlatool.building.episode",))
     run = run_job(job, executor, options=job_options(config), reporter=reporter)
-    return result_or_raise(job.answer(run), run, job.spec.item_name)
+    return result_or_raise(job.command_result(run), run, job.spec.item_name)
 
 
 class BuildDatasetJob:
-    """The episodes of a folder of windows on their way to samples; see `jobs.job.Job`."""
+    """Job that builds the samples of the episodes of a folder; see `jobs.job.Job`."""
 
     def __init__(self, config: BuildDatasetConfig, reporter: Reporter = NULL) -> None:
         check_required(config, "vlatool build-dataset A --fast DIR --output OUT")
@@ -228,19 +229,21 @@ class BuildDatasetJob:
             fast=fast,
             fast_digest=self._tokenizer.digest,
             profile=self._profile,
-            kinds=tuple(one for one in KINDS if one in config.kinds),
+            kinds=tuple(kind for kind in KINDS if kind in config.kinds),
             layout="packed" if config.packed or config.lines_per_file else "jsonl",
             prefix=prefix,
         )
-        made = codes.manifest.identity()
+        codes_identity = codes.manifest.identity()
         versions = versions_of([tree, fast, codes.path])
         self.spec = JobSpec(
             output=output,
-            record=OutputRecord("build-dataset", self._recorded(tree, codes.manifest) | versions),
+            record=OutputRecord(
+                "build-dataset", self._record_options(tree, codes.manifest) | versions
+            ),
             title=f"build-dataset {config.data}",
             item_name="episode",
             plan=plan_digest(
-                work.fast_digest, self._profile, work.kinds, work.layout, prefix, made
+                work.fast_digest, self._profile, work.kinds, work.layout, prefix, codes_identity
             ),
             work=work,
             state=work.state,
@@ -249,11 +252,11 @@ class BuildDatasetJob:
             places=(tree, fast, codes.path, output),
             measured="samples",
         )
-        self._announce(reporter, fast)
-        self._built, self._colliding = DatasetTotals(), 0
+        self._log_inputs(reporter, fast)
+        self._totals, self._num_colliding = DatasetTotals(), 0
 
     def name(self, item: WindowFile) -> str:
-        """The episode's name."""
+        """Name of the episode."""
         return item.episode
 
     def inputs(self) -> Mapping[str, Any]:
@@ -261,38 +264,38 @@ class BuildDatasetJob:
         return present_inputs(self.items, self.name, self.spec.state, self.spec.item_name)
 
     def begin(self) -> None:
-        """Takes the manifest away."""
+        """Removes the manifest."""
         remove_file(self.spec.output / MANIFEST_NAME)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
-        """Writes the manifest, and before it, where asked for, files of so many lines.
+        """Writes files of `lines_per_file` lines, if set, then the manifest.
 
         Raises:
-            DataError: There is no sample, or windows of episodes have different shapes.
+            DataError: There is no sample, or episodes have windows of different shapes.
         """
         output, limit = self.spec.output, self._config.lines_per_file
         for receipt in receipts:
-            self._built.add(receipt)
-        files = self._built.files
-        if not self._built.samples:
-            raise _no_samples(self._config)
-        passing: list[FileEntry] = []
+            self._totals.add(receipt)
+        files = self._totals.files
+        if not self._totals.samples:
+            raise _no_samples_error(self._config)
+        packed_files: list[FileEntry] = []
         if limit:
-            passing = files if run.failures else []
+            packed_files = files if run.failures else []
             files = list(write_shards(output, files, self._work.prefix, limit))
-        self._colliding = self._count_collisions(run.reporter)
+        self._num_colliding = self._count_collisions(run.reporter)
         write_manifest(output, self._manifest(files))
-        files = [*files, *passing, file_entry(output, MANIFEST_NAME)]
-        if not run.is_fresh:  # episodes may have gone since
+        files = [*files, *packed_files, file_entry(output, MANIFEST_NAME)]
+        if not run.is_fresh:  # the input may have lost episodes since
             remove_stale_files(output, self.spec.owned, self.spec.unlisted, files)
         return files
 
     def result(self, run: JobRun) -> Mapping[str, Any]:
-        """For the record."""
-        return self.answer(run).document()
+        """The result that the record stores."""
+        return self.command_result(run).document()
 
-    def answer(self, run: JobRun) -> BuildDatasetResult:
-        """What came of a run."""
+    def command_result(self, run: JobRun) -> BuildDatasetResult:
+        """Result of the command."""
         if run.status == "already complete":
             return load_result(BuildDatasetResult, self._config.output, run.record.result)
         failed, empty = len(run.failures), len(run.empty)
@@ -304,8 +307,8 @@ class BuildDatasetJob:
             bytes=run.bytes_on_disk,
             profile=self._profile.name,
             codes=self._work.codes.path.name,
-            action_ids=self._built.action_ids(),
-            colliding_instructions=self._colliding,
+            action_ids=self._totals.action_ids(),
+            colliding_instructions=self._num_colliding,
             failures=tuple(run.failures),
             resumed=run.resumed,
             empty_episodes=tuple(run.empty),
@@ -314,8 +317,8 @@ class BuildDatasetJob:
             status=run.status,
         )
 
-    def _recorded(self, tree: Path, codes: CodesManifest) -> dict[str, Any]:
-        """The options of a run for its record; what is read by its name and digest."""
+    def _record_options(self, tree: Path, codes: CodesManifest) -> dict[str, Any]:
+        """Options for the record; inputs are given by their names and digests."""
         config, work = self._config, self._work
         return {
             **config.model_dump(mode="json", exclude={*config.no_effect_on_output}),
@@ -330,7 +333,7 @@ class BuildDatasetJob:
         config, work, tokenizer = self._config, self._work, self._tokenizer
         return {
             "layout": "packed" if config.packed else "jsonl",
-            **self._built.document(),
+            **self._totals.document(),
             "pictures": {"prefix": work.prefix},
             "codes": work.codes.manifest.encoding_info(),
             "fast": {
@@ -345,37 +348,37 @@ class BuildDatasetJob:
         }
 
     def _count_collisions(self, reporter: Reporter) -> int:
-        """How many samples have an instruction that may be taken for codes."""
-        named = self._config.tokenizer
-        found = instructions_with_code_ids([*self._built.tasks], location(named) if named else None)
-        count = sum(self._built.tasks[task] for task in found)
-        if found:
-            what = "have ids that codes use" if named else "have letters outside ASCII"
-            more = "" if named else "; --tokenizer DIR says whether their ids are those of codes"
-            message = f"{len(found)} instructions of {count} samples {what}, such as {found[0]!r}"
-            reporter.warn("instruction_collides", message + more)
+        """Number of samples whose instruction may be mistaken for codes."""
+        folder = self._config.tokenizer
+        colliding = collisions([*self._totals.tasks], location(folder) if folder else None)
+        count = sum(self._totals.tasks[task] for task in colliding)
+        if colliding:
+            reason = "have token ids of codes" if folder else "have non-ASCII characters"
+            suggestion = "" if folder else "; --tokenizer DIR checks their token ids"
+            message = f"{len(colliding)} instructions of {count} samples {reason}, such as "
+            message += f"{colliding[0]!r}{suggestion}"
+            reporter.warn("instruction_collides", message)
         return count
 
-    def _announce(self, reporter: Reporter, fast: Path) -> None:
-        """Tells what was chosen before anything is done."""
+    def _log_inputs(self, reporter: Reporter, fast: Path) -> None:
+        """Logs codes and profile, and warns of options that do not fit."""
         config, work = self._config, self._work
         reporter.note(f"codes: {work.codes.path} ({work.codes.layout})")
         raw = ", ".join(self._profile.raw) or "none"
-        reporter.note(f"profile: {self._profile.name}, dimensions left as they are: {raw}")
-        if (other := mismatched_profile(self._profile, fast, config.gripper)) is not None:
-            message = f"{fast}: was fitted on actions that {other.name} normalised"
+        reporter.note(f"profile: {self._profile.name}, dimensions left unchanged: {raw}")
+        if (fitted_profile := differing_profile(self._profile, fast, config.gripper)) is not None:
+            message = f"{fast}: was fitted on actions normalized with profile {fitted_profile.name}"
             reporter.warn("profile_differs", f"{message}, not {self._profile.name}")
         for name in ignored_code(fast):
-            reporter.note(f"{fast / name}: is not run")
+            reporter.note(f"{fast / name}: is never executed")
         for key, reason in config.ignored.items():
             if getattr(config, key) is not None:
                 reporter.warn("option_without_effect", f"{key} does nothing: {reason}")
 
 
-def _no_samples(config: BuildDatasetConfig) -> DataError:
+def _no_samples_error(config: BuildDatasetConfig) -> DataError:
     return DataError(
-        f"{config.data}: no window is of the kind {' or '.join(config.kinds)}",
-        hint="the windows were written with another --qa-mode; write them again, or leave out "
-        "--kinds",
+        f"{config.data}: no window has the kind {' or '.join(config.kinds)}",
+        hint="leave out --kinds, or write the windows again with a --qa-mode that includes it",
         code="data.no_samples",
     )

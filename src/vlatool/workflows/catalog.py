@@ -1,4 +1,4 @@
-"""What is available here: presets, and everything in the registries."""
+"""Listings of presets and of the plugin registries."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +10,7 @@ from vlatool.plugins import DATA_KINDS, FORMATS, MODELS, SINKS, PluginInfo
 
 @dataclass(frozen=True)
 class PresetList:
-    """The presets that `--preset` takes."""
+    """The presets that `--preset` accepts."""
 
     presets: Sequence[PresetInfo]
 
@@ -30,13 +30,13 @@ class PresetList:
 
 @dataclass(frozen=True)
 class PluginList:
-    """Everything in the registries, each with what it is: `format`, `model type` and so on."""
+    """All entries of the registries with the name of their registry, such as `model type`."""
 
     plugins: Sequence[tuple[str, PluginInfo]]
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One mapping per entry."""
-        return ({"registry": noun, **asdict(info)} for noun, info in self.plugins)
+        return ({"registry": registry, **asdict(info)} for registry, info in self.plugins)
 
     def document(self) -> dict[str, Any]:
         """All entries."""
@@ -45,23 +45,28 @@ class PluginList:
     def text(self) -> str:
         """One line per entry."""
         return table(
-            [(noun, one.name, one.origin, one.error or "ok") for noun, one in self.plugins]
+            [
+                (registry, info.name, info.origin, info.error or "ok")
+                for registry, info in self.plugins
+            ]
         )
 
 
 def presets() -> PresetList:
-    """Every preset of this installation and of its plugins."""
+    """Returns the presets of this installation and of its plugins."""
     return PresetList(list_presets())
 
 
 def plugins() -> PluginList:
-    """Everything in the registries, with where it comes from and whether it works."""
+    """Returns the entries of all registries with their origins and import errors."""
     registries = (FORMATS, SINKS, DATA_KINDS, MODELS)
-    return PluginList([(one.label, info) for one in registries for info in one.entries()])
+    return PluginList(
+        [(registry.noun, info) for registry in registries for info in registry.entries()]
+    )
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Left-aligned columns; the last one is as long as it is."""
+    """Formats rows as left-aligned columns; the last column is not padded."""
     if not rows:
         return "none"
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]

@@ -1,4 +1,4 @@
-"""Codes back to the pictures that a tokenizer draws from them."""
+"""Reconstruction of images from the codes of a visual tokenizer."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -34,7 +34,7 @@ _SUFFIXES: Mapping[str, CodesLayout] = {JSON_SUFFIX: "json", PACKED_SUFFIX: "pac
 
 @dataclass(frozen=True)
 class DecodeResult:
-    """What came of a run; `failures` lists the episodes that are not in the output."""
+    """Result of a run; `failures` lists the episodes that are not in the output."""
 
     output: str
     tokenizer: str
@@ -47,45 +47,45 @@ class DecodeResult:
     status: str = "written"
 
     def document(self) -> dict[str, Any]:
-        """The result for programs."""
+        """The result as a JSON-serializable mapping."""
         return asdict(self)
 
     def text(self) -> str:
-        """The result for people."""
+        """The result as text."""
         if self.status == "planned":
-            return f"{self.output}: would draw {self.episodes} episodes; nothing was written"
-        what = f"{self.pictures} pictures of {self.episodes} episodes, {self.bytes / 1e6:.1f} MB"
-        line = f"{self.output}: {what}"
+            return f"{self.output}: would decode {self.episodes} episodes; nothing was written"
+        counts = f"{self.pictures} images of {self.episodes} episodes, {self.bytes / 1e6:.1f} MB"
+        line = f"{self.output}: {counts}"
         if self.status == "already complete":
-            line += "; was already complete, nothing to do"
+            line += "; already complete, nothing to do"
         failed = failed_lines(self.failures)
         return "\n".join([line, *failed])
 
 
 def decode(config: DecodeConfig, *, reporter: Reporter = NULL) -> DecodeResult:
-    """Draws a PNG for every picture that has codes, a folder for each episode.
+    """Writes a PNG for every image that has codes, one folder per episode.
 
-    A run that was ended goes on where it was.
+    An interrupted run is resumed by the same call.
 
     Raises:
-        UsageError: A needed key is missing, or the output belongs to another run.
-        DataError: There are no codes, or they are those of another tokenizer.
-        StorageError: Something cannot be read or written; what is written stays.
-        PartialFailure: The pictures are written, but without the episodes that failed.
+        UsageError: A required key is missing, or the output belongs to another run.
+        DataError: There are no codes, or they come from another tokenizer.
+        StorageError: A file cannot be read or written; finished episodes stay.
+        PartialFailure: The images are written without the episodes that failed.
     """
     job = DecodeJob(config)
     run = run_job(job, SerialExecutor(), options=job_options(config), reporter=reporter)
-    return result_or_raise(job.answer(run), run, job.spec.item_name)
+    return result_or_raise(job.command_result(run), run, job.spec.item_name)
 
 
 @dataclass(frozen=True)
-class _Chosen:
-    """Codes to draw.
+class _Selection:
+    """Codes to decode.
 
     Attributes:
-        folder: Where they are.
-        episodes: Those that are drawn.
-        stems: Their pictures; None for all.
+        folder: Folder of the codes.
+        episodes: Episodes to decode.
+        stems: Stems of the images to decode; None for all.
     """
 
     folder: CodesFolder
@@ -93,30 +93,30 @@ class _Chosen:
     stems: tuple[str, ...] | None = None
 
 
-def _chosen(place: Path, maker: CodeMaker) -> _Chosen:
-    """The codes of a folder, or of one of its files.
+def _select(path: Path, maker: CodeMaker) -> _Selection:
+    """Selects the codes of a folder or of one of its files.
 
     Raises:
-        DataError: There are none, or they are those of another tokenizer.
+        DataError: There are no codes, or they come from another tokenizer.
     """
-    layout = _SUFFIXES.get(place.suffix)
-    if layout is None or place.is_dir():
-        folder = CodesFolder.open(place)
-        chosen = _Chosen(folder, folder.episodes())
+    layout = _SUFFIXES.get(path.suffix)
+    if layout is None or path.is_dir():
+        folder = CodesFolder.open(path)
+        selection = _Selection(folder, folder.episodes())
     else:
-        root = place.parent.parent if layout == "json" else place.parent
-        found = CodesFolder.find(root)
-        if found is None or found.layout != layout:
-            found = CodesFolder(root, layout, CodesManifest(layout=layout), has_manifest=False)
+        root = path.parent.parent if layout == "json" else path.parent
+        beside = CodesFolder.find(root)
+        if beside is None or beside.layout != layout:
+            beside = CodesFolder(root, layout, CodesManifest(layout=layout), has_manifest=False)
         if layout == "json":
-            chosen = _Chosen(found, [place.parent.name], (place.stem,))
+            selection = _Selection(beside, [path.parent.name], (path.stem,))
         else:
-            chosen = _Chosen(found, [place.stem])
-    return replace(chosen, folder=_fitting(chosen.folder, maker))
+            selection = _Selection(beside, [path.stem])
+    return replace(selection, folder=_checked_folder(selection.folder, maker))
 
 
-def _fitting(folder: CodesFolder, maker: CodeMaker) -> CodesFolder:
-    """The codes, held against the tokenizer; where nothing says what they are, they are its."""
+def _checked_folder(folder: CodesFolder, maker: CodeMaker) -> CodesFolder:
+    """Checks that the codes are of the tokenizer; without a manifest, they are assumed to be."""
     if not folder.has_manifest:
         sizes = {
             "codes_per_picture": maker.config.num_latent_tokens,
@@ -128,40 +128,40 @@ def _fitting(folder: CodesFolder, maker: CodeMaker) -> CodesFolder:
 
 
 class DecodeJob:
-    """The episodes of some codes on their way to pictures; see `jobs.job.Job`."""
+    """Job that decodes the episodes of a folder of codes; see `jobs.job.Job`."""
 
     def __init__(self, config: DecodeConfig) -> None:
         check_required(config, "vlatool decode CODES --tokenizer CHECKPOINT --output DIR")
         self._config = config
         require_existing(config.codes)
-        place, output = pinned(config.codes), location(config.output)
+        source, output = pinned(config.codes), location(config.output)
         self._maker = maker = open_code_maker(config.tokenizer, rank_device())
-        maker.check_decoder()
-        self._chosen = chosen = _chosen(place, maker)
-        self.items: Sequence[str] = chosen.episodes
+        maker.check_draws()
+        self._selection = selection = _select(source, maker)
+        self.items: Sequence[str] = selection.episodes
         if not self.items:
-            raise DataError(f"{place}: no codes here", code="data.no_codes")
+            raise DataError(f"{source}: contains no codes", code="data.no_codes")
         options = {
             **config.model_dump(mode="json", exclude={*config.no_effect_on_output}),
-            "codes": place.name,
-            "pictures": list(chosen.stems or ()),
+            "codes": source.name,
+            "pictures": list(selection.stems or ()),
             "tokenizer digest": maker.image_digest,
         }
         self.spec = JobSpec(
             output=output,
-            record=OutputRecord("decode", {**options, **versions_of([place])}),
+            record=OutputRecord("decode", {**options, **versions_of([source])}),
             title=f"decode {config.codes}",
             item_name="episode",
             plan=plan_digest(options),
             work=self._work,
             state=self._state,
             owned=("*/*.png",),
-            places=(place, output),
+            places=(source, output),
             measured="pictures",
         )
 
     def name(self, item: str) -> str:
-        """The episode's name."""
+        """Name of the episode."""
         return item
 
     def inputs(self) -> Mapping[str, Any]:
@@ -169,21 +169,21 @@ class DecodeJob:
         return present_inputs(self.items, self.name, self.spec.state, self.spec.item_name)
 
     def begin(self) -> None:
-        """Nothing: no file says that the folder is whole."""
+        """Does nothing: no file marks the folder as complete."""
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
-        """Nothing is shared by the episodes."""
+        """Returns the files of the episodes; there is no common file."""
         files = [entry for receipt in receipts for entry in receipt.files]
-        if not run.is_fresh:  # episodes may have gone since
+        if not run.is_fresh:  # the input may have lost episodes since
             remove_stale_files(self.spec.output, self.spec.owned, self.spec.unlisted, files)
         return files
 
     def result(self, run: JobRun) -> Mapping[str, Any]:
-        """For the record."""
-        return self.answer(run).document()
+        """The result that the record stores."""
+        return self.command_result(run).document()
 
-    def answer(self, run: JobRun) -> DecodeResult:
-        """What came of a run."""
+    def command_result(self, run: JobRun) -> DecodeResult:
+        """Result of the command."""
         if run.status == "already complete":
             return load_result(DecodeResult, self._config.output, run.record.result)
         return DecodeResult(
@@ -199,16 +199,18 @@ class DecodeJob:
         )
 
     def _state(self, episode: str) -> InputState:
-        return input_state([self._chosen.folder.path_of(episode)])
+        return input_state([self._selection.folder.place(episode)])
 
     def _work(self, episode: str) -> Receipt:
-        found = self._chosen.folder.read(episode, self._chosen.stems)
-        most = self._config.batch_size
-        with bulk_folder(self.spec.output / episode) as place:
-            for start in range(0, len(found.stems), most):
-                rows = found.codes[start : start + most].astype(np.int64)
-                drawn = self._maker.decode(rows)
-                for stem, pixels in zip(found.stems[start : start + most], drawn, strict=True):
-                    place.write(f"{stem}.png", encode_png(pixels))
-        entry = folder_entry(episode, place.files)
-        return Receipt(episode, counts={"pictures": len(found.stems)}, files=(entry,))
+        episode_codes = self._selection.folder.read(episode, self._selection.stems)
+        size = self._config.batch_size
+        with bulk_folder(self.spec.output / episode) as writer:
+            for start in range(0, len(episode_codes.stems), size):
+                rows = episode_codes.codes[start : start + size].astype(np.int64)
+                images = self._maker.decode(rows)
+                for stem, pixels in zip(
+                    episode_codes.stems[start : start + size], images, strict=True
+                ):
+                    writer.write(f"{stem}.png", encode_png(pixels))
+        entry = folder_entry(episode, writer.files)
+        return Receipt(episode, counts={"pictures": len(episode_codes.stems)}, files=(entry,))

@@ -1,4 +1,4 @@
-"""The whole pipeline on built-in data: sample, preprocess, train, evaluate, report."""
+"""Complete pipeline on built-in data: sample, preprocess, train, evaluate, report."""
 
 import shlex
 import time
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from vlatool.evaluation.controllers import Controller
     from vlatool.evaluation.rollouts import Rollout
 
-_FIRST_START = 500_000
-_IMAGED = 6
-_WRONG_IMAGED = 4
-_ROLLOUTS, _WRONG, _REPORT, _FIGURES = _FILES = (
+_FIRST_SEED = 500_000
+_NUM_RENDERED = 6
+_NUM_RENDERED_WRONG = 4
+_ROLLOUTS, _WRONG_ROLLOUTS, _REPORT, _REPORT_JSON = _FILES = (
     "rollouts.png",
     "wrong-instruction.png",
     "report.html",
@@ -47,34 +47,39 @@ _ROLLOUTS, _WRONG, _REPORT, _FIGURES = _FILES = (
 
 
 class DemoConfig(ConfigModel):
-    """How large the demo is; the defaults take minutes on two processors."""
+    """Size of the demo; the defaults take minutes on two processors."""
 
-    output: str = Field(default="demo", description="Folder for everything.")
-    seed: int = Field(default=0, ge=0, description="Seed of recordings and weights.")
-    episodes: int = Field(default=200, ge=1, description="Recorded episodes.")
-    steps: int = Field(default=5300, ge=1, description="Optimizer steps.")
-    rollouts: int = Field(default=50, ge=1, description="Starts of each evaluation.")
+    output: str = Field(default="demo", description="Folder for data, run and report.")
+    seed: int = Field(default=0, ge=0, description="Seed of episodes and weights.")
+    episodes: int = Field(default=200, ge=1, description="Number of recorded episodes.")
+    steps: int = Field(default=5300, ge=1, description="Number of optimizer steps.")
+    rollouts: int = Field(default=50, ge=1, description="Rollouts of each evaluation.")
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """All numbers as measured.
+    """Measured results of the demo.
 
     Attributes:
-        success_rate: Of the trained policy.
-        confidence_95: Of that rate.
-        baselines: Success rate of random actions and of doing nothing, same starts.
-        wrong_instruction_success_rate: Success at the true goal when told another one.
-        obeyed_wrong_instruction_rate: How often the block it was told of was put into the bin.
-        per_instruction: Instruction to figures.
-        steps: Optimizer steps.
-        samples: Training samples.
-        parameters: Of the policy.
+        success_rate: Success rate of the trained policy.
+        confidence_95: 95 % confidence interval of that rate.
+        baselines: Success rates of random actions and of doing nothing, from the same starts.
+        wrong_instruction_success_rate: Success rate at the true goal if the policy is given the
+            instruction of another goal.
+        obeyed_wrong_instruction_rate: Share of these rollouts that reach the goal of the wrong
+            instruction.
+        per_instruction: Instruction to its successes and episodes.
+        episodes: Number of recorded episodes.
+        rollouts: Number of rollouts of each evaluation.
+        samples: Number of training samples.
+        parameters: Number of parameters of the policy.
         loss: Last training loss.
-        seconds: By stage, and `total`.
-        report: The HTML page.
-        seed: Of recordings and weights.
-        command: What gives these figures, on a machine that computes alike.
+        steps: Number of optimizer steps.
+        stages: Stage to its duration in seconds.
+        seconds: Duration of all stages.
+        report: Path of the HTML page.
+        seed: Seed of episodes and weights.
+        command: Command that gives the same results on equal hardware and software.
     """
 
     success_rate: float
@@ -96,24 +101,24 @@ class DemoResult:
     command: str
 
     def document(self) -> dict[str, Any]:
-        """The result for programs."""
+        """The result as a JSON-serializable mapping."""
         return asdict(self)
 
     def text(self) -> str:
-        """The result for people."""
+        """The result as text."""
         low, high = self.confidence_95
-        told = self.obeyed_wrong_instruction_rate
+        obeyed = self.obeyed_wrong_instruction_rate
         rows = [
             ("trained policy", _percent(self.success_rate)),
             ("   95 % interval", f"{100 * low:.0f} to {100 * high:.0f} %"),
             *(
-                (f"   {name}", f"{one['successes']} of {one['episodes']}")
-                for name, one in self.per_instruction.items()
+                (f"   {name}", f"{counts['successes']} of {counts['episodes']}")
+                for name, counts in self.per_instruction.items()
             ),
             ("random actions", _percent(self.baselines["random"])),
             ("doing nothing", _percent(self.baselines["do_nothing"])),
-            ("told another block: true goal", _percent(self.wrong_instruction_success_rate)),
-            ("told another block: that block", _percent(told)),
+            ("wrong instruction: true goal", _percent(self.wrong_instruction_success_rate)),
+            ("wrong instruction: its goal", _percent(obeyed)),
         ]
         table = "\n".join(f"{name:<34}{value:>14}" for name, value in rows)
         return (
@@ -125,39 +130,39 @@ class DemoResult:
 
 
 def demo(config: DemoConfig, *, reporter: Reporter = NULL) -> DemoResult:
-    """Runs the pipeline below `output`; stages that are complete are not done again.
+    """Runs the pipeline in `output`; complete stages are not repeated.
 
     Raises:
-        UsageError: The output holds something else, or was made with other options.
-        EnvironmentProblem: Something that training needs is not installed.
+        UsageError: The output has other content or was written with other options.
+        EnvironmentProblem: A package that training needs is not installed.
     """
     for package in requirements().get("train", ()):
         if find_spec(package) is None:
             raise missing_package(package)
     paths = _Paths(local_path(config.output))
-    # Without options: what a stage made stays when those of a later one change.
+    # No options: outputs of earlier stages stay valid if options of later ones change.
     with single_output(paths.root, OutputRecord("demo", {}), _FILES):
         return _demo(config, paths, reporter)
 
 
 def _demo(config: DemoConfig, paths: "_Paths", reporter: Reporter) -> DemoResult:
-    watch = _Stopwatch()
+    stopwatch = _Stopwatch()
     _record(config, paths, reporter)
-    watch.lap("sample")
+    stopwatch.lap("sample")
     samples = _shards(paths, reporter)
-    watch.lap("preprocess")
+    stopwatch.lap("preprocess")
     trained = _train(config, paths, reporter)
-    watch.lap("train")
+    stopwatch.lap("train")
     evaluation = _evaluate(config, paths, reporter)
-    watch.lap("evaluate")
-    result = _result(config, paths, samples, trained, evaluation, watch)
+    stopwatch.lap("evaluate")
+    result = _result(config, paths, samples, trained, evaluation, stopwatch)
     write_demo_report(paths.report, result.document(), paths.raw, paths.run, evaluation.sheets)
-    write_json(paths.root / _FIGURES, result.document())
+    write_json(paths.root / _REPORT_JSON, result.document())
     return result
 
 
 class _Paths:
-    """Where everything is written."""
+    """Paths of the outputs."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -166,7 +171,7 @@ class _Paths:
 
 
 class _Stopwatch:
-    """Seconds of each stage."""
+    """Duration of each stage in seconds."""
 
     def __init__(self) -> None:
         self.stages: dict[str, float] = {}
@@ -180,7 +185,7 @@ class _Stopwatch:
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """What the four evaluations gave."""
+    """Rollouts of the four evaluations and their contact sheets."""
 
     policy: list["Rollout"]
     random: list["Rollout"]
@@ -189,14 +194,14 @@ class _Evaluation:
     sheets: Mapping[str, Path]
 
 
-def _say(reporter: Reporter, *words: object) -> None:
-    """Teaches the command that the next stage is equal to."""
+def _log_command(reporter: Reporter, *words: object) -> None:
+    """Logs the command that is equivalent to the next stage."""
     reporter.note(f"$ vlatool {shlex.join(str(word) for word in words)}")
 
 
 def _record(config: DemoConfig, paths: _Paths, reporter: Reporter) -> None:
     count, seed = config.episodes, config.seed
-    _say(reporter, "sample", "spartan", paths.raw, "--episodes", count, "--seed", seed)
+    _log_command(reporter, "sample", "spartan", paths.raw, "--episodes", count, "--seed", seed)
     sample(
         SampleConfig(layout="spartan", output=str(paths.raw), episodes=count, seed=seed),
         reporter=reporter,
@@ -204,9 +209,9 @@ def _record(config: DemoConfig, paths: _Paths, reporter: Reporter) -> None:
 
 
 def _shards(paths: _Paths, reporter: Reporter) -> int:
-    """Number of samples."""
+    """Writes the training data; returns the number of samples."""
     words = ("preprocess", "spartan", paths.raw, "--preset", "world-windows")
-    _say(reporter, *words, "--output", paths.data)
+    _log_command(reporter, *words, "--output", paths.data)
     typed = {"format": "spartan", "sources": [str(paths.raw)], "output": str(paths.data)}
     resolved = load_config(PreprocessConfig, presets=["world-windows"], overrides=_overrides(typed))
     return preprocess(resolved.config, reporter=reporter).samples
@@ -215,7 +220,7 @@ def _shards(paths: _Paths, reporter: Reporter) -> int:
 def _train(config: DemoConfig, paths: _Paths, reporter: Reporter) -> TrainResult:
     words = ["train", "--preset", "world-pick", "--data", paths.data, "--output", paths.run]
     words += ["--total-train-steps", config.steps, "--hparams.seed", config.seed]
-    _say(reporter, *words)
+    _log_command(reporter, *words)
     data = ShardFolder.open(paths.data)
     typed = {
         "data.dataset_manifest": [str(data.manifest)],
@@ -240,69 +245,74 @@ def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluat
     from vlatool.evaluation.rollouts import RolloutPlan, run_rollouts, sheet_rows
 
     words = ["eval", "rollout", paths.run, "--env", ENVIRONMENT, "--episodes", config.rollouts]
-    _say(reporter, *words, "--seed", _FIRST_START)
-    settings = with_world_mapping(RolloutConfig(env=ENVIRONMENT, seed=_FIRST_START))
+    _log_command(reporter, *words, "--seed", _FIRST_SEED)
+    settings = with_world_mapping(RolloutConfig(env=ENVIRONMENT, seed=_FIRST_SEED))
     policy = load_trained(str(paths.run), "auto").policy
     fit = ImageFit(policy.images, reporter.note)
-    seeds = range(_FIRST_START, _FIRST_START + config.rollouts)
-    obey = RolloutPlan(seeds, _told, "success", num_rendered=_IMAGED, options=_goal)
-    mislead = RolloutPlan(
+    seeds = range(_FIRST_SEED, _FIRST_SEED + config.rollouts)
+    true_plan = RolloutPlan(
+        seeds, _true_instruction, "success", num_rendered=_NUM_RENDERED, options=_goal
+    )
+    wrong_plan = RolloutPlan(
         seeds,
         _wrong_instruction,
         "success",
-        num_rendered=_WRONG_IMAGED,
+        num_rendered=_NUM_RENDERED_WRONG,
         options=_goal,
         is_over=_obeyed,
     )
-    blind = RolloutPlan(seeds, _told, "success", options=_goal)
+    baseline_plan = RolloutPlan(seeds, _true_instruction, "success", options=_goal)
 
-    def acting(env: Any) -> "Controller":
+    def policy_controller(env: Any) -> "Controller":
         del env
         return PolicyController(policy, settings, fit)
 
-    seeing, unseeing = environment_maker(ENVIRONMENT), environment_maker(ENVIRONMENT, cameras=0)
+    with_cameras = environment_maker(ENVIRONMENT)
+    without_cameras = environment_maker(ENVIRONMENT, cameras=0)
 
-    def run(
+    def roll_out(
         name: str, make_controller: Callable[[Any], "Controller"], plan: RolloutPlan
     ) -> "list[Rollout]":
-        make_env = unseeing if plan is blind else seeing
+        make_env = without_cameras if plan is baseline_plan else with_cameras
         with reporter.progress(name, config.rollouts, "episodes") as bar:
             return run_rollouts(make_env, make_controller, plan, bar)
 
-    good = run("policy", acting, obey)
-    wrong = run("policy, told another block", acting, mislead)
-    chance = run("random", lambda env: RandomController(env.action_space, config.seed), blind)
-    still = run("doing nothing", lambda env: HoldController("proprio"), blind)
-    sheets = {"policy": paths.root / _ROLLOUTS, "wrong": paths.root / _WRONG}
-    save_contact_sheet(sheets["policy"], sheet_rows(good))
-    save_contact_sheet(sheets["wrong"], sheet_rows(wrong, _listened))
-    return _Evaluation(good, chance, still, wrong, sheets)
+    policy_rollouts = roll_out("policy", policy_controller, true_plan)
+    wrong_rollouts = roll_out("policy, wrong instruction", policy_controller, wrong_plan)
+    random_rollouts = roll_out(
+        "random", lambda env: RandomController(env.action_space, config.seed), baseline_plan
+    )
+    idle_rollouts = roll_out("doing nothing", lambda env: HoldController("proprio"), baseline_plan)
+    sheets = {"policy": paths.root / _ROLLOUTS, "wrong": paths.root / _WRONG_ROLLOUTS}
+    save_contact_sheet(sheets["policy"], sheet_rows(policy_rollouts))
+    save_contact_sheet(sheets["wrong"], sheet_rows(wrong_rollouts, _obeyed_label))
+    return _Evaluation(policy_rollouts, random_rollouts, idle_rollouts, wrong_rollouts, sheets)
 
 
 def _goal(seed: int) -> dict[str, Any]:
-    """Goals in turn, so that each is asked for equally often."""
+    """Options of a rollout: goals alternate, so that each occurs equally often."""
     return {"target": COLORS[seed % len(COLORS)]}
 
 
-def _told(observation: Mapping[str, Any], info: Mapping[str, Any]) -> str:
+def _true_instruction(observation: Mapping[str, Any], info: Mapping[str, Any]) -> str:
     del info
     return str(observation["instruction"])
 
 
 def _wrong_instruction(observation: Mapping[str, Any], info: Mapping[str, Any]) -> str:
-    """An instruction for the next block instead of the one that counts."""
+    """Returns the instruction of another block than the target."""
     del observation
     return instruction_for(COLORS[(COLORS.index(info["target"]) + 1) % len(COLORS)])
 
 
-def _obeyed(info: Mapping[str, Any], told: str) -> bool:
-    """Whether the block in the bin is the one that was asked for."""
-    return info["placed"] is not None and instruction_for(info["placed"]) == told
+def _obeyed(info: Mapping[str, Any], instruction: str) -> bool:
+    """True if the block in the bin is that of the instruction."""
+    return info["placed"] is not None and instruction_for(info["placed"]) == instruction
 
 
-def _listened(rollout: "Rollout") -> tuple[str, bool]:
-    did = _obeyed(rollout.info, rollout.instruction)
-    return ("did as it was told" if did else "did not"), did
+def _obeyed_label(rollout: "Rollout") -> tuple[str, bool]:
+    obeyed = _obeyed(rollout.info, rollout.told)
+    return ("followed the instruction" if obeyed else "did not"), obeyed
 
 
 def _result(
@@ -311,30 +321,30 @@ def _result(
     samples: int,
     trained: TrainResult,
     evaluation: _Evaluation,
-    watch: _Stopwatch,
+    stopwatch: _Stopwatch,
 ) -> DemoResult:
     from vlatool.evaluation.rollouts import rollout_report
 
-    figures = rollout_report(evaluation.policy)
-    obeyed = [_obeyed(one.info, one.instruction) for one in evaluation.wrong]
+    metrics = rollout_report(evaluation.policy)
+    obeyed = [_obeyed(rollout.info, rollout.told) for rollout in evaluation.wrong]
     return DemoResult(
-        success_rate=figures["success_rate"],
-        confidence_95=figures["confidence_95"],
+        success_rate=metrics["success_rate"],
+        confidence_95=metrics["confidence_95"],
         baselines={
             "random": rollout_report(evaluation.random)["success_rate"],
             "do_nothing": rollout_report(evaluation.do_nothing)["success_rate"],
         },
         wrong_instruction_success_rate=rollout_report(evaluation.wrong)["success_rate"],
         obeyed_wrong_instruction_rate=sum(obeyed) / len(obeyed),
-        per_instruction=figures["per_instruction"],
+        per_instruction=metrics["per_instruction"],
         episodes=config.episodes,
         rollouts=config.rollouts,
         samples=samples,
         parameters=trained.parameters,
         loss=trained.loss,
         steps=trained.steps,
-        stages=watch.stages,
-        seconds=round(sum(watch.stages.values()), 1),
+        stages=stopwatch.stages,
+        seconds=round(sum(stopwatch.stages.values()), 1),
         report=str(paths.report),
         seed=config.seed,
         command=_command(config),

@@ -1,4 +1,4 @@
-"""What works on this machine, and what does not."""
+"""Checks of this installation and machine."""
 
 import importlib.metadata
 import os
@@ -22,13 +22,13 @@ Status = Literal["ok", "note", "warning", "error"]
 
 @dataclass(frozen=True)
 class DoctorCheck:
-    """One thing that was looked at.
+    """Result of one check.
 
     Attributes:
-        name: What.
-        status: `note`: not needed by everyone; `warning`: look at it; `error`: the core is broken.
-        message: What was found.
-        hint: What to do about it; may be empty.
+        name: Name of the check.
+        status: `note`: optional; `warning`: may cause problems; `error`: the core does not work.
+        message: State that was found.
+        hint: Remedy; may be empty.
     """
 
     name: str
@@ -39,17 +39,17 @@ class DoctorCheck:
 
 @dataclass(frozen=True)
 class DoctorResult:
-    """All checks, in the order made."""
+    """All checks in their order."""
 
     checks: Sequence[DoctorCheck]
 
     @property
     def is_healthy(self) -> bool:
-        """Whether the core works."""
+        """True if the core works."""
         return not any(check.status == "error" for check in self.checks)
 
     def document(self) -> dict[str, Any]:
-        """Checks as mappings."""
+        """The result as a JSON-serializable mapping."""
         return {
             "version": __version__,
             "healthy": self.is_healthy,
@@ -57,7 +57,7 @@ class DoctorResult:
         }
 
     def text(self) -> str:
-        """One line per check, its hint below."""
+        """One line per check, followed by its hint."""
         width = max(len(check.name) for check in self.checks)
         lines: list[str] = []
         for check in self.checks:
@@ -68,12 +68,12 @@ class DoctorResult:
 
 
 class DoctorProblem(EnvironmentProblem):
-    """The core does not work here; `result` holds all checks."""
+    """Error of a core that does not work; `result` holds all checks."""
 
     def __init__(self, result: DoctorResult) -> None:
         broken = [check.name for check in result.checks if check.status == "error"]
         super().__init__(
-            f"the core does not work here: {', '.join(broken)}",
+            f"the core does not work, failed checks: {', '.join(broken)}",
             hint=next(check.hint for check in result.checks if check.status == "error"),
             code="environment.broken_core",
             details={"broken": broken},
@@ -82,7 +82,7 @@ class DoctorProblem(EnvironmentProblem):
 
 
 def doctor(*, reporter: Reporter = NULL) -> DoctorResult:
-    """Looks at everything the tool builds on.
+    """Checks Python, packages, devices, presets, plugins and the machine.
 
     Raises:
         EnvironmentProblem: The core does not work; `error.result` holds the checks.
@@ -109,13 +109,13 @@ def _python() -> Iterator[DoctorCheck]:
 
 
 def _packages() -> Iterator[DoctorCheck]:
-    found = requirements()
-    if not found:
-        hint = "install it, so that its packages are known: pip install vlatool"
+    extras = requirements()
+    if not extras:
+        hint = "install it, so that its requirements are known: pip install vlatool"
         yield DoctorCheck(
-            "core packages", "warning", "vlatool is on the path, but not installed", hint
+            "core packages", "warning", "vlatool is on the path but not installed", hint
         )
-    for extra, packages in found.items():
+    for extra, packages in extras.items():
         versions = {name: _version(name) for name in packages}
         missing = [name for name, version in versions.items() if not version]
         name = f"extra {extra}" if extra else "core packages"
@@ -123,8 +123,8 @@ def _packages() -> Iterator[DoctorCheck]:
             status = "note" if extra else "error"
             yield DoctorCheck(name, status, f"missing: {', '.join(missing)}", install_line(extra))
         else:
-            told = ", ".join(f"{name} {version}" for name, version in versions.items())
-            yield DoctorCheck(name, "ok", told)
+            listed = ", ".join(f"{name} {version}" for name, version in versions.items())
+            yield DoctorCheck(name, "ok", listed)
 
 
 def _devices() -> Iterator[DoctorCheck]:
@@ -135,7 +135,9 @@ def _devices() -> Iterator[DoctorCheck]:
 
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     except (ImportError, OSError, RuntimeError) as error:
-        yield DoctorCheck("devices", "warning", f"torch does not load: {error}", "reinstall torch")
+        yield DoctorCheck(
+            "devices", "warning", f"torch cannot be imported: {error}", "reinstall torch"
+        )
         return
     if names:
         yield DoctorCheck("devices", "ok", ", ".join(names))
@@ -174,8 +176,10 @@ def _machine() -> Iterator[DoctorCheck]:
         yield DoctorCheck("temporary folder", "error", f"not writable: {error}", hint)
     free = shutil.disk_usage(Path.cwd()).free
     is_low = free < FREE_DISK_LOW_BYTES
-    hint = "data sets and checkpoints need room" if is_low else ""
-    yield DoctorCheck("free disk", "warning" if is_low else "ok", f"{_gib(free)} here", hint)
+    hint = "free some space: data sets and checkpoints are large" if is_low else ""
+    yield DoctorCheck(
+        "free disk", "warning" if is_low else "ok", f"{_gib(free)} in this folder", hint
+    )
     yield DoctorCheck("processors", "ok", f"{default_workers()} usable of {os.cpu_count() or 1}")
     if memory := _memory_bytes():
         yield DoctorCheck("memory", "ok", _gib(memory))

@@ -1,4 +1,4 @@
-"""Pictures to the codes of a tokenizer, on every device there is."""
+"""Codes of images by a visual tokenizer, on all devices."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -40,15 +40,15 @@ _NAMES = {"json": JSON_NAME, "packed": PACKED_NAME}
 
 @dataclass(frozen=True)
 class EncodeResult:
-    """What came of a run; `failures` lists the episodes that are not in the output.
+    """Result of a run; `failures` lists the episodes that are not in the output.
 
     Attributes:
-        tokenizer: What made the codes.
-        agreement: Share of codes that are those of fp32, on a sample.
-        resized: Pictures that had another size and were resized by the tokenizer's rule.
-        rate: Pictures a second, of what this run did itself.
-        bound: The stage that the others waited for.
-        stages: Stage to seconds that were spent waiting for it, on the first device.
+        tokenizer: Name of the visual tokenizer.
+        agreement: Share of codes that equal those of fp32, on some of the images.
+        resized: Number of images that were resized as in the training of the tokenizer.
+        rate: Images per second that this run encoded.
+        bound: The slowest stage, for which the others waited.
+        stages: Stage to seconds that the others waited for it, on the first device.
     """
 
     output: str
@@ -71,67 +71,67 @@ class EncodeResult:
     status: str = "written"
 
     def document(self) -> dict[str, Any]:
-        """The result for programs."""
+        """The result as a JSON-serializable mapping."""
         return asdict(self)
 
     def text(self) -> str:
-        """The result for people."""
-        what = f"codes of {self.pictures} pictures from {self.episodes} episodes as {self.layout}"
+        """The result as text."""
+        summary = f"codes of {self.pictures} images from {self.episodes} episodes as {self.layout}"
         if self.status == "planned":
-            what = f"codes of {self.episodes} episodes as {self.layout}"
-            already = f", {self.resumed} are done" if self.resumed else ""
-            return f"{self.output}: would write {what}{already}; nothing was written"
-        lines = [f"{self.output}: {what}, {self.bytes / 1e6:.1f} MB"]
+            summary = f"codes of {self.episodes} episodes as {self.layout}"
+            done = f", {self.resumed} are done" if self.resumed else ""
+            return f"{self.output}: would write {summary}{done}; nothing was written"
+        lines = [f"{self.output}: {summary}, {self.bytes / 1e6:.1f} MB"]
         if self.status == "already complete":
-            lines[0] += "; was already complete, nothing to do"
+            lines[0] += "; already complete, nothing to do"
         elif self.bound:
-            where = f"{self.processes} x {self.device}, {self.precision}"
-            lines.append(f"{self.rate:.1f} pictures/s on {where}; bound by {self.bound}")
+            devices = f"{self.processes} x {self.device}, {self.precision}"
+            lines.append(f"{self.rate:.1f} images/s on {devices}; limited by {self.bound}")
         if self.precision != "fp32":
-            lines.append(f"{self.agreement:.2%} of the codes of a sample are those of fp32")
+            lines.append(f"{self.agreement:.2%} of the compared codes equal those of fp32")
         if self.resized:
-            lines.append(f"{self.resized} pictures of another size were resized as in training")
+            lines.append(f"{self.resized} images of another size were resized as in training")
         if self.resumed and self.status == "written":
-            lines.append(f"{self.resumed} episodes were already written by an earlier run")
+            lines.append(f"{self.resumed} episodes were written by an earlier run")
         lines += failed_lines(self.failures)
         lines.append(f"next: vlatool verify {self.output}")
         return "\n".join(lines)
 
 
 def encode(config: EncodeConfig, *, reporter: Reporter = NULL) -> EncodeResult:
-    """Writes the codes of every picture, episode by episode; inputs are never changed.
+    """Writes the codes of every image, episode by episode; inputs are never changed.
 
-    Under torchrun, accelerate launch or `--nproc` each process does its share of the episodes, on
-    a device of its own; some may have none. A run that was ended, however it was, goes on where it
-    was; the bytes are those of a run that was not.
+    Under torchrun, accelerate launch or `--nproc` each rank encodes its share of the episodes on
+    its own device; the share may be empty. An interrupted run is resumed by the same call and
+    writes the same bytes.
 
     Raises:
-        UsageError: A needed key is missing, or the output belongs to another run.
-        DataError: There are no pictures or no usable tokenizer, or no episode can be encoded.
-        StorageError: Something cannot be read or written; what is written stays.
-        PartialFailure: The codes are written, but without the episodes that failed.
+        UsageError: A required key is missing, or the output belongs to another run.
+        DataError: There are no images or no usable tokenizer, or no episode can be encoded.
+        StorageError: A file cannot be read or written; finished episodes stay.
+        PartialFailure: The codes are written without the episodes that failed.
     """
     check_required(config, "vlatool encode A --tokenizer CHECKPOINT")
     with ranks_from_env() as ranks:
         job = EncodeJob(config, processes=ranks.size)
-        job.announce(reporter)
+        job.log_inputs(reporter)
         run = run_job(
             job, job.pipeline, options=job_options(config), reporter=reporter, ranks=ranks
         )
-    return result_or_raise(job.answer(run), run, job.spec.item_name)
+    return result_or_raise(job.command_result(run), run, job.spec.item_name)
 
 
 class EncodeJob:
-    """The episodes of some pictures on their way to codes; see `jobs.job.Job`."""
+    """Job that encodes the images of episodes; see `jobs.job.Job`."""
 
     def __init__(self, config: EncodeConfig, processes: int = 1) -> None:
         self._config, self._processes = config, processes
         require_existing(config.data)
-        place = pinned(config.data)
-        self._images = found = find_images(place, config.format)
-        self.items: Sequence[Any] = found.items
+        source = pinned(config.data)
+        self._images = image_set = find_images(source, config.format)
+        self.items: Sequence[Any] = image_set.items
         self._maker = maker = open_code_maker(config.tokenizer, rank_device())
-        self.output = output = _output(config, place, found)
+        self.output = output = _output(config, source, image_set)
         rule = EncodeRule(
             output=output,
             layout=config.layout,
@@ -140,33 +140,35 @@ class EncodeJob:
             check_every=config.check_every if maker.has_decoder else 0,
             num_workers=config.num_workers,
         )
-        self.pipeline = EncodePipeline(found, maker, rule)
-        self._shown = str(output) if config.output is None else config.output
-        options = _recorded(config, maker, rule)
+        self.pipeline = EncodePipeline(image_set, maker, rule)
+        self._output_text = str(output) if config.output is None else config.output
+        options = _record_options(config, maker, rule)
         self.spec = JobSpec(
             output=output,
-            record=OutputRecord("encode", {"data": place.name, **options, **versions_of([place])}),
+            record=OutputRecord(
+                "encode", {"data": source.name, **options, **versions_of([source])}
+            ),
             title=f"encode {config.data}",
             item_name="episode",
             plan=plan_digest(options),
-            work=self.pipeline.encode,
-            state=found.state,
+            work=self.pipeline.one,
+            state=image_set.state,
             owned=(*OWNED_FILES[config.layout], f"{CHECKS_NAME}/*/*.png"),
-            places=(place, output),
+            places=(source, output),
             measured="pictures",
             is_pipelined=True,
         )
 
     def name(self, item: Any) -> str:
-        """The episode's name."""
+        """Name of the episode."""
         return str(item.id)
 
     def inputs(self) -> Mapping[str, Any]:
-        """The pictures of all episodes."""
+        """The images of all episodes."""
         return present_inputs(self.items, self.name, self.spec.state, self.spec.item_name)
 
     def begin(self) -> None:
-        """Takes the manifest away."""
+        """Removes the manifest."""
         remove_file(self.output / MANIFEST_NAME)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
@@ -191,34 +193,34 @@ class EncodeJob:
         )
         manifest.save(self.output)
         files.append(file_entry(self.output, MANIFEST_NAME))
-        if not run.is_fresh:  # episodes may have gone since
+        if not run.is_fresh:  # the input may have lost episodes since
             remove_stale_files(self.output, self.spec.owned, self.spec.unlisted, files)
         return files
 
     def result(self, run: JobRun) -> Mapping[str, Any]:
-        """For the record."""
-        return self.answer(run).document()
+        """The result that the record stores."""
+        return self.command_result(run).document()
 
-    def announce(self, reporter: Reporter) -> None:
-        """Tells what was chosen before anything is done."""
+    def log_inputs(self, reporter: Reporter) -> None:
+        """Logs images and tokenizer, and warns of options without effect."""
         config, maker = self._config, self._maker
-        reporter.note(f"pictures: {self._images.format}, {len(self.items)} episodes")
+        reporter.note(f"images: {self._images.format}, {len(self.items)} episodes")
         size, rule = maker.rule.size, maker.rule.resize
-        others = "refused" if rule is None else f"brought to it ({rule.resize})"
+        others = "rejected" if rule is None else f"resized ({rule.resize})"
         reporter.note(f"tokenizer: {maker.name}, {size}x{size}; other sizes are {others}")
         if config.check_every and not maker.has_decoder:
-            reporter.note("a first stage draws no pixels: there are no pictures to check")
+            reporter.note("check_every has no effect: a stage-1 tokenizer has no pixel decoder")
         for key, reason in config.ignored.items():
             if getattr(config, key) is False:
                 reporter.warn("option_without_effect", f"{key} does nothing: {reason}")
 
-    def answer(self, run: JobRun) -> EncodeResult:
-        """What came of a run."""
+    def command_result(self, run: JobRun) -> EncodeResult:
+        """Result of the command."""
         if run.status == "already complete":
-            return load_result(EncodeResult, self._shown, run.record.result)
+            return load_result(EncodeResult, self._output_text, run.record.result)
         pipeline, maker = self.pipeline, self._maker
         return EncodeResult(
-            output=self._shown,
+            output=self._output_text,
             layout=self._config.layout,
             tokenizer=maker.name,
             precision=self._config.precision,
@@ -239,36 +241,36 @@ class EncodeJob:
         )
 
 
-def _output(config: EncodeConfig, place: Path, found: ImageSet) -> Path:
-    """Where the codes go."""
+def _output(config: EncodeConfig, source: Path, image_set: ImageSet) -> Path:
+    """Folder of the codes."""
     if config.output is not None:
         return location(config.output)
-    if not found.has_own_place:
+    if not image_set.has_own_place:
         raise UsageError(
-            f"{config.data}: codes have no place of their own in {found.format} data",
-            hint="say where they go with --output",
+            f"{config.data}: {image_set.format} data have no default folder for codes",
+            hint="give a folder with --output",
             code="usage.missing_key",
             details={"key": "output"},
         )
     return location(config.data) / _NAMES[config.layout]
 
 
-def _recorded(config: EncodeConfig, maker: CodeMaker, rule: EncodeRule) -> dict[str, Any]:
-    """The options that shape the codes, for the record; a tokenizer is its digest."""
+def _record_options(config: EncodeConfig, maker: CodeMaker, rule: EncodeRule) -> dict[str, Any]:
+    """Options for the record that determine the codes; the tokenizer is given by its digest."""
     options = config.model_dump(mode="json", exclude={*config.no_effect_on_output})
-    options |= {"tokenizer digest": maker.digest, "preprocessing": _told(maker)}
+    options |= {"tokenizer digest": maker.digest, "preprocessing": _preprocessing(maker)}
     options["check_every"] = rule.check_every
-    if config.precision != "fp32":  # fp32 codes are those of each picture alone
+    if config.precision != "fp32":  # fp32 codes do not depend on the batch size
         options["batch_size"] = config.batch_size
     return options
 
 
-def _told(maker: CodeMaker) -> Mapping[str, Any]:
+def _preprocessing(maker: CodeMaker) -> Mapping[str, Any]:
     rule = maker.rule
     return {"size": rule.size, **(rule.resize.model_dump(mode="json") if rule.resize else {})}
 
 
 def _agreement(run: JobRun) -> float:
-    """Share of codes that are those of fp32; 1 where nothing was compared."""
+    """Share of codes that equal those of fp32; 1 if none were compared."""
     compared = run.sums.get("compared", 0)
     return run.sums.get("agreeing", 0) / compared if compared else 1.0

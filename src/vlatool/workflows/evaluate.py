@@ -27,12 +27,12 @@ __all__ = ["OpenLoopConfig", "RolloutConfig", "open_loop", "rollout"]
 
 CURVES, REPORT = "curves.png", "report.json"
 _WORLD_PRESET = "rollout-world"
-_MOST_WORST = 3
+_NUM_WORST = 3
 
 
 @dataclass(frozen=True)
 class OpenLoopResult:
-    """Errors of predicted against recorded action chunks."""
+    """Errors of predicted action chunks compared with recorded ones."""
 
     checkpoint: str
     weights: str
@@ -45,25 +45,27 @@ class OpenLoopResult:
     report: str
 
     def document(self) -> dict[str, Any]:
-        """The result for programs."""
+        """The result as a JSON-serializable mapping."""
         return asdict(self)
 
     def text(self) -> str:
-        """The result for people: mean absolute errors in the fields' units."""
+        """The result as text: mean absolute errors in the units of the fields."""
         names = [name for name in ("policy", "mean_action", "copy_last") if name in self.overall]
         header = f"{'field':<52}{''.join(f'{name:>14}' for name in names)}  better than mean"
         rows = [header]
-        for field, figures in self.fields.items():
-            errors = "".join(f"{figures[name]['mae']:>14.5f}" for name in names)
-            better = f"{figures['dimensions_better_than_mean']} of {figures['moving_dimensions']}"
+        for field, metrics in self.fields.items():
+            errors = "".join(f"{metrics[name]['mae']:>14.5f}" for name in names)
+            better = f"{metrics['dimensions_better_than_mean']} of {metrics['moving_dimensions']}"
             rows.append(f"{field[-51:]:<52}{errors}  {better}")
-            rows += [f"   {text}" for text in _worst(figures)]
+            rows += [f"   {text}" for text in _worst(metrics)]
         overall = "".join(f"{self.overall[name]:>14.5f}" for name in names)
         rows.append(f"{'overall, in standard deviations':<52}{overall}")
         steps = len(self.overall_by_step["policy"])
         for step in sorted({0, steps // 2, steps - 1} if steps > 1 else ()):
             values = (self.overall_by_step[name][step] for name in names)
-            errors = "".join(f"{'-':>14}" if one is None else f"{one:>14.5f}" for one in values)
+            errors = "".join(
+                f"{'-':>14}" if value is None else f"{value:>14.5f}" for value in values
+            )
             rows.append(f"{f'   step {step + 1} of {steps}':<52}{errors}")
         rows.append(f"{self.samples} chunks, {self.weights} weights; curves: {self.picture}")
         return "\n".join(rows)
@@ -73,18 +75,18 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def _worst(figures: Mapping[str, Any]) -> Iterator[str]:
-    """The named dimensions that the policy misses by most."""
-    named = [name for at, name in enumerate(figures["names"]) if name != str(at)]
-    errors = figures["policy"]["mae_per_dimension"]
-    if len(named) == len(errors) > _MOST_WORST:
-        worst = sorted(zip(errors, named, strict=True), reverse=True)[:_MOST_WORST]
-        yield "most at " + ", ".join(f"{name} {error:.5f}" for error, name in worst)
+def _worst(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """Yields a line with the named dimensions that have the largest errors."""
+    named = [name for index, name in enumerate(metrics["names"]) if name != str(index)]
+    errors = metrics["policy"]["mae_per_dimension"]
+    if len(named) == len(errors) > _NUM_WORST:
+        worst = sorted(zip(errors, named, strict=True), reverse=True)[:_NUM_WORST]
+        yield "largest errors: " + ", ".join(f"{name} {error:.5f}" for error, name in worst)
 
 
 @dataclass(frozen=True)
 class RolloutResult:
-    """Success in an environment."""
+    """Success rates of a policy in an environment."""
 
     checkpoint: str
     weights: str
@@ -94,29 +96,29 @@ class RolloutResult:
     report: str
 
     def document(self) -> dict[str, Any]:
-        """The result for programs."""
+        """The result as a JSON-serializable mapping."""
         info = {key: value for key, value in asdict(self).items() if key != "figures"}
         return {**info, **self.figures}
 
     def text(self) -> str:
-        """The result for people."""
+        """The result as text."""
         low, high = self.figures["confidence_95"]
         interval = f"95 % interval {100 * low:.0f} to {100 * high:.0f} %"
         rate = _rate(self.figures)
         lines = [f"{self.env}: {rate} success ({interval}), {self.weights} weights"]
-        for told, figures in self.figures["per_instruction"].items():
-            lines.append(f"   {_rate(figures)}  {told or '(no instruction)'}")
+        for instruction, counts in self.figures["per_instruction"].items():
+            lines.append(f"   {_rate(counts)}  {instruction or '(no instruction)'}")
         if self.picture:
             lines.append(f"episodes: {self.picture}")
         return "\n".join(lines)
 
 
 def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopResult:
-    """Compares sampled with recorded action chunks on data the policy may not have seen.
+    """Compares predicted with recorded action chunks, usually on held-out data.
 
     Raises:
-        UsageError: The output holds something else.
-        DataError: Checkpoint or data are missing, broken, or do not fit each other.
+        UsageError: The output has other content.
+        DataError: Checkpoint or data are missing, broken or incompatible.
     """
     from vlatool.evaluation.history import ImageFit
     from vlatool.evaluation.offline import evaluate_open_loop, num_chosen
@@ -127,12 +129,12 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
     output = _output(config.output, trained, f"open-loop-{data.name}")
     record = OutputRecord("eval open-loop", _options(config, trained, data))
     check_output_owner(output, record)
-    info = open_loop_facts(str(data), trained)
+    info = open_loop_info(str(data), trained)
     fit = ImageFit(trained.assets.images, partial(reporter.warn, "pictures_resized"))
     with reporter.progress("open-loop", num_chosen(info, config), "samples") as bar:
         report = evaluate_open_loop(trained, info, config, fit, bar)
     image = output / CURVES
-    title = f"{report.episode}: next command, recorded and predicted"
+    title = f"{report.episode}: next action, recorded and predicted"
     result = OpenLoopResult(
         checkpoint=str(trained.checkpoint),
         weights=trained.weights,
@@ -151,13 +153,13 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
 
 
 def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResult:
-    """Lets a policy act in a Gymnasium environment and counts its successes.
+    """Runs a policy in a Gymnasium environment and counts its successes.
 
-    A run that was ended goes on with the next group of episodes; one that is complete is made anew.
+    An interrupted run is resumed with the next group of episodes; a complete one is repeated.
 
     Raises:
-        UsageError: The environment does not exist, or the output holds something else.
-        DataError: The environment's observations do not give what the policy needs.
+        UsageError: The environment does not exist, or the output has other content.
+        DataError: The observations of the environment lack an input of the policy.
     """
     from vlatool.evaluation.controllers import PolicyController
     from vlatool.evaluation.history import ImageFit
@@ -173,7 +175,7 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
         max_steps=config.max_steps,
         num_rendered=config.contact_sheet_episodes,
     )
-    told = {
+    labels = {
         "checkpoint": str(trained.checkpoint),
         "weights": trained.weights,
         "env": config.env,
@@ -187,19 +189,19 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
             make_env, lambda env: PolicyController(trained.policy, config, fit), plan, bar
         ) as rollouts,
     ):
-        job = RolloutJob(output, record, rollouts, told)
+        job = RolloutJob(output, record, rollouts, labels)
         run_job(job, SerialExecutor(), options=JobOptions(overwrite=True, on_error="stop"))
     report = job.report()
-    names = [*told, "picture", "report"]
-    figures = {name: value for name, value in report.items() if name not in names}
-    return RolloutResult(**{name: report[name] for name in names}, figures=figures)
+    names = [*labels, "picture", "report"]
+    metrics = {name: value for name, value in report.items() if name not in names}
+    return RolloutResult(**{name: report[name] for name in names}, figures=metrics)
 
 
 def environment_maker(name: str, **options: Any) -> Any:
-    """A function that makes the named environment with `options`, tried once.
+    """Returns a function that creates the named environment with `options`, after a first try.
 
     Raises:
-        UsageError: There is no such environment, or it takes no such options.
+        UsageError: There is no such environment, or it does not accept the options.
         EnvironmentProblem: Gymnasium is not installed.
     """
     try:
@@ -208,7 +210,9 @@ def environment_maker(name: str, **options: Any) -> Any:
         raise missing_package("gymnasium") from None
     if not name:
         raise UsageError(
-            "no environment is given", hint=f"such as --env {ENVIRONMENT}", code="usage.no_env"
+            "no environment is given",
+            hint=f"give one, such as --env {ENVIRONMENT}",
+            code="usage.no_env",
         )
     register_environments()
 
@@ -219,16 +223,16 @@ def environment_maker(name: str, **options: Any) -> Any:
         make().close()
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
         raise UsageError(
-            f"the environment {name!r} cannot be made: {_first_line(error)}",
-            hint=f"install the package that has it; built in: {ENVIRONMENT}",
+            f"the environment {name!r} cannot be created: {_first_line(error)}",
+            hint=f"install the package that defines it; built in: {ENVIRONMENT}",
             code="usage.unknown_env",
         ) from None
     except (TypeError, LookupError, ValueError) as error:
         if not options:
             raise
         raise UsageError(
-            f"the environment {name!r} cannot be made with {options}: {_first_line(error)}",
-            hint="its documentation has the options; set env_options to others",
+            f"the environment {name!r} cannot be created with {options}: {_first_line(error)}",
+            hint="set env_options to options that its documentation lists",
             code="usage.env_options",
             details={"env_options": options},
         ) from None
@@ -236,7 +240,7 @@ def environment_maker(name: str, **options: Any) -> Any:
 
 
 def with_world_mapping(config: RolloutConfig) -> RolloutConfig:
-    """The config with the built-in world's mapping, if it is asked for without one."""
+    """Adds the mapping of the built-in world if that is used without a mapping."""
     if config.env != ENVIRONMENT or config.fields or config.action:
         return config
     world = load_config(RolloutConfig, presets=[_WORLD_PRESET]).config
@@ -249,15 +253,15 @@ def _instruction(
     if config.instruction is not None:
         return config.instruction
     key = config.instruction_key
-    known = {**info, **observation} if isinstance(observation, Mapping) else info
-    return str(known.get(key, ""))
+    values = {**info, **observation} if isinstance(observation, Mapping) else info
+    return str(values.get(key, ""))
 
 
-def open_loop_facts(location: str, trained: TrainedPolicy) -> RoboticsInfo:
-    """Facts of the data, episodes in frame order where they are kept.
+def open_loop_info(location: str, trained: TrainedPolicy) -> RoboticsInfo:
+    """Loads the info of the data, with whole episodes in frame order if the data contain them.
 
     Raises:
-        DataError: No data there, or they lack a field or camera of the policy.
+        DataError: There are no data, or they lack a field or camera of the policy.
     """
     folder = ShardFolder.open(pinned(location))
     info = load_info(RoboticsDataConfig(dataset_manifest=[str(folder.manifest)]))
@@ -269,7 +273,7 @@ def open_loop_facts(location: str, trained: TrainedPolicy) -> RoboticsInfo:
     for camera in trained.assets.data.camera_names:
         if known and camera not in known and not trained.assets.data.pad_missing_images:
             raise DataError(
-                f"{location}: the policy's camera {camera!r} is not in the data, which have "
+                f"{location}: camera {camera!r} of the policy is not in the data, which have "
                 f"{', '.join(known)}",
                 hint="preprocess the data with the cameras that the policy was trained on",
                 code="data.unknown_camera_names",
@@ -284,9 +288,9 @@ def _check_windows(location: str, info: RoboticsInfo, data: RoboticsDataConfig) 
     ):
         if getattr(data, key) > has:
             raise DataError(
-                f"{location}: the windows hold {has} steps, the policy's {key} is "
+                f"{location}: windows have {has} steps, {key} of the policy is "
                 f"{getattr(data, key)}",
-                hint="preprocess the data with the windows that the policy was trained on",
+                hint="preprocess the data with the window size that the policy was trained on",
                 code="data.window_too_large",
             )
 
@@ -294,24 +298,22 @@ def _check_windows(location: str, info: RoboticsInfo, data: RoboticsDataConfig) 
 def _options(
     config: OpenLoopConfig | RolloutConfig, trained: TrainedPolicy, data: Path | None = None
 ) -> dict[str, Any]:
-    """For the record; without the folders above what was read."""
+    """Options for the record, with names instead of paths of the inputs."""
     options = config.model_dump(mode="json", exclude={"output"})
     options["checkpoint"] = trained.checkpoint.name
     read = [trained.run.root] if data is None else [trained.run.root, data]
     return options | ({} if data is None else {"data": data.name}) | versions_of(read)
 
 
-def _output(wanted: str | None, trained: TrainedPolicy, name: str) -> Path:
-    if not wanted and is_remote(trained.run.root):
+def _output(output: str | None, trained: TrainedPolicy, name: str) -> Path:
+    if not output and is_remote(trained.run.root):
         raise UsageError(
-            f"{trained.run.root}: results are not written beside a run that is elsewhere",
+            f"{trained.run.root}: results cannot be written into a remote run",
             hint="give a local folder with --output",
             code="usage.needs_output",
         )
-    return local_path(wanted) if wanted else trained.run.root / "eval" / name
+    return local_path(output) if output else trained.run.root / "eval" / name
 
 
-def _rate(figures: Mapping[str, Any]) -> str:
-    return (
-        f"{figures['successes']} of {figures['episodes']} ({100 * figures['success_rate']:.0f} %)"
-    )
+def _rate(counts: Mapping[str, Any]) -> str:
+    return f"{counts['successes']} of {counts['episodes']} ({100 * counts['success_rate']:.0f} %)"

@@ -1,4 +1,4 @@
-"""Codes and built samples in the other of their layouts, value for value."""
+"""Export of codes, samples and policies into another layout with the same values."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -51,22 +51,22 @@ _USAGE = "vlatool export SOURCE --output DIR"
 
 
 class ExportConfig(ConfigModel):
-    """What `vlatool export` does."""
+    """Options of `vlatool export`."""
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Output": ("output", "layout", "absolute"),
-        "JobConfig": ("workers", *JOB_KEYS),
+        "Execution": ("workers", *JOB_KEYS),
     }
 
     source: str = required_field(
-        "", "Folder of codes or of packed samples, a training run or a checkpoint of it."
+        "", "Folder of codes or of packed samples, a training run or one of its checkpoints."
     )
-    output: str = required_field("", "Folder for the other layout.")
+    output: str = required_field("", "Folder for the exported data.")
     layout: Literal["json", "packed", "jsonl"] | None = Field(
-        default=None, description="What to write: codes as json or packed, samples as jsonl."
+        default=None, description="Layout to write: json or packed for codes, jsonl for samples."
     )
     absolute: bool = Field(
-        default=False, description="Whole locations of pictures in samples; else relative."
+        default=False, description="Write absolute locations of images into samples."
     )
     workers: Workers = None
     on_error: OnError = "skip"
@@ -77,11 +77,11 @@ class ExportConfig(ConfigModel):
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What came of a run; `failures` lists the episodes that are not in the output.
+    """Result of a run; `failures` lists the episodes that are not in the output.
 
     Attributes:
         exported: `codes` or `samples`.
-        amount: How many pictures have codes, or how many samples there are.
+        amount: Number of images with codes, or number of samples.
     """
 
     output: str
@@ -96,35 +96,34 @@ class ExportResult:
     status: str = "written"
 
     def document(self) -> dict[str, Any]:
-        """The result for programs."""
+        """The result as a JSON-serializable mapping."""
         return asdict(self)
 
     def text(self) -> str:
-        """The result for people."""
-        noun = "pictures" if self.exported == "codes" else "samples"
-        what = f"{self.exported} of {self.episodes} episodes as {self.layout}"
+        """The result as text."""
+        unit = "images" if self.exported == "codes" else "samples"
+        summary = f"{self.exported} of {self.episodes} episodes as {self.layout}"
         if self.status == "planned":
-            return f"{self.output}: would write {what}; nothing was written"
-        line = f"{self.output}: {what}, {self.amount} {noun}, {self.bytes / 1e6:.1f} MB"
+            return f"{self.output}: would write {summary}; nothing was written"
+        line = f"{self.output}: {summary}, {self.amount} {unit}, {self.bytes / 1e6:.1f} MB"
         if self.status == "already complete":
-            line += "; was already complete, nothing to do"
+            line += "; already complete, nothing to do"
         failed = failed_lines(self.failures)
         return "\n".join([line, *failed, f"next: vlatool verify {self.output}"])
 
 
 def export(config: ExportConfig, *, reporter: Reporter = NULL) -> ExportResult | PolicyExportResult:
-    """Writes codes or built samples in the other layout, or a policy as a published experiment.
+    """Writes codes or samples in the other layout, or a policy in the published layout.
 
-    A run that was ended goes on where it was. Packed samples become the lines that
-    `build_dataset` would have written to the same place. Of a training run the newest checkpoint
-    is written.
+    An interrupted run is resumed by the same call. Packed samples become the same lines that
+    `build_dataset` writes without `packed`. Of a training run the newest checkpoint is exported.
 
     Raises:
-        UsageError: A needed key is missing, the layout does not go with the source, or the output
+        UsageError: A required key is missing, the layout does not fit the source, or the output
             belongs to another run.
-        DataError: Nothing that can be exported is there, or none of it can be read.
-        StorageError: Something cannot be read or written; what is written stays.
-        PartialFailure: The data are written, but without the episodes that failed.
+        DataError: The source has nothing that can be exported, or none of it can be read.
+        StorageError: A file cannot be read or written; finished episodes stay.
+        PartialFailure: The data are written without the episodes that failed.
     """
     check_required(config, _USAGE)
     source = pinned(config.source)
@@ -133,14 +132,14 @@ def export(config: ExportConfig, *, reporter: Reporter = NULL) -> ExportResult |
     job = ExportJob(config)
     executor = make_executor(1 if config.dry_run else config.workers)
     run = run_job(job, executor, options=job_options(config), reporter=reporter)
-    return result_or_raise(job.answer(run), run, job.spec.item_name)
+    return result_or_raise(job.command_result(run), run, job.spec.item_name)
 
 
 def _policy(config: ExportConfig, source: Path, reporter: Reporter) -> PolicyExportResult:
     if config.layout is not None or config.dry_run:
         raise UsageError(
-            "a policy has one published layout, and is written at once",
-            hint="leave --layout and --dry-run out",
+            "--layout and --dry-run do not apply to a policy",
+            hint="leave them out: a policy has one published layout",
             code="usage.bad_layout",
         )
     return export_policy(source, location(config.output), reporter)
@@ -148,7 +147,7 @@ def _policy(config: ExportConfig, source: Path, reporter: Reporter) -> PolicyExp
 
 @dataclass(frozen=True)
 class _CodesExport:
-    """Codes, episode by episode."""
+    """Export of codes, episode by episode."""
 
     source: CodesFolder
     output: Path
@@ -163,34 +162,34 @@ class _CodesExport:
         return codes.OWNED_FILES[self.layout]
 
     @property
-    def made(self) -> Mapping[str, Any]:
+    def identity(self) -> Mapping[str, Any]:
         return self.source.manifest.identity()
 
     def __call__(self, item: str) -> Receipt:
-        found = self.source.read(item)
+        episode = self.source.read(item)
         digest = self.source.manifest.tokenizer_digest
-        entry = write_codes(self.output, self.layout, found, digest)
-        counts = {"pictures": len(found.stems)}
-        return Receipt(item, counts=counts, files=(entry,), facts={"digest": found.digest})
+        entry = write_codes(self.output, self.layout, episode, digest)
+        counts = {"pictures": len(episode.stems)}
+        return Receipt(item, counts=counts, files=(entry,), facts={"digest": episode.digest})
 
     def state(self, item: str) -> InputState:
         return input_state([self.source.path_of(item)])
 
     def close(self, output: Path, receipts: Sequence[Receipt]) -> None:
-        digests = {one.item: str(one.facts["digest"]) for one in receipts}
-        before = self.source.manifest
+        digests = {receipt.item: str(receipt.facts["digest"]) for receipt in receipts}
+        source_manifest = self.source.manifest
         manifest = replace(
-            before,
+            source_manifest,
             layout=self.layout,
             episodes=len(digests),
-            pictures=sum(one.counts["pictures"] for one in receipts),
-            digest=combined_digest(digests),
+            pictures=sum(receipt.counts["pictures"] for receipt in receipts),
+            digest=digest_of_all(digests),
         )
-        has_all = len(digests) == len(self.items)  # else some failed, and are listed
-        if before.digest and has_all and before.digest != manifest.digest:
+        has_all = len(digests) == len(self.items)  # False if episodes failed
+        if source_manifest.digest and has_all and source_manifest.digest != manifest.digest:
             raise DataError(
-                f"{self.source.path}: other codes than its {codes.MANIFEST_NAME} has the digest of",
-                hint="copy the folder again, or encode the pictures again",
+                f"{self.source.path}: the codes do not match the digest in {codes.MANIFEST_NAME}",
+                hint="copy the folder again, or encode the images again",
                 code="data.codes_changed",
                 details={"path": str(self.source.path)},
             )
@@ -199,7 +198,7 @@ class _CodesExport:
 
 @dataclass(frozen=True)
 class _SamplesExport:
-    """Packed samples, file by file."""
+    """Export of packed samples, file by file."""
 
     source: SamplesFolder
     output: Path
@@ -215,7 +214,7 @@ class _SamplesExport:
         return [Path(name).stem for name, _ in self.source.files]
 
     @property
-    def made(self) -> Mapping[str, Any]:
+    def identity(self) -> Mapping[str, Any]:
         return {"pictures": digest_of(self.prefix)}
 
     @property
@@ -239,17 +238,17 @@ class _SamplesExport:
         return input_state([self.source.path / packed_name(item)])
 
     def close(self, output: Path, receipts: Sequence[Receipt]) -> None:
-        files = [entry for one in receipts for entry in one.files]
-        own = {"layout": self.layout, "pictures": {"prefix": self.prefix}}
-        document = {**self.source.document, **own, "files": data_files(files)}
+        files = [entry for receipt in receipts for entry in receipt.files]
+        overrides = {"layout": self.layout, "pictures": {"prefix": self.prefix}}
+        document = {**self.source.document, **overrides, "files": data_files(files)}
         write_manifest(output, document)
 
 
 _Export = _CodesExport | _SamplesExport
 
 
-def _chosen(config: ExportConfig) -> _Export:
-    """What is exported, by what is there."""
+def _make_export(config: ExportConfig) -> _Export:
+    """Selects the export by the content of the source."""
     require_existing(config.source)
     source, output = pinned(config.source), location(config.output)
     if is_inside(output, source):
@@ -259,51 +258,51 @@ def _chosen(config: ExportConfig) -> _Export:
             code="usage.output_is_input",
         )
     if is_codes(source):
-        found = CodesFolder.open(source)
-        layout: str = config.layout or ("json" if found.layout == "packed" else "packed")
+        folder = CodesFolder.open(source)
+        layout: str = config.layout or ("json" if folder.layout == "packed" else "packed")
         if layout not in ("json", "packed"):
-            raise _wrong_layout(source, "codes", "json or packed")
-        return _CodesExport(found, output, layout, found.episodes())
+            raise _layout_error(source, "codes", "json or packed")
+        return _CodesExport(folder, output, layout, folder.episodes())
     if is_samples(source):
-        built = SamplesFolder.open(source)
-        if not built.is_packed or config.layout not in (None, "jsonl"):
-            raise _wrong_layout(source, "samples", "jsonl, from packed ones")
-        tree = built.images_root
+        samples = SamplesFolder.open(source)
+        if not samples.is_packed or config.layout not in (None, "jsonl"):
+            raise _layout_error(source, "samples", "jsonl, from packed samples")
+        tree = samples.images_root
         return _SamplesExport(
-            built, output, images_prefix(tree, output, is_absolute=config.absolute)
+            samples, output, images_prefix(tree, output, is_absolute=config.absolute)
         )
     raise DataError(
-        f"{source}: neither codes nor built samples are here",
-        hint="give a folder of codes, or what `vlatool build-dataset --packed` wrote",
+        f"{source}: contains neither codes nor samples",
+        hint="give a folder of codes, or one that `vlatool build-dataset --packed` wrote",
         code="data.nothing_to_export",
         details={"path": str(source)},
     )
 
 
-def _wrong_layout(source: Path, what: str, known: str) -> UsageError:
+def _layout_error(source: Path, exported: str, layouts: str) -> UsageError:
     return UsageError(
-        f"{source}: {what} are written as {known}",
+        f"{source}: {exported} can only be exported as {layouts}",
         hint="choose another --layout, or leave it out",
         code="usage.bad_layout",
     )
 
 
 class ExportJob:
-    """Episodes on their way into the other layout; see `jobs.job.Job`."""
+    """Job that exports the episodes of a folder; see `jobs.job.Job`."""
 
     def __init__(self, config: ExportConfig) -> None:
         check_required(config, _USAGE)
         self._config = config
-        self._work = work = _chosen(config)
+        self._work = work = _make_export(config)
         self.items: Sequence[str] = work.items
         source, output = pinned(config.source), location(config.output)
         options = {"source": source.name, "exported": work.exported, "layout": work.layout}
         self.spec = JobSpec(
             output=output,
-            record=OutputRecord("export", {**options, **work.made, **versions_of([source])}),
+            record=OutputRecord("export", {**options, **work.identity, **versions_of([source])}),
             title=f"export {config.source}",
             item_name="episode",
-            plan=plan_digest(options, work.made),
+            plan=plan_digest(options, work.identity),
             work=work,
             state=work.state,
             owned=work.owned,
@@ -312,7 +311,7 @@ class ExportJob:
         )
 
     def name(self, item: str) -> str:
-        """The episode's name."""
+        """Name of the episode."""
         return item
 
     def inputs(self) -> Mapping[str, Any]:
@@ -320,26 +319,26 @@ class ExportJob:
         return present_inputs(self.items, self.name, self.spec.state, self.spec.item_name)
 
     def begin(self) -> None:
-        """Takes the manifest away."""
+        """Removes the manifest."""
         remove_file(self.spec.output / self._work.manifest)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
         """Writes the manifest."""
-        done = list(receipts)
+        all_receipts = list(receipts)
         output = self.spec.output
-        self._work.close(output, done)
-        files = [entry for one in done for entry in one.files]
+        self._work.close(output, all_receipts)
+        files = [entry for receipt in all_receipts for entry in receipt.files]
         files.append(file_entry(output, self._work.manifest))
-        if not run.is_fresh:  # episodes may have gone since
+        if not run.is_fresh:  # the input may have lost episodes since
             remove_stale_files(output, self.spec.owned, self.spec.unlisted, files)
         return files
 
     def result(self, run: JobRun) -> Mapping[str, Any]:
-        """For the record."""
-        return self.answer(run).document()
+        """The result that the record stores."""
+        return self.command_result(run).document()
 
-    def answer(self, run: JobRun) -> ExportResult:
-        """What came of a run."""
+    def command_result(self, run: JobRun) -> ExportResult:
+        """Result of the command."""
         if run.status == "already complete":
             return load_result(ExportResult, self._config.output, run.record.result)
         return ExportResult(

@@ -1,4 +1,4 @@
-"""Fits a FAST action tokenizer on the action chunks of training data.
+"""Fitting of a FAST action tokenizer on the action chunks of training data.
 
 Legend of shapes: N chunks, H steps, D action dimensions.
 """
@@ -39,71 +39,74 @@ Alphabet = Literal["bytes", "published"]
 
 COMPUTE = "compute"
 _FILES = (*fast.NAMES, profile.NAME, fast.REPORT_NAME)
-_FEW_IDS = 100  # left for runs of coefficients; fewer shorten little
+_FEW_IDS = 100  # with fewer ids for runs of coefficients, chunks stay long
 
 
 class FitFastConfig(ConfigModel):
-    """What a FAST tokenizer is fitted on."""
+    """Options of `vlatool tokenizer fit-fast`."""
 
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset({"workers", "overwrite", "dry_run"})
 
-    sources: list[str] = required_field([], "Folders of raw windows or of shards, of any scheme.")
+    sources: list[str] = required_field([], "Folders of windows or of shards, of any scheme.")
     output: str = required_field("", "Folder for the tokenizer, its profile and the report.")
     scale: float = Field(
-        default=10.0, gt=0, description="Coefficients per unit; the rounding step is 1 / scale."
+        default=10.0, gt=0, description="Factor before rounding; the rounding step is 1 / scale."
     )
-    vocab_size: int = Field(default=1024, ge=257, le=2**20, description="Ids at most.")
+    vocab_size: int = Field(default=1024, ge=257, le=2**20, description="Maximum number of ids.")
     alphabet: Alphabet = Field(
         default="bytes",
-        description="Ids that are there in any case: one per byte, so that all can be written, or, "
-        "as the published fit has it, one per coefficient.",
+        description="Initial ids. bytes: one per byte, so that every chunk can be encoded; "
+        "published: one per coefficient of the data, as in the published fit.",
     )
     profile: str = Field(
         default=COMPUTE,
-        description="How actions are normalised: a profile's name or file, or `compute`.",
+        description="Normalization profile of actions: a name, a file, or `compute`.",
     )
     gripper: Gripper = Field(
         default="raw",
-        description="Whether a dimension called gripper is left as it is, unless a profile "
-        "normalises it.",
+        description="raw: leave the dimension named gripper unchanged, unless a profile "
+        "normalizes it.",
     )
     raw: list[str] = Field(
         default=[],
-        description="Dimensions, by name or number, that a computed profile leaves as they are.",
+        description="Dimensions, by name or index, that a computed profile leaves unchanged.",
     )
     action_fields: list[str] = Field(
-        default=[], description="Fields of the action, for shards; default: as they were made."
+        default=[],
+        description="Action fields of shards; default: those that they were written with.",
     )
     limit: int | None = Field(
-        default=100_000, ge=1, description="Fit on so many chunks at most, drawn with the seed."
+        default=100_000, ge=1, description="Fit on at most N chunks, drawn at random with the seed."
     )
-    seed: int = Field(default=0, ge=0, description="Seed of the drawing.")
+    seed: int = Field(default=0, ge=0, description="Seed of the random choice.")
     workers: int | None = Field(
-        default=None, ge=1, description="Processes that read; null for one per processor."
+        default=None, ge=1, description="Number of processes that read; null: one per processor."
     )
-    overwrite: bool = Field(default=False, description="Replace a tokenizer that is there.")
-    dry_run: bool = Field(default=False, description="Read, say what would be done, write nothing.")
+    overwrite: bool = Field(default=False, description="Replace an existing tokenizer.")
+    dry_run: bool = Field(
+        default=False, description="Read the data, report the plan, write nothing."
+    )
 
 
 @dataclass(frozen=True)
 class FitFastResult:
-    """What was fitted, and how well it writes the chunks.
+    """Fitted tokenizer and its quality on the chunks.
 
     Attributes:
         output: The folder.
-        chunks: Chunks that were read.
-        fitted_on: Those of them that the vocabulary was made from.
+        chunks: Number of chunks that were read.
+        fitted_on: Number of chunks that the vocabulary was fitted on.
         steps: H.
         width: D.
         lowest: Coefficient with code point 0.
         highest: Largest coefficient.
         profile: Name of the profile.
-        profile_digest: Of its numbers.
-        quality: Size of the vocabulary, ids per chunk, share of chunks that come back exactly and
-            of coefficients in range, error per dimension; empty for a plan.
-        digest: Of what decides the ids; empty for a plan.
+        profile_digest: Digest of the numbers of the profile.
+        quality: Size of the vocabulary, ids per chunk, share of chunks that are decoded exactly,
+            share of coefficients in range, error per dimension; empty for a dry run.
+        digest: Digest of the tokenizer; empty for a dry run.
         status: `written`, `already complete` or `planned`.
-        next: The command to go on with, if there is one.
+        next: The next command; may be empty.
     """
 
     output: str
@@ -121,97 +124,97 @@ class FitFastResult:
     next: str = ""
 
     def document(self) -> dict[str, Any]:
-        """The result for programs."""
+        """The result as a JSON-serializable mapping."""
         return asdict(self)
 
     def text(self) -> str:
-        """The result for people."""
+        """The result as text."""
         shape = f"{self.chunks:,} chunks of {self.steps} x {self.width}"
         span = f"coefficients from {self.lowest} to {self.highest}, profile {self.profile}"
         if self.status == "planned":
             return f"{self.output}: would be fitted on {self.fitted_on:,} of {shape}\n{span}"
-        found = self.quality
-        fitted = f"{found['ids']} ids, fitted on {self.fitted_on:,} of {shape}"
-        counts = f"{found['fewest_ids']} to {found['most_ids']}"
-        exact = f"{found['exact']:.2%} of the chunks come back exactly to the rounding step"
+        measured = self.quality
+        fitted = f"{measured['ids']} ids, fitted on {self.fitted_on:,} of {shape}"
+        counts = f"{measured['fewest_ids']} to {measured['most_ids']}"
+        exact = f"{measured['exact']:.2%} of the chunks are decoded exactly to the rounding step"
         lines = [
             f"{self.output}: {fitted}; {self.status}",
-            f"{span}; {found['in_range']:.2%} of them are in range",
-            f"ids per chunk: {found['ids_per_chunk']:.1f} ({counts})",
-            f"values per id: {found['values_per_id']:.1f}",
+            f"{span}; {measured['in_range']:.2%} of them are in range",
+            f"ids per chunk: {measured['ids_per_chunk']:.1f} ({counts})",
+            f"values per id: {measured['values_per_id']:.1f}",
             exact,
-            "error in units of the action (rms, largest):",
+            "error in units of the action (RMS, maximum):",
         ]
         lines += [
             f"   {name:12} {row['rms']:.3g}, {row['largest']:.3g}"
-            for name, row in found["error"].items()
+            for name, row in measured["error"].items()
         ]
         return "\n".join([*lines, *([f"next: {self.next}"] if self.next else [])])
 
 
 def fit_fast(config: FitFastConfig, *, reporter: Reporter = NULL) -> FitFastResult:
-    """Fits a tokenizer and measures it on all chunks; the same bytes every time.
+    """Fits a tokenizer and measures it on all chunks; equal inputs give equal bytes.
 
     Raises:
-        UsageError: The output holds something else, or options do not fit the data.
-        DataError: There are no chunks, or they are broken or of several shapes.
+        UsageError: The output has other content, or options do not fit the data.
+        DataError: There are no chunks, or they are broken or have different shapes.
     """
     check_required(config, "vlatool tokenizer fit-fast DATA --output DIR")
     sources = [require_existing(source) for source in config.sources]
-    found = [find_chunks(source, config.action_fields) for source in sources]
-    chunks = _all_chunks(found, config.workers, reporter)
-    actions = _profile(config, chunks, found)
+    chunk_sources = [find_chunks(source, config.action_fields) for source in sources]
+    chunks = _all_chunks(chunk_sources, config.workers, reporter)
+    normalization = _profile(config, chunks, chunk_sources)
     target = location(config.output)
-    record = _record(config, sources, actions, chunks)
-    before = resumable_record(
+    record = _record(config, sources, normalization, chunks)
+    earlier = resumable_record(
         target, record, lambda: record.inputs, overwrite=config.overwrite, owned=_FILES
     )
-    if before is not None and before.complete:
-        return _known(config, target, found)
-    normalized = actions.normalize(chunks)
-    chosen = _chosen(config, len(chunks))
-    planned = _plan(config, normalized, len(chosen), actions)
-    alphabet = _alphabet(config, planned, reporter)
+    if earlier is not None and earlier.complete:
+        return _earlier_result(config, target, chunk_sources)
+    normalized = normalization.normalize(chunks)
+    indices = _select_chunks(config, len(chunks))
+    plan = _plan(config, normalized, len(indices), normalization)
+    alphabet = _alphabet(config, plan, reporter)
     if config.dry_run:
-        return planned
+        return plan
     tokenizer = fit_tokenizer(
-        normalized[chosen],
+        normalized[indices],
         scale=config.scale,
         vocab_size=config.vocab_size,
-        lowest=planned.lowest,
+        lowest=plan.lowest,
         alphabet=alphabet,
     )
     result = replace(
-        planned,
-        quality=_quality(tokenizer, normalized, actions),
+        plan,
+        quality=_quality(tokenizer, normalized, normalization),
         digest=tokenizer.digest,
         status="written",
-        next=_next(config, found),
+        next=_next(config, chunk_sources),
     )
     with single_output(target, record, _FILES):
-        _write(target, tokenizer, actions, result)
+        _write(target, tokenizer, normalization, result)
     return result
 
 
 def _quality(
     tokenizer: ActionTokenizer, values: Array, profile: NormalizationProfile
 ) -> dict[str, Any]:
-    """Measured quality of the ids; errors in the unit of each dimension."""
-    found = action_quality(tokenizer, values)
+    """Quality of the ids on the chunks; errors in the unit of each dimension."""
+    measured = code_quality(tokenizer, values)
     return {
         "ids": tokenizer.vocab_size,
-        "ids_per_chunk": float(found.lengths.mean()),
-        "fewest_ids": int(found.lengths.min()),
-        "most_ids": int(found.lengths.max()),
-        "values_per_id": values.size / int(found.lengths.sum()),
-        "exact": found.exact,
-        "in_range": found.in_range,
+        "ids_per_chunk": float(measured.lengths.mean()),
+        "fewest_ids": int(measured.lengths.min()),
+        "most_ids": int(measured.lengths.max()),
+        "values_per_id": values.size / int(measured.lengths.sum()),
+        "exact": measured.exact,
+        "in_range": measured.in_range,
         "error": {
             name: {"rms": float(rms), "largest": float(largest)}
             for name, rms, largest in zip(
                 profile.dimensions,
-                found.rms * profile.scale,
-                found.largest * profile.scale,
+                measured.rms * profile.spread,
+                measured.largest * profile.spread,
                 strict=True,
             )
         },
@@ -219,15 +222,15 @@ def _quality(
 
 
 @dataclass(frozen=True)
-class _Read:
-    """Reads one file; picklable."""
+class _ReadChunks:
+    """Picklable function that reads one file."""
 
     def __call__(self, file: ChunkFile) -> Array:
         return file.read()
 
 
 def _all_chunks(sources: Sequence[ChunkSource], workers: int | None, reporter: Reporter) -> Array:
-    """All chunks, float32 [N, H, D], in order."""
+    """Reads all chunks, float32 [N, H, D], in order."""
     files = [file for source in sources for file in source.files]
     parts: list[Array] = []
     count = min(workers or default_workers(), len(files))
@@ -235,7 +238,7 @@ def _all_chunks(sources: Sequence[ChunkSource], workers: int | None, reporter: R
         make_executor(max(count, 1)) as executor,
         reporter.progress("chunks", len(files), "files") as bar,
     ):
-        for outcome in executor.map(_Read(), files):
+        for outcome in executor.map(_ReadChunks(), files):
             if outcome.error is not None:
                 raise outcome.error
             assert outcome.value is not None
@@ -245,8 +248,8 @@ def _all_chunks(sources: Sequence[ChunkSource], workers: int | None, reporter: R
             bar.advance(1)
     if not parts:
         raise DataError(
-            "there is no chunk in any of the sources",
-            hint="is the path right? `vlatool inspect` shows what is there",
+            "the sources contain no chunk",
+            hint="check the paths; `vlatool inspect` shows their content",
             code="data.no_chunks",
         )
     return np.concatenate(parts)
@@ -254,10 +257,10 @@ def _all_chunks(sources: Sequence[ChunkSource], workers: int | None, reporter: R
 
 def _check_shape(path: Path, parts: Sequence[Array]) -> None:
     if parts and parts[-1].shape[1:] != parts[0].shape[1:]:
-        here, first = (" x ".join(map(str, one.shape[1:])) for one in (parts[-1], parts[0]))
+        last, first = (" x ".join(map(str, part.shape[1:])) for part in (parts[-1], parts[0]))
         raise DataError(
-            f"{path}: has chunks of {here} values, the first file of {first}",
-            hint="fit one tokenizer for each kind of chunk",
+            f"{path}: has chunks of {last} values, the first file of {first}",
+            hint="fit one tokenizer for each shape of chunks",
             code="data.chunk_shape",
             details={"path": str(path)},
         )
@@ -270,28 +273,28 @@ def _profile(
     if config.profile != COMPUTE:
         if config.raw:
             raise UsageError(
-                "--raw is for a computed profile",
-                hint="leave it out; a profile says itself what is raw",
+                "--raw only applies to a computed profile",
+                hint="leave it out: a profile lists its raw dimensions",
                 code="usage.conflict",
             )
-        known = read_profile(config.profile, config.gripper)
-        if known.width != width:
+        loaded = read_profile(config.profile, config.gripper)
+        if loaded.width != width:
             raise DataError(
-                f"profile {known.name} has {known.width} dimensions, the actions have {width}",
+                f"profile {loaded.name} has {loaded.width} dimensions, the actions have {width}",
                 hint="use --profile compute",
                 code="data.profile_mismatch",
             )
-        return known
-    stated = sources[0].names
-    names = stated if len(stated) == width else tuple(map(str, range(width)))
-    raw = [_dimension(one, names) for one in config.raw]
+        return loaded
+    recorded_names = sources[0].names
+    names = recorded_names if len(recorded_names) == width else tuple(map(str, range(width)))
+    raw = [_dimension(dimension, names) for dimension in config.raw]
     has_gripper = GRIPPER in names
     if config.gripper == "normalised" and not has_gripper:
         raise no_gripper_error(COMPUTE, names)
     if config.gripper == "raw" and has_gripper:
         raw.append(GRIPPER)
-    # The first action of each chunk is the present one: each row counts once.
-    return compute_profile("computed", chunks[:, 0], names, sorted(set(raw)))
+    # The first action of each chunk is that of the anchor: each row counts once.
+    return computed_profile("computed", chunks[:, 0], names, sorted(set(raw)))
 
 
 def _dimension(word: str, names: Sequence[str]) -> str:
@@ -306,7 +309,7 @@ def _dimension(word: str, names: Sequence[str]) -> str:
     )
 
 
-def _chosen(config: FitFastConfig, count: int) -> Array:
+def _select_chunks(config: FitFastConfig, count: int) -> Array:
     """Indices of the chunks to fit on, in order."""
     if config.limit is None or config.limit >= count:
         return np.arange(count)
@@ -314,7 +317,7 @@ def _chosen(config: FitFastConfig, count: int) -> Array:
 
 
 def _plan(
-    config: FitFastConfig, normalized: Array, fitted_on: int, actions: NormalizationProfile
+    config: FitFastConfig, normalized: Array, fitted_on: int, normalization: NormalizationProfile
 ) -> FitFastResult:
     lowest, highest = coefficient_range(config.scale, normalized)
     return FitFastResult(
@@ -325,77 +328,95 @@ def _plan(
         width=normalized.shape[2],
         lowest=lowest,
         highest=highest,
-        profile=actions.name,
-        profile_digest=actions.digest,
+        profile=normalization.name,
+        profile_digest=normalization.digest,
         quality={},
         status="planned",
     )
 
 
-def _alphabet(config: FitFastConfig, planned: FitFastResult, reporter: Reporter) -> list[str]:
-    span = planned.highest - planned.lowest + 1
+def _alphabet(config: FitFastConfig, plan: FitFastResult, reporter: Reporter) -> list[str]:
+    span = plan.highest - plan.lowest + 1
     published = config.alphabet == "published"
     count = span if published else len(byte_characters())
     if count > config.vocab_size:
         raise UsageError(
-            f"--vocab-size {config.vocab_size} has no room for the {span} coefficients from "
-            f"{planned.lowest} to {planned.highest}",
+            f"--vocab-size {config.vocab_size} is too small for the {span} coefficients from "
+            f"{plan.lowest} to {plan.highest}",
             hint="raise it, lower --scale, or use --alphabet bytes",
             code="usage.vocab_size",
         )
     if config.vocab_size - count < _FEW_IDS:
         reporter.warn(
             "small_vocabulary",
-            f"only {config.vocab_size - count} of {config.vocab_size} ids are left for runs of "
+            f"only {config.vocab_size - count} of {config.vocab_size} ids remain for runs of "
             "coefficients: chunks will have many ids",
         )
     return [chr(code) for code in range(span)] if published else sorted(byte_characters())
 
 
 def _record(
-    config: FitFastConfig, sources: Sequence[Path], actions: NormalizationProfile, chunks: Array
+    config: FitFastConfig,
+    sources: Sequence[Path],
+    normalization: NormalizationProfile,
+    chunks: Array,
 ) -> OutputRecord:
-    left_out = {"output", "sources", "profile", *config.no_effect_on_output}
+    excluded = {"output", "sources", "profile", *config.no_effect_on_output}
     options = {
-        **config.model_dump(mode="json", exclude=left_out),
+        **config.model_dump(mode="json", exclude=excluded),
         "sources": [source.name for source in sources],
-        "profile": _told(config, actions),
+        "profile": _profile_label(config, normalization),
     }
     digest = sha256(repr(chunks.shape).encode() + chunks.tobytes()).hexdigest()
     inputs = {"chunks": len(chunks), "digest": digest}
-    # The original reader may be copied beside them.
+    # The published code of the reader may be copied into the folder.
     return OutputRecord("tokenizer fit-fast", options, inputs, volatile=(fast.CODE_NAME,))
 
 
-def _told(config: FitFastConfig, actions: NormalizationProfile) -> str:
-    """The profile in the record; a computed one follows from the input."""
-    return COMPUTE if config.profile == COMPUTE else f"{actions.name} {actions.digest[:16]}"
+def _profile_label(config: FitFastConfig, normalization: NormalizationProfile) -> str:
+    """The profile for the record; a computed one is determined by the input."""
+    return (
+        COMPUTE
+        if config.profile == COMPUTE
+        else f"{normalization.name} {normalization.digest[:16]}"
+    )
 
 
 def _write(
-    target: Path, tokenizer: ActionTokenizer, actions: NormalizationProfile, result: FitFastResult
+    target: Path,
+    tokenizer: ActionTokenizer,
+    normalization: NormalizationProfile,
+    result: FitFastResult,
 ) -> None:
-    told = {
+    report = {
         key: value
         for key, value in result.document().items()
         if key not in ("output", "status", "next")
     }
     fast.clear_fast(target)
-    profile.write_profile(target / profile.NAME, actions)
-    write_json(target / fast.REPORT_NAME, told)
+    profile.write_profile(target / profile.NAME, normalization)
+    write_json(target / fast.REPORT_NAME, report)
     fast.write_fast(target, tokenizer)
 
 
-def _known(config: FitFastConfig, target: Path, found: Sequence[ChunkSource]) -> FitFastResult:
-    """What an equal run found."""
+def _earlier_result(
+    config: FitFastConfig, target: Path, chunk_sources: Sequence[ChunkSource]
+) -> FitFastResult:
+    """Result of an earlier run with the same options and inputs."""
     report = fast.read_report(target)
-    where = {"output": config.output, "status": "already complete", "next": _next(config, found)}
-    return FitFastResult(**{**report, **where})
+    current = {
+        "output": config.output,
+        "status": "already complete",
+        "next": _next(config, chunk_sources),
+    }
+    return FitFastResult(**{**report, **current})
 
 
-def _next(config: FitFastConfig, found: Sequence[ChunkSource]) -> str:
-    if found[0].fields:  # samples are built from windows
+def _next(config: FitFastConfig, chunk_sources: Sequence[ChunkSource]) -> str:
+    if chunk_sources[0].fields:  # shards: samples are built from windows only
         return ""
-    how = config.profile if config.profile != COMPUTE else f"{config.output}/{profile.NAME}"
-    built = f"--fast {config.output} --profile {how} --output {config.output}-built"
-    return f"vlatool build-dataset {config.sources[0]} {built}"
+    profile_option = (
+        config.profile if config.profile != COMPUTE else f"{config.output}/{profile.NAME}"
+    )
+    options = f"--fast {config.output} --profile {profile_option} --output {config.output}-built"
+    return f"vlatool build-dataset {config.sources[0]} {options}"

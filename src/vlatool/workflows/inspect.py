@@ -1,4 +1,4 @@
-"""What is at a location: anything in the table of artifacts, or raw episodes."""
+"""Inspection of a location: an artifact of any kind, or raw episodes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,42 +22,40 @@ from vlatool.storage.uri import location, require_existing
 
 
 class InspectConfig(ConfigModel):
-    """What to look at."""
+    """Options of `vlatool inspect`."""
 
-    location: str = required_field("", "Folder or shard to look at.")
-    format: str | None = Field(
-        default=None, description="Format of raw episodes; null for the one that finds any."
-    )
+    location: str = required_field("", "Folder or shard to inspect.")
+    format: str | None = Field(default=None, description="Format of raw episodes; null: detect it.")
     episodes: str | None = Field(
         default=None,
         description="Raw episodes to read, such as 0:4,7; the end of a range is excluded.",
     )
     html: str | None = Field(
-        default=None, description="HTML file to write, with pictures and charts; not for a run."
+        default=None, description="HTML file to write, with images and plots; not for a run."
     )
     html_episodes: int = Field(
-        default=3, ge=0, description="Raw episodes with pictures on that page."
+        default=3, ge=0, description="Number of raw episodes with images on that page."
     )
     html_samples: int = Field(
-        default=6, ge=0, description="Training samples with pictures on that page."
+        default=6, ge=0, description="Number of training samples with images on that page."
     )
     tokenizer: str | None = Field(
         default=None,
-        description="Run, checkpoint or published folder of the tokenizer that made the codes of "
-        "built samples: that page shows what it draws of them.",
+        description="Run, checkpoint or published folder of the visual tokenizer of the codes in "
+        "samples: that page shows its reconstructions.",
     )
 
 
 @dataclass(frozen=True)
 class InspectResult:
-    """What is at a location; `html` is the page that was written, if one was asked for."""
+    """Report on a location; `html` is the page that was written, if requested."""
 
     location: str
     report: Report
     html: str | None = None
 
     def document(self) -> dict[str, Any]:
-        """The result for programs; `kind` says which keys to expect."""
+        """The result as a JSON-serializable mapping; `kind` determines its other keys."""
         page = {} if self.html is None else {"html": self.html}
         return {
             "kind": self.report.kind,
@@ -67,77 +65,76 @@ class InspectResult:
         }
 
     def text(self) -> str:
-        """The result for people."""
+        """The result as text."""
         page = "" if self.html is None else f"page: {self.html}"
         blocks = [f"{self.location}: {self.report.headline()}", *self.report.blocks(), page]
         return "\n\n".join(block for block in blocks if block)
 
 
-Look = tuple[Report, str, Callable[[Path, PageRequest], None] | None]
+Inspection = tuple[Report, str, Callable[[Path, PageRequest], None] | None]
 
 
 def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResult:
-    """Looks at a location and says what is there; only the HTML page is written.
+    """Reports on the content of a location; writes nothing but the HTML page.
 
-    Broken episodes, shards and checkpoints are findings of the report as long as something is
-    readable.
+    Broken episodes, shards and checkpoints are findings of the report if others are readable.
 
     Raises:
         UsageError: No location is given, or several formats find episodes.
-        DataError: Nothing known is there, or all of it is broken.
+        DataError: The content is unknown, or all of it is broken.
         StorageError: The page cannot be written.
     """
     if not config.location:
         raise UsageError(
-            "inspect needs a location",
-            hint="vlatool inspect LOCATION",
+            "no location is given",
+            hint="run vlatool inspect LOCATION",
             code="usage.missing_key",
         )
-    place = require_existing(config.location)
+    path = require_existing(config.location)
     if config.html is None:
-        _check_tokenizer(place, "", config)
-        return InspectResult(config.location, _look(place, config, reporter)[0])
+        _check_tokenizer(path, "", config)
+        return InspectResult(config.location, _inspect(path, config, reporter)[0])
     target = location(config.html)
     check_target(target)
-    report, kind, write_page = _look(place, config, reporter)
+    report, kind, write_page = _inspect(path, config, reporter)
     if write_page is None:
         raise UsageError(
-            f"{place}: --html shows raw episodes and training data, this is a {kind}",
-            hint="leave --html out",
+            f"{path}: there is no HTML page for a {kind}",
+            hint="leave --html out: it is for raw episodes and training data",
             code="usage.no_page",
         )
-    _check_tokenizer(place, kind, config)
+    _check_tokenizer(path, kind, config)
     remove_partials_of(target)
     counts = config.html_episodes, config.html_samples
     write_page(target, PageRequest(config.location, *counts, config.tokenizer or ""))
     return InspectResult(config.location, report, config.html)
 
 
-def _check_tokenizer(place: Path, kind: str, config: InspectConfig) -> None:
-    """UsageError where a tokenizer is given that nothing is drawn with."""
+def _check_tokenizer(path: Path, kind: str, config: InspectConfig) -> None:
+    """Raises UsageError if a tokenizer is given but there are no codes to decode."""
     if config.tokenizer is not None and kind != "samples":
         raise UsageError(
-            f"{place}: --tokenizer draws on the page of built samples",
-            hint="give --html and what `vlatool build-dataset` wrote, or leave --tokenizer out",
+            f"{path}: --tokenizer only applies to the HTML page of samples",
+            hint="give --html and a folder of `vlatool build-dataset`, or leave --tokenizer out",
             code="usage.nothing_to_draw",
             details={"key": "tokenizer"},
         )
 
 
-def _look(place: Path, config: InspectConfig, reporter: Reporter) -> Look:
-    """The report, of what, and what writes it as a page where there is such a page."""
-    known = recognize(place) if config.format is None else None
-    if known is None:
-        source = detect_source(place, config.format)
-        report = inspect_source(place, source, config.episodes, reporter)
+def _inspect(path: Path, config: InspectConfig, reporter: Reporter) -> Inspection:
+    """Returns the report, the kind of the artifact and a function that writes its page, if any."""
+    recognized = recognize(path) if config.format is None else None
+    if recognized is None:
+        source = detect_source(path, config.format)
+        report = inspect_source(path, source, config.episodes, reporter)
         refs = select(source.refs, config.episodes)
         return report, "source", partial(write_source_page, report, source.reader, refs)
     if config.episodes is not None:
         raise UsageError(
-            f"{place}: --episodes selects raw episodes, this is no raw source",
-            hint="leave --episodes out",
+            f"{path}: is not a source of raw episodes",
+            hint="leave --episodes out: it selects raw episodes",
             code="usage.no_raw_source",
         )
-    kind, artifact = known
-    report = artifact.load("inspect")(place)
-    return report, kind, partial(artifact.load("page"), report, place) if artifact.page else None
+    kind, artifact = recognized
+    report = artifact.load("inspect")(path)
+    return report, kind, partial(artifact.load("page"), report, path) if artifact.page else None

@@ -1,4 +1,4 @@
-"""From raw episodes of any format to training data of any sink."""
+"""Training data of any sink from raw episodes of any format."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -52,7 +52,7 @@ _SHARDS = "shards"
 
 
 class PreprocessConfig(SelectionConfig):
-    """What `vlatool preprocess` does; keys of the format and of the sink may be written flat."""
+    """Options of `vlatool preprocess`; keys of format and sink may be given without a section."""
 
     flat_sections: ClassVar[tuple[str, ...]] = ("source", "sink")
     registries: ClassVar[Mapping[str, Any]] = {"source": FORMATS, "sink": SINKS}
@@ -75,22 +75,22 @@ class PreprocessConfig(SelectionConfig):
         "resize_to": "resize_images_size",
     }
     ignored: ClassVar[Mapping[str, str]] = {
-        "overwrite_images": "pictures are written anew whenever their episode is",
-        "auto_tag": "git is never touched; the run record names the version",
-        "skip_git_tagging": "git is never touched; the run record names the version",
-        "output_dir_fixed_path": "no second copy is made; copy the output where you want it",
+        "overwrite_images": "images are always written together with their episode",
+        "auto_tag": "git is never used; the run record has the version",
+        "skip_git_tagging": "git is never used; the run record has the version",
+        "output_dir_fixed_path": "no second copy is written; copy the output yourself",
         "db_logging": "there is no database; .vlatool/run.json records the run",
     }
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
         {"output", "sources", *ENGINE, *JOB_KEYS, *ignored}
     )
 
-    # Whether the sink was named; else it is the one that the format has by nature.
+    # True if the sink was given; else it is the default sink of the format.
     is_sink_explicit: ClassVar[bool] = False
 
     output: str = required_field("", "Folder to write.")
     sink: SerializeAsAny[LbmConfig] = Field(
-        default_factory=LbmConfig, description="Keys of what is written."
+        default_factory=LbmConfig, description="Keys of the sink."
     )
     engine: EngineName = "local"
     workers: Workers = None
@@ -109,15 +109,15 @@ class PreprocessConfig(SelectionConfig):
     @field_validator("sources", "output")
     @classmethod
     def _not_blank(cls, value: list[str] | str) -> list[str] | str:
-        is_unset = value == ""  # needed later, and then asked for by name
+        is_unset = value == ""  # reported later as a required key
         texts = [value] if isinstance(value, str) else value
         if not is_unset and any(not text.strip() for text in texts):
-            raise ValueError("a location is blank")
+            raise ValueError("a location is empty")
         return value
 
     @classmethod
-    def specialize(cls, tree: Mapping[str, Any]) -> type[Self]:
-        """The class whose `source` section is the format's and whose `sink` is the sink's."""
+    def specialise(cls, tree: Mapping[str, Any]) -> type[Self]:
+        """Returns the subclass with the `source` section of the format and that of the sink."""
         sections: dict[str, Any] = {}
         name = tree.get("format")
         sections["source"] = _section(FORMATS, str(name), "format") if name else DeferredKeys
@@ -143,32 +143,31 @@ def _section(registry: Any, name: str, key: str) -> type[ConfigModel]:
 
 
 def preprocess(config: PreprocessConfig, *, reporter: Reporter = NULL) -> PreprocessResult:
-    """Reads episodes and hands them to a sink.
+    """Reads episodes and writes them with a sink.
 
-    A run that was ended, however it was, goes on where it was; the bytes are those of a run that
-    was not.
+    An interrupted run is resumed by the same call and writes the same bytes.
 
     Raises:
-        UsageError: A needed key is missing, or the output belongs to another run.
+        UsageError: A required key is missing, or the output belongs to another run.
         DataError: No episode can be used, or one cannot and `on_error` is `stop`.
-        StorageError: Something cannot be read or written; what is written stays.
-        PartialFailure: The data are written, but without the episodes that failed.
-        BugError: The same, and one failed by a bug.
+        StorageError: A file cannot be read or written; finished episodes stay.
+        PartialFailure: The data are written without the episodes that failed.
+        BugError: As PartialFailure, but at least one failure is a bug.
     """
     preload = ("vlatool.sources.selection", SINKS.target(config.sink.type))
     with ExitStack() as stack:
-        executor = stack.enter_context(executor_of(config, preload))  # workers start while we look
+        executor = stack.enter_context(executor_of(config, preload))  # workers start meanwhile
         job = PreprocessJob(config)
-        job.announce(reporter)
+        job.log_selection(reporter)
         run = run_job(job, executor, options=job_options(config), reporter=reporter)
-    return result_or_raise(job.answer(run), run, job.spec.item_name)
+    return result_or_raise(job.command_result(run), run, job.spec.item_name)
 
 
 class PreprocessJob:
-    """The episodes of some sources on their way into a sink; see `jobs.job.Job`."""
+    """Job that writes the episodes of sources with a sink; see `jobs.job.Job`."""
 
     def __init__(self, config: PreprocessConfig, make_sink: MakeSink | None = None) -> None:
-        """`make_sink` is the class of a sink that is not in the table."""
+        """Opens the sources; `make_sink`, if given, replaces the class in SINKS."""
         check_required(config, "vlatool preprocess [FORMAT] SOURCE... --output DIR")
         self._config = config = with_format(config)
         section = reader_section(config)
@@ -176,20 +175,20 @@ class PreprocessJob:
         resolved = getattr(self._reader, "config", section)
         sources = [pinned(source) for source in config.sources]
         named = getattr(config.sink, "camera_rotations", {})
-        self._chosen = chosen = select_episodes(self._reader, sources, config, [*named])
-        self.items: Sequence[EpisodeRef] = chosen.refs
+        self._chosen = selection = select_episodes(self._reader, sources, config, [*named])
+        self.items: Sequence[EpisodeRef] = selection.refs
         output = location(config.output)
         versions = versions_of(sources)
-        told = origin(config, section, resolved) | versions
-        setup = SinkSetup(output, chosen.survey, chosen.refs, told)
+        origin = source_options(config, section, resolved) | versions
+        setup = SinkSetup(output, selection.survey, selection.refs, origin)
         self._sink: Sink = (make_sink or SINKS.get(config.sink.type))(config.sink, setup)
         self.spec = JobSpec(
             output=output,
-            record=OutputRecord("preprocess", recorded(config, section) | versions),
+            record=OutputRecord("preprocess", record_options(config, section) | versions),
             title=f"preprocess {config.format}",
             item_name="episode",
-            plan=plan_digest(config.format, resolved, config.sink, chosen.selection),
-            work=EpisodeTask(config.format, resolved, chosen.selection, self._sink.work),
+            plan=plan_digest(config.format, resolved, config.sink, selection.choice),
+            work=EpisodeTask(config.format, resolved, selection.choice, self._sink.work),
             state=episode_state,
             owned=self._sink.owned,
             volatile=self._sink.volatile,
@@ -201,7 +200,7 @@ class PreprocessJob:
         self._summary: SinkSummary | None = None
 
     def name(self, item: EpisodeRef) -> str:
-        """The episode's id."""
+        """Id of the episode."""
         return item.id
 
     def inputs(self) -> Mapping[str, Any]:
@@ -209,27 +208,27 @@ class PreprocessJob:
         return present_inputs(self.items, self.name, episode_state, self.spec.item_name)
 
     def begin(self) -> None:
-        """The sink's."""
+        """Calls the method of the sink."""
         self._sink.begin()
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
-        """The sink's."""
+        """Calls the method of the sink and removes files of episodes that are gone."""
         self._summary = self._sink.finish(receipts, run)
         files = self._summary.files
-        if not run.is_fresh:  # episodes may have gone since
+        if not run.is_fresh:  # the input may have lost episodes since
             remove_stale_files(self.spec.output, self.spec.owned, self.spec.unlisted, files)
         return files
 
     def result(self, run: JobRun) -> Mapping[str, Any]:
-        """For the record."""
-        return self.answer(run).document()
+        """The result that the record stores."""
+        return self.command_result(run).document()
 
-    def announce(self, reporter: Reporter) -> None:
-        """Tells what was found before anything is done."""
+    def log_selection(self, reporter: Reporter) -> None:
+        """Logs format, cameras and fields, and warns of findings and of options without effect."""
         reporter.note(f"format: {self._config.format}")
         for finding in self._chosen.findings:
             reporter.warn(finding.code, finding.message)
-        for message in _without_effect(self._config):
+        for message in _ignored_options(self._config):
             reporter.warn("option_without_effect", message)
         actions, observed = self._sink.action_fields, self._sink.proprioception_fields
         reporter.note(f"cameras: {', '.join(self._chosen.survey.cameras) or 'none'}")
@@ -238,11 +237,11 @@ class PreprocessJob:
         for reason, count in self._chosen.excluded.items():
             reporter.note(f"{count} episodes are left out: {reason}")
 
-    def answer(self, run: JobRun) -> PreprocessResult:
-        """What came of a run."""
+    def command_result(self, run: JobRun) -> PreprocessResult:
+        """Result of the command."""
         if run.status == "already complete":
-            known = load_result(PreprocessResult, self._config.output, run.record.result)
-            return replace(known, next=self._next)
+            earlier = load_result(PreprocessResult, self._config.output, run.record.result)
+            return replace(earlier, next=self._next)
         failed, empty = len(run.failures), len(run.empty)
         return PreprocessResult(
             output=self._config.output,
@@ -257,20 +256,20 @@ class PreprocessJob:
             next=self._next,
             seconds=run.seconds,
             bytes_on_disk=run.bytes_on_disk,
-            **self._amounts(run),
+            **self._counts(run),
         )
 
     @property
     def _next(self) -> str:
         return self._sink.next_step.format(output=self._config.output)
 
-    def _amounts(self, run: JobRun) -> dict[str, Any]:
+    def _counts(self, run: JobRun) -> dict[str, Any]:
         if self._summary is None:
             estimate = self._sink.estimate()
             return {
                 "frames": self._chosen.survey.frames or 0,
                 "samples": estimate.samples or 0,
-                **_told(estimate.counts),
+                **_count_fields(estimate.counts),
                 "bytes": 0,
                 "dropped": dict(self._chosen.excluded),
                 "status": "planned",
@@ -279,14 +278,14 @@ class PreprocessJob:
         return {
             "frames": run.sums.get("frames", 0),
             "samples": self._summary.samples,
-            **_told(self._summary.counts),
+            **_count_fields(self._summary.counts),
             "bytes": self._summary.bytes,
             "dropped": {**run.dropped, **self._chosen.excluded},
         }
 
 
-def _without_effect(config: PreprocessConfig) -> Iterator[str]:
-    """Published options that do nothing here say so."""
+def _ignored_options(config: PreprocessConfig) -> Iterator[str]:
+    """Yields a message for each given option that has no effect."""
     reasons = dict(config.ignored)
     if config.engine != "ray":
         reasons |= dict.fromkeys(("ray_address", "ray_num_cpus"), "the engine is not ray")
@@ -295,22 +294,19 @@ def _without_effect(config: PreprocessConfig) -> Iterator[str]:
             yield f"{key} does nothing: {reason}"
 
 
-def _told(amounts: Mapping[str, int]) -> dict[str, Any]:
-    """Shards have a place of their own in a result."""
-    others = {name: count for name, count in amounts.items() if name != _SHARDS}
-    return {"shards": amounts.get(_SHARDS, 0), "amounts": others}
+def _count_fields(counts: Mapping[str, int]) -> dict[str, Any]:
+    """Splits counts into the keys `shards` and `amounts` of a result."""
+    others = {name: count for name, count in counts.items() if name != _SHARDS}
+    return {"shards": counts.get(_SHARDS, 0), "amounts": others}
 
 
 def default_sink_of(format_name: str) -> str:
-    """The sink that episodes of a format go into where none is named; empty for the default."""
+    """Default sink of a format; empty for the default of `PreprocessConfig`."""
     return getattr(FORMATS.get(format_name), "default_sink", "") if format_name else ""
 
 
 def with_format(config: PreprocessConfig) -> PreprocessConfig:
-    """The config with the format that finds episodes in its first source, where none is named.
-
-    And with that format's sink, where none is named: as if both had been typed.
-    """
+    """Adds the detected format of the first source and its default sink, if these are not given."""
     name = config.format or detect_source(require_existing(config.sources[0]), None).format
     sink = default_sink_of(name)
     is_other = bool(sink) and sink != config.sink.type and not config.is_sink_explicit
@@ -318,35 +314,39 @@ def with_format(config: PreprocessConfig) -> PreprocessConfig:
         is_other = False
     if config.format and not is_other:
         return config
-    known: dict[str, Any] = {"format": name}
+    values: dict[str, Any] = {"format": name}
     if not config.format:
-        known |= {f"source.{key}": one for key, one in (config.source.model_extra or {}).items()}
+        values |= {
+            f"source.{key}": extra for key, extra in (config.source.model_extra or {}).items()
+        }
     if is_other:
         typed = config.sink.model_dump(exclude_unset=True, exclude={"type"})
-        known |= {"sink.type": sink, **{f"sink.{key}": value for key, value in typed.items()}}
-    told = [Override(key, value, f"the {name} key {key}") for key, value in known.items()]
-    found = load_config(PreprocessConfig, overrides=told).config
+        values |= {"sink.type": sink, **{f"sink.{key}": value for key, value in typed.items()}}
+    typed_keys = [Override(key, value, f"the {name} key {key}") for key, value in values.items()]
+    completed = load_config(PreprocessConfig, overrides=typed_keys).config
     update: dict[str, Any] = {"format": name}
-    update |= {} if config.format else {"source": found.source}
-    return config.model_copy(update=update | ({"sink": found.sink} if is_other else {}))
+    update |= {} if config.format else {"source": completed.source}
+    return config.model_copy(update=update | ({"sink": completed.sink} if is_other else {}))
 
 
-def origin(config: PreprocessConfig, section: ConfigModel, resolved: ConfigModel) -> dict[str, Any]:
-    """The options outside the sink's section, for what an output says of itself."""
-    seen_in_the_data = ("episodes", "exclude", "max_episodes")
-    left_out = {*config.no_effect_on_output, *seen_in_the_data, "source", "sink", "format"}
+def source_options(
+    config: PreprocessConfig, section: ConfigModel, resolved: ConfigModel
+) -> dict[str, Any]:
+    """Options outside the section of the sink, for the metadata of the output."""
+    selection_keys = ("episodes", "exclude", "max_episodes")
+    excluded = {*config.no_effect_on_output, *selection_keys, "source", "sink", "format"}
     return {
         **published(resolved, section),
-        **config.model_dump(mode="json", exclude=left_out),
+        **config.model_dump(mode="json", exclude=excluded),
         "type": config.format,
         "source_episodes": [location(source).name for source in config.sources],
     }
 
 
-def recorded(config: PreprocessConfig, section: ConfigModel) -> dict[str, Any]:
-    """The options of a run for its record: every key flat, but those of the format."""
-    left_out = {*config.no_effect_on_output, "source", "sink"}
-    options = config.model_dump(mode="json", exclude=left_out)
+def record_options(config: PreprocessConfig, section: ConfigModel) -> dict[str, Any]:
+    """Options for the record, without sections except that of the format."""
+    excluded = {*config.no_effect_on_output, "source", "sink"}
+    options = config.model_dump(mode="json", exclude=excluded)
     options |= config.sink.recorded() | {"sink": config.sink.type}
     options["sources"] = [location(source).name for source in config.sources]
     return options | {"source": published(section, section), **side_files(section)}

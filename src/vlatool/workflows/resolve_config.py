@@ -1,4 +1,4 @@
-"""The exact configuration that a run would use, and where each value came from."""
+"""Resolved configuration of a run with the origin of each value."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -22,10 +22,10 @@ _SUFFIXES = (".yaml", ".yml")
 
 @runtime_checkable
 class DerivesFromData(Protocol):
-    """A configuration some of whose values come from data sets."""
+    """Configuration that derives some of its values from data sets."""
 
     def derive_from_data(self) -> tuple[Any, Mapping[str, str]]:
-        """The configuration with those values, and by which rule each was found."""
+        """Returns the configuration with these values, and the rule of each."""
         ...
 
 
@@ -35,9 +35,9 @@ class ResolveResult:
 
     Attributes:
         resolved: The configuration with origins.
-        unset: Needed keys without a value.
+        unset: Required keys without a value.
         output: The file that was written, if any.
-        explain: Whether origins are shown.
+        explain: True to show origins.
     """
 
     resolved: Resolved[Any]
@@ -46,7 +46,7 @@ class ResolveResult:
     explain: bool = False
 
     def document(self) -> dict[str, Any]:
-        """The result for programs."""
+        """The result as a JSON-serializable mapping."""
         document: dict[str, Any] = {
             "config": self.resolved.config.model_dump(mode="json"),
             "unset": self.unset,
@@ -58,10 +58,10 @@ class ResolveResult:
         return document
 
     def text(self) -> str:
-        """The result as YAML; a last comment names needed keys without a value."""
+        """The result as YAML; a comment at its end names required keys without a value."""
         text = to_yaml(self.resolved, explain=self.explain)
         if self.unset:
-            text += f"# not set, but needed to run: {', '.join(self.unset)}\n"
+            text += f"# required, but not set: {', '.join(self.unset)}\n"
         return text
 
 
@@ -73,22 +73,22 @@ def resolve_config(
     derive: bool = False,
     reporter: Reporter = NULL,
 ) -> ResolveResult:
-    """Shows, and writes if asked to, a configuration.
+    """Returns a configuration for display and writes it if requested.
 
-    The published keys `resolve_configs` and `resolve_configs_path`, which ask for this, are obeyed
-    and not shown as set: what is written trains when it is loaded. What a run would refuse, or warn
-    of, is only told.
+    The published keys `resolve_configs` and `resolve_configs_path` request the same; they are
+    reset in the result, so that `train` accepts the written file. Values that a run would reject
+    only give warnings.
 
     Args:
-        resolved: What `load_config` returned.
-        explain: Whether each value is followed by its origin.
-        output: A file to write, or a folder to write `resolved_config.yaml` into.
-        derive: Whether data sets are opened for the values that come from them.
-        reporter: Hears about the written file, and of values that break a rule.
+        resolved: Result of `load_config`.
+        explain: Show the origin of each value.
+        output: File to write, or folder for `resolved_config.yaml`.
+        derive: Open data sets for the values that are derived from them.
+        reporter: Receives the name of the written file and violated rules.
 
     Raises:
-        UsageError: The file exists and is no resolved configuration of the same command, or has
-            another suffix than YAML files have.
+        UsageError: The file exists and is not a resolved configuration of the same command, or its
+            suffix is not that of a YAML file.
     """
     if derive and isinstance(resolved.config, DerivesFromData):
         config, rules = resolved.config.derive_from_data()
@@ -97,8 +97,8 @@ def resolve_config(
     target = _target(output or folder) if output or folder else None
     if target is not None:
         _check_target_free(target, resolved)
-    for broken in violations(resolved.config):
-        reporter.warn("broken_rule", broken.message)
+    for violation in violations(resolved.config):
+        reporter.warn("broken_rule", violation.message)
     unset = unset_required(resolved.config)
     result = ResolveResult(resolved, unset, target, explain)
     if target is not None:
@@ -109,13 +109,13 @@ def resolve_config(
 
 
 def _without_request(resolved: Resolved[Any]) -> tuple[Resolved[Any], str]:
-    """The configuration without the request to be shown, and the folder that it names."""
+    """The configuration with `resolve_configs` reset, and the requested folder."""
     folder = getattr(resolved.config, "resolve_configs_path", None)
     if not hasattr(resolved.config, "resolve_configs"):
         return resolved, ""
     update = {"resolve_configs": False, "resolve_configs_path": None}
     config = resolved.config.model_copy(update=update)
-    origins = {key: one for key, one in resolved.origins.items() if key not in update}
+    origins = {key: origin for key, origin in resolved.origins.items() if key not in update}
     return replace(resolved, config=config, origins=origins), f"{folder}/" if folder else ""
 
 
@@ -125,8 +125,8 @@ def _target(output: str) -> Path:
         return path / FILE_NAME
     if path.suffix not in _SUFFIXES:
         raise UsageError(
-            f"--output {output}: here it is the YAML file to write",
-            hint=f"write --output {output}.yaml; the folder of a run is --save-path and --name",
+            f"--output {output}: is not the name of a YAML file",
+            hint=f"give --output {output}.yaml; --save-path and --name set the folder of a run",
             code="usage.output",
             details={"output": output},
         )
@@ -134,7 +134,7 @@ def _target(output: str) -> Path:
 
 
 def _check_target_free(target: Path, resolved: Resolved[Any]) -> None:
-    """What is written has every key; a file that somebody typed has some."""
+    """Raises UsageError if the file exists and lacks keys, hence was not written by this module."""
     if not target.exists():
         return
     with suppress(DocumentError, OSError):
@@ -142,7 +142,7 @@ def _check_target_free(target: Path, resolved: Resolved[Any]) -> None:
         if isinstance(content, dict) and content.keys() == resolved.config.model_dump().keys():
             return
     raise UsageError(
-        f"{target}: exists and is no configuration that resolve-config wrote",
+        f"{target}: exists and was not written by resolve-config",
         hint="choose another --output, or remove it",
         code="usage.output_exists",
         details={"path": str(target)},

@@ -1,4 +1,4 @@
-"""Writes episodes of the built-in world in one of the raw layouts."""
+"""Recording of episodes of the built-in world in a raw layout."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,48 +28,50 @@ from vlatool.world.recording import RecordedEpisode, Recorder, RecordingSetup
 from vlatool.world.render import View
 
 Layout = Literal["spartan", "lerobot", "libero"]
-# Our own code makes the episodes: one that fails is no bad data.
+# vlatool generates the episodes: a failure is never bad data.
 _OPTIONS = JobOptions(on_error="stop")
 
 
 class SampleConfig(ConfigModel):
-    """What to record."""
+    """Options of `vlatool sample`."""
 
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset({"workers"})
 
     layout: Layout = Field(description="Raw layout to write.")
     output: str = Field(description="Folder to create.")
-    episodes: int = Field(default=10, ge=1, description="How many episodes.")
+    episodes: int = Field(default=10, ge=1, description="Number of episodes.")
     seed: int = Field(default=0, ge=0, description="Seed; the same seed gives the same bytes.")
     frames: int | None = Field(
-        default=None, ge=1, description="Frames per episode; default: as many as the expert needs."
+        default=None, ge=1, description="Frames per episode; default: until the expert is done."
     )
-    cameras: CameraCount = Field(default=2, description="How many cameras.")
+    cameras: CameraCount = Field(default=2, description="Number of cameras.")
     size: SizeName = Field(
         default="small",
-        description="Picture size: 64 x 64, 96 x 96, or that of the published recordings.",
+        description="Image size: 64 x 64, 96 x 96, or that of the published data.",
     )
-    depth: bool = Field(default=False, description="Also depth and label maps (spartan only).")
+    depth: bool = Field(
+        default=False, description="Write depth and label maps, too (spartan only)."
+    )
     workers: int | None = Field(
         default=None,
         ge=1,
-        description="Processes; default: one per processor. Never changes the bytes.",
+        description="Number of processes; default: one per processor. Does not change the output.",
     )
 
 
 @dataclass(frozen=True)
 class SampleResult:
-    """What lies in the output.
+    """Content of the output.
 
     Attributes:
         layout: Raw layout.
         output: The folder.
         episodes: Number of episodes.
-        frames: Number of frames in all of them.
-        successes: Episodes that end with the named block in the bin.
-        instructions: Episodes per instruction.
-        cameras: Names of the cameras as the layout has them.
-        already_complete: Whether it was all there before.
+        frames: Number of frames of all episodes.
+        successes: Number of episodes that end with the named block in the bin.
+        instructions: Instruction to number of episodes.
+        cameras: Names of the cameras in the layout.
+        already_complete: True if an earlier run wrote the whole output.
     """
 
     layout: Layout
@@ -82,15 +84,15 @@ class SampleResult:
     already_complete: bool = False
 
     def document(self) -> dict[str, Any]:
-        """JSON-serialisable facts."""
+        """The result as a JSON-serializable mapping."""
         return asdict(self) | {"cameras": list(self.cameras), "next": self.next_command()}
 
     def text(self) -> str:
-        """The result in a few lines, and what to do next."""
-        done = "already complete, nothing to do" if self.already_complete else "written"
-        amount = f"{self.episodes} {self.layout} episodes, {self.frames} frames"
+        """The result as text, with the next command."""
+        status = "already complete, nothing to do" if self.already_complete else "written"
+        counts = f"{self.episodes} {self.layout} episodes, {self.frames} frames"
         lines = [
-            f"{self.output}: {amount}, {self.successes} successful; {done}",
+            f"{self.output}: {counts}, {self.successes} successful; {status}",
             f"cameras: {', '.join(self.cameras)}",
             *(f"{count:5d} x {text!r}" for text, count in self.instructions.items()),
             f"next: {self.next_command()}",
@@ -98,19 +100,19 @@ class SampleResult:
         return "\n".join(lines)
 
     def next_command(self) -> str:
-        """The command that makes training data of this output."""
-        made = "windows" if self.layout == "libero" else "shards"
-        return f"vlatool preprocess {self.layout} {self.output} --output {self.output}-{made}"
+        """Command that writes training data from this output."""
+        kind = "windows" if self.layout == "libero" else "shards"
+        return f"vlatool preprocess {self.layout} {self.output} --output {self.output}-{kind}"
 
 
 def sample(config: SampleConfig, *, reporter: Reporter = NULL) -> SampleResult:
     """Records episodes of the scripted expert.
 
-    Running the same again leaves a complete output alone and goes on with an incomplete one.
+    A second call with the same options keeps a complete output and resumes an incomplete one.
 
     Raises:
-        UsageError: The layout cannot hold what is asked for, or the output is in use or has
-            other content.
+        UsageError: The layout does not support the options, or the output is in use or has other
+            content.
         StorageError: A file cannot be written.
     """
     _check_layout(config)
@@ -125,7 +127,7 @@ def sample(config: SampleConfig, *, reporter: Reporter = NULL) -> SampleResult:
 
 
 class SampleJob:
-    """Episodes of the expert on their way to disk; see `jobs.job.Job`."""
+    """Job that records episodes of the expert; see `jobs.job.Job`."""
 
     def __init__(self, config: SampleConfig) -> None:
         options = config.model_dump(mode="json", exclude={"output", *config.no_effect_on_output})
@@ -149,34 +151,34 @@ class SampleJob:
 
     @property
     def items(self) -> Sequence[tuple[int, int]]:
-        """What to play, in order."""
-        return self._places
+        """Pairs (episode, frames before it), in order."""
+        return self._episodes
 
     @cached_property
-    def _places(self) -> Sequence[tuple[int, int]]:
-        """(episode, frames before it): playing an episode takes 2 ms, drawing it is what costs."""
-        places: list[tuple[int, int]] = []
+    def _episodes(self) -> Sequence[tuple[int, int]]:
+        """Items of the job. Simulation takes 2 ms per episode; rendering is the slow part."""
+        items: list[tuple[int, int]] = []
         first_row = 0
         for index in range(self._config.episodes):
-            places.append((index, first_row))
+            items.append((index, first_row))
             first_row += self._config.frames or len(expert_episode(self._config.seed, index))
-        return places
+        return items
 
     def name(self, item: tuple[int, int]) -> str:
-        """The episode's number."""
+        """Name of the episode."""
         return f"episode_{item[0]}"
 
     def inputs(self) -> Mapping[str, Any]:
-        """None: episodes follow from the options."""
+        """Empty: the options determine the episodes."""
         return {}
 
     def begin(self) -> None:
-        """Takes away what describes the whole set."""
+        """Removes the files that describe the whole data set."""
         for name in self._recorder.closing:
             remove_file(self.spec.output / name)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
-        """Writes what describes the whole set."""
+        """Writes the files that describe the whole data set."""
         del run
         files: list[FileEntry] = []
         for receipt in receipts:
@@ -187,7 +189,7 @@ class SampleJob:
         return [*files, *(file_entry(self.spec.output, name) for name in closing)]
 
     def result(self, run: JobRun) -> Mapping[str, Any]:
-        """Sums over the episodes."""
+        """The result that the record stores."""
         del run
         summary = asdict(_summary(self._config, self._recorded))
         del summary["output"], summary["already_complete"]
@@ -196,16 +198,16 @@ class SampleJob:
 
 @dataclass(frozen=True)
 class EpisodeWriter:
-    """Records one episode; picklable."""
+    """Picklable function that records one episode."""
 
     recorder: Recorder
     output: Path
     seed: int
     frames: int | None
 
-    def __call__(self, place: tuple[int, int]) -> Receipt:
-        """What was recorded, with the files."""
-        index, first_row = place
+    def __call__(self, item: tuple[int, int]) -> Receipt:
+        """Writes the episode; returns its receipt."""
+        index, first_row = item
         recorded = self.recorder.write(expert_episode(self.seed, index, self.frames), first_row)
         info = asdict(recorded)
         counts = {"frames": recorded.frames}
@@ -218,13 +220,13 @@ class EpisodeWriter:
         return file_entry(self.output, name)
 
 
-def _state(place: tuple[int, int]) -> InputState:
-    """An episode follows from the options and its place alone."""
-    return InputState(f"{place[0]} {place[1]}")
+def _state(item: tuple[int, int]) -> InputState:
+    """State of the input: only the options and the item determine an episode."""
+    return InputState(f"{item[0]} {item[1]}")
 
 
 def _recorder(config: SampleConfig) -> Recorder:
-    # Inside: PyAV, pyarrow and SciPy load only for the layout that needs them.
+    # Imports inside: only the layouts that need PyAV, pyarrow or SciPy load them.
     cameras = cameras_for(config.cameras)
     if config.layout == "libero":
         from vlatool.world.record_lerobot import PUBLISHED_SIZE, LiberoRecorder
@@ -263,13 +265,13 @@ def _summary(config: SampleConfig, recorded: list[RecordedEpisode]) -> SampleRes
 def _check_layout(config: SampleConfig) -> None:
     if config.layout == "libero" and config.cameras != 2:
         raise UsageError(
-            f"the libero layout has two cameras, not {config.cameras}",
+            f"--cameras {config.cameras}: the libero layout has two cameras",
             hint="leave --cameras out, or use the layout spartan or lerobot",
             code="usage.cameras",
         )
     if config.depth and config.layout != "spartan":
         raise UsageError(
-            f"the {config.layout} layout holds no depth",
+            f"--depth: the {config.layout} layout has no depth",
             hint="leave --depth out, or use the layout spartan",
             code="usage.depth",
         )

@@ -1,4 +1,4 @@
-"""Train and validation lists for image shards; no picture is read."""
+"""Training and validation lists of image shards; no image is read."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -28,27 +28,30 @@ from vlatool.transforms.splits import validation_positions
 
 
 class SplitConfig(ConfigModel):
-    """Which shards are kept for validation, and where that is written."""
+    """Options of `vlatool split`."""
 
     aliases: ClassVar[Mapping[str, str]] = {"data_dir": "shards"}
 
     shards: str = required_field("", "Folder of image shards.")
     val_ratio: float = Field(
-        default=0.01, gt=0, lt=1, description="Part of the shards for validation; one at least."
+        default=0.01,
+        gt=0,
+        lt=1,
+        description="Share of the shards for validation; at least one shard.",
     )
     train_output: str | None = Field(
-        default=None, description=f"List for training; null for {TRAIN_LIST} beside the shards."
+        default=None, description=f"List for training; null: {TRAIN_LIST} next to the shards."
     )
     val_output: str | None = Field(
-        default=None, description=f"List for validation; null for {VAL_LIST} beside the shards."
+        default=None, description=f"List for validation; null: {VAL_LIST} next to the shards."
     )
     file_pattern: str | None = Field(
         default=None,
-        description="Regular expression of the names of shards, its first group the number of the "
-        f"episode; null for those of the manifest, without one for {PUBLISHED_NAME}",
+        description="Regular expression of shard names whose first group is the episode number; "
+        f"null: the shards of the manifest, or {PUBLISHED_NAME} if there is none.",
     )
     absolute: bool = Field(
-        default=False, description="Write whole paths; else they are relative to their list."
+        default=False, description="Write absolute paths; else relative to the list."
     )
 
     @field_validator("file_pattern")
@@ -57,15 +60,15 @@ class SplitConfig(ConfigModel):
         try:
             has_group = value is None or re.compile(value).groups > 0
         except re.error as error:
-            raise ValueError(f"is no regular expression: {error}") from None
+            raise ValueError(f"is not a regular expression: {error}") from None
         if not has_group:
-            raise ValueError("needs a group around the number of the episode")
+            raise ValueError("needs a group around the episode number")
         return value
 
 
 @dataclass(frozen=True)
 class SplitResult:
-    """The lists that were written, and how many shards are on each."""
+    """The written lists and their numbers of shards."""
 
     shards: str
     train_output: str
@@ -74,11 +77,11 @@ class SplitResult:
     val: int
 
     def document(self) -> dict[str, Any]:
-        """The result for programs."""
+        """The result as a JSON-serializable mapping."""
         return asdict(self)
 
     def text(self) -> str:
-        """The result for people."""
+        """The result as text."""
         return (
             f"{self.train_output}: {self.train} shards for training\n"
             f"{self.val_output}: {self.val} shards for validation"
@@ -86,23 +89,23 @@ class SplitResult:
 
 
 def split(config: SplitConfig, *, reporter: Reporter = NULL) -> SplitResult:
-    """Writes which shards are for training and which for validation, always the same ones.
+    """Splits shards into training and validation lists, deterministically.
 
     Raises:
-        UsageError: A list would replace another file, or both are one file.
-        DataError: There are no shards, too few, or the run that writes them has not ended.
+        UsageError: A list would replace a file of another kind, or both lists have one path.
+        DataError: There are no shards or too few, or the run that writes them has not finished.
     """
     check_required(config, "vlatool split SHARDS --val-ratio 0.01")
     folder = require_existing(config.shards)
     tars = _tars(folder, config.file_pattern)
-    chosen = set(validation_positions(len(tars), config.val_ratio))
-    train = [tar for at, tar in enumerate(tars) if at not in chosen]
-    val = [tar for at, tar in enumerate(tars) if at in chosen]
+    val_positions = set(validation_positions(len(tars), config.val_ratio))
+    train = [tar for index, tar in enumerate(tars) if index not in val_positions]
+    val = [tar for index, tar in enumerate(tars) if index in val_positions]
     if not train:
         raise DataError(
             f"{folder}: {len(tars)} shards cannot be split by {config.val_ratio}: "
             "none would be left for training",
-            hint="make shards of more episodes, or lower --val-ratio",
+            hint="write more shards, or lower --val-ratio",
             code="data.too_few_shards",
             details={"path": str(folder), "shards": len(tars)},
         )
@@ -116,7 +119,7 @@ def _tars(folder: Path, pattern: str | None) -> Sequence[Path]:
     record = read_record(folder)
     if record is not None and record.result is None:
         raise DataError(
-            f"{folder}: `vlatool {record.command}` runs here, or was interrupted",
+            f"{folder}: `vlatool {record.command}` is running or was interrupted",
             hint="wait for the run, or run the same command again",
             code="data.incomplete_output",
             details={"path": str(folder)},
@@ -124,16 +127,16 @@ def _tars(folder: Path, pattern: str | None) -> Sequence[Path]:
     tars = image_tars(folder) if pattern is None else published_tars(folder, pattern)
     if not tars:
         raise DataError(
-            f"{folder}: no shards here, whose names match {pattern or PUBLISHED_NAME}",
-            hint="give a folder that `vlatool preprocess images` wrote, or name a --file-pattern",
+            f"{folder}: contains no shard whose name matches {pattern or PUBLISHED_NAME}",
+            hint="give a folder that `vlatool preprocess images` wrote, or a --file-pattern",
             code="data.no_shards",
             details={"path": str(folder)},
         )
-    there = set(file_names(folder)) if can_list(folder) else {tar.name for tar in tars}
-    if missing := [tar.name for tar in tars if tar.name not in there]:
-        more = f", and {len(missing) - 1} more shards" if len(missing) > 1 else ""
+    present = set(file_names(folder)) if can_list(folder) else {tar.name for tar in tars}
+    if missing := [tar.name for tar in tars if tar.name not in present]:
+        others = f", as are {len(missing) - 1} other shards" if len(missing) > 1 else ""
         raise DataError(
-            f"{folder / missing[0]}: is missing{more}",
+            f"{folder / missing[0]}: is missing{others}",
             hint="copy the shards again, or write them again with --overwrite",
             code="data.missing_shard",
             details={"path": str(folder), "shards": missing},
@@ -142,19 +145,19 @@ def _tars(folder: Path, pattern: str | None) -> Sequence[Path]:
 
 
 def _targets(config: SplitConfig, folder: Path) -> tuple[Path, Path]:
-    """The files of both lists."""
+    """Paths of both lists."""
     train, val = (
-        location(given) if given else folder / name
-        for given, name in ((config.train_output, TRAIN_LIST), (config.val_output, VAL_LIST))
+        location(output) if output else folder / name
+        for output, name in ((config.train_output, TRAIN_LIST), (config.val_output, VAL_LIST))
     )
     if train == val:
         raise UsageError(
-            f"{train}: is to be both lists", hint="name two files", code="usage.conflict"
+            f"{train}: is given for both lists", hint="give two files", code="usage.conflict"
         )
     for target in (train, val):
         if target.exists() and not is_list(target):
             raise UsageError(
-                f"{target}: exists and is no list of shards",
+                f"{target}: exists and is not a list of shards",
                 hint="choose other names with --train-output and --val-output",
                 code="usage.output_exists",
                 details={"path": str(target)},

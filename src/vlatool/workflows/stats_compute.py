@@ -1,4 +1,4 @@
-"""Statistics of training shards that have none, so that published shards can be trained on.
+"""Statistics of training shards without any, such as published ones, for training on them.
 
 Legend of shapes: N samples, T steps, C channels.
 """
@@ -37,22 +37,22 @@ _SAMPLES_AT_ONCE = 128
 
 
 class StatsComputeConfig(ConfigModel):
-    """What statistics are computed of, and where they go."""
+    """Options of `vlatool stats compute`."""
 
     data: str = required_field("", "Folder or manifest of training shards.")
     output: str | None = Field(
-        default=None, description="File for the statistics; null: stats.json beside the manifest."
+        default=None, description="File for the statistics; null: stats.json next to the manifest."
     )
     workers: int | None = Field(
-        default=None, ge=1, description="Processes; null for one per processor."
+        default=None, ge=1, description="Number of processes; null: one per processor."
     )
-    overwrite: bool = Field(default=False, description="Replace a file that is there.")
-    dry_run: bool = Field(default=False, description="Say what would be done and write nothing.")
+    overwrite: bool = Field(default=False, description="Replace an existing file.")
+    dry_run: bool = Field(default=False, description="Report the plan and write nothing.")
 
 
 @dataclass(frozen=True)
 class StatsComputeResult:
-    """What was computed; `fields` is field to channels."""
+    """Computed statistics; `fields` maps each field to its number of dimensions."""
 
     data: str
     output: str
@@ -64,24 +64,26 @@ class StatsComputeResult:
     next: str = ""
 
     def document(self) -> dict[str, Any]:
-        """The result for programs."""
+        """The result as a JSON-serializable mapping."""
         return {key: value for key, value in asdict(self).items() if key != "next"}
 
     def text(self) -> str:
-        """The result for people."""
-        what = f"{len(self.fields)} fields of {self.samples} samples, windows of {self.steps} steps"
+        """The result as text."""
+        summary = (
+            f"{len(self.fields)} fields of {self.samples} samples, windows of {self.steps} steps"
+        )
         if self.status == "planned":
-            return f"{self.output}: would hold {what}; nothing was written"
+            return f"{self.output}: would describe {summary}; nothing was written"
         names = ", ".join(f"{name} ({width})" for name, width in self.fields.items())
-        return f"{self.output}: {what}\nfields: {names}\nnext: {self.next}"
+        return f"{self.output}: {summary}\nfields: {names}\nnext: {self.next}"
 
 
 def stats_compute(config: StatsComputeConfig, *, reporter: Reporter = NULL) -> StatsComputeResult:
-    """Computes the statistics of every numeric field; the same bytes for any number of workers.
+    """Computes the statistics of every numeric field; any number of workers gives the same bytes.
 
     Raises:
-        UsageError: The file is there already, or belongs to an output that lists it.
-        DataError: A shard or sample is missing or broken, or has other fields than the first one.
+        UsageError: The file exists, or belongs to an output that lists it.
+        DataError: A shard or sample is missing or broken, or its fields differ from the first one.
     """
     check_required(config, "vlatool stats compute DIR")
     folder = ShardFolder.open(pinned(config.data))
@@ -90,22 +92,22 @@ def stats_compute(config: StatsComputeConfig, *, reporter: Reporter = NULL) -> S
     shards = [shard for shard in folder.shards() if shard.num_sequences]
     if not is_remote(folder.manifest):
         check_shards(folder.manifest, shards)
-    like = _first_fields(folder, shards)
+    schema = _first_fields(folder, shards)
     beside = f" --data.dataset_statistics {config.output}" if config.output else ""
     result = StatsComputeResult(
         config.data,
         str(target),
         sum(shard.num_sequences for shard in shards),
         len(shards),
-        like.steps,
-        like.widths,
+        schema.steps,
+        schema.widths,
         "planned" if config.dry_run else "written",
         f"vlatool train --preset diffusion-policy-tiny --data {config.data}{beside} "
         "--num-epochs 20",
     )
     if not config.dry_run:
-        total = _total(shards, like, config.workers, reporter)
-        write_with_digests(target, dict(field_entries(total, like.widths)))
+        total = _total(shards, schema, config.workers, reporter)
+        write_with_digests(target, dict(field_entries(total, schema.widths)))
     return result
 
 
@@ -113,7 +115,7 @@ def _check_target_free(folder: ShardFolder, target: Path, *, overwrite: bool) ->
     entries = read_file_list(folder.output) or ()
     if any((folder.output / entry.path).resolve() == target.resolve() for entry in entries):
         raise UsageError(
-            f"{target}: belongs to the output of `vlatool preprocess`, which has its digest",
+            f"{target}: is listed in the output of `vlatool preprocess`",
             hint="give another --output, and train with --data.dataset_statistics",
             code="usage.output_exists",
         )
@@ -121,7 +123,7 @@ def _check_target_free(folder: ShardFolder, target: Path, *, overwrite: bool) ->
     if is_folder or (target.exists() and not overwrite):
         hint = "give the name of a file" if is_folder else "use it, or add --overwrite"
         raise UsageError(
-            f"{target}: is {'a folder' if is_folder else 'there already'}",
+            f"{target}: {'is a folder' if is_folder else 'already exists'}",
             hint=f"{hint}, or give another --output",
             code="usage.output_exists",
         )
@@ -129,17 +131,17 @@ def _check_target_free(folder: ShardFolder, target: Path, *, overwrite: bool) ->
 
 @dataclass(frozen=True)
 class _Fields:
-    """What every sample has: its steps T, and the channels C of each field."""
+    """Number of steps T and number of dimensions C of each field, equal in all samples."""
 
     steps: int
     widths: Mapping[str, int]
 
     @classmethod
-    def of(cls, arrays: Mapping[str, Array]) -> "_Fields":
+    def of_sample(cls, arrays: Mapping[str, Array]) -> "_Fields":
         kinds = {
-            name: (one.shape, "text" if one.dtype.kind in "USO" else one.dtype.str)
-            for name, one in arrays.items()
-            if one.ndim
+            name: (array.shape, "text" if array.dtype.kind in "USO" else array.dtype.str)
+            for name, array in arrays.items()
+            if array.ndim
         }
         masks = [arrays[name] for name in MASKS if name in arrays]
         steps = (
@@ -155,77 +157,78 @@ def _first_fields(folder: ShardFolder, shards: Sequence[Shard]) -> _Fields:
         with open_shard(shards[0].path) as tar:
             for key in tar.keys[:1]:
                 with tar.reading(key) as sample:
-                    found = _Fields.of(sample.arrays())
-                if found.widths:
-                    return found
+                    fields = _Fields.of_sample(sample.arrays())
+                if fields.widths:
+                    return fields
     raise DataError(
-        f"{folder.manifest}: there is no sample with a numeric field",
-        hint="is the path right? `vlatool inspect` shows what is there",
+        f"{folder.manifest}: lists no sample with a numeric field",
+        hint="check the path; `vlatool inspect` shows its content",
         code="data.no_samples",
         details={"path": str(folder.manifest)},
     )
 
 
 def _total(
-    shards: Sequence[Shard], like: _Fields, workers: int | None, reporter: Reporter
+    shards: Sequence[Shard], schema: _Fields, workers: int | None, reporter: Reporter
 ) -> WindowStatistics:
-    """The statistics of all shards, added in their order, whoever was first."""
+    """Computes the statistics of all shards, added in the order of the manifest."""
     total = StatisticsAccumulator()
     with (
         make_executor(workers) as executor,
         reporter.progress("statistics", len(shards), "shards") as bar,
     ):
-        for outcome in executor.map(_ShardStatistics(like), shards):
+        for outcome in executor.map(_ShardStatistics(schema), shards):
             if outcome.error is not None:
                 raise outcome.error
             assert outcome.value is not None
             total.add(from_arrays(outcome.value))
             bar.advance(1)
-    found = total.total()
-    assert found is not None, "there is a shard"
-    return found
+    statistics = total.total()
+    assert statistics is not None, "there is a shard"
+    return statistics
 
 
 @dataclass(frozen=True)
 class _ShardStatistics:
-    """The partial statistics of a shard, as arrays; picklable."""
+    """Picklable function that computes the statistics of one shard as arrays."""
 
-    like: _Fields
+    schema: _Fields
 
     def __call__(self, shard: Shard) -> dict[str, Array]:
         total = StatisticsAccumulator()
         with open_shard(shard.path) as tar:
             if len(tar.keys) != shard.num_sequences or tar.damage:
-                found = tar.damage or f"holds {len(tar.keys)} samples"
+                problem = tar.damage or f"has {len(tar.keys)} samples"
                 raise DataError(
-                    f"{shard.path}: {found}; the manifest says {shard.num_sequences} samples",
+                    f"{shard.path}: {problem}, the manifest says {shard.num_sequences} samples",
                     hint="copy the shard and its manifest again",
                     code="data.shard_count",
                     details={"path": str(shard.path)},
                 )
             for start in range(0, len(tar.keys), _SAMPLES_AT_ONCE):
                 samples = list(self._samples(tar, tar.keys[start : start + _SAMPLES_AT_ONCE]))
-                fields = [np.stack([one[0][name] for one in samples]) for name in self.like.widths]
+                names = self.schema.widths
+                fields = [np.stack([arrays[name] for arrays, _ in samples]) for name in names]
                 total.add(window_statistics(fields, np.stack([valid for _, valid in samples])))
-        found = total.total()
-        assert found is not None, "a shard without samples is left out"
-        return to_arrays(found)
+        statistics = total.total()
+        assert statistics is not None, "shards without samples are left out"
+        return to_arrays(statistics)
 
     def _samples(
         self, tar: OpenShard, keys: Sequence[str]
     ) -> Iterator[tuple[Mapping[str, Array], Array]]:
-        """Fields [T, C] of each sample, and which steps are real, bool [T]."""
+        """Yields the fields [T, C] of each sample and a mask, bool [T], of its unpadded steps."""
         for key in keys:
             with tar.reading(key) as sample:
-                arrays = sample.arrays([*self.like.widths, *self._masks(sample.array_headers())])
-            steps, widths = self.like.steps, self.like.widths
-            for name, one in arrays.items():
+                arrays = sample.arrays([*self.schema.widths, *self._masks(sample.array_headers())])
+            steps, widths = self.schema.steps, self.schema.widths
+            for name, array in arrays.items():
                 shape = (steps,) if name in MASKS else (steps, widths[name])
-                if one.shape[:1] != shape[:1] or one.size != np.prod(shape):
+                if array.shape[:1] != shape[:1] or array.size != np.prod(shape):
                     raise DataError(
-                        f"{tar.path}: sample {key}: {name!r} has the shape {list(one.shape)}, in "
-                        f"the first sample {list(shape)}",
-                        hint="the shards belong to different data; copy them again",
+                        f"{tar.path}: sample {key}: {name!r} has the shape {list(array.shape)}, "
+                        f"but {list(shape)} in the first sample",
+                        hint="copy the shards again: they belong to different data",
                         code="data.schema_mismatch",
                         details={"path": str(tar.path), "sample": key, "field": name},
                     )
@@ -233,5 +236,5 @@ class _ShardStatistics:
             yield arrays, np.logical_or.reduce(masks) if masks else np.ones(steps, bool)
 
     @staticmethod
-    def _masks(there: Mapping[str, object]) -> list[str]:
-        return [name for name in MASKS if name in there]
+    def _masks(present: Mapping[str, object]) -> list[str]:
+        return [name for name in MASKS if name in present]

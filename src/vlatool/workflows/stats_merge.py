@@ -1,4 +1,4 @@
-"""Statistics of several data sets taken together, for training on all of them."""
+"""Merged statistics of several data sets, for training on all of them."""
 
 import json
 from collections.abc import Sequence
@@ -35,24 +35,24 @@ from vlatool.storage.uri import location, pinned
 
 
 class StatsMergeConfig(ConfigModel):
-    """What is merged."""
+    """Options of `vlatool stats merge`."""
 
-    sources: list[str] = required_field([], "Data folders, or stats.json files.")
+    sources: list[str] = required_field([], "Folders of training data, or stats.json files.")
     weights: list[float] | None = Field(
         default=None,
-        description="Share of each in the mixture that is trained on; null to count every row.",
+        description="Weight of each data set in the training mixture; null: every row counts once.",
     )
     output: str | None = Field(
-        default=None, description="File for the merged statistics; null prints them."
+        default=None, description="File for the merged statistics; null: print them."
     )
     compact: bool = Field(
-        default=False, description="Leave out the file of digests, which only another merge needs."
+        default=False, description="Do not write the t-digests, which only a further merge needs."
     )
 
 
 @dataclass(frozen=True)
 class StatsMergeResult:
-    """The merged statistics and how they came about."""
+    """Merged statistics and their sources."""
 
     sources: tuple[str, ...]
     output: str | None
@@ -60,7 +60,7 @@ class StatsMergeResult:
     statistics: Statistics
 
     def document(self) -> dict[str, Any]:
-        """The result for programs; holds the statistics unless they were written."""
+        """The result as a mapping; includes the statistics if they were not written to a file."""
         info: dict[str, Any] = {
             "sources": list(self.sources),
             "output": self.output,
@@ -71,10 +71,10 @@ class StatsMergeResult:
         return info if self.output else {**info, "statistics": self.statistics}
 
     def text(self) -> str:
-        """The result for people: the statistics themselves unless they were written."""
+        """The result as text; the statistics themselves if they were not written to a file."""
         if self.output is None:
             return json.dumps(self.statistics, allow_nan=False)
-        left_out = (f"\nleft out {name}: {why}" for name, why in self.merged.left_out.items())
+        left_out = (f"\nleft out {name}: {reason}" for name, reason in self.merged.left_out.items())
         return (
             f"{self.output}: {len(self.statistics)} fields of {len(self.sources)} data sets, "
             f"windows of {self.merged.steps} steps{''.join(left_out)}"
@@ -82,23 +82,23 @@ class StatsMergeResult:
 
 
 def stats_merge(config: StatsMergeConfig, *, reporter: Reporter = NULL) -> StatsMergeResult:
-    """Merges statistics; steps of different windows are matched by their anchor.
+    """Merges statistics; windows of different lengths are aligned at their anchors.
 
     Raises:
-        UsageError: Fewer than two sources, or weights that do not fit them.
+        UsageError: There are fewer than two sources, or the weights do not match them.
         DataError: Statistics are missing or cannot be merged.
     """
     if len(config.sources) < 2:
         raise UsageError(
-            "stats merge needs two data sets or more",
-            hint="vlatool stats merge A B --output merged.json",
+            "stats merge requires at least two data sets",
+            hint="run vlatool stats merge A B --output merged.json",
             code="usage.missing_key",
         )
     weights = _weights(config)
     parts = [_part(source, weight) for source, weight in zip(config.sources, weights, strict=True)]
     merged = merge_parts(parts)
-    for name, why in merged.left_out.items():
-        reporter.warn("field_left_out", f"field {name!r} is left out: {why}")
+    for name, reason in merged.left_out.items():
+        reporter.warn("field_left_out", f"field {name!r} is left out: {reason}")
     statistics = merged.statistics
     if config.output is not None:
         target = location(config.output)
@@ -116,10 +116,10 @@ def stats_merge(config: StatsMergeConfig, *, reporter: Reporter = NULL) -> Stats
 
 
 def _check_target_free(target: Path, sources: Sequence[str]) -> None:
-    """The target may only replace earlier merged statistics.
+    """Checks that the target does not exist or holds earlier merged statistics.
 
     Raises:
-        UsageError: It is an input, lies in a data folder, or is something else.
+        UsageError: The target is an input, is in a folder of training data, or is another file.
     """
     if not target.exists() and not digests_path(target).exists():
         return
@@ -131,7 +131,7 @@ def _check_target_free(target: Path, sources: Sequence[str]) -> None:
             if entries and all("mean_per_timestep" in entry for entry in entries):
                 return
     raise UsageError(
-        f"{target}: exists and is no result of an earlier merge",
+        f"{target}: exists and is not the output of an earlier merge",
         hint="choose another --output",
         code="usage.output_exists",
     )
@@ -141,10 +141,10 @@ def _weights(config: StatsMergeConfig) -> list[float | None]:
     if config.weights is None:
         return [None] * len(config.sources)
     if len(config.weights) != len(config.sources) or min(config.weights) <= 0:
-        given = ",".join(f"{weight:g}" for weight in config.weights)
+        values = ",".join(f"{weight:g}" for weight in config.weights)
         raise UsageError(
-            f"--weights {given} does not fit {len(config.sources)} data sets",
-            hint="give one number above 0 for each, such as --weights 1,3",
+            f"--weights {values} does not fit {len(config.sources)} data sets",
+            hint="give one positive number per data set, such as --weights 1,3",
             code="usage.bad_weights",
         )
     return list(config.weights)
@@ -152,20 +152,20 @@ def _weights(config: StatsMergeConfig) -> list[float | None]:
 
 def _part(source: str, weight: float | None) -> StatsPart:
     path = _stats_file(pinned(source))
-    beside = ShardFolder(path.parent / manifest.NAME)
-    past = beside.options().get("past_lowdim_steps") if beside.options_file.is_file() else None
+    folder = ShardFolder(path.parent / manifest.NAME)
+    past = folder.options().get("past_lowdim_steps") if folder.options_file.is_file() else None
     return StatsPart(read_mergeable(path), past if isinstance(past, int) else None, weight)
 
 
 def _stats_file(path: Path) -> Path:
-    """The statistics of training data, of a folder that holds nothing else, or the file itself."""
+    """Path of the statistics of training data, of a folder with only statistics, or of a file."""
     data = ShardFolder.find(path) or ShardFolder(path / manifest.NAME)
     for candidate in (data.statistics_file, path):
         if candidate.is_file():
             return candidate
     raise DataError(
-        f"{path}: no statistics here",
-        hint="give a folder that `vlatool preprocess` wrote, or a stats.json",
+        f"{path}: contains no statistics",
+        hint="give a folder that `vlatool preprocess` wrote, or a stats.json file",
         code="data.no_statistics",
         details={"path": str(path)},
     )

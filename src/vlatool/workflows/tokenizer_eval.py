@@ -1,4 +1,4 @@
-"""How well a tokenizer draws pictures again: figures beside simple baselines, and a page."""
+"""Reconstruction quality of a visual tokenizer: metrics, simple baselines, and an HTML page."""
 
 import json
 from collections.abc import Mapping
@@ -27,67 +27,68 @@ if TYPE_CHECKING:
 
 REPORT, PAGE = "report.json", "report.html"
 _SHOWN = 8
-# How a figure is called, in the order of the table: name, unit, decimals.
-_FIGURES: Mapping[str, tuple[str, str, int]] = {
-    "psnr": ("PSNR, mean over pictures", "dB", 2),
+# Label, unit and decimals of each metric, in the order of the table.
+_METRICS: Mapping[str, tuple[str, str, int]] = {
+    "psnr": ("PSNR, mean over images", "dB", 2),
     "psnr_of_mean_error": ("PSNR of the mean error", "dB", 2),
-    "mean_picture_psnr": ("PSNR of the mean picture", "dB", 2),
+    "mean_picture_psnr": ("PSNR of the mean image", "dB", 2),
     "block_psnr": ("PSNR of blocks of 16 x 16 pixels", "dB", 2),
     "ssim": ("SSIM", "", 4),
     "lpips": ("LPIPS", "", 4),
     "rfid": ("rFID", "", 3),
-    "codebook_usage": ("codes in use", "of 1", 3),
+    "codebook_usage": ("codebook usage", "of 1", 3),
     "codebook_entropy": ("entropy of the codes", "bits", 2),
-    "changed_codes": ("codes that change to the next frame", "", 2),
-    "constant_places": ("places that never change", "", 0),
+    "changed_codes": ("codes that change per frame", "", 2),
+    "constant_places": ("constant code positions", "", 0),
 }
 
 
 class TokenizerEvalConfig(ConfigModel):
-    """What is measured."""
+    """Options of `vlatool tokenizer eval`."""
 
     checkpoint: str = required_field(
         "", "Run, checkpoint, published folder or file of weights, of any scheme."
     )
     data: str = required_field("", "Image shards: a folder, a list, a pattern, of any scheme.")
     split: Literal["train", "val"] = Field(
-        default="val", description="Which list counts of a folder that has both."
+        default="val", description="List to use in a folder with training and validation lists."
     )
     output: str | None = Field(
-        default=None, description="Folder for the results; null: in the run, if that is local."
+        default=None,
+        description="Folder for the results; null: a folder in the run, if it is local.",
     )
     teacher: str | None = Field(
         default=None,
-        description="What draws the codes that a first stage predicts; null: the one it learned "
-        "from.",
+        description="Teacher that decodes the codes of a stage-1 tokenizer; null: the one of its "
+        "training.",
     )
     perceptual_weights: str | None = Field(
         default=None,
-        description="Folder with published weights of the networks that LPIPS and rFID look "
-        "through; without them these are not measured.",
+        description="Folder with published weights of the networks of LPIPS and rFID; null: do not "
+        "measure these.",
     )
     convert_colors: bool = Field(
-        default=False, description="Make RGB of grey, palette and alpha pictures, else drop them."
+        default=False, description="Convert gray, palette and alpha images to RGB; else drop them."
     )
-    batch_size: int = Field(default=64, ge=1, description="Pictures at once.")
-    num_workers: int = Field(default=0, ge=0, description="Loader processes of each process.")
+    batch_size: int = Field(default=64, ge=1, description="Images per batch.")
+    num_workers: int = Field(default=0, ge=0, description="Loader workers per rank.")
 
 
 @dataclass(frozen=True)
 class TokenizerEvalResult:
-    """What was measured.
+    """Measured quality of a visual tokenizer.
 
     Attributes:
-        checkpoint: The file of weights.
-        data: As it was given.
-        pictures: How many were measured.
-        dropped: How many could not be used, by the reason.
-        figures: By name; `psnr_of_mean_error` is to be held against the baselines.
-        not_measured: What was not, and why.
-        networks: SHA-256 of each file of weights that was looked through.
-        extremes: The best, median and worst pictures by their names, with PSNR.
-        page: An HTML page with them.
-        report: This as a file.
+        checkpoint: The weights file.
+        data: Location of the data, as given.
+        pictures: Number of measured images.
+        dropped: Reason to number of images that could not be used.
+        figures: Metric to value; `psnr_of_mean_error` is comparable with the baselines.
+        not_measured: Metrics that were not measured, with the reason.
+        networks: SHA-256 of the weights files of the metric networks.
+        extremes: Best, median and worst images: name to PSNR.
+        page: HTML page with these images.
+        report: JSON file with this result.
     """
 
     checkpoint: str
@@ -102,31 +103,33 @@ class TokenizerEvalResult:
     report: str
 
     def document(self) -> dict[str, Any]:
-        """The result for programs."""
+        """The result as a JSON-serializable mapping."""
         return asdict(self)
 
     def rows(self) -> list[tuple[str, str]]:
-        """The figures as text: name and value."""
-        shown = [(*_FIGURES[name], self.figures[name]) for name in _FIGURES if name in self.figures]
-        return [(told, f"{value:.{digits}f} {unit}".strip()) for told, unit, digits, value in shown]
+        """The metrics as text: label and value."""
+        shown = [(*_METRICS[name], self.figures[name]) for name in _METRICS if name in self.figures]
+        return [
+            (label, f"{value:.{digits}f} {unit}".strip()) for label, unit, digits, value in shown
+        ]
 
     def text(self) -> str:
-        """The result for people."""
-        lines = [f"{self.data}: {self.pictures} pictures"]
+        """The result as text."""
+        lines = [f"{self.data}: {self.pictures} images"]
         lines += [f"   dropped: {count} {reason}" for reason, count in self.dropped.items()]
-        lines += [f"{told:<38}{value:>14}" for told, value in self.rows()]
-        lines += [f"not measured: {name} ({why})" for name, why in self.not_measured.items()]
-        return "\n".join([*lines, f"pictures: {self.page}"])
+        lines += [f"{label:<38}{value:>14}" for label, value in self.rows()]
+        lines += [f"not measured: {name} ({reason})" for name, reason in self.not_measured.items()]
+        return "\n".join([*lines, f"images: {self.page}"])
 
 
 def tokenizer_eval(
     config: TokenizerEvalConfig, *, reporter: Reporter = NULL
 ) -> TokenizerEvalResult:
-    """Draws pictures again and compares; under several ranks each takes some of the shards.
+    """Reconstructs images and compares them; each of several ranks takes some of the shards.
 
     Raises:
-        UsageError: A key is missing, the output holds something else, or a first stage has nothing
-            that draws its codes.
+        UsageError: A key is missing, the output has other content, or a stage-1 tokenizer has no
+            teacher to decode its codes.
         DataError: Tokenizer or data are missing or broken.
     """
     from vlatool.evaluation.measuring import evaluate_reconstruction
@@ -142,22 +145,22 @@ def tokenizer_eval(
     check_output_owner(output, record)
     runtime = Runtime(TrainConfig())
     tokenizer = open_tokenizer(str(checkpoint), runtime.device, config.teacher)
-    judges = load_metric_networks(config.perceptual_weights, runtime.device)
-    images, how = _data(config, str(data), tokenizer), _pass(config, runtime)
+    loaded = load_metric_networks(config.perceptual_weights, runtime.device)
+    images, options = _data(config, str(data), tokenizer), _eval_options(config, runtime)
     reporter.note(f"measuring {tokenizer.path}")
-    measured = evaluate_reconstruction(
-        tokenizer, images, how, judges.networks, runtime.sum, reporter
+    evaluation = evaluate_reconstruction(
+        tokenizer, images, options, loaded.judges, runtime.sum, reporter
     )
-    rows = _all_rows(measured, runtime)
-    result = _result(config, tokenizer, measured, judges, output)
+    rows = _all_rows(evaluation, runtime)
+    result = _result(config, tokenizer, evaluation, loaded, output)
     if not runtime.is_main:
         return result
     from vlatool.evaluation.image_quality import extremes
 
-    chosen = extremes(rows, "psnr", _SHOWN)
-    result = replace(result, extremes=_by_name(chosen))
+    ranked = extremes(rows, "psnr", _SHOWN)
+    result = replace(result, extremes=_by_name(ranked))
     with single_output(output, record, (REPORT, PAGE)):
-        _write_page(result, chosen, tokenizer, images, how)
+        _write_page(result, ranked, tokenizer, images, options)
         write_json(output / REPORT, result.document())
     return result
 
@@ -175,7 +178,7 @@ def _data(
     )
 
 
-def _pass(config: TokenizerEvalConfig, runtime: "Runtime") -> "EvalOptions":
+def _eval_options(config: TokenizerEvalConfig, runtime: "Runtime") -> "EvalOptions":
     from vlatool.evaluation.measuring import EvalOptions
 
     return EvalOptions(
@@ -187,66 +190,66 @@ def _pass(config: TokenizerEvalConfig, runtime: "Runtime") -> "EvalOptions":
     )
 
 
-def _all_rows(measured: "EvalResult", runtime: "Runtime") -> list["ImageScore"]:
-    """The figures of the pictures of all ranks."""
+def _all_rows(evaluation: "EvalResult", runtime: "Runtime") -> list["ImageScore"]:
+    """Gathers the scores of the images of all ranks."""
     from vlatool.evaluation.image_quality import ImageScore
 
-    own = [json.dumps([row.key, dict(row.metrics)]) for row in measured.rows]
-    return [ImageScore(*json.loads(text)) for text in runtime.gather(own)]
+    local_rows = [json.dumps([row.key, dict(row.metrics)]) for row in evaluation.rows]
+    return [ImageScore(*json.loads(text)) for text in runtime.gathered(local_rows)]
 
 
 def _result(
     config: TokenizerEvalConfig,
     tokenizer: "TrainedTokenizer",
-    measured: "EvalResult",
-    judges: "LoadedMetricNetworks",
+    evaluation: "EvalResult",
+    loaded: "LoadedMetricNetworks",
     output: Path,
 ) -> TokenizerEvalResult:
-    without = {} if tokenizer.codes else {"codes": "the tokenizer has no codebook"}
+    unavailable = {} if tokenizer.codes else {"codes": "the tokenizer has no codebook"}
     return TokenizerEvalResult(
         checkpoint=str(tokenizer.path),
         data=config.data,
-        pictures=measured.num_images,
-        dropped=measured.dropped,
-        figures=measured.metrics,
-        not_measured={**judges.missing, **without},
-        networks=judges.digests,
+        pictures=evaluation.pictures,
+        dropped=evaluation.dropped,
+        figures=evaluation.metrics,
+        not_measured={**loaded.missing, **unavailable},
+        networks=loaded.digests,
         extremes={},
         page=str(output / PAGE),
         report=str(output / REPORT),
     )
 
 
-def _by_name(chosen: "BestMedianWorst") -> dict[str, dict[str, float]]:
-    groups = {"best": chosen.best, "median": chosen.median, "worst": chosen.worst}
+def _by_name(ranked: "BestMedianWorst") -> dict[str, dict[str, float]]:
+    groups = {"best": ranked.best, "median": ranked.median, "worst": ranked.worst}
     return {name: {row.key: row.metrics["psnr"] for row in rows} for name, rows in groups.items()}
 
 
 def _write_page(
     result: TokenizerEvalResult,
-    chosen: "BestMedianWorst",
+    ranked: "BestMedianWorst",
     tokenizer: "TrainedTokenizer",
     images: "ImageDataConfig",
-    how: "EvalOptions",
+    options: "EvalOptions",
 ) -> None:
     from vlatool.evaluation.measuring import reconstruct
     from vlatool.pages.tokenizer_page import ReconstructionReport, write_tokenizer_page
 
-    keys = {row.key for rows in (chosen.best, chosen.median, chosen.worst) for row in rows}
-    drawn = reconstruct(tokenizer, images, how, keys)
+    keys = {row.key for rows in (ranked.best, ranked.median, ranked.worst) for row in rows}
+    reconstructed = reconstruct(tokenizer, images, options, keys)
     report = ReconstructionReport(
         title=result.data,
-        num_images=result.pictures,
-        metrics=result.rows(),
-        notes=[f"{name} is not measured: {why}" for name, why in result.not_measured.items()]
+        pictures=result.pictures,
+        figures=result.rows(),
+        notes=[f"{name} is not measured: {reason}" for name, reason in result.not_measured.items()]
         + [f"dropped: {count} {reason}" for reason, count in result.dropped.items()],
     )
-    pairs = {key: (one.original, one.reconstruction) for key, one in drawn.items()}
+    pairs = {key: (image.original, image.made) for key, image in reconstructed.items()}
     write_tokenizer_page(location(result.page), report, result.extremes, pairs)
 
 
 def _options(config: TokenizerEvalConfig, checkpoint: Path, data: Path) -> dict[str, Any]:
-    """For the record; without the folders above what was read."""
+    """Options for the record, with names instead of paths of the inputs."""
     options = config.model_dump(mode="json", exclude={"output"})
     for name in ("teacher", "perceptual_weights"):
         options[name] = None if options[name] is None else Path(options[name]).name
@@ -257,16 +260,16 @@ def _options(config: TokenizerEvalConfig, checkpoint: Path, data: Path) -> dict[
 def _output(config: TokenizerEvalConfig) -> Path:
     if config.output:
         return location(config.output)
-    place = require_existing(config.checkpoint)
+    path = require_existing(config.checkpoint)
     root = None
-    if place.is_dir():
-        root = place if is_run(place) else None
-        root = root or (place.parent.parent if is_run(place.parent.parent) else None)
-    if root is None or is_remote(place):
+    if path.is_dir():
+        root = path if is_run(path) else None
+        root = root or (path.parent.parent if is_run(path.parent.parent) else None)
+    if root is None or is_remote(path):
         raise UsageError(
-            f"{config.checkpoint}: is no local run, beside which results could be written",
+            f"{config.checkpoint}: is not a local run into which results can be written",
             hint="give a folder with --output",
             code="usage.needs_output",
         )
     name = Path(config.data.rstrip("/")).stem
-    return find_checkpoint(place)[0].root / "eval" / f"tokenizer-{name}"
+    return find_checkpoint(path)[0].root / "eval" / f"tokenizer-{name}"

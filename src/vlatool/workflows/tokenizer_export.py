@@ -1,4 +1,4 @@
-"""A trained tokenizer as the published pair of files, which released code and this program read."""
+"""Export of a trained visual tokenizer as the published pair of files."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from vlatool.storage.uri import location, pinned
 
 
 class TokenizerExportConfig(ConfigModel):
-    """What is written."""
+    """Options of `vlatool tokenizer export`."""
 
     checkpoint: str = required_field("", "Run folder or checkpoint of a tokenizer, of any scheme.")
     output: str = required_field("", f"Folder for {CONFIG} and {WEIGHTS}.")
@@ -21,15 +21,15 @@ class TokenizerExportConfig(ConfigModel):
 
 @dataclass(frozen=True)
 class TokenizerExportResult:
-    """What was written.
+    """Written files.
 
     Attributes:
-        checkpoint: As it was given.
+        checkpoint: Location of the checkpoint, as given.
         output: The folder.
         stage: 1 or 2.
-        parameters: Numbers in the file of weights.
-        bytes: Its length.
-        sha256: Of its bytes; equal for equal weights.
+        parameters: Number of values in the weights file.
+        bytes: Size of the weights file.
+        sha256: SHA-256 of the weights file; equal for equal weights.
     """
 
     checkpoint: str
@@ -40,11 +40,11 @@ class TokenizerExportResult:
     sha256: str
 
     def document(self) -> dict[str, Any]:
-        """The result for programs."""
+        """The result as a JSON-serializable mapping."""
         return asdict(self)
 
     def text(self) -> str:
-        """The result for people."""
+        """The result as text."""
         size = f"{self.parameters / 1e6:.2f} M parameters, {self.bytes / 1e6:.1f} MB"
         return f"{self.output}: {CONFIG} and {WEIGHTS} of stage {self.stage}, {size}"
 
@@ -52,11 +52,11 @@ class TokenizerExportResult:
 def tokenizer_export(
     config: TokenizerExportConfig, *, reporter: Reporter = NULL
 ) -> TokenizerExportResult:
-    """Writes the averaged weights of a run, where it has them; the same run gives equal bytes.
+    """Writes the averaged weights of a run, else the raw ones; the same run gives equal bytes.
 
     Raises:
-        UsageError: A key is missing, or the output holds something else.
-        DataError: There is no tokenizer, or it is damaged.
+        UsageError: A key is missing, or the output has other content.
+        DataError: The checkpoint is not a visual tokenizer, or it is damaged.
     """
     from vlatool.evaluation.stored_preprocessing import read_preprocessing
     from vlatool.models.titok.weights import open_titok, save_published
@@ -72,12 +72,12 @@ def tokenizer_export(
         save_published(output, titok, model, rule.model_dump(mode="json"))
         digest, size = sha256_of(output / WEIGHTS), (output / WEIGHTS).stat().st_size
     if titok.stage == 1 and titok.decoder_head == "proxy":
-        reporter.note("a first stage predicts codes of its teacher and draws no pixels")
+        reporter.note("a stage-1 tokenizer predicts codes of its teacher and has no pixel decoder")
     return TokenizerExportResult(
         checkpoint=config.checkpoint,
         output=str(output),
         stage=titok.stage,
-        parameters=sum(one.numel() for one in model.state_dict().values()),
+        parameters=sum(tensor.numel() for tensor in model.state_dict().values()),
         bytes=size,
         sha256=digest,
     )

@@ -1,4 +1,4 @@
-"""Training of any registered model type on any kind of data that it takes."""
+"""Training of any registered model type on any data kind that it accepts."""
 
 import signal
 import time
@@ -42,34 +42,38 @@ __all__ = ["TrainConfig", "TrainResult", "train"]
 
 
 @dataclass(frozen=True)
-class _Setup:
-    """What a run is made of, once it is known whose the folder is."""
+class _RunSetup:
+    """Configuration, data, plan and folder of a run.
+
+    Attributes:
+        typed: Keys that were given for this run, as for `train`.
+    """
 
     config: TrainConfig
     info: DatasetInfo
     plan: "TrainPlan"
     runtime: "Runtime"
     run: RunDir
-    feed: "DataStreams"
+    streams: "DataStreams"
     typed: Collection[str]
 
 
 def train(
     config: TrainConfig, *, typed: Collection[str] | None = None, reporter: Reporter = NULL
 ) -> TrainResult:
-    """Trains, or goes on with, the run that `save_path` and `name` say.
+    """Starts or resumes the run in the folder `name` of `save_path`.
 
     Args:
-        config: What is trained, on what, and how.
-        typed: Keys that were typed for this run, by default all that are given; of values that
-            are inherited some rules only warn.
-        reporter: Hears how it goes.
+        config: Model, data and hyperparameters.
+        typed: Keys that were given for this run, by default all given ones; for inherited values
+            some rules only warn.
+        reporter: Receives progress and messages.
 
     Raises:
-        ConfigError: A value cannot be used, or contradicts another.
-        UsageError: Budget or batch sizes cannot work; the run folder holds another run.
-        DataError: Weights to begin with are missing, the data do not fit the configuration, or a
-            loss is not finite.
+        ConfigError: A value is invalid or contradicts another one.
+        UsageError: Budget or batch sizes are impossible, or the folder contains another run.
+        DataError: Initial weights are missing, the data do not fit the configuration, or a loss is
+            not finite.
         KeyboardInterrupt: Ctrl-C; a checkpoint was written.
         SystemExit: SIGTERM (143); a checkpoint was written.
     """
@@ -77,7 +81,7 @@ def train(
     from vlatool.training.data import DataStreams, check_samples, validation_data
     from vlatool.training.runtime import Runtime
 
-    _check_needed(config)
+    _check_data_set(config)
     typed = explicit_keys(config) if typed is None else typed
     check_rules(violations(config), typed, reporter)
     before = None if config.name is None else RunDir(_output(config))
@@ -91,54 +95,54 @@ def train(
     order = SampleOrder(info.datasets, OrderOptions.of(config.data, config.hparams.seed))
     plan = _plan(config, info, order, runtime)
     check_rules(schedule_violations(config.hparams, plan.total_steps), typed, reporter)
-    measured = validation_data(config, reporter)
+    validation_set = validation_data(config, reporter)
     check_samples(config, info)
     if runtime.is_main:
-        _tell(config, rules, runtime, reporter)
+        _log_config(config, rules, runtime, reporter)
     if config.dry_run:
         return _planned(config, order, plan)
     run = RunDir(_output(config))
-    feed = DataStreams(config, info, order, plan, runtime, run.root, measured)
-    setup = _Setup(config, info, plan, runtime, run, feed, typed)
+    streams = DataStreams(config, info, order, plan, runtime, run.root, validation_set)
+    setup = _RunSetup(config, info, plan, runtime, run, streams, typed)
     if runtime.is_main:
         return _train_as_owner(setup, reporter)
     runtime.barrier()
     return _train(setup, NULL)
 
 
-def _train_as_owner(setup: _Setup, reporter: Reporter) -> TrainResult:
-    """Trains in a folder that is known, or made, to be this run's."""
+def _train_as_owner(setup: _RunSetup, reporter: Reporter) -> TrainResult:
+    """Trains with a lock on the folder, after a check that this run may use it."""
     from vlatool.training import resume
 
     run = setup.run
-    resume.resumable_run(run, setup.config)  # before the lock makes a folder in a stranger's
+    resume.resumable_run(run, setup.config)  # before the lock creates a file there
     with output_lock(run.root, "vlatool train"):
-        return _train_in_own(setup, reporter)
+        return _train_locked(setup, reporter)
 
 
-def _train_in_own(setup: _Setup, reporter: Reporter) -> TrainResult:
+def _train_locked(setup: _RunSetup, reporter: Reporter) -> TrainResult:
     from vlatool.training import resume
     from vlatool.training.plan import budget_extension
 
     config, info, run = setup.config, setup.info, setup.run
 
-    def keep() -> None:
+    def write_assets() -> None:
         config.data_kind.save_assets(config.data, info, run.root)
         config.model_type.save_assets(config.model, run.root)
 
-    def grows(before: Mapping[str, Any]) -> bool:
-        told = budget_extension(config, info.datasets, setup.runtime.world_size, before)
-        if told:
-            reporter.note(f"{run.root}: {told}")
-        return bool(told)
+    def extends_budget(before: Mapping[str, Any]) -> bool:
+        change = budget_extension(config, info.datasets, setup.runtime.world_size, before)
+        if change:
+            reporter.note(f"{run.root}: {change}")
+        return bool(change)
 
     fingerprint = {**info.fingerprint, **resume.data_versions(config)}
-    record = resume.open_run(run, config, fingerprint, keep, grows)
+    record = resume.open_run(run, config, fingerprint, write_assets, extends_budget)
     _check_checkpoint(run)
     run.prune(Retention())
-    for name in resume.repair_run(run, config, keep):
-        reporter.note(f"{run.root}: {name} was missing or wrong; it is written again")
-    setup.runtime.barrier()
+    for name in resume.repair_run(run, config, write_assets):
+        reporter.note(f"{run.root}: {name} was missing or changed and is written again")
+    setup.runtime.wait()
     result = _train(setup, reporter)
     resume.complete_run(run, record, {"steps": result.steps, "samples": result.samples})
     return result
@@ -155,60 +159,60 @@ def _plan(
     return plan
 
 
-def _train(setup: _Setup, reporter: Reporter) -> TrainResult:
+def _train(setup: _RunSetup, reporter: Reporter) -> TrainResult:
     from vlatool.training.checkpoints import check_space
     from vlatool.training.setup import set_up
 
     started = time.monotonic()
     config, plan, runtime, run = setup.config, setup.plan, setup.runtime, setup.run
-    # Folders of other machines may be seen late: all ranks begin where the first one does.
-    latest = runtime.broadcast(run.latest())
-    begun = set_up(config, setup.info, runtime, None if latest is None else latest[1])
-    state = begun.state
-    for name, spec in begun.objective.optimizers().items():
+    # Files may appear late on other machines: all ranks start from the checkpoint of rank 0.
+    latest = runtime.agree(run.latest())
+    train_setup = set_up(config, setup.info, runtime, None if latest is None else latest[1])
+    state = train_setup.state
+    for name, spec in train_setup.objective.optimizers().items():
         if spec.starts_at >= plan.total_steps:
-            reporter.note(f"{name} would start at step {spec.starts_at}: it never moves")
+            reporter.note(f"{name} starts at step {spec.starts_at}, after the end: it never steps")
         else:
-            broken = schedule_violations(config.hparams, plan.total_steps - spec.starts_at)
-            check_rules(broken if spec.starts_at else (), setup.typed, reporter)
+            problems = schedule_violations(config.hparams, plan.total_steps - spec.starts_at)
+            check_rules(problems if spec.starts_at else (), setup.typed, reporter)
     if latest is not None:
-        reporter.note(f"going on after step {state.step} of {plan.total_steps}")
+        reporter.note(f"resuming after step {state.step} of {plan.total_steps}")
     if runtime.is_main:
         run.truncate_metrics(state.step)
     if state.step >= plan.total_steps:
         return _result(setup, state, "already complete", started)
     if runtime.is_main:
         check_space(run, state)
-    _fit(setup, begun, reporter)
+    _fit(setup, train_setup, reporter)
     return _result(setup, state, "trained", started)
 
 
-def _fit(setup: _Setup, begun: "TrainSetup", reporter: Reporter) -> None:
-    """Trains to the end of the plan; a stop that is asked for ends the process."""
+def _fit(setup: _RunSetup, train_setup: "TrainSetup", reporter: Reporter) -> None:
+    """Trains to the end of the plan; a requested stop ends the process."""
     from vlatool.training.signals import StopRequest
 
-    plan, run, state = setup.plan, setup.run, begun.state
+    plan, run, state = setup.plan, setup.run, train_setup.state
     with (
         StopRequest() as stop,
         reporter.progress("training", plan.total_steps, "steps") as bar,
-        setup.feed.training(state.step) as batches,
+        setup.streams.training(state.step) as batches,
     ):
         bar.advance(state.step)
-        trainer = _trainer(setup, begun, _reports(setup, reporter, bar), stop.received)
-        trainer.fit(state, batches, begun.objective)
+        trainer = _trainer(setup, train_setup, _reports(setup, reporter, bar), stop.asked)
+        trainer.fit(state, batches, train_setup.objective)
         if state.step < plan.total_steps:
             if state.step not in plan.checkpoint_steps:
                 _save(setup, state, stopped=True)
             reporter.note(
-                f"stopped after step {state.step}; the same command with --output {run.root} "
-                "goes on from there"
+                f"stopped after step {state.step}; run the same command with --output {run.root} "
+                "to resume"
             )
-            _end(trainer.logger.stopped_by)
+            _exit_stopped(trainer.reports.stopped_by)
 
 
 def _trainer(
-    setup: _Setup,
-    begun: "TrainSetup",
+    setup: _RunSetup,
+    train_setup: "TrainSetup",
     reports: "MetricsLogger",
     stop_asked: Callable[[], int | None],
 ) -> "Trainer":
@@ -218,31 +222,31 @@ def _trainer(
     from vlatool.training.validation import Validation
 
     config, plan, runtime, run = setup.config, setup.plan, setup.runtime, setup.run
-    contexts = StepContexts(runtime, begun.placed, config.hparams.seed, plan)
+    contexts = StepContexts(runtime, train_setup.placed, config.hparams.seed, plan)
     return Trainer(
         plan=plan,
         h=config.hparams,
         runtime=runtime,
-        placed=begun.placed,
+        placed=train_setup.placed,
         contexts=contexts,
         logger=reports,
         validate=Validation(
-            setup.feed.validation_batches, begun.objective, runtime, contexts, reports
+            setup.streams.validation_batches, train_setup.objective, runtime, contexts, reports
         ),
-        log_images=ImageLogger(run, begun.objective, runtime, contexts),
+        show=ImageLogger(run, train_setup.objective, runtime, contexts),
         save=lambda state: _save(setup, state),
         stop_signal=stop_asked,
     )
 
 
-def _save(setup: _Setup, state: "TrainState", *, stopped: bool = False) -> None:
+def _save(setup: _RunSetup, state: "TrainState", *, stopped: bool = False) -> None:
     from vlatool.training.checkpoints import save_checkpoint
 
-    kept = Retention(setup.config.max_checkpoint_limit, setup.config.keep_every_n_steps)
-    save_checkpoint(setup.run, state, setup.runtime, kept, stopped=stopped)
+    retention = Retention(setup.config.max_checkpoint_limit, setup.config.keep_every_n_steps)
+    save_checkpoint(setup.run, state, setup.runtime, retention, stopped=stopped)
 
 
-def _reports(setup: _Setup, reporter: Reporter, bar: Progress) -> "MetricsLogger":
+def _reports(setup: _RunSetup, reporter: Reporter, bar: Progress) -> "MetricsLogger":
     from vlatool.training.metrics import MetricsFile
     from vlatool.training.report import MetricsLogger
 
@@ -259,40 +263,40 @@ def _reports(setup: _Setup, reporter: Reporter, bar: Progress) -> "MetricsLogger
     )
 
 
-def _tell(
+def _log_config(
     config: TrainConfig, rules: Mapping[str, str], runtime: "Runtime", reporter: Reporter
 ) -> None:
-    for told in (*derivations(config, rules), *ignored_keys(config)):
-        reporter.note(told)
-    held_out = config.data_kind.validation(config.data)
-    if held_out is not None and config.total_val_samples is None:
-        reporter.note("held-out data are given, but not measured: set total_val_samples")
+    for message in (*derivations(config, rules), *ignored_keys(config)):
+        reporter.note(message)
+    validation_set = config.data_kind.validation(config.data)
+    if validation_set is not None and config.total_val_samples is None:
+        reporter.note("validation data are not used: set total_val_samples to measure them")
     if config.distributed.fsdp and runtime.world_size == 1:
-        reporter.note("distributed.fsdp: one process has nothing to shard over")
+        reporter.note("distributed.fsdp has no effect with one process")
     elif config.distributed.fsdp and runtime.device.type == "cpu":
-        reporter.note("distributed.fsdp: sharded over processes of a CPU, to try it; not faster")
+        reporter.note("distributed.fsdp on a CPU is only for tests: it is not faster")
 
 
-def _check_needed(config: TrainConfig) -> None:
+def _check_data_set(config: TrainConfig) -> None:
     config.check_model()
     key = config.data_kind.folders_keys[0]
     if not getattr(config.data, key):
         raise UsageError(
-            "no data are given",
-            hint=f"give a folder of training data with --data DIR (the key data.{key})",
+            f"no training data are given: data.{key} is empty",
+            hint="give a folder of training data with --data DIR",
             code="usage.no_data",
         )
 
 
 def _check_checkpoint(run: RunDir) -> None:
-    """DataError where the checkpoint to go on from is not as it was written."""
+    """Raises DataError if the checkpoint to resume from was changed after it was written."""
     latest = run.latest()
     if latest is not None:
         CheckpointManifest.read(latest[1]).check(latest[1])
 
 
 def _machine_defaults(config: TrainConfig, runtime: "Runtime") -> TrainConfig:
-    """Null keys that this machine decides; a run that goes on keeps what it started with."""
+    """Sets null keys that depend on the machine; a resumed run keeps its values."""
     name = config.name
     if name is None:
         now = datetime.now(UTC).strftime("%Y_%m_%d-%H_%M_%S")
@@ -301,10 +305,10 @@ def _machine_defaults(config: TrainConfig, runtime: "Runtime") -> TrainConfig:
     workers = config.data.num_workers
     if workers is None:
         stored = (RunDir(_output(config)).read_config() or {}).get("data")
-        before = stored.get("num_workers") if isinstance(stored, dict) else None
-        is_known = isinstance(before, int) and before >= 0
-        workers = before if is_known else max(1, default_workers() // runtime.world_size)
-    data = config.data.model_copy(update={"num_workers": runtime.broadcast(workers)})
+        stored_workers = stored.get("num_workers") if isinstance(stored, dict) else None
+        is_known = isinstance(stored_workers, int) and stored_workers >= 0
+        workers = stored_workers if is_known else max(1, default_workers() // runtime.world_size)
+    data = config.data.model_copy(update={"num_workers": runtime.agree(workers)})
     count = {"world_size": runtime.world_size}
     processes = config.distributed.model_copy(update=count)
     hparams = config.hparams.model_copy(update=count)
@@ -316,7 +320,7 @@ def _output(config: TrainConfig) -> Path:
     return local_path(config.save_path) / config.name
 
 
-def _end(number: int | None) -> None:
+def _exit_stopped(number: int | None) -> None:
     if number == signal.SIGTERM:
         raise SystemExit(128 + signal.SIGTERM)
     raise KeyboardInterrupt
@@ -342,12 +346,12 @@ def _planned(config: TrainConfig, order: SampleOrder, plan: "TrainPlan") -> Trai
         dataset_samples=order.size,
         blocks_in_use=order.shards_in_use(),
         dropped={},
-        acts=_acts(config),
+        acts=_has_policy(config),
         seconds=0.0,
     )
 
 
-def _result(setup: _Setup, state: "TrainState", status: str, started: float) -> TrainResult:
+def _result(setup: _RunSetup, state: "TrainState", status: str, started: float) -> TrainResult:
     run, plan = setup.run, setup.plan
     rows = read_metrics(run.metrics) if run.metrics.is_file() else []
     losses = [row["loss"] for row in rows if isinstance(row.get("loss"), float)]
@@ -362,14 +366,14 @@ def _result(setup: _Setup, state: "TrainState", status: str, started: float) -> 
         loss=losses[-1] if losses else None,
         checkpoint=None if latest is None else str(latest[1]),
         checkpoint_steps=plan.checkpoint_steps,
-        dataset_samples=setup.feed.order.size,
-        blocks_in_use=setup.feed.order.shards_in_use(),
+        dataset_samples=setup.streams.order.size,
+        blocks_in_use=setup.streams.order.blocks_in_use(),
         dropped=dict(state.dropped),
-        acts=_acts(setup.config),
+        acts=_has_policy(setup.config),
         seconds=round(time.monotonic() - started, 2),
     )
 
 
-def _acts(config: TrainConfig) -> bool:
-    """Whether the model type makes policies."""
+def _has_policy(config: TrainConfig) -> bool:
+    """True if the model type has policies."""
     return type(config.model_type).policy is not ModelType.policy

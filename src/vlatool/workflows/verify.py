@@ -1,4 +1,4 @@
-"""Whether anything in the table of artifacts, or a source, is whole and consistent."""
+"""Verification that an artifact or a source is complete and consistent."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,41 +20,39 @@ from vlatool.verification.check import CheckCounts, CheckOptions
 from vlatool.verification.findings import code_rows
 from vlatool.verification.source import check_source
 
-# Findings kept of one code; all of them are counted.
-_KEPT = 100
-_SHOWN = 3
+# Findings of one code in a result; all are counted.
+_MAX_PER_CODE = 100
+_MAX_SHOWN = 3
 
 
 class VerifyConfig(ConfigModel):
-    """What to verify, and how thoroughly."""
+    """Options of `vlatool verify`."""
 
     location: str = required_field("", "Output, shard, run, checkpoint or source to verify.")
-    format: str | None = Field(
-        default=None, description="Format of raw episodes; null for the one that finds any."
-    )
+    format: str | None = Field(default=None, description="Format of raw episodes; null: detect it.")
     episodes: str | None = Field(
         default=None,
         description="Raw episodes to verify, such as 0:4,7; the end of a range is excluded.",
     )
     full: bool = Field(
         default=False,
-        description="Decode every picture, read every sample, recompute the statistics.",
+        description="Decode every image, read every sample, recompute the statistics.",
     )
     quick: bool = Field(default=False, description="Compare sizes and headers, no digests.")
     samples: int = Field(
-        default=200, ge=0, description="Samples whose contents are read, spread over all."
+        default=200, ge=0, description="Number of samples whose contents are read, evenly spaced."
     )
-    codes: bool = Field(default=False, description="List the codes of findings and stop.")
+    codes: bool = Field(default=False, description="List all finding codes and exit.")
 
 
 @dataclass(frozen=True)
 class CodesResult:
-    """Every code that a finding can have."""
+    """All finding codes."""
 
     codes: Sequence[Mapping[str, str]]
 
     def document(self) -> dict[str, Any]:
-        """The codes for programs."""
+        """The codes as a JSON-serializable mapping."""
         return asdict(self)
 
     def rows(self) -> Iterable[Mapping[str, str]]:
@@ -62,7 +60,7 @@ class CodesResult:
         return self.codes
 
     def text(self) -> str:
-        """The codes for people."""
+        """The codes as text, one line each."""
         return "\n".join(
             f"{row['code']:<34} {row['severity']:<8} {row['meaning']}" for row in self.codes
         )
@@ -70,16 +68,16 @@ class CodesResult:
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """What was found.
+    """Findings of a verification.
 
     Attributes:
-        kind: Name in the table of artifacts, or `source`.
-        location: What was verified, as given.
-        findings: The first 100 of each code, in the order found.
-        counts: Code to how many there are.
-        severities: Severity to how many there are.
-        checked: How much was looked at.
-        format: Of a source.
+        kind: Kind of the artifact, or `source`.
+        location: Verified location, as given.
+        findings: The first 100 findings of each code, in order.
+        counts: Code to number of findings.
+        severities: Severity to number of findings.
+        checked: Counts of what was checked.
+        format: Format of a source.
     """
 
     kind: str
@@ -92,11 +90,11 @@ class VerifyResult:
 
     @property
     def is_whole(self) -> bool:
-        """Whether there is no error."""
+        """True if no finding is an error."""
         return not self.severities["error"]
 
     def document(self) -> dict[str, Any]:
-        """The result for programs."""
+        """The result as a JSON-serializable mapping."""
         return {
             "kind": self.kind,
             "location": self.location,
@@ -113,63 +111,67 @@ class VerifyResult:
         return [finding.document() for finding in self.findings]
 
     def text(self) -> str:
-        """The result for people: findings by code, the worst first."""
-        groups = [[one for one in self.findings if one.code == code] for code in self.counts]
+        """The result as text: findings by code, most severe first."""
+        groups = [
+            [finding for finding in self.findings if finding.code == code] for code in self.counts
+        ]
         groups.sort(key=lambda group: SEVERITIES.index(group[0].severity))
         return "\n\n".join([*map(self._group, groups), self._last_line()])
 
-    def _group(self, same: Sequence[Finding]) -> str:
-        """The findings of one code."""
-        first, count = same[0], self.counts[same[0].code]
+    def _group(self, findings: Sequence[Finding]) -> str:
+        """Text of the findings of one code."""
+        first, count = findings[0], self.counts[findings[0].code]
         lines = [f"{first.severity} {first.code}" + (f", {count} times" if count > 1 else "")]
-        lines += [f"  {finding.message}" for finding in same[:_SHOWN]]
-        if count > _SHOWN:
-            lines.append(f"  ... and {count - _SHOWN} more, with --json")
+        lines += [f"  {finding.message}" for finding in findings[:_MAX_SHOWN]]
+        if count > _MAX_SHOWN:
+            lines.append(f"  ... and {count - _MAX_SHOWN} more, with --json")
         if first.action:
             lines.append(f"  to do: {first.action}")
         return "\n".join(lines)
 
     def _last_line(self) -> str:
-        amounts = [
-            size_text(amount) if name == "bytes" else f"{amount} {name.replace('_', ' ')}"
-            for name, amount in self.checked.items()
-            if amount
+        counts = [
+            size_text(count)
+            if name == "bytes"
+            else f"{count} {name.replace('_', ' ').replace('pictures', 'images')}"
+            for name, count in self.checked.items()
+            if count
         ]
-        found = [
-            f"{self.severities[one]} {one}{'' if one == 'info' else 's'}"
-            for one in SEVERITIES
-            if self.severities[one]
+        totals = [
+            f"{self.severities[severity]} {severity}{'' if severity == 'info' else 's'}"
+            for severity in SEVERITIES
+            if self.severities[severity]
         ]
-        state = "whole" if self.is_whole else "not whole"
-        parts = [*found, f"checked {', '.join(amounts) or 'nothing'}"]
+        state = "valid" if self.is_whole else "invalid"
+        parts = [*totals, f"checked {', '.join(counts) or 'nothing'}"]
         return f"{state}: {self.location} ({'; '.join(parts)})"
 
 
 def verify(config: VerifyConfig, *, reporter: Reporter = NULL) -> VerifyResult | CodesResult:
-    """Looks for everything that is wrong at a location; nothing is written.
+    """Checks the content of a location; writes nothing.
 
     Raises:
         UsageError: No location is given, options contradict each other, or several formats find
             episodes.
-        DataError: Nothing known is there; or `data.verification_failed`, whose `result` has the
-            findings, when one of them is an error.
+        DataError: The content is unknown; or `data.verification_failed`, whose `result` has the
+            findings, if one of them is an error.
     """
     if config.codes:
         return CodesResult(list(code_rows()))
     if not config.location:
         raise UsageError(
-            "verify needs a location", hint="vlatool verify LOCATION", code="usage.missing_key"
+            "no location is given", hint="run vlatool verify LOCATION", code="usage.missing_key"
         )
     if config.full and config.quick:
         raise UsageError(
             "--full and --quick exclude each other", hint="choose one", code="usage.conflict"
         )
-    result = _look(require_existing(config.location), config, reporter)
+    result = _verify(require_existing(config.location), config, reporter)
     if result.is_whole:
         return result
     problem = DataError(
-        f"{config.location}: not whole: {result.severities['error']} errors",
-        hint="each is listed with what to do about it",
+        f"{config.location}: verification found {result.severities['error']} errors",
+        hint="each finding says what to do",
         code="data.verification_failed",
         details={"counts": dict(result.severities), "codes": dict(result.counts)},
     )
@@ -177,41 +179,41 @@ def verify(config: VerifyConfig, *, reporter: Reporter = NULL) -> VerifyResult |
     raise problem
 
 
-def _look(location: Path, config: VerifyConfig, reporter: Reporter) -> VerifyResult:
+def _verify(location: Path, config: VerifyConfig, reporter: Reporter) -> VerifyResult:
     samples = None if config.full else config.samples
     check = CheckOptions(samples, config.full, config.quick, reporter=reporter)
-    known = recognize(location) if config.format is None else None
-    if known is not None:
-        kind, artifact = known
+    recognized = recognize(location) if config.format is None else None
+    if recognized is not None:
+        kind, artifact = recognized
         root = location.parent if location.is_file() else location
-        return _result(kind, config, artifact.load("verify")(location, check), root, check.checked)
+        return _result(kind, config, artifact.load("verify")(location, check), root, check.counts)
     try:
         source = detect_source(location, config.format)
     except DataError as error:
         if error.code in ("data.no_episodes", "data.no_source"):
             raise
-        # The format that knows it cannot list its episodes.
-        return _result("source", config, [finding_of_error(error)], location, check.checked)
-    found = check_source(location, source, config.episodes, check)
-    result = _result("source", config, found, location, check.checked)
+        # The detected format cannot list the episodes.
+        return _result("source", config, [finding_of_error(error)], location, check.counts)
+    findings = check_source(location, source, config.episodes, check)
+    result = _result("source", config, findings, location, check.counts)
     return replace(result, format=source.format)
 
 
 def _result(
-    kind: str, config: VerifyConfig, found: Iterable[Finding], root: Path, checked: CheckCounts
+    kind: str, config: VerifyConfig, findings: Iterable[Finding], root: Path, checked: CheckCounts
 ) -> VerifyResult:
-    """Counts findings and keeps the first of each code."""
+    """Counts findings and keeps the first ones of each code."""
     counts, severities = Counter[str](), Counter[str]()
-    kept: list[Finding] = []
-    for finding in found:
+    shown: list[Finding] = []
+    for finding in findings:
         counts[finding.code] += 1
         severities[finding.severity] += 1
-        if counts[finding.code] <= _KEPT:
-            kept.append(_relative(finding, root))
+        if counts[finding.code] <= _MAX_PER_CODE:
+            shown.append(_relative(finding, root))
     return VerifyResult(
         kind,
         config.location,
-        tuple(kept),
+        tuple(shown),
         dict(counts),
         {severity: severities[severity] for severity in SEVERITIES},
         asdict(checked),
@@ -219,10 +221,10 @@ def _result(
 
 
 def _relative(finding: Finding, root: Path) -> Finding:
-    """The finding with paths relative to what was verified, in its place and its message."""
-    place = dict(finding.place)
-    for part in ("path", "shard"):
-        path = type(root)(str(place[part])) if part in place else None
+    """Returns the finding with paths in place and message relative to the verified location."""
+    location = dict(finding.place)
+    for key in ("path", "shard"):
+        path = type(root)(str(location[key])) if key in location else None
         if path is not None and path.is_relative_to(root):
-            place[part] = path.relative_to(root).as_posix()
-    return replace(finding, place=place, message=finding.message.replace(f"{root}/", ""))
+            location[key] = path.relative_to(root).as_posix()
+    return replace(finding, place=location, message=finding.message.replace(f"{root}/", ""))

@@ -19,7 +19,7 @@ def is_note(location: Path) -> bool:
 
 
 def check_note(location: Path, check: CheckOptions) -> Iterator[Finding]:
-    check.checked.add(files=1)
+    check.counts.add(files=1)
     if not location.read_text():
         yield NOTE("empty", f"{location}: is empty", path=str(location))
 
@@ -51,8 +51,8 @@ def test_an_artifact_needs_only_a_row(tmp_path: Path) -> None:
     assert recognized == ("note", note)
     check = CheckOptions()
     findings = list(note.load("verify")(tmp_path / "x.note", check))
-    assert [finding.code for finding in findings] == ["note.empty"]
-    assert check.checked.files == 1
+    assert [one.code for one in findings] == ["note.empty"]
+    assert check.counts.files == 1
 
 
 def test_a_folder_with_another_manifest_is_no_checkpoint(tmp_path: Path) -> None:
