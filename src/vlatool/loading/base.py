@@ -174,7 +174,7 @@ class DataKind(Protocol):
 
         Args:
             config: Section `data`.
-            reporter: Receives the progress where reading takes long.
+            reporter: Receives the progress if reading takes long.
 
         Raises:
             DataError: The data are missing, broken or inconsistent.

@@ -1,4 +1,4 @@
-"""Micro-batches of one rank, made by loader workers from any position of the order.
+"""Micro-batches of one rank, read by loader workers from any position of the order.
 
 Source: reference/order 5-10.
 
@@ -94,7 +94,7 @@ def read_samples(
     refs: Sequence[SampleRef] | None = None,
     allocate: Allocate | None = None,
 ) -> list[Any]:
-    """Reads the samples at some positions; a `DroppedSample` stands for an unusable one.
+    """Reads the samples at some positions; unusable ones are returned as `DroppedSample`.
 
     Their random choices depend on seed and position only. Source: reference/order 8.
 

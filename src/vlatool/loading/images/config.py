@@ -75,8 +75,8 @@ class ImageDataConfig(LoadingConfig):
     )
     val_shards: list[str] = Field(
         default=[],
-        description="Shards of each validation data set, as for shards; a folder stands for its "
-        "validation shards.",
+        description="Shards of each validation data set, as for shards; of a folder, its "
+        "validation shards are used.",
     )
     split: Literal["train", "val"] = Field(
         default="train", description="Shard list to read in a folder that has lists of both."

@@ -103,8 +103,7 @@ class SampleDecoder:
         Raises:
             DataError: A member or field is missing or broken (`data.broken_sample`), a value is not
                 finite (`data.not_finite`), or images differ in size (`data.image_sizes_differ`) or
-                are smaller than the crop (`data.picture_too_small`); the message has sample and
-                member.
+                are smaller than the crop (`data.picture_too_small`).
         """
         sample = StoredSample(key, members)
         try:
