@@ -415,8 +415,8 @@ ARTIFACTS: Registry[Artifact] = Registry(
         "samples": Artifact(
             "vlatool.artifacts.samples_folder:is_samples",
             "vlatool.verification.token_samples:check_token_samples",
-            "vlatool.inspection.token_samples:inspect_built",
-            "vlatool.pages.token_samples:write_built_page",
+            "vlatool.inspection.token_samples:inspect_samples",
+            "vlatool.pages.token_samples:write_samples_page",
         ),
         "codes": Artifact(
             "vlatool.artifacts.codes_folder:is_codes",

@@ -145,12 +145,12 @@ class SinkChecks:
             pickle.dumps(job.spec.work)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise AssertionError(f"work cannot be pickled: {error}") from error
-        assert not job.spec.output.exists(), "__init__ writes"
+        assert not job.spec.output.exists(), "__init__ of the sink writes files"
         job.command_result(run_job(job, executor, options=JobOptions(dry_run=True)))
-        assert not job.spec.output.exists(), "estimate writes"
+        assert not job.spec.output.exists(), "estimate writes files"
         run = run_job(job, executor)
         assert not run.failures, f"an episode fails: {run.failures}"
-        told, samples = run.sums, job.command_result(run).samples
+        counts, samples = run.sums, job.command_result(run).samples
         expected = {"frames": _EPISODES * _FRAMES, "samples": samples}
         assert counts == {**counts, **expected}, f"receipts count {counts}, expected {expected}"
         self._check_files(job)

@@ -220,7 +220,7 @@ def test_published_codes_without_manifest_are_valid(workspace: Path) -> None:
 
 def test_samples_are_inspected_by_their_manifest(outputs: Path) -> None:
     report = inspect(InspectConfig(location=str(outputs / "packed"))).report
-    assert isinstance(report, BuiltReport)
+    assert isinstance(report, SamplesReport)
     assert (report.samples, report.kinds, report.layout) == (12, {"vla": 6, "wm": 6}, "packed")
     assert report.action_ids["min"] <= report.action_ids["mean"] <= report.action_ids["max"]
     assert sum(report.id_counts.values()) == 6
@@ -235,18 +235,18 @@ def test_codes_are_inspected(outputs: Path, name: str) -> None:
 
 
 def test_a_sample_is_shown_with_its_images_and_actions(outputs: Path) -> None:
-    view = view_built(SamplesFolder.open(outputs / "packed"), 3)
-    assert [len(frames) for frames in (*view.seen.values(), *view.future.values())] == [16] * 4
-    assert all(frame.image for frames in view.seen.values() for frame in frames)
+    view = view_token_sample(SamplesFolder.open(outputs / "packed"), 3)
+    assert [len(frames) for frames in (*view.past.values(), *view.future.values())] == [16] * 4
+    assert all(frame.image for frames in view.past.values() for frame in frames)
     assert view.actions is not None
     assert view.actions.shape == (16, 7)
 
 
 def test_a_sample_is_shown_without_its_windows(workspace: Path) -> None:
     shutil.rmtree(workspace / "A")
-    view = view_built(SamplesFolder.open(workspace / "packed"), 3)
+    view = view_token_sample(SamplesFolder.open(workspace / "packed"), 3)
     assert (view.actions, view.future) == (None, {})
-    assert not any(frame.image for frames in view.seen.values() for frame in frames)
+    assert not any(frame.image for frames in view.past.values() for frame in frames)
 
 
 @pytest.mark.parametrize("name", ["lines", "packed"])

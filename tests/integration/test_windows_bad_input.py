@@ -174,7 +174,7 @@ def test_episode_that_is_listed_twice_is_reported(tmp_path: Path) -> None:
 
 
 def test_configured_action_width_is_required(tmp_path: Path) -> None:
-    error = refused(libero_dataset(tmp_path / "raw"), tmp_path / "A", action_width=8)
+    error = convert_error(libero_dataset(tmp_path / "raw"), tmp_path / "A", action_width=8)
     assert (error.code, error.exit_code) == ("data.action_width", 3)
 
 

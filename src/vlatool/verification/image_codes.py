@@ -99,10 +99,10 @@ class _FolderCheck:
         image_stems = {name.removesuffix(_IMAGE_SUFFIX) for name in names}
         coded_stems = {*stems, *self._files(episode)}
         for stem in sorted(image_stems - coded_stems):
-            message = f"{self._folder.place(episode)}: has no codes of image {stem}"
+            message = f"{self._folder.path_of(episode)}: has no codes of image {stem}"
             yield CODES("missing", message, episode=episode, path=str(images / episode))
         for stem in sorted(coded_stems - image_stems):
-            message = f"{self._folder.place(episode)}: image {stem} is not in {images / episode}"
+            message = f"{self._folder.path_of(episode)}: image {stem} is not in {images / episode}"
             yield CODES("no_picture", message, episode=episode)
 
     def _files(self, episode: str) -> list[str]:
@@ -117,7 +117,7 @@ class _FolderCheck:
             message = f"{manifest.episodes} episodes and {manifest.pictures} images"
             message = f"{location['path']}: lists {message}, found {counts[0]} and {counts[1]}"
             yield CODES("count_mismatch", message, **location)
-        elif len(self._digests) == episodes and digest_of_all(self._digests) != manifest.digest:
+        elif len(self._digests) == episodes and combined_digest(self._digests) != manifest.digest:
             message = f"{location['path']}: the digest does not match the codes"
             yield CODES("digest_mismatch", message, **location)
 

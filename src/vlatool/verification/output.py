@@ -81,7 +81,7 @@ def check_output(location: Path, check: CheckOptions) -> Iterator[Finding]:
     """Yields the findings of training data or a copy of them."""
     root = location.parent if location.is_file() else location
     has_ended = yield from check_record_and_files(location, root, check)
-    if has_ended and (ShardFolder.find(root) is not None or lists_manifest(root)):
+    if has_ended and (ShardFolder.find(root) is not None or expects_manifest(root)):
         yield from _check_folders(root, check)
 
 

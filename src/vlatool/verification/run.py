@@ -108,7 +108,7 @@ def _check_assets(run: RunDir, config: TrainConfig) -> Iterator[Finding]:
 def _check_asset_digests(run: RunDir, check: CheckOptions) -> Iterator[Finding]:
     """Compares the listed files next to the checkpoints with their digests."""
     try:
-        entries = run.kept_files()
+        entries = run.recorded_files()
     except DataError as error:
         yield RUN("broken_record", error.message, path=str(error.details.get("path", run.root)))
         return

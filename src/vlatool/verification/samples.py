@@ -149,7 +149,9 @@ class SampleCheck:
             message = f"anchor_relative_idx is {anchor!r}, expected {required}"
             yield context.finding("bad_metadata", message, field="anchor_relative_idx")
         cameras = metadata.get("camera_names")
-        stored = {image.camera for image in context.sample.images().values() if not image.is_side}
+        stored = {
+            image.camera for image in context.sample.images().values() if not image.is_auxiliary
+        }
         if not isinstance(cameras, list) or {str(name) for name in cameras} != stored:
             message = (
                 f"camera_names is {cameras!r}, expected {sorted(stored)}, the cameras of the images"
@@ -163,7 +165,7 @@ class SampleCheck:
         for suffix, name in context.sample.images().items():
             self.images += 1
             actual = context.sample.image_size(suffix, decode=True)
-            camera = name.recorded_by
+            camera = name.base_camera
             original = sizes.get(camera) if isinstance(sizes, dict) else None
             required = self.expected.size or (tuple(original) if original else None)
             if actual is None:

@@ -81,8 +81,8 @@ class _FolderCheck:
                 if item.code == "samples.broken_file":
                     return
             else:
-                self._kinds[item.said.kind] += 1
-                self._tasks[item.said.task] += 1
+                self._kinds[item.conversation.kind] += 1
+                self._tasks[item.conversation.task] += 1
                 yield from self._sample(f"{path}:{number}", item, check_images=check_images)
             total = number
         if total != count:
@@ -115,7 +115,7 @@ class _FolderCheck:
     ) -> Iterator[Finding]:
         path, _, line = position.rpartition(":")
         location = {"path": path, "line": int(line)}
-        conversation = sample.said
+        conversation = sample.conversation
         if self._shape != (conversation.images, len(conversation.codes)):
             expected = " and ".join(map(str, self._shape))
             counts = f"{conversation.images} and {len(conversation.codes)}"

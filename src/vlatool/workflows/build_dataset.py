@@ -350,7 +350,9 @@ class BuildDatasetJob:
     def _count_collisions(self, reporter: Reporter) -> int:
         """Number of samples whose instruction may be mistaken for codes."""
         folder = self._config.tokenizer
-        colliding = collisions([*self._totals.tasks], location(folder) if folder else None)
+        colliding = instructions_with_code_ids(
+            [*self._totals.tasks], location(folder) if folder else None
+        )
         count = sum(self._totals.tasks[task] for task in colliding)
         if colliding:
             reason = "have token ids of codes" if folder else "have non-ASCII characters"
@@ -366,7 +368,7 @@ class BuildDatasetJob:
         reporter.note(f"codes: {work.codes.path} ({work.codes.layout})")
         raw = ", ".join(self._profile.raw) or "none"
         reporter.note(f"profile: {self._profile.name}, dimensions left unchanged: {raw}")
-        if (fitted_profile := differing_profile(self._profile, fast, config.gripper)) is not None:
+        if (fitted_profile := mismatched_profile(self._profile, fast, config.gripper)) is not None:
             message = f"{fast}: was fitted on actions normalized with profile {fitted_profile.name}"
             reporter.warn("profile_differs", f"{message}, not {self._profile.name}")
         for name in ignored_code(fast):

@@ -61,7 +61,7 @@ def plugins() -> PluginList:
     """Returns the entries of all registries with their origins and import errors."""
     registries = (FORMATS, SINKS, DATA_KINDS, MODELS)
     return PluginList(
-        [(registry.noun, info) for registry in registries for info in registry.entries()]
+        [(registry.label, info) for registry in registries for info in registry.entries()]
     )
 
 

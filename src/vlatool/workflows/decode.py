@@ -136,7 +136,7 @@ class DecodeJob:
         require_existing(config.codes)
         source, output = pinned(config.codes), location(config.output)
         self._maker = maker = open_code_maker(config.tokenizer, rank_device())
-        maker.check_draws()
+        maker.check_decoder()
         self._selection = selection = _select(source, maker)
         self.items: Sequence[str] = selection.episodes
         if not self.items:
@@ -199,7 +199,7 @@ class DecodeJob:
         )
 
     def _state(self, episode: str) -> InputState:
-        return input_state([self._selection.folder.place(episode)])
+        return input_state([self._selection.folder.path_of(episode)])
 
     def _work(self, episode: str) -> Receipt:
         episode_codes = self._selection.folder.read(episode, self._selection.stems)

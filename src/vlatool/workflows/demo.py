@@ -311,7 +311,7 @@ def _obeyed(info: Mapping[str, Any], instruction: str) -> bool:
 
 
 def _obeyed_label(rollout: "Rollout") -> tuple[str, bool]:
-    obeyed = _obeyed(rollout.info, rollout.told)
+    obeyed = _obeyed(rollout.info, rollout.instruction)
     return ("followed the instruction" if obeyed else "did not"), obeyed
 
 
@@ -326,7 +326,7 @@ def _result(
     from vlatool.evaluation.rollouts import rollout_report
 
     metrics = rollout_report(evaluation.policy)
-    obeyed = [_obeyed(rollout.info, rollout.told) for rollout in evaluation.wrong]
+    obeyed = [_obeyed(rollout.info, rollout.instruction) for rollout in evaluation.wrong]
     return DemoResult(
         success_rate=metrics["success_rate"],
         confidence_95=metrics["confidence_95"],

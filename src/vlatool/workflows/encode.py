@@ -151,7 +151,7 @@ class EncodeJob:
             title=f"encode {config.data}",
             item_name="episode",
             plan=plan_digest(options),
-            work=self.pipeline.one,
+            work=self.pipeline.encode,
             state=image_set.state,
             owned=(*OWNED_FILES[config.layout], f"{CHECKS_NAME}/*/*.png"),
             places=(source, output),

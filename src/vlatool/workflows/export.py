@@ -183,7 +183,7 @@ class _CodesExport:
             layout=self.layout,
             episodes=len(digests),
             pictures=sum(receipt.counts["pictures"] for receipt in receipts),
-            digest=digest_of_all(digests),
+            digest=combined_digest(digests),
         )
         has_all = len(digests) == len(self.items)  # False if episodes failed
         if source_manifest.digest and has_all and source_manifest.digest != manifest.digest:

@@ -200,7 +200,7 @@ def _quality(
     tokenizer: ActionTokenizer, values: Array, profile: NormalizationProfile
 ) -> dict[str, Any]:
     """Quality of the ids on the chunks; errors in the unit of each dimension."""
-    measured = code_quality(tokenizer, values)
+    measured = action_quality(tokenizer, values)
     return {
         "ids": tokenizer.vocab_size,
         "ids_per_chunk": float(measured.lengths.mean()),
@@ -213,8 +213,8 @@ def _quality(
             name: {"rms": float(rms), "largest": float(largest)}
             for name, rms, largest in zip(
                 profile.dimensions,
-                measured.rms * profile.spread,
-                measured.largest * profile.spread,
+                measured.rms * profile.scale,
+                measured.largest * profile.scale,
                 strict=True,
             )
         },
@@ -294,7 +294,7 @@ def _profile(
     if config.gripper == "raw" and has_gripper:
         raw.append(GRIPPER)
     # The first action of each chunk is that of the anchor: each row counts once.
-    return computed_profile("computed", chunks[:, 0], names, sorted(set(raw)))
+    return compute_profile("computed", chunks[:, 0], names, sorted(set(raw)))
 
 
 def _dimension(word: str, names: Sequence[str]) -> str:

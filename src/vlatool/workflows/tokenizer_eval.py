@@ -149,7 +149,7 @@ def tokenizer_eval(
     images, options = _data(config, str(data), tokenizer), _eval_options(config, runtime)
     reporter.note(f"measuring {tokenizer.path}")
     evaluation = evaluate_reconstruction(
-        tokenizer, images, options, loaded.judges, runtime.sum, reporter
+        tokenizer, images, options, loaded.networks, runtime.sum, reporter
     )
     rows = _all_rows(evaluation, runtime)
     result = _result(config, tokenizer, evaluation, loaded, output)
@@ -195,7 +195,7 @@ def _all_rows(evaluation: "EvalResult", runtime: "Runtime") -> list["ImageScore"
     from vlatool.evaluation.image_quality import ImageScore
 
     local_rows = [json.dumps([row.key, dict(row.metrics)]) for row in evaluation.rows]
-    return [ImageScore(*json.loads(text)) for text in runtime.gathered(local_rows)]
+    return [ImageScore(*json.loads(text)) for text in runtime.gather(local_rows)]
 
 
 def _result(
@@ -209,7 +209,7 @@ def _result(
     return TokenizerEvalResult(
         checkpoint=str(tokenizer.path),
         data=config.data,
-        pictures=evaluation.pictures,
+        pictures=evaluation.num_images,
         dropped=evaluation.dropped,
         figures=evaluation.metrics,
         not_measured={**loaded.missing, **unavailable},
@@ -239,12 +239,12 @@ def _write_page(
     reconstructed = reconstruct(tokenizer, images, options, keys)
     report = ReconstructionReport(
         title=result.data,
-        pictures=result.pictures,
-        figures=result.rows(),
+        num_images=result.pictures,
+        metrics=result.rows(),
         notes=[f"{name} is not measured: {reason}" for name, reason in result.not_measured.items()]
         + [f"dropped: {count} {reason}" for reason, count in result.dropped.items()],
     )
-    pairs = {key: (image.original, image.made) for key, image in reconstructed.items()}
+    pairs = {key: (image.original, image.reconstruction) for key, image in reconstructed.items()}
     write_tokenizer_page(location(result.page), report, result.extremes, pairs)
 
 

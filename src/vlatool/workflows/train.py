@@ -142,7 +142,7 @@ def _train_locked(setup: _RunSetup, reporter: Reporter) -> TrainResult:
     run.prune(Retention())
     for name in resume.repair_run(run, config, write_assets):
         reporter.note(f"{run.root}: {name} was missing or changed and is written again")
-    setup.runtime.wait()
+    setup.runtime.barrier()
     result = _train(setup, reporter)
     resume.complete_run(run, record, {"steps": result.steps, "samples": result.samples})
     return result
@@ -166,7 +166,7 @@ def _train(setup: _RunSetup, reporter: Reporter) -> TrainResult:
     started = time.monotonic()
     config, plan, runtime, run = setup.config, setup.plan, setup.runtime, setup.run
     # Files may appear late on other machines: all ranks start from the checkpoint of rank 0.
-    latest = runtime.agree(run.latest())
+    latest = runtime.broadcast(run.latest())
     train_setup = set_up(config, setup.info, runtime, None if latest is None else latest[1])
     state = train_setup.state
     for name, spec in train_setup.objective.optimizers().items():
@@ -198,7 +198,7 @@ def _fit(setup: _RunSetup, train_setup: "TrainSetup", reporter: Reporter) -> Non
         setup.streams.training(state.step) as batches,
     ):
         bar.advance(state.step)
-        trainer = _trainer(setup, train_setup, _reports(setup, reporter, bar), stop.asked)
+        trainer = _trainer(setup, train_setup, _reports(setup, reporter, bar), stop.received)
         trainer.fit(state, batches, train_setup.objective)
         if state.step < plan.total_steps:
             if state.step not in plan.checkpoint_steps:
@@ -207,7 +207,7 @@ def _fit(setup: _RunSetup, train_setup: "TrainSetup", reporter: Reporter) -> Non
                 f"stopped after step {state.step}; run the same command with --output {run.root} "
                 "to resume"
             )
-            _exit_stopped(trainer.reports.stopped_by)
+            _exit_stopped(trainer.logger.stopped_by)
 
 
 def _trainer(
@@ -233,7 +233,7 @@ def _trainer(
         validate=Validation(
             setup.streams.validation_batches, train_setup.objective, runtime, contexts, reports
         ),
-        show=ImageLogger(run, train_setup.objective, runtime, contexts),
+        log_images=ImageLogger(run, train_setup.objective, runtime, contexts),
         save=lambda state: _save(setup, state),
         stop_signal=stop_asked,
     )
@@ -308,7 +308,7 @@ def _machine_defaults(config: TrainConfig, runtime: "Runtime") -> TrainConfig:
         stored_workers = stored.get("num_workers") if isinstance(stored, dict) else None
         is_known = isinstance(stored_workers, int) and stored_workers >= 0
         workers = stored_workers if is_known else max(1, default_workers() // runtime.world_size)
-    data = config.data.model_copy(update={"num_workers": runtime.agree(workers)})
+    data = config.data.model_copy(update={"num_workers": runtime.broadcast(workers)})
     count = {"world_size": runtime.world_size}
     processes = config.distributed.model_copy(update=count)
     hparams = config.hparams.model_copy(update=count)
@@ -367,7 +367,7 @@ def _result(setup: _RunSetup, state: "TrainState", status: str, started: float) 
         checkpoint=None if latest is None else str(latest[1]),
         checkpoint_steps=plan.checkpoint_steps,
         dataset_samples=setup.streams.order.size,
-        blocks_in_use=setup.streams.order.blocks_in_use(),
+        blocks_in_use=setup.streams.order.shards_in_use(),
         dropped=dict(state.dropped),
         acts=_has_policy(setup.config),
         seconds=round(time.monotonic() - started, 2),
