@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from vlatool.jobs.files import FileEntry, digests_below, file_entry, folder_entry, output_files
-from vlatool.jobs.inputs import InputState, present_inputs
+from vlatool.jobs.inputs import InputState, current_inputs
 from vlatool.jobs.job import JobOptions, JobRun, JobSpec, Ranks
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord
@@ -93,15 +93,15 @@ class ToyJob:
             plan="plain",
             work=work or Write(output),
             owned=OWNED,
-            measured="letters",
-            **{"state": no_input, "places": (output,), **spec},
+            progress_count="letters",
+            **{"state": no_input, "locations": (output,), **spec},
         )
 
     def name(self, item: str) -> str:
         return item
 
     def inputs(self) -> Mapping[str, Any]:
-        return present_inputs(self.items, self.name, self.spec.state, "word")
+        return current_inputs(self.items, self.name, self.spec.state, "word")
 
     def begin(self) -> None:
         remove_file(self.spec.output / ALL)

@@ -248,12 +248,12 @@ def test_too_many_bugs_are_a_bug(tmp_path: Path) -> None:
 
 def test_report_shortens_paths_and_nothing_else(tmp_path: Path) -> None:
     source = tmp_path / "sim/raw"
-    told: Any = ToyJob(tmp_path / "out", WORDS, places=(tmp_path / "out", source))
+    told: Any = ToyJob(tmp_path / "out", WORDS, locations=(tmp_path / "out", source))
     run_of = run_toy(told)
 
     text = f"{source}/a and /data{tmp_path}/sim/bc"
-    assert run_of.told(text) == f"raw/a and /data{tmp_path}/sim/bc"
-    json.dumps(run_of.told([text]))
+    assert run_of.redact_paths(text) == f"raw/a and /data{tmp_path}/sim/bc"
+    json.dumps(run_of.redact_paths([text]))
 
 
 def test_error_with_details_that_are_no_json_costs_its_item_alone(tmp_path: Path) -> None:

@@ -163,11 +163,11 @@ def run(argv: Sequence[str]) -> int:
     except SystemExit as ended:
         if ended.code not in (130, 143):
             raise
-        return _fail(ended, options)
+        return _report_error(ended, options)
     except BrokenPipeError as error:
         return _closed_pipe(error, options)
     except (Exception, KeyboardInterrupt, Terminated) as error:  # noqa: BLE001 - the last place
-        return 1 if _COMPLETE in os.environ else _fail(error, options)
+        return 1 if _COMPLETE in os.environ else _report_error(error, options)
     return 0
 
 
@@ -175,7 +175,7 @@ def _invoke(argv: list[str], options: OutputOptions) -> None:
     from vlatool.cli.failures import raise_on_sigterm
 
     if any(f"--{verb}-completion" in argv for verb in ("show", "install")):
-        _name_the_shell(argv)
+        _skip_shell_detection(argv)
     group = typer.main.get_command(app)
     if _COMPLETE in os.environ:
         group.main(prog_name="vlatool")
@@ -185,13 +185,13 @@ def _invoke(argv: list[str], options: OutputOptions) -> None:
         group.invoke(ctx)
 
 
-def _name_the_shell(argv: list[str]) -> None:
+def _skip_shell_detection(argv: list[str]) -> None:
     """Lets `--show-completion bash` work where no shell can be detected (Typer's own switch)."""
     if argv[-1] in _SHELLS:
         os.environ["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"
 
 
-def _fail(error: BaseException, options: OutputOptions) -> int:
+def _report_error(error: BaseException, options: OutputOptions) -> int:
     from vlatool.cli.failures import as_vlatool_error
     from vlatool.cli.output import write_error
 
@@ -207,6 +207,6 @@ def _closed_pipe(error: BrokenPipeError, options: OutputOptions) -> int:
     from vlatool.cli.output import is_stdout_closed, silence
 
     if not is_stdout_closed():
-        return _fail(error, options)
+        return _report_error(error, options)
     silence(sys.stdout)
     return 0

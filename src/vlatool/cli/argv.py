@@ -12,7 +12,7 @@ from vlatool.errors import UsageError
 
 _NEGATIVE = re.compile(r"-(\.?\d|inf|nan|$)", re.IGNORECASE)
 _CONFIG = "--config"
-_WORD = re.compile(r"([A-Za-z_]\w*(?:\.[\w-]+)*)=(.*)", re.DOTALL)
+_BARE_KEY = re.compile(r"([A-Za-z_]\w*(?:\.[\w-]+)*)=(.*)", re.DOTALL)
 _BOOL_WORDS = frozenset({"true", "false", "yes", "no", "on", "off", "1", "0"})
 
 
@@ -49,7 +49,7 @@ class ArgvSpec:
     keys: Mapping[str, bool] = field(default_factory=dict)
     short: Mapping[str, str] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
-    takes_words: bool = False
+    has_bare_keys: bool = False
 
     def spellings(self) -> list[str]:
         """Every long option that can be typed."""
@@ -65,7 +65,7 @@ class SplitArgv:
     typed: list[TypedValue] = field(default_factory=list)
 
 
-def split_argv(argv: Sequence[str], grammar: ArgvSpec, *, lenient: bool = False) -> SplitArgv:
+def split_argv(argv: Sequence[str], spec: ArgvSpec, *, lenient: bool = False) -> SplitArgv:
     """Separates configuration values from everything else, in the order typed.
 
     Args:
@@ -76,62 +76,62 @@ def split_argv(argv: Sequence[str], grammar: ArgvSpec, *, lenient: bool = False)
     Raises:
         UsageError: An option is unknown (named with its nearest) or lacks its value.
     """
-    walker = _Walker(list(argv), grammar, lenient)
+    walker = _ArgvWalker(list(argv), spec, lenient)
     walker.walk()
-    return walker.lifted
+    return walker.result
 
 
-class _Walker:
+class _ArgvWalker:
     def __init__(self, argv: list[str], grammar: ArgvSpec, lenient: bool) -> None:
         self.argv = argv
-        self.grammar = grammar
+        self.spec = grammar
         self.lenient = lenient
-        self.at = 0
-        self.lifted = SplitArgv()
+        self.position = 0
+        self.result = SplitArgv()
 
     def walk(self) -> None:
-        while self.at < len(self.argv):
-            word = self.argv[self.at]
-            self.at += 1
+        while self.position < len(self.argv):
+            word = self.argv[self.position]
+            self.position += 1
             if word == "--":
-                self.lifted.rest += [word, *self.argv[self.at :]]
+                self.result.rest += [word, *self.argv[self.position :]]
                 return
             if word.startswith("--"):
                 self._long(word)
             elif is_option(word):
                 self._short(word)
-            elif self.grammar.takes_words and (match := _WORD.fullmatch(word)):
+            elif self.spec.has_bare_keys and (match := _BARE_KEY.fullmatch(word)):
                 self._word(*match.groups())
             else:
-                self.lifted.rest.append(word)
+                self.result.rest.append(word)
 
     def _word(self, key: str, text: str) -> None:
         if f"--{key}" == _CONFIG:
-            self.lifted.rest += [_CONFIG, text]
+            self.result.rest += [_CONFIG, text]
         else:
-            self.lifted.typed.append(TypedValue(key, text, f"{key}="))
+            self.result.typed.append(TypedValue(key, text, f"{key}="))
 
     def _long(self, word: str) -> None:
         option, equals, value = word.partition("=")
         given = value if equals else None
         name = option[2:].replace("-", "_")
-        name = self.grammar.aliases.get(name, name)
+        name = self.spec.aliases.get(name, name)
         if name == "set":
             self._set(option, given)
         elif "." in name:
-            self._key(name, option, given, is_flat=name in self.grammar.keys)
-        elif name in self.grammar.keys:
+            self._key(name, option, given, is_flat=name in self.spec.keys)
+        elif name in self.spec.keys:
             self._key(name, option, given, is_flat=True)
-        elif name.startswith("no_") and self.grammar.keys.get(name[3:]) and not equals:
-            self.lifted.typed.append(TypedValue(name[3:], "false", option, is_flat=True))
+        elif name.startswith("no_") and self.spec.keys.get(name[3:]) and not equals:
+            self.result.typed.append(TypedValue(name[3:], "false", option, is_flat=True))
         else:
             self._pass_on("--" + name.replace("_", "-"), option, given)
 
     def _short(self, word: str) -> None:
         short, value = word[:2], word[2:].removeprefix("=")
-        if short in self.grammar.short:
-            self._key(self.grammar.short[short], short, value or None, is_flat=True)
-        elif short in self.grammar.options:
+        if short in self.spec.short:
+            self._key(self.spec.short[short], short, value or None, is_flat=True)
+        elif short in self.spec.options:
             self._pass_on(short, short, value or None)
         else:
             self._unknown(word, value or None)
@@ -148,28 +148,28 @@ class _Walker:
                 code="usage.malformed_override",
                 details={"option": "--set", "value": text},
             )
-        self.lifted.typed.append(TypedValue(key.strip(), value, f"--set {key}"))
+        self.result.typed.append(TypedValue(key.strip(), value, f"--set {key}"))
 
     def _key(self, key: str, option: str, given: str | None, *, is_flat: bool) -> None:
-        is_switch = is_flat and self.grammar.keys[key]
+        is_switch = is_flat and self.spec.keys[key]
         text = self._switch(given) if is_switch else self._value(option, given)
         if text is not None:
-            self.lifted.typed.append(TypedValue(key, text, option, is_flat))
+            self.result.typed.append(TypedValue(key, text, option, is_flat))
 
     def _switch(self, given: str | None) -> str:
         if given is not None:
             return given
-        if self.at < len(self.argv) and self.argv[self.at].lower() in _BOOL_WORDS:
-            self.at += 1
-            return self.argv[self.at - 1]
+        if self.position < len(self.argv) and self.argv[self.position].lower() in _BOOL_WORDS:
+            self.position += 1
+            return self.argv[self.position - 1]
         return "true"
 
     def _value(self, option: str, given: str | None) -> str | None:
         if given is not None:
             return given
-        if self.at < len(self.argv) and not is_option(self.argv[self.at]):
-            self.at += 1
-            return self.argv[self.at - 1]
+        if self.position < len(self.argv) and not is_option(self.argv[self.position]):
+            self.position += 1
+            return self.argv[self.position - 1]
         if self.lenient:
             return None
         raise UsageError(
@@ -180,13 +180,13 @@ class _Walker:
         )
 
     def _pass_on(self, name: str, option: str, given: str | None) -> None:
-        if name not in self.grammar.options:
+        if name not in self.spec.options:
             self._unknown(option, given)
-        elif self.grammar.options[name]:
+        elif self.spec.options[name]:
             value = self._value(option, given)
-            self.lifted.rest += [name] if value is None else [name, value]
+            self.result.rest += [name] if value is None else [name, value]
         elif given is None or given.lower() in ("true", "yes", "on", "1"):
-            self.lifted.rest.append(name)
+            self.result.rest.append(name)
         elif not self.lenient and given.lower() not in _BOOL_WORDS:
             raise UsageError(
                 f"option {option} is a switch and takes no value {given!r}",

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from vlatool import __version__
 
-_KEPT_S = 24 * 3600.0  # the code of a plugin may change without a trace in what is looked at
+_MAX_AGE_S = 24 * 3600.0  # the code of a plugin may change without a trace in what is looked at
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,10 @@ def cached(command: str, make: Callable[[], CompletionWords]) -> CompletionWords
         make: Finds it.
     """
     file = _cache() / f"{hashlib.sha256(command.encode()).hexdigest()[:16]}.json"
-    state = _state()
+    state = _installed_state()
     with suppress(OSError, ValueError, KeyError, TypeError):
         found = json.loads(file.read_text(encoding="utf-8"))
-        if found["state"] == state and 0 <= time.time() - file.stat().st_mtime < _KEPT_S:
+        if found["state"] == state and 0 <= time.time() - file.stat().st_mtime < _MAX_AGE_S:
             return CompletionWords(**found["words"])
     words = make()
     with suppress(OSError):
@@ -95,7 +95,7 @@ def _cache() -> Path:
     return Path(root, "vlatool", "completion")
 
 
-def _state() -> str:
+def _installed_state() -> str:
     """Changes with our own files and with what is installed."""
     package = Path(__file__).resolve().parent.parent
     found = [__version__]

@@ -83,7 +83,7 @@ class ConfigSpec:
     note: Callable[[], str] = str
     values: Mapping[str, Callable[[], Sequence[str]]] = field(default_factory=dict)
     presets: tuple[str, ...] = ()
-    depends: Callable[[Sequence[str]], Sequence[str]] = lambda _: ()
+    schema_words: Callable[[Sequence[str]], Sequence[str]] = lambda _: ()
 
 
 def schema_at(target: str) -> Callable[[Sequence[str]], "type[ConfigModel]"]:
@@ -108,7 +108,7 @@ class VlatoolCommand(typer.core.TyperCommand):
             return super().parse_args(ctx, [])
         lenient = "--help" in args or "-h" in args
         try:
-            rest = self.lift(ctx, args, lenient=lenient)
+            rest = self.split_args(ctx, args, lenient=lenient)
         except UnknownOptionError as error:
             name = error.option.lstrip("-").replace("-", "_")
             error.hint = self.nearest(ctx, name) or f"`{ctx.command_path} --help` lists the options"
@@ -119,7 +119,7 @@ class VlatoolCommand(typer.core.TyperCommand):
         """Options; none while completing, because reading them makes Typer import pydantic."""
         return [] if ctx.resilient_parsing else super().get_params(ctx)
 
-    def lift(self, ctx: Any, args: list[str], *, lenient: bool) -> list[str]:
+    def split_args(self, ctx: Any, args: list[str], *, lenient: bool) -> list[str]:
         """What is left for Typer."""
         return split_argv(args, ArgvSpec(self.declared(ctx)), lenient=lenient).rest
 
@@ -176,15 +176,15 @@ class VlatoolCommand(typer.core.TyperCommand):
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
         """Names of options, or values."""
         typed = ctx.meta.get(_ARGS, [])
-        words = cached(self.vocabulary_key(ctx, typed), lambda: self.vocabulary(ctx, typed))
+        words = cached(self.completion_key(ctx, typed), lambda: self.completion_words(ctx, typed))
         return completions(words, typed, incomplete)
 
-    def vocabulary_key(self, ctx: Any, typed: Sequence[str]) -> str:
+    def completion_key(self, ctx: Any, typed: Sequence[str]) -> str:
         """What decides which words there are."""
         del typed
         return ctx.command_path
 
-    def vocabulary(self, ctx: Any, typed: Sequence[str]) -> CompletionWords:
+    def completion_words(self, ctx: Any, typed: Sequence[str]) -> CompletionWords:
         """The words of this command line."""
         del typed
         declared = {name: [] if valued else None for name, valued in self.declared(ctx).items()}
@@ -218,10 +218,10 @@ class ConfigCommand(VlatoolCommand):
         super().__init__(*arguments, **named)
         self.params = [*_config_options(is_flat=self.spec.is_flat), *self.params]
 
-    def lift(self, ctx: Any, args: list[str], *, lenient: bool) -> list[str]:
+    def split_args(self, ctx: Any, args: list[str], *, lenient: bool) -> list[str]:
         """Takes keys, `--set` and sugar; remembers them for the body."""
         keys = self.keys(args)
-        lifted = split_argv(args, self.grammar(ctx, keys), lenient=lenient)
+        lifted = split_argv(args, self.argv_spec(ctx, keys), lenient=lenient)
         if not lenient:
             from vlatool.cli.keys import TypedConfig
 
@@ -237,23 +237,23 @@ class ConfigCommand(VlatoolCommand):
 
         return declared_keys(self.spec.schema(args))
 
-    def grammar(self, ctx: Any, keys: "Mapping[str, Key]") -> ArgvSpec:
+    def argv_spec(self, ctx: Any, keys: "Mapping[str, Key]") -> ArgvSpec:
         """What may stand on this command line."""
         names = {name: key.is_switch for name, key in keys.items()}
         names |= {name: sugar.is_switch for name, sugar in self.spec.option_aliases.items()}
         short = {
             sugar.short: name for name, sugar in self.spec.option_aliases.items() if sugar.short
         }
-        renamed = getattr(self.spec.schema(ctx.meta.get(_ARGS, [])), "renamed", {}) if keys else {}
+        renamed = getattr(self.spec.schema(ctx.meta.get(_ARGS, [])), "aliases", {}) if keys else {}
         aliases = {"config_path": "config", **self.spec.aliases, **renamed}
         shorts = {**short, **self.spec.short}
         words = not self.spec.is_flat
-        return ArgvSpec(self.declared(ctx), names, shorts, aliases, takes_words=words)
+        return ArgvSpec(self.declared(ctx), names, shorts, aliases, has_bare_keys=words)
 
     def spellings(self, ctx: Any) -> list[str]:
         """Options, keys and, for a tree, its dotted keys."""
         args = ctx.meta.get(_ARGS, [])
-        known = self.grammar(ctx, self.keys(args)).spellings()
+        known = self.argv_spec(ctx, self.keys(args)).spellings()
         if not self.spec.is_flat:
             from vlatool.config.schema import dotted_keys
 
@@ -271,11 +271,11 @@ class ConfigCommand(VlatoolCommand):
                 return f"write --set {name}=VALUE"
             if same := [f"--{key}" for key in keys if key.endswith(f".{name}")]:
                 return f"did you mean {', '.join(same[:3])}?"
-        elif owners := self._others_with(ctx, name):
+        elif owners := self._schemas_with(ctx, name):
             return f"only {' and '.join(owners)} has it"
         return super().nearest(ctx, name)
 
-    def _others_with(self, ctx: Any, name: str) -> list[str]:
+    def _schemas_with(self, ctx: Any, name: str) -> list[str]:
         from vlatool.config.problems import others_with
 
         return others_with(name, self.spec.schema(ctx.meta.get(_ARGS, [])))
@@ -288,7 +288,7 @@ class ConfigCommand(VlatoolCommand):
         given = {option.name: ctx.params.pop(option.name) for option in options}
         typed: TypedConfig = ctx.meta[TYPED_CONFIG]
         typed.presets, typed.files = given["preset"] or (), given["config"] or ()
-        typed.reading = ReadOptions(self.spec.presets, compat=given.get("compat", False))
+        typed.read_options = ReadOptions(self.spec.presets, compat=given.get("compat", False))
         if not given["keys"]:
             return super().invoke(ctx)
         from vlatool.cli.keys import KeyTable
@@ -296,7 +296,7 @@ class ConfigCommand(VlatoolCommand):
 
         schema = self.spec.schema(ctx.meta[_ARGS])
         if not self.spec.is_flat:
-            schema = typed.chosen(schema)
+            schema = typed.chosen_schema(schema)
         return write_result(KeyTable(schema), ctx.ensure_object(OutputOptions))
 
     def write_own_options(self, ctx: Any, formatter: Any) -> None:
@@ -336,11 +336,11 @@ class ConfigCommand(VlatoolCommand):
             formatter.write_text(note)
         super().format_epilog(ctx, formatter)
 
-    def vocabulary_key(self, ctx: Any, typed: Sequence[str]) -> str:
+    def completion_key(self, ctx: Any, typed: Sequence[str]) -> str:
         """The command and what among the words chooses a schema."""
-        return "\n".join([ctx.command_path, *self.spec.depends(typed)])
+        return "\n".join([ctx.command_path, *self.spec.schema_words(typed)])
 
-    def vocabulary(self, ctx: Any, typed: Sequence[str]) -> CompletionWords:
+    def completion_words(self, ctx: Any, typed: Sequence[str]) -> CompletionWords:
         """Options with presets, keys with their choices."""
         from vlatool.cli.keys import known_values
         from vlatool.config.presets import list_presets
@@ -352,7 +352,7 @@ class ConfigCommand(VlatoolCommand):
         names = {name: [] for name in spec.option_aliases} | values | switches
         options = {f"--{name.replace('_', '-')}": known for name, known in names.items()}
         options |= {short: options[f"--{name}"] for short, name in spec.short.items()}
-        plain = super().vocabulary(ctx, typed).options
+        plain = super().completion_words(ctx, typed).options
         chosen = {"--preset": presets, "-p": presets}
         arguments = [values.get(name) or () for name in spec.positionals]
         return CompletionWords({**options, **plain, **chosen}, arguments)

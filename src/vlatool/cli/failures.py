@@ -64,14 +64,14 @@ def as_vlatool_error(error: BaseException) -> VlatoolError:
         return InterruptedByUserError("interrupted; what was done is kept", hint=_rerun_hint())
     if isinstance(error, Terminated) or ended == 143:
         return TerminatedError("terminated; what was done is kept", hint=_rerun_hint())
-    return _known(error) or BugError(
+    return _known_error(error) or BugError(
         f"this is a bug in vlatool: {type(error).__name__}: {error}",
         hint="run again with --debug for the traceback, and report it",
         details={"exception": type(error).__name__},
     )
 
 
-def _known(error: BaseException) -> VlatoolError | None:
+def _known_error(error: BaseException) -> VlatoolError | None:
     if isinstance(error, ModuleNotFoundError) and extra_of(package := _package(error)) is not None:
         return missing_package(package)
     if isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS:

@@ -6,7 +6,7 @@ from vlatool.cli.config_command import config_command
 from vlatool.cli.options import NprocOpt, command_app
 from vlatool.cli.ranks import on_ranks, one_voice
 from vlatool.cli.session import command
-from vlatool.cli.train import is_shown
+from vlatool.cli.train import print_config_if_requested
 from vlatool.cli.training_options import (
     BUDGET,
     INIT_FROM,
@@ -19,7 +19,7 @@ from vlatool.cli.training_options import (
 app = command_app()
 SPEC = training_spec({"from": INIT_FROM, "output": RUN, **BUDGET, **SWITCHES, **RESOLVING})
 
-_HOW_TO_START = (
+_NO_MODEL_HINT = (
     "start from what the checkpoint was trained with: --preset NAME, or --config RUN/config.yaml"
 )
 
@@ -40,9 +40,9 @@ def finetune(
     with command(ctx) as run, one_voice(run):
         from vlatool.training.config import TrainConfig
 
-        run.check_model_given(_HOW_TO_START)
+        run.check_model_given(_NO_MODEL_HINT)
         resolved = run.resolved(TrainConfig)
-        if is_shown(run, resolved) or on_ranks(run, nproc):
+        if print_config_if_requested(run, resolved) or on_ranks(run, nproc):
             return
         from vlatool.workflows import finetune as workflow
 

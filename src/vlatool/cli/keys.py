@@ -60,7 +60,7 @@ def _keys(infos: list[KeyInfo], schema: type[ConfigModel]) -> Iterator[Key]:
             name=name,
             path=info.key,
             is_switch="bool" in kinds,
-            type_text="|".join(_typed(kind) for kind in kinds if kind != "null"),
+            type_text="|".join(_typed_form(kind) for kind in kinds if kind != "null"),
             default=default_text(info.default),
             description=info.description,
             group=info.group or _heading(schema, section if dot else ""),
@@ -73,7 +73,7 @@ def _heading(schema: type[ConfigModel], section: str) -> str:
     return (about or "Keys").rstrip(".")
 
 
-def _typed(kind: str) -> str:
+def _typed_form(kind: str) -> str:
     """How a value of a type is typed.
 
     `list[str]` is `str,...`, `tuple[int, int]` is `int,int`, `dict[str, int]` is `{str: int, ...}`.
@@ -140,7 +140,7 @@ class TypedConfig:
     option_aliases: Mapping[str, Expand] = field(default_factory=dict)
     presets: Sequence[str] = ()
     files: Sequence[str] = ()
-    reading: ReadOptions = STRICT
+    read_options: ReadOptions = STRICT
 
     def overrides(self, positionals: Mapping[str, Any]) -> list[Override]:
         """Every typed value as an override, in order; arguments and sugar come first.
@@ -154,54 +154,54 @@ class TypedConfig:
             Override(name, value, f"command line, argument {name.upper()}")
             for name, value in given.items()
         ]
-        for name, texts in self._sugared().items():
+        for name, texts in self._alias_texts().items():
             option = "--" + name.replace("_", "-")
             for key, value in self.option_aliases[name](texts).items():
                 _claim(claimed, key, option)
                 result.append(Override(key, value, f"command line, {option}"))
         return result + self._plain(claimed)
 
-    def chosen(self, schema: type[ConfigModel]) -> type[ConfigModel]:
+    def chosen_schema(self, schema: type[ConfigModel]) -> type[ConfigModel]:
         """The class whose keys these layers would be held against."""
         return chosen_schema(
             schema,
             presets=self.presets,
             files=self.files,
             overrides=self.overrides({}),
-            reading=self.reading,
+            reading=self.read_options,
         )
 
-    def _sugared(self) -> dict[str, list[str]]:
+    def _alias_texts(self) -> dict[str, list[str]]:
         texts: dict[str, list[str]] = {}
         for typed in self.typed:
-            if self._is_sugar(typed):
+            if self._is_alias(typed):
                 texts.setdefault(typed.key, []).append(typed.text)
         return texts
 
     def _plain(self, claimed: Mapping[str, str]) -> list[Override]:
         result: list[Override] = []
         for typed in self.typed:
-            if self._is_sugar(typed):
+            if self._is_alias(typed):
                 continue
             path = self.keys[typed.key].path if typed.is_flat else typed.key
             if by := claimed.get(path.replace("-", "_")):
-                raise _twice(path, by, typed.option)
+                raise _given_twice_error(path, by, typed.option)
             override = parse_override(f"{path}={typed.text}", typed.option)
             is_flat = typed.is_flat and path.endswith(f".{typed.key}")
             result.append(replace(override, is_flat=is_flat))
         return result
 
-    def _is_sugar(self, typed: TypedValue) -> bool:
+    def _is_alias(self, typed: TypedValue) -> bool:
         return typed.is_flat and typed.key in self.option_aliases
 
 
 def _claim(claimed: dict[str, str], key: str, by: str) -> None:
     if key in claimed:
-        raise _twice(key, claimed[key], by)
+        raise _given_twice_error(key, claimed[key], by)
     claimed[key] = by
 
 
-def _twice(key: str, first: str, second: str) -> UsageError:
+def _given_twice_error(key: str, first: str, second: str) -> UsageError:
     return UsageError(
         f"the key {key!r} is given twice: by {first} and by {second}",
         hint="keep one of them",

@@ -48,7 +48,7 @@ def _value_of(args: Sequence[str], *options: str) -> str:
     return ""
 
 
-def _named(args: Sequence[str]) -> Sequence[str]:
+def _format_and_sink(args: Sequence[str]) -> Sequence[str]:
     """The format and the sink."""
     return (_format_in(args), _value_of(args, "--sink", "--sink.type"))
 
@@ -82,7 +82,7 @@ SPEC = ConfigSpec(
     note=_note,
     values={"format": _formats, "sink": _sinks},
     presets=("preprocess",),
-    depends=_named,
+    schema_words=_format_and_sink,
 )
 
 

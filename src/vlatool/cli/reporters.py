@@ -11,18 +11,18 @@ from vlatool.events import NullReporter, Progress, Reporter
 
 LINE_EVERY_S = 10.0
 EVENT_EVERY_S = 1.0
-LATELY_S = 60.0
+RATE_WINDOW_S = 60.0
 
 
-class _Sink(Protocol):
-    def show(self, count: "Count", *, is_end: bool) -> None: ...
+class _Display(Protocol):
+    def show(self, count: "ProgressCounter", *, is_end: bool) -> None: ...
 
 
-class Count:
+class ProgressCounter:
     """A bar that shows itself now and then, and at its end."""
 
     def __init__(
-        self, name: str, total: int | None, unit: str, sink: _Sink, interval_s: float
+        self, name: str, total: int | None, unit: str, sink: _Display, interval_s: float
     ) -> None:
         self.name = name
         self.total = total
@@ -32,11 +32,11 @@ class Count:
         self.is_complete = True
         self._sink = sink
         self._interval_s = interval_s
-        self._started = self._shown = time.monotonic()
-        self._lately: deque[tuple[float, int]] = deque()
+        self._started = self._shown_at = time.monotonic()
+        self._recent: deque[tuple[float, int]] = deque()
 
     def __enter__(self) -> Self:
-        self._started = self._shown = time.monotonic()
+        self._started = self._shown_at = time.monotonic()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -49,17 +49,17 @@ class Count:
         self.fields.update(fields)
         now = time.monotonic()
         self._remember(now)
-        if now - self._shown >= self._interval_s:
-            self._shown = now
+        if now - self._shown_at >= self._interval_s:
+            self._shown_at = now
             self._sink.show(self, is_end=False)
 
     def _remember(self, now: float) -> None:
         """Keeps counts of the last minute, one for each second."""
-        if len(self._lately) > 1 and now - self._lately[-2][0] < 1.0:
-            self._lately.pop()
-        self._lately.append((now, self.done))
-        while len(self._lately) > 2 and now - self._lately[0][0] > LATELY_S:
-            self._lately.popleft()
+        if len(self._recent) > 1 and now - self._recent[-2][0] < 1.0:
+            self._recent.pop()
+        self._recent.append((now, self.done))
+        while len(self._recent) > 2 and now - self._recent[0][0] > RATE_WINDOW_S:
+            self._recent.popleft()
 
     @property
     def elapsed_s(self) -> float:
@@ -69,13 +69,13 @@ class Count:
     @property
     def rate(self) -> float:
         """Units per second, lately; what an earlier run had done comes at once and says nothing."""
-        if len(self._lately) > 1:
-            (begun, before), (now, done) = self._lately[0], self._lately[-1]
+        if len(self._recent) > 1:
+            (begun, before), (now, done) = self._recent[0], self._recent[-1]
             return (done - before) / max(now - begun, 1e-9)
         return self.done / self.elapsed_s
 
     @property
-    def left_s(self) -> float | None:
+    def remaining_s(self) -> float | None:
         """Seconds to go at this rate; None when nobody can know."""
         if self.total is None or self.rate == 0:
             return None
@@ -87,9 +87,9 @@ class LineReporter:
 
     def progress(self, name: str, total: int | None, unit: str) -> Progress:
         """Starts a bar."""
-        return Count(name, total, unit, self, LINE_EVERY_S)
+        return ProgressCounter(name, total, unit, self, LINE_EVERY_S)
 
-    def show(self, count: Count, *, is_end: bool) -> None:
+    def show(self, count: ProgressCounter, *, is_end: bool) -> None:
         """Writes the state of a bar."""
         write_stderr(progress_line(count, is_end=is_end))
 
@@ -110,9 +110,9 @@ class JsonReporter:
 
     def progress(self, name: str, total: int | None, unit: str) -> Progress:
         """Starts a bar."""
-        return Count(name, total, unit, self, EVENT_EVERY_S)
+        return ProgressCounter(name, total, unit, self, EVENT_EVERY_S)
 
-    def show(self, count: Count, *, is_end: bool) -> None:
+    def show(self, count: ProgressCounter, *, is_end: bool) -> None:
         """Writes the state of a bar."""
         self._event(
             "progress",
@@ -121,7 +121,9 @@ class JsonReporter:
             done=count.done,
             total=count.total,
             rate=round(count.rate, 3),
-            seconds_left=None if is_end or count.left_s is None else round(count.left_s, 1),
+            seconds_left=None
+            if is_end or count.remaining_s is None
+            else round(count.remaining_s, 1),
             ended=is_end,
             complete=is_end and count.is_complete,
             fields=count.fields,
@@ -183,27 +185,32 @@ class LoggedReporter:
         self._log_file.handle(record)
 
 
-def progress_line(count: Count, *, is_end: bool) -> str:
+def progress_line(count: ProgressCounter, *, is_end: bool) -> str:
     """`preprocess: 40/120 episodes (33 %), 4.1/s, 20 s left, failures 2`."""
     of = f"/{count.total}" if count.total is not None else ""
     percent = f" ({100 * count.done // count.total} %)" if count.total else ""
-    parts = [f"{count.name}: {count.done}{of} {count.unit}{percent}", f"{number(count.rate)}/s"]
+    parts = [
+        f"{count.name}: {count.done}{of} {count.unit}{percent}",
+        f"{format_number(count.rate)}/s",
+    ]
     if is_end:
         ending = "" if count.is_complete else "stopped after "
-        parts.append(f"{ending}{duration(count.elapsed_s)}")
-    elif count.left_s is not None:
-        parts.append(f"{duration(count.left_s)} left")
-    return ", ".join([*parts, *(f"{name} {number(value)}" for name, value in count.fields.items())])
+        parts.append(f"{ending}{format_duration(count.elapsed_s)}")
+    elif count.remaining_s is not None:
+        parts.append(f"{format_duration(count.remaining_s)} left")
+    return ", ".join(
+        [*parts, *(f"{name} {format_number(value)}" for name, value in count.fields.items())]
+    )
 
 
-def number(value: float | int | str) -> str:
+def format_number(value: float | int | str) -> str:
     """A number with at most four digits that matter; text as it is."""
     if not isinstance(value, float):
         return str(value)
     return f"{value:.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """`8 s`, `3 min 20 s`, `2 h 05 min`."""
     whole = round(seconds)
     if whole < 60:

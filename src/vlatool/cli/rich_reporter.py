@@ -16,9 +16,9 @@ from rich.table import Column  # noqa: TID253
 from rich.text import Text  # noqa: TID253
 
 from vlatool.cli.output import Stderr
-from vlatool.cli.reporters import number
+from vlatool.cli.reporters import format_number
 
-_NARROWEST, _WIDEST = 10, 40
+_MIN_BAR_WIDTH, _MAX_BAR_WIDTH = 10, 40
 
 
 class RichReporter:
@@ -26,7 +26,7 @@ class RichReporter:
 
     def __init__(self) -> None:
         self._console = Console(file=cast(IO[str], Stderr()), highlight=False)
-        bar_width = max(_NARROWEST, min(_WIDEST, self._console.width // 5))
+        bar_width = max(_MIN_BAR_WIDTH, min(_MAX_BAR_WIDTH, self._console.width // 5))
         self._bars = Progress(
             TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
             BarColumn(bar_width, table_column=Column(no_wrap=True)),
@@ -34,7 +34,7 @@ class RichReporter:
             TimeRemainingColumn(
                 compact=True, elapsed_when_finished=True, table_column=Column(no_wrap=True)
             ),
-            _RestColumn("", table_column=Column()),
+            _RateColumn("", table_column=Column()),
             console=self._console,
         )
         self._active = 0
@@ -56,7 +56,7 @@ class RichReporter:
             f"warning: {message} [{code}]", style="yellow", markup=False, soft_wrap=True
         )
 
-    def enter(self) -> None:
+    def open_bar(self) -> None:
         """One more bar; the first starts the display."""
         self._active += 1
         if self._active == 1:
@@ -87,7 +87,7 @@ class RichBar:
 
     def __enter__(self) -> Self:
         self._task = self._bars.add_task(self._name, total=self._total, unit=self._unit, shown="")
-        self._reporter.enter()
+        self._reporter.open_bar()
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -96,7 +96,7 @@ class RichBar:
     def advance(self, amount: int = 1, **fields: float | int | str) -> None:
         """Counts, and shows the fields."""
         self._fields.update(fields)
-        shown = "  ".join(f"{name} {number(value)}" for name, value in self._fields.items())
+        shown = "  ".join(f"{name} {format_number(value)}" for name, value in self._fields.items())
         self._bars.update(self._task, advance=amount, shown=shown)
 
 
@@ -108,10 +108,10 @@ class _CountColumn(TextColumn):
         return Text(f"{int(task.completed)}{of} {task.fields['unit']}", style="progress.download")
 
 
-class _RestColumn(TextColumn):
+class _RateColumn(TextColumn):
     """Units per second, as rich measures it over the last half minute, and extra fields."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        rate = f"{number(float(speed))}/s" if speed else "-/s"
+        rate = f"{format_number(float(speed))}/s" if speed else "-/s"
         return Text(f"{rate}  {task.fields['shown']}", no_wrap=True, overflow="ellipsis")

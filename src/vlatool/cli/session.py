@@ -56,7 +56,7 @@ class Invocation:
                 presets=typed.presets,
                 files=typed.files,
                 overrides=typed.overrides(positionals),
-                reading=typed.reading,
+                reading=typed.read_options,
             )
         except ConfigError as error:
             own = f"{self._ctx.command_path} --keys"
@@ -77,7 +77,7 @@ class Invocation:
     def schema(self, schema: type[Schema]) -> type[Schema]:
         """The class whose keys this command line is held against."""
         typed: TypedConfig = self._ctx.meta[TYPED_CONFIG]
-        return cast(type[Schema], typed.chosen(schema))
+        return cast(type[Schema], typed.chosen_schema(schema))
 
     def finish(self, result: output.Result) -> None:
         """Prints the result."""
@@ -193,7 +193,7 @@ def _log_file(path: str) -> logging.Handler:
     try:
         handler = _LogFile(path, encoding="utf-8")
     except OSError as error:
-        raise _no_log_file(path, error) from error
+        raise _log_file_error(path, error) from error
     handler.setLevel(logging.DEBUG)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     try:
@@ -201,11 +201,11 @@ def _log_file(path: str) -> logging.Handler:
         handler.flush()
     except OSError as error:
         handler.close()
-        raise _no_log_file(path, error) from error
+        raise _log_file_error(path, error) from error
     return handler
 
 
-def _no_log_file(path: str, error: OSError) -> UsageError:
+def _log_file_error(path: str, error: OSError) -> UsageError:
     return UsageError(
         f"cannot write the log file {path}: {error.strerror}",
         hint="name a file in a folder that exists, on a disk with room",

@@ -40,7 +40,7 @@ def run_training(ctx: typer.Context, nproc: int | None) -> None:
         from vlatool.training.config import TrainConfig
 
         resolved = run.resolved(TrainConfig)
-        if is_shown(run, resolved) or on_ranks(run, nproc):
+        if print_config_if_requested(run, resolved) or on_ranks(run, nproc):
             return
         from vlatool.workflows import train as workflow
 
@@ -48,7 +48,7 @@ def run_training(ctx: typer.Context, nproc: int | None) -> None:
         run.finish(workflow.train(config, typed=typed, reporter=run.reporter))
 
 
-def is_shown(run: Invocation, resolved: "Resolved[TrainConfig]") -> bool:
+def print_config_if_requested(run: Invocation, resolved: "Resolved[TrainConfig]") -> bool:
     """Shows the configuration where the published keys ask for that instead of training."""
     if not (resolved.config.resolve_configs or resolved.config.resolve_configs_path):
         return False

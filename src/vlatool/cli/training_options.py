@@ -42,7 +42,7 @@ def _scalar(
     return OptionAlias(expand, metavar, help_text, is_switch=is_switch, is_hidden=is_hidden)
 
 
-def _named(keys: Sequence[str], switches: Sequence[str]) -> Mapping[str, OptionAlias]:
+def _hidden_aliases(keys: Sequence[str], switches: Sequence[str]) -> Mapping[str, OptionAlias]:
     names = (*keys, *switches)
     return {key: _scalar(key, "", is_switch=key in switches, is_hidden=True) for key in names}
 
@@ -69,7 +69,7 @@ RESOLVING: Mapping[str, OptionAlias] = {
 }
 
 # Further keys outside the sections; the published command has most of them as options.
-FURTHER = _named(
+OTHER_KEYS = _hidden_aliases(
     (
         "name",
         "save_path",
@@ -109,7 +109,7 @@ def training_spec(sugar: Mapping[str, OptionAlias]) -> ConfigSpec:
     return ConfigSpec(
         schema_at("vlatool.training.config:TrainConfig"),
         is_flat=False,
-        option_aliases={"data": DATA, **sugar, **FURTHER},
+        option_aliases={"data": DATA, **sugar, **OTHER_KEYS},
         note=lambda: "Any other key: --section.key VALUE or --set key=value; --keys lists them.",
         values={"model.type": model_types, "data.type": _data_kinds},
         presets=("runs", "models", "models/denoisers", "data", "hparams"),

@@ -14,7 +14,7 @@ from vlatool.evaluation.metrics import success_report
 from vlatool.evaluation.plots import SheetRow, save_contact_sheet
 from vlatool.events import Progress
 from vlatool.jobs.files import FileEntry, file_entry
-from vlatool.jobs.inputs import input_state, plan_digest, present_inputs
+from vlatool.jobs.inputs import input_state, plan_digest, current_inputs
 from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord
@@ -220,8 +220,8 @@ class RolloutJob:
             # Other weights are other rollouts, whatever else is the same.
             state=lambda group: input_state((checkpoint,), [group.start, group.stop]),
             owned=(REPORT, SHEET),
-            places=(output, checkpoint.parent.parent),
-            measured="successes",
+            locations=(output, checkpoint.parent.parent),
+            progress_count="successes",
             has_arrays=True,
             can_overwrite=False,
             is_replaced_last=True,
@@ -238,7 +238,7 @@ class RolloutJob:
 
     def inputs(self) -> Mapping[str, Any]:
         """The checkpoint."""
-        return present_inputs(self.items, self.name, self.spec.state, self.spec.item_name)
+        return current_inputs(self.items, self.name, self.spec.state, self.spec.item_name)
 
     def begin(self) -> None:
         """Nothing: an earlier report stays until there is a new one."""

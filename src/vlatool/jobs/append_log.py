@@ -30,7 +30,7 @@ class AppendLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: IO[bytes] | None = None
-        self._waiting: list[bytes] = []
+        self._pending: list[bytes] = []
         self._batches: int | None = None
         self._synced = time.monotonic()
 
@@ -47,9 +47,9 @@ class AppendLog:
         """Adds a row; a killed process loses none on disk, a power cut those of a second."""
         line = json.dumps(row).encode() + b"\n"
         if is_remote(self.path):
-            self._waiting.append(line)
+            self._pending.append(line)
         else:
-            self._write(self._opened(), line)
+            self._write(self._open(), line)
         if time.monotonic() - self._synced >= _SYNC_S:
             self.sync()
 
@@ -59,9 +59,9 @@ class AppendLog:
         if self._file is not None:
             with crash_point("sync", self.path):
                 os.fsync(self._file.fileno())
-        if self._waiting:
-            self._write_batch(b"".join(self._waiting))
-            self._waiting = []
+        if self._pending:
+            self._write_batch(b"".join(self._pending))
+            self._pending = []
 
     def _write(self, file: IO[bytes], line: bytes) -> None:
         def partly() -> None:
@@ -78,7 +78,7 @@ class AppendLog:
         write_bytes(self.path / f"{self._batches:08d}.jsonl", data)
         self._batches += 1
 
-    def _opened(self) -> IO[bytes]:
+    def _open(self) -> IO[bytes]:
         """The file, behind a newline."""
         if self._file is None:
             with crash_point("create", self.path):

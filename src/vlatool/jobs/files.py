@@ -64,7 +64,7 @@ def read_file_list(folder: Path) -> list[FileEntry] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except UnicodeDecodeError:
-        raise _broken(path, 1) from None
+        raise _broken_list_error(path, 1) from None
     return [_entry(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
@@ -82,11 +82,11 @@ def changed_files(folder: Path) -> list[str]:
         return [NAME]
     found = output_files(folder)
     sizes = {file.name: file.bytes for file in found}
-    sums = _sums(found, {entry.path for entry in entries if entry.count is not None})
+    sums = _folder_sums(found, {entry.path for entry in entries if entry.count is not None})
     return [entry.path for entry in entries if _is_changed(folder, entry, sizes, sums)]
 
 
-def _sums(files: Iterable[FileInfo], folders: Container[str]) -> dict[str, tuple[int, int]]:
+def _folder_sums(files: Iterable[FileInfo], folders: Container[str]) -> dict[str, tuple[int, int]]:
     """(files, bytes) below each of the folders."""
     sums: dict[str, tuple[int, int]] = {}
     for file in files:
@@ -278,10 +278,10 @@ def _entry(path: Path, number: int, line: str) -> FileEntry:
     try:
         return entry_of(parse_json(line))
     except ValueError:
-        raise _broken(path, number) from None
+        raise _broken_list_error(path, number) from None
 
 
-def _broken(path: Path, number: int) -> DataError:
+def _broken_list_error(path: Path, number: int) -> DataError:
     return DataError(
         f'{path}:{number}: expected {{"path": ..., "bytes": ..., "sha256": ...}}',
         hint="run the command that wrote the output again; it writes the list anew",

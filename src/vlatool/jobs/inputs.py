@@ -73,7 +73,7 @@ def inputs_of(states: Iterable[tuple[str, str, int]], item_name: str) -> dict[st
     return {f"{item_name}s": count, "fingerprint": digest.hexdigest(), "changed_at": changed_at}
 
 
-def present_inputs(
+def current_inputs(
     items: Sequence[Item],
     name: Callable[[Item], str],
     state: Callable[[Item], InputState],

@@ -94,8 +94,8 @@ class JobRun:
     bytes_on_disk: int = 0
     empty: list[str] = field(default_factory=list[str])
     new_counts: dict[str, int] = field(default_factory=dict[str, int])
-    made_bytes: int = 0
-    places: Sequence[str] = ()
+    new_bytes: int = 0
+    parent_folders: Sequence[str] = ()
     is_fresh: bool = False
 
     def add_receipt(self, receipt: Receipt) -> None:
@@ -107,7 +107,7 @@ class JobRun:
             self.sums[name] = self.sums.get(name, 0) + count
             if not receipt.resumed:
                 self.new_counts[name] = self.new_counts.get(name, 0) + count
-        self.made_bytes += 0 if receipt.resumed else receipt.bytes
+        self.new_bytes += 0 if receipt.resumed else receipt.bytes
         for reason, count in receipt.dropped.items():
             self.dropped[reason] = self.dropped.get(reason, 0) + count
         for finding in receipt.findings:
@@ -119,7 +119,7 @@ class JobRun:
 
     def reset_counts(self) -> None:
         """Forgets what was counted; what was told stays told."""
-        self.failures, self.empty, self.resumed, self.made_bytes = [], [], 0, 0
+        self.failures, self.empty, self.resumed, self.new_bytes = [], [], 0, 0
         self.sums, self.dropped, self.new_counts, self.reasons = {}, {}, {}, {}
         self.warnings = dict.fromkeys(self.warnings, 0)
 
@@ -129,7 +129,7 @@ class JobRun:
         return {
             measured: self.sums.get(measured, 0),
             f"{measured}/s": float(round(self.new_counts.get(measured, 0) / seconds, 1)),
-            "MB/s": float(round(self.made_bytes / 1e6 / seconds, 1)),
+            "MB/s": float(round(self.new_bytes / 1e6 / seconds, 1)),
             "failed": len(self.failures),
             **self.reasons,
         }
@@ -139,14 +139,14 @@ class JobRun:
         self.failures.append(failure)
         self.reasons[failure["code"]] = self.reasons.get(failure["code"], 0) + 1
 
-    def told(self, value: Any) -> Any:
+    def redact_paths(self, value: Any) -> Any:
         """A value for a file that may be published: locations without the folders above them."""
         if isinstance(value, Mapping):
-            return {key: self.told(item) for key, item in value.items()}
+            return {key: self.redact_paths(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
-            return [self.told(item) for item in value]
+            return [self.redact_paths(item) for item in value]
         if isinstance(value, str):
-            for place in self.places:
+            for place in self.parent_folders:
                 value = re.sub(rf"(?<![\w./-]){re.escape(place)}", "", value)
         return value
 
@@ -187,8 +187,8 @@ class JobSpec(Generic[Item]):
     owned: Sequence[str]
     volatile: Sequence[str] = ()
     temporary: Sequence[str] = ()
-    places: Sequence[Path] = ()
-    measured: str = ""
+    locations: Sequence[Path] = ()
+    progress_count: str = ""
     has_arrays: bool = False
     grows: bool = False
     can_overwrite: bool = True

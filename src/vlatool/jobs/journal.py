@@ -61,7 +61,7 @@ class Receipt:
         """Size of its files."""
         return sum(file.bytes for file in self.files)
 
-    def slim(self) -> "Receipt":
+    def without_arrays(self) -> "Receipt":
         """Without arrays: answers of workers stay small."""
         return replace(self, arrays={})
 
@@ -139,7 +139,7 @@ class Journal:
         """The rows of a log: receipts, and failures under the key `failed`."""
         return read_log(self.log(rank))
 
-    def rows_of_all(self) -> Iterator[dict[str, Any]]:
+    def all_rows(self) -> Iterator[dict[str, Any]]:
         """The rows of the logs of all ranks of earlier runs."""
         folder = journal_folder(self.output)
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -149,20 +149,20 @@ class Journal:
     def holds_work(self) -> bool:
         """Whether any receipt speaks of a file, or has anything else that took time to make."""
         stored = self.folder.glob("*.npz") if self.folder.is_dir() else ()
-        rows = (row.get("files") or row.get("facts") for row in self.rows_of_all())
+        rows = (row.get("files") or row.get("facts") for row in self.all_rows())
         return any(rows) or any(map(_is_work, stored))
 
     def count(self) -> int:
         """How many receipts there are."""
         stored = self.folder.glob("*.npz") if self.folder.is_dir() else ()
-        names = {row.get("item") for row in self.rows_of_all() if "failed" not in row}
+        names = {row.get("item") for row in self.all_rows() if "failed" not in row}
         return sum(1 for _ in stored) + len(names)
 
     def _file(self, item: str) -> Path:
         return self.folder / f"{item}.npz"
 
 
-def intact(output: Path, receipt: Receipt | None) -> Receipt | None:
+def intact_receipt(output: Path, receipt: Receipt | None) -> Receipt | None:
     """The receipt, if there is one and its files are still what was written."""
     if receipt is None or not all(is_intact(output, file) for file in receipt.files):
         return None

@@ -109,7 +109,7 @@ def read_valid_record(folder: Path) -> OutputRecord | None:
     """
     path = _path(folder)
     try:
-        return _parsed(read_checksummed(path))
+        return _record_of(read_checksummed(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -129,7 +129,7 @@ def read_valid_record(folder: Path) -> OutputRecord | None:
         ) from None
 
 
-def _parsed(document: Mapping[str, Any]) -> OutputRecord:
+def _record_of(document: Mapping[str, Any]) -> OutputRecord:
     return OutputRecord(
         document["command"],
         dict(document["options"]),
@@ -221,7 +221,7 @@ def claim_output(folder: Path, record: OutputRecord, owned: Sequence[str]) -> No
         record: What is about to run.
         owned: Patterns of the files that shall not stay until they are replaced.
     """
-    stale = _owned_by_others(folder, record)
+    stale = _stale_patterns(folder, record)
     # The journal goes before the record changes, the data after it: a run killed in between must
     # neither look complete nor trust what was made with other options. While the data go, the
     # record says whose they were.
@@ -233,11 +233,11 @@ def claim_output(folder: Path, record: OutputRecord, owned: Sequence[str]) -> No
 
 def resume_output(folder: Path, record: OutputRecord) -> None:
     """Enters a run that goes on; ends what a killed `claim_output` began."""
-    remove_owned(folder, _owned_by_others(folder, record))
+    remove_owned(folder, _stale_patterns(folder, record))
     record.save(folder)
 
 
-def _owned_by_others(folder: Path, record: OutputRecord) -> list[str]:
+def _stale_patterns(folder: Path, record: OutputRecord) -> list[str]:
     """Patterns of what a run with another sink left; names, where the version recorded none."""
     before = read_record(folder)
     patterns: Sequence[str] = () if before is None else before.owned
@@ -333,17 +333,17 @@ def check_versions(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 def option_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Dotted keys with their values before and now, where they are not equal as JSON."""
-    return _compared(_as_json(before), _as_json(now), "")
+    return _differing_keys(_as_json(before), _as_json(now), "")
 
 
-def _compared(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> list[str]:
+def _differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> list[str]:
     found: list[str] = []
     # What both have comes first: the others are the keys of another reader or sink.
     common = old.keys() & new.keys()
     for key in (*sorted(common), *sorted((old.keys() | new.keys()) - common)):
         was, now = old.get(key), new.get(key)
         if isinstance(was, dict) and isinstance(now, dict):
-            found += _compared(was, now, f"{prefix}{key}.")
+            found += _differing_keys(was, now, f"{prefix}{key}.")
         elif was != now:
             found.append(f"{prefix}{key} {was!r} (now {now!r})")
     return found
@@ -353,7 +353,7 @@ def _as_json(value: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(dict(value)))
 
 
-def published(section: ConfigModel, named: ConfigModel) -> dict[str, Any]:
+def recorded_options(section: ConfigModel, named: ConfigModel) -> dict[str, Any]:
     """Keys of a section; those that hold a file, as `named` has them, without its folders."""
     values = section.model_dump(mode="json")
     for key in named.location_keys:
@@ -364,11 +364,11 @@ def published(section: ConfigModel, named: ConfigModel) -> dict[str, Any]:
 
 def side_files(section: ConfigModel) -> dict[str, str]:
     """Digests of the files that a section names, such as annotations, under `KEY content`."""
-    files = {key: _content(getattr(section, key)) for key in sorted(section.location_keys)}
+    files = {key: _file_digest(getattr(section, key)) for key in sorted(section.location_keys)}
     return {f"{key} content": digest for key, digest in files.items() if digest}
 
 
-def _content(path: str | None) -> str:
+def _file_digest(path: str | None) -> str:
     """Empty without a file that can be read."""
     try:
         return "" if path is None else hashlib.sha256(location(path).read_bytes()).hexdigest()[:16]

@@ -93,9 +93,11 @@ class _Loop:
             volatile=tuple(spec.volatile),
             parent=parent_of(spec.output),
         )
-        self._run = JobRun("written", record, executor, reporter, places=_above(spec.places))
+        self._run = JobRun(
+            "written", record, executor, reporter, parent_folders=_parent_folders(spec.locations)
+        )
         self._todo = Items(job, self._journal, executor)
-        self._keyed: list[tuple[str, str, int]] = []
+        self._input_states: list[tuple[str, str, int]] = []
 
     def run(self) -> JobRun:
         output = self._spec.output
@@ -104,14 +106,14 @@ class _Loop:
         seen = read_record(output)
         before = self._previous_record()  # refused before the lock leaves a trace
         if self._options.dry_run:
-            return self._planned(before)
+            return self._plan(before)
         with output_lock(output, f"vlatool {self._spec.title}") as lock:
             if read_record(output) != seen:  # another run was here in the meantime
                 before = self._previous_record()
             try:
                 with ExitStack() as ending:
                     ending.push(self._run.executor)  # workers end before the lock does
-                    self._do(before, lock)
+                    self._execute(before, lock)
             except (DataError, BugError):
                 self._release_if_empty()
                 raise
@@ -129,29 +131,29 @@ class _Loop:
             **({} if self._spec.can_overwrite else {"hint": "choose another --output"}),
         )
 
-    def _planned(self, before: OutputRecord | None) -> JobRun:
+    def _plan(self, before: OutputRecord | None) -> JobRun:
         self._run.status = "planned"
         if before is not None:
-            if before.complete and self._has_all(before):
-                self._known(before)
+            if before.complete and self._has_all_items(before):
+                self._report_complete(before)
             self._run.resumed = self._journal.count()
         return self._run
 
-    def _has_all(self, before: OutputRecord) -> bool:
+    def _has_all_items(self, before: OutputRecord) -> bool:
         """Whether a complete output has every item; one that cannot grow was compared before."""
         return not self._spec.grows or before.inputs == self._job.inputs()
 
-    def _known(self, before: OutputRecord) -> None:
+    def _report_complete(self, before: OutputRecord) -> None:
         self._run.status, self._run.record = "already complete", before
 
-    def _do(self, before: OutputRecord | None, lock: Lock) -> None:
+    def _execute(self, before: OutputRecord | None, lock: Lock) -> None:
         job, spec, run = self._job, self._spec, self._run
-        if before is not None and before.complete and self._has_all(before):
+        if before is not None and before.complete and self._has_all_items(before):
             # Before there were versions there were no lists either: such an output is believed.
             damaged = changed_files(spec.output) if before.version else []
             if not damaged:
-                self._forget()
-                self._known(before)
+                self._clean_up()
+                self._report_complete(before)
                 self._ranks.barrier()
                 return
             message = f"{spec.output}: {damaged[0]} is missing or was changed; it is made anew"
@@ -160,7 +162,7 @@ class _Loop:
         made = secrets.token_hex(4) if before is None else before.run_id
         run.record = replace(run.record, run_id=made)
         if before is None:
-            claim_output(spec.output, run.record, self._removed_first)
+            claim_output(spec.output, run.record, self._files_removed_first)
         else:
             resume_output(spec.output, run.record)
         remove_partial_files(spec.output)
@@ -182,23 +184,23 @@ class _Loop:
         write_file_list(spec.output, entries)
         run.bytes_on_disk = sum(entry.bytes for entry in entries)
         remove_partial_files(spec.output)  # of workers that died on the way
-        has_inputs = spec.grows or any(sizes for _, sizes, _ in self._keyed)
+        has_inputs = spec.grows or any(sizes for _, sizes, _ in self._input_states)
         run.record = replace(
             run.record,
-            inputs=inputs_of(self._keyed, spec.item_name) if has_inputs else {},
-            result=run.told(job.result(run)),
+            inputs=inputs_of(self._input_states, spec.item_name) if has_inputs else {},
+            result=run.redact_paths(job.result(run)),
             complete=not run.failures,
         )
         run.record.save(spec.output)
         if run.record.complete:
-            self._forget()
+            self._clean_up()
 
     @property
-    def _removed_first(self) -> Sequence[str]:
+    def _files_removed_first(self) -> Sequence[str]:
         """What of an earlier run does not stay until it is replaced."""
         return () if self._spec.is_replaced_last else self._spec.owned
 
-    def _forget(self) -> None:
+    def _clean_up(self) -> None:
         """Removes what only an incomplete output needs; a killed run leaves it to the next one."""
         remove_owned(self._spec.output, self._spec.temporary)
         for folder in {
@@ -211,7 +213,7 @@ class _Loop:
     def _release_if_empty(self) -> None:
         """Frees the output for a run with corrected options when nothing is worth keeping."""
         if self._run.is_fresh and not self._journal.holds_work():
-            remove_owned(self._spec.output, self._removed_first)
+            remove_owned(self._spec.output, self._files_removed_first)
             remove_journal(self._spec.output)
             remove_empty(self._spec.output)
 
@@ -223,20 +225,20 @@ class _Loop:
                 lock.check()
             self._ranks.barrier()
             self._run.reset_counts()
-            receipts = self._receipts_of_all()
+            receipts = self._receipts_of_all_ranks()
         for receipt in receipts:
             lock.check()
-            self._keyed.append((receipt.item, receipt.sizes, receipt.changed_ns))
+            self._input_states.append((receipt.item, receipt.sizes, receipt.changed_ns))
             yield receipt
         if self._run.failures and len(self._run.failures) == len(self._job.items):
-            raise _all_failed(self._run.failures, self._spec.item_name)
+            raise _all_failed_error(self._run.failures, self._spec.item_name)
 
     def _run_rank(self) -> JobRun:
         """The work of a rank that is not the first, which has claimed the output meanwhile."""
         self._ranks.barrier()
         before = read_record(self._spec.output)
         if before is not None and before.complete:
-            self._known(before)
+            self._report_complete(before)
             return self._run
         for _ in self._rank_items():
             pass
@@ -248,7 +250,7 @@ class _Loop:
     def _rank_items(self) -> Iterator[Receipt]:
         return self._receipts(self._job.items[self._ranks.rank :: self._ranks.size])
 
-    def _receipts_of_all(self) -> Iterator[Receipt]:
+    def _receipts_of_all_ranks(self) -> Iterator[Receipt]:
         """What all ranks did, in the order of the items; each tells of its own share."""
         size = self._ranks.size
         rows = [{row.get("item"): row for row in self._journal.rows(one)} for one in range(size)]
@@ -257,7 +259,7 @@ class _Loop:
             if "failed" in row:
                 self._run.fail(row["failed"])
                 continue
-            receipt = self._todo.whole(Receipt.of(row))
+            receipt = self._todo.with_arrays(Receipt.of(row))
             self._run.add_receipt(receipt)
             yield receipt
 
@@ -272,11 +274,11 @@ class _Loop:
                 if outcome.error is not None:
                     self._fail(outcome.item, outcome.error, log)
                 elif outcome.value is not None:
-                    self._take(outcome.value, log)
+                    self._add_receipt(outcome.value, log)
                     yield outcome.value
-                bar.advance(1, **run.progress_fields(spec.measured, time.monotonic() - clock))
+                bar.advance(1, **run.progress_fields(spec.progress_count, time.monotonic() - clock))
 
-    def _take(self, receipt: Receipt, log: AppendLog) -> None:
+    def _add_receipt(self, receipt: Receipt, log: AppendLog) -> None:
         self._run.add_receipt(receipt)
         if self._ranks.size > 1 or not (self._spec.has_arrays or receipt.resumed):
             log.append(receipt.row())
@@ -288,7 +290,7 @@ class _Loop:
         path = getattr(item, "path", None)
         place = {noun: name} if path is None else {noun: name, "path": str(path)}
         told = {"code": error.code, "message": error.message, "hint": error.hint}
-        self._run.fail({**place, **told, "details": _plain(error.details)})
+        self._run.fail({**place, **told, "details": _as_json(error.details)})
         if self._ranks.size > 1:
             log.append({"item": name, "failed": failures[-1]})
         self._run.reporter.warn(f"{noun}_failed", f"{name}: {error.message}")
@@ -303,18 +305,18 @@ class _Loop:
             )
 
 
-def _plain(details: dict[str, Any]) -> dict[str, Any]:
+def _as_json(details: dict[str, Any]) -> dict[str, Any]:
     """As JSON has it; a plugin's error may hold anything."""
     return json.loads(json.dumps(details, default=str))
 
 
-def _above(places: Sequence[Path]) -> list[str]:
+def _parent_folders(places: Sequence[Path]) -> list[str]:
     """The folders above places, longest first."""
     above = {f"{place.parent}/" for place in places} - {"./", "//"}
     return sorted(above, key=len, reverse=True)
 
 
-def _all_failed(failures: Sequence[dict[str, Any]], noun: str) -> VlatoolError:
+def _all_failed_error(failures: Sequence[dict[str, Any]], noun: str) -> VlatoolError:
     first = failures[0]
     is_bug = any(one["code"] == BugError.unexpected for one in failures)
     return (BugError if is_bug else DataError)(

@@ -24,7 +24,7 @@ from vlatool.evaluation.process_group import ranks_from_env
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.command import job_options
 from vlatool.jobs.files import FileEntry, file_entry, remove_stale_files
-from vlatool.jobs.inputs import plan_digest, present_inputs
+from vlatool.jobs.inputs import plan_digest, current_inputs
 from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, versions_of
@@ -152,8 +152,8 @@ class EncodeJob:
             work=self.pipeline.one,
             state=found.state,
             owned=(*OWNED_FILES[config.layout], f"{CHECKS_NAME}/*/*.png"),
-            places=(place, output),
-            measured="pictures",
+            locations=(place, output),
+            progress_count="pictures",
             is_pipelined=True,
         )
 
@@ -163,7 +163,7 @@ class EncodeJob:
 
     def inputs(self) -> Mapping[str, Any]:
         """The pictures of all episodes."""
-        return present_inputs(self.items, self.name, self.spec.state, self.spec.item_name)
+        return current_inputs(self.items, self.name, self.spec.state, self.spec.item_name)
 
     def begin(self) -> None:
         """Takes the manifest away."""

@@ -37,7 +37,7 @@ from vlatool.jobs.command import (
     job_options,
 )
 from vlatool.jobs.files import FileEntry, file_entry, remove_stale_files
-from vlatool.jobs.inputs import InputState, digest_of, input_state, plan_digest, present_inputs
+from vlatool.jobs.inputs import InputState, digest_of, input_state, plan_digest, current_inputs
 from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, versions_of
@@ -55,7 +55,7 @@ class ExportConfig(ConfigModel):
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Output": ("output", "layout", "absolute"),
-        "JobConfig": ("workers", *JOB_KEYS),
+        "Execution": ("workers", *JOB_KEYS),
     }
 
     source: str = required_field(
@@ -307,8 +307,8 @@ class ExportJob:
             work=work,
             state=work.state,
             owned=work.owned,
-            places=(source, output),
-            measured=work.counted,
+            locations=(source, output),
+            progress_count=work.counted,
         )
 
     def name(self, item: str) -> str:
@@ -317,7 +317,7 @@ class ExportJob:
 
     def inputs(self) -> Mapping[str, Any]:
         """The files of all episodes."""
-        return present_inputs(self.items, self.name, self.spec.state, self.spec.item_name)
+        return current_inputs(self.items, self.name, self.spec.state, self.spec.item_name)
 
     def begin(self) -> None:
         """Takes the manifest away."""

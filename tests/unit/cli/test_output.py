@@ -77,9 +77,9 @@ def test_plain_bar_writes_one_line_at_its_end(capsys: pytest.CaptureFixture[str]
 
 def test_line_in_the_middle_says_how_long_it_takes() -> None:
     class Nowhere:
-        def show(self, count: reporters.Count, *, is_end: bool) -> None: ...
+        def show(self, count: reporters.ProgressCounter, *, is_end: bool) -> None: ...
 
-    bar = reporters.Count("train", 100, "steps", Nowhere(), 1e9)
+    bar = reporters.ProgressCounter("train", 100, "steps", Nowhere(), 1e9)
     bar.advance(50, loss=0.123456)
     line = reporters.progress_line(bar, is_end=False)
     assert " left" in line
@@ -88,9 +88,9 @@ def test_line_in_the_middle_says_how_long_it_takes() -> None:
 
 def test_what_an_earlier_run_had_done_does_not_count_as_speed() -> None:
     class Nowhere:
-        def show(self, count: reporters.Count, *, is_end: bool) -> None: ...
+        def show(self, count: reporters.ProgressCounter, *, is_end: bool) -> None: ...
 
-    bar = reporters.Count("train", 10_000, "steps", Nowhere(), 1e9)
+    bar = reporters.ProgressCounter("train", 10_000, "steps", Nowhere(), 1e9)
     bar.advance(5_000)
     time.sleep(0.05)
     bar.advance(1)
@@ -120,4 +120,4 @@ def test_bar_count_and_time_left_stay_whole_on_a_narrow_terminal(
     ("seconds", "text"), [(3.21, "3.2 s"), (42, "42 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")]
 )
 def test_duration(seconds: float, text: str) -> None:
-    assert reporters.duration(seconds) == text
+    assert reporters.format_duration(seconds) == text

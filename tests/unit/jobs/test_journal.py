@@ -53,7 +53,7 @@ def test_receipt_with_arrays_comes_back_from_its_file(tmp_path: Path) -> None:
     found = journal.find(RECEIPT.item, RECEIPT.key)
 
     assert found is not None
-    assert found.slim() == RECEIPT
+    assert found.without_arrays() == RECEIPT
     assert {name: values.dtype for name, values in found.arrays.items()} == {
         name: values.dtype for name, values in ARRAYS.items()
     }

@@ -20,7 +20,7 @@ from vlatool.episode import Array
 from vlatool.errors import StorageError
 from vlatool.events import Reporter
 from vlatool.jobs.files import FileEntry
-from vlatool.jobs.journal import Journal, Receipt, intact
+from vlatool.jobs.journal import Journal, Receipt, intact_receipt
 from vlatool.parallel.executor import Executor
 from vlatool.sinks.lbm.episodes import RANGES
 from vlatool.storage.atomic import open_atomic, write_bytes
@@ -102,7 +102,7 @@ class ShardWriter:
     def __call__(self, plan: ShardPlan) -> Receipt:
         """The receipt of the shard, which an earlier run may have written."""
         journal = Journal(self.output, "shards")
-        before = intact(self.output, journal.find(plan.id, plan.digest))
+        before = intact_receipt(self.output, journal.find(plan.id, plan.digest))
         if before is not None:
             return before
         path = self.output / plan.path
