@@ -68,5 +68,5 @@ def test_rank_of_torchrun_that_is_left_alone_does_not_call_it_a_bug(
 
     done = encode(TORCHRUN, tree, tokenizer, tmp_path / "two")
 
-    assert "error: every episode failed" in done.stderr
+    assert "error: all episodes failed" in done.stderr
     assert "bug" not in done.stderr

@@ -1,8 +1,8 @@
-"""Rows that only grow: one JSON object per line, on disk within a second.
+"""Append-only log of JSON rows, one object per line, synced once a second.
 
-On disk rows are appended to one file; a line that a killed run cut off is passed over, and the next
-row begins on a line of its own. In S3, where nothing can be appended to, each batch of rows is an
-object of its own beside the others.
+On disk, rows are appended to one file. A line that a killed run cut off is skipped, and the next
+row starts on a new line. S3 objects cannot be appended to: there, each batch of rows is a separate
+object.
 """
 
 import json
@@ -21,7 +21,7 @@ _SYNC_S = 1.0
 
 
 class AppendLog:
-    """Writes rows to a log; a context manager, whose end syncs what is left.
+    """Writer of a log; a context manager that syncs the remaining rows at its end.
 
     Args:
         path: The file; in S3, the folder of its batches.
@@ -44,7 +44,7 @@ class AppendLog:
             self._file = None
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Adds a row; a killed process loses none on disk, a power cut those of a second."""
+        """Adds a row. A killed process loses no row on disk, a power cut the last second."""
         line = json.dumps(row).encode() + b"\n"
         if is_remote(self.path):
             self._pending.append(line)
@@ -54,7 +54,7 @@ class AppendLog:
             self.sync()
 
     def sync(self) -> None:
-        """Makes every row so far safe."""
+        """Writes all rows so far to storage."""
         self._synced = time.monotonic()
         if self._file is not None:
             with crash_point("sync", self.path):
@@ -79,7 +79,7 @@ class AppendLog:
         self._batches += 1
 
     def _open(self) -> IO[bytes]:
-        """The file, behind a newline."""
+        """The file, opened once; the next row starts on a new line."""
         if self._file is None:
             with crash_point("create", self.path):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ class AppendLog:
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a log, in order; nothing where there is none. Torn lines are passed over."""
+    """Rows of a log, in order; none if it does not exist. Torn lines are skipped."""
     if is_remote(path):
         for batch in _batches(path):
             yield from _rows(batch.read_bytes())

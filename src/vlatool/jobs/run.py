@@ -1,7 +1,7 @@
-"""The one loop over items in which every long command runs.
+"""Loop over the items of a job, shared by all commands with many items.
 
-A job says what its items are, how one is done and how the whole is finished; the loop sees to whose
-output it is, to the lock, the journal, failures, progress, the list of files and the record.
+A job defines its items, the work on one of them and how the output is finished. The loop handles
+ownership of the output, the lock, the journal, failures, progress, the file list and the record.
 """
 
 import json
@@ -48,22 +48,22 @@ def run_job(
     reporter: Reporter = NULL,
     ranks: Ranks | None = None,
 ) -> JobRun:
-    """Does what is not done yet of a job.
+    """Processes the items of a job that are not finished yet.
 
-    A run that was ended, however it was, goes on where it was; the bytes are those of a run that
-    was not. Failed items are told in the run; `failure_of` makes an error of them.
+    A run that was interrupted or killed resumes, and writes the same bytes as one that was not.
+    Failed items are in `JobRun.failures`; `failure_of` returns the error for them.
 
     Args:
-        job: What is to be done.
-        executor: Where items are done; left before the lock is.
-        options: How.
-        reporter: Hears of it.
-        ranks: Who else does it.
+        job: The job.
+        executor: Runs the work on items; closed before the lock is released.
+        options: Execution options.
+        reporter: Receives progress and warnings.
+        ranks: The ranks that share the job; None for one process.
 
     Raises:
-        UsageError: The output belongs to another run, or another process writes it now.
-        DataError: Every item failed, or one did and `on_error` is `stop`.
-        StorageError: Something cannot be read or written; what is written stays.
+        UsageError: The output belongs to another run, or another process is writing it.
+        DataError: All items failed, or one failed and `on_error` is `stop`.
+        StorageError: A file cannot be read or written; files that are written stay.
     """
     ranks = ranks or Ranks()
     try:
@@ -104,15 +104,15 @@ class _Loop:
         if self._ranks.rank and not self._options.dry_run:
             return self._run_rank()
         seen = read_record(output)
-        before = self._previous_record()  # refused before the lock leaves a trace
+        before = self._previous_record()  # raises before the lock file is written
         if self._options.dry_run:
             return self._plan(before)
         with output_lock(output, f"vlatool {self._spec.title}") as lock:
-            if read_record(output) != seen:  # another run was here in the meantime
+            if read_record(output) != seen:  # another run changed it in the meantime
                 before = self._previous_record()
             try:
-                with ExitStack() as ending:
-                    ending.push(self._run.executor)  # workers end before the lock does
+                with ExitStack() as stack:
+                    stack.push(self._run.executor)  # workers end before the lock is released
                     self._execute(before, lock)
             except (DataError, BugError):
                 self._release_if_empty()
@@ -120,13 +120,13 @@ class _Loop:
         return self._run
 
     def _previous_record(self) -> OutputRecord | None:
-        """The record of the run that this one goes on with or repeats, if any."""
+        """Record of the run that this one resumes or repeats; None without one."""
         return resumable_record(
             self._spec.output,
             self._run.record,
             None if self._spec.grows else self._job.inputs,
             overwrite=self._options.overwrite,
-            # Who cannot ask for it does not replace what happens to have the same names.
+            # A command without --overwrite never replaces files that happen to match.
             owned=self._spec.owned if self._spec.can_overwrite else (),
             **({} if self._spec.can_overwrite else {"hint": "choose another --output"}),
         )
@@ -140,7 +140,7 @@ class _Loop:
         return self._run
 
     def _has_all_items(self, before: OutputRecord) -> bool:
-        """Whether a complete output has every item; one that cannot grow was compared before."""
+        """True if a complete output has all items. Only a job that grows can lack some."""
         return not self._spec.grows or before.inputs == self._job.inputs()
 
     def _report_complete(self, before: OutputRecord) -> None:
@@ -149,18 +149,18 @@ class _Loop:
     def _execute(self, before: OutputRecord | None, lock: Lock) -> None:
         job, spec, run = self._job, self._spec, self._run
         if before is not None and before.complete and self._has_all_items(before):
-            # Before there were versions there were no lists either: such an output is believed.
+            # Records without a version are older than file lists: nothing can be compared.
             damaged = changed_files(spec.output) if before.version else []
             if not damaged:
                 self._clean_up()
                 self._report_complete(before)
                 self._ranks.barrier()
                 return
-            message = f"{spec.output}: {damaged[0]} is missing or was changed; it is made anew"
+            message = f"{spec.output}: {damaged[0]} is missing or was changed; it is written again"
             run.reporter.warn("output_damaged", message)
         run.is_fresh = before is None
-        made = secrets.token_hex(4) if before is None else before.run_id
-        run.record = replace(run.record, run_id=made)
+        run_id = secrets.token_hex(4) if before is None else before.run_id
+        run.record = replace(run.record, run_id=run_id)
         if before is None:
             claim_output(spec.output, run.record, self._files_removed_first)
         else:
@@ -172,18 +172,17 @@ class _Loop:
         self._ranks.barrier()
 
     def _finish(self, lock: Lock) -> None:
-        """Items, what they share, the list of files and, last, the record."""
+        """Processes the items, writes the shared files and the file list and, last, the record."""
         job, spec, run = self._job, self._spec, self._run
         clock = time.monotonic()
-        with closing(
-            self._locked_receipts(lock)
-        ) as receipts:  # the log is left even where finish fails
+        # Closed even if `finish` fails, so that the log is closed.
+        with closing(self._locked_receipts(lock)) as receipts:
             entries = job.finish(receipts, run)
         lock.check()
         run.seconds = round(time.monotonic() - clock, 2)
         write_file_list(spec.output, entries)
         run.bytes_on_disk = sum(entry.bytes for entry in entries)
-        remove_partial_files(spec.output)  # of workers that died on the way
+        remove_partial_files(spec.output)  # of workers that died
         has_inputs = spec.grows or any(sizes for _, sizes, _ in self._input_states)
         run.record = replace(
             run.record,
@@ -197,11 +196,14 @@ class _Loop:
 
     @property
     def _files_removed_first(self) -> Sequence[str]:
-        """What of an earlier run does not stay until it is replaced."""
+        """Patterns of the files of an earlier run that are removed before items are processed."""
         return () if self._spec.is_replaced_last else self._spec.owned
 
     def _clean_up(self) -> None:
-        """Removes what only an incomplete output needs; a killed run leaves it to the next one."""
+        """Removes the journal and temporary files of a complete output.
+
+        If the run is killed before, the next run removes them.
+        """
         remove_owned(self._spec.output, self._spec.temporary)
         for folder in {
             PurePosixPath(pattern).parent.as_posix() for pattern in self._spec.temporary
@@ -211,14 +213,14 @@ class _Loop:
             remove_journal(self._spec.output)
 
     def _release_if_empty(self) -> None:
-        """Frees the output for a run with corrected options when nothing is worth keeping."""
+        """Removes an output without any finished item, so that other options can be used."""
         if self._run.is_fresh and not self._journal.holds_work():
             remove_owned(self._spec.output, self._files_removed_first)
             remove_journal(self._spec.output)
             remove_empty(self._spec.output)
 
     def _locked_receipts(self, lock: Lock) -> Generator[Receipt]:
-        """Receipts of all items in order, as long as the output is still ours."""
+        """Receipts of all items in order; checks before each that the lock is still held."""
         receipts = self._receipts(self._job.items)
         if self._ranks.size > 1:
             for _ in self._rank_items():
@@ -234,7 +236,7 @@ class _Loop:
             raise _all_failed_error(self._run.failures, self._spec.item_name)
 
     def _run_rank(self) -> JobRun:
-        """The work of a rank that is not the first, which has claimed the output meanwhile."""
+        """Runs the items of a rank other than 0, after rank 0 has claimed the output."""
         self._ranks.barrier()
         before = read_record(self._spec.output)
         if before is not None and before.complete:
@@ -251,11 +253,11 @@ class _Loop:
         return self._receipts(self._job.items[self._ranks.rank :: self._ranks.size])
 
     def _receipts_of_all_ranks(self) -> Iterator[Receipt]:
-        """What all ranks did, in the order of the items; each tells of its own share."""
+        """Receipts of all ranks, in the order of the items, from the log of each rank."""
         size = self._ranks.size
-        rows = [{row.get("item"): row for row in self._journal.rows(one)} for one in range(size)]
-        for number, item in enumerate(self._job.items):
-            row = rows[number % size].get(self._job.name(item), {})
+        rows = [{row.get("item"): row for row in self._journal.rows(rank)} for rank in range(size)]
+        for index, item in enumerate(self._job.items):
+            row = rows[index % size].get(self._job.name(item), {})
             if "failed" in row:
                 self._run.fail(row["failed"])
                 continue
@@ -264,7 +266,7 @@ class _Loop:
             yield receipt
 
     def _receipts(self, items: Sequence[Any]) -> Iterator[Receipt]:
-        """Receipts of the good items in order; failures and findings are collected."""
+        """Receipts of the finished items in order; collects failures and findings."""
         spec, run, clock = self._spec, self._run, time.monotonic()
         with (
             run.reporter.progress(f"{spec.item_name}s", len(items), f"{spec.item_name}s") as bar,
@@ -286,19 +288,20 @@ class _Loop:
     def _fail(self, item: Any, error: VlatoolError, log: AppendLog) -> None:
         if self._options.on_error == "stop" or not isinstance(error, DataError | BugError):
             raise error
-        failures, noun, name = self._run.failures, self._spec.item_name, self._job.name(item)
+        failures, item_name, name = self._run.failures, self._spec.item_name, self._job.name(item)
         path = getattr(item, "path", None)
-        place = {noun: name} if path is None else {noun: name, "path": str(path)}
-        told = {"code": error.code, "message": error.message, "hint": error.hint}
-        self._run.fail({**place, **told, "details": _as_json(error.details)})
+        location = {} if path is None else {"path": str(path)}
+        body = {"code": error.code, "message": error.message, "hint": error.hint}
+        details = {"details": _as_json(error.details)}
+        self._run.fail({item_name: name, **location, **body, **details})
         if self._ranks.size > 1:
             log.append({"item": name, "failed": failures[-1]})
-        self._run.reporter.warn(f"{noun}_failed", f"{name}: {error.message}")
+        self._run.reporter.warn(f"{item_name}_failed", f"{name}: {error.message}")
         limit = self._options.max_failures
         if limit is not None and len(failures) > limit:
-            is_bug = any(one["code"] == BugError.unexpected for one in failures)
+            is_bug = any(failure["code"] == BugError.unexpected for failure in failures)
             raise (BugError if is_bug else DataError)(
-                f"{len(failures)} {noun}s failed, more than --max-failures allows",
+                f"{len(failures)} {item_name}s failed, more than --max-failures allows",
                 hint=error.message,
                 code=BugError.unexpected if is_bug else "data.too_many_failures",
                 details={"failures": failures},
@@ -306,21 +309,21 @@ class _Loop:
 
 
 def _as_json(details: dict[str, Any]) -> dict[str, Any]:
-    """As JSON has it; a plugin's error may hold anything."""
+    """Details as JSON values; the error of a plugin may hold anything."""
     return json.loads(json.dumps(details, default=str))
 
 
-def _parent_folders(places: Sequence[Path]) -> list[str]:
-    """The folders above places, longest first."""
-    above = {f"{place.parent}/" for place in places} - {"./", "//"}
-    return sorted(above, key=len, reverse=True)
+def _parent_folders(locations: Sequence[Path]) -> list[str]:
+    """Parent folders of locations, longest first."""
+    parents = {f"{path.parent}/" for path in locations} - {"./", "//"}
+    return sorted(parents, key=len, reverse=True)
 
 
-def _all_failed_error(failures: Sequence[dict[str, Any]], noun: str) -> VlatoolError:
+def _all_failed_error(failures: Sequence[dict[str, Any]], item_name: str) -> VlatoolError:
     first = failures[0]
-    is_bug = any(one["code"] == BugError.unexpected for one in failures)
+    is_bug = any(failure["code"] == BugError.unexpected for failure in failures)
     return (BugError if is_bug else DataError)(
-        f"every {noun} failed; the first: {first['message']}",
+        f"all {item_name}s failed; the first: {first['message']}",
         hint=str(first["hint"]),
         code=BugError.unexpected if is_bug else "data.all_failed",
         details={"failures": list(failures)},

@@ -42,7 +42,7 @@ def test_row_of_a_receipt_survives_a_log(tmp_path: Path) -> None:
 def test_row_that_lacks_something_is_no_receipt(key: str) -> None:
     row = {name: value for name, value in RECEIPT.row().items() if name != key}
 
-    with pytest.raises(ValueError, match="no receipt"):
+    with pytest.raises(ValueError, match="not a receipt"):
         Receipt.of(row)
 
 
