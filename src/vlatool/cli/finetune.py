@@ -20,7 +20,7 @@ app = command_app()
 SPEC = training_spec({"from": INIT_FROM, "output": RUN, **BUDGET, **SWITCHES, **RESOLVING})
 
 _NO_MODEL_HINT = (
-    "start from what the checkpoint was trained with: --preset NAME, or --config RUN/config.yaml"
+    "use the configuration of the checkpoint: --preset NAME, or --config RUN/config.yaml"
 )
 
 
@@ -36,7 +36,7 @@ def finetune(
     ctx: typer.Context,
     nproc: NprocOpt = None,
 ) -> None:
-    """Train a model that begins with the weights of a checkpoint."""
+    """Train a model that starts from the weights of a checkpoint."""
     with command(ctx) as run, one_voice(run):
         from vlatool.training.config import TrainConfig
 

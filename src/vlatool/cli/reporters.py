@@ -1,4 +1,4 @@
-"""Reporters without a terminal: plain lines, JSON lines, silence. All write to stderr."""
+"""Reporters that need no terminal: plain lines, JSON lines, warnings only. All write to stderr."""
 
 import logging
 import time
@@ -19,7 +19,7 @@ class _Display(Protocol):
 
 
 class ProgressCounter:
-    """A bar that shows itself now and then, and at its end."""
+    """Progress that is shown at an interval and at its end."""
 
     def __init__(
         self, name: str, total: int | None, unit: str, sink: _Display, interval_s: float
@@ -44,7 +44,7 @@ class ProgressCounter:
         self._sink.show(self, is_end=True)
 
     def advance(self, amount: int = 1, **fields: float | int | str) -> None:
-        """Counts, and shows itself when the last time is long enough ago."""
+        """Adds to the count; shows the progress if the interval has passed."""
         self.done += amount
         self.fields.update(fields)
         now = time.monotonic()
@@ -54,7 +54,7 @@ class ProgressCounter:
             self._sink.show(self, is_end=False)
 
     def _remember(self, now: float) -> None:
-        """Keeps counts of the last minute, one for each second."""
+        """Keeps counts of the last minute, one per second."""
         if len(self._recent) > 1 and now - self._recent[-2][0] < 1.0:
             self._recent.pop()
         self._recent.append((now, self.done))
@@ -63,27 +63,30 @@ class ProgressCounter:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since the bar began."""
+        """Seconds since the start."""
         return max(time.monotonic() - self._started, 1e-9)
 
     @property
     def rate(self) -> float:
-        """Units per second, lately; what an earlier run had done comes at once and says nothing."""
+        """Units per second of the last minute.
+
+        An average over the whole run would count the items that an earlier run finished.
+        """
         if len(self._recent) > 1:
-            (begun, before), (now, done) = self._recent[0], self._recent[-1]
-            return (done - before) / max(now - begun, 1e-9)
+            (start, before), (now, done) = self._recent[0], self._recent[-1]
+            return (done - before) / max(now - start, 1e-9)
         return self.done / self.elapsed_s
 
     @property
     def remaining_s(self) -> float | None:
-        """Seconds to go at this rate; None when nobody can know."""
+        """Remaining seconds at the current rate; None if unknown."""
         if self.total is None or self.rate == 0:
             return None
         return max(self.total - self.done, 0) / self.rate
 
 
 class LineReporter:
-    """One plain line about every ten seconds and at the end of each bar."""
+    """Reporter that writes a plain line every ten seconds and at the end of each bar."""
 
     def progress(self, name: str, total: int | None, unit: str) -> Progress:
         """Starts a bar."""
@@ -94,7 +97,7 @@ class LineReporter:
         write_stderr(progress_line(count, is_end=is_end))
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Nothing: the numbers stand in the bar's fields and in metrics.jsonl."""
+        """Prints nothing: the metrics are in the fields of the bar and in metrics.jsonl."""
 
     def note(self, message: str) -> None:
         """Writes the message."""
@@ -106,7 +109,7 @@ class LineReporter:
 
 
 class JsonReporter:
-    """One JSON object per line."""
+    """Reporter that writes one JSON object per line."""
 
     def progress(self, name: str, total: int | None, unit: str) -> Progress:
         """Starts a bar."""
@@ -130,7 +133,7 @@ class JsonReporter:
         )
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes the numbers."""
+        """Writes the metrics."""
         self._event("metrics", step=step, values=values)
 
     def note(self, message: str) -> None:
@@ -146,7 +149,7 @@ class JsonReporter:
 
 
 class SilentReporter(NullReporter):
-    """Only warnings, and those from the main process alone."""
+    """Reporter that writes only warnings, and only on rank 0."""
 
     def warn(self, code: str, message: str) -> None:
         """Writes the message with its code."""
@@ -155,7 +158,7 @@ class SilentReporter(NullReporter):
 
 
 class LoggedReporter:
-    """Another reporter, whose notes, warnings and numbers also go into the log file."""
+    """Reporter that passes everything to another and logs notes, warnings and metrics to a file."""
 
     def __init__(self, reporter: Reporter, log_file: logging.Handler) -> None:
         self._reporter = reporter
@@ -166,7 +169,7 @@ class LoggedReporter:
         return self._reporter.progress(name, total, unit)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Reports and logs the numbers."""
+        """Reports and logs the metrics."""
         self._reporter.metrics(step, values)
         self._log(logging.INFO, f"step {step}: {to_json(values, indent=None)}")
 
@@ -187,15 +190,15 @@ class LoggedReporter:
 
 def progress_line(count: ProgressCounter, *, is_end: bool) -> str:
     """`preprocess: 40/120 episodes (33 %), 4.1/s, 20 s left, failures 2`."""
-    of = f"/{count.total}" if count.total is not None else ""
+    total = f"/{count.total}" if count.total is not None else ""
     percent = f" ({100 * count.done // count.total} %)" if count.total else ""
     parts = [
-        f"{count.name}: {count.done}{of} {count.unit}{percent}",
+        f"{count.name}: {count.done}{total} {count.unit}{percent}",
         f"{format_number(count.rate)}/s",
     ]
     if is_end:
-        ending = "" if count.is_complete else "stopped after "
-        parts.append(f"{ending}{format_duration(count.elapsed_s)}")
+        prefix = "" if count.is_complete else "stopped after "
+        parts.append(f"{prefix}{format_duration(count.elapsed_s)}")
     elif count.remaining_s is not None:
         parts.append(f"{format_duration(count.remaining_s)} left")
     return ", ".join(
@@ -204,7 +207,7 @@ def progress_line(count: ProgressCounter, *, is_end: bool) -> str:
 
 
 def format_number(value: float | int | str) -> str:
-    """A number with at most four digits that matter; text as it is."""
+    """Number with at most four significant digits; text unchanged."""
     if not isinstance(value, float):
         return str(value)
     return f"{value:.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
@@ -212,9 +215,9 @@ def format_number(value: float | int | str) -> str:
 
 def format_duration(seconds: float) -> str:
     """`8 s`, `3 min 20 s`, `2 h 05 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{rounded} s"
+    if rounded < 3600:
+        return f"{rounded // 60} min {rounded % 60:02d} s"
+    return f"{rounded // 3600} h {rounded % 3600 // 60:02d} min"

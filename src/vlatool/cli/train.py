@@ -35,7 +35,7 @@ def train(
 
 
 def run_training(ctx: typer.Context, nproc: int | None) -> None:
-    """Trains, or shows the configuration, as this command line says."""
+    """Trains a model, or prints the configuration if a published key asks for it."""
     with command(ctx) as run, one_voice(run):
         from vlatool.training.config import TrainConfig
 
@@ -49,7 +49,7 @@ def run_training(ctx: typer.Context, nproc: int | None) -> None:
 
 
 def print_config_if_requested(run: Invocation, resolved: "Resolved[TrainConfig]") -> bool:
-    """Shows the configuration where the published keys ask for that instead of training."""
+    """Prints the configuration if a published key asks for it; True if it did."""
     if not (resolved.config.resolve_configs or resolved.config.resolve_configs_path):
         return False
     from vlatool.workflows.resolve_config import resolve_config
