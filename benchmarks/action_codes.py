@@ -27,14 +27,14 @@ FITTED_ON = 3000
 def chunks(count: int) -> np.ndarray:
     """float32 [count, 16, 7], normalised."""
     rng = np.random.default_rng(0)
-    when = np.linspace(0, 1, STEPS)[:, None]
+    time_ = np.linspace(0, 1, STEPS)[:, None]
     shape = (count, 1, WIDTH)
     waves = (
-        rng.normal(size=shape) * np.sin(rate * when + rng.normal(size=shape)) for rate in (2, 5)
+        rng.normal(size=shape) * np.sin(rate * time_ + rng.normal(size=shape)) for rate in (2, 5)
     )
-    found = sum(waves, start=np.zeros((count, STEPS, WIDTH)))
-    found[..., -1] = np.where(when[:, 0] < rng.uniform(0, 3, (count, 1)), -1, 1)
-    return found.astype(np.float32)
+    values = sum(waves, start=np.zeros((count, STEPS, WIDTH)))
+    values[..., -1] = np.where(time_[:, 0] < rng.uniform(0, 3, (count, 1)), -1, 1)
+    return values.astype(np.float32)
 
 
 def median(work: Callable[[], object], runs: int) -> float:

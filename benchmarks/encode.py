@@ -41,8 +41,8 @@ def main(variant: str, images: int, batch: int, workers: int) -> None:
         for precision in ("fp32", "bf16") if maker.device.type == "cuda" else ("fp32",):
             rate = device_rate(maker, frames[:batch], precision, images)
             share = rate * GFLOPS[variant][0] / 1000 / PEAK_TFLOPS
-            told = f", {share:.0%} of the peak" if maker.device.type == "cuda" else ""
-            print(f"device alone, {precision}: {rate:.2f} pictures/s{told}")
+            share_text = f", {share:.0%} of the peak" if maker.device.type == "cuda" else ""
+            print(f"device alone, {precision}: {rate:.2f} pictures/s{share_text}")
             show_run(maker, folder, precision, batch, workers)
 
 
@@ -53,9 +53,9 @@ def write_frames(tree: Path, count: int) -> np.ndarray:
     noise = rng.integers(-8, 9, smooth.shape)
     frames = np.clip(smooth + noise, 0, 255).astype(np.uint8)
     for number, frame in enumerate(frames):
-        place = tree / f"images/episode_{number // EPISODE:06d}"
-        place.mkdir(parents=True, exist_ok=True)
-        (place / f"frame_{number:06d}.png").write_bytes(encode_png(frame))
+        episode_dir = tree / f"images/episode_{number // EPISODE:06d}"
+        episode_dir.mkdir(parents=True, exist_ok=True)
+        (episode_dir / f"frame_{number:06d}.png").write_bytes(encode_png(frame))
     return frames
 
 
@@ -64,10 +64,10 @@ def device_rate(maker: CodeMaker, frames: np.ndarray, precision: str, count: int
     images = torch.from_numpy(frames).permute(0, 3, 1, 2).to(maker.device)
     maker.codes(images, precision)
     repeats = max(1, count // len(frames))
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for _ in range(repeats):
         maker.codes(images, precision)
-    return repeats * len(frames) / (time.perf_counter() - begun)
+    return repeats * len(frames) / (time.perf_counter() - started)
 
 
 def show_run(maker: CodeMaker, folder: Path, precision: str, batch: int, workers: int) -> None:
@@ -75,19 +75,19 @@ def show_run(maker: CodeMaker, folder: Path, precision: str, batch: int, workers
     found = find_images(folder / "A")
     rule = EncodeRule(folder / precision, "packed", precision, batch, 0, workers)
     pipeline = EncodePipeline(found, maker, rule)
-    begun, count = time.perf_counter(), 0
+    started, count = time.perf_counter(), 0
     for item in found.items:
         opened = found.open(item)
         count += sum(1 for _ in opened.read(range(len(opened))))
-    alone = count / (time.perf_counter() - begun)
-    print(f"PNG reading alone, one process: {alone:.1f} pictures/s")
-    begun = time.perf_counter()
+    rate_alone = count / (time.perf_counter() - started)
+    print(f"PNG reading alone, one process: {rate_alone:.1f} pictures/s")
+    started = time.perf_counter()
     receipts = [outcome.value for outcome in pipeline.map(pipeline.one, found.items)]
-    alone = sum(one.counts["encoded_alone"] for one in receipts if one is not None)
-    seconds = time.perf_counter() - begun
+    rate_alone = sum(receipt.counts["encoded_alone"] for receipt in receipts if receipt is not None)
+    seconds = time.perf_counter() - started
     waits = ", ".join(f"{stage} {value:.1f} s" for stage, value in pipeline.seconds.items())
     rate = pipeline.images / seconds
-    print(f"all stages: {rate:.2f} pictures/s, {alone} encoded alone; {waits}")
+    print(f"all stages: {rate:.2f} pictures/s, {rate_alone} encoded alone; {waits}")
 
 
 if __name__ == "__main__":

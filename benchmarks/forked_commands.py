@@ -45,9 +45,9 @@ class Commands:
             stdout=subprocess.PIPE,
             text=True,
         )
-        found = self._answer()["vlatool"]
-        if not Path(found).is_relative_to(source):
-            raise RuntimeError(f"{found} was imported, not what is in {source}")
+        path = self._answer()["vlatool"]
+        if not Path(path).is_relative_to(source):
+            raise RuntimeError(f"{path} was imported, not what is in {source}")
 
     def __enter__(self) -> Self:
         return self

@@ -26,26 +26,26 @@ def main(checkouts: Sequence[Path], words: Sequence[str], runs: int) -> None:
     """Prints each median with its spread, and the ratio of the second to the first."""
     seconds: list[list[float]] = [[] for _ in checkouts]
     for number in range(runs + 1):
-        for checkout, taken in zip(checkouts, seconds, strict=True):
-            one = once(checkout, words)
+        for checkout, durations in zip(checkouts, seconds, strict=True):
+            duration = once(checkout, words)
             if number:
-                taken.append(one)
+                durations.append(duration)
     print(describe())
-    before, after = (statistics.median(taken) for taken in seconds)
-    for checkout, taken in zip(checkouts, seconds, strict=True):
-        spread = f"{min(taken):.3f} to {max(taken):.3f}"
-        print(f"{statistics.median(taken):8.3f} s  ({spread})  {checkout}")
+    before, after = (statistics.median(durations) for durations in seconds)
+    for checkout, durations in zip(checkouts, seconds, strict=True):
+        extremes = f"{min(durations):.3f} to {max(durations):.3f}"
+        print(f"{statistics.median(durations):8.3f} s  ({extremes})  {checkout}")
     print(f"{after / before:8.3f} x  of {runs} runs each, in turn")
 
 
 def once(checkout: Path, words: Sequence[str]) -> float:
     """Seconds that a command takes with the code of a checkout."""
     with tempfile.TemporaryDirectory() as folder:
-        given = [str(Path(folder, "out")) if word == OUTPUT else word for word in words]
+        arguments = [str(Path(folder, "out")) if word == OUTPUT else word for word in words]
         env = {**os.environ, "PYTHONPATH": str(checkout / "src")}
         started = time.perf_counter()
         subprocess.run(
-            [sys.executable, "-m", "vlatool", *given],
+            [sys.executable, "-m", "vlatool", *arguments],
             check=True,
             stdout=subprocess.DEVNULL,
             env=env,

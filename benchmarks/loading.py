@@ -31,27 +31,27 @@ from machine import describe
 HERE = Path(__file__).resolve().parents[1]
 FAR = 1_000_000
 # Where the modules of robotics data stood before.
-OLD = "vlatool.loading"
+OLD_PACKAGE = "vlatool.loading"
 # Checkouts before it copy what they stack.
-LENDING = "vlatool.loading.shared_memory"
+SHARED_MEMORY = "vlatool.loading.shared_memory"
 
 
 def stack(samples: Sequence[Any]) -> dict[str, Any]:
     """What every batcher does: pictures and numbers as tensors."""
-    joined = np.stack
-    if importlib.util.find_spec(LENDING):
-        joined = importlib.import_module(LENDING).stack_rows
+    stack_arrays = np.stack
+    if importlib.util.find_spec(SHARED_MEMORY):
+        stack_arrays = importlib.import_module(SHARED_MEMORY).stack_rows
     names = list(samples[0].fields)
     return {
-        "images": torch.from_numpy(joined([one.images for one in samples])),
+        "images": torch.from_numpy(stack_arrays([sample.images for sample in samples])),
         **{
-            name: torch.from_numpy(np.stack([one.fields[name] for one in samples]))
+            name: torch.from_numpy(np.stack([sample.fields[name] for sample in samples]))
             for name in names
         },
     }
 
 
-def nothing() -> dict[str, Any]:
+def empty_batch() -> dict[str, Any]:
     """Stands for a micro-batch of broken samples; the data have none."""
     return {}
 
@@ -68,22 +68,22 @@ def batches_now(arguments: argparse.Namespace) -> Iterator[Any]:
         "crop": {"enabled": bool(arguments.crop)},
         "color_jitter": {"enabled": bool(arguments.jitter)},
     }
-    given = {"dataset_manifest": [arguments.data], "dataset_cache": cache}
+    tree = {"dataset_manifest": [arguments.data], "dataset_cache": cache}
     if arguments.crop or arguments.jitter:
-        given["augmentation"] = {"image": image}
-    config = kind.Config.model_validate(given)
+        tree["augmentation"] = {"image": image}
+    config = kind.Config.model_validate(tree)
     info = kind.load_info(config)
     config, _ = kind.derive(config, info)
     order = SampleOrder(info.datasets, OrderOptions.of(config, 42))
     first, workers = arguments.first // arguments.batch, arguments.workers
     plan = LoaderPlan(arguments.batch, first=first, num_workers=workers, prefetch_factor=4)
-    return iter(build_loader(plan, order, kind.reader(config, info), stack, nothing))
+    return iter(build_loader(plan, order, kind.reader(config, info), stack, empty_batch))
 
 
 def batches_before(arguments: argparse.Namespace) -> Iterator[Any]:
     """Micro-batches of the loader that replays what was consumed."""
     config_module, facts_module, loader_module = (
-        importlib.import_module(f"{OLD}.{name}") for name in ("config", "facts", "loader")
+        importlib.import_module(f"{OLD_PACKAGE}.{name}") for name in ("config", "facts", "loader")
     )
     manifest = str(Path(arguments.data, "shards", "manifest.jsonl"))
     config = config_module.DataConfig(dataset_manifest=[manifest], num_workers=arguments.workers)
@@ -119,14 +119,14 @@ def child(
     **changes: Any,
 ) -> dict[str, float]:
     """What `measure` says with the code of a checkout."""
-    given = {**vars(arguments), **changes}
+    values = {**vars(arguments), **changes}
     words = [
-        f"--{key}={given[key]}" for key in ("workers", "batch", "steps", "first") if key in given
+        f"--{key}={values[key]}" for key in ("workers", "batch", "steps", "first") if key in values
     ]
     for flag in ("by-sample", "crop", "jitter"):
-        words += [f"--{flag}"] if given[flag.replace("-", "_")] else []
+        words += [f"--{flag}"] if values[flag.replace("-", "_")] else []
     done = subprocess.run(
-        [sys.executable, __file__, given["data"], "--child", *words],
+        [sys.executable, __file__, values["data"], "--child", *words],
         check=True,
         stdout=subprocess.PIPE,
         text=True,
@@ -135,7 +135,7 @@ def child(
     return json.loads(done.stdout)
 
 
-def spread(values: Sequence[float], digits: int = 0) -> str:
+def median_and_range(values: Sequence[float], digits: int = 0) -> str:
     """Median and range."""
     low, high = min(values), max(values)
     return f"{statistics.median(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
@@ -144,24 +144,24 @@ def spread(values: Sequence[float], digits: int = 0) -> str:
 def local(arguments: argparse.Namespace) -> None:
     """Rates of the checkouts in turn, then how long a run takes to open."""
     checkouts = [HERE, *([arguments.before.resolve()] if arguments.before else [])]
-    rates: dict[Path, list[float]] = {one: [] for one in checkouts}
+    rates: dict[Path, list[float]] = {tree: [] for tree in checkouts}
     for number in range(arguments.runs + 1):
-        for one in checkouts:
-            rate = child(arguments, one)["rate"]
+        for tree in checkouts:
+            rate = child(arguments, tree)["rate"]
             if number:  # the first run warms caches
-                rates[one].append(rate)
+                rates[tree].append(rate)
     print(f"samples/s, {arguments.workers} loader processes, batches of {arguments.batch}")
-    for one, found in rates.items():
-        print(f"{spread(found)}: {one}")
+    for tree, values in rates.items():
+        print(f"{median_and_range(values)}: {tree}")
     if arguments.before:
-        before, now = (statistics.median(rates[one]) for one in reversed(checkouts))
+        before, now = (statistics.median(rates[tree]) for tree in reversed(checkouts))
         print(f"{now / before:.3f} x")
     for position in (0, FAR):
         seconds = [
             1000 * child(arguments, first=position, workers=0, steps=1)["opened"]
             for _ in range(arguments.runs)
         ]
-        print(f"{spread(seconds)} ms to the first micro-batch at position {position}")
+        print(f"{median_and_range(seconds)} ms to the first micro-batch at position {position}")
 
 
 def remote(arguments: argparse.Namespace) -> None:

@@ -27,8 +27,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import measured
 import numpy as np
+import process_stats
 import simplejpeg
 import torch
 import webdataset as wds
@@ -109,9 +109,10 @@ class Collate:
         self.steps, self.scales = data.lowdim_past_timesteps + 1, scales
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        images = torch.stack([image for one in samples for image in one["images"]])
+        images = torch.stack([image for sample in samples for image in sample["images"]])
         fields = {
-            name: (torch.stack([one["fields"][name] for one in samples]).float() - center) / scale
+            name: (torch.stack([sample["fields"][name] for sample in samples]).float() - center)
+            / scale
             for name, (center, scale) in self.scales.items()
         }
         observed = torch.cat([fields[name] for name in self.observed], -1)
@@ -119,9 +120,9 @@ class Collate:
             "images": images.view(len(samples), -1, *images.shape[1:]).permute(0, 1, 4, 2, 3),
             "actions": torch.cat([fields[name] for name in self.actions], -1),
             "proprioception": observed[:, : self.steps],
-            "past_mask": torch.stack([one["past_mask"] for one in samples]),
-            "future_mask": torch.stack([one["future_mask"] for one in samples]),
-            "text": [one["text"] for one in samples],
+            "past_mask": torch.stack([sample["past_mask"] for sample in samples]),
+            "future_mask": torch.stack([sample["future_mask"] for sample in samples]),
+            "text": [sample["text"] for sample in samples],
         }
 
 
@@ -136,13 +137,13 @@ class Run:
         self.info = self.kind.load_info(config.data)
         self.config, _ = config.derive(self.info)
         self.data = self.config.data
-        self.kept = self.kind.make_assets(self.data, self.info)
+        self.assets = self.kind.make_assets(self.data, self.info)
         self.batch = batch
 
     @property
     def shards(self) -> list[str]:
         """The tars."""
-        return [str(block.location) for one in self.info.datasets for block in one.shards]
+        return [str(shard.location) for dataset in self.info.datasets for shard in dataset.shards]
 
     def batches(self, workers: int) -> Iterator[Any]:
         """Batches of `vlatool train`."""
@@ -154,7 +155,7 @@ class Run:
             drop_reasons=self.kind.drop_reasons,
         )
         order = SampleOrder(self.info.datasets, OrderOptions.of(self.data, SEED))
-        batcher = model_type.batcher(model, self.data, self.kept, None, training=True)
+        batcher = model_type.batcher(model, self.data, self.assets, None, training=True)
         fake = partial(model_type.example, model, self.data, self.batch)
         reader = self.kind.reader(self.data, self.info)
         return iter(build_loader(plan, order, reader, batcher, fake))
@@ -165,10 +166,10 @@ class Run:
         """The same samples of the same data, in an order of its own."""
         fields = Fields(self.data)
         steps = fields.past + 1 + fields.future
-        scales = {name: self.kept.normalizer.scale(name, steps) for name in fields.names}
+        scales = {name: self.assets.normalizer.scale(name, steps) for name in fields.names}
         tensors = {
-            name: (torch.from_numpy(one.center), torch.from_numpy(one.scale))
-            for name, one in scales.items()
+            name: (torch.from_numpy(scale_of_field.center), torch.from_numpy(scale_of_field.scale))
+            for name, scale_of_field in scales.items()
         }
         stream = wds.DataPipeline(
             wds.SimpleShardList(self.shards * epochs, seed=SEED),
@@ -209,23 +210,23 @@ class Run:
 
 def processor_s() -> float:
     """User and system time of this process and all below it so far."""
-    stats = [Path(f"/proc/{pid}/stat").read_text() for pid in measured.tree(os.getpid())]
-    return sum(sum(map(int, one.rpartition(")")[2].split()[11:13])) for one in stats) / TICKS
+    stats = [Path(f"/proc/{pid}/stat").read_text() for pid in process_stats.tree(os.getpid())]
+    return sum(sum(map(int, stat.rpartition(")")[2].split()[11:13])) for stat in stats) / TICKS
 
 
-def measure(way: str, arguments: argparse.Namespace) -> dict[str, float]:
+def measure(loader: str, arguments: argparse.Namespace) -> dict[str, float]:
     """In a process of its own: samples/s, and milliseconds of processors per sample."""
     run, workers = Run(arguments.data, arguments.batch), int(arguments.workers)
-    if way == "decoding":
+    if loader == "decoding":
         return {"rate": 0, "milliseconds": run.decoding_ms()}
     warm = 5 * workers  # more than are made ahead, so that what is counted is made meanwhile
     steps = arguments.samples // run.batch
-    total = sum(one.size for one in run.info.datasets)
+    total = sum(dataset.size for dataset in run.info.datasets)
     epochs = 2 + (warm * 2 + steps) * run.batch * 2 // total
-    if way == "vlatool":
+    if loader == "vlatool":
         batches = run.batches(workers)
     else:
-        decode = by_pillow if way == "plain" else simplejpeg.decode_jpeg
+        decode = by_pillow if loader == "plain" else simplejpeg.decode_jpeg
         batches = run.plain_batches(workers, epochs, decode)
     list(islice(batches, warm))
     started, spent = time.perf_counter(), processor_s()
@@ -234,17 +235,17 @@ def measure(way: str, arguments: argparse.Namespace) -> dict[str, float]:
     return {"rate": made / seconds, "milliseconds": 1000 * spent / made}
 
 
-def child(way: str, arguments: argparse.Namespace, workers: str) -> dict[str, float]:
+def child(loader: str, arguments: argparse.Namespace, workers: str) -> dict[str, float]:
     """What `measure` says, and the memory of the largest loader process in MiB."""
     words = [f"--{key}={getattr(arguments, key)}" for key in ("batch", "samples")]
-    command = [sys.executable, __file__, arguments.data, "--child", way, *words]
-    found = measured.run([*command, f"--workers={workers}"])
-    return {**json.loads(found.stdout), "memory": found.worker_mib}
+    command = [sys.executable, __file__, arguments.data, "--child", loader, *words]
+    stats = process_stats.run([*command, f"--workers={workers}"])
+    return {**json.loads(stats.stdout), "memory": stats.worker_mib}
 
 
-def spread(runs: Sequence[dict[str, float]], key: str, digits: int = 0) -> str:
+def median_and_range(runs: Sequence[dict[str, float]], key: str, digits: int = 0) -> str:
     """Median and range."""
-    values = [one[key] for one in runs]
+    values = [run[key] for run in runs]
     low, high = min(values), max(values)
     return f"{statistics.median(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
@@ -253,25 +254,27 @@ def main(arguments: argparse.Namespace) -> None:
     """Both ways in turn, for each count of loader processes."""
     print(describe())
     for workers in arguments.workers.split(","):
-        ways = ("plain", "plain-simplejpeg", "vlatool")
-        found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+        loaders = ("plain", "plain-simplejpeg", "vlatool")
+        runs_of: dict[str, list[dict[str, float]]] = {loader: [] for loader in loaders}
         for _ in range(arguments.runs):
-            for way in ways:
-                found[way].append(child(way, arguments, workers))
+            for loader in loaders:
+                runs_of[loader].append(child(loader, arguments, workers))
         print(f"{workers} loader processes, batches of {arguments.batch}")
-        for way, runs in found.items():
+        for loader, runs in runs_of.items():
             print(
-                f"  {way}: {spread(runs, 'rate')} samples/s, {spread(runs, 'milliseconds', 2)} ms "
-                f"of processors per sample, {spread(runs, 'memory')} MiB"
+                f"  {loader}: {median_and_range(runs, 'rate')} samples/s, {median_and_range(runs, 'milliseconds', 2)} ms "
+                f"of processors per sample, {median_and_range(runs, 'memory')} MiB"
             )
-        for way in ways[:-1]:
-            pairs = list(zip(found["vlatool"], found[way], strict=True))
+        for loader in loaders[:-1]:
+            pairs = list(zip(runs_of["vlatool"], runs_of[loader], strict=True))
             rates = [{"times": ours["rate"] / other["rate"]} for ours, other in pairs]
             spent = [{"times": other[CPU] / ours[CPU]} for ours, other in pairs]
-            print(f"  {spread(rates, 'times', 2)} times the rate of {way},", end=" ")
-            print(f"{spread(spent, 'times', 2)} times less processor time")
+            print(f"  {median_and_range(rates, 'times', 2)} times the rate of {loader},", end=" ")
+            print(f"{median_and_range(spent, 'times', 2)} times less processor time")
     least = [child("decoding", arguments, "0") for _ in range(arguments.runs)]
-    print(f"decoding the pictures alone: {spread(least, 'milliseconds', 2)} ms per sample")
+    print(
+        f"decoding the pictures alone: {median_and_range(least, 'milliseconds', 2)} ms per sample"
+    )
 
 
 if __name__ == "__main__":

@@ -48,8 +48,8 @@ def rows(steps: int) -> list[dict[str, Any]]:
     from vlatool.training.config import TrainConfig
 
     widths = {"model.action_dim": 4, "model.proprioception_dim": 4}
-    places = {"num_cameras": 2, "num_times": 1}
-    widths |= {f"model.vision_language_backbone.{key}": one for key, one in places.items()}
+    counts = {"num_cameras": 2, "num_times": 1}
+    widths |= {f"model.vision_language_backbone.{key}": one for key, one in counts.items()}
     typed = {**widths, "hparams.grad_clip_norm": 1.0, "hparams.per_gpu_batch_size": BATCH}
     overrides = [Override(key, value, "benchmark") for key, value in typed.items()]
     config = load_config(TrainConfig, presets=["diffusion-policy-tiny"], overrides=overrides).config
@@ -99,16 +99,16 @@ def fit(config: Any, metrics: Path, steps: int) -> None:
     runtime: Any = Runtime(config)
     begun = set_up(config, None, runtime, None)  # pyright: ignore[reportArgumentType]
     names = tuple(map(str, range(BATCH)))
-    fed = (
-        MicroBatch(one, names, tuple(range(number * BATCH, (number + 1) * BATCH)))
-        for number, one in enumerate(batches(steps))
+    micro_batches = (
+        MicroBatch(batch, names, tuple(range(number * BATCH, (number + 1) * BATCH)))
+        for number, batch in enumerate(batches(steps))
     )
     plan = TrainPlan(steps, BATCH, BATCH, 1, (steps,), 0)
     contexts = StepContexts(runtime, begun.placed, config.hparams.seed, plan)
     file = MetricsFile(metrics, NULL)
     reports = MetricsLogger(file, NULL, NullProgress(), runtime, 1, steps)
 
-    def nothing(*_: Any) -> None:
+    def do_nothing(*_: Any) -> None:
         """In place of validation, pictures and checkpoints."""
 
     Trainer(
@@ -118,11 +118,11 @@ def fit(config: Any, metrics: Path, steps: int) -> None:
         placed=begun.placed,
         contexts=contexts,
         reports=reports,
-        validate=nothing,
-        show=nothing,
-        save=nothing,
+        validate=do_nothing,
+        show=do_nothing,
+        save=do_nothing,
         stop_asked=lambda: None,
-    ).fit(begun.state, fed, begun.objective)
+    ).fit(begun.state, micro_batches, begun.objective)
 
 
 def fit_before(config: Any, metrics: Path, steps: int) -> None:

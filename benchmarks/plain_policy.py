@@ -33,10 +33,10 @@ class PlainAttention(nn.Module):
         batch, length, width = x.shape
         shape = (batch, length, self.heads, width // self.heads)
         query, key, value = (
-            one.reshape(shape).transpose(1, 2) for one in self.in_proj(x).chunk(3, dim=-1)
+            x_part.reshape(shape).transpose(1, 2) for x_part in self.in_proj(x).chunk(3, dim=-1)
         )
         cosines, sines = self._rotation(query)
-        query, key = (_turned(one, cosines, sines) for one in (query, key))
+        query, key = (_rotate(x_part, cosines, sines) for x_part in (query, key))
         mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         return self.out_proj(mixed.transpose(1, 2).reshape(batch, length, width))
 
@@ -51,7 +51,7 @@ class PlainAttention(nn.Module):
         return self._table
 
 
-def _turned(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+def _rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
     return x * cosines + torch.cat([-second, first], dim=-1) * sines
 
@@ -132,21 +132,23 @@ class PlainPolicy(nn.Module):
         named = {name.replace(prefix, "clip."): value for name, value in state.items()}
         own = self.state_dict()
         unused = {name for name in named if name.endswith((".inv_freq", "embeddings.emb"))}
-        found = {name: value for name, value in named.items() if name not in unused}
-        assert found.keys() <= own.keys(), found.keys() - own.keys()
-        missing = {name for name in own if name not in found}
+        weights = {name: value for name, value in named.items() if name not in unused}
+        assert weights.keys() <= own.keys(), weights.keys() - own.keys()
+        missing = {name for name in own if name not in weights}
         assert {name.split(".")[0] for name in missing} == {"transformer"}, missing
-        self.load_state_dict(found, strict=False)
+        self.load_state_dict(weights, strict=False)
 
     def forward(self, batch: Mapping[str, Tensor], noised: Tensor, time: Tensor) -> Tensor:
         """Velocity [B, T, A]; `pixels` of the batch are float32 [B * N, 3, H, W]."""
         pooled = self.clip.text_model(input_ids=batch["ids"]).pooler_output
         text = self.clip.text_projection(pooled / pooled.norm(dim=-1, keepdim=True))
-        seen = self.clip.vision_model(pixel_values=batch["pixels"]).pooler_output
-        seen = self.clip.visual_projection(seen)
-        images = (seen / seen.norm(dim=-1, keepdim=True)).reshape(len(text), -1, text.shape[-1])
+        features = self.clip.vision_model(pixel_values=batch["pixels"]).pooler_output
+        features = self.clip.visual_projection(features)
+        images = (features / features.norm(dim=-1, keepdim=True)).reshape(
+            len(text), -1, text.shape[-1]
+        )
         conditions = [self.time_encoding(time)[:, None], text[:, None], images]
-        encoded = [self.condition_encode(one) for one in conditions]
+        encoded = [self.condition_encode(condition) for condition in conditions]
         encoded.append(self.proprioception_encode(batch["proprioception"]))
         encoded.append(self.action_encode(noised))
         _, states = self.transformer(torch.cat(encoded, dim=1))
@@ -160,10 +162,10 @@ class PlainStep:
         self.policy, self.limit, self.updates = policy, limit, 0
         named = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
         plain = [p for name, p in named if name.endswith(".bias") or "norm" in name.lower()]
-        kept = {id(p) for p in plain}
+        plain_ids = {id(p) for p in plain}
         groups = [
             {"params": plain, "weight_decay": 0.0},
-            {"params": [p for _, p in named if id(p) not in kept], "weight_decay": decay},
+            {"params": [p for _, p in named if id(p) not in plain_ids], "weight_decay": decay},
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), eps=1e-8)
         self.average = {name: p.detach().clone().float() for name, p in policy.named_parameters()}

@@ -108,13 +108,13 @@ def main(arguments: argparse.Namespace) -> None:
     print(describe(), f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     print(f"{arguments.size}, batch {batch}, {config.hparams.precision} on {ours.device}")
     check_equal(ours, theirs)
-    taken = in_turn([theirs.step, ours.step], arguments.steps)
-    before, after = (1000 * statistics.median(one) for one in taken)
+    durations = alternate([theirs.step, ours.step], arguments.steps)
+    before, after = (1000 * statistics.median(values) for values in durations)
     print(f"step: plain {before:.1f} ms, ours {after:.1f} ms: {before / after:.2f} x")
     for name in ("forward", "backward", "update"):
-        before, after = (1000 * statistics.median(one.parts[name]) for one in (theirs, ours))
+        before, after = (1000 * statistics.median(values.parts[name]) for values in (theirs, ours))
         print(f"   {name}: plain {before:.1f} ms, ours {after:.1f} ms: {before / after:.2f} x")
-    tell_rate(ours, batch, statistics.median(taken[1]))
+    print_rate(ours, batch, statistics.median(durations[1]))
 
 
 def configuration(size: Size, batch: int, arguments: argparse.Namespace) -> TrainConfig:
@@ -170,12 +170,12 @@ class Ours:
         )
         plan = TrainPlan(10_000, batch, batch, 1, (), 0)
         self.contexts = StepContexts(self.runtime, self.placed, config.hparams.seed, plan)
-        self.mover = OptimizerStepper(
+        self.stepper = OptimizerStepper(
             config.hparams, 10_000, self.runtime, self.placed, self.contexts
         )
-        made = example(size, batch)
-        self.one = MicroBatch(
-            {name: value.to(self.device) for name, value in made.items()},
+        tensors = example(size, batch)
+        self.micro_batch = MicroBatch(
+            {name: value.to(self.device) for name, value in tensors.items()},
             samples=("",) * batch,
             positions=tuple(range(batch)),
         )
@@ -184,31 +184,37 @@ class Ours:
     def step(self) -> Tensor:
         """As the trainer makes it, but for the data and the report."""
         self.contexts.begin(self.state.step)
-        moved = self.mover.step("main", self.state, self.objective, [self.one], [0.0])
-        self.average.update(moved.ok)
+        result = self.stepper.step("main", self.state, self.objective, [self.micro_batch], [0.0])
+        self.average.update(result.ok)
         self.state.step += 1
-        return moved.totals[0] / moved.sums.count
+        return result.totals[0] / result.sums.count
 
     def taken_apart(self) -> None:
         """The same in parts, each waited for."""
         optimizer = self.state.optimizers["main"]
         optimizer.zero_grad(set_to_none=True)
-        timed = Parts(self.parts)
+        timed = PartTimer(self.parts)
         loss = timed("forward", self.loss)
         timed("backward", (loss.total / loss.count).backward)
-        one, no = torch.ones((), device=self.device), torch.zeros((), device=self.device).bool()
-        timed("update", lambda: (update(optimizer, one, LIMIT, no), self.average.update(~no)))
+        scale, non_finite = (
+            torch.ones((), device=self.device),
+            torch.zeros((), device=self.device).bool(),
+        )
+        timed(
+            "update",
+            lambda: (update(optimizer, scale, LIMIT, non_finite), self.average.update(~non_finite)),
+        )
 
     def loss(self) -> Any:
         """What is made smaller in this step."""
         with self.runtime.autocast():
-            return self.objective.loss("main", self.one.batch, self.context())
+            return self.objective.loss("main", self.micro_batch.batch, self.context())
 
     def context(self) -> Any:
         """The moment of this step."""
-        return self.contexts.of(self.state.step, self.one, 0)
+        return self.contexts.of(self.state.step, self.micro_batch, 0)
 
-    def drawn(self) -> tuple[Tensor, Tensor]:
+    def noise_and_time(self) -> tuple[Tensor, Tensor]:
         """Noise and time of this step."""
         draws = self.context().rng
         time_ = draws.integers(1000, 1).flatten()
@@ -220,44 +226,46 @@ class Theirs:
 
     def __init__(self, plain: PlainStep, ours: Ours) -> None:
         self.plain, self._ours = plain, ours
-        given = ours.one.batch
-        shift, scale = (torch.tensor(one, device=ours.device)[:, None, None] for one in (MEAN, STD))
+        given = ours.micro_batch.batch
+        shift, scale = (
+            torch.tensor(values, device=ours.device)[:, None, None] for values in (MEAN, STD)
+        )
         pixels = ((given["images"].flatten(0, 1).float() / 255 - shift) / scale).contiguous()
         ids = (given["text"] - 1).clamp(min=0)
         self._batch = {**given, "ids": ids, "pixels": pixels}
         self.parts: dict[str, list[float]] = {"forward": [], "backward": [], "update": []}
 
-    def step(self, drawn: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def step(self, noise_and_time: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """One step; the loss before it."""
-        loss = self.loss(drawn)
+        loss = self.loss(noise_and_time)
         loss.backward()
         self.plain.update()
         return loss.detach()
 
     def taken_apart(self) -> None:
         """The same in parts, each waited for."""
-        timed = Parts(self.parts)
+        timed = PartTimer(self.parts)
         loss = timed("forward", self.loss)
         timed("backward", loss.backward)
         timed("update", self.plain.update)
 
-    def loss(self, drawn: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def loss(self, noise_and_time: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Under the same autocast as ours."""
         with self._ours.runtime.autocast():
-            return self.plain.loss(self._batch, drawn)
+            return self.plain.loss(self._batch, noise_and_time)
 
 
-class Parts:
+class PartTimer:
     """Times what it is given, and adds to a list by name."""
 
     def __init__(self, found: Mapping[str, list[float]]) -> None:
-        self._found = found
+        self._seconds = found
 
     def __call__(self, name: str, work: Callable[[], Any]) -> Any:
         """Runs one part to its end."""
         started = now()
         result = work()
-        self._found[name].append(now() - started)
+        self._seconds[name].append(now() - started)
         return result
 
 
@@ -285,38 +293,38 @@ def check_equal(ours: Ours, theirs: Theirs) -> None:
     is_low = ours.config.hparams.precision.startswith("amp")
     limit = EQUAL[torch.bfloat16 if is_low else torch.float32]
     for _ in range(3):
-        drawn = ours.drawn()
+        drawn = ours.noise_and_time()
         own, other = float(ours.step()), float(theirs.step(drawn))
         assert abs(own - other) <= limit * abs(other), f"losses differ: {own} and {other}"
         print(f"equal losses: {own:.6f} and {other:.6f}")
 
 
-def in_turn(steps: list[Callable[[], Any]], number: int) -> list[list[float]]:
+def alternate(steps: list[Callable[[], Any]], number: int) -> list[list[float]]:
     """Seconds of each step, A B A B ..., after two that are not counted; then the parts."""
-    taken: list[list[float]] = [[] for _ in steps]
-    for round_ in range(number + 2):
-        for step, seconds in zip(steps, taken, strict=True):
+    durations: list[list[float]] = [[] for _ in steps]
+    for index in range(number + 2):
+        for step, seconds in zip(steps, durations, strict=True):
             started = now()
             step()
-            if round_ > 1:
+            if index > 1:
                 seconds.append(now() - started)
     for _ in range(max(number // 2, 3)):
         for step in steps:
             step.__self__.taken_apart()  # pyright: ignore[reportFunctionMemberAccess]
-    return taken
+    return durations
 
 
-def tell_rate(ours: Ours, batch: int, seconds: float) -> None:
+def print_rate(ours: Ours, batch: int, seconds: float) -> None:
     """Samples per second and, on a GPU, the share of its peak."""
     with FlopCounterMode(display=False) as counter:
         loss = ours.loss()
         (loss.total / loss.count).backward()
     teraflops = counter.get_total_flops() / seconds / 1e12
-    told = f"ours: {batch / seconds:.1f} samples/s, {teraflops:.3f} TFLOP/s"
+    text = f"ours: {batch / seconds:.1f} samples/s, {teraflops:.3f} TFLOP/s"
     if ours.device.type == "cuda":
         memory = torch.cuda.max_memory_allocated() / 2**30
-        told += f", {teraflops / PEAK_TFLOPS:.1%} of {PEAK_TFLOPS:.0f}; {memory:.1f} GiB of both"
-    print(told)
+        text += f", {teraflops / PEAK_TFLOPS:.1%} of {PEAK_TFLOPS:.0f}; {memory:.1f} GiB of both"
+    print(text)
 
 
 def now() -> float:

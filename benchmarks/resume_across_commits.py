@@ -110,7 +110,7 @@ class Trials:
             return
         for needed in re.findall(r"made/([\w-]+)", case.line) + [case.before] * bool(case.before):
             self.make(needed)
-        done, self._traces[name] = self._run(self._earlier, name, self._begun(name))
+        done, self._traces[name] = self._run(self._earlier, name, self._prepared_words(name))
         if done.code:
             raise RuntimeError(f"{name}: the earlier code cannot make it: {done.stderr}")
         shutil.move(self._out(name), self._made(name))
@@ -118,21 +118,21 @@ class Trials:
     def _stops(self, name: str) -> Iterator[tuple[str, int]]:
         """Kind of progress and number of the operation at which the command is killed."""
         trace = self._traces[name]
-        places = {kind: _places(trace, pattern) for kind, pattern in ENTERED.items()}
-        if places["steps"]:
-            yield "steps", _places(trace, CHECKPOINT)[0]
+        numbers = {kind: _operation_numbers(trace, pattern) for kind, pattern in ENTERED.items()}
+        if numbers["steps"]:
+            yield "steps", _operation_numbers(trace, CHECKPOINT)[0]
             return
-        for kind, found in places.items():
-            if found:
-                yield kind, found[len(found) // 2 - 1]
-        if not any(places.values()):
-            yield "", _places(trace, WRITING)[0]
+        for kind, kind_numbers in numbers.items():
+            if kind_numbers:
+                yield kind, kind_numbers[len(kind_numbers) // 2 - 1]
+        if not any(numbers.values()):
+            yield "", _operation_numbers(trace, WRITING)[0]
 
     def _half(self, name: str, kind: str, number: int) -> Outcome:
         """The present code on the output that the earlier code left when it was killed."""
         half = self._folder / "half" / name
         shutil.rmtree(half, ignore_errors=True)
-        ended = self._earlier.run(self._begun(name), **{STEPS: str(number)})
+        ended = self._earlier.run(self._prepared_words(name), **{STEPS: str(number)})
         shutil.move(self._out(name), half)
         total, kept = _entered(self._traces[name]), _kept(half)
         outcome = Outcome(f"{name}, half-finished{f' ({kind})' if kind else ''}")
@@ -144,11 +144,13 @@ class Trials:
         done, trace = self._run(self._present, name, self._words(name))
         self._check_exit(outcome, done, 0)
         now = _entered(trace)
-        left = {one: max(0, total[one] - kept[one]) for one in total}
-        outcome.redone = sum(max(0, now[one] - left[one]) for one in total)
+        left = {kind_: max(0, total[kind_] - kept[kind_]) for kind_ in total}
+        outcome.redone = sum(max(0, now[kind_] - left[kind_]) for kind_ in total)
         outcome.note = _described(kept, total)
-        short = [one for one in total if not done.code and now[one] < left[one]]
-        outcome.problems += [f"{one}: {now[one]} entered, {left[one]} were left" for one in short]
+        short = [kind_ for kind_ in total if not done.code and now[kind_] < left[kind_]]
+        outcome.problems += [
+            f"{kind_}: {now[kind_]} entered, {left[kind_]} were left" for kind_ in short
+        ]
         self._check_resumed(outcome, done, kept["items"])
         self._compare(outcome, name)
         return outcome
@@ -168,7 +170,7 @@ class Trials:
                 shutil.rmtree(self._out(name))
             else:
                 self._check_exit(outcome, done, CASES[name].again)
-        outcome.redone = sum(max(0, entered[1][one] - entered[0][one]) for one in ENTERED)
+        outcome.redone = sum(max(0, entered[1][kind] - entered[0][kind]) for kind in ENTERED)
         outcome.note = (
             f"{len(changed[0])} files written again by both" if changed[0] else "left alone"
         )
@@ -185,15 +187,17 @@ class Trials:
         codes: list[str] = []
         for command in ("verify", "inspect"):
             words = [command, f"made/{name}", "--json", "-q"]
-            before, now = (_reported(one.run(words)) for one in (self._earlier, self._present))
+            before, now = (
+                _reported(checkout.run(words)) for checkout in (self._earlier, self._present)
+            )
             codes += before[1]
             if before != now:
                 outcome.problems.append(f"{command}: {now}, before {before}")
         outcome.note = f"codes {', '.join(sorted(set(codes)))}" if codes else "no codes"
         return outcome
 
-    def _check_exit(self, outcome: Outcome, done: Done, wanted: int) -> None:
-        if done.code != wanted:
+    def _check_exit(self, outcome: Outcome, done: Done, expected: int) -> None:
+        if done.code != expected:
             note = (done.stderr.strip() or "no message").splitlines()[0]
             outcome.problems.append(f"ended with {done.code}: {note}")
 
@@ -205,12 +209,12 @@ class Trials:
 
     def _compare(self, outcome: Outcome, name: str) -> None:
         """Compares the output with the finished one of the earlier code, and removes it."""
-        wanted, found = _contents(self._made(name)), _contents(self._out(name))
-        both = wanted.keys() | found.keys()
-        outcome.unequal = sorted(one for one in both if wanted.get(one) != found.get(one))
+        expected, files = _contents(self._made(name)), _contents(self._out(name))
+        names = expected.keys() | files.keys()
+        outcome.unequal = sorted(file for file in names if expected.get(file) != files.get(file))
         shutil.rmtree(self._out(name))
 
-    def _begun(self, name: str) -> list[str]:
+    def _prepared_words(self, name: str) -> list[str]:
         """The words of a command whose output is as it is before the first run."""
         shutil.rmtree(self._out(name), ignore_errors=True)
         if CASES[name].before:
@@ -236,14 +240,14 @@ class Trials:
         return self._folder / "made" / name
 
 
-def _places(trace: Sequence[str], pattern: re.Pattern[str]) -> list[int]:
+def _operation_numbers(trace: Sequence[str], pattern: re.Pattern[str]) -> list[int]:
     """Numbers of the operations of a kind, from 1."""
     return [number for number, line in enumerate(trace, 1) if pattern.fullmatch(line)]
 
 
 def _entered(trace: Sequence[str]) -> Counts:
-    found = {kind: len(_places(trace, pattern)) for kind, pattern in ENTERED.items()}
-    return {**found, "steps": found["steps"] - len(_places(trace, SHORTENED))}
+    counts = {kind: len(_operation_numbers(trace, pattern)) for kind, pattern in ENTERED.items()}
+    return {**counts, "steps": counts["steps"] - len(_operation_numbers(trace, SHORTENED))}
 
 
 def _kept(output: Path) -> Counts:
@@ -260,24 +264,24 @@ def _kept(output: Path) -> Counts:
 
 
 def _described(kept: Counts, total: Counts) -> str:
-    found = [f"{kept[kind]} of {total[kind]} {kind} kept" for kind in total if total[kind]]
-    return ", ".join(found) or "made as a whole"
+    parts = [f"{kept[kind]} of {total[kind]} {kind} kept" for kind in total if total[kind]]
+    return ", ".join(parts) or "made as a whole"
 
 
 def _contents(folder: Path) -> dict[str, str]:
     """SHA-256 of every file, without what depends on the time."""
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     for path in _files(folder):
         content = path.read_bytes()
         if path.name == METRICS:
-            content = json.dumps([*map(_timeless, content.splitlines())]).encode()
+            content = json.dumps([*map(_without_times, content.splitlines())]).encode()
         if path.name != METADATA:
-            found[path.relative_to(folder).as_posix()] = hashlib.sha256(content).hexdigest()
-    return found
+            digests[path.relative_to(folder).as_posix()] = hashlib.sha256(content).hexdigest()
+    return digests
 
 
-def _timeless(row: bytes) -> dict[str, Any]:
-    return {key: one for key, one in json.loads(row).items() if not key.endswith(TIMES)}
+def _without_times(row: bytes) -> dict[str, Any]:
+    return {key: value for key, value in json.loads(row).items() if not key.endswith(TIMES)}
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -304,19 +308,19 @@ def _reported(done: Done) -> tuple[int, list[str]]:
 
 def _codes(value: Any) -> Iterator[str]:
     if isinstance(value, dict):
-        for key, one in value.items():
-            yield from [one] if key == "code" and isinstance(one, str) else _codes(one)
+        for key, item in value.items():
+            yield from [item] if key == "code" and isinstance(item, str) else _codes(item)
     elif isinstance(value, list):
-        for one in value:
-            yield from _codes(one)
+        for item in value:
+            yield from _codes(item)
 
 
 def _document(stdout: str) -> dict[str, Any]:
     try:
-        found = json.loads(stdout)
+        document = json.loads(stdout)
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return document if isinstance(document, dict) else {}
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -334,7 +338,7 @@ def main(arguments: argparse.Namespace) -> int:
         ):
             trials = Trials(folder, earlier, present)
             outcomes: list[Outcome] = []
-            for name in (one for one in CASES if fnmatch(one, arguments.only)):
+            for name in (name_ for name_ in CASES if fnmatch(name_, arguments.only)):
                 for outcome in trials.outcomes(name):
                     print(outcome.line(), flush=True)
                     outcomes.append(outcome)

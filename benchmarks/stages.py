@@ -106,7 +106,7 @@ def _samples(
             members = list(sample_members(sample, images))
             stages.run(
                 "write tar with digest",
-                lambda m=members, t=tar: t.append(b"".join(member_bytes(*one) for one in m)),
+                lambda m=members, t=tar: t.append(b"".join(member_bytes(*member) for member in m)),
             )
 
 

@@ -54,12 +54,12 @@ def main(variant: str, batch: int, repeats: int) -> None:
     compare(
         "step",
         repeats,
-        lambda: stepped(plain.logits(pixels), targets, plain),
-        lambda: stepped(model(pixels).logits, targets, model),
+        lambda: backward(plain.logits(pixels), targets, plain),
+        lambda: backward(model(pixels).logits, targets, model),
     )
     if device.type == "cuda":
         del plain
-        on_gpu(variant, device)
+        measure_gpu(variant, device)
 
 
 def network(variant: str, stage: int) -> TitokConfig:
@@ -75,7 +75,7 @@ def encoded(model: Any, pixels: Tensor) -> None:
     model.codes(pixels)
 
 
-def stepped(logits: Tensor, targets: Tensor, model: torch.nn.Module) -> None:
+def backward(logits: Tensor, targets: Tensor, model: torch.nn.Module) -> None:
     """Forward and backward pass."""
     functional.cross_entropy(logits.flatten(2), targets).backward()
     model.zero_grad(set_to_none=True)
@@ -85,14 +85,14 @@ def compare(name: str, repeats: int, before: Callable[[], None], after: Callable
     """Prints the medians and the best of both, in turn, and the ratios."""
     seconds: list[list[float]] = [[], []]
     for number in range(repeats + 1):
-        for taken, work in zip(seconds, (before, after), strict=True):
-            one = timed(work)
+        for durations, work in zip(seconds, (before, after), strict=True):
+            duration = timed(work)
             if number:
-                taken.append(one)
-    plain, ours = (statistics.median(one) for one in seconds)
-    fastest = [min(one) for one in seconds]
-    told = f"fastest {fastest[0]:.3f} s, {fastest[1]:.3f} s: {fastest[0] / fastest[1]:.2f} x"
-    print(f"{name:8} plain {plain:.3f} s, ours {ours:.3f} s: {plain / ours:.2f} x; {told}")
+                durations.append(duration)
+    plain, ours = (statistics.median(duration) for duration in seconds)
+    fastest = [min(duration) for duration in seconds]
+    best = f"fastest {fastest[0]:.3f} s, {fastest[1]:.3f} s: {fastest[0] / fastest[1]:.2f} x"
+    print(f"{name:8} plain {plain:.3f} s, ours {ours:.3f} s: {plain / ours:.2f} x; {best}")
 
 
 def timed(work: Callable[[], None]) -> float:
@@ -109,16 +109,18 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def on_gpu(variant: str, device: torch.device) -> None:
+def measure_gpu(variant: str, device: torch.device) -> None:
     """Rates, memory and share of the peak in bfloat16, inputs on the device, compiled blocks."""
     encoder, decoder = GFLOPS[variant]
     first = compiled(network(variant, 1), device)
     rate("encode", partial(encoded, first), encoder, device)
     teacher = Vqgan(first.config.vqgan).to(device).eval().requires_grad_(requires_grad=False)
-    rate("stage 1", partial(learned, first, teacher), 3 * (encoder + decoder) + TEACHER, device)
+    rate(
+        "stage 1", partial(stage_1_step, first, teacher), 3 * (encoder + decoder) + TEACHER, device
+    )
     del first, teacher
     second = compiled(network(variant, 2), device)
-    rate("stage 2", partial(drawn, second), encoder + 3 * (decoder + PIXELS), device)
+    rate("stage 2", partial(stage_2_step, second), encoder + 3 * (decoder + PIXELS), device)
 
 
 def compiled(config: TitokConfig, device: torch.device) -> Titok:
@@ -131,14 +133,14 @@ def compiled(config: TitokConfig, device: torch.device) -> Titok:
     return model
 
 
-def learned(model: Titok, teacher: Vqgan, pixels: Tensor) -> None:
+def stage_1_step(model: Titok, teacher: Vqgan, pixels: Tensor) -> None:
     """A step of stage 1 without the update, the teacher's codes in bfloat16 too."""
     with torch.no_grad():
         targets = teacher.ids(pixels)
-    stepped(model(pixels).logits.float(), targets, model)
+    backward(model(pixels).logits.float(), targets, model)
 
 
-def drawn(model: Titok, pixels: Tensor) -> None:
+def stage_2_step(model: Titok, pixels: Tensor) -> None:
     """Forward and backward pass of the squared error of pixels."""
     functional.mse_loss(model(pixels).pixels.float(), pixels).backward()
     model.zero_grad(set_to_none=True)
@@ -159,8 +161,8 @@ def rate(name: str, work: Callable[[Tensor], None], gflops: float, device: torch
     seconds = statistics.median(timed(once) for _ in range(10))
     share = batch * gflops / seconds / (PEAK_TFLOPS * 1000)
     memory = torch.cuda.max_memory_allocated() / 2**30
-    told = f"{batch / seconds:.0f} pictures/s, {share:.1%} of the peak, {memory:.1f} GiB"
-    print(f"{name:8} batch {batch}, bfloat16: {told}")
+    text = f"{batch / seconds:.0f} pictures/s, {share:.1%} of the peak, {memory:.1f} GiB"
+    print(f"{name:8} batch {batch}, bfloat16: {text}")
 
 
 if __name__ == "__main__":

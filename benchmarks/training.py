@@ -35,35 +35,35 @@ def main(data: str, preset: str, workers: int, steps: int) -> None:
     runtime = Runtime(config)
     plan = make_plan(config, info.datasets, runtime.world_size)
     order = SampleOrder(info.datasets, OrderOptions.of(config.data, config.hparams.seed))
-    kept = kind.make_assets(config.data, info)
-    batcher = model_type.batcher(config.model, config.data, kept, None, training=True)
+    assets = kind.make_assets(config.data, info)
+    batcher = model_type.batcher(config.model, config.data, assets, None, training=True)
     fake = partial(model_type.example, config.model, config.data, plan.micro_batch)
     reads = LoaderPlan(plan.micro_batch, num_workers=workers, drop_reasons=kind.drop_reasons)
     reader = kind.reader(config.data, info)
     with build_loader(reads, order, reader, batcher, fake) as loader:
-        fed = iter(loader)
-        batches = list(islice(fed, 20))
+        batches_of_loader = iter(loader)
+        batches = list(islice(batches_of_loader, 20))
         started = time.perf_counter()
-        for _ in islice(fed, steps):
+        for _ in islice(batches_of_loader, steps):
             pass
         rate = steps * plan.micro_batch / (time.perf_counter() - started)
     print(describe())
     print(f"loader alone, {workers} processes: {rate:.0f} samples/s")
 
-    begun = set_up(config, info, runtime, None)
-    contexts = StepContexts(runtime, begun.placed, config.hparams.seed, plan)
-    mover = OptimizerStepper(config.hparams, plan.total_steps, runtime, begun.placed, contexts)
-    moved = list(prefetch_to_device(iter(batches), runtime.device))
+    setup = set_up(config, info, runtime, None)
+    contexts = StepContexts(runtime, setup.placed, config.hparams.seed, plan)
+    stepper = OptimizerStepper(config.hparams, plan.total_steps, runtime, setup.placed, contexts)
+    device_batches = list(prefetch_to_device(iter(batches), runtime.device))
     for index in range(steps + 10):
         if index == 10:
             started = time.perf_counter()
-        one = moved[index % len(moved)]
-        for name in begun.objective.optimizers_at(0):
-            last = mover.step(name, begun.state, begun.objective, [one], [])
-        begun.state.step += 1
+        one = device_batches[index % len(device_batches)]
+        for name in setup.objective.optimizers_at(0):
+            last = stepper.step(name, setup.state, setup.objective, [one], [])
+        setup.state.step += 1
     last.on_host.read()
     milliseconds = 1000 * (time.perf_counter() - started) / steps
-    size = f"batch {plan.micro_batch}, {begun.state.num_parameters / 1e6:.2f} M"
+    size = f"batch {plan.micro_batch}, {setup.state.num_parameters / 1e6:.2f} M"
     print(f"step alone on {runtime.device}, {size}: {milliseconds:.1f} ms")
 
 

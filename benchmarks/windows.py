@@ -22,8 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from machine import describe
-from measured import EvalResult, run
 from PIL import Image
+from process_stats import ProcessStats, run
 
 CAMERAS = ("image", "wrist_image")
 SIZE, STEPS, DISTINCT = 256, 16, 48
@@ -39,12 +39,12 @@ def main(arguments: argparse.Namespace) -> None:
         images = 2 * arguments.episodes * arguments.frames
         print(describe())
         print(f"{images} pictures of {kilobytes:.0f} kB, {arguments.workers} workers")
-        found: dict[str, list[EvalResult]] = {"plain": [], "vlatool": []}
+        runs_by_name: dict[str, list[ProcessStats]] = {"plain": [], "vlatool": []}
         for _ in range(arguments.repeat):
-            for name, runs in found.items():
+            for name, runs in runs_by_name.items():
                 runs.append(run(command(name, raw, out, arguments.workers)))
                 shutil.rmtree(out)
-        rates = {name: report(name, runs, images) for name, runs in found.items()}
+        rates = {name: report(name, runs, images) for name, runs in runs_by_name.items()}
         print(f"ratio: {rates['vlatool'] / rates['plain']:.1f}")
 
 
@@ -56,12 +56,12 @@ def command(name: str, raw: Path, out: Path, workers: int) -> list[str]:
     return [*words, "--workers", str(workers), "-q"]
 
 
-def report(name: str, runs: list[EvalResult], images: int) -> float:
+def report(name: str, runs: list[ProcessStats], images: int) -> float:
     """Prints the figures of the median run; its pictures per second."""
-    median = statistics.median_low([one.seconds for one in runs])
-    one = next(one for one in runs if one.seconds == median)
-    took = f"{median:.1f} s, {one.cpu_s:.1f} s CPU"
-    memory = f"driver {one.driver_mib:.0f} MiB, worker {one.worker_mib:.0f} MiB"
+    median = statistics.median_low([stats.seconds for stats in runs])
+    stats = next(stats for stats in runs if stats.seconds == median)
+    took = f"{median:.1f} s, {stats.cpu_s:.1f} s CPU"
+    memory = f"driver {stats.driver_mib:.0f} MiB, worker {stats.worker_mib:.0f} MiB"
     print(f"{name}: {images / median:.0f} pictures/s, {took}, {memory}")
     return images / median
 
@@ -83,21 +83,22 @@ def make_input(raw: Path, episodes: int, frames: int) -> float:
     lines = [
         {"episode_index": number, "tasks": [TASK], "length": frames} for number in range(episodes)
     ]
-    (meta / "episodes.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    (meta / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (meta / "tasks.jsonl").write_text(json.dumps({"task_index": 0, "task": TASK}) + "\n")
     for number in range(episodes):
         path = raw / DATA.format(number)
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table(cells, number, frames, rng), path)
-    return sum(len(one["bytes"]) for one in cells) / len(cells) / 1e3
+    return sum(len(line["bytes"]) for line in cells) / len(cells) / 1e3
 
 
 def table(cells: list[Any], number: int, frames: int, rng: np.random.Generator) -> pa.Table:
     """One episode."""
-    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    chosen = {name: rng.integers(len(cells), size=frames) for name in CAMERAS}
+    image_type = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    image_indices = {name: rng.integers(len(cells), size=frames) for name in CAMERAS}
     columns: dict[str, Any] = {
-        name: pa.array([cells[at] for at in places], kind) for name, places in chosen.items()
+        name: pa.array([cells[index] for index in indices], image_type)
+        for name, indices in image_indices.items()
     }
     for name, width in {"state": 8, "actions": 7}.items():
         values = rng.normal(size=(frames, width)).tolist()
@@ -143,12 +144,12 @@ def convert(file: Path, out: Path) -> None:
             image.save(folder / f"raw_{camera}_{file.stem}_frame_{row['frame_index']:06d}.png")
     (out / "data").mkdir(parents=True, exist_ok=True)
     with (out / "data" / f"{file.stem}.jsonl").open("w") as lines:
-        for at in range(len(rows)):
-            for text in lines_of(rows, file.stem, at):
+        for anchor in range(len(rows)):
+            for text in lines_of(rows, file.stem, anchor):
                 lines.write(text + "\n")
 
 
-def lines_of(rows: list[Any], stem: str, at: int) -> list[str]:
+def lines_of(rows: list[Any], stem: str, anchor: int) -> list[str]:
     """The two lines of a step."""
     last = len(rows) - 1
 
@@ -160,7 +161,7 @@ def lines_of(rows: list[Any], stem: str, at: int) -> list[str]:
         ]
 
     still = [0.0] * 6 + [rows[last]["actions"][6]]
-    chunk = [rows[j]["actions"] if j <= last else still for j in range(at, at + STEPS)]
+    chunk = [rows[j]["actions"] if j <= last else still for j in range(anchor, anchor + STEPS)]
     tags, future = "<image>" * 2 * STEPS, "<Recimage>" * 2 * STEPS
     act, rec = "<Act><action></Act>", f"<Rec>{future}</Rec>."
     texts = [
@@ -173,17 +174,17 @@ def lines_of(rows: list[Any], stem: str, at: int) -> list[str]:
             f"After executing{act}, the system will transition to the state{rec}",
         ),
     ]
-    found: list[str] = []
+    lines: list[str] = []
     for question, answer in texts:
-        said = {"role": "user", "content": f"{tags}Task: {TASK}\n\n{question}"}
+        user_message = {"role": "user", "content": f"{tags}Task: {TASK}\n\n{question}"}
         row = {
-            "messages": [said, {"role": "assistant", "content": answer}],
-            "images": names(range(at - STEPS + 1, at + 1)),
-            "Recimage": names(range(at + 1, at + 1 + STEPS)),
+            "messages": [user_message, {"role": "assistant", "content": answer}],
+            "images": names(range(anchor - STEPS + 1, anchor + 1)),
+            "Recimage": names(range(anchor + 1, anchor + 1 + STEPS)),
             "actions": chunk,
         }
-        found.append(json.dumps(row, ensure_ascii=False))
-    return found
+        lines.append(json.dumps(row, ensure_ascii=False))
+    return lines
 
 
 if __name__ == "__main__":

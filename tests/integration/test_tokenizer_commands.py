@@ -21,7 +21,7 @@ from tests.builders.tokenizers import (
     write_stage_1,
     write_teacher,
 )
-from tests.surface.invoke import said
+from tests.surface.invoke import run_vlatool
 from vlatool.artifacts.run_dir import RunDir
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
@@ -247,7 +247,7 @@ def test_stage_without_its_sources_is_refused_before_it_trains(
 ) -> None:
     options = [sources["teacher"] if one == "TEACHER" else one for one in options]
     target = ["--data", shards, "--output", str(tmp_path / "run")]
-    status, text = said("--json", "tokenizer", "train", "--preset", *options, *target)
+    status, text = run_vlatool("--json", "tokenizer", "train", "--preset", *options, *target)
 
     assert (status, json.loads(text)["error"]["details"]["key"].split(".")[0]) == (2, "model")
     assert code in text

@@ -1,4 +1,4 @@
-"""Documents and lines."""
+"""JSON documents, text and progress lines."""
 
 import json
 import re
@@ -75,7 +75,7 @@ def test_plain_bar_writes_one_line_at_its_end(capsys: pytest.CaptureFixture[str]
     assert streams.err.startswith("preprocess: 4/4 episodes (100 %)")
 
 
-def test_line_in_the_middle_says_how_long_it_takes() -> None:
+def test_line_during_progress_has_the_time_left() -> None:
     class Nowhere:
         def show(self, count: reporters.ProgressCounter, *, is_end: bool) -> None: ...
 
@@ -86,7 +86,7 @@ def test_line_in_the_middle_says_how_long_it_takes() -> None:
     assert line.endswith("loss 0.1235")
 
 
-def test_what_an_earlier_run_had_done_does_not_count_as_speed() -> None:
+def test_items_of_an_earlier_run_do_not_count_in_the_rate() -> None:
     class Nowhere:
         def show(self, count: reporters.ProgressCounter, *, is_end: bool) -> None: ...
 
@@ -98,7 +98,7 @@ def test_what_an_earlier_run_had_done_does_not_count_as_speed() -> None:
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
-def test_bar_count_and_time_left_stay_whole_on_a_narrow_terminal(
+def test_bar_count_and_time_left_are_not_cut_on_a_narrow_terminal(
     width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, value in {"COLUMNS": str(width), "FORCE_COLOR": "1", "TERM": "xterm"}.items():

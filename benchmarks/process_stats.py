@@ -12,7 +12,7 @@ _EVERY_S = 0.05
 
 
 @dataclass(frozen=True)
-class EvalResult:
+class ProcessStats:
     """What a command took.
 
     Attributes:
@@ -30,7 +30,7 @@ class EvalResult:
     stdout: str
 
 
-def run(command: Sequence[str]) -> EvalResult:
+def run(command: Sequence[str]) -> ProcessStats:
     """Runs a command to its end.
 
     Raises:
@@ -51,7 +51,7 @@ def run(command: Sequence[str]) -> EvalResult:
         raise RuntimeError(f"{' '.join(command)} ended with {status}: {stdout}")
     driver = peaks.pop(process.pid, 0.0)
     worker = max(peaks.values(), default=0.0)
-    return EvalResult(seconds, usage.ru_utime + usage.ru_stime, driver, worker, stdout)
+    return ProcessStats(seconds, usage.ru_utime + usage.ru_stime, driver, worker, stdout)
 
 
 def _watch(root: int, peaks: dict[int, float]) -> None:
@@ -70,11 +70,11 @@ def _watch(root: int, peaks: dict[int, float]) -> None:
 
 def tree(root: int) -> list[int]:
     """A process and all below it."""
-    found = [root]
-    for pid in found:
+    pids = [root]
+    for pid in pids:
         try:
             children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         except OSError:
             continue
-        found += [int(child) for child in children]
-    return found
+        pids += [int(child) for child in children]
+    return pids
