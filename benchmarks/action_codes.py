@@ -1,10 +1,10 @@
-"""FAST action codes: chunks encoded and decoded per second of one processor.
+"""Action chunks that FAST encodes and decodes per second of one processor.
 
     python benchmarks/action_codes.py [--chunks 20000] [--runs 5]
     python benchmarks/action_codes.py --fast DIR
 
-Chunks of 16 x 7 are sums of slow waves, normalised. Without --fast a tokenizer is fitted on a part
-of them.
+Chunks of 16 x 7 are normalized sums of slow waves. Without --fast, a tokenizer is fitted on some of
+them.
 """
 
 import argparse
@@ -25,7 +25,7 @@ FITTED_ON = 3000
 
 
 def chunks(count: int) -> np.ndarray:
-    """float32 [count, 16, 7], normalised."""
+    """Chunks: float32 [count, 16, 7], normalized."""
     rng = np.random.default_rng(0)
     time_ = np.linspace(0, 1, STEPS)[:, None]
     shape = (count, 1, WIDTH)

@@ -1,9 +1,9 @@
-"""Two checkouts in turn, A B A B ...: is a command as fast as it was before?
+"""Time of a command with two checkouts, run in turn, A B A B ...
 
     python benchmarks/in_turn.py --before ../vlatool-before -- preprocess spartan DIR -o OUT
 
-Each run takes its code from PYTHONPATH=CHECKOUT/src. OUT is replaced by a fresh folder per run;
-a run of each that is not counted warms caches.
+Each run uses the code of PYTHONPATH=CHECKOUT/src. OUT is replaced by a new folder for each run. The
+first run of each checkout warms caches and is not counted.
 """
 
 import argparse
@@ -23,7 +23,7 @@ OUTPUT = "OUT"
 
 
 def main(checkouts: Sequence[Path], words: Sequence[str], runs: int) -> None:
-    """Prints each median with its spread, and the ratio of the second to the first."""
+    """Prints each median with its range, and the ratio of the second to the first."""
     seconds: list[list[float]] = [[] for _ in checkouts]
     for number in range(runs + 1):
         for checkout, durations in zip(checkouts, seconds, strict=True):
@@ -39,7 +39,7 @@ def main(checkouts: Sequence[Path], words: Sequence[str], runs: int) -> None:
 
 
 def once(checkout: Path, words: Sequence[str]) -> float:
-    """Seconds that a command takes with the code of a checkout."""
+    """Seconds of a command with the code of a checkout."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = [str(Path(folder, "out")) if word == OUTPUT else word for word in words]
         env = {**os.environ, "PYTHONPATH": str(checkout / "src")}
@@ -54,7 +54,7 @@ def once(checkout: Path, words: Sequence[str]) -> float:
 
 
 def checkout(text: str) -> Path:
-    """A folder with `src/vlatool`."""
+    """Checkout folder, which has `src/vlatool`."""
     path = Path(text).resolve()
     if not (path / "src" / "vlatool").is_dir():
         raise argparse.ArgumentTypeError(f"{path} has no src/vlatool")
@@ -66,6 +66,6 @@ if __name__ == "__main__":
     parser.add_argument("--before", type=checkout, required=True)
     parser.add_argument("--after", type=checkout, default=HERE)
     parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("command", nargs="+", help="after --; OUT stands for a fresh folder")
+    parser.add_argument("command", nargs="+", help="after --; OUT stands for a new folder")
     arguments = parser.parse_args()
     main((arguments.before, arguments.after), arguments.command, arguments.runs)

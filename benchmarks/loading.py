@@ -1,13 +1,14 @@
-"""The training loader alone: samples/s, how fast a run opens, and the same from object storage.
+"""Samples/s and start time of the training loader, from disk and from object storage.
 
     python benchmarks/loading.py DATA [--workers 1] [--batch 16] [--steps 100] [--runs 5]
     python benchmarks/loading.py DATA --before ../vlatool-before
     python benchmarks/loading.py DATA --remote [--delay-ms 20] [--by-sample]
 
-DATA is a folder of `vlatool preprocess`, such as demo/data. With --before two checkouts take turns,
-A B A B ...; with --remote DATA is copied to a local S3 server behind a proxy that holds up each
-request. The server and the proxy use the same processors as the loader. With --by-sample nothing is
-kept here: each sample is a request. With --crop and --jitter pictures vary as published.
+DATA is an output of `vlatool preprocess`, such as demo/data. With --before, two checkouts run in
+turn, A B A B ...; with --remote, DATA is copied to a local S3 server behind a proxy that delays
+each request. The server and the proxy use the same processors as the loader. With --by-sample,
+nothing is cached on disk: each sample is a request. With --crop and --jitter, images are augmented
+as published.
 """
 
 import argparse
@@ -30,14 +31,14 @@ from machine import describe
 
 HERE = Path(__file__).resolve().parents[1]
 FAR = 1_000_000
-# Where the modules of robotics data stood before.
+# Package of the modules of robotics data in old checkouts.
 OLD_PACKAGE = "vlatool.loading"
-# Checkouts before it copy what they stack.
+# Checkouts without this module copy the arrays that they stack.
 SHARED_MEMORY = "vlatool.loading.shared_memory"
 
 
 def stack(samples: Sequence[Any]) -> dict[str, Any]:
-    """What every batcher does: pictures and numbers as tensors."""
+    """Stacks images and fields to tensors, like every batcher."""
     stack_arrays = np.stack
     if importlib.util.find_spec(SHARED_MEMORY):
         stack_arrays = importlib.import_module(SHARED_MEMORY).stack_rows
@@ -52,7 +53,7 @@ def stack(samples: Sequence[Any]) -> dict[str, Any]:
 
 
 def empty_batch() -> dict[str, Any]:
-    """Stands for a micro-batch of broken samples; the data have none."""
+    """Replacement for a micro-batch of broken samples; the data have none."""
     return {}
 
 
@@ -81,13 +82,13 @@ def batches_now(arguments: argparse.Namespace) -> Iterator[Any]:
 
 
 def batches_before(arguments: argparse.Namespace) -> Iterator[Any]:
-    """Micro-batches of the loader that replays what was consumed."""
+    """Micro-batches of the loader of an old checkout, which replays consumed samples."""
     config_module, facts_module, loader_module = (
         importlib.import_module(f"{OLD_PACKAGE}.{name}") for name in ("config", "facts", "loader")
     )
     manifest = str(Path(arguments.data, "shards", "manifest.jsonl"))
     config = config_module.DataConfig(dataset_manifest=[manifest], num_workers=arguments.workers)
-    info = facts_module.load_info(config)
+    info = facts_module.read_facts(config)
     config = facts_module.derive_data(config, info)
     batch = arguments.batch
     plan = loader_module.LoaderPlan(batch, skip_batches=arguments.first // batch)
@@ -95,7 +96,7 @@ def batches_before(arguments: argparse.Namespace) -> Iterator[Any]:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
-    """In a process of its own: seconds to the first micro-batch, and samples/s."""
+    """Seconds to the first micro-batch, and samples/s; runs in its own process."""
     is_old = (Path(os.environ["PYTHONPATH"]) / "vlatool/loading/facts.py").is_file()
     batches = batches_before if is_old else batches_now
     started = time.perf_counter()
@@ -118,7 +119,7 @@ def child(
     env: Mapping[str, str] | None = None,
     **changes: Any,
 ) -> dict[str, float]:
-    """What `measure` says with the code of a checkout."""
+    """Result of `measure` with the code of a checkout."""
     values = {**vars(arguments), **changes}
     words = [
         f"--{key}={values[key]}" for key in ("workers", "batch", "steps", "first") if key in values
@@ -142,7 +143,7 @@ def median_and_range(values: Sequence[float], digits: int = 0) -> str:
 
 
 def local(arguments: argparse.Namespace) -> None:
-    """Rates of the checkouts in turn, then how long a run takes to open."""
+    """Prints rates of the checkouts in turn, then times to the first micro-batch."""
     checkouts = [HERE, *([arguments.before.resolve()] if arguments.before else [])]
     rates: dict[Path, list[float]] = {tree: [] for tree in checkouts}
     for number in range(arguments.runs + 1):
@@ -165,7 +166,7 @@ def local(arguments: argparse.Namespace) -> None:
 
 
 def remote(arguments: argparse.Namespace) -> None:
-    """The same data on disk and in S3, whose answers take a while."""
+    """Compares the same data on disk and in S3 with delayed responses."""
     sys.path[:0] = [str(HERE), str(HERE / "src")]
     from tests.builders.s3_runs import upload
     from tests.builders.s3_server import faulty_proxy, s3_server
@@ -200,10 +201,10 @@ if __name__ == "__main__":
     parser.add_argument("--before", type=Path)
     parser.add_argument("--remote", action="store_true")
     parser.add_argument("--by-sample", action="store_true")
-    parser.add_argument("--crop", action="store_true", help="224 x 224, anywhere")
-    parser.add_argument("--jitter", action="store_true", help="colours, as published")
+    parser.add_argument("--crop", action="store_true", help="random 224 x 224 crop")
+    parser.add_argument("--jitter", action="store_true", help="color jitter, as published")
     parser.add_argument("--delay-ms", type=int, default=20)
-    parser.add_argument("--child", action="store_true", help="for this program itself")
+    parser.add_argument("--child", action="store_true", help="for internal use")
     arguments = parser.parse_args()
     if arguments.child:
         print(json.dumps(measure(arguments)))

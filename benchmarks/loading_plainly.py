@@ -1,16 +1,16 @@
-"""The training loader beside a plain one on the same shards: samples/s and processor time.
+"""Samples/s and CPU time of the training loader against a plain one on the same shards.
 
     python benchmarks/loading_plainly.py DATA [--workers 1,2] [--batch 16] [--runs 3]
 
-DATA is a folder of `vlatool preprocess spartan`. The plain loader is what the published trainer is
-described to do: a webdataset pipeline in a torch DataLoader whose processes decode every picture
-with Pillow and every array of the npz, take the fields of action and proprioception out of them,
-normalise and collate. What it does besides is left out: logs, its tokenizer, and resizing and
-scaling of pictures, which there is the loader's work and here the model's. It also runs with the
-decoder that is used here, which it has not. The loader here makes the batches of `vlatool train`.
-They take turns, A B C A B C ..., each time in new processes; the first batches are not counted.
-Last comes the least that any loader can take: the processor time of decoding the pictures alone,
-all into the same piece of memory. Source: formats/lbm 5.
+DATA is an output of `vlatool preprocess spartan`. The plain loader follows the description of the
+published trainer: a webdataset pipeline in a torch DataLoader whose processes decode every image
+with Pillow and every array of the npz, select the fields of action and proprioception, normalize
+and collate. Its other work is left out: logs, its tokenizer, and resizing and scaling of images,
+which the model does here. The variant `plain-simplejpeg` uses the faster JPEG decoder of this
+package. The loader of this package makes the batches of `vlatool train`. They run in turn,
+A B C A B C ..., each time in new processes; the first batches are not counted. The last line is a
+lower bound for any loader: the CPU time of decoding the images alone, all into the same buffer.
+Source: formats/lbm 5.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def by_pillow(content: bytes) -> Array:
 
 
 def decoded(decode: Callable[[bytes], Array], sample: dict[str, Any]) -> dict[str, Any]:
-    """Members to values, all of them."""
+    """Decodes all members of a sample."""
     return {name: _value(decode, name, content) for name, content in sample.items()}
 
 
@@ -73,7 +73,7 @@ def _value(decode: Callable[[bytes], Array], name: str, content: Any) -> Any:
 
 
 class Fields:
-    """What a batch needs of a decoded sample; picklable."""
+    """Selection of the values of a decoded sample that a batch needs; picklable."""
 
     def __init__(self, data: Any) -> None:
         self.images = [
@@ -127,7 +127,7 @@ class Collate:
 
 
 class Run:
-    """What `vlatool train` would load; `batches` of this package, `plain_batches` of the other."""
+    """Configuration of `vlatool train`, with the batches of both loaders."""
 
     def __init__(self, folder: str, batch: int) -> None:
         typed = {"data.folders": [folder], "total_train_steps": 1, "hparams.lr": 1e-3}
@@ -142,7 +142,7 @@ class Run:
 
     @property
     def shards(self) -> list[str]:
-        """The tars."""
+        """Locations of the shards."""
         return [str(shard.location) for dataset in self.info.datasets for shard in dataset.shards]
 
     def batches(self, workers: int) -> Iterator[Any]:
@@ -156,14 +156,14 @@ class Run:
         )
         order = SampleOrder(self.info.datasets, OrderOptions.of(self.data, SEED))
         batcher = model_type.batcher(model, self.data, self.assets, None, training=True)
-        fake = partial(model_type.example, model, self.data, self.batch)
+        dummy = partial(model_type.example, model, self.data, self.batch)
         reader = self.kind.reader(self.data, self.info)
-        return iter(build_loader(plan, order, reader, batcher, fake))
+        return iter(build_loader(plan, order, reader, batcher, dummy))
 
     def plain_batches(
         self, workers: int, epochs: int, decode: Callable[[bytes], Array]
     ) -> Iterator[Any]:
-        """The same samples of the same data, in an order of its own."""
+        """Batches of the plain loader: the same samples, in another order."""
         fields = Fields(self.data)
         steps = fields.past + 1 + fields.future
         scales = {name: self.assets.normalizer.scale(name, steps) for name in fields.names}
@@ -195,31 +195,31 @@ class Run:
         )
 
     def decoding_ms(self) -> float:
-        """Milliseconds of a processor that the pictures of a sample take."""
-        room = np.empty(LARGEST_IMAGE, np.uint8)
+        """CPU milliseconds of decoding the images of a sample."""
+        pixels = np.empty(LARGEST_IMAGE, np.uint8)
         spent = count = 0
         for sample in islice(wds.WebDataset(self.shards, shardshuffle=False), 100):
             images = [data for name, data in sample.items() if name.endswith(IMAGES)]
             started = time.process_time()
             for data in images:
-                simplejpeg.decode_jpeg(data, buffer=room)
+                simplejpeg.decode_jpeg(data, buffer=pixels)
             spent += time.process_time() - started
             count += 1
         return 1000 * spent / count
 
 
 def processor_s() -> float:
-    """User and system time of this process and all below it so far."""
+    """User and system time of this process and its descendants so far."""
     stats = [Path(f"/proc/{pid}/stat").read_text() for pid in process_stats.tree(os.getpid())]
     return sum(sum(map(int, stat.rpartition(")")[2].split()[11:13])) for stat in stats) / TICKS
 
 
 def measure(loader: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """In a process of its own: samples/s, and milliseconds of processors per sample."""
+    """Samples/s and CPU milliseconds per sample; runs in its own process."""
     run, workers = Run(arguments.data, arguments.batch), int(arguments.workers)
     if loader == "decoding":
         return {"rate": 0, "milliseconds": run.decoding_ms()}
-    warm = 5 * workers  # more than are made ahead, so that what is counted is made meanwhile
+    warm = 5 * workers  # more than are prefetched: batches that are counted are made meanwhile
     steps = arguments.samples // run.batch
     total = sum(dataset.size for dataset in run.info.datasets)
     epochs = 2 + (warm * 2 + steps) * run.batch * 2 // total
@@ -230,13 +230,13 @@ def measure(loader: str, arguments: argparse.Namespace) -> dict[str, float]:
         batches = run.plain_batches(workers, epochs, decode)
     list(islice(batches, warm))
     started, spent = time.perf_counter(), processor_s()
-    made = sum(1 for _ in islice(batches, steps)) * run.batch
+    count = sum(1 for _ in islice(batches, steps)) * run.batch
     seconds, spent = time.perf_counter() - started, processor_s() - spent
-    return {"rate": made / seconds, "milliseconds": 1000 * spent / made}
+    return {"rate": count / seconds, "milliseconds": 1000 * spent / count}
 
 
 def child(loader: str, arguments: argparse.Namespace, workers: str) -> dict[str, float]:
-    """What `measure` says, and the memory of the largest loader process in MiB."""
+    """Result of `measure`, and the memory of the largest loader process in MiB."""
     words = [f"--{key}={getattr(arguments, key)}" for key in ("batch", "samples")]
     command = [sys.executable, __file__, arguments.data, "--child", loader, *words]
     stats = process_stats.run([*command, f"--workers={workers}"])
@@ -251,7 +251,7 @@ def median_and_range(runs: Sequence[dict[str, float]], key: str, digits: int = 0
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Both ways in turn, for each count of loader processes."""
+    """Runs the loaders in turn, for each number of loader processes."""
     print(describe())
     for workers in arguments.workers.split(","):
         loaders = ("plain", "plain-simplejpeg", "vlatool")
@@ -262,19 +262,18 @@ def main(arguments: argparse.Namespace) -> None:
         print(f"{workers} loader processes, batches of {arguments.batch}")
         for loader, runs in runs_of.items():
             print(
-                f"  {loader}: {median_and_range(runs, 'rate')} samples/s, {median_and_range(runs, 'milliseconds', 2)} ms "
-                f"of processors per sample, {median_and_range(runs, 'memory')} MiB"
+                f"  {loader}: {median_and_range(runs, 'rate')} samples/s, "
+                f"{median_and_range(runs, 'milliseconds', 2)} CPU ms per sample, "
+                f"{median_and_range(runs, 'memory')} MiB"
             )
         for loader in loaders[:-1]:
             pairs = list(zip(runs_of["vlatool"], runs_of[loader], strict=True))
             rates = [{"times": ours["rate"] / other["rate"]} for ours, other in pairs]
             spent = [{"times": other[CPU] / ours[CPU]} for ours, other in pairs]
             print(f"  {median_and_range(rates, 'times', 2)} times the rate of {loader},", end=" ")
-            print(f"{median_and_range(spent, 'times', 2)} times less processor time")
+            print(f"{median_and_range(spent, 'times', 2)} times less CPU time")
     least = [child("decoding", arguments, "0") for _ in range(arguments.runs)]
-    print(
-        f"decoding the pictures alone: {median_and_range(least, 'milliseconds', 2)} ms per sample"
-    )
+    print(f"decoding the images alone: {median_and_range(least, 'milliseconds', 2)} ms per sample")
 
 
 if __name__ == "__main__":
@@ -284,7 +283,7 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--samples", type=int, default=1600)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--child", default="", help="for this program itself")
+    parser.add_argument("--child", default="", help="for internal use")
     arguments = parser.parse_args()
     if arguments.child:
         print(json.dumps(measure(arguments.child, arguments)))

@@ -1,9 +1,9 @@
-"""The published policy's training step, written plainly from its description.
+"""Plain implementation of the training step of the published policy, from its description.
 
-CLIP through transformers, a native transformer that computes its vocabulary head and throws it
-away, AdamW as torch makes it, gradient clipping, a float32 average of every parameter, one at a
-time. Legend of shapes: B batch, N pictures, L ids, T action steps, P proprioception steps, A width
-of an action, S tokens, D width.
+CLIP of transformers, a transformer that computes its vocabulary head and discards the result, AdamW
+of torch, gradient clipping, a float32 average of every parameter, one at a time. Legend of shapes:
+B batch, N images, L ids, T action steps, P proprioception steps, A width of an action, S tokens,
+D width.
 """
 
 import math
@@ -41,7 +41,7 @@ class PlainAttention(nn.Module):
         return self.out_proj(mixed.transpose(1, 2).reshape(batch, length, width))
 
     def _rotation(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [S, D / heads], kept for the next step."""
+        """Cosines and sines [S, D / heads], cached for the next step."""
         if self._table is None:
             length, width = like.shape[-2:]
             exponent = torch.arange(0, width, 2, dtype=torch.float32, device=like.device) / width
@@ -57,7 +57,7 @@ def _rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
 
 
 class PlainFeedForward(nn.Module):
-    """SwiGLU."""
+    """SwiGLU feed-forward network."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class PlainFeedForward(nn.Module):
 
 
 class PlainBlock(nn.Module):
-    """Norms first."""
+    """Transformer block with norms first."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class PlainBlock(nn.Module):
 
 
 class PlainTransformer(nn.Module):
-    """A language model that is given embeddings: every hidden state, and logits of every word."""
+    """Language model on embeddings that returns all hidden states and logits of all words."""
 
     def __init__(self, width: int, layers: int, heads: int, words: int) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class PlainTransformer(nn.Module):
         self.output = nn.Linear(width, words, bias=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """[B, S, D] to logits [B, S, words] and the states behind each block."""
+        """[B, S, D] to logits [B, S, words] and the states after each block."""
         x = self.post_embed_norm(x)
         states: list[Tensor] = []
         for layer in self.layers:
@@ -127,7 +127,7 @@ class PlainPolicy(nn.Module):
         self.output_layer = nn.Linear(width, action)
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Weights of ours; what ours does not have stays as it is."""
+        """Loads our weights; parameters that ours does not have stay unchanged."""
         prefix = "vision_language_backbone._model.model."
         named = {name.replace(prefix, "clip."): value for name, value in state.items()}
         own = self.state_dict()
@@ -156,7 +156,7 @@ class PlainPolicy(nn.Module):
 
 
 class PlainStep:
-    """A step of the published loop, in one process, with one micro-batch."""
+    """Step of the published loop, in one process, with one micro-batch."""
 
     def __init__(self, policy: PlainPolicy, rate: float, decay: float, limit: float) -> None:
         self.policy, self.limit, self.updates = policy, limit, 0
@@ -171,7 +171,7 @@ class PlainStep:
         self.average = {name: p.detach().clone().float() for name, p in policy.named_parameters()}
 
     def loss(self, batch: Mapping[str, Tensor], drawn: tuple[Tensor, Tensor] | None) -> Tensor:
-        """Masked squared error; noise and time are drawn where they are not given."""
+        """Masked squared error; noise and time are sampled if they are None."""
         actions, mask = batch["actions"], batch["future_mask"]
         if drawn is None:
             noise = torch.randn_like(actions)
@@ -186,7 +186,7 @@ class PlainStep:
         return (error * counted).sum() / counted.sum()
 
     def update(self) -> None:
-        """Clips, moves the weights, then the average, one parameter after the other."""
+        """Clips gradients, updates the weights, then the average, one parameter after the other."""
         parameters = [p for p in self.policy.parameters() if p.requires_grad]
         torch.nn.utils.clip_grad_norm_(parameters, self.limit)
         self.optimizer.step()

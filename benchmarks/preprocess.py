@@ -1,9 +1,9 @@
-"""Spartan episodes to shards: wall time, samples/s, CPU per sample, memory of each process.
+"""Time, samples/s, CPU per sample and memory of `preprocess` of Spartan episodes to shards.
 
     python benchmarks/preprocess.py [--episodes N] [--size small|published] [--frames N]
     python benchmarks/preprocess.py --raw DIR --size published
 
-Input is made by `vlatool sample spartan` unless --raw names some, and is not counted; start-up is.
+Without --raw, `vlatool sample spartan` makes the input, which is not timed. Start-up is timed.
 """
 
 import argparse
@@ -22,7 +22,7 @@ CAMERAS = "scene_right_0,scene_left_0,wrist_left_plus,wrist_right_minus"
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Makes the input, times the runs, prints the figures of the median one."""
+    """Makes the input, times the runs, prints the results of the median run."""
     with tempfile.TemporaryDirectory() as folder:
         raw = arguments.raw or make_input(arguments, Path(folder, "raw"))
         runs = [
@@ -44,7 +44,7 @@ def make_input(arguments: argparse.Namespace, raw: Path) -> Path:
 
 
 def command(arguments: argparse.Namespace, raw: Path, out: Path) -> list[str]:
-    """The run that is measured."""
+    """Command to measure."""
     words = [*VLATOOL, "preprocess", "spartan", str(raw), "--output", str(out), "--json", "-q"]
     words += ["--workers", str(arguments.workers), "--max-padding-right", "14"]
     if arguments.size == "published":
@@ -53,7 +53,7 @@ def command(arguments: argparse.Namespace, raw: Path, out: Path) -> list[str]:
 
 
 def report(stats: ProcessStats, runs: list[ProcessStats]) -> None:
-    """Prints the figures."""
+    """Prints the results."""
     result = json.loads(stats.stdout)
     samples = result["samples"]
     print(describe())

@@ -1,4 +1,4 @@
-"""Runs a command and says what it took: wall time, CPU of all its processes, memory of each."""
+"""Wall time, CPU time and memory of a command and all its processes."""
 
 import os
 import subprocess
@@ -13,14 +13,14 @@ _EVERY_S = 0.05
 
 @dataclass(frozen=True)
 class ProcessStats:
-    """What a command took.
+    """Resources that a command used.
 
     Attributes:
-        seconds: Wall time, start-up included.
+        seconds: Wall time, including start-up.
         cpu_s: User and system time of the command and all its processes.
-        driver_mib: Largest resident memory of the command itself.
-        worker_mib: Largest resident memory of any process below it; 0 without one.
-        stdout: What it printed.
+        driver_mib: Peak resident memory of the command itself.
+        worker_mib: Peak resident memory of the largest child process; 0 without one.
+        stdout: Text on stdout.
     """
 
     seconds: float
@@ -31,10 +31,10 @@ class ProcessStats:
 
 
 def run(command: Sequence[str]) -> ProcessStats:
-    """Runs a command to its end.
+    """Runs a command and measures it.
 
     Raises:
-        RuntimeError: It failed.
+        RuntimeError: The command failed.
     """
     started = time.perf_counter()
     process = subprocess.Popen(
@@ -55,7 +55,7 @@ def run(command: Sequence[str]) -> ProcessStats:
 
 
 def _watch(root: int, peaks: dict[int, float]) -> None:
-    """Notes the peak of every process of the tree until the root is gone."""
+    """Records the peak memory of every process of the tree until the root has ended."""
     while Path(f"/proc/{root}").exists():
         for pid in tree(root):
             try:
@@ -69,7 +69,7 @@ def _watch(root: int, peaks: dict[int, float]) -> None:
 
 
 def tree(root: int) -> list[int]:
-    """A process and all below it."""
+    """Ids of a process and of all its descendants."""
     pids = [root]
     for pid in pids:
         try:

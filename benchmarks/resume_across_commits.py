@@ -5,7 +5,7 @@
     PYTHONPATH=/path/of/another/checkout/src python benchmarks/resume_across_commits.py --before ...
 
 The earlier code makes every output twice: finished, and half-finished. It is killed at the storage
-operation (`vlatool.storage.steps`) that enters half of the items as done, or that writes the first
+operation (`vlatool.storage.crash_points`) that records half of the items, or that writes the first
 checkpoint of a training run. The present code (PYTHONPATH, else this checkout) then runs the same
 command on a copy of each. The bytes must equal those of the finished output, without `.vlatool/`
 and times. No item, shard or training step that was done may be done again, except where the earlier
@@ -34,7 +34,7 @@ from forked_commands import Commands, Done
 from resume_across_commits_runs import CASES, FILES
 
 STEPS = "VLATOOL_STEPS"
-# Operations that enter something as done, by what it is. A log of items or a file for each.
+# Operations that record finished work, by kind: a line of a log, or a file.
 ENTERED = {
     "items": re.compile(r"rename after items/.*|write after journal/items\.#\.jsonl"),
     "shards": re.compile(r"rename after shards/shard_#\.npz"),
@@ -42,10 +42,10 @@ ENTERED = {
 }
 CHECKPOINT = re.compile(r"rename after checkpoints/step_#")
 WRITING = re.compile(r"write inside (?!\.vlatool/).*")
-# A log that is shortened is written too, but enters nothing.
+# A log that is shortened is rewritten, which records no work.
 SHORTENED = re.compile(r"rename after [^/]+/metrics\.jsonl")
 METADATA, METRICS = "processing_metadata.json", "metrics.jsonl"
-# Left behind by a command that makes its output as a whole and was killed.
+# Left by a killed command that writes its output in one go.
 PARTIAL = ".*.partial"
 TIMES = ("samples_per_second", "step_ms", "data_wait", "seconds", "stages")
 Counts = Mapping[str, int]
@@ -59,8 +59,8 @@ class Outcome:
     Attributes:
         name: Case and state of its output.
         note: Short description.
-        redone: Number of things that were done again.
-        problems: Other faults.
+        redone: Number of finished items, shards, steps or files that were written again.
+        problems: Other problems.
         unequal: Names of files with other bytes.
     """
 
@@ -81,7 +81,7 @@ class Trials:
     """Trials of cases in a folder.
 
     Args:
-        folder: Where everything is written.
+        folder: Folder of all outputs.
         earlier: Commands of the earlier code.
         present: Commands of the code under test.
     """
@@ -129,34 +129,37 @@ class Trials:
             yield "", _operation_numbers(trace, WRITING)[0]
 
     def _half(self, name: str, kind: str, number: int) -> Outcome:
-        """The present code on the output that the earlier code left when it was killed."""
+        """Outcome of the present code on the output of the killed earlier code."""
         half = self._folder / "half" / name
         shutil.rmtree(half, ignore_errors=True)
         ended = self._earlier.run(self._prepared_words(name), **{STEPS: str(number)})
         shutil.move(self._out(name), half)
-        total, kept = _entered(self._traces[name]), _kept(half)
+        total, recorded = _entered(self._traces[name]), _recorded_counts(half)
         outcome = Outcome(f"{name}, half-finished{f' ({kind})' if kind else ''}")
         if ended.code != -9:
             outcome.problems.append(f"the earlier code was not killed: {ended.code}")
-        if kind and not kept[kind]:
-            outcome.problems.append(f"the earlier code kept no {kind}")
+        if kind and not recorded[kind]:
+            outcome.problems.append(f"the earlier code recorded no {kind}")
         shutil.copytree(half, self._out(name))
         done, trace = self._run(self._present, name, self._words(name))
         self._check_exit(outcome, done, 0)
         now = _entered(trace)
-        left = {kind_: max(0, total[kind_] - kept[kind_]) for kind_ in total}
-        outcome.redone = sum(max(0, now[kind_] - left[kind_]) for kind_ in total)
-        outcome.note = _described(kept, total)
-        short = [kind_ for kind_ in total if not done.code and now[kind_] < left[kind_]]
+        left = {part: max(0, total[part] - recorded[part]) for part in total}
+        outcome.redone = sum(max(0, now[part] - left[part]) for part in total)
+        outcome.note = _described(recorded, total)
+        short = [part for part in total if not done.code and now[part] < left[part]]
         outcome.problems += [
-            f"{kind_}: {now[kind_]} entered, {left[kind_]} were left" for kind_ in short
+            f"{part}: {now[part]} recorded, {left[part]} were left" for part in short
         ]
-        self._check_resumed(outcome, done, kept["items"])
+        self._check_resumed(outcome, done, recorded["items"])
         self._compare(outcome, name)
         return outcome
 
     def _finished(self, name: str) -> Outcome:
-        """The present code on a finished output; the earlier code decides what may be written."""
+        """Outcome of the present code on a finished output.
+
+        It may write the files again that the earlier code writes again.
+        """
         outcome = Outcome(f"{name}, finished")
         changed: list[set[str]] = []
         entered: list[Counts] = []
@@ -182,7 +185,7 @@ class Trials:
         return outcome
 
     def _inspected(self, name: str) -> Outcome:
-        """Codes that `verify` and `inspect` report."""
+        """Outcome of comparing the codes that `verify` and `inspect` report."""
         outcome = Outcome(f"{name}, verify and inspect")
         codes: list[str] = []
         for command in ("verify", "inspect"):
@@ -201,10 +204,10 @@ class Trials:
             note = (done.stderr.strip() or "no message").splitlines()[0]
             outcome.problems.append(f"ended with {done.code}: {note}")
 
-    def _check_resumed(self, outcome: Outcome, done: Done, kept: int) -> None:
+    def _check_resumed(self, outcome: Outcome, done: Done, recorded: int) -> None:
         """Compares the number of resumed items in the result, where it has one."""
-        resumed = _document(done.stdout).get("resumed", kept)
-        if not done.code and resumed != kept:
+        resumed = _document(done.stdout).get("resumed", recorded)
+        if not done.code and resumed != recorded:
             outcome.problems.append(f"the result says that {resumed} items were resumed")
 
     def _compare(self, outcome: Outcome, name: str) -> None:
@@ -215,7 +218,7 @@ class Trials:
         shutil.rmtree(self._out(name))
 
     def _prepared_words(self, name: str) -> list[str]:
-        """The words of a command whose output is as it is before the first run."""
+        """Words of a command, after its output is reset to the state before the first run."""
         shutil.rmtree(self._out(name), ignore_errors=True)
         if CASES[name].before:
             shutil.copytree(self._made(CASES[name].before), self._out(name))
@@ -250,8 +253,8 @@ def _entered(trace: Sequence[str]) -> Counts:
     return {**counts, "steps": counts["steps"] - len(_operation_numbers(trace, SHORTENED))}
 
 
-def _kept(output: Path) -> Counts:
-    """Number of things that an output which is not finished has entered as done."""
+def _recorded_counts(output: Path) -> Counts:
+    """Numbers of items, shards and steps that an unfinished output has recorded."""
     journal, steps = output / ".vlatool/journal", output / "checkpoints"
     items = {path.stem for path in journal.glob("items/*.npz")}
     for log in journal.glob("items.*.jsonl"):
@@ -263,13 +266,13 @@ def _kept(output: Path) -> Counts:
     }
 
 
-def _described(kept: Counts, total: Counts) -> str:
-    parts = [f"{kept[kind]} of {total[kind]} {kind} kept" for kind in total if total[kind]]
-    return ", ".join(parts) or "made as a whole"
+def _described(recorded: Counts, total: Counts) -> str:
+    parts = [f"{recorded[kind]} of {total[kind]} {kind} recorded" for kind in total if total[kind]]
+    return ", ".join(parts) or "written in one go"
 
 
 def _contents(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file, without what depends on the time."""
+    """SHA-256 of every file, without values that depend on the time."""
     digests: dict[str, str] = {}
     for path in _files(folder):
         content = path.read_bytes()
@@ -302,7 +305,7 @@ def _changed(before: Mapping[str, object], now: Mapping[str, object]) -> set[str
 
 
 def _reported(done: Done) -> tuple[int, list[str]]:
-    """Exit code, and every value of a key `code` in the result, sorted."""
+    """Exit code, and all values of keys `code` in the result, sorted."""
     return done.code, sorted(_codes(_document(done.stdout)))
 
 
@@ -324,7 +327,7 @@ def _document(stdout: str) -> dict[str, Any]:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Prints a line per trial; 1 if anything was done again, is not equal, or went wrong."""
+    """Prints a line per trial; returns 1 if any work was redone, files differ, or a run failed."""
     started = time.monotonic()
     before = arguments.before.resolve()
     now = Path(os.environ.get("PYTHONPATH", "").split(os.pathsep)[0] or OWN_SOURCE).resolve()
@@ -338,7 +341,7 @@ def main(arguments: argparse.Namespace) -> int:
         ):
             trials = Trials(folder, earlier, present)
             outcomes: list[Outcome] = []
-            for name in (name_ for name_ in CASES if fnmatch(name_, arguments.only)):
+            for name in filter(partial(fnmatch, pat=arguments.only), CASES):
                 for outcome in trials.outcomes(name):
                     print(outcome.line(), flush=True)
                     outcomes.append(outcome)

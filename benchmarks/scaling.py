@@ -1,4 +1,4 @@
-"""Does the cost of `preprocess` grow with the amount of data? CPU per sample and driver memory.
+"""CPU per sample and driver memory of `preprocess` for growing amounts of data.
 
     python benchmarks/scaling.py [--episodes 10,100,1000]
 

@@ -1,8 +1,8 @@
-"""The training loader alone in samples/s, and the training step alone in ms, on the demo's policy.
+"""Samples/s of the training loader alone and ms of the training step alone, for the demo policy.
 
     python benchmarks/training.py DATA [--preset world-pick] [--workers 1] [--steps 100]
 
-DATA is a folder of `vlatool preprocess`, such as demo/data.
+DATA is an output of `vlatool preprocess`, such as demo/data.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from vlatool.training.transfer import prefetch_to_device
 
 
 def main(data: str, preset: str, workers: int, steps: int) -> None:
-    """Times both, one after the other."""
+    """Times the loader, then the step."""
     typed = {"data.folders": [data], "total_train_steps": 10_000}
     overrides = [Override(key, value, "benchmark") for key, value in typed.items()]
     config = load_config(TrainConfig, presets=[preset], overrides=overrides).config
@@ -37,14 +37,14 @@ def main(data: str, preset: str, workers: int, steps: int) -> None:
     order = SampleOrder(info.datasets, OrderOptions.of(config.data, config.hparams.seed))
     assets = kind.make_assets(config.data, info)
     batcher = model_type.batcher(config.model, config.data, assets, None, training=True)
-    fake = partial(model_type.example, config.model, config.data, plan.micro_batch)
-    reads = LoaderPlan(plan.micro_batch, num_workers=workers, drop_reasons=kind.drop_reasons)
+    dummy = partial(model_type.example, config.model, config.data, plan.micro_batch)
+    loader_plan = LoaderPlan(plan.micro_batch, num_workers=workers, drop_reasons=kind.drop_reasons)
     reader = kind.reader(config.data, info)
-    with build_loader(reads, order, reader, batcher, fake) as loader:
-        batches_of_loader = iter(loader)
-        batches = list(islice(batches_of_loader, 20))
+    with build_loader(loader_plan, order, reader, batcher, dummy) as loader:
+        stream = iter(loader)
+        batches = list(islice(stream, 20))
         started = time.perf_counter()
-        for _ in islice(batches_of_loader, steps):
+        for _ in islice(stream, steps):
             pass
         rate = steps * plan.micro_batch / (time.perf_counter() - started)
     print(describe())
@@ -57,9 +57,9 @@ def main(data: str, preset: str, workers: int, steps: int) -> None:
     for index in range(steps + 10):
         if index == 10:
             started = time.perf_counter()
-        one = device_batches[index % len(device_batches)]
+        batch = device_batches[index % len(device_batches)]
         for name in setup.objective.optimizers_at(0):
-            last = stepper.step(name, setup.state, setup.objective, [one], [])
+            last = stepper.step(name, setup.state, setup.objective, [batch], [])
         setup.state.step += 1
     last.on_host.read()
     milliseconds = 1000 * (time.perf_counter() - started) / steps

@@ -1,10 +1,10 @@
-"""LIBERO-shaped tables to windows: pictures/s, beside a plain script that encodes each one anew.
+"""Images/s from LIBERO-shaped tables to windows, against a plain script that re-encodes each image.
 
     python benchmarks/windows.py [--episodes N] [--frames N] [--workers N] [--repeat N]
 
-The plain script does what the published converter does: it decodes every picture to RGB and writes
-it as PNG with Pillow's defaults, then the lines of the episode. Both start from the same tables,
-take turns, and are timed from start to end, start-up included.
+The plain script works like the published converter: it decodes every image to RGB and writes it as
+PNG with the defaults of Pillow, then the lines of the episode. Both read the same tables, run in
+turn, and are timed from start to end, including start-up.
 """
 
 import argparse
@@ -32,13 +32,13 @@ DATA = "data/chunk-000/episode_{:06d}.parquet"
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Makes the tables, times both in turn, prints the figures of the median runs."""
+    """Makes the tables, times both in turn, prints the results of the median runs."""
     with tempfile.TemporaryDirectory() as folder:
         raw, out = Path(folder, "raw"), Path(folder, "out")
         kilobytes = make_input(raw, arguments.episodes, arguments.frames)
         images = 2 * arguments.episodes * arguments.frames
         print(describe())
-        print(f"{images} pictures of {kilobytes:.0f} kB, {arguments.workers} workers")
+        print(f"{images} images of {kilobytes:.0f} kB, {arguments.workers} workers")
         runs_by_name: dict[str, list[ProcessStats]] = {"plain": [], "vlatool": []}
         for _ in range(arguments.repeat):
             for name, runs in runs_by_name.items():
@@ -49,7 +49,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def command(name: str, raw: Path, out: Path, workers: int) -> list[str]:
-    """The run that is measured."""
+    """Command to measure."""
     if name == "plain":
         return [sys.executable, __file__, "--plain", str(raw), str(out), "--workers", str(workers)]
     words = [sys.executable, "-m", "vlatool", "preprocess", "libero", str(raw), "-o", str(out)]
@@ -57,17 +57,17 @@ def command(name: str, raw: Path, out: Path, workers: int) -> list[str]:
 
 
 def report(name: str, runs: list[ProcessStats], images: int) -> float:
-    """Prints the figures of the median run; its pictures per second."""
+    """Prints the results of the median run; returns its images per second."""
     median = statistics.median_low([stats.seconds for stats in runs])
     stats = next(stats for stats in runs if stats.seconds == median)
-    took = f"{median:.1f} s, {stats.cpu_s:.1f} s CPU"
+    times = f"{median:.1f} s, {stats.cpu_s:.1f} s CPU"
     memory = f"driver {stats.driver_mib:.0f} MiB, worker {stats.worker_mib:.0f} MiB"
-    print(f"{name}: {images / median:.0f} pictures/s, {took}, {memory}")
+    print(f"{name}: {images / median:.0f} images/s, {times}, {memory}")
     return images / median
 
 
 def make_input(raw: Path, episodes: int, frames: int) -> float:
-    """Tables whose pictures pack as badly as photographs; the mean size of a picture in kB."""
+    """Writes tables with images that compress like photographs; returns their mean size in kB."""
     rng = np.random.default_rng(0)
     cells = [{"bytes": image(rng), "path": None} for _ in range(DISTINCT)]
     features: dict[str, Any] = {
@@ -93,7 +93,7 @@ def make_input(raw: Path, episodes: int, frames: int) -> float:
 
 
 def table(cells: list[Any], number: int, frames: int, rng: np.random.Generator) -> pa.Table:
-    """One episode."""
+    """Table of one episode."""
     image_type = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     image_indices = {name: rng.integers(len(cells), size=frames) for name in CAMERAS}
     columns: dict[str, Any] = {
@@ -110,7 +110,7 @@ def table(cells: list[Any], number: int, frames: int, rng: np.random.Generator) 
 
 
 def image(rng: np.random.Generator) -> bytes:
-    """Soft shapes with the noise of a camera, as PNG."""
+    """Smooth shapes with camera noise, as PNG."""
     rough = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
     soft = np.asarray(rough.resize((SIZE, SIZE), Image.Resampling.BICUBIC), np.int16)
     noisy = np.clip(soft + rng.integers(-2, 3, soft.shape), 0, 255).astype(np.uint8)
@@ -127,14 +127,14 @@ def encoded(image: Image.Image) -> bytes:
 
 
 def convert_all(raw: Path, out: Path, workers: int) -> None:
-    """An episode per task."""
+    """Converts all episodes in parallel."""
     files = sorted(raw.glob("data/chunk-*/episode_*.parquet"))
     with Pool(workers) as pool:
         pool.starmap(convert, [(file, out) for file in files], chunksize=1)
 
 
 def convert(file: Path, out: Path) -> None:
-    """Pictures decoded and encoded anew, then two lines per step."""
+    """Converts an episode: decodes and re-encodes its images, then writes two lines per step."""
     rows = pq.read_table(file).to_pylist()
     folder = out / "images" / file.stem
     folder.mkdir(parents=True, exist_ok=True)
@@ -150,7 +150,7 @@ def convert(file: Path, out: Path) -> None:
 
 
 def lines_of(rows: list[Any], stem: str, anchor: int) -> list[str]:
-    """The two lines of a step."""
+    """Two lines of a step."""
     last = len(rows) - 1
 
     def names(frames: range) -> list[str]:
@@ -194,8 +194,8 @@ if __name__ == "__main__":
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--plain", nargs=2, type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.plain:
-        convert_all(*given.plain, given.workers)
+    arguments = parser.parse_args()
+    if arguments.plain:
+        convert_all(*arguments.plain, arguments.workers)
     else:
-        main(given)
+        main(arguments)

@@ -90,7 +90,7 @@ class Command:
 
     name: str
     run: Callable[[Workspace], object]
-    prepare: Callable[[Workspace], object] = lambda place: None
+    prepare: Callable[[Workspace], object] = lambda workspace: None
     result: Callable[[Path], Result] = contents
     is_remote: bool = False
 

@@ -158,16 +158,16 @@ def shape(value: Any) -> Any:
 
 def _merged(shapes: list[Any]) -> Any:
     """One shape for all; a key that some lack ends with a question mark."""
-    if all(isinstance(one, dict) for one in shapes):
-        keys = list(dict.fromkeys(key for one in shapes for key in one))
+    if all(isinstance(entry, dict) for entry in shapes):
+        keys = list(dict.fromkeys(key for entry in shapes for key in entry))
         return {
-            key if all(key in one for one in shapes) else f"{key}?": _merged(
-                [one[key] for one in shapes if key in one]
+            key if all(key in entry for entry in shapes) else f"{key}?": _merged(
+                [entry[key] for entry in shapes if key in entry]
             )
             for key in keys
         }
-    if all(isinstance(one, list) for one in shapes):
-        items = [item for one in shapes for item in one]
+    if all(isinstance(entry, list) for entry in shapes):
+        items = [item for entry in shapes for item in entry]
         return [_merged(items)] if items else []
-    kinds = sorted({one if isinstance(one, str) else json.dumps(one) for one in shapes})
+    kinds = sorted({entry if isinstance(entry, str) else json.dumps(entry) for entry in shapes})
     return " | ".join(kinds)

@@ -193,7 +193,7 @@ class PreprocessJob:
             state=episode_state,
             owned=self._sink.owned,
             volatile=self._sink.volatile,
-            temporary=getattr(self._sink, "passing", ()),
+            temporary=getattr(self._sink, "temporary", ()),
             locations=(*sources, output),
             progress_count="samples",
             has_arrays=getattr(self._sink, "has_arrays", True),
