@@ -336,7 +336,7 @@ def _ended(error: Exception) -> EnvironmentProblem:
         f"a loader process was ended from outside: {error or type(error).__name__}",
         hint="often the memory ran out: lower data.num_workers or data.prefetch_factor; the same "
         "command goes on from the last checkpoint",
-        code="environment.loader_exited",
+        code="environment.loader_ended",
     )
 
 
