@@ -14,7 +14,7 @@ from vlatool.evaluation.metrics import success_report
 from vlatool.evaluation.plots import SheetRow, save_contact_sheet
 from vlatool.events import Progress
 from vlatool.jobs.files import FileEntry, file_entry
-from vlatool.jobs.inputs import input_state, plan_digest, current_inputs
+from vlatool.jobs.inputs import current_inputs, input_state, plan_digest
 from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord

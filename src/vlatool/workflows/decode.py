@@ -17,7 +17,7 @@ from vlatool.evaluation.coding_config import DecodeConfig
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.command import job_options
 from vlatool.jobs.files import FileEntry, folder_entry, remove_stale_files
-from vlatool.jobs.inputs import InputState, input_state, plan_digest, current_inputs
+from vlatool.jobs.inputs import InputState, current_inputs, input_state, plan_digest
 from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, versions_of

@@ -24,7 +24,7 @@ from vlatool.evaluation.process_group import ranks_from_env
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.command import job_options
 from vlatool.jobs.files import FileEntry, file_entry, remove_stale_files
-from vlatool.jobs.inputs import plan_digest, current_inputs
+from vlatool.jobs.inputs import current_inputs, plan_digest
 from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, versions_of

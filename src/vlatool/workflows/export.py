@@ -37,7 +37,7 @@ from vlatool.jobs.command import (
     job_options,
 )
 from vlatool.jobs.files import FileEntry, file_entry, remove_stale_files
-from vlatool.jobs.inputs import InputState, digest_of, input_state, plan_digest, current_inputs
+from vlatool.jobs.inputs import InputState, current_inputs, digest_of, input_state, plan_digest
 from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, versions_of

@@ -28,7 +28,7 @@ from vlatool.jobs.command import (
     job_options,
 )
 from vlatool.jobs.files import FileEntry, remove_stale_files
-from vlatool.jobs.inputs import plan_digest, current_inputs
+from vlatool.jobs.inputs import current_inputs, plan_digest
 from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, recorded_options, side_files, versions_of
