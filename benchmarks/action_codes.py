@@ -1,10 +1,10 @@
-"""FAST action codes: chunks encoded and decoded per second of one processor.
+"""Action chunks that FAST encodes and decodes per second of one processor.
 
     python benchmarks/action_codes.py [--chunks 20000] [--runs 5]
     python benchmarks/action_codes.py --fast DIR
 
-Chunks of 16 x 7 are sums of slow waves, normalised. Without --fast a tokenizer is fitted on a part
-of them.
+Chunks of 16 x 7 are normalized sums of slow waves. Without --fast, a tokenizer is fitted on some of
+them.
 """
 
 import argparse
@@ -25,16 +25,16 @@ FITTED_ON = 3000
 
 
 def chunks(count: int) -> np.ndarray:
-    """float32 [count, 16, 7], normalised."""
+    """Chunks: float32 [count, 16, 7], normalized."""
     rng = np.random.default_rng(0)
-    when = np.linspace(0, 1, STEPS)[:, None]
+    time_ = np.linspace(0, 1, STEPS)[:, None]
     shape = (count, 1, WIDTH)
     waves = (
-        rng.normal(size=shape) * np.sin(rate * when + rng.normal(size=shape)) for rate in (2, 5)
+        rng.normal(size=shape) * np.sin(rate * time_ + rng.normal(size=shape)) for rate in (2, 5)
     )
-    found = sum(waves, start=np.zeros((count, STEPS, WIDTH)))
-    found[..., -1] = np.where(when[:, 0] < rng.uniform(0, 3, (count, 1)), -1, 1)
-    return found.astype(np.float32)
+    values = sum(waves, start=np.zeros((count, STEPS, WIDTH)))
+    values[..., -1] = np.where(time_[:, 0] < rng.uniform(0, 3, (count, 1)), -1, 1)
+    return values.astype(np.float32)
 
 
 def median(work: Callable[[], object], runs: int) -> float:

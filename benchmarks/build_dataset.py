@@ -1,11 +1,11 @@
-"""Windows and codes to samples: against one JSON read per picture and line, cost and memory.
+"""Time and memory of `build-dataset` against a plain script that reads a JSON file per image.
 
     python benchmarks/build_dataset.py [--episodes 10,100] [--frames 160] [--repeat 3]
 
-The plain way is written here from what is known of the published step: for each line, for each of
-its pictures to come, a JSON file is opened and parsed; one process, the same action tokenizer in
-batches of 128. It reads the same windows and writes the same texts. Windows, codes and an action
-tokenizer without merges are made first and are not counted; start-up is.
+The plain script follows the description of the published step: for each line and each of its future
+images, it opens and parses a JSON file; one process, the same action tokenizer in batches of 128.
+It reads the same windows and writes the same texts. Windows, codes and an action tokenizer without
+merges are made first and are not timed; start-up is timed.
 """
 
 import argparse
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from machine import describe  # noqa: E402 - the path above
-from measured import EvalResult, run  # noqa: E402
+from process_stats import ProcessStats, run  # noqa: E402
 
 from tests.builders.codes import plain_fast, published_windows, write_tree_codes  # noqa: E402
 from vlatool.artifacts.fast import read_fast  # noqa: E402
@@ -35,26 +35,26 @@ BATCH = 128
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Prints a row per way and number of episodes."""
+    """Prints a row for each variant and number of episodes."""
     print(describe())
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        place = Path(folder)
-        plain_fast(place / "fast")
+        work_dir = Path(folder)
+        plain_fast(work_dir / "fast")
         for count in arguments.episodes:
-            tree = published_windows(place / f"A{count}", count, arguments.frames)
+            tree = published_windows(work_dir / f"A{count}", count, arguments.frames)
             for layout in ("json", "packed"):
                 write_tree_codes(tree, layout)
-            rows(place, tree, count, arguments)
+            rows(work_dir, tree, count, arguments)
 
 
-def rows(place: Path, tree: Path, count: int, arguments: argparse.Namespace) -> None:
+def rows(work_dir: Path, tree: Path, count: int, arguments: argparse.Namespace) -> None:
     """Measures one number of episodes."""
     lines = count * arguments.frames * 2
-    ways = {
-        "plain": [sys.executable, __file__, "--plain", str(tree), str(place / "fast")],
+    variants = {
+        "plain": [sys.executable, __file__, "--plain", str(tree), str(work_dir / "fast")],
         **{
             f"{tokens}{' '.join(['', *more])}, {workers} workers": [
-                *VLATOOL, "build-dataset", str(tree), "--fast", str(place / "fast"), "-q", *more,
+                *VLATOOL, "build-dataset", str(tree), "--fast", str(work_dir / "fast"), "-q", *more,
                 "--tokens", str(tree / tokens), "--workers", str(workers),
             ]
             for workers in (1, 2)
@@ -62,34 +62,35 @@ def rows(place: Path, tree: Path, count: int, arguments: argparse.Namespace) -> 
         },
     }  # fmt: skip
     base = 0.0
-    for name, command in ways.items():
+    for name, command in variants.items():
         if name == "plain" and count > arguments.plain_up_to:
             continue
-        runs = [timed(place, command, name, at) for at in range(arguments.repeat)]
-        seconds = statistics.median(one.seconds for one in runs)
+        runs = [timed(work_dir, command, name, number) for number in range(arguments.repeat)]
+        seconds = statistics.median(stats.seconds for stats in runs)
         base = base or seconds
-        driver = max(one.driver_mib for one in runs)
-        worker = max(one.worker_mib for one in runs)
+        driver = max(stats.driver_mib for stats in runs)
+        worker = max(stats.worker_mib for stats in runs)
+        cpu_us = 1e6 * statistics.median(stats.cpu_s for stats in runs) / lines
         print(
             f"{count} episodes, {lines} lines, {name}: {seconds:.2f} s, "
             f"{lines / seconds:.0f} lines/s, {base / seconds:.1f} x, "
-            f"{1e6 * statistics.median(one.cpu_s for one in runs) / lines:.0f} CPU us per line, "
+            f"{cpu_us:.0f} CPU us per line, "
             f"driver {driver:.0f} MiB, worker {worker:.0f} MiB",
             flush=True,
         )
 
 
-def timed(place: Path, command: Sequence[str], name: str, number: int) -> EvalResult:
-    """One run into a fresh folder."""
-    output = place / f"out-{number}"
+def timed(work_dir: Path, command: Sequence[str], name: str, number: int) -> ProcessStats:
+    """Statistics of one run into a new folder."""
+    output = work_dir / f"out-{number}"
     words = [*command, str(output)] if name == "plain" else [*command, "-o", str(output)]
-    found = run(words)
+    stats = run(words)
     subprocess.run(["rm", "-rf", str(output)], check=True)
-    return found
+    return stats
 
 
 def plain(tree: Path, fast: Path, output: Path) -> None:
-    """The plain way: a line after the other, a file after the other."""
+    """Plain script: one line after the other, one file after the other."""
     tokenizer, profile = read_fast(fast), read_profile("libero")
     started = time.perf_counter()
     (output / "data").mkdir(parents=True)
@@ -104,9 +105,11 @@ def plain(tree: Path, fast: Path, output: Path) -> None:
 
 
 def built(tree: Path, row: dict[str, Any], ids: Sequence[int]) -> dict[str, Any]:
-    """A line, each of its pictures read from a file of its own."""
+    """A line, with the codes of each image read from their own file."""
     act = f"<Act>{' '.join(map(str, ids))}</Act>"
-    segments = "".join(f"<Rec>{' '.join(map(str, one))}</Rec>" for one in codes(tree, row))
+    segments = "".join(
+        f"<Rec>{' '.join(map(str, codes_of_image))}</Rec>" for codes_of_image in codes(tree, row)
+    )
     messages: list[dict[str, str]] = []
     for message in row["messages"]:
         text = message["content"].replace("\n\n", ". ", 1)
@@ -120,11 +123,11 @@ def built(tree: Path, row: dict[str, Any], ids: Sequence[int]) -> dict[str, Any]
 
 
 def codes(tree: Path, row: dict[str, Any]) -> Iterator[list[int]]:
-    """The codes of each picture to come."""
+    """Codes of each future image."""
     for image in row["Recimage"]:
         name = Path(image.removeprefix("images/")).with_suffix(".json")
         with (tree / "TiToken" / name).open() as file:
-            yield [one[0] for one in json.load(file)]
+            yield [values[0] for values in json.load(file)]
 
 
 if __name__ == "__main__":
@@ -135,9 +138,9 @@ if __name__ == "__main__":
     parser.add_argument("--plain-up-to", type=int, default=10)
     parser.add_argument("--folder")
     parser.add_argument("--plain", nargs=3, metavar=("TREE", "FAST", "OUT"))
-    given = parser.parse_args()
-    if given.plain:
-        plain(*map(Path, given.plain))
+    arguments = parser.parse_args()
+    if arguments.plain:
+        plain(*map(Path, arguments.plain))
     else:
-        given.episodes = [int(part) for part in given.episodes.split(",")]
-        main(given)
+        arguments.episodes = [int(part) for part in arguments.episodes.split(",")]
+        main(arguments)

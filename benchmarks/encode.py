@@ -1,9 +1,9 @@
-"""Pictures a second of `encode`: the device alone, reading PNG alone, and both in one run.
+"""Images/s of `encode`: the device alone, reading PNG alone, and both in one run.
 
-    python benchmarks/encode.py [--variant s128] [--pictures 32] [--batch 8] [--workers 2]
+    python benchmarks/encode.py [--variant s128] [--images 32] [--batch 8] [--workers 2]
 
-Random weights of the published size; frames of 256 x 256 with smooth colours and noise, as PNG.
-On a GPU batches are 64 and bfloat16 is measured too.
+Random weights of the published size; PNG images of 256 x 256 with smooth colors and noise. On a
+GPU, batches are 64 and bfloat16 is measured too.
 """
 
 import argparse
@@ -27,74 +27,76 @@ SIDE, EPISODE = 256, 32
 
 
 def main(variant: str, images: int, batch: int, workers: int) -> None:
-    """Prints three rates, and what the run was bound by."""
+    """Prints the three rates and the waiting time of each stage."""
     torch.manual_seed(0)
     config = network(variant, 1)
     model = Titok(config)
-    torch.nn.init.normal_(model.quantize.embedding.weight)  # as spread as trained ones
+    torch.nn.init.normal_(model.quantize.embedding.weight)  # with the variance of trained ones
     maker = CodeMaker(variant, config, model, ImageRule(SIDE), rank_device())
     print(describe(), f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         frames = write_frames(folder / "A", images)
-        print(f"{variant}, {images} pictures, batches of {batch}, {maker.device.type}")
+        print(f"{variant}, {images} images, batches of {batch}, {maker.device.type}")
         for precision in ("fp32", "bf16") if maker.device.type == "cuda" else ("fp32",):
             rate = device_rate(maker, frames[:batch], precision, images)
             share = rate * GFLOPS[variant][0] / 1000 / PEAK_TFLOPS
-            told = f", {share:.0%} of the peak" if maker.device.type == "cuda" else ""
-            print(f"device alone, {precision}: {rate:.2f} pictures/s{told}")
+            share_text = f", {share:.0%} of the peak" if maker.device.type == "cuda" else ""
+            print(f"device alone, {precision}: {rate:.2f} images/s{share_text}")
             show_run(maker, folder, precision, batch, workers)
 
 
 def write_frames(tree: Path, count: int) -> np.ndarray:
-    """PNG files in episodes of 32; returns the pixels uint8 [N, S, S, 3]."""
+    """Writes PNG files in episodes of 32; returns the pixels uint8 [N, S, S, 3]."""
     rng = np.random.default_rng(0)
     smooth = example_images(SIDE, count)["images"].permute(0, 2, 3, 1).numpy()
     noise = rng.integers(-8, 9, smooth.shape)
     frames = np.clip(smooth + noise, 0, 255).astype(np.uint8)
     for number, frame in enumerate(frames):
-        place = tree / f"images/episode_{number // EPISODE:06d}"
-        place.mkdir(parents=True, exist_ok=True)
-        (place / f"frame_{number:06d}.png").write_bytes(encode_png(frame))
+        episode_dir = tree / f"images/episode_{number // EPISODE:06d}"
+        episode_dir.mkdir(parents=True, exist_ok=True)
+        (episode_dir / f"frame_{number:06d}.png").write_bytes(encode_png(frame))
     return frames
 
 
 def device_rate(maker: CodeMaker, frames: np.ndarray, precision: str, count: int) -> float:
-    """Pictures a second with pictures on the device."""
+    """Images per second, with the images on the device."""
     images = torch.from_numpy(frames).permute(0, 3, 1, 2).to(maker.device)
     maker.codes(images, precision)
     repeats = max(1, count // len(frames))
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for _ in range(repeats):
         maker.codes(images, precision)
-    return repeats * len(frames) / (time.perf_counter() - begun)
+    return repeats * len(frames) / (time.perf_counter() - started)
 
 
 def show_run(maker: CodeMaker, folder: Path, precision: str, batch: int, workers: int) -> None:
     """Runs reading alone, then all stages together."""
-    found = find_images(folder / "A")
+    image_set = find_images(folder / "A")
     rule = EncodeRule(folder / precision, "packed", precision, batch, 0, workers)
-    pipeline = EncodePipeline(found, maker, rule)
-    begun, count = time.perf_counter(), 0
-    for item in found.items:
-        opened = found.open(item)
+    pipeline = EncodePipeline(image_set, maker, rule)
+    started, count = time.perf_counter(), 0
+    for item in image_set.items:
+        opened = image_set.open(item)
         count += sum(1 for _ in opened.read(range(len(opened))))
-    alone = count / (time.perf_counter() - begun)
-    print(f"PNG reading alone, one process: {alone:.1f} pictures/s")
-    begun = time.perf_counter()
-    receipts = [outcome.value for outcome in pipeline.map(pipeline.encode, found.items)]
-    alone = sum(one.counts["encoded_alone"] for one in receipts if one is not None)
-    seconds = time.perf_counter() - begun
+    rate_alone = count / (time.perf_counter() - started)
+    print(f"PNG reading alone, one process: {rate_alone:.1f} images/s")
+    started = time.perf_counter()
+    receipts = [outcome.value for outcome in pipeline.map(pipeline.encode, image_set.items)]
+    encoded_alone = sum(
+        receipt.counts["encoded_alone"] for receipt in receipts if receipt is not None
+    )
+    seconds = time.perf_counter() - started
     waits = ", ".join(f"{stage} {value:.1f} s" for stage, value in pipeline.seconds.items())
     rate = pipeline.images / seconds
-    print(f"all stages: {rate:.2f} pictures/s, {alone} encoded alone; {waits}")
+    print(f"all stages: {rate:.2f} images/s, {encoded_alone} encoded alone; {waits}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     on_gpu = torch.cuda.is_available()
     parser.add_argument("--variant", default="l32" if on_gpu else "s128")
-    parser.add_argument("--pictures", type=int, default=2048 if on_gpu else 32)
+    parser.add_argument("--images", type=int, default=2048 if on_gpu else 32)
     parser.add_argument("--batch", type=int, default=64 if on_gpu else 8)
     parser.add_argument("--workers", type=int, default=8 if on_gpu else 2)
     main(**vars(parser.parse_args()))

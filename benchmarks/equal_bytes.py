@@ -323,10 +323,10 @@ def differences(
             continue
         old, new = before[name], now[name]
         for part in sorted((old.keys() | new.keys()) - set(ignored)):
-            found = list(part_differences(old.get(part), new.get(part)))
-            yield from (f"{name}: {part}{line}" for line in found[:SHOWN])
-            if len(found) > SHOWN:
-                yield f"{name}: {part}: {len(found) - SHOWN} more"
+            lines = list(part_differences(old.get(part), new.get(part)))
+            yield from (f"{name}: {part}{line}" for line in lines[:SHOWN])
+            if len(lines) > SHOWN:
+                yield f"{name}: {part}: {len(lines) - SHOWN} more"
 
 
 def part_differences(old: Any, new: Any) -> Iterator[str]:

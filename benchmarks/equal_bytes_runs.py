@@ -1,4 +1,4 @@
-"""Runs of `equal_bytes.py`: built inputs, every writing command, every option that shapes bytes.
+"""Runs of `equal_bytes.py`: built inputs, all writing commands, all options that affect bytes.
 
 A line is a command without the program. `equal_bytes.py` completes it with `-q`, `-o out/NAME` if
 it writes a folder, `--workers 1` for `preprocess`, and `--json` unless the name ends in `-text`.
@@ -313,7 +313,7 @@ OUTPUTS = {
 
 
 def make_inputs(raw: Path) -> None:
-    """Writes what `vlatool sample` does not: broken and mixed episodes, images, base models."""
+    """Writes inputs that `vlatool sample` cannot: broken or mixed episodes, images, base models."""
     from tests.builders.base_models import clip_base, vlm_base
     from tests.builders.lerobot import lerobot_dataset
     from tests.builders.spartan import TASK, session_folder, spartan_task

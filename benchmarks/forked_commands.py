@@ -1,7 +1,7 @@
 """Commands of a checkout, run in forks of a process that has imported the modules already.
 
-A command is `python -m vlatool` and takes a tenth of a second instead of several. Run as a program
-this is the server of `Commands`: one JSON request per line on stdin, one answer on stdout.
+A command is `python -m vlatool`; a fork takes a tenth of a second instead of several. As a program,
+this is the server of `Commands`: one JSON request per line on stdin, one response on stdout.
 """
 
 import json
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Self
 
 
 class Done(NamedTuple):
-    """Exit code, or the negative number of the signal; stdout; stderr."""
+    """Exit code (or the negative number of the signal), stdout and stderr of a command."""
 
     code: int
     stdout: str
@@ -26,12 +26,12 @@ class Done(NamedTuple):
 
 
 class Commands:
-    """The commands of one checkout.
+    """Commands of one checkout.
 
     Args:
-        source: Its folder `src`.
-        folder: Where the commands run.
-        scratch: A folder for what they print.
+        source: Folder `src` of the checkout.
+        folder: Working folder of the commands.
+        scratch: Folder for their output streams.
     """
 
     def __init__(self, source: Path, folder: Path, scratch: Path) -> None:
@@ -45,9 +45,9 @@ class Commands:
             stdout=subprocess.PIPE,
             text=True,
         )
-        found = self._answer()["vlatool"]
-        if not Path(found).is_relative_to(source):
-            raise RuntimeError(f"{found} was imported, not what is in {source}")
+        path = self._answer()["vlatool"]
+        if not Path(path).is_relative_to(source):
+            raise RuntimeError(f"{path} was imported, not a module of {source}")
 
     def __enter__(self) -> Self:
         return self
@@ -75,7 +75,7 @@ class Commands:
 
 
 def serve(scratch: Path) -> None:
-    """Answers requests until stdin ends."""
+    """Handles requests until stdin ends."""
     sys.path[0] = ""  # as for `python -m`, not the folder of this file
     import vlatool
 
@@ -93,7 +93,7 @@ def serve(scratch: Path) -> None:
 
 
 def become(words: Sequence[str], environment: Mapping[str, str], scratch: Path) -> None:
-    """Runs a command in this process, which it ends."""
+    """Runs a command in this process, then ends the process."""
     code = 1
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(scratch / name, os.O_CREAT | os.O_TRUNC | os.O_WRONLY), number)
@@ -117,7 +117,7 @@ def become(words: Sequence[str], environment: Mapping[str, str], scratch: Path) 
 
 
 def import_all(names: Sequence[str]) -> None:
-    """Imports what a command imported, so that the forks to come need not."""
+    """Imports the modules that a command imported, so that later forks need not."""
     for name in names:
         if name not in sys.modules and not name.endswith("__main__"):
             with suppress(Exception):
@@ -125,7 +125,7 @@ def import_all(names: Sequence[str]) -> None:
 
 
 def send(answer: Mapping[str, Any]) -> None:
-    """Writes an answer."""
+    """Writes a response."""
     sys.stdout.write(f"{json.dumps(answer)}\n")
     sys.stdout.flush()
 

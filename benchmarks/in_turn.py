@@ -1,9 +1,9 @@
-"""Two checkouts in turn, A B A B ...: is a command as fast as it was before?
+"""Time of a command with two checkouts, run in turn, A B A B ...
 
     python benchmarks/in_turn.py --before ../vlatool-before -- preprocess spartan DIR -o OUT
 
-Each run takes its code from PYTHONPATH=CHECKOUT/src. OUT is replaced by a fresh folder per run;
-a run of each that is not counted warms caches.
+Each run uses the code of PYTHONPATH=CHECKOUT/src. OUT is replaced by a new folder for each run. The
+first run of each checkout warms caches and is not counted.
 """
 
 import argparse
@@ -23,29 +23,29 @@ OUTPUT = "OUT"
 
 
 def main(checkouts: Sequence[Path], words: Sequence[str], runs: int) -> None:
-    """Prints each median with its spread, and the ratio of the second to the first."""
+    """Prints each median with its range, and the ratio of the second to the first."""
     seconds: list[list[float]] = [[] for _ in checkouts]
     for number in range(runs + 1):
-        for checkout, taken in zip(checkouts, seconds, strict=True):
-            one = once(checkout, words)
+        for checkout, durations in zip(checkouts, seconds, strict=True):
+            duration = once(checkout, words)
             if number:
-                taken.append(one)
+                durations.append(duration)
     print(describe())
-    before, after = (statistics.median(taken) for taken in seconds)
-    for checkout, taken in zip(checkouts, seconds, strict=True):
-        spread = f"{min(taken):.3f} to {max(taken):.3f}"
-        print(f"{statistics.median(taken):8.3f} s  ({spread})  {checkout}")
+    before, after = (statistics.median(durations) for durations in seconds)
+    for checkout, durations in zip(checkouts, seconds, strict=True):
+        extremes = f"{min(durations):.3f} to {max(durations):.3f}"
+        print(f"{statistics.median(durations):8.3f} s  ({extremes})  {checkout}")
     print(f"{after / before:8.3f} x  of {runs} runs each, in turn")
 
 
 def once(checkout: Path, words: Sequence[str]) -> float:
-    """Seconds that a command takes with the code of a checkout."""
+    """Seconds of a command with the code of a checkout."""
     with tempfile.TemporaryDirectory() as folder:
-        given = [str(Path(folder, "out")) if word == OUTPUT else word for word in words]
+        arguments = [str(Path(folder, "out")) if word == OUTPUT else word for word in words]
         env = {**os.environ, "PYTHONPATH": str(checkout / "src")}
         started = time.perf_counter()
         subprocess.run(
-            [sys.executable, "-m", "vlatool", *given],
+            [sys.executable, "-m", "vlatool", *arguments],
             check=True,
             stdout=subprocess.DEVNULL,
             env=env,
@@ -54,7 +54,7 @@ def once(checkout: Path, words: Sequence[str]) -> float:
 
 
 def checkout(text: str) -> Path:
-    """A folder with `src/vlatool`."""
+    """Checkout folder, which has `src/vlatool`."""
     path = Path(text).resolve()
     if not (path / "src" / "vlatool").is_dir():
         raise argparse.ArgumentTypeError(f"{path} has no src/vlatool")
@@ -66,6 +66,6 @@ if __name__ == "__main__":
     parser.add_argument("--before", type=checkout, required=True)
     parser.add_argument("--after", type=checkout, default=HERE)
     parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("command", nargs="+", help="after --; OUT stands for a fresh folder")
+    parser.add_argument("command", nargs="+", help="after --; OUT stands for a new folder")
     arguments = parser.parse_args()
     main((arguments.before, arguments.after), arguments.command, arguments.runs)

@@ -1,13 +1,14 @@
-"""The training loader alone: samples/s, how fast a run opens, and the same from object storage.
+"""Samples/s and start time of the training loader, from disk and from object storage.
 
     python benchmarks/loading.py DATA [--workers 1] [--batch 16] [--steps 100] [--runs 5]
     python benchmarks/loading.py DATA --before ../vlatool-before
     python benchmarks/loading.py DATA --remote [--delay-ms 20] [--by-sample]
 
-DATA is a folder of `vlatool preprocess`, such as demo/data. With --before two checkouts take turns,
-A B A B ...; with --remote DATA is copied to a local S3 server behind a proxy that holds up each
-request. The server and the proxy use the same processors as the loader. With --by-sample nothing is
-kept here: each sample is a request. With --crop and --jitter pictures vary as published.
+DATA is an output of `vlatool preprocess`, such as demo/data. With --before, two checkouts run in
+turn, A B A B ...; with --remote, DATA is copied to a local S3 server behind a proxy that delays
+each request. The server and the proxy use the same processors as the loader. With --by-sample,
+nothing is cached on disk: each sample is a request. With --crop and --jitter, images are augmented
+as published.
 """
 
 import argparse
@@ -30,29 +31,29 @@ from machine import describe
 
 HERE = Path(__file__).resolve().parents[1]
 FAR = 1_000_000
-# Where the modules of robotics data stood before.
-OLD = "vlatool.loading"
-# Checkouts before it copy what they stack.
-LENDING = "vlatool.loading.shared_memory"
+# Package of the modules of robotics data in old checkouts.
+OLD_PACKAGE = "vlatool.loading"
+# Checkouts without this module copy the arrays that they stack.
+SHARED_MEMORY = "vlatool.loading.shared_memory"
 
 
 def stack(samples: Sequence[Any]) -> dict[str, Any]:
-    """What every batcher does: pictures and numbers as tensors."""
-    joined = np.stack
-    if importlib.util.find_spec(LENDING):
-        joined = importlib.import_module(LENDING).stack_rows
+    """Stacks images and fields to tensors, like every batcher."""
+    stack_arrays = np.stack
+    if importlib.util.find_spec(SHARED_MEMORY):
+        stack_arrays = importlib.import_module(SHARED_MEMORY).stack_rows
     names = list(samples[0].fields)
     return {
-        "images": torch.from_numpy(joined([one.images for one in samples])),
+        "images": torch.from_numpy(stack_arrays([sample.images for sample in samples])),
         **{
-            name: torch.from_numpy(np.stack([one.fields[name] for one in samples]))
+            name: torch.from_numpy(np.stack([sample.fields[name] for sample in samples]))
             for name in names
         },
     }
 
 
-def nothing() -> dict[str, Any]:
-    """Stands for a micro-batch of broken samples; the data have none."""
+def empty_batch() -> dict[str, Any]:
+    """Replacement for a micro-batch of broken samples; the data have none."""
     return {}
 
 
@@ -68,26 +69,26 @@ def batches_now(arguments: argparse.Namespace) -> Iterator[Any]:
         "crop": {"enabled": bool(arguments.crop)},
         "color_jitter": {"enabled": bool(arguments.jitter)},
     }
-    given = {"dataset_manifest": [arguments.data], "dataset_cache": cache}
+    tree = {"dataset_manifest": [arguments.data], "dataset_cache": cache}
     if arguments.crop or arguments.jitter:
-        given["augmentation"] = {"image": image}
-    config = kind.Config.model_validate(given)
+        tree["augmentation"] = {"image": image}
+    config = kind.Config.model_validate(tree)
     info = kind.load_info(config)
     config, _ = kind.derive(config, info)
     order = SampleOrder(info.datasets, OrderOptions.of(config, 42))
     first, workers = arguments.first // arguments.batch, arguments.workers
     plan = LoaderPlan(arguments.batch, first=first, num_workers=workers, prefetch_factor=4)
-    return iter(build_loader(plan, order, kind.reader(config, info), stack, nothing))
+    return iter(build_loader(plan, order, kind.reader(config, info), stack, empty_batch))
 
 
 def batches_before(arguments: argparse.Namespace) -> Iterator[Any]:
-    """Micro-batches of the loader that replays what was consumed."""
+    """Micro-batches of the loader of an old checkout, which replays consumed samples."""
     config_module, facts_module, loader_module = (
-        importlib.import_module(f"{OLD}.{name}") for name in ("config", "facts", "loader")
+        importlib.import_module(f"{OLD_PACKAGE}.{name}") for name in ("config", "facts", "loader")
     )
     manifest = str(Path(arguments.data, "shards", "manifest.jsonl"))
     config = config_module.DataConfig(dataset_manifest=[manifest], num_workers=arguments.workers)
-    info = facts_module.load_info(config)
+    info = facts_module.read_facts(config)
     config = facts_module.derive_data(config, info)
     batch = arguments.batch
     plan = loader_module.LoaderPlan(batch, skip_batches=arguments.first // batch)
@@ -95,7 +96,7 @@ def batches_before(arguments: argparse.Namespace) -> Iterator[Any]:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
-    """In a process of its own: seconds to the first micro-batch, and samples/s."""
+    """Seconds to the first micro-batch, and samples/s; runs in its own process."""
     is_old = (Path(os.environ["PYTHONPATH"]) / "vlatool/loading/facts.py").is_file()
     batches = batches_before if is_old else batches_now
     started = time.perf_counter()
@@ -118,15 +119,15 @@ def child(
     env: Mapping[str, str] | None = None,
     **changes: Any,
 ) -> dict[str, float]:
-    """What `measure` says with the code of a checkout."""
-    given = {**vars(arguments), **changes}
+    """Result of `measure` with the code of a checkout."""
+    values = {**vars(arguments), **changes}
     words = [
-        f"--{key}={given[key]}" for key in ("workers", "batch", "steps", "first") if key in given
+        f"--{key}={values[key]}" for key in ("workers", "batch", "steps", "first") if key in values
     ]
     for flag in ("by-sample", "crop", "jitter"):
-        words += [f"--{flag}"] if given[flag.replace("-", "_")] else []
+        words += [f"--{flag}"] if values[flag.replace("-", "_")] else []
     done = subprocess.run(
-        [sys.executable, __file__, given["data"], "--child", *words],
+        [sys.executable, __file__, values["data"], "--child", *words],
         check=True,
         stdout=subprocess.PIPE,
         text=True,
@@ -135,37 +136,37 @@ def child(
     return json.loads(done.stdout)
 
 
-def spread(values: Sequence[float], digits: int = 0) -> str:
+def median_and_range(values: Sequence[float], digits: int = 0) -> str:
     """Median and range."""
     low, high = min(values), max(values)
     return f"{statistics.median(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def local(arguments: argparse.Namespace) -> None:
-    """Rates of the checkouts in turn, then how long a run takes to open."""
+    """Prints rates of the checkouts in turn, then times to the first micro-batch."""
     checkouts = [HERE, *([arguments.before.resolve()] if arguments.before else [])]
-    rates: dict[Path, list[float]] = {one: [] for one in checkouts}
+    rates: dict[Path, list[float]] = {tree: [] for tree in checkouts}
     for number in range(arguments.runs + 1):
-        for one in checkouts:
-            rate = child(arguments, one)["rate"]
+        for tree in checkouts:
+            rate = child(arguments, tree)["rate"]
             if number:  # the first run warms caches
-                rates[one].append(rate)
+                rates[tree].append(rate)
     print(f"samples/s, {arguments.workers} loader processes, batches of {arguments.batch}")
-    for one, found in rates.items():
-        print(f"{spread(found)}: {one}")
+    for tree, values in rates.items():
+        print(f"{median_and_range(values)}: {tree}")
     if arguments.before:
-        before, now = (statistics.median(rates[one]) for one in reversed(checkouts))
+        before, now = (statistics.median(rates[tree]) for tree in reversed(checkouts))
         print(f"{now / before:.3f} x")
     for position in (0, FAR):
         seconds = [
             1000 * child(arguments, first=position, workers=0, steps=1)["opened"]
             for _ in range(arguments.runs)
         ]
-        print(f"{spread(seconds)} ms to the first micro-batch at position {position}")
+        print(f"{median_and_range(seconds)} ms to the first micro-batch at position {position}")
 
 
 def remote(arguments: argparse.Namespace) -> None:
-    """The same data on disk and in S3, whose answers take a while."""
+    """Compares the same data on disk and in S3 with delayed responses."""
     sys.path[:0] = [str(HERE), str(HERE / "src")]
     from tests.builders.s3_runs import upload
     from tests.builders.s3_server import faulty_proxy, s3_server
@@ -200,10 +201,10 @@ if __name__ == "__main__":
     parser.add_argument("--before", type=Path)
     parser.add_argument("--remote", action="store_true")
     parser.add_argument("--by-sample", action="store_true")
-    parser.add_argument("--crop", action="store_true", help="224 x 224, anywhere")
-    parser.add_argument("--jitter", action="store_true", help="colours, as published")
+    parser.add_argument("--crop", action="store_true", help="random 224 x 224 crop")
+    parser.add_argument("--jitter", action="store_true", help="color jitter, as published")
     parser.add_argument("--delay-ms", type=int, default=20)
-    parser.add_argument("--child", action="store_true", help="for this program itself")
+    parser.add_argument("--child", action="store_true", help="for internal use")
     arguments = parser.parse_args()
     if arguments.child:
         print(json.dumps(measure(arguments)))

@@ -1,16 +1,16 @@
-"""The training loader beside a plain one on the same shards: samples/s and processor time.
+"""Samples/s and CPU time of the training loader against a plain one on the same shards.
 
     python benchmarks/loading_plainly.py DATA [--workers 1,2] [--batch 16] [--runs 3]
 
-DATA is a folder of `vlatool preprocess spartan`. The plain loader is what the published trainer is
-described to do: a webdataset pipeline in a torch DataLoader whose processes decode every picture
-with Pillow and every array of the npz, take the fields of action and proprioception out of them,
-normalise and collate. What it does besides is left out: logs, its tokenizer, and resizing and
-scaling of pictures, which there is the loader's work and here the model's. It also runs with the
-decoder that is used here, which it has not. The loader here makes the batches of `vlatool train`.
-They take turns, A B C A B C ..., each time in new processes; the first batches are not counted.
-Last comes the least that any loader can take: the processor time of decoding the pictures alone,
-all into the same piece of memory. Source: formats/lbm 5.
+DATA is an output of `vlatool preprocess spartan`. The plain loader follows the description of the
+published trainer: a webdataset pipeline in a torch DataLoader whose processes decode every image
+with Pillow and every array of the npz, select the fields of action and proprioception, normalize
+and collate. Its other work is left out: logs, its tokenizer, and resizing and scaling of images,
+which the model does here. The variant `plain-simplejpeg` uses the faster JPEG decoder of this
+package. The loader of this package makes the batches of `vlatool train`. They run in turn,
+A B C A B C ..., each time in new processes; the first batches are not counted. The last line is a
+lower bound for any loader: the CPU time of decoding the images alone, all into the same buffer.
+Source: formats/lbm 5.
 """
 
 import argparse
@@ -27,8 +27,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import measured
 import numpy as np
+import process_stats
 import simplejpeg
 import torch
 import webdataset as wds
@@ -59,7 +59,7 @@ def by_pillow(content: bytes) -> Array:
 
 
 def decoded(decode: Callable[[bytes], Array], sample: dict[str, Any]) -> dict[str, Any]:
-    """Members to values, all of them."""
+    """Decodes all members of a sample."""
     return {name: _value(decode, name, content) for name, content in sample.items()}
 
 
@@ -73,7 +73,7 @@ def _value(decode: Callable[[bytes], Array], name: str, content: Any) -> Any:
 
 
 class Fields:
-    """What a batch needs of a decoded sample; picklable."""
+    """Selection of the values of a decoded sample that a batch needs; picklable."""
 
     def __init__(self, data: Any) -> None:
         self.images = [
@@ -109,9 +109,10 @@ class Collate:
         self.steps, self.scales = data.lowdim_past_timesteps + 1, scales
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        images = torch.stack([image for one in samples for image in one["images"]])
+        images = torch.stack([image for sample in samples for image in sample["images"]])
         fields = {
-            name: (torch.stack([one["fields"][name] for one in samples]).float() - center) / scale
+            name: (torch.stack([sample["fields"][name] for sample in samples]).float() - center)
+            / scale
             for name, (center, scale) in self.scales.items()
         }
         observed = torch.cat([fields[name] for name in self.observed], -1)
@@ -119,14 +120,14 @@ class Collate:
             "images": images.view(len(samples), -1, *images.shape[1:]).permute(0, 1, 4, 2, 3),
             "actions": torch.cat([fields[name] for name in self.actions], -1),
             "proprioception": observed[:, : self.steps],
-            "past_mask": torch.stack([one["past_mask"] for one in samples]),
-            "future_mask": torch.stack([one["future_mask"] for one in samples]),
-            "text": [one["text"] for one in samples],
+            "past_mask": torch.stack([sample["past_mask"] for sample in samples]),
+            "future_mask": torch.stack([sample["future_mask"] for sample in samples]),
+            "text": [sample["text"] for sample in samples],
         }
 
 
 class Run:
-    """What `vlatool train` would load; `batches` of this package, `plain_batches` of the other."""
+    """Configuration of `vlatool train`, with the batches of both loaders."""
 
     def __init__(self, folder: str, batch: int) -> None:
         typed = {"data.folders": [folder], "total_train_steps": 1, "hparams.lr": 1e-3}
@@ -136,13 +137,13 @@ class Run:
         self.info = self.kind.load_info(config.data)
         self.config, _ = config.derive(self.info)
         self.data = self.config.data
-        self.kept = self.kind.make_assets(self.data, self.info)
+        self.assets = self.kind.make_assets(self.data, self.info)
         self.batch = batch
 
     @property
     def shards(self) -> list[str]:
-        """The tars."""
-        return [str(block.location) for one in self.info.datasets for block in one.shards]
+        """Locations of the shards."""
+        return [str(shard.location) for dataset in self.info.datasets for shard in dataset.shards]
 
     def batches(self, workers: int) -> Iterator[Any]:
         """Batches of `vlatool train`."""
@@ -154,21 +155,21 @@ class Run:
             drop_reasons=self.kind.drop_reasons,
         )
         order = SampleOrder(self.info.datasets, OrderOptions.of(self.data, SEED))
-        batcher = model_type.batcher(model, self.data, self.kept, None, training=True)
-        fake = partial(model_type.example, model, self.data, self.batch)
+        batcher = model_type.batcher(model, self.data, self.assets, None, training=True)
+        dummy = partial(model_type.example, model, self.data, self.batch)
         reader = self.kind.reader(self.data, self.info)
-        return iter(build_loader(plan, order, reader, batcher, fake))
+        return iter(build_loader(plan, order, reader, batcher, dummy))
 
     def plain_batches(
         self, workers: int, epochs: int, decode: Callable[[bytes], Array]
     ) -> Iterator[Any]:
-        """The same samples of the same data, in an order of its own."""
+        """Batches of the plain loader: the same samples, in another order."""
         fields = Fields(self.data)
         steps = fields.past + 1 + fields.future
-        scales = {name: self.kept.normalizer.scale(name, steps) for name in fields.names}
+        scales = {name: self.assets.normalizer.scale(name, steps) for name in fields.names}
         tensors = {
-            name: (torch.from_numpy(one.center), torch.from_numpy(one.scale))
-            for name, one in scales.items()
+            name: (torch.from_numpy(scale_of_field.center), torch.from_numpy(scale_of_field.scale))
+            for name, scale_of_field in scales.items()
         }
         stream = wds.DataPipeline(
             wds.SimpleShardList(self.shards * epochs, seed=SEED),
@@ -194,84 +195,85 @@ class Run:
         )
 
     def decoding_ms(self) -> float:
-        """Milliseconds of a processor that the pictures of a sample take."""
-        room = np.empty(LARGEST_IMAGE, np.uint8)
+        """CPU milliseconds of decoding the images of a sample."""
+        pixels = np.empty(LARGEST_IMAGE, np.uint8)
         spent = count = 0
         for sample in islice(wds.WebDataset(self.shards, shardshuffle=False), 100):
             images = [data for name, data in sample.items() if name.endswith(IMAGES)]
             started = time.process_time()
             for data in images:
-                simplejpeg.decode_jpeg(data, buffer=room)
+                simplejpeg.decode_jpeg(data, buffer=pixels)
             spent += time.process_time() - started
             count += 1
         return 1000 * spent / count
 
 
 def processor_s() -> float:
-    """User and system time of this process and all below it so far."""
-    stats = [Path(f"/proc/{pid}/stat").read_text() for pid in measured.tree(os.getpid())]
-    return sum(sum(map(int, one.rpartition(")")[2].split()[11:13])) for one in stats) / TICKS
+    """User and system time of this process and its descendants so far."""
+    stats = [Path(f"/proc/{pid}/stat").read_text() for pid in process_stats.tree(os.getpid())]
+    return sum(sum(map(int, stat.rpartition(")")[2].split()[11:13])) for stat in stats) / TICKS
 
 
-def measure(way: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """In a process of its own: samples/s, and milliseconds of processors per sample."""
+def measure(loader: str, arguments: argparse.Namespace) -> dict[str, float]:
+    """Samples/s and CPU milliseconds per sample; runs in its own process."""
     run, workers = Run(arguments.data, arguments.batch), int(arguments.workers)
-    if way == "decoding":
+    if loader == "decoding":
         return {"rate": 0, "milliseconds": run.decoding_ms()}
-    warm = 5 * workers  # more than are made ahead, so that what is counted is made meanwhile
+    warm = 5 * workers  # more than are prefetched: batches that are counted are made meanwhile
     steps = arguments.samples // run.batch
-    total = sum(one.size for one in run.info.datasets)
+    total = sum(dataset.size for dataset in run.info.datasets)
     epochs = 2 + (warm * 2 + steps) * run.batch * 2 // total
-    if way == "vlatool":
+    if loader == "vlatool":
         batches = run.batches(workers)
     else:
-        decode = by_pillow if way == "plain" else simplejpeg.decode_jpeg
+        decode = by_pillow if loader == "plain" else simplejpeg.decode_jpeg
         batches = run.plain_batches(workers, epochs, decode)
     list(islice(batches, warm))
     started, spent = time.perf_counter(), processor_s()
-    made = sum(1 for _ in islice(batches, steps)) * run.batch
+    count = sum(1 for _ in islice(batches, steps)) * run.batch
     seconds, spent = time.perf_counter() - started, processor_s() - spent
-    return {"rate": made / seconds, "milliseconds": 1000 * spent / made}
+    return {"rate": count / seconds, "milliseconds": 1000 * spent / count}
 
 
-def child(way: str, arguments: argparse.Namespace, workers: str) -> dict[str, float]:
-    """What `measure` says, and the memory of the largest loader process in MiB."""
+def child(loader: str, arguments: argparse.Namespace, workers: str) -> dict[str, float]:
+    """Result of `measure`, and the memory of the largest loader process in MiB."""
     words = [f"--{key}={getattr(arguments, key)}" for key in ("batch", "samples")]
-    command = [sys.executable, __file__, arguments.data, "--child", way, *words]
-    found = measured.run([*command, f"--workers={workers}"])
-    return {**json.loads(found.stdout), "memory": found.worker_mib}
+    command = [sys.executable, __file__, arguments.data, "--child", loader, *words]
+    stats = process_stats.run([*command, f"--workers={workers}"])
+    return {**json.loads(stats.stdout), "memory": stats.worker_mib}
 
 
-def spread(runs: Sequence[dict[str, float]], key: str, digits: int = 0) -> str:
+def median_and_range(runs: Sequence[dict[str, float]], key: str, digits: int = 0) -> str:
     """Median and range."""
-    values = [one[key] for one in runs]
+    values = [run[key] for run in runs]
     low, high = min(values), max(values)
     return f"{statistics.median(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Both ways in turn, for each count of loader processes."""
+    """Runs the loaders in turn, for each number of loader processes."""
     print(describe())
     for workers in arguments.workers.split(","):
-        ways = ("plain", "plain-simplejpeg", "vlatool")
-        found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+        loaders = ("plain", "plain-simplejpeg", "vlatool")
+        runs_of: dict[str, list[dict[str, float]]] = {loader: [] for loader in loaders}
         for _ in range(arguments.runs):
-            for way in ways:
-                found[way].append(child(way, arguments, workers))
+            for loader in loaders:
+                runs_of[loader].append(child(loader, arguments, workers))
         print(f"{workers} loader processes, batches of {arguments.batch}")
-        for way, runs in found.items():
+        for loader, runs in runs_of.items():
             print(
-                f"  {way}: {spread(runs, 'rate')} samples/s, {spread(runs, 'milliseconds', 2)} ms "
-                f"of processors per sample, {spread(runs, 'memory')} MiB"
+                f"  {loader}: {median_and_range(runs, 'rate')} samples/s, "
+                f"{median_and_range(runs, 'milliseconds', 2)} CPU ms per sample, "
+                f"{median_and_range(runs, 'memory')} MiB"
             )
-        for way in ways[:-1]:
-            pairs = list(zip(found["vlatool"], found[way], strict=True))
+        for loader in loaders[:-1]:
+            pairs = list(zip(runs_of["vlatool"], runs_of[loader], strict=True))
             rates = [{"times": ours["rate"] / other["rate"]} for ours, other in pairs]
             spent = [{"times": other[CPU] / ours[CPU]} for ours, other in pairs]
-            print(f"  {spread(rates, 'times', 2)} times the rate of {way},", end=" ")
-            print(f"{spread(spent, 'times', 2)} times less processor time")
+            print(f"  {median_and_range(rates, 'times', 2)} times the rate of {loader},", end=" ")
+            print(f"{median_and_range(spent, 'times', 2)} times less CPU time")
     least = [child("decoding", arguments, "0") for _ in range(arguments.runs)]
-    print(f"decoding the pictures alone: {spread(least, 'milliseconds', 2)} ms per sample")
+    print(f"decoding the images alone: {median_and_range(least, 'milliseconds', 2)} ms per sample")
 
 
 if __name__ == "__main__":
@@ -281,7 +283,7 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--samples", type=int, default=1600)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--child", default="", help="for this program itself")
+    parser.add_argument("--child", default="", help="for internal use")
     arguments = parser.parse_args()
     if arguments.child:
         print(json.dumps(measure(arguments.child, arguments)))

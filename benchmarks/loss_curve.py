@@ -1,10 +1,10 @@
-"""The loss curve of a policy on a fixed order of samples, with the code of this and another tree.
+"""Loss curve of a policy on fixed batches, with the code of this and another checkout.
 
     python benchmarks/loss_curve.py [--before ../vlatool-before] [--steps 200]
 
-Both trees train the small policy on the same made-up batches in the same order and print each loss
-and the gradient norm; the order of real data is no part of it. `--before` names a checkout at the
-commit before parts and optimizer specs (its trainer took one model), or any later one.
+Both checkouts train the small policy on the same made-up batches in the same order and print each
+loss and the gradient norm; the order of real data is not compared. `--before` names a checkout of
+the commit before parts and optimizer specs (whose trainer took one model), or of a later one.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def main(before: Path | None, steps: int) -> None:
 
 
 def curve(checkout: Path, steps: int) -> list[dict[str, Any]]:
-    """The losses of a training with the code of a checkout."""
+    """Losses of a training with the code of a checkout."""
     env = {**os.environ, "PYTHONPATH": str(checkout / "src")}
     words = [sys.executable, __file__, "--rows", str(steps)]
     done = subprocess.run(words, check=True, env=env, stdout=subprocess.PIPE, text=True)
@@ -39,7 +39,7 @@ def curve(checkout: Path, steps: int) -> list[dict[str, Any]]:
 
 
 def rows(steps: int) -> list[dict[str, Any]]:
-    """The losses of a training with the code that is imported."""
+    """Losses of a training with the imported code."""
     import tempfile
 
     from vlatool.artifacts.run_dir import read_metrics
@@ -48,8 +48,8 @@ def rows(steps: int) -> list[dict[str, Any]]:
     from vlatool.training.config import TrainConfig
 
     widths = {"model.action_dim": 4, "model.proprioception_dim": 4}
-    places = {"num_cameras": 2, "num_times": 1}
-    widths |= {f"model.vision_language_backbone.{key}": one for key, one in places.items()}
+    counts = {"num_cameras": 2, "num_times": 1}
+    widths |= {f"model.vision_language_backbone.{key}": count for key, count in counts.items()}
     typed = {**widths, "hparams.grad_clip_norm": 1.0, "hparams.per_gpu_batch_size": BATCH}
     overrides = [Override(key, value, "benchmark") for key, value in typed.items()]
     config = load_config(TrainConfig, presets=["diffusion-policy-tiny"], overrides=overrides).config
@@ -66,7 +66,7 @@ def rows(steps: int) -> list[dict[str, Any]]:
 
 
 def batches(steps: int) -> Iterator[dict[str, Any]]:
-    """The same numbers in every tree."""
+    """Batches, the same in every checkout."""
     import torch
 
     rng = torch.Generator().manual_seed(3)
@@ -85,7 +85,7 @@ def batches(steps: int) -> Iterator[dict[str, Any]]:
 
 
 def fit(config: Any, metrics: Path, steps: int) -> None:
-    """With parts, optimizer specs and a report a step later."""
+    """Trains with the trainer of parts and optimizer specs."""
     from vlatool.events import NULL, NullProgress
     from vlatool.loading.base import MicroBatch
     from vlatool.training.metrics import MetricsFile
@@ -99,17 +99,17 @@ def fit(config: Any, metrics: Path, steps: int) -> None:
     runtime: Any = Runtime(config)
     begun = set_up(config, None, runtime, None)  # pyright: ignore[reportArgumentType]
     names = tuple(map(str, range(BATCH)))
-    fed = (
-        MicroBatch(one, names, tuple(range(number * BATCH, (number + 1) * BATCH)))
-        for number, one in enumerate(batches(steps))
+    micro_batches = (
+        MicroBatch(batch, names, tuple(range(number * BATCH, (number + 1) * BATCH)))
+        for number, batch in enumerate(batches(steps))
     )
     plan = TrainPlan(steps, BATCH, BATCH, 1, (steps,), 0)
     contexts = StepContexts(runtime, begun.placed, config.hparams.seed, plan)
     file = MetricsFile(metrics, NULL)
     reports = MetricsLogger(file, NULL, NullProgress(), runtime, 1, steps)
 
-    def nothing(*_: Any) -> None:
-        """In place of validation, pictures and checkpoints."""
+    def do_nothing(*_: Any) -> None:
+        """Replaces validation, images and checkpoints."""
 
     Trainer(
         plan=plan,
@@ -118,15 +118,15 @@ def fit(config: Any, metrics: Path, steps: int) -> None:
         placed=begun.placed,
         contexts=contexts,
         logger=reports,
-        validate=nothing,
-        log_images=nothing,
-        save=nothing,
+        validate=do_nothing,
+        log_images=do_nothing,
+        save=do_nothing,
         stop_signal=lambda: None,
-    ).fit(begun.state, fed, begun.objective)
+    ).fit(begun.state, micro_batches, begun.objective)
 
 
 def fit_before(config: Any, metrics: Path, steps: int) -> None:
-    """With the trainer of one model."""
+    """Trains with the older trainer of one model."""
     import torch
 
     from vlatool.events import NULL, NullProgress
@@ -153,7 +153,7 @@ def fit_before(config: Any, metrics: Path, steps: int) -> None:
         metrics=MetricsFile(metrics, NULL),
         log_every=1,
         save=lambda state: None,
-        stop_asked=lambda: False,
+        stop_signal=lambda: False,
     ).fit(
         TrainState(model, optimizers, WeightAverage(config.ema, model)),
         batches(steps),
@@ -166,7 +166,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--before", type=Path, help="another checkout")
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--rows", type=int, help="print this tree's rows as JSON, and nothing else")
+    parser.add_argument("--rows", type=int, help="print only the rows of this checkout, as JSON")
     arguments = parser.parse_args()
     if arguments.rows:
         print(json.dumps(rows(arguments.rows)))

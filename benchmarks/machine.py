@@ -1,11 +1,11 @@
-"""One line about the machine, printed above every figure."""
+"""Description of the machine, printed above all results."""
 
 import os
 import platform
 
 
 def describe() -> str:
-    """Processor, cores, memory, Python."""
+    """Processor, cores, memory and Python version, in one line."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     python = platform.python_version()

@@ -1,9 +1,9 @@
-"""The published policy's training step, written plainly from its description.
+"""Plain implementation of the training step of the published policy, from its description.
 
-CLIP through transformers, a native transformer that computes its vocabulary head and throws it
-away, AdamW as torch makes it, gradient clipping, a float32 average of every parameter, one at a
-time. Legend of shapes: B batch, N pictures, L ids, T action steps, P proprioception steps, A width
-of an action, S tokens, D width.
+CLIP of transformers, a transformer that computes its vocabulary head and discards the result, AdamW
+of torch, gradient clipping, a float32 average of every parameter, one at a time. Legend of shapes:
+B batch, N images, L ids, T action steps, P proprioception steps, A width of an action, S tokens,
+D width.
 """
 
 import math
@@ -33,15 +33,15 @@ class PlainAttention(nn.Module):
         batch, length, width = x.shape
         shape = (batch, length, self.heads, width // self.heads)
         query, key, value = (
-            one.reshape(shape).transpose(1, 2) for one in self.in_proj(x).chunk(3, dim=-1)
+            x_part.reshape(shape).transpose(1, 2) for x_part in self.in_proj(x).chunk(3, dim=-1)
         )
         cosines, sines = self._rotation(query)
-        query, key = (_turned(one, cosines, sines) for one in (query, key))
+        query, key = (_rotate(x_part, cosines, sines) for x_part in (query, key))
         mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         return self.out_proj(mixed.transpose(1, 2).reshape(batch, length, width))
 
     def _rotation(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [S, D / heads], kept for the next step."""
+        """Cosines and sines [S, D / heads], cached for the next step."""
         if self._table is None:
             length, width = like.shape[-2:]
             exponent = torch.arange(0, width, 2, dtype=torch.float32, device=like.device) / width
@@ -51,13 +51,13 @@ class PlainAttention(nn.Module):
         return self._table
 
 
-def _turned(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+def _rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
     return x * cosines + torch.cat([-second, first], dim=-1) * sines
 
 
 class PlainFeedForward(nn.Module):
-    """SwiGLU."""
+    """SwiGLU feed-forward network."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class PlainFeedForward(nn.Module):
 
 
 class PlainBlock(nn.Module):
-    """Norms first."""
+    """Transformer block with norms first."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class PlainBlock(nn.Module):
 
 
 class PlainTransformer(nn.Module):
-    """A language model that is given embeddings: every hidden state, and logits of every word."""
+    """Language model on embeddings that returns all hidden states and logits of all words."""
 
     def __init__(self, width: int, layers: int, heads: int, words: int) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class PlainTransformer(nn.Module):
         self.output = nn.Linear(width, words, bias=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """[B, S, D] to logits [B, S, words] and the states behind each block."""
+        """[B, S, D] to logits [B, S, words] and the states after each block."""
         x = self.post_embed_norm(x)
         states: list[Tensor] = []
         for layer in self.layers:
@@ -127,26 +127,28 @@ class PlainPolicy(nn.Module):
         self.output_layer = nn.Linear(width, action)
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Weights of ours; what ours does not have stays as it is."""
+        """Loads our weights; parameters that ours does not have stay unchanged."""
         prefix = "vision_language_backbone._model.model."
         named = {name.replace(prefix, "clip."): value for name, value in state.items()}
         own = self.state_dict()
         unused = {name for name in named if name.endswith((".inv_freq", "embeddings.emb"))}
-        found = {name: value for name, value in named.items() if name not in unused}
-        assert found.keys() <= own.keys(), found.keys() - own.keys()
-        missing = {name for name in own if name not in found}
+        weights = {name: value for name, value in named.items() if name not in unused}
+        assert weights.keys() <= own.keys(), weights.keys() - own.keys()
+        missing = {name for name in own if name not in weights}
         assert {name.split(".")[0] for name in missing} == {"transformer"}, missing
-        self.load_state_dict(found, strict=False)
+        self.load_state_dict(weights, strict=False)
 
     def forward(self, batch: Mapping[str, Tensor], noised: Tensor, time: Tensor) -> Tensor:
         """Velocity [B, T, A]; `pixels` of the batch are float32 [B * N, 3, H, W]."""
         pooled = self.clip.text_model(input_ids=batch["ids"]).pooler_output
         text = self.clip.text_projection(pooled / pooled.norm(dim=-1, keepdim=True))
-        seen = self.clip.vision_model(pixel_values=batch["pixels"]).pooler_output
-        seen = self.clip.visual_projection(seen)
-        images = (seen / seen.norm(dim=-1, keepdim=True)).reshape(len(text), -1, text.shape[-1])
+        features = self.clip.vision_model(pixel_values=batch["pixels"]).pooler_output
+        features = self.clip.visual_projection(features)
+        images = (features / features.norm(dim=-1, keepdim=True)).reshape(
+            len(text), -1, text.shape[-1]
+        )
         conditions = [self.time_encoding(time)[:, None], text[:, None], images]
-        encoded = [self.condition_encode(one) for one in conditions]
+        encoded = [self.condition_encode(condition) for condition in conditions]
         encoded.append(self.proprioception_encode(batch["proprioception"]))
         encoded.append(self.action_encode(noised))
         _, states = self.transformer(torch.cat(encoded, dim=1))
@@ -154,22 +156,22 @@ class PlainPolicy(nn.Module):
 
 
 class PlainStep:
-    """A step of the published loop, in one process, with one micro-batch."""
+    """Step of the published loop, in one process, with one micro-batch."""
 
     def __init__(self, policy: PlainPolicy, rate: float, decay: float, limit: float) -> None:
         self.policy, self.limit, self.updates = policy, limit, 0
         named = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
         plain = [p for name, p in named if name.endswith(".bias") or "norm" in name.lower()]
-        kept = {id(p) for p in plain}
+        plain_ids = {id(p) for p in plain}
         groups = [
             {"params": plain, "weight_decay": 0.0},
-            {"params": [p for _, p in named if id(p) not in kept], "weight_decay": decay},
+            {"params": [p for _, p in named if id(p) not in plain_ids], "weight_decay": decay},
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), eps=1e-8)
         self.average = {name: p.detach().clone().float() for name, p in policy.named_parameters()}
 
     def loss(self, batch: Mapping[str, Tensor], drawn: tuple[Tensor, Tensor] | None) -> Tensor:
-        """Masked squared error; noise and time are drawn where they are not given."""
+        """Masked squared error; noise and time are sampled if they are None."""
         actions, mask = batch["actions"], batch["future_mask"]
         if drawn is None:
             noise = torch.randn_like(actions)
@@ -184,7 +186,7 @@ class PlainStep:
         return (error * counted).sum() / counted.sum()
 
     def update(self) -> None:
-        """Clips, moves the weights, then the average, one parameter after the other."""
+        """Clips gradients, updates the weights, then the average, one parameter after the other."""
         parameters = [p for p in self.policy.parameters() if p.requires_grad]
         torch.nn.utils.clip_grad_norm_(parameters, self.limit)
         self.optimizer.step()

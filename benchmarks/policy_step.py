@@ -3,12 +3,11 @@
     python benchmarks/policy_step.py [--size small] [--steps 20]
     python benchmarks/policy_step.py --size bellpepper --batch 128 --device cuda [--compile]
 
-Both have the same weights and, for the same noise, the same losses, which is checked first. Then
-steps in turn, A B A B ..., in one process: CLIP with a frozen text tower, four cameras at two
-times, chunks of 16 actions of 20 numbers, AdamW, clipping, an averaged copy of the weights. The
-plain one gets pictures as floats that its loader made; ours as bytes, and makes floats of them
-within the step. On a CPU milliseconds are of processor time, which other programs disturb least;
-one thread is best.
+Both have the same weights. First it checks that their losses are equal for the same noise. Then
+steps run in turn, A B A B ..., in one process: CLIP with a frozen text tower, four cameras at two
+times, chunks of 16 actions of 20 numbers, AdamW, clipping, averaged weights. The plain step gets
+images as floats from its loader; ours gets bytes and converts them within the step. On a CPU,
+milliseconds are CPU time, which other programs disturb least; use one thread.
 """
 
 import argparse
@@ -44,13 +43,13 @@ RATE, DECAY, LIMIT = 1e-4, 0.01, 1.0
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 PEAK_TFLOPS = 989.0  # dense bfloat16 of an H100 or H200
 EQUAL = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
-# Widths of the numbers that `action_error/FIELD` tells of.
+# Widths of the fields of `action_error/FIELD`.
 FIELDS = {"left_xyz": 3, "left_rot_6d": 6, "right_xyz": 3, "right_rot_6d": 6, "grippers": 2}
 
 
 @dataclass(frozen=True)
 class Size:
-    """Sizes of a policy: towers of CLIP (width, layers, heads), denoiser (the same)."""
+    """Sizes of a policy: (width, layers, heads) of the towers of CLIP and of the denoiser."""
 
     vision: tuple[int, int, int]
     text: tuple[int, int, int]
@@ -62,7 +61,7 @@ class Size:
     batch: int
 
     def clip(self) -> dict[str, Any]:
-        """config.json of the CLIP."""
+        """Content of config.json of the CLIP."""
         text, vision = (
             {
                 "hidden_size": width,
@@ -73,11 +72,11 @@ class Size:
             }
             for width, layers, heads in (self.text, self.vision)
         )
-        ends = {"bos_token_id": 49406, "eos_token_id": 49407}
+        special = {"bos_token_id": 49406, "eos_token_id": 49407}
         return {
             "model_type": "clip",
             "projection_dim": self.common,
-            "text_config": {**text, **ends, "vocab_size": 49408, "max_position_embeddings": 77},
+            "text_config": {**text, **special, "vocab_size": 49408, "max_position_embeddings": 77},
             "vision_config": {**vision, "image_size": self.side, "patch_size": self.patch},
         }
 
@@ -108,17 +107,17 @@ def main(arguments: argparse.Namespace) -> None:
     print(describe(), f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     print(f"{arguments.size}, batch {batch}, {config.hparams.precision} on {ours.device}")
     check_equal(ours, theirs)
-    taken = in_turn([theirs.step, ours.step], arguments.steps)
-    before, after = (1000 * statistics.median(one) for one in taken)
+    durations = alternate([theirs.step, ours.step], arguments.steps)
+    before, after = (1000 * statistics.median(values) for values in durations)
     print(f"step: plain {before:.1f} ms, ours {after:.1f} ms: {before / after:.2f} x")
     for name in ("forward", "backward", "update"):
-        before, after = (1000 * statistics.median(one.parts[name]) for one in (theirs, ours))
+        before, after = (1000 * statistics.median(values.parts[name]) for values in (theirs, ours))
         print(f"   {name}: plain {before:.1f} ms, ours {after:.1f} ms: {before / after:.2f} x")
-    tell_rate(ours, batch, statistics.median(taken[1]))
+    print_rate(ours, batch, statistics.median(durations[1]))
 
 
 def configuration(size: Size, batch: int, arguments: argparse.Namespace) -> TrainConfig:
-    """The recommended job in another size; nothing is read from a hub."""
+    """The recommended configuration in another size; nothing is read from a hub."""
     width, layers, heads = size.denoiser
     backbone, widths = "model.vision_language_backbone", ("action_dim", "proprioception_dim")
     keys = {
@@ -148,10 +147,10 @@ def configuration(size: Size, batch: int, arguments: argparse.Namespace) -> Trai
 
 
 class Ours:
-    """The trainer's own step.
+    """Step of the trainer.
 
     Attributes:
-        parts: Seconds of each part, of every step that was taken apart.
+        parts: Part to seconds, for every call of `timed_parts`.
     """
 
     def __init__(self, config: TrainConfig, size: Size, batch: int) -> None:
@@ -170,104 +169,112 @@ class Ours:
         )
         plan = TrainPlan(10_000, batch, batch, 1, (), 0)
         self.contexts = StepContexts(self.runtime, self.placed, config.hparams.seed, plan)
-        self.mover = OptimizerStepper(
+        self.stepper = OptimizerStepper(
             config.hparams, 10_000, self.runtime, self.placed, self.contexts
         )
-        made = example(size, batch)
-        self.one = MicroBatch(
-            {name: value.to(self.device) for name, value in made.items()},
+        tensors = example(size, batch)
+        self.micro_batch = MicroBatch(
+            {name: value.to(self.device) for name, value in tensors.items()},
             samples=("",) * batch,
             positions=tuple(range(batch)),
         )
         self.parts: dict[str, list[float]] = {"forward": [], "backward": [], "update": []}
 
     def step(self) -> Tensor:
-        """As the trainer makes it, but for the data and the report."""
+        """Runs a step like the trainer, without data loading and logging; returns the loss."""
         self.contexts.seed_step(self.state.step)
-        moved = self.mover.step("main", self.state, self.objective, [self.one], [0.0])
-        self.average.update(moved.ok)
+        result = self.stepper.step("main", self.state, self.objective, [self.micro_batch], [0.0])
+        self.average.update(result.ok)
         self.state.step += 1
-        return moved.totals[0] / moved.sums.count
+        return result.totals[0] / result.sums.count
 
-    def taken_apart(self) -> None:
-        """The same in parts, each waited for."""
+    def timed_parts(self) -> None:
+        """Runs a step in parts and waits for each."""
         optimizer = self.state.optimizers["main"]
         optimizer.zero_grad(set_to_none=True)
-        timed = Parts(self.parts)
+        timed = PartTimer(self.parts)
         loss = timed("forward", self.loss)
         timed("backward", (loss.total / loss.count).backward)
-        one, no = torch.ones((), device=self.device), torch.zeros((), device=self.device).bool()
-        timed("update", lambda: (update(optimizer, one, LIMIT, no), self.average.update(~no)))
+        scale, non_finite = (
+            torch.ones((), device=self.device),
+            torch.zeros((), device=self.device).bool(),
+        )
+        timed(
+            "update",
+            lambda: (update(optimizer, scale, LIMIT, non_finite), self.average.update(~non_finite)),
+        )
 
     def loss(self) -> Any:
-        """What is made smaller in this step."""
+        """Loss of this step."""
         with self.runtime.autocast():
-            return self.objective.loss("main", self.one.batch, self.context())
+            return self.objective.loss("main", self.micro_batch.batch, self.context())
 
     def context(self) -> Any:
-        """The moment of this step."""
-        return self.contexts.of(self.state.step, self.one, 0)
+        """Context of this step."""
+        return self.contexts.of(self.state.step, self.micro_batch, 0)
 
-    def drawn(self) -> tuple[Tensor, Tensor]:
+    def noise_and_time(self) -> tuple[Tensor, Tensor]:
         """Noise and time of this step."""
-        draws = self.context().rng
-        time_ = draws.integers(1000, 1).flatten()
-        return draws.normal(1, CHUNK, ACTION).flatten(0, 1), time_
+        generator = self.context().rng
+        time_ = generator.integers(1000, 1).flatten()
+        return generator.normal(1, CHUNK, ACTION).flatten(0, 1), time_
 
 
 class Theirs:
-    """The plain step on the same data."""
+    """Plain step on the same data."""
 
     def __init__(self, plain: PlainStep, ours: Ours) -> None:
         self.plain, self._ours = plain, ours
-        given = ours.one.batch
-        shift, scale = (torch.tensor(one, device=ours.device)[:, None, None] for one in (MEAN, STD))
-        pixels = ((given["images"].flatten(0, 1).float() / 255 - shift) / scale).contiguous()
-        ids = (given["text"] - 1).clamp(min=0)
-        self._batch = {**given, "ids": ids, "pixels": pixels}
+        tensors = ours.micro_batch.batch
+        shift, scale = (
+            torch.tensor(values, device=ours.device)[:, None, None] for values in (MEAN, STD)
+        )
+        pixels = ((tensors["images"].flatten(0, 1).float() / 255 - shift) / scale).contiguous()
+        ids = (tensors["text"] - 1).clamp(min=0)
+        self._batch = {**tensors, "ids": ids, "pixels": pixels}
         self.parts: dict[str, list[float]] = {"forward": [], "backward": [], "update": []}
 
-    def step(self, drawn: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """One step; the loss before it."""
-        loss = self.loss(drawn)
+    def step(self, noise_and_time: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Runs a step; returns the loss before it."""
+        loss = self.loss(noise_and_time)
         loss.backward()
         self.plain.update()
         return loss.detach()
 
-    def taken_apart(self) -> None:
-        """The same in parts, each waited for."""
-        timed = Parts(self.parts)
+    def timed_parts(self) -> None:
+        """Runs a step in parts and waits for each."""
+        timed = PartTimer(self.parts)
         loss = timed("forward", self.loss)
         timed("backward", loss.backward)
         timed("update", self.plain.update)
 
-    def loss(self, drawn: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Under the same autocast as ours."""
+    def loss(self, noise_and_time: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Loss, under the same autocast as ours."""
         with self._ours.runtime.autocast():
-            return self.plain.loss(self._batch, drawn)
+            return self.plain.loss(self._batch, noise_and_time)
 
 
-class Parts:
-    """Times what it is given, and adds to a list by name."""
+class PartTimer:
+    """Timer that appends seconds to a list by name."""
 
-    def __init__(self, found: Mapping[str, list[float]]) -> None:
-        self._found = found
+    def __init__(self, seconds: Mapping[str, list[float]]) -> None:
+        self._seconds = seconds
 
     def __call__(self, name: str, work: Callable[[], Any]) -> Any:
-        """Runs one part to its end."""
+        """Runs one part and waits for its end."""
         started = now()
         result = work()
-        self._found[name].append(now() - started)
+        self._seconds[name].append(now() - started)
         return result
 
 
 def example(size: Size, batch: int) -> dict[str, Tensor]:
-    """A made-up batch; colours last in memory, as the loader has them."""
+    """Made-up batch; channels are last in memory, as from the loader."""
     rng = torch.Generator().manual_seed(1)
     shape = (batch, IMAGES, size.side, size.side, 3)
     images = torch.randint(256, shape, generator=rng, dtype=torch.uint8).permute(0, 1, 4, 2, 3)
     text = torch.randint(1, 40_000, (batch, size.length), generator=rng)
-    text[:, 0], text[:, -1] = 49407, 49408  # the ends, plus one
+    text[:, 0], text[:, -1] = 49407, 49408  # first and last token, plus one
     past = torch.arange(CHUNK) < 1
     return {
         "images": images,
@@ -281,46 +288,46 @@ def example(size: Size, batch: int) -> dict[str, Tensor]:
 
 
 def check_equal(ours: Ours, theirs: Theirs) -> None:
-    """Three steps of both with the same noise: losses are equal to rounding."""
+    """Runs three steps of both with the same noise; checks that losses are equal to rounding."""
     is_low = ours.config.hparams.precision.startswith("amp")
     limit = EQUAL[torch.bfloat16 if is_low else torch.float32]
     for _ in range(3):
-        drawn = ours.drawn()
-        own, other = float(ours.step()), float(theirs.step(drawn))
+        noise_and_time = ours.noise_and_time()
+        own, other = float(ours.step()), float(theirs.step(noise_and_time))
         assert abs(own - other) <= limit * abs(other), f"losses differ: {own} and {other}"
         print(f"equal losses: {own:.6f} and {other:.6f}")
 
 
-def in_turn(steps: list[Callable[[], Any]], number: int) -> list[list[float]]:
-    """Seconds of each step, A B A B ..., after two that are not counted; then the parts."""
-    taken: list[list[float]] = [[] for _ in steps]
-    for round_ in range(number + 2):
-        for step, seconds in zip(steps, taken, strict=True):
+def alternate(steps: list[Callable[[], Any]], number: int) -> list[list[float]]:
+    """Seconds of each step, A B A B ..., after two rounds of warm-up; then times the parts."""
+    durations: list[list[float]] = [[] for _ in steps]
+    for index in range(number + 2):
+        for step, seconds in zip(steps, durations, strict=True):
             started = now()
             step()
-            if round_ > 1:
+            if index > 1:
                 seconds.append(now() - started)
     for _ in range(max(number // 2, 3)):
         for step in steps:
-            step.__self__.taken_apart()  # pyright: ignore[reportFunctionMemberAccess]
-    return taken
+            step.__self__.timed_parts()  # pyright: ignore[reportFunctionMemberAccess]
+    return durations
 
 
-def tell_rate(ours: Ours, batch: int, seconds: float) -> None:
-    """Samples per second and, on a GPU, the share of its peak."""
+def print_rate(ours: Ours, batch: int, seconds: float) -> None:
+    """Prints samples per second and, on a GPU, the share of its peak."""
     with FlopCounterMode(display=False) as counter:
         loss = ours.loss()
         (loss.total / loss.count).backward()
     teraflops = counter.get_total_flops() / seconds / 1e12
-    told = f"ours: {batch / seconds:.1f} samples/s, {teraflops:.3f} TFLOP/s"
+    text = f"ours: {batch / seconds:.1f} samples/s, {teraflops:.3f} TFLOP/s"
     if ours.device.type == "cuda":
         memory = torch.cuda.max_memory_allocated() / 2**30
-        told += f", {teraflops / PEAK_TFLOPS:.1%} of {PEAK_TFLOPS:.0f}; {memory:.1f} GiB of both"
-    print(told)
+        text += f", {teraflops / PEAK_TFLOPS:.1%} of {PEAK_TFLOPS:.0f}; {memory:.1f} GiB of both"
+    print(text)
 
 
 def now() -> float:
-    """Seconds of the device, once it has done its work, or of this process."""
+    """Seconds: wall time after the GPU has finished its work, or CPU time of this process."""
     if not torch.cuda.is_available():
         return time.process_time()
     torch.cuda.synchronize()
@@ -335,8 +342,8 @@ if __name__ == "__main__":
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--compile", action="store_true")
-    given = parser.parse_args()
-    if given.device == "cpu":
+    arguments = parser.parse_args()
+    if arguments.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    torch.set_num_threads(given.threads)
-    main(given)
+    torch.set_num_threads(arguments.threads)
+    main(arguments)

@@ -1,9 +1,9 @@
-"""Spartan episodes to shards: wall time, samples/s, CPU per sample, memory of each process.
+"""Time, samples/s, CPU per sample and memory of `preprocess` of Spartan episodes to shards.
 
     python benchmarks/preprocess.py [--episodes N] [--size small|published] [--frames N]
     python benchmarks/preprocess.py --raw DIR --size published
 
-Input is made by `vlatool sample spartan` unless --raw names some, and is not counted; start-up is.
+Without --raw, `vlatool sample spartan` makes the input, which is not timed. Start-up is timed.
 """
 
 import argparse
@@ -15,22 +15,22 @@ import tempfile
 from pathlib import Path
 
 from machine import describe
-from measured import EvalResult, run
+from process_stats import ProcessStats, run
 
 VLATOOL = [sys.executable, "-m", "vlatool"]
 CAMERAS = "scene_right_0,scene_left_0,wrist_left_plus,wrist_right_minus"
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Makes the input, times the runs, prints the figures of the median one."""
+    """Makes the input, times the runs, prints the results of the median run."""
     with tempfile.TemporaryDirectory() as folder:
         raw = arguments.raw or make_input(arguments, Path(folder, "raw"))
         runs = [
             run(command(arguments, raw, Path(folder, f"out{number}")))
             for number in range(arguments.repeat)
         ]
-    median = statistics.median_low([one.seconds for one in runs])
-    report(next(one for one in runs if one.seconds == median), runs)
+    median = statistics.median_low([stats.seconds for stats in runs])
+    report(next(stats for stats in runs if stats.seconds == median), runs)
 
 
 def make_input(arguments: argparse.Namespace, raw: Path) -> Path:
@@ -44,7 +44,7 @@ def make_input(arguments: argparse.Namespace, raw: Path) -> Path:
 
 
 def command(arguments: argparse.Namespace, raw: Path, out: Path) -> list[str]:
-    """The run that is measured."""
+    """Command to measure."""
     words = [*VLATOOL, "preprocess", "spartan", str(raw), "--output", str(out), "--json", "-q"]
     words += ["--workers", str(arguments.workers), "--max-padding-right", "14"]
     if arguments.size == "published":
@@ -52,15 +52,15 @@ def command(arguments: argparse.Namespace, raw: Path, out: Path) -> list[str]:
     return words
 
 
-def report(one: EvalResult, runs: list[EvalResult]) -> None:
-    """Prints the figures."""
-    result = json.loads(one.stdout)
+def report(stats: ProcessStats, runs: list[ProcessStats]) -> None:
+    """Prints the results."""
+    result = json.loads(stats.stdout)
     samples = result["samples"]
     print(describe())
     print(f"{samples} samples, {result['bytes'] / 1e6:.0f} MB of shards, {len(runs)} runs")
-    print(f"wall {one.seconds:.2f} s, {samples / one.seconds:.0f} samples/s")
-    print(f"CPU {one.cpu_s:.2f} s, {1000 * one.cpu_s / samples:.2f} ms per sample")
-    print(f"peak memory: driver {one.driver_mib:.0f} MiB, worker {one.worker_mib:.0f} MiB")
+    print(f"wall {stats.seconds:.2f} s, {samples / stats.seconds:.0f} samples/s")
+    print(f"CPU {stats.cpu_s:.2f} s, {1000 * stats.cpu_s / samples:.2f} ms per sample")
+    print(f"peak memory: driver {stats.driver_mib:.0f} MiB, worker {stats.worker_mib:.0f} MiB")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
     PYTHONPATH=/path/of/another/checkout/src python benchmarks/resume_across_commits.py --before ...
 
 The earlier code makes every output twice: finished, and half-finished. It is killed at the storage
-operation (`vlatool.storage.steps`) that enters half of the items as done, or that writes the first
+operation (`vlatool.storage.crash_points`) that records half of the items, or that writes the first
 checkpoint of a training run. The present code (PYTHONPATH, else this checkout) then runs the same
 command on a copy of each. The bytes must equal those of the finished output, without `.vlatool/`
 and times. No item, shard or training step that was done may be done again, except where the earlier
@@ -34,7 +34,7 @@ from forked_commands import Commands, Done
 from resume_across_commits_runs import CASES, FILES
 
 STEPS = "VLATOOL_STEPS"
-# Operations that enter something as done, by what it is. A log of items or a file for each.
+# Operations that record finished work, by kind: a line of a log, or a file.
 ENTERED = {
     "items": re.compile(r"rename after items/.*|write after journal/items\.#\.jsonl"),
     "shards": re.compile(r"rename after shards/shard_#\.npz"),
@@ -42,10 +42,10 @@ ENTERED = {
 }
 CHECKPOINT = re.compile(r"rename after checkpoints/step_#")
 WRITING = re.compile(r"write inside (?!\.vlatool/).*")
-# A log that is shortened is written too, but enters nothing.
+# A log that is shortened is rewritten, which records no work.
 SHORTENED = re.compile(r"rename after [^/]+/metrics\.jsonl")
 METADATA, METRICS = "processing_metadata.json", "metrics.jsonl"
-# Left behind by a command that makes its output as a whole and was killed.
+# Left by a killed command that writes its output in one go.
 PARTIAL = ".*.partial"
 TIMES = ("samples_per_second", "step_ms", "data_wait", "seconds", "stages")
 Counts = Mapping[str, int]
@@ -59,8 +59,8 @@ class Outcome:
     Attributes:
         name: Case and state of its output.
         note: Short description.
-        redone: Number of things that were done again.
-        problems: Other faults.
+        redone: Number of finished items, shards, steps or files that were written again.
+        problems: Other problems.
         unequal: Names of files with other bytes.
     """
 
@@ -81,7 +81,7 @@ class Trials:
     """Trials of cases in a folder.
 
     Args:
-        folder: Where everything is written.
+        folder: Folder of all outputs.
         earlier: Commands of the earlier code.
         present: Commands of the code under test.
     """
@@ -110,7 +110,7 @@ class Trials:
             return
         for needed in re.findall(r"made/([\w-]+)", case.line) + [case.before] * bool(case.before):
             self.make(needed)
-        done, self._traces[name] = self._run(self._earlier, name, self._begun(name))
+        done, self._traces[name] = self._run(self._earlier, name, self._prepared_words(name))
         if done.code:
             raise RuntimeError(f"{name}: the earlier code cannot make it: {done.stderr}")
         shutil.move(self._out(name), self._made(name))
@@ -118,43 +118,48 @@ class Trials:
     def _stops(self, name: str) -> Iterator[tuple[str, int]]:
         """Kind of progress and number of the operation at which the command is killed."""
         trace = self._traces[name]
-        places = {kind: _places(trace, pattern) for kind, pattern in ENTERED.items()}
-        if places["steps"]:
-            yield "steps", _places(trace, CHECKPOINT)[0]
+        numbers = {kind: _operation_numbers(trace, pattern) for kind, pattern in ENTERED.items()}
+        if numbers["steps"]:
+            yield "steps", _operation_numbers(trace, CHECKPOINT)[0]
             return
-        for kind, found in places.items():
-            if found:
-                yield kind, found[len(found) // 2 - 1]
-        if not any(places.values()):
-            yield "", _places(trace, WRITING)[0]
+        for kind, kind_numbers in numbers.items():
+            if kind_numbers:
+                yield kind, kind_numbers[len(kind_numbers) // 2 - 1]
+        if not any(numbers.values()):
+            yield "", _operation_numbers(trace, WRITING)[0]
 
     def _half(self, name: str, kind: str, number: int) -> Outcome:
-        """The present code on the output that the earlier code left when it was killed."""
+        """Outcome of the present code on the output of the killed earlier code."""
         half = self._folder / "half" / name
         shutil.rmtree(half, ignore_errors=True)
-        ended = self._earlier.run(self._begun(name), **{STEPS: str(number)})
+        ended = self._earlier.run(self._prepared_words(name), **{STEPS: str(number)})
         shutil.move(self._out(name), half)
-        total, kept = _entered(self._traces[name]), _kept(half)
+        total, recorded = _entered(self._traces[name]), _recorded_counts(half)
         outcome = Outcome(f"{name}, half-finished{f' ({kind})' if kind else ''}")
         if ended.code != -9:
             outcome.problems.append(f"the earlier code was not killed: {ended.code}")
-        if kind and not kept[kind]:
-            outcome.problems.append(f"the earlier code kept no {kind}")
+        if kind and not recorded[kind]:
+            outcome.problems.append(f"the earlier code recorded no {kind}")
         shutil.copytree(half, self._out(name))
         done, trace = self._run(self._present, name, self._words(name))
         self._check_exit(outcome, done, 0)
         now = _entered(trace)
-        left = {one: max(0, total[one] - kept[one]) for one in total}
-        outcome.redone = sum(max(0, now[one] - left[one]) for one in total)
-        outcome.note = _described(kept, total)
-        short = [one for one in total if not done.code and now[one] < left[one]]
-        outcome.problems += [f"{one}: {now[one]} entered, {left[one]} were left" for one in short]
-        self._check_resumed(outcome, done, kept["items"])
+        left = {part: max(0, total[part] - recorded[part]) for part in total}
+        outcome.redone = sum(max(0, now[part] - left[part]) for part in total)
+        outcome.note = _described(recorded, total)
+        short = [part for part in total if not done.code and now[part] < left[part]]
+        outcome.problems += [
+            f"{part}: {now[part]} recorded, {left[part]} were left" for part in short
+        ]
+        self._check_resumed(outcome, done, recorded["items"])
         self._compare(outcome, name)
         return outcome
 
     def _finished(self, name: str) -> Outcome:
-        """The present code on a finished output; the earlier code decides what may be written."""
+        """Outcome of the present code on a finished output.
+
+        It may write the files again that the earlier code writes again.
+        """
         outcome = Outcome(f"{name}, finished")
         changed: list[set[str]] = []
         entered: list[Counts] = []
@@ -168,7 +173,7 @@ class Trials:
                 shutil.rmtree(self._out(name))
             else:
                 self._check_exit(outcome, done, CASES[name].again)
-        outcome.redone = sum(max(0, entered[1][one] - entered[0][one]) for one in ENTERED)
+        outcome.redone = sum(max(0, entered[1][kind] - entered[0][kind]) for kind in ENTERED)
         outcome.note = (
             f"{len(changed[0])} files written again by both" if changed[0] else "left alone"
         )
@@ -180,38 +185,40 @@ class Trials:
         return outcome
 
     def _inspected(self, name: str) -> Outcome:
-        """Codes that `verify` and `inspect` report."""
+        """Outcome of comparing the codes that `verify` and `inspect` report."""
         outcome = Outcome(f"{name}, verify and inspect")
         codes: list[str] = []
         for command in ("verify", "inspect"):
             words = [command, f"made/{name}", "--json", "-q"]
-            before, now = (_reported(one.run(words)) for one in (self._earlier, self._present))
+            before, now = (
+                _reported(checkout.run(words)) for checkout in (self._earlier, self._present)
+            )
             codes += before[1]
             if before != now:
                 outcome.problems.append(f"{command}: {now}, before {before}")
         outcome.note = f"codes {', '.join(sorted(set(codes)))}" if codes else "no codes"
         return outcome
 
-    def _check_exit(self, outcome: Outcome, done: Done, wanted: int) -> None:
-        if done.code != wanted:
+    def _check_exit(self, outcome: Outcome, done: Done, expected: int) -> None:
+        if done.code != expected:
             note = (done.stderr.strip() or "no message").splitlines()[0]
             outcome.problems.append(f"ended with {done.code}: {note}")
 
-    def _check_resumed(self, outcome: Outcome, done: Done, kept: int) -> None:
+    def _check_resumed(self, outcome: Outcome, done: Done, recorded: int) -> None:
         """Compares the number of resumed items in the result, where it has one."""
-        resumed = _document(done.stdout).get("resumed", kept)
-        if not done.code and resumed != kept:
+        resumed = _document(done.stdout).get("resumed", recorded)
+        if not done.code and resumed != recorded:
             outcome.problems.append(f"the result says that {resumed} items were resumed")
 
     def _compare(self, outcome: Outcome, name: str) -> None:
         """Compares the output with the finished one of the earlier code, and removes it."""
-        wanted, found = _contents(self._made(name)), _contents(self._out(name))
-        both = wanted.keys() | found.keys()
-        outcome.unequal = sorted(one for one in both if wanted.get(one) != found.get(one))
+        expected, files = _contents(self._made(name)), _contents(self._out(name))
+        names = expected.keys() | files.keys()
+        outcome.unequal = sorted(file for file in names if expected.get(file) != files.get(file))
         shutil.rmtree(self._out(name))
 
-    def _begun(self, name: str) -> list[str]:
-        """The words of a command whose output is as it is before the first run."""
+    def _prepared_words(self, name: str) -> list[str]:
+        """Words of a command, after its output is reset to the state before the first run."""
         shutil.rmtree(self._out(name), ignore_errors=True)
         if CASES[name].before:
             shutil.copytree(self._made(CASES[name].before), self._out(name))
@@ -236,18 +243,18 @@ class Trials:
         return self._folder / "made" / name
 
 
-def _places(trace: Sequence[str], pattern: re.Pattern[str]) -> list[int]:
+def _operation_numbers(trace: Sequence[str], pattern: re.Pattern[str]) -> list[int]:
     """Numbers of the operations of a kind, from 1."""
     return [number for number, line in enumerate(trace, 1) if pattern.fullmatch(line)]
 
 
 def _entered(trace: Sequence[str]) -> Counts:
-    found = {kind: len(_places(trace, pattern)) for kind, pattern in ENTERED.items()}
-    return {**found, "steps": found["steps"] - len(_places(trace, SHORTENED))}
+    counts = {kind: len(_operation_numbers(trace, pattern)) for kind, pattern in ENTERED.items()}
+    return {**counts, "steps": counts["steps"] - len(_operation_numbers(trace, SHORTENED))}
 
 
-def _kept(output: Path) -> Counts:
-    """Number of things that an output which is not finished has entered as done."""
+def _recorded_counts(output: Path) -> Counts:
+    """Numbers of items, shards and steps that an unfinished output has recorded."""
     journal, steps = output / ".vlatool/journal", output / "checkpoints"
     items = {path.stem for path in journal.glob("items/*.npz")}
     for log in journal.glob("items.*.jsonl"):
@@ -259,25 +266,25 @@ def _kept(output: Path) -> Counts:
     }
 
 
-def _described(kept: Counts, total: Counts) -> str:
-    found = [f"{kept[kind]} of {total[kind]} {kind} kept" for kind in total if total[kind]]
-    return ", ".join(found) or "made as a whole"
+def _described(recorded: Counts, total: Counts) -> str:
+    parts = [f"{recorded[kind]} of {total[kind]} {kind} recorded" for kind in total if total[kind]]
+    return ", ".join(parts) or "written in one go"
 
 
 def _contents(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file, without what depends on the time."""
-    found: dict[str, str] = {}
+    """SHA-256 of every file, without values that depend on the time."""
+    digests: dict[str, str] = {}
     for path in _files(folder):
         content = path.read_bytes()
         if path.name == METRICS:
-            content = json.dumps([*map(_timeless, content.splitlines())]).encode()
+            content = json.dumps([*map(_without_times, content.splitlines())]).encode()
         if path.name != METADATA:
-            found[path.relative_to(folder).as_posix()] = hashlib.sha256(content).hexdigest()
-    return found
+            digests[path.relative_to(folder).as_posix()] = hashlib.sha256(content).hexdigest()
+    return digests
 
 
-def _timeless(row: bytes) -> dict[str, Any]:
-    return {key: one for key, one in json.loads(row).items() if not key.endswith(TIMES)}
+def _without_times(row: bytes) -> dict[str, Any]:
+    return {key: value for key, value in json.loads(row).items() if not key.endswith(TIMES)}
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -298,29 +305,29 @@ def _changed(before: Mapping[str, object], now: Mapping[str, object]) -> set[str
 
 
 def _reported(done: Done) -> tuple[int, list[str]]:
-    """Exit code, and every value of a key `code` in the result, sorted."""
+    """Exit code, and all values of keys `code` in the result, sorted."""
     return done.code, sorted(_codes(_document(done.stdout)))
 
 
 def _codes(value: Any) -> Iterator[str]:
     if isinstance(value, dict):
-        for key, one in value.items():
-            yield from [one] if key == "code" and isinstance(one, str) else _codes(one)
+        for key, item in value.items():
+            yield from [item] if key == "code" and isinstance(item, str) else _codes(item)
     elif isinstance(value, list):
-        for one in value:
-            yield from _codes(one)
+        for item in value:
+            yield from _codes(item)
 
 
 def _document(stdout: str) -> dict[str, Any]:
     try:
-        found = json.loads(stdout)
+        document = json.loads(stdout)
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return document if isinstance(document, dict) else {}
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Prints a line per trial; 1 if anything was done again, is not equal, or went wrong."""
+    """Prints a line per trial; returns 1 if any work was redone, files differ, or a run failed."""
     started = time.monotonic()
     before = arguments.before.resolve()
     now = Path(os.environ.get("PYTHONPATH", "").split(os.pathsep)[0] or OWN_SOURCE).resolve()
@@ -334,7 +341,7 @@ def main(arguments: argparse.Namespace) -> int:
         ):
             trials = Trials(folder, earlier, present)
             outcomes: list[Outcome] = []
-            for name in (one for one in CASES if fnmatch(one, arguments.only)):
+            for name in filter(partial(fnmatch, pat=arguments.only), CASES):
                 for outcome in trials.outcomes(name):
                     print(outcome.line(), flush=True)
                     outcomes.append(outcome)

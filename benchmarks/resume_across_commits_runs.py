@@ -1,7 +1,7 @@
 """Commands that `resume_across_commits.py` runs: the smallest run of every command that writes.
 
-`made/NAME` is the finished output of the case NAME, made by the earlier commit. `-o out/NAME` is
-added where a line has no `OUT`, which stands for `out/NAME`.
+`made/NAME` is the finished output of the case NAME, made by the earlier commit. `OUT` in a line
+stands for `out/NAME`; `-o out/NAME` is added to a line without it.
 """
 
 from dataclasses import dataclass
@@ -49,11 +49,11 @@ _BUILD = "build-dataset made/windows --fast made/fast --tokens made/codes --work
 
 @dataclass(frozen=True)
 class Case:
-    """A command.
+    """Command to be tried.
 
     Attributes:
         line: Words of the command line.
-        before: Case whose output the command begins with: it adds files to it.
+        before: Case whose output the command adds files to; empty for a new output.
         again: Exit code of the command when its output is finished.
     """
 

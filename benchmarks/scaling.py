@@ -1,4 +1,4 @@
-"""Does the cost of `preprocess` grow with the amount of data? CPU per sample and driver memory.
+"""CPU per sample and driver memory of `preprocess` for growing amounts of data.
 
     python benchmarks/scaling.py [--episodes 10,100,1000]
 
@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from machine import describe
-from measured import run
+from process_stats import run
 
 VLATOOL = [sys.executable, "-m", "vlatool"]
 
@@ -40,9 +40,9 @@ def row(folder: str, raw: Path, count: int, repeat: int) -> None:
         runs.append(run([*VLATOOL, *words, "--max-padding-right", "14", "--json", "-q"]))
         subprocess.run(["rm", "-rf", str(out)], check=True)
     samples = json.loads(runs[0].stdout)["samples"]
-    cpu = statistics.median(1000 * one.cpu_s / samples for one in runs)
-    wall = statistics.median(one.seconds for one in runs)
-    driver = statistics.median(one.driver_mib for one in runs)
+    cpu = statistics.median(1000 * stats.cpu_s / samples for stats in runs)
+    wall = statistics.median(stats.seconds for stats in runs)
+    driver = statistics.median(stats.driver_mib for stats in runs)
     print(
         f"{count:5} episodes, {samples:6} samples: {cpu:.2f} CPU ms per sample, {wall:.1f} s, "
         f"driver {driver:.0f} MiB",

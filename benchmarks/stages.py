@@ -1,10 +1,10 @@
-"""Where the time of `preprocess spartan` goes: CPU seconds of each stage on one episode.
+"""CPU seconds of each stage of `preprocess spartan`, for one episode.
 
     python benchmarks/stages.py RAW [--size 384,384]
 
-RAW is a folder of Spartan episodes, as `vlatool sample spartan RAW --size published --cameras 6
---frames 60 --depth` makes. Stages run one after the other in one thread, each on what the one
-before it made.
+RAW is a folder of Spartan episodes, such as that of `vlatool sample spartan RAW --size published
+--cameras 6 --frames 60 --depth`. Stages run one after the other in one thread, each on the result
+of the previous one.
 """
 
 import argparse
@@ -38,7 +38,7 @@ class Stages:
         self.seconds: dict[str, float] = {}
 
     def run(self, name: str, work: Callable[[], Any]) -> Any:
-        """Does the work and adds its CPU time to the stage."""
+        """Runs the work and adds its CPU time to the stage."""
         started = time.process_time()
         result = work()
         self.seconds[name] = self.seconds.get(name, 0.0) + time.process_time() - started
@@ -46,7 +46,7 @@ class Stages:
 
 
 def main(raw: Path, size: tuple[int, int]) -> None:
-    """Walks one episode through all stages and prints a table."""
+    """Runs all stages for one episode and prints a table."""
     stages = Stages()
     reader = SpartanReader(SpartanConfig())
     ref = next(iter(stages.run("discover", lambda: list(reader.discover([raw])))))
@@ -63,10 +63,9 @@ def main(raw: Path, size: tuple[int, int]) -> None:
         entries = stages.run(
             "statistics: entries", lambda: dict(field_entries(total.total(), sampler.widths()))
         )
-        paths = [Path(folder, "a.json"), Path(folder, "b.json")]
-        stages.run("statistics: files", lambda: write_stats(paths, entries))
-        small = Path(folder, "c.json")
-        stages.run("statistics: compact file", lambda: write_stats([small], compact(entries)))
+        full, small = Path(folder, "full.json"), Path(folder, "compact.json")
+        stages.run("statistics: file", lambda: write_stats(full, entries))
+        stages.run("statistics: compact file", lambda: write_stats(small, compact(entries)))
     print(describe())
     whole = sum(stages.seconds.values())
     print(f"{len(sampler)} samples of {len(CAMERAS)} cameras; {whole:.2f} CPU seconds")
@@ -79,8 +78,8 @@ def _images(sampler: EpisodeSampler, stages: Stages) -> dict[tuple[str, int], by
     for name in sampler.cameras:
         source, geometry = sampler.episode.cameras[name], sampler.geometries[name]
         for frame in sorted(sampler.needed_frames()):
-            pixels = stages.run("inflate pictures", lambda s=source, f=frame: s.read([f])[0])
-            image = stages.run("resize pictures", lambda g=geometry, p=pixels: g.apply(p))
+            pixels = stages.run("decode images", lambda s=source, f=frame: s.read([f])[0])
+            image = stages.run("resize images", lambda g=geometry, p=pixels: g.apply(p))
             encoded[name, frame] = stages.run("encode JPEG", lambda p=image: encode_jpeg(p, 95))
     return encoded
 
@@ -102,11 +101,11 @@ def _samples(
                 for offset, frame in sample.image_frames.items()
                 for name in sampler.cameras
             }
-            # The numbers are deflated already: those bytes come from a cache.
+            # The numbers are deflated already: their bytes come from a cache.
             members = list(sample_members(sample, images))
             stages.run(
                 "write tar with digest",
-                lambda m=members, t=tar: t.append(b"".join(member_bytes(*one) for one in m)),
+                lambda m=members, t=tar: t.append(b"".join(member_bytes(*member) for member in m)),
             )
 
 

@@ -1,4 +1,4 @@
-"""Start-up of `vlatool --help` against a bare Typer + Rich program, in turn: median seconds.
+"""Median seconds of `vlatool --help` against a bare Typer + Rich program, run in turn.
 
 python benchmarks/startup.py [RUNS]
 """

@@ -1,8 +1,8 @@
-"""The training loader alone in samples/s, and the training step alone in ms, on the demo's policy.
+"""Samples/s of the training loader alone and ms of the training step alone, for the demo policy.
 
     python benchmarks/training.py DATA [--preset world-pick] [--workers 1] [--steps 100]
 
-DATA is a folder of `vlatool preprocess`, such as demo/data.
+DATA is an output of `vlatool preprocess`, such as demo/data.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from vlatool.training.transfer import prefetch_to_device
 
 
 def main(data: str, preset: str, workers: int, steps: int) -> None:
-    """Times both, one after the other."""
+    """Times the loader, then the step."""
     typed = {"data.folders": [data], "total_train_steps": 10_000}
     overrides = [Override(key, value, "benchmark") for key, value in typed.items()]
     config = load_config(TrainConfig, presets=[preset], overrides=overrides).config
@@ -35,35 +35,35 @@ def main(data: str, preset: str, workers: int, steps: int) -> None:
     runtime = Runtime(config)
     plan = make_plan(config, info.datasets, runtime.world_size)
     order = SampleOrder(info.datasets, OrderOptions.of(config.data, config.hparams.seed))
-    kept = kind.make_assets(config.data, info)
-    batcher = model_type.batcher(config.model, config.data, kept, None, training=True)
-    fake = partial(model_type.example, config.model, config.data, plan.micro_batch)
-    reads = LoaderPlan(plan.micro_batch, num_workers=workers, drop_reasons=kind.drop_reasons)
+    assets = kind.make_assets(config.data, info)
+    batcher = model_type.batcher(config.model, config.data, assets, None, training=True)
+    dummy = partial(model_type.example, config.model, config.data, plan.micro_batch)
+    loader_plan = LoaderPlan(plan.micro_batch, num_workers=workers, drop_reasons=kind.drop_reasons)
     reader = kind.reader(config.data, info)
-    with build_loader(reads, order, reader, batcher, fake) as loader:
-        fed = iter(loader)
-        batches = list(islice(fed, 20))
+    with build_loader(loader_plan, order, reader, batcher, dummy) as loader:
+        stream = iter(loader)
+        batches = list(islice(stream, 20))
         started = time.perf_counter()
-        for _ in islice(fed, steps):
+        for _ in islice(stream, steps):
             pass
         rate = steps * plan.micro_batch / (time.perf_counter() - started)
     print(describe())
     print(f"loader alone, {workers} processes: {rate:.0f} samples/s")
 
-    begun = set_up(config, info, runtime, None)
-    contexts = StepContexts(runtime, begun.placed, config.hparams.seed, plan)
-    mover = OptimizerStepper(config.hparams, plan.total_steps, runtime, begun.placed, contexts)
-    moved = list(prefetch_to_device(iter(batches), runtime.device))
+    setup = set_up(config, info, runtime, None)
+    contexts = StepContexts(runtime, setup.placed, config.hparams.seed, plan)
+    stepper = OptimizerStepper(config.hparams, plan.total_steps, runtime, setup.placed, contexts)
+    device_batches = list(prefetch_to_device(iter(batches), runtime.device))
     for index in range(steps + 10):
         if index == 10:
             started = time.perf_counter()
-        one = moved[index % len(moved)]
-        for name in begun.objective.optimizers_at(0):
-            last = mover.step(name, begun.state, begun.objective, [one], [])
-        begun.state.step += 1
+        batch = device_batches[index % len(device_batches)]
+        for name in setup.objective.optimizers_at(0):
+            last = stepper.step(name, setup.state, setup.objective, [batch], [])
+        setup.state.step += 1
     last.on_host.read()
     milliseconds = 1000 * (time.perf_counter() - started) / steps
-    size = f"batch {plan.micro_batch}, {begun.state.num_parameters / 1e6:.2f} M"
+    size = f"batch {plan.micro_batch}, {setup.state.num_parameters / 1e6:.2f} M"
     print(f"step alone on {runtime.device}, {size}: {milliseconds:.1f} ms")
 
 

@@ -1,4 +1,4 @@
-"""Toy jobs: items are words, each becomes a file, and a closing file has them all."""
+"""Toy jobs: items are words, each becomes a file, and `finish` writes a file with all of them."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from vlatool.jobs.files import FileEntry, digests_below, file_entry, folder_entry, output_files
-from vlatool.jobs.inputs import InputState, present_inputs
+from vlatool.jobs.inputs import InputState, current_inputs
 from vlatool.jobs.job import JobOptions, JobRun, JobSpec, Ranks
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord
@@ -24,19 +24,19 @@ OWNED = ("words/*", "words/*/*", ALL)
 
 
 class Killed(BaseException):
-    """The end of a run from outside."""
+    """Simulated kill of a run."""
 
 
 @dataclass(frozen=True)
 class Write:
-    """Writes a file with the word, or a folder with a file per letter.
+    """Work of a toy job: a file with the word, or a folder with a file per letter.
 
     Attributes:
         output: The output folder.
-        is_folder: Whether an item becomes a folder.
-        has_arrays: Whether receipts carry the letters.
-        bad: Word to what is raised for it.
-        fatal: Word that ends the process.
+        is_folder: An item becomes a folder.
+        has_arrays: Receipts have the letters as an array.
+        bad: Word to the exception that is raised for it.
+        fatal: Word that kills the process.
     """
 
     output: Path
@@ -67,18 +67,18 @@ class Write:
 
 
 def no_input(word: str) -> InputState:
-    """A word follows from itself."""
+    """State of an item without input files."""
     return InputState(word, sizes=word)
 
 
 class ToyJob:
-    """Words on their way to disk; see `jobs.job.Job`.
+    """Job that writes words; see `jobs.job.Job`.
 
     Args:
         output: The output folder.
-        words: The items.
-        work: Writes one.
-        spec: What else is not as usual.
+        words: The items, separated by spaces.
+        work: Work on an item; `Write` by default.
+        spec: Other fields of the `JobSpec`.
     """
 
     def __init__(
@@ -93,15 +93,15 @@ class ToyJob:
             plan="plain",
             work=work or Write(output),
             owned=OWNED,
-            measured="letters",
-            **{"state": no_input, "places": (output,), **spec},
+            progress_count="letters",
+            **{"state": no_input, "locations": (output,), **spec},
         )
 
     def name(self, item: str) -> str:
         return item
 
     def inputs(self) -> Mapping[str, Any]:
-        return present_inputs(self.items, self.name, self.spec.state, "word")
+        return current_inputs(self.items, self.name, self.spec.state, "word")
 
     def begin(self) -> None:
         remove_file(self.spec.output / ALL)
@@ -109,7 +109,10 @@ class ToyJob:
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
         done = list(receipts)
         write_text(self.spec.output / ALL, " ".join(map(self._word, done)))
-        return [*(file for one in done for file in one.files), file_entry(self.spec.output, ALL)]
+        return [
+            *(file for receipt in done for file in receipt.files),
+            file_entry(self.spec.output, ALL),
+        ]
 
     def _word(self, receipt: Receipt) -> str:
         return "".join(receipt.arrays["letters"] if self.spec.has_arrays else receipt.facts["word"])
@@ -119,13 +122,13 @@ class ToyJob:
 
 
 def run_toy(job: ToyJob, executor: Executor | None = None, **options: Any) -> JobRun:
-    """One run of a job, in this process unless said otherwise."""
-    chosen = JobOptions(**options)
-    return run_job(job, executor or SerialExecutor(), options=chosen)
+    """Runs a job, in this process unless an executor is given."""
+    job_options = JobOptions(**options)
+    return run_job(job, executor or SerialExecutor(), options=job_options)
 
 
-class Doomed(SerialExecutor):
-    """An executor whose run is killed before it learns of an outcome."""
+class KillingExecutor(SerialExecutor):
+    """Executor that raises `Killed` after a number of outcomes."""
 
     def __init__(self, outcomes: int) -> None:
         self._left = outcomes
@@ -138,15 +141,15 @@ class Doomed(SerialExecutor):
             yield outcome
 
 
-class Batches:
-    """An executor of its own kind: it works on many items at once, as a device would.
+class BatchExecutor:
+    """Executor that takes items in batches, like a device.
 
     Attributes:
-        taken: The batches that it was given.
+        batches: The batches that it got.
     """
 
     def __init__(self, size: int, dies_after: int = -1) -> None:
-        self.taken: list[tuple[Any, ...]] = []
+        self.batches: list[tuple[Any, ...]] = []
         self._size, self._dies_after = size, dies_after
 
     def __enter__(self) -> Self:
@@ -158,26 +161,26 @@ class Batches:
     def map(
         self, function: Callable[[Any], Any], items: Iterable[Any]
     ) -> Iterator[Outcome[Any, Any]]:
-        waiting = iter(items)
-        while batch := tuple(islice(waiting, self._size)):
-            if len(self.taken) == self._dies_after:
+        remaining = iter(items)
+        while batch := tuple(islice(remaining, self._size)):
+            if len(self.batches) == self._dies_after:
                 raise Killed
-            self.taken.append(batch)
+            self.batches.append(batch)
             yield from [attempt(function, item) for item in batch]
 
 
 def contents(output: Path) -> dict[str, bytes]:
-    """Every file of an output, and its list."""
+    """Name to content of every file of an output and of its file list."""
     names = [*(file.name for file in output_files(output)), ".vlatool/files.jsonl"]
     return {name: (output / name).read_bytes() for name in names}
 
 
-def share(rank: int, barrier: Any, answers: Any, words: str, work: Write, **spec: Any) -> None:
-    """What one of two processes does of a job; puts (rank, what it learned) into a queue."""
+def run_rank(rank: int, barrier: Any, results: Any, words: str, work: Write, **spec: Any) -> None:
+    """Runs one of two ranks of a job; puts (rank, status, sums and failures) into a queue."""
 
     def meet() -> None:
         barrier.wait()
 
     job = ToyJob(work.output, words, work, **spec)
     run = run_job(job, SerialExecutor(), ranks=Ranks(rank, 2, meet))
-    answers.put((rank, {"status": run.status, "sums": run.sums, "failures": run.failures}))
+    results.put((rank, {"status": run.status, "sums": run.sums, "failures": run.failures}))

@@ -1,4 +1,4 @@
-"""Commands as they are typed: their help, their published spellings, their refusals."""
+"""Command lines: help, published spellings, errors."""
 
 import json
 import os
@@ -77,14 +77,14 @@ def test_keys_lists_the_keys_of_a_command() -> None:
         (["sample", "spartan", "a", "--preset", "nothing-like-it"], 2, "usage.unknown_preset", ""),
     ],
 )
-def test_refusals(argv: list[str], exit_code: int, code: str, hint: str, tmp_path: Path) -> None:
+def test_errors(argv: list[str], exit_code: int, code: str, hint: str, tmp_path: Path) -> None:
     status, error = error_of(*argv, cwd=tmp_path)
     assert (status, error["code"]) == (exit_code, code)
     assert hint in error["hint"]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bad_value_and_missing_key_come_together(tmp_path: Path) -> None:
+def test_bad_value_and_missing_keys_are_reported_together(tmp_path: Path) -> None:
     status, error = error_of("sample", "--episodes", "two", cwd=tmp_path)
     assert status == 2
     assert error["kind"] == "config"

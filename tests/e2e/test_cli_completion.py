@@ -1,4 +1,4 @@
-"""Shell completion, asked as a shell asks it."""
+"""Shell completion, requested as a shell does."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ VLATOOL = str(Path(sys.executable).parent / "vlatool")
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty cache of a user."""
+    """Empty cache folder."""
     return tmp_path_factory.mktemp("cache")
 
 
@@ -65,7 +65,7 @@ def test_completion(line: str, expected: set[str], cache: Path) -> None:
         ("vlatool eval rollout run -p ", {"rollout-world"}),
     ],
 )
-def test_values_of_choices_are_offered(line: str, expected: set[str], cache: Path) -> None:
+def test_choices_are_completed(line: str, expected: set[str], cache: Path) -> None:
     assert set(complete(line, cache)) == expected
 
 
@@ -77,16 +77,14 @@ def test_values_of_choices_are_offered(line: str, expected: set[str], cache: Pat
         ("vlatool sample spartan out -p ", set()),
     ],
 )
-def test_only_presets_that_fit_the_command_are_offered(
-    line: str, kinds: set[str], cache: Path
-) -> None:
+def test_only_presets_of_the_command_are_completed(line: str, kinds: set[str], cache: Path) -> None:
     assert set(complete(line, cache)) == {
-        one.name for one in list_presets([builtin_root()]) if one.kind in kinds
+        preset.name for preset in list_presets([builtin_root()]) if preset.kind in kinds
     }
 
 
-def test_options_asked_for_again_import_no_configuration(cache: Path) -> None:
-    """Importing classes and what they need takes longer than a person waits."""
+def test_second_completion_imports_no_configuration(cache: Path) -> None:
+    """Importing configuration classes takes too long for a key press."""
     line = "vlatool preprocess lerobot x --"
     first = complete(line, cache)
     program = (
@@ -103,7 +101,7 @@ def test_options_asked_for_again_import_no_configuration(cache: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"state": 1}', '{"state": null, "words": 3}'])
-def test_a_damaged_cache_is_found_anew(content: str, tmp_path: Path) -> None:
+def test_damaged_cache_is_replaced(content: str, tmp_path: Path) -> None:
     line = "vlatool version --js"
     assert complete(line, tmp_path) == ["--json"]
     [file] = (tmp_path / "vlatool/completion").iterdir()
@@ -111,7 +109,7 @@ def test_a_damaged_cache_is_found_anew(content: str, tmp_path: Path) -> None:
     assert complete(line, tmp_path) == ["--json"]
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
+def test_completion_works_without_a_writable_cache(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert complete("vlatool version --js", tmp_path / "file") == ["--json"]
 

@@ -94,7 +94,7 @@ def test_closed_pipe_is_quiet_and_exit_0(argv: list[str]) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_module_is_the_command() -> None:
+def test_python_m_vlatool_is_the_command() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "vlatool", "--version"], capture_output=True, text=True, check=True
     )
@@ -135,7 +135,7 @@ sys.exit(run(["presets", "--json"]))
     ("signum", "exit_code", "kind"),
     [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
 )
-def test_signal_ends_in_one_document(signum: signal.Signals, exit_code: int, kind: str) -> None:
+def test_signal_ends_with_one_document(signum: signal.Signals, exit_code: int, kind: str) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -152,7 +152,7 @@ MODULE = f"{shlex.quote(sys.executable)} -m vlatool"
 
 
 def shell(line: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """A command line of a shell, `{}` being the command; its streams may lead anywhere."""
+    """Runs a line in a shell, with `vlatool` for `{}`; the line may redirect streams."""
     return subprocess.run(
         ["bash", "-c", line.replace("{}", MODULE)],
         capture_output=True,
@@ -167,7 +167,9 @@ def shell(line: str, **variables: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("argv", "code"), [("version", 0), ("doctr", 2), ("--progress rich presets", 0)]
 )
-def test_stderr_that_nobody_can_write_changes_no_exit_code(away: str, argv: str, code: int) -> None:
+def test_stderr_that_cannot_be_written_changes_no_exit_code(
+    away: str, argv: str, code: int
+) -> None:
     assert shell(f"{{}} {argv} {away}").returncode == code
 
 
@@ -180,7 +182,7 @@ def test_full_stdout_is_exit_5_in_two_lines(argv: str, away: str) -> None:
 
 
 def test_closed_stdout_does_not_become_a_file_that_is_written(tmp_path: Path) -> None:
-    """What prints to stdout would write into the next file that is opened."""
+    """Without `open_streams`, output to stdout would go to the next file that is opened."""
     program = (
         "import os, sys; from vlatool.cli.output import open_streams; open_streams();"
         f"sys.exit(os.open({str(tmp_path / 'file')!r}, os.O_CREAT | os.O_WRONLY) < 3)"
@@ -205,13 +207,13 @@ def test_removed_current_folder_is_exit_2_in_two_lines(tmp_path: Path, argv: str
 
 @pytest.mark.parametrize("argv", ["inspect", "verify", "resolve-config -c", "resolve-config -p"])
 @pytest.mark.parametrize("name", ["n" * 300, "n" * 300 + ".yaml", "~nobody-is-called-so/x"])
-def test_names_that_no_file_can_have_are_told_in_two_lines(argv: str, name: str) -> None:
+def test_names_that_no_file_can_have_are_reported_in_two_lines(argv: str, name: str) -> None:
     done = shell(f"{{}} {argv} {shlex.quote(name)}")
     assert done.returncode in (2, 5)
     assert len(done.stderr.splitlines()) == 2
 
 
-def test_warnings_of_other_packages_are_no_errors(tmp_path: Path) -> None:
+def test_warnings_of_other_packages_are_not_errors(tmp_path: Path) -> None:
     spartan_task(tmp_path, episodes=1)
     done = shell(f"{{}} verify {tmp_path}", PYTHONWARNINGS="error")
     assert done.returncode in (0, 3)

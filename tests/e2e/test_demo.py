@@ -1,4 +1,4 @@
-"""The demo at a fraction of its size: every stage runs, the result is not judged."""
+"""The demo at a fraction of its size: all stages run, the success rate is not checked."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, str]
     return folder, json.loads(done.stdout), done.stderr
 
 
-def test_result_has_the_promised_keys(finished: tuple[Path, dict, str]) -> None:
+def test_result_has_the_documented_keys(finished: tuple[Path, dict, str]) -> None:
     result = finished[1]
     assert result["baselines"].keys() == {"random", "do_nothing"}
     promised = {"success_rate", "wrong_instruction_success_rate", "steps", "seconds", "report"}
@@ -33,7 +33,7 @@ def test_report_is_one_page_with_its_images_inside(finished: tuple[Path, dict, s
     assert "http" not in page.replace("http-equiv", "")
 
 
-def test_figures_name_their_seed_and_command(finished: tuple[Path, dict, str]) -> None:
+def test_results_name_their_seed_and_command(finished: tuple[Path, dict, str]) -> None:
     folder, result, _ = finished
     command = "vlatool demo --seed 0 --episodes 4 --steps 4 --rollouts 2"
     assert (result["seed"], result["command"]) == (0, command)
@@ -47,15 +47,15 @@ def test_figures_name_their_seed_and_command(finished: tuple[Path, dict, str]) -
     assert f"seed 0: {command}" in done.stdout
 
 
-def test_each_stage_is_told_as_a_command_that_can_be_parsed(
+def test_each_stage_is_printed_as_a_command(
     finished: tuple[Path, dict, str],
 ) -> None:
-    told = [line for line in finished[2].splitlines() if "$ vlatool" in line]
-    stages = [line.split("$ vlatool ")[1].split()[0] for line in told]
+    lines = [line for line in finished[2].splitlines() if "$ vlatool" in line]
+    stages = [line.split("$ vlatool ")[1].split()[0] for line in lines]
     assert stages == ["sample", "preprocess", "train", "eval"]
 
 
-def test_told_train_command_continues_the_same_run(finished: tuple[Path, dict, str]) -> None:
+def test_printed_train_command_resumes_the_same_run(finished: tuple[Path, dict, str]) -> None:
     line = next(line for line in finished[2].splitlines() if "$ vlatool train" in line)
     words = line.split("$ vlatool ")[1].split()
     again = subprocess.run([*VLATOOL, *words, "--json"], check=True, capture_output=True, text=True)

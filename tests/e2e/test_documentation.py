@@ -9,7 +9,7 @@ import pytest
 from vlatool.cli import app
 
 ROOT = Path(__file__).parents[2]
-# Brackets inside code are no links.
+# Brackets inside code are not links.
 CODE = re.compile(r"```.*?```|`[^`]*`", re.DOTALL)
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs/guides").glob("*.md"))]
@@ -35,8 +35,8 @@ def commands() -> list[str]:
 
 
 @pytest.mark.parametrize("line", commands())
-def test_documented_command_is_understood(line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    # --keys stops after parsing: unknown commands and options fail, nothing runs.
+def test_documented_command_is_valid(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    # --keys exits after parsing: unknown commands and options fail, nothing runs.
     assert app.run([*shlex.split(line)[1:], "--keys"]) == 0, capsys.readouterr().err
 
 

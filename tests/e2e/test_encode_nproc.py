@@ -66,5 +66,5 @@ def test_rank_of_torchrun_whose_peer_ended_reports_no_bug(tokenizer: str, tmp_pa
 
     done = encode(TORCHRUN, tree, tokenizer, tmp_path / "two")
 
-    assert "error: every episode failed" in done.stderr
+    assert "error: all episodes failed" in done.stderr
     assert "bug" not in done.stderr

@@ -1,4 +1,4 @@
-"""Commands that are stopped half-way: nothing half-written, and the same command finishes."""
+"""Interrupted commands: no partial files, and the same command completes the output."""
 
 import hashlib
 import json
@@ -52,7 +52,7 @@ def stop_when_half_way(command: list[str], output: Path, number: int) -> subproc
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted_preprocess_leaves_only_whole_files(
+def test_interrupted_preprocess_leaves_only_complete_files(
     raw: Path, tmp_path: Path, number: signal.Signals, exit_code: int
 ) -> None:
     output = tmp_path / "out"
@@ -63,9 +63,7 @@ def test_interrupted_preprocess_leaves_only_whole_files(
     assert not (output / "shards" / "manifest.jsonl").exists()
 
 
-def test_killed_preprocess_ends_with_the_bytes_of_an_undisturbed_one(
-    raw: Path, tmp_path: Path
-) -> None:
+def test_killed_and_resumed_preprocess_writes_the_same_bytes(raw: Path, tmp_path: Path) -> None:
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = stop_when_half_way(preprocess(raw, killed), killed, signal.SIGKILL)
     process.communicate()

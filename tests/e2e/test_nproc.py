@@ -1,4 +1,4 @@
-"""`--nproc 2`: two ranks of one command, and every way in which they end."""
+"""Two ranks of one command with `--nproc 2`, and all ways in which they end."""
 
 import fcntl
 import json
@@ -34,9 +34,9 @@ def command(data: Path, run: Path, *options: str, **changes: Any) -> list[str]:
 def started(
     data: Path, run: Path, **changes: Any
 ) -> Iterator[tuple[subprocess.Popen[str], dict[int, int]]]:
-    """A run of two ranks that has made its first step, and their process ids by rank.
+    """Starts a run of two ranks and waits for its first step; yields it and the pids by rank.
 
-    At the end none of them is left, nor anything that they have started.
+    At the end, checks that no rank and no process started by one is left.
     """
     arguments = command(data, run, total_train_steps=20000, num_checkpoints=1, **changes)
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -44,7 +44,7 @@ def started(
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     children = psutil.Process(process.pid).children()
-    ranks = {int(one.environ()["RANK"]): one.pid for one in children}
+    ranks = {int(child.environ()["RANK"]): child.pid for child in children}
     assert sorted(ranks) == [0, 1]
     try:
         yield process, ranks
@@ -52,16 +52,18 @@ def started(
         process.kill()
         process.communicate()
     deadline = time.monotonic() + 20
-    while left := [pid for pid in psutil.pids() if lives_in(pid, ranks.values())]:
+    while left := [pid for pid in psutil.pids() if belongs_to(pid, ranks.values())]:
         assert time.monotonic() < deadline, left
         time.sleep(0.05)
 
 
-def lives_in(pid: int, sessions: Collection[int]) -> bool:
-    """Whether a process is one of the ranks or was started by one: each leads a session."""
+def belongs_to(pid: int, sessions: Collection[int]) -> bool:
+    """True if a process is a rank or was started by one: each rank leads a session."""
     try:
         is_zombie = psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-        return os.getsid(pid) in sessions and not is_zombie  # nobody may be there to collect it
+        return (
+            os.getsid(pid) in sessions and not is_zombie
+        )  # a zombie may have no parent to reap it
     except (psutil.NoSuchProcess, ProcessLookupError):
         return False
 
@@ -91,7 +93,7 @@ def test_two_ranks_write_one_run_and_one_document(data: Path, tmp_path: Path) ->
     assert "world_size: 2" in config
 
 
-def test_same_error_on_all_ranks_is_told_once_with_its_exit_code(
+def test_same_error_on_all_ranks_is_printed_once_with_its_exit_code(
     data: Path, tmp_path: Path
 ) -> None:
     arguments = command(data, tmp_path / "run", data__camera_names="scene_rihgt_0")
@@ -113,7 +115,7 @@ def test_configuration_is_refused_before_any_rank_starts(data: Path, tmp_path: P
 
 
 def test_sigterm_reaches_the_ranks_and_a_checkpoint_is_written(data: Path, tmp_path: Path) -> None:
-    # With a loader process, whose death may cost the rank its checkpoint.
+    # With a loader process, whose death could prevent the checkpoint of the rank.
     with started(data, tmp_path / "run", data__num_workers=1) as (process, _):
         process.send_signal(signal.SIGTERM)
         stdout, stderr = process.communicate(timeout=60)
@@ -136,12 +138,12 @@ def test_killed_rank_ends_the_run_with_one_message(data: Path, tmp_path: Path) -
     assert "Traceback" not in stderr
 
 
-def test_killed_command_leaves_no_rank_and_no_folder_for_longer_than_the_next_start(
+def test_killed_command_leaves_no_rank_and_its_folder_is_removed_at_the_next_start(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     with started(data, tmp_path / "run") as (process, _):
-        process.kill()  # `started` looks for survivors
+        process.kill()  # `started` checks that no process is left
     (left,) = tmp_path.glob("vlatool-ranks-*")
     os.utime(left, (0, 0))
     alive = tmp_path / "vlatool-ranks-alive"
@@ -154,8 +156,8 @@ def test_killed_command_leaves_no_rank_and_no_folder_for_longer_than_the_next_st
     assert list(tmp_path.glob("vlatool-ranks-*")) == [alive]
 
 
-def test_rank_that_is_alone_says_so(data: Path, tmp_path: Path) -> None:
-    """As if the launcher had silently started one process."""
+def test_rank_without_the_others_is_an_error(data: Path, tmp_path: Path) -> None:
+    """The launcher started only one of two processes."""
     fields = {"starter": os.getpid(), "folder": str(tmp_path), "owns_threads": False}
     member = json.dumps({"processes": 2, **fields})
     done = subprocess.run(
@@ -166,5 +168,5 @@ def test_rank_that_is_alone_says_so(data: Path, tmp_path: Path) -> None:
         env={**os.environ, "VLATOOL_RANK_OF": member},
     )
     assert done.returncode == 6
-    assert (done.stdout, done.stderr) == ("", "")  # the first process tells it
+    assert (done.stdout, done.stderr) == ("", "")  # the parent process prints it
     assert json.loads((tmp_path / "0.json").read_text())["code"] == "environment.processes"

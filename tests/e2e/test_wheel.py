@@ -1,4 +1,4 @@
-"""The built wheel: presets inside, and found once it is installed."""
+"""The built wheel: it contains the presets and finds them when installed."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""`vlatool stats merge` as it is typed."""
+"""Command line of `vlatool stats merge`."""
 
 import json
 import subprocess
@@ -30,13 +30,13 @@ def merge(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def strict(text: str) -> Any:
-    def refuse(literal: str) -> None:
+    def raise_error(literal: str) -> None:
         raise AssertionError(literal)
 
-    return json.loads(text, parse_constant=refuse)
+    return json.loads(text, parse_constant=raise_error)
 
 
-def test_without_output_stdout_is_the_statistics_and_nothing_else(data: tuple[str, str]) -> None:
+def test_without_output_stdout_is_only_the_statistics(data: tuple[str, str]) -> None:
     done = merge(*data)
 
     assert done.returncode == 0, done.stderr
@@ -51,7 +51,7 @@ def test_json_document_holds_the_statistics(data: tuple[str, str]) -> None:
     assert "robot__version" in strict(done.stdout)["statistics"]
 
 
-def test_output_gets_what_stdout_would(data: tuple[str, str], tmp_path: Path) -> None:
+def test_output_has_the_content_of_stdout(data: tuple[str, str], tmp_path: Path) -> None:
     path = tmp_path / "merged.json"
 
     done = merge(*data, "--output", str(path), "--weights", "1,3")
@@ -79,9 +79,9 @@ def test_failure_has_its_exit_code_and_an_empty_stdout(
 ) -> None:
     bad = tmp_path / "stats.json"
     bad.write_text(content)
-    places = {"a": data[0], "bad": str(bad), "missing": str(tmp_path / "missing")}
+    paths = {"a": data[0], "bad": str(bad), "missing": str(tmp_path / "missing")}
 
-    done = merge(*(places.get(word, word) for word in words))
+    done = merge(*(paths.get(word, word) for word in words))
 
     assert (done.returncode, done.stdout) == (code, "")
 

@@ -1,4 +1,4 @@
-"""A flipped bit anywhere in a record is noticed, whoever reads it."""
+"""Flipped bits in records are detected by every reader."""
 
 import json
 import random
@@ -42,33 +42,33 @@ def damaged(output: Path, tmp_path: Path) -> Path:
 
 
 def flipped(content: bytes) -> Iterator[bytes]:
-    """The content with one bit flipped, evenly spread and always the same."""
+    """Copies of the content with one bit flipped, at evenly spaced positions, reproducible."""
     rng = random.Random(9)
     for number in range(FLIPS):
-        place = number * len(content) // FLIPS
+        position = number * len(content) // FLIPS
         changed = bytearray(content)
-        changed[place] ^= 1 << rng.randrange(8)
+        changed[position] ^= 1 << rng.randrange(8)
         yield bytes(changed)
 
 
-def unnoticed(path: Path) -> list[bytes]:
-    """The flips that a reader takes for what was written; those that mean the same are left out."""
-    whole = path.read_bytes()
-    found: list[bytes] = []
-    for content in flipped(whole):
+def undetected_flips(path: Path) -> list[bytes]:
+    """Contents that a reader accepts although their JSON value has changed."""
+    original = path.read_bytes()
+    undetected: list[bytes] = []
+    for content in flipped(original):
         path.write_bytes(content)
         try:
             read_valid_record(path.parents[1])
             read_processing_metadata(path.parent)
         except DataError:
             continue
-        found += [content] if json.loads(content) != json.loads(whole) else []
-    return found
+        undetected += [content] if json.loads(content) != json.loads(original) else []
+    return undetected
 
 
 @pytest.mark.parametrize("name", RECORDS)
-def test_flipped_bit_is_noticed_by_the_reader(damaged: Path, name: str) -> None:
-    assert unnoticed(damaged / name) == []
+def test_flipped_bit_is_detected_by_the_reader(damaged: Path, name: str) -> None:
+    assert undetected_flips(damaged / name) == []
 
 
 @pytest.mark.parametrize("name", RECORDS)
@@ -87,13 +87,13 @@ def test_flipped_bit_is_a_finding_of_inspect(damaged: Path, name: str) -> None:
     path = damaged / name
     path.write_text(path.read_text().replace("20", "21", 1))
 
-    found = inspect(InspectConfig(location=str(damaged))).document()["findings"]
+    findings = inspect(InspectConfig(location=str(damaged))).document()["findings"]
 
-    assert [one["code"] for one in found] == [f"data.{RECORDS[name]}"]
-    assert str(path) in found[0]["message"]
+    assert [finding["code"] for finding in findings] == [f"data.{RECORDS[name]}"]
+    assert str(path) in findings[0]["message"]
 
 
-def test_flipped_bit_ends_the_run_that_would_go_on(source: Path, damaged: Path) -> None:
+def test_flipped_bit_is_an_error_of_a_resumed_run(source: Path, damaged: Path) -> None:
     path = damaged / ".vlatool/run.json"
     path.write_text(path.read_text().replace("20", "21", 1))
 
@@ -104,9 +104,7 @@ def test_flipped_bit_ends_the_run_that_would_go_on(source: Path, damaged: Path) 
 
 
 @pytest.mark.parametrize("name", RECORDS)
-def test_record_of_before_there_were_digests_is_believed(
-    source: Path, damaged: Path, name: str
-) -> None:
+def test_record_without_a_digest_is_accepted(source: Path, damaged: Path, name: str) -> None:
     document = json.loads((damaged / name).read_text())
     del document["digest"]
     (damaged / name).write_text(json.dumps(document))
@@ -128,13 +126,13 @@ HOSTILE = {
 @pytest.mark.parametrize(
     "name", [*RECORDS, "shards/manifest.jsonl", "shards/preprocessing_config.yaml"]
 )
-def test_artifact_of_any_content_is_told_in_two_lines(
+def test_artifact_of_any_content_is_reported_in_two_lines(
     damaged: Path, capsys: pytest.CaptureFixture[str], name: str, content: str
 ) -> None:
     (damaged / name).write_bytes(HOSTILE[content])
     codes = [app.run([command, str(damaged), "-q"]) for command in ("verify", "inspect")]
-    told = capsys.readouterr().err.splitlines()
+    lines = capsys.readouterr().err.splitlines()
 
     assert set(codes) <= {0, 3}
     assert codes[0] == 3
-    assert {line.partition(":")[0] for line in told} <= {"error", "hint"}
+    assert {line.partition(":")[0] for line in lines} <= {"error", "hint"}

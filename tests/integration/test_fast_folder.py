@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.builders.fast import byte_document, window_tree
-from tests.surface.invoke import said
+from tests.surface.invoke import run_vlatool
 from vlatool.artifacts.fast import (
     CODE_NAME,
     PROCESSOR_NAME,
@@ -39,13 +39,13 @@ def folder(fitted: Path, tmp_path: Path) -> Path:
 
 def problem_codes(folder: Path) -> set[str]:
     """Codes of the errors and warnings of `verify`."""
-    report = json.loads(said("verify", str(folder), "--json")[1])
+    report = json.loads(run_vlatool("verify", str(folder), "--json")[1])
     report = report.get("result", report)
     return {finding["code"] for finding in report["findings"] if finding["severity"] != "info"}
 
 
 def test_a_fitted_tokenizer_has_no_findings(fitted: Path) -> None:
-    code, text = said("verify", str(fitted), "--json")
+    code, text = run_vlatool("verify", str(fitted), "--json")
 
     report = json.loads(text)
     assert (code, report["kind"], report["findings"]) == (0, "fast", [])
@@ -93,7 +93,7 @@ def test_the_processor_of_a_model_is_not_recognized(tmp_path: Path) -> None:
 
 
 def test_inspection_shows_tokenizer_and_profile(fitted: Path) -> None:
-    code, text = said("inspect", str(fitted))
+    code, text = run_vlatool("inspect", str(fitted))
 
     assert code == 0
     assert "300 ids" in text
@@ -103,7 +103,7 @@ def test_inspection_shows_tokenizer_and_profile(fitted: Path) -> None:
 def test_inspection_of_a_broken_tokenizer_reports_the_problem(folder: Path) -> None:
     (folder / TOKENIZER_NAME).write_text("{}")
 
-    report = json.loads(said("inspect", str(folder), "--json")[1])
+    report = json.loads(run_vlatool("inspect", str(folder), "--json")[1])
 
     assert [finding["code"] for finding in report["findings"]] == ["data.broken_fast_tokenizer"]
 

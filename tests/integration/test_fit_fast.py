@@ -14,7 +14,7 @@ from tests.builders.preprocessing import contents
 from tests.builders.shards import shard_output
 from tests.builders.training import world_shards
 from tests.builders.web_server import web_server
-from tests.surface.invoke import said
+from tests.surface.invoke import run_vlatool
 from vlatool.artifacts.fast import NAMES, fast_digest, read_fast
 from vlatool.artifacts.profile import read_profile
 from vlatool.artifacts.window_folder import WindowManifest, write_manifest
@@ -65,7 +65,7 @@ def test_the_command_prints_the_result_and_writes_the_published_files(
     output = tmp_path / "fast"
     words = ("tokenizer", "fit-fast", str(windows), "--output", str(output))
 
-    code, text = said(*words, "--vocab-size", "400", "--workers", "1", "--json")
+    code, text = run_vlatool(*words, "--vocab-size", "400", "--workers", "1", "--json")
 
     report = json.loads(text)
     assert code == 0

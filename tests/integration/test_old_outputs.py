@@ -1,4 +1,4 @@
-"""Outputs of the version before jobs: recognised when complete, refused when they are not."""
+"""Outputs of the version before jobs: accepted if complete, refused otherwise."""
 
 import json
 from collections.abc import Iterator
@@ -17,14 +17,14 @@ SAMPLE_KEYS = ("command", "options", "complete", "result")
 
 
 def rewrite_record(output: Path, keys: tuple[str, ...], **changes: Any) -> None:
-    """Leaves of the record what the earlier version wrote."""
+    """Reduces a record to the keys that the earlier version wrote."""
     path = output / ".vlatool/run.json"
     document = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({key: document[key] for key in keys}, indent=2))
 
 
 def without_indexes(output: Path) -> Iterator[str]:
-    """The lines of the list of files; shards had no index beside them."""
+    """Lines of the file list without shard indexes, which are removed."""
     for index in output.glob("shards/*.index.npz"):
         index.unlink()
     for line in (output / ".vlatool/files.jsonl").read_text().splitlines(keepends=True):
@@ -39,7 +39,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def output(source: Path, tmp_path: Path) -> Path:
-    """Training data as the earlier version left them."""
+    """Training data as written by the earlier version."""
     output = tmp_path / "out"
     run(source, output)
     rewrite_record(output, PREPROCESS_KEYS)
@@ -57,11 +57,11 @@ def test_old_output_is_already_complete(source: Path, output: Path) -> None:
     assert contents(output) == before
 
 
-def test_old_output_is_whole(output: Path) -> None:
+def test_old_output_has_no_findings(output: Path) -> None:
     assert verify(VerifyConfig(location=str(output))).findings == ()
 
 
-def test_damaged_old_output_is_made_anew(source: Path, output: Path) -> None:
+def test_damaged_old_output_is_written_again(source: Path, output: Path) -> None:
     before = contents(output)
     (output / "shards/stats.json").unlink()
 

@@ -1,4 +1,4 @@
-"""Whose an output is: no command takes over what another one, another run or a person made."""
+"""Ownership of outputs: no command replaces files of another command, run or user."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ Change = Callable[[Path], None]
 
 
 class Interrupting(NullReporter):
-    """Ctrl-C after the first episode; a substitute at the protocol."""
+    """Reporter that raises KeyboardInterrupt after the first episode."""
 
     def progress(self, name: str, total: int | None, unit: str) -> Any:
         return InterruptingProgress()
@@ -62,8 +62,8 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def taken_over(output: Path, command: Callable[[], object]) -> bool:
-    """Whether a command replaced what another one made."""
+def is_replaced(output: Path, command: Callable[[], object]) -> bool:
+    """Runs a command that must fail; True if it changed the output of another command."""
     before = read_record(output), contents(output)
     with pytest.raises(UsageError) as caught:
         command()
@@ -71,35 +71,35 @@ def taken_over(output: Path, command: Callable[[], object]) -> bool:
     return (read_record(output), contents(output)) != before
 
 
-def test_rollouts_leave_a_data_set_alone(data: Path, trained: Path, tmp_path: Path) -> None:
+def test_rollouts_do_not_replace_a_data_set(data: Path, trained: Path, tmp_path: Path) -> None:
     output = Path(shutil.copytree(data, tmp_path / "data"))
     config = RolloutConfig(checkpoint=str(trained), env=ENVIRONMENT, output=str(output), episodes=1)
 
-    assert not taken_over(output, lambda: rollout(config))
+    assert not is_replaced(output, lambda: rollout(config))
 
 
-def test_rollouts_leave_a_run_alone(trained: Path, tmp_path: Path) -> None:
+def test_rollouts_do_not_replace_a_run(trained: Path, tmp_path: Path) -> None:
     output = Path(shutil.copytree(trained, tmp_path / "run"))
     config = RolloutConfig(checkpoint=str(trained), env=ENVIRONMENT, output=str(output), episodes=1)
 
-    assert not taken_over(output, lambda: rollout(config))
+    assert not is_replaced(output, lambda: rollout(config))
 
 
-def test_training_leaves_a_data_set_alone(data: Path, tmp_path: Path) -> None:
+def test_training_does_not_replace_a_data_set(data: Path, tmp_path: Path) -> None:
     output = Path(shutil.copytree(data, tmp_path / "data"))
     config = tiny_config(data, output, total_train_steps=1, overwrite=True)
 
-    assert not taken_over(output, lambda: train(config))
+    assert not is_replaced(output, lambda: train(config))
 
 
 def test_data_do_not_replace_their_own_source(tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     sample(SampleConfig(layout="spartan", output=str(raw), episodes=1, frames=4, workers=1))
 
-    assert not taken_over(raw, lambda: run(raw, raw, overwrite=True))
+    assert not is_replaced(raw, lambda: run(raw, raw, overwrite=True))
 
 
-def test_run_that_was_being_replaced_does_not_go_on_with_its_old_options(
+def test_run_whose_overwrite_was_killed_is_not_resumed_with_its_old_options(
     data: Path, trained: Path, tmp_path: Path
 ) -> None:
     output = Path(shutil.copytree(trained, tmp_path / "run"))
@@ -114,7 +114,7 @@ def test_run_that_was_being_replaced_does_not_go_on_with_its_old_options(
     assert caught.value.code == "usage.unfinished_overwrite"
 
 
-def test_run_killed_while_it_began_writes_its_files_again(data: Path, tmp_path: Path) -> None:
+def test_run_killed_during_its_start_writes_its_files_again(data: Path, tmp_path: Path) -> None:
     config = tiny_config(data, tmp_path / "run", total_train_steps=1)
     train(config)
     shutil.rmtree(tmp_path / "run/checkpoints")
@@ -125,7 +125,7 @@ def test_run_killed_while_it_began_writes_its_files_again(data: Path, tmp_path: 
     assert RunDir(tmp_path / "run").read_config() is not None
 
 
-def test_repaired_sample_keeps_recordings_that_lie_beside_it(tmp_path: Path) -> None:
+def test_repaired_sample_keeps_other_recordings(tmp_path: Path) -> None:
     config = SampleConfig(layout="spartan", output=str(tmp_path), episodes=2, frames=4, workers=1)
     sample(config)
     (first,) = tmp_path.rglob("episode_0")
@@ -137,7 +137,7 @@ def test_repaired_sample_keeps_recordings_that_lie_beside_it(tmp_path: Path) -> 
     assert len(list(tmp_path.rglob("metadata.yaml"))) == 3
 
 
-def test_other_sink_takes_the_files_of_the_first_away(tmp_path: Path) -> None:
+def test_other_sink_removes_the_files_of_the_first(tmp_path: Path) -> None:
     source = spartan_task(tmp_path / "raw", 1, FRAMES)
     output = tmp_path / "out"
     tree = options_for(source, output)
@@ -150,19 +150,21 @@ def test_other_sink_takes_the_files_of_the_first_away(tmp_path: Path) -> None:
 
     listed = {entry.path for entry in read_file_list(output) or ()}
     unlisted = {"notes.txt", "shards/processing_metadata.json"}
-    there = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
-    assert {name for name in there if not name.startswith(".vlatool/")} == listed | unlisted
+    present = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
+    assert {name for name in present if not name.startswith(".vlatool/")} == listed | unlisted
 
 
-def test_what_a_killed_change_of_the_sink_left_goes_with_the_next_run(tmp_path: Path) -> None:
+def test_files_left_by_a_killed_change_of_the_sink_are_removed_by_the_next_run(
+    tmp_path: Path,
+) -> None:
     source = spartan_task(tmp_path / "raw", 1, FRAMES)
     output = tmp_path / "out"
     run(source, output)
     whole = contents(output)
-    (output / "toy.json").write_text("of the sink before")
+    (output / "toy.json").write_text("of the earlier sink")
     record = read_record(output)
     assert record is not None
-    # As `claim_output` has it while the files of the sink before go.
+    # The record while `claim_output` removes the files of the earlier sink.
     replace(record, owned=(*record.owned, "toy.json"), complete=False).save(output)
 
     run(source, output)
@@ -170,7 +172,7 @@ def test_what_a_killed_change_of_the_sink_left_goes_with_the_next_run(tmp_path: 
     assert contents(output) == whole
 
 
-def test_report_of_earlier_rollouts_stays_until_there_is_another(
+def test_report_of_earlier_rollouts_stays_until_it_is_replaced(
     trained: Path, tmp_path: Path
 ) -> None:
     config = RolloutConfig(
@@ -184,7 +186,7 @@ def test_report_of_earlier_rollouts_stays_until_there_is_another(
     assert (tmp_path / "report.json").exists()
 
 
-def test_refusal_says_which_command_made_the_folder(data: Path, trained: Path) -> None:
+def test_error_names_the_command_that_owns_the_folder(data: Path, trained: Path) -> None:
     config = RolloutConfig(checkpoint=str(trained), env=ENVIRONMENT, output=str(data), episodes=1)
     with pytest.raises(UsageError) as caught:
         rollout(config)
@@ -203,7 +205,7 @@ def torn_list(output: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [empty_list, torn_list])
-def test_output_whose_list_is_spoiled_is_made_whole(tmp_path: Path, spoil: Change) -> None:
+def test_output_with_a_damaged_file_list_is_repaired(tmp_path: Path, spoil: Change) -> None:
     run_toy(ToyJob(tmp_path, WORDS))
     spoil(tmp_path)
     (tmp_path / "words/cat").unlink()
@@ -213,7 +215,7 @@ def test_output_whose_list_is_spoiled_is_made_whole(tmp_path: Path, spoil: Chang
     assert (tmp_path / "words/cat").read_text() == "cat"
 
 
-def test_what_a_killed_run_left_beside_the_record_goes(tmp_path: Path) -> None:
+def test_partial_files_beside_the_record_are_removed(tmp_path: Path) -> None:
     leftover = tmp_path / ".vlatool/.files.jsonl.77-a.partial"
     leftover.parent.mkdir()
     leftover.touch()
@@ -223,7 +225,7 @@ def test_what_a_killed_run_left_beside_the_record_goes(tmp_path: Path) -> None:
     assert not leftover.exists()
 
 
-def test_record_that_cannot_be_read_is_no_lost_one(tmp_path: Path) -> None:
+def test_unreadable_record_is_an_error(tmp_path: Path) -> None:
     run_toy(ToyJob(tmp_path, WORDS))
     (tmp_path / ".vlatool/run.json").unlink()
     (tmp_path / ".vlatool/run.json").mkdir()
@@ -232,52 +234,54 @@ def test_record_that_cannot_be_read_is_no_lost_one(tmp_path: Path) -> None:
         run_toy(ToyJob(tmp_path, WORDS))
 
 
-def test_no_output_lies_among_the_records_of_another(tmp_path: Path) -> None:
+def test_output_inside_the_record_folder_of_another_is_refused(tmp_path: Path) -> None:
     run_toy(ToyJob(tmp_path, WORDS))
 
     with pytest.raises(UsageError):
         run_toy(ToyJob(tmp_path / ".vlatool/inner", WORDS))
 
 
-def test_too_many_bugs_are_a_bug(tmp_path: Path) -> None:
+def test_too_many_bugs_are_a_bug_error(tmp_path: Path) -> None:
     job = ToyJob(tmp_path, WORDS, Write(tmp_path, bad={"cat": ZeroDivisionError("x")}))
 
     with pytest.raises(BugError):
         run_job(job, SerialExecutor(), options=JobOptions(max_failures=0))
 
 
-def test_report_shortens_paths_and_nothing_else(tmp_path: Path) -> None:
+def test_redaction_shortens_paths_and_nothing_else(tmp_path: Path) -> None:
     source = tmp_path / "sim/raw"
-    told: Any = ToyJob(tmp_path / "out", WORDS, places=(tmp_path / "out", source))
-    run_of = run_toy(told)
+    job: Any = ToyJob(tmp_path / "out", WORDS, locations=(tmp_path / "out", source))
+    run_of = run_toy(job)
 
     text = f"{source}/a and /data{tmp_path}/sim/bc"
-    assert run_of.told(text) == f"raw/a and /data{tmp_path}/sim/bc"
-    json.dumps(run_of.told([text]))
+    assert run_of.redact_paths(text) == f"raw/a and /data{tmp_path}/sim/bc"
+    json.dumps(run_of.redact_paths([text]))
 
 
-def test_error_with_details_that_are_no_json_costs_its_item_alone(tmp_path: Path) -> None:
-    odd = DataError("odd", code="data.odd", details={"path": tmp_path, "row": np.int64(3)})
+def test_item_whose_error_has_details_that_are_not_json_fails_alone(tmp_path: Path) -> None:
+    error = DataError("odd", code="data.odd", details={"path": tmp_path, "row": np.int64(3)})
 
-    told = run_toy(ToyJob(tmp_path, WORDS, Write(tmp_path, bad={"cat": odd})))
+    run_of = run_toy(ToyJob(tmp_path, WORDS, Write(tmp_path, bad={"cat": error})))
 
-    assert [one["details"] for one in told.failures] == [{"path": str(tmp_path), "row": "3"}]
+    assert [failure["details"] for failure in run_of.failures] == [
+        {"path": str(tmp_path), "row": "3"}
+    ]
     assert (tmp_path / "words/ant").exists()
 
 
-def test_rank_that_ends_by_an_error_leaves_the_others(tmp_path: Path) -> None:
+def test_rank_that_ends_with_an_error_aborts_the_others(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
-    left: list[bool] = []
-    ranks = Ranks(0, 2, abort=lambda: left.append(True))
+    aborts: list[bool] = []
+    ranks = Ranks(0, 2, abort=lambda: aborts.append(True))
 
     with pytest.raises(UsageError):
         run_job(ToyJob(tmp_path, WORDS), SerialExecutor(), ranks=ranks)
 
-    assert left == [True]
+    assert aborts == [True]
 
 
-def strangers(folder: Path, *names: str) -> dict[str, bytes]:
-    """Somebody's files, some of which look like what a killed run leaves; their contents."""
+def foreign_files(folder: Path, *names: str) -> dict[str, bytes]:
+    """Writes files that are not of vlatool, some like partial files; returns their contents."""
     for name in (*names, "raw/.model.17-ab.partial", "notes.txt", ".draft.3.partial"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("mine")
@@ -296,26 +300,26 @@ def evaluations(folder: Path, data: Path, trained: Path) -> dict[str, Callable[[
 
 @pytest.mark.parametrize("command", ["eval rollout", "eval open-loop"])
 @pytest.mark.parametrize("names", [(), ("report.json",)])
-def test_evaluation_touches_nothing_of_a_stranger(
+def test_evaluation_does_not_touch_foreign_files(
     data: Path, trained: Path, tmp_path: Path, command: str, names: tuple[str, ...]
 ) -> None:
-    before = strangers(tmp_path, *names)
+    before = foreign_files(tmp_path, *names)
 
-    assert not taken_over(tmp_path, evaluations(tmp_path, data, trained)[command])
+    assert not is_replaced(tmp_path, evaluations(tmp_path, data, trained)[command])
     assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("command", ["eval rollout", "eval open-loop"])
-def test_report_alone_is_a_strangers_as_well(
+def test_report_without_a_record_is_a_foreign_file(
     data: Path, trained: Path, tmp_path: Path, command: str
 ) -> None:
     (tmp_path / "report.json").write_text("mine")
 
-    assert not taken_over(tmp_path, evaluations(tmp_path, data, trained)[command])
+    assert not is_replaced(tmp_path, evaluations(tmp_path, data, trained)[command])
     assert (tmp_path / "report.json").read_text() == "mine"
 
 
-def test_open_loop_makes_its_own_report_anew(data: Path, trained: Path, tmp_path: Path) -> None:
+def test_open_loop_rewrites_its_own_report(data: Path, trained: Path, tmp_path: Path) -> None:
     evaluate = evaluations(tmp_path / "report", data, trained)["eval open-loop"]
     evaluate()
     (tmp_path / "report/report.json").write_text("damaged")
@@ -328,14 +332,14 @@ def test_open_loop_makes_its_own_report_anew(data: Path, trained: Path, tmp_path
     assert json.loads((tmp_path / "report/report.json").read_text())["samples"] == 1
 
 
-def test_demo_touches_nothing_of_a_stranger(tmp_path: Path) -> None:
-    before = strangers(tmp_path)
+def test_demo_does_not_touch_foreign_files(tmp_path: Path) -> None:
+    before = foreign_files(tmp_path)
 
-    assert not taken_over(tmp_path, lambda: demo(DemoConfig(output=str(tmp_path))))
+    assert not is_replaced(tmp_path, lambda: demo(DemoConfig(output=str(tmp_path))))
     assert contents(tmp_path) == before
 
 
-def test_demo_goes_on_from_what_its_earlier_options_made(tmp_path: Path) -> None:
+def test_demo_reuses_the_outputs_of_its_earlier_options(tmp_path: Path) -> None:
     small = DemoConfig(output=str(tmp_path), episodes=2, steps=1, rollouts=1)
     demo(small)
     before = contents(tmp_path / "data")
@@ -344,14 +348,16 @@ def test_demo_goes_on_from_what_its_earlier_options_made(tmp_path: Path) -> None
     assert contents(tmp_path / "data") == before
 
 
-def test_data_and_samples_touch_nothing_of_a_stranger(tmp_path: Path) -> None:
+def test_data_and_samples_do_not_touch_foreign_files(tmp_path: Path) -> None:
     source = spartan_task(tmp_path / "raw", 1, FRAMES)
-    before = strangers(tmp_path / "mine")
-    wanted = SampleConfig(layout="spartan", output=str(tmp_path / "mine"), episodes=1, frames=4)
+    before = foreign_files(tmp_path / "mine")
+    config = SampleConfig(layout="spartan", output=str(tmp_path / "mine"), episodes=1, frames=4)
 
-    assert not taken_over(tmp_path / "mine", lambda: sample(wanted))
-    assert not taken_over(tmp_path / "mine", lambda: run(source, tmp_path / "mine"))
-    assert not taken_over(tmp_path / "mine", lambda: run(source, tmp_path / "mine", overwrite=True))
+    assert not is_replaced(tmp_path / "mine", lambda: sample(config))
+    assert not is_replaced(tmp_path / "mine", lambda: run(source, tmp_path / "mine"))
+    assert not is_replaced(
+        tmp_path / "mine", lambda: run(source, tmp_path / "mine", overwrite=True)
+    )
     assert contents(tmp_path / "mine") == before
 
 
@@ -359,14 +365,14 @@ def test_data_and_samples_touch_nothing_of_a_stranger(tmp_path: Path) -> None:
     "content",
     ["{}", '{"a": 1}', "[]", '{"observation.state": {"mean": [0.0], "std": [1.0]}}', "notes"],
 )
-def test_merged_statistics_replace_nothing_of_a_stranger(
+def test_merged_statistics_do_not_replace_a_foreign_file(
     data: Path, tmp_path: Path, content: str
 ) -> None:
     target = tmp_path / "stats.json"
     target.write_text(content)
-    wanted = StatsMergeConfig(sources=[str(data), str(data)], output=str(target))
+    config = StatsMergeConfig(sources=[str(data), str(data)], output=str(target))
 
-    assert not taken_over(tmp_path, lambda: stats_merge(wanted))
+    assert not is_replaced(tmp_path, lambda: stats_merge(config))
     assert target.read_text() == content
 
 
@@ -374,25 +380,25 @@ def test_merged_statistics_do_not_replace_those_of_a_run(
     data: Path, trained: Path, tmp_path: Path
 ) -> None:
     output = Path(shutil.copytree(trained, tmp_path / "run"))
-    wanted = StatsMergeConfig(sources=[str(data)] * 2, output=str(output / "stats.json"))
+    config = StatsMergeConfig(sources=[str(data)] * 2, output=str(output / "stats.json"))
 
-    assert not taken_over(output, lambda: stats_merge(wanted))
+    assert not is_replaced(output, lambda: stats_merge(config))
 
 
 @pytest.mark.parametrize("content", ["mine", "a: [", "seed: 3\n", ""])
-def test_resolved_configuration_replaces_nothing_of_a_stranger(
+def test_resolved_configuration_does_not_replace_a_foreign_file(
     tmp_path: Path, content: str
 ) -> None:
     (tmp_path / "mine.yaml").write_text(content)
     resolved = load_config(DemoConfig)
 
-    assert not taken_over(
+    assert not is_replaced(
         tmp_path, lambda: resolve_config(resolved, output=str(tmp_path / "mine.yaml"))
     )
     assert (tmp_path / "mine.yaml").read_text() == content
 
 
-def test_resolved_configuration_replaces_its_own(tmp_path: Path) -> None:
+def test_resolved_configuration_replaces_an_earlier_one(tmp_path: Path) -> None:
     for _ in range(2):
         resolve_config(load_config(DemoConfig), output=str(tmp_path / "demo.yaml"))
 

@@ -1,4 +1,4 @@
-"""What an output keeps: nothing twice, and tars of episodes only where they are wanted."""
+"""Size of outputs: nothing is stored twice, and tars of episodes only with `--keep-episodes`."""
 
 import json
 import shutil
@@ -27,9 +27,9 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def kept(source: Path, tmp_path: Path) -> Path:
-    run(source, tmp_path / "kept")
-    return tmp_path / "kept"
+def with_episodes(source: Path, tmp_path: Path) -> Path:
+    run(source, tmp_path / "with_episodes")
+    return tmp_path / "with_episodes"
 
 
 def shards(output: Path) -> dict[str, bytes]:
@@ -38,26 +38,26 @@ def shards(output: Path) -> dict[str, bytes]:
 
 @contextmanager
 def broken_episode(source: Path) -> Generator[None]:
-    """The second episode lacks its actions within the block."""
+    """Removes the actions of the second episode during the block."""
     path = processed(source) / "actions.npz"
     path.rename(path.with_suffix(".away"))
     yield
     path.with_suffix(".away").rename(path)
 
 
-def test_episodes_that_are_not_kept_are_gone_and_the_rest_is_the_same(
-    source: Path, kept: Path, tmp_path: Path
+def test_without_keep_episodes_only_the_episodes_are_missing(
+    source: Path, with_episodes: Path, tmp_path: Path
 ) -> None:
     run(source, tmp_path / "small", keep_episodes=False)
 
     assert not (tmp_path / "small/episodes").exists()
-    assert shards(tmp_path / "small") == shards(kept)
+    assert shards(tmp_path / "small") == shards(with_episodes)
     assert verify(VerifyConfig(location=str(tmp_path / "small"))).findings == ()
     assert run(source, tmp_path / "small", keep_episodes=False).status == "already complete"
 
 
-def test_episodes_stay_until_the_broken_ones_are_repaired(
-    source: Path, kept: Path, tmp_path: Path
+def test_episodes_are_kept_until_the_broken_ones_are_repaired(
+    source: Path, with_episodes: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "small"
     with broken_episode(source):
@@ -68,11 +68,11 @@ def test_episodes_stay_until_the_broken_ones_are_repaired(
     result = run(source, output, keep_episodes=False)
 
     assert result.resumed == 1
-    assert shards(output) == shards(kept)
+    assert shards(output) == shards(with_episodes)
     assert not (output / "episodes").exists()
 
 
-def test_output_without_episodes_says_what_to_do_when_the_set_grew(tmp_path: Path) -> None:
+def test_output_without_episodes_is_refused_with_a_hint_if_the_source_grew(tmp_path: Path) -> None:
     first = spartan_task(tmp_path / "raw", 1, FRAMES)
     run(first, tmp_path / "small", keep_episodes=False)
     shutil.rmtree(first)
@@ -85,11 +85,11 @@ def test_output_without_episodes_says_what_to_do_when_the_set_grew(tmp_path: Pat
     assert run(first, tmp_path / "small", keep_episodes=False, overwrite=True).episodes == 2
 
 
-def test_what_a_killed_run_left_of_the_episodes_goes_with_the_next(
-    source: Path, kept: Path, tmp_path: Path
+def test_episodes_left_by_a_killed_run_are_removed_by_the_next(
+    source: Path, with_episodes: Path, tmp_path: Path
 ) -> None:
     run(source, tmp_path / "small", keep_episodes=False)
-    shutil.copytree(kept / "episodes", tmp_path / "small/episodes")
+    shutil.copytree(with_episodes / "episodes", tmp_path / "small/episodes")
     (tmp_path / "small/episodes/manifest.jsonl").unlink()
 
     run(source, tmp_path / "small", keep_episodes=False)
@@ -97,16 +97,18 @@ def test_what_a_killed_run_left_of_the_episodes_goes_with_the_next(
     assert not (tmp_path / "small/episodes").exists()
 
 
-def test_statistics_are_written_once(kept: Path) -> None:
-    names = sorted(path.relative_to(kept).as_posix() for path in kept.rglob("*stats*"))
+def test_statistics_are_written_once(with_episodes: Path) -> None:
+    names = sorted(
+        path.relative_to(with_episodes).as_posix() for path in with_episodes.rglob("*stats*")
+    )
 
     assert names == ["shards/stats.json", "shards/stats_digests.npz"]
-    for entry in read_stats(kept / "shards/stats.json").values():
+    for entry in read_stats(with_episodes / "shards/stats.json").values():
         assert entry["tdigest_state"] is entry["tdigest_state_per_timestep"] is None
 
 
 def with_states_inside(output: Path) -> Path:
-    """The output with its digests where the published layout has them."""
+    """Moves the digests of an output into `stats.json`, as in the published layout."""
     path = output / "shards/stats.json"
     stats: dict[str, Any] = {}
     for name, entry in read_mergeable(path).items():
@@ -118,25 +120,29 @@ def with_states_inside(output: Path) -> Path:
     return output
 
 
-def test_digests_beside_the_statistics_merge_as_those_inside(kept: Path, tmp_path: Path) -> None:
-    published = with_states_inside(Path(shutil.copytree(kept, tmp_path / "published")))
-    each = [read_mergeable(folder / "shards/stats.json") for folder in (kept, published)]
+def test_digests_in_a_separate_file_merge_like_those_inside_the_statistics(
+    with_episodes: Path, tmp_path: Path
+) -> None:
+    published = with_states_inside(Path(shutil.copytree(with_episodes, tmp_path / "published")))
+    each = [read_mergeable(folder / "shards/stats.json") for folder in (with_episodes, published)]
 
     assert merge_stats([each[0], each[0]]) == merge_stats([each[1], each[1]])
 
 
-def test_damaged_digests_are_told_with_their_name(kept: Path) -> None:
-    path = kept / "shards/stats_digests.npz"
+def test_error_names_the_file_of_damaged_digests(with_episodes: Path) -> None:
+    path = with_episodes / "shards/stats_digests.npz"
     path.write_bytes(path.read_bytes()[:100])
 
     with pytest.raises(DataError) as caught:
-        stats_merge(StatsMergeConfig(sources=[str(kept), str(kept)]))
+        stats_merge(StatsMergeConfig(sources=[str(with_episodes), str(with_episodes)]))
     assert str(path) in caught.value.message
 
 
-def test_merged_statistics_can_be_merged_again(kept: Path, tmp_path: Path) -> None:
+def test_merged_statistics_can_be_merged_again(with_episodes: Path, tmp_path: Path) -> None:
     target = tmp_path / "merged.json"
-    stats_merge(StatsMergeConfig(sources=[str(kept), str(kept)], output=str(target)))
+    stats_merge(
+        StatsMergeConfig(sources=[str(with_episodes), str(with_episodes)], output=str(target))
+    )
 
     again = stats_merge(StatsMergeConfig(sources=[str(target), str(target)]))
 
@@ -145,23 +151,29 @@ def test_merged_statistics_can_be_merged_again(kept: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("changes", [{"compact": True}, {"weights": [1.0, 3.0]}])
-def test_digests_of_an_earlier_merge_do_not_stay_beside_other_statistics(
-    kept: Path, tmp_path: Path, changes: dict[str, Any]
+def test_digests_of_an_earlier_merge_are_removed_with_other_statistics(
+    with_episodes: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    wanted = {"sources": [str(kept), str(kept)], "output": str(tmp_path / "merged.json")}
-    stats_merge(StatsMergeConfig(**wanted))
+    keys = {
+        "sources": [str(with_episodes), str(with_episodes)],
+        "output": str(tmp_path / "merged.json"),
+    }
+    stats_merge(StatsMergeConfig(**keys))
 
-    stats_merge(StatsMergeConfig(**wanted, **changes))
+    stats_merge(StatsMergeConfig(**keys, **changes))
 
     assert not (tmp_path / "merged_digests.npz").exists()
 
 
-def test_merge_does_not_replace_a_strangers_digests(kept: Path, tmp_path: Path) -> None:
+def test_merge_does_not_replace_foreign_digests(with_episodes: Path, tmp_path: Path) -> None:
     (tmp_path / "merged_digests.npz").write_text("mine")
-    wanted = {"sources": [str(kept), str(kept)], "output": str(tmp_path / "merged.json")}
+    keys = {
+        "sources": [str(with_episodes), str(with_episodes)],
+        "output": str(tmp_path / "merged.json"),
+    }
 
     with pytest.raises(UsageError):
-        stats_merge(StatsMergeConfig(**wanted))
+        stats_merge(StatsMergeConfig(**keys))
     assert (tmp_path / "merged_digests.npz").read_text() == "mine"
 
 

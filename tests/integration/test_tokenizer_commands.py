@@ -21,7 +21,7 @@ from tests.builders.tokenizers import (
     write_stage_1,
     write_teacher,
 )
-from tests.surface.invoke import said
+from tests.surface.invoke import run_vlatool
 from vlatool.artifacts.run_dir import RunDir
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
@@ -251,7 +251,7 @@ def test_missing_teacher_or_stage_1_is_an_error_before_training(
 ) -> None:
     options = [sources["teacher"] if option == "TEACHER" else option for option in options]
     target = ["--data", shards, "--output", str(tmp_path / "run")]
-    status, text = said("--json", "tokenizer", "train", "--preset", *options, *target)
+    status, text = run_vlatool("--json", "tokenizer", "train", "--preset", *options, *target)
 
     assert (status, json.loads(text)["error"]["details"]["key"].split(".")[0]) == (2, "model")
     assert code in text

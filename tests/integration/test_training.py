@@ -522,7 +522,7 @@ def test_killed_loader_worker_is_reported(data: Path, tmp_path: Path) -> None:
         os.kill(loader, signal.SIGKILL)
     document, _ = started.communicate(timeout=60)
     assert started.returncode == 6, document
-    assert json.loads(document)["error"]["code"] == "environment.loader_exited"
+    assert json.loads(document)["error"]["code"] == "environment.loader_ended"
 
 
 def test_loader_workers_of_a_killed_trainer_end(data: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The tiniest run of each command that writes, and what of it does not depend on being ended."""
+"""Minimal run of each command that writes, and its result without times."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -39,12 +39,12 @@ _TIMES = ("samples_per_second", "step_ms", "data_wait", "seconds", "stages")
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a command runs, in one folder or bucket all the time: reports name it.
+class Workspace:
+    """Inputs and output of a command, the same in all cases because reports name them.
 
     Attributes:
-        inputs: What `make_inputs` made; never written to.
-        out: Where it writes.
+        inputs: Folder of `make_inputs`; never written to.
+        out: Output folder.
     """
 
     inputs: Path
@@ -52,7 +52,7 @@ class Place:
 
     @property
     def raw(self) -> Path:
-        """Recordings."""
+        """Raw episodes."""
         return self.inputs / "raw"
 
     @property
@@ -62,12 +62,12 @@ class Place:
 
     @property
     def windows(self) -> Path:
-        """Windows, with codes of their pictures."""
+        """Windows, with codes of their images."""
         return self.inputs / "windows"
 
     @property
     def images(self) -> Path:
-        """Pictures of two episodes."""
+        """Images of two episodes."""
         return self.inputs / "pictures"
 
     @property
@@ -78,25 +78,25 @@ class Place:
 
 @dataclass(frozen=True)
 class Command:
-    """One command.
+    """Command to be killed.
 
     Attributes:
-        name: As it is typed, roughly.
-        run: The run that is ended and repeated.
-        before: What is there when it begins.
-        result: What is equal in the end.
-        is_remote: Whether it writes to S3.
+        name: Name, similar to the command line.
+        run: The run that is killed and repeated.
+        prepare: Creates the state before the run.
+        result: Returns the result that must be equal in the end.
+        is_remote: The command writes to S3.
     """
 
     name: str
-    run: Callable[[Place], object]
-    before: Callable[[Place], object] = lambda place: None
+    run: Callable[[Workspace], object]
+    prepare: Callable[[Workspace], object] = lambda workspace: None
     result: Callable[[Path], Result] = contents
     is_remote: bool = False
 
 
 def make_inputs(folder: Path) -> None:
-    """Recordings, pictures, training data, windows with codes, and a policy."""
+    """Writes raw episodes, images, training data, windows with codes, tokenizers and a policy."""
     window_tree(folder / "pictures", episodes=2)
     world_shards(folder, episodes=2, frames=6)
     write_tree_codes(published_windows(folder / "windows", 2, 2), "packed")
@@ -111,46 +111,46 @@ def make_inputs(folder: Path) -> None:
     libero_dataset(folder / "libero", (2, 1))
 
 
-def of_bucket(out: Path) -> Result:
-    """Digests of what is in S3."""
-    found = digests(out)
-    assert found, out
-    return found
+def bucket_digests(out: Path) -> Result:
+    """Digests of the objects in S3."""
+    files = digests(out)
+    assert files, out
+    return files
 
 
-def of_run(out: Path) -> Result:
-    """A training run without times."""
-    found: dict[str, Any] = dict(contents(out))
-    rows = found.pop("metrics.jsonl", b"").splitlines()
-    return {**found, "metrics": [_timeless(json.loads(row)) for row in rows]}
+def run_files(out: Path) -> Result:
+    """Files of a training run, without times."""
+    files: dict[str, Any] = dict(contents(out))
+    rows = files.pop("metrics.jsonl", b"").splitlines()
+    return {**files, "metrics": [_without_times(json.loads(row)) for row in rows]}
 
 
-def of_demo(out: Path) -> Result:
-    """The parts of the demo; its page tells times."""
+def demo_files(out: Path) -> Result:
+    """Files of the demo without its page, which contains times."""
     parts = ("raw", "data")
-    found = {part: contents(out / part) for part in parts}
-    report = _timeless(json.loads((out / "report.json").read_text()))
+    files = {part: contents(out / part) for part in parts}
+    report = _without_times(json.loads((out / "report.json").read_text()))
     images = {path.name: path.read_bytes() for path in out.glob("*.png")}
-    return {**found, **images, "run": of_run(out / "run"), "report": report}
+    return {**files, **images, "run": run_files(out / "run"), "report": report}
 
 
-def _timeless(row: Mapping[str, Any]) -> dict[str, Any]:
+def _without_times(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if not key.endswith(_TIMES)}
 
 
-def _encode(place: Place, **options: Any) -> None:
-    tokenizer = str(place.inputs / "tokenizer")
-    encoded(place.inputs / "frames", tokenizer, place.out, **options)
+def _encode(workspace: Workspace, **options: Any) -> None:
+    tokenizer = str(workspace.inputs / "tokenizer")
+    encoded(workspace.inputs / "frames", tokenizer, workspace.out, **options)
 
 
-def _decode(place: Place) -> None:
-    codes, tokenizer = str(place.inputs / "codes"), str(place.inputs / "tokenizer")
-    decode(DecodeConfig(codes=codes, tokenizer=tokenizer, output=str(place.out)))
+def _decode(workspace: Workspace) -> None:
+    codes, tokenizer = str(workspace.inputs / "codes"), str(workspace.inputs / "tokenizer")
+    decode(DecodeConfig(codes=codes, tokenizer=tokenizer, output=str(workspace.out)))
 
 
-def _second_stage(place: Place) -> None:
-    """With a discriminator from the second step on, and averages."""
-    files = {name: f"{place.inputs}/{name}.safetensors" for name in ("teacher", "stage1")}
+def _tokenizer_train(workspace: Workspace) -> None:
+    """Stage 2 with a discriminator from the second step on, and averaged weights."""
+    files = {name: f"{workspace.inputs}/{name}.safetensors" for name in ("teacher", "stage1")}
     keys: dict[str, Any] = {
         "model": {
             "type": "titok",
@@ -161,11 +161,11 @@ def _second_stage(place: Place) -> None:
             **SIZES,
             "losses": {**LOSSES, "discriminator_start": 1},
         },
-        "data.shards": [f"{place.inputs}/shards"],
+        "data.shards": [f"{workspace.inputs}/shards"],
         "data.preprocessing.crop_size": SIDE,
         "data.num_workers": 0,
-        "save_path": str(place.out.parent),
-        "name": place.out.name,
+        "save_path": str(workspace.out.parent),
+        "name": workspace.out.name,
         "total_train_steps": 4,
         "log_every_n_steps": 1,
         "num_checkpoints": 2,
@@ -178,160 +178,173 @@ def _second_stage(place: Place) -> None:
     train(load_config(TrainConfig, overrides=overrides).config)
 
 
-def _measured(place: Place) -> None:
-    places = {"checkpoint": f"{place.inputs}/tokenizer", "data": f"{place.inputs}/shards"}
-    tokenizer_eval(TokenizerEvalConfig(**places, output=str(place.out), split="train"))
+def _tokenizer_eval(workspace: Workspace) -> None:
+    keys = {"checkpoint": f"{workspace.inputs}/tokenizer", "data": f"{workspace.inputs}/shards"}
+    tokenizer_eval(TokenizerEvalConfig(**keys, output=str(workspace.out), split="train"))
 
 
-def _published(place: Place) -> None:
-    source = f"{place.inputs}/tokenizer"
-    tokenizer_export(TokenizerExportConfig(checkpoint=source, output=str(place.out)))
+def _tokenizer_export(workspace: Workspace) -> None:
+    source = f"{workspace.inputs}/tokenizer"
+    tokenizer_export(TokenizerExportConfig(checkpoint=source, output=str(workspace.out)))
 
 
-def _sample(place: Place, layout: Any = "spartan") -> None:
-    sample(SampleConfig(layout=layout, output=str(place.out), episodes=2, frames=3, workers=1))
+def _sample(workspace: Workspace, layout: Any = "spartan") -> None:
+    sample(SampleConfig(layout=layout, output=str(workspace.out), episodes=2, frames=3, workers=1))
 
 
-def _preprocess(place: Place, **options: Any) -> None:
-    run(place.raw, place.out, **options)
+def _preprocess(workspace: Workspace, **options: Any) -> None:
+    run(workspace.raw, workspace.out, **options)
 
 
-def _windows(place: Place, **options: Any) -> None:
-    convert(place.inputs / "libero", place.out, past_steps=2, future_steps=2, **options)
+def _windows(workspace: Workspace, **options: Any) -> None:
+    convert(workspace.inputs / "libero", workspace.out, past_steps=2, future_steps=2, **options)
 
 
-def _images(place: Place, **options: Any) -> None:
-    image_shards(place.images, place.out, val_ratio=0.5, **options)
+def _images(workspace: Workspace, **options: Any) -> None:
+    image_shards(workspace.images, workspace.out, val_ratio=0.5, **options)
 
 
-def _split(place: Place, val_ratio: float = 0.5) -> None:
-    split(SplitConfig(shards=str(place.out), val_ratio=val_ratio))
+def _split(workspace: Workspace, val_ratio: float = 0.5) -> None:
+    split(SplitConfig(shards=str(workspace.out), val_ratio=val_ratio))
 
 
-def _merge(place: Place, **options: Any) -> None:
-    target = str(place.out / "merged.json")
-    stats_merge(StatsMergeConfig(sources=[str(place.data)] * 2, output=target, **options))
+def _merge(workspace: Workspace, **options: Any) -> None:
+    target = str(workspace.out / "merged.json")
+    stats_merge(StatsMergeConfig(sources=[str(workspace.data)] * 2, output=target, **options))
 
 
-def _train(place: Place, **options: Any) -> None:
+def _train(workspace: Workspace, **options: Any) -> None:
     budget = {"total_train_steps": 3, "num_checkpoints": 2}
-    train(tiny_config(place.data, place.out, **budget, **options))
+    train(tiny_config(workspace.data, workspace.out, **budget, **options))
 
 
-def _open_loop(place: Place, samples: int = 2) -> None:
-    places = {"checkpoint": str(place.policy), "data": str(place.data), "output": str(place.out)}
-    open_loop(OpenLoopConfig(**places, max_samples=samples))
+def _open_loop(workspace: Workspace, samples: int = 2) -> None:
+    keys = {
+        "checkpoint": str(workspace.policy),
+        "data": str(workspace.data),
+        "output": str(workspace.out),
+    }
+    open_loop(OpenLoopConfig(**keys, max_samples=samples))
 
 
-def _rollout(place: Place, seed: int = 0) -> None:
-    wanted = {"env": ENVIRONMENT, "episodes": 1, "max_steps": 2, "seed": seed}
-    rollout(RolloutConfig(checkpoint=str(place.policy), output=str(place.out), **wanted))
+def _rollout(workspace: Workspace, seed: int = 0) -> None:
+    keys = {"env": ENVIRONMENT, "episodes": 1, "max_steps": 2, "seed": seed}
+    rollout(RolloutConfig(checkpoint=str(workspace.policy), output=str(workspace.out), **keys))
 
 
-def _fit_fast(place: Place, **options: Any) -> None:
-    given = {"sources": [str(place.data)], "output": str(place.out), "workers": 1}
-    fit_fast(FitFastConfig(**given, vocab_size=300, **options))
+def _fit_fast(workspace: Workspace, **options: Any) -> None:
+    keys = {"sources": [str(workspace.data)], "output": str(workspace.out), "workers": 1}
+    fit_fast(FitFastConfig(**keys, vocab_size=300, **options))
 
 
-def _build(place: Place, **options: Any) -> None:
-    places = {"data": str(place.windows), "fast": str(place.inputs / "fast")}
-    build_dataset(BuildDatasetConfig(**places, output=str(place.out), **options))
+def _build(workspace: Workspace, **options: Any) -> None:
+    keys = {"data": str(workspace.windows), "fast": str(workspace.inputs / "fast")}
+    build_dataset(BuildDatasetConfig(**keys, output=str(workspace.out), **options))
 
 
-def _export(place: Place) -> None:
-    export(ExportConfig(source=str(place.windows / "tokens"), output=str(place.out)))
+def _export(workspace: Workspace) -> None:
+    export(ExportConfig(source=str(workspace.windows / "tokens"), output=str(workspace.out)))
 
 
-def _demo(place: Place) -> None:
-    demo(DemoConfig(output=str(place.out), episodes=2, steps=2, rollouts=1))
+def _demo(workspace: Workspace) -> None:
+    demo(DemoConfig(output=str(workspace.out), episodes=2, steps=2, rollouts=1))
 
 
-def _resolve(place: Place) -> None:
-    resolve_config(load_config(DemoConfig), output=str(place.out / "demo.yaml"))
+def _resolve(workspace: Workspace) -> None:
+    resolve_config(load_config(DemoConfig), output=str(workspace.out / "demo.yaml"))
 
 
-def _page(place: Place) -> None:
-    inspect(InspectConfig(location=str(place.data), html=str(place.out / "page.html")))
+def _page(workspace: Workspace) -> None:
+    inspect(InspectConfig(location=str(workspace.data), html=str(workspace.out / "page.html")))
 
 
 COMMANDS = (
     Command("sample spartan", _sample),
-    Command("sample lerobot", lambda place: _sample(place, "lerobot")),
+    Command("sample lerobot", lambda workspace: _sample(workspace, "lerobot")),
     Command("preprocess", _preprocess),
-    Command("preprocess --no-keep-episodes", lambda at: _preprocess(at, keep_episodes=False)),
+    Command(
+        "preprocess --no-keep-episodes",
+        lambda workspace: _preprocess(workspace, keep_episodes=False),
+    ),
     Command(
         "preprocess --overwrite",
-        lambda place: _preprocess(place, overwrite=True),
-        lambda place: _preprocess(place, seed=7, jpeg_quality=50),
+        lambda workspace: _preprocess(workspace, overwrite=True),
+        lambda workspace: _preprocess(workspace, seed=7, jpeg_quality=50),
     ),
-    Command("preprocess to S3", _preprocess, result=of_bucket, is_remote=True),
+    Command("preprocess to S3", _preprocess, result=bucket_digests, is_remote=True),
     Command(
         "preprocess to S3 --overwrite",
-        lambda place: _preprocess(place, overwrite=True),
-        lambda place: _preprocess(place, seed=7),
-        of_bucket,
+        lambda workspace: _preprocess(workspace, overwrite=True),
+        lambda workspace: _preprocess(workspace, seed=7),
+        bucket_digests,
         is_remote=True,
     ),
     Command("preprocess libero", _windows),
     Command(
         "preprocess libero --overwrite",
-        lambda place: _windows(place, overwrite=True, qa_mode="vla"),
-        lambda place: _windows(place, name="other"),
+        lambda workspace: _windows(workspace, overwrite=True, qa_mode="vla"),
+        lambda workspace: _windows(workspace, name="other"),
     ),
-    Command("preprocess libero to S3", _windows, result=of_bucket, is_remote=True),
+    Command("preprocess libero to S3", _windows, result=bucket_digests, is_remote=True),
     Command("preprocess images", _images),
     Command(
         "preprocess images --overwrite",
-        lambda place: _images(place, overwrite=True),
-        lambda place: _images(place, image_format="jpeg"),
+        lambda workspace: _images(workspace, overwrite=True),
+        lambda workspace: _images(workspace, image_format="jpeg"),
     ),
     Command("split", _split, _images),
     Command("stats merge", _merge),
-    Command("stats merge over an earlier one", _merge, lambda at: _merge(at, compact=True)),
+    Command(
+        "stats merge over an earlier one", _merge, lambda workspace: _merge(workspace, compact=True)
+    ),
     Command("tokenizer fit-fast", _fit_fast),
     Command(
         "tokenizer fit-fast --overwrite",
-        lambda place: _fit_fast(place, overwrite=True),
-        lambda place: _fit_fast(place, scale=20),
+        lambda workspace: _fit_fast(workspace, overwrite=True),
+        lambda workspace: _fit_fast(workspace, scale=20),
     ),
-    Command("tokenizer fit-fast to S3", _fit_fast, result=of_bucket, is_remote=True),
+    Command("tokenizer fit-fast to S3", _fit_fast, result=bucket_digests, is_remote=True),
     Command("build-dataset", _build),
-    Command("build-dataset --packed", lambda place: _build(place, packed=True)),
-    Command("build-dataset --lines-per-file", lambda place: _build(place, lines_per_file=3)),
+    Command("build-dataset --packed", lambda workspace: _build(workspace, packed=True)),
+    Command(
+        "build-dataset --lines-per-file", lambda workspace: _build(workspace, lines_per_file=3)
+    ),
     Command(
         "build-dataset --overwrite",
-        lambda place: _build(place, overwrite=True),
-        lambda place: _build(place, kinds=["wm"]),
+        lambda workspace: _build(workspace, overwrite=True),
+        lambda workspace: _build(workspace, kinds=["wm"]),
     ),
     Command(
         "build-dataset to S3",
-        lambda place: _build(place, absolute=True),
-        result=of_bucket,
+        lambda workspace: _build(workspace, absolute=True),
+        result=bucket_digests,
         is_remote=True,
     ),
     Command("export of codes", _export),
     Command("encode", _encode),
-    Command("encode --layout packed", lambda place: _encode(place, layout="packed")),
-    Command("encode to S3", _encode, result=of_bucket, is_remote=True),
+    Command("encode --layout packed", lambda workspace: _encode(workspace, layout="packed")),
+    Command("encode to S3", _encode, result=bucket_digests, is_remote=True),
     Command("decode", _decode),
-    Command("decode to S3", _decode, result=of_bucket, is_remote=True),
-    Command("tokenizer train", _second_stage, result=of_run),
-    Command("tokenizer eval", _measured),
-    Command("tokenizer eval to S3", _measured, result=of_bucket, is_remote=True),
-    Command("tokenizer export", _published),
-    Command("tokenizer export to S3", _published, result=of_bucket, is_remote=True),
-    Command("train", _train, result=of_run),
+    Command("decode to S3", _decode, result=bucket_digests, is_remote=True),
+    Command("tokenizer train", _tokenizer_train, result=run_files),
+    Command("tokenizer eval", _tokenizer_eval),
+    Command("tokenizer eval to S3", _tokenizer_eval, result=bucket_digests, is_remote=True),
+    Command("tokenizer export", _tokenizer_export),
+    Command("tokenizer export to S3", _tokenizer_export, result=bucket_digests, is_remote=True),
+    Command("train", _train, result=run_files),
     Command(
         "train --overwrite",
-        lambda place: _train(place, overwrite=True),
-        lambda place: _train(place, hparams__lr=0.5),
-        of_run,
+        lambda workspace: _train(workspace, overwrite=True),
+        lambda workspace: _train(workspace, hparams__lr=0.5),
+        run_files,
     ),
     Command("eval open-loop", _open_loop),
-    Command("eval open-loop over an earlier one", _open_loop, lambda at: _open_loop(at, 1)),
+    Command(
+        "eval open-loop over an earlier one", _open_loop, lambda workspace: _open_loop(workspace, 1)
+    ),
     Command("eval rollout", _rollout),
-    Command("eval rollout over an earlier one", _rollout, lambda place: _rollout(place, 5)),
-    Command("demo", _demo, result=of_demo),
+    Command("eval rollout over an earlier one", _rollout, lambda workspace: _rollout(workspace, 5)),
+    Command("demo", _demo, result=demo_files),
     Command("resolve-config --output", _resolve),
     Command("inspect --html", _page),
 )

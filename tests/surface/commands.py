@@ -1,11 +1,11 @@
-"""Help and keys of every command, as a user sees them."""
+"""Help and configuration keys of every command."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import typer
 
-from tests.surface.invoke import plain_terminal, said
+from tests.surface.invoke import plain_terminal, run_vlatool
 from vlatool.cli import app
 from vlatool.plugins import FORMATS
 
@@ -15,12 +15,12 @@ def recorded() -> dict[str, str]:
     with plain_terminal():
         files = {f"{'-'.join(words)}.txt": _transcript(words) for words in _commands()}
         files["vlatool.txt"] = _answer(["--help"])
-        files["resolve-config-schema.json"] = said("resolve-config", "--schema")[1]
+        files["resolve-config-schema.json"] = run_vlatool("resolve-config", "--schema")[1]
     return files
 
 
 def _commands() -> Iterator[tuple[str, ...]]:
-    """The words of every command and subcommand."""
+    """Words of every command and subcommand."""
     group: Any = typer.main.get_command(app.app)
     with typer.Context(group) as ctx:
         for name in app.COMMANDS:
@@ -44,6 +44,6 @@ def _transcript(words: tuple[str, ...]) -> str:
 
 
 def _answer(words: list[str]) -> str:
-    code, text = said(*words)
+    code, text = run_vlatool(*words)
     assert code == 0, words
     return f"$ vlatool {' '.join(words)}\n{text.rstrip()}\n"

@@ -1,4 +1,4 @@
-"""One invocation in this process, and what may not depend on the machine."""
+"""Invocations in this process, in an environment that does not depend on the machine."""
 
 import contextlib
 import io
@@ -12,7 +12,7 @@ from vlatool.cli import app
 COLUMNS = "100"
 
 
-def said(*argv: str) -> tuple[int, str]:
+def run_vlatool(*argv: str) -> tuple[int, str]:
     """Exit code and stdout of `vlatool ARGV...`."""
     stdout, stderr = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
@@ -22,7 +22,7 @@ def said(*argv: str) -> tuple[int, str]:
 
 @contextmanager
 def plain_terminal() -> Iterator[None]:
-    """A terminal of fixed width without colours."""
+    """Sets a terminal of fixed width without colors."""
     before = dict(os.environ)
     os.environ |= {"COLUMNS": COLUMNS, "NO_COLOR": "1", "TERM": "dumb"}
     try:
@@ -33,7 +33,7 @@ def plain_terminal() -> Iterator[None]:
 
 
 @contextmanager
-def inside(folder: Path) -> Iterator[None]:
-    """Paths are relative to `folder`, so that none of this machine is recorded."""
+def in_folder(folder: Path) -> Iterator[None]:
+    """Changes to `folder`, so that recorded paths are relative."""
     with contextlib.chdir(folder), plain_terminal():
         yield

@@ -1,6 +1,6 @@
-"""The recorded interface: `python -m tests.surface.record` writes it anew.
+"""Recorded interface; `python -m tests.surface.record` rewrites it.
 
-A change of a record is a change of the interface: it needs a line in CHANGELOG.md.
+A changed record is a changed interface and needs a line in CHANGELOG.md.
 """
 
 import difflib
@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.surface import commands, results, source
 
 FOLDER = Path(__file__).parent / "recorded"
-# What is looked at together; each is a folder of records.
+# Folder of records to the function that returns them.
 PARTS: Mapping[str, Callable[[], dict[str, str]]] = {
     "commands": commands.recorded,
     "results": results.recorded,
@@ -18,22 +18,22 @@ PARTS: Mapping[str, Callable[[], dict[str, str]]] = {
 }
 
 
-def written(part: str) -> dict[str, str]:
-    """The records of a part: file name to text."""
+def read_records(part: str) -> dict[str, str]:
+    """Records of a part: file name to text."""
     return {path.name: path.read_text() for path in sorted((FOLDER / part).iterdir())}
 
 
 def differences(before: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """What has changed, as a patch; empty when nothing has."""
+    """Differences as a patch; empty without any."""
     lines: list[str] = []
     for name in sorted(before.keys() | now.keys()):
-        old, new = (one.get(name, "").splitlines() for one in (before, now))
+        old, new = (records.get(name, "").splitlines() for records in (before, now))
         lines += difflib.unified_diff(old, new, f"recorded/{name}", f"now/{name}", lineterm="")
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Writes all records and removes those that are no more."""
+    """Writes all records and removes obsolete ones."""
     for part, current in PARTS.items():
         folder = FOLDER / part
         folder.mkdir(parents=True, exist_ok=True)

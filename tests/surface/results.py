@@ -1,4 +1,4 @@
-"""Keys and types of what the cheap commands print with `--json`, and of what a run writes."""
+"""Keys and types of JSON results of cheap commands, and of the files that they write."""
 
 import json
 import tarfile
@@ -11,13 +11,13 @@ import numpy as np
 import yaml
 
 from tests.builders.spartan import session_folder, spartan_task
-from tests.surface.invoke import inside, said
+from tests.surface.invoke import in_folder, run_vlatool
 
 WINDOWS = ("--past-lowdim-steps", "1", "--future-lowdim-steps", "3", "--max-padding-right", "3")
 MAKE = ("preprocess", "spartan", "raw", *WINDOWS, "--workers", "1")
 IMAGES = ("preprocess", "spartan", "raw", "--sink", "image-shards", "--workers", "1")
-# Name to arguments; later ones look at what earlier ones made.
-CALLS: dict[str, tuple[str, ...]] = {
+# Name to arguments; later commands use the outputs of earlier ones.
+COMMANDS: dict[str, tuple[str, ...]] = {
     "version": ("version",),
     "plugins": ("plugins",),
     "presets": ("presets",),
@@ -49,13 +49,13 @@ CALLS: dict[str, tuple[str, ...]] = {
     "resolve-config": ("resolve-config", "--preset", "world-pick"),
     "resolve-config-explain": ("resolve-config", "--preset", "world-pick", "--explain"),
 }
-# What is written: name to output, and to tars of which one is opened.
+# Written files: name to output and pattern of tars, of which one is read.
 WRITTEN = {
     "artifacts": (Path("data"), "shards/shard_000000.tar"),
     "image-shards": (Path("pictures"), "*episode_0.tar"),
 }
-# Commands that end with an error.
-REFUSED: dict[str, tuple[str, ...]] = {
+# Commands that fail.
+ERRORS: dict[str, tuple[str, ...]] = {
     "no command": ("--json",),
     "unknown command": ("trian",),
     "unknown option": ("preprocess", "spartan", "raw", "--nothing"),
@@ -80,16 +80,16 @@ REFUSED: dict[str, tuple[str, ...]] = {
 
 def recorded() -> dict[str, str]:
     """File name to text."""
-    with tempfile.TemporaryDirectory() as folder, inside(Path(folder)):
+    with tempfile.TemporaryDirectory() as folder, in_folder(Path(folder)):
         _break(spartan_task(Path("broken"), 2, 6))
-        files = {f"{name}.json": _text(shape(_result(words))) for name, words in CALLS.items()}
-        refused = {name: _refusal(words) for name, words in REFUSED.items()}
+        files = {f"{name}.json": _text(shape(_result(words))) for name, words in COMMANDS.items()}
+        errors = {name: _error(words) for name, words in ERRORS.items()}
         written = {
             name: dict(sorted(_written(output, next(output.glob(tars)))))
             for name, (output, tars) in WRITTEN.items()
         }
-    files |= {f"{name}.json": _text(found) for name, found in written.items()}
-    return files | {"refusals.json": _text(refused)}
+    files |= {f"{name}.json": _text(documents) for name, documents in written.items()}
+    return files | {"refusals.json": _text(errors)}
 
 
 def _break(source: Path) -> None:
@@ -102,16 +102,16 @@ def _text(value: Any) -> str:
 
 
 def _result(words: tuple[str, ...]) -> Any:
-    return json.loads(said(*words, "--json", "-q")[1])
+    return json.loads(run_vlatool(*words, "--json", "-q")[1])
 
 
-def _refusal(words: tuple[str, ...]) -> dict[str, Any]:
-    code, text = said(*words, "--json", "-q")
+def _error(words: tuple[str, ...]) -> dict[str, Any]:
+    code, text = run_vlatool(*words, "--json", "-q")
     return {"exit_code": code, "code": json.loads(text)["error"]["code"]}
 
 
 def _written(output: Path, tar_path: Path) -> Iterator[tuple[str, Any]]:
-    """Place of a file to its shape; versions of formats with their values."""
+    """Name and shape of each file, with the values of format versions."""
     yield (
         "files",
         sorted(path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()),
@@ -120,19 +120,19 @@ def _written(output: Path, tar_path: Path) -> Iterator[tuple[str, Any]]:
         text = path.read_text()
         rows = map(json.loads, text.splitlines()) if path.suffix == ".jsonl" else ()
         document = list(rows) or yaml.safe_load(text)
-        found = shape(document)
+        entry = shape(document)
         if isinstance(document, dict) and "metadata_version" in document:
-            found["metadata_version"] = document["metadata_version"]
+            entry["metadata_version"] = document["metadata_version"]
         if isinstance(document, dict) and str(document.get("format")).startswith("vlatool."):
-            found |= {key: document[key] for key in ("format", "version")}
-        yield path.relative_to(output).as_posix(), found
+            entry |= {key: document[key] for key in ("format", "version")}
+        yield path.relative_to(output).as_posix(), entry
     with tarfile.open(tar_path) as tar:
         yield "members of a sample", dict(_members(tar))
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, Any]]:
     first = tar.getnames()[0].partition(".")[0]
-    for info in (one for one in tar if one.name.startswith(first)):
+    for info in (member for member in tar if member.name.startswith(first)):
         suffix, file = info.name.removeprefix(first + "."), tar.extractfile(info)
         assert file is not None
         if suffix.endswith(".json"):
@@ -145,29 +145,29 @@ def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, Any]]:
 
 
 def shape(value: Any) -> Any:
-    """Keys and types of a document; equal fields of a map by free names are told once."""
+    """Keys and types of a document; a mapping of many objects is one entry `*`."""
     if isinstance(value, list):
         return [_merged([shape(item) for item in value])] if value else []
     if not isinstance(value, dict):
         return "null" if value is None else type(value).__name__
     inner = {key: shape(item) for key, item in value.items()}
-    if len(inner) > 4 and all(isinstance(one, dict) for one in inner.values()):
+    if len(inner) > 4 and all(isinstance(item_shape, dict) for item_shape in inner.values()):
         return {"*": _merged(list(inner.values()))}
     return inner
 
 
 def _merged(shapes: list[Any]) -> Any:
-    """One shape for all of them; a key that not all have ends with a question mark."""
-    if all(isinstance(one, dict) for one in shapes):
-        keys = list(dict.fromkeys(key for one in shapes for key in one))
+    """One shape for all; a key that some lack ends with a question mark."""
+    if all(isinstance(entry, dict) for entry in shapes):
+        keys = list(dict.fromkeys(key for entry in shapes for key in entry))
         return {
-            key if all(key in one for one in shapes) else f"{key}?": _merged(
-                [one[key] for one in shapes if key in one]
+            key if all(key in entry for entry in shapes) else f"{key}?": _merged(
+                [entry[key] for entry in shapes if key in entry]
             )
             for key in keys
         }
-    if all(isinstance(one, list) for one in shapes):
-        items = [item for one in shapes for item in one]
+    if all(isinstance(entry, list) for entry in shapes):
+        items = [item for entry in shapes for item in entry]
         return [_merged(items)] if items else []
-    kinds = sorted({one if isinstance(one, str) else json.dumps(one) for one in shapes})
+    kinds = sorted({entry if isinstance(entry, str) else json.dumps(entry) for entry in shapes})
     return " | ".join(kinds)

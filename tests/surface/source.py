@@ -1,4 +1,4 @@
-"""Codes, exit codes and public names, read from the source without running it."""
+"""Error codes, exit codes and public names, read from the source code."""
 
 import ast
 import json
@@ -33,18 +33,18 @@ def _lines(rows: set[str] | list[str]) -> str:
 
 
 def _error_codes(trees: Sequence[ast.Module]) -> Iterator[str]:
-    """Texts that look like a code and are no configuration key, and codes put together."""
+    """Strings that look like a code and are not a configuration key, and composed codes."""
     keys = [f"{info.key}." for info in dotted_keys(TrainConfig)]
     for tree in trees:
         for text in _texts(ast.walk(tree)):
             if _CODE.fullmatch(text) and not any(key.startswith(f"{text}.") for key in keys):
                 yield text
         for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
-            yield from _put_together(function, tree)
+            yield from _composed_codes(function, tree)
 
 
-def _put_together(function: ast.FunctionDef, tree: ast.Module) -> Iterator[str]:
-    """`data.*` of `code=f"data.{code}"`, filled in where calls in this file give the part."""
+def _composed_codes(function: ast.FunctionDef, tree: ast.Module) -> Iterator[str]:
+    """`data.*` of `code=f"data.{code}"`, with the codes that calls in the file pass for `*`."""
     for node in ast.walk(function):
         if not isinstance(node, ast.keyword) or node.arg != "code":
             continue
@@ -52,17 +52,17 @@ def _put_together(function: ast.FunctionDef, tree: ast.Module) -> Iterator[str]:
             continue
         parts = [getattr(part, "value", None) for part in node.value.values]
         pattern = "".join(part if isinstance(part, str) else "*" for part in parts)
-        names = [one.arg for one in function.args.args if one.arg != "self"]
-        given = _given(tree, function.name, names.index("code")) if "code" in names else ()
-        yield from [pattern.replace("*", text) for text in given] or [pattern]
+        names = [argument.arg for argument in function.args.args if argument.arg != "self"]
+        codes = _passed_codes(tree, function.name, names.index("code")) if "code" in names else ()
+        yield from [pattern.replace("*", text) for text in codes] or [pattern]
 
 
-def _given(tree: ast.Module, function: str, place: int) -> Iterator[str]:
-    """Texts that calls of a function give at a place, or by the name `code`."""
+def _passed_codes(tree: ast.Module, function: str, index: int) -> Iterator[str]:
+    """Strings that calls of a function pass at an argument index or as `code`."""
     for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
         if ast.unparse(call.func).rpartition(".")[2] == function:
-            named = [one.value for one in call.keywords if one.arg == "code"]
-            yield from _texts([*named, *call.args[place : place + 1]])
+            named = [keyword.value for keyword in call.keywords if keyword.arg == "code"]
+            yield from _texts([*named, *call.args[index : index + 1]])
 
 
 def _texts(nodes: Iterable[ast.AST]) -> Iterator[str]:
@@ -77,16 +77,22 @@ def _exit_codes(trees: Sequence[ast.Module]) -> Iterator[str]:
         if not isinstance(node, ast.ClassDef):
             continue
         values: dict[str, object] = {}
-        for one in node.body:
-            if isinstance(one, ast.Assign | ast.AnnAssign) and isinstance(one.value, ast.Constant):
-                target = one.target if isinstance(one, ast.AnnAssign) else one.targets[0]
-                values[ast.unparse(target)] = one.value.value
+        for statement in node.body:
+            if isinstance(statement, ast.Assign | ast.AnnAssign) and isinstance(
+                statement.value, ast.Constant
+            ):
+                target = (
+                    statement.target
+                    if isinstance(statement, ast.AnnAssign)
+                    else statement.targets[0]
+                )
+                values[ast.unparse(target)] = statement.value.value
         if {"exit_code", "kind"} <= values.keys():
             yield f"{values['exit_code']} {values['kind']} {node.name}"
 
 
 def _warning_codes(trees: Sequence[ast.Module]) -> Iterator[str]:
-    """First argument of `warn`; what readers and sinks find has the codes of findings."""
+    """First argument of `warn`; findings of readers and sinks have their own codes."""
     for node in (node for tree in trees for node in ast.walk(tree)):
         if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "warn":
             yield from _texts(node.args[:1])

@@ -1,14 +1,14 @@
-"""What users and programs see is what is recorded."""
+"""Comparison of the interface with the recorded one."""
 
 import pytest
 
-from tests.surface.record import PARTS, differences, written
+from tests.surface.record import PARTS, differences, read_records
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_the_interface_is_the_recorded_one(part: str) -> None:
-    changed = differences(written(part), PARTS[part]())
+def test_interface_equals_the_recorded_one(part: str) -> None:
+    changed = differences(read_records(part), PARTS[part]())
     assert not changed, (
         f"the interface has changed:\n{changed}\n"
-        "If this is meant: `python -m tests.surface.record`, and a line in CHANGELOG.md."
+        "If this is intended: `python -m tests.surface.record`, and a line in CHANGELOG.md."
     )

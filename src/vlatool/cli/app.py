@@ -1,6 +1,6 @@
-"""Assembles the commands; `main` maps exceptions to exit codes.
+"""Table of the commands, and `main`, which maps exceptions to exit codes.
 
-A command's module is imported when the command is run: `vlatool --help` needs only this table.
+The module of a command is imported when the command runs; `vlatool --help` needs only the table.
 """
 
 import os
@@ -24,28 +24,31 @@ from vlatool.cli.options import (
 from vlatool.errors import UsageError
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "demo": ("demo", "The whole pipeline on built-in data, in minutes, on a CPU."),
+    "demo": ("demo", "Run the whole pipeline on built-in data, in minutes, on a CPU."),
     "sample": ("sample", "Write episodes of the built-in world in a published raw layout."),
     "preprocess": ("preprocess", "Turn raw episodes into training data."),
     "split": ("split", "Write train and validation lists for image shards."),
-    "tokenizer": ("tokenizer", "Make tokenizers: train one for pictures, fit one for actions."),
-    "encode": ("encode", "Encode pictures as the codes of a tokenizer."),
-    "decode": ("decode", "Draw pictures from their codes."),
+    "tokenizer": (
+        "tokenizer",
+        "Train, evaluate or export a visual tokenizer, or fit an action tokenizer.",
+    ),
+    "encode": ("encode", "Encode images to the codes of a visual tokenizer."),
+    "decode": ("decode", "Decode the codes of a visual tokenizer to images."),
     "build-dataset": (
         "build_dataset",
-        "Build samples from windows and the codes of their pictures.",
+        "Build samples for a language model from windows and codes of their images.",
     ),
-    "export": ("export", "Write codes, packed samples or a trained policy in the other layout."),
+    "export": ("export", "Convert codes, packed samples or a trained policy to another layout."),
     "train": ("train", "Train a model."),
-    "finetune": ("finetune", "Train a model that begins with the weights of a checkpoint."),
+    "finetune": ("finetune", "Train a model that starts from the weights of a checkpoint."),
     "resolve-config": ("resolve_config", "Print the exact configuration that a run would use."),
     "eval": ("eval", "Evaluate a checkpoint: open-loop on data, or in an environment."),
-    "stats": ("stats", "Merge statistics of data sets, or compute those that are missing."),
-    "inspect": ("inspect", "Show what is in a source, a data folder or a run."),
-    "verify": ("verify", "Check whether an output, a run or a source is whole and consistent."),
+    "stats": ("stats", "Merge statistics of data sets, or compute missing ones."),
+    "inspect": ("inspect", "Show the contents of a source, a data folder or a run."),
+    "verify": ("verify", "Check that an output, a run or a source is complete and consistent."),
     "presets": ("presets", "List the presets."),
-    "plugins": ("plugins", "List dataset formats and model types, with where they come from."),
-    "doctor": ("doctor", "Check what works on this machine."),
+    "plugins": ("plugins", "List dataset formats and model types, with their origin."),
+    "doctor": ("doctor", "Check the installation and the hardware of this machine."),
     "version": ("version", "Print the versions of vlatool and Python."),
 }
 _COMPLETE = "_VLATOOL_COMPLETE"
@@ -53,12 +56,12 @@ _SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
 
 
 class LazyGroup(SuggestingGroup):
-    """Commands of a table, imported one by one when they are asked for."""
+    """Commands of a table, each imported when it is needed."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Takes the output options, wherever they stand, before anything else."""
+        """Removes the output options from any position, then parses the rest."""
         options = ctx.ensure_object(OutputOptions)
-        if ctx.resilient_parsing and args and args[-1] in OUTPUT_WORDS:  # its value is typed now
+        if ctx.resilient_parsing and args and args[-1] in OUTPUT_WORDS:  # its value is completed
             return super().parse_args(ctx, args)
         rest = take_output_options(args, options)
         if not rest and not options.json and not ctx.resilient_parsing:
@@ -66,11 +69,11 @@ class LazyGroup(SuggestingGroup):
         return super().parse_args(ctx, rest)
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Names, in the order of a pipeline."""
+        """Names of the commands, in the order of a pipeline."""
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Imports one command; `resolve_config` is `resolve-config`."""
+        """Imports a command; `resolve_config` is accepted for `resolve-config`."""
         name = cmd_name.replace("_", "-")
         if name not in COMMANDS:
             return None
@@ -80,11 +83,11 @@ class LazyGroup(SuggestingGroup):
         return command
 
     def summaries(self, ctx: Any) -> Iterator[tuple[str, str]]:
-        """Name and one line of each command, without importing any."""
+        """Name and summary of each command, without importing any."""
         return ((name, summary) for name, (_, summary) in COMMANDS.items())
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Commands, then the options that stand before or after them."""
+        """Writes the commands, then the output options."""
         super().format_commands(ctx, formatter)
         with formatter.section("Output options (before or after the command)"):
             formatter.write_dl(OUTPUT_HELP)
@@ -133,7 +136,7 @@ def main() -> None:
 
 
 def _ignore_warning_errors() -> None:
-    """`PYTHONWARNINGS=error` would end a command for what some other package warns of."""
+    """Resets `PYTHONWARNINGS=error`, which would end a command at a warning of another package."""
     if any(option.startswith("error") for option in sys.warnoptions):
         warnings.simplefilter("default")
         sys.warnoptions.clear()  # workers get the same
@@ -141,10 +144,10 @@ def _ignore_warning_errors() -> None:
 
 
 def _exit_now(code: int) -> None:
-    """Ends a process of a distributed run without tearing torch down.
+    """Ends a process of a distributed run without the cleanup of torch.
 
-    Everything is written and synced by now. Torch 2.13 may abort while it tears a gloo process
-    group down (measured: 14 of 30 bare runs, none of 30 that left this way).
+    Everything is written and synced by now. Torch 2.13 may abort while it destroys a gloo process
+    group (measured: 14 of 30 runs without this function, none of 30 with it).
     """
     with suppress(OSError):
         sys.stdout.flush()
@@ -158,16 +161,16 @@ def run(argv: Sequence[str]) -> int:
     options = OutputOptions()
     try:
         _invoke(list(argv), options)
-    except typer.Exit as ended:
-        return ended.exit_code
-    except SystemExit as ended:
-        if ended.code not in (130, 143):
+    except typer.Exit as error:
+        return error.exit_code
+    except SystemExit as error:
+        if error.code not in (130, 143):
             raise
-        return _fail(ended, options)
+        return _report_error(error, options)
     except BrokenPipeError as error:
         return _closed_pipe(error, options)
-    except (Exception, KeyboardInterrupt, Terminated) as error:  # noqa: BLE001 - the last place
-        return 1 if _COMPLETE in os.environ else _fail(error, options)
+    except (Exception, KeyboardInterrupt, Terminated) as error:  # noqa: BLE001 - sets the exit code
+        return 1 if _COMPLETE in os.environ else _report_error(error, options)
     return 0
 
 
@@ -175,7 +178,7 @@ def _invoke(argv: list[str], options: OutputOptions) -> None:
     from vlatool.cli.failures import raise_on_sigterm
 
     if any(f"--{verb}-completion" in argv for verb in ("show", "install")):
-        _name_the_shell(argv)
+        _skip_shell_detection(argv)
     group = typer.main.get_command(app)
     if _COMPLETE in os.environ:
         group.main(prog_name="vlatool")
@@ -185,28 +188,28 @@ def _invoke(argv: list[str], options: OutputOptions) -> None:
         group.invoke(ctx)
 
 
-def _name_the_shell(argv: list[str]) -> None:
-    """Lets `--show-completion bash` work where no shell can be detected (Typer's own switch)."""
+def _skip_shell_detection(argv: list[str]) -> None:
+    """Lets `--show-completion bash` work without a detected shell, by a variable of Typer."""
     if argv[-1] in _SHELLS:
         os.environ["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"
 
 
-def _fail(error: BaseException, options: OutputOptions) -> int:
+def _report_error(error: BaseException, options: OutputOptions) -> int:
     from vlatool.cli.failures import as_vlatool_error
     from vlatool.cli.output import write_error
 
-    told = as_vlatool_error(error)
-    if told is not error:
-        told.__cause__ = error
-    write_error(told, options)
-    return told.exit_code
+    shown = as_vlatool_error(error)
+    if shown is not error:
+        shown.__cause__ = error
+    write_error(shown, options)
+    return shown.exit_code
 
 
 def _closed_pipe(error: BrokenPipeError, options: OutputOptions) -> int:
-    """A reader of stdout that has gone away ends the command quietly; other pipes are bugs."""
+    """Ends the command silently if the reader of stdout has closed it; other pipes are errors."""
     from vlatool.cli.output import is_stdout_closed, silence
 
     if not is_stdout_closed():
-        return _fail(error, options)
+        return _report_error(error, options)
     silence(sys.stdout)
     return 0

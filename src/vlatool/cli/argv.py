@@ -1,7 +1,7 @@
-"""Takes configuration keys out of argv before Typer sees it.
+"""Separation of configuration keys from argv, before Typer parses the rest.
 
-Typer alone can neither accept keys that a schema declares at run time nor tell a misspelt option
-from a value, once it is told to ignore what it does not know.
+Typer cannot accept keys that a schema declares at run time. If it ignored unknown options, it would
+take a misspelt option for a value.
 """
 
 import re
@@ -12,19 +12,19 @@ from vlatool.errors import UsageError
 
 _NEGATIVE = re.compile(r"-(\.?\d|inf|nan|$)", re.IGNORECASE)
 _CONFIG = "--config"
-_WORD = re.compile(r"([A-Za-z_]\w*(?:\.[\w-]+)*)=(.*)", re.DOTALL)
+_BARE_KEY = re.compile(r"([A-Za-z_]\w*(?:\.[\w-]+)*)=(.*)", re.DOTALL)
 _BOOL_WORDS = frozenset({"true", "false", "yes", "no", "on", "off", "1", "0"})
 
 
 @dataclass(frozen=True)
 class TypedValue:
-    """One configuration value as it was typed.
+    """Configuration value as typed.
 
     Attributes:
-        key: Dotted key, `--set`'s left side, or the name of a flat key or short form.
+        key: Dotted key (also of `--set`), or the name of a flat key or short form.
         text: The value.
         option: The option as typed, for messages.
-        is_flat: The key names an entry of `Grammar.keys`.
+        is_flat: The key is an entry of `ArgvSpec.keys`.
     """
 
     key: str
@@ -35,21 +35,21 @@ class TypedValue:
 
 @dataclass(frozen=True)
 class ArgvSpec:
-    """What may stand on one command line.
+    """Options and keys of one command line.
 
     Attributes:
-        options: Options that Typer knows, as typed, and whether they take a value.
-        keys: Names (with underscores) that are lifted, and whether they are switches.
+        options: Options that Typer parses, as typed; True if an option takes a value.
+        keys: Names (with underscores) of configuration keys; True for a switch.
         short: Short forms of keys: `-o` for `output`.
         aliases: Published names (with underscores) of options and keys.
-        takes_words: A bare `a.b=c` sets a key, and `config=FILE` names a file.
+        has_bare_keys: `a.b=c` without dashes sets a key, and `config=FILE` is `--config FILE`.
     """
 
     options: Mapping[str, bool]
     keys: Mapping[str, bool] = field(default_factory=dict)
     short: Mapping[str, str] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
-    takes_words: bool = False
+    has_bare_keys: bool = False
 
     def spellings(self) -> list[str]:
         """Every long option that can be typed."""
@@ -59,88 +59,88 @@ class ArgvSpec:
 
 @dataclass
 class SplitArgv:
-    """The configuration typed on a command line, and what is left for Typer."""
+    """Configuration values of a command line, and the arguments left for Typer."""
 
     rest: list[str] = field(default_factory=list)
     typed: list[TypedValue] = field(default_factory=list)
 
 
-def split_argv(argv: Sequence[str], grammar: ArgvSpec, *, lenient: bool = False) -> SplitArgv:
+def split_argv(argv: Sequence[str], spec: ArgvSpec, *, lenient: bool = False) -> SplitArgv:
     """Separates configuration values from everything else, in the order typed.
 
     Args:
         argv: Arguments of one command.
-        grammar: What is known.
-        lenient: Nothing is an error: for completion and `--help`.
+        spec: Options and keys of the command.
+        lenient: Accept errors, for `--help`.
 
     Raises:
-        UsageError: An option is unknown (named with its nearest) or lacks its value.
+        UsageError: An option is unknown or lacks its value.
     """
-    walker = _Walker(list(argv), grammar, lenient)
+    walker = _ArgvWalker(list(argv), spec, lenient)
     walker.walk()
-    return walker.lifted
+    return walker.result
 
 
-class _Walker:
+class _ArgvWalker:
     def __init__(self, argv: list[str], grammar: ArgvSpec, lenient: bool) -> None:
         self.argv = argv
-        self.grammar = grammar
+        self.spec = grammar
         self.lenient = lenient
-        self.at = 0
-        self.lifted = SplitArgv()
+        self.position = 0
+        self.result = SplitArgv()
 
     def walk(self) -> None:
-        while self.at < len(self.argv):
-            word = self.argv[self.at]
-            self.at += 1
+        while self.position < len(self.argv):
+            word = self.argv[self.position]
+            self.position += 1
             if word == "--":
-                self.lifted.rest += [word, *self.argv[self.at :]]
+                self.result.rest += [word, *self.argv[self.position :]]
                 return
             if word.startswith("--"):
                 self._long(word)
             elif is_option(word):
                 self._short(word)
-            elif self.grammar.takes_words and (match := _WORD.fullmatch(word)):
+            elif self.spec.has_bare_keys and (match := _BARE_KEY.fullmatch(word)):
                 self._word(*match.groups())
             else:
-                self.lifted.rest.append(word)
+                self.result.rest.append(word)
 
     def _word(self, key: str, text: str) -> None:
         if f"--{key}" == _CONFIG:
-            self.lifted.rest += [_CONFIG, text]
+            self.result.rest += [_CONFIG, text]
         else:
-            self.lifted.typed.append(TypedValue(key, text, f"{key}="))
+            self.result.typed.append(TypedValue(key, text, f"{key}="))
 
     def _long(self, word: str) -> None:
-        option, equals, value = word.partition("=")
-        given = value if equals else None
+        option, equals, text = word.partition("=")
+        value = text if equals else None
         name = option[2:].replace("-", "_")
-        name = self.grammar.aliases.get(name, name)
+        name = self.spec.aliases.get(name, name)
         if name == "set":
-            self._set(option, given)
+            self._set(option, value)
         elif "." in name:
-            self._key(name, option, given, is_flat=name in self.grammar.keys)
-        elif name in self.grammar.keys:
-            self._key(name, option, given, is_flat=True)
-        elif name.startswith("no_") and self.grammar.keys.get(name[3:]) and not equals:
-            self.lifted.typed.append(TypedValue(name[3:], "false", option, is_flat=True))
+            self._key(name, option, value, is_flat=name in self.spec.keys)
+        elif name in self.spec.keys:
+            self._key(name, option, value, is_flat=True)
+        elif name.startswith("no_") and self.spec.keys.get(name[3:]) and not equals:
+            self.result.typed.append(TypedValue(name[3:], "false", option, is_flat=True))
         else:
-            self._pass_on("--" + name.replace("_", "-"), option, given)
+            self._pass_on("--" + name.replace("_", "-"), option, value)
 
     def _short(self, word: str) -> None:
         short, value = word[:2], word[2:].removeprefix("=")
-        if short in self.grammar.short:
-            self._key(self.grammar.short[short], short, value or None, is_flat=True)
-        elif short in self.grammar.options:
+        if short in self.spec.short:
+            self._key(self.spec.short[short], short, value or None, is_flat=True)
+        elif short in self.spec.options:
             self._pass_on(short, short, value or None)
         else:
             self._unknown(word, value or None)
 
-    def _set(self, option: str, given: str | None) -> None:
-        text = self._value(option, given)
+    def _set(self, option: str, value: str | None) -> None:
+        text = self._value(option, value)
         if text is None:
             return
-        key, equals, value = text.partition("=")
+        key, equals, right = text.partition("=")
         if not equals and not self.lenient:
             raise UsageError(
                 f"--set {text!r} has no '='",
@@ -148,61 +148,61 @@ class _Walker:
                 code="usage.malformed_override",
                 details={"option": "--set", "value": text},
             )
-        self.lifted.typed.append(TypedValue(key.strip(), value, f"--set {key}"))
+        self.result.typed.append(TypedValue(key.strip(), right, f"--set {key}"))
 
-    def _key(self, key: str, option: str, given: str | None, *, is_flat: bool) -> None:
-        is_switch = is_flat and self.grammar.keys[key]
-        text = self._switch(given) if is_switch else self._value(option, given)
+    def _key(self, key: str, option: str, value: str | None, *, is_flat: bool) -> None:
+        is_switch = is_flat and self.spec.keys[key]
+        text = self._switch(value) if is_switch else self._value(option, value)
         if text is not None:
-            self.lifted.typed.append(TypedValue(key, text, option, is_flat))
+            self.result.typed.append(TypedValue(key, text, option, is_flat))
 
-    def _switch(self, given: str | None) -> str:
-        if given is not None:
-            return given
-        if self.at < len(self.argv) and self.argv[self.at].lower() in _BOOL_WORDS:
-            self.at += 1
-            return self.argv[self.at - 1]
+    def _switch(self, value: str | None) -> str:
+        if value is not None:
+            return value
+        if self.position < len(self.argv) and self.argv[self.position].lower() in _BOOL_WORDS:
+            self.position += 1
+            return self.argv[self.position - 1]
         return "true"
 
-    def _value(self, option: str, given: str | None) -> str | None:
-        if given is not None:
-            return given
-        if self.at < len(self.argv) and not is_option(self.argv[self.at]):
-            self.at += 1
-            return self.argv[self.at - 1]
+    def _value(self, option: str, value: str | None) -> str | None:
+        if value is not None:
+            return value
+        if self.position < len(self.argv) and not is_option(self.argv[self.position]):
+            self.position += 1
+            return self.argv[self.position - 1]
         if self.lenient:
             return None
         raise UsageError(
             f"option {option} needs a value",
-            hint=f"write {option} VALUE, or {option}=VALUE for one that begins with a dash",
+            hint=f"write {option} VALUE, or {option}=VALUE for a value that starts with a dash",
             code="usage.missing_value",
             details={"option": option},
         )
 
-    def _pass_on(self, name: str, option: str, given: str | None) -> None:
-        if name not in self.grammar.options:
-            self._unknown(option, given)
-        elif self.grammar.options[name]:
-            value = self._value(option, given)
-            self.lifted.rest += [name] if value is None else [name, value]
-        elif given is None or given.lower() in ("true", "yes", "on", "1"):
-            self.lifted.rest.append(name)
-        elif not self.lenient and given.lower() not in _BOOL_WORDS:
+    def _pass_on(self, name: str, option: str, value: str | None) -> None:
+        if name not in self.spec.options:
+            self._unknown(option, value)
+        elif self.spec.options[name]:
+            value = self._value(option, value)
+            self.result.rest += [name] if value is None else [name, value]
+        elif value is None or value.lower() in ("true", "yes", "on", "1"):
+            self.result.rest.append(name)
+        elif not self.lenient and value.lower() not in _BOOL_WORDS:
             raise UsageError(
-                f"option {option} is a switch and takes no value {given!r}",
+                f"option {option} is a switch and takes no value {value!r}",
                 hint=f"write {option}",
                 code="usage.unexpected_value",
                 details={"option": option},
             )
 
-    def _unknown(self, option: str, given: str | None) -> None:
+    def _unknown(self, option: str, value: str | None) -> None:
         if not self.lenient:
             raise UnknownOptionError(option)
-        self._value(option, given)
+        self._value(option, value)
 
 
 class UnknownOptionError(UsageError):
-    """An option that nobody declared; the command adds the nearest names."""
+    """Unknown option. The command adds the nearest names as the hint."""
 
     def __init__(self, option: str) -> None:
         super().__init__(
@@ -212,5 +212,5 @@ class UnknownOptionError(UsageError):
 
 
 def is_option(word: str) -> bool:
-    """Whether a word is an option rather than a value: `-1e-4` and `-` are values."""
+    """True if a word is an option; `-1e-4` and `-` are values."""
     return word.startswith("-") and word != "-" and not _NEGATIVE.match(word)

@@ -23,7 +23,7 @@ SPEC = ConfigSpec(
     ),
 )
 def build_dataset(ctx: typer.Context, data: TextArg = None) -> None:
-    """Build samples from windows and the codes of their pictures."""
+    """Build samples for a language model from windows and codes of their images."""
     with command(ctx) as run:
         from vlatool.workflows import build_dataset as workflow
 

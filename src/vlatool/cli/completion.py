@@ -1,7 +1,7 @@
-"""What a shell offers: names of options, and the values that options and arguments can have.
+"""Shell completion of options and of the values of options and arguments.
 
-Kept in the user's cache between requests: finding them imports configuration classes, which takes
-longer than a person waits.
+The words are cached on disk between requests: collecting them imports configuration classes, which
+takes too long for a key press.
 """
 
 import hashlib
@@ -16,12 +16,12 @@ from pathlib import Path
 
 from vlatool import __version__
 
-_KEPT_S = 24 * 3600.0  # the code of a plugin may change without a trace in what is looked at
+_MAX_AGE_S = 24 * 3600.0  # code of a plugin may change without a change of the installed state
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What Typer's shell scripts read of a completion."""
+    """Completion with the attributes that the shell scripts of Typer read."""
 
     value: str
     help: str | None = None
@@ -30,11 +30,11 @@ class Completion:
 
 @dataclass(frozen=True)
 class CompletionWords:
-    """What may stand on the command line of one command.
+    """Completion words of one command.
 
     Attributes:
-        options: Option to the values that are known, maybe none; None for a switch.
-        arguments: The known values of each argument.
+        options: Option to its known values, empty if any value is allowed; None for a switch.
+        arguments: Known values of each argument.
     """
 
     options: Mapping[str, Sequence[str] | None]
@@ -42,45 +42,45 @@ class CompletionWords:
 
 
 def completions(words: CompletionWords, typed: Sequence[str], incomplete: str) -> list[Completion]:
-    """What can stand where `incomplete` begins, after the words typed before it."""
+    """Completions of `incomplete` after the words typed before it."""
     if incomplete.startswith("-"):
-        known: Sequence[str] = [name for name in words.options if name.startswith("--")]
+        values: Sequence[str] = [name for name in words.options if name.startswith("--")]
     else:
-        known = _values(words, [word for word in typed if word != "="])
-    return [Completion(value) for value in known if value.startswith(incomplete)]
+        values = _values(words, [word for word in typed if word != "="])
+    return [Completion(value) for value in values if value.startswith(incomplete)]
 
 
 def _values(words: CompletionWords, typed: Sequence[str]) -> Sequence[str]:
     position = 0
-    waiting: Sequence[str] | None = None  # for the value of an option
+    option_values: Sequence[str] | None = None  # of an option whose value is the next word
     for word in typed:
-        if waiting is not None:
-            waiting = None
+        if option_values is not None:
+            option_values = None
         elif word.startswith("-"):
             name, equals, _ = word.partition("=")
-            waiting = None if equals else words.options.get(name.replace("_", "-"))
+            option_values = None if equals else words.options.get(name.replace("_", "-"))
         else:
             position += 1
-    if waiting is not None:
-        return waiting
+    if option_values is not None:
+        return option_values
     if not words.arguments:
         return [name for name in words.options if name.startswith("--")]
     return words.arguments[position] if position < len(words.arguments) else ()
 
 
 def cached(command: str, make: Callable[[], CompletionWords]) -> CompletionWords:
-    """The vocabulary of a command: as it was found before, else found and kept.
+    """Completion words of a command, from the cache if possible.
 
     Args:
-        command: Its name, and whatever else decides what its options are.
-        make: Finds it.
+        command: Cache key: the command and the words that determine its options.
+        make: Returns the words if they are not cached.
     """
     file = _cache() / f"{hashlib.sha256(command.encode()).hexdigest()[:16]}.json"
-    state = _state()
+    state = _installed_state()
     with suppress(OSError, ValueError, KeyError, TypeError):
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if found["state"] == state and 0 <= time.time() - file.stat().st_mtime < _KEPT_S:
-            return CompletionWords(**found["words"])
+        entry = json.loads(file.read_text(encoding="utf-8"))
+        if entry["state"] == state and 0 <= time.time() - file.stat().st_mtime < _MAX_AGE_S:
+            return CompletionWords(**entry["words"])
     words = make()
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -95,15 +95,15 @@ def _cache() -> Path:
     return Path(root, "vlatool", "completion")
 
 
-def _state() -> str:
-    """Changes with our own files and with what is installed."""
+def _installed_state() -> str:
+    """Digest of the times of the files of vlatool and of the folders of installed packages."""
     package = Path(__file__).resolve().parent.parent
-    found = [__version__]
+    state = [__version__]
     for root in (package, package.parent.parent / "presets"):
         for folder, _, files in os.walk(root):
             names = [name for name in files if name.endswith((".py", ".yaml"))]
-            found += [f"{name}:{os.stat(os.path.join(folder, name)).st_mtime_ns}" for name in names]
+            state += [f"{name}:{os.stat(os.path.join(folder, name)).st_mtime_ns}" for name in names]
     paths = {os.path.realpath(path) for path in sys.path if path.endswith("-packages")}
-    there = sorted(filter(os.path.isdir, paths))
-    found += [f"{path}:{os.stat(path).st_mtime_ns}" for path in there]
-    return hashlib.sha256("\n".join(found).encode()).hexdigest()
+    existing = sorted(filter(os.path.isdir, paths))
+    state += [f"{path}:{os.stat(path).st_mtime_ns}" for path in existing]
+    return hashlib.sha256("\n".join(state).encode()).hexdigest()

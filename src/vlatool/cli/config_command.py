@@ -1,7 +1,7 @@
-"""Command classes: nearest names, examples in the help, and configuration keys as options.
+"""Command classes with suggestions, examples in the help, and configuration keys as options.
 
-The classes of contexts, formatters and parameters are Typer's own business (it carries its own
-Click), hence `Any`.
+Typer bundles its own Click, whose classes (contexts, formatters, parameters) are private: their
+type here is `Any`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,15 +38,15 @@ _ARGS = "vlatool.args"
 
 @dataclass(frozen=True)
 class OptionAlias:
-    """A named option that stands for keys of the tree.
+    """Option that sets one or more keys of the configuration.
 
     Attributes:
         expand: Typed values → keys and their values.
-        metavar: Its value in the help.
-        help: What it does.
-        short: Its short form, if any.
-        is_switch: It needs no value.
-        is_hidden: It is accepted, and no help offers it.
+        metavar: Placeholder for the value in the help.
+        help: Description in the help.
+        short: Short form, if any.
+        is_switch: The option needs no value.
+        is_hidden: The option is not listed in the help.
     """
 
     expand: Callable[[list[str]], Mapping[str, Any]]
@@ -59,19 +59,19 @@ class OptionAlias:
 
 @dataclass(frozen=True)
 class ConfigSpec:
-    """How a command's configuration is typed.
+    """Command-line form of the configuration of a command.
 
     Attributes:
-        schema: Arguments → the schema; imports it only when called.
-        is_flat: Every key is an option; otherwise only `--a.b`, `--set` and the sugar are.
+        schema: Arguments → config class; imports it only when called.
+        is_flat: Every key is an option; otherwise only `--a.b`, `--set` and `option_aliases` are.
         short: Short forms of keys.
         aliases: Published option names → keys or options, all with underscores.
-        sugar: Named options of a tree, by name.
-        positionals: Keys that are arguments, left out of the option list of the help.
-        note: A paragraph for the end of the help.
-        values: Dotted keys that name something in a registry, and the names.
-        presets: Folders of the presets that fit.
-        depends: Arguments → the words among them that decide which keys there are.
+        option_aliases: Options of a config with sections, by name.
+        positionals: Keys that are arguments; the list of options in the help leaves them out.
+        note: Returns the last paragraph of the help.
+        values: Dotted keys whose value is a name in a registry → these names.
+        presets: Folders of presets for this command.
+        schema_words: Arguments → those of them that determine the config class.
     """
 
     schema: Callable[[Sequence[str]], "type[ConfigModel]"]
@@ -83,17 +83,17 @@ class ConfigSpec:
     note: Callable[[], str] = str
     values: Mapping[str, Callable[[], Sequence[str]]] = field(default_factory=dict)
     presets: tuple[str, ...] = ()
-    depends: Callable[[Sequence[str]], Sequence[str]] = lambda _: ()
+    schema_words: Callable[[Sequence[str]], Sequence[str]] = lambda _: ()
 
 
 def schema_at(target: str) -> Callable[[Sequence[str]], "type[ConfigModel]"]:
-    """The schema at `module:Class`, whatever the arguments are; imported when it is asked for."""
+    """Config class `module:Class` for any arguments; imported when it is needed."""
     module, _, name = target.partition(":")
     return lambda _: getattr(import_module(module), name)
 
 
 class VlatoolCommand(typer.core.TyperCommand):
-    """A command whose options may be typed with dashes or underscores."""
+    """Command whose options may be typed with dashes or underscores."""
 
     examples: ClassVar[tuple[str, ...]] = ()
     arguments: ClassVar[str] = ""
@@ -102,13 +102,13 @@ class VlatoolCommand(typer.core.TyperCommand):
         super().__init__(*arguments, **{**named, "context_settings": CONTEXT})
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Normalizes option names; unknown ones are answered with the nearest."""
+        """Normalizes option names; suggests the nearest names for unknown ones."""
         ctx.meta[_ARGS] = list(args)
-        if ctx.resilient_parsing:  # a completion, which `shell_complete` answers alone
+        if ctx.resilient_parsing:  # completion: `shell_complete` does all the work
             return super().parse_args(ctx, [])
         lenient = "--help" in args or "-h" in args
         try:
-            rest = self.lift(ctx, args, lenient=lenient)
+            rest = self.split_args(ctx, args, lenient=lenient)
         except UnknownOptionError as error:
             name = error.option.lstrip("-").replace("-", "_")
             error.hint = self.nearest(ctx, name) or f"`{ctx.command_path} --help` lists the options"
@@ -116,15 +116,15 @@ class VlatoolCommand(typer.core.TyperCommand):
         return super().parse_args(ctx, rest)
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """Options; none while completing, because reading them makes Typer import pydantic."""
+        """Options; none during completion, because reading them makes Typer import pydantic."""
         return [] if ctx.resilient_parsing else super().get_params(ctx)
 
-    def lift(self, ctx: Any, args: list[str], *, lenient: bool) -> list[str]:
-        """What is left for Typer."""
+    def split_args(self, ctx: Any, args: list[str], *, lenient: bool) -> list[str]:
+        """Arguments left for Typer."""
         return split_argv(args, ArgvSpec(self.declared(ctx)), lenient=lenient).rest
 
     def declared(self, ctx: Any) -> dict[str, bool]:
-        """Options that Typer knows, and whether they take a value."""
+        """Options that Typer parses; True if an option takes a value."""
         return {
             option: not getattr(param, "is_flag", False)
             for param in super().get_params(ctx)
@@ -133,32 +133,32 @@ class VlatoolCommand(typer.core.TyperCommand):
         }
 
     def spellings(self, ctx: Any) -> list[str]:
-        """Every long option of this command, for suggestions and completion."""
+        """All long options of this command, for suggestions and completion."""
         return [*ArgvSpec(self.declared(ctx)).spellings(), *OUTPUT_OPTIONS]
 
     def nearest(self, ctx: Any, name: str) -> str:
-        """A sentence with the options nearest to a name; empty when none is near."""
+        """Suggestion with the options nearest to a name; empty if none is near."""
         from vlatool.plugins import did_you_mean
 
         hint = did_you_mean("--" + name.replace("_", "-"), self.spellings(ctx))
         return "" if hint.startswith("known:") else hint
 
     def get_help(self, ctx: Any) -> str:
-        """The help; a JSON document when the invocation speaks JSON."""
+        """Help text; a JSON document with `--json`."""
         return help_text(super().get_help(ctx), ctx)
 
     def format_usage(self, ctx: Any, formatter: Any) -> None:
-        """The usage line, with the arguments by the names people know."""
+        """Writes the usage line."""
         formatter.write_usage(ctx.command_path, f"{self.arguments} [OPTIONS]".strip())
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Options by group."""
+        """Writes the options by group."""
         self.write_own_options(ctx, formatter)
         with formatter.section("Output options"):
             formatter.write_dl(OUTPUT_HELP)
 
     def write_own_options(self, ctx: Any, formatter: Any) -> None:
-        """The options that Typer knows."""
+        """Writes the options that Typer parses."""
         records = [
             record
             for param in self.get_params(ctx)
@@ -168,32 +168,34 @@ class VlatoolCommand(typer.core.TyperCommand):
             formatter.write_dl([(record[0], record[1]) for record in records])
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """Examples, as they are typed."""
+        """Writes the examples."""
         if self.examples:
             formatter.write("\nExamples:\n")
             formatter.write("".join(f"  {example}\n" for example in self.examples))
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        """Names of options, or values."""
+        """Completions: names of options, or values."""
         typed = ctx.meta.get(_ARGS, [])
-        words = cached(self.vocabulary_key(ctx, typed), lambda: self.vocabulary(ctx, typed))
+        words = cached(self.completion_key(ctx, typed), lambda: self.completion_words(ctx, typed))
         return completions(words, typed, incomplete)
 
-    def vocabulary_key(self, ctx: Any, typed: Sequence[str]) -> str:
-        """What decides which words there are."""
+    def completion_key(self, ctx: Any, typed: Sequence[str]) -> str:
+        """Cache key of the completion words."""
         del typed
         return ctx.command_path
 
-    def vocabulary(self, ctx: Any, typed: Sequence[str]) -> CompletionWords:
-        """The words of this command line."""
+    def completion_words(self, ctx: Any, typed: Sequence[str]) -> CompletionWords:
+        """Completion words of this command line."""
         del typed
-        declared = {name: [] if valued else None for name, valued in self.declared(ctx).items()}
+        declared = {
+            name: [] if has_value else None for name, has_value in self.declared(ctx).items()
+        }
         return CompletionWords({**declared, **OUTPUT_WORDS})
 
 
 @cache
 def _config_options(*, is_flat: bool) -> list[Any]:
-    """The options that every command with a configuration has; a tree may be a foreign one."""
+    """Options of every command with a configuration; `--compat` only for one with sections."""
 
     def declare(
         preset: PresetOpt = None,
@@ -206,11 +208,11 @@ def _config_options(*, is_flat: bool) -> list[Any]:
     app = command_app()
     app.command()(declare)
     options = typer.main.get_command(app).params
-    return [one for one in options if not is_flat or one.name != "compat"]
+    return [option for option in options if not is_flat or option.name != "compat"]
 
 
 class ConfigCommand(VlatoolCommand):
-    """A command with a configuration: its keys leave argv before Typer parses the rest."""
+    """Command with a configuration, whose keys are removed from argv before Typer parses it."""
 
     spec: ClassVar[ConfigSpec]
 
@@ -218,51 +220,50 @@ class ConfigCommand(VlatoolCommand):
         super().__init__(*arguments, **named)
         self.params = [*_config_options(is_flat=self.spec.is_flat), *self.params]
 
-    def lift(self, ctx: Any, args: list[str], *, lenient: bool) -> list[str]:
-        """Takes keys, `--set` and sugar; remembers them for the body."""
+    def split_args(self, ctx: Any, args: list[str], *, lenient: bool) -> list[str]:
+        """Arguments left for Typer; stores typed keys in the context for the command."""
         keys = self.keys(args)
-        lifted = split_argv(args, self.grammar(ctx, keys), lenient=lenient)
+        split = split_argv(args, self.argv_spec(ctx, keys), lenient=lenient)
         if not lenient:
             from vlatool.cli.keys import TypedConfig
 
-            expand = {name: sugar.expand for name, sugar in self.spec.option_aliases.items()}
-            ctx.meta[TYPED_CONFIG] = TypedConfig(lifted.typed, keys, expand)
-        return lifted.rest
+            expand = {name: alias.expand for name, alias in self.spec.option_aliases.items()}
+            ctx.meta[TYPED_CONFIG] = TypedConfig(split.typed, keys, expand)
+        return split.rest
 
     def keys(self, args: Sequence[str]) -> "dict[str, Key]":
-        """Flat keys by option name; none for a tree."""
+        """Flat keys by option name; empty for a config with sections."""
         if not self.spec.is_flat:
             return {}
         from vlatool.cli.keys import declared_keys
 
         return declared_keys(self.spec.schema(args))
 
-    def grammar(self, ctx: Any, keys: "Mapping[str, Key]") -> ArgvSpec:
-        """What may stand on this command line."""
+    def argv_spec(self, ctx: Any, keys: "Mapping[str, Key]") -> ArgvSpec:
+        """Options and keys of this command line."""
+        option_aliases = self.spec.option_aliases
         names = {name: key.is_switch for name, key in keys.items()}
-        names |= {name: sugar.is_switch for name, sugar in self.spec.option_aliases.items()}
-        short = {
-            sugar.short: name for name, sugar in self.spec.option_aliases.items() if sugar.short
-        }
-        renamed = getattr(self.spec.schema(ctx.meta.get(_ARGS, [])), "renamed", {}) if keys else {}
-        aliases = {"config_path": "config", **self.spec.aliases, **renamed}
+        names |= {name: alias.is_switch for name, alias in option_aliases.items()}
+        short = {alias.short: name for name, alias in option_aliases.items() if alias.short}
+        published = self.spec.schema(ctx.meta.get(_ARGS, [])).aliases if keys else {}
+        aliases = {"config_path": "config", **self.spec.aliases, **published}
         shorts = {**short, **self.spec.short}
-        words = not self.spec.is_flat
-        return ArgvSpec(self.declared(ctx), names, shorts, aliases, takes_words=words)
+        has_bare_keys = not self.spec.is_flat
+        return ArgvSpec(self.declared(ctx), names, shorts, aliases, has_bare_keys=has_bare_keys)
 
     def spellings(self, ctx: Any) -> list[str]:
-        """Options, keys and, for a tree, its dotted keys."""
+        """Options, keys and, for a config with sections, its dotted keys."""
         args = ctx.meta.get(_ARGS, [])
-        known = self.grammar(ctx, self.keys(args)).spellings()
+        options = self.argv_spec(ctx, self.keys(args)).spellings()
         if not self.spec.is_flat:
             from vlatool.config.schema import dotted_keys
 
             infos = dotted_keys(self.spec.schema(args))
-            known += [f"--{info.key}" for info in infos if "." in info.key]
-        return [*known, *OUTPUT_OPTIONS]
+            options += [f"--{info.key}" for info in infos if "." in info.key]
+        return [*options, *OUTPUT_OPTIONS]
 
     def nearest(self, ctx: Any, name: str) -> str:
-        """For a tree, a bare name is first looked for among the keys."""
+        """Suggestion for an unknown name; first looks for a key with this name in all sections."""
         if not self.spec.is_flat:
             from vlatool.config.schema import dotted_keys
 
@@ -281,26 +282,26 @@ class ConfigCommand(VlatoolCommand):
         return owners_of_key(name, self.spec.schema(ctx.meta.get(_ARGS, [])))
 
     def invoke(self, ctx: Any) -> Any:
-        """The body; `--keys` prints the keys instead."""
+        """Runs the command, or prints the keys for `--keys`."""
         from vlatool.config.layers import ReadOptions
 
         options = _config_options(is_flat=self.spec.is_flat)
-        given = {option.name: ctx.params.pop(option.name) for option in options}
+        values = {option.name: ctx.params.pop(option.name) for option in options}
         typed: TypedConfig = ctx.meta[TYPED_CONFIG]
-        typed.presets, typed.files = given["preset"] or (), given["config"] or ()
-        typed.reading = ReadOptions(self.spec.presets, compat=given.get("compat", False))
-        if not given["keys"]:
+        typed.presets, typed.files = values["preset"] or (), values["config"] or ()
+        typed.read_options = ReadOptions(self.spec.presets, compat=values.get("compat", False))
+        if not values["keys"]:
             return super().invoke(ctx)
         from vlatool.cli.keys import KeyTable
         from vlatool.cli.output import write_result
 
         schema = self.spec.schema(ctx.meta[_ARGS])
         if not self.spec.is_flat:
-            schema = typed.chosen(schema)
+            schema = typed.chosen_schema(schema)
         return write_result(KeyTable(schema), ctx.ensure_object(OutputOptions))
 
     def write_own_options(self, ctx: Any, formatter: Any) -> None:
-        """Arguments, sugar, keys by group, then what Typer knows."""
+        """Writes arguments, option aliases, keys by group, then the options of Typer."""
         groups = self._help_groups(ctx)
         for title in sorted(groups, key=lambda title: title != "Arguments"):
             rows = groups[title]
@@ -310,10 +311,10 @@ class ConfigCommand(VlatoolCommand):
 
     def _help_groups(self, ctx: Any) -> dict[str, list[tuple[str, str]]]:
         groups: dict[str, list[tuple[str, str]]] = {}
-        for name, sugar in self.spec.option_aliases.items():
-            if sugar.is_hidden:
+        for name, alias in self.spec.option_aliases.items():
+            if alias.is_hidden:
                 continue
-            row = (_spelling(name, sugar.short, sugar.metavar), sugar.help)
+            row = (_spelling(name, alias.short, alias.metavar), alias.help)
             groups.setdefault("Run", []).append(row)
         shorts = {name: short for short, name in self.spec.short.items()}
         args = ctx.meta.get(_ARGS, [])
@@ -330,47 +331,47 @@ class ConfigCommand(VlatoolCommand):
         return groups
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """The note, then the examples."""
+        """Writes the note, then the examples."""
         if note := self.spec.note():
             formatter.write_paragraph()
             formatter.write_text(note)
         super().format_epilog(ctx, formatter)
 
-    def vocabulary_key(self, ctx: Any, typed: Sequence[str]) -> str:
-        """The command and what among the words chooses a schema."""
-        return "\n".join([ctx.command_path, *self.spec.depends(typed)])
+    def completion_key(self, ctx: Any, typed: Sequence[str]) -> str:
+        """The command and the words that determine the config class."""
+        return "\n".join([ctx.command_path, *self.spec.schema_words(typed)])
 
-    def vocabulary(self, ctx: Any, typed: Sequence[str]) -> CompletionWords:
-        """Options with presets, keys with their choices."""
+    def completion_words(self, ctx: Any, typed: Sequence[str]) -> CompletionWords:
+        """Options with presets, and keys with their choices."""
         from vlatool.cli.keys import known_values
         from vlatool.config.presets import list_presets
 
         spec, keys = self.spec, self.keys(typed)
-        presets = [one.name for one in list_presets() if one.kind in spec.presets]
+        presets = [preset.name for preset in list_presets() if preset.kind in spec.presets]
         values = known_values(spec.schema(typed), keys, spec.values)
-        switches = {name: None for name, sugar in spec.option_aliases.items() if sugar.is_switch}
+        switches = {name: None for name, alias in spec.option_aliases.items() if alias.is_switch}
         names = {name: [] for name in spec.option_aliases} | values | switches
-        options = {f"--{name.replace('_', '-')}": known for name, known in names.items()}
+        options = {f"--{name.replace('_', '-')}": choices for name, choices in names.items()}
         options |= {short: options[f"--{name}"] for short, name in spec.short.items()}
-        plain = super().vocabulary(ctx, typed).options
-        chosen = {"--preset": presets, "-p": presets}
+        declared = super().completion_words(ctx, typed).options
+        preset_options = {"--preset": presets, "-p": presets}
         arguments = [values.get(name) or () for name in spec.positionals]
-        return CompletionWords({**options, **plain, **chosen}, arguments)
+        return CompletionWords({**options, **declared, **preset_options}, arguments)
 
 
 def plain_command(*examples: str) -> type[VlatoolCommand]:
-    """A command class with examples."""
+    """Command class with examples."""
     return type("Documented", (VlatoolCommand,), {"examples": examples})
 
 
 def config_command(spec: ConfigSpec, arguments: str, *examples: str) -> type[ConfigCommand]:
-    """A command class with a configuration, argument names for the usage line, and examples."""
+    """Command class with a configuration, argument names for the usage line, and examples."""
     members = {"spec": spec, "arguments": arguments, "examples": examples}
     return type("Configured", (ConfigCommand,), members)
 
 
 def help_text(text: str, ctx: Any) -> str:
-    """The help as it is, or within a JSON document."""
+    """Help text, in a JSON document with `--json`."""
     options = ctx.find_object(OutputOptions)
     if options is None or not options.json:
         return text

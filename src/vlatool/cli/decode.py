@@ -23,7 +23,7 @@ SPEC = ConfigSpec(
     ),
 )
 def decode(ctx: typer.Context, codes: TextArg = None) -> None:
-    """Draw pictures from their codes."""
+    """Decode the codes of a visual tokenizer to images."""
     with command(ctx) as run:
         from vlatool.workflows import decode as workflow
 

@@ -16,10 +16,10 @@ SPEC = ConfigSpec(schema_at("vlatool.workflows.demo:DemoConfig"), short={"-o": "
     ),
 )
 def demo(ctx: typer.Context) -> None:
-    """The whole pipeline on built-in data, in minutes, on a CPU.
+    """Run the whole pipeline on built-in data, in minutes, on a CPU.
 
-    Writes episodes, turns them into training data, trains a policy, evaluates it, and writes a
-    report; each step is printed as the command that does it.
+    Writes raw episodes, turns them into training data, trains a policy, evaluates it, and writes a
+    report. Prints the command of each step.
     """
     with command(ctx) as run:
         from vlatool.workflows import demo as workflow

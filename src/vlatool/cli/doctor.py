@@ -11,7 +11,7 @@ app = command_app()
 
 @app.command(cls=plain_command("vlatool doctor", "vlatool doctor --json"))
 def doctor(ctx: typer.Context) -> None:
-    """Check what works on this machine."""
+    """Check the installation and the hardware of this machine."""
     with command(ctx) as run:
         from vlatool.workflows import doctor as workflow
 

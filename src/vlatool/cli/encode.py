@@ -24,7 +24,7 @@ SPEC = ConfigSpec(
     ),
 )
 def encode(ctx: typer.Context, data: TextArg = None, nproc: NprocOpt = None) -> None:
-    """Encode pictures as the codes of a tokenizer."""
+    """Encode images to the codes of a visual tokenizer."""
     with command(ctx) as run, one_voice(run):
         from vlatool.workflows import encode as workflow
 

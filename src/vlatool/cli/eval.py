@@ -36,7 +36,7 @@ def evaluate() -> None:
     ),
 )
 def open_loop(ctx: typer.Context, checkpoint: TextArg = None, data: TextArg = None) -> None:
-    """Compare predicted with recorded actions, beside simple baselines."""
+    """Compare predicted with recorded actions, next to simple baselines."""
     with command(ctx) as run:
         from vlatool.workflows import evaluate as workflow
 
@@ -53,7 +53,7 @@ def open_loop(ctx: typer.Context, checkpoint: TextArg = None, data: TextArg = No
     ),
 )
 def rollout(ctx: typer.Context, checkpoint: TextArg = None) -> None:
-    """Let a policy act in a Gymnasium environment and count its successes."""
+    """Run a policy in a Gymnasium environment and count its successes."""
     with command(ctx) as run:
         from vlatool.workflows import evaluate as workflow
 

@@ -24,7 +24,7 @@ SPEC = ConfigSpec(
     ),
 )
 def export(ctx: typer.Context, source: TextArg = None) -> None:
-    """Write codes, packed samples or a trained policy in the other layout."""
+    """Convert codes, packed samples or a trained policy to another layout."""
     with command(ctx) as run:
         from vlatool.workflows import export as workflow
 

@@ -1,4 +1,4 @@
-"""Whatever ends an invocation, as an error a user can read."""
+"""Conversion of exceptions that end an invocation into errors for the user."""
 
 import errno
 import os
@@ -21,32 +21,32 @@ _STORAGE_ERRNOS = {
     errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
 _STORAGE_HINTS = {
-    errno.ENAMETOOLONG: "name a shorter one; most file systems take 255 bytes between two slashes",
-    errno.ELOOP: "its symbolic links lead in a circle; name the place itself",
-    errno.EMFILE: "too many files are open: raise `ulimit -n`, or take fewer --workers",
+    errno.ENAMETOOLONG: "use a shorter name; most file systems allow 255 bytes per file name",
+    errno.ELOOP: "its symbolic links form a loop; use the path of the target",
+    errno.EMFILE: "too many files are open: raise `ulimit -n`, or use fewer --workers",
 }
 
 
 class Terminated(BaseException):
-    """SIGTERM, as an exception, so that `finally` blocks run."""
+    """Exception raised on SIGTERM, so that `finally` blocks run."""
 
 
 class InterruptedByUserError(VlatoolError):
-    """Ctrl-C."""
+    """Error for Ctrl-C."""
 
     exit_code = 130
     kind = "interrupted"
 
 
 class TerminatedError(VlatoolError):
-    """SIGTERM, told to the user."""
+    """Error for SIGTERM."""
 
     exit_code = 143
     kind = "terminated"
 
 
 def raise_on_sigterm() -> None:
-    """Turns SIGTERM into `Terminated` (in the main thread, where signals arrive)."""
+    """Raises `Terminated` in the main thread on SIGTERM."""
 
     def terminate(signum: int, frame: Any) -> None:
         del signum, frame
@@ -56,22 +56,22 @@ def raise_on_sigterm() -> None:
 
 
 def as_vlatool_error(error: BaseException) -> VlatoolError:
-    """The error to show for any exception."""
+    """Error to show for any exception."""
     if isinstance(error, VlatoolError):
         return error
-    ended = error.code if isinstance(error, SystemExit) else None
-    if isinstance(error, KeyboardInterrupt) or ended == 130:
-        return InterruptedByUserError("interrupted; what was done is kept", hint=_rerun_hint())
-    if isinstance(error, Terminated) or ended == 143:
-        return TerminatedError("terminated; what was done is kept", hint=_rerun_hint())
-    return _known(error) or BugError(
+    code = error.code if isinstance(error, SystemExit) else None
+    if isinstance(error, KeyboardInterrupt) or code == 130:
+        return InterruptedByUserError("interrupted; finished work is kept", hint=_rerun_hint())
+    if isinstance(error, Terminated) or code == 143:
+        return TerminatedError("terminated; finished work is kept", hint=_rerun_hint())
+    return _known_error(error) or BugError(
         f"this is a bug in vlatool: {type(error).__name__}: {error}",
-        hint="run again with --debug for the traceback, and report it",
+        hint="run again with --debug and report the traceback",
         details={"exception": type(error).__name__},
     )
 
 
-def _known(error: BaseException) -> VlatoolError | None:
+def _known_error(error: BaseException) -> VlatoolError | None:
     if isinstance(error, ModuleNotFoundError) and extra_of(package := _package(error)) is not None:
         return missing_package(package)
     if isinstance(error, ImportError | AttributeError):
@@ -87,11 +87,11 @@ def _known(error: BaseException) -> VlatoolError | None:
 
 
 def _storage_error(error: OSError) -> StorageError:
-    where = f"{error.filename}: " if error.filename else ""
+    path = f"{error.filename}: " if error.filename else ""
     return StorageError(
-        f"{where}{os.strerror(error.errno or 0)}",
+        f"{path}{os.strerror(error.errno or 0)}",
         hint=_STORAGE_HINTS.get(
-            error.errno or 0, "make room, or name a place that can be read and written"
+            error.errno or 0, "free disk space, or use a location with read and write permission"
         ),
         code="storage.os",
         details={"path": str(error.filename or ""), "errno": error.errno},
@@ -103,15 +103,15 @@ def _package(error: ModuleNotFoundError) -> str:
 
 
 def _rerun_hint() -> str:
-    return f"to go on, run the same command again: {shlex.join(['vlatool', *sys.argv[1:]])}"
+    return f"to resume, run the same command again: {shlex.join(['vlatool', *sys.argv[1:]])}"
 
 
 def _usage_error(error: Any) -> UsageError:
-    """Typer's own usage error in our words."""
+    """Usage error of Typer as a `UsageError`."""
     ctx = getattr(error, "ctx", None)
     option = getattr(error, "option_name", "")
     path = ctx.command_path if ctx is not None else "vlatool"
-    hint = f"`{path} --help` shows how"
+    hint = f"`{path} --help` shows the usage"
     message = error.format_message().rstrip(".")
     if option and "No such option" in message:
         return UsageError(

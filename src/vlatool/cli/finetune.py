@@ -6,7 +6,7 @@ from vlatool.cli.config_command import config_command
 from vlatool.cli.options import NprocOpt, command_app
 from vlatool.cli.ranks import on_ranks, one_voice
 from vlatool.cli.session import command
-from vlatool.cli.train import is_shown
+from vlatool.cli.train import print_config_if_requested
 from vlatool.cli.training_options import (
     BUDGET,
     INIT_FROM,
@@ -19,8 +19,8 @@ from vlatool.cli.training_options import (
 app = command_app()
 SPEC = training_spec({"from": INIT_FROM, "output": RUN, **BUDGET, **SWITCHES, **RESOLVING})
 
-_HOW_TO_START = (
-    "start from what the checkpoint was trained with: --preset NAME, or --config RUN/config.yaml"
+_NO_MODEL_HINT = (
+    "use the configuration of the checkpoint: --preset NAME, or --config RUN/config.yaml"
 )
 
 
@@ -36,13 +36,13 @@ def finetune(
     ctx: typer.Context,
     nproc: NprocOpt = None,
 ) -> None:
-    """Train a model that begins with the weights of a checkpoint."""
+    """Train a model that starts from the weights of a checkpoint."""
     with command(ctx) as run, one_voice(run):
         from vlatool.training.config import TrainConfig
 
-        run.check_model_given(_HOW_TO_START)
+        run.check_model_given(_NO_MODEL_HINT)
         resolved = run.resolved(TrainConfig)
-        if is_shown(run, resolved) or on_ranks(run, nproc):
+        if print_config_if_requested(run, resolved) or on_ranks(run, nproc):
             return
         from vlatool.workflows import finetune as workflow
 

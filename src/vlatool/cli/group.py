@@ -12,14 +12,14 @@ from vlatool.errors import UsageError
 
 
 class SuggestingGroup(typer.core.TyperGroup):
-    """A group of commands that answers a misspelt one with the nearest."""
+    """Group of commands that suggests the nearest name for an unknown command."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """Options; none while completing, because reading them makes Typer import pydantic."""
+        """Options; none during completion, because reading them makes Typer import pydantic."""
         return [] if ctx.resilient_parsing else super().get_params(ctx)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command that `args` names."""
+        """Command named by `args`."""
         if ctx.resilient_parsing or self.get_command(ctx, args[0]) is not None:
             return super().resolve_command(ctx, args)
         from vlatool.plugins import did_you_mean
@@ -32,24 +32,24 @@ class SuggestingGroup(typer.core.TyperGroup):
         )
 
     def get_help(self, ctx: Any) -> str:
-        """The help; a JSON document when the invocation speaks JSON."""
+        """Help text; a JSON document with `--json`."""
         return help_text(super().get_help(ctx), ctx)
 
     def summaries(self, ctx: Any) -> Iterator[tuple[str, str]]:
-        """Name and one line of each command."""
+        """Name and summary of each command."""
         for name in self.list_commands(ctx):
             command = self.get_command(ctx, name)
             yield name, command.get_short_help_str(90) if command else ""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """The list of commands."""
+        """Writes the list of commands."""
         with formatter.section("Commands"):
             formatter.write_dl(list(self.summaries(ctx)))
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        """Names of commands, then of options."""
+        """Completions: names of commands, then of options."""
         rows = [(name, text) for name, text in self.summaries(ctx) if name.startswith(incomplete)]
         options = [option for param in self.params for option in param.opts]
         names = [*options, "--help", *OUTPUT_OPTIONS] if incomplete.startswith("-") else []
-        found = [Completion(name) for name in names if name.startswith(incomplete)]
-        return [*(Completion(name, text) for name, text in rows), *found]
+        matches = [Completion(name) for name in names if name.startswith(incomplete)]
+        return [*(Completion(name, text) for name, text in rows), *matches]

@@ -19,7 +19,7 @@ SPEC = ConfigSpec(schema_at("vlatool.workflows.inspect:InspectConfig"), position
     ),
 )
 def inspect(ctx: typer.Context, location: TextArg = None) -> None:
-    """Show what is in a source, a data folder or a run."""
+    """Show the contents of a source, a data folder or a run."""
     with command(ctx) as run:
         from vlatool.workflows import inspect as workflow
 

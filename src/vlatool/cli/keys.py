@@ -1,4 +1,4 @@
-"""Configuration keys on the command line: as options, as typed, and as `--keys` lists them."""
+"""Configuration keys on the command line: options, typed values, and the table of `--keys`."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from vlatool.config.resolve import chosen_schema
 from vlatool.config.schema import ANY_NAME, KeyInfo, choices, dotted_keys
 from vlatool.errors import UsageError
 
-# Between whole types, not inside the brackets of one.
+# The `|` between two types, not one inside brackets.
 _ALTERNATIVE = re.compile(r" \| (?![^\[]*\])")
 
 Expand = Callable[[list[str]], Mapping[str, Any]]
@@ -22,15 +22,15 @@ Expand = Callable[[list[str]], Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Key:
-    """One key that can be typed as an option.
+    """Configuration key that can be typed as an option.
 
     Attributes:
         name: Option name with underscores: `samples_per_shard`.
-        path: Dotted place in the tree: `source.observation_keys`.
-        is_switch: Needs no value.
-        type_text: Such as `int`, `a|b`.
-        default: For people; empty when there is none.
-        description: What it means.
+        path: Dotted key in the config: `source.observation_keys`.
+        is_switch: The option needs no value.
+        type_text: Type in the help: `int`, `a|b`.
+        default: Default in the help; empty if there is none.
+        description: Description in the help.
         group: Heading in `--help`.
     """
 
@@ -44,7 +44,7 @@ class Key:
 
 
 def declared_keys(schema: type[ConfigModel]) -> dict[str, Key]:
-    """Every key of a flat schema by option name; keys of its flat sections stand beside them."""
+    """All keys of a flat config class by option name, including those of its flat sections."""
     infos = [info for info in dotted_keys(schema) if ANY_NAME not in info.key.split(".")]
     return {key.name: key for key in _keys(infos, schema)}
 
@@ -53,14 +53,14 @@ def _keys(infos: list[KeyInfo], schema: type[ConfigModel]) -> Iterator[Key]:
     for info in infos:
         section, dot, rest = info.key.partition(".")
         name = rest if dot and section in schema.flat_sections else info.key
-        if name == "type":  # what a section is: `--sink lbm`
+        if name == "type":  # the type of a section has its name: `--sink lbm`
             name = section
         kinds = _ALTERNATIVE.split(info.type_text)
         yield Key(
             name=name,
             path=info.key,
             is_switch="bool" in kinds,
-            type_text="|".join(_typed(kind) for kind in kinds if kind != "null"),
+            type_text="|".join(_typed_form(kind) for kind in kinds if kind != "null"),
             default=default_text(info.default),
             description=info.description,
             group=info.group or _heading(schema, section if dot else ""),
@@ -68,15 +68,15 @@ def _keys(infos: list[KeyInfo], schema: type[ConfigModel]) -> Iterator[Key]:
 
 
 def _heading(schema: type[ConfigModel], section: str) -> str:
-    """The heading of keys that no group has: those of a section stand below its description."""
-    about = schema.model_fields[section].description if section else ""
-    return (about or "Keys").rstrip(".")
+    """Heading of keys without a group: the description of their section."""
+    description = schema.model_fields[section].description if section else ""
+    return (description or "Keys").rstrip(".")
 
 
-def _typed(kind: str) -> str:
-    """How a value of a type is typed.
+def _typed_form(kind: str) -> str:
+    """Form in which a value of a type is typed.
 
-    `list[str]` is `str,...`, `tuple[int, int]` is `int,int`, `dict[str, int]` is `{str: int, ...}`.
+    `str,...` for `list[str]`, `int,int` for `tuple[int, int]`, `{str: int, ...}` for a dict.
     """
     inner = kind.partition("[")[2].removesuffix("]")
     if kind.startswith(("list[", "set[")) and "[" not in inner:
@@ -94,25 +94,25 @@ def known_values(
     keys: Mapping[str, Key],
     registered: Mapping[str, Callable[[], Sequence[str]]],
 ) -> dict[str, Sequence[str] | None]:
-    """Option name to the values that are known, maybe none; None for a switch.
+    """Option name to its known values, empty if any value is allowed; None for a switch.
 
     Args:
-        schema: The class whose keys are typed.
-        keys: Its flat keys; empty for a tree, whose dotted keys are options.
-        registered: Keys that name something in a registry, and the names.
+        schema: The config class.
+        keys: Its flat keys; empty for a config with sections, whose dotted keys are options.
+        registered: Dotted keys whose value is a name in a registry → these names.
     """
-    found: dict[str, Sequence[str] | None] = {}
+    known: dict[str, Sequence[str] | None] = {}
     for info in () if keys else dotted_keys(schema):
         if "." in info.key and ANY_NAME not in info.key:
             is_bool = "bool" in info.type_text.split(" | ")
-            found[info.key] = ["true", "false"] if is_bool else choices(schema, info.key)
+            known[info.key] = ["true", "false"] if is_bool else choices(schema, info.key)
     for name, key in keys.items():
-        found[name] = None if key.is_switch else choices(schema, key.path)
-    return found | {name: names() for name, names in registered.items()}
+        known[name] = None if key.is_switch else choices(schema, key.path)
+    return known | {name: names() for name, names in registered.items()}
 
 
 def default_text(value: Any) -> str:
-    """A default as one would type it; empty when there is none."""
+    """Default in the form in which it is typed; empty if there is none."""
     if value is None or value in ("", [], {}):
         return ""
     if isinstance(value, bool):
@@ -124,15 +124,15 @@ def default_text(value: Any) -> str:
 
 @dataclass
 class TypedConfig:
-    """The configuration part of one command line.
+    """Configuration part of a command line.
 
     Attributes:
         typed: Values in the order typed.
-        keys: Declared flat keys by option name.
-        sugar: Options that stand for other keys, by name.
+        keys: Flat keys by option name.
+        option_aliases: Options that set other keys, by name.
         presets: Names of presets.
-        files: YAML files over them.
-        reading: How they are read.
+        files: YAML files, applied after the presets.
+        read_options: Options for reading presets and files.
     """
 
     typed: Sequence[TypedValue]
@@ -140,68 +140,70 @@ class TypedConfig:
     option_aliases: Mapping[str, Expand] = field(default_factory=dict)
     presets: Sequence[str] = ()
     files: Sequence[str] = ()
-    reading: ReadOptions = STRICT
+    read_options: ReadOptions = STRICT
 
     def overrides(self, positionals: Mapping[str, Any]) -> list[Override]:
-        """Every typed value as an override, in order; arguments and sugar come first.
+        """All typed values as overrides: arguments, option aliases, then keys in the order typed.
 
         Raises:
-            UsageError: A key is given by its argument or sugar and in another way too.
+            UsageError: A key is set by an argument or an option alias and once more.
         """
-        given = {name: value for name, value in positionals.items() if value not in (None, [], ())}
-        claimed = {name: f"the argument {name.upper()}" for name in given}
+        arguments = {
+            name: value for name, value in positionals.items() if value not in (None, [], ())
+        }
+        claimed = {name: f"the argument {name.upper()}" for name in arguments}
         result = [
             Override(name, value, f"command line, argument {name.upper()}")
-            for name, value in given.items()
+            for name, value in arguments.items()
         ]
-        for name, texts in self._sugared().items():
+        for name, texts in self._alias_texts().items():
             option = "--" + name.replace("_", "-")
             for key, value in self.option_aliases[name](texts).items():
                 _claim(claimed, key, option)
                 result.append(Override(key, value, f"command line, {option}"))
         return result + self._plain(claimed)
 
-    def chosen(self, schema: type[ConfigModel]) -> type[ConfigModel]:
-        """The class whose keys these layers would be held against."""
+    def chosen_schema(self, schema: type[ConfigModel]) -> type[ConfigModel]:
+        """Config class that validates these layers."""
         return chosen_schema(
             schema,
             presets=self.presets,
             files=self.files,
             overrides=self.overrides({}),
-            read_options=self.reading,
+            read_options=self.read_options,
         )
 
-    def _sugared(self) -> dict[str, list[str]]:
+    def _alias_texts(self) -> dict[str, list[str]]:
         texts: dict[str, list[str]] = {}
         for typed in self.typed:
-            if self._is_sugar(typed):
+            if self._is_alias(typed):
                 texts.setdefault(typed.key, []).append(typed.text)
         return texts
 
     def _plain(self, claimed: Mapping[str, str]) -> list[Override]:
         result: list[Override] = []
         for typed in self.typed:
-            if self._is_sugar(typed):
+            if self._is_alias(typed):
                 continue
             path = self.keys[typed.key].path if typed.is_flat else typed.key
             if by := claimed.get(path.replace("-", "_")):
-                raise _twice(path, by, typed.option)
+                raise _given_twice_error(path, by, typed.option)
             override = parse_override(f"{path}={typed.text}", typed.option)
             is_flat = typed.is_flat and path.endswith(f".{typed.key}")
             result.append(replace(override, is_flat=is_flat))
         return result
 
-    def _is_sugar(self, typed: TypedValue) -> bool:
+    def _is_alias(self, typed: TypedValue) -> bool:
         return typed.is_flat and typed.key in self.option_aliases
 
 
 def _claim(claimed: dict[str, str], key: str, by: str) -> None:
     if key in claimed:
-        raise _twice(key, claimed[key], by)
+        raise _given_twice_error(key, claimed[key], by)
     claimed[key] = by
 
 
-def _twice(key: str, first: str, second: str) -> UsageError:
+def _given_twice_error(key: str, first: str, second: str) -> UsageError:
     return UsageError(
         f"the key {key!r} is given twice: by {first} and by {second}",
         hint="keep one of them",
@@ -211,7 +213,7 @@ def _twice(key: str, first: str, second: str) -> UsageError:
 
 
 class KeyTable:
-    """Keys with type, default and description."""
+    """Result of `--keys`: all keys with type, default and description."""
 
     def __init__(self, schema: type[ConfigModel]) -> None:
         self._schema = schema

@@ -15,15 +15,15 @@ CONTEXT = {"help_option_names": ["--help", "-h"], "max_content_width": 110}
 
 @dataclass
 class OutputOptions:
-    """How one invocation speaks; filled while its arguments are read.
+    """Output options of one invocation, filled while its arguments are parsed.
 
     Attributes:
-        json: The result is one JSON document.
-        jsonl: The result, a list, is one JSON document per line.
-        quiet: Only warnings and errors reach stderr.
-        verbose: 1 shows the library's log, 2 its details.
-        debug: Errors come with their traceback.
-        log_file: File that receives the whole log.
+        json: Print the result as one JSON document.
+        jsonl: Print the result, a list, as one JSON document per line.
+        quiet: Print only warnings and errors to stderr.
+        verbose: 1 shows the log of the library, 2 its details.
+        debug: Print the traceback of an error.
+        log_file: File that receives the complete log.
         progress: One of `PROGRESS_MODES`.
     """
 
@@ -37,12 +37,12 @@ class OutputOptions:
 
 
 OUTPUT_HELP = [
-    ("--json", "Print the result as one JSON document; errors too."),
-    ("--progress auto|rich|plain|json|none", "How progress is shown on stderr."),
-    ("-q, --quiet", "Only warnings and errors on stderr."),
-    ("-v, --verbose", "Show the log on stderr; -vv shows details."),
-    ("--log-file FILE", "Append the whole log to FILE."),
-    ("--debug", "Show the traceback of an error."),
+    ("--json", "Print the result, or the error, as one JSON document."),
+    ("--progress auto|rich|plain|json|none", "Form of the progress on stderr."),
+    ("-q, --quiet", "Print only warnings and errors to stderr."),
+    ("-v, --verbose", "Print the log to stderr; -vv prints details."),
+    ("--log-file FILE", "Append the complete log to FILE."),
+    ("--debug", "Print the traceback of an error."),
 ]
 OUTPUT_OPTIONS = ("--json", "--progress", "--quiet", "--verbose", "--log-file", "--debug")
 OUTPUT_WORDS: dict[str, tuple[str, ...] | None] = {
@@ -55,7 +55,7 @@ _VALUED = {"--log-file", "--progress"}
 
 
 def take_output_options(args: Sequence[str], options: OutputOptions) -> list[str]:
-    """Moves the output options, wherever they stand, from `args` into `options`.
+    """Moves the output options, at any position, from `args` into `options`.
 
     Returns:
         The other arguments, in order.
@@ -127,26 +127,30 @@ PresetOpt = Annotated[
 ]
 ConfigOpt = Annotated[
     list[str] | None,
-    typer.Option("--config", "-c", metavar="FILE", help="YAML file over the presets; repeatable."),
+    typer.Option(
+        "--config", "-c", metavar="FILE", help="YAML file, applied after the presets; repeatable."
+    ),
 ]
 SetOpt = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="One key over presets and files; repeatable."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Set one key, after presets and files; repeatable."
+    ),
 ]
 CompatOpt = Annotated[
     bool,
     typer.Option(
         "--compat",
-        help="Read --config as the published program does: unknown keys are left out and listed.",
+        help="Read --config like the published program: ignore unknown keys and list them.",
     ),
 ]
 KeysOpt = Annotated[
-    bool, typer.Option("--keys", help="List the configuration keys of this command and stop.")
+    bool, typer.Option("--keys", help="List the configuration keys of this command and exit.")
 ]
 NprocOpt = Annotated[
     int | None,
     typer.Option(
-        "--nproc", metavar="N", help="Processes on this machine; one for each GPU, if it has any."
+        "--nproc", metavar="N", help="Number of processes on this machine, one per GPU if any."
     ),
 ]
 TextArg = Annotated[str | None, typer.Argument()]
@@ -157,7 +161,7 @@ JsonLinesOpt = Annotated[
 
 
 def command_app(kind: type[TyperGroup] | None = None) -> typer.Typer:
-    """The Typer program of one command module; of several commands if it has a group's class."""
+    """Typer app of one command module; `kind` is the class of a group of commands."""
     return typer.Typer(
         cls=kind,
         rich_markup_mode=None,

@@ -1,4 +1,4 @@
-"""Results and errors of one invocation: the only file that writes to stdout."""
+"""Output of results and errors. No other module writes to stdout."""
 
 import json
 import math
@@ -15,28 +15,28 @@ from vlatool.errors import StorageError, VlatoolError
 
 
 class Result(Protocol):
-    """What a workflow hands back."""
+    """Result of a workflow."""
 
     def document(self) -> dict[str, Any]:
-        """JSON-able facts."""
+        """JSON document for programs."""
         ...
 
     def text(self) -> str:
-        """The same, short, for people."""
+        """Short text for people."""
         ...
 
 
 @runtime_checkable
 class RowsResult(Result, Protocol):
-    """A result that is a list."""
+    """Result that is a list."""
 
     def rows(self) -> Iterable[Mapping[str, Any]]:
-        """One JSON-able mapping per row."""
+        """One JSON object per row."""
         ...
 
 
 class JsonResult:
-    """A result that is JSON by nature, such as a schema."""
+    """Result that is printed as JSON in any case, such as a schema."""
 
     def __init__(self, value: dict[str, Any]) -> None:
         self._value = value
@@ -51,14 +51,14 @@ class JsonResult:
 
 
 def is_main_process() -> bool:
-    """Whether this process speaks: in a distributed run only rank 0 does."""
+    """True if this process may print: in a distributed run, only rank 0."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def open_streams() -> None:
-    """Gives a process that was started with closed streams some that lead nowhere.
+    """Opens `/dev/null` for standard streams that were closed when the process started.
 
-    A file that is opened later would otherwise become stdout for everything that is started.
+    Otherwise the next file that is opened would become stdout of child processes.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -70,10 +70,10 @@ def open_streams() -> None:
 
 
 def write_stdout(text: str) -> None:
-    """Writes a line or more; a reader that has gone away is no error.
+    """Writes one or more lines. A reader that has closed the pipe is not an error.
 
     Raises:
-        StorageError: What stdout leads to cannot be written.
+        StorageError: stdout cannot be written.
     """
     if not is_main_process():
         return
@@ -85,27 +85,27 @@ def write_stdout(text: str) -> None:
         silence(sys.stdout)
         raise StorageError(
             f"the standard output cannot be written: {error.strerror}",
-            hint="make room, or send it elsewhere",
+            hint="free disk space, or redirect the output to another location",
             code="storage.stdout",
         ) from error
 
 
 def flush_stdout() -> None:
-    """Leaves nothing to the flush of the interpreter, whose failure is exit 120."""
+    """Flushes stdout; if the interpreter did it at exit, a failure would be exit code 120."""
     try:
         sys.stdout.flush()
-    except OSError:  # it was told when it was written
+    except OSError:  # it was reported when it was written
         silence(sys.stdout)
 
 
 def silence(stream: TextIO) -> None:
-    """Points a stream at nothing, so that the interpreter's own flush at exit stays quiet too."""
+    """Redirects a stream to `/dev/null`, so that the flush at exit cannot fail."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def is_stdout_closed() -> bool:
-    """Whether nobody reads the pipe that stdout is."""
+    """True if stdout is a pipe whose reader has closed it."""
     try:
         poller = select.poll()
         poller.register(sys.stdout.fileno(), select.POLLOUT)
@@ -115,10 +115,10 @@ def is_stdout_closed() -> bool:
 
 
 class Stderr:
-    """The current stderr as a stream that never fails: nobody reads one that is full or closed."""
+    """Stream that writes to the current stderr and ignores failures (closed pipe, full disk)."""
 
     def write(self, text: str) -> int:
-        """Writes, if that is possible."""
+        """Writes if possible; returns the length of the text."""
         try:
             sys.stderr.write(text)
         except OSError:
@@ -126,19 +126,19 @@ class Stderr:
         return len(text)
 
     def flush(self) -> None:
-        """Flushes, if that is possible."""
+        """Flushes if possible."""
         try:
             sys.stderr.flush()
         except OSError:
             silence(sys.stderr)
 
     def __getattr__(self, name: str) -> Any:
-        """Everything else is the stream's own."""
+        """All other attributes are those of stderr."""
         return getattr(sys.stderr, name)
 
 
 def write_stderr(text: str) -> None:
-    """Writes one line or more for people."""
+    """Writes one or more lines for people."""
     _write(cast(TextIO, Stderr()), text)
 
 
@@ -151,7 +151,7 @@ def _write(stream: TextIO, text: str) -> None:
 
 
 def write_result(result: Result, options: OutputOptions) -> None:
-    """The one thing that stdout is for; a list as JSON lines when asked for."""
+    """Writes the result to stdout: text, JSON, or JSON lines."""
     if options.jsonl and isinstance(result, RowsResult):
         lines = [to_json(row, indent=None) for row in result.rows()]
         if lines:
@@ -161,7 +161,7 @@ def write_result(result: Result, options: OutputOptions) -> None:
 
 
 def write_error(error: VlatoolError, options: OutputOptions) -> None:
-    """Two lines on stderr; with `--json` also the document, which holds a partial result."""
+    """Writes error and hint to stderr; with `--json` also a document with the partial result."""
     result: Result | None = getattr(error, "result", None)
     body = {"error": error_document(error)}
     if options.json:
@@ -182,7 +182,7 @@ def write_error(error: VlatoolError, options: OutputOptions) -> None:
 
 
 def error_document(error: VlatoolError) -> dict[str, Any]:
-    """An error for programs."""
+    """JSON document of an error."""
     return {
         "kind": error.kind,
         "code": error.code,
@@ -193,19 +193,19 @@ def error_document(error: VlatoolError) -> dict[str, Any]:
 
 
 def to_json(value: Any, indent: int | None = 2) -> str:
-    """Strict JSON: what it has no word for becomes text, what is not finite null."""
-    return json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    """Strict JSON: values of other types become text, numbers that are not finite null."""
+    return json.dumps(_json_value(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     if value is None or isinstance(value, (str, bool, int)):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _json_value(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(item) for item in value]
+        return [_json_value(item) for item in value]
     if hasattr(value, "tolist"):
-        return _plain(value.tolist())
+        return _json_value(value.tolist())
     return str(value)

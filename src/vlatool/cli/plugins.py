@@ -11,7 +11,7 @@ app = command_app()
 
 @app.command(cls=plain_command("vlatool plugins", "vlatool plugins --json"))
 def plugins(ctx: typer.Context, jsonl: JsonLinesOpt = False) -> None:
-    """List dataset formats and model types, with where they come from."""
+    """List dataset formats and model types, with their origin."""
     with command(ctx, jsonl=jsonl) as run:
         from vlatool.workflows import catalog
 

@@ -17,7 +17,7 @@ app = command_app()
 
 
 def _schema(args: Sequence[str]) -> "type[ConfigModel]":
-    """The common keys, and those of the format and the sink that the arguments name."""
+    """Config class with the keys of the format and the sink that the arguments name."""
     from vlatool.workflows.preprocess import PreprocessConfig
 
     return PreprocessConfig.specialize(
@@ -29,10 +29,10 @@ def _format_in(args: Sequence[str]) -> str:
     from vlatool.plugins import FORMATS
 
     named = _value_of(args, "--format", "--type")
-    known = FORMATS.names()
+    formats = FORMATS.names()
     if named or not args or args[0].startswith("-"):
-        return named or next((arg for arg in args if arg in known), "")
-    if args[0] in known:
+        return named or next((arg for arg in args if arg in formats), "")
+    if args[0] in formats:
         return args[0]
     from vlatool.sources.detection import is_source
 
@@ -40,16 +40,16 @@ def _format_in(args: Sequence[str]) -> str:
 
 
 def _value_of(args: Sequence[str], *options: str) -> str:
-    """What follows one of the options; empty without."""
-    for option, value in pairwise([*args, ""]):
-        name, equals, given = option.partition("=")
+    """Value of one of the options; empty without one."""
+    for word, following in pairwise([*args, ""]):
+        name, equals, value = word.partition("=")
         if name in options:
-            return given if equals else value
+            return value if equals else following
     return ""
 
 
-def _named(args: Sequence[str]) -> Sequence[str]:
-    """The format and the sink."""
+def _format_and_sink(args: Sequence[str]) -> Sequence[str]:
+    """Names of the format and the sink; empty if not given."""
     return (_format_in(args), _value_of(args, "--sink", "--sink.type"))
 
 
@@ -70,8 +70,8 @@ def _note() -> str:
 
     return (
         f"Formats: {', '.join(FORMATS.names())}. "
-        "`vlatool preprocess FORMAT --help` shows the keys of one. "
-        "Without FORMAT, which is then found in the data, they are written --source.KEY."
+        "`vlatool preprocess FORMAT --help` lists the keys of a format. "
+        "Without FORMAT, the format is detected and its keys are written --source.KEY."
     )
 
 
@@ -82,7 +82,7 @@ SPEC = ConfigSpec(
     note=_note,
     values={"format": _formats, "sink": _sinks},
     presets=("preprocess",),
-    depends=_named,
+    schema_words=_format_and_sink,
 )
 
 

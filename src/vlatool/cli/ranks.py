@@ -1,4 +1,4 @@
-"""`--nproc`: a command line on several ranks, and the command within one of them."""
+"""Option `--nproc`: starting a command on several ranks, and error handling within a rank."""
 
 import logging
 import os
@@ -16,10 +16,10 @@ from vlatool.cli.session import Invocation
 
 
 def on_ranks(run: Invocation, processes: int | None) -> bool:
-    """Runs this command line on ranks and prints what the main one says.
+    """Runs this command line on several ranks and prints the result of rank 0.
 
     Returns:
-        False if this process is to do the work itself.
+        False if this process does the work itself.
     """
     if processes is None:
         return False
@@ -34,7 +34,7 @@ def on_ranks(run: Invocation, processes: int | None) -> bool:
 
 @contextmanager
 def one_voice(run: Invocation) -> Iterator[None]:
-    """In a rank of `--nproc`, hands errors to the first process, which tells one of them."""
+    """In a rank of `--nproc`, sends errors to the parent process, which prints one of them."""
     from vlatool.training.ranks import Membership
 
     membership = Membership.of_this_process()
@@ -47,12 +47,12 @@ def one_voice(run: Invocation) -> Iterator[None]:
     except typer.Exit:
         raise
     except (Exception, KeyboardInterrupt, Terminated, SystemExit) as error:
-        for number in (signal.SIGINT, signal.SIGTERM):  # the agent asks again
+        for number in (signal.SIGINT, signal.SIGTERM):  # the parent process may send it again
             signal.signal(number, signal.SIG_IGN)
-        told = as_vlatool_error(error)
-        membership.report_error(told)
+        shown = as_vlatool_error(error)
+        membership.report_error(shown)
         logging.getLogger("vlatool").debug("the rank ended with", exc_info=True)
         if run.options.debug:
             write_stderr("".join(traceback.format_exception(error)).rstrip())
-        # At once: while its neighbours end, a loader that is taken down in order has much to say.
-        os._exit(told.exit_code)
+        # Without cleanup: closing a loader while other ranks end would print many errors.
+        os._exit(shown.exit_code)

@@ -1,4 +1,4 @@
-"""Reporters without a terminal: plain lines, JSON lines, silence. All write to stderr."""
+"""Reporters that need no terminal: plain lines, JSON lines, warnings only. All write to stderr."""
 
 import logging
 import time
@@ -11,18 +11,18 @@ from vlatool.events import NullReporter, Progress, Reporter
 
 LINE_EVERY_S = 10.0
 EVENT_EVERY_S = 1.0
-LATELY_S = 60.0
+RATE_WINDOW_S = 60.0
 
 
-class _Sink(Protocol):
-    def show(self, count: "Count", *, is_end: bool) -> None: ...
+class _Display(Protocol):
+    def show(self, count: "ProgressCounter", *, is_end: bool) -> None: ...
 
 
-class Count:
-    """A bar that shows itself now and then, and at its end."""
+class ProgressCounter:
+    """Progress that is shown at an interval and at its end."""
 
     def __init__(
-        self, name: str, total: int | None, unit: str, sink: _Sink, interval_s: float
+        self, name: str, total: int | None, unit: str, sink: _Display, interval_s: float
     ) -> None:
         self.name = name
         self.total = total
@@ -32,11 +32,11 @@ class Count:
         self.is_complete = True
         self._sink = sink
         self._interval_s = interval_s
-        self._started = self._shown = time.monotonic()
-        self._lately: deque[tuple[float, int]] = deque()
+        self._started = self._shown_at = time.monotonic()
+        self._recent: deque[tuple[float, int]] = deque()
 
     def __enter__(self) -> Self:
-        self._started = self._shown = time.monotonic()
+        self._started = self._shown_at = time.monotonic()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -44,57 +44,60 @@ class Count:
         self._sink.show(self, is_end=True)
 
     def advance(self, amount: int = 1, **fields: float | int | str) -> None:
-        """Counts, and shows itself when the last time is long enough ago."""
+        """Adds to the count; shows the progress if the interval has passed."""
         self.done += amount
         self.fields.update(fields)
         now = time.monotonic()
         self._remember(now)
-        if now - self._shown >= self._interval_s:
-            self._shown = now
+        if now - self._shown_at >= self._interval_s:
+            self._shown_at = now
             self._sink.show(self, is_end=False)
 
     def _remember(self, now: float) -> None:
-        """Keeps counts of the last minute, one for each second."""
-        if len(self._lately) > 1 and now - self._lately[-2][0] < 1.0:
-            self._lately.pop()
-        self._lately.append((now, self.done))
-        while len(self._lately) > 2 and now - self._lately[0][0] > LATELY_S:
-            self._lately.popleft()
+        """Keeps counts of the last minute, one per second."""
+        if len(self._recent) > 1 and now - self._recent[-2][0] < 1.0:
+            self._recent.pop()
+        self._recent.append((now, self.done))
+        while len(self._recent) > 2 and now - self._recent[0][0] > RATE_WINDOW_S:
+            self._recent.popleft()
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since the bar began."""
+        """Seconds since the start."""
         return max(time.monotonic() - self._started, 1e-9)
 
     @property
     def rate(self) -> float:
-        """Units per second, lately; what an earlier run had done comes at once and says nothing."""
-        if len(self._lately) > 1:
-            (begun, before), (now, done) = self._lately[0], self._lately[-1]
-            return (done - before) / max(now - begun, 1e-9)
+        """Units per second of the last minute.
+
+        An average over the whole run would count the items that an earlier run finished.
+        """
+        if len(self._recent) > 1:
+            (start, before), (now, done) = self._recent[0], self._recent[-1]
+            return (done - before) / max(now - start, 1e-9)
         return self.done / self.elapsed_s
 
     @property
-    def left_s(self) -> float | None:
-        """Seconds to go at this rate; None when nobody can know."""
+    def remaining_s(self) -> float | None:
+        """Remaining seconds at the current rate; None if unknown."""
         if self.total is None or self.rate == 0:
             return None
         return max(self.total - self.done, 0) / self.rate
 
 
 class LineReporter:
-    """One plain line about every ten seconds and at the end of each bar."""
+    """Reporter that writes a plain line every ten seconds and at the end of each bar."""
 
     def progress(self, name: str, total: int | None, unit: str) -> Progress:
         """Starts a bar."""
-        return Count(name, total, unit, self, LINE_EVERY_S)
+        return ProgressCounter(name, total, unit, self, LINE_EVERY_S)
 
-    def show(self, count: Count, *, is_end: bool) -> None:
+    def show(self, count: ProgressCounter, *, is_end: bool) -> None:
         """Writes the state of a bar."""
         write_stderr(progress_line(count, is_end=is_end))
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Nothing: the numbers stand in the bar's fields and in metrics.jsonl."""
+        """Prints nothing: the metrics are in the fields of the bar and in metrics.jsonl."""
 
     def note(self, message: str) -> None:
         """Writes the message."""
@@ -106,13 +109,13 @@ class LineReporter:
 
 
 class JsonReporter:
-    """One JSON object per line."""
+    """Reporter that writes one JSON object per line."""
 
     def progress(self, name: str, total: int | None, unit: str) -> Progress:
         """Starts a bar."""
-        return Count(name, total, unit, self, EVENT_EVERY_S)
+        return ProgressCounter(name, total, unit, self, EVENT_EVERY_S)
 
-    def show(self, count: Count, *, is_end: bool) -> None:
+    def show(self, count: ProgressCounter, *, is_end: bool) -> None:
         """Writes the state of a bar."""
         self._event(
             "progress",
@@ -121,14 +124,16 @@ class JsonReporter:
             done=count.done,
             total=count.total,
             rate=round(count.rate, 3),
-            seconds_left=None if is_end or count.left_s is None else round(count.left_s, 1),
+            seconds_left=None
+            if is_end or count.remaining_s is None
+            else round(count.remaining_s, 1),
             ended=is_end,
             complete=is_end and count.is_complete,
             fields=count.fields,
         )
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes the numbers."""
+        """Writes the metrics."""
         self._event("metrics", step=step, values=values)
 
     def note(self, message: str) -> None:
@@ -144,7 +149,7 @@ class JsonReporter:
 
 
 class SilentReporter(NullReporter):
-    """Only warnings, and those from the main process alone."""
+    """Reporter that writes only warnings, and only on rank 0."""
 
     def warn(self, code: str, message: str) -> None:
         """Writes the message with its code."""
@@ -153,7 +158,7 @@ class SilentReporter(NullReporter):
 
 
 class LoggedReporter:
-    """Another reporter, whose notes, warnings and numbers also go into the log file."""
+    """Reporter that passes everything to another and logs notes, warnings and metrics to a file."""
 
     def __init__(self, reporter: Reporter, log_file: logging.Handler) -> None:
         self._reporter = reporter
@@ -164,7 +169,7 @@ class LoggedReporter:
         return self._reporter.progress(name, total, unit)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Reports and logs the numbers."""
+        """Reports and logs the metrics."""
         self._reporter.metrics(step, values)
         self._log(logging.INFO, f"step {step}: {to_json(values, indent=None)}")
 
@@ -183,31 +188,36 @@ class LoggedReporter:
         self._log_file.handle(record)
 
 
-def progress_line(count: Count, *, is_end: bool) -> str:
+def progress_line(count: ProgressCounter, *, is_end: bool) -> str:
     """`preprocess: 40/120 episodes (33 %), 4.1/s, 20 s left, failures 2`."""
-    of = f"/{count.total}" if count.total is not None else ""
+    total = f"/{count.total}" if count.total is not None else ""
     percent = f" ({100 * count.done // count.total} %)" if count.total else ""
-    parts = [f"{count.name}: {count.done}{of} {count.unit}{percent}", f"{number(count.rate)}/s"]
+    parts = [
+        f"{count.name}: {count.done}{total} {count.unit}{percent}",
+        f"{format_number(count.rate)}/s",
+    ]
     if is_end:
-        ending = "" if count.is_complete else "stopped after "
-        parts.append(f"{ending}{duration(count.elapsed_s)}")
-    elif count.left_s is not None:
-        parts.append(f"{duration(count.left_s)} left")
-    return ", ".join([*parts, *(f"{name} {number(value)}" for name, value in count.fields.items())])
+        prefix = "" if count.is_complete else "stopped after "
+        parts.append(f"{prefix}{format_duration(count.elapsed_s)}")
+    elif count.remaining_s is not None:
+        parts.append(f"{format_duration(count.remaining_s)} left")
+    return ", ".join(
+        [*parts, *(f"{name} {format_number(value)}" for name, value in count.fields.items())]
+    )
 
 
-def number(value: float | int | str) -> str:
-    """A number with at most four digits that matter; text as it is."""
+def format_number(value: float | int | str) -> str:
+    """Number with at most four significant digits; text unchanged."""
     if not isinstance(value, float):
         return str(value)
     return f"{value:.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """`8 s`, `3 min 20 s`, `2 h 05 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{rounded} s"
+    if rounded < 3600:
+        return f"{rounded // 60} min {rounded % 60:02d} s"
+    return f"{rounded // 3600} h {rounded % 3600 // 60:02d} min"

@@ -14,11 +14,13 @@ app = command_app()
 SPEC = training_spec({"from": INIT_FROM, **BUDGET, **RESOLVING})
 FileOpt = Annotated[
     str | None,
-    typer.Option("--output", "-o", metavar="FILE", help="Write the YAML here, atomically."),
+    typer.Option("--output", "-o", metavar="FILE", help="Write the YAML to FILE, atomically."),
 ]
-ExplainOpt = Annotated[bool, typer.Option("--explain", help="Say where each value comes from.")]
-DeriveOpt = Annotated[bool, typer.Option("--derive", help="Open the data for derived values.")]
-# How many processes there are is no key; a command line of `train` is taken as it is.
+ExplainOpt = Annotated[bool, typer.Option("--explain", help="Show the origin of each value.")]
+DeriveOpt = Annotated[
+    bool, typer.Option("--derive", help="Read the data and add the values derived from them.")
+]
+# Accepted and ignored, so that the arguments of `train` can be used unchanged.
 ProcessesOpt = Annotated[int | None, typer.Option("--nproc", hidden=True)]
 SchemaOpt = Annotated[bool, typer.Option("--schema", help="Print the JSON Schema instead.")]
 

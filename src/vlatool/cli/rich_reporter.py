@@ -1,4 +1,4 @@
-"""Bars on a terminal. Imported only when stderr is one: rich costs time."""
+"""Progress bars on a terminal. Imported only if stderr is a terminal, because rich is slow."""
 
 from collections.abc import Mapping
 from typing import IO, Self, cast
@@ -16,17 +16,17 @@ from rich.table import Column  # noqa: TID253
 from rich.text import Text  # noqa: TID253
 
 from vlatool.cli.output import Stderr
-from vlatool.cli.reporters import number
+from vlatool.cli.reporters import format_number
 
-_NARROWEST, _WIDEST = 10, 40
+_MIN_BAR_WIDTH, _MAX_BAR_WIDTH = 10, 40
 
 
 class RichReporter:
-    """Live bars on stderr: count and time left, then rate and extra fields where there is room."""
+    """Live bars on stderr: count and time left, then rate and extra fields if they fit."""
 
     def __init__(self) -> None:
         self._console = Console(file=cast(IO[str], Stderr()), highlight=False)
-        bar_width = max(_NARROWEST, min(_WIDEST, self._console.width // 5))
+        bar_width = max(_MIN_BAR_WIDTH, min(_MAX_BAR_WIDTH, self._console.width // 5))
         self._bars = Progress(
             TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
             BarColumn(bar_width, table_column=Column(no_wrap=True)),
@@ -34,7 +34,7 @@ class RichReporter:
             TimeRemainingColumn(
                 compact=True, elapsed_when_finished=True, table_column=Column(no_wrap=True)
             ),
-            _RestColumn("", table_column=Column()),
+            _RateColumn("", table_column=Column()),
             console=self._console,
         )
         self._active = 0
@@ -44,26 +44,26 @@ class RichReporter:
         return RichBar(self, self._bars, name, total, unit)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Nothing: the numbers stand beside the bar and in metrics.jsonl."""
+        """Prints nothing: the metrics are in the fields of the bar and in metrics.jsonl."""
 
     def note(self, message: str) -> None:
-        """Prints above the bars."""
+        """Prints a message above the bars."""
         self._console.print(message, markup=False, soft_wrap=True)
 
     def warn(self, code: str, message: str) -> None:
-        """Prints above the bars."""
+        """Prints a warning above the bars."""
         self._console.print(
             f"warning: {message} [{code}]", style="yellow", markup=False, soft_wrap=True
         )
 
-    def enter(self) -> None:
-        """One more bar; the first starts the display."""
+    def open_bar(self) -> None:
+        """Counts a new bar; the first starts the display."""
         self._active += 1
         if self._active == 1:
             self._bars.start()
 
     def close_bar(self) -> None:
-        """One bar less; the last stops the display, which leaves the terminal as it was."""
+        """Counts a closed bar; the last stops the display and restores the terminal."""
         self._active -= 1
         if self._active == 0:
             self._bars.stop()
@@ -87,31 +87,32 @@ class RichBar:
 
     def __enter__(self) -> Self:
         self._task = self._bars.add_task(self._name, total=self._total, unit=self._unit, shown="")
-        self._reporter.enter()
+        self._reporter.open_bar()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._reporter.close_bar()
 
     def advance(self, amount: int = 1, **fields: float | int | str) -> None:
-        """Counts, and shows the fields."""
+        """Advances the bar and shows the fields."""
         self._fields.update(fields)
-        shown = "  ".join(f"{name} {number(value)}" for name, value in self._fields.items())
+        shown = "  ".join(f"{name} {format_number(value)}" for name, value in self._fields.items())
         self._bars.update(self._task, advance=amount, shown=shown)
 
 
 class _CountColumn(TextColumn):
-    """What is done of how much: `12/80 episodes`."""
+    """Completed and total units: `12/80 episodes`."""
 
     def render(self, task: Task) -> Text:
-        of = "" if task.total is None else f"/{int(task.total)}"
-        return Text(f"{int(task.completed)}{of} {task.fields['unit']}", style="progress.download")
+        total = "" if task.total is None else f"/{int(task.total)}"
+        text = f"{int(task.completed)}{total} {task.fields['unit']}"
+        return Text(text, style="progress.download")
 
 
-class _RestColumn(TextColumn):
-    """Units per second, as rich measures it over the last half minute, and extra fields."""
+class _RateColumn(TextColumn):
+    """Units per second over the last half minute, and extra fields."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        rate = f"{number(float(speed))}/s" if speed else "-/s"
+        rate = f"{format_number(float(speed))}/s" if speed else "-/s"
         return Text(f"{rate}  {task.fields['shown']}", no_wrap=True, overflow="ellipsis")

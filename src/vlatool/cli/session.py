@@ -1,4 +1,4 @@
-"""One invocation of a command: its configuration, its reporter, its result."""
+"""Invocation of a command: configuration, reporter, logging and result."""
 
 import logging
 import os
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     from vlatool.config.base import ConfigModel
     from vlatool.config.resolve import Resolved
 
-# What no location may hold, though somebody types it.
+# Secrets in a URI: user and password before the host, and the query.
 _USER, _QUERY = re.compile(r"(?<=://)[^/\s]+@"), re.compile(r"(https?://[^\s?#]*[?#])\S+")
 
 Schema = TypeVar("Schema", bound="ConfigModel")
 
 
 class Invocation:
-    """What a command body needs.
+    """One invocation of a command, as its body sees it.
 
     Attributes:
-        options: How this invocation speaks.
-        reporter: Where the workflow tells its story.
+        options: Output options.
+        reporter: Receives progress, notes and warnings of the workflow.
     """
 
     def __init__(self, ctx: typer.Context, options: OutputOptions, reporter: Reporter) -> None:
@@ -42,11 +42,11 @@ class Invocation:
         self._ctx = ctx
 
     def config(self, schema: type[Schema], **positionals: Any) -> Schema:
-        """The configuration of this command line; positionals are values of the keys named."""
+        """Configuration of this command line; `positionals` are values of keys by name."""
         return self.resolved(schema, **positionals).config
 
     def resolved(self, schema: type[Schema], **positionals: Any) -> "Resolved[Schema]":
-        """As `config`, with the origin of each value."""
+        """Configuration of this command line, with the origin of each value."""
         from vlatool.config.resolve import load_config
 
         typed: TypedConfig = self._ctx.meta[TYPED_CONFIG]
@@ -56,28 +56,28 @@ class Invocation:
                 presets=typed.presets,
                 files=typed.files,
                 overrides=typed.overrides(positionals),
-                read_options=typed.reading,
+                read_options=typed.read_options,
             )
         except ConfigError as error:
-            own = f"{self._ctx.command_path} --keys"
-            error.hint = error.hint.replace("vlatool resolve-config --keys", own)
+            keys_command = f"{self._ctx.command_path} --keys"
+            error.hint = error.hint.replace("vlatool resolve-config --keys", keys_command)
             raise
         if resolved.unknown_keys:
-            told = f"{len(resolved.unknown_keys)} keys of no meaning here are left out: "
-            self.reporter.warn("keys_left_out", told + ", ".join(resolved.unknown_keys))
+            message = f"{len(resolved.unknown_keys)} unknown keys are ignored: "
+            self.reporter.warn("keys_left_out", message + ", ".join(resolved.unknown_keys))
         return resolved
 
     def check_model_given(self, hint: str) -> None:
-        """UsageError where neither a preset, a file nor a key says what is trained."""
+        """Raises a UsageError if no preset, no file and no key names a model."""
         typed: TypedConfig = self._ctx.meta[TYPED_CONFIG]
-        is_named = any(one.key == "model.type" for one in typed.overrides({}))
+        is_named = any(override.key == "model.type" for override in typed.overrides({}))
         if not (typed.presets or typed.files or is_named):
             raise UsageError("no model is configured", hint=hint, code="usage.no_model")
 
     def schema(self, schema: type[Schema]) -> type[Schema]:
-        """The class whose keys this command line is held against."""
+        """Config class that validates this command line."""
         typed: TypedConfig = self._ctx.meta[TYPED_CONFIG]
-        return cast(type[Schema], typed.chosen(schema))
+        return cast(type[Schema], typed.chosen_schema(schema))
 
     def finish(self, result: output.Result) -> None:
         """Prints the result."""
@@ -106,19 +106,19 @@ def command(ctx: typer.Context, *, jsonl: bool = False) -> Iterator[Invocation]:
 
 
 def _check_folder() -> None:
-    """Libraries abort the process where there is no current folder."""
+    """Raises an error if the current folder is removed: some libraries would abort the process."""
     try:
         os.getcwd()
     except FileNotFoundError as error:
         raise UsageError(
             "the current folder has been removed",
-            hint="change to a folder that is there, then run the same command again",
+            hint="change to an existing folder, then run the same command again",
             code="usage.no_folder",
         ) from error
 
 
 def _reporter(options: OutputOptions) -> Reporter:
-    """The reporter that fits the options and the terminal."""
+    """Reporter for the options and the terminal."""
     from vlatool.cli import reporters
 
     mode = options.progress
@@ -132,8 +132,8 @@ def _reporter(options: OutputOptions) -> Reporter:
         from vlatool.cli.rich_reporter import RichReporter
 
         return RichReporter()
-    makers = {"plain": reporters.LineReporter, "json": reporters.JsonReporter}
-    return makers.get(mode, reporters.SilentReporter)()
+    classes = {"plain": reporters.LineReporter, "json": reporters.JsonReporter}
+    return classes.get(mode, reporters.SilentReporter)()
 
 
 def _is_terminal() -> bool:
@@ -142,7 +142,7 @@ def _is_terminal() -> bool:
 
 @contextmanager
 def _logging(options: OutputOptions) -> Iterator[logging.Handler | None]:
-    """Log records to stderr and the log file as asked; Python's warnings are log records."""
+    """Sends log records to stderr and to the log file; Python warnings become log records."""
     log_file = _log_file(options.log_file) if options.log_file else None
     handlers = [_stderr_handler(options), *([log_file] if log_file else [])]
     root = logging.getLogger()
@@ -172,19 +172,19 @@ def _stderr_handler(options: OutputOptions) -> logging.Handler:
 
 
 class _LogFile(logging.FileHandler):
-    """A log file; that it can no longer be written is said once, and the work goes on."""
+    """Log file. The first failure to write is reported on stderr; the command continues."""
 
     problem: BaseException | None = None
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Called where a record could not be written."""
+        """Called by `logging` if a record cannot be written."""
         del record
         if self.problem is None:
             self.problem = sys.exc_info()[1]
-            output.write_stderr(f"warning: the log file has an end: {self.problem}")
+            output.write_stderr(f"warning: cannot write to the log file any more: {self.problem}")
 
     def close(self) -> None:
-        """What it still holds may be too much for the disk."""
+        """Closes the file; the disk may be full."""
         with suppress(OSError):
             super().close()
 
@@ -193,7 +193,7 @@ def _log_file(path: str) -> logging.Handler:
     try:
         handler = _LogFile(path, encoding="utf-8")
     except OSError as error:
-        raise _no_log_file(path, error) from error
+        raise _log_file_error(path, error) from error
     handler.setLevel(logging.DEBUG)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     try:
@@ -201,14 +201,14 @@ def _log_file(path: str) -> logging.Handler:
         handler.flush()
     except OSError as error:
         handler.close()
-        raise _no_log_file(path, error) from error
+        raise _log_file_error(path, error) from error
     return handler
 
 
-def _no_log_file(path: str, error: OSError) -> UsageError:
+def _log_file_error(path: str, error: OSError) -> UsageError:
     return UsageError(
         f"cannot write the log file {path}: {error.strerror}",
-        hint="name a file in a folder that exists, on a disk with room",
+        hint="choose a file in an existing folder, on a disk with free space",
         code="usage.log_file",
         details={"path": path},
     )

@@ -22,7 +22,7 @@ SPEC = ConfigSpec(
 
 @app.callback()
 def stats() -> None:
-    """Merge statistics of data sets, or compute those that are missing."""
+    """Merge statistics of data sets, or compute missing ones."""
 
 
 @app.command(
@@ -35,7 +35,7 @@ def stats() -> None:
     ),
 )
 def merge(ctx: typer.Context, sources: TextsArg = None) -> None:
-    """Take the statistics of several data sets together."""
+    """Merge the statistics of several data sets."""
     with command(ctx) as run:
         from vlatool.workflows import stats_merge as workflow
 
@@ -53,7 +53,7 @@ def merge(ctx: typer.Context, sources: TextsArg = None) -> None:
     ),
 )
 def compute(ctx: typer.Context, data: TextArg = None) -> None:
-    """Compute the statistics of shards that have none."""
+    """Compute the statistics of shards without statistics."""
     with command(ctx) as run:
         from vlatool.workflows import stats_compute as workflow
 

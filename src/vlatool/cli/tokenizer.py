@@ -30,7 +30,7 @@ FIT_FAST = ConfigSpec(
 
 @app.callback()
 def tokenizer() -> None:
-    """Make tokenizers: train one for pictures, fit one for actions."""
+    """Train, evaluate or export a visual tokenizer, or fit an action tokenizer."""
 
 
 @app.command(
@@ -44,7 +44,7 @@ def tokenizer() -> None:
     ),
 )
 def train(ctx: typer.Context, nproc: NprocOpt = None) -> None:
-    """Train a tokenizer of pictures; the same as `vlatool train`."""
+    """Train a visual tokenizer; the same as `vlatool train`."""
     run_training(ctx, nproc)
 
 
@@ -60,7 +60,7 @@ def train(ctx: typer.Context, nproc: NprocOpt = None) -> None:
 def evaluate(
     ctx: typer.Context, checkpoint: TextArg = None, data: TextArg = None, nproc: NprocOpt = None
 ) -> None:
-    """Measure how pictures come back from their codes, beside simple baselines."""
+    """Measure the reconstruction of images from their codes, next to simple baselines."""
     with command(ctx) as run, one_voice(run):
         from vlatool.workflows import tokenizer_eval as workflow
 
@@ -79,7 +79,7 @@ def evaluate(
     ),
 )
 def export(ctx: typer.Context, checkpoint: TextArg = None) -> None:
-    """Write a trained tokenizer as the published pair of files."""
+    """Write a trained visual tokenizer as the published pair of files."""
     with command(ctx) as run:
         from vlatool.workflows import tokenizer_export as workflow
 

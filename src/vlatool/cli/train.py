@@ -35,12 +35,12 @@ def train(
 
 
 def run_training(ctx: typer.Context, nproc: int | None) -> None:
-    """Trains, or shows the configuration, as this command line says."""
+    """Trains a model, or prints the configuration if a published key asks for it."""
     with command(ctx) as run, one_voice(run):
         from vlatool.training.config import TrainConfig
 
         resolved = run.resolved(TrainConfig)
-        if is_shown(run, resolved) or on_ranks(run, nproc):
+        if print_config_if_requested(run, resolved) or on_ranks(run, nproc):
             return
         from vlatool.workflows import train as workflow
 
@@ -48,8 +48,8 @@ def run_training(ctx: typer.Context, nproc: int | None) -> None:
         run.finish(workflow.train(config, typed=typed, reporter=run.reporter))
 
 
-def is_shown(run: Invocation, resolved: "Resolved[TrainConfig]") -> bool:
-    """Shows the configuration where the published keys ask for that instead of training."""
+def print_config_if_requested(run: Invocation, resolved: "Resolved[TrainConfig]") -> bool:
+    """Prints the configuration if a published key asks for it; True if it did."""
     if not (resolved.config.resolve_configs or resolved.config.resolve_configs_path):
         return False
     from vlatool.workflows.resolve_config import resolve_config

@@ -19,7 +19,7 @@ SPEC = ConfigSpec(schema_at("vlatool.workflows.verify:VerifyConfig"), positional
     ),
 )
 def verify(ctx: typer.Context, location: TextArg = None, jsonl: JsonLinesOpt = False) -> None:
-    """Check whether an output, a run or a source is whole and consistent."""
+    """Check that an output, a run or a source is complete and consistent."""
     with command(ctx, jsonl=jsonl) as run:
         from vlatool.workflows import verify as workflow
 

@@ -14,7 +14,7 @@ app = command_app()
 
 
 class VersionResult:
-    """The versions that a bug report needs."""
+    """Versions for a bug report."""
 
     def document(self) -> dict[str, Any]:
         """Versions by name."""
@@ -25,7 +25,7 @@ class VersionResult:
         }
 
     def text(self) -> str:
-        """One line."""
+        """One line of text."""
         return f"vlatool {__version__} (Python {platform.python_version()})"
 
 

@@ -14,7 +14,7 @@ from vlatool.evaluation.metrics import success_report
 from vlatool.evaluation.plots import SheetRow, save_contact_sheet
 from vlatool.events import Progress
 from vlatool.jobs.files import FileEntry, file_entry
-from vlatool.jobs.inputs import input_state, plan_digest, present_inputs
+from vlatool.jobs.inputs import current_inputs, input_state, plan_digest
 from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord
@@ -227,8 +227,8 @@ class RolloutJob:
             # Other weights give other rollouts, even with the same options.
             state=lambda group: input_state((checkpoint,), [group.start, group.stop]),
             owned=(REPORT, SHEET),
-            places=(output, checkpoint.parent.parent),
-            measured="successes",
+            locations=(output, checkpoint.parent.parent),
+            progress_count="successes",
             has_arrays=True,
             can_overwrite=False,
             is_replaced_last=True,
@@ -245,7 +245,7 @@ class RolloutJob:
 
     def inputs(self) -> Mapping[str, Any]:
         """Inputs of the job: the checkpoint."""
-        return present_inputs(self.items, self.name, self.spec.state, self.spec.item_name)
+        return current_inputs(self.items, self.name, self.spec.state, self.spec.item_name)
 
     def begin(self) -> None:
         """Keeps the previous report until `finish` replaces it."""

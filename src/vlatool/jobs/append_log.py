@@ -1,8 +1,8 @@
-"""Rows that only grow: one JSON object per line, on disk within a second.
+"""Append-only log of JSON rows, one object per line, synced once a second.
 
-On disk rows are appended to one file; a line that a killed run cut off is passed over, and the next
-row begins on a line of its own. In S3, where nothing can be appended to, each batch of rows is an
-object of its own beside the others.
+On disk, rows are appended to one file. A line that a killed run cut off is skipped, and the next
+row starts on a new line. S3 objects cannot be appended to: there, each batch of rows is a separate
+object.
 """
 
 import json
@@ -21,7 +21,7 @@ _SYNC_S = 1.0
 
 
 class AppendLog:
-    """Writes rows to a log; a context manager, whose end syncs what is left.
+    """Writer of a log; a context manager that syncs the remaining rows at its end.
 
     Args:
         path: The file; in S3, the folder of its batches.
@@ -30,7 +30,7 @@ class AppendLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: IO[bytes] | None = None
-        self._waiting: list[bytes] = []
+        self._pending: list[bytes] = []
         self._batches: int | None = None
         self._synced = time.monotonic()
 
@@ -44,24 +44,24 @@ class AppendLog:
             self._file = None
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Adds a row; a killed process loses none on disk, a power cut those of a second."""
+        """Adds a row. A killed process loses no row on disk, a power cut the last second."""
         line = json.dumps(row).encode() + b"\n"
         if is_remote(self.path):
-            self._waiting.append(line)
+            self._pending.append(line)
         else:
-            self._write(self._opened(), line)
+            self._write(self._open(), line)
         if time.monotonic() - self._synced >= _SYNC_S:
             self.sync()
 
     def sync(self) -> None:
-        """Makes every row so far safe."""
+        """Writes all rows so far to storage."""
         self._synced = time.monotonic()
         if self._file is not None:
             with crash_point("sync", self.path):
                 os.fsync(self._file.fileno())
-        if self._waiting:
-            self._write_batch(b"".join(self._waiting))
-            self._waiting = []
+        if self._pending:
+            self._write_batch(b"".join(self._pending))
+            self._pending = []
 
     def _write(self, file: IO[bytes], line: bytes) -> None:
         def partly() -> None:
@@ -78,8 +78,8 @@ class AppendLog:
         write_bytes(self.path / f"{self._batches:08d}.jsonl", data)
         self._batches += 1
 
-    def _opened(self) -> IO[bytes]:
-        """The file, behind a newline."""
+    def _open(self) -> IO[bytes]:
+        """The file, opened once; the next row starts on a new line."""
         if self._file is None:
             with crash_point("create", self.path):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ class AppendLog:
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a log, in order; nothing where there is none. Torn lines are passed over."""
+    """Rows of a log, in order; none if it does not exist. Torn lines are skipped."""
     if is_remote(path):
         for batch in _batches(path):
             yield from _rows(batch.read_bytes())

@@ -1,4 +1,4 @@
-"""Keys of how a job is run, the same for every command that is one; none changes the bytes."""
+"""Config keys that control the execution of a job, shared by all jobs. None changes the output."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal, Protocol
@@ -14,25 +14,29 @@ ENGINE = ("engine", "workers", "ray_address", "ray_num_cpus")
 
 OnError = Annotated[
     Literal["skip", "stop"],
-    Field(description="skip keeps the good episodes, stop ends at the first bad one."),
+    Field(description="skip: leave out episodes that fail; stop: end at the first that fails."),
 ]
-MaxFailures = Annotated[int | None, Field(ge=0, description="End when more episodes failed.")]
+MaxFailures = Annotated[int | None, Field(ge=0, description="Stop when more than N episodes fail.")]
 Overwrite = Annotated[bool, Field(description="Replace an output made with other options.")]
-DryRun = Annotated[bool, Field(description="Say what would be done and write nothing.")]
-EngineName = Annotated[Engine, Field(description="local processes, or a Ray cluster.")]
-Workers = Annotated[int | None, Field(ge=1, description="Processes; null for one per processor.")]
+DryRun = Annotated[bool, Field(description="Report what would be done and write nothing.")]
+EngineName = Annotated[
+    Engine, Field(description="local: processes on this machine; ray: a Ray cluster.")
+]
+Workers = Annotated[
+    int | None, Field(ge=1, description="Number of worker processes; null: one per CPU.")
+]
 RayAddress = Annotated[
     str | None,
-    Field(description="Cluster to join with --engine ray; null for a private one."),
+    Field(description="Address of the Ray cluster to join; null: start a private one."),
 ]
 RayProcessors = Annotated[
     int | None,
-    Field(ge=1, description="Processors of a private Ray cluster; null for --workers."),
+    Field(ge=1, description="CPUs of a private Ray cluster; null: the value of --workers."),
 ]
 
 
 class JobConfig(Protocol):
-    """A configuration with the keys of `JOB_KEYS`."""
+    """Config with the keys of `JOB_KEYS`."""
 
     on_error: OnError
     max_failures: MaxFailures
@@ -41,7 +45,7 @@ class JobConfig(Protocol):
 
 
 class EngineConfig(JobConfig, Protocol):
-    """One with those of `ENGINE` besides."""
+    """Config with the keys of `JOB_KEYS` and `ENGINE`."""
 
     engine: EngineName
     workers: Workers
@@ -50,15 +54,15 @@ class EngineConfig(JobConfig, Protocol):
 
 
 def job_options(config: JobConfig) -> JobOptions:
-    """What a job is told of it."""
+    """Options of a job, from its config."""
     return JobOptions(config.overwrite, config.dry_run, config.on_error, config.max_failures)
 
 
 def executor_of(config: EngineConfig, preload: Sequence[str] = ()) -> Executor:
-    """What does the work.
+    """Executor that a config asks for.
 
     Args:
-        config: Where.
+        config: The config.
         preload: Modules that local processes import when they start.
     """
     if config.dry_run:

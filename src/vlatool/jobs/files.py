@@ -1,8 +1,8 @@
-"""`.vlatool/files.jsonl`: size and digest of every file of an output.
+"""File list of an output, `.vlatool/files.jsonl`: size and digest of every file.
 
-The published layouts have no such list; readers of the data never need it. It names what a job
-wrote but `.vlatool/` itself and the files that hold times. A folder with its own `.vlatool/` is an
-output of its own and stands in its own list.
+The published layouts have no such list, and readers of the data do not need it. It lists the files
+that a job wrote, except `.vlatool/` itself and the files that hold times. A folder with its own
+`.vlatool/` is a separate output with its own list.
 """
 
 import hashlib
@@ -32,11 +32,11 @@ class FileEntry:
 
     Attributes:
         path: Relative to the output, with `/`; ends with `/` for a folder.
-        bytes: Its size, for a folder that of all files below.
-        sha256: Hexadecimal digest of its content; for a folder of the sorted lines
+        bytes: Size of the file, or of all files below the folder.
+        sha256: Hexadecimal digest of the content; for a folder, of the sorted lines
             `name size digest` of its files.
-        samples: Samples in it, for files of training data.
-        count: Files below it, for a folder.
+        samples: Number of samples, for files of training data.
+        count: Number of files below a folder; None for a file.
     """
 
     path: str
@@ -47,16 +47,16 @@ class FileEntry:
 
 
 def write_file_list(folder: Path, entries: Sequence[FileEntry]) -> None:
-    """Writes the list of an output atomically, one JSON object per line, sorted by path."""
+    """Writes the file list of an output atomically, one JSON object per line, sorted by path."""
     rows = (json.dumps(row_of(entry)) + "\n" for entry in sorted(entries, key=lambda e: e.path))
     write_text(folder / NAME, "".join(rows))
 
 
 def read_file_list(folder: Path) -> list[FileEntry] | None:
-    """The list of an output; None where there is none.
+    """File list of an output; None if there is none.
 
     Raises:
-        DataError: The list is broken or names a file outside the output; names the line.
+        DataError: A line is broken or names a file outside the output.
     """
     path = folder / NAME
     try:
@@ -64,15 +64,15 @@ def read_file_list(folder: Path) -> list[FileEntry] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except UnicodeDecodeError:
-        raise _broken(path, 1) from None
+        raise _broken_list_error(path, 1) from None
     return [_entry(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def changed_files(folder: Path) -> list[str]:
-    """Listed files that are missing or have another size or, where small, another content.
+    """Listed files that are missing, have another size or, except for shards, another content.
 
-    The list itself if it is missing, broken or empty. `vlatool verify` looks at the content of
-    large ones as well.
+    If the list itself is missing, broken or empty, its own name. `vlatool verify` also compares the
+    content of shards.
     """
     try:
         entries = read_file_list(folder)
@@ -80,14 +80,14 @@ def changed_files(folder: Path) -> list[str]:
         entries = None
     if not entries:
         return [NAME]
-    found = output_files(folder)
-    sizes = {file.name: file.bytes for file in found}
-    sums = _sums(found, {entry.path for entry in entries if entry.count is not None})
+    files = output_files(folder)
+    sizes = {file.name: file.bytes for file in files}
+    sums = _folder_sums(files, {entry.path for entry in entries if entry.count is not None})
     return [entry.path for entry in entries if _is_changed(folder, entry, sizes, sums)]
 
 
-def _sums(files: Iterable[FileInfo], folders: Container[str]) -> dict[str, tuple[int, int]]:
-    """(files, bytes) below each of the folders."""
+def _folder_sums(files: Iterable[FileInfo], folders: Container[str]) -> dict[str, tuple[int, int]]:
+    """(number of files, bytes) below each of the folders."""
     sums: dict[str, tuple[int, int]] = {}
     for file in files:
         for parent in PurePosixPath(file.name).parents:
@@ -111,9 +111,10 @@ def _is_changed(
 
 
 def is_intact(folder: Path, entry: FileEntry) -> bool:
-    """Whether a file is what was written.
+    """True if a file is unchanged since it was written.
 
-    In S3, which keeps digests itself, by its size; a folder by the number and size of its files.
+    Compares size and digest on disk, the size in S3 (which keeps digests itself), and the number
+    and total size of the files of a folder.
     """
     path = folder / entry.path
     try:
@@ -128,13 +129,13 @@ def is_intact(folder: Path, entry: FileEntry) -> bool:
 
 
 def file_entry(folder: Path, name: str) -> FileEntry:
-    """The entry of a small file as it is now."""
+    """Entry of a small file, from its current content."""
     content = (folder / name).read_bytes()
     return FileEntry(name, len(content), hashlib.sha256(content).hexdigest())
 
 
 def folder_entry(name: str, files: Mapping[str, tuple[int, str]]) -> FileEntry:
-    """The entry of a folder from the (size, sha256) of each file below it, by relative name."""
+    """Entry of a folder, from relative name to (size, sha256) of each file below it."""
     lines = (f"{file} {size} {digest}\n" for file, (size, digest) in sorted(files.items()))
     digest = hashlib.sha256("".join(lines).encode()).hexdigest()
     total = sum(size for size, _ in files.values())
@@ -142,134 +143,135 @@ def folder_entry(name: str, files: Mapping[str, tuple[int, str]]) -> FileEntry:
 
 
 def digests_below(folder: Path) -> dict[str, tuple[int, str]]:
-    """(size, sha256) of each file below a folder, as `folder_entry` takes them."""
+    """Relative name to (size, sha256) of each file below a folder, for `folder_entry`."""
     return {file.name: (file.bytes, sha256_of(folder / file.name)) for file in output_files(folder)}
 
 
 def output_files(folder: Path) -> list[FileInfo]:
-    """The files of an output: without `.vlatool/` and without outputs inside it."""
+    """Files of an output, without `.vlatool/` and without outputs inside it."""
     if not is_remote(folder):
         return [
-            replace(file, name=(place / file.name).relative_to(folder).as_posix())
-            for place, is_own in _walk(folder)
+            replace(file, name=(path / file.name).relative_to(folder).as_posix())
+            for path, is_own in _walk(folder)
             if is_own
-            for file in files_in(place)
+            for file in files_in(path)
         ]
-    found = files_below(folder)
-    nested = _nested_in(found)
-    return [file for file in found if not file.name.startswith((f"{FOLDER}/", *nested))]
+    files = files_below(folder)
+    nested = _nested_in(files)
+    return [file for file in files if not file.name.startswith((f"{FOLDER}/", *nested))]
 
 
 def is_listed(path: str, volatile: Iterable[str]) -> bool:
-    """Whether the list of an output names files such as `path`, relative to the output."""
-    return not path.startswith(f"{FOLDER}/") and not any(fnmatch(path, one) for one in volatile)
+    """True if a file with this path, relative to the output, belongs in the file list."""
+    is_volatile = any(fnmatch(path, pattern) for pattern in volatile)
+    return not path.startswith(f"{FOLDER}/") and not is_volatile
 
 
 def remove_owned(
-    folder: Path, owned: Sequence[str], kept: Callable[[str], bool] = lambda name: False
+    folder: Path, owned: Sequence[str], is_kept: Callable[[str], bool] = lambda name: False
 ) -> None:
-    """Removes the files of `folder` that match a pattern; outputs inside it are left alone.
+    """Removes the files of `folder` that match a pattern, except those of outputs inside it.
 
     Args:
         folder: The output.
         owned: The patterns.
-        kept: Whether a file, by its relative name, stays nevertheless.
+        is_kept: True for the relative name of a file that stays.
     """
     nested = _nested_names(folder) if owned else ()
     for pattern in owned:
         for path in list(folder.glob(pattern)):
             name = path.relative_to(folder).as_posix()
             is_folder = not is_remote(path) and path.is_dir()
-            if not (is_folder or name.startswith(nested) or kept(name)):
+            if not (is_folder or name.startswith(nested) or is_kept(name)):
                 remove_file(path)
 
 
 def remove_stale_files(
     folder: Path, owned: Sequence[str], volatile: Sequence[str], entries: Sequence[FileEntry]
 ) -> None:
-    """Removes what an earlier, different state of the same run left among its files."""
+    """Removes owned files that are not in `entries`, left by an earlier state of the run."""
     names = {entry.path for entry in entries if entry.count is None}
     folders = {entry.path for entry in entries if entry.count is not None}
 
     def is_listed_now(name: str) -> bool:
-        above = (f"{parent}/" for parent in PurePosixPath(name).parents)
-        return (
-            name in names or not is_listed(name, volatile) or any(one in folders for one in above)
-        )
+        parents = (f"{parent}/" for parent in PurePosixPath(name).parents)
+        is_below_entry = any(parent in folders for parent in parents)
+        return name in names or not is_listed(name, volatile) or is_below_entry
 
     remove_owned(folder, owned, is_listed_now)
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Removes what killed runs of an output left under temporary names or half sent."""
+    """Removes temporary files and unfinished uploads of killed runs of an output."""
     if is_remote(folder):
         remove_partials(folder)
         return
     remove_partials(folder / FOLDER)
-    for place, is_own in _walk(folder):
+    for path, is_own in _walk(folder):
         if is_own:
-            remove_partials(place, below=False)
+            remove_partials(path, below=False)
 
 
 def is_occupied(folder: Path) -> bool:
-    """Whether there is anything in a folder but `.vlatool/` and outputs of their own."""
+    """True if a folder holds anything besides `.vlatool/` and nested outputs."""
     if not folder.is_dir():
         return False
     return any(child.name != FOLDER and not (child / FOLDER).is_dir() for child in folder.iterdir())
 
 
 def contains_only(folder: Path, owned: Sequence[str]) -> bool:
-    """Whether every file of a folder matches a pattern."""
-    return all(any(fnmatch(file.name, one) for one in owned) for file in output_files(folder))
+    """True if every file of a folder matches a pattern."""
+    names = [file.name for file in output_files(folder)]
+    return all(any(fnmatch(name, pattern) for pattern in owned) for name in names)
 
 
 def _nested_names(folder: Path) -> tuple[str, ...]:
-    """Relative names, with `/` behind them, of the outputs inside an output."""
+    """Relative names, with a trailing `/`, of the outputs inside an output."""
     if is_remote(folder):
         return _nested_in(files_below(folder))
-    others = (place for place, is_own in _walk(folder) if not is_own)
-    return tuple(f"{place.relative_to(folder).as_posix()}/" for place in others)
+    nested = (path for path, is_own in _walk(folder) if not is_own)
+    return tuple(f"{path.relative_to(folder).as_posix()}/" for path in nested)
 
 
 def _nested_in(files: Iterable[FileInfo]) -> tuple[str, ...]:
-    marks = (file.name.partition(f"/{FOLDER}/") for file in files)
-    return tuple(sorted({f"{name}/" for name, mark, _ in marks if mark}))
+    parts = (file.name.partition(f"/{FOLDER}/") for file in files)
+    return tuple(sorted({f"{name}/" for name, separator, _ in parts if separator}))
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, bool]]:
-    """Local folders at and below an output, and whether they are its own; others end there."""
+    """(folder, True) at and below a local output; (folder, False) for outputs inside it."""
     for name, folders, _ in os.walk(folder):
-        place = Path(name)
-        if place != folder and FOLDER in folders:
+        path = Path(name)
+        if path != folder and FOLDER in folders:
             folders.clear()
-            yield place, False
+            yield path, False
             continue
         with suppress(ValueError):
             folders.remove(FOLDER)
-        yield place, True
+        yield path, True
 
 
 def row_of(entry: FileEntry) -> dict[str, Any]:
-    """An entry as a JSON object."""
+    """JSON object of an entry."""
     row: dict[str, Any] = {"path": entry.path, "bytes": entry.bytes, "sha256": entry.sha256}
     extra = {"samples": entry.samples, "count": entry.count}
     return row | {key: value for key, value in extra.items() if value is not None}
 
 
 def entry_of(row: Mapping[str, Any]) -> FileEntry:
-    """The entry behind a JSON object.
+    """Entry of a JSON object.
 
     Raises:
-        ValueError: It is none, or names a file outside the output.
+        ValueError: The object is not an entry, or names a file outside the output.
     """
     try:
         name = str(row["path"])
         parts = PurePosixPath(name).parts
         if name.startswith("/") or ".." in parts or not all(map(is_file_name, parts)):
-            raise ValueError(f"{name[:_SHOWN]!r} is no name of a file of the output")
+            raise ValueError(f"{name[:_SHOWN]!r} is not the name of a file of the output")
         counts = {key: row.get(key) for key in ("samples", "count")}
-        known = {key: None if value is None else int(value) for key, value in counts.items()}
-        return FileEntry(name, int(row["bytes"]), str(row["sha256"]), **known)
+        numbers = {key: None if value is None else int(value) for key, value in counts.items()}
+        return FileEntry(name, int(row["bytes"]), str(row["sha256"]), **numbers)
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(str(error)) from None
 
@@ -278,13 +280,13 @@ def _entry(path: Path, number: int, line: str) -> FileEntry:
     try:
         return entry_of(parse_json(line))
     except ValueError:
-        raise _broken(path, number) from None
+        raise _broken_list_error(path, number) from None
 
 
-def _broken(path: Path, number: int) -> DataError:
+def _broken_list_error(path: Path, number: int) -> DataError:
     return DataError(
         f'{path}:{number}: expected {{"path": ..., "bytes": ..., "sha256": ...}}',
-        hint="run the command that wrote the output again; it writes the list anew",
+        hint="run the command that wrote the output again; it rewrites the list",
         code="data.broken_file_list",
         details={"path": str(path), "line": number},
     )

@@ -1,4 +1,4 @@
-"""What items are made from, so that the same input and the same plan are known again."""
+"""Digests of inputs and plans, by which finished items are recognized."""
 
 import hashlib
 import json
@@ -19,19 +19,19 @@ Item = TypeVar("Item")
 _STAT_THREADS = 16
 # Part of every plan: raise it when the same options give other bytes, not with a release.
 _BYTES_VERSION = "0.1.0"
-# Packages of which another version may write other bytes.
+# Packages whose version can change the bytes that are written.
 _SHAPING_PACKAGES = ("pillow", "pyvips-binary", "numpy", "av", "pyarrow", "scipy")
 
 
 @dataclass(frozen=True)
 class InputState:
-    """What one item is made from as it is now.
+    """Current state of the input of one item.
 
     Attributes:
-        digest: Changes with names, sizes and times of its files, and with what is known of it
-            beforehand. A copy of the same files counts as changed; that costs work alone.
-        sizes: The same without times and places: equal for a copy.
-        changed_ns: When the latest change was, nanoseconds since 1970; 0 without files.
+        digest: Digest of location, names, sizes and times of the input files and of `extra`. A copy
+            of the same files counts as changed, which only costs work.
+        sizes: Digest without location and times: equal for a copy.
+        changed_ns: Time of the latest change, nanoseconds since 1970; 0 without files.
     """
 
     digest: str
@@ -39,29 +39,29 @@ class InputState:
     changed_ns: int = 0
 
 
-def input_state(paths: Sequence[Path], known: Any = None) -> InputState:
-    """Looks at the files at and below the paths of an item.
+def input_state(paths: Sequence[Path], extra: Any = None) -> InputState:
+    """State of the files at and below the paths of an item.
 
     Args:
-        paths: Files and folders; the first says where the item is.
-        known: What else the item is made from.
+        paths: Files and folders; the first is the location of the item.
+        extra: Other input of the item, JSON.
     """
     groups = files_below_each(paths)
     sizes = [[(file.name, file.bytes) for file in files] for files in groups]
     times = [file.modified_ns for files in groups for file in files]
     return InputState(
-        digest=digest_of([str(paths[0]), sizes, times, known]),
-        sizes=digest_of([sizes, known]),
+        digest=digest_of([str(paths[0]), sizes, times, extra]),
+        sizes=digest_of([sizes, extra]),
         changed_ns=max(times, default=0),
     )
 
 
 def inputs_of(states: Iterable[tuple[str, str, int]], item_name: str) -> dict[str, Any]:
-    """The inputs of a run from (name, sizes, changed_ns) of its items, in order.
+    """Inputs of a run, for its record.
 
     Args:
-        states: Of every item.
-        item_name: What an item is called; its plural is the name of their number.
+        states: (name, sizes, changed_ns) of every item, in order.
+        item_name: Noun for an item, such as `episode`; its plural is the key of the count.
     """
     digest = hashlib.blake2b(digest_size=8)
     count, changed_ns = 0, 0
@@ -73,28 +73,28 @@ def inputs_of(states: Iterable[tuple[str, str, int]], item_name: str) -> dict[st
     return {f"{item_name}s": count, "fingerprint": digest.hexdigest(), "changed_at": changed_at}
 
 
-def present_inputs(
+def current_inputs(
     items: Sequence[Item],
     name: Callable[[Item], str],
     state: Callable[[Item], InputState],
     item_name: str,
 ) -> dict[str, Any]:
-    """The same, found by looking at every item as it is now."""
+    """Inputs of a run, from the current state of every item."""
     with ThreadPoolExecutor(_STAT_THREADS) as pool:
-        found = zip(items, pool.map(state, items), strict=True)
-        return inputs_of(((name(one), now.sizes, now.changed_ns) for one, now in found), item_name)
+        states = zip(map(name, items), pool.map(state, items), strict=True)
+        return inputs_of(((item, now.sizes, now.changed_ns) for item, now in states), item_name)
 
 
 def plan_digest(*parts: Any) -> str:
-    """Digest of the values that shape the bytes of an item, and of the software that writes it."""
+    """Digest of the values and the software versions that determine the bytes of an item."""
     return digest_of([*parts, _BYTES_VERSION, zlib.ZLIB_RUNTIME_VERSION, _versions()])
 
 
 def digest_of(value: Any) -> str:
     """Digest of nested plain values, dataclasses and configurations.
 
-    A dataclass with a method `digest_form() -> (name, fields)` decides itself what is digested;
-    built-in ones have it, so that the digests on disk do not depend on identifiers.
+    A dataclass with a method `digest_form() -> (name, fields)` chooses what is digested. Built-in
+    ones have it, so that the digests on disk do not depend on identifiers.
     """
     text = json.dumps(_plain(value), sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
@@ -116,12 +116,12 @@ def _plain(value: Any) -> Any:
 
 
 def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version  # only the driver pays for it
+    from importlib.metadata import PackageNotFoundError, version  # workers do not need it
 
-    found: dict[str, str] = {}
+    versions: dict[str, str] = {}
     for name in _SHAPING_PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

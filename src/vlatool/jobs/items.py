@@ -1,4 +1,4 @@
-"""Items on their way through an executor: what an earlier run did is not done again."""
+"""Execution of items: those that an earlier run finished are not processed again."""
 
 import json
 from collections import deque
@@ -9,18 +9,18 @@ from typing import Any
 from vlatool.errors import StorageError
 from vlatool.jobs.inputs import InputState
 from vlatool.jobs.job import Job
-from vlatool.jobs.journal import Journal, Receipt, intact
+from vlatool.jobs.journal import Journal, Receipt, intact_receipt
 from vlatool.parallel.executor import Executor, Outcome, attempt
 from vlatool.storage.background import in_parallel
 from vlatool.storage.uri import is_remote
 
 _LOADED_AHEAD = 4
 
-_Look = tuple[InputState, Receipt | None]
+_CheckedInput = tuple[InputState, Receipt | None]
 
 
 class Items:
-    """The items of a job, its journal, and where they are worked on."""
+    """Runner of the items of a job, with its journal and executor."""
 
     def __init__(self, job: Job[Any], journal: Journal, executor: Executor) -> None:
         self._spec, self._name = job.spec, job.name
@@ -28,148 +28,148 @@ class Items:
         self._executor = executor
 
     def outcomes(self, items: Sequence[Any]) -> Iterator[Outcome[Any, Receipt]]:
-        """Outcomes with whole receipts; those of a remote journal are fetched a few at a time."""
+        """Outcomes with complete receipts; arrays of a remote journal are prefetched."""
         spec, name = self._spec, self._name
-        begun = spec.has_arrays and self._journal.folder.is_dir()
-        task = _Task(spec.work, spec.state, spec.plan, self._journal, spec.has_arrays, begun)
-        known = {} if spec.has_arrays else self._logged()
-        parts = (_WorkItem(item, name(item), known.get(name(item))) for item in items)
+        has_stored = spec.has_arrays and self._journal.folder.is_dir()
+        task = _Task(spec.work, spec.state, spec.plan, self._journal, spec.has_arrays, has_stored)
+        logged = {} if spec.has_arrays else self._logged_receipts()
+        work_items = (_WorkItem(item, name(item), logged.get(name(item))) for item in items)
         if spec.is_pipelined:
-            return self._pipelined(task, parts)
-        outcomes = self._executor.map(task, parts)
+            return self._pipelined(task, work_items)
+        outcomes = self._executor.map(task, work_items)
         if not spec.has_arrays:
             return (replace(outcome, item=outcome.item.item) for outcome in outcomes)
         if is_remote(spec.output):
-            return in_parallel(self._loaded, outcomes, _LOADED_AHEAD)
-        return map(self._loaded, outcomes)
+            return in_parallel(self._load_arrays, outcomes, _LOADED_AHEAD)
+        return map(self._load_arrays, outcomes)
 
     def _pipelined(
-        self, task: "_Task", parts: Iterator["_WorkItem"]
+        self, task: "_Task", work_items: Iterator["_WorkItem"]
     ) -> Iterator[Outcome[Any, Receipt]]:
-        """Receipts of what is known, here; the rest from the executor, in the order of the items.
+        """Earlier receipts from here and new ones from the executor, in the order of the items.
 
-        The items that it takes ahead are looked at here as well.
+        Inputs are checked in this process, also those of the items that the executor prefetches.
         """
-        looks = deque[Outcome[_WorkItem, _Look]]()
+        checked = deque[Outcome[_WorkItem, _CheckedInput]]()
 
-        def unknown() -> Iterator[Any]:
-            if looks:
-                yield looks[0].item.item
-            for part in parts:
-                looks.append(attempt(task.check_input, part))
-                if _is_unknown(looks[-1]):
-                    yield part.item
+        def to_do() -> Iterator[Any]:
+            if checked:
+                yield checked[0].item.item
+            for work_item in work_items:
+                checked.append(attempt(task.check_input, work_item))
+                if _is_to_do(checked[-1]):
+                    yield work_item.item
 
-        def settled() -> Iterator[Outcome[Any, Receipt]]:
-            while looks and not _is_unknown(looks[0]):
-                look = looks.popleft()
-                before = look.value and look.value[1]
-                yield Outcome(look.item.item, before and self.whole(before), look.error)
+        def done() -> Iterator[Outcome[Any, Receipt]]:
+            while checked and not _is_to_do(checked[0]):
+                check = checked.popleft()
+                receipt = check.value and check.value[1]
+                yield Outcome(check.item.item, receipt and self.with_arrays(receipt), check.error)
 
-        for part in parts:  # most of what is known comes first
-            looks.append(attempt(task.check_input, part))
-            if _is_unknown(looks[0]):
+        for work_item in work_items:  # most of the finished items come first
+            checked.append(attempt(task.check_input, work_item))
+            if _is_to_do(checked[0]):
                 break
-            yield from settled()
-        for outcome in self._executor.map(self._spec.work, unknown()):
-            yield from settled()
-            look = looks.popleft()
-            assert look.value is not None
-            receipt = outcome.value and task.entered(look.item, look.value[0], outcome.value)
-            yield Outcome(look.item.item, receipt, outcome.error)
-        yield from settled()
-        assert not looks, "the executor lost an item"
+            yield from done()
+        for outcome in self._executor.map(self._spec.work, to_do()):
+            yield from done()
+            check = checked.popleft()
+            assert check.value is not None
+            receipt = outcome.value and task.complete(check.item, check.value[0], outcome.value)
+            yield Outcome(check.item.item, receipt, outcome.error)
+        yield from done()
+        assert not checked, "the executor lost an item"
 
-    def _logged(self) -> dict[str, Receipt]:
-        """Receipts of earlier runs; the last of an item counts."""
-        rows = (row for row in self._journal.rows_of_all() if "failed" not in row)
+    def _logged_receipts(self) -> dict[str, Receipt]:
+        """Item name to its last receipt of earlier runs."""
+        rows = (row for row in self._journal.all_rows() if "failed" not in row)
         return {receipt.item: receipt for receipt in map(_receipt, rows) if receipt is not None}
 
-    def _loaded(self, outcome: Outcome["_WorkItem", Receipt]) -> Outcome[Any, Receipt]:
+    def _load_arrays(self, outcome: Outcome["_WorkItem", Receipt]) -> Outcome[Any, Receipt]:
         if outcome.value is None:
             return Outcome(outcome.item.item, error=outcome.error)
         try:
-            return Outcome(outcome.item.item, self.whole(outcome.value))
+            return Outcome(outcome.item.item, self.with_arrays(outcome.value))
         except StorageError as error:
             return Outcome(outcome.item.item, error=error)
 
-    def whole(self, receipt: Receipt) -> Receipt:
-        """The receipt with its arrays from the journal."""
+    def with_arrays(self, receipt: Receipt) -> Receipt:
+        """Receipt with its arrays from the journal."""
         if not self._spec.has_arrays:
             return receipt
-        found = self._journal.find(receipt.item, receipt.key)
-        if found is None:
+        stored = self._journal.find(receipt.item, receipt.key)
+        if stored is None:
             raise StorageError(
-                f"{self._journal.folder}: the entry of {receipt.item} is gone",
-                hint="something else removed it; run the same command again",
+                f"{self._journal.folder}: the receipt of {receipt.item} is missing",
+                hint="another program removed it; run the same command again",
                 code="storage.output_changed",
             )
-        return replace(found, resumed=receipt.resumed)
+        return replace(stored, resumed=receipt.resumed)
 
 
 @dataclass(frozen=True)
 class _WorkItem:
-    """An item on its way to a worker, with what an earlier run says of it."""
+    """Item, its name, and the logged receipt of an earlier run."""
 
     item: Any
-    id: str
-    known: Receipt | None
+    name: str
+    logged: Receipt | None
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What a worker does with an item: nothing, if an earlier run did it; picklable.
+    """Function that a worker calls with an item; skips finished items. Picklable.
 
     Attributes:
-        work: Does it.
-        state: Looks at what it is made from.
-        plan: What else shapes its bytes.
-        journal: Where receipts are.
-        is_stored: Whether they are files of their own.
-        is_begun: Whether an earlier run left such files.
+        work: `JobSpec.work`.
+        state: `JobSpec.state`.
+        plan: `JobSpec.plan`.
+        journal: Journal of the output.
+        has_arrays: Receipts are files of their own.
+        has_stored: An earlier run left such files.
     """
 
     work: Callable[[Any], Receipt]
     state: Callable[[Any], InputState]
     plan: str
     journal: Journal
-    is_stored: bool
-    is_begun: bool
+    has_arrays: bool
+    has_stored: bool
 
-    def __call__(self, part: _WorkItem) -> Receipt:
-        """The receipt without its bulk, which is in the journal: answers stay small."""
-        state, before = self.check_input(part)
-        return before or self.entered(part, state, self.work(part.item)).slim()
+    def __call__(self, item: _WorkItem) -> Receipt:
+        """Receipt of an item, without the arrays, which are in the journal."""
+        state, earlier = self.check_input(item)
+        return earlier or self.complete(item, state, self.work(item.item)).without_arrays()
 
-    def check_input(self, part: _WorkItem) -> "_Look":
-        """The input as it is, and what an earlier run did from the same, if it is still there."""
-        state = self.state(part.item)
-        return state, self._known(part, state)
+    def check_input(self, item: _WorkItem) -> "_CheckedInput":
+        """State of the input, and the receipt of an earlier run if it is still valid."""
+        state = self.state(item.item)
+        return state, self._earlier_receipt(item, state)
 
-    def _known(self, part: _WorkItem, state: InputState) -> Receipt | None:
+    def _earlier_receipt(self, item: _WorkItem, state: InputState) -> Receipt | None:
         key = f"{self.plan} {state.digest}"
-        known = self.journal.find(part.id, key) if self.is_begun else part.known
-        if known is None or known.key != key:
+        earlier = self.journal.find(item.name, key) if self.has_stored else item.logged
+        if earlier is None or earlier.key != key:
             return None
-        found = intact(self.journal.output, known)
-        return found and replace(found.slim(), resumed=True)
+        receipt = intact_receipt(self.journal.output, earlier)
+        return receipt and replace(receipt.without_arrays(), resumed=True)
 
-    def entered(self, part: _WorkItem, state: InputState, receipt: Receipt) -> Receipt:
-        """The receipt with what it was made from; in the journal if it has arrays."""
+    def complete(self, item: _WorkItem, state: InputState, receipt: Receipt) -> Receipt:
+        """Receipt with name and key; stored in the journal if it has arrays."""
         key = f"{self.plan} {state.digest}"
         receipt = replace(
-            receipt, item=part.id, key=key, sizes=state.sizes, changed_ns=state.changed_ns
+            receipt, item=item.name, key=key, sizes=state.sizes, changed_ns=state.changed_ns
         )
-        if self.is_stored:
+        if self.has_arrays:
             self.journal.store(receipt)
         else:
-            json.dumps(receipt.row())  # what cannot be entered is this item's fault
+            json.dumps(receipt.row())  # a receipt that is not JSON fails its own item
         return receipt
 
 
-def _is_unknown(look: Outcome[_WorkItem, _Look]) -> bool:
-    """Whether an item is to be worked on."""
-    return look.value is not None and look.value[1] is None
+def _is_to_do(check: Outcome[_WorkItem, _CheckedInput]) -> bool:
+    """True if an item has no receipt of an earlier run."""
+    return check.value is not None and check.value[1] is None
 
 
 def _receipt(row: dict[str, Any]) -> Receipt | None:

@@ -1,4 +1,4 @@
-"""What long work that may be killed says of itself, and what it learns of its run."""
+"""Jobs, work on many items that can be killed and resumed: specification, options, state."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,13 +22,13 @@ _NAMED = 5
 
 @dataclass(frozen=True)
 class JobOptions:
-    """How a job is run; nothing here shapes what it writes.
+    """Execution options of a job; none of them changes the output.
 
     Attributes:
-        overwrite: Replace what a complete run or one with other options left.
-        dry_run: Write nothing; say what is done and what would be.
-        on_error: `skip` goes on without an item that fails, `stop` ends at the first.
-        max_failures: End when more items failed; None for never.
+        overwrite: Replace an output that is complete or was made with other options.
+        dry_run: Write nothing; report what is done and what would be.
+        on_error: `skip` leaves out items that fail, `stop` ends at the first that fails.
+        max_failures: Stop when more items than this fail; None for no limit.
     """
 
     overwrite: bool = False
@@ -39,13 +39,14 @@ class JobOptions:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Processes that do one job together; each does its share of the items.
+    """Processes that share one job; each works on its part of the items.
 
     Attributes:
-        rank: Number of this one; the first locks, finishes and seals.
-        size: How many there are.
-        meet: Returns when all of them have called it.
-        leave: Called when this one ends by an error, so that the others do not wait for it.
+        rank: Rank of this process. Rank 0 locks the output, finishes the job and completes the
+            record.
+        size: Number of ranks.
+        barrier: Returns when all ranks have called it.
+        abort: Called when this rank fails, so that the others do not wait for it.
     """
 
     rank: int = 0
@@ -56,27 +57,27 @@ class Ranks:
 
 @dataclass
 class JobRun:
-    """What a job learns of its run while it finishes.
+    """State and counts of a run of a job.
 
     Attributes:
-        status: `written`, `already complete`, `planned`, or `shared` for all ranks but the first.
-        record: As it stands in the output, with inputs and result once it is complete.
-        executor: Where more work can be done.
-        reporter: Who hears of it.
-        started: When it began.
-        seconds: How long it took.
+        status: `written`, `already complete`, `planned`, or `shared` for ranks other than 0.
+        record: Record in the output, with inputs and result once it is complete.
+        executor: Executor of the run, also for work while the job finishes.
+        reporter: Receives progress and warnings.
+        started: Start time.
+        seconds: Duration.
         failures: Items that are not in the output, with code, message, hint and details.
-        reasons: Code of each failure to the number of items that have it.
-        warnings: Code of each finding to the number of items that have it.
+        reasons: Error code to number of items that failed with it.
+        warnings: Finding code to number of items that have it.
         sums: Sums of the counts of all receipts.
-        dropped: Reason to number of what was left out.
-        resumed: Items that an earlier run made.
+        dropped: Reason to number of windows or samples that were left out.
+        resumed: Number of items that an earlier run finished.
         bytes_on_disk: Size of all listed files.
-        empty: Items that left no file.
-        made: Sums of the counts of what this run made itself.
-        made_bytes: Size of those files.
-        is_fresh: Whether it began anew, over nothing that an earlier run left.
-        places: Folders above what was read and written, longest first.
+        empty: Items without files.
+        new_counts: Sums of the counts of the items that this run finished.
+        new_bytes: Size of their files.
+        parent_folders: Folders that contain the inputs and the output, longest first.
+        is_fresh: True if the run started from scratch.
     """
 
     status: str
@@ -94,12 +95,12 @@ class JobRun:
     bytes_on_disk: int = 0
     empty: list[str] = field(default_factory=list[str])
     new_counts: dict[str, int] = field(default_factory=dict[str, int])
-    made_bytes: int = 0
-    places: Sequence[str] = ()
+    new_bytes: int = 0
+    parent_folders: Sequence[str] = ()
     is_fresh: bool = False
 
     def add_receipt(self, receipt: Receipt) -> None:
-        """Counts what was done; tells each kind of finding once and counts the rest."""
+        """Adds the counts of a receipt; warns of the first finding of each code."""
         self.resumed += receipt.resumed
         if not receipt.files:
             self.empty.append(receipt.item)
@@ -107,7 +108,7 @@ class JobRun:
             self.sums[name] = self.sums.get(name, 0) + count
             if not receipt.resumed:
                 self.new_counts[name] = self.new_counts.get(name, 0) + count
-        self.made_bytes += 0 if receipt.resumed else receipt.bytes
+        self.new_bytes += 0 if receipt.resumed else receipt.bytes
         for reason, count in receipt.dropped.items():
             self.dropped[reason] = self.dropped.get(reason, 0) + count
         for finding in receipt.findings:
@@ -118,18 +119,23 @@ class JobRun:
             self.warnings[finding.code] = self.warnings.get(finding.code, 0) + 1
 
     def reset_counts(self) -> None:
-        """Forgets what was counted; what was told stays told."""
-        self.failures, self.empty, self.resumed, self.made_bytes = [], [], 0, 0
+        """Sets all counts to zero. Codes that were warned of are not warned of again."""
+        self.failures, self.empty, self.resumed, self.new_bytes = [], [], 0, 0
         self.sums, self.dropped, self.new_counts, self.reasons = {}, {}, {}, {}
         self.warnings = dict.fromkeys(self.warnings, 0)
 
-    def progress_fields(self, measured: str, seconds: float) -> dict[str, float | int | str]:
-        """What is shown beside the bar."""
+    def progress_fields(self, count: str, seconds: float) -> dict[str, float | int | str]:
+        """Fields of the progress bar.
+
+        Args:
+            count: Name of the count of receipts to show.
+            seconds: Time since the start.
+        """
         seconds = max(seconds, 1e-6)
         return {
-            measured: self.sums.get(measured, 0),
-            f"{measured}/s": float(round(self.new_counts.get(measured, 0) / seconds, 1)),
-            "MB/s": float(round(self.made_bytes / 1e6 / seconds, 1)),
+            count: self.sums.get(count, 0),
+            f"{count}/s": float(round(self.new_counts.get(count, 0) / seconds, 1)),
+            "MB/s": float(round(self.new_bytes / 1e6 / seconds, 1)),
             "failed": len(self.failures),
             **self.reasons,
         }
@@ -139,42 +145,42 @@ class JobRun:
         self.failures.append(failure)
         self.reasons[failure["code"]] = self.reasons.get(failure["code"], 0) + 1
 
-    def told(self, value: Any) -> Any:
-        """A value for a file that may be published: locations without the folders above them."""
+    def redact_paths(self, value: Any) -> Any:
+        """JSON value for a file that may be published, without the parent folders of paths."""
         if isinstance(value, Mapping):
-            return {key: self.told(item) for key, item in value.items()}
+            return {key: self.redact_paths(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
-            return [self.told(item) for item in value]
+            return [self.redact_paths(item) for item in value]
         if isinstance(value, str):
-            for place in self.places:
-                value = re.sub(rf"(?<![\w./-]){re.escape(place)}", "", value)
+            for folder in self.parent_folders:
+                value = re.sub(rf"(?<![\w./-]){re.escape(folder)}", "", value)
         return value
 
 
 @dataclass(frozen=True)
 class JobSpec(Generic[Item]):
-    """What a job is, before it does anything.
+    """Specification of a job.
 
     Attributes:
-        output: Where it writes.
-        record: The command, and the options that shape what it writes.
-        title: The command as messages call it, such as `preprocess lerobot`.
-        item_name: What an item is called, such as `episode`.
-        plan: Digest of all that shapes the bytes of an item besides its input.
-        work: Does one item; picklable. What it writes is under its final name when it returns.
-        state: Looks at what one item is made from; picklable.
-        owned: Patterns of the files it writes; what others put beside them is left alone.
-        unlisted: Those of them that hold times; the list of files leaves them out.
-        passing: Those of them that go once the output is complete; the list names them before only.
-        places: What is read and written; records name nothing above.
-        measured: The count of receipts that progress shows, such as `samples`.
-        has_arrays: Whether receipts carry arrays; then items need names that can be file names.
-        grows: Whether a later run may bring more items; their set is no option then, and receipts
-            are kept when the output is complete.
-        can_overwrite: Whether the command has `--overwrite`.
-        is_replaced_last: Whether what an earlier run left stays until `finish` replaces it.
-        is_pipelined: Whether the executor does the work its own way: its `map` gets `work` as it
-            is and the items themselves, only those that are not done.
+        output: The output folder.
+        record: The command and the options that affect the output.
+        title: The command in messages, such as `preprocess lerobot`.
+        item_name: Noun for an item, such as `episode`.
+        plan: Digest of everything that affects the bytes of an item besides its input.
+        work: Processes one item; picklable. Its files have their final names when it returns.
+        state: Returns the state of the input of an item; picklable.
+        owned: Patterns of the files that the job writes. Other files are not touched.
+        volatile: Those of `owned` whose files hold times. The file list leaves them out.
+        temporary: Those of `owned` whose files are removed once the output is complete. The file
+            list of a complete output leaves them out.
+        locations: Inputs and output. Records do not hold their parent folders.
+        progress_count: Count of receipts that progress shows, such as `samples`.
+        has_arrays: Receipts carry arrays. Names of items must be valid file names then.
+        grows: A later run may have more items. Their set is not compared as an option then, and
+            receipts are kept when the output is complete.
+        can_overwrite: The command has `--overwrite`.
+        is_replaced_last: Files of an earlier run stay until `finish` replaces them.
+        is_pipelined: `map` of the executor gets `work` unchanged and only the items to do.
     """
 
     output: Path
@@ -187,8 +193,8 @@ class JobSpec(Generic[Item]):
     owned: Sequence[str]
     volatile: Sequence[str] = ()
     temporary: Sequence[str] = ()
-    places: Sequence[Path] = ()
-    measured: str = ""
+    locations: Sequence[Path] = ()
+    progress_count: str = ""
     has_arrays: bool = False
     grows: bool = False
     can_overwrite: bool = True
@@ -197,78 +203,78 @@ class JobSpec(Generic[Item]):
 
     @property
     def unlisted(self) -> tuple[str, ...]:
-        """Patterns of files that may be there without a line in the list."""
+        """Patterns of files that may exist without an entry in the file list."""
         return (*self.volatile, *self.temporary)
 
 
 class Job(Protocol[Item]):
-    """What a command does to its items."""
+    """Job of a command."""
 
     @property
     def spec(self) -> JobSpec[Item]:
-        """What it is."""
+        """Specification of the job."""
         ...
 
     @property
     def items(self) -> Sequence[Item]:
-        """Every item, in the order in which receipts are finished."""
+        """All items, in the order of the receipts that `finish` gets."""
         ...
 
     def name(self, item: Item) -> str:
-        """The item's name, unique among all and equal from run to run."""
+        """Name of an item, unique and the same in every run."""
         ...
 
     def inputs(self) -> Mapping[str, Any]:
-        """What all items are made from now, as `inputs_of` tells it.
+        """Current inputs of all items, as `inputs_of` returns them.
 
-        Nothing without files, unless the job grows: then it tells which items there are.
+        Empty if items have no input files; a job that grows always returns its items.
         """
         ...
 
     def begin(self) -> None:
-        """Takes away what would make a half-written output look whole."""
+        """Removes files that would make an unfinished output look complete."""
         ...
 
     def finish(self, receipts: Iterator[Receipt], run: "JobRun") -> Sequence[FileEntry]:
-        """Consumes the receipts of the good items, in order, and writes what all share.
+        """Consumes the receipts of the finished items, in order, and writes the shared files.
 
         Returns:
-            Every file that `verify` shall know.
+            Entries of the file list.
         """
         ...
 
     def result(self, run: "JobRun") -> Mapping[str, Any]:
-        """What came of it, for the record: JSON."""
+        """Result of the job for the record: JSON."""
         ...
 
 
 def failure_of(run: JobRun, item_name: str, done: int) -> VlatoolError | None:
-    """The error of a finished run that lacks items; None when nothing failed.
+    """Error of a finished run with failed items; None if nothing failed.
 
     Args:
         run: The run.
-        item_name: What an item is called.
-        done: Items that are in the output.
+        item_name: Noun for an item, such as `episode`.
+        done: Number of items in the output.
     """
     if not run.failures:
         return None
     count = len(run.failures)
-    bugs = [one for one in run.failures if one["code"] == BugError.unexpected]
-    named = ", ".join(str(one[item_name]) for one in run.failures[:_NAMED])
-    message = f"{count} of {count + done} {item_name}s failed: {named}"
+    bugs = [failure for failure in run.failures if failure["code"] == BugError.unexpected]
+    names = ", ".join(str(failure[item_name]) for failure in run.failures[:_NAMED])
+    message = f"{count} of {count + done} {item_name}s failed: {names}"
     message += ", ..." if count > _NAMED else ""
     details = {"failures": list(run.failures)}
     if bugs:
         return BugError(
-            f"{message}; {len(bugs)} by a bug in vlatool or in a plugin",
-            hint="the others are written; .vlatool/run.json has the tracebacks: report them",
+            f"{message}; {len(bugs)} because of a bug in vlatool or in a plugin",
+            hint="the others are written; report the tracebacks in .vlatool/run.json",
             code=BugError.unexpected,
             details=details,
         )
     return PartialFailure(
         message,
-        hint="the others are written; reasons are listed in .vlatool/run.json; "
-        "once repaired, run the same command again",
+        hint="the others are written; .vlatool/run.json lists the reasons; "
+        "once they are fixed, run the same command again",
         code=f"partial.{item_name}s_failed",
         details=details,
     )

@@ -1,9 +1,8 @@
-"""What is already done: a receipt per item, so that a killed run goes on.
+"""Journal of a run: one receipt per finished item, from which a killed run resumes.
 
-A receipt is entered after the files it speaks of have their final names. Receipts with arrays are
-one file each, written by the worker; the others are lines of one log, written by the driver. Files
-are not synced one by one: one that a power cut left torn fails its checksum and its item is done
-again.
+A receipt is stored after its files have their final names. Receipts with arrays are one file each,
+written by the worker; the others are lines of one log, written by the driver. Files are not synced
+one by one: a file torn by a power cut fails its checksum, and its item is processed again.
 """
 
 import io
@@ -28,20 +27,20 @@ _INFO = "__receipt__"
 
 @dataclass(frozen=True)
 class Receipt:
-    """What became of one item; small without its arrays.
+    """Result of one item; small without its arrays.
 
     Attributes:
-        item: Its name, unique in the run.
-        key: Digest of its input and of the plan it was made by.
-        counts: What it holds (frames, samples), for sums and progress.
-        dropped: Reason to number of what was left out on purpose.
-        files: What was written for it.
-        findings: What there is to say about it.
+        item: Name of the item, unique in the run.
+        key: Digests of the plan and of the input.
+        counts: Numbers of frames, samples and so on, for sums and progress.
+        dropped: Reason to number of windows or samples that were left out.
+        files: Files that were written for the item.
+        findings: Findings on the item.
         facts: Small JSON values that the job needs to finish.
-        arrays: Bulk for that purpose; only in the journal, never in a worker's answer.
-        sizes: Digest of the names and sizes of its input files.
-        changed_ns: When one of them was last changed, nanoseconds since 1970.
-        resumed: Whether an earlier run made it.
+        arrays: Large values for that purpose; stored in the journal, not returned by workers.
+        sizes: Digest of names and sizes of the input files.
+        changed_ns: Time of the latest change of an input file, nanoseconds since 1970.
+        resumed: True if an earlier run finished the item.
     """
 
     item: str
@@ -58,15 +57,15 @@ class Receipt:
 
     @property
     def bytes(self) -> int:
-        """Size of its files."""
+        """Size of all files."""
         return sum(file.bytes for file in self.files)
 
-    def slim(self) -> "Receipt":
-        """Without arrays: answers of workers stay small."""
+    def without_arrays(self) -> "Receipt":
+        """Copy without arrays, small enough to return from a worker."""
         return replace(self, arrays={})
 
     def row(self) -> dict[str, Any]:
-        """As a JSON object, without arrays."""
+        """JSON object of the receipt, without arrays."""
         return {
             "item": self.item,
             "key": self.key,
@@ -82,10 +81,10 @@ class Receipt:
 
     @classmethod
     def of(cls, row: Mapping[str, Any], arrays: Mapping[str, Array] | None = None) -> "Receipt":
-        """The receipt behind a row.
+        """Receipt of a row.
 
         Raises:
-            ValueError: It is none.
+            ValueError: The row is not a receipt.
         """
         try:
             return cls(
@@ -94,7 +93,7 @@ class Receipt:
                 counts=dict(row["counts"]),
                 dropped=dict(row["dropped"]),
                 files=tuple(map(entry_of, row["files"])),
-                findings=tuple(Finding(**one) for one in row["findings"]),
+                findings=tuple(Finding(**finding) for finding in row["findings"]),
                 facts=dict(row["facts"]),
                 arrays=dict(arrays or {}),
                 sizes=str(row["sizes"]),
@@ -102,16 +101,16 @@ class Receipt:
                 resumed=bool(row["resumed"]),
             )
         except (KeyError, TypeError) as error:
-            raise ValueError(f"no receipt: {error}") from None
+            raise ValueError(f"not a receipt: {error}") from None
 
 
 @dataclass(frozen=True)
 class Journal:
-    """Receipts of one kind of item of an output that is not complete yet; picklable.
+    """Receipts of an incomplete output; picklable.
 
     Attributes:
         output: The output folder.
-        kind: What its items are: those of the job, or parts that its end is made of.
+        kind: `items` for the items of the job; another name for parts of `finish`.
     """
 
     output: Path
@@ -119,58 +118,58 @@ class Journal:
 
     @property
     def folder(self) -> Path:
-        """Where the receipts with arrays are."""
+        """Folder of the receipts with arrays."""
         return journal_folder(self.output) / self.kind
 
     def log(self, rank: int = 0) -> Path:
-        """Where the others are, a log for each rank."""
+        """Log of the other receipts, one per rank."""
         return journal_folder(self.output) / f"{self.kind}.{rank}.jsonl"
 
     def store(self, receipt: Receipt) -> None:
-        """Enters a receipt in a file of its own."""
+        """Writes a receipt to its own file."""
         write_bytes(self._file(receipt.item), _pack(receipt), synced=False)
 
     def find(self, item: str, key: str) -> Receipt | None:
-        """The receipt that `store` entered, if it was made from the same input by the same plan."""
+        """Stored receipt of an item with the same key (plan and input); None without one."""
         receipt = _read(self._file(item))
         return receipt if receipt is not None and receipt.key == key else None
 
     def rows(self, rank: int = 0) -> Iterator[dict[str, Any]]:
-        """The rows of a log: receipts, and failures under the key `failed`."""
+        """Rows of a log: receipts, and failures under the key `failed`."""
         return read_log(self.log(rank))
 
-    def rows_of_all(self) -> Iterator[dict[str, Any]]:
-        """The rows of the logs of all ranks of earlier runs."""
+    def all_rows(self) -> Iterator[dict[str, Any]]:
+        """Rows of the logs of all ranks."""
         folder = journal_folder(self.output)
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             if path.name.startswith(f"{self.kind}.") and path.name.endswith(".jsonl"):
                 yield from read_log(path)
 
     def holds_work(self) -> bool:
-        """Whether any receipt speaks of a file, or has anything else that took time to make."""
+        """True if any receipt has files, facts or arrays."""
         stored = self.folder.glob("*.npz") if self.folder.is_dir() else ()
-        rows = (row.get("files") or row.get("facts") for row in self.rows_of_all())
+        rows = (row.get("files") or row.get("facts") for row in self.all_rows())
         return any(rows) or any(map(_is_work, stored))
 
     def count(self) -> int:
-        """How many receipts there are."""
+        """Number of receipts."""
         stored = self.folder.glob("*.npz") if self.folder.is_dir() else ()
-        names = {row.get("item") for row in self.rows_of_all() if "failed" not in row}
+        names = {row.get("item") for row in self.all_rows() if "failed" not in row}
         return sum(1 for _ in stored) + len(names)
 
     def _file(self, item: str) -> Path:
         return self.folder / f"{item}.npz"
 
 
-def intact(output: Path, receipt: Receipt | None) -> Receipt | None:
-    """The receipt, if there is one and its files are still what was written."""
+def intact_receipt(output: Path, receipt: Receipt | None) -> Receipt | None:
+    """The receipt if its files are unchanged, else None."""
     if receipt is None or not all(is_intact(output, file) for file in receipt.files):
         return None
     return receipt
 
 
 def remove_journal(output: Path) -> None:
-    """Removes the whole journal of an output: it is complete."""
+    """Removes the journal of an output."""
     remove_tree(journal_folder(output))
 
 
@@ -180,7 +179,7 @@ def _is_work(path: Path) -> bool:
 
 
 def _read(path: Path) -> Receipt | None:
-    """The receipt in a file; None where there is none."""
+    """Receipt in a file; None if there is none."""
     try:
         return _unpack(path.read_bytes())
     except StorageError:

@@ -1,4 +1,4 @@
-"""`.vlatool/run.json`: what made an output, with which options, and whether it is whole."""
+"""Record of an output, `.vlatool/run.json`: the command, its options, and if it is complete."""
 
 import hashlib
 import json
@@ -26,30 +26,30 @@ from vlatool.storage.documents import DocumentError
 from vlatool.storage.lock import Lock, held_lock
 from vlatool.storage.uri import location, version_of
 
-# What an output that is not complete keeps in `.vlatool/`; another number cannot be gone on with.
+# Format of the journal. An incomplete output with another number cannot be resumed.
 _JOURNAL = 2
 _LEVELS_UP = 2
 _SHOWN = 6
-# What was read, with the version that it had where its storage names versions.
+# Option that maps a location to the version that was read, where its storage names versions.
 _VERSIONS = "versions"
 
 
 @dataclass(frozen=True)
 class OutputRecord:
-    """What made an output.
+    """The command and the options that produced an output, and its result.
 
     Attributes:
-        command: Subcommand that wrote it.
-        options: Options that shape it.
-        inputs: What it was made from, as far as it is known.
-        result: What came of it; None while a run is under way.
-        complete: Whether nothing is left to do; a run whose items failed in part is not complete.
+        command: Subcommand that wrote the output.
+        options: Options that affect the output.
+        inputs: Number, fingerprint and time of the inputs, as far as they are known.
+        result: Result of the command; None while a run is in progress.
+        complete: True if nothing is left to do. A run with failed items is not complete.
         version: Version of vlatool.
-        owned: Patterns of its files.
-        unlisted: Patterns of those that hold times and stand in no list.
-        parent: Fingerprint of the output that this one lies in; empty where it lies in none.
-        made: Another one each time that the output is begun anew.
-        journal: Number of the form of its journal.
+        owned: Patterns of the files of the output.
+        volatile: Those of `owned` whose files hold times. The file list leaves them out.
+        parent: Fingerprint of the output that contains this one; empty without one.
+        run_id: Random id; a new one each time that the output is started from scratch.
+        journal: Format number of the journal.
     """
 
     command: str
@@ -83,17 +83,17 @@ class OutputRecord:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with how the output is made; the same while it grows and when it is complete."""
-        made = [self.command, dict(self.options), self.run_id]
-        text = json.dumps(made, sort_keys=True, default=str)
+        """Digest of command, options and run id; the same while the output grows."""
+        identity = [self.command, dict(self.options), self.run_id]
+        text = json.dumps(identity, sort_keys=True, default=str)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def read_record(folder: Path) -> OutputRecord | None:
-    """The record of an output; None where there is none, or a damaged one.
+    """Record of an output; None if there is none or if it is damaged.
 
     Raises:
-        StorageError: It may not be read.
+        StorageError: The record cannot be read.
     """
     with suppress(DataError):
         return read_valid_record(folder)
@@ -101,35 +101,35 @@ def read_record(folder: Path) -> OutputRecord | None:
 
 
 def read_valid_record(folder: Path) -> OutputRecord | None:
-    """The record of an output; None where there is none.
+    """Record of an output; None if there is none.
 
     Raises:
-        DataError: It is damaged.
-        StorageError: It may not be read.
+        DataError: The record is damaged.
+        StorageError: The record cannot be read.
     """
     path = _path(folder)
     try:
-        return _parsed(read_checksummed(path))
+        return _record_of(read_checksummed(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise StorageError(
             f"{path}: cannot be read: {error.strerror or error}",
-            hint="make it readable; it says whose the output is",
+            hint="grant read permission: this file records which command owns the output",
             code="storage.read",
             details={"path": str(path)},
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = error.reason if isinstance(error, DocumentError) else "no record of an output"
+        reason = error.reason if isinstance(error, DocumentError) else "not a record of an output"
         raise DataError(
             f"{path}: {reason}",
-            hint="copy the output again, or make it again with --overwrite or in another place",
+            hint="copy the output again, or write it again with --overwrite or to another folder",
             code="data.broken_record",
             details={"path": str(path)},
         ) from None
 
 
-def _parsed(document: Mapping[str, Any]) -> OutputRecord:
+def _record_of(document: Mapping[str, Any]) -> OutputRecord:
     return OutputRecord(
         document["command"],
         dict(document["options"]),
@@ -146,9 +146,9 @@ def _parsed(document: Mapping[str, Any]) -> OutputRecord:
 
 
 def parent_of(folder: Path) -> str:
-    """Fingerprint of the output that a folder lies in; empty where it lies in none."""
-    for above in list(folder.absolute().parents)[:_LEVELS_UP]:
-        record = read_record(above) if above.name else None
+    """Fingerprint of the output that contains a folder; empty without one."""
+    for parent in list(folder.absolute().parents)[:_LEVELS_UP]:
+        record = read_record(parent) if parent.name else None
         if record is not None:
             return record.fingerprint
     return ""
@@ -156,7 +156,7 @@ def parent_of(folder: Path) -> str:
 
 @contextmanager
 def output_lock(folder: Path, command: str) -> Generator[Lock]:
-    """Holds an output for this process; see `storage.lock`."""
+    """Locks an output for this process; see `storage.lock`."""
     with held_lock(folder / FOLDER / "lock", command) as lock:
         yield lock
 
@@ -170,31 +170,31 @@ def resumable_record(
     owned: Sequence[str] = (),
     hint: str = "choose another --output, or replace it with --overwrite",
 ) -> OutputRecord | None:
-    """The record of an equal run that may go on, or is complete; None to start afresh.
+    """Record of an equal run that can be resumed or is complete; None to start from scratch.
 
     Nothing is written.
 
     Args:
         folder: The output.
-        record: What is about to run.
-        inputs: Finds out what it is made from; asked only where that decides something. None
-            where other inputs are no reason to refuse.
-        overwrite: Replace what a complete run or one with other options left.
-        owned: Patterns of the files of the command: to be replaced without a record, if that is
-            all there is.
-        hint: What to do about an output that was made in another way.
+        record: Record of the run that is about to start.
+        inputs: Returns the inputs of that run; called only where they matter. None if changed
+            inputs are allowed.
+        overwrite: Replace an output that is complete or was made with other options.
+        owned: Patterns of the files of the command. With `overwrite`, a folder that holds only
+            such files is replaced even without a record.
+        hint: Hint of the error about other options or inputs.
 
     Raises:
-        UsageError: The folder holds something else, or was made with other options or inputs.
-        DataError: Its record is damaged, and it is not to be replaced.
+        UsageError: The folder belongs to something else, or was made with other options or inputs.
+        DataError: The record is damaged and `overwrite` is off.
     """
     before = read_record(folder) if overwrite else read_valid_record(folder)
-    if any(above.name == FOLDER and _path(above.parent).is_file() for above in folder.parents):
+    if any(parent.name == FOLDER and _path(parent.parent).is_file() for parent in folder.parents):
         raise _foreign_output_error(folder, record, before)
     differences = [] if before is None else _differences(before, record)
-    # All that is done may be in the journal; other leftovers of an emptied folder bind nobody.
-    is_under_way = before is not None and not before.complete and not differences
-    if not is_under_way and not is_occupied(folder):
+    # The journal alone may hold finished work. An emptied folder is free for any other run.
+    is_resumable = before is not None and not before.complete and not differences
+    if not is_resumable and not is_occupied(folder):
         return None
     if before is not None and before.command != record.command:
         raise _foreign_output_error(folder, record, before)
@@ -202,29 +202,29 @@ def resumable_record(
         if not (overwrite and ((folder / NAME).is_file() or contains_only(folder, owned))):
             raise _foreign_output_error(folder, record, before)
         return None
-    moved = changed_versions(before.options, record.options)
-    if overwrite and (before.complete or differences or moved):
+    changed = changed_versions(before.options, record.options)
+    if overwrite and (before.complete or differences or changed):
         return None
     check_versions(before.options, record.options)
     check_no_differences(folder, "with other options", differences, hint)
     if before.complete and inputs is not None:
-        changed = option_differences(before.inputs, inputs())
-        check_no_differences(folder, "from other input", changed, hint)
+        differences = option_differences(before.inputs, inputs())
+        check_no_differences(folder, "from other input", differences, hint)
     return before
 
 
 def claim_output(folder: Path, record: OutputRecord, owned: Sequence[str]) -> None:
-    """Removes what an earlier run left in `folder` and enters the run that begins.
+    """Removes the files of an earlier run from `folder` and writes the record of the new run.
 
     Args:
         folder: The output.
-        record: What is about to run.
-        owned: Patterns of the files that shall not stay until they are replaced.
+        record: Record of the run that is about to start.
+        owned: Patterns of the files to remove now; other files stay until they are replaced.
     """
-    stale = _owned_by_others(folder, record)
-    # The journal goes before the record changes, the data after it: a run killed in between must
-    # neither look complete nor trust what was made with other options. While the data go, the
-    # record says whose they were.
+    stale = _stale_patterns(folder, record)
+    # The journal is removed before the record changes, the data after it: a run killed in between
+    # must neither look complete nor trust files made with other options. While the data are
+    # removed, the record lists the patterns of both runs.
     remove_tree(journal_folder(folder))
     replace(record, owned=(*record.owned, *stale)).save(folder)
     remove_owned(folder, [*owned, *stale])
@@ -232,37 +232,45 @@ def claim_output(folder: Path, record: OutputRecord, owned: Sequence[str]) -> No
 
 
 def resume_output(folder: Path, record: OutputRecord) -> None:
-    """Enters a run that goes on; ends what a killed `claim_output` began."""
-    remove_owned(folder, _owned_by_others(folder, record))
+    """Writes the record of a resumed run; completes a `claim_output` that was killed."""
+    remove_owned(folder, _stale_patterns(folder, record))
     record.save(folder)
 
 
-def _owned_by_others(folder: Path, record: OutputRecord) -> list[str]:
-    """Patterns of what a run with another sink left; names, where the version recorded none."""
+def _stale_patterns(folder: Path, record: OutputRecord) -> list[str]:
+    """Patterns of files of a run with another sink; file names if its version wrote no patterns."""
     before = read_record(folder)
     patterns: Sequence[str] = () if before is None else before.owned
     if before is not None and not patterns:
         with suppress(DataError):
             patterns = [entry.path for entry in read_file_list(folder) or ()]
-    own = record.owned
-    return [one for one in patterns if not any(fnmatch(one, pattern) for pattern in own)]
+    owned = record.owned
+    return [
+        pattern for pattern in patterns if not any(fnmatch(pattern, current) for current in owned)
+    ]
 
 
 def journal_folder(folder: Path) -> Path:
-    """Where an output that is not complete keeps what is done."""
+    """Folder of the journal of an incomplete output."""
     return folder / FOLDER / "journal"
 
 
-def check_no_differences(folder: Path, how: str, differences: Sequence[str], hint: str) -> None:
-    """Refuses an output that was made in another way.
+def check_no_differences(folder: Path, cause: str, differences: Sequence[str], hint: str) -> None:
+    """Raises an error if an output was made with other options or inputs.
+
+    Args:
+        folder: The output.
+        cause: Category of the differences, such as `with other options`.
+        differences: The differences.
+        hint: Hint of the error.
 
     Raises:
-        UsageError: There are differences; tells the first of them.
+        UsageError: There are differences; the message lists the first of them.
     """
     more = f"; and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
     if differences:
         raise UsageError(
-            f"{folder}: was made {how}: {'; '.join(differences[:_SHOWN])}{more}",
+            f"{folder}: was made {cause}: {'; '.join(differences[:_SHOWN])}{more}",
             hint=hint,
             code="usage.output_differs",
             details={"differences": list(differences)},
@@ -273,88 +281,90 @@ def _foreign_output_error(
     folder: Path, record: OutputRecord, before: OutputRecord | None
 ) -> UsageError:
     is_lost = before is None and (folder / NAME).is_file()
-    hint = "its record .vlatool/run.json is lost: replace it with --overwrite" if is_lost else ""
-    maker = "" if before is None else f", but by vlatool {before.command}"
+    hint = "its record .vlatool/run.json is missing: use --overwrite to replace it"
+    owner = "" if before is None else f", but by vlatool {before.command}"
     return UsageError(
-        f"{folder}: exists and was not made by vlatool {record.command}{maker}",
-        hint=hint or "choose another --output",
+        f"{folder}: exists and was not made by vlatool {record.command}{owner}",
+        hint=hint if is_lost else "choose another --output",
         code="usage.output_exists",
     )
 
 
 def _differences(before: OutputRecord, now: OutputRecord) -> list[str]:
-    options = option_differences(*(without_versions(one.options) for one in (before, now)))
+    differences = option_differences(
+        without_versions(before.options), without_versions(now.options)
+    )
     if before.parent and now.parent and before.parent != now.parent:
-        options.append("in another output, which was made anew since")
-    if options or before.complete:
-        return options
+        differences.append("the output that contains it was written again since")
+    if differences or before.complete:
+        return differences
     if before.journal != now.journal:
-        earlier = f"vlatool {before.version}" if before.version else "an earlier vlatool"
-        return [f"begun by {earlier}, whose journal has another format"]
+        version = f"vlatool {before.version}" if before.version else "an earlier vlatool"
+        return [f"started by {version}, whose journal has another format"]
     return []
 
 
 def versions_of(paths: Iterable[Path]) -> dict[str, Any]:
-    """What a record says of the versions that were read; nothing where storage names none."""
-    known = {
+    """The option `versions` of a record; empty if storage names no versions."""
+    versions = {
         str(path).replace(f"@{version}", "", 1): version
         for path in paths
         if (version := version_of(path))
     }
-    return {_VERSIONS: known} if known else {}
+    return {_VERSIONS: versions} if versions else {}
 
 
 def without_versions(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a record that say what is done, not with which version."""
+    """Options of a record without `versions`."""
     return {key: value for key, value in options.items() if key != _VERSIONS}
 
 
 def changed_versions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Places of which a run read another version before."""
-    was, has = before.get(_VERSIONS) or {}, now.get(_VERSIONS) or {}
-    return sorted(place for place in was.keys() & has.keys() if was[place] != has[place])
+    """Locations whose version differs between two records, sorted."""
+    old, new = before.get(_VERSIONS) or {}, now.get(_VERSIONS) or {}
+    return sorted(path for path in old.keys() & new.keys() if old[path] != new[path])
 
 
 def check_versions(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuses to mix two versions of what is read.
+    """Raises an error if a source has another version than when the run started.
 
     Raises:
-        UsageError: A branch or tag names another commit than when the run began.
+        UsageError: A branch or tag names another commit now.
     """
-    for place in changed_versions(before, now):
-        was = before[_VERSIONS][place]
+    for path in changed_versions(before, now):
+        old = before[_VERSIONS][path]
         raise UsageError(
-            f"{place}: has changed since the run began, which read {was}",
-            hint=f"go on with owner/name@{was}, or begin anew with --overwrite",
+            f"{path}: has changed since the run started, which read {old}",
+            hint=f"resume with owner/name@{old}, or start from scratch with --overwrite",
             code="usage.source_moved",
-            details={"place": place, "before": was, "now": now[_VERSIONS][place]},
+            details={"place": path, "before": old, "now": now[_VERSIONS][path]},
         )
 
 
 def option_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Dotted keys with their values before and now, where they are not equal as JSON."""
-    return _compared(_as_json(before), _as_json(now), "")
+    """Dotted keys with old and new value, where these are not equal as JSON."""
+    return _differing_keys(_as_json(before), _as_json(now), "")
 
 
-def _compared(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> list[str]:
-    found: list[str] = []
-    # What both have comes first: the others are the keys of another reader or sink.
+def _differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> list[str]:
+    differences: list[str] = []
+    # Common keys come first: the others are the keys of another reader or sink.
     common = old.keys() & new.keys()
     for key in (*sorted(common), *sorted((old.keys() | new.keys()) - common)):
-        was, now = old.get(key), new.get(key)
-        if isinstance(was, dict) and isinstance(now, dict):
-            found += _compared(was, now, f"{prefix}{key}.")
-        elif was != now:
-            found.append(f"{prefix}{key} {was!r} (now {now!r})")
-    return found
+        before, now = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(now, dict):
+            differences += _differing_keys(before, now, f"{prefix}{key}.")
+        elif before != now:
+            differences.append(f"{prefix}{key} {before!r} (now {now!r})")
+    return differences
 
 
 def _as_json(value: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(dict(value)))
 
 
-def published(section: ConfigModel, named: ConfigModel) -> dict[str, Any]:
-    """Keys of a section; those that hold a file, as `named` has them, without its folders."""
+def recorded_options(section: ConfigModel, named: ConfigModel) -> dict[str, Any]:
+    """Values of a section for a record; of the files in `named`, the names without folders."""
     values = section.model_dump(mode="json")
     for key in named.location_keys:
         path = getattr(named, key)
@@ -363,17 +373,17 @@ def published(section: ConfigModel, named: ConfigModel) -> dict[str, Any]:
 
 
 def side_files(section: ConfigModel) -> dict[str, str]:
-    """Digests of the files that a section names, such as annotations, under `KEY content`."""
-    files = {key: _content(getattr(section, key)) for key in sorted(section.location_keys)}
+    """Digests of the files that a section names, such as annotations, as `KEY content`."""
+    files = {key: _file_digest(getattr(section, key)) for key in sorted(section.location_keys)}
     return {f"{key} content": digest for key, digest in files.items() if digest}
 
 
-def _content(path: str | None) -> str:
-    """Empty without a file that can be read."""
+def _file_digest(path: str | None) -> str:
+    """Digest of a file; empty if there is none or if it cannot be read."""
     try:
         return "" if path is None else hashlib.sha256(location(path).read_bytes()).hexdigest()[:16]
     except OSError:
-        return ""  # the reader tells
+        return ""  # the reader reports it
 
 
 def _path(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What the results of all jobs have in common: they are read back, and tell what failed."""
+"""Results of jobs: reading them from the record, errors and text about failed items."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -8,35 +8,40 @@ from vlatool.jobs.job import JobRun, failure_of
 
 
 class JobResult(Protocol):
-    """A dataclass of JSON values, besides those below with a `status`."""
+    """Result of a job: a dataclass of JSON values with the fields `output` and `status`."""
 
     @property
     def episodes(self) -> int:
-        """How many are in the output."""
+        """Number of episodes in the output."""
         ...
 
 
 Result = TypeVar("Result", bound=JobResult)
 
 
-def load_result(kind: type[Result], output: str, recorded: Mapping[str, Any] | None) -> Result:
-    """The result of a complete run from its record, which another version may have written."""
-    names = {one.name for one in fields(kind)}  # pyright: ignore[reportArgumentType] - a dataclass
-    kept = {name: value for name, value in (recorded or {}).items() if name in names}
-    return kind(**{**kept, "output": output, "status": "already complete"})
+def load_result(
+    result_type: type[Result], output: str, recorded: Mapping[str, Any] | None
+) -> Result:
+    """Result of a complete run, from its record. Keys of other versions are ignored."""
+    names = {
+        field.name
+        for field in fields(result_type)  # pyright: ignore[reportArgumentType] - a dataclass
+    }
+    values = {name: value for name, value in (recorded or {}).items() if name in names}
+    return result_type(**{**values, "output": output, "status": "already complete"})
 
 
 def result_or_raise(result: Result, run: JobRun, item_name: str) -> Result:
-    """The result of a run in which nothing failed; of several ranks the first tells what did.
+    """Returns the result of a run without failures. Of several ranks, only rank 0 raises.
 
     Args:
-        result: What came of it.
+        result: Result of the run.
         run: The run.
-        item_name: What an item is called.
+        item_name: Noun for an item, such as `episode`.
 
     Raises:
-        PartialFailure: An item failed; the error has the result.
-        BugError: The same, and one failed by a bug.
+        PartialFailure: An item failed; the attribute `result` of the error holds the result.
+        BugError: The same, and an item failed because of a bug.
     """
     problem = None if run.status == "shared" else failure_of(run, item_name, result.episodes)
     if problem is not None:
@@ -46,5 +51,5 @@ def result_or_raise(result: Result, run: JobRun, item_name: str) -> Result:
 
 
 def failed_lines(failures: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line for people per episode that is not in the output."""
-    return [f"failed {one['episode']}: {one['message']}" for one in failures]
+    """One line of text for each failed episode."""
+    return [f"failed {failure['episode']}: {failure['message']}" for failure in failures]

@@ -1,4 +1,4 @@
-"""Outputs that are made as a whole each time: nothing of an earlier run is gone on with."""
+"""Outputs that are written in one go: every run starts from scratch."""
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -10,25 +10,25 @@ from vlatool.jobs.record import OutputRecord, output_lock, resumable_record, res
 
 
 def check_output_owner(folder: Path, record: OutputRecord) -> None:
-    """Makes sure that a folder is empty, absent, or an output of the same command.
+    """Raises an error unless a folder is empty, absent, or an output of the same command.
 
     Raises:
-        UsageError: It holds something else.
+        UsageError: The folder belongs to something else.
     """
     resumable_record(folder, record, overwrite=True, hint="choose another --output")
 
 
 @contextmanager
 def single_output(folder: Path, record: OutputRecord, files: Sequence[str]) -> Generator[None]:
-    """Holds an output while it is made; the record says that it is complete when the block ends.
+    """Locks an output while the block writes it, then marks its record as complete.
 
     Args:
         folder: The output.
-        record: What makes it.
-        files: What the block writes, relative to the folder; it may leave some of them out.
+        record: Record of the command.
+        files: Files that the block writes, relative to the folder; it may omit some of them.
 
     Raises:
-        UsageError: The folder holds something else, or another run makes it now.
+        UsageError: The folder belongs to something else, or another run is writing it.
     """
     check_output_owner(folder, record)
     with output_lock(folder, f"vlatool {record.command}"):

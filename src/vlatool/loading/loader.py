@@ -345,7 +345,7 @@ def _worker_exited(error: Exception) -> EnvironmentProblem:
         f"a loader worker was killed: {error or type(error).__name__}",
         hint="the machine may be out of memory: lower data.num_workers or data.prefetch_factor; "
         "run the same command to resume from the last checkpoint",
-        code="environment.loader_exited",
+        code="environment.loader_ended",
     )
 
 

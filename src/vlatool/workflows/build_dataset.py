@@ -49,7 +49,7 @@ from vlatool.jobs.command import (
     job_options,
 )
 from vlatool.jobs.files import FileEntry, file_entry, remove_stale_files
-from vlatool.jobs.inputs import digest_of, plan_digest, present_inputs
+from vlatool.jobs.inputs import current_inputs, digest_of, plan_digest
 from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, versions_of
@@ -249,8 +249,8 @@ class BuildDatasetJob:
             state=work.state,
             owned=OWNED_FILES,
             temporary=PACKED_FILES if config.lines_per_file else (),
-            places=(tree, fast, codes.path, output),
-            measured="samples",
+            locations=(tree, fast, codes.path, output),
+            progress_count="samples",
         )
         self._log_inputs(reporter, fast)
         self._totals, self._num_colliding = DatasetTotals(), 0
@@ -261,7 +261,7 @@ class BuildDatasetJob:
 
     def inputs(self) -> Mapping[str, Any]:
         """The windows and codes of all episodes."""
-        return present_inputs(self.items, self.name, self.spec.state, self.spec.item_name)
+        return current_inputs(self.items, self.name, self.spec.state, self.spec.item_name)
 
     def begin(self) -> None:
         """Removes the manifest."""

@@ -17,7 +17,7 @@ from vlatool.evaluation.coding_config import DecodeConfig
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.command import job_options
 from vlatool.jobs.files import FileEntry, folder_entry, remove_stale_files
-from vlatool.jobs.inputs import InputState, input_state, plan_digest, present_inputs
+from vlatool.jobs.inputs import InputState, current_inputs, input_state, plan_digest
 from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, versions_of
@@ -156,8 +156,8 @@ class DecodeJob:
             work=self._work,
             state=self._state,
             owned=("*/*.png",),
-            places=(source, output),
-            measured="pictures",
+            locations=(source, output),
+            progress_count="pictures",
         )
 
     def name(self, item: str) -> str:
@@ -166,7 +166,7 @@ class DecodeJob:
 
     def inputs(self) -> Mapping[str, Any]:
         """The codes of all episodes."""
-        return present_inputs(self.items, self.name, self.spec.state, self.spec.item_name)
+        return current_inputs(self.items, self.name, self.spec.state, self.spec.item_name)
 
     def begin(self) -> None:
         """Does nothing: no file marks the folder as complete."""

@@ -24,7 +24,7 @@ from vlatool.evaluation.process_group import ranks_from_env
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.command import job_options
 from vlatool.jobs.files import FileEntry, file_entry, remove_stale_files
-from vlatool.jobs.inputs import plan_digest, present_inputs
+from vlatool.jobs.inputs import current_inputs, plan_digest
 from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, versions_of
@@ -154,8 +154,8 @@ class EncodeJob:
             work=self.pipeline.encode,
             state=image_set.state,
             owned=(*OWNED_FILES[config.layout], f"{CHECKS_NAME}/*/*.png"),
-            places=(source, output),
-            measured="pictures",
+            locations=(source, output),
+            progress_count="pictures",
             is_pipelined=True,
         )
 
@@ -165,7 +165,7 @@ class EncodeJob:
 
     def inputs(self) -> Mapping[str, Any]:
         """The images of all episodes."""
-        return present_inputs(self.items, self.name, self.spec.state, self.spec.item_name)
+        return current_inputs(self.items, self.name, self.spec.state, self.spec.item_name)
 
     def begin(self) -> None:
         """Removes the manifest."""

@@ -37,7 +37,7 @@ from vlatool.jobs.command import (
     job_options,
 )
 from vlatool.jobs.files import FileEntry, file_entry, remove_stale_files
-from vlatool.jobs.inputs import InputState, digest_of, input_state, plan_digest, present_inputs
+from vlatool.jobs.inputs import InputState, current_inputs, digest_of, input_state, plan_digest
 from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, versions_of
@@ -306,8 +306,8 @@ class ExportJob:
             work=work,
             state=work.state,
             owned=work.owned,
-            places=(source, output),
-            measured=work.counted,
+            locations=(source, output),
+            progress_count=work.counted,
         )
 
     def name(self, item: str) -> str:
@@ -316,7 +316,7 @@ class ExportJob:
 
     def inputs(self) -> Mapping[str, Any]:
         """The files of all episodes."""
-        return present_inputs(self.items, self.name, self.spec.state, self.spec.item_name)
+        return current_inputs(self.items, self.name, self.spec.state, self.spec.item_name)
 
     def begin(self) -> None:
         """Removes the manifest."""

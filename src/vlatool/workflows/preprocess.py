@@ -28,10 +28,10 @@ from vlatool.jobs.command import (
     job_options,
 )
 from vlatool.jobs.files import FileEntry, remove_stale_files
-from vlatool.jobs.inputs import plan_digest, present_inputs
+from vlatool.jobs.inputs import current_inputs, plan_digest
 from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
-from vlatool.jobs.record import OutputRecord, published, side_files, versions_of
+from vlatool.jobs.record import OutputRecord, recorded_options, side_files, versions_of
 from vlatool.jobs.result import load_result, result_or_raise
 from vlatool.jobs.run import run_job
 from vlatool.plugins import FORMATS, SINKS
@@ -192,9 +192,9 @@ class PreprocessJob:
             state=episode_state,
             owned=self._sink.owned,
             volatile=self._sink.volatile,
-            temporary=getattr(self._sink, "passing", ()),
-            places=(*sources, output),
-            measured="samples",
+            temporary=getattr(self._sink, "temporary", ()),
+            locations=(*sources, output),
+            progress_count="samples",
             has_arrays=getattr(self._sink, "has_arrays", True),
         )
         self._summary: SinkSummary | None = None
@@ -205,7 +205,7 @@ class PreprocessJob:
 
     def inputs(self) -> Mapping[str, Any]:
         """The files of all episodes."""
-        return present_inputs(self.items, self.name, episode_state, self.spec.item_name)
+        return current_inputs(self.items, self.name, episode_state, self.spec.item_name)
 
     def begin(self) -> None:
         """Calls the method of the sink."""
@@ -336,7 +336,7 @@ def source_options(
     selection_keys = ("episodes", "exclude", "max_episodes")
     excluded = {*config.no_effect_on_output, *selection_keys, "source", "sink", "format"}
     return {
-        **published(resolved, section),
+        **recorded_options(resolved, section),
         **config.model_dump(mode="json", exclude=excluded),
         "type": config.format,
         "source_episodes": [location(source).name for source in config.sources],
@@ -349,4 +349,4 @@ def record_options(config: PreprocessConfig, section: ConfigModel) -> dict[str, 
     options = config.model_dump(mode="json", exclude=excluded)
     options |= config.sink.recorded() | {"sink": config.sink.type}
     options["sources"] = [location(source).name for source in config.sources]
-    return options | {"source": published(section, section), **side_files(section)}
+    return options | {"source": recorded_options(section, section), **side_files(section)}

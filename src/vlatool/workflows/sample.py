@@ -144,8 +144,8 @@ class SampleJob:
             work=EpisodeWriter(self._recorder, output, config.seed, config.frames),
             state=_state,
             owned=self._recorder.owned,
-            places=(output,),
-            measured="frames",
+            locations=(output,),
+            progress_count="frames",
             can_overwrite=False,
         )
 

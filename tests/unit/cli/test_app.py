@@ -1,4 +1,4 @@
-"""What `main` does with whatever ends an invocation, and what the help may import."""
+"""Errors and exit codes of `main`, and modules that the help may import."""
 
 import errno
 import json
@@ -38,14 +38,18 @@ def test_help_loads_nothing_heavy(argv: list[str]) -> None:
 
 
 @pytest.mark.parametrize("argv", [["--version"], ["version"], ["doctor", "--help"]])
-def test_other_quick_answers_load_nothing_heavy_but_what_typer_itself_loads(
+def test_other_fast_commands_load_nothing_heavy_except_imports_of_typer(
     argv: list[str],
 ) -> None:
     assert not modules_after(*argv) & (HEAVY - {"pydantic"})
 
 
 def test_completion_of_commands_loads_nothing_heavy() -> None:
-    asked = {"_VLATOOL_COMPLETE": "complete_bash", "COMP_WORDS": "vlatool pre", "COMP_CWORD": "1"}
+    variables = {
+        "_VLATOOL_COMPLETE": "complete_bash",
+        "COMP_WORDS": "vlatool pre",
+        "COMP_CWORD": "1",
+    }
     program_text = LOADED.replace("code = run", "try:\n    code = run", 1).replace(
         "print(", "except SystemExit:\n    code = 0\nprint(", 1
     )
@@ -54,7 +58,7 @@ def test_completion_of_commands_loads_nothing_heavy() -> None:
         capture_output=True,
         text=True,
         check=True,
-        env={**os.environ, **asked},
+        env={**os.environ, **variables},
     )
     assert set(done.stdout.split()) == {"preprocess", "presets"}
     assert not set(done.stderr.splitlines()) & HEAVY
@@ -67,7 +71,7 @@ def test_help_imports_no_command() -> None:
 
 
 @pytest.mark.parametrize("name", program.COMMANDS)
-def test_summary_in_the_table_is_that_of_the_command(name: str) -> None:
+def test_summary_in_the_table_equals_that_of_the_command(name: str) -> None:
     group = typer.main.get_command(program.app)
     with typer.Context(group) as ctx:
         command = group.get_command(ctx, name)  # pyright: ignore[reportAttributeAccessIssue]
@@ -93,15 +97,15 @@ def test_summary_in_the_table_is_that_of_the_command(name: str) -> None:
 def test_exception_becomes_an_error_with_code_and_exit_code(
     error: BaseException, code: str, exit_code: int
 ) -> None:
-    told = as_vlatool_error(error)
-    assert (told.code, told.exit_code) == (code, exit_code)
+    shown = as_vlatool_error(error)
+    assert (shown.code, shown.exit_code) == (code, exit_code)
 
 
 def test_missing_extra_names_the_install_line() -> None:
     assert "vlatool[ray]" in as_vlatool_error(ModuleNotFoundError("x", name="ray")).hint
 
 
-def test_usage_errors_of_typer_are_told_in_our_form(capsys: pytest.CaptureFixture[str]) -> None:
+def test_usage_error_of_typer_has_the_form_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
     assert program.run(["version", "surplus", "--json"]) == 2
     document = json.loads(capsys.readouterr().out)
     assert document["error"]["kind"] == "usage"

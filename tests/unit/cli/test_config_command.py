@@ -1,4 +1,4 @@
-"""What a command line means: keys, switches, lists, order, sugar, and what is refused."""
+"""Parsing of command lines: keys, switches, lists, order, option aliases, errors."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ from vlatool.workflows.preprocess import PreprocessConfig
 
 
 class Reader(ConfigModel):
-    observation_keys: list[str] = Field(default_factory=list, description="Which.")
+    observation_keys: list[str] = Field(default_factory=list, description="Keys to read.")
 
 
 class Flat(ConfigModel):
@@ -26,10 +26,10 @@ class Flat(ConfigModel):
 
     layout: str = ""
     sources: list[str] = Field(default_factory=list)
-    output: str = Field("out", description="Where to.")
+    output: str = Field("out", description="Output folder.")
     samples_per_shard: int = Field(100, ge=1, description="Samples in one shard.")
     threshold: float = 0.1
-    overwrite: bool = Field(default=False, description="Start anew.")
+    overwrite: bool = Field(default=False, description="Replace an earlier output.")
     shuffle: bool = True
     size: tuple[int, int] | None = None
     engine: Literal["local", "ray"] = "local"
@@ -67,17 +67,17 @@ TREE = ConfigSpec(
 
 def read(spec: ConfigSpec, schema: type[ConfigModel], argv: list[str]) -> Any:
     app = command_app()
-    found: list[Any] = []
+    configs: list[Any] = []
 
     @app.command(cls=config_command(spec, "LAYOUT"))
     def body(ctx: typer.Context, layout: TextArg = None) -> None:
         with command(ctx) as run:
-            found.append(run.config(schema, layout=layout))
+            configs.append(run.config(schema, layout=layout))
 
     group = typer.main.get_command(app)
     with group.make_context("vlatool", list(argv), obj=OutputOptions()) as ctx:
         group.invoke(ctx)
-    return found[0] if found else None
+    return configs[0] if configs else None
 
 
 def flat(*argv: str) -> Any:
@@ -148,7 +148,7 @@ def test_repeated_dotted_flag_makes_a_list() -> None:
     assert tree("--hparams.betas", "0.5", "--hparams.betas", "0.6").hparams.betas == [0.5, 0.6]
 
 
-def test_sugar_stands_for_its_keys() -> None:
+def test_option_alias_sets_its_keys() -> None:
     config = tree("-o", "somewhere/first")
     assert (config.save_path, config.name) == ("somewhere", "first")
 
@@ -167,7 +167,7 @@ def test_sugar_stands_for_its_keys() -> None:
         (["--hparams.lrr", "1"], "config.unknown_key"),
     ],
 )
-def test_tree_refuses(argv: list[str], code: str) -> None:
+def test_wrong_option_of_a_tree_is_an_error(argv: list[str], code: str) -> None:
     with pytest.raises(VlatoolError) as caught:
         tree(*argv)
     assert caught.value.exit_code == 2
@@ -200,7 +200,7 @@ def test_key_of_another_format_is_answered_with_its_name() -> None:
 @pytest.mark.parametrize(
     ("argv", "hint"), [(["--lr", "1"], "--hparams.lr"), (["--save-path", "a"], "--set save_path=")]
 )
-def test_bare_key_of_a_tree_is_answered_with_how_to_type_it(argv: list[str], hint: str) -> None:
+def test_bare_key_of_a_tree_is_an_error_with_the_correct_option(argv: list[str], hint: str) -> None:
     with pytest.raises(VlatoolError) as caught:
         tree(*argv)
     assert caught.value.code == "usage.unknown_option"
@@ -208,13 +208,13 @@ def test_bare_key_of_a_tree_is_answered_with_how_to_type_it(argv: list[str], hin
 
 
 @pytest.mark.parametrize("option", ["observation_keys", "source.observation_keys"])
-def test_a_wrong_value_is_told_by_the_name_that_was_typed(option: str) -> None:
+def test_wrong_value_is_reported_with_the_name_that_was_typed(option: str) -> None:
     with pytest.raises(VlatoolError) as caught:
         flat(f"--{option}", "{a: 1}")
-    assert [one["key"] for one in caught.value.details["problems"]] == [option]
+    assert [problem["key"] for problem in caught.value.details["problems"]] == [option]
 
 
-def test_argument_and_option_for_one_key_are_refused() -> None:
+def test_argument_and_option_for_one_key_are_an_error() -> None:
     with pytest.raises(VlatoolError) as caught:
         flat("spartan", "--layout", "lerobot")
     assert caught.value.code == "usage.given_twice"
@@ -227,11 +227,13 @@ def test_help_lists_every_key_with_type_default_and_description(
         flat("--help")
     shown = " ".join(capsys.readouterr().out.split())
     assert "--samples-per-shard int Samples in one shard. [100]" in shown
-    assert "--[no-]overwrite Start anew. [false]" in shown
+    assert "--[no-]overwrite Replace an earlier output. [false]" in shown
     assert "--observation-keys" in shown
 
 
-def test_help_groups_keys_as_their_class_says(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_groups_keys_by_the_headings_of_their_class(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with pytest.raises(typer.Exit):
         flat("--help")
     _, *sections = re.split(r"^(\S.*):$", capsys.readouterr().out, flags=re.MULTILINE)
@@ -253,7 +255,7 @@ def _problem_codes(error: VlatoolError) -> list[str]:
     return [problem["code"] for problem in error.details.get("problems", [])]
 
 
-def test_bare_word_names_a_file(tmp_path: Path) -> None:
+def test_bare_config_key_names_a_file(tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
     file.write_text("hparams: {lr: 5}\n")
     assert tree(f"config={file}", "hparams.betas=0.5").hparams.lr == 5
@@ -263,7 +265,7 @@ def test_bare_word_of_a_flat_command_is_its_argument() -> None:
     assert flat("a=b").layout == "a=b"
 
 
-def test_compat_leaves_unknown_keys_of_files_out(tmp_path: Path) -> None:
+def test_compat_ignores_unknown_keys_of_files(tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
     file.write_text("hparams: {lr: 5, momentum: 1}\n")
     assert tree("--compat", "--config", str(file)).hparams.lr == 5

@@ -1,4 +1,4 @@
-"""The output options, wherever they stand."""
+"""Output options at any position of a command line."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Documents and lines."""
+"""JSON documents, text and progress lines."""
 
 import json
 import re
@@ -75,22 +75,22 @@ def test_plain_bar_writes_one_line_at_its_end(capsys: pytest.CaptureFixture[str]
     assert streams.err.startswith("preprocess: 4/4 episodes (100 %)")
 
 
-def test_line_in_the_middle_says_how_long_it_takes() -> None:
+def test_line_during_progress_has_the_time_left() -> None:
     class Nowhere:
-        def show(self, count: reporters.Count, *, is_end: bool) -> None: ...
+        def show(self, count: reporters.ProgressCounter, *, is_end: bool) -> None: ...
 
-    bar = reporters.Count("train", 100, "steps", Nowhere(), 1e9)
+    bar = reporters.ProgressCounter("train", 100, "steps", Nowhere(), 1e9)
     bar.advance(50, loss=0.123456)
     line = reporters.progress_line(bar, is_end=False)
     assert " left" in line
     assert line.endswith("loss 0.1235")
 
 
-def test_what_an_earlier_run_had_done_does_not_count_as_speed() -> None:
+def test_items_of_an_earlier_run_do_not_count_in_the_rate() -> None:
     class Nowhere:
-        def show(self, count: reporters.Count, *, is_end: bool) -> None: ...
+        def show(self, count: reporters.ProgressCounter, *, is_end: bool) -> None: ...
 
-    bar = reporters.Count("train", 10_000, "steps", Nowhere(), 1e9)
+    bar = reporters.ProgressCounter("train", 10_000, "steps", Nowhere(), 1e9)
     bar.advance(5_000)
     time.sleep(0.05)
     bar.advance(1)
@@ -98,7 +98,7 @@ def test_what_an_earlier_run_had_done_does_not_count_as_speed() -> None:
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
-def test_bar_count_and_time_left_stay_whole_on_a_narrow_terminal(
+def test_bar_count_and_time_left_are_not_cut_on_a_narrow_terminal(
     width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, value in {"COLUMNS": str(width), "FORCE_COLOR": "1", "TERM": "xterm"}.items():
@@ -120,4 +120,4 @@ def test_bar_count_and_time_left_stay_whole_on_a_narrow_terminal(
     ("seconds", "text"), [(3.21, "3.2 s"), (42, "42 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")]
 )
 def test_duration(seconds: float, text: str) -> None:
-    assert reporters.duration(seconds) == text
+    assert reporters.format_duration(seconds) == text

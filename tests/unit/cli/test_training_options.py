@@ -1,4 +1,4 @@
-"""How a training configuration is typed: sugar, and keys outside the sections."""
+"""Command line of a training configuration: option aliases, and keys outside the sections."""
 
 import pytest
 
@@ -10,8 +10,8 @@ from vlatool.errors import UsageError
 from vlatool.training.config import TrainConfig
 
 
-def test_data_folders_are_a_key_that_the_kind_of_data_names() -> None:
-    """Nothing is opened: the kind looks inside when it reads facts."""
+def test_data_folders_become_the_key_of_folders() -> None:
+    """The folders are not opened: the data kind reads them in `load_info`."""
     assert expand_data(["no/such/folder", "s3://bucket/data/"]) == {
         "data.folders": ["no/such/folder", "s3://bucket/data/"]
     }
@@ -31,9 +31,9 @@ def test_run_folder_needs_a_name() -> None:
 
 
 def test_every_key_outside_the_sections_is_an_option() -> None:
-    """As in the published command."""
+    """The published command has them as options too."""
     fields = TrainConfig.model_fields
-    keys = {name for name, one in fields.items() if not isinstance(one.default, ConfigModel)}
+    keys = {name for name, info in fields.items() if not isinstance(info.default, ConfigModel)}
     assert keys - SPEC.option_aliases.keys() == set()
 
 
@@ -56,7 +56,7 @@ def test_resolve_config_takes_a_command_line_of_finetune(
 
 
 @pytest.mark.parametrize("typed", ["[a, b]", "2024"])
-def test_value_of_a_published_option_is_read_as_that_of_a_key(
+def test_value_of_a_published_option_is_parsed_like_that_of_a_key(
     typed: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["resolve-config", "--preset", "diffusion-policy-tiny", "--wandb_tags", typed]

@@ -1,4 +1,4 @@
-"""A log of rows: what was written is read again, whatever cut it off."""
+"""Append-only log: rows are read again, even after a torn line."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def log(tmp_path: Path) -> Path:
     return tmp_path / "deep/log.jsonl"
 
 
-def test_rows_come_back_in_order(log: Path) -> None:
+def test_rows_are_read_in_order(log: Path) -> None:
     assert list(read_log(log)) == ROWS
 
 
@@ -36,7 +36,7 @@ def test_log_without_rows_leaves_no_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", range(1, 30, 7))
-def test_torn_last_row_is_passed_over(log: Path, cut: int) -> None:
+def test_torn_last_row_is_skipped(log: Path, cut: int) -> None:
     log.write_bytes(log.read_bytes()[:-cut])
 
     assert list(read_log(log)) == (ROWS if cut == 1 else ROWS[:2])
@@ -52,7 +52,7 @@ def test_rows_after_a_torn_one_are_read(log: Path, cut: int) -> None:
     assert len(list(read_log(log))) == (4 if cut == 1 else 3)
 
 
-def test_row_survives_a_kill_at_once(tmp_path: Path) -> None:
+def test_row_survives_an_immediate_kill(tmp_path: Path) -> None:
     log = AppendLog(tmp_path / "log.jsonl")
     log.append(ROWS[0])
     log.append(ROWS[1])
@@ -61,7 +61,7 @@ def test_row_survives_a_kill_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("noise", [b"[1]\n", b"\xff\xfe\n", b"\0\0\0\n", b"\n", b"3\n"])
-def test_line_that_is_no_row_is_passed_over(log: Path, noise: bytes) -> None:
+def test_line_that_is_not_a_row_is_skipped(log: Path, noise: bytes) -> None:
     log.write_bytes(noise + log.read_bytes())
 
     assert list(read_log(log)) == ROWS

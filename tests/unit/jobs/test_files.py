@@ -1,4 +1,4 @@
-"""The list of an output's files."""
+"""File list of an output."""
 
 from pathlib import Path
 
@@ -11,12 +11,12 @@ TAR = FileEntry("shards/shard_000000.tar", 10240, "ab" * 32, 3)
 STATS = FileEntry("episodes/stats.json", 7, "cd" * 32)
 
 
-def test_entries_come_back_sorted_by_path(tmp_path: Path) -> None:
+def test_entries_are_read_sorted_by_path(tmp_path: Path) -> None:
     write_file_list(tmp_path, [TAR, STATS])
     assert read_file_list(tmp_path) == [STATS, TAR]
 
 
-def test_samples_are_left_out_where_there_are_none(tmp_path: Path) -> None:
+def test_entry_without_samples_has_no_such_key(tmp_path: Path) -> None:
     write_file_list(tmp_path, [TAR, STATS])
     first, second = (tmp_path / ".vlatool/files.jsonl").read_text().splitlines()
     assert ("samples" in first, "samples" in second) == (False, True)
@@ -40,7 +40,7 @@ def test_no_list_is_none(tmp_path: Path) -> None:
         pytest.param("[" * 100_000 + "]" * 100_000, id="deep"),
     ],
 )
-def test_a_broken_line_is_named(line: str, tmp_path: Path) -> None:
+def test_error_names_the_broken_line(line: str, tmp_path: Path) -> None:
     write_file_list(tmp_path, [TAR])
     path = tmp_path / ".vlatool/files.jsonl"
     path.write_text(f"{path.read_text()}{line}\n")
@@ -57,5 +57,5 @@ def test_a_broken_line_is_named(line: str, tmp_path: Path) -> None:
         (".vlatool/run.json", False),
     ],
 )
-def test_what_differs_from_run_to_run_is_not_listed(path: str, listed: bool) -> None:
+def test_volatile_files_and_records_are_not_listed(path: str, listed: bool) -> None:
     assert is_listed(path, ("shards/processing_metadata.json",)) is listed

@@ -1,4 +1,4 @@
-"""Digests of plans: outputs on disk hold them, so no release and no renaming may change them."""
+"""Digests of plans. Outputs on disk hold them: no release and no renaming may change them."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Receipts come back as they were entered."""
+"""Receipts and the journal that stores them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -39,30 +39,30 @@ def test_row_of_a_receipt_survives_a_log(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", RECEIPT.row())
-def test_row_that_lacks_something_is_no_receipt(key: str) -> None:
+def test_row_without_a_key_is_not_a_receipt(key: str) -> None:
     row = {name: value for name, value in RECEIPT.row().items() if name != key}
 
-    with pytest.raises(ValueError, match="no receipt"):
+    with pytest.raises(ValueError, match="not a receipt"):
         Receipt.of(row)
 
 
-def test_receipt_with_arrays_comes_back_from_its_file(tmp_path: Path) -> None:
+def test_receipt_with_arrays_is_read_from_its_file(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.store(replace(RECEIPT, arrays=ARRAYS))
 
-    found = journal.find(RECEIPT.item, RECEIPT.key)
+    receipt = journal.find(RECEIPT.item, RECEIPT.key)
 
-    assert found is not None
-    assert found.slim() == RECEIPT
-    assert {name: values.dtype for name, values in found.arrays.items()} == {
+    assert receipt is not None
+    assert receipt.without_arrays() == RECEIPT
+    assert {name: values.dtype for name, values in receipt.arrays.items()} == {
         name: values.dtype for name, values in ARRAYS.items()
     }
-    assert all(np.array_equal(found.arrays[name], ARRAYS[name]) for name in ARRAYS)
+    assert all(np.array_equal(receipt.arrays[name], ARRAYS[name]) for name in ARRAYS)
 
 
 @pytest.mark.parametrize("header", ["{'shape': (3,", "{'shape': '''", "\0", "1"])
-def test_torn_entry_is_not_there(header: str, tmp_path: Path) -> None:
-    """Parsers of numpy and Python raise `tokenize.TokenError` for these, and others."""
+def test_torn_file_is_not_a_receipt(header: str, tmp_path: Path) -> None:
+    """Parsers of numpy and Python raise `tokenize.TokenError` and other errors for these."""
     journal = Journal(tmp_path)
     journal.store(RECEIPT)
     [entry] = journal.folder.iterdir()
@@ -78,7 +78,7 @@ def test_receipt_of_another_plan_is_not_found(tmp_path: Path) -> None:
     assert Journal(tmp_path).find(RECEIPT.item, "another plan") is None
 
 
-def test_kinds_of_items_are_kept_apart(tmp_path: Path) -> None:
+def test_receipts_of_another_kind_are_separate(tmp_path: Path) -> None:
     Journal(tmp_path, "shards").store(RECEIPT)
 
     assert Journal(tmp_path).find(RECEIPT.item, RECEIPT.key) is None
@@ -94,7 +94,7 @@ def test_items_are_counted_once(tmp_path: Path) -> None:
     assert journal.count() == 1
 
 
-def test_forgotten_journal_is_empty(tmp_path: Path) -> None:
+def test_removed_journal_is_empty(tmp_path: Path) -> None:
     Journal(tmp_path).store(RECEIPT)
 
     remove_journal(tmp_path)

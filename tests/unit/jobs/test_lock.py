@@ -20,7 +20,7 @@ with output_lock(pathlib.Path(sys.argv[1]), "vlatool first"):
 
 @pytest.fixture
 def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds `tmp_path` until its stdin is closed."""
+    """Process that locks `tmp_path` until its stdin is closed."""
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path)],
         stdin=subprocess.PIPE,
@@ -33,7 +33,7 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def test_second_process_is_refused_and_told_of_the_first(
+def test_error_of_a_second_process_names_the_first(
     tmp_path: Path, holder: subprocess.Popen[str]
 ) -> None:
     with pytest.raises(UsageError) as caught, output_lock(tmp_path, "vlatool second"):
@@ -44,7 +44,7 @@ def test_second_process_is_refused_and_told_of_the_first(
     assert str(holder.pid) in caught.value.message
 
 
-def test_refusal_does_not_erase_who_holds_the_lock(
+def test_failed_attempt_keeps_the_name_of_the_lock_holder(
     tmp_path: Path, holder: subprocess.Popen[str]
 ) -> None:
     for _ in range(2):

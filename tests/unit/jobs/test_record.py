@@ -21,22 +21,22 @@ def record(seed: int = 1, result: Any = None, **inputs: Any) -> OutputRecord:
     return OutputRecord("preprocess", options, inputs, result, result is not None)
 
 
-def claim(folder: Path, now: OutputRecord, *, overwrite: bool = False) -> OutputRecord | None:
-    """What a run does first; the record of what may go on, or is complete."""
+def start_run(folder: Path, now: OutputRecord, *, overwrite: bool = False) -> OutputRecord | None:
+    """Starts a run; returns the record of the run to resume or of a complete one."""
     before = resumable_record(folder, now, lambda: now.inputs, overwrite=overwrite)
     if before is None:
         claim_output(folder, now, ("shards/*.tar",))
     return before
 
 
-def refusal(folder: Path, now: OutputRecord) -> UsageError:
+def start_error(folder: Path, now: OutputRecord) -> UsageError:
     with pytest.raises(UsageError) as caught:
-        claim(folder, now)
+        start_run(folder, now)
     return caught.value
 
 
-def written(folder: Path, before: OutputRecord) -> Path:
-    """A folder with content and the record of what made it."""
+def make_output(folder: Path, before: OutputRecord) -> Path:
+    """Folder with a file and the record of an earlier run."""
     (folder / "shards").mkdir(parents=True)
     (folder / "shards" / "old.tar").touch()
     before.save(folder)
@@ -54,7 +54,7 @@ def test_record_reads_back_equal(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "{}", "[]"])
-def test_broken_record_is_no_record_and_told(tmp_path: Path, content: str) -> None:
+def test_broken_record_is_reported(tmp_path: Path, content: str) -> None:
     (tmp_path / ".vlatool").mkdir()
     (tmp_path / ".vlatool/run.json").write_text(content)
 
@@ -64,20 +64,20 @@ def test_broken_record_is_no_record_and_told(tmp_path: Path, content: str) -> No
     assert caught.value.code == "data.broken_record"
 
 
-def test_output_whose_record_is_damaged_is_not_gone_on_with(tmp_path: Path) -> None:
-    folder = written(tmp_path / "out", record(1, RESULT))
+def test_output_with_a_damaged_record_is_not_resumed(tmp_path: Path) -> None:
+    folder = make_output(tmp_path / "out", record(1, RESULT))
     (folder / ".vlatool/files.jsonl").touch()
     path = folder / ".vlatool/run.json"
     path.write_text(path.read_text().replace('"seed": 1', '"seed": 3'))
 
     with pytest.raises(DataError) as caught:
-        claim(folder, record(3))
+        start_run(folder, record(3))
     assert (caught.value.code, caught.value.details["path"]) == ("data.broken_record", str(path))
-    assert claim(folder, record(1), overwrite=True) is None
+    assert start_run(folder, record(1), overwrite=True) is None
 
 
 def test_new_folder_is_claimed_with_an_incomplete_record(tmp_path: Path) -> None:
-    assert claim(tmp_path / "out", record()) is None
+    assert start_run(tmp_path / "out", record()) is None
 
     saved = read_record(tmp_path / "out")
     assert saved is not None
@@ -85,31 +85,31 @@ def test_new_folder_is_claimed_with_an_incomplete_record(tmp_path: Path) -> None
 
 
 def test_complete_output_of_the_same_options_is_returned(tmp_path: Path) -> None:
-    written(tmp_path / "out", record(result=RESULT))
+    make_output(tmp_path / "out", record(result=RESULT))
 
-    done = claim(tmp_path / "out", record())
+    done = start_run(tmp_path / "out", record())
 
     assert done is not None
     assert done.result == RESULT
 
 
 def test_other_options_are_refused_with_the_difference(tmp_path: Path) -> None:
-    error = refusal(written(tmp_path / "out", record(1, RESULT)), record(2))
+    error = start_error(make_output(tmp_path / "out", record(1, RESULT)), record(2))
 
     assert (error.code, error.exit_code) == ("usage.output_differs", 2)
     assert error.details["differences"] == ["seed 1 (now 2)"]
 
 
 def test_other_inputs_are_refused(tmp_path: Path) -> None:
-    folder = written(tmp_path / "out", record(1, RESULT, episodes=["a"]))
+    folder = make_output(tmp_path / "out", record(1, RESULT, episodes=["a"]))
 
-    assert refusal(folder, record(1, episodes=["b"])).code == "usage.output_differs"
+    assert start_error(folder, record(1, episodes=["b"])).code == "usage.output_differs"
 
 
-def test_refused_claim_leaves_the_output_alone(tmp_path: Path) -> None:
-    folder = written(tmp_path / "out", record(1, RESULT))
+def test_refused_run_does_not_change_the_output(tmp_path: Path) -> None:
+    folder = make_output(tmp_path / "out", record(1, RESULT))
 
-    refusal(folder, record(2))
+    start_error(folder, record(2))
 
     before = read_record(folder)
     assert before is not None
@@ -117,69 +117,69 @@ def test_refused_claim_leaves_the_output_alone(tmp_path: Path) -> None:
     assert (folder / "shards/old.tar").exists()
 
 
-def test_overwrite_removes_the_parts_of_the_earlier_run(tmp_path: Path) -> None:
-    folder = written(tmp_path / "out", record(1, RESULT))
+def test_overwrite_removes_the_files_of_the_earlier_run(tmp_path: Path) -> None:
+    folder = make_output(tmp_path / "out", record(1, RESULT))
 
-    assert claim(folder, record(2), overwrite=True) is None
+    assert start_run(folder, record(2), overwrite=True) is None
     assert not (folder / "shards/old.tar").exists()
 
 
-def test_overwrite_leaves_what_others_put_there(tmp_path: Path) -> None:
-    folder = written(tmp_path / "out", record(1, RESULT))
+def test_overwrite_keeps_files_of_others(tmp_path: Path) -> None:
+    folder = make_output(tmp_path / "out", record(1, RESULT))
     (folder / "shards/notes.txt").touch()
 
-    claim(folder, record(2), overwrite=True)
+    start_run(folder, record(2), overwrite=True)
 
     assert (folder / "shards/notes.txt").exists()
 
 
-def test_output_whose_record_is_lost_can_be_overwritten(tmp_path: Path) -> None:
-    folder = written(tmp_path / "out", record(1, RESULT))
+def test_output_without_a_record_can_be_overwritten(tmp_path: Path) -> None:
+    folder = make_output(tmp_path / "out", record(1, RESULT))
     (folder / ".vlatool/run.json").unlink()
     (folder / ".vlatool/files.jsonl").touch()
 
-    assert refusal(folder, record(1)).code == "usage.output_exists"
-    assert claim(folder, record(1), overwrite=True) is None
+    assert start_error(folder, record(1)).code == "usage.output_exists"
+    assert start_run(folder, record(1), overwrite=True) is None
 
 
-def test_incomplete_output_of_the_same_options_is_kept_to_go_on_with(tmp_path: Path) -> None:
-    folder = written(tmp_path / "out", record())
+def test_incomplete_output_of_the_same_options_is_kept_for_resuming(tmp_path: Path) -> None:
+    folder = make_output(tmp_path / "out", record())
 
-    assert claim(folder, record()) is not None
+    assert start_run(folder, record()) is not None
     assert (folder / "shards/old.tar").exists()
 
 
-def test_incomplete_output_may_go_on_with_other_inputs(tmp_path: Path) -> None:
-    folder = written(tmp_path / "out", record(1, episodes=["a"]))
+def test_incomplete_output_can_be_resumed_with_other_inputs(tmp_path: Path) -> None:
+    folder = make_output(tmp_path / "out", record(1, episodes=["a"]))
 
-    assert claim(folder, record(1, episodes=["b"])) is not None
+    assert start_run(folder, record(1, episodes=["b"])) is not None
 
 
 def test_incomplete_output_of_another_release_is_resumed(tmp_path: Path) -> None:
-    folder = written(tmp_path / "out", replace(record(), version="0.0.1"))
+    folder = make_output(tmp_path / "out", replace(record(), version="0.0.1"))
 
-    assert claim(folder, record()) is not None
+    assert start_run(folder, record()) is not None
 
 
 def test_incomplete_output_with_another_journal_format_is_refused(tmp_path: Path) -> None:
-    folder = written(tmp_path / "out", replace(record(), journal=1))
+    folder = make_output(tmp_path / "out", replace(record(), journal=1))
 
-    assert refusal(folder, record()).code == "usage.output_differs"
+    assert start_error(folder, record()).code == "usage.output_differs"
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_folder_of_somebody_else_is_refused_even_with_overwrite(
+def test_folder_with_foreign_files_is_refused_even_with_overwrite(
     tmp_path: Path, overwrite: bool
 ) -> None:
     (tmp_path / "thesis.txt").touch()
 
     with pytest.raises(UsageError) as caught:
-        claim(tmp_path, record(), overwrite=overwrite)
+        start_run(tmp_path, record(), overwrite=overwrite)
 
     assert caught.value.code == "usage.output_exists"
 
 
-def test_run_that_wrote_nothing_does_not_bind_the_folder_to_its_options(tmp_path: Path) -> None:
-    claim(tmp_path / "out", record(1))
+def test_folder_of_a_run_that_wrote_nothing_accepts_other_options(tmp_path: Path) -> None:
+    start_run(tmp_path / "out", record(1))
 
-    assert claim(tmp_path / "out", record(2)) is None
+    assert start_run(tmp_path / "out", record(2)) is None

@@ -20,7 +20,7 @@ from vlatool.episode import Array
 from vlatool.errors import StorageError
 from vlatool.events import Reporter
 from vlatool.jobs.files import FileEntry
-from vlatool.jobs.journal import Journal, Receipt, intact
+from vlatool.jobs.journal import Journal, Receipt, intact_receipt
 from vlatool.parallel.executor import Executor
 from vlatool.sinks.lbm.episodes import RANGES
 from vlatool.storage.atomic import open_atomic, write_bytes
@@ -102,7 +102,7 @@ class ShardWriter:
     def __call__(self, plan: ShardPlan) -> Receipt:
         """Receipt of the shard, from the journal if an earlier run wrote it."""
         journal = Journal(self.output, "shards")
-        previous = intact(self.output, journal.find(plan.id, plan.digest))
+        previous = intact_receipt(self.output, journal.find(plan.id, plan.digest))
         if previous is not None:
             return previous
         path = self.output / plan.path

@@ -145,7 +145,7 @@ class LbmSink:
             counts={
                 "total_samples_created": samples,
                 "sample_counts": {"dropped": dict(run.dropped)},
-                "failures": run.told(run.failures),
+                "failures": run.redact_paths(run.failures),
             },
             arguments=run.record.options,
             episodes=[ref.id for ref in self._setup.refs],

@@ -1,4 +1,4 @@
-"""Runs a command and says what it took: wall time, CPU of all its processes, memory of each."""
+"""Wall time, CPU time and memory of a command and all its processes."""
 
 import os
 import subprocess
@@ -12,15 +12,15 @@ _EVERY_S = 0.05
 
 
 @dataclass(frozen=True)
-class EvalResult:
-    """What a command took.
+class ProcessStats:
+    """Resources that a command used.
 
     Attributes:
-        seconds: Wall time, start-up included.
+        seconds: Wall time, including start-up.
         cpu_s: User and system time of the command and all its processes.
-        driver_mib: Largest resident memory of the command itself.
-        worker_mib: Largest resident memory of any process below it; 0 without one.
-        stdout: What it printed.
+        driver_mib: Peak resident memory of the command itself.
+        worker_mib: Peak resident memory of the largest child process; 0 without one.
+        stdout: Text on stdout.
     """
 
     seconds: float
@@ -30,11 +30,11 @@ class EvalResult:
     stdout: str
 
 
-def run(command: Sequence[str]) -> EvalResult:
-    """Runs a command to its end.
+def run(command: Sequence[str]) -> ProcessStats:
+    """Runs a command and measures it.
 
     Raises:
-        RuntimeError: It failed.
+        RuntimeError: The command failed.
     """
     started = time.perf_counter()
     process = subprocess.Popen(
@@ -51,11 +51,11 @@ def run(command: Sequence[str]) -> EvalResult:
         raise RuntimeError(f"{' '.join(command)} ended with {status}: {stdout}")
     driver = peaks.pop(process.pid, 0.0)
     worker = max(peaks.values(), default=0.0)
-    return EvalResult(seconds, usage.ru_utime + usage.ru_stime, driver, worker, stdout)
+    return ProcessStats(seconds, usage.ru_utime + usage.ru_stime, driver, worker, stdout)
 
 
 def _watch(root: int, peaks: dict[int, float]) -> None:
-    """Notes the peak of every process of the tree until the root is gone."""
+    """Records the peak memory of every process of the tree until the root has ended."""
     while Path(f"/proc/{root}").exists():
         for pid in tree(root):
             try:
@@ -69,12 +69,12 @@ def _watch(root: int, peaks: dict[int, float]) -> None:
 
 
 def tree(root: int) -> list[int]:
-    """A process and all below it."""
-    found = [root]
-    for pid in found:
+    """Ids of a process and of all its descendants."""
+    pids = [root]
+    for pid in pids:
         try:
             children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         except OSError:
             continue
-        found += [int(child) for child in children]
-    return found
+        pids += [int(child) for child in children]
+    return pids
