@@ -97,7 +97,7 @@ def test_each_line_has_the_ids_and_codes_of_its_window(inputs: Path, tmp_path: P
         raw = (inputs / f"A/data/{name}.jsonl").read_bytes().splitlines()
         built = (tmp_path / f"out/data/{name}.jsonl").read_bytes().splitlines()
         for window, value in zip(map(parse_window, raw), map(parse_sample, built), strict=True):
-            conversation = value.said
+            conversation = value.conversation
             assert (conversation.kind, conversation.task) == (window.kind, window.task)
             ids = fast.encode(profile.normalize([window.actions]))[0]
             assert conversation.action_ids == tuple(ids)

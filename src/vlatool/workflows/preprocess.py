@@ -116,7 +116,7 @@ class PreprocessConfig(SelectionConfig):
         return value
 
     @classmethod
-    def specialise(cls, tree: Mapping[str, Any]) -> type[Self]:
+    def specialize(cls, tree: Mapping[str, Any]) -> type[Self]:
         """Returns the subclass with the `source` section of the format and that of the sink."""
         sections: dict[str, Any] = {}
         name = tree.get("format")
@@ -192,7 +192,7 @@ class PreprocessJob:
             state=episode_state,
             owned=self._sink.owned,
             volatile=self._sink.volatile,
-            temporary=getattr(self._sink, "passing", ()),
+            temporary=getattr(self._sink, "temporary", ()),
             places=(*sources, output),
             measured="samples",
             has_arrays=getattr(self._sink, "has_arrays", True),
