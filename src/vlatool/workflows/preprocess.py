@@ -116,7 +116,7 @@ class PreprocessConfig(SelectionConfig):
         return value
 
     @classmethod
-    def specialise(cls, tree: Mapping[str, Any]) -> type[Self]:
+    def specialize(cls, tree: Mapping[str, Any]) -> type[Self]:
         """Returns the subclass with the `source` section of the format and that of the sink."""
         sections: dict[str, Any] = {}
         name = tree.get("format")
