@@ -268,7 +268,7 @@ def comparable_json(content: bytes, *, is_lines: bool) -> tuple[bytes, bytes | N
 
 
 def with_types_of(value: Any, keys: tuple[str, ...], *, is_below: bool = False) -> Any:
-    """A JSON value with the types of what stands below some keys in place of the values."""
+    """JSON value in which all values below some keys are replaced by their types."""
     if isinstance(value, dict):
         return {
             key: with_types_of(item, keys, is_below=is_below or matches(key, keys))
@@ -299,7 +299,7 @@ def local_files(target: str) -> Iterator[tuple[str, bytes]]:
 
 
 def remote_files(client: Any, target: str) -> Iterator[tuple[str, bytes]]:
-    """The same for a location in the bucket."""
+    """Relative name and content of every object below a location in the bucket."""
     prefix = target.removeprefix(f"s3://{BUCKET}/") + "/"
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
     for key in (item["Key"] for page in pages for item in page.get("Contents", [])):

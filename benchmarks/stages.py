@@ -67,10 +67,10 @@ def main(raw: Path, size: tuple[int, int]) -> None:
         stages.run("statistics: file", lambda: write_stats(full, entries))
         stages.run("statistics: compact file", lambda: write_stats(small, compact(entries)))
     print(describe())
-    whole = sum(stages.seconds.values())
-    print(f"{len(sampler)} samples of {len(CAMERAS)} cameras; {whole:.2f} CPU seconds")
+    total_s = sum(stages.seconds.values())
+    print(f"{len(sampler)} samples of {len(CAMERAS)} cameras; {total_s:.2f} CPU seconds")
     for name, seconds in stages.seconds.items():
-        print(f"{name:28} {seconds:6.3f} s {100 * seconds / whole:5.1f} %")
+        print(f"{name:28} {seconds:6.3f} s {100 * seconds / total_s:5.1f} %")
 
 
 def _images(sampler: EpisodeSampler, stages: Stages) -> dict[tuple[str, int], bytes]:

@@ -64,13 +64,13 @@ def test_interrupted_preprocess_leaves_only_complete_files(
 
 
 def test_killed_and_resumed_preprocess_writes_the_same_bytes(raw: Path, tmp_path: Path) -> None:
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    killed, uninterrupted = tmp_path / "killed", tmp_path / "uninterrupted"
     process = stop_when_half_way(preprocess(raw, killed), killed, signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    for output in (killed, whole):
+    for output in (killed, uninterrupted):
         subprocess.run(preprocess(raw, output), check=True, capture_output=True)
-    assert digests(killed) == digests(whole)
+    assert digests(killed) == digests(uninterrupted)
 
 
 def test_second_run_on_an_output_in_use_names_the_first(raw: Path, tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def test_files_left_by_a_killed_change_of_the_sink_are_removed_by_the_next_run(
     source = spartan_task(tmp_path / "raw", 1, FRAMES)
     output = tmp_path / "out"
     run(source, output)
-    whole = contents(output)
+    expected = contents(output)
     (output / "toy.json").write_text("of the earlier sink")
     record = read_record(output)
     assert record is not None
@@ -169,7 +169,7 @@ def test_files_left_by_a_killed_change_of_the_sink_are_removed_by_the_next_run(
 
     run(source, output)
 
-    assert contents(output) == whole
+    assert contents(output) == expected
 
 
 def test_report_of_earlier_rollouts_stays_until_it_is_replaced(
