@@ -1,4 +1,4 @@
-"""The shape of the code: who imports whom, where a name lives, what stays light, how long it is."""
+"""Structure of the code: imports, homes of names, light modules, sizes."""
 
 import ast
 import re
@@ -14,7 +14,7 @@ from vlatool import plugins
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "vlatool"
 
-# A package imports only from lines above its own; those on one line do not know each other.
+# A room imports only from rooms above it; rooms on one line do not import each other.
 LAYERS = [
     {"errors", "events"},
     {"findings"},
@@ -38,7 +38,7 @@ LAYERS = [
     {"__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-# Imports from one folder into another of the same package, other than into the one it lies in.
+# Imports from one folder into another of the same room, other than into its parent folder.
 FOLDER_IMPORTS = {("models/titok", "models/vqgan"), ("models/vqgan", "models/perceptual")}
 
 HEAVY = {"torch", "accelerate", "transformers", "ray", "webdataset", "boto3", "huggingface_hub"}
@@ -67,7 +67,7 @@ KEY_READERS = {"keys.py"}
 
 NAMELESS = ("jobs", "parallel", "storage", "training")  # they know no model, sink, format or kind
 NAMELESS_FOLDERS = ("loading",)  # its own files; the folders below are the kinds
-OBJECTIVE_WORDS = {"images"}  # what an objective shows while it trains; also a kind of data
+OBJECTIVE_WORDS = {"images"}  # images that an objective logs; also a data kind
 ARTIFACT_FILES = {
     "latest.json", "lowdim.npz", "manifest.jsonl", "metrics.jsonl", "model.safetensors",
     "preprocessing_config.yaml", "processing_metadata.json", "stats.json", "trainer.pt",
@@ -115,22 +115,22 @@ def _statements(node: ast.AST, *, nested: bool) -> Iterator[ast.stmt]:
 @cache
 def _imports(name: str, *, nested: bool) -> frozenset[str]:
     """Modules that a file imports, and names from modules: `a.b` for `from a import b`."""
-    found: set[str] = set()
+    modules: set[str] = set()
     for statement in _statements(_tree(name), nested=nested):
         if isinstance(statement, ast.Import):
-            found.update(alias.name for alias in statement.names)
+            modules.update(alias.name for alias in statement.names)
         elif isinstance(statement, ast.ImportFrom) and statement.module:
-            found.update(f"{statement.module}.{alias.name}" for alias in statement.names)
-    return frozenset(found)
+            modules.update(f"{statement.module}.{alias.name}" for alias in statement.names)
+    return frozenset(modules)
 
 
 @cache
 def _own_imports(name: str) -> frozenset[str]:
     """Modules of ours that a file imports, without `vlatool.`."""
-    ours = (one for one in _imports(name, nested=True) if one.startswith("vlatool."))
-    wanted = (one.removeprefix("vlatool.") for one in ours)
-    found = (one if one in MODULES else one.rpartition(".")[0] for one in wanted)
-    return frozenset(one for one in found if one in MODULES and MODULES[one] != name)
+    imported = _imports(name, nested=True)
+    paths = [path.removeprefix("vlatool.") for path in imported if path.startswith("vlatool.")]
+    modules = {path if path in MODULES else path.rpartition(".")[0] for path in paths}
+    return frozenset(module for module in modules & MODULES.keys() if MODULES[module] != name)
 
 
 def _room(name: str) -> str:
@@ -146,7 +146,7 @@ def _is_neighbor(module: str, name: str) -> bool:
 
 
 def _cycle(graph: Mapping[str, Iterable[str]]) -> list[str]:
-    """One way round, if there is one."""
+    """One import cycle, or an empty result."""
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -156,15 +156,15 @@ def _cycle(graph: Mapping[str, Iterable[str]]) -> list[str]:
 
 @cache
 def _texts(name: str) -> frozenset[str]:
-    """String constants of a file, docstrings aside; `*` for what an f-string fills in."""
+    """String constants of a file, without docstrings; `*` for each expression of an f-string."""
     bare = {id(node.value) for node in _nodes(name) if isinstance(node, ast.Expr)}
     joined = [node for node in _nodes(name) if isinstance(node, ast.JoinedStr)]
     skipped = bare | {id(part) for node in joined for part in node.values}
-    found = {"".join(_text(part) for part in node.values) for node in joined}
+    texts = {"".join(_text(part) for part in node.values) for node in joined}
     for node in _nodes(name):
         if isinstance(node, ast.Constant) and id(node) not in skipped:
-            found.update([node.value] if isinstance(node.value, str) else [])
-    return frozenset(found)
+            texts.update([node.value] if isinstance(node.value, str) else [])
+    return frozenset(texts)
 
 
 def _text(part: ast.expr) -> str:
@@ -179,8 +179,8 @@ def _functions(name: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
 
 
 def _lines(broken: Iterable[tuple[str, str]]) -> list[str]:
-    """What is broken, as lines."""
-    return [f"{name}: {what}" for name, what in broken]
+    """One line per problem."""
+    return [f"{name}: {problem}" for name, problem in broken]
 
 
 def test_imports_point_to_lower_layers() -> None:
@@ -195,14 +195,14 @@ def test_imports_point_to_lower_layers() -> None:
 
 
 def test_nobody_imports_the_contract_checks() -> None:
-    users = {one: [name for name in NAMES if one in _own_imports(name)] for one in CHECKS}
+    users = {check: [name for name in NAMES if check in _own_imports(name)] for check in CHECKS}
     assert users == CHECKS
 
 
 def test_modules_do_not_import_each_other_in_a_circle() -> None:
     graph = {module: set(_own_imports(name)) for module, name in MODULES.items()}
     for module, name in MODULES.items():
-        if Path(name).name == "spec.py":  # its type builds, in its methods, what its folder holds
+        if Path(name).name == "spec.py":  # its methods build the classes of its folder
             graph[module] -= {other for other in graph[module] if _is_neighbor(other, name)}
     assert _cycle(graph) == []
 
@@ -243,9 +243,9 @@ def test_command_files_import_little_at_the_top() -> None:
     for name in (name for name in NAMES if _room(name) == "cli"):
         may = CLI_MAY_IMPORT | ({"config"} if Path(name).name in KEY_READERS else set())
         for module in _imports(name, nested=False):
-            root, room = [*module.split("."), ""][:2]
+            root, package = [*module.split("."), ""][:2]
             if root in HEAVY | {"pydantic", "numpy", "yaml", "click"} or (
-                root == "vlatool" and room in RANK and room not in may
+                root == "vlatool" and package in RANK and package not in may
             ):
                 broken.append(f"{name} imports {module}")
     assert broken == []
@@ -254,11 +254,11 @@ def test_command_files_import_little_at_the_top() -> None:
 def _known_names() -> set[str]:
     """Built-in formats, sinks, models and kinds of data."""
     tables = ("FORMATS", "SINKS", "MODELS", "DATA_KINDS")
-    found = {"spartan", "lerobot", "lbm", "robotics", "diffusion_policy"}
+    names = {"spartan", "lerobot", "lbm", "robotics", "diffusion_policy"}
     for table in (getattr(plugins, name, None) for name in tables):
         if table is not None:
-            found |= {entry.name for entry in table.entries() if entry.origin == "vlatool"}
-    return found
+            names |= {entry.name for entry in table.entries() if entry.origin == "vlatool"}
+    return names
 
 
 def _is_nameless(name: str) -> bool:
@@ -271,7 +271,9 @@ def test_rooms_that_serve_all_formats_sinks_and_models_name_none() -> None:
     for name in filter(_is_nameless, NAMES):
         texts = _texts(name)
         named = {text for text in texts if text.startswith("vlatool.")}
-        parts = {part for one in {*_imports(name, nested=True), *named} for part in one.split(".")}
+        parts = {
+            part for path in {*_imports(name, nested=True), *named} for part in path.split(".")
+        }
         broken += [(name, word) for word in sorted(texts & (known - OBJECTIVE_WORDS))]
         broken += [(name, f"import {word}") for word in sorted(parts & known)]
     assert _lines(broken) == []
@@ -337,9 +339,9 @@ def test_functions_have_few_parameters() -> None:
     broken: list[tuple[str, str]] = []
     for name in (name for name in NAMES if _room(name) != "cli"):
         for function in _functions(name):
-            given = function.args
-            every = [one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
-            count = len([one for one in every if one not in ("self", "cls")])
+            args = function.args
+            names = [arg.arg for arg in (*args.posonlyargs, *args.args, *args.kwonlyargs)]
+            count = len([name for name in names if name not in ("self", "cls")])
             if count > MOST_PARAMETERS:
                 broken.append((name, f"{function.name}, {count} parameters"))
     assert _lines(broken) == []
@@ -363,8 +365,8 @@ def test_every_requirement_is_imported() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = {k: v for k, v in project["optional-dependencies"].items() if k != "dev"}
     lines = [*project["dependencies"], *(line for lines in extras.values() for line in lines)]
-    wanted = {line.strip().partition("[")[0] for line in lines}
-    wanted = {re.split(r"[<>=!~ ]", line)[0].replace("_", "-").lower() for line in wanted}
+    required = {line.strip().partition("[")[0] for line in lines}
+    required = {re.split(r"[<>=!~ ]", line)[0].replace("_", "-").lower() for line in required}
     imported = {
         module.partition(".")[0]
         for name in NAMES
@@ -376,4 +378,4 @@ def test_every_requirement_is_imported() -> None:
         if module in imported
         for distribution in distributions
     }
-    assert wanted <= brought | {"vlatool", "pyvips-binary"}  # the library that pyvips binds
+    assert required <= brought | {"vlatool", "pyvips-binary"}  # the library that pyvips binds

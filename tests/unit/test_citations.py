@@ -42,7 +42,7 @@ def _sections(page: str) -> frozenset[str]:
 
 
 def _sources(text: str) -> Iterator[str]:
-    """What follows each `Source:`, up to the end of the sentence, docstring or comment."""
+    """Text after each `Source:`, up to the end of the sentence, docstring or comment."""
     for match in re.finditer(r"\bSource: (.*?)(?=\"\"\"|\.\s+[A-Z@\"]|\. *$|  )", text):
         yield match.group(1)
 

@@ -1,8 +1,9 @@
 """Image shards for training a visual tokenizer: one tar per episode, and the lists of a split.
 
 A tar holds `00000000.png` or `.jpg` and, if vlatool wrote it, `00000000.json` beside it; keys
-count from 0 in every tar. Published folders have no manifest and no indexes. Source: future-vla
-1.2, 1.3.
+count from 0 in every tar. Published folders have no manifest and no indexes.
+
+Source: reference/future-vla 2.1, 2.2; formats/image-shards 1, 2, 5.
 """
 
 import json
@@ -123,7 +124,7 @@ def read_manifest(folder: Path) -> ImageManifest | None:
             raise TypeError
     except (KeyError, TypeError):
         raise _manifest_error(
-            folder, "`shards` is not a list of name, pictures and bytes"
+            folder, "`shards` is not a list of mappings with `name`, `pictures`, `bytes`"
         ) from None
     reserved_keys = ("format", "version", "pictures", "shards")
     return ImageManifest(shards, {k: v for k, v in document.items() if k not in reserved_keys})

@@ -13,7 +13,10 @@ _Z_95 = 1.959963985
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """95 % confidence interval of a success rate. Source: Wilson 1927."""
+    """95 % confidence interval of a success rate.
+
+    Source: reference/policy 4.2.
+    """
     if trials == 0:
         return 0.0, 1.0
     rate = successes / trials

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 CLIP = "clip"
-# Of all CLIP models of OpenAI. Source: the model cards' preprocessor_config.json.
+# Of all CLIP models of OpenAI. Source: reference/policy 1.4.
 CLIP_COLORS = ImageMeanStd(
     (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 )

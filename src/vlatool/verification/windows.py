@@ -1,6 +1,7 @@
 """Checks of a folder of windows: every line, every image.
 
-The frame and the length of the episode determine the content of a line. Source: future-vla 1.1.
+The frame and the length of the episode determine the content of a line. Source:
+reference/future-vla 1.3, 1.4; formats/windows 2.
 """
 
 import re

@@ -51,7 +51,7 @@ def test_an_artifact_needs_only_a_row(tmp_path: Path) -> None:
     assert recognized == ("note", note)
     check = CheckOptions()
     findings = list(note.load("verify")(tmp_path / "x.note", check))
-    assert [one.code for one in findings] == ["note.empty"]
+    assert [finding.code for finding in findings] == ["note.empty"]
     assert check.counts.files == 1
 
 

@@ -1,6 +1,6 @@
 """Prompts of vision-language models with images. No torch.
 
-Source: the processors of these models as their cards describe them, one crop per image.
+Source: reference/policy 1.4, with one crop per image.
 """
 
 from collections.abc import Mapping
