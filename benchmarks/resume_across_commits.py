@@ -272,13 +272,13 @@ def _described(recorded: Counts, total: Counts) -> str:
 
 
 def _contents(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file but pages, without values that depend on the time."""
+    """SHA-256 of every file but pages and plots, without values that depend on the time."""
     digests: dict[str, str] = {}
     for path in _files(folder):
         content = path.read_bytes()
         if path.name == METRICS:
             content = json.dumps([*map(_without_times, content.splitlines())]).encode()
-        if path.name != METADATA and path.suffix != ".html":
+        if path.name not in (METADATA, CURVES) and path.suffix != ".html":
             digests[path.relative_to(folder).as_posix()] = hashlib.sha256(content).hexdigest()
     return digests
 
