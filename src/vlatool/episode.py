@@ -102,7 +102,7 @@ class EpisodeRef:
         number: Number in the data set if the format has one, for `--episodes`.
         task: Name of the task in the data.
         files: Further files of the episode besides `path`; their sizes show if inputs changed.
-        language: Kind of annotation to sentences, if known before the episode is opened.
+        language: Map from kind of annotation to sentences, if known before the episode is opened.
         extras: Other values that the reader needs to open it.
         excluded: Reason to exclude the episode, such as `validation_episode`; empty to use it.
     """
@@ -148,10 +148,10 @@ class Survey:
 
     Attributes:
         episodes: Number of surveyed episodes.
-        cameras: Cameras of any episode to (height, width) of their images, in order; None if
-            unknown.
-        fields: Fields that most episodes have to their most common specification, in the order of
-            `Episode.lowdim`. If one episode differs, it is the one that does not fit.
+        cameras: Map from cameras of any episode, in order, to (height, width) of their images;
+            None if unknown.
+        fields: Map from fields that most episodes have to their most common specification, in the
+            order of `Episode.lowdim`. If one episode differs, it is the one that does not fit.
         frames: Number of frames of all episodes; None if unknown.
         fps: Frames per second; None if episodes differ or do not have it.
         action_fields: As in `Episode`.
@@ -198,20 +198,21 @@ class Episode:
         task: Name of the task.
         fps: Frames per second.
         num_frames: Number of frames F.
-        cameras: Camera name to its images.
+        cameras: Map from camera name to its images.
         missing_cameras: Camera that the data set declares for every episode and that has no images
             in this one, to the error. A camera that is not declared has no entry anywhere.
-        lowdim: Field name to array [F, C]; text fields are unicode [F].
-        dimension_names: Field name to the names of its C dimensions, if the data have them.
+        lowdim: Map from field name to array [F, C]; text fields are unicode [F].
+        dimension_names: Map from field name to the names of its C dimensions, if the data have
+            them.
         language: Kind of annotation (`original`, `randomized`, ...) to sentences.
-        calibration: Camera name to calibration; cameras without calibration have no entry.
-        depth: Camera name to depth images, uint16 [H, W] in millimeters.
-        labels: Camera name to segmentation labels, integers [H, W].
+        calibration: Map from camera name to calibration; cameras without calibration have no entry.
+        depth: Map from camera name to depth images, uint16 [H, W] in millimeters.
+        labels: Map from camera name to segmentation labels, integers [H, W].
         success: True if the task was completed; None if unknown.
         action_fields: Fields that a policy predicts by default, in order.
         proprioception_fields: Fields that a policy observes by default, in order.
         pose_groups: Poses for which relative fields can be computed.
-        frame_metadata: Name to one value per frame, stored with the sample of that anchor.
+        frame_metadata: Map from name to one value per frame, stored with the sample of that anchor.
         findings: Defects that were tolerated; none is an error.
         extras: Values that are copied to the metadata of each sample.
     """
@@ -244,8 +245,9 @@ class Sample:
     Attributes:
         key: Deterministic name without dots; prefix of the tar members.
         anchor: Index of the anchor frame.
-        image_frames: Image offset to frame index, clipped to the episode.
-        lowdim: Field name to array [T, C] (text [T]), calibration [T, ...] and masks bool [T].
+        image_frames: Map from image offset to frame index, clipped to the episode.
+        lowdim: Map from field name to array [T, C] (text [T]), calibration [T, ...] and masks
+            bool [T].
         language: As in `Episode`.
         metadata: JSON-serializable values.
     """

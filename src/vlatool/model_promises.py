@@ -41,7 +41,7 @@ def check_config(
     """
     config_type = section.model_dump().get("type")
     assert config_type == model_type.name, (
-        f"Config.type is {config_type!r}, name is {model_type.name!r}"
+        f"`Config.type` is {config_type!r}, but `name` is {model_type.name!r}"
     )
     _check_kinds(model_type)
     config = _config_class(model_type)(
@@ -51,13 +51,13 @@ def check_config(
         ema=EmaConfig(enabled=True),
     )
     info = config.data_kind.load_info(config.data, NULL)
-    assert sum(dataset.size for dataset in info.datasets), "load_info finds no sample in the data"
+    assert sum(dataset.size for dataset in info.datasets), "`load_info` finds no sample in the data"
     for name, value in info.fingerprint.items():
         assert isinstance(value, str), (
             f"the fingerprint {name!r} is a {type(value).__name__}, not a str"
         )
     derived, _ = config.derive(info)
-    assert derived.derive(info)[0] == derived, "derive changes values that it derived before"
+    assert derived.derive(info)[0] == derived, "`derive` changes values that it derived before"
     return derived, info
 
 
@@ -71,19 +71,23 @@ def _config_class(checked_type: ModelType) -> type[TrainConfig]:
 
 
 def _check_kinds(model_type: ModelType) -> None:
-    assert model_type.kinds, "kinds is empty: a model type needs at least one data kind"
+    assert model_type.kinds, "`kinds` is empty: a model type needs at least one data kind"
     for target in model_type.kinds:
         kind = data_kind(None, [target])
         is_taken = ":" in target and kind.name in DATA_KINDS.names()
-        assert not is_taken, f"the data kind {target} has the name {kind.name!r} of a built-in one"
+        assert not is_taken, (
+            f"the data kind {target}: its name {kind.name!r} is already used by a built-in data "
+            "kind"
+        )
         config_type = kind.Config().type
         assert config_type == kind.name, (
-            f"data type is {config_type!r}, but the name of the data kind is {kind.name!r}"
+            f"`Config.type` is {config_type!r}, but the name of the data kind is {kind.name!r}"
         )
         unknown = sorted(set(kind.folders_keys) - set(kind.Config.model_fields))
-        assert kind.folders_keys, f"folders_keys of the data kind {kind.name!r} is empty"
+        assert kind.folders_keys, f"`folders_keys` of the data kind {kind.name!r} is empty"
         assert not unknown, (
-            f"folders_keys names {unknown[0]!r}, which is not a key of the data kind {kind.name!r}"
+            f"`folders_keys` lists {unknown[0]!r}, which is not a key of the data kind "
+            f"{kind.name!r}"
         )
 
 
@@ -117,9 +121,9 @@ def check_build(model_type: ModelType, config: Any) -> None:
         with torch.device("meta"):
             model_type.build(config)
     except (RuntimeError, NotImplementedError) as error:
-        raise AssertionError(f"build does not work on the meta device: {error}") from error
+        raise AssertionError(f"`build` does not work on the meta device: {error}") from error
     parts = model_type.build(config)
-    assert "model" in parts, f"build returns the parts {sorted(parts)}, but no part 'model'"
+    assert "model" in parts, f"`build` returns the parts {sorted(parts)}, but no part 'model'"
     for name, part in parts.items():
         is_lost = part.trained and not part.saved
         assert not is_lost, (
@@ -128,14 +132,14 @@ def check_build(model_type: ModelType, config: Any) -> None:
     for name, methods in model_type.methods.items():
         for method in methods:
             exists = name in parts and hasattr(parts[name].module, method)
-            assert exists, f"methods names {name}.{method}, which does not exist"
+            assert exists, f"`methods` lists {name}.{method}, which does not exist"
     modules = {id(module) for part in parts.values() for module in part.module.modules()}
     for block in model_type.blocks(parts):
-        assert id(block) in modules, f"blocks returns a {type(block).__name__} that is in no part"
+        assert id(block) in modules, f"`blocks` returns a {type(block).__name__} that is in no part"
     first, second = (_digests(model_type, config, seed) for seed in (1, 2))
     for name, digest in first.items():
         is_loaded = second[name] == digest
-        assert is_loaded, f"part {name!r} is not saved, and load does not set all its weights"
+        assert is_loaded, f"part {name!r} is not saved, and `load` does not set all its weights"
 
 
 def _digests(model_type: ModelType, config: Any, seed: int) -> Mapping[str, str]:
@@ -147,27 +151,27 @@ def _digests(model_type: ModelType, config: Any, seed: int) -> Mapping[str, str]
 
 
 def check_specs(objective: Objective, parts: Mapping[str, Part]) -> None:
-    """Checks that optimizers name existing trained parts, and that each trained part has one."""
+    """Checks that optimizers list existing trained parts, and each trained part is in one."""
     specs = objective.optimizers()
     for name, spec in specs.items():
         for part in spec.parts:
             assert part in parts, (
-                f"optimizer {name!r} has the part {part!r}, which build does not return"
+                f"optimizer {name!r} lists part {part!r}, which `build` does not return"
             )
             assert parts[part].trained, (
-                f"optimizer {name!r} has the part {part!r}, which is not trained"
+                f"optimizer {name!r} lists part {part!r}, which is not trained"
             )
     for step in first_steps(objective):
         names = objective.optimizers_at(step)
-        assert names, f"optimizers_at({step}) is empty: no optimizer is active"
+        assert names, f"`optimizers_at({step})` is empty: no optimizer is active"
         extra = sorted(set(names) - set(specs))
-        assert not extra, f"optimizers_at({step}) names {extra[0]!r}, which is not an optimizer"
+        assert not extra, f"`optimizers_at({step})` lists {extra[0]!r}, which is not an optimizer"
     optimized = {part for spec in specs.values() for part in spec.parts}
     for name, part in parts.items():
         is_idle = (
             part.trained and name not in optimized and any(True for _ in trainable_parameters(part))
         )
-        assert not is_idle, f"part {name!r} is trained, but no optimizer has it"
+        assert not is_idle, f"part {name!r} is trained, but is in no optimizer"
 
 
 def first_steps(objective: Objective) -> list[int]:
@@ -197,11 +201,13 @@ def check_batch(label: str, batch: Any, size: int) -> None:
 def check_same_columns(example: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
     """Checks that `example` and batcher return equal keys, dtypes and numbers of axes."""
     names = [sorted(batch_) for batch_ in (example, batch)]
-    assert names[0] == names[1], f"example has the keys {names[0]}, the batcher returns {names[1]}"
+    assert names[0] == names[1], (
+        f"`example` has the keys {names[0]}, the batcher returns {names[1]}"
+    )
     for name, value in batch.items():
         example_column, batch_column = _column(example[name]), _column(value)
         assert example_column == batch_column, (
-            f"example has {name!r} as {example_column}, the batcher returns {batch_column}"
+            f"`example` has {name!r} as {example_column}, the batcher returns {batch_column}"
         )
 
 
@@ -214,7 +220,9 @@ def check_equal_batches(first: Mapping[str, Any], second: Mapping[str, Any]) -> 
     for name, value in first.items():
         other = second[name]
         is_equal = torch.equal(value, other) if isinstance(value, Tensor) else value == other
-        assert is_equal, f"load_assets gives another batch than make_assets: {name!r} differs"
+        assert is_equal, (
+            f"`load_assets` gives a different batch than `make_assets`: {name!r} differs"
+        )
 
 
 def check_pickles(label: str, value: Any) -> None:
@@ -228,23 +236,24 @@ def check_pickles(label: str, value: Any) -> None:
 def check_loss(label: str, loss: Loss) -> None:
     """Checks shape, dtype and finiteness of a loss."""
     assert loss.total.ndim == 0, (
-        f"{label}: total has shape {tuple(loss.total.shape)}, is not a scalar"
+        f"{label}: `total` has shape {tuple(loss.total.shape)}, must be a scalar"
     )
     assert loss.count.ndim == 0, (
-        f"{label}: count has shape {tuple(loss.count.shape)}, is not a scalar"
+        f"{label}: `count` has shape {tuple(loss.count.shape)}, must be a scalar"
     )
-    assert loss.total.dtype == torch.float32, f"{label}: total is {loss.total.dtype}, not float32"
-    assert loss.total.isfinite(), f"{label}: total is {float(loss.total)}"
-    assert loss.count > 0, f"{label}: no element is counted"
+    assert loss.total.dtype == torch.float32, f"{label}: `total` is {loss.total.dtype}, not float32"
+    assert loss.total.isfinite(), f"{label}: `total` is {float(loss.total)}"
+    assert loss.count > 0, f"{label}: `count` is {float(loss.count):g}, must be positive"
     for name, value in loss.sums.items():
-        assert not value.requires_grad, f"{label}: the sum {name!r} is not detached"
+        assert not value.requires_grad, f"{label}: `sums[{name!r}]` requires grad: detach it"
 
 
 def check_gradients(label: str, name: str, part: Part) -> None:
     """Checks that every trainable parameter has a gradient."""
     for key, value in trainable_parameters(part):
         assert value.grad is not None, (
-            f"{label} gives no gradient to {name}.{key}: do not build this parameter, or freeze it"
+            f"{label} gives no gradient to {name}.{key}: remove this parameter, or set "
+            "requires_grad=False"
         )
 
 
@@ -254,13 +263,16 @@ def check_images(images: Mapping[str, Any]) -> None:
         shape, dtype = getattr(value, "shape", ()), str(getattr(value, "dtype", type(value)))
         is_image = dtype == "uint8" and len(shape) == 4 and shape[-1] == 3
         assert is_image, (
-            f"images returns {name!r} as {dtype} {tuple(shape)}, not uint8 [N, H, W, 3]"
+            f"`images` returns {name!r} as {dtype} {tuple(shape)}, not uint8 [N, H, W, 3]"
         )
 
 
 def check_unchanged(
     before: Mapping[str, Tensor], after: Mapping[str, Tensor], message: str
 ) -> None:
-    """Checks that tensors of equal names are equal; `message` is a format string for the name."""
+    """Checks that tensors with the same name have the same values.
+
+    `message` may contain {} for the name.
+    """
     for name, value in after.items():
         assert torch.equal(before[name], value), message.format(name)

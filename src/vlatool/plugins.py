@@ -116,7 +116,7 @@ class Registry(Generic[T]):
     Args:
         group: Entry-point group; may be empty.
         label: Name of the type of objects in messages.
-        builtins: Name to built-in object.
+        builtins: Map from name to built-in object.
     """
 
     def __init__(self, group: str, label: str, builtins: Mapping[str, str | T]) -> None:
@@ -196,7 +196,7 @@ class Registry(Generic[T]):
         try:
             target = _load(point.value)
         except Exception as error:
-            if (outdated := outdated_use(error, plugin)) is not None:
+            if (outdated := outdated_plugin_error(error, plugin)) is not None:
                 raise outdated from error
             raise EnvironmentProblem(
                 f"{self.label} {point.name!r} of {distribution} cannot be imported: {error}",
@@ -218,7 +218,7 @@ def load_data_kind(target: str) -> Any:
     try:
         kind = _load(target)
     except (ImportError, AttributeError) as error:
-        if (outdated := outdated_use(error, f"{label} {target!r}")) is not None:
+        if (outdated := outdated_plugin_error(error, f"{label} {target!r}")) is not None:
             raise outdated from error
         raise EnvironmentProblem(
             f"the {label} {target!r} cannot be imported: {error}",
@@ -250,7 +250,7 @@ def check_names(plugin: str, label: str, target: object) -> None:
         raise _outdated(plugin, present_names)
 
 
-def outdated_use(error: BaseException, plugin: str = "") -> EnvironmentProblem | None:
+def outdated_plugin_error(error: BaseException, plugin: str = "") -> EnvironmentProblem | None:
     """Error for an exception of a plugin that uses an earlier name of vlatool; None for others.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any, Self
 from vlatool.episode import Array, Episode, EpisodeRef, FrameSource
 from vlatool.errors import DataError
 from vlatool.jobs.files import NAME as LIST
-from vlatool.jobs.files import contains_only, is_listed, output_files, remove_owned
+from vlatool.jobs.files import belongs_in_list, contains_only, output_files, remove_owned
 from vlatool.jobs.job import JobOptions, JobRun
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.run import run_job
@@ -135,7 +135,7 @@ class SinkChecks:
     def contents(self, name: str) -> dict[str, bytes]:
         """Content of the files that must be equal after kills and with any executor."""
         output, volatile = self.folder / name, self.job(name).spec.volatile
-        names = [file.name for file in output_files(output) if is_listed(file.name, volatile)]
+        names = [file.name for file in output_files(output) if belongs_in_list(file.name, volatile)]
         return {file_name: (output / file_name).read_bytes() for file_name in (*names, LIST)}
 
     def check_quiet_run(self) -> int:

@@ -144,15 +144,15 @@ class ForeignBlock(LmType):
 @pytest.mark.parametrize(
     ("broken", "sentence"),
     [
-        (OtherName, "Config.type is 'toy_lm', name is 'other'"),
-        (ChangingDerive, "derive changes"),
-        (NoKind, "kinds is empty"),
-        (BuiltinName, "has the name 'robotics' of a built-in one"),
-        (UsesAssets, "load_assets gives another batch"),
+        (OtherName, "`Config.type` is 'toy_lm', but `name` is 'other'"),
+        (ChangingDerive, "`derive` changes"),
+        (NoKind, "`kinds` is empty"),
+        (BuiltinName, "its name 'robotics' is already used by a built-in"),
+        (UsesAssets, "`load_assets` gives a different batch"),
         (ReadsWeights, "meta device"),
         (NoModel, "no part 'model'"),
         (NotSaved, "trained but not saved"),
-        (NoOptimizer, "no optimizer has it"),
+        (NoOptimizer, "is in no optimizer"),
         (NoMethod, r"model\.generate, which does not exist"),
         (ForeignBlock, "in no part"),
     ],
@@ -165,7 +165,7 @@ def test_broken_config_kind_or_part_is_reported(
 
 
 def test_teacher_without_loaded_weights_is_reported(rows: Path, tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match="'teacher' is not saved, and load"):
+    with pytest.raises(AssertionError, match="'teacher' is not saved, and `load`"):
         check(GanType(), rows, tmp_path)
 
 
@@ -298,19 +298,19 @@ class FloatImages(LmObjective):
 @pytest.mark.parametrize(
     ("objective", "sentence"),
     [
-        (UnknownPart, "part 'modle', which build does not return"),
+        (UnknownPart, "part 'modle', which `build` does not return"),
         (NoActiveOptimizer, "no optimizer is active"),
-        (UnknownOptimizer, "names 'mian', which is not an optimizer"),
+        (UnknownOptimizer, "lists 'mian', which is not an optimizer"),
         (PartialGroups, r"leave out model\.block"),
-        (NotFinite, "total is nan"),
-        (NoElements, "no element is counted"),
-        (NoScalar, "is not a scalar"),
+        (NotFinite, "`total` is nan"),
+        (NoElements, "`count` is 0, must be positive"),
+        (NoScalar, "must be a scalar"),
         (HalfPrecision, "not float32"),
-        (Attached, "the sum 'again' is not detached"),
+        (Attached, r"`sums\['again'\]` requires grad"),
         (Ragged, "differ between micro-batches"),
         (EmbeddingOnly, r"gives no gradient to model\.block\.mix"),
-        (EmptyValidation, "validate: no element"),
-        (FloatImages, "images returns 'made' as float64"),
+        (EmptyValidation, "validate: `count` is 0"),
+        (FloatImages, "`images` returns 'made' as float64"),
         (NotLearning, "change the loss from"),
         (Counting, "differs after a resume"),
     ],

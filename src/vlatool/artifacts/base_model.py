@@ -1,4 +1,7 @@
-"""Folder of a base model in the layout of the hub: config.json, weights, tokenizer, processor."""
+"""Folder of a base model in the layout of the Hugging Face hub.
+
+It holds config.json, weights, tokenizer and processor.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +56,7 @@ def read_image_mean_std(folder: Path, default: ImageMeanStd) -> ImageMeanStd:
         mean = _three_floats(content.get(_MEAN, default.image_mean))
         std = _three_floats(content.get(_STD, default.image_std))
     except (TypeError, ValueError) as error:
-        raise _base_model_error(path, f"{_MEAN} or {_STD} are not three numbers: {error}") from None
+        raise _base_model_error(path, f"{_MEAN} or {_STD} must be three numbers: {error}") from None
     return ImageMeanStd(mean, std)
 
 
@@ -81,7 +84,7 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
 
 
 def read_tokenizer(folder: Path) -> str:
-    """Text of tokenizer.json.
+    """Content of tokenizer.json.
 
     Raises:
         DataError: It is missing or not text.
@@ -96,7 +99,7 @@ def read_tokenizer(folder: Path) -> str:
 
 
 def read_tokenizer_asset(folder: Path) -> str:
-    """Text tokenizer among the assets of a run.
+    """Content of tokenizer.json among the assets of a run.
 
     Raises:
         DataError: It is missing or not text.
@@ -133,7 +136,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _base_model_error(path: Path, problem: str) -> DataError:
     return DataError(
         f"{path}: {problem}",
-        hint="give a base model as owner/name of the hub, or a folder with its files",
+        hint="give a base model on the Hugging Face hub (owner/name), or a folder with its files",
         code="data.base_model",
         details={"path": str(path)},
     )

@@ -40,7 +40,7 @@ class CheckpointManifest:
     Attributes:
         step: Number of optimizer steps.
         samples: Number of consumed positions of the data order.
-        files: Name to size and digest of every other file of the folder.
+        files: Map from name to size and digest of every other file of the folder.
         stopped: True if the checkpoint was written because the run was stopped, not by plan.
     """
 

@@ -125,7 +125,7 @@ class EpisodeCodes:
 
     @cached_property
     def row_of(self) -> Mapping[str, int]:
-        """Stem to row of `codes`."""
+        """Map from stem to row of `codes`."""
         return {stem: row for row, stem in enumerate(self.stems)}
 
 

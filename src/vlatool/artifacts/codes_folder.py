@@ -245,7 +245,7 @@ def select_codes(tree: Path, named: Path | None = None) -> CodesFolder:
 
     Args:
         tree: The folder of windows.
-        named: Folder of the codes, if it is another one.
+        named: Folder of the codes; None: the one in `tree`.
 
     Raises:
         UsageError: Both layouts exist, with codes of different tokenizers.

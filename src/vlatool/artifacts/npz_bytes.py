@@ -101,7 +101,10 @@ def array_headers(data: bytes) -> Iterator[tuple[str, tuple[tuple[int, ...], str
 
 
 def _directory(data: bytes) -> dict[str, tuple[int, int, int, int, int]]:
-    """Member name to (method, checksum, compressed size, size, offset of its local header)."""
+    """Map from member name to its properties in the zip.
+
+    They are method, checksum, compressed size, size, and offset of the local header.
+    """
     end = data.rfind(_END)
     if end < 0:
         raise ValueError("broken npz: no end of archive")

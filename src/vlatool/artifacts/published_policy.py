@@ -16,7 +16,7 @@ from vlatool.storage.atomic import write_bytes, write_text
 _CONFIG, _MODEL = "config.yaml", "config_model.yaml"
 _NORMALIZER, _PROCESSOR = "config_normalizer.yaml", "config_processor.yaml"
 WEIGHTS, AVERAGE = "checkpoints/checkpoint_1.pt", "checkpoints/ema_1.pt"
-NUMBER = 1
+CHECKPOINT_NUMBER = 1
 FILES = (
     _CONFIG,
     _MODEL,

@@ -82,14 +82,14 @@ class StoredSample:
 
     Attributes:
         key: Name of the sample, without dots.
-        members: Suffix to content; may be read lazily.
+        members: Map from suffix to content; may be read lazily.
     """
 
     key: str
     members: Mapping[str, bytes]
 
     def images(self) -> dict[str, ImageName]:
-        """Suffix of each image to its parsed name, in the order of the tar."""
+        """Map from suffix of each image to its parsed name, in the order of the tar."""
         names = ((suffix, parse_image(suffix)) for suffix in self.members)
         return {suffix: name for suffix, name in names if name is not None}
 
@@ -110,7 +110,7 @@ class StoredSample:
         return content if isinstance(content, dict) else {}
 
     def language(self) -> dict[str, list[str]]:
-        """Kind of annotation to instructions, a single one as a list; empty if there are none."""
+        """Map from kind of annotation to its list of instructions; empty if there are none."""
         content = self.json(LANGUAGE) if LANGUAGE in self.members else None
         return {
             str(kind): [str(text) for text in (texts if isinstance(texts, list) else [texts])]
@@ -126,7 +126,7 @@ class StoredSample:
             raise ValueError(f"{ARRAYS}: {error}") from None
 
     def array_headers(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Array to shape and dtype, from the headers; ends at the first broken header."""
+        """Map from array to shape and dtype, from the headers; ends at the first broken header."""
         return dict(array_headers(self.members[ARRAYS]))
 
     def image_size(self, suffix: str, *, decode: bool) -> tuple[int, int] | None:

@@ -163,7 +163,7 @@ class OpenShard:
 
     @cached_property
     def members(self) -> Mapping[str, Mapping[str, tuple[int, int]]]:
-        """Key to (offset, size) of each member, in the order of the tar."""
+        """Map from key to (offset, size) of each member, in the order of the tar."""
         by_key: dict[str, dict[str, tuple[int, int]]] = {}
         for sample in self.scan.samples:
             by_key.setdefault(sample.key, {}).update(sample.members)

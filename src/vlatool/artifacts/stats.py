@@ -100,8 +100,8 @@ class MergedStats:
     """Merged statistics of all parts.
 
     Attributes:
-        statistics: Field to entry, for the fields that all parts have.
-        left_out: Omitted field to the reason.
+        statistics: Map from field to entry, for the fields that all parts have.
+        left_out: Map from omitted field to the reason.
         steps: Number of steps of the windows that all parts cover.
     """
 

@@ -23,8 +23,8 @@ class DatasetTotals:
     Attributes:
         files: Written files.
         episodes: Number of episodes with samples.
-        kinds: Kind to number of samples.
-        tasks: Instruction to number of samples.
+        kinds: Map from kind to number of samples.
+        tasks: Map from instruction to number of samples.
         id_counts: Number of action ids of a window to number of such windows.
         shape: Shape that all windows share.
     """

@@ -38,7 +38,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "build_dataset",
         "Build samples for a language model from windows and codes of their images.",
     ),
-    "export": ("export", "Convert codes, packed samples or a trained policy to another layout."),
+    "export": (
+        "export",
+        "Convert codes, packed samples (token arrays) or a trained policy to another layout.",
+    ),
     "train": ("train", "Train a model."),
     "finetune": ("finetune", "Train a model that starts from the weights of a checkpoint."),
     "resolve-config": ("resolve_config", "Print the exact configuration that a run would use."),
@@ -59,9 +62,10 @@ class LazyGroup(SuggestingGroup):
     """Commands of a table, each imported when it is needed."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Removes the output options from any position, then parses the rest."""
+        """Removes the display options from any position, then parses the rest."""
         options = ctx.ensure_object(OutputOptions)
-        if ctx.resilient_parsing and args and args[-1] in OUTPUT_WORDS:  # its value is completed
+        # The shell completes the value of this option.
+        if ctx.resilient_parsing and args and args[-1] in OUTPUT_WORDS:
             return super().parse_args(ctx, args)
         rest = take_output_options(args, options)
         if not rest and not options.json and not ctx.resilient_parsing:
@@ -87,7 +91,7 @@ class LazyGroup(SuggestingGroup):
         return ((name, summary) for name, (_, summary) in COMMANDS.items())
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Writes the commands, then the output options."""
+        """Writes the commands, then the display options."""
         super().format_commands(ctx, formatter)
         with formatter.section("Output options (before or after the command)"):
             formatter.write_dl(OUTPUT_HELP)
@@ -139,7 +143,7 @@ def _ignore_warning_errors() -> None:
     """Resets `PYTHONWARNINGS=error`, which would end a command at a warning of another package."""
     if any(option.startswith("error") for option in sys.warnoptions):
         warnings.simplefilter("default")
-        sys.warnoptions.clear()  # workers get the same
+        sys.warnoptions.clear()  # worker processes inherit it
         os.environ.pop("PYTHONWARNINGS", None)
 
 
@@ -189,7 +193,10 @@ def _invoke(argv: list[str], options: OutputOptions) -> None:
 
 
 def _skip_shell_detection(argv: list[str]) -> None:
-    """Lets `--show-completion bash` work without a detected shell, by a variable of Typer."""
+    """Lets `--show-completion bash` work without a detected shell.
+
+    This is done with an environment variable of Typer.
+    """
     if argv[-1] in _SHELLS:
         os.environ["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"
 
@@ -206,7 +213,10 @@ def _report_error(error: BaseException, options: OutputOptions) -> int:
 
 
 def _closed_pipe(error: BrokenPipeError, options: OutputOptions) -> int:
-    """Ends the command silently if the reader of stdout has closed it; other pipes are errors."""
+    """Ends the command silently if the reader of stdout has closed it.
+
+    A break of any other pipe is an error.
+    """
     from vlatool.cli.output import is_stdout_closed, silence
 
     if not is_stdout_closed():

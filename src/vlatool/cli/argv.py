@@ -189,7 +189,7 @@ class _ArgvWalker:
             self.result.rest.append(name)
         elif not self.lenient and value.lower() not in _BOOL_WORDS:
             raise UsageError(
-                f"option {option} is a switch and takes no value {value!r}",
+                f"option {option} is a switch and takes no value (got {value!r})",
                 hint=f"write {option}",
                 code="usage.unexpected_value",
                 details={"option": option},

@@ -1,4 +1,4 @@
-"""Conversion of exceptions that end an invocation into errors for the user."""
+"""Converts uncaught exceptions to errors for users."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ _STORAGE_ERRNOS = {
 }  # fmt: skip
 _STORAGE_HINTS = {
     errno.ENAMETOOLONG: "use a shorter name; most file systems allow 255 bytes per file name",
-    errno.ELOOP: "its symbolic links form a loop; use the path of the target",
+    errno.ELOOP: "symbolic links form a loop; correct the links",
     errno.EMFILE: "too many files are open: raise `ulimit -n`, or use fewer --workers",
 }
 
@@ -75,9 +75,9 @@ def _known_error(error: BaseException) -> VlatoolError | None:
     if isinstance(error, ModuleNotFoundError) and extra_of(package := _package(error)) is not None:
         return missing_package(package)
     if isinstance(error, ImportError | AttributeError):
-        from vlatool.plugins import outdated_use
+        from vlatool.plugins import outdated_plugin_error
 
-        if (outdated := outdated_use(error)) is not None:
+        if (outdated := outdated_plugin_error(error)) is not None:
             return outdated
     if isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS:
         return _storage_error(error)
@@ -91,7 +91,7 @@ def _storage_error(error: OSError) -> StorageError:
     return StorageError(
         f"{path}{os.strerror(error.errno or 0)}",
         hint=_STORAGE_HINTS.get(
-            error.errno or 0, "free disk space, or use a location with read and write permission"
+            error.errno or 0, "free up disk space, or use a location with read and write permission"
         ),
         code="storage.os",
         details={"path": str(error.filename or ""), "errno": error.errno},

@@ -94,7 +94,7 @@ def known_values(
     keys: Mapping[str, Key],
     registered: Mapping[str, Callable[[], Sequence[str]]],
 ) -> dict[str, Sequence[str] | None]:
-    """Option name to its known values, empty if any value is allowed; None for a switch.
+    """Map from option name to its known values, empty if any value is allowed; None for a switch.
 
     Args:
         schema: The config class.

@@ -109,8 +109,8 @@ def _set_value(name: str, value: str | None, options: OutputOptions) -> None:
         options.progress = value
     else:
         raise UsageError(
-            f"unknown value {value!r} of --progress",
-            hint=f"known: {', '.join(PROGRESS_MODES)}",
+            f"invalid value {value!r} for --progress",
+            hint=f"choose one of: {', '.join(PROGRESS_MODES)}",
             code="usage.unknown_value",
             details={"option": name, "known": list(PROGRESS_MODES)},
         )

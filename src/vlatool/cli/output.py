@@ -85,7 +85,7 @@ def write_stdout(text: str) -> None:
         silence(sys.stdout)
         raise StorageError(
             f"the standard output cannot be written: {error.strerror}",
-            hint="free disk space, or redirect the output to another location",
+            hint="free up disk space, or redirect the output to another location",
             code="storage.stdout",
         ) from error
 

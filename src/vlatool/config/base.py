@@ -43,10 +43,10 @@ class ConfigModel(BaseModel):
             ones.
         flat_sections: Sections whose keys may also be written at the top level.
         help_groups: Heading in `--help` to the keys below it; other keys are listed together.
-        registries: Section to the registry of its types.
+        registries: Map from section to the registry of its types.
         no_effect_on_output: Keys that do not change what is produced (workers, verbosity).
-        aliases: Published key to the key used here.
-        virtual_keys: Section to names that stand for keys of it: the first key gets the value, the
+        aliases: Map from published key to the key used here.
+        virtual_keys: Map from section to names for keys of it: the first key gets the value, the
             others, which describe the earlier value, are emptied.
         ignored: Published keys that are accepted and have no effect, with the reason.
         unsupported: Published keys that are known, but not implemented: the allowed values, and
@@ -196,7 +196,7 @@ def derivation_rule(field: FieldInfo) -> str:
 
 
 def derivation_rules(config: ConfigModel, names: Iterable[str], prefix: str = "") -> dict[str, str]:
-    """Dotted key to rule, for the named derived fields."""
+    """Map from dotted key to rule, for the named derived fields."""
     fields = type(config).model_fields
     return {f"{prefix}{name}": derivation_rule(fields[name]) for name in names}
 

@@ -52,7 +52,7 @@ def origin_of(key: str, origins: Mapping[str, str]) -> str:
 
 
 def value_origins(resolved: Resolved[Any]) -> dict[str, str]:
-    """Dotted key to origin of every value, including defaults."""
+    """Map from dotted key to origin of every value, including defaults."""
     keys = [line.key for line in _mapping_lines(_fields(resolved.config), "", "") if line.key]
     return {key: origin_of(key, resolved.origins) for key in keys}
 

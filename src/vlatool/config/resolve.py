@@ -34,7 +34,7 @@ class Resolved(Generic[C]):
 
     Attributes:
         config: Validated values.
-        origins: Dotted key to origin; keys without an entry have their defaults.
+        origins: Map from dotted key to origin; keys without an entry have their defaults.
         typed: Keys that were set explicitly for this command, by an option or in a given file. The
             others are inherited from presets, includes or records.
         unknown_keys: Unknown keys that were ignored.

@@ -50,7 +50,9 @@ class EncodeConfig(ConfigModel):
     )
     batch_size: int = Field(default=64, ge=1, description="Most images on a device at once.")
     num_workers: int = Field(
-        default=8, ge=0, description="Most processes that read and decode; at most one per CPU."
+        default=8,
+        ge=0,
+        description="Maximum number of processes that read and decode; at most one per CPU.",
     )
     check_every: int = Field(
         default=500,

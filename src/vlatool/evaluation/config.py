@@ -74,7 +74,9 @@ class RolloutConfig(ConfigModel):
         default=4, ge=1, description="Steps of a chunk to execute before the next is sampled."
     )
     max_steps: int | None = Field(
-        default=None, ge=1, description="Most steps of an episode; null: the environment's limit."
+        default=None,
+        ge=1,
+        description="Maximum number of steps per episode; null: the environment's limit.",
     )
     inference_steps: int = Field(
         default=8, ge=1, description="Evaluations of the network per sampled chunk."
@@ -98,7 +100,9 @@ class RolloutConfig(ConfigModel):
     fields: dict[str, FieldMap] = Field(
         default={}, description="Observation key of each field of the policy."
     )
-    action: list[ActionMap] = Field(default=[], description="Parts of the action vector, in order.")
+    action: list[ActionMap] = Field(
+        default=[], description="Fields that are concatenated, in order, to the action."
+    )
     contact_sheet_episodes: int = Field(
         default=8, ge=0, description="Number of episodes in the contact sheet."
     )

@@ -129,8 +129,8 @@ class _Episode:
     Attributes:
         item: Item of the job.
         batches: Number of batches that are not encoded yet.
-        codes: Stem to codes of the encoded images.
-        checks: Stem to PNG of image and reconstruction.
+        codes: Map from stem to codes of the encoded images.
+        checks: Map from stem to PNG of image and reconstruction.
         counts: Counts of its receipt.
         error: Error that prevents its codes; None without one.
         written: Future of its receipt once writing has started.
@@ -149,7 +149,7 @@ class EncodePipeline:
     """Executor that encodes episodes and returns a receipt for each.
 
     Attributes:
-        seconds: Stage to the time that the other stages waited for it.
+        seconds: Map from stage to the time that the other stages waited for it.
         images: Number of encoded images.
     """
 

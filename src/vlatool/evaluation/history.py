@@ -22,8 +22,8 @@ class RobotState:
     """Images and measured fields at one step.
 
     Attributes:
-        images: Camera to uint8 [H, W, 3], RGB, of any size, as recorded.
-        fields: Field name to values [C].
+        images: Map from camera to uint8 [H, W, 3], RGB, of any size, as recorded.
+        fields: Map from field name to values [C].
     """
 
     images: Mapping[str, Array]

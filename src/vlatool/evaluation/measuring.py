@@ -77,7 +77,7 @@ class EvalResult:
     Attributes:
         metrics: Metrics over the images of all ranks; see `ReconstructionSums.metrics`.
         num_images: Number of images of all ranks.
-        dropped: Drop reason to number of images of all ranks.
+        dropped: Map from drop reason to number of images of all ranks.
         rows: Metrics of each image of this rank.
     """
 

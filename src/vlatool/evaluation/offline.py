@@ -36,12 +36,12 @@ class OpenLoopReport:
     """Errors of an open-loop evaluation.
 
     Attributes:
-        fields: Field name to errors of policy and baselines.
+        fields: Map from field name to errors of policy and baselines.
         overall: Mean error over all dimensions that are not constant, in standard deviations.
         overall_by_step: The same for each step of a chunk, from the current one on [T]; None for
             a step that no sample has.
         samples: Number of chunks compared.
-        curves: Dimension to (recorded [F], predicted [F]) of the first episode.
+        curves: Map from dimension to (recorded [F], predicted [F]) of the first episode.
         frames: Frame of each point of a curve, ascending, int [F].
         episode: Id of the first episode.
     """

@@ -26,7 +26,7 @@ def save_curves(
     Args:
         path: PNG file.
         title: Title above the panels.
-        curves: Name of a dimension to (recorded [F], predicted [F]).
+        curves: Map from name of a dimension to (recorded [F], predicted [F]).
         seconds: Time of each point in the episode, ascending [F].
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -1,4 +1,4 @@
-"""Export of a trained policy to the files of a published experiment."""
+"""Export of a trained policy to an experiment folder of the published LBM program."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,8 +8,8 @@ from vlatool.artifacts.checkpoint import EMA, MODEL, CheckpointManifest, is_chec
 from vlatool.artifacts.provenance import read_preprocessing_config
 from vlatool.artifacts.published_policy import (
     AVERAGE,
+    CHECKPOINT_NUMBER,
     FILES,
-    NUMBER,
     WEIGHTS,
     write_published_config,
 )
@@ -30,11 +30,12 @@ class PolicyExportResult:
     """Result of an export.
 
     Attributes:
-        checkpoint: Checkpoint of the weights.
+        checkpoint: Checkpoint that was exported.
         output: Folder that was written.
-        parameters: Parameters in the file of weights, including those that a policy does not use.
+        parameters: Number of parameters in the weights file, including tensors of the published
+            file that the policy does not use.
         averaged: True if averaged weights were written too.
-        bytes: Total size of the files of weights.
+        bytes: Total size of the weights files.
     """
 
     checkpoint: str
@@ -54,13 +55,13 @@ class PolicyExportResult:
         return f"{self.output}: {files}, {size}"
 
 
-def is_trained(location: Path) -> bool:
+def is_run_or_checkpoint(location: Path) -> bool:
     """True if the location is a run or one of its checkpoints."""
     return is_run(location) or is_checkpoint(location)
 
 
 def export_policy(source: Path, output: Path, reporter: Reporter) -> PolicyExportResult:
-    """Writes a run or a checkpoint in the layout of a published experiment.
+    """Writes a run or a checkpoint as a published experiment folder.
 
     Args:
         source: A run, whose newest checkpoint is exported, or a checkpoint.
@@ -68,8 +69,8 @@ def export_policy(source: Path, output: Path, reporter: Reporter) -> PolicyExpor
         reporter: Gets a warning if the published program would run the policy differently.
 
     Raises:
-        UsageError: The published program has no such policy, or the output belongs to another
-            command.
+        UsageError: The published program does not support this model, or the output belongs to
+            another command.
         DataError: A file is damaged.
     """
     source_run, source_checkpoint = find_checkpoint(source)
@@ -79,7 +80,8 @@ def export_policy(source: Path, output: Path, reporter: Reporter) -> PolicyExpor
     read_preprocessing_config(run.root)
     manifest = CheckpointManifest.read(checkpoint)
     manifest.check(checkpoint, manifest.inference_files())
-    run.config_tree()  # an empty one would be all defaults
+    # Raises if the file is empty; load_config would use only defaults.
+    run.config_tree()
     config = load_config(TrainConfig, files=[str(run.config)]).config
     model = config.model
     if not isinstance(model, DiffusionPolicyConfig):
@@ -94,9 +96,9 @@ def export_policy(source: Path, output: Path, reporter: Reporter) -> PolicyExpor
     if getattr(model.vision_language_backbone, "image_words", True) is False:
         reporter.warn(
             "export.image_words",
-            "the published program puts `<image> ` before instructions, this policy was trained "
-            "without it: train with model.vision_language_backbone.image_words=true for equal "
-            "actions in both programs",
+            "the published program prepends `<image> ` to instructions, but this policy was "
+            "trained without it. Train with model.vision_language_backbone.image_words=true to get "
+            "equal actions in both.",
         )
     averaged = EMA in manifest.files
     with single_output(output, record, FILES):
@@ -112,7 +114,7 @@ def _write_weights(output: Path, state: dict[str, Any], step: int) -> int:
     """Writes raw weights and returns the number of bytes."""
     from vlatool.models.diffusion_policy.weights import write_published
 
-    write_published(output / WEIGHTS, state, NUMBER, step)
+    write_published(output / WEIGHTS, state, CHECKPOINT_NUMBER, step)
     return (output / WEIGHTS).stat().st_size
 
 
@@ -120,12 +122,17 @@ def _write_average(output: Path, model: DiffusionPolicyConfig, checkpoint: Path,
     """Writes averaged weights and returns the number of bytes."""
     from vlatool.models.diffusion_policy.weights import write_published_average
 
-    write_published_average(output / AVERAGE, _state(model, checkpoint / EMA), NUMBER, step)
+    write_published_average(
+        output / AVERAGE, _state(model, checkpoint / EMA), CHECKPOINT_NUMBER, step
+    )
     return (output / AVERAGE).stat().st_size
 
 
 def _state(model: DiffusionPolicyConfig, path: Path) -> dict[str, Any]:
-    """Weights of a run under published names, including those that a policy does not use."""
+    """Weights of a run under published names.
+
+    They include tensors of the published file that the policy does not use.
+    """
     from vlatool.models.diffusion_policy.model import DiffusionPolicy
     from vlatool.models.diffusion_policy.weights import export_published
     from vlatool.models.weights import load_weights

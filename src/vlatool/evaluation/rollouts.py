@@ -50,18 +50,19 @@ class Rollout:
 
 @dataclass(frozen=True)
 class RolloutPlan:
-    """Episodes to run and the rules of their end and success.
+    """Episodes to run, and when they end and count as success.
 
     Attributes:
         seeds: Seed of each episode.
-        choose_instruction: (observation, info) to the instruction for the controller.
+        choose_instruction: Function of (observation, info) that returns the instruction for the
+            controller.
         success_key: Info key of success; if absent, termination with a reward counts as success.
-        max_steps: Most steps of an episode; None: the environment's limit.
-        num_rendered: Number of first episodes that are rendered.
+        max_steps: Maximum number of steps per episode; None: the environment's limit.
+        num_rendered: Number of episodes that are rendered, counted from the first.
         parallel: Number of environments that step together.
-        options: Seed to options of the environment's reset.
-        is_over: (info, instruction) to True if the episode ends although the environment does not
-            end it.
+        options: Function of the seed that returns the options of the environment's reset.
+        is_over: Function of (info, instruction) that returns True to end an episode before the
+            environment does.
     """
 
     seeds: Sequence[int]
@@ -75,7 +76,7 @@ class RolloutPlan:
 
 
 class Rollouts:
-    """Context manager that runs the episodes of a plan in groups, in the same environments.
+    """Context manager that runs the episodes of a plan in groups that reuse the same environments.
 
     Groups are independent: each has its own controller.
     """
@@ -103,7 +104,7 @@ class Rollouts:
 
     @property
     def groups(self) -> list[range]:
-        """Indices in the plan of the episodes that step together."""
+        """For each group, indices of its episodes in the plan."""
         size, count = self._plan.parallel, len(self._plan.seeds)
         return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
@@ -179,7 +180,8 @@ class _Lockstep:
         if np.shape(action) != space.shape:
             raise DataError(
                 f"the action has shape {np.shape(action)}, the environment takes {space.shape}",
-                hint="correct `action`: its parts in order must fill the environment's action",
+                hint="correct `action`: its fields, concatenated in order, must have the shape of "
+                "the environment's action space",
                 code="data.action_shape",
             )
         bounded = np.clip(action, space.low, space.high).astype(space.dtype)
@@ -248,7 +250,7 @@ class RolloutJob:
         return current_inputs(self.items, self.name, self.spec.state, self.spec.item_name)
 
     def begin(self) -> None:
-        """Keeps the previous report until `finish` replaces it."""
+        """Does nothing: the previous report stays until `finish` replaces it."""
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
         """Writes the report and the contact sheet."""
@@ -271,7 +273,7 @@ class RolloutJob:
         return self.report()
 
     def report(self) -> dict[str, Any]:
-        """Metrics, and the checkpoint and environment that they are of."""
+        """Metrics, and the checkpoint and environment they belong to."""
         has_sheet = any(rollout.frames for rollout in self._finished)
         return {
             **self._header,
@@ -327,7 +329,8 @@ def sheet_rows(
 
     Args:
         rollouts: Rollouts; those without frames are left out.
-        verdict: Rollout to the text at the end of its row, and True if that is good.
+        verdict: Function of a rollout that returns the text at the end of its row, and True if that
+            is good.
     """
     rows: list[SheetRow] = []
     for rollout in rollouts:

@@ -38,15 +38,15 @@ class EpisodeView:
 
     Attributes:
         name: Id of the episode.
-        info: Name to value, shown as labels.
+        info: Map from name to value, shown as labels.
         fps: Frames per second.
         frames: Frame of each position, int [S].
         shown: Positions in the strip, ascending.
-        cameras: Camera to one view per shown position.
-        actions: Action field to values [S, C].
-        proprioception: Proprioception field to values [S, C].
+        cameras: Map from camera to one view per shown position.
+        actions: Map from action field to values [S, C].
+        proprioception: Map from proprioception field to values [S, C].
         tracks: End effectors over the positions.
-        language: Kind of annotation to sentences.
+        language: Map from kind of annotation to sentences.
         problems: Messages about contents that cannot be shown.
         names: Recorded names of the dimensions of fields.
     """
@@ -150,7 +150,7 @@ def _shown_positions(count: int) -> list[int]:
 
 
 def _pose_fields(episode: Episode) -> dict[str, str]:
-    """Measured position field to measured rotation field."""
+    """Map from measured position field to measured rotation field."""
     groups = {
         actual_field(group.position_key) or group.position_key: actual_field(group.rotation_key)
         or group.rotation_key
@@ -174,7 +174,7 @@ def _views(episode: Episode, camera: str, shown: Sequence[int]) -> list[FrameVie
 
 
 def _one_episode(tar: OpenShard) -> dict[int, str] | None:
-    """Anchor to key, if all samples with readable metadata are from one episode; else None."""
+    """Map from anchor to key; None unless samples with readable metadata are of one episode."""
     anchors: dict[int, str] = {}
     episodes: set[str] = set()
     for key in tar.keys:
@@ -196,7 +196,7 @@ def _one_episode(tar: OpenShard) -> dict[int, str] | None:
 def _anchor_rows(
     tar: OpenShard, keys: Mapping[int, str], problems: list[str]
 ) -> dict[int, dict[str, Array]]:
-    """Anchor to the row of each field at the anchor; broken samples are added to `problems`."""
+    """Map from anchor to its row of each field; broken samples are added to `problems`."""
     rows: dict[int, dict[str, Array]] = {}
     for frame, key in keys.items():
         try:
@@ -227,7 +227,7 @@ def _absolute(names: Sequence[object], known: Mapping[str, Array]) -> list[str]:
 
 
 def _strips(tar: OpenShard, keys: Sequence[str]) -> dict[str, list[FrameView]]:
-    """Camera to the image nearest to the anchor of each sample."""
+    """Map from camera to the image nearest to the anchor of each sample."""
     strips: dict[str, list[FrameView]] = {}
     with tar.reading(keys[0]) as first:
         views = first.image_suffixes()

@@ -23,7 +23,7 @@ Numbers = tuple[float | None, ...]
 # Most fields in the charts of a page; a robot may have far more.
 _MAX_FIELDS = 12
 _POSE = re.compile("__(poses|grippers)__")
-# Most names of constant dimensions in a table.
+# Maximum number of names of constant dimensions in a table.
 _MAX_NAMES = 6
 
 

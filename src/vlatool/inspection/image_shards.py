@@ -96,7 +96,7 @@ class ImageShardsReport:
         ]
 
     def summary(self) -> dict[str, object]:
-        """Name to value of the first block."""
+        """Map from name to value of the first block."""
         size = None if self.first is None else (self.first.width, self.first.height)
         return {
             "status": self.status,

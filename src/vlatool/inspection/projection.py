@@ -82,7 +82,7 @@ class EndEffectorTrack:
 
 
 def position_fields(names: Iterable[str]) -> dict[str, str]:
-    """Measured position field to measured rotation field, by their published names."""
+    """Map from measured position field to measured rotation field, by their published names."""
     matches = filter(None, map(_POSITION.match, names))
     return {m.string: f"{m.string.removesuffix('xyz')}rot_6d" for m in matches}
 
@@ -93,8 +93,8 @@ def pose_tracks(
     """Tracks of the position fields that exist; rotations are optional.
 
     Args:
-        fields: Field name to values [S, C].
-        pairs: Position field to rotation field.
+        fields: Map from field name to values [S, C].
+        pairs: Map from position field to rotation field.
     """
     tracks: list[EndEffectorTrack] = []
     for position, rotation in pairs.items():

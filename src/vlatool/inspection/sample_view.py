@@ -32,9 +32,9 @@ class SampleSummary:
     Attributes:
         key: Key of the sample.
         members: Suffix (`lowdim.npz`) to size in bytes.
-        pictures: Suffix of each image to its (width, height); None if it cannot be opened.
+        pictures: Map from suffix of each image to its (width, height); None if it cannot be opened.
         arrays: Low-dimensional array to shape and type.
-        language: Kind of annotation to sentences.
+        language: Map from kind of annotation to sentences.
     """
 
     key: str
@@ -44,7 +44,7 @@ class SampleSummary:
     language: Mapping[str, list[str]]
 
     def cameras(self) -> dict[str, Size | None]:
-        """Camera to the (width, height) of its first image."""
+        """Map from camera to the (width, height) of its first image."""
         sizes: dict[str, Size | None] = {}
         for suffix, size in self.pictures.items():
             name = parse_image(suffix)
@@ -94,17 +94,17 @@ class SampleView:
     Attributes:
         name: Heading.
         key: Key in the tar.
-        info: Name to value, shown as labels.
+        info: Map from name to value, shown as labels.
         anchor: Index of the anchor in the window.
         past_mask: Real steps before the anchor, bool [T].
         future_mask: Real steps from the anchor on, bool [T].
         fps: Frames per second; None if unknown.
         images: (camera, image offset) to the stored image.
-        frames: Image offset to its frame in the episode.
-        actions: Action field to values [T, C].
-        proprioception: Proprioception field to values [T, C].
+        frames: Map from image offset to its frame in the episode.
+        actions: Map from action field to values [T, C].
+        proprioception: Map from proprioception field to values [T, C].
         tracks: End effectors over the window; NaN for padding.
-        language: Kind of annotation to sentences.
+        language: Map from kind of annotation to sentences.
         metadata: metadata.json.
         names: Recorded names of the dimensions of fields.
     """
@@ -204,7 +204,7 @@ def _name(metadata: Mapping[str, Any], key: str) -> str:
 
 
 def _image_frames(metadata: Mapping[str, Any], offsets: Sequence[int]) -> dict[int, int]:
-    """Image offset to its frame; empty if the frames are not recorded."""
+    """Map from image offset to its frame; empty if the frames are not recorded."""
     frames = metadata.get("image_timesteps")
     if not isinstance(frames, list):
         return {}

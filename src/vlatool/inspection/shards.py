@@ -56,7 +56,7 @@ class ShardReport:
         samples: Number of keys with at least one member.
         members: Number of files in the tar.
         bytes: Size of the tar.
-        members_per_sample: Number of members to number of samples that have that many.
+        members_per_sample: Map from number of members to number of samples that have that many.
         first: First sample; None in an empty tar.
         problem: Reason why the tar could not be read to its end; empty if it could.
     """
@@ -139,7 +139,7 @@ class Provenance:
         is_complete: True if the command that wrote them finished; None if not recorded.
         episodes: Number of episodes in the output.
         failures: Number of broken episodes, which are left out.
-        dropped: Drop reason to number of samples.
+        dropped: Map from drop reason to number of samples.
         options: preprocessing_config.yaml.
     """
 
@@ -162,8 +162,9 @@ class ShardsReport:
         folder: Folder of the manifest.
         window: Steps before and after the anchor; None if unknown.
         padding_share: Share of all rows that are padding; None if unknown.
-        cameras: Camera to (width, height) in the first sample; None if it has no image there.
-        language: Kind of annotation to a sentence of the first sample.
+        cameras: Map from camera to (width, height) in the first sample; None if it has no image
+            there.
+        language: Map from kind of annotation to a sentence of the first sample.
         findings: Broken or missing files, with `code` and `message`.
     """
 

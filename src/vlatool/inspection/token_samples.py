@@ -97,11 +97,11 @@ class SamplesReport:
 
     Attributes:
         layout: `jsonl` or `packed`.
-        kinds: Kind to number of samples.
+        kinds: Map from kind to number of samples.
         shape: Numbers of past and future images, of actions and of their dimensions in a window.
-        tasks: Instruction to number of samples.
+        tasks: Map from instruction to number of samples.
         action_ids: Minimum, mean and maximum number of action ids of a window.
-        id_counts: Number of action ids to number of windows that have that many.
+        id_counts: Map from number of action ids to number of windows that have that many.
         origin: Tokenizers of codes and action ids, by digest, and normalization of actions.
     """
 
@@ -200,10 +200,10 @@ class TokenSampleView:
 
     Attributes:
         name: Heading.
-        info: Name to value, shown as labels.
+        info: Map from name to value, shown as labels.
         sample: The sample.
-        past: Camera to its images up to the anchor, oldest first.
-        future: Camera to its future images; empty if the windows are missing.
+        past: Map from camera to its images up to the anchor, oldest first.
+        future: Map from camera to its future images; empty if the windows are missing.
         actions: float64 [H, D], not normalized; None if the windows are missing.
     """
 
@@ -242,7 +242,7 @@ def view_token_sample(folder: SamplesFolder, number: int) -> TokenSampleView:
 
 
 def _strips(root: Path, names: Iterable[str]) -> dict[str, list[FrameView]]:
-    """Camera to its images; names of one camera differ only in the number of the frame."""
+    """Map from camera to its images; names of one camera differ only in the number of the frame."""
     strips: dict[str, list[FrameView]] = {}
     known: dict[str, FrameView] = {}
     for name in names:

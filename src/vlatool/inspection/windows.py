@@ -81,7 +81,7 @@ class WindowsReport:
         ]
 
     def summary(self) -> dict[str, object]:
-        """Name to value of the first block."""
+        """Map from name to value of the first block."""
         past, future = self.window
         info: dict[str, object] = {
             "status": self.status,
@@ -111,8 +111,8 @@ class WindowView:
         name: Heading.
         kind: Kind of its line.
         task: Instruction.
-        past: Camera to its images up to the anchor, oldest first.
-        future: Camera to its images after the anchor.
+        past: Map from camera to its images up to the anchor, oldest first.
+        future: Map from camera to its images after the anchor.
         actions: [T, A], as recorded.
         num_recorded: Number of recorded actions; the others are padding.
         action_names: A names.
@@ -200,7 +200,7 @@ def view_window(location: Path, report: WindowsReport, path: Path, part: float) 
 def _views(
     location: Path, cameras: Sequence[str], names: Sequence[str]
 ) -> dict[str, list[FrameView]]:
-    """Camera to its images; an image that occurs several times is read once."""
+    """Map from camera to its images; an image that occurs several times is read once."""
     views = {name: file_view(location / name) for name in dict.fromkeys(names)}
     return {
         camera: [views[name] for name in names[index :: len(cameras)]]

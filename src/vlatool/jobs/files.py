@@ -69,7 +69,7 @@ def read_file_list(folder: Path) -> list[FileEntry] | None:
 
 
 def changed_files(folder: Path) -> list[str]:
-    """Listed files that are missing, have another size or, except for shards, another content.
+    """Listed files that are missing, or differ in size or, except for shards, in content.
 
     If the list itself is missing, broken or empty, its own name. `vlatool verify` also compares the
     content of shards.
@@ -143,7 +143,7 @@ def folder_entry(name: str, files: Mapping[str, tuple[int, str]]) -> FileEntry:
 
 
 def digests_below(folder: Path) -> dict[str, tuple[int, str]]:
-    """Relative name to (size, sha256) of each file below a folder, for `folder_entry`."""
+    """Map from relative name to (size, sha256) of each file below a folder, for `folder_entry`."""
     return {file.name: (file.bytes, sha256_of(folder / file.name)) for file in output_files(folder)}
 
 
@@ -161,7 +161,7 @@ def output_files(folder: Path) -> list[FileInfo]:
     return [file for file in files if not file.name.startswith((f"{FOLDER}/", *nested))]
 
 
-def is_listed(path: str, volatile: Iterable[str]) -> bool:
+def belongs_in_list(path: str, volatile: Iterable[str]) -> bool:
     """True if a file with this path, relative to the output, belongs in the file list."""
     is_volatile = any(fnmatch(path, pattern) for pattern in volatile)
     return not path.startswith(f"{FOLDER}/") and not is_volatile
@@ -196,7 +196,7 @@ def remove_stale_files(
     def is_listed_now(name: str) -> bool:
         parents = (f"{parent}/" for parent in PurePosixPath(name).parents)
         is_below_entry = any(parent in folders for parent in parents)
-        return name in names or not is_listed(name, volatile) or is_below_entry
+        return name in names or not belongs_in_list(name, volatile) or is_below_entry
 
     remove_owned(folder, owned, is_listed_now)
 

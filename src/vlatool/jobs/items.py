@@ -81,7 +81,7 @@ class Items:
         assert not checked, "the executor lost an item"
 
     def _logged_receipts(self) -> dict[str, Receipt]:
-        """Item name to its last receipt of earlier runs."""
+        """Map from item name to its last receipt of earlier runs."""
         rows = (row for row in self._journal.all_rows() if "failed" not in row)
         return {receipt.item: receipt for receipt in map(_receipt, rows) if receipt is not None}
 

@@ -67,10 +67,10 @@ class JobRun:
         started: Start time.
         seconds: Duration.
         failures: Items that are not in the output, with code, message, hint and details.
-        reasons: Error code to number of items that failed with it.
-        warnings: Finding code to number of items that have it.
+        reasons: Map from error code to number of items that failed with it.
+        warnings: Map from finding code to number of items that have it.
         sums: Sums of the counts of all receipts.
-        dropped: Reason to number of windows or samples that were left out.
+        dropped: Map from reason to number of windows or samples that were left out.
         resumed: Number of items that an earlier run finished.
         bytes_on_disk: Size of all listed files.
         empty: Items without files.

@@ -33,7 +33,7 @@ class Receipt:
         item: Name of the item, unique in the run.
         key: Digests of the plan and of the input.
         counts: Numbers of frames, samples and so on, for sums and progress.
-        dropped: Reason to number of windows or samples that were left out.
+        dropped: Map from reason to number of windows or samples that were left out.
         files: Files that were written for the item.
         findings: Findings on the item.
         facts: Small JSON values that the job needs to finish.

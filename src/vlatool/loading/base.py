@@ -69,7 +69,7 @@ class DatasetInfo(Protocol):
 
     @property
     def fingerprint(self) -> Mapping[str, str]:
-        """Name to digest of everything that determines the samples and their order.
+        """Map from name to digest of everything that determines the samples and their order.
 
         A run resumes only if all values are equal. They contain no locations, so data can be moved.
         """

@@ -118,8 +118,8 @@ class BatchMessage:
 
     Attributes:
         micro_batch: The micro-batch; values of its batch that are in `shared` or `small` are None.
-        shared: Name to large tensor.
-        small: Name to array of any other tensor that numpy can represent.
+        shared: Map from name to large tensor.
+        small: Map from name to array of any other tensor that numpy can represent.
     """
 
     micro_batch: MicroBatch

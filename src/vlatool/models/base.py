@@ -73,8 +73,8 @@ class OptimizerSpec:
         lr: Peak learning rate; None: `hparams.lr`.
         betas: Coefficients of AdamW; None: those of `hparams`.
         starts_at: First step at which the optimizer runs.
-        rates: Prefix of parameter names to a factor on their learning rate. If `groups` is set,
-            `ParamGroup.rate` is used instead.
+        rates: Map from prefix of parameter names to a factor on their learning rate. If `groups` is
+            set, `ParamGroup.rate` is used instead.
     """
 
     parts: tuple[str, ...]
@@ -134,8 +134,8 @@ class StepContext:
     Attributes:
         step: Number of optimizer steps before this one.
         rng: Random numbers of this micro-batch.
-        parts: Name to module after placement (DDP or sharding). Call these modules or the methods
-            that the model type lists, never the modules of `build`.
+        parts: Map from name to module after placement (DDP or sharding). Call these modules or the
+            methods that the model type lists, never the modules of `build`.
         training: False for validation data.
         samples: Names of the samples, one per row of the batch.
     """
@@ -246,7 +246,7 @@ class ModelType(Protocol):
         Config: Type of the section `model`.
         kinds: Accepted data kinds, the first is the default: names of built-in kinds, or
             `module:Kind` for a kind of the plugin.
-        methods: Name of a part to its methods besides `forward` that use its weights.
+        methods: Map from name of a part to its methods besides `forward` that use its weights.
     """
 
     name: ClassVar[str]

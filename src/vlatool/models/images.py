@@ -43,7 +43,7 @@ class ImageBatcher:
             digests: With `has_digests`, 16 bytes per preprocessed image.
 
         Raises:
-            DataError: The size, dtype or number of channels of an image is another.
+            DataError: The size, dtype or number of channels of an image is wrong.
         """
         for sample in samples:
             check_image(sample.image, self.size, sample.key)

@@ -28,10 +28,10 @@ class Observation:
 
     Attributes:
         images: uint8 [N, H, W, 3], time outer, camera inner.
-        fields: Field name to the last P values [P, C], the newest last.
+        fields: Map from field name to the last P values [P, C], the newest last.
         instruction: Instruction for the robot.
-        past_actions: Action field to the last `past` actions [past, C]; relative fields are
-            relative to the current pose. None: unknown.
+        past_actions: Map from action field to the last `past` actions [past, C]; relative fields
+            are relative to the current pose. None: unknown.
         past_mask: bool [past], False for padded actions; None: no action is padded.
         image_mask: bool [N], False for padded images; None: no image is padded.
     """
@@ -164,7 +164,7 @@ class RoboticsPolicy:
         """Converts earlier actions to `Observation.past_actions`; inverse of `act` for poses.
 
         Args:
-            actions: Field name to absolute actions [past, C].
+            actions: Map from field name to absolute actions [past, C].
             fields: Observed fields [P, C], including measured poses.
         """
         result = {name: actions[name] for name in self.data.action_fields if name in actions}

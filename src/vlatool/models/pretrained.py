@@ -28,27 +28,28 @@ if TYPE_CHECKING:
     from torch import nn
 
 CLIP = "clip"
-# Of all CLIP models of OpenAI. Source: reference/policy 1.4.
-CLIP_COLORS = ImageMeanStd(
+# Image mean and std of all OpenAI CLIP models. Source: reference/policy 1.4.
+CLIP_MEAN_STD = ImageMeanStd(
     (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 )
-# Of the supported vision-language models.
-VLM_COLORS = ImageMeanStd((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+# Image mean and std of the supported vision-language models.
+VLM_MEAN_STD = ImageMeanStd((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _HUB = "hf://models/"
 _REVISION = re.compile(r"(hf://models/[^/@]+/[^/@]+)(@[^/]+)?")
 # Keys of config.json for the hidden size of a language model.
 _WIDTHS = ("hidden_size", "n_embd", "d_model")
-# Keys of config.json that do not describe the network, or that name code to run.
+# Keys of config.json that do not describe the network, or that point to code.
 _NOT_ARCHITECTURE = {"architectures", "auto_map", "transformers_version", "_name_or_path"}
 
 
 def base_model(name: str, revision: str | None = None) -> Path:
-    """Returns the folder of a base model, pinned to its current version.
+    """Returns the folder of a base model; a hub name is resolved to its current commit.
 
     Args:
-        name: A local folder, a location of any scheme, or owner/name[@revision] of the hub.
-        revision: Revision of a model of the hub; None: the one in `name`.
+        name: A local folder, a location of any scheme, or owner/name[@revision] on the
+            Hugging Face hub.
+        revision: Revision of a model on the hub; None: the one in `name`.
 
     Raises:
         DataError: The folder does not exist.
@@ -57,7 +58,8 @@ def base_model(name: str, revision: str | None = None) -> Path:
     if not name:
         raise DataError(
             "no base model is configured",
-            hint="set hf_pretrained to owner/name of a model of the hub, or to a folder",
+            hint="set hf_pretrained to owner/name[@revision] on the Hugging Face hub, or to a "
+            "folder",
             code="data.base_model",
         )
     is_hub_name = _HUB_NAME.fullmatch(name) and not location(name).exists()
@@ -75,7 +77,7 @@ def read_architecture(folder: Path, kind: str | None = None) -> dict[str, Any]:
         kind: Expected model_type; None: any.
 
     Raises:
-        DataError: The file is missing or broken, or the model_type is another.
+        DataError: The file is missing or broken, or the model_type is a different one.
     """
     content = read_model_config(folder)
     if kind not in (None, content["model_type"]):
@@ -95,7 +97,7 @@ def text_width(architecture: Mapping[str, Any]) -> int:
 
 
 def load_base(network: "nn.Module", folder: Path) -> None:
-    """Loads the weights of a base model into a network of the same class of transformers.
+    """Loads the weights of a base model into a network of the same `transformers` class.
 
     Raises:
         DataError: The weights are missing or broken, or do not match the network.
@@ -126,9 +128,9 @@ def load_base(network: "nn.Module", folder: Path) -> None:
 
 
 def weights_file(text: str) -> Path:
-    """Returns a file of weights, or that of the newest checkpoint of a run.
+    """Returns the location itself for a weights file, else that of the newest checkpoint.
 
-    For a run or checkpoint this is the file of averaged weights if there is one.
+    For a run or checkpoint this is the file with the averaged weights if there is one.
 
     Raises:
         DataError: The location does not exist, or has no checkpoint.

@@ -51,7 +51,7 @@ _CHART_WIDTH = 560.0
 # Width of the numbers at the left of a sample's chart, in its pixels.
 _GUTTER = 48.0
 _TICKS = 16
-# Most images of a row.
+# Maximum number of images per row.
 _ROW = 8
 
 

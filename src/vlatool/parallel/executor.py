@@ -17,7 +17,7 @@ from itertools import islice
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from vlatool.errors import BugError, DataError, VlatoolError
-from vlatool.plugins import outdated_use
+from vlatool.plugins import outdated_plugin_error
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
@@ -185,7 +185,7 @@ def attempt(function: Callable[[Item], Value], item: Item) -> Outcome[Item, Valu
         )
         return Outcome(item, error=problem)
     except Exception as error:  # noqa: BLE001 - the error of an item must not stop the others
-        problem = outdated_use(error) or BugError(
+        problem = outdated_plugin_error(error) or BugError(
             f"{_name(item)}: {type(error).__name__}: {error}",
             hint="this is a bug in vlatool or a plugin; --json and .vlatool/run.json show the"
             " traceback",

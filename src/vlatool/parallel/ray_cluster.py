@@ -144,7 +144,8 @@ def _joined_cluster(ray: Any, address: str, connect_s: float) -> Generator[None,
     if _own_token.cache_info().currsize:
         # Observed: Ray keeps using the token, and tasks fail at random with OwnerDiedError.
         raise EnvironmentProblem(
-            f"{address}: this process has run a private Ray cluster and cannot join another one",
+            f"{address}: this process already started its own Ray cluster (--engine ray) and "
+            "cannot join this one",
             hint="join the cluster in a new process",
             code="environment.ray_one_cluster",
             details={"address": address},
@@ -264,8 +265,8 @@ def _unreachable(address: str, reason: str) -> EnvironmentProblem:
         )
     return EnvironmentProblem(
         f"{address}: cannot join this Ray cluster: {first_line(reason)}",
-        hint="check that it runs (`ray status` on its head node); use HOST:6379 on machines of the "
-        "cluster, ray://HOST:10001 on others",
+        hint="check that it runs (`ray status` on its head node); use HOST:6379 on a machine of "
+        "the cluster, ray://HOST:10001 from any other machine",
         code="environment.ray_unreachable",
         details={"address": address},
     )

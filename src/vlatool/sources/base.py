@@ -246,10 +246,12 @@ def no_episodes(source: Path, searched: str) -> DataError:
 def unknown_field(name: str, known: Sequence[str], path: Path, kind: str = "field") -> DataError:
     """Error for a field that the user requested and that the data does not have."""
     known_names = ", ".join(known) or "none"
-    nearest = did_you_mean(name, list(known))
+    hint = did_you_mean(name, list(known))
+    if not hint.startswith("did you mean"):
+        hint = f"choose one of: {known_names}" if known else f"the data has no such {kind}s"
     return DataError(
         f"{path}: has no {kind} {name!r}; available: {known_names}",
-        hint=nearest if nearest.startswith("did you mean") else f"choose one of: {known_names}",
+        hint=hint,
         code="data.unknown_field",
         details={"field": name, "known": list(known), "path": str(path)},
     )

@@ -78,7 +78,7 @@ class EpisodeSelection:
 
     Attributes:
         cameras: Cameras to keep, in order.
-        fields: Field to its width, 0 for text.
+        fields: Map from field to its width, 0 for text.
         skip_missing_cameras: Drop episodes that lack a camera.
         only_successful: Drop episodes that failed or whose success is unknown.
         finite: Fail episodes with NaN or infinity.
@@ -150,7 +150,7 @@ class SelectedEpisodes:
 
     Attributes:
         refs: Episodes to read, in order.
-        excluded: Reason to number of episodes that are excluded on purpose.
+        excluded: Map from reason to number of episodes that are excluded on purpose.
         survey: Survey of the episodes, with the selected cameras.
         selection: Cameras, fields and conditions for each episode.
         findings: Findings on the sources as a whole.

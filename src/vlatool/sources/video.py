@@ -42,7 +42,7 @@ class _PacketTable:
     """Positions of the frames in a video file.
 
     Attributes:
-        numbers: Presentation time to frame number; empty if the file has no such times.
+        numbers: Map from presentation time to frame number; empty if the file has no such times.
         key_numbers: Numbers of the frames that decoding can start at, ascending.
         key_times: Time to seek to for each of these frames, in ticks of the stream.
         num_frames: Number of frames in the file.

@@ -30,7 +30,7 @@ class FolderWriter(Protocol):
     """Writer of the files of a folder.
 
     Attributes:
-        files: Name to (size, SHA-256) of each written file.
+        files: Map from name to (size, SHA-256) of each written file.
     """
 
     files: dict[str, tuple[int, str]]

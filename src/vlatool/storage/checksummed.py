@@ -38,7 +38,7 @@ def read_checksummed(path: Path) -> dict[str, Any]:
     else:
         is_intact = digest == _digest(document)
     if not is_intact:
-        raise DocumentError("has another content than when it was written")
+        raise DocumentError("was changed after it was written")
     return document
 
 

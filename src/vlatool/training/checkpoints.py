@@ -206,7 +206,7 @@ def load_checkpoint(folder: Path, state: TrainState) -> None:
 
 
 def unsaved_digests(parts: Mapping[str, Part]) -> dict[str, str]:
-    """Part name to SHA-256 of its weights, for the parts that checkpoints do not hold."""
+    """Map from part name to SHA-256 of its weights, for the parts that checkpoints do not hold."""
     return {name: _digest(part.module) for name, part in parts.items() if not part.saved}
 
 

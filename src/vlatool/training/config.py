@@ -1,4 +1,7 @@
-"""Configuration of a training run; key names are the published ones (reference/training 1.7)."""
+"""Configuration of a training run; key names are those of the published LBM program.
+
+Source: reference/training 1.7.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
@@ -22,7 +25,7 @@ from vlatool.loading.kinds import data_kind
 from vlatool.models.base import ModelType
 from vlatool.plugins import MODELS, TRANSLATIONS, Registry
 
-# Virtual key that `--data DIR` sets: the data kind defines which of its keys that is.
+# Virtual key that `--data DIR` sets; each data kind maps it to one of its own keys.
 FOLDERS = "folders"
 
 
@@ -63,7 +66,8 @@ class HParams(ConfigModel):
     decay: float = Field(
         default=0.3,
         ge=0,
-        description="Decay of warmup_constant_decay in steps; below 1: fraction of all steps.",
+        description="Length in steps of the final decay phase of warmup_constant_decay; below 1: "
+        "fraction of all steps.",
     )
     lr_cooldown_end: float = Field(default=0.0, ge=0, description="Final learning rate.")
     force_min_lr: float = Field(
@@ -114,7 +118,7 @@ class EmaConfig(ConfigModel):
     type: Literal["ema", "vanilla", "rising"] = Field(
         default="ema",
         description="Decay: ema grows with the steps by inv_gamma and power, vanilla is fixed at "
-        "alpha, rising is (1 + n) / (10 + n).",
+        "alpha, rising is (1 + n) / (10 + n) with n = number of updates.",
     )
     alpha: float = Field(default=0.999, ge=0, lt=1, description="Decay of type vanilla.")
     update_after_step: int = Field(default=0, ge=0, description="Steps before averaging starts.")
@@ -128,7 +132,7 @@ class DistributedConfig(ConfigModel):
     """Processes and devices."""
 
     ignored: ClassVar[Mapping[str, str]] = {
-        "ddp_static_graph": "every parameter of a model is used in every step"
+        "ddp_static_graph": "not needed: every parameter is used in every step"
     }
     unsupported: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {
         "dist_url": (
@@ -146,7 +150,9 @@ class DistributedConfig(ConfigModel):
         default=False, description="Shard weights and optimizer states over processes."
     )
     fsdp_reshard_after_forward: bool = Field(
-        default=False, description="Free gathered weights between forward and backward too."
+        default=False,
+        description="Free gathered weights also after the forward pass; they are gathered again "
+        "for the backward pass.",
     )
     fsdp_cpu_offload: bool = Field(default=False, description="Keep sharded weights on the host.")
     ddp_static_graph: bool = Field(default=False, description="Has no effect.")
@@ -172,13 +178,14 @@ class TrainConfig(ConfigModel):
         "wandb_entity": "runs are not sent to W&B",
         "wandb_project_name": "runs are not sent to W&B",
         "wandb_tags": "runs are not sent to W&B",
-        "remote_sync_fixed_path": "there is no second copy of a run",
+        "remote_sync_fixed_path": "runs are not copied to a remote location",
     }
     unsupported: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {
         "remote_sync": ((None,), "runs are not copied during training yet; copy the run folder"),
     }
     unrecorded: ClassVar[frozenset[str]] = frozenset({"overwrite", "dry_run"})
-    # A run may be resumed with other values; sections list their own keys.
+    # Keys that may change on resume, because they do not affect the result. Sections declare their
+    # own.
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
         {
             "name",
@@ -202,12 +209,14 @@ class TrainConfig(ConfigModel):
         }
     )
 
-    name: str | None = derived_field("time, model type and rate", "Name of the run folder.")
+    name: str | None = derived_field(
+        "time, model type and learning rate", "Name of the run folder."
+    )
     resolve_configs: bool = Field(default=False, description="Print the configuration and exit.")
     resolve_configs_path: str | None = Field(
         default=None, description="Write resolved_config.yaml to this folder and exit."
     )
-    save_path: str = nullable_field("runs", "Folder of the run folders.")
+    save_path: str = nullable_field("runs", "Folder in which run folders are created.")
     total_train_samples: int | None = Field(default=None, ge=1, description="Budget in samples.")
     num_epochs: int | None = Field(
         default=None, ge=1, description="Budget in passes over the data."
@@ -239,15 +248,15 @@ class TrainConfig(ConfigModel):
     val_every_n_checkpoints: int = Field(
         default=1, ge=1, description="Validate at every N-th checkpoint."
     )
-    wandb: bool = Field(default=False, description="Send metrics to Weights & Biases.")
+    wandb: bool = Field(
+        default=False, description="Not supported yet; metrics are in metrics.jsonl."
+    )
     wandb_entity: str | None = Field(default=None, description="Has no effect.")
     wandb_project_name: str | None = Field(default=None, description="Has no effect.")
     wandb_tags: list[str] = Field(default=[], description="Has no effect.")
     db_logging: bool = Field(default=True, description="Has no effect.")
     log_level: str = Field(default="INFO", description="Has no effect.")
-    remote_sync: str | None = Field(
-        default=None, description="Location to copy the run to during training."
-    )
+    remote_sync: str | None = Field(default=None, description="Not supported yet.")
     remote_sync_fixed_path: str | None = Field(default=None, description="Has no effect.")
     overwrite: bool = Field(default=False, description="Replace a run made with other options.")
     dry_run: bool = Field(default=False, description="Print the plan and write nothing.")
@@ -270,7 +279,11 @@ class TrainConfig(ConfigModel):
         return self
 
     def derive_static(self) -> tuple[Self, Mapping[str, str]]:
-        """Derives the seed, the world size, and keys of the data section from other keys."""
+        """Derives keys that do not depend on the data: the seed, the world size, keys of `data`.
+
+        Returns:
+            The config, and a mapping of each derived key to the rule it follows.
+        """
         data, data_rules = self.data.derive_static()
         rules = {f"data.{key}": rule for key, rule in data_rules.items()}
         hparams = self.hparams
@@ -285,7 +298,9 @@ class TrainConfig(ConfigModel):
     def violations(self) -> Iterator[Violation]:
         """Contradictions between sections, and those that the model type reports."""
         if self.data.seed not in (None, self.hparams.seed):
-            message = f"data.seed is {self.data.seed}: hparams.seed, {self.hparams.seed}, is used"
+            message = (
+                f"data.seed={self.data.seed} is ignored: hparams.seed={self.hparams.seed} is used"
+            )
             yield Violation(("data.seed",), message)
         if self.wandb:
             yield Violation(
@@ -297,7 +312,10 @@ class TrainConfig(ConfigModel):
 
     @classmethod
     def specialize(cls, tree: Mapping[str, Any]) -> type[Self]:
-        """The class with the `model` section of a model type and the `data` section of a kind."""
+        """Subclass whose `model` and `data` have the config classes of the chosen types.
+
+        The model type is chosen by `model.type`, the data kind by `data.type`.
+        """
         name = _type_of(tree.get("model"))
         model_type = None if name is None else _registered(name)
         kind = data_kind(_type_of(tree.get("data")), () if model_type is None else model_type.kinds)
@@ -331,7 +349,10 @@ class TrainConfig(ConfigModel):
             )
 
     def derive_from_data(self) -> tuple["TrainConfig", dict[str, str]]:
-        """Derives keys from the data; returns the config and the rule of each dotted key.
+        """Derives keys from the data.
+
+        Returns:
+            The config, and a mapping of each derived key to the rule it follows.
 
         Raises:
             DataError: The data are missing or broken, or lack a configured field or camera.

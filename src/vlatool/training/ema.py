@@ -19,7 +19,7 @@ class WeightAverage:
     The average of sharded parameters is sharded too.
 
     Attributes:
-        weights: Name to averaged tensor; names as in the state dict of the module.
+        weights: Map from name to averaged tensor; names as in the state dict of the module.
         updates: Number of updates done.
     """
 

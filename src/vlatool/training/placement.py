@@ -41,7 +41,7 @@ class Placement:
         world_size: Number of ranks.
         mesh: Mesh that parameters are sharded over; None: no sharding. Parameters are gathered in
             float32, so that a part can compute in float32 where it disables autocast.
-        reshard_after_forward: Free gathered parameters after the forward pass too.
+        reshard_after_forward: Free gathered parameters also after the forward pass.
         grad_checkpointing: Recompute blocks in the backward pass instead of storing activations.
         compile_blocks: Compile the blocks.
     """
@@ -58,7 +58,8 @@ class PlacedParts:
     """The placed parts of a run.
 
     Attributes:
-        callables: Part name to the object that an objective calls: the module or its wrapper.
+        callables: Map from part name to the object that an objective calls: the module or its
+            wrapper.
     """
 
     def __init__(

@@ -62,7 +62,7 @@ class ReducedLoss:
         packed: float64 [3 + E + ...]: total, count, number of micro-batches that are not finite,
             the extra numbers, the sums by name.
         extra: E, the number of extra numbers.
-        shapes: Name to shape of the sums, in their order in `packed`.
+        shapes: Map from name to shape of the sums, in their order in `packed`.
     """
 
     packed: Tensor

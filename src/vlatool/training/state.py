@@ -34,7 +34,7 @@ class TrainState:
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        """Part name to network."""
+        """Map from part name to network."""
         return {name: part.module for name, part in self.parts.items()}
 
     @property

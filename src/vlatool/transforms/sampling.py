@@ -42,7 +42,7 @@ class SampleSpec:
         image_size: (height, width) of the images; None keeps their size.
         resize_method: Resize method.
         resize_filter: Resize filter.
-        rotations: Camera to quarter turns clockwise, before the resize.
+        rotations: Map from camera to quarter turns clockwise, before the resize.
         still: Rule for windows to drop because nothing moves; None keeps all.
         compat: Adjust calibration by the published rule.
     """

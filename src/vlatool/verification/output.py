@@ -1,6 +1,7 @@
 """Checks of an output: the record of its run, its file list, its folders of shards.
 
-All headers and digests of shards are checked, and the contents of some samples.
+All headers and digests of shards are checked (`--quick`: no digests), and the contents of some
+samples.
 """
 
 import hashlib
@@ -32,10 +33,10 @@ from vlatool.findings import Finding
 from vlatool.jobs.files import (
     NAME,
     FileEntry,
+    belongs_in_list,
     digests_below,
     folder_entry,
     is_intact,
-    is_listed,
     output_files,
     read_file_list,
 )
@@ -61,9 +62,9 @@ class ShardList:
     Attributes:
         folder: Folder of the shards and their metadata.
         shards: Shards of the manifest; without a manifest, the tar files of the folder.
-        has_manifest: True if there is a manifest, hence counts and statistics.
-        digests: Key to digest of each sample that was checked; empty bytes if digests are not
-            compared.
+        has_manifest: True if there is a manifest; counts and statistics are then checked too.
+        digests: Maps the key of each checked sample to its digest; to empty bytes if digests are
+            not compared.
     """
 
     folder: ShardFolder
@@ -86,7 +87,7 @@ def check_output(location: Path, check: CheckOptions) -> Iterator[Finding]:
 
 
 def check_record_and_files(
-    location: Path, root: Path, check: CheckOptions, others: Sequence[str] = ()
+    location: Path, root: Path, check: CheckOptions, nested_outputs: Sequence[str] = ()
 ) -> Generator[Finding, None, bool]:
     """Yields the findings of a run record and its listed files; returns True if the run has ended.
 
@@ -94,7 +95,7 @@ def check_record_and_files(
         location: Folder or file that is verified.
         root: The folder itself, or the folder of the file.
         check: Options of the verification.
-        others: Folders in `root` that are separate outputs even without a record.
+        nested_outputs: Folders in `root` that are separate outputs even without a record.
     """
     record = None
     try:
@@ -108,7 +109,7 @@ def check_record_and_files(
     if record is not None and not record.complete:
         message = f"{location}: `vlatool {record.command}` left out the items that failed"
         yield OUTPUT("partial", message, path=str(location))
-    yield from check_files(root, check, others)
+    yield from check_files(root, check, nested_outputs)
     return True
 
 
@@ -120,12 +121,12 @@ def check_shard(location: Path, check: CheckOptions) -> Iterator[Finding]:
 
 
 def check_files(
-    location: Path, check: CheckOptions, others: Sequence[str] = ()
+    location: Path, check: CheckOptions, nested_outputs: Sequence[str] = ()
 ) -> Iterator[Finding]:
-    """Compares every file with the file list of the run, except in outputs within the folder.
+    """Compares every file with the file list of the run, except nested outputs.
 
-    Indexes of shards may be absent from the list, as they may be written later. `others` are names
-    of folders that are separate outputs even without a record.
+    Indexes of shards may be absent from the list, as they may be written later.
+    `nested_outputs` are names of folders that are separate outputs even without a record.
     """
     try:
         entries = read_file_list(location)
@@ -143,16 +144,20 @@ def check_files(
                 yield from _check_listed_folder(location, entry, check)
             bar.advance()
     if not can_list(location):
-        message = f"{location}: cannot be listed; only the files of the file list are checked"
+        message = (
+            f"{location}: its folders cannot be listed; only the files named in the file list are "
+            "checked"
+        )
         yield OUTPUT("not_listed", message, path=str(location))
         return
     recorded = {entry.path for entry in entries}
     record = read_record(location)
-    unlisted = (record.volatile if record else ()) or VOLATILE_FILES
+    volatile_patterns = (record.volatile if record else ()) or VOLATILE_FILES
     for name in sorted(PurePosixPath(file.name) for file in output_files(location)):
-        names = {str(name), *(f"{parent}/" for parent in name.parents)}
-        may_be_unlisted = name.name.endswith(INDEX_SUFFIX) or name.parts[0] in others
-        if recorded.isdisjoint(names) and is_listed(str(name), unlisted) and not may_be_unlisted:
+        entry_names = {str(name), *(f"{parent}/" for parent in name.parents)}
+        may_be_absent = name.name.endswith(INDEX_SUFFIX) or name.parts[0] in nested_outputs
+        is_expected = belongs_in_list(str(name), volatile_patterns) and not may_be_absent
+        if is_expected and recorded.isdisjoint(entry_names):
             path = location / name
             yield OUTPUT("unlisted_file", f"{path}: is not in {NAME}", path=str(path))
 
@@ -171,7 +176,10 @@ def _check_listed_folder(
 
 
 def _check_folders(location: Path, check: CheckOptions) -> Iterator[Finding]:
-    """Checks and compares `shards` and `episodes` of an output, else checks the folder itself."""
+    """If the output has `shards` and `episodes`, checks and compares them.
+
+    Otherwise checks the folder itself.
+    """
     lists: dict[str, ShardList] = {}
     for folder in ShardFolder.parts(location):
         for result in _list_shards(folder):
@@ -293,8 +301,8 @@ class _FolderCheck:
         self._check.counts.add(samples=len(samples), pictures=self.contents.images - images)
 
     def _sample(self, file: IO[bytes], path: Path, sample: TarSample) -> Iterator[Finding]:
-        """Checks digest and members of each sample, and the contents of the selected ones."""
-        is_chosen = self._is_next_selected()
+        """Checks digest and members of a sample, and its contents if it is selected."""
+        is_selected = self._is_next_selected()
         if sample.end - sample.start > _LARGEST_SAMPLE:
             self._listed.digests[sample.key] = b""
             message = f"has {sample.end - sample.start} bytes; the limit is {_LARGEST_SAMPLE}"
@@ -302,7 +310,7 @@ class _FolderCheck:
             return
         missing = missing_members(sample.members, self.expected)
         data = b""
-        if is_chosen or missing or not self._check.is_quick:
+        if is_selected or missing or not self._check.is_quick:
             file.seek(sample.start)
             data = file.read(sample.end - sample.start)
         context = SampleContext(str(path), sample.stored(data))
@@ -316,12 +324,15 @@ class _FolderCheck:
             missing = missing_members(sample.members, expected)
         if missing:
             yield context.finding("incomplete_sample", f"lacks {', '.join(missing)}")
-        if is_chosen:
+        if is_selected:
             self._check.counts.add(samples_read=1)
             yield from self.contents.check(context, self.stats.add)
 
     def _is_next_selected(self) -> bool:
-        """True if the contents of the next sample are read; these are evenly spaced over all."""
+        """True if the contents of the next sample are read.
+
+        Such samples are evenly spaced over all samples.
+        """
         position, self._position = self._position, self._position + 1
         limit, total = self._check.samples, self._listed.num_samples
         if limit is None or limit >= total:
@@ -337,10 +348,10 @@ def check_index(shard: Path, scan: TarScan) -> Iterator[Finding]:
     index = read_index(path)
     if index is None:
         problem = "cannot be read"
-    elif index.shard_bytes != shard.stat().st_size:
-        problem = f"belongs to a shard of {index.shard_bytes} bytes"
+    elif index.shard_bytes != (size := shard.stat().st_size):
+        problem = f"was made for a shard of {index.shard_bytes} bytes, the shard has {size}"
     elif index.ranges() != [(sample.start, sample.end - sample.start) for sample in scan.samples]:
-        problem = "has other byte ranges of samples than the headers"
+        problem = "byte ranges differ from those of the tar headers"
     else:
         return
     yield SHARDS("index_mismatch", f"{path}: {problem}", path=str(path), shard=str(shard))

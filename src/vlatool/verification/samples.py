@@ -103,7 +103,7 @@ class SampleCheck:
 
     Attributes:
         images: Number of decoded images.
-        fields: Field to (shape, kind of dtype) of the first sample; empty before it.
+        fields: Map from field to (shape, kind of dtype) of the first sample; empty before it.
     """
 
     def __init__(self, expected: ExpectedSample) -> None:

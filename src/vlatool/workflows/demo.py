@@ -68,14 +68,14 @@ class DemoResult:
             instruction of another goal.
         obeyed_wrong_instruction_rate: Share of these rollouts that reach the goal of the wrong
             instruction.
-        per_instruction: Instruction to its successes and episodes.
+        per_instruction: Map from instruction to its successes and episodes.
         episodes: Number of recorded episodes.
         rollouts: Number of rollouts of each evaluation.
         samples: Number of training samples.
         parameters: Number of parameters of the policy.
         loss: Last training loss.
         steps: Number of optimizer steps.
-        stages: Stage to its duration in seconds.
+        stages: Map from stage to its duration in seconds.
         seconds: Duration of all stages.
         report: Path of the HTML page.
         seed: Seed of episodes and weights.
@@ -133,7 +133,7 @@ def demo(config: DemoConfig, *, reporter: Reporter = NULL) -> DemoResult:
     """Runs the pipeline in `output`; complete stages are not repeated.
 
     Raises:
-        UsageError: The output has other content or was written with other options.
+        UsageError: The output has different content or was written with other options.
         EnvironmentProblem: A package that training needs is not installed.
     """
     for package in requirements().get("train", ()):

@@ -48,7 +48,7 @@ class EncodeResult:
         resized: Number of images that were resized as in the training of the tokenizer.
         rate: Images per second that this run encoded.
         bound: The slowest stage, for which the others waited.
-        stages: Stage to seconds that the others waited for it, on the first device.
+        stages: Map from stage to seconds that the others waited for it, on the first device.
     """
 
     output: str

@@ -117,7 +117,7 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
     """Compares predicted with recorded action chunks, usually on held-out data.
 
     Raises:
-        UsageError: The output has other content.
+        UsageError: The output has different content.
         DataError: Checkpoint or data are missing, broken or incompatible.
     """
     from vlatool.evaluation.history import ImageFit
@@ -158,7 +158,7 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
     An interrupted run is resumed with the next group of episodes; a complete one is repeated.
 
     Raises:
-        UsageError: The environment does not exist, or the output has other content.
+        UsageError: The environment does not exist, or the output has different content.
         DataError: The observations of the environment lack an input of the policy.
     """
     from vlatool.evaluation.controllers import PolicyController

@@ -25,7 +25,7 @@ from vlatool.artifacts.windows import lines_name
 from vlatool.building.sum import data_files
 from vlatool.config.base import ConfigModel, check_required, required_field
 from vlatool.errors import DataError, UsageError
-from vlatool.evaluation.policy_export import PolicyExportResult, export_policy, is_trained
+from vlatool.evaluation.policy_export import PolicyExportResult, export_policy, is_run_or_checkpoint
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.command import (
     JOB_KEYS,
@@ -127,7 +127,7 @@ def export(config: ExportConfig, *, reporter: Reporter = NULL) -> ExportResult |
     """
     check_required(config, _USAGE)
     source = pinned(config.source)
-    if is_trained(source):
+    if is_run_or_checkpoint(source):
         return _policy(config, source, reporter)
     job = ExportJob(config)
     executor = make_executor(1 if config.dry_run else config.workers)

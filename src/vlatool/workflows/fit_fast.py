@@ -156,7 +156,7 @@ def fit_fast(config: FitFastConfig, *, reporter: Reporter = NULL) -> FitFastResu
     """Fits a tokenizer and measures it on all chunks; equal inputs give equal bytes.
 
     Raises:
-        UsageError: The output has other content, or options do not fit the data.
+        UsageError: The output has different content, or options do not fit the data.
         DataError: There are no chunks, or they are broken or have different shapes.
     """
     check_required(config, "vlatool tokenizer fit-fast DATA --output DIR")

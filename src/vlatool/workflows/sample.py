@@ -69,7 +69,7 @@ class SampleResult:
         episodes: Number of episodes.
         frames: Number of frames of all episodes.
         successes: Number of episodes that end with the named block in the bin.
-        instructions: Instruction to number of episodes.
+        instructions: Map from instruction to number of episodes.
         cameras: Names of the cameras in the layout.
         already_complete: True if an earlier run wrote the whole output.
     """
@@ -111,8 +111,8 @@ def sample(config: SampleConfig, *, reporter: Reporter = NULL) -> SampleResult:
     A second call with the same options keeps a complete output and resumes an incomplete one.
 
     Raises:
-        UsageError: The layout does not support the options, or the output is in use or has other
-            content.
+        UsageError: The layout does not support the options, or the output is in use or has
+            different content.
         StorageError: A file cannot be written.
     """
     _check_layout(config)

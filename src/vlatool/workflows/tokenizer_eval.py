@@ -82,8 +82,8 @@ class TokenizerEvalResult:
         checkpoint: The weights file.
         data: Location of the data, as given.
         pictures: Number of measured images.
-        dropped: Reason to number of images that could not be used.
-        figures: Metric to value; `psnr_of_mean_error` is comparable with the baselines.
+        dropped: Map from reason to number of images that could not be used.
+        figures: Map from metric to value; `psnr_of_mean_error` is comparable with the baselines.
         not_measured: Metrics that were not measured, with the reason.
         networks: SHA-256 of the weights files of the metric networks.
         extremes: Best, median and worst images: name to PSNR.
@@ -128,8 +128,8 @@ def tokenizer_eval(
     """Reconstructs images and compares them; each of several ranks takes some of the shards.
 
     Raises:
-        UsageError: A key is missing, the output has other content, or a stage-1 tokenizer has no
-            teacher to decode its codes.
+        UsageError: A key is missing, the output has different content, or a stage-1 tokenizer has
+            no teacher to decode its codes.
         DataError: Tokenizer or data are missing or broken.
     """
     from vlatool.evaluation.measuring import evaluate_reconstruction

@@ -55,7 +55,7 @@ def tokenizer_export(
     """Writes the averaged weights of a run, else the raw ones; the same run gives equal bytes.
 
     Raises:
-        UsageError: A key is missing, or the output has other content.
+        UsageError: A key is missing, or the output has different content.
         DataError: The checkpoint is not a visual tokenizer, or it is damaged.
     """
     from vlatool.evaluation.stored_preprocessing import read_preprocessing

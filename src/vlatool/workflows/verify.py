@@ -74,8 +74,8 @@ class VerifyResult:
         kind: Kind of the artifact, or `source`.
         location: Verified location, as given.
         findings: The first 100 findings of each code, in order.
-        counts: Code to number of findings.
-        severities: Severity to number of findings.
+        counts: Map from code to number of findings.
+        severities: Map from severity to number of findings.
         checked: Counts of what was checked.
         format: Format of a source.
     """

@@ -41,7 +41,7 @@ def checked_image(image: Array, name: str) -> UInt8Array:
     """Returns the image unchanged if it is uint8 [H, W, 3]; does not read its pixels.
 
     Raises:
-        DataError: The dtype, number of channels or shape is another; the message has `name`.
+        DataError: The dtype, number of channels or shape is wrong; the message has `name`.
     """
     hints = {
         2: "repeat a grayscale image three times along a new last axis",

@@ -38,7 +38,7 @@ class DecodedSample:
     Attributes:
         key: Name of the sample in messages.
         images: uint8 [N, H, W, 3], time outer, camera inner; padded images are black.
-        fields: Field name to float64 [T, C], cropped to the configured window.
+        fields: Map from field name to float64 [T, C], cropped to the configured window.
         past_mask: bool [T], cropped likewise.
         future_mask: bool [T], cropped likewise.
         instruction: Instruction, empty if the sample has none.
@@ -64,7 +64,7 @@ class SampleDecoder:
     Args:
         config: Section `data`, derived.
         size: (width, height) of all images; None: preprocessing did not resize them.
-        widths: Field name to number of dimensions; None: not checked.
+        widths: Map from field name to number of dimensions; None: not checked.
         number: Index of the data set in the run, from 0.
     """
 
@@ -96,7 +96,7 @@ class SampleDecoder:
 
         Args:
             key: Name of the sample.
-            members: Suffix to content.
+            members: Map from suffix to content.
             rng: Generator for the choice of the instruction, then for the augmentation.
             buffer: Memory uint8 [N, H, W, 3] for the images; used if its shape fits.
 

@@ -67,7 +67,7 @@ class ImageDecoder:
 
         Args:
             key: Name of the sample.
-            members: Suffix to content.
+            members: Map from suffix to content.
             rng: Generator for the augmentation.
             buffer: Memory uint8 [N, H', W', 3] for the images; used if its shape fits.
 

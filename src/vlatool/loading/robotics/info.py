@@ -35,7 +35,7 @@ class RoboticsInfo:
 
     Attributes:
         shards: Shards of each data set.
-        statistics: Field name to statistics, merged over the data sets.
+        statistics: Map from field name to statistics, merged over the data sets.
         options: Content of preprocessing_config.yaml of each data set.
         past: Number of steps before the anchor in every window.
         future: Number of steps after the anchor in every window.

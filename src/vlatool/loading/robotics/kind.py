@@ -45,7 +45,7 @@ class ImageShape:
         size: (height, width) after the resize; None: unknown, images are not resized.
         method: Method of the resize.
         resample: Filter of the resize.
-        rotations: Camera to number of clockwise quarter turns, applied first.
+        rotations: Map from camera to number of clockwise quarter turns, applied first.
         crop: (height, width) of the center crop in pixels or, if both are at most 1, as fractions
             of the image; None: no crop.
     """
@@ -84,7 +84,7 @@ class RoboticsAssets:
         statistics: Statistics of the normalization.
         images: Transform of camera images. From `make_assets` its size may be None, because
             training does not need it.
-        names: Field name to names of its dimensions, if they are recorded.
+        names: Map from field name to names of its dimensions, if they are recorded.
     """
 
     data: RoboticsDataConfig

@@ -16,7 +16,7 @@ class Normalizer:
 
     Args:
         config: Section `data`, derived.
-        statistics: Field name to statistics entry.
+        statistics: Map from field name to statistics entry.
         statistics_past: Index of the anchor in statistics per time step.
     """
 

@@ -24,7 +24,7 @@ _EXAMPLE_SIDE = 64
 
 
 class PolicyBatcher:
-    """Samples to a batch of normalized tensors; picklable."""
+    """Converts samples to a batch of normalized tensors; picklable."""
 
     def __init__(
         self,

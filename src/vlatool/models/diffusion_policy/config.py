@@ -23,8 +23,8 @@ from vlatool.models.diffusion_policy.sections import (
 from vlatool.models.diffusion_policy.vlm_prompts import image_side
 from vlatool.models.pretrained import (
     CLIP,
-    CLIP_COLORS,
-    VLM_COLORS,
+    CLIP_MEAN_STD,
+    VLM_MEAN_STD,
     read_architecture,
     text_width,
 )
@@ -159,8 +159,8 @@ class ClipBackboneConfig(BaseBackboneConfig):
             super().save_assets(folder, origin)
 
     def _read(self, folder: Path) -> dict[str, Any]:
-        colors = self._mean_and_std(folder, CLIP_COLORS)
-        return {"architecture": read_architecture(folder, CLIP), **colors}
+        mean_std = self._mean_and_std(folder, CLIP_MEAN_STD)
+        return {"architecture": read_architecture(folder, CLIP), **mean_std}
 
 
 class VlmBackboneConfig(BaseBackboneConfig):
@@ -183,12 +183,12 @@ class VlmBackboneConfig(BaseBackboneConfig):
     def _read(self, folder: Path) -> dict[str, Any]:
         architecture = read_architecture(folder)
         side = image_side(architecture) if self.image_size is None else self.image_size
-        colors = self._mean_and_std(folder, VLM_COLORS)
-        return {"architecture": architecture, "image_size": side, **colors}
+        mean_std = self._mean_and_std(folder, VLM_MEAN_STD)
+        return {"architecture": architecture, "image_size": side, **mean_std}
 
 
 class FoundryBackboneConfig(NetworkConfig):
-    """A vision-language model that the published program trained; the section is only read."""
+    """A vision-language model that the published LBM program trained; the section is only read."""
 
     unsupported: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {
         "type": (

@@ -23,7 +23,7 @@ class LossBreakdown:
     """Sums of a loss by action field and by data set, and their means.
 
     Attributes:
-        fields: Action field to its width, in order; empty: no breakdown.
+        fields: Map from action field to its width, in order; empty: no breakdown.
         training: Locations of the training data sets; a single one has no own metric.
         validation: Locations of the validation data sets.
     """

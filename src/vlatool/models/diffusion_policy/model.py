@@ -55,7 +55,7 @@ class DiffusionPolicy(nn.Module):
         return [*self.vision_language_backbone.blocks(), *self.transformer.blocks()]
 
     def encode(self, images: Tensor, text: Tensor, image_mask: Tensor | None = None) -> Tensor:
-        """Images and instructions to conditioning tokens [B, M, C].
+        """Converts images and instructions to conditioning tokens [B, M, C].
 
         Args:
             images: uint8 [B, N, 3, H, W].

@@ -249,7 +249,7 @@ class DiffusionPolicyType(ModelType):
         *,
         training: bool,
     ) -> "PolicyBatcher":
-        """Samples to tensors."""
+        """Converts samples to tensors."""
         del training
         from vlatool.models.diffusion_policy.batch import PolicyBatcher
 

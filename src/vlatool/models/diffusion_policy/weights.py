@@ -49,7 +49,7 @@ class ImportedWeights:
     """Weights of a published file, with the names of a network.
 
     Attributes:
-        weights: Name to tensor.
+        weights: Map from name to tensor.
         dead: Names of weights that a policy does not use.
         computed: Names of buffers that follow from the configuration.
     """

@@ -1,4 +1,4 @@
-"""Configuration of TiTok; light, no torch. Source: reference/titok 1, 3, 4, 7.2."""
+"""Configuration of TiTok. Does not import torch. Source: reference/titok 1, 3, 4, 7.2."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,7 +31,7 @@ SIZES = {"small": (512, 8, 8), "base": (768, 12, 12), "large": (1024, 24, 16)}
 
 
 class VitConfig(ConfigModel):
-    """A vision transformer; its MLPs are four times as wide."""
+    """A vision transformer; its MLP width is 4 times `hidden_dim`."""
 
     hidden_dim: int = Field(default=1024, ge=1, description="Width.")
     n_layers: int = Field(default=24, ge=1, description="Number of blocks.")
@@ -70,7 +70,7 @@ class VqConfig(ConfigModel):
         default=0.0,
         ge=0,
         description="Weight of the entropy penalty, which prevents the collapse of the codebook of "
-        "small models; published: 0.",
+        "small models; the published models use 0.",
     )
 
 
@@ -87,14 +87,15 @@ Bottleneck = Annotated[VqConfig | KlConfig, Field(discriminator="type")]
 class TitokConfig(ConfigModel):
     """Visual tokenizer with a short sequence of tokens; the defaults are those of L-32, stage 1."""
 
-    # Location of the teacher; its digest must stay the same.
+    # The location of the teacher may change, its content (digest) may not; caching does not change
+    # results.
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset({"teacher", "cache_teacher_ids"})
 
     type: Literal["titok"] = Field(default="titok", description="Model type.")
     stage: Literal[1, 2] = Field(
         default=1,
-        description="1: train the tokens; 2: freeze encoder and codes of stage 1, train the "
-        "decoder to pixels.",
+        description="1: train the tokens; 2: freeze encoder and codes of stage 1, and train the "
+        "decoder to produce pixels.",
     )
     image_size: int | None = derived_field(
         "data.preprocessing.crop_size", "Side of the images in pixels.", ge=1
@@ -114,26 +115,26 @@ class TitokConfig(ConfigModel):
     )
     latent_layout: Literal["legacy", "aligned"] = Field(
         default="legacy",
-        description="legacy: a code is computed from a slice of every latent token, as in the "
-        "released two-stage models; aligned: from one latent token.",
+        description="legacy: each code depends on a slice of every latent token, as in the "
+        "published two-stage models; aligned: each code depends on one latent token.",
     )
     decoder_head: Literal["proxy", "pixel"] = Field(
         default="proxy",
-        description="Output of the decoder: codes of the teacher (proxy), which stage 2 decodes to "
-        "pixels, or pixels.",
+        description="Output of the decoder; proxy: codes of the teacher, which stage 2 decodes to "
+        "pixels; pixel: pixels.",
     )
     teacher: str | None = Field(
         default=None,
-        description="VQGAN that provides target codes, and the initial pixel decoder of stage 2: a "
-        "run of model type vqgan, or the released file.",
+        description="VQGAN for the target codes and the initial pixel decoder of stage 2: a vqgan "
+        "run, or the published file.",
     )
     teacher_precision: Literal["float32", "bfloat16"] = Field(
         default="float32", description="Precision of the teacher."
     )
     cache_teacher_ids: bool = Field(
         default=False,
-        description="Cache the teacher codes of each image in memory, 2 bytes per patch and "
-        "process; useful without random crops and flips.",
+        description="Cache the teacher codes of each image in memory, 2 bytes per patch, in "
+        "every process; useful without random crops and flips.",
     )
     vqgan: VqganNetworkConfig = Field(
         default=VqganNetworkConfig(),
@@ -177,12 +178,12 @@ class TitokConfig(ConfigModel):
         if (self.image_size or 0) % self.patch_size:
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size")
         if self.decoder_head == "pixel" and self.stage == 2:
-            raise ValueError("decoder_head pixel has no stage 2")
+            raise ValueError("decoder_head=pixel has no stage 2")
         if self.quantizer.type == "kl" and self.decoder_head == "proxy":
-            raise ValueError("quantizer.type kl requires decoder_head pixel")
+            raise ValueError("quantizer.type=kl requires decoder_head=pixel")
         if self.decoder_head == "pixel" and self.losses.perceptual_loss == FEATURES:
             raise ValueError(
-                "losses.perceptual_loss vqgan requires decoder_head proxy, which has a teacher"
+                "losses.perceptual_loss=vqgan needs the teacher, which only decoder_head=proxy has"
             )
         return self
 
@@ -200,7 +201,8 @@ class TitokType(ModelType):
         """Fills in image size, perceptual loss, and sizes of a teacher that is a run.
 
         Raises:
-            UsageError: A required teacher or stage 1 is not configured, or sizes do not match.
+            UsageError: The weights of the required teacher or stage 1 are not configured, or sizes
+                do not match.
             DataError: The teacher is not a VQGAN.
         """
         del info
@@ -219,7 +221,10 @@ class TitokType(ModelType):
         return derived, rules
 
     def build(self, config: TitokConfig) -> Mapping[str, Part]:
-        """Returns the tokenizer, and the teacher (proxy, stage 1) or the parts of pixel losses."""
+        """Returns the tokenizer and, for the proxy head in stage 1, the teacher.
+
+        Otherwise the tokenizer and the networks of the pixel losses.
+        """
         from vlatool.models.titok.model import Titok
         from vlatool.models.vqgan.losses import loss_parts
         from vlatool.models.vqgan.model import Vqgan
@@ -279,7 +284,7 @@ class TitokType(ModelType):
         return ImageBatcher(config.image_size, has_digests=config.cache_teacher_ids)
 
     def example(self, config: TitokConfig, data: Any, size: int) -> dict[str, Any]:
-        """Returns a batch of smooth images."""
+        """Returns a batch of synthetic images."""
         del data
         from vlatool.models.images import example_images
 
@@ -297,8 +302,8 @@ def check_required_weights(config: TitokConfig) -> None:
     if missing:
         raise UsageError(
             f"stage {config.stage} requires {' and '.join(f'model.{name}' for name in missing)}",
-            hint="set model.teacher to a run of model type vqgan or the released file; for stage 2 "
-            "also set model.init_weight to a run of stage 1",
+            hint="set model.teacher to a run of model type vqgan or the published file; for stage "
+            "2 also set model.init_weight to a run of stage 1",
             code="usage.no_teacher" if missing[0] == "teacher" else "usage.no_stage_1",
             details={"key": f"model.{missing[0]}", "keys": [f"model.{name}" for name in missing]},
         )
@@ -317,7 +322,7 @@ def check_grid(config: TitokConfig) -> None:
 
 
 def teacher_section(config: TitokConfig) -> VqganNetworkConfig | None:
-    """Returns the sizes of a teacher that is a run; None for a released file or no teacher.
+    """Returns the sizes of a teacher that is a run; None for a published file or no teacher.
 
     Raises:
         DataError: The teacher does not exist, or is not a VQGAN.

@@ -1,6 +1,6 @@
-"""Weights of TiTok: released files, published folders, runs of this program.
+"""Weights of TiTok: published files, published folders, runs of this program.
 
-The names in a state dict are those of the released files. Source: reference/titok 2, 7.1.
+The names in a state dict are those of the published files. Source: reference/titok 2, 7.1.
 """
 
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ def load_titok(module: nn.Module, config: TitokConfig, origin: str) -> None:
 
 
 def open_titok(origin: str) -> tuple[TitokConfig, Titok]:
-    """Opens a trained or released tokenizer, in eval mode on the CPU.
+    """Opens a trained or published tokenizer, in eval mode on the CPU.
 
     Args:
         origin: A run, a checkpoint, a published folder, or a file of weights. The config of a
@@ -92,7 +92,7 @@ def save_published(
     module: Titok,
     preprocessing: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes config.yaml and pytorch_model.bin, which the released code and this program read.
+    """Writes config.yaml and pytorch_model.bin, which the published code and this program read.
 
     Args:
         folder: Existing folder.
@@ -154,7 +154,7 @@ def sizes_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def inferred_config(weights: Mapping[str, Tensor], path: Path) -> TitokConfig:
-    """Infers the config of a released file from the shapes of its tensors.
+    """Infers the config of a published file from the shapes of its tensors.
 
     Released two-stage models have the legacy layout and codes of unit length, single-stage models
     have neither.

@@ -1,6 +1,6 @@
 """MaskGIT-VQGAN: images to a grid of codes and back. Source: reference/titok 1.8, 2.2.
 
-Names of modules are the released ones. Legend of shapes: B images, H height, W width, h and w size
+Names of modules are the published ones. Legend of shapes: B images, H height, W width, h and w size
 of the grid of codes, P = h w, C channels, Z width of a code.
 """
 
@@ -37,7 +37,7 @@ class ResidualBlock(nn.Module):
     """Two convolutions and a shortcut.
 
     If the number of channels changes, the input of the shortcut is the output of the convolutions,
-    not that of the block: the released weights were trained this way.
+    not that of the block: the published weights were trained this way.
     """
 
     def __init__(self, before: int, after: int, groups: int) -> None:

@@ -23,7 +23,7 @@ WEIGHTLESS = (GRADIENTS, FEATURES, NOTHING)
 
 
 class VqganNetworkConfig(ConfigModel):
-    """A convolutional autoencoder with a codebook; the defaults are those of the released one."""
+    """A convolutional autoencoder with a codebook; the defaults are those of the published one."""
 
     hidden_channels: int = Field(default=128, ge=1, description="Channels of the first level.")
     channel_mult: tuple[int, ...] = Field(
@@ -99,7 +99,8 @@ class PixelLossConfig(ConfigModel):
     discriminator_ramp: int = Field(
         default=0,
         ge=0,
-        description="Number of steps over which the adversarial loss ramps up; published: 0.",
+        description="Number of steps over which the adversarial loss ramps up; the published "
+        "models use 0.",
     )
     discriminator_factor: float = Field(
         default=1.0, ge=0, description="Factor on discriminator_weight."
@@ -168,12 +169,12 @@ def derive_image_size(
         The changed key with its value, and its rule.
 
     Raises:
-        UsageError: The configured size is another.
+        UsageError: The configured size is different.
     """
     data_size = data.preprocessing.crop_size
     if size not in (None, data_size):
         raise UsageError(
-            f"model.image_size is {size}, the images of the data are {data_size} x {data_size}",
+            f"model.image_size is {size}, but the images of the data are {data_size} x {data_size}",
             hint=f"set data.preprocessing.crop_size={size}",
             code="usage.picture_size",
             details={"key": "data.preprocessing.crop_size"},
@@ -194,15 +195,15 @@ class VqganConfig(VqganNetworkConfig):
         default=CodebookAlarmConfig(), description="Detection of a collapsed codebook."
     )
     init_weight: str | None = Field(
-        default=None, description="Initial weights: a released file, a run, or a checkpoint."
+        default=None, description="Initial weights: a published file, a run, or a checkpoint."
     )
 
     @model_validator(mode="after")
     def _check_images(self) -> Self:
         if (self.image_size or 0) % self.patch_size:
             raise ValueError(
-                f"image_size {self.image_size} is not a multiple of {self.patch_size}, the patch "
-                f"size of {len(self.channel_mult)} levels"
+                f"image_size {self.image_size} is not a multiple of {self.patch_size} (the patch "
+                f"size with {len(self.channel_mult)} entries in channel_mult)"
             )
         if self.losses.perceptual_loss == FEATURES:
             raise ValueError(f"losses.perceptual_loss {FEATURES!r} requires a model with a teacher")

@@ -1,4 +1,4 @@
-"""Weights of a MaskGIT-VQGAN: the released file, or a run of this program.
+"""Weights of a MaskGIT-VQGAN: the published file, or a run of this program.
 
 Source: reference/titok 1.8, 2.2.
 """
@@ -58,7 +58,7 @@ def read_vqgan(origin: str) -> tuple[ForeignWeights, dict[str, Tensor]]:
 
 
 def vqgan_section(source: ForeignWeights) -> Mapping[str, Any] | None:
-    """Returns the section `model` of the run of some weights; None for a released file.
+    """Returns the section `model` of the run of some weights; None for a published file.
 
     Raises:
         DataError: The run has another model type.
@@ -67,7 +67,7 @@ def vqgan_section(source: ForeignWeights) -> Mapping[str, Any] | None:
     if section is not None and section.get("type") != "vqgan":
         raise DataError(
             f"{source.origin}: the run has model type {section.get('type')!r}, expected vqgan",
-            hint="use a run of model type vqgan, or the released file",
+            hint="use a run of model type vqgan, or the published file",
             code="data.no_vqgan",
             details={"path": source.origin},
         )

@@ -44,7 +44,7 @@ class EpisodeWriter:
         cameras: In the order of the images of one frame.
         action_fields: Fields that are concatenated to an action, in order.
         action_width: Number of values of an action.
-        prefixes: Source to prefix of its image names.
+        prefixes: Map from source to prefix of its image names.
         is_numbered: True if episodes are named by their numbers.
     """
 

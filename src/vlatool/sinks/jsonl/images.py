@@ -28,7 +28,7 @@ class ImageFileWriter:
         camera: Its name.
         source: Its images.
         config: Size and options of the written images.
-        name_of: Frame to name of the file.
+        name_of: Function of a frame that returns the name of its file.
     """
 
     camera: str

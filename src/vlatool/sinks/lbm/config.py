@@ -99,7 +99,7 @@ class LbmConfig(SinkConfig):
     )
     camera_rotations: dict[str, int] = Field(
         default={},
-        description="Camera to quarter turns clockwise, before the resize; calibration is "
+        description="Clockwise quarter turns by camera, before the resize; calibration is "
         "rotated too.",
     )
     jpeg_quality: int = Field(default=95, ge=1, le=100, description="JPEG quality.")

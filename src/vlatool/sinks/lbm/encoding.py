@@ -96,7 +96,7 @@ class EpisodeEncoder:
         """Encoded files by member suffix: offsets outer, cameras inner, PNG last.
 
         Args:
-            frames: Offset to frame.
+            frames: Map from offset to frame.
         """
         oldest = min(frames.values())
         members = [

@@ -27,7 +27,7 @@ class LeRobotConfig(ConfigModel):
         needed_columns: Columns that an episode must have.
         is_list_first: True if the tasks in the list of episodes take precedence over its rows.
         needs_instruction: True if an episode without an instruction is an error.
-        known_names: Feature to its dimension names, used if info.json has none.
+        known_names: Map from feature to its dimension names, used if info.json has none.
     """
 
     camera_columns: ClassVar[tuple[str, ...]] = ()

@@ -55,7 +55,7 @@ class Dataset:
 
     @property
     def dimension_names(self) -> dict[str, tuple[str, ...]]:
-        """Field to dimension names, for fields that have them."""
+        """Map from field to dimension names, for fields that have them."""
         names = {name: self.info.features[name].dimension_names for name in self.field_names}
         return {name: known for name, known in names.items() if known}
 
@@ -68,7 +68,7 @@ class EpisodeFiles:
         dataset: The data set of the episode.
         line: Its line in the list of episodes.
         data_file: Its parquet file.
-        videos: Camera to its video.
+        videos: Map from camera to its video.
         present: Paths that existed when the data set was opened.
     """
 

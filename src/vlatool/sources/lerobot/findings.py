@@ -38,7 +38,9 @@ LEROBOT = FindingCodes(
         "missing_value": FindingCode("error", "A row has no value.", _LEAVE_OUT),
         "non_finite": FindingCode("error", "A row holds NaN or infinity.", _LEAVE_OUT),
         "not_a_vector": FindingCode("error", "A numeric column has nested rows.", _LEAVE_OUT),
-        "not_numeric": FindingCode("error", "A numeric feature has other values.", _LEAVE_OUT),
+        "not_numeric": FindingCode(
+            "error", "A numeric feature has values that are not numbers.", _LEAVE_OUT
+        ),
         "frame_index_gap": FindingCode(
             "error", "frame_index is not 0, 1, 2, ...: rows are missing or repeated.", _LEAVE_OUT
         ),

@@ -98,7 +98,7 @@ class FileFinder:
         return self._locate("video_path", relative, "videos", camera)
 
     def numbered_data_files(self) -> dict[int, Path]:
-        """Number to path of all `episode_N.parquet` below `data/`."""
+        """Map from number to path of all `episode_N.parquet` below `data/`."""
         numbered: dict[int, Path] = {}
         for (folder, name), paths in sorted(self._by_name.items()):
             match = re.fullmatch(r"episode_(\d+)\.parquet", name)

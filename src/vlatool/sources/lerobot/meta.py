@@ -99,7 +99,7 @@ class Info:
         chunks_size: Number of episodes per chunk.
         data_path: Template of the paths of parquet files.
         video_path: Template of the paths of videos.
-        features: Name to feature, in file order.
+        features: Map from name to feature, in file order.
     """
 
     version: str
@@ -163,7 +163,7 @@ def read_episodes(root: Path) -> list[EpisodeLine]:
 
 
 def read_tasks(root: Path) -> dict[int, str]:
-    """Task index to sentence, from `meta/tasks.jsonl`; empty without that file.
+    """Map from task index to sentence, from `meta/tasks.jsonl`; empty without that file.
 
     Raises:
         DataError: The file is broken or a Git LFS pointer.

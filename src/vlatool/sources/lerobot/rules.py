@@ -34,11 +34,11 @@ class EpisodeContents:
 
     Attributes:
         rows: Its rows; None if they cannot be read.
-        cameras: Camera to its images.
-        missing: Declared camera without images to the error.
+        cameras: Map from camera to its images.
+        missing: Map from declared camera without images to the error.
         task: Its instruction.
-        metadata: Bookkeeping column to one value per frame.
-        fields: Field to its values [F, C].
+        metadata: Map from bookkeeping column to one value per frame.
+        fields: Map from field to its values [F, C].
     """
 
     rows: Rows | None
@@ -282,7 +282,7 @@ def name_to_sentence(name: str) -> str:
 
 
 def _task_table(files: EpisodeFiles, report: Collector) -> dict[int, str]:
-    """Task index to sentence; empty, with a warning, if the table cannot be read."""
+    """Map from task index to sentence; empty, with a warning, if the table cannot be read."""
     try:
         return read_tasks(files.dataset.root)
     except DataError as error:

@@ -166,7 +166,7 @@ def _statistics_finding(root: Path) -> Finding | None:
 
 
 def episode_statistics(root: Path) -> Mapping[int, Statistics]:
-    """Number of an episode to its line of meta/episodes_stats.jsonl."""
+    """Map from number of an episode to its line of meta/episodes_stats.jsonl."""
     path = root / EPISODE_STATS_FILE
     return _read_episode_statistics(path, path.stat().st_mtime_ns) if path.is_file() else {}
 

@@ -127,7 +127,7 @@ def with_action_file(config: SpartanConfig) -> tuple[SpartanConfig, tuple[PoseGr
 
 
 def validation_episodes(path: str | None) -> Mapping[str, frozenset[int]]:
-    """Task to the numbers of the episodes to exclude.
+    """Map from task to the numbers of the episodes to exclude.
 
     Raises:
         DataError: The file is missing or does not have the published form.
@@ -176,7 +176,7 @@ def _file_error(path: str, problem: str, hint: str, code: str = "data.broken_fil
 
 
 def language_annotations(path: str | None) -> dict[str, dict[str, list[str]]]:
-    """Task to exported kind, in published order, to sentences, from an annotations file.
+    """Map from task to exported kind, in published order, to sentences, from an annotations file.
 
     Raises:
         DataError: The file is missing, not YAML, or not of the expected shape.

@@ -47,8 +47,8 @@ class OpenedEpisode:
         folder: Its `processed` folder.
         present: Names of the files in it.
         archives: Readable npz files, by name.
-        camera_ids: Hardware id to semantic name, in lower case.
-        cameras: Semantic name to images, in the order of metadata.yaml.
+        camera_ids: Map from hardware id to semantic name, in lower case.
+        cameras: Map from semantic name to images, in the order of metadata.yaml.
         fields: Observation that is a field to its header, in file order.
         actions: Header of the action vector [F, C].
         num_frames: F; None if no array is readable.
@@ -85,9 +85,9 @@ class EpisodeValues:
     """Values of an episode that are read at once.
 
     Attributes:
-        observed: Observation to its values: numbers [F, C], text [F].
+        observed: Map from observation to its values: numbers [F, C], text [F].
         actions: Field of the action vector to its values [F, C].
-        calibration: Camera to its matrices.
+        calibration: Map from camera to its matrices.
         success: True if the task succeeded; None if unknown.
     """
 
@@ -126,7 +126,7 @@ def open_episode(folder: Path, config: SpartanConfig, report: Collector) -> Open
 
 
 def camera_names(path: Path, report: Collector) -> dict[str, str]:
-    """Hardware id to semantic name in lower case, from a metadata.yaml.
+    """Map from hardware id to semantic name in lower case, from a metadata.yaml.
 
     Raises:
         DataError: It cannot be read or names no camera; invalid names are added to `report`.
