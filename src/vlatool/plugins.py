@@ -37,28 +37,45 @@ _RENAMED: Mapping[str, Mapping[str, str]] = {
         "prepared": "make_assets",
         "keep": "save_assets",
         "kept": "load_assets",
+        "normalised": "normalized",
+    },
+    "config": {
+        "broken_rules": "violations",
+        "refused": "unsupported",
+        "renamed": "aliases",
+        "settled": "derive_static",
+        "stands_for": "virtual_keys",
+        "without_effect": "ignored",
     },
     "objective": {"settle": "update_buffers", "figures": "metrics", "watch": "check_metrics"},
 }
 # Names that plugins import from vlatool, earlier name to present name.
 _RENAMED_IMPORTS = {
     "Block": "ShardInfo",
+    "DatasetFacts": "RoboticsInfo",
     "Draws": "Rng",
     "Dropped": "DroppedSample",
     "Facts": "DatasetInfo",
     "Family": "FindingCodes",
     "FieldFacts": "FieldSpec",
+    "FillsRoom": "ReadsIntoBuffer",
     "Kind": "FindingCode",
+    "Normalises": "Normalizes",
     "Place": "SampleRef",
     "Policy": "RoboticsPolicy",
+    "ReadsAhead": "Prefetching",
+    "RoboticsKept": "RoboticsAssets",
+    "needed_field": "required_field",
     "union": "merge_surveys",
 }
 # Attributes of objects of vlatool that plugins use, earlier name to present name.
 _RENAMED_ATTRIBUTES = {
     "block": "shard",
     "blocks": "shards",
+    "denormalise": "denormalize",
     "draws": "rng",
     "held_out": "excluded",
+    "normalise": "normalize",
     "refusal": "from_error",
     "refuse": "add_error",
 }
@@ -205,6 +222,7 @@ class Registry(Generic[T]):
                 details={"plugin": point.name, "distribution": distribution},
             ) from error
         check_names(plugin, self.label, target)
+        check_names(plugin, "config", getattr(target, "Config", None))
         return target
 
 
@@ -226,6 +244,7 @@ def load_data_kind(target: str) -> Any:
             code="environment.broken_plugin",
         ) from error
     check_names(f"{label} {target!r}", label, kind)
+    check_names(f"{label} {target!r}", "config", getattr(kind, "Config", None))
     return kind
 
 
@@ -234,7 +253,7 @@ def check_names(plugin: str, label: str, target: object) -> None:
 
     Args:
         plugin: Name of the plugin in the message.
-        label: Label of its registry, or `objective`.
+        label: Label of its registry, `config` or `objective`.
         target: Class; built-in classes and other objects are not checked.
 
     Raises:
