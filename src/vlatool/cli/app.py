@@ -40,7 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "export": (
         "export",
-        "Convert codes, packed samples (token arrays) or a trained policy to another layout.",
+        "Convert codes, packed samples (stored as arrays) or a trained policy to another layout.",
     ),
     "train": ("train", "Train a model."),
     "finetune": ("finetune", "Train a model that starts from the weights of a checkpoint."),

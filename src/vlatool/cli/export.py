@@ -24,7 +24,7 @@ SPEC = ConfigSpec(
     ),
 )
 def export(ctx: typer.Context, source: TextArg = None) -> None:
-    """Convert codes, packed samples (token arrays) or a trained policy to another layout."""
+    """Convert codes, packed samples (stored as arrays) or a trained policy to another layout."""
     with command(ctx) as run:
         from vlatool.workflows import export as workflow
 
