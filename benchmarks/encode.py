@@ -17,11 +17,11 @@ from machine import describe
 from titok import GFLOPS, PEAK_TFLOPS, network
 
 from vlatool.artifacts.image import encode_png
-from vlatool.evaluation.code_maker import CodeMaker, ImageRule, rank_device
-from vlatool.evaluation.encoding import EncodePipeline, EncodeRule
-from vlatool.evaluation.image_sets import find_images
 from vlatool.models.images import example_images
 from vlatool.models.titok.model import Titok
+from vlatool.tokens.code_maker import CodeMaker, ImageRule, rank_device
+from vlatool.tokens.encode import EncodePipeline, EncodeRule
+from vlatool.tokens.images import find_images
 
 SIDE, EPISODE = 256, 32
 

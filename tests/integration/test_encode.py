@@ -26,11 +26,11 @@ from tests.builders.jobs import contents
 from tests.builders.tokenizers import SIDE
 from vlatool.artifacts.codes_folder import CodesFolder
 from vlatool.errors import DataError, PartialFailure, UsageError, VlatoolError
-from vlatool.evaluation.code_maker import open_code_maker
 from vlatool.jobs.job import Ranks
 from vlatool.jobs.run import run_job
 from vlatool.models.images import to_float
 from vlatool.models.titok.weights import open_titok
+from vlatool.tokens.code_maker import open_code_maker
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
 from vlatool.workflows.decode import DecodeConfig, DecodeResult, decode
 from vlatool.workflows.encode import EncodeConfig, EncodeJob

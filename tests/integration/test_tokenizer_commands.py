@@ -27,11 +27,11 @@ from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, VlatoolError
 from vlatool.evaluation.metric_networks import load_metric_networks
-from vlatool.evaluation.stored_preprocessing import read_preprocessing
 from vlatool.evaluation.trained_tokenizer import open_tokenizer
 from vlatool.models.titok.model import Titok
 from vlatool.models.titok.weights import open_titok
 from vlatool.storage.remote_path import RemotePath
+from vlatool.tokens.stored_preprocessing import read_preprocessing
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.tokenizer_eval import (
     TokenizerEvalConfig,

@@ -25,12 +25,12 @@ from vlatool.artifacts.run_dir import RunDir, read_metrics
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, UsageError, VlatoolError
-from vlatool.evaluation.stored_preprocessing import resize_rule
 from vlatool.models.titok.model import Titok
 from vlatool.models.titok.spec import TitokConfig, TitokType
 from vlatool.models.titok.weights import load_titok, open_titok, save_published
 from vlatool.models.vqgan.spec import VqganType
 from vlatool.testing import check_model_type
+from vlatool.tokens.stored_preprocessing import resize_rule
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.train import train
 

@@ -8,7 +8,7 @@ from vlatool.cli.session import command
 
 app = command_app()
 SPEC = ConfigSpec(
-    schema_at("vlatool.evaluation.coding_config:DecodeConfig"),
+    schema_at("vlatool.tokens.config:DecodeConfig"),
     short={"-o": "output"},
     positionals=("codes",),
 )

@@ -9,7 +9,7 @@ from vlatool.cli.session import command
 
 app = command_app()
 SPEC = ConfigSpec(
-    schema_at("vlatool.evaluation.coding_config:EncodeConfig"),
+    schema_at("vlatool.tokens.config:EncodeConfig"),
     short={"-o": "output"},
     positionals=("data",),
 )

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.image_quality import to_uint8
 from vlatool.evaluation.reconstruction import CodeShape, Reconstruction
-from vlatool.evaluation.stored_preprocessing import read_preprocessing
 from vlatool.loading.images.config import ImagePreprocessing
 from vlatool.models.codebook import no_tf32
 from vlatool.models.foreign import ForeignWeights, as_config_error, find_weights
@@ -24,6 +23,7 @@ from vlatool.models.titok.weights import open_titok
 from vlatool.models.vqgan.model import Vqgan
 from vlatool.models.vqgan.spec import VqganConfig, VqganNetworkConfig
 from vlatool.models.vqgan.weights import load_vqgan
+from vlatool.tokens.stored_preprocessing import read_preprocessing
 
 # Pixels [B, 3, S, S] to reconstructed pixels, not clamped, and codes int64 [B, K].
 Reconstruct = Callable[[Tensor], tuple[Tensor, Tensor]]

@@ -18,13 +18,13 @@ from vlatool.artifacts.lines import LINES_SUFFIX
 from vlatool.artifacts.samples_folder import SamplesFolder
 from vlatool.artifacts.samples_jsonl import TokenSample
 from vlatool.artifacts.windows import DATA_NAME, Window
-from vlatool.building.episode import read_windows
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.inspection.projection import FrameView
 from vlatool.inspection.report import Findings, Problems, branch, findings_table, pairs, table
 from vlatool.jobs.files import output_files
 from vlatool.storage.tree import size_text
+from vlatool.tokens.build import read_windows
 
 _FRAME = re.compile(r"_frame_\d+$")
 _DIGEST = 12

@@ -81,7 +81,7 @@ def _decoder(folder: SamplesFolder, tokenizer: str) -> Decoder | None:
     """
     if not tokenizer:
         return None
-    from vlatool.evaluation.code_maker import open_code_maker, rank_device
+    from vlatool.tokens.code_maker import open_code_maker, rank_device
 
     maker = open_code_maker(tokenizer, rank_device())
     maker.check_decoder()

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from functools import partial
 
-from vlatool.building.episode import BUILD
 from vlatool.findings import SEVERITIES, FindingCode, FindingCodes
 from vlatool.plugins import FORMATS, SINKS
 from vlatool.sources.rules import IMAGES, SOURCE
+from vlatool.tokens.build import BUILD
 
 error, warning, info = (partial(FindingCode, severity) for severity in SEVERITIES)
 _WRITE_AGAIN = "copy the output again, or write it again with --overwrite"

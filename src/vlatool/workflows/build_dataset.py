@@ -19,18 +19,6 @@ from vlatool.artifacts.samples_folder import (
 )
 from vlatool.artifacts.samples_jsonl import ID_MAP, KINDS
 from vlatool.artifacts.windows import DATA_NAME, Kind
-from vlatool.building.episode import EpisodeBuilder, WindowFile
-from vlatool.building.inputs import (
-    check_factor,
-    check_output_outside_input,
-    compatible_codes,
-    compatible_tokenizer,
-    instructions_with_code_ids,
-    mismatched_profile,
-    select_profile,
-    window_files,
-)
-from vlatool.building.sum import DatasetTotals, data_files, write_shards
 from vlatool.config.base import ConfigModel, check_required, required_field, unique_items
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter
@@ -57,6 +45,17 @@ from vlatool.jobs.result import failed_lines, load_result, result_or_raise
 from vlatool.jobs.run import run_job
 from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import location, pinned, require_existing
+from vlatool.tokens.build import DatasetTotals, EpisodeBuilder, WindowFile, data_files, write_shards
+from vlatool.tokens.inputs import (
+    check_factor,
+    check_output_outside_input,
+    compatible_codes,
+    compatible_tokenizer,
+    instructions_with_code_ids,
+    mismatched_profile,
+    select_profile,
+    window_files,
+)
 
 # A record has the names and digests of inputs instead of these keys, and no key that repeats
 # another.
@@ -201,7 +200,7 @@ def build_dataset(config: BuildDatasetConfig, *, reporter: Reporter = NULL) -> B
         PartialFailure: The data are written without the episodes that failed.
     """
     job = BuildDatasetJob(config, reporter)
-    executor = executor_of(config, ("vlatool.building.episode",))
+    executor = executor_of(config, ("vlatool.tokens.build",))
     run = run_job(job, executor, options=job_options(config), reporter=reporter)
     return result_or_raise(job.command_result(run), run, job.spec.item_name)
 

@@ -12,8 +12,6 @@ from vlatool.artifacts.codes_folder import CodesFolder
 from vlatool.artifacts.image import encode_png
 from vlatool.config.base import check_required
 from vlatool.errors import DataError
-from vlatool.evaluation.code_maker import CodeMaker, open_code_maker, rank_device
-from vlatool.evaluation.coding_config import DecodeConfig
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.command import job_options
 from vlatool.jobs.files import FileEntry, folder_entry, remove_stale_files
@@ -26,6 +24,8 @@ from vlatool.jobs.run import run_job
 from vlatool.parallel.executor import SerialExecutor
 from vlatool.storage.bulk_folder import bulk_folder
 from vlatool.storage.uri import location, pinned, require_existing
+from vlatool.tokens.code_maker import CodeMaker, open_code_maker, rank_device
+from vlatool.tokens.config import DecodeConfig
 
 __all__ = ["DecodeConfig", "DecodeJob", "DecodeResult", "decode"]
 

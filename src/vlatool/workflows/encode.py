@@ -16,10 +16,6 @@ from vlatool.artifacts.codes import (
 )
 from vlatool.config.base import check_required
 from vlatool.errors import UsageError
-from vlatool.evaluation.code_maker import CodeMaker, open_code_maker, rank_device
-from vlatool.evaluation.coding_config import EncodeConfig
-from vlatool.evaluation.encoding import EncodePipeline, EncodeRule
-from vlatool.evaluation.image_sets import ImageSet, find_images
 from vlatool.evaluation.process_group import ranks_from_env
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.command import job_options
@@ -32,6 +28,10 @@ from vlatool.jobs.result import failed_lines, load_result, result_or_raise
 from vlatool.jobs.run import run_job
 from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import location, pinned, require_existing
+from vlatool.tokens.code_maker import CodeMaker, open_code_maker, rank_device
+from vlatool.tokens.config import EncodeConfig
+from vlatool.tokens.encode import EncodePipeline, EncodeRule
+from vlatool.tokens.images import ImageSet, find_images
 
 __all__ = ["EncodeConfig", "EncodeJob", "EncodeResult", "encode"]
 

@@ -22,7 +22,6 @@ from vlatool.artifacts.samples_folder import (
     write_manifest,
 )
 from vlatool.artifacts.windows import lines_name
-from vlatool.building.sum import data_files
 from vlatool.config.base import ConfigModel, check_required, required_field
 from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.policy_export import PolicyExportResult, export_policy, is_run_or_checkpoint
@@ -46,6 +45,7 @@ from vlatool.jobs.run import run_job
 from vlatool.parallel.engines import make_executor
 from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import location, pinned, require_existing
+from vlatool.tokens.build import data_files
 
 _USAGE = "vlatool export SOURCE --output DIR"
 

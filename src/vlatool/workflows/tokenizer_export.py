@@ -58,8 +58,8 @@ def tokenizer_export(
         UsageError: A key is missing, or the output has different content.
         DataError: The checkpoint is not a visual tokenizer, or it is damaged.
     """
-    from vlatool.evaluation.stored_preprocessing import read_preprocessing
     from vlatool.models.titok.weights import open_titok, save_published
+    from vlatool.tokens.stored_preprocessing import read_preprocessing
 
     check_required(config, "vlatool tokenizer export RUN --output DIR")
     source, output = str(pinned(config.checkpoint)), location(config.output)

@@ -31,13 +31,13 @@ from vlatool.artifacts.codes import (
 from vlatool.artifacts.image import encode_png
 from vlatool.episode import Array
 from vlatool.errors import VlatoolError
-from vlatool.evaluation.code_maker import CodeMaker, Codes, ImageRule
-from vlatool.evaluation.coding_config import Precision
-from vlatool.evaluation.image_sets import ImageItem, ImageSet, OpenImages, check_unique_names
 from vlatool.jobs.journal import Receipt
 from vlatool.loading.loader import init_worker, loader_exited, start_forkserver
 from vlatool.parallel.executor import Outcome, attempt, default_workers
 from vlatool.storage.background import in_background
+from vlatool.tokens.code_maker import CodeMaker, Codes, ImageRule
+from vlatool.tokens.config import Precision
+from vlatool.tokens.images import ImageItem, ImageSet, OpenImages, check_unique_names
 
 STAGES = ("reading", "copying", "computing", "writing")
 _PREFETCH = 2  # batches per reader process

@@ -26,10 +26,10 @@ from vlatool.artifacts.samples_folder import is_inside, is_samples
 from vlatool.artifacts.samples_jsonl import ACTION_IDS, ID_MAP, question
 from vlatool.artifacts.window_folder import read_manifest
 from vlatool.artifacts.windows import DATA_NAME, IMAGES_NAME
-from vlatool.building.episode import WindowFile
 from vlatool.errors import DataError, UsageError
 from vlatool.jobs.record import read_record
 from vlatool.storage.documents import read_document
+from vlatool.tokens.build import WindowFile
 from vlatool.transforms.action_tokenizer import ActionTokenizer
 
 _ROTATIONS = ("roll", "pitch", "yaw")

@@ -18,14 +18,14 @@ from torch import Tensor
 
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
-from vlatool.evaluation.coding_config import Precision
-from vlatool.evaluation.stored_preprocessing import resize_rule
 from vlatool.loading.images.config import ImagePreprocessing
 from vlatool.loading.images.preprocessing import checked_image, prepare_image
 from vlatool.models.images import to_float, to_uint8
 from vlatool.models.titok.model import Titok
 from vlatool.models.titok.spec import TitokConfig, VqConfig
 from vlatool.models.titok.weights import open_titok
+from vlatool.tokens.config import Precision
+from vlatool.tokens.stored_preprocessing import resize_rule
 
 # Squared distances of unit vectors differ by far less between batches of different sizes: by a
 # few 1e-7 on a GPU, by nothing on a CPU (measured).

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vlatool.evaluation.encoding import even_batches
+from vlatool.tokens.encode import even_batches
 
 
 @pytest.mark.parametrize(
