@@ -9,12 +9,12 @@ from typing import Any, Self
 
 from vlatool.episode import Array, Episode, EpisodeRef, FrameSource
 from vlatool.errors import DataError
+from vlatool.jobs.executor import Executor, SerialExecutor
 from vlatool.jobs.files import NAME as LIST
 from vlatool.jobs.files import belongs_in_list, contains_only, output_files, remove_owned
 from vlatool.jobs.job import JobOptions, JobRun
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.run import run_job
-from vlatool.parallel.executor import Executor, SerialExecutor
 from vlatool.sinks.base import MakeSink, SinkConfig, SinkSetup, Work
 from vlatool.verification.check import CheckOptions
 from vlatool.verification.output import check_files

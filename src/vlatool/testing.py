@@ -25,7 +25,7 @@ import numpy as np
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, FrameSource, Survey
 from vlatool.errors import DataError
-from vlatool.parallel.executor import Executor, ProcessExecutor, SerialExecutor
+from vlatool.jobs.executor import Executor, ProcessExecutor, SerialExecutor
 from vlatool.sink_trial import SinkChecks
 from vlatool.sources.base import field_specs
 from vlatool.sources.order import natural_key

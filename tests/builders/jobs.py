@@ -10,13 +10,13 @@ from typing import Any, Self
 
 import numpy as np
 
+from vlatool.jobs.executor import Executor, Outcome, SerialExecutor, attempt
 from vlatool.jobs.files import FileEntry, digests_below, file_entry, folder_entry, output_files
 from vlatool.jobs.inputs import InputState, current_inputs
 from vlatool.jobs.job import JobOptions, JobRun, JobSpec, Ranks
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_job
-from vlatool.parallel.executor import Executor, Outcome, SerialExecutor, attempt
 from vlatool.storage.atomic import atomic_folder, remove_file, write_text
 
 ALL = "all.txt"

@@ -21,13 +21,13 @@ from tests.builders.jobs import (
 )
 from vlatool.errors import BugError, DataError, PartialFailure, UsageError
 from vlatool.jobs.append_log import AppendLog, read_log
+from vlatool.jobs.executor import ProcessExecutor, SerialExecutor
 from vlatool.jobs.files import FileEntry, changed_files, digests_below, read_file_list
 from vlatool.jobs.inputs import InputState
 from vlatool.jobs.job import JobOptions, JobRun, Ranks, failure_of
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, read_record
 from vlatool.jobs.run import run_job
-from vlatool.parallel.executor import ProcessExecutor, SerialExecutor
 from vlatool.storage.remote_path import RemotePath
 from vlatool.verification.check import CheckOptions
 from vlatool.verification.output import check_files

@@ -20,11 +20,11 @@ from vlatool.config.resolve import load_config
 from vlatool.errors import BugError, DataError, StorageError, UsageError
 from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
 from vlatool.events import NullProgress, NullReporter
+from vlatool.jobs.executor import SerialExecutor
 from vlatool.jobs.files import read_file_list
 from vlatool.jobs.job import JobOptions, Ranks
 from vlatool.jobs.record import OutputRecord, read_record
 from vlatool.jobs.run import run_job
-from vlatool.parallel.executor import SerialExecutor
 from vlatool.workflows.demo import DemoConfig, demo
 from vlatool.workflows.evaluate import open_loop, rollout
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessJob

@@ -341,7 +341,7 @@ def test_source_without_read_permission_is_reported(
 def test_unreachable_cluster_ends_with_exit_code_6(source: Path, tmp_path: Path) -> None:
     """The address fails at once; test_ray_executor has one that does not answer."""
     pytest.importorskip("ray")
-    pytest.importorskip("vlatool.parallel.ray_executor")
+    pytest.importorskip("vlatool.jobs.ray_executor")
 
     words = command_line(source, tmp_path / "out", engine="ray", ray_address="nonsense")
     code, error = exit_code_and_error(words)

@@ -12,7 +12,7 @@ from tests.builders.libero import convert, libero_dataset
 from tests.builders.preprocessing import contents, run
 from tests.builders.spartan import spartan_task
 from vlatool.errors import PartialFailure
-from vlatool.parallel.ray_executor import RayExecutor
+from vlatool.jobs.ray_executor import RayExecutor
 from vlatool.testing import check_sink
 from vlatool.workflows.preprocess import PreprocessResult
 

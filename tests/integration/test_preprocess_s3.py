@@ -15,9 +15,9 @@ from tests.builders.s3_server import Proxy, Request, without_credentials
 from tests.builders.spartan import TASK, Documents, spartan_task
 from vlatool.cli import app
 from vlatool.episode import EpisodeRef
+from vlatool.jobs.executor import ProcessExecutor
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import output_lock
-from vlatool.parallel.executor import ProcessExecutor
 from vlatool.storage.atomic import write_text
 from vlatool.storage.remote import connect
 from vlatool.storage.remote_path import RemotePath

@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 
 from vlatool.errors import BugError, DataError, EnvironmentProblem, UsageError
-from vlatool.parallel.ray_cluster import forwarded_variables
-from vlatool.parallel.ray_executor import RayExecutor
+from vlatool.jobs.ray_cluster import forwarded_variables
+from vlatool.jobs.ray_executor import RayExecutor
 
 ray = pytest.importorskip("ray")
 
@@ -462,7 +462,7 @@ def test_existing_connection_to_ray_is_used_and_kept(apart: Any) -> None:
 INTERRUPTED_SCRIPT = """
 import os, sys, time
 from tests.integration.test_ray_executor import write_pid_and_sleep
-from vlatool.parallel.ray_executor import RayExecutor
+from vlatool.jobs.ray_executor import RayExecutor
 
 try:
     with RayExecutor(workers=1) as executor:

@@ -19,7 +19,7 @@ LAYERS = [
     {"errors", "events"},
     {"findings"},
     {"plugins", "episode"},
-    {"storage", "parallel"},
+    {"storage"},
     {"config"},
     {"jobs"},
     {"transforms"},
@@ -67,7 +67,7 @@ CLI_MAY_IMPORT = {"errors", "events", "cli"}
 # Loaded only once a command has keys to read; test_app guards what `--help` loads.
 KEY_READERS = {"keys.py"}
 
-NAMELESS = ("jobs", "parallel", "storage", "training")  # they know no model, sink, format or kind
+NAMELESS = ("jobs", "storage", "training")  # they know no model, sink, format or kind
 NAMELESS_FOLDERS = ("loading",)  # its own files; the folders below are the kinds
 OBJECTIVE_WORDS = {"images"}  # images that an objective logs; also a data kind
 ARTIFACT_FILES = {

@@ -11,8 +11,8 @@ from vlatool.cli.failures import as_vlatool_error
 from vlatool.episode import EpisodeRef
 from vlatool.errors import BugError, EnvironmentProblem
 from vlatool.findings import Collector, FindingCodes
+from vlatool.jobs.executor import attempt
 from vlatool.loading.kinds import data_kind
-from vlatool.parallel.executor import attempt
 from vlatool.plugins import FORMATS, MODELS, Registry, check_names
 
 PACKAGE = "earlier_vla"

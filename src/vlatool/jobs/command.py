@@ -5,11 +5,11 @@ from typing import Annotated, Literal, Protocol
 
 from pydantic import Field
 
+from vlatool.jobs.executor import Executor, ProcessExecutor, SerialExecutor, default_workers
 from vlatool.jobs.job import JobOptions
-from vlatool.parallel.engines import Engine, make_executor
-from vlatool.parallel.executor import Executor
 
 JOB_KEYS = ("overwrite", "dry_run", "on_error", "max_failures")
+Engine = Literal["local", "ray"]
 ENGINE = ("engine", "workers", "ray_address", "ray_num_cpus")
 
 OnError = Annotated[
@@ -71,3 +71,26 @@ def executor_of(config: EngineConfig, preload: Sequence[str] = ()) -> Executor:
         cpus = config.ray_num_cpus or config.workers
         return make_executor(cpus, engine="ray", ray_address=config.ray_address)
     return make_executor(config.workers, preload=preload)
+
+
+def make_executor(
+    workers: int | None,
+    *,
+    engine: Engine = "local",
+    ray_address: str | None = None,
+    preload: Sequence[str] = (),
+) -> Executor:
+    """Creates an executor; one local worker needs no process pool.
+
+    Args:
+        workers: Number of processes; None for one per processor (with Ray: of the cluster).
+        engine: `local` or `ray`.
+        ray_address: Cluster to join; None starts a private one on this machine.
+        preload: Modules that local workers import when they start.
+    """
+    if engine == "ray":
+        from vlatool.jobs.ray_executor import RayExecutor
+
+        return RayExecutor(workers=workers, address=ray_address)
+    count = workers or default_workers()
+    return SerialExecutor() if count <= 1 else ProcessExecutor(count, preload)

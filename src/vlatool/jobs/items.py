@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vlatool.errors import StorageError
+from vlatool.jobs.executor import Executor, Outcome, attempt
 from vlatool.jobs.inputs import InputState
 from vlatool.jobs.job import Job
 from vlatool.jobs.journal import Journal, Receipt, intact_receipt
-from vlatool.parallel.executor import Executor, Outcome, attempt
 from vlatool.storage.background import in_parallel
 from vlatool.storage.uri import is_remote
 

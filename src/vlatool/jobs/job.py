@@ -9,11 +9,11 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from vlatool.errors import BugError, PartialFailure, VlatoolError
 from vlatool.events import Reporter
+from vlatool.jobs.executor import Executor
 from vlatool.jobs.files import FileEntry
 from vlatool.jobs.inputs import InputState
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord
-from vlatool.parallel.executor import Executor
 
 Item = TypeVar("Item")
 

@@ -16,6 +16,7 @@ from typing import Any
 from vlatool.errors import BugError, DataError, VlatoolError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.append_log import AppendLog
+from vlatool.jobs.executor import Executor
 from vlatool.jobs.files import (
     changed_files,
     remove_owned,
@@ -35,7 +36,6 @@ from vlatool.jobs.record import (
     resumable_record,
     resume_output,
 )
-from vlatool.parallel.executor import Executor
 from vlatool.storage.atomic import remove_empty
 from vlatool.storage.lock import Lock
 

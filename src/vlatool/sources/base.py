@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, FieldSpec, Survey
 from vlatool.errors import BugError, DataError, VlatoolError
-from vlatool.parallel.executor import attempt
+from vlatool.jobs.executor import attempt
 from vlatool.plugins import did_you_mean
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.uri import can_list

@@ -31,9 +31,9 @@ from vlatool.artifacts.codes import (
 from vlatool.artifacts.image import encode_png
 from vlatool.episode import Array
 from vlatool.errors import VlatoolError
+from vlatool.jobs.executor import Outcome, attempt, default_workers
 from vlatool.jobs.journal import Receipt
 from vlatool.loading.loader import init_worker, loader_exited, start_forkserver
-from vlatool.parallel.executor import Outcome, attempt, default_workers
 from vlatool.storage.background import in_background
 from vlatool.tokens.code_maker import CodeMaker, Codes, ImageRule
 from vlatool.tokens.config import Precision

@@ -24,7 +24,7 @@ from typing import Any, Self
 
 from vlatool.errors import EnvironmentProblem, UsageError
 from vlatool.events import NULL, Reporter
-from vlatool.parallel.executor import default_workers
+from vlatool.jobs.executor import default_workers
 from vlatool.training.ranks import MEMBERSHIP, THREADS, Membership, RankEnd, cause, rank_error
 
 OPTION = "--nproc"

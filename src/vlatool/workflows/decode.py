@@ -14,6 +14,7 @@ from vlatool.config.base import check_required
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.command import job_options
+from vlatool.jobs.executor import SerialExecutor
 from vlatool.jobs.files import FileEntry, folder_entry, remove_stale_files
 from vlatool.jobs.inputs import InputState, current_inputs, input_state, plan_digest
 from vlatool.jobs.job import JobRun, JobSpec
@@ -21,7 +22,6 @@ from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, versions_of
 from vlatool.jobs.result import failed_lines, load_result, result_or_raise
 from vlatool.jobs.run import run_job
-from vlatool.parallel.executor import SerialExecutor
 from vlatool.storage.bulk_folder import bulk_folder
 from vlatool.storage.uri import location, pinned, require_existing
 from vlatool.tokens.code_maker import CodeMaker, open_code_maker, rank_device

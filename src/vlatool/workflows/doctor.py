@@ -14,7 +14,7 @@ from typing import Any, Literal
 from vlatool import __version__
 from vlatool.errors import EnvironmentProblem, install_line, requirements
 from vlatool.events import NULL, Reporter
-from vlatool.parallel.executor import default_workers
+from vlatool.jobs.executor import default_workers
 
 FREE_DISK_LOW_BYTES = 5 * 2**30
 Status = Literal["ok", "note", "warning", "error"]

@@ -12,13 +12,13 @@ from vlatool.errors import DataError, UsageError, missing_package
 from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
 from vlatool.evaluation.trained_policy import TrainedPolicy, load_trained
 from vlatool.events import NULL, Reporter
+from vlatool.jobs.executor import SerialExecutor
 from vlatool.jobs.job import JobOptions
 from vlatool.jobs.record import OutputRecord, versions_of
 from vlatool.jobs.run import run_job
 from vlatool.jobs.single_output import check_output_owner, single_output
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.info import RoboticsInfo, load_info
-from vlatool.parallel.executor import SerialExecutor
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import is_remote, local_path, pinned
 from vlatool.world.registration import ENVIRONMENT, register_environments

@@ -34,6 +34,7 @@ from vlatool.jobs.command import (
     Overwrite,
     Workers,
     job_options,
+    make_executor,
 )
 from vlatool.jobs.files import FileEntry, file_entry, remove_stale_files
 from vlatool.jobs.inputs import InputState, current_inputs, digest_of, input_state, plan_digest
@@ -42,7 +43,6 @@ from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, versions_of
 from vlatool.jobs.result import failed_lines, load_result, result_or_raise
 from vlatool.jobs.run import run_job
-from vlatool.parallel.engines import make_executor
 from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import location, pinned, require_existing
 from vlatool.tokens.build import data_files

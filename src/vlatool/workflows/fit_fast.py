@@ -26,10 +26,10 @@ from vlatool.config.base import ConfigModel, check_required, required_field
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter
+from vlatool.jobs.command import make_executor
+from vlatool.jobs.executor import default_workers
 from vlatool.jobs.record import OutputRecord, resumable_record
 from vlatool.jobs.single_output import single_output
-from vlatool.parallel.engines import make_executor
-from vlatool.parallel.executor import default_workers
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import location, require_existing
 from vlatool.transforms.action_quality import action_quality, coefficient_range

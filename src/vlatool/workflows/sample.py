@@ -12,14 +12,14 @@ from pydantic import Field
 from vlatool.config.base import ConfigModel
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
+from vlatool.jobs.command import make_executor
+from vlatool.jobs.executor import default_workers
 from vlatool.jobs.files import FileEntry, digests_below, file_entry, folder_entry
 from vlatool.jobs.inputs import InputState, plan_digest
 from vlatool.jobs.job import JobOptions, JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_job
-from vlatool.parallel.engines import make_executor
-from vlatool.parallel.executor import default_workers
 from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import local_path
 from vlatool.world.cameras import SQUARE_SIZES, CameraCount, SizeName, cameras_for

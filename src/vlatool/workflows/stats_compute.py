@@ -20,8 +20,8 @@ from vlatool.config.base import ConfigModel, check_required, required_field
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter
+from vlatool.jobs.command import make_executor
 from vlatool.jobs.files import read_file_list
-from vlatool.parallel.engines import make_executor
 from vlatool.storage.uri import is_remote, location, pinned
 from vlatool.transforms.statistics import (
     StatisticsAccumulator,

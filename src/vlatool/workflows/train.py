@@ -19,11 +19,11 @@ from vlatool.config.rules import (
 )
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Progress, Reporter
+from vlatool.jobs.executor import default_workers
 from vlatool.jobs.record import output_lock
 from vlatool.loading.base import DatasetInfo
 from vlatool.loading.order import OrderOptions, SampleOrder, check_single_epoch
 from vlatool.models.base import ModelType
-from vlatool.parallel.executor import default_workers
 from vlatool.storage.uri import local_path
 from vlatool.training.config import TrainConfig
 from vlatool.training.result import TrainResult

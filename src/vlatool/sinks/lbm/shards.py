@@ -19,9 +19,9 @@ from vlatool.artifacts.shard_folder import shard_name
 from vlatool.episode import Array
 from vlatool.errors import StorageError
 from vlatool.events import Reporter
+from vlatool.jobs.executor import Executor
 from vlatool.jobs.files import FileEntry
 from vlatool.jobs.journal import Journal, Receipt, intact_receipt
-from vlatool.parallel.executor import Executor
 from vlatool.sinks.lbm.episodes import RANGES
 from vlatool.storage.atomic import open_atomic, write_bytes
 from vlatool.storage.byte_ranges import ByteRange, read_byte_ranges

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 from vlatool.errors import EnvironmentProblem, missing_package
-from vlatool.parallel.executor import default_workers
+from vlatool.jobs.executor import default_workers
 
 _log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from typing import Any, Self
 
 from vlatool import __version__
 from vlatool.errors import EnvironmentProblem
-from vlatool.parallel.executor import Item, Outcome, Value, attempt, worker_died
-from vlatool.parallel.ray_cluster import first_line, import_ray, ray_cluster, ray_failed
+from vlatool.jobs.executor import Item, Outcome, Value, attempt, worker_died
+from vlatool.jobs.ray_cluster import first_line, import_ray, ray_cluster, ray_failed
 
 _UNFINISHED_PER_CPU = 2
 _HELD_PER_CPU = 8  # with finished tasks, whose results wait for a slower one before them

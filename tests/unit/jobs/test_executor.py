@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from vlatool.errors import BugError, DataError, UsageError
-from vlatool.parallel.engines import make_executor
-from vlatool.parallel.executor import Executor, ProcessExecutor, SerialExecutor
+from vlatool.jobs.command import make_executor
+from vlatool.jobs.executor import Executor, ProcessExecutor, SerialExecutor
 
 EXECUTORS = [SerialExecutor(), ProcessExecutor(2)]
 
@@ -122,7 +122,7 @@ def test_error_class_is_kept_between_processes() -> None:
 
 
 STOPS_EARLY = """
-from vlatool.parallel.executor import ProcessExecutor
+from vlatool.jobs.executor import ProcessExecutor
 
 if __name__ == "__main__":
     with ProcessExecutor(2) as executor:
