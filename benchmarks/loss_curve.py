@@ -88,9 +88,8 @@ def fit(config: Any, metrics: Path, steps: int) -> None:
     """Trains with the trainer of parts and optimizer specs."""
     from vlatool.events import NULL, NullProgress
     from vlatool.loading.base import MicroBatch
-    from vlatool.training.metrics import MetricsFile
+    from vlatool.training.metrics import MetricsFile, MetricsLogger
     from vlatool.training.plan import TrainPlan
-    from vlatool.training.report import MetricsLogger
     from vlatool.training.runtime import Runtime
     from vlatool.training.setup import set_up
     from vlatool.training.step import StepContexts
@@ -131,12 +130,11 @@ def fit_before(config: Any, metrics: Path, steps: int) -> None:
 
     from vlatool.events import NULL, NullProgress
     from vlatool.plugins import MODELS
-    from vlatool.training.ema import WeightAverage
     from vlatool.training.metrics import MetricsFile
     from vlatool.training.optim import build_optimizer
     from vlatool.training.plan import TrainPlan
     from vlatool.training.runtime import Runtime
-    from vlatool.training.state import TrainState
+    from vlatool.training.state import TrainState, WeightAverage
     from vlatool.training.trainer import Trainer
 
     runtime: Any = Runtime(config)

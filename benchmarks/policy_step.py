@@ -30,12 +30,11 @@ from vlatool.loading.base import MicroBatch
 from vlatool.models.diffusion_policy.loss_breakdown import LossBreakdown
 from vlatool.models.diffusion_policy.objective import DenoisingObjective
 from vlatool.training.config import TrainConfig
-from vlatool.training.ema import WeightAverage
 from vlatool.training.optim import build_optimizer, update
 from vlatool.training.placement import PlacedParts
 from vlatool.training.plan import TrainPlan
 from vlatool.training.runtime import Runtime
-from vlatool.training.state import TrainState
+from vlatool.training.state import TrainState, WeightAverage
 from vlatool.training.step import OptimizerStepper, StepContexts
 
 WORDS, ACTION, CHUNK, IMAGES = 50432, 20, 16, 8

@@ -38,17 +38,14 @@ from vlatool.models.weights import load_weights
 from vlatool.training.checkpoints import save_checkpoint
 from vlatool.training.config import TrainConfig
 from vlatool.training.data import DataStreams
-from vlatool.training.images import ImageLogger
-from vlatool.training.metrics import MetricsFile
+from vlatool.training.metrics import MetricsFile, MetricsLogger
 from vlatool.training.plan import TrainPlan
-from vlatool.training.reduction import LossSums
-from vlatool.training.report import MetricsLogger
 from vlatool.training.runtime import Runtime
 from vlatool.training.setup import TrainSetup, set_up
-from vlatool.training.step import StepContexts
+from vlatool.training.step import LossSums, StepContexts
 from vlatool.training.trainer import Trainer
 from vlatool.training.transfer import prefetch_to_device
-from vlatool.training.validation import Validation
+from vlatool.training.validation import ImageLogger, Validation
 
 _FEWER = 3
 _MIN_DECREASE = 0.2  # fraction of the loss; with a broken gradient the loss stays about equal

@@ -23,9 +23,8 @@ from vlatool.events import NULL, NullProgress
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.training.config import TrainConfig
 from vlatool.training.data import DataStreams
-from vlatool.training.metrics import MetricsFile
+from vlatool.training.metrics import MetricsFile, MetricsLogger
 from vlatool.training.plan import make_plan
-from vlatool.training.report import MetricsLogger
 from vlatool.training.runtime import Runtime
 from vlatool.training.setup import TrainSetup, set_up
 from vlatool.training.state import TrainState

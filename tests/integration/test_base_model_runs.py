@@ -17,9 +17,8 @@ from vlatool.config.overrides import parse_override
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, VlatoolError
 from vlatool.training.config import TrainConfig
-from vlatool.training.result import TrainResult
 from vlatool.workflows.finetune import finetune
-from vlatool.workflows.train import train
+from vlatool.workflows.train import TrainResult, train
 from vlatool.workflows.verify import VerifyConfig, verify
 
 BACKBONE = "model.vision_language_backbone"

@@ -38,9 +38,8 @@ from vlatool.models.weights import (
 )
 from vlatool.storage.atomic import atomic_folder
 from vlatool.storage.tree import size_text
-from vlatool.training.ema import local
 from vlatool.training.runtime import Runtime
-from vlatool.training.state import TrainState
+from vlatool.training.state import TrainState, local
 
 _SIZE_PER_PARAMETER = 4 * 4  # bytes: float32 weights, their average, two moments
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)

@@ -1,14 +1,25 @@
-"""Metrics of a run: collection between reports, one JSON line per report."""
+"""Metrics of a run: collection between reports, one JSON line per report.
 
+Results of a step are logged one step late, so that the host does not wait for the device.
+"""
+
+import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 
 from torch import Tensor
 
-from vlatool.events import Reporter
+from vlatool.errors import DataError
+from vlatool.events import Progress, Reporter
 from vlatool.jobs.append_log import AppendLog
+from vlatool.loading.base import MicroBatch
+from vlatool.models.base import Objective
+from vlatool.training.runtime import Runtime
+from vlatool.training.state import TrainState
+from vlatool.training.step import OptimizerStep
 
 
 class Meter:
@@ -93,3 +104,207 @@ class MetricsFile:
 def _finite_or_none(value: float) -> float | None:
     """The value with nine digits; None if it is not finite, which JSON cannot express."""
     return float(f"{value:.9g}") if isfinite(value) else None
+
+
+# The first one has priority if both arrive.
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_VALIDATION = "validation"
+_NAMED_SAMPLES = 8
+# The share of dropped samples is measured over at least this number of samples.
+_MIN_SHARE_SAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """A step whose results are being copied to the host.
+
+    Attributes:
+        step: Steps done, this one included.
+        samples: Positions consumed.
+        updates: Result of each optimizer, in order.
+        names: Sample names on this rank, by micro-batch.
+        first_drop: Message on the first dropped sample of this rank; empty if there is none.
+    """
+
+    step: int
+    samples: int
+    updates: Sequence[OptimizerStep]
+    names: Sequence[Sequence[str]]
+    first_drop: str
+
+
+@dataclass
+class MetricsLogger:
+    """Writes the metrics of a run and checks them.
+
+    All ranks read the same sums, so all of them raise the same errors and stop together.
+
+    Attributes:
+        metrics: The metrics file.
+        reporter: Receives warnings.
+        bar: The progress bar, which advances with the steps.
+        runtime: The ranks of the run.
+        log_every: Steps between lines of metrics.
+        total_steps: Number of steps; the last one is always logged.
+        drop_reasons: Drop reasons of the data kind, in the order of `MicroBatch.dropped`.
+        max_dropped_share: Fraction of dropped samples above which the run ends.
+        stopped_by: Signal that asked a rank to stop, if any; equal on all ranks.
+    """
+
+    metrics: MetricsFile
+    reporter: Reporter
+    bar: Progress
+    runtime: Runtime
+    log_every: int
+    total_steps: int
+    drop_reasons: Sequence[str] = ()
+    max_dropped_share: float = 1.0
+    stopped_by: int | None = None
+
+    def __post_init__(self) -> None:
+        self.meter = Meter()
+        self._pending: StepRecord | None = None
+        self._warned: set[str] = set()
+
+    def rank_counters(self, micro_batches: Sequence[MicroBatch], stop: int | None) -> list[float]:
+        """Extra numbers of this rank for the first reduction of a step: signals, drop counts."""
+        dropped = [0] * len(self.drop_reasons)
+        for micro_batch in micro_batches:
+            dropped = [a + b for a, b in zip(dropped, micro_batch.dropped, strict=True)]
+        return [*(float(stop == number) for number in _SIGNALS), *map(float, dropped)]
+
+    def log_step(self, record: StepRecord, state: TrainState, objective: Objective) -> None:
+        """Stores the record of a step and logs the step before it.
+
+        Raises:
+            DataError: See `flush`.
+        """
+        self.flush(state, objective)
+        self._pending = record
+
+    def flush(self, state: TrainState, objective: Objective) -> None:
+        """Logs the stored step.
+
+        Raises:
+            DataError: A loss or gradient is not finite, too many samples were dropped, or
+                `check_metrics` of the objective reports an error.
+        """
+        record, self._pending = self._pending, None
+        if record is None:
+            return
+        loss: float | None = None
+        first = next(iter(objective.optimizers()))
+        for index, update in enumerate(record.updates):
+            host = update.on_host.read()
+            norm, ok, total, count, _, *rest = host[: 5 + update.sums.extra].tolist()
+            if not ok and not count <= 0:
+                raise self._not_finite(record)
+            mean = total / count if count > 0 else None
+            prefix = "" if update.optimizer == first else f"{update.optimizer}/"
+            self.meter.add_update(prefix, mean, norm, update.rate)
+            self.meter.add(update.optimizer, update.sums.read(host[2:]), count)
+            if update.optimizer == first:
+                loss = mean
+            if index == 0:
+                self._add_counters(rest, record, state)
+        self.meter.add_samples(record.samples // record.step)
+        self._log(record, state, objective, loss)
+
+    def _add_counters(self, extras: Sequence[float], record: StepRecord, state: TrainState) -> None:
+        signals = [number for number, ranks in zip(_SIGNALS, extras, strict=False) if ranks]
+        self.stopped_by = self.stopped_by or next(iter(signals), None)
+        counts = {
+            reason: int(count)
+            for reason, count in zip(self.drop_reasons, extras[len(_SIGNALS) :], strict=True)
+            if count
+        }
+        if not counts:
+            return
+        for reason, count in counts.items():
+            state.dropped[reason] = state.dropped.get(reason, 0) + count
+        total = sum(state.dropped.values())
+        is_new = bool(counts.keys() - self._warned)
+        is_too_much = total > self.max_dropped_share * max(record.samples, _MIN_SHARE_SAMPLES)
+        if not is_new and not is_too_much:
+            return
+        examples = self.runtime.gather([record.first_drop] if record.first_drop else [])
+        if is_new:
+            self._warned |= counts.keys()
+            message = f"a sample was dropped at step {record.step}; further drops are counted"
+            self.reporter.warn("data.dropped_samples", f"{message}: {examples[0]}")
+        if is_too_much:
+            raise DataError(
+                f"{total} of {record.samples} samples could not be used "
+                f"({_listed(state.dropped)}); the latest: {examples[0]}",
+                hint="run `vlatool verify` on the data to list the defects; "
+                "data.max_dropped_share sets the fraction above which a run ends",
+                code="data.too_many_dropped",
+                details={"dropped": dict(state.dropped), "samples": record.samples},
+            )
+
+    def _log(
+        self, record: StepRecord, state: TrainState, objective: Objective, loss: float | None
+    ) -> None:
+        fields = {} if loss is None else {"loss": round(loss, 4)}
+        if record.step % self.log_every and record.step != self.total_steps:
+            self.bar.advance(1)
+            return
+        metrics = self._metrics(objective)
+        values = self.meter.report(metrics)
+        rate = round(values["samples_per_second"], 1)
+        self.bar.advance(1, **fields, **{"samples/s": rate})
+        dropped = {"dropped": float(sum(state.dropped.values()))} if state.dropped else {}
+        self.metrics.write(record.step, {"samples": float(record.samples), **values, **dropped})
+        self.check_metrics(objective, metrics)
+
+    def warn_validation_drops(self, count: int, first_drop: str) -> None:
+        """Warns once about validation samples that cannot be used. Collective."""
+        examples = self.runtime.gather([first_drop] if first_drop else [])
+        if _VALIDATION not in self._warned:
+            self._warned.add(_VALIDATION)
+            message = f"{count} validation samples are dropped at each validation"
+            self.reporter.warn("data.dropped_samples", f"{message}: {examples[0]}")
+
+    def _metrics(self, objective: Objective) -> dict[str, float]:
+        """Metrics of every optimizer that made a step since the last report."""
+        metrics: dict[str, float] = {}
+        for index, optimizer in enumerate(objective.optimizers()):
+            sums, count = self.meter.sums(optimizer)
+            values = objective.metrics(optimizer, sums, count) if count > 0 else {}
+            prefix = "" if index == 0 else f"{optimizer}/"
+            metrics |= {f"{prefix}{name}": float(value) for name, value in values.items()}
+        return metrics
+
+    def check_metrics(self, objective: Objective, metrics: Mapping[str, float]) -> None:
+        """Warns once per finding code of the objective; raises DataError for an error."""
+        for finding in objective.check_metrics(metrics):
+            if finding.severity == "error":
+                raise DataError(finding.message, hint=finding.action, code=finding.code)
+            if finding.code not in self._warned:
+                self._warned.add(finding.code)
+                self.reporter.warn(finding.code, finding.message)
+
+    def _not_finite(self, record: StepRecord) -> DataError:
+        """The error that names the samples of the non-finite micro-batches. Collective."""
+        bad = [
+            name
+            for update in record.updates
+            for total, names in zip(update.totals, record.names, strict=True)
+            if not total.isfinite()
+            for name in names
+        ]
+        keys = self.runtime.gather(bad) or self.runtime.gather(
+            [name for names in record.names for name in names]
+        )
+        keys = list(dict.fromkeys(keys))[:_NAMED_SAMPLES]
+        return DataError(
+            f"the loss or its gradient is not finite at step {record.step}; the weights were not "
+            f"changed; samples: {', '.join(keys)}",
+            hint="inspect these samples; a lower hparams.lr or hparams.grad_clip_norm may help",
+            code="data.loss_not_finite",
+            details={"samples": keys},
+        )
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in counts.items())

@@ -10,11 +10,10 @@ from vlatool.models.base import Objective
 from vlatool.plugins import check_names
 from vlatool.training.checkpoints import load_checkpoint, unsaved_digests
 from vlatool.training.config import TrainConfig
-from vlatool.training.ema import WeightAverage
 from vlatool.training.optim import build_optimizer
 from vlatool.training.placement import PlacedParts
 from vlatool.training.runtime import Runtime
-from vlatool.training.state import TrainState
+from vlatool.training.state import TrainState, WeightAverage
 
 
 @dataclass(frozen=True)

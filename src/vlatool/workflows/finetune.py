@@ -5,8 +5,7 @@ from collections.abc import Collection
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.training.config import TrainConfig
-from vlatool.training.result import TrainResult
-from vlatool.workflows.train import train
+from vlatool.workflows.train import TrainResult, train
 
 __all__ = ["TrainConfig", "TrainResult", "finetune"]
 

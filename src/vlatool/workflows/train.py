@@ -3,7 +3,7 @@
 import signal
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,13 +26,56 @@ from vlatool.loading.order import OrderOptions, SampleOrder, check_single_epoch
 from vlatool.models.base import ModelType
 from vlatool.storage.uri import local_path
 from vlatool.training.config import TrainConfig
-from vlatool.training.result import TrainResult
-from vlatool.training.schedule import schedule_violations
+from vlatool.training.plan import TrainPlan, make_plan, schedule_violations
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Result of a run."""
+
+    output: str
+    status: str
+    parameters: int
+    steps: int
+    samples: int
+    unused_samples: int
+    loss: float | None
+    checkpoint: str | None
+    checkpoint_steps: tuple[int, ...]
+    dataset_samples: int
+    blocks_in_use: int
+    dropped: Mapping[str, int]
+    acts: bool
+    seconds: float
+
+    def document(self) -> dict[str, Any]:
+        """The result as JSON."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """The result as text."""
+        size = f"{self.parameters / 1e6:.2f} M parameters"
+        if self.status == "planned":
+            return (
+                f"{self.output}: would train {size} for {self.steps} steps on "
+                f"{self.dataset_samples} samples, about {self.blocks_in_use} open shards; "
+                f"checkpoints at {self.checkpoint_steps}; nothing was written"
+            )
+        loss = "" if self.loss is None else f", loss {self.loss:.4f}"
+        lines = [f"{self.output}: {self.status}, {size}, {self.steps} steps{loss}"]
+        if self.unused_samples:
+            lines.append(f"{self.unused_samples} samples of the budget do not fill a step")
+        for reason, count in self.dropped.items():
+            lines.append(f"{count} samples were dropped: {reason.replace('_', ' ')}")
+        lines.append(f"checkpoint: {self.checkpoint}")
+        if self.acts:
+            lines.append(f"next: vlatool eval open-loop {self.output} DATA")
+        return "\n".join(lines)
+
 
 if TYPE_CHECKING:
     from vlatool.training.data import DataStreams
-    from vlatool.training.plan import TrainPlan
-    from vlatool.training.report import MetricsLogger
+    from vlatool.training.metrics import MetricsLogger
     from vlatool.training.runtime import Runtime
     from vlatool.training.setup import TrainSetup
     from vlatool.training.state import TrainState
@@ -51,7 +94,7 @@ class _RunSetup:
 
     config: TrainConfig
     info: DatasetInfo
-    plan: "TrainPlan"
+    plan: TrainPlan
     runtime: "Runtime"
     run: RunDir
     streams: "DataStreams"
@@ -150,9 +193,7 @@ def _train_locked(setup: _RunSetup, reporter: Reporter) -> TrainResult:
 
 def _plan(
     config: TrainConfig, info: DatasetInfo, order: SampleOrder, runtime: "Runtime"
-) -> "TrainPlan":
-    from vlatool.training.plan import make_plan
-
+) -> TrainPlan:
     plan = make_plan(config, info.datasets, runtime.world_size)
     if not config.data.allow_multiple_epochs:
         check_single_epoch(order, plan.total_steps * plan.global_batch)
@@ -189,7 +230,7 @@ def _train(setup: _RunSetup, reporter: Reporter) -> TrainResult:
 
 def _fit(setup: _RunSetup, train_setup: "TrainSetup", reporter: Reporter) -> None:
     """Trains to the end of the plan; a requested stop ends the process."""
-    from vlatool.training.signals import StopRequest
+    from vlatool.training.trainer import StopRequest
 
     plan, run, state = setup.plan, setup.run, train_setup.state
     with (
@@ -216,10 +257,9 @@ def _trainer(
     reports: "MetricsLogger",
     stop_asked: Callable[[], int | None],
 ) -> "Trainer":
-    from vlatool.training.images import ImageLogger
     from vlatool.training.step import StepContexts
     from vlatool.training.trainer import Trainer
-    from vlatool.training.validation import Validation
+    from vlatool.training.validation import ImageLogger, Validation
 
     config, plan, runtime, run = setup.config, setup.plan, setup.runtime, setup.run
     contexts = StepContexts(runtime, train_setup.placed, config.hparams.seed, plan)
@@ -247,8 +287,7 @@ def _save(setup: _RunSetup, state: "TrainState", *, stopped: bool = False) -> No
 
 
 def _reports(setup: _RunSetup, reporter: Reporter, bar: Progress) -> "MetricsLogger":
-    from vlatool.training.metrics import MetricsFile
-    from vlatool.training.report import MetricsLogger
+    from vlatool.training.metrics import MetricsFile, MetricsLogger
 
     config, runtime = setup.config, setup.runtime
     return MetricsLogger(
@@ -326,7 +365,7 @@ def _exit_stopped(number: int | None) -> None:
     raise KeyboardInterrupt
 
 
-def _planned(config: TrainConfig, order: SampleOrder, plan: "TrainPlan") -> TrainResult:
+def _planned(config: TrainConfig, order: SampleOrder, plan: TrainPlan) -> TrainResult:
     import torch
 
     from vlatool.training.state import TrainState

@@ -12,7 +12,7 @@ from vlatool.errors import ConfigError
 from vlatool.models.titok.published import published_keys, published_tree
 from vlatool.models.titok.spec import TitokConfig, VqConfig
 from vlatool.training.config import TrainConfig
-from vlatool.training.schedule import learning_rate
+from vlatool.training.plan import learning_rate
 
 VQ_MODEL: dict[str, Any] = {
     "codebook_size": 4096,

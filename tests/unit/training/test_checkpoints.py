@@ -15,10 +15,9 @@ from vlatool.models.base import OptimizerSpec, Part
 from vlatool.storage.atomic import remove_partials
 from vlatool.training.checkpoints import load_checkpoint, save_checkpoint, unsaved_digests
 from vlatool.training.config import EmaConfig, HParams, TrainConfig
-from vlatool.training.ema import WeightAverage
 from vlatool.training.optim import build_optimizer, update
 from vlatool.training.runtime import Runtime
-from vlatool.training.state import TrainState
+from vlatool.training.state import TrainState, WeightAverage
 
 RUNTIME = Runtime(TrainConfig(hparams=HParams(precision="float32")))
 YES = torch.tensor(True)

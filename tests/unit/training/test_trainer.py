@@ -1,5 +1,6 @@
 """The training loop on a linear model with an objective that uses no randomness."""
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from vlatool.loading.base import MicroBatch
 from vlatool.models.base import Batch, Loss, StepContext
 from vlatool.training.config import HParams, TrainConfig
 from vlatool.training.runtime import Runtime
+from vlatool.training.trainer import StopRequest
 
 
 def test_weights_and_loss_do_not_depend_on_the_micro_batch(tmp_path: Path) -> None:
@@ -176,3 +178,35 @@ def test_weights_of_elements_scale_neither_loss_nor_gradient(tmp_path: Path) -> 
     for first, second in zip(whole.rows, weighted.rows, strict=True):
         for key in ("loss", "grad_norm"):
             assert first[key] == pytest.approx(second[key], rel=1e-5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_first_signal_is_stored(number: int) -> None:
+    with StopRequest() as stop:
+        assert not stop.received()
+        os.kill(os.getpid(), number)
+        assert stop.received()
+        assert stop.signal == number
+
+
+def test_signal_soon_after_the_first_is_the_same_request() -> None:
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.received() == signal.SIGTERM
+
+
+def test_later_signal_has_its_usual_effect() -> None:
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.received() == signal.SIGINT
+        stop._since -= 10.0  # no test sleeps
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_handlers_are_restored() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with StopRequest():
+        assert signal.getsignal(signal.SIGTERM) != before[1]
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before

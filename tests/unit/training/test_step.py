@@ -5,8 +5,8 @@ from torch import Tensor
 
 from vlatool.models.base import Loss
 from vlatool.training.config import HParams, TrainConfig
-from vlatool.training.reduction import AsyncHostCopy, LossSums, ReducedLoss
 from vlatool.training.runtime import Runtime
+from vlatool.training.step import AsyncHostCopy, LossSums, ReducedLoss
 
 CPU = torch.device("cpu")
 

@@ -1,3 +1,5 @@
+"""Moving average of weights."""
+
 from collections.abc import Sequence
 from typing import Any
 
@@ -6,7 +8,7 @@ import torch
 from torch import nn
 
 from vlatool.training.config import EmaConfig
-from vlatool.training.ema import WeightAverage
+from vlatool.training.state import WeightAverage
 
 YES, NO = torch.tensor(True), torch.tensor(False)
 
