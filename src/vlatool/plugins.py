@@ -354,7 +354,7 @@ FORMATS: Registry[Any] = Registry(
     {
         "spartan": "vlatool.sources.spartan.reader:SpartanReader",
         "lerobot": "vlatool.sources.lerobot.reader:LeRobotReader",
-        "libero": "vlatool.sources.lerobot.libero:LiberoReader",
+        "libero": "vlatool.sources.lerobot.reader:LiberoReader",
         "images": "vlatool.sources.images.reader:ImagesReader",
     },
 )

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from tests.builders.shards import write_tar
 from vlatool.config.base import ConfigModel
-from vlatool.loading.images.reader import ImageSample
+from vlatool.loading.images.kind import ImageSample
 from vlatool.models.base import Loss, ModelType, Objective, OptimizerSpec, Part
 
 

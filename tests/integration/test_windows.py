@@ -20,7 +20,7 @@ from vlatool.config.resolve import load_config
 from vlatool.errors import ConfigError
 from vlatool.jobs.files import output_files
 from vlatool.sinks.jsonl.sink import JsonlSink
-from vlatool.sources.lerobot.libero import LiberoReader
+from vlatool.sources.lerobot.reader import LiberoReader
 from vlatool.storage.remote_path import RemotePath
 from vlatool.testing import check_reader, check_sink
 from vlatool.workflows.preprocess import PreprocessConfig, with_format

@@ -26,9 +26,7 @@ from vlatool.evaluation.reconstruction import (
 from vlatool.events import NULL, Reporter
 from vlatool.loading.base import Batch, MicroBatch
 from vlatool.loading.images.config import ImageDataConfig
-from vlatool.loading.images.info import ImagesInfo, load_info
-from vlatool.loading.images.kind import ImagesKind
-from vlatool.loading.images.reader import ImageSample
+from vlatool.loading.images.kind import ImageSample, ImagesInfo, ImagesKind, load_info
 from vlatool.loading.loader import LoaderPlan, build_loader
 from vlatool.loading.order import OrderOptions, SampleOrder
 

@@ -23,7 +23,7 @@ from vlatool.evaluation.image_quality import (
     squared_error,
     ssim,
 )
-from vlatool.loading.images.info import ImagesInfo
+from vlatool.loading.images.kind import ImagesInfo
 
 if TYPE_CHECKING:
     from vlatool.models.perceptual.networks import PerceptualDistance

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
-from vlatool.loading.images.config import ImagePreprocessing
-from vlatool.loading.images.preprocessing import checked_image, prepare_image
+from vlatool.loading.images.config import ImagePreprocessing, checked_image, prepare_image
 from vlatool.models.images import to_float, to_uint8
 from vlatool.models.titok.model import Titok
 from vlatool.models.titok.spec import TitokConfig, VqConfig

@@ -6,8 +6,12 @@ from PIL import Image
 from pydantic import ValidationError
 
 from vlatool.errors import DataError
-from vlatool.loading.images.config import ImageDataConfig, ImagePreprocessing
-from vlatool.loading.images.preprocessing import checked_image, prepare_image
+from vlatool.loading.images.config import (
+    ImageDataConfig,
+    ImagePreprocessing,
+    checked_image,
+    prepare_image,
+)
 
 
 def pixels(height: int, width: int) -> np.ndarray:

@@ -1,21 +1,243 @@
-"""Data kind of image shards."""
+"""Data kind of image shards: their metadata, the reader of their samples.
 
+Source: reference/order 11.
+"""
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 from pydantic import ValidationError
 
+from vlatool.artifacts.fragment import Members
+from vlatool.artifacts.image import decode_rgb, image_mode
+from vlatool.artifacts.image_shards import IMAGE_SUFFIXES, METADATA_SUFFIX
 from vlatool.artifacts.provenance import (
     CONFIG_NAME,
     read_preprocessing_config,
     write_preprocessing_config,
 )
+from vlatool.artifacts.shard import ShardIndex
+from vlatool.artifacts.shard_lists import find_shards
+from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter
-from vlatool.loading.images.config import ImageDataConfig, ImagePreprocessing
-from vlatool.loading.images.info import ImagesInfo, load_info
-from vlatool.loading.images.reader import DROP_REASONS, ImageReader
+from vlatool.jobs.inputs import digest_of
+from vlatool.loading.base import DataSet, DroppedSample, SampleRef, ShardInfo
+from vlatool.loading.images.config import ImageDataConfig, ImagePreprocessing, prepare_image
+from vlatool.loading.shard_reader import (
+    BROKEN_SAMPLE,
+    ShardCache,
+    ShardReader,
+    cached_index,
+    file_cache,
+    shard_index,
+)
+from vlatool.storage.background import in_parallel
+from vlatool.storage.cache import FileCache, FileVersion
+from vlatool.storage.documents import DocumentError, parse_json
+from vlatool.storage.uri import is_remote
+
+_MAX_REQUESTS = 32
+
+
+@dataclass(frozen=True)
+class ImagesInfo:
+    """Metadata of all data sets of a run.
+
+    Attributes:
+        datasets: Data sets with their shards, in the order of the config.
+        shard_bytes: Size in bytes of each shard of each data set.
+    """
+
+    datasets: tuple[DataSet, ...]
+    shard_bytes: tuple[tuple[int, ...], ...]
+
+    @property
+    def fingerprint(self) -> Mapping[str, str]:
+        """Digest of names, numbers of samples and sizes of the shards of each data set."""
+        digests: dict[str, str] = {}
+        pairs = zip(self.datasets, self.shard_bytes, strict=True)
+        for number, (dataset, sizes) in enumerate(pairs, 1):
+            shards = zip(dataset.shards, sizes, strict=True)
+            rows = [(shard.location.name, shard.size, size) for shard, size in shards]
+            digests[f"data set {number}"] = f"{dataset.size} samples, {digest_of(rows)}"
+        return digests
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples in all data sets."""
+        return sum(dataset.size for dataset in self.datasets)
+
+
+def load_info(config: ImageDataConfig, reporter: Reporter = NULL) -> ImagesInfo:
+    """Finds the shards and counts their samples.
+
+    The number of samples is that of the index of a shard. A shard without an index beside it is
+    scanned once, and its index is saved in the cache folder. A scan takes about 30 microseconds per
+    sample for a local shard; a remote shard is streamed. The reporter receives the progress of the
+    scans.
+
+    Raises:
+        DataError: No shards are configured or found, or one is missing or broken.
+        StorageError: The storage failed after all retries, or the cache cannot be written.
+    """
+    if not config.shards:
+        raise DataError(
+            "no image shards are configured",
+            hint="set --data or data.shards",
+            code="data.no_dataset",
+        )
+    cache = file_cache(config.dataset_cache)
+    pairs = [_dataset(text, config, cache, reporter) for text in config.shards]
+    return ImagesInfo(tuple(dataset for dataset, _ in pairs), tuple(sizes for _, sizes in pairs))
+
+
+def _dataset(
+    text: str, config: ImageDataConfig, cache: FileCache, reporter: Reporter
+) -> tuple[DataSet, tuple[int, ...]]:
+    paths = find_shards(text, config.split)
+    _check_listed_once(text, paths)
+    each = partial(in_parallel, max_concurrent=_MAX_REQUESTS) if any(map(is_remote, paths)) else map
+    known = list(each(partial(_version_and_index, cache), paths))
+    new = [version for version, index in known if index is None]
+    counts = {version.path: len(index.offsets) for version, index in known if index is not None}
+    if new:
+        with reporter.progress(f"first scan of {text}", len(new), "shards") as bar:
+            for version, index in zip(new, each(partial(_scan, cache), new), strict=True):
+                counts[version.path] = len(index.offsets)
+                bar.advance()
+    shards = tuple(ShardInfo(path, counts[path]) for path in paths)
+    return DataSet(text, shards), tuple(version.size for version, _ in known)
+
+
+def _version_and_index(cache: FileCache, path: Path) -> tuple[FileVersion, ShardIndex | None]:
+    """Current version of a shard, and its index if there is one."""
+    with _missing_as_data_error(path):
+        version = FileVersion.of(path)
+        return version, cached_index(cache, version)
+
+
+def _scan(cache: FileCache, version: FileVersion) -> ShardIndex:
+    with _missing_as_data_error(version.path):
+        return shard_index(cache, version)
+
+
+@contextmanager
+def _missing_as_data_error(path: Path) -> Generator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: shard is missing",
+            hint="copy it again, or remove it from the list or pattern that names it",
+            code="data.missing_shard",
+            details={"shard": str(path)},
+        ) from None
+
+
+def _check_listed_once(text: str, paths: Sequence[Path]) -> None:
+    """Raises an error if a shard is listed twice: its samples would be counted twice."""
+    if len(set(paths)) < len(paths):
+        seen: set[Path] = set()
+        twice = next(path for path in paths if path in seen or seen.add(path))
+        raise DataError(
+            f"{text}: lists {twice} twice",
+            hint="remove one entry; to weight data sets, use data.dataset_weighting",
+            code="data.duplicate_shard",
+            details={"shard": str(twice)},
+        )
+
+
+NO_IMAGE, BROKEN_IMAGE, NOT_RGB = "no_image", "broken_image", "not_rgb"
+DROP_REASONS = (BROKEN_SAMPLE, NO_IMAGE, BROKEN_IMAGE, NOT_RGB)
+
+
+@dataclass(frozen=True)
+class ImageSample:
+    """One image.
+
+    Attributes:
+        key: Unique name from the metadata of the sample; without one, name of the shard and key in
+            the shard, because keys may repeat from shard to shard.
+        image: uint8 [S, S, 3].
+    """
+
+    key: str
+    image: UInt8Array
+
+
+class ImageReader:
+    """Reads, decodes and preprocesses images; picklable.
+
+    Args:
+        config: Section `data`.
+        info: Metadata of the same data.
+    """
+
+    def __init__(self, config: ImageDataConfig, info: ImagesInfo) -> None:
+        self._config = config
+        self._info = info
+        self._shards = ShardReader(info.datasets, ShardCache.of(config, info.datasets))
+
+    def read(
+        self, refs: Sequence[SampleRef], rngs: Sequence[np.random.Generator]
+    ) -> list[ImageSample | DroppedSample]:
+        """Returns the samples in order; see `loading.base.SampleReader`."""
+        rows = zip(refs, self._shards.members(refs), rngs, strict=True)
+        return [
+            members if isinstance(members, DroppedSample) else self._sample(ref, members, rng)
+            for ref, members, rng in rows
+        ]
+
+    def prefetch(self, refs: Sequence[SampleRef]) -> None:
+        """Starts to download remote samples; see `loading.base.Prefetching`."""
+        self._shards.prefetch(refs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (ImageReader, (self._config, self._info))
+
+    def _sample(
+        self, ref: SampleRef, members: Members, rng: np.random.Generator
+    ) -> ImageSample | DroppedSample:
+        shard = self._info.datasets[ref.dataset].shards[ref.shard].location
+        key = _global_key(members.contents) or f"{shard.stem}/{members.key}"
+        data = _image(members.contents)
+        if data is None:
+            suffixes = ", ".join(IMAGE_SUFFIXES)
+            message = f"{shard}: sample {members.key} has no image ({suffixes})"
+            return DroppedSample(NO_IMAGE, key, message)
+        try:
+            mode = image_mode(data)
+            if mode != "RGB" and not self._config.convert_colors:
+                message = (
+                    f"{shard}: the image of sample {members.key} is {mode}, not RGB; set "
+                    "data.convert_colors to convert it"
+                )
+                return DroppedSample(NOT_RGB, key, message)
+            pixels = decode_rgb(data)
+        except ValueError as error:
+            message = f"{shard}: the image of sample {members.key} cannot be decoded: {error}"
+            return DroppedSample(BROKEN_IMAGE, key, message)
+        return ImageSample(key, prepare_image(pixels, self._config.preprocessing, rng))
+
+
+def _global_key(contents: Mapping[str, bytes]) -> str:
+    """Returns the unique name in the metadata of a sample; empty if there is none."""
+    try:
+        metadata = parse_json(contents.get(METADATA_SUFFIX, b"{}"))
+    except DocumentError:
+        return ""
+    key = metadata.get("key") if isinstance(metadata, dict) else None
+    return key if isinstance(key, str) else ""
+
+
+def _image(contents: Mapping[str, bytes]) -> bytes | None:
+    return next((contents[suffix] for suffix in IMAGE_SUFFIXES if suffix in contents), None)
 
 
 @dataclass(frozen=True)

@@ -12,22 +12,153 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
+
+from vlatool.artifacts.image import decode_rgb
 from vlatool.artifacts.stored_image import image_info
 from vlatool.config.base import ConfigModel
-from vlatool.episode import Episode, EpisodeRef, Survey
+from vlatool.episode import Episode, EpisodeRef, Survey, UInt8Array
 from vlatool.errors import DataError
-from vlatool.findings import Finding, FindingCodes
+from vlatool.findings import Finding, FindingCode, FindingCodes
 from vlatool.sources.base import id_part, no_episodes
 from vlatool.sources.images.config import ImagesConfig
-from vlatool.sources.images.files import ImageFiles
-from vlatool.sources.images.findings import IMAGES
 from vlatool.sources.order import natural_key, unique_refs
 from vlatool.sources.rules import SOURCE, check_cameras
 from vlatool.storage.background import in_parallel
+from vlatool.storage.byte_ranges import ByteRange, read_byte_ranges
 from vlatool.storage.tree import walk
 from vlatool.storage.uri import can_list, is_remote
+
+_AGAIN = "get or record the image again, or exclude the episode with --episodes"
+_CONVERTED = "none if the colors are right: the image is converted to RGB"
+
+IMAGES = FindingCodes(
+    "images",
+    {
+        "no_pictures": FindingCode(
+            "error", "The folder of an episode has no images.", "exclude it with --episodes"
+        ),
+        "picture_unreadable": FindingCode(
+            "error", "An image is truncated, damaged or not an image.", _AGAIN
+        ),
+        "picture_too_large": FindingCode("error", "An image file is larger than 256 MiB.", _AGAIN),
+        "missing_file": FindingCode("error", "An image is a broken link.", _AGAIN),
+        "not_rgb": FindingCode(
+            "warning",
+            "An image is grayscale, transparent, interlaced, or not 8 bits per channel.",
+            _CONVERTED,
+        ),
+        "several_frames": FindingCode(
+            "warning", "An image is an animation.", "none if the first frame is wanted"
+        ),
+        "mixed_sizes": FindingCode(
+            "warning",
+            "Images of an episode differ in size.",
+            "resize them with --resize-images-size",
+        ),
+        "hidden_files": FindingCode("info", "Hidden or temporary files are ignored."),
+        "other_files": FindingCode("info", "Files without the suffix of an image are ignored."),
+    },
+)
+
+
+LARGEST_FILE = 2**28
+# Number of remote files that are fetched together; small beside the memory of a worker.
+_AT_ONCE = 8
+
+
+class ImageFiles:
+    """Image files as a `FrameSource`; images of different sizes are read one at a time."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """Opens nothing yet."""
+        self.paths = tuple(paths)
+        self._prefetched: dict[int, bytes] = {}
+        self._size: tuple[int, int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_ahead": {}}
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the first image, in pixels."""
+        if self._size is None:
+            try:
+                self._size = image_info(self.encoded(0)).size
+            except ValueError as error:
+                raise self.image_error(0, str(error)) from error
+        return self._size
+
+    def encoded(self, index: int) -> bytes:
+        """Content of a file.
+
+        Raises:
+            DataError: The file is missing, or larger than 256 MiB.
+        """
+        if index not in self._prefetched:
+            self._fetch(index)
+        data = self._prefetched[index]
+        if len(data) > LARGEST_FILE:
+            raise self._error(
+                index, f"has more than {LARGEST_FILE:,} bytes", "data.picture_too_large"
+            )
+        return data
+
+    def read(self, indices: Sequence[int]) -> UInt8Array:
+        """Images uint8 [N, H, W, 3], RGB.
+
+        Raises:
+            DataError: An image cannot be decoded, or the requested images differ in size.
+        """
+        images = [self._image(index) for index in indices]
+        for index, image in zip(indices, images, strict=True):
+            if image.shape != images[0].shape:
+                sizes = (f"{shown.shape[1]}x{shown.shape[0]}" for shown in (image, images[0]))
+                raise self.image_error(
+                    index, f"sizes differ within one read: {' and '.join(sizes)}"
+                )
+        return np.stack(images) if images else np.empty((0, *self.size, 3), np.uint8)
+
+    def image_error(self, index: int, reason: str) -> DataError:
+        """Error for an image that cannot be decoded."""
+        return self._error(index, f"unreadable image: {reason}", "data.picture_unreadable")
+
+    def _image(self, index: int) -> UInt8Array:
+        try:
+            return decode_rgb(self.encoded(index))
+        except ValueError as error:
+            raise self.image_error(index, str(error)) from error
+
+    def _fetch(self, index: int) -> None:
+        """Reads the files from `index` on into the cache and drops the others."""
+        indices = range(index, min(index + _AT_ONCE, len(self)))
+        contents = read_byte_ranges(
+            (ByteRange(self.paths[position], 0, LARGEST_FILE + 1) for position in indices), _AT_ONCE
+        )
+        self._prefetched = {}
+        for position in indices:
+            try:
+                self._prefetched[position] = next(contents)
+            except (FileNotFoundError, IsADirectoryError):
+                break
+            except OSError as error:
+                raise self.image_error(position, error.strerror or str(error)) from error
+        if index not in self._prefetched:
+            raise self._error(index, "does not exist; the link is broken", "data.missing_file")
+
+    def _error(self, index: int, problem: str, code: str) -> DataError:
+        return DataError(
+            f"{self.paths[index]}: {problem}",
+            hint="get or record the image again, or exclude the episode with --episodes",
+            code=code,
+            details={"path": str(self.paths[index]), "frame": index},
+        )
+
 
 CAMERA = "image"
 _SEARCHED = "folders episode_* with images, directly or in images/, or images directly in it"

@@ -1,10 +1,18 @@
-"""Fields, cameras and list of episodes of a LeRobot data set."""
+"""Fields, cameras, files and list of episodes of a LeRobot data set.
 
+Paths of files come from templates, or from a search if these are wrong.
+"""
+
+import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from string import Formatter
 
 from vlatool.artifacts.lerobot import EPISODES_FILE, INFO_FILE, EpisodeLine
+from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.sources.base import no_episodes
 from vlatool.sources.lerobot.config import (
@@ -15,12 +23,148 @@ from vlatool.sources.lerobot.config import (
     select_fields,
 )
 from vlatool.sources.lerobot.findings import LEROBOT
-from vlatool.sources.lerobot.layout import FileFinder
-from vlatool.sources.lerobot.meta import Feature, Info, read_episodes, read_info
-from vlatool.sources.lerobot.names import with_group_names, with_known_names
+from vlatool.sources.lerobot.meta import (
+    Feature,
+    Info,
+    read_episodes,
+    read_info,
+    with_group_names,
+    with_known_names,
+)
 from vlatool.sources.lerobot.rows import column_names
 from vlatool.sources.order import natural_key
 from vlatool.storage.uri import can_list
+
+_LONGEST_NAME, _LONGEST_PATH = 255, 1024  # of common file systems, and of S3
+_INT_SPEC = re.compile(r"^0?\d{0,2}d?$")
+
+
+def fill_template(template: str, values: Mapping[str, int | str], key: str) -> str:
+    """Path relative to the data set.
+
+    Fills only plain fields in `values`, because the template, the value of `key` in info.json, is
+    untrusted.
+
+    Raises:
+        DataError: A field is unknown or has a conversion, or the path leaves the data set.
+    """
+    parts: list[str] = []
+    try:
+        for literal, field, spec, conversion in Formatter().parse(template):
+            parts.append(literal)
+            if field is None:
+                continue
+            if field not in values or conversion:
+                raise _template_error(key, f'uses unknown field "{{{field}}}"')
+            parts.append(_formatted(values[field], spec or "", key))
+    except ValueError as error:
+        raise _template_error(key, f"is not a path template: {error}") from error
+    path = PurePosixPath("".join(parts))
+    if path.is_absolute() or ".." in path.parts:
+        raise _template_error(key, f'gives "{path}", which is outside the data set')
+    longest = max((len(part.encode(errors="replace")) for part in path.parts), default=0)
+    if longest > _LONGEST_NAME or len(str(path)) > _LONGEST_PATH or "\0" in str(path):
+        raise _template_error(key, f'gives "{str(path)[:40]}...", which is not a valid path')
+    return str(path)
+
+
+def _formatted(value: int | str, spec: str, key: str) -> str:
+    if isinstance(value, str):
+        if spec:
+            raise _template_error(key, f'formats a name with ":{spec}"')
+        return value
+    if not _INT_SPEC.match(spec):
+        raise _template_error(key, f'formats a number with ":{spec}"')
+    return format(value, spec)
+
+
+def _template_error(key: str, problem: str) -> DataError:
+    return DataError(
+        f"{INFO_FILE}: {key} {problem}",
+        hint="correct the template; see the LeRobot v2.1 default for its form",
+        code="data.bad_template",
+        details={"path": INFO_FILE, "field": key},
+    )
+
+
+class FileFinder:
+    """Paths of the parquet file and the videos of an episode.
+
+    If the path of a template does not exist, the only file of that name is used, with one finding
+    per template. Source: formats/lerobot 3.1. If nothing can be listed, paths are not checked;
+    reading an episode reports missing files.
+
+    Attributes:
+        root: Folder of the data set.
+        existing: Requested paths that exist, as far as known.
+    """
+
+    def __init__(self, root: Path, info: Info, findings: list[Finding]) -> None:
+        self.root = root
+        self.existing: set[Path] = set()
+        self._info = info
+        self._findings = findings
+        self._reported: set[str] = set()
+        self._can_list = can_list(root)
+
+    def data_file(self, number: int) -> Path:
+        """Path of the parquet file of an episode; it may not exist."""
+        relative = fill_template(self._info.data_path, self._values(number), "data_path")
+        return self._locate("data_path", relative, "data")
+
+    def video_file(self, number: int, camera: str) -> Path:
+        """Path of the video of a camera; it may not exist."""
+        values = {**self._values(number), "video_key": camera}
+        relative = fill_template(self._info.video_path, values, "video_path")
+        return self._locate("video_path", relative, "videos", camera)
+
+    def numbered_data_files(self) -> dict[int, Path]:
+        """Map from number to path of all `episode_N.parquet` below `data/`."""
+        numbered: dict[int, Path] = {}
+        for (folder, name), paths in sorted(self._by_name.items()):
+            match = re.fullmatch(r"episode_(\d+)\.parquet", name)
+            if folder == "data" and match:
+                numbered[int(match.group(1))] = self.root / paths[0]
+        return numbered
+
+    def _locate(self, key: str, relative: str, folder: str, camera: str = "") -> Path:
+        path = self.root / relative
+        if not self._can_list:
+            self.existing.add(path)
+            return path
+        matches = self._by_name.get((folder, path.name), [])
+        if relative not in matches and not path.exists():
+            candidates = [
+                name for name in matches if not camera or camera in PurePosixPath(name).parts
+            ]
+            if len(candidates) != 1:
+                return path
+            path = self.root / candidates[0]
+            if key not in self._reported:
+                self._reported.add(key)
+                message = f"{self.root}: {key} gives {relative}, but the file is {candidates[0]}"
+                self._findings.append(
+                    LEROBOT("template_mismatch", f"{message}; using the files found", field=key)
+                )
+        self.existing.add(path)
+        return path
+
+    def _values(self, number: int) -> dict[str, int | str]:
+        chunk = number // self._info.chunks_size
+        # A published v2.1 set has chunk_index for episode_chunk. Source: formats/lerobot 3.1
+        return {"episode_chunk": chunk, "chunk_index": chunk, "episode_index": number}
+
+    @cached_property
+    def _by_name(self) -> Mapping[tuple[str, str], list[str]]:
+        """(`data` or `videos`, file name) to the paths with that name, relative to the data set."""
+        index: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+        for folder in ("data", "videos") if self._can_list else ():
+            # Skips broken links; on S3 the listing answers this without a request.
+            for path in sorted((self.root / folder).rglob("*.*")):
+                if path.is_file():
+                    index[folder, path.name].append(path.relative_to(self.root).as_posix())
+        return dict(index)
+
 
 _SEARCH_DEPTH = ("", "*/", "*/*/")
 

@@ -1,21 +1,35 @@
-"""Checks of a LeRobot episode that only `verify` makes; they read data that nothing else needs.
+"""Checks of a LeRobot data set that only `verify` makes; they read data that nothing else needs.
 
-Legend of shapes: F frames, C dimensions. Source: formats/lerobot 6, 8, 9, 12.
+They check values of an episode, and rules of the set as a whole: totals, splits, features,
+statistics, row index. Published statistics are compared with the rows and not used. Legend of
+shapes: F frames, C dimensions. Source: formats/lerobot 6, 8, 9, 12.
 """
 
-from collections.abc import Iterator
-from functools import partial
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from vlatool.artifacts.lerobot import FRAME_INDEX
+from vlatool.artifacts.lerobot import (
+    EPISODE_STATS_FILE,
+    FRAME_INDEX,
+    INFO_FILE,
+    STATS_FILE,
+    moments,
+)
 from vlatool.episode import Array
 from vlatool.errors import DataError
-from vlatool.findings import Collector
-from vlatool.sources.lerobot.dataset import EpisodeFiles
+from vlatool.findings import Collector, Finding
+from vlatool.sources.lerobot.config import LeRobotConfig
+from vlatool.sources.lerobot.dataset import EpisodeFiles, dataset_roots, open_dataset
+from vlatool.sources.lerobot.findings import LEROBOT
+from vlatool.sources.lerobot.meta import read_lines, read_object, read_tasks
 from vlatool.sources.lerobot.rows import Rows, read_rows
 from vlatool.sources.lerobot.rules import EpisodeContents
-from vlatool.sources.lerobot.set_rules import episode_statistics, statistics_mismatches
 from vlatool.sources.parquet_images import ParquetImages
 
 
@@ -88,3 +102,208 @@ def _check_motion(rows: Rows, contents: EpisodeContents, report: Collector) -> N
     if used and len(used[0]) > 1 and not any(np.ptp(field, axis=0).any() for field in used):
         message = f"{rows.path}: no observation or action changes"
         report.note("no_motion", message, path=str(rows.path))
+
+
+Statistics = Mapping[str, Mapping[str, Any]]
+
+# float32 sums over many rows; SO-101 agrees with its rows to 3e-4. Source: formats/lerobot 9
+_TOLERANCE = 1e-3
+_NUMBER = re.compile(r"^[0-9]{1,18}\Z")
+
+
+def check_sets(sources: Sequence[Path], config: LeRobotConfig) -> Iterator[Finding]:
+    """Findings on whole data sets, besides those of `discover`."""
+    for source in sources:
+        for root in dataset_roots(source):
+            yield from _check_root(root, open_dataset(root, config, []))
+
+
+def _check_root(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
+    path = root / INFO_FILE
+    tasks: Mapping[int, str] = {}
+    with suppress(DataError):  # the check of each episode reports it
+        tasks = read_tasks(root)
+    tree = read_object(path)
+    for code, field, problem in (
+        *_totals(tree, len(tasks), episodes),
+        *_splits(tree, len(episodes)),
+        *_names(tree),
+    ):
+        yield LEROBOT(code, f"{path}: {field} {problem}", path=str(path), field=field)
+    if (finding := _statistics_finding(root)) is not None:
+        yield finding
+    yield from _check_rows(root, episodes)
+
+
+def _totals(
+    tree: Mapping[str, Any], tasks: int, episodes: Sequence[EpisodeFiles]
+) -> Iterator[tuple[str, str, str]]:
+    """(code, key, problem) of totals that differ from the files."""
+    info = episodes[0].dataset.info
+    videos = sum(path.exists() for episode in episodes for path in episode.videos.values())
+    actual = {
+        "total_episodes": len(episodes),
+        "total_tasks": tasks or None,
+        "total_videos": videos,
+        "total_chunks": max(episode.line.number for episode in episodes) // info.chunks_size + 1,
+    }
+    for key, value in actual.items():
+        stated = tree.get(key)
+        if value is not None and stated is not None and stated != value:
+            code = "chunks" if key == "total_chunks" else "totals_mismatch"
+            yield code, key, f"is {stated}, there are {value}"
+
+
+def _splits(tree: Mapping[str, Any], episodes: int) -> Iterator[tuple[str, str, str]]:
+    splits = tree.get("splits")
+    for name, span in splits.items() if isinstance(splits, dict) else ():
+        start, _, stop = str(span).partition(":")
+        if not (
+            _NUMBER.match(start) and _NUMBER.match(stop) and int(start) <= int(stop) <= episodes
+        ):
+            yield (
+                "splits",
+                f"splits.{name}",
+                f"is {str(span)[:40]!r}, there are {episodes} episodes",
+            )
+
+
+def _names(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(code, feature, problem) of vectors whose numbers of names and values differ."""
+    for name, feature in tree["features"].items():
+        if not isinstance(feature, dict):
+            continue
+        shape, names = feature.get("shape"), feature.get("names")
+        if not isinstance(shape, list) or not isinstance(names, list) or len(shape) != 1:
+            continue
+        if len(names) != shape[0]:
+            yield "names_mismatch", name, f"has {len(names)} names for {shape[0]} values"
+
+
+def _check_rows(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
+    """Checks columns, continuity of `index` and statistics in one pass over all rows.
+
+    Stops at rows that cannot be read; the check of that episode reports them.
+    """
+    info = episodes[0].dataset.info
+    published = set_statistics(root)
+    names = [name for name in published if name in info.features and info.features[name].is_number]
+    missing = {name: None for name, episode in info.features.items() if episode.dtype != "video"}
+    parts: dict[str, list[Array]] = {name: [] for name in names}
+    expected = 0
+    for episode in episodes:
+        try:
+            rows = read_rows(episode.data_file, f"episode {episode.line.number}", [*names, "index"])
+        except DataError:
+            return
+        first = rows.first("index") if "index" in rows.columns else expected
+        if first != expected:
+            path = str(rows.path)
+            message = f"{path}: index starts at {first}, expected {expected}"
+            yield LEROBOT("index_gap", message, path=path, field="index", frame=0)
+        expected += len(rows)
+        for name in rows.columns:
+            missing.pop(name, None)
+            if name in parts:
+                parts[name] += _vectors(rows, name)
+    path = str(root / INFO_FILE)
+    for name in missing:
+        message = f"{path}: no file has the feature {name!r}"
+        yield LEROBOT("feature_without_column", message, path=path, field=name)
+    values = {name: np.concatenate(arrays) for name, arrays in parts.items() if arrays}
+    path = str(root / STATS_FILE)
+    for name, problem in statistics_mismatches(published, values):
+        yield LEROBOT("stats_contradict", f"{path}: {name} {problem}", path=path, field=name)
+
+
+def _vectors(rows: Rows, name: str) -> list[Array]:
+    """The column; empty if it is invalid, which the check of the episode reports."""
+    with suppress(DataError):
+        values = rows.vectors(name, None)
+        rows.check_finite(name, values)
+        return [values]
+    return []
+
+
+def set_statistics(root: Path) -> Statistics:
+    """Content of meta/stats.json; empty if it is missing or broken."""
+    try:
+        return _features(read_object(root / STATS_FILE))
+    except DataError:
+        return {}
+
+
+def _statistics_finding(root: Path) -> Finding | None:
+    """Finding on published statistics that cannot be read, or None."""
+    try:
+        if (root / STATS_FILE).exists():
+            read_object(root / STATS_FILE)
+        if (root / EPISODE_STATS_FILE).exists():
+            for _ in read_lines(root / EPISODE_STATS_FILE):
+                pass
+    except DataError as error:
+        return LEROBOT("stats_unreadable", error.message, path=error.details.get("path"))
+    return None
+
+
+def episode_statistics(root: Path) -> Mapping[int, Statistics]:
+    """Map from number of an episode to its line of meta/episodes_stats.jsonl."""
+    path = root / EPISODE_STATS_FILE
+    return _read_episode_statistics(path, path.stat().st_mtime_ns) if path.is_file() else {}
+
+
+@lru_cache(maxsize=4)  # each episode needs its line
+def _read_episode_statistics(path: Path, changed: int) -> Mapping[int, Statistics]:
+    del changed
+    try:
+        return {
+            tree["episode_index"]: _features(tree.get("stats"))
+            for _, tree in read_lines(path)
+            if isinstance(tree.get("episode_index"), int)
+        }
+    except DataError:
+        return {}
+
+
+def statistics_mismatches(
+    stated: Statistics, rows: Mapping[str, Array]
+) -> Iterator[tuple[str, str]]:
+    """(feature, problem) of published statistics that differ from those of the rows [F, C]."""
+    for name, values in rows.items():
+        entry = stated.get(name)
+        if entry is None or not len(values):
+            continue
+        numbers = values.astype(np.float64)
+        scale = np.maximum(np.abs(numbers).max(axis=0), 1e-6)
+        for key, value in moments(numbers).items():
+            problem = _difference(key, entry.get(key), value, scale)
+            if problem:
+                yield name, problem
+        count = entry.get("count")
+        if count and count not in (len(values), [len(values)]):
+            yield name, f"has count {str(count)[:40]}, there are {len(values)} rows"
+
+
+def _difference(key: str, stated: object, actual: Array, scale: Array) -> str:
+    if stated is None:
+        return ""
+    try:
+        numbers = np.asarray(stated, np.float64).ravel()
+    except (TypeError, ValueError, OverflowError):
+        return f"{key} is not a list of numbers"
+    if numbers.shape != actual.shape:
+        return f"{key} has {len(numbers)} values, the rows have {len(actual)}"
+    differs = ~(np.abs(numbers - actual) <= _TOLERANCE * scale)
+    if not differs.any():
+        return ""
+    column = int(differs.argmax())
+    return (
+        f"{key} of dimension {column} is {numbers[column]:.6g}, "
+        f"that of the rows is {actual[column]:.6g}"
+    )
+
+
+def _features(tree: object) -> Statistics:
+    if not isinstance(tree, dict):
+        return {}
+    return {str(name): entry for name, entry in tree.items() if isinstance(entry, dict)}

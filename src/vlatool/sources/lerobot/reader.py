@@ -1,12 +1,17 @@
-"""LeRobot v2.0 and v2.1 data sets, with video or image columns, as episodes."""
+"""LeRobot v2.0 and v2.1 data sets, with video or image columns, as episodes; LIBERO among them.
+
+LIBERO has two image columns and one instruction per episode. Source: reference/future-vla 1.2.
+"""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from vlatool.artifacts.lerobot import META_FILES
+from pydantic import Field
+
+from vlatool.artifacts.lerobot import EPISODE_INDEX, FRAME_INDEX, META_FILES
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.errors import VlatoolError
@@ -15,9 +20,8 @@ from vlatool.sources.base import field_specs, id_part, merge_surveys, survey_eac
 from vlatool.sources.lerobot.config import LeRobotConfig
 from vlatool.sources.lerobot.dataset import EpisodeFiles, dataset_roots, open_dataset
 from vlatool.sources.lerobot.findings import LEROBOT
-from vlatool.sources.lerobot.lint import check_values
+from vlatool.sources.lerobot.lint import check_sets, check_values
 from vlatool.sources.lerobot.rules import name_to_sentence, walk_episode, without_labels
-from vlatool.sources.lerobot.set_rules import check_sets
 from vlatool.sources.rules import SOURCE, check_cameras
 from vlatool.storage.tree import files_named
 from vlatool.storage.uri import can_list
@@ -169,3 +173,27 @@ def _refs(datasets: Sequence[tuple[Path, list[EpisodeFiles]]]) -> Iterator[Episo
                 files=(*episode.videos.values(), *metadata),
                 extras={"recording": episode},
             )
+
+
+class LiberoConfig(LeRobotConfig):
+    """Options for LIBERO data sets; the two cameras are fixed."""
+
+    camera_columns: ClassVar[tuple[str, ...]] = ("image", "wrist_image")
+    needed_columns: ClassVar[tuple[str, ...]] = (FRAME_INDEX, EPISODE_INDEX)
+    is_list_first: ClassVar[bool] = True
+    needs_instruction: ClassVar[bool] = True
+    known_names: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "actions": ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+    }
+
+    task_join: str | None = Field(
+        default=" / ", description="Separator that joins several listed tasks of an episode."
+    )
+
+
+class LiberoReader(LeRobotReader):
+    """Reader of LIBERO: the scene camera, the wrist camera, and the listed task."""
+
+    Config: ClassVar[type[ConfigModel]] = LiberoConfig
+    base_format: ClassVar[str] = "lerobot"
+    default_sink: ClassVar[str] = "jsonl"
