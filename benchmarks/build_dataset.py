@@ -27,7 +27,7 @@ from machine import describe  # noqa: E402 - the path above
 from process_stats import ProcessStats, run  # noqa: E402
 
 from tests.builders.codes import plain_fast, published_windows, write_tree_codes  # noqa: E402
-from vlatool.artifacts.fast import read_fast  # noqa: E402
+from vlatool.artifacts.fast.format import read_fast  # noqa: E402
 from vlatool.artifacts.profile import read_profile  # noqa: E402
 
 VLATOOL = [sys.executable, "-m", "vlatool"]

@@ -42,7 +42,7 @@ def rows(steps: int) -> list[dict[str, Any]]:
     """Losses of a training with the imported code."""
     import tempfile
 
-    from vlatool.artifacts.run_dir import read_metrics
+    from vlatool.artifacts.run.format import read_metrics
     from vlatool.config.overrides import Override
     from vlatool.config.resolve import load_config
     from vlatool.training.config import TrainConfig

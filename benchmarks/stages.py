@@ -19,8 +19,8 @@ from machine import describe
 from vlatool.artifacts.image import encode_jpeg
 from vlatool.artifacts.npz_bytes import write_arrays
 from vlatool.artifacts.sample import sample_members
-from vlatool.artifacts.shard import TarWriter, member_bytes
-from vlatool.artifacts.stats import compact, write_stats
+from vlatool.artifacts.stats.format import compact, write_stats
+from vlatool.artifacts.tar import TarWriter, member_bytes
 from vlatool.jobs.journal import Journal, Receipt
 from vlatool.sources.spartan.config import SpartanConfig
 from vlatool.sources.spartan.reader import SpartanReader

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vlatool.artifacts.checkpoint import part_weights
-from vlatool.artifacts.run_dir import Retention, RunDir, read_metrics
+from vlatool.artifacts.run.checkpoint import part_weights
+from vlatool.artifacts.run.format import Retention, RunDir, read_metrics
 from vlatool.evaluation.trained_policy import TrainedPolicy
 from vlatool.events import NULL, NullProgress
 from vlatool.loading.base import Batch, DatasetInfo, DroppedSample, MicroBatch

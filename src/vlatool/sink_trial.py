@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from vlatool.artifacts.check import CheckOptions
 from vlatool.episode import Array, Episode, EpisodeRef, FrameSource
 from vlatool.errors import DataError
 from vlatool.jobs.executor import Executor, SerialExecutor
@@ -16,7 +17,6 @@ from vlatool.jobs.job import JobOptions, JobRun
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.run import run_job
 from vlatool.sinks.base import MakeSink, SinkConfig, SinkSetup, Work
-from vlatool.verification.check import CheckOptions
 from vlatool.verification.output import check_files
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessJob
 from vlatool.workflows.sample import SampleConfig, sample

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vlatool.artifacts.codes import (
+from vlatool.artifacts.codes.format import (
     CODEBOOK_SIZE,
     CODES_PER_IMAGE,
     JSON_NAME,
@@ -18,10 +18,10 @@ from vlatool.artifacts.codes import (
     combined_digest,
     write_codes,
 )
-from vlatool.artifacts.fast import write_fast
+from vlatool.artifacts.fast.format import write_fast
 from vlatool.artifacts.image import encode_png
 from vlatool.artifacts.lines import write_lines
-from vlatool.artifacts.windows import (
+from vlatool.artifacts.windows.format import (
     Kind,
     Window,
     episode_name,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vlatool.artifacts.lines import write_lines
-from vlatool.artifacts.windows import Window, episode_name, lines_name, render_window
+from vlatool.artifacts.windows.format import Window, episode_name, lines_name, render_window
 from vlatool.transforms.action_tokenizer import ActionTokenizer, byte_characters
 
 STEPS, WIDTH = 16, 7

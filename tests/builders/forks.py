@@ -20,7 +20,7 @@ WARM = (
     "pyarrow.parquet",
     "torch",
     "vlatool.inspection.run",
-    "vlatool.verification.check",
+    "vlatool.artifacts.check",
     "vlatool.workflows.evaluate",
     "vlatool.workflows.preprocess",
     "vlatool.workflows.train",

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.builders.lerobot import Columns, write_lines
-from vlatool.artifacts.windows import Window, parse_window
+from vlatool.artifacts.windows.format import Window, parse_window
 from vlatool.errors import VlatoolError
 from vlatool.events import NULL, Reporter
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess

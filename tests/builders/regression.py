@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlatool.artifacts.run_dir import read_metrics
+from vlatool.artifacts.run.format import read_metrics
 from vlatool.events import NULL, NullProgress
 from vlatool.loading.base import MicroBatch
 from vlatool.models.base import Batch, Loss, ModelType, Objective, OptimizerSpec, Part, StepContext

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tests.builders.toys import WIDTH, install_toys, write_numbers
-from vlatool.artifacts.run_dir import RunDir
+from vlatool.artifacts.run.format import RunDir
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError

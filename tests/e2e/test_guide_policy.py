@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from tests.builders.base_models import clip_base
 from tests.builders.s3_server import S3Server
-from vlatool.artifacts.run_dir import RunDir
+from vlatool.artifacts.run.format import RunDir
 
 PRESET = "diffusion-policy-bellpepper-published"
 # The published job with its four cameras and all fields, but few and narrow layers.

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from tests.builders.training import tiny_arguments, world_shards
-from vlatool.artifacts.run_dir import RunDir, read_metrics
+from vlatool.artifacts.run.format import RunDir, read_metrics
 
 VLATOOL = [sys.executable, "-m", "vlatool"]
 

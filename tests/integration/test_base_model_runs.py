@@ -12,7 +12,7 @@ from tests.builders.base_models import clip_base, vlm_base
 from tests.builders.training import CAMERAS, HAND, HAND_COMMAND, XYZ, XYZ_COMMAND, world_shards
 from tests.builders.web_server import COMMIT, WebServer, web_server
 from vlatool import load_policy
-from vlatool.artifacts.run_dir import RunDir
+from vlatool.artifacts.run.format import RunDir
 from vlatool.config.overrides import parse_override
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, VlatoolError

@@ -17,14 +17,14 @@ from tests.builders.codes import (
     write_tree_codes,
 )
 from tests.builders.s3_runs import upload
-from vlatool.artifacts.codes import CodesManifest
-from vlatool.artifacts.fast import read_fast
+from vlatool.artifacts.codes.format import CodesManifest
+from vlatool.artifacts.fast.format import read_fast
 from vlatool.artifacts.lines import lines_index_path
 from vlatool.artifacts.profile import read_profile
-from vlatool.artifacts.samples_folder import SamplesFolder
-from vlatool.artifacts.samples_jsonl import parse_sample
-from vlatool.artifacts.shard import read_index
-from vlatool.artifacts.windows import parse_window
+from vlatool.artifacts.samples.format import SamplesFolder
+from vlatool.artifacts.samples.lines import parse_sample
+from vlatool.artifacts.tar import read_index
+from vlatool.artifacts.windows.format import parse_window
 from vlatool.cli import app
 from vlatool.errors import DataError, PartialFailure, VlatoolError
 from vlatool.jobs.record import OutputRecord

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.builders.training import tiny_arguments, tiny_config, world_shards
-from vlatool.artifacts.run_dir import RunDir
+from vlatool.artifacts.run.format import RunDir
 from vlatool.cli.app import run as run_command
 from vlatool.errors import DataError
 from vlatool.evaluation.trained_policy import load_trained

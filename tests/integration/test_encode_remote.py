@@ -7,7 +7,7 @@ import pytest
 from tests.builders.encoding import encoded, image_tree, write_tokenizer
 from tests.builders.s3_runs import digests, upload
 from tests.builders.web_server import web_server
-from vlatool.artifacts.codes import CodesLayout
+from vlatool.artifacts.codes.format import CodesLayout
 from vlatool.storage.remote_path import RemotePath
 from vlatool.tokens.config import DecodeConfig
 from vlatool.workflows.decode import decode

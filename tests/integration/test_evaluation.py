@@ -22,8 +22,8 @@ from tests.builders.training import (
     tiny_config,
     world_shards,
 )
-from vlatool.artifacts.dimensions import dimension_label
-from vlatool.artifacts.manifest import read_manifest
+from vlatool.artifacts.shards.dimensions import dimension_label
+from vlatool.artifacts.shards.manifest import read_manifest
 from vlatool.episode import PoseGroup
 from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.config import ActionMap, FieldMap, OpenLoopConfig, RolloutConfig

@@ -8,7 +8,7 @@ import pytest
 
 from tests.builders.fast import byte_document, window_tree
 from tests.surface.invoke import run_vlatool
-from vlatool.artifacts.fast import (
+from vlatool.artifacts.fast.format import (
     CODE_NAME,
     PROCESSOR_NAME,
     REPORT_NAME,

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.builders.training import tiny_arguments, tiny_config, world_shards
-from vlatool.artifacts.run_dir import RunDir
+from vlatool.artifacts.run.format import RunDir
 from vlatool.cli.app import run as run_command
 from vlatool.errors import DataError, UsageError
 from vlatool.workflows.finetune import finetune

@@ -18,7 +18,7 @@ from PIL import Image
 from tests.builders.images import HEIGHT, WIDTH, image, image_shards, saved, window_tree, write
 from tests.builders.preprocessing import contents
 from tests.builders.s3_runs import digests, upload
-from vlatool.artifacts.shard import index_by_headers, index_path, read_index
+from vlatool.artifacts.tar import index_by_headers, index_path, read_index
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.errors import PartialFailure, VlatoolError

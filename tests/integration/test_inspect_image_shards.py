@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.builders.images import image, image_shards, saved, window_tree
-from vlatool.artifacts.shard import TarWriter, member_bytes
+from vlatool.artifacts.check import CheckOptions
+from vlatool.artifacts.tar import TarWriter, member_bytes
 from vlatool.errors import DataError
 from vlatool.plugins import recognize
-from vlatool.verification.check import CheckOptions
 from vlatool.verification.image_shards import check_image_shards
 from vlatool.workflows.inspect import InspectConfig, InspectResult, inspect
 

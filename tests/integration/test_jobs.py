@@ -19,6 +19,7 @@ from tests.builders.jobs import (
     run_rank,
     run_toy,
 )
+from vlatool.artifacts.check import CheckOptions
 from vlatool.errors import BugError, DataError, PartialFailure, UsageError
 from vlatool.jobs.append_log import AppendLog, read_log
 from vlatool.jobs.executor import ProcessExecutor, SerialExecutor
@@ -29,7 +30,6 @@ from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, read_record
 from vlatool.jobs.run import run_job
 from vlatool.storage.remote_path import RemotePath
-from vlatool.verification.check import CheckOptions
 from vlatool.verification.output import check_files
 
 WORDS = "ant bird cat dog eel"

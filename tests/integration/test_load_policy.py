@@ -22,7 +22,10 @@ from tests.builders.training import (
     tiny_config,
     world_shards,
 )
-from vlatool.artifacts.provenance import read_preprocessing_config, write_preprocessing_config
+from vlatool.artifacts.shards.provenance import (
+    read_preprocessing_config,
+    write_preprocessing_config,
+)
 from vlatool.errors import VlatoolError
 from vlatool.evaluation.acting import PolicyRunner
 from vlatool.evaluation.config import RolloutConfig

@@ -15,8 +15,8 @@ from tests.builders.toy_images import image, write_image_shards
 from tests.builders.toy_runs import half_of, toy_config
 from tests.builders.toys import install_toys
 from vlatool.artifacts.image import decode_rgb
-from vlatool.artifacts.run_dir import RunDir
-from vlatool.artifacts.shard import index_by_headers, index_path
+from vlatool.artifacts.run.format import RunDir
+from vlatool.artifacts.tar import index_by_headers, index_path
 from vlatool.errors import DataError
 from vlatool.loading.base import DroppedSample, SampleRef
 from vlatool.loading.dataset import open_dataset

@@ -25,7 +25,7 @@ from tests.builders.loading import (
 )
 from tests.builders.spartan import spartan_task
 from vlatool.artifacts.fragment import read_members
-from vlatool.artifacts.shard import index_by_headers
+from vlatool.artifacts.tar import index_by_headers
 from vlatool.errors import DataError
 from vlatool.loading.loader import LoaderPlan
 from vlatool.loading.robotics.decode import DecodedSample, SampleDecoder

@@ -15,7 +15,7 @@ from tests.builders.jsonl_sink import ToySink
 from tests.builders.preprocessing import FRAMES, contents, options_for, run
 from tests.builders.spartan import spartan_task
 from tests.builders.training import tiny_config, world_shards
-from vlatool.artifacts.run_dir import RunDir
+from vlatool.artifacts.run.format import RunDir
 from vlatool.config.resolve import load_config
 from vlatool.errors import BugError, DataError, StorageError, UsageError
 from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from tests.builders.base_models import clip_base
 from tests.builders.training import CAMERAS, HAND, HAND_COMMAND, XYZ, tiny_config, world_shards
-from vlatool.artifacts.run_dir import RunDir
+from vlatool.artifacts.run.format import RunDir
 from vlatool.config.overrides import parse_override
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, UsageError

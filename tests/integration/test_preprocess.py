@@ -23,8 +23,8 @@ from tests.builders.spartan import (
     session_folder,
     spartan_task,
 )
-from vlatool.artifacts.manifest import read_manifest
-from vlatool.artifacts.stats import read_stats
+from vlatool.artifacts.shards.manifest import read_manifest
+from vlatool.artifacts.stats.format import read_stats
 from vlatool.errors import PartialFailure, UsageError
 from vlatool.jobs.record import read_record
 from vlatool.workflows.preprocess import PreprocessResult

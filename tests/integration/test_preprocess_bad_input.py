@@ -31,7 +31,7 @@ from tests.builders.preprocessing import (
     without,
 )
 from tests.builders.spartan import CAMERAS, Documents, spartan_task
-from vlatool.artifacts.stats import read_stats
+from vlatool.artifacts.stats.format import read_stats
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult
 
 XYZ = "robot__actual__poses__left::panda__xyz"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.builders.images import image_shards, window_tree
-from vlatool.artifacts.image_shards import read_list
+from vlatool.artifacts.image_shards.format import read_list
 from vlatool.cli import app
 from vlatool.errors import VlatoolError
 from vlatool.storage.atomic import write_bytes

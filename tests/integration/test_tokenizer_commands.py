@@ -22,7 +22,7 @@ from tests.builders.tokenizers import (
     write_teacher,
 )
 from tests.surface.invoke import run_vlatool
-from vlatool.artifacts.run_dir import RunDir
+from vlatool.artifacts.run.format import RunDir
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, VlatoolError

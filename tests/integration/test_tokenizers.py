@@ -21,7 +21,7 @@ from tests.builders.tokenizers import (
     write_stage_1,
     write_teacher,
 )
-from vlatool.artifacts.run_dir import RunDir, read_metrics
+from vlatool.artifacts.run.format import RunDir, read_metrics
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, UsageError, VlatoolError

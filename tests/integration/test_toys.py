@@ -22,7 +22,7 @@ from tests.builders.toy_runs import (
     toys,
 )
 from tests.builders.toys import write_numbers
-from vlatool.artifacts.run_dir import RunDir, read_metrics
+from vlatool.artifacts.run.format import RunDir, read_metrics
 from vlatool.errors import DataError
 from vlatool.events import NullReporter
 from vlatool.workflows.train import train

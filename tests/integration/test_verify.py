@@ -16,7 +16,7 @@ from PIL import Image
 from tests.builders import shards as built
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.shards import Members, shard_output
-from vlatool.artifacts.shard import ShardIndex, index_path, scan_tar
+from vlatool.artifacts.tar import ShardIndex, index_path, scan_tar
 from vlatool.cli.app import run
 from vlatool.errors import DataError, UsageError
 from vlatool.jobs.files import digests_below, folder_entry, row_of

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from tests.builders.training import tiny_config
-from vlatool.artifacts.checkpoint import CheckpointManifest
-from vlatool.artifacts.run_dir import RunDir
-from vlatool.artifacts.stats import write_stats
+from vlatool.artifacts.run.checkpoint import CheckpointManifest
+from vlatool.artifacts.run.format import RunDir
+from vlatool.artifacts.stats.format import write_stats
 from vlatool.cli.app import run as run_command
 from vlatool.errors import DataError
 from vlatool.jobs.inputs import digest_of

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from tests.builders.codes import plain_fast, published_windows, tokenizer_digest, write_tree_codes
-from vlatool.artifacts.codes import EpisodeCodes, write_codes
-from vlatool.artifacts.codes_folder import CodesFolder
-from vlatool.artifacts.samples_folder import SamplesFolder
+from vlatool.artifacts.codes.folder import CodesFolder
+from vlatool.artifacts.codes.format import EpisodeCodes, write_codes
+from vlatool.artifacts.samples.format import SamplesFolder
 from vlatool.errors import DataError
 from vlatool.inspection.token_samples import CodesReport, SamplesReport, view_token_sample
 from vlatool.jobs.files import NAME

@@ -14,7 +14,7 @@ from tests.builders.libero import TASK, actions, convert, libero_dataset, png, w
 from tests.builders.preprocessing import contents
 from vlatool.artifacts.lines import lines_index_path
 from vlatool.artifacts.profile import read_profile
-from vlatool.artifacts.shard import read_index
+from vlatool.artifacts.tar import read_index
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.errors import ConfigError

@@ -40,7 +40,17 @@ LAYERS = [
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Imports from one folder into another of the same room, other than into its parent folder.
-FOLDER_IMPORTS = {("models/titok", "models/vqgan"), ("models/vqgan", "models/perceptual")}
+FOLDER_IMPORTS = {
+    ("artifacts/fast", "artifacts/shards"),
+    ("artifacts/fast", "artifacts/windows"),
+    ("artifacts/run", "artifacts/shards"),
+    ("artifacts/run", "artifacts/stats"),
+    ("artifacts/samples", "artifacts/codes"),
+    ("artifacts/samples", "artifacts/windows"),
+    ("artifacts/shards", "artifacts/stats"),
+    ("models/titok", "models/vqgan"),
+    ("models/vqgan", "models/perceptual"),
+}
 
 HEAVY = {"torch", "accelerate", "transformers", "ray", "webdataset", "boto3", "huggingface_hub"}
 MAY_BE_HEAVY = {

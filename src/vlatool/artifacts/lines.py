@@ -11,7 +11,7 @@ from typing import IO
 
 import numpy as np
 
-from vlatool.artifacts.shard import INDEX_SUFFIX, ShardIndex
+from vlatool.artifacts.tar import INDEX_SUFFIX, ShardIndex
 from vlatool.jobs.files import FileEntry
 from vlatool.storage.atomic import open_atomic, write_bytes
 

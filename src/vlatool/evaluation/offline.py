@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlatool.artifacts.dimensions import dimension_label, dimension_names
+from vlatool.artifacts.shards.dimensions import dimension_label, dimension_names
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
 from vlatool.evaluation.config import OpenLoopConfig

@@ -4,16 +4,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vlatool.artifacts.checkpoint import EMA, MODEL, CheckpointManifest, is_checkpoint
-from vlatool.artifacts.provenance import read_preprocessing_config
-from vlatool.artifacts.published_policy import (
+from vlatool.artifacts.run.checkpoint import EMA, MODEL, CheckpointManifest, is_checkpoint
+from vlatool.artifacts.run.format import find_checkpoint, is_run, local_run
+from vlatool.artifacts.run.published_policy import (
     AVERAGE,
     CHECKPOINT_NUMBER,
     FILES,
     WEIGHTS,
     write_published_config,
 )
-from vlatool.artifacts.run_dir import find_checkpoint, is_run, local_run
+from vlatool.artifacts.shards.provenance import read_preprocessing_config
 from vlatool.config.resolve import load_config
 from vlatool.errors import UsageError
 from vlatool.events import Reporter

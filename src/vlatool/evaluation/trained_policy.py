@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlatool.artifacts.checkpoint import EMA, CheckpointManifest, part_weights
-from vlatool.artifacts.run_dir import RunDir, find_checkpoint, local_run
+from vlatool.artifacts.run.checkpoint import EMA, CheckpointManifest, part_weights
+from vlatool.artifacts.run.format import RunDir, find_checkpoint, local_run
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.config import Weights

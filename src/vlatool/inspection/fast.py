@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vlatool.artifacts.fast import REPORT_NAME, ignored_code, read_fast, read_report
+from vlatool.artifacts.fast.format import REPORT_NAME, ignored_code, read_fast, read_report
 from vlatool.artifacts.profile import NAME as PROFILE_NAME
 from vlatool.artifacts.profile import NormalizationProfile, read_profile
 from vlatool.inspection.report import (

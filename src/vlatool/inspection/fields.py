@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from vlatool.artifacts.dimensions import Names, dimension_names
 from vlatool.artifacts.sample import CALIBRATION, MASKS
+from vlatool.artifacts.shards.dimensions import Names, dimension_names
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.inspection.report import indices_text, range_text, table

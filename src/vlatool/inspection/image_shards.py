@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vlatool.artifacts.image_shards import (
+from vlatool.artifacts.image_shards.format import (
     METADATA_SUFFIX,
     TRAIN_LIST,
     VAL_LIST,
@@ -15,8 +15,8 @@ from vlatool.artifacts.image_shards import (
     read_list,
     read_manifest,
 )
-from vlatool.artifacts.shard import OpenShard, open_shard
 from vlatool.artifacts.stored_image import ImageInfo, image_info
+from vlatool.artifacts.tar import OpenShard, open_shard
 from vlatool.errors import DataError
 from vlatool.inspection.report import (
     Findings,

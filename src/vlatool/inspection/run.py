@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vlatool.artifacts.checkpoint import (
+from vlatool.artifacts.run.checkpoint import (
     MANIFEST,
     MODEL,
     CheckpointManifest,
@@ -14,7 +14,7 @@ from vlatool.artifacts.checkpoint import (
     checkpoint_step,
     read_weights_header,
 )
-from vlatool.artifacts.run_dir import RunDir, scan_metrics
+from vlatool.artifacts.run.format import RunDir, scan_metrics
 from vlatool.inspection.report import (
     Findings,
     Problems,

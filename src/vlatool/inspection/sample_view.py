@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from vlatool.artifacts.dimensions import Names, recorded_names
 from vlatool.artifacts.sample import ARRAYS, StoredSample, parse_image
-from vlatool.artifacts.shard import OpenShard
+from vlatool.artifacts.shards.dimensions import Names, recorded_names
+from vlatool.artifacts.tar import OpenShard
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.inspection.fields import lowdim_columns, policy_fields

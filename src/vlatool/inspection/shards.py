@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vlatool.artifacts.dimensions import recorded_names
-from vlatool.artifacts.manifest import Shard, check_shards
 from vlatool.artifacts.sample import ARRAYS
-from vlatool.artifacts.shard import open_shard
-from vlatool.artifacts.shard_folder import ShardFolder, expects_manifest
-from vlatool.artifacts.stats import Statistics
+from vlatool.artifacts.shards.dimensions import recorded_names
+from vlatool.artifacts.shards.format import ShardFolder, expects_manifest
+from vlatool.artifacts.shards.manifest import Shard, check_shards
+from vlatool.artifacts.stats.format import Statistics
+from vlatool.artifacts.tar import open_shard
 from vlatool.errors import DataError
 from vlatool.inspection.fields import (
     FieldSummary,

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vlatool.artifacts.codes_folder import CodesFolder
+from vlatool.artifacts.codes.folder import CodesFolder
 from vlatool.artifacts.image import decode_rgb
 from vlatool.artifacts.lines import LINES_SUFFIX
-from vlatool.artifacts.samples_folder import SamplesFolder
-from vlatool.artifacts.samples_jsonl import TokenSample
-from vlatool.artifacts.windows import DATA_NAME, Window
+from vlatool.artifacts.samples.format import SamplesFolder
+from vlatool.artifacts.samples.lines import TokenSample
+from vlatool.artifacts.windows.format import DATA_NAME, Window
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.inspection.projection import FrameView

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 
 from vlatool.artifacts.lines import lines_index_path, read_lines
-from vlatool.artifacts.shard import read_index
-from vlatool.artifacts.window_folder import (
+from vlatool.artifacts.tar import read_index
+from vlatool.artifacts.windows.folder import (
     PUBLISHED_CAMERAS,
     PUBLISHED_STEPS,
     WindowManifest,
     lines_files,
     read_manifest,
 )
-from vlatool.artifacts.windows import Kind, Window, parse_window
+from vlatool.artifacts.windows.format import Kind, Window, parse_window
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.inspection.projection import FrameView, file_view

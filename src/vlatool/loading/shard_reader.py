@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from vlatool.artifacts.fragment import Members, read_members
-from vlatool.artifacts.shard import (
+from vlatool.artifacts.tar import (
     INDEX_SUFFIX,
     ShardIndex,
     index_by_headers,

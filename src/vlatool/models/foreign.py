@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vlatool.artifacts.checkpoint import CheckpointManifest, is_checkpoint, part_weights
 from vlatool.artifacts.published_tokenizer import PublishedTokenizer, find_published
-from vlatool.artifacts.run_dir import RunDir, find_checkpoint, is_run
+from vlatool.artifacts.run.checkpoint import CheckpointManifest, is_checkpoint, part_weights
+from vlatool.artifacts.run.format import RunDir, find_checkpoint, is_run
 from vlatool.errors import ConfigError, DataError
 from vlatool.storage.cache import FileCache, default_cache_folder
 from vlatool.storage.uri import is_remote, require_existing

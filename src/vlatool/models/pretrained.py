@@ -12,14 +12,14 @@ from vlatool.artifacts.base_model import (
     read_model_config,
     weight_files,
 )
-from vlatool.artifacts.checkpoint import (
+from vlatool.artifacts.run.checkpoint import (
     EMA,
     MODEL,
     PICKLED_SUFFIX,
     WEIGHTS_SUFFIX,
     CheckpointManifest,
 )
-from vlatool.artifacts.run_dir import find_checkpoint
+from vlatool.artifacts.run.format import find_checkpoint
 from vlatool.errors import DataError, missing_package
 from vlatool.storage.cache import FileCache, default_cache_folder
 from vlatool.storage.uri import is_remote, location, require_existing

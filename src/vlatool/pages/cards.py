@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vlatool.artifacts.dimensions import Names, dimension_names
+from vlatool.artifacts.shards.dimensions import Names, dimension_names
 from vlatool.episode import Array
 from vlatool.inspection.episode_view import EpisodeView
 from vlatool.inspection.projection import FrameView

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from vlatool.artifacts.run_dir import RunDir, read_metrics
+from vlatool.artifacts.run.format import RunDir, read_metrics
 from vlatool.episode import Episode
 from vlatool.pages.layout import Html, Section, escape, page, table
 from vlatool.sources.spartan.config import SpartanConfig

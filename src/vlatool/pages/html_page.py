@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vlatool.artifacts import manifest
-from vlatool.artifacts.manifest import Shard
-from vlatool.artifacts.shard import OpenShard, open_shard
-from vlatool.artifacts.shard_folder import ShardFolder
+from vlatool.artifacts.shards import manifest
+from vlatool.artifacts.shards.format import ShardFolder
+from vlatool.artifacts.shards.manifest import Shard
+from vlatool.artifacts.tar import OpenShard, open_shard
 from vlatool.episode import EpisodeRef
 from vlatool.errors import DataError, UsageError
 from vlatool.inspection.episode_view import view_episode, view_episode_tar

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vlatool.artifacts.image import open_image
-from vlatool.artifacts.image_shards import image_suffix, image_tars
-from vlatool.artifacts.shard import OpenShard, open_shard
+from vlatool.artifacts.image_shards.format import image_suffix, image_tars
+from vlatool.artifacts.tar import OpenShard, open_shard
 from vlatool.errors import DataError
 from vlatool.inspection.image_shards import ImageShardsReport
 from vlatool.pages.html_page import PageRequest, evenly_spaced

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from vlatool.artifacts.stats import Statistics, number_array
+from vlatool.artifacts.stats.format import Statistics, number_array
 from vlatool.episode import Array
 from vlatool.inspection.fields import FieldSummary, unit
 from vlatool.inspection.report import number_text, range_text

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vlatool.artifacts.samples_folder import SamplesFolder
+from vlatool.artifacts.samples.format import SamplesFolder
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
 from vlatool.inspection.projection import FrameView

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vlatool.artifacts.window_folder import lines_files
+from vlatool.artifacts.windows.folder import lines_files
 from vlatool.inspection.projection import FrameView
 from vlatool.inspection.windows import WindowsReport, WindowView, view_window
 from vlatool.pages.html_page import PageRequest, card, evenly_spaced, group

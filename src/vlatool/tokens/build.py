@@ -14,15 +14,15 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from vlatool.artifacts.codes_folder import CodesFolder
-from vlatool.artifacts.episode_samples import EpisodeSamples, assemble, distinct_windows
-from vlatool.artifacts.fast import read_fast
+from vlatool.artifacts.codes.folder import CodesFolder
+from vlatool.artifacts.fast.format import read_fast
 from vlatool.artifacts.lines import read_lines, write_lines
 from vlatool.artifacts.profile import NormalizationProfile
-from vlatool.artifacts.samples_folder import lines_shard_name, packed_name, read_packed
-from vlatool.artifacts.samples_jsonl import parse_sample, question
-from vlatool.artifacts.shard import INDEX_SUFFIX
-from vlatool.artifacts.windows import (
+from vlatool.artifacts.samples.episode import EpisodeSamples, assemble, distinct_windows
+from vlatool.artifacts.samples.format import lines_shard_name, packed_name, read_packed
+from vlatool.artifacts.samples.lines import parse_sample, question
+from vlatool.artifacts.tar import INDEX_SUFFIX
+from vlatool.artifacts.windows.format import (
     EPISODE_PREFIX,
     IMAGES_NAME,
     Kind,

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from vlatool.artifacts.codes import CodesLayout
+from vlatool.artifacts.codes.format import CodesLayout
 from vlatool.config.base import ConfigModel, required_field
 from vlatool.jobs.command import JOB_KEYS, DryRun, MaxFailures, OnError, Overwrite
 

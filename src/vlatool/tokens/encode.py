@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vlatool.artifacts.codes import (
+from vlatool.artifacts.codes.format import (
     CodesLayout,
     EpisodeCodes,
     check_image_name,

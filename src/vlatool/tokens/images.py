@@ -13,14 +13,14 @@ from typing import Any, NamedTuple, Protocol
 
 from vlatool.artifacts.fragment import read_members
 from vlatool.artifacts.image import decode_rgb
-from vlatool.artifacts.image_shards import (
+from vlatool.artifacts.image_shards.format import (
     IMAGE_SUFFIXES,
     METADATA_SUFFIX,
     image_tars,
     is_image_shards,
 )
 from vlatool.artifacts.stored_image import image_info
-from vlatool.artifacts.window_folder import is_windows
+from vlatool.artifacts.windows.folder import is_windows
 from vlatool.episode import Episode, EpisodeRef, UInt8Array, stored_bytes
 from vlatool.errors import DataError
 from vlatool.jobs.inputs import InputState, input_state

@@ -6,14 +6,14 @@ Source: reference/future-vla 5.1, 5.2.
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlatool.artifacts.codes import (
+from vlatool.artifacts.codes.folder import CodesFolder, select_codes
+from vlatool.artifacts.codes.format import (
     CODEBOOK_SIZE,
     CODES_PER_IMAGE,
     JSON_NAME,
     PACKED_NAME,
 )
-from vlatool.artifacts.codes_folder import CodesFolder, select_codes
-from vlatool.artifacts.fast import read_fast
+from vlatool.artifacts.fast.format import read_fast
 from vlatool.artifacts.lines import LINES_SUFFIX
 from vlatool.artifacts.profile import (
     PUBLISHED,
@@ -22,10 +22,10 @@ from vlatool.artifacts.profile import (
     has_profile,
     read_profile,
 )
-from vlatool.artifacts.samples_folder import is_inside, is_samples
-from vlatool.artifacts.samples_jsonl import ACTION_IDS, ID_MAP, question
-from vlatool.artifacts.window_folder import read_manifest
-from vlatool.artifacts.windows import DATA_NAME, IMAGES_NAME
+from vlatool.artifacts.samples.format import is_inside, is_samples
+from vlatool.artifacts.samples.lines import ACTION_IDS, ID_MAP, question
+from vlatool.artifacts.windows.folder import read_manifest
+from vlatool.artifacts.windows.format import DATA_NAME, IMAGES_NAME
 from vlatool.errors import DataError, UsageError
 from vlatool.jobs.record import read_record
 from vlatool.storage.documents import read_document

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vlatool.artifacts.provenance import read_preprocessing_config
+from vlatool.artifacts.shards.provenance import read_preprocessing_config
 from vlatool.errors import DataError
 from vlatool.loading.images.config import ImagePreprocessing
 from vlatool.models.foreign import find_weights

@@ -25,8 +25,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from vlatool.artifacts.checkpoint import TRAINER, CheckpointManifest, part_weights
-from vlatool.artifacts.run_dir import Retention, RunDir
+from vlatool.artifacts.run.checkpoint import TRAINER, CheckpointManifest, part_weights
+from vlatool.artifacts.run.format import Retention, RunDir
 from vlatool.errors import DataError, StorageError
 from vlatool.models.base import Part
 from vlatool.models.weights import (

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vlatool.artifacts.run_dir import CONFIG, LATEST, METRICS, RunDir, is_run
+from vlatool.artifacts.run.format import CONFIG, LATEST, METRICS, RunDir, is_run
 from vlatool.config.base import ConfigModel
 from vlatool.config.resolve import load_config
 from vlatool.config.schema import default_of

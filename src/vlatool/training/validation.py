@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vlatool.artifacts.run_dir import RunDir
+from vlatool.artifacts.run.format import RunDir
 from vlatool.episode import UInt8Array
 from vlatool.loading.base import MicroBatch
 from vlatool.models.base import Objective

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlatool.artifacts.fast import (
+from vlatool.artifacts.check import CheckOptions
+from vlatool.artifacts.fast.format import (
     NAMES,
     REPORT_NAME,
     TOKENIZER_NAME,
@@ -16,7 +17,6 @@ from vlatool.artifacts.profile import read_profile
 from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.transforms.action_tokenizer import ActionTokenizer
-from vlatool.verification.check import CheckOptions
 from vlatool.verification.findings import FAST
 from vlatool.verification.output import check_record_and_files
 

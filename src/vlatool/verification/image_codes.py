@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlatool.artifacts.codes import MANIFEST_NAME, EpisodeCodes, combined_digest
-from vlatool.artifacts.codes_folder import CodesFolder
-from vlatool.artifacts.windows import IMAGES_NAME
+from vlatool.artifacts.check import CheckOptions
+from vlatool.artifacts.codes.folder import CodesFolder
+from vlatool.artifacts.codes.format import MANIFEST_NAME, EpisodeCodes, combined_digest
+from vlatool.artifacts.windows.format import IMAGES_NAME
 from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.storage.tree import file_names
 from vlatool.storage.uri import can_list
-from vlatool.verification.check import CheckOptions
 from vlatool.verification.findings import CODES
 from vlatool.verification.output import check_record_and_files
 

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlatool.artifacts.image_shards import (
+from vlatool.artifacts.check import CheckOptions
+from vlatool.artifacts.image_shards.format import (
     LISTS,
     METADATA_SUFFIX,
     ImageManifest,
@@ -16,14 +17,13 @@ from vlatool.artifacts.image_shards import (
     read_list,
     read_manifest,
 )
-from vlatool.artifacts.shard import TarSample, scan_tar
 from vlatool.artifacts.stored_image import check_pixels, image_info
+from vlatool.artifacts.tar import TarSample, scan_tar
 from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.sinks.image_shards.findings import IMAGE_SHARDS
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.documents import DocumentError, parse_json
-from vlatool.verification.check import CheckOptions
 from vlatool.verification.findings import SHARDS
 from vlatool.verification.output import check_index, check_record_and_files
 

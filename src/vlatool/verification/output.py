@@ -10,23 +10,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from vlatool.artifacts import manifest
-from vlatool.artifacts.manifest import Shard
+from vlatool.artifacts.check import CheckOptions, check_file
 from vlatool.artifacts.sample import METADATA
-from vlatool.artifacts.shard import (
+from vlatool.artifacts.shards import manifest
+from vlatool.artifacts.shards.format import (
+    EPISODES_NAME,
+    SHARDS_NAME,
+    VOLATILE_FILES,
+    ShardFolder,
+    expects_manifest,
+)
+from vlatool.artifacts.shards.manifest import Shard
+from vlatool.artifacts.tar import (
     INDEX_SUFFIX,
     TarSample,
     TarScan,
     index_path,
     read_index,
     scan_tar,
-)
-from vlatool.artifacts.shard_folder import (
-    EPISODES_NAME,
-    SHARDS_NAME,
-    VOLATILE_FILES,
-    ShardFolder,
-    expects_manifest,
 )
 from vlatool.errors import DataError
 from vlatool.findings import Finding
@@ -42,7 +43,6 @@ from vlatool.jobs.files import (
 )
 from vlatool.jobs.record import read_record, read_valid_record
 from vlatool.storage.uri import can_list
-from vlatool.verification.check import CheckOptions, check_file
 from vlatool.verification.findings import OUTPUT, SHARDS
 from vlatool.verification.samples import (
     ExpectedSample,

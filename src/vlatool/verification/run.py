@@ -6,16 +6,17 @@ from pathlib import Path
 
 import numpy as np
 
-from vlatool.artifacts.checkpoint import (
+from vlatool.artifacts.check import CheckOptions, check_file
+from vlatool.artifacts.run.checkpoint import (
     MANIFEST,
     WEIGHTS_SUFFIX,
     CheckpointManifest,
     checkpoint_step,
     read_weights_header,
 )
-from vlatool.artifacts.provenance import read_preprocessing_config
-from vlatool.artifacts.run_dir import RunDir, scan_metrics
-from vlatool.artifacts.stats import number_array
+from vlatool.artifacts.run.format import RunDir, scan_metrics
+from vlatool.artifacts.shards.provenance import read_preprocessing_config
+from vlatool.artifacts.stats.format import number_array
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Finding
@@ -23,7 +24,6 @@ from vlatool.jobs.record import read_valid_record
 from vlatool.loading.robotics.kind import RoboticsKind
 from vlatool.storage.uri import can_list
 from vlatool.training.config import TrainConfig
-from vlatool.verification.check import CheckOptions, check_file
 from vlatool.verification.findings import RUN
 
 _ABSENT = {"run.missing_file", "run.unreadable_file"}

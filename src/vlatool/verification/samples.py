@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from vlatool.artifacts.dimensions import Names, dimension_label, recorded_names
 from vlatool.artifacts.sample import (
     ARRAYS,
     CALIBRATION,
@@ -20,6 +19,7 @@ from vlatool.artifacts.sample import (
     image_suffix,
     parse_image,
 )
+from vlatool.artifacts.shards.dimensions import Names, dimension_label, recorded_names
 from vlatool.episode import Array
 from vlatool.findings import Finding
 from vlatool.verification.findings import SHARDS

@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vlatool.artifacts.check import CheckOptions
 from vlatool.episode import EpisodeRef
 from vlatool.errors import DataError
 from vlatool.findings import Finding, finding_of_error
 from vlatool.sources.detection import DetectedSource
 from vlatool.sources.order import select
 from vlatool.sources.rules import check_consistency, check_episode, duplicate_ids
-from vlatool.verification.check import CheckOptions
 
 
 def check_source(

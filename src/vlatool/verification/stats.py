@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from vlatool.artifacts.dimensions import dimension_label
-from vlatool.artifacts.shard_folder import ShardFolder
-from vlatool.artifacts.stats import compact, number_array, read_stats
+from vlatool.artifacts.shards.dimensions import dimension_label
+from vlatool.artifacts.shards.format import ShardFolder
+from vlatool.artifacts.stats.format import compact, number_array, read_stats
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.findings import Finding

@@ -6,15 +6,15 @@ from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from vlatool.artifacts.check import CheckOptions
 from vlatool.artifacts.lines import lines_index_path, read_lines
-from vlatool.artifacts.samples_folder import MANIFEST_NAME, SamplesFolder, read_packed
-from vlatool.artifacts.samples_jsonl import TokenSample, parse_sample, render_sample
-from vlatool.artifacts.shard import read_index
+from vlatool.artifacts.samples.format import MANIFEST_NAME, SamplesFolder, read_packed
+from vlatool.artifacts.samples.lines import TokenSample, parse_sample, render_sample
+from vlatool.artifacts.tar import read_index
 from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.storage.tree import file_names
 from vlatool.storage.uri import can_list
-from vlatool.verification.check import CheckOptions
 from vlatool.verification.findings import SAMPLES
 from vlatool.verification.output import check_record_and_files
 

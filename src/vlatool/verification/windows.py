@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from vlatool.artifacts.codes import JSON_NAME, PACKED_NAME
-from vlatool.artifacts.codes_folder import is_codes
+from vlatool.artifacts.check import CheckOptions
+from vlatool.artifacts.codes.folder import is_codes
+from vlatool.artifacts.codes.format import JSON_NAME, PACKED_NAME
 from vlatool.artifacts.image import decoded_size
 from vlatool.artifacts.lines import lines_index_path, read_lines
-from vlatool.artifacts.shard import read_index
-from vlatool.artifacts.window_folder import (
+from vlatool.artifacts.tar import read_index
+from vlatool.artifacts.windows.folder import (
     MANIFEST_NAME,
     PUBLISHED_CAMERAS,
     PUBLISHED_STEPS,
@@ -25,12 +26,11 @@ from vlatool.artifacts.window_folder import (
     lines_files,
     read_manifest,
 )
-from vlatool.artifacts.windows import Kind, Window, image_file, images_name, parse_window
+from vlatool.artifacts.windows.format import Kind, Window, image_file, images_name, parse_window
 from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.storage.tree import FileInfo, files_below
 from vlatool.transforms.chunks import future_actions, future_frames, past_frames, with_padding
-from vlatool.verification.check import CheckOptions
 from vlatool.verification.findings import WINDOWS
 from vlatool.verification.output import check_record_and_files
 

@@ -7,18 +7,18 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from vlatool.artifacts.codes import CodesManifest
-from vlatool.artifacts.fast import ignored_code
+from vlatool.artifacts.codes.format import CodesManifest
+from vlatool.artifacts.fast.format import ignored_code
 from vlatool.artifacts.profile import Gripper
-from vlatool.artifacts.samples_folder import (
+from vlatool.artifacts.samples.format import (
     MANIFEST_NAME,
     OWNED_FILES,
     PACKED_FILES,
     images_prefix,
     write_manifest,
 )
-from vlatool.artifacts.samples_jsonl import ID_MAP, KINDS
-from vlatool.artifacts.windows import DATA_NAME, Kind
+from vlatool.artifacts.samples.lines import ID_MAP, KINDS
+from vlatool.artifacts.windows.format import DATA_NAME, Kind
 from vlatool.config.base import ConfigModel, check_required, required_field, unique_items
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from vlatool.artifacts.codes import JSON_SUFFIX, PACKED_SUFFIX, CodesLayout, CodesManifest
-from vlatool.artifacts.codes_folder import CodesFolder
+from vlatool.artifacts.codes.folder import CodesFolder
+from vlatool.artifacts.codes.format import JSON_SUFFIX, PACKED_SUFFIX, CodesLayout, CodesManifest
 from vlatool.artifacts.image import encode_png
 from vlatool.config.base import check_required
 from vlatool.errors import DataError

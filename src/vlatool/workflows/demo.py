@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from vlatool.artifacts.shard_folder import ShardFolder
+from vlatool.artifacts.shards.format import ShardFolder
 from vlatool.config.base import ConfigModel
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlatool.artifacts.codes import (
+from vlatool.artifacts.codes.format import (
     CHECKS_NAME,
     JSON_NAME,
     MANIFEST_NAME,

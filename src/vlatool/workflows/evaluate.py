@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vlatool.artifacts.shard_folder import ShardFolder
+from vlatool.artifacts.shards.format import ShardFolder
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, UsageError, missing_package
 from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig

@@ -7,11 +7,12 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from vlatool.artifacts import codes, samples_folder
-from vlatool.artifacts.codes import CodesLayout, combined_digest, write_codes
-from vlatool.artifacts.codes_folder import CodesFolder, is_codes
+from vlatool.artifacts.codes.folder import CodesFolder, is_codes
+from vlatool.artifacts.codes.format import MANIFEST_NAME as CODES_MANIFEST_NAME
+from vlatool.artifacts.codes.format import OWNED_FILES as CODES_OWNED_FILES
+from vlatool.artifacts.codes.format import CodesLayout, combined_digest, write_codes
 from vlatool.artifacts.lines import write_lines
-from vlatool.artifacts.samples_folder import (
+from vlatool.artifacts.samples.format import (
     EXPORTED,
     SamplesFolder,
     images_prefix,
@@ -21,7 +22,9 @@ from vlatool.artifacts.samples_folder import (
     read_packed,
     write_manifest,
 )
-from vlatool.artifacts.windows import lines_name
+from vlatool.artifacts.samples.format import MANIFEST_NAME as SAMPLES_MANIFEST_NAME
+from vlatool.artifacts.samples.format import OWNED_FILES as SAMPLES_OWNED_FILES
+from vlatool.artifacts.windows.format import lines_name
 from vlatool.config.base import ConfigModel, check_required, required_field
 from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.policy_export import PolicyExportResult, export_policy, is_run_or_checkpoint
@@ -155,11 +158,11 @@ class _CodesExport:
     items: Sequence[str]
     exported: ClassVar[str] = "codes"
     counted: ClassVar[str] = "pictures"
-    manifest: ClassVar[str] = codes.MANIFEST_NAME
+    manifest: ClassVar[str] = CODES_MANIFEST_NAME
 
     @property
     def owned(self) -> Sequence[str]:
-        return codes.OWNED_FILES[self.layout]
+        return CODES_OWNED_FILES[self.layout]
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -188,7 +191,7 @@ class _CodesExport:
         has_all = len(digests) == len(self.items)  # False if episodes failed
         if source_manifest.digest and has_all and source_manifest.digest != manifest.digest:
             raise DataError(
-                f"{self.source.path}: the codes do not match the digest in {codes.MANIFEST_NAME}",
+                f"{self.source.path}: the codes do not match the digest in {CODES_MANIFEST_NAME}",
                 hint="copy the folder again, or encode the images again",
                 code="data.codes_changed",
                 details={"path": str(self.source.path)},
@@ -206,8 +209,8 @@ class _SamplesExport:
     layout: str = "jsonl"
     exported: ClassVar[str] = EXPORTED
     counted: ClassVar[str] = "samples"
-    manifest: ClassVar[str] = samples_folder.MANIFEST_NAME
-    owned: ClassVar[Sequence[str]] = samples_folder.OWNED_FILES
+    manifest: ClassVar[str] = SAMPLES_MANIFEST_NAME
+    owned: ClassVar[Sequence[str]] = SAMPLES_OWNED_FILES
 
     @property
     def items(self) -> Sequence[str]:

@@ -12,8 +12,16 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from vlatool.artifacts import fast, profile
-from vlatool.artifacts.action_chunks import ChunkFile, ChunkSource, find_chunks
+from vlatool.artifacts import profile
+from vlatool.artifacts.fast.chunks import ChunkFile, ChunkSource, find_chunks
+from vlatool.artifacts.fast.format import (
+    CODE_NAME,
+    NAMES,
+    REPORT_NAME,
+    clear_fast,
+    read_report,
+    write_fast,
+)
 from vlatool.artifacts.profile import (
     GRIPPER,
     Gripper,
@@ -38,7 +46,7 @@ from vlatool.transforms.action_tokenizer import ActionTokenizer, byte_characters
 Alphabet = Literal["bytes", "published"]
 
 COMPUTE = "compute"
-_FILES = (*fast.NAMES, profile.NAME, fast.REPORT_NAME)
+_FILES = (*NAMES, profile.NAME, REPORT_NAME)
 _FEW_IDS = 100  # with fewer ids for runs of coefficients, chunks stay long
 
 
@@ -370,7 +378,7 @@ def _record(
     digest = sha256(repr(chunks.shape).encode() + chunks.tobytes()).hexdigest()
     inputs = {"chunks": len(chunks), "digest": digest}
     # The published code of the reader may be copied into the folder.
-    return OutputRecord("tokenizer fit-fast", options, inputs, volatile=(fast.CODE_NAME,))
+    return OutputRecord("tokenizer fit-fast", options, inputs, volatile=(CODE_NAME,))
 
 
 def _profile_label(config: FitFastConfig, normalization: NormalizationProfile) -> str:
@@ -393,17 +401,17 @@ def _write(
         for key, value in result.document().items()
         if key not in ("output", "status", "next")
     }
-    fast.clear_fast(target)
+    clear_fast(target)
     profile.write_profile(target / profile.NAME, normalization)
-    write_json(target / fast.REPORT_NAME, report)
-    fast.write_fast(target, tokenizer)
+    write_json(target / REPORT_NAME, report)
+    write_fast(target, tokenizer)
 
 
 def _earlier_result(
     config: FitFastConfig, target: Path, chunk_sources: Sequence[ChunkSource]
 ) -> FitFastResult:
     """Result of an earlier run with the same options and inputs."""
-    report = fast.read_report(target)
+    report = read_report(target)
     current = {
         "output": config.output,
         "status": "already complete",

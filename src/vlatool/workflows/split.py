@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from vlatool.artifacts.image_shards import (
+from vlatool.artifacts.image_shards.format import (
     PUBLISHED_NAME,
     TRAIN_LIST,
     VAL_LIST,

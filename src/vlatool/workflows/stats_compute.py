@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from vlatool.artifacts.digests import write_with_digests
-from vlatool.artifacts.manifest import Shard, check_shards
 from vlatool.artifacts.sample import MASKS
-from vlatool.artifacts.shard import OpenShard, open_shard
-from vlatool.artifacts.shard_folder import ShardFolder
+from vlatool.artifacts.shards.format import ShardFolder
+from vlatool.artifacts.shards.manifest import Shard, check_shards
+from vlatool.artifacts.stats.digests import write_with_digests
+from vlatool.artifacts.tar import OpenShard, open_shard
 from vlatool.config.base import ConfigModel, check_required, required_field
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError

@@ -9,15 +9,15 @@ from typing import Any
 
 from pydantic import Field
 
-from vlatool.artifacts import manifest
-from vlatool.artifacts.digests import (
+from vlatool.artifacts.shards import manifest
+from vlatool.artifacts.shards.format import ShardFolder
+from vlatool.artifacts.stats.digests import (
     digests_path,
     read_mergeable,
     without_digests,
     write_with_digests,
 )
-from vlatool.artifacts.shard_folder import ShardFolder
-from vlatool.artifacts.stats import (
+from vlatool.artifacts.stats.format import (
     MergedStats,
     Statistics,
     StatsPart,

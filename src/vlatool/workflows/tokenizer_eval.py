@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from vlatool.artifacts.run_dir import find_checkpoint, is_run
+from vlatool.artifacts.run.format import find_checkpoint, is_run
 from vlatool.config.base import ConfigModel, check_required, required_field
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlatool.artifacts.checkpoint import CheckpointManifest
-from vlatool.artifacts.run_dir import Retention, RunDir, read_metrics
+from vlatool.artifacts.run.checkpoint import CheckpointManifest
+from vlatool.artifacts.run.format import Retention, RunDir, read_metrics
 from vlatool.config.rules import (
     check_rules,
     derivations,

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
+from vlatool.artifacts.check import CheckCounts, CheckOptions
 from vlatool.config.base import ConfigModel, required_field
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter
@@ -16,7 +17,6 @@ from vlatool.plugins import recognize
 from vlatool.sources.detection import detect_source
 from vlatool.storage.tree import size_text
 from vlatool.storage.uri import require_existing
-from vlatool.verification.check import CheckCounts, CheckOptions
 from vlatool.verification.findings import code_rows
 from vlatool.verification.source import check_source
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from tests.builders.codes import codes_of, read_json_codes, tokenizer_digest, write_tree_codes
-from vlatool.artifacts.codes import (
+from vlatool.artifacts.codes.folder import CodesFolder, is_codes, select_codes
+from vlatool.artifacts.codes.format import (
     CodesLayout,
     CodesManifest,
     EpisodeCodes,
     parse_codes,
     write_codes,
 )
-from vlatool.artifacts.codes_folder import CodesFolder, is_codes, select_codes
 from vlatool.errors import DataError, UsageError, VlatoolError
 
 STEMS = ("X_image_episode_000000_frame_000000", "X_image_episode_000000_frame_000001")

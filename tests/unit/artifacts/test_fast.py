@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.builders.fast import LOWEST, byte_document, byte_tokenizer, smooth_chunks
-from vlatool.artifacts.fast import (
+from vlatool.artifacts.fast.format import (
     CODE_NAME,
     NAMES,
     PROCESSOR_NAME,

@@ -3,7 +3,7 @@
 import pytest
 
 from vlatool.artifacts.fragment import read_members
-from vlatool.artifacts.shard import member_bytes
+from vlatool.artifacts.tar import member_bytes
 
 LONG = "k" * 120
 

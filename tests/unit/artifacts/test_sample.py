@@ -9,7 +9,7 @@ import pytest
 import webdataset as wds
 
 from vlatool.artifacts.sample import sample_members
-from vlatool.artifacts.shard import TarWriter, member_bytes
+from vlatool.artifacts.tar import TarWriter, member_bytes
 from vlatool.episode import Sample
 
 KEY = "00000000-0000-0000-0000-000000000000"

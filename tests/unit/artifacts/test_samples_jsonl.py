@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vlatool.artifacts.episode_samples import EpisodeSamples, assemble, distinct_windows
-from vlatool.artifacts.samples_jsonl import (
+from vlatool.artifacts.samples.episode import EpisodeSamples, assemble, distinct_windows
+from vlatool.artifacts.samples.lines import (
     ID_MAP,
     KINDS,
     Conversation,
@@ -22,7 +22,13 @@ from vlatool.artifacts.samples_jsonl import (
     parse_sample,
     render_sample,
 )
-from vlatool.artifacts.windows import Kind, Window, parse_window, parse_windows, render_window
+from vlatool.artifacts.windows.format import (
+    Kind,
+    Window,
+    parse_window,
+    parse_windows,
+    render_window,
+)
 
 CODES = np.arange(64, dtype=np.uint16).reshape(2, 32)
 SEGMENTS = "".join(f"<Rec>{' '.join(map(str, row))}</Rec>" for row in CODES.tolist())

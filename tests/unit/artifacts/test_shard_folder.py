@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.builders.shards import shard_output
-from vlatool.artifacts.shard_folder import ShardFolder, is_output
+from vlatool.artifacts.shards.format import ShardFolder, is_output
 from vlatool.errors import DataError
 from vlatool.jobs.record import OutputRecord
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vlatool.artifacts.stats import merge_stats, read_stats, write_stats
+from vlatool.artifacts.stats.format import merge_stats, read_stats, write_stats
 from vlatool.errors import DataError
 from vlatool.transforms.statistics import WindowStatistics, summary, window_statistics
 

@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vlatool.artifacts.stats import Statistics, StatsPart, merge_parts
+from vlatool.artifacts.stats.format import Statistics, StatsPart, merge_parts
 from vlatool.errors import DataError
 from vlatool.transforms.statistics import summary, window_statistics
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from vlatool.artifacts.check import CheckOptions
 from vlatool.findings import Finding, FindingCode, FindingCodes
 from vlatool.plugins import ARTIFACTS, Artifact, Registry, recognize
-from vlatool.verification.check import CheckOptions
 
 NOTE = FindingCodes(
     "note", {"empty": FindingCode("error", "A note says nothing.", "write something")}

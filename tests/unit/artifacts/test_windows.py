@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from vlatool.artifacts.windows import RESERVED, Kind, Window, parse_window, render_window
+from vlatool.artifacts.windows.format import RESERVED, Kind, Window, parse_window, render_window
 
 WINDOW = Window(
     "vla",

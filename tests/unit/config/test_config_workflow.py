@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.builders.recording import Recorder
-from vlatool.artifacts.run_dir import RunDir
+from vlatool.artifacts.run.format import RunDir
 from vlatool.config.base import ConfigModel, derived_field
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config

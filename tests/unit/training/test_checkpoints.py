@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vlatool.artifacts.checkpoint import EMA, MANIFEST, MODEL, TRAINER, CheckpointManifest
-from vlatool.artifacts.run_dir import Retention, RunDir, find_checkpoint
+from vlatool.artifacts.run.checkpoint import EMA, MANIFEST, MODEL, TRAINER, CheckpointManifest
+from vlatool.artifacts.run.format import Retention, RunDir, find_checkpoint
 from vlatool.errors import DataError, StorageError
 from vlatool.models.base import OptimizerSpec, Part
 from vlatool.storage.atomic import remove_partials

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vlatool.artifacts.run_dir import RunDir
+from vlatool.artifacts.run.format import RunDir
 from vlatool.errors import UsageError
 from vlatool.jobs.record import read_record
 from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig

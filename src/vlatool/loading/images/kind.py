@@ -15,14 +15,14 @@ from pydantic import ValidationError
 
 from vlatool.artifacts.fragment import Members
 from vlatool.artifacts.image import decode_rgb, image_mode
-from vlatool.artifacts.image_shards import IMAGE_SUFFIXES, METADATA_SUFFIX
-from vlatool.artifacts.provenance import (
+from vlatool.artifacts.image_shards.format import IMAGE_SUFFIXES, METADATA_SUFFIX
+from vlatool.artifacts.image_shards.lists import find_shards
+from vlatool.artifacts.shards.provenance import (
     CONFIG_NAME,
     read_preprocessing_config,
     write_preprocessing_config,
 )
-from vlatool.artifacts.shard import ShardIndex
-from vlatool.artifacts.shard_lists import find_shards
+from vlatool.artifacts.tar import ShardIndex
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from vlatool.artifacts.digests import read_mergeable
-from vlatool.artifacts.manifest import Shard, check_shards
-from vlatool.artifacts.shard_folder import ShardFolder
-from vlatool.artifacts.stats import (
+from vlatool.artifacts.shards.format import ShardFolder
+from vlatool.artifacts.shards.manifest import Shard, check_shards
+from vlatool.artifacts.stats.digests import read_mergeable
+from vlatool.artifacts.stats.format import (
     MergedStats,
     Statistics,
     StatsPart,

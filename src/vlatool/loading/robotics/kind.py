@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
 
 import numpy as np
 
-from vlatool.artifacts.dimensions import Names, recorded_names
-from vlatool.artifacts.provenance import (
+from vlatool.artifacts.run.format import RunDir
+from vlatool.artifacts.shards.dimensions import Names, recorded_names
+from vlatool.artifacts.shards.provenance import (
     CONFIG_NAME,
     read_preprocessing_config,
     write_preprocessing_config,
 )
-from vlatool.artifacts.run_dir import RunDir
-from vlatool.artifacts.stats import Statistics, write_stats
+from vlatool.artifacts.stats.format import Statistics, write_stats
 from vlatool.config.base import ConfigModel, derivation_rules
 from vlatool.episode import PoseGroup, UInt8Array
 from vlatool.errors import DataError

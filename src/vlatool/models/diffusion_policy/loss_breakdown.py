@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vlatool.artifacts.manifest import NAME as MANIFEST
-from vlatool.artifacts.shard_folder import SHARDS_NAME
+from vlatool.artifacts.shards.format import SHARDS_NAME
+from vlatool.artifacts.shards.manifest import NAME as MANIFEST
 
 _BY_DIMENSION = "error_by_dimension"
 _BY_DATASET = "loss_by_dataset"

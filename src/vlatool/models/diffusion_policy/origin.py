@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from vlatool.artifacts.base_model import TOKENIZER
-from vlatool.artifacts.run_dir import RunDir
+from vlatool.artifacts.run.format import RunDir
 from vlatool.errors import DataError
 from vlatool.models.diffusion_policy.sections import BaseModelConfig, NetworkConfig
 from vlatool.models.pretrained import weights_file

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlatool.artifacts.checkpoint import PICKLED_SUFFIX, WEIGHTS_SUFFIX
+from vlatool.artifacts.run.checkpoint import PICKLED_SUFFIX, WEIGHTS_SUFFIX
 from vlatool.errors import DataError, UsageError
 from vlatool.models.diffusion_policy.config import TransformerConfig
 from vlatool.models.diffusion_policy.denoisers import make_norm

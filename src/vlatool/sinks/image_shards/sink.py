@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from vlatool.artifacts.image_shards import (
+from vlatool.artifacts.image_shards.format import (
     LISTS,
     MANIFEST,
     METADATA_SUFFIX,
@@ -28,7 +28,7 @@ from vlatool.artifacts.image_shards import (
     write_lists,
     write_manifest,
 )
-from vlatool.artifacts.shard import ShardIndex, TarWriter, index_path, member_bytes
+from vlatool.artifacts.tar import ShardIndex, TarWriter, index_path, member_bytes
 from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError
 from vlatool.findings import Finding, FindingCodes

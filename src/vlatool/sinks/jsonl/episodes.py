@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vlatool.artifacts.lines import write_lines
-from vlatool.artifacts.windows import (
+from vlatool.artifacts.windows.format import (
     Kind,
     Window,
     episode_name,

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from vlatool.artifacts.sample import sample_members
-from vlatool.artifacts.shard import TarWriter, member_bytes
-from vlatool.artifacts.shard_folder import episode_tar_name
+from vlatool.artifacts.shards.format import episode_tar_name
+from vlatool.artifacts.tar import TarWriter, member_bytes
 from vlatool.episode import Array, Episode, EpisodeRef
 from vlatool.findings import Finding, FindingCode, FindingCodes
 from vlatool.jobs.files import FileEntry

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vlatool.artifacts.shard import ShardIndex, TarWriter, index_path
-from vlatool.artifacts.shard_folder import shard_name
+from vlatool.artifacts.shards.format import shard_name
+from vlatool.artifacts.tar import ShardIndex, TarWriter, index_path
 from vlatool.episode import Array
 from vlatool.errors import StorageError
 from vlatool.events import Reporter

@@ -4,11 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from vlatool.artifacts import dimensions, stats
-from vlatool.artifacts.digests import write_with_digests
-from vlatool.artifacts.manifest import write_manifest
-from vlatool.artifacts.provenance import write_preprocessing_config, write_processing_metadata
-from vlatool.artifacts.shard_folder import (
+from vlatool.artifacts.shards import dimensions
+from vlatool.artifacts.shards.format import (
     CLOSING_FILES,
     EPISODE_FILES,
     EPISODES_NAME,
@@ -18,6 +15,13 @@ from vlatool.artifacts.shard_folder import (
     VOLATILE_FILES,
     ShardFolder,
 )
+from vlatool.artifacts.shards.manifest import write_manifest
+from vlatool.artifacts.shards.provenance import (
+    write_preprocessing_config,
+    write_processing_metadata,
+)
+from vlatool.artifacts.stats.digests import write_with_digests
+from vlatool.artifacts.stats.format import STATS_NAME
 from vlatool.errors import DataError
 from vlatool.findings import FindingCodes
 from vlatool.jobs.files import FileEntry, file_entry
@@ -136,7 +140,7 @@ class LbmSink:
         return Estimate(samples, {"shards": -(-samples // self._config.samples_per_shard)})
 
     def _write_stats(self, entries: Mapping[str, Mapping[str, object]]) -> None:
-        write_with_digests(self._setup.output / SHARDS_NAME / stats.NAME, entries)
+        write_with_digests(self._setup.output / SHARDS_NAME / STATS_NAME, entries)
 
     def _write_metadata(self, run: JobRun, samples: int) -> None:
         write_processing_metadata(

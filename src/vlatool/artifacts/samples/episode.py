@@ -13,9 +13,9 @@ from functools import cached_property
 
 import numpy as np
 
-from vlatool.artifacts.codes import CODEBOOK_SIZE
+from vlatool.artifacts.codes.format import CODEBOOK_SIZE
 from vlatool.artifacts.npz_bytes import read_arrays, write_arrays
-from vlatool.artifacts.samples_jsonl import (
+from vlatool.artifacts.samples.lines import (
     ACTION_IDS,
     KINDS,
     Conversation,
@@ -25,7 +25,7 @@ from vlatool.artifacts.samples_jsonl import (
     question,
     segment,
 )
-from vlatool.artifacts.windows import Window, reserved_word
+from vlatool.artifacts.windows.format import Window, reserved_word
 from vlatool.episode import Array
 
 _TYPES: Mapping[str, str] = {

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from vlatool.artifacts.dimensions import recorded_names
 from vlatool.artifacts.lines import LINES_SUFFIX, read_lines
-from vlatool.artifacts.shard import open_shard
-from vlatool.artifacts.shard_folder import ShardFolder
-from vlatool.artifacts.window_folder import lines_files, read_manifest
-from vlatool.artifacts.windows import DATA_NAME, Window, parse_window
+from vlatool.artifacts.shards.dimensions import recorded_names
+from vlatool.artifacts.shards.format import ShardFolder
+from vlatool.artifacts.tar import open_shard
+from vlatool.artifacts.windows.folder import lines_files, read_manifest
+from vlatool.artifacts.windows.format import DATA_NAME, Window, parse_window
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
 from vlatool.jobs.record import read_valid_record

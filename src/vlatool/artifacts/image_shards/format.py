@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from vlatool.artifacts.shard import INDEX_SUFFIX
+from vlatool.artifacts.tar import INDEX_SUFFIX
 from vlatool.errors import DataError
 from vlatool.jobs.record import read_record
 from vlatool.storage.atomic import remove_file, write_json, write_text

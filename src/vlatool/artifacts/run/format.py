@@ -9,8 +9,7 @@ from typing import Any
 
 import yaml
 
-from vlatool.artifacts import provenance, stats
-from vlatool.artifacts.checkpoint import (
+from vlatool.artifacts.run.checkpoint import (
     MANIFEST,
     CheckpointManifest,
     checkpoint_error,
@@ -18,6 +17,8 @@ from vlatool.artifacts.checkpoint import (
     checkpoint_step,
     is_checkpoint,
 )
+from vlatool.artifacts.shards import provenance
+from vlatool.artifacts.stats.format import STATS_NAME, Statistics, read_stats
 from vlatool.errors import DataError
 from vlatool.jobs.files import FileEntry, read_file_list, write_file_list
 from vlatool.jobs.inputs import digest_of
@@ -71,7 +72,7 @@ class RunDir:
         self.root = root
         self.config = root / CONFIG
         self.metrics = root / METRICS
-        self.stats = root / stats.NAME
+        self.stats = root / STATS_NAME
         self.options = root / provenance.CONFIG_NAME
         self.latest_file = root / LATEST
         self.checkpoints_folder = root / CHECKPOINTS
@@ -198,13 +199,13 @@ class RunDir:
             return self.config_tree()
         return None
 
-    def statistics(self) -> stats.Statistics:
+    def statistics(self) -> Statistics:
         """Statistics of the used fields.
 
         Raises:
             DataError: They are missing, broken, or differ from those of the training.
         """
-        content = stats.read_stats(self.stats)
+        content = read_stats(self.stats)
         record = read_record(self.root)
         digest = None if record is None else record.options.get("statistics")
         if digest is not None and digest != digest_of(content):
@@ -334,7 +335,7 @@ def local_run(run: RunDir, checkpoint: Path, cache: FileCache) -> tuple[RunDir, 
     """
     if not is_remote(run.root):
         return run, checkpoint
-    small = [CONFIG, stats.NAME, provenance.CONFIG_NAME]
+    small = [CONFIG, STATS_NAME, provenance.CONFIG_NAME]
     if can_list(run.root):
         small = sorted(file_names(run.root) - {METRICS})
     else:

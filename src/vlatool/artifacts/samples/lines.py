@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from vlatool.artifacts.codes import CODEBOOK_SIZE, CODES_PER_IMAGE
-from vlatool.artifacts.windows import IMAGE, RESERVED, Kind
+from vlatool.artifacts.codes.format import CODEBOOK_SIZE, CODES_PER_IMAGE
+from vlatool.artifacts.windows.format import IMAGE, RESERVED, Kind
 from vlatool.episode import Array
 from vlatool.storage.documents import parse_json
 

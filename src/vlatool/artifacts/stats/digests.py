@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vlatool.artifacts.npz_bytes import read_arrays, write_arrays
-from vlatool.artifacts.stats import Statistics, read_stats, write_stats
+from vlatool.artifacts.stats.format import Statistics, read_stats, write_stats
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.storage.atomic import remove_file, write_bytes

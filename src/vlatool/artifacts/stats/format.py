@@ -18,7 +18,7 @@ from vlatool.storage.documents import DocumentError, parse_json, read_document
 from vlatool.transforms.quantiles import Digest, from_state, scaled
 from vlatool.transforms.statistics import WindowStatistics, merge, summary
 
-NAME = "stats.json"
+STATS_NAME = "stats.json"
 DIGESTS_NAME = "stats_digests.npz"
 
 # A thousand dimensions of a hundred steps, with their digests.

@@ -16,11 +16,11 @@ from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vlatool.artifacts.episode_samples import EpisodeSamples
 from vlatool.artifacts.lines import LINES_SUFFIX, lines_index_path, read_lines
-from vlatool.artifacts.samples_jsonl import TokenSample, parse_sample
-from vlatool.artifacts.shard import INDEX_SUFFIX, read_index
-from vlatool.artifacts.windows import DATA_NAME
+from vlatool.artifacts.samples.episode import EpisodeSamples
+from vlatool.artifacts.samples.lines import TokenSample, parse_sample
+from vlatool.artifacts.tar import INDEX_SUFFIX, read_index
+from vlatool.artifacts.windows.format import DATA_NAME
 from vlatool.errors import DataError, UsageError
 from vlatool.jobs.record import read_record
 from vlatool.storage.atomic import write_json

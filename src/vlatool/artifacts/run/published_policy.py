@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
-from vlatool.artifacts import provenance, stats
-from vlatool.artifacts.run_dir import RunDir
+from vlatool.artifacts.run.format import RunDir
+from vlatool.artifacts.shards import provenance
+from vlatool.artifacts.stats.format import STATS_NAME
 from vlatool.storage.atomic import write_bytes, write_text
 
 _CONFIG, _MODEL = "config.yaml", "config_model.yaml"
@@ -22,7 +23,7 @@ FILES = (
     _MODEL,
     _NORMALIZER,
     _PROCESSOR,
-    stats.NAME,
+    STATS_NAME,
     provenance.CONFIG_NAME,
     WEIGHTS,
     AVERAGE,

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from vlatool.artifacts.image_shards import TRAIN_LIST, VAL_LIST, read_list
+from vlatool.artifacts.image_shards.format import TRAIN_LIST, VAL_LIST, read_list
 from vlatool.errors import DataError
 from vlatool.storage.uri import is_missing, is_remote, location, require_existing
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlatool.artifacts import manifest, provenance, stats
-from vlatool.artifacts.manifest import Shard, read_manifest
-from vlatool.artifacts.provenance import read_preprocessing_config, read_processing_metadata
-from vlatool.artifacts.shard import INDEX_SUFFIX
-from vlatool.artifacts.stats import Statistics, read_stats
+from vlatool.artifacts.shards import manifest, provenance
+from vlatool.artifacts.shards.manifest import Shard, read_manifest
+from vlatool.artifacts.shards.provenance import read_preprocessing_config, read_processing_metadata
+from vlatool.artifacts.stats.format import DIGESTS_NAME, STATS_NAME, Statistics, read_stats
+from vlatool.artifacts.tar import INDEX_SUFFIX
 from vlatool.errors import DataError
 from vlatool.jobs.files import read_file_list
 from vlatool.jobs.record import OutputRecord, read_valid_record
@@ -25,8 +25,8 @@ _COMPACT_NAME = "stats_compact.json"
 # Files that mark an output as complete: removed first, written last.
 CLOSING_FILES = (
     f"{SHARDS_NAME}/{manifest.NAME}",
-    f"{SHARDS_NAME}/{stats.NAME}",
-    f"{SHARDS_NAME}/{stats.DIGESTS_NAME}",
+    f"{SHARDS_NAME}/{STATS_NAME}",
+    f"{SHARDS_NAME}/{DIGESTS_NAME}",
     f"{EPISODES_NAME}/{manifest.NAME}",
 )
 LISTED_FILES = (f"{SHARDS_NAME}/{provenance.CONFIG_NAME}", *CLOSING_FILES)
@@ -123,11 +123,11 @@ class ShardFolder:
     @property
     def statistics_file(self) -> Path:
         """Path of stats.json; for `episodes` it is in `shards`."""
-        return self._find_file(stats.NAME)
+        return self._find_file(STATS_NAME)
 
     def statistics_copies(self) -> Iterator[Path]:
         """Copies of the statistics in published data and outputs of earlier versions."""
-        candidates = (self.path / _COMPACT_NAME, self.path.parent / EPISODES_NAME / stats.NAME)
+        candidates = (self.path / _COMPACT_NAME, self.path.parent / EPISODES_NAME / STATS_NAME)
         yield from (path for path in candidates if path != self.statistics_file and path.is_file())
 
     @property

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from vlatool.artifacts.lines import LINES_SUFFIX, read_lines
-from vlatool.artifacts.shard import INDEX_SUFFIX
-from vlatool.artifacts.windows import DATA_NAME, IMAGES_NAME, parse_window
+from vlatool.artifacts.tar import INDEX_SUFFIX
+from vlatool.artifacts.windows.format import DATA_NAME, IMAGES_NAME, parse_window
 from vlatool.errors import DataError
 from vlatool.jobs.record import read_valid_record
 from vlatool.storage.atomic import write_json

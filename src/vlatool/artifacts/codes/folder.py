@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vlatool.artifacts.codes import (
+from vlatool.artifacts.codes.format import (
     JSON_NAME,
     JSON_SUFFIX,
     MANIFEST_NAME,
