@@ -14,7 +14,7 @@ from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.image_quality import to_uint8
 from vlatool.evaluation.reconstruction import CodeShape, Reconstruction
 from vlatool.loading.images.config import ImagePreprocessing
-from vlatool.models.codebook import no_tf32
+from vlatool.models.codebook import true_float32
 from vlatool.models.foreign import ForeignWeights, as_config_error, find_weights
 from vlatool.models.images import to_float
 from vlatool.models.titok.model import Titok
@@ -48,7 +48,7 @@ class TrainedTokenizer:
 
     def __call__(self, images: Tensor, /) -> Reconstruction:
         """Reconstructs images uint8 [B, 3, S, S] on its device, in float32 without TF32."""
-        with no_tf32(images.device):
+        with true_float32(images.device):
             pixels, codes = self._reconstruct_images(to_float(images))
         return Reconstruction(to_uint8(pixels), None if self.codes is None else codes)
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vlatool.episode import UInt8Array
     from vlatool.findings import Finding
     from vlatool.loading.base import Batcher
+    from vlatool.models.tokenizer import VisualTokenizer
 
 Batch = dict[str, Any]
 
@@ -41,6 +42,34 @@ class Part:
 
     def __post_init__(self) -> None:
         assert self.saved or not self.trained, "a part is trained but not saved"
+
+
+@dataclass(frozen=True)
+class PublishedFiles:
+    """Files of a model in its published layout, of any scheme.
+
+    Attributes:
+        weights: File with the weights.
+        config: File with the configuration; None for a file of weights alone.
+    """
+
+    weights: Path
+    config: Path | None = None
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """Content of `PublishedFiles`.
+
+    Attributes:
+        config: Section `model`.
+        parts: Networks with their weights on the CPU, by name.
+        assets: Assets of the data kind.
+    """
+
+    config: Any
+    parts: "Mapping[str, nn.Module]"
+    assets: Any
 
 
 @dataclass(frozen=True)
@@ -371,9 +400,47 @@ class ModelType(Protocol):
 
         Args:
             config: Section `model`, derived.
-            parts: The parts that checkpoints contain, on their device, in eval mode.
+            parts: Networks of `build_for_inference`, on their device, in eval mode.
             assets: Assets of the data kind that the run saved.
             folder: Folder of the run, with the files of `save_assets`.
         """
         del config, parts, assets, folder
         return None
+
+    def tokenizer(
+        self, config: Any, parts: Mapping[str, "nn.Module"], assets: Any
+    ) -> "VisualTokenizer | None":
+        """Returns a visual tokenizer; None if the model is not one.
+
+        Args:
+            config: Section `model`, derived.
+            parts: Networks of `build_for_inference`, on their device, in eval mode.
+            assets: Assets of the data kind; `preprocessing` is that of the images.
+        """
+        del config, parts, assets
+        return None
+
+    def build_for_inference(self, config: Any) -> Mapping[str, Part]:
+        """Returns the parts that inference uses, by default those that checkpoints contain."""
+        return {name: part for name, part in self.build(config).items() if part.saved}
+
+    def find_published(self, location: Path) -> PublishedFiles | None:
+        """Returns the files of a published model of this type; None for other locations.
+
+        Args:
+            location: Folder or file of any scheme, not of a run. Read little of it.
+        """
+        del location
+        return None
+
+    def open_published(self, files: PublishedFiles, path: Path) -> PublishedModel:
+        """Opens a published model.
+
+        Args:
+            files: Result of `find_published`.
+            path: Local copy of the weights.
+
+        Raises:
+            DataError: A file is broken, or the weights do not match the configuration.
+        """
+        raise NotImplementedError

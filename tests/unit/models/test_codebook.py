@@ -12,7 +12,7 @@ from vlatool.models.codebook import (
     entropy_penalty,
     histogram,
     nearest,
-    no_tf32,
+    true_float32,
     usage_metrics,
 )
 
@@ -71,7 +71,7 @@ def test_tf32_is_off_inside_and_restored_after() -> None:
     matmul = torch.backends.cuda.matmul
     matmul.allow_tf32 = True
     try:
-        with no_tf32(torch.device("cpu")):
+        with true_float32(torch.device("cpu")):
             assert not matmul.allow_tf32
         assert matmul.allow_tf32
     finally:

@@ -216,15 +216,19 @@ class Titok(nn.Module):
 
     def encode(self, pixels: Tensor, noise: Tensor | None = None) -> QuantizerOutput:
         """Encodes pixels [B, 3, S, S] to tokens; `noise` as in `forward`."""
-        features = self.encoder(pixels, self.latent_tokens)
+        features = self.features(pixels)
         if self.quantize is None:
             return posterior(features, noise)
         return self.quantize(features)
 
+    def features(self, pixels: Tensor) -> Tensor:
+        """Returns the input of the quantizer for pixels [B, 3, S, S]: [B, K, D or 2 D]."""
+        return self.encoder(pixels, self.latent_tokens)
+
     def codes(self, pixels: Tensor) -> Tensor:
         """Returns the codes int64 [B, K] of pixels; the quantizer computes without TF32."""
         assert self.quantize is not None, "continuous tokens have no codes"
-        return self.quantize.codes(self.encoder(pixels, self.latent_tokens))
+        return self.quantize.codes(self.features(pixels))
 
     def decode(self, vectors: Tensor) -> Tensor:
         """Decodes tokens [B, K, D] to pixels [B, 3, S, S], not clamped.

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from vlatool.artifacts.published_tokenizer import find_published
 from vlatool.config.base import ConfigModel, derived_field
 from vlatool.errors import UsageError
-from vlatool.models.base import ModelType, Objective, Part
-from vlatool.models.foreign import find_weights
+from vlatool.models.base import ModelType, Objective, Part, PublishedFiles, PublishedModel
+from vlatool.models.trained import existing_origin
 from vlatool.models.vqgan.spec import (
     FEATURES,
     GRADIENTS,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from vlatool.loading.images.config import ImageDataConfig
     from vlatool.models.images import ImageBatcher
+    from vlatool.models.titok.tokenizer import TitokTokenizer
 
 # Width, number of blocks, number of heads. Source: reference/titok 1.1.
 SIZES = {"small": (512, 8, 8), "base": (768, 12, 12), "large": (1024, 24, 16)}
@@ -291,6 +293,36 @@ class TitokType(ModelType):
         assert config.image_size is not None
         return example_images(config.image_size, size)
 
+    def build_for_inference(self, config: TitokConfig) -> Mapping[str, Part]:
+        """Returns the tokenizer without the networks of its losses."""
+        from vlatool.models.titok.model import Titok
+
+        return {"model": Part(Titok(config))}
+
+    def tokenizer(
+        self, config: TitokConfig, parts: Mapping[str, "nn.Module"], assets: Any
+    ) -> "TitokTokenizer":
+        """Returns the visual tokenizer."""
+        del assets
+        from vlatool.models.titok.tokenizer import TitokTokenizer
+
+        network: Any = parts["model"]
+        return TitokTokenizer(config, network)
+
+    def find_published(self, location: Path) -> PublishedFiles | None:
+        """Returns the files of a folder, or a file alone."""
+        folder = location.parent if location.is_file() else location
+        published = find_published(folder)
+        if published is not None and location in (folder, published.weights):
+            return PublishedFiles(published.weights, published.config)
+        return PublishedFiles(location) if location.is_file() else None
+
+    def open_published(self, files: PublishedFiles, path: Path) -> PublishedModel:
+        """Opens a published tokenizer."""
+        from vlatool.models.titok.weights import open_published
+
+        return open_published(files, path)
+
 
 def check_required_weights(config: TitokConfig) -> None:
     """Raises a UsageError if the weights of the teacher or of stage 1 are not configured."""
@@ -329,9 +361,9 @@ def teacher_section(config: TitokConfig) -> VqganNetworkConfig | None:
     """
     if config.teacher is None:
         return None
-    from vlatool.models.vqgan.weights import vqgan_section
-
-    section = vqgan_section(find_weights(config.teacher))
+    origin = existing_origin(config.teacher)
+    origin.check_type("vqgan", "data.no_vqgan")
+    section = origin.section
     if section is None:
         return None
     keys = VqganNetworkConfig.model_fields

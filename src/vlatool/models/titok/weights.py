@@ -10,12 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlatool.artifacts.published_tokenizer import write_published_config
+from vlatool.artifacts.published_tokenizer import PublishedTokenizer, write_published_config
 from vlatool.errors import DataError
-from vlatool.models.foreign import ForeignWeights, as_config_error, find_weights
+from vlatool.loading.images.config import ImagePreprocessing
+from vlatool.loading.images.kind import ImagesAssets
+from vlatool.models.base import PublishedFiles, PublishedModel
 from vlatool.models.titok.model import Titok
 from vlatool.models.titok.published import published_keys, published_tree
 from vlatool.models.titok.spec import TitokConfig
+from vlatool.models.trained import Origin, existing_origin, open_trained
 from vlatool.models.vqgan.weights import pixel_weights
 from vlatool.models.weights import matching_state_dict, read_external_weights
 from vlatool.storage.atomic import open_atomic
@@ -37,53 +40,63 @@ def load_titok(module: nn.Module, config: TitokConfig, origin: str) -> None:
     if config.stage == 2 and not any(name.startswith(_PIXELS) for name in weights):
         assert config.teacher is not None
         weights = {**weights, **pixel_weights(config.teacher)}
-    check_sizes(module, weights, source.location)
-    module.load_state_dict(matching_state_dict(module, weights, source.location))
+    check_sizes(module, weights, source.file)
+    module.load_state_dict(matching_state_dict(module, weights, source.file))
+
+
+def open_published(files: PublishedFiles, path: Path) -> PublishedModel:
+    """Opens a published tokenizer on the CPU; see `ModelType.open_published`.
+
+    The config of a single file is inferred from the shapes of its tensors.
+    """
+    weights = read_external_weights(path)
+    tree: dict[str, Any] = {}
+    if files.config is None:
+        config = inferred_config(weights, files.weights)
+    else:
+        tree = PublishedTokenizer(files.config, files.weights).config_tree()
+        config = TitokConfig.model_validate(published_keys(tree))
+    if config.image_size is None:  # optional in a published configuration
+        side = inferred_config(weights, files.weights).image_size
+        config = config.model_copy(update={"image_size": side})
+    module = Titok(config)
+    check_sizes(module, weights, files.weights)
+    module.load_state_dict(matching_state_dict(module, weights, files.weights))
+    assets = ImagesAssets(_preprocessing(tree, config.image_size))
+    return PublishedModel(config, {"model": module}, assets)
 
 
 def open_titok(origin: str) -> tuple[TitokConfig, Titok]:
     """Opens a trained or published tokenizer, in eval mode on the CPU.
 
-    Args:
-        origin: A run, a checkpoint, a published folder, or a file of weights. The config of a
-            single file is inferred from the shapes of its tensors.
-
     Raises:
-        DataError: The weights are missing or broken, or do not match their configuration.
+        DataError: As `open_trained`, or the weights are of another model type.
     """
-    source, weights = read_titok(origin)
-    with as_config_error(source):
-        if source.section is not None:
-            config = TitokConfig.model_validate(source.section)
-        elif source.published is not None:
-            config = TitokConfig.model_validate(published_keys(source.published))
-        else:
-            config = inferred_config(weights, source.location)
-    if config.image_size is None:  # optional in a published configuration
-        side = inferred_config(weights, source.location).image_size
-        config = config.model_copy(update={"image_size": side})
-    module = Titok(config)
-    check_sizes(module, weights, source.location)
-    module.load_state_dict(matching_state_dict(module, weights, source.location))
-    return config, module.eval()
+    trained = open_trained(origin, device="cpu")
+    trained.origin.check_type("titok", "data.no_tokenizer")
+    config: Any = trained.config.model
+    model: Any = trained.parts["model"]
+    return config, model
 
 
-def read_titok(origin: str) -> tuple[ForeignWeights, dict[str, Tensor]]:
+def _preprocessing(tree: Mapping[str, Any], size: int | None) -> ImagePreprocessing:
+    """Preprocessing of a published configuration; by default without a resize."""
+    dataset = tree.get("dataset")
+    stored = dataset.get("preprocessing") if isinstance(dataset, dict) else None
+    keys = stored if isinstance(stored, dict) else {}
+    known = {key: value for key, value in keys.items() if key in ImagePreprocessing.model_fields}
+    return ImagePreprocessing.model_validate({"crop_size": size, **known})
+
+
+def read_titok(origin: str) -> tuple[Origin, dict[str, Tensor]]:
     """Finds and reads the weights of a tokenizer.
 
     Raises:
         DataError: The weights are missing or broken, or those of a run of another model type.
     """
-    source = find_weights(origin)
-    if source.section is not None and source.section.get("type") != "titok":
-        raise DataError(
-            f"{source.origin}: the run has model type {source.section.get('type')!r}, expected "
-            "titok",
-            hint="use a run of stage 1 or 2 of titok",
-            code="data.no_tokenizer",
-            details={"path": source.origin},
-        )
-    return source, read_external_weights(source.path)
+    source = existing_origin(origin)
+    source.check_type("titok", "data.no_tokenizer")
+    return source, source.read()
 
 
 def save_published(

@@ -153,7 +153,11 @@ class Vqgan(nn.Module):
 
     def codes(self, pixels: Tensor) -> Tensor:
         """Returns the codes int64 [B, P] of pixels [B, 3, H, W]."""
-        return self.quantize.codes(self.encoder(pixels).flatten(2).transpose(1, 2))
+        return self.quantize.codes(self.features(pixels))
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Returns the input of the quantizer for pixels [B, 3, H, W]: [B, P, Z]."""
+        return self.encoder(pixels).flatten(2).transpose(1, 2)
 
     def decode_codes(self, codes: Tensor) -> Tensor:
         """Decodes codes [B, P] of a square grid, or [B, h, w], to pixels [B, 3, H, W] in [0, 1].

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vlatool.loading.images.config import ImageDataConfig
+    from vlatool.models.codebook import CodebookTokenizer
     from vlatool.models.images import ImageBatcher
     from vlatool.models.vqgan.objective import PixelObjective
 
@@ -285,3 +286,26 @@ class VqganType(ModelType):
 
         assert config.image_size is not None
         return example_images(config.image_size, size)
+
+    def build_for_inference(self, config: VqganConfig) -> Mapping[str, Part]:
+        """Returns the autoencoder without the networks of its losses."""
+        from vlatool.models.vqgan.model import Vqgan
+
+        return {"model": Part(Vqgan(config, commitment_cost=config.commitment_cost))}
+
+    def tokenizer(
+        self, config: VqganConfig, parts: Mapping[str, "nn.Module"], assets: Any
+    ) -> "CodebookTokenizer":
+        """Returns the visual tokenizer, with a code per patch."""
+        del assets
+        from vlatool.models.codebook import CodebookTokenizer
+
+        assert config.image_size is not None
+        sizes = VqganNetworkConfig.model_fields
+        return CodebookTokenizer(
+            parts["model"],
+            image_size=config.image_size,
+            codes_per_image=(config.image_size // config.patch_size) ** 2,
+            code_options=config.model_dump_json(include={"image_size", *sizes}),
+            code_weights=("encoder.", "quantize."),
+        )

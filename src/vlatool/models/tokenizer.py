@@ -1,0 +1,245 @@
+"""Visual tokenizers: images to codes and back. Does not import torch.
+
+Legend of shapes: B images, S side of an image in pixels, K codes of an image.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+from vlatool.episode import UInt8Array
+from vlatool.errors import DataError
+from vlatool.loading.images.config import ImagePreprocessing, checked_image, prepare_image
+from vlatool.models.trained import Trained, open_trained
+from vlatool.storage.uri import require_existing
+
+if TYPE_CHECKING:
+    from torch import Tensor, device
+
+Precision = Literal["fp32", "bf16"]
+
+_MAX_CODES = 2**16
+
+
+class Codes(NamedTuple):
+    """Codes of a batch of images.
+
+    Attributes:
+        values: int64 [B, K], on the device of the tokenizer.
+        num_encoded_alone: Images that were encoded a second time, alone, because of a near tie.
+    """
+
+    values: "Tensor"
+    num_encoded_alone: int = 0
+
+
+class Reconstruction(NamedTuple):
+    """Reconstructed images and their codes, on the device of the tokenizer.
+
+    Attributes:
+        pixels: float [B, 3, S, S]; 0 is black, 1 white; not clamped.
+        codes: int64 [B, K]; None without a codebook.
+    """
+
+    pixels: "Tensor"
+    codes: "Tensor | None"
+
+
+class VisualTokenizer(Protocol):
+    """Network with a codebook; `ModelType.tokenizer` returns one.
+
+    All tensors are on the device of the network. Methods with a body are optional.
+
+    Attributes:
+        image_size: S.
+        codes_per_image: K.
+        codebook_size: Number of codes; 0 for a tokenizer that only reconstructs.
+        has_decoder: True if codes can be decoded to pixels.
+    """
+
+    image_size: int
+    codes_per_image: int
+    codebook_size: int
+    has_decoder: bool = True
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that determines the codes."""
+        ...
+
+    @property
+    def decoder_digest(self) -> str:
+        """SHA-256 of all that determines codes and decoded images."""
+        return self.digest
+
+    def encode(self, images: "Tensor", precision: Precision = "fp32") -> Codes:
+        """Codes of images uint8 [B, S, S, 3]; in fp32 those of an image depend on no other."""
+        ...
+
+    def decode(self, codes: "Tensor") -> "Tensor":
+        """Images uint8 [B, S, S, 3] of codes int [B, K].
+
+        Raises:
+            DataError: A code is out of range, or there are not K of them.
+        """
+        ...
+
+    def reconstructor(self) -> "Callable[[Tensor], Reconstruction]":
+        """Function that reconstructs images uint8 [B, S, S, 3], in float32.
+
+        Raises:
+            UsageError: The tokenizer needs a teacher to decode, and there is none.
+            DataError: The teacher is missing or broken.
+        """
+
+        def reconstruct(images: "Tensor") -> Reconstruction:
+            codes = self.encode(images).values
+            return Reconstruction(self.decode(codes).permute(0, 3, 1, 2).float() / 255, codes)
+
+        return reconstruct
+
+
+@dataclass(frozen=True)
+class ImageRule:
+    """Image size of a tokenizer and the preprocessing that produces it; picklable.
+
+    Attributes:
+        size: S.
+        resize: Preprocessing of images of other sizes; None if they are rejected.
+    """
+
+    size: int
+    resize: ImagePreprocessing | None = None
+
+    def apply(self, pixels: UInt8Array, name: str) -> UInt8Array:
+        """Image uint8 [S, S, 3], resized if the tokenizer has a stored preprocessing.
+
+        Raises:
+            DataError: The image has another size and there is no preprocessing; names the image.
+        """
+        checked = checked_image(pixels, name)
+        if self.resize is not None:
+            return prepare_image(checked, self.resize)
+        if checked.shape[:2] != (self.size, self.size):
+            height, width = checked.shape[:2]
+            raise DataError(
+                f"{name}: image is {width}x{height}, the tokenizer expects {self.size}x{self.size}",
+                hint="resize the images first: this tokenizer has no stored preprocessing",
+                code="data.picture_size",
+                details={"picture": name, "size": [height, width], "wanted": self.size},
+            )
+        return checked
+
+
+@dataclass(frozen=True)
+class OpenTokenizer:
+    """Trained visual tokenizer on a device.
+
+    Attributes:
+        network: The tokenizer.
+        trained: Weights it was opened from.
+        device: Device of the network.
+        preprocessing: Preprocessing of its training without the random part.
+        rule: Rule for images to encode.
+    """
+
+    network: VisualTokenizer
+    trained: Trained
+    device: "device"
+    preprocessing: ImagePreprocessing
+    rule: ImageRule
+
+    @property
+    def name(self) -> str:
+        """Name in reports."""
+        return self.trained.origin.name
+
+    @property
+    def path(self) -> Path:
+        """Local file of the weights."""
+        return self.trained.origin.path
+
+    def check_codebook(self) -> None:
+        """Raises DataError if images cannot be encoded to codes of 16 bits."""
+        size = self.network.codebook_size
+        if 0 < size <= _MAX_CODES:
+            return
+        reason = f"the codebook has {size} codes, more than {_MAX_CODES}"
+        location = self.trained.origin.text
+        raise DataError(
+            f"{location}: {reason if size else 'the tokenizer makes continuous tokens, not codes'}",
+            hint=f"give a tokenizer with quantizer.type vq and at most {_MAX_CODES} codes",
+            code="data.no_codebook",
+            details={"path": location},
+        )
+
+    def check_decoder(self) -> None:
+        """Raises DataError if the tokenizer has no decoder."""
+        if not self.network.has_decoder:
+            raise DataError(
+                f"{self.name}: is a first stage, which encodes images but cannot decode codes",
+                hint="give the run of its second stage",
+                code="data.no_pixels",
+            )
+
+    def check_tokenizer_of(self, location: Path, metadata: Mapping[str, Any]) -> None:
+        """Raises DataError if codes were made by another tokenizer.
+
+        Args:
+            location: Folder of the codes.
+            metadata: Their metadata, as `CodesManifest.encoding_info` returns it.
+        """
+        own = (self.network.codes_per_image, self.network.codebook_size)
+        stored = (metadata.get("codes_per_picture"), metadata.get("codebook_size"))
+        has_digest = metadata.get("tokenizer_digest") not in ("", None)
+        is_other = has_digest and metadata["tokenizer_digest"] != self.network.digest
+        if stored == own and not is_other:
+            return
+        raise DataError(
+            f"{location}: codes of the tokenizer {metadata.get('tokenizer') or 'unknown'} "
+            f"({stored[0]} codes per image, codebook of {stored[1]}), not of {self.name} "
+            f"({own[0]} codes per image, codebook of {own[1]})",
+            hint="decode with the tokenizer that made the codes",
+            code="data.other_tokenizer",
+            details={"path": str(location)},
+        )
+
+
+def open_tokenizer(
+    location: str, device: "device", changes: Mapping[str, Any] | None = None
+) -> OpenTokenizer:
+    """Opens the visual tokenizer of a run, a checkpoint, a published folder or a file.
+
+    Args:
+        location: Location of any scheme.
+        device: Device of the network.
+        changes: Keys of the section `model` to change, such as another teacher.
+
+    Raises:
+        DataError: There is no tokenizer, or it is damaged or incomplete.
+    """
+    require_existing(location)
+    trained = open_trained(location, device=device, changes=changes)
+    model_type = trained.model_type
+    network = model_type.tokenizer(trained.config.model, trained.parts, trained.assets)
+    if network is None:
+        raise DataError(
+            f"{location}: the model type {model_type.name!r} is not a visual tokenizer",
+            hint="use a run of a visual tokenizer, such as titok",
+            code="data.no_tokenizer",
+            details={"path": location},
+        )
+    preprocessing: ImagePreprocessing = trained.assets.preprocessing
+    if preprocessing.crop_size != network.image_size:
+        raise DataError(
+            f"{location}: broken stored preprocessing: crop_size is {preprocessing.crop_size}, the "
+            f"tokenizer takes {network.image_size}",
+            hint="copy the preprocessing from the original run or download again",
+            code="data.broken_config",
+            details={"path": location},
+        )
+    plain = preprocessing.without_randomness()
+    resizes = "resize_shorter_edge" in preprocessing.model_fields_set
+    rule = ImageRule(network.image_size, plain if resizes else None)
+    return OpenTokenizer(network, trained, device, plain, rule)

@@ -1,0 +1,426 @@
+"""Trained weights, opened in one way: runs, checkpoints, published folders and files.
+
+Locations have any scheme; remote files are copied to the cache. Files of a checkpoint are compared
+with the digests of its manifest when they are read, and only then. Does not import torch.
+"""
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import ConfigDict, Field, SerializeAsAny, ValidationError, create_model
+
+from vlatool.artifacts.run.checkpoint import CheckpointManifest, is_checkpoint, part_weights
+from vlatool.artifacts.run.format import RunDir, find_checkpoint, is_run, local_run
+from vlatool.config.base import ConfigModel
+from vlatool.config.resolve import load_config
+from vlatool.errors import ConfigError, DataError, UsageError
+from vlatool.loading.base import DataKind
+from vlatool.loading.config import LoadingConfig
+from vlatool.loading.kinds import data_kind
+from vlatool.models.base import ModelType, PublishedFiles
+from vlatool.plugins import MODELS, TRANSLATIONS, Registry
+from vlatool.storage.cache import FileCache, default_cache_folder
+from vlatool.storage.uri import is_remote, pinned, require_existing
+
+if TYPE_CHECKING:
+    from torch import Tensor, device, nn
+
+Weights = Literal["auto", "ema", "raw"]
+# Virtual key that `--data DIR` sets; each data kind maps it to one of its own keys.
+FOLDERS = "folders"
+
+_MODEL = "model"
+_CHECKPOINTS = "checkpoints"
+
+
+class TrainedConfig(ConfigModel):
+    """Sections of a run that describe its weights; other keys of its config.yaml are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    translations: ClassVar[Registry[Any] | None] = TRANSLATIONS
+
+    data: SerializeAsAny[LoadingConfig] = Field(
+        default=LoadingConfig(), description="Training data."
+    )
+    model: SerializeAsAny[ConfigModel] = Field(default=ConfigModel(), description="Model.")
+
+    @classmethod
+    def specialize(cls, tree: Mapping[str, Any]) -> type[Self]:
+        """Subclass whose sections have the config classes of the chosen types."""
+        return with_types(cls, tree)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Files of trained weights; nothing of them is read but small files.
+
+    Attributes:
+        text: Location as the user wrote it.
+        file: File with the weights of the part `model`, of any scheme.
+        run: Run of a checkpoint; None for published folders and files.
+        checkpoint: Checkpoint with the file; None as above.
+        weights: `ema` or `raw`; empty if unknown.
+        path: Local path of the file, once it is opened; a cached copy if it is remote.
+    """
+
+    text: str
+    file: Path
+    run: RunDir | None = None
+    checkpoint: Path | None = None
+    weights: str = ""
+    opened: Path | None = None
+
+    @property
+    def path(self) -> Path:
+        """Local path of the file; a copy in the cache if it is remote."""
+        return self.opened or _local_copy(self.file)
+
+    @property
+    def name(self) -> str:
+        """Last name of the location; of a checkpoint, the name of its run."""
+        path = Path(self.text.rstrip("/"))
+        if self.checkpoint is not None and path.parent.name == _CHECKPOINTS:
+            path = path.parent.parent
+        return path.resolve().name if path.name in ("", ".", "..") else path.name
+
+    @property
+    def section(self) -> dict[str, Any] | None:
+        """Section `model` of the run; None without a run.
+
+        Raises:
+            DataError: config.yaml is missing or broken.
+        """
+        if self.run is None:
+            return None
+        section = self.run.config_tree().get(_MODEL)
+        return section if isinstance(section, dict) else {}
+
+    def check_type(self, name: str, code: str) -> None:
+        """Raises DataError if the file is of a run of another model type.
+
+        Args:
+            name: Expected model type.
+            code: Code of the error.
+        """
+        section = self.section
+        if section is not None and section.get("type") != name:
+            raise DataError(
+                f"{self.text}: the run has model type {section.get('type')!r}, expected {name}",
+                hint=f"use a run of model type {name}, or a published file",
+                code=code,
+                details={"path": self.text},
+            )
+
+    def read(self) -> "dict[str, Tensor]":
+        """Reads the tensors of the part `model` to the CPU, and checks the digest of the file.
+
+        Raises:
+            DataError: The file is broken, or differs from the manifest of its checkpoint.
+        """
+        from vlatool.models.weights import read_external_weights
+
+        path = self.path
+        if self.checkpoint is not None:
+            manifest = CheckpointManifest.read(self.checkpoint)
+            manifest.check(self.checkpoint, [])  # the step
+            manifest.check(path.parent, [self.file.name])
+        return read_external_weights(path)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Opened weights.
+
+    Attributes:
+        config: Sections `model` and `data`, derived.
+        parts: Networks with their weights, on their device, in eval mode.
+        assets: Assets of the data kind.
+        origin: Files of the weights.
+        folder: Local folder with the assets of a run; the folder of a published file.
+    """
+
+    config: TrainedConfig
+    parts: "Mapping[str, nn.Module]"
+    assets: Any
+    origin: Origin
+    folder: Path
+
+    @property
+    def model_type(self) -> ModelType:
+        """The model type that `model.type` names."""
+        return model_type_of(self.config.model)
+
+    def policy(self) -> Any:
+        """The policy.
+
+        Raises:
+            DataError: The model type has none.
+        """
+        model_type = self.model_type
+        policy = model_type.policy(self.config.model, self.parts, self.assets, self.folder)
+        if policy is None:
+            raise DataError(
+                f"{self.origin.text}: the model type {model_type.name!r} is not a policy",
+                code="data.no_policy",
+            )
+        return policy
+
+
+def open_trained(
+    location: str,
+    *,
+    weights: Weights = "auto",
+    device: "device | str | None" = None,
+    changes: Mapping[str, Any] | None = None,
+) -> Trained:
+    """Opens trained weights; `find_origin` describes the locations.
+
+    Args:
+        location: Location of any scheme.
+        weights: `ema`, `raw`, or `auto`: averaged weights if there are any.
+        device: Device of the networks; None: the GPU if there is one, else the CPU.
+        changes: Keys of the section `model` to change.
+
+    Raises:
+        UsageError: The location is empty, or `ema` was requested and there are no averaged weights.
+        DataError: There are no weights, a file is damaged, or they do not match their
+            configuration.
+    """
+    import torch
+
+    if device is None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not location:
+        raise UsageError(
+            "no checkpoint is given",
+            hint="give a run folder of `vlatool train`",
+            code="usage.missing_key",
+        )
+    published = _find_published(pinned(location))
+    if published is None:
+        origin = find_origin(location, weights)
+        if origin.run is not None:
+            return _open_run(origin, device, changes or {})
+        raise DataError(
+            f"{location}: is not the weights of a known model type",
+            hint="give a run, a checkpoint, or a published folder or file",
+            code="data.no_checkpoint",
+            details={"path": location},
+        )
+    model_type, files = published
+    origin = Origin(location, files.weights)
+    origin = replace(origin, opened=origin.path)
+    with as_config_error(origin):
+        model = model_type.open_published(files, origin.path)
+        config = TrainedConfig(model=_changed(model.config, changes or {}))
+    parts = {name: module.to(device).eval() for name, module in model.parts.items()}
+    return Trained(config, parts, model.assets, origin, files.weights.parent)
+
+
+def find_origin(text: str, weights: Weights = "auto") -> Origin:
+    """Files of a run, a checkpoint, a published folder, or a file.
+
+    Of a run it is the newest checkpoint. A file in a checkpoint gets the configuration of its run.
+
+    Raises:
+        DataError: The checkpoint is broken, or there are no weights.
+        UsageError: The scheme is unknown, or `ema` was requested and there are no averaged weights.
+    """
+    location = pinned(text)
+    if location.is_file():
+        folder = location.parent
+        names = {part_weights(_MODEL, averaged=True): "ema", part_weights(_MODEL): "raw"}
+        if location.name in names and is_checkpoint(folder) and is_run(folder.parent.parent):
+            run = RunDir(folder.parent.parent)
+            return Origin(text, location, run, folder, names[location.name])
+        return Origin(text, location)
+    published = _find_published(location)
+    if published is not None:
+        return Origin(text, published[1].weights)
+    run, checkpoint = find_checkpoint(location)
+    manifest = CheckpointManifest.read(checkpoint)
+    chosen = _chosen(checkpoint, manifest, weights)
+    name = part_weights(_MODEL, averaged=chosen == "ema")
+    if name not in manifest.files:
+        raise DataError(
+            f"{checkpoint}: contains no weights of a part {_MODEL!r}",
+            hint="use the checkpoint of another run",
+            code="data.no_checkpoint",
+            details={"path": str(checkpoint)},
+        )
+    return Origin(text, checkpoint / name, run, checkpoint, chosen)
+
+
+def existing_origin(text: str) -> Origin:
+    """Like `find_origin`, with an error that names a location that does not exist.
+
+    Raises:
+        DataError: As `find_origin`, or the location does not exist.
+    """
+    require_existing(text)
+    return find_origin(text)
+
+
+def _chosen(checkpoint: Path, manifest: CheckpointManifest, requested: Weights) -> str:
+    has_averaged = part_weights(_MODEL, averaged=True) in manifest.files
+    if requested == "ema" and not has_averaged:
+        raise UsageError(
+            f"{checkpoint}: has no averaged weights",
+            hint="use --weights raw",
+            code="usage.no_ema",
+        )
+    return "ema" if has_averaged and requested != "raw" else "raw"
+
+
+def _find_published(location: Path) -> tuple[ModelType, PublishedFiles] | None:
+    """The model type of a published folder or file, and its files; None for runs."""
+    folder = location.parent if location.is_file() else location
+    is_of_run = is_run(folder) or (is_checkpoint(folder) and is_run(folder.parent.parent))
+    if is_of_run:
+        return None
+    for name in MODELS.names():
+        model_type: ModelType = MODELS.get(name)()
+        files = model_type.find_published(location)
+        if files is not None:
+            return model_type, files
+    return None
+
+
+def _open_run(origin: Origin, device: Any, changes: Mapping[str, Any]) -> Trained:
+    from vlatool.models.weights import load_weights
+
+    assert origin.run is not None
+    assert origin.checkpoint is not None
+    listed = origin.run.recorded_files()
+    run, checkpoint = local_run(origin.run, origin.checkpoint, FileCache(default_cache_folder()))
+    with as_config_error(origin):
+        config = read_config(run)
+        model = _changed(config.model, changes)
+    assets = data_kind_of(config).load_assets(config.data, run.root)
+    run.check_assets(listed)
+    parts = model_type_of(model).build_for_inference(model)
+    manifest = CheckpointManifest.read(checkpoint)
+    files = {name: _file_of(name, origin.weights, manifest) for name in parts}
+    manifest.check(checkpoint, sorted(files.values()))
+    for name, part in parts.items():
+        load_weights(part.module, checkpoint / files[name])
+    modules = {name: part.module.to(device).eval() for name, part in parts.items()}
+    origin = replace(origin, opened=checkpoint / origin.file.name)
+    config = config.model_copy(update={"model": model})
+    return Trained(config, modules, assets, origin, run.root)
+
+
+def _file_of(part: str, weights: str, manifest: CheckpointManifest) -> str:
+    averaged = part_weights(part, averaged=True)
+    return averaged if weights == "ema" and averaged in manifest.files else part_weights(part)
+
+
+def read_config(run: RunDir) -> TrainedConfig:
+    """The sections `model` and `data` of a run.
+
+    Raises:
+        DataError: config.yaml is missing or empty.
+        ConfigError: A value is invalid.
+    """
+    run.config_tree()  # an empty file would be all defaults
+    return load_config(TrainedConfig, files=[str(run.config)]).config
+
+
+def _changed(model: Any, changes: Mapping[str, Any]) -> Any:
+    fields = type(model).model_fields
+    update = {key: value for key, value in changes.items() if key in fields}
+    return model.model_copy(update=update) if update else model
+
+
+@contextmanager
+def as_config_error(origin: Origin) -> Generator[None]:
+    """Reports validation errors in its body as errors in the configuration of the weights.
+
+    Raises:
+        DataError: A value is invalid; the message has the first.
+    """
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise _unusable(origin, f"{key}: {first['msg']}" if key else first["msg"]) from None
+    except ConfigError as error:
+        raise _unusable(origin, error.message) from None
+
+
+def _unusable(origin: Origin, reason: str) -> DataError:
+    return DataError(
+        f"{origin.text}: invalid configuration: {reason}",
+        hint="copy the weights again from their origin, with their configuration",
+        code="data.broken_config",
+        details={"path": origin.text},
+    )
+
+
+def _local_copy(path: Path) -> Path:
+    if not is_remote(path):
+        return path
+    return FileCache(default_cache_folder()).local_copy(path.parent, [path.name]) / path.name
+
+
+# sections of a configuration
+
+
+def with_types(schema: Any, tree: Mapping[str, Any]) -> Any:
+    """Subclass of a configuration with the config classes of the types that its sections name.
+
+    The model type is chosen by `model.type`, the data kind by `data.type`.
+
+    Args:
+        schema: Class with the sections `model` and `data`.
+        tree: Plain values of the configuration.
+    """
+    name = _type_of(tree.get(_MODEL))
+    model_type = None if name is None else registered_type(name)
+    accepted: Sequence[str] = () if model_type is None else model_type.kinds
+    kind = data_kind(_type_of(tree.get("data")), accepted)
+    fields: dict[str, Any] = {
+        "data": (kind.Config, Field(default=kind.Config(), description="Training data."))
+    }
+    if model_type is not None:
+        fields[_MODEL] = (model_type.Config, Field(description="Model to train."))
+    special: Any = create_model(schema.__name__, __base__=schema, **fields)
+    special.virtual_keys = {"data": {FOLDERS: kind.folders_keys}}
+    return special
+
+
+def model_type_of(model: ConfigModel) -> ModelType:
+    """The model type of a section `model`.
+
+    Raises:
+        UsageError: There is no such type.
+    """
+    return registered_type(getattr(model, "type", ""))
+
+
+def data_kind_of(config: Any) -> DataKind:
+    """The data kind that `data.type` names; by default the first kind of the model type."""
+    return data_kind(config.data.type, model_type_of(config.model).kinds)
+
+
+def registered_type(name: str) -> ModelType:
+    """The model type of a name.
+
+    Raises:
+        UsageError: There is no such type; `details["key"]` is `model.type`.
+    """
+    try:
+        return MODELS.get(name)()
+    except UsageError as error:
+        error.details["key"] = "model.type"
+        raise
+
+
+def _type_of(section: object) -> str | None:
+    name = section.get("type") if isinstance(section, Mapping) else None
+    return str(name) if name else None
