@@ -356,6 +356,7 @@ FORMATS: Registry[Any] = Registry(
         "lerobot": "vlatool.sources.lerobot.reader:LeRobotReader",
         "libero": "vlatool.sources.lerobot.reader:LiberoReader",
         "images": "vlatool.sources.images.reader:ImagesReader",
+        "image-shards": "vlatool.sources.image_shards.reader:ImageShardsReader",
     },
 )
 MODELS: Registry[Any] = Registry(

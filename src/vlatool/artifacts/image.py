@@ -63,16 +63,6 @@ def decode_rgb(data: bytes, buffer: UInt8Array | None = None) -> UInt8Array:
         return np.asarray(image.convert("RGB"))
 
 
-def image_mode(data: bytes) -> str:
-    """Mode of an image as Pillow names it (`RGB`, `L`, `RGBA`), from its header.
-
-    Raises:
-        ValueError: The data is no image, or has more than `MAX_PIXELS`.
-    """
-    with open_image(data) as image:
-        return image.mode
-
-
 def decoded_size(data: bytes) -> tuple[int, int]:
     """(width, height) of an image after decoding it; raises ValueError if it cannot be decoded."""
     pixels = _decode_valid_jpeg(data)

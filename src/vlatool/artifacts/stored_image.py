@@ -1,14 +1,16 @@
-"""Headers and integrity of encoded images, without decoding pixels.
+"""Headers and integrity of encoded images.
 
-Decides if a stored image can be copied unchanged.
+Decides if a stored image can be copied unchanged, and if a tokenizer may be trained on it or encode
+it.
 """
 
 from dataclasses import dataclass, replace
 
 import simplejpeg
 
-from vlatool.artifacts.image import MAX_PIXELS, decoded_size, open_image
+from vlatool.artifacts.image import MAX_PIXELS, decode_rgb, decoded_size, open_image
 from vlatool.artifacts.png import is_png, png_info
+from vlatool.episode import UInt8Array
 
 PNG, JPEG = "png", "jpeg"
 _JPEG_SIGNATURE = b"\xff\xd8\xff"
@@ -57,6 +59,29 @@ def image_info(data: bytes) -> ImageInfo:
     if info.height * info.width > MAX_PIXELS:
         raise ValueError(f"{info.width} x {info.height} pixels; the limit is {MAX_PIXELS}")
     return info
+
+
+class NotRgbError(ValueError):
+    """An image is not stored as 8-bit RGB, or has several frames."""
+
+
+def decode_plain(data: bytes, *, convert: bool = False) -> UInt8Array:
+    """Pixels uint8 [H, W, 3] of an image that all readers decode alike.
+
+    Args:
+        data: Bytes of the file.
+        convert: Convert gray, palette and alpha images to RGB, and use the first of several frames.
+
+    Raises:
+        NotRgbError: The image would have to be converted.
+        ValueError: As `image_info`, or the pixels cannot be decoded.
+    """
+    info = image_info(data)
+    if not convert and info.frames > 1:
+        raise NotRgbError("has several frames")
+    if not convert and not info.is_plain:
+        raise NotRgbError("is not stored as 8-bit RGB (gray, palette or alpha)")
+    return decode_rgb(data)
 
 
 def check_pixels(data: bytes) -> None:

@@ -22,8 +22,10 @@ import numpy as np
 from vlatool.artifacts.npz_bytes import read_arrays, write_arrays
 from vlatool.artifacts.sample import ARRAYS, METADATA, StoredSample
 from vlatool.episode import Array
-from vlatool.errors import DataError
+from vlatool.errors import DataError, StorageError
 from vlatool.storage.byte_ranges import open_forward
+from vlatool.storage.cache import FileCache, FileVersion
+from vlatool.storage.uri import is_remote
 
 _META_NAME = re.compile(r"^__.*__$")
 # Errors of tarfile for files that are no tar or have wrong sizes.
@@ -401,3 +403,52 @@ def index_by_headers(path: Path, copy: IO[bytes] | None = None) -> ShardIndex:
     samples = [sample for sample in scan.samples if any(sample.members)]
     ranges = np.array([(sample.start, sample.end - sample.start) for sample in samples], np.int64)
     return ShardIndex(ranges.reshape(-1, 2)[:, 0], ranges.reshape(-1, 2)[:, 1], size)
+
+
+def cached_index(cache: FileCache, version: FileVersion) -> ShardIndex | None:
+    """Returns the index beside a shard or the cached one; None if there is none.
+
+    An index that records another size of the shard is ignored.
+    """
+    index = read_index(index_path(version.path))
+    if index is None or index.shard_bytes != version.size:
+        content = cache.get(version, INDEX_SUFFIX)
+        index = None if content is None else parse_index(content)
+    return None if index is None or index.shard_bytes != version.size else index
+
+
+def shard_index(
+    cache: FileCache, version: FileVersion, copy: IO[bytes] | None = None
+) -> ShardIndex:
+    """Returns the index beside a shard; if there is none, scans the shard and caches the index.
+
+    Args:
+        cache: Cache of the index.
+        version: The shard. An index beside it that records another size is ignored.
+        copy: Open copy of the same shard, scanned in place of the file.
+
+    Raises:
+        FileNotFoundError: The shard does not exist.
+        DataError: The shard is not a complete tar file.
+        StorageError: The shard is remote and the cache cannot be written.
+    """
+    index = read_index(index_path(version.path))
+    if index is not None and index.shard_bytes == version.size:
+        return index
+    try:
+        content = cache.get_or_create(
+            version, INDEX_SUFFIX, lambda: index_by_headers(version.path, copy).content()
+        )
+    except StorageError:
+        if is_remote(version.path):
+            raise
+        return index_by_headers(version.path, copy)  # a scan takes milliseconds
+    index = parse_index(content)
+    if index is None or index.shard_bytes != version.size:
+        raise DataError(
+            f"{cache.folder}: the cached index of {version.path} is broken",
+            hint="delete the content of that folder, then run the same command again",
+            code="data.broken_cache",
+            details={"path": str(cache.folder)},
+        )
+    return index

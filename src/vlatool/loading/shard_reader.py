@@ -15,12 +15,10 @@ from typing import IO, Any
 
 from vlatool.artifacts.fragment import Members, read_members
 from vlatool.artifacts.tar import (
-    INDEX_SUFFIX,
     ShardIndex,
+    cached_index,
     index_by_headers,
-    index_path,
-    parse_index,
-    read_index,
+    shard_index,
 )
 from vlatool.errors import DataError, StorageError
 from vlatool.loading.base import DataSet, DroppedSample, SampleRef, ShardInfo
@@ -89,55 +87,6 @@ def file_cache(section: CacheConfig) -> FileCache:
     default = None if section.enabled else _DEFAULT_CACHE_BYTES
     limit = default if section.cache_size_gb is None else int(section.cache_size_gb * 1e9)
     return FileCache(folder, limit)
-
-
-def cached_index(cache: FileCache, version: FileVersion) -> ShardIndex | None:
-    """Returns the index beside a shard or the cached one; None if there is none.
-
-    An index that records another size of the shard is ignored.
-    """
-    index = read_index(index_path(version.path))
-    if index is None or index.shard_bytes != version.size:
-        content = cache.get(version, INDEX_SUFFIX)
-        index = None if content is None else parse_index(content)
-    return None if index is None or index.shard_bytes != version.size else index
-
-
-def shard_index(
-    cache: FileCache, version: FileVersion, copy: IO[bytes] | None = None
-) -> ShardIndex:
-    """Returns the index beside a shard; if there is none, scans the shard and caches the index.
-
-    Args:
-        cache: Cache of the index.
-        version: The shard. An index beside it that records another size is ignored.
-        copy: Open copy of the same shard, scanned in place of the file.
-
-    Raises:
-        FileNotFoundError: The shard does not exist.
-        DataError: The shard is not a complete tar file.
-        StorageError: The shard is remote and the cache cannot be written.
-    """
-    index = read_index(index_path(version.path))
-    if index is not None and index.shard_bytes == version.size:
-        return index
-    try:
-        content = cache.get_or_create(
-            version, INDEX_SUFFIX, lambda: index_by_headers(version.path, copy).content()
-        )
-    except StorageError:
-        if is_remote(version.path):
-            raise
-        return index_by_headers(version.path, copy)  # a scan takes milliseconds
-    index = parse_index(content)
-    if index is None or index.shard_bytes != version.size:
-        raise DataError(
-            f"{cache.folder}: the cached index of {version.path} is broken",
-            hint="delete the content of that folder, then run the same command again",
-            code="data.broken_cache",
-            details={"path": str(cache.folder)},
-        )
-    return index
 
 
 @dataclass(frozen=True)

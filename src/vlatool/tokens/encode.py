@@ -29,7 +29,7 @@ from vlatool.artifacts.codes.format import (
     write_codes,
 )
 from vlatool.artifacts.image import encode_png
-from vlatool.episode import Array
+from vlatool.episode import Array, EpisodeRef
 from vlatool.errors import VlatoolError
 from vlatool.jobs.executor import Outcome, attempt, default_workers
 from vlatool.jobs.journal import Receipt
@@ -37,7 +37,7 @@ from vlatool.loading.loader import init_worker, loader_exited, start_forkserver
 from vlatool.storage.background import in_background
 from vlatool.tokens.code_maker import CodeMaker, Codes, ImageRule
 from vlatool.tokens.config import Precision
-from vlatool.tokens.images import ImageItem, ImageSet, OpenImages, check_unique_names
+from vlatool.tokens.images import EpisodeImages, EpisodeOpener, check_unique_names
 
 STAGES = ("reading", "copying", "computing", "writing")
 _PREFETCH = 2  # batches per reader process
@@ -71,7 +71,7 @@ class _Task(NamedTuple):
     """Images of one batch: number of its episode in the run, the episode, indices in it."""
 
     number: int
-    item: ImageItem
+    item: EpisodeRef
     indices: tuple[int, ...]
 
 
@@ -98,9 +98,9 @@ class _Read(NamedTuple):
 class _ReadDataset(Dataset[_Read]):
     """Dataset that reads and decodes batches; runs in the reader processes."""
 
-    def __init__(self, images: ImageSet, rule: ImageRule) -> None:
-        self._images, self._rule = images, rule
-        self._opened: tuple[int, OpenImages] | None = None
+    def __init__(self, open_episode: EpisodeOpener, rule: ImageRule) -> None:
+        self._open, self._rule = open_episode, rule
+        self._opened: tuple[int, EpisodeImages] | None = None
 
     def __getitem__(self, index: Any) -> _Read:
         task: _Task = index
@@ -112,7 +112,7 @@ class _ReadDataset(Dataset[_Read]):
 
     def _read(self, task: _Task) -> _Read:
         if self._opened is None or self._opened[0] != task.number:
-            self._opened = task.number, self._images.open(task.item)
+            self._opened = task.number, self._open(task.item)
         stored = list(self._opened[1].read(task.indices))
         size = self._rule.size
         path, resize = task.item.path, self._rule.apply
@@ -129,7 +129,8 @@ class _Episode:
     Attributes:
         item: Item of the job.
         batches: Number of batches that are not encoded yet.
-        codes: Map from stem to codes of the encoded images.
+        stems: Names of the encoded images.
+        codes: uint16 [K] of each.
         checks: Map from stem to PNG of image and reconstruction.
         counts: Counts of its receipt.
         error: Error that prevents its codes; None without one.
@@ -138,7 +139,8 @@ class _Episode:
 
     item: Any
     batches: int = 0
-    codes: dict[str, Array] = field(default_factory=dict[str, Array])
+    stems: list[str] = field(default_factory=list[str])
+    codes: list[Array] = field(default_factory=list[Array])
     checks: dict[str, bytes] = field(default_factory=dict[str, bytes])
     counts: dict[str, int] = field(default_factory=dict[str, int])
     error: VlatoolError | None = None
@@ -153,8 +155,8 @@ class EncodePipeline:
         images: Number of encoded images.
     """
 
-    def __init__(self, images: ImageSet, maker: CodeMaker, rule: EncodeRule) -> None:
-        self._set, self._maker, self._rule = images, maker, rule
+    def __init__(self, open_episode: EpisodeOpener, maker: CodeMaker, rule: EncodeRule) -> None:
+        self._open, self._maker, self._rule = open_episode, maker, rule
         self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
         self.images = 0
 
@@ -169,7 +171,7 @@ class EncodePipeline:
         """Stage that the others waited for most; empty if no image was encoded."""
         return max(self.seconds, key=self.seconds.__getitem__) if self.images else ""
 
-    def encode(self, item: ImageItem) -> Receipt:
+    def encode(self, item: EpisodeRef) -> Receipt:
         """Encodes a single episode."""
         outcome = next(iter(self.map(self.encode, [item])))
         if outcome.error is not None:
@@ -203,7 +205,7 @@ class EncodePipeline:
     ) -> Iterator[_Task]:
         """Yields the batches of each episode, nearly equal in size; adds the episode to both."""
         for number, item in enumerate(items):
-            opened = attempt(self._set.open, item)
+            opened = attempt(self._open, item)
             episode = _Episode(item, error=opened.error)
             batches: list[tuple[int, ...]] = []
             if opened.value is not None:
@@ -220,7 +222,7 @@ class EncodePipeline:
         on_gpu = self._maker.device.type == "cuda"
         context = _context() if workers else None
         loader = DataLoader(
-            _ReadDataset(self._set, self._maker.rule),
+            _ReadDataset(self._open, self._maker.rule),
             batch_size=None,
             sampler=tasks,
             num_workers=workers,
@@ -294,7 +296,8 @@ class EncodePipeline:
     def _write(self, episode: _Episode) -> Receipt:
         """Writes the codes of an episode and its check images."""
         rule, name = self._rule, str(episode.item.id)
-        codes = EpisodeCodes.of(name, episode.codes)
+        check_unique_names(episode.item.path, episode.stems)
+        codes = EpisodeCodes.of(name, dict(zip(episode.stems, episode.codes, strict=True)))
         checks = [
             write_check_image(rule.output, check_image_name(name, stem), png)
             for stem, png in episode.checks.items()
@@ -360,15 +363,11 @@ def _add_batch(episode: _Episode, read: _Read, codes: Array | None = None) -> No
     if episode.error is not None or codes is None:
         episode.error = episode.error or read.error
         episode.codes.clear()
+        episode.stems.clear()
         episode.checks.clear()
         return
-    duplicates = [stem for stem in read.stems if stem in episode.codes]
-    if duplicates or len(set(read.stems)) < len(read.stems):
-        stems = [*read.stems, *duplicates]
-        outcome = attempt(partial(check_unique_names, episode.item.path), stems)
-        episode.error = outcome.error
-        return
-    episode.codes.update(zip(read.stems, codes.astype(np.uint16), strict=True))
+    episode.stems += read.stems
+    episode.codes += [*codes.astype(np.uint16)]
 
 
 def even_batches(count: int, most: int) -> list[tuple[int, ...]]:

@@ -14,27 +14,31 @@ from vlatool.artifacts.codes.format import (
     CodesManifest,
     combined_digest,
 )
-from vlatool.config.base import check_required
+from vlatool.config.base import ConfigModel, check_required
+from vlatool.episode import EpisodeRef
 from vlatool.errors import UsageError
 from vlatool.evaluation.process_group import ranks_from_env
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.command import job_options
 from vlatool.jobs.files import FileEntry, file_entry, remove_stale_files
-from vlatool.jobs.inputs import current_inputs, plan_digest
+from vlatool.jobs.inputs import InputState, current_inputs, input_state, plan_digest
 from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, versions_of
 from vlatool.jobs.result import failed_lines, load_result, result_or_raise
 from vlatool.jobs.run import run_job
+from vlatool.sources.detection import detect_source
+from vlatool.sources.selection import episode_state
 from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import location, pinned, require_existing
 from vlatool.tokens.code_maker import CodeMaker, open_code_maker, rank_device
 from vlatool.tokens.config import EncodeConfig
 from vlatool.tokens.encode import EncodePipeline, EncodeRule
-from vlatool.tokens.images import ImageSet, find_images
+from vlatool.tokens.images import EpisodeOpener
 
 __all__ = ["EncodeConfig", "EncodeJob", "EncodeResult", "encode"]
 
+_IMAGES, _SHARDS = "images", "image-shards"
 _NAMES = {"json": JSON_NAME, "packed": PACKED_NAME}
 
 
@@ -128,10 +132,10 @@ class EncodeJob:
         self._config, self._processes = config, processes
         require_existing(config.data)
         source = pinned(config.data)
-        self._images = image_set = find_images(source, config.format)
-        self.items: Sequence[Any] = image_set.items
+        self._images = images = detect_source(source, config.format)
+        self.items: Sequence[EpisodeRef] = [ref for ref in images.refs if not ref.excluded]
         self._maker = maker = open_code_maker(config.tokenizer, rank_device())
-        self.output = output = _output(config, source, image_set)
+        self.output = output = _output(config, images.format)
         rule = EncodeRule(
             output=output,
             layout=config.layout,
@@ -140,7 +144,8 @@ class EncodeJob:
             check_every=config.check_every if maker.has_decoder else 0,
             num_workers=config.num_workers,
         )
-        self.pipeline = EncodePipeline(image_set, maker, rule)
+        opener = EpisodeOpener(images.format, getattr(images.reader, "config", ConfigModel()))
+        self.pipeline = EncodePipeline(opener, maker, rule)
         self._output_text = str(output) if config.output is None else config.output
         options = _record_options(config, maker, rule)
         self.spec = JobSpec(
@@ -152,16 +157,16 @@ class EncodeJob:
             item_name="episode",
             plan=plan_digest(options),
             work=self.pipeline.encode,
-            state=image_set.state,
+            state=_tar_state if images.format == _SHARDS else episode_state,
             owned=(*OWNED_FILES[config.layout], f"{CHECKS_NAME}/*/*.png"),
             locations=(source, output),
             progress_count="pictures",
             is_pipelined=True,
         )
 
-    def name(self, item: Any) -> str:
+    def name(self, item: EpisodeRef) -> str:
         """Name of the episode."""
-        return str(item.id)
+        return item.id
 
     def inputs(self) -> Mapping[str, Any]:
         """The images of all episodes."""
@@ -241,13 +246,18 @@ class EncodeJob:
         )
 
 
-def _output(config: EncodeConfig, source: Path, image_set: ImageSet) -> Path:
-    """Folder of the codes."""
+def _tar_state(ref: EpisodeRef) -> InputState:
+    """State of an image shard; journals on disk have the tar alone, without metadata."""
+    return input_state([ref.path])
+
+
+def _output(config: EncodeConfig, format_name: str) -> Path:
+    """Folder of the codes; those of folders of images stand beside the images, as published."""
     if config.output is not None:
         return location(config.output)
-    if not image_set.has_own_place:
+    if format_name != _IMAGES:
         raise UsageError(
-            f"{config.data}: {image_set.format} data have no default folder for codes",
+            f"{config.data}: {format_name} data have no default folder for codes",
             hint="give a folder with --output",
             code="usage.missing_key",
             details={"key": "output"},

@@ -21,7 +21,7 @@ from vlatool.errors import DataError
 from vlatool.jobs.record import read_record
 from vlatool.storage.atomic import remove_file, write_json, write_text
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range
-from vlatool.storage.documents import DocumentError, read_document, read_json
+from vlatool.storage.documents import DocumentError, parse_json, read_document, read_json
 from vlatool.storage.uri import can_list, is_file_name, is_remote, location
 
 SINK = "image-shards"
@@ -45,6 +45,20 @@ def image_suffix(members: Iterable[str]) -> str | None:
     """Suffix of the only image among the members of a sample; None if there is none or several."""
     suffixes = [suffix for suffix in members if suffix.lower() in IMAGE_SUFFIXES]
     return suffixes[0] if len(suffixes) == 1 else None
+
+
+def sample_image(contents: Mapping[str, bytes]) -> bytes | None:
+    """Image of a sample, as published readers select it; None without one."""
+    return next((contents[suffix] for suffix in IMAGE_SUFFIXES if suffix in contents), None)
+
+
+def sample_metadata(contents: Mapping[str, bytes]) -> Mapping[str, Any]:
+    """Metadata of a sample; empty if it has none, or if they are broken."""
+    try:
+        metadata = parse_json(contents.get(METADATA_SUFFIX, b"{}"))
+    except DocumentError:
+        return {}
+    return cast(dict[str, Any], metadata) if isinstance(metadata, dict) else {}
 
 
 def split_patterns(split: str) -> tuple[str, str]:

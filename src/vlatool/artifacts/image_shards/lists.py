@@ -19,9 +19,8 @@ Split = Literal["train", "val"]
 
 # Lists in a folder of shards: training and validation.
 LISTS: dict[Split, str] = {"train": TRAIN_LIST, "val": VAL_LIST}
-SHARD_SUFFIX = ".tar"
+SHARD_SUFFIX, LIST_SUFFIX = ".tar", ".txt"
 
-_LIST_SUFFIX = ".txt"
 _MAX_SHARDS = 1_000_000
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.([1-9]\d*))?\Z")
@@ -79,7 +78,7 @@ def _values(inside: str) -> Iterator[str] | None:
 
 def _shards(text: str, split: Split) -> Iterator[Path]:
     for path in expand_braces(text):
-        if path.endswith(_LIST_SUFFIX):
+        if path.endswith(LIST_SUFFIX):
             yield from _read_shards(require_existing(path))
         elif _WILDCARDS.search(path):
             yield from _matching(path)

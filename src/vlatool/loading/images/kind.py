@@ -14,15 +14,15 @@ import numpy as np
 from pydantic import ValidationError
 
 from vlatool.artifacts.fragment import Members
-from vlatool.artifacts.image import decode_rgb, image_mode
-from vlatool.artifacts.image_shards.format import IMAGE_SUFFIXES, METADATA_SUFFIX
+from vlatool.artifacts.image_shards.format import IMAGE_SUFFIXES, sample_image, sample_metadata
 from vlatool.artifacts.image_shards.lists import find_shards
 from vlatool.artifacts.shards.provenance import (
     CONFIG_NAME,
     read_preprocessing_config,
     write_preprocessing_config,
 )
-from vlatool.artifacts.tar import ShardIndex
+from vlatool.artifacts.stored_image import NotRgbError, decode_plain
+from vlatool.artifacts.tar import ShardIndex, cached_index, shard_index
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter
@@ -33,13 +33,10 @@ from vlatool.loading.shard_reader import (
     BROKEN_SAMPLE,
     ShardCache,
     ShardReader,
-    cached_index,
     file_cache,
-    shard_index,
 )
 from vlatool.storage.background import in_parallel
 from vlatool.storage.cache import FileCache, FileVersion
-from vlatool.storage.documents import DocumentError, parse_json
 from vlatool.storage.uri import is_remote
 
 _MAX_REQUESTS = 32
@@ -205,39 +202,25 @@ class ImageReader:
         self, ref: SampleRef, members: Members, rng: np.random.Generator
     ) -> ImageSample | DroppedSample:
         shard = self._info.datasets[ref.dataset].shards[ref.shard].location
-        key = _global_key(members.contents) or f"{shard.stem}/{members.key}"
-        data = _image(members.contents)
+        key = sample_metadata(members.contents).get("key")
+        key = key if isinstance(key, str) and key else f"{shard.stem}/{members.key}"
+        data = sample_image(members.contents)
         if data is None:
             suffixes = ", ".join(IMAGE_SUFFIXES)
             message = f"{shard}: sample {members.key} has no image ({suffixes})"
             return DroppedSample(NO_IMAGE, key, message)
         try:
-            mode = image_mode(data)
-            if mode != "RGB" and not self._config.convert_colors:
-                message = (
-                    f"{shard}: the image of sample {members.key} is {mode}, not RGB; set "
-                    "data.convert_colors to convert it"
-                )
-                return DroppedSample(NOT_RGB, key, message)
-            pixels = decode_rgb(data)
+            pixels = decode_plain(data, convert=self._config.convert_colors)
+        except NotRgbError as error:
+            message = (
+                f"{shard}: the image of sample {members.key} {error}; set data.convert_colors to "
+                "convert it"
+            )
+            return DroppedSample(NOT_RGB, key, message)
         except ValueError as error:
             message = f"{shard}: the image of sample {members.key} cannot be decoded: {error}"
             return DroppedSample(BROKEN_IMAGE, key, message)
         return ImageSample(key, prepare_image(pixels, self._config.preprocessing, rng))
-
-
-def _global_key(contents: Mapping[str, bytes]) -> str:
-    """Returns the unique name in the metadata of a sample; empty if there is none."""
-    try:
-        metadata = parse_json(contents.get(METADATA_SUFFIX, b"{}"))
-    except DocumentError:
-        return ""
-    key = metadata.get("key") if isinstance(metadata, dict) else None
-    return key if isinstance(key, str) else ""
-
-
-def _image(contents: Mapping[str, bytes]) -> bytes | None:
-    return next((contents[suffix] for suffix in IMAGE_SUFFIXES if suffix in contents), None)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,247 @@
+"""Image shards as episodes: each tar is one, and its images are the frames of one camera.
+
+Source: formats/image-shards 1, 2, 3.1.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar, overload
+
+import numpy as np
+
+from vlatool.artifacts.fragment import Members, read_members
+from vlatool.artifacts.image import decode_rgb
+from vlatool.artifacts.image_shards.format import (
+    IMAGE_SUFFIXES,
+    image_tars,
+    is_image_shards,
+    is_list,
+    read_manifest,
+    sample_image,
+    sample_metadata,
+)
+from vlatool.artifacts.image_shards.lists import LIST_SUFFIX, SHARD_SUFFIX, find_shards
+from vlatool.artifacts.stored_image import image_info
+from vlatool.artifacts.tar import ShardIndex, shard_index
+from vlatool.config.base import ConfigModel
+from vlatool.episode import Episode, EpisodeRef, Survey, UInt8Array
+from vlatool.errors import DataError
+from vlatool.findings import Finding, finding_of_error
+from vlatool.sources.base import id_part, no_episodes
+from vlatool.sources.order import unique_refs
+from vlatool.sources.rules import check_cameras
+from vlatool.storage.byte_ranges import ByteRange, read_byte_range
+from vlatool.storage.cache import FileCache, FileVersion, default_cache_folder
+from vlatool.storage.uri import is_file_name
+
+CAMERA = "image"
+_SEARCHED = "a folder of image shards (train-episode_000000.tar), a list of them (.txt), or one"
+# Images have no time; this is the frame rate of episodes without one.
+_FPS = 1.0
+# `train-episode_000001` is episode_000001.
+_SPLIT = re.compile(r"^[a-z]+-(?=episode_)")
+_NUMBER = re.compile(r"episode_(\d+)$")
+_AGAIN = "copy or write the shard again"
+
+
+class ImageShardsReader:
+    """Reader of the tars of a folder, of a list, or of one tar."""
+
+    Config: ClassVar[type[ConfigModel]] = ConfigModel
+    default_sink: ClassVar[str] = "image-shards"
+
+    def __init__(self, config: ConfigModel) -> None:
+        self.config = config
+
+    def discover(self, sources: Sequence[Path]) -> Iterator[EpisodeRef]:
+        """All tars, in the order of the manifest, the list, or the numbers in their names.
+
+        Raises:
+            DataError: `data.no_episodes`, or a manifest or a list is broken.
+        """
+        return unique_refs([ref for source in sources for ref in self._refs(source)])
+
+    def survey(self, refs: Sequence[EpisodeRef]) -> Survey:
+        """One camera; the number of images is known from manifests."""
+        counts = [ref.extras.get("pictures") for ref in refs]
+        frames = None if None in counts else sum(filter(None, counts))
+        return Survey(len(refs), {CAMERA: None}, {}, frames, _FPS)
+
+    def read(self, ref: EpisodeRef) -> Episode:
+        """An episode whose images stay in the tar, which is scanned if it has no index.
+
+        Raises:
+            DataError: The tar is missing, broken or empty.
+        """
+        try:
+            version = FileVersion.of(ref.path)
+        except FileNotFoundError:
+            raise _shard_error(ref.path, "is missing", "data.missing_shard") from None
+        images = ShardImages(ref.path, shard_index(FileCache(default_cache_folder()), version))
+        if not len(images):
+            raise _shard_error(ref.path, "has no image", "data.no_pictures")
+        return Episode(
+            id=ref.id,
+            task=ref.task,
+            fps=_FPS,
+            num_frames=len(images),
+            cameras={CAMERA: images},
+            lowdim={},
+            frame_metadata={"file": ShardImageNames(images)},
+        )
+
+    def check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding]:
+        """Findings on a tar; with `deep` every image is decoded."""
+        try:
+            episode = self.read(ref)
+        except DataError as error:
+            yield finding_of_error(error, episode=ref.id)
+            return
+        if deep:
+            yield from check_cameras(ref.id, episode.cameras)
+
+    def _refs(self, source: Path) -> list[EpisodeRef]:
+        """Episodes of one source."""
+        counts = self._tars(source)
+        if not counts:
+            raise no_episodes(source, _SEARCHED)
+        names = [_SPLIT.sub("", tar.stem) for tar in counts]
+        if len(set(names)) < len(names):
+            names = [tar.stem for tar in counts]
+        return [
+            _ref(id_part(name), tar, source, count)
+            for name, (tar, count) in zip(names, counts.items(), strict=True)
+        ]
+
+    def _tars(self, source: Path) -> Mapping[Path, int | None]:
+        """Tars of a source, to their numbers of images where a manifest has them."""
+        if source.suffix == LIST_SUFFIX and is_list(source):
+            return dict.fromkeys(find_shards(str(source)))
+        if not is_image_shards(source):
+            return {}
+        if source.suffix == SHARD_SUFFIX:
+            return {source: None}
+        manifest = read_manifest(source)
+        if manifest is None:
+            return dict.fromkeys(image_tars(source))
+        return {source / shard.name: shard.pictures for shard in manifest.shards}
+
+
+def _ref(episode_id: str, tar: Path, source: Path, count: int | None) -> EpisodeRef:
+    match = _NUMBER.search(episode_id)
+    return EpisodeRef(
+        id=episode_id,
+        path=tar,
+        source=str(source),
+        number=int(match[1]) if match else None,
+        extras={} if count is None else {"pictures": count},
+    )
+
+
+class ShardImages:
+    """Images of a tar as a `FrameSource`; those of different sizes are read one at a time."""
+
+    def __init__(self, path: Path, index: ShardIndex) -> None:
+        """Opens nothing yet."""
+        self._path, self._index = path, index
+        # The sample that was read last: its image and its name are used one after the other.
+        self._last: tuple[int, Members] | None = None
+
+    def __len__(self) -> int:
+        return len(self._index.offsets)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the first image, in pixels."""
+        try:
+            return image_info(self.encoded(0)).size
+        except ValueError as error:
+            raise self._image_error(0, str(error)) from None
+
+    def encoded(self, index: int) -> bytes:
+        """Stored bytes of an image.
+
+        Raises:
+            DataError: The sample is damaged, or has no image.
+        """
+        members = self.members(index)
+        data = sample_image(members.contents)
+        if data is None:
+            reason = f"sample {members.key} has none of {', '.join(IMAGE_SUFFIXES)}"
+            raise _shard_error(self._path, reason, "data.no_image", frame=index)
+        return data
+
+    def read(self, indices: Sequence[int]) -> UInt8Array:
+        """Images uint8 [N, H, W, 3], RGB.
+
+        Raises:
+            DataError: An image cannot be decoded, or the requested images differ in size.
+        """
+        images = [self._image(index) for index in indices]
+        if len({image.shape for image in images}) > 1:
+            raise self._image_error(indices[0], "sizes differ within one read")
+        return np.stack(images) if images else np.empty((0, *self.size, 3), np.uint8)
+
+    def members(self, index: int) -> Members:
+        """Members of a sample.
+
+        Raises:
+            DataError: It is damaged.
+        """
+        if self._last is None or self._last[0] != index:
+            start = int(self._index.offsets[index])
+            stop = start + int(self._index.lengths[index])
+            try:
+                members = read_members(read_byte_range(ByteRange(self._path, start, stop)))
+            except ValueError as error:
+                reason = f"sample {index} is damaged: {error}"
+                raise _shard_error(self._path, reason, "data.broken_shard", frame=index) from None
+            self._last = index, members
+        return self._last[1]
+
+    def _image(self, index: int) -> UInt8Array:
+        try:
+            return decode_rgb(self.encoded(index))
+        except ValueError as error:
+            raise self._image_error(index, str(error)) from None
+
+    def _image_error(self, index: int, reason: str) -> DataError:
+        key = self.members(index).key
+        reason = f"sample {key}: unreadable image: {reason}"
+        return _shard_error(self._path, reason, "data.picture_unreadable", frame=index)
+
+
+class ShardImageNames(Sequence[str]):
+    """File names of the images of a tar, read with the images.
+
+    The name is that of the original file if the metadata have it, else that of the member.
+    """
+
+    def __init__(self, images: ShardImages) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        members = self._images.members(index)
+        name = sample_metadata(members.contents).get("file")
+        if isinstance(name, str) and is_file_name(name):
+            return name
+        suffixes = [suffix for suffix in IMAGE_SUFFIXES if suffix in members.contents]
+        return ".".join([members.key.replace("/", "_"), *suffixes[:1]])
+
+
+def _shard_error(path: Path, problem: str, code: str, **place: int) -> DataError:
+    return DataError(
+        f"{path}: {problem}", hint=_AGAIN, code=code, details={"path": str(path), **place}
+    )
