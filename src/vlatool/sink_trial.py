@@ -10,10 +10,11 @@ from typing import Any, Self
 from vlatool.artifacts.check import CheckOptions
 from vlatool.episode import Array, Episode, EpisodeRef, FrameSource
 from vlatool.errors import DataError
+from vlatool.jobs.command import JobConfig
 from vlatool.jobs.executor import Executor, SerialExecutor
 from vlatool.jobs.files import NAME as LIST
 from vlatool.jobs.files import belongs_in_list, contains_only, output_files, remove_owned
-from vlatool.jobs.job import JobOptions, JobRun
+from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.run import run_job
 from vlatool.sinks.base import MakeSink, SinkConfig, SinkSetup, Work
@@ -146,11 +147,11 @@ class SinkChecks:
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise AssertionError(f"work cannot be pickled: {error}") from error
         assert not job.spec.output.exists(), "__init__ of the sink writes files"
-        job.command_result(run_job(job, executor, options=JobOptions(dry_run=True)))
+        job.result(run_job(job, executor, options=JobConfig(dry_run=True)))
         assert not job.spec.output.exists(), "estimate writes files"
         run = run_job(job, executor)
         assert not run.failures, f"an episode fails: {run.failures}"
-        counts, samples = run.sums, job.command_result(run).samples
+        counts, samples = run.sums, job.result(run).samples
         expected = {"frames": _EPISODES * _FRAMES, "samples": samples}
         assert counts == {**counts, **expected}, f"receipts count {counts}, expected {expected}"
         self._check_files(job)

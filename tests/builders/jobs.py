@@ -10,10 +10,11 @@ from typing import Any, Self
 
 import numpy as np
 
+from vlatool.jobs.command import JobConfig, JobResult
 from vlatool.jobs.executor import Executor, Outcome, SerialExecutor, attempt
 from vlatool.jobs.files import FileEntry, digests_below, file_entry, folder_entry, output_files
-from vlatool.jobs.inputs import InputState, current_inputs
-from vlatool.jobs.job import JobOptions, JobRun, JobSpec, Ranks
+from vlatool.jobs.inputs import InputState
+from vlatool.jobs.job import JobRun, JobSpec, Ranks
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_job
@@ -100,9 +101,6 @@ class ToyJob:
     def name(self, item: str) -> str:
         return item
 
-    def inputs(self) -> Mapping[str, Any]:
-        return current_inputs(self.items, self.name, self.spec.state, "word")
-
     def begin(self) -> None:
         remove_file(self.spec.output / ALL)
 
@@ -117,14 +115,20 @@ class ToyJob:
     def _word(self, receipt: Receipt) -> str:
         return "".join(receipt.arrays["letters"] if self.spec.has_arrays else receipt.facts["word"])
 
-    def result(self, run: JobRun) -> Mapping[str, Any]:
-        return {"letters": run.sums.get("letters", 0), "failures": run.failures}
+    def result(self, run: JobRun) -> "ToyResult":
+        return ToyResult(letters=run.sums.get("letters", 0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyResult(JobResult):
+    """Result of a toy job."""
+
+    letters: int
 
 
 def run_toy(job: ToyJob, executor: Executor | None = None, **options: Any) -> JobRun:
     """Runs a job, in this process unless an executor is given."""
-    job_options = JobOptions(**options)
-    return run_job(job, executor or SerialExecutor(), options=job_options)
+    return run_job(job, executor or SerialExecutor(), options=JobConfig(**options))
 
 
 class KillingExecutor(SerialExecutor):

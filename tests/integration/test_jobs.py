@@ -22,13 +22,14 @@ from tests.builders.jobs import (
 from vlatool.artifacts.check import CheckOptions
 from vlatool.errors import BugError, DataError, PartialFailure, UsageError
 from vlatool.jobs.append_log import AppendLog, read_log
+from vlatool.jobs.command import JobConfig
 from vlatool.jobs.executor import ProcessExecutor, SerialExecutor
 from vlatool.jobs.files import FileEntry, changed_files, digests_below, read_file_list
 from vlatool.jobs.inputs import InputState
-from vlatool.jobs.job import JobOptions, JobRun, Ranks, failure_of
+from vlatool.jobs.job import JobRun, Ranks
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, read_record
-from vlatool.jobs.run import run_job
+from vlatool.jobs.run import failure_of, run_job
 from vlatool.storage.remote_path import RemotePath
 from vlatool.verification.output import check_files
 
@@ -242,7 +243,7 @@ def test_dry_run_of_a_rank_does_not_wait(tmp_path: Path) -> None:
         pytest.fail("the rank waits")
 
     for rank in range(2):
-        options = JobOptions(dry_run=True)
+        options = JobConfig(dry_run=True)
         job, ranks = ToyJob(tmp_path / "out", WORDS), Ranks(rank, 2, meet)
         run = run_job(job, SerialExecutor(), options=options, ranks=ranks)
         assert run.status == "planned"

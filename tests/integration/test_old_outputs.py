@@ -95,4 +95,4 @@ def test_old_sample_is_already_complete(tmp_path: Path) -> None:
 
     result = record()
 
-    assert (result.already_complete, result.frames) == (True, 2)
+    assert (result.status, result.frames) == ("already complete", 2)

@@ -20,9 +20,10 @@ from vlatool.config.resolve import load_config
 from vlatool.errors import BugError, DataError, StorageError, UsageError
 from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
 from vlatool.events import NullProgress, NullReporter
+from vlatool.jobs.command import JobConfig
 from vlatool.jobs.executor import SerialExecutor
 from vlatool.jobs.files import read_file_list
-from vlatool.jobs.job import JobOptions, Ranks
+from vlatool.jobs.job import Ranks
 from vlatool.jobs.record import OutputRecord, read_record
 from vlatool.jobs.run import run_job
 from vlatool.workflows.demo import DemoConfig, demo
@@ -245,7 +246,7 @@ def test_too_many_bugs_are_a_bug_error(tmp_path: Path) -> None:
     job = ToyJob(tmp_path, WORDS, Write(tmp_path, bad={"cat": ZeroDivisionError("x")}))
 
     with pytest.raises(BugError):
-        run_job(job, SerialExecutor(), options=JobOptions(max_failures=0))
+        run_job(job, SerialExecutor(), options=JobConfig(max_failures=0))
 
 
 def test_redaction_shortens_paths_and_nothing_else(tmp_path: Path) -> None:

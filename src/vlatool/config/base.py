@@ -190,6 +190,16 @@ def nullable_field(default: Any, description: str, **constraints: Any) -> Any:
     )
 
 
+def execution_field(default: Any, description: str, **constraints: Any) -> Any:
+    """Field that controls how a command works and not what it writes; listed after the others."""
+    return Field(
+        default=default,
+        description=description,
+        json_schema_extra={"execution": True},
+        **constraints,
+    )
+
+
 def derivation_rule(field: FieldInfo) -> str:
     """Rule of a derived field; empty for other fields."""
     return mark(field, "derived") or ""

@@ -125,7 +125,8 @@ def _walk(
     above: tuple[type, ...] = (),
 ) -> Iterator[_Declared]:
     """Yields all fields of `model` and its sections, with the defaults of `instance` if given."""
-    for name, field in model.model_fields.items():
+    declared = model.model_fields.items()
+    for name, field in sorted(declared, key=lambda item: bool(mark(item[1], "execution"))):
         key = f"{prefix}{name}"
         default = getattr(instance, name, None) if instance is not None else default_of(field)
         yield _Declared(key, model, field, default)

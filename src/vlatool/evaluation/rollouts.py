@@ -13,8 +13,9 @@ from vlatool.evaluation.controllers import Controller, EnvObservation
 from vlatool.evaluation.metrics import success_report
 from vlatool.evaluation.plots import SheetRow, save_contact_sheet
 from vlatool.events import Progress
+from vlatool.jobs.command import JobResult
 from vlatool.jobs.files import FileEntry, file_entry
-from vlatool.jobs.inputs import current_inputs, input_state, plan_digest
+from vlatool.jobs.inputs import input_state, plan_digest
 from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord
@@ -201,6 +202,17 @@ class _Lockstep:
             rollout.frames.append(np.asarray(frame, np.uint8))
 
 
+@dataclass(frozen=True, kw_only=True)
+class RolloutRecord(JobResult):
+    """The report of rollouts, for the record."""
+
+    report: Mapping[str, Any]
+
+    def document(self) -> dict[str, Any]:
+        """The report."""
+        return dict(self.report)
+
+
 class RolloutJob:
     """Job whose items are the groups of the rollouts; an interrupted run resumes at a group."""
 
@@ -245,10 +257,6 @@ class RolloutJob:
         """Index of the first episode, six digits."""
         return f"{item.start:06d}"
 
-    def inputs(self) -> Mapping[str, Any]:
-        """Inputs of the job: the checkpoint."""
-        return current_inputs(self.items, self.name, self.spec.state, self.spec.item_name)
-
     def begin(self) -> None:
         """Does nothing: the previous report stays until `finish` replaces it."""
 
@@ -267,10 +275,10 @@ class RolloutJob:
         names = [REPORT, SHEET] if rows else [REPORT]
         return [file_entry(self.spec.output, name) for name in names]
 
-    def result(self, run: JobRun) -> Mapping[str, Any]:
+    def result(self, run: JobRun) -> RolloutRecord:
         """The report."""
         del run
-        return self.report()
+        return RolloutRecord(report=self.report())
 
     def report(self) -> dict[str, Any]:
         """Metrics, and the checkpoint and environment they belong to."""

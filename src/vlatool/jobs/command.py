@@ -1,61 +1,62 @@
-"""Config keys that control the execution of a job, shared by all jobs. None changes the output."""
+"""Configuration and result of a command that runs a job: the part that all of them share."""
 
-from collections.abc import Sequence
-from typing import Annotated, Literal, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field
-
+from vlatool.config.base import ConfigModel, execution_field
 from vlatool.jobs.executor import Executor, ProcessExecutor, SerialExecutor, default_workers
-from vlatool.jobs.job import JobOptions
 
-JOB_KEYS = ("overwrite", "dry_run", "on_error", "max_failures")
 Engine = Literal["local", "ray"]
-ENGINE = ("engine", "workers", "ray_address", "ray_num_cpus")
 
-OnError = Annotated[
-    Literal["skip", "stop"],
-    Field(description="skip: leave out episodes that fail; stop: end at the first that fails."),
-]
-MaxFailures = Annotated[int | None, Field(ge=0, description="Stop when more than N episodes fail.")]
-Overwrite = Annotated[bool, Field(description="Replace an output made with other options.")]
-DryRun = Annotated[bool, Field(description="Report what would be done and write nothing.")]
-EngineName = Annotated[
-    Engine, Field(description="local: processes on this machine; ray: a Ray cluster.")
-]
-Workers = Annotated[
-    int | None, Field(ge=1, description="Number of worker processes; null: one per CPU.")
-]
-RayAddress = Annotated[
-    str | None,
-    Field(description="Address of the Ray cluster to join; null: start a private one."),
-]
-RayProcessors = Annotated[
-    int | None,
-    Field(ge=1, description="CPUs of a private Ray cluster; null: the value of --workers."),
-]
+JOB_KEYS = ("on_error", "max_failures", "overwrite", "dry_run")
+ENGINE_KEYS = ("engine", "workers", "ray_address", "ray_num_cpus")
+_LISTED_LAST = ("failures", "resumed", "seconds", "status")
 
 
-class JobConfig(Protocol):
-    """Config with the keys of `JOB_KEYS`."""
+class JobConfig(ConfigModel):
+    """Keys that control the execution of a job. None of them changes the output."""
 
-    on_error: OnError
-    max_failures: MaxFailures
-    overwrite: Overwrite
-    dry_run: DryRun
+    help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {"Output": ("output", *JOB_KEYS)}
+    no_effect_on_output: ClassVar[frozenset[str]] = frozenset({"output", *JOB_KEYS})
+
+    on_error: Literal["skip", "stop"] = execution_field(
+        "skip", "skip: leave out episodes that fail; stop: end at the first that fails."
+    )
+    max_failures: int | None = execution_field(None, "Stop when more than N episodes fail.", ge=0)
+    overwrite: bool = execution_field(
+        default=False, description="Replace an output made with other options."
+    )
+    dry_run: bool = execution_field(
+        default=False, description="Report what would be done and write nothing."
+    )
+
+    def recorded_options(self) -> dict[str, Any]:
+        """Values of the keys that change the output, for its record: JSON."""
+        return self.model_dump(mode="json", exclude={*self.no_effect_on_output})
 
 
-class EngineConfig(JobConfig, Protocol):
-    """Config with the keys of `JOB_KEYS` and `ENGINE`."""
+class EngineConfig(JobConfig):
+    """Keys of a job whose items are processed by a pool of processes, here or on Ray."""
 
-    engine: EngineName
-    workers: Workers
-    ray_address: RayAddress
-    ray_num_cpus: RayProcessors
+    help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        **JobConfig.help_groups,
+        "Engine": ENGINE_KEYS,
+    }
+    no_effect_on_output: ClassVar[frozenset[str]] = JobConfig.no_effect_on_output | {*ENGINE_KEYS}
 
-
-def job_options(config: JobConfig) -> JobOptions:
-    """Options of a job, from its config."""
-    return JobOptions(config.overwrite, config.dry_run, config.on_error, config.max_failures)
+    engine: Engine = execution_field(
+        "local", "local: processes on this machine; ray: a Ray cluster."
+    )
+    workers: int | None = execution_field(
+        None, "Number of worker processes; null: one per CPU.", ge=1
+    )
+    ray_address: str | None = execution_field(
+        None, "Address of the Ray cluster to join; null: start a private one."
+    )
+    ray_num_cpus: int | None = execution_field(
+        None, "CPUs of a private Ray cluster; null: the value of --workers.", ge=1
+    )
 
 
 def executor_of(config: EngineConfig, preload: Sequence[str] = ()) -> Executor:
@@ -66,7 +67,7 @@ def executor_of(config: EngineConfig, preload: Sequence[str] = ()) -> Executor:
         preload: Modules that local processes import when they start.
     """
     if config.dry_run:
-        return make_executor(1)
+        return SerialExecutor()
     if config.engine == "ray":
         cpus = config.ray_num_cpus or config.workers
         return make_executor(cpus, engine="ray", ray_address=config.ray_address)
@@ -94,3 +95,73 @@ def make_executor(
         return RayExecutor(workers=workers, address=ray_address)
     count = workers or default_workers()
     return SerialExecutor() if count <= 1 else ProcessExecutor(count, preload)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobResult:
+    """Result of a command that runs a job; a subclass adds what the output contains.
+
+    The loop sets the values below, except `output`, which is in `JobSpec.shown`.
+
+    Attributes:
+        output: Location as it was given.
+        episodes: Number of items in the output.
+        failures: Items that are not in the output, with code, message and hint.
+        resumed: Number of items that an earlier run finished.
+        seconds: Duration.
+        status: `written`, `already complete`, `planned`, or `shared` for ranks other than 0.
+    """
+
+    output: str = ""
+    episodes: int = 0
+    failures: tuple[Mapping[str, Any], ...] = ()
+    resumed: int = 0
+    seconds: float = 0.0
+    status: str = "written"
+
+    def document(self) -> dict[str, Any]:
+        """The result as a JSON-serializable mapping."""
+        values = asdict(self)
+        return values | {name: values.pop(name) for name in _LISTED_LAST}
+
+    def text(self) -> str:
+        """The result as text."""
+        lines = [f"{self.output}: {self.summary()}", *self.details()]
+        if self.status == "planned":
+            done = f", {self.resumed} are done" if self.resumed else ""
+            lines[0] += f"{done}; nothing was written"
+            return "\n".join(lines)
+        if self.status == "already complete":
+            lines[0] += "; already complete, nothing to do"
+        elif self.resumed:
+            lines.append(f"{self.resumed} episodes were written by an earlier run")
+        lines += [f"failed {failure['episode']}: {failure['message']}" for failure in self.failures]
+        return "\n".join([*lines, *([f"next: {self.next_command}"] if self.next_command else [])])
+
+    @property
+    def next_command(self) -> str:
+        """Command for the next step; empty without one."""
+        return ""
+
+    def summary(self) -> str:
+        """Amount and size of the content in one line; `would ...` for a dry run."""
+        return f"{'would write ' if self.status == 'planned' else ''}{self.episodes} episodes"
+
+    def details(self) -> Sequence[str]:
+        """More lines about the content."""
+        return ()
+
+    @classmethod
+    def of_record(cls, recorded: Mapping[str, Any] | None, shown: Mapping[str, Any]) -> Self:
+        """Result of a complete run, from its record.
+
+        Args:
+            recorded: The result in the record; keys of other versions are ignored.
+            shown: Values that replace those of the record.
+        """
+        names = {field.name for field in fields(cls)}
+        items = ((name, value) for name, value in (recorded or {}).items() if name in names)
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in items
+        }
+        return replace(cls(**values), **shown, status="already complete")

@@ -73,16 +73,13 @@ def inputs_of(states: Iterable[tuple[str, str, int]], item_name: str) -> dict[st
     return {f"{item_name}s": count, "fingerprint": digest.hexdigest(), "changed_at": changed_at}
 
 
-def current_inputs(
-    items: Sequence[Item],
-    name: Callable[[Item], str],
-    state: Callable[[Item], InputState],
-    item_name: str,
-) -> dict[str, Any]:
-    """Inputs of a run, from the current state of every item."""
+def current_states(
+    items: Sequence[Item], name: Callable[[Item], str], state: Callable[[Item], InputState]
+) -> list[tuple[str, str, int]]:
+    """(name, sizes, changed_ns) of every item, from the current state of its input."""
     with ThreadPoolExecutor(_STAT_THREADS) as pool:
         states = zip(map(name, items), pool.map(state, items), strict=True)
-        return inputs_of(((item, now.sizes, now.changed_ns) for item, now in states), item_name)
+        return [(item, now.sizes, now.changed_ns) for item, now in states]
 
 
 def plan_digest(*parts: Any) -> str:

@@ -1,14 +1,14 @@
-"""Jobs, work on many items that can be killed and resumed: specification, options, state."""
+"""Jobs, work on many items that can be killed and resumed: specification and state."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-from vlatool.errors import BugError, PartialFailure, VlatoolError
 from vlatool.events import Reporter
+from vlatool.jobs.command import JobResult
 from vlatool.jobs.executor import Executor
 from vlatool.jobs.files import FileEntry
 from vlatool.jobs.inputs import InputState
@@ -16,25 +16,6 @@ from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord
 
 Item = TypeVar("Item")
-
-_NAMED = 5
-
-
-@dataclass(frozen=True)
-class JobOptions:
-    """Execution options of a job; none of them changes the output.
-
-    Attributes:
-        overwrite: Replace an output that is complete or was made with other options.
-        dry_run: Write nothing; report what is done and what would be.
-        on_error: `skip` leaves out items that fail, `stop` ends at the first that fails.
-        max_failures: Stop when more items than this fail; None for no limit.
-    """
-
-    overwrite: bool = False
-    dry_run: bool = False
-    on_error: Literal["skip", "stop"] = "skip"
-    max_failures: int | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +59,7 @@ class JobRun:
         new_bytes: Size of their files.
         parent_folders: Folders that contain the inputs and the output, longest first.
         is_fresh: True if the run started from scratch.
+        result: Result for the record, once the job is finished.
     """
 
     status: str
@@ -98,6 +80,7 @@ class JobRun:
     new_bytes: int = 0
     parent_folders: Sequence[str] = ()
     is_fresh: bool = False
+    result: JobResult | None = None
 
     def add_receipt(self, receipt: Receipt) -> None:
         """Adds the counts of a receipt; warns of the first finding of each code."""
@@ -181,6 +164,7 @@ class JobSpec(Generic[Item]):
         can_overwrite: The command has `--overwrite`.
         is_replaced_last: Files of an earlier run stay until `finish` replaces them.
         is_pipelined: `map` of the executor gets `work` unchanged and only the items to do.
+        shown: Values of the result for this call, such as `output` as it was given.
     """
 
     output: Path
@@ -200,6 +184,7 @@ class JobSpec(Generic[Item]):
     can_overwrite: bool = True
     is_replaced_last: bool = False
     is_pipelined: bool = False
+    shown: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def unlisted(self) -> tuple[str, ...]:
@@ -224,13 +209,6 @@ class Job(Protocol[Item]):
         """Name of an item, unique and the same in every run."""
         ...
 
-    def inputs(self) -> Mapping[str, Any]:
-        """Current inputs of all items, as `inputs_of` returns them.
-
-        Empty if items have no input files; a job that grows always returns its items.
-        """
-        ...
-
     def begin(self) -> None:
         """Removes files that would make an unfinished output look complete."""
         ...
@@ -243,38 +221,6 @@ class Job(Protocol[Item]):
         """
         ...
 
-    def result(self, run: "JobRun") -> Mapping[str, Any]:
-        """Result of the job for the record: JSON."""
+    def result(self, run: "JobRun") -> JobResult:
+        """Content of the output; the loop sets what all results have. Also for a dry run."""
         ...
-
-
-def failure_of(run: JobRun, item_name: str, done: int) -> VlatoolError | None:
-    """Error of a finished run with failed items; None if nothing failed.
-
-    Args:
-        run: The run.
-        item_name: Noun for an item, such as `episode`.
-        done: Number of items in the output.
-    """
-    if not run.failures:
-        return None
-    count = len(run.failures)
-    bugs = [failure for failure in run.failures if failure["code"] == BugError.unexpected]
-    names = ", ".join(str(failure[item_name]) for failure in run.failures[:_NAMED])
-    message = f"{count} of {count + done} {item_name}s failed: {names}"
-    message += ", ..." if count > _NAMED else ""
-    details = {"failures": list(run.failures)}
-    if bugs:
-        return BugError(
-            f"{message}; {len(bugs)} because of a bug in vlatool or in a plugin",
-            hint="the others are written; report the tracebacks in .vlatool/run.json",
-            code=BugError.unexpected,
-            details=details,
-        )
-    return PartialFailure(
-        message,
-        hint="the others are written; .vlatool/run.json lists the reasons; "
-        "once they are fixed, run the same command again",
-        code=f"partial.{item_name}s_failed",
-        details=details,
-    )

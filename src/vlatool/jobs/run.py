@@ -11,21 +11,23 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
-from vlatool.errors import BugError, DataError, VlatoolError
+from vlatool.errors import BugError, DataError, PartialFailure, VlatoolError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.append_log import AppendLog
+from vlatool.jobs.command import JobConfig, JobResult
 from vlatool.jobs.executor import Executor
 from vlatool.jobs.files import (
     changed_files,
     remove_owned,
     remove_partial_files,
+    remove_stale_files,
     write_file_list,
 )
-from vlatool.jobs.inputs import inputs_of
+from vlatool.jobs.inputs import current_states, inputs_of
 from vlatool.jobs.items import Items
-from vlatool.jobs.job import Job, JobOptions, JobRun, Ranks
+from vlatool.jobs.job import Job, JobRun, Ranks
 from vlatool.jobs.journal import Journal, Receipt, remove_journal
 from vlatool.jobs.record import (
     OutputRecord,
@@ -39,12 +41,56 @@ from vlatool.jobs.record import (
 from vlatool.storage.atomic import remove_empty
 from vlatool.storage.lock import Lock
 
+Result = TypeVar("Result", bound=JobResult)
+
+_NAMED = 5
+
+
+def run_command(
+    job: Job[Any],
+    result_type: type[Result],
+    config: JobConfig,
+    executor: Executor,
+    *,
+    reporter: Reporter = NULL,
+    ranks: Ranks | None = None,
+) -> Result:
+    """Runs the job of a command, as `run_job` does; returns its result.
+
+    The result of an output that is already complete comes from its record.
+
+    Args:
+        job: The job.
+        result_type: Class of its result.
+        config: Execution options.
+        executor: Runs the work on items.
+        reporter: Receives progress and warnings.
+        ranks: The ranks that share the job; None for one process. Only rank 0 raises for items.
+
+    Raises:
+        UsageError: The output belongs to another run, or another process is writing it.
+        DataError: All items failed, or one failed and `on_error` is `stop`.
+        StorageError: A file cannot be read or written; files that are written stay.
+        PartialFailure: An item failed; the attribute `result` of the error holds the result.
+        BugError: The same, and an item failed because of a bug.
+    """
+    run = run_job(job, executor, options=config, reporter=reporter, ranks=ranks)
+    if run.status == "already complete":
+        return result_type.of_record(run.record.result, job.spec.shown)
+    result = run.result or _completed_result(job, run)
+    assert isinstance(result, result_type)
+    problem = failure_of(run, job.spec.item_name, result.episodes)
+    if problem is not None and run.status != "shared":
+        problem.result = result
+        raise problem
+    return result
+
 
 def run_job(
     job: Job[Any],
     executor: Executor,
     *,
-    options: JobOptions | None = None,
+    options: JobConfig | None = None,
     reporter: Reporter = NULL,
     ranks: Ranks | None = None,
 ) -> JobRun:
@@ -67,7 +113,7 @@ def run_job(
     """
     ranks = ranks or Ranks()
     try:
-        return _Loop(job, options or JobOptions(), executor, reporter, ranks).run()
+        return _Loop(job, options or JobConfig(), executor, reporter, ranks).run()
     except BaseException:
         ranks.abort()
         raise
@@ -77,7 +123,7 @@ class _Loop:
     def __init__(
         self,
         job: Job[Any],
-        options: JobOptions,
+        options: JobConfig,
         executor: Executor,
         reporter: Reporter,
         ranks: Ranks,
@@ -124,7 +170,7 @@ class _Loop:
         return resumable_record(
             self._spec.output,
             self._run.record,
-            None if self._spec.grows else self._job.inputs,
+            None if self._spec.grows else self._inputs,
             overwrite=self._options.overwrite,
             # A command without --overwrite never replaces files that happen to match.
             owned=self._spec.owned if self._spec.can_overwrite else (),
@@ -141,7 +187,16 @@ class _Loop:
 
     def _has_all_items(self, before: OutputRecord) -> bool:
         """True if a complete output has all items. Only a job that grows can lack some."""
-        return not self._spec.grows or before.inputs == self._job.inputs()
+        return not self._spec.grows or before.inputs == self._inputs()
+
+    def _inputs(self) -> dict[str, Any]:
+        """Inputs from the current state of every item."""
+        return self._inputs_of(current_states(self._job.items, self._job.name, self._spec.state))
+
+    def _inputs_of(self, states: Sequence[tuple[str, str, int]]) -> dict[str, Any]:
+        """Inputs for the record: empty if no item has input files."""
+        has_files = any(sizes for _, sizes, _ in states)
+        return inputs_of(states, self._spec.item_name) if has_files or self._spec.grows else {}
 
     def _report_complete(self, before: OutputRecord) -> None:
         self._run.status, self._run.record = "already complete", before
@@ -178,16 +233,19 @@ class _Loop:
         # Closed even if `finish` fails, so that the log is closed.
         with closing(self._locked_receipts(lock)) as receipts:
             entries = job.finish(receipts, run)
+        inputs = self._inputs_of(self._input_states)
+        if inputs and not (run.is_fresh or spec.grows):  # the input may have lost items since
+            remove_stale_files(spec.output, spec.owned, spec.unlisted, entries)
         lock.check()
         run.seconds = round(time.monotonic() - clock, 2)
         write_file_list(spec.output, entries)
         run.bytes_on_disk = sum(entry.bytes for entry in entries)
         remove_partial_files(spec.output)  # of workers that died
-        has_inputs = spec.grows or any(sizes for _, sizes, _ in self._input_states)
+        run.result = _completed_result(job, run)
         run.record = replace(
             run.record,
-            inputs=inputs_of(self._input_states, spec.item_name) if has_inputs else {},
-            result=run.redact_paths(job.result(run)),
+            inputs=inputs,
+            result=run.redact_paths(run.result.document()),
             complete=not run.failures,
         )
         run.record.save(spec.output)
@@ -308,6 +366,19 @@ class _Loop:
             )
 
 
+def _completed_result(job: Job[Any], run: JobRun) -> JobResult:
+    """Result of a job, with the values that all results have."""
+    return replace(
+        job.result(run),
+        **job.spec.shown,
+        episodes=len(job.items) - len(run.failures) - len(run.empty),
+        failures=tuple(run.failures),
+        resumed=run.resumed,
+        seconds=run.seconds,
+        status=run.status,
+    )
+
+
 def _as_json(details: dict[str, Any]) -> dict[str, Any]:
     """Details as JSON values; the error of a plugin may hold anything."""
     return json.loads(json.dumps(details, default=str))
@@ -327,4 +398,36 @@ def _all_failed_error(failures: Sequence[dict[str, Any]], item_name: str) -> Vla
         hint=str(first["hint"]),
         code=BugError.unexpected if is_bug else "data.all_failed",
         details={"failures": list(failures)},
+    )
+
+
+def failure_of(run: JobRun, item_name: str, done: int) -> VlatoolError | None:
+    """Error of a finished run with failed items; None if nothing failed.
+
+    Args:
+        run: The run.
+        item_name: Noun for an item, such as `episode`.
+        done: Number of items in the output.
+    """
+    if not run.failures:
+        return None
+    count = len(run.failures)
+    bugs = [failure for failure in run.failures if failure["code"] == BugError.unexpected]
+    names = ", ".join(str(failure[item_name]) for failure in run.failures[:_NAMED])
+    message = f"{count} of {count + done} {item_name}s failed: {names}"
+    message += ", ..." if count > _NAMED else ""
+    details = {"failures": list(run.failures)}
+    if bugs:
+        return BugError(
+            f"{message}; {len(bugs)} because of a bug in vlatool or in a plugin",
+            hint="the others are written; report the tracebacks in .vlatool/run.json",
+            code=BugError.unexpected,
+            details=details,
+        )
+    return PartialFailure(
+        message,
+        hint="the others are written; .vlatool/run.json lists the reasons; "
+        "once they are fixed, run the same command again",
+        code=f"partial.{item_name}s_failed",
+        details=details,
     )

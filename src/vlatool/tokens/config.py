@@ -6,15 +6,15 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from vlatool.artifacts.codes.format import CodesLayout
-from vlatool.config.base import ConfigModel, required_field
-from vlatool.jobs.command import JOB_KEYS, DryRun, MaxFailures, OnError, Overwrite
+from vlatool.config.base import required_field
+from vlatool.jobs.command import JOB_KEYS, JobConfig
 
 Precision = Literal["fp32", "bf16"]
 
 _DEVICE = ("batch_size", "num_workers")
 
 
-class EncodeConfig(ConfigModel):
+class EncodeConfig(JobConfig):
     """Options of `vlatool encode`."""
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -28,7 +28,7 @@ class EncodeConfig(ConfigModel):
         "no_amp": "the encoder computes in fp32 unless --precision bf16 is given",
     }
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
-        {"data", "tokenizer", "output", "format", *_DEVICE, *JOB_KEYS, *ignored}
+        {"data", "tokenizer", "format", *_DEVICE, *JobConfig.no_effect_on_output, *ignored}
     )
 
     data: str = required_field("", "Folder of windows or images, image shards, or raw episodes.")
@@ -60,10 +60,6 @@ class EncodeConfig(ConfigModel):
         description="Save the reconstruction of every N-th image of an episode next to the "
         "original; 0: none.",
     )
-    on_error: OnError = "skip"
-    max_failures: MaxFailures = None
-    overwrite: Overwrite = False
-    dry_run: DryRun = False
     skip_existing: bool | None = Field(default=None, description="Has no effect.")
     no_amp: bool | None = Field(default=None, description="Has no effect.")
 
@@ -74,20 +70,15 @@ class EncodeConfig(ConfigModel):
         return self
 
 
-class DecodeConfig(ConfigModel):
+class DecodeConfig(JobConfig):
     """Options of `vlatool decode`."""
 
-    help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {"Output": ("output", *JOB_KEYS)}
     aliases: ClassVar[Mapping[str, str]] = {"ckpt_dir": "tokenizer"}
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
-        {"codes", "tokenizer", "output", *JOB_KEYS}
+        {"codes", "tokenizer", *JobConfig.no_effect_on_output}
     )
 
     codes: str = required_field("", "Folder of codes, or one of its files.")
     tokenizer: str = required_field("", "Run, checkpoint or published folder of the tokenizer.")
     output: str = required_field("", "Folder for the images.")
     batch_size: int = Field(default=32, ge=1, description="Most images on a device at once.")
-    on_error: OnError = "skip"
-    max_failures: MaxFailures = None
-    overwrite: Overwrite = False
-    dry_run: DryRun = False

@@ -1,7 +1,7 @@
 """Samples for a language model from windows and the codes of their images."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -19,30 +19,16 @@ from vlatool.artifacts.samples.format import (
 )
 from vlatool.artifacts.samples.lines import ID_MAP, KINDS
 from vlatool.artifacts.windows.format import DATA_NAME, Kind
-from vlatool.config.base import ConfigModel, check_required, required_field, unique_items
+from vlatool.config.base import check_required, required_field, unique_items
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter
-from vlatool.jobs.command import (
-    ENGINE,
-    JOB_KEYS,
-    DryRun,
-    EngineName,
-    MaxFailures,
-    OnError,
-    Overwrite,
-    RayAddress,
-    RayProcessors,
-    Workers,
-    executor_of,
-    job_options,
-)
-from vlatool.jobs.files import FileEntry, file_entry, remove_stale_files
-from vlatool.jobs.inputs import current_inputs, digest_of, plan_digest
+from vlatool.jobs.command import ENGINE_KEYS, JOB_KEYS, EngineConfig, JobResult, executor_of
+from vlatool.jobs.files import FileEntry, file_entry
+from vlatool.jobs.inputs import digest_of, plan_digest
 from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, versions_of
-from vlatool.jobs.result import failed_lines, load_result, result_or_raise
-from vlatool.jobs.run import run_job
+from vlatool.jobs.run import run_command
 from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import location, pinned, require_existing
 from vlatool.tokens.build import DatasetTotals, EpisodeBuilder, WindowFile, data_files, write_shards
@@ -62,12 +48,12 @@ from vlatool.tokens.inputs import (
 _INPUT_KEYS = ("data", "fast", "tokens", "tokenizer", "gripper_raw", "rpy_std_mult")
 
 
-class BuildDatasetConfig(ConfigModel):
+class BuildDatasetConfig(EngineConfig):
     """Options of `vlatool build-dataset`."""
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Output": ("output", "packed", "lines_per_file", "absolute", *JOB_KEYS),
-        "Engine": ENGINE,
+        "Engine": ENGINE_KEYS,
     }
     aliases: ClassVar[Mapping[str, str]] = {"A": "data", "a_dir": "data", "fast_repo": "fast"}
     ignored: ClassVar[Mapping[str, str]] = {
@@ -76,7 +62,7 @@ class BuildDatasetConfig(ConfigModel):
         "strict": "an episode with missing codes always fails",
     }
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
-        {*_INPUT_KEYS, "output", *ENGINE, *JOB_KEYS, *ignored}
+        {*_INPUT_KEYS, *EngineConfig.no_effect_on_output, *ignored}
     )
 
     data: str = required_field("", "Folder of windows that `vlatool preprocess` wrote.")
@@ -113,14 +99,6 @@ class BuildDatasetConfig(ConfigModel):
         description="Folder of the text tokenizer, to find instructions whose token ids are "
         "reserved for codes.",
     )
-    engine: EngineName = "local"
-    workers: Workers = None
-    ray_address: RayAddress = None
-    ray_num_cpus: RayProcessors = None
-    on_error: OnError = "skip"
-    max_failures: MaxFailures = None
-    overwrite: Overwrite = False
-    dry_run: DryRun = False
     gripper_raw: bool | None = Field(default=None, description="Same as --gripper raw.")
     rpy_std_mult: float | None = Field(
         default=None, description="Expected factor of the profile, which is checked."
@@ -143,12 +121,10 @@ class BuildDatasetConfig(ConfigModel):
         return self
 
 
-@dataclass(frozen=True)
-class BuildDatasetResult:
+@dataclass(frozen=True, kw_only=True)
+class BuildDatasetResult(JobResult):
     """Result of a run; `failures` lists the episodes that are not in the output."""
 
-    output: str
-    episodes: int
     samples: int
     kinds: Mapping[str, int]
     bytes: int
@@ -156,36 +132,29 @@ class BuildDatasetResult:
     codes: str
     action_ids: Mapping[str, float] = field(default_factory=dict[str, float])
     colliding_instructions: int = 0
-    failures: tuple[Mapping[str, Any], ...] = ()
-    resumed: int = 0
     empty_episodes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    seconds: float = 0.0
-    status: str = "written"
 
-    def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
-        return asdict(self)
-
-    def text(self) -> str:
-        """The result as text."""
-        kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.items())
-        summary = f"{self.samples} samples ({kinds}) from {self.episodes} episodes"
-        lines = [f"{self.output}: {summary}, {self.bytes / 1e6:.1f} MB"]
+    def summary(self) -> str:
+        """Number of samples and episodes, and size."""
         if self.status == "planned":
-            lines = [f"{self.output}: would build {self.episodes} episodes; nothing was written"]
-        if self.status == "already complete":
-            lines[0] += "; already complete, nothing to do"
+            return f"would build {self.episodes} episodes"
+        kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.items())
+        samples = f"{self.samples} samples ({kinds}) from {self.episodes} episodes"
+        return f"{samples}, {self.bytes / 1e6:.1f} MB"
+
+    def details(self) -> list[str]:
+        """Number of action ids per sample, and episodes without samples."""
+        lines: list[str] = []
         if self.action_ids:
             low, mean, high = (self.action_ids[key] for key in ("min", "mean", "max"))
             lines.append(f"action ids: {low:.0f} to {high:.0f}, {mean:.1f} on average")
-        if self.resumed and self.status == "written":
-            lines.append(f"{self.resumed} episodes were written by an earlier run")
-        lines += [f"episode without samples: {name}" for name in self.empty_episodes]
-        lines += failed_lines(self.failures)
-        if self.status != "planned":
-            lines.append(f"next: vlatool verify {self.output}")
-        return "\n".join(lines)
+        return [*lines, *(f"episode without samples: {name}" for name in self.empty_episodes)]
+
+    @property
+    def next_command(self) -> str:
+        """Command that checks the samples."""
+        return f"vlatool verify {self.output}"
 
 
 def build_dataset(config: BuildDatasetConfig, *, reporter: Reporter = NULL) -> BuildDatasetResult:
@@ -201,8 +170,7 @@ def build_dataset(config: BuildDatasetConfig, *, reporter: Reporter = NULL) -> B
     """
     job = BuildDatasetJob(config, reporter)
     executor = executor_of(config, ("vlatool.tokens.build",))
-    run = run_job(job, executor, options=job_options(config), reporter=reporter)
-    return result_or_raise(job.command_result(run), run, job.spec.item_name)
+    return run_command(job, BuildDatasetResult, config, executor, reporter=reporter)
 
 
 class BuildDatasetJob:
@@ -250,6 +218,7 @@ class BuildDatasetJob:
             temporary=PACKED_FILES if config.lines_per_file else (),
             locations=(tree, fast, codes.path, output),
             progress_count="samples",
+            shown={"output": config.output},
         )
         self._log_inputs(reporter, fast)
         self._totals, self._num_colliding = DatasetTotals(), 0
@@ -257,10 +226,6 @@ class BuildDatasetJob:
     def name(self, item: WindowFile) -> str:
         """Name of the episode."""
         return item.episode
-
-    def inputs(self) -> Mapping[str, Any]:
-        """The windows and codes of all episodes."""
-        return current_inputs(self.items, self.name, self.spec.state, self.spec.item_name)
 
     def begin(self) -> None:
         """Removes the manifest."""
@@ -284,23 +249,11 @@ class BuildDatasetJob:
             files = list(write_shards(output, files, self._work.prefix, limit))
         self._num_colliding = self._count_collisions(run.reporter)
         write_manifest(output, self._manifest(files))
-        files = [*files, *packed_files, file_entry(output, MANIFEST_NAME)]
-        if not run.is_fresh:  # the input may have lost episodes since
-            remove_stale_files(output, self.spec.owned, self.spec.unlisted, files)
-        return files
+        return [*files, *packed_files, file_entry(output, MANIFEST_NAME)]
 
-    def result(self, run: JobRun) -> Mapping[str, Any]:
-        """The result that the record stores."""
-        return self.command_result(run).document()
-
-    def command_result(self, run: JobRun) -> BuildDatasetResult:
+    def result(self, run: JobRun) -> BuildDatasetResult:
         """Result of the command."""
-        if run.status == "already complete":
-            return load_result(BuildDatasetResult, self._config.output, run.record.result)
-        failed, empty = len(run.failures), len(run.empty)
         return BuildDatasetResult(
-            output=self._config.output,
-            episodes=len(self.items) - failed - empty,
             samples=run.sums.get("samples", 0),
             kinds={kind: run.sums.get(kind, 0) for kind in self._work.kinds},
             bytes=run.bytes_on_disk,
@@ -308,12 +261,8 @@ class BuildDatasetJob:
             codes=self._work.codes.path.name,
             action_ids=self._totals.action_ids(),
             colliding_instructions=self._num_colliding,
-            failures=tuple(run.failures),
-            resumed=run.resumed,
             empty_episodes=tuple(run.empty),
             warnings=tuple(f"{code}: {count} episodes" for code, count in run.warnings.items()),
-            seconds=run.seconds,
-            status=run.status,
         )
 
     def _record_options(self, tree: Path, codes: CodesManifest) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """Reconstruction of images from the codes of a visual tokenizer."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,15 +12,14 @@ from vlatool.artifacts.image import encode_png
 from vlatool.config.base import check_required
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter
-from vlatool.jobs.command import job_options
+from vlatool.jobs.command import JobResult
 from vlatool.jobs.executor import SerialExecutor
-from vlatool.jobs.files import FileEntry, folder_entry, remove_stale_files
-from vlatool.jobs.inputs import InputState, current_inputs, input_state, plan_digest
+from vlatool.jobs.files import FileEntry, folder_entry
+from vlatool.jobs.inputs import InputState, input_state, plan_digest
 from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, versions_of
-from vlatool.jobs.result import failed_lines, load_result, result_or_raise
-from vlatool.jobs.run import run_job
+from vlatool.jobs.run import run_command
 from vlatool.storage.bulk_folder import bulk_folder
 from vlatool.storage.uri import location, pinned, require_existing
 from vlatool.tokens.code_maker import CodeMaker, open_code_maker, rank_device
@@ -32,34 +30,19 @@ __all__ = ["DecodeConfig", "DecodeJob", "DecodeResult", "decode"]
 _SUFFIXES: Mapping[str, CodesLayout] = {JSON_SUFFIX: "json", PACKED_SUFFIX: "packed"}
 
 
-@dataclass(frozen=True)
-class DecodeResult:
+@dataclass(frozen=True, kw_only=True)
+class DecodeResult(JobResult):
     """Result of a run; `failures` lists the episodes that are not in the output."""
 
-    output: str
     tokenizer: str
-    episodes: int
     pictures: int
     bytes: int
-    failures: tuple[Mapping[str, Any], ...] = ()
-    resumed: int = 0
-    seconds: float = 0.0
-    status: str = "written"
 
-    def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
-        return asdict(self)
-
-    def text(self) -> str:
-        """The result as text."""
+    def summary(self) -> str:
+        """Number of images and episodes, and size."""
         if self.status == "planned":
-            return f"{self.output}: would decode {self.episodes} episodes; nothing was written"
-        counts = f"{self.pictures} images of {self.episodes} episodes, {self.bytes / 1e6:.1f} MB"
-        line = f"{self.output}: {counts}"
-        if self.status == "already complete":
-            line += "; already complete, nothing to do"
-        failed = failed_lines(self.failures)
-        return "\n".join([line, *failed])
+            return f"would decode {self.episodes} episodes"
+        return f"{self.pictures} images of {self.episodes} episodes, {self.bytes / 1e6:.1f} MB"
 
 
 def decode(config: DecodeConfig, *, reporter: Reporter = NULL) -> DecodeResult:
@@ -74,8 +57,7 @@ def decode(config: DecodeConfig, *, reporter: Reporter = NULL) -> DecodeResult:
         PartialFailure: The images are written without the episodes that failed.
     """
     job = DecodeJob(config)
-    run = run_job(job, SerialExecutor(), options=job_options(config), reporter=reporter)
-    return result_or_raise(job.command_result(run), run, job.spec.item_name)
+    return run_command(job, DecodeResult, config, SerialExecutor(), reporter=reporter)
 
 
 @dataclass(frozen=True)
@@ -158,44 +140,27 @@ class DecodeJob:
             owned=("*/*.png",),
             locations=(source, output),
             progress_count="pictures",
+            shown={"output": config.output},
         )
 
     def name(self, item: str) -> str:
         """Name of the episode."""
         return item
 
-    def inputs(self) -> Mapping[str, Any]:
-        """The codes of all episodes."""
-        return current_inputs(self.items, self.name, self.spec.state, self.spec.item_name)
-
     def begin(self) -> None:
         """Does nothing: no file marks the folder as complete."""
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
         """Returns the files of the episodes; there is no common file."""
-        files = [entry for receipt in receipts for entry in receipt.files]
-        if not run.is_fresh:  # the input may have lost episodes since
-            remove_stale_files(self.spec.output, self.spec.owned, self.spec.unlisted, files)
-        return files
+        del run
+        return [entry for receipt in receipts for entry in receipt.files]
 
-    def result(self, run: JobRun) -> Mapping[str, Any]:
-        """The result that the record stores."""
-        return self.command_result(run).document()
-
-    def command_result(self, run: JobRun) -> DecodeResult:
+    def result(self, run: JobRun) -> DecodeResult:
         """Result of the command."""
-        if run.status == "already complete":
-            return load_result(DecodeResult, self._config.output, run.record.result)
         return DecodeResult(
-            output=self._config.output,
             tokenizer=self._maker.name,
-            episodes=len(self.items) - len(run.failures),
             pictures=run.sums.get("pictures", 0),
             bytes=run.bytes_on_disk,
-            failures=tuple(run.failures),
-            resumed=run.resumed,
-            seconds=run.seconds,
-            status=run.status,
         )
 
     def _state(self, episode: str) -> InputState:

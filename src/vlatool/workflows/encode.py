@@ -1,7 +1,7 @@
 """Codes of images by a visual tokenizer, on all devices."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,13 @@ from vlatool.episode import EpisodeRef
 from vlatool.errors import UsageError
 from vlatool.evaluation.process_group import ranks_from_env
 from vlatool.events import NULL, Reporter
-from vlatool.jobs.command import job_options
-from vlatool.jobs.files import FileEntry, file_entry, remove_stale_files
-from vlatool.jobs.inputs import InputState, current_inputs, input_state, plan_digest
+from vlatool.jobs.command import JobResult
+from vlatool.jobs.files import FileEntry, file_entry
+from vlatool.jobs.inputs import InputState, input_state, plan_digest
 from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, versions_of
-from vlatool.jobs.result import failed_lines, load_result, result_or_raise
-from vlatool.jobs.run import run_job
+from vlatool.jobs.run import run_command
 from vlatool.sources.detection import detect_source
 from vlatool.sources.selection import episode_state
 from vlatool.storage.atomic import remove_file
@@ -42,8 +41,8 @@ _IMAGES, _SHARDS = "images", "image-shards"
 _NAMES = {"json": JSON_NAME, "packed": PACKED_NAME}
 
 
-@dataclass(frozen=True)
-class EncodeResult:
+@dataclass(frozen=True, kw_only=True)
+class EncodeResult(JobResult):
     """Result of a run; `failures` lists the episodes that are not in the output.
 
     Attributes:
@@ -55,11 +54,9 @@ class EncodeResult:
         stages: Map from stage to seconds that the others waited for it, on the first device.
     """
 
-    output: str
     layout: str
     tokenizer: str
     precision: str
-    episodes: int
     pictures: int
     bytes: int
     agreement: float = 1.0
@@ -69,37 +66,32 @@ class EncodeResult:
     stages: Mapping[str, float] = field(default_factory=dict[str, float])
     device: str = ""
     processes: int = 1
-    failures: tuple[Mapping[str, Any], ...] = ()
-    resumed: int = 0
-    seconds: float = 0.0
-    status: str = "written"
 
-    def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
-        return asdict(self)
-
-    def text(self) -> str:
-        """The result as text."""
-        summary = f"codes of {self.pictures} images from {self.episodes} episodes as {self.layout}"
+    def summary(self) -> str:
+        """Number of images and episodes, and size."""
+        episodes = f"{self.episodes} episodes as {self.layout}"
         if self.status == "planned":
-            summary = f"codes of {self.episodes} episodes as {self.layout}"
-            done = f", {self.resumed} are done" if self.resumed else ""
-            return f"{self.output}: would write {summary}{done}; nothing was written"
-        lines = [f"{self.output}: {summary}, {self.bytes / 1e6:.1f} MB"]
-        if self.status == "already complete":
-            lines[0] += "; already complete, nothing to do"
-        elif self.bound:
+            return f"would write codes of {episodes}"
+        return f"codes of {self.pictures} images from {episodes}, {self.bytes / 1e6:.1f} MB"
+
+    def details(self) -> list[str]:
+        """Speed, agreement with fp32, and number of images that were resized."""
+        lines: list[str] = []
+        if self.status == "planned":
+            return lines
+        if self.bound and self.status != "already complete":
             devices = f"{self.processes} x {self.device}, {self.precision}"
             lines.append(f"{self.rate:.1f} images/s on {devices}; limited by {self.bound}")
         if self.precision != "fp32":
             lines.append(f"{self.agreement:.2%} of the compared codes equal those of fp32")
         if self.resized:
             lines.append(f"{self.resized} images of another size were resized as in training")
-        if self.resumed and self.status == "written":
-            lines.append(f"{self.resumed} episodes were written by an earlier run")
-        lines += failed_lines(self.failures)
-        lines.append(f"next: vlatool verify {self.output}")
-        return "\n".join(lines)
+        return lines
+
+    @property
+    def next_command(self) -> str:
+        """Command that checks the codes."""
+        return f"vlatool verify {self.output}"
 
 
 def encode(config: EncodeConfig, *, reporter: Reporter = NULL) -> EncodeResult:
@@ -119,10 +111,7 @@ def encode(config: EncodeConfig, *, reporter: Reporter = NULL) -> EncodeResult:
     with ranks_from_env() as ranks:
         job = EncodeJob(config, processes=ranks.size)
         job.log_inputs(reporter)
-        run = run_job(
-            job, job.pipeline, options=job_options(config), reporter=reporter, ranks=ranks
-        )
-    return result_or_raise(job.command_result(run), run, job.spec.item_name)
+        return run_command(job, EncodeResult, config, job.pipeline, reporter=reporter, ranks=ranks)
 
 
 class EncodeJob:
@@ -146,7 +135,6 @@ class EncodeJob:
         )
         opener = EpisodeOpener(images.format, getattr(images.reader, "config", ConfigModel()))
         self.pipeline = EncodePipeline(opener, maker, rule)
-        self._output_text = str(output) if config.output is None else config.output
         options = _record_options(config, maker, rule)
         self.spec = JobSpec(
             output=output,
@@ -162,15 +150,12 @@ class EncodeJob:
             locations=(source, output),
             progress_count="pictures",
             is_pipelined=True,
+            shown={"output": str(output) if config.output is None else config.output},
         )
 
     def name(self, item: EpisodeRef) -> str:
         """Name of the episode."""
         return item.id
-
-    def inputs(self) -> Mapping[str, Any]:
-        """The images of all episodes."""
-        return current_inputs(self.items, self.name, self.spec.state, self.spec.item_name)
 
     def begin(self) -> None:
         """Removes the manifest."""
@@ -198,13 +183,7 @@ class EncodeJob:
         )
         manifest.save(self.output)
         files.append(file_entry(self.output, MANIFEST_NAME))
-        if not run.is_fresh:  # the input may have lost episodes since
-            remove_stale_files(self.output, self.spec.owned, self.spec.unlisted, files)
         return files
-
-    def result(self, run: JobRun) -> Mapping[str, Any]:
-        """The result that the record stores."""
-        return self.command_result(run).document()
 
     def log_inputs(self, reporter: Reporter) -> None:
         """Logs images and tokenizer, and warns of options without effect."""
@@ -219,17 +198,13 @@ class EncodeJob:
             if getattr(config, key) is False:
                 reporter.warn("option_without_effect", f"{key} does nothing: {reason}")
 
-    def command_result(self, run: JobRun) -> EncodeResult:
+    def result(self, run: JobRun) -> EncodeResult:
         """Result of the command."""
-        if run.status == "already complete":
-            return load_result(EncodeResult, self._output_text, run.record.result)
         pipeline, maker = self.pipeline, self._maker
         return EncodeResult(
-            output=self._output_text,
             layout=self._config.layout,
             tokenizer=maker.name,
             precision=self._config.precision,
-            episodes=len(self.items) - len(run.failures),
             pictures=run.sums.get("pictures", 0),
             bytes=run.bytes_on_disk,
             agreement=_agreement(run),
@@ -239,10 +214,6 @@ class EncodeJob:
             stages={name: round(value, 2) for name, value in pipeline.seconds.items()},
             device=maker.device.type,
             processes=self._processes,
-            failures=tuple(run.failures),
-            resumed=run.resumed,
-            seconds=run.seconds,
-            status=run.status,
         )
 
 

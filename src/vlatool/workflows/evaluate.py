@@ -12,8 +12,8 @@ from vlatool.errors import DataError, UsageError, missing_package
 from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
 from vlatool.evaluation.trained_policy import TrainedPolicy, load_trained
 from vlatool.events import NULL, Reporter
+from vlatool.jobs.command import JobConfig
 from vlatool.jobs.executor import SerialExecutor
-from vlatool.jobs.job import JobOptions
 from vlatool.jobs.record import OutputRecord, versions_of
 from vlatool.jobs.run import run_job
 from vlatool.jobs.single_output import check_output_owner, single_output
@@ -190,7 +190,7 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
         ) as rollouts,
     ):
         job = RolloutJob(output, record, rollouts, labels)
-        run_job(job, SerialExecutor(), options=JobOptions(overwrite=True, on_error="stop"))
+        run_job(job, SerialExecutor(), options=JobConfig(overwrite=True, on_error="stop"))
     report = job.report()
     names = [*labels, "picture", "report"]
     metrics = {name: value for name, value in report.items() if name not in names}

@@ -1,7 +1,7 @@
 """Export of codes, samples and policies into another layout with the same values."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -25,27 +25,17 @@ from vlatool.artifacts.samples.format import (
 from vlatool.artifacts.samples.format import MANIFEST_NAME as SAMPLES_MANIFEST_NAME
 from vlatool.artifacts.samples.format import OWNED_FILES as SAMPLES_OWNED_FILES
 from vlatool.artifacts.windows.format import lines_name
-from vlatool.config.base import ConfigModel, check_required, required_field
+from vlatool.config.base import check_required, required_field
 from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.policy_export import PolicyExportResult, export_policy, is_run_or_checkpoint
 from vlatool.events import NULL, Reporter
-from vlatool.jobs.command import (
-    JOB_KEYS,
-    DryRun,
-    MaxFailures,
-    OnError,
-    Overwrite,
-    Workers,
-    job_options,
-    make_executor,
-)
-from vlatool.jobs.files import FileEntry, file_entry, remove_stale_files
-from vlatool.jobs.inputs import InputState, current_inputs, digest_of, input_state, plan_digest
+from vlatool.jobs.command import ENGINE_KEYS, JOB_KEYS, EngineConfig, JobResult, executor_of
+from vlatool.jobs.files import FileEntry, file_entry
+from vlatool.jobs.inputs import InputState, digest_of, input_state, plan_digest
 from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, versions_of
-from vlatool.jobs.result import failed_lines, load_result, result_or_raise
-from vlatool.jobs.run import run_job
+from vlatool.jobs.run import run_command
 from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import location, pinned, require_existing
 from vlatool.tokens.build import data_files
@@ -53,12 +43,12 @@ from vlatool.tokens.build import data_files
 _USAGE = "vlatool export SOURCE --output DIR"
 
 
-class ExportConfig(ConfigModel):
+class ExportConfig(EngineConfig):
     """Options of `vlatool export`."""
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "Output": ("output", "layout", "absolute"),
-        "Execution": ("workers", *JOB_KEYS),
+        "Execution": (*ENGINE_KEYS, *JOB_KEYS),
     }
 
     source: str = required_field(
@@ -71,15 +61,10 @@ class ExportConfig(ConfigModel):
     absolute: bool = Field(
         default=False, description="Write absolute locations of images into samples."
     )
-    workers: Workers = None
-    on_error: OnError = "skip"
-    max_failures: MaxFailures = None
-    overwrite: Overwrite = False
-    dry_run: DryRun = False
 
 
-@dataclass(frozen=True)
-class ExportResult:
+@dataclass(frozen=True, kw_only=True)
+class ExportResult(JobResult):
     """Result of a run; `failures` lists the episodes that are not in the output.
 
     Attributes:
@@ -87,32 +72,23 @@ class ExportResult:
         amount: Number of images with codes, or number of samples.
     """
 
-    output: str
     exported: str
     layout: str
-    episodes: int
     amount: int
     bytes: int
-    failures: tuple[Mapping[str, Any], ...] = ()
-    resumed: int = 0
-    seconds: float = 0.0
-    status: str = "written"
 
-    def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
-        return asdict(self)
-
-    def text(self) -> str:
-        """The result as text."""
-        unit = "images" if self.exported == "codes" else "samples"
-        summary = f"{self.exported} of {self.episodes} episodes as {self.layout}"
+    def summary(self) -> str:
+        """Number of episodes and of images or samples, and size."""
+        content = f"{self.exported} of {self.episodes} episodes as {self.layout}"
         if self.status == "planned":
-            return f"{self.output}: would write {summary}; nothing was written"
-        line = f"{self.output}: {summary}, {self.amount} {unit}, {self.bytes / 1e6:.1f} MB"
-        if self.status == "already complete":
-            line += "; already complete, nothing to do"
-        failed = failed_lines(self.failures)
-        return "\n".join([line, *failed, f"next: vlatool verify {self.output}"])
+            return f"would write {content}"
+        unit = "images" if self.exported == "codes" else "samples"
+        return f"{content}, {self.amount} {unit}, {self.bytes / 1e6:.1f} MB"
+
+    @property
+    def next_command(self) -> str:
+        """Command that checks the output."""
+        return f"vlatool verify {self.output}"
 
 
 def export(config: ExportConfig, *, reporter: Reporter = NULL) -> ExportResult | PolicyExportResult:
@@ -133,9 +109,7 @@ def export(config: ExportConfig, *, reporter: Reporter = NULL) -> ExportResult |
     if is_run_or_checkpoint(source):
         return _policy(config, source, reporter)
     job = ExportJob(config)
-    executor = make_executor(1 if config.dry_run else config.workers)
-    run = run_job(job, executor, options=job_options(config), reporter=reporter)
-    return result_or_raise(job.command_result(run), run, job.spec.item_name)
+    return run_command(job, ExportResult, config, executor_of(config), reporter=reporter)
 
 
 def _policy(config: ExportConfig, source: Path, reporter: Reporter) -> PolicyExportResult:
@@ -311,15 +285,12 @@ class ExportJob:
             owned=work.owned,
             locations=(source, output),
             progress_count=work.counted,
+            shown={"output": config.output},
         )
 
     def name(self, item: str) -> str:
         """Name of the episode."""
         return item
-
-    def inputs(self) -> Mapping[str, Any]:
-        """The files of all episodes."""
-        return current_inputs(self.items, self.name, self.spec.state, self.spec.item_name)
 
     def begin(self) -> None:
         """Removes the manifest."""
@@ -332,27 +303,13 @@ class ExportJob:
         self._work.close(output, all_receipts)
         files = [entry for receipt in all_receipts for entry in receipt.files]
         files.append(file_entry(output, self._work.manifest))
-        if not run.is_fresh:  # the input may have lost episodes since
-            remove_stale_files(output, self.spec.owned, self.spec.unlisted, files)
         return files
 
-    def result(self, run: JobRun) -> Mapping[str, Any]:
-        """The result that the record stores."""
-        return self.command_result(run).document()
-
-    def command_result(self, run: JobRun) -> ExportResult:
+    def result(self, run: JobRun) -> ExportResult:
         """Result of the command."""
-        if run.status == "already complete":
-            return load_result(ExportResult, self._config.output, run.record.result)
         return ExportResult(
-            output=self._config.output,
             exported=self._work.exported,
             layout=self._work.layout,
-            episodes=len(self.items) - len(run.failures),
             amount=run.sums.get(self._work.counted, 0),
             bytes=run.bytes_on_disk,
-            failures=tuple(run.failures),
-            resumed=run.resumed,
-            seconds=run.seconds,
-            status=run.status,
         )

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 from pydantic import Field, SerializeAsAny, create_model, field_validator
@@ -13,27 +12,13 @@ from vlatool.config.resolve import load_config
 from vlatool.episode import EpisodeRef
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
-from vlatool.jobs.command import (
-    ENGINE,
-    JOB_KEYS,
-    DryRun,
-    EngineName,
-    MaxFailures,
-    OnError,
-    Overwrite,
-    RayAddress,
-    RayProcessors,
-    Workers,
-    executor_of,
-    job_options,
-)
-from vlatool.jobs.files import FileEntry, remove_stale_files
-from vlatool.jobs.inputs import current_inputs, plan_digest
+from vlatool.jobs.command import EngineConfig, executor_of
+from vlatool.jobs.files import FileEntry
+from vlatool.jobs.inputs import plan_digest
 from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, recorded_options, side_files, versions_of
-from vlatool.jobs.result import load_result, result_or_raise
-from vlatool.jobs.run import run_job
+from vlatool.jobs.run import run_command
 from vlatool.plugins import FORMATS, SINKS
 from vlatool.sinks.base import MakeSink, Sink, SinkSetup, SinkSummary
 from vlatool.sinks.lbm.config import LbmConfig
@@ -51,15 +36,14 @@ from vlatool.storage.uri import location, pinned, require_existing
 _SHARDS = "shards"
 
 
-class PreprocessConfig(SelectionConfig):
+class PreprocessConfig(EngineConfig, SelectionConfig):
     """Options of `vlatool preprocess`; keys of format and sink may be given without a section."""
 
     flat_sections: ClassVar[tuple[str, ...]] = ("source", "sink")
     registries: ClassVar[Mapping[str, Any]] = {"source": FORMATS, "sink": SINKS}
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         **SelectionConfig.help_groups,
-        "Output": ("output", *JOB_KEYS),
-        "Engine": ENGINE,
+        **EngineConfig.help_groups,
     }
     aliases: ClassVar[Mapping[str, str]] = {
         "type": "format",
@@ -82,7 +66,7 @@ class PreprocessConfig(SelectionConfig):
         "db_logging": "there is no database; .vlatool/run.json records the run",
     }
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
-        {"output", "sources", *ENGINE, *JOB_KEYS, *ignored}
+        {"sources", *EngineConfig.no_effect_on_output, *ignored}
     )
 
     # True if the sink was given; else it is the default sink of the format.
@@ -92,14 +76,6 @@ class PreprocessConfig(SelectionConfig):
     sink: SerializeAsAny[LbmConfig] = Field(
         default_factory=LbmConfig, description="Keys of the sink."
     )
-    engine: EngineName = "local"
-    workers: Workers = None
-    ray_address: RayAddress = None
-    ray_num_cpus: RayProcessors = None
-    on_error: OnError = "skip"
-    max_failures: MaxFailures = None
-    overwrite: Overwrite = False
-    dry_run: DryRun = False
     auto_tag: bool | None = Field(default=None, description="Does nothing.")
     skip_git_tagging: bool | None = Field(default=None, description="Does nothing.")
     output_dir_fixed_path: str | None = Field(default=None, description="Does nothing.")
@@ -159,8 +135,7 @@ def preprocess(config: PreprocessConfig, *, reporter: Reporter = NULL) -> Prepro
         executor = stack.enter_context(executor_of(config, preload))  # workers start meanwhile
         job = PreprocessJob(config)
         job.log_selection(reporter)
-        run = run_job(job, executor, options=job_options(config), reporter=reporter)
-    return result_or_raise(job.command_result(run), run, job.spec.item_name)
+        return run_command(job, PreprocessResult, config, executor, reporter=reporter)
 
 
 class PreprocessJob:
@@ -196,6 +171,10 @@ class PreprocessJob:
             locations=(*sources, output),
             progress_count="samples",
             has_arrays=getattr(self._sink, "has_arrays", True),
+            shown={
+                "output": config.output,
+                "next": self._sink.next_step.format(output=config.output),
+            },
         )
         self._summary: SinkSummary | None = None
 
@@ -203,25 +182,14 @@ class PreprocessJob:
         """Id of the episode."""
         return item.id
 
-    def inputs(self) -> Mapping[str, Any]:
-        """The files of all episodes."""
-        return current_inputs(self.items, self.name, episode_state, self.spec.item_name)
-
     def begin(self) -> None:
         """Calls the method of the sink."""
         self._sink.begin()
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
-        """Calls the method of the sink and removes files of episodes that are gone."""
+        """Calls the method of the sink."""
         self._summary = self._sink.finish(receipts, run)
-        files = self._summary.files
-        if not run.is_fresh:  # the input may have lost episodes since
-            remove_stale_files(self.spec.output, self.spec.owned, self.spec.unlisted, files)
-        return files
-
-    def result(self, run: JobRun) -> Mapping[str, Any]:
-        """The result that the record stores."""
-        return self.command_result(run).document()
+        return self._summary.files
 
     def log_selection(self, reporter: Reporter) -> None:
         """Logs format, cameras and fields, and warns of findings and of options without effect."""
@@ -237,31 +205,17 @@ class PreprocessJob:
         for reason, count in self._chosen.excluded.items():
             reporter.note(f"{count} episodes are left out: {reason}")
 
-    def command_result(self, run: JobRun) -> PreprocessResult:
+    def result(self, run: JobRun) -> PreprocessResult:
         """Result of the command."""
-        if run.status == "already complete":
-            earlier = load_result(PreprocessResult, self._config.output, run.record.result)
-            return replace(earlier, next=self._next)
-        failed, empty = len(run.failures), len(run.empty)
         return PreprocessResult(
-            output=self._config.output,
-            episodes=len(self.items) - failed - empty,
-            empty_episodes=tuple(run.empty),
             cameras=tuple(self._chosen.survey.cameras),
             action_fields=self._sink.action_fields,
             proprioception_fields=self._sink.proprioception_fields,
-            failures=tuple(run.failures),
-            resumed=run.resumed,
-            warnings=tuple(f"{code}: {count} episodes" for code, count in run.warnings.items()),
-            next=self._next,
-            seconds=run.seconds,
             bytes_on_disk=run.bytes_on_disk,
+            empty_episodes=tuple(run.empty),
+            warnings=tuple(f"{code}: {count} episodes" for code, count in run.warnings.items()),
             **self._counts(run),
         )
-
-    @property
-    def _next(self) -> str:
-        return self._sink.next_step.format(output=self._config.output)
 
     def _counts(self, run: JobRun) -> dict[str, Any]:
         if self._summary is None:
@@ -272,7 +226,6 @@ class PreprocessJob:
                 **_count_fields(estimate.counts),
                 "bytes": 0,
                 "dropped": dict(self._chosen.excluded),
-                "status": "planned",
                 "plan": {"estimated_from": f"{self._chosen.survey.episodes} episodes"},
             }
         return {

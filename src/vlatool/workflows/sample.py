@@ -1,7 +1,7 @@
 """Recording of episodes of the built-in world in a raw layout."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,14 +12,14 @@ from pydantic import Field
 from vlatool.config.base import ConfigModel
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
-from vlatool.jobs.command import make_executor
+from vlatool.jobs.command import JobConfig, JobResult, make_executor
 from vlatool.jobs.executor import default_workers
 from vlatool.jobs.files import FileEntry, digests_below, file_entry, folder_entry
 from vlatool.jobs.inputs import InputState, plan_digest
-from vlatool.jobs.job import JobOptions, JobRun, JobSpec
+from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord
-from vlatool.jobs.run import run_job
+from vlatool.jobs.run import run_command
 from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import local_path
 from vlatool.world.cameras import SQUARE_SIZES, CameraCount, SizeName, cameras_for
@@ -29,7 +29,7 @@ from vlatool.world.render import View
 
 Layout = Literal["spartan", "lerobot", "libero"]
 # vlatool generates the episodes: a failure is never bad data.
-_OPTIONS = JobOptions(on_error="stop")
+_OPTIONS = JobConfig(on_error="stop")
 
 
 class SampleConfig(ConfigModel):
@@ -59,46 +59,41 @@ class SampleConfig(ConfigModel):
     )
 
 
-@dataclass(frozen=True)
-class SampleResult:
+@dataclass(frozen=True, kw_only=True)
+class SampleResult(JobResult):
     """Content of the output.
 
     Attributes:
         layout: Raw layout.
-        output: The folder.
-        episodes: Number of episodes.
         frames: Number of frames of all episodes.
         successes: Number of episodes that end with the named block in the bin.
         instructions: Map from instruction to number of episodes.
         cameras: Names of the cameras in the layout.
-        already_complete: True if an earlier run wrote the whole output.
     """
 
     layout: Layout
-    output: str
-    episodes: int
     frames: int
     successes: int
     instructions: dict[str, int]
     cameras: tuple[str, ...]
-    already_complete: bool = False
 
     def document(self) -> dict[str, Any]:
         """The result as a JSON-serializable mapping."""
-        return asdict(self) | {"cameras": list(self.cameras), "next": self.next_command()}
+        is_complete = self.status == "already complete"
+        extra = {"already_complete": is_complete, "next": self.next_command}
+        return super().document() | extra
 
-    def text(self) -> str:
-        """The result as text, with the next command."""
-        status = "already complete, nothing to do" if self.already_complete else "written"
+    def summary(self) -> str:
+        """Number of episodes and frames."""
         counts = f"{self.episodes} {self.layout} episodes, {self.frames} frames"
-        lines = [
-            f"{self.output}: {counts}, {self.successes} successful; {status}",
-            f"cameras: {', '.join(self.cameras)}",
-            *(f"{count:5d} x {text!r}" for text, count in self.instructions.items()),
-            f"next: {self.next_command()}",
-        ]
-        return "\n".join(lines)
+        return f"{counts}, {self.successes} successful"
 
+    def details(self) -> list[str]:
+        """Cameras and instructions."""
+        instructions = (f"{count:5d} x {text!r}" for text, count in self.instructions.items())
+        return [f"cameras: {', '.join(self.cameras)}", *instructions]
+
+    @property
     def next_command(self) -> str:
         """Command that writes training data from this output."""
         kind = "windows" if self.layout == "libero" else "shards"
@@ -118,12 +113,7 @@ def sample(config: SampleConfig, *, reporter: Reporter = NULL) -> SampleResult:
     _check_layout(config)
     job = SampleJob(config)
     workers = min(config.workers or default_workers(), config.episodes)
-    run = run_job(job, make_executor(workers), options=_OPTIONS, reporter=reporter)
-    known = dict(run.record.result or {})
-    if run.status == "already complete":
-        reporter.note(f"{job.spec.output} is already complete")
-        known["already_complete"] = True
-    return SampleResult(**{**known, "output": config.output, "cameras": tuple(known["cameras"])})
+    return run_command(job, SampleResult, _OPTIONS, make_executor(workers), reporter=reporter)
 
 
 class SampleJob:
@@ -147,6 +137,7 @@ class SampleJob:
             locations=(output,),
             progress_count="frames",
             can_overwrite=False,
+            shown={"output": config.output},
         )
 
     @property
@@ -168,10 +159,6 @@ class SampleJob:
         """Name of the episode."""
         return f"episode_{item[0]}"
 
-    def inputs(self) -> Mapping[str, Any]:
-        """Empty: the options determine the episodes."""
-        return {}
-
     def begin(self) -> None:
         """Removes the files that describe the whole data set."""
         for name in self._recorder.closing:
@@ -188,12 +175,10 @@ class SampleJob:
         closing = (name for name in self._recorder.closing if (self.spec.output / name).is_file())
         return [*files, *(file_entry(self.spec.output, name) for name in closing)]
 
-    def result(self, run: JobRun) -> Mapping[str, Any]:
-        """The result that the record stores."""
+    def result(self, run: JobRun) -> SampleResult:
+        """Result of the command."""
         del run
-        summary = asdict(_summary(self._config, self._recorded))
-        del summary["output"], summary["already_complete"]
-        return summary
+        return _summary(self._config, self._recorded)
 
 
 @dataclass(frozen=True)
@@ -253,8 +238,6 @@ def _summary(config: SampleConfig, recorded: list[RecordedEpisode]) -> SampleRes
         names = ["image", "wrist_image"]
     return SampleResult(
         layout=config.layout,
-        output=config.output,
-        episodes=len(recorded),
         frames=sum(episode.frames for episode in recorded),
         successes=sum(episode.success for episode in recorded),
         instructions=dict(Counter(episode.instruction for episode in recorded)),
