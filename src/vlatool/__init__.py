@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from vlatool.episode import Episode as Episode
     from vlatool.episode import EpisodeRef as EpisodeRef
     from vlatool.errors import VlatoolError as VlatoolError
-    from vlatool.evaluation.acting import load_policy as load_policy
+    from vlatool.evaluation.control import load_policy as load_policy
     from vlatool.loading.dataset import open_dataset as open_dataset
     from vlatool.workflows.build_dataset import build_dataset as build_dataset
     from vlatool.workflows.catalog import plugins as list_plugins  # noqa: F401 - a public name
@@ -53,7 +53,7 @@ _PUBLIC = {
     "inspect": f"{_WORKFLOWS}.inspect:inspect",
     "list_plugins": f"{_WORKFLOWS}.catalog:plugins",
     "load_config": "vlatool.config.resolve:load_config",
-    "load_policy": "vlatool.evaluation.acting:load_policy",
+    "load_policy": "vlatool.evaluation.control:load_policy",
     "open_dataset": "vlatool.loading.dataset:open_dataset",
     "open_loop": f"{_WORKFLOWS}.evaluate:open_loop",
     "preprocess": f"{_WORKFLOWS}.preprocess:preprocess",

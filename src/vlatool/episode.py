@@ -1,4 +1,4 @@
-"""Episodes, their references and surveys, and samples (windows of episodes).
+"""Episodes, their references and surveys, samples (windows of episodes), and what a policy sees.
 
 Shapes: F frames of an episode, N requested frames, T steps of a window, C dimensions of a field.
 """
@@ -258,3 +258,62 @@ class Sample:
     lowdim: Mapping[str, Array]
     language: Mapping[str, Sequence[str]]
     metadata: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class CameraView:
+    """Images of one camera that a policy sees.
+
+    Attributes:
+        offsets: Steps of the images from the current one, ascending, at most 0: `(-1, 0)`.
+        size: (height, width) of the images in pixels; a policy resizes others. None: any size, the
+            same for all images of an observation.
+    """
+
+    offsets: tuple[int, ...] = (0,)
+    size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class ObservationSpec:
+    """Input that a policy takes.
+
+    Attributes:
+        cameras: Map from camera name to its images.
+        fields: Map from measured field to its number of dimensions C.
+        past: Steps before the current one whose measured fields and commands the policy takes.
+        instruction: True if the policy reads the instruction.
+    """
+
+    cameras: Mapping[str, CameraView] = field(default_factory=dict[str, CameraView])
+    fields: Mapping[str, int] = field(default_factory=dict[str, int])
+    past: int = 0
+    instruction: bool = True
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Input of a policy at one step, as its `ObservationSpec` describes it.
+
+    P = past + 1 is the number of steps of a field, K the number of images of a camera.
+
+    Attributes:
+        images: Map from camera to uint8 [K, H, W, 3], RGB, in the order of the offsets.
+        fields: Map from field to the last values [P, C], the newest last.
+        instruction: Instruction for the robot.
+        past_actions: Map from action field to the last commands [P - 1, C]; None: unknown.
+        past_mask: bool [P - 1], False for padded commands; None: no command is padded.
+        image_masks: Map from camera to bool [K], False for padded images; a camera without an entry
+            has no padded image.
+        is_preprocessed: True for the observation of a training sample: its images are rotated
+            already, and past and returned actions are the fields of the training data, with poses
+            relative where those are.
+    """
+
+    images: Mapping[str, UInt8Array] = field(default_factory=dict[str, UInt8Array])
+    fields: Mapping[str, Array] = field(default_factory=dict[str, Array])
+    instruction: str = ""
+    past_actions: Mapping[str, Array] | None = None
+    past_mask: Array | None = None
+    image_masks: Mapping[str, Array] = field(default_factory=dict[str, Array])
+    is_preprocessed: bool = False

@@ -1,106 +1,128 @@
-"""Contract checks of the policy of a model type, as evaluation uses it; see `testing`.
+"""Contract checks of a policy, as rollouts, `load_policy` and evaluation use it; see `testing`.
 
 Legend of shapes: B observations, T steps, C dimensions.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from vlatool.evaluation.acting import PolicyRunner
+from vlatool.episode import Observation, ObservationSpec
 from vlatool.evaluation.config import OpenLoopConfig
-from vlatool.evaluation.history import ImageFit
+from vlatool.evaluation.control import PolicyRunner, ResizeLog, act_in_batches
 from vlatool.evaluation.offline import evaluate_open_loop
-from vlatool.evaluation.trained_policy import TrainedPolicy
 from vlatool.events import NullProgress
-from vlatool.loading.order import OrderOptions, SampleOrder
-from vlatool.loading.robotics.decode import DecodedSample
-from vlatool.loading.robotics.info import RoboticsInfo
-from vlatool.loading.robotics.reader import RoboticsReader
-from vlatool.models.policy import Observation, RoboticsPolicy
+from vlatool.loading.base import RecordedPairs
+from vlatool.models.policy import Policy
 
-_NUM_SAMPLES = 2
-_STEPS = 3
+_NUM_OBSERVATIONS = 3
+# Used if the policy sees images of any size.
+_SIDE = 64
 
 
-def check_robot_policy(trained: TrainedPolicy, info: RoboticsInfo) -> None:
-    """Checks a policy for robotics data on samples, in a control loop and in an evaluation."""
-    policy = trained.policy
-    assert isinstance(policy, RoboticsPolicy), (
-        f"policy returns a {type(policy).__name__}; for robotics data it must return a "
-        "vlatool.models.policy.RoboticsPolicy, or None if the model has no policy"
-    )
-    samples = _samples(policy, info)
-    observations = [_observation(policy, sample) for sample in samples]
-    predicted = [
-        policy.predict(observations, steps=_STEPS, rng=torch.Generator().manual_seed(1))
-        for _ in range(2)
+def check_policy(policy: Policy) -> None:
+    """Checks the contract of a policy on made-up observations, alone and in a control loop."""
+    missing = [
+        name
+        for name in ("sees", "actions", "fps", "horizon", "act")
+        if getattr(policy, name, None) is None
     ]
-    widths = {name: samples[0].fields[name].shape[-1] for name in policy.data.action_fields}
-    for chunks in predicted:
-        _check_chunks("predict", chunks, {name: (policy.length, n) for name, n in widths.items()})
-    for name in policy.data.action_fields:
-        same = np.array_equal(predicted[0][name], predicted[1][name])
-        assert same, f"actions {name!r} use randomness that is not from rng"
-    left = policy.length - policy.past
-    commands = policy.act(observations, steps=_STEPS, rng=torch.Generator().manual_seed(1))
-    _check_chunks("act", commands, {name: (left, n) for name, n in policy.actions.items()})
-    _check_uses(trained, info, samples)
+    assert not missing, f"{type(policy).__name__} is not a Policy: it has no {missing[0]!r}"
+    _check_attributes(policy)
+    rng = np.random.default_rng(0)
+    observations = [_observation(policy.sees, rng) for _ in range(_NUM_OBSERVATIONS)]
+    _check_chunks(policy, observations, dict(policy.actions))
+    runner = PolicyRunner(policy, Path(), "raw", 0)
+    for observation in observations:
+        images = {name: rows[-1] for name, rows in observation.images.items()}
+        fields = {name: rows[-1] for name, rows in observation.fields.items()}
+        words = {"instruction": observation.instruction} if policy.sees.instruction else {}
+        runner.act({**images, **fields, **words})
 
 
-def _check_uses(
-    trained: TrainedPolicy, info: RoboticsInfo, samples: Sequence[DecodedSample]
-) -> None:
-    """Uses the policy as `load_policy` and `eval open-loop` do."""
-    runner = PolicyRunner(trained, _STEPS, 0)
-    for sample in samples:
-        images = sample.images[-len(runner.cameras) :]
-        images_by_camera = dict(zip(runner.cameras, images, strict=True))
-        fields = {name: sample.fields[name][trained.policy.past] for name in runner.fields}
-        runner.act({**images_by_camera, **fields, "instruction": sample.instruction})
-    config = OpenLoopConfig(max_samples=_NUM_SAMPLES, inference_steps=_STEPS)
-    fit = ImageFit(trained.policy.images, lambda _: None)
-    evaluate_open_loop(trained, info, config, fit, NullProgress())
+def check_recorded(policy: Policy, pairs: RecordedPairs) -> None:
+    """Checks a policy on recorded observations, alone and in an open-loop evaluation."""
+    observations = [
+        observation for observation, _ in pairs.read(range(min(_NUM_OBSERVATIONS, len(pairs))))
+    ]
+    widths = {name: len(field.names) for name, field in pairs.fields.items()}
+    _check_chunks(policy, observations, widths)
+    config = OpenLoopConfig(max_samples=_NUM_OBSERVATIONS)
+    log = ResizeLog(policy.sees, lambda _: None)
+    evaluate_open_loop(policy, pairs, config, log, NullProgress())
 
 
-def _samples(policy: RoboticsPolicy, info: RoboticsInfo) -> list[DecodedSample]:
-    """A few samples, with the measured poses that actions are relative to."""
-    changes = {"proprioception_fields": list(policy.fields)}
-    data = policy.data.model_copy(
-        update={**changes, "augmentation": policy.data.augmentation.without_randomness()}
+def _check_attributes(policy: Policy) -> None:
+    sees: Any = policy.sees
+    assert isinstance(sees, ObservationSpec), (
+        f"sees is a {type(sees).__name__}, not a vlatool.episode.ObservationSpec"
     )
-    order = SampleOrder(info.datasets, OrderOptions(shuffle=False))
-    rngs = [np.random.default_rng(0) for _ in range(_NUM_SAMPLES)]
-    read = RoboticsReader(data, info).read(order.refs(range(_NUM_SAMPLES)), rngs)
-    samples = [sample for sample in read if isinstance(sample, DecodedSample)]
-    assert samples, "no sample of the data can be read"
-    return samples
+    for name, view in sees.cameras.items():
+        is_past = list(view.offsets) == sorted(view.offsets) and max(view.offsets, default=0) <= 0
+        assert is_past, f"camera {name!r}: offsets {view.offsets} are not ascending and at most 0"
+    for name, width in {**sees.fields, **policy.actions}.items():
+        assert isinstance(width, int), f"{name!r} has the width {width!r}, not an integer"
+        assert width > 0, f"{name!r} has the width {width}"
+    assert policy.actions, "actions is empty: the policy commands nothing"
+    assert policy.fps > 0, f"fps is {policy.fps}"
+    assert policy.horizon >= 1, f"horizon is {policy.horizon}"
 
 
-def _observation(policy: RoboticsPolicy, sample: DecodedSample) -> Observation:
-    fields = {name: sample.fields[name][: policy.past + 1] for name in policy.fields}
-    return Observation(sample.images, fields, sample.instruction)
+def _observation(sees: ObservationSpec, rng: np.random.Generator) -> Observation:
+    """Made-up observation with random images and fields."""
+    images = {
+        name: rng.integers(
+            0, 256, (len(view.offsets), *(view.size or (_SIDE, _SIDE)), 3), dtype=np.uint8
+        )
+        for name, view in sees.cameras.items()
+    }
+    fields = {name: rng.normal(size=(sees.past + 1, width)) for name, width in sees.fields.items()}
+    return Observation(images, fields, "sing" * int(rng.integers(1, 20)))
 
 
-def _check_chunks(label: str, chunks: Any, shapes: Mapping[str, tuple[int, int]]) -> None:
+def _check_chunks(
+    policy: Policy, observations: Sequence[Observation], widths: Mapping[str, int]
+) -> None:
+    """Checks the chunks of a batch, and that they do not depend on what shares the batch."""
+    seeds = list(range(len(observations)))
+    chunks = policy.act(observations, seeds=seeds)
+    _check_shapes(chunks, {name: (policy.horizon, width) for name, width in widths.items()})
+    again = policy.act(observations, seeds=seeds)
+    size = len(observations)
+    separate = [
+        act_in_batches(policy, [observation], [seed], size)
+        for observation, seed in zip(observations, seeds, strict=True)
+    ]
+    for name in widths:
+        assert np.array_equal(chunks[name], again[name]), (
+            f"actions {name!r} use randomness that is not from the seeds"
+        )
+        for row, chunk in enumerate(separate):
+            assert np.array_equal(chunks[name][row], chunk[name][0]), (
+                f"actions {name!r} of an observation depend on the others in its batch"
+            )
+
+
+def _check_shapes(chunks: Any, shapes: Mapping[str, tuple[int, int]]) -> None:
     """Checks actions by field, float [B, T, C] with (T, C) of `shapes`."""
     assert isinstance(chunks, Mapping), (
-        f"{label} returns a {type(chunks).__name__}, not a mapping of fields to actions"
+        f"act returns a {type(chunks).__name__}, not a mapping of fields to actions"
     )
     missing = [name for name in shapes if name not in chunks]
-    assert not missing, f"{label} returns no actions for {missing[0]!r}"
+    assert not missing, f"act returns no actions for {missing[0]!r}"
     for name, shape in shapes.items():
         actions = chunks[name]
-        has_gradients = isinstance(actions, torch.Tensor) and actions.requires_grad
-        kind = "a tensor with gradients" if has_gradients else f"a {type(actions).__name__}"
+        kind = f"a {type(actions).__name__}"
+        if getattr(actions, "requires_grad", False):
+            kind = "a tensor with gradients"
         assert isinstance(actions, np.ndarray), (
-            f"{label} returns {kind} for {name!r}, not a numpy array; use "
+            f"act returns {kind} for {name!r}, not a numpy array; use "
             "actions.detach().cpu().numpy()"
         )
-        fits = actions.ndim == 3 and actions.shape[1:] == shape
-        assert fits, (
+        assert actions.ndim == 3, f"actions {name!r} have shape {actions.shape}, not [B, T, C]"
+        assert actions.shape[1:] == shape, (
             f"actions {name!r} have shape {actions.shape}, not [B, T, C] with (T, C) = {shape}"
         )
         assert np.isfinite(actions).all(), f"actions {name!r} are not finite"

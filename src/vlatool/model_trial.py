@@ -12,12 +12,17 @@ from torch import Tensor, nn
 
 from vlatool.artifacts.run.checkpoint import part_weights
 from vlatool.artifacts.run.format import Retention, RunDir, read_metrics
-from vlatool.evaluation.trained_policy import TrainedPolicy
 from vlatool.events import NULL, NullProgress
-from vlatool.loading.base import Batch, DatasetInfo, DroppedSample, MicroBatch
+from vlatool.loading.base import (
+    Batch,
+    DatasetInfo,
+    DroppedSample,
+    HasPairs,
+    MicroBatch,
+    PairOptions,
+)
 from vlatool.loading.order import OrderOptions, SampleOrder
-from vlatool.loading.robotics.info import RoboticsInfo
-from vlatool.model_acting import check_robot_policy
+from vlatool.model_acting import check_policy, check_recorded
 from vlatool.model_promises import (
     SAMPLES,
     check_batch,
@@ -294,9 +299,13 @@ class ModelChecks:
                 load_weights(part.module, checkpoint / part_weights(name))
                 parts[name] = part.module.to(trained.runtime.device).eval()
         policy = self.model_type.policy(config.model, parts, assets, root)
-        if policy is not None and isinstance(self.info, RoboticsInfo):
-            trained_policy = TrainedPolicy(policy, trained.dir, checkpoint, "raw", config, assets)
-            check_robot_policy(trained_policy, self.info)
+        if policy is not None:
+            check_policy(policy)
+            if isinstance(config.data_kind, HasPairs):
+                location = getattr(config.data, config.data_kind.folders_keys[0])[0]
+                options = PairOptions(policy.sees, policy.horizon)
+                pairs = config.data_kind.pairs(config.data, assets, location, options)
+                check_recorded(policy, pairs)
 
     def check_resume(self) -> None:
         """Checks that a stopped and resumed run ends with the same bits as an uninterrupted one."""

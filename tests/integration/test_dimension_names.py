@@ -17,12 +17,12 @@ from vlatool.config.overrides import parse_override
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError
 from vlatool.evaluation.config import OpenLoopConfig
-from vlatool.evaluation.history import ImageFit
+from vlatool.evaluation.control import ResizeLog
 from vlatool.evaluation.offline import evaluate_open_loop
 from vlatool.evaluation.trained_policy import load_trained
 from vlatool.events import NullProgress
 from vlatool.training.config import TrainConfig
-from vlatool.workflows.evaluate import open_loop_info
+from vlatool.workflows.evaluate import recorded_pairs
 from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.train import train
 from vlatool.workflows.verify import VerifyConfig, verify
@@ -88,9 +88,9 @@ def test_a_run_keeps_the_names(trained: Path) -> None:
 
 def test_curves_and_tables_of_an_evaluation_have_the_names(data: Path, trained: Path) -> None:
     policy = load_trained(str(trained), "auto")
-    info = open_loop_info(str(data), policy)
-    fit = ImageFit(policy.assets.images, print)
-    report = evaluate_open_loop(policy, info, OpenLoopConfig(), fit, NullProgress())
+    pairs = recorded_pairs(str(data), policy, 0)
+    log = ResizeLog(policy.policy.sees, print)
+    report = evaluate_open_loop(policy.policy, pairs, OpenLoopConfig(), log, NullProgress())
     assert list(report.curves) == ["action: shoulder", "action: elbow"]
     assert report.fields["action"]["names"] == JOINTS
 

@@ -24,22 +24,23 @@ from tests.builders.training import (
 )
 from vlatool.artifacts.shards.dimensions import dimension_label
 from vlatool.artifacts.shards.manifest import read_manifest
-from vlatool.episode import PoseGroup
+from vlatool.episode import Observation, PoseGroup
 from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.config import ActionMap, FieldMap, OpenLoopConfig, RolloutConfig
-from vlatool.evaluation.history import ImageFit
-from vlatool.evaluation.metrics import wilson_interval
+from vlatool.evaluation.control import ResizeLog, chunk_seed
 from vlatool.evaluation.offline import evaluate_open_loop
 from vlatool.evaluation.plots import save_curves
+from vlatool.evaluation.rollouts import wilson_interval
 from vlatool.evaluation.trained_policy import load_trained
 from vlatool.events import NullProgress, NullReporter
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.decode import DecodedSample, SampleDecoder
 from vlatool.loading.robotics.kind import RoboticsAssets
 from vlatool.loading.robotics.normalizer import Normalizer
-from vlatool.models.policy import Observation, RoboticsPolicy
+from vlatool.models.policy import RoboticsPolicy
+from vlatool.transforms.relative import relative_actions
 from vlatool.transforms.rotations import matrix_from_rot6d
-from vlatool.workflows.evaluate import open_loop, open_loop_info, rollout
+from vlatool.workflows.evaluate import open_loop, recorded_pairs, rollout
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.train import train
 from vlatool.world.registration import ENVIRONMENT
@@ -129,23 +130,23 @@ def test_error_of_the_policy_is_that_computed_by_hand(
 ) -> None:
     trained = load_trained(str(run), "auto")
     samples = decoded(data, run)
-    rng = torch.Generator().manual_seed(0)
     chunks: list[np.ndarray] = []
     for start in range(0, len(samples), 32):
         observations = [
             Observation(
-                images=sample.images,
+                images={name: sample.images[n::2] for n, name in enumerate(CAMERAS)},
                 fields={name: sample.fields[name][:2] for name in (XYZ, HAND)},
                 instruction=sample.instruction,
                 past_actions={name: sample.fields[name][:1] for name in (RELATIVE, HAND_COMMAND)},
                 past_mask=sample.past_mask[:1],
+                is_preprocessed=True,
             )
             for sample in samples[start : start + 32]
         ]
-        chunks.append(trained.policy.predict(observations, steps=8, rng=rng)[RELATIVE])
-    recorded = np.stack([sample.fields[RELATIVE] for sample in samples])
-    mask = np.stack([sample.future_mask for sample in samples])
-    mask[:, 0] = False
+        seeds = [chunk_seed(0, start + row) for row in range(len(observations))]
+        chunks.append(trained.policy.act(observations, seeds=seeds)[RELATIVE])
+    recorded = np.stack([sample.fields[RELATIVE] for sample in samples])[:, 1:]
+    mask = np.stack([sample.future_mask for sample in samples])[:, 1:]
     by_hand = np.abs(np.concatenate(chunks) - recorded)[mask].mean(axis=0)
     errors = report["fields"][RELATIVE]["policy"]["mae_per_dimension"]
     np.testing.assert_allclose(errors, by_hand, rtol=1e-6)
@@ -209,11 +210,11 @@ def test_progress_ends_at_the_number_of_samples(data: Path, run: Path, tmp_path:
 @pytest.mark.parametrize("share", [1, 3])
 def test_points_of_curves_have_the_frames_of_the_episode(data: Path, run: Path, share: int) -> None:
     trained = load_trained(str(run), "auto")
-    info = open_loop_info(str(data), trained)
-    config = OpenLoopConfig(max_samples=info.num_samples // share)
-    fit = ImageFit(trained.assets.images, print)
+    pairs = recorded_pairs(str(data), trained, 0)
+    config = OpenLoopConfig(max_samples=len(pairs) // share)
+    log = ResizeLog(trained.policy.sees, print)
 
-    report = evaluate_open_loop(trained, info, config, fit, NullProgress())
+    report = evaluate_open_loop(trained.policy, pairs, config, log, NullProgress())
 
     assert report.frames.tolist() == list(range(0, 12, share))
     assert all(
@@ -344,28 +345,12 @@ class KilledAfter(ProgressRecorder):
             raise Killed
 
 
-def as_earlier_version(output: Path) -> None:
-    """Renames the key `instruction` in the journal to `told`, as earlier versions wrote it."""
-    for path in (output / ".vlatool/journal/items").iterdir():
-        arrays = dict(np.load(path))
-        receipt = json.loads(arrays["__receipt__"].tobytes())
-        for row in receipt["facts"]["rollouts"]:
-            row["told"] = row.pop("instruction")
-        arrays["__receipt__"] = np.frombuffer(json.dumps(receipt).encode(), np.uint8)
-        np.savez(path, **arrays)
-
-
-@pytest.mark.parametrize("is_earlier", [False, True], ids=["this-version", "earlier-version"])
-def test_killed_rollouts_resume_with_the_next_group(
-    run: Path, tmp_path: Path, *, is_earlier: bool
-) -> None:
+def test_killed_rollouts_resume_with_the_next_group(run: Path, tmp_path: Path) -> None:
     keys = {"episodes": 27, "max_steps": 2, "contact_sheet_episodes": 27}
     rollout(rollout_config(run, tmp_path / "whole", **keys))
     config = rollout_config(run, tmp_path / "out", **keys)
     with pytest.raises(Killed):
         rollout(config, reporter=KilledAfter(26))
-    if is_earlier:
-        as_earlier_version(tmp_path / "out")
 
     progress = ProgressRecorder()
     result = rollout(config, reporter=progress)
@@ -458,7 +443,7 @@ class ConstantSampler:
     def __init__(self, chunk: np.ndarray) -> None:
         self._chunk = torch.from_numpy(chunk)
 
-    def __call__(self, batch: Any, *, steps: int, rng: torch.Generator) -> torch.Tensor:
+    def __call__(self, batch: Any, *, steps: int, rng: Any) -> torch.Tensor:
         del steps, rng
         return self._chunk.expand(len(batch["samples"]), -1, -1)
 
@@ -495,15 +480,13 @@ def test_relative_actions_become_absolute_poses(parts: str) -> None:
         lambda samples: {"samples": samples},
         make_assets(data, statistics, [group]),
     )
-    assert {actual_xyz, actual_rot} <= policy.fields.keys()
+    assert {actual_xyz, actual_rot} <= policy.sees.fields.keys()
     # Source: reference/policy 3.2, the reference pose of the first two rows
     position, rotation = np.array([1.0, 2.0, 3.0]), np.array([0.0, 1.0, 0.0, -1.0, 0.0, 0.0])
     observation = Observation(
-        images=np.zeros((0, 8, 8, 3), np.uint8),
         fields={actual_xyz: np.tile(position, (2, 1)), actual_rot: np.tile(rotation, (2, 1))},
-        instruction="",
     )
-    actions = policy.act([observation], steps=1, rng=torch.Generator())
+    actions = policy.act([observation], seeds=[0])
     assert actions.keys() == widths.keys()
     physical = (chunk * 2.0 + 0.5)[:, 1:]
     matrix = matrix_from_rot6d(rotation)
@@ -518,28 +501,18 @@ def test_relative_actions_become_absolute_poses(parts: str) -> None:
 def test_past_actions_are_relative_to_the_current_pose() -> None:
     xyz, rot = "robot__action__poses__a__xyz", "robot__action__poses__a__rot_6d"
     actual_xyz, actual_rot = (name.replace("action", "actual") for name in (xyz, rot))
-    data = RoboticsDataConfig(
-        action_fields=[f"{xyz}_relative", f"{rot}_relative", "hand"],
-        lowdim_past_timesteps=2,
-        lowdim_future_timesteps=1,
-    )
     group = PoseGroup("arm", xyz, rot)
-    nothing: Any = None
-    entry = {"mean": [0.0], "std": [1.0], "min": [0.0], "max": [1.0]}
-    policy = RoboticsPolicy(
-        nothing, nothing, make_assets(data, dict.fromkeys(data.action_fields, entry), [group])
-    )
     # Source: formats/lbm-preprocessing 4
     fields = {
-        actual_xyz: np.array([[9.0, 9.0, 9.0], [1.0, 2.0, 3.0]]),
-        actual_rot: np.array([[1.0, 0, 0, 0, 1, 0], [0.0, 1, 0, -1, 0, 0]]),
+        actual_xyz: np.array([[1.0, 2.0, 3.0]]),
+        actual_rot: np.array([[0.0, 1, 0, -1, 0, 0]]),
     }
     actions = {
         xyz: np.array([[1.0, 2.0, 3.0], [2.0, 2.0, 3.0]]),
         rot: np.array([[0.0, 1, 0, -1, 0, 0], [1.0, 0, 0, 0, 1, 0]]),
         "hand": np.array([[0.1], [0.0]]),
     }
-    relative = policy.relative_past_actions(actions, fields)
+    relative = relative_actions(actions, fields, [group])
     np.testing.assert_allclose(relative[f"{xyz}_relative"], [[0, 0, 0], [0, 1, 0]], atol=1e-12)
     expected = [[1, 0, 0, 0, 1, 0], [0, -1, 0, 1, 0, 0]]
     np.testing.assert_allclose(relative[f"{rot}_relative"], expected, atol=1e-12)
@@ -549,12 +522,11 @@ def test_past_actions_are_relative_to_the_current_pose() -> None:
 def test_missing_reference_pose_is_an_error(run: Path) -> None:
     trained = load_trained(str(run), "auto")
     observation = Observation(
-        images=np.zeros((4, 64, 64, 3), np.uint8),
+        images={name: np.zeros((2, 64, 64, 3), np.uint8) for name in CAMERAS},
         fields={XYZ: np.zeros((2, 3)), HAND: np.zeros((2, 1))},
-        instruction="",
     )
     with pytest.raises(DataError) as caught:
-        trained.policy.act([observation], steps=1, rng=torch.Generator())
+        trained.policy.act([observation], seeds=[0])
     assert (caught.value.code, caught.value.details["field"]) == ("data.missing_field", ROT)
 
 

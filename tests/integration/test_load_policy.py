@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,13 @@ from vlatool.artifacts.shards.provenance import (
     read_preprocessing_config,
     write_preprocessing_config,
 )
+from vlatool.episode import Observation
 from vlatool.errors import VlatoolError
-from vlatool.evaluation.acting import PolicyRunner
 from vlatool.evaluation.config import RolloutConfig
+from vlatool.evaluation.control import PolicyRunner, ResizeLog, chunk_seed
 from vlatool.evaluation.controllers import PolicyController
-from vlatool.evaluation.history import ImageFit
 from vlatool.evaluation.trained_policy import load_trained
-from vlatool.models.policy import Observation, RoboticsPolicy
+from vlatool.models.policy import Policy
 from vlatool.workflows.evaluate import with_world_mapping
 from vlatool.workflows.train import train
 from vlatool.world.registration import ENVIRONMENT, register_environments
@@ -113,17 +112,17 @@ def test_checkpoint_and_run_folder_give_the_same_policy(run: Path, policy: Polic
 def test_actions_are_those_of_a_rollout(run: Path, execute: int) -> None:
     """A loop that passes every observation acts like the controller of evaluations."""
     config = with_world_mapping(
-        RolloutConfig(env=ENVIRONMENT, seed=SEED, execute_steps=execute, checkpoint=str(run))
+        RolloutConfig(env=ENVIRONMENT, execute_steps=execute, checkpoint=str(run), batch_size=1)
     )
     trained = load_trained(str(run), "auto").policy
-    controller = PolicyController(trained, config, ImageFit(trained.images, print))
+    controller = PolicyController(trained, config, ResizeLog(trained.sees, print))
     policy = vlatool.load_policy(run, seed=SEED)
     register_environments()
     env = gymnasium.make(ENVIRONMENT)
     observation, _ = env.reset(seed=3)
     chunk: dict[str, Any] = {}
     for step in range(9):
-        expected = controller.act({0: observation}, {0: observation["instruction"]})[0]
+        expected = controller.act({SEED: observation}, {SEED: observation["instruction"]})[SEED]
         if step % execute == 0:
             chunk = policy.act(observation_of(observation))
         else:
@@ -136,17 +135,18 @@ def test_actions_are_those_of_a_rollout(run: Path, execute: int) -> None:
 
 
 def test_relative_actions_are_returned_as_absolute(run: Path) -> None:
-    """The chunk is that of `predict` for the same images and noise, moved and rotated."""
+    """The chunk is that for the same images, noise and training data, moved and rotated."""
     policy = vlatool.load_policy(run, seed=SEED)
     observation = random_observation(0)
     trained = load_trained(str(run), "auto").policy
     window = Observation(
-        images=np.stack([observation[camera] for camera in CAMERAS] * 2),
+        images={camera: np.stack([observation[camera]] * 2) for camera in CAMERAS},
         fields={name: np.stack([np.asarray(observation[name], float)] * 2) for name in (XYZ, HAND)},
         instruction="sing",
+        is_preprocessed=True,
     )
-    rng = torch.Generator().manual_seed(SEED)
-    relative = trained.predict([window], steps=8, rng=rng)[f"{XYZ_COMMAND}_relative"][0, 1:]
+    chunks = trained.act([window], seeds=[chunk_seed(SEED, 0)])
+    relative = chunks[f"{XYZ_COMMAND}_relative"][0]
     # The hand points down: x stays, y and z change their signs.
     expected = relative * [1.0, -1.0, -1.0] + observation[XYZ]
     np.testing.assert_allclose(policy.act(observation)[XYZ_COMMAND], expected, atol=1e-12)
@@ -158,7 +158,7 @@ def test_relative_actions_are_returned_as_absolute(run: Path) -> None:
 class RecordingPolicy:
     """Policy that records the observation of every call."""
 
-    def __init__(self, inner: RoboticsPolicy) -> None:
+    def __init__(self, inner: Policy) -> None:
         self.windows: list[Observation] = []
         self._inner = inner
 
@@ -175,7 +175,7 @@ def windows(run: Path) -> Recorded:
     """A policy, and the list of its observations."""
     trained = load_trained(str(run), "auto")
     recording: Any = RecordingPolicy(trained.policy)
-    return PolicyRunner(replace(trained, policy=recording), 8, SEED), recording.windows
+    return PolicyRunner(recording, trained.checkpoint, "raw", SEED), recording.windows
 
 
 def numbers(window: Observation) -> list[float]:
@@ -192,7 +192,8 @@ def test_steps_before_the_first_observation_equal_it(windows: Recorded) -> None:
     policy.act(observation_at(1))
     window = shown[0]
     assert numbers(window) == [1, 1]
-    np.testing.assert_array_equal(window.images[:2], window.images[2:])
+    for images in window.images.values():
+        np.testing.assert_array_equal(images[0], images[1])
     assert window.past_actions is None
 
 
@@ -209,7 +210,7 @@ def test_observed_steps_are_in_the_history(windows: Recorded) -> None:
     policy.observe(observation_at(2), executed=1)
     policy.act(observation_at(3))
     assert numbers(shown[1]) == [2, 3]
-    np.testing.assert_array_equal(shown[1].images[0], observation_at(2)[CAMERAS[0]])
+    np.testing.assert_array_equal(shown[1].images[CAMERAS[0]][0], observation_at(2)[CAMERAS[0]])
 
 
 def test_camera_may_fill_the_same_buffer_again(windows: Recorded) -> None:
@@ -219,7 +220,7 @@ def test_camera_may_fill_the_same_buffer_again(windows: Recorded) -> None:
     policy.act(first)
     first[CAMERAS[0]][:] = second[CAMERAS[0]]
     policy.act({**second, CAMERAS[0]: first[CAMERAS[0]]})
-    np.testing.assert_array_equal(shown[1].images[0], before)
+    np.testing.assert_array_equal(shown[1].images[CAMERAS[0]][0], before)
 
 
 @pytest.mark.parametrize("executed", [1, 2, 7])
@@ -230,9 +231,7 @@ def test_past_action_is_the_last_executed_one(executed: int, windows: Recorded) 
     past = shown[1].past_actions
     assert past is not None
     np.testing.assert_array_equal(past[HAND_COMMAND], chunk[HAND_COMMAND][executed - 1][None])
-    offset = chunk[XYZ_COMMAND][executed - 1] - [2.0, 0.0, 0.0]
-    relative = offset * [1.0, -1.0, -1.0]
-    np.testing.assert_allclose(past[f"{XYZ_COMMAND}_relative"][0], relative, atol=1e-12)
+    np.testing.assert_array_equal(past[XYZ_COMMAND], chunk[XYZ_COMMAND][executed - 1][None])
 
 
 def test_steps_of_observe_and_act_add_up(windows: Recorded) -> None:
@@ -279,19 +278,17 @@ def test_invalid_observation_does_not_change_the_history(policy: PolicyRunner) -
 # images
 
 
-def test_image_gets_the_size_of_the_training_data(windows: Recorded) -> None:
+def test_image_gets_the_size_of_the_training_data(run: Path) -> None:
     """A smooth image, twice as large and with a wider field of view, gives nearly the same."""
-    policy, shown = windows
+    transform = load_trained(str(run), "auto").assets.images
     rows, columns = np.mgrid[0:64, 0:64]
     small = np.stack([4 * rows, 4 * columns, rows + columns], -1).astype(np.uint8)
     large = np.repeat(np.repeat(small, 2, axis=0), 2, axis=1)
     wide = np.pad(large, ((0, 0), (32, 32), (0, 0)))
-    policy.act({**observation_at(1), CAMERAS[0]: wide, CAMERAS[1]: small})
-    images = shown[0].images
-    assert images.shape == (4, 64, 64, 3)
-    np.testing.assert_array_equal(images[1], small)
+    fitted = transform.apply(CAMERAS[0], wide)
+    np.testing.assert_array_equal(transform.apply(CAMERAS[1], small), small)
     inner = np.s_[4:-4, 4:-4]
-    np.testing.assert_allclose(images[0][inner].astype(int), small[inner].astype(int), atol=4)
+    np.testing.assert_allclose(fitted[inner].astype(int), small[inner].astype(int), atol=4)
 
 
 def test_another_size_is_logged_once_per_camera(

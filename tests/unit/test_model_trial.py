@@ -18,7 +18,7 @@ from tests.builders.toys import GanType, LmType, NumbersConfig, NumbersKind, wri
 from vlatool.errors import DataError
 from vlatool.model_promises import check_config, world_data
 from vlatool.model_trial import ModelChecks
-from vlatool.models.base import Batch, Loss, OptimizerSpec, ParamGroup, Part, StepContext
+from vlatool.models.base import Batch, Loss, OptimizerSpec, ParamGroup, Part, Rng, StepContext
 from vlatool.models.diffusion_policy.spec import DiffusionPolicyType
 from vlatool.models.policy import RoboticsPolicy
 from vlatool.testing import check_model_type
@@ -430,11 +430,16 @@ def test_broken_batch_is_reported(broken: Any, sentence: str, rows: Path, tmp_pa
 # policies
 
 
-def ignores_rng(sampler: Any, batch: Any, *, steps: int, rng: torch.Generator) -> Tensor:
+def ignores_rng(sampler: Any, batch: Any, *, steps: int, rng: Rng) -> Tensor:
     return sampler(batch, steps=steps, rng=rng) + 0.1 * torch.rand(())
 
 
-def infinite(sampler: Any, batch: Any, *, steps: int, rng: torch.Generator) -> Tensor:
+def shares_rng(sampler: Any, batch: Any, *, steps: int, rng: Rng) -> Tensor:
+    actions = sampler(batch, steps=steps, rng=rng)
+    return actions + actions.mean()
+
+
+def infinite(sampler: Any, batch: Any, *, steps: int, rng: Rng) -> Tensor:
     return sampler(batch, steps=steps, rng=rng) * float("inf")
 
 
@@ -453,11 +458,15 @@ class IgnoresRng(WithSampler):
     sampler: ClassVar[Any] = staticmethod(ignores_rng)
 
 
+class SharesNoise(WithSampler):
+    sampler: ClassVar[Any] = staticmethod(shares_rng)
+
+
 class Infinite(WithSampler):
     sampler: ClassVar[Any] = staticmethod(infinite)
 
 
-def with_gradients(sampler: Any, batch: Any, *, steps: int, rng: torch.Generator) -> Tensor:
+def with_gradients(sampler: Any, batch: Any, *, steps: int, rng: Rng) -> Tensor:
     actions = sampler(batch, steps=steps, rng=rng)
     return actions * torch.ones((), requires_grad=True)
 
@@ -515,10 +524,11 @@ KEYS = {"vision_language_backbone": BACKBONE, "transformer": TRANSFORMER}
 @pytest.mark.parametrize(
     ("broken", "sentence"),
     [
-        (IgnoresRng, "randomness that is not from rng"),
+        (IgnoresRng, "randomness that is not from the seeds"),
+        (SharesNoise, "depend on the others in its batch"),
         (Infinite, "not finite"),
         (ReturnsTensors, "act returns a tensor with gradients"),
-        (ReturnsNetwork, "for robotics data it must return"),
+        (ReturnsNetwork, "is not a Policy: it has no 'sees'"),
         (LacksField, "act returns no actions for"),
     ],
 )

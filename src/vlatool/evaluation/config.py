@@ -26,7 +26,9 @@ class OpenLoopConfig(ConfigModel):
     max_samples: int = Field(
         default=2000, ge=1, description="Most samples to evaluate, evenly spaced over the data."
     )
-    batch_size: int = Field(default=32, ge=1, description="Samples per batch.")
+    batch_size: int = Field(
+        default=32, ge=1, description="Samples computed at once; fewer are filled up."
+    )
     seed: int = Field(default=0, ge=0, description="Seed of the sampled noise.")
 
 
@@ -80,6 +82,9 @@ class RolloutConfig(ConfigModel):
     )
     inference_steps: int = Field(
         default=8, ge=1, description="Evaluations of the network per sampled chunk."
+    )
+    batch_size: int = Field(
+        default=8, ge=1, description="Observations computed at once; fewer are filled up."
     )
     weights: Weights = Field(
         default="auto", description="Averaged or raw weights; auto: averaged if any."

@@ -1,29 +1,26 @@
 """Controllers that act in environments: a policy, and baselines.
 
 A controller gets the observations of several environments at once, so that a policy can run on
-batches. Legend of shapes: C dimensions of a field.
+batches.
 """
 
-from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.evaluation.config import FieldMap, RolloutConfig
-from vlatool.evaluation.history import History, ImageFit, RobotState
-from vlatool.models.policy import RoboticsPolicy
+from vlatool.evaluation.control import EpisodeControl, ResizeLog, RobotState, begin_chunks
+from vlatool.models.policy import Policy
 from vlatool.plugins import did_you_mean
 
 EnvObservation = Mapping[str, Any]
 
 
 class Controller(Protocol):
-    """Source of actions for several environments, which are identified by their number."""
+    """Source of actions for the environments of several episodes, identified by their seeds."""
 
     def act(
         self, observations: Mapping[int, EnvObservation], instructions: Mapping[int, str]
@@ -44,7 +41,7 @@ class RandomController:
     ) -> dict[int, Array]:
         """Returns a random action for each environment."""
         del instructions
-        return {number: self._space.sample() for number in observations}
+        return {seed: self._space.sample() for seed in observations}
 
 
 class HoldController:
@@ -59,66 +56,61 @@ class HoldController:
     ) -> dict[int, Array]:
         """Returns the same action at each step."""
         del instructions
-        for number, observation in observations.items():
-            self._first.setdefault(number, np.array(observation[self._key]))
-        return {number: self._first[number] for number in observations}
-
-
-@dataclass(frozen=True)
-class _Step:
-    """Step of a chunk: the environment's action, and the policy's actions by field [C]."""
-
-    action: Array
-    fields: Mapping[str, Array]
+        for seed, observation in observations.items():
+            self._first.setdefault(seed, np.array(observation[self._key]))
+        return {seed: self._first[seed] for seed in observations}
 
 
 class PolicyController:
-    """Controller that samples an action chunk, executes its first steps and samples again."""
+    """Controller that samples an action chunk, executes its first steps and samples again.
 
-    def __init__(self, policy: RoboticsPolicy, config: RolloutConfig, fit: ImageFit) -> None:
+    Raises:
+        DataError: A field of the policy or a part of the action is not mapped.
+    """
+
+    def __init__(self, policy: Policy, config: RolloutConfig, log: ResizeLog) -> None:
         self._policy = policy
-        self._fit = fit
+        self._sees = policy.sees
+        self._log = log
         self._config = config
-        self._rng = torch.Generator().manual_seed(config.seed)
-        self._fields = list(policy.fields)
-        self._histories: dict[int, History] = {}
-        self._chunks: dict[int, deque[_Step]] = {}
-        History(policy, fit)  # raises early if the policy takes future images
+        self._episodes: dict[int, EpisodeControl] = {}
         self._check()
 
     def act(
         self, observations: Mapping[int, EnvObservation], instructions: Mapping[int, str]
     ) -> dict[int, Array]:
-        """Returns the next action of each chunk; samples the chunks that ran out in one batch."""
-        for number, observation in observations.items():
-            if number not in self._histories:
-                self._histories[number] = History(self._policy, self._fit)
-            self._histories[number].add_observation(self._robot_state(observation))
-        empty = [number for number in observations if not self._chunks.get(number)]
-        if empty:
-            self._sample_chunks(empty, instructions)
-        return {number: self._next(number) for number in observations}
-
-    def _next(self, number: int) -> Array:
-        step = self._chunks[number].popleft()
-        self._histories[number].add_action(step.fields)
-        return step.action
-
-    def _sample_chunks(self, numbers: Sequence[int], instructions: Mapping[int, str]) -> None:
-        inputs = [self._histories[number].observation(instructions[number]) for number in numbers]
-        fields = self._policy.act(inputs, steps=self._config.inference_steps, rng=self._rng)
-        parts = [fields[part.field] * part.scale for part in self._config.action]
-        chunks = np.concatenate(parts, axis=-1)[:, : self._config.execute_steps]
-        for row, (number, chunk) in enumerate(zip(numbers, chunks, strict=True)):
-            self._chunks[number] = deque(
-                _Step(action, {name: values[row, step] for name, values in fields.items()})
-                for step, action in enumerate(chunk)
+        """Returns the next action of each chunk; samples the chunks that ran out together."""
+        for seed, observation in observations.items():
+            if seed not in self._episodes:
+                self._episodes[seed] = EpisodeControl(self._policy, seed, self._log)
+            self._episodes[seed].observe(self._robot_state(observation))
+        steps = min(self._config.execute_steps, self._policy.horizon)
+        due = [
+            seed
+            for seed in observations
+            if not self._episodes[seed].chunk or self._episodes[seed].num_executed >= steps
+        ]
+        if due:
+            # Sorted, so that a batch has few lengths of instructions; no chunk depends on it.
+            due.sort(key=lambda seed: instructions[seed])
+            begin_chunks(
+                self._policy,
+                [self._episodes[seed] for seed in due],
+                [instructions[seed] for seed in due],
+                self._config.batch_size,
             )
+        return {seed: self._next_action(self._episodes[seed]) for seed in observations}
+
+    def _next_action(self, episode: EpisodeControl) -> Array:
+        step = episode.num_executed
+        parts = [episode.chunk[part.field][step] * part.scale for part in self._config.action]
+        episode.execute()
+        return np.concatenate(parts)
 
     def _robot_state(self, observation: EnvObservation) -> RobotState:
         return RobotState(
-            images={name: self._image(observation, name) for name in self._policy.cameras},
-            fields={name: self._field(observation, name) for name in self._fields},
+            images={name: self._image(observation, name) for name in self._sees.cameras},
+            fields={name: self._field(observation, name) for name in self._sees.fields},
         )
 
     def _image(self, observation: EnvObservation, camera: str) -> Array:
@@ -134,7 +126,7 @@ class PolicyController:
 
     def _check(self) -> None:
         """Raises DataError if a field of the policy or a part of the action is not mapped."""
-        for name in self._fields:
+        for name in self._sees.fields:
             if name not in self._config.fields:
                 raise DataError(
                     f"the field {name!r} of the policy is mapped to no observation key",

@@ -3,30 +3,20 @@
 Legend of shapes: B samples, T action steps from the current one on, D dimensions of a field.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-from vlatool.artifacts.shards.dimensions import dimension_label, dimension_names
-from vlatool.episode import Array, UInt8Array
+from vlatool.artifacts.shards.dimensions import dimension_label
+from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.evaluation.config import OpenLoopConfig
-from vlatool.evaluation.history import ImageFit
-from vlatool.evaluation.metrics import AbsoluteErrors, field_report, nan_to_none
-from vlatool.evaluation.trained_policy import TrainedPolicy
+from vlatool.evaluation.control import ResizeLog, act_in_batches, chunk_seed
 from vlatool.events import Progress
-from vlatool.loading.dataset import SampleDataset
-from vlatool.loading.order import OrderOptions, SampleOrder
-from vlatool.loading.robotics.augmentation import AugmentationConfig
-from vlatool.loading.robotics.config import RoboticsDataConfig
-from vlatool.loading.robotics.decode import DecodedSample
-from vlatool.loading.robotics.info import RoboticsInfo
-from vlatool.loading.robotics.kind import RoboticsAssets
-from vlatool.loading.robotics.reader import RoboticsReader
-from vlatool.models.policy import Observation, RoboticsPolicy
+from vlatool.loading.base import ActionField, RecordedPairs, Target
+from vlatool.models.policy import Policy
 
 _CURVES = 6
 
@@ -56,81 +46,87 @@ class OpenLoopReport:
 
 
 def evaluate_open_loop(
-    trained: TrainedPolicy,
-    info: RoboticsInfo,
-    config: OpenLoopConfig,
-    fit: ImageFit,
-    bar: Progress,
+    policy: Policy, pairs: RecordedPairs, config: OpenLoopConfig, log: ResizeLog, bar: Progress
 ) -> OpenLoopReport:
-    """Predicts an action chunk for each sample and compares it with the recorded one.
+    """Predicts an action chunk for each observation and compares it with the recorded one.
 
     Args:
-        trained: Policy to evaluate.
-        info: Info of the data.
+        policy: Policy to evaluate.
+        pairs: Recorded observations and targets.
         config: Number of samples, batch size and seed.
-        fit: Preprocessing of the images.
+        log: Log of resized images.
         bar: Progress over samples; there are `num_chosen`.
     """
-    policy = trained.policy
-    recorder = _Recorder(policy, trained.assets)
-    rng = torch.Generator().manual_seed(config.seed)
-    for samples in _batches(policy.data, info, config):
-        observations = [_observation(policy, sample, fit) for sample in samples]
-        predicted = policy.predict(observations, steps=config.inference_steps, rng=rng)
-        recorder.add(samples, predicted)
-        bar.advance(len(samples))
+    recorder = _Recorder(pairs.fields)
+    count = num_chosen(pairs, config)
+    chosen = [number * len(pairs) // count for number in range(count)]
+    for start in range(0, count, config.batch_size):
+        indices = chosen[start : start + config.batch_size]
+        rows = pairs.read(indices)
+        for observation, _ in rows:
+            for camera, images in observation.images.items():
+                log.add(camera, images.shape[1:])
+        # The seed of a sample does not depend on which other samples are evaluated.
+        seeds = [chunk_seed(config.seed, index) for index in indices]
+        observations = [observation for observation, _ in rows]
+        predicted = act_in_batches(policy, observations, seeds, config.batch_size)
+        recorder.add([target for _, target in rows], predicted)
+        bar.advance(len(rows))
     return recorder.report()
 
 
-def num_chosen(info: RoboticsInfo, config: OpenLoopConfig) -> int:
+def num_chosen(pairs: RecordedPairs, config: OpenLoopConfig) -> int:
     """Number of samples to evaluate."""
-    return min(info.num_samples, config.max_samples)
+    return min(len(pairs), config.max_samples)
 
 
 class _Recorder:
     """Accumulator of errors and of the curves of the first episode."""
 
-    def __init__(self, policy: RoboticsPolicy, assets: RoboticsAssets) -> None:
-        self._policy = policy
-        self._statistics = assets.statistics
-        self._names = assets.names
+    def __init__(self, fields: Mapping[str, ActionField]) -> None:
+        self._fields = fields
         self._errors: dict[str, dict[str, AbsoluteErrors]] = {}
         self._samples = 0
         self._episode = ""
         self._curve: list[tuple[int, dict[str, Array], dict[str, Array]]] = []
 
-    def add(self, samples: Sequence[DecodedSample], predicted: Mapping[str, Array]) -> None:
-        """Adds a batch with its predicted chunks [B, past + T, D] by field."""
-        policy = self._policy
-        self._samples += len(samples)
-        mask = np.stack([_window(sample, policy)[1] for sample in samples])
-        for name in policy.data.action_fields:
-            windows = np.stack([_window(sample, policy)[0][name] for sample in samples])
-            recorded = windows[:, policy.past :]
+    def add(self, targets: Sequence[Target], predicted: Mapping[str, Array]) -> None:
+        """Adds a batch with its predicted chunks [B, T, D] by field.
+
+        Raises:
+            DataError: The policy predicts no chunk for a recorded field.
+        """
+        for name in self._fields:
+            if name not in predicted:
+                raise DataError(
+                    f"the policy does not predict {name!r}, but {', '.join(predicted)}",
+                    hint="evaluate it with `vlatool eval rollout`",
+                    code="data.unknown_field",
+                    details={"field": name, "known": list(predicted)},
+                )
+        self._samples += len(targets)
+        mask = np.stack([target.mask for target in targets])
+        for name, field in self._fields.items():
+            recorded = np.stack([target.actions[name] for target in targets])
             predictions = {
-                "policy": predicted[name][:, policy.past :],
-                "mean_action": self._mean(name, recorded),
+                "policy": predicted[name],
+                "mean_action": np.broadcast_to(field.mean, recorded.shape),
             }
-            current = _extra(samples[0], policy) + policy.past
-            if current > 0:
-                last = np.stack([sample.fields[name][current - 1] for sample in samples])
+            if name in targets[0].last:
+                last = np.stack([target.last[name] for target in targets])
                 predictions["copy_last"] = np.broadcast_to(last[:, None], recorded.shape)
             for predictor, values in predictions.items():
                 errors = self._errors.setdefault(name, {})
                 empty = AbsoluteErrors.of_chunks(*recorded.shape[1:])
                 errors.setdefault(predictor, empty).add(values, recorded, mask)
-        self._add_curve_points(samples, predicted)
+        self._add_curve_points(targets, predicted)
 
     def report(self) -> OpenLoopReport:
         """Report over all samples so far."""
-        fields: dict[str, dict[str, Any]] = {}
-        varying: dict[str, int] = {}
-        for name, errors in self._errors.items():
-            constant = self._policy.normalizer.constant([name])
-            std = np.maximum(np.asarray(self._statistics[name]["std"]), 1e-9)
-            names = dimension_names(name, len(constant), self._names)
-            fields[name] = {"names": names, **field_report(errors, std, constant)}
-            varying[name] = int((~constant).sum())
+        fields = {
+            name: field_report(errors, self._fields[name]) for name, errors in self._errors.items()
+        }
+        varying = {name: int((~field.is_constant).sum()) for name, field in self._fields.items()}
         predictors = dict.fromkeys(name for errors in self._errors.values() for name in errors)
         return OpenLoopReport(
             fields=fields,
@@ -145,39 +141,27 @@ class _Recorder:
             episode=self._episode,
         )
 
-    def _mean(self, name: str, recorded: Array) -> Array:
-        """Mean of a field over the training data, as chunks [B, T, D]."""
-        return np.broadcast_to(np.asarray(self._statistics[name]["mean"]), recorded.shape)
-
-    def _add_curve_points(
-        self, samples: Sequence[DecodedSample], predicted: Mapping[str, Array]
-    ) -> None:
-        """Stores the action at the anchor of each sample of the first episode."""
-        past = self._policy.past
-        for index, sample in enumerate(samples):
-            self._episode = self._episode or str(sample.metadata["episode_id"])
-            if sample.metadata["episode_id"] == self._episode:
-                window = _window(sample, self._policy)[0]
-                self._curve.append(
-                    (
-                        int(sample.metadata["anchor_timestep"]),
-                        {name: window[name][past] for name in self._policy.data.action_fields},
-                        {name: values[index, past] for name, values in predicted.items()},
-                    )
-                )
+    def _add_curve_points(self, targets: Sequence[Target], predicted: Mapping[str, Array]) -> None:
+        """Stores the action at the step of each observation of the first episode."""
+        for index, target in enumerate(targets):
+            self._episode = self._episode or target.episode
+            if target.episode == self._episode:
+                recorded = {name: target.actions[name][0] for name in self._fields}
+                point = {name: predicted[name][index, 0] for name in self._fields}
+                self._curve.append((target.frame, recorded, point))
 
     def _curves(self) -> dict[str, tuple[Array, Array]]:
         """Curves of the dimensions that vary most in the first episode."""
         rows = sorted(self._curve, key=lambda row: row[0])
         curves: dict[str, tuple[Array, Array]] = {}
         variation: dict[str, float] = {}
-        for name in self._policy.data.action_fields:
+        for name, field in self._fields.items():
             recorded = np.stack([row[1][name] for row in rows])
             predicted = np.stack([row[2][name] for row in rows])
-            std = np.maximum(np.asarray(self._statistics[name]["std"]), 1e-9)
-            for dimension in range(recorded.shape[1]):
-                label = dimension_label(name, dimension, recorded.shape[1], self._names)
-                variation[label] = recorded[:, dimension].std() / std[dimension]
+            width = recorded.shape[1]
+            for dimension in range(width):
+                label = dimension_label(name, dimension, width, {name: field.names})
+                variation[label] = recorded[:, dimension].std() / field.std[dimension]
                 curves[label] = (recorded[:, dimension], predicted[:, dimension])
         chosen = sorted(curves, key=lambda label: -variation[label])[:_CURVES]
         return {label: curves[label] for label in sorted(chosen, key=list(curves).index)}
@@ -199,65 +183,68 @@ def _mean_over(
     return total / max(sum(varying[name] for name in rows), 1)
 
 
-def _batches(
-    data: RoboticsDataConfig, info: RoboticsInfo, config: OpenLoopConfig
-) -> Iterator[list[DecodedSample]]:
-    """Yields evenly spaced samples with all their past steps, so that the last action is known."""
-    # No random crops; weights are those of the training data sets.
-    changes = {
-        "lowdim_past_timesteps": info.past,
-        "augmentation": AugmentationConfig(),
-        "dataset_weighting": [],
+@dataclass
+class AbsoluteErrors:
+    """Mean absolute errors per step of a chunk and dimension, accumulated over batches.
+
+    Attributes:
+        total: Sums of absolute errors [T, D].
+        count: Number of chunks that have a step [T].
+    """
+
+    total: Array
+    count: Array
+
+    @classmethod
+    def of_chunks(cls, steps: int, width: int) -> "AbsoluteErrors":
+        """Errors of no chunk, all 0."""
+        return cls(np.zeros((steps, width)), np.zeros(steps, np.int64))
+
+    def add(self, predicted: Array, recorded: Array, mask: Array) -> None:
+        """Adds the steps of chunks [B, T, D] where `mask` [B, T] is true."""
+        self.total += np.where(mask[..., None], np.abs(predicted - recorded), 0).sum(axis=0)
+        self.count += mask.sum(axis=0)
+
+    @property
+    def mean(self) -> Array:
+        """Mean absolute error per dimension [D]."""
+        return self.total.sum(axis=0) / max(int(self.count.sum()), 1)
+
+    @property
+    def by_step(self) -> Array:
+        """Mean absolute error per step and dimension [T, D]; NaN for a step without any value."""
+        means = self.total / np.maximum(self.count, 1)[:, None]
+        return np.where(self.count[:, None] > 0, means, np.nan)
+
+
+def field_report(errors: Mapping[str, AbsoluteErrors], field: ActionField) -> dict[str, Any]:
+    """Errors of policy and baselines for one field; constant dimensions are left out of means.
+
+    Args:
+        errors: Errors of `policy` and of each baseline.
+        field: The field, with its statistics over the training data.
+    """
+    std, varying = field.std, ~field.is_constant
+    report: dict[str, Any] = {
+        "names": list(field.names),
+        "dimensions": len(varying),
+        "constant_dimensions": np.flatnonzero(~varying).tolist(),
     }
-    whole = data.model_copy(update=changes)
-    order = SampleOrder(info.datasets, OrderOptions(config.seed, shuffle=False))
-    samples = SampleDataset(whole, info, order, RoboticsReader(whole, info))
-    count = num_chosen(info, config)
-    chosen = [number * order.size // count for number in range(count)]
-    for start in range(0, len(chosen), config.batch_size):
-        yield samples.__getitems__(chosen[start : start + config.batch_size])
+    for name, error in errors.items():
+        values, steps = error.mean[varying], error.by_step[:, varying] / std[varying]
+        report[name] = {
+            "mae": float(values.mean()) if varying.any() else 0.0,
+            "normalised_mae": float((values / std[varying]).mean()) if varying.any() else 0.0,
+            "normalised_mae_by_step": nan_to_none(steps.mean(axis=1)) if varying.any() else [],
+            "mae_per_dimension": error.mean.tolist(),
+        }
+    if "mean_action" in errors:
+        better = errors["policy"].mean[varying] < errors["mean_action"].mean[varying]
+        report["dimensions_better_than_mean"] = int(better.sum())
+        report["moving_dimensions"] = int(varying.sum())
+    return report
 
 
-def _window(sample: DecodedSample, policy: RoboticsPolicy) -> tuple[dict[str, Array], Array]:
-    """Action fields cropped to the policy's window, and the mask of its future steps."""
-    first = _extra(sample, policy)
-    fields = {name: sample.fields[name][first:] for name in policy.data.action_fields}
-    return fields, sample.future_mask[first + policy.past :]
-
-
-def _extra(sample: DecodedSample, policy: RoboticsPolicy) -> int:
-    """Number of steps of the sample before the policy's window."""
-    extra = len(sample.future_mask) - policy.length
-    if extra < 0:
-        raise DataError(
-            f"sample {sample.key} has {len(sample.future_mask)} steps, the policy needs "
-            f"{policy.length}",
-            hint="preprocess the data with the window sizes that the policy was trained on",
-            code="data.window_too_large",
-        )
-    return extra
-
-
-def _observation(policy: RoboticsPolicy, sample: DecodedSample, fit: ImageFit) -> Observation:
-    first = _extra(sample, policy)
-    end = first + policy.past + 1
-    names = policy.data.proprioception_fields
-    past = slice(first, first + policy.past)
-    return Observation(
-        images=_fitted(policy, sample.images, fit),
-        fields={name: sample.fields[name][first:end] for name in names},
-        instruction=sample.instruction,
-        past_actions={name: sample.fields[name][past] for name in policy.data.action_fields},
-        past_mask=sample.past_mask[past],
-        image_mask=sample.image_mask,
-    )
-
-
-def _fitted(policy: RoboticsPolicy, images: UInt8Array, fit: ImageFit) -> UInt8Array:
-    """Images uint8 [N, H, W, 3], time outer, camera inner, as the policy takes them."""
-    cameras = policy.data.camera_names
-    fitted = [
-        fit.fit(cameras[index % len(cameras)], image, is_turned=True)
-        for index, image in enumerate(images)
-    ]
-    return np.stack(fitted) if fitted else images
+def nan_to_none(values: Array) -> list[float | None]:
+    """Numbers for a JSON report, with None for NaN."""
+    return [None if np.isnan(value) else float(value) for value in values]

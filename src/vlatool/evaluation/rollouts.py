@@ -1,7 +1,10 @@
 """Closed-loop rollouts in Gymnasium environments, several of them in lockstep."""
 
+import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,7 +13,6 @@ import numpy as np
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
 from vlatool.evaluation.controllers import Controller, EnvObservation
-from vlatool.evaluation.metrics import success_report
 from vlatool.evaluation.plots import SheetRow, save_contact_sheet
 from vlatool.events import Progress
 from vlatool.jobs.command import JobResult
@@ -24,8 +26,9 @@ from vlatool.storage.atomic import remove_file, write_json
 Env = Any
 _SHEET_FRAMES = 7
 REPORT, SHEET = "report.json", "episodes.png"
-# Key of the instruction in journals of earlier versions.
-_OLD_INSTRUCTION = "told"
+_Z_95 = 1.959963985
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -39,14 +42,16 @@ class Rollout:
         steps: Number of executed actions.
         info: Last info of the environment, JSON values only.
         frames: Rendered images uint8 [H, W, 3]; empty if the episode is not rendered.
+        error: Exception of the environment that ended the episode; None if it raised none.
     """
 
     seed: int
-    instruction: str
+    instruction: str = ""
     success: bool = False
     steps: int = 0
     info: dict[str, Any] = field(default_factory=dict[str, Any])
     frames: list[UInt8Array] = field(default_factory=list[UInt8Array])
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class RolloutPlan:
     """Episodes to run, and when they end and count as success.
 
     Attributes:
-        seeds: Seed of each episode.
+        seeds: Seed of each episode; all different.
         choose_instruction: Function of (observation, info) that returns the instruction for the
             controller.
         success_key: Info key of success; if absent, termination with a reward counts as success.
@@ -79,7 +84,8 @@ class RolloutPlan:
 class Rollouts:
     """Context manager that runs the episodes of a plan in groups that reuse the same environments.
 
-    Groups are independent: each has its own controller.
+    Groups are independent: each has its own controller. An environment that raised an exception is
+    replaced.
     """
 
     def __init__(
@@ -101,7 +107,7 @@ class Rollouts:
 
     def __exit__(self, *exc: object) -> None:
         for env in self._envs:
-            env.close()
+            _close(env)
 
     @property
     def groups(self) -> list[range]:
@@ -113,20 +119,25 @@ class Rollouts:
         """Runs the episodes of one group."""
         while len(self._envs) < len(group):
             self._envs.append(self._make_env())
-        envs = self._envs[: len(group)]
-        lockstep = _Lockstep(envs, self._make_controller(envs[0]), self._plan)
         seeds = [self._plan.seeds[index] for index in group]
-        num_rendered = max(0, self._plan.num_rendered - group.start)
-        return lockstep.run(seeds, num_rendered, self._report_episode)
+        envs = dict(zip(seeds, self._envs, strict=False))
+        rendered = seeds[: max(0, self._plan.num_rendered - group.start)]
+        lockstep = _Lockstep(envs, self._plan, rendered, self._report_episode)
+        rollouts = lockstep.run(self._make_controller(self._envs[0]))
+        for rollout in rollouts:
+            if rollout.error is not None:
+                self._envs.remove(envs[rollout.seed])
+                _close(envs[rollout.seed])
+        return rollouts
 
     def advance_resumed(self, episodes: int) -> None:
         """Advances the bar to `episodes`, which include those that an earlier run finished."""
         if episodes > self._num_reported:
             self._bar.advance(episodes - self._num_reported)
 
-    def _report_episode(self, success: bool) -> None:  # noqa: FBT001 - the result of an episode
+    def _report_episode(self, rollout: Rollout) -> None:
         self._num_reported += 1
-        self._successes += success
+        self._successes += rollout.success
         self._bar.advance(1, successes=self._successes)
 
 
@@ -142,42 +153,81 @@ def run_rollouts(
 
 
 class _Lockstep:
-    """Environments that step together, so that a policy runs on one batch of observations."""
+    """Environments that step together, so that a policy runs on one batch of observations.
 
-    def __init__(self, envs: Sequence[Env], controller: Controller, plan: RolloutPlan) -> None:
+    Args:
+        envs: Map from the seed of an episode to its environment.
+        plan: Plan of all episodes.
+        rendered: Seeds of the episodes that are rendered.
+        on_end: Function that is called after each episode.
+    """
+
+    def __init__(
+        self,
+        envs: Mapping[int, Env],
+        plan: RolloutPlan,
+        rendered: Sequence[int],
+        on_end: Callable[[Rollout], None],
+    ) -> None:
         self._envs = envs
-        self._controller = controller
         self._plan = plan
+        self._rendered = rendered
+        self._on_end = on_end
+        self._rollouts = {seed: Rollout(seed) for seed in envs}
+        self._observations: dict[int, EnvObservation] = {}
 
-    def run(
-        self, seeds: Sequence[int], num_rendered: int, on_end: Callable[[bool], None]
-    ) -> list[Rollout]:
-        """Runs one episode in each environment; calls `on_end(success)` after each."""
-        observations: dict[int, EnvObservation] = {}
-        rollouts: dict[int, Rollout] = {}
-        for number, (env, seed) in enumerate(zip(self._envs, seeds, strict=True)):
-            observation, info = env.reset(seed=seed, options=self._plan.options(seed))
-            observations[number] = observation
-            rollouts[number] = Rollout(seed, self._plan.choose_instruction(observation, info))
-        while observations:
-            instructions = {number: rollouts[number].instruction for number in observations}
-            actions = self._controller.act(observations, instructions)
-            for number, action in actions.items():
-                rollout = rollouts[number]
-                is_rendered = number < num_rendered
-                if is_rendered:
-                    self._render(number, rollout)
-                observation, done = self._step(number, action, rollout)
-                observations[number] = observation
-                if done:
-                    if is_rendered:
-                        self._render(number, rollout)
-                    del observations[number]
-                    on_end(rollout.success)
-        return list(rollouts.values())
+    def run(self, controller: Controller) -> list[Rollout]:
+        """Runs one episode in each environment."""
+        for rollout in self._rollouts.values():
+            self._call(rollout, self._reset)
+        while self._observations:
+            instructions = {seed: self._rollouts[seed].instruction for seed in self._observations}
+            actions = controller.act(self._observations, instructions)
+            for seed, action in actions.items():
+                bounded = self._bounded(seed, action)
+                self._call(self._rollouts[seed], partial(self._step, action=bounded))
+        return list(self._rollouts.values())
 
-    def _step(self, number: int, action: Any, rollout: Rollout) -> tuple[EnvObservation, bool]:
-        space = self._envs[number].action_space
+    def _call(self, rollout: Rollout, function: Callable[[Rollout], bool]) -> None:
+        """Calls an environment; removes the episode when it is over or its environment raises."""
+        try:
+            is_over = function(rollout)
+        except Exception as error:  # noqa: BLE001 - an environment may raise anything
+            _log.warning("the episode with seed %s ends: %r", rollout.seed, error, exc_info=True)
+            rollout.error = f"{type(error).__name__}: {error}".partition("\n")[0]
+            rollout.success, is_over = False, True
+        if is_over:
+            self._observations.pop(rollout.seed, None)
+            self._on_end(rollout)
+
+    def _reset(self, rollout: Rollout) -> bool:
+        """Starts an episode; returns False, because none ends before its first step."""
+        env, options = self._envs[rollout.seed], self._plan.options(rollout.seed)
+        observation, info = env.reset(seed=rollout.seed, options=options)
+        rollout.instruction = self._plan.choose_instruction(observation, info)
+        self._observations[rollout.seed] = observation
+        return False
+
+    def _step(self, rollout: Rollout, action: Any) -> bool:
+        """Executes an action; returns True if the episode is over."""
+        self._render(rollout)
+        step = self._envs[rollout.seed].step(action)
+        self._observations[rollout.seed], reward, terminated, truncated, info = step
+        rollout.steps += 1
+        rollout.info = {key: value for key, value in info.items() if _is_plain(value)}
+        fallback = terminated and reward > 0
+        rollout.success = rollout.success or bool(info.get(self._plan.success_key, fallback))
+        limit = self._plan.max_steps
+        is_cut = limit is not None and rollout.steps >= limit
+        is_over = bool(terminated or truncated or rollout.success or is_cut)
+        is_over = is_over or self._plan.is_over(info, rollout.instruction)
+        if is_over:
+            self._render(rollout)
+        return is_over
+
+    def _bounded(self, seed: int, action: Any) -> Any:
+        """Returns the action within the limits of the environment."""
+        space = self._envs[seed].action_space
         if np.shape(action) != space.shape:
             raise DataError(
                 f"the action has shape {np.shape(action)}, the environment takes {space.shape}",
@@ -185,21 +235,20 @@ class _Lockstep:
                 "the environment's action space",
                 code="data.action_shape",
             )
-        bounded = np.clip(action, space.low, space.high).astype(space.dtype)
-        observation, reward, terminated, truncated, info = self._envs[number].step(bounded)
-        rollout.steps += 1
-        rollout.info = {key: value for key, value in info.items() if _is_plain(value)}
-        fallback = terminated and reward > 0
-        rollout.success = rollout.success or bool(info.get(self._plan.success_key, fallback))
-        limit = self._plan.max_steps
-        is_cut = limit is not None and rollout.steps >= limit
-        is_over = terminated or truncated or rollout.success or is_cut
-        return observation, bool(is_over or self._plan.is_over(info, rollout.instruction))
+        return np.clip(action, space.low, space.high).astype(space.dtype)
 
-    def _render(self, number: int, rollout: Rollout) -> None:
-        frame = self._envs[number].render()
+    def _render(self, rollout: Rollout) -> None:
+        frame = self._envs[rollout.seed].render() if rollout.seed in self._rendered else None
         if frame is not None:
             rollout.frames.append(np.asarray(frame, np.uint8))
+
+
+def _close(env: Env) -> None:
+    """Closes an environment, which may raise anything after an exception."""
+    try:
+        env.close()
+    except Exception as error:  # noqa: BLE001 - its episodes have ended
+        _log.warning("an environment cannot be closed: %r", error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,28 +355,57 @@ class RolloutJob:
 def _rollouts_of(receipt: Receipt) -> Iterator[Rollout]:
     """Yields the rollouts of a group from its receipt."""
     for index, stored in enumerate(receipt.facts["rollouts"]):
-        row = dict(stored)
-        if _OLD_INSTRUCTION in row:
-            row["instruction"] = row.pop(_OLD_INSTRUCTION)
-        row["frames"] = [receipt.arrays[f"{index}.{number}"] for number in range(row["frames"])]
-        yield Rollout(**row)
+        frames = [receipt.arrays[f"{index}.{number}"] for number in range(stored["frames"])]
+        yield Rollout(**{**stored, "frames": frames})
 
 
 def rollout_report(rollouts: Sequence[Rollout]) -> dict[str, Any]:
-    """Success rate with its confidence interval, overall and per instruction."""
-    by_instruction: dict[str, list[bool]] = {}
+    """Success rate with its confidence interval, overall and per instruction.
+
+    Episodes that an exception of the environment ended are counted apart, as `errors`.
+    """
+    by_instruction: dict[str, list[Rollout]] = {}
     for rollout in rollouts:
-        by_instruction.setdefault(rollout.instruction, []).append(rollout.success)
-    keys = ("seed", "instruction", "success", "steps", "info")
+        by_instruction.setdefault(rollout.instruction, []).append(rollout)
+    keys = ("seed", "instruction", "success", "steps", "info", "error")
+    steps = [rollout.steps for rollout in rollouts if rollout.error is None]
     return {
-        **success_report([rollout.success for rollout in rollouts]),
-        "mean_steps": float(np.mean([rollout.steps for rollout in rollouts])),
+        **_success_report(rollouts),
+        "mean_steps": float(np.mean(steps)) if steps else 0.0,
         "per_instruction": {
-            instruction: success_report(successes)
-            for instruction, successes in sorted(by_instruction.items())
+            instruction: _success_report(group)
+            for instruction, group in sorted(by_instruction.items())
         },
         "rollouts": [{key: getattr(rollout, key) for key in keys} for rollout in rollouts],
     }
+
+
+def _success_report(rollouts: Sequence[Rollout]) -> dict[str, Any]:
+    """Success rate and its 95 % confidence interval, over the episodes without an error."""
+    successes = [rollout.success for rollout in rollouts if rollout.error is None]
+    low, high = wilson_interval(sum(successes), len(successes))
+    return {
+        "episodes": len(successes),
+        "successes": sum(successes),
+        "errors": len(rollouts) - len(successes),
+        "success_rate": sum(successes) / max(len(successes), 1),
+        "confidence_95": [round(low, 4), round(high, 4)],
+    }
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """95 % confidence interval of a success rate.
+
+    Source: reference/policy 4.2.
+    """
+    if trials == 0:
+        return 0.0, 1.0
+    rate = successes / trials
+    center = rate + _Z_95**2 / (2 * trials)
+    half = _Z_95 * math.sqrt(rate * (1 - rate) / trials + _Z_95**2 / (4 * trials**2))
+    scale = 1 + _Z_95**2 / trials
+    low, high = (center - half) / scale, (center + half) / scale
+    return max(low, 0.0), min(high, 1.0)
 
 
 def sheet_rows(
@@ -353,6 +431,8 @@ def sheet_rows(
 
 
 def _success(rollout: Rollout) -> tuple[str, bool]:
+    if rollout.error is not None:
+        return "error", False
     return ("success" if rollout.success else "failure"), rollout.success
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vlatool.loading.robotics.kind import RoboticsAssets
-    from vlatool.models.policy import RoboticsPolicy
+    from vlatool.models.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class TrainedPolicy:
         assets: Assets of the data kind: normalization, frames per second.
     """
 
-    policy: "RoboticsPolicy"
+    policy: "Policy"
     run: RunDir
     checkpoint: Path
     weights: str

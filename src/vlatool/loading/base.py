@@ -15,7 +15,7 @@ from vlatool.events import NULL, Reporter
 if TYPE_CHECKING:
     import numpy as np
 
-    from vlatool.episode import UInt8Array
+    from vlatool.episode import Array, Observation, ObservationSpec, UInt8Array
     from vlatool.loading.config import LoadingConfig
 
 Batch = dict[str, Any]
@@ -140,6 +140,102 @@ class ReadsIntoBuffer(Protocol):
 
         If the arrays of consecutive samples are adjacent, a batcher stacks them without a copy: see
         `loading.shared_memory.stack_rows`.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ActionField:
+    """Action field of recorded data, with its statistics over the training data.
+
+    Attributes:
+        names: Names of the C dimensions; numbers if they have none.
+        mean: Mean of each dimension [C].
+        std: Standard deviation of each dimension [C].
+        is_constant: bool [C], True for dimensions that never change.
+    """
+
+    names: Sequence[str]
+    mean: "Array"
+    std: "Array"
+    is_constant: "Array"
+
+
+@dataclass(frozen=True)
+class Target:
+    """Recorded actions from the step of an observation on, T steps.
+
+    Attributes:
+        actions: Map from action field to values [T, C].
+        mask: bool [T], False for padded steps.
+        last: Map from action field to the action of the step before [C]; empty if it is unknown.
+        episode: Id of the episode.
+        frame: Frame of the observation in its episode.
+    """
+
+    actions: Mapping[str, "Array"]
+    mask: "Array"
+    last: Mapping[str, "Array"]
+    episode: str
+    frame: int
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """Form of the pairs that a policy is evaluated on.
+
+    Attributes:
+        sees: Input of the policy.
+        horizon: Number of steps of a target, T.
+        seed: Seed of the random choices per sample, such as the sentence of the instruction.
+    """
+
+    sees: "ObservationSpec"
+    horizon: int
+    seed: int = 0
+
+
+class RecordedPairs(Protocol):
+    """Recorded observations, each with the actions that followed."""
+
+    @property
+    def fields(self) -> Mapping[str, ActionField]:
+        """Action fields of the targets."""
+        ...
+
+    @property
+    def fps(self) -> float:
+        """Frames per second of the data."""
+        ...
+
+    def __len__(self) -> int:
+        """Number of pairs, in the order of the episodes."""
+        ...
+
+    def read(self, indices: Sequence[int]) -> "list[tuple[Observation, Target]]":
+        """Returns pairs, fetched together; the observations are preprocessed.
+
+        Raises:
+            DataError: A sample is broken.
+        """
+        ...
+
+
+@runtime_checkable
+class HasPairs(Protocol):
+    """A data kind whose samples contain observations of a robot and its actions."""
+
+    def pairs(self, config: Any, assets: Any, location: str, options: PairOptions) -> RecordedPairs:
+        """Returns pairs of observation and target of a data set.
+
+        Args:
+            config: Section `data` of the run.
+            assets: Assets of the run.
+            location: Folder of the data, of any scheme.
+            options: Form of the pairs.
+
+        Raises:
+            DataError: There are no data, or they lack a field, camera or step of the policy.
         """
         ...
 

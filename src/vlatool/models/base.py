@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vlatool.episode import UInt8Array
     from vlatool.findings import Finding
     from vlatool.loading.base import Batcher
+    from vlatool.models.policy import Policy
     from vlatool.models.tokenizer import VisualTokenizer
 
 Batch = dict[str, Any]
@@ -395,8 +396,8 @@ class ModelType(Protocol):
 
     def policy(
         self, config: Any, parts: Mapping[str, "nn.Module"], assets: Any, folder: Path
-    ) -> Any | None:
-        """Returns a policy (`models.policy.RoboticsPolicy`); None if the model is not a policy.
+    ) -> "Policy | None":
+        """Returns a policy, such as `models.policy.RoboticsPolicy`; None if the model is none.
 
         Args:
             config: Section `model`, derived.

@@ -68,6 +68,39 @@ class PerSampleRng:
         return values[0] if len(values) == 1 else torch.cat(values)
 
 
+class SeededRng:
+    """Random numbers of a batch; each row is drawn by a generator of its own on the CPU.
+
+    So a row depends on its seed and the number of the call alone, on every device.
+
+    Args:
+        seeds: Seed of each row.
+        device: Device of the random numbers.
+    """
+
+    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._device = device
+
+    def normal(self, *shape: int) -> Tensor:
+        """Returns samples of the standard normal distribution, float32 [B, *shape]."""
+        return self._draw(torch.randn, (), shape)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Returns samples of the uniform distribution over [0, 1), float32 [B, *shape]."""
+        return self._draw(torch.rand, (), shape)
+
+    def integers(self, high: int, *shape: int) -> Tensor:
+        """Returns uniform integers in [0, high), int64 [B, *shape]."""
+        return self._draw(torch.randint, (high,), shape)
+
+    def _draw(
+        self, function: Callable[..., Tensor], bounds: tuple[int, ...], shape: tuple[int, ...]
+    ) -> Tensor:
+        rows = [function(*bounds, shape, generator=rng) for rng in self._generators]
+        return torch.stack(rows).to(self._device)
+
+
 def _by_chunk(rows: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
     """Groups consecutive rows of the same chunk: number of the chunk, rows within it."""
     group: list[int] = []

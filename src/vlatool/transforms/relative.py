@@ -1,15 +1,18 @@
-"""Relative poses of a window: every pose relative to the measured pose at the anchor.
+"""Relative poses: every pose of a window relative to the measured pose at the anchor, and back.
 
 Source: formats/lbm-preprocessing 2.7.
 """
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from vlatool.episode import Array, PoseGroup
 from vlatool.errors import DataError
-from vlatool.transforms.rotations import relative_pose
+from vlatool.transforms.rotations import absolute_pose, relative_pose
 
 SUFFIX = "_relative"
+_IDENTITY_ROT6D = np.array([1.0, 0.0, 0.0, 0.0, 1.0, 0.0])
 
 
 def actual_field(name: str) -> str | None:
@@ -46,6 +49,62 @@ def relative_fields(
         xyz, rot6d = relative_pose(position, rotation, *at_anchor)
         result[group.position_key + SUFFIX] = xyz
         result[group.rotation_key + SUFFIX] = rot6d
+    return result
+
+
+def absolute_actions(
+    actions: Mapping[str, Array], fields: Mapping[str, Array], groups: Sequence[PoseGroup]
+) -> dict[str, Array]:
+    """Actions [B, T, C], absolute poses in place of relative ones; inverse of `relative_fields`.
+
+    If a group has only its position or its rotation, the other stays at its measured value.
+
+    Args:
+        actions: Map from field to actions.
+        fields: Measured poses of the references [B, 1, C].
+        groups: Poses; those without a relative field in `actions` are left out.
+    """
+    result = dict(actions)
+    for group in groups:
+        position = result.pop(group.position_key + SUFFIX, None)
+        rotation = result.pop(group.rotation_key + SUFFIX, None)
+        predicted = position if position is not None else rotation
+        if predicted is None:
+            continue
+        shape = predicted.shape[:-1]
+        xyz, rot6d = absolute_pose(
+            np.zeros((*shape, 3)) if position is None else position,
+            np.broadcast_to(_IDENTITY_ROT6D, (*shape, 6)) if rotation is None else rotation,
+            *(fields[key] for key in reference_keys(group)),
+        )
+        if position is not None:
+            result[group.position_key] = xyz
+        if rotation is not None:
+            result[group.rotation_key] = rot6d
+    return result
+
+
+def relative_actions(
+    actions: Mapping[str, Array], fields: Mapping[str, Array], groups: Sequence[PoseGroup]
+) -> dict[str, Array]:
+    """Actions [S, C] and, for each pose group, its relative poses; inverse of `absolute_actions`.
+
+    Args:
+        actions: Map from field to absolute actions.
+        fields: Measured poses of the references [1, C].
+        groups: Poses. If only the position or the rotation of one is in `actions`, the other
+            counts as the measured one.
+    """
+    result = dict(actions)
+    for group in groups:
+        measured = [fields[key] for key in reference_keys(group)]
+        keys = (group.position_key, group.rotation_key)
+        pose = [
+            actions.get(key, np.repeat(now, len(next(iter(actions.values()))), axis=0))
+            for key, now in zip(keys, measured, strict=True)
+        ]
+        for key, values in zip(keys, relative_pose(*pose, *measured), strict=True):
+            result[key + SUFFIX] = values
     return result
 
 

@@ -16,7 +16,6 @@ from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.errors import missing_package, requirements
 from vlatool.evaluation.config import RolloutConfig
-from vlatool.evaluation.trained_policy import load_trained
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.single_output import single_output
@@ -239,16 +238,16 @@ def _overrides(typed: Mapping[str, Any]) -> list[Override]:
 
 
 def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluation:
+    from vlatool.evaluation.control import ResizeLog, open_policy
     from vlatool.evaluation.controllers import HoldController, PolicyController, RandomController
-    from vlatool.evaluation.history import ImageFit
     from vlatool.evaluation.plots import save_contact_sheet
     from vlatool.evaluation.rollouts import RolloutPlan, run_rollouts, sheet_rows
 
     words = ["eval", "rollout", paths.run, "--env", ENVIRONMENT, "--episodes", config.rollouts]
     _log_command(reporter, *words, "--seed", _FIRST_SEED)
     settings = with_world_mapping(RolloutConfig(env=ENVIRONMENT, seed=_FIRST_SEED))
-    policy = load_trained(str(paths.run), "auto").policy
-    fit = ImageFit(policy.images, reporter.note)
+    policy = open_policy(str(paths.run), settings.weights, settings.inference_steps).policy
+    log = ResizeLog(policy.sees, reporter.note)
     seeds = range(_FIRST_SEED, _FIRST_SEED + config.rollouts)
     true_plan = RolloutPlan(
         seeds, _true_instruction, "success", num_rendered=_NUM_RENDERED, options=_goal
@@ -265,7 +264,7 @@ def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluat
 
     def policy_controller(env: Any) -> "Controller":
         del env
-        return PolicyController(policy, settings, fit)
+        return PolicyController(policy, settings, log)
 
     with_cameras = environment_maker(ENVIRONMENT)
     without_cameras = environment_maker(ENVIRONMENT, cameras=0)

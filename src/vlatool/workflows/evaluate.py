@@ -1,27 +1,27 @@
 """Evaluation of a trained policy: open-loop on data, closed-loop in an environment."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vlatool.artifacts.shards.format import ShardFolder
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, UsageError, missing_package
 from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
-from vlatool.evaluation.trained_policy import TrainedPolicy, load_trained
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.command import JobConfig
 from vlatool.jobs.executor import SerialExecutor
 from vlatool.jobs.record import OutputRecord, versions_of
 from vlatool.jobs.run import run_job
 from vlatool.jobs.single_output import check_output_owner, single_output
-from vlatool.loading.robotics.config import RoboticsDataConfig
-from vlatool.loading.robotics.info import RoboticsInfo, load_info
+from vlatool.loading.base import HasPairs, PairOptions, RecordedPairs
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import is_remote, local_path, pinned
 from vlatool.world.registration import ENVIRONMENT, register_environments
+
+if TYPE_CHECKING:
+    from vlatool.evaluation.trained_policy import TrainedPolicy
 
 __all__ = ["OpenLoopConfig", "RolloutConfig", "open_loop", "rollout"]
 
@@ -108,6 +108,10 @@ class RolloutResult:
         lines = [f"{self.env}: {rate} success ({interval}), {self.weights} weights"]
         for instruction, counts in self.figures["per_instruction"].items():
             lines.append(f"   {_rate(counts)}  {instruction or '(no instruction)'}")
+        errors = [row["error"] for row in self.figures["rollouts"] if row["error"] is not None]
+        if errors:
+            lines.append(f"episodes ended by an error of the environment: {len(errors)}")
+            lines += [f"   {errors.count(error)}  {error}" for error in dict.fromkeys(errors)]
         if self.picture:
             lines.append(f"episodes: {self.picture}")
         return "\n".join(lines)
@@ -120,19 +124,19 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
         UsageError: The output has different content.
         DataError: Checkpoint or data are missing, broken or incompatible.
     """
-    from vlatool.evaluation.history import ImageFit
+    from vlatool.evaluation.control import ResizeLog, open_policy
     from vlatool.evaluation.offline import evaluate_open_loop, num_chosen
     from vlatool.evaluation.plots import save_curves
 
-    trained = load_trained(config.checkpoint, config.weights)
+    trained = open_policy(config.checkpoint, config.weights, config.inference_steps)
     data = pinned(config.data)
     output = _output(config.output, trained, f"open-loop-{data.name}")
     record = OutputRecord("eval open-loop", _options(config, trained, data))
     check_output_owner(output, record)
-    info = open_loop_info(str(data), trained)
-    fit = ImageFit(trained.assets.images, partial(reporter.warn, "pictures_resized"))
-    with reporter.progress("open-loop", num_chosen(info, config), "samples") as bar:
-        report = evaluate_open_loop(trained, info, config, fit, bar)
+    policy, pairs = trained.policy, recorded_pairs(str(data), trained, config.seed)
+    log = ResizeLog(policy.sees, partial(reporter.warn, "pictures_resized"))
+    with reporter.progress("open-loop", num_chosen(pairs, config), "samples") as bar:
+        report = evaluate_open_loop(policy, pairs, config, log, bar)
     image = output / CURVES
     title = f"{report.episode}: next action, recorded and predicted"
     result = OpenLoopResult(
@@ -147,7 +151,7 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
         report=str(output / REPORT),
     )
     with single_output(output, record, (CURVES, REPORT)):
-        save_curves(image, title, report.curves, report.frames / info.fps)
+        save_curves(image, title, report.curves, report.frames / pairs.fps)
         write_json(output / REPORT, result.document())
     return result
 
@@ -161,12 +165,12 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
         UsageError: The environment does not exist, or the output has different content.
         DataError: The observations of the environment lack an input of the policy.
     """
+    from vlatool.evaluation.control import ResizeLog, open_policy
     from vlatool.evaluation.controllers import PolicyController
-    from vlatool.evaluation.history import ImageFit
     from vlatool.evaluation.rollouts import RolloutJob, RolloutPlan, Rollouts
 
     make_env = environment_maker(config.env, **config.env_options)
-    trained = load_trained(config.checkpoint, config.weights)
+    trained = open_policy(config.checkpoint, config.weights, config.inference_steps)
     config = with_world_mapping(config)
     plan = RolloutPlan(
         seeds=range(config.seed, config.seed + config.episodes),
@@ -181,12 +185,12 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
         "env": config.env,
     }
     record = OutputRecord("eval rollout", _options(config, trained))
-    fit = ImageFit(trained.policy.images, reporter.note)
+    log = ResizeLog(trained.policy.sees, reporter.note)
     output = _output(config.output, trained, f"rollout-{config.env.replace('/', '-')}")
     with (
         reporter.progress("rollouts", config.episodes, "episodes") as bar,
         Rollouts(
-            make_env, lambda env: PolicyController(trained.policy, config, fit), plan, bar
+            make_env, lambda env: PolicyController(trained.policy, config, log), plan, bar
         ) as rollouts,
     ):
         job = RolloutJob(output, record, rollouts, labels)
@@ -257,46 +261,25 @@ def _instruction(
     return str(values.get(key, ""))
 
 
-def open_loop_info(location: str, trained: TrainedPolicy) -> RoboticsInfo:
-    """Loads the info of the data, with whole episodes in frame order if the data contain them.
+def recorded_pairs(location: str, trained: "TrainedPolicy", seed: int) -> RecordedPairs:
+    """Recorded observations and targets that a policy can be evaluated on.
 
     Raises:
-        DataError: There are no data, or they lack a field or camera of the policy.
+        DataError: There are no data, they do not fit the policy, or they contain no actions.
     """
-    folder = ShardFolder.open(pinned(location))
-    info = load_info(RoboticsDataConfig(dataset_manifest=[str(folder.manifest)]))
-    if folder.episodes is not None:
-        info = replace(info, shards=(tuple(folder.episodes.shards()),))
-    info.widths([*trained.assets.data.action_fields, *trained.assets.data.proprioception_fields])
-    _check_windows(location, info, trained.assets.data)
-    known = info.options[0].get("camera_names") or []
-    for camera in trained.assets.data.camera_names:
-        if known and camera not in known and not trained.assets.data.pad_missing_images:
-            raise DataError(
-                f"{location}: camera {camera!r} of the policy is not in the data, which have "
-                f"{', '.join(known)}",
-                hint="preprocess the data with the cameras that the policy was trained on",
-                code="data.unknown_camera_names",
-            )
-    return info
-
-
-def _check_windows(location: str, info: RoboticsInfo, data: RoboticsDataConfig) -> None:
-    for key, has in (
-        ("lowdim_past_timesteps", info.past),
-        ("lowdim_future_timesteps", info.future),
-    ):
-        if getattr(data, key) > has:
-            raise DataError(
-                f"{location}: windows have {has} steps, {key} of the policy is "
-                f"{getattr(data, key)}",
-                hint="preprocess the data with the window size that the policy was trained on",
-                code="data.window_too_large",
-            )
+    kind, policy = trained.config.data_kind, trained.policy
+    if not isinstance(kind, HasPairs):
+        raise DataError(
+            f"data of the kind {kind.name!r} have no actions that a policy can be compared with",
+            hint="evaluate the policy with `vlatool eval rollout`",
+            code="data.no_actions",
+        )
+    options = PairOptions(policy.sees, policy.horizon, seed)
+    return kind.pairs(trained.config.data, trained.assets, location, options)
 
 
 def _options(
-    config: OpenLoopConfig | RolloutConfig, trained: TrainedPolicy, data: Path | None = None
+    config: OpenLoopConfig | RolloutConfig, trained: "TrainedPolicy", data: Path | None = None
 ) -> dict[str, Any]:
     """Options for the record, with names instead of paths of the inputs."""
     options = config.model_dump(mode="json", exclude={"output"})
@@ -305,7 +288,7 @@ def _options(
     return options | ({} if data is None else {"data": data.name}) | versions_of(read)
 
 
-def _output(output: str | None, trained: TrainedPolicy, name: str) -> Path:
+def _output(output: str | None, trained: "TrainedPolicy", name: str) -> Path:
     if not output and is_remote(trained.run.root):
         raise UsageError(
             f"{trained.run.root}: results cannot be written into a remote run",

@@ -80,6 +80,8 @@ class ImageDecoder:
             ValueError: An image is broken, or its size is not that of all images.
             DataError: The images differ in size, or are smaller than the crop.
         """
+        if not self._names:
+            return np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0, bool)
         mask = np.array([not self._pads or name in members for name in self._names], bool)
         images = buffer
         by_size: dict[_Size, _Augmentation] = {}

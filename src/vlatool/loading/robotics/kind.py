@@ -20,7 +20,7 @@ from vlatool.config.base import ConfigModel, derivation_rules
 from vlatool.episode import PoseGroup, UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter
-from vlatool.loading.base import DroppedSample, SampleRef
+from vlatool.loading.base import DroppedSample, PairOptions, SampleRef
 from vlatool.loading.robotics.augmentation import AugmentationConfig
 from vlatool.loading.robotics.config import RoboticsDataConfig, ValidationDataConfig
 from vlatool.loading.robotics.decode import DROP_REASONS, DecodedSample
@@ -31,6 +31,7 @@ from vlatool.transforms.geometry import ResizeMethod, resize
 from vlatool.transforms.resampling import ResizeFilter
 
 if TYPE_CHECKING:
+    from vlatool.loading.robotics.pairs import RoboticsPairs
     from vlatool.loading.robotics.reader import RoboticsReader
 
 # Key of preprocessing_config.yaml of a run: (height, width) of its training images.
@@ -183,6 +184,19 @@ class RoboticsKind:
                 details={"path": str(run.options)},
             )
         return _assets(config, statistics, past, options)
+
+    def pairs(
+        self,
+        config: RoboticsDataConfig,
+        assets: RoboticsAssets,
+        location: str,
+        options: PairOptions,
+    ) -> "RoboticsPairs":
+        """Returns pairs of observation and target; see `loading.base.HasPairs`."""
+        from vlatool.loading.robotics.pairs import RoboticsPairs, pairs_info
+
+        info = pairs_info(location, config, options)
+        return RoboticsPairs(config, assets, info, options)
 
     def _first_size(self, config: RoboticsDataConfig, info: RoboticsInfo) -> tuple[int, int] | None:
         """(height, width) of the images of the first sample; None if it is broken or has none."""

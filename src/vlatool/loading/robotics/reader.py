@@ -51,7 +51,7 @@ class RoboticsReader:
         """
         rows: Sequence[UInt8Array | None] = [None] * len(refs)
         if self._shape:
-            rows = [*allocate(len(refs) * math.prod(self._shape)).reshape(-1, *self._shape)]
+            rows = [*allocate(len(refs) * math.prod(self._shape)).reshape(len(refs), *self._shape)]
         samples = self._read(refs, rngs, rows)
         shapes = [item.images.shape for item in samples if not isinstance(item, DroppedSample)]
         self._shape = shapes[-1] if shapes else self._shape

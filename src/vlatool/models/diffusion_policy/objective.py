@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vlatool.models.base import Batch, Loss, Objective, OptimizerSpec, StepContext
+from vlatool.models.base import Batch, Loss, Objective, OptimizerSpec, Rng, StepContext
 from vlatool.models.diffusion_policy.loss_breakdown import LossBreakdown
 from vlatool.models.diffusion_policy.noise import forward_process
 from vlatool.models.diffusion_policy.solvers import SamplingSchedule, solve
@@ -79,7 +79,7 @@ def image_mask_of(batch: Mapping[str, Any]) -> dict[str, Tensor]:
 
 @torch.inference_mode()
 def sample_actions(
-    model: "DiffusionPolicy", batch: Mapping[str, Any], *, steps: int, rng: torch.Generator
+    model: "DiffusionPolicy", batch: Mapping[str, Any], *, steps: int, rng: Rng
 ) -> Tensor:
     """Samples normalized actions [B, T, A]; past actions that are not padding stay unchanged."""
     actions: Tensor = batch["actions"]
@@ -89,7 +89,7 @@ def sample_actions(
         times = torch.full((len(x),), time, dtype=torch.int64, device=x.device)
         return model.denoise(context, batch["proprioception"], x, times)
 
-    noise = torch.randn(actions.shape, generator=rng, dtype=actions.dtype).to(actions.device)
+    noise = rng.normal(*actions.shape[1:]).to(actions)
     schedule = SamplingSchedule(
         model.config.noise_scheduler, steps, known=(actions, batch["past_mask"]), rng=rng
     )

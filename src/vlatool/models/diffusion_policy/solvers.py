@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vlatool.config.base import ConfigModel
+from vlatool.models.base import Rng
 from vlatool.models.diffusion_policy.config import DdimConfig, DdpmConfig, NoiseConfig, Solver
 from vlatool.models.diffusion_policy.noise import alphas_cumprod, clamped
 
@@ -26,13 +27,13 @@ class SamplingSchedule:
         noise: The noise section.
         steps: Number of network evaluations.
         known: Actions [B, T, A] and a mask bool [B, T] of the known ones, which are not sampled.
-        rng: Generator for solvers that add noise; on the CPU.
+        rng: Random numbers for solvers that add noise.
     """
 
     noise: NoiseConfig
     steps: int
     known: tuple[Tensor, Tensor] | None = None
-    rng: torch.Generator | None = None
+    rng: Rng | None = None
 
     def clamped(self, x: Tensor) -> Tensor:
         """The tensor clamped to the limits of the noise section."""
@@ -109,8 +110,8 @@ def ddim(
         )
         x = next_share**0.5 * clean + max(1 - next_share - fresh**2, 0.0) ** 0.5 * noise
         if fresh > 0:
-            sample = torch.randn(x.shape, generator=schedule.rng, dtype=x.dtype)
-            x = x + fresh * sample.to(x.device)
+            assert schedule.rng is not None
+            x = x + fresh * schedule.rng.normal(*x.shape[1:]).to(x)
         x = schedule.with_known_actions(x)
     return x
 
