@@ -10,6 +10,7 @@ from vlatool.storage.remote import (
     Body,
     ConditionFailed,
     ListPage,
+    LocationForm,
     ObjectInfo,
     RangeNotSatisfiable,
     Upload,
@@ -20,6 +21,8 @@ from vlatool.storage.retry import RetryAdvice, network_retry_advice
 class MemoryRemote:
     """Objects of a root such as `memory://x`; each root has its own objects."""
 
+    form = LocationForm("memory://name/key")
+    settings = ()
     can_list = True
     stores: ClassVar[dict[str, dict[str, tuple[bytes, ObjectInfo]]]] = {}
 

@@ -60,7 +60,6 @@ PARTS_RULED_OUT = re.compile(
 _ONE_OPENER = "#20: merged into models/trained.py"
 _ONE_TOKENIZER = "#20: merged into VisualTokenizer"
 _CHILD_PROCESS = "#20: gone when torchrun is a child process"
-_TESTING = "#20: moved to testing/"
 # At most 30.
 EXCEPTIONS: dict[str, str] = {
     **dict.fromkeys(
@@ -74,7 +73,6 @@ EXCEPTIONS: dict[str, str] = {
         ("on_ranks", "one_voice", "Membership", "RankEnd", "RankResult", "_Told", "_PassedOn"),
         _CHILD_PROCESS,
     ),
-    **dict.fromkeys(("model_acting", "model_promises", "model_trial", "sink_trial"), _TESTING),
     "amounts": "key of the result of preprocess",
     "facts": "key of receipts on disk",
     "figures": "key of results of eval",

@@ -4,6 +4,7 @@ import errno
 import importlib
 import io
 import os
+import re
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from functools import cached_property
@@ -12,7 +13,14 @@ from typing import Any
 from urllib.parse import quote
 
 from vlatool.errors import DataError, StorageError
-from vlatool.storage.remote import Body, ConditionFailed, ListPage, ObjectInfo, RangeNotSatisfiable
+from vlatool.storage.remote import (
+    Body,
+    ConditionFailed,
+    ListPage,
+    LocationForm,
+    ObjectInfo,
+    RangeNotSatisfiable,
+)
 from vlatool.storage.retry import RetryAdvice, network_retry_advice
 
 _CONNECTIONS = 64
@@ -39,6 +47,8 @@ class HttpStatusError(Exception):
 class WebServer:
     """Files of one host; they cannot be listed."""
 
+    form = LocationForm("https://host/path", secret=re.compile(r"[^/]*@|.*[?#]"))
+    settings = ()
     can_list = False
 
     def __init__(self, root: str) -> None:

@@ -4,6 +4,7 @@ import errno
 import importlib
 import io
 import os
+import re
 import threading
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 
 from vlatool.errors import DataError, EnvironmentProblem, missing_package
 from vlatool.storage.http import WebServer
-from vlatool.storage.remote import Body, ListPage, ObjectInfo, RangeNotSatisfiable
+from vlatool.storage.remote import Body, ListPage, LocationForm, ObjectInfo, RangeNotSatisfiable
 from vlatool.storage.retry import RetryAdvice
 
 
@@ -24,6 +25,12 @@ class Repository:
     cache are read from it.
     """
 
+    form = LocationForm(
+        "hf://datasets/owner/name/path or hf://models/owner/name@revision/path",
+        re.compile(r"(datasets|models)/[^/@]+/[^/@]+(@[^/]+)?(/|$)"),
+        num_root_segments=3,
+    )
+    settings = ("HF_",)
     can_list = True
 
     def __init__(self, root: str) -> None:

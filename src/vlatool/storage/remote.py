@@ -1,16 +1,17 @@
 """Protocol of remote storage, implemented per scheme, and requests with retries."""
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from vlatool.errors import StorageError
 from vlatool.plugins import SCHEMES
 from vlatool.storage.retry import RetryAdvice, retrying
 
-_SETTINGS = ("AWS_", "HF_", "VLATOOL_")
+_OWN_SETTINGS = "VLATOOL_"  # environment variables that all schemes read
 
 T = TypeVar("T")
 
@@ -37,6 +38,23 @@ class Address(NamedTuple):
     def joined(self, path: str) -> "Address":
         """Address of a path below this one."""
         return Address(self.root, "/".join(part for part in (self.key, path) if part))
+
+
+@dataclass(frozen=True)
+class LocationForm:
+    """Form of the locations of a scheme; patterns match from the part after `scheme://` on.
+
+    Attributes:
+        example: Shown for a location that does not have the form.
+        pattern: Matches a complete location.
+        num_root_segments: Number of segments that belong to the root.
+        secret: Matches a location with credentials, which would get into logs and records.
+    """
+
+    example: str
+    pattern: re.Pattern[str] = re.compile(r"[^/]+")
+    num_root_segments: int = 1
+    secret: re.Pattern[str] = re.compile(r"[^/]*@")
 
 
 @dataclass(frozen=True)
@@ -103,10 +121,16 @@ class Remote(Protocol):
     `retry_advice` and `map_error` classify these errors. Each process has its own instance.
 
     Attributes:
+        form: Form of its locations.
+        settings: Prefixes of the environment variables that its library reads.
         can_list: True if `list_page` works. If not, any key without an object may be a folder.
     """
 
+    form: ClassVar[LocationForm]
+    settings: ClassVar[tuple[str, ...]]
     can_list: bool
+
+    def __init__(self, root: str) -> None: ...
 
     def head(self, key: str) -> ObjectInfo:
         """Information on an object; `map_error` gives FileNotFoundError if there is none."""
@@ -173,17 +197,26 @@ class WritableRemote(Remote, Protocol):
         ...
 
 
+def remote_class(scheme: str) -> type[Remote]:
+    """Class of the remote storage of a scheme.
+
+    Raises:
+        UsageError: The scheme is unknown.
+    """
+    return SCHEMES.get(scheme)
+
+
 def connect(root: str) -> Any:
     """Remote storage of a root, one instance per process and environment."""
-    settings = tuple(sorted(item for item in os.environ.items() if item[0].startswith(_SETTINGS)))
+    names = (_OWN_SETTINGS, *remote_class(root.partition("://")[0]).settings)
+    settings = tuple(sorted(item for item in os.environ.items() if item[0].startswith(names)))
     return _connected(root, os.getpid(), settings)
 
 
 @lru_cache(maxsize=16)
 def _connected(root: str, _pid: int, _settings: tuple[tuple[str, str], ...]) -> Any:
     """Remote storage of a root. A forked child, with another process id, must not share it."""
-    make_remote: Callable[[str], Any] = SCHEMES.get(root.partition("://")[0])
-    return make_remote(root)
+    return remote_class(root.partition("://")[0])(root)
 
 
 def call(

@@ -10,13 +10,11 @@ from typing import IO, TYPE_CHECKING, Any
 
 from vlatool.errors import StorageError
 from vlatool.storage import listing, reader
-from vlatool.storage.remote import Address, ObjectInfo, call, find_object
+from vlatool.storage.remote import Address, ObjectInfo, call, find_object, remote_class
 from vlatool.storage.writer import delete, put
 
 _FILE_MODE = modes.S_IFREG | 0o644
 _FOLDER_MODE = modes.S_IFDIR | 0o755
-# Number of segments after `scheme://` that belong to the root.
-_ROOT_SEGMENTS = {"hf": 3}
 
 # A path for type checkers only: at run time, no method of pathlib may be inherited.
 _Path = Path if TYPE_CHECKING else object
@@ -50,7 +48,7 @@ class RemotePath(_Path):
     ) -> None:
         scheme, _, rest = str(location).partition("://")
         segments = rest.split("/")
-        roots = _ROOT_SEGMENTS.get(scheme, 1)
+        roots = remote_class(scheme).form.num_root_segments
         self._root = f"{scheme}://{'/'.join(segments[:roots])}"
         self._key = PurePosixPath("/".join(segments[roots:]).strip("/"), *map(str, below))
         self._info = None

@@ -9,7 +9,14 @@ from typing import Any
 
 from vlatool.errors import StorageError
 from vlatool.storage.http import connections, http_retry_advice, ranged_body
-from vlatool.storage.remote import Body, ListPage, ObjectInfo, RangeNotSatisfiable, Upload
+from vlatool.storage.remote import (
+    Body,
+    ListPage,
+    LocationForm,
+    ObjectInfo,
+    RangeNotSatisfiable,
+    Upload,
+)
 from vlatool.storage.retry import RetryAdvice
 from vlatool.storage.s3_errors import map_s3_error, no_credentials, s3_retry_advice
 
@@ -24,6 +31,8 @@ _MAX_ERROR_BYTES = 64 * 1024
 class Bucket:
     """Objects of a bucket; endpoint, region and credentials are those of the AWS tools."""
 
+    form = LocationForm("s3://bucket/key")
+    settings = ("AWS_",)
     can_list = True
 
     def __init__(self, root: str) -> None:

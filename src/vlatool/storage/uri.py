@@ -7,21 +7,12 @@ from typing import IO
 
 from vlatool.errors import DataError, UsageError
 from vlatool.plugins import SCHEMES, did_you_mean
-from vlatool.storage.remote import is_listable
+from vlatool.storage.remote import is_listable, remote_class
 from vlatool.storage.remote_path import RemotePath
 
 _LONGEST_NAME, _LONGEST_PATH = 255, 4000  # bytes, in common file systems
 _MAX_SHOWN = 100  # characters
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
-_SHAPES = {
-    "s3": (re.compile(r"[^/]+"), "s3://bucket/key"),
-    "http": (re.compile(r"[^/]+"), "http://host/path"),
-    "https": (re.compile(r"[^/]+"), "https://host/path"),
-    "hf": (
-        re.compile(r"(datasets|models)/[^/@]+/[^/@]+(@[^/]+)?(/|$)"),
-        "hf://datasets/owner/name/path or hf://models/owner/name@revision/path",
-    ),
-}
 
 
 def local_path(location: str | Path) -> Path:
@@ -77,9 +68,8 @@ def check_no_credentials(text: str) -> None:
         UsageError: The location has a user name, a password, a query or a fragment.
     """
     scheme, rest = _scheme(text), text.partition("://")[2]
-    host = rest.partition("/")[0]
-    is_web = scheme in ("http", "https")
-    if scheme in _SHAPES and ("@" in host or (is_web and re.search("[?#]", rest))):
+    if scheme in SCHEMES.names() and remote_class(scheme).form.secret.match(rest):
+        host = rest.partition("/")[0]
         raise UsageError(
             f"{scheme}://{host.rpartition('@')[2].partition('?')[0]}: credentials, queries and"
             " fragments cannot be part of a location",
@@ -91,10 +81,9 @@ def check_no_credentials(text: str) -> None:
 def _check(text: str, scheme: str) -> None:
     """Raises UsageError for a location that has not the form of its scheme."""
     check_no_credentials(text)
-    rest = text.partition("://")[2]
-    shape, example = _SHAPES.get(scheme, (re.compile(""), ""))
-    if not shape.match(rest):
-        raise _bad_location(text, "the location is incomplete", f"use the form {example}")
+    form = remote_class(scheme).form
+    if not form.pattern.match(text.partition("://")[2]):
+        raise _bad_location(text, "the location is incomplete", f"use the form {form.example}")
 
 
 def _bad_location(text: str, reason: str, hint: str = "check the path") -> UsageError:

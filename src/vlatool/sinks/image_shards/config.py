@@ -3,14 +3,18 @@
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from vlatool.artifacts.image import Subsampling
+from vlatool.artifacts.stored_image import JPEG, PNG
 from vlatool.sinks.base import SinkConfig
-from vlatool.transforms.geometry import ResizeMethod
-from vlatool.transforms.resampling import ResizeFilter
-
-_LARGEST_SIDE = 16_384  # pixels
+from vlatool.sinks.images import (
+    ImageEncoding,
+    ImageSize,
+    ResizingFilter,
+    ResizingMethod,
+    height_and_width,
+)
 
 
 class ImageShardsConfig(SinkConfig):
@@ -56,31 +60,21 @@ class ImageShardsConfig(SinkConfig):
     jpeg_subsampling: Subsampling = Field(
         default="4:4:4", description="Chroma subsampling of JPEG."
     )
-    resize_images_size: tuple[int, int] | int | None = Field(
-        default=None,
-        description="Width, height of the images, or one number for both; null keeps their size.",
-    )
-    image_resizing_method: ResizeMethod = Field(default="center_crop", description="Resize method.")
-    image_resizing_filter: ResizeFilter = Field(
-        default="lanczos_vips", description="Resize filter."
-    )
+    resize_images_size: ImageSize = None
+    image_resizing_method: ResizingMethod = "center_crop"
+    image_resizing_filter: ResizingFilter = "lanczos_vips"
     verify_pixels: bool = Field(
         default=False, description="Also decode PNG files that are copied unchanged."
     )
 
-    @field_validator("resize_images_size")
-    @classmethod
-    def _square(cls, value: tuple[int, int] | int | None) -> tuple[int, int] | None:
-        """Size from the published form too: one number, 0 keeps the size."""
-        size = (value, value) if isinstance(value, int) else value
-        if size in (None, (0, 0)):
-            return None
-        if not 1 <= min(size) <= max(size) <= _LARGEST_SIDE:
-            raise ValueError(f"width and height must be 1 to {_LARGEST_SIDE}")
-        return size
-
-    @property
-    def image_size(self) -> tuple[int, int] | None:
-        """(height, width) of written images; None if they keep their size."""
-        size = self.resize_images_size
-        return (size[1], size[0]) if isinstance(size, tuple) else None
+    def encoding(self) -> ImageEncoding:
+        """Form of written images."""
+        return ImageEncoding(
+            size=height_and_width(self.resize_images_size),
+            method=self.image_resizing_method,
+            filter=self.image_resizing_filter,
+            formats=(PNG, JPEG) if self.image_format is None else (self.image_format,),
+            quality=self.jpeg_quality,
+            subsampling=self.jpeg_subsampling,
+            verify_pixels=self.verify_pixels,
+        )

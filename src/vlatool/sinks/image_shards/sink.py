@@ -37,8 +37,8 @@ from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
 from vlatool.sinks.base import Estimate, SinkConfig, SinkSetup, SinkSummary, Work
 from vlatool.sinks.image_shards.config import ImageShardsConfig
-from vlatool.sinks.image_shards.encoding import ImageWriter
 from vlatool.sinks.image_shards.findings import IMAGE_SHARDS
+from vlatool.sinks.images import ImageWriter
 from vlatool.storage.atomic import open_atomic, remove_file, write_bytes
 from vlatool.transforms.splits import validation_positions
 
@@ -61,7 +61,7 @@ class EpisodeWriter:
         Raises:
             DataError: An image cannot be read or decoded.
         """
-        writer = ImageWriter(self.config)
+        writer = ImageWriter(self.config.encoding())
         name = shard_name(self.config.split_name, ref.id)
         with open_atomic(self.output / name) as file:
             tar = TarWriter(file)
@@ -81,9 +81,9 @@ class EpisodeWriter:
         dataset = str(episode.extras.get("dataset") or Path(ref.source).name)
         number = 0
         for camera, source in episode.cameras.items():
-            for frame in range(episode.num_frames):
+            images = writer.images(camera, source, episode.num_frames)
+            for frame, (image_format, data) in enumerate(images):
                 key = image_key(number)
-                image_format, data = writer.image(camera, source, frame)
                 members = [(f"{key}.{SUFFIXES[image_format]}", data)]
                 if self.config.image_metadata:
                     metadata = _metadata((dataset, ref.id, camera, frame), episode)
@@ -123,7 +123,7 @@ def _image_findings(writer: ImageWriter, episode: str) -> Iterator[Finding]:
     if writer.animations:
         message = f"{episode}: {writer.animations} animations; their first frames were used"
         yield IMAGE_SHARDS("several_frames", message, episode=episode)
-    if len(writer.sizes) > 1 and writer.config.image_size is None:
+    if len(writer.sizes) > 1 and writer.encoding.size is None:
         listed = ", ".join(f"{n} of {size[1]}x{size[0]}" for size, n in writer.sizes.items())
         yield IMAGE_SHARDS("mixed_sizes", f"{episode}: {listed} pixels", episode=episode)
 

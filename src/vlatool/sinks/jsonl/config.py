@@ -8,14 +8,19 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from vlatool.artifacts.stored_image import PNG
 from vlatool.sinks.base import SinkConfig
+from vlatool.sinks.images import (
+    ImageEncoding,
+    ImageSize,
+    ResizingFilter,
+    ResizingMethod,
+    height_and_width,
+)
 from vlatool.storage.uri import is_file_name
-from vlatool.transforms.geometry import ResizeMethod
-from vlatool.transforms.resampling import ResizeFilter
 
 QaMode = Literal["both", "vla", "wm", "alternate", "random"]
 
-_LARGEST_SIDE = 16_384  # pixels
 _LONGEST_NAME = 100
 _PUBLISHED_MODES = {"1": "vla", "2": "wm"}
 
@@ -59,15 +64,13 @@ class JsonlConfig(SinkConfig):
         "after it, both writes two lines, alternate and random (seeded) one of them.",
     )
     seed: int = Field(default=42, ge=0, description="Seed of the random lines.")
-    resize_images_size: tuple[int, int] | None = Field(
+    resize_images_size: ImageSize = Field(
         default=(256, 256),
-        description="Width, height of the images; null keeps their size. PNG files of this size "
-        "are copied unchanged.",
+        description="Width, height of the images, or one number for both; null keeps their size. "
+        "PNG files of this size are copied unchanged.",
     )
-    image_resizing_method: ResizeMethod = Field(default="center_crop", description="Resize method.")
-    image_resizing_filter: ResizeFilter = Field(
-        default="lanczos_vips", description="Resize filter."
-    )
+    image_resizing_method: ResizingMethod = "center_crop"
+    image_resizing_filter: ResizingFilter = "lanczos_vips"
     verify_pixels: bool = Field(
         default=False, description="Decode images that are copied unchanged, to verify them."
     )
@@ -88,9 +91,12 @@ class JsonlConfig(SinkConfig):
             return {**data, "qa_mode": mode}
         return data
 
-    @field_validator("resize_images_size")
-    @classmethod
-    def _positive_size(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
-        if value is not None and not 1 <= min(value) <= max(value) <= _LARGEST_SIDE:
-            raise ValueError(f"width and height must be 1 to {_LARGEST_SIDE}")
-        return value
+    def encoding(self) -> ImageEncoding:
+        """Form of written images."""
+        return ImageEncoding(
+            size=height_and_width(self.resize_images_size),
+            method=self.image_resizing_method,
+            filter=self.image_resizing_filter,
+            formats=(PNG,),
+            verify_pixels=self.verify_pixels,
+        )

@@ -6,7 +6,6 @@ Source: reference/future-vla 1.
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +25,8 @@ from vlatool.episode import Array, Episode, EpisodeRef, FrameSource
 from vlatool.errors import DataError
 from vlatool.jobs.files import folder_entry
 from vlatool.jobs.journal import Receipt
+from vlatool.sinks.images import ImageWriter
 from vlatool.sinks.jsonl.config import JsonlConfig, QaMode
-from vlatool.sinks.jsonl.images import ImageFileWriter
 from vlatool.storage.bulk_folder import bulk_folder
 from vlatool.transforms.chunks import future_actions, future_frames, past_frames, with_padding
 
@@ -68,9 +67,12 @@ class EpisodeWriter:
         untouched = 0
         with bulk_folder(self.output / names.folder) as folder:
             for camera in self.cameras:
-                named = partial(names.image, camera)
-                writer = ImageFileWriter(camera, _images(episode, camera), self.config, named)
-                untouched += writer.write(folder, episode.num_frames)
+                writer = ImageWriter(self.config.encoding())
+                images = writer.images(camera, _images(episode, camera), episode.num_frames)
+                for frame, (_, data) in enumerate(images):
+                    _check_sizes(writer, camera, frame)
+                    folder.write(names.image(camera, frame), data)
+                untouched += writer.copied
         lines = self._lines(names, f"{self.config.seed} {ref.id}", task, actions)
         entry, index = write_lines(self.output, lines_name(names.episode), lines)
         return Receipt(
@@ -161,6 +163,18 @@ def _images(episode: Episode, camera: str) -> FrameSource:
     if camera not in episode.cameras:
         raise _episode_error(episode, f"has no camera {camera!r}", "missing_camera")
     return episode.cameras[camera]
+
+
+def _check_sizes(writer: ImageWriter, camera: str, frame: int) -> None:
+    """Raises DataError if a stored image differs in size from the first of its camera."""
+    if len(writer.sizes) > 1:
+        first, actual = (f"{width}x{height}" for height, width in writer.sizes)
+        raise DataError(
+            f"camera {camera!r}, frame {frame}: has {actual} pixels, the first has {first}",
+            hint="the images are damaged or of several kinds; record or download the episode again",
+            code="data.picture_unreadable",
+            details={"camera": camera, "frame": frame},
+        )
 
 
 def _instruction(episode: Episode) -> str:

@@ -97,6 +97,7 @@ class JsonlSink:
         fields = [survey.fields[name] for name in self.action_fields]
         names = [name for field in fields for name in field.names]
         counts = {key: run.sums.get(key, 0) for key in _COUNT_KEYS}
+        size = config.resize_images_size
         return WindowManifest(
             names=tuple(sorted(set(self._work.prefixes.values()))),
             cameras=self._work.cameras,
@@ -107,7 +108,7 @@ class JsonlSink:
             past_steps=config.past_steps,
             future_steps=config.future_steps,
             qa_mode=config.qa_mode,
-            image_size=config.resize_images_size,
+            image_size=size if isinstance(size, tuple) else None,
             episodes=episodes,
             **counts,
         )

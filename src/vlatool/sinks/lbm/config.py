@@ -10,13 +10,11 @@ from pydantic import Field, field_validator, model_validator
 
 from vlatool.config.base import unique_items
 from vlatool.sinks.base import SinkConfig
-from vlatool.transforms.geometry import ResizeMethod
+from vlatool.sinks.images import ImageSize, ResizingMethod, height_and_width
 from vlatool.transforms.pose_groups import PoseGroupConfig
 from vlatool.transforms.resampling import ResizeFilter
 from vlatool.transforms.sampling import SampleSpec
 from vlatool.transforms.windows import Padding, StillnessSpec, WindowSpec
-
-_LARGEST_SIDE = 16_384  # pixels
 
 
 class LbmConfig(SinkConfig):
@@ -89,10 +87,8 @@ class LbmConfig(SinkConfig):
         min_length=1,
         description="Images of a sample, as frame offsets from the anchor.",
     )
-    resize_images_size: tuple[int, int] | None = Field(
-        default=None, description="Width, height of the images; null keeps their size."
-    )
-    image_resizing_method: ResizeMethod = Field(default="center_crop", description="Resize method.")
+    resize_images_size: ImageSize = None
+    image_resizing_method: ResizingMethod = "center_crop"
     image_resizing_filter: ResizeFilter | None = Field(
         default=None,
         description="Resize filter; null: lanczos_vips, or lanczos with compat.",
@@ -124,13 +120,6 @@ class LbmConfig(SinkConfig):
     def _each_once(cls, value: list[int]) -> Any:
         return unique_items(value)
 
-    @field_validator("resize_images_size")
-    @classmethod
-    def _positive_size(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
-        if value is not None and not 1 <= min(value) <= max(value) <= _LARGEST_SIDE:
-            raise ValueError(f"width and height must be 1 to {_LARGEST_SIDE}")
-        return value
-
     @field_validator("camera_rotations")
     @classmethod
     def _quarter_turns(cls, value: dict[str, int]) -> dict[str, int]:
@@ -147,9 +136,13 @@ class LbmConfig(SinkConfig):
             raise ValueError("still_field_thresholds must not be negative")
         return self
 
+    @property
+    def resize_filter(self) -> ResizeFilter:
+        """Filter of the resize; by default the published one with `compat`."""
+        return self.image_resizing_filter or ("lanczos" if self.compat else "lanczos_vips")
+
     def sample_spec(self) -> SampleSpec:
         """Options that turn an episode into samples."""
-        size = self.resize_images_size
         still = StillnessSpec(self.still_threshold, self.still_field_thresholds)
         return SampleSpec(
             windows=WindowSpec(
@@ -161,10 +154,9 @@ class LbmConfig(SinkConfig):
                 padding=self.padding_strategy,
             ),
             image_offsets=tuple(self.image_indices),
-            image_size=None if size is None else (size[1], size[0]),
+            image_size=height_and_width(self.resize_images_size),
             resize_method=self.image_resizing_method,
-            resize_filter=self.image_resizing_filter
-            or ("lanczos" if self.compat else "lanczos_vips"),
+            resize_filter=self.resize_filter,
             rotations=self.camera_rotations,
             still=still if self.filter_still_samples else None,
             compat=self.compat,

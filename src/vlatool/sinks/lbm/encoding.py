@@ -11,9 +11,9 @@ import numpy as np
 from vlatool.artifacts.image import encode_jpeg, encode_png
 from vlatool.episode import Array, FrameSource
 from vlatool.errors import DataError
+from vlatool.sinks.images import FRAMES_PER_READ, read_frames
 from vlatool.transforms.geometry import ImageGeometry
 
-_FRAMES_PER_READ = 8
 # Inflating, resizing and encoding release the GIL: with two threads per worker no core is idle
 # while the last episode of a run is read or written.
 THREADS = 2
@@ -42,7 +42,9 @@ class ImageStream:
 
     def encode(self, frames: Sequence[int], quality: int) -> list[bytes]:
         """Encoded files of the frames."""
-        return [self._file(pixels, quality) for pixels in self._read(frames)]
+        return [
+            self._file(pixels, quality) for pixels in read_frames(self.name, self.source, frames)
+        ]
 
     def _file(self, pixels: Array, quality: int) -> bytes:
         if self.kind == "image":
@@ -58,17 +60,6 @@ class ImageStream:
                 details={"camera": self.name},
             )
         return values.astype(np.uint16)
-
-    def _read(self, frames: Sequence[int]) -> Array:
-        try:
-            return self.source.read(frames)
-        except OSError as error:  # from a plugin's decoder; not an error of the output disk
-            raise DataError(
-                f"camera {self.name!r}: frames {frames[0]} to {frames[-1]}: {error}",
-                hint="the images are damaged; record or download them again",
-                code="data.picture_unreadable",
-                details={"camera": self.name, "frames": list(frames)},
-            ) from error
 
 
 class EpisodeEncoder:
@@ -114,8 +105,8 @@ class _StreamEncoder:
         self.stream = stream
         self._quality = quality
         self._pool = pool
-        starts = range(0, len(needed), _FRAMES_PER_READ)
-        self._waiting = deque(needed[start : start + _FRAMES_PER_READ] for start in starts)
+        starts = range(0, len(needed), FRAMES_PER_READ)
+        self._waiting = deque(needed[start : start + FRAMES_PER_READ] for start in starts)
         self._next: tuple[Sequence[int], Future[list[bytes]]] | None = None
         self._encoded: dict[int, bytes] = {}
 

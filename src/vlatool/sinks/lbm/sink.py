@@ -169,7 +169,7 @@ class LbmSink:
             "sink": self._config.type,
             "camera_rotations": options["camera_rotations"] or None,
             "image_resizing_method": options["image_resizing_method"].upper(),
-            "image_resizing_filter": self._config.sample_spec().resize_filter,
+            "image_resizing_filter": self._config.resize_filter,
             "camera_names": list(self._setup.survey.cameras),
             "pose_groups": [
                 {key: value for key, value in vars(group).items() if value} for group in groups

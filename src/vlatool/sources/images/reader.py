@@ -82,7 +82,7 @@ class ImageFiles:
         return len(self.paths)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_ahead": {}}
+        return {**self.__dict__, "_prefetched": {}}
 
     @property
     def size(self) -> tuple[int, int]:

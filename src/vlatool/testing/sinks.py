@@ -1,9 +1,14 @@
-"""Contract checks of a sink with complete, killed and failing runs; see `testing.check_sink`."""
+"""Contract checks of a sink with complete, killed and failing runs.
+
+The contract is `sinks.base.Sink`.
+"""
 
 import pickle
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,18 +16,45 @@ from vlatool.artifacts.check import CheckOptions
 from vlatool.episode import Array, Episode, EpisodeRef, FrameSource
 from vlatool.errors import DataError
 from vlatool.jobs.command import JobConfig
-from vlatool.jobs.executor import Executor, SerialExecutor
+from vlatool.jobs.executor import Executor, ProcessExecutor, SerialExecutor
 from vlatool.jobs.files import NAME as LIST
 from vlatool.jobs.files import belongs_in_list, contains_only, output_files, remove_owned
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.run import run_job
 from vlatool.sinks.base import MakeSink, SinkConfig, SinkSetup, Work
+from vlatool.testing.readers import config_section
 from vlatool.verification.output import check_files
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessJob
 from vlatool.workflows.sample import SampleConfig, sample
 
 _EPISODES, _FRAMES = 3, 6
+
+
+def check_sink(
+    sink_class: Any,
+    config: Mapping[str, Any] | None = None,
+    *,
+    make_executor: Callable[[], Executor] | None = None,
+) -> None:
+    """Checks the contract of a sink on three small episodes.
+
+    Its output must be complete, owned by the sink, and equal after kills and with any executor.
+
+    Args:
+        sink_class: The class that the table of sinks names.
+        config: Config keys of the sink that differ from the defaults. The episodes have two
+            cameras of 64 x 64 pixels and 6 frames each; a sink may need smaller windows.
+        make_executor: Makes the executor of one of the runs; None: two processes.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        checks = SinkChecks(sink_class, config_section(sink_class, config), Path(folder))
+        outcomes = checks.check_quiet_run()
+        for count in range(outcomes + 1):
+            checks.check_killed_run(f"killed after {count}", SerialExecutor, count)
+        checks.check_killed_run("killed elsewhere", make_executor or partial(ProcessExecutor, 2), 1)
+        checks.check_failed_episode()
+        checks.check_owned()
 
 
 class _SimulatedKill(BaseException):

@@ -1,22 +1,12 @@
-"""Contract checks for authors of formats, sinks and model types: one line in their tests.
+"""Contract checks of a format; the contract is `sources.base.FormatReader`.
 
-    check_reader(AcmeReader, "tests/data/acme")
-    check_sink(AcmeSink)
-    check_model_type(AcmeType, {"width": 32}, data="tests/data/acme")
-
-Each raises an AssertionError that names the part of the contract that is broken. The contracts are
-`sources.base.FormatReader`, `sinks.base.Sink` and `models.base.ModelType`.
 Legend of shapes: F frames, N images, C dimensions.
 """
 
-import os
 import pickle
 import re
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +15,6 @@ import numpy as np
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, FrameSource, Survey
 from vlatool.errors import DataError
-from vlatool.jobs.executor import Executor, ProcessExecutor, SerialExecutor
-from vlatool.sink_trial import SinkChecks
 from vlatool.sources.base import field_specs
 from vlatool.sources.order import natural_key
 from vlatool.transforms.relative import SUFFIX
@@ -42,7 +30,7 @@ def check_reader(
         source: A folder with a few short episodes; all of them are read.
         config: Config keys of the reader that differ from the defaults.
     """
-    keys = _config(reader_class, config)
+    keys = config_section(reader_class, config)
     reader = reader_class(keys)
     refs = list(reader.discover([Path(source)]))
     again = list(reader_class(_pickled(keys)).discover([Path(source)]))
@@ -59,63 +47,8 @@ def check_reader(
     return episodes
 
 
-def check_sink(
-    sink_class: Any,
-    config: Mapping[str, Any] | None = None,
-    *,
-    make_executor: Callable[[], Executor] | None = None,
-) -> None:
-    """Checks the contract of a sink on three small episodes.
-
-    Its output must be complete, owned by the sink, and equal after kills and with any executor.
-
-    Args:
-        sink_class: The class that the table of sinks names.
-        config: Config keys of the sink that differ from the defaults. The episodes have two
-            cameras of 64 x 64 pixels and 6 frames each; a sink may need smaller windows.
-        make_executor: Makes the executor of one of the runs; None: two processes.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        checks = SinkChecks(sink_class, _config(sink_class, config), Path(folder))
-        outcomes = checks.check_quiet_run()
-        for count in range(outcomes + 1):
-            checks.check_killed_run(f"killed after {count}", SerialExecutor, count)
-        checks.check_killed_run("killed elsewhere", make_executor or partial(ProcessExecutor, 2), 1)
-        checks.check_failed_episode()
-        checks.check_owned()
-
-
-def check_model_type(
-    model_type_class: Any,
-    config: Mapping[str, Any] | None = None,
-    *,
-    data: str | Path | Mapping[str, Any] | None = None,
-) -> None:
-    """Checks the contract of a model type with short runs: training, checkpoints, resume, policy.
-
-    Args:
-        model_type_class: The class that the entry point names.
-        config: Config keys that differ from the defaults; choose a tiny network, and let every
-            optimizer start before step 3.
-        data: A small folder for the first data kind of the model type, or keys of the data
-            section, with `type` for another kind. None: a few samples of the built-in world, for
-            a model type with robotics data.
-    """
-    model_type = model_type_class()
-    plugin_modules = [target.partition(":")[0] for target in model_type.kinds if ":" in target]
-    for module in dict.fromkeys([model_type_class.__module__, *plugin_modules]):
-        _check_light_import(module)
-    # Both import torch, which checks of formats and sinks do not need.
-    from vlatool.model_promises import check_config
-    from vlatool.model_trial import ModelChecks
-
-    with tempfile.TemporaryDirectory() as folder:
-        section = _config(model_type_class, config)
-        derived, info = check_config(model_type, section, data, Path(folder))
-        ModelChecks(derived, info, Path(folder)).check()
-
-
-def _config(plugin_class: Any, keys: Mapping[str, Any] | None) -> Any:
+def config_section(plugin_class: Any, keys: Mapping[str, Any] | None) -> Any:
+    """The config of a plugin class with keys that differ from the defaults."""
     assert issubclass(plugin_class.Config, ConfigModel), "Config is not a ConfigModel"
     return plugin_class.Config.model_validate(dict(keys or {}))
 
@@ -227,13 +160,3 @@ def _check_camera(label: str, camera: FrameSource, frames: int) -> None:
         assert images.shape == expected, f"{label} returns shape {images.shape}, not {expected}"
     is_equal = np.array_equal(camera.read([0, frames - 1]), np.concatenate([first, last]))
     assert is_equal, f"{label} returns other images if frames are read in another order"
-
-
-def _check_light_import(module: str) -> None:
-    """Checks that a module imports no torch; in a new process, as this one may have torch."""
-    program = f"import sys, {module}; sys.exit('torch' in sys.modules)"
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    completed = subprocess.run([sys.executable, "-c", program], env=env, check=False)  # noqa: S603 - our own interpreter
-    assert completed.returncode == 0, (
-        f"importing {module} fails or imports torch; import torch inside methods"
-    )

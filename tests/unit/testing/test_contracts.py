@@ -44,7 +44,7 @@ VIT = {
 }
 
 
-PLUGINS_PAGE = Path(__file__).parents[2] / "docs/plugins.md"
+PLUGINS_PAGE = Path(__file__).parents[3] / "docs/plugins.md"
 
 
 def test_format_of_the_documentation_fulfills_the_contract_of_a_reader(

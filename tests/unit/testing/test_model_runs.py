@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from tests.builders.toy_networks import GanObjective, LmObjective, ToyLm, token_batch
 from tests.builders.toys import GanType, LmType, NumbersConfig, NumbersKind, write_numbers
 from vlatool.errors import DataError
-from vlatool.model_promises import check_config, world_data
-from vlatool.model_trial import ModelChecks
 from vlatool.models.base import Batch, Loss, OptimizerSpec, ParamGroup, Part, Rng, StepContext
 from vlatool.models.diffusion_policy.spec import DiffusionPolicyType
 from vlatool.models.policy import RoboticsPolicy
 from vlatool.testing import check_model_type
+from vlatool.testing.model_rules import check_config, world_data
+from vlatool.testing.model_runs import ModelChecks
 
 
 @pytest.fixture(scope="module")

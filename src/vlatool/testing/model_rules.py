@@ -36,7 +36,7 @@ def check_config(
     Args:
         model_type: The model type to check.
         section: Its config.
-        data: Like `data` of `testing.check_model_type`.
+        data: Like `data` of `check_model_type`.
         folder: Folder in which data may be created.
     """
     config_type = section.model_dump().get("type")

@@ -1,4 +1,4 @@
-"""Contract checks of a policy, as rollouts, `load_policy` and evaluation use it; see `testing`.
+"""Contract checks of a policy, as rollouts, `load_policy` and evaluation use it.
 
 Legend of shapes: B observations, T steps, C dimensions.
 """

@@ -1,4 +1,4 @@
-"""Contract checks of a model type with short runs; see `testing.check_model_type`."""
+"""Contract checks of a model type with short runs; see `check_model_type`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -22,8 +22,9 @@ from vlatool.loading.base import (
     PairOptions,
 )
 from vlatool.loading.order import OrderOptions, SampleOrder
-from vlatool.model_acting import check_policy, check_recorded
-from vlatool.model_promises import (
+from vlatool.models.base import ModelType
+from vlatool.models.weights import load_weights
+from vlatool.testing.model_rules import (
     SAMPLES,
     check_batch,
     check_build,
@@ -38,8 +39,7 @@ from vlatool.model_promises import (
     first_steps,
     trainable_parameters,
 )
-from vlatool.models.base import ModelType
-from vlatool.models.weights import load_weights
+from vlatool.testing.policies import check_policy, check_recorded
 from vlatool.training.checkpoints import save_checkpoint
 from vlatool.training.config import TrainConfig
 from vlatool.training.data import DataStreams
