@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from pydantic import Field
 
+from vlatool.events import NULL, Reporter
 from vlatool.jobs.command import JobConfig, JobResult
 from vlatool.jobs.executor import Executor, Outcome, SerialExecutor, attempt
 from vlatool.jobs.files import FileEntry, digests_below, file_entry, folder_entry, output_files
@@ -17,7 +19,7 @@ from vlatool.jobs.inputs import InputState
 from vlatool.jobs.job import JobRun, JobSpec, Ranks
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord
-from vlatool.jobs.run import run_job
+from vlatool.jobs.run import run_command, run_job
 from vlatool.storage.atomic import atomic_folder, remove_file, write_text
 
 ALL = "all.txt"
@@ -129,6 +131,19 @@ class ToyResult(JobResult):
 def run_toy(job: ToyJob, executor: Executor | None = None, **options: Any) -> JobRun:
     """Runs a job, in this process unless an executor is given."""
     return run_job(job, executor or SerialExecutor(), options=JobConfig(**options))
+
+
+class ToyConfig(JobConfig):
+    """Options of a toy command."""
+
+    words: str = Field("", description="The items, separated by spaces.")
+    output: str = Field("", description="Folder to write.")
+
+
+def toy(config: ToyConfig, *, reporter: Reporter = NULL) -> ToyResult:
+    """Workflow of a toy command."""
+    job = ToyJob(Path(config.output), config.words, shown={"output": config.output})
+    return run_command(job, ToyResult, config, SerialExecutor(), reporter=reporter)
 
 
 class KillingExecutor(SerialExecutor):

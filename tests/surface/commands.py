@@ -1,12 +1,9 @@
 """Help and configuration keys of every command."""
 
 from collections.abc import Iterator
-from typing import Any
-
-import typer
 
 from tests.surface.invoke import plain_terminal, run_vlatool
-from vlatool.cli import app
+from vlatool.cli.commands import COMMANDS, GROUPS
 from vlatool.plugins import FORMATS
 
 
@@ -21,12 +18,8 @@ def recorded() -> dict[str, str]:
 
 def _commands() -> Iterator[tuple[str, ...]]:
     """Words of every command and subcommand."""
-    group: Any = typer.main.get_command(app.app)
-    with typer.Context(group) as ctx:
-        for name in app.COMMANDS:
-            yield (name,)
-            command: Any = group.get_command(ctx, name)
-            yield from ((name, inner) for inner in getattr(command, "commands", {}))
+    yield from ((name,) for name in GROUPS)
+    yield from (tuple(words.split()) for words in COMMANDS)
 
 
 def _transcript(words: tuple[str, ...]) -> str:

@@ -1,19 +1,15 @@
-"""Table of the commands, and `main`, which maps exceptions to exit codes.
-
-The module of a command is imported when the command runs; `vlatool --help` needs only the table.
-"""
+"""The program: root of the commands, and `main`, which maps exceptions to exit codes."""
 
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 
-from vlatool.cli.group import SuggestingGroup
+from vlatool.cli.group import TableGroup
 from vlatool.cli.options import (
     CONTEXT,
     OUTPUT_HELP,
@@ -23,43 +19,12 @@ from vlatool.cli.options import (
 )
 from vlatool.errors import UsageError
 
-COMMANDS: dict[str, tuple[str, str]] = {
-    "demo": ("demo", "Run the whole pipeline on built-in data, in minutes, on a CPU."),
-    "sample": ("sample", "Write episodes of the built-in world in a published raw layout."),
-    "preprocess": ("preprocess", "Turn raw episodes into training data."),
-    "split": ("split", "Write train and validation lists for image shards."),
-    "tokenizer": (
-        "tokenizer",
-        "Train, evaluate or export a visual tokenizer, or fit an action tokenizer.",
-    ),
-    "encode": ("encode", "Encode images to the codes of a visual tokenizer."),
-    "decode": ("decode", "Decode the codes of a visual tokenizer to images."),
-    "build-dataset": (
-        "build_dataset",
-        "Build samples for a language model from windows and codes of their images.",
-    ),
-    "export": (
-        "export",
-        "Convert codes, packed samples (stored as arrays) or a trained policy to another layout.",
-    ),
-    "train": ("train", "Train a model."),
-    "finetune": ("finetune", "Train a model that starts from the weights of a checkpoint."),
-    "resolve-config": ("resolve_config", "Print the exact configuration that a run would use."),
-    "eval": ("eval", "Evaluate a checkpoint: open-loop on data, or in an environment."),
-    "stats": ("stats", "Merge statistics of data sets, or compute missing ones."),
-    "inspect": ("inspect", "Show the contents of a source, a data folder or a run."),
-    "verify": ("verify", "Check that an output, a run or a source is complete and consistent."),
-    "presets": ("presets", "List the presets."),
-    "plugins": ("plugins", "List dataset formats and model types, with their origin."),
-    "doctor": ("doctor", "Check the installation and the hardware of this machine."),
-    "version": ("version", "Print the versions of vlatool and Python."),
-}
 _COMPLETE = "_VLATOOL_COMPLETE"
 _SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
 
 
-class LazyGroup(SuggestingGroup):
-    """Commands of a table, each imported when it is needed."""
+class RootGroup(TableGroup):
+    """All commands, with the output options before or after them."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Removes the display options from any position, then parses the rest."""
@@ -72,24 +37,6 @@ class LazyGroup(SuggestingGroup):
             rest = ["--help"]
         return super().parse_args(ctx, rest)
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        """Names of the commands, in the order of a pipeline."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Imports a command; `resolve_config` is accepted for `resolve-config`."""
-        name = cmd_name.replace("_", "-")
-        if name not in COMMANDS:
-            return None
-        module = import_module(f"vlatool.cli.{COMMANDS[name][0]}")
-        command = typer.main.get_command(module.app)
-        command.name = name
-        return command
-
-    def summaries(self, ctx: Any) -> Iterator[tuple[str, str]]:
-        """Name and summary of each command, without importing any."""
-        return ((name, summary) for name, (_, summary) in COMMANDS.items())
-
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Writes the commands, then the display options."""
         super().format_commands(ctx, formatter)
@@ -98,7 +45,7 @@ class LazyGroup(SuggestingGroup):
 
 
 app = typer.Typer(
-    cls=LazyGroup,
+    cls=RootGroup,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings=CONTEXT,
@@ -113,9 +60,9 @@ def root(
     """From raw robot episodes to a trained, evaluated policy."""
     if version:
         from vlatool.cli.output import write_result
-        from vlatool.cli.version import VersionResult
+        from vlatool.workflows.catalog import version as version_result
 
-        write_result(VersionResult(), ctx.ensure_object(OutputOptions))
+        write_result(version_result(), ctx.ensure_object(OutputOptions))
         raise typer.Exit
     if ctx.invoked_subcommand is None:
         raise UsageError(

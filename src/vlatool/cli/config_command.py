@@ -46,7 +46,6 @@ class OptionAlias:
         help: Description in the help.
         short: Short form, if any.
         is_switch: The option needs no value.
-        is_hidden: The option is not listed in the help.
     """
 
     expand: Callable[[list[str]], Mapping[str, Any]]
@@ -54,7 +53,6 @@ class OptionAlias:
     help: str
     short: str = ""
     is_switch: bool = False
-    is_hidden: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,8 +61,7 @@ class ConfigSpec:
 
     Attributes:
         schema: Arguments → config class; imports it only when called.
-        is_flat: Every key is an option; otherwise only `--a.b`, `--set` and `option_aliases` are.
-        short: Short forms of keys.
+        is_flat: Keys of sections are options by their name alone, too; otherwise only as `--a.b`.
         aliases: Published option names → keys or options, all with underscores.
         option_aliases: Options of a config with sections, by name.
         positionals: Keys that are arguments; the list of options in the help leaves them out.
@@ -76,7 +73,6 @@ class ConfigSpec:
 
     schema: Callable[[Sequence[str]], "type[ConfigModel]"]
     is_flat: bool = True
-    short: Mapping[str, str] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     option_aliases: Mapping[str, OptionAlias] = field(default_factory=dict)
     positionals: tuple[str, ...] = ()
@@ -232,12 +228,14 @@ class ConfigCommand(VlatoolCommand):
         return split.rest
 
     def keys(self, args: Sequence[str]) -> "dict[str, Key]":
-        """Flat keys by option name; empty for a config with sections."""
-        if not self.spec.is_flat:
-            return {}
+        """Keys by option name; of a config with sections, those outside the sections."""
         from vlatool.cli.keys import declared_keys
 
-        return declared_keys(self.spec.schema(args))
+        keys = declared_keys(self.spec.schema(args))
+        if self.spec.is_flat:
+            return keys
+        aliases = self.spec.option_aliases
+        return {name: key for name, key in keys.items() if "." not in name and name not in aliases}
 
     def argv_spec(self, ctx: Any, keys: "Mapping[str, Key]") -> ArgvSpec:
         """Options and keys of this command line."""
@@ -245,9 +243,9 @@ class ConfigCommand(VlatoolCommand):
         names = {name: key.is_switch for name, key in keys.items()}
         names |= {name: alias.is_switch for name, alias in option_aliases.items()}
         short = {alias.short: name for name, alias in option_aliases.items() if alias.short}
-        published = self.spec.schema(ctx.meta.get(_ARGS, [])).aliases if keys else {}
+        published = self.spec.schema(ctx.meta.get(_ARGS, [])).aliases
         aliases = {"config_path": "config", **self.spec.aliases, **published}
-        shorts = {**short, **self.spec.short}
+        shorts = {**short, **_shorts(keys)}
         has_bare_keys = not self.spec.is_flat
         return ArgvSpec(self.declared(ctx), names, shorts, aliases, has_bare_keys=has_bare_keys)
 
@@ -268,8 +266,6 @@ class ConfigCommand(VlatoolCommand):
             from vlatool.config.schema import dotted_keys
 
             keys = [info.key for info in dotted_keys(self.spec.schema(()))]
-            if name in keys:
-                return f"write --set {name}=VALUE"
             if same := [f"--{key}" for key in keys if key.endswith(f".{name}")]:
                 return f"did you mean {', '.join(same[:3])}?"
         elif owners := self._others_with(ctx, name):
@@ -312,13 +308,11 @@ class ConfigCommand(VlatoolCommand):
     def _help_groups(self, ctx: Any) -> dict[str, list[tuple[str, str]]]:
         groups: dict[str, list[tuple[str, str]]] = {}
         for name, alias in self.spec.option_aliases.items():
-            if alias.is_hidden:
-                continue
             row = (_spelling(name, alias.short, alias.metavar), alias.help)
             groups.setdefault("Run", []).append(row)
-        shorts = {name: short for short, name in self.spec.short.items()}
         args = ctx.meta.get(_ARGS, [])
-        ignored = self.spec.schema(args).ignored if self.spec.is_flat else {}
+        shorts = {name: short for short, name in _shorts(self.keys(args)).items()}
+        ignored = self.spec.schema(args).ignored
         for name, key in self.keys(args).items():
             if name in ignored:
                 continue
@@ -348,20 +342,15 @@ class ConfigCommand(VlatoolCommand):
 
         spec, keys = self.spec, self.keys(typed)
         presets = [preset.name for preset in list_presets() if preset.kind in spec.presets]
-        values = known_values(spec.schema(typed), keys, spec.values)
+        values = known_values(spec.schema(typed), keys, spec.values, is_flat=spec.is_flat)
         switches = {name: None for name, alias in spec.option_aliases.items() if alias.is_switch}
         names = {name: [] for name in spec.option_aliases} | values | switches
         options = {f"--{name.replace('_', '-')}": choices for name, choices in names.items()}
-        options |= {short: options[f"--{name}"] for short, name in spec.short.items()}
+        options |= {short: options[f"--{name}"] for short, name in _shorts(keys).items()}
         declared = super().completion_words(ctx, typed).options
         preset_options = {"--preset": presets, "-p": presets}
         arguments = [values.get(name) or () for name in spec.positionals]
         return CompletionWords({**options, **declared, **preset_options}, arguments)
-
-
-def plain_command(*examples: str) -> type[VlatoolCommand]:
-    """Command class with examples."""
-    return type("Documented", (VlatoolCommand,), {"examples": examples})
 
 
 def config_command(spec: ConfigSpec, arguments: str, *examples: str) -> type[ConfigCommand]:
@@ -378,6 +367,11 @@ def help_text(text: str, ctx: Any) -> str:
     from vlatool.cli.output import to_json
 
     return to_json({"help": text})
+
+
+def _shorts(keys: Mapping[str, Any]) -> dict[str, str]:
+    """Short forms of keys: `-o` in every command with the key `output`."""
+    return {short: name for short, name in {"-o": "output"}.items() if name in keys}
 
 
 def _spelling(name: str, short: str, metavar: str) -> str:

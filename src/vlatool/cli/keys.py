@@ -93,16 +93,19 @@ def known_values(
     schema: type[ConfigModel],
     keys: Mapping[str, Key],
     registered: Mapping[str, Callable[[], Sequence[str]]],
+    *,
+    is_flat: bool,
 ) -> dict[str, Sequence[str] | None]:
     """Map from option name to its known values, empty if any value is allowed; None for a switch.
 
     Args:
         schema: The config class.
-        keys: Its flat keys; empty for a config with sections, whose dotted keys are options.
+        keys: Its keys that are options by their name.
         registered: Dotted keys whose value is a name in a registry → these names.
+        is_flat: Dotted keys are no options.
     """
     known: dict[str, Sequence[str] | None] = {}
-    for info in () if keys else dotted_keys(schema):
+    for info in () if is_flat else dotted_keys(schema):
         if "." in info.key and ANY_NAME not in info.key:
             is_bool = "bool" in info.type_text.split(" | ")
             known[info.key] = ["true", "false"] if is_bool else choices(schema, info.key)

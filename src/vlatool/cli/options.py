@@ -161,7 +161,7 @@ JsonLinesOpt = Annotated[
 
 
 def command_app(kind: type[TyperGroup] | None = None) -> typer.Typer:
-    """Typer app of one command module; `kind` is the class of a group of commands."""
+    """Typer app of a command; `kind` is the class of a group of commands."""
     return typer.Typer(
         cls=kind,
         rich_markup_mode=None,

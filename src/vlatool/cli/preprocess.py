@@ -1,19 +1,39 @@
-"""`vlatool preprocess [FORMAT] SOURCE...`."""
+"""Form of `vlatool preprocess`, whose keys depend on the format and the sink."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from vlatool.cli.config_command import ConfigSpec, config_command
-from vlatool.cli.options import TextArg, TextsArg, command_app
-from vlatool.cli.session import command
+from vlatool.cli.commands import Command
+from vlatool.cli.config_command import ConfigSpec
+from vlatool.cli.forms import Form, run_workflow
+from vlatool.cli.session import Invocation
 
 if TYPE_CHECKING:
     from vlatool.config.base import ConfigModel
 
-app = command_app()
+
+def preprocess_form(row: Command) -> Form:
+    """Form of the command."""
+    spec = ConfigSpec(
+        _schema,
+        positionals=tuple(row.arguments),
+        note=_note,
+        values={"format": _formats, "sink": _sinks},
+        presets=row.presets,
+        schema_words=_format_and_sink,
+    )
+    return Form(spec, _preprocess)
+
+
+def _preprocess(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
+    """Runs the command; a first word that is a location is not a format."""
+    from vlatool.sources.detection import is_source
+
+    name = values["format"]
+    if name is not None and is_source(name):
+        values = {**values, "format": None, "sources": [name, *(values["sources"] or ())]}
+    run_workflow(run, row, values)
 
 
 def _schema(args: Sequence[str]) -> "type[ConfigModel]":
@@ -73,38 +93,3 @@ def _note() -> str:
         "`vlatool preprocess FORMAT --help` lists the keys of a format. "
         "Without FORMAT, the format is detected and its keys are written --source.KEY."
     )
-
-
-SPEC = ConfigSpec(
-    _schema,
-    short={"-o": "output"},
-    positionals=("format", "sources"),
-    note=_note,
-    values={"format": _formats, "sink": _sinks},
-    presets=("preprocess",),
-    schema_words=_format_and_sink,
-)
-
-
-@app.command(
-    cls=config_command(
-        SPEC,
-        "[FORMAT] SOURCE...",
-        "vlatool preprocess spartan raw --preset lbm-1past-14future --output data",
-        "vlatool preprocess lerobot gr1 -o out/gr1 --episodes 0:4 --resize-images-size 96,96",
-    ),
-)
-def preprocess(
-    ctx: typer.Context,
-    format: TextArg = None,  # noqa: A002 - the name of the key
-    sources: TextsArg = None,
-) -> None:
-    """Turn raw episodes into training data."""
-    with command(ctx) as run:
-        from vlatool.sources.detection import is_source
-        from vlatool.workflows import preprocess as workflow
-
-        if format is not None and is_source(format):
-            format, sources = None, [format, *(sources or ())]  # noqa: A001
-        settings = run.config(workflow.PreprocessConfig, format=format, sources=sources)
-        run.finish(workflow.preprocess(settings, reporter=run.reporter))

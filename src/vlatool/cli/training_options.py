@@ -1,10 +1,100 @@
-"""Command-line options of a training configuration, shared by `train` and `resolve-config`."""
+"""Forms of the commands with a training configuration."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from vlatool.cli.commands import Command
 from vlatool.cli.config_command import ConfigSpec, OptionAlias, schema_at
+from vlatool.cli.forms import Form, load
+from vlatool.cli.output import JsonResult
+from vlatool.cli.ranks import on_ranks
+from vlatool.cli.session import Invocation
 from vlatool.errors import UsageError
+
+if TYPE_CHECKING:
+    from vlatool.config.resolve import Resolved
+    from vlatool.training.config import TrainConfig
+
+_NO_MODEL_HINT = (
+    "use the configuration of the checkpoint: --preset NAME, or --config RUN/config.yaml"
+)
+FileOpt = Annotated[
+    str | None,
+    typer.Option("--output", "-o", metavar="FILE", help="Write the YAML to FILE, atomically."),
+]
+ExplainOpt = Annotated[bool, typer.Option("--explain", help="Show the origin of each value.")]
+DeriveOpt = Annotated[
+    bool, typer.Option("--derive", help="Read the data and add the values derived from them.")
+]
+# Accepted and ignored, so that the arguments of `train` can be used unchanged.
+ProcessesOpt = Annotated[int | None, typer.Option("--nproc", hidden=True)]
+SchemaOpt = Annotated[bool, typer.Option("--schema", help="Print the JSON Schema instead.")]
+
+
+def train_form(row: Command) -> Form:
+    """Form of `train`."""
+    return Form(_spec(row, {"data": DATA, "output": RUN}), _train)
+
+
+def finetune_form(row: Command) -> Form:
+    """Form of `finetune`."""
+    return Form(_spec(row, {"data": DATA, "from": INIT_FROM, "output": RUN}), _finetune)
+
+
+def resolve_form(row: Command) -> Form:
+    """Form of `resolve-config`, which takes a command line of `train` or `finetune`."""
+    spec = _spec(row, {"data": DATA, "from": INIT_FROM})
+    return Form(spec, _resolve, _declare_resolve)
+
+
+def _spec(row: Command, option_aliases: Mapping[str, OptionAlias]) -> ConfigSpec:
+    return ConfigSpec(
+        schema_at(row.schema),
+        is_flat=False,
+        option_aliases=option_aliases,
+        note=lambda: "Other keys: --section.key VALUE or --set key=value; --keys lists them.",
+        values={"model.type": model_types, "data.type": _data_kinds},
+        presets=row.presets,
+    )
+
+
+def _train(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
+    """Trains a model, or prints the configuration if a published key asks for it."""
+    resolved: Resolved[TrainConfig] = run.resolved(load(row.schema))
+    if resolved.config.resolve_configs or resolved.config.resolve_configs_path:
+        from vlatool.workflows.resolve_config import resolve_config
+
+        run.finish(resolve_config(resolved, reporter=run.reporter))
+    elif not on_ranks(run, values["nproc"]):
+        workflow = load(row.workflow)
+        run.finish(workflow(resolved.config, typed=resolved.typed, reporter=run.reporter))
+
+
+def _finetune(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
+    run.check_model_given(_NO_MODEL_HINT)
+    _train(run, row, values)
+
+
+def _declare_resolve(
+    explain: ExplainOpt = False,
+    derive: DeriveOpt = False,
+    schema: SchemaOpt = False,
+    output: FileOpt = None,
+    nproc: ProcessesOpt = None,
+) -> None:
+    """Options of `resolve-config`."""
+
+
+def _resolve(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
+    config_class = load(row.schema)
+    if values["schema"]:
+        run.finish(JsonResult(run.schema(config_class).model_json_schema()))
+        return
+    options = {name: values[name] for name in ("explain", "output", "derive")}
+    resolved = run.resolved(config_class)
+    run.finish(load(row.workflow)(resolved, **options, reporter=run.reporter))
 
 
 def expand_data(folders: list[str]) -> Mapping[str, Any]:
@@ -32,63 +122,11 @@ def expand_init_from(texts: list[str]) -> Mapping[str, Any]:
     return {"model.resume_from_checkpoint": texts[-1], "model.resume_weights_only": True}
 
 
-def _scalar(
-    key: str, help_text: str, *, is_switch: bool = False, is_hidden: bool = False
-) -> OptionAlias:
-    def expand(texts: list[str]) -> Mapping[str, Any]:
-        return {key: texts[-1]}
-
-    metavar = "" if is_switch else "N"
-    return OptionAlias(expand, metavar, help_text, is_switch=is_switch, is_hidden=is_hidden)
-
-
-def _hidden_aliases(keys: Sequence[str], switches: Sequence[str]) -> Mapping[str, OptionAlias]:
-    names = (*keys, *switches)
-    return {key: _scalar(key, "", is_switch=key in switches, is_hidden=True) for key in names}
-
-
 DATA = OptionAlias(expand_data, "DIR", "Folder of training data; repeatable.")
 INIT_FROM = OptionAlias(
     expand_init_from, "CKPT", "Run, checkpoint or published file with the initial weights."
 )
 RUN = OptionAlias(expand_run, "RUN", "Folder of the run.", short="-o")
-BUDGET: Mapping[str, OptionAlias] = {
-    "total_train_samples": _scalar("total_train_samples", "Budget in samples."),
-    "num_epochs": _scalar("num_epochs", "Budget in epochs."),
-    "total_train_steps": _scalar("total_train_steps", "Budget in optimizer steps."),
-    "num_checkpoints": _scalar("num_checkpoints", "Number of checkpoints, evenly spaced."),
-}
-SWITCHES: Mapping[str, OptionAlias] = {
-    "dry_run": _scalar("dry_run", "Report what would be done and write nothing.", is_switch=True),
-    "overwrite": _scalar("overwrite", "Replace a run made with other options.", is_switch=True),
-}
-# Options of the published command; here, `resolve-config` does the same.
-RESOLVING: Mapping[str, OptionAlias] = {
-    "resolve_configs": _scalar("resolve_configs", "", is_switch=True, is_hidden=True),
-    "resolve_configs_path": _scalar("resolve_configs_path", "", is_hidden=True),
-}
-
-# Other keys outside the sections; most of them are options of the published command.
-OTHER_KEYS = _hidden_aliases(
-    (
-        "name",
-        "save_path",
-        "save_every_n_steps",
-        "max_checkpoint_limit",
-        "keep_every_n_steps",
-        "log_every_n_steps",
-        "images_every_n_steps",
-        "total_val_samples",
-        "val_every_n_checkpoints",
-        "wandb_entity",
-        "wandb_project_name",
-        "wandb_tags",
-        "log_level",
-        "remote_sync",
-        "remote_sync_fixed_path",
-    ),
-    switches=("wandb", "db_logging"),
-)
 
 
 def model_types() -> Sequence[str]:
@@ -102,15 +140,3 @@ def _data_kinds() -> Sequence[str]:
     from vlatool.plugins import DATA_KINDS
 
     return DATA_KINDS.names()
-
-
-def training_spec(option_aliases: Mapping[str, OptionAlias]) -> ConfigSpec:
-    """Command-line form of a training configuration, with the named options of one command."""
-    return ConfigSpec(
-        schema_at("vlatool.training.config:TrainConfig"),
-        is_flat=False,
-        option_aliases={"data": DATA, **option_aliases, **OTHER_KEYS},
-        note=lambda: "Other keys: --section.key VALUE or --set key=value; --keys lists them.",
-        values={"model.type": model_types, "data.type": _data_kinds},
-        presets=("runs", "models", "models/denoisers", "data", "hparams"),
-    )

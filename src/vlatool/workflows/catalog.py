@@ -1,9 +1,11 @@
-"""Listings of presets and of the plugin registries."""
+"""Listings of presets, plugin registries and versions."""
 
+import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from vlatool import __version__
 from vlatool.config.presets import PresetInfo, list_presets
 from vlatool.plugins import DATA_KINDS, FORMATS, MODELS, SINKS, PluginInfo
 
@@ -74,3 +76,24 @@ def table(rows: Sequence[Sequence[str]]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     )
+
+
+class VersionInfo:
+    """Versions for a bug report."""
+
+    def document(self) -> dict[str, Any]:
+        """Versions by name."""
+        return {
+            "version": __version__,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+        }
+
+    def text(self) -> str:
+        """One line of text."""
+        return f"vlatool {__version__} (Python {platform.python_version()})"
+
+
+def version() -> VersionInfo:
+    """Versions of vlatool, Python and the system."""
+    return VersionInfo()

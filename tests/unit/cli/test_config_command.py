@@ -54,7 +54,6 @@ def _run_folder(texts: list[str]) -> dict[str, Any]:
 
 FLAT = ConfigSpec(
     lambda args: Flat,
-    short={"-o": "output"},
     aliases={"out_dir": "output", "source_episodes": "sources"},
     positionals=("layout",),
 )
@@ -197,14 +196,16 @@ def test_key_of_another_format_is_answered_with_its_name() -> None:
     assert "format spartan" in caught.value.hint
 
 
-@pytest.mark.parametrize(
-    ("argv", "hint"), [(["--lr", "1"], "--hparams.lr"), (["--save-path", "a"], "--set save_path=")]
-)
-def test_bare_key_of_a_tree_is_an_error_with_the_correct_option(argv: list[str], hint: str) -> None:
+def test_key_of_a_section_without_its_name_is_an_error_with_the_correct_option() -> None:
     with pytest.raises(VlatoolError) as caught:
-        tree(*argv)
+        tree("--lr", "1")
     assert caught.value.code == "usage.unknown_option"
-    assert hint in caught.value.hint
+    assert "--hparams.lr" in caught.value.hint
+
+
+@pytest.mark.parametrize("option", ["--save-path", "--save_path"])
+def test_key_outside_the_sections_of_a_tree_is_an_option(option: str) -> None:
+    assert tree(option, "a").save_path == "a"
 
 
 @pytest.mark.parametrize("option", ["observation_keys", "source.observation_keys"])

@@ -3,11 +3,8 @@
 import pytest
 
 from vlatool.cli.app import run as run_command
-from vlatool.cli.train import SPEC
 from vlatool.cli.training_options import expand_data, expand_run
-from vlatool.config.base import ConfigModel
 from vlatool.errors import UsageError
-from vlatool.training.config import TrainConfig
 
 
 def test_data_folders_become_the_key_of_folders() -> None:
@@ -28,13 +25,6 @@ def test_run_folder_is_parent_and_name(text: str, save_path: str, name: str) -> 
 def test_run_folder_needs_a_name() -> None:
     with pytest.raises(UsageError):
         expand_run(["/"])
-
-
-def test_every_key_outside_the_sections_is_an_option() -> None:
-    """The published command has them as options too."""
-    fields = TrainConfig.model_fields
-    keys = {name for name, info in fields.items() if not isinstance(info.default, ConfigModel)}
-    assert keys - SPEC.option_aliases.keys() == set()
 
 
 @pytest.mark.parametrize("command", ["train", "finetune", "resolve-config"])

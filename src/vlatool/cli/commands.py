@@ -1,0 +1,306 @@
+"""Table of all commands. It imports nothing of them, so that `vlatool --help` is fast."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: its configuration, its workflow, and what its help says.
+
+    Attributes:
+        summary: One sentence for the help.
+        workflow: `module:function` of `(config, *, reporter)`, which returns the result. Without a
+            schema, the function takes no arguments.
+        schema: `module:Class` of the configuration; empty for a command without one.
+        arguments: Keys that are arguments, with their names in the usage line; a name that ends
+            with `...` stands for several values.
+        examples: Command lines for the help.
+        details: Second paragraph of the help.
+        form: `module:function` that returns the `Form` of a command that differs from the others.
+        has_ranks: The command has `--nproc`.
+        has_rows: The result is a list, and the command has `--jsonl`.
+        presets: Folders of presets for this command.
+    """
+
+    summary: str
+    workflow: str
+    schema: str = ""
+    arguments: Mapping[str, str] = field(default_factory=dict[str, str])
+    examples: tuple[str, ...] = ()
+    details: str = ""
+    form: str = ""
+    has_ranks: bool = False
+    has_rows: bool = False
+    presets: tuple[str, ...] = ()
+
+
+_TRAINING_PRESETS = ("runs", "models", "models/denoisers", "data", "hparams")
+
+# Words of a command to the command, in the order of the help.
+COMMANDS: dict[str, Command] = {
+    "demo": Command(
+        "Run the whole pipeline on built-in data, in minutes, on a CPU.",
+        "vlatool.workflows.demo:demo",
+        "vlatool.workflows.demo:DemoConfig",
+        examples=("vlatool demo", "vlatool demo --output demo-2 --seed 2 --json > demo-2.json"),
+        details="Writes raw episodes, turns them into training data, trains a policy, evaluates "
+        "it, and writes a report. Prints the command of each step.",
+    ),
+    "sample": Command(
+        "Write episodes of the built-in world in a published raw layout.",
+        "vlatool.workflows.sample:sample",
+        "vlatool.workflows.sample:SampleConfig",
+        {"layout": "LAYOUT", "output": "OUTPUT"},
+        (
+            "vlatool sample spartan raw --episodes 20 --seed 1",
+            "vlatool sample lerobot raw-lerobot --episodes 5 --cameras 2 --size small",
+        ),
+    ),
+    "preprocess": Command(
+        "Turn raw episodes into training data.",
+        "vlatool.workflows.preprocess:preprocess",
+        "vlatool.workflows.preprocess:PreprocessConfig",
+        {"format": "[FORMAT]", "sources": "SOURCE..."},
+        (
+            "vlatool preprocess spartan raw --preset lbm-1past-14future --output data",
+            "vlatool preprocess lerobot gr1 -o out/gr1 --episodes 0:4 --resize-images-size 96,96",
+        ),
+        form="vlatool.cli.preprocess:preprocess_form",
+        presets=("preprocess",),
+    ),
+    "split": Command(
+        "Write train and validation lists for image shards.",
+        "vlatool.workflows.split:split",
+        "vlatool.workflows.split:SplitConfig",
+        {"shards": "SHARDS"},
+        (
+            "vlatool split shards --val-ratio 0.01",
+            "vlatool split shards --train-output lists/train.txt --val-output lists/val.txt",
+        ),
+    ),
+    "tokenizer train": Command(
+        "Train a visual tokenizer; the same as `vlatool train`.",
+        "vlatool.workflows.train:train",
+        "vlatool.training.config:TrainConfig",
+        examples=(
+            "vlatool tokenizer train --preset vqgan-tiny --data shards --output runs/vqgan",
+            (
+                "vlatool tokenizer train --preset titok-tiny-stage1 --data shards "
+                "--model.teacher runs/vqgan -o runs/stage1"
+            ),
+            "vlatool tokenizer train config=titok_l32_stage1.yaml experiment.output_dir=runs/l32",
+        ),
+        form="vlatool.cli.training_options:train_form",
+        has_ranks=True,
+        presets=_TRAINING_PRESETS,
+    ),
+    "tokenizer eval": Command(
+        "Measure the reconstruction of images from their codes, next to simple baselines.",
+        "vlatool.workflows.tokenizer_eval:tokenizer_eval",
+        "vlatool.workflows.tokenizer_eval:TokenizerEvalConfig",
+        {"checkpoint": "CHECKPOINT", "data": "DATA"},
+        (
+            "vlatool tokenizer eval runs/stage2 shards-held",
+            (
+                "vlatool tokenizer eval runs/stage2 shards --split val "
+                "--perceptual-weights weights --json"
+            ),
+        ),
+        has_ranks=True,
+    ),
+    "tokenizer export": Command(
+        "Write a trained visual tokenizer as the published pair of files.",
+        "vlatool.workflows.tokenizer_export:tokenizer_export",
+        "vlatool.workflows.tokenizer_export:TokenizerExportConfig",
+        {"checkpoint": "CHECKPOINT"},
+        (
+            "vlatool tokenizer export runs/stage2 --output tokenizer",
+            "vlatool tokenizer export runs/stage2/checkpoints/step_00000300 -o tokenizer --json",
+        ),
+    ),
+    "tokenizer fit-fast": Command(
+        "Fit a FAST action tokenizer on the action chunks of training data.",
+        "vlatool.workflows.fit_fast:fit_fast",
+        "vlatool.workflows.fit_fast:FitFastConfig",
+        {"sources": "DATA..."},
+        (
+            "vlatool tokenizer fit-fast windows --output fast --profile libero",
+            (
+                "vlatool tokenizer fit-fast data-a data-b --output fast --vocab-size 2048 "
+                "--limit 50000"
+            ),
+        ),
+    ),
+    "encode": Command(
+        "Encode images to the codes of a visual tokenizer.",
+        "vlatool.workflows.encode:encode",
+        "vlatool.tokens.config:EncodeConfig",
+        {"data": "A"},
+        (
+            "vlatool encode libero --tokenizer runs/titok-stage2",
+            "vlatool encode libero --tokenizer runs/titok-stage2 --layout packed --nproc 8",
+        ),
+        has_ranks=True,
+    ),
+    "decode": Command(
+        "Decode the codes of a visual tokenizer to images.",
+        "vlatool.workflows.decode:decode",
+        "vlatool.tokens.config:DecodeConfig",
+        {"codes": "CODES"},
+        (
+            "vlatool decode libero/TiToken --tokenizer runs/titok-stage2 --output drawn",
+            (
+                "vlatool decode libero/tokens/episode_000000.npz --tokenizer runs/titok-stage2 "
+                "-o drawn"
+            ),
+        ),
+    ),
+    "build-dataset": Command(
+        "Build samples for a language model from windows and codes of their images.",
+        "vlatool.workflows.build_dataset:build_dataset",
+        "vlatool.workflows.build_dataset:BuildDatasetConfig",
+        {"data": "A"},
+        (
+            "vlatool build-dataset libero --fast fast --output libero-samples",
+            "vlatool build-dataset libero --fast fast --kinds vla --packed -o libero-packed",
+        ),
+    ),
+    "export": Command(
+        "Convert codes, packed samples (stored as arrays) or a trained policy to another layout.",
+        "vlatool.workflows.export:export",
+        "vlatool.workflows.export:ExportConfig",
+        {"source": "SOURCE"},
+        (
+            "vlatool export libero/tokens --output libero/TiToken",
+            "vlatool export libero-packed --output libero-samples --absolute",
+            "vlatool export runs/pick --output published",
+        ),
+    ),
+    "train": Command(
+        "Train a model.",
+        "vlatool.workflows.train:train",
+        "vlatool.training.config:TrainConfig",
+        examples=(
+            "vlatool train --preset diffusion-policy-tiny --data data --output runs/first",
+            "vlatool train -p diffusion-policy-tiny --data data --num-epochs 3 --nproc 2",
+        ),
+        form="vlatool.cli.training_options:train_form",
+        has_ranks=True,
+        presets=_TRAINING_PRESETS,
+    ),
+    "finetune": Command(
+        "Train a model that starts from the weights of a checkpoint.",
+        "vlatool.workflows.finetune:finetune",
+        "vlatool.training.config:TrainConfig",
+        examples=(
+            (
+                "vlatool finetune --from runs/first --preset diffusion-policy-tiny --data new "
+                "-o runs/new"
+            ),
+            (
+                "vlatool finetune --from s3://lab/checkpoint_3.pt -p diffusion-policy-bellpepper "
+                "--data d"
+            ),
+        ),
+        form="vlatool.cli.training_options:finetune_form",
+        has_ranks=True,
+        presets=_TRAINING_PRESETS,
+    ),
+    "resolve-config": Command(
+        "Print the exact configuration that a run would use.",
+        "vlatool.workflows.resolve_config:resolve_config",
+        "vlatool.training.config:TrainConfig",
+        examples=(
+            "vlatool resolve-config --preset diffusion-policy-tiny --explain",
+            "vlatool resolve-config -c job.yaml --hparams.lr 3e-4 --output resolved.yaml",
+        ),
+        form="vlatool.cli.training_options:resolve_form",
+        presets=_TRAINING_PRESETS,
+    ),
+    "eval open-loop": Command(
+        "Compare predicted with recorded actions, next to simple baselines.",
+        "vlatool.workflows.evaluate:open_loop",
+        "vlatool.workflows.evaluate:OpenLoopConfig",
+        {"checkpoint": "CHECKPOINT", "data": "DATA"},
+        (
+            "vlatool eval open-loop runs/bin data-held",
+            "vlatool eval open-loop runs/bin data-held --output errors --json > errors.json",
+        ),
+    ),
+    "eval rollout": Command(
+        "Run a policy in a Gymnasium environment and count its successes.",
+        "vlatool.workflows.evaluate:rollout",
+        "vlatool.workflows.evaluate:RolloutConfig",
+        {"checkpoint": "CHECKPOINT"},
+        (
+            "vlatool eval rollout runs/bin --env vlatool/PickPlace-v0 --episodes 50",
+            "vlatool eval rollout runs/bin --env vlatool/PickPlace-v0 --seed 7 -o rollouts --json",
+        ),
+        presets=("rollouts",),
+    ),
+    "stats merge": Command(
+        "Merge the statistics of several data sets.",
+        "vlatool.workflows.stats_merge:stats_merge",
+        "vlatool.workflows.stats_merge:StatsMergeConfig",
+        {"sources": "DATA..."},
+        (
+            "vlatool stats merge data-a data-b --output merged.json",
+            "vlatool stats merge data-a data-b --weights 1,3 > merged.json",
+        ),
+    ),
+    "stats compute": Command(
+        "Compute the statistics of shards without statistics.",
+        "vlatool.workflows.stats_compute:stats_compute",
+        "vlatool.workflows.stats_compute:StatsComputeConfig",
+        {"data": "DATA"},
+        (
+            "vlatool stats compute published/shards",
+            "vlatool stats compute published/shards --output stats/published.json --workers 8",
+        ),
+    ),
+    "inspect": Command(
+        "Show the contents of a source, a data folder or a run.",
+        "vlatool.workflows.inspect:inspect",
+        "vlatool.workflows.inspect:InspectConfig",
+        {"location": "LOCATION"},
+        ("vlatool inspect raw --html raw.html", "vlatool inspect runs/bin --json | jq .kind"),
+    ),
+    "verify": Command(
+        "Check that an output, a run or a source is complete and consistent.",
+        "vlatool.workflows.verify:verify",
+        "vlatool.workflows.verify:VerifyConfig",
+        {"location": "LOCATION"},
+        ("vlatool verify my_dataset", "vlatool verify raw --full --json | jq .codes"),
+        has_rows=True,
+    ),
+    "presets": Command(
+        "List the presets.",
+        "vlatool.workflows.catalog:presets",
+        examples=("vlatool presets", "vlatool presets --jsonl | head -3"),
+        has_rows=True,
+    ),
+    "plugins": Command(
+        "List dataset formats and model types, with their origin.",
+        "vlatool.workflows.catalog:plugins",
+        examples=("vlatool plugins", "vlatool plugins --json"),
+        has_rows=True,
+    ),
+    "doctor": Command(
+        "Check the installation and the hardware of this machine.",
+        "vlatool.workflows.doctor:doctor",
+        examples=("vlatool doctor", "vlatool doctor --json"),
+    ),
+    "version": Command(
+        "Print the versions of vlatool and Python.",
+        "vlatool.workflows.catalog:version",
+        examples=("vlatool version", "vlatool version --json"),
+    ),
+}
+
+# Words that stand before others, with their summary.
+GROUPS: dict[str, str] = {
+    "tokenizer": "Train, evaluate or export a visual tokenizer, or fit an action tokenizer.",
+    "eval": "Evaluate a checkpoint: open-loop on data, or in an environment.",
+    "stats": "Merge statistics of data sets, or compute missing ones.",
+}

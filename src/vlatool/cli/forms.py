@@ -1,0 +1,108 @@
+"""Commands of Typer from the rows of the table."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import typer
+
+from vlatool.cli.commands import Command
+from vlatool.cli.config_command import ConfigSpec, VlatoolCommand, config_command, schema_at
+from vlatool.cli.options import JsonLinesOpt, NprocOpt, TextArg, TextsArg, command_app
+from vlatool.cli.ranks import on_ranks, one_voice
+from vlatool.cli.session import Invocation, command
+
+Body = Callable[[Invocation, Command, Mapping[str, Any]], None]
+
+
+def run_workflow(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
+    """Calls the workflow of a command with its configuration and prints the result.
+
+    Args:
+        run: The invocation.
+        row: The command.
+        values: Values of the arguments and of the options that Typer parses, by name.
+    """
+    workflow = load(row.workflow)
+    if not row.schema:
+        run.finish(workflow())
+        return
+    config = run.config(load(row.schema), **{key: values[key] for key in row.arguments})
+    if not on_ranks(run, values.get("nproc")):
+        run.finish(workflow(config, reporter=run.reporter))
+
+
+def no_options() -> None:
+    """Declares no options."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """Form of a command on the command line.
+
+    Attributes:
+        spec: Options of the configuration; None for a command without one.
+        body: Function of (invocation, command, values) that runs the command.
+        declare: Function whose parameters are further options for Typer.
+    """
+
+    spec: ConfigSpec | None
+    body: Body = run_workflow
+    declare: Callable[..., None] = no_options
+
+
+def typer_command(words: str, row: Command) -> Any:
+    """Command of Typer for a row of the table."""
+    form: Form = load(row.form)(row) if row.form else Form(_spec(row))
+
+    def body(ctx: typer.Context, **values: Any) -> None:
+        is_list = values.pop("jsonl", False)
+        with command(ctx, jsonl=is_list) as run, one_voice(run) if row.has_ranks else nullcontext():
+            form.body(run, row, values)
+
+    parameters = _parameters(row, form)
+    body.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess] - read by Typer
+    body.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    body.__doc__ = f"{row.summary}\n\n{row.details}".strip()
+    app = command_app()
+    app.command(words.rpartition(" ")[2], cls=_command_class(row, form))(body)
+    return typer.main.get_command(app)
+
+
+def load(target: str) -> Any:
+    """Object at `module:name`."""
+    module, _, name = target.partition(":")
+    return getattr(import_module(module), name)
+
+
+def _spec(row: Command) -> ConfigSpec | None:
+    if not row.schema:
+        return None
+    positionals = tuple(row.arguments)
+    return ConfigSpec(schema_at(row.schema), positionals=positionals, presets=row.presets)
+
+
+def _command_class(row: Command, form: Form) -> type[VlatoolCommand]:
+    if form.spec is None:
+        return type("Documented", (VlatoolCommand,), {"examples": row.examples})
+    return config_command(form.spec, " ".join(row.arguments.values()), *row.examples)
+
+
+def _parameters(row: Command, form: Form) -> list[inspect.Parameter]:
+    """Parameters of the function of a command: the context, arguments, and options of Typer."""
+    kinds: dict[str, tuple[Any, Any]] = {"ctx": (typer.Context, inspect.Parameter.empty)}
+    for key, name in row.arguments.items():
+        kinds[key] = (TextsArg if name.endswith("...") else TextArg, None)
+    for name, parameter in inspect.signature(form.declare).parameters.items():
+        kinds[name] = (parameter.annotation, parameter.default)
+    if row.has_ranks:
+        kinds["nproc"] = (NprocOpt, None)
+    if row.has_rows:
+        kinds["jsonl"] = (JsonLinesOpt, False)
+    return [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, (kind, default) in kinds.items()
+    ]
