@@ -14,14 +14,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from machine import describe
-from titok import GFLOPS, PEAK_TFLOPS, network
+from titok import GFLOPS, PEAK_TFLOPS
+from titok import network as sizes
 
 from vlatool.artifacts.image import encode_png
+from vlatool.loading.images.config import ImagePreprocessing
 from vlatool.models.images import example_images
 from vlatool.models.titok.model import Titok
-from vlatool.tokens.code_maker import CodeMaker, ImageRule, rank_device
+from vlatool.models.titok.tokenizer import TitokTokenizer
+from vlatool.models.tokenizer import ImageRule, OpenTokenizer, rank_device
+from vlatool.sources.detection import detect_source
 from vlatool.tokens.encode import EncodePipeline, EncodeRule
-from vlatool.tokens.images import find_images
+from vlatool.tokens.images import EpisodeOpener
 
 SIDE, EPISODE = 256, 32
 
@@ -29,21 +33,23 @@ SIDE, EPISODE = 256, 32
 def main(variant: str, images: int, batch: int, workers: int) -> None:
     """Prints the three rates and the waiting time of each stage."""
     torch.manual_seed(0)
-    config = network(variant, 1)
+    config = sizes(variant, 1)
     model = Titok(config)
     torch.nn.init.normal_(model.quantize.embedding.weight)  # with the variance of trained ones
-    maker = CodeMaker(variant, config, model, ImageRule(SIDE), rank_device())
+    device = rank_device()
+    network = TitokTokenizer(config, model.to(device).eval())
+    tokenizer = OpenTokenizer(network, None, device, ImagePreprocessing(), ImageRule(SIDE))
     print(describe(), f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         frames = write_frames(folder / "A", images)
-        print(f"{variant}, {images} images, batches of {batch}, {maker.device.type}")
-        for precision in ("fp32", "bf16") if maker.device.type == "cuda" else ("fp32",):
-            rate = device_rate(maker, frames[:batch], precision, images)
+        print(f"{variant}, {images} images, batches of {batch}, {tokenizer.device.type}")
+        for precision in ("fp32", "bf16") if tokenizer.device.type == "cuda" else ("fp32",):
+            rate = device_rate(tokenizer, frames[:batch], precision, images)
             share = rate * GFLOPS[variant][0] / 1000 / PEAK_TFLOPS
-            share_text = f", {share:.0%} of the peak" if maker.device.type == "cuda" else ""
+            share_text = f", {share:.0%} of the peak" if tokenizer.device.type == "cuda" else ""
             print(f"device alone, {precision}: {rate:.2f} images/s{share_text}")
-            show_run(maker, folder, precision, batch, workers)
+            show_run(tokenizer, folder, precision, batch, workers)
 
 
 def write_frames(tree: Path, count: int) -> np.ndarray:
@@ -59,30 +65,33 @@ def write_frames(tree: Path, count: int) -> np.ndarray:
     return frames
 
 
-def device_rate(maker: CodeMaker, frames: np.ndarray, precision: str, count: int) -> float:
+def device_rate(tokenizer: OpenTokenizer, frames: np.ndarray, precision: str, count: int) -> float:
     """Images per second, with the images on the device."""
-    images = torch.from_numpy(frames).permute(0, 3, 1, 2).to(maker.device)
-    maker.codes(images, precision)
+    images = torch.from_numpy(frames).to(tokenizer.device)
+    tokenizer.network.encode(images, precision)
     repeats = max(1, count // len(frames))
     started = time.perf_counter()
     for _ in range(repeats):
-        maker.codes(images, precision)
+        tokenizer.network.encode(images, precision)
     return repeats * len(frames) / (time.perf_counter() - started)
 
 
-def show_run(maker: CodeMaker, folder: Path, precision: str, batch: int, workers: int) -> None:
+def show_run(
+    tokenizer: OpenTokenizer, folder: Path, precision: str, batch: int, workers: int
+) -> None:
     """Runs reading alone, then all stages together."""
-    image_set = find_images(folder / "A")
+    source = detect_source(folder / "A", None)
+    open_episode = EpisodeOpener(source.format, source.reader.config)
     rule = EncodeRule(folder / precision, "packed", precision, batch, 0, workers)
-    pipeline = EncodePipeline(image_set, maker, rule)
+    pipeline = EncodePipeline(open_episode, tokenizer, rule)
     started, count = time.perf_counter(), 0
-    for item in image_set.items:
-        opened = image_set.open(item)
+    for ref in source.refs:
+        opened = open_episode(ref)
         count += sum(1 for _ in opened.read(range(len(opened))))
     rate_alone = count / (time.perf_counter() - started)
     print(f"PNG reading alone, one process: {rate_alone:.1f} images/s")
     started = time.perf_counter()
-    receipts = [outcome.value for outcome in pipeline.map(pipeline.encode, image_set.items)]
+    receipts = [outcome.value for outcome in pipeline.map(pipeline.encode, source.refs)]
     encoded_alone = sum(
         receipt.counts["encoded_alone"] for receipt in receipts if receipt is not None
     )

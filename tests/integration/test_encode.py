@@ -29,8 +29,7 @@ from vlatool.errors import DataError, PartialFailure, UsageError, VlatoolError
 from vlatool.jobs.job import Ranks
 from vlatool.jobs.run import run_job
 from vlatool.models.images import to_float
-from vlatool.models.titok.weights import open_titok
-from vlatool.tokens.code_maker import open_code_maker
+from vlatool.models.tokenizer import open_tokenizer
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
 from vlatool.workflows.decode import DecodeConfig, DecodeResult, decode
 from vlatool.workflows.encode import EncodeConfig, EncodeJob
@@ -64,7 +63,7 @@ def damaged(tree: Path, tmp_path: Path) -> Path:
 
 
 def test_codes_are_those_that_the_tokenizer_makes(whole: Path, tree: Path, tokenizer: str) -> None:
-    model = open_titok(tokenizer)[1]
+    model = open_tokenizer(tokenizer, CPU).trained.parts["model"]
     episode = CodesFolder.open(whole).read("episode_000001")
     for stem, codes in zip(episode.stems, episode.codes, strict=True):
         pixels = np.asarray(Image.open(tree / f"images/episode_000001/{stem}.png"))
@@ -300,7 +299,8 @@ def test_decoded_images_are_those_of_the_tokenizer(
 ) -> None:
     result = _decoded(whole, tokenizer, tmp_path / "out")
     episode = CodesFolder.open(whole).read("episode_000002")
-    expected = open_code_maker(tokenizer, CPU).decode(episode.codes.astype(np.int64))
+    codes = torch.from_numpy(episode.codes.astype(np.int64))
+    expected = open_tokenizer(tokenizer, CPU).network.decode(codes).numpy()
     path = tmp_path / f"out/episode_000002/{episode.stems[4]}.png"
     assert result.pictures == IMAGES
     assert np.array_equal(np.asarray(Image.open(path)), expected[4])

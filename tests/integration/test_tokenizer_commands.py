@@ -26,10 +26,10 @@ from vlatool.artifacts.run.format import RunDir
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, VlatoolError
-from vlatool.evaluation.metric_networks import load_metric_networks
-from vlatool.evaluation.trained_tokenizer import open_tokenizer
+from vlatool.evaluation.reconstruction import load_metric_networks
 from vlatool.models.titok.model import Titok
 from vlatool.models.titok.weights import open_titok
+from vlatool.models.tokenizer import open_tokenizer
 from vlatool.storage.remote_path import RemotePath
 from vlatool.tokens.stored_preprocessing import read_preprocessing
 from vlatool.training.config import TrainConfig
@@ -225,8 +225,9 @@ def test_teacher_with_another_codebook_is_an_error(
     network = {**NETWORK, "codebook_size": 16}
     model = {"type": "vqgan", **network, "losses": {"discriminator_weight": 0}}
     other = run(folder, "other", data, model)
+    opened = open_tokenizer(first, torch.device("cpu"), {"teacher": str(other.root)})
     with pytest.raises(DataError) as error:
-        open_tokenizer(first, torch.device("cpu"), str(other.root))
+        opened.network.reconstructor()
 
     assert (error.value.code, error.value.exit_code) == ("data.checkpoint_mismatch", 3)
 

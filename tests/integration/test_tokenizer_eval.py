@@ -6,23 +6,26 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.builders.blocks import BlocksTokenizer
 from tests.builders.toy_images import image, write_image_shards
 from vlatool.errors import DataError
-from vlatool.evaluation.image_quality import block_means
-from vlatool.evaluation.measuring import EvalOptions, EvalResult, evaluate_reconstruction
-from vlatool.evaluation.reconstruction import CodeShape, MetricNetworks, Reconstruction
+from vlatool.evaluation.reconstruction import (
+    EvalOptions,
+    EvalResult,
+    MetricNetworks,
+    evaluate_reconstruction,
+)
 from vlatool.loading.images.config import ImageDataConfig
 
+TOKENIZER = BlocksTokenizer(size=16, edge=8)
 
-class Blocks:
-    """Tokenizer with one color per block of 8 pixels; its codes are coarse red values."""
 
-    size = 16
-    codes = CodeShape(8, 4)
-
-    def __call__(self, images: torch.Tensor, /) -> Reconstruction:
-        reconstructed = block_means(images, 8)
-        return Reconstruction(reconstructed, reconstructed[:, 0, ::8, ::8].flatten(1).long() // 32)
+def evaluated(
+    config: ImageDataConfig,
+    options: EvalOptions = EvalOptions(),  # noqa: B008 - frozen
+) -> EvalResult:
+    run = TOKENIZER.reconstructor()
+    return evaluate_reconstruction(TOKENIZER, run, config, options, MetricNetworks())
 
 
 @pytest.fixture
@@ -50,8 +53,8 @@ def of_ranks(config: ImageDataConfig, count: int) -> list[EvalResult]:
             barrier.wait()
             return total
 
-        options = EvalOptions(batch_size=2, rank=rank, world_size=count)
-        results[rank] = evaluate_reconstruction(Blocks(), config, options, MetricNetworks(), reduce)
+        options = EvalOptions(batch_size=2, rank=rank, world_size=count, reduce=reduce)
+        results[rank] = evaluated(config, options)
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(count)]
     for thread in threads:
@@ -62,7 +65,7 @@ def of_ranks(config: ImageDataConfig, count: int) -> list[EvalResult]:
 
 
 def test_every_usable_image_is_evaluated_once(config: ImageDataConfig) -> None:
-    result = evaluate_reconstruction(Blocks(), config, EvalOptions(batch_size=4), MetricNetworks())
+    result = evaluated(config, EvalOptions(batch_size=4))
     assert result.num_images == len({row.key for row in result.rows}) == 11
     assert result.dropped == {"broken_image": 1}
     assert result.metrics["psnr"] > 0
@@ -70,7 +73,7 @@ def test_every_usable_image_is_evaluated_once(config: ImageDataConfig) -> None:
 
 @pytest.mark.parametrize("count", [2, 5])
 def test_metrics_do_not_depend_on_the_number_of_ranks(config: ImageDataConfig, count: int) -> None:
-    single = evaluate_reconstruction(Blocks(), config, EvalOptions(), MetricNetworks())
+    single = evaluated(config)
     for rank in of_ranks(config, count):
         assert rank.metrics == pytest.approx(single.metrics)
         assert (rank.num_images, rank.dropped) == (single.num_images, single.dropped)
@@ -80,17 +83,12 @@ def test_data_without_a_usable_image_are_an_error(tmp_path: Path, config: ImageD
     change = {number: {"png": image(number, mode="L")} for number in range(2)}
     folder = write_image_shards(tmp_path / "gray", (2,), change)
     with pytest.raises(DataError) as caught:
-        evaluate_reconstruction(
-            Blocks(),
-            config.model_copy(update={"shards": [str(folder)]}),
-            EvalOptions(),
-            MetricNetworks(),
-        )
+        evaluated(config.model_copy(update={"shards": [str(folder)]}))
     assert caught.value.code == "data.no_samples"
 
 
 def test_preprocessing_to_another_size_is_an_error(config: ImageDataConfig) -> None:
     other = ImageDataConfig(shards=config.shards)
     with pytest.raises(DataError) as caught:
-        evaluate_reconstruction(Blocks(), other, EvalOptions(), MetricNetworks())
+        evaluated(other)
     assert caught.value.code == "data.picture_size"

@@ -58,17 +58,13 @@ PARTS_RULED_OUT = re.compile(
     r"pictur|^_?refuse_|told|colour|normalis|recognis|quantis|tokenis|serialis|neighbour|grey", re.I
 )
 _ONE_OPENER = "#20: merged into models/trained.py"
-_ONE_TOKENIZER = "#20: merged into VisualTokenizer"
 _CHILD_PROCESS = "#20: gone when torchrun is a child process"
 # At most 30.
 EXCEPTIONS: dict[str, str] = {
     **dict.fromkeys(
         ("foreign", "ForeignWeights", "find_weights", "Origin", "find_origin"), _ONE_OPENER
     ),
-    **dict.fromkeys(
-        ("TrainedPolicy", "load_trained", "TrainedTokenizer", "open_tokenizer"), _ONE_OPENER
-    ),
-    **dict.fromkeys(("code_maker", "CodeMaker", "open_code_maker", "measuring"), _ONE_TOKENIZER),
+    **dict.fromkeys(("TrainedPolicy", "load_trained", "open_tokenizer"), _ONE_OPENER),
     **dict.fromkeys(
         ("on_ranks", "one_voice", "Membership", "RankEnd", "RankResult", "_Told", "_PassedOn"),
         _CHILD_PROCESS,

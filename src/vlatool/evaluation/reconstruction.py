@@ -1,56 +1,61 @@
-"""Metrics of reconstructions over a set of images, from sums that are added over ranks.
+"""Evaluation of the reconstructions of a visual tokenizer, by one rank or several.
 
 Legend of shapes: B images, S side of an image in pixels, K codes of an image.
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from collections import Counter
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from vlatool.evaluation.codebook_usage import CodebookUsage, FrameIndex
-from vlatool.evaluation.frechet import FeatureMoments, frechet_distance
-from vlatool.evaluation.image_quality import (
+from vlatool.artifacts.published_networks import INCEPTION, find_network
+from vlatool.episode import UInt8Array
+from vlatool.errors import DataError
+from vlatool.evaluation.image_metrics import (
+    CodebookUsage,
+    FeatureMoments,
+    FrameIndex,
+    ImageScore,
     ImageScores,
     MeanImageBaseline,
     Reduce,
     block_means,
+    frechet_distance,
     psnr,
     psnr_of_error,
     squared_error,
     ssim,
+    to_uint8,
 )
-from vlatool.loading.images.kind import ImagesInfo
+from vlatool.events import NULL, Reporter
+from vlatool.loading.base import Batch, MicroBatch
+from vlatool.loading.images.config import ImageDataConfig
+from vlatool.loading.images.kind import ImageSample, ImagesInfo, ImagesKind, load_info
+from vlatool.loading.loader import LoaderPlan, build_loader
+from vlatool.loading.order import OrderOptions, SampleOrder
+from vlatool.models.perceptual.networks import inception_network, perceptual_network
+from vlatool.models.tokenizer import Reconstruction, VisualTokenizer
+from vlatool.storage.uri import require_existing
 
 if TYPE_CHECKING:
     from vlatool.models.perceptual.networks import PerceptualDistance
 
+T = TypeVar("T")
+# Images uint8 [B, S, S, 3] to their reconstructions.
+Reconstruct = Callable[[Tensor], Reconstruction]
+
+_MISSING = "data.no_network_weights"
 # Side in pixels of a block that the baseline fills with one color: a patch of TiTok.
 BLOCK = 16
 
 _NUMBERED = re.compile(r"(.*?)(\d{1,18})\Z")
-
-
-class Reconstruction(NamedTuple):
-    """Reconstructed images and their codes.
-
-    Attributes:
-        images: uint8 [B, 3, S, S].
-        codes: int [B, K]; None without a codebook.
-    """
-
-    images: Tensor
-    codes: Tensor | None
-
-
-class CodeShape(NamedTuple):
-    """Codebook size and number of codes of an image."""
-
-    codebook_size: int
-    codes_per_image: int
 
 
 class FeatureNetwork(Protocol):
@@ -65,30 +70,39 @@ class FeatureNetwork(Protocol):
 
 @dataclass(frozen=True)
 class MetricNetworks:
-    """Networks of metrics on the device of the images; None without weights."""
+    """Networks of metrics on the device of the images; None without weights.
+
+    Attributes:
+        lpips: Network of LPIPS.
+        inception: Network of rFID.
+        digests: File name of weights to SHA-256.
+        missing: Metric that cannot be computed to the reason.
+    """
 
     lpips: "PerceptualDistance | None" = None
     inception: FeatureNetwork | None = None
+    digests: Mapping[str, str] = field(default_factory=dict[str, str])
+    missing: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 class ReconstructionSums:
     """Sums of the metrics over the images of one rank.
 
     Args:
-        size: S.
+        tokenizer: Tokenizer of the reconstructions.
         device: Device of the images.
-        codes: Numbers of codes; None for a tokenizer without a codebook.
         networks: Networks of further metrics.
     """
 
     def __init__(
-        self, size: int, device: torch.device, codes: CodeShape | None, networks: MetricNetworks
+        self, tokenizer: VisualTokenizer, device: torch.device, networks: MetricNetworks
     ) -> None:
         self._networks = networks
         names = ["psnr", "ssim", "error", "block_error"]
         self.scores = ImageScores([*names, *(["lpips"] if networks.lpips else [])], device)
+        size, codes = tokenizer.image_size, tokenizer.codebook_size
         self._mean = MeanImageBaseline.of_size(size, size, device)
-        self._codes = None if codes is None else CodebookUsage.of(*codes, device)
+        self._codes = CodebookUsage.of(codes, tokenizer.codes_per_image, device) if codes else None
         width = None if networks.inception is None else networks.inception.width
         self._features = [
             FeatureMoments.of_width(width, device) for _ in range(2) if width is not None
@@ -100,7 +114,7 @@ class ReconstructionSums:
         Raises:
             DataError: A code is out of range, or the images are too small for a metric.
         """
-        images = reconstruction.images
+        images = to_uint8(reconstruction.pixels)
         metrics = {
             "psnr": psnr(original, images),
             "ssim": ssim(original, images),
@@ -147,6 +161,209 @@ def frame_index_of(key: str) -> FrameIndex:
     """Frame of an image by its name: the number at the end is the frame, the rest the sequence."""
     match = _NUMBERED.match(key)
     return FrameIndex(match[1], int(match[2])) if match else FrameIndex(key, 0)
+
+
+def load_metric_networks(weights: str | None, device: torch.device) -> MetricNetworks:
+    """Loads the networks whose published files are in a folder.
+
+    Raises:
+        DataError: The folder has none of the files, or a file differs from the published one.
+    """
+    if weights is None:
+        reason = "no --perceptual-weights"
+        return MetricNetworks(missing={"lpips": reason, "rfid": reason})
+    folder = require_existing(weights)
+    digests: dict[str, str] = {}
+    missing: dict[str, str] = {}
+    lpips = _tried(lambda: perceptual_network("lpips", folder), "lpips", missing)
+    inception = _tried(lambda: inception_network(folder), "rfid", missing)
+    if lpips is None and inception is None:
+        raise DataError(
+            f"{weights}: no weights of a metric network here: {'; '.join(missing.values())}",
+            hint="give the folder with the published files; they are not downloaded",
+            code=_MISSING,
+            details={"path": weights, "missing": missing},
+        )
+    if lpips is not None:
+        digests |= lpips.digests
+        lpips = lpips.to(device)
+    if inception is not None:
+        file = find_network(folder, INCEPTION)
+        digests[file.path.name] = file.sha256
+        inception = inception.to(device)
+    return MetricNetworks(lpips, inception, digests, missing)
+
+
+def _tried(load: Callable[[], T], name: str, missing: dict[str, str]) -> T | None:
+    try:
+        return load()
+    except DataError as error:
+        if error.code != _MISSING:
+            raise
+        missing[name] = f"{Path(str(error.details['file'])).name} is missing"
+        return None
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """Options of an evaluation.
+
+    Attributes:
+        batch_size: Images of a batch.
+        device: Device of the tokenizer.
+        rank: Rank of this process.
+        world_size: Number of ranks.
+        num_workers: Loader workers of this process.
+        reduce: Sum of a tensor over all ranks.
+    """
+
+    batch_size: int = 64
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    rank: int = 0
+    world_size: int = 1
+    num_workers: int = 0
+    reduce: Reduce = lambda tensor: tensor
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Result of an evaluation.
+
+    Attributes:
+        metrics: Metrics over the images of all ranks; see `ReconstructionSums.metrics`.
+        num_images: Number of images of all ranks.
+        dropped: Map from drop reason to number of images of all ranks.
+        rows: Metrics of each image of this rank.
+    """
+
+    metrics: Mapping[str, float]
+    num_images: int
+    dropped: Mapping[str, int]
+    rows: Sequence[ImageScore]
+
+
+def evaluate_reconstruction(
+    tokenizer: VisualTokenizer,
+    run: Reconstruct,
+    config: ImageDataConfig,
+    options: EvalOptions,
+    networks: MetricNetworks,
+    reporter: Reporter = NULL,
+) -> EvalResult:
+    """Reconstructs every image and compares. Every rank calls it; each reads whole shards.
+
+    Args:
+        tokenizer: Tokenizer to evaluate.
+        run: Its function that reconstructs images.
+        config: Image shards, with the preprocessing of the tokenizer; its random part is disabled.
+        options: Batch size, device, ranks and workers.
+        networks: Networks of the metrics that need one.
+        reporter: Gets the progress of indexing shards.
+
+    Raises:
+        DataError: The data are missing or broken, their preprocessing is for another size than the
+            tokenizer's, or no image could be used.
+    """
+    if config.preprocessing.crop_size != tokenizer.image_size:
+        raise DataError(
+            f"preprocessing.crop_size is {config.preprocessing.crop_size}, the tokenizer takes "
+            f"images of {tokenizer.image_size} pixels",
+            hint="use the preprocessing that is stored beside the tokenizer",
+            code="data.picture_size",
+        )
+    config = config.model_copy(update={"preprocessing": config.preprocessing.without_randomness()})
+    part = shards_of_rank(load_info(config, reporter), options.rank, options.world_size)
+    sums = ReconstructionSums(tokenizer, options.device, networks)
+    dropped = Counter[str]()
+    with torch.inference_mode():
+        for batch in _batches(config, part, options) if part.num_samples else ():
+            if batch.first_drop and not dropped.total():
+                message = f"an image is dropped, further ones are only counted: {batch.first_drop}"
+                reporter.warn("data.dropped_samples", message)
+            dropped.update(dict(zip(ImagesKind.drop_reasons, batch.dropped, strict=True)))
+            if not batch.is_dummy:
+                images = batch.batch["images"].to(options.device)
+                sums.add(batch.samples, images, run(images.permute(0, 2, 3, 1)))
+    return _over_ranks(sums, dropped, options.reduce, config)
+
+
+@dataclass(frozen=True)
+class ReconstructedImage:
+    """Image and its reconstruction: uint8 [S, S, 3]."""
+
+    original: UInt8Array
+    reconstruction: UInt8Array
+
+
+def reconstruct(
+    run: Reconstruct, config: ImageDataConfig, options: EvalOptions, keys: Collection[str]
+) -> dict[str, ReconstructedImage]:
+    """Reconstructs the images named `keys`. Only one rank calls it; it reads until it has all."""
+    config = config.model_copy(update={"preprocessing": config.preprocessing.without_randomness()})
+    info = load_info(config)
+    single = replace(options, rank=0, world_size=1)
+    images: dict[str, ReconstructedImage] = {}
+    with torch.inference_mode(), closing(_batches(config, info, single)) as batches:
+        for batch in batches:
+            chosen = [] if batch.is_dummy else [i for i, k in enumerate(batch.samples) if k in keys]
+            if chosen:
+                originals = batch.batch["images"][chosen].to(options.device)
+                reconstructions = to_uint8(run(originals.permute(0, 2, 3, 1)).pixels)
+                names = [batch.samples[index] for index in chosen]
+                images |= _pairs(names, originals, reconstructions)
+            if len(images) == len(keys):
+                break
+    return images
+
+
+def _pairs(
+    names: Sequence[str], originals: Tensor, reconstructions: Tensor
+) -> dict[str, ReconstructedImage]:
+    sides = (images.permute(0, 2, 3, 1).cpu().numpy() for images in (originals, reconstructions))
+    return {name: ReconstructedImage(*pair) for name, *pair in zip(names, *sides, strict=True)}
+
+
+def _over_ranks(
+    sums: ReconstructionSums, dropped: Counter[str], reduce: Reduce, config: ImageDataConfig
+) -> EvalResult:
+    counts = [float(dropped[reason]) for reason in ImagesKind.drop_reasons]
+    device = sums.scores.device
+    own = torch.tensor([len(sums.scores.rows), *counts], dtype=torch.float64, device=device)
+    images, *drops = map(int, reduce(own).tolist())
+    metrics = sums.metrics(reduce)
+    total = {reason: n for reason, n in zip(ImagesKind.drop_reasons, drops, strict=True) if n}
+    if not images:
+        why = ", ".join(f"{count} {reason}" for reason, count in total.items()) or "there are none"
+        raise DataError(
+            f"{', '.join(config.shards)}: no image could be used: {why}",
+            hint="check the shards with `vlatool verify`",
+            code="data.no_samples",
+            details={"dropped": total},
+        )
+    return EvalResult(metrics, images, total, sums.scores.rows)
+
+
+def _batches(
+    config: ImageDataConfig, part: ImagesInfo, options: EvalOptions
+) -> Generator[MicroBatch]:
+    """Yields the images of a rank in stored order."""
+    order = SampleOrder(part.datasets, OrderOptions(shuffle=False))
+    plan = LoaderPlan(
+        batch_size=options.batch_size,
+        count=order.size,
+        num_workers=options.num_workers,
+        drop_reasons=ImagesKind.drop_reasons,
+    )
+    reader = ImagesKind().reader(config, part)
+    with build_loader(plan, order, reader, _stacked, dict) as loader:
+        yield from loader
+
+
+def _stacked(samples: Sequence[Any]) -> Batch:
+    """Images of samples, stacked: uint8 [B, 3, S, S]."""
+    typed: Sequence[ImageSample] = samples
+    stacked = np.stack([sample.image for sample in typed]).transpose(0, 3, 1, 2)
+    return {"images": torch.from_numpy(np.ascontiguousarray(stacked))}
 
 
 def shards_of_rank(info: ImagesInfo, rank: int, world_size: int) -> ImagesInfo:

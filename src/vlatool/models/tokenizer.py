@@ -3,6 +3,7 @@
 Legend of shapes: B images, S side of an image in pixels, K codes of an image.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,6 +205,15 @@ class OpenTokenizer:
             code="data.other_tokenizer",
             details={"path": str(location)},
         )
+
+
+def rank_device() -> "device":
+    """Device of this process: the GPU with its local rank, or the CPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def open_tokenizer(

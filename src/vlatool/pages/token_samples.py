@@ -81,12 +81,9 @@ def _decoder(folder: SamplesFolder, tokenizer: str) -> Decoder | None:
     """
     if not tokenizer:
         return None
-    from vlatool.tokens.code_maker import open_code_maker, rank_device
+    from vlatool.tokens.decode import open_decoder
 
-    maker = open_code_maker(tokenizer, rank_device())
-    maker.check_decoder()
-    maker.check_tokenizer_of(folder.path, branch(folder.document, "codes"))
-    return maker.decode
+    return open_decoder(tokenizer, folder.path, branch(folder.document, "codes"))
 
 
 def _sample(

@@ -1,15 +1,14 @@
 """Options of encoding and decoding; light, no torch."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from vlatool.artifacts.codes.format import CodesLayout
 from vlatool.config.base import required_field
 from vlatool.jobs.command import JOB_KEYS, JobConfig
-
-Precision = Literal["fp32", "bf16"]
+from vlatool.models.tokenizer import Precision
 
 _DEVICE = ("batch_size", "num_workers")
 

@@ -34,9 +34,9 @@ from vlatool.errors import VlatoolError
 from vlatool.jobs.executor import Outcome, attempt, default_workers
 from vlatool.jobs.journal import Receipt
 from vlatool.loading.loader import init_worker, loader_exited, start_forkserver
+from vlatool.models.tokenizer import Codes, ImageRule, OpenTokenizer, Precision
 from vlatool.storage.background import in_background
-from vlatool.tokens.code_maker import CodeMaker, Codes, ImageRule
-from vlatool.tokens.config import Precision
+from vlatool.tokens.decode import decoded
 from vlatool.tokens.images import EpisodeImages, EpisodeOpener, check_unique_names
 
 STAGES = ("reading", "copying", "computing", "writing")
@@ -155,8 +155,10 @@ class EncodePipeline:
         images: Number of encoded images.
     """
 
-    def __init__(self, open_episode: EpisodeOpener, maker: CodeMaker, rule: EncodeRule) -> None:
-        self._open, self._maker, self._rule = open_episode, maker, rule
+    def __init__(
+        self, open_episode: EpisodeOpener, tokenizer: OpenTokenizer, rule: EncodeRule
+    ) -> None:
+        self._open, self._tokenizer, self._rule = open_episode, tokenizer, rule
         self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
         self.images = 0
 
@@ -186,7 +188,7 @@ class EncodePipeline:
         del function
         pending = deque[_Episode]()
         started: dict[int, _Episode] = {}
-        device = _Device(self._maker, self._rule.precision, self.seconds)
+        device = _Device(self._tokenizer, self._rule.precision, self.seconds)
         with closing(self._read(self._tasks(items, pending, started))) as batches:
             for read in batches:
                 if read.error is None:
@@ -219,10 +221,10 @@ class EncodePipeline:
     def _read(self, tasks: Iterator[_Task]) -> Generator[_Read]:
         """Yields decoded batches in the order of the tasks."""
         workers = min(self._rule.num_workers, default_workers())
-        on_gpu = self._maker.device.type == "cuda"
+        on_gpu = self._tokenizer.device.type == "cuda"
         context = _context() if workers else None
         loader = DataLoader(
-            _ReadDataset(self._open, self._maker.rule),
+            _ReadDataset(self._open, self._tokenizer.rule),
             batch_size=None,
             sampler=tasks,
             num_workers=workers,
@@ -259,20 +261,20 @@ class EncodePipeline:
         for row, index in enumerate(read.indices):
             if self._rule.check_every and index % self._rule.check_every == 0:
                 with self._waiting("computing"):
-                    reconstruction = self._maker.decode(codes.values[row : row + 1])[0]
+                    reconstruction = decoded(self._tokenizer, codes.values[row : row + 1])[0]
                 pair = np.concatenate([read.images[row].numpy(), reconstruction], axis=1)
                 episode.checks[read.stems[row]] = encode_png(pair)
-        _add_batch(episode, read, codes.values)
+        _add_batch(episode, read, codes.values.numpy())
 
     def _compared(self, read: _Read, codes: Codes) -> dict[str, int]:
         """Numbers of codes of an episode's first images, and of those that equal fp32."""
         rows = [row for row, index in enumerate(read.indices) if index < _COMPARED]
         if not rows:
             return {}
-        images = read.images[rows].to(self._maker.device).permute(0, 3, 1, 2)
-        exact = self._maker.codes(images, "fp32").values
+        images = read.images[rows].to(self._tokenizer.device)
+        exact = self._tokenizer.network.encode(images, "fp32").values.cpu()
         same = exact == codes.values[rows]
-        return {"compared": same.size, "agreeing": int(same.sum())}
+        return {"compared": same.numel(), "agreeing": int(same.sum())}
 
     def _finished(
         self, pending: deque[_Episode], *, is_end: bool = False
@@ -302,7 +304,7 @@ class EncodePipeline:
             write_check_image(rule.output, check_image_name(name, stem), png)
             for stem, png in episode.checks.items()
         ]
-        entry = write_codes(rule.output, rule.layout, codes, self._maker.digest)
+        entry = write_codes(rule.output, rule.layout, codes, self._tokenizer.network.digest)
         counts = {"pictures": len(codes.stems), **episode.counts}
         info = {"digest": codes.digest}
         return Receipt(name, counts=counts, files=(entry, *checks), facts=info)
@@ -319,11 +321,15 @@ class _Device:
     The next batch is copied while the last one is computed; on a CPU nothing is copied.
     """
 
-    def __init__(self, maker: CodeMaker, precision: Precision, seconds: dict[str, float]) -> None:
-        self._maker, self._seconds = maker, seconds
+    def __init__(
+        self, tokenizer: OpenTokenizer, precision: Precision, seconds: dict[str, float]
+    ) -> None:
+        self._tokenizer, self._seconds = tokenizer, seconds
         self._precision: Precision = precision
         self._running = deque[tuple[_Read, Tensor, Any]]()
-        self._copies = torch.cuda.Stream(maker.device) if maker.device.type == "cuda" else None
+        self._copies = (
+            torch.cuda.Stream(tokenizer.device) if tokenizer.device.type == "cuda" else None
+        )
 
     @property
     def is_busy(self) -> bool:
@@ -341,7 +347,7 @@ class _Device:
         images = read.images
         if self._copies is not None:
             with torch.cuda.stream(self._copies):
-                images = images.to(self._maker.device, non_blocking=True)
+                images = images.to(self._tokenizer.device, non_blocking=True)
                 copied = torch.cuda.Event()
                 copied.record(self._copies)
         self._running.append((read, images, copied))
@@ -352,9 +358,10 @@ class _Device:
         if copied is not None:
             with timed(self._seconds, "copying"):
                 copied.synchronize()
-            images.record_stream(torch.cuda.current_stream(self._maker.device))
+            images.record_stream(torch.cuda.current_stream(self._tokenizer.device))
         with timed(self._seconds, "computing"):
-            return read, self._maker.codes(images.permute(0, 3, 1, 2), self._precision)
+            codes = self._tokenizer.network.encode(images, self._precision)
+            return read, codes._replace(values=codes.values.cpu())
 
 
 def _add_batch(episode: _Episode, read: _Read, codes: Array | None = None) -> None:

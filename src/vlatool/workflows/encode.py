@@ -26,11 +26,11 @@ from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, versions_of
 from vlatool.jobs.run import run_command
+from vlatool.models.tokenizer import OpenTokenizer, open_tokenizer, rank_device
 from vlatool.sources.detection import detect_source
 from vlatool.sources.selection import episode_state
 from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import location, pinned, require_existing
-from vlatool.tokens.code_maker import CodeMaker, open_code_maker, rank_device
 from vlatool.tokens.config import EncodeConfig
 from vlatool.tokens.encode import EncodePipeline, EncodeRule
 from vlatool.tokens.images import EpisodeOpener
@@ -123,19 +123,20 @@ class EncodeJob:
         source = pinned(config.data)
         self._images = images = detect_source(source, config.format)
         self.items: Sequence[EpisodeRef] = [ref for ref in images.refs if not ref.excluded]
-        self._maker = maker = open_code_maker(config.tokenizer, rank_device())
+        self._tokenizer = tokenizer = open_tokenizer(config.tokenizer, rank_device())
+        tokenizer.check_codebook()
         self.output = output = _output(config, images.format)
         rule = EncodeRule(
             output=output,
             layout=config.layout,
             precision=config.precision,
             batch_size=config.batch_size,
-            check_every=config.check_every if maker.has_decoder else 0,
+            check_every=config.check_every if tokenizer.network.has_decoder else 0,
             num_workers=config.num_workers,
         )
         opener = EpisodeOpener(images.format, getattr(images.reader, "config", ConfigModel()))
-        self.pipeline = EncodePipeline(opener, maker, rule)
-        options = _record_options(config, maker, rule)
+        self.pipeline = EncodePipeline(opener, tokenizer, rule)
+        options = _record_options(config, tokenizer, rule)
         self.spec = JobSpec(
             output=output,
             record=OutputRecord(
@@ -168,12 +169,12 @@ class EncodeJob:
         for receipt in receipts:
             digests[receipt.item] = str(receipt.facts["digest"])
             files += receipt.files
-        maker = self._maker
+        tokenizer = self._tokenizer
         manifest = CodesManifest(
-            codes_per_picture=maker.config.num_latent_tokens,
-            codebook_size=maker.codebook_size,
-            tokenizer=maker.name,
-            tokenizer_digest=maker.digest,
+            codes_per_picture=tokenizer.network.codes_per_image,
+            codebook_size=tokenizer.network.codebook_size,
+            tokenizer=tokenizer.name,
+            tokenizer_digest=tokenizer.network.digest,
             precision=self._config.precision,
             layout=self._config.layout,
             episodes=len(digests),
@@ -187,12 +188,12 @@ class EncodeJob:
 
     def log_inputs(self, reporter: Reporter) -> None:
         """Logs images and tokenizer, and warns of options without effect."""
-        config, maker = self._config, self._maker
+        config, tokenizer = self._config, self._tokenizer
         reporter.note(f"images: {self._images.format}, {len(self.items)} episodes")
-        size, rule = maker.rule.size, maker.rule.resize
+        size, rule = tokenizer.rule.size, tokenizer.rule.resize
         others = "rejected" if rule is None else f"resized ({rule.resize})"
-        reporter.note(f"tokenizer: {maker.name}, {size}x{size}; other sizes are {others}")
-        if config.check_every and not maker.has_decoder:
+        reporter.note(f"tokenizer: {tokenizer.name}, {size}x{size}; other sizes are {others}")
+        if config.check_every and not tokenizer.network.has_decoder:
             reporter.note("check_every has no effect: a stage-1 tokenizer has no pixel decoder")
         for key, reason in config.ignored.items():
             if getattr(config, key) is False:
@@ -200,10 +201,10 @@ class EncodeJob:
 
     def result(self, run: JobRun) -> EncodeResult:
         """Result of the command."""
-        pipeline, maker = self.pipeline, self._maker
+        pipeline, tokenizer = self.pipeline, self._tokenizer
         return EncodeResult(
             layout=self._config.layout,
-            tokenizer=maker.name,
+            tokenizer=tokenizer.name,
             precision=self._config.precision,
             pictures=run.sums.get("pictures", 0),
             bytes=run.bytes_on_disk,
@@ -212,7 +213,7 @@ class EncodeJob:
             rate=round(run.new_counts.get("pictures", 0) / max(run.seconds, 1e-6), 1),
             bound=pipeline.bottleneck,
             stages={name: round(value, 2) for name, value in pipeline.seconds.items()},
-            device=maker.device.type,
+            device=tokenizer.device.type,
             processes=self._processes,
         )
 
@@ -236,18 +237,23 @@ def _output(config: EncodeConfig, format_name: str) -> Path:
     return location(config.data) / _NAMES[config.layout]
 
 
-def _record_options(config: EncodeConfig, maker: CodeMaker, rule: EncodeRule) -> dict[str, Any]:
+def _record_options(
+    config: EncodeConfig, tokenizer: OpenTokenizer, rule: EncodeRule
+) -> dict[str, Any]:
     """Options for the record that determine the codes; the tokenizer is given by its digest."""
     options = config.model_dump(mode="json", exclude={*config.no_effect_on_output})
-    options |= {"tokenizer digest": maker.digest, "preprocessing": _preprocessing(maker)}
+    options |= {
+        "tokenizer digest": tokenizer.network.digest,
+        "preprocessing": _preprocessing(tokenizer),
+    }
     options["check_every"] = rule.check_every
     if config.precision != "fp32":  # fp32 codes do not depend on the batch size
         options["batch_size"] = config.batch_size
     return options
 
 
-def _preprocessing(maker: CodeMaker) -> Mapping[str, Any]:
-    rule = maker.rule
+def _preprocessing(tokenizer: OpenTokenizer) -> Mapping[str, Any]:
+    rule = tokenizer.rule
     return {"size": rule.size, **(rule.resize.model_dump(mode="json") if rule.resize else {})}
 
 

@@ -18,11 +18,15 @@ from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import is_remote, location, pinned, require_existing
 
 if TYPE_CHECKING:
-    from vlatool.evaluation.image_quality import BestMedianWorst, ImageScore
-    from vlatool.evaluation.measuring import EvalOptions, EvalResult
-    from vlatool.evaluation.metric_networks import LoadedMetricNetworks
-    from vlatool.evaluation.trained_tokenizer import TrainedTokenizer
+    from vlatool.evaluation.image_metrics import BestMedianWorst, ImageScore
+    from vlatool.evaluation.reconstruction import (
+        EvalOptions,
+        EvalResult,
+        MetricNetworks,
+        ReconstructedImage,
+    )
     from vlatool.loading.images.config import ImageDataConfig
+    from vlatool.models.tokenizer import OpenTokenizer
     from vlatool.training.runtime import Runtime
 
 REPORT, PAGE = "report.json", "report.html"
@@ -132,9 +136,13 @@ def tokenizer_eval(
             no teacher to decode its codes.
         DataError: Tokenizer or data are missing or broken.
     """
-    from vlatool.evaluation.measuring import evaluate_reconstruction
-    from vlatool.evaluation.metric_networks import load_metric_networks
-    from vlatool.evaluation.trained_tokenizer import open_tokenizer
+    from vlatool.evaluation.image_metrics import extremes
+    from vlatool.evaluation.reconstruction import (
+        evaluate_reconstruction,
+        load_metric_networks,
+        reconstruct,
+    )
+    from vlatool.models.tokenizer import open_tokenizer
     from vlatool.training.config import TrainConfig
     from vlatool.training.runtime import Runtime
 
@@ -144,30 +152,29 @@ def tokenizer_eval(
     record = OutputRecord("tokenizer eval", _options(config, checkpoint, data))
     check_output_owner(output, record)
     runtime = Runtime(TrainConfig())
-    tokenizer = open_tokenizer(str(checkpoint), runtime.device, config.teacher)
-    loaded = load_metric_networks(config.perceptual_weights, runtime.device)
+    changes = {"teacher": config.teacher} if config.teacher else {}
+    tokenizer = open_tokenizer(str(checkpoint), runtime.device, changes)
+    run = tokenizer.network.reconstructor()
+    networks = load_metric_networks(config.perceptual_weights, runtime.device)
     images, options = _data(config, str(data), tokenizer), _eval_options(config, runtime)
     reporter.note(f"measuring {tokenizer.path}")
     evaluation = evaluate_reconstruction(
-        tokenizer, images, options, loaded.networks, runtime.sum, reporter
+        tokenizer.network, run, images, options, networks, reporter
     )
     rows = _all_rows(evaluation, runtime)
-    result = _result(config, tokenizer, evaluation, loaded, output)
+    result = _result(config, tokenizer, evaluation, networks, output)
     if not runtime.is_main:
         return result
-    from vlatool.evaluation.image_quality import extremes
-
     ranked = extremes(rows, "psnr", _SHOWN)
     result = replace(result, extremes=_by_name(ranked))
     with single_output(output, record, (REPORT, PAGE)):
-        _write_page(result, ranked, tokenizer, images, options)
+        images_shown = reconstruct(run, images, options, ranked.keys)
+        _write_page(result, images_shown)
         write_json(output / REPORT, result.document())
     return result
 
 
-def _data(
-    config: TokenizerEvalConfig, data: str, tokenizer: "TrainedTokenizer"
-) -> "ImageDataConfig":
+def _data(config: TokenizerEvalConfig, data: str, tokenizer: "OpenTokenizer") -> "ImageDataConfig":
     from vlatool.loading.images.config import ImageDataConfig
 
     return ImageDataConfig(
@@ -179,7 +186,7 @@ def _data(
 
 
 def _eval_options(config: TokenizerEvalConfig, runtime: "Runtime") -> "EvalOptions":
-    from vlatool.evaluation.measuring import EvalOptions
+    from vlatool.evaluation.reconstruction import EvalOptions
 
     return EvalOptions(
         batch_size=config.batch_size,
@@ -187,12 +194,13 @@ def _eval_options(config: TokenizerEvalConfig, runtime: "Runtime") -> "EvalOptio
         rank=runtime.rank,
         world_size=runtime.world_size,
         num_workers=config.num_workers,
+        reduce=runtime.sum,
     )
 
 
 def _all_rows(evaluation: "EvalResult", runtime: "Runtime") -> list["ImageScore"]:
     """Gathers the scores of the images of all ranks."""
-    from vlatool.evaluation.image_quality import ImageScore
+    from vlatool.evaluation.image_metrics import ImageScore
 
     local_rows = [json.dumps([row.key, dict(row.metrics)]) for row in evaluation.rows]
     return [ImageScore(*json.loads(text)) for text in runtime.gather(local_rows)]
@@ -200,20 +208,22 @@ def _all_rows(evaluation: "EvalResult", runtime: "Runtime") -> list["ImageScore"
 
 def _result(
     config: TokenizerEvalConfig,
-    tokenizer: "TrainedTokenizer",
+    tokenizer: "OpenTokenizer",
     evaluation: "EvalResult",
-    loaded: "LoadedMetricNetworks",
+    networks: "MetricNetworks",
     output: Path,
 ) -> TokenizerEvalResult:
-    unavailable = {} if tokenizer.codes else {"codes": "the tokenizer has no codebook"}
+    unavailable = (
+        {} if tokenizer.network.codebook_size else {"codes": "the tokenizer has no codebook"}
+    )
     return TokenizerEvalResult(
         checkpoint=str(tokenizer.path),
         data=config.data,
         pictures=evaluation.num_images,
         dropped=evaluation.dropped,
         figures=evaluation.metrics,
-        not_measured={**loaded.missing, **unavailable},
-        networks=loaded.digests,
+        not_measured={**networks.missing, **unavailable},
+        networks=networks.digests,
         extremes={},
         page=str(output / PAGE),
         report=str(output / REPORT),
@@ -225,18 +235,9 @@ def _by_name(ranked: "BestMedianWorst") -> dict[str, dict[str, float]]:
     return {name: {row.key: row.metrics["psnr"] for row in rows} for name, rows in groups.items()}
 
 
-def _write_page(
-    result: TokenizerEvalResult,
-    ranked: "BestMedianWorst",
-    tokenizer: "TrainedTokenizer",
-    images: "ImageDataConfig",
-    options: "EvalOptions",
-) -> None:
-    from vlatool.evaluation.measuring import reconstruct
+def _write_page(result: TokenizerEvalResult, images: "Mapping[str, ReconstructedImage]") -> None:
     from vlatool.pages.tokenizer_page import ReconstructionReport, write_tokenizer_page
 
-    keys = {row.key for rows in (ranked.best, ranked.median, ranked.worst) for row in rows}
-    reconstructed = reconstruct(tokenizer, images, options, keys)
     report = ReconstructionReport(
         title=result.data,
         num_images=result.pictures,
@@ -244,7 +245,7 @@ def _write_page(
         notes=[f"{name} is not measured: {reason}" for name, reason in result.not_measured.items()]
         + [f"dropped: {count} {reason}" for reason, count in result.dropped.items()],
     )
-    pairs = {key: (image.original, image.reconstruction) for key, image in reconstructed.items()}
+    pairs = {key: (image.original, image.reconstruction) for key, image in images.items()}
     write_tokenizer_page(location(result.page), report, result.extremes, pairs)
 
 

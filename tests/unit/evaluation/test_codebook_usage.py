@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vlatool.errors import DataError
-from vlatool.evaluation.codebook_usage import CodebookUsage, FrameIndex
+from vlatool.evaluation.image_metrics import CodebookUsage, FrameIndex
 
 CODES = torch.tensor([[0, 1, 2], [0, 3, 2], [0, 3, 1], [7, 7, 7]])
 

@@ -6,7 +6,7 @@ import scipy.linalg
 import torch
 
 from vlatool.errors import DataError
-from vlatool.evaluation.frechet import FeatureMoments, frechet_distance
+from vlatool.evaluation.image_metrics import FeatureMoments, frechet_distance
 
 
 def features(seed: int, count: int = 60, width: int = 12) -> torch.Tensor:

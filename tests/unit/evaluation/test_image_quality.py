@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vlatool.errors import DataError
-from vlatool.evaluation.image_quality import (
+from vlatool.evaluation.image_metrics import (
     MAX_PSNR_DB,
     ImageScore,
     ImageScores,

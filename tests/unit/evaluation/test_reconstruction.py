@@ -6,12 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from vlatool.evaluation.codebook_usage import FrameIndex
-from vlatool.evaluation.image_quality import block_means
+from tests.builders.blocks import BlocksTokenizer
+from vlatool.evaluation.image_metrics import FrameIndex
 from vlatool.evaluation.reconstruction import (
-    CodeShape,
     MetricNetworks,
-    Reconstruction,
     ReconstructionSums,
     frame_index_of,
     shards_of_rank,
@@ -29,10 +27,7 @@ def make_images(count: int = 6) -> torch.Tensor:
     return torch.from_numpy(pixels)
 
 
-def blocks_of_8(images: torch.Tensor) -> Reconstruction:
-    """Tokenizer with one color per block; its codes are coarse red values."""
-    blocks = block_means(images, 8)
-    return Reconstruction(blocks, blocks[:, 0, ::8, ::8].flatten(1).long() // 32)
+TOKENIZER = BlocksTokenizer(size=16, edge=8)
 
 
 class MeanColors:
@@ -43,12 +38,10 @@ class MeanColors:
 
 
 def sums_of(rows: range, networks: MetricNetworks | None = None) -> ReconstructionSums:
-    sums = ReconstructionSums(
-        16, CPU, CodeShape(8, 4), networks or MetricNetworks(None, MeanColors())
-    )
+    sums = ReconstructionSums(TOKENIZER, CPU, networks or MetricNetworks(None, MeanColors()))
     images = make_images()[rows.start : rows.stop]
     if len(rows):
-        sums.add([KEYS[row] for row in rows], images, blocks_of_8(images))
+        sums.add([KEYS[row] for row in rows], images, TOKENIZER.blocks(images))
     return sums
 
 

@@ -1,19 +1,22 @@
-"""Similarity of images to their originals: metrics per image, and means over all images.
+"""Metrics of images and of codes, from sums that are added over ranks.
 
 Images are compared as bytes, the way they are stored: the output of a network is clamped and
 rounded first. Source: reference/titok 5.4.
 
-Legend of shapes: B images, H and W their size.
+Legend of shapes: B images, H and W their size, K codes of an image, N codebook size, F features.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from vlatool.errors import DataError
+from vlatool.models.codebook import check_codes
 
 # Sums of a tensor over all ranks.
 Reduce = Callable[[Tensor], Tensor]
@@ -24,6 +27,7 @@ MAX_PSNR_DB = 100.0
 # Source: Wang et al. 2004, section III.C.
 _WINDOW, _SIGMA = 11, 1.5
 _C1, _C2 = (0.01 * _PEAK) ** 2, (0.03 * _PEAK) ** 2
+_EPSILON = 1e-8
 
 
 def to_uint8(pixels: Tensor) -> Tensor:
@@ -143,6 +147,11 @@ class BestMedianWorst:
     median: Sequence[ImageScore]
     worst: Sequence[ImageScore]
 
+    @property
+    def keys(self) -> set[str]:
+        """Names of all images."""
+        return {row.key for row in (*self.best, *self.median, *self.worst)}
+
 
 def extremes(rows: Sequence[ImageScore], metric: str, count: int) -> BestMedianWorst:
     """The best, median and worst `count` images by `metric`; fewer of each if images run short.
@@ -192,3 +201,158 @@ class MeanImageBaseline:
         count = count.clamp(min=1)
         error = squares / count - (total / count).square().sum()
         return float(psnr_of_error((error / total.numel()).clamp(min=0)))
+
+
+class FrameIndex(NamedTuple):
+    """Position of an image in a sequence of frames.
+
+    Attributes:
+        sequence: Name of episode and camera; frames of different sequences are not neighbors.
+        number: Frame in the sequence.
+    """
+
+    sequence: str
+    number: int
+
+
+@dataclass
+class CodebookUsage:
+    """Counts that can be summed over ranks, int64.
+
+    Neighboring frames are compared if a rank gets them one after the other.
+
+    Attributes:
+        counts: Occurrences of each code [N].
+        changes: Changes of each of the K codes from one frame to the next [K].
+        pairs: Number of pairs of neighboring frames, scalar.
+    """
+
+    counts: Tensor
+    changes: Tensor
+    pairs: Tensor
+
+    def __post_init__(self) -> None:
+        self._last: tuple[FrameIndex, Tensor] | None = None
+
+    @classmethod
+    def of(
+        cls, codebook_size: int, codes_per_image: int, device: torch.device | None = None
+    ) -> "CodebookUsage":
+        """Counts of no image, all 0."""
+        options: dict[str, Any] = {"dtype": torch.int64, "device": device}
+        shapes = ((codebook_size,), (codes_per_image,), ())
+        return cls(*(torch.zeros(shape, **options) for shape in shapes))
+
+    def add(self, codes: Tensor, frames: Sequence[FrameIndex] | None = None) -> None:
+        """Adds codes int [B, K] of images, and the frame of each if it is known.
+
+        Raises:
+            DataError: A code is out of range.
+        """
+        check_codes(codes, len(self.counts))
+        flat = codes.reshape(-1).long()
+        self.counts = self.counts + torch.bincount(flat, minlength=len(self.counts))
+        if frames is None or not len(codes):
+            return
+        rows, indices = codes, list(frames)
+        if self._last is not None:
+            rows, indices = torch.cat([self._last[1], codes]), [self._last[0], *indices]
+        self._last = indices[-1], rows[-1:]
+        follow = [
+            a.sequence == b.sequence and b.number == a.number + 1 for a, b in pairwise(indices)
+        ]
+        is_next = torch.tensor(follow, dtype=torch.bool, device=codes.device)
+        self.changes = self.changes + (rows[1:] != rows[:-1])[is_next].sum(0)
+        self.pairs = self.pairs + is_next.sum()
+
+    def reduced(self, reduce: Reduce) -> "CodebookUsage":
+        """Counts over all ranks; `reduce` sums a tensor over ranks."""
+        return CodebookUsage(*map(reduce, (self.counts, self.changes, self.pairs)))
+
+    def metrics(self) -> dict[str, float]:
+        """Metrics of the codes; those of neighboring frames only if there are any.
+
+        Returns:
+            codebook_usage, the share of codes that occurred; codebook_entropy in bits, at most
+            log2 N; changed_codes, the mean number of the K codes that differ from one frame to the
+            next; constant_places, the number of the K codes that never changed.
+        """
+        total = float(self.counts.sum())
+        shares = self.counts.double() / max(total, 1.0)
+        metrics = {
+            "codebook_usage": float((self.counts > 0).double().mean()),
+            "codebook_entropy": float(-(shares * (shares + _EPSILON).log2()).sum()),
+        }
+        if int(self.pairs):
+            metrics["changed_codes"] = float(self.changes.sum()) / float(self.pairs)
+            metrics["constant_places"] = float((self.changes == 0).sum())
+        return metrics
+
+
+@dataclass
+class FeatureMoments:
+    """Count, sum and products of the features of a set, in float64.
+
+    Attributes:
+        count: Number of images, scalar.
+        total: Sum of features [F].
+        products: Sum of outer products [F, F].
+    """
+
+    count: Tensor
+    total: Tensor
+    products: Tensor
+
+    @classmethod
+    def of_width(cls, width: int, device: torch.device | None = None) -> "FeatureMoments":
+        """Moments of no image, all 0."""
+        options = {"dtype": torch.float64, "device": device}
+        return cls(
+            torch.zeros((), **options),
+            torch.zeros(width, **options),
+            torch.zeros((width, width), **options),
+        )
+
+    def add(self, features: Tensor) -> None:
+        """Adds features [B, F]."""
+        rows = features.double()
+        self.count = self.count + len(rows)
+        self.total = self.total + rows.sum(0)
+        self.products = torch.addmm(self.products, rows.T, rows)
+
+    def reduced(self, reduce: Reduce) -> "FeatureMoments":
+        """Moments over all ranks; `reduce` sums a tensor over ranks."""
+        return FeatureMoments(*map(reduce, (self.count, self.total, self.products)))
+
+    def mean_and_covariance(self) -> tuple[Tensor, Tensor]:
+        """Mean [F] and unbiased covariance [F, F].
+
+        Raises:
+            DataError: There are fewer than two images.
+        """
+        if float(self.count) < 2:
+            raise DataError(
+                f"{int(self.count)} images: a Frechet distance needs at least two",
+                hint="compare more images; with fewer than some ten thousand the distance is too "
+                "large",
+                code="data.too_few_pictures",
+            )
+        mean = self.total / self.count
+        centered = self.products - self.count * torch.outer(mean, mean)
+        return mean, centered / (self.count - 1)
+
+
+def frechet_distance(first: FeatureMoments, second: FeatureMoments) -> float:
+    """Frechet distance: squared distance of the means plus the distance of the covariances.
+
+    Source: Heusel et al. 2017 (arXiv 1706.08500), equation 6.
+
+    The square root of the product of two covariances has the same trace as that of the symmetric
+    `root(A) B root(A)`, which avoids complex numbers. Takes some seconds for 2048 features.
+    """
+    (mean_a, a), (mean_b, b) = first.mean_and_covariance(), second.mean_and_covariance()
+    values, vectors = torch.linalg.eigh(a)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    shared = torch.linalg.eigvalsh(root @ b @ root).clamp(min=0).sqrt().sum()
+    distance = (mean_a - mean_b).square().sum() + a.trace() + b.trace() - 2 * shared
+    return max(0.0, float(distance))

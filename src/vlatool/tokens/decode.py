@@ -1,0 +1,147 @@
+"""Images from codes, by the visual tokenizer that made them.
+
+Legend of shapes: N images of an episode, B images of a batch, K codes of an image.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vlatool.artifacts.codes.folder import CodesFolder
+from vlatool.artifacts.codes.format import JSON_SUFFIX, PACKED_SUFFIX, CodesManifest
+from vlatool.artifacts.image import encode_png
+from vlatool.episode import Array, UInt8Array
+from vlatool.errors import DataError
+from vlatool.jobs.files import folder_entry
+from vlatool.jobs.inputs import InputState, input_state
+from vlatool.jobs.journal import Receipt
+from vlatool.models.tokenizer import OpenTokenizer, open_tokenizer, rank_device
+from vlatool.storage.bulk_folder import bulk_folder
+
+
+@dataclass(frozen=True)
+class SelectedCodes:
+    """Codes to decode.
+
+    Attributes:
+        folder: Folder of the codes.
+        episodes: Episodes to decode.
+        stems: Stems of the images to decode; None for all.
+    """
+
+    folder: CodesFolder
+    episodes: Sequence[str]
+    stems: tuple[str, ...] | None = None
+
+
+def select_codes_of(tokenizer: OpenTokenizer, path: Path) -> SelectedCodes:
+    """Selects the codes of a folder, or of one of its files.
+
+    Raises:
+        DataError: There are no codes, or they come from another tokenizer.
+    """
+    if path.suffix not in (JSON_SUFFIX, PACKED_SUFFIX) or path.is_dir():
+        folder = CodesFolder.open(path)
+        selection = SelectedCodes(folder, folder.episodes())
+    elif path.suffix == JSON_SUFFIX:
+        folder = _folder_of(path.parent.parent, CodesManifest(layout="json"))
+        selection = SelectedCodes(folder, [path.parent.name], (path.stem,))
+    else:
+        folder = _folder_of(path.parent, CodesManifest(layout="packed"))
+        selection = SelectedCodes(folder, [path.stem])
+    if not selection.episodes:
+        raise DataError(f"{path}: contains no codes", code="data.no_codes")
+    return replace(selection, folder=_checked(tokenizer, folder))
+
+
+def _folder_of(root: Path, assumed: CodesManifest) -> CodesFolder:
+    """Folder with a file of codes; a folder of other codes is not used."""
+    folder = CodesFolder.find(root)
+    if folder is None or folder.layout != assumed.layout:
+        return CodesFolder(root, assumed.layout, assumed, has_manifest=False)
+    return folder
+
+
+def _checked(tokenizer: OpenTokenizer, folder: CodesFolder) -> CodesFolder:
+    """Checks that the codes are of the tokenizer; without a manifest, they are assumed to be."""
+    if folder.has_manifest:
+        tokenizer.check_tokenizer_of(folder.path, folder.manifest.encoding_info())
+        return folder
+    network = tokenizer.network
+    manifest = replace(
+        folder.manifest,
+        codes_per_picture=network.codes_per_image,
+        codebook_size=network.codebook_size,
+    )
+    return replace(folder, manifest=manifest)
+
+
+@dataclass(frozen=True)
+class EpisodeDecoder:
+    """Writes the images of an episode.
+
+    Attributes:
+        tokenizer: Tokenizer that made the codes.
+        codes: Selected codes.
+        output: The output folder.
+        batch_size: Most images on the device at once.
+    """
+
+    tokenizer: OpenTokenizer
+    codes: SelectedCodes
+    output: Path
+    batch_size: int
+
+    def __call__(self, episode: str) -> Receipt:
+        """Writes a PNG per image.
+
+        Raises:
+            DataError: Codes are missing or broken, or a code is out of range.
+        """
+        of_episode = self.codes.folder.read(episode, self.codes.stems)
+        with bulk_folder(self.output / episode) as writer:
+            for start in range(0, len(of_episode.stems), self.batch_size):
+                rows = slice(start, start + self.batch_size)
+                codes = torch.from_numpy(of_episode.codes[rows].astype(np.int64))
+                images = decoded(self.tokenizer, codes)
+                for stem, pixels in zip(of_episode.stems[rows], images, strict=True):
+                    writer.write(f"{stem}.png", encode_png(pixels))
+        entry = folder_entry(episode, writer.files)
+        return Receipt(episode, counts={"pictures": len(of_episode.stems)}, files=(entry,))
+
+    def state(self, episode: str) -> InputState:
+        """Current state of the codes of an episode."""
+        return input_state([self.codes.folder.path_of(episode)])
+
+
+def decoded(tokenizer: OpenTokenizer, codes: torch.Tensor) -> UInt8Array:
+    """Images uint8 [B, S, S, 3] of codes int64 [B, K].
+
+    Raises:
+        DataError: A code is out of range, or there are not K of them.
+    """
+    return tokenizer.network.decode(codes.to(tokenizer.device)).cpu().numpy()
+
+
+def open_decoder(
+    location: str, folder: Path, codes: Mapping[str, Any]
+) -> Callable[[Array], UInt8Array]:
+    """Function that decodes codes int64 [B, K] to images uint8 [B, S, S, 3].
+
+    Args:
+        location: Run, checkpoint or published folder of the tokenizer.
+        folder: Folder of the codes.
+        codes: Their metadata, as `CodesManifest.encoding_info` returns it.
+
+    Raises:
+        DataError: The tokenizer did not make the codes, or has no decoder.
+    """
+    tokenizer = open_tokenizer(location, rank_device())
+    tokenizer.check_codebook()
+    tokenizer.check_decoder()
+    tokenizer.check_tokenizer_of(folder, codes)
+    return lambda values: decoded(tokenizer, torch.from_numpy(values))
