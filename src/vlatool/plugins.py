@@ -103,20 +103,18 @@ class PluginInfo:
 
 @dataclass(frozen=True)
 class Artifact:
-    """Kind of file or folder that `verify` and `inspect` recognize: four `module:function`.
+    """Kind of file or folder that `verify` and `inspect` recognize: three `module:function`.
 
     Attributes:
         recognize: (location) -> bool, in `artifacts`; reads little and does not raise for other
             kinds of locations. The first entry that returns True is used.
         verify: (location, CheckOptions) -> Iterator[Finding], in `verification`.
-        inspect: (location) -> Report, in `inspection`.
-        page: (report, location, path, PageRequest) -> None, in `pages`; empty if there is none.
+        inspect: (location) -> Report, in `artifacts`.
     """
 
     recognize: str
     verify: str
     inspect: str
-    page: str = ""
 
     def load(self, part: str) -> Any:
         """Imports one of the functions, by the name of its attribute."""
@@ -413,52 +411,47 @@ ARTIFACTS: Registry[Artifact] = Registry(
         "image-shards": Artifact(
             "vlatool.artifacts.image_shards.format:is_image_shards",
             "vlatool.verification.image_shards:check_image_shards",
-            "vlatool.inspection.image_shards:inspect_image_shards",
-            "vlatool.pages.image_page:write_image_page",
+            "vlatool.artifacts.image_shards.report:inspect",
         ),
         "shard": Artifact(
             "vlatool.artifacts.tar:is_shard",
             "vlatool.verification.output:check_shard",
-            "vlatool.inspection.shards:inspect_shard",
-            "vlatool.pages.html_page:write_shard_page",
+            "vlatool.artifacts.shards.report:inspect",
         ),
         "run": Artifact(
             "vlatool.artifacts.run.format:is_run",
             "vlatool.verification.run:check_run",
-            "vlatool.inspection.run:inspect_run",
+            "vlatool.artifacts.run.report:inspect",
         ),
         "checkpoint": Artifact(
             "vlatool.artifacts.run.checkpoint:is_checkpoint",
             "vlatool.verification.run:check_checkpoint",
-            "vlatool.inspection.run:inspect_checkpoint",
+            "vlatool.artifacts.run.report:inspect",
         ),
         "samples": Artifact(
             "vlatool.artifacts.samples.format:is_samples",
             "vlatool.verification.token_samples:check_token_samples",
-            "vlatool.inspection.token_samples:inspect_samples",
-            "vlatool.pages.token_samples:write_samples_page",
+            "vlatool.artifacts.samples.report:inspect",
         ),
         "codes": Artifact(
             "vlatool.artifacts.codes.folder:is_codes",
             "vlatool.verification.image_codes:check_codes",
-            "vlatool.inspection.token_samples:inspect_codes",
+            "vlatool.artifacts.codes.report:inspect",
         ),
         "fast": Artifact(
             "vlatool.artifacts.fast.format:is_fast",
             "vlatool.verification.fast:check_fast",
-            "vlatool.inspection.fast:inspect_fast",
+            "vlatool.artifacts.fast.report:inspect",
         ),
         "windows": Artifact(
             "vlatool.artifacts.windows.folder:is_windows",
             "vlatool.verification.windows:check_windows",
-            "vlatool.inspection.windows:inspect_windows",
-            "vlatool.pages.windows:write_windows_page",
+            "vlatool.artifacts.windows.report:inspect",
         ),
         "output": Artifact(
             "vlatool.artifacts.shards.format:is_output",
             "vlatool.verification.output:check_output",
-            "vlatool.inspection.shards:inspect_shards",
-            "vlatool.pages.html_page:write_shards_page",
+            "vlatool.artifacts.shards.report:inspect",
         ),
     },
 )

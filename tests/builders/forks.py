@@ -19,7 +19,7 @@ from typing import Any
 WARM = (
     "pyarrow.parquet",
     "torch",
-    "vlatool.inspection.run",
+    "vlatool.artifacts.run.report",
     "vlatool.artifacts.check",
     "vlatool.workflows.evaluate",
     "vlatool.workflows.preprocess",

@@ -22,7 +22,7 @@ from tests.builders.training import (
     tiny_config,
     world_shards,
 )
-from vlatool.artifacts.shards.dimensions import dimension_label
+from vlatool.artifacts.fields import dimension_label
 from vlatool.artifacts.shards.manifest import read_manifest
 from vlatool.episode import Observation, PoseGroup
 from vlatool.errors import DataError, UsageError

@@ -13,9 +13,7 @@ import pytest
 from tests.builders.codes import plain_fast, published_windows, tokenizer_digest, write_tree_codes
 from vlatool.artifacts.codes.folder import CodesFolder
 from vlatool.artifacts.codes.format import EpisodeCodes, write_codes
-from vlatool.artifacts.samples.format import SamplesFolder
 from vlatool.errors import DataError
-from vlatool.inspection.token_samples import CodesReport, SamplesReport, view_token_sample
 from vlatool.jobs.files import NAME
 from vlatool.jobs.record import OutputRecord
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
@@ -219,34 +217,29 @@ def test_published_codes_without_manifest_are_valid(workspace: Path) -> None:
 
 
 def test_samples_are_inspected_by_their_manifest(outputs: Path) -> None:
-    report = inspect(InspectConfig(location=str(outputs / "packed"))).report
-    assert isinstance(report, SamplesReport)
-    assert (report.samples, report.kinds, report.layout) == (12, {"vla": 6, "wm": 6}, "packed")
-    assert report.action_ids["min"] <= report.action_ids["mean"] <= report.action_ids["max"]
-    assert sum(report.id_counts.values()) == 6
-    assert len(report.tasks) == 2
+    report = inspect(InspectConfig(location=str(outputs / "packed"))).document()
+    assert (report["samples"], report["layout"]) == (12, "packed")
+    assert report["kinds"] == {"vla": 6, "wm": 6}
+    ids = report["action_ids"]
+    assert ids["min"] <= ids["mean"] <= ids["max"]
+    assert sum(report["id_counts"].values()) == 6
+    assert len(report["tasks"]) == 2
 
 
 @pytest.mark.parametrize("name", ["TiToken", "tokens"])
 def test_codes_are_inspected(outputs: Path, name: str) -> None:
-    report = inspect(InspectConfig(location=str(outputs / "A" / name))).report
-    assert isinstance(report, CodesReport)
-    assert (report.episodes, report.pictures, report.tokenizer) == (2, 12, "builder")
+    report = inspect(InspectConfig(location=str(outputs / "A" / name))).document()
+    assert (report["episodes"], report["pictures"], report["tokenizer"]) == (2, 12, "builder")
 
 
-def test_a_sample_is_shown_with_its_images_and_actions(outputs: Path) -> None:
-    view = view_token_sample(SamplesFolder.open(outputs / "packed"), 3)
-    assert [len(frames) for frames in (*view.past.values(), *view.future.values())] == [16] * 4
-    assert all(frame.image for frames in view.past.values() for frame in frames)
-    assert view.actions is not None
-    assert view.actions.shape == (16, 7)
-
-
-def test_a_sample_is_shown_without_its_windows(workspace: Path) -> None:
+def test_a_sample_is_shown_without_its_windows(workspace: Path, tmp_path: Path) -> None:
     shutil.rmtree(workspace / "A")
-    view = view_token_sample(SamplesFolder.open(workspace / "packed"), 3)
-    assert (view.actions, view.future) == (None, {})
-    assert not any(frame.image for frames in view.past.values() for frame in frames)
+    page = tmp_path / "page.html"
+    inspect(InspectConfig(location=str(workspace / "packed"), html=str(page), html_samples=1))
+    text = page.read_text()
+    assert "the actions cannot be shown" in text
+    assert text.count('class="image missing"') == 32
+    assert "<img" not in text
 
 
 @pytest.mark.parametrize("name", ["lines", "packed"])

@@ -12,7 +12,6 @@ from tests.builders.codes import write_tree_codes
 from tests.builders.libero import TASK, convert, convert_error, libero_dataset, png
 from vlatool.artifacts.windows.folder import is_windows
 from vlatool.errors import DataError
-from vlatool.inspection.windows import WindowsReport
 from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.verify import VerifyConfig, VerifyResult, verify
 
@@ -162,10 +161,9 @@ def test_subfolders_are_not_recognized_as_windows(intact: Path, name: str) -> No
 
 
 def test_report_of_a_folder(intact: Path) -> None:
-    report = inspect(InspectConfig(location=str(intact))).report
-    assert isinstance(report, WindowsReport)
-    summary = (report.status, report.samples, report.episodes, report.tasks)
-    assert summary == ("whole", 6, 1, (TASK,))
+    report = inspect(InspectConfig(location=str(intact))).document()
+    summary = [report[key] for key in ("status", "samples", "episodes", "tasks")]
+    assert summary == ["whole", 6, 1, (TASK,)]
 
 
 def test_page_shows_all_images_of_a_window(intact: Path, tmp_path: Path) -> None:

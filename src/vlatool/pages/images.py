@@ -1,29 +1,41 @@
-"""Images on a page: thumbnails inside the file, with end effectors drawn over them.
-
-Legend of shapes: S positions in time (frames of an episode, steps of a window).
-"""
+"""Images on a page: thumbnails inside the file, and strips of them."""
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-import numpy as np
 from PIL import Image
 
-from vlatool.episode import Array
-from vlatool.inspection.projection import CameraModel, EndEffectorTrack
+from vlatool.episode import Array, UInt8Array
 from vlatool.pages.layout import escape
-from vlatool.transforms.geometry import project
-from vlatool.transforms.rotations import matrix_from_rot6d
+from vlatool.pages.poses import CameraModel
 
 THUMBNAIL_WIDTH = 200
 _QUALITY = 80
-# Drawn length of the gripper's axes in meters: about a hand.
-_AXIS_LENGTH = 0.08
-_AXIS_COLORS = ("#ff4d3d", "#19c37d", "#2f7bff")
-_FADES = 5
-# Trails end this many image sizes outside the image, so that coordinates stay small.
-_MARGIN = 1.0
+
+
+@dataclass(frozen=True)
+class FrameView:
+    """Image of a camera at one position in time.
+
+    Attributes:
+        image: Recorded image, RGB; None if it cannot be shown.
+        camera: Camera model; None without calibration.
+        problem: Reason for a missing image.
+    """
+
+    image: Image.Image | None
+    camera: CameraModel | None = None
+    problem: str = ""
+
+
+def frame_view(
+    frame: UInt8Array, intrinsics: Array | None, extrinsics: Array | None, row: int
+) -> FrameView:
+    """Decoded image uint8 [H, W, 3] with the camera model at a row of the matrices."""
+    image = Image.fromarray(frame)
+    return FrameView(image, CameraModel.at(intrinsics, extrinsics, row, image.size))
 
 
 def thumbnail(image: Image.Image, description: str, drawing: str = "") -> str:
@@ -59,113 +71,39 @@ def figure(content: str, caption: str) -> str:
     return f"<figure>{content}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def pose_legend(tracks: Sequence[EndEffectorTrack]) -> str:
-    """Legend of the drawn end effectors; empty without tracks."""
-    arms = "".join(
-        f'<span class="key"><i style="border-color:var(--arm{track.color})"></i>'
-        f"{escape(track.arm)}</span>"
-        for track in tracks
-    )
-    axes = "".join(
-        f'<span class="key"><i style="border-color:{color}"></i>{name}</span>'
-        for name, color in zip("xyz", _AXIS_COLORS, strict=True)
-    )
-    return (
-        f'<p class="legend quiet">End effector, projected: {arms} ring: current frame; line: '
-        f"before; dotted: after; short axes: {axes}</p>" * bool(tracks)
-    )
-
-
-def draw_poses(
-    tracks: Sequence[EndEffectorTrack], position: int, camera: CameraModel, reach: int
-) -> str:
-    """SVG of end effectors over an image, in its pixels.
+def frame_figure(view: FrameView, description: str, caption: str, drawing: str = "") -> str:
+    """Image with a caption below, or the reason why it is missing.
 
     Args:
-        tracks: End effectors.
-        position: Position of the image in time.
-        camera: Camera model of the image.
-        reach: Number of positions before and after that a trail covers.
+        view: Image.
+        description: Alternative text.
+        caption: Text below.
+        drawing: SVG elements over the image.
     """
-    unit = camera.size[0] / 140
-    return "".join(_draw(track, position, camera, reach, unit) for track in tracks)
+    if view.image is None:
+        return figure(image_placeholder(view.problem), caption)
+    return figure(thumbnail(view.image, description, drawing), caption)
 
 
-def _draw(
-    track: EndEffectorTrack, position: int, camera: CameraModel, reach: int, unit: float
-) -> str:
-    first, last = max(position - reach, 0), min(position + reach, len(track.xyz) - 1)
-    points = _image_points(track.xyz[first : last + 1], camera)
-    color = f"var(--arm{track.color})"
-    before = _trail(points[: position - first + 1][::-1], color, unit, dotted=False)
-    after = _trail(points[position - first :], color, unit, dotted=True)
-    return before + after + _pose(track, position, camera, color, unit)
+def strip(label: str, figures: Iterable[str]) -> str:
+    """Row of figures under a label, which is HTML."""
+    return f'<div class="label">{label}</div><div class="strip">{"".join(figures)}</div>'
 
 
-def _image_points(xyz: Array, camera: CameraModel) -> Array:
-    """Points [N, 2] in the drawing, in pixels from its corner; NaN if they cannot be drawn."""
-    pixels, _ = project(xyz, camera.intrinsics, camera.extrinsics)
-    points = pixels + 0.5
-    size = np.array(camera.size)
-    with np.errstate(invalid="ignore"):
-        far = (points < -_MARGIN * size) | (points > (1 + _MARGIN) * size)
-    points[far.any(axis=1)] = np.nan
-    return points
-
-
-def _trail(points: Array, color: str, unit: float, *, dotted: bool) -> str:
-    """Line through points [N, 2] that fades with the distance from the first."""
-    steps = len(points) - 1
-    segments: list[str] = []
-    for fade in range(_FADES):
-        start, stop = fade * steps // _FADES, (fade + 1) * steps // _FADES
-        text = _svg_points(points[start : stop + 1])
-        if text:
-            segments.append(
-                f'<polyline points="{text}" style="opacity:{1 - fade / (_FADES + 0.5):.2f}"/>'
-            )
-    if not segments:
-        return ""
-    dash = f' stroke-dasharray="{0.1 * unit:.2f} {5 * unit:.1f}"' if dotted else ""
-    line = f'stroke-linecap="round" stroke-linejoin="round"{dash}'
-    body = "".join(segments)
-    return (
-        f'<g fill="none" stroke="#000" stroke-opacity=".35" {line} '
-        f'style="stroke-width:{3.8 * unit:.2f}px" class="trail">{body}</g>'
-        f'<g fill="none" stroke="{color}" {line} '
-        f'style="stroke-width:{2.6 * unit:.2f}px" class="trail">{body}</g>'
+def camera_strips(cameras: Mapping[str, Sequence[FrameView]], first: int) -> str:
+    """Row of images per camera, captioned with their steps from `first` on."""
+    return "".join(
+        strip(
+            escape(camera),
+            (
+                frame_figure(view, f"{camera}, {step_text(step)}", step_text(step))
+                for step, view in enumerate(views, first)
+            ),
+        )
+        for camera, views in cameras.items()
     )
 
 
-def _svg_points(points: Array) -> str:
-    """Finite points [N, 2] as SVG text; empty if they do not make a visible line."""
-    finite = points[np.isfinite(points).all(axis=1)]
-    if len(finite) < 2 or np.ptp(finite, axis=0).max() < 0.05:
-        return ""
-    return " ".join(f"{x:.1f},{y:.1f}" for x, y in finite)
-
-
-def _pose(
-    track: EndEffectorTrack, position: int, camera: CameraModel, color: str, unit: float
-) -> str:
-    """Ring at an end effector, with its axes if the rotation is known."""
-    origin = track.xyz[position]
-    xyz = [origin]
-    if track.rot6d is not None and np.isfinite(track.rot6d[position]).all():
-        # The columns of the rotation are the gripper's axes in the base frame.
-        xyz += list(origin + _AXIS_LENGTH * matrix_from_rot6d(track.rot6d[position]).T)
-    points = _image_points(np.array(xyz, np.float64), camera)
-    if not np.isfinite(points[0]).all():
-        return ""
-    x, y = points[0]
-    axes = "".join(
-        f'<line x1="{x:.1f}" y1="{y:.1f}" x2="{tip_x:.1f}" y2="{tip_y:.1f}" stroke="{axis}" '
-        f'stroke-width="{2.2 * unit:.2f}" stroke-linecap="round"/>'
-        for (tip_x, tip_y), axis in zip(points[1:], _AXIS_COLORS, strict=False)
-        if np.isfinite([tip_x, tip_y]).all()
-    )
-    ring = (
-        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{4.2 * unit:.2f}" fill="none" '
-        f'stroke="{{}}" stroke-width="{{:.2f}}"/>'
-    )
-    return axes + ring.format("#000", 3.2 * unit) + ring.format(color, 1.9 * unit)
+def step_text(step: int) -> str:
+    """Step relative to the anchor as text."""
+    return f"{step:+d}" if step else "anchor"

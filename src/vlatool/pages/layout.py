@@ -1,18 +1,18 @@
-"""Parts of an HTML page: sections with a table of contents, tables, tiles, notes.
+"""Parts of an HTML page: sections with a table of contents, cards, tables, tiles, notes.
 
 Functions escape text arguments; `body` and `cell` are HTML already.
 """
 
 import html
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from string import Template
 
 from vlatool import __version__
-from vlatool.inspection.fields import unit
+from vlatool.errors import DataError
 
 # Longest link in the table of contents, in characters.
 _MAX_LINK = 27
@@ -76,6 +76,26 @@ def page(
         cards=cards,
         version=escape(__version__),
     )
+
+
+def group(title: str, members: Sequence[Section]) -> list[Section]:
+    """Cards under a heading; empty without cards."""
+    heading = Section(title, '<p class="quiet">evenly spaced</p>', is_card=False)
+    return [heading, *members] if members else []
+
+
+def card(name: str, make: Callable[[], Section]) -> Section:
+    """Card made by `make`, or a card with the error if that raises DataError."""
+    try:
+        return make()
+    except DataError as error:
+        return Section(name, note(error.message), is_under=True)
+
+
+def evenly_spaced(total: int, count: int) -> list[int]:
+    """At most `count` positions in 0..total-1: the centers of equal parts."""
+    count = min(total, count)
+    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
 
 
 def tiles(info: Mapping[str, object]) -> str:
@@ -156,10 +176,9 @@ def field_label(field: str) -> Html:
     return Html(f'<span class="quiet">{_breakable(prefix)}</span>{rest}' if prefix else rest)
 
 
-def label_with_unit(name: str) -> Html:
-    """Name of a field, with its unit if the format defines one."""
-    text = unit(name)
-    return Html(field_label(name) + f' <span class="quiet">[{text}]</span>' * bool(text))
+def label_with_unit(name: str, unit: str) -> Html:
+    """Name of a field, with its unit unless it is empty."""
+    return Html(field_label(name) + f' <span class="quiet">[{unit}]</span>' * bool(unit))
 
 
 @cache

@@ -5,12 +5,12 @@ of a field.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from vlatool.episode import Array
-from vlatool.pages.layout import escape
+from vlatool.pages.layout import escape, label_with_unit
 
 COLORS = 8
 _WIDTH = 1000.0
@@ -51,63 +51,76 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Lines:
-    """Lines of one chart.
+class FieldValues:
+    """Values of a field to draw.
 
     Attributes:
-        positions: Values of the axis [S].
+        name: Name of the field.
         values: Numbers [S, C]; a line has gaps where they are not finite.
-        names: C names.
-        drawn: Dimensions that have a line, in order.
+        names: C names of its dimensions.
+        unit: Unit of its values; empty if unknown.
     """
 
-    positions: Array
+    name: str
     values: Array
     names: Sequence[str]
-    drawn: Sequence[int] = field(default=())
+    unit: str = ""
 
 
-def field_lines(positions: Array, values: Array, names: Sequence[str]) -> Lines:
-    """Lines of a field; of a wide field, constant dimensions have none if others vary."""
-    varies = _varies(values)
-    hides = values.shape[1] > _MAX_CONSTANT and bool(varies.any())
-    drawn = [index for index in range(values.shape[1]) if varies[index] or not hides]
-    return Lines(positions, values, names, drawn)
+def field_chart(axis: Axis, positions: Array, field: FieldValues, *, dots: bool = False) -> str:
+    """Chart of a field under its name, its unit and the names of its lines.
+
+    Of a wide field, constant dimensions have no line if others vary.
+
+    Args:
+        axis: Axis of the chart.
+        positions: Values of the axis [S].
+        field: Values.
+        dots: Mark the positions.
+    """
+    varies = _varies(field.values)
+    hides = field.values.shape[1] > _MAX_CONSTANT and bool(varies.any())
+    drawn = [index for index in range(len(varies)) if varies[index] or not hides]
+    label = f"{label_with_unit(field.name, field.unit)} &ensp;{_legend(field, drawn)}"
+    chart = _line_chart(axis, positions, field.values, drawn, dots=dots)
+    return f'<div class="label">{label}</div>{chart}'
 
 
-def legend(lines: Lines) -> str:
+def _legend(field: FieldValues, drawn: Sequence[int]) -> str:
     """Color and name of each line; empty for a field of one dimension."""
-    if lines.values.shape[1] == 1:
+    if field.values.shape[1] == 1:
         return ""
     keys = "".join(
         f'<span class="key"><i class="f{order % COLORS} d{order // COLORS % len(_DASHES)}"></i>'
-        f"{escape(lines.names[dimension])}</span>"
-        for order, dimension in enumerate(lines.drawn)
+        f"{escape(field.names[dimension])}</span>"
+        for order, dimension in enumerate(drawn)
     )
-    hidden = [name for i, name in enumerate(lines.names) if i not in set(lines.drawn)]
+    hidden = [name for i, name in enumerate(field.names) if i not in set(drawn)]
     text = f"{len(hidden)} constant dimensions"
     if len(hidden) <= COLORS:
         text = f"constant: {', '.join(hidden)}"
     return keys + (f'<span class="quiet">{escape(text)}</span>' if hidden else "")
 
 
-def line_chart(axis: Axis, lines: Lines, *, dots: bool = False) -> str:
-    """Chart with a line per drawn dimension and the range at the left; dots mark positions."""
-    shown = _drawable(lines.values[:, list(lines.drawn)])
+def _line_chart(
+    axis: Axis, positions: Array, values: Array, drawn: Sequence[int], *, dots: bool
+) -> str:
+    """Chart with a line per drawn dimension and the range at the left."""
+    shown = _drawable(values[:, list(drawn)])
     finite = shown[np.isfinite(shown)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     is_flat = high - low <= _ROUNDING * max(1.0, abs(high))
-    height = _HEIGHT if _varies(lines.values).any() else _HEIGHT / 2
-    height = 2 * height if len(lines.drawn) > COLORS else height
+    height = _HEIGHT if _varies(values).any() else _HEIGHT / 2
+    height = 2 * height if len(drawn) > COLORS else height
     middle, half = (low + high) / 2, 1.0 if is_flat else (high - low) / 2
     top, bottom = 9.0, height - 9.0
     y = (top + bottom) / 2 - (shown - middle) / half * (bottom - top) / 2
-    x = axis.to_x(lines.positions)
-    drawn = "".join(_line(x, y[:, order], order, dots=dots) for order in range(y.shape[1]))
+    x = axis.to_x(positions)
+    lines = "".join(_line(x, y[:, order], order, dots=dots) for order in range(y.shape[1]))
     labels = _label((top + bottom) / 2, high)
     if not is_flat:
         labels = _label(top, high) + _label(bottom, low)
-    return _chart(axis.width, height, _background(axis, height) + drawn + labels)
+    return _chart(axis.width, height, _background(axis, height) + lines + labels)
 
 
 def axis_chart(axis: Axis, ticks: Sequence[tuple[float, str]]) -> str:

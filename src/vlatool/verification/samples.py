@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vlatool.artifacts.fields import Names, dimension_label, recorded_names
 from vlatool.artifacts.sample import (
     ARRAYS,
     CALIBRATION,
@@ -19,7 +20,6 @@ from vlatool.artifacts.sample import (
     image_suffix,
     parse_image,
 )
-from vlatool.artifacts.shards.dimensions import Names, dimension_label, recorded_names
 from vlatool.episode import Array
 from vlatool.findings import Finding
 from vlatool.verification.findings import SHARDS

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vlatool.artifacts.shards.dimensions import dimension_label
+from vlatool.artifacts.fields import dimension_label
 from vlatool.artifacts.shards.format import ShardFolder
 from vlatool.artifacts.stats.format import compact, number_array, read_stats
 from vlatool.episode import Array

@@ -19,10 +19,10 @@ from vlatool.evaluation.config import RolloutConfig
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.single_output import single_output
-from vlatool.pages.demo_report import write_demo_report
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import local_path
 from vlatool.training.config import TrainConfig
+from vlatool.workflows.demo_report import write_demo_report
 from vlatool.workflows.evaluate import environment_maker, with_world_mapping
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.sample import SampleConfig, sample

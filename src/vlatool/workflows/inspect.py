@@ -1,6 +1,5 @@
 """Inspection of a location: an artifact of any kind, or raw episodes."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,13 +10,8 @@ from pydantic import Field
 from vlatool.config.base import ConfigModel, required_field
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
-from vlatool.inspection.report import Report
-from vlatool.inspection.source import inspect_source
-from vlatool.pages.html_page import PageRequest, check_target, write_source_page
-from vlatool.plugins import recognize
-from vlatool.sources.detection import detect_source
-from vlatool.sources.order import select
-from vlatool.storage.atomic import remove_partials_of
+from vlatool.inspection.inspect import check_target, inspect_location, write_page
+from vlatool.pages.report import PageRequest, Report
 from vlatool.storage.uri import location, require_existing
 
 
@@ -67,11 +61,8 @@ class InspectResult:
     def text(self) -> str:
         """The result as text."""
         page = "" if self.html is None else f"page: {self.html}"
-        blocks = [f"{self.location}: {self.report.headline()}", *self.report.blocks(), page]
+        blocks = [f"{self.location}: {self.report.headline}", *self.report.blocks(), page]
         return "\n\n".join(block for block in blocks if block)
-
-
-Inspection = tuple[Report, str, Callable[[Path, PageRequest], None] | None]
 
 
 def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResult:
@@ -91,22 +82,21 @@ def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResul
             code="usage.missing_key",
         )
     path = require_existing(config.location)
-    if config.html is None:
+    target = None if config.html is None else location(config.html)
+    if target is None:
         _check_tokenizer(path, "", config)
-        return InspectResult(config.location, _inspect(path, config, reporter)[0])
-    target = location(config.html)
-    check_target(target)
-    report, kind, write_page = _inspect(path, config, reporter)
-    if write_page is None:
-        raise UsageError(
-            f"{path}: there is no HTML page for a {kind}",
-            hint="leave --html out: it is for raw episodes and training data",
-            code="usage.no_page",
-        )
-    _check_tokenizer(path, kind, config)
-    remove_partials_of(target)
-    counts = config.html_episodes, config.html_samples
-    write_page(target, PageRequest(config.location, *counts, config.tokenizer or ""))
+    else:
+        check_target(target)
+    kind, report = inspect_location(path, config.format, config.episodes, reporter)
+    if target is not None:
+        if report.page is None:
+            raise UsageError(
+                f"{path}: there is no HTML page for a {kind}",
+                hint="leave --html out: it is for raw episodes and training data",
+                code="usage.no_page",
+            )
+        _check_tokenizer(path, kind, config)
+        write_page(report, config.location, target, _page_request(config))
     return InspectResult(config.location, report, config.html)
 
 
@@ -121,20 +111,10 @@ def _check_tokenizer(path: Path, kind: str, config: InspectConfig) -> None:
         )
 
 
-def _inspect(path: Path, config: InspectConfig, reporter: Reporter) -> Inspection:
-    """Returns the report, the kind of the artifact and a function that writes its page, if any."""
-    recognized = recognize(path) if config.format is None else None
-    if recognized is None:
-        source = detect_source(path, config.format)
-        report = inspect_source(path, source, config.episodes, reporter)
-        refs = select(source.refs, config.episodes)
-        return report, "source", partial(write_source_page, report, source.reader, refs)
-    if config.episodes is not None:
-        raise UsageError(
-            f"{path}: is not a source of raw episodes",
-            hint="leave --episodes out: it selects raw episodes",
-            code="usage.no_raw_source",
-        )
-    kind, artifact = recognized
-    report = artifact.load("inspect")(path)
-    return report, kind, partial(artifact.load("page"), report, path) if artifact.page else None
+def _page_request(config: InspectConfig) -> PageRequest:
+    decoder = None
+    if config.tokenizer:
+        from vlatool.tokens.decode import open_decoder
+
+        decoder = partial(open_decoder, config.tokenizer)
+    return PageRequest(config.html_episodes, config.html_samples, decoder)

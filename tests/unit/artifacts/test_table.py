@@ -30,13 +30,10 @@ def test_every_function_is_in_its_package(name: str) -> None:
     for part, package in (
         ("recognize", "artifacts"),
         ("verify", "verification"),
-        ("inspect", "inspection"),
-        ("page", "pages"),
+        ("inspect", "artifacts"),
     ):
-        target = getattr(artifact, part)
-        if target or part != "page":
-            assert target.split(".")[1] == package
-            assert callable(artifact.load(part))
+        assert getattr(artifact, part).split(".")[1] == package
+        assert callable(artifact.load(part))
 
 
 def test_an_empty_folder_is_not_recognized(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vlatool.artifacts.fields import recorded_names
 from vlatool.artifacts.lines import LINES_SUFFIX, read_lines
-from vlatool.artifacts.shards.dimensions import recorded_names
 from vlatool.artifacts.shards.format import ShardFolder
 from vlatool.artifacts.tar import open_shard
 from vlatool.artifacts.windows.folder import lines_files, read_manifest

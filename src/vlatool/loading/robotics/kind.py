@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
 
 import numpy as np
 
+from vlatool.artifacts.fields import Names, recorded_names
 from vlatool.artifacts.run.format import RunDir
-from vlatool.artifacts.shards.dimensions import Names, recorded_names
 from vlatool.artifacts.shards.provenance import (
     CONFIG_NAME,
     read_preprocessing_config,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vlatool.artifacts.shards.dimensions import dimension_names
+from vlatool.artifacts.fields import dimension_names
 from vlatool.artifacts.shards.format import ShardFolder
 from vlatool.episode import Array, Observation
 from vlatool.errors import DataError

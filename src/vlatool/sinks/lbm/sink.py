@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from vlatool.artifacts.shards import dimensions
+from vlatool.artifacts.fields import DIMENSION_NAMES
 from vlatool.artifacts.shards.format import (
     CLOSING_FILES,
     EPISODE_FILES,
@@ -177,7 +177,7 @@ class LbmSink:
             "action_fields": list(self.action_fields),
             "proprioception_fields": list(self.proprioception_fields),
             "fps": self._setup.survey.fps,
-            dimensions.KEY: {
+            DIMENSION_NAMES: {
                 name: list(info.names)
                 for name, info in self._setup.survey.fields.items()
                 if info.names

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from vlatool.artifacts.fields import dimension_label
 from vlatool.artifacts.lerobot import FRAME_INDEX
-from vlatool.artifacts.shards.dimensions import dimension_label
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.sources.base import check_is_data_file

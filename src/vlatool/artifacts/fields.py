@@ -1,30 +1,84 @@
-"""Summaries of fields: width, range, constant dimensions; and the fields of a policy.
+"""Fields of numbers: names of their dimensions, units, summaries, and their choice for charts.
 
-Legend of shapes: F frames, C dimensions of a field. Source: formats/spartan 2;
-formats/lbm 2.2.
+The options of training data have `dimension_names: {field: [name, ...]}` for the fields whose
+source names them; other names are implied by the field. Legend of shapes: F frames, S positions in
+time (frames of an episode, steps of a window), C dimensions of a field.
+Source: formats/lbm 2.2; formats/spartan 2.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from vlatool.artifacts.sample import CALIBRATION, MASKS
-from vlatool.artifacts.shards.dimensions import Names, dimension_names
 from vlatool.episode import Array
 from vlatool.errors import DataError
-from vlatool.inspection.report import indices_text, range_text, table
+from vlatool.pages.plots import FieldValues
+from vlatool.pages.poses import EndEffectorTrack
+from vlatool.pages.text import indices_text, range_text, text_table
 from vlatool.transforms.normalize import constant_dimensions
 
+Names = Mapping[str, Sequence[str]]
 Numbers = tuple[float | None, ...]
 
+DIMENSION_NAMES = "dimension_names"
+
+_RELATIVE = "_relative"
+_FIXED: Sequence[tuple[re.Pattern[str], Sequence[str]]] = (
+    (re.compile(r"xyz$"), ("x", "y", "z")),
+    (re.compile(r"rot_6d$"), ("r11", "r12", "r13", "r21", "r22", "r23")),
+    (re.compile(r"^robot__.*__joint_.*::panda$"), [f"joint_{number}" for number in range(1, 8)]),
+)
 # Most fields in the charts of a page; a robot may have far more.
 _MAX_FIELDS = 12
 _POSE = re.compile("__(poses|grippers)__")
+_POSITION = re.compile(r"^robot__actual__poses__(?P<arm>.+)__xyz$")
+_ARMS = 3
 # Maximum number of names of constant dimensions in a table.
 _MAX_NAMES = 6
+
+
+def recorded_names(options: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Dimension names in the options of training data; malformed entries are skipped."""
+    stored = options.get(DIMENSION_NAMES)
+    fields = stored.items() if isinstance(stored, Mapping) else ()
+    return {
+        str(field): [str(name) for name in names]
+        for field, names in fields
+        if isinstance(names, list)
+    }
+
+
+def dimension_names(field: str, width: int, recorded: Names) -> list[str]:
+    """Names of the `width` dimensions of a field; numbers if no names are known."""
+    plain = field.removesuffix(_RELATIVE)
+    for names in (recorded.get(field, ()), recorded.get(plain, ())):
+        if len(names) == width:
+            return list(names)
+    for pattern, names in _FIXED:
+        if len(names) == width and pattern.search(plain):
+            return list(names)
+    return [str(number) for number in range(width)]
+
+
+def dimension_label(field: str, dimension: int, width: int, recorded: Names) -> str:
+    """Label of a dimension: `action: left_arm.3`, or `action[3]` if it has no name."""
+    name = dimension_names(field, width, recorded)[dimension]
+    if name == str(dimension):
+        return field if width == 1 else f"{field}[{name}]"
+    return f"{field}: {name}"
+
+
+def unit(field: str) -> str:
+    """Unit of a field if the format defines one, else an empty string."""
+    plain = field.removesuffix("_relative")
+    is_length = plain.startswith("robot__") and (
+        plain.endswith("__xyz") or ("__grippers__" in plain and plain.endswith("panda_hand"))
+    )
+    return "m" if is_length else ""
 
 
 @dataclass(frozen=True)
@@ -46,8 +100,8 @@ class FieldSummary:
     """
 
     name: str
-    dtype: str
-    width: int
+    dtype: str = ""
+    width: int = 0
     constant: tuple[int, ...] = ()
     min: Numbers = ()
     max: Numbers = ()
@@ -78,6 +132,34 @@ class FieldSummary:
     def dimensions_text(self) -> str:
         """Names of the dimensions as text."""
         return ", ".join(_names_text(self.names))
+
+    @property
+    def range_text(self) -> str:
+        """Smallest and largest value of all dimensions as text."""
+        return range_text([*self.min, *self.max])
+
+
+def summarize_field(
+    name: str, statistics: Mapping[str, Array], recorded: Names, **others: Any
+) -> FieldSummary:
+    """Summary of a field of numbers.
+
+    Args:
+        name: Name of the field.
+        statistics: `min`, `max`, `mean` and, if known, `std` [C].
+        recorded: Recorded names of dimensions.
+        others: Further attributes of the summary.
+    """
+    width = len(statistics["mean"])
+    names = tuple(dimension_names(name, width, recorded))
+    return FieldSummary(
+        name,
+        width=width,
+        constant=_constant(name, statistics),
+        names=() if names == tuple(map(str, range(width))) else names,
+        **{key: _numbers(values) for key, values in statistics.items()},
+        **others,
+    )
 
 
 class FieldRange:
@@ -114,18 +196,17 @@ class FieldRange:
         if self.is_text:
             example = next(iter(self._texts), "")
             return FieldSummary(self.name, "text", 0, episodes=self.episodes, example=example)
-        mean = self._sum / np.maximum(self._count, 1)
-        statistics = {"min": self._low, "max": self._high, "mean": mean}
-        return FieldSummary(
+        statistics = {
+            "min": self._low,
+            "max": self._high,
+            "mean": self._sum / np.maximum(self._count, 1),
+        }
+        return summarize_field(
             self.name,
-            ", ".join(self._dtypes),
-            self.width,
-            constant=_constant(self.name, statistics),
-            min=_numbers(self._low),
-            max=_numbers(self._high),
-            mean=_numbers(mean),
+            statistics,
+            self._recorded,
+            dtype=", ".join(self._dtypes),
             episodes=self.episodes,
-            names=_known_names(self.name, self.width, self._recorded),
         )
 
     def _add_numbers(self, values: Array) -> str:
@@ -138,29 +219,14 @@ class FieldRange:
         return f"has {missing} values that are not finite" if missing else ""
 
 
-def summary_of_statistics(
-    name: str, entry: Mapping[str, Any], recorded: Names
-) -> FieldSummary | None:
-    """Summary of a field from its entry in stats.json; None if that is broken."""
-    try:
-        mean = np.asarray(entry["mean"], np.float64)
-        values = {key: np.asarray(entry[key], np.float64) for key in ("min", "max")}
-        std = np.broadcast_to(np.asarray(entry["std"], np.float64), mean.shape)
-    except (KeyError, TypeError, ValueError):
-        return None
-    if mean.ndim != 1 or any(value.shape != mean.shape for value in values.values()):
-        return None
-    return FieldSummary(
-        name,
-        "",
-        len(mean),
-        constant=_constant(name, {**values, "mean": mean}),
-        min=_numbers(values["min"]),
-        max=_numbers(values["max"]),
-        mean=_numbers(mean),
-        std=_numbers(std),
-        names=_known_names(name, len(mean), recorded),
-    )
+def dimensions_table(fields: Sequence[FieldSummary]) -> str:
+    """Table of the recorded names of dimensions, one row per field."""
+    rows = [
+        (field.name, field.dimensions_text)
+        for field in fields
+        if field.names and list(field.names) != dimension_names(field.name, field.width, {})
+    ]
+    return text_table("Dimensions", ("field", "names"), rows)
 
 
 def lowdim_columns(arrays: Mapping[str, Array], rows: int) -> dict[str, Array]:
@@ -178,14 +244,18 @@ def lowdim_columns(arrays: Mapping[str, Array], rows: int) -> dict[str, Array]:
 
 
 def policy_fields(
-    known: Mapping[str, Array], actions: Sequence[str], proprioception: Sequence[str]
-) -> tuple[dict[str, Array], dict[str, Array]]:
+    known: Mapping[str, Array],
+    actions: Sequence[object],
+    proprioception: Sequence[object],
+    recorded: Names,
+) -> tuple[list[FieldValues], list[FieldValues]]:
     """Action and proprioception fields for charts, at most twelve of each.
 
     Args:
-        known: Fields to select from.
+        known: Map from field to its values [S, C], to select from.
         actions: Configured names; a missing `_relative` field is replaced by its absolute field.
         proprioception: Configured names.
+        recorded: Recorded names of dimensions.
     """
     names = list(known)
     chosen = [
@@ -195,60 +265,48 @@ def policy_fields(
     if not any(chosen):
         chosen[0] = [name for name in names if "action" in name]
         chosen[1] = [name for name in names if name not in chosen[0]]
-    first, second = ({name: known[name] for name in group[:_MAX_FIELDS]} for group in chosen)
+    first, second = (
+        [
+            FieldValues(
+                name,
+                known[name],
+                dimension_names(name, known[name].shape[1], recorded),
+                unit(name),
+            )
+            for name in group[:_MAX_FIELDS]
+        ]
+        for group in chosen
+    )
     return first, second
 
 
-def unit(field: str) -> str:
-    """Unit of a field if the format defines one, else an empty string."""
-    plain = field.removesuffix("_relative")
-    is_length = plain.startswith("robot__") and (
-        plain.endswith("__xyz") or ("__grippers__" in plain and plain.endswith("panda_hand"))
-    )
-    return "m" if is_length else ""
+def position_fields(names: Iterable[str]) -> dict[str, str]:
+    """Map from measured position field to measured rotation field, by their published names."""
+    matches = filter(None, map(_POSITION.match, names))
+    return {m.string: f"{m.string.removesuffix('xyz')}rot_6d" for m in matches}
 
 
-def source_field_table(fields: Sequence[FieldSummary]) -> str:
-    """Table of fields of raw episodes, one row per field."""
-    header = ("name", "width", "dtype", "range", "constant dimensions")
-    rows = (
-        (
-            field.name,
-            field.width or "-",
-            field.dtype,
-            f'"{field.example}"' if field.dtype == "text" else _range(field),
-            field.constant_text,
+def pose_tracks(
+    fields: Mapping[str, Array], pairs: Mapping[str, str]
+) -> tuple[EndEffectorTrack, ...]:
+    """Tracks of the position fields that exist; rotations are optional.
+
+    Args:
+        fields: Map from field name to values [S, C].
+        pairs: Map from position field to rotation field.
+    """
+    tracks: list[EndEffectorTrack] = []
+    for position, rotation in pairs.items():
+        xyz, rot6d = fields.get(position), fields.get(rotation)
+        if xyz is None or xyz.shape[1:] != (3,) or xyz.dtype.kind != "f":
+            continue
+        has_rotation = rot6d is not None and rot6d.shape == (len(xyz), 6)
+        match = _POSITION.match(position)
+        arm = match["arm"] if match else position
+        tracks.append(
+            EndEffectorTrack(arm, len(tracks) % _ARMS, xyz, rot6d if has_rotation else None)
         )
-        for field in fields
-    )
-    return table("Fields", header, rows)
-
-
-def statistics_field_table(fields: Sequence[FieldSummary]) -> str:
-    """Table of fields of training samples, one row per field."""
-    header = ("name", "width", "range", "mean", "std", "constant dimensions")
-    rows = (
-        (
-            field.name,
-            field.width,
-            _range(field),
-            range_text(field.mean),
-            range_text(field.std),
-            field.constant_text,
-        )
-        for field in fields
-    )
-    return table("Fields", header, rows)
-
-
-def dimensions_table(fields: Sequence[FieldSummary]) -> str:
-    """Table of the recorded names of dimensions, one row per field."""
-    rows = [
-        (field.name, field.dimensions_text)
-        for field in fields
-        if field.names and list(field.names) != dimension_names(field.name, field.width, {})
-    ]
-    return table("Dimensions", ("field", "names"), rows)
+    return tuple(tracks)
 
 
 def _names_text(names: Sequence[str]) -> list[str]:
@@ -269,16 +327,6 @@ def _names_text(names: Sequence[str]) -> list[str]:
     ]
 
 
-def _known_names(name: str, width: int, recorded: Names) -> tuple[str, ...]:
-    """Names of the dimensions; empty if they are just numbers."""
-    names = tuple(dimension_names(name, width, recorded))
-    return () if names == tuple(map(str, range(width))) else names
-
-
-def _range(field: FieldSummary) -> str:
-    return range_text([*field.min, *field.max])
-
-
 def _constant(name: str, statistics: Mapping[str, Array]) -> tuple[int, ...]:
     try:
         return tuple(np.flatnonzero(constant_dimensions(statistics, name)).tolist())
@@ -290,7 +338,7 @@ def _numbers(values: Array) -> Numbers:
     return tuple(value if np.isfinite(value) else None for value in values.tolist())
 
 
-def _configured(configured: Sequence[str], names: Sequence[str]) -> list[str]:
+def _configured(configured: Sequence[object], names: Sequence[str]) -> list[str]:
     known = set(names)
     candidates = (
         name if name in known else name.removesuffix("_relative") for name in map(str, configured)

@@ -1,11 +1,13 @@
-"""Report of a folder of image shards, or of one shard."""
+"""Report of a folder of image shards, or of one shard, with a contact sheet."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vlatool.artifacts.image import open_image
 from vlatool.artifacts.image_shards.format import (
     METADATA_SUFFIX,
     TRAIN_LIST,
@@ -18,16 +20,20 @@ from vlatool.artifacts.image_shards.format import (
 from vlatool.artifacts.stored_image import ImageInfo, image_info
 from vlatool.artifacts.tar import OpenShard, open_shard
 from vlatool.errors import DataError
-from vlatool.inspection.report import (
-    Findings,
-    Problems,
-    findings_table,
-    listed,
-    pairs,
-    pixels_text,
-    table,
-)
 from vlatool.jobs.record import read_record
+from vlatool.pages.images import figure, image_placeholder, strip, thumbnail
+from vlatool.pages.layout import Section, escape, evenly_spaced, note, table, tiles
+from vlatool.pages.report import (
+    Findings,
+    PageRequest,
+    Problems,
+    Report,
+    ReportPage,
+    finding_notes,
+    listed,
+    status_text,
+)
+from vlatool.pages.text import pixels_text, text_table
 from vlatool.storage.documents import DocumentError, parse_json
 from vlatool.storage.tree import size_text
 
@@ -40,10 +46,12 @@ _SHOWN_OPTIONS = (
     "image_resizing_filter",
     "image_metadata",
 )
+# Images of a shard in its row of the page.
+_ROW = 8
 
 
 @dataclass(frozen=True)
-class ImageShardsReport:
+class ImageShardsFacts:
     """Contents of a folder of image shards, or of one shard.
 
     Attributes:
@@ -56,7 +64,6 @@ class ImageShardsReport:
         train: Number of shards on the list for training; None without a list.
         val: Number of shards on the list for validation; None without a list.
         options: Options that the images were written with; empty if unknown.
-        findings: Broken or missing files, with `code` and `message`.
     """
 
     folder: str
@@ -65,62 +72,12 @@ class ImageShardsReport:
     bytes: int
     first: ImageInfo | None
     metadata: Mapping[str, Any]
-    train: int | None
-    val: int | None
-    options: Mapping[str, Any]
-    findings: Findings = ()
-    kind: str = "image-shards"
-
-    @property
-    def status(self) -> str:
-        """`whole` or `broken`."""
-        return "broken" if self.findings else "whole"
-
-    def document(self) -> dict[str, Any]:
-        """Report as JSON values."""
-        return {**asdict(self), "status": self.status}
-
-    def headline(self) -> str:
-        """Summary in one line."""
-        images = "images" if self.pictures is None else f"{self.pictures} images"
-        return f"{images} in {self.shards} image shard{'s' * (self.shards != 1)}"
-
-    def blocks(self) -> list[str]:
-        """Report as blocks of text."""
-        metadata = [(name, str(value)) for name, value in self.metadata.items()]
-        return [
-            pairs(self.summary()),
-            findings_table(self.findings),
-            table("Metadata of the first image", ("name", "value"), metadata),
-            table("Provenance", ("key", "value"), self.provenance()),
-        ]
-
-    def summary(self) -> dict[str, object]:
-        """Map from name to value of the first block."""
-        size = None if self.first is None else (self.first.width, self.first.height)
-        return {
-            "status": self.status,
-            "on disk": size_text(self.bytes),
-            "images": "unknown" if self.pictures is None else self.pictures,
-            "first image": f"{self.first.format}, {pixels_text(size)}" if self.first else "none",
-            "cameras": ", ".join(map(str, listed(self.options, "cameras"))),
-            "split": self._split(),
-        }
-
-    def provenance(self) -> list[tuple[str, str]]:
-        """Sources and options as keys and values."""
-        sources = ", ".join(map(str, listed(self.options, "source_episodes")))
-        source = [("from", f"{sources} ({self.options.get('type')})")] if sources else []
-        known = [key for key in _SHOWN_OPTIONS if key in self.options]
-        return [*source, *((key, _text(self.options[key])) for key in known)]
-
-    def _split(self) -> str:
-        if self.train is None or self.val is None:
-            return "no lists"
-        return f"{self.train} shards for training, {self.val} for validation"
+    train: int | None = None
+    val: int | None = None
+    options: Mapping[str, Any] | None = None
 
 
-def inspect_image_shards(location: Path) -> ImageShardsReport:
+def inspect(location: Path) -> Report:
     """Reads the manifest and the lists, and opens the first shard.
 
     Raises:
@@ -142,11 +99,12 @@ def inspect_image_shards(location: Path) -> ImageShardsReport:
     if tars:
         with findings.collecting(), open_shard(tars[0]) as tar:
             first, metadata = _first(tar)
-    return ImageShardsReport(
+    present = [tar for tar in tars if tar.is_file()]
+    facts = ImageShardsFacts(
         folder=str(location),
         shards=len(tars),
         pictures=None if manifest is None else manifest.images,
-        bytes=sum(tar.stat().st_size for tar in tars if tar.is_file())
+        bytes=sum(tar.stat().st_size for tar in present)
         if manifest is None
         else sum(shard.bytes for shard in manifest.shards),
         first=first,
@@ -154,32 +112,65 @@ def inspect_image_shards(location: Path) -> ImageShardsReport:
         train=_listed(location / TRAIN_LIST, findings),
         val=_listed(location / VAL_LIST, findings),
         options={} if manifest is None else manifest.options,
-        findings=(*findings, *_missing(tars)),
     )
+    missing = (tar for tar in tars if tar not in present)
+    findings += [{"code": "data.missing_shard", "message": f"{tar}: is missing"} for tar in missing]
+    return _report(facts, findings, tars)
 
 
-def _inspect_tar(path: Path) -> ImageShardsReport:
+def _inspect_tar(path: Path) -> Report:
     with open_shard(path) as tar:
         first, metadata = _first(tar)
-        damage = {"code": "data.broken_shard", "message": f"{path}: {tar.damage}"}
-        return ImageShardsReport(
+        facts = ImageShardsFacts(
             folder=str(path),
             shards=1,
             pictures=len(tar.keys),
             bytes=path.stat().st_size,
             first=first,
             metadata=metadata,
-            train=None,
-            val=None,
             options={},
-            findings=(damage,) if tar.damage else (),
         )
+        damage = {"code": "data.broken_shard", "message": f"{path}: {tar.damage}"}
+        return _report(facts, [damage] if tar.damage else [], [path])
 
 
-def _missing(tars: list[Path]) -> Iterator[Mapping[str, str]]:
-    for tar in tars:
-        if not tar.is_file():
-            yield {"code": "data.missing_shard", "message": f"{tar}: is missing"}
+def _report(facts: ImageShardsFacts, findings: Findings, tars: Sequence[Path]) -> Report:
+    images = "images" if facts.pictures is None else f"{facts.pictures} images"
+    status = "broken" if findings else "whole"
+    first, options = facts.first, facts.options or {}
+    summary = {
+        "status": status_text(status),
+        "on disk": size_text(facts.bytes),
+        "images": "unknown" if facts.pictures is None else facts.pictures,
+        "first image": f"{first.format}, {pixels_text((first.width, first.height))}"
+        if first
+        else "none",
+        "cameras": ", ".join(map(str, listed(options, "cameras"))),
+        "split": "no lists"
+        if facts.train is None or facts.val is None
+        else f"{facts.train} shards for training, {facts.val} for validation",
+    }
+    sources = ", ".join(map(str, listed(options, "source_episodes")))
+    provenance = [("from", f"{sources} ({options.get('type')})")] if sources else []
+    provenance += [(key, _text(options[key])) for key in _SHOWN_OPTIONS if key in options]
+    overview = tiles({"shards": facts.shards, **summary}) + finding_notes(findings)
+    sections = [
+        Section("Overview", overview),
+        Section("Metadata of the first image", table((), facts.metadata.items())),
+        Section("Provenance", table((), provenance)),
+    ]
+    return Report(
+        kind="image-shards",
+        headline=f"{images} in {facts.shards} image shard{'s' * (facts.shards != 1)}",
+        facts=asdict(facts) | {"status": status},
+        summary=summary,
+        tables=[
+            text_table("Metadata of the first image", ("name", "value"), facts.metadata.items()),
+            text_table("Provenance", ("key", "value"), provenance),
+        ],
+        findings=findings,
+        page=partial(_page, sections, tars),
+    )
 
 
 def _first(tar: OpenShard) -> tuple[ImageInfo | None, dict[str, Any]]:
@@ -211,3 +202,31 @@ def _text(value: object) -> str:
     if value is None:
         return "as stored"
     return " x ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _page(sections: Sequence[Section], tars: Sequence[Path], request: PageRequest) -> ReportPage:
+    rows = [_row(tars[index]) for index in evenly_spaced(len(tars), request.samples)]
+    title = f"Images ({len(rows)} of {len(tars)} shards)"
+    return ReportPage([*sections, Section(title, "".join(rows))])
+
+
+def _row(path: Path) -> str:
+    """Evenly spaced images of a shard under its name, or a note with the error."""
+    try:
+        with open_shard(path) as tar:
+            keys = [tar.keys[index] for index in evenly_spaced(len(tar.keys), _ROW)]
+            return strip(escape(path.name), [figure(_image(tar, key), key) for key in keys])
+    except DataError as error:
+        return note(error.message)
+
+
+def _image(tar: OpenShard, key: str) -> str:
+    with tar.reading(key) as sample:
+        suffix = image_suffix(sample.members)
+        if suffix is None:
+            return image_placeholder("no image")
+        try:
+            with open_image(sample.members[suffix]) as image:
+                return thumbnail(image.convert("RGB"), f"{tar.path.name}, {key}")
+        except ValueError:
+            return image_placeholder("cannot be decoded")

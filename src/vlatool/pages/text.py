@@ -1,77 +1,10 @@
-"""Common parts of reports of a location: protocol, findings, values and tables as plain text."""
+"""Facts as plain text: lines of names and values, tables, numbers."""
 
 import re
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
-
-from vlatool.errors import DataError
+from collections.abc import Iterable, Mapping, Sequence
 
 _NUMBER = re.compile(r"^-?[\d.,e+-]*( / \d+| [%kMG]?B?)?$")
 _MAX_ROWS = 60
-
-T = TypeVar("T")
-
-
-class Report(Protocol):
-    """Report of an artifact or a source."""
-
-    @property
-    def kind(self) -> str:
-        """`source`, `shards`, `shard`, `run`, ...; determines the keys of the document."""
-        ...
-
-    def document(self) -> dict[str, Any]:
-        """Report as JSON values."""
-        ...
-
-    def headline(self) -> str:
-        """Summary in one line."""
-        ...
-
-    def blocks(self) -> list[str]:
-        """Report as blocks of text; empty ones are left out."""
-        ...
-
-
-Findings = tuple[Mapping[str, str], ...]
-Size = tuple[int, int]
-
-
-class Problems(list[dict[str, str]]):
-    """List of findings, each with `code` and `message`."""
-
-    def read(self, read: Callable[..., T], *arguments: object) -> T | None:
-        """Result of `read`; None, and a finding, if it raises DataError."""
-        with self.collecting():
-            return read(*arguments)
-        return None
-
-    @contextmanager
-    def collecting(self) -> Generator[None]:
-        """Adds a DataError of the block as a finding."""
-        try:
-            yield
-        except DataError as error:
-            self.append({"code": error.code, "message": error.message})
-
-
-def branch(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """Mapping under `key`; empty if there is none."""
-    value = tree.get(key)
-    return value if isinstance(value, Mapping) else {}
-
-
-def listed(tree: Mapping[str, Any], key: str) -> list[Any]:
-    """List under `key`; empty if there is none."""
-    value = tree.get(key)
-    return value if isinstance(value, list) else []
-
-
-def findings_table(findings: Findings) -> str:
-    """Table of findings."""
-    rows = [tuple(finding.values()) for finding in findings]
-    return table("Findings", ("code", "message"), rows)
 
 
 def pairs(values: Mapping[str, object]) -> str:
@@ -85,7 +18,7 @@ def pairs(values: Mapping[str, object]) -> str:
     )
 
 
-def table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def text_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Titled table with aligned columns, numbers to the right; empty without rows."""
     cells = [[str(cell) for cell in row] for row in rows]
     if not cells:
@@ -101,7 +34,7 @@ def table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -
     return "\n".join([title, *lines])
 
 
-def pixels_text(size: Size | None, missing: str = "") -> str:
+def pixels_text(size: tuple[int, int] | None, missing: str = "") -> str:
     """A (width, height) as text, `missing` for None."""
     return missing if size is None else f"{size[0]} x {size[1]}"
 

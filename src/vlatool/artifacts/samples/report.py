@@ -1,0 +1,276 @@
+"""Report of samples for a language model, with a page of some samples.
+
+Legend of shapes: H actions, D dimensions of an action, Q future images, K codes of an image.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vlatool.artifacts.frame_views import file_view
+from vlatool.artifacts.lines import LINES_SUFFIX, read_lines
+from vlatool.artifacts.samples.format import SamplesFolder
+from vlatool.artifacts.samples.lines import TokenSample
+from vlatool.artifacts.windows.format import DATA_NAME, Window, parse_windows
+from vlatool.episode import Array
+from vlatool.jobs.files import output_files
+from vlatool.pages.images import FrameView, camera_strips
+from vlatool.pages.layout import (
+    Section,
+    card,
+    code,
+    details,
+    evenly_spaced,
+    heading,
+    note,
+    table,
+    tags,
+    tiles,
+)
+from vlatool.pages.plots import Axis, FieldValues, axis_chart, field_chart, histogram
+from vlatool.pages.report import (
+    Decoder,
+    PageRequest,
+    Problems,
+    Report,
+    ReportPage,
+    branch,
+    finding_notes,
+    listed,
+)
+from vlatool.pages.text import text_table
+from vlatool.storage.tree import size_text
+
+_FRAME = re.compile(r"_frame_\d+$")
+_DIGEST = 12
+
+
+@dataclass(frozen=True)
+class SamplesFacts:
+    """Contents of a folder of samples, from its manifest.
+
+    Attributes:
+        layout: `jsonl` or `packed`.
+        kinds: Map from kind to number of samples.
+        shape: Numbers of past and future images, of actions and of their dimensions in a window.
+        tasks: Map from instruction to number of samples.
+        action_ids: Minimum, mean and maximum number of action ids of a window.
+        id_counts: Map from number of action ids to number of windows that have that many.
+        origin: Tokenizers of codes and action ids, by digest, and normalization of actions.
+    """
+
+    layout: str
+    samples: int
+    episodes: int
+    kinds: Mapping[str, int]
+    shape: Mapping[str, int]
+    tasks: Mapping[str, int]
+    action_ids: Mapping[str, float]
+    id_counts: Mapping[str, int]
+    origin: Mapping[str, str]
+    files: int
+    bytes: int
+    pictures: str
+
+
+def inspect(location: Path) -> Report:
+    """Reads the manifest, and the sizes of the files."""
+    folder, findings = SamplesFolder.open(location), Problems()
+    facts = _read_facts(folder)
+    if not folder.images_root.is_dir():
+        message = f"the images of the samples are missing: {folder.images_root} is not a folder"
+        findings.append({"code": "data.no_pictures", "message": message})
+    ids = facts.action_ids
+    return Report(
+        kind="samples",
+        headline=f"{facts.samples} samples of {facts.episodes} episodes, {facts.layout}",
+        facts=asdict(facts),
+        summary={
+            "samples": ", ".join(f"{count} {kind}" for kind, count in facts.kinds.items()),
+            "window": ", ".join(f"{count} {name}" for name, count in facts.shape.items()),
+            "action ids": f"{ids['min']:g} to {ids['max']:g}, {ids['mean']:g} on average"
+            if {"min", "max", "mean"} <= ids.keys()
+            else "",
+            "images": facts.pictures,
+            "on disk": f"{size_text(facts.bytes)} in {facts.files} files",
+            **facts.origin,
+        },
+        tables=[text_table("Tasks", ("task", "samples"), facts.tasks.items())],
+        findings=findings,
+        page=partial(_page, folder, facts, findings),
+    )
+
+
+def _read_facts(folder: SamplesFolder) -> SamplesFacts:
+    document = folder.document
+    ids = dict(branch(document, "action_ids"))
+    counts: Any = ids.pop("counts", {})
+    return SamplesFacts(
+        layout=str(document.get("layout")),
+        samples=len(folder),
+        episodes=int(document.get("episodes") or 0),
+        kinds=_numbers(branch(document, "kinds")),
+        shape=_numbers(branch(document, "shape")),
+        tasks=_numbers(branch(document, "tasks")),
+        action_ids={key: value for key, value in ids.items() if isinstance(value, int | float)},
+        id_counts=_numbers(counts if isinstance(counts, Mapping) else {}),
+        origin=_origin(document),
+        files=len(folder.files),
+        bytes=sum(file.bytes for file in output_files(folder.path)),
+        pictures=folder.prefix,
+    )
+
+
+def _origin(document: Mapping[str, Any]) -> dict[str, str]:
+    codes, fast, profile = (branch(document, key) for key in ("codes", "fast", "profile"))
+    raw = ", ".join(map(str, profile.get("raw") or ())) or "none"
+    digests = (
+        f"{label} {str(tree.get(key) or 'unknown')[:_DIGEST]}"
+        for label, tree, key in (
+            ("codes", codes, "tokenizer_digest"),
+            ("action ids", fast, "digest"),
+        )
+    )
+    return {
+        "made by": ", ".join(digests),  # a key of the JSON report
+        "profile": f"{profile.get('name', 'unknown')}, unchanged dimensions: {raw}",
+    }
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, int]:
+    return {str(key): value for key, value in values.items() if isinstance(value, int)}
+
+
+def _page(
+    folder: SamplesFolder, facts: SamplesFacts, findings: Problems, request: PageRequest
+) -> ReportPage:
+    names = [str(name) for name in listed(branch(folder.document, "profile"), "dimensions")]
+    decode = None
+    if request.open_decoder is not None:
+        decode = request.open_decoder(folder.path, branch(folder.document, "codes"))
+    samples = [
+        card(f"Sample {index}", partial(_sample_card, folder, index, names, decode))
+        for index in evenly_spaced(len(folder), request.samples)
+    ]
+    title = f"Samples ({len(samples)} of {len(folder)})"
+    header = Section(title, '<p class="quiet">evenly spaced</p>', is_card=False)
+    return ReportPage([*_overview(facts, findings), header, *samples])
+
+
+def _overview(facts: SamplesFacts, findings: Problems) -> list[Section]:
+    ids = facts.action_ids
+    info = {
+        "samples": f"{facts.samples:,}",
+        **{f"of kind {kind}": f"{count:,}" for kind, count in facts.kinds.items()},
+        "episodes": f"{facts.episodes:,}",
+        "layout": facts.layout,
+        "action ids per window": f"{ids['mean']:.1f}" if "mean" in ids else "",
+        "on disk": size_text(facts.bytes),
+    }
+    shown = tiles(info) + finding_notes(findings) + tags({**facts.origin, **facts.shape})
+    lengths = [int(n) for n, count in facts.id_counts.items() for _ in range(count)]
+    return [
+        Section("Overview", shown),
+        Section("Action ids", histogram(lengths, "action ids of a window", counted="windows")),
+        Section("Tasks", table(("task", "samples"), facts.tasks.items(), numbers=(1,))),
+    ]
+
+
+def _sample_card(
+    folder: SamplesFolder, number: int, names: Sequence[str], decode: Decoder | None
+) -> Section:
+    """Card of a sample, with its window if the folder of windows exists.
+
+    Args:
+        folder: Folder of samples.
+        number: Number of the sample.
+        names: Names of the dimensions of an action.
+        decode: Decoder of the codes; None: show no reconstructions.
+
+    Raises:
+        DataError: The sample cannot be read.
+    """
+    sample = folder.sample(number)
+    root, talk = folder.images_root, sample.conversation
+    images = [image.removeprefix(folder.prefix) for image in sample.images]
+    episode = PurePosixPath(images[-1]).parent.name if images else ""
+    window = _window(root / DATA_NAME / f"{episode}{LINES_SUFFIX}", sample, images)
+    past, future = _strips(root, images), _strips(root, window.future if window else ())
+    info = {
+        "kind": talk.kind,
+        "task": talk.task,
+        "action ids": len(talk.action_ids),
+        "future images": len(talk.codes),
+    }
+    ids = " ".join(map(str, talk.action_ids))
+    body = (
+        tags(info)
+        + heading("Past images", camera_strips(past, 1 - max(map(len, past.values()), default=0)))
+        + heading("Actions", _actions(window, names))
+        + heading("Action ids", f'<p class="small">{code(ids)}</p>')
+        + heading("Future images", camera_strips(future, 1))
+    )
+    if decode is not None:
+        shown = _reconstructions(talk.codes, list(future or past), decode)
+        body += heading("Future images, reconstructed", shown)
+    body += details("Codes of the future images", _codes(talk.codes))
+    return Section(f"Sample {number}, {episode}", body, is_under=True)
+
+
+def _strips(root: Path, names: Iterable[str]) -> dict[str, list[FrameView]]:
+    """Map from camera to its images; names of one camera differ only in the number of the frame."""
+    strips: dict[str, list[FrameView]] = {}
+    known: dict[str, FrameView] = {}
+    for name in names:
+        camera = _FRAME.sub("", PurePosixPath(name).stem)
+        if name not in known:
+            known[name] = file_view(root / name)
+        strips.setdefault(camera, []).append(known[name])
+    return strips
+
+
+def _window(path: Path, sample: TokenSample, images: list[str]) -> Window | None:
+    """Window in a file that a sample was made from; None if it is missing."""
+    try:
+        for window in parse_windows(line for line in read_lines(path) if line.strip()):
+            if (window.kind, [*window.images]) == (sample.conversation.kind, images):
+                return window
+    except (ValueError, OSError):
+        pass
+    return None
+
+
+def _actions(window: Window | None, names: Sequence[str]) -> str:
+    """Chart of the actions of the window, or a note if the windows are missing."""
+    if window is None:
+        return note("The folder of windows is missing, so the actions cannot be shown.")
+    actions = np.array(window.actions)
+    steps, width = actions.shape
+    known = names if len(names) == width else [str(number) for number in range(width)]
+    axis = Axis(-1.5, steps - 0.5)
+    field = FieldValues("not normalized", actions, known)
+    ticks = [(float(step), f"+{step}") for step in range(steps)]
+    return field_chart(axis, np.arange(steps), field, dots=True) + axis_chart(axis, ticks)
+
+
+def _reconstructions(codes: Array, cameras: Sequence[str], decode: Decoder) -> str:
+    """Images decoded from codes [Q, K], in a row per camera; codes alternate between cameras."""
+    if not len(codes):
+        return note("This kind of sample has no codes.")
+    images = decode(codes.astype(np.int64))
+    rows = {
+        camera: [FrameView(Image.fromarray(image)) for image in images[index :: len(cameras)]]
+        for index, camera in enumerate(cameras)
+    }
+    return camera_strips(rows, 1)
+
+
+def _codes(codes: Array) -> str:
+    rows = [(number, code(" ".join(map(str, row)))) for number, row in enumerate(codes.tolist())]
+    return table(("image", "codes"), rows, numbers=(0,))

@@ -1,0 +1,382 @@
+"""Report of a folder of training shards, with their provenance and a page of some samples.
+
+Legend of shapes: T steps of a window, C dimensions of a field.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from vlatool.artifacts.fields import FieldSummary, dimensions_table, recorded_names
+from vlatool.artifacts.shards.format import ShardFolder, expects_manifest
+from vlatool.artifacts.shards.manifest import Shard, check_shards
+from vlatool.artifacts.shards.sample_card import sample_card
+from vlatool.artifacts.shards.tar_report import SampleSummary, first_sample, inspect_shard
+from vlatool.artifacts.stats.format import Statistics
+from vlatool.artifacts.stats.report import field_summary, field_table, statistics_html
+from vlatool.artifacts.tar import is_shard, open_shard
+from vlatool.errors import DataError
+from vlatool.jobs.record import read_record, read_valid_record
+from vlatool.pages.layout import (
+    Section,
+    code,
+    details,
+    evenly_spaced,
+    group,
+    heading,
+    note,
+    table,
+    tags,
+    tiles,
+)
+from vlatool.pages.plots import histogram
+from vlatool.pages.report import (
+    PageRequest,
+    Problems,
+    Report,
+    ReportPage,
+    branch,
+    finding_notes,
+    listed,
+    status_text,
+)
+from vlatool.pages.text import number_text, pairs, pixels_text, text_table
+from vlatool.storage.tree import size_text
+
+_SHOWN_OPTIONS = (
+    "stride",
+    "max_padding_left",
+    "max_padding_right",
+    "padding_strategy",
+    "resize_images_size",
+    "image_resizing_method",
+    "jpeg_quality",
+    "samples_per_shard",
+    "seed",
+)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Provenance of samples.
+
+    Attributes:
+        format: Format of the raw data.
+        sources: Names of the raw sources.
+        version: Version of vlatool.
+        created_at: Time of creation, ISO 8601.
+        is_complete: True if the command that wrote them finished; None if not recorded.
+        episodes: Number of episodes in the output.
+        failures: Number of broken episodes, which are left out.
+        dropped: Map from drop reason to number of samples.
+        options: preprocessing_config.yaml.
+    """
+
+    format: str
+    sources: tuple[str, ...]
+    version: str
+    created_at: str
+    is_complete: bool | None
+    episodes: int | None
+    failures: int
+    dropped: Mapping[str, int]
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ShardsFacts:
+    """Contents of a shard folder.
+
+    Attributes:
+        folder: Folder of the manifest.
+        window: Steps before and after the anchor; None if unknown.
+        padding_share: Share of all rows that are padding; None if unknown.
+        cameras: Map from camera to (width, height) in the first sample; None if it has no image
+            there.
+        language: Map from kind of annotation to a sentence of the first sample.
+    """
+
+    folder: str
+    samples: int
+    shards: int
+    bytes: int
+    window: tuple[int, int] | None
+    fps: float | None
+    image_indices: tuple[int, ...]
+    padding_share: float | None
+    cameras: Mapping[str, tuple[int, int] | None]
+    fields: tuple[FieldSummary, ...]
+    action_fields: tuple[str, ...]
+    proprioception_fields: tuple[str, ...]
+    language: Mapping[str, str]
+    origin: Provenance
+
+    @property
+    def views(self) -> list[tuple[str, str]]:
+        """Name and image size of each camera, as text."""
+        missing = "not in the first sample"
+        return [(name, pixels_text(size, missing)) for name, size in self.cameras.items()]
+
+
+def inspect(location: Path) -> Report:
+    """Reads the files beside the shards, checks that each shard exists, and opens the first sample.
+
+    Of one shard, reads the headers and the first sample.
+
+    Raises:
+        DataError: There is no manifest (an interrupted run has none), or it is broken; or the file
+            is not a tar.
+    """
+    if is_shard(location):
+        return inspect_shard(location)
+    folder, findings = _open(location), Problems()
+    shards, whole = folder.shards(), list[Shard]()
+    for shard in shards:
+        with findings.collecting():
+            check_shards(folder.manifest, [shard])
+            whole.append(shard)
+    options = findings.read(folder.options) or {}
+    statistics: Statistics = findings.read(folder.statistics) or {}
+    first = _first_sample(whole[0].path) if whole else None
+    origin = _provenance(folder, options, findings)
+    facts = _facts(folder, shards, first, statistics, origin)
+    status = "broken" if findings else "whole"
+    status = "incomplete" if origin.is_complete is False else status
+    language = [(kind, f'"{text}"') for kind, text in facts.language.items()]
+    fields = {info.name: info.document() for info in facts.fields}
+    return Report(
+        kind="shards",
+        headline=f"{facts.samples} samples in {facts.shards} shards",
+        facts=asdict(facts) | {"status": status, "fields": fields},
+        summary=_summary(facts, status),
+        tables=[
+            text_table("Cameras", ("name", "width x height"), facts.views),
+            field_table(facts.fields),
+            dimensions_table(facts.fields),
+            text_table("Language", ("kind", "example"), language),
+            _provenance_text(origin),
+        ],
+        findings=findings,
+        page=partial(_page, folder, facts, tiles(_tiles(facts, status)) + finding_notes(findings)),
+    )
+
+
+def _facts(
+    folder: ShardFolder,
+    shards: Sequence[Shard],
+    first: SampleSummary | None,
+    statistics: Statistics,
+    origin: Provenance,
+) -> ShardsFacts:
+    options = origin.options
+    names = recorded_names(options)
+    fields = (field_summary(name, entry, names) for name, entry in statistics.items())
+    fps = options.get("fps")
+    samples = sum(shard.num_sequences for shard in shards)
+    return ShardsFacts(
+        folder=str(folder.path),
+        samples=samples,
+        shards=len(shards),
+        bytes=sum(shard.path.stat().st_size for shard in shards if shard.path.is_file()),
+        window=_window(options),
+        fps=float(fps) if isinstance(fps, int | float) else None,
+        image_indices=tuple(listed(options, "image_indices")),
+        padding_share=_padding_share(statistics, samples),
+        cameras=dict.fromkeys(listed(options, "camera_names")) | (first.cameras() if first else {}),
+        fields=tuple(field for field in fields if field is not None),
+        action_fields=tuple(listed(options, "action_fields")),
+        proprioception_fields=tuple(listed(options, "proprioception_fields")),
+        language={kind: texts[0] for kind, texts in first.language.items()} if first else {},
+        origin=origin,
+    )
+
+
+def _summary(facts: ShardsFacts, status: str) -> dict[str, object]:
+    window, share = "unknown", facts.padding_share
+    if facts.window is not None:
+        window = f"{facts.window[0]} past + anchor + {facts.window[1]} future"
+    return {
+        "status": status_text(status),
+        "on disk": size_text(facts.bytes),
+        "window": window,
+        "rate": "unknown" if facts.fps is None else f"{number_text(facts.fps)} fps",
+        "images at": ", ".join(map(str, facts.image_indices)),
+        "padding": "unknown" if share is None else f"{share:.1%} of the rows",
+        "actions": facts.action_fields or "not recorded",
+        "proprioception": facts.proprioception_fields or "not recorded",
+    }
+
+
+def _open(location: Path) -> ShardFolder:
+    has_data = ShardFolder.find(location) is not None
+    record = read_record(location) if has_data else read_valid_record(location)
+    is_shards = record is None or not record.complete or expects_manifest(location)
+    if not has_data and not is_shards:
+        raise DataError(
+            f"{location}: inspect does not support the contents of this output",
+            hint="use `vlatool verify` to compare its files with their list",
+            code="data.unknown_output",
+            details={"path": str(location)},
+        )
+    if not has_data and record is not None:
+        raise DataError(
+            f"{location}: `vlatool {record.command}` has not written a manifest here yet",
+            hint="wait until it ends; if it was interrupted, run the same command again",
+            code="data.incomplete_output",
+            details={"path": str(location), "options": dict(record.options)},
+        )
+    return ShardFolder.open(location)
+
+
+def _first_sample(path: Path) -> SampleSummary | None:
+    try:
+        with open_shard(path) as shard:
+            return first_sample(shard)
+    except DataError:
+        return None
+
+
+def _window(options: Mapping[str, Any]) -> tuple[int, int] | None:
+    past, future = options.get("past_lowdim_steps"), options.get("future_lowdim_steps")
+    return (past, future) if isinstance(past, int) and isinstance(future, int) else None
+
+
+def _padding_share(statistics: Statistics, samples: int) -> float | None:
+    """Share of rows that are padding. Source: formats/lbm 4.1, `count` leaves padding out."""
+    counts = next((entry.get("count") for entry in statistics.values()), None)
+    if not isinstance(counts, list) or not counts or not samples:
+        return None
+    return round(1 - sum(counts) / (len(counts) * samples), 6)
+
+
+def _provenance(folder: ShardFolder, options: Mapping[str, Any], findings: Problems) -> Provenance:
+    """Provenance from the options, the record and the metadata of a shard folder."""
+    record = findings.read(folder.record)
+    metadata = findings.read(folder.metadata) or {}
+    result = (record.result or {}) if record else {}
+    return Provenance(
+        format=str(options.get("type") or ""),
+        sources=tuple(map(str, listed(options, "source_episodes"))),
+        version=str(branch(metadata, "environment").get("vlatool") or ""),
+        created_at=str(metadata.get("created_at") or ""),
+        is_complete=None if record is None else record.result is not None,
+        episodes=result.get("episodes"),
+        failures=len(result.get("failures") or ()),
+        dropped=dict(result.get("dropped") or {}),
+        options=options,
+    )
+
+
+def _provenance_text(provenance: Provenance) -> str:
+    """Provenance as text."""
+    options, episodes, failures = (provenance.options, provenance.episodes, provenance.failures)
+    sources = ", ".join(provenance.sources) or "unknown"
+    rows = pairs(
+        {
+            "from": f"{sources} ({provenance.format or 'unknown'})",
+            "episodes": "" if episodes is None else str(episodes),
+            "broken": f"{failures} episodes left out" if failures else "",
+            "dropped": [
+                f"{count} samples: {reason}" for reason, count in provenance.dropped.items()
+            ],
+            "written by": f"vlatool {provenance.version}" if provenance.version else "",
+            "at": provenance.created_at,
+            **{key: _option_text(options[key]) for key in _SHOWN_OPTIONS if key in options},
+        }
+    )
+    return "Provenance\n" + "\n".join(f"  {line}" for line in rows.split("\n"))
+
+
+def _option_text(value: object) -> str:
+    if value is None:
+        return "-"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _page(
+    folder: ShardFolder, facts: ShardsFacts, overview: str, request: PageRequest
+) -> ReportPage:
+    """Page of a folder.
+
+    Args:
+        folder: The folder.
+        facts: Its facts.
+        overview: HTML of the first section, without provenance.
+        request: Options of the page.
+    """
+    samples = list(_sample_cards(folder.shards(), request.samples, facts.origin.options))
+    findings = Problems()  # not shown: the report has them already
+    statistics = findings.read(folder.statistics) or {}
+    episodes = (findings.read(folder.episodes.shards) if folder.episodes else None) or []
+    counts = [episode.num_sequences for episode in episodes]
+    policy = {"Actions": facts.action_fields, "Proprioception": facts.proprioception_fields}
+    return ReportPage(
+        [
+            Section("Overview", overview + _provenance_html(facts.origin)),
+            Section("Cameras", table(("camera", "width x height"), facts.views, numbers=(1,))),
+            Section("Language", table(("kind", "example"), facts.language.items())),
+            Section("Samples per episode", histogram(counts, "samples per episode")),
+            Section("Statistics", statistics_html(statistics, facts.fields, policy)),
+            *group(f"Samples ({len(samples)} of {facts.samples})", samples),
+        ]
+    )
+
+
+def _tiles(facts: ShardsFacts, status: str) -> dict[str, object]:
+    share, window = facts.padding_share, facts.window
+    return {
+        "samples": f"{facts.samples:,}",
+        "shards": f"{facts.shards:,}",
+        "status": status_text(status),
+        "past + anchor + future": "" if window is None else f"{window[0]} + 1 + {window[1]}",
+        "frames per second": "" if facts.fps is None else number_text(facts.fps),
+        "images at": ", ".join(map(str, facts.image_indices)),
+        "padded rows": "" if share is None else f"{share:.1%}",
+        "on disk": size_text(facts.bytes),
+    }
+
+
+def _sample_cards(
+    shards: Sequence[Shard], count: int, options: Mapping[str, Any]
+) -> Iterator[Section]:
+    """Yields cards of samples that are evenly spaced over all shards; opens each shard once."""
+    positions = evenly_spaced(sum(shard.num_sequences for shard in shards), count)
+    start = 0
+    for shard in shards:
+        end = start + shard.num_sequences
+        in_shard = [position - start for position in positions if start <= position < end]
+        start = end
+        if not in_shard:
+            continue
+        try:
+            with open_shard(shard.path) as tar:
+                for position in in_shard:
+                    yield sample_card(tar, position, options)
+        except DataError as error:
+            yield Section(shard.path.name, note(error.message), is_under=True)
+
+
+def _provenance_html(provenance: Provenance) -> str:
+    dropped = ", ".join(
+        f"{count} samples: {reason}" for reason, count in provenance.dropped.items()
+    )
+    info = {
+        "from": ", ".join(provenance.sources),
+        "format": provenance.format,
+        "episodes": provenance.episodes,
+        "broken episodes left out": provenance.failures or None,
+        "dropped": dropped,
+        "written by vlatool": provenance.version,
+        "at": provenance.created_at,
+    }
+    options = {name: value for name, value in provenance.options.items() if _is_short(value)}
+    rows = [(code(name), code("null" if v is None else v)) for name, v in options.items()]
+    return heading("Provenance", tags(info) + details("Options", table(("key", "value"), rows)))
+
+
+def _is_short(value: object) -> bool:
+    return not isinstance(value, dict) and not (
+        isinstance(value, list) and any(isinstance(item, dict) for item in value)
+    )

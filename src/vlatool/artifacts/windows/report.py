@@ -1,0 +1,279 @@
+"""Report of a folder of windows, with a page of some windows.
+
+Legend of shapes: T actions of a window, A dimensions of an action.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from vlatool.artifacts.frame_views import file_view
+from vlatool.artifacts.lines import lines_index_path, read_lines
+from vlatool.artifacts.tar import read_index
+from vlatool.artifacts.windows.folder import (
+    PUBLISHED_CAMERAS,
+    PUBLISHED_STEPS,
+    WindowManifest,
+    lines_files,
+    read_manifest,
+)
+from vlatool.artifacts.windows.format import Window, parse_window
+from vlatool.errors import DataError
+from vlatool.jobs.files import output_files
+from vlatool.jobs.record import read_valid_record
+from vlatool.pages.images import FrameView, camera_strips, step_text
+from vlatool.pages.layout import (
+    Section,
+    card,
+    evenly_spaced,
+    group,
+    heading,
+    sentences,
+    table,
+    tags,
+    tiles,
+)
+from vlatool.pages.plots import Axis, FieldValues, axis_chart, field_chart
+from vlatool.pages.report import (
+    PageRequest,
+    Problems,
+    Report,
+    ReportPage,
+    finding_notes,
+    status_text,
+)
+from vlatool.pages.text import number_text, text_table
+from vlatool.storage.byte_ranges import ByteRange, read_byte_range
+from vlatool.storage.tree import size_text
+
+_SHOWN_TASKS = 8
+_TICKS = 16
+
+
+@dataclass(frozen=True)
+class WindowsFacts:
+    """Contents of a folder of windows.
+
+    Attributes:
+        folder: Path of the folder.
+        status: `whole`, `partial` if episodes failed, `incomplete` if the command has not finished,
+            `broken`, or `published` if vlatool did not write it.
+        bytes: Total size of the files.
+        episodes: Number of files of lines.
+        samples: Number of lines by the manifest or the indexes; None if neither exists.
+        cameras: Cameras in order.
+        window: Number of steps up to the anchor, the anchor included, and from the anchor on.
+        tasks: Instructions of the first lines of some episodes.
+        manifest: Manifest; None if it does not exist.
+    """
+
+    folder: str
+    status: str
+    bytes: int
+    episodes: int
+    samples: int | None
+    cameras: tuple[str, ...]
+    window: tuple[int, int]
+    tasks: tuple[str, ...]
+    manifest: WindowManifest | None
+
+
+def inspect(location: Path) -> Report:
+    """Reads the manifest, the indexes and the first line of some episodes.
+
+    Raises:
+        DataError: A command has started to write here, but no episode is written yet.
+    """
+    findings = Problems()
+    facts = _read_facts(location, findings)
+    count = "an unknown number of" if facts.samples is None else facts.samples
+    return Report(
+        kind="windows",
+        headline=f"{count} windows of {facts.episodes} episodes",
+        facts=asdict(facts),
+        summary=_summary(facts),
+        tables=[text_table("Tasks", ("example",), [(f'"{text}"',) for text in facts.tasks])],
+        findings=findings,
+        page=partial(_page, facts, findings),
+    )
+
+
+def _read_facts(location: Path, findings: Problems) -> WindowsFacts:
+    manifest = findings.read(read_manifest, location)
+    record = findings.read(read_valid_record, location)
+    files = lines_files(location)
+    if not files:
+        raise DataError(
+            f"{location}: no episode is written here yet",
+            hint="wait until it ends; if it was interrupted, run the same command again",
+            code="data.incomplete_output",
+            details={"path": str(location)},
+        )
+    status = "published" if record is None else "whole"
+    if record is not None and not record.complete:
+        status = "incomplete" if record.result is None else "partial"
+    chosen = files[:: max(1, len(files) // _SHOWN_TASKS)][:_SHOWN_TASKS]
+    tasks = [findings.read(_first_task, path) for path in chosen]
+    past, future = PUBLISHED_STEPS, PUBLISHED_STEPS
+    if manifest is not None:
+        past, future = manifest.past_steps, manifest.future_steps
+    return WindowsFacts(
+        folder=str(location),
+        status="broken" if findings else status,
+        bytes=sum(file.bytes for file in output_files(location)),
+        episodes=len(files),
+        samples=manifest.samples if manifest else _indexed(files),
+        cameras=manifest.cameras if manifest else PUBLISHED_CAMERAS,
+        window=(past, future),
+        tasks=tuple(dict.fromkeys(task for task in tasks if task is not None)),
+        manifest=manifest,
+    )
+
+
+def _summary(facts: WindowsFacts) -> dict[str, object]:
+    past, future = facts.window
+    info: dict[str, object] = {
+        "status": status_text(facts.status),
+        "on disk": size_text(facts.bytes),
+        "window": f"{past} steps up to the anchor, {future} from the anchor on",
+        "cameras": facts.cameras,
+    }
+    if (manifest := facts.manifest) is not None:
+        size, fps = manifest.image_size, manifest.fps
+        fields = ", ".join(manifest.action_fields)
+        info |= {
+            "images": f"{manifest.pictures}, {manifest.untouched} of them as recorded",
+            "image size": "as recorded" if size is None else f"{size[0]} x {size[1]}",
+            "rate": "unknown" if fps is None else f"{number_text(fps)} fps",
+            "actions": f"{manifest.action_width} dimensions ({fields}), not normalized",
+            "lines of a frame": manifest.qa_mode,
+            "prefix of names": manifest.names,
+        }
+    return info
+
+
+def _page(facts: WindowsFacts, findings: Problems, request: PageRequest) -> ReportPage:
+    files = lines_files(Path(facts.folder))
+    cards: list[Section] = []
+    for order, index in enumerate(_episode_indices(len(files), request.samples)):
+        # Position of the window in its episode: of the first window 0, of the last 1.
+        part = order / max(request.samples - 1, 1)
+        cards.append(card(files[index].stem, partial(_window_card, facts, files[index], part)))
+    count = "" if facts.samples is None else f" of {facts.samples}"
+    shown = {"windows": facts.samples, "episodes": facts.episodes}
+    rows = [
+        (name, ", ".join(value) if isinstance(value, tuple) else value)
+        for name, value in _summary(facts).items()
+    ]
+    tasks = heading("Tasks", sentences({"task": facts.tasks}))
+    overview = tiles(shown) + finding_notes(findings) + table((), rows) + tasks
+    title = f"Windows ({len(cards)}{count})"
+    return ReportPage([Section("Overview", overview), *group(title, cards)])
+
+
+def _episode_indices(episodes: int, windows: int) -> list[int]:
+    """Evenly spaced indices of episodes; repeated if there are fewer than windows to show."""
+    if episodes >= windows:
+        return evenly_spaced(episodes, windows)
+    return sorted(number % episodes for number in range(windows))
+
+
+def _window_card(facts: WindowsFacts, path: Path, part: float) -> Section:
+    """Card of the window at a position of an episode.
+
+    Args:
+        facts: Facts of the folder.
+        path: File of lines of the episode.
+        part: Position in the episode, 0 to 1.
+
+    Raises:
+        DataError: The line is broken.
+    """
+    lines = _line_count(path)
+    number = min(int(part * lines), lines - 1)
+    window = _window_at(path, number)
+    past, future = (_strips(facts, names) for names in (window.images, window.future))
+    steps = len(next(iter(past.values())))
+    target = {"target": "the actions" if window.kind == "vla" else "the future images"}
+    body = (
+        tags(target)
+        + heading("Instruction", sentences({"task": [window.task]}))
+        + heading(f"Past images: {steps} steps up to the anchor", camera_strips(past, 1 - steps))
+        + heading("Actions", _chart(facts, window))
+        + heading(f"Future images: {len(window.actions)} steps", camera_strips(future, 1))
+    )
+    return Section(f"{path.stem}, line {number + 1}", body, is_under=True)
+
+
+def _strips(facts: WindowsFacts, names: Sequence[str]) -> Mapping[str, Sequence[FrameView]]:
+    """Map from camera to its images; an image that occurs several times is read once."""
+    views = {name: file_view(Path(facts.folder) / name) for name in dict.fromkeys(names)}
+    return {
+        camera: [views[name] for name in names[index :: len(facts.cameras)]]
+        for index, camera in enumerate(facts.cameras)
+    }
+
+
+def _chart(facts: WindowsFacts, window: Window) -> str:
+    """Chart of the actions with a line per dimension; padding is shaded."""
+    actions = np.array(window.actions)
+    steps, width = actions.shape
+    names = facts.manifest.action_names if facts.manifest else ()
+    recorded = _num_recorded(window, len(facts.cameras))
+    padding = ((recorded - 0.5, steps - 0.5),) if recorded < steps else ()
+    axis = Axis(-0.5, steps - 0.5, anchor=0.0, shaded=padding)
+    field = FieldValues(
+        "actions, not normalized",
+        actions,
+        names if len(names) == width else [str(index) for index in range(width)],
+    )
+    every = max(1, -(-steps // _TICKS))
+    ticks = [(float(step), step_text(step)) for step in range(0, steps, every)]
+    return field_chart(axis, np.arange(steps), field, dots=True) + axis_chart(axis, ticks)
+
+
+def _num_recorded(window: Window, cameras: int) -> int:
+    """Number of actions before the end of the episode, whose last image is repeated as padding."""
+    future = window.future[::cameras]
+    if future[0] == window.images[-cameras]:
+        return 1
+    return min(len(window.actions), len(dict.fromkeys(future)) + 1)
+
+
+def _first_task(path: Path) -> str:
+    return _window_at(path, 0).task
+
+
+def _window_at(path: Path, number: int) -> Window:
+    """Window at a line of a file, by the index if there is one."""
+    index = read_index(lines_index_path(path))
+    try:
+        if index is not None and number < len(index.offsets):
+            start, length = index.ranges()[number]
+            return parse_window(read_byte_range(ByteRange(path, start, start + length)))
+        for current, line in enumerate(read_lines(path)):
+            if current == number:
+                return parse_window(line)
+        raise ValueError("has no such line")
+    except (ValueError, OSError) as error:
+        raise DataError(
+            f"{path}:{number + 1}: {error}",
+            hint="run `vlatool verify` to list all findings",
+            code="data.broken_window",
+            details={"path": str(path), "line": number + 1},
+        ) from None
+
+
+def _line_count(path: Path) -> int:
+    index = read_index(lines_index_path(path))
+    return len(index.offsets) if index is not None else sum(1 for _ in read_lines(path))
+
+
+def _indexed(files: Sequence[Path]) -> int | None:
+    """Number of lines of all files; None if a file has no index."""
+    indexes = [read_index(lines_index_path(path)) for path in files]
+    counts = [len(index.offsets) for index in indexes if index is not None]
+    return sum(counts) if len(counts) == len(files) else None

@@ -1,0 +1,119 @@
+"""Report of a location: one description of its facts, as text, as JSON and as an HTML page."""
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vlatool.episode import Array, UInt8Array
+from vlatool.errors import DataError
+from vlatool.pages.layout import Section, note
+from vlatool.pages.text import pairs, text_table
+
+T = TypeVar("T")
+
+# Codes int64 [N, K] to images uint8 [N, S, S, 3].
+Decoder = Callable[[Array], UInt8Array]
+Findings = Sequence[Mapping[str, str]]
+
+_STATUS_TEXTS = {"whole": "complete"}
+
+
+@dataclass(frozen=True)
+class PageRequest:
+    """Options of an HTML page.
+
+    Attributes:
+        episodes: Number of raw episodes to show.
+        samples: Number of training samples to show.
+        open_decoder: (folder, its entry `codes`) -> Decoder of its codes; None: show no
+            reconstructions. Raises DataError if the codes are of another tokenizer.
+    """
+
+    episodes: int = 0
+    samples: int = 0
+    open_decoder: Callable[[Path, Mapping[str, Any]], Decoder] | None = None
+
+
+@dataclass(frozen=True)
+class ReportPage:
+    """Sections of an HTML page; by default its subtitle is the headline of the report."""
+
+    sections: Sequence[Section]
+    subtitle: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Facts of an artifact or a source.
+
+    Attributes:
+        kind: `source`, `shards`, `shard`, `run`, ...; determines the keys of the document.
+        headline: Summary in one line.
+        facts: All facts as JSON values.
+        summary: Map from name to value of the first block of text.
+        tables: Further blocks of text; empty ones are left out.
+        findings: Broken or missing files, with `code` and `message`; None for a kind that has
+            none, or lists them in its facts.
+        page: Makes the HTML page; None if there is none.
+    """
+
+    kind: str
+    headline: str
+    facts: Mapping[str, Any]
+    summary: Mapping[str, object]
+    tables: Sequence[str] = ()
+    findings: Findings | None = None
+    page: Callable[[PageRequest], ReportPage] | None = field(default=None, compare=False)
+
+    def document(self) -> dict[str, Any]:
+        """Report as JSON values."""
+        findings = {} if self.findings is None else {"findings": list(self.findings)}
+        return {**self.facts, **findings, "kind": self.kind}
+
+    def blocks(self) -> list[str]:
+        """Report as blocks of text; empty ones are left out."""
+        rows = [tuple(finding.values()) for finding in self.findings or ()]
+        findings = text_table("Findings", ("code", "message"), rows)
+        return [pairs(self.summary), findings, *self.tables]
+
+
+class Problems(list[dict[str, str]]):
+    """List of findings, each with `code` and `message`."""
+
+    def read(self, read: Callable[..., T], *arguments: object) -> T | None:
+        """Result of `read`; None, and a finding, if it raises DataError."""
+        with self.collecting():
+            return read(*arguments)
+        return None
+
+    @contextmanager
+    def collecting(self) -> Generator[None]:
+        """Adds a DataError of the block as a finding."""
+        try:
+            yield
+        except DataError as error:
+            self.append({"code": error.code, "message": error.message})
+
+
+def status_text(status: str) -> str:
+    """Status of an artifact as it is shown; in documents a complete one is `whole`."""
+    return _STATUS_TEXTS.get(status, status)
+
+
+def finding_notes(findings: Findings) -> str:
+    """HTML of findings."""
+    return "".join(note(finding["message"]) for finding in findings)
+
+
+def branch(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Mapping under `key`; empty if there is none."""
+    value = tree.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def listed(tree: Mapping[str, Any], key: str) -> list[Any]:
+    """List under `key`; empty if there is none."""
+    value = tree.get(key)
+    return value if isinstance(value, list) else []

@@ -1,0 +1,458 @@
+"""Report of the episodes of a raw source, and its page.
+
+Legend of shapes: F frames, C dimensions of a field.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from vlatool.artifacts.fields import (
+    FieldRange,
+    FieldSummary,
+    dimensions_table,
+    lowdim_columns,
+    policy_fields,
+    pose_tracks,
+    position_fields,
+    unit,
+)
+from vlatool.episode import Episode, EpisodeRef
+from vlatool.errors import DataError
+from vlatool.events import Reporter
+from vlatool.findings import Finding
+from vlatool.jobs.files import output_files
+from vlatool.pages.episode import EpisodeView, episode_section, shown_positions
+from vlatool.pages.images import FrameView, frame_view
+from vlatool.pages.layout import (
+    Section,
+    card,
+    code,
+    details,
+    evenly_spaced,
+    field_label,
+    group,
+    heading,
+    table,
+    tiles,
+)
+from vlatool.pages.report import PageRequest, Report, ReportPage
+from vlatool.pages.text import number_text, pixels_text, text_table
+from vlatool.sources.base import FormatReader
+from vlatool.sources.detection import DetectedSource
+from vlatool.sources.order import select
+from vlatool.storage.tree import files_below, files_below_each, size_text
+from vlatool.transforms.relative import actual_field
+
+_CAMERA_HEADER = ("camera", "width x height", "episodes", "calibration")
+
+
+@dataclass(frozen=True)
+class CameraSummary:
+    """Summary of a camera; sizes are (width, height) in pixels."""
+
+    name: str
+    sizes: tuple[tuple[int, int], ...]
+    episodes: int
+    calibration: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LanguageSummary:
+    """Summary of a kind of annotation: number of different sentences, and one of them."""
+
+    sentences: int
+    example: str
+
+
+@dataclass(frozen=True)
+class WarningSummary:
+    """Summary of the warnings of a code: their number, and one of them."""
+
+    code: str
+    count: int
+    example: str
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """Contents of a raw source; `episodes` counts those read, `broken` lists the others."""
+
+    format: str
+    episodes: int
+    frames: int
+    frames_per_episode: tuple[int, int]
+    seconds: float
+    fps: tuple[float, ...]
+    bytes: int
+    tasks: Mapping[str, int]
+    cameras: tuple[CameraSummary, ...]
+    fields: tuple[FieldSummary, ...]
+    action_fields: tuple[str, ...]
+    proprioception_fields: tuple[str, ...]
+    language: Mapping[str, LanguageSummary]
+    warnings: tuple[WarningSummary, ...]
+    broken: tuple[Mapping[str, str], ...]
+
+    @property
+    def lengths(self) -> str:
+        """Shortest and longest episode in frames, as text."""
+        shortest, longest = self.frames_per_episode
+        return f"{shortest} to {longest}" if shortest < longest else f"{shortest}"
+
+    @property
+    def rates(self) -> str:
+        """Frames per second as text."""
+        return ", ".join(number_text(rate) for rate in self.fps)
+
+    def views(self, uncalibrated: str) -> list[tuple[str, ...]]:
+        """Row of `_CAMERA_HEADER` for each camera; `uncalibrated` is shown without calibration."""
+        return [
+            (
+                camera.name,
+                ", ".join(map(pixels_text, camera.sizes)),
+                f"{camera.episodes} / {self.episodes}",
+                ", ".join(camera.calibration) or uncalibrated,
+            )
+            for camera in self.cameras
+        ]
+
+
+def report_source(
+    location: Path, source: DetectedSource, episodes: str | None, reporter: Reporter
+) -> Report:
+    """Reads the fields of all selected episodes; of images only the size.
+
+    Raises:
+        DataError: No episode can be read, or none is selected.
+    """
+    refs = select(source.refs, episodes)
+    survey = _Survey()
+    survey.warn(getattr(source.reader, "source_findings", ()))
+    with reporter.progress("episodes", len(refs), "episodes") as bar:
+        for ref in refs:
+            try:
+                survey.add(_whole(source.reader.read(ref)))
+            except DataError as error:
+                survey.fail(ref, error)
+            bar.advance(failed=len(survey.broken))
+    if not survey.lengths:
+        raise DataError(
+            f"{location}: every episode is broken; the first: {survey.broken[0]['message']}",
+            hint=survey.broken[0]["hint"],
+            code="data.all_failed",
+            details={"failures": survey.broken},
+        )
+    # Without .vlatool/ and outputs inside the folder; a location may also be one file.
+    files = output_files(location) or files_below(location)
+    size = sum(file.bytes for file in files) if files else _named_bytes(refs)
+    facts = survey.facts(source.format, size)
+    broken = f", {len(facts.broken)} broken" if facts.broken else ""
+    return Report(
+        kind="source",
+        headline=f"{facts.format} source, {facts.episodes} episodes{broken}",
+        facts=asdict(facts) | {"fields": {info.name: info.document() for info in facts.fields}},
+        summary={
+            "frames": f"{facts.frames}, {facts.lengths} per episode",
+            "duration": f"{facts.seconds:.1f} s at {facts.rates} fps",
+            "on disk": size_text(facts.bytes),
+            "actions": facts.action_fields or "none",
+            "proprioception": facts.proprioception_fields or "none",
+        },
+        tables=_tables(facts),
+        page=partial(_page, facts, source.reader, refs),
+    )
+
+
+def _tables(facts: SourceFacts) -> list[str]:
+    tasks = [(count, task) for task, count in facts.tasks.items()]
+    language = [
+        (kind, summary.sentences, f'"{summary.example}"')
+        for kind, summary in facts.language.items()
+    ]
+    warnings = [(warning.count, warning.code, warning.example) for warning in facts.warnings]
+    broken = [(episode["episode"], episode["message"]) for episode in facts.broken]
+    return [
+        text_table("Tasks", ("episodes", "task"), tasks),
+        text_table("Cameras", ("name", *_CAMERA_HEADER[1:]), facts.views("no")),
+        _field_table(facts.fields),
+        dimensions_table(facts.fields),
+        text_table("Language", ("kind", "sentences", "example"), language),
+        text_table("Warnings", ("count", "code", "example"), warnings),
+        text_table("Broken episodes", ("episode", "reason"), broken),
+    ]
+
+
+def _field_table(fields: Sequence[FieldSummary]) -> str:
+    """Table of fields of raw episodes, one row per field."""
+    header = ("name", "width", "dtype", "range", "constant dimensions")
+    rows = (
+        (
+            field.name,
+            field.width or "-",
+            field.dtype,
+            f'"{field.example}"' if field.dtype == "text" else field.range_text,
+            field.constant_text,
+        )
+        for field in fields
+    )
+    return text_table("Fields", header, rows)
+
+
+def _page(
+    facts: SourceFacts, reader: FormatReader, refs: Sequence[EpisodeRef], request: PageRequest
+) -> ReportPage:
+    """Page with some of the episodes `refs`."""
+    broken = {episode["episode"] for episode in facts.broken}
+    whole = [ref for ref in refs if ref.id not in broken]
+    episodes = [
+        card(ref.id, lambda ref=ref: episode_section(_view(reader.read(ref))))
+        for ref in (whole[i] for i in evenly_spaced(len(whole), request.episodes))
+    ]
+    return ReportPage(
+        [*_overview(facts), *group(f"Episodes ({len(episodes)} of {len(whole)})", episodes)]
+    )
+
+
+def _overview(facts: SourceFacts) -> list[Section]:
+    info = {
+        "format": facts.format,
+        "episodes": f"{facts.episodes:,}",
+        "frames": f"{facts.frames:,}",
+        "seconds": f"{facts.seconds:,.1f}",
+        "frames per second": facts.rates,
+        "frames per episode": facts.lengths,
+        "on disk": size_text(facts.bytes),
+    }
+    tasks = table(("task", "episodes"), facts.tasks.items(), numbers=(1,))
+    language = table(
+        ("kind", "sentences", "example"),
+        [(kind, summary.sentences, summary.example) for kind, summary in facts.language.items()],
+        numbers=(1,),
+    )
+    broken = table(
+        ("broken episode", "reason"),
+        [(episode["episode"], episode["message"]) for episode in facts.broken],
+    )
+    warnings = table(
+        ("warning", "count", "example"),
+        [(code(warning.code), warning.count, warning.example) for warning in facts.warnings],
+        numbers=(1,),
+    )
+    return [
+        Section("Overview", tiles(info)),
+        Section("Problems", broken + warnings),
+        Section("Tasks", tasks + heading("Language", language)),
+        Section("Cameras", table(_CAMERA_HEADER, facts.views("none"), numbers=(1, 2))),
+        Section("Fields", _field_section(facts)),
+    ]
+
+
+def _field_section(facts: SourceFacts) -> str:
+    policy = {*facts.action_fields, *facts.proprioception_fields}
+    names = {name.removesuffix("_relative") for name in policy}
+    first = [info for info in facts.fields if info.name in names]
+    others = [info for info in facts.fields if info.name not in names]
+    if not first:
+        return _field_html(others)
+    more = details(f"{len(others)} more fields", _field_html(others)) if others else ""
+    return _field_html(first) + more
+
+
+def _field_html(fields: Sequence[FieldSummary]) -> str:
+    """HTML table of fields, one row per field."""
+    rows = [
+        (
+            field_label(info.name),
+            info.width or "",
+            info.dtype,
+            info.example if info.dtype == "text" else info.range_text,
+            unit(info.name),
+            info.dimensions_text,
+            info.constant_text,
+        )
+        for info in fields
+    ]
+    header = ("field", "width", "type", "range", "unit", "dimensions", "constant dimensions")
+    return table(header, rows, numbers=(1,))
+
+
+def _view(episode: Episode) -> EpisodeView:
+    """View of a raw episode; decodes the images of its strip."""
+    shown = shown_positions(episode.num_frames)
+    numbers = lowdim_columns(episode.lowdim, episode.num_frames)
+    actions, proprioception = policy_fields(
+        numbers, episode.action_fields, episode.proprioception_fields, episode.dimension_names
+    )
+    return EpisodeView(
+        name=episode.id,
+        info={
+            "task": episode.task,
+            "frames": episode.num_frames,
+            "seconds": f"{episode.num_frames / episode.fps:.1f}",
+            "fps": f"{episode.fps:g}",
+        },
+        fps=episode.fps,
+        frames=np.arange(episode.num_frames),
+        shown=shown,
+        cameras={name: _strip(episode, name, shown) for name in episode.cameras},
+        actions=actions,
+        proprioception=proprioception,
+        tracks=pose_tracks(numbers, _pose_fields(episode)),
+        language=episode.language,
+        problems=[finding.message for finding in episode.findings],
+    )
+
+
+def _pose_fields(episode: Episode) -> dict[str, str]:
+    """Map from measured position field to measured rotation field."""
+    groups = {
+        actual_field(group.position_key) or group.position_key: actual_field(group.rotation_key)
+        or group.rotation_key
+        for group in episode.pose_groups
+    }
+    return groups or position_fields(episode.lowdim)
+
+
+def _strip(episode: Episode, camera: str, shown: Sequence[int]) -> list[FrameView]:
+    calibration = episode.calibration.get(camera)
+    intrinsics = None if calibration is None else calibration.intrinsics
+    extrinsics = None if calibration is None else calibration.extrinsics
+    try:
+        images = episode.cameras[camera].read(shown)
+    except DataError as error:
+        return [FrameView(None, problem=error.message)] * len(shown)
+    return [
+        frame_view(image, intrinsics, extrinsics, frame)
+        for frame, image in zip(shown, images, strict=True)
+    ]
+
+
+def _named_bytes(refs: Sequence[EpisodeRef]) -> int:
+    """Total size of the files of episodes, for a location that cannot be listed."""
+    paths = {path for ref in refs for path in (ref.path, *ref.files)}
+    return sum(file.bytes for files in files_below_each([*paths]) for file in files)
+
+
+def _whole(episode: Episode) -> Episode:
+    """The episode; raises DataError if a camera that its data set declares is missing."""
+    for error in episode.missing_cameras.values():
+        raise error
+    return episode
+
+
+@dataclass
+class _Survey:
+    """Accumulator over episodes; the episodes are not stored."""
+
+    lengths: list[int] = field(default_factory=list[int])
+    broken: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
+    seconds: float = 0.0
+    rates: set[float] = field(default_factory=set[float])
+    tasks: Counter[str] = field(default_factory=Counter[str])
+    sizes: dict[str, Counter[tuple[int, int]]] = field(
+        default_factory=dict[str, Counter[tuple[int, int]]]
+    )
+    calibration: dict[str, dict[str, None]] = field(default_factory=dict[str, dict[str, None]])
+    ranges: dict[str, FieldRange] = field(default_factory=dict[str, FieldRange])
+    actions: dict[str, None] = field(default_factory=dict[str, None])
+    proprioception: dict[str, None] = field(default_factory=dict[str, None])
+    sentences: dict[str, dict[str, None]] = field(default_factory=dict[str, dict[str, None]])
+    warnings: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+
+    def add(self, episode: Episode) -> None:
+        """Adds an episode.
+
+        Raises:
+            DataError: A camera cannot be opened; the episode is not added then.
+        """
+        sizes = {name: camera.size for name, camera in episode.cameras.items()}
+        for name, (height, width) in sizes.items():
+            self.sizes.setdefault(name, Counter())[width, height] += 1
+        self.lengths.append(episode.num_frames)
+        self.seconds += episode.num_frames / episode.fps
+        self.rates.add(episode.fps)
+        self.tasks[episode.task] += 1
+        self.actions |= dict.fromkeys(episode.action_fields)
+        self.proprioception |= dict.fromkeys(episode.proprioception_fields)
+        for name, calibration in episode.calibration.items():
+            known = self.calibration.setdefault(name, {})
+            for part in ("intrinsics", "extrinsics"):
+                if getattr(calibration, part) is not None:
+                    known[part] = None
+        for kind, sentences in episode.language.items():
+            self.sentences.setdefault(kind, {}).update(dict.fromkeys(sentences))
+        self._add_fields(episode)
+        self.warn(finding for finding in episode.findings if finding.severity != "info")
+
+    def fail(self, ref: EpisodeRef, error: DataError) -> None:
+        """Adds an episode that cannot be read."""
+        self.broken.append(
+            {
+                "episode": ref.id,
+                "path": str(ref.path),
+                "code": error.code,
+                "message": error.message,
+                "hint": error.hint,
+            }
+        )
+
+    def warn(self, findings: Iterable[Finding]) -> None:
+        """Adds findings."""
+        for finding in findings:
+            self.warnings.setdefault(finding.code, []).append(finding.message)
+
+    def facts(self, name: str, size: int) -> SourceFacts:
+        """Facts of all episodes so far."""
+        self._warn_of_absent_fields()
+        return SourceFacts(
+            format=name,
+            episodes=len(self.lengths),
+            frames=sum(self.lengths),
+            frames_per_episode=(min(self.lengths), max(self.lengths)),
+            seconds=round(self.seconds, 3),
+            fps=tuple(sorted(self.rates)),
+            bytes=size,
+            tasks=dict(self.tasks.most_common()),
+            cameras=tuple(
+                CameraSummary(
+                    name, tuple(sizes), sizes.total(), tuple(self.calibration.get(name, ()))
+                )
+                for name, sizes in self.sizes.items()
+            ),
+            fields=tuple(field.info() for field in self.ranges.values()),
+            action_fields=tuple(self.actions),
+            proprioception_fields=tuple(self.proprioception),
+            language={
+                kind: LanguageSummary(len(texts), next(iter(texts), ""))
+                for kind, texts in self.sentences.items()
+            },
+            warnings=tuple(
+                WarningSummary(code, len(messages), messages[0])
+                for code, messages in self.warnings.items()
+            ),
+            broken=tuple(self.broken),
+        )
+
+    def _add_fields(self, episode: Episode) -> None:
+        for name, values in episode.lowdim.items():
+            if name not in self.ranges:
+                self.ranges[name] = FieldRange(name, values, episode.dimension_names)
+            problem = self.ranges[name].add(values)
+            if problem:
+                message = f"{episode.id}: field {name!r} {problem}"
+                self.warnings.setdefault("odd_field", []).append(message)
+
+    def _warn_of_absent_fields(self) -> None:
+        total = len(self.lengths)
+        absent = [
+            f"field {name!r} is in {field.episodes} of {total} episodes"
+            for name, field in self.ranges.items()
+            if field.episodes < total
+        ]
+        if absent:
+            self.warnings["field_not_everywhere"] = absent

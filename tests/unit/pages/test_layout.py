@@ -1,0 +1,42 @@
+"""Parts of an HTML page."""
+
+import pytest
+
+from vlatool.errors import DataError
+from vlatool.pages.layout import Section, card, evenly_spaced, group, page, table, tiles
+
+
+@pytest.mark.parametrize(
+    ("total", "count", "positions"), [(10, 2, [2, 7]), (3, 5, [0, 1, 2]), (0, 3, []), (4, 0, [])]
+)
+def test_positions_are_the_centers_of_equal_parts(
+    total: int, count: int, positions: list[int]
+) -> None:
+    assert evenly_spaced(total, count) == positions
+
+
+def test_a_card_that_cannot_be_made_shows_the_error() -> None:
+    def fail() -> Section:
+        raise DataError("a.tar: is torn & empty")
+
+    assert "is torn &amp; empty" in card("sample", fail).body
+
+
+def test_a_group_without_cards_has_no_heading() -> None:
+    assert group("Samples (0 of 0)", []) == []
+    assert len(group("Samples (1 of 1)", [Section("first", "body")])) == 2
+
+
+def test_empty_sections_have_no_link() -> None:
+    text = page("raw", "source", [Section("Overview", "<b>1</b>"), Section("Problems", "")])
+    assert ">Overview</a>" in text
+    assert "Problems" not in text
+
+
+def test_a_table_escapes_text_and_aligns_numbers() -> None:
+    text = table(("task", "episodes"), [("<pick>", 3)], numbers=(1,))
+    assert "<td>&lt;pick&gt;</td><td class=number>3</td>" in text
+
+
+def test_tiles_leave_empty_values_out() -> None:
+    assert "split" not in tiles({"images": 4, "split": "", "fps": None})
