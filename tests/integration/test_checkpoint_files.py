@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from tests.builders.training import tiny_arguments, tiny_config, world_shards
 from vlatool.artifacts.run.format import RunDir
 from vlatool.cli.app import run as run_command
 from vlatool.errors import DataError
-from vlatool.evaluation.trained_policy import load_trained
+from vlatool.models.trained import open_trained
 from vlatool.workflows.train import train
 
 STEPS = {"total_train_steps": 2, "num_checkpoints": 2}
@@ -49,20 +50,35 @@ def test_list_of_checkpoint_files_is_complete(run: RunDir) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", [flip, Path.unlink])
-def test_damaged_file_stops_evaluation_and_training_with_its_name(
+def test_damaged_file_stops_training_with_its_name(
     damage: Callable[[Path], None], name: str, run: RunDir, data: Path
 ) -> None:
-    path = run.checkpoint(2) / name
-    damage(path)
-    for use in (
-        lambda: load_trained(str(run.root), "auto"),
-        lambda: load_trained(str(run.checkpoint(2)), "raw"),
-        lambda: train(tiny_config(data, run.root, **STEPS)),
-    ):
+    damage(run.checkpoint(2) / name)
+    with pytest.raises(DataError) as caught:
+        train(tiny_config(data, run.root, **STEPS))
+    assert caught.value.code == "data.broken_checkpoint"
+    assert name in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("damage", "name", "weights"),
+    [
+        (flip, "ema.safetensors", "auto"),
+        (flip, "model.safetensors", "raw"),
+        (Path.unlink, "ema.safetensors", "auto"),
+        (Path.unlink, "model.safetensors", "raw"),
+        (Path.unlink, "manifest.json", "auto"),
+    ],
+)
+def test_damaged_file_that_evaluation_reads_is_an_error_with_its_name(
+    damage: Callable[[Path], None], name: str, weights: Any, run: RunDir
+) -> None:
+    damage(run.checkpoint(2) / name)
+    for location in (run.root, run.checkpoint(2)):
         with pytest.raises(DataError) as caught:
-            use()
+            open_trained(str(location), weights=weights)
         assert caught.value.code == "data.broken_checkpoint"
-        assert path.name in caught.value.message
+        assert name in caught.value.message
 
 
 def test_without_the_damaged_checkpoint_the_run_resumes_from_the_one_before(
@@ -71,7 +87,7 @@ def test_without_the_damaged_checkpoint_the_run_resumes_from_the_one_before(
     flip(run.checkpoint(2) / "model.safetensors")
     shutil.rmtree(run.checkpoint(2))
     assert train(tiny_config(data, run.root, **STEPS)).status == "trained"
-    assert load_trained(str(run.root), "auto").checkpoint == run.checkpoint(2)
+    assert open_trained(str(run.root)).origin.checkpoint == run.checkpoint(2)
 
 
 def test_weights_that_no_manifest_lists_are_not_used(run: RunDir) -> None:
@@ -81,7 +97,7 @@ def test_weights_that_no_manifest_lists_are_not_used(run: RunDir) -> None:
     del tree["files"]["ema.safetensors"]
     (folder / "manifest.json").write_text(json.dumps(tree))
     shutil.copy(folder / "model.safetensors", folder / "ema.safetensors")
-    assert load_trained(str(run.root), "auto").weights == "raw"
+    assert open_trained(str(run.root)).origin.weights == "raw"
 
 
 def test_verify_of_a_run_reports_that_its_newest_checkpoint_has_no_manifest(
@@ -104,7 +120,7 @@ def test_latest_that_is_not_the_newest_is_ignored_and_repaired(
 ) -> None:
     expected = run.latest_file.read_bytes()
     run.latest_file.unlink() if content is None else run.latest_file.write_text(content)
-    assert load_trained(str(run.root), "auto").checkpoint == run.checkpoint(2)
+    assert open_trained(str(run.root)).origin.checkpoint == run.checkpoint(2)
     assert run_command(["inspect", str(run.root), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["step"] == 2
     assert train(tiny_config(data, run.root, **STEPS)).status == "already complete"
@@ -122,13 +138,13 @@ def test_lost_file_of_a_complete_run_is_written_again(
     assert train(config).status == "already complete"
     actual = path.read_bytes().replace(str(run.root.parent).encode(), str(whole.parent).encode())
     assert actual == (whole / name).read_bytes()
-    load_trained(str(run.root), "auto")
+    open_trained(str(run.root))
 
 
 def test_changed_statistics_of_a_run_are_not_used(run: RunDir) -> None:
     run.stats.write_text(run.stats.read_text().replace("1", "2", 1))
     with pytest.raises(DataError) as caught:
-        load_trained(str(run.root), "auto")
+        open_trained(str(run.root))
     assert caught.value.details["path"] == str(run.stats)
 
 
@@ -136,7 +152,7 @@ def test_changed_statistics_of_a_run_are_not_used(run: RunDir) -> None:
 def test_damaged_file_of_a_run_has_a_hint(name: str, run: RunDir) -> None:
     (run.root / name).write_text("[" * 200 + "]" * 200)
     with pytest.raises(DataError) as caught:
-        load_trained(str(run.root), "auto")
+        open_trained(str(run.root))
     assert caught.value.hint
 
 

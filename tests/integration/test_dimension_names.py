@@ -19,8 +19,8 @@ from vlatool.errors import DataError
 from vlatool.evaluation.config import OpenLoopConfig
 from vlatool.evaluation.control import ResizeLog
 from vlatool.evaluation.offline import evaluate_open_loop
-from vlatool.evaluation.trained_policy import load_trained
 from vlatool.events import NullProgress
+from vlatool.models.trained import open_trained
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.evaluate import recorded_pairs
 from vlatool.workflows.inspect import InspectConfig, inspect
@@ -83,14 +83,15 @@ def test_names_are_on_pages(part: str, raw: Path, data: Path, tmp_path: Path) ->
 
 
 def test_a_run_keeps_the_names(trained: Path) -> None:
-    assert load_trained(str(trained), "auto").assets.names == {"action": JOINTS}
+    assert open_trained(str(trained)).assets.names == {"action": JOINTS}
 
 
 def test_curves_and_tables_of_an_evaluation_have_the_names(data: Path, trained: Path) -> None:
-    policy = load_trained(str(trained), "auto")
-    pairs = recorded_pairs(str(data), policy, 0)
-    log = ResizeLog(policy.policy.sees, print)
-    report = evaluate_open_loop(policy.policy, pairs, OpenLoopConfig(), log, NullProgress())
+    opened = open_trained(str(trained))
+    policy = opened.policy()
+    pairs = recorded_pairs(str(data), policy, opened, 0)
+    log = ResizeLog(policy.sees, print)
+    report = evaluate_open_loop(policy, pairs, OpenLoopConfig(), log, NullProgress())
     assert list(report.curves) == ["action: shoulder", "action: elbow"]
     assert report.fields["action"]["names"] == JOINTS
 

@@ -31,13 +31,13 @@ from vlatool.evaluation.control import ResizeLog, chunk_seed
 from vlatool.evaluation.offline import evaluate_open_loop
 from vlatool.evaluation.plots import save_curves
 from vlatool.evaluation.rollouts import wilson_interval
-from vlatool.evaluation.trained_policy import load_trained
 from vlatool.events import NullProgress, NullReporter
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.decode import DecodedSample, SampleDecoder
 from vlatool.loading.robotics.kind import RoboticsAssets
 from vlatool.loading.robotics.normalizer import Normalizer
 from vlatool.models.policy import RoboticsPolicy
+from vlatool.models.trained import open_trained
 from vlatool.transforms.relative import relative_actions
 from vlatool.transforms.rotations import matrix_from_rot6d
 from vlatool.workflows.evaluate import open_loop, recorded_pairs, rollout
@@ -85,7 +85,7 @@ class ProgressRecorder(NullReporter):
 
 def decoded(data: Path, run: Path) -> list[DecodedSample]:
     """Decoded samples of the episodes, in the order of their manifest."""
-    config = load_trained(str(run), "auto").config.data
+    config = open_trained(str(run)).config.data
     decode = SampleDecoder(config)
     shards = read_manifest(data / "episodes" / "manifest.jsonl")
     stored = wds.WebDataset([str(sample.path) for sample in shards], shardshuffle=False)
@@ -128,7 +128,7 @@ def test_baselines_are_those_computed_by_hand(
 def test_error_of_the_policy_is_that_computed_by_hand(
     report: dict[str, Any], data: Path, run: Path
 ) -> None:
-    trained = load_trained(str(run), "auto")
+    trained = open_trained(str(run))
     samples = decoded(data, run)
     chunks: list[np.ndarray] = []
     for start in range(0, len(samples), 32):
@@ -144,7 +144,7 @@ def test_error_of_the_policy_is_that_computed_by_hand(
             for sample in samples[start : start + 32]
         ]
         seeds = [chunk_seed(0, start + row) for row in range(len(observations))]
-        chunks.append(trained.policy.act(observations, seeds=seeds)[RELATIVE])
+        chunks.append(trained.policy().act(observations, seeds=seeds)[RELATIVE])
     recorded = np.stack([sample.fields[RELATIVE] for sample in samples])[:, 1:]
     mask = np.stack([sample.future_mask for sample in samples])[:, 1:]
     by_hand = np.abs(np.concatenate(chunks) - recorded)[mask].mean(axis=0)
@@ -156,7 +156,7 @@ def test_error_of_a_step_is_that_computed_by_hand(
     report: dict[str, Any], data: Path, run: Path
 ) -> None:
     samples = decoded(data, run)
-    statistics = load_trained(str(run), "auto").assets.statistics[RELATIVE]
+    statistics = open_trained(str(run)).assets.statistics[RELATIVE]
     recorded = np.stack([sample.fields[RELATIVE] for sample in samples])[:, 1:]
     mask = np.stack([sample.future_mask for sample in samples])[:, 1:]
     errors = np.abs(recorded - np.asarray(statistics["mean"])) / np.asarray(statistics["std"])
@@ -209,12 +209,13 @@ def test_progress_ends_at_the_number_of_samples(data: Path, run: Path, tmp_path:
 
 @pytest.mark.parametrize("share", [1, 3])
 def test_points_of_curves_have_the_frames_of_the_episode(data: Path, run: Path, share: int) -> None:
-    trained = load_trained(str(run), "auto")
-    pairs = recorded_pairs(str(data), trained, 0)
+    trained = open_trained(str(run))
+    policy = trained.policy()
+    pairs = recorded_pairs(str(data), policy, trained, 0)
     config = OpenLoopConfig(max_samples=len(pairs) // share)
-    log = ResizeLog(trained.policy.sees, print)
+    log = ResizeLog(policy.sees, print)
 
-    report = evaluate_open_loop(trained.policy, pairs, config, log, NullProgress())
+    report = evaluate_open_loop(policy, pairs, config, log, NullProgress())
 
     assert report.frames.tolist() == list(range(0, 12, share))
     assert all(
@@ -520,13 +521,13 @@ def test_past_actions_are_relative_to_the_current_pose() -> None:
 
 
 def test_missing_reference_pose_is_an_error(run: Path) -> None:
-    trained = load_trained(str(run), "auto")
+    trained = open_trained(str(run))
     observation = Observation(
         images={name: np.zeros((2, 64, 64, 3), np.uint8) for name in CAMERAS},
         fields={XYZ: np.zeros((2, 3)), HAND: np.zeros((2, 1))},
     )
     with pytest.raises(DataError) as caught:
-        trained.policy.act([observation], seeds=[0])
+        trained.policy().act([observation], seeds=[0])
     assert (caught.value.code, caught.value.details["field"]) == ("data.missing_field", ROT)
 
 

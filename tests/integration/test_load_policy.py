@@ -30,8 +30,8 @@ from vlatool.errors import VlatoolError
 from vlatool.evaluation.config import RolloutConfig
 from vlatool.evaluation.control import PolicyRunner, ResizeLog, chunk_seed
 from vlatool.evaluation.controllers import PolicyController
-from vlatool.evaluation.trained_policy import load_trained
 from vlatool.models.policy import Policy
+from vlatool.models.trained import open_trained
 from vlatool.workflows.evaluate import with_world_mapping
 from vlatool.workflows.train import train
 from vlatool.world.registration import ENVIRONMENT, register_environments
@@ -114,7 +114,7 @@ def test_actions_are_those_of_a_rollout(run: Path, execute: int) -> None:
     config = with_world_mapping(
         RolloutConfig(env=ENVIRONMENT, execute_steps=execute, checkpoint=str(run), batch_size=1)
     )
-    trained = load_trained(str(run), "auto").policy
+    trained = open_trained(str(run)).policy()
     controller = PolicyController(trained, config, ResizeLog(trained.sees, print))
     policy = vlatool.load_policy(run, seed=SEED)
     register_environments()
@@ -138,7 +138,7 @@ def test_relative_actions_are_returned_as_absolute(run: Path) -> None:
     """The chunk is that for the same images, noise and training data, moved and rotated."""
     policy = vlatool.load_policy(run, seed=SEED)
     observation = random_observation(0)
-    trained = load_trained(str(run), "auto").policy
+    trained = open_trained(str(run)).policy()
     window = Observation(
         images={camera: np.stack([observation[camera]] * 2) for camera in CAMERAS},
         fields={name: np.stack([np.asarray(observation[name], float)] * 2) for name in (XYZ, HAND)},
@@ -173,9 +173,9 @@ class RecordingPolicy:
 @pytest.fixture
 def windows(run: Path) -> Recorded:
     """A policy, and the list of its observations."""
-    trained = load_trained(str(run), "auto")
-    recording: Any = RecordingPolicy(trained.policy)
-    return PolicyRunner(recording, trained.checkpoint, "raw", SEED), recording.windows
+    trained = open_trained(str(run))
+    recording: Any = RecordingPolicy(trained.policy())
+    return PolicyRunner(recording, trained.origin, SEED), recording.windows
 
 
 def numbers(window: Observation) -> list[float]:
@@ -280,7 +280,7 @@ def test_invalid_observation_does_not_change_the_history(policy: PolicyRunner) -
 
 def test_image_gets_the_size_of_the_training_data(run: Path) -> None:
     """A smooth image, twice as large and with a wider field of view, gives nearly the same."""
-    transform = load_trained(str(run), "auto").assets.images
+    transform = open_trained(str(run)).assets.images
     rows, columns = np.mgrid[0:64, 0:64]
     small = np.stack([4 * rows, 4 * columns, rows + columns], -1).astype(np.uint8)
     large = np.repeat(np.repeat(small, 2, axis=0), 2, axis=1)
@@ -337,7 +337,7 @@ def test_size_of_images_is_that_stored_in_the_run(
     options: dict[str, Any], size: tuple[int, int] | None, run: Path, tmp_path: Path
 ) -> None:
     changed = changed_options(run, tmp_path / "run", **options)
-    assert load_trained(str(changed), "auto").assets.images.size == size
+    assert open_trained(str(changed)).assets.images.size == size
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ EXCEPTIONS: dict[str, str] = {
     **dict.fromkeys(
         ("foreign", "ForeignWeights", "find_weights", "Origin", "find_origin"), _ONE_OPENER
     ),
-    **dict.fromkeys(("TrainedPolicy", "load_trained", "open_tokenizer"), _ONE_OPENER),
+    "open_tokenizer": _ONE_OPENER,
     **dict.fromkeys(
         ("on_ranks", "one_voice", "Membership", "RankEnd", "RankResult", "_Told", "_PassedOn"),
         _CHILD_PROCESS,

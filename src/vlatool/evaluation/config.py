@@ -1,12 +1,11 @@
 """Options of evaluation, on recorded data or in an environment."""
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
 from vlatool.config.base import ConfigModel, required_field
-
-Weights = Literal["auto", "ema", "raw"]
+from vlatool.models.trained import Weights
 
 
 class OpenLoopConfig(ConfigModel):

@@ -7,7 +7,7 @@ action steps, C dimensions of a field.
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,9 @@ import numpy as np
 
 from vlatool.episode import Array, Observation, ObservationSpec, UInt8Array
 from vlatool.errors import DataError, UsageError
-from vlatool.evaluation.config import Weights
-from vlatool.evaluation.trained_policy import TrainedPolicy, load_trained
 from vlatool.loading.permutations import keyed_generator
 from vlatool.models.policy import Policy, SamplesInSteps
+from vlatool.models.trained import Origin, Trained, Weights, open_trained
 from vlatool.plugins import did_you_mean
 
 _INSTRUCTION = "instruction"
@@ -264,19 +263,19 @@ class PolicyRunner:
         actions: Action fields, name to width; all absolute, so no name ends in `_relative`.
         fps: Steps per second.
         horizon: Steps of an action chunk.
-        checkpoint: Checkpoint that the weights are from.
+        checkpoint: Checkpoint or published file that the weights are from.
         weights: `ema` or `raw`.
     """
 
-    def __init__(self, policy: Policy, checkpoint: Path, weights: str, seed: int) -> None:
+    def __init__(self, policy: Policy, origin: Origin, seed: int) -> None:
         sees = policy.sees
         self.cameras = tuple(sees.cameras)
         self.fields = dict(sees.fields)
         self.actions = dict(policy.actions)
         self.fps = policy.fps
         self.horizon = policy.horizon
-        self.checkpoint = checkpoint
-        self.weights = weights
+        self.checkpoint = origin.checkpoint or origin.file
+        self.weights = origin.weights
         self._policy = policy
         self._seed = seed
         self._resizes = ResizeLog(sees, partial(_log.warning, "%s"))
@@ -430,17 +429,18 @@ def _vector(name: str, values: Any, width: int) -> Array:
     return array.astype(np.float64).reshape(width)
 
 
-def open_policy(location: str, weights: Weights, inference_steps: int) -> TrainedPolicy:
-    """Loads a policy that evaluates its network `inference_steps` times per chunk, if at all.
+def open_policy(location: str, weights: Weights, inference_steps: int) -> tuple[Policy, Trained]:
+    """Policy that evaluates its network `inference_steps` times per chunk, if at all; its weights.
 
     Raises:
         UsageError: The location is empty, or there are no averaged weights but `ema` was requested.
         DataError: There is no checkpoint, it is broken, or its model is not a policy.
     """
-    trained = load_trained(location, weights)
-    if isinstance(trained.policy, SamplesInSteps):
-        return replace(trained, policy=trained.policy.with_steps(inference_steps))
-    return trained
+    trained = open_trained(location, weights=weights)
+    policy = trained.policy()
+    if isinstance(policy, SamplesInSteps):
+        policy = policy.with_steps(inference_steps)
+    return policy, trained
 
 
 def load_policy(
@@ -479,5 +479,5 @@ def load_policy(
             code="usage.bad_value",
         )
     seed = _seed(seed)
-    trained = open_policy(str(checkpoint), weights, inference_steps)
-    return PolicyRunner(trained.policy, trained.checkpoint, trained.weights, seed)
+    policy, trained = open_policy(str(checkpoint), weights, inference_steps)
+    return PolicyRunner(policy, trained.origin, seed)

@@ -1,14 +1,15 @@
-"""Contract checks for authors of formats, sinks and model types: one line in their tests.
+"""Contract checks for authors of formats, sinks, model types and policies: one line in their tests.
 
     check_reader(AcmeReader, "tests/data/acme")
     check_sink(AcmeSink)
     check_model_type(AcmeType, {"width": 32}, data="tests/data/acme")
+    check_policy(AcmePolicy())
 
 Each raises an AssertionError that names the part of the contract that is broken.
 """
 
-from vlatool.testing.models import check_model_type
+from vlatool.testing.models import check_model_type, check_policy
 from vlatool.testing.readers import check_reader
 from vlatool.testing.sinks import check_sink
 
-__all__ = ["check_model_type", "check_reader", "check_sink"]
+__all__ = ["check_model_type", "check_policy", "check_reader", "check_sink"]

@@ -39,7 +39,7 @@ from vlatool.testing.model_rules import (
     first_steps,
     trainable_parameters,
 )
-from vlatool.testing.policies import check_policy, check_recorded
+from vlatool.testing.policies import check_acting, check_recorded
 from vlatool.training.checkpoints import save_checkpoint
 from vlatool.training.config import TrainConfig
 from vlatool.training.data import DataStreams
@@ -300,7 +300,7 @@ class ModelChecks:
                 parts[name] = part.module.to(trained.runtime.device).eval()
         policy = self.model_type.policy(config.model, parts, assets, root)
         if policy is not None:
-            check_policy(policy)
+            check_acting(policy)
             if isinstance(config.data_kind, HasPairs):
                 location = getattr(config.data, config.data_kind.folders_keys[0])[0]
                 options = PairOptions(policy.sees, policy.horizon)

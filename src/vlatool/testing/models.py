@@ -49,3 +49,11 @@ def _check_light_import(module: str) -> None:
     assert completed.returncode == 0, (
         f"importing {module} fails or imports torch; import torch inside methods"
     )
+
+
+def check_policy(policy: Any) -> None:
+    """Checks the contract of a policy, `models.policy.Policy`, on made-up observations."""
+    # Imports torch, which checks of formats and sinks do not need.
+    from vlatool.testing.policies import check_acting
+
+    check_acting(policy)

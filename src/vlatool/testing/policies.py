@@ -16,13 +16,14 @@ from vlatool.evaluation.offline import evaluate_open_loop
 from vlatool.events import NullProgress
 from vlatool.loading.base import RecordedPairs
 from vlatool.models.policy import Policy
+from vlatool.models.trained import Origin
 
 _NUM_OBSERVATIONS = 3
 # Used if the policy sees images of any size.
 _SIDE = 64
 
 
-def check_policy(policy: Policy) -> None:
+def check_acting(policy: Policy) -> None:
     """Checks the contract of a policy on made-up observations, alone and in a control loop."""
     missing = [
         name
@@ -34,7 +35,7 @@ def check_policy(policy: Policy) -> None:
     rng = np.random.default_rng(0)
     observations = [_observation(policy.sees, rng) for _ in range(_NUM_OBSERVATIONS)]
     _check_chunks(policy, observations, dict(policy.actions))
-    runner = PolicyRunner(policy, Path(), "raw", 0)
+    runner = PolicyRunner(policy, Origin("", Path()), 0)
     for observation in observations:
         images = {name: rows[-1] for name, rows in observation.images.items()}
         fields = {name: rows[-1] for name, rows in observation.fields.items()}

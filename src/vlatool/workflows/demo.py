@@ -246,7 +246,7 @@ def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluat
     words = ["eval", "rollout", paths.run, "--env", ENVIRONMENT, "--episodes", config.rollouts]
     _log_command(reporter, *words, "--seed", _FIRST_SEED)
     settings = with_world_mapping(RolloutConfig(env=ENVIRONMENT, seed=_FIRST_SEED))
-    policy = open_policy(str(paths.run), settings.weights, settings.inference_steps).policy
+    policy, _ = open_policy(str(paths.run), settings.weights, settings.inference_steps)
     log = ResizeLog(policy.sees, reporter.note)
     seeds = range(_FIRST_SEED, _FIRST_SEED + config.rollouts)
     true_plan = RolloutPlan(

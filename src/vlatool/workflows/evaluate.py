@@ -16,12 +16,13 @@ from vlatool.jobs.record import OutputRecord, versions_of
 from vlatool.jobs.run import run_job
 from vlatool.jobs.single_output import check_output_owner, single_output
 from vlatool.loading.base import HasPairs, PairOptions, RecordedPairs
+from vlatool.models.trained import Trained, data_kind_of
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import is_remote, local_path, pinned
 from vlatool.world.registration import ENVIRONMENT, register_environments
 
 if TYPE_CHECKING:
-    from vlatool.evaluation.trained_policy import TrainedPolicy
+    from vlatool.models.policy import Policy
 
 __all__ = ["OpenLoopConfig", "RolloutConfig", "open_loop", "rollout"]
 
@@ -128,20 +129,20 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
     from vlatool.evaluation.offline import evaluate_open_loop, num_chosen
     from vlatool.evaluation.plots import save_curves
 
-    trained = open_policy(config.checkpoint, config.weights, config.inference_steps)
+    policy, trained = open_policy(config.checkpoint, config.weights, config.inference_steps)
     data = pinned(config.data)
     output = _output(config.output, trained, f"open-loop-{data.name}")
     record = OutputRecord("eval open-loop", _options(config, trained, data))
     check_output_owner(output, record)
-    policy, pairs = trained.policy, recorded_pairs(str(data), trained, config.seed)
+    pairs = recorded_pairs(str(data), policy, trained, config.seed)
     log = ResizeLog(policy.sees, partial(reporter.warn, "pictures_resized"))
     with reporter.progress("open-loop", num_chosen(pairs, config), "samples") as bar:
         report = evaluate_open_loop(policy, pairs, config, log, bar)
     image = output / CURVES
     title = f"{report.episode}: next action, recorded and predicted"
     result = OpenLoopResult(
-        checkpoint=str(trained.checkpoint),
-        weights=trained.weights,
+        checkpoint=str(_checkpoint(trained)),
+        weights=trained.origin.weights,
         data=config.data,
         samples=report.samples,
         overall=report.overall,
@@ -170,7 +171,7 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
     from vlatool.evaluation.rollouts import RolloutJob, RolloutPlan, Rollouts
 
     make_env = environment_maker(config.env, **config.env_options)
-    trained = open_policy(config.checkpoint, config.weights, config.inference_steps)
+    policy, trained = open_policy(config.checkpoint, config.weights, config.inference_steps)
     config = with_world_mapping(config)
     plan = RolloutPlan(
         seeds=range(config.seed, config.seed + config.episodes),
@@ -180,17 +181,17 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
         num_rendered=config.contact_sheet_episodes,
     )
     labels = {
-        "checkpoint": str(trained.checkpoint),
-        "weights": trained.weights,
+        "checkpoint": str(_checkpoint(trained)),
+        "weights": trained.origin.weights,
         "env": config.env,
     }
     record = OutputRecord("eval rollout", _options(config, trained))
-    log = ResizeLog(trained.policy.sees, reporter.note)
+    log = ResizeLog(policy.sees, reporter.note)
     output = _output(config.output, trained, f"rollout-{config.env.replace('/', '-')}")
     with (
         reporter.progress("rollouts", config.episodes, "episodes") as bar,
         Rollouts(
-            make_env, lambda env: PolicyController(trained.policy, config, log), plan, bar
+            make_env, lambda env: PolicyController(policy, config, log), plan, bar
         ) as rollouts,
     ):
         job = RolloutJob(output, record, rollouts, labels)
@@ -261,13 +262,13 @@ def _instruction(
     return str(values.get(key, ""))
 
 
-def recorded_pairs(location: str, trained: "TrainedPolicy", seed: int) -> RecordedPairs:
+def recorded_pairs(location: str, policy: "Policy", trained: Trained, seed: int) -> RecordedPairs:
     """Recorded observations and targets that a policy can be evaluated on.
 
     Raises:
         DataError: There are no data, they do not fit the policy, or they contain no actions.
     """
-    kind, policy = trained.config.data_kind, trained.policy
+    kind = data_kind_of(trained.config)
     if not isinstance(kind, HasPairs):
         raise DataError(
             f"data of the kind {kind.name!r} have no actions that a policy can be compared with",
@@ -279,23 +280,36 @@ def recorded_pairs(location: str, trained: "TrainedPolicy", seed: int) -> Record
 
 
 def _options(
-    config: OpenLoopConfig | RolloutConfig, trained: "TrainedPolicy", data: Path | None = None
+    config: OpenLoopConfig | RolloutConfig, trained: Trained, data: Path | None = None
 ) -> dict[str, Any]:
     """Options for the record, with names instead of paths of the inputs."""
     options = config.model_dump(mode="json", exclude={"output"})
-    options["checkpoint"] = trained.checkpoint.name
-    read = [trained.run.root] if data is None else [trained.run.root, data]
+    options["checkpoint"] = _checkpoint(trained).name
+    root = _run_folder(trained)
+    read = [root] if data is None else [root, data]
     return options | ({} if data is None else {"data": data.name}) | versions_of(read)
 
 
-def _output(output: str | None, trained: "TrainedPolicy", name: str) -> Path:
-    if not output and is_remote(trained.run.root):
+def _output(output: str | None, trained: Trained, name: str) -> Path:
+    root = _run_folder(trained)
+    if not output and (trained.origin.run is None or is_remote(root)):
         raise UsageError(
-            f"{trained.run.root}: results cannot be written into a remote run",
+            f"{root}: results cannot be written into remote or published files",
             hint="give a local folder with --output",
             code="usage.needs_output",
         )
-    return local_path(output) if output else trained.run.root / "eval" / name
+    return local_path(output) if output else root / "eval" / name
+
+
+def _checkpoint(trained: Trained) -> Path:
+    """The checkpoint of the weights, or their published file."""
+    return trained.origin.checkpoint or trained.origin.file
+
+
+def _run_folder(trained: Trained) -> Path:
+    """The run of the weights, or the folder of their published file."""
+    origin = trained.origin
+    return origin.file.parent if origin.run is None else origin.run.root
 
 
 def _rate(counts: Mapping[str, Any]) -> str:
