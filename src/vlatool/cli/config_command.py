@@ -242,6 +242,7 @@ class ConfigCommand(VlatoolCommand):
         option_aliases = self.spec.option_aliases
         names = {name: key.is_switch for name, key in keys.items()}
         names |= {name: alias.is_switch for name, alias in option_aliases.items()}
+        names |= _ignored_names(self.spec.schema(ctx.meta.get(_ARGS, [])))
         short = {alias.short: name for name, alias in option_aliases.items() if alias.short}
         published = self.spec.schema(ctx.meta.get(_ARGS, [])).aliases
         aliases = {"config_path": "config", **self.spec.aliases, **published}
@@ -312,10 +313,7 @@ class ConfigCommand(VlatoolCommand):
             groups.setdefault("Run", []).append(row)
         args = ctx.meta.get(_ARGS, [])
         shorts = {name: short for short, name in _shorts(self.keys(args)).items()}
-        ignored = self.spec.schema(args).ignored
         for name, key in self.keys(args).items():
-            if name in ignored:
-                continue
             if name in self.spec.positionals:
                 row = (f"{name.upper()} {key.type_text}", _key_help(key))
                 groups.setdefault("Arguments", []).append(row)
@@ -367,6 +365,13 @@ def help_text(text: str, ctx: Any) -> str:
     from vlatool.cli.output import to_json
 
     return to_json({"help": text})
+
+
+def _ignored_names(schema: "type[ConfigModel]") -> dict[str, bool]:
+    """Published keys without a meaning; True for a switch."""
+    from vlatool.config.base import Switch
+
+    return {key: isinstance(reason, Switch) for key, reason in schema.ignored.items()}
 
 
 def _shorts(keys: Mapping[str, Any]) -> dict[str, str]:

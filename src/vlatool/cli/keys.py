@@ -188,7 +188,8 @@ class TypedConfig:
         for typed in self.typed:
             if self._is_alias(typed):
                 continue
-            path = self.keys[typed.key].path if typed.is_flat else typed.key
+            is_key = typed.is_flat and typed.key in self.keys
+            path = self.keys[typed.key].path if is_key else typed.key
             if by := claimed.get(path.replace("-", "_")):
                 raise _given_twice_error(path, by, typed.option)
             override = parse_override(f"{path}={typed.text}", typed.option)

@@ -65,6 +65,8 @@ class Invocation:
         if resolved.unknown_keys:
             message = f"{len(resolved.unknown_keys)} unknown keys are ignored: "
             self.reporter.warn("keys_left_out", message + ", ".join(resolved.unknown_keys))
+        for key, reason in resolved.ignored.items():
+            self.reporter.warn("option_without_effect", f"{key} does nothing: {reason}")
         return resolved
 
     def check_model_given(self, hint: str) -> None:

@@ -14,6 +14,10 @@ from vlatool.errors import UsageError
 from vlatool.plugins import Registry
 
 
+class Switch(str):
+    """Reason of an ignored key that is a switch on the command line."""
+
+
 @dataclass(frozen=True)
 class Violation:
     """Violation of a rule that is checked when a command runs.
@@ -48,7 +52,8 @@ class ConfigModel(BaseModel):
         aliases: Map from published key to the key used here.
         virtual_keys: Map from section to names for keys of it: the first key gets the value, the
             others, which describe the earlier value, are emptied.
-        ignored: Published keys that are accepted and have no effect, with the reason.
+        ignored: Published keys without a meaning here, with the reason. They are no fields: their
+            values are dropped, and `Resolved.ignored` lists those that were typed.
         unsupported: Published keys that are known, but not implemented: the allowed values, and
             the reason for the error with other values.
         preset_sections: Folder of presets to the section that they fill; empty for the whole tree.
@@ -108,6 +113,7 @@ class ConfigModel(BaseModel):
         if not isinstance(data, dict):
             return data
         nested = _nest_flat_keys(data, cls)
+        nested = {key: value for key, value in nested.items() if key not in cls.ignored}
         return {
             key: _coerce_field(value, cls.model_fields.get(key)) for key, value in nested.items()
         }

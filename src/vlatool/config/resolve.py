@@ -1,7 +1,7 @@
 """Resolution of configurations: defaults < presets < files < overrides, merged and validated."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -11,6 +11,7 @@ from vlatool.config.base import ConfigModel
 from vlatool.config.layers import STRICT, LayerReader, Layers, ReadOptions
 from vlatool.config.overrides import Override
 from vlatool.config.problems import Problem, config_error, unknown_keys, validation_problems
+from vlatool.config.rules import sections
 from vlatool.config.schema import flat_keys, section_models
 from vlatool.config.tree import (
     Node,
@@ -38,12 +39,14 @@ class Resolved(Generic[C]):
         typed: Keys that were set explicitly for this command, by an option or in a given file. The
             others are inherited from presets, includes or records.
         unknown_keys: Unknown keys that were ignored.
+        ignored: Published keys without a meaning here that were typed, with the reason.
     """
 
     config: C
     origins: Mapping[str, str]
     typed: frozenset[str] = frozenset()
     unknown_keys: tuple[str, ...] = ()
+    ignored: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def load_config(
@@ -242,25 +245,31 @@ def _expand_type(layer: Node, section: str) -> Node:
 def _validate(
     schema: type[C], tree: Node, problems: Sequence[Problem], layers: Layers
 ) -> Resolved[C]:
-    ignored: list[str] = []
+    unknown: list[str] = []
     while True:
         try:
             config, rules = schema.model_validate(to_value(tree)).derive_static()
             break
         except ValidationError as error:
-            unknown = unknown_keys(error, tree)
-            if not unknown:
+            paths = unknown_keys(error, tree)
+            if not paths:
                 invalid, more = validation_problems(error, tree, schema)
                 raise config_error([*problems, *invalid], more=more) from error
-            for parts in unknown:
-                ignored += _keys_below(tree, parts)
+            for parts in paths:
+                unknown += _keys_below(tree, parts)
                 tree = without(tree, parts)
     if problems:
         raise config_error(problems)
     origins = dict(leaf_origins(tree))
     typed = frozenset(key for key, origin in origins.items() if layers.is_typed(origin))
     derived = {key: f"derived: {rule}" for key, rule in rules.items()}
-    return Resolved(config, {**origins, **derived}, typed, tuple(dict.fromkeys(ignored)))
+    ignored = {
+        f"{prefix}{key}": reason
+        for prefix, section in sections(config)
+        for key, reason in section.ignored.items()
+        if any(name.startswith(f"{prefix}{key}.") or name == f"{prefix}{key}" for name in typed)
+    }
+    return Resolved(config, {**origins, **derived}, typed, tuple(dict.fromkeys(unknown)), ignored)
 
 
 def _keys_below(tree: Node, parts: Sequence[str | int]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Rules that are checked when a command runs: unsupported, ignored and contradictory values.
+"""Rules that are checked when a command runs: unsupported and contradictory values.
 
 A violation is an error if the value was set explicitly, a warning if it comes from a preset.
 """
@@ -22,14 +22,6 @@ def violations(config: ConfigModel) -> Iterator[Violation]:
             if value not in allowed:
                 message = f'"{prefix}{key}" is {value!r}, which is not supported: {reason}'
                 yield Violation((f"{prefix}{key}",), message, "error", "config.refused")
-
-
-def ignored_keys(config: ConfigModel) -> Iterator[str]:
-    """Yields a message for each key that was set and has no effect."""
-    for prefix, section in sections(config):
-        for key, reason in section.ignored.items():
-            if getattr(section, key) != type(section).model_fields[key].default:
-                yield f"{prefix}{key} has no effect: {reason}"
 
 
 def sections(config: ConfigModel, prefix: str = "") -> Iterator[tuple[str, ConfigModel]]:

@@ -24,7 +24,6 @@ class CacheConfig(ConfigModel):
     cache_size_gb: float | None = Field(
         default=None, gt=0, description="Largest size of the cache in gigabytes; null: no limit."
     )
-    cache_verbose: bool | None = Field(default=None, description="Has no effect.")
 
 
 class LoadingConfig(ConfigModel):
@@ -38,7 +37,6 @@ class LoadingConfig(ConfigModel):
             "dataset_cache",
             "max_dropped_share",
             "allow_multiple_epochs",
-            "shuffle_initial",
             "seed",
         }
     )
@@ -55,9 +53,6 @@ class LoadingConfig(ConfigModel):
     shuffle: bool = Field(default=True, description="Shuffle shards and samples.")
     shuffle_buffer_size: int = Field(
         default=500, ge=0, description="Number of consecutive samples of a lane to shuffle."
-    )
-    shuffle_initial: int = Field(
-        default=100, ge=0, description="Published key without effect: nothing is buffered."
     )
     lanes: int = Field(
         default=64, ge=1, description="Number of interleaved streams (lanes); a power of two."

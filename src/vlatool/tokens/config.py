@@ -6,7 +6,7 @@ from typing import ClassVar, Self
 from pydantic import Field, model_validator
 
 from vlatool.artifacts.codes.format import CodesLayout
-from vlatool.config.base import required_field
+from vlatool.config.base import Switch, required_field
 from vlatool.jobs.command import JOB_KEYS, JobConfig
 from vlatool.models.tokenizer import Precision
 
@@ -22,12 +22,12 @@ class EncodeConfig(JobConfig):
     }
     aliases: ClassVar[Mapping[str, str]] = {"a_dir": "data", "ckpt_dir": "tokenizer"}
     ignored: ClassVar[Mapping[str, str]] = {
-        "skip_existing": "episodes whose codes are complete are always kept; --overwrite encodes "
-        "them again",
-        "no_amp": "the encoder computes in fp32 unless --precision bf16 is given",
+        "skip_existing": Switch(
+            "episodes whose codes are complete are always kept; --overwrite encodes them again"
+        ),
     }
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
-        {"data", "tokenizer", "format", *_DEVICE, *JobConfig.no_effect_on_output, *ignored}
+        {"data", "tokenizer", "format", "no_amp", *_DEVICE, *JobConfig.no_effect_on_output}
     )
 
     data: str = required_field("", "Folder of windows or images, image shards, or raw episodes.")
@@ -59,8 +59,7 @@ class EncodeConfig(JobConfig):
         description="Save the reconstruction of every N-th image of an episode next to the "
         "original; 0: none.",
     )
-    skip_existing: bool | None = Field(default=None, description="Has no effect.")
-    no_amp: bool | None = Field(default=None, description="Has no effect.")
+    no_amp: bool | None = Field(default=None, description="Same as --precision fp32.")
 
     @model_validator(mode="after")
     def _one_precision(self) -> Self:

@@ -10,6 +10,7 @@ from pydantic import Field, SerializeAsAny, create_model, model_validator
 
 from vlatool.config.base import (
     ConfigModel,
+    Switch,
     Violation,
     derivation_rules,
     derived_field,
@@ -155,7 +156,6 @@ class DistributedConfig(ConfigModel):
         "for the backward pass.",
     )
     fsdp_cpu_offload: bool = Field(default=False, description="Keep sharded weights on the host.")
-    ddp_static_graph: bool = Field(default=False, description="Has no effect.")
     dist_url: str = Field(default="env://", description="Rendezvous address of the processes.")
 
 
@@ -173,7 +173,7 @@ class TrainConfig(ConfigModel):
     }
     translations: ClassVar[Registry[Any] | None] = TRANSLATIONS
     ignored: ClassVar[Mapping[str, str]] = {
-        "db_logging": "there is no database; .vlatool/run.json records the run",
+        "db_logging": Switch("there is no database; .vlatool/run.json records the run"),
         "log_level": "-v and --log-file show the log",
         "wandb_entity": "runs are not sent to W&B",
         "wandb_project_name": "runs are not sent to W&B",
@@ -205,7 +205,6 @@ class TrainConfig(ConfigModel):
             "wandb",
             "remote_sync",
             "distributed",
-            *ignored,
         }
     )
 
@@ -251,13 +250,7 @@ class TrainConfig(ConfigModel):
     wandb: bool = Field(
         default=False, description="Not supported yet; metrics are in metrics.jsonl."
     )
-    wandb_entity: str | None = Field(default=None, description="Has no effect.")
-    wandb_project_name: str | None = Field(default=None, description="Has no effect.")
-    wandb_tags: list[str] = Field(default=[], description="Has no effect.")
-    db_logging: bool = Field(default=True, description="Has no effect.")
-    log_level: str = Field(default="INFO", description="Has no effect.")
     remote_sync: str | None = Field(default=None, description="Not supported yet.")
-    remote_sync_fixed_path: str | None = Field(default=None, description="Has no effect.")
     overwrite: bool = Field(default=False, description="Replace a run made with other options.")
     dry_run: bool = Field(default=False, description="Print the plan and write nothing.")
     data: SerializeAsAny[LoadingConfig] = Field(

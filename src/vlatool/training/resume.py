@@ -308,8 +308,11 @@ def identity_keys(config: ConfigModel) -> dict[str, Any]:
 
 
 def _with_defaults(before: Mapping[str, Any], config: ConfigModel) -> dict[str, Any]:
-    """Options of a run, with defaults for keys that its version of vlatool did not have."""
-    filled = dict(before)
+    """Options of a run, with defaults for keys that its version of vlatool did not have.
+
+    Keys that had no effect in its version, and are no fields any more, are left out.
+    """
+    filled = {key: value for key, value in before.items() if key not in config.ignored}
     for name, field in type(config).model_fields.items():
         section, stored = getattr(config, name), before.get(name)
         if isinstance(section, ConfigModel) and isinstance(stored, dict):

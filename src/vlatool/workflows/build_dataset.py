@@ -19,7 +19,7 @@ from vlatool.artifacts.samples.format import (
 )
 from vlatool.artifacts.samples.lines import ID_MAP, KINDS
 from vlatool.artifacts.windows.format import DATA_NAME, Kind
-from vlatool.config.base import check_required, required_field, unique_items
+from vlatool.config.base import Switch, check_required, required_field, unique_items
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.command import ENGINE_KEYS, JOB_KEYS, EngineConfig, JobResult, executor_of
@@ -59,10 +59,10 @@ class BuildDatasetConfig(EngineConfig):
     ignored: ClassVar[Mapping[str, str]] = {
         "batch_size": "all actions of an episode are encoded at once",
         "backup_suffix": "inputs are never changed",
-        "strict": "an episode with missing codes always fails",
+        "strict": Switch("an episode with missing codes always fails"),
     }
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
-        {*_INPUT_KEYS, *EngineConfig.no_effect_on_output, *ignored}
+        {*_INPUT_KEYS, *EngineConfig.no_effect_on_output}
     )
 
     data: str = required_field("", "Folder of windows that `vlatool preprocess` wrote.")
@@ -103,9 +103,6 @@ class BuildDatasetConfig(EngineConfig):
     rpy_std_mult: float | None = Field(
         default=None, description="Expected factor of the profile, which is checked."
     )
-    batch_size: int | None = Field(default=None, description="Does nothing.")
-    backup_suffix: str | None = Field(default=None, description="Does nothing.")
-    strict: bool | None = Field(default=None, description="Does nothing.")
 
     @field_validator("kinds")
     @classmethod
@@ -321,9 +318,6 @@ class BuildDatasetJob:
             reporter.warn("profile_differs", f"{message}, not {self._profile.name}")
         for name in ignored_code(fast):
             reporter.note(f"{fast / name}: is never executed")
-        for key, reason in config.ignored.items():
-            if getattr(config, key) is not None:
-                reporter.warn("option_without_effect", f"{key} does nothing: {reason}")
 
 
 def _no_samples_error(config: BuildDatasetConfig) -> DataError:

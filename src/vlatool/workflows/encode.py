@@ -195,9 +195,6 @@ class EncodeJob:
         reporter.note(f"tokenizer: {tokenizer.name}, {size}x{size}; other sizes are {others}")
         if config.check_every and not tokenizer.network.has_decoder:
             reporter.note("check_every has no effect: a stage-1 tokenizer has no pixel decoder")
-        for key, reason in config.ignored.items():
-            if getattr(config, key) is False:
-                reporter.warn("option_without_effect", f"{key} does nothing: {reason}")
 
     def result(self, run: JobRun) -> EncodeResult:
         """Result of the command."""

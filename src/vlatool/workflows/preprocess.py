@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, SerializeAsAny, create_model, field_validator
 
-from vlatool.config.base import ConfigModel, check_required, required_field
+from vlatool.config.base import ConfigModel, Switch, check_required, required_field
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.episode import EpisodeRef
@@ -59,14 +59,14 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
         "resize_to": "resize_images_size",
     }
     ignored: ClassVar[Mapping[str, str]] = {
-        "overwrite_images": "images are always written together with their episode",
-        "auto_tag": "git is never used; the run record has the version",
-        "skip_git_tagging": "git is never used; the run record has the version",
+        "overwrite_images": Switch("images are always written together with their episode"),
+        "auto_tag": Switch("git is never used; the run record has the version"),
+        "skip_git_tagging": Switch("git is never used; the run record has the version"),
         "output_dir_fixed_path": "no second copy is written; copy the output yourself",
-        "db_logging": "there is no database; .vlatool/run.json records the run",
+        "db_logging": Switch("there is no database; .vlatool/run.json records the run"),
     }
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
-        {"sources", *EngineConfig.no_effect_on_output, *ignored}
+        {"sources", *EngineConfig.no_effect_on_output}
     )
 
     # True if the sink was given; else it is the default sink of the format.
@@ -76,11 +76,6 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
     sink: SerializeAsAny[LbmConfig] = Field(
         default_factory=LbmConfig, description="Keys of the sink."
     )
-    auto_tag: bool | None = Field(default=None, description="Does nothing.")
-    skip_git_tagging: bool | None = Field(default=None, description="Does nothing.")
-    output_dir_fixed_path: str | None = Field(default=None, description="Does nothing.")
-    db_logging: bool | None = Field(default=None, description="Does nothing.")
-    overwrite_images: bool | None = Field(default=None, description="Does nothing.")
 
     @field_validator("sources", "output")
     @classmethod
@@ -239,12 +234,9 @@ class PreprocessJob:
 
 def _ignored_options(config: PreprocessConfig) -> Iterator[str]:
     """Yields a message for each given option that has no effect."""
-    reasons = dict(config.ignored)
-    if config.engine != "ray":
-        reasons |= dict.fromkeys(("ray_address", "ray_num_cpus"), "the engine is not ray")
-    for key, reason in reasons.items():
-        if getattr(config, key) is not None:
-            yield f"{key} does nothing: {reason}"
+    for key in ("ray_address", "ray_num_cpus"):
+        if config.engine != "ray" and getattr(config, key) is not None:
+            yield f"{key} does nothing: the engine is not ray"
 
 
 def _count_fields(counts: Mapping[str, int]) -> dict[str, Any]:

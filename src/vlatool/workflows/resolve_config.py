@@ -139,7 +139,8 @@ def _check_target_free(target: Path, resolved: Resolved[Any]) -> None:
         return
     with suppress(DocumentError, OSError):
         content: object = read_yaml(target)
-        if isinstance(content, dict) and content.keys() == resolved.config.model_dump().keys():
+        config = resolved.config
+        if isinstance(content, dict) and content.keys() - config.ignored == {*config.model_dump()}:
             return
     raise UsageError(
         f"{target}: exists and was not written by resolve-config",

@@ -14,7 +14,6 @@ from vlatool.config.rules import (
     check_rules,
     derivations,
     explicit_keys,
-    ignored_keys,
     violations,
 )
 from vlatool.errors import UsageError
@@ -305,7 +304,7 @@ def _reports(setup: _RunSetup, reporter: Reporter, bar: Progress) -> "MetricsLog
 def _log_config(
     config: TrainConfig, rules: Mapping[str, str], runtime: "Runtime", reporter: Reporter
 ) -> None:
-    for message in (*derivations(config, rules), *ignored_keys(config)):
+    for message in derivations(config, rules):
         reporter.note(message)
     validation_set = config.data_kind.validation(config.data)
     if validation_set is not None and config.total_val_samples is None:

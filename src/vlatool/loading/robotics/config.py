@@ -67,8 +67,8 @@ class NormalizeConfig(ConfigModel):
         return self.model_copy(update=config.model_dump(exclude_none=True))
 
 
-class PublishedDataConfig(LoadingConfig):
-    """Keys of published job files that have no effect here."""
+class RoboticsDataConfig(LoadingConfig):
+    """Robotics data in `lbm` shards."""
 
     ignored: ClassVar[Mapping[str, str]] = {
         **LoadingConfig.ignored,
@@ -90,30 +90,8 @@ class PublishedDataConfig(LoadingConfig):
         "extrinsics_fields": "no model uses the calibration",
     }
 
-    val_dataset_weighting: list[float] = Field(default=[], description="Has no effect.")
-    val_dataset_statistics: list[str] = Field(default=[], description="Has no effect.")
-    processor_kwargs: dict[str, Any] = Field(default={}, description="Has no effect.")
-    image_size: int = Field(default=224, ge=1, description="Has no effect.")
-    img_num_tokens: int = Field(default=256, ge=1, description="Has no effect.")
-    seq_len: int = Field(default=2048, ge=1, description="Has no effect.")
-    use_hf_fast_tokenizer: bool = Field(default=True, description="Has no effect.")
-    hf_fast_tokenizers_parallelism: bool = Field(default=True, description="Has no effect.")
-    hf_fast_tokenizer_rayon_threads: int | None = Field(default=None, description="Has no effect.")
-    dataloader_in_order: bool = Field(default=False, description="Has no effect.")
-    tactile_fields: list[str] = Field(default=[], description="Has no effect.")
-    use_point_cloud: bool = Field(default=False, description="Has no effect.")
-    point_cloud_num_points: int = Field(default=4096, ge=1, description="Has no effect.")
-    pose_groups: list[dict[str, Any]] = Field(default=[], description="Has no effect.")
-    intrinsics_fields: list[str] = Field(default=[], description="Has no effect.")
-    extrinsics_fields: list[str] = Field(default=[], description="Has no effect.")
-
-
-class RoboticsDataConfig(PublishedDataConfig):
-    """Robotics data in `lbm` shards."""
-
     no_effect_on_output: ClassVar[frozenset[str]] = (
         LoadingConfig.no_effect_on_output
-        | PublishedDataConfig.ignored.keys()
         # Locations of the data. The fingerprint of a run covers their content.
         | {"dataset_manifest", "dataset_statistics", "val_dataset_manifest"}
         # Follows from camera_names and image_indices.
@@ -198,12 +176,6 @@ class RoboticsDataConfig(PublishedDataConfig):
     def _check_masking(self) -> Self:
         if self.mask_padded_images and not self.pad_missing_images:
             raise ValueError("mask_padded_images requires pad_missing_images")
-        return self
-
-    @model_validator(mode="after")
-    def _check_seq_len(self) -> Self:
-        if self.seq_len < self.img_num_tokens:
-            raise ValueError(f"seq_len {self.seq_len} is less than img_num_tokens")
         return self
 
     @model_validator(mode="after")

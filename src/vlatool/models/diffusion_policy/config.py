@@ -84,8 +84,6 @@ class ViTBackboneConfig(NetworkConfig):
     projector_pixel_shuffle_factor: int = Field(
         default=1, ge=1, description="Patches per side that are merged into one token."
     )
-    pretrained: str | None = Field(default=None, description="Has no effect.")
-    interpolation_mode: str = Field(default="bicubic", description="Has no effect.")
     text_encoder: ByteTextConfig | None = Field(
         default=None, description="Text encoder; null: ignore language, as published."
     )
@@ -268,8 +266,6 @@ class TransformerConfig(NetworkConfig):
     attn_name: Literal["torch_attn", "auto"] = Field(
         default="torch_attn", description="Attention kernel; torch selects it."
     )
-    cast_output_to_float32: bool = Field(default=False, description="Has no effect.")
-    max_seq_len: int = Field(default=2048, ge=1, description="Has no effect.")
 
     @property
     def width(self) -> int:
