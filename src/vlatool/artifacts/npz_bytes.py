@@ -11,6 +11,7 @@ import math
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -34,6 +35,20 @@ _MAX_TOTAL_BYTES = 1 << 28
 # Limit of headers of format version 2; those of numbers and text have 128 bytes.
 _MAX_HEADER_BYTES = 1 << 17
 _BROKEN = (struct.error, zlib.error, IndexError, UnicodeDecodeError, OverflowError)
+
+
+@dataclass(frozen=True)
+class ArrayHeader:
+    """Header of an npy file."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    fortran_order: bool
+
+    @property
+    def length(self) -> int:
+        """Size of the values in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize  # Python integers: cannot overflow
 
 
 def write_arrays(arrays: Mapping[str, Array]) -> bytes:
@@ -94,8 +109,8 @@ def array_headers(data: bytes) -> Iterator[tuple[str, tuple[tuple[int, ...], str
     try:
         for name, (method, _, packed, size, offset) in _directory(data).items():
             content = _content(data, method, packed, min(size, _MAX_HEADER_BYTES), offset)
-            dtype, shape, _, _ = _npy_header_of(content)
-            yield name.removesuffix(".npy"), (shape, str(dtype))
+            header, _ = _npy_header_of(content)
+            yield name.removesuffix(".npy"), (header.shape, str(header.dtype))
     except (*_BROKEN, ValueError):
         return
 
@@ -127,12 +142,12 @@ def _array(data: bytes, method: int, checksum: int, packed: int, size: int, offs
         raise ValueError(f"broken npz: {len(content)} bytes of {size}")
     if zlib.crc32(content) != checksum:
         raise ValueError("broken npz: wrong checksum")
-    dtype, shape, fortran, start = _npy_header_of(content)
-    if dtype.hasobject:
+    header, start = _npy_header_of(content)
+    if header.dtype.hasobject:
         raise ValueError("broken npz: an array of Python objects")
-    count = math.prod(shape)  # Python integers: a wrong shape cannot overflow
-    values = np.frombuffer(content, dtype, count, start)
-    return values.reshape(shape, order="F" if fortran else "C")
+    # Python integers: a wrong shape cannot overflow.
+    values = np.frombuffer(content, header.dtype, math.prod(header.shape), start)
+    return values.reshape(header.shape, order="F" if header.fortran_order else "C")
 
 
 def _content(data: bytes, method: int, packed: int, most: int, offset: int) -> bytes:
@@ -147,29 +162,47 @@ def _content(data: bytes, method: int, packed: int, most: int, offset: int) -> b
     return content
 
 
-def _npy_header_of(content: bytes) -> tuple[np.dtype, tuple[int, ...], bool, int]:
-    """dtype, shape, order and offset of the values."""
+def _npy_header_of(content: bytes) -> tuple[ArrayHeader, int]:
+    """Header of an npy file, and offset of the values."""
     if content[:6] != _MAGIC:
         raise ValueError("broken npz: not an array")
     wide = content[6] > 1
     (length,) = struct.unpack_from("<I" if wide else "<H", content, 8)
     start = 12 if wide else 10
-    return *_header(content[start : start + length]), start + length
+    try:
+        header = parse_header(content[start : start + length].decode("latin1"))
+    except ValueError as error:
+        raise ValueError(f"broken npz: {error}") from None
+    return header, start + length
 
 
 @lru_cache(maxsize=1024)
-def _header(text: bytes) -> tuple[np.dtype, tuple[int, ...], bool]:
-    """dtype, shape and order; cached, because the same few headers occur in every sample."""
+def parse_header(text: str) -> ArrayHeader:
+    """Header of an npy file from its text; executes nothing.
+
+    Cached, because the same few headers occur in every sample and episode.
+
+    Raises:
+        ValueError: It cannot be parsed.
+    """
     try:
-        fields = ast.literal_eval(text.decode("latin1").strip())
-        dtype = np.dtype(fields["descr"])
+        fields = ast.literal_eval(text.strip())
         shape = tuple(int(size) for size in fields["shape"])
+        dtype = npy.descr_to_dtype(fields["descr"])
         fortran = bool(fields["fortran_order"])
-    except (SyntaxError, TypeError, KeyError, RecursionError, MemoryError) as error:
-        raise ValueError(f"broken npz: array header: {error}") from None
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        MemoryError,
+        RecursionError,
+        SyntaxError,
+        TypeError,
+    ) as error:
+        raise ValueError(f"its header cannot be parsed: {error}") from None
     if any(size < 0 for size in shape):
-        raise ValueError("broken npz: a negative size")
-    return dtype, shape, fortran
+        raise ValueError(f"its shape is {shape}")
+    return ArrayHeader(shape, dtype, fortran)
 
 
 @lru_cache(maxsize=4096)

@@ -17,40 +17,20 @@ from torch.nn import functional
 
 from vlatool.errors import DataError
 from vlatool.models.codebook import check_codes
+from vlatool.models.images import PEAK, psnr_of_error
 
 # Sums of a tensor over all ranks.
 Reduce = Callable[[Tensor], Tensor]
 
-_PEAK = 255.0
-# Value for equal images, whose ratio is infinite.
-MAX_PSNR_DB = 100.0
 # Source: Wang et al. 2004, section III.C.
 _WINDOW, _SIGMA = 11, 1.5
-_C1, _C2 = (0.01 * _PEAK) ** 2, (0.03 * _PEAK) ** 2
+_C1, _C2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
 _EPSILON = 1e-8
-
-
-def to_uint8(pixels: Tensor) -> Tensor:
-    """Pixels [B, 3, H, W] as uint8; values outside [0, 1] are clamped."""
-    return (pixels.float().clamp(0, 1) * _PEAK).round().to(torch.uint8)
 
 
 def squared_error(original: Tensor, other: Tensor) -> Tensor:
     """Mean squared error of images uint8 [B, 3, H, W]: float32 [B]."""
     return (original.float() - other.float()).square().flatten(1).mean(1)
-
-
-def psnr(original: Tensor, other: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of images uint8 [B, 3, H, W] in dB: float32 [B].
-
-    Its mean over images is above the ratio of the mean error, by which sets are compared.
-    """
-    return psnr_of_error(squared_error(original, other))
-
-
-def psnr_of_error(error: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of mean squared errors of bytes, in dB; at most `MAX_PSNR_DB`."""
-    return (10 * (_PEAK**2 / error).log10()).clamp(max=MAX_PSNR_DB)
 
 
 def ssim(original: Tensor, other: Tensor) -> Tensor:

@@ -28,11 +28,8 @@ from vlatool.evaluation.image_metrics import (
     Reduce,
     block_means,
     frechet_distance,
-    psnr,
-    psnr_of_error,
     squared_error,
     ssim,
-    to_uint8,
 )
 from vlatool.events import NULL, Reporter
 from vlatool.loading.base import Batch, MicroBatch
@@ -40,6 +37,7 @@ from vlatool.loading.images.config import ImageDataConfig
 from vlatool.loading.images.kind import ImageSample, ImagesInfo, ImagesKind, load_info
 from vlatool.loading.loader import LoaderPlan, build_loader
 from vlatool.loading.order import OrderOptions, SampleOrder
+from vlatool.models.images import psnr_of_error, to_uint8
 from vlatool.models.perceptual.networks import inception_network, perceptual_network
 from vlatool.models.tokenizer import Reconstruction, VisualTokenizer
 from vlatool.storage.uri import require_existing
@@ -115,10 +113,11 @@ class ReconstructionSums:
             DataError: A code is out of range, or the images are too small for a metric.
         """
         images = to_uint8(reconstruction.pixels)
+        error = squared_error(original, images)
         metrics = {
-            "psnr": psnr(original, images),
+            "psnr": psnr_of_error(error),
             "ssim": ssim(original, images),
-            "error": squared_error(original, images),
+            "error": error,
             "block_error": squared_error(original, block_means(original, BLOCK)),
         }
         if self._networks.lpips is not None:

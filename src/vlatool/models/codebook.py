@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vlatool.errors import DataError
-from vlatool.models.images import to_float
+from vlatool.models.images import to_float, to_uint8
 from vlatool.models.tokenizer import Codes, Precision, Reconstruction
 
 _NORM_EPS = 1e-12
@@ -220,8 +220,7 @@ class CodebookTokenizer:
             DataError: A code is out of range, or there are not K of them.
         """
         with true_float32(codes.device):
-            pixels = self.network.decode_codes(codes).float().clamp(0, 1)
-        return (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+            return to_uint8(self.network.decode_codes(codes)).permute(0, 2, 3, 1)
 
     def reconstructor(self) -> Callable[[Tensor], Reconstruction]:
         """Function that reconstructs images uint8 [B, S, S, 3], in float32."""

@@ -16,6 +16,9 @@ from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
 from vlatool.models.base import Batch
 
+PEAK = 255.0
+# Value for equal images, whose ratio is infinite.
+MAX_PSNR_DB = 100.0
 # Number of images in a comparison.
 _SHOWN = 4
 # Tolerance of the range of pixels.
@@ -92,13 +95,12 @@ def check_pixels(pixels: Tensor, size: int) -> None:
 
 def to_float(images: Tensor) -> Tensor:
     """Converts uint8 [B, 3, H, W] to float32 in [0, 1], in channels-last memory format."""
-    return images.to(memory_format=torch.channels_last).float() / 255
+    return images.to(memory_format=torch.channels_last).float() / PEAK
 
 
-def to_uint8(pixels: Tensor) -> UInt8Array:
-    """Converts pixels [B, 3, H, W] in [0, 1] to uint8 [B, H, W, 3]; clamps and rounds."""
-    scaled = (pixels.float().clamp(0, 1) * 255).round().to(torch.uint8)
-    return scaled.permute(0, 2, 3, 1).cpu().numpy()
+def to_uint8(pixels: Tensor) -> Tensor:
+    """Converts pixels [B, 3, H, W] to uint8 of the same shape; values are clamped to [0, 1]."""
+    return (pixels.float().clamp(0, 1) * PEAK).round().to(torch.uint8)
 
 
 def comparison(original: Tensor, reconstruction: Tensor) -> UInt8Array:
@@ -109,13 +111,29 @@ def comparison(original: Tensor, reconstruction: Tensor) -> UInt8Array:
         reconstruction: Pixels of the same shape, not clamped.
     """
     first, second = original[:_SHOWN].float(), reconstruction[:_SHOWN].float().clamp(0, 1)
-    return to_uint8(torch.cat([first, second, (first - second).abs()], dim=3))
+    sides = torch.cat([first, second, (first - second).abs()], dim=3)
+    return to_uint8(sides).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def psnr(original: Tensor, reconstruction: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each image in dB, after clamping: float32 [B]."""
+    """Peak signal-to-noise ratio of each image in dB, after clamping: float32 [B].
+
+    Args:
+        original: Pixels [B, 3, H, W] in [0, 1].
+        reconstruction: Pixels of the same shape, not clamped.
+    """
     error = (original.float() - reconstruction.float().clamp(0, 1)).square().flatten(1).mean(1)
-    return -10 * error.clamp(min=1e-10).log10()
+    return psnr_of_error(error, peak=1.0)
+
+
+def psnr_of_error(error: Tensor, peak: float = PEAK) -> Tensor:
+    """Peak signal-to-noise ratio of mean squared errors, in dB; at most `MAX_PSNR_DB`.
+
+    Args:
+        error: Errors of bytes, or of values up to `peak`.
+        peak: Largest value.
+    """
+    return (10 * (peak**2 / error).log10()).clamp(max=MAX_PSNR_DB)
 
 
 def example_images(size: int, number: int) -> Batch:
@@ -129,5 +147,5 @@ def example_images(size: int, number: int) -> Batch:
     pixels = torch.where(bar, torch.ones(()), pixels).permute(1, 0, 2, 3)
     return {
         "keys": [f"example-{index}" for index in range(number)],
-        "images": (pixels * 255).round().to(torch.uint8).contiguous(),
+        "images": to_uint8(pixels).contiguous(),
     }

@@ -4,7 +4,6 @@
 camera arrays), and inflating them is a third of the time of preprocessing.
 """
 
-import ast
 import io
 import math
 import struct
@@ -12,8 +11,6 @@ import zipfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from copy import copy
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
@@ -21,6 +18,7 @@ import numpy as np
 from numpy.lib import format as npy
 from zlib_ng import zlib_ng
 
+from vlatool.artifacts.npz_bytes import ArrayHeader, parse_header
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.storage.byte_ranges import ByteRange, open_byte_range, open_tail, read_byte_ranges
@@ -36,20 +34,6 @@ _LOCAL_HEADER = struct.Struct("<4s22x2H")
 _CHUNK = 1 << 16
 _ENCRYPTED = 1
 _READ_ERRORS = (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError)
-
-
-@dataclass(frozen=True)
-class ArrayHeader:
-    """Header of an npy member."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    fortran_order: bool
-
-    @property
-    def length(self) -> int:
-        """Size of the values in bytes."""
-        return math.prod(self.shape) * self.dtype.itemsize  # Python integers: cannot overflow
 
 
 class InflatedMember:
@@ -366,29 +350,7 @@ def _read_header(member: InflatedMember) -> ArrayHeader:
     length = int.from_bytes(member.read(length_bytes), "little")
     if length > _LARGEST_HEADER:
         raise ValueError(f"its header has {length} bytes")
-    return _parsed_header(member.read(length).decode("latin1" if version < (3, 0) else "utf8"))
-
-
-@lru_cache(maxsize=256)  # arrays of one episode have few different headers
-def _parsed_header(text: str) -> ArrayHeader:
-    try:
-        fields = ast.literal_eval(text)
-        shape = tuple(int(size) for size in fields["shape"])
-        dtype = npy.descr_to_dtype(fields["descr"])
-        fortran = bool(fields["fortran_order"])
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        MemoryError,
-        RecursionError,
-        SyntaxError,
-        TypeError,
-    ) as error:
-        raise ValueError(f"its header cannot be parsed: {error}") from None
-    if any(size < 0 for size in shape):
-        raise ValueError(f"its shape is {shape}")
-    return ArrayHeader(shape, dtype, fortran)
+    return parse_header(member.read(length).decode("latin1" if version < (3, 0) else "utf8"))
 
 
 def _read_error(path: Path, name: str | None, reason: object) -> DataError:

@@ -65,7 +65,7 @@ def test_array_headers_are_read_without_the_values(sample: StoredSample) -> None
 def test_an_array_with_a_torn_header_is_a_broken_archive(header: str) -> None:
     data = built.npz_with_header("a", header)
 
-    with pytest.raises(ValueError, match="broken npz: array header"):
+    with pytest.raises(ValueError, match="broken npz"):
         read_arrays(data)
     assert list(array_headers(data)) == []
 

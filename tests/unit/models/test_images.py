@@ -68,11 +68,12 @@ def test_pixels_of_another_shape_or_range_raise_an_error(pixels: torch.Tensor, c
 def test_uint8_is_restored_from_float() -> None:
     images = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 3, 16, 16)
 
-    assert np.array_equal(to_uint8(to_float(images)), images.permute(0, 2, 3, 1).numpy())
+    assert torch.equal(to_uint8(to_float(images)), images)
 
 
 def test_pixels_are_clamped_and_rounded() -> None:
-    assert to_uint8(torch.tensor([-0.5, 0.5, 1.5]).view(1, 3, 1, 1)).tolist() == [[[[0, 128, 255]]]]
+    pixels = torch.tensor([-0.2, 0.0, 0.499 / 255, 0.501 / 255, 1.0, 1.3])
+    assert to_uint8(pixels).tolist() == [0, 0, 0, 1, 255, 255]
 
 
 def test_comparison_is_original_reconstruction_difference() -> None:
