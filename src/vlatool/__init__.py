@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vlatool.workflows.finetune import finetune as finetune
     from vlatool.workflows.fit_fast import fit_fast as fit_fast
     from vlatool.workflows.inspect import inspect as inspect
+    from vlatool.workflows.model_export import tokenizer_export as tokenizer_export
     from vlatool.workflows.preprocess import preprocess as preprocess
     from vlatool.workflows.resolve_config import resolve_config as resolve_config
     from vlatool.workflows.sample import sample as sample
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from vlatool.workflows.stats_compute import stats_compute as stats_compute
     from vlatool.workflows.stats_merge import stats_merge as stats_merge
     from vlatool.workflows.tokenizer_eval import tokenizer_eval as tokenizer_eval
-    from vlatool.workflows.tokenizer_export import tokenizer_export as tokenizer_export
     from vlatool.workflows.train import train as train
     from vlatool.workflows.verify import verify as verify
 

@@ -27,7 +27,8 @@ _RENAMED: Mapping[str, Mapping[str, str]] = {
         _HELD_OUT: _EXCLUDED,
     },
     "model type": {
-        "check_origins": "check_init_weights",
+        "check_origins": "check_init",
+        "check_init_weights": "check_init",
         "recall": "restore_base_config",
         "keep": "save_assets",
         "broken_rules": "violations",
@@ -388,7 +389,7 @@ TRANSLATIONS: Registry[Any] = Registry(
     "",
     "translation",
     {
-        "policy training": "vlatool.training.published:translate",
+        "policy training": "vlatool.models.diffusion_policy.published:translate",
         "tokenizer training": "vlatool.models.titok.published_stage:translate",
     },
 )

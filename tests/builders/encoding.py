@@ -18,7 +18,7 @@ EPISODES, FRAMES = 3, 5
 def write_tokenizer(folder: Path, seed: int = 3, **keys: Any) -> str:
     """Writes a published folder of the tiny second stage, with some keys changed."""
     torch.manual_seed(seed)
-    config = tiny_titok(**{"stage": 2, "init_weight": "stage-1", **keys})
+    config = tiny_titok(**{"stage": 2, **keys})
     return _published(folder, config)
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional
 from tests.builders.toy_images import write_image_shards
 from vlatool.models.titok.model import Titok
 from vlatool.models.titok.spec import TitokConfig
+from vlatool.models.trained import open_trained
 from vlatool.models.vqgan.model import Vqgan
 from vlatool.models.vqgan.spec import VqganNetworkConfig
 
@@ -46,6 +47,12 @@ def tiny_titok(**keys: Any) -> TitokConfig:
     return TitokConfig.model_validate(
         {"image_size": SIDE, **SIZES, "vqgan": NETWORK, "teacher": "teacher", **keys}
     )
+
+
+def open_titok(location: str) -> tuple[TitokConfig, Titok]:
+    """Opens a TiTok on the CPU."""
+    trained = open_trained(location, device="cpu")
+    return trained.config.model, trained.parts["model"]  # pyright: ignore[reportReturnType]
 
 
 def write_teacher(folder: Path, seed: int = 1) -> str:

@@ -28,6 +28,7 @@ ENTRY_POINTS = """\
 toy_gan = tests.builders.toys:GanType
 toy_lm = tests.builders.toys:LmType
 toy_images = tests.builders.toy_images:ImageType
+toy_tokenizer = tests.builders.toy_tokenizer:ToyTokenizerType
 toy_push = tests.builders.toy_policy:PushType
 """
 NUMBERS = "tests.builders.toys:NumbersKind"

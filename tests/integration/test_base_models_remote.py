@@ -14,7 +14,6 @@ from vlatool.models.diffusion_policy.clip import ClipBackbone
 from vlatool.models.diffusion_policy.config import ClipBackboneConfig
 from vlatool.models.diffusion_policy.text import make_text_tokenizer
 from vlatool.models.diffusion_policy.weights import load_section, write_published
-from vlatool.models.pretrained import weights_file
 from vlatool.storage.remote_path import RemotePath
 
 DATA = RoboticsDataConfig(camera_names=["a"], image_indices=[0])
@@ -72,7 +71,6 @@ def test_published_weights_are_written_to_a_bucket_and_read_back(
     source, target = ClipBackbone(section), ClipBackbone(section)
     path = RemotePath(f"s3://{s3_bucket}/run/checkpoint_3.pt")
     write_published(path, source.state_dict(), number=3, step=1)
-    path = weights_file(str(path))
-    load_section(target, "vision_language_backbone", path)
+    load_section(target, "vision_language_backbone", str(path))
     values, other = source.state_dict(), target.state_dict()
     assert all(torch.equal(value, other[key]) for key, value in values.items())

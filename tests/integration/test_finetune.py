@@ -1,6 +1,7 @@
 """Runs that start with the weights of another run."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from safetensors.torch import load_file
 from tests.builders.training import tiny_arguments, tiny_config, world_shards
 from vlatool.artifacts.run.format import RunDir
 from vlatool.cli.app import run as run_command
-from vlatool.errors import DataError, UsageError
+from vlatool.errors import ConfigError, DataError, UsageError
+from vlatool.jobs.record import read_valid_record
 from vlatool.workflows.finetune import finetune
 from vlatool.workflows.train import train
 
@@ -33,7 +35,7 @@ def base(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finetuned(
     data: Path, run: Path, checkpoint: Path | str, **changes: Any
 ) -> dict[str, torch.Tensor]:
-    keys = {"model__resume_from_checkpoint": str(checkpoint), "model__resume_weights_only": True}
+    keys = {"init_from": str(checkpoint)}
     finetune(tiny_config(data, run, **{**STILL, **keys, **changes}))
     return load_file(RunDir(run).checkpoint(1) / "model.safetensors")
 
@@ -48,11 +50,53 @@ def test_run_starts_with_the_averaged_weights_of_the_checkpoint(
 
 
 def test_excluded_networks_are_not_loaded(data: Path, base: Path, tmp_path: Path) -> None:
-    weights = finetuned(data, tmp_path / "run", base, model__resume_except=["output_layer"])
+    weights = finetuned(data, tmp_path / "run", base, init_except=["output_layer"])
 
     base_weights = load_file(RunDir(base).checkpoint(2) / "ema.safetensors")
     other = {name for name in base_weights if not torch.equal(weights[name], base_weights[name])}
     assert {name.partition(".")[0] for name in other} == {"output_layer"}
+
+
+def test_published_keys_stand_for_the_initial_weights(
+    data: Path, base: Path, tmp_path: Path
+) -> None:
+    keys = {
+        "model__resume_from_checkpoint": str(base),
+        "model__resume_weights_only": True,
+        "model__resume_except": ["output_layer"],
+    }
+    config = tiny_config(data, tmp_path / "run", **{**STILL, **keys})
+
+    assert (config.init_from, config.init_except) == (str(base), ["output_layer"])
+    assert finetune(config).steps == 1
+
+
+def test_run_of_an_earlier_version_with_initial_weights_is_resumed(
+    data: Path, base: Path, tmp_path: Path
+) -> None:
+    """Earlier versions recorded the published keys in the section of the model."""
+    finetuned(data, tmp_path / "run", base, init_except=["output_layer"])
+    record = read_valid_record(tmp_path / "run")
+    assert record is not None
+    options = dict(record.options)
+    options["model"] = {
+        **options["model"],
+        "resume_from_checkpoint": options.pop("init_from"),
+        "resume_weights_only": True,
+        "resume_except": options.pop("init_except"),
+    }
+    replace(record, options=options).save(tmp_path / "run")
+
+    keys = {"init_from": str(base), "init_except": ["output_layer"]}
+    longer = tiny_config(data, tmp_path / "run", **{**STILL, **keys, "total_train_steps": 2})
+    assert finetune(longer).steps == 2
+
+
+def test_unknown_network_is_an_error(data: Path, base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        finetuned(data, tmp_path / "run", base, init_except=["output_layr"])
+
+    assert caught.value.code == "config.invalid_value"
 
 
 def test_checkpoint_of_another_architecture_is_an_error(
@@ -97,7 +141,7 @@ def test_finetuned_run_is_resumed_without_its_base_run(
     finetuned(data, tmp_path / "run", copy)
     shutil.rmtree(copy)
 
-    keys = {"model__resume_from_checkpoint": str(copy), "model__resume_weights_only": True}
+    keys = {"init_from": str(copy)}
     longer = tiny_config(data, tmp_path / "run", **{**STILL, **keys, "total_train_steps": 2})
     assert finetune(longer).steps == 2
 
@@ -128,13 +172,11 @@ def test_no_checkpoint_is_a_usage_error(data: Path, tmp_path: Path) -> None:
     assert caught.value.code == "usage.missing_key"
 
 
-def test_from_sets_the_two_published_keys(data: Path, base: Path, tmp_path: Path) -> None:
+def test_from_sets_the_initial_weights(data: Path, base: Path, tmp_path: Path) -> None:
     arguments = tiny_arguments(data, tmp_path / "run", **STILL)[1:]
 
     assert run_command(["finetune", "--from", str(base), *arguments, "-q"]) == 0
-    tree = RunDir(tmp_path / "run").config_tree()["model"]
-    assert tree["resume_from_checkpoint"] == str(base)
-    assert tree["resume_weights_only"] is True
+    assert RunDir(tmp_path / "run").config_tree()["init_from"] == str(base)
 
 
 def test_missing_model_is_a_usage_error(base: Path) -> None:

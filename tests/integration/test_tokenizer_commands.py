@@ -17,6 +17,7 @@ from tests.builders.tokenizers import (
     PIXELS,
     SIZES,
     image_data,
+    open_titok,
     tiny_titok,
     write_stage_1,
     write_teacher,
@@ -28,17 +29,15 @@ from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, VlatoolError
 from vlatool.evaluation.reconstruction import load_metric_networks
 from vlatool.models.titok.model import Titok
-from vlatool.models.titok.weights import open_titok
 from vlatool.models.tokenizer import open_tokenizer
 from vlatool.storage.remote_path import RemotePath
-from vlatool.tokens.stored_preprocessing import read_preprocessing
 from vlatool.training.config import TrainConfig
+from vlatool.workflows.model_export import TokenizerExportConfig, tokenizer_export
 from vlatool.workflows.tokenizer_eval import (
     TokenizerEvalConfig,
     TokenizerEvalResult,
     tokenizer_eval,
 )
-from vlatool.workflows.tokenizer_export import TokenizerExportConfig, tokenizer_export
 from vlatool.workflows.train import train
 
 
@@ -167,7 +166,10 @@ def test_exported_folder_has_the_metrics_of_the_run(
 
     names = {path.name for path in pair.iterdir() if path.is_file()}
     assert names == {"config.yaml", "pytorch_model.bin"}
-    assert read_preprocessing(str(pair), None) == read_preprocessing(second, None)
+    exported, trained = (
+        open_tokenizer(location, torch.device("cpu")) for location in (str(pair), second)
+    )
+    assert exported.preprocessing == trained.preprocessing
     result = evaluated(str(pair), shards, output=str(tmp_path / "out"))
     assert result.figures == evaluated(second, shards).figures
 
@@ -254,6 +256,7 @@ def test_missing_teacher_or_stage_1_is_an_error_before_training(
     target = ["--data", shards, "--output", str(tmp_path / "run")]
     status, text = run_vlatool("--json", "tokenizer", "train", "--preset", *options, *target)
 
-    assert (status, json.loads(text)["error"]["details"]["key"].split(".")[0]) == (2, "model")
+    key = {"usage.no_teacher": "model.teacher", "usage.no_stage_1": "init_from"}[code]
+    assert (status, json.loads(text)["error"]["details"]["key"]) == (2, key)
     assert code in text
     assert not (tmp_path / "run").exists()

@@ -17,6 +17,7 @@ from tests.builders.tokenizers import (
     SIDE,
     SIZES,
     image_data,
+    open_titok,
     tiny_titok,
     write_stage_1,
     write_teacher,
@@ -27,10 +28,10 @@ from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, UsageError, VlatoolError
 from vlatool.models.titok.model import Titok
 from vlatool.models.titok.spec import TitokConfig, TitokType
-from vlatool.models.titok.weights import load_titok, open_titok, save_published
+from vlatool.models.titok.weights import load_titok, save_published
+from vlatool.models.tokenizer import open_tokenizer
 from vlatool.models.vqgan.spec import VqganType
 from vlatool.testing import check_model_type
-from vlatool.tokens.stored_preprocessing import resize_rule
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.train import train
 
@@ -65,10 +66,8 @@ def test_stage_1_passes_the_contract_checks(data: dict[str, Any], teacher: str) 
     check_model_type(TitokType, {**SIZES, "teacher": teacher, "vqgan": NETWORK}, data=data)
 
 
-def test_stage_2_passes_the_contract_checks(
-    data: dict[str, Any], teacher: str, stage_1: str
-) -> None:
-    sources = {"teacher": teacher, "init_weight": stage_1, "vqgan": NETWORK}
+def test_stage_2_passes_the_contract_checks(data: dict[str, Any], teacher: str) -> None:
+    sources = {"teacher": teacher, "vqgan": NETWORK}
     check_model_type(TitokType, {**SIZES, "stage": 2, **sources, "losses": LOSSES}, data=data)
 
 
@@ -191,7 +190,7 @@ def test_published_files_open_like_the_run(chain: dict[str, RunDir], tmp_path: P
     published, loaded = open_titok(str(tmp_path))
 
     assert {**published.model_dump(), "losses": 0} == {
-        **config.model_dump(), "losses": 0, "teacher": None, "init_weight": None,
+        **config.model_dump(), "losses": 0, "teacher": None,
     }  # fmt: skip
     for name, value in model.state_dict().items():
         assert torch.equal(value, loaded.state_dict()[name])
@@ -231,7 +230,7 @@ def test_preprocessing_of_another_size_raises_an_error(
     shutil.copytree(chain["second"].root, tmp_path / "run")
     (tmp_path / "run" / "preprocessing_config.yaml").write_text(f"crop_size: {2 * SIDE}\n")
     with pytest.raises(DataError) as error:
-        resize_rule(str(tmp_path / "run"), SIDE)
+        open_tokenizer(str(tmp_path / "run"), torch.device("cpu"))
 
     assert error.value.code == "data.broken_config"
 
@@ -331,11 +330,11 @@ def test_weights_that_do_not_match_raise_an_error(
     [
         ({"teacher": None}, "usage.no_teacher"),
         ({"stage": 2}, "usage.no_stage_1"),
-        ({"stage": 2, "teacher": None, "init_weight": "x"}, "usage.no_teacher"),
+        ({"stage": 2, "teacher": None}, "usage.no_teacher"),
         ({"patch_size": 8}, "usage.teacher_grid"),
         ({"image_size": 32}, "usage.picture_size"),
         (
-            {"stage": 2, "init_weight": "x", "losses": {"perceptual_loss": "convnext_s"}},
+            {"stage": 2, "init_from": "x", "losses": {"perceptual_loss": "convnext_s"}},
             "usage.no_perceptual_weights",
         ),
     ],
@@ -344,11 +343,18 @@ def test_incomplete_configuration_raises_an_error(
     keys: dict[str, Any], code: str, data: dict[str, Any], teacher: str
 ) -> None:
     tree = {**SIZES, "vqgan": NETWORK, "teacher": teacher, **keys}
+    init_from = tree.pop("init_from", None)
     section = TrainConfig.specialize({"model": {"type": "titok"}}).model_validate(
         {"model": {"type": "titok"}, "data": data}
     )
+    config = TitokConfig.model_validate(tree)
+
+    def check() -> None:
+        TitokType().check_init(config, init_from)
+        TitokType().derive(config, section.data, None)
+
     with pytest.raises(UsageError) as error:
-        TitokType().derive(TitokConfig.model_validate(tree), section.data, None)
+        check()
 
     assert (error.value.code, error.value.exit_code) == (code, 2)
 

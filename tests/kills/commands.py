@@ -25,12 +25,12 @@ from vlatool.workflows.evaluate import open_loop, rollout
 from vlatool.workflows.export import ExportConfig, export
 from vlatool.workflows.fit_fast import FitFastConfig, fit_fast
 from vlatool.workflows.inspect import InspectConfig, inspect
+from vlatool.workflows.model_export import TokenizerExportConfig, tokenizer_export
 from vlatool.workflows.resolve_config import resolve_config
 from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.split import SplitConfig, split
 from vlatool.workflows.stats_merge import StatsMergeConfig, stats_merge
 from vlatool.workflows.tokenizer_eval import TokenizerEvalConfig, tokenizer_eval
-from vlatool.workflows.tokenizer_export import TokenizerExportConfig, tokenizer_export
 from vlatool.workflows.train import train
 from vlatool.world.registration import ENVIRONMENT
 

@@ -43,7 +43,7 @@ NAMES_RULED_OUT = frozenset(
     lost_picture make_sentences measuring mend_latest mend_run model_acting model_promises
     model_trial moved_versions moving name_in_words names_sink natural_sink needed_field
     network_trouble noticed noun oddities on_device on_ranks one one_voice open_code_maker
-    open_from_end open_onwards open_part open_tokenizer openable own_device own_files passing
+    open_from_end open_onwards open_part openable own_device own_files passing
     patience patience_s pauses pictured pieces pixels_of place places prepared read_facts
     read_facts_telling read_kept_tokenizer read_part read_sealed recall recalled
     refuse_missing_or_pointer refused remote_at remove_leftovers remove_strangers renamed room
@@ -57,14 +57,9 @@ NAMES_RULED_OUT = frozenset(
 PARTS_RULED_OUT = re.compile(
     r"pictur|^_?refuse_|told|colour|normalis|recognis|quantis|tokenis|serialis|neighbour|grey", re.I
 )
-_ONE_OPENER = "#20: merged into models/trained.py"
 _CHILD_PROCESS = "#20: gone when torchrun is a child process"
 # At most 30.
 EXCEPTIONS: dict[str, str] = {
-    **dict.fromkeys(
-        ("foreign", "ForeignWeights", "find_weights", "Origin", "find_origin"), _ONE_OPENER
-    ),
-    "open_tokenizer": _ONE_OPENER,
     **dict.fromkeys(
         ("on_ranks", "one_voice", "Membership", "RankEnd", "RankResult", "_Told", "_PassedOn"),
         _CHILD_PROCESS,

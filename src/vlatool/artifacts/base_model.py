@@ -15,6 +15,7 @@ from vlatool.storage.tree import file_names
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 PROCESSOR = "preprocessor_config.json"
+WEIGHTS = "model.safetensors"
 _SAFE, _TORCH = "model*.safetensors", "pytorch_model*.bin"
 _INDEX = ".index.json"
 # Keys of the processor config of CLIP.

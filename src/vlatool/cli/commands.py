@@ -111,8 +111,8 @@ COMMANDS: dict[str, Command] = {
     ),
     "tokenizer export": Command(
         "Write a trained visual tokenizer as the published pair of files.",
-        "vlatool.workflows.tokenizer_export:tokenizer_export",
-        "vlatool.workflows.tokenizer_export:TokenizerExportConfig",
+        "vlatool.workflows.model_export:tokenizer_export",
+        "vlatool.workflows.model_export:TokenizerExportConfig",
         {"checkpoint": "CHECKPOINT"},
         (
             "vlatool tokenizer export runs/stage2 --output tokenizer",

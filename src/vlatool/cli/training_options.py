@@ -119,7 +119,7 @@ def expand_run(texts: list[str]) -> Mapping[str, Any]:
 
 def expand_init_from(texts: list[str]) -> Mapping[str, Any]:
     """Value of `--from`: the weights of a checkpoint, without its trainer state."""
-    return {"model.resume_from_checkpoint": texts[-1], "model.resume_weights_only": True}
+    return {"init_from": texts[-1]}
 
 
 DATA = OptionAlias(expand_data, "DIR", "Folder of training data; repeatable.")

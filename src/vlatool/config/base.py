@@ -52,6 +52,7 @@ class ConfigModel(BaseModel):
         aliases: Map from published key to the key used here.
         virtual_keys: Map from section to names for keys of it: the first key gets the value, the
             others, which describe the earlier value, are emptied.
+        root_aliases: Map from key of a section to the key at the root that it stands for.
         ignored: Published keys without a meaning here, with the reason. They are no fields: their
             values are dropped, and `Resolved.ignored` lists those that were typed.
         unsupported: Published keys that are known, but not implemented: the allowed values, and
@@ -79,6 +80,7 @@ class ConfigModel(BaseModel):
     location_keys: ClassVar[frozenset[str]] = frozenset()
     unrecorded: ClassVar[frozenset[str]] = frozenset()
     aliases: ClassVar[Mapping[str, str]] = {}
+    root_aliases: ClassVar[Mapping[str, str]] = {}
     virtual_keys: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {}
     ignored: ClassVar[Mapping[str, str]] = {}
     unsupported: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {}

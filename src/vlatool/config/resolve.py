@@ -78,6 +78,7 @@ def load_config(
     layers = [_expand_types(layer, schema) for layer in layers]
     subclass = _specialize(schema, _merge_layers(layers, schema.exclusive, []))
     layers = [_expand_virtual_keys(layer, subclass, problems) for layer in layers]
+    layers = [_apply_root_aliases(layer, subclass, problems) for layer in layers]
     layers = [_nest_flat_keys(layer, subclass, problems) for layer in layers]
     merged = _merge_layers(layers, subclass.exclusive, problems)
     _check_no_credentials(merged)
@@ -137,6 +138,25 @@ def _apply_aliases(layer: Node, names: Mapping[str, str], problems: list[Problem
                 _conflict(node, f'"{key}" is given twice: "{name}" is the same key', key)
             )
         top[name] = node
+    return replace(layer, value=top)
+
+
+def _apply_root_aliases(layer: Node, schema: type[ConfigModel], problems: list[Problem]) -> Node:
+    """Moves keys of sections to the root, where they stand for a key."""
+    top = dict(layer.value)
+    for section, info in schema.model_fields.items():
+        names = getattr(info.annotation, "root_aliases", {})
+        node = top.get(section)
+        for key, name in names.items() if node is not None and isinstance(node.value, dict) else ():
+            value = top[section].value.get(key)
+            if value is None:
+                continue
+            rest = {k: v for k, v in top[section].value.items() if k != key}
+            top[section] = replace(top[section], value=rest)
+            if plain(value) and name in top:
+                message = f'"{section}.{key}" is given twice: "{name}" is the same key'
+                problems.append(_conflict(value, message, f"{section}.{key}"))
+            top.setdefault(name, value)
     return replace(layer, value=top)
 
 

@@ -18,7 +18,7 @@ from vlatool.episode import Array, Observation, ObservationSpec, UInt8Array
 from vlatool.errors import DataError, UsageError
 from vlatool.loading.permutations import keyed_generator
 from vlatool.models.policy import Policy, SamplesInSteps
-from vlatool.models.trained import Origin, Trained, Weights, open_trained
+from vlatool.models.trained import Trained, Weights, WeightsOrigin, open_trained
 from vlatool.plugins import did_you_mean
 
 _INSTRUCTION = "instruction"
@@ -267,7 +267,7 @@ class PolicyRunner:
         weights: `ema` or `raw`.
     """
 
-    def __init__(self, policy: Policy, origin: Origin, seed: int) -> None:
+    def __init__(self, policy: Policy, origin: WeightsOrigin, seed: int) -> None:
         sees = policy.sees
         self.cameras = tuple(sees.cameras)
         self.fields = dict(sees.fields)

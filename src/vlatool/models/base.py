@@ -14,10 +14,13 @@ if TYPE_CHECKING:
 
     from vlatool.config.base import ConfigModel, Violation
     from vlatool.episode import UInt8Array
+    from vlatool.events import Reporter
     from vlatool.findings import Finding
     from vlatool.loading.base import Batcher
     from vlatool.models.policy import Policy
+    from vlatool.models.published import Exported, PublishedFiles, PublishedModel
     from vlatool.models.tokenizer import VisualTokenizer
+    from vlatool.models.trained import Trained, WeightsOrigin
 
 Batch = dict[str, Any]
 
@@ -43,34 +46,6 @@ class Part:
 
     def __post_init__(self) -> None:
         assert self.saved or not self.trained, "a part is trained but not saved"
-
-
-@dataclass(frozen=True)
-class PublishedFiles:
-    """Files of a model in its published layout, of any scheme.
-
-    Attributes:
-        weights: File with the weights.
-        config: File with the configuration; None for a file of weights alone.
-    """
-
-    weights: Path
-    config: Path | None = None
-
-
-@dataclass(frozen=True)
-class PublishedModel:
-    """Content of `PublishedFiles`.
-
-    Attributes:
-        config: Section `model`.
-        parts: Networks with their weights on the CPU, by name.
-        assets: Assets of the data kind.
-    """
-
-    config: Any
-    parts: "Mapping[str, nn.Module]"
-    assets: Any
 
 
 @dataclass(frozen=True)
@@ -284,23 +259,40 @@ class ModelType(Protocol):
     kinds: ClassVar[tuple[str, ...]]
     methods: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
-    def check_init_weights(self, config: Any) -> None:
-        """Checks that the weights to start from exist, before data are read. Opens no weights.
+    def check_init(self, config: Any, init_from: str | None) -> None:
+        """Checks weights to start from, before data are read. Opens no weights.
 
         Not called on resume, because the checkpoints of the run have all weights.
 
+        Args:
+            config: Section `model`.
+            init_from: Location of initial weights, which exists; None: there are none.
+
         Raises:
-            DataError: Weights are missing.
-            UsageError: Weights cannot be used with this config.
+            DataError: Weights that the config names are missing.
+            UsageError: Weights are required, or cannot be used with this config.
         """
-        del config
+        del config, init_from
+
+    def published_init(self, section: Mapping[str, Any]) -> tuple[str | None, Mapping[str, Any]]:
+        """Returns the value of `init_from` that published keys of a section stand for.
+
+        Args:
+            section: Keys and values of the section `model`.
+
+        Returns:
+            The location or None, and keys of the section to reset.
+        """
+        del section
+        return None, {}
 
     def restore_base_config(self, config: Any, before: Any) -> Any:
-        """Returns the config of a resumed run, with the values that were read from base models.
+        """Returns the config with the values that an earlier run read from base models.
 
         Args:
             config: Section `model` as the user configured it now.
-            before: Derived section `model` of the start of the run.
+            before: Derived section `model` of the start of a resumed run, or of the run with the
+                initial weights of a new one.
         """
         del before
         return config
@@ -343,14 +335,56 @@ class ModelType(Protocol):
         Args:
             config: Section `model`, derived.
             parts: Result of `build`.
-            names: Names of the parts to load: all on a fresh start; on resume those that
-                checkpoints do not contain.
+            names: Names of the parts to load: all on a fresh start, without `model` if that has
+                initial weights; on resume those that checkpoints do not contain.
         """
         del config, parts, names
+
+    def load_init(
+        self,
+        config: Any,
+        parts: Mapping[str, Part],
+        init: "WeightsOrigin",
+        init_except: Sequence[str],
+    ) -> None:
+        """Loads initial weights into the part `model`, by default those of a run of this type.
+
+        Args:
+            config: Section `model`, derived.
+            parts: Result of `build`.
+            init: Run, checkpoint, published folder or file.
+            init_except: Networks of the part that keep their random weights.
+
+        Raises:
+            ConfigError: A network does not exist.
+            DataError: The weights are missing or broken, or do not match.
+        """
+        del config
+        from vlatool.models.weights import init_state_dict
+
+        init.check_type(self.name, "data.checkpoint_mismatch")
+        module = parts["model"].module
+        state = init_state_dict(module, init.read(), init.file, init_except)
+        module.load_state_dict(state, strict=False)
 
     def save_assets(self, config: Any, folder: Path) -> None:
         """Writes assets such as tokenizer and processor to the run folder, when the run starts."""
         del config, folder
+
+    def copy_assets(self, config: Any, before: Any, source: Path, folder: Path) -> bool:
+        """Copies the assets from the run with the initial weights, instead of `save_assets`.
+
+        Args:
+            config: Section `model`, derived.
+            before: Section `model` of that run.
+            source: Folder of that run, of any scheme.
+            folder: Folder of the new run.
+
+        Returns:
+            True if that run has all of them.
+        """
+        del config, before, source, folder
+        return False
 
     def blocks(self, parts: Mapping[str, Part]) -> Sequence["nn.Module"]:
         """Returns the units of sharding, activation checkpointing and compilation.
@@ -425,7 +459,23 @@ class ModelType(Protocol):
         """Returns the parts that inference uses, by default those that checkpoints contain."""
         return {name: part for name, part in self.build(config).items() if part.saved}
 
-    def find_published(self, location: Path) -> PublishedFiles | None:
+    def export(
+        self, trained: "Trained", tree: Mapping[str, Any], reporter: "Reporter"
+    ) -> "Exported | None":
+        """Prepares the published layout of a model; None if there is none. Writes nothing.
+
+        Args:
+            trained: Opened weights: averaged ones if there are any.
+            tree: Whole configuration of the run; empty for published files.
+            reporter: Receives notes on what the published program would do differently.
+
+        Raises:
+            UsageError: The published program does not support this model.
+        """
+        del trained, tree, reporter
+        return None
+
+    def find_published(self, location: Path) -> "PublishedFiles | None":
         """Returns the files of a published model of this type; None for other locations.
 
         Args:
@@ -434,7 +484,7 @@ class ModelType(Protocol):
         del location
         return None
 
-    def open_published(self, files: PublishedFiles, path: Path) -> PublishedModel:
+    def open_published(self, files: "PublishedFiles", path: Path) -> "PublishedModel":
         """Opens a published model.
 
         Args:

@@ -12,14 +12,6 @@ from vlatool.artifacts.base_model import (
     read_model_config,
     weight_files,
 )
-from vlatool.artifacts.run.checkpoint import (
-    EMA,
-    MODEL,
-    PICKLED_SUFFIX,
-    WEIGHTS_SUFFIX,
-    CheckpointManifest,
-)
-from vlatool.artifacts.run.format import find_checkpoint
 from vlatool.errors import DataError, missing_package
 from vlatool.storage.cache import FileCache, default_cache_folder
 from vlatool.storage.uri import is_remote, location, require_existing
@@ -125,29 +117,6 @@ def load_base(network: "nn.Module", folder: Path) -> None:
     if report["missing_keys"]:
         raise unusable_checkpoint(folder, f"the tensor {min(report['missing_keys'])} is missing")
     network.load_state_dict(loaded.state_dict())
-
-
-def weights_file(text: str) -> Path:
-    """Returns the location itself for a weights file, else that of the newest checkpoint.
-
-    For a run or checkpoint this is the file with the averaged weights if there is one.
-
-    Raises:
-        DataError: The location does not exist, or has no checkpoint.
-    """
-    path = require_existing(text)
-    if path.suffix in (PICKLED_SUFFIX, WEIGHTS_SUFFIX):
-        if not path.is_file():
-            raise DataError(
-                f"{text}: does not exist",
-                hint="use the location of a run, a checkpoint, or a published file",
-                code="data.no_checkpoint",
-                details={"path": text},
-            )
-        return path
-    checkpoint = find_checkpoint(path)[1]
-    manifest = CheckpointManifest.read(checkpoint)
-    return checkpoint / (EMA if EMA in manifest.files else MODEL)
 
 
 def transformers() -> Any:

@@ -5,7 +5,7 @@ with the digests of its manifest when they are read, and only then. Does not imp
 """
 
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -20,7 +20,8 @@ from vlatool.errors import ConfigError, DataError, UsageError
 from vlatool.loading.base import DataKind
 from vlatool.loading.config import LoadingConfig
 from vlatool.loading.kinds import data_kind
-from vlatool.models.base import ModelType, PublishedFiles
+from vlatool.models.base import ModelType
+from vlatool.models.published import PublishedFiles
 from vlatool.plugins import MODELS, TRANSLATIONS, Registry
 from vlatool.storage.cache import FileCache, default_cache_folder
 from vlatool.storage.uri import is_remote, pinned, require_existing
@@ -55,7 +56,7 @@ class TrainedConfig(ConfigModel):
 
 
 @dataclass(frozen=True)
-class Origin:
+class WeightsOrigin:
     """Files of trained weights; nothing of them is read but small files.
 
     Attributes:
@@ -146,7 +147,7 @@ class Trained:
     config: TrainedConfig
     parts: "Mapping[str, nn.Module]"
     assets: Any
-    origin: Origin
+    origin: WeightsOrigin
     folder: Path
 
     @property
@@ -169,6 +170,10 @@ class Trained:
             )
         return policy
 
+    def with_weights(self, weights: Weights) -> "Trained":
+        """The same run with other weights, on the CPU."""
+        return open_trained(self.origin.text, weights=weights, device="cpu")
+
 
 def open_trained(
     location: str,
@@ -177,7 +182,7 @@ def open_trained(
     device: "device | str | None" = None,
     changes: Mapping[str, Any] | None = None,
 ) -> Trained:
-    """Opens trained weights; `find_origin` describes the locations.
+    """Opens trained weights; `locate_weights` describes the locations.
 
     Args:
         location: Location of any scheme.
@@ -200,9 +205,9 @@ def open_trained(
             hint="give a run folder of `vlatool train`",
             code="usage.missing_key",
         )
-    published = _find_published(pinned(location))
+    published = published_at(pinned(location))
     if published is None:
-        origin = find_origin(location, weights)
+        origin = locate_weights(location, weights)
         if origin.run is not None:
             return _open_run(origin, device, changes or {})
         raise DataError(
@@ -212,7 +217,7 @@ def open_trained(
             details={"path": location},
         )
     model_type, files = published
-    origin = Origin(location, files.weights)
+    origin = WeightsOrigin(location, files.weights)
     origin = replace(origin, opened=origin.path)
     with as_config_error(origin):
         model = model_type.open_published(files, origin.path)
@@ -221,7 +226,7 @@ def open_trained(
     return Trained(config, parts, model.assets, origin, files.weights.parent)
 
 
-def find_origin(text: str, weights: Weights = "auto") -> Origin:
+def locate_weights(text: str, weights: Weights = "auto") -> WeightsOrigin:
     """Files of a run, a checkpoint, a published folder, or a file.
 
     Of a run it is the newest checkpoint. A file in a checkpoint gets the configuration of its run.
@@ -236,11 +241,11 @@ def find_origin(text: str, weights: Weights = "auto") -> Origin:
         names = {part_weights(_MODEL, averaged=True): "ema", part_weights(_MODEL): "raw"}
         if location.name in names and is_checkpoint(folder) and is_run(folder.parent.parent):
             run = RunDir(folder.parent.parent)
-            return Origin(text, location, run, folder, names[location.name])
-        return Origin(text, location)
-    published = _find_published(location)
+            return WeightsOrigin(text, location, run, folder, names[location.name])
+        return WeightsOrigin(text, location)
+    published = published_at(location)
     if published is not None:
-        return Origin(text, published[1].weights)
+        return WeightsOrigin(text, published[1].weights)
     run, checkpoint = find_checkpoint(location)
     manifest = CheckpointManifest.read(checkpoint)
     chosen = _chosen(checkpoint, manifest, weights)
@@ -252,17 +257,17 @@ def find_origin(text: str, weights: Weights = "auto") -> Origin:
             code="data.no_checkpoint",
             details={"path": str(checkpoint)},
         )
-    return Origin(text, checkpoint / name, run, checkpoint, chosen)
+    return WeightsOrigin(text, checkpoint / name, run, checkpoint, chosen)
 
 
-def existing_origin(text: str) -> Origin:
-    """Like `find_origin`, with an error that names a location that does not exist.
+def existing_weights(text: str) -> WeightsOrigin:
+    """Like `locate_weights`, with an error that names a location that does not exist.
 
     Raises:
-        DataError: As `find_origin`, or the location does not exist.
+        DataError: As `locate_weights`, or the location does not exist.
     """
     require_existing(text)
-    return find_origin(text)
+    return locate_weights(text)
 
 
 def _chosen(checkpoint: Path, manifest: CheckpointManifest, requested: Weights) -> str:
@@ -276,7 +281,7 @@ def _chosen(checkpoint: Path, manifest: CheckpointManifest, requested: Weights) 
     return "ema" if has_averaged and requested != "raw" else "raw"
 
 
-def _find_published(location: Path) -> tuple[ModelType, PublishedFiles] | None:
+def published_at(location: Path) -> tuple[ModelType, PublishedFiles] | None:
     """The model type of a published folder or file, and its files; None for runs."""
     folder = location.parent if location.is_file() else location
     is_of_run = is_run(folder) or (is_checkpoint(folder) and is_run(folder.parent.parent))
@@ -290,7 +295,7 @@ def _find_published(location: Path) -> tuple[ModelType, PublishedFiles] | None:
     return None
 
 
-def _open_run(origin: Origin, device: Any, changes: Mapping[str, Any]) -> Trained:
+def _open_run(origin: WeightsOrigin, device: Any, changes: Mapping[str, Any]) -> Trained:
     from vlatool.models.weights import load_weights
 
     assert origin.run is not None
@@ -336,8 +341,17 @@ def _changed(model: Any, changes: Mapping[str, Any]) -> Any:
     return model.model_copy(update=update) if update else model
 
 
+def run_of(location: str) -> tuple[ConfigModel, Path] | None:
+    """Section `model` and folder of the run of some weights; None if they are not of a run."""
+    with suppress(DataError, ConfigError, UsageError):
+        run = locate_weights(location).run
+        if run is not None:
+            return read_config(run).model, run.root
+    return None
+
+
 @contextmanager
-def as_config_error(origin: Origin) -> Generator[None]:
+def as_config_error(origin: WeightsOrigin) -> Generator[None]:
     """Reports validation errors in its body as errors in the configuration of the weights.
 
     Raises:
@@ -353,7 +367,7 @@ def as_config_error(origin: Origin) -> Generator[None]:
         raise _unusable(origin, error.message) from None
 
 
-def _unusable(origin: Origin, reason: str) -> DataError:
+def _unusable(origin: WeightsOrigin, reason: str) -> DataError:
     return DataError(
         f"{origin.text}: invalid configuration: {reason}",
         hint="copy the weights again from their origin, with their configuration",

@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vlatool.errors import DataError
+from vlatool.errors import ConfigError, DataError
+from vlatool.plugins import did_you_mean
 from vlatool.storage.atomic import open_atomic
 
 _SHOWN = 5
@@ -157,6 +158,45 @@ def matching_state_dict(
             details={"path": str(path), "tensors": bad},
         )
     return weights
+
+
+def init_state_dict(
+    module: nn.Module, weights: Mapping[str, Tensor], path: Path, excluded: Sequence[str]
+) -> dict[str, Tensor]:
+    """Returns initial weights of a module: those of a file, and its own of some networks.
+
+    Args:
+        module: The module to load them into.
+        weights: Content of the file.
+        path: The file, for messages.
+        excluded: Names of modules of the module that keep their weights.
+
+    Raises:
+        ConfigError: The module has no such module.
+        DataError: As `matching_state_dict`.
+    """
+    own = module.state_dict()
+    unknown = [name for name in excluded if not any(key.startswith(f"{name}.") for key in own)]
+    if unknown:
+        known = sorted({key.partition(".")[0] for key in own})
+        raise ConfigError(
+            f"init_except: the model has no network {unknown[0]!r}",
+            hint=did_you_mean(unknown[0], known),
+            code="config.invalid_value",
+            details={"key": "init_except", "known": known},
+        )
+    prefixes = tuple(f"{name}." for name in excluded)
+    merged = {name: value for name, value in weights.items() if not name.startswith(prefixes)}
+    merged |= {name: value for name, value in own.items() if name.startswith(prefixes)}
+    try:
+        return matching_state_dict(module, merged, path)
+    except DataError as error:
+        if error.code == "data.checkpoint_mismatch":
+            error.hint += (
+                "; if the actions differ, exclude networks from loading with "
+                "--init-except action_encode,output_layer"
+            )
+        raise
 
 
 def _is_finite(value: Tensor) -> bool:

@@ -16,7 +16,7 @@ from vlatool.evaluation.offline import evaluate_open_loop
 from vlatool.events import NullProgress
 from vlatool.loading.base import RecordedPairs
 from vlatool.models.policy import Policy
-from vlatool.models.trained import Origin
+from vlatool.models.trained import WeightsOrigin
 
 _NUM_OBSERVATIONS = 3
 # Used if the policy sees images of any size.
@@ -35,7 +35,7 @@ def check_acting(policy: Policy) -> None:
     rng = np.random.default_rng(0)
     observations = [_observation(policy.sees, rng) for _ in range(_NUM_OBSERVATIONS)]
     _check_chunks(policy, observations, dict(policy.actions))
-    runner = PolicyRunner(policy, Origin("", Path()), 0)
+    runner = PolicyRunner(policy, WeightsOrigin("", Path()), 0)
     for observation in observations:
         images = {name: rows[-1] for name, rows in observation.images.items()}
         fields = {name: rows[-1] for name, rows in observation.fields.items()}

@@ -6,7 +6,7 @@ Source: reference/training 1.7.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, SerializeAsAny, create_model, model_validator
+from pydantic import Field, SerializeAsAny, model_validator
 
 from vlatool.config.base import (
     ConfigModel,
@@ -18,16 +18,19 @@ from vlatool.config.base import (
     required_field,
 )
 from vlatool.config.scalars import parse_plain
-from vlatool.errors import UsageError
+from vlatool.errors import ConfigError, UsageError
 from vlatool.events import NULL
 from vlatool.loading.base import DataKind, DatasetInfo
 from vlatool.loading.config import LoadingConfig
-from vlatool.loading.kinds import data_kind
 from vlatool.models.base import ModelType
-from vlatool.plugins import MODELS, TRANSLATIONS, Registry
-
-# Virtual key that `--data DIR` sets; each data kind maps it to one of its own keys.
-FOLDERS = "folders"
+from vlatool.models.trained import (
+    data_kind_of,
+    existing_weights,
+    model_type_of,
+    run_of,
+    with_types,
+)
+from vlatool.plugins import TRANSLATIONS, Registry
 
 
 class HParams(ConfigModel):
@@ -216,6 +219,15 @@ class TrainConfig(ConfigModel):
         default=None, description="Write resolved_config.yaml to this folder and exit."
     )
     save_path: str = nullable_field("runs", "Folder in which run folders are created.")
+    init_from: str | None = Field(
+        default=None,
+        description="Initial weights: a run, a checkpoint, a published file or folder; null: none.",
+    )
+    init_except: list[str] = Field(
+        default=[],
+        description="Networks to initialize randomly although init_from has their weights, such as "
+        "action_encode and output_layer if the actions differ.",
+    )
     total_train_samples: int | None = Field(default=None, ge=1, description="Budget in samples.")
     num_epochs: int | None = Field(
         default=None, ge=1, description="Budget in passes over the data."
@@ -272,7 +284,7 @@ class TrainConfig(ConfigModel):
         return self
 
     def derive_static(self) -> tuple[Self, Mapping[str, str]]:
-        """Derives keys that do not depend on the data: the seed, the world size, keys of `data`.
+        """Derives keys that do not depend on the data: seed, world size, keys of sections.
 
         Returns:
             The config, and a mapping of each derived key to the rule it follows.
@@ -286,7 +298,25 @@ class TrainConfig(ConfigModel):
         if hparams.world_size is None and self.distributed.world_size is not None:
             hparams = hparams.model_copy(update={"world_size": self.distributed.world_size})
             rules |= derivation_rules(hparams, ["world_size"], "hparams.")
-        return self.model_copy(update={"data": data, "hparams": hparams}), rules
+        init, init_rules = self._published_init()
+        update = {"data": data, "hparams": hparams, **init}
+        return self.model_copy(update=update), rules | init_rules
+
+    def _published_init(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """Keys that follow from published keys of initial weights, and their rules."""
+        if not getattr(self.model, "type", None):
+            return {}, {}
+        location, reset = self.model_type.published_init(dict(self.model))
+        if location is None:
+            return {}, {}
+        if self.init_from not in (None, location):
+            raise ConfigError(
+                f"init_from is {self.init_from!r}, and keys of the model name {location!r}",
+                hint="give the initial weights once, as init_from",
+                code="config.conflict",
+            )
+        model = self.model.model_copy(update=dict(reset))
+        return {"init_from": location, "model": model}, {"init_from": ", ".join(reset)}
 
     def violations(self) -> Iterator[Violation]:
         """Contradictions between sections, and those that the model type reports."""
@@ -305,31 +335,18 @@ class TrainConfig(ConfigModel):
 
     @classmethod
     def specialize(cls, tree: Mapping[str, Any]) -> type[Self]:
-        """Subclass whose `model` and `data` have the config classes of the chosen types.
-
-        The model type is chosen by `model.type`, the data kind by `data.type`.
-        """
-        name = _type_of(tree.get("model"))
-        model_type = None if name is None else _registered(name)
-        kind = data_kind(_type_of(tree.get("data")), () if model_type is None else model_type.kinds)
-        fields: dict[str, Any] = {
-            "data": (kind.Config, Field(default=kind.Config(), description="Training data."))
-        }
-        if model_type is not None:
-            fields["model"] = (model_type.Config, Field(description="Model to train."))
-        special = create_model(cls.__name__, __base__=cls, **fields)
-        special.virtual_keys = {"data": {FOLDERS: kind.folders_keys}}
-        return special
+        """Subclass whose `model` and `data` have the config classes of the chosen types."""
+        return with_types(cls, tree)
 
     @property
     def model_type(self) -> ModelType:
         """The model type that `model.type` names."""
-        return _registered(getattr(self.model, "type", ""))
+        return model_type_of(self.model)
 
     @property
     def data_kind(self) -> DataKind:
         """The data kind that `data.type` names; by default the first kind of the model type."""
-        return data_kind(self.data.type, self.model_type.kinds)
+        return data_kind_of(self)
 
     def check_model(self) -> None:
         """Raises UsageError if no model is configured."""
@@ -352,8 +369,28 @@ class TrainConfig(ConfigModel):
             UsageError: No model is configured.
         """
         self.check_model()
-        self.model_type.check_init_weights(self.model)
-        return self.derive(self.data_kind.load_info(self.data, NULL))
+        self.check_init()
+        config = self.with_init_base_config()
+        return config.derive(config.data_kind.load_info(config.data, NULL))
+
+    def check_init(self) -> None:
+        """Checks that the weights to start from exist.
+
+        Raises:
+            DataError: Weights are missing.
+            UsageError: Weights are required, or cannot be used with this config.
+        """
+        self.model_type.check_init(self.model, self.init_from)
+        if self.init_from is not None:
+            existing_weights(self.init_from)
+
+    def with_init_base_config(self) -> Self:
+        """The config with what the run with the initial weights had read from base models."""
+        before = None if self.init_from is None else run_of(self.init_from)
+        if before is None:
+            return self
+        model = self.model_type.restore_base_config(self.model, before[0])
+        return self.model_copy(update={"model": model})
 
     def derive(self, info: DatasetInfo) -> tuple["TrainConfig", dict[str, str]]:
         """Like `derive_from_data`, with dataset info that was read before."""
@@ -362,16 +399,3 @@ class TrainConfig(ConfigModel):
         rules = {f"data.{key}": rule for key, rule in data_rules.items()}
         rules |= {f"model.{key}": rule for key, rule in model_rules.items()}
         return self.model_copy(update={"data": data, "model": model}), rules
-
-
-def _type_of(section: object) -> str | None:
-    name = section.get("type") if isinstance(section, Mapping) else None
-    return str(name) if name else None
-
-
-def _registered(name: str) -> ModelType:
-    try:
-        return MODELS.get(name)()
-    except UsageError as error:
-        error.details["key"] = "model.type"
-        raise

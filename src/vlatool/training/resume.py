@@ -80,7 +80,7 @@ def open_run(
         if not differences and run.latest() is not None:
             remove_partial_files(run.root)
             return before
-        filled = _with_defaults(before.options, config)
+        filled = _with_defaults(upgraded(before.options, config), config)
         budget = {} if config.overwrite else _earlier_budget(filled, options)
         if budget and run.latest() is not None and is_larger_budget(budget):
             return _with_budget(run, config, replace(before, options=options, complete=False))
@@ -149,17 +149,19 @@ def with_base_config(config: TrainConfig, run: RunDir | None) -> TrainConfig:
         DataError: The run is new, and its initial weights are missing.
         UsageError: The initial weights cannot be used, or are in the run that is replaced.
     """
+    config, _ = config.derive_static()
     if config.overwrite and run is not None:
         _check_weights_outside(run, config)
     known = None if config.overwrite else run
     if known is None or known.newest_folder() is None:
-        config.model_type.check_init_weights(config.model)
+        config.check_init()
+        config = config.with_init_base_config()
     record = read_record(known.root) if known is not None and _has_trained(known) else None
     if record is None or record.command != _COMMAND:
         return config
     try:
-        before = type(config.model).model_validate(record.options.get("model"))
-    except ValidationError:
+        before = type(config.model).model_validate(upgraded(record.options, config)["model"])
+    except (KeyError, ValidationError):
         return config
     return config.model_copy(
         update={"model": config.model_type.restore_base_config(config.model, before)}
@@ -169,7 +171,8 @@ def with_base_config(config: TrainConfig, run: RunDir | None) -> TrainConfig:
 def _check_weights_outside(run: RunDir, config: TrainConfig) -> None:
     """Raises UsageError if initial weights are in the run folder that is replaced."""
     root = run.root.resolve()
-    for text in _strings(config.model.model_dump(mode="json")):
+    model = config.model.model_dump(mode="json")
+    for text in _strings({"init_from": config.init_from, "model": model}):
         if os.path.exists(text) and Path(text).resolve().is_relative_to(root):
             raise UsageError(
                 f"{text}: is in {run.root}, which --overwrite replaces",
@@ -291,6 +294,20 @@ def _config_matches(run: RunDir, config: TrainConfig) -> bool:
     return identity_keys(stored) == identity_keys(config)
 
 
+def upgraded(options: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
+    """Options of a run; initial weights, earlier recorded in `model`, are at the root."""
+    result, section = dict(options), options.get("model")
+    if not isinstance(section, dict) or not section.get("type"):
+        return result
+    aliases = type(config.model).root_aliases
+    result |= {name: section[key] for key, name in aliases.items() if section.get(key)}
+    location, reset = config.model_type.published_init(section)
+    if location is not None:
+        result["init_from"] = location
+    model = {**section, **reset}
+    return {**result, "model": {key: model[key] for key in model if key not in aliases}}
+
+
 def complete_run(run: RunDir, record: OutputRecord, result: Mapping[str, Any]) -> None:
     """Marks the record of a run as complete."""
     if not record.complete:
@@ -327,7 +344,7 @@ def _differences(
     before: Mapping[str, Any], now: Mapping[str, Any], config: TrainConfig
 ) -> list[str]:
     """Texts on configuration keys, data and versions that differ; without digests."""
-    before = _with_defaults(before, config)
+    before = _with_defaults(upgraded(before, config), config)
     if not config.overwrite:
         check_versions(before, now)
     versions = changed_versions(before, now)

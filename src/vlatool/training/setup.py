@@ -7,6 +7,7 @@ import torch
 
 from vlatool.loading.base import DatasetInfo
 from vlatool.models.base import Objective
+from vlatool.models.trained import existing_weights
 from vlatool.plugins import check_names
 from vlatool.training.checkpoints import load_checkpoint, unsaved_digests
 from vlatool.training.config import TrainConfig
@@ -37,7 +38,13 @@ def set_up(
     torch.manual_seed(h.seed)
     parts = model_type.build(config.model)
     restored = {name for name, part in parts.items() if part.saved and checkpoint is not None}
-    model_type.load(config.model, parts, [name for name in parts if name not in restored])
+    has_init = checkpoint is None and config.init_from is not None
+    skipped = {*restored, *(["model"] if has_init else [])}
+    model_type.load(config.model, parts, [name for name in parts if name not in skipped])
+    if checkpoint is None and config.init_from is not None:
+        model_type.load_init(
+            config.model, parts, existing_weights(config.init_from), config.init_except
+        )
     unsaved = unsaved_digests(parts)
     placed = PlacedParts(parts, runtime.placement(config), model_type)
     objective = model_type.objective(config.model, config.data, info, parts)

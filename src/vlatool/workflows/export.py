@@ -1,4 +1,4 @@
-"""Export of codes, samples and policies into another layout with the same values."""
+"""Export of codes, samples and trained models into another layout with the same values."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +27,6 @@ from vlatool.artifacts.samples.format import OWNED_FILES as SAMPLES_OWNED_FILES
 from vlatool.artifacts.windows.format import lines_name
 from vlatool.config.base import check_required, required_field
 from vlatool.errors import DataError, UsageError
-from vlatool.evaluation.policy_export import PolicyExportResult, export_policy, is_run_or_checkpoint
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.command import ENGINE_KEYS, JOB_KEYS, EngineConfig, JobResult, executor_of
 from vlatool.jobs.files import FileEntry, file_entry
@@ -39,6 +38,11 @@ from vlatool.jobs.run import run_command
 from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import location, pinned, require_existing
 from vlatool.tokens.build import data_files
+from vlatool.workflows.model_export import (
+    ModelExportResult,
+    export_model,
+    is_run_or_checkpoint,
+)
 
 _USAGE = "vlatool export SOURCE --output DIR"
 
@@ -91,8 +95,8 @@ class ExportResult(JobResult):
         return f"vlatool verify {self.output}"
 
 
-def export(config: ExportConfig, *, reporter: Reporter = NULL) -> ExportResult | PolicyExportResult:
-    """Writes codes or samples in the other layout, or a policy in the published layout.
+def export(config: ExportConfig, *, reporter: Reporter = NULL) -> ExportResult | ModelExportResult:
+    """Writes codes or samples in the other layout, or a trained model in its published layout.
 
     An interrupted run is resumed by the same call. Packed samples become the same lines that
     `build_dataset` writes without `packed`. Of a training run the newest checkpoint is exported.
@@ -107,19 +111,19 @@ def export(config: ExportConfig, *, reporter: Reporter = NULL) -> ExportResult |
     check_required(config, _USAGE)
     source = pinned(config.source)
     if is_run_or_checkpoint(source):
-        return _policy(config, source, reporter)
+        return _model(config, source, reporter)
     job = ExportJob(config)
     return run_command(job, ExportResult, config, executor_of(config), reporter=reporter)
 
 
-def _policy(config: ExportConfig, source: Path, reporter: Reporter) -> PolicyExportResult:
+def _model(config: ExportConfig, source: Path, reporter: Reporter) -> ModelExportResult:
     if config.layout is not None or config.dry_run:
         raise UsageError(
-            "--layout and --dry-run do not apply to a policy",
-            hint="leave them out: a policy has one published layout",
+            "--layout and --dry-run do not apply to a model",
+            hint="leave them out: a model has one published layout",
             code="usage.bad_layout",
         )
-    return export_policy(source, location(config.output), reporter)
+    return export_model(str(source), location(config.output), reporter)
 
 
 @dataclass(frozen=True)

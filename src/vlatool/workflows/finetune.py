@@ -13,19 +13,20 @@ __all__ = ["TrainConfig", "TrainResult", "finetune"]
 def finetune(
     config: TrainConfig, *, typed: Collection[str] | None = None, reporter: Reporter = NULL
 ) -> TrainResult:
-    """Trains a new run, with its own schedule, from the weights of `model.resume_from_checkpoint`.
+    """Trains a new run, with its own schedule, from the weights of `init_from`.
 
     Args:
-        config: Configuration of the run; `model.resume_weights_only` is true.
+        config: Configuration of the run.
         typed: As for `train`.
         reporter: Receives progress and messages.
 
     Raises:
-        UsageError: No checkpoint is given, the model type cannot start from one, or as for `train`.
+        UsageError: No checkpoint is given, or as for `train`.
         DataError: The checkpoint is missing, broken or of another architecture, or as for `train`.
     """
     config.check_model()
-    if not getattr(config.model, "resume_from_checkpoint", None):
+    config, _ = config.derive_static()
+    if not config.init_from:
         raise UsageError(
             "no checkpoint is given",
             hint="give a run, one of its checkpoints or a published file with --from CKPT",

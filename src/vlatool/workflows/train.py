@@ -23,6 +23,7 @@ from vlatool.jobs.record import output_lock
 from vlatool.loading.base import DatasetInfo
 from vlatool.loading.order import OrderOptions, SampleOrder, check_single_epoch
 from vlatool.models.base import ModelType
+from vlatool.models.trained import run_of
 from vlatool.storage.uri import local_path
 from vlatool.training.config import TrainConfig
 from vlatool.training.plan import TrainPlan, make_plan, schedule_violations
@@ -170,7 +171,7 @@ def _train_locked(setup: _RunSetup, reporter: Reporter) -> TrainResult:
 
     def write_assets() -> None:
         config.data_kind.save_assets(config.data, info, run.root)
-        config.model_type.save_assets(config.model, run.root)
+        save_model_assets(config, run.root)
 
     def extends_budget(before: Mapping[str, Any]) -> bool:
         change = budget_extension(config, info.datasets, setup.runtime.world_size, before)
@@ -188,6 +189,14 @@ def _train_locked(setup: _RunSetup, reporter: Reporter) -> TrainResult:
     result = _train(setup, reporter)
     resume.complete_run(run, record, {"steps": result.steps, "samples": result.samples})
     return result
+
+
+def save_model_assets(config: TrainConfig, folder: Path) -> None:
+    """Writes the assets of the model, copied from the run with the initial weights if possible."""
+    before = None if config.init_from is None else run_of(config.init_from)
+    model_type = config.model_type
+    if before is None or not model_type.copy_assets(config.model, *before, folder):
+        model_type.save_assets(config.model, folder)
 
 
 def _plan(

@@ -42,7 +42,7 @@ def test_resolve_config_takes_a_command_line_of_finetune(
 ) -> None:
     words = ["--from", "runs/first", "--preset", "diffusion-policy-tiny", "--nproc", "2"]
     assert run_command(["resolve-config", *words, "--data", "data", "--num-epochs", "3"]) == 0
-    assert "  resume_from_checkpoint: runs/first" in capsys.readouterr().out.splitlines()
+    assert "init_from: runs/first" in capsys.readouterr().out.splitlines()
 
 
 @pytest.mark.parametrize("typed", ["[a, b]", "2024"])

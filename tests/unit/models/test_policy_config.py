@@ -77,21 +77,21 @@ def test_derive_returns_the_rule_of_each_key() -> None:
     }
 
 
-@pytest.mark.parametrize("section", ["", "transformer", "vision_language_backbone"])
+@pytest.mark.parametrize("section", ["transformer", "vision_language_backbone"])
 def test_missing_initial_weights_are_an_error_before_data_is_read(section: str) -> None:
     policy_config = config()
     start = {"resume_from_checkpoint": "nowhere/checkpoint_3.pt", "resume_weights_only": True}
-    changed = getattr(policy_config, section).model_copy(update=start) if section else None
-    policy_config = policy_config.model_copy(update={section: changed} if section else start)
+    changed = getattr(policy_config, section).model_copy(update=start)
+    policy_config = policy_config.model_copy(update={section: changed})
     with pytest.raises(DataError) as caught:
-        DiffusionPolicyType().check_init_weights(policy_config)
+        DiffusionPolicyType().check_init(policy_config, None)
     assert caught.value.code == "data.no_source"
 
 
 def test_run_cannot_be_resumed_from_its_weights() -> None:
     policy_config = config(resume_from_checkpoint="checkpoint_3.pt")
     with pytest.raises(UsageError) as caught:
-        DiffusionPolicyType().check_init_weights(policy_config)
+        DiffusionPolicyType().check_init(policy_config, None)
     assert caught.value.code == "usage.resume_weights_only"
 
 

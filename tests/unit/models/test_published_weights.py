@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tests.builders.base_models import clip_config, vlm_config
 from vlatool.errors import DataError, UsageError
+from vlatool.models.base import Part
 from vlatool.models.diffusion_policy.config import (
     ByteTextConfig,
     ClipBackboneConfig,
@@ -19,18 +20,17 @@ from vlatool.models.diffusion_policy.config import (
     ViTBackboneConfig,
 )
 from vlatool.models.diffusion_policy.model import DiffusionPolicy
-from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
+from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig, DiffusionPolicyType
 from vlatool.models.diffusion_policy.weights import (
     export_published,
     import_published,
-    load_init_weights,
     load_policy,
     load_section,
     without_wrappers,
     write_published,
     write_published_average,
 )
-from vlatool.models.pretrained import weights_file
+from vlatool.models.trained import existing_weights
 
 VOCABULARY = 11
 
@@ -102,7 +102,7 @@ def test_published_weights_give_the_same_velocity(tmp_path: Path, prefix: str) -
     source, target = policy(1), policy(2)
     state = {prefix + name: value for name, value in published(source).items()}
     write_published(tmp_path / "checkpoint_3.pt", state, number=3, step=100)
-    result = load_policy(target, weights_file(str(tmp_path / "checkpoint_3.pt")))
+    result = load_policy(target, str(str(tmp_path / "checkpoint_3.pt")))
     assert {name.rpartition(".")[0] for name in result.dead} == {
         prefix.rstrip(".") for prefix in DEAD
     }
@@ -112,7 +112,7 @@ def test_published_weights_give_the_same_velocity(tmp_path: Path, prefix: str) -
 def test_published_averages_are_read_too(tmp_path: Path) -> None:
     source, target = policy(1), policy(2)
     write_published_average(tmp_path / "ema_3.pt", published(source), number=3, step=9)
-    load_policy(target, tmp_path / "ema_3.pt")
+    load_policy(target, str(tmp_path / "ema_3.pt"))
     assert torch.equal(velocity(target), velocity(source))
 
 
@@ -123,7 +123,7 @@ def test_weights_in_half_precision_are_loaded(tmp_path: Path) -> None:
         for name, value in published(source).items()
     }
     write_published(tmp_path / "checkpoint_1.pt", state, number=1, step=1)
-    load_policy(target, tmp_path / "checkpoint_1.pt")
+    load_policy(target, str(tmp_path / "checkpoint_1.pt"))
     assert target.output_layer.weight.dtype == torch.float32
     torch.testing.assert_close(velocity(target), velocity(source), rtol=0.1, atol=0.05)
 
@@ -170,7 +170,7 @@ def test_head_of_a_vision_language_model_is_dropped_and_recreated(tmp_path: Path
     vlm |= {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
     source, target = (policy(seed, vision_language_backbone=vlm) for seed in (1, 2))
     write_published(tmp_path / "checkpoint_1.pt", published(source), number=1, step=1)
-    result = load_policy(target, tmp_path / "checkpoint_1.pt")
+    result = load_policy(target, str(tmp_path / "checkpoint_1.pt"))
     assert "vision_language_backbone._model.model.lm_head.weight" in result.dead
     expected = source.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in target.state_dict().items())
@@ -179,14 +179,14 @@ def test_head_of_a_vision_language_model_is_dropped_and_recreated(tmp_path: Path
 def test_section_loads_from_a_policy_or_from_its_own_file(tmp_path: Path) -> None:
     source, target, third = policy(1), policy(2), policy(3)
     write_published(tmp_path / "checkpoint_1.pt", published(source), number=1, step=1)
-    load_section(target.transformer, "transformer", tmp_path / "checkpoint_1.pt")
+    load_section(target.transformer, "transformer", str(tmp_path / "checkpoint_1.pt"))
     section = {
         name.removeprefix("transformer."): value
         for name, value in published(source).items()
         if name.startswith("transformer.")
     }
     torch.save(section, tmp_path / "section.pt")
-    load_section(third.transformer, "transformer", tmp_path / "section.pt")
+    load_section(third.transformer, "transformer", str(tmp_path / "section.pt"))
     for network in (target, third):
         for name, value in network.transformer.state_dict().items():
             assert torch.equal(value, source.transformer.state_dict()[name])
@@ -198,9 +198,9 @@ def test_modules_with_other_dimensions_can_be_excluded(tmp_path: Path) -> None:
     write_published(tmp_path / "checkpoint_1.pt", published(source), number=1, step=1)
     path = tmp_path / "checkpoint_1.pt"
     with pytest.raises(DataError) as caught:
-        load_policy(target, path)
+        load_policy(target, str(path))
     assert caught.value.code == "data.checkpoint_mismatch"
-    load_policy(target, path, excluded=["action_encode", "output_layer"])
+    load_policy(target, str(path), excluded=["action_encode", "output_layer"])
     assert torch.equal(target.time_encoding.weight, source.time_encoding.weight)
     assert target.output_layer.weight.shape == (7, 16)
 
@@ -208,14 +208,12 @@ def test_modules_with_other_dimensions_can_be_excluded(tmp_path: Path) -> None:
 def test_configuration_excludes_modules_from_loading(tmp_path: Path) -> None:
     source = policy(1)
     write_published(tmp_path / "checkpoint_1.pt", published(source), number=1, step=1)
-    network = policy(
-        2,
-        resume_from_checkpoint=str(tmp_path / "checkpoint_1.pt"),
-        resume_weights_only=True,
-        resume_except=["transformer", "output_layer"],
-    )
+    network = policy(2)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    load_init_weights(network.config, network)
+    excluded = ["transformer", "output_layer"]
+    location = str(tmp_path / "checkpoint_1.pt")
+    init = existing_weights(location)
+    DiffusionPolicyType().load_init(network.config, {"model": Part(network)}, init, excluded)
     changed = {
         name.partition(".")[0]
         for name, value in network.state_dict().items()
@@ -237,7 +235,7 @@ def test_pickle_with_code_is_not_opened(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": Code()}, "checkpoint_1.pt")
     with pytest.raises(DataError) as caught:
-        load_policy(policy(), tmp_path / "checkpoint_1.pt")
+        load_policy(policy(), str(tmp_path / "checkpoint_1.pt"))
     assert caught.value.code == "data.unsafe_checkpoint"
     assert not (tmp_path / "opened").exists()
 
@@ -261,7 +259,7 @@ def test_file_without_weights_of_the_policy_is_an_error(
 ) -> None:
     write(tmp_path / "checkpoint_1.pt")
     with pytest.raises(DataError) as caught:
-        load_policy(policy(), tmp_path / "checkpoint_1.pt")
+        load_policy(policy(), str(tmp_path / "checkpoint_1.pt"))
     assert (caught.value.code, caught.value.exit_code) == (code, 3)
 
 
@@ -270,13 +268,13 @@ def test_truncated_file_is_an_error(tmp_path: Path) -> None:
     write_published(path, published(policy()), number=1, step=1)
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(DataError) as caught:
-        load_policy(policy(), path)
+        load_policy(policy(), str(path))
     assert caught.value.code == "data.broken_checkpoint"
 
 
 def test_missing_weights_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
-        weights_file(str(tmp_path / "checkpoint_9.pt"))
+        load_policy(policy(), str(tmp_path / "checkpoint_9.pt"))
     assert caught.value.code == "data.no_source"
 
 

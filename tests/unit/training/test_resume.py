@@ -12,7 +12,6 @@ import pytest
 from vlatool.artifacts.run.format import RunDir
 from vlatool.errors import UsageError
 from vlatool.jobs.record import read_record
-from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
 from vlatool.training.config import TrainConfig
 from vlatool.training.resume import open_run, repair_run, resumable_run, with_base_config
 
@@ -185,7 +184,7 @@ def test_run_of_a_version_with_fewer_keys_can_get_a_larger_budget(tmp_path: Path
 
 def test_initial_weights_are_not_overwritten(tmp_path: Path) -> None:
     run = finished(tmp_path)
-    model = DiffusionPolicyConfig(resume_from_checkpoint=str(tmp_path))
+    init = {"init_from": str(tmp_path)}
     with pytest.raises(UsageError) as caught:
-        with_base_config(NEW.model_copy(update={"overwrite": True, "model": model}), run)
+        with_base_config(NEW.model_copy(update={"overwrite": True, **init}), run)
     assert caught.value.code == "usage.overwrites_origin"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from vlatool.artifacts.base_model import TOKENIZER
 from vlatool.config.base import ConfigModel, Violation, derivation_rules, derived_field
 from vlatool.errors import DataError, UsageError
 from vlatool.loading.robotics.config import RoboticsDataConfig
@@ -25,19 +26,23 @@ from vlatool.models.diffusion_policy.config import (
     Solver,
     TransformerConfig,
 )
-from vlatool.models.diffusion_policy.origin import find_origin
 from vlatool.models.diffusion_policy.sections import BaseModelConfig, NetworkConfig
-from vlatool.models.pretrained import weights_file
+from vlatool.models.published import Exported
+from vlatool.models.trained import WeightsOrigin, existing_weights
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from vlatool.events import Reporter
     from vlatool.loading.robotics.info import RoboticsInfo
     from vlatool.loading.robotics.kind import RoboticsAssets
     from vlatool.models.diffusion_policy.batch import PolicyBatcher
     from vlatool.models.diffusion_policy.objective import DenoisingObjective
     from vlatool.models.policy import RoboticsPolicy
+    from vlatool.models.trained import Trained
 
+# Values of the published keys of a policy without initial weights.
+_NO_INIT: Mapping[str, Any] = {"resume_from_checkpoint": None, "resume_weights_only": False}
 
 PolicyModule = Literal[
     "vision_language_backbone",
@@ -51,7 +56,13 @@ PolicyModule = Literal[
 
 
 class DiffusionPolicyConfig(NetworkConfig):
-    """A policy that denoises an action chunk, given images, language and proprioception."""
+    """A policy that denoises an action chunk, given images, language and proprioception.
+
+    At its root the published key `resume_from_checkpoint`, with `resume_weights_only`, stands for
+    `init_from` of the run.
+    """
+
+    root_aliases: ClassVar[Mapping[str, str]] = {"resume_except": "init_except"}
 
     type: Literal["diffusion_policy"] = Field(default="diffusion_policy", description="Model type.")
     vision_language_backbone: Backbone = Field(
@@ -78,11 +89,6 @@ class DiffusionPolicyConfig(NetworkConfig):
     )
     num_action_head_repeats: int | None = Field(
         default=None, ge=1, description="Noise draws per observation that share one encoding."
-    )
-    resume_except: list[PolicyModule] = Field(
-        default=[],
-        description="Networks to initialize randomly although resume_from_checkpoint has their "
-        "weights, such as action_encode and output_layer if the actions differ.",
     )
     lr_factors: dict[PolicyModule, Annotated[float, Field(ge=0)]] = Field(
         default={},
@@ -142,23 +148,31 @@ class DiffusionPolicyType(ModelType):
             message = f"data.processor is {data.processor!r}, but the backbone {reason}"
             yield Violation(("data.processor",), message)
 
-    def check_init_weights(self, config: DiffusionPolicyConfig) -> None:
-        """Checks that the initial weights exist.
+    def published_init(self, section: Mapping[str, Any]) -> tuple[str | None, Mapping[str, Any]]:
+        """Returns `resume_from_checkpoint` if only its weights are taken over."""
+        location = section.get("resume_from_checkpoint")
+        if location is None or not section.get("resume_weights_only"):
+            return None, {}
+        return str(location), _NO_INIT
+
+    def check_init(self, config: DiffusionPolicyConfig, init_from: str | None) -> None:
+        """Checks that the initial weights of sections exist.
 
         Raises:
             DataError: The weights are missing.
             UsageError: A run is to be resumed from its weights.
         """
-        if config.resume_from_checkpoint is not None and not config.resume_weights_only:
+        del init_from
+        if config.resume_from_checkpoint is not None:
             raise UsageError(
                 "model.resume_from_checkpoint: another run can only take over the weights",
                 hint="set model.resume_weights_only=true to start a new run with them; to resume a "
                 "run, repeat its command with the same --output",
                 code="usage.resume_weights_only",
             )
-        for section in (config, config.vision_language_backbone, config.transformer):
+        for section in (config.vision_language_backbone, config.transformer):
             if section.resume_from_checkpoint is not None:
-                weights_file(section.resume_from_checkpoint)
+                existing_weights(section.resume_from_checkpoint)
 
     def restore_base_config(
         self, config: DiffusionPolicyConfig, before: ConfigModel
@@ -166,7 +180,13 @@ class DiffusionPolicyType(ModelType):
         """The config with commits, architectures and image normalization of base models."""
         if not isinstance(before, DiffusionPolicyConfig):
             return config
-        return _with_base_config(config, before.vision_language_backbone, before.transformer)
+        backbone = config.vision_language_backbone.restore_base_config(
+            before.vision_language_backbone
+        )
+        denoiser = config.transformer.restore_base_config(before.transformer)
+        return config.model_copy(
+            update={"vision_language_backbone": backbone, "transformer": denoiser}
+        )
 
     def derive(
         self, config: DiffusionPolicyConfig, data: RoboticsDataConfig, info: "RoboticsInfo"
@@ -183,7 +203,6 @@ class DiffusionPolicyType(ModelType):
                 hint="check the data with `vlatool inspect`; preprocess episodes that have images",
                 code="data.no_cameras",
             )
-        config = _with_init_base_config(config)
         widths = ("action_dim", "proprioception_dim")
         update: dict[str, Any] = {name: getattr(data, name) for name in widths}
         rules = derivation_rules(config, update)
@@ -202,22 +221,47 @@ class DiffusionPolicyType(ModelType):
     def load(
         self, config: DiffusionPolicyConfig, parts: Mapping[str, Part], names: Sequence[str]
     ) -> None:
-        """Loads the weights of base models or of the initial checkpoint.
+        """Loads the weights of base models, or those that sections name.
 
         Raises:
             DataError: The weights are missing, broken, or do not match the network.
         """
-        from vlatool.models.diffusion_policy.weights import load_init_weights
+        from vlatool.models.diffusion_policy.weights import SECTIONS, load_sections
 
         if "model" in names:
-            load_init_weights(config, parts["model"].module)
+            load_sections(config, parts["model"].module, SECTIONS)
+
+    def load_init(
+        self,
+        config: DiffusionPolicyConfig,
+        parts: Mapping[str, Part],
+        init: WeightsOrigin,
+        init_except: Sequence[str],
+    ) -> None:
+        """Loads the weights of a run or of a published file."""
+        from vlatool.models.diffusion_policy.weights import load_policy, load_sections
+
+        network = parts["model"].module
+        load_sections(config, network, init_except)
+        load_policy(network, init.text, excluded=init_except)
 
     def save_assets(self, config: DiffusionPolicyConfig, folder: Path) -> None:
-        """Writes the text tokenizer; copied from the run of the initial weights if possible."""
+        """Writes the text tokenizer."""
+        config.vision_language_backbone.save_assets(folder)
+
+    def copy_assets(
+        self, config: DiffusionPolicyConfig, before: ConfigModel, source: Path, folder: Path
+    ) -> bool:
+        """Copies the text tokenizer, if it is that of the same base model."""
         section = config.vision_language_backbone
-        origin = find_origin(config.resume_from_checkpoint, type(config))
-        has_tokenizer = origin is not None and origin.has_tokenizer_of(section)
-        section.save_assets(folder, origin.folder if origin is not None and has_tokenizer else None)
+        base = getattr(before, "vision_language_backbone", None)
+        if not isinstance(section, BaseModelConfig) or not isinstance(base, BaseModelConfig):
+            return False
+        is_same = (base.hf_pretrained, base.revision) == (section.hf_pretrained, section.revision)
+        if is_same and (source / TOKENIZER).is_file():
+            section.save_assets(folder, source)
+            return True
+        return False
 
     def blocks(self, parts: Mapping[str, Part]) -> Sequence["nn.Module"]:
         """The transformer blocks of the backbone and the denoiser."""
@@ -279,28 +323,11 @@ class DiffusionPolicyType(ModelType):
         batcher = PolicyBatcher(config, assets.data, assets.normalizer, folder)
         return RoboticsPolicy(partial(sample_actions, network), batcher, assets)
 
+    def export(self, trained: "Trained", tree: Mapping[str, Any], reporter: "Reporter") -> Exported:
+        """Prepares an experiment folder of the published program."""
+        from vlatool.models.diffusion_policy.published import prepare_export
 
-def _with_base_config(
-    config: DiffusionPolicyConfig, backbone: NetworkConfig, denoiser: NetworkConfig
-) -> DiffusionPolicyConfig:
-    """The config with base model keys of earlier sections."""
-    changes = {
-        "vision_language_backbone": config.vision_language_backbone.restore_base_config(backbone),
-        "transformer": config.transformer.restore_base_config(denoiser),
-    }
-    return config.model_copy(update=changes)
-
-
-def _with_init_base_config(config: DiffusionPolicyConfig) -> DiffusionPolicyConfig:
-    """The config with base model keys of the run that has the initial weights."""
-    sections = (config.vision_language_backbone, config.transformer)
-    if not any(
-        isinstance(section, BaseModelConfig) and section.architecture is None
-        for section in sections
-    ):
-        return config
-    origin = find_origin(config.resume_from_checkpoint, type(config))
-    return config if origin is None else _with_base_config(config, origin.backbone, origin.denoiser)
+        return prepare_export(trained, tree, reporter)
 
 
 def _is_centered(data: RoboticsDataConfig) -> bool:

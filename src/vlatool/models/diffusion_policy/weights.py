@@ -19,19 +19,17 @@ from vlatool.models.diffusion_policy.config import TransformerConfig
 from vlatool.models.diffusion_policy.denoisers import make_norm
 from vlatool.models.diffusion_policy.sections import NetworkConfig
 from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
-from vlatool.models.pretrained import weights_file
+from vlatool.models.trained import existing_weights
 from vlatool.models.weights import (
+    init_state_dict,
     matching_state_dict,
     read_pickled_weights,
-    read_weights,
     write_pickled_weights,
 )
-from vlatool.storage.cache import FileCache, default_cache_folder
-from vlatool.storage.uri import is_remote
 
 _STATE, _EMA_STATE = "state_dict", "ema_state_dict"
 _WRAPPERS = ("_orig_mod.", "module.")
-_SECTIONS = ("vision_language_backbone", "transformer")
+SECTIONS = ("vision_language_backbone", "transformer")
 # Weights of the published module that get no gradient in a policy.
 _DEAD = ("transformer.embeddings.", "transformer.output.", "transformer.norm.")
 _EMBEDDING, _HEAD = "embed_tokens.weight", "lm_head.weight"
@@ -155,32 +153,36 @@ def write_published_average(path: Path, state: Mapping[str, Any], number: int, s
 # initial weights
 
 
-def load_init_weights(config: DiffusionPolicyConfig, network: nn.Module) -> None:
-    """Loads the weights of base models, then those of the checkpoints that sections name.
+def load_sections(config: DiffusionPolicyConfig, network: nn.Module, names: Sequence[str]) -> None:
+    """Loads the weights of base models, or those of the checkpoints that sections name.
+
+    Args:
+        config: Section `model`.
+        network: The network of the policy.
+        names: Names of modules; those without such weights are left out.
 
     Raises:
         DataError: The weights are missing, broken, or do not match the network.
     """
-    checkpoint, excluded = config.resume_from_checkpoint, config.resume_except
-    for name in _SECTIONS:
+    for name in SECTIONS:
         section: NetworkConfig = getattr(config, name)
         module: Any = getattr(network, name)
-        if checkpoint is not None and name not in excluded:
+        if name not in names:
             continue
         if section.resume_from_checkpoint is not None:
-            load_section(module, name, weights_file(section.resume_from_checkpoint))
+            load_section(module, name, section.resume_from_checkpoint)
         elif hasattr(module, "load_base"):
             module.load_base()
-    if checkpoint is not None:
-        load_policy(network, weights_file(checkpoint), excluded=excluded)
 
 
-def load_policy(network: nn.Module, path: Path, *, excluded: Sequence[str] = ()) -> ImportedWeights:
+def load_policy(
+    network: nn.Module, location: str, *, excluded: Sequence[str] = ()
+) -> ImportedWeights:
     """Loads the weights of a policy from a published file or a run.
 
     Args:
         network: The network of the policy.
-        path: Weights file; see `pretrained.weights_file`.
+        location: Run, checkpoint or file of weights.
         excluded: Modules that keep their weights, such as `action_encode` if the actions differ.
 
     Returns:
@@ -189,34 +191,22 @@ def load_policy(network: nn.Module, path: Path, *, excluded: Sequence[str] = ())
     Raises:
         DataError: The file is missing, broken or unsafe, or does not match the network.
     """
-    imported = import_published(read_state(path), network)
-    prefixes = tuple(f"{name}." for name in excluded)
-    own = network.state_dict()
-    weights = {
-        name: value for name, value in imported.weights.items() if not name.startswith(prefixes)
-    }
-    weights |= {name: value for name, value in own.items() if name.startswith(prefixes)}
-    try:
-        matching = matching_state_dict(network, weights, path)
-    except DataError as error:
-        if error.code == "data.checkpoint_mismatch":
-            error.hint += (
-                "; if the actions differ, exclude networks from loading with "
-                "--model.resume_except action_encode,output_layer"
-            )
-        raise
-    network.load_state_dict(matching, strict=False)
+    path, state = read_state(location)
+    imported = import_published(state, network)
+    weights = init_state_dict(network, imported.weights, path, excluded)
+    network.load_state_dict(weights, strict=False)
     _log_unused(path, imported)
     return imported
 
 
-def load_section(module: nn.Module, name: str, path: Path) -> None:
+def load_section(module: nn.Module, name: str, location: str) -> None:
     """Loads the weights of one network of a policy, from its own file or that of a policy.
 
     Raises:
         DataError: The file is missing, broken or unsafe, or does not match the network.
     """
-    state = without_wrappers(read_state(path))
+    path, stored = read_state(location)
+    state = without_wrappers(stored)
     below = {key for key in state if key.startswith(f"{name}.")}
     state = {key: state[key] for key in below} or {f"{name}.{key}": state[key] for key in state}
     holder = nn.Module()
@@ -226,27 +216,28 @@ def load_section(module: nn.Module, name: str, path: Path) -> None:
     _log_unused(path, imported)
 
 
-def read_state(path: Path) -> Mapping[str, Tensor]:
+def read_state(location: str) -> tuple[Path, Mapping[str, Tensor]]:
     """The state dict of a file: published raw or averaged weights, or those of a run.
+
+    Returns:
+        The file, and its tensors by name.
 
     Raises:
         DataError: The file is missing, broken or unsafe, or holds no weights.
     """
-    if is_remote(path):
-        folder = FileCache(default_cache_folder()).local_copy(path.parent, [path.name])
-        path = folder / path.name
-    if path.suffix == WEIGHTS_SUFFIX:
-        return read_weights(path)
-    content = read_pickled_weights(path)
+    origin = existing_weights(location)
+    if origin.file.suffix == WEIGHTS_SUFFIX:
+        return origin.file, origin.read()
+    content = read_pickled_weights(origin.path)
     state = next((content[key] for key in (_EMA_STATE, _STATE) if key in content), content)
     if not isinstance(state, Mapping) or not _are_tensors(state):
         raise DataError(
-            f"{path}: the file holds no weights",
+            f"{origin.file}: the file holds no weights",
             hint=f"use checkpoint_N{PICKLED_SUFFIX} or ema_N{PICKLED_SUFFIX}; not an optimizer's",
             code="data.no_weights",
-            details={"path": str(path)},
+            details={"path": str(origin.file)},
         )
-    return state
+    return origin.file, state
 
 
 def _are_tensors(state: Mapping[Any, Any]) -> bool:

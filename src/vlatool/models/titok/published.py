@@ -1,14 +1,25 @@
-"""Conversion of the published configuration of TiTok models; light. Source: reference/titok 7.2.
+"""Published layout of TiTok models: a configuration and a flat file of weights; light.
 
-`published_stage` converts the other sections of a published training configuration.
+Two forms: config.yaml with pytorch_model.bin, as training writes it, and config.json with
+model.safetensors, as on the hub. `published_stage` converts the other sections of a published
+training configuration. Source: reference/titok 7.1, 7.2.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from vlatool.errors import ConfigError
-from vlatool.models.titok.spec import KlConfig, TitokConfig, VitConfig, VqConfig
+import yaml
 
+from vlatool.artifacts.base_model import CONFIG as HUB_CONFIG
+from vlatool.artifacts.base_model import WEIGHTS as HUB_WEIGHTS
+from vlatool.errors import ConfigError, DataError
+from vlatool.models.published import PublishedFiles
+from vlatool.models.titok.spec import KlConfig, TitokConfig, VitConfig, VqConfig
+from vlatool.storage.atomic import write_text
+from vlatool.storage.documents import read_json, read_yaml
+
+CONFIG, WEIGHTS = "config.yaml", "pytorch_model.bin"
 MODEL = "model.vq_model"
 _CROP = "dataset.preprocessing.crop_size"
 # Published key to our key of a model, for values that stay the same.
@@ -19,7 +30,6 @@ MODEL_KEYS: Mapping[str, str] = {
     f"{MODEL}.num_latent_tokens": "num_latent_tokens",
     f"{MODEL}.pretrained_tokenizer_weight": "teacher",
     f"{MODEL}.vqgan": "vqgan",  # not published; written for a teacher of other sizes
-    "experiment.init_weight": "init_weight",
     **{
         f"losses.{name}": f"losses.{name}"
         for name in (
@@ -35,6 +45,45 @@ MODEL_KEYS: Mapping[str, str] = {
         )
     },
 }
+
+
+def find_published(location: Path) -> PublishedFiles | None:
+    """Files of a published folder, or of one of its files; None if there are none."""
+    folder = location.parent if location.is_file() else location
+    for config, weights in ((CONFIG, WEIGHTS), (HUB_CONFIG, HUB_WEIGHTS)):
+        files = PublishedFiles(folder / weights, folder / config)
+        if files.weights.is_file() and (folder / config).is_file():
+            return files if location in (folder, files.weights) else None
+    return None
+
+
+def read_published_config(path: Path) -> dict[str, Any]:
+    """Tree of a published configuration.
+
+    Raises:
+        DataError: It is broken.
+    """
+    try:
+        content = (read_json if path.suffix == ".json" else read_yaml)(path)
+    except (OSError, ValueError) as error:
+        raise _broken(path, error) from None
+    if not isinstance(content, dict):
+        raise _broken(path, "not a mapping")
+    return content
+
+
+def _broken(path: Path, reason: object) -> DataError:
+    return DataError(
+        f"{path}: {reason}",
+        hint="copy the folder again",
+        code="data.broken_config",
+        details={"path": str(path)},
+    )
+
+
+def write_published_config(folder: Path, tree: Mapping[str, Any]) -> None:
+    """Writes config.yaml into an existing folder."""
+    write_text(folder / CONFIG, yaml.safe_dump(dict(tree), sort_keys=False))
 
 
 def published_keys(tree: Mapping[str, Any]) -> dict[str, Any]:

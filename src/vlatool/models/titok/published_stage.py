@@ -30,6 +30,7 @@ _DECAY = 0.999  # from the published code; not in a published file
 # Published key to our key, for values that stay the same.
 _SAME: Mapping[str, str] = {
     **{published: f"model.{key}" for published, key in MODEL_KEYS.items()},
+    "experiment.init_weight": "init_from",
     "experiment.save_every": "save_every_n_steps",
     "experiment.generate_every": "images_every_n_steps",
     "experiment.log_every": "log_every_n_steps",

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from vlatool.artifacts.published_tokenizer import find_published
 from vlatool.config.base import ConfigModel, derived_field
 from vlatool.errors import UsageError
-from vlatool.models.base import ModelType, Objective, Part, PublishedFiles, PublishedModel
-from vlatool.models.trained import existing_origin
+from vlatool.models.base import ModelType, Objective, Part
+from vlatool.models.published import Exported, PublishedFiles, PublishedModel
+from vlatool.models.trained import WeightsOrigin, existing_weights
 from vlatool.models.vqgan.spec import (
     FEATURES,
     GRADIENTS,
@@ -24,9 +24,11 @@ from vlatool.models.vqgan.spec import (
 if TYPE_CHECKING:
     from torch import nn
 
+    from vlatool.events import Reporter
     from vlatool.loading.images.config import ImageDataConfig
     from vlatool.models.images import ImageBatcher
     from vlatool.models.titok.tokenizer import TitokTokenizer
+    from vlatool.models.trained import Trained
 
 # Width, number of blocks, number of heads. Source: reference/titok 1.1.
 SIZES = {"small": (512, 8, 8), "base": (768, 12, 12), "large": (1024, 24, 16)}
@@ -92,6 +94,7 @@ class TitokConfig(ConfigModel):
     # The location of the teacher may change, its content (digest) may not; caching does not change
     # results.
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset({"teacher", "cache_teacher_ids"})
+    root_aliases: ClassVar[Mapping[str, str]] = {"init_weight": "init_from"}
 
     type: Literal["titok"] = Field(default="titok", description="Model type.")
     stage: Literal[1, 2] = Field(
@@ -141,11 +144,6 @@ class TitokConfig(ConfigModel):
     vqgan: VqganNetworkConfig = Field(
         default=VqganNetworkConfig(),
         description="Sizes of the teacher; if the teacher is a run, they are read from it.",
-    )
-    init_weight: str | None = Field(
-        default=None,
-        description="Initial weights: a run, a checkpoint, a published file or folder; stage 2 "
-        "needs those of stage 1.",
     )
     losses: PixelLossConfig = Field(default=PixelLossConfig(), description="Losses.")
     codebook_alarm: CodebookAlarmConfig = Field(
@@ -203,12 +201,11 @@ class TitokType(ModelType):
         """Fills in image size, perceptual loss, and sizes of a teacher that is a run.
 
         Raises:
-            UsageError: The weights of the required teacher or stage 1 are not configured, or sizes
-                do not match.
+            UsageError: The required teacher is not configured, or sizes do not match.
             DataError: The teacher is not a VQGAN.
         """
         del info
-        check_required_weights(config)
+        check_required_weights(config, needs_init=False)
         update, rules = derive_image_size(config, config.image_size, data)
         if config.predicts_pixels:
             default = FEATURES if config.decoder_head == "proxy" else GRADIENTS
@@ -239,24 +236,37 @@ class TitokType(ModelType):
         return {"model": Part(model), "teacher": teacher}
 
     def load(self, config: TitokConfig, parts: Mapping[str, Part], names: Sequence[str]) -> None:
-        """Loads the initial weights, the teacher, and the perceptual network.
+        """Loads the teacher and the perceptual network.
 
         Raises:
-            UsageError: Required weights are not configured.
+            UsageError: The required teacher is not configured.
             DataError: Weights are missing or do not match.
         """
-        from vlatool.models.titok.weights import load_titok
         from vlatool.models.vqgan.losses import load_perceptual
         from vlatool.models.vqgan.weights import load_vqgan
 
-        check_required_weights(config)
-        if "model" in names and config.init_weight:
-            load_titok(parts["model"].module, config, config.init_weight)
+        check_required_weights(config, needs_init=False)
         if "teacher" in names:
             assert config.teacher is not None
             load_vqgan(parts["teacher"].module, config.teacher)
         if "perceptual" in names:
             load_perceptual(config.losses, parts["perceptual"].module, config.teacher)
+
+    def check_init(self, config: TitokConfig, init_from: str | None) -> None:
+        """Raises a UsageError if weights of the teacher or of stage 1 are not configured."""
+        check_required_weights(config, needs_init=config.stage == 2 and init_from is None)
+
+    def load_init(
+        self,
+        config: TitokConfig,
+        parts: Mapping[str, Part],
+        init: WeightsOrigin,
+        init_except: Sequence[str],
+    ) -> None:
+        """Loads the weights of a tokenizer; stage 2 takes those of stage 1 or 2."""
+        from vlatool.models.titok.weights import load_titok
+
+        load_titok(parts["model"].module, config, init.text, init_except)
 
     def blocks(self, parts: Mapping[str, Part]) -> Sequence["nn.Module"]:
         """Returns the transformer blocks, and the residual blocks of the pixel decoder."""
@@ -309,13 +319,20 @@ class TitokType(ModelType):
         network: Any = parts["model"]
         return TitokTokenizer(config, network)
 
+    def export(self, trained: "Trained", tree: Mapping[str, Any], reporter: "Reporter") -> Exported:
+        """Prepares config.yaml and pytorch_model.bin."""
+        del tree
+        from vlatool.models.titok.weights import prepare_export
+
+        return prepare_export(trained, reporter)
+
     def find_published(self, location: Path) -> PublishedFiles | None:
         """Returns the files of a folder, or a file alone."""
-        folder = location.parent if location.is_file() else location
-        published = find_published(folder)
-        if published is not None and location in (folder, published.weights):
-            return PublishedFiles(published.weights, published.config)
-        return PublishedFiles(location) if location.is_file() else None
+        from vlatool.models.titok.published import find_published
+
+        return find_published(location) or (
+            PublishedFiles(location) if location.is_file() else None
+        )
 
     def open_published(self, files: PublishedFiles, path: Path) -> PublishedModel:
         """Opens a published tokenizer."""
@@ -324,20 +341,17 @@ class TitokType(ModelType):
         return open_published(files, path)
 
 
-def check_required_weights(config: TitokConfig) -> None:
+def check_required_weights(config: TitokConfig, *, needs_init: bool) -> None:
     """Raises a UsageError if the weights of the teacher or of stage 1 are not configured."""
-    missing: list[str] = []
-    if config.decoder_head == "proxy" and config.teacher is None:
-        missing.append("teacher")
-    if config.stage == 2 and config.init_weight is None:
-        missing.append("init_weight")
+    has_teacher = config.decoder_head != "proxy" or config.teacher is not None
+    missing = [*([] if has_teacher else ["model.teacher"]), *(["init_from"] if needs_init else [])]
     if missing:
         raise UsageError(
-            f"stage {config.stage} requires {' and '.join(f'model.{name}' for name in missing)}",
+            f"stage {config.stage} requires {' and '.join(missing)}",
             hint="set model.teacher to a run of model type vqgan or the published file; for stage "
-            "2 also set model.init_weight to a run of stage 1",
-            code="usage.no_teacher" if missing[0] == "teacher" else "usage.no_stage_1",
-            details={"key": f"model.{missing[0]}", "keys": [f"model.{name}" for name in missing]},
+            "2 also set init_from to a run of stage 1",
+            code="usage.no_stage_1" if has_teacher else "usage.no_teacher",
+            details={"key": missing[0], "keys": missing},
         )
 
 
@@ -361,7 +375,7 @@ def teacher_section(config: TitokConfig) -> VqganNetworkConfig | None:
     """
     if config.teacher is None:
         return None
-    origin = existing_origin(config.teacher)
+    origin = existing_weights(config.teacher)
     origin.check_type("vqgan", "data.no_vqgan")
     section = origin.section
     if section is None:

@@ -14,7 +14,7 @@ from vlatool.models.codebook import CodebookTokenizer
 from vlatool.models.titok.model import Titok
 from vlatool.models.titok.spec import TitokConfig, VqConfig
 from vlatool.models.tokenizer import Reconstruction
-from vlatool.models.trained import as_config_error, existing_origin
+from vlatool.models.trained import as_config_error, existing_weights
 from vlatool.models.vqgan.model import Vqgan
 from vlatool.models.vqgan.spec import VqganNetworkConfig
 from vlatool.models.vqgan.weights import load_vqgan
@@ -75,7 +75,7 @@ def _open_teacher(config: TitokConfig) -> Vqgan:
             hint="give the teacher with --teacher, or the run of stage 2",
             code="usage.no_teacher",
         )
-    origin = existing_origin(config.teacher)
+    origin = existing_weights(config.teacher)
     section = origin.section or {}
     keys = {k: v for k, v in section.items() if k in VqganNetworkConfig.model_fields}
     with as_config_error(origin):

@@ -3,32 +3,42 @@
 The names in a state dict are those of the published files. Source: reference/titok 2, 7.1.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vlatool.artifacts.published_tokenizer import PublishedTokenizer, write_published_config
 from vlatool.errors import DataError
+from vlatool.events import Reporter
 from vlatool.loading.images.config import ImagePreprocessing
 from vlatool.loading.images.kind import ImagesAssets
-from vlatool.models.base import PublishedFiles, PublishedModel
+from vlatool.models.published import Exported, PublishedFiles, PublishedModel
 from vlatool.models.titok.model import Titok
-from vlatool.models.titok.published import published_keys, published_tree
+from vlatool.models.titok.published import (
+    CONFIG,
+    WEIGHTS,
+    published_keys,
+    published_tree,
+    read_published_config,
+    write_published_config,
+)
 from vlatool.models.titok.spec import TitokConfig
-from vlatool.models.trained import Origin, existing_origin, open_trained
+from vlatool.models.trained import Trained, WeightsOrigin, existing_weights
 from vlatool.models.vqgan.weights import pixel_weights
-from vlatool.models.weights import matching_state_dict, read_external_weights
+from vlatool.models.weights import init_state_dict, matching_state_dict, read_external_weights
 from vlatool.storage.atomic import open_atomic
+from vlatool.storage.tree import sha256_of
 
 _PIXELS = "pixel_"
 _HEAD_DIM = 64
 
 
-def load_titok(module: nn.Module, config: TitokConfig, origin: str) -> None:
-    """Loads the weights of a tokenizer; all names and shapes must match.
+def load_titok(
+    module: nn.Module, config: TitokConfig, origin: str, excluded: Sequence[str] = ()
+) -> None:
+    """Loads the weights of a tokenizer; all names and shapes must match, but for some networks.
 
     With weights of stage 1 for stage 2, the pixel decoder is that of the teacher.
 
@@ -40,8 +50,9 @@ def load_titok(module: nn.Module, config: TitokConfig, origin: str) -> None:
     if config.stage == 2 and not any(name.startswith(_PIXELS) for name in weights):
         assert config.teacher is not None
         weights = {**weights, **pixel_weights(config.teacher)}
-    check_sizes(module, weights, source.file)
-    module.load_state_dict(matching_state_dict(module, weights, source.file))
+    if not excluded:
+        check_sizes(module, weights, source.file)
+    module.load_state_dict(init_state_dict(module, weights, source.file, excluded))
 
 
 def open_published(files: PublishedFiles, path: Path) -> PublishedModel:
@@ -54,7 +65,7 @@ def open_published(files: PublishedFiles, path: Path) -> PublishedModel:
     if files.config is None:
         config = inferred_config(weights, files.weights)
     else:
-        tree = PublishedTokenizer(files.config, files.weights).config_tree()
+        tree = read_published_config(files.config)
         config = TitokConfig.model_validate(published_keys(tree))
     if config.image_size is None:  # optional in a published configuration
         side = inferred_config(weights, files.weights).image_size
@@ -66,19 +77,6 @@ def open_published(files: PublishedFiles, path: Path) -> PublishedModel:
     return PublishedModel(config, {"model": module}, assets)
 
 
-def open_titok(origin: str) -> tuple[TitokConfig, Titok]:
-    """Opens a trained or published tokenizer, in eval mode on the CPU.
-
-    Raises:
-        DataError: As `open_trained`, or the weights are of another model type.
-    """
-    trained = open_trained(origin, device="cpu")
-    trained.origin.check_type("titok", "data.no_tokenizer")
-    config: Any = trained.config.model
-    model: Any = trained.parts["model"]
-    return config, model
-
-
 def _preprocessing(tree: Mapping[str, Any], size: int | None) -> ImagePreprocessing:
     """Preprocessing of a published configuration; by default without a resize."""
     dataset = tree.get("dataset")
@@ -88,15 +86,36 @@ def _preprocessing(tree: Mapping[str, Any], size: int | None) -> ImagePreprocess
     return ImagePreprocessing.model_validate({"crop_size": size, **known})
 
 
-def read_titok(origin: str) -> tuple[Origin, dict[str, Tensor]]:
+def read_titok(origin: str) -> tuple[WeightsOrigin, dict[str, Tensor]]:
     """Finds and reads the weights of a tokenizer.
 
     Raises:
         DataError: The weights are missing or broken, or those of a run of another model type.
     """
-    source = existing_origin(origin)
+    source = existing_weights(origin)
     source.check_type("titok", "data.no_tokenizer")
     return source, source.read()
+
+
+def prepare_export(trained: Trained, reporter: Reporter) -> Exported:
+    """Prepares the published folder of opened weights."""
+    config: Any = trained.config.model
+    network: Any = trained.parts["model"]
+    preprocessing = trained.assets.preprocessing.without_randomness().model_dump(mode="json")
+
+    def write(folder: Path) -> Mapping[str, Any]:
+        save_published(folder, config, network, preprocessing)
+        return {"stage": config.stage, "sha256": sha256_of(folder / WEIGHTS)}
+
+    if not config.predicts_pixels:
+        reporter.note("a stage-1 tokenizer predicts codes of its teacher and has no pixel decoder")
+    return Exported(
+        files=(CONFIG, WEIGHTS),
+        weights=(WEIGHTS,),
+        parameters=sum(tensor.numel() for tensor in network.state_dict().values()),
+        summary=f"{CONFIG} and {WEIGHTS} of stage {config.stage}",
+        write=write,
+    )
 
 
 def save_published(
@@ -115,9 +134,9 @@ def save_published(
     """
     tree = published_tree(config)
     tree["dataset"]["preprocessing"] |= preprocessing or {}
-    tokenizer = write_published_config(folder, tree)
+    write_published_config(folder, tree)
     tensors = {k: v.detach().float().cpu().contiguous() for k, v in module.state_dict().items()}
-    with open_atomic(tokenizer.weights) as file:
+    with open_atomic(folder / WEIGHTS) as file:
         torch.save(tensors, file)
 
 

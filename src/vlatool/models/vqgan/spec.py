@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vlatool.loading.images.config import ImageDataConfig
     from vlatool.models.codebook import CodebookTokenizer
     from vlatool.models.images import ImageBatcher
+    from vlatool.models.trained import WeightsOrigin
     from vlatool.models.vqgan.objective import PixelObjective
 
 # Perceptual losses without weights of their own; the weights of all others are configured.
@@ -186,6 +187,8 @@ def derive_image_size(
 class VqganConfig(VqganNetworkConfig):
     """Training of a MaskGIT-VQGAN, the teacher of TiTok."""
 
+    root_aliases: ClassVar[Mapping[str, str]] = {"init_weight": "init_from"}
+
     type: Literal["vqgan"] = Field(default="vqgan", description="Model type.")
     image_size: int | None = derived_field(
         "data.preprocessing.crop_size", "Side of the images in pixels.", ge=1
@@ -194,9 +197,6 @@ class VqganConfig(VqganNetworkConfig):
     losses: PixelLossConfig = Field(default=PixelLossConfig(), description="Losses.")
     codebook_alarm: CodebookAlarmConfig = Field(
         default=CodebookAlarmConfig(), description="Detection of a collapsed codebook."
-    )
-    init_weight: str | None = Field(
-        default=None, description="Initial weights: a published file, a run, or a checkpoint."
     )
 
     @model_validator(mode="after")
@@ -242,14 +242,24 @@ class VqganType(ModelType):
         return {"model": Part(model), **loss_parts(config.losses, config)}
 
     def load(self, config: VqganConfig, parts: Mapping[str, Part], names: Sequence[str]) -> None:
-        """Loads the initial weights, and the perceptual network."""
+        """Loads the perceptual network."""
         from vlatool.models.vqgan.losses import load_perceptual
-        from vlatool.models.vqgan.weights import load_vqgan
 
-        if "model" in names and config.init_weight:
-            load_vqgan(parts["model"].module, config.init_weight)
         if "perceptual" in names:
             load_perceptual(config.losses, parts["perceptual"].module, None)
+
+    def load_init(
+        self,
+        config: VqganConfig,
+        parts: Mapping[str, Part],
+        init: "WeightsOrigin",
+        init_except: Sequence[str],
+    ) -> None:
+        """Loads the weights of a published file, a run, or a checkpoint."""
+        del config
+        from vlatool.models.vqgan.weights import load_vqgan
+
+        load_vqgan(parts["model"].module, init.text, init_except)
 
     def blocks(self, parts: Mapping[str, Part]) -> Sequence["nn.Module"]:
         """Returns the residual blocks."""

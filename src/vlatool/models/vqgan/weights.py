@@ -3,22 +3,24 @@
 Source: reference/titok 1.8, 2.2.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
-from vlatool.models.trained import Origin, existing_origin
-from vlatool.models.weights import matching_state_dict
+from vlatool.models.trained import WeightsOrigin, existing_weights
+from vlatool.models.weights import init_state_dict, matching_state_dict
 
 _ENCODER = "encoder."
 
 
-def load_vqgan(module: nn.Module, origin: str) -> None:
-    """Loads the weights of a VQGAN; all names and shapes must match.
+def load_vqgan(module: nn.Module, origin: str, excluded: Sequence[str] = ()) -> None:
+    """Loads the weights of a VQGAN; all names and shapes must match, but for some networks.
 
     Raises:
         DataError: The weights are missing or broken, or do not match.
     """
     source, weights = read_vqgan(origin)
-    module.load_state_dict(matching_state_dict(module, weights, source.file))
+    module.load_state_dict(init_state_dict(module, weights, source.file, excluded))
 
 
 def load_encoder(module: nn.Module, origin: str) -> None:
@@ -42,12 +44,12 @@ def pixel_weights(origin: str) -> dict[str, Tensor]:
     return {f"pixel_{k}": v for k, v in weights.items() if not k.startswith(_ENCODER)}
 
 
-def read_vqgan(origin: str) -> tuple[Origin, dict[str, Tensor]]:
+def read_vqgan(origin: str) -> tuple[WeightsOrigin, dict[str, Tensor]]:
     """Finds and reads the weights of a VQGAN.
 
     Raises:
         DataError: The weights are missing or broken, or those of a run of another model type.
     """
-    source = existing_origin(origin)
+    source = existing_weights(origin)
     source.check_type("vqgan", "data.no_vqgan")
     return source, source.read()

@@ -1,0 +1,119 @@
+"""A visual tokenizer of a plugin: training, opening, export."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.builders.toy_images import write_image_shards
+from tests.builders.toy_levels import CODES, LEVELS
+from tests.builders.toy_tokenizer import FILE, ToyTokenizerType
+from tests.builders.toys import install_toys
+from vlatool.artifacts.run.format import RunDir
+from vlatool.config.overrides import Override
+from vlatool.config.resolve import load_config
+from vlatool.errors import UsageError
+from vlatool.models.tokenizer import OpenTokenizer, open_tokenizer
+from vlatool.testing import check_model_type
+from vlatool.training.config import TrainConfig
+from vlatool.workflows.export import ExportConfig, export
+from vlatool.workflows.finetune import finetune
+from vlatool.workflows.model_export import TokenizerExportConfig, tokenizer_export
+from vlatool.workflows.train import train
+
+SIDE = 8
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("toy")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plugin(folder: Path) -> Any:
+    install_toys(folder / "site")
+    sys.path.insert(0, str(folder / "site"))
+    yield
+    sys.path.remove(str(folder / "site"))
+
+
+def config(folder: Path, name: str, **changes: Any) -> TrainConfig:
+    keys = {
+        "model": {"type": "toy_tokenizer"},
+        "data": {
+            "shards": [str(folder / "shards")],
+            "preprocessing": {"crop_size": SIDE},
+            "num_workers": 0,
+            "allow_multiple_epochs": True,
+        },
+        "save_path": str(folder),
+        "name": name,
+        "total_train_steps": 3,
+        "num_checkpoints": 1,
+        "hparams.global_batch_size": 4,
+        "hparams.per_gpu_batch_size": 4,
+        **changes,
+    }
+    overrides = [Override(key, value, "test") for key, value in keys.items()]
+    return load_config(TrainConfig, overrides=overrides).config
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> Path:
+    write_image_shards(folder / "shards")
+    train(config(folder, "run"))
+    return folder / "run"
+
+
+def opened(location: Path) -> OpenTokenizer:
+    return open_tokenizer(str(location), torch.device("cpu"))
+
+
+def test_toy_passes_the_contract_checks(run: Path) -> None:
+    data = {"shards": [str(run.parent / "shards")], "preprocessing": {"crop_size": SIDE}}
+    check_model_type(ToyTokenizerType, data={"type": "images", **data})
+
+
+def test_trained_toy_encodes_and_decodes(run: Path) -> None:
+    tokenizer = opened(run)
+    images = torch.full((2, SIDE, SIDE, 3), 255, dtype=torch.uint8)
+    codes = tokenizer.network.encode(images)
+
+    assert codes.values.tolist() == [[LEVELS - 1] * CODES] * 2
+    assert tokenizer.network.decode(codes.values).shape == images.shape
+    assert (tokenizer.name, tokenizer.rule.size) == ("run", SIDE)
+
+
+@pytest.mark.parametrize("command", ["export", "tokenizer export"])
+def test_both_names_of_the_export_write_the_published_layout(
+    run: Path, tmp_path: Path, command: str
+) -> None:
+    output = str(tmp_path / "out")
+    if command == "export":
+        result = export(ExportConfig(source=str(run), output=output))
+    else:
+        result = tokenizer_export(TokenizerExportConfig(checkpoint=str(run), output=output))
+
+    assert result.document()["levels"] == LEVELS
+    assert len(json.loads((tmp_path / "out" / FILE).read_text())) == LEVELS
+
+
+def test_run_of_any_model_type_starts_from_weights(run: Path, folder: Path) -> None:
+    still = {"hparams.lr": 0, "hparams.wd": 0, "total_train_steps": 1, "init_from": str(run)}
+    finetune(config(folder, "tuned", **still))
+
+    weights = [
+        opened(location).network.decode(torch.arange(8).view(2, 4))
+        for location in (run, RunDir(folder / "tuned").root)
+    ]
+    assert torch.equal(*weights)
+
+
+def test_model_without_a_published_layout_is_an_error(folder: Path, run: Path) -> None:
+    train(config(folder, "colors", model={"type": "toy_images"}))
+    with pytest.raises(UsageError) as caught:
+        export(ExportConfig(source=str(folder / "colors"), output=str(folder / "out")))
+    assert caught.value.code == "usage.not_exportable"
