@@ -63,7 +63,6 @@ _RENAMED_IMPORTS = {
     "Kind": "FindingCode",
     "Normalises": "Normalizes",
     "Place": "SampleRef",
-    "Policy": "RoboticsPolicy",
     "ReadsAhead": "Prefetching",
     "RoboticsKept": "RoboticsAssets",
     "needed_field": "required_field",
@@ -77,6 +76,7 @@ _RENAMED_ATTRIBUTES = {
     "draws": "rng",
     "held_out": "excluded",
     "normalise": "normalize",
+    "predict": "act",
     "refusal": "from_error",
     "refuse": "add_error",
 }
