@@ -60,8 +60,6 @@ class ConfigModel(BaseModel):
         preset_sections: Folder of presets to the section that they fill; empty for the whole tree.
         translations: Converters of configurations of other programs to the keys used here.
         location_keys: Keys with a path or URI; records keep only its last part.
-        unrecorded: Keys that are not in records. A file with all other keys is a record: its
-            values were not set explicitly.
     """
 
     model_config = ConfigDict(
@@ -78,7 +76,6 @@ class ConfigModel(BaseModel):
     registries: ClassVar[Mapping[str, Registry[Any]]] = {}
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset()
     location_keys: ClassVar[frozenset[str]] = frozenset()
-    unrecorded: ClassVar[frozenset[str]] = frozenset()
     aliases: ClassVar[Mapping[str, str]] = {}
     root_aliases: ClassVar[Mapping[str, str]] = {}
     virtual_keys: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {}
@@ -199,7 +196,10 @@ def nullable_field(default: Any, description: str, **constraints: Any) -> Any:
 
 
 def execution_field(default: Any, description: str, **constraints: Any) -> Any:
-    """Field that controls how a command works and not what it writes; listed after the others."""
+    """Field that controls how a command works and not what it writes.
+
+    It is listed after the others, and a `config.yaml` does not hold it.
+    """
     return Field(
         default=default,
         description=description,

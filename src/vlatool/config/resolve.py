@@ -12,7 +12,7 @@ from vlatool.config.layers import STRICT, LayerReader, Layers, ReadOptions
 from vlatool.config.overrides import Override
 from vlatool.config.problems import Problem, config_error, unknown_keys, validation_problems
 from vlatool.config.rules import sections
-from vlatool.config.schema import flat_keys, section_models
+from vlatool.config.schema import execution_keys, flat_keys, section_models
 from vlatool.config.tree import (
     Node,
     find,
@@ -93,7 +93,7 @@ def _reader(
         schema.translations,
         reading,
         preset_roots,
-        frozenset(schema.model_fields) - schema.unrecorded,
+        frozenset(schema.model_fields) - execution_keys(schema),
     )
 
 

@@ -106,6 +106,12 @@ def unset_required(config: BaseModel) -> list[str]:
     return [*_unset(config, ""), *groups]
 
 
+def execution_keys(schema: type[BaseModel]) -> frozenset[str]:
+    """Keys that control how a command works and not what it writes; see `execution_field`."""
+    fields = schema.model_fields.items()
+    return frozenset(name for name, field in fields if mark(field, "execution"))
+
+
 def mark(field: FieldInfo, name: str) -> Any:
     """Mark of a field, such as its rule `derived` or the flag `needed`; None without it."""
     extra = field.json_schema_extra

@@ -189,18 +189,16 @@ def resumable_record(
         DataError: The record is damaged and `overwrite` is off.
     """
     before = read_record(folder) if overwrite else read_valid_record(folder)
-    if any(parent.name == FOLDER and _path(parent.parent).is_file() for parent in folder.parents):
-        raise _foreign_output_error(folder, record, before)
-    differences = [] if before is None else _differences(before, record)
-    # The journal alone may hold finished work. An emptied folder is free for any other run.
-    is_resumable = before is not None and not before.complete and not differences
-    if not is_resumable and not is_occupied(folder):
-        return None
-    if before is not None and before.command != record.command:
-        raise _foreign_output_error(folder, record, before)
     if before is None:
-        if not (overwrite and ((folder / NAME).is_file() or contains_only(folder, owned))):
-            raise _foreign_output_error(folder, record, before)
+        is_listed = overwrite and (folder / NAME).is_file()
+        is_replaceable = is_listed or (overwrite and contains_only(folder, owned))
+        check_owner(folder, record.command, before, is_replaceable=is_replaceable)
+        return None
+    check_owner(folder, record.command, before)
+    differences = _differences(before, record)
+    # The journal alone may hold finished work. An emptied folder is free for any other run.
+    is_resumable = before.command == record.command and not (before.complete or differences)
+    if not is_resumable and not is_occupied(folder):
         return None
     changed = changed_versions(before.options, record.options)
     if overwrite and (before.complete or differences or changed):
@@ -211,6 +209,27 @@ def resumable_record(
         differences = option_differences(before.inputs, inputs())
         check_no_differences(folder, "from other input", differences, hint)
     return before
+
+
+def check_owner(
+    folder: Path, command: str, before: OutputRecord | None, *, is_replaceable: bool = False
+) -> None:
+    """Raises an error unless a folder is free, or the output of a command.
+
+    Args:
+        folder: The output.
+        command: Subcommand that is about to write it.
+        before: Record of the folder, if any.
+        is_replaceable: Files without a record may be replaced.
+
+    Raises:
+        UsageError: The folder belongs to something else, or is part of the records of an output.
+    """
+    if any(parent.name == FOLDER and _path(parent.parent).is_file() for parent in folder.parents):
+        raise _foreign_output_error(folder, command, before)
+    is_own = is_replaceable if before is None else before.command == command
+    if not is_own and is_occupied(folder):
+        raise _foreign_output_error(folder, command, before)
 
 
 def claim_output(folder: Path, record: OutputRecord, owned: Sequence[str]) -> None:
@@ -277,14 +296,12 @@ def check_no_differences(folder: Path, cause: str, differences: Sequence[str], h
         )
 
 
-def _foreign_output_error(
-    folder: Path, record: OutputRecord, before: OutputRecord | None
-) -> UsageError:
+def _foreign_output_error(folder: Path, command: str, before: OutputRecord | None) -> UsageError:
     is_lost = before is None and (folder / NAME).is_file()
     hint = "its record .vlatool/run.json is missing: use --overwrite to replace it"
     owner = "" if before is None else f", but by vlatool {before.command}"
     return UsageError(
-        f"{folder}: exists and was not made by vlatool {record.command}{owner}",
+        f"{folder}: exists and was not made by vlatool {command}{owner}",
         hint=hint if is_lost else "choose another --output",
         code="usage.output_exists",
     )

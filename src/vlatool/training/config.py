@@ -14,6 +14,7 @@ from vlatool.config.base import (
     Violation,
     derivation_rules,
     derived_field,
+    execution_field,
     nullable_field,
     required_field,
 )
@@ -186,7 +187,6 @@ class TrainConfig(ConfigModel):
     unsupported: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {
         "remote_sync": ((None,), "runs are not copied during training yet; copy the run folder"),
     }
-    unrecorded: ClassVar[frozenset[str]] = frozenset({"overwrite", "dry_run"})
     # Keys that may change on resume, because they do not affect the result. Sections declare their
     # own.
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
@@ -263,8 +263,10 @@ class TrainConfig(ConfigModel):
         default=False, description="Not supported yet; metrics are in metrics.jsonl."
     )
     remote_sync: str | None = Field(default=None, description="Not supported yet.")
-    overwrite: bool = Field(default=False, description="Replace a run made with other options.")
-    dry_run: bool = Field(default=False, description="Print the plan and write nothing.")
+    overwrite: bool = execution_field(
+        default=False, description="Replace a run made with other options."
+    )
+    dry_run: bool = execution_field(default=False, description="Print the plan and write nothing.")
     data: SerializeAsAny[LoadingConfig] = Field(
         default=LoadingConfig(), description="Training data."
     )

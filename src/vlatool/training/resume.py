@@ -17,13 +17,14 @@ from pydantic import ValidationError
 from vlatool.artifacts.run.format import CONFIG, LATEST, METRICS, RunDir, is_run
 from vlatool.config.base import ConfigModel
 from vlatool.config.resolve import load_config
-from vlatool.config.schema import default_of
+from vlatool.config.schema import default_of, execution_keys
 from vlatool.errors import DataError, UsageError, VlatoolError
-from vlatool.jobs.files import FileEntry, contains_only, remove_partial_files
+from vlatool.jobs.files import FileEntry, remove_partial_files
 from vlatool.jobs.record import (
     OutputRecord,
     changed_versions,
     check_no_differences,
+    check_owner,
     check_versions,
     option_differences,
     read_record,
@@ -223,7 +224,11 @@ def resumable_run(run: RunDir, config: TrainConfig) -> OutputRecord | None:
     """
     before = read_record(run.root) if config.overwrite else read_valid_record(run.root)
     if before is None or before.command != _COMMAND:
-        _check_owner(run, config)
+        has_run = is_run(run.root)
+        if has_run and not config.overwrite:
+            reason = "has no readable record: it is damaged or was made by an earlier version"
+            raise _cannot_resume(run, reason)
+        check_owner(run.root, _COMMAND, None if has_run else before, is_replaceable=has_run)
         return None
     if not config.overwrite:
         _check_no_unfinished_overwrite(run, before)
@@ -369,7 +374,7 @@ def _difference_text(key: str, before: object, now: object) -> str:
 
 
 def _write_config(run: RunDir, config: TrainConfig) -> None:
-    run.write_config(config.model_dump(mode="json", exclude=set(config.unrecorded)))
+    run.write_config(config.model_dump(mode="json", exclude={*execution_keys(type(config))}))
 
 
 def _reset_run(run: RunDir, record: OutputRecord) -> None:
@@ -402,16 +407,3 @@ def _cannot_resume(run: RunDir, reason: str) -> UsageError:
         code="usage.earlier_version",
         details={"path": str(run.root)},
     )
-
-
-def _check_owner(run: RunDir, config: TrainConfig) -> None:
-    if is_run(run.root):
-        if not config.overwrite:
-            reason = "has no readable record: it is damaged or was made by an earlier version"
-            raise _cannot_resume(run, reason)
-    elif not contains_only(run.root, ()):
-        raise UsageError(
-            f"{run.root}: exists and is not a run folder of vlatool",
-            hint="choose another --output",
-            code="usage.output_exists",
-        )

@@ -107,7 +107,6 @@ COMMON: dict[str, Any] = {
     "data.allow_multiple_epochs": True,
     "data.num_workers": 8,
     "data.mask_padded_images": False,
-    "data.pose_groups.1.position_key": _pose("action", RIGHT, "xyz"),
 }
 SMALL: dict[str, Any] = {
     **COMMON,
