@@ -64,6 +64,15 @@ class OutputRecord:
     run_id: str = ""
     journal: int = _JOURNAL
 
+    def no_manifest_error(self, folder: Path) -> DataError:
+        """Error for an output in which the manifest, written last, is missing."""
+        return DataError(
+            f"{folder}: `vlatool {self.command}` has not written a manifest here yet",
+            hint="wait until it ends; if it was interrupted, run the same command again",
+            code="data.incomplete_output",
+            details={"path": str(folder), "options": dict(self.options)},
+        )
+
     def save(self, folder: Path) -> None:
         """Writes the record atomically."""
         document = {

@@ -62,12 +62,7 @@ def window_files(tree: Path, pattern: str) -> list[WindowFile]:
         )
     record = read_record(tree)
     if record is not None and read_manifest(tree) is None:
-        raise DataError(
-            f"{tree}: `vlatool {record.command}` has not written a manifest here yet",
-            hint="wait for the run, or, if it was interrupted, run the same command again",
-            code="data.incomplete_output",
-            details={"path": str(tree)},
-        )
+        raise record.no_manifest_error(tree)
     paths = sorted(path for path in tree.glob(pattern) if path.name.endswith(LINES_SUFFIX))
     files = [WindowFile(path.name.removesuffix(LINES_SUFFIX), path) for path in paths]
     if not files:

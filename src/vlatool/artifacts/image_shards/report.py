@@ -87,12 +87,7 @@ def inspect(location: Path) -> Report:
         return _inspect_tar(location)
     record = read_record(location)
     if record is not None and record.result is None:
-        raise DataError(
-            f"{location}: `vlatool {record.command}` has not written a manifest here yet",
-            hint="wait until it ends; if it was interrupted, run the same command again",
-            code="data.incomplete_output",
-            details={"path": str(location), "options": dict(record.options)},
-        )
+        raise record.no_manifest_error(location)
     manifest, tars = read_manifest(location), image_tars(location)
     findings = Problems()
     first, metadata = None, dict[str, Any]()

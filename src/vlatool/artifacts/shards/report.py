@@ -221,12 +221,7 @@ def _open(location: Path) -> ShardFolder:
             details={"path": str(location)},
         )
     if not has_data and record is not None:
-        raise DataError(
-            f"{location}: `vlatool {record.command}` has not written a manifest here yet",
-            hint="wait until it ends; if it was interrupted, run the same command again",
-            code="data.incomplete_output",
-            details={"path": str(location), "options": dict(record.options)},
-        )
+        raise record.no_manifest_error(location)
     return ShardFolder.open(location)
 
 
