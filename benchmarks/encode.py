@@ -17,7 +17,7 @@ from machine import describe
 from titok import GFLOPS, PEAK_TFLOPS
 from titok import network as sizes
 
-from vlatool.artifacts.image import encode_png
+from vlatool.artifacts.images import encode_png
 from vlatool.loading.images.config import ImagePreprocessing
 from vlatool.models.images import example_images
 from vlatool.models.titok.model import Titok

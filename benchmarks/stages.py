@@ -16,7 +16,7 @@ from typing import Any
 
 from machine import describe
 
-from vlatool.artifacts.image import encode_jpeg
+from vlatool.artifacts.images import encode_jpeg
 from vlatool.artifacts.npz_bytes import write_arrays
 from vlatool.artifacts.sample import sample_members
 from vlatool.artifacts.stats.format import compact, write_stats

@@ -19,7 +19,7 @@ from vlatool.artifacts.codes.format import (
     write_codes,
 )
 from vlatool.artifacts.fast.format import write_fast
-from vlatool.artifacts.image import encode_png
+from vlatool.artifacts.images import encode_png
 from vlatool.artifacts.lines import write_lines
 from vlatool.artifacts.windows.format import (
     Kind,

@@ -14,7 +14,7 @@ from tests.builders.recording import Recorder
 from tests.builders.toy_images import image, write_image_shards
 from tests.builders.toy_runs import half_of, toy_config
 from tests.builders.toys import install_toys
-from vlatool.artifacts.image import decode_rgb
+from vlatool.artifacts.images import decode_rgb
 from vlatool.artifacts.run.format import RunDir
 from vlatool.artifacts.tar import index_by_headers, index_path
 from vlatool.errors import DataError

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vlatool.artifacts.image import decode_rgb, open_image
+from vlatool.artifacts.images import decode_rgb, open_image
 from vlatool.pages.images import FrameView
 
 

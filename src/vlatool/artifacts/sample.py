@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from vlatool.artifacts.image import decoded_size, open_image
+from vlatool.artifacts.images import decoded_size, open_image
 from vlatool.artifacts.npz_bytes import array_headers, read_arrays, write_arrays
 from vlatool.episode import Array, Sample
 

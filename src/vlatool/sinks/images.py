@@ -9,8 +9,17 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import AfterValidator, Field
 
-from vlatool.artifacts.image import Subsampling, decode_rgb, encode_jpeg, encode_png
-from vlatool.artifacts.stored_image import JPEG, PNG, ImageInfo, check_pixels, image_info
+from vlatool.artifacts.images import (
+    JPEG,
+    PNG,
+    ImageInfo,
+    Subsampling,
+    check_pixels,
+    decode_rgb,
+    encode_jpeg,
+    encode_png,
+    image_info,
+)
 from vlatool.episode import Array, FrameSource, UInt8Array, stored_bytes
 from vlatool.errors import DataError
 from vlatool.transforms.geometry import ResizeMethod, resize

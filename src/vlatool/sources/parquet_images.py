@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlatool.artifacts.image import decode_rgb
+from vlatool.artifacts.images import decode_rgb
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
 from vlatool.storage.uri import as_native_file

@@ -13,7 +13,7 @@ import torch
 
 from vlatool.artifacts.codes.folder import CodesFolder
 from vlatool.artifacts.codes.format import JSON_SUFFIX, PACKED_SUFFIX, CodesManifest
-from vlatool.artifacts.image import encode_png
+from vlatool.artifacts.images import encode_png
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
 from vlatool.jobs.files import folder_entry

@@ -28,7 +28,7 @@ from vlatool.artifacts.codes.format import (
     write_check_image,
     write_codes,
 )
-from vlatool.artifacts.image import encode_png
+from vlatool.artifacts.images import encode_png
 from vlatool.episode import Array, EpisodeRef
 from vlatool.errors import VlatoolError
 from vlatool.jobs.executor import Outcome, attempt, default_workers

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from vlatool.artifacts.stored_image import NotRgbError, decode_plain
+from vlatool.artifacts.images import NotRgbError, decode_plain
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, UInt8Array, stored_bytes
 from vlatool.errors import DataError

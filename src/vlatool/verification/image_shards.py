@@ -17,7 +17,7 @@ from vlatool.artifacts.image_shards.format import (
     read_list,
     read_manifest,
 )
-from vlatool.artifacts.stored_image import check_pixels, image_info
+from vlatool.artifacts.images import check_pixels, image_info
 from vlatool.artifacts.tar import TarSample, scan_tar
 from vlatool.errors import DataError
 from vlatool.findings import Finding

@@ -14,7 +14,7 @@ import numpy as np
 from vlatool.artifacts.check import CheckOptions
 from vlatool.artifacts.codes.folder import is_codes
 from vlatool.artifacts.codes.format import JSON_NAME, PACKED_NAME
-from vlatool.artifacts.image import decoded_size
+from vlatool.artifacts.images import decoded_size
 from vlatool.artifacts.lines import lines_index_path, read_lines
 from vlatool.artifacts.tar import read_index
 from vlatool.artifacts.windows.folder import (

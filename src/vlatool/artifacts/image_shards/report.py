@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vlatool.artifacts.image import open_image
 from vlatool.artifacts.image_shards.format import (
     METADATA_SUFFIX,
     TRAIN_LIST,
@@ -17,7 +16,7 @@ from vlatool.artifacts.image_shards.format import (
     read_list,
     read_manifest,
 )
-from vlatool.artifacts.stored_image import ImageInfo, image_info
+from vlatool.artifacts.images import ImageInfo, image_info, open_image
 from vlatool.artifacts.tar import OpenShard, open_shard
 from vlatool.errors import DataError
 from vlatool.jobs.record import read_record

@@ -16,12 +16,12 @@ from pydantic import ValidationError
 from vlatool.artifacts.fragment import Members
 from vlatool.artifacts.image_shards.format import IMAGE_SUFFIXES, sample_image, sample_metadata
 from vlatool.artifacts.image_shards.lists import find_shards
+from vlatool.artifacts.images import NotRgbError, decode_plain
 from vlatool.artifacts.shards.provenance import (
     CONFIG_NAME,
     read_preprocessing_config,
     write_preprocessing_config,
 )
-from vlatool.artifacts.stored_image import NotRgbError, decode_plain
 from vlatool.artifacts.tar import ShardIndex, cached_index, shard_index
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError

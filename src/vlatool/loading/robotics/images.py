@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlatool.artifacts.image import decode_rgb
+from vlatool.artifacts.images import decode_rgb
 from vlatool.artifacts.sample import image_suffix
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError

@@ -5,8 +5,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from vlatool.artifacts.image import Subsampling
-from vlatool.artifacts.stored_image import JPEG, PNG
+from vlatool.artifacts.images import JPEG, PNG, Subsampling
 from vlatool.sinks.base import SinkConfig
 from vlatool.sinks.images import (
     ImageEncoding,

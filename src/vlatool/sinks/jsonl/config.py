@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from vlatool.artifacts.stored_image import PNG
+from vlatool.artifacts.images import PNG
 from vlatool.sinks.base import SinkConfig
 from vlatool.sinks.images import (
     ImageEncoding,

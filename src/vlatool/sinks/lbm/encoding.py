@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from vlatool.artifacts.image import encode_jpeg, encode_png
+from vlatool.artifacts.images import encode_jpeg, encode_png
 from vlatool.episode import Array, FrameSource
 from vlatool.errors import DataError
 from vlatool.sinks.images import FRAMES_PER_READ, read_frames

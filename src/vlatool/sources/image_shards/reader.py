@@ -11,7 +11,6 @@ from typing import ClassVar, overload
 import numpy as np
 
 from vlatool.artifacts.fragment import Members, read_members
-from vlatool.artifacts.image import decode_rgb
 from vlatool.artifacts.image_shards.format import (
     IMAGE_SUFFIXES,
     image_tars,
@@ -22,7 +21,7 @@ from vlatool.artifacts.image_shards.format import (
     sample_metadata,
 )
 from vlatool.artifacts.image_shards.lists import LIST_SUFFIX, SHARD_SUFFIX, find_shards
-from vlatool.artifacts.stored_image import image_info
+from vlatool.artifacts.images import decode_rgb, image_info
 from vlatool.artifacts.tar import ShardIndex, shard_index
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, Survey, UInt8Array

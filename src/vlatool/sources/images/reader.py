@@ -16,8 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from vlatool.artifacts.image import decode_rgb
-from vlatool.artifacts.stored_image import image_info
+from vlatool.artifacts.images import decode_rgb, image_info
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, Survey, UInt8Array
 from vlatool.errors import DataError

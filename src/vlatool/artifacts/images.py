@@ -1,0 +1,294 @@
+"""Stored images: decoding and encoding of JPEG and PNG, headers, integrity.
+
+Headers decide if a stored image can be copied unchanged, and if a tokenizer may be trained on it or
+encode it. Source: formats/lbm-preprocessing 2.4, formats/image-shards 4.1.
+"""
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from vlatool.episode import Array, UInt8Array
+
+# Larger images are not decoded; no robot has such a camera.
+MAX_PIXELS = 2**26
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
+_JPEG_START = b"\xff\xd8\xff"
+# Errors of Pillow for data that is no image; the warning is raised where warnings are errors.
+_BROKEN = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_HEADER = struct.Struct(">2I5B")
+_CHUNK = struct.Struct(">I4s")
+_CHECKSUM_BYTES = 4
+_RGB, _BITS = 2, 8
+# Transparent color, animation, palette: readers decode them differently.
+_NOT_PLAIN = {b"tRNS", b"acTL", b"PLTE"}
+_CRITICAL = {b"IHDR", b"IDAT", b"IEND", b"PLTE"}
+PNG, JPEG = "png", "jpeg"
+# Pillow's gray modes with more than 8 bits; converted to RGB they would be white.
+_NUMERIC_MODES = ("I", "F")
+
+# Chroma subsampling: full resolution, or one chroma sample per 2 x 2 pixels.
+Subsampling = Literal["4:4:4", "4:2:0"]
+
+
+def encode_jpeg(pixels: UInt8Array, quality: int, subsampling: Subsampling = "4:2:0") -> bytes:
+    """JPEG of uint8 [H, W, 3]."""
+    buffer = io.BytesIO()
+    image = Image.fromarray(pixels)
+    image.save(buffer, "JPEG", quality=quality, subsampling=subsampling, optimize=True)
+    return buffer.getvalue()
+
+
+def encode_png(values: Array) -> bytes:
+    """PNG of uint16 [H, W] or uint8 [H, W, 3]."""
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def decode_rgb(data: bytes, buffer: UInt8Array | None = None) -> UInt8Array:
+    """Pixels uint8 [H, W, 3].
+
+    Args:
+        data: Bytes of the file.
+        buffer: uint8 [K], used for the result if it is large enough.
+
+    Raises:
+        ValueError: It cannot be decoded, or has more than `MAX_PIXELS`.
+    """
+    pixels = _decode_valid_jpeg(data, buffer)
+    if pixels is not None:
+        return pixels
+    with open_image(data) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def decoded_size(data: bytes) -> tuple[int, int]:
+    """(width, height) of an image after decoding it; raises ValueError if it cannot be decoded."""
+    pixels = _decode_valid_jpeg(data)
+    if pixels is not None:
+        return pixels.shape[1], pixels.shape[0]
+    with open_image(data) as image:
+        image.load()
+        return image.size
+
+
+@contextmanager
+def open_image(data: bytes) -> Iterator[Image.Image]:
+    """The image; its pixels are decoded lazily.
+
+    Raises:
+        ValueError: As `decode_rgb`.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            _check_size(image.width, image.height)
+            yield image
+    except Image.UnidentifiedImageError:
+        raise ValueError(f"not an image: {data[:8].hex(' ') or 'empty'}") from None
+    except _BROKEN as error:
+        raise ValueError(str(error)) from None
+
+
+def _decode_valid_jpeg(data: bytes, buffer: UInt8Array | None = None) -> UInt8Array | None:
+    """Pixels of a valid JPEG, equal to Pillow's in two thirds of the time.
+
+    None for other data, which Pillow decodes: it tolerates some errors.
+    """
+    if not data.startswith(_JPEG_START):
+        return None
+    try:
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
+        height, width = int(height), int(width)
+        _check_size(width, height)
+        if colors not in ("YCbCr", "Gray"):
+            return None
+        if buffer is None or buffer.size < height * width * 3:
+            return simplejpeg.decode_jpeg(data)
+        return simplejpeg.decode_jpeg(data, buffer=buffer)
+    except ValueError:
+        return None
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width} x {height} pixels; the limit is {MAX_PIXELS}")
+
+
+@dataclass(frozen=True)
+class PngInfo:
+    """Size and pixel format of an intact PNG.
+
+    Attributes:
+        size: (height, width) in pixels.
+        is_plain_rgb: True if pixels are 8-bit RGB, not interlaced, without transparency: every
+            reader decodes the same pixels.
+    """
+
+    size: tuple[int, int]
+    is_plain_rgb: bool
+
+
+def is_png(data: bytes) -> bool:
+    """True if the data starts with the PNG signature."""
+    return data.startswith(_PNG_START)
+
+
+def png_info(data: bytes) -> PngInfo:
+    """Size and pixel format of a PNG; checks the checksum and order of all chunks, and the end.
+
+    Raises:
+        ValueError: It is damaged or truncated; names the byte.
+    """
+    kinds: list[bytes] = []
+    header = b""
+    for kind, content in _chunks(data):
+        if not kinds:
+            header = bytes(content)
+        kinds.append(kind)
+    is_whole = kinds[0] == b"IHDR" and kinds.count(b"IHDR") == 1 and b"IDAT" in kinds
+    if not is_whole or len(header) != _HEADER.size:
+        raise ValueError("an incomplete PNG: its chunks are not those of an image")
+    width, height, bits, colors, *methods = _HEADER.unpack(header)
+    positions = [index for index, kind in enumerate(kinds) if kind == b"IDAT"]
+    is_one_run = positions[-1] - positions[0] + 1 == len(positions)
+    is_known = not any(_is_critical(kind) and kind not in _CRITICAL for kind in kinds)
+    is_plain = is_one_run and is_known and _NOT_PLAIN.isdisjoint(kinds) and not any(methods)
+    return PngInfo((height, width), is_plain and (bits, colors) == (_BITS, _RGB))
+
+
+def _is_critical(kind: bytes) -> bool:
+    """True for chunks that are needed to decode the image: their first letter is a capital."""
+    return not kind[0] & 0x20
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    """(type, content) of each chunk, up to the end of the file."""
+    view, at, kind = memoryview(data), len(_PNG_START), b""
+    if not is_png(data):
+        raise ValueError(f"not a PNG: {data[:8].hex(' ') or 'empty'}")
+    while kind != b"IEND":
+        if at + _CHUNK.size + _CHECKSUM_BYTES > len(data):
+            raise ValueError(f"a PNG truncated at byte {len(data)}")
+        length, kind = _CHUNK.unpack_from(view, at)
+        end = at + _CHUNK.size + length
+        if end + _CHECKSUM_BYTES > len(data):
+            raise ValueError(f"a PNG truncated at byte {len(data)}")
+        if zlib.crc32(view[at + 4 : end]) != int.from_bytes(view[end : end + _CHECKSUM_BYTES]):
+            raise ValueError(f"a damaged PNG: wrong checksum at byte {at}")
+        yield kind, view[at + _CHUNK.size : end]
+        at = end + _CHECKSUM_BYTES
+    if at != len(data):
+        raise ValueError(f"a PNG with {len(data) - at} bytes after its end")
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """Format and size of an encoded image.
+
+    Attributes:
+        format: `png`, `jpeg`, or another name in lower case.
+        height: In pixels.
+        width: In pixels.
+        is_plain: True if it is stored as 8-bit RGB and nothing else: every reader decodes the same
+            pixels.
+        frames: Number of frames; more than one in an animation.
+    """
+
+    format: str
+    height: int
+    width: int
+    is_plain: bool
+    frames: int = 1
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.height, self.width
+
+
+def image_info(data: bytes) -> ImageInfo:
+    """Format and size from the header; all checksums of a PNG are compared too.
+
+    Raises:
+        ValueError: The data is no image, truncated or damaged, has more than `MAX_PIXELS`, or
+            values of more than 8 bits instead of colors, such as depth.
+    """
+    if is_png(data):
+        info = _png_image_info(data)
+    elif data.startswith(_JPEG_START):
+        info = _jpeg_image_info(data)
+    else:
+        info = _pillow_image_info(data)
+    if info.height * info.width > MAX_PIXELS:
+        raise ValueError(f"{info.width} x {info.height} pixels; the limit is {MAX_PIXELS}")
+    return info
+
+
+class NotRgbError(ValueError):
+    """An image is not stored as 8-bit RGB, or has several frames."""
+
+
+def decode_plain(data: bytes, *, convert: bool = False) -> UInt8Array:
+    """Pixels uint8 [H, W, 3] of an image that all readers decode alike.
+
+    Args:
+        data: Bytes of the file.
+        convert: Convert gray, palette and alpha images to RGB, and use the first of several frames.
+
+    Raises:
+        NotRgbError: The image would have to be converted.
+        ValueError: As `image_info`, or the pixels cannot be decoded.
+    """
+    info = image_info(data)
+    if not convert and info.frames > 1:
+        raise NotRgbError("has several frames")
+    if not convert and not info.is_plain:
+        raise NotRgbError("is not stored as 8-bit RGB (gray, palette or alpha)")
+    return decode_rgb(data)
+
+
+def check_pixels(data: bytes) -> None:
+    """Decodes an image; raises ValueError if that fails."""
+    decoded_size(data)
+
+
+def _png_image_info(data: bytes) -> ImageInfo:
+    info = png_info(data)
+    if not info.is_plain_rgb:
+        return replace(_pillow_image_info(data), is_plain=False)
+    return ImageInfo(PNG, *info.size, is_plain=True)
+
+
+def _jpeg_image_info(data: bytes) -> ImageInfo:
+    try:
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return _pillow_image_info(data)
+    return ImageInfo(JPEG, int(height), int(width), colors == "YCbCr")
+
+
+def _pillow_image_info(data: bytes) -> ImageInfo:
+    with open_image(data) as image:
+        name = (image.format or "").lower()
+        frames = int(getattr(image, "n_frames", 1))
+        if image.mode.startswith(_NUMERIC_MODES):
+            raise ValueError(f"values instead of colors (mode {image.mode!r}), such as depth")
+        is_plain = image.mode == "RGB" and frames == 1
+        return ImageInfo(name, image.height, image.width, is_plain, frames)

@@ -1,0 +1,239 @@
+"""Encoding, decoding, headers and damage of stored images."""
+
+import io
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.builders.images import HEIGHT, WIDTH, image, saved
+from vlatool.artifacts.images import (
+    decode_rgb,
+    decoded_size,
+    encode_jpeg,
+    image_info,
+    is_png,
+    open_image,
+    png_info,
+)
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (40, 56, 3)).astype(np.uint8)
+
+
+def stored(mode: str, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(PIXELS).convert(mode).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def by_pillow(data: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def with_size(data: bytes, side: int) -> bytes:
+    """JPEG or PNG with another size in its header."""
+    if data.startswith(b"\x89PNG"):
+        import zlib
+
+        head = b"IHDR" + side.to_bytes(4, "big") * 2 + data[24:29]
+        return data[:12] + head + zlib.crc32(head).to_bytes(4, "big") + data[33:]
+    at = data.index(b"\xff\xc0") + 5
+    return data[:at] + side.to_bytes(2, "big") * 2 + data[at + 4 :]
+
+
+IMAGES = {
+    "4:2:0": stored("RGB", "JPEG", quality=95, optimize=True),
+    "4:2:2": stored("RGB", "JPEG", subsampling=1),
+    "4:4:4": stored("RGB", "JPEG", subsampling=0),
+    "progressive": stored("RGB", "JPEG", progressive=True),
+    "gray": stored("L", "JPEG"),
+    "CMYK": stored("CMYK", "JPEG"),
+    "png": stored("RGB", "PNG"),
+    "png with alpha": stored("RGBA", "PNG"),
+    "png with palette": stored("P", "PNG"),
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_pixels_equal_those_of_pillow(name: str) -> None:
+    assert (decode_rgb(IMAGES[name]) == by_pillow(IMAGES[name])).all()
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_decoded_size_is_width_height(name: str) -> None:
+    assert decoded_size(IMAGES[name]) == (56, 40)
+
+
+@pytest.mark.parametrize(
+    "flaw",
+    [lambda data: data[:900] + b"\x00" * 90 + data[990:], lambda data: data + b"more"],
+    ids=["overwritten", "trailing bytes"],
+)
+def test_flawed_jpeg_that_pillow_reads_has_pillows_pixels(flaw: Any) -> None:
+    data = flaw(IMAGES["4:2:0"])
+
+    assert (decode_rgb(data) == by_pillow(data)).all()
+
+
+BROKEN = {
+    "truncated": IMAGES["4:2:0"][:-200],
+    "truncated progressive": IMAGES["progressive"][:-200],
+    "truncated png": IMAGES["png"][:-200],
+    "header alone": IMAGES["4:2:0"][:300],
+    "start alone": b"\xff\xd8\xff",
+    "empty": b"",
+    "text": b"no image",
+    "vector graphics": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n",
+    "huge jpeg": with_size(IMAGES["4:2:0"], 40_000),
+    "huge png": with_size(IMAGES["png"], 40_000),
+    "large jpeg": with_size(IMAGES["4:2:0"], 9_000),
+    "large png": with_size(IMAGES["png"], 9_000),
+}
+
+
+@pytest.mark.parametrize("read", [decode_rgb, decoded_size])
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_image_is_refused(name: str, read: Any) -> None:
+    with pytest.raises(ValueError, match=r"\S"):
+        read(BROKEN[name])
+
+
+@pytest.mark.parametrize("name", ["large jpeg", "large png"])
+def test_limit_is_checked_before_decoding(name: str) -> None:
+    with pytest.raises(ValueError, match="9000 x 9000"), open_image(BROKEN[name]):
+        pass
+
+
+def test_message_is_the_same_every_time() -> None:
+    # Pillow's message contains the address of an object.
+    messages = set()
+    for _ in range(3):
+        with pytest.raises(ValueError, match="not an image") as caught:
+            decode_rgb(BROKEN["text"])
+        messages.add(str(caught.value))
+
+    assert len(messages) == 1
+
+
+def test_jpeg_has_optimized_tables() -> None:
+    assert encode_jpeg(PIXELS, 95) == IMAGES["4:2:0"]
+
+
+def png(mode: str = "RGB", size: tuple[int, int] = (4, 3), **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, size).save(buffer, "PNG", **options)
+    return buffer.getvalue()
+
+
+def with_chunk(kind: bytes, content: bytes, *, before: bytes = b"IDAT") -> bytes:
+    data = png()
+    at = data.index(before) - 4
+    chunk = kind + content
+    whole = len(content).to_bytes(4) + chunk + zlib.crc32(chunk).to_bytes(4)
+    return data[:at] + whole + data[at:]
+
+
+def interlaced() -> bytes:
+    """PNG with an interlaced header; the pixels do not matter here."""
+    data = bytearray(png())
+    data[28] = 1
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4)
+    return bytes(data)
+
+
+def test_size_is_height_and_width() -> None:
+    assert png_info(png()).size == (3, 4)
+
+
+@pytest.mark.parametrize("data", [png(), png(compress_level=1), with_chunk(b"tEXt", b"a\0b")])
+def test_rgb_of_8_bits_is_plain(data: bytes) -> None:
+    assert png_info(data).is_plain_rgb
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        png("L"),
+        png("P"),
+        png("RGBA"),
+        png("I;16"),
+        interlaced(),
+        png("RGB", transparency=(0, 0, 0)),
+        with_chunk(b"acTL", bytes(8)),
+        with_chunk(b"ABcD", b""),
+        with_chunk(b"PLTE", bytes(3)),
+    ],
+)
+def test_other_pixel_formats_are_not_plain(data: bytes) -> None:
+    assert not png_info(data).is_plain_rgb
+
+
+@pytest.mark.parametrize("at", [0, 12, 20, 30, 45, -10, -1])
+def test_a_changed_byte_is_detected(at: int) -> None:
+    data = bytearray(png())
+    data[at] ^= 1
+    with pytest.raises(ValueError, match="PNG"):
+        png_info(bytes(data))
+
+
+@pytest.mark.parametrize("length", [0, 4, 8, 20, 33, -13, -1])
+def test_truncation_is_detected(length: int) -> None:
+    with pytest.raises(ValueError, match="PNG"):
+        png_info(png()[:length])
+
+
+def test_bytes_after_the_end_are_detected() -> None:
+    with pytest.raises(ValueError, match="after its end"):
+        png_info(png() + b"\0")
+
+
+def test_jpeg_is_not_png() -> None:
+    assert not is_png(b"\xff\xd8\xff")
+
+
+PNG = saved(image(0))
+
+
+@pytest.mark.parametrize(("kind", "name"), [("PNG", "png"), ("JPEG", "jpeg")])
+def test_rgb_of_eight_bits_is_plain(kind: str, name: str) -> None:
+    info = image_info(saved(image(0), kind))
+    assert (info.format, info.size, info.is_plain) == (name, (HEIGHT, WIDTH), True)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("L", "PNG"), ("RGBA", "PNG"), ("P", "PNG"), ("L", "JPEG"), ("CMYK", "JPEG")]
+)
+def test_gray_alpha_palette_and_print_colors_are_not_plain(mode: str, kind: str) -> None:
+    assert not image_info(saved(image(0).convert(mode), kind)).is_plain
+
+
+def test_one_transparent_color_is_not_plain() -> None:
+    assert not image_info(saved(image(0), transparency=(1, 2, 3))).is_plain
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
+def test_frames_of_an_animation_are_counted(kind: str) -> None:
+    more = [image(1), image(2)]
+    info = image_info(saved(image(0), kind, save_all=True, append_images=more))
+    assert (info.frames, info.is_plain) == (3, False)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"no image", id="text"),
+        pytest.param(PNG[:-1], id="cut by a byte"),
+        pytest.param(PNG[: len(PNG) // 2], id="cut in half"),
+        pytest.param(PNG[:60] + bytes([PNG[60] ^ 1]) + PNG[61:], id="a bit of a pixel"),
+        pytest.param(PNG[:19] + b"\xff" + PNG[20:], id="header"),
+        pytest.param(saved(Image.fromarray(np.ones((4, 4), np.uint16))), id="depth"),
+        pytest.param(b"\xff\xd8\xff" + bytes(50), id="head of a JPEG"),
+    ],
+)
+def test_header_of_a_broken_image_is_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        image_info(data)
