@@ -18,6 +18,7 @@ from vlatool.loading.base import Batcher
 from vlatool.loading.robotics.decode import DecodedSample
 from vlatool.loading.robotics.kind import RoboticsAssets
 from vlatool.models.base import Rng
+from vlatool.models.codebook import true_float32
 from vlatool.models.rng import SeededRng
 from vlatool.transforms.relative import (
     SUFFIX,
@@ -212,7 +213,8 @@ class RoboticsPolicy:
             name: value.to(self._device) if isinstance(value, Tensor) else value
             for name, value in self._batcher(samples).items()
         }
-        with torch.no_grad():
+        # Equal chunks on all devices, to rounding errors of float32.
+        with torch.no_grad(), true_float32(self._device):
             return self._sampler(batch, steps=self._steps, rng=rng).detach().cpu().numpy()
 
     def _sample(self, observation: Observation) -> DecodedSample:
