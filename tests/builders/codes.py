@@ -38,15 +38,20 @@ STEPS, WIDTH = 16, 7
 TOKENIZER = "builder"
 
 
-def codes_of(stem: str) -> Array:
-    """Codes [32] derived from the name of an image."""
+def codes_of(stem: str, count: int = CODES_PER_IMAGE, size: int = CODEBOOK_SIZE) -> Array:
+    """Codes [count] below `size`, derived from the name of an image."""
     seed = int.from_bytes(hashlib.sha256(stem.encode()).digest()[:8])
-    draws = np.random.Generator(np.random.Philox(seed)).integers(0, CODEBOOK_SIZE, CODES_PER_IMAGE)
+    draws = np.random.Generator(np.random.Philox(seed)).integers(0, size, count)
     return draws.astype(np.uint16)
 
 
 def write_tree_codes(
-    tree: Path, layout: CodesLayout = "json", *, folder: Path | None = None, name: str = TOKENIZER
+    tree: Path,
+    layout: CodesLayout = "json",
+    *,
+    folder: Path | None = None,
+    name: str = TOKENIZER,
+    sizes: tuple[int, int] = (CODES_PER_IMAGE, CODEBOOK_SIZE),
 ) -> Path:
     """Writes codes for all images of a folder of windows; returns their folder."""
     target = folder or tree / (PACKED_NAME if layout == "packed" else JSON_NAME)
@@ -54,11 +59,12 @@ def write_tree_codes(
     images = 0
     for episode in sorted((tree / "images").iterdir()):
         stems = [path.stem for path in episode.glob("*.png")]
-        codes = EpisodeCodes.of(episode.name, {stem: codes_of(stem) for stem in stems})
+        codes = EpisodeCodes.of(episode.name, {stem: codes_of(stem, *sizes) for stem in stems})
         write_codes(target, layout, codes, tokenizer_digest(name))
         digests[episode.name] = codes.digest
         images += len(stems)
     manifest = CodesManifest(
+        *sizes,
         tokenizer=name,
         tokenizer_digest=tokenizer_digest(name),
         precision="fp32",

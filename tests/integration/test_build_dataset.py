@@ -31,8 +31,10 @@ from vlatool.jobs.record import OutputRecord
 from vlatool.storage.remote_path import RemotePath
 from vlatool.workflows.build_dataset import BuildDatasetConfig, BuildDatasetResult, build_dataset
 from vlatool.workflows.export import ExportConfig, ExportResult, export
+from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
+from vlatool.workflows.verify import VerifyConfig, verify
 
 EPISODES, FRAMES = 3, 4
 SAMPLES = EPISODES * FRAMES * 2
@@ -158,6 +160,45 @@ def test_sample_lines_among_windows_are_rejected(workspace: Path) -> None:
     error = build_error(workspace, workspace / "Z")
     assert (error.code, error.exit_code) == ("data.all_failed", 3)
     assert {value["code"] for value in error.details["failures"]} == {"data.already_built"}
+
+
+@pytest.mark.parametrize("sizes", [(16, 4096), (40, 9000)])
+def test_sizes_of_samples_are_those_of_the_codes(inputs: Path, tmp_path: Path, sizes: Any) -> None:
+    tokens = write_tree_codes(inputs / "A", "packed", folder=tmp_path / "codes", sizes=sizes)
+    build(inputs, tmp_path / "out", tokens=str(tokens))
+    build(inputs, tmp_path / "packed", tokens=str(tokens), packed=True)
+    exported(tmp_path / "packed", tmp_path / "exported")
+
+    folder = SamplesFolder.open(tmp_path / "out")
+    codes = folder.sample(0).conversation.codes
+    assert (codes.shape[1], folder.sizes[:2]) == (sizes[0], sizes)
+    assert (folder.document["id_map"] is None) == (sizes[1] > 4096)
+    assert list(verify(VerifyConfig(location=str(tmp_path / "out"))).findings) == []
+    assert contents(tmp_path / "exported") == contents(tmp_path / "out")
+
+
+def test_action_tokenizer_is_beside_the_samples(inputs: Path, tmp_path: Path) -> None:
+    build(inputs, tmp_path / "out")
+    assert read_fast(tmp_path / "out" / "fast").digest == read_fast(inputs / "fast").digest
+
+
+def test_published_lines_open_without_a_manifest(inputs: Path, tmp_path: Path) -> None:
+    build(inputs, tmp_path / "out")
+    published = tmp_path / "published"
+    shutil.copytree(tmp_path / "out/data", published / "data", ignore=_no_index)
+    folder, whole = SamplesFolder.open(published), SamplesFolder.open(tmp_path / "out")
+    assert folder.line(len(folder) - 1) == whole.line(len(whole) - 1)
+    for key in ("samples", "kinds", "tasks", "action_ids", "episodes"):
+        assert folder.document[key] == whole.document[key]
+    report = inspect(InspectConfig(location=str(published)))
+    assert report.report.kind == "samples"
+    findings = {finding.code for finding in verify(VerifyConfig(location=str(published))).findings}
+    assert findings == {"samples.no_manifest", "output.no_file_list"}
+
+
+def _no_index(folder: str, names: list[str]) -> list[str]:
+    del folder
+    return [name for name in names if name.endswith(".npz")]
 
 
 @pytest.mark.parametrize("workers", [2])
@@ -291,15 +332,13 @@ class TestMissingCodes:
         error = build_error(workspace)
         assert [value["code"] for value in error.details["failures"]] == ["data.other_tokenizer"]
 
-    @pytest.mark.parametrize(("count", "book"), [(16, 4096), (32, 8192)])
-    def test_codes_that_samples_cannot_store_are_rejected(
-        self, workspace: Path, count: int, book: int
+    def test_codes_of_another_number_than_the_manifest_says_are_rejected(
+        self, workspace: Path
     ) -> None:
         digest = tokenizer_digest("builder")
-        manifest = CodesManifest(count, book, "builder", digest, layout="packed")
-        manifest.save(workspace / "A/tokens")
+        CodesManifest(16, 4096, "builder", digest, layout="packed").save(workspace / "A/tokens")
         error = build_error(workspace, tokens=str(workspace / "A/tokens"))
-        assert (error.code, error.exit_code) == ("data.other_codes", 3)
+        assert {value["code"] for value in error.details["failures"]} == {"data.broken_codes"}
 
     def test_codes_that_are_still_being_written_are_rejected(self, workspace: Path) -> None:
         (workspace / "A/tokens/manifest.json").unlink()

@@ -8,21 +8,29 @@ from typing import Any
 import pytest
 import torch
 
+from tests.builders.codes import plain_fast, published_windows
 from tests.builders.toy_images import write_image_shards
 from tests.builders.toy_levels import CODES, LEVELS
 from tests.builders.toy_tokenizer import FILE, ToyTokenizerType
 from tests.builders.toys import install_toys
+from vlatool.artifacts.codes.folder import CodesFolder
 from vlatool.artifacts.run.format import RunDir
+from vlatool.artifacts.samples.format import SamplesFolder
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.errors import UsageError
 from vlatool.models.tokenizer import OpenTokenizer, open_tokenizer
 from vlatool.testing import check_model_type
 from vlatool.training.config import TrainConfig
+from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
+from vlatool.workflows.decode import DecodeConfig, decode
+from vlatool.workflows.encode import EncodeConfig, encode
 from vlatool.workflows.export import ExportConfig, export
 from vlatool.workflows.finetune import finetune
 from vlatool.workflows.model_export import TokenizerExportConfig, tokenizer_export
+from vlatool.workflows.tokenizer_eval import TokenizerEvalConfig, tokenizer_eval
 from vlatool.workflows.train import train
+from vlatool.workflows.verify import VerifyConfig, verify
 
 SIDE = 8
 
@@ -117,3 +125,34 @@ def test_model_without_a_published_layout_is_an_error(folder: Path, run: Path) -
     with pytest.raises(UsageError) as caught:
         export(ExportConfig(source=str(folder / "colors"), output=str(folder / "out")))
     assert caught.value.code == "usage.not_exportable"
+
+
+def test_toy_feeds_samples_for_a_language_model(run: Path, tmp_path: Path) -> None:
+    windows, fast = published_windows(tmp_path / "A"), plain_fast(tmp_path / "fast")
+    tokenizer = str(run)
+    codes, images, out = (str(tmp_path / name) for name in ("codes", "images", "out"))
+    tree = {"data": str(windows), "tokenizer": tokenizer, "output": codes, "num_workers": 0}
+    assert encode(EncodeConfig.model_validate(tree)).pictures == 16
+    manifest = CodesFolder.open(tmp_path / "codes").manifest
+    assert (manifest.codes_per_picture, manifest.codebook_size) == (CODES, LEVELS)
+
+    decode(DecodeConfig(codes=codes, tokenizer=tokenizer, output=images))
+    assert len(list((tmp_path / "images").glob("*/*.png"))) == 16
+
+    keys = {"data": str(windows), "fast": str(fast), "tokens": codes, "output": out, "workers": 1}
+    build_dataset(BuildDatasetConfig.model_validate(keys))
+    folder = SamplesFolder.open(tmp_path / "out")
+    assert folder.sizes[:2] == (CODES, LEVELS)
+    assert folder.sample(0).conversation.codes.shape[1] == CODES
+    assert list(verify(VerifyConfig(location=out)).findings) == []
+
+
+def test_toy_is_evaluated(run: Path, folder: Path, tmp_path: Path) -> None:
+    data = {"shards": [str(folder / "shards")], "preprocessing": {"crop_size": 2 * SIDE}}
+    data |= {"num_workers": 0, "allow_multiple_epochs": True}
+    train(config(folder, "large", data=data))
+    shards, output = str(run.parent / "shards"), str(tmp_path / "eval")
+    tree = {"checkpoint": str(folder / "large"), "data": shards, "output": output}
+    result = tokenizer_eval(TokenizerEvalConfig.model_validate(tree))
+    assert result.pictures > 0
+    assert 0 < result.figures["codebook_usage"] <= 1

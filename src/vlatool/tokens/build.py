@@ -20,7 +20,7 @@ from vlatool.artifacts.lines import read_lines, write_lines
 from vlatool.artifacts.profile import NormalizationProfile
 from vlatool.artifacts.samples.episode import EpisodeSamples, assemble, distinct_windows
 from vlatool.artifacts.samples.format import lines_shard_name, packed_name, read_packed
-from vlatool.artifacts.samples.lines import parse_sample, question
+from vlatool.artifacts.samples.lines import SampleSizes, parse_sample, question
 from vlatool.artifacts.tar import INDEX_SUFFIX
 from vlatool.artifacts.windows.format import (
     EPISODE_PREFIX,
@@ -87,6 +87,7 @@ class EpisodeBuilder:
         codes: Codes of the images.
         fast: Folder of the action tokenizer.
         fast_digest: Expected digest of the action tokenizer.
+        action_ids: Number of its ids.
         profile: Normalization of the actions.
         kinds: Kinds of windows that are used.
         layout: Layout of the samples.
@@ -97,6 +98,7 @@ class EpisodeBuilder:
     codes: CodesFolder
     fast: Path
     fast_digest: str
+    action_ids: int
     profile: NormalizationProfile
     kinds: tuple[Kind, ...]
     layout: SamplesLayout
@@ -133,6 +135,12 @@ class EpisodeBuilder:
                 "tasks": dict(Counter(window.task for window in windows)),
             },
         )
+
+    @property
+    def sizes(self) -> SampleSizes:
+        """Sizes of the numbers in the samples."""
+        codes = self.codes.manifest
+        return SampleSizes(codes.codes_per_picture, codes.codebook_size, self.action_ids)
 
     def state(self, item: WindowFile) -> InputState:
         """Current state of the windows and their codes."""
@@ -386,11 +394,12 @@ def data_files(entries: Sequence[FileEntry]) -> list[tuple[str, int]]:
 
 
 def write_shards(
-    output: Path, packed: Sequence[FileEntry], prefix: str, limit: int
+    work: EpisodeBuilder, packed: Sequence[FileEntry], limit: int
 ) -> Iterator[FileEntry]:
     """Writes the lines of packed episodes into files of `limit` lines; the last may be shorter."""
-    episodes = (read_packed(output / entry.path) for entry in packed)
-    lines = chain.from_iterable(episode.lines(prefix) for episode in episodes)
+    output = work.output
+    episodes = (read_packed(output / entry.path, work.sizes) for entry in packed)
+    lines = chain.from_iterable(episode.lines(work.prefix) for episode in episodes)
     for number in count():
         first = list(islice(lines, 1))
         if not first:

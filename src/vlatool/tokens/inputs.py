@@ -3,13 +3,10 @@
 Source: reference/future-vla 5.1, 5.2.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vlatool.artifacts.codes.folder import CodesFolder, select_codes
 from vlatool.artifacts.codes.format import (
-    CODEBOOK_SIZE,
-    CODES_PER_IMAGE,
     JSON_NAME,
     PACKED_NAME,
 )
@@ -22,8 +19,8 @@ from vlatool.artifacts.profile import (
     has_profile,
     read_profile,
 )
-from vlatool.artifacts.samples.format import is_inside, is_samples
-from vlatool.artifacts.samples.lines import ACTION_IDS, ID_MAP, question
+from vlatool.artifacts.samples.format import is_inside, is_published, is_samples
+from vlatool.artifacts.samples.lines import question
 from vlatool.artifacts.windows.folder import read_manifest
 from vlatool.artifacts.windows.format import DATA_NAME, IMAGES_NAME
 from vlatool.errors import DataError, UsageError
@@ -34,6 +31,7 @@ from vlatool.transforms.action_tokenizer import ActionTokenizer
 
 _ROTATIONS = ("roll", "pitch", "yaw")
 _TEXT_TOKENIZER = "tokenizer.json"
+_MAX_ACTION_IDS = 2**16  # packed samples have 16 bits per id
 
 
 def check_output_outside_input(output: Path, tree: Path) -> None:
@@ -53,7 +51,7 @@ def window_files(tree: Path, pattern: str) -> list[WindowFile]:
     Raises:
         DataError: There are none, the folder holds samples, or its run has not finished.
     """
-    if is_samples(tree):
+    if is_samples(tree) and not is_published(tree):  # published files may be mixed: each is read
         raise DataError(
             f"{tree}: holds samples already",
             hint="give the folder that `vlatool preprocess` wrote, not one of `build-dataset`",
@@ -75,33 +73,13 @@ def window_files(tree: Path, pattern: str) -> list[WindowFile]:
     return files
 
 
-def compatible_codes(tree: Path, named: Path | None) -> CodesFolder:
-    """Codes of a tree, selected by `select_codes`, if samples can hold them.
-
-    Raises:
-        UsageError: There are codes of two tokenizers.
-        DataError: There are none, or their number or codebook does not fit the text of samples.
-    """
-    folder = select_codes(tree, named)
-    info = folder.manifest
-    if info.codes_per_picture != CODES_PER_IMAGE or info.codebook_size > CODEBOOK_SIZE:
-        raise DataError(
-            f"{folder.path}: {info.codes_per_picture} codes of {info.codebook_size} per image; "
-            f"samples have {CODES_PER_IMAGE} of at most {CODEBOOK_SIZE}",
-            hint="encode the images with a tokenizer of that size",
-            code="data.other_codes",
-            details={"path": str(folder.path)},
-        )
-    return folder
-
-
 def compatible_tokenizer(folder: Path) -> ActionTokenizer:
     """The action tokenizer in a folder; raises DataError if it has too many ids for samples."""
     tokenizer = read_fast(folder)
-    if tokenizer.vocab_size > ACTION_IDS:
+    if tokenizer.vocab_size > _MAX_ACTION_IDS:
         raise DataError(
-            f"{folder}: {tokenizer.vocab_size} ids; samples support {ACTION_IDS}",
-            hint=f"fit a tokenizer with --vocab-size {ACTION_IDS}",
+            f"{folder}: {tokenizer.vocab_size} ids; samples support {_MAX_ACTION_IDS}",
+            hint=f"fit a tokenizer with --vocab-size {_MAX_ACTION_IDS} or less",
             code="data.too_many_ids",
             details={"path": str(folder)},
         )
@@ -136,13 +114,16 @@ def check_factor(profile: NormalizationProfile, factor: float | None) -> None:
         )
 
 
-def instructions_with_code_ids(tasks: Sequence[str], tokenizer: Path | None) -> list[str]:
+def instructions_with_code_ids(
+    tasks: Sequence[str], tokenizer: Path | None, id_map: Mapping[str, int]
+) -> list[str]:
     """Instructions whose token ids overlap with the ids of codes and actions.
 
     Args:
         tasks: The instructions.
         tokenizer: Folder with the tokenizer.json of the language model. None returns instructions
             with characters outside ASCII: the ids concerned are those of other scripts.
+        id_map: Map from codes and action ids to token ids.
     """
     if tokenizer is None:
         return [task for task in tasks if not task.isascii()]
@@ -157,7 +138,7 @@ def instructions_with_code_ids(tasks: Sequence[str], tokenizer: Path | None) -> 
             code="data.broken_tokenizer",
             details={"path": str(tokenizer)},
         ) from None
-    first, stop = ID_MAP["code_base"], ID_MAP["action_base"] + ID_MAP["action_ids"]
+    first, stop = id_map["code_base"], id_map["action_base"] + id_map["action_ids"]
     texts = {task: question("vla", task, 0, "") for task in tasks}
     token_ids = {
         task: model.encode(text, add_special_tokens=False).ids for task, text in texts.items()

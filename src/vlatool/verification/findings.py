@@ -235,6 +235,7 @@ _BUILD_AGAIN = "copy the samples again, or build them again with --overwrite"
 SAMPLES = FindingCodes(
     "samples",
     {
+        "no_manifest": info("manifest.json is missing, as in published folders."),
         "broken_manifest": error("manifest.json cannot be read.", _BUILD_AGAIN),
         "missing_file": error("A file of samples is missing.", _BUILD_AGAIN),
         "broken_file": error("A file of samples cannot be read.", _BUILD_AGAIN),

@@ -8,7 +8,7 @@ from typing import Any
 
 from vlatool.artifacts.check import CheckOptions
 from vlatool.artifacts.lines import lines_index_path, read_lines
-from vlatool.artifacts.samples.format import MANIFEST_NAME, SamplesFolder, read_packed
+from vlatool.artifacts.samples.format import MANIFEST_NAME, SamplesFolder, is_published, read_packed
 from vlatool.artifacts.samples.lines import TokenSample, parse_sample, render_sample
 from vlatool.artifacts.tar import read_index
 from vlatool.errors import DataError
@@ -27,8 +27,13 @@ def check_token_samples(location: Path, check: CheckOptions) -> Iterator[Finding
     try:
         folder = SamplesFolder.open(location)
     except DataError as error:
-        yield SAMPLES("broken_manifest", error.message, path=str(location / MANIFEST_NAME))
+        is_line = error.code == "data.broken_samples" and is_published(location)
+        code = "broken_line" if is_line else "broken_manifest"
+        yield SAMPLES(code, error.message, path=str(error.details["path"]))
         return
+    if not folder.has_manifest:
+        path = location / MANIFEST_NAME
+        yield SAMPLES("no_manifest", f"{path}: is missing", path=str(path))
     yield from _FolderCheck(folder, check).findings()
 
 
@@ -96,19 +101,19 @@ class _FolderCheck:
         try:
             for line in read_lines(path):
                 number += 1
-                yield _parsed(path, number, line)
+                yield self._parsed(path, number, line)
         except (ValueError, OSError) as error:
             message = f"{path}:{number + 1}: {error}"
             yield SAMPLES("broken_file", message, path=str(path), line=number + 1)
 
     def _packed(self, path: Path) -> Iterator[Finding | TokenSample]:
         try:
-            episode = read_packed(path)
+            episode = read_packed(path, self._folder.sizes)
         except DataError as error:
             yield SAMPLES("broken_file", error.message, path=str(path))
             return
         for number, line in enumerate(episode.lines(self._folder.prefix), 1):
-            yield _parsed(path, number, line[:-1])
+            yield self._parsed(path, number, line[:-1])
 
     def _sample(
         self, position: str, sample: TokenSample, *, check_images: bool
@@ -151,18 +156,17 @@ class _FolderCheck:
                 message = f"{path}: {key} is {str(expected)[:200]}, counted {str(count)[:200]}"
                 yield SAMPLES("count_mismatch", message, path=path)
 
-
-def _parsed(path: Path, number: int, line: bytes) -> Finding | TokenSample:
-    """Parses a line; returns a finding if it is not a sample in its standard form."""
-    location = {"path": str(path), "line": number}
-    try:
-        sample = parse_sample(line)
-    except ValueError as error:
-        return SAMPLES("broken_line", f"{path}:{number}: {error}", **location)
-    if render_sample(sample)[:-1] != line:
-        message = f"{path}:{number}: spaces or escapes differ from the standard form"
-        return SAMPLES("other_spelling", message, **location)
-    return sample
+    def _parsed(self, path: Path, number: int, line: bytes) -> Finding | TokenSample:
+        """Parses a line; returns a finding if it is not a sample in its standard form."""
+        location = {"path": str(path), "line": number}
+        try:
+            sample = parse_sample(line, self._folder.sizes)
+        except ValueError as error:
+            return SAMPLES("broken_line", f"{path}:{number}: {error}", **location)
+        if render_sample(sample)[:-1] != line:
+            message = f"{path}:{number}: spaces or escapes differ from the standard form"
+            return SAMPLES("other_spelling", message, **location)
+        return sample
 
 
 def _check_index(path: Path) -> Iterator[Finding]:

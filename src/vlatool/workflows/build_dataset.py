@@ -7,17 +7,19 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from vlatool.artifacts.codes.folder import select_codes
 from vlatool.artifacts.codes.format import CodesManifest
-from vlatool.artifacts.fast.format import ignored_code
+from vlatool.artifacts.fast.format import copy_fast, ignored_code
 from vlatool.artifacts.profile import Gripper
 from vlatool.artifacts.samples.format import (
+    FAST_NAME,
     MANIFEST_NAME,
     OWNED_FILES,
     PACKED_FILES,
     images_prefix,
     write_manifest,
 )
-from vlatool.artifacts.samples.lines import ID_MAP, KINDS
+from vlatool.artifacts.samples.lines import KINDS
 from vlatool.artifacts.windows.format import DATA_NAME, Kind
 from vlatool.config.base import Switch, check_required, required_field, unique_items
 from vlatool.errors import DataError
@@ -35,7 +37,6 @@ from vlatool.tokens.build import DatasetTotals, EpisodeBuilder, WindowFile, data
 from vlatool.tokens.inputs import (
     check_factor,
     check_output_outside_input,
-    compatible_codes,
     compatible_tokenizer,
     instructions_with_code_ids,
     mismatched_profile,
@@ -180,7 +181,7 @@ class BuildDatasetJob:
         tree, fast, output = pinned(config.data), pinned(config.fast), location(config.output)
         check_output_outside_input(output, tree)
         self.items: Sequence[WindowFile] = window_files(tree, config.pattern)[: config.limit]
-        codes = compatible_codes(tree, pinned(config.tokens) if config.tokens else None)
+        codes = select_codes(tree, pinned(config.tokens) if config.tokens else None)
         self._tokenizer, self._profile = (
             compatible_tokenizer(fast),
             select_profile(config.profile, fast, config.gripper),
@@ -192,6 +193,7 @@ class BuildDatasetJob:
             codes=codes,
             fast=fast,
             fast_digest=self._tokenizer.digest,
+            action_ids=self._tokenizer.vocab_size,
             profile=self._profile,
             kinds=tuple(kind for kind in KINDS if kind in config.kinds),
             layout="packed" if config.packed or config.lines_per_file else "jsonl",
@@ -243,10 +245,12 @@ class BuildDatasetJob:
         packed_files: list[FileEntry] = []
         if limit:
             packed_files = files if run.failures else []
-            files = list(write_shards(output, files, self._work.prefix, limit))
+            files = list(write_shards(self._work, files, limit))
         self._num_colliding = self._count_collisions(run.reporter)
+        names = copy_fast(self._work.fast, output / FAST_NAME)
+        copied = [file_entry(output, f"{FAST_NAME}/{name}") for name in names]
         write_manifest(output, self._manifest(files))
-        return [*files, *packed_files, file_entry(output, MANIFEST_NAME)]
+        return [*files, *packed_files, *copied, file_entry(output, MANIFEST_NAME)]
 
     def result(self, run: JobRun) -> BuildDatasetResult:
         """Result of the command."""
@@ -276,6 +280,7 @@ class BuildDatasetJob:
 
     def _manifest(self, files: Sequence[FileEntry]) -> dict[str, Any]:
         config, work, tokenizer = self._config, self._work, self._tokenizer
+        id_map = work.sizes.id_map
         return {
             "layout": "packed" if config.packed else "jsonl",
             **self._totals.document(),
@@ -288,15 +293,17 @@ class BuildDatasetJob:
                 "min_token": tokenizer.min_token,
             },
             "profile": {**self._profile.document(), "digest": self._profile.digest},
-            "id_map": dict(ID_MAP),
+            "id_map": None if id_map is None else dict(id_map),
             "files": data_files(files),
         }
 
     def _count_collisions(self, reporter: Reporter) -> int:
         """Number of samples whose instruction may be mistaken for codes."""
-        folder = self._config.tokenizer
+        folder, id_map = self._config.tokenizer, self._work.sizes.id_map
+        if id_map is None:
+            return 0
         colliding = instructions_with_code_ids(
-            [*self._totals.tasks], location(folder) if folder else None
+            [*self._totals.tasks], location(folder) if folder else None, id_map
         )
         count = sum(self._totals.tasks[task] for task in colliding)
         if colliding:

@@ -11,9 +11,11 @@ from vlatool.artifacts.codes.folder import CodesFolder, is_codes
 from vlatool.artifacts.codes.format import MANIFEST_NAME as CODES_MANIFEST_NAME
 from vlatool.artifacts.codes.format import OWNED_FILES as CODES_OWNED_FILES
 from vlatool.artifacts.codes.format import CodesLayout, combined_digest, write_codes
+from vlatool.artifacts.fast.format import copy_fast
 from vlatool.artifacts.lines import write_lines
 from vlatool.artifacts.samples.format import (
     EXPORTED,
+    FAST_NAME,
     SamplesFolder,
     images_prefix,
     is_inside,
@@ -156,7 +158,7 @@ class _CodesExport:
     def state(self, item: str) -> InputState:
         return input_state([self.source.path_of(item)])
 
-    def close(self, output: Path, receipts: Sequence[Receipt]) -> None:
+    def close(self, output: Path, receipts: Sequence[Receipt]) -> Sequence[FileEntry]:
         digests = {receipt.item: str(receipt.facts["digest"]) for receipt in receipts}
         source_manifest = self.source.manifest
         manifest = replace(
@@ -175,6 +177,7 @@ class _CodesExport:
                 details={"path": str(self.source.path)},
             )
         manifest.save(output)
+        return ()
 
 
 @dataclass(frozen=True)
@@ -204,7 +207,7 @@ class _SamplesExport:
 
     def __call__(self, item: str) -> Receipt:
         path, expected = self.source.path / packed_name(item), self._counts[packed_name(item)]
-        samples = read_packed(path)
+        samples = read_packed(path, self.source.sizes)
         if len(samples) != expected:
             raise DataError(
                 f"{path}: has {len(samples)} samples, {self.manifest} says {expected}",
@@ -218,11 +221,13 @@ class _SamplesExport:
     def state(self, item: str) -> InputState:
         return input_state([self.source.path / packed_name(item)])
 
-    def close(self, output: Path, receipts: Sequence[Receipt]) -> None:
+    def close(self, output: Path, receipts: Sequence[Receipt]) -> Sequence[FileEntry]:
         files = [entry for receipt in receipts for entry in receipt.files]
         overrides = {"layout": self.layout, "pictures": {"prefix": self.prefix}}
         document = {**self.source.document, **overrides, "files": data_files(files)}
+        copied = copy_fast(self.source.path / FAST_NAME, output / FAST_NAME)
         write_manifest(output, document)
+        return [file_entry(output, f"{FAST_NAME}/{name}") for name in copied]
 
 
 _Export = _CodesExport | _SamplesExport
@@ -304,8 +309,8 @@ class ExportJob:
         """Writes the manifest."""
         all_receipts = list(receipts)
         output = self.spec.output
-        self._work.close(output, all_receipts)
-        files = [entry for receipt in all_receipts for entry in receipt.files]
+        others = self._work.close(output, all_receipts)
+        files = [*others, *(entry for receipt in all_receipts for entry in receipt.files)]
         files.append(file_entry(output, self._work.manifest))
         return files
 

@@ -14,8 +14,8 @@ import pytest
 
 from vlatool.artifacts.samples.episode import EpisodeSamples, assemble, distinct_windows
 from vlatool.artifacts.samples.lines import (
-    ID_MAP,
     KINDS,
+    PUBLISHED_SIZES,
     Conversation,
     TokenSample,
     parse_messages,
@@ -107,9 +107,17 @@ def test_published_lines_are_parsed_and_rendered_unchanged() -> None:
 
 
 def test_ids_of_codes_are_the_published_ones() -> None:
-    assert ID_MAP["action_base"] + 300 == 149_895
-    assert ID_MAP["code_base"] + 621 == 146_120
-    assert ID_MAP["code_base"] + ID_MAP["codes"] == ID_MAP["action_base"]
+    id_map = PUBLISHED_SIZES.id_map
+    assert id_map is not None
+    assert id_map["action_base"] + 300 == 149_895
+    assert id_map["code_base"] + 621 == 146_120
+    assert id_map["code_base"] + id_map["codes"] == id_map["action_base"]
+
+
+def test_numbers_above_the_published_ones_have_no_published_ids() -> None:
+    assert PUBLISHED_SIZES._replace(codes_per_image=1).id_map == PUBLISHED_SIZES.id_map
+    assert PUBLISHED_SIZES._replace(codebook_size=4097).id_map is None
+    assert PUBLISHED_SIZES._replace(action_ids=2049).id_map is None
 
 
 ASKED, ANSWERED = TEXTS["vla"]

@@ -10,12 +10,15 @@ Source: reference/future-vla 4.2.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from vlatool.artifacts.profile import NAME as PROFILE_NAME
 from vlatool.errors import DataError
 from vlatool.jobs.record import read_valid_record
-from vlatool.storage.atomic import remove_file, write_json, write_text
+from vlatool.storage.atomic import remove_file, write_bytes, write_json, write_text
+from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.documents import DocumentError, parse_json, read_document, read_json
 from vlatool.storage.uri import can_list
 from vlatool.transforms.action_tokenizer import ActionTokenizer
@@ -32,6 +35,7 @@ _CLASS = "UniversalActionProcessor"
 _AUTO_MAP = {"AutoProcessor": f"{CODE_NAME.removesuffix('.py')}.{_CLASS}"}
 _HINT = "give a folder written by `vlatool tokenizer fit-fast`, or a published FAST tokenizer"
 _MAX_IDS = 2**20
+_MAX_COPIED_BYTES = 10**6
 
 
 def read_fast(folder: Path) -> ActionTokenizer:
@@ -83,6 +87,22 @@ def write_fast(folder: Path, tokenizer: ActionTokenizer, vocab_size: int | None 
     write_json(folder / TOKENIZER_CONFIG_NAME, described)
     write_json(folder / SPECIAL_TOKENS_NAME, {})
     write_json(folder / PROCESSOR_NAME, config)  # last: it marks the folder as a tokenizer
+
+
+def copy_fast(source: Path, folder: Path) -> list[str]:
+    """Copies an action tokenizer and its profile; returns the names of the copied files.
+
+    Code is not copied, and nothing of a tokenizer with more than `_MAX_COPIED_BYTES`.
+    """
+    contents: dict[str, bytes] = {}
+    for name in (*NAMES, PROFILE_NAME):
+        with suppress(FileNotFoundError):
+            contents[name] = read_byte_range(ByteRange(source / name, 0, _MAX_COPIED_BYTES + 1))
+    if sum(map(len, contents.values())) > _MAX_COPIED_BYTES:
+        return []
+    for name, content in contents.items():
+        write_bytes(folder / name, content)
+    return [*contents]
 
 
 def clear_fast(folder: Path) -> None:

@@ -13,12 +13,12 @@ from functools import cached_property
 
 import numpy as np
 
-from vlatool.artifacts.codes.format import CODEBOOK_SIZE
 from vlatool.artifacts.npz_bytes import read_arrays, write_arrays
 from vlatool.artifacts.samples.lines import (
-    ACTION_IDS,
     KINDS,
+    PUBLISHED_SIZES,
     Conversation,
+    SampleSizes,
     TokenSample,
     answer,
     numbers_text,
@@ -80,8 +80,8 @@ class EpisodeSamples:
         )
 
     @classmethod
-    def parse(cls, content: bytes) -> "EpisodeSamples":
-        """Samples in the bytes of a file.
+    def parse(cls, content: bytes, sizes: SampleSizes = PUBLISHED_SIZES) -> "EpisodeSamples":
+        """Samples in the bytes of a file, whose numbers have these sizes.
 
         Raises:
             ValueError: The bytes are not samples; the message is the reason.
@@ -92,24 +92,27 @@ class EpisodeSamples:
             raise ValueError(f"lacks the array {error}") from None
         texts = {name: tuple(map(str, arrays[name].reshape(-1))) for name in ("pictures", "tasks")}
         samples = cls(**{**arrays, **texts})
-        samples._check()
+        samples._check(sizes)
         return samples
 
-    def _check(self) -> None:
+    def _check(self, sizes: SampleSizes) -> None:
         """Raises ValueError if an array does not fit the others, as in a damaged file."""
         shapes = (self.codes.ndim, self.images.ndim, self.future.ndim, self.id_ends.shape)
         if shapes != (2, 2, 2, (len(self.images),)) or len(self.future) != len(self.images):
             raise ValueError("arrays have shapes that do not fit each other")
         if word := next(filter(None, map(reserved_word, self.tasks)), ""):
             raise ValueError(f"an instruction contains the tag {word}")
+        if self.codes.shape[1] != sizes.codes_per_image:
+            count = f"{self.codes.shape[1]} codes, not {sizes.codes_per_image}"
+            raise ValueError(f"images have {count}")
         if not len(self.kinds) == len(self.windows) == len(self.task_of):
             raise ValueError("arrays of samples have different lengths")
         bounds = [0, *self.id_ends.tolist()]
         if bounds != sorted(bounds) or bounds[-1] != len(self.ids):
             raise ValueError("id_ends does not ascend to the number of action ids")
         limits = (
-            (self.codes, CODEBOOK_SIZE),
-            (self.ids, ACTION_IDS),
+            (self.codes, sizes.codebook_size),
+            (self.ids, sizes.action_ids),
             (self.images, len(self.pictures)),
             (self.future, min(len(self.codes), len(self.pictures))),
             (self.kinds, len(KINDS)),

@@ -2,23 +2,26 @@
 
     data/EPISODE.jsonl, data/EPISODE.index.npz     lines, and their byte ranges
     packed/EPISODE.npz                             or packed, rendered on request
+    fast/                                          the action tokenizer, for the model
     manifest.json                                  files, options and totals
+
+Published folders have lines alone: a file per episode, or files of many.
 
 Source: formats/samples 1, 4, 5.
 """
 
 from bisect import bisect_right
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from itertools import accumulate, takewhile
+from functools import cached_property, partial
+from itertools import accumulate, islice, takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
 from vlatool.artifacts.lines import LINES_SUFFIX, lines_index_path, read_lines
 from vlatool.artifacts.samples.episode import EpisodeSamples
-from vlatool.artifacts.samples.lines import TokenSample, parse_sample
+from vlatool.artifacts.samples.lines import PUBLISHED_SIZES, SampleSizes, TokenSample, parse_sample
 from vlatool.artifacts.tar import INDEX_SUFFIX, read_index
 from vlatool.artifacts.windows.format import DATA_NAME
 from vlatool.errors import DataError, UsageError
@@ -26,15 +29,16 @@ from vlatool.jobs.record import read_record
 from vlatool.storage.atomic import write_json
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.documents import DocumentError, read_json
-from vlatool.storage.uri import is_file_name, location
+from vlatool.storage.uri import can_list, is_file_name, location
 
 T = TypeVar("T")
 
-MANIFEST_NAME, PACKED_NAME = "manifest.json", "packed"
+MANIFEST_NAME, PACKED_NAME, FAST_NAME = "manifest.json", "packed", "fast"
 OWNED_FILES = (
     f"{DATA_NAME}/*{LINES_SUFFIX}",
     f"{DATA_NAME}/*{INDEX_SUFFIX}",
     f"{PACKED_NAME}/*.npz",
+    f"{FAST_NAME}/*",
     MANIFEST_NAME,
 )
 PACKED_FILES = (f"{PACKED_NAME}/*.npz",)
@@ -100,27 +104,33 @@ class SamplesFolder:
 
     Attributes:
         path: The folder.
-        document: The manifest.
+        document: The manifest; made from all lines if the folder has none.
         files: (path relative to the folder, number of samples) of each file, in order.
         prefix: Prefix of image paths.
+        has_manifest: True if the folder has a manifest.
     """
 
     path: Path
     document: Mapping[str, Any]
     files: tuple[tuple[str, int], ...]
     prefix: str
+    has_manifest: bool = True
     _recent: OrderedDict[str, Any] = field(
         default_factory=OrderedDict[str, Any], compare=False, repr=False
     )
 
     @classmethod
     def open(cls, path: Path) -> "SamplesFolder":
-        """The samples in a folder.
+        """The samples in a folder; without a manifest all lines are read.
 
         Raises:
-            DataError: The manifest of samples is missing or broken.
+            DataError: There are no samples, the manifest is broken, or a published line is.
         """
         document = _read_manifest(path)
+        if document is None and is_published(path):
+            document = _scanned(path)
+            files = tuple(_file(row) for row in document["files"])
+            return cls(path, document, files, "", has_manifest=False)
         if document is None:
             raise DataError(
                 f"{path}: no samples here",
@@ -138,6 +148,20 @@ class SamplesFolder:
             reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             raise _samples_error(path / MANIFEST_NAME, reason) from None
         return cls(path, document, files, prefix)
+
+    @cached_property
+    def sizes(self) -> SampleSizes:
+        """Sizes of the numbers, from the manifest; the published ones without."""
+        count, size, ids = PUBLISHED_SIZES
+        codes: Any = self.document.get("codes") or {}
+        # The published map has room for more ids than the tokenizer may have.
+        numbers: Any = self.document.get("id_map") or {}
+        fast: Any = self.document.get("fast") or {}
+        return SampleSizes(
+            codes.get("codes_per_picture", count),
+            codes.get("codebook_size", size),
+            numbers.get("action_ids", fast.get("vocab_size", ids)),
+        )
 
     @property
     def is_packed(self) -> bool:
@@ -164,7 +188,7 @@ class SamplesFolder:
         if self.is_packed:
             return self.episode(name).sample(at, self.prefix)
         try:
-            return parse_sample(self._line(name, at))
+            return parse_sample(self._line(name, at), self.sizes)
         except ValueError as error:
             raise _samples_error(self.path / name, f"line {at + 1}: {error}") from None
 
@@ -177,7 +201,7 @@ class SamplesFolder:
 
     def episode(self, name: str) -> EpisodeSamples:
         """Packed samples of a file; raises DataError if it cannot be read."""
-        return self._cached(name, read_packed)
+        return self._cached(name, partial(read_packed, sizes=self.sizes))
 
     def _cached(self, name: str, read: Callable[[Path], T]) -> T:
         """Result of `read` for a file; cached for the last few files."""
@@ -207,13 +231,13 @@ class SamplesFolder:
         return line[:-1]
 
 
-def read_packed(path: Path) -> EpisodeSamples:
+def read_packed(path: Path, sizes: SampleSizes) -> EpisodeSamples:
     """Packed samples of a file; raises DataError if it cannot be read."""
     try:
         content = read_byte_range(ByteRange(path, 0, _MAX_PACKED_BYTES + 1))
         if len(content) > _MAX_PACKED_BYTES:
             raise ValueError(f"over {_MAX_PACKED_BYTES} bytes long")
-        return EpisodeSamples.parse(content)
+        return EpisodeSamples.parse(content, sizes)
     except (ValueError, OSError) as error:
         raise _samples_error(path, str(error)) from None
 
@@ -237,9 +261,73 @@ def is_samples(location: Path) -> bool:
     if _read_manifest(location) is not None:
         return True
     record = read_record(location)
-    return record is not None and (
-        record.command == "build-dataset" or record.options.get("exported") == EXPORTED
-    )
+    if record is None:
+        return is_published(location)
+    return record.command == "build-dataset" or record.options.get("exported") == EXPORTED
+
+
+def is_published(location: Path) -> bool:
+    """True for lines that another program wrote: the first of the first file is a sample."""
+    if read_record(location) is not None or (location / MANIFEST_NAME).exists():
+        return False
+    for path in _lines_files(location)[:1]:
+        try:
+            return any(parse_sample(line) for line in islice(read_lines(path), 1))
+        except (ValueError, OSError):
+            return False
+    return False
+
+
+def _lines_files(folder: Path) -> Sequence[Path]:
+    """Files of lines, sorted by name."""
+    data = folder / DATA_NAME
+    is_folder = can_list(data) and data.is_dir()
+    return sorted(data.glob(f"*{LINES_SUFFIX}")) if is_folder else []
+
+
+def _scanned(folder: Path) -> Mapping[str, Any]:
+    """Contents of a folder without a manifest, with the keys of one.
+
+    Raises:
+        DataError: A line is no sample; names it.
+    """
+    files: list[tuple[str, int]] = []
+    kinds, tasks = Counter[str](), Counter[str]()
+    id_counts: dict[str, Counter[int]] = {}
+    shape: dict[str, int] = {}
+    for path in _lines_files(folder):
+        number = 0
+        try:
+            for line in read_lines(path):
+                talk = parse_sample(line).conversation
+                number += 1
+                kinds[talk.kind] += 1
+                tasks[talk.task] += 1
+                id_counts.setdefault(talk.kind, Counter())[len(talk.action_ids)] += 1
+                shape = shape or {"pictures": talk.images, "future": len(talk.codes)}
+        except (ValueError, OSError) as error:
+            raise _samples_error(path, f"line {number + 1}: {error}") from None
+        files.append((f"{DATA_NAME}/{path.name}", number))
+    # Each window has a line of each kind, or of one.
+    lengths = max(id_counts.values(), key=Counter.total, default=Counter[int]())
+    total = lengths.total()
+    mean = sum(length * count for length, count in lengths.items()) / max(total, 1)
+    counts = {str(length): count for length, count in sorted(lengths.items())}
+    return {
+        "layout": "jsonl",
+        "episodes": len(files),
+        "samples": kinds.total(),
+        "kinds": dict(sorted(kinds.items())),
+        "shape": shape,
+        "action_ids": {
+            "min": min(lengths, default=0),
+            "mean": round(mean, 3),
+            "max": max(lengths, default=0),
+            "counts": counts,
+        },
+        "tasks": dict(tasks),
+        "files": files,
+    }
 
 
 def _read_manifest(folder: Path) -> Mapping[str, Any] | None:

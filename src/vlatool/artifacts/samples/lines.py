@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,13 +18,36 @@ from vlatool.episode import Array
 from vlatool.storage.documents import parse_json
 
 KINDS: tuple[Kind, ...] = ("vla", "wm")
-ACTION_IDS = 2048
-# Map from the numbers to token ids of a language model. Source: reference/future-vla 5.2
-ID_MAP: Mapping[str, int] = {
+
+
+class SampleSizes(NamedTuple):
+    """Sizes of the numbers in samples, which the manifests of their inputs have.
+
+    Attributes:
+        codes_per_image: K.
+        codebook_size: Codes are below it.
+        action_ids: Action ids are below it.
+    """
+
+    codes_per_image: int
+    codebook_size: int
+    action_ids: int
+
+    @property
+    def id_map(self) -> Mapping[str, int] | None:
+        """Published map from the numbers to token ids; None if there are more numbers than ids."""
+        published = PUBLISHED_SIZES
+        has_room = self.codebook_size <= published.codebook_size
+        return _ID_MAP if has_room and self.action_ids <= published.action_ids else None
+
+
+# Sizes of published samples, which have no manifest. Source: reference/future-vla 5.1, 5.2
+PUBLISHED_SIZES = SampleSizes(CODES_PER_IMAGE, CODEBOOK_SIZE, 2048)
+_ID_MAP: Mapping[str, int] = {
     "action_base": 149_595,
-    "action_ids": ACTION_IDS,
+    "action_ids": PUBLISHED_SIZES.action_ids,
     "code_base": 145_499,
-    "codes": CODEBOOK_SIZE,
+    "codes": PUBLISHED_SIZES.codebook_size,
     "A_START": 151_669,
     "A_END": 151_670,
     "B_START": 151_671,
@@ -56,7 +79,7 @@ class Conversation:
         kind: `vla` asks for the action, `wm` (world model) for the state after the action.
         task: The instruction.
         images: Number of past images, P.
-        action_ids: Ids of the action tokenizer, 0 to 2047.
+        action_ids: Ids of the action tokenizer.
         codes: uint16 [Q, K], codes of the future images, frame by frame, cameras in order.
     """
 
@@ -131,8 +154,8 @@ def render_sample(sample: TokenSample) -> bytes:
     return render_line(sample.conversation.question(), sample.conversation.answer(), sample.images)
 
 
-def parse_sample(line: bytes) -> TokenSample:
-    """Sample in a line.
+def parse_sample(line: bytes, sizes: SampleSizes = PUBLISHED_SIZES) -> TokenSample:
+    """Sample in a line, whose numbers have these sizes.
 
     Raises:
         ValueError: The line is not a sample; the message is the reason.
@@ -143,7 +166,7 @@ def parse_sample(line: bytes) -> TokenSample:
     images: Any = row["images"]
     if not isinstance(images, list) or not all(isinstance(path, str) for path in images):
         raise ValueError("images is not a list of paths")
-    conversation = parse_messages(row["messages"])
+    conversation = parse_messages(row["messages"], sizes)
     if conversation.images != len(images):
         raise ValueError(
             f"the question has {conversation.images} {IMAGE}, {len(images)} are listed"
@@ -151,7 +174,7 @@ def parse_sample(line: bytes) -> TokenSample:
     return TokenSample(conversation, tuple(images))
 
 
-def parse_messages(messages: Any) -> Conversation:
+def parse_messages(messages: Any, sizes: SampleSizes = PUBLISHED_SIZES) -> Conversation:
     """Conversation in the two messages of a line.
 
     Raises:
@@ -168,8 +191,8 @@ def parse_messages(messages: Any) -> Conversation:
     match = _ANSWER.fullmatch(answer_text)
     if match is None:
         raise ValueError("the answer is none of the known ones")
-    ids = tuple(_numbers(match[2], "action ids", ACTION_IDS))
-    codes = _codes(match[4])
+    ids = tuple(_numbers(match[2], "action ids", sizes.action_ids))
+    codes = _codes(match[4], sizes)
     kind = _kind(f"{match[1]}<Act>{{ids}}</Act>{match[3]}")
     conversation = Conversation(kind, *_task(kind, question_text, match[2]), ids, codes)
     if (conversation.question(), conversation.answer()) != (question_text, answer_text):
@@ -198,13 +221,14 @@ def _task(kind: Kind, question_text: str, ids: str) -> tuple[str, int]:
     return task.removeprefix(" "), len(match[1]) // len(IMAGE)
 
 
-def _codes(segments: str) -> Array:
+def _codes(segments: str, sizes: SampleSizes) -> Array:
     """The codes, uint16 [Q, K]."""
     parts = segments[len(_OPEN) : -len(_CLOSE)].split(_CLOSE + _OPEN)
-    rows = [_numbers(part, f"codes of image {n}", CODEBOOK_SIZE) for n, part in enumerate(parts)]
+    count, limit = sizes.codes_per_image, sizes.codebook_size
+    rows = [_numbers(part, f"codes of image {n}", limit) for n, part in enumerate(parts)]
     for number, row in enumerate(rows):
-        if len(row) != CODES_PER_IMAGE:
-            raise ValueError(f"image {number} has {len(row)} codes, not {CODES_PER_IMAGE}")
+        if len(row) != count:
+            raise ValueError(f"image {number} has {len(row)} codes, not {count}")
     return np.array(rows, np.uint16)
 
 
