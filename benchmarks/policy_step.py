@@ -27,8 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.loading.base import MicroBatch
-from vlatool.models.diffusion_policy.loss_breakdown import LossBreakdown
-from vlatool.models.diffusion_policy.objective import DenoisingObjective
+from vlatool.models.diffusion_policy.objective import DenoisingObjective, LossBreakdown
 from vlatool.training.config import TrainConfig
 from vlatool.training.optim import build_optimizer, update
 from vlatool.training.placement import PlacedParts

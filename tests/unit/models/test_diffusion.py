@@ -5,8 +5,7 @@ import torch
 from torch import Tensor
 
 from vlatool.models.diffusion_policy.config import DdimConfig, DdpmConfig, NoiseConfig
-from vlatool.models.diffusion_policy.noise import Diffusion, alphas_cumprod
-from vlatool.models.diffusion_policy.solvers import SamplingSchedule, solve
+from vlatool.models.diffusion_policy.noise import Diffusion, SamplingSchedule, alphas_cumprod, solve
 from vlatool.models.rng import SeededRng
 
 FREE = NoiseConfig(clamp_range=None)

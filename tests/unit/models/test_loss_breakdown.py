@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vlatool.models.diffusion_policy.loss_breakdown import LossBreakdown, dataset_labels
+from vlatool.models.diffusion_policy.objective import LossBreakdown, dataset_labels
 
 FIELDS = {"xyz": 2, "hand": 1}
 

@@ -18,15 +18,16 @@ from vlatool.models.base import ModelType, Part
 from vlatool.models.diffusion_policy.config import (
     FLOW_SOLVERS,
     Backbone,
+    BaseModelConfig,
     ClipBackboneConfig,
     DdimConfig,
     DenoiserSection,
     EulerConfig,
+    NetworkConfig,
     NoiseConfig,
     Solver,
     TransformerConfig,
 )
-from vlatool.models.diffusion_policy.sections import BaseModelConfig, NetworkConfig
 from vlatool.models.published import Exported
 from vlatool.models.trained import WeightsOrigin, existing_weights
 
@@ -277,8 +278,7 @@ class DiffusionPolicyType(ModelType):
     ) -> "DenoisingObjective":
         """Squared error of the prediction."""
         del parts
-        from vlatool.models.diffusion_policy.loss_breakdown import LossBreakdown
-        from vlatool.models.diffusion_policy.objective import DenoisingObjective
+        from vlatool.models.diffusion_policy.objective import DenoisingObjective, LossBreakdown
 
         widths = dict(zip(data.action_fields, info.widths(data.action_fields), strict=True))
         breakdown = LossBreakdown(widths, data.dataset_manifest, data.val_dataset_manifest)
