@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from pathlib import PurePath
+from typing import Any, ClassVar, Self
 
 
 class VlatoolError(Exception):
@@ -64,6 +65,31 @@ class DataError(VlatoolError):
 
     exit_code = 3
     kind = "data"
+
+    @classmethod
+    def at(
+        cls,
+        path: PurePath | str,
+        reason: object,
+        *,
+        line: int = 0,
+        hint: str = "",
+        code: str = "",
+        **details: Any,
+    ) -> Self:
+        """Error `PATH: REASON`, or `PATH:LINE: REASON`, with the path in its details.
+
+        Args:
+            path: File or folder with the error.
+            reason: Description of the error, or the exception with one.
+            line: Line of the file, from 1; 0 if unknown.
+            hint: Action that solves the problem.
+            code: Stable identifier such as `data.broken_manifest`.
+            **details: Further details; JSON-serializable.
+        """
+        place = f"{path}:{line}" if line else str(path)
+        known = {"path": str(path)} | ({"line": line} if line else {})
+        return cls(f"{place}: {reason}", hint=hint, code=code, details={**known, **details})
 
 
 class PartialFailure(VlatoolError):

@@ -6,6 +6,7 @@ it; `vlatool verify --codes` and docs/findings.md list all of them.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 from vlatool.errors import DataError
@@ -55,6 +56,9 @@ class FindingCode:
     severity: Severity
     meaning: str
     action: str = ""
+
+
+error, warning, info = (partial(FindingCode, severity) for severity in SEVERITIES)
 
 
 @dataclass(frozen=True)

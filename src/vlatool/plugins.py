@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
 from types import CodeType
 from typing import Any, Generic, TypeVar, cast
 
@@ -100,26 +99,6 @@ class PluginInfo:
     target: str
     origin: str
     error: str = ""
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """Kind of file or folder that `verify` and `inspect` recognize: three `module:function`.
-
-    Attributes:
-        recognize: (location) -> bool, in `artifacts`; reads little and does not raise for other
-            kinds of locations. The first entry that returns True is used.
-        verify: (location, CheckOptions) -> Iterator[Finding], in `verification`.
-        inspect: (location) -> Report, in `artifacts`.
-    """
-
-    recognize: str
-    verify: str
-    inspect: str
-
-    def load(self, part: str) -> Any:
-        """Imports one of the functions, by the name of its attribute."""
-        return _load(getattr(self, part))
 
 
 class Registry(Generic[T]):
@@ -404,64 +383,16 @@ SCHEMES: Registry[Any] = Registry(
         "hf": "vlatool.storage.hub:Repository",
     },
 )
-# Artifacts that `verify` and `inspect` recognize besides raw sources, the most specific ones first.
-ARTIFACTS: Registry[Artifact] = Registry(
-    "",
-    "artifact",
-    {
-        "image-shards": Artifact(
-            "vlatool.artifacts.image_shards.format:is_image_shards",
-            "vlatool.verification.image_shards:check_image_shards",
-            "vlatool.artifacts.image_shards.report:inspect",
-        ),
-        "shard": Artifact(
-            "vlatool.artifacts.tar:is_shard",
-            "vlatool.verification.output:check_shard",
-            "vlatool.artifacts.shards.report:inspect",
-        ),
-        "run": Artifact(
-            "vlatool.artifacts.run.format:is_run",
-            "vlatool.verification.run:check_run",
-            "vlatool.artifacts.run.report:inspect",
-        ),
-        "checkpoint": Artifact(
-            "vlatool.artifacts.run.checkpoint:is_checkpoint",
-            "vlatool.verification.run:check_checkpoint",
-            "vlatool.artifacts.run.report:inspect",
-        ),
-        "samples": Artifact(
-            "vlatool.artifacts.samples.format:is_samples",
-            "vlatool.verification.token_samples:check_token_samples",
-            "vlatool.artifacts.samples.report:inspect",
-        ),
-        "codes": Artifact(
-            "vlatool.artifacts.codes.folder:is_codes",
-            "vlatool.verification.image_codes:check_codes",
-            "vlatool.artifacts.codes.report:inspect",
-        ),
-        "fast": Artifact(
-            "vlatool.artifacts.fast.format:is_fast",
-            "vlatool.verification.fast:check_fast",
-            "vlatool.artifacts.fast.report:inspect",
-        ),
-        "windows": Artifact(
-            "vlatool.artifacts.windows.folder:is_windows",
-            "vlatool.verification.windows:check_windows",
-            "vlatool.artifacts.windows.report:inspect",
-        ),
-        "output": Artifact(
-            "vlatool.artifacts.shards.format:is_output",
-            "vlatool.verification.output:check_output",
-            "vlatool.artifacts.shards.report:inspect",
-        ),
-    },
-)
-
-
-def recognize(location: Path, table: Registry[Artifact] = ARTIFACTS) -> tuple[str, Artifact] | None:
-    """Name and entry of the artifact at a location; None if there is none."""
-    for name in table.names():
-        artifact = table.get(name)
-        if artifact.load("recognize")(location):
-            return name, artifact
-    return None
+# Kinds of things on disk besides raw sources: name to folder, the most specific ones first. Each
+# folder has format.py, check.py and report.py; `artifacts.base` says what is in them.
+ARTIFACTS: dict[str, str] = {
+    "image-shards": "vlatool.artifacts.image_shards",
+    "run": "vlatool.artifacts.run",
+    "fast": "vlatool.artifacts.fast",
+    "samples": "vlatool.artifacts.samples",
+    "codes": "vlatool.artifacts.codes",
+    "windows": "vlatool.artifacts.windows",
+    "shards": "vlatool.artifacts.shards",
+}
+# Config classes of the commands that write runs.
+RUN_CONFIGS: Registry[Any] = Registry("", "run", {"train": "vlatool.training.config:TrainConfig"})

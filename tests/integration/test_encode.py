@@ -24,7 +24,7 @@ from tests.builders.encoding import (
 from tests.builders.images import image, image_shards, saved, write
 from tests.builders.jobs import contents
 from tests.builders.tokenizers import SIDE
-from vlatool.artifacts.codes.folder import CodesFolder
+from vlatool.artifacts.codes.format import CodesFolder
 from vlatool.errors import DataError, PartialFailure, UsageError, VlatoolError
 from vlatool.jobs.job import Ranks
 from vlatool.jobs.run import run_job

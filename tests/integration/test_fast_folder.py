@@ -8,6 +8,7 @@ import pytest
 
 from tests.builders.fast import byte_document, window_tree
 from tests.surface.invoke import run_vlatool
+from vlatool.artifacts.base import recognize
 from vlatool.artifacts.fast.format import (
     CODE_NAME,
     PROCESSOR_NAME,
@@ -16,7 +17,6 @@ from vlatool.artifacts.fast.format import (
     write_fast,
 )
 from vlatool.artifacts.profile import NAME as PROFILE_NAME
-from vlatool.plugins import recognize
 from vlatool.transforms.action_tokenizer import ActionTokenizer, byte_characters
 from vlatool.workflows.fit_fast import FitFastConfig, fit_fast
 

@@ -17,7 +17,7 @@ from tests.builders.web_server import web_server
 from tests.surface.invoke import run_vlatool
 from vlatool.artifacts.fast.format import NAMES, fast_digest, read_fast
 from vlatool.artifacts.profile import read_profile
-from vlatool.artifacts.windows.folder import WindowManifest, write_manifest
+from vlatool.artifacts.windows.format import WindowManifest, write_manifest
 from vlatool.errors import VlatoolError
 from vlatool.jobs.record import OutputRecord
 from vlatool.storage.uri import location

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.builders.images import image, image_shards, saved, window_tree
+from vlatool.artifacts.base import recognize
 from vlatool.artifacts.check import CheckOptions
+from vlatool.artifacts.image_shards.check import check
 from vlatool.artifacts.tar import TarWriter, member_bytes
 from vlatool.errors import DataError
-from vlatool.plugins import recognize
-from vlatool.verification.image_shards import check_image_shards
 from vlatool.workflows.inspect import InspectConfig, InspectResult, inspect
 
 FIRST = "train-episode_000000.tar"
@@ -43,7 +43,7 @@ def published(shards: Path) -> Path:
 
 def codes(location: Path, *, full: bool = False) -> Counter[str]:
     options = CheckOptions(None if full else 200, full)
-    return Counter(finding.code for finding in check_image_shards(location, options))
+    return Counter(finding.code for finding in check(location, options))
 
 
 def rewrite(tar: Path, members: dict[str, bytes]) -> None:
@@ -61,7 +61,7 @@ def inspected(location: Path, html: Path | None = None) -> InspectResult:
 
 def kind(location: Path) -> str | None:
     artifact = recognize(location)
-    return artifact and artifact[0]
+    return artifact and artifact.kind
 
 
 def test_shards_and_each_of_them_are_whole(shards: Path) -> None:

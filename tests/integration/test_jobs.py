@@ -19,7 +19,7 @@ from tests.builders.jobs import (
     run_rank,
     run_toy,
 )
-from vlatool.artifacts.check import CheckOptions
+from vlatool.artifacts.check import CheckOptions, check_files
 from vlatool.errors import BugError, DataError, PartialFailure, UsageError
 from vlatool.jobs.append_log import AppendLog, read_log
 from vlatool.jobs.command import JobConfig
@@ -31,7 +31,6 @@ from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, read_record
 from vlatool.jobs.run import failure_of, run_job
 from vlatool.storage.remote_path import RemotePath
-from vlatool.verification.output import check_files
 
 WORDS = "ant bird cat dog eel"
 

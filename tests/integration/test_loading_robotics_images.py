@@ -17,8 +17,7 @@ import vlatool
 from tests.builders.loading import FIELD, OBSERVED, SAMPLES, opened, write_shards
 from tests.builders.spartan import spartan_task
 from tests.builders.toy_images import write_image_shards
-from vlatool.artifacts.stats.digests import read_mergeable
-from vlatool.artifacts.stats.format import StatsPart, merge_parts
+from vlatool.artifacts.stats.format import StatsPart, merge_parts, read_mergeable
 from vlatool.errors import DataError, UsageError
 from vlatool.loading.base import SampleRef
 from vlatool.loading.loader import LoaderPlan, build_loader, read_samples

@@ -12,8 +12,7 @@ import pytest
 
 from tests.builders.preprocessing import FRAMES, contents, processed, refusal, run
 from tests.builders.spartan import spartan_task
-from vlatool.artifacts.stats.digests import read_mergeable
-from vlatool.artifacts.stats.format import merge_stats, read_stats
+from vlatool.artifacts.stats.format import merge_stats, read_mergeable, read_stats
 from vlatool.errors import DataError, UsageError
 from vlatool.transforms.quantiles import Digest, to_state
 from vlatool.workflows.inspect import InspectConfig, inspect

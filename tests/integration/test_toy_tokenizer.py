@@ -13,7 +13,7 @@ from tests.builders.toy_images import write_image_shards
 from tests.builders.toy_levels import CODES, LEVELS
 from tests.builders.toy_tokenizer import FILE, ToyTokenizerType
 from tests.builders.toys import install_toys
-from vlatool.artifacts.codes.folder import CodesFolder
+from vlatool.artifacts.codes.format import CodesFolder
 from vlatool.artifacts.run.format import RunDir
 from vlatool.artifacts.samples.format import SamplesFolder
 from vlatool.config.overrides import Override

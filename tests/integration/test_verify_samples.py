@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from tests.builders.codes import plain_fast, published_windows, tokenizer_digest, write_tree_codes
-from vlatool.artifacts.codes.folder import CodesFolder
-from vlatool.artifacts.codes.format import EpisodeCodes, write_codes
+from vlatool.artifacts.codes.format import CodesFolder, EpisodeCodes, write_codes
 from vlatool.errors import DataError
 from vlatool.jobs.files import NAME
 from vlatool.jobs.record import OutputRecord

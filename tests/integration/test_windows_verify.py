@@ -10,7 +10,7 @@ import pytest
 
 from tests.builders.codes import write_tree_codes
 from tests.builders.libero import TASK, convert, convert_error, libero_dataset, png
-from vlatool.artifacts.windows.folder import is_windows
+from vlatool.artifacts.windows.format import is_windows
 from vlatool.errors import DataError
 from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.verify import VerifyConfig, VerifyResult, verify

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import vlatool
 from vlatool.config.schema import dotted_keys
+from vlatool.inspection.verify import code_rows
 from vlatool.training.config import TrainConfig
-from vlatool.verification.findings import code_rows
 
 SOURCE = Path(vlatool.__file__).parent
 _CODE = re.compile(r"(usage|config|data|partial|storage|environment)\.[a-z0-9_]*[a-z0-9]")

@@ -31,7 +31,7 @@ LAYERS = [
     {"tokens"},
     {"evaluation"},
     {"serving", "launching"},
-    {"inspection", "verification"},
+    {"inspection"},
     {"workflows"},
     {"cli", "testing"},
     {"__main__"},
@@ -41,11 +41,13 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 FOLDER_IMPORTS = {
     ("artifacts/fast", "artifacts/shards"),
     ("artifacts/fast", "artifacts/windows"),
+    ("artifacts/image_shards", "artifacts/shards"),
     ("artifacts/run", "artifacts/shards"),
     ("artifacts/run", "artifacts/stats"),
     ("artifacts/samples", "artifacts/codes"),
     ("artifacts/samples", "artifacts/windows"),
     ("artifacts/shards", "artifacts/stats"),
+    ("artifacts/windows", "artifacts/codes"),
     ("models/titok", "models/vqgan"),
     ("models/vqgan", "models/perceptual"),
 }

@@ -8,9 +8,9 @@ import pytest
 
 from vlatool.errors import DataError
 from vlatool.findings import SEVERITIES, Collector, FindingCode, FindingCodes, finding_of_error
+from vlatool.inspection.verify import code_rows
 from vlatool.sources.lerobot.findings import LEROBOT
 from vlatool.sources.spartan.findings import SPARTAN
-from vlatool.verification.findings import code_rows
 
 PAGE = Path(__file__).parents[2] / "docs" / "findings.md"
 CODES = FindingCodes(

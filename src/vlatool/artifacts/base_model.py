@@ -135,9 +135,9 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _base_model_error(path: Path, problem: str) -> DataError:
-    return DataError(
-        f"{path}: {problem}",
+    return DataError.at(
+        path,
+        problem,
         hint="give a base model on the Hugging Face hub (owner/name), or a folder with its files",
         code="data.base_model",
-        details={"path": str(path)},
     )

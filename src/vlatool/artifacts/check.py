@@ -1,13 +1,61 @@
-"""Options of a verification and counts of what was checked."""
+"""Checks of any output: the record of its run and its file list.
 
-from collections.abc import Iterator
+`CheckOptions` holds the options of a verification and the counts of what was checked.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from vlatool.artifacts.tar import INDEX_SUFFIX
+from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter
-from vlatool.findings import Finding, FindingCodes
-from vlatool.jobs.files import FileEntry
+from vlatool.findings import Finding, FindingCodes, error, info, warning
+from vlatool.jobs.files import (
+    NAME,
+    FileEntry,
+    belongs_in_list,
+    digests_below,
+    folder_entry,
+    is_intact,
+    output_files,
+    read_file_list,
+)
+from vlatool.jobs.record import read_record, read_valid_record
 from vlatool.storage.tree import sha256_of
+from vlatool.storage.uri import can_list
+
+_WRITE_AGAIN = "copy the output again, or write it again with --overwrite"
+
+OUTPUT = FindingCodes(
+    "output",
+    {
+        "incomplete": error(
+            "The run that writes the output has not finished.", "run the same command again"
+        ),
+        "partial": warning(
+            "Some episodes failed and are missing from the output.",
+            "see .vlatool/run.json for the errors, fix the episodes, and run the same command "
+            "again",
+        ),
+        "broken_record": error(".vlatool/run.json was changed after it was written.", _WRITE_AGAIN),
+        "broken_metadata": error(
+            "processing_metadata.json was changed after it was written.", _WRITE_AGAIN
+        ),
+        "no_file_list": info(".vlatool/files.jsonl is missing: digests cannot be compared."),
+        "not_listed": info(
+            "A web server does not list folders: files outside the file list are not found."
+        ),
+        "broken_file_list": error(".vlatool/files.jsonl cannot be read.", _WRITE_AGAIN),
+        "missing_file": error("A file of the file list is missing.", _WRITE_AGAIN),
+        "size_mismatch": error("The size of a file differs from the file list.", _WRITE_AGAIN),
+        "digest_mismatch": error("A file was changed after it was written.", _WRITE_AGAIN),
+        "unlisted_file": warning(
+            "A file is not in the file list of the run.", "move it out of the output"
+        ),
+        "unreadable_file": error("A file cannot be read.", "check the disk and the permissions"),
+    },
+)
 
 
 @dataclass
@@ -62,3 +110,95 @@ def check_file(
     except OSError as error:
         message = f"{path}: {error.strerror or error}"
         yield codes("unreadable_file", message, path=str(path))
+
+
+def check_record_and_files(
+    location: Path,
+    root: Path,
+    check: CheckOptions,
+    *,
+    nested_outputs: Sequence[str] = (),
+    volatile: Sequence[str] = (),
+) -> Generator[Finding, None, bool]:
+    """Yields the findings of a run record and its listed files; returns True if the run has ended.
+
+    Args:
+        location: Folder or file that is verified.
+        root: The folder itself, or the folder of the file.
+        check: Options of the verification.
+        nested_outputs: Folders in `root` that are separate outputs even without a record.
+        volatile: Patterns of files that no list has, for outputs without a record.
+    """
+    record = None
+    try:
+        record = read_valid_record(location)
+    except DataError as error:
+        yield OUTPUT("broken_record", error.message, path=error.details["path"])
+    if record is not None and record.result is None:
+        message = f"{location}: `vlatool {record.command}` is running or was interrupted"
+        yield OUTPUT("incomplete", message, path=str(location))
+        return False
+    if record is not None and not record.complete:
+        message = f"{location}: `vlatool {record.command}` left out the items that failed"
+        yield OUTPUT("partial", message, path=str(location))
+    yield from check_files(root, check, nested_outputs=nested_outputs, volatile=volatile)
+    return True
+
+
+def check_files(
+    location: Path,
+    check: CheckOptions,
+    *,
+    nested_outputs: Sequence[str] = (),
+    volatile: Sequence[str] = (),
+) -> Iterator[Finding]:
+    """Compares every file with the file list of the run, except nested outputs.
+
+    Indexes of shards may be absent from the list, as they may be written later.
+    `nested_outputs` and `volatile` are those of `check_record_and_files`.
+    """
+    try:
+        entries = read_file_list(location)
+    except DataError as error:
+        yield OUTPUT("broken_file_list", error.message, path=str(location / NAME))
+        return
+    if entries is None:
+        yield OUTPUT("no_file_list", f"{location / NAME}: is missing", path=str(location / NAME))
+        return
+    with check.reporter.progress("files", len(entries), "files") as bar:
+        for entry in entries:
+            if entry.count is None:
+                yield from check_file(OUTPUT, location / entry.path, entry, check)
+            elif can_list(location):
+                yield from _check_listed_folder(location, entry, check)
+            bar.advance()
+    if not can_list(location):
+        message = (
+            f"{location}: its folders cannot be listed; only the files named in the file list are "
+            "checked"
+        )
+        yield OUTPUT("not_listed", message, path=str(location))
+        return
+    recorded = {entry.path for entry in entries}
+    record = read_record(location)
+    volatile_patterns = (record.volatile if record else ()) or volatile
+    for name in sorted(PurePosixPath(file.name) for file in output_files(location)):
+        entry_names = {str(name), *(f"{parent}/" for parent in name.parents)}
+        may_be_absent = name.name.endswith(INDEX_SUFFIX) or name.parts[0] in nested_outputs
+        is_expected = belongs_in_list(str(name), volatile_patterns) and not may_be_absent
+        if is_expected and recorded.isdisjoint(entry_names):
+            path = location / name
+            yield OUTPUT("unlisted_file", f"{path}: is not in {NAME}", path=str(path))
+
+
+def _check_listed_folder(
+    location: Path, entry: FileEntry, check: CheckOptions
+) -> Iterator[Finding]:
+    """Compares a folder with its single entry in the file list."""
+    path = location / entry.path
+    if not is_intact(location, entry):
+        message = f"{path}: does not contain {entry.count} files of {entry.bytes} bytes in total"
+        yield OUTPUT("size_mismatch", message, path=str(path))
+    elif not check.is_quick and folder_entry(entry.path, digests_below(path)) != entry:
+        message = f"{path}: was changed after it was written"
+        yield OUTPUT("digest_mismatch", message, path=str(path))

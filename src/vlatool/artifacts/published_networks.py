@@ -59,19 +59,21 @@ def find_network(weights: Path, published: PublishedFile) -> NetworkFile:
     candidates = [weights / name for name in names] if weights.is_dir() else [weights]
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
     if path is None:
-        raise DataError(
-            f"{weights}: {published.name} does not exist",
+        raise DataError.at(
+            weights,
+            f"{published.name} does not exist",
             hint="give that file, or a folder that holds it; weights are not downloaded",
             code="data.no_network_weights",
-            details={"path": str(weights), "file": published.name},
+            file=published.name,
         )
     network = NetworkFile(path, sha256_of(path))
     if path.name == published.name and not _is_as_published(network, published):
-        raise DataError(
-            f"{path}: differs from the file published under this name",
+        raise DataError.at(
+            path,
+            "differs from the file published under this name",
             hint="copy or download it again, or rename the file if the weights are your own",
             code="data.other_network_weights",
-            details={"path": str(path), "sha256": network.sha256},
+            sha256=network.sha256,
         )
     return network
 

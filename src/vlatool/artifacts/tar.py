@@ -228,11 +228,8 @@ def open_shard(path: Path) -> Generator[OpenShard]:
 
 
 def _shard_error(path: Path, reason: str) -> DataError:
-    return DataError(
-        f"{path}: {reason}",
-        hint="copy or write the shard again",
-        code="data.broken_shard",
-        details={"path": str(path)},
+    return DataError.at(
+        path, reason, hint="copy or write the shard again", code="data.broken_shard"
     )
 
 

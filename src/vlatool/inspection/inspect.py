@@ -3,11 +3,11 @@
 from functools import partial
 from pathlib import Path
 
+from vlatool.artifacts.base import recognize
 from vlatool.errors import UsageError
 from vlatool.events import Reporter
 from vlatool.pages.layout import GENERATOR, page
 from vlatool.pages.report import PageRequest, Report
-from vlatool.plugins import recognize
 from vlatool.sources.detection import detect_source
 from vlatool.sources.report import report_source
 from vlatool.storage.atomic import remove_partials_of, write_text
@@ -30,8 +30,8 @@ def inspect_location(
         UsageError: Episodes are chosen, but the location is no source.
         DataError: The content is unknown, or all of it is broken.
     """
-    recognized = recognize(location) if format_name is None else None
-    if recognized is None:
+    artifact = recognize(location) if format_name is None else None
+    if artifact is None:
         source = detect_source(location, format_name)
         return "source", report_source(location, source, episodes, reporter)
     if episodes is not None:
@@ -40,8 +40,7 @@ def inspect_location(
             hint="leave --episodes out: it selects raw episodes",
             code="usage.no_raw_source",
         )
-    kind, artifact = recognized
-    return kind, artifact.load("inspect")(location)
+    return artifact.kind, artifact.inspect()
 
 
 def check_target(path: Path) -> None:

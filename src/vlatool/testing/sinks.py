@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from vlatool.artifacts.check import CheckOptions
+from vlatool.artifacts.check import CheckOptions, check_files
 from vlatool.episode import Array, Episode, EpisodeRef, FrameSource
 from vlatool.errors import DataError
 from vlatool.jobs.command import JobConfig
@@ -24,7 +24,6 @@ from vlatool.jobs.journal import Receipt
 from vlatool.jobs.run import run_job
 from vlatool.sinks.base import MakeSink, SinkConfig, SinkSetup, Work
 from vlatool.testing.readers import config_section
-from vlatool.verification.output import check_files
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessJob
 from vlatool.workflows.sample import SampleConfig, sample
 

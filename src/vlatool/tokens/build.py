@@ -14,10 +14,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from vlatool.artifacts.codes.folder import CodesFolder
+from vlatool.artifacts.codes.format import CodesFolder
 from vlatool.artifacts.fast.format import read_fast
 from vlatool.artifacts.lines import read_lines, write_lines
 from vlatool.artifacts.profile import NormalizationProfile
+from vlatool.artifacts.samples.check import BUILD
 from vlatool.artifacts.samples.episode import EpisodeSamples, assemble, distinct_windows
 from vlatool.artifacts.samples.format import lines_shard_name, packed_name, read_packed
 from vlatool.artifacts.samples.lines import SampleSizes, parse_sample, question
@@ -33,8 +34,7 @@ from vlatool.artifacts.windows.format import (
 )
 from vlatool.episode import Array
 from vlatool.errors import DataError
-from vlatool.findings import Finding, FindingCodes
-from vlatool.findings import FindingCode as FindingKind
+from vlatool.findings import Finding
 from vlatool.jobs.files import FileEntry
 from vlatool.jobs.inputs import InputState, input_state
 from vlatool.jobs.journal import Receipt
@@ -42,17 +42,6 @@ from vlatool.storage.atomic import write_bytes
 from vlatool.transforms.action_tokenizer import ActionTokenizer
 
 SamplesLayout = Literal["jsonl", "packed"]
-
-BUILD = FindingCodes(
-    "build",
-    {
-        "clamped_actions": FindingKind(
-            "warning",
-            "Actions exceed the range of the action tokenizer and are clamped.",
-            "fit a tokenizer on these data with vlatool tokenizer fit-fast",
-        ),
-    },
-)
 
 _HINT = "write the windows again with `vlatool preprocess`, or copy them again"
 

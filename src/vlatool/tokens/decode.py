@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlatool.artifacts.codes.folder import CodesFolder
-from vlatool.artifacts.codes.format import JSON_SUFFIX, PACKED_SUFFIX, CodesManifest
+from vlatool.artifacts.codes.format import JSON_SUFFIX, PACKED_SUFFIX, CodesFolder, CodesManifest
 from vlatool.artifacts.images import encode_png
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError

@@ -21,8 +21,7 @@ from vlatool.artifacts.profile import (
 )
 from vlatool.artifacts.samples.format import is_inside, is_published, is_samples
 from vlatool.artifacts.samples.lines import question
-from vlatool.artifacts.windows.folder import read_manifest
-from vlatool.artifacts.windows.format import DATA_NAME, IMAGES_NAME
+from vlatool.artifacts.windows.format import DATA_NAME, IMAGES_NAME, read_manifest
 from vlatool.errors import DataError, UsageError
 from vlatool.jobs.record import read_record
 from vlatool.storage.documents import read_document

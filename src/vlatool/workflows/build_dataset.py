@@ -7,8 +7,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from vlatool.artifacts.codes.folder import select_codes
-from vlatool.artifacts.codes.format import CodesManifest
+from vlatool.artifacts.codes.format import CodesManifest, select_codes
 from vlatool.artifacts.fast.format import copy_fast, ignored_code
 from vlatool.artifacts.profile import Gripper
 from vlatool.artifacts.samples.format import (

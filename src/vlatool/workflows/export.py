@@ -7,10 +7,15 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from vlatool.artifacts.codes.folder import CodesFolder, is_codes
 from vlatool.artifacts.codes.format import MANIFEST_NAME as CODES_MANIFEST_NAME
 from vlatool.artifacts.codes.format import OWNED_FILES as CODES_OWNED_FILES
-from vlatool.artifacts.codes.format import CodesLayout, combined_digest, write_codes
+from vlatool.artifacts.codes.format import (
+    CodesFolder,
+    CodesLayout,
+    combined_digest,
+    is_codes,
+    write_codes,
+)
 from vlatool.artifacts.fast.format import copy_fast
 from vlatool.artifacts.lines import write_lines
 from vlatool.artifacts.samples.format import (

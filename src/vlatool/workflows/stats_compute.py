@@ -12,9 +12,10 @@ import numpy as np
 from pydantic import Field
 
 from vlatool.artifacts.sample import MASKS
+from vlatool.artifacts.shards.check_samples import numeric_fields
 from vlatool.artifacts.shards.format import ShardFolder
 from vlatool.artifacts.shards.manifest import Shard, check_shards
-from vlatool.artifacts.stats.digests import write_with_digests
+from vlatool.artifacts.stats.format import write_with_digests
 from vlatool.artifacts.tar import OpenShard, open_shard
 from vlatool.config.base import ConfigModel, check_required, required_field
 from vlatool.episode import Array
@@ -31,7 +32,6 @@ from vlatool.transforms.statistics import (
     to_arrays,
     window_statistics,
 )
-from vlatool.verification.samples import numeric_fields
 
 _SAMPLES_AT_ONCE = 128
 

@@ -11,20 +11,18 @@ from pydantic import Field
 
 from vlatool.artifacts.shards import manifest
 from vlatool.artifacts.shards.format import ShardFolder
-from vlatool.artifacts.stats.digests import (
-    digests_path,
-    read_mergeable,
-    without_digests,
-    write_with_digests,
-)
 from vlatool.artifacts.stats.format import (
     MergedStats,
     Statistics,
     StatsPart,
     compact,
+    digests_path,
     merge_parts,
+    read_mergeable,
     read_stats,
+    without_digests,
     write_stats,
+    write_with_digests,
 )
 from vlatool.config.base import ConfigModel, required_field
 from vlatool.errors import DataError, UsageError

@@ -8,17 +8,14 @@ from typing import Any
 
 from pydantic import Field
 
-from vlatool.artifacts.check import CheckCounts, CheckOptions
+from vlatool.artifacts.check import CheckOptions
 from vlatool.config.base import ConfigModel, required_field
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter
-from vlatool.findings import SEVERITIES, Finding, finding_of_error
-from vlatool.plugins import recognize
-from vlatool.sources.detection import detect_source
+from vlatool.findings import SEVERITIES, Finding
+from vlatool.inspection.verify import code_rows, verify_location
 from vlatool.storage.tree import size_text
 from vlatool.storage.uri import require_existing
-from vlatool.verification.findings import code_rows
-from vlatool.verification.source import check_source
 
 # Findings of one code in a result; all are counted.
 _MAX_PER_CODE = 100
@@ -180,43 +177,27 @@ def verify(config: VerifyConfig, *, reporter: Reporter = NULL) -> VerifyResult |
 
 
 def _verify(location: Path, config: VerifyConfig, reporter: Reporter) -> VerifyResult:
-    samples = None if config.full else config.samples
-    check = CheckOptions(samples, config.full, config.quick, reporter=reporter)
-    recognized = recognize(location) if config.format is None else None
-    if recognized is not None:
-        kind, artifact = recognized
-        root = location.parent if location.is_file() else location
-        return _result(kind, config, artifact.load("verify")(location, check), root, check.counts)
-    try:
-        source = detect_source(location, config.format)
-    except DataError as error:
-        if error.code in ("data.no_episodes", "data.no_source"):
-            raise
-        # The detected format cannot list the episodes.
-        return _result("source", config, [finding_of_error(error)], location, check.counts)
-    findings = check_source(location, source, config.episodes, check)
-    result = _result("source", config, findings, location, check.counts)
-    return replace(result, format=source.format)
-
-
-def _result(
-    kind: str, config: VerifyConfig, findings: Iterable[Finding], root: Path, checked: CheckCounts
-) -> VerifyResult:
     """Counts findings and keeps the first ones of each code."""
+    samples = None if config.full else config.samples
+    options = CheckOptions(samples, config.full, config.quick, reporter=reporter)
+    verification = verify_location(
+        location, options, format_name=config.format, episodes=config.episodes
+    )
     counts, severities = Counter[str](), Counter[str]()
     shown: list[Finding] = []
-    for finding in findings:
+    for finding in verification.findings:
         counts[finding.code] += 1
         severities[finding.severity] += 1
         if counts[finding.code] <= _MAX_PER_CODE:
-            shown.append(_relative(finding, root))
+            shown.append(_relative(finding, verification.root))
     return VerifyResult(
-        kind,
+        verification.kind,
         config.location,
         tuple(shown),
         dict(counts),
         {severity: severities[severity] for severity in SEVERITIES},
-        asdict(checked),
+        asdict(options.counts),
+        verification.format,
     )
 
 

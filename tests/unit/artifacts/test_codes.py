@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from tests.builders.codes import codes_of, read_json_codes, tokenizer_digest, write_tree_codes
-from vlatool.artifacts.codes.folder import CodesFolder, is_codes, select_codes
 from vlatool.artifacts.codes.format import (
+    CodesFolder,
     CodesLayout,
     CodesManifest,
     EpisodeCodes,
+    is_codes,
     parse_codes,
+    select_codes,
     write_codes,
 )
 from vlatool.errors import DataError, UsageError, VlatoolError

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vlatool.artifacts.image_shards.lists import expand_braces, find_shards
+from vlatool.artifacts.image_shards.format import expand_braces, find_shards
 from vlatool.errors import DataError
 
 

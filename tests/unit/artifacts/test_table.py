@@ -1,57 +1,70 @@
 """Table of artifacts, which verify and inspect loop over."""
 
-from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from vlatool.artifacts.check import CheckOptions
-from vlatool.findings import Finding, FindingCode, FindingCodes
-from vlatool.plugins import ARTIFACTS, Artifact, Registry, recognize
-
-NOTE = FindingCodes(
-    "note", {"empty": FindingCode("error", "A note says nothing.", "write something")}
-)
-
-
-def is_note(location: Path) -> bool:
-    return location.suffix == ".note"
+from tests.builders.notes.format import write_note
+from vlatool.artifacts.base import finding_codes, recognize
+from vlatool.errors import DataError
+from vlatool.plugins import ARTIFACTS
+from vlatool.workflows.inspect import InspectConfig, inspect
+from vlatool.workflows.verify import VerifyConfig, verify
 
 
-def check_note(location: Path, check: CheckOptions) -> Iterator[Finding]:
-    check.counts.add(files=1)
-    if not location.read_text():
-        yield NOTE("empty", f"{location}: is empty", path=str(location))
+@pytest.fixture
+def note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A note, whose kind is in the table."""
+    monkeypatch.setitem(ARTIFACTS, "notes", "tests.builders.notes")
+    write_note(tmp_path / "note", "Wool", "of sheep")
+    return tmp_path / "note"
 
 
-@pytest.mark.parametrize("name", ARTIFACTS.names())
-def test_every_function_is_in_its_package(name: str) -> None:
-    artifact = ARTIFACTS.get(name)
-    for part, package in (
-        ("recognize", "artifacts"),
-        ("verify", "verification"),
-        ("inspect", "artifacts"),
-    ):
-        assert getattr(artifact, part).split(".")[1] == package
-        assert callable(artifact.load(part))
+@pytest.mark.parametrize("folder", ARTIFACTS.values())
+def test_every_folder_has_its_functions(folder: str) -> None:
+    for part, name in (("format", "recognize"), ("check", "check"), ("report", "inspect")):
+        assert callable(getattr(import_module(f"{folder}.{part}"), name))
 
 
 def test_an_empty_folder_is_not_recognized(tmp_path: Path) -> None:
     assert recognize(tmp_path) is None
 
 
-def test_an_artifact_needs_only_a_row(tmp_path: Path) -> None:
-    note = Artifact(f"{__name__}:is_note", f"{__name__}:check_note", "")
-    table: Registry[Artifact] = Registry("", "artifact", {"note": note})
-    (tmp_path / "x.note").touch()
-    recognized = recognize(tmp_path / "x.note", table)
-    assert recognized == ("note", note)
-    check = CheckOptions()
-    findings = list(note.load("verify")(tmp_path / "x.note", check))
-    assert [finding.code for finding in findings] == ["note.empty"]
-    assert check.counts.files == 1
-
-
 def test_a_folder_with_another_manifest_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"files": {}}')
     assert recognize(tmp_path) is None
+
+
+def test_an_artifact_of_one_folder_is_verified(note: Path) -> None:
+    result = verify(VerifyConfig(location=str(note)))
+    assert result.document()["kind"] == "note"
+    assert result.document()["codes"] == {"output.no_file_list": 1}
+    assert "note" in {codes.name for codes in finding_codes()}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "code"),
+    [
+        ("note.txt", "of many sheep", "note.count_mismatch"),
+        ("note.json", '{"format": "toy.note", "version": 1}', "note.broken_manifest"),
+        (
+            "note.json",
+            '{"format": "toy.note", "version": 1, "title": "x", "words": "2"}',
+            "note.broken_manifest",
+        ),
+    ],
+)
+def test_damage_of_such_an_artifact_is_found(note: Path, name: str, text: str, code: str) -> None:
+    (note / name).write_text(text)
+    with pytest.raises(DataError) as raised:
+        verify(VerifyConfig(location=str(note)))
+    assert code in raised.value.details["codes"]
+
+
+def test_such_an_artifact_is_inspected_and_has_a_page(note: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    result = inspect(InspectConfig(location=str(note), html=str(page)))
+    facts = result.document()
+    assert (facts["kind"], facts["title"], facts["words"]) == ("note", "Wool", 2)
+    assert "Wool, 2 words" in page.read_text()

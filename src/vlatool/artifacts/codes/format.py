@@ -11,25 +11,31 @@ Source: reference/future-vla 3; formats/codes 1, 3, 4.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
+from pydantic import Field
 
-from vlatool.artifacts.npz_bytes import write_arrays
+from vlatool.artifacts.manifest import Count, ManifestType, Number
+from vlatool.artifacts.npz_bytes import read_arrays, write_arrays
 from vlatool.episode import Array
-from vlatool.errors import DataError
+from vlatool.errors import DataError, UsageError
 from vlatool.jobs.files import FileEntry, folder_entry
-from vlatool.storage.atomic import write_bytes, write_json
+from vlatool.jobs.record import read_record
+from vlatool.storage.atomic import write_bytes
+from vlatool.storage.background import in_parallel
 from vlatool.storage.bulk_folder import bulk_folder
-from vlatool.storage.documents import DocumentError, read_json
+from vlatool.storage.documents import DocumentError, parse_json, read_document
+from vlatool.storage.uri import is_file_name, is_remote
 
 CodesLayout = Literal["json", "packed"]
 LAYOUTS: tuple[CodesLayout, ...] = get_args(CodesLayout)
 
 JSON_NAME, PACKED_NAME, MANIFEST_NAME = "TiToken", "tokens", "manifest.json"
+IMAGES_NAME = "images"  # folder of the images, beside the folders of their codes
 CHECKS_NAME = "checks"  # images side by side with their reconstructions
 CODES_PER_IMAGE, CODEBOOK_SIZE = 32, 4096
 # Patterns of all files of each layout.
@@ -40,7 +46,10 @@ OWNED_FILES: Mapping[CodesLayout, tuple[str, ...]] = {
 
 PACKED_SUFFIX, JSON_SUFFIX = ".npz", ".json"
 
-FORMAT, VERSION = "vlatool.codes", 1
+_MAX_FILE_BYTES = 2**16  # of one image
+_MAX_PACKED_BYTES = 2**28
+_READ_AT_ONCE = 16
+_HINT = "encode the images of this episode again, or copy their codes again"
 
 
 @dataclass(frozen=True)
@@ -60,20 +69,20 @@ class CodesManifest:
         agreement: Share of codes equal to those of fp32, measured on a sample; 1 for fp32 itself.
     """
 
-    codes_per_picture: int = CODES_PER_IMAGE
-    codebook_size: int = CODEBOOK_SIZE
+    codes_per_picture: Annotated[int, Field(gt=0, strict=True)] = CODES_PER_IMAGE
+    codebook_size: Annotated[int, Field(gt=0, le=2**16, strict=True)] = CODEBOOK_SIZE
     tokenizer: str = ""
     tokenizer_digest: str = ""
     precision: str = ""
     layout: CodesLayout = "json"
-    episodes: int = 0
-    pictures: int = 0
+    episodes: Count = 0
+    pictures: Count = 0
     digest: str = ""
-    agreement: float = 1.0
+    agreement: Number = 1.0
 
     def save(self, folder: Path) -> None:
         """Writes the manifest atomically; it marks the folder as complete."""
-        write_json(folder / MANIFEST_NAME, {"format": FORMAT, "version": VERSION, **asdict(self)})
+        MANIFEST.write(folder, asdict(self))
 
     def encoding_info(self) -> dict[str, Any]:
         """Values that all codes of one tokenizer share."""
@@ -85,6 +94,14 @@ class CodesManifest:
         return {key: info[key] for key in info if key != "tokenizer" or not self.tokenizer_digest}
 
 
+MANIFEST = ManifestType(
+    MANIFEST_NAME,
+    "vlatool.codes",
+    1,
+    CodesManifest,
+    hint="copy the folder again, or write it again",
+    optional=("agreement",),
+)
 _ENCODING_KEYS = (
     "codes_per_picture",
     "codebook_size",
@@ -202,43 +219,263 @@ def read_codes_manifest(folder: Path) -> CodesManifest | None:
     Raises:
         DataError: The manifest is broken.
     """
-    path = folder / MANIFEST_NAME
+    if folder.name not in (JSON_NAME, PACKED_NAME) and not MANIFEST.is_in(folder):
+        return None
+    return MANIFEST.read(folder)
+
+
+@dataclass(frozen=True)
+class CodesFolder:
+    """Folder of codes, read lazily.
+
+    Attributes:
+        path: The folder.
+        layout: Layout of the codes.
+        manifest: The manifest; the published values if the folder has none.
+        has_manifest: True if the folder has a manifest.
+    """
+
+    path: Path
+    layout: CodesLayout
+    manifest: CodesManifest
+    has_manifest: bool
+
+    @classmethod
+    def find(cls, path: Path) -> "CodesFolder | None":
+        """The codes in a folder; None if there are none.
+
+        Raises:
+            DataError: The manifest is broken.
+        """
+        manifest = read_codes_manifest(path)
+        if manifest is not None:
+            return cls(path, manifest.layout, manifest, has_manifest=True)
+        layout = _layout_of(path)
+        return layout and cls(path, layout, CodesManifest(layout=layout), has_manifest=False)
+
+    @classmethod
+    def open(cls, path: Path) -> "CodesFolder":
+        """The codes in a folder; raises DataError if there are none or they are incomplete."""
+        codes = cls.find(path)
+        if codes is None:
+            raise DataError.at(
+                path,
+                "no codes here",
+                hint=f"give a folder such as A/{PACKED_NAME} or A/{JSON_NAME}",
+                code="data.no_codes",
+            )
+        if codes.is_unfinished:
+            raise DataError.at(
+                path,
+                "the command that writes these codes is running, or was interrupted",
+                hint="wait for it, or run it again to resume",
+                code="data.incomplete_codes",
+            )
+        return codes
+
+    @property
+    def is_unfinished(self) -> bool:
+        """True if a run that writes these codes has started and not finished."""
+        record = None if self.has_manifest else read_record(self.path)
+        return record is not None
+
+    def path_of(self, episode: str) -> Path:
+        """Path of the codes of an episode: a file (packed) or a folder (json)."""
+        return self.path / (episode + (PACKED_SUFFIX if self.layout == "packed" else ""))
+
+    def episodes(self) -> list[str]:
+        """Names of the episodes that have codes, sorted; hidden ones are skipped."""
+        if self.layout == "packed":
+            names = {path.stem for path in self.path.glob(f"*{PACKED_SUFFIX}")}
+        else:
+            names = {path.parent.name for path in self.path.glob(f"*/*{JSON_SUFFIX}")}
+        return sorted(name for name in names if not name.startswith("."))
+
+    def stems(self, episode: str) -> list[str]:
+        """Stems of the images of an episode in the layout `json`."""
+        return sorted(path.stem for path in self.path_of(episode).glob(f"*{JSON_SUFFIX}"))
+
+    def read(self, episode: str, stems: Iterable[str] | None = None) -> EpisodeCodes:
+        """Codes of the images with these stems, or of all images of the episode.
+
+        Raises:
+            DataError: Codes are missing, too few, out of range or no integers (the image is
+                named), or packed codes have another tokenizer than the manifest.
+        """
+        if self.layout == "packed":
+            codes = self._read_packed(episode)
+            return codes if stems is None else self._select(codes, sorted(set(stems)))
+        stored = self.stems(episode)
+        names = stored if stems is None else sorted(set(stems))
+        if not stored:
+            raise self._missing_error(episode, "any image")
+        self._check_all_present(episode, sorted({*names}.difference(stored)))
+        read = partial(self._read_file, episode)
+        is_far = is_remote(self.path)
+        rows = in_parallel(read, names, _READ_AT_ONCE) if is_far else map(read, names)
+        return EpisodeCodes(episode, tuple(names), np.stack(list(rows)))
+
+    def _select(self, episode_codes: EpisodeCodes, stems: Sequence[str]) -> EpisodeCodes:
+        self._check_all_present(
+            episode_codes.episode, [stem for stem in stems if stem not in episode_codes.row_of]
+        )
+        rows = episode_codes.codes[[episode_codes.row_of[stem] for stem in stems]]
+        return EpisodeCodes(episode_codes.episode, tuple(stems), rows)
+
+    def _read_file(self, episode: str, stem: str) -> Array:
+        """Codes of an image, uint16 [K]."""
+        path = self.path_of(episode) / f"{stem}{JSON_SUFFIX}"
+        try:
+            value = parse_json(read_document(path, max_bytes=_MAX_FILE_BYTES))
+            return parse_codes(value, self.manifest.codes_per_picture, self.manifest.codebook_size)
+        except (FileNotFoundError, NotADirectoryError):
+            raise self._missing_error(episode, stem) from None
+        except (DocumentError, ValueError, OSError) as error:
+            raise self._broken_error(path, episode, stem, str(error)) from None
+
+    def _read_packed(self, episode: str) -> EpisodeCodes:
+        path = self.path_of(episode)
+        try:
+            if path.stat().st_size > _MAX_PACKED_BYTES:
+                raise ValueError(f"more than {_MAX_PACKED_BYTES} bytes")
+            arrays = read_arrays(path.read_bytes(), ("codes", "stems", "tokenizer_digest"))
+            stems = tuple(str(stem) for stem in arrays["stems"].reshape(-1))
+            self._check_tokenizer(path, str(arrays["tokenizer_digest"]))
+            codes = self._check_codes(path, episode, stems, arrays["codes"])
+        except (FileNotFoundError, NotADirectoryError):
+            raise self._missing_error(episode, "any image") from None
+        except KeyError as error:
+            raise self._broken_error(path, episode, "", f"lacks the array {error}") from None
+        except (ValueError, OSError) as error:
+            raise self._broken_error(path, episode, "", str(error)) from None
+        return EpisodeCodes(episode, stems, codes)
+
+    def _check_codes(self, path: Path, episode: str, stems: Sequence[str], codes: Array) -> Array:
+        """Codes of an archive as uint16 [N, K].
+
+        Raises:
+            DataError: Shape, stems or codes are invalid; names the first wrong image.
+        """
+        expected = (len(stems), self.manifest.codes_per_picture)
+        if (
+            codes.shape != expected
+            or codes.dtype.kind not in "iu"
+            or sorted(set(stems)) != [*stems]
+        ):
+            actual = f"{codes.dtype} {list(codes.shape)} of {len(stems)} images"
+            raise self._broken_error(
+                path, episode, "", f"codes are {actual}, not {list(expected)}, sorted"
+            )
+        for stem in stems:
+            if "/" in stem or not is_file_name(f"{stem}{JSON_SUFFIX}"):
+                raise self._broken_error(
+                    path, episode, "", f"{stem[:100]!r} is not the name of an image"
+                )
+        wrong = np.flatnonzero(((codes < 0) | (codes >= self.manifest.codebook_size)).any(axis=1))
+        if len(wrong):
+            reason = f"a code outside 0 to {self.manifest.codebook_size - 1}"
+            raise self._broken_error(path, episode, stems[int(wrong[0])], reason)
+        return codes.astype(np.uint16)
+
+    def _check_tokenizer(self, path: Path, digest: str) -> None:
+        if self.has_manifest and digest != self.manifest.tokenizer_digest:
+            raise DataError.at(
+                path,
+                f"codes of another tokenizer ({digest or 'unknown'}) than that of "
+                f"{MANIFEST_NAME} ({self.manifest.tokenizer_digest or 'unknown'})",
+                hint="codes of different tokenizers cannot be mixed: encode the images again",
+                code="data.other_tokenizer",
+            )
+
+    def _check_all_present(self, episode: str, stems: Sequence[str]) -> None:
+        if stems:
+            more = f" and {len(stems) - 1} more images" if len(stems) > 1 else ""
+            raise self._missing_error(episode, f"{stems[0]}{more}", stems)
+
+    def _missing_error(self, episode: str, label: str, stems: Sequence[str] = ()) -> DataError:
+        path = self.path_of(episode)
+        return DataError.at(
+            path,
+            f"no codes of {label}",
+            hint=_HINT,
+            code="data.missing_codes",
+            episode=episode,
+            pictures=list(stems),
+        )
+
+    def _broken_error(self, path: Path, episode: str, stem: str, reason: str) -> DataError:
+        prefix = f"{stem}: " if stem and path.stem != stem else ""
+        return DataError.at(
+            path,
+            f"{prefix}{reason}",
+            hint=_HINT,
+            code="data.broken_codes",
+            episode=episode,
+            picture=stem,
+        )
+
+
+def _layout_of(path: Path) -> CodesLayout | None:
+    """Layout by the files: published folders have no manifest, unfinished ones not yet."""
+    if path.name == PACKED_NAME and (any(path.glob(f"*{PACKED_SUFFIX}")) or read_record(path)):
+        return "packed"
+    if path.name == JSON_NAME and (any(path.glob(f"*/*{JSON_SUFFIX}")) or read_record(path)):
+        return "json"
+    return None
+
+
+def recognize(location: Path) -> str | None:
+    """`codes` at a location of codes, else None."""
+    return "codes" if is_codes(location) else None
+
+
+def is_codes(location: Path) -> bool:
+    """True if a location is a folder of codes."""
     try:
-        document: object = read_json(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except DocumentError as error:
-        if folder.name in (JSON_NAME, PACKED_NAME):
-            raise _manifest_error(path, error.reason) from None
-        return None
-    except OSError:
-        return None
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        return None
-    return _parse_manifest(path, document)
+        return CodesFolder.find(location) is not None
+    except DataError:
+        return True  # its manifest is broken
 
 
-def _parse_manifest(path: Path, document: Mapping[str, Any]) -> CodesManifest:
-    if document.get("version") != VERSION:
-        reason = f"version {document.get('version')!r}; this vlatool supports {VERSION}"
-        raise _manifest_error(path, reason)
-    values: dict[str, Any] = {}
-    for field in fields(CodesManifest):
-        value = document.get(field.name, field.default if field.name == "agreement" else None)
-        if type(value) is not type(field.default):
-            raise _manifest_error(path, f"{field.name} is {value!r}")
-        values[field.name] = value
-    manifest = CodesManifest(**values)
-    is_possible = manifest.codes_per_picture > 0 and 0 < manifest.codebook_size <= 2**16
-    if manifest.layout not in LAYOUTS or not is_possible:
-        raise _manifest_error(path, "its values are invalid")
-    return manifest
+def select_codes(tree: Path, named: Path | None = None) -> CodesFolder:
+    """Codes for a folder of windows; packed ones if both layouts exist.
+
+    Args:
+        tree: The folder of windows.
+        named: Folder of the codes; None: the one in `tree`.
+
+    Raises:
+        UsageError: Both layouts exist, with codes of different tokenizers.
+        DataError: There are no codes, they are incomplete, or they belong to earlier images.
+    """
+    folders = [tree / name for name in (PACKED_NAME, JSON_NAME)]
+    present = [folder for folder in folders if is_codes(folder)] if named is None else [named]
+    if not present:
+        raise DataError.at(
+            tree,
+            f"has no codes: neither {PACKED_NAME}/ nor {JSON_NAME}/ exists",
+            hint="encode its images first, or pass the folder as --tokens",
+            code="data.no_codes",
+        )
+    opened = [CodesFolder.open(folder) for folder in present]
+    for other in opened[1:]:
+        if opened[0].manifest.identity() != other.manifest.identity():
+            raise UsageError(
+                f"{tree}: {PACKED_NAME}/ and {JSON_NAME}/ are codes of different tokenizers",
+                hint=f"select one with --tokens {opened[0].path}",
+                code="usage.two_codes",
+            )
+    _check_current(opened[0])
+    return opened[0]
 
 
-def _manifest_error(path: Path, reason: str) -> DataError:
-    return DataError(
-        f"{path}: {reason}",
-        hint="copy the folder again, or write it again",
-        code="data.broken_manifest",
-        details={"path": str(path)},
-    )
+def _check_current(codes: CodesFolder) -> None:
+    """Raises DataError if the images were written again after the codes."""
+    record, above = read_record(codes.path), read_record(codes.path.parent)
+    if record and above and record.parent and record.parent != above.fingerprint:
+        raise DataError.at(
+            codes.path,
+            f"codes of earlier images; {codes.path.parent} was written again since",
+            hint="encode the images again with --overwrite",
+            code="data.stale_codes",
+        )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vlatool.artifacts.codes.folder import CodesFolder
+from vlatool.artifacts.codes.format import CodesFolder
 from vlatool.pages.report import Problems, Report
 
 _DIGEST = 12

@@ -13,8 +13,13 @@ from vlatool.artifacts.fields import recorded_names
 from vlatool.artifacts.lines import LINES_SUFFIX, read_lines
 from vlatool.artifacts.shards.format import ShardFolder
 from vlatool.artifacts.tar import open_shard
-from vlatool.artifacts.windows.folder import lines_files, read_manifest
-from vlatool.artifacts.windows.format import DATA_NAME, Window, parse_window
+from vlatool.artifacts.windows.format import (
+    DATA_NAME,
+    Window,
+    lines_files,
+    parse_window,
+    read_manifest,
+)
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
 from vlatool.jobs.record import read_valid_record
@@ -115,11 +120,11 @@ def find_chunks(folder: Path, fields: Sequence[str] = ()) -> ChunkSource:
         return _of_windows(folder, lines, fields)
     shards = ShardFolder.find(folder)
     if shards is None:
-        raise DataError(
-            f"{folder}: no action chunks here: neither {DATA_NAME}/*{LINES_SUFFIX} nor shards",
+        raise DataError.at(
+            folder,
+            f"no action chunks here: neither {DATA_NAME}/*{LINES_SUFFIX} nor shards",
             hint="give a folder that `vlatool preprocess` wrote",
             code="data.no_chunks",
-            details={"path": str(folder)},
         )
     return _of_shards(shards, fields)
 
@@ -133,11 +138,11 @@ def _of_windows(folder: Path, lines: Sequence[Path], fields: Sequence[str]) -> C
         )
     manifest, record = read_manifest(folder), read_valid_record(folder)
     if manifest is None and record is not None:
-        raise DataError(
-            f"{folder}: `vlatool {record.command}` has not written a manifest here yet",
+        raise DataError.at(
+            folder,
+            f"`vlatool {record.command}` has not written a manifest here yet",
             hint="wait for the run, or, if it was interrupted, run the same command again",
             code="data.incomplete_output",
-            details={"path": str(folder)},
         )
     names = () if manifest is None else manifest.action_names
     return ChunkSource(tuple(ChunkFile(path) for path in lines), names=names)

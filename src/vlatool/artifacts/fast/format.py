@@ -115,6 +115,11 @@ def fast_digest(folder: Path) -> str:
     return read_fast(folder).digest
 
 
+def recognize(location: Path) -> str | None:
+    """`fast` at a location of an action tokenizer, else None."""
+    return "fast" if is_fast(location) else None
+
+
 def is_fast(folder: Path) -> bool:
     """True for a folder of an action tokenizer, or the output of a started run that fits one.
 
@@ -253,11 +258,8 @@ def _text(path: Path) -> str:
     try:
         return read_document(path)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise DataError(
-            f"{path}: does not exist",
-            hint=_HINT,
-            code="data.no_fast_tokenizer",
-            details={"path": str(path)},
+        raise DataError.at(
+            path, "does not exist", hint=_HINT, code="data.no_fast_tokenizer"
         ) from None
     except DocumentError as error:
         raise _fast_error(path, error.reason) from None
@@ -274,9 +276,4 @@ def _mapping(path: Path, text: str) -> Mapping[str, Any]:
 
 
 def _fast_error(path: Path, problem: str) -> DataError:
-    return DataError(
-        f"{path}: {problem}",
-        hint=_HINT,
-        code="data.broken_fast_tokenizer",
-        details={"path": str(path)},
-    )
+    return DataError.at(path, problem, hint=_HINT, code="data.broken_fast_tokenizer")

@@ -3,18 +3,24 @@
 A tar holds `00000000.png` or `.jpg` and, if vlatool wrote it, `00000000.json` beside it; keys
 count from 0 in every tar. Published folders have no manifest and no indexes.
 
-Source: reference/future-vla 2.1, 2.2; formats/image-shards 1, 2, 5.
+Shards are selected by a list, a pattern, a folder, or one tar, at any location. A list is a text
+file with a path per line. Patterns are those of shells: `{0000..0252}`, `{a,b}`, and, where folders
+can be listed, `*`, `?` and `[...]`.
+
+Source: reference/future-vla 2.1, 2.2, 2.3; formats/image-shards 1, 2, 5.
 """
 
 import json
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from vlatool.artifacts.tar import INDEX_SUFFIX
 from vlatool.errors import DataError
@@ -22,13 +28,22 @@ from vlatool.jobs.record import read_record
 from vlatool.storage.atomic import remove_file, write_json, write_text
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.documents import DocumentError, parse_json, read_document, read_json
-from vlatool.storage.uri import can_list, is_file_name, is_remote, location
+from vlatool.storage.uri import (
+    can_list,
+    is_file_name,
+    is_missing,
+    is_remote,
+    location,
+    require_existing,
+)
 
 SINK = "image-shards"
 FORMAT, VERSION = "vlatool.image-shards", 1
 MANIFEST = "manifest.json"
-TRAIN_LIST, VAL_LIST = "train_files.txt", "val_files.txt"
-LISTS = (TRAIN_LIST, VAL_LIST)
+Split = Literal["train", "val"]
+# Lists in a folder of shards.
+LISTS: Mapping[Split, str] = {"train": "train_files.txt", "val": "val_files.txt"}
+TRAIN_LIST, VAL_LIST = LISTS.values()
 METADATA_SUFFIX = "json"
 SUFFIXES = {"png": "png", "jpeg": "jpg"}
 # Suffixes that published readers accept as the image of a sample, the first that exists.
@@ -39,6 +54,12 @@ PUBLISHED_NAME = r"^train-episode_(\d+)\.tar$"
 _FIRST_MEMBER = re.compile(rb"^\d{8}\.(jpe?g|png|webp)\0")
 _HEADER_BYTES = 512
 _SHOWN = 100
+SHARD_SUFFIX, LIST_SUFFIX = ".tar", ".txt"
+_MAX_SHARDS = 1_000_000
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.([1-9]\d*))?\Z")
+_PADDED = re.compile(r"-?0\d")
+_WILDCARDS = re.compile(r"[*?\[]")
 
 
 def image_suffix(members: Iterable[str]) -> str | None:
@@ -166,12 +187,17 @@ def _document(path: Path) -> dict[str, Any]:
 
 def _manifest_error(folder: Path, problem: str) -> DataError:
     path = folder / MANIFEST
-    return DataError(
-        f"{path}: {problem}",
+    return DataError.at(
+        path,
+        problem,
         hint="copy the shards again, or write them again with --overwrite",
         code="data.broken_manifest",
-        details={"path": str(path)},
     )
+
+
+def recognize(location: Path) -> str | None:
+    """`image-shards` at a location of image shards, else None."""
+    return "image-shards" if is_image_shards(location) else None
 
 
 def is_image_shards(path: Path) -> bool:
@@ -203,12 +229,12 @@ def published_tars(folder: Path, pattern: str = PUBLISHED_NAME) -> list[Path]:
             continue
         number = match.group(1) if match.groups() else None
         if number is None or not number.isdecimal():
-            raise DataError(
-                f"{path}: {pattern!r} matches no number in the name",
+            raise DataError.at(
+                path,
+                f"{pattern!r} matches no number in the name",
                 hint="put a group around the number of the episode, such as "
                 r"'^train-episode_(\d+)\.tar$'",
                 code="data.bad_file_pattern",
-                details={"path": str(path)},
             )
         numbered.append((int(number), path.name, path))
     return [path for *_, path in sorted(numbered)]
@@ -320,3 +346,115 @@ def metadata_bytes(info: Mapping[str, Any]) -> bytes:
 def global_key(parts: Iterable[object]) -> str:
     """Globally unique key of an image: data set, episode, camera, frame."""
     return "/".join(map(str, parts))
+
+
+def find_shards(text: str, split: Split = "train") -> list[Path]:
+    """Tars that `text` selects, in the order of the list, else sorted by name.
+
+    Args:
+        text: A list (`.txt`), a pattern, a tar, or a folder; a folder selects the tars of its list
+            for `split`, or all tars directly in it if it has no lists.
+        split: List to use in a folder.
+
+    Raises:
+        DataError: There are no shards or more than a million, or a list is broken.
+        UsageError: The location has an unknown scheme.
+    """
+    shards = list(islice(_shards(text, split), _MAX_SHARDS + 1))
+    if len(shards) > _MAX_SHARDS:
+        raise _shards_error(text, f"selects more than {_MAX_SHARDS:,} shards", "too_many_shards")
+    if not shards:
+        raise _shards_error(text, "no shards here", "no_shards")
+    return shards
+
+
+def expand_braces(pattern: str) -> Iterator[str]:
+    """Expansions of a pattern with `{first..last}` and `{a,b}`; the last braces vary fastest.
+
+    A range keeps the zero padding of its ends; other braces are unchanged. Braces do not nest.
+    """
+    for match in _BRACES.finditer(pattern):
+        values = _values(match[1])
+        if values is not None:
+            head, tail = pattern[: match.start()], pattern[match.end() :]
+            for value in values:
+                yield from expand_braces(f"{head}{value}{tail}")
+            return
+    yield pattern
+
+
+def _values(inside: str) -> Iterator[str] | None:
+    """Values of the text between braces; None if the braces are literal."""
+    match = _RANGE.match(inside)
+    if match is None:
+        return iter(inside.split(",")) if "," in inside else None
+    bounds = match[1], match[2]
+    first, last, step = int(match[1]), int(match[2]), int(match[3] or 1)
+    is_padded = any(_PADDED.match(end) for end in bounds)
+    width = max(map(len, bounds)) if is_padded else 0
+    numbers = range(first, last + 1, step) if first <= last else range(first, last - 1, -step)
+    return (f"{number:0{width}d}" for number in numbers)
+
+
+def _shards(text: str, split: Split) -> Iterator[Path]:
+    for path in expand_braces(text):
+        if path.endswith(LIST_SUFFIX):
+            yield from _read_shards(require_existing(path))
+        elif _WILDCARDS.search(path):
+            yield from _matching(path)
+        elif path.endswith(SHARD_SUFFIX):
+            yield location(path)  # reading its size raises if it is missing
+        else:
+            yield from _in_folder(require_existing(path), split)
+
+
+def _matching(pattern: str) -> Iterator[Path]:
+    """Tars that match a pattern with wildcards, sorted; the path before the first is a folder."""
+    start = _WILDCARDS.search(pattern)
+    assert start is not None
+    folder, slash, _ = pattern[: start.start()].rpartition("/")
+    below = pattern[len(folder) + len(slash) :]
+    root = location(folder or slash or ".")
+    if is_missing(root):
+        return
+    yield from sorted(path for path in root.glob(below) if path.suffix == SHARD_SUFFIX)
+
+
+def _in_folder(folder: Path, split: Split) -> Iterator[Path]:
+    present = [name for name in LISTS.values() if (folder / name).is_file()]
+    if LISTS[split] in present:
+        yield from _read_shards(folder / LISTS[split])
+    elif present:
+        raise _shards_error(folder, f"has {present[0]} but no {LISTS[split]}", "no_shards")
+    elif folder.is_dir():
+        tars = (path for path in folder.iterdir() if path.suffix == SHARD_SUFFIX)
+        yield from sorted(path for path in tars if not path.name.startswith("."))
+
+
+def _read_shards(path: Path) -> Iterator[Path]:
+    """Shards of a list."""
+    for shard in map(partial(_resolve, path), read_list(path)):
+        if shard.suffix != SHARD_SUFFIX:
+            raise _shards_error(path, f"{shard.name[:100]!r} is not a .tar", "broken_list")
+        if is_remote(path) and not is_remote(shard):
+            message = f"a remote list names {str(shard)[:100]!r} on this machine"
+            raise _shards_error(path, message, "broken_list")
+        yield shard
+
+
+def _resolve(path: Path, shard: Path) -> Path:
+    """Path of a shard of a list; published lists may be relative to the working directory."""
+    if is_remote(path) or not shard.is_relative_to(path.parent) or shard.exists():
+        return shard
+    relative = shard.relative_to(path.parent)
+    return relative if relative.exists() else shard
+
+
+def _shards_error(source: str | Path, problem: str, code: str) -> DataError:
+    return DataError.at(
+        source,
+        problem,
+        hint="give a folder of .tar shards, a list of them (.txt), a pattern such as "
+        "train-{0000..0252}.tar, or one .tar",
+        code=f"data.{code}",
+    )

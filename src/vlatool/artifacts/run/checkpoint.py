@@ -136,12 +136,12 @@ class CheckpointManifest:
 
 def checkpoint_error(path: Path, problem: str) -> DataError:
     """Error for a missing or damaged file of a checkpoint."""
-    return DataError(
-        f"{path}: {problem}",
+    return DataError.at(
+        path,
+        problem,
         hint="copy the checkpoint again, or use an earlier one: if this folder is removed, the run "
         "resumes from the checkpoint before it",
         code="data.broken_checkpoint",
-        details={"path": str(path)},
     )
 
 
@@ -203,11 +203,11 @@ def read_weights_header(path: Path) -> WeightsInfo:
         if path.stat().st_size != end:
             raise ValueError(f"{path.stat().st_size} bytes, the header says {end}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise DataError(
-            f"{path}: weights cannot be read: {error}",
+        raise DataError.at(
+            path,
+            f"weights cannot be read: {error}",
             hint="use another checkpoint of the run",
             code="data.broken_weights",
-            details={"path": str(path)},
         ) from None
     dtypes = sorted({str(tensor.get("dtype")) for tensor in tensors.values()})
     return WeightsInfo(sum(sizes), len(sizes), tuple(dtypes))

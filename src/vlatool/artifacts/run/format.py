@@ -209,11 +209,11 @@ class RunDir:
         record = read_record(self.root)
         digest = None if record is None else record.options.get("statistics")
         if digest is not None and digest != digest_of(content):
-            raise DataError(
-                f"{self.stats}: differs from the statistics that the run was trained with",
+            raise DataError.at(
+                self.stats,
+                "differs from the statistics that the run was trained with",
                 hint="copy it again, or run the same `vlatool train` again, which writes it",
                 code="data.broken_statistics",
-                details={"path": str(self.stats)},
             )
         return content
 
@@ -241,11 +241,11 @@ class RunDir:
             # Users may edit YAML, for example to describe their cameras.
             is_same = path.is_file() and sha256_of(path) == entry.sha256
             if path.suffix != self.config.suffix and not is_same:
-                raise DataError(
-                    f"{path}: is missing, or has changed since it was written",
+                raise DataError.at(
+                    path,
+                    "is missing, or has changed since it was written",
                     hint="copy the run again, or run the command that trained it again",
                     code="data.broken_run",
-                    details={"path": str(path)},
                 )
 
     def record_assets(self, names: Iterable[str], *, replace: bool = False) -> None:
@@ -287,11 +287,8 @@ class RunDir:
 
 
 def _run_error(path: Path, code: str, reason: object) -> DataError:
-    return DataError(
-        f"{path}: {reason}",
-        hint="copy the run again; `vlatool verify` lists all problems",
-        code=code,
-        details={"path": str(path)},
+    return DataError.at(
+        path, reason, hint="copy the run again; `vlatool verify` lists all problems", code=code
     )
 
 
@@ -299,6 +296,13 @@ def _is_stop(checkpoint: Path) -> bool:
     with suppress(DataError):  # raised when the checkpoint is opened
         return CheckpointManifest.read(checkpoint).stopped
     return False
+
+
+def recognize(location: Path) -> str | None:
+    """`run` or `checkpoint` at the location of one, else None."""
+    if is_run(location):
+        return "run"
+    return "checkpoint" if is_checkpoint(location) else None
 
 
 def is_run(location: Path) -> bool:
@@ -345,11 +349,8 @@ def local_run(run: RunDir, checkpoint: Path, cache: FileCache) -> tuple[RunDir, 
     try:
         copy = cache.local_copy(run.root, [*small, *(f"{folder}/{name}" for name in weights)])
     except FileNotFoundError as error:
-        raise DataError(
-            f"{error.filename}: is missing",
-            hint="copy the run again",
-            code="data.no_checkpoint",
-            details={"path": str(error.filename)},
+        raise DataError.at(
+            error.filename, "is missing", hint="copy the run again", code="data.no_checkpoint"
         ) from None
     return RunDir(copy), copy / folder
 
@@ -364,10 +365,10 @@ def find_checkpoint(location: Path) -> tuple[RunDir, Path]:
         return RunDir(location.parent.parent), location
     latest = RunDir(location).latest()
     if latest is None:
-        raise DataError(
-            f"{location}: no complete checkpoint here",
+        raise DataError.at(
+            location,
+            "no complete checkpoint here",
             hint="give a run folder of `vlatool train`, or one of its checkpoints/step_*",
             code="data.no_checkpoint",
-            details={"path": str(location)},
         )
     return RunDir(location), latest[1]

@@ -132,11 +132,11 @@ class SamplesFolder:
             files = tuple(_file(row) for row in document["files"])
             return cls(path, document, files, "", has_manifest=False)
         if document is None:
-            raise DataError(
-                f"{path}: no samples here",
+            raise DataError.at(
+                path,
+                "no samples here",
                 hint="give the --output folder of `vlatool build-dataset`",
                 code="data.no_samples",
-                details={"path": str(path)},
             )
         try:
             if document["version"] != VERSION:
@@ -256,6 +256,11 @@ def _line_ranges(path: Path) -> list[tuple[int, int]]:
     ]
 
 
+def recognize(location: Path) -> str | None:
+    """`samples` at a location of samples, else None."""
+    return "samples" if is_samples(location) else None
+
+
 def is_samples(location: Path) -> bool:
     """True if a folder holds samples, or is the output of a started run of them."""
     if _read_manifest(location) is not None:
@@ -349,6 +354,4 @@ def _file(row: Any) -> tuple[str, int]:
 
 
 def _samples_error(path: Path, reason: str) -> DataError:
-    return DataError(
-        f"{path}: {reason}", hint=_HINT, code="data.broken_samples", details={"path": str(path)}
-    )
+    return DataError.at(path, reason, hint=_HINT, code="data.broken_samples")

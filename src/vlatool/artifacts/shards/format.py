@@ -14,7 +14,7 @@ from vlatool.artifacts.shards import manifest, provenance
 from vlatool.artifacts.shards.manifest import Shard, read_manifest
 from vlatool.artifacts.shards.provenance import read_preprocessing_config, read_processing_metadata
 from vlatool.artifacts.stats.format import DIGESTS_NAME, STATS_NAME, Statistics, read_stats
-from vlatool.artifacts.tar import INDEX_SUFFIX
+from vlatool.artifacts.tar import INDEX_SUFFIX, is_shard
 from vlatool.errors import DataError
 from vlatool.jobs.files import read_file_list
 from vlatool.jobs.record import OutputRecord, read_valid_record
@@ -79,12 +79,12 @@ class ShardFolder:
         """Shards at a location; raises DataError, with the paths tried, if there are none."""
         folder = cls.find(location)
         if folder is None:
-            raise DataError(
-                f"{location}: no training data here: neither {SHARDS_NAME}/{manifest.NAME} nor "
+            raise DataError.at(
+                location,
+                f"no training data here: neither {SHARDS_NAME}/{manifest.NAME} nor "
                 f"{manifest.NAME} nor {EPISODES_NAME}/{manifest.NAME} exists",
                 hint="give the --output folder of `vlatool preprocess`, or a manifest",
                 code="data.no_manifest",
-                details={"path": str(location)},
             )
         return folder
 
@@ -158,6 +158,13 @@ class ShardFolder:
     def record(self) -> OutputRecord | None:
         """Record of the run that wrote the output; None if missing, raises DataError if damaged."""
         return read_valid_record(self.output)
+
+
+def recognize(location: Path) -> str | None:
+    """`shard` for a tar, `output` for a folder of shards or a started run of them, else None."""
+    if is_shard(location):
+        return "shard"
+    return "output" if is_output(location) else None
 
 
 def is_output(location: Path) -> bool:

@@ -46,21 +46,18 @@ def read_manifest(path: Path) -> list[Shard]:
     try:
         lines = read_document(path).split("\n")
     except OSError as error:
-        raise DataError(
-            f"{path}: no manifest here ({error.strerror})",
+        raise DataError.at(
+            path,
+            f"no manifest here ({error.strerror})",
             hint="give a folder that `vlatool preprocess` wrote",
             code="data.no_manifest",
-            details={"path": str(path)},
         ) from None
     except DocumentError as error:
         raise _manifest_error(str(path), error.reason, path) from None
     shards = [_shard(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not shards:
-        raise DataError(
-            f"{path}: the manifest lists no shard",
-            hint=_HINT,
-            code="data.empty_manifest",
-            details={"path": str(path)},
+        raise DataError.at(
+            path, "the manifest lists no shard", hint=_HINT, code="data.empty_manifest"
         )
     return shards
 

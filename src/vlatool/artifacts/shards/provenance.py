@@ -35,11 +35,11 @@ def read_preprocessing_config(folder: Path) -> dict[str, Any]:
     try:
         content: object = read_yaml(path)
     except OSError as error:
-        raise DataError(
-            f"{path}: missing ({error.strerror})",
+        raise DataError.at(
+            path,
+            f"missing ({error.strerror})",
             hint=f"copy {CONFIG_NAME} to the folder of the manifest",
             code="data.no_preprocessing_config",
-            details={"path": str(path)},
         ) from None
     except DocumentError as error:
         raise _config_error(path, error.reason, error.line) from None
@@ -97,9 +97,6 @@ def read_processing_metadata(folder: Path) -> dict[str, Any]:
         if isinstance(error, FileNotFoundError | NotADirectoryError):
             return {}
         reason = error.reason if isinstance(error, DocumentError) else error.strerror
-        raise DataError(
-            f"{path}: {reason}",
-            hint="copy it again from the original data",
-            code="data.broken_metadata",
-            details={"path": str(path)},
+        raise DataError.at(
+            path, reason, hint="copy it again from the original data", code="data.broken_metadata"
         ) from None

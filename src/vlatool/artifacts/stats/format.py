@@ -1,6 +1,12 @@
 """stats.json: statistics of all fields, read tolerantly, written as strict JSON, merged.
 
-Source: formats/lbm 4.1, 4.4, 6.2.
+stats_digests.npz has the quantile digests of the statistics in the same folder, used by merges
+only: per field `FIELD.means`, float64 [T, C, K], the K centroids of each step and dimension, +inf
+where unused, and `FIELD.weights`, int64 [T, C, K], the number of values of each centroid; without
+weights each centroid is a single value. In the published layout the digests are in stats.json, as
+`tdigest_state`; they are a hundred times as large as the rest.
+
+Source: formats/lbm 4.1, 4.2, 4.4, 4.5, 6.2.
 """
 
 import json
@@ -11,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from vlatool.artifacts.npz_bytes import read_arrays, write_arrays
 from vlatool.episode import Array
 from vlatool.errors import DataError
-from vlatool.storage.atomic import write_text
+from vlatool.storage.atomic import remove_file, write_bytes, write_text
 from vlatool.storage.documents import DocumentError, parse_json, read_document
 from vlatool.transforms.quantiles import Digest, from_state, scaled
 from vlatool.transforms.statistics import WindowStatistics, merge, summary
@@ -38,20 +45,20 @@ def read_stats(path: Path) -> Statistics:
         text = read_document(path, max_bytes=_MAX_BYTES)
         content: object = parse_json(text, constants=lambda _: None)
     except OSError as error:
-        raise DataError(
-            f"{path}: no statistics here ({error.strerror})",
+        raise DataError.at(
+            path,
+            f"no statistics here ({error.strerror})",
             hint="`vlatool stats compute DATA` computes them from the shards",
             code="data.no_statistics",
-            details={"path": str(path)},
         ) from None
     except DocumentError as error:
         content, problem = None, error.reason
     if not isinstance(content, dict):
-        raise DataError(
-            f"{path}: {problem}",
+        raise DataError.at(
+            path,
+            problem,
             hint="the file is damaged; preprocess or copy the data again",
             code="data.broken_statistics",
-            details={"path": str(path)},
         )
     return {name: entry for name, entry in content.items() if isinstance(entry, dict)}
 
@@ -269,3 +276,66 @@ def _partial(entry: Mapping[str, Any]) -> WindowStatistics:
 def _fill_missing(values: object, fill: float) -> Array:
     array = np.asarray(values, np.float64)
     return np.where(np.isfinite(array), array, fill)
+
+
+_STATES = ("tdigest_state", "tdigest_state_per_timestep")
+_STATE = _STATES[1]  # the other is derived from it
+
+
+def digests_path(stats: Path) -> Path:
+    """Path of the digests of a statistics file, in the same folder."""
+    return stats.with_name(f"{stats.stem}_digests.npz")
+
+
+def without_digests(stats: Mapping[str, Mapping[str, Any]]) -> Statistics:
+    """Statistics with each digest replaced by null."""
+    return {name: {**entry, **dict.fromkeys(_STATES)} for name, entry in stats.items()}
+
+
+def write_with_digests(path: Path, stats: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes statistics, and their digests in the same folder."""
+    remove_file(digests_path(path))  # digests of earlier statistics never remain
+    write_stats(path, without_digests(stats))
+    _write_digests(digests_path(path), stats)
+
+
+def _write_digests(path: Path, stats: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes the digests of statistics; fields without a digest are omitted."""
+    arrays: dict[str, Array] = {}
+    for name, entry in stats.items():
+        if (state := entry.get(_STATE)) is not None:
+            digest, shape = from_state(state), tuple(state["shape"])
+            arrays[f"{name}.means"] = digest.means.reshape(*shape, -1)
+            if digest.weights is not None:
+                arrays[f"{name}.weights"] = digest.weights.reshape(*shape, -1)
+    write_bytes(path, write_arrays(arrays))
+
+
+def read_mergeable(path: Path) -> Statistics:
+    """Statistics with their digests, from the file itself or from the digests file.
+
+    Raises:
+        DataError: The statistics are missing or broken, or the digests are broken.
+    """
+    stats = read_stats(path)
+    digests_file = digests_path(path)
+    try:
+        arrays = read_arrays(digests_file.read_bytes())
+    except FileNotFoundError:
+        return stats
+    except (OSError, ValueError) as error:
+        raise DataError.at(
+            digests_file,
+            str(error),
+            hint="the file is damaged; preprocess or copy the data again",
+            code="data.broken_statistics",
+        ) from None
+    return {name: {**entry, **_digest(name, arrays)} for name, entry in stats.items()}
+
+
+def _digest(name: str, arrays: Mapping[str, Array]) -> dict[str, Digest]:
+    means, weights = (arrays.get(f"{name}.{part}") for part in ("means", "weights"))
+    if means is None or means.ndim != 3 or (weights is not None and weights.shape != means.shape):
+        return {}
+    rows = (-1, means.shape[2])
+    return {_STATE: Digest(means.reshape(rows), None if weights is None else weights.reshape(rows))}

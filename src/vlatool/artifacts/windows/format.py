@@ -1,4 +1,7 @@
-"""Lines of raw windows: past images, actions, future images and the text of the conversation.
+"""Folders of raw windows: a file of lines and a folder of images per episode, and a manifest.
+
+A line holds past images, actions, future images and the text of the conversation. Published
+folders have no manifest.
 
 Legend: P images up to the anchor, Q images after it, T actions, A values of an action.
 Source: reference/future-vla 1.1, 1.4.
@@ -7,16 +10,32 @@ Source: reference/future-vla 1.1, 1.4.
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
-from vlatool.artifacts.lines import LINES_SUFFIX
+from vlatool.artifacts.codes.format import IMAGES_NAME
+from vlatool.artifacts.lines import LINES_SUFFIX, read_lines
+from vlatool.artifacts.manifest import Count, ManifestType
+from vlatool.artifacts.tar import INDEX_SUFFIX
+from vlatool.errors import DataError
+from vlatool.jobs.record import read_valid_record
 from vlatool.storage.documents import parse_json
 
 Kind = Literal["vla", "wm"]
 
-DATA_NAME, IMAGES_NAME = "data", "images"
+DATA_NAME = "data"
 EPISODE_PREFIX = "episode_"
+MANIFEST_NAME = "manifest.json"
+
+# Patterns of all files that vlatool writes there; other files are not touched.
+OWNED_FILES = (
+    f"{DATA_NAME}/episode_*{LINES_SUFFIX}",
+    f"{DATA_NAME}/episode_*{INDEX_SUFFIX}",
+    f"{IMAGES_NAME}/episode_*/*.png",
+    MANIFEST_NAME,
+)
 
 IMAGE, ACTION, FUTURE_IMAGE = "<image>", "<action>", "<Recimage>"
 # Tags that later stages search for; an instruction must not contain them.
@@ -215,3 +234,111 @@ def image_folder(path: str) -> str | None:
 def episode_name(number: int) -> str:
     """Name of the episode with this number."""
     return f"{EPISODE_PREFIX}{number:06d}"
+
+
+@dataclass(frozen=True)
+class WindowManifest:
+    """Manifest of a folder of windows.
+
+    Attributes:
+        names: Prefixes of the image names.
+        cameras: In the order of the images of one frame.
+        fps: Frames per second; None if episodes differ or do not record it.
+        action_fields: Fields of the source that are concatenated to an action.
+        action_names: Names of the values of an action; empty if unknown.
+        action_width: Number of values of an action; they are not normalized.
+        past_steps: Observed steps, the anchor included.
+        future_steps: Actions from the anchor on, and images of the steps after it.
+        qa_mode: Kinds of the lines of a frame.
+        image_size: (width, height) of the images; None if they keep their size.
+        episodes: Number of files of lines.
+        frames: Number of frames in all episodes.
+        samples: Number of lines in all files.
+        pictures: Number of image files.
+        untouched: Number of images that were copied unchanged.
+    """
+
+    names: tuple[str, ...]
+    cameras: tuple[str, ...]
+    fps: float | None
+    action_fields: tuple[str, ...]
+    action_names: tuple[str, ...]
+    action_width: Count
+    past_steps: Count
+    future_steps: Count
+    qa_mode: str
+    image_size: tuple[int, int] | None
+    episodes: Count
+    frames: Count
+    samples: Count
+    pictures: Count
+    untouched: Count
+
+
+MANIFEST = ManifestType(
+    MANIFEST_NAME,
+    "vlatool.windows",
+    1,
+    WindowManifest,
+    hint="run the command that wrote the folder again, or copy the folder again",
+)
+# Values of the published converter. Source: reference/future-vla 1.3
+PUBLISHED_CAMERAS, PUBLISHED_STEPS = ("image", "wrist_image"), 16
+
+
+def write_manifest(folder: Path, manifest: WindowManifest) -> None:
+    """Writes the manifest of a folder, its last file."""
+    MANIFEST.write(folder, {**asdict(manifest), "normalisation": None})
+
+
+def read_manifest(folder: Path) -> WindowManifest | None:
+    """Manifest of a folder; None if it has none.
+
+    Raises:
+        DataError: `data.broken_manifest`: the file is damaged, of another format or version.
+    """
+    manifest = MANIFEST.read(folder)
+    if manifest is None and (folder / MANIFEST_NAME).is_file():
+        raise MANIFEST.error(folder, f"format is not {MANIFEST.format!r}")
+    return manifest
+
+
+def recognize(location: Path) -> str | None:
+    """`windows` at a location of windows, else None."""
+    return "windows" if is_windows(location) else None
+
+
+def is_windows(location: Path) -> bool:
+    """True for a folder of windows, or the output of a started run of them."""
+    return MANIFEST.is_in(location) or _is_unfinished(location) or _is_published(location)
+
+
+def _is_unfinished(location: Path) -> bool:
+    try:
+        record = read_valid_record(location)
+    except DataError:
+        return False
+    return record is not None and set(OWNED_FILES) <= set(record.owned)
+
+
+def _is_published(location: Path) -> bool:
+    """True if the first line of the first file is a window."""
+    first = next(iter(lines_files(location)), None)
+    if first is None:
+        return False
+    try:
+        return any(parse_window(line) for line in islice(read_lines(first), 1))
+    except (ValueError, OSError):
+        return False
+
+
+def lines_files(folder: Path) -> Sequence[Path]:
+    """Files of lines of a folder, sorted by name."""
+    data = folder / DATA_NAME
+    return sorted(data.glob(f"episode_*{LINES_SUFFIX}")) if data.is_dir() else []
+
+
+def image_folders(root: Path) -> Iterator[Path]:
+    """Folders of images, sorted by name."""
+    images = root / IMAGES_NAME
+    yield from sorted(folder for folder in images.glob("episode_*") if folder.is_dir())

@@ -13,14 +13,15 @@ import numpy as np
 from vlatool.artifacts.frame_views import file_view
 from vlatool.artifacts.lines import lines_index_path, read_lines
 from vlatool.artifacts.tar import read_index
-from vlatool.artifacts.windows.folder import (
+from vlatool.artifacts.windows.format import (
     PUBLISHED_CAMERAS,
     PUBLISHED_STEPS,
+    Window,
     WindowManifest,
     lines_files,
+    parse_window,
     read_manifest,
 )
-from vlatool.artifacts.windows.format import Window, parse_window
 from vlatool.errors import DataError
 from vlatool.jobs.files import output_files
 from vlatool.jobs.record import read_valid_record

@@ -14,8 +14,12 @@ import numpy as np
 from pydantic import ValidationError
 
 from vlatool.artifacts.fragment import Members
-from vlatool.artifacts.image_shards.format import IMAGE_SUFFIXES, sample_image, sample_metadata
-from vlatool.artifacts.image_shards.lists import find_shards
+from vlatool.artifacts.image_shards.format import (
+    IMAGE_SUFFIXES,
+    find_shards,
+    sample_image,
+    sample_metadata,
+)
 from vlatool.artifacts.images import NotRgbError, decode_plain
 from vlatool.artifacts.shards.provenance import (
     CONFIG_NAME,

@@ -7,13 +7,13 @@ from typing import Any
 
 from vlatool.artifacts.shards.format import ShardFolder
 from vlatool.artifacts.shards.manifest import Shard, check_shards
-from vlatool.artifacts.stats.digests import read_mergeable
 from vlatool.artifacts.stats.format import (
     MergedStats,
     Statistics,
     StatsPart,
     compact,
     merge_parts,
+    read_mergeable,
     read_stats,
 )
 from vlatool.errors import DataError

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from vlatool.artifacts.image_shards.check import IMAGE_SHARDS
 from vlatool.artifacts.image_shards.format import (
     LISTS,
     MANIFEST,
@@ -37,7 +38,6 @@ from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
 from vlatool.sinks.base import Estimate, SinkConfig, SinkSetup, SinkSummary, Work
 from vlatool.sinks.image_shards.config import ImageShardsConfig
-from vlatool.sinks.image_shards.findings import IMAGE_SHARDS
 from vlatool.sinks.images import ImageWriter
 from vlatool.storage.atomic import open_atomic, remove_file, write_bytes
 from vlatool.transforms.splits import validation_positions
@@ -132,9 +132,9 @@ class ImageShardsSink:
     """Writes training data of visual tokenizers. Source: reference/future-vla 2.1, 2.2."""
 
     Config: ClassVar[type[SinkConfig]] = ImageShardsConfig
-    owned: ClassVar[Sequence[str]] = (*split_patterns("*"), *LISTS, MANIFEST)
+    owned: ClassVar[Sequence[str]] = (*split_patterns("*"), *LISTS.values(), MANIFEST)
     # `vlatool split` may replace them.
-    volatile: ClassVar[Sequence[str]] = LISTS
+    volatile: ClassVar[Sequence[str]] = tuple(LISTS.values())
     findings: ClassVar[FindingCodes] = IMAGE_SHARDS
     has_arrays: ClassVar[bool] = False
     next_step: ClassVar[str] = "vlatool verify {output}"
@@ -143,7 +143,7 @@ class ImageShardsSink:
         self._config = config
         self._setup = setup
         # Tars of other splits in the same folder are not owned by this run.
-        patterns = (*split_patterns(config.split_name), *LISTS, MANIFEST)
+        patterns = (*split_patterns(config.split_name), *LISTS.values(), MANIFEST)
         self.owned = patterns  # pyright: ignore[reportAttributeAccessIssue] - narrower than the class
         self.work: Work = EpisodeWriter(setup.output, config)
         self.action_fields: tuple[str, ...] = ()
@@ -151,7 +151,7 @@ class ImageShardsSink:
 
     def begin(self) -> None:
         """Removes the lists and the manifest."""
-        for name in (*LISTS, MANIFEST):
+        for name in (*LISTS.values(), MANIFEST):
             remove_file(self._setup.output / name)
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> SinkSummary:

@@ -4,13 +4,13 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
-from vlatool.artifacts.windows.folder import (
+from vlatool.artifacts.windows.format import (
+    IMAGES_NAME,
     MANIFEST_NAME,
     OWNED_FILES,
     WindowManifest,
     write_manifest,
 )
-from vlatool.artifacts.windows.format import IMAGES_NAME
 from vlatool.episode import Survey
 from vlatool.errors import DataError
 from vlatool.jobs.files import FileEntry, file_entry

@@ -20,8 +20,7 @@ from vlatool.artifacts.shards.provenance import (
     write_preprocessing_config,
     write_processing_metadata,
 )
-from vlatool.artifacts.stats.digests import write_with_digests
-from vlatool.artifacts.stats.format import STATS_NAME
+from vlatool.artifacts.stats.format import STATS_NAME, write_with_digests
 from vlatool.errors import DataError
 from vlatool.findings import FindingCodes
 from vlatool.jobs.files import FileEntry, file_entry

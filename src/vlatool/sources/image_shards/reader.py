@@ -13,6 +13,9 @@ import numpy as np
 from vlatool.artifacts.fragment import Members, read_members
 from vlatool.artifacts.image_shards.format import (
     IMAGE_SUFFIXES,
+    LIST_SUFFIX,
+    SHARD_SUFFIX,
+    find_shards,
     image_tars,
     is_image_shards,
     is_list,
@@ -20,7 +23,6 @@ from vlatool.artifacts.image_shards.format import (
     sample_image,
     sample_metadata,
 )
-from vlatool.artifacts.image_shards.lists import LIST_SUFFIX, SHARD_SUFFIX, find_shards
 from vlatool.artifacts.images import decode_rgb, image_info
 from vlatool.artifacts.tar import ShardIndex, shard_index
 from vlatool.config.base import ConfigModel

@@ -6,22 +6,68 @@ from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vlatool.artifacts.check import CheckOptions
+from vlatool.artifacts.check import CheckOptions, check_record_and_files
 from vlatool.artifacts.lines import lines_index_path, read_lines
 from vlatool.artifacts.samples.format import MANIFEST_NAME, SamplesFolder, is_published, read_packed
 from vlatool.artifacts.samples.lines import TokenSample, parse_sample, render_sample
 from vlatool.artifacts.tar import read_index
 from vlatool.errors import DataError
-from vlatool.findings import Finding
+from vlatool.findings import Finding, FindingCodes, error, info, warning
 from vlatool.storage.tree import file_names
 from vlatool.storage.uri import can_list
-from vlatool.verification.findings import SAMPLES
-from vlatool.verification.output import check_record_and_files
+
+_BUILD_AGAIN = "copy the samples again, or build them again with --overwrite"
+
+SAMPLES = FindingCodes(
+    "samples",
+    {
+        "no_manifest": info("manifest.json is missing, as in published folders."),
+        "broken_manifest": error("manifest.json cannot be read.", _BUILD_AGAIN),
+        "missing_file": error("A file of samples is missing.", _BUILD_AGAIN),
+        "broken_file": error("A file of samples cannot be read.", _BUILD_AGAIN),
+        "broken_line": error(
+            "A line is not a sample, or a number in it is out of range.", _BUILD_AGAIN
+        ),
+        "other_spelling": error(
+            "A line holds a valid sample, but its bytes differ from the standard form.",
+            _BUILD_AGAIN,
+        ),
+        "other_shape": error("The number of images differs between samples.", _BUILD_AGAIN),
+        "unknown_action_id": error(
+            "An action id is outside the range of the action tokenizer.", _BUILD_AGAIN
+        ),
+        "count_mismatch": error("The number of samples differs from manifest.json.", _BUILD_AGAIN),
+        "index_mismatch": error(
+            "The index of a file of samples does not match the file.", _BUILD_AGAIN
+        ),
+        "missing_picture": error(
+            "An image of a sample is missing.", "copy the images again, or write them again"
+        ),
+        "no_pictures": error(
+            "The folder of the images is missing.",
+            "move it back to where it was, or build the samples again",
+        ),
+    },
+)
 
 
-def check_token_samples(location: Path, check: CheckOptions) -> Iterator[Finding]:
+# Findings while samples are built.
+BUILD = FindingCodes(
+    "build",
+    {
+        "clamped_actions": warning(
+            "Actions exceed the range of the action tokenizer and are clamped.",
+            "fit a tokenizer on these data with vlatool tokenizer fit-fast",
+        ),
+    },
+)
+
+FINDINGS = (SAMPLES, BUILD)
+
+
+def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
     """Yields the findings of a folder of samples."""
-    has_ended = yield from check_record_and_files(location, location, check)
+    has_ended = yield from check_record_and_files(location, location, options)
     if not has_ended:
         return
     try:
@@ -34,7 +80,7 @@ def check_token_samples(location: Path, check: CheckOptions) -> Iterator[Finding
     if not folder.has_manifest:
         path = location / MANIFEST_NAME
         yield SAMPLES("no_manifest", f"{path}: is missing", path=str(path))
-    yield from _FolderCheck(folder, check).findings()
+    yield from _FolderCheck(folder, options).findings()
 
 
 class _FolderCheck:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlatool.artifacts.check import CheckOptions
+from vlatool.artifacts.check import CheckOptions, check_record_and_files
 from vlatool.artifacts.fast.format import (
     NAMES,
     REPORT_NAME,
@@ -15,18 +15,42 @@ from vlatool.artifacts.fast.format import (
 from vlatool.artifacts.profile import NAME as PROFILE_NAME
 from vlatool.artifacts.profile import read_profile
 from vlatool.errors import DataError
-from vlatool.findings import Finding
+from vlatool.findings import Finding, FindingCodes, error, info, warning
 from vlatool.transforms.action_tokenizer import ActionTokenizer
-from vlatool.verification.findings import FAST
-from vlatool.verification.output import check_record_and_files
+
+FAST = FindingCodes(
+    "fast",
+    {
+        "broken": error(
+            "A file of an action tokenizer is missing, broken or has unsupported values.",
+            "copy the folder again, or fit the tokenizer again with --overwrite",
+        ),
+        "remote_code": error(
+            "The folder requires its own code to be executed.",
+            "use a tokenizer of the published class",
+        ),
+        "code": info("The folder of the tokenizer contains code, which is never executed."),
+        "missing_bytes": warning(
+            "Some bytes have no id: a chunk with a rare coefficient cannot be encoded.",
+            "fit the tokenizer with --alphabet bytes",
+        ),
+        "broken_profile": error("profile.yaml is not a valid profile.", "copy the folder again"),
+        "broken_report": warning(
+            "fit_report.json is broken or belongs to another tokenizer.", "copy the folder again"
+        ),
+    },
+)
 
 
-def check_fast(location: Path, check: CheckOptions) -> Iterator[Finding]:
+FINDINGS = (FAST,)
+
+
+def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
     """Yields the findings of the folder of an action tokenizer, ours or a published one."""
-    has_ended = yield from check_record_and_files(location, location, check)
+    has_ended = yield from check_record_and_files(location, location, options)
     if not has_ended:
         return
-    check.counts.add(files=sum((location / name).is_file() for name in NAMES))
+    options.counts.add(files=sum((location / name).is_file() for name in NAMES))
     for name in ignored_code(location):
         yield FAST("code", f"{location / name}: is never executed", path=str(location / name))
     try:

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from vlatool.artifacts.fields import dimension_label
+from vlatool.artifacts.shards.check_samples import ExpectedSample, SampleContext, numeric_fields
+from vlatool.artifacts.shards.findings import STATS
 from vlatool.artifacts.shards.format import ShardFolder
 from vlatool.artifacts.stats.format import compact, number_array, read_stats
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.storage.documents import parse_json
-from vlatool.verification.findings import STATS
-from vlatool.verification.samples import ExpectedSample, SampleContext, numeric_fields
 
 _NEEDED = ("mean", "std", "min", "max", "count")
 # Sums of float64 in another order; published files agree with their samples to 1e-12.

@@ -1,18 +1,26 @@
-"""Checks of an output: the record of its run, its file list, its folders of shards.
+"""Checks of training shards: the files of the run, the folders of shards, their samples.
 
 All headers and digests of shards are checked (`--quick`: no digests), and the contents of some
 samples.
 """
 
 import hashlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 
-from vlatool.artifacts.check import CheckOptions, check_file
+from vlatool.artifacts.check import OUTPUT, CheckOptions, check_record_and_files
 from vlatool.artifacts.sample import METADATA
 from vlatool.artifacts.shards import manifest
+from vlatool.artifacts.shards.check_samples import (
+    ExpectedSample,
+    SampleCheck,
+    SampleContext,
+    missing_members,
+)
+from vlatool.artifacts.shards.check_stats import StatsCheck
+from vlatool.artifacts.shards.findings import SHARDS, STATS
 from vlatool.artifacts.shards.format import (
     EPISODES_NAME,
     SHARDS_NAME,
@@ -22,35 +30,16 @@ from vlatool.artifacts.shards.format import (
 )
 from vlatool.artifacts.shards.manifest import Shard
 from vlatool.artifacts.tar import (
-    INDEX_SUFFIX,
     TarSample,
     TarScan,
     index_path,
+    is_shard,
     read_index,
     scan_tar,
 )
 from vlatool.errors import DataError
 from vlatool.findings import Finding
-from vlatool.jobs.files import (
-    NAME,
-    FileEntry,
-    belongs_in_list,
-    digests_below,
-    folder_entry,
-    is_intact,
-    output_files,
-    read_file_list,
-)
-from vlatool.jobs.record import read_record, read_valid_record
 from vlatool.storage.uri import can_list
-from vlatool.verification.findings import OUTPUT, SHARDS
-from vlatool.verification.samples import (
-    ExpectedSample,
-    SampleCheck,
-    SampleContext,
-    missing_members,
-)
-from vlatool.verification.stats import StatsCheck
 
 _LARGEST_SAMPLE = 2**30
 
@@ -78,101 +67,25 @@ class ShardList:
         return sum(shard.num_sequences for shard in self.shards)
 
 
-def check_output(location: Path, check: CheckOptions) -> Iterator[Finding]:
-    """Yields the findings of training data or a copy of them."""
+FINDINGS = (SHARDS, STATS)
+
+
+def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
+    """Yields the findings of training data, a copy of them, or one shard."""
+    if is_shard(location):
+        yield from _check_single(location, options)
+        return
     root = location.parent if location.is_file() else location
-    has_ended = yield from check_record_and_files(location, root, check)
+    has_ended = yield from check_record_and_files(location, root, options, volatile=VOLATILE_FILES)
     if has_ended and (ShardFolder.find(root) is not None or expects_manifest(root)):
-        yield from _check_folders(root, check)
+        yield from _check_folders(root, options)
 
 
-def check_record_and_files(
-    location: Path, root: Path, check: CheckOptions, nested_outputs: Sequence[str] = ()
-) -> Generator[Finding, None, bool]:
-    """Yields the findings of a run record and its listed files; returns True if the run has ended.
-
-    Args:
-        location: Folder or file that is verified.
-        root: The folder itself, or the folder of the file.
-        check: Options of the verification.
-        nested_outputs: Folders in `root` that are separate outputs even without a record.
-    """
-    record = None
-    try:
-        record = read_valid_record(location)
-    except DataError as error:
-        yield OUTPUT("broken_record", error.message, path=error.details["path"])
-    if record is not None and record.result is None:
-        message = f"{location}: `vlatool {record.command}` is running or was interrupted"
-        yield OUTPUT("incomplete", message, path=str(location))
-        return False
-    if record is not None and not record.complete:
-        message = f"{location}: `vlatool {record.command}` left out the items that failed"
-        yield OUTPUT("partial", message, path=str(location))
-    yield from check_files(root, check, nested_outputs)
-    return True
-
-
-def check_shard(location: Path, check: CheckOptions) -> Iterator[Finding]:
+def _check_single(location: Path, check: CheckOptions) -> Iterator[Finding]:
     """Yields the findings of one shard."""
     folder = ShardFolder(location.parent / manifest.NAME)
     single = ShardList(folder, [Shard(location, 0)], has_manifest=False)
     yield from _check_shards(single, check)
-
-
-def check_files(
-    location: Path, check: CheckOptions, nested_outputs: Sequence[str] = ()
-) -> Iterator[Finding]:
-    """Compares every file with the file list of the run, except nested outputs.
-
-    Indexes of shards may be absent from the list, as they may be written later.
-    `nested_outputs` are names of folders that are separate outputs even without a record.
-    """
-    try:
-        entries = read_file_list(location)
-    except DataError as error:
-        yield OUTPUT("broken_file_list", error.message, path=str(location / NAME))
-        return
-    if entries is None:
-        yield OUTPUT("no_file_list", f"{location / NAME}: is missing", path=str(location / NAME))
-        return
-    with check.reporter.progress("files", len(entries), "files") as bar:
-        for entry in entries:
-            if entry.count is None:
-                yield from check_file(OUTPUT, location / entry.path, entry, check)
-            elif can_list(location):
-                yield from _check_listed_folder(location, entry, check)
-            bar.advance()
-    if not can_list(location):
-        message = (
-            f"{location}: its folders cannot be listed; only the files named in the file list are "
-            "checked"
-        )
-        yield OUTPUT("not_listed", message, path=str(location))
-        return
-    recorded = {entry.path for entry in entries}
-    record = read_record(location)
-    volatile_patterns = (record.volatile if record else ()) or VOLATILE_FILES
-    for name in sorted(PurePosixPath(file.name) for file in output_files(location)):
-        entry_names = {str(name), *(f"{parent}/" for parent in name.parents)}
-        may_be_absent = name.name.endswith(INDEX_SUFFIX) or name.parts[0] in nested_outputs
-        is_expected = belongs_in_list(str(name), volatile_patterns) and not may_be_absent
-        if is_expected and recorded.isdisjoint(entry_names):
-            path = location / name
-            yield OUTPUT("unlisted_file", f"{path}: is not in {NAME}", path=str(path))
-
-
-def _check_listed_folder(
-    location: Path, entry: FileEntry, check: CheckOptions
-) -> Iterator[Finding]:
-    """Compares a folder with its single entry in the file list."""
-    path = location / entry.path
-    if not is_intact(location, entry):
-        message = f"{path}: does not contain {entry.count} files of {entry.bytes} bytes in total"
-        yield OUTPUT("size_mismatch", message, path=str(path))
-    elif not check.is_quick and folder_entry(entry.path, digests_below(path)) != entry:
-        message = f"{path}: was changed after it was written"
-        yield OUTPUT("digest_mismatch", message, path=str(path))
 
 
 def _check_folders(location: Path, check: CheckOptions) -> Iterator[Finding]:

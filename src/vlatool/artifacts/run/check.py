@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,22 +15,93 @@ from vlatool.artifacts.run.checkpoint import (
     checkpoint_step,
     read_weights_header,
 )
-from vlatool.artifacts.run.format import RunDir, scan_metrics
+from vlatool.artifacts.run.format import RunDir, is_run, scan_metrics
 from vlatool.artifacts.shards.provenance import read_preprocessing_config
 from vlatool.artifacts.stats.format import number_array
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, VlatoolError
-from vlatool.findings import Finding
+from vlatool.findings import Finding, FindingCodes, error, info, warning
 from vlatool.jobs.record import read_valid_record
-from vlatool.loading.robotics.kind import RoboticsKind
+from vlatool.plugins import RUN_CONFIGS
 from vlatool.storage.uri import can_list
-from vlatool.training.config import TrainConfig
-from vlatool.verification.findings import RUN
 
+_OTHER_CHECKPOINT = "use another checkpoint, or train the run again"
+
+RUN = FindingCodes(
+    "run",
+    {
+        "broken_config": error("config.yaml is missing, broken or invalid.", "copy the run again"),
+        "broken_record": error(
+            ".vlatool/run.json was changed after it was written.", "copy the run again"
+        ),
+        "broken_statistics": error(
+            "stats.json of the run is missing or broken.", "copy the run again"
+        ),
+        "broken_kept": error(
+            "An asset of the run (normalization, tokenizer, ...) is missing, broken or changed.",
+            "copy the run again, or run its train command again",
+        ),
+        "broken_options": error(
+            "preprocessing_config.yaml of the run is missing or broken.",
+            "copy the file from the training data next to config.yaml",
+        ),
+        "not_listed": info(
+            "A web server does not list folders: only the latest checkpoint is found."
+        ),
+        "no_metrics": warning("metrics.jsonl is missing.", "copy the run again"),
+        "broken_metrics": error(
+            "A line of metrics.jsonl is not the row of a step.", "copy the run again"
+        ),
+        "cut_metrics": info(
+            "The last line of metrics.jsonl is truncated; a resumed run removes it."
+        ),
+        "no_checkpoint": warning("There is no complete checkpoint yet."),
+        "broken_latest": error(
+            "latest.json is missing or broken, or names no complete checkpoint.",
+            "start the run again; it resumes from the newest complete checkpoint",
+        ),
+        "stale_latest": warning(
+            "latest.json does not name the newest checkpoint.", "start the run again"
+        ),
+        "unfinished_checkpoint": warning(
+            "A checkpoint has no manifest.json and is not used.", "remove it"
+        ),
+        "broken_manifest": error(
+            "manifest.json of a checkpoint is missing, broken or of another checkpoint.",
+            _OTHER_CHECKPOINT,
+        ),
+        "missing_file": error("A file of a checkpoint is missing.", _OTHER_CHECKPOINT),
+        "size_mismatch": error(
+            "The size of a checkpoint file differs from its manifest.", _OTHER_CHECKPOINT
+        ),
+        "digest_mismatch": error(
+            "A file of a checkpoint was changed after it was written.", _OTHER_CHECKPOINT
+        ),
+        "unreadable_file": error("A file cannot be read.", "check the disk and the permissions"),
+        "broken_weights": error(
+            "The header of a weights file does not match the file.", _OTHER_CHECKPOINT
+        ),
+        "unlisted_file": warning(
+            "A file in the folder of a checkpoint is not in its manifest.", "move it away"
+        ),
+    },
+)
+
+
+# Kind of data whose assets are the statistics and the options of its shards.
+_KIND_OF_SHARDS = "robotics"
 _ABSENT = {"run.missing_file", "run.unreadable_file"}
 
 
-def check_run(location: Path, check: CheckOptions) -> Iterator[Finding]:
+FINDINGS = (RUN,)
+
+
+def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
+    """Yields the findings of a run folder, or of one checkpoint."""
+    yield from (_check_run if is_run(location) else _check_checkpoint)(location, options)
+
+
+def _check_run(location: Path, check: CheckOptions) -> Iterator[Finding]:
     """Yields the findings of a run folder and its checkpoints."""
     run = RunDir(location)
     broken = list(_check_readable(run))
@@ -50,7 +122,7 @@ def check_run(location: Path, check: CheckOptions) -> Iterator[Finding]:
     with check.reporter.progress("checkpoints", len(folders), "checkpoints") as bar:
         for folder in folders:
             if (folder / MANIFEST).is_file() or (newest is not None and folder == newest[1]):
-                yield from check_checkpoint(folder, check)
+                yield from _check_checkpoint(folder, check)
             else:
                 message = f"{folder}: has no {MANIFEST}, so it is not used"
                 yield RUN("unfinished_checkpoint", message, path=str(folder))
@@ -61,7 +133,7 @@ def _check_readable(run: RunDir) -> Iterator[Finding]:
     """Reads the configuration and the assets of its data kind."""
     try:
         run.config_tree()
-        config = load_config(TrainConfig, files=[str(run.config)]).config
+        config = load_config(RUN_CONFIGS.get("train"), files=[str(run.config)]).config
     except VlatoolError as error:
         message = error.message if str(run.config) in error.message else f"{run.config}: {error}"
         yield RUN("broken_config", message, path=str(run.config))
@@ -69,7 +141,7 @@ def _check_readable(run: RunDir) -> Iterator[Finding]:
         yield from _check_assets(run, config)
 
 
-def check_checkpoint(location: Path, check: CheckOptions) -> Iterator[Finding]:
+def _check_checkpoint(location: Path, check: CheckOptions) -> Iterator[Finding]:
     """Yields the findings of one checkpoint folder."""
     try:
         manifest = CheckpointManifest.read(location)
@@ -92,9 +164,9 @@ def check_checkpoint(location: Path, check: CheckOptions) -> Iterator[Finding]:
         yield RUN("broken_manifest", message, path=str(location / MANIFEST))
 
 
-def _check_assets(run: RunDir, config: TrainConfig) -> Iterator[Finding]:
+def _check_assets(run: RunDir, config: Any) -> Iterator[Finding]:
     """Reads the assets of the data kind, which inference needs besides the weights."""
-    if config.data_kind.name != RoboticsKind.name:
+    if config.data_kind.name != _KIND_OF_SHARDS:
         yield from _read_error(
             "broken_kept", partial(config.data_kind.load_assets, config.data), run.root
         )

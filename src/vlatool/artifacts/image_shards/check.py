@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlatool.artifacts.check import CheckOptions
+from vlatool.artifacts.check import CheckOptions, check_record_and_files
 from vlatool.artifacts.image_shards.format import (
     LISTS,
     METADATA_SUFFIX,
@@ -18,23 +18,69 @@ from vlatool.artifacts.image_shards.format import (
     read_manifest,
 )
 from vlatool.artifacts.images import check_pixels, image_info
+from vlatool.artifacts.shards.check import check_index
+from vlatool.artifacts.shards.findings import SHARDS
 from vlatool.artifacts.tar import TarSample, scan_tar
 from vlatool.errors import DataError
-from vlatool.findings import Finding
-from vlatool.sinks.image_shards.findings import IMAGE_SHARDS
+from vlatool.findings import Finding, FindingCodes, error, info, warning
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.documents import DocumentError, parse_json
-from vlatool.verification.findings import SHARDS
-from vlatool.verification.output import check_index, check_record_and_files
+
+_REWRITE = "copy the shards again, or write them again with --overwrite"
+_RESPLIT = "write the lists again with `vlatool split`"
+
+# Findings while shards are written and checked.
+IMAGE_SHARDS = FindingCodes(
+    "image_shards",
+    {
+        "converted": warning(
+            "Images were not plain 8-bit RGB and were converted.",
+            "nothing, if their colors are correct",
+        ),
+        "several_frames": warning(
+            "Images were animations; only their first frames were used.",
+            "nothing, if the first frames are intended",
+        ),
+        "mixed_sizes": warning(
+            "Images of an episode differ in size.",
+            "resize all to one size with --resize-images-size",
+        ),
+        "not_split": warning(
+            "There are too few shards for a validation split; no lists were written.",
+            "write shards of more episodes, then run `vlatool split`",
+        ),
+        "broken_manifest": error("manifest.json cannot be read.", _REWRITE),
+        "no_manifest": info("manifest.json is missing; counts cannot be compared."),
+        "no_shards": error("The folder has no shards.", _REWRITE),
+        "missing_shard": error("A shard of the manifest is missing.", _REWRITE),
+        "count_mismatch": error(
+            "The number of images in a shard differs from the manifest.", _REWRITE
+        ),
+        "bad_key": error("Keys of a shard are not consecutive numbers from 00000000.", _REWRITE),
+        "no_picture": error("A sample has no image, or several.", _REWRITE),
+        "bad_metadata": error("The JSON metadata of an image is broken.", _REWRITE),
+        "duplicate_picture": error("Two images have the same global key.", _REWRITE),
+        "broken_picture": error("An image cannot be decoded.", _REWRITE),
+        "picture_size": error("The size of an image differs from the manifest.", _REWRITE),
+        "one_list": error("Only one of the two lists exists.", _RESPLIT),
+        "broken_list": error("A list cannot be read.", _RESPLIT),
+        "empty_list": warning("A list names no shard.", _RESPLIT),
+        "listed_missing": error("A list names a shard that does not exist.", _RESPLIT),
+        "listed_twice": error("A shard is in both lists, or twice in one.", _RESPLIT),
+        "unlisted": warning("A shard is in neither list.", _RESPLIT),
+    },
+)
+
+FINDINGS = (IMAGE_SHARDS,)
 
 
-def check_image_shards(location: Path, check: CheckOptions) -> Iterator[Finding]:
+def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
     """Yields the findings of a folder of image shards, or of one shard."""
     if location.is_file():
         single = ImageManifest((ImageShard(location.name, 0, 0),), {})
-        yield from _FolderCheck(location.parent, single, check).shard(single.shards[0], None)
+        yield from _FolderCheck(location.parent, single, options).shard(single.shards[0], None)
         return
-    has_ended = yield from check_record_and_files(location, location, check)
+    has_ended = yield from check_record_and_files(location, location, options)
     if not has_ended:
         return
     try:
@@ -48,7 +94,7 @@ def check_image_shards(location: Path, check: CheckOptions) -> Iterator[Finding]
     listed = manifest or ImageManifest(tuple(ImageShard(entry.name, 0, 0) for entry in tars), {})
     if not listed.shards:
         yield IMAGE_SHARDS("no_shards", f"{location}: contains no shard", path=str(location))
-    yield from _FolderCheck(location, listed, check).shards(has_counts=manifest is not None)
+    yield from _FolderCheck(location, listed, options).shards(has_counts=manifest is not None)
     yield from _check_lists(location, [location / entry.name for entry in listed.shards])
 
 
@@ -173,7 +219,7 @@ def _check_keys(shard: str, samples: Sequence[TarSample]) -> Iterator[Finding]:
 
 def _check_lists(folder: Path, shards: Sequence[Path]) -> Iterator[Finding]:
     """Yields the findings of the lists next to the shards, which name each shard once."""
-    paths = [folder / name for name in LISTS]
+    paths = [folder / name for name in LISTS.values()]
     present = [path for path in paths if path.is_file()]
     if len(present) == 1:
         message = f"{present[0]}: has no counterpart {({*paths} - {*present}).pop().name}"

@@ -3,23 +3,55 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlatool.artifacts.check import CheckOptions
-from vlatool.artifacts.codes.folder import CodesFolder
-from vlatool.artifacts.codes.format import MANIFEST_NAME, EpisodeCodes, combined_digest
-from vlatool.artifacts.windows.format import IMAGES_NAME
+from vlatool.artifacts.check import CheckOptions, check_record_and_files
+from vlatool.artifacts.codes.format import (
+    IMAGES_NAME,
+    MANIFEST_NAME,
+    CodesFolder,
+    EpisodeCodes,
+    combined_digest,
+)
 from vlatool.errors import DataError
-from vlatool.findings import Finding
+from vlatool.findings import Finding, FindingCodes, error, info, warning
 from vlatool.storage.tree import file_names
 from vlatool.storage.uri import can_list
-from vlatool.verification.findings import CODES
-from vlatool.verification.output import check_record_and_files
+
+_WRITE_AGAIN = "copy the output again, or write it again with --overwrite"
+
+CODES = FindingCodes(
+    "codes",
+    {
+        "no_manifest": info("manifest.json is missing, as in published folders."),
+        "broken_manifest": error("manifest.json cannot be read.", _WRITE_AGAIN),
+        "broken": error(
+            "The codes of an image are too few, out of range or not integers.",
+            "encode the images of the episode again",
+        ),
+        "other_tokenizer": error(
+            "The codes of an episode are not from the tokenizer that manifest.json names.",
+            "encode all images again with one tokenizer",
+        ),
+        "missing": error("An image has no codes.", "encode the images of the episode again"),
+        "no_picture": warning("An image that has codes is missing.", _WRITE_AGAIN),
+        "count_mismatch": error(
+            "The number of images with codes differs from manifest.json.", _WRITE_AGAIN
+        ),
+        "digest_mismatch": error(
+            "The digest of the codes differs from manifest.json.", _WRITE_AGAIN
+        ),
+    },
+)
+
 
 _IMAGE_SUFFIX = ".png"
 
 
-def check_codes(location: Path, check: CheckOptions) -> Iterator[Finding]:
+FINDINGS = (CODES,)
+
+
+def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
     """Yields the findings of a folder of codes."""
-    has_ended = yield from check_record_and_files(location, location, check)
+    has_ended = yield from check_record_and_files(location, location, options)
     if not has_ended:
         return
     try:
@@ -32,7 +64,7 @@ def check_codes(location: Path, check: CheckOptions) -> Iterator[Finding]:
     if not folder.has_manifest:
         path = location / MANIFEST_NAME
         yield CODES("no_manifest", f"{path}: is missing", path=str(path))
-    yield from _FolderCheck(folder, check).findings()
+    yield from _FolderCheck(folder, options).findings()
 
 
 class _FolderCheck:

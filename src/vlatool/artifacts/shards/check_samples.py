@@ -20,9 +20,9 @@ from vlatool.artifacts.sample import (
     image_suffix,
     parse_image,
 )
+from vlatool.artifacts.shards.findings import SHARDS
 from vlatool.episode import Array
 from vlatool.findings import Finding
-from vlatool.verification.findings import SHARDS
 
 _REQUIRED = (ARRAYS, METADATA)
 

@@ -11,37 +11,70 @@ from pathlib import Path
 
 import numpy as np
 
-from vlatool.artifacts.check import CheckOptions
-from vlatool.artifacts.codes.folder import is_codes
-from vlatool.artifacts.codes.format import JSON_NAME, PACKED_NAME
+from vlatool.artifacts.check import CheckOptions, check_record_and_files
+from vlatool.artifacts.codes.format import JSON_NAME, PACKED_NAME, is_codes
 from vlatool.artifacts.images import decoded_size
 from vlatool.artifacts.lines import lines_index_path, read_lines
 from vlatool.artifacts.tar import read_index
-from vlatool.artifacts.windows.folder import (
+from vlatool.artifacts.windows.format import (
     MANIFEST_NAME,
     PUBLISHED_CAMERAS,
     PUBLISHED_STEPS,
+    Kind,
+    Window,
     WindowManifest,
+    image_file,
     image_folders,
+    images_name,
     lines_files,
+    parse_window,
     read_manifest,
 )
-from vlatool.artifacts.windows.format import Kind, Window, image_file, images_name, parse_window
 from vlatool.errors import DataError
-from vlatool.findings import Finding
+from vlatool.findings import Finding, FindingCodes, error, info, warning
 from vlatool.storage.tree import FileInfo, files_below
 from vlatool.transforms.chunks import future_actions, future_frames, past_frames, with_padding
-from vlatool.verification.findings import WINDOWS
-from vlatool.verification.output import check_record_and_files
+
+_WRITE_AGAIN = "copy the output again, or write it again with --overwrite"
+_WRITER = "write the data with vlatool preprocess, or fix the program that wrote them"
+
+WINDOWS = FindingCodes(
+    "windows",
+    {
+        "no_manifest": info(
+            "manifest.json is missing: the published layout is assumed, counts are not compared."
+        ),
+        "broken_manifest": error("manifest.json cannot be read.", _WRITE_AGAIN),
+        "count_mismatch": error(
+            "The number of files or lines differs from the manifest.", _WRITE_AGAIN
+        ),
+        "broken_lines": error("A file of lines cannot be read to its end.", _WRITE_AGAIN),
+        "bad_line": error("A line is not a window.", _WRITER),
+        "wrong_line": error(
+            "The images, actions or texts of a line do not belong to its frame.", _WRITER
+        ),
+        "index_mismatch": error(
+            "The index of a file of lines does not match the file.",
+            "write the data again or remove the index",
+        ),
+        "missing_picture": error("An image that a line names is missing.", _WRITE_AGAIN),
+        "unused_picture": warning("No line names an image.", "move it away"),
+        "broken_picture": error("An image cannot be decoded or has a wrong size.", _WRITE_AGAIN),
+    },
+)
+
 
 _FRAME = re.compile(r"_frame_(\d{6,12})\.png$")
 _FIXED: Mapping[str, tuple[Kind, ...]] = {"both": ("vla", "wm"), "vla": ("vla",), "wm": ("wm",)}
 
 
-def check_windows(location: Path, check: CheckOptions) -> Iterator[Finding]:
+FINDINGS = (WINDOWS,)
+
+
+def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
     """Yields the findings of a folder of windows or a copy of one."""
     codes = [name for name in (JSON_NAME, PACKED_NAME) if is_codes(location / name)]
-    has_ended = yield from check_record_and_files(location, location, check, codes)
+    has_ended = yield from check_record_and_files(location, location, options, nested_outputs=codes)
     if not has_ended:
         return
     path = location / MANIFEST_NAME
@@ -52,7 +85,7 @@ def check_windows(location: Path, check: CheckOptions) -> Iterator[Finding]:
             yield WINDOWS("no_manifest", f"{path}: is missing", path=str(path))
     except DataError as error:
         yield WINDOWS("broken_manifest", error.message, path=str(path))
-    yield from _check_episodes(location, manifest, check)
+    yield from _check_episodes(location, manifest, options)
 
 
 def _check_episodes(

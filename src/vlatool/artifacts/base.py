@@ -1,0 +1,63 @@
+"""Kinds of things on disk: one folder per kind, with three files of one function each.
+
+`plugins.ARTIFACTS` names the folders. A folder `artifacts/KIND/` has
+
+    format.py  def recognize(location: Path) -> str | None
+    check.py   FINDINGS: tuple[FindingCodes, ...]
+               def check(location: Path, options: CheckOptions) -> Iterator[Finding]
+    report.py  def inspect(location: Path) -> Report
+
+`recognize` returns the name of the kind in results, such as `run` or `checkpoint`; it reads little
+and does not raise for locations of other kinds. The folder of the first one that returns a name is
+used. `check` yields the findings of `verify`, with codes of `FINDINGS`; `inspect` returns the facts
+and, if there is one, the page of `inspect`. Type, version, reading and writing are in format.py.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from vlatool.artifacts.check import OUTPUT, CheckOptions
+from vlatool.findings import Finding, FindingCodes
+from vlatool.pages.report import Report
+from vlatool.plugins import ARTIFACTS
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Recognized artifact.
+
+    Attributes:
+        kind: Name of the kind, from `recognize`.
+        folder: Package of the kind, such as `vlatool.artifacts.run`.
+        location: Location of the artifact.
+    """
+
+    kind: str
+    folder: str
+    location: Path
+
+    def check(self, options: CheckOptions) -> Iterator[Finding]:
+        """Yields the findings of the artifact."""
+        return import_module(f"{self.folder}.check").check(self.location, options)
+
+    def inspect(self) -> Report:
+        """Report of the artifact."""
+        return import_module(f"{self.folder}.report").inspect(self.location)
+
+
+def recognize(location: Path) -> Artifact | None:
+    """The artifact at a location; None if there is none, as for raw episodes."""
+    for folder in ARTIFACTS.values():
+        kind = import_module(f"{folder}.format").recognize(location)
+        if kind is not None:
+            return Artifact(kind, folder, location)
+    return None
+
+
+def finding_codes() -> Iterator[FindingCodes]:
+    """Finding codes of all artifacts, the most general kinds first."""
+    yield OUTPUT
+    for folder in reversed(ARTIFACTS.values()):
+        yield from import_module(f"{folder}.check").FINDINGS

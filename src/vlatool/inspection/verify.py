@@ -1,0 +1,75 @@
+"""Loop of `verify`: the findings at a location, and the list of all finding codes."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlatool.artifacts.base import finding_codes, recognize
+from vlatool.artifacts.check import CheckOptions
+from vlatool.errors import DataError
+from vlatool.findings import Finding, FindingCodes, finding_of_error
+from vlatool.plugins import FORMATS, SINKS
+from vlatool.sources.check import check_source
+from vlatool.sources.detection import detect_source
+from vlatool.sources.rules import IMAGES, SOURCE
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Running verification.
+
+    Attributes:
+        kind: Kind of the artifact, or `source`.
+        root: Folder that paths of findings are relative to.
+        findings: Findings, found while they are read.
+        format: Format of a source.
+    """
+
+    kind: str
+    root: Path
+    findings: Iterable[Finding]
+    format: str | None = None
+
+
+def verify_location(
+    location: Path,
+    options: CheckOptions,
+    *,
+    format_name: str | None = None,
+    episodes: str | None = None,
+) -> Verification:
+    """Starts the verification of an artifact or of a source.
+
+    Args:
+        location: An existing file or folder.
+        options: Options of the checks.
+        format_name: Format of raw episodes; None: detect artifacts, then formats.
+        episodes: Raw episodes to verify; None for all.
+
+    Raises:
+        DataError: The content is unknown.
+        UsageError: Several formats find episodes.
+    """
+    artifact = recognize(location) if format_name is None else None
+    if artifact is not None:
+        root = location.parent if location.is_file() else location
+        return Verification(artifact.kind, root, artifact.check(options))
+    try:
+        source = detect_source(location, format_name)
+    except DataError as error:
+        if error.code in ("data.no_episodes", "data.no_source"):
+            raise
+        # The detected format cannot list the episodes.
+        return Verification("source", location, [finding_of_error(error)])
+    findings = check_source(location, source, episodes, options)
+    return Verification("source", location, findings, source.format)
+
+
+def code_rows() -> Iterator[dict[str, str]]:
+    """Rows of all known codes, those of plugins included."""
+    owners = (registry.get(name) for registry in (FORMATS, SINKS) for name in registry.names())
+    of_plugins = (getattr(owner, "findings", None) for owner in owners)
+    tables = (*finding_codes(), SOURCE, IMAGES, *of_plugins)
+    by_name = {codes.name: codes for codes in tables if isinstance(codes, FindingCodes)}
+    for codes in by_name.values():  # related formats share their codes
+        yield from codes.rows()
