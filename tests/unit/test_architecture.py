@@ -197,6 +197,20 @@ def test_imports_point_to_lower_layers() -> None:
     assert _lines(broken) == []
 
 
+def test_map_of_the_documentation_shows_the_rooms_and_their_order() -> None:
+    page = (ROOT / "docs/architecture.md").read_text()
+    table = page.partition("| Room |")[2].partition("\n\n")[0]
+    cells = [line.split("|")[1] for line in table.splitlines()[2:]]
+    named = [PurePosixPath(name).stem for cell in cells for name in re.findall("`(.+?)`", cell)]
+    rooms = {_room(name) for name in NAMES} - {"__init__", "__main__"}
+    assert sorted(named) == sorted(rooms)
+
+    order = "".join(line for line in page.splitlines() if line.startswith("    errors events |"))
+    lines = page.partition(order)[2].partition("\n\n")[0]
+    shown = [set(names.split()) for names in f"{order}{lines}".split("|")]
+    assert shown == [names & rooms for names in LAYERS if names & rooms]
+
+
 def test_nobody_imports_the_contract_checks() -> None:
     others = (name for name in NAMES if _room(name) != CHECKS)
     assert not [name for name in others if CHECKS in map(_room, _own_imports(name))]
