@@ -50,7 +50,7 @@ T = TypeVar("T")
 Reconstruct = Callable[[Tensor], Reconstruction]
 
 _MISSING = "data.no_network_weights"
-# Side in pixels of a block that the baseline fills with one color: a patch of TiTok.
+# Side in pixels of a block that the baseline fills with one color. Source: reference/titok 5.4.
 BLOCK = 16
 
 _NUMBERED = re.compile(r"(.*?)(\d{1,18})\Z")

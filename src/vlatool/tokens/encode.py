@@ -4,12 +4,14 @@ Batches never span episodes, so that they do not depend on what was encoded befo
 process. Legend of shapes: B images of a batch, S side of an image in pixels, K codes of an image.
 """
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from itertools import pairwise
 from multiprocessing import get_context
@@ -18,7 +20,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Dataset
 
 from vlatool.artifacts.codes.format import (
@@ -32,6 +34,7 @@ from vlatool.artifacts.images import encode_png
 from vlatool.episode import Array, EpisodeRef
 from vlatool.errors import VlatoolError
 from vlatool.jobs.executor import Outcome, attempt, default_workers
+from vlatool.jobs.job import Ranks
 from vlatool.jobs.journal import Receipt
 from vlatool.loading.loader import init_worker, loader_exited, start_forkserver
 from vlatool.models.tokenizer import Codes, ImageRule, OpenTokenizer, Precision
@@ -43,6 +46,8 @@ STAGES = ("reading", "copying", "computing", "writing")
 _PREFETCH = 2  # batches per reader process
 _ON_DEVICE = 2  # batches on the device at the same time
 _WRITTEN_AT_ONCE = 4  # episodes
+# One rank may have far more work than another.
+_TIMEOUT = timedelta(hours=24)
 _COMPARED = 8  # images of an episode that are encoded in both precisions
 
 
@@ -399,3 +404,31 @@ def _context() -> Any:
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context
+
+
+@contextmanager
+def ranks_from_env() -> Generator[Ranks]:
+    """Ranks of `--nproc`, torchrun or accelerate launch; a single rank without a launcher.
+
+    Ranks use a barrier only, which needs no GPU.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Ranks()
+        return
+    distributed.init_process_group("gloo", timeout=_TIMEOUT)
+    try:
+        yield Ranks(distributed.get_rank(), distributed.get_world_size(), _barrier)
+    finally:
+        # Ends the barrier of ranks that still wait, with an error.
+        distributed.destroy_process_group()
+
+
+def _barrier() -> None:
+    try:
+        distributed.barrier()
+    except RuntimeError:  # the only sign of a closed connection
+        raise VlatoolError(
+            f"rank {distributed.get_rank()}: another rank ended before this one",
+            hint="see the error of that rank; once it is fixed, run the same command to resume",
+            code="rank.left",
+        ) from None

@@ -17,7 +17,6 @@ from vlatool.artifacts.codes.format import (
 from vlatool.config.base import ConfigModel, check_required
 from vlatool.episode import EpisodeRef
 from vlatool.errors import UsageError
-from vlatool.evaluation.process_group import ranks_from_env
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.command import JobResult
 from vlatool.jobs.files import FileEntry, file_entry
@@ -32,7 +31,7 @@ from vlatool.sources.selection import episode_state
 from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import location, pinned, require_existing
 from vlatool.tokens.config import EncodeConfig
-from vlatool.tokens.encode import EncodePipeline, EncodeRule
+from vlatool.tokens.encode import EncodePipeline, EncodeRule, ranks_from_env
 from vlatool.tokens.images import EpisodeOpener
 
 __all__ = ["EncodeConfig", "EncodeJob", "EncodeResult", "encode"]
