@@ -176,8 +176,8 @@ class RemotePath(_Path):
     ) -> Path:
         """Relative path from `other` to this path."""
         del walk_up
-        base = RemotePath(str(other))
-        if base._root != self._root:
+        base = RemotePath(str(other)) if "://" in str(other) else None
+        if base is None or base._root != self._root:
             raise ValueError(f"{str(self)!r} is not below {str(other)!r}")
         return Path(self._key.relative_to(base._key))
 
