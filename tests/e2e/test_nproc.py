@@ -43,22 +43,23 @@ def started(
     while not (run / "metrics.jsonl").is_file():
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
-    children = psutil.Process(process.pid).children()
-    ranks = {int(child.environ()["RANK"]): child.pid for child in children}
+    (launcher,) = psutil.Process(process.pid).children()
+    ranks = {int(child.environ()["RANK"]): child.pid for child in launcher.children()}
     assert sorted(ranks) == [0, 1]
+    sessions = [launcher.pid, *ranks.values()]
     try:
         yield process, ranks
     finally:
         process.kill()
         process.communicate()
     deadline = time.monotonic() + 20
-    while left := [pid for pid in psutil.pids() if belongs_to(pid, ranks.values())]:
+    while left := [pid for pid in psutil.pids() if belongs_to(pid, sessions)]:
         assert time.monotonic() < deadline, left
         time.sleep(0.05)
 
 
 def belongs_to(pid: int, sessions: Collection[int]) -> bool:
-    """True if a process is a rank or was started by one: each rank leads a session."""
+    """True if a process is the launcher, a rank or was started by one: each leads a session."""
     try:
         is_zombie = psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
         return (
@@ -114,13 +115,16 @@ def test_configuration_is_refused_before_any_rank_starts(data: Path, tmp_path: P
     assert "torchrun" not in done.stderr
 
 
-def test_sigterm_reaches_the_ranks_and_a_checkpoint_is_written(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "kind"), [("SIGTERM", "terminated"), ("SIGINT", "interrupted")])
+def test_signal_reaches_the_ranks_and_a_checkpoint_is_written(
+    number: str, kind: str, data: Path, tmp_path: Path
+) -> None:
     # With a loader process, whose death could prevent the checkpoint of the rank.
     with started(data, tmp_path / "run", data__num_workers=1) as (process, _):
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.Signals[number])
         stdout, stderr = process.communicate(timeout=60)
-        assert process.returncode == 143, stderr
-    assert json.loads(stdout)["error"]["kind"] == "terminated"
+        assert process.returncode == 128 + signal.Signals[number], stderr
+    assert json.loads(stdout)["error"]["kind"] == kind
     assert json.loads(stdout)["error"]["hint"].endswith("--nproc 2")
     assert len(errors(stderr)) == 1
     ((step, _),) = RunDir(tmp_path / "run").checkpoints()
@@ -154,19 +158,3 @@ def test_killed_command_leaves_no_rank_and_its_folder_is_removed_at_the_next_sta
         arguments = command(data, tmp_path / "run", data__camera_names="none")
         subprocess.run(arguments, capture_output=True, check=False)
     assert list(tmp_path.glob("vlatool-ranks-*")) == [alive]
-
-
-def test_rank_without_the_others_is_an_error(data: Path, tmp_path: Path) -> None:
-    """The launcher started only one of two processes."""
-    fields = {"starter": os.getpid(), "folder": str(tmp_path), "owns_threads": False}
-    member = json.dumps({"processes": 2, **fields})
-    done = subprocess.run(
-        [*VLATOOL, *tiny_arguments(data, tmp_path / "run")],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "VLATOOL_RANK_OF": member},
-    )
-    assert done.returncode == 6
-    assert (done.stdout, done.stderr) == ("", "")  # the parent process prints it
-    assert json.loads((tmp_path / "0.json").read_text())["code"] == "environment.processes"

@@ -57,13 +57,8 @@ NAMES_RULED_OUT = frozenset(
 PARTS_RULED_OUT = re.compile(
     r"pictur|^_?refuse_|told|colour|normalis|recognis|quantis|tokenis|serialis|neighbour|grey", re.I
 )
-_CHILD_PROCESS = "#20: gone when torchrun is a child process"
 # At most 30.
 EXCEPTIONS: dict[str, str] = {
-    **dict.fromkeys(
-        ("on_ranks", "one_voice", "Membership", "RankEnd", "RankResult", "_Told", "_PassedOn"),
-        _CHILD_PROCESS,
-    ),
     "amounts": "key of the result of preprocess",
     "facts": "key of receipts on disk",
     "figures": "key of results of eval",

@@ -12,7 +12,7 @@ import typer
 from vlatool.cli.commands import Command
 from vlatool.cli.config_command import ConfigSpec, VlatoolCommand, config_command, schema_at
 from vlatool.cli.options import JsonLinesOpt, NprocOpt, TextArg, TextsArg, command_app
-from vlatool.cli.ranks import on_ranks, one_voice
+from vlatool.cli.ranks import rank_errors, run_on_ranks
 from vlatool.cli.session import Invocation, command
 
 Body = Callable[[Invocation, Command, Mapping[str, Any]], None]
@@ -31,7 +31,7 @@ def run_workflow(run: Invocation, row: Command, values: Mapping[str, Any]) -> No
         run.finish(workflow())
         return
     config = run.config(load(row.schema), **{key: values[key] for key in row.arguments})
-    if not on_ranks(run, values.get("nproc")):
+    if not run_on_ranks(run, values.get("nproc")):
         run.finish(workflow(config, reporter=run.reporter))
 
 
@@ -60,7 +60,10 @@ def typer_command(words: str, row: Command) -> Any:
 
     def body(ctx: typer.Context, **values: Any) -> None:
         is_list = values.pop("jsonl", False)
-        with command(ctx, jsonl=is_list) as run, one_voice(run) if row.has_ranks else nullcontext():
+        with (
+            command(ctx, jsonl=is_list) as run,
+            rank_errors(run) if row.has_ranks else nullcontext(),
+        ):
             form.body(run, row, values)
 
     parameters = _parameters(row, form)

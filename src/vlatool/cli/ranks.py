@@ -1,21 +1,26 @@
 """Option `--nproc`: starting a command on several ranks, and error handling within a rank."""
 
+import json
 import logging
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
 
 import typer
 
 from vlatool.cli.failures import Terminated, as_vlatool_error
-from vlatool.cli.output import write_stderr, write_stdout
+from vlatool.cli.output import Result, error_document, to_json, write_stderr, write_stdout
 from vlatool.cli.session import Invocation
+from vlatool.errors import VlatoolError
 
 
-def on_ranks(run: Invocation, processes: int | None) -> bool:
+def run_on_ranks(run: Invocation, processes: int | None) -> bool:
     """Runs this command line on several ranks and prints the result of rank 0.
 
     Returns:
@@ -33,26 +38,37 @@ def on_ranks(run: Invocation, processes: int | None) -> bool:
 
 
 @contextmanager
-def one_voice(run: Invocation) -> Iterator[None]:
-    """In a rank of `--nproc`, sends errors to the parent process, which prints one of them."""
-    from vlatool.training.ranks import Membership
+def rank_errors(run: Invocation) -> Iterator[None]:
+    """In a rank of `--nproc`, writes errors for the starting process, which prints one of them."""
+    from vlatool.training.ranks import Launch
 
-    membership = Membership.of_this_process()
-    if membership is None:
+    launch = Launch.of_this_process()
+    if launch is None:
         yield
         return
     try:
-        membership.join()
+        launch.join()
         yield
     except typer.Exit:
         raise
     except (Exception, KeyboardInterrupt, Terminated, SystemExit) as error:
-        for number in (signal.SIGINT, signal.SIGTERM):  # the parent process may send it again
+        for number in (signal.SIGINT, signal.SIGTERM):  # the starting process may send it again
             signal.signal(number, signal.SIG_IGN)
         shown = as_vlatool_error(error)
-        membership.report_error(shown)
+        write_error_file(shown, Path(os.environ["TORCHELASTIC_ERROR_FILE"]))
         logging.getLogger("vlatool").debug("the rank ended with", exc_info=True)
         if run.options.debug:
             write_stderr("".join(traceback.format_exception(error)).rstrip())
         # Without cleanup: closing a loader while other ranks end would print many errors.
         os._exit(shown.exit_code)
+
+
+def write_error_file(error: VlatoolError, file: Path) -> None:
+    """Writes the error of a rank; torchrun reads `message` and `timestamp`, in seconds."""
+    from vlatool.storage.atomic import write_json
+
+    document = {**error_document(error), "timestamp": int(time.time())}
+    if error.result is not None:
+        result = cast(Result, error.result)
+        document["result"] = {"json_document": result.document(), "plain_text": result.text()}
+    write_json(file, json.loads(to_json(document)))

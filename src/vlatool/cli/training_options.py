@@ -9,7 +9,7 @@ from vlatool.cli.commands import Command
 from vlatool.cli.config_command import ConfigSpec, OptionAlias, schema_at
 from vlatool.cli.forms import Form, load
 from vlatool.cli.output import JsonResult
-from vlatool.cli.ranks import on_ranks
+from vlatool.cli.ranks import run_on_ranks
 from vlatool.cli.session import Invocation
 from vlatool.errors import UsageError
 
@@ -67,7 +67,7 @@ def _train(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
         from vlatool.workflows.resolve_config import resolve_config
 
         run.finish(resolve_config(resolved, reporter=run.reporter))
-    elif not on_ranks(run, values["nproc"]):
+    elif not run_on_ranks(run, values["nproc"]):
         workflow = load(row.workflow)
         run.finish(workflow(resolved.config, typed=resolved.typed, reporter=run.reporter))
 

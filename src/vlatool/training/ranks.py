@@ -1,7 +1,7 @@
-"""Communication between the ranks of `--nproc` and the process that started them.
+"""Data of a launch with `--nproc`, and the errors that its ranks write for the starting process.
 
-A rank does not print its error: it hands it to the starting process, which reports the error that
-caused the others.
+A rank does not print its error: it writes it to the error file that torchrun gives it. The starting
+process reports the error that caused the others.
 """
 
 import json
@@ -10,57 +10,60 @@ import signal
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Self
 
-from vlatool.errors import EnvironmentProblem, VlatoolError
-from vlatool.storage.atomic import write_json
+from vlatool.errors import VlatoolError
 
-MEMBERSHIP = "VLATOOL_RANK_OF"
+LAUNCH = "VLATOOL_LAUNCH"
 THREADS = "OMP_NUM_THREADS"
 _CTRL_C, _SIGTERM = 128 + signal.SIGINT, 128 + signal.SIGTERM
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True)
-class Membership:
-    """Data that the starting process passes to its ranks.
+class Launch:
+    """Data that a process passes to the processes that it starts: the launcher, then the ranks.
 
     Attributes:
-        processes: Number of ranks.
-        starter: Process id of the starting process.
-        folder: Folder into which a rank writes its process id and its error.
+        parent: Process id of the process that passes the data.
+        folder: Folder of the launch, into which a rank writes its process id.
         owns_threads: The starting process set the number of threads, not the user.
     """
 
-    processes: int
-    starter: int
+    parent: int
     folder: str
     owns_threads: bool
 
     @classmethod
     def of_this_process(cls) -> Self | None:
-        """The membership of a process that `start` started; None for any other process."""
-        text = os.environ.pop(MEMBERSHIP, None)
+        """The data that were passed to this process, once; None for any other process."""
+        text = os.environ.pop(LAUNCH, None)
         return None if text is None else cls(**json.loads(text))
 
-    def join(self) -> None:
-        """Connects this rank to the starting process.
+    def variables(self) -> dict[str, str]:
+        """The environment variable with the data."""
+        return {LAUNCH: json.dumps(asdict(self))}
 
-        Raises:
-            EnvironmentProblem: The launcher started another number of processes.
+    def end_with_parent(self) -> None:
+        """Lets the kernel kill this process when the process that started it ends. Linux only.
+
+        The signal is SIGKILL, because a rank that waits in a collective handles no other. The last
+        checkpoint stays, as after a SIGKILL of a single process.
         """
-        world_size = int(os.environ.get("WORLD_SIZE", "1"))
-        if world_size != self.processes:
-            raise EnvironmentProblem(
-                f"{self.processes} processes were requested, the launcher started {world_size}",
-                hint=f"start them with torchrun: torchrun --nproc_per_node {self.processes} "
-                "-m vlatool ...",
-                code="environment.processes",
-            )
-        _end_with(self.starter)
-        if _rank() > 0:
+        if sys.platform != "linux":
+            return
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != self.parent:  # it ended before prctl was called
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def join(self) -> None:
+        """Prepares this process as a rank: its end, its output, its signals, its threads."""
+        self.end_with_parent()
+        if os.environ["RANK"] != "0":
             with suppress(OSError):  # stdout or stderr may be closed
                 os.dup2(2, 1)  # only the result of rank 0 belongs on stdout
         folder = Path(self.folder)
@@ -74,80 +77,32 @@ class Membership:
 
             os.environ.pop(THREADS, None)
 
-    def report_error(self, error: VlatoolError) -> None:
-        """Writes the error of this rank for the starting process."""
-        document = {
-            "kind": error.kind,
-            "code": error.code,
-            "message": error.message,
-            "hint": error.hint,
-            "details": json.loads(json.dumps(error.details, default=str)),
-        }
-        if isinstance(error.result, _Told):
-            document["result"] = {
-                "document": json.loads(json.dumps(error.result.document(), default=str)),
-                "text": error.result.text(),
-            }
-        write_json(Path(self.folder) / f"{_rank()}.json", document)
 
+@dataclass(frozen=True)
+class PartialResult:
+    """The result of a rank that failed, to be printed by the starting process."""
 
-@runtime_checkable
-class _Told(Protocol):
-    """A result that is attached to an error, as far as it can be passed between processes."""
+    json_document: Mapping[str, Any]
+    plain_text: str
 
     def document(self) -> dict[str, Any]:
         """The result as JSON."""
-        ...
+        return dict(self.json_document)
 
     def text(self) -> str:
         """The result as text."""
-        ...
+        return self.plain_text
 
 
 @dataclass(frozen=True)
-class RankResult:
-    """The result of rank 0, to be printed by the starting process."""
-
-    info: Mapping[str, Any]
-    words: str
-
-    def document(self) -> dict[str, Any]:
-        """The result as JSON."""
-        return dict(self.info)
-
-    def text(self) -> str:
-        """The result as text."""
-        return self.words
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
-
-
-def _end_with(starter: int) -> None:
-    """Lets the kernel kill this rank when the process that started it ends. Linux only.
-
-    The signal is SIGKILL, because a rank that waits in a collective handles no other. The last
-    checkpoint stays, as after a SIGKILL of a single process.
-    """
-    if sys.platform != "linux":
-        return
-    import ctypes
-
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != starter:  # it ended before prctl was called
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-@dataclass(frozen=True)
-class RankEnd:
+class RankExit:
     """The end of a rank.
 
     Attributes:
         rank: Index of the rank.
         exit_code: Its exit code; negative for a signal.
-        time_s: Time at which the end was noticed, in whole seconds.
-        error: The error that the rank reported, if any.
+        time_s: Time of the error, or at which the end was noticed, in whole seconds.
+        error: Content of the error file of the rank, if it wrote one.
     """
 
     rank: int
@@ -159,11 +114,6 @@ class RankEnd:
     def code(self) -> int:
         """Exit code as in a shell: 128 + signal number for a signal."""
         return self.exit_code if self.exit_code >= 0 else 128 - self.exit_code
-
-    def with_error(self, folder: Path) -> Self:
-        """This end with the error that the rank wrote to the folder, if any."""
-        file = folder / f"{self.rank}.json"
-        return replace(self, error=json.loads(file.read_text())) if file.is_file() else self
 
     def weight(self) -> int:
         """Rank of this end among the possible causes; 0 is the most likely cause.
@@ -180,16 +130,16 @@ class RankEnd:
         return 2 if self.error is None or self.exit_code == 1 else 0
 
 
-def cause(rank_ends: Iterable[RankEnd]) -> RankEnd:
+def cause(exits: Iterable[RankExit]) -> RankExit:
     """The end that caused the others."""
-    known = list(rank_ends)
+    known = list(exits)
     # Ranks that end later were ended by the agent, by SIGKILL if they hung.
     first = min(end.time_s for end in known)
     at_once = [end for end in known if end.time_s <= first + 1]
     return min(at_once, key=lambda end: (end.weight(), end.rank))
 
 
-def rank_error(end: RankEnd) -> VlatoolError:
+def rank_error(end: RankExit) -> VlatoolError:
     """The error of a rank with its exit code; 128 + signal number if a signal ended it."""
     error = end.error or _unexplained(end)
     members = {"exit_code": end.code, "kind": error["kind"]}
@@ -202,11 +152,11 @@ def rank_error(end: RankEnd) -> VlatoolError:
         details={**error.get("details", {}), "rank": end.rank, "exit_code": end.code},
     )
     if result := error.get("result"):
-        result_error.result = RankResult(result["document"], result["text"])
+        result_error.result = PartialResult(**result)
     return result_error
 
 
-def _unexplained(end: RankEnd) -> Mapping[str, Any]:
+def _unexplained(end: RankExit) -> Mapping[str, Any]:
     if end.exit_code >= 0:
         message = f"rank {end.rank} ended with exit code {end.exit_code}"
         hint = "see the output of the rank above"

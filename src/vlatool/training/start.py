@@ -1,8 +1,7 @@
 """Start of several ranks of one command on this machine (`--nproc`).
 
-The starting process uses Accelerate's launcher on GPUs and torch's elastic agent on a CPU, where
-Accelerate's launcher silently starts only one process. The ranks run the same command line without
-`--nproc`; `ranks.py` has the communication between both sides.
+The starting process runs torchrun as a child (`launcher.py`). The ranks run the same command line
+without `--nproc`; `ranks.py` has the data and the errors that the processes exchange.
 """
 
 import fcntl
@@ -11,28 +10,27 @@ import os
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
-from types import FrameType, TracebackType
-from typing import Any, Self
+from types import FrameType
 
 from vlatool.errors import EnvironmentProblem, UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.executor import default_workers
-from vlatool.training.ranks import MEMBERSHIP, THREADS, Membership, RankEnd, cause, rank_error
+from vlatool.training.launcher import EXITS, FORWARDED
+from vlatool.training.ranks import THREADS, Launch, RankExit, cause, rank_error
 
 OPTION = "--nproc"
 # Below the folder for temporary files. The kernel releases the lock when the command ends.
 _FOLDER_PREFIX, _LOCK = "vlatool-ranks-", "lock"
 # A newer folder may not be locked yet.
 _MIN_AGE_S = 60.0
-_MAX_PROCESSES = 1_024  # the agent creates an object per process before it starts any
+_MAX_PROCESSES = 1_024  # torchrun creates an object per process before it starts any
 
 
 def start(arguments: Sequence[str], processes: int, *, reporter: Reporter = NULL) -> str:
@@ -53,23 +51,27 @@ def start(arguments: Sequence[str], processes: int, *, reporter: Reporter = NULL
     """
     gpus = _gpus()
     check_processes(processes, gpus)
-    command = launcher(rank_arguments(arguments), processes, on_gpus=gpus > 0)
+    options = torchrun_options(rank_arguments(arguments), processes)
+    shown = _gpu_variables() if gpus else _threads(processes)
+    words = [*(f"{name}={value}" for name, value in shown.items()), "torchrun", shlex.join(options)]
+    reporter.note(f"starting {processes} processes: {' '.join(words)}")
     with _shared_folder() as folder:
-        threads = _threads(processes) if gpus == 0 else {}
-        membership = Membership(processes, os.getpid(), str(folder), bool(threads))
-        reporter.note(f"starting {processes} processes: {_command_text(command, threads)}")
-        variables = {
-            **threads,
-            **_warning_filter(),
-            **_safe_path(),
-            MEMBERSHIP: json.dumps(asdict(membership)),
-        }
-        with _environment(variables), _stdout_in(folder / "stdout"), _PassedOn(folder) as signals:
-            rank_ends = [end.with_error(folder) for end in _launch(command, folder)]
-            _end_helpers(folder)
-        if rank_ends:
-            _raise(rank_ends, signals.received)
-        return (folder / "stdout").read_text(getattr(sys.stdout, "encoding", None), "replace")
+        launch = Launch(os.getpid(), str(folder), owns_threads=not gpus and THREADS in shown)
+        variables = {**shown, **_warning_filter(), **_safe_path(), **launch.variables()}
+        output = folder / "stdout"
+        with _forwarded_signals(folder) as received, output.open("wb") as stdout:
+            command = [sys.executable, "-m", "vlatool.training.launcher", *options]
+            child = subprocess.Popen(  # noqa: S603 - this interpreter, our module
+                command, stdout=stdout, env={**os.environ, **variables}, start_new_session=True
+            )
+            exit_code = child.wait()
+            # Helper processes of killed ranks: loader workers keep their fork server alive. Each
+            # rank leads a process group. The resource tracker of multiprocessing ignores SIGTERM,
+            # cleans up, and ends when all others have ended.
+            _signal_ranks(folder, os.killpg, signal.SIGTERM)
+        if exit_code:
+            _raise(exit_code, folder / EXITS, received)
+        return output.read_text(getattr(sys.stdout, "encoding", None), "replace")
 
 
 def check_processes(processes: int, gpus: int) -> None:
@@ -124,30 +126,11 @@ def rank_arguments(arguments: Iterable[str]) -> list[str]:
     return rest
 
 
-def launcher(arguments: Sequence[str], processes: int, *, on_gpus: bool) -> list[str]:
-    """The command that starts the ranks, as it can be typed.
-
-    For Accelerate it sets all options that Accelerate would otherwise guess, warn about, or read
-    from the user's `accelerate config`; port 0 selects a free port.
-    """
-    count = str(processes)
-    program = ["-m", "vlatool", *arguments]
-    if on_gpus:
-        process_options = [
-            "--num_processes",
-            count,
-            "--num_machines",
-            "1",
-            "--main_process_port",
-            "0",
-        ]
-        other_options = ["--mixed_precision", "no", "--dynamo_backend", "no"]
-        return ["accelerate", "launch", "--multi_gpu", *process_options, *other_options, *program]
-    # torch's default, the host name, may resolve to an address that is not reachable.
-    return [
-        *("torchrun", "--standalone", "--local_addr", "127.0.0.1", "--nproc_per_node", count),
-        *program,
-    ]
+def torchrun_options(arguments: Sequence[str], processes: int) -> list[str]:
+    """The arguments of torchrun that start a vlatool command line on ranks of this machine."""
+    # torch's default address, the host name, may not be reachable.
+    address = ["--standalone", "--local_addr", "127.0.0.1"]
+    return [*address, "--nproc_per_node", str(processes), "-m", "vlatool", *arguments]
 
 
 @contextmanager
@@ -165,20 +148,45 @@ def _shared_folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def _raise(rank_ends: Sequence[RankEnd], received: Sequence[int]) -> None:
-    first_end = cause(rank_ends)
+def _raise(exit_code: int, file: Path, received: Sequence[int]) -> None:
+    """Raises the error of the rank that failed first, from the file of the launcher.
+
+    Args:
+        exit_code: Exit code of the launcher.
+        file: The ends of the ranks that failed; missing if the launcher itself failed.
+        received: Signals that this process received.
+    """
+    rows = json.loads(file.read_text())["exits"] if file.is_file() else []
+    exits = [RankExit(**row) for row in rows]
+    first = cause(exits) if exits else None
     # After an interruption only an error that a rank reported is relevant, not how ranks ended.
-    if received and first_end.weight() > 0:
+    if received and (first is None or first.weight() > 0):
         raise SystemExit(128 + received[0])
-    if first_end.weight() > 2:
-        raise SystemExit(first_end.code)
-    raise rank_error(first_end)
+    if first is None:
+        raise EnvironmentProblem(
+            f"torchrun ended with exit code {exit_code}",
+            hint="see its output above",
+            code="rank.ended",
+        )
+    if first.weight() > 2:
+        raise SystemExit(first.code)
+    raise rank_error(first)
 
 
 def _gpus() -> int:
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _gpu_variables() -> dict[str, str]:
+    """Variables of ranks on GPUs, as far as the user has not set them."""
+    from accelerate.utils import check_cuda_p2p_ib_support
+
+    variables = {THREADS: "1"}
+    if not check_cuda_p2p_ib_support():
+        variables |= {"NCCL_P2P_DISABLE": "1", "NCCL_IB_DISABLE": "1"}
+    return {name: value for name, value in variables.items() if name not in os.environ}
 
 
 def _threads(processes: int) -> dict[str, str]:
@@ -201,61 +209,6 @@ def _warning_filter() -> dict[str, str]:
     return {"PYTHONWARNINGS": f"{user_rules},{rule}" if user_rules else rule}
 
 
-def _command_text(command: Sequence[str], variables: Mapping[str, str]) -> str:
-    return " ".join(
-        [*(f"{name}={value}" for name, value in variables.items()), shlex.join(command)]
-    )
-
-
-def _launch(command: Sequence[str], folder: Path) -> list[RankEnd]:
-    """Runs the function of the launcher until all ranks have ended; returns the failed ones.
-
-    In a thread the agent does not handle signals. In the main thread it passes them to the process
-    group of each rank, loader workers included, whose end may cost the rank its last checkpoint,
-    and it waits at most 30 s.
-    """
-    import logging
-
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    # `rank_error` reports failed ranks; the log of the agent would repeat it.
-    logging.disable(logging.ERROR)
-    try:
-        with ThreadPoolExecutor(1) as pool:
-            pool.submit(_call_launcher, command, folder).result()
-    except ChildFailedError as failed:
-        return [RankEnd(rank, f.exitcode, f.timestamp) for rank, f in failed.failures.items()]
-    finally:
-        logging.disable(logging.NOTSET)
-    return []
-
-
-def _call_launcher(command: Sequence[str], folder: Path) -> None:
-    # The agent creates a log folder that stays empty, and does not remove it.
-    logs = str(folder / "agent")
-    if command[0] == "torchrun":
-        from torch.distributed import run
-
-        parsed = run.parse_args(command[1:])
-        parsed.log_dir = logs
-        run.run(parsed)
-    else:
-        from accelerate.commands.launch import launch_command, launch_command_parser
-
-        parsed = launch_command_parser().parse_args(command[2:])
-        parsed.log_dir = logs
-        launch_command(parsed)
-
-
-def _end_helpers(folder: Path) -> None:
-    """Ends the helper processes of killed ranks: loader workers keep their fork server alive.
-
-    Each rank leads a process group. The resource tracker of multiprocessing ignores SIGTERM, cleans
-    up, and ends when all others have ended.
-    """
-    _signal_ranks(folder, os.killpg, signal.SIGTERM)
-
-
 def _signal_ranks(folder: Path, send: Callable[[int, int], None], number: int) -> None:
     for file in folder.glob("*.pid"):
         with suppress(ProcessLookupError, PermissionError):
@@ -263,66 +216,28 @@ def _signal_ranks(folder: Path, send: Callable[[int, int], None], number: int) -
 
 
 @contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+def _forwarded_signals(folder: Path) -> Iterator[list[int]]:
+    """Passes SIGINT and SIGTERM on to the ranks; yields a growing list of those received.
 
-
-@contextmanager
-def _stdout_in(path: Path) -> Iterator[None]:
-    """Redirects stdout of the ranks to a file: it is dropped if a rank fails after rank 0."""
-    path.touch()
-    if sys.stdout is None:  # it was closed
-        yield
-        return
-    sys.stdout.flush()
-    before = os.dup(1)
-    with path.open("wb") as file:
-        os.dup2(file.fileno(), 1)
-    try:
-        yield
-    finally:
-        os.dup2(before, 1)
-        os.close(before)
-
-
-class _PassedOn:
-    """Context that passes SIGINT and SIGTERM on to the ranks.
-
-    Attributes:
-        received: The signals that were received.
+    They go to the ranks directly. Torchrun would pass them to the process group of each rank,
+    loader workers included, whose end may cost the rank its last checkpoint, and kill it after
+    30 s.
     """
+    received: list[int] = []
 
-    def __init__(self, folder: Path) -> None:
-        self.received: list[int] = []
-        self._folder = folder
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._pass_on)
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+    def forward(number: int, frame: FrameType | None) -> None:
         del frame
-        self.received.append(number)
+        received.append(number)
         # The file comes first, for ranks that have not joined yet.
-        (self._folder / "stop").write_text(str(number))
-        if len(self.received) < 3:
-            _signal_ranks(self._folder, os.kill, number)
+        (folder / "stop").write_text(str(number))
+        if len(received) < 3:
+            _signal_ranks(folder, os.kill, number)
         else:
-            _signal_ranks(self._folder, os.killpg, signal.SIGKILL)
+            _signal_ranks(folder, os.killpg, signal.SIGKILL)
+
+    previous = {number: signal.signal(number, forward) for number in FORWARDED}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

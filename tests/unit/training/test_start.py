@@ -5,7 +5,7 @@ import shlex
 import pytest
 
 from vlatool.errors import EnvironmentProblem, UsageError
-from vlatool.training.start import check_processes, launcher, rank_arguments
+from vlatool.training.start import check_processes, rank_arguments, torchrun_options
 
 # the command
 
@@ -24,34 +24,17 @@ def test_ranks_run_the_command_line_without_nproc(typed: str, left: str) -> None
     assert rank_arguments(typed.split()) == left.split()
 
 
-def test_a_cpu_gets_the_elastic_agent_on_localhost() -> None:
-    command = launcher(["train", "--set", "name=a b"], 3, on_gpus=False)
-    assert shlex.join(command) == (
-        "torchrun --standalone --local_addr 127.0.0.1 --nproc_per_node 3 "
-        "-m vlatool train --set 'name=a b'"
+def test_torchrun_parses_its_options() -> None:
+    from torch.distributed import run
+
+    options = torchrun_options(["train", "--config", "c", "--set", "name=a b"], 3)
+    assert shlex.join(options) == (
+        "--standalone --local_addr 127.0.0.1 --nproc_per_node 3 "
+        "-m vlatool train --config c --set 'name=a b'"
     )
-
-
-def test_gpus_get_accelerate_and_a_free_port() -> None:
-    command = launcher(["train"], 8, on_gpus=True)
-    assert command[:5] == ["accelerate", "launch", "--multi_gpu", "--num_processes", "8"]
-    assert command[command.index("--main_process_port") + 1] == "0"
-    assert command[-3:] == ["-m", "vlatool", "train"]
-
-
-@pytest.mark.parametrize("launched", [True, False])
-def test_launchers_parse_the_command(launched: bool) -> None:
-    command = launcher(["train", "--config", "c", "--set", "a=1"], 2, on_gpus=launched)
-    if launched:
-        from accelerate.commands.launch import launch_command_parser
-
-        parsed = launch_command_parser().parse_args(command[2:])
-    else:
-        from torch.distributed import run
-
-        parsed = run.parse_args(command[1:])
+    parsed = run.parse_args(options)
     assert (parsed.module, parsed.training_script) == (True, "vlatool")
-    assert parsed.training_script_args == ["train", "--config", "c", "--set", "a=1"]
+    assert parsed.training_script_args == ["train", "--config", "c", "--set", "name=a b"]
 
 
 # errors
