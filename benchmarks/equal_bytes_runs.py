@@ -174,7 +174,8 @@ CODES = {
     "codes-of-shards": "encode out/image-shards --tokenizer out/stage-2 --layout packed",
     "codes-of-raw": "encode raw/libero --tokenizer out/stage-pixels --format libero",
     "codes-to-s3": f"encode {IN_S3}/windows-to-s3 --tokenizer out/stage-2 -o {IN_S3}/codes-to-s3",
-    "codes-refused": "encode out/windows --tokenizer out/vqgan",
+    "codes-vqgan": "encode out/windows --tokenizer out/vqgan",
+    "codes-refused": "encode out/windows --tokenizer out/stage-kl",
     "decoded": "decode out/codes --tokenizer out/stage-2",
     "decoded-episode": "decode out/codes-packed/episode_000001.npz --batch-size 5 "
     "--tokenizer out/tokenizer-export",

@@ -65,7 +65,7 @@ _PUBLIC = {
     "stats_compute": f"{_WORKFLOWS}.stats_compute:stats_compute",
     "stats_merge": f"{_WORKFLOWS}.stats_merge:stats_merge",
     "tokenizer_eval": f"{_WORKFLOWS}.tokenizer_eval:tokenizer_eval",
-    "tokenizer_export": f"{_WORKFLOWS}.tokenizer_export:tokenizer_export",
+    "tokenizer_export": f"{_WORKFLOWS}.model_export:tokenizer_export",
     "train": f"{_WORKFLOWS}.train:train",
     "verify": f"{_WORKFLOWS}.verify:verify",
 }

@@ -74,6 +74,7 @@ class ManifestType(Generic[T]):
         content: Frozen dataclass of the other values.
         hint: Action after an error.
         optional: Keys that may be missing; the dataclass has defaults for them.
+        code: Code of errors.
     """
 
     name: str
@@ -82,6 +83,7 @@ class ManifestType(Generic[T]):
     content: type[T]
     hint: str
     optional: tuple[str, ...] = ()
+    code: str = "data.broken_manifest"
 
     def is_in(self, folder: Path) -> bool:
         """True if a folder has a manifest of this format, possibly broken."""
@@ -140,4 +142,4 @@ class ManifestType(Generic[T]):
 
     def error(self, folder: Path, reason: object) -> DataError:
         """Error of the manifest of a folder."""
-        return DataError.at(folder / self.name, reason, hint=self.hint, code="data.broken_manifest")
+        return DataError.at(folder / self.name, reason, hint=self.hint, code=self.code)

@@ -65,7 +65,7 @@ class WeightsOrigin:
         run: Run of a checkpoint; None for published folders and files.
         checkpoint: Checkpoint with the file; None as above.
         weights: `ema` or `raw`; empty if unknown.
-        path: Local path of the file, once it is opened; a cached copy if it is remote.
+        opened: Local path of the file, once it is opened; a cached copy if it is remote.
     """
 
     text: str

@@ -23,9 +23,9 @@ from vlatool.errors import ConfigError, UsageError
 from vlatool.events import NULL
 from vlatool.loading.base import DataKind, DatasetInfo
 from vlatool.loading.config import LoadingConfig
+from vlatool.loading.kinds import data_kind
 from vlatool.models.base import ModelType
 from vlatool.models.trained import (
-    data_kind_of,
     existing_weights,
     model_type_of,
     run_of,
@@ -348,7 +348,7 @@ class TrainConfig(ConfigModel):
     @property
     def data_kind(self) -> DataKind:
         """The data kind that `data.type` names; by default the first kind of the model type."""
-        return data_kind_of(self)
+        return data_kind(self.data.type, self.model_type.kinds)
 
     def check_model(self) -> None:
         """Raises UsageError if no model is configured."""

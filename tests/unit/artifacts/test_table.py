@@ -1,14 +1,21 @@
 """Table of artifacts, which verify and inspect loop over."""
 
+import multiprocessing
+import os
+import signal
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from tests.builders.notes.format import write_note
+from tests.builders.notes.format import COMMAND, MANIFEST, TEXT_NAME, write_note
 from vlatool.artifacts.base import finding_codes, recognize
-from vlatool.errors import DataError
+from vlatool.errors import DataError, VlatoolError
+from vlatool.jobs.record import OutputRecord
+from vlatool.jobs.single_output import single_output
 from vlatool.plugins import ARTIFACTS
+from vlatool.storage.crash_points import VARIABLE
 from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.verify import VerifyConfig, verify
 
@@ -68,3 +75,47 @@ def test_such_an_artifact_is_inspected_and_has_a_page(note: Path, tmp_path: Path
     facts = result.document()
     assert (facts["kind"], facts["title"], facts["words"]) == ("note", "Wool", 2)
     assert "Wool, 2 words" in page.read_text()
+
+
+def _write_as_command(folder: Path, crash_point: str | None = None) -> None:
+    if crash_point is not None:
+        os.environ[VARIABLE] = crash_point
+    with single_output(folder, OutputRecord(COMMAND, {}), (TEXT_NAME, MANIFEST.name)):
+        write_note(folder, "Wool", "of sheep")
+
+
+def _exit_code(folder: Path, crash_point: str) -> int | None:
+    """Exit code of a process that writes a note; it kills itself at the crash point."""
+    child = multiprocessing.get_context("fork").Process(
+        target=_write_as_command, args=(folder, crash_point)
+    )
+    child.start()
+    child.join()
+    return child.exitcode
+
+
+def _is_verified(folder: Path) -> bool:
+    with suppress(VlatoolError):
+        return not verify(VerifyConfig(location=str(folder))).document()["codes"]
+    return False
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_such_an_artifact_killed_anywhere_is_not_taken_for_complete_and_is_written_again(
+    note: Path, tmp_path: Path
+) -> None:
+    steps = tmp_path / "steps"
+    assert _exit_code(tmp_path / "whole", str(steps)) == 0
+    count = len(steps.read_text().splitlines())
+    assert count > 10
+    for number in range(1, count + 1):
+        folder = tmp_path / str(number)
+        assert _exit_code(folder, str(number)) == -signal.SIGKILL
+        if _is_verified(folder):
+            assert _contents(folder) == _contents(note)
+        _write_as_command(folder)
+        assert _is_verified(folder)
+        assert _contents(folder) == _contents(note)

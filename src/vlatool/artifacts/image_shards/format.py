@@ -15,19 +15,19 @@ import os
 import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from vlatool.artifacts.manifest import Count, FileName, ManifestType
 from vlatool.artifacts.tar import INDEX_SUFFIX
 from vlatool.errors import DataError
 from vlatool.jobs.record import read_record
-from vlatool.storage.atomic import remove_file, write_json, write_text
+from vlatool.storage.atomic import remove_file, write_text
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range
-from vlatool.storage.documents import DocumentError, parse_json, read_document, read_json
+from vlatool.storage.documents import DocumentError, parse_json, read_document
 from vlatool.storage.uri import (
     can_list,
     is_file_name,
@@ -38,7 +38,6 @@ from vlatool.storage.uri import (
 )
 
 SINK = "image-shards"
-FORMAT, VERSION = "vlatool.image-shards", 1
 MANIFEST = "manifest.json"
 Split = Literal["train", "val"]
 # Lists in a folder of shards.
@@ -107,9 +106,9 @@ class ImageShard:
         bytes: Size of the tar.
     """
 
-    name: str
-    pictures: int
-    bytes: int
+    name: FileName
+    pictures: Count
+    bytes: Count
 
 
 @dataclass(frozen=True)
@@ -130,16 +129,20 @@ class ImageManifest:
         return sum(shard.pictures for shard in self.shards)
 
 
+_TYPE = ManifestType(
+    MANIFEST,
+    "vlatool.image-shards",
+    1,
+    ImageManifest,
+    hint="copy the shards again, or write them again with --overwrite",
+    optional=("options",),
+)
+
+
 def write_manifest(folder: Path, manifest: ImageManifest) -> None:
     """Writes the manifest of a folder, its last file."""
-    document = {
-        "format": FORMAT,
-        "version": VERSION,
-        **manifest.options,
-        "pictures": manifest.images,
-        "shards": [asdict(shard) for shard in manifest.shards],
-    }
-    write_json(folder / MANIFEST, document)
+    shards = [asdict(shard) for shard in manifest.shards]
+    _TYPE.write(folder, {**manifest.options, "pictures": manifest.images, "shards": shards})
 
 
 def read_manifest(folder: Path) -> ImageManifest | None:
@@ -148,51 +151,12 @@ def read_manifest(folder: Path) -> ImageManifest | None:
     Raises:
         DataError: The manifest is broken or has an unknown version.
     """
-    document = _document(folder / MANIFEST)
-    if document.get("format") != FORMAT:
+    document = _TYPE.document(folder)
+    if document is None:
         return None
-    if document.get("version") != VERSION:
-        raise _manifest_error(folder, f"version {document.get('version')!r} is not known")
-    try:
-        shards = tuple(ImageShard(**row) for row in document["shards"])
-        if not all(_is_shard(shard) for shard in shards):
-            raise TypeError
-    except (KeyError, TypeError):
-        raise _manifest_error(
-            folder, "`shards` is not a list of mappings with `name`, `pictures`, `bytes`"
-        ) from None
     reserved_keys = ("format", "version", "pictures", "shards")
-    return ImageManifest(shards, {k: v for k, v in document.items() if k not in reserved_keys})
-
-
-def _is_shard(shard: ImageShard) -> bool:
-    is_name = type(shard.name) is str and "/" not in shard.name and is_file_name(shard.name)
-    return is_name and type(shard.pictures) is int and type(shard.bytes) is int
-
-
-def _document(path: Path) -> dict[str, Any]:
-    """JSON object of a file; empty if there is none.
-
-    Raises:
-        DataError: The file is not valid JSON.
-    """
-    try:
-        document = read_json(path)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        return {}
-    except DocumentError as error:
-        raise _manifest_error(path.parent, error.reason) from None
-    return cast(dict[str, Any], document) if isinstance(document, dict) else {}
-
-
-def _manifest_error(folder: Path, problem: str) -> DataError:
-    path = folder / MANIFEST
-    return DataError.at(
-        path,
-        problem,
-        hint="copy the shards again, or write them again with --overwrite",
-        code="data.broken_manifest",
-    )
+    options = {key: value for key, value in document.items() if key not in reserved_keys}
+    return _TYPE.parse(folder, {"shards": document.get("shards"), "options": options})
 
 
 def recognize(location: Path) -> str | None:
@@ -204,9 +168,8 @@ def is_image_shards(path: Path) -> bool:
     """True for a folder of image shards, the output of a started run of them, or one such tar."""
     if path.suffix == ".tar":
         return path.is_file() and _is_image_tar(path)
-    with suppress(DataError):
-        if _document(path / MANIFEST).get("format") == FORMAT:
-            return True
+    if _TYPE.is_in(path):
+        return True
     record = read_record(path)
     if record is not None:
         return record.command == "preprocess" and record.options.get("sink") == SINK

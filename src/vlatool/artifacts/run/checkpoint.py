@@ -3,10 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from operator import index
 from pathlib import Path
 from typing import Any
 
+from vlatool.artifacts.manifest import Count, parse_values
 from vlatool.errors import DataError
 from vlatool.jobs.files import FileEntry
 from vlatool.storage.atomic import write_json
@@ -31,6 +31,20 @@ _STEP = "step_"
 _DIGESTS_AT_ONCE = 4
 # Key of checkpoints at steps that were not planned.
 _STOPPED = "stopped"
+
+
+@dataclass(frozen=True)
+class _Row:
+    bytes: Count
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Content:
+    step: Count
+    samples: Count
+    files: Mapping[str, _Row]
+    stopped: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,19 +94,17 @@ class CheckpointManifest:
         """
         path = folder / MANIFEST
         try:
-            content = read_json(path)
-            files = {
-                str(name): FileEntry(str(name), int(row["bytes"]), str(row["sha256"]))
-                for name, row in content["files"].items()
-            }
-            outside = [name for name in files if "/" in name or name in ("", "..")]
+            content = parse_values(_Content, read_json(path))
+            outside = [name for name in content.files if "/" in name or name in ("", "..")]
             if outside:
                 raise ValueError(f"names {outside[0]!r}")
-            step, samples = index(content["step"]), index(content["samples"])
-            return cls(step, samples, files, bool(content.get(_STOPPED)))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise checkpoint_error(path, f"not the manifest of a checkpoint: {reason}") from None
+        files = {
+            name: FileEntry(name, row.bytes, row.sha256) for name, row in content.files.items()
+        }
+        return cls(content.step, content.samples, files, content.stopped)
 
     def inference_files(self) -> list[str]:
         """Names of the files that inference needs: all but the trainer state."""

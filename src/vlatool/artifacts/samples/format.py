@@ -20,16 +20,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vlatool.artifacts.lines import LINES_SUFFIX, lines_index_path, read_lines
+from vlatool.artifacts.manifest import Count, ManifestType, RelativePath
 from vlatool.artifacts.samples.episode import EpisodeSamples
 from vlatool.artifacts.samples.lines import PUBLISHED_SIZES, SampleSizes, TokenSample, parse_sample
 from vlatool.artifacts.tar import INDEX_SUFFIX, read_index
 from vlatool.artifacts.windows.format import DATA_NAME
 from vlatool.errors import DataError, UsageError
 from vlatool.jobs.record import read_record
-from vlatool.storage.atomic import write_json
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range
-from vlatool.storage.documents import DocumentError, read_json
-from vlatool.storage.uri import can_list, is_file_name, location
+from vlatool.storage.uri import can_list, location
 
 T = TypeVar("T")
 
@@ -45,7 +44,6 @@ PACKED_FILES = (f"{PACKED_NAME}/*.npz",)
 # Value of `exported` in the record of `vlatool export`.
 EXPORTED = "samples"
 
-FORMAT, VERSION = "vlatool.samples", 1
 _CACHED_FILES = 16
 _MAX_PACKED_BYTES = 2**28
 _HINT = "copy the folder again, or build it again"
@@ -63,7 +61,7 @@ def lines_shard_name(number: int) -> str:
 
 def write_manifest(folder: Path, document: Mapping[str, Any]) -> None:
     """Writes the manifest, which marks the folder as complete."""
-    write_json(folder / MANIFEST_NAME, {"format": FORMAT, "version": VERSION, **document})
+    _TYPE.write(folder, document)
 
 
 def images_prefix(tree: Path, folder: Path, *, is_absolute: bool) -> str:
@@ -99,6 +97,49 @@ def is_inside(path: Path, folder: Path) -> bool:
 
 
 @dataclass(frozen=True)
+class _ImageEntry:
+    prefix: str
+
+
+@dataclass(frozen=True)
+class _Codes:
+    codes_per_picture: Count = 0
+    codebook_size: Count = 0
+
+
+@dataclass(frozen=True)
+class _IdMap:
+    action_ids: Count = 0
+
+
+@dataclass(frozen=True)
+class _Fast:
+    vocab_size: Count = 0
+
+
+@dataclass(frozen=True)
+class _Content:
+    """Values of the manifest that reading depends on; sizes of 0 are unknown."""
+
+    files: tuple[tuple[RelativePath, Count], ...]
+    pictures: _ImageEntry
+    codes: _Codes | None = None
+    id_map: _IdMap | None = None
+    fast: _Fast | None = None
+
+
+_TYPE = ManifestType(
+    MANIFEST_NAME,
+    "vlatool.samples",
+    1,
+    _Content,
+    hint=_HINT,
+    optional=("codes", "id_map", "fast"),
+    code="data.broken_samples",
+)
+
+
+@dataclass(frozen=True)
 class SamplesFolder:
     """Folder of samples, read lazily.
 
@@ -126,11 +167,10 @@ class SamplesFolder:
         Raises:
             DataError: There are no samples, the manifest is broken, or a published line is.
         """
-        document = _read_manifest(path)
+        document = _TYPE.document(path)
         if document is None and is_published(path):
             document = _scanned(path)
-            files = tuple(_file(row) for row in document["files"])
-            return cls(path, document, files, "", has_manifest=False)
+            return cls(path, document, tuple(document["files"]), "", has_manifest=False)
         if document is None:
             raise DataError.at(
                 path,
@@ -138,29 +178,22 @@ class SamplesFolder:
                 hint="give the --output folder of `vlatool build-dataset`",
                 code="data.no_samples",
             )
-        try:
-            if document["version"] != VERSION:
-                version = document["version"]
-                raise ValueError(f"version {version!r}; this vlatool supports {VERSION}")
-            files = tuple(_file(row) for row in document["files"])
-            prefix = str(document["pictures"]["prefix"])
-        except (KeyError, TypeError, ValueError) as error:
-            reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-            raise _samples_error(path / MANIFEST_NAME, reason) from None
-        return cls(path, document, files, prefix)
+        content = _TYPE.parse(path, document)
+        return cls(path, document, content.files, content.pictures.prefix)
 
     @cached_property
     def sizes(self) -> SampleSizes:
         """Sizes of the numbers, from the manifest; the published ones without."""
-        count, size, ids = PUBLISHED_SIZES
-        codes: Any = self.document.get("codes") or {}
+        if not self.has_manifest:
+            return PUBLISHED_SIZES
+        content = _TYPE.parse(self.path, self.document)
+        codes, (count, size, ids) = content.codes or _Codes(), PUBLISHED_SIZES
         # The published map has room for more ids than the tokenizer may have.
-        numbers: Any = self.document.get("id_map") or {}
-        fast: Any = self.document.get("fast") or {}
+        fast_ids = (content.fast or _Fast()).vocab_size or ids
         return SampleSizes(
-            codes.get("codes_per_picture", count),
-            codes.get("codebook_size", size),
-            numbers.get("action_ids", fast.get("vocab_size", ids)),
+            codes.codes_per_picture or count,
+            codes.codebook_size or size,
+            (content.id_map or _IdMap()).action_ids or fast_ids,
         )
 
     @property
@@ -263,7 +296,7 @@ def recognize(location: Path) -> str | None:
 
 def is_samples(location: Path) -> bool:
     """True if a folder holds samples, or is the output of a started run of them."""
-    if _read_manifest(location) is not None:
+    if _TYPE.is_in(location):
         return True
     record = read_record(location)
     if record is None:
@@ -333,24 +366,6 @@ def _scanned(folder: Path) -> Mapping[str, Any]:
         "tasks": dict(tasks),
         "files": files,
     }
-
-
-def _read_manifest(folder: Path) -> Mapping[str, Any] | None:
-    try:
-        document: object = read_json(folder / MANIFEST_NAME)
-    except (OSError, DocumentError):
-        return None
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        return None
-    return document
-
-
-def _file(row: Any) -> tuple[str, int]:
-    name, count = row
-    is_relative = isinstance(name, str) and not name.startswith("/") and ".." not in name.split("/")
-    if not is_relative or not is_file_name(name) or type(count) is not int or count < 0:
-        raise ValueError(f"{str(row)[:100]} is not a file with its number of samples")
-    return name, count
 
 
 def _samples_error(path: Path, reason: str) -> DataError:

@@ -7,8 +7,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+from pydantic import Field
+
+from vlatool.artifacts.manifest import parse_values
 from vlatool.errors import DataError
 from vlatool.storage.atomic import write_text
 from vlatool.storage.documents import DocumentError, parse_json, read_document
@@ -35,6 +38,14 @@ class Shard:
     num_sequences: int
 
 
+@dataclass(frozen=True)
+class _Row:
+    """Line of the manifest."""
+
+    shard: str
+    num_sequences: Annotated[int, Field(ge=1, le=MAX_SAMPLES, strict=True)]
+
+
 def read_manifest(path: Path) -> list[Shard]:
     """Shards of a manifest; names are relative to its folder.
 
@@ -53,7 +64,7 @@ def read_manifest(path: Path) -> list[Shard]:
             code="data.no_manifest",
         ) from None
     except DocumentError as error:
-        raise _manifest_error(str(path), error.reason, path) from None
+        raise _manifest_error(path, error.reason) from None
     shards = [_shard(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not shards:
         raise DataError.at(
@@ -87,30 +98,22 @@ def check_shards(path: Path, shards: Sequence[Shard]) -> None:
 
 
 def _shard(path: Path, number: int, line: str) -> Shard:
-    label = f"{path}:{number}"
     try:
-        row: dict[str, Any] = parse_json(line)
-        name, count = str(row["shard"]), row["num_sequences"]
-        if type(count) is not int or not 1 <= count <= MAX_SAMPLES:
-            raise ValueError(count)
-    except (ValueError, KeyError, TypeError):
-        expected = f'expected {{"shard": ..., "num_sequences": 1 to {MAX_SAMPLES}}}'
-        raise _manifest_error(label, expected, path, number) from None
-    stem = name.removesuffix(".tar")
+        row = parse_values(_Row, parse_json(line))
+    except ValueError as error:
+        raise _manifest_error(path, error, number) from None
+    stem = row.shard.removesuffix(".tar")
     if stem.startswith("/"):
         stem = stem.rsplit("/", 1)[1]
     parts = Path(f"{stem}.tar").parts
     if ".." in parts or not all(map(is_file_name, parts)):
-        problem = f"{name[:_SHOWN]!r} is not the name of a shard in the folder"
-        raise _manifest_error(label, problem, path, number)
-    return Shard(path.parent / f"{stem}.tar", count)
+        problem = f"{row.shard[:_SHOWN]!r} is not the name of a shard in the folder"
+        raise _manifest_error(path, problem, number)
+    return Shard(path.parent / f"{stem}.tar", row.num_sequences)
 
 
-def _manifest_error(label: str, problem: str, path: Path, line: int = 0) -> DataError:
-    details: dict[str, Any] = {"path": str(path)} | ({"line": line} if line else {})
-    return DataError(
-        f"{label}: {problem}", hint=_HINT, code="data.broken_manifest", details=details
-    )
+def _manifest_error(path: Path, reason: object, line: int = 0) -> DataError:
+    return DataError.at(path, reason, line=line, hint=_HINT, code="data.broken_manifest")
 
 
 def _shard_error(path: Path, shard: Shard, problem: str, code: str) -> DataError:

@@ -39,7 +39,7 @@ _IMAGE_SIZE = "image_size"
 
 
 @dataclass(frozen=True)
-class ImageShape:
+class ImageTransform:
     """Transform from a camera image to an image of the training data.
 
     Attributes:
@@ -93,7 +93,7 @@ class RoboticsAssets:
     pose_groups: Sequence[PoseGroup]
     fps: float
     statistics: Statistics
-    images: ImageShape = ImageShape()
+    images: ImageTransform = ImageTransform()
     names: Names = field(default_factory=dict[str, Sequence[str]])
 
     def normalized(self, sample: DecodedSample) -> DecodedSample:
@@ -224,7 +224,7 @@ def _assets(
     try:
         groups = [PoseGroup(**group) for group in options.get("pose_groups") or []]
         fps = float(options.get("fps") or 10.0)
-        images = replace(_image_shape(options), crop=config.augmentation.crop_shape)
+        images = replace(_image_transform(options), crop=config.augmentation.crop_shape)
     except (TypeError, ValueError, AttributeError) as error:
         raise DataError(
             f"{CONFIG_NAME} is broken: {error}",
@@ -236,7 +236,7 @@ def _assets(
     return RoboticsAssets(config, normalizer, groups, fps, statistics, images, names)
 
 
-def _image_shape(options: Mapping[str, Any]) -> ImageShape:
+def _image_transform(options: Mapping[str, Any]) -> ImageTransform:
     """Image transform of preprocessing options; TypeError or ValueError if they are invalid."""
     method = str(options.get("image_resizing_method") or "center_crop").lower()
     resample = str(options.get("image_resizing_filter") or "lanczos").lower()
@@ -248,7 +248,7 @@ def _image_shape(options: Mapping[str, Any]) -> ImageShape:
             raise ValueError(f"{key} is {value!r}, expected one of {', '.join(known)}")
     turns = {str(name): int(n) for name, n in (options.get("camera_rotations") or {}).items()}
     method, resample = cast(ResizeMethod, method), cast(ResizeFilter, resample)
-    return ImageShape(_recorded_size(options), method, resample, turns)
+    return ImageTransform(_recorded_size(options), method, resample, turns)
 
 
 def _recorded_size(options: Mapping[str, Any]) -> tuple[int, int] | None:
