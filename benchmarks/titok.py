@@ -21,8 +21,8 @@ from machine import describe
 from torch import Tensor
 from torch.nn import functional
 
+from vlatool.models.titok.config import TitokConfig
 from vlatool.models.titok.model import Titok
-from vlatool.models.titok.spec import TitokConfig
 from vlatool.models.vqgan.model import Vqgan
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # for tests.builders

@@ -7,8 +7,8 @@ import torch
 
 from tests.builders.images import CAMERAS, image, saved, write
 from tests.builders.tokenizers import PIXELS, SIDE, tiny_titok
+from vlatool.models.titok.config import TitokConfig
 from vlatool.models.titok.model import Titok
-from vlatool.models.titok.spec import TitokConfig
 from vlatool.models.titok.weights import save_published
 from vlatool.workflows.encode import EncodeConfig, EncodeResult, encode
 

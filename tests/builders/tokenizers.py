@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.builders.toy_images import write_image_shards
+from vlatool.models.titok.config import TitokConfig
 from vlatool.models.titok.model import Titok
-from vlatool.models.titok.spec import TitokConfig
 from vlatool.models.trained import open_trained
+from vlatool.models.vqgan.config import VqganNetworkConfig
 from vlatool.models.vqgan.model import Vqgan
-from vlatool.models.vqgan.spec import VqganNetworkConfig
 
 SIDE = 16
 NETWORK: dict[str, Any] = {

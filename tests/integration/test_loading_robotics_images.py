@@ -25,9 +25,9 @@ from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.loading.robotics.decode import DecodedSample
 from vlatool.loading.robotics.kind import RoboticsKind
 from vlatool.loading.shared_memory import stack_rows
+from vlatool.models.diffusion_policy.backbone_config import ByteTextConfig, KeypointBackboneConfig
 from vlatool.models.diffusion_policy.batch import PolicyBatcher, example_batch
-from vlatool.models.diffusion_policy.config import ByteTextConfig, KeypointBackboneConfig
-from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
+from vlatool.models.diffusion_policy.config import DiffusionPolicyConfig
 from vlatool.transforms.augmentation import central_box
 
 LEFT, RIGHT = "scene_right_0", "wrist_left_minus"

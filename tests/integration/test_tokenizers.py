@@ -26,8 +26,9 @@ from vlatool.artifacts.run.format import RunDir, read_metrics
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, UsageError, VlatoolError
+from vlatool.models.titok.config import TitokConfig
 from vlatool.models.titok.model import Titok
-from vlatool.models.titok.spec import TitokConfig, TitokType
+from vlatool.models.titok.spec import TitokType
 from vlatool.models.titok.weights import load_titok, save_published
 from vlatool.models.tokenizer import open_tokenizer
 from vlatool.models.vqgan.spec import VqganType

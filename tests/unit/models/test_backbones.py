@@ -2,16 +2,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from vlatool.models.diffusion_policy.backbone_config import (
+    ByteTextConfig,
+    KeypointBackboneConfig,
+    ViTBackboneConfig,
+)
 from vlatool.models.diffusion_policy.backbones import (
     ByteTextEncoder,
     KeypointBackbone,
     ViTBackbone,
     spatial_softmax,
-)
-from vlatool.models.diffusion_policy.config import (
-    ByteTextConfig,
-    KeypointBackboneConfig,
-    ViTBackboneConfig,
 )
 from vlatool.models.diffusion_policy.text import encode_text
 

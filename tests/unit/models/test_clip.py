@@ -13,14 +13,14 @@ from torch.nn.functional import normalize
 from tests.builders.base_models import clip_base, clip_config
 from vlatool.errors import DataError
 from vlatool.loading.robotics.config import RoboticsDataConfig
+from vlatool.models.diffusion_policy.backbone_config import ClipBackboneConfig
 from vlatool.models.diffusion_policy.base_models import ClipBackbone, ImageNormalizer
 from vlatool.models.diffusion_policy.config import (
-    ClipBackboneConfig,
+    DiffusionPolicyConfig,
     NoiseConfig,
     TransformerConfig,
 )
 from vlatool.models.diffusion_policy.model import DiffusionPolicy
-from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
 from vlatool.models.diffusion_policy.text import example_text, make_text_tokenizer
 from vlatool.training.optim import default_param_groups
 

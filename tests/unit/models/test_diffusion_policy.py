@@ -5,15 +5,14 @@ import torch
 from torch import Tensor, nn
 
 from vlatool.models.base import Loss, StepContext
+from vlatool.models.diffusion_policy.backbone_config import ByteTextConfig, KeypointBackboneConfig
 from vlatool.models.diffusion_policy.config import (
-    ByteTextConfig,
-    KeypointBackboneConfig,
+    DiffusionPolicyConfig,
     NoiseConfig,
     TransformerConfig,
 )
 from vlatool.models.diffusion_policy.model import DiffusionPolicy
 from vlatool.models.diffusion_policy.objective import DenoisingObjective
-from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
 from vlatool.models.rng import PerSampleRng
 
 B, T, A, P, D = 3, 5, 4, 2, 6

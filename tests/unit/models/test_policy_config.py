@@ -8,10 +8,11 @@ from pydantic import ValidationError
 
 from vlatool.errors import DataError, UsageError
 from vlatool.loading.robotics.config import RoboticsDataConfig
-from vlatool.models.diffusion_policy.config import KeypointBackboneConfig, TransformerConfig
+from vlatool.models.diffusion_policy.backbone_config import KeypointBackboneConfig
+from vlatool.models.diffusion_policy.config import DiffusionPolicyConfig, TransformerConfig
 from vlatool.models.diffusion_policy.denoisers import NativeTransformer
 from vlatool.models.diffusion_policy.model import DiffusionPolicy
-from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig, DiffusionPolicyType
+from vlatool.models.diffusion_policy.spec import DiffusionPolicyType
 
 DATA = RoboticsDataConfig(camera_names=["a"], image_indices=[0], action_dim=2, proprioception_dim=3)
 SMALL = KeypointBackboneConfig(hidden_dim=16, channels=(4, 8), num_keypoints=4)

@@ -13,14 +13,14 @@ from torch.nn import functional
 
 from tests.builders.base_models import clip_config
 from vlatool.models.base import StepContext
+from vlatool.models.diffusion_policy.backbone_config import ClipBackboneConfig
 from vlatool.models.diffusion_policy.config import (
-    ClipBackboneConfig,
+    DiffusionPolicyConfig,
     NoiseConfig,
     TransformerConfig,
 )
 from vlatool.models.diffusion_policy.model import DiffusionPolicy
 from vlatool.models.diffusion_policy.objective import DenoisingObjective, sample_actions
-from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
 from vlatool.models.diffusion_policy.weights import export_published
 
 B, PAST, T, A, D, HEADS, LAYERS, K = 3, 1, 5, 4, 16, 2, 2, 40

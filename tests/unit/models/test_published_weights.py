@@ -12,15 +12,18 @@ from torch import Tensor
 from tests.builders.base_models import clip_config, vlm_config
 from vlatool.errors import DataError, UsageError
 from vlatool.models.base import Part
-from vlatool.models.diffusion_policy.config import (
+from vlatool.models.diffusion_policy.backbone_config import (
     ByteTextConfig,
     ClipBackboneConfig,
-    NoiseConfig,
-    TransformerConfig,
     ViTBackboneConfig,
 )
+from vlatool.models.diffusion_policy.config import (
+    DiffusionPolicyConfig,
+    NoiseConfig,
+    TransformerConfig,
+)
 from vlatool.models.diffusion_policy.model import DiffusionPolicy
-from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig, DiffusionPolicyType
+from vlatool.models.diffusion_policy.spec import DiffusionPolicyType
 from vlatool.models.diffusion_policy.weights import (
     export_published,
     import_published,

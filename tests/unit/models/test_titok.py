@@ -13,9 +13,9 @@ from torch import nn
 
 from tests.builders.tokenizers import PIXELS, SIDE, PlainTitok, open_titok, tiny_titok
 from vlatool.errors import DataError
+from vlatool.models.titok.config import TitokConfig
 from vlatool.models.titok.model import Titok, latent_columns, posterior, unpatched
 from vlatool.models.titok.objective import TeacherCodeCache
-from vlatool.models.titok.spec import TitokConfig
 from vlatool.models.vqgan.objective import published_groups
 
 VARIANTS = {"l32": ("large", 32), "b64": ("base", 64), "s128": ("small", 128)}

@@ -9,8 +9,8 @@ import yaml
 from vlatool.config.overrides import parse_override
 from vlatool.config.resolve import load_config
 from vlatool.errors import ConfigError
+from vlatool.models.titok.config import TitokConfig, VqConfig
 from vlatool.models.titok.published import published_keys, published_tree
-from vlatool.models.titok.spec import TitokConfig, VqConfig
 from vlatool.training.config import TrainConfig
 from vlatool.training.plan import learning_rate
 

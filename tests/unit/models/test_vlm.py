@@ -10,8 +10,9 @@ from torch import Tensor
 from tests.builders.base_models import VLM_VOCABULARY, causal_base, vlm_base
 from vlatool.errors import DataError, UsageError
 from vlatool.loading.robotics.config import RoboticsDataConfig
+from vlatool.models.diffusion_policy.backbone_config import VlmBackboneConfig
 from vlatool.models.diffusion_policy.base_models import VlmBackbone
-from vlatool.models.diffusion_policy.config import CausalLMConfig, VlmBackboneConfig
+from vlatool.models.diffusion_policy.config import CausalLMConfig
 from vlatool.models.diffusion_policy.denoisers import CausalLM
 from vlatool.models.diffusion_policy.text import example_text, make_text_tokenizer
 from vlatool.models.diffusion_policy.vlm_prompts import FAMILIES, image_side, image_tokens

@@ -7,16 +7,16 @@ from torch import nn
 from torch.nn import functional
 
 from tests.builders.tokenizers import NETWORK, SIDE
-from vlatool.models.vqgan.discriminator import BlurDown, Discriminator, LecamEma, hinge
-from vlatool.models.vqgan.losses import FeatureDistance, GradientDistance
-from vlatool.models.vqgan.model import Decoder, Encoder, ResidualBlock, Vqgan
-from vlatool.models.vqgan.objective import CodebookMonitor, published_groups
-from vlatool.models.vqgan.spec import (
+from vlatool.models.vqgan.config import (
     CodebookAlarmConfig,
     PixelLossConfig,
     VqganConfig,
     VqganNetworkConfig,
 )
+from vlatool.models.vqgan.discriminator import BlurDown, Discriminator, LecamEma, hinge
+from vlatool.models.vqgan.losses import FeatureDistance, GradientDistance
+from vlatool.models.vqgan.model import Decoder, Encoder, ResidualBlock, Vqgan
+from vlatool.models.vqgan.objective import CodebookMonitor, published_groups
 
 YES, NO = torch.tensor(True), torch.tensor(False)
 TINY = VqganNetworkConfig.model_validate(NETWORK)

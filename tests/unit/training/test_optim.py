@@ -3,12 +3,9 @@ import torch
 from torch import nn
 
 from vlatool.models.base import OptimizerSpec, ParamGroup
-from vlatool.models.diffusion_policy.config import (
-    TransformerConfig,
-    ViTBackboneConfig,
-)
+from vlatool.models.diffusion_policy.backbone_config import ViTBackboneConfig
+from vlatool.models.diffusion_policy.config import DiffusionPolicyConfig, TransformerConfig
 from vlatool.models.diffusion_policy.model import DiffusionPolicy
-from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
 from vlatool.training.config import HParams
 from vlatool.training.optim import build_optimizer, set_rate, update
 

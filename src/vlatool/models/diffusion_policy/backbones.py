@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vlatool.models.diffusion_policy.base_models import ClipBackbone, VlmBackbone
-from vlatool.models.diffusion_policy.config import (
+from vlatool.models.diffusion_policy.backbone_config import (
     Backbone,
     ByteTextConfig,
     KeypointBackboneConfig,
     ViTBackboneConfig,
 )
+from vlatool.models.diffusion_policy.base_models import ClipBackbone, VlmBackbone
 
 
 class ByteTextEncoder(nn.Module):

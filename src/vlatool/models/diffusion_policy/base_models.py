@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vlatool.models.diffusion_policy.config import ClipBackboneConfig, VlmBackboneConfig
+from vlatool.models.diffusion_policy.backbone_config import ClipBackboneConfig, VlmBackboneConfig
 from vlatool.models.pretrained import load_base, text_width, transformers
 
 

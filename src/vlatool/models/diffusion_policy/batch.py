@@ -16,7 +16,7 @@ from vlatool.loading.robotics.decode import DecodedSample
 from vlatool.loading.robotics.normalizer import Normalizer
 from vlatool.loading.shared_memory import stack_rows
 from vlatool.models.base import Batch
-from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
+from vlatool.models.diffusion_policy.config import DiffusionPolicyConfig
 from vlatool.models.diffusion_policy.text import example_text, make_text_tokenizer
 
 # Used if the backbone takes images of any size.

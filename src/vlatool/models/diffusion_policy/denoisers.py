@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vlatool.models.diffusion_policy.backbone_config import NormType
 from vlatool.models.diffusion_policy.config import (
     CausalLMConfig,
     DenoiserSection,
-    NormType,
     TransformerConfig,
 )
 from vlatool.models.pretrained import load_base, transformers

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from vlatool.models.diffusion_policy.backbones import build_backbone
+from vlatool.models.diffusion_policy.config import DiffusionPolicyConfig
 from vlatool.models.diffusion_policy.denoisers import build_denoiser
-from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
 
 
 class DiffusionPolicy(nn.Module):

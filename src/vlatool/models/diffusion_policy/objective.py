@@ -14,8 +14,8 @@ from torch import Tensor
 from vlatool.artifacts.shards.format import SHARDS_NAME
 from vlatool.artifacts.shards.manifest import NAME as MANIFEST
 from vlatool.models.base import Batch, Loss, Objective, OptimizerSpec, Rng, StepContext
+from vlatool.models.diffusion_policy.config import DiffusionPolicyConfig
 from vlatool.models.diffusion_policy.noise import SamplingSchedule, forward_process, solve
-from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
 
 if TYPE_CHECKING:
     from vlatool.models.diffusion_policy.model import DiffusionPolicy

@@ -24,7 +24,7 @@ from vlatool.storage.atomic import write_bytes, write_text
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
+    from vlatool.models.diffusion_policy.config import DiffusionPolicyConfig
     from vlatool.models.trained import Trained
 
 _CONFIG, _MODEL = "config.yaml", "config_model.yaml"

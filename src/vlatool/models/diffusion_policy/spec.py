@@ -6,28 +6,18 @@ Source: reference/policy 1, 2; reference/training 1.7.
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
-
-from pydantic import Field, model_validator
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlatool.artifacts.base_model import TOKENIZER
-from vlatool.config.base import ConfigModel, Violation, derivation_rules, derived_field
+from vlatool.config.base import ConfigModel, Violation, derivation_rules
 from vlatool.errors import DataError, UsageError
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.models.base import ModelType, Part
-from vlatool.models.diffusion_policy.config import (
-    FLOW_SOLVERS,
-    Backbone,
+from vlatool.models.diffusion_policy.backbone_config import (
     BaseModelConfig,
-    ClipBackboneConfig,
-    DdimConfig,
-    DenoiserSection,
-    EulerConfig,
     NetworkConfig,
-    NoiseConfig,
-    Solver,
-    TransformerConfig,
 )
+from vlatool.models.diffusion_policy.config import DiffusionPolicyConfig
 from vlatool.models.published import Exported
 from vlatool.models.trained import WeightsOrigin, existing_weights
 
@@ -44,82 +34,6 @@ if TYPE_CHECKING:
 
 # Values of the published keys of a policy without initial weights.
 _NO_INIT: Mapping[str, Any] = {"resume_from_checkpoint": None, "resume_weights_only": False}
-
-PolicyModule = Literal[
-    "vision_language_backbone",
-    "transformer",
-    "time_encoding",
-    "condition_encode",
-    "action_encode",
-    "proprioception_encode",
-    "output_layer",
-]
-
-
-class DiffusionPolicyConfig(NetworkConfig):
-    """A policy that denoises an action chunk, given images, language and proprioception.
-
-    At its root the published key `resume_from_checkpoint`, with `resume_weights_only`, stands for
-    `init_from` of the run.
-    """
-
-    root_aliases: ClassVar[Mapping[str, str]] = {"resume_except": "init_except"}
-
-    type: Literal["diffusion_policy"] = Field(default="diffusion_policy", description="Model type.")
-    vision_language_backbone: Backbone = Field(
-        default=ClipBackboneConfig(), description="Encoder of images and language to tokens."
-    )
-    transformer: DenoiserSection = Field(default=TransformerConfig(), description="Denoiser.")
-    noise_scheduler: NoiseConfig = Field(default=NoiseConfig(), description="Forward process.")
-    use_flow_matching_scheduler: bool = Field(
-        default=True, description="Use flow matching; else diffusion (DDPM)."
-    )
-    use_diffusers_scheduler: bool = Field(
-        default=False, description="Use diffusion and ignore use_flow_matching_scheduler."
-    )
-    solver: Solver | None = Field(
-        default=None,
-        description="Solver that samples actions; null: euler for flow matching, ddim for "
-        "diffusion.",
-    )
-    input_noise_std: float = Field(
-        default=0.0, ge=0, description="Std of noise on the inputs during training."
-    )
-    diffusion_step_conditioning: Literal["concat", "add"] = Field(
-        default="concat", description="Append the noise level as a token, or add it to all tokens."
-    )
-    num_action_head_repeats: int | None = Field(
-        default=None, ge=1, description="Noise draws per observation that share one encoding."
-    )
-    lr_factors: dict[PolicyModule, Annotated[float, Field(ge=0)]] = Field(
-        default={},
-        description="Network to a factor on the learning rate, such as vision_language_backbone: "
-        "0.1 for a pretrained backbone.",
-    )
-    action_dim: int | None = derived_field("data.action_dim", "Width of an action.", ge=1)
-    proprioception_dim: int | None = derived_field(
-        "data.proprioception_dim", "Width of a proprioception vector.", ge=0
-    )
-
-    @property
-    def is_flow(self) -> bool:
-        """True for flow matching, False for diffusion."""
-        return self.use_flow_matching_scheduler and not self.use_diffusers_scheduler
-
-    @property
-    def chosen_solver(self) -> Solver:
-        """The solver; by default that of the forward process."""
-        return self.solver or (EulerConfig() if self.is_flow else DdimConfig())
-
-    @model_validator(mode="after")
-    def _check_whole(self) -> Self:
-        solves_flow = self.chosen_solver.type in FLOW_SOLVERS
-        if solves_flow != self.is_flow:
-            process = "flow matching" if self.is_flow else "diffusion"
-            raise ValueError(f"solver {self.chosen_solver.type!r} does not work with {process}")
-        if self.freeze:
-            raise ValueError("freeze: nothing would be left to train; freeze only a section")
-        return self
 
 
 class DiffusionPolicyType(ModelType):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlatool.artifacts.base_model import read_tokenizer, read_tokenizer_asset
 from vlatool.errors import DataError, UsageError, VlatoolError
-from vlatool.models.diffusion_policy.config import (
+from vlatool.models.diffusion_policy.backbone_config import (
     Backbone,
     BaseBackboneConfig,
     ClipBackboneConfig,

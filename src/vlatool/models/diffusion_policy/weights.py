@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from vlatool.artifacts.run.checkpoint import PICKLED_SUFFIX, WEIGHTS_SUFFIX
 from vlatool.errors import DataError, UsageError
-from vlatool.models.diffusion_policy.config import NetworkConfig, TransformerConfig
+from vlatool.models.diffusion_policy.backbone_config import NetworkConfig
+from vlatool.models.diffusion_policy.config import DiffusionPolicyConfig, TransformerConfig
 from vlatool.models.diffusion_policy.denoisers import make_norm
-from vlatool.models.diffusion_policy.spec import DiffusionPolicyConfig
 from vlatool.models.trained import existing_weights
 from vlatool.models.weights import (
     init_state_dict,

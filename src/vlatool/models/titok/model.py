@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from vlatool.errors import DataError
 from vlatool.models.codebook import QuantizerOutput, VectorQuantizer
-from vlatool.models.titok.spec import KlConfig, TitokConfig, VitConfig, VqConfig
+from vlatool.models.titok.config import KlConfig, TitokConfig, VitConfig, VqConfig
 from vlatool.models.vqgan.model import Decoder as PixelDecoder
 from vlatool.models.vqgan.model import VqganOutput
 

@@ -13,8 +13,8 @@ from vlatool.episode import UInt8Array
 from vlatool.findings import Finding
 from vlatool.models.base import Batch, Loss, Objective, OptimizerSpec, Part, StepContext
 from vlatool.models.images import comparison, to_float
+from vlatool.models.titok.config import TitokConfig, VqConfig
 from vlatool.models.titok.model import TitokOutput
-from vlatool.models.titok.spec import TitokConfig, VqConfig
 from vlatool.models.vqgan.objective import (
     CodebookMonitor,
     PixelObjective,

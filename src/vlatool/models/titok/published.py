@@ -15,7 +15,7 @@ from vlatool.artifacts.base_model import CONFIG as HUB_CONFIG
 from vlatool.artifacts.base_model import WEIGHTS as HUB_WEIGHTS
 from vlatool.errors import ConfigError, DataError
 from vlatool.models.published import PublishedFiles
-from vlatool.models.titok.spec import KlConfig, TitokConfig, VitConfig, VqConfig
+from vlatool.models.titok.config import KlConfig, TitokConfig, VitConfig, VqConfig
 from vlatool.storage.atomic import write_text
 from vlatool.storage.documents import read_json, read_yaml
 

@@ -1,21 +1,18 @@
-"""Configuration of TiTok. Does not import torch. Source: reference/titok 1, 3, 4, 7.2."""
+"""The model type `titok`; no torch. Source: reference/titok 1, 3, 4, 7.2."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field, model_validator
-
-from vlatool.config.base import ConfigModel, derived_field
+from vlatool.config.base import ConfigModel
 from vlatool.errors import UsageError
 from vlatool.models.base import ModelType, Objective, Part
 from vlatool.models.published import Exported, PublishedFiles, PublishedModel
+from vlatool.models.titok.config import TitokConfig
 from vlatool.models.trained import WeightsOrigin, existing_weights
-from vlatool.models.vqgan.spec import (
+from vlatool.models.vqgan.config import (
     FEATURES,
     GRADIENTS,
-    CodebookAlarmConfig,
-    PixelLossConfig,
     VqganNetworkConfig,
     derive_image_size,
     with_perceptual,
@@ -29,163 +26,6 @@ if TYPE_CHECKING:
     from vlatool.models.images import ImageBatcher
     from vlatool.models.titok.tokenizer import TitokTokenizer
     from vlatool.models.trained import Trained
-
-# Width, number of blocks, number of heads. Source: reference/titok 1.1.
-SIZES = {"small": (512, 8, 8), "base": (768, 12, 12), "large": (1024, 24, 16)}
-
-
-class VitConfig(ConfigModel):
-    """A vision transformer; its MLP width is 4 times `hidden_dim`."""
-
-    hidden_dim: int = Field(default=1024, ge=1, description="Width.")
-    n_layers: int = Field(default=24, ge=1, description="Number of blocks.")
-    n_heads: int = Field(default=16, ge=1, description="Number of attention heads.")
-
-    @classmethod
-    def of(cls, size: str) -> "VitConfig":
-        """Config of a published size: small, base or large."""
-        width, layers, heads = SIZES[size]
-        return cls(hidden_dim=width, n_layers=layers, n_heads=heads)
-
-    @property
-    def size(self) -> str | None:
-        """Name of the published size; None for any other size."""
-        sizes = (self.hidden_dim, self.n_layers, self.n_heads)
-        return next((name for name, known in SIZES.items() if known == sizes), None)
-
-    @model_validator(mode="after")
-    def _check_heads(self) -> Self:
-        if self.hidden_dim % self.n_heads:
-            raise ValueError(f"hidden_dim {self.hidden_dim} is not a multiple of n_heads")
-        return self
-
-
-class VqConfig(ConfigModel):
-    """Discrete tokens: the codes of a codebook."""
-
-    type: Literal["vq"] = Field(default="vq", description="Type of bottleneck.")
-    codebook_size: int = Field(default=4096, ge=2, description="Number of codes.")
-    token_size: int = Field(default=12, ge=1, description="Width of a code.")
-    use_l2_norm: bool = Field(
-        default=True, description="Normalize vectors and codes to unit length."
-    )
-    commitment_cost: float = Field(default=0.25, ge=0, description="Weight of the commitment loss.")
-    entropy_weight: float = Field(
-        default=0.0,
-        ge=0,
-        description="Weight of the entropy penalty, which prevents the collapse of the codebook of "
-        "small models; the published models use 0.",
-    )
-
-
-class KlConfig(ConfigModel):
-    """Continuous tokens with a KL divergence to the normal distribution."""
-
-    type: Literal["kl"] = Field(default="kl", description="Type of bottleneck.")
-    token_size: int = Field(default=16, ge=1, description="Width of a token.")
-
-
-Bottleneck = Annotated[VqConfig | KlConfig, Field(discriminator="type")]
-
-
-class TitokConfig(ConfigModel):
-    """Visual tokenizer with a short sequence of tokens; the defaults are those of L-32, stage 1."""
-
-    # The location of the teacher may change, its content (digest) may not; caching does not change
-    # results.
-    no_effect_on_output: ClassVar[frozenset[str]] = frozenset({"teacher", "cache_teacher_ids"})
-    root_aliases: ClassVar[Mapping[str, str]] = {"init_weight": "init_from"}
-
-    type: Literal["titok"] = Field(default="titok", description="Model type.")
-    stage: Literal[1, 2] = Field(
-        default=1,
-        description="1: train the tokens; 2: freeze encoder and codes of stage 1, and train the "
-        "decoder to produce pixels.",
-    )
-    image_size: int | None = derived_field(
-        "data.preprocessing.crop_size", "Side of the images in pixels.", ge=1
-    )
-    patch_size: int = Field(default=16, ge=1, description="Side of a patch in pixels.")
-    num_latent_tokens: int = Field(default=32, ge=1, description="Number of tokens per image.")
-    encoder: VitConfig = Field(
-        default=VitConfig(),
-        description="Transformer of the encoder: small, base, large, or explicit sizes.",
-    )
-    decoder: VitConfig = Field(
-        default=VitConfig(),
-        description="Transformer of the decoder: small, base, large, or explicit sizes.",
-    )
-    quantizer: Bottleneck = Field(
-        default=VqConfig(), description="Bottleneck: discrete (vq) or continuous (kl) tokens."
-    )
-    latent_layout: Literal["legacy", "aligned"] = Field(
-        default="legacy",
-        description="legacy: each code depends on a slice of every latent token, as in the "
-        "published two-stage models; aligned: each code depends on one latent token.",
-    )
-    decoder_head: Literal["proxy", "pixel"] = Field(
-        default="proxy",
-        description="Output of the decoder; proxy: codes of the teacher, which stage 2 decodes to "
-        "pixels; pixel: pixels.",
-    )
-    teacher: str | None = Field(
-        default=None,
-        description="VQGAN for the target codes and the initial pixel decoder of stage 2: a vqgan "
-        "run, or the published file.",
-    )
-    teacher_precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="Precision of the teacher."
-    )
-    cache_teacher_ids: bool = Field(
-        default=False,
-        description="Cache the teacher codes of each image in memory, 2 bytes per patch, in "
-        "every process; useful without random crops and flips.",
-    )
-    vqgan: VqganNetworkConfig = Field(
-        default=VqganNetworkConfig(),
-        description="Sizes of the teacher; if the teacher is a run, they are read from it.",
-    )
-    losses: PixelLossConfig = Field(default=PixelLossConfig(), description="Losses.")
-    codebook_alarm: CodebookAlarmConfig = Field(
-        default=CodebookAlarmConfig(), description="Detection of a collapsed codebook."
-    )
-
-    @property
-    def grid(self) -> int:
-        """Number of patches along a side."""
-        assert self.image_size is not None, "image_size is derived from the data"
-        return self.image_size // self.patch_size
-
-    @property
-    def predicts_pixels(self) -> bool:
-        """True if the losses compare pixels, False if they compare codes of the teacher."""
-        return self.stage == 2 or self.decoder_head == "pixel"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _named_sizes(cls, data: Any) -> Any:
-        """Replaces names of sizes, such as `encoder: large`, by the sizes."""
-        if not isinstance(data, dict):
-            return data
-        named = {k: data[k] for k in ("encoder", "decoder") if isinstance(data.get(k), str)}
-        unknown = sorted(set(named.values()) - set(SIZES))
-        if unknown:
-            raise ValueError(f"unknown size {unknown[0]!r}, expected one of {', '.join(SIZES)}")
-        return {**data, **{k: VitConfig.of(size).model_dump() for k, size in named.items()}}
-
-    @model_validator(mode="after")
-    def _check_combination(self) -> Self:
-        if (self.image_size or 0) % self.patch_size:
-            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size")
-        if self.decoder_head == "pixel" and self.stage == 2:
-            raise ValueError("decoder_head=pixel has no stage 2")
-        if self.quantizer.type == "kl" and self.decoder_head == "proxy":
-            raise ValueError("quantizer.type=kl requires decoder_head=pixel")
-        if self.decoder_head == "pixel" and self.losses.perceptual_loss == FEATURES:
-            raise ValueError(
-                "losses.perceptual_loss=vqgan needs the teacher, which only decoder_head=proxy has"
-            )
-        return self
 
 
 class TitokType(ModelType):

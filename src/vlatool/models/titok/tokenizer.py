@@ -11,12 +11,12 @@ from torch import Tensor
 
 from vlatool.errors import DataError, UsageError
 from vlatool.models.codebook import CodebookTokenizer
+from vlatool.models.titok.config import TitokConfig, VqConfig
 from vlatool.models.titok.model import Titok
-from vlatool.models.titok.spec import TitokConfig, VqConfig
 from vlatool.models.tokenizer import Reconstruction
 from vlatool.models.trained import as_config_error, existing_weights
+from vlatool.models.vqgan.config import VqganNetworkConfig
 from vlatool.models.vqgan.model import Vqgan
-from vlatool.models.vqgan.spec import VqganNetworkConfig
 from vlatool.models.vqgan.weights import load_vqgan
 
 # Prefixes of the names of weights that determine the codes.

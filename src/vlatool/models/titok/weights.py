@@ -15,6 +15,7 @@ from vlatool.events import Reporter
 from vlatool.loading.images.config import ImagePreprocessing
 from vlatool.loading.images.kind import ImagesAssets
 from vlatool.models.published import Exported, PublishedFiles, PublishedModel
+from vlatool.models.titok.config import TitokConfig
 from vlatool.models.titok.model import Titok
 from vlatool.models.titok.published import (
     CONFIG,
@@ -24,7 +25,6 @@ from vlatool.models.titok.published import (
     read_published_config,
     write_published_config,
 )
-from vlatool.models.titok.spec import TitokConfig
 from vlatool.models.trained import Trained, WeightsOrigin, existing_weights
 from vlatool.models.vqgan.weights import pixel_weights
 from vlatool.models.weights import init_state_dict, matching_state_dict, read_external_weights

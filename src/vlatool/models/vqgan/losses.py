@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vlatool.models.base import Part
-from vlatool.models.vqgan.discriminator import Discriminator, LecamEma
-from vlatool.models.vqgan.model import Encoder
-from vlatool.models.vqgan.spec import (
+from vlatool.models.vqgan.config import (
     FEATURES,
     GRADIENTS,
     NOTHING,
     PixelLossConfig,
     VqganNetworkConfig,
 )
+from vlatool.models.vqgan.discriminator import Discriminator, LecamEma
+from vlatool.models.vqgan.model import Encoder
 from vlatool.models.vqgan.weights import load_encoder
 from vlatool.storage.uri import require_existing
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vlatool.models.codebook import QuantizerOutput, VectorQuantizer
-from vlatool.models.vqgan.spec import VqganNetworkConfig
+from vlatool.models.vqgan.config import VqganNetworkConfig
 
 _NORM_EPS = 1e-6
 

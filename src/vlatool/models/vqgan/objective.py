@@ -23,10 +23,10 @@ from vlatool.models.base import (
 )
 from vlatool.models.codebook import difference_sums, histogram, usage_metrics
 from vlatool.models.images import comparison, psnr, to_float
+from vlatool.models.vqgan.config import CodebookAlarmConfig, PixelLossConfig
 from vlatool.models.vqgan.discriminator import hinge
 from vlatool.models.vqgan.losses import lecam_part
 from vlatool.models.vqgan.model import VqganOutput
-from vlatool.models.vqgan.spec import CodebookAlarmConfig, PixelLossConfig
 
 # Weight decay does not apply to parameters with one of these in their name, or with fewer than two
 # axes. Source: reference/titok 5.2.

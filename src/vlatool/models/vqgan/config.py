@@ -1,0 +1,209 @@
+"""Config of the VQGAN and of the pixel losses that TiTok shares; no torch.
+
+Source: reference/titok 1.8, 4.2-4.4.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from vlatool.config.base import ConfigModel, derivation_rules, derived_field
+from vlatool.errors import UsageError
+
+if TYPE_CHECKING:
+    from vlatool.loading.images.config import ImageDataConfig
+
+
+# Perceptual losses without weights of their own; the weights of all others are configured.
+GRADIENTS, FEATURES, NOTHING = "gradients", "vqgan", "none"
+
+
+WEIGHTLESS = (GRADIENTS, FEATURES, NOTHING)
+
+
+class VqganNetworkConfig(ConfigModel):
+    """A convolutional autoencoder with a codebook; the defaults are those of the published one."""
+
+    hidden_channels: int = Field(default=128, ge=1, description="Channels of the first level.")
+    channel_mult: tuple[int, ...] = Field(
+        default=(1, 1, 2, 2, 4),
+        min_length=1,
+        description="Channels of each level as multiples of hidden_channels; each level but the "
+        "first halves the resolution.",
+    )
+    num_res_blocks: int = Field(default=2, ge=1, description="Residual blocks per level.")
+    z_channels: int = Field(default=256, ge=1, description="Width of a code.")
+    codebook_size: int = Field(default=1024, ge=2, description="Number of codes.")
+    norm_groups: int = Field(default=32, ge=1, description="Groups of the group norms.")
+
+    @property
+    def patch_size(self) -> int:
+        """Side in pixels of the patch of one code."""
+        return 2 ** (len(self.channel_mult) - 1)
+
+    @model_validator(mode="after")
+    def _check_groups(self) -> Self:
+        for factor in self.channel_mult:
+            if self.hidden_channels * factor % self.norm_groups:
+                raise ValueError(
+                    f"{self.hidden_channels * factor} channels are not a multiple of norm_groups "
+                    f"{self.norm_groups}"
+                )
+        return self
+
+
+class CodebookAlarmConfig(ConfigModel):
+    """Detection of a collapsed codebook."""
+
+    below: float = Field(
+        default=0.02,
+        ge=0,
+        le=1,
+        description="Threshold of codebook_evenness (perplexity over the largest possible one) and "
+        "of codes_differ (fraction of codes that differ from image to image); 0: never.",
+    )
+    windows: int = Field(
+        default=20, ge=1, description="Number of consecutive logs below the threshold."
+    )
+    stops: bool = Field(default=False, description="End the run with an error, not a warning.")
+
+
+class PixelLossConfig(ConfigModel):
+    """Losses of reconstructed images."""
+
+    # Location of the weights of a network; their digest must stay the same.
+    no_effect_on_output: ClassVar[frozenset[str]] = frozenset({"perceptual_weights"})
+
+    reconstruction_weight: float = Field(
+        default=1.0, ge=0, description="Weight of the squared error."
+    )
+    perceptual_loss: str | None = derived_field(
+        "convnext_s with perceptual_weights, else a distance without weights of its own",
+        "Perceptual distance: convnext_s, lpips, lpips-convnext_s-1.0-0.1; without weights of its "
+        "own: vqgan (features of the teacher), gradients, none.",
+    )
+    perceptual_weight: float = Field(
+        default=0.1, ge=0, description="Weight of the perceptual distance."
+    )
+    perceptual_weights: str | None = Field(
+        default=None,
+        description="Weights of the perceptual network: a file, or a folder with all its files.",
+    )
+    quantizer_weight: float = Field(
+        default=1.0, ge=0, description="Weight of the loss term of the quantizer."
+    )
+    discriminator_start: int = Field(
+        default=20_000, ge=0, description="First step with the discriminator."
+    )
+    discriminator_ramp: int = Field(
+        default=0,
+        ge=0,
+        description="Number of steps over which the adversarial loss ramps up; the published "
+        "models use 0.",
+    )
+    discriminator_factor: float = Field(
+        default=1.0, ge=0, description="Factor on discriminator_weight."
+    )
+    discriminator_weight: float = Field(
+        default=0.01, ge=0, description="Weight of the adversarial loss; 0: no discriminator."
+    )
+    discriminator_channels: int = Field(
+        default=128,
+        ge=32,
+        multiple_of=32,
+        description="Channels of the first layer of the discriminator.",
+    )
+    discriminator_learning_rate: float | None = Field(
+        default=None, ge=0, description="Peak learning rate of the discriminator; null: hparams.lr."
+    )
+    lecam_regularization_weight: float = Field(
+        default=0.001, ge=0, description="Weight of the LeCam regularization."
+    )
+    lecam_ema_decay: float = Field(
+        default=0.999, ge=0, lt=1, description="Decay of the running means of that regularization."
+    )
+
+    @property
+    def adversarial(self) -> bool:
+        """True if there is a discriminator."""
+        return self.discriminator_weight * self.discriminator_factor > 0
+
+
+def with_perceptual(losses: PixelLossConfig, default: str) -> tuple[PixelLossConfig, str]:
+    """Fills in the perceptual loss.
+
+    Args:
+        losses: Config of the losses.
+        default: Perceptual loss if neither it nor its weights are configured.
+
+    Returns:
+        The config, and the rule of the value; empty if the value is configured.
+
+    Raises:
+        UsageError: The weights of a configured network are not configured.
+    """
+    name = losses.perceptual_loss
+    if name is None:
+        chosen = default if losses.perceptual_weights is None else "convnext_s"
+        is_default = chosen == default
+        rule = "no losses.perceptual_weights" if is_default else "losses.perceptual_weights is set"
+        return losses.model_copy(update={"perceptual_loss": chosen}), rule
+    if name not in WEIGHTLESS and losses.perceptual_weights is None:
+        raise UsageError(
+            f"model.losses.perceptual_loss {name!r} requires the weights of that network",
+            hint="set model.losses.perceptual_weights=FILE, or use one of "
+            f"{', '.join(WEIGHTLESS)}, which need no weights",
+            code="usage.no_perceptual_weights",
+            details={"key": "model.losses.perceptual_weights"},
+        )
+    return losses, ""
+
+
+def derive_image_size(
+    config: ConfigModel, size: int | None, data: "ImageDataConfig"
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Derives `image_size` of a model from its data.
+
+    Returns:
+        The changed key with its value, and its rule.
+
+    Raises:
+        UsageError: The configured size is different.
+    """
+    data_size = data.preprocessing.crop_size
+    if size not in (None, data_size):
+        raise UsageError(
+            f"model.image_size is {size}, but the images of the data are {data_size} x {data_size}",
+            hint=f"set data.preprocessing.crop_size={size}",
+            code="usage.picture_size",
+            details={"key": "data.preprocessing.crop_size"},
+        )
+    return {"image_size": data_size}, derivation_rules(config, ["image_size"])
+
+
+class VqganConfig(VqganNetworkConfig):
+    """Training of a MaskGIT-VQGAN, the teacher of TiTok."""
+
+    root_aliases: ClassVar[Mapping[str, str]] = {"init_weight": "init_from"}
+
+    type: Literal["vqgan"] = Field(default="vqgan", description="Model type.")
+    image_size: int | None = derived_field(
+        "data.preprocessing.crop_size", "Side of the images in pixels.", ge=1
+    )
+    commitment_cost: float = Field(default=0.25, ge=0, description="Weight of the commitment loss.")
+    losses: PixelLossConfig = Field(default=PixelLossConfig(), description="Losses.")
+    codebook_alarm: CodebookAlarmConfig = Field(
+        default=CodebookAlarmConfig(), description="Detection of a collapsed codebook."
+    )
+
+    @model_validator(mode="after")
+    def _check_images(self) -> Self:
+        if (self.image_size or 0) % self.patch_size:
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of {self.patch_size} (the patch "
+                f"size with {len(self.channel_mult)} entries in channel_mult)"
+            )
+        if self.losses.perceptual_loss == FEATURES:
+            raise ValueError(f"losses.perceptual_loss {FEATURES!r} requires a model with a teacher")
+        return self
