@@ -11,6 +11,10 @@ from vlatool.episode import EpisodeRef
 from vlatool.errors import DataError, UsageError, VlatoolError
 from vlatool.plugins import FORMATS
 from vlatool.sources.base import FormatReader
+from vlatool.storage.documents import DocumentError, read_json
+
+# Formats that read what vlatool wrote, by the `format` of the manifest: no other one is asked.
+_READ_WITH = {"vlatool.windows": "images", "vlatool.image-shards": "image-shards"}
 
 
 class DeferredKeys(ConfigModel):
@@ -39,7 +43,7 @@ def is_source(word: str) -> bool:
 
 
 def detect_source(location: Path, forced: str | None) -> DetectedSource:
-    """The one format that finds episodes at `location`, or the format `forced`.
+    """The format `forced`, that of the manifest, or the one that finds episodes at `location`.
 
     A format takes precedence over its `base_format`, and any format over one with `is_fallback`.
 
@@ -47,8 +51,9 @@ def detect_source(location: Path, forced: str | None) -> DetectedSource:
         DataError: No format finds episodes; the hint lists what each searched for.
         UsageError: Several formats find episodes, or `forced` is unknown.
     """
-    if forced is not None:
-        return _discover(forced, location)
+    name = forced or _format_of_manifest(location)
+    if name is not None:
+        return _discover(name, location)
     detected: list[DetectedSource] = []
     errors: dict[str, VlatoolError] = {}
     for name in FORMATS.names():
@@ -72,6 +77,14 @@ def detect_source(location: Path, forced: str | None) -> DetectedSource:
     if not detected:
         raise _not_detected_error(location, errors)
     return detected[0]
+
+
+def _format_of_manifest(location: Path) -> str | None:
+    try:
+        document: object = read_json(location / "manifest.json")
+    except (DocumentError, OSError):
+        return None
+    return _READ_WITH.get(str(document.get("format"))) if isinstance(document, dict) else None
 
 
 def _discover(name: str, location: Path) -> DetectedSource:
