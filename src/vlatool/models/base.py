@@ -74,7 +74,7 @@ class OptimizerSpec:
     Attributes:
         parts: Names of the parts whose parameters it updates.
         groups: Function from the parts after sharding, by name, to parameter groups; parameters
-            have the names of `build`. None: weight decay applies to matrices only.
+            have the names of `build`. None: those of `hparams.decay_by_name`.
         lr: Peak learning rate; None: `hparams.lr`.
         betas: Coefficients of AdamW; None: those of `hparams`.
         starts_at: First step at which the optimizer runs.

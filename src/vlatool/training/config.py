@@ -82,6 +82,11 @@ class HParams(ConfigModel):
     wd: float = Field(
         default=0.01, ge=0, description="Weight decay of linear and convolution weights."
     )
+    decay_by_name: bool = Field(
+        default=False,
+        description="Weight decay, as published, of all weights but biases and those with norm in "
+        "their name. TiTok and VQGAN always have the published rule of their own.",
+    )
     beta1: float = Field(default=0.9, ge=0, lt=1, description="First beta of AdamW.")
     beta2: float = Field(default=0.95, ge=0, lt=1, description="Second beta of AdamW.")
     eps: float = Field(default=1e-8, gt=0, description="Epsilon of AdamW.")

@@ -1,4 +1,4 @@
-"""AdamW with weight decay on matrices only. Source: reference/training 3.1."""
+"""AdamW and its parameter groups. Source: reference/training 3.1."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +16,8 @@ def build_optimizer(spec: OptimizerSpec, parts: Mapping[str, nn.Module], h: HPar
     """AdamW over the parts of one optimizer; the parts must be placed already."""
     chosen = {name: parts[name] for name in spec.parts}
     if spec.groups is None:
-        groups = split_by_rate(default_param_groups(chosen), chosen, spec.rates)
+        groups = default_param_groups(chosen, by_name=h.decay_by_name)
+        groups = split_by_rate(groups, chosen, spec.rates)
     else:
         groups = spec.groups(chosen)
     trainable = [(group, [p for p in group.params if p.requires_grad]) for group in groups]
@@ -34,19 +35,33 @@ def build_optimizer(spec: OptimizerSpec, parts: Mapping[str, nn.Module], h: HPar
     )
 
 
-def default_param_groups(parts: Mapping[str, nn.Module]) -> Sequence[ParamGroup]:
+def default_param_groups(
+    parts: Mapping[str, nn.Module], *, by_name: bool = False
+) -> Sequence[ParamGroup]:
     """Two groups: weights of linear and convolution layers with weight decay, the rest without.
 
     Biases, norms, scalars and position embeddings have no reason to be small.
+
+    Args:
+        parts: The parts of an optimizer, by name.
+        by_name: Choose by the published rule, under which embeddings, tokens and scalars decay too.
     """
-    modules = [module for part in parts.values() for module in part.modules()]
-    matrices = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    decayed = {id(module.weight) for module in modules if isinstance(module, matrices)}
-    parameters = {id(p): p for part in parts.values() for p in part.parameters()}
+    named = [pair for part in parts.values() for pair in part.named_parameters()]
+    if by_name:
+        decayed = {id(p) for name, p in named if _decays_as_published(name)}
+    else:
+        modules = [module for part in parts.values() for module in part.modules()]
+        matrices = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+        decayed = {id(module.weight) for module in modules if isinstance(module, matrices)}
+    parameters = {id(p): p for _, p in named}
     return [
         ParamGroup([p for key, p in parameters.items() if key in decayed]),
         ParamGroup([p for key, p in parameters.items() if key not in decayed], decays=False),
     ]
+
+
+def _decays_as_published(name: str) -> bool:
+    return not (name.endswith(".bias") or "norm" in name.lower())
 
 
 def split_by_rate(

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from vlatool.config.base import ConfigModel
 from vlatool.config.resolve import load_config
 from vlatool.config.schema import default_of, execution_keys
 from vlatool.errors import DataError, UsageError, VlatoolError
+from vlatool.events import Reporter
 from vlatool.jobs.files import FileEntry, remove_partial_files
 from vlatool.jobs.record import (
     OutputRecord,
@@ -157,8 +158,8 @@ def with_base_config(config: TrainConfig, run: RunDir | None) -> TrainConfig:
     if known is None or known.newest_folder() is None:
         config.check_init()
         config = config.with_init_base_config()
-    record = read_record(known.root) if known is not None and _has_trained(known) else None
-    if record is None or record.command != _COMMAND:
+    record = _earlier_record(config, run)
+    if record is None:
         return config
     try:
         before = type(config.model).model_validate(upgraded(record.options, config)["model"])
@@ -167,6 +168,60 @@ def with_base_config(config: TrainConfig, run: RunDir | None) -> TrainConfig:
     return config.model_copy(
         update={"model": config.model_type.restore_base_config(config.model, before)}
     )
+
+
+def with_earlier_rules(
+    config: TrainConfig, run: RunDir | None, typed: Collection[str], reporter: Reporter
+) -> TrainConfig:
+    """The config with the defaults of keys that the version of its run did not have.
+
+    A default is what that version did, and a preset may have another value now. A typed key keeps
+    its value, with which the run is refused.
+
+    Args:
+        config: The configuration as given.
+        run: The run folder; None if the run has no name yet.
+        typed: Dotted keys that were set explicitly for this command.
+        reporter: Receives a note for each key that changes.
+    """
+    record = _earlier_record(config, run)
+    if record is None:
+        return config
+    known = upgraded(record.options, config)
+    for key, value in list(_missing_defaults(config, known, typed)):
+        config = _with_value(config, key.split("."), value)
+        reporter.note(f"{key} is {value}, as when this run began")
+    return config
+
+
+def _missing_defaults(
+    section: ConfigModel, before: Mapping[str, Any], typed: Collection[str], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Dotted keys without the default that a run did not have and that are not typed."""
+    for name, field in type(section).model_fields.items():
+        key, value, stored = f"{prefix}{name}", getattr(section, name), before.get(name)
+        if isinstance(value, ConfigModel) and isinstance(stored, dict):
+            if stored.get("type") == getattr(value, "type", None):
+                yield from _missing_defaults(value, stored, typed, f"{key}.")
+        elif name not in {*before, *section.no_effect_on_output}:
+            is_typed = any(f"{word}.".startswith(f"{key}.") for word in typed)
+            if value != default_of(field) and not is_typed:
+                yield key, default_of(field)
+
+
+def _with_value(config: Any, path: Sequence[str], value: Any) -> Any:
+    """A copy of the config with another value at a path of keys."""
+    name, *rest = path
+    below = _with_value(getattr(config, name), rest, value) if rest else value
+    return config.model_copy(update={name: below})
+
+
+def _earlier_record(config: TrainConfig, run: RunDir | None) -> OutputRecord | None:
+    """The record of the run that this one would resume; None without one."""
+    if run is None or config.overwrite or not _has_trained(run):
+        return None
+    record = read_record(run.root)
+    return record if record is not None and record.command == _COMMAND else None
 
 
 def _check_weights_outside(run: RunDir, config: TrainConfig) -> None:

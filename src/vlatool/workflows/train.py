@@ -128,8 +128,8 @@ def train(
     typed = explicit_keys(config) if typed is None else typed
     check_rules(violations(config), typed, reporter)
     before = None if config.name is None else RunDir(_output(config))
-    config = resume.with_base_config(config, before)
-    config = resume.pinned_data(config)
+    config = resume.with_earlier_rules(config, before, typed, reporter)
+    config = resume.pinned_data(resume.with_base_config(config, before))
     info = config.data_kind.load_info(config.data, reporter)
     config, rules = config.derive(info)
     runtime = Runtime(config)

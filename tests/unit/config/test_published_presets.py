@@ -73,6 +73,7 @@ COMMON: dict[str, Any] = {
     "hparams.lr_scheduler": "cosine",
     "hparams.warmup": 1000,
     "hparams.eps": 1e-8,
+    "hparams.decay_by_name": True,
     "hparams.z_loss_coefficient": 0,
     "hparams.grad_checkpointing": False,
     "hparams.torchcompile": False,
@@ -95,6 +96,7 @@ COMMON: dict[str, Any] = {
     "model.noise_scheduler.beta_end": 0.02,
     "model.use_flow_matching_scheduler": True,
     "model.use_diffusers_scheduler": False,
+    "model.clean_padded_steps": True,
     "model.diffusion_step_conditioning": "concat",
     "model.num_action_head_repeats": None,
     "data.type": "robotics",
@@ -251,14 +253,17 @@ JOBS["vla-diffusion-tiny-test"] = {
     "data.prefetch_factor": 4,  # null, which is the default
 }
 # Keys that the recommended presets change; each file has the reason.
+RULES = {"model.clean_padded_steps", "hparams.decay_by_name"}
 CORRECTED = {
     "diffusion-policy-bellpepper": {
+        *RULES,
         "model.vision_language_backbone.image_words",
         "data.prefetch_factor",
         "data.num_workers",
         "hparams.warmup",
     },
     "diffusion-policy-lbm1": {
+        *RULES,
         "model.vision_language_backbone.image_words",
         "model.noise_scheduler.clamp_range",
         "data.prefetch_factor",
@@ -267,6 +272,7 @@ CORRECTED = {
         "hparams.grad_clip_norm",
     },
     "lbm-hparams-4cams": {
+        *RULES,
         "model.vision_language_backbone.image_words",
         "model.noise_scheduler.clamp_range",
         "data.prefetch_factor",
@@ -275,8 +281,9 @@ CORRECTED = {
         "hparams.precision",
     },
 }
-CORRECTED["vla-diffusion-tiny-test"] = {"hparams.warmup"}
+CORRECTED["vla-diffusion-tiny-test"] = {*RULES, "hparams.warmup"}
 CORRECTED["vla-diffusion-bellpepper"] = {
+    *RULES,
     "data.processor",
     "data.prefetch_factor",
     "data.num_workers",
@@ -316,6 +323,91 @@ def test_published_job_has_the_published_values(job: str) -> None:
 def test_recommended_job_changes_what_its_file_says(job: str) -> None:
     published, recommended = values(f"{job}-published"), values(job)
     assert {key for key in published if published[key] != recommended[key]} == CORRECTED[job]
+
+
+TITOK: dict[str, Any] = {
+    "hparams.global_batch_size": 256,
+    "hparams.per_gpu_batch_size": 32,
+    "hparams.lr": 1e-4,
+    "hparams.lr_scheduler": "cosine",
+    "hparams.lr_cooldown_end": 1e-5,
+    "hparams.wd": 1e-4,
+    "hparams.beta1": 0.9,
+    "hparams.eps": 1e-8,
+    "hparams.grad_clip_norm": 1.0,
+    "hparams.seed": 42,
+    "ema.enabled": True,
+    "ema.type": "rising",
+    "ema.max_value": 0.999,
+    "save_every_n_steps": 50_000,
+    "images_every_n_steps": 5_000,
+    "log_every_n_steps": 50,
+    "model.patch_size": 16,
+    "model.quantizer.type": "vq",
+    "model.quantizer.codebook_size": 4096,
+    "model.quantizer.token_size": 12,
+    "model.quantizer.use_l2_norm": True,
+    "model.quantizer.entropy_weight": 0,
+    "model.latent_layout": "legacy",
+    "model.decoder_head": "proxy",
+    "model.teacher_precision": "float32",
+    "model.vqgan.codebook_size": 1024,
+    "model.losses.reconstruction_weight": 1.0,
+    "model.losses.perceptual_weight": 0.1,
+    "model.losses.discriminator_start": 20_000,
+    "model.losses.discriminator_ramp": 0,
+    "model.losses.discriminator_factor": 1.0,
+    "model.losses.discriminator_weight": 0.01,
+    "model.losses.discriminator_channels": 128,
+    "model.losses.lecam_regularization_weight": 0.001,
+    "model.losses.lecam_ema_decay": 0.999,
+    "data.num_workers": 12,
+    "data.convert_colors": True,
+    "data.preprocessing.resize": "shorter_edge",
+    "data.preprocessing.resize_shorter_edge": 256,
+    "data.preprocessing.crop_size": 256,
+    "data.preprocessing.random_crop": True,
+    "data.preprocessing.random_flip": True,
+    "data.preprocessing.resize_filter": "bicubic",
+}
+STAGES: dict[int, dict[str, Any]] = {
+    1: {
+        "total_train_steps": 1_000_000,
+        "hparams.warmup": 10_000,
+        "hparams.beta2": 0.99,
+        "model.stage": 1,
+        "model.quantizer.commitment_cost": 0.25,
+        "model.losses.quantizer_weight": 1.0,
+    },
+    2: {
+        "total_train_steps": 500_000,
+        "hparams.warmup": 5_000,
+        "hparams.beta2": 0.999,
+        "model.stage": 2,
+        "model.quantizer.commitment_cost": 0,
+        "model.losses.quantizer_weight": 0,
+        "model.losses.perceptual_loss": "convnext_s",
+        "model.losses.discriminator_learning_rate": 1e-4,
+    },
+}
+# Codes of an image, and width, blocks and heads of both transformers.
+VARIANTS = {"s128": (128, 512, 8, 8), "b64": (64, 768, 12, 12), "l32": (32, 1024, 24, 16)}
+SIZES = ("hidden_dim", "n_layers", "n_heads")
+for variant, (tokens, *sizes) in VARIANTS.items():
+    networks = {
+        f"model.{part}.{name}": value
+        for part in ("encoder", "decoder")
+        for name, value in zip(SIZES, sizes, strict=True)
+    }
+    for stage, keys in STAGES.items():
+        job = f"titok-{variant}-stage{stage}"
+        JOBS[job] = {**TITOK, **networks, **keys, "model.num_latent_tokens": tokens}
+        CORRECTED[job] = {
+            "data.num_workers",
+            "data.convert_colors",
+            "data.preprocessing.random_flip",
+            *(["model.losses.perceptual_loss"] if stage == 2 else []),
+        }
 
 
 PUBLISHED = sorted(PRESETS.rglob("*-published.yaml"))

@@ -277,13 +277,11 @@ def test_number_of_parameters_is_the_published_one(bellpepper: DiffusionPolicy) 
 
 # Source: reference/policy 1.7; two token embeddings, a norm and the temperature are missing here.
 def test_published_rule_gives_the_published_groups(bellpepper: DiffusionPolicy) -> None:
-    trainable = {name: p.numel() for name, p in bellpepper.named_parameters() if p.requires_grad}
-    undecayed = {name for name in trainable if name.endswith(".bias") or "norm" in name.lower()}
-    num_undecayed = sum(trainable[name] for name in undecayed)
-    assert (len(undecayed) + 2, num_undecayed + 2 * 512) == (180, 151_060)
-    decayed = sum(trainable.values()) - num_undecayed
+    groups = default_param_groups({"model": bellpepper}, by_name=True)
+    decayed, undecayed = ([p.numel() for p in group.params if p.requires_grad] for group in groups)
+    assert (len(undecayed) + 2, sum(undecayed) + 2 * 512) == (180, 151_060)
     tables = 2 * 50_432 * 512
-    assert (len(trainable) - len(undecayed) + 2 + 1, decayed + tables + 1) == (133, 181_330_177)
+    assert (len(decayed) + 2 + 1, sum(decayed) + tables + 1) == (133, 181_330_177)
 
 
 def test_only_embeddings_decay_by_the_published_rule_and_not_by_ours(

@@ -149,10 +149,13 @@ def test_record_is_read_leniently_and_unknown_keys_are_listed(write: Write) -> N
     assert (resolved.config.data.prefetch_factor, resolved.config.hparams.warmup) == (4, 1000.0)
 
 
-def test_policy_of_a_record_uses_image_words(write: Write) -> None:
+def test_record_has_the_rules_without_a_published_key(write: Write) -> None:
     write("config.yaml", RECORD)
-    backbone: Any = load("config.yaml").config.model
-    assert backbone.vision_language_backbone.image_words
+    config = load("config.yaml").config
+    model: Any = config.model
+    assert model.vision_language_backbone.image_words
+    assert model.clean_padded_steps
+    assert config.hparams.decay_by_name
 
 
 def test_values_of_a_record_are_inherited(write: Write) -> None:

@@ -45,15 +45,18 @@ def policy(**keys: Any) -> DiffusionPolicy:
 
 
 def make_batch() -> dict[str, Tensor]:
+    """Three samples: within an episode, at its end, at its start."""
     generator = torch.Generator().manual_seed(5)
     future = (torch.arange(T) >= PAST).repeat(B, 1)
     future[1, -2:] = False
+    past = (torch.arange(T) < PAST).repeat(B, 1)
+    past[2] = False
     return {
         "images": torch.randint(0, 256, (B, 2, 3, 32, 32), generator=generator).byte(),
         "text": torch.tensor([[9, 2, 3, 10, 0], [9, 10, 0, 0, 0], [9, 4, 5, 6, 10]]),
         "proprioception": torch.randn(B, PAST + 1, 3, generator=generator),
         "actions": torch.randn(B, T, A, generator=generator),
-        "past_mask": (torch.arange(T) < PAST).repeat(B, 1),
+        "past_mask": past,
         "future_mask": future,
     }
 
@@ -166,9 +169,11 @@ class FixedRng:
         return self.noise.view(B, *shape)
 
 
+@pytest.mark.parametrize("causal", [True, False])
 @torch.no_grad()
-def test_loss_is_the_published_one() -> None:
-    network, batch = policy(), make_batch()
+def test_loss_is_the_published_one(causal: bool) -> None:
+    network = policy(transformer={"is_causal": causal}, clean_padded_steps=True)
+    batch = make_batch()
     time, noise = torch.tensor([3, 20, 39]), torch.randn(B, T, A)
     rng: Any = FixedRng(time, noise)
     loss = DenoisingObjective(network.config).loss(
@@ -176,7 +181,6 @@ def test_loss_is_the_published_one() -> None:
     )
     actions, mask = batch["actions"], batch["future_mask"][..., None]
     mixed = actions + (time / K)[:, None, None] * (noise - actions)
-    # Padded steps, which are clean in published training, come last, and the denoiser is causal.
     inputs = torch.where(mask, mixed, actions)
     error = (published(network, batch)(inputs, time) - (noise - actions)) ** 2
     expected = (error * mask).sum() / mask.expand_as(error).sum()

@@ -161,11 +161,7 @@ def test_published_stage_file_is_a_run(tmp_path: Path) -> None:
         "experiment.name",
         "experiment.project",
         "experiment.resume",
-        "losses.reconstruction_loss",
-        "lr_scheduler.params.learning_rate",
-        "optimizer.name",
         "optimizer.params.epsilon",
-        "training.enable_tf32",
     ]
 
 
@@ -217,6 +213,56 @@ def test_override_is_combined_with_the_other_key_of_the_file(tmp_path: Path) -> 
 def test_published_value_without_a_meaning_raises_an_error(tmp_path: Path, override: str) -> None:
     with pytest.raises(ConfigError):
         run_of(tmp_path, override)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "losses.reconstruction_loss=l1",
+        "optimizer.name=sgd",
+        "training.enable_tf32=False",
+        "model.vq_model.vit_dec_patch_size=8",
+        "model.vq_model.quantize_mode=fsq",
+    ],
+)
+def test_published_value_that_contradicts_what_runs_is_refused_by_name(
+    tmp_path: Path, override: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        run_of(tmp_path, override)
+
+    assert error.value.code == "config.refused"
+    (problem,) = error.value.details["problems"]
+    assert problem["key"] == override.partition("=")[0]
+    assert problem["origin"].startswith("command line")
+
+
+def test_all_contradictions_of_a_file_are_reported_with_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "stage.yaml"
+    path.write_text("optimizer:\n  name: sgd\nlosses:\n  reconstruction_loss: l1\n")
+    with pytest.raises(ConfigError) as error:
+        load_config(TrainConfig, files=[str(path)])
+
+    lines = {problem["key"]: problem["origin"] for problem in error.value.details["problems"]}
+    assert lines.keys() == {"optimizer.name", "losses.reconstruction_loss"}
+    assert lines["optimizer.name"].endswith("stage.yaml:2")
+
+
+@pytest.mark.parametrize("key", ["vit_dec_patch_size", "quantize_mode"])
+def test_tokenizer_of_another_kind_is_refused_by_name(key: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        titok({"model": {"vq_model": {**VQ_MODEL, key: 8}}})
+
+    assert error.value.code == "config.refused"
+    assert f"model.vq_model.{key}" in error.value.message
+
+
+def test_end_rate_is_scaled_like_the_peak_rate(tmp_path: Path) -> None:
+    """The published schedule divides the end rate by a peak rate of its own."""
+    assert run_of(tmp_path)[0].hparams.lr_cooldown_end == 1e-5
+    config, _ = run_of(tmp_path, "optimizer.params.learning_rate=2e-4")
+
+    assert (config.hparams.lr, config.hparams.lr_cooldown_end) == (2e-4, 2e-5)
 
 
 def test_default_configuration_is_that_of_the_published_file() -> None:

@@ -31,11 +31,11 @@ def optimizer_of(module: nn.Module, **keys: float) -> torch.optim.AdamW:
     return build_optimizer(OptimizerSpec(("model",)), {"model": module}, h)
 
 
-def decays(module: nn.Module) -> dict[str, float]:
+def decays(module: nn.Module, **keys: float) -> dict[str, float]:
     """Parameter name to weight decay; fails if a parameter is in two groups."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     decay_of: dict[str, float] = {}
-    for group in optimizer_of(module, wd=0.3).param_groups:
+    for group in optimizer_of(module, wd=0.3, **keys).param_groups:
         for parameter in group["params"]:
             name = names[id(parameter)]
             assert name not in decay_of
@@ -91,6 +91,23 @@ def test_text_embedding_and_temperature_do_not_decay() -> None:
         "temperature": 0.0,
         "conv.weight": 0.3,
         "conv.bias": 0.0,
+    }
+
+
+def test_published_rule_goes_by_names() -> None:
+    module = nn.Module()
+    module.table = nn.Embedding(4, 2)
+    module.temperature = nn.Parameter(torch.ones(()))
+    module.ln1 = nn.LayerNorm(2)
+    module.pre_layrnorm = nn.LayerNorm(2)
+    module.Norm = nn.Linear(1, 1)
+    undecayed = {name for name, decay in decays(module, decay_by_name=True).items() if not decay}
+    assert undecayed == {
+        "ln1.bias",
+        "pre_layrnorm.weight",
+        "pre_layrnorm.bias",
+        "Norm.weight",
+        "Norm.bias",
     }
 
 

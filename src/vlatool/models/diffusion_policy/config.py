@@ -199,6 +199,11 @@ class DiffusionPolicyConfig(NetworkConfig):
     input_noise_std: float = Field(
         default=0.0, ge=0, description="Std of noise on the inputs during training."
     )
+    clean_padded_steps: bool = Field(
+        default=False,
+        description="Add no noise to steps outside the episode, as published; the policy then "
+        "sees in its training inputs where an episode begins and ends.",
+    )
     diffusion_step_conditioning: Literal["concat", "add"] = Field(
         default="concat", description="Append the noise level as a token, or add it to all tokens."
     )

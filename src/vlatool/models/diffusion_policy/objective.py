@@ -112,6 +112,7 @@ class DenoisingObjective(Objective):
         self._breakdown = breakdown or LossBreakdown()
         self._rates = {f"{name}.": factor for name, factor in config.lr_factors.items()}
         self._repeats = config.num_action_head_repeats or 1
+        self._cleans_padding = config.clean_padded_steps
         self._num_timesteps = config.noise_scheduler.num_timesteps
         self._process = forward_process(config.noise_scheduler, flow=config.is_flow)
 
@@ -122,16 +123,17 @@ class DenoisingObjective(Objective):
     def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
         """The squared error, summed over future steps that are not padding and over dimensions.
 
-        Only past actions that are not padding are clean inputs. The published loss gives padded
-        actions too, which are copies of the nearest real action: a policy then learns to detect
-        the end of an episode from its inputs (measured: it carries the block to the bin and never
-        opens the gripper).
+        Only past actions that are not padding are clean inputs. With `clean_padded_steps` padded
+        actions are too, as published. These are copies of the nearest real action: a policy then
+        learns to detect the end of an episode from its inputs (measured: it carries the block to
+        the bin and never opens the gripper).
         """
         del optimizer
         batch_actions: Tensor = batch["actions"]
         actions = batch_actions.repeat_interleave(self._repeats, dim=0)
         mask: Tensor = batch["future_mask"].repeat_interleave(self._repeats, dim=0)[..., None]
-        is_known: Tensor = batch["past_mask"].repeat_interleave(self._repeats, dim=0)[..., None]
+        past: Tensor = batch["past_mask"].repeat_interleave(self._repeats, dim=0)[..., None]
+        is_known = ~mask if self._cleans_padding else past
         time = ctx.rng.integers(self._num_timesteps, self._repeats).flatten()
         noise = ctx.rng.normal(self._repeats, *batch_actions.shape[1:]).flatten(0, 1)
         inputs = torch.where(is_known, actions, self._process.noised(actions, noise, time))

@@ -56,7 +56,8 @@ _OWN: Mapping[tuple[str, ...], frozenset[str]] = {
         }
     ),
     ("data",): frozenset({"lanes", "max_dropped_share"}),
-    ("model",): frozenset({"solver", "lr_factors"}),
+    ("hparams",): frozenset({"decay_by_name"}),
+    ("model",): frozenset({"solver", "lr_factors", "clean_padded_steps"}),
     ("model", "vision_language_backbone"): frozenset(
         {
             "revision",
@@ -95,7 +96,8 @@ def translate(tree: Node, below: Node) -> ConvertedConfig | None:
     for path, change in _CHANGES.items():
         translated = _changed(translated, path, change)
     if is_record:
-        translated = _changed(translated, _BACKBONE, _with_image_words)
+        for path, change in _RULES.items():
+            translated = _changed(translated, path, change)
     return ConvertedConfig(translated, is_record) if is_record or translated is not tree else None
 
 
@@ -147,14 +149,30 @@ def _with_image_words(backbone: Node) -> Node:
     """Sets `image_words`: the published processor writes one word per image before the sentence."""
     if plain(backbone.value.get("type", Node(None, ""))) != "clip_backbone":
         return backbone
-    words = {"image_words": from_value(value=True, origin=backbone.origin)}
-    return replace(backbone, value={**words, **backbone.value})
+    return _with_rule("image_words", backbone)
+
+
+def _with_clean_padding(model: Node) -> Node:
+    is_policy = plain(model.value.get("type", Node(None, ""))) == "diffusion_policy"
+    return _with_rule("clean_padded_steps", model) if is_policy else model
+
+
+def _with_rule(name: str, section: Node) -> Node:
+    """Sets a rule of the published program for which it has no key."""
+    rule = {name: from_value(value=True, origin=section.origin)}
+    return replace(section, value={**rule, **section.value})
 
 
 _CHANGES: Mapping[tuple[str, ...], Callable[[Node], Node]] = {
     ("data", "augmentation", "image"): _crop,
     ("data",): _without_nulls,
     _BACKBONE: _with_backbone_type,
+}
+# Changes of a record, whose weights were trained by these rules.
+_RULES: Mapping[tuple[str, ...], Callable[[Node], Node]] = {
+    _BACKBONE: _with_image_words,
+    ("model",): _with_clean_padding,
+    ("hparams",): partial(_with_rule, "decay_by_name"),
 }
 
 

@@ -5,7 +5,7 @@ model.safetensors, as on the hub. `published_stage` converts the other sections 
 training configuration. Source: reference/titok 7.1, 7.2.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,14 @@ from vlatool.storage.documents import read_json, read_yaml
 CONFIG, WEIGHTS = "config.yaml", "pytorch_model.bin"
 MODEL = "model.vq_model"
 _CROP = "dataset.preprocessing.crop_size"
+_ENCODER_PATCH, _DECODER_PATCH = f"{MODEL}.vit_enc_patch_size", f"{MODEL}.vit_dec_patch_size"
+_MODE = f"{MODEL}.quantize_mode"
+_MODES = ("vq", "vae")
 # Published key to our key of a model, for values that stay the same.
 MODEL_KEYS: Mapping[str, str] = {
     f"{MODEL}.vit_enc_model_size": "encoder",
     f"{MODEL}.vit_dec_model_size": "decoder",
-    f"{MODEL}.vit_enc_patch_size": "patch_size",
+    _ENCODER_PATCH: "patch_size",
     f"{MODEL}.num_latent_tokens": "num_latent_tokens",
     f"{MODEL}.pretrained_tokenizer_weight": "teacher",
     f"{MODEL}.vqgan": "vqgan",  # not published; written for a teacher of other sizes
@@ -92,7 +95,7 @@ def published_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
     The published defaults of `is_legacy` and `finetune_decoder` are true.
 
     Raises:
-        ConfigError: The configuration has no tokenizer.
+        ConfigError: The configuration has no tokenizer, or a value that a model cannot have here.
     """
     section = _at(tree, MODEL)
     if not isinstance(section, Mapping):
@@ -100,6 +103,12 @@ def published_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
             f"the configuration has no {MODEL}",
             hint="use the config.yaml or config.json of a tokenizer",
             code="config.no_tokenizer",
+        )
+    for key, reason in model_contradictions(lambda name: _at(tree, name)):
+        raise ConfigError(
+            f"{key} is {_at(tree, key)!r}, which is not supported: {reason}",
+            hint="use a tokenizer of the published sizes",
+            code="config.refused",
         )
     config: dict[str, Any] = {"type": "titok", "encoder": "large", "decoder": "large"}
     for key, our_key in {**MODEL_KEYS, _CROP: "image_size"}.items():
@@ -112,6 +121,19 @@ def published_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
     config["decoder_head"] = "proxy" if is_legacy else "pixel"
     config["quantizer"] = _quantizer(section)
     return config
+
+
+def model_contradictions(lookup: Callable[[str], Any]) -> Iterator[tuple[str, str]]:
+    """Published keys of a model with values that it cannot have here, and the reasons.
+
+    Args:
+        lookup: Returns the value of a published key; None if it is not set.
+    """
+    encoder = lookup(_ENCODER_PATCH) or TitokConfig.model_fields["patch_size"].default
+    if lookup(_DECODER_PATCH) not in (None, encoder):
+        yield _DECODER_PATCH, f"the decoder has the patches of the encoder, {_ENCODER_PATCH}"
+    if lookup(_MODE) not in (None, *_MODES):
+        yield _MODE, f"it is one of {', '.join(_MODES)}"
 
 
 def published_tree(config: TitokConfig) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from vlatool.config.layers import ConvertedConfig
+from vlatool.config.problems import Problem, config_error
 from vlatool.config.tree import (
     TYPED_ORIGIN,
     Node,
@@ -17,10 +18,16 @@ from vlatool.config.tree import (
     leaf_origins,
     lenient,
     merge,
+    nearest_origin,
     plain,
     without,
 )
-from vlatool.models.titok.published import MODEL, MODEL_KEYS, is_reference
+from vlatool.models.titok.published import (
+    MODEL,
+    MODEL_KEYS,
+    is_reference,
+    model_contradictions,
+)
 
 # World size of the published launch; the published batch size is per process.
 PROCESSES = 8
@@ -44,15 +51,22 @@ _SAME: Mapping[str, str] = {
     "optimizer.params.beta2": "hparams.beta2",
     "optimizer.params.weight_decay": "hparams.wd",
     "lr_scheduler.params.warmup_steps": "hparams.warmup",
-    "lr_scheduler.params.end_lr": "hparams.lr_cooldown_end",
     "dataset.params.num_workers_per_gpu": "data.num_workers",
     **{
         f"dataset.preprocessing.{name}": f"data.preprocessing.{name}"
         for name in ("resize_shorter_edge", "crop_size", "random_crop", "random_flip")
     },
 }
-# Redundant: equal to the value of the encoder.
-_REDUNDANT = (f"{MODEL}.vit_dec_patch_size",)
+# Keys with one possible value: the value, and the reason for the error with others.
+_FIXED: Mapping[str, tuple[Any, str]] = {
+    "losses.reconstruction_loss": ("l2", "the loss of pixels is their squared error"),
+    "optimizer.name": ("adamw", "AdamW is the only optimizer"),
+    "training.enable_tf32": (True, "products in float32 use TF32"),
+}
+_RATE, _SCHEDULED_RATE = "optimizer.params.learning_rate", "lr_scheduler.params.learning_rate"
+_END_RATE = "lr_scheduler.params.end_lr"
+# Without a key here, because they are checked.
+_CHECKED = (f"{MODEL}.vit_dec_patch_size", *_FIXED)
 _OF_VQ = ("codebook_size", "use_l2_norm", "commitment_cost")
 _SCHEDULES = {"cosine": "cosine", "constant": "const"}
 _PRECISIONS = {"no": "float32", "fp16": "amp_bfloat16", "bf16": "amp_bfloat16"}
@@ -82,6 +96,9 @@ def translate(tree: Node, below: Node) -> ConvertedConfig | None:
     Args:
         tree: A file, or the overrides of the command line.
         below: The files below it before conversion, because a rule may need keys of several files.
+
+    Raises:
+        ConfigError: A value contradicts what would run.
     """
     published = _published_sections(tree)
     if not published.value:
@@ -92,6 +109,7 @@ def translate(tree: Node, below: Node) -> ConvertedConfig | None:
         node = find(whole, key.split("."))
         return None if node is None else plain(node)
 
+    _check_values(whole, lookup)
     rest = tree
     for section in published.value:
         rest = without(rest, [section] if section != "model" else MODEL.split("."))
@@ -99,6 +117,25 @@ def translate(tree: Node, below: Node) -> ConvertedConfig | None:
     converted, used = _convert(published, lookup, _rules(is_new_model=is_new_model))
     unused = lenient(_without(published, used))
     return ConvertedConfig(merge(merge(unused, converted), rest))
+
+
+def _check_values(published: Node, lookup: Lookup) -> None:
+    """Raises ConfigError with all values that contradict what would run."""
+    found = list(model_contradictions(lookup))
+    for key, (value, reason) in _FIXED.items():
+        if lookup(key) not in (None, value) and not is_reference(lookup(key)):
+            found.append((key, reason))
+    problems = [
+        Problem(
+            key,
+            nearest_origin(published, key.split(".")),
+            f'"{key}" is {lookup(key)!r}, which is not supported: {reason}',
+            code="config.refused",
+        )
+        for key, reason in found
+    ]
+    if problems:
+        raise config_error(problems, hint=f"set {problems[0].key} to another value")
 
 
 def _published_sections(tree: Node) -> Node:
@@ -116,7 +153,7 @@ def _published_sections(tree: Node) -> Node:
 def _convert(published: Node, lookup: Lookup, rules: tuple[_Rule, ...]) -> tuple[Node, list[str]]:
     """Returns our keys, and the published keys that were converted."""
     converted = Node({}, published.origin)
-    used: list[str] = [*_REDUNDANT]
+    used: list[str] = [*_CHECKED]
     for rule in rules:
         nodes = [find(published, key.split(".")) for key in rule.sources]
         present = [node for node in nodes if node is not None]
@@ -147,6 +184,7 @@ def _rules(*, is_new_model: bool) -> tuple[_Rule, ...]:
         ),
         _Rule(("training.mixed_precision",), _mapped("precision", _PRECISIONS)),
         _Rule(("lr_scheduler.scheduler",), _mapped("lr_scheduler", _SCHEDULES)),
+        _Rule((_END_RATE, _SCHEDULED_RATE, _RATE), _end_rate),
         _Rule(("training.use_ema",), _averages),
         _Rule(("experiment.output_dir",), _folder),
         _Rule(("dataset.params.train_shards_path_or_url",), _list("train", "data.shards")),
@@ -186,6 +224,14 @@ def _batch_sizes(lookup: Lookup) -> Mapping[str, Any]:
     if isinstance(size, int) and isinstance(repeats, int):
         sizes["hparams.global_batch_size"] = size * repeats * PROCESSES
     return sizes
+
+
+def _end_rate(lookup: Lookup) -> Mapping[str, Any]:
+    """The published end rate is scaled like the peak rate, if the schedule has another one."""
+    end, rates = lookup(_END_RATE), (lookup(_RATE), lookup(_SCHEDULED_RATE))
+    if isinstance(end, float) and all(isinstance(rate, float) and rate for rate in rates):
+        end *= rates[0] / rates[1]  # exactly 1 where they are equal
+    return {} if end is None or is_reference(end) else {"hparams.lr_cooldown_end": end}
 
 
 def _averages(lookup: Lookup) -> Mapping[str, Any]:
