@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vlatool.artifacts.fields import (
+from vlatool.artifacts.field_summary import (
     FieldRange,
     FieldSummary,
     dimensions_table,
@@ -19,8 +19,8 @@ from vlatool.artifacts.fields import (
     policy_fields,
     pose_tracks,
     position_fields,
-    unit,
 )
+from vlatool.artifacts.fields import unit
 from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError
 from vlatool.events import Reporter

@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vlatool.artifacts.fields import FieldSummary, dimensions_table, recorded_names
+from vlatool.artifacts.field_summary import FieldSummary, dimensions_table
+from vlatool.artifacts.fields import recorded_names
 from vlatool.artifacts.shards.format import ShardFolder, expects_manifest
 from vlatool.artifacts.shards.manifest import Shard, check_shards
 from vlatool.artifacts.shards.sample_card import sample_card

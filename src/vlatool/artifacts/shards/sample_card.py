@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from vlatool.artifacts.fields import (
+from vlatool.artifacts.field_summary import (
     lowdim_columns,
     policy_fields,
     pose_tracks,
     position_fields,
-    recorded_names,
 )
+from vlatool.artifacts.fields import recorded_names
 from vlatool.artifacts.frame_views import visible_image
 from vlatool.artifacts.sample import StoredSample
 from vlatool.artifacts.tar import OpenShard

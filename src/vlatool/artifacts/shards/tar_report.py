@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from vlatool.artifacts.fields import (
+from vlatool.artifacts.field_summary import (
     lowdim_columns,
     policy_fields,
     pose_tracks,
     position_fields,
-    recorded_names,
 )
+from vlatool.artifacts.fields import recorded_names
 from vlatool.artifacts.sample import ARRAYS, StoredSample, parse_image
 from vlatool.artifacts.shards import manifest
 from vlatool.artifacts.shards.format import ShardFolder
