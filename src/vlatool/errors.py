@@ -35,6 +35,31 @@ class VlatoolError(Exception):
         self.code = code or self.kind
         self.details: dict[str, Any] = dict(details or {})
 
+    @classmethod
+    def at(
+        cls,
+        path: PurePath | str,
+        reason: object,
+        *,
+        line: int = 0,
+        hint: str = "",
+        code: str = "",
+        **details: Any,
+    ) -> Self:
+        """Error `PATH: REASON`, or `PATH:LINE: REASON`, with the path in its details.
+
+        Args:
+            path: File or folder with the error.
+            reason: Description of the error, or the exception with one.
+            line: Line of the file, from 1; 0 if unknown.
+            hint: Action that solves the problem.
+            code: Stable identifier such as `data.broken_manifest`.
+            **details: Further details; JSON-serializable.
+        """
+        place = f"{path}:{line}" if line else str(path)
+        known = {"path": str(path)} | ({"line": line} if line else {})
+        return cls(f"{place}: {reason}", hint=hint, code=code, details={**known, **details})
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Keeps hint, code and details when the error is pickled."""
         return (_rebuild, (type(self), self.message, self.hint, self.code, self.details))
@@ -65,31 +90,6 @@ class DataError(VlatoolError):
 
     exit_code = 3
     kind = "data"
-
-    @classmethod
-    def at(
-        cls,
-        path: PurePath | str,
-        reason: object,
-        *,
-        line: int = 0,
-        hint: str = "",
-        code: str = "",
-        **details: Any,
-    ) -> Self:
-        """Error `PATH: REASON`, or `PATH:LINE: REASON`, with the path in its details.
-
-        Args:
-            path: File or folder with the error.
-            reason: Description of the error, or the exception with one.
-            line: Line of the file, from 1; 0 if unknown.
-            hint: Action that solves the problem.
-            code: Stable identifier such as `data.broken_manifest`.
-            **details: Further details; JSON-serializable.
-        """
-        place = f"{path}:{line}" if line else str(path)
-        known = {"path": str(path)} | ({"line": line} if line else {})
-        return cls(f"{place}: {reason}", hint=hint, code=code, details={**known, **details})
 
 
 class PartialFailure(VlatoolError):

@@ -7,6 +7,7 @@ it; `vlatool verify --codes` and docs/findings.md list all of them.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import PurePath
 from typing import Any, Literal, TypeVar
 
 from vlatool.errors import DataError
@@ -87,6 +88,22 @@ class FindingCodes:
         entry = self.codes[code]
         known = {key: value for key, value in place.items() if value is not None}
         return Finding(f"{self.name}.{code}", entry.severity, message, known, entry.action)
+
+    def at(
+        self, code: str, path: PurePath | str, reason: object, *, line: int = 0, **place: Any
+    ) -> Finding:
+        """Returns the finding `PATH: REASON`, or `PATH:LINE: REASON`, with the path in its place.
+
+        Args:
+            code: Part of the code behind the dot.
+            path: File or folder with the defect.
+            reason: Description of the defect, or the exception with one.
+            line: Line of the file, from 1; 0 if unknown.
+            **place: As in a call of the table.
+        """
+        position = {"path": str(path)} | ({"line": line} if line else {})
+        message = f"{path}:{line}: {reason}" if line else f"{path}: {reason}"
+        return self(code, message, **position, **place)
 
     def from_error(self, error: DataError, code: str = "", **place: Any) -> Finding:
         """Converts the error of a reader to a finding, with a code of this table if it has one.

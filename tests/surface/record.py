@@ -1,4 +1,4 @@
-"""Recorded interface; `python -m tests.surface.record` rewrites it.
+"""Recorded interface; `python -m tests.surface.record` rewrites it and the page of findings.
 
 A changed record is a changed interface and needs a line in CHANGELOG.md.
 """
@@ -33,7 +33,7 @@ def differences(before: Mapping[str, str], now: Mapping[str, str]) -> str:
 
 
 def main() -> None:
-    """Writes all records and removes obsolete ones."""
+    """Writes all records and the page of findings, and removes obsolete records."""
     for part, current in PARTS.items():
         folder = FOLDER / part
         folder.mkdir(parents=True, exist_ok=True)
@@ -43,6 +43,7 @@ def main() -> None:
                 path.unlink()
         for name, text in files.items():
             (folder / name).write_text(text)
+    source.FINDINGS_PAGE.write_text(source.findings_page())
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 import ast
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 
 import vlatool
@@ -12,6 +13,8 @@ from vlatool.inspection.verify import code_rows
 from vlatool.training.config import TrainConfig
 
 SOURCE = Path(vlatool.__file__).parent
+FINDINGS_PAGE = Path(__file__).parents[2] / "docs" / "findings.md"
+_TABLE_HEAD = "| Code | Severity | Meaning | What to do |\n|---|---|---|---|\n"
 _CODE = re.compile(r"(usage|config|data|partial|storage|environment)\.[a-z0-9_]*[a-z0-9]")
 
 
@@ -26,6 +29,21 @@ def recorded() -> dict[str, str]:
         "finding-codes.txt": _lines(findings),
         "public-names.json": json.dumps(dir(vlatool), indent=1) + "\n",
     }
+
+
+def findings_page() -> str:
+    """docs/findings.md: its introduction, and a table for each group of finding codes."""
+    introduction = FINDINGS_PAGE.read_text().partition("\n## ")[0]
+    groups = groupby(code_rows(), lambda row: row["code"].partition(".")[0])
+    tables = (f"\n## `{name}`\n\n{_TABLE_HEAD}{_table_rows(rows)}" for name, rows in groups)
+    return introduction + "".join(tables)
+
+
+def _table_rows(rows: Iterable[Mapping[str, str]]) -> str:
+    return "".join(
+        f"| `{row['code']}` | {row['severity']} | {row['meaning']} | {row['action']} |\n"
+        for row in rows
+    )
 
 
 def _lines(rows: set[str] | list[str]) -> str:

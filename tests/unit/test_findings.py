@@ -1,8 +1,4 @@
-"""Findings, and the page with the table of their codes."""
-
-import re
-from itertools import groupby
-from pathlib import Path
+"""Findings and the table of their codes."""
 
 import pytest
 
@@ -12,7 +8,6 @@ from vlatool.inspection.verify import code_rows
 from vlatool.sources.lerobot.findings import LEROBOT
 from vlatool.sources.spartan.findings import SPARTAN
 
-PAGE = Path(__file__).parents[2] / "docs" / "findings.md"
 CODES = FindingCodes(
     "acme",
     {
@@ -21,29 +16,6 @@ CODES = FindingCodes(
     },
     error_codes={"gone": "lost"},
 )
-
-
-def tables() -> dict[str, str]:
-    """Group of codes to its table, as on the page."""
-    head = "| Code | Severity | Meaning | What to do |\n|---|---|---|---|\n"
-    return {
-        group: head
-        + "".join(
-            f"| `{row['code']}` | {row['severity']} | {row['meaning']} | {row['action']} |\n"
-            for row in rows
-        )
-        for group, rows in groupby(code_rows(), lambda row: row["code"].partition(".")[0])
-    }
-
-
-@pytest.mark.parametrize("group", tables())
-def test_page_has_the_table_of_a_group(group: str) -> None:
-    assert f"## `{group}`\n\n{tables()[group]}" in PAGE.read_text()
-
-
-def test_the_page_has_no_other_codes() -> None:
-    listed = re.findall(r"^\| `([a-z_]+\.[a-z0-9_]+)`", PAGE.read_text(), re.MULTILINE)
-    assert listed == [row["code"] for row in code_rows()]
 
 
 def test_codes_are_unique_and_documented() -> None:

@@ -93,6 +93,17 @@ class CheckOptions:
     counts: CheckCounts = field(default_factory=CheckCounts)
     reporter: Reporter = NULL
 
+    def selects(self, position: int, total: int) -> bool:
+        """True if the contents of a sample are read; such samples are evenly spaced over all.
+
+        Args:
+            position: Number of the sample, from 0.
+            total: Number of all samples.
+        """
+        if self.samples is None or self.samples >= total:
+            return True
+        return position * self.samples // total != (position - 1) * self.samples // total
+
 
 def check_file(
     codes: FindingCodes, path: Path, entry: FileEntry, check: CheckOptions
@@ -135,12 +146,12 @@ def check_record_and_files(
     except DataError as error:
         yield OUTPUT("broken_record", error.message, path=error.details["path"])
     if record is not None and record.result is None:
-        message = f"{location}: `vlatool {record.command}` is running or was interrupted"
-        yield OUTPUT("incomplete", message, path=str(location))
+        problem = f"`vlatool {record.command}` is running or was interrupted"
+        yield OUTPUT.at("incomplete", location, problem)
         return False
     if record is not None and not record.complete:
-        message = f"{location}: `vlatool {record.command}` left out the items that failed"
-        yield OUTPUT("partial", message, path=str(location))
+        problem = f"`vlatool {record.command}` left out the items that failed"
+        yield OUTPUT.at("partial", location, problem)
     yield from check_files(root, check, nested_outputs=nested_outputs, volatile=volatile)
     return True
 
@@ -163,7 +174,7 @@ def check_files(
         yield OUTPUT("broken_file_list", error.message, path=str(location / NAME))
         return
     if entries is None:
-        yield OUTPUT("no_file_list", f"{location / NAME}: is missing", path=str(location / NAME))
+        yield OUTPUT.at("no_file_list", location / NAME, "is missing")
         return
     with check.reporter.progress("files", len(entries), "files") as bar:
         for entry in entries:
@@ -173,11 +184,8 @@ def check_files(
                 yield from _check_listed_folder(location, entry, check)
             bar.advance()
     if not can_list(location):
-        message = (
-            f"{location}: its folders cannot be listed; only the files named in the file list are "
-            "checked"
-        )
-        yield OUTPUT("not_listed", message, path=str(location))
+        problem = "its folders cannot be listed; only the files named in the file list are checked"
+        yield OUTPUT.at("not_listed", location, problem)
         return
     recorded = {entry.path for entry in entries}
     record = read_record(location)
@@ -188,7 +196,7 @@ def check_files(
         is_expected = belongs_in_list(str(name), volatile_patterns) and not may_be_absent
         if is_expected and recorded.isdisjoint(entry_names):
             path = location / name
-            yield OUTPUT("unlisted_file", f"{path}: is not in {NAME}", path=str(path))
+            yield OUTPUT.at("unlisted_file", path, f"is not in {NAME}")
 
 
 def _check_listed_folder(
@@ -197,8 +205,7 @@ def _check_listed_folder(
     """Compares a folder with its single entry in the file list."""
     path = location / entry.path
     if not is_intact(location, entry):
-        message = f"{path}: does not contain {entry.count} files of {entry.bytes} bytes in total"
-        yield OUTPUT("size_mismatch", message, path=str(path))
+        problem = f"does not contain {entry.count} files of {entry.bytes} bytes in total"
+        yield OUTPUT.at("size_mismatch", path, problem)
     elif not check.is_quick and folder_entry(entry.path, digests_below(path)) != entry:
-        message = f"{path}: was changed after it was written"
-        yield OUTPUT("digest_mismatch", message, path=str(path))
+        yield OUTPUT.at("digest_mismatch", path, "was changed after it was written")

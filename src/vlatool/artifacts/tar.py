@@ -442,10 +442,10 @@ def shard_index(
         return index_by_headers(version.path, copy)  # a scan takes milliseconds
     index = parse_index(content)
     if index is None or index.shard_bytes != version.size:
-        raise DataError(
-            f"{cache.folder}: the cached index of {version.path} is broken",
+        raise DataError.at(
+            cache.folder,
+            f"the cached index of {version.path} is broken",
             hint="delete the content of that folder, then run the same command again",
             code="data.broken_cache",
-            details={"path": str(cache.folder)},
         )
     return index

@@ -66,11 +66,12 @@ class OutputRecord:
 
     def no_manifest_error(self, folder: Path) -> DataError:
         """Error for an output in which the manifest, written last, is missing."""
-        return DataError(
-            f"{folder}: `vlatool {self.command}` has not written a manifest here yet",
+        return DataError.at(
+            folder,
+            f"`vlatool {self.command}` has not written a manifest here yet",
             hint="wait until it ends; if it was interrupted, run the same command again",
             code="data.incomplete_output",
-            details={"path": str(folder), "options": dict(self.options)},
+            options=dict(self.options),
         )
 
     def save(self, folder: Path) -> None:
@@ -130,11 +131,11 @@ def read_valid_record(folder: Path) -> OutputRecord | None:
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = error.reason if isinstance(error, DocumentError) else "not a record of an output"
-        raise DataError(
-            f"{path}: {reason}",
+        raise DataError.at(
+            path,
+            reason,
             hint="copy the output again, or write it again with --overwrite or to another folder",
             code="data.broken_record",
-            details={"path": str(path)},
         ) from None
 
 

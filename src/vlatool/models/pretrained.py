@@ -73,11 +73,12 @@ def read_architecture(folder: Path, kind: str | None = None) -> dict[str, Any]:
     """
     content = read_model_config(folder)
     if kind not in (None, content["model_type"]):
-        raise DataError(
-            f"{folder}: model_type is {content['model_type']!r}, expected {kind!r}",
+        raise DataError.at(
+            folder,
+            f"model_type is {content['model_type']!r}, expected {kind!r}",
             hint="use the type of backbone that fits this base model, or another base model",
             code="data.base_model",
-            details={"path": str(folder), "model_type": content["model_type"]},
+            model_type=content["model_type"],
         )
     return _without(content, _NOT_ARCHITECTURE)
 

@@ -197,13 +197,13 @@ class OpenTokenizer:
         is_other = has_digest and metadata["tokenizer_digest"] != self.network.digest
         if stored == own and not is_other:
             return
-        raise DataError(
-            f"{location}: codes of the tokenizer {metadata.get('tokenizer') or 'unknown'} "
+        raise DataError.at(
+            location,
+            f"codes of the tokenizer {metadata.get('tokenizer') or 'unknown'} "
             f"({stored[0]} codes per image, codebook of {stored[1]}), not of {self.name} "
             f"({own[0]} codes per image, codebook of {own[1]})",
             hint="decode with the tokenizer that made the codes",
             code="data.other_tokenizer",
-            details={"path": str(location)},
         )
 
 

@@ -251,11 +251,11 @@ def locate_weights(text: str, weights: Weights = "auto") -> WeightsOrigin:
     chosen = _chosen(checkpoint, manifest, weights)
     name = part_weights(_MODEL, averaged=chosen == "ema")
     if name not in manifest.files:
-        raise DataError(
-            f"{checkpoint}: contains no weights of a part {_MODEL!r}",
+        raise DataError.at(
+            checkpoint,
+            f"contains no weights of a part {_MODEL!r}",
             hint="use the checkpoint of another run",
             code="data.no_checkpoint",
-            details={"path": str(checkpoint)},
         )
     return WeightsOrigin(text, checkpoint / name, run, checkpoint, chosen)
 

@@ -91,11 +91,12 @@ def _pickle_error(path: Path, error: pickle.UnpicklingError) -> DataError:
     """Error for a pickle that refers to anything but tensors: loading it would run code."""
     match = re.search(r"GLOBAL (\S+)", str(error))
     name = "code" if match is None else match[1]
-    return DataError(
-        f"{path}: not loaded, because it refers to {name}, which is not a tensor",
+    return DataError.at(
+        path,
+        f"not loaded, because it refers to {name}, which is not a tensor",
         hint="use a safetensors file, or a file that contains only tensors",
         code="data.unsafe_checkpoint",
-        details={"path": str(path), "asks_for": name},
+        asks_for=name,
     )
 
 
@@ -151,11 +152,12 @@ def matching_state_dict(
         )
     bad = sorted(name for name, value in weights.items() if not _is_finite(value))
     if bad:
-        raise DataError(
-            f"{path}: values are not finite: {', '.join(bad[:_SHOWN])}",
+        raise DataError.at(
+            path,
+            f"values are not finite: {', '.join(bad[:_SHOWN])}",
             hint="use other weights: the outputs of these would not be finite",
             code="data.weights_not_finite",
-            details={"path": str(path), "tensors": bad},
+            tensors=bad,
         )
     return weights
 
@@ -240,9 +242,9 @@ def saved_once(tensors: Mapping[str, Tensor], shared: Sequence[Sequence[str]]) -
 def unusable_checkpoint(path: Path, error: object) -> DataError:
     """Error for a checkpoint file that cannot be read, with the first line of the cause."""
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return DataError(
-        f"{path}: cannot be loaded: {reason}",
+    return DataError.at(
+        path,
+        f"cannot be loaded: {reason}",
         hint="the checkpoint is broken or of another model: use another checkpoint",
         code="data.broken_checkpoint",
-        details={"path": str(path)},
     )

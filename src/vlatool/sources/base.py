@@ -235,11 +235,12 @@ def no_episodes(source: Path, searched: str) -> DataError:
         state = "is an empty folder"
     else:
         state = "contains no episodes"
-    return DataError(
-        f"{source}: {state}; searched for {searched}",
+    return DataError.at(
+        source,
+        f"{state}; searched for {searched}",
         hint="check the path, and that the data has the given FORMAT",
         code="data.no_episodes",
-        details={"path": str(source), "searched": searched},
+        searched=searched,
     )
 
 

@@ -118,9 +118,10 @@ def _not_detected_error(location: Path, errors: Mapping[str, VlatoolError]) -> V
         name: str(error.details.get("searched") or error.hint or error.message)
         for name, error in errors.items()
     }
-    return DataError(
-        f"{location}: no run, no shards, and no episodes of a known format",
+    return DataError.at(
+        location,
+        "no run, no shards, and no episodes of a known format",
         hint="; ".join(f"{name}: {text}" for name, text in searched.items()),
         code="data.no_episodes",
-        details={"path": str(location), "searched": searched},
+        searched=searched,
     )

@@ -171,11 +171,12 @@ class NpzArchive:
         """
         header = self.header(name)
         if header.dtype.hasobject:
-            raise DataError(
-                f"{self.path}: {name!r} holds Python objects, which are never loaded",
+            raise DataError.at(
+                self.path,
+                f"{name!r} holds Python objects, which are never loaded",
                 hint="leave the field out, for example with --data-discard-keys",
                 code="data.object_array",
-                details={"path": str(self.path), "field": name},
+                field=name,
             )
         if header.length > _LARGEST_ARRAY:
             limit = f"the limit for an array is {_LARGEST_ARRAY:,}"
@@ -256,12 +257,12 @@ class NpzFrames:
             expected = "uint8 [frames, height, width, 3]"
             if channels is None:
                 expected = "integers [frames, height, width]"
-            raise DataError(
-                f"{byte_range.path}: {self._name!r} is {header.dtype}{list(header.shape)}, "
-                f"expected {expected}",
+            raise DataError.at(
+                byte_range.path,
+                f"{self._name!r} is {header.dtype}{list(header.shape)}, expected {expected}",
                 hint="the file has another layout; convert the images, or record them again",
                 code="data.not_pictures",
-                details={"path": str(byte_range.path), "field": self._name},
+                field=self._name,
             )
         pixels = header.shape[1:]
         if math.prod(pixels) * header.dtype.itemsize > _LARGEST_FRAME:
@@ -335,11 +336,12 @@ def _is_images(header: ArrayHeader, channels: int | None) -> bool:
 
 def missing_array_error(path: Path, name: str) -> DataError:
     """Error for a required array that is missing."""
-    return DataError(
-        f"{path}: the array {name!r} is missing",
+    return DataError.at(
+        path,
+        f"the array {name!r} is missing",
         hint="the episode is incomplete; download or record it again",
         code="data.missing_array",
-        details={"path": str(path), "field": name},
+        field=name,
     )
 
 

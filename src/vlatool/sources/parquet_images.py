@@ -104,12 +104,14 @@ class ParquetImages:
             except (OSError, ValueError) as error:  # not a valid file name
                 raise self._image_error(frame, f"its path is not valid: {error}") from error
             if not path.is_relative_to(root):
-                raise DataError(
-                    f"{self.path}: {self.column} row {self._rows[frame]}: the image path "
+                raise DataError.at(
+                    self.path,
+                    f"{self.column} row {self._rows[frame]}: the image path "
                     f"{relative!r} leaves the data set {self._root}",
                     hint="do not trust this file; get the data set from its publisher",
                     code="data.unsafe_path",
-                    details={"path": str(self.path), "field": self.column, "picture": relative},
+                    field=self.column,
+                    picture=relative,
                 )
             if is_file:
                 if (size := path.stat().st_size) > _LARGEST_FILE:
@@ -147,9 +149,12 @@ class ParquetImages:
 
     def _image_error(self, frame: int, reason: str) -> DataError:
         row = self._rows[frame]
-        return DataError(
-            f"{self.path}: {self.column} row {row}: unreadable image: {reason}",
+        return DataError.at(
+            self.path,
+            f"{self.column} row {row}: unreadable image: {reason}",
             hint="the file is damaged; download or record the episode again",
             code="data.picture_unreadable",
-            details={"path": str(self.path), "field": self.column, "frame": frame, "row": row},
+            field=self.column,
+            frame=frame,
+            row=row,
         )

@@ -208,11 +208,8 @@ def _discover(
     """Requested episodes, excluded ones included."""
     for source in sources:
         if is_missing(source):
-            raise DataError(
-                f"{source}: does not exist",
-                hint="check the path of the source",
-                code="data.no_source",
-                details={"path": str(source)},
+            raise DataError.at(
+                source, "does not exist", hint="check the path of the source", code="data.no_source"
             )
     refs = select(checked_refs(list(reader.discover(sources))), config.episodes, config.exclude)
     if not refs:

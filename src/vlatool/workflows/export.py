@@ -175,11 +175,11 @@ class _CodesExport:
         )
         has_all = len(digests) == len(self.items)  # False if episodes failed
         if source_manifest.digest and has_all and source_manifest.digest != manifest.digest:
-            raise DataError(
-                f"{self.source.path}: the codes do not match the digest in {CODES_MANIFEST_NAME}",
+            raise DataError.at(
+                self.source.path,
+                f"the codes do not match the digest in {CODES_MANIFEST_NAME}",
                 hint="copy the folder again, or encode the images again",
                 code="data.codes_changed",
-                details={"path": str(self.source.path)},
             )
         manifest.save(output)
         return ()
@@ -214,11 +214,11 @@ class _SamplesExport:
         path, expected = self.source.path / packed_name(item), self._counts[packed_name(item)]
         samples = read_packed(path, self.source.sizes)
         if len(samples) != expected:
-            raise DataError(
-                f"{path}: has {len(samples)} samples, {self.manifest} says {expected}",
+            raise DataError.at(
+                path,
+                f"has {len(samples)} samples, {self.manifest} says {expected}",
                 hint="copy the folder again, or build it again",
                 code="data.broken_samples",
-                details={"path": str(path)},
             )
         files = write_lines(self.output, lines_name(item), samples.lines(self.prefix))
         return Receipt(item, counts={"samples": len(samples)}, files=files)
@@ -262,11 +262,11 @@ def _make_export(config: ExportConfig) -> _Export:
         return _SamplesExport(
             samples, output, images_prefix(tree, output, is_absolute=config.absolute)
         )
-    raise DataError(
-        f"{source}: contains neither codes nor samples",
+    raise DataError.at(
+        source,
+        "contains neither codes nor samples",
         hint="give a folder of codes, or one that `vlatool build-dataset --packed` wrote",
         code="data.nothing_to_export",
-        details={"path": str(source)},
     )
 
 

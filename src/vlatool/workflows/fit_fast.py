@@ -266,11 +266,11 @@ def _all_chunks(sources: Sequence[ChunkSource], workers: int | None, reporter: R
 def _check_shape(path: Path, parts: Sequence[Array]) -> None:
     if parts and parts[-1].shape[1:] != parts[0].shape[1:]:
         last, first = (" x ".join(map(str, part.shape[1:])) for part in (parts[-1], parts[0]))
-        raise DataError(
-            f"{path}: has chunks of {last} values, the first file of {first}",
+        raise DataError.at(
+            path,
+            f"has chunks of {last} values, the first file of {first}",
             hint="fit one tokenizer for each shape of chunks",
             code="data.chunk_shape",
-            details={"path": str(path)},
         )
 
 

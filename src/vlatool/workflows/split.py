@@ -102,12 +102,13 @@ def split(config: SplitConfig, *, reporter: Reporter = NULL) -> SplitResult:
     train = [tar for index, tar in enumerate(tars) if index not in val_positions]
     val = [tar for index, tar in enumerate(tars) if index in val_positions]
     if not train:
-        raise DataError(
-            f"{folder}: {len(tars)} shards cannot be split by {config.val_ratio}: "
+        raise DataError.at(
+            folder,
+            f"{len(tars)} shards cannot be split by {config.val_ratio}: "
             "none would be left for training",
             hint="write more shards, or lower --val-ratio",
             code="data.too_few_shards",
-            details={"path": str(folder), "shards": len(tars)},
+            shards=len(tars),
         )
     targets = _targets(config, folder)
     reporter.note(f"shards: {len(tars)}")
@@ -118,19 +119,19 @@ def split(config: SplitConfig, *, reporter: Reporter = NULL) -> SplitResult:
 def _tars(folder: Path, pattern: str | None) -> Sequence[Path]:
     record = read_record(folder)
     if record is not None and record.result is None:
-        raise DataError(
-            f"{folder}: `vlatool {record.command}` is running or was interrupted",
+        raise DataError.at(
+            folder,
+            f"`vlatool {record.command}` is running or was interrupted",
             hint="wait for the run, or run the same command again",
             code="data.incomplete_output",
-            details={"path": str(folder)},
         )
     tars = image_tars(folder) if pattern is None else published_tars(folder, pattern)
     if not tars:
-        raise DataError(
-            f"{folder}: contains no shard whose name matches {pattern or PUBLISHED_NAME}",
+        raise DataError.at(
+            folder,
+            f"contains no shard whose name matches {pattern or PUBLISHED_NAME}",
             hint="give a folder that `vlatool preprocess images` wrote, or a --file-pattern",
             code="data.no_shards",
-            details={"path": str(folder)},
         )
     present = set(file_names(folder)) if can_list(folder) else {tar.name for tar in tars}
     if missing := [tar.name for tar in tars if tar.name not in present]:

@@ -160,11 +160,11 @@ def _first_fields(folder: ShardFolder, shards: Sequence[Shard]) -> _Fields:
                     fields = _Fields.of_sample(sample.arrays())
                 if fields.widths:
                     return fields
-    raise DataError(
-        f"{folder.manifest}: lists no sample with a numeric field",
+    raise DataError.at(
+        folder.manifest,
+        "lists no sample with a numeric field",
         hint="check the path; `vlatool inspect` shows its content",
         code="data.no_samples",
-        details={"path": str(folder.manifest)},
     )
 
 
@@ -199,11 +199,11 @@ class _ShardStatistics:
         with open_shard(shard.path) as tar:
             if len(tar.keys) != shard.num_sequences or tar.damage:
                 problem = tar.damage or f"has {len(tar.keys)} samples"
-                raise DataError(
-                    f"{shard.path}: {problem}, the manifest says {shard.num_sequences} samples",
+                raise DataError.at(
+                    shard.path,
+                    f"{problem}, the manifest says {shard.num_sequences} samples",
                     hint="copy the shard and its manifest again",
                     code="data.shard_count",
-                    details={"path": str(shard.path)},
                 )
             for start in range(0, len(tar.keys), _SAMPLES_AT_ONCE):
                 samples = list(self._samples(tar, tar.keys[start : start + _SAMPLES_AT_ONCE]))
@@ -225,12 +225,14 @@ class _ShardStatistics:
             for name, array in arrays.items():
                 shape = (steps,) if name in MASKS else (steps, widths[name])
                 if array.shape[:1] != shape[:1] or array.size != np.prod(shape):
-                    raise DataError(
-                        f"{tar.path}: sample {key}: {name!r} has the shape {list(array.shape)}, "
+                    raise DataError.at(
+                        tar.path,
+                        f"sample {key}: {name!r} has the shape {list(array.shape)}, "
                         f"but {list(shape)} in the first sample",
                         hint="copy the shards again: they belong to different data",
                         code="data.schema_mismatch",
-                        details={"path": str(tar.path), "sample": key, "field": name},
+                        sample=key,
+                        field=name,
                     )
             masks = [arrays[name].astype(bool) for name in MASKS if name in arrays]
             yield arrays, np.logical_or.reduce(masks) if masks else np.ones(steps, bool)

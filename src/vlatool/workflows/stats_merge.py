@@ -161,9 +161,9 @@ def _stats_file(path: Path) -> Path:
     for candidate in (data.statistics_file, path):
         if candidate.is_file():
             return candidate
-    raise DataError(
-        f"{path}: contains no statistics",
+    raise DataError.at(
+        path,
+        "contains no statistics",
         hint="give a folder that `vlatool preprocess` wrote, or a stats.json file",
         code="data.no_statistics",
-        details={"path": str(path)},
     )

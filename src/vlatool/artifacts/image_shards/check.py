@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,11 +90,11 @@ def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
         yield IMAGE_SHARDS("broken_manifest", error.message, path=error.details["path"])
         return
     if manifest is None:
-        yield IMAGE_SHARDS("no_manifest", f"{location}: has no manifest.json", path=str(location))
+        yield IMAGE_SHARDS.at("no_manifest", location, "has no manifest.json")
     tars = published_tars(location) if manifest is None else []
     listed = manifest or ImageManifest(tuple(ImageShard(entry.name, 0, 0) for entry in tars), {})
     if not listed.shards:
-        yield IMAGE_SHARDS("no_shards", f"{location}: contains no shard", path=str(location))
+        yield IMAGE_SHARDS.at("no_shards", location, "contains no shard")
     yield from _FolderCheck(location, listed, options).shards(has_counts=manifest is not None)
     yield from _check_lists(location, [location / entry.name for entry in listed.shards])
 
@@ -117,7 +118,7 @@ class _FolderCheck:
         self._folder = folder
         self._manifest = manifest
         self._check = check
-        self._position = 0
+        self._positions = count()
         self._keys: set[str] = set()  # of the current shard
         self._episodes: dict[str, str] = {}
         size = manifest.options.get("resize_images_size")
@@ -162,7 +163,7 @@ class _FolderCheck:
                 "no_picture", f"has only the members {', '.join(sample.members)}"
             )
             return
-        if not self._is_next_selected(total):
+        if not self._check.selects(next(self._positions), total):
             return
         data = read_byte_range(ByteRange(path, sample.start, sample.end))
         stored = sample.stored(data).members
@@ -200,14 +201,6 @@ class _FolderCheck:
             yield location.finding("duplicate_picture", message)
         self._keys.add(key)
 
-    def _is_next_selected(self, total: int) -> bool:
-        """True if the next image is decoded; these are evenly spaced over all images."""
-        position, self._position = self._position, self._position + 1
-        limit = self._check.samples
-        if limit is None or limit >= total:
-            return True
-        return position * limit // total != (position - 1) * limit // total
-
 
 def _check_keys(shard: str, samples: Sequence[TarSample]) -> Iterator[Finding]:
     for number, sample in enumerate(samples):
@@ -222,8 +215,8 @@ def _check_lists(folder: Path, shards: Sequence[Path]) -> Iterator[Finding]:
     paths = [folder / name for name in LISTS.values()]
     present = [path for path in paths if path.is_file()]
     if len(present) == 1:
-        message = f"{present[0]}: has no counterpart {({*paths} - {*present}).pop().name}"
-        yield IMAGE_SHARDS("one_list", message, path=str(present[0]))
+        problem = f"has no counterpart {({*paths} - {*present}).pop().name}"
+        yield IMAGE_SHARDS.at("one_list", present[0], problem)
     listed: Counter[Path] = Counter()
     names: dict[Path, Path] = {}
     for path in present:
@@ -233,14 +226,13 @@ def _check_lists(folder: Path, shards: Sequence[Path]) -> Iterator[Finding]:
             yield IMAGE_SHARDS("broken_list", error.message, path=str(path))
             return
         if not tars:
-            yield IMAGE_SHARDS("empty_list", f"{path}: names no shard", path=str(path))
+            yield IMAGE_SHARDS.at("empty_list", path, "names no shard")
         for tar in tars:
             if not tar.is_file():
-                message = f"{path}: {tar} is missing"
-                yield IMAGE_SHARDS("listed_missing", message, path=str(path), shard=str(tar))
+                yield IMAGE_SHARDS.at("listed_missing", path, f"{tar} is missing", shard=str(tar))
         listed.update(tar.resolve() for tar in tars)
         names |= {tar.resolve(): tar for tar in tars}
-    for tar in (names[resolved] for resolved, count in listed.items() if count > 1):
+    for tar in (names[resolved] for resolved, times in listed.items() if times > 1):
         message = f"{tar}: is listed {listed[tar.resolve()]} times"
         yield IMAGE_SHARDS("listed_twice", message, shard=str(tar))
     for tar in (tar for tar in shards if present and tar.resolve() not in listed):

@@ -116,16 +116,16 @@ def _check_run(location: Path, check: CheckOptions) -> Iterator[Finding]:
     yield from _read_error("broken_record", read_valid_record, run.root)
     yield from _check_latest(run)
     if not can_list(location):
-        message = f"{location}: cannot be listed; only the latest checkpoint is checked"
-        yield RUN("not_listed", message, path=str(location))
+        problem = "cannot be listed; only the latest checkpoint is checked"
+        yield RUN.at("not_listed", location, problem)
     folders, newest = run.checkpoint_folders(), run.newest_folder()
     with check.reporter.progress("checkpoints", len(folders), "checkpoints") as bar:
         for folder in folders:
             if (folder / MANIFEST).is_file() or (newest is not None and folder == newest[1]):
                 yield from _check_checkpoint(folder, check)
             else:
-                message = f"{folder}: has no {MANIFEST}, so it is not used"
-                yield RUN("unfinished_checkpoint", message, path=str(folder))
+                problem = f"has no {MANIFEST}, so it is not used"
+                yield RUN.at("unfinished_checkpoint", folder, problem)
             bar.advance()
 
 
@@ -157,11 +157,11 @@ def _check_checkpoint(location: Path, check: CheckOptions) -> Iterator[Finding]:
                 yield from _read_error("broken_weights", read_weights_header, location / name)
     for path in sorted(location.iterdir()) if can_list(location) else ():
         if path.name != MANIFEST and path.name not in manifest.files:
-            yield RUN("unlisted_file", f"{path}: is not in {MANIFEST}", path=str(path))
+            yield RUN.at("unlisted_file", path, f"is not in {MANIFEST}")
     named_step = checkpoint_step(location.name)
     if named_step not in (None, manifest.step):
-        message = f"{location / MANIFEST}: has step {manifest.step}, the folder name {named_step}"
-        yield RUN("broken_manifest", message, path=str(location / MANIFEST))
+        problem = f"has step {manifest.step}, the folder name {named_step}"
+        yield RUN.at("broken_manifest", location / MANIFEST, problem)
 
 
 def _check_assets(run: RunDir, config: Any) -> Iterator[Finding]:
@@ -211,18 +211,18 @@ def _check_metrics(run: RunDir) -> Iterator[Finding]:
     """Checks every line; a killed run may leave a truncated last line, removed on resume."""
     path = str(run.metrics)
     if run.metrics.exists() and not run.metrics.is_file():
-        yield RUN("broken_metrics", f"{path}: is not a file", path=path)
+        yield RUN.at("broken_metrics", path, "is not a file")
         return
     if not run.metrics.is_file():
-        yield RUN("no_metrics", f"{path}: is missing", path=path)
+        yield RUN.at("no_metrics", path, "is missing")
         return
     rows = list(scan_metrics(run.metrics))
     for number, row in enumerate(rows, 1):
         if row is None and number == len(rows):
             yield RUN("cut_metrics", f"{path}: the last line is truncated", path=path, line=number)
         elif row is None or not isinstance(row.get("step"), int):
-            message = f"{path}:{number}: expected a JSON object with an integer `step`"
-            yield RUN("broken_metrics", message, path=path, line=number)
+            problem = "expected a JSON object with an integer `step`"
+            yield RUN.at("broken_metrics", path, problem, line=number)
 
 
 def _check_latest(run: RunDir) -> Iterator[Finding]:
@@ -234,12 +234,11 @@ def _check_latest(run: RunDir) -> Iterator[Finding]:
         return
     newest = next(iter(run.checkpoints()[-1:]), None)
     if newest is None:
-        yield RUN("no_checkpoint", f"{run.root}: has no complete checkpoint", path=str(run.root))
+        yield RUN.at("no_checkpoint", run.root, "has no complete checkpoint")
     named = content.get("checkpoint")
     if not content and newest is None:
         return
     if not isinstance(named, str) or not (run.root / named / MANIFEST).is_file():
-        yield RUN("broken_latest", f"{path}: names no complete checkpoint", path=path)
+        yield RUN.at("broken_latest", path, "names no complete checkpoint")
     elif newest is not None and run.root / named != newest[1]:
-        message = f"{path}: names {named}, the newest is {newest[1].name}"
-        yield RUN("stale_latest", message, path=path)
+        yield RUN.at("stale_latest", path, f"names {named}, the newest is {newest[1].name}")

@@ -7,6 +7,7 @@ samples.
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
@@ -141,9 +142,9 @@ def _list_shards(folder: ShardFolder) -> Iterator[Finding | ShardList]:
     tars = {tar for parent in folders for tar in parent.glob("*.tar")}
     for tar in sorted(tars):
         if tar not in listed:
-            yield SHARDS("unlisted_shard", f"{tar}: is not in {manifest}", path=str(tar))
+            yield SHARDS.at("unlisted_shard", tar, f"is not in {manifest}")
     for tar in dict.fromkeys(tar for tar in listed if listed.count(tar) > 1):
-        yield SHARDS("listed_twice", f"{manifest}: lists {tar.name} twice", path=str(manifest))
+        yield SHARDS.at("listed_twice", manifest, f"lists {tar.name} twice")
     yield ShardList(folder, shards)
 
 
@@ -182,7 +183,7 @@ class _FolderCheck:
         self.stats = StatsCheck(listed.folder, expected, recompute=check.is_full)
         self._listed = listed
         self._check = check
-        self._position = 0
+        self._positions = count()
 
     def shard(self, shard: Shard) -> Iterator[Finding]:
         """Yields the findings of a shard and its samples."""
@@ -215,7 +216,7 @@ class _FolderCheck:
 
     def _sample(self, file: IO[bytes], path: Path, sample: TarSample) -> Iterator[Finding]:
         """Checks digest and members of a sample, and its contents if it is selected."""
-        is_selected = self._is_next_selected()
+        is_selected = self._check.selects(next(self._positions), self._listed.num_samples)
         if sample.end - sample.start > _LARGEST_SAMPLE:
             self._listed.digests[sample.key] = b""
             message = f"has {sample.end - sample.start} bytes; the limit is {_LARGEST_SAMPLE}"
@@ -241,17 +242,6 @@ class _FolderCheck:
             self._check.counts.add(samples_read=1)
             yield from self.contents.check(context, self.stats.add)
 
-    def _is_next_selected(self) -> bool:
-        """True if the contents of the next sample are read.
-
-        Such samples are evenly spaced over all samples.
-        """
-        position, self._position = self._position, self._position + 1
-        limit, total = self._check.samples, self._listed.num_samples
-        if limit is None or limit >= total:
-            return True
-        return position * limit // total != (position - 1) * limit // total
-
 
 def check_index(shard: Path, scan: TarScan) -> Iterator[Finding]:
     """Compares an index with the headers of its shard; published data have no index."""
@@ -267,4 +257,4 @@ def check_index(shard: Path, scan: TarScan) -> Iterator[Finding]:
         problem = "byte ranges differ from those of the tar headers"
     else:
         return
-    yield SHARDS("index_mismatch", f"{path}: {problem}", path=str(path), shard=str(shard))
+    yield SHARDS.at("index_mismatch", path, problem, shard=str(shard))

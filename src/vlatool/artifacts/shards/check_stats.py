@@ -178,7 +178,7 @@ class StatsCheck:
             except DataError:
                 is_equal = False
             if not is_equal:
-                yield STATS("copies_differ", f"{copy}: differs from {self.path}", path=str(copy))
+                yield STATS.at("copies_differ", copy, f"differs from {self.path}")
 
     def _finding(
         self, code: str, message: str, field: str | None = None, **location: Any

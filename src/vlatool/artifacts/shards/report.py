@@ -215,11 +215,11 @@ def _open(location: Path) -> ShardFolder:
     record = read_record(location) if has_data else read_valid_record(location)
     is_shards = record is None or not record.complete or expects_manifest(location)
     if not has_data and not is_shards:
-        raise DataError(
-            f"{location}: inspect does not support the contents of this output",
+        raise DataError.at(
+            location,
+            "inspect does not support the contents of this output",
             hint="use `vlatool verify` to compare its files with their list",
             code="data.unknown_output",
-            details={"path": str(location)},
         )
     if not has_data and record is not None:
         raise record.no_manifest_error(location)

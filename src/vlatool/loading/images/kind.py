@@ -301,9 +301,9 @@ class ImagesKind:
 
 
 def _unusable(folder: Path, reason: str) -> DataError:
-    return DataError(
-        f"{folder / CONFIG_NAME}: {reason}",
+    return DataError.at(
+        folder / CONFIG_NAME,
+        reason,
         hint="copy it again from the original run folder",
         code="data.broken_config",
-        details={"path": str(folder / CONFIG_NAME)},
     )

@@ -177,11 +177,11 @@ class RoboticsKind:
         options = read_preprocessing_config(folder)
         past = options.get("past_lowdim_steps")
         if not isinstance(past, int):
-            raise DataError(
-                f"{run.options}: past_lowdim_steps is missing",
+            raise DataError.at(
+                run.options,
+                "past_lowdim_steps is missing",
                 hint="copy preprocessing_config.yaml of the training data there",
                 code="data.broken_config",
-                details={"path": str(run.options)},
             )
         return _assets(config, statistics, past, options)
 

@@ -230,11 +230,11 @@ def read_state(location: str) -> tuple[Path, Mapping[str, Tensor]]:
     content = read_pickled_weights(origin.path)
     state = next((content[key] for key in (_EMA_STATE, _STATE) if key in content), content)
     if not isinstance(state, Mapping) or not _are_tensors(state):
-        raise DataError(
-            f"{origin.file}: the file holds no weights",
+        raise DataError.at(
+            origin.file,
+            "the file holds no weights",
             hint=f"use checkpoint_N{PICKLED_SUFFIX} or ema_N{PICKLED_SUFFIX}; not an optimizer's",
             code="data.no_weights",
-            details={"path": str(origin.file)},
         )
     return origin.file, state
 

@@ -76,12 +76,7 @@ def read_published_config(path: Path) -> dict[str, Any]:
 
 
 def _broken(path: Path, reason: object) -> DataError:
-    return DataError(
-        f"{path}: {reason}",
-        hint="copy the folder again",
-        code="data.broken_config",
-        details={"path": str(path)},
-    )
+    return DataError.at(path, reason, hint="copy the folder again", code="data.broken_config")
 
 
 def write_published_config(folder: Path, tree: Mapping[str, Any]) -> None:

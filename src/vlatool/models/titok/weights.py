@@ -196,11 +196,11 @@ def inferred_config(weights: Mapping[str, Tensor], path: Path) -> TitokConfig:
     """
     sizes = sizes_of(weights)
     if any(sizes[name] is None for name in ("latent tokens", "patches", "patch size")):
-        raise DataError(
-            f"{path}: not a tokenizer; its tensors are {', '.join(sorted(weights)[:3])}, ...",
+        raise DataError.at(
+            path,
+            f"not a tokenizer; its tensors are {', '.join(sorted(weights)[:3])}, ...",
             hint="use a file of weights of TiTok",
             code="data.no_tokenizer",
-            details={"path": str(path)},
         )
     is_proxy, codebook = sizes["head"] == "proxy", sizes["codebook"]
     quantizer: dict[str, Any] = {"type": sizes["bottleneck"], "token_size": sizes["token size"]}

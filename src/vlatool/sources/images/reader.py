@@ -151,11 +151,12 @@ class ImageFiles:
             raise self._error(index, "does not exist; the link is broken", "data.missing_file")
 
     def _error(self, index: int, problem: str, code: str) -> DataError:
-        return DataError(
-            f"{self.paths[index]}: {problem}",
+        return DataError.at(
+            self.paths[index],
+            problem,
             hint="get or record the image again, or exclude the episode with --episodes",
             code=code,
-            details={"path": str(self.paths[index]), "frame": index},
+            frame=index,
         )
 
 
@@ -223,11 +224,11 @@ class ImagesReader:
         """
         names = self._scan(ref.path).images
         if not names:
-            raise DataError(
-                f"{ref.path}: has no images ({', '.join(self.config.extensions)})",
+            raise DataError.at(
+                ref.path,
+                f"has no images ({', '.join(self.config.extensions)})",
                 hint="exclude the episode with --episodes, or name other --extensions",
                 code="data.no_pictures",
-                details={"path": str(ref.path)},
             )
         return Episode(
             id=ref.id,
@@ -316,12 +317,11 @@ def _ignored_files(source: Path, folders: Sequence[_Folder]) -> Iterator[Finding
     hidden = sum(folder.hidden for folder in folders)
     others = sum((folder.others for folder in folders), Counter[str]())
     if hidden:
-        message = f"{source}: {hidden} hidden or temporary files are ignored"
-        yield IMAGES("hidden_files", message, path=str(source))
+        yield IMAGES.at("hidden_files", source, f"{hidden} hidden or temporary files are ignored")
     if others:
         kinds = ", ".join(f"{count} {suffix or 'none'}" for suffix, count in others.items())
-        message = f"{source}: files that are not images are ignored, by suffix: {kinds}"
-        yield IMAGES("other_files", message, path=str(source))
+        problem = f"files that are not images are ignored, by suffix: {kinds}"
+        yield IMAGES.at("other_files", source, problem)
 
 
 def _check_images(images: ImageFiles, episode: str) -> Iterator[Finding]:

@@ -109,11 +109,12 @@ def select_fields(
 def _unusable_error(root: Path, name: str, reason: str, convention: tuple[str, str]) -> DataError:
     path = root / INFO_FILE
     option = "--action-keys" if convention is PREDICTED else "--observation-keys"
-    return DataError(
-        f"{path}: the feature {name!r} {reason}",
+    return DataError.at(
+        path,
+        f"the feature {name!r} {reason}",
         hint=f"correct the file, or name the columns to use with {option}",
         code="data.unusable_feature",
-        details={"path": str(path), "field": name},
+        field=name,
     )
 
 

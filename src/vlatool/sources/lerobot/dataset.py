@@ -361,8 +361,8 @@ def _frame_total_findings(
     if info.total_frames is None or len(lengths) < len(lines) or info.total_frames == sum(lengths):
         return
     path = root / INFO_FILE
-    message = f"{path}: total_frames is {info.total_frames}, {EPISODES_FILE} lists {sum(lengths)}"
-    yield LEROBOT("totals_mismatch", message, path=str(path), field="total_frames")
+    problem = f"total_frames is {info.total_frames}, {EPISODES_FILE} lists {sum(lengths)}"
+    yield LEROBOT.at("totals_mismatch", path, problem, field="total_frames")
 
 
 def _first_few(numbers: Sequence[int], limit: int = 5) -> str:

@@ -129,7 +129,7 @@ def _check_root(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Findin
         *_splits(tree, len(episodes)),
         *_names(tree),
     ):
-        yield LEROBOT(code, f"{path}: {field} {problem}", path=str(path), field=field)
+        yield LEROBOT.at(code, path, f"{field} {problem}", field=field)
     if (finding := _statistics_finding(root)) is not None:
         yield finding
     yield from _check_rows(root, episodes)
@@ -199,8 +199,8 @@ def _check_rows(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Findin
         first = rows.first("index") if "index" in rows.columns else expected
         if first != expected:
             path = str(rows.path)
-            message = f"{path}: index starts at {first}, expected {expected}"
-            yield LEROBOT("index_gap", message, path=path, field="index", frame=0)
+            problem = f"index starts at {first}, expected {expected}"
+            yield LEROBOT.at("index_gap", path, problem, field="index", frame=0)
         expected += len(rows)
         for name in rows.columns:
             missing.pop(name, None)
@@ -208,12 +208,12 @@ def _check_rows(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Findin
                 parts[name] += _vectors(rows, name)
     path = str(root / INFO_FILE)
     for name in missing:
-        message = f"{path}: no file has the feature {name!r}"
-        yield LEROBOT("feature_without_column", message, path=path, field=name)
+        problem = f"no file has the feature {name!r}"
+        yield LEROBOT.at("feature_without_column", path, problem, field=name)
     values = {name: np.concatenate(arrays) for name, arrays in parts.items() if arrays}
     path = str(root / STATS_FILE)
     for name, problem in statistics_mismatches(published, values):
-        yield LEROBOT("stats_contradict", f"{path}: {name} {problem}", path=path, field=name)
+        yield LEROBOT.at("stats_contradict", path, f"{name} {problem}", field=name)
 
 
 def _vectors(rows: Rows, name: str) -> list[Array]:

@@ -208,11 +208,12 @@ def _layout(root: Path, version: str) -> str:
 
 
 def _unsupported_error(path: Path, version: str) -> DataError:
-    return DataError(
-        f"{path}: LeRobot {version} is not supported; v2.0 and v2.1 are",
+    return DataError.at(
+        path,
+        f"LeRobot {version} is not supported; v2.0 and v2.1 are",
         hint="use the v2.1 revision of this data set, if its publisher keeps one",
         code="data.unsupported_version",
-        details={"path": str(path), "version": version},
+        version=version,
     )
 
 

@@ -271,8 +271,7 @@ def _check_folder(folder: Path, read: Collection[Path]) -> Iterator[Finding]:
         try:
             next(iter(child.iterdir()), None)
         except OSError as error:
-            message = f"{child}: cannot be listed: {error.strerror}"
-            yield SPARTAN("unlistable_folder", message, path=str(child))
+            yield SPARTAN.at("unlistable_folder", child, f"cannot be listed: {error.strerror}")
             continue
         if child.name.lower().startswith("episode"):
-            yield SPARTAN("misnamed_episode", f"{child}: is not read", path=str(child))
+            yield SPARTAN.at("misnamed_episode", child, "is not read")

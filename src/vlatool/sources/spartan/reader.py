@@ -64,11 +64,11 @@ class SpartanReader:
         for source in sources:
             folders = episode_folders(source)
             if not folders:
-                raise DataError(
-                    f"{source}: no Spartan episodes in it or below",
+                raise DataError.at(
+                    source,
+                    "no Spartan episodes in it or below",
                     hint="searched for folders episode_<N> that contain processed/",
                     code="data.no_episodes",
-                    details={"path": str(source)},
                 )
             for folder in folders:
                 ref = episode_ref(folder, source, self.config.task)

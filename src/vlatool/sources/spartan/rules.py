@@ -103,11 +103,11 @@ def open_episode(folder: Path, config: SpartanConfig, report: Collector) -> Open
     for path in (folder / name for name in (METADATA, *ARCHIVES)):
         if path.name not in episode.present:
             report.add_error(
-                DataError(
-                    f"{path}: does not exist",
+                DataError.at(
+                    path,
+                    "does not exist",
                     hint="the episode is incomplete; download or record it again",
                     code="data.missing_file",
-                    details={"path": str(path)},
                 )
             )
     if METADATA in episode.present:
@@ -133,11 +133,12 @@ def camera_names(path: Path, report: Collector) -> dict[str, str]:
     """
     mapping = _read_yaml(path).get(_CAMERA_IDS)
     if not isinstance(mapping, Mapping) or not mapping:
-        raise DataError(
-            f"{path}: {_CAMERA_IDS} is missing or empty",
+        raise DataError.at(
+            path,
+            f"{_CAMERA_IDS} is missing or empty",
             hint="it names the cameras, for example 6CD146030E99: scene_right_0",
             code="data.missing_field",
-            details={"path": str(path), "field": _CAMERA_IDS},
+            field=_CAMERA_IDS,
         )
     original = {str(camera_id): str(name) for camera_id, name in mapping.items()}
     names = {camera_id: name.lower() for camera_id, name in original.items()}
@@ -193,11 +194,11 @@ def _open_cameras(episode: OpenedEpisode, archive: NpzArchive, report: Collector
             episode.cameras[name] = frames
     if ids and not any(camera_id in archive for camera_id in ids):
         report.add_error(
-            DataError(
-                f"{archive.path}: no camera of {_CAMERA_IDS} has images",
+            DataError.at(
+                archive.path,
+                f"no camera of {_CAMERA_IDS} has images",
                 hint="the ids in metadata.yaml must be names of arrays in this file",
                 code="data.no_cameras",
-                details={"path": str(archive.path)},
             )
         )
 
@@ -228,11 +229,12 @@ def _field_header(archive: NpzArchive, name: str) -> ArrayHeader:
     if shape:
         problem = f"is {header.dtype}{list(shape)}, expected numbers or text"
         code = "data.bad_field"
-    raise DataError(
-        f"{archive.path}: {name!r} {problem}",
+    raise DataError.at(
+        archive.path,
+        f"{name!r} {problem}",
         hint="leave the field out with --data-discard-keys",
         code=code,
-        details={"path": str(archive.path), "field": name},
+        field=name,
     )
 
 
@@ -282,11 +284,11 @@ def _check_lengths(episode: OpenedEpisode, report: Collector) -> None:
             report.add_error(length_error(episode, file, name, length))
     if expected == 0:
         report.add_error(
-            DataError(
-                f"{episode.folder}: the episode has no frames",
+            DataError.at(
+                episode.folder,
+                "the episode has no frames",
                 hint="exclude it with --episodes, or record it again",
                 code="data.empty_episode",
-                details={"path": str(episode.folder)},
             )
         )
 
@@ -297,11 +299,13 @@ def length_error(episode: OpenedEpisode, file: str, name: str, length: int | Non
     camera = episode.camera_ids.get(name)
     label = name if camera is None else f"camera {camera}"
     problem = "is a single value" if length is None else f"has {length} frames"
-    return DataError(
-        f"{path}: {label!r} {problem}, most arrays have {episode.num_frames}",
+    return DataError.at(
+        path,
+        f"{label!r} {problem}, most arrays have {episode.num_frames}",
         hint="the episode is inconsistent; record or download it again",
         code="data.length_mismatch",
-        details={"path": str(path), "field": name, "camera": camera},
+        field=name,
+        camera=camera,
     )
 
 
@@ -381,11 +385,12 @@ def _matrices(archive: NpzArchive, camera_id: str, size: int) -> Array:
     is_matrix = is_matrix and values.dtype.kind in "fiu"
     if not is_matrix or not np.isfinite(values).all():
         problem = "not finite" if is_matrix else f"{values.dtype}{list(values.shape)}"
-        raise DataError(
-            f"{archive.path}: {camera_id!r} is {problem}, "
+        raise DataError.at(
+            archive.path,
+            f"{camera_id!r} is {problem}, "
             f"expected finite matrices {[size, size]}, one or one per frame",
             hint="repair the calibration of this camera, or remove its line from the file",
             code="data.bad_calibration",
-            details={"path": str(archive.path), "field": camera_id},
+            field=camera_id,
         )
     return values
