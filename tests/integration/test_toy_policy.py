@@ -20,7 +20,7 @@ from tests.builders.toy_policy import (
 )
 from tests.builders.toy_runs import SITE, toy_config, toys
 from vlatool.episode import Observation
-from vlatool.errors import DataError
+from vlatool.errors import DataError, PartialFailure
 from vlatool.evaluation.config import ActionMap, FieldMap, OpenLoopConfig, RolloutConfig
 from vlatool.evaluation.control import ResizeLog, act_in_batches
 from vlatool.evaluation.controllers import PolicyController
@@ -151,3 +151,10 @@ def test_errors_are_counted_apart_in_report_text_and_record(run: Path, tmp_path:
     assert {row["seed"]: row["error"] for row in document["rollouts"] if row["error"]} == ERRORS
     assert "ended by an error of the environment: 2" in result.text()
     assert ERRORS[BROKEN_STEP] in result.text()
+
+
+def test_errors_in_all_episodes_are_no_success_rate(run: Path, tmp_path: Path) -> None:
+    options = {"broken": [BROKEN_RESET]}
+    with pytest.raises(PartialFailure, match="no start"):
+        rollout(config(run, tmp_path, seed=BROKEN_RESET, episodes=1, env_options=options))
+    assert json.loads((tmp_path / "report.json").read_text())["errors"] == 1

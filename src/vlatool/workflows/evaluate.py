@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlatool.config.resolve import load_config
-from vlatool.errors import DataError, UsageError, missing_package
+from vlatool.errors import DataError, PartialFailure, UsageError, missing_package
 from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.command import JobConfig
@@ -165,6 +165,7 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
     Raises:
         UsageError: The environment does not exist, or the output has different content.
         DataError: The observations of the environment lack an input of the policy.
+        PartialFailure: An error of the environment ended every episode.
     """
     from vlatool.evaluation.control import ResizeLog, open_policy
     from vlatool.evaluation.controllers import PolicyController
@@ -199,7 +200,20 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
     report = job.report()
     names = [*labels, "picture", "report"]
     metrics = {name: value for name, value in report.items() if name not in names}
+    if not report["episodes"]:
+        raise _every_episode_failed(report)
     return RolloutResult(**{name: report[name] for name in names}, figures=metrics)
+
+
+def _every_episode_failed(report: Mapping[str, Any]) -> PartialFailure:
+    rows = report["rollouts"]
+    return PartialFailure(
+        f"{report['env']}: an error of the environment ended every episode; "
+        f"the first: {rows[0]['error']}",
+        hint=f"all are in {report['report']}",
+        code="partial.rollouts_failed",
+        details={"failures": rows},
+    )
 
 
 def environment_maker(name: str, **options: Any) -> Any:
