@@ -32,6 +32,7 @@ from vlatool.models.titok.spec import TitokType
 from vlatool.models.titok.weights import load_titok, save_published
 from vlatool.models.tokenizer import open_tokenizer
 from vlatool.models.vqgan.spec import VqganType
+from vlatool.models.weights import read_weights
 from vlatool.testing import check_model_type
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.train import train
@@ -78,7 +79,9 @@ def test_continuous_tokens_pass_the_contract_checks(data: dict[str, Any]) -> Non
     check_model_type(TitokType, {**PIXELS, "quantizer": quantizer, "losses": losses}, data=data)
 
 
-def run(root: Path, name: str, data: dict[str, Any], model: dict[str, Any]) -> RunDir:
+def run(
+    root: Path, name: str, data: dict[str, Any], model: dict[str, Any], **changes: Any
+) -> RunDir:
     """A short training run of a model on the images."""
     keys: dict[str, Any] = {
         "model": model,
@@ -94,6 +97,7 @@ def run(root: Path, name: str, data: dict[str, Any], model: dict[str, Any]) -> R
         "hparams.per_gpu_batch_size": 4,
         "hparams.warmup": 1,
         "hparams.lr": 1e-2,
+        **changes,
     }
     overrides = [Override(key, value, "test") for key, value in keys.items()]
     train(load_config(TrainConfig, overrides=overrides).config)
@@ -107,7 +111,8 @@ def chain(folder: Path, data: dict[str, Any]) -> dict[str, RunDir]:
     vqgan = {"type": "vqgan", **NETWORK, "losses": LOSSES}
     runs = {"vqgan": run(root, "vqgan", data, vqgan)}
     titok = {"type": "titok", **SIZES, "teacher": str(root / "vqgan")}
-    runs["first"] = run(root, "first", data, titok)
+    validation = {**data, "val_shards": data["shards"]}
+    runs["first"] = run(root, "first", validation, titok, **{"experiment.eval_every": 2})
     losses = {**LOSSES, "discriminator_start": 2}
     second = {**titok, "stage": 2, "init_weight": str(root / "first"), "losses": losses}
     runs["second"] = run(root, "second", data, second)
@@ -115,7 +120,7 @@ def chain(folder: Path, data: dict[str, Any]) -> dict[str, RunDir]:
 
 
 def weights(run: RunDir, name: str) -> dict[str, torch.Tensor]:
-    return load_file(run.checkpoint(STEPS) / name)
+    return read_weights(run.checkpoint(STEPS) / name)
 
 
 def test_sizes_of_a_teacher_that_is_a_run_are_read(chain: dict[str, RunDir]) -> None:
@@ -138,6 +143,37 @@ def test_stage_2_starts_from_the_averaged_weights_of_stage_1_and_freezes_its_tok
     )
     trained = [k for k in first if k.startswith("decoder.")]
     assert not any(torch.equal(first[k], second[k]) for k in trained)
+
+
+def test_checkpoints_of_stage_2_hold_no_frozen_weights(chain: dict[str, RunDir]) -> None:
+    folder = chain["second"].checkpoint(STEPS)
+    (frozen,) = folder.parent.glob("*.safetensors")
+    tokens = ("encoder.", "quantize.", "latent_tokens")
+
+    assert all(name.startswith(tokens) for name in load_file(frozen))
+    for name in ("model.safetensors", "ema.safetensors"):
+        assert not any(key.startswith(tokens) for key in load_file(folder / name))
+
+
+def test_checkpoint_that_was_copied_alone_names_what_lies_beside_it(
+    chain: dict[str, RunDir], tmp_path: Path
+) -> None:
+    folder = chain["second"].checkpoint(STEPS)
+    (frozen,) = folder.parent.glob("*.safetensors")
+    copy = shutil.copytree(folder, tmp_path / "checkpoints" / folder.name)
+    with pytest.raises(DataError) as error:
+        open_titok(str(copy))
+    assert "config.yaml" in error.value.message
+    assert frozen.name in error.value.hint
+
+    shutil.copytree(chain["second"].root, tmp_path, ignore=lambda *_: ["checkpoints"],
+                    dirs_exist_ok=True)  # fmt: skip
+    with pytest.raises(DataError) as error:
+        open_titok(str(copy))
+    assert error.value.details["path"] == str(tmp_path / "checkpoints" / frozen.name)
+
+    shutil.copy(frozen, copy)
+    assert open_titok(str(copy))[0].stage == 2
 
 
 def test_codes_are_the_same_after_stage_2(chain: dict[str, RunDir]) -> None:
@@ -177,6 +213,13 @@ def test_metrics_contain_the_use_of_the_codebook(chain: dict[str, RunDir]) -> No
 
     names = ("codebook_usage", "codebook_perplexity", "dead_codes", "right_codes")
     assert all(name in last for name in names)
+
+
+def test_published_interval_validates_on_all_images(chain: dict[str, RunDir]) -> None:
+    rows = {row["step"]: row for row in read_metrics(chain["first"].metrics) if "val/loss" in row}
+
+    assert list(rows) == [2, 4]
+    assert 0 < rows[4]["val/ema/loss"] != rows[4]["val/loss"]
 
 
 def test_images_are_logged_during_training(chain: dict[str, RunDir]) -> None:

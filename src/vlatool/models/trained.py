@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import ConfigDict, Field, SerializeAsAny, ValidationError, create_model
 
 from vlatool.artifacts.run.checkpoint import CheckpointManifest, is_checkpoint, part_weights
-from vlatool.artifacts.run.format import RunDir, find_checkpoint, is_run, local_run
+from vlatool.artifacts.run.format import (
+    RunDir,
+    find_checkpoint,
+    is_run,
+    local_run,
+    without_run,
+)
 from vlatool.config.base import ConfigModel
 from vlatool.config.resolve import load_config
 from vlatool.errors import ConfigError, DataError, UsageError
@@ -78,7 +84,13 @@ class WeightsOrigin:
     @property
     def path(self) -> Path:
         """Local path of the file; a copy in the cache if it is remote."""
-        return self.opened or _local_copy(self.file)
+        if self.opened is not None or self.checkpoint is None or not is_remote(self.file):
+            return self.opened or _local_copy(self.file)
+        folder = self.checkpoint.parent
+        manifest = CheckpointManifest.read(self.checkpoint)
+        paths = manifest.paths(self.checkpoint, [self.file.name])
+        names = [str(path.relative_to(folder)) for path in paths]
+        return _cached(folder, names) / names[0]
 
     @property
     def name(self) -> str:
@@ -247,6 +259,8 @@ def locate_weights(text: str, weights: Weights = "auto") -> WeightsOrigin:
     if published is not None:
         return WeightsOrigin(text, published[1].weights)
     run, checkpoint = find_checkpoint(location)
+    if checkpoint == location and not run.config.is_file():
+        raise without_run(run, checkpoint)
     manifest = CheckpointManifest.read(checkpoint)
     chosen = _chosen(checkpoint, manifest, weights)
     name = part_weights(_MODEL, averaged=chosen == "ema")
@@ -377,9 +391,11 @@ def _unusable(origin: WeightsOrigin, reason: str) -> DataError:
 
 
 def _local_copy(path: Path) -> Path:
-    if not is_remote(path):
-        return path
-    return FileCache(default_cache_folder()).local_copy(path.parent, [path.name]) / path.name
+    return path if not is_remote(path) else _cached(path.parent, [path.name]) / path.name
+
+
+def _cached(folder: Path, names: Sequence[str]) -> Path:
+    return FileCache(default_cache_folder()).local_copy(folder, names)
 
 
 # sections of a configuration

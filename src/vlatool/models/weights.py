@@ -11,10 +11,11 @@ from typing import Any, cast
 from zipfile import is_zipfile
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from vlatool.artifacts.run.checkpoint import FROZEN, frozen_path
 from vlatool.errors import ConfigError, DataError
 from vlatool.plugins import did_you_mean
 from vlatool.storage.atomic import open_atomic
@@ -37,15 +38,31 @@ def load_weights(module: nn.Module, path: Path) -> None:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Reads the tensors of a safetensors file to the CPU.
+    """Reads the tensors of a safetensors file, and the frozen ones that it refers to, to the CPU.
 
     Raises:
-        DataError: The file is missing or broken.
+        DataError: A file is missing or broken.
     """
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            frozen = (file.metadata() or {}).get(FROZEN)
+        weights = load_file(path)
     except (OSError, SafetensorError) as error:
         raise unusable_checkpoint(path, error) from None
+    return weights if frozen is None else {**weights, **_read_frozen(path, frozen)}
+
+
+def _read_frozen(path: Path, name: str) -> dict[str, Tensor]:
+    """Reads the frozen weights `name` of a weights file of a checkpoint."""
+    frozen = frozen_path(path.parent, name)
+    if not frozen.is_file():
+        raise DataError(
+            f"{path}: its frozen weights {name} are missing",
+            hint=f"copy {name} from the folder `checkpoints` of the run to {path.parent}",
+            code="data.broken_checkpoint",
+            details={"path": str(frozen)},
+        )
+    return read_weights(frozen)
 
 
 def read_external_weights(path: Path) -> dict[str, Tensor]:

@@ -1,13 +1,15 @@
 """Checkpoints: written atomically, weights as safetensors, nothing unpickled.
 
 All ranks gather the tensors, rank 0 writes them: a checkpoint holds full tensors, independent of
-the world size and the sharding of the run.
+the world size and the sharding of the run. Frozen parameters are written once for all checkpoints
+of a run.
 """
 
 import hashlib
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import isfinite
 from operator import index
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save as to_safetensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -25,9 +28,16 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from vlatool.artifacts.run.checkpoint import TRAINER, CheckpointManifest, part_weights
+from vlatool.artifacts.run.checkpoint import (
+    FROZEN,
+    TRAINER,
+    CheckpointManifest,
+    frozen_weights,
+    part_weights,
+)
 from vlatool.artifacts.run.format import Retention, RunDir
 from vlatool.errors import DataError, StorageError
+from vlatool.jobs.files import FileEntry
 from vlatool.models.base import Part
 from vlatool.models.weights import (
     matching_state_dict,
@@ -36,13 +46,27 @@ from vlatool.models.weights import (
     shared_names,
     unusable_checkpoint,
 )
-from vlatool.storage.atomic import atomic_folder
-from vlatool.storage.tree import size_text
+from vlatool.storage.atomic import atomic_folder, write_bytes
+from vlatool.storage.tree import sha256_of, size_text
 from vlatool.training.runtime import Runtime
 from vlatool.training.state import TrainState, local
 
-_SIZE_PER_PARAMETER = 4 * 4  # bytes: float32 weights, their average, two moments
+# Bytes of a float32 parameter; one that is trained has an average and two moments too.
+_SIZE_FROZEN, _SIZE_TRAINED = 4, 4 * 4
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+@dataclass(frozen=True)
+class _PartWeights:
+    """Full tensors of a part, on rank 0; empty on other ranks.
+
+    Attributes:
+        files: Map from file name to the tensors of the file, without frozen ones.
+        frozen: Frozen parameters by name; the average does not differ from them.
+    """
+
+    files: Mapping[str, dict[str, Tensor]]
+    frozen: dict[str, Tensor]
 
 
 def save_checkpoint(
@@ -65,25 +89,43 @@ def save_checkpoint(
     Raises:
         StorageError: The checkpoint cannot be written, or the disk has no space for it.
     """
-    files: dict[str, dict[str, Tensor]] = {}
-    for name, part in state.parts.items():
-        if part.saved:
-            shared = shared_names(part.module)
-            weights = _gathered(part.module.state_dict(), keep_result=runtime.is_main)
-            files[part_weights(name)] = saved_once(weights, shared)
-            if name in state.averages:
-                average = _gathered(state.averages[name].weights, keep_result=runtime.is_main)
-                files[part_weights(name, averaged=True)] = saved_once(average, shared)
+    saved = [name for name, part in state.parts.items() if part.saved]
+    parts = [_part_weights(name, state, keep_result=runtime.is_main) for name in saved]
     trainer = _trainer_state(state)
     if runtime.is_main:
-        _write(run, state, files, trainer, stopped=stopped)
+        _write(run, state, parts, trainer, stopped=stopped)
         run.prune(retention)
     runtime.barrier()
 
 
+def _part_weights(name: str, state: TrainState, *, keep_result: bool) -> _PartWeights:
+    """Weights of a part and their average. Collective; empty without `keep_result`."""
+    part = state.parts[name]
+    shared, frozen = shared_names(part.module), _frozen_names(part)
+    weights = saved_once(_gathered(part.module.state_dict(), keep_result=keep_result), shared)
+    files = {part_weights(name): weights}
+    if name in state.averages:
+        average = state.averages[name].weights
+        changing = {key: value for key, value in average.items() if key not in frozen}
+        gathered = _gathered(changing, keep_result=keep_result)
+        files[part_weights(name, averaged=True)] = saved_once(gathered, shared)
+    return _PartWeights(files, {key: weights.pop(key) for key in frozen if key in weights})
+
+
+def _frozen_names(part: Part) -> list[str]:
+    """Names of the parameters that stay the same in all steps, because their part froze them."""
+    parameters = part.module.named_parameters() if part.trained else ()
+    return [name for name, parameter in parameters if not parameter.requires_grad]
+
+
 def check_space(run: RunDir, state: TrainState) -> None:
     """Raises StorageError if the first checkpoint of a run does not fit on the disk."""
-    needed = _SIZE_PER_PARAMETER * state.num_parameters
+    frozen = sum(
+        part.module.get_parameter(name).numel()
+        for part in state.parts.values()
+        for name in _frozen_names(part)
+    )
+    needed = _SIZE_TRAINED * (state.num_parameters - frozen) + _SIZE_FROZEN * frozen
     free = _free(run.root)
     if free < needed:
         raise StorageError(
@@ -98,24 +140,44 @@ def check_space(run: RunDir, state: TrainState) -> None:
 def _write(
     run: RunDir,
     state: TrainState,
-    files: Mapping[str, dict[str, Tensor]],
+    parts: Sequence[_PartWeights],
     trainer: Mapping[str, Any],
     *,
     stopped: bool,
 ) -> None:
     folder = run.checkpoint(state.step)
-    if _free(run.root) < _size((files, trainer)):
-        raise _write_error(folder, (files, trainer), "no space left on the disk")
+    content = ([part.files for part in parts], trainer)
+    if _free(run.root) < _size(content):
+        raise _write_error(folder, content, "no space left on the disk")
+    beside: dict[str, FileEntry] = {}
     with atomic_folder(folder) as partial:
         try:
-            for name, tensors in files.items():
-                save_file(tensors, partial / name)
+            for part in parts:
+                frozen = _write_frozen(run, part.frozen) if part.frozen else None
+                beside |= {} if frozen is None else {frozen.path: frozen}
+                for name, tensors in part.files.items():
+                    metadata = None if frozen is None else {FROZEN: frozen.path}
+                    save_file(tensors, partial / name, metadata)
             torch.save(_canonical(trainer), partial / TRAINER)
         except (SafetensorError, RuntimeError) as error:  # raised for a full disk
-            raise _write_error(folder, (files, trainer), error) from None
-        manifest = CheckpointManifest.of(partial, state.step, state.samples, stopped=stopped)
+            raise _write_error(folder, content, error) from None
+        manifest = CheckpointManifest.of(
+            partial, state.step, state.samples, stopped=stopped, beside=beside
+        )
         manifest.write(partial)
     run.write_latest(state.step)
+
+
+def _write_frozen(run: RunDir, tensors: Mapping[str, Tensor]) -> FileEntry:
+    """Writes frozen weights next to the checkpoints, unless the newest one refers to them."""
+    name = frozen_weights(_digest(tensors))
+    path = run.checkpoints_folder / name
+    for _, newest in run.checkpoints()[-1:]:
+        entry = CheckpointManifest.read(newest).beside.get(name)
+        if entry is not None and path.is_file():
+            return entry
+    write_bytes(path, to_safetensors(dict(tensors)))
+    return FileEntry(name, path.stat().st_size, sha256_of(path))
 
 
 def _write_error(folder: Path, content: object, error: object) -> StorageError:
@@ -206,14 +268,17 @@ def load_checkpoint(folder: Path, state: TrainState) -> None:
 
 def unsaved_digests(parts: Mapping[str, Part]) -> dict[str, str]:
     """Map from part name to SHA-256 of its weights, for the parts that checkpoints do not hold."""
-    return {name: _digest(part.module) for name, part in parts.items() if not part.saved}
+    return {
+        name: _digest(part.module.state_dict()) for name, part in parts.items() if not part.saved
+    }
 
 
-def _digest(module: nn.Module) -> str:
+def _digest(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
+    for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        data: Any = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        digest.update(data)
     return digest.hexdigest()
 
 

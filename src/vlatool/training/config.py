@@ -206,6 +206,7 @@ class TrainConfig(ConfigModel):
             "images_every_n_steps",
             "total_val_samples",
             "val_every_n_checkpoints",
+            "val_every_n_steps",
             "overwrite",
             "dry_run",
             "resolve_configs",
@@ -259,10 +260,15 @@ class TrainConfig(ConfigModel):
         default=None, ge=1, description="Log images every N steps; null: at every checkpoint."
     )
     total_val_samples: int | None = Field(
-        default=None, ge=1, description="Samples per validation; null: no validation."
+        default=None,
+        ge=1,
+        description="Samples per validation; null: no validation, or all with val_every_n_steps.",
     )
     val_every_n_checkpoints: int = Field(
         default=1, ge=1, description="Validate at every N-th checkpoint."
+    )
+    val_every_n_steps: int | None = Field(
+        default=None, ge=1, description="Validate every N steps instead of at checkpoints."
     )
     wandb: bool = Field(
         default=False, description="Not supported yet; metrics are in metrics.jsonl."
@@ -354,6 +360,11 @@ class TrainConfig(ConfigModel):
     def data_kind(self) -> DataKind:
         """The data kind that `data.type` names; by default the first kind of the model type."""
         return data_kind(self.data.type, self.model_type.kinds)
+
+    @property
+    def validates(self) -> bool:
+        """True if the run validates."""
+        return self.total_val_samples is not None or self.val_every_n_steps is not None
 
     def check_model(self) -> None:
         """Raises UsageError if no model is configured."""

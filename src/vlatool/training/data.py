@@ -49,26 +49,28 @@ class ValidationData:
 
 
 def validation_data(config: TrainConfig, reporter: Reporter = NULL) -> ValidationData | None:
-    """The validation data of a run; None if `total_val_samples` is not set.
+    """The validation data of a run; None if it does not validate.
 
     Raises:
-        UsageError: `total_val_samples` is set without validation data.
+        UsageError: The run validates, and there are no validation data.
         DataError: The validation data are missing or broken.
     """
-    if config.total_val_samples is None:
+    if not config.validates:
         return None
     kind = config.data_kind
     section = kind.validation(config.data)
     if section is None:
+        key = "val_every_n_steps" if config.total_val_samples is None else "total_val_samples"
         raise UsageError(
-            "total_val_samples is set, but there are no validation data",
-            hint=f"set data.val_{kind.folders_keys[0]}, or leave total_val_samples out",
+            f"{key} is set, but there are no validation data",
+            hint=f"set data.val_{kind.folders_keys[0]}, or {key}=null",
             code="usage.no_validation_data",
         )
     info = kind.load_info(section, reporter)
     section, _ = kind.derive(section, info)
     order = SampleOrder(info.datasets, OrderOptions(config.hparams.seed, shuffle=False))
-    return ValidationData(section, info, order, min(config.total_val_samples, order.size))
+    count = min(config.total_val_samples or order.size, order.size)
+    return ValidationData(section, info, order, count)
 
 
 def check_samples(config: TrainConfig, info: DatasetInfo) -> None:

@@ -118,8 +118,6 @@ def make_plan(config: TrainConfig, datasets: Sequence[DataSet], world_size: int)
             code="usage.budget_too_small",
         )
     checkpoints = _checkpoint_steps(config, steps)
-    every = config.images_every_n_steps
-    image_steps = checkpoints if every is None else tuple(range(every, steps + 1, every))
     validated = checkpoints[config.val_every_n_checkpoints - 1 :: config.val_every_n_checkpoints]
     return TrainPlan(
         total_steps=steps,
@@ -127,10 +125,17 @@ def make_plan(config: TrainConfig, datasets: Sequence[DataSet], world_size: int)
         micro_batch=micro_batch,
         accumulation=h.global_batch_size // (world_size * micro_batch),
         checkpoint_steps=checkpoints,
-        validation_steps=validated if config.total_val_samples is not None else (),
-        image_steps=image_steps,
+        validation_steps=_every(config.val_every_n_steps, steps, validated)
+        if config.validates
+        else (),
+        image_steps=_every(config.images_every_n_steps, steps, checkpoints),
         unused_samples=samples - steps * h.global_batch_size,
     )
+
+
+def _every(interval: int | None, steps: int, default: tuple[int, ...]) -> tuple[int, ...]:
+    """Multiples of an interval up to the last step; without an interval the default."""
+    return default if interval is None else tuple(range(interval, steps + 1, interval))
 
 
 def budget_extension(

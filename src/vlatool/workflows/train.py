@@ -316,7 +316,7 @@ def _log_config(
     for message in derivations(config, rules):
         reporter.note(message)
     validation_set = config.data_kind.validation(config.data)
-    if validation_set is not None and config.total_val_samples is None:
+    if validation_set is not None and not config.validates:
         reporter.note("validation data are not used: set total_val_samples to measure them")
     if config.distributed.fsdp and runtime.world_size == 1:
         reporter.note("distributed.fsdp has no effect with one process")

@@ -34,6 +34,7 @@ STAGE_2: dict[str, Any] = {
         "output_dir": "out/titok_l32_stage2_run1",
         "max_train_examples": 100_000_000_000,
         "save_every": 50_000,
+        "eval_every": 25_000,
         "generate_every": 5_000,
         "log_every": 50,
         "resume": True,
@@ -155,6 +156,8 @@ def test_published_stage_file_is_a_run(tmp_path: Path) -> None:
     assert (config.ema.enabled, config.ema.type, config.ema.max_value) == (True, "rising", 0.999)
     assert config.total_train_steps == 500_000
     assert config.data.model_dump()["shards"] == ["train_files.txt"]
+    assert config.data.model_dump()["val_shards"] == ["val_files.txt"]
+    assert config.val_every_n_steps == 25_000
     assert sorted(ignored) == [
         "dataset.params.pretokenization",
         "experiment.max_train_examples",

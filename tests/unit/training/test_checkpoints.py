@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from vlatool.artifacts.run.checkpoint import EMA, MANIFEST, MODEL, TRAINER, Chec
 from vlatool.artifacts.run.format import Retention, RunDir, find_checkpoint
 from vlatool.errors import DataError, StorageError
 from vlatool.models.base import OptimizerSpec, Part
+from vlatool.models.weights import read_weights
 from vlatool.storage.atomic import remove_partials
 from vlatool.training.checkpoints import load_checkpoint, save_checkpoint, unsaved_digests
 from vlatool.training.config import EmaConfig, HParams, TrainConfig
@@ -23,12 +25,22 @@ RUNTIME = Runtime(TrainConfig(hparams=HParams(precision="float32")))
 YES = torch.tensor(True)
 
 
-def new_state(width: int = 3, *, seed: int = 0, tied: bool = False) -> TrainState:
-    """State with an averaged network, buffers without average, and a teacher that is not saved."""
+def new_state(
+    width: int = 3, *, seed: int = 0, tied: bool = False, frozen: bool = False
+) -> TrainState:
+    """State with an averaged network, buffers without average, and a teacher that is not saved.
+
+    Args:
+        width: Inputs of the network.
+        seed: Seed of its weights.
+        tied: The last two layers have one weight.
+        frozen: The first layer is not trained.
+    """
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(width, 2), nn.Linear(2, 2), nn.Linear(2, 2))
     if tied:
         model[2].weight = model[1].weight
+    model[0].requires_grad_(requires_grad=not frozen)
     means = nn.BatchNorm1d(2, affine=False)
     teacher = nn.Linear(2, 2).requires_grad_(requires_grad=False)
     nn.init.eye_(teacher.weight)
@@ -73,12 +85,12 @@ def all_tensors(state: TrainState) -> dict[str, torch.Tensor]:
     return tensors | {f"mean.{key}": mean for key, mean in state.averages["model"].weights.items()}
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_resumed_training_is_bitwise_equal(tied: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [{}, {"tied": True}, {"frozen": True}])
+def test_resumed_training_is_bitwise_equal(kind: dict[str, bool], tmp_path: Path) -> None:
     run = RunDir(tmp_path)
-    state = train(new_state(tied=tied), 3)
+    state = train(new_state(**kind), 3)
     folder = save(run, state)
-    resumed = new_state(seed=1, tied=tied)
+    resumed = new_state(seed=1, **kind)
     load_checkpoint(folder, resumed)
     assert (resumed.step, resumed.samples, resumed.dropped) == (3, 12, {"bad": 3})
     train(state, 2)
@@ -98,6 +110,63 @@ def test_tied_weights_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
     load_checkpoint(folder, resumed)
     model = resumed.parts["model"].module
     assert model[1].weight is model[2].weight
+
+
+def test_frozen_weights_are_stored_once_beside_all_checkpoints(tmp_path: Path) -> None:
+    run, state = RunDir(tmp_path), new_state(frozen=True)
+    folders = [save(run, train(state)) for _ in range(2)]
+    (frozen,) = run.checkpoints_folder.glob("*.safetensors")
+
+    assert sorted(load_file(frozen)) == ["0.bias", "0.weight"]
+    for folder in folders:
+        assert CheckpointManifest.read(folder).beside.keys() == {frozen.name}
+        for name in (MODEL, EMA):
+            assert sorted(load_file(folder / name)) == [
+                "1.bias", "1.weight", "2.bias", "2.weight"
+            ]  # fmt: skip
+
+
+def test_checkpoint_with_frozen_weights_in_its_own_files_is_restored(tmp_path: Path) -> None:
+    state = train(new_state(frozen=True))
+    folder = save(RunDir(tmp_path), state)
+    for name in (MODEL, EMA):  # as written before frozen weights had a file of their own
+        save_file(read_weights(folder / name), folder / name)
+    (frozen,) = folder.parent.glob("*.safetensors")
+    frozen.unlink()
+    resumed = new_state(seed=1, frozen=True)
+    load_checkpoint(folder, resumed)
+    for name, value in all_tensors(state).items():
+        assert torch.equal(all_tensors(resumed)[name], value), name
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"other")])
+def test_lost_frozen_weights_are_named_and_written_again_by_the_next_checkpoint(
+    damage: Callable[[Path], object], tmp_path: Path
+) -> None:
+    run, state = RunDir(tmp_path), new_state(frozen=True)
+    folder = save(run, train(state))
+    (frozen,) = run.checkpoints_folder.glob("*.safetensors")
+    expected = frozen.read_bytes()
+    damage(frozen)
+    with pytest.raises(DataError) as caught:
+        CheckpointManifest.read(folder).check(folder)
+
+    assert caught.value.details["path"] == str(frozen)
+    shutil.rmtree(folder)
+    save(run, train(state))
+    assert frozen.read_bytes() == expected
+
+
+def test_weights_that_were_copied_with_their_frozen_ones_are_read(tmp_path: Path) -> None:
+    folder = save(RunDir(tmp_path / "run"), train(new_state(frozen=True)))
+    shutil.copy(folder / MODEL, tmp_path)
+    with pytest.raises(DataError) as caught:
+        read_weights(tmp_path / MODEL)
+    (frozen,) = folder.parent.glob("*.safetensors")
+
+    assert frozen.name in caught.value.message
+    shutil.copy(frozen, tmp_path)
+    assert len(read_weights(tmp_path / MODEL)) == 6
 
 
 def test_optimizer_without_steps_starts_the_same_after_a_resume(

@@ -107,6 +107,7 @@ def test_validation_runs_at_checkpoints() -> None:
     assert plan(**keys, total_val_samples=5).validation_steps == (2, 4, 6, 8)
     every = plan(**keys, total_val_samples=5, val_every_n_checkpoints=2)
     assert every.validation_steps == (4, 8)
+    assert plan(**keys, val_every_n_steps=3).validation_steps == (3, 6)
 
 
 def test_images_are_logged_at_checkpoints_or_every_n_steps() -> None:

@@ -119,10 +119,11 @@ def _check_run(location: Path, check: CheckOptions) -> Iterator[Finding]:
         problem = "cannot be listed; only the latest checkpoint is checked"
         yield RUN.at("not_listed", location, problem)
     folders, newest = run.checkpoint_folders(), run.newest_folder()
+    checked: set[Path] = set()
     with check.reporter.progress("checkpoints", len(folders), "checkpoints") as bar:
         for folder in folders:
             if (folder / MANIFEST).is_file() or (newest is not None and folder == newest[1]):
-                yield from _check_checkpoint(folder, check)
+                yield from _check_checkpoint(folder, check, checked)
             else:
                 problem = f"has no {MANIFEST}, so it is not used"
                 yield RUN.at("unfinished_checkpoint", folder, problem)
@@ -141,22 +142,35 @@ def _check_readable(run: RunDir) -> Iterator[Finding]:
         yield from _check_assets(run, config)
 
 
-def _check_checkpoint(location: Path, check: CheckOptions) -> Iterator[Finding]:
-    """Yields the findings of one checkpoint folder."""
+def _check_checkpoint(
+    location: Path, check: CheckOptions, checked: set[Path] | None = None
+) -> Iterator[Finding]:
+    """Yields the findings of one checkpoint folder.
+
+    Args:
+        location: The checkpoint.
+        check: Options of the verification.
+        checked: Files of frozen weights that were checked before; those of this one are added.
+    """
     try:
         manifest = CheckpointManifest.read(location)
     except DataError as error:
         yield RUN("broken_manifest", error.message, path=str(location / MANIFEST))
         return
-    for name, entry in manifest.files.items():
-        findings = list(check_file(RUN, location / name, entry, check))
+    checked = set() if checked is None else checked
+    entries = {**manifest.files, **manifest.beside}
+    for path in manifest.paths(location, list(manifest.files)):
+        if path in checked:
+            continue
+        findings = list(check_file(RUN, path, entries[path.name], check))
         yield from findings
         if _ABSENT.isdisjoint(finding.code for finding in findings):
-            check.counts.add(files=1, bytes=entry.bytes)
-            if name.endswith(WEIGHTS_SUFFIX):
-                yield from _read_error("broken_weights", read_weights_header, location / name)
+            check.counts.add(files=1, bytes=entries[path.name].bytes)
+            if path.name.endswith(WEIGHTS_SUFFIX):
+                yield from _read_error("broken_weights", read_weights_header, path)
+        checked.add(path)
     for path in sorted(location.iterdir()) if can_list(location) else ():
-        if path.name != MANIFEST and path.name not in manifest.files:
+        if path.name != MANIFEST and path.name not in entries:
             yield RUN.at("unlisted_file", path, f"is not in {MANIFEST}")
     named_step = checkpoint_step(location.name)
     if named_step not in (None, manifest.step):

@@ -1,8 +1,12 @@
-"""Checkpoint folder: weights, trainer state, and the manifest of both."""
+"""Checkpoint folder: weights, trainer state, and the manifest of both.
+
+Frozen weights are the same in all checkpoints of a run. They are stored once, in the folder that
+holds the checkpoint folders, in a file whose name has their digest.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +25,12 @@ MANIFEST = "manifest.json"
 WEIGHTS_SUFFIX = ".safetensors"
 # Suffix of published checkpoints.
 PICKLED_SUFFIX = ".pt"
+# Key of the metadata of a weights file: name of the file with the frozen weights of the part.
+FROZEN = "frozen"
+_METADATA = "__metadata__"
 _EMA_SUFFIX = ".ema.safetensors"
+# Digits of the digest in the name of a file of frozen weights.
+_NAME_DIGITS = 16
 # Part whose files have no prefix.
 _MAIN_PART = "model"
 # Limit of the safetensors library.
@@ -31,6 +40,8 @@ _STEP = "step_"
 _DIGESTS_AT_ONCE = 4
 # Key of checkpoints at steps that were not planned.
 _STOPPED = "stopped"
+# Key of the files of frozen weights.
+_BESIDE = "beside"
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,7 @@ class _Content:
     samples: Count
     files: Mapping[str, _Row]
     stopped: bool = False
+    beside: Mapping[str, _Row] = field(default_factory=dict[str, _Row])
 
 
 @dataclass(frozen=True)
@@ -56,34 +68,44 @@ class CheckpointManifest:
         samples: Number of consumed positions of the data order.
         files: Map from name to size and digest of every other file of the folder.
         stopped: True if the checkpoint was written because the run was stopped, not by plan.
+        beside: Map from name to size and digest of the files of frozen weights, which are next to
+            the folder.
     """
 
     step: int
     samples: int
     files: Mapping[str, FileEntry]
     stopped: bool = False
+    beside: Mapping[str, FileEntry] = field(default_factory=dict[str, FileEntry])
 
     @classmethod
     def of(
-        cls, folder: Path, step: int, samples: int, *, stopped: bool = False
+        cls,
+        folder: Path,
+        step: int,
+        samples: int,
+        *,
+        stopped: bool = False,
+        beside: Mapping[str, FileEntry] | None = None,
     ) -> "CheckpointManifest":
-        """Manifest of the files in a folder."""
+        """Manifest of the files in a folder, and of given files next to it."""
         files = {
             file.name: FileEntry(file.name, file.stat().st_size, sha256_of(file))
             for file in sorted(folder.iterdir())
             if file.name != MANIFEST
         }
-        return cls(step, samples, files, stopped)
+        return cls(step, samples, files, stopped, beside or {})
 
     def write(self, folder: Path) -> None:
         """Writes manifest.json."""
-        files = {
-            name: {"bytes": entry.bytes, "sha256": entry.sha256}
-            for name, entry in self.files.items()
-        }
+        files, beside = (
+            {name: {"bytes": entry.bytes, "sha256": entry.sha256} for name, entry in group.items()}
+            for group in (self.files, self.beside)
+        )
         info = {"step": self.step, "samples": self.samples}
         stopped = {_STOPPED: True} if self.stopped else {}
-        write_json(folder / MANIFEST, {**info, **stopped, "files": files})
+        frozen = {_BESIDE: beside} if beside else {}
+        write_json(folder / MANIFEST, {**info, **stopped, "files": files, **frozen})
 
     @classmethod
     def read(cls, folder: Path) -> "CheckpointManifest":
@@ -95,20 +117,32 @@ class CheckpointManifest:
         path = folder / MANIFEST
         try:
             content = parse_values(_Content, read_json(path))
-            outside = [name for name in content.files if "/" in name or name in ("", "..")]
+            names = [*content.files, *content.beside]
+            outside = [name for name in names if "/" in name or name in ("", "..")]
             if outside:
                 raise ValueError(f"names {outside[0]!r}")
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise checkpoint_error(path, f"not the manifest of a checkpoint: {reason}") from None
-        files = {
-            name: FileEntry(name, row.bytes, row.sha256) for name, row in content.files.items()
-        }
-        return cls(content.step, content.samples, files, content.stopped)
+        files, beside = (
+            {name: FileEntry(name, row.bytes, row.sha256) for name, row in rows.items()}
+            for rows in (content.files, content.beside)
+        )
+        return cls(content.step, content.samples, files, content.stopped, beside)
 
-    def inference_files(self) -> list[str]:
-        """Names of the files that inference needs: all but the trainer state."""
-        return [name for name in self.files if name != TRAINER]
+    def paths(self, folder: Path, names: Sequence[str] | None = None) -> list[Path]:
+        """Paths of files of the checkpoint, and of the frozen weights next to it.
+
+        Args:
+            folder: The checkpoint.
+            names: Names of files in the folder; None: those that inference needs, which are all but
+                the trainer state.
+        """
+        chosen = [name for name in self.files if name != TRAINER] if names is None else names
+        return [
+            *(folder / name for name in chosen),
+            *(frozen_path(folder, name) for name in self.beside),
+        ]
 
     def check(self, folder: Path, names: Sequence[str] | None = None) -> None:
         """Checks that the files of the checkpoint are unchanged; reads all of them.
@@ -117,7 +151,7 @@ class CheckpointManifest:
 
         Args:
             folder: The checkpoint.
-            names: Files to check; None for all.
+            names: Files to check, with the frozen weights; None for all; empty: only the step.
 
         Raises:
             DataError: A file is missing or has changed, or the manifest is of another step.
@@ -128,8 +162,8 @@ class CheckpointManifest:
                 folder / MANIFEST, f"is of step {self.step}, its folder of step {named}"
             )
 
-        def problem(entry: FileEntry) -> str:
-            file = folder / entry.path
+        def problem(file: Path) -> str:
+            entry = self.files.get(file.name) or self.beside[file.name]
             try:
                 size = file.stat().st_size
                 if size != entry.bytes:
@@ -139,11 +173,12 @@ class CheckpointManifest:
                 return f"cannot be read: {error.strerror or error}"
             return "" if is_same else f"does not match its digest in {MANIFEST}"
 
-        chosen = self.files if names is None else names
-        problems = in_parallel(problem, [self.files[name] for name in chosen], _DIGESTS_AT_ONCE)
-        for name, reason in zip(chosen, problems, strict=True):
+        chosen = list(self.files) if names is None else names
+        paths = self.paths(folder, chosen) if chosen else []
+        problems = in_parallel(problem, paths, _DIGESTS_AT_ONCE)
+        for path, reason in zip(paths, problems, strict=True):
             if reason:
-                raise checkpoint_error(folder / name, reason)
+                raise checkpoint_error(path, reason)
 
 
 def checkpoint_error(path: Path, problem: str) -> DataError:
@@ -162,6 +197,17 @@ def part_weights(part: str, *, averaged: bool = False) -> str:
     if part == _MAIN_PART:
         return EMA if averaged else MODEL
     return f"{part}{_EMA_SUFFIX if averaged else WEIGHTS_SUFFIX}"
+
+
+def frozen_weights(digest: str) -> str:
+    """File name of frozen weights with a digest of their tensors."""
+    return f"{FROZEN}_{digest[:_NAME_DIGITS]}{WEIGHTS_SUFFIX}"
+
+
+def frozen_path(folder: Path, name: str) -> Path:
+    """Path of frozen weights: in a folder if they were copied there, else next to it."""
+    copied = folder / name
+    return copied if copied.is_file() else folder.parent / name
 
 
 def is_checkpoint(location: Path) -> bool:
@@ -189,6 +235,11 @@ class WeightsInfo:
     tensors: int
     dtypes: tuple[str, ...]
 
+    def __add__(self, other: "WeightsInfo") -> "WeightsInfo":
+        """Counts of two files together."""
+        dtypes = tuple(sorted({*self.dtypes, *other.dtypes}))
+        return WeightsInfo(self.parameters + other.parameters, self.tensors + other.tensors, dtypes)
+
 
 def read_weights_header(path: Path) -> WeightsInfo:
     """Counts of the parameters of a safetensors file; only the header is read.
@@ -199,13 +250,29 @@ def read_weights_header(path: Path) -> WeightsInfo:
     Raises:
         DataError: It is missing, truncated, or not a safetensors file.
     """
+    return _read_header(path)[0]
+
+
+def read_part_header(path: Path) -> WeightsInfo:
+    """Counts of a part: of its weights file, and of the frozen weights that the file names.
+
+    Raises:
+        DataError: A file is missing, truncated, or not a safetensors file.
+    """
+    info, frozen = _read_header(path)
+    return info if not frozen else info + read_weights_header(frozen_path(path.parent, frozen))
+
+
+def _read_header(path: Path) -> tuple[WeightsInfo, str]:
+    """Counts, and the name of the file of frozen weights; empty if there is none."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if length > _MAX_HEADER_BYTES:
                 raise ValueError(f"a header of {length} bytes")
             header: dict[str, Any] = parse_json(file.read(length))
-        tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+        frozen = str(header.get(_METADATA, {}).get(FROZEN, ""))
+        tensors = {name: tensor for name, tensor in header.items() if name != _METADATA}
         sizes = [math.prod(map(int, tensor["shape"])) for tensor in tensors.values()]
         end = (
             8
@@ -222,4 +289,4 @@ def read_weights_header(path: Path) -> WeightsInfo:
             code="data.broken_weights",
         ) from None
     dtypes = sorted({str(tensor.get("dtype")) for tensor in tensors.values()})
-    return WeightsInfo(sum(sizes), len(sizes), tuple(dtypes))
+    return WeightsInfo(sum(sizes), len(sizes), tuple(dtypes)), frozen

@@ -344,15 +344,15 @@ def local_run(run: RunDir, checkpoint: Path, cache: FileCache) -> tuple[RunDir, 
         small = sorted(file_names(run.root) - {METRICS})
     else:
         small = sorted({*small, *(entry.path for entry in run.recorded_files())})
-    weights = [MANIFEST, *(name for name in CheckpointManifest.read(checkpoint).inference_files())]
-    folder = checkpoint.relative_to(run.root)
+    weights = [checkpoint / MANIFEST, *CheckpointManifest.read(checkpoint).paths(checkpoint)]
+    names = [str(path.relative_to(run.root)) for path in weights]
     try:
-        copy = cache.local_copy(run.root, [*small, *(f"{folder}/{name}" for name in weights)])
+        copy = cache.local_copy(run.root, [*small, *names])
     except FileNotFoundError as error:
         raise DataError.at(
             error.filename, "is missing", hint="copy the run again", code="data.no_checkpoint"
         ) from None
-    return RunDir(copy), copy / folder
+    return RunDir(copy), copy / checkpoint.relative_to(run.root)
 
 
 def find_checkpoint(location: Path) -> tuple[RunDir, Path]:
@@ -372,3 +372,19 @@ def find_checkpoint(location: Path) -> tuple[RunDir, Path]:
             code="data.no_checkpoint",
         )
     return RunDir(location), latest[1]
+
+
+def without_run(run: RunDir, checkpoint: Path) -> DataError:
+    """Error for a checkpoint that was copied alone; names the files of its run that it needs."""
+    frozen: list[str] = []
+    with suppress(DataError):
+        frozen = sorted(CheckpointManifest.read(checkpoint).beside)
+    hint = f"copy {CONFIG} and the other small files of its run folder to {run.root}"
+    if frozen:
+        hint += f", and the frozen weights {', '.join(frozen)} to {checkpoint.parent}"
+    return DataError.at(
+        checkpoint,
+        f"is a checkpoint without its run: {run.config} is missing",
+        hint=hint,
+        code="data.broken_config",
+    )

@@ -12,7 +12,7 @@ from vlatool.artifacts.run.checkpoint import (
     CheckpointManifest,
     WeightsInfo,
     checkpoint_step,
-    read_weights_header,
+    read_part_header,
 )
 from vlatool.artifacts.run.format import RunDir, is_run, scan_metrics
 from vlatool.pages.report import Problems, Report, branch
@@ -38,7 +38,7 @@ def inspect(location: Path) -> Report:
 
 def _checkpoint(location: Path) -> Report:
     findings = Problems()
-    weights = findings.read(read_weights_header, location / MODEL)
+    weights = findings.read(read_part_header, location / MODEL)
     files = _checkpoint_files(location)
     return Report(
         kind="checkpoint",
@@ -70,7 +70,7 @@ def _run(location: Path) -> Report:
         for key, value in config.items()
         if str(key).startswith("total_train_") and value is not None
     }
-    weights = newest and findings.read(read_weights_header, newest[1] / MODEL)
+    weights = newest and findings.read(read_part_header, newest[1] / MODEL)
     first, last = _metrics(run)
     done = "no checkpoint yet" if step is None else f"{step} steps done"
     losses = f"{number_text(first.get('loss'))} -> {number_text(last.get('loss'))}"

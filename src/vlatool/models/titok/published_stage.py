@@ -39,6 +39,7 @@ _SAME: Mapping[str, str] = {
     **{published: f"model.{key}" for published, key in MODEL_KEYS.items()},
     "experiment.init_weight": "init_from",
     "experiment.save_every": "save_every_n_steps",
+    "experiment.eval_every": "val_every_n_steps",
     "experiment.generate_every": "images_every_n_steps",
     "experiment.log_every": "log_every_n_steps",
     f"{MODEL}.token_size": "model.quantizer.token_size",
