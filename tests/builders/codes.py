@@ -15,7 +15,6 @@ from vlatool.artifacts.codes.format import (
     CodesLayout,
     CodesManifest,
     EpisodeCodes,
-    combined_digest,
     write_codes,
 )
 from vlatool.artifacts.fast.format import write_fast
@@ -69,10 +68,7 @@ def write_tree_codes(
         tokenizer_digest=tokenizer_digest(name),
         precision="fp32",
         layout=layout,
-        episodes=len(digests),
-        pictures=images,
-        digest=combined_digest(digests),
-    )
+    ).of_episodes(digests, images)
     manifest.save(target)
     return target
 

@@ -20,13 +20,13 @@ from tests.builders.s3_runs import upload
 from vlatool.artifacts.codes.format import CodesManifest
 from vlatool.artifacts.fast.format import read_fast
 from vlatool.artifacts.lines import lines_index_path
-from vlatool.artifacts.profile import read_profile
+from vlatool.artifacts.profile import read_profile, write_profile
 from vlatool.artifacts.samples.format import SamplesFolder
 from vlatool.artifacts.samples.lines import parse_sample
 from vlatool.artifacts.tar import read_index
 from vlatool.artifacts.windows.format import parse_window
 from vlatool.cli import app
-from vlatool.errors import DataError, PartialFailure, VlatoolError
+from vlatool.errors import PartialFailure, VlatoolError
 from vlatool.jobs.record import OutputRecord
 from vlatool.storage.remote_path import RemotePath
 from vlatool.workflows.build_dataset import BuildDatasetConfig, BuildDatasetResult, build_dataset
@@ -173,7 +173,8 @@ def test_sizes_of_samples_are_those_of_the_codes(inputs: Path, tmp_path: Path, s
     codes = folder.sample(0).conversation.codes
     assert (codes.shape[1], folder.sizes[:2]) == (sizes[0], sizes)
     assert (folder.document["id_map"] is None) == (sizes[1] > 4096)
-    assert list(verify(VerifyConfig(location=str(tmp_path / "out"))).findings) == []
+    result = verify(VerifyConfig(location=str(tmp_path / "out")))
+    assert set(result.counts) == {"samples.not_compared"}  # these codes are not beside the images
     assert contents(tmp_path / "exported") == contents(tmp_path / "out")
 
 
@@ -268,9 +269,10 @@ class TestLayouts:
     def test_codes_that_do_not_match_the_manifest_are_not_exported(self, workspace: Path) -> None:
         path = code_file(workspace)
         path.write_text(json.dumps([[1]] * 32))
-        with pytest.raises(DataError) as caught:
+        with pytest.raises(PartialFailure) as caught:
             exported(workspace / "A/TiToken", workspace / "codes")
-        assert caught.value.code == "data.codes_changed"
+        (failure,) = caught.value.details["failures"]
+        assert (failure["episode"], failure["code"]) == ("episode_000001", "data.codes_changed")
 
     @pytest.mark.parametrize(
         ("source", "options", "code"),
@@ -323,6 +325,12 @@ class TestMissingCodes:
         (failure,) = error.details["failures"]
         assert (error.exit_code, failure["code"]) == (4, "data.broken_codes")
         assert code_file(workspace).stem in failure["message"]
+
+    def test_replaced_codes_fail_their_episode(self, workspace: Path) -> None:
+        code_file(workspace).write_text(json.dumps([[1]] * 32))
+        error = build_error(workspace, tokens=str(workspace / "A/TiToken"))
+        (failure,) = error.details["failures"]
+        assert (failure["episode"], failure["code"]) == ("episode_000001", "data.codes_changed")
 
     def test_codes_of_another_tokenizer_fail_their_episode(self, workspace: Path) -> None:
         other = write_tree_codes(
@@ -416,6 +424,7 @@ class TestInput:
         options = {key: str(workspace / v) if key in path_keys else v for key, v in options.items()}
         error = build_error(workspace, workspace / output, **options)
         assert (error.code, error.exit_code) == (code, exit_code)
+        assert not (workspace / "x").exists()
 
     def test_other_options_do_not_replace_an_output(self, workspace: Path) -> None:
         build(workspace)
@@ -441,6 +450,36 @@ class TestOptions:
         build(inputs, tmp_path / "raw")
         build(inputs, tmp_path / "normalised", gripper="normalised")
         assert lines(tmp_path / "raw") != lines(tmp_path / "normalised")
+
+    @pytest.mark.parametrize(
+        ("fitted", "options", "is_refused"),
+        [
+            (None, {"profile": "libero"}, False),
+            (None, {"gripper": "raw"}, False),
+            (None, {"gripper": "normalised"}, True),
+            ("normalised", {}, False),
+            ("normalised", {"gripper": "raw"}, True),
+            ("normalised", {"gripper_raw": True}, True),
+            ("normalised", {"profile": "libero"}, True),
+        ],
+        ids=str,
+    )
+    def test_another_profile_than_that_of_the_action_tokenizer_is_refused(
+        self, workspace: Path, fitted: Any, options: dict[str, Any], is_refused: bool
+    ) -> None:
+        own = read_profile("libero", fitted)
+        write_profile(workspace / "fast/profile.yaml", own)
+        if is_refused:
+            error = build_error(workspace, dry_run=True, **options)
+            assert (error.code, error.exit_code) == ("data.profile_mismatch", 3)
+        else:
+            assert build(workspace, dry_run=True, **options).status == "planned"
+
+    def test_samples_carry_profile_and_digest(self, inputs: Path, tmp_path: Path) -> None:
+        build(inputs, tmp_path / "out", gripper="normalised")
+        profile = read_profile(str(tmp_path / "out/fast"))
+        assert profile == read_profile("libero", "normalised")
+        assert SamplesFolder.open(tmp_path / "out").document["profile"]["digest"] == profile.digest
 
     def test_a_dry_run_writes_nothing(self, workspace: Path) -> None:
         assert build(workspace, dry_run=True).status == "planned"

@@ -45,6 +45,7 @@ FOLDER_IMPORTS = {
     ("artifacts/run", "artifacts/shards"),
     ("artifacts/run", "artifacts/stats"),
     ("artifacts/samples", "artifacts/codes"),
+    ("artifacts/samples", "artifacts/fast"),
     ("artifacts/samples", "artifacts/windows"),
     ("artifacts/shards", "artifacts/stats"),
     ("artifacts/windows", "artifacts/codes"),

@@ -157,23 +157,25 @@ def profile_names() -> list[str]:
     return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
 
 
-def read_profile(name_or_location: str, gripper: Gripper = "raw") -> NormalizationProfile:
+def read_profile(name_or_location: str, gripper: Gripper | None = None) -> NormalizationProfile:
     """Profile by name, or from a file or folder at any location.
 
     Args:
         name_or_location: Such as `libero`, or the output of `tokenizer fit-fast`.
-        gripper: `raw` follows the profile; the other value normalizes the dimension `gripper` too.
+        gripper: Whether the dimension `gripper` is normalized; None: as the profile says.
 
     Raises:
         DataError: The file is not a profile.
-        UsageError: The name or file does not exist, or the profile has no gripper.
+        UsageError: The name or file does not exist, or a profile without a gripper shall
+            normalize it.
     """
     profile = _read(_file(name_or_location))
-    if gripper == "raw":
-        return profile
-    if GRIPPER not in profile.dimensions:
+    others = tuple(name for name in profile.raw if name != GRIPPER)
+    if gripper == "normalised" and GRIPPER not in profile.dimensions:
         raise no_gripper_error(profile.name, profile.dimensions)
-    return replace(profile, raw=tuple(name for name in profile.raw if name != GRIPPER))
+    if gripper is None or GRIPPER not in profile.dimensions:
+        return profile
+    return replace(profile, raw=others if gripper == "normalised" else (*others, GRIPPER))
 
 
 def has_profile(folder: Path) -> bool:
@@ -228,7 +230,8 @@ def check_same_profile(first: NormalizationProfile, second: NormalizationProfile
     differences = _differences(first, second)
     raise DataError(
         f"actions are normalized by {first.name} and by {second.name}: {differences[0]}",
-        hint="use the profile that the data were written with; their manifest records it",
+        hint="use one profile for an action tokenizer and all its data: leave out --profile and "
+        "--gripper, or fit a tokenizer with this profile",
         code="data.profile_mismatch",
         details={"differences": differences},
     )

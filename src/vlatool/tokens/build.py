@@ -5,8 +5,9 @@ Legend: W windows, H actions of a window, D values of an action. Source: referen
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, count, islice
 from pathlib import Path
@@ -21,6 +22,7 @@ from vlatool.artifacts.profile import NormalizationProfile
 from vlatool.artifacts.samples.check import BUILD
 from vlatool.artifacts.samples.episode import EpisodeSamples, assemble, distinct_windows
 from vlatool.artifacts.samples.format import lines_shard_name, packed_name, read_packed
+from vlatool.artifacts.samples.inputs import codes_by_path, encode_actions, stripped
 from vlatool.artifacts.samples.lines import SampleSizes, parse_sample, question
 from vlatool.artifacts.tar import INDEX_SUFFIX
 from vlatool.artifacts.windows.format import (
@@ -30,9 +32,8 @@ from vlatool.artifacts.windows.format import (
     Window,
     image_folder,
     lines_name,
-    parse_windows,
+    read_windows,
 )
-from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.jobs.files import FileEntry
@@ -99,11 +100,7 @@ class EpisodeBuilder:
         Raises:
             DataError: A line is no window, an image has no codes, or an action cannot be encoded.
         """
-        windows = [
-            _strip_instruction(window)
-            for window in read_windows(item.path)
-            if window.kind in self.kinds
-        ]
+        windows = [stripped(window) for window in _windows(item.path) if window.kind in self.kinds]
         if not windows:
             return Receipt(item.episode, counts={"samples": 0})
         shape = common_shape(item.path, windows)
@@ -111,7 +108,7 @@ class EpisodeBuilder:
         _check_no_repeats(item, windows)
         _check_own_episode(item, distinct)
         ids, findings = self._action_ids(item, distinct)
-        samples = assemble(windows, ids, self._codes(distinct))
+        samples = assemble(windows, ids, codes_by_path(self.codes, distinct))
         kinds = Counter(window.kind for window in windows)
         return Receipt(
             item.episode,
@@ -145,9 +142,8 @@ class EpisodeBuilder:
     ) -> tuple[list[list[int]], tuple[Finding, ...]]:
         """Action ids of each window, and findings about them."""
         try:
-            with np.errstate(over="ignore"):  # the tokenizer raises on infinity
-                chunks = self.profile.normalize(np.array([window.actions for window in windows]))
-            encoded = action_tokenizer(self.fast, self.fast_digest).encode_counted(chunks)
+            tokenizer = action_tokenizer(self.fast, self.fast_digest)
+            encoded = encode_actions(tokenizer, self.profile, windows)
         except ValueError as error:
             raise _window_error(item.path, str(error), "data.action_width") from None
         except DataError as error:
@@ -156,21 +152,6 @@ class EpisodeBuilder:
         message = f"{item.path}: {clamped} of {len(windows)} windows have clamped actions"
         finding = BUILD("clamped_actions", message, episode=item.episode)
         return encoded.ids, (finding,) if clamped else ()
-
-    def _codes(self, windows: Sequence[Window]) -> Mapping[str, Array]:
-        """Codes by the path of each future image."""
-        stems_of: dict[str, dict[str, str]] = {}
-        for path in dict.fromkeys(path for window in windows for path in window.future):
-            folder, _, name = path.removeprefix(f"{IMAGES_NAME}/").rpartition("/")
-            stems_of.setdefault(folder, {})[path] = name.rpartition(".")[0]
-        by_path: dict[str, Array] = {}
-        for folder, stems in stems_of.items():
-            episode_codes = self.codes.read(folder, stems.values())
-            by_path |= {
-                path: episode_codes.codes[episode_codes.row_of[stem]]
-                for path, stem in stems.items()
-            }
-        return by_path
 
 
 def write_packed(output: Path, episode: str, samples: EpisodeSamples) -> FileEntry:
@@ -193,42 +174,24 @@ def action_tokenizer(folder: Path, digest: str) -> ActionTokenizer:
     return tokenizer
 
 
-def read_windows(path: Path) -> Iterator[Window]:
-    """Windows in a file of lines.
-
-    Raises:
-        DataError: The file is truncated, or a line is no window; names the line.
-    """
-    number = 0
-
-    def numbered() -> Iterator[bytes]:
-        nonlocal number
-        for line in read_lines(path):
-            number += 1
-            if line.strip():
-                yield line
-
+def _windows(path: Path) -> Iterator[Window]:
+    """Windows in a file; raises DataError as `read_windows`, or if a line is a sample."""
     try:
-        yield from parse_windows(numbered())
-    except (ValueError, OSError) as error:
-        if number and _is_sample_line(path, number):
-            raise _window_error(
-                path,
-                "holds samples: actions and future images are encoded already",
-                "data.already_built",
-                hint="give the folder that `vlatool preprocess` wrote, not one of `build-dataset`",
-            ) from None
-        label = f"line {number}: " if number else ""
-        raise _window_error(path, f"{label}{error}", "data.broken_window", line=number) from None
+        yield from read_windows(path)
+    except DataError as error:
+        if "line" not in error.details or not _is_sample_line(path, error.details["line"]):
+            raise
+        raise DataError.at(
+            path,
+            "holds samples: actions and future images are encoded already",
+            hint="give the folder that `vlatool preprocess` wrote, not one of `build-dataset`",
+            code="data.already_built",
+        ) from None
 
 
 def _is_sample_line(path: Path, number: int) -> bool:
-    for at, line in enumerate(read_lines(path), 1):
-        if at == number:
-            try:
-                return bool(parse_sample(line))
-            except ValueError:
-                return False
+    with suppress(ValueError):
+        return any(parse_sample(line) for line in islice(read_lines(path), number - 1, number))
     return False
 
 
@@ -258,12 +221,6 @@ def common_shape(path: Path, windows: Sequence[Window]) -> WindowShape:
     return shape
 
 
-def _strip_instruction(window: Window) -> Window:
-    """The window, trailing whitespace of its instruction removed, as in samples."""
-    task = window.task.rstrip()
-    return window if task == window.task else replace(window, task=task)
-
-
 def _check_no_repeats(item: WindowFile, windows: Sequence[Window]) -> None:
     """Raises DataError if a window occurs twice."""
     seen: set[tuple[object, ...]] = set()
@@ -287,11 +244,8 @@ def _check_own_episode(item: WindowFile, windows: Sequence[Window]) -> None:
             )
 
 
-def _window_error(
-    path: Path, reason: str, code: str, *, hint: str = _HINT, line: int | None = None
-) -> DataError:
-    details = {"path": str(path)} | ({"line": line} if line else {})
-    return DataError(f"{path}: {reason}", hint=hint, code=code, details=details)
+def _window_error(path: Path, reason: str, code: str) -> DataError:
+    return DataError.at(path, reason, hint=_HINT, code=code)
 
 
 @dataclass

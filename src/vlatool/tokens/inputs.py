@@ -5,17 +5,16 @@ Source: reference/future-vla 5.1, 5.2.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from vlatool.artifacts.codes.format import (
-    JSON_NAME,
-    PACKED_NAME,
-)
+from vlatool.artifacts.codes.format import JSON_NAME, PACKED_NAME, CodesFolder, is_codes
 from vlatool.artifacts.fast.format import read_fast
 from vlatool.artifacts.lines import LINES_SUFFIX
 from vlatool.artifacts.profile import (
     PUBLISHED,
     Gripper,
     NormalizationProfile,
+    check_same_profile,
     has_profile,
     read_profile,
 )
@@ -72,6 +71,50 @@ def window_files(tree: Path, pattern: str) -> list[WindowFile]:
     return files
 
 
+def select_codes(tree: Path, named: Path | None = None) -> CodesFolder:
+    """Codes for a folder of windows; packed ones if both layouts exist.
+
+    Args:
+        tree: The folder of windows.
+        named: Folder of the codes; None: the one in `tree`.
+
+    Raises:
+        UsageError: Both layouts exist, with codes of different tokenizers.
+        DataError: There are no codes, they are incomplete, or they belong to earlier images.
+    """
+    folders = [tree / name for name in (PACKED_NAME, JSON_NAME)]
+    present = [folder for folder in folders if is_codes(folder)] if named is None else [named]
+    if not present:
+        raise DataError.at(
+            tree,
+            f"has no codes: neither {PACKED_NAME}/ nor {JSON_NAME}/ exists",
+            hint="encode its images first, or pass the folder as --tokens",
+            code="data.no_codes",
+        )
+    opened = [CodesFolder.open(folder) for folder in present]
+    for other in opened[1:]:
+        if opened[0].manifest.identity() != other.manifest.identity():
+            raise UsageError(
+                f"{tree}: {PACKED_NAME}/ and {JSON_NAME}/ are codes of different tokenizers",
+                hint=f"select one with --tokens {opened[0].path}",
+                code="usage.two_codes",
+            )
+    _check_current(opened[0])
+    return opened[0]
+
+
+def _check_current(codes: CodesFolder) -> None:
+    """Raises DataError if the images were written again after the codes."""
+    record, above = read_record(codes.path), read_record(codes.path.parent)
+    if record and above and record.parent and record.parent != above.fingerprint:
+        raise DataError.at(
+            codes.path,
+            f"codes of earlier images; {codes.path.parent} was written again since",
+            hint="encode the images again with --overwrite",
+            code="data.stale_codes",
+        )
+
+
 def compatible_tokenizer(folder: Path) -> ActionTokenizer:
     """The action tokenizer in a folder; raises DataError if it has too many ids for samples."""
     tokenizer = read_fast(folder)
@@ -85,17 +128,17 @@ def compatible_tokenizer(folder: Path) -> ActionTokenizer:
     return tokenizer
 
 
-def select_profile(name: str | None, fast: Path, gripper: Gripper) -> NormalizationProfile:
-    """Profile by name or file; default: that of the action tokenizer, else `PUBLISHED`."""
-    return read_profile(name or (str(fast) if has_profile(fast) else PUBLISHED), gripper)
+def select_profile(name: str | None, fast: Path, gripper: Gripper | None) -> NormalizationProfile:
+    """Profile by name or file; default: that of the action tokenizer, else `PUBLISHED`.
 
-
-def mismatched_profile(
-    profile: NormalizationProfile, fast: Path, gripper: Gripper
-) -> NormalizationProfile | None:
-    """Profile that an action tokenizer was fitted with, if it differs; else None."""
-    fitted_with = read_profile(str(fast), gripper) if has_profile(fast) else profile
-    return None if fitted_with.digest == profile.digest else fitted_with
+    Raises:
+        DataError: `data.profile_mismatch`: the action tokenizer was fitted with another profile.
+    """
+    if not has_profile(fast):
+        return read_profile(name or PUBLISHED, gripper)
+    profile = read_profile(name or str(fast), gripper)
+    check_same_profile(profile, read_profile(str(fast)))
+    return profile
 
 
 def check_factor(profile: NormalizationProfile, factor: float | None) -> None:
@@ -113,34 +156,42 @@ def check_factor(profile: NormalizationProfile, factor: float | None) -> None:
         )
 
 
+def read_text_tokenizer(folder: Path) -> Any:
+    """Tokenizer of a language model (`tokenizers.Tokenizer`), from the tokenizer.json of a folder.
+
+    Raises:
+        DataError: The file is missing or broken.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_str(read_document(folder / _TEXT_TOKENIZER))
+    except Exception as error:  # noqa: BLE001 - the parser raises this very class
+        raise DataError(
+            f"{folder / _TEXT_TOKENIZER}: not a tokenizer: {error}",
+            hint="give the folder of a language model, or leave --tokenizer out",
+            code="data.broken_tokenizer",
+            details={"path": str(folder)},
+        ) from None
+
+
 def instructions_with_code_ids(
-    tasks: Sequence[str], tokenizer: Path | None, id_map: Mapping[str, int]
+    tasks: Sequence[str], tokenizer: Any, id_map: Mapping[str, int]
 ) -> list[str]:
     """Instructions whose token ids overlap with the ids of codes and actions.
 
     Args:
         tasks: The instructions.
-        tokenizer: Folder with the tokenizer.json of the language model. None returns instructions
-            with characters outside ASCII: the ids concerned are those of other scripts.
+        tokenizer: Result of `read_text_tokenizer`. None returns instructions with characters
+            outside ASCII: the ids concerned are those of other scripts.
         id_map: Map from codes and action ids to token ids.
     """
     if tokenizer is None:
         return [task for task in tasks if not task.isascii()]
-    from tokenizers import Tokenizer
-
-    try:
-        model = Tokenizer.from_str(read_document(tokenizer / _TEXT_TOKENIZER))
-    except Exception as error:  # noqa: BLE001 - the parser raises this very class
-        raise DataError(
-            f"{tokenizer / _TEXT_TOKENIZER}: not a tokenizer: {error}",
-            hint="give the folder of a language model, or leave --tokenizer out",
-            code="data.broken_tokenizer",
-            details={"path": str(tokenizer)},
-        ) from None
     first, stop = id_map["code_base"], id_map["action_base"] + id_map["action_ids"]
     texts = {task: question("vla", task, 0, "") for task in tasks}
     token_ids = {
-        task: model.encode(text, add_special_tokens=False).ids for task, text in texts.items()
+        task: tokenizer.encode(text, add_special_tokens=False).ids for task, text in texts.items()
     }
     return [
         task for task, ids in token_ids.items() if any(first <= token_id < stop for token_id in ids)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from vlatool.artifacts.codes.format import CodesManifest, select_codes
+from vlatool.artifacts.codes.format import CodesManifest
 from vlatool.artifacts.fast.format import copy_fast, ignored_code
 from vlatool.artifacts.profile import Gripper
 from vlatool.artifacts.samples.format import (
@@ -38,7 +38,8 @@ from vlatool.tokens.inputs import (
     check_output_outside_input,
     compatible_tokenizer,
     instructions_with_code_ids,
-    mismatched_profile,
+    read_text_tokenizer,
+    select_codes,
     select_profile,
     window_files,
 )
@@ -81,8 +82,10 @@ class BuildDatasetConfig(EngineConfig):
         description="Normalization profile of actions: a name or a file; null: that of the action "
         "tokenizer, else libero.",
     )
-    gripper: Gripper = Field(
-        default="raw", description="raw: leave the gripper unchanged; else normalize it, too."
+    gripper: Gripper | None = Field(
+        default=None,
+        description="raw: leave the gripper unchanged; else normalize it, too; null: as the "
+        "profile says.",
     )
     absolute: bool = Field(
         default=False, description="Write absolute locations of images, as published."
@@ -113,7 +116,7 @@ class BuildDatasetConfig(EngineConfig):
     def _check_combinations(self) -> Self:
         if self.packed and self.lines_per_file:
             raise ValueError("packed samples have no lines: leave out lines_per_file")
-        if self.gripper_raw is not None and self.gripper_raw != (self.gripper == "raw"):
+        if self.gripper_raw is not None and self.gripper_raw != (self.gripper != "normalised"):
             raise ValueError(f"gripper_raw and gripper: {self.gripper} contradict each other")
         return self
 
@@ -183,7 +186,7 @@ class BuildDatasetJob:
         codes = select_codes(tree, pinned(config.tokens) if config.tokens else None)
         self._tokenizer, self._profile = (
             compatible_tokenizer(fast),
-            select_profile(config.profile, fast, config.gripper),
+            select_profile(config.profile, fast, "raw" if config.gripper_raw else config.gripper),
         )
         check_factor(self._profile, config.rpy_std_mult)
         prefix = images_prefix(tree, output, is_absolute=config.absolute)
@@ -218,6 +221,8 @@ class BuildDatasetJob:
             progress_count="samples",
             shown={"output": config.output},
         )
+        tokenizer = config.tokenizer
+        self._text_tokenizer = read_text_tokenizer(location(tokenizer)) if tokenizer else None
         self._log_inputs(reporter, fast)
         self._totals, self._num_colliding = DatasetTotals(), 0
 
@@ -246,7 +251,7 @@ class BuildDatasetJob:
             packed_files = files if run.failures else []
             files = list(write_shards(self._work, files, limit))
         self._num_colliding = self._count_collisions(run.reporter)
-        names = copy_fast(self._work.fast, output / FAST_NAME)
+        names = copy_fast(self._work.fast, output / FAST_NAME, self._profile)
         copied = [file_entry(output, f"{FAST_NAME}/{name}") for name in names]
         write_manifest(output, self._manifest(files))
         return [*files, *packed_files, *copied, file_entry(output, MANIFEST_NAME)]
@@ -270,6 +275,7 @@ class BuildDatasetJob:
         config, work = self._config, self._work
         return {
             **config.model_dump(mode="json", exclude={*config.no_effect_on_output}),
+            "gripper": config.gripper or "raw",  # as records of 0.2.0 have it
             "data": tree.name,
             "fast digest": work.fast_digest,
             "profile digest": self._profile.digest,
@@ -298,30 +304,25 @@ class BuildDatasetJob:
 
     def _count_collisions(self, reporter: Reporter) -> int:
         """Number of samples whose instruction may be mistaken for codes."""
-        folder, id_map = self._config.tokenizer, self._work.sizes.id_map
+        tokenizer, id_map = self._text_tokenizer, self._work.sizes.id_map
         if id_map is None:
             return 0
-        colliding = instructions_with_code_ids(
-            [*self._totals.tasks], location(folder) if folder else None, id_map
-        )
+        colliding = instructions_with_code_ids([*self._totals.tasks], tokenizer, id_map)
         count = sum(self._totals.tasks[task] for task in colliding)
         if colliding:
-            reason = "have token ids of codes" if folder else "have non-ASCII characters"
-            suggestion = "" if folder else "; --tokenizer DIR checks their token ids"
+            reason = "have token ids of codes" if tokenizer else "have non-ASCII characters"
+            suggestion = "" if tokenizer else "; --tokenizer DIR checks their token ids"
             message = f"{len(colliding)} instructions of {count} samples {reason}, such as "
             message += f"{colliding[0]!r}{suggestion}"
             reporter.warn("instruction_collides", message)
         return count
 
     def _log_inputs(self, reporter: Reporter, fast: Path) -> None:
-        """Logs codes and profile, and warns of options that do not fit."""
-        config, work = self._config, self._work
+        """Logs codes and profile."""
+        work = self._work
         reporter.note(f"codes: {work.codes.path} ({work.codes.layout})")
         raw = ", ".join(self._profile.raw) or "none"
         reporter.note(f"profile: {self._profile.name}, dimensions left unchanged: {raw}")
-        if (fitted_profile := mismatched_profile(self._profile, fast, config.gripper)) is not None:
-            message = f"{fast}: was fitted on actions normalized with profile {fitted_profile.name}"
-            reporter.warn("profile_differs", f"{message}, not {self._profile.name}")
         for name in ignored_code(fast):
             reporter.note(f"{fast / name}: is never executed")
 

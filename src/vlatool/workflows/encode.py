@@ -12,7 +12,6 @@ from vlatool.artifacts.codes.format import (
     OWNED_FILES,
     PACKED_NAME,
     CodesManifest,
-    combined_digest,
 )
 from vlatool.config.base import ConfigModel, check_required
 from vlatool.episode import EpisodeRef
@@ -176,11 +175,8 @@ class EncodeJob:
             tokenizer_digest=tokenizer.network.digest,
             precision=self._config.precision,
             layout=self._config.layout,
-            episodes=len(digests),
-            pictures=run.sums.get("pictures", 0),
-            digest=combined_digest(digests),
             agreement=_agreement(run),
-        )
+        ).of_episodes(digests, run.sums.get("pictures", 0))
         manifest.save(self.output)
         files.append(file_entry(self.output, MANIFEST_NAME))
         return files

@@ -7,15 +7,15 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from vlatool.artifacts.codes.format import MANIFEST_NAME as CODES_MANIFEST_NAME
-from vlatool.artifacts.codes.format import OWNED_FILES as CODES_OWNED_FILES
 from vlatool.artifacts.codes.format import (
+    CODES_CHANGED,
     CodesFolder,
     CodesLayout,
-    combined_digest,
     is_codes,
     write_codes,
 )
+from vlatool.artifacts.codes.format import MANIFEST_NAME as CODES_MANIFEST_NAME
+from vlatool.artifacts.codes.format import OWNED_FILES as CODES_OWNED_FILES
 from vlatool.artifacts.fast.format import copy_fast
 from vlatool.artifacts.lines import write_lines
 from vlatool.artifacts.samples.format import (
@@ -166,20 +166,15 @@ class _CodesExport:
     def close(self, output: Path, receipts: Sequence[Receipt]) -> Sequence[FileEntry]:
         digests = {receipt.item: str(receipt.facts["digest"]) for receipt in receipts}
         source_manifest = self.source.manifest
-        manifest = replace(
-            source_manifest,
-            layout=self.layout,
-            episodes=len(digests),
-            pictures=sum(receipt.counts["pictures"] for receipt in receipts),
-            digest=combined_digest(digests),
-        )
+        count = sum(receipt.counts["pictures"] for receipt in receipts)
+        manifest = replace(source_manifest, layout=self.layout).of_episodes(digests, count)
         has_all = len(digests) == len(self.items)  # False if episodes failed
         if source_manifest.digest and has_all and source_manifest.digest != manifest.digest:
             raise DataError.at(
                 self.source.path,
                 f"the codes do not match the digest in {CODES_MANIFEST_NAME}",
                 hint="copy the folder again, or encode the images again",
-                code="data.codes_changed",
+                code=CODES_CHANGED,
             )
         manifest.save(output)
         return ()

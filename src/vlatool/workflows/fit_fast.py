@@ -285,7 +285,9 @@ def _profile(
                 hint="leave it out: a profile lists its raw dimensions",
                 code="usage.conflict",
             )
-        loaded = read_profile(config.profile, config.gripper)
+        # `raw` leaves the gripper as the profile has it.
+        gripper = None if config.gripper == "raw" else config.gripper
+        loaded = read_profile(config.profile, gripper)
         if loaded.width != width:
             raise DataError(
                 f"profile {loaded.name} has {loaded.width} dimensions, the actions have {width}",

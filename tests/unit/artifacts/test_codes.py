@@ -15,10 +15,10 @@ from vlatool.artifacts.codes.format import (
     EpisodeCodes,
     is_codes,
     parse_codes,
-    select_codes,
     write_codes,
 )
 from vlatool.errors import DataError, UsageError, VlatoolError
+from vlatool.tokens.inputs import select_codes
 
 STEMS = ("X_image_episode_000000_frame_000000", "X_image_episode_000000_frame_000001")
 GOOD = list(range(32))
@@ -199,3 +199,31 @@ def test_saved_manifest_is_read_back(tmp_path: Path) -> None:
     codes = CodesFolder.find(tmp_path)
     assert codes is not None
     assert codes.manifest == manifest
+
+
+@pytest.mark.parametrize("layout", ["json", "packed"])
+@pytest.mark.parametrize("stems", [None, STEMS[1:]])
+def test_replaced_codes_are_an_error_of_their_episode(
+    tree: Path, layout: CodesLayout, stems: Any
+) -> None:
+    folder = write_tree_codes(tree, layout)
+    codes = EpisodeCodes("episode_000000", STEMS, np.array([GOOD, GOOD], np.uint16))
+    write_codes(folder, layout, codes, tokenizer_digest("builder"))
+    error = error_of(folder, stems=stems)
+    assert (error.code, error.details["episode"]) == ("data.codes_changed", "episode_000000")
+    assert CodesFolder.open(folder).read("episode_000001").stems == STEMS
+
+
+def test_codes_that_the_manifest_does_not_list_are_an_error(tree: Path) -> None:
+    folder = write_tree_codes(tree, "packed")
+    codes = EpisodeCodes("episode_000002", STEMS, np.array([GOOD, GOOD], np.uint16))
+    write_codes(folder, "packed", codes, tokenizer_digest("builder"))
+    assert error_of(folder, "episode_000002").code == "data.codes_changed"
+
+
+def test_a_manifest_without_digests_of_episodes_is_read(tree: Path) -> None:
+    folder = write_tree_codes(tree, "json")
+    content = json.loads((folder / "manifest.json").read_text())
+    del content["episode_digests"]
+    (folder / "manifest.json").write_text(json.dumps(content))
+    assert CodesFolder.open(folder).read("episode_000000").stems == STEMS

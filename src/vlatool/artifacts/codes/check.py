@@ -5,6 +5,7 @@ from pathlib import Path
 
 from vlatool.artifacts.check import CheckOptions, check_record_and_files
 from vlatool.artifacts.codes.format import (
+    CODES_CHANGED,
     IMAGES_NAME,
     MANIFEST_NAME,
     CodesFolder,
@@ -113,12 +114,13 @@ class _FolderCheck:
         try:
             yield self._folder.read(episode)
         except DataError as error:
-            if self._folder.layout == "packed":
+            is_packed = self._folder.layout == "packed"
+            if is_packed or error.code == CODES_CHANGED:
                 yield _finding(error, episode)
-                return
-            for stem in self._folder.stems(episode):
+            for stem in () if is_packed else self._folder.stems(episode):
                 try:
-                    yield self._folder.read(episode, [stem])
+                    codes = self._folder.read_image(episode, stem)
+                    yield EpisodeCodes(episode, (stem,), codes[None])
                 except DataError as broken:
                     yield _finding(broken, episode)
 
@@ -155,6 +157,10 @@ class _FolderCheck:
 
 
 def _finding(error: DataError, episode: str) -> Finding:
-    code = {"data.other_tokenizer": "other_tokenizer", "data.missing_codes": "missing"}
+    code = {
+        "data.other_tokenizer": "other_tokenizer",
+        "data.missing_codes": "missing",
+        CODES_CHANGED: "digest_mismatch",
+    }
     name = code.get(error.code, "broken")
     return CODES(name, error.message, episode=episode, path=error.details["path"])

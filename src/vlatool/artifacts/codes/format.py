@@ -11,10 +11,10 @@ Source: reference/future-vla 3; formats/codes 1, 3, 4.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import numpy as np
 from pydantic import Field
@@ -22,7 +22,7 @@ from pydantic import Field
 from vlatool.artifacts.manifest import Count, ManifestType, Number
 from vlatool.artifacts.npz_bytes import read_arrays, write_arrays
 from vlatool.episode import Array
-from vlatool.errors import DataError, UsageError
+from vlatool.errors import DataError
 from vlatool.jobs.files import FileEntry, folder_entry
 from vlatool.jobs.record import read_record
 from vlatool.storage.atomic import write_bytes
@@ -45,6 +45,7 @@ OWNED_FILES: Mapping[CodesLayout, tuple[str, ...]] = {
 }
 
 PACKED_SUFFIX, JSON_SUFFIX = ".npz", ".json"
+CODES_CHANGED = "data.codes_changed"  # error of codes that differ from their manifest
 
 _MAX_FILE_BYTES = 2**16  # of one image
 _MAX_PACKED_BYTES = 2**28
@@ -67,6 +68,7 @@ class CodesManifest:
         pictures: Number of images with codes.
         digest: Digest of all codes and stems, equal for both layouts.
         agreement: Share of codes equal to those of fp32, measured on a sample; 1 for fp32 itself.
+        episode_digests: Map from episode to the digest of its codes; empty in folders of 0.2.0.
     """
 
     codes_per_picture: Annotated[int, Field(gt=0, strict=True)] = CODES_PER_IMAGE
@@ -79,6 +81,17 @@ class CodesManifest:
     pictures: Count = 0
     digest: str = ""
     agreement: Number = 1.0
+    episode_digests: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def of_episodes(self, digests: Mapping[str, str], images: int) -> Self:
+        """The manifest of episodes with these digests and, in all, this number of images."""
+        return replace(
+            self,
+            episodes=len(digests),
+            pictures=images,
+            digest=combined_digest(digests),
+            episode_digests=dict(sorted(digests.items())),
+        )
 
     def save(self, folder: Path) -> None:
         """Writes the manifest atomically; it marks the folder as complete."""
@@ -100,7 +113,7 @@ MANIFEST = ManifestType(
     1,
     CodesManifest,
     hint="copy the folder again, or write it again",
-    optional=("agreement",),
+    optional=("agreement", "episode_digests"),
 )
 _ENCODING_KEYS = (
     "codes_per_picture",
@@ -300,17 +313,26 @@ class CodesFolder:
 
         Raises:
             DataError: Codes are missing, too few, out of range or no integers (the image is
-                named), or packed codes have another tokenizer than the manifest.
+                named), packed codes have another tokenizer than the manifest, or the codes of the
+                episode differ from those that the manifest lists.
         """
+        names = None if stems is None else sorted(set(stems))
         if self.layout == "packed":
             codes = self._read_packed(episode)
-            return codes if stems is None else self._select(codes, sorted(set(stems)))
+        else:
+            codes = self._read_files(episode, names)
+        if self.manifest.episode_digests:
+            self._check_digest(codes)
+        return codes if names is None else self._select(codes, names)
+
+    def _read_files(self, episode: str, stems: Sequence[str] | None) -> EpisodeCodes:
+        """Codes of these images or, to compare them with the manifest, of all images."""
         stored = self.stems(episode)
-        names = stored if stems is None else sorted(set(stems))
         if not stored:
             raise self._missing_error(episode, "any image")
-        self._check_all_present(episode, sorted({*names}.difference(stored)))
-        read = partial(self._read_file, episode)
+        self._check_all_present(episode, sorted({*(stems or ())}.difference(stored)))
+        names = stored if stems is None or self.manifest.episode_digests else stems
+        read = partial(self.read_image, episode)
         is_far = is_remote(self.path)
         rows = in_parallel(read, names, _READ_AT_ONCE) if is_far else map(read, names)
         return EpisodeCodes(episode, tuple(names), np.stack(list(rows)))
@@ -322,8 +344,12 @@ class CodesFolder:
         rows = episode_codes.codes[[episode_codes.row_of[stem] for stem in stems]]
         return EpisodeCodes(episode_codes.episode, tuple(stems), rows)
 
-    def _read_file(self, episode: str, stem: str) -> Array:
-        """Codes of an image, uint16 [K]."""
+    def read_image(self, episode: str, stem: str) -> Array:
+        """Codes of an image in the layout `json`, uint16 [K]; not compared with the manifest.
+
+        Raises:
+            DataError: They are missing or broken.
+        """
         path = self.path_of(episode) / f"{stem}{JSON_SUFFIX}"
         try:
             value = parse_json(read_document(path, max_bytes=_MAX_FILE_BYTES))
@@ -387,6 +413,19 @@ class CodesFolder:
                 code="data.other_tokenizer",
             )
 
+    def _check_digest(self, codes: EpisodeCodes) -> None:
+        digest = self.manifest.episode_digests.get(codes.episode)
+        if digest == codes.digest:
+            return
+        state = "differ from those" if digest else "are not among those"
+        raise DataError.at(
+            self.path_of(codes.episode),
+            f"its codes {state} that {MANIFEST_NAME} lists",
+            hint=_HINT,
+            code=CODES_CHANGED,
+            episode=codes.episode,
+        )
+
     def _check_all_present(self, episode: str, stems: Sequence[str]) -> None:
         if stems:
             more = f" and {len(stems) - 1} more images" if len(stems) > 1 else ""
@@ -435,47 +474,3 @@ def is_codes(location: Path) -> bool:
         return CodesFolder.find(location) is not None
     except DataError:
         return True  # its manifest is broken
-
-
-def select_codes(tree: Path, named: Path | None = None) -> CodesFolder:
-    """Codes for a folder of windows; packed ones if both layouts exist.
-
-    Args:
-        tree: The folder of windows.
-        named: Folder of the codes; None: the one in `tree`.
-
-    Raises:
-        UsageError: Both layouts exist, with codes of different tokenizers.
-        DataError: There are no codes, they are incomplete, or they belong to earlier images.
-    """
-    folders = [tree / name for name in (PACKED_NAME, JSON_NAME)]
-    present = [folder for folder in folders if is_codes(folder)] if named is None else [named]
-    if not present:
-        raise DataError.at(
-            tree,
-            f"has no codes: neither {PACKED_NAME}/ nor {JSON_NAME}/ exists",
-            hint="encode its images first, or pass the folder as --tokens",
-            code="data.no_codes",
-        )
-    opened = [CodesFolder.open(folder) for folder in present]
-    for other in opened[1:]:
-        if opened[0].manifest.identity() != other.manifest.identity():
-            raise UsageError(
-                f"{tree}: {PACKED_NAME}/ and {JSON_NAME}/ are codes of different tokenizers",
-                hint=f"select one with --tokens {opened[0].path}",
-                code="usage.two_codes",
-            )
-    _check_current(opened[0])
-    return opened[0]
-
-
-def _check_current(codes: CodesFolder) -> None:
-    """Raises DataError if the images were written again after the codes."""
-    record, above = read_record(codes.path), read_record(codes.path.parent)
-    if record and above and record.parent and record.parent != above.fingerprint:
-        raise DataError.at(
-            codes.path,
-            f"codes of earlier images; {codes.path.parent} was written again since",
-            hint="encode the images again with --overwrite",
-            code="data.stale_codes",
-        )

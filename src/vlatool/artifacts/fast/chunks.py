@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from vlatool.artifacts.fields import recorded_names
-from vlatool.artifacts.lines import LINES_SUFFIX, read_lines
+from vlatool.artifacts.lines import LINES_SUFFIX
 from vlatool.artifacts.shards.format import ShardFolder
 from vlatool.artifacts.tar import open_shard
 from vlatool.artifacts.windows.format import (
     DATA_NAME,
     Window,
     lines_files,
-    parse_window,
     read_manifest,
+    read_windows,
 )
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
@@ -61,21 +61,16 @@ class ChunkFile:
     def _windows(self) -> Iterator[Array]:
         """One chunk per step: a step may have two lines, one of each kind."""
         previous: Window | None = None
-        number = 0
-        try:
-            for number, line in enumerate(read_lines(self.path), 1):  # noqa: B007 - for the message
-                window = parse_window(line)
-                if (
-                    previous is None
-                    or window.images != previous.images
-                    or not _is_pair(window, previous)
-                ):
-                    with np.errstate(over="ignore"):  # `read` raises on infinity
-                        chunk = np.array(window.actions, np.float32)
-                    yield chunk
-                previous = window
-        except (ValueError, OverflowError) as error:
-            raise _chunks_error(self.path, str(error), f":{number}") from None
+        for window in read_windows(self.path):
+            if (
+                previous is None
+                or window.images != previous.images
+                or not _is_pair(window, previous)
+            ):
+                with np.errstate(over="ignore"):  # `read` raises on infinity
+                    chunk = np.array(window.actions, np.float32)
+                yield chunk
+            previous = window
 
     def _samples(self) -> Iterator[Array]:
         with open_shard(self.path) as tar:
@@ -179,10 +174,10 @@ def _concatenate(arrays: Sequence[Array]) -> Array:
     return np.concatenate(columns, axis=1).astype(np.float32)
 
 
-def _chunks_error(path: Path, problem: str, suffix: str = "") -> DataError:
-    return DataError(
-        f"{path}{suffix}: {problem}",
+def _chunks_error(path: Path, problem: str) -> DataError:
+    return DataError.at(
+        path,
+        problem,
         hint="write the folder again with `vlatool preprocess`, or copy it again",
         code="data.broken_window",
-        details={"path": str(path)},
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vlatool.artifacts.profile import NAME as PROFILE_NAME
+from vlatool.artifacts.profile import NormalizationProfile, write_profile
 from vlatool.errors import DataError
 from vlatool.jobs.record import read_valid_record
 from vlatool.storage.atomic import remove_file, write_bytes, write_json, write_text
@@ -89,10 +90,15 @@ def write_fast(folder: Path, tokenizer: ActionTokenizer, vocab_size: int | None 
     write_json(folder / PROCESSOR_NAME, config)  # last: it marks the folder as a tokenizer
 
 
-def copy_fast(source: Path, folder: Path) -> list[str]:
-    """Copies an action tokenizer and its profile; returns the names of the copied files.
+def copy_fast(source: Path, folder: Path, profile: NormalizationProfile | None = None) -> list[str]:
+    """Copies an action tokenizer and its profile; returns the names of the written files.
 
     Code is not copied, and nothing of a tokenizer with more than `_MAX_COPIED_BYTES`.
+
+    Args:
+        source: Folder of the tokenizer.
+        folder: Folder for the copy.
+        profile: Normalization of the actions, written if the tokenizer has none.
     """
     contents: dict[str, bytes] = {}
     for name in (*NAMES, PROFILE_NAME):
@@ -102,7 +108,10 @@ def copy_fast(source: Path, folder: Path) -> list[str]:
         return []
     for name, content in contents.items():
         write_bytes(folder / name, content)
-    return [*contents]
+    if profile is None or PROFILE_NAME in contents:
+        return [*contents]
+    write_profile(folder / PROFILE_NAME, profile)
+    return [*contents, PROFILE_NAME]
 
 
 def clear_fast(folder: Path) -> None:

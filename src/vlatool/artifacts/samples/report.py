@@ -5,6 +5,7 @@ Legend of shapes: H actions, D dimensions of an action, Q future images, K codes
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -14,11 +15,12 @@ import numpy as np
 from PIL import Image
 
 from vlatool.artifacts.frame_views import file_view
-from vlatool.artifacts.lines import LINES_SUFFIX, read_lines
+from vlatool.artifacts.lines import LINES_SUFFIX
 from vlatool.artifacts.samples.format import SamplesFolder
 from vlatool.artifacts.samples.lines import TokenSample
-from vlatool.artifacts.windows.format import DATA_NAME, Window, parse_windows
+from vlatool.artifacts.windows.format import DATA_NAME, Window, read_windows
 from vlatool.episode import Array
+from vlatool.errors import DataError
 from vlatool.jobs.files import output_files
 from vlatool.pages.images import FrameView, camera_strips
 from vlatool.pages.layout import (
@@ -237,12 +239,10 @@ def _strips(root: Path, names: Iterable[str]) -> dict[str, list[FrameView]]:
 
 def _window(path: Path, sample: TokenSample, images: list[str]) -> Window | None:
     """Window in a file that a sample was made from; None if it is missing."""
-    try:
-        for window in parse_windows(line for line in read_lines(path) if line.strip()):
+    with suppress(DataError):
+        for window in read_windows(path):
             if (window.kind, [*window.images]) == (sample.conversation.kind, images):
                 return window
-    except (ValueError, OSError):
-        pass
     return None
 
 

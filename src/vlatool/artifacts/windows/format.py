@@ -148,6 +148,33 @@ def parse_windows(lines: Iterable[bytes]) -> Iterator[Window]:
             yield previous
 
 
+def read_windows(path: Path) -> Iterator[Window]:
+    """Windows in a file of lines; empty lines are skipped.
+
+    Raises:
+        DataError: The file cannot be read, is truncated, or a line is no window; names the line.
+    """
+    number = 0
+
+    def numbered() -> Iterator[bytes]:
+        nonlocal number
+        for line in read_lines(path):
+            number += 1
+            if line.strip():
+                yield line
+
+    try:
+        yield from parse_windows(numbered())
+    except (ValueError, OSError) as error:
+        raise DataError.at(
+            path,
+            f"line {number}: {error}" if number else error,
+            hint="write the windows again with `vlatool preprocess`, or copy them again",
+            code="data.broken_window",
+            **({"line": number} if number else {}),
+        ) from None
+
+
 def _parse_conversation(messages: Any, images: int, future: int) -> tuple[Kind, str]:
     """Kind and instruction of a conversation."""
     question_text, answer_text = _conversation(messages)
