@@ -41,7 +41,7 @@ RATE, DECAY, LIMIT = 1e-4, 0.01, 1.0
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 PEAK_TFLOPS = 989.0  # dense bfloat16 of an H100 or H200
 EQUAL = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
-# Widths of the fields of `action_error/FIELD`.
+# Widths of the fields of `denoising_loss/FIELD`.
 FIELDS = {"left_xyz": 3, "left_rot_6d": 6, "right_xyz": 3, "right_rot_6d": 6, "grippers": 2}
 
 

@@ -1,7 +1,8 @@
 """Evaluation of a barely trained policy on data and in the built-in world."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from vlatool.evaluation.offline import evaluate_open_loop
 from vlatool.evaluation.plots import save_curves
 from vlatool.evaluation.rollouts import wilson_interval
 from vlatool.events import NullProgress, NullReporter
+from vlatool.loading.base import ActionField, RecordedPairs, Target
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.decode import DecodedSample, SampleDecoder
 from vlatool.loading.robotics.kind import RoboticsAssets
@@ -40,7 +42,7 @@ from vlatool.models.policy import RoboticsPolicy
 from vlatool.models.trained import open_trained
 from vlatool.transforms.relative import relative_actions
 from vlatool.transforms.rotations import matrix_from_rot6d
-from vlatool.workflows.evaluate import open_loop, recorded_pairs, rollout
+from vlatool.workflows.evaluate import OpenLoopResult, open_loop, recorded_pairs, rollout
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.train import train
 from vlatool.world.registration import ENVIRONMENT
@@ -90,6 +92,34 @@ def decoded(data: Path, run: Path) -> list[DecodedSample]:
     shards = read_manifest(data / "episodes" / "manifest.jsonl")
     stored = wds.WebDataset([str(sample.path) for sample in shards], shardshuffle=False)
     return [decode(sample.pop("__key__"), sample, np.random.default_rng(0)) for sample in stored]
+
+
+SHOWN = ("samples", "overall", "overall_by_step", "fields")
+
+
+def as_constant(field: ActionField, dimensions: Sequence[int]) -> ActionField:
+    """The field with dimensions that never change; others are left as they are."""
+    constant = field.is_constant.copy()
+    constant[[index for index in dimensions if index < len(constant)]] = True
+    return replace(field, is_constant=constant)
+
+
+@dataclass(frozen=True)
+class FieldsOf:
+    """Recorded pairs with other statistics of their fields."""
+
+    pairs: RecordedPairs
+    fields: Mapping[str, ActionField]
+
+    @property
+    def fps(self) -> float:
+        return self.pairs.fps
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def read(self, indices: Sequence[int]) -> list[tuple[Observation, Target]]:
+        return self.pairs.read(indices)
 
 
 # open loop
@@ -174,6 +204,44 @@ def test_overall_is_the_mean_over_moving_dimensions(report: dict[str, Any]) -> N
         steps = [field[name]["normalised_mae_by_step"] for field in fields]
         expected = np.average(steps, weights=weights, axis=0)
         assert report["overall_by_step"][name] == pytest.approx(expected)
+
+
+def test_field_that_never_changes_is_constant_and_in_no_mean(data: Path, run: Path) -> None:
+    trained = open_trained(str(run))
+    policy = trained.policy()
+    pairs = recorded_pairs(str(data), policy, trained, 0)
+    fields = {**pairs.fields, HAND_COMMAND: as_constant(pairs.fields[HAND_COMMAND], [0])}
+    fields[RELATIVE] = as_constant(fields[RELATIVE], [1])
+    known = FieldsOf(pairs, fields)
+
+    config = OpenLoopConfig(max_samples=2)
+    log = ResizeLog(policy.sees, print)
+    report = evaluate_open_loop(policy, known, config, log, NullProgress())
+
+    errors = report.fields[HAND_COMMAND]["policy"]
+    assert (errors["mae"], errors["normalised_mae"]) == (None, None)
+    varying = report.fields[RELATIVE]["policy"]
+    assert report.overall["policy"] == pytest.approx(varying["normalised_mae"])
+    shown = {name: getattr(report, name) for name in SHOWN}
+    lines = OpenLoopResult("run", "ema", "data", picture="", report="", **shown).text().splitlines()
+    assert next(line for line in lines if HAND_COMMAND in line).split()[1:] == ["constant"]
+    assert "   constant: y" in lines
+
+
+def test_overall_of_constant_fields_alone_is_unknown(data: Path, run: Path) -> None:
+    trained = open_trained(str(run))
+    policy = trained.policy()
+    pairs = recorded_pairs(str(data), policy, trained, 0)
+    fields = {name: as_constant(field, range(9)) for name, field in pairs.fields.items()}
+    log = ResizeLog(policy.sees, print)
+
+    config = OpenLoopConfig(max_samples=2)
+    report = evaluate_open_loop(policy, FieldsOf(pairs, fields), config, log, NullProgress())
+
+    assert set(report.overall.values()) == {None}
+    shown = {name: getattr(report, name) for name in SHOWN}
+    text = OpenLoopResult("run", "ema", "data", picture="", report="", **shown).text()
+    assert "0.0000" not in text
 
 
 def test_curves_are_saved_as_an_image(report: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Runs that start with the weights of another run."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.builders.training import tiny_arguments, tiny_config, world_shards
+from tests.builders.recording import Recorder
+from tests.builders.training import (
+    HAND_COMMAND,
+    XYZ_COMMAND,
+    tiny_arguments,
+    tiny_config,
+    world_shards,
+)
 from vlatool.artifacts.run.format import RunDir
 from vlatool.cli.app import run as run_command
 from vlatool.errors import ConfigError, DataError, UsageError
@@ -181,3 +189,77 @@ def test_from_sets_the_initial_weights(data: Path, base: Path, tmp_path: Path) -
 
 def test_missing_model_is_a_usage_error(base: Path) -> None:
     assert run_command(["finetune", "--from", str(base), "--data", "data", "-q"]) == 2
+
+
+# statistics of the initial weights
+
+
+@pytest.fixture(scope="module")
+def wider(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data with statistics of hand commands that move three times as far."""
+    folder = tmp_path_factory.mktemp("wider") / "data"
+    shutil.copytree(data, folder)
+    path = folder / "shards" / "stats.json"
+    statistics = json.loads(path.read_text())
+    entry = statistics[HAND_COMMAND]
+    entry["std"] = [3 * value for value in entry["std"]]
+    path.write_text(json.dumps(statistics))
+    return folder
+
+
+@pytest.mark.parametrize("source", ["data", "init"])
+def test_finetune_says_which_statistics_it_uses_and_where_ranges_differ(
+    wider: Path, base: Path, tmp_path: Path, source: str
+) -> None:
+    messages = Recorder()
+    keys = {"init_from": str(base), "data__statistics_from": source, "dry_run": True}
+
+    finetune(tiny_config(wider, tmp_path / "run", **STILL, **keys), reporter=messages)
+
+    assert any(f"data.statistics_from={source}" in note for note in messages.notes)
+    warned = dict(messages.warnings)["data.ranges_differ"]
+    assert f"{HAND_COMMAND} " in warned
+    assert XYZ_COMMAND not in warned
+
+
+def test_equal_ranges_give_no_warning(data: Path, base: Path, tmp_path: Path) -> None:
+    messages = Recorder()
+
+    keys = {"init_from": str(base), "dry_run": True}
+    finetune(tiny_config(data, tmp_path / "run", **STILL, **keys), reporter=messages)
+
+    assert "data.ranges_differ" not in dict(messages.warnings)
+
+
+def test_run_keeps_the_statistics_of_the_initial_weights_and_resumes_without_them(
+    wider: Path, base: Path, tmp_path: Path
+) -> None:
+    weights, run = tmp_path / "base", tmp_path / "run"
+    shutil.copytree(base, weights)
+    keys = {"init_from": str(weights), "data__statistics_from": "init"}
+    finetune(tiny_config(wider, run, **{**STILL, **keys, "hparams__lr_scheduler": "const"}))
+    assert (run / "stats.json").read_bytes() == (base / "stats.json").read_bytes()
+    shutil.rmtree(weights)
+
+    longer = {**STILL, **keys, "hparams__lr_scheduler": "const", "total_train_steps": 2}
+    assert finetune(tiny_config(wider, run, **longer)).steps == 2
+    assert (run / "stats.json").read_bytes() == (base / "stats.json").read_bytes()
+
+
+def test_statistics_of_initial_weights_need_initial_weights(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        train(tiny_config(data, tmp_path / "run", data__statistics_from="init"))
+
+    assert caught.value.code == "data.missing_statistics"
+
+
+def test_field_that_the_initial_weights_lack_cannot_use_their_statistics(
+    data: Path, base: Path, tmp_path: Path
+) -> None:
+    fields = f"{XYZ_COMMAND},{HAND_COMMAND}"
+    keys = {"init_from": str(base), "data__statistics_from": "init", "data__action_fields": fields}
+    with pytest.raises(DataError) as caught:
+        finetune(tiny_config(data, tmp_path / "run", **{**STILL, **keys}))
+
+    assert caught.value.code == "data.missing_statistics"
+    assert XYZ_COMMAND in caught.value.message

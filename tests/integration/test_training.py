@@ -437,10 +437,30 @@ def test_full_disk_while_a_checkpoint_is_written_is_reported(
     assert RunDir(tmp_path / "run").checkpoints() == []
 
 
+@pytest.mark.parametrize("output", ["s3://bucket/runs/one", "s3://bucket", "gs://bucket/one"])
+def test_remote_output_is_refused_before_anything_is_written(
+    data: Path,
+    tmp_path: Path,
+    output: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--preset", "diffusion-policy-tiny", "--data", str(data), "--total-train-steps", "1"]
+
+    assert run_command(["--json", "train", *words, "--output", output]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["code"] == "usage.unsupported_scheme"
+    assert "copy" in error["hint"]
+    assert list(tmp_path.iterdir()) == []
+
+
 # validation
 
 
 STILL = {"hparams__lr": 0.0, "hparams__lr_cooldown_end": 0.0}
+# Five chunks are an unequal share for two processes.
+SHORT = {**STILL, "total_train_steps": 2, "num_checkpoints": 1, "total_val_samples": 5}
 
 
 def test_validation_measures_raw_and_averaged_weights_the_same_way_each_time(
@@ -563,15 +583,50 @@ def loaders_of(pid: int) -> list[int]:
     return [child.pid for server in servers for child in server.children()]
 
 
-def test_two_processes_write_one_run(data: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    arguments = tiny_arguments(data, run, total_train_steps=2, num_checkpoints=1)
+@pytest.fixture(scope="module")
+def two_processes(
+    data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> "tuple[Path, subprocess.CompletedProcess[str]]":
+    """A run of two processes with a validation, and the end of its command."""
+    run = tmp_path_factory.mktemp("processes") / "run"
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [sys.executable, *launch, "-m", "vlatool", "--json", *arguments]
+    command = [
+        sys.executable,
+        *launch,
+        "-m",
+        "vlatool",
+        "--json",
+        *tiny_arguments(data, run, **SHORT),
+    ]
+    # The data set is its own validation data: only its figures are compared.
+    command += ["--data.val_dataset_manifest", str(data)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    return run, done
+
+
+def test_two_processes_write_one_run(
+    two_processes: "tuple[Path, subprocess.CompletedProcess[str]]",
+) -> None:
+    run, done = two_processes
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)  # only rank 0 prints its result, once
     assert (result["steps"], result["samples"]) == (2, 16)
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000002"]
-    assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == [1, 2]
-    assert read_metrics(run / "metrics.jsonl")[-1]["samples"] == 16
+    rows = read_metrics(run / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 2]
+    assert rows[-1]["samples"] == 16
+
+
+def test_errors_of_sampled_chunks_are_equal_for_one_and_two_processes(
+    data: Path,
+    two_processes: "tuple[Path, subprocess.CompletedProcess[str]]",
+    tmp_path: Path,
+) -> None:
+    run_training(data, tmp_path / "run", **SHORT, data__val_dataset_manifest=str(data))
+
+    ours, theirs = (
+        read_metrics(run / "metrics.jsonl")[-1] for run in (tmp_path / "run", two_processes[0])
+    )
+    names = [name for name in ours if "sampled_mae" in name]
+    assert len(names) == 2 * 2 * 3  # weights, fields, steps
+    assert [theirs[name] for name in names] == pytest.approx([ours[n] for n in names], rel=1e-5)

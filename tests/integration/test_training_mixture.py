@@ -43,7 +43,7 @@ def test_metrics_contain_errors_of_fields_and_losses_of_data_sets(run: Path) -> 
     trained = next(row for row in rows if "loss" in row)
     validated = next(row for row in rows if "val/loss" in row)
 
-    names = [f"action_error/{XYZ_COMMAND}_relative", f"action_error/{HAND_COMMAND}"]
+    names = [f"denoising_loss/{XYZ_COMMAND}_relative", f"denoising_loss/{HAND_COMMAND}"]
     for row, prefix in ((trained, ""), (validated, "val/")):
         xyz, hand = (row[prefix + name] for name in names)
         assert (3 * xyz + hand) / 4 == pytest.approx(row[f"{prefix}loss"], rel=1e-5)

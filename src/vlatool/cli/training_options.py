@@ -106,6 +106,8 @@ def expand_run(texts: list[str]) -> Mapping[str, Any]:
     """Value of `--output`: a run folder, split into `save_path` and `name`."""
     # As text: the command itself checks the scheme.
     parent, _, name = texts[-1].rstrip("/").rpartition("/")
+    if parent.endswith(":/"):  # a bucket alone
+        parent = texts[-1]
     if name in ("", ".", ".."):
         raise UsageError(
             f"--output {texts[-1]!r} is not the name of a folder",

@@ -27,9 +27,10 @@ class OpenLoopReport:
 
     Attributes:
         fields: Map from field name to errors of policy and baselines.
-        overall: Mean error over all dimensions that are not constant, in standard deviations.
+        overall: Mean error over all dimensions that are not constant, in standard deviations;
+            None if all are.
         overall_by_step: The same for each step of a chunk, from the current one on [T]; None for
-            a step that no sample has.
+            a step that no sample has, [None] if all dimensions are constant.
         samples: Number of chunks compared.
         curves: Map from dimension to (recorded [F], predicted [F]) of the first episode.
         frames: Frame of each point of a curve, ascending, int [F].
@@ -37,7 +38,7 @@ class OpenLoopReport:
     """
 
     fields: Mapping[str, Mapping[str, Any]]
-    overall: Mapping[str, float]
+    overall: Mapping[str, float | None]
     overall_by_step: Mapping[str, Sequence[float | None]]
     samples: int
     curves: Mapping[str, tuple[Array, Array]]
@@ -130,9 +131,11 @@ class _Recorder:
         predictors = dict.fromkeys(name for errors in self._errors.values() for name in errors)
         return OpenLoopReport(
             fields=fields,
-            overall={name: float(_mean_over(fields, varying, name, "")) for name in predictors},
+            overall={
+                name: nan_to_none(_mean_over(fields, varying, name, ""))[0] for name in predictors
+            },
             overall_by_step={
-                name: nan_to_none(np.atleast_1d(_mean_over(fields, varying, name, "_by_step")))
+                name: nan_to_none(_mean_over(fields, varying, name, "_by_step"))
                 for name in predictors
             },
             samples=self._samples,
@@ -173,14 +176,14 @@ def _mean_over(
     predictor: str,
     suffix: str,
 ) -> Array:
-    """Mean normalized error over all dimensions that are not constant, with equal weights."""
+    """Mean normalized error over all dimensions that vary, with equal weights; NaN without any."""
     rows = {
         name: np.asarray(errors[predictor][f"normalised_mae{suffix}"], np.float64)
         for name, errors in fields.items()
         if predictor in errors and varying[name]
     }
     total = sum((varying[name] * row for name, row in rows.items()), start=np.zeros(()))
-    return total / max(sum(varying[name] for name in rows), 1)
+    return np.atleast_1d(total / (sum(varying[name] for name in rows) or np.nan))
 
 
 @dataclass
@@ -220,6 +223,8 @@ class AbsoluteErrors:
 def field_report(errors: Mapping[str, AbsoluteErrors], field: ActionField) -> dict[str, Any]:
     """Errors of policy and baselines for one field; constant dimensions are left out of means.
 
+    Means of a field that is constant as a whole are None.
+
     Args:
         errors: Errors of `policy` and of each baseline.
         field: The field, with its statistics over the training data.
@@ -233,8 +238,8 @@ def field_report(errors: Mapping[str, AbsoluteErrors], field: ActionField) -> di
     for name, error in errors.items():
         values, steps = error.mean[varying], error.by_step[:, varying] / std[varying]
         report[name] = {
-            "mae": float(values.mean()) if varying.any() else 0.0,
-            "normalised_mae": float((values / std[varying]).mean()) if varying.any() else 0.0,
+            "mae": float(values.mean()) if varying.any() else None,
+            "normalised_mae": float((values / std[varying]).mean()) if varying.any() else None,
             "normalised_mae_by_step": nan_to_none(steps.mean(axis=1)) if varying.any() else [],
             "mae_per_dimension": error.mean.tolist(),
         }

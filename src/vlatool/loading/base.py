@@ -241,6 +241,28 @@ class HasPairs(Protocol):
 
 
 @runtime_checkable
+class HasStatistics(Protocol):
+    """A data kind whose samples are normalized with statistics, or with those of other weights."""
+
+    def with_init_statistics(
+        self, config: Any, info: Any, folder: Path | None, reporter: Reporter = NULL
+    ) -> Any:
+        """Returns the info with the statistics that the section selects.
+
+        Args:
+            config: Section `data`.
+            info: Result of `load_info`.
+            folder: Folder with the statistics of the initial weights; None if it is unknown.
+            reporter: Receives a note on the selected statistics, and a warning if both differ much.
+
+        Raises:
+            DataError: The statistics of the weights are selected, and are missing, broken or of
+                other fields.
+        """
+        ...
+
+
+@runtime_checkable
 class Normalizes(Protocol):
     """Assets of a data kind whose samples contain fields to normalize."""
 

@@ -15,9 +15,11 @@ from torch import Tensor
 from vlatool.episode import Array, CameraView, Observation, ObservationSpec
 from vlatool.errors import DataError
 from vlatool.loading.base import Batcher
+from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.loading.robotics.decode import DecodedSample
 from vlatool.loading.robotics.kind import RoboticsAssets
-from vlatool.models.base import Rng
+from vlatool.loading.robotics.normalizer import Normalizer
+from vlatool.models.base import Batch, Rng, StepContext
 from vlatool.models.codebook import true_float32
 from vlatool.models.rng import SeededRng
 from vlatool.transforms.relative import (
@@ -27,7 +29,8 @@ from vlatool.transforms.relative import (
     relative_actions,
 )
 
-_DEFAULT_STEPS = 8
+# Evaluations of the network per sampled chunk.
+DEFAULT_STEPS = 8
 
 
 class Policy(Protocol):
@@ -97,6 +100,66 @@ class Sampler(Protocol):
         ...
 
 
+@runtime_checkable
+class SamplesChunks(Protocol):
+    """An objective that samples action chunks, so that a validation can measure their errors."""
+
+    def chunk_errors(self, batch: Batch, ctx: StepContext) -> Mapping[str, Tensor]:
+        """Samples an action chunk for each sample and compares it with the recorded one.
+
+        Called after `Objective.prepare`, in eval mode, without gradient and without autocast.
+
+        Returns:
+            Map from name of a metric to float64 [2]: sum of absolute errors in physical units, and
+            their number. The names are the same for every micro-batch.
+        """
+        ...
+
+
+class ActionUnits:
+    """Converter from normalized action chunks to errors in physical units, by field and step.
+
+    Dimensions that never change are left out, and fields without any other.
+
+    Args:
+        data: Section `data` of a run, derived.
+        normalizer: Normalization of the run.
+    """
+
+    def __init__(self, data: RoboticsDataConfig, normalizer: Normalizer) -> None:
+        past, future = data.lowdim_past_timesteps, data.lowdim_future_timesteps
+        assert past is not None
+        assert future is not None
+        self._steps = {"first": past, "middle": past + (future + 1) // 2, "last": past + future}
+        self._scales: dict[str, Tensor] = {}
+        for name in data.action_fields:
+            scale = normalizer.scale(name, past + 1 + future)
+            varying = np.where(scale.constant, 0.0, scale.scale)
+            steps = np.broadcast_to(varying, (past + 1 + future, varying.shape[-1]))
+            self._scales[name] = torch.from_numpy(steps.astype(np.float64))
+
+    def errors(self, sampled: Tensor, recorded: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Absolute errors `sampled_mae/FIELD/STEP` as [sum, number]; STEP: first, middle, last.
+
+        Args:
+            sampled: Sampled chunks, normalized [B, past + T, C of all fields].
+            recorded: Recorded chunks of the same shape.
+            mask: bool [B, past + T], true for steps from the current one on that are not padding.
+        """
+        widths = [scale.shape[-1] for scale in self._scales.values()]
+        parts = (sampled.double() - recorded.double()).abs().split(widths, dim=-1)
+        sums: dict[str, Tensor] = {}
+        for (name, scale), part in zip(self._scales.items(), parts, strict=True):
+            varying = int((scale[0] > 0).sum())
+            for label, step in self._steps.items() if varying else ():
+                counted = mask[:, step].double()
+                error = (part[:, step] * scale[step].to(part.device)).sum(-1)
+                sums[f"sampled_mae/{name}/{label}"] = torch.stack(
+                    [(error * counted).sum(), counted.sum() * varying]
+                )
+        return sums
+
+
 class RoboticsPolicy:
     """A policy for robotics data, with its normalization and pose groups.
 
@@ -125,7 +188,7 @@ class RoboticsPolicy:
         self._sampler = sampler
         self._batcher = batcher
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._steps = _DEFAULT_STEPS
+        self._steps = DEFAULT_STEPS
 
     @property
     def sees(self) -> ObservationSpec:

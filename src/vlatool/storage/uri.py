@@ -24,8 +24,8 @@ def local_path(location: str | Path) -> Path:
     text = str(location)
     if _scheme(text) != "file":
         raise UsageError(
-            f"{text}: the scheme {_scheme(text)}:// cannot be used here",
-            hint="copy the data to a local folder and give its path",
+            f"{text}: must be a local path, not {_scheme(text)}://",
+            hint="give a local path; what is written there can be copied afterwards",
             code="usage.unsupported_scheme",
         )
     try:

@@ -98,6 +98,10 @@ class _Run:
         runtime, plan, contexts = self.runtime, self.plan, self.contexts
         metrics = MetricsFile(self.dir.metrics, NULL)
         logger = MetricsLogger(metrics, NULL, NullProgress(), runtime, 1, plan.total_steps)
+
+        def validation_batches() -> Iterator[MicroBatch]:
+            return prefetch_to_device(iter([example]), runtime.device)
+
         trainer = Trainer(
             plan=plan,
             h=self.config.hparams,
@@ -106,11 +110,7 @@ class _Run:
             contexts=contexts,
             logger=logger,
             validate=Validation(
-                lambda: prefetch_to_device(iter([example]), runtime.device),
-                objective,
-                runtime,
-                contexts,
-                logger,
+                validation_batches, validation_batches, objective, runtime, contexts, logger
             ),
             log_images=ImageLogger(self.dir, objective, runtime, contexts),
             save=lambda state: save_checkpoint(self.dir, state, runtime, Retention()),

@@ -4,10 +4,12 @@ Source: reference/training 1.7.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, SerializeAsAny, model_validator
 
+from vlatool.artifacts.run.format import RunDir
 from vlatool.config.base import (
     ConfigModel,
     Switch,
@@ -19,9 +21,9 @@ from vlatool.config.base import (
     required_field,
 )
 from vlatool.config.scalars import parse_plain
-from vlatool.errors import ConfigError, UsageError
-from vlatool.events import NULL
-from vlatool.loading.base import DataKind, DatasetInfo
+from vlatool.errors import ConfigError, DataError, UsageError
+from vlatool.events import NULL, Reporter
+from vlatool.loading.base import DataKind, DatasetInfo, HasStatistics
 from vlatool.loading.config import LoadingConfig
 from vlatool.loading.kinds import data_kind
 from vlatool.models.base import ModelType
@@ -207,6 +209,7 @@ class TrainConfig(ConfigModel):
             "total_val_samples",
             "val_every_n_checkpoints",
             "val_every_n_steps",
+            "num_val_chunks",
             "overwrite",
             "dry_run",
             "resolve_configs",
@@ -269,6 +272,12 @@ class TrainConfig(ConfigModel):
     )
     val_every_n_steps: int | None = Field(
         default=None, ge=1, description="Validate every N steps instead of at checkpoints."
+    )
+    num_val_chunks: int = Field(
+        default=32,
+        ge=0,
+        description="Action chunks sampled per validation, to measure errors in physical units; 0: "
+        "none.",
     )
     wandb: bool = Field(
         default=False, description="Not supported yet; metrics are in metrics.jsonl."
@@ -389,7 +398,30 @@ class TrainConfig(ConfigModel):
         self.check_model()
         self.check_init()
         config = self.with_init_base_config()
-        return config.derive(config.data_kind.load_info(config.data, NULL))
+        return config.derive(config.load_info())
+
+    def load_info(self, reporter: Reporter = NULL, run: RunDir | None = None) -> DatasetInfo:
+        """Reads the metadata of the data, and the statistics that normalize them.
+
+        Args:
+            reporter: Receives the progress, and a note on the statistics of initial weights.
+            run: The run to resume, which has its statistics; None for a new one.
+
+        Raises:
+            DataError: The data are missing or broken, or the statistics cannot be used.
+        """
+        kind = self.data_kind
+        info = kind.load_info(self.data, reporter)
+        if not isinstance(kind, HasStatistics):
+            return info
+        if run is not None:
+            with suppress(DataError):  # damaged statistics are written again
+                return kind.with_init_statistics(self.data, info, run.root)
+        folder = None
+        if self.init_from is not None:
+            origin = existing_weights(self.init_from)
+            folder = origin.file.parent if origin.run is None else origin.run.root
+        return kind.with_init_statistics(self.data, info, folder, NULL if run else reporter)
 
     def check_init(self) -> None:
         """Checks that the weights to start from exist.

@@ -40,12 +40,16 @@ class ValidationData:
         info: The dataset info.
         order: The order of samples.
         count: Number of positions per validation.
+        chunks: The shuffled order, whose first positions get action chunks.
+        num_chunks: Number of these positions.
     """
 
     section: LoadingConfig
     info: DatasetInfo
     order: SampleOrder
     count: int
+    chunks: SampleOrder
+    num_chunks: int
 
 
 def validation_data(config: TrainConfig, reporter: Reporter = NULL) -> ValidationData | None:
@@ -68,9 +72,17 @@ def validation_data(config: TrainConfig, reporter: Reporter = NULL) -> Validatio
         )
     info = kind.load_info(section, reporter)
     section, _ = kind.derive(section, info)
-    order = SampleOrder(info.datasets, OrderOptions(config.hparams.seed, shuffle=False))
+    seed = config.hparams.seed
+    order = SampleOrder(info.datasets, OrderOptions(seed, shuffle=False))
     count = min(config.total_val_samples or order.size, order.size)
-    return ValidationData(section, info, order, count)
+    return ValidationData(
+        section=section,
+        info=info,
+        order=order,
+        count=count,
+        chunks=SampleOrder(info.datasets, OrderOptions(seed)),
+        num_chunks=min(config.num_val_chunks, count),
+    )
 
 
 def check_samples(config: TrainConfig, info: DatasetInfo) -> None:
@@ -158,13 +170,25 @@ class DataStreams:
     def validation_batches(self) -> Iterator[MicroBatch]:
         """One pass over the validation data; the number of micro-batches is equal on all ranks."""
         data = self.validation
-        if data is None:
-            return
-        plan = replace(self._loader_plan(), count=data.count)
-        plan = replace(plan, num_workers=min(plan.num_workers, plan.batches or 0))
+        if data is not None:
+            plan = replace(self._loader_plan(), count=data.count)
+            plan = replace(plan, num_workers=min(plan.num_workers, plan.batches or 0))
+            yield from self._validation_pass(data, data.order, plan)
+
+    def chunk_batches(self) -> Iterator[MicroBatch]:
+        """One pass over the validation samples that get action chunks; otherwise as above."""
+        data = self.validation
+        if data is not None and data.num_chunks:
+            # A few samples are read faster than loader workers start.
+            plan = replace(self._loader_plan(), count=data.num_chunks, num_workers=0)
+            yield from self._validation_pass(data, data.chunks, plan)
+
+    def _validation_pass(
+        self, data: ValidationData, order: SampleOrder, plan: LoaderPlan
+    ) -> Iterator[MicroBatch]:
         reader = self.config.data_kind.reader(data.section, data.info)
         batcher = self._batcher(data.section, training=False)
-        with build_loader(plan, data.order, reader, batcher, self._dummy()) as loader:
+        with build_loader(plan, order, reader, batcher, self._dummy()) as loader:
             yield from prefetch_to_device(iter(loader), self.runtime.device)
 
     def _loader_plan(self) -> LoaderPlan:

@@ -154,8 +154,7 @@ def with_base_config(config: TrainConfig, run: RunDir | None) -> TrainConfig:
     config, _ = config.derive_static()
     if config.overwrite and run is not None:
         _check_weights_outside(run, config)
-    known = None if config.overwrite else run
-    if known is None or known.newest_folder() is None:
+    if started_run(config, run) is None:
         config.check_init()
         config = config.with_init_base_config()
     record = _earlier_record(config, run)
@@ -168,6 +167,12 @@ def with_base_config(config: TrainConfig, run: RunDir | None) -> TrainConfig:
     return config.model_copy(
         update={"model": config.model_type.restore_base_config(config.model, before)}
     )
+
+
+def started_run(config: TrainConfig, run: RunDir | None) -> RunDir | None:
+    """The run of a folder if it has a checkpoint to resume from; None if it starts anew."""
+    is_new = run is None or config.overwrite or run.newest_folder() is None
+    return None if is_new else run
 
 
 def with_earlier_rules(

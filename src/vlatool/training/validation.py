@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from vlatool.artifacts.run.format import RunDir
 from vlatool.episode import UInt8Array
 from vlatool.loading.base import MicroBatch
 from vlatool.models.base import Objective
+from vlatool.models.policy import SamplesChunks
 from vlatool.storage.atomic import open_atomic
 from vlatool.training.metrics import MetricsLogger
 from vlatool.training.runtime import Runtime
@@ -19,6 +21,7 @@ from vlatool.training.state import TrainState
 from vlatool.training.step import LossSums, StepContexts
 
 _PHASE = "validation"
+_CHUNKS = "validation chunks"
 _PREFIX = "val/"
 _AVERAGED_PREFIX = "val/ema/"
 
@@ -30,6 +33,7 @@ class Validation:
     Attributes:
         open_batches: Starts a pass over the micro-batches of this rank, on the device; their number
             is equal on all ranks.
+        open_chunk_batches: The same for the samples whose action chunks are sampled.
         objective: Computes the loss of a micro-batch.
         runtime: The ranks of the run.
         contexts: Makes the contexts of the objective.
@@ -37,6 +41,7 @@ class Validation:
     """
 
     open_batches: Callable[[], Iterator[MicroBatch]]
+    open_chunk_batches: Callable[[], Iterator[MicroBatch]]
     objective: Objective
     runtime: Runtime
     contexts: StepContexts
@@ -53,8 +58,12 @@ class Validation:
         self.logger.metrics.write(state.step, {"samples": float(state.samples), **metrics})
         self.logger.check_metrics(self.objective, metrics)
 
-    @torch.no_grad()
     def _pass(self, prefix: str, step: int) -> dict[str, float]:
+        values = self._losses(prefix, step) | self._chunk_errors(step)
+        return {f"{prefix}{name}": value for name, value in values.items()}
+
+    @torch.no_grad()
+    def _losses(self, prefix: str, step: int) -> dict[str, float]:
         local = LossSums(self.runtime.device)
         dropped, first_drop = 0, ""
         for micro_batch in self.open_batches():
@@ -80,8 +89,27 @@ class Validation:
         if count <= 0:
             return {}
         values = self.objective.metrics(_PHASE, sums.read(packed), count)
-        metrics = {f"{prefix}{name}": float(value) for name, value in values.items()}
-        return {f"{prefix}loss": total / count, **metrics}
+        return {"loss": total / count, **{name: float(value) for name, value in values.items()}}
+
+    @torch.no_grad()
+    def _chunk_errors(self, step: int) -> dict[str, float]:
+        """Mean errors of sampled action chunks; empty if the objective samples none."""
+        if not isinstance(self.objective, SamplesChunks):
+            return {}
+        sums: dict[str, Tensor] = {}
+        for micro_batch in self.open_chunk_batches():
+            ctx = self.contexts.of(step, micro_batch, f"{_CHUNKS} batch", training=False)
+            batch = self.objective.prepare(micro_batch.batch, ctx)
+            ctx = self.contexts.of(step, micro_batch, _CHUNKS, training=False)
+            for name, value in self.objective.chunk_errors(batch, ctx).items():
+                # All ranks sample equally often; a dummy micro-batch counts nothing.
+                counted = torch.zeros_like(value) if micro_batch.is_dummy else value
+                sums[name] = sums[name] + counted if name in sums else counted
+        if not sums:
+            return {}
+        totals = self.runtime.sum(torch.stack(list(sums.values()))).tolist()
+        rows = zip(sums, totals, strict=True)
+        return {name: total / count for name, (total, count) in rows if count > 0}
 
 
 _COLUMNS = 8

@@ -39,7 +39,7 @@ class OpenLoopResult:
     weights: str
     data: str
     samples: int
-    overall: Mapping[str, float]
+    overall: Mapping[str, float | None]
     overall_by_step: Mapping[str, Sequence[float | None]]
     fields: Mapping[str, Any]
     picture: str
@@ -55,18 +55,13 @@ class OpenLoopResult:
         header = f"{'field':<52}{''.join(f'{name:>14}' for name in names)}  better than mean"
         rows = [header]
         for field, metrics in self.fields.items():
-            errors = "".join(f"{metrics[name]['mae']:>14.5f}" for name in names)
-            better = f"{metrics['dimensions_better_than_mean']} of {metrics['moving_dimensions']}"
-            rows.append(f"{field[-51:]:<52}{errors}  {better}")
-            rows += [f"   {text}" for text in _worst(metrics)]
-        overall = "".join(f"{self.overall[name]:>14.5f}" for name in names)
+            rows.append(f"{field[-51:]:<52}{_field_text(metrics, names)}")
+            rows += [f"   {text}" for text in _details(metrics)]
+        overall = "".join(_figure(self.overall[name]) for name in names)
         rows.append(f"{'overall, in standard deviations':<52}{overall}")
         steps = len(self.overall_by_step["policy"])
         for step in sorted({0, steps // 2, steps - 1} if steps > 1 else ()):
-            values = (self.overall_by_step[name][step] for name in names)
-            errors = "".join(
-                f"{'-':>14}" if value is None else f"{value:>14.5f}" for value in values
-            )
+            errors = "".join(_figure(self.overall_by_step[name][step]) for name in names)
             rows.append(f"{f'   step {step + 1} of {steps}':<52}{errors}")
         rows.append(f"{self.samples} chunks, {self.weights} weights; curves: {self.picture}")
         return "\n".join(rows)
@@ -76,13 +71,30 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def _worst(metrics: Mapping[str, Any]) -> Iterator[str]:
-    """Yields a line with the named dimensions that have the largest errors."""
-    named = [name for index, name in enumerate(metrics["names"]) if name != str(index)]
+def _figure(value: float | None) -> str:
+    return f"{'-':>14}" if value is None else f"{value:>14.5f}"
+
+
+def _field_text(metrics: Mapping[str, Any], predictors: Sequence[str]) -> str:
+    """Mean errors of a field; `constant` if no dimension changes, because nothing is to predict."""
+    varying = metrics["moving_dimensions"]
+    if not varying:
+        return f"{'constant':>14}"
+    errors = "".join(_figure(metrics[name]["mae"]) for name in predictors)
+    return f"{errors}  {metrics['dimensions_better_than_mean']} of {varying}"
+
+
+def _details(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the dimensions left out, and the named dimensions with the largest errors."""
+    names, constant = metrics["names"], metrics["constant_dimensions"]
+    if constant and metrics["moving_dimensions"]:
+        yield f"constant: {', '.join(names[index] for index in constant)}"
     errors = metrics["policy"]["mae_per_dimension"]
-    if len(named) == len(errors) > _NUM_WORST:
-        worst = sorted(zip(errors, named, strict=True), reverse=True)[:_NUM_WORST]
-        yield "largest errors: " + ", ".join(f"{name} {error:.5f}" for error, name in worst)
+    is_named = all(name != str(index) for index, name in enumerate(names))
+    if is_named and len(names) - len(constant) > _NUM_WORST:
+        rows = zip(errors, names, range(len(names)), strict=True)
+        worst = sorted(((e, name) for e, name, i in rows if i not in constant), reverse=True)
+        yield "largest errors: " + ", ".join(f"{name} {e:.5f}" for e, name in worst[:_NUM_WORST])
 
 
 @dataclass(frozen=True)

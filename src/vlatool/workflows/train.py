@@ -130,7 +130,7 @@ def train(
     before = None if config.name is None else RunDir(_output(config))
     config = resume.with_earlier_rules(config, before, typed, reporter)
     config = resume.pinned_data(resume.with_base_config(config, before))
-    info = config.data_kind.load_info(config.data, reporter)
+    info = config.load_info(reporter, resume.started_run(config, before))
     config, rules = config.derive(info)
     runtime = Runtime(config)
     config = _machine_defaults(config, runtime)
@@ -279,7 +279,12 @@ def _trainer(
         contexts=contexts,
         logger=reports,
         validate=Validation(
-            setup.streams.validation_batches, train_setup.objective, runtime, contexts, reports
+            setup.streams.validation_batches,
+            setup.streams.chunk_batches,
+            train_setup.objective,
+            runtime,
+            contexts,
+            reports,
         ),
         log_images=ImageLogger(run, train_setup.objective, runtime, contexts),
         save=lambda state: _save(setup, state),
@@ -363,8 +368,21 @@ def _machine_defaults(config: TrainConfig, runtime: "Runtime") -> TrainConfig:
 
 
 def _output(config: TrainConfig) -> Path:
+    """The run folder; UsageError for remote storage, which cannot rename a checkpoint's folder."""
     assert config.name is not None
-    return local_path(config.save_path) / config.name
+    try:
+        return local_path(config.save_path) / config.name
+    except UsageError as error:
+        if error.code != "usage.unsupported_scheme":
+            raise
+        raise UsageError(
+            f"{config.save_path.rstrip('/')}/{config.name}: a run is written to a local folder, "
+            "not to other storage",
+            hint="give a local --output such as runs/NAME, and copy that folder when the run has "
+            "ended, as with `aws s3 sync runs/NAME s3://BUCKET/NAME`; eval and finetune read it "
+            "there",
+            code=error.code,
+        ) from None
 
 
 def _exit_stopped(number: int | None) -> None:

@@ -23,10 +23,10 @@ def compute_metrics(
 def test_fields_weighted_by_their_widths_are_the_loss() -> None:
     metrics, error, mask = compute_metrics()
 
-    whole = (2 * metrics["action_error/xyz"] + metrics["action_error/hand"]) / 3
+    whole = (2 * metrics["denoising_loss/xyz"] + metrics["denoising_loss/hand"]) / 3
     assert whole == pytest.approx(float(error.sum() / (mask.sum() * 3)))
     hand = float(error[..., 2].sum() / mask.sum())
-    assert metrics["action_error/hand"] == pytest.approx(hand)
+    assert metrics["denoising_loss/hand"] == pytest.approx(hand)
 
 
 def test_loss_of_a_data_set_is_that_of_its_samples() -> None:
@@ -40,7 +40,7 @@ def test_loss_of_a_data_set_is_that_of_its_samples() -> None:
 def test_single_data_set_has_no_metric() -> None:
     metrics, _, _ = compute_metrics(training=False)
 
-    assert set(metrics) == {"action_error/xyz", "action_error/hand"}
+    assert set(metrics) == {"denoising_loss/xyz", "denoising_loss/hand"}
 
 
 def test_data_set_without_samples_is_not_reported() -> None:

@@ -20,7 +20,7 @@ from vlatool.models.diffusion_policy.config import (
     TransformerConfig,
 )
 from vlatool.models.diffusion_policy.model import DiffusionPolicy
-from vlatool.models.diffusion_policy.objective import DenoisingObjective, sample_actions
+from vlatool.models.diffusion_policy.objective import DenoisingObjective
 from vlatool.models.diffusion_policy.weights import export_published
 
 B, PAST, T, A, D, HEADS, LAYERS, K = 3, 1, 5, 4, 16, 2, 2, 40
@@ -193,7 +193,7 @@ def test_samples_are_the_published_ones_where_steps_divide_the_times(steps: int)
     network, batch = policy(), make_batch()
     noise = torch.randn(B, T, A, generator=torch.Generator().manual_seed(4))
     rng: Any = FixedRng(torch.zeros(B), noise)
-    result = sample_actions(network, batch, steps=steps, rng=rng)
+    result = network.sample(batch, steps=steps, rng=rng)
     predict, stride = published(network, batch), K // steps
     past = batch["past_mask"][..., None]
     x = torch.where(past, batch["actions"], noise)

@@ -110,6 +110,11 @@ class RoboticsDataConfig(LoadingConfig):
     dataset_statistics: list[str] = Field(
         default=[], description="stats.json of each data set; empty: the one beside each manifest."
     )
+    statistics_from: Literal["data", "init"] = Field(
+        default="data",
+        description="Statistics that normalize the fields: those of these data, or those of the "
+        "weights in init_from.",
+    )
     dataset_modality: list[Literal["robotics"]] = Field(
         default=[], description="Modality of each data set; empty: robotics."
     )

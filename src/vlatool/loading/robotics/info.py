@@ -43,6 +43,7 @@ class RoboticsInfo:
         fields: Names of the configured fields, or of those that the data name.
         names: Names of the data sets, as configured.
         left_out: Name of each field that has no merged statistics, to the reason.
+        data_statistics: Statistics of the fields over the data; None if `statistics` has them.
     """
 
     shards: tuple[tuple[Shard, ...], ...]
@@ -54,6 +55,7 @@ class RoboticsInfo:
     fields: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict[str, str])
+    data_statistics: Mapping[str, Any] | None = None
 
     @cached_property
     def datasets(self) -> tuple[DataSet, ...]:
@@ -72,7 +74,9 @@ class RoboticsInfo:
             for number, shards in enumerate(self.shards, 1)
         }
         used = {name: self.statistics.get(name) for name in self.fields}
-        return {**manifests, "statistics": digest_of(used)}
+        own = self.data_statistics
+        replaced = {} if own is None else {"statistics of the data": digest_of(own)}
+        return {**manifests, "statistics": digest_of(used), **replaced}
 
     @property
     def sizes(self) -> tuple[int, ...]:

@@ -25,6 +25,7 @@ from vlatool.loading.robotics.augmentation import AugmentationConfig
 from vlatool.loading.robotics.config import RoboticsDataConfig, ValidationDataConfig
 from vlatool.loading.robotics.decode import DROP_REASONS, DecodedSample
 from vlatool.loading.robotics.info import RoboticsInfo, derive_data, load_info
+from vlatool.loading.robotics.init_statistics import select_statistics
 from vlatool.loading.robotics.normalizer import Normalizer
 from vlatool.transforms.augmentation import central_box
 from vlatool.transforms.geometry import ResizeMethod, resize
@@ -116,6 +117,16 @@ class RoboticsKind:
         """Reads manifests, statistics and preprocessing options; checks sizes of local shards."""
         del reporter
         return load_info(config)
+
+    def with_init_statistics(
+        self,
+        config: RoboticsDataConfig,
+        info: RoboticsInfo,
+        folder: Path | None,
+        reporter: Reporter = NULL,
+    ) -> RoboticsInfo:
+        """Returns the info with the selected statistics; see `loading.base.HasStatistics`."""
+        return select_statistics(config, info, folder, reporter)
 
     def validation(self, config: RoboticsDataConfig) -> RoboticsDataConfig | None:
         """Returns the section of `val_dataset_manifest`: stored order, no random augmentation."""

@@ -6,13 +6,17 @@ action.
 """
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vlatool.models.base import Rng
 from vlatool.models.diffusion_policy.backbones import build_backbone
 from vlatool.models.diffusion_policy.config import DiffusionPolicyConfig
 from vlatool.models.diffusion_policy.denoisers import build_denoiser
+from vlatool.models.diffusion_policy.noise import SamplingSchedule, solve
 
 
 class DiffusionPolicy(nn.Module):
@@ -103,11 +107,38 @@ class DiffusionPolicy(nn.Module):
         observed = proprioception.repeat_interleave(repeats, dim=0)
         return self.denoise(context, observed, actions, time)
 
+    @torch.no_grad()
+    def sample(self, batch: Mapping[str, Any], *, steps: int, rng: Rng) -> Tensor:
+        """Samples normalized actions [B, T, A]; past actions that are not padding stay unchanged.
+
+        Args:
+            batch: Result of the batcher.
+            steps: Evaluations of the network.
+            rng: Noise, one row per sample.
+        """
+        actions: Tensor = batch["actions"]
+        context = self.encode(batch["images"], batch["text"], **image_mask_of(batch))
+
+        def network(x: Tensor, time: int) -> Tensor:
+            times = torch.full((len(x),), time, dtype=torch.int64, device=x.device)
+            return self.denoise(context, batch["proprioception"], x, times)
+
+        noise = rng.normal(*actions.shape[1:]).to(actions)
+        schedule = SamplingSchedule(
+            self.config.noise_scheduler, steps, known=(actions, batch["past_mask"]), rng=rng
+        )
+        return solve(network, noise, schedule, self.config.chosen_solver)
+
     def _noised(self, values: Tensor) -> Tensor:
         """Adds input noise in training mode; the published code adds it in validation too."""
         if not self.training or self.config.input_noise_std == 0:
             return values
         return values + torch.randn_like(values) * self.config.input_noise_std
+
+
+def image_mask_of(batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The image mask of a batch as keyword argument; empty if the batch has none."""
+    return {"image_mask": batch["image_mask"]} if "image_mask" in batch else {}
 
 
 class SinusoidalFrequencies(nn.Module):

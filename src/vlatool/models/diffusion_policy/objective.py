@@ -1,4 +1,4 @@
-"""Loss of the diffusion policy, its breakdown, and sampling of actions.
+"""Loss of the diffusion policy, its breakdown, and errors of sampled action chunks.
 
 Source: reference/policy 1.2, 1.3, 2. Legend of shapes: B batch, R noise draws per observation, T
 action steps, A width of an action, S data sets.
@@ -6,19 +6,18 @@ action steps, A width of an action, S data sets.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from vlatool.artifacts.shards.format import SHARDS_NAME
 from vlatool.artifacts.shards.manifest import NAME as MANIFEST
-from vlatool.models.base import Batch, Loss, Objective, OptimizerSpec, Rng, StepContext
+from vlatool.models.base import Batch, Loss, Objective, OptimizerSpec, StepContext
+from vlatool.models.codebook import true_float32
 from vlatool.models.diffusion_policy.config import DiffusionPolicyConfig
-from vlatool.models.diffusion_policy.noise import SamplingSchedule, forward_process, solve
-
-if TYPE_CHECKING:
-    from vlatool.models.diffusion_policy.model import DiffusionPolicy
+from vlatool.models.diffusion_policy.model import image_mask_of
+from vlatool.models.diffusion_policy.noise import forward_process
+from vlatool.models.policy import DEFAULT_STEPS, ActionUnits
 
 _BY_DIMENSION = "error_by_dimension"
 _BY_DATASET = "loss_by_dataset"
@@ -66,7 +65,7 @@ class LossBreakdown:
     def metrics(
         self, sums: Mapping[str, Tensor], count: float, *, training: bool
     ) -> dict[str, float]:
-        """Mean squared errors: `action_error/FIELD`, and `loss/DATA SET` of data sets with samples.
+        """Parts of the loss: `denoising_loss/FIELD`, and `loss/DATA SET` of data sets with samples.
 
         Args:
             sums: Sums over several micro-batches.
@@ -78,7 +77,7 @@ class LossBreakdown:
             steps = count / max(sum(self.fields.values()), 1)
             parts = sums[_BY_DIMENSION].split(list(self.fields.values()))
             for (name, width), part in zip(self.fields.items(), parts, strict=True):
-                metrics[f"action_error/{name}"] = float(part.sum()) / (steps * width)
+                metrics[f"denoising_loss/{name}"] = float(part.sum()) / (steps * width)
         if _BY_DATASET in sums:
             labels = dataset_labels(self.training if training else self.validation)
             rows = zip(labels, sums[_BY_DATASET].tolist(), sums[_COUNTS].tolist(), strict=True)
@@ -107,9 +106,13 @@ class DenoisingObjective(Objective):
     """Squared error of the prediction, over steps from the anchor on that are not padding."""
 
     def __init__(
-        self, config: DiffusionPolicyConfig, breakdown: LossBreakdown | None = None
+        self,
+        config: DiffusionPolicyConfig,
+        breakdown: LossBreakdown | None = None,
+        units: ActionUnits | None = None,
     ) -> None:
         self._breakdown = breakdown or LossBreakdown()
+        self._units = units
         self._rates = {f"{name}.": factor for name, factor in config.lr_factors.items()}
         self._repeats = config.num_action_head_repeats or 1
         self._cleans_padding = config.clean_padded_steps
@@ -154,29 +157,13 @@ class DenoisingObjective(Objective):
         )
 
     def metrics(self, phase: str, sums: Mapping[str, Tensor], count: float) -> Mapping[str, float]:
-        """Error of each action field, loss of each data set."""
+        """Denoising loss of each action field, loss of each data set."""
         return self._breakdown.metrics(sums, count, training=phase in self.optimizers())
 
-
-def image_mask_of(batch: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The image mask of a batch as keyword argument; empty if the batch has none."""
-    return {"image_mask": batch["image_mask"]} if "image_mask" in batch else {}
-
-
-@torch.inference_mode()
-def sample_actions(
-    model: "DiffusionPolicy", batch: Mapping[str, Any], *, steps: int, rng: Rng
-) -> Tensor:
-    """Samples normalized actions [B, T, A]; past actions that are not padding stay unchanged."""
-    actions: Tensor = batch["actions"]
-    context = model.encode(batch["images"], batch["text"], **image_mask_of(batch))
-
-    def network(x: Tensor, time: int) -> Tensor:
-        times = torch.full((len(x),), time, dtype=torch.int64, device=x.device)
-        return model.denoise(context, batch["proprioception"], x, times)
-
-    noise = rng.normal(*actions.shape[1:]).to(actions)
-    schedule = SamplingSchedule(
-        model.config.noise_scheduler, steps, known=(actions, batch["past_mask"]), rng=rng
-    )
-    return solve(network, noise, schedule, model.config.chosen_solver)
+    def chunk_errors(self, batch: Batch, ctx: StepContext) -> Mapping[str, Tensor]:
+        """Errors of sampled action chunks; see `models.policy.SamplesChunks`."""
+        if self._units is None:
+            return {}
+        with true_float32(batch["actions"].device):
+            sampled = ctx.parts["model"].sample(batch, steps=DEFAULT_STEPS, rng=ctx.rng)
+        return self._units.errors(sampled, batch["actions"], batch["future_mask"])

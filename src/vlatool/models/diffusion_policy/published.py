@@ -49,13 +49,14 @@ _OWN: Mapping[tuple[str, ...], frozenset[str]] = {
             "save_every_n_steps",
             "keep_every_n_steps",
             "images_every_n_steps",
+            "num_val_chunks",
             "init_from",
             "init_except",
             "overwrite",
             "dry_run",
         }
     ),
-    ("data",): frozenset({"lanes", "max_dropped_share"}),
+    ("data",): frozenset({"lanes", "max_dropped_share", "statistics_from"}),
     ("hparams",): frozenset({"decay_by_name"}),
     ("model",): frozenset({"solver", "lr_factors", "clean_padded_steps"}),
     ("model", "vision_language_backbone"): frozenset(

@@ -4,7 +4,6 @@ Source: reference/policy 1, 2; reference/training 1.7.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -42,6 +41,7 @@ class DiffusionPolicyType(ModelType):
     name: ClassVar[str] = "diffusion_policy"
     Config: ClassVar[type[ConfigModel]] = DiffusionPolicyConfig
     kinds: ClassVar[tuple[str, ...]] = ("robotics",)
+    methods: ClassVar[Mapping[str, tuple[str, ...]]] = {"model": ("sample",)}
 
     def violations(
         self, config: DiffusionPolicyConfig, data: RoboticsDataConfig
@@ -190,13 +190,16 @@ class DiffusionPolicyType(ModelType):
         info: "RoboticsInfo",
         parts: Mapping[str, Part],
     ) -> "DenoisingObjective":
-        """Squared error of the prediction."""
+        """Squared error of the prediction, and errors of sampled chunks."""
         del parts
+        from vlatool.loading.robotics.normalizer import Normalizer
         from vlatool.models.diffusion_policy.objective import DenoisingObjective, LossBreakdown
+        from vlatool.models.policy import ActionUnits
 
         widths = dict(zip(data.action_fields, info.widths(data.action_fields), strict=True))
         breakdown = LossBreakdown(widths, data.dataset_manifest, data.val_dataset_manifest)
-        return DenoisingObjective(config, breakdown)
+        normalizer = Normalizer(data, info.statistics, info.statistics_past)
+        return DenoisingObjective(config, breakdown, ActionUnits(data, normalizer))
 
     def batcher(
         self,
@@ -230,12 +233,11 @@ class DiffusionPolicyType(ModelType):
     ) -> "RoboticsPolicy":
         """A policy that samples action chunks."""
         from vlatool.models.diffusion_policy.batch import PolicyBatcher
-        from vlatool.models.diffusion_policy.objective import sample_actions
         from vlatool.models.policy import RoboticsPolicy
 
         network: Any = parts["model"]
         batcher = PolicyBatcher(config, assets.data, assets.normalizer, folder)
-        return RoboticsPolicy(partial(sample_actions, network), batcher, assets)
+        return RoboticsPolicy(network.sample, batcher, assets)
 
     def export(self, trained: "Trained", tree: Mapping[str, Any], reporter: "Reporter") -> Exported:
         """Prepares an experiment folder of the published program."""
