@@ -17,8 +17,12 @@ import numpy as np
 from machine import describe
 
 from vlatool.artifacts.fast.format import read_fast
-from vlatool.transforms.action_quality import coefficient_range
-from vlatool.transforms.action_tokenizer import ActionTokenizer, byte_characters, fit_tokenizer
+from vlatool.transforms.action_tokenizer import (
+    ActionTokenizer,
+    byte_characters,
+    coefficient_range,
+    fit_tokenizer,
+)
 
 STEPS, WIDTH = 16, 7
 FITTED_ON = 3000

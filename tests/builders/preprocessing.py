@@ -11,7 +11,7 @@ import pytest
 import webdataset as wds
 
 from tests.builders.spartan import CAMERAS, Documents, session_folder, spartan_task
-from vlatool.artifacts.shards.manifest import read_manifest
+from vlatool.artifacts.shards.format import read_manifest
 from vlatool.errors import VlatoolError
 from vlatool.events import NULL, Reporter
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess

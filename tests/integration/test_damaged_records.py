@@ -10,7 +10,7 @@ import pytest
 
 from tests.builders.preprocessing import FRAMES, run
 from tests.builders.spartan import spartan_task
-from vlatool.artifacts.shards.provenance import read_processing_metadata
+from vlatool.artifacts.shards.format import read_processing_metadata
 from vlatool.cli import app
 from vlatool.errors import DataError
 from vlatool.jobs.record import read_valid_record

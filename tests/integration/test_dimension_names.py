@@ -11,7 +11,7 @@ import pytest
 from tests.builders.lerobot import Columns, lerobot_dataset
 from tests.builders.preprocessing import refusal, run
 from tests.builders.training import tiny_overrides
-from vlatool.artifacts.shards.provenance import read_preprocessing_config
+from vlatool.artifacts.shards.format import read_preprocessing_config
 from vlatool.artifacts.stats.format import read_stats, write_stats
 from vlatool.config.overrides import parse_override
 from vlatool.config.resolve import load_config

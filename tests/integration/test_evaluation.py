@@ -24,7 +24,7 @@ from tests.builders.training import (
     world_shards,
 )
 from vlatool.artifacts.fields import dimension_label
-from vlatool.artifacts.shards.manifest import read_manifest
+from vlatool.artifacts.shards.format import read_manifest
 from vlatool.episode import Observation, PoseGroup
 from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.config import ActionMap, FieldMap, OpenLoopConfig, RolloutConfig

@@ -21,7 +21,7 @@ from tests.builders.training import (
     tiny_config,
     world_shards,
 )
-from vlatool.artifacts.shards.provenance import (
+from vlatool.artifacts.shards.format import (
     read_preprocessing_config,
     write_preprocessing_config,
 )

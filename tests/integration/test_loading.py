@@ -46,7 +46,7 @@ from tests.builders.shards import (
 )
 from tests.builders.spartan import spartan_task
 from vlatool.artifacts.fragment import read_members
-from vlatool.artifacts.shards.manifest import read_manifest
+from vlatool.artifacts.shards.format import read_manifest
 from vlatool.artifacts.tar import index_by_headers, index_path, read_index
 from vlatool.errors import ConfigError, DataError
 from vlatool.loading.base import DataSet, ShardInfo

@@ -23,7 +23,7 @@ from tests.builders.spartan import (
     session_folder,
     spartan_task,
 )
-from vlatool.artifacts.shards.manifest import read_manifest
+from vlatool.artifacts.shards.format import read_manifest
 from vlatool.artifacts.stats.format import read_stats
 from vlatool.errors import PartialFailure, UsageError
 from vlatool.jobs.record import read_record

@@ -39,7 +39,7 @@ from vlatool.storage.byte_ranges import (
     read_byte_range,
     read_byte_ranges,
 )
-from vlatool.storage.remote_lock import remote_lock
+from vlatool.storage.lock import remote_lock
 from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.tree import file_names, files_below, walk
 from vlatool.storage.uri import location
@@ -626,7 +626,7 @@ class TestLock:
 
 HOLDER = """
 import sys, time
-from vlatool.storage.remote_lock import remote_lock
+from vlatool.storage.lock import remote_lock
 from vlatool.storage.uri import location
 with remote_lock(location(sys.argv[1]), "first", renewed_every_s=0.3):
     print("held", flush=True)

@@ -13,8 +13,7 @@ import yaml
 
 from tests.builders.shards import Members, arrays, npz, shard_output
 from tests.builders.training import tiny_config, world_shards
-from vlatool.artifacts.shards.format import ShardFolder
-from vlatool.artifacts.shards.provenance import read_preprocessing_config
+from vlatool.artifacts.shards.format import ShardFolder, read_preprocessing_config
 from vlatool.artifacts.stats.format import Statistics, number_array, read_stats, write_stats
 from vlatool.cli.app import run
 from vlatool.errors import VlatoolError

@@ -34,7 +34,7 @@ from tests.builders.training import (
     world_shards,
 )
 from vlatool.artifacts.run.format import RunDir, read_metrics
-from vlatool.artifacts.shards.provenance import read_preprocessing_config
+from vlatool.artifacts.shards.format import read_preprocessing_config
 from vlatool.cli.app import run as run_command
 from vlatool.errors import ConfigError, DataError, UsageError
 from vlatool.training.resume import identity_keys

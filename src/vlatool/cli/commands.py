@@ -191,7 +191,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "finetune": Command(
         "Train a model that starts from the weights of a checkpoint.",
-        "vlatool.workflows.finetune:finetune",
+        "vlatool.workflows.train:finetune",
         "vlatool.training.config:TrainConfig",
         examples=(
             (

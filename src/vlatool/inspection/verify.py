@@ -9,9 +9,8 @@ from vlatool.artifacts.check import CheckOptions
 from vlatool.errors import DataError
 from vlatool.findings import Finding, FindingCodes, finding_of_error
 from vlatool.plugins import FORMATS, SINKS
-from vlatool.sources.check import check_source
 from vlatool.sources.detection import detect_source
-from vlatool.sources.rules import IMAGES, SOURCE
+from vlatool.sources.rules import IMAGES, SOURCE, check_source
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,294 @@
-"""Lock of an output, released when its owner ends for any reason."""
+"""Lock of an output, released when its owner ends for any reason.
+
+On disk it is a lock of the kernel, in S3 an object that its owner renews while it lives.
+"""
 
 import fcntl
+import hashlib
 import json
+import logging
 import os
-from collections.abc import Generator
+import secrets
+import threading
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol, Self
 
-from vlatool.errors import StorageError, UsageError
+from vlatool.errors import EnvironmentProblem, StorageError, UsageError
 from vlatool.storage.crash_points import crash_point
 from vlatool.storage.documents import read_json
-from vlatool.storage.remote_lock import remote_lock
+from vlatool.storage.remote import ConditionFailed, RangeNotSatisfiable, WritableRemote, call
 from vlatool.storage.remote_path import RemotePath
+from vlatool.storage.retry import ProcessClock, retry_timeout
+from vlatool.storage.writer import delete, put
+
+RENEWED_EVERY_S = 20.0
+STALE_AFTER_S = 90.0  # more than four renewals; the longest block by a run killed elsewhere
+_ATTEMPTS = 3
+_MAX_BYTES = 64 * 1024  # of a lock object
+_RELEASE_TIMEOUT_S = 10.0  # a lock that is not released becomes stale
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_NAMESPACE = Path("/proc/self/ns/pid")
+_STARTED = 19  # field 22 of /proc/PID/stat, counted from the field after the name: proc(5)
+_STATE = 0
+_ENDED = ("Z", "X")
+
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ProcessId:
+    """Identity of a process, with which others on its machine can see that it has ended.
+
+    Attributes:
+        machine: Digest of boot and process table of the machine; empty if they are unknown.
+        pid: Process id.
+        started: Clock tick of its start, because process ids are reused.
+    """
+
+    machine: str
+    pid: int
+    started: str
+
+    @classmethod
+    def of_this_process(cls, salt: str) -> Self:
+        """Identity of this process.
+
+        Args:
+            salt: Part of the digest, so that it differs between locks of one machine.
+        """
+        return cls(_machine(salt), os.getpid(), _stat(os.getpid())[1])
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Self:
+        """Reads the identity from a document; without one, `has_ended` is always false."""
+        return cls(
+            str(document.get("machine", "")),
+            int(document.get("pid", 0)),
+            str(document.get("process_started", "")),
+        )
+
+    def document(self) -> dict[str, Any]:
+        """Identity as keys of a document."""
+        return {"machine": self.machine, "pid": self.pid, "process_started": self.started}
+
+    def has_ended(self, salt: str) -> bool:
+        """True if the process ran on this machine and has ended; False if unknown."""
+        if not self.machine or not self.started or self.machine != _machine(salt):
+            return False
+        state, started = _stat(self.pid)
+        return started != self.started or state in _ENDED
+
+
+@dataclass(frozen=True)
+class _LockState:
+    """Content of a lock object, and the time since its renewal by the clock of the server."""
+
+    owner: str
+    command: str
+    started: str
+    process: ProcessId
+    etag: str
+    age_s: float
+
+    def is_dead(self, stale_after_s: float) -> bool:
+        """True if the last renewal is too old, or the owner is known to have ended."""
+        return self.age_s > stale_after_s or self.process.has_ended(self.owner)
+
+
+@contextmanager
+def remote_lock(
+    path: RemotePath,
+    command: str,
+    *,
+    renewed_every_s: float = RENEWED_EVERY_S,
+    stale_after_s: float = STALE_AFTER_S,
+) -> Generator["RemoteLock"]:
+    """Holds the lock object `path`, two levels below the output, until the block ends.
+
+    Raises:
+        UsageError: Another live run holds the lock; the message has its command.
+        StorageError: The storage fails, or another run took the lock over.
+    """
+    lock = RemoteLock(path, command)
+    lock.acquire(stale_after_s)
+    stop = threading.Event()
+    thread = threading.Thread(
+        target=lock.renew_until,
+        args=(stop, renewed_every_s),
+        daemon=True,
+        name="vlatool-lock",
+    )
+    thread.start()
+    try:
+        yield lock
+    finally:
+        stop.set()
+        thread.join(timeout=_RELEASE_TIMEOUT_S)
+        lock.release()
+    lock.check()
+
+
+class RemoteLock:
+    """Lock object with the identity of its owner, who renews it."""
+
+    def __init__(self, path: RemotePath, command: str) -> None:
+        self.is_lost = False
+        self._path = path
+        self._address = path.address
+        self._owner = secrets.token_hex(8)
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        content = {"owner": self._owner, "command": command, "started": started}
+        process = ProcessId.of_this_process(self._owner)
+        self._content = json.dumps({**content, **process.document()}).encode()
+        self._etag = ""
+
+    def check(self) -> None:
+        """Raises if the lock was lost.
+
+        Raises:
+            StorageError: Another run took the lock over.
+        """
+        if self.is_lost:
+            raise StorageError(
+                f"{self._address}: another run took over this output while the storage could not "
+                "be reached",
+                hint="decide which of the runs should use the output, and run its command again",
+                code="storage.lock_lost",
+                details={"path": str(self._address)},
+            )
+
+    def acquire(self, stale_after_s: float) -> None:
+        """Acquires the lock if it is free, or if its owner is dead."""
+        holder: _LockState | None = None
+        for _ in range(_ATTEMPTS):
+            if self._put(holder.etag if holder is not None else ""):
+                return
+            holder = self._read()
+            if holder is None:  # released meanwhile
+                continue
+            if holder.owner == self._owner:  # written, but the response was lost
+                self._etag = holder.etag
+                return
+            if not holder.is_dead(stale_after_s):
+                break
+        raise self._locked_error(holder, stale_after_s)
+
+    def renew_until(self, stop: threading.Event, every_s: float) -> None:
+        """Renews the lock until `stop` is set or another run has the lock."""
+        clock = ProcessClock()
+        while not clock.wait(stop, every_s):
+            try:
+                self._renew()
+            except (StorageError, EnvironmentProblem) as error:
+                _LOGGER.warning("%s: cannot renew the lock: %s", self._address, error)
+            if self.is_lost:
+                _LOGGER.error("%s: another run took over this output", self._address)
+                return
+
+    def release(self) -> None:
+        """Removes the lock if this process still holds it."""
+        if self.is_lost:
+            return
+        try:
+            holder = self._read()
+            if holder is None or holder.owner != self._owner:
+                self.is_lost = True
+                return
+            delete(self._address, retry_timeout_s=min(_RELEASE_TIMEOUT_S, retry_timeout()))
+        except (StorageError, EnvironmentProblem) as error:
+            _LOGGER.warning("%s: cannot release the lock: %s", self._address, error)
+
+    def _renew(self) -> None:
+        if self._put(self._etag):
+            return
+        holder = self._read()
+        if holder is not None and holder.owner == self._owner:  # a response was lost
+            self._etag = holder.etag
+        else:
+            self.is_lost = True
+
+    def _put(self, etag: str) -> bool:
+        """Replaces version `etag` of the lock (empty: none exists); False if it has another."""
+        try:
+            self._etag = put(self._address, self._content, etag)
+        except (ConditionFailed, FileNotFoundError):
+            return False
+        except StorageError as error:
+            if error.code not in ("storage.unsupported", "storage.request"):
+                raise
+            # The server or an old client library has no conditional writes.
+            return self._put_unconditionally(etag)
+        return True
+
+    def _put_unconditionally(self, etag: str) -> bool:
+        holder = self._read()
+        if holder is not None and holder.etag != etag:
+            return False
+        self._etag = put(self._address, self._content)
+        return True
+
+    def _read(self) -> _LockState | None:
+        try:
+            return call(self._address, self._request)
+        except (FileNotFoundError, RangeNotSatisfiable):
+            return None
+
+    def _request(self, remote: WritableRemote) -> _LockState:
+        body = remote.get(self._address.key, 0, _MAX_BYTES, "")
+        try:
+            content = body.read(_MAX_BYTES)
+        finally:
+            body.close()
+        return _lock_state(content, body.info.etag, body.date - body.info.modified)
+
+    def _locked_error(self, holder: _LockState | None, stale_after_s: float) -> UsageError:
+        other = f"`{holder.command}`, since {holder.started}" if holder else "an unknown run"
+        return UsageError(
+            f"{self._path.parent.parent}: another run is writing here: {other}",
+            hint="wait for it, stop it, or choose another --output; the lock of a run that was"
+            f" killed on another machine expires after {stale_after_s:.0f} s",
+            code="usage.output_locked",
+        )
+
+
+def _lock_state(body: bytes, etag: str, age_s: float) -> _LockState:
+    try:
+        content = json.loads(body)
+        names = (content["owner"], content["command"], content["started"])
+        return _LockState(*names, ProcessId.of(content), etag, age_s)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        unknown = ProcessId.of({})
+        return _LockState("", "an unknown command", "an unknown time", unknown, etag, age_s)
+
+
+def _machine(salt: str) -> str:
+    """Digest of boot, process table and user of this machine; the boot id makes it unguessable.
+
+    The user is included because systems may hide the processes of other users.
+    """
+    try:
+        boot = _BOOT_ID.read_text(encoding="utf-8").strip()
+        table = _NAMESPACE.readlink()
+    except OSError:
+        return ""
+    # Copies of a virtual machine may have the same boot id, but rarely the same host name.
+    info = f"{salt} {boot} {table} {os.getuid()} {os.uname().nodename}"
+    return hashlib.blake2b(info.encode(), digest_size=16).hexdigest()
+
+
+def _stat(pid: int) -> tuple[str, str]:
+    """State and start of a process; empty if it does not exist or they cannot be read."""
+    try:
+        text = Path("/proc", str(pid), "stat").read_text(encoding="utf-8")
+    except OSError:
+        return "", ""
+    fields = text.rpartition(")")[2].split()  # the name before may contain any character
+    return fields[_STATE], fields[_STARTED]
 
 
 class Lock(Protocol):

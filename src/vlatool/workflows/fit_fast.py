@@ -40,8 +40,13 @@ from vlatool.jobs.record import OutputRecord, resumable_record
 from vlatool.jobs.single_output import single_output
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import location, require_existing
-from vlatool.transforms.action_quality import action_quality, coefficient_range
-from vlatool.transforms.action_tokenizer import ActionTokenizer, byte_characters, fit_tokenizer
+from vlatool.transforms.action_tokenizer import (
+    ActionTokenizer,
+    action_quality,
+    byte_characters,
+    coefficient_range,
+    fit_tokenizer,
+)
 
 Alphabet = Literal["bytes", "published"]
 

@@ -15,6 +15,7 @@ from vlatool.artifacts.image_shards.format import (
     image_tars,
     is_list,
     published_tars,
+    validation_positions,
     write_lists,
 )
 from vlatool.config.base import ConfigModel, check_required, required_field
@@ -24,7 +25,6 @@ from vlatool.jobs.record import read_record
 from vlatool.storage.atomic import remove_partials_of
 from vlatool.storage.tree import file_names
 from vlatool.storage.uri import can_list, location, require_existing
-from vlatool.transforms.splits import validation_positions
 
 
 class SplitConfig(ConfigModel):

@@ -13,8 +13,7 @@ from pydantic import Field
 
 from vlatool.artifacts.sample import MASKS
 from vlatool.artifacts.shards.check_samples import numeric_fields
-from vlatool.artifacts.shards.format import ShardFolder
-from vlatool.artifacts.shards.manifest import Shard, check_shards
+from vlatool.artifacts.shards.format import Shard, ShardFolder, check_shards
 from vlatool.artifacts.stats.format import write_with_digests
 from vlatool.artifacts.tar import OpenShard, open_shard
 from vlatool.config.base import ConfigModel, check_required, required_field

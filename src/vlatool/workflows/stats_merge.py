@@ -9,8 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
-from vlatool.artifacts.shards import manifest
-from vlatool.artifacts.shards.format import ShardFolder
+from vlatool.artifacts.shards.format import MANIFEST_NAME, ShardFolder
 from vlatool.artifacts.stats.format import (
     MergedStats,
     Statistics,
@@ -122,7 +121,7 @@ def _check_target_free(target: Path, sources: Sequence[str]) -> None:
     if not target.exists() and not digests_path(target).exists():
         return
     inputs = {_stats_file(location(source)).resolve() for source in sources}
-    is_part = any((target.parent / name).exists() for name in (manifest.NAME, FOLDER))
+    is_part = any((target.parent / name).exists() for name in (MANIFEST_NAME, FOLDER))
     if target.resolve() not in inputs and not is_part:
         with suppress(DataError):
             entries = read_stats(target).values()
@@ -150,14 +149,14 @@ def _weights(config: StatsMergeConfig) -> list[float | None]:
 
 def _part(source: str, weight: float | None) -> StatsPart:
     path = _stats_file(pinned(source))
-    folder = ShardFolder(path.parent / manifest.NAME)
+    folder = ShardFolder(path.parent / MANIFEST_NAME)
     past = folder.options().get("past_lowdim_steps") if folder.options_file.is_file() else None
     return StatsPart(read_mergeable(path), past if isinstance(past, int) else None, weight)
 
 
 def _stats_file(path: Path) -> Path:
     """Path of the statistics of training data, of a folder with only statistics, or of a file."""
-    data = ShardFolder.find(path) or ShardFolder(path / manifest.NAME)
+    data = ShardFolder.find(path) or ShardFolder(path / MANIFEST_NAME)
     for candidate in (data.statistics_file, path):
         if candidate.is_file():
             return candidate

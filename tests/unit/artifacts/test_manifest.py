@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from vlatool.artifacts.shards.manifest import Shard, check_shards, read_manifest, write_manifest
+from vlatool.artifacts.shards.format import Shard, check_shards, read_manifest, write_manifest
 from vlatool.errors import DataError
 
 

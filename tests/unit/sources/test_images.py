@@ -14,8 +14,7 @@ from tests.builders.spartan import spartan_task
 from vlatool.episode import Episode
 from vlatool.errors import DataError
 from vlatool.sources.detection import detect_source
-from vlatool.sources.images.config import ImagesConfig
-from vlatool.sources.images.reader import CAMERA, ImagesReader
+from vlatool.sources.images.reader import CAMERA, ImagesConfig, ImagesReader
 from vlatool.testing import check_reader
 
 

@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import pytest
 
-from vlatool.storage.remote_lock import ProcessId
+from vlatool.storage.lock import ProcessId
 
 SALT = "salt"
 WRITER = """
 import json, sys
-from vlatool.storage.remote_lock import ProcessId
+from vlatool.storage.lock import ProcessId
 print(json.dumps(ProcessId.of_this_process("salt").document()), flush=True)
 sys.stdin.read()
 """

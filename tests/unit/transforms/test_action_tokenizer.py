@@ -17,8 +17,13 @@ from tests.builders.fast import (
 )
 from vlatool.artifacts.profile import read_profile
 from vlatool.errors import DataError
-from vlatool.transforms.action_quality import action_quality, coefficient_range
-from vlatool.transforms.action_tokenizer import ActionTokenizer, byte_characters, fit_tokenizer
+from vlatool.transforms.action_tokenizer import (
+    ActionTokenizer,
+    action_quality,
+    byte_characters,
+    coefficient_range,
+    fit_tokenizer,
+)
 
 
 def guide_ids() -> list[int]:

@@ -16,7 +16,7 @@ from vlatool.artifacts.run.checkpoint import (
     read_weights_header,
 )
 from vlatool.artifacts.run.format import RunDir, is_run, scan_metrics
-from vlatool.artifacts.shards.provenance import read_preprocessing_config
+from vlatool.artifacts.shards.format import read_preprocessing_config
 from vlatool.artifacts.stats.format import number_array
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, VlatoolError

@@ -17,7 +17,7 @@ from vlatool.artifacts.run.checkpoint import (
     checkpoint_step,
     is_checkpoint,
 )
-from vlatool.artifacts.shards import provenance
+from vlatool.artifacts.shards.format import CONFIG_NAME as OPTIONS_NAME
 from vlatool.artifacts.stats.format import STATS_NAME, Statistics, read_stats
 from vlatool.errors import DataError
 from vlatool.jobs.files import FileEntry, read_file_list, write_file_list
@@ -73,7 +73,7 @@ class RunDir:
         self.config = root / CONFIG
         self.metrics = root / METRICS
         self.stats = root / STATS_NAME
-        self.options = root / provenance.CONFIG_NAME
+        self.options = root / OPTIONS_NAME
         self.latest_file = root / LATEST
         self.checkpoints_folder = root / CHECKPOINTS
 
@@ -339,7 +339,7 @@ def local_run(run: RunDir, checkpoint: Path, cache: FileCache) -> tuple[RunDir, 
     """
     if not is_remote(run.root):
         return run, checkpoint
-    small = [CONFIG, STATS_NAME, provenance.CONFIG_NAME]
+    small = [CONFIG, STATS_NAME, OPTIONS_NAME]
     if can_list(run.root):
         small = sorted(file_names(run.root) - {METRICS})
     else:

@@ -13,7 +13,6 @@ from typing import IO, Any
 
 from vlatool.artifacts.check import OUTPUT, CheckOptions, check_record_and_files
 from vlatool.artifacts.sample import METADATA
-from vlatool.artifacts.shards import manifest
 from vlatool.artifacts.shards.check_samples import (
     ExpectedSample,
     SampleCheck,
@@ -24,12 +23,13 @@ from vlatool.artifacts.shards.check_stats import StatsCheck
 from vlatool.artifacts.shards.findings import SHARDS, STATS
 from vlatool.artifacts.shards.format import (
     EPISODES_NAME,
+    MANIFEST_NAME,
     SHARDS_NAME,
     VOLATILE_FILES,
+    Shard,
     ShardFolder,
     expects_manifest,
 )
-from vlatool.artifacts.shards.manifest import Shard
 from vlatool.artifacts.tar import (
     TarSample,
     TarScan,
@@ -84,7 +84,7 @@ def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
 
 def _check_single(location: Path, check: CheckOptions) -> Iterator[Finding]:
     """Yields the findings of one shard."""
-    folder = ShardFolder(location.parent / manifest.NAME)
+    folder = ShardFolder(location.parent / MANIFEST_NAME)
     single = ShardList(folder, [Shard(location, 0)], has_manifest=False)
     yield from _check_shards(single, check)
 

@@ -1,37 +1,49 @@
-"""Folders of training shards: layout and detection.
+"""Folders of training shards: layout, manifest, options and provenance, detection.
 
 An output of the `lbm` sink has `shards/` (shuffled tars, their manifest, statistics and options)
 and `episodes/` (the same samples, one tar per episode). A published folder may hold only the
-content of `shards/`, under any name. Source: formats/lbm 1.
+content of `shards/`, under any name. No file contains information about the machine or the user.
+Source: formats/lbm 1, 3.1 to 3.3.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from vlatool.artifacts.shards import manifest, provenance
-from vlatool.artifacts.shards.manifest import Shard, read_manifest
-from vlatool.artifacts.shards.provenance import read_preprocessing_config, read_processing_metadata
+import yaml
+from pydantic import Field
+
+from vlatool import __version__
+from vlatool.artifacts.manifest import parse_values
 from vlatool.artifacts.stats.format import DIGESTS_NAME, STATS_NAME, Statistics, read_stats
 from vlatool.artifacts.tar import INDEX_SUFFIX, is_shard
 from vlatool.errors import DataError
 from vlatool.jobs.files import read_file_list
 from vlatool.jobs.record import OutputRecord, read_valid_record
+from vlatool.storage.atomic import write_text
+from vlatool.storage.checksummed import read_checksummed, write_checksummed
+from vlatool.storage.documents import DocumentError, parse_json, read_document, read_yaml
+from vlatool.storage.uri import is_file_name
 
+MANIFEST_NAME = "manifest.jsonl"
+CONFIG_NAME = "preprocessing_config.yaml"
+METADATA_NAME = "processing_metadata.json"
 SHARDS_NAME, EPISODES_NAME = "shards", "episodes"
 _COMPACT_NAME = "stats_compact.json"
 
 # Files that mark an output as complete: removed first, written last.
 CLOSING_FILES = (
-    f"{SHARDS_NAME}/{manifest.NAME}",
+    f"{SHARDS_NAME}/{MANIFEST_NAME}",
     f"{SHARDS_NAME}/{STATS_NAME}",
     f"{SHARDS_NAME}/{DIGESTS_NAME}",
-    f"{EPISODES_NAME}/{manifest.NAME}",
+    f"{EPISODES_NAME}/{MANIFEST_NAME}",
 )
-LISTED_FILES = (f"{SHARDS_NAME}/{provenance.CONFIG_NAME}", *CLOSING_FILES)
+LISTED_FILES = (f"{SHARDS_NAME}/{CONFIG_NAME}", *CLOSING_FILES)
 # Files that hold times.
-VOLATILE_FILES = (f"{SHARDS_NAME}/{provenance.METADATA_NAME}",)
+VOLATILE_FILES = (f"{SHARDS_NAME}/{METADATA_NAME}",)
 EPISODE_FILES = (f"{EPISODES_NAME}/episode_*.tar",)
 DATA_FILES = (
     f"{SHARDS_NAME}/shard_*.tar",
@@ -40,6 +52,12 @@ DATA_FILES = (
 )
 # Patterns of all files that vlatool writes there; other files are not touched.
 OWNED_FILES = (*DATA_FILES, *LISTED_FILES, *VOLATILE_FILES)
+
+# Limit per shard, checked before the numbers are used.
+MAX_SAMPLES = 10_000_000
+
+_HINT = "preprocess or copy the data again"
+_SHOWN = 100
 
 
 def episode_tar_name(episode: str) -> str:
@@ -50,6 +68,189 @@ def episode_tar_name(episode: str) -> str:
 def shard_name(number: int) -> str:
     """Path of a shard, relative to the output."""
     return f"{SHARDS_NAME}/shard_{number:06d}.tar"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Tar file of a manifest.
+
+    Attributes:
+        path: The file.
+        num_sequences: Number of samples.
+    """
+
+    path: Path
+    num_sequences: int
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Line of the manifest."""
+
+    shard: str
+    num_sequences: Annotated[int, Field(ge=1, le=MAX_SAMPLES, strict=True)]
+
+
+def read_manifest(path: Path) -> list[Shard]:
+    """Shards of a manifest; names are relative to its folder.
+
+    Accepts blank lines, absolute names (only their stem is used) and a trailing `.tar`.
+
+    Raises:
+        DataError: The file is missing, broken or empty; names the line.
+    """
+    try:
+        lines = read_document(path).split("\n")
+    except OSError as error:
+        raise DataError.at(
+            path,
+            f"no manifest here ({error.strerror})",
+            hint="give a folder that `vlatool preprocess` wrote",
+            code="data.no_manifest",
+        ) from None
+    except DocumentError as error:
+        raise _manifest_error(path, error.reason) from None
+    shards = [_shard(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not shards:
+        raise DataError.at(
+            path, "the manifest lists no shard", hint=_HINT, code="data.empty_manifest"
+        )
+    return shards
+
+
+def write_manifest(path: Path, shards: Sequence[tuple[str, int]]) -> None:
+    """Writes (stem, samples) pairs; without a final newline, like the published writer."""
+    rows = (json.dumps({"shard": stem, "num_sequences": count}) for stem, count in shards)
+    write_text(path, "\n".join(rows))
+
+
+def check_shards(path: Path, shards: Sequence[Shard]) -> None:
+    """Checks that every shard of the manifest at `path` exists and is not truncated.
+
+    Raises:
+        DataError: A shard is missing or truncated; names it.
+    """
+    for shard in shards:
+        if not shard.path.is_file():
+            raise _shard_error(path, shard, "is missing", "data.missing_shard")
+        size = shard.path.stat().st_size
+        if size < 1024 or size % 512:
+            raise _shard_error(path, shard, f"is truncated ({size} bytes)", "data.short_shard")
+        with shard.path.open("rb") as file:
+            file.seek(-1024, 2)
+            if any(file.read(1024)):
+                raise _shard_error(path, shard, "is truncated: no end marker", "data.short_shard")
+
+
+def _shard(path: Path, number: int, line: str) -> Shard:
+    try:
+        row = parse_values(_Row, parse_json(line))
+    except ValueError as error:
+        raise _manifest_error(path, error, number) from None
+    stem = row.shard.removesuffix(".tar")
+    if stem.startswith("/"):
+        stem = stem.rsplit("/", 1)[1]
+    parts = Path(f"{stem}.tar").parts
+    if ".." in parts or not all(map(is_file_name, parts)):
+        problem = f"{row.shard[:_SHOWN]!r} is not the name of a shard in the folder"
+        raise _manifest_error(path, problem, number)
+    return Shard(path.parent / f"{stem}.tar", row.num_sequences)
+
+
+def _manifest_error(path: Path, reason: object, line: int = 0) -> DataError:
+    return DataError.at(path, reason, line=line, hint=_HINT, code="data.broken_manifest")
+
+
+def _shard_error(path: Path, shard: Shard, problem: str, code: str) -> DataError:
+    return DataError(
+        f"{shard.path}: {problem}; {path} lists it with {shard.num_sequences} samples",
+        hint=_HINT,
+        code=code,
+        details={"shard": str(shard.path), "manifest": str(path)},
+    )
+
+
+def write_preprocessing_config(folder: Path, options: Mapping[str, Any]) -> None:
+    """Writes the options of the data, keys in alphabetical order."""
+    write_text(folder / CONFIG_NAME, yaml.safe_dump(dict(options), sort_keys=True))
+
+
+def read_preprocessing_config(folder: Path) -> dict[str, Any]:
+    """Options of a shard folder; unknown keys are kept, of a grouped form the first group.
+
+    Raises:
+        DataError: The file is missing or not a mapping.
+    """
+    path = folder / CONFIG_NAME
+    try:
+        content: object = read_yaml(path)
+    except OSError as error:
+        raise DataError.at(
+            path,
+            f"missing ({error.strerror})",
+            hint=f"copy {CONFIG_NAME} to the folder of the manifest",
+            code="data.no_preprocessing_config",
+        ) from None
+    except DocumentError as error:
+        raise _config_error(path, error.reason, error.line) from None
+    if isinstance(content, dict) and isinstance(content.get(0), dict):
+        content = content[0]
+    if not isinstance(content, dict):
+        raise _config_error(path, "expected a mapping")
+    return content
+
+
+def _config_error(path: Path, reason: str, line: int = 0) -> DataError:
+    return DataError.at(
+        path,
+        reason,
+        line=line,
+        hint="copy it again from the original data",
+        code="data.broken_config",
+    )
+
+
+def write_processing_metadata(
+    folder: Path,
+    *,
+    started: datetime,
+    counts: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    episodes: list[str],
+) -> None:
+    """Writes time, version, options and sample counts of the run that wrote the data."""
+    now = datetime.now(UTC)
+    document = {
+        "metadata_version": "1.0",
+        "created_at": now.isoformat(timespec="seconds"),
+        "command_line": {"script_name": "vlatool preprocess", "arguments": dict(arguments)},
+        "environment": {"vlatool": __version__},
+        "source_data": {"num_episodes": len(episodes), "episodes": episodes},
+        "processing": {
+            "timestamp_start": started.isoformat(timespec="seconds"),
+            "timestamp_end": now.isoformat(timespec="seconds"),
+            **counts,
+        },
+    }
+    write_checksummed(folder / METADATA_NAME, document)
+
+
+def read_processing_metadata(folder: Path) -> dict[str, Any]:
+    """Content of processing_metadata.json; empty if it does not exist.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    path = folder / METADATA_NAME
+    try:
+        return read_checksummed(path)
+    except (DocumentError, OSError) as error:
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            return {}
+        reason = error.reason if isinstance(error, DocumentError) else error.strerror
+        raise DataError.at(
+            path, reason, hint="copy it again from the original data", code="data.broken_metadata"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -68,10 +269,10 @@ class ShardFolder:
 
         `shards/` takes precedence over the folder itself, which precedes `episodes/`.
         """
-        if location.name == manifest.NAME:
+        if location.name == MANIFEST_NAME:
             return cls(location) if location.is_file() else None
         folders = (location / SHARDS_NAME, location, location / EPISODES_NAME)
-        manifests = (folder / manifest.NAME for folder in folders)
+        manifests = (folder / MANIFEST_NAME for folder in folders)
         return next((cls(path) for path in manifests if path.is_file()), None)
 
     @classmethod
@@ -81,8 +282,8 @@ class ShardFolder:
         if folder is None:
             raise DataError.at(
                 location,
-                f"no training data here: neither {SHARDS_NAME}/{manifest.NAME} nor "
-                f"{manifest.NAME} nor {EPISODES_NAME}/{manifest.NAME} exists",
+                f"no training data here: neither {SHARDS_NAME}/{MANIFEST_NAME} nor "
+                f"{MANIFEST_NAME} nor {EPISODES_NAME}/{MANIFEST_NAME} exists",
                 hint="give the --output folder of `vlatool preprocess`, or a manifest",
                 code="data.no_manifest",
             )
@@ -91,7 +292,7 @@ class ShardFolder:
     @classmethod
     def of(cls, output: Path, part: str) -> "ShardFolder":
         """Folder of an output, which need not exist."""
-        return cls(output / part / manifest.NAME)
+        return cls(output / part / MANIFEST_NAME)
 
     @classmethod
     def parts(cls, location: Path) -> list["ShardFolder"]:
@@ -100,7 +301,7 @@ class ShardFolder:
         folders: list[ShardFolder] = [cls.of(location, name) for name in names]
         present = [folder for folder in folders if folder.manifest.is_file()]
         if not present:
-            return [cls(location / manifest.NAME)]
+            return [cls(location / MANIFEST_NAME)]
         is_lost = folders[0] not in present and folders[0].path.is_dir()
         return [folders[0], *present] if is_lost else present
 
@@ -117,7 +318,7 @@ class ShardFolder:
     @property
     def episodes(self) -> "ShardFolder | None":
         """Folder with one tar per episode, samples in frame order; None if missing."""
-        path = self.output / EPISODES_NAME / manifest.NAME
+        path = self.output / EPISODES_NAME / MANIFEST_NAME
         return ShardFolder(path) if path.is_file() else None
 
     @property
@@ -133,7 +334,7 @@ class ShardFolder:
     @property
     def options_file(self) -> Path:
         """Path of preprocessing_config.yaml; for `episodes` it is in `shards`."""
-        return self._find_file(provenance.CONFIG_NAME)
+        return self._find_file(CONFIG_NAME)
 
     def _find_file(self, name: str) -> Path:
         own_path, shards_path = self.path / name, self.path.parent / SHARDS_NAME / name
@@ -187,4 +388,4 @@ def expects_manifest(location: Path) -> bool:
         entries = read_file_list(location)
     except DataError:
         return True
-    return entries is None or any(entry.path.endswith(f"/{manifest.NAME}") for entry in entries)
+    return entries is None or any(entry.path.endswith(f"/{MANIFEST_NAME}") for entry in entries)

@@ -11,8 +11,7 @@ from typing import Any
 
 from vlatool.artifacts.field_summary import FieldSummary, dimensions_table
 from vlatool.artifacts.fields import recorded_names
-from vlatool.artifacts.shards.format import ShardFolder, expects_manifest
-from vlatool.artifacts.shards.manifest import Shard, check_shards
+from vlatool.artifacts.shards.format import Shard, ShardFolder, check_shards, expects_manifest
 from vlatool.artifacts.shards.sample_card import sample_card
 from vlatool.artifacts.shards.tar_report import SampleSummary, first_sample, inspect_shard
 from vlatool.artifacts.stats.format import Statistics

@@ -20,8 +20,7 @@ from vlatool.artifacts.field_summary import (
 )
 from vlatool.artifacts.fields import recorded_names
 from vlatool.artifacts.sample import ARRAYS, StoredSample, parse_image
-from vlatool.artifacts.shards import manifest
-from vlatool.artifacts.shards.format import ShardFolder
+from vlatool.artifacts.shards.format import MANIFEST_NAME, ShardFolder
 from vlatool.artifacts.shards.sample_card import frame_rate, sample_card, stored_view
 from vlatool.artifacts.tar import OpenShard, open_shard
 from vlatool.episode import Array
@@ -170,7 +169,7 @@ def _tables(first: SampleSummary) -> list[str]:
 
 def _page(path: Path, facts: ShardFacts, request: PageRequest) -> ReportPage:
     # A shard without its folder has no options.
-    options = Problems().read(ShardFolder(path.parent / manifest.NAME).options) or {}
+    options = Problems().read(ShardFolder(path.parent / MANIFEST_NAME).options) or {}
     with open_shard(path) as tar:
         episode = _episode_view(tar, options)
         sections = [_overview(facts)]

@@ -21,7 +21,7 @@ from vlatool.artifacts.image_shards.format import (
     sample_metadata,
 )
 from vlatool.artifacts.images import NotRgbError, decode_plain
-from vlatool.artifacts.shards.provenance import (
+from vlatool.artifacts.shards.format import (
     CONFIG_NAME,
     read_preprocessing_config,
     write_preprocessing_config,

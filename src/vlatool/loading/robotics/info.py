@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from vlatool.artifacts.shards.format import ShardFolder
-from vlatool.artifacts.shards.manifest import Shard, check_shards
+from vlatool.artifacts.shards.format import Shard, ShardFolder, check_shards
 from vlatool.artifacts.stats.format import (
     MergedStats,
     Statistics,

@@ -8,7 +8,7 @@ from typing import Any
 
 from vlatool.artifacts.fields import dimension_label, recorded_names
 from vlatool.artifacts.run.format import RunDir
-from vlatool.artifacts.shards.provenance import read_preprocessing_config
+from vlatool.artifacts.shards.format import read_preprocessing_config
 from vlatool.artifacts.stats.format import Statistics, compact
 from vlatool.errors import DataError
 from vlatool.events import Reporter

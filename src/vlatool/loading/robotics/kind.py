@@ -10,7 +10,7 @@ import numpy as np
 
 from vlatool.artifacts.fields import Names, recorded_names
 from vlatool.artifacts.run.format import RunDir
-from vlatool.artifacts.shards.provenance import (
+from vlatool.artifacts.shards.format import (
     CONFIG_NAME,
     read_preprocessing_config,
     write_preprocessing_config,

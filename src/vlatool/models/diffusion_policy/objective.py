@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vlatool.artifacts.shards.format import SHARDS_NAME
-from vlatool.artifacts.shards.manifest import NAME as MANIFEST
+from vlatool.artifacts.shards.format import MANIFEST_NAME, SHARDS_NAME
 from vlatool.models.base import Batch, Loss, Objective, OptimizerSpec, StepContext
 from vlatool.models.codebook import true_float32
 from vlatool.models.diffusion_policy.config import DiffusionPolicyConfig
@@ -97,7 +96,7 @@ def dataset_labels(locations: Sequence[str]) -> list[str]:
 
 def _parts(location: str) -> Iterator[str]:
     """The folder names above the manifest of a data set."""
-    folders = location.removesuffix(MANIFEST).replace("\\", "/").split("/")
+    folders = location.removesuffix(MANIFEST_NAME).replace("\\", "/").split("/")
     names = [folder for folder in folders if folder]
     return iter(names[:-1] if len(names) > 1 and names[-1] == SHARDS_NAME else names)
 

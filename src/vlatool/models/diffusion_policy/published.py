@@ -13,7 +13,7 @@ import yaml
 
 from vlatool.artifacts.run.checkpoint import CheckpointManifest
 from vlatool.artifacts.run.format import RunDir
-from vlatool.artifacts.shards.provenance import CONFIG_NAME as OPTIONS_NAME
+from vlatool.artifacts.shards.format import CONFIG_NAME as OPTIONS_NAME
 from vlatool.artifacts.stats.format import STATS_NAME
 from vlatool.config.layers import ConvertedConfig
 from vlatool.config.tree import Node, child, find, from_value, plain

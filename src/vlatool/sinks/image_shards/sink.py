@@ -26,6 +26,7 @@ from vlatool.artifacts.image_shards.format import (
     metadata_bytes,
     shard_name,
     split_patterns,
+    validation_positions,
     write_lists,
     write_manifest,
 )
@@ -40,7 +41,6 @@ from vlatool.sinks.base import Estimate, SinkConfig, SinkSetup, SinkSummary, Wor
 from vlatool.sinks.image_shards.config import ImageShardsConfig
 from vlatool.sinks.images import ImageWriter
 from vlatool.storage.atomic import open_atomic, remove_file, write_bytes
-from vlatool.transforms.splits import validation_positions
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,7 @@ from vlatool.artifacts.shards.format import (
     SHARDS_NAME,
     VOLATILE_FILES,
     ShardFolder,
-)
-from vlatool.artifacts.shards.manifest import write_manifest
-from vlatool.artifacts.shards.provenance import (
+    write_manifest,
     write_preprocessing_config,
     write_processing_metadata,
 )

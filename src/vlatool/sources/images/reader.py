@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from pydantic import Field, field_validator
 
 from vlatool.artifacts.images import decode_rgb, image_info
 from vlatool.config.base import ConfigModel
@@ -22,13 +23,31 @@ from vlatool.episode import Episode, EpisodeRef, Survey, UInt8Array
 from vlatool.errors import DataError
 from vlatool.findings import Finding, FindingCode, FindingCodes
 from vlatool.sources.base import id_part, no_episodes
-from vlatool.sources.images.config import ImagesConfig
 from vlatool.sources.order import natural_key, unique_refs
 from vlatool.sources.rules import SOURCE, check_cameras
 from vlatool.storage.background import in_parallel
 from vlatool.storage.byte_ranges import ByteRange, read_byte_ranges
 from vlatool.storage.tree import walk
 from vlatool.storage.uri import can_list, is_remote
+
+# Source: reference/future-vla 2.1
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
+
+
+class ImagesConfig(ConfigModel):
+    """Options for folders of images."""
+
+    extensions: list[str] = Field(
+        default=list(EXTENSIONS),
+        min_length=1,
+        description="File name suffixes of images; case is ignored.",
+    )
+
+    @field_validator("extensions")
+    @classmethod
+    def _with_dots(cls, value: list[str]) -> list[str]:
+        return [f".{extension.lower().removeprefix('.')}" for extension in value]
+
 
 _AGAIN = "get or record the image again, or exclude the episode with --episodes"
 _CONVERTED = "none if the colors are right: the image is converted to RGB"

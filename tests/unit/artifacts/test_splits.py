@@ -2,7 +2,7 @@
 
 import pytest
 
-from vlatool.transforms.splits import validation_positions
+from vlatool.artifacts.image_shards.format import validation_positions
 
 
 @pytest.mark.parametrize(
