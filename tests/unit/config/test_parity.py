@@ -80,8 +80,8 @@ def test_every_named_test_exists() -> None:
 def test_published_presets_have_the_value_of_the_row(number: str, item: str) -> None:
     key, _, text = item.partition(": ")
     runs = published_runs(MODEL_TYPES[number[0]])
-    found = Counter(repr(_at(tree, key)) for tree in runs.values())
-    assert found == {repr(yaml.safe_load(text)): len(runs)}
+    values = Counter(repr(_at(tree, key)) for tree in runs.values())
+    assert values == {repr(yaml.safe_load(text)): len(runs)}
 
 
 def _at(tree: Any, key: str) -> Any:

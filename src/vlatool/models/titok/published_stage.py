@@ -122,10 +122,10 @@ def translate(tree: Node, below: Node) -> ConvertedConfig | None:
 
 def _check_values(published: Node, lookup: Lookup) -> None:
     """Raises ConfigError with all values that contradict what would run."""
-    found = list(model_contradictions(lookup))
+    unsupported = list(model_contradictions(lookup))
     for key, (value, reason) in _FIXED.items():
         if lookup(key) not in (None, value) and not is_reference(lookup(key)):
-            found.append((key, reason))
+            unsupported.append((key, reason))
     problems = [
         Problem(
             key,
@@ -133,7 +133,7 @@ def _check_values(published: Node, lookup: Lookup) -> None:
             f'"{key}" is {lookup(key)!r}, which is not supported: {reason}',
             code="config.refused",
         )
-        for key, reason in found
+        for key, reason in unsupported
     ]
     if problems:
         raise config_error(problems, hint=f"set {problems[0].key} to another value")
