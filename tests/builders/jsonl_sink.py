@@ -14,6 +14,7 @@ from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
 from vlatool.sinks.base import Estimate, SinkConfig, SinkSetup, SinkSummary
 from vlatool.storage.atomic import open_atomic, remove_file, write_json
+from vlatool.transforms.relative import stored_from
 
 INDEX = "index.json"
 
@@ -55,7 +56,9 @@ class ToySink:
     def __init__(self, config: ToyConfig, setup: SinkSetup) -> None:
         self._setup, self._every = setup, config.every
         self.work = Lines(setup.output, config.every)
-        self.action_fields = setup.survey.action_fields
+        self.fields = {name: spec.width for name, spec in setup.survey.fields.items()}
+        actions = [stored_from(name, self.fields) for name in setup.survey.action_fields]
+        self.action_fields = setup.policy_actions(self.fields, actions)
         self.proprioception_fields = setup.survey.proprioception_fields
 
     def begin(self) -> None:

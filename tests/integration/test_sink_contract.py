@@ -108,6 +108,16 @@ class Changing(ToySink):
         return super().finish(iter([replace(first, files=tuple(files[run.resumed :]))]), run)
 
 
+class Lossy(ToySink):
+    """Sink that leaves out the action fields that it does not store."""
+
+    def __init__(self, config: Any, setup: Any) -> None:
+        super().__init__(config, setup)
+        self.action_fields = tuple(
+            name for name in setup.survey.action_fields if name in self.fields
+        )
+
+
 @pytest.mark.parametrize(
     ("sink", "sentence"),
     [
@@ -118,6 +128,7 @@ class Changing(ToySink):
         (Eager, "estimate writes"),
         (Torn, "the files that finish returns"),
         (Changing, "files differ from those of an undisturbed run"),
+        (Lossy, "stores 2 of the 20 values of an action"),
     ],
 )
 def test_violation_of_the_sink_contract_is_reported(sink: type[ToySink], sentence: str) -> None:

@@ -12,9 +12,11 @@ from typing import Any, ClassVar, Protocol
 
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, Survey
+from vlatool.errors import DataError
 from vlatool.jobs.files import FileEntry
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
+from vlatool.plugins import did_you_mean
 
 Work = Callable[[EpisodeRef, Episode], Receipt]
 
@@ -42,12 +44,37 @@ class SinkSetup:
         survey: Survey of the selected episodes; its cameras are the selected ones.
         refs: The episodes, in order.
         origin: Options of the run outside the sink's section, for the metadata of the output.
+        action_fields: Requested action fields; empty: those of the survey.
     """
 
     output: Path
     survey: Survey
     refs: Sequence[EpisodeRef]
     origin: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    action_fields: tuple[str, ...] = ()
+
+    def policy_actions(self, stored: Mapping[str, int], default: Sequence[str]) -> tuple[str, ...]:
+        """Action fields of the output: the requested ones, or else the default.
+
+        Args:
+            stored: `Sink.fields` of the output.
+            default: By their stored names.
+
+        Raises:
+            DataError: One of them is not stored, or holds text.
+        """
+        chosen = self.action_fields or tuple(default)
+        known = [name for name, width in stored.items() if width]
+        for name in chosen:
+            if name not in known:
+                listed = ", ".join(known) or "none"
+                raise DataError(
+                    f"the output has no field {name!r} for actions; it can have: {listed}",
+                    hint=did_you_mean(name, known) or "choose others with --action-fields",
+                    code="data.unknown_field",
+                    details={"field": name, "known": known},
+                )
+        return chosen
 
 
 @dataclass(frozen=True)
@@ -89,6 +116,7 @@ class Sink(Protocol):
         next_step: Suggested next command, with `{output}` in it; may be empty.
         work: Writes one episode; picklable. Files have their final names when it returns. The item
             of its receipt is the id of the episode; the receipt counts `samples` and `frames`.
+        fields: Map from each stored field to its number of dimensions, 0 for text.
         action_fields: Fields that a policy predicts by default, by their stored names.
         proprioception_fields: Fields that a policy observes by default, by their stored names.
     """
@@ -98,6 +126,7 @@ class Sink(Protocol):
     volatile: ClassVar[Sequence[str]]
     next_step: ClassVar[str]
     work: Work
+    fields: Mapping[str, int]
     action_fields: tuple[str, ...]
     proprioception_fields: tuple[str, ...]
 

@@ -10,9 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
+
+import numpy as np
 
 from vlatool.artifacts.check import CheckOptions, check_files
+from vlatool.artifacts.images import encode_png
 from vlatool.episode import Array, Episode, EpisodeRef, FrameSource
 from vlatool.errors import DataError
 from vlatool.jobs.command import JobConfig
@@ -22,10 +25,13 @@ from vlatool.jobs.files import belongs_in_list, contains_only, output_files, rem
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.run import run_job
+from vlatool.plugins import FORMATS
 from vlatool.sinks.base import MakeSink, SinkConfig, SinkSetup, Work
+from vlatool.storage.atomic import write_bytes
 from vlatool.testing.readers import config_section
-from vlatool.workflows.preprocess import PreprocessConfig, PreprocessJob
-from vlatool.workflows.sample import SampleConfig, sample
+from vlatool.transforms.relative import stored_from
+from vlatool.workflows.preprocess import PreprocessConfig, PreprocessJob, preprocess
+from vlatool.workflows.sample import Layout, SampleConfig, sample
 
 _EPISODES, _FRAMES = 3, 6
 
@@ -38,7 +44,8 @@ def check_sink(
 ) -> None:
     """Checks the contract of a sink on three small episodes.
 
-    Its output must be complete, owned by the sink, and equal after kills and with any executor.
+    Its output must be complete, owned by the sink, and equal after kills and with any executor. It
+    must have every value of an action of each built-in format, or none, or refuse the episodes.
 
     Args:
         sink_class: The class that the table of sinks names.
@@ -54,6 +61,7 @@ def check_sink(
         checks.check_killed_run("killed elsewhere", make_executor or partial(ProcessExecutor, 2), 1)
         checks.check_failed_episode()
         checks.check_owned()
+        checks.check_formats()
 
 
 class _SimulatedKill(BaseException):
@@ -141,6 +149,23 @@ class _DamagedFields(Mapping[str, Array]):
         return len(self._fields)
 
 
+def _source(format_name: str, folder: Path) -> Path:
+    """A source with one episode of a built-in format."""
+    source = folder / format_name
+    if format_name in get_args(Layout):
+        tree = {"layout": format_name, "output": str(source), "episodes": 1, "frames": _FRAMES}
+        sample(SampleConfig.model_validate({**tree, "workers": 1}))
+    elif format_name == "images":
+        png = encode_png(np.zeros((64, 64, 3), np.uint8))
+        for frame in range(_FRAMES):
+            write_bytes(source / f"episode_000000/{frame}.png", png)
+    else:
+        tree = {"format": "images", "sources": [str(_source("images", folder))]}
+        tree |= {"output": str(source), "workers": 1, "sink": {"type": format_name}}
+        preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+    return source
+
+
 @dataclass(frozen=True)
 class SinkChecks:
     """Contract checks of a sink with runs over the folder `raw`, each with its own output."""
@@ -160,8 +185,11 @@ class SinkChecks:
             sink = self.make(section, setup)
             return _PatchedSink(sink, **{key: change(sink) for key, change in changes.items()})
 
-        raw, output = str(self.folder / "raw"), str(self.folder / name)
-        config = PreprocessConfig(format="spartan", sources=[raw], output=output)
+        return self._job("spartan", self.folder / "raw", name, make)
+
+    def _job(self, format_name: str, source: Path, name: str, make: MakeSink) -> PreprocessJob:
+        output = str(self.folder / name)
+        config = PreprocessConfig(format=format_name, sources=[str(source)], output=output)
         return PreprocessJob(config.model_copy(update={"sink": self.section}), make)
 
     def contents(self, name: str) -> dict[str, bytes]:
@@ -236,6 +264,34 @@ class SinkChecks:
         remove_owned(spec.output, spec.owned)
         left = [file.name for file in output_files(spec.output)]
         assert not left, f"owned does not match {left}: `**` must be a separate path component"
+
+    def check_formats(self) -> None:
+        """Checks the stored actions of an episode of every built-in format."""
+        for format_name in (entry.name for entry in FORMATS.entries() if entry.origin == "vlatool"):
+            self._check_actions(format_name, _source(format_name, self.folder / "formats"))
+
+    def _check_actions(self, format_name: str, source: Path) -> None:
+        made: list[tuple[Any, SinkSetup]] = []
+
+        def make(section: Any, setup: SinkSetup) -> Any:
+            made.append((self.make(section, setup), setup))
+            return made[-1][0]
+
+        try:
+            job = self._job(format_name, source, f"from-{format_name}", make)
+        except DataError:
+            return  # refused by name
+        failures = run_job(job, SerialExecutor()).failures
+        assert not failures, f"an episode of the format {format_name} fails: {failures}"
+        sink, setup = made[-1]
+        unknown = [name for name in sink.action_fields if name not in sink.fields]
+        assert not unknown, f"action_fields has {unknown}, which are not in `fields`"
+        known = setup.survey.fields
+        recorded = sum(known[stored_from(name, known)].width for name in setup.survey.action_fields)
+        stored = sum(sink.fields[name] for name in sink.action_fields)
+        assert stored in (0, recorded), (
+            f"stores {stored} of the {recorded} values of an action of the format {format_name}"
+        )
 
     def _check_equal(self, name: str) -> None:
         files, expected = self.contents(name), self.contents("quiet")

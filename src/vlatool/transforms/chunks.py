@@ -4,11 +4,12 @@ The k-th future frame follows the k-th action. Legend of shapes: F frames, P and
 of an action. Source: reference/future-vla 1.3.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from vlatool.episode import Array
+from vlatool.episode import Array, PoseGroup
+from vlatool.transforms.relative import reference_keys, relative_fields
 
 
 def past_frames(at: int, steps: int) -> list[int]:
@@ -21,15 +22,51 @@ def future_frames(at: int, steps: int, frames: int) -> list[int]:
     return [min(frame, frames - 1) for frame in range(at + 1, at + 1 + steps)]
 
 
-def with_padding(actions: Array, steps: int) -> Array:
+def with_padding(actions: Array, steps: int, *, is_held: bool = False) -> Array:
     """Actions [F, A] padded for windows at the end of the episode: [F + steps, A].
 
     A padded action does not move and keeps the gripper: zeros, except for the last value, which is
     that of the last real action.
+
+    Args:
+        actions: [F, A].
+        steps: Number of padded actions.
+        is_held: Repeat the last action: absolute and relative poses of zeros would be motion.
     """
+    if is_held:
+        return np.concatenate([actions, np.repeat(actions[-1:], steps, axis=0)])
     still = np.zeros_like(actions[-1:])
     still[:, -1] = actions[-1, -1]
     return np.concatenate([actions, np.repeat(still, steps, axis=0)])
+
+
+def relative_chunks(
+    fields: Mapping[str, Array], names: Sequence[str], groups: Sequence[PoseGroup], steps: int
+) -> Array:
+    """Actions [F, steps, A] from each frame on; poses are relative to the measured one at it.
+
+    After the end of the episode the last action is repeated.
+
+    Args:
+        fields: Map from field to its values [F, C].
+        names: Fields of an action, in order; those of `groups` with the suffix of relative ones.
+        groups: Poses with relative fields.
+        steps: Number of actions of a window.
+
+    Raises:
+        DataError: A group names a field that does not exist.
+    """
+    of_groups = {
+        key
+        for group in groups
+        for key in (group.position_key, group.rotation_key, *reference_keys(group))
+    }
+    needed = of_groups.union(names).intersection(fields)
+    frames = len(fields[min(needed)])
+    indices = np.minimum(np.arange(frames)[:, None] + np.arange(steps), frames - 1)
+    windows = {name: fields[name].reshape(frames, -1)[indices] for name in needed}
+    windows |= relative_fields(windows, groups, 0)
+    return np.concatenate([windows[name] for name in names], axis=2)
 
 
 def future_actions(padded: Array, at: int, steps: int) -> Sequence[Sequence[float]]:

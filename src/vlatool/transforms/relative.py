@@ -3,7 +3,7 @@
 Source: formats/lbm-preprocessing 2.7.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -31,6 +31,16 @@ def reference_keys(group: PoseGroup) -> tuple[str, str]:
     )
 
 
+def relative_names(group: PoseGroup) -> tuple[str, str]:
+    """Names of the relative position and rotation of a group."""
+    return group.position_key + SUFFIX, group.rotation_key + SUFFIX
+
+
+def stored_from(name: str, fields: Collection[str]) -> str:
+    """Field among `fields` that a field is computed from: itself, or that of a relative pose."""
+    return name if name in fields else name.removesuffix(SUFFIX)
+
+
 def relative_fields(
     windows: Mapping[str, Array], groups: Sequence[PoseGroup], anchor: int
 ) -> dict[str, Array]:
@@ -47,8 +57,7 @@ def relative_fields(
         reference = _pose(windows, *reference_keys(group), group.name)
         at_anchor = (values[:, anchor : anchor + 1] for values in reference)
         xyz, rot6d = relative_pose(position, rotation, *at_anchor)
-        result[group.position_key + SUFFIX] = xyz
-        result[group.rotation_key + SUFFIX] = rot6d
+        result |= zip(relative_names(group), (xyz, rot6d), strict=True)
     return result
 
 

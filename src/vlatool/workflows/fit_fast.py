@@ -308,8 +308,11 @@ def _profile(
         raise no_gripper_error(COMPUTE, names)
     if config.gripper == "raw" and has_gripper:
         raw.append(GRIPPER)
-    # The first action of each chunk is that of the anchor: each row counts once.
-    return compute_profile("computed", chunks[:, 0], names, sorted(set(raw)))
+    # The first action of each chunk is that of the anchor: each row counts once. Relative poses
+    # grow along a chunk, so that all of its rows count.
+    is_relative = any(source.is_relative for source in sources)
+    rows = chunks.reshape(-1, width) if is_relative else chunks[:, 0]
+    return compute_profile("computed", rows, names, sorted(set(raw)))
 
 
 def _dimension(word: str, names: Sequence[str]) -> str:

@@ -7,7 +7,13 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, SerializeAsAny, create_model, field_validator
 
-from vlatool.config.base import ConfigModel, Switch, check_required, required_field
+from vlatool.config.base import (
+    ConfigModel,
+    Switch,
+    check_required,
+    required_field,
+    unique_items,
+)
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.episode import EpisodeRef
@@ -32,6 +38,7 @@ from vlatool.sources.selection import (
     select_episodes,
 )
 from vlatool.storage.uri import location, pinned, require_existing
+from vlatool.transforms.relative import stored_from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +49,7 @@ class PreprocessResult(JobResult):
         empty_episodes: Episodes without samples.
         plan: Source of the numbers of a dry run.
         amounts: Counts besides those of samples and shards.
+        left_out_fields: Fields of the source that the sink does not store.
     """
 
     frames: int
@@ -58,6 +66,7 @@ class PreprocessResult(JobResult):
     next: str = ""
     plan: Mapping[str, Any] = field(default_factory=dict[str, Any])
     amounts: Mapping[str, int] = field(default_factory=dict[str, int])
+    left_out_fields: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
         """The result as a JSON-serializable mapping."""
@@ -88,6 +97,8 @@ class PreprocessResult(JobResult):
             lines.append(f"actions: {', '.join(self.action_fields)}")
         if self.proprioception_fields:
             lines.append(f"proprioception: {', '.join(self.proprioception_fields)}")
+        if self.left_out_fields:
+            lines.append(f"left out: {', '.join(self.left_out_fields)}")
         lines += [f"{name}: {count}" for name, count in self.amounts.items()]
         lines += [f"dropped {count}: {reason}" for reason, count in self.dropped.items()]
         return [*lines, *(f"no samples from {name}" for name in self.empty_episodes)]
@@ -107,6 +118,7 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
     registries: ClassVar[Mapping[str, Any]] = {"source": FORMATS, "sink": SINKS}
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         **SelectionConfig.help_groups,
+        "Actions": ("action_fields",),
         **EngineConfig.help_groups,
     }
     aliases: ClassVar[Mapping[str, str]] = {
@@ -137,9 +149,19 @@ class PreprocessConfig(EngineConfig, SelectionConfig):
     is_sink_explicit: ClassVar[bool] = False
 
     output: str = required_field("", "Folder to write.")
+    action_fields: list[str] = Field(
+        default=[],
+        description="Fields of an action, in order; relative poses have the suffix _relative. "
+        "Default: those of the format.",
+    )
     sink: SerializeAsAny[LbmConfig] = Field(
         default_factory=LbmConfig, description="Keys of the sink."
     )
+
+    @field_validator("action_fields")
+    @classmethod
+    def _unique_fields(cls, value: list[str]) -> Any:
+        return unique_items(value)
 
     @field_validator("sources", "output")
     @classmethod
@@ -214,14 +236,21 @@ class PreprocessJob:
         output = location(config.output)
         versions = versions_of(sources)
         origin = source_options(config, section, resolved) | versions
-        setup = SinkSetup(output, selection.survey, selection.refs, origin)
+        actions = tuple(config.action_fields)
+        setup = SinkSetup(output, selection.survey, selection.refs, origin, actions)
         self._sink: Sink = (make_sink or SINKS.get(config.sink.type))(config.sink, setup)
         self.spec = JobSpec(
             output=output,
             record=OutputRecord("preprocess", record_options(config, section) | versions),
             title=f"preprocess {config.format}",
             item_name="episode",
-            plan=plan_digest(config.format, resolved, config.sink, selection.selection),
+            plan=plan_digest(
+                config.format,
+                resolved,
+                config.sink,
+                selection.selection,
+                *([actions] if actions else []),  # plans of 0.2.0 have no requested fields
+            ),
             work=EpisodeTask(config.format, resolved, selection.selection, self._sink.work),
             state=episode_state,
             owned=self._sink.owned,
@@ -261,12 +290,22 @@ class PreprocessJob:
         reporter.note(f"cameras: {', '.join(self._chosen.survey.cameras) or 'none'}")
         reporter.note(f"action fields: {', '.join(actions) or 'none'}")
         reporter.note(f"proprioception fields: {', '.join(observed) or 'none'}")
+        if self._left_out:
+            reporter.note(f"fields left out: {', '.join(self._left_out)}")
         for reason, count in self._chosen.excluded.items():
             reporter.note(f"{count} episodes are left out: {reason}")
+
+    @property
+    def _left_out(self) -> tuple[str, ...]:
+        """Fields of the source that the sink does not store, not as relative poses either."""
+        stored, known = self._sink.fields, self._chosen.survey.fields
+        sources = {*stored, *(stored_from(name, known) for name in stored)}
+        return tuple(name for name in known if name not in sources)
 
     def result(self, run: JobRun) -> PreprocessResult:
         """Result of the command."""
         return PreprocessResult(
+            left_out_fields=self._left_out,
             cameras=tuple(self._chosen.survey.cameras),
             action_fields=self._sink.action_fields,
             proprioception_fields=self._sink.proprioception_fields,
@@ -344,6 +383,7 @@ def source_options(
     """Options outside the section of the sink, for the metadata of the output."""
     selection_keys = ("episodes", "exclude", "max_episodes")
     excluded = {*config.no_effect_on_output, *selection_keys, "source", "sink", "format"}
+    excluded.add("action_fields")  # the sink has those that it stores
     return {
         **recorded_options(resolved, section),
         **config.model_dump(mode="json", exclude=excluded),
@@ -355,6 +395,8 @@ def source_options(
 def record_options(config: PreprocessConfig, section: ConfigModel) -> dict[str, Any]:
     """Options for the record, without sections except that of the format."""
     excluded = {*config.no_effect_on_output, "source", "sink"}
+    if not config.action_fields:
+        excluded.add("action_fields")  # records of 0.2.0 do not have it
     options = config.model_dump(mode="json", exclude=excluded)
     options |= config.sink.recorded() | {"sink": config.sink.type}
     options["sources"] = [location(source).name for source in config.sources]

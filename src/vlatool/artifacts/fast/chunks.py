@@ -91,11 +91,13 @@ class ChunkSource:
         files: In order.
         fields: Fields that are concatenated to an action; empty for windows.
         names: Names of the D dimensions in the data; empty if there are none.
+        is_relative: True for windows with poses relative to those at their anchors.
     """
 
     files: tuple[ChunkFile, ...]
     fields: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
+    is_relative: bool = False
 
 
 def find_chunks(folder: Path, fields: Sequence[str] = ()) -> ChunkSource:
@@ -140,7 +142,9 @@ def _of_windows(folder: Path, lines: Sequence[Path], fields: Sequence[str]) -> C
             code="data.incomplete_output",
         )
     names = () if manifest is None else manifest.action_names
-    return ChunkSource(tuple(ChunkFile(path) for path in lines), names=names)
+    is_relative = manifest is not None and bool(manifest.relative_dimensions)
+    files = tuple(ChunkFile(path) for path in lines)
+    return ChunkSource(files, names=names, is_relative=is_relative)
 
 
 def _of_shards(shards: ShardFolder, fields: Sequence[str]) -> ChunkSource:

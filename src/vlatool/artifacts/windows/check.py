@@ -128,6 +128,7 @@ class _Rules:
         alternates: True if frames have a `vla` and a `wm` line alternately.
         width: Number of values of an action; None for any number that is equal in all lines.
         size: (width, height) of the images; None if not fixed.
+        relative: Indices of the values of an action that are relative to the pose at the anchor.
     """
 
     cameras: Sequence[str]
@@ -137,6 +138,7 @@ class _Rules:
     alternates: bool = False
     width: int | None = None
     size: tuple[int, int] | None = None
+    relative: Sequence[int] = ()
 
     @classmethod
     def of(cls, manifest: WindowManifest | None) -> "_Rules":
@@ -151,6 +153,7 @@ class _Rules:
             manifest.qa_mode == "alternate",
             manifest.action_width,
             manifest.image_size,
+            manifest.relative_dimensions,
         )
 
     def kinds_at(self, frame: int) -> tuple[Kind, ...]:
@@ -257,10 +260,17 @@ class _EpisodeCheck:
             message = f"{self.path}: the number of values of an action varies: {sorted(widths)}"
             yield WINDOWS("wrong_line", message, path=str(self.path))
             return
-        padded = with_padding(np.array(firsts), self.rules.future)
+        relative = list(self.rules.relative)
+        padded = with_padding(np.array(firsts), self.rules.future, is_held=bool(relative))
         for frame, (number, window) in self._chunks.items():
-            expected = future_actions(padded, frame, self.rules.future)
-            if [list(row) for row in window.actions] != expected:
+            actions = np.array(window.actions)
+            expected = np.array(future_actions(padded, frame, self.rules.future))
+            if relative and actions.shape == expected.shape:
+                # Each window has its own reference: its last real pose is held until its end.
+                last = min(frames - 1 - frame, len(actions) - 1)
+                expected[: last + 1, relative] = actions[: last + 1, relative]
+                expected[last:, relative] = actions[last, relative]
+            if not np.array_equal(actions, expected):
                 message = f"frame {frame}: the actions do not match those of the next frames"
                 yield self._finding("wrong_line", number, message)
             kinds = self.rules.kinds_at(frame)

@@ -283,6 +283,8 @@ class WindowManifest:
         samples: Number of lines in all files.
         pictures: Number of image files.
         untouched: Number of images that were copied unchanged.
+        relative_dimensions: Indices of the values of an action that are poses relative to the
+            measured pose at the anchor; padding repeats the last action of such windows.
     """
 
     names: tuple[str, ...]
@@ -300,6 +302,7 @@ class WindowManifest:
     samples: Count
     pictures: Count
     untouched: Count
+    relative_dimensions: tuple[Count, ...] = ()
 
 
 MANIFEST = ManifestType(
@@ -308,6 +311,7 @@ MANIFEST = ManifestType(
     1,
     WindowManifest,
     hint="run the command that wrote the folder again, or copy the folder again",
+    optional=("relative_dimensions",),
 )
 # Values of the published converter. Source: reference/future-vla 1.3
 PUBLISHED_CAMERAS, PUBLISHED_STEPS = ("image", "wrist_image"), 16
@@ -315,7 +319,10 @@ PUBLISHED_CAMERAS, PUBLISHED_STEPS = ("image", "wrist_image"), 16
 
 def write_manifest(folder: Path, manifest: WindowManifest) -> None:
     """Writes the manifest of a folder, its last file."""
-    MANIFEST.write(folder, {**asdict(manifest), "normalisation": None})
+    document = {**asdict(manifest), "normalisation": None}
+    if not manifest.relative_dimensions:
+        del document["relative_dimensions"]
+    MANIFEST.write(folder, document)
 
 
 def read_manifest(folder: Path) -> WindowManifest | None:

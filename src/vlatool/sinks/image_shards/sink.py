@@ -146,7 +146,8 @@ class ImageShardsSink:
         patterns = (*split_patterns(config.split_name), *LISTS.values(), MANIFEST)
         self.owned = patterns  # pyright: ignore[reportAttributeAccessIssue] - narrower than the class
         self.work: Work = EpisodeWriter(setup.output, config)
-        self.action_fields: tuple[str, ...] = ()
+        self.fields: Mapping[str, int] = {}
+        self.action_fields: tuple[str, ...] = setup.policy_actions(self.fields, ())
         self.proprioception_fields: tuple[str, ...] = ()
 
     def begin(self) -> None:

@@ -21,14 +21,15 @@ from vlatool.artifacts.windows.format import (
     render_window,
     reserved_word,
 )
-from vlatool.episode import Array, Episode, EpisodeRef, FrameSource
+from vlatool.episode import Array, Episode, EpisodeRef, FrameSource, PoseGroup
 from vlatool.errors import DataError
 from vlatool.jobs.files import folder_entry
 from vlatool.jobs.journal import Receipt
 from vlatool.sinks.images import ImageWriter
 from vlatool.sinks.jsonl.config import JsonlConfig, QaMode
 from vlatool.storage.bulk_folder import bulk_folder
-from vlatool.transforms.chunks import future_actions, future_frames, past_frames, with_padding
+from vlatool.transforms.chunks import future_frames, past_frames, relative_chunks, with_padding
+from vlatool.transforms.relative import stored_from
 
 _RECORDED = "original"  # kind of annotation: the instruction during recording
 
@@ -43,6 +44,7 @@ class EpisodeWriter:
         cameras: In the order of the images of one frame.
         action_fields: Fields that are concatenated to an action, in order.
         action_width: Number of values of an action.
+        groups: Poses of which an action has relative fields.
         prefixes: Map from source to prefix of its image names.
         is_numbered: True if episodes are named by their numbers.
     """
@@ -52,6 +54,7 @@ class EpisodeWriter:
     cameras: tuple[str, ...]
     action_fields: tuple[str, ...]
     action_width: int
+    groups: tuple[PoseGroup, ...]
     prefixes: Mapping[str, str]
     is_numbered: bool
 
@@ -63,7 +66,7 @@ class EpisodeWriter:
         """
         names = self._names(ref)
         # Errors in instruction or actions are raised before an image is written.
-        actions, task = self._actions(episode), _instruction(episode)
+        chunks, task = self._chunks(episode), _instruction(episode)
         untouched = 0
         with bulk_folder(self.output / names.folder) as folder:
             for camera in self.cameras:
@@ -73,7 +76,7 @@ class EpisodeWriter:
                     _check_sizes(writer, camera, frame)
                     folder.write(names.image(camera, frame), data)
                 untouched += writer.copied
-        lines = self._lines(names, f"{self.config.seed} {ref.id}", task, actions)
+        lines = self._lines(names, f"{self.config.seed} {ref.id}", task, chunks)
         entry, index = write_lines(self.output, lines_name(names.episode), lines)
         return Receipt(
             ref.id,
@@ -93,28 +96,36 @@ class EpisodeWriter:
         return EpisodeNames(name, self.prefixes[ref.source], self.cameras)
 
     def _lines(
-        self, names: "EpisodeNames", seed: str, task: str, actions: Array
+        self, names: "EpisodeNames", seed: str, task: str, chunks: Sequence[Array]
     ) -> Iterator[bytes]:
-        config, frames = self.config, len(actions)
-        padded = with_padding(actions, config.future_steps)
+        config, frames = self.config, len(chunks)
         for frame in range(frames):
             images = names.paths(past_frames(frame, config.past_steps))
             future = names.paths(future_frames(frame, config.future_steps, frames))
-            chunk = future_actions(padded, frame, config.future_steps)
+            chunk = chunks[frame].tolist()
             for kind in kinds_at(config.qa_mode, frame, seed):
                 yield render_window(Window(kind, task, images, future, chunk))
 
+    def _chunks(self, episode: Episode) -> Sequence[Array]:
+        """Actions [T, A] of each window."""
+        actions, steps = self._actions(episode), self.config.future_steps
+        if not self.groups:
+            padded = with_padding(actions, steps)
+            return [padded[frame : frame + steps] for frame in range(len(actions))]
+        chunks = relative_chunks(episode.lowdim, self.action_fields, self.groups, steps)
+        _check_finite(episode, chunks)  # the measured poses that others are relative to
+        return [*chunks]
+
     def _actions(self, episode: Episode) -> Array:
-        """Actions [F, A] in their stored dtype; integers as float64."""
-        columns = [episode.lowdim[field] for field in self.action_fields]
+        """Actions [F, A] in their stored dtype, poses absolute; integers as float64."""
+        names = (stored_from(name, episode.lowdim) for name in self.action_fields)
+        columns = [episode.lowdim[name] for name in names]
         actions = np.concatenate([column.reshape(len(column), -1) for column in columns], axis=1)
         expected = (episode.num_frames, self.action_width)
         if actions.shape != expected or not expected[0]:
             problem = f"actions are {list(actions.shape)}, expected {list(expected)}"
             raise _episode_error(episode, problem, "action_width")
-        if not np.isfinite(actions).all():
-            frame = int(np.argwhere(~np.isfinite(actions))[0][0])
-            raise _episode_error(episode, f"an action is not finite at frame {frame}", "not_finite")
+        _check_finite(episode, actions)
         return actions if actions.dtype.kind == "f" else actions.astype(np.float64)
 
 
@@ -163,6 +174,13 @@ def _images(episode: Episode, camera: str) -> FrameSource:
     if camera not in episode.cameras:
         raise _episode_error(episode, f"has no camera {camera!r}", "missing_camera")
     return episode.cameras[camera]
+
+
+def _check_finite(episode: Episode, values: Array) -> None:
+    """Raises DataError if a value [F, ...] of an action is not finite."""
+    if not np.isfinite(values).all():
+        frame = int(np.argwhere(~np.isfinite(values))[0][0])
+        raise _episode_error(episode, f"an action is not finite at frame {frame}", "not_finite")
 
 
 def _check_sizes(writer: ImageWriter, camera: str, frame: int) -> None:

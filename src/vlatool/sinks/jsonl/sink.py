@@ -1,8 +1,10 @@
 """The `jsonl` sink: windows of the FUTURE-VLA pipeline, one JSON lines file per episode."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
+
+import numpy as np
 
 from vlatool.artifacts.windows.format import (
     IMAGES_NAME,
@@ -21,6 +23,7 @@ from vlatool.sinks.jsonl.config import JsonlConfig
 from vlatool.sinks.jsonl.episodes import EpisodeWriter, kinds_at
 from vlatool.storage.atomic import remove_empty, remove_file
 from vlatool.storage.uri import location
+from vlatool.transforms.relative import relative_names, stored_from
 
 _NO_FILE_NAME = re.compile(r"[^A-Za-z0-9_.-]+")
 
@@ -37,8 +40,9 @@ class JsonlSink:
     def __init__(self, config: JsonlConfig, setup: SinkSetup) -> None:
         survey = setup.survey
         self._config, self._setup = config, setup
-        known = (name for name in survey.action_fields if name in survey.fields)
-        self.action_fields: tuple[str, ...] = tuple(known)
+        possible = _possible_fields(survey)
+        self.action_fields: tuple[str, ...] = setup.policy_actions(possible, survey.action_fields)
+        self.fields: Mapping[str, int] = {name: possible[name] for name in self.action_fields}
         self.proprioception_fields: tuple[str, ...] = ()
         numbers = [ref.number for ref in setup.refs]
         self._work = EpisodeWriter(
@@ -46,7 +50,12 @@ class JsonlSink:
             config,
             tuple(survey.cameras),
             self.action_fields,
-            _action_width(config, survey, self.action_fields),
+            _action_width(config, survey, self.fields),
+            tuple(
+                group
+                for group in survey.pose_groups
+                if not self.fields.keys().isdisjoint(relative_names(group))
+            ),
             {source: _folder_name(source) for source in {ref.source for ref in setup.refs}}
             | ({ref.source: config.name for ref in setup.refs} if config.name else {}),
             None not in numbers and len(set(numbers)) == len(numbers),
@@ -94,8 +103,11 @@ class JsonlSink:
 
     def _manifest(self, episodes: int, run: JobRun) -> WindowManifest:
         survey, config = self._setup.survey, self._config
-        fields = [survey.fields[name] for name in self.action_fields]
+        fields = [survey.fields[stored_from(name, survey.fields)] for name in self.action_fields]
         names = [name for field in fields for name in field.names]
+        relative = [
+            name not in survey.fields for name, width in self.fields.items() for _ in range(width)
+        ]
         counts = {key: run.sums.get(key, 0) for key in _COUNT_KEYS}
         size = config.resize_images_size
         return WindowManifest(
@@ -109,6 +121,7 @@ class JsonlSink:
             future_steps=config.future_steps,
             qa_mode=config.qa_mode,
             image_size=size if isinstance(size, tuple) else None,
+            relative_dimensions=tuple(np.flatnonzero(relative).tolist()),
             episodes=episodes,
             **counts,
         )
@@ -123,7 +136,19 @@ def _folder_name(source: str) -> str:
     return _NO_FILE_NAME.sub("_", name).strip("_") or "data"
 
 
-def _action_width(config: JsonlConfig, survey: Survey, fields: Sequence[str]) -> int:
+def _possible_fields(survey: Survey) -> dict[str, int]:
+    """Map from the fields that an action can have to their widths: numeric ones, relative poses."""
+    widths = {name: spec.width for name, spec in survey.fields.items() if spec.width}
+    for group in survey.pose_groups:
+        for key, name in zip(
+            (group.position_key, group.rotation_key), relative_names(group), strict=True
+        ):
+            if key in widths:
+                widths[name] = widths[key]
+    return widths
+
+
+def _action_width(config: JsonlConfig, survey: Survey, fields: Mapping[str, int]) -> int:
     """Number of values of an action.
 
     Raises:
@@ -131,13 +156,14 @@ def _action_width(config: JsonlConfig, survey: Survey, fields: Sequence[str]) ->
     """
     if not survey.cameras:
         raise _source_error("the episodes have no camera", "no_camera", "use another source")
-    width = sum(survey.fields[name].width for name in fields)
+    width = sum(fields.values())
     if not width:
         problem = "the episodes have no action field"
-        raise _source_error(problem, "no_actions", "set one with the keys of the format")
+        hint = "set one with --action-fields or the keys of the format"
+        raise _source_error(problem, "no_actions", hint)
     if config.action_width not in (None, width):
         problem = f"an action has {width} values ({', '.join(fields)}), expected "
-        hint = "set other fields with the keys of the format, or another --action-width"
+        hint = "set other fields with --action-fields, or another --action-width"
         raise _source_error(f"{problem}{config.action_width}", "action_width", hint)
     return width
 

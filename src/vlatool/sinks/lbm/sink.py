@@ -83,10 +83,16 @@ class LbmSink:
         steps = spec.windows.past + 1 + spec.windows.future
         self._example = stored_episode(setup.survey.example(steps), config)
         # Options that do not fit the fields raise here, not once per episode.
-        self._widths = EpisodeSampler(self._example, (), spec).widths()
+        sampler = EpisodeSampler(self._example, (), spec)
+        self._widths = sampler.widths()
+        self.fields: Mapping[str, int] = {
+            name: self._widths.get(name, 0) for name in sampler.fields
+        }
         self.temporary: Sequence[str] = () if config.keep_episodes else EPISODE_FILES
         self.work: Work = EpisodeWriter(setup.output, config)
-        self.action_fields: tuple[str, ...] = self._example.action_fields
+        self.action_fields: tuple[str, ...] = setup.policy_actions(
+            self.fields, self._example.action_fields
+        )
         self.proprioception_fields: tuple[str, ...] = self._example.proprioception_fields
 
     def begin(self) -> None:

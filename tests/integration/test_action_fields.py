@@ -1,0 +1,134 @@
+"""Action fields of every sink: none is lost, relative poses are made, others are named."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.builders.libero import convert, convert_error
+from tests.builders.preprocessing import contents
+from vlatool.artifacts.fast.chunks import ChunkFile
+from vlatool.artifacts.profile import compute_profile
+from vlatool.artifacts.shards.format import ShardFolder
+from vlatool.artifacts.windows.format import read_manifest
+from vlatool.errors import DataError
+from vlatool.workflows.fit_fast import FitFastConfig, fit_fast
+from vlatool.workflows.sample import SampleConfig, sample
+from vlatool.workflows.verify import VerifyConfig, VerifyResult, verify
+
+FRAMES, STEPS = 6, 4
+GRIPPER = "robot__action__grippers__left::panda_hand"
+POSITION = "robot__action__poses__left::panda__xyz"
+WINDOWS = {"format": "spartan", "sink": "jsonl", "future_steps": STEPS, "past_steps": 1}
+SHARDS = {"format": "spartan", "sink": "lbm", "future_lowdim_steps": STEPS - 1}
+SHARDS |= {"past_lowdim_steps": 0, "max_padding_right": STEPS - 1}
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    source = tmp_path_factory.mktemp("world") / "raw"
+    sample(SampleConfig(layout="spartan", output=str(source), episodes=1, frames=FRAMES))
+    return source
+
+
+@pytest.fixture(scope="module")
+def intact(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("windows") / "A"
+    convert(raw, output, **WINDOWS)
+    return output
+
+
+def lines(folder: Path) -> Path:
+    return next((folder / "data").glob("*.jsonl"))
+
+
+def verified(folder: Path) -> VerifyResult:
+    try:
+        result = verify(VerifyConfig(location=str(folder)))
+    except DataError as error:
+        result = error.result
+    assert isinstance(result, VerifyResult)
+    return result
+
+
+def test_windows_have_the_relative_poses_of_shards(raw: Path, intact: Path, tmp_path: Path) -> None:
+    convert(raw, tmp_path / "shards", **SHARDS)
+    manifest = read_manifest(intact)
+    assert manifest is not None
+    assert (manifest.action_width, len(manifest.relative_dimensions)) == (20, 18)
+    (shard,) = ShardFolder.of(tmp_path / "shards", "episodes").shards()
+    expected = ChunkFile(shard.path, manifest.action_fields).read()
+    actual = ChunkFile(lines(intact)).read()
+    assert actual.shape == (FRAMES, STEPS, 20)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-7)  # float32 and float64
+
+
+def test_fields_that_are_left_out_are_named(raw: Path, tmp_path: Path) -> None:
+    result = convert(raw, tmp_path / "A", **WINDOWS, action_fields=[GRIPPER])
+    assert POSITION in result.left_out_fields
+    assert GRIPPER not in result.left_out_fields
+    assert convert(raw, tmp_path / "B", **SHARDS).left_out_fields == ()
+
+
+def test_requested_action_fields_are_those_of_windows(raw: Path, tmp_path: Path) -> None:
+    convert(raw, tmp_path / "A", **WINDOWS, action_fields=[GRIPPER, POSITION])
+    manifest = read_manifest(tmp_path / "A")
+    assert manifest is not None
+    assert (manifest.action_fields, manifest.action_width) == ((GRIPPER, POSITION), 4)
+    assert manifest.relative_dimensions == ()
+    assert verified(tmp_path / "A").is_whole
+
+
+def test_requested_action_fields_are_those_of_shards(raw: Path, tmp_path: Path) -> None:
+    names = [GRIPPER, f"{POSITION}_relative"]
+    result = convert(raw, tmp_path / "out", **SHARDS, action_fields=names)
+    options = ShardFolder.of(tmp_path / "out", "shards").options()
+    assert (list(result.action_fields), options["action_fields"]) == (names, names)
+
+
+@pytest.mark.parametrize("sink", ["lbm", "jsonl", "image-shards"])
+@pytest.mark.parametrize("name", ["robot__action__x", f"{GRIPPER}_relative"])
+def test_an_action_field_that_a_sink_does_not_store_is_refused(
+    raw: Path, tmp_path: Path, sink: str, name: str
+) -> None:
+    options: dict[str, Any] = {"format": "spartan", "sink": sink, "action_fields": [name]}
+    error = convert_error(raw, tmp_path / "out", **options)
+    assert (error.code, error.exit_code) == ("data.unknown_field", 3)
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_action_fields_are_another_output(raw: Path, intact: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(intact, tmp_path / "A"))
+    before = contents(output)
+    assert convert(raw, output, **WINDOWS).status == "already complete"
+    error = convert_error(raw, output, **WINDOWS, action_fields=[GRIPPER])
+    assert error.code == "usage.output_differs"
+    assert contents(output) == before
+
+
+def test_windows_of_relative_poses_are_valid(intact: Path) -> None:
+    assert verified(intact).counts == {}
+
+
+@pytest.mark.parametrize(("step", "value"), [(0, 9), (STEPS - 1, 0), (STEPS - 1, 9)])
+def test_a_changed_action_of_relative_poses_is_reported(
+    intact: Path, tmp_path: Path, step: int, value: int
+) -> None:
+    """Gripper anywhere; a pose beyond the end of the episode."""
+    folder = Path(shutil.copytree(intact, tmp_path / "A"))
+    rows = lines(folder).read_text().splitlines()
+    for number in (-1, -2):  # both kinds of the last frame
+        row = json.loads(rows[number])
+        row["actions"][step][value] += 0.5
+        rows[number] = json.dumps(row)
+    lines(folder).write_text("".join(f"{row}\n" for row in rows))
+    assert "windows.wrong_line" in verified(folder).counts
+
+
+def test_profile_of_relative_poses_covers_whole_chunks(intact: Path, tmp_path: Path) -> None:
+    config = FitFastConfig(sources=[str(intact)], output=str(tmp_path / "fast"), dry_run=True)
+    chunks = ChunkFile(lines(intact)).read().reshape(-1, 20)
+    assert fit_fast(config).profile_digest == compute_profile("all", chunks).digest
