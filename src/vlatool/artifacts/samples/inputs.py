@@ -110,8 +110,9 @@ def find_codes(folder: SamplesFolder) -> CodesFolder | None:
         return None  # the check of the manifest reports it
     folders = (CodesFolder.find(folder.images_root / name) for name in (PACKED_NAME, JSON_NAME))
     for codes in folders:
-        is_complete = codes is not None and not codes.is_unfinished
-        if is_complete and codes.manifest.identity() == made_with.identity():
+        if codes is None or codes.is_unfinished:
+            continue
+        if codes.manifest.identity() == made_with.identity():
             return codes
     return None
 
