@@ -333,6 +333,15 @@ def test_the_last_metrics_are_the_last_line_with_a_loss(run_folder: Path) -> Non
     assert document(run_folder)["last_metrics"] == {"step": 100, "loss": 0.5}
 
 
+def test_last_validation_is_reported_with_names_of_any_version(run_folder: Path) -> None:
+    row = {"step": 100, "val/loss": 0.7, "val/action_error/hand": 0.25, "val/sampled_mae/hand": 0.5}
+    with (run_folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+    assert document(run_folder)["last_validation"] == row
+    assert document(run_folder)["last_metrics"]["step"] == 100
+
+
 def test_a_half_written_metrics_line_is_skipped(run_folder: Path) -> None:
     with (run_folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 101, "loss": 0.')

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlatool.artifacts.run.format import RunDir
+from vlatool.artifacts.run.format import VALIDATION, RunDir
 from vlatool.episode import UInt8Array
 from vlatool.loading.base import MicroBatch
 from vlatool.models.base import Objective
@@ -22,8 +22,7 @@ from vlatool.training.step import LossSums, StepContexts
 
 _PHASE = "validation"
 _CHUNKS = "validation chunks"
-_PREFIX = "val/"
-_AVERAGED_PREFIX = "val/ema/"
+_AVERAGED = f"{VALIDATION}ema/"
 
 
 @dataclass(frozen=True)
@@ -49,12 +48,12 @@ class Validation:
 
     def __call__(self, state: TrainState) -> None:
         """Writes the metrics with raw weights, and with averaged weights if there are any."""
-        metrics = self._pass(_PREFIX, state.step)
+        metrics = self._pass(VALIDATION, state.step)
         if state.averages:
             with ExitStack() as stack:
                 for average in state.averages.values():
                     stack.enter_context(average.average_parameters())
-                metrics |= self._pass(_AVERAGED_PREFIX, state.step)
+                metrics |= self._pass(_AVERAGED, state.step)
         self.logger.metrics.write(state.step, {"samples": float(state.samples), **metrics})
         self.logger.check_metrics(self.objective, metrics)
 

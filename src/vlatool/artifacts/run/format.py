@@ -40,6 +40,8 @@ METRICS = "metrics.jsonl"
 LATEST = "latest.json"
 CHECKPOINTS = "checkpoints"
 IMAGES = "images"
+# Prefix of the metrics of a validation.
+VALIDATION = "val/"
 
 
 @dataclass(frozen=True)

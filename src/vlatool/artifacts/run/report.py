@@ -14,7 +14,7 @@ from vlatool.artifacts.run.checkpoint import (
     checkpoint_step,
     read_part_header,
 )
-from vlatool.artifacts.run.format import RunDir, is_run, scan_metrics
+from vlatool.artifacts.run.format import VALIDATION, RunDir, is_run, scan_metrics
 from vlatool.pages.report import Problems, Report, branch
 from vlatool.pages.text import number_text, text_table
 from vlatool.storage.tree import files_named, size_text
@@ -71,7 +71,7 @@ def _run(location: Path) -> Report:
         if str(key).startswith("total_train_") and value is not None
     }
     weights = newest and findings.read(read_part_header, newest[1] / MODEL)
-    first, last = _metrics(run)
+    first, last, validation = _metrics(run)
     done = "no checkpoint yet" if step is None else f"{step} steps done"
     losses = f"{number_text(first.get('loss'))} -> {number_text(last.get('loss'))}"
     return Report(
@@ -86,6 +86,7 @@ def _run(location: Path) -> Report:
             "weights": _document(weights),
             "first_metrics": first,
             "last_metrics": last,
+            "last_validation": validation,
         },
         summary={
             "model": model_type or "unknown",
@@ -94,7 +95,11 @@ def _run(location: Path) -> Report:
             "budget": ", ".join(f"{key} {value}" for key, value in budget.items()),
             "loss": "" if last.get("loss") is None else losses,
         },
-        tables=[_checkpoint_table(checkpoints), _metric_table(last)],
+        tables=[
+            _checkpoint_table(checkpoints),
+            _metric_table("Last metrics", last),
+            _metric_table("Last validation", validation),
+        ],
         findings=findings,
     )
 
@@ -136,23 +141,26 @@ def _checkpoint_table(checkpoints: Sequence[CheckpointFiles]) -> str:
     return text_table("Checkpoints", ("name", "step", "size", "files"), rows)
 
 
-def _metric_table(metrics: Mapping[str, Any]) -> str:
+def _metric_table(title: str, metrics: Mapping[str, Any]) -> str:
     rows = [
         (name, number_text(value) if isinstance(value, float) else str(value))
         for name, value in metrics.items()
         if isinstance(value, int | float | str)
     ]
-    return text_table("Last metrics", ("name", "value"), rows)
+    return text_table(title, ("name", "value"), rows)
 
 
-def _metrics(run: RunDir) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The first and the last row that have a loss; a half-written line is skipped."""
+def _metrics(run: RunDir) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """The first and the last row with a loss, and the last of a validation."""
     first: dict[str, Any] = {}
     last: dict[str, Any] = {}
+    validation: dict[str, Any] = {}
     for row in scan_metrics(run.metrics) if run.metrics.is_file() else ():
-        if row is not None and "loss" in row:
+        if row is not None and "loss" in row:  # None: a half-written line
             first, last = first or row, row
-    return _strict(first), _strict(last)
+        elif row is not None and any(name.startswith(VALIDATION) for name in row):
+            validation = row
+    return _strict(first), _strict(last), _strict(validation)
 
 
 def _strict(row: Mapping[str, Any]) -> dict[str, Any]:
