@@ -31,6 +31,7 @@ _RENAMED: Mapping[str, Mapping[str, str]] = {
         "recall": "restore_base_config",
         "keep": "save_assets",
         "broken_rules": "violations",
+        "published_init": "published_start",
     },
     "kind of data": {
         "read_facts": "load_info",
@@ -387,6 +388,7 @@ SCHEMES: Registry[Any] = Registry(
 # folder has format.py, check.py and report.py; `artifacts.base` says what is in them.
 ARTIFACTS: dict[str, str] = {
     "image-shards": "vlatool.artifacts.image_shards",
+    "experiment": "vlatool.artifacts.experiment",
     "run": "vlatool.artifacts.run",
     "fast": "vlatool.artifacts.fast",
     "samples": "vlatool.artifacts.samples",

@@ -1,5 +1,6 @@
 """Export of a trained policy to the published layout, and finetuning from it."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -72,13 +73,17 @@ def published(run: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("file", "own"),
-    [("checkpoint_1.pt", "model.safetensors"), ("ema_1.pt", "ema.safetensors")],
+    [
+        ("checkpoints/checkpoint_1.pt", "model.safetensors"),
+        ("checkpoints/ema_1.pt", "ema.safetensors"),
+        (".", "ema.safetensors"),
+    ],
 )
 def test_exported_weights_loaded_again_are_those_of_the_run(
     data: Path, run: Path, published: Path, tmp_path: Path, file: str, own: str
 ) -> None:
     unchanged = {"hparams__lr": 0, "hparams__lr_cooldown_end": 0, "total_train_steps": 1}
-    origin = {"model__resume_from_checkpoint": published / "checkpoints" / file}
+    origin = {"model__resume_from_checkpoint": published / file}
     finetune(
         config(data, tmp_path / "back", **origin, model__resume_weights_only=True, **unchanged)
     )
@@ -87,6 +92,37 @@ def test_exported_weights_loaded_again_are_those_of_the_run(
     expected = load_file(RunDir(run).checkpoint(2) / own)
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], value) for name, value in expected.items())
+
+
+# Source: reference/training 1.7
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [
+        ("hparams.warmup", str),
+        ("hparams.decay", str),
+        ("hparams.lr", float),
+        ("ema.alpha", float),
+        ("data.normalization.epsilon", float),
+        ("data.dataset_statistics.0", str),
+        ("data.dataset_weighting.0", float),
+        ("data.pose_groups.0.position_key", str),
+        ("model.noise_scheduler.clamp_range.0", float),
+        ("data.prefetch_factor", int),
+    ],
+)
+def test_exported_values_have_the_published_types(published: Path, key: str, kind: type) -> None:
+    value = yaml.safe_load((published / "config.yaml").read_text())
+    for part in key.split("."):
+        value = value[int(part) if part.isdigit() else part]
+
+    assert type(value) is kind
+
+
+def test_export_has_the_provenance_of_the_data(data: Path, published: Path) -> None:
+    metadata = json.loads((published / "processing_metadata.json").read_text())
+
+    assert (metadata["dataset_sources"], metadata["num_sources"]) == ([str(data)], 1)
+    assert metadata["command_line"]["arguments"]["camera_names"] == CAMERAS
 
 
 def test_exported_files_have_the_published_names_and_keys(published: Path) -> None:

@@ -210,12 +210,21 @@ class TestHub:
 
         assert getattr(caught.value, "code", "") == code
 
-    @pytest.mark.parametrize("text", ["hf://datasets/lab", "hf://spaces/a/b", "hf://lab/blocks"])
+    @pytest.mark.parametrize(
+        "text", ["hf://datasets/lab", "hf://spaces/a/b", "hf://lab", "hf://./blocks"]
+    )
     def test_incomplete_location_is_an_error(self, text: str) -> None:
         with pytest.raises(UsageError) as caught:
             location(text)
 
         assert caught.value.code == "usage.bad_location"
+
+    def test_name_without_a_kind_is_a_model(self, hub: WebServer) -> None:
+        path = location("hf://lab/blocks@main/meta/info.json")
+
+        assert hub.endpoint
+        assert str(path) == "hf://models/lab/blocks@main/meta/info.json"
+        assert path.read_text() == "{}"
 
     def test_private_repository_needs_a_token(
         self, hub: WebServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

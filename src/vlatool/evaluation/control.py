@@ -16,6 +16,7 @@ import numpy as np
 
 from vlatool.episode import Array, Observation, ObservationSpec, UInt8Array
 from vlatool.errors import DataError, UsageError
+from vlatool.events import NULL, Reporter
 from vlatool.loading.permutations import keyed_generator
 from vlatool.models.policy import Policy, SamplesInSteps
 from vlatool.models.trained import Trained, Weights, WeightsOrigin, open_trained
@@ -429,14 +430,22 @@ def _vector(name: str, values: Any, width: int) -> Array:
     return array.astype(np.float64).reshape(width)
 
 
-def open_policy(location: str, weights: Weights, inference_steps: int) -> tuple[Policy, Trained]:
+def open_policy(
+    location: str, weights: Weights, inference_steps: int, reporter: Reporter = NULL
+) -> tuple[Policy, Trained]:
     """Policy that evaluates its network `inference_steps` times per chunk, if at all; its weights.
+
+    Args:
+        location: Location of the weights.
+        weights: As for `open_trained`.
+        inference_steps: Evaluations of the network per action chunk.
+        reporter: Receives notes on what is not used of published weights.
 
     Raises:
         UsageError: The location is empty, or there are no averaged weights but `ema` was requested.
         DataError: There is no checkpoint, it is broken, or its model is not a policy.
     """
-    trained = open_trained(location, weights=weights)
+    trained = open_trained(location, weights=weights, reporter=reporter)
     policy = trained.policy()
     if isinstance(policy, SamplesInSteps):
         policy = policy.with_steps(inference_steps)
@@ -454,8 +463,8 @@ def load_policy(
         chunk = policy.act({"front": image, "pose": pose, "instruction": "pick up the cube"})
 
     Args:
-        checkpoint: Run folder of `vlatool train`, whose newest checkpoint is loaded, or one of
-            its checkpoints/step_*.
+        checkpoint: Run folder of `vlatool train`, whose newest checkpoint is loaded, one of its
+            checkpoints/step_*, or a published experiment or one of its checkpoint files.
         weights: `ema`, `raw`, or `auto`: averaged weights if the checkpoint has them.
         inference_steps: Evaluations of the network per action chunk.
         seed: Seed of the sampled noise.

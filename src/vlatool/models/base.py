@@ -9,18 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from vlatool.models.published import PublishedLayout
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from vlatool.config.base import ConfigModel, Violation
     from vlatool.episode import UInt8Array
-    from vlatool.events import Reporter
     from vlatool.findings import Finding
     from vlatool.loading.base import Batcher
     from vlatool.models.policy import Policy
-    from vlatool.models.published import Exported, PublishedFiles, PublishedModel
     from vlatool.models.tokenizer import VisualTokenizer
-    from vlatool.models.trained import Trained, WeightsOrigin
+    from vlatool.models.trained import WeightsOrigin
 
 Batch = dict[str, Any]
 
@@ -61,6 +61,11 @@ class ParamGroup:
     params: Sequence["nn.Parameter"]
     decays: bool = True
     rate: float = 1.0
+
+
+def decays_by_name(name: str) -> bool:
+    """True if weight decay applies to a parameter of this name by the published rule."""
+    return not (name.endswith(".bias") or "norm" in name.lower())
 
 
 @dataclass(frozen=True)
@@ -241,7 +246,7 @@ class Objective(Protocol):
         return {}
 
 
-class ModelType(Protocol):
+class ModelType(PublishedLayout, Protocol):
     """A type of model: its config, networks, batches, losses and policy.
 
     The module of a model type must be light to import: import torch inside the methods.
@@ -273,18 +278,6 @@ class ModelType(Protocol):
             UsageError: Weights are required, or cannot be used with this config.
         """
         del config, init_from
-
-    def published_init(self, section: Mapping[str, Any]) -> tuple[str | None, Mapping[str, Any]]:
-        """Returns the value of `init_from` that published keys of a section stand for.
-
-        Args:
-            section: Keys and values of the section `model`.
-
-        Returns:
-            The location or None, and keys of the section to reset.
-        """
-        del section
-        return None, {}
 
     def restore_base_config(self, config: Any, before: Any) -> Any:
         """Returns the config with the values that an earlier run read from base models.
@@ -329,7 +322,9 @@ class ModelType(Protocol):
         """
         ...
 
-    def load(self, config: Any, parts: Mapping[str, Part], names: Sequence[str]) -> None:
+    def load(
+        self, config: Any, parts: Mapping[str, Part], names: Sequence[str]
+    ) -> Sequence[str] | None:
         """Loads external weights into some parts.
 
         Args:
@@ -337,8 +332,13 @@ class ModelType(Protocol):
             parts: Result of `build`.
             names: Names of the parts to load: all on a fresh start, without `model` if that has
                 initial weights; on resume those that checkpoints do not contain.
+
+        Returns:
+            Messages for the user, such as tensors of a file that are not used; None: there are
+            none.
         """
         del config, parts, names
+        return ()
 
     def load_init(
         self,
@@ -346,7 +346,7 @@ class ModelType(Protocol):
         parts: Mapping[str, Part],
         init: "WeightsOrigin",
         init_except: Sequence[str],
-    ) -> None:
+    ) -> Sequence[str] | None:
         """Loads initial weights into the part `model`, by default those of a run of this type.
 
         Args:
@@ -354,6 +354,9 @@ class ModelType(Protocol):
             parts: Result of `build`.
             init: Run, checkpoint, published folder or file.
             init_except: Networks of the part that keep their random weights.
+
+        Returns:
+            As `load`.
 
         Raises:
             ConfigError: A network does not exist.
@@ -366,6 +369,7 @@ class ModelType(Protocol):
         module = parts["model"].module
         state = init_state_dict(module, init.read(), init.file, init_except)
         module.load_state_dict(state, strict=False)
+        return ()
 
     def save_assets(self, config: Any, folder: Path) -> None:
         """Writes assets such as tokenizer and processor to the run folder, when the run starts."""
@@ -429,7 +433,7 @@ class ModelType(Protocol):
         ...
 
     def policy(
-        self, config: Any, parts: Mapping[str, "nn.Module"], assets: Any, folder: Path
+        self, config: Any, parts: Mapping[str, "nn.Module"], assets: Any, folder: Path | None
     ) -> "Policy | None":
         """Returns a policy, such as `models.policy.RoboticsPolicy`; None if the model is none.
 
@@ -437,7 +441,8 @@ class ModelType(Protocol):
             config: Section `model`, derived.
             parts: Networks of `build_for_inference`, on their device, in eval mode.
             assets: Assets of the data kind that the run saved.
-            folder: Folder of the run, with the files of `save_assets`.
+            folder: Folder with the files of `save_assets`, such as that of the run; None for
+                published weights without them.
         """
         del config, parts, assets, folder
         return None
@@ -458,41 +463,3 @@ class ModelType(Protocol):
     def build_for_inference(self, config: Any) -> Mapping[str, Part]:
         """Returns the parts that inference uses, by default those that checkpoints contain."""
         return {name: part for name, part in self.build(config).items() if part.saved}
-
-    def export(
-        self, trained: "Trained", tree: Mapping[str, Any], reporter: "Reporter"
-    ) -> "Exported | None":
-        """Prepares the published layout of a model; None if there is none. Writes nothing.
-
-        Args:
-            trained: Opened weights: averaged ones if there are any.
-            tree: Whole configuration of the run; empty for published files.
-            reporter: Receives notes on what the published program would do differently.
-
-        Raises:
-            UsageError: The published program does not support this model.
-        """
-        del trained, tree, reporter
-        return None
-
-    def find_published(self, location: Path) -> "PublishedFiles | None":
-        """Returns the files of a published model of this type; None for other locations.
-
-        Args:
-            location: Folder or file of any scheme, not of a run. Read little of it.
-        """
-        del location
-        return None
-
-    def open_published(self, files: "PublishedFiles", path: Path) -> "PublishedModel":
-        """Opens a published model.
-
-        Args:
-            files: Result of `find_published`.
-            path: Local copy of the weights.
-
-        Raises:
-            DataError: A file is broken, or the weights do not match the configuration.
-        """
-        del files, path
-        raise AssertionError("a model type with find_published has open_published")

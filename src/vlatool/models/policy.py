@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlatool.episode import Array, CameraView, Observation, ObservationSpec
+from vlatool.episode import Array, CameraView, Observation, ObservationSpec, UInt8Array
 from vlatool.errors import DataError
 from vlatool.loading.base import Batcher
 from vlatool.loading.robotics.config import RoboticsDataConfig
@@ -31,6 +31,8 @@ from vlatool.transforms.relative import (
 
 # Evaluations of the network per sampled chunk.
 DEFAULT_STEPS = 8
+# Side of example images if the policy sees images of any size.
+_EXAMPLE_SIDE = 64
 
 
 class Policy(Protocol):
@@ -100,6 +102,16 @@ class Sampler(Protocol):
         ...
 
 
+def example_observation(sees: ObservationSpec, rng: np.random.Generator) -> Observation:
+    """Made-up observation with random images and fields."""
+    images: dict[str, UInt8Array] = {}
+    for name, view in sees.cameras.items():
+        size = view.size or (_EXAMPLE_SIDE, _EXAMPLE_SIDE)
+        images[name] = rng.integers(0, 256, (len(view.offsets), *size, 3), dtype=np.uint8)
+    fields = {name: rng.normal(size=(sees.past + 1, width)) for name, width in sees.fields.items()}
+    return Observation(images, fields, "sing" * int(rng.integers(1, 20)))
+
+
 @runtime_checkable
 class SamplesChunks(Protocol):
     """An objective that samples action chunks, so that a validation can measure their errors."""
@@ -167,9 +179,16 @@ class RoboticsPolicy:
         sampler: Sampler of action chunks; its networks are in eval mode.
         batcher: Converts samples to the batch that the sampler expects.
         assets: Assets of the run.
+        device: Device of the networks; None: the GPU if there is one, else the CPU.
     """
 
-    def __init__(self, sampler: Sampler, batcher: Batcher, assets: RoboticsAssets) -> None:
+    def __init__(
+        self,
+        sampler: Sampler,
+        batcher: Batcher,
+        assets: RoboticsAssets,
+        device: torch.device | None = None,
+    ) -> None:
         data = assets.data
         assert data.lowdim_past_timesteps is not None
         assert data.lowdim_future_timesteps is not None
@@ -187,7 +206,8 @@ class RoboticsPolicy:
         ]
         self._sampler = sampler
         self._batcher = batcher
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        default = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = default if device is None else device
         self._steps = DEFAULT_STEPS
 
     @property

@@ -55,7 +55,7 @@ def base_model(name: str, revision: str | None = None) -> Path:
             code="data.base_model",
         )
     is_hub_name = _HUB_NAME.fullmatch(name) and not location(name).exists()
-    text = f"{_HUB}{name}" if is_hub_name else name
+    text = f"{_HUB}{name}" if is_hub_name else str(location(name))
     if revision is not None and text.startswith(_HUB):
         text = _REVISION.sub(rf"\g<1>@{revision}", text, count=1)
     return require_existing(text)

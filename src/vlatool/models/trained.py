@@ -23,11 +23,12 @@ from vlatool.artifacts.run.format import (
 from vlatool.config.base import ConfigModel
 from vlatool.config.resolve import load_config
 from vlatool.errors import ConfigError, DataError, UsageError
+from vlatool.events import NULL, Reporter
 from vlatool.loading.base import DataKind
 from vlatool.loading.config import LoadingConfig
 from vlatool.loading.kinds import data_kind
 from vlatool.models.base import ModelType
-from vlatool.models.published import PublishedFiles
+from vlatool.models.published import PublishedFiles, PublishedModel
 from vlatool.plugins import MODELS, TRANSLATIONS, Registry
 from vlatool.storage.cache import FileCache, default_cache_folder
 from vlatool.storage.uri import is_remote, pinned, require_existing
@@ -84,13 +85,15 @@ class WeightsOrigin:
     @property
     def path(self) -> Path:
         """Local path of the file; a copy in the cache if it is remote."""
-        if self.opened is not None or self.checkpoint is None or not is_remote(self.file):
-            return self.opened or _local_copy(self.file)
-        folder = self.checkpoint.parent
-        manifest = CheckpointManifest.read(self.checkpoint)
-        paths = manifest.paths(self.checkpoint, [self.file.name])
+        if self.opened is not None or not is_remote(self.file):
+            return self.opened or self.file
+        folder, paths = self.file.parent, [self.file]
+        if self.checkpoint is not None:
+            folder = self.checkpoint.parent
+            manifest = CheckpointManifest.read(self.checkpoint)
+            paths = manifest.paths(self.checkpoint, [self.file.name])
         names = [str(path.relative_to(folder)) for path in paths]
-        return _cached(folder, names) / names[0]
+        return local_copy(folder, names) / names[0]
 
     @property
     def name(self) -> str:
@@ -153,14 +156,14 @@ class Trained:
         parts: Networks with their weights, on their device, in eval mode.
         assets: Assets of the data kind.
         origin: Files of the weights.
-        folder: Local folder with the assets of a run; the folder of a published file.
+        folder: Local folder with the assets of the model; None: a published layout has none.
     """
 
     config: TrainedConfig
     parts: "Mapping[str, nn.Module]"
     assets: Any
     origin: WeightsOrigin
-    folder: Path
+    folder: Path | None
 
     @property
     def model_type(self) -> ModelType:
@@ -183,8 +186,9 @@ class Trained:
         return policy
 
     def with_weights(self, weights: Weights) -> "Trained":
-        """The same run with other weights, on the CPU."""
-        return open_trained(self.origin.text, weights=weights, device="cpu")
+        """The same checkpoint with other weights, on the CPU."""
+        location = str(self.origin.checkpoint or self.origin.text)
+        return open_trained(location, weights=weights, device="cpu")
 
 
 def open_trained(
@@ -193,6 +197,8 @@ def open_trained(
     weights: Weights = "auto",
     device: "device | str | None" = None,
     changes: Mapping[str, Any] | None = None,
+    before: ConfigModel | None = None,
+    reporter: Reporter = NULL,
 ) -> Trained:
     """Opens trained weights; `locate_weights` describes the locations.
 
@@ -201,6 +207,9 @@ def open_trained(
         weights: `ema`, `raw`, or `auto`: averaged weights if there are any.
         device: Device of the networks; None: the GPU if there is one, else the CPU.
         changes: Keys of the section `model` to change.
+        before: Section `model` of the run that a published layout was exported from; base models
+            that it has read are not read again.
+        reporter: Receives notes on what is not used of published weights.
 
     Raises:
         UsageError: The location is empty, or `ema` was requested and there are no averaged weights.
@@ -220,22 +229,28 @@ def open_trained(
     published = published_at(pinned(location))
     if published is None:
         origin = locate_weights(location, weights)
-        if origin.run is not None:
-            return _open_run(origin, device, changes or {})
-        raise DataError(
-            f"{location}: is not the weights of a known model type",
-            hint="give a run, a checkpoint, or a published folder or file",
-            code="data.no_checkpoint",
-            details={"path": location},
-        )
+        return _open_run(origin, device, changes or {})
     model_type, files = published
-    origin = WeightsOrigin(location, files.weights)
+    origin = _published_origin(location, files, weights)
     origin = replace(origin, opened=origin.path)
+    files = replace(files, before=before)
+    config, model = _open_published(model_type, files, origin, changes or {})
+    for note in model.notes:
+        reporter.note(note)
+    parts = {name: module.to(device).eval() for name, module in model.parts.items()}
+    return Trained(config, parts, model.assets, origin, model.folder)
+
+
+def _open_published(
+    model_type: ModelType, files: PublishedFiles, origin: WeightsOrigin, changes: Mapping[str, Any]
+) -> tuple[TrainedConfig, PublishedModel]:
+    """Sections and content of a published model."""
     with as_config_error(origin):
         model = model_type.open_published(files, origin.path)
-        config = TrainedConfig(model=_changed(model.config, changes or {}))
-    parts = {name: module.to(device).eval() for name, module in model.parts.items()}
-    return Trained(config, parts, model.assets, origin, files.weights.parent)
+        sections = {"model": _changed(model.config, changes)}
+        if model.data is not None:
+            sections["data"] = model.data
+        return TrainedConfig(**sections), model
 
 
 def locate_weights(text: str, weights: Weights = "auto") -> WeightsOrigin:
@@ -257,7 +272,7 @@ def locate_weights(text: str, weights: Weights = "auto") -> WeightsOrigin:
         return WeightsOrigin(text, location)
     published = published_at(location)
     if published is not None:
-        return WeightsOrigin(text, published[1].weights)
+        return _published_origin(text, published[1], weights)
     run, checkpoint = find_checkpoint(location)
     if checkpoint == location and not run.config.is_file():
         raise without_run(run, checkpoint)
@@ -282,6 +297,24 @@ def existing_weights(text: str) -> WeightsOrigin:
     """
     require_existing(text)
     return locate_weights(text)
+
+
+def _published_origin(text: str, files: PublishedFiles, weights: Weights) -> WeightsOrigin:
+    """Raw or averaged weights of published files.
+
+    Raises:
+        UsageError: The requested ones are missing.
+    """
+    if weights != "raw" and files.averaged is not None:
+        return WeightsOrigin(text, files.averaged, weights="ema")
+    if files.kind and weights not in ("auto", files.kind):
+        missing = "averaged" if weights == "ema" else "raw"
+        raise UsageError(
+            f"{text}: has no {missing} weights",
+            hint=f"use --weights {files.kind}",
+            code="usage.no_ema" if weights == "ema" else "usage.no_raw",
+        )
+    return WeightsOrigin(text, files.weights, weights=files.kind)
 
 
 def _chosen(checkpoint: Path, manifest: CheckpointManifest, requested: Weights) -> str:
@@ -312,8 +345,13 @@ def published_at(location: Path) -> tuple[ModelType, PublishedFiles] | None:
 def _open_run(origin: WeightsOrigin, device: Any, changes: Mapping[str, Any]) -> Trained:
     from vlatool.models.weights import load_weights
 
-    assert origin.run is not None
-    assert origin.checkpoint is not None
+    if origin.run is None or origin.checkpoint is None:
+        raise DataError(
+            f"{origin.text}: is not the weights of a known model type",
+            hint="give a run, a checkpoint, or a published folder or file",
+            code="data.no_checkpoint",
+            details={"path": origin.text},
+        )
     listed = origin.run.recorded_files()
     run, checkpoint = local_run(origin.run, origin.checkpoint, FileCache(default_cache_folder()))
     with as_config_error(origin):
@@ -390,11 +428,10 @@ def _unusable(origin: WeightsOrigin, reason: str) -> DataError:
     )
 
 
-def _local_copy(path: Path) -> Path:
-    return path if not is_remote(path) else _cached(path.parent, [path.name]) / path.name
-
-
-def _cached(folder: Path, names: Sequence[str]) -> Path:
+def local_copy(folder: Path, names: Sequence[str]) -> Path:
+    """Local folder with files of a folder of any scheme: a copy in the cache if it is remote."""
+    if not is_remote(folder):
+        return folder
     return FileCache(default_cache_folder()).local_copy(folder, names)
 
 

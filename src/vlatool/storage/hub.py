@@ -17,6 +17,14 @@ from vlatool.storage.http import WebServer
 from vlatool.storage.remote import Body, ListPage, LocationForm, ObjectInfo, RangeNotSatisfiable
 from vlatool.storage.retry import RetryAdvice
 
+_KINDS = ("datasets", "models", "spaces")
+
+
+def _with_kind(location: str) -> str:
+    """Location with the kind `models`, which is the default."""
+    is_named = location.partition("/")[0] in _KINDS
+    return location if is_named else f"models/{location}"
+
 
 class Repository:
     """Files of a repository, at the commit of its revision when it is first used.
@@ -26,9 +34,10 @@ class Repository:
     """
 
     form = LocationForm(
-        "hf://datasets/owner/name/path or hf://models/owner/name@revision/path",
-        re.compile(r"(datasets|models)/[^/@]+/[^/@]+(@[^/]+)?(/|$)"),
+        "hf://datasets/owner/name/path or hf://owner/name@revision/path",
+        re.compile(r"(datasets|models)(/(?!\.)[^/@]+){2}(@[^/]+)?(/|$)"),
         num_root_segments=3,
+        canonical=_with_kind,
     )
     settings = ("HF_",)
     can_list = True
@@ -163,7 +172,7 @@ class Repository:
         if names & {"HFValidationError"}:
             return DataError(
                 f"{self._root}: invalid name of a repository",
-                hint="write hf://datasets/owner/name or hf://models/owner/name",
+                hint="write hf://datasets/owner/name, or hf://owner/name for a model",
                 code="data.bad_repository",
             )
         return self._files.map_error(error, location)

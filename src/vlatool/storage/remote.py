@@ -49,12 +49,14 @@ class LocationForm:
         pattern: Matches a complete location.
         num_root_segments: Number of segments that belong to the root.
         secret: Matches a location with credentials, which would get into logs and records.
+        canonical: Function that writes out a short form.
     """
 
     example: str
     pattern: re.Pattern[str] = re.compile(r"[^/]+")
     num_root_segments: int = 1
     secret: re.Pattern[str] = re.compile(r"[^/]*@")
+    canonical: Callable[[str], str] = str
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,9 @@ class RemotePath(_Path):
         self, location: "str | Path", *below: "str | os.PathLike[str]"
     ) -> None:
         scheme, _, rest = str(location).partition("://")
-        segments = rest.split("/")
-        roots = remote_class(scheme).form.num_root_segments
+        form = remote_class(scheme).form
+        segments = form.canonical(rest).split("/")
+        roots = form.num_root_segments
         self._root = f"{scheme}://{'/'.join(segments[:roots])}"
         self._key = PurePosixPath("/".join(segments[roots:]).strip("/"), *map(str, below))
         self._info = None

@@ -82,7 +82,7 @@ def _check(text: str, scheme: str) -> None:
     """Raises UsageError for a location that has not the form of its scheme."""
     check_no_credentials(text)
     form = remote_class(scheme).form
-    if not form.pattern.match(text.partition("://")[2]):
+    if not form.pattern.match(form.canonical(text.partition("://")[2])):
         raise _bad_location(text, "the location is incomplete", f"use the form {form.example}")
 
 

@@ -15,12 +15,10 @@ from vlatool.evaluation.control import PolicyRunner, ResizeLog, act_in_batches
 from vlatool.evaluation.offline import evaluate_open_loop
 from vlatool.events import NullProgress
 from vlatool.loading.base import RecordedPairs
-from vlatool.models.policy import Policy
+from vlatool.models.policy import Policy, example_observation
 from vlatool.models.trained import WeightsOrigin
 
 _NUM_OBSERVATIONS = 3
-# Used if the policy sees images of any size.
-_SIDE = 64
 
 
 def check_acting(policy: Policy) -> None:
@@ -33,7 +31,7 @@ def check_acting(policy: Policy) -> None:
     assert not missing, f"{type(policy).__name__} is not a Policy: it has no {missing[0]!r}"
     _check_attributes(policy)
     rng = np.random.default_rng(0)
-    observations = [_observation(policy.sees, rng) for _ in range(_NUM_OBSERVATIONS)]
+    observations = [example_observation(policy.sees, rng) for _ in range(_NUM_OBSERVATIONS)]
     _check_chunks(policy, observations, dict(policy.actions))
     runner = PolicyRunner(policy, WeightsOrigin("", Path()), 0)
     for observation in observations:
@@ -69,18 +67,6 @@ def _check_attributes(policy: Policy) -> None:
     assert policy.actions, "actions is empty: the policy commands nothing"
     assert policy.fps > 0, f"fps is {policy.fps}"
     assert policy.horizon >= 1, f"horizon is {policy.horizon}"
-
-
-def _observation(sees: ObservationSpec, rng: np.random.Generator) -> Observation:
-    """Made-up observation with random images and fields."""
-    images = {
-        name: rng.integers(
-            0, 256, (len(view.offsets), *(view.size or (_SIDE, _SIDE)), 3), dtype=np.uint8
-        )
-        for name, view in sees.cameras.items()
-    }
-    fields = {name: rng.normal(size=(sees.past + 1, width)) for name, width in sees.fields.items()}
-    return Observation(images, fields, "sing" * int(rng.integers(1, 20)))
 
 
 def _check_chunks(

@@ -249,7 +249,7 @@ def load_checkpoint(folder: Path, state: TrainState) -> None:
         if (state.step, state.samples) != (manifest.step, manifest.samples):
             raise ValueError(f"step is {state.step}, the manifest has {manifest.step}")
         for name, optimizer in state.optimizers.items():
-            _restore_optimizer(trainer["optimizers"][name], state, optimizer)
+            restore_optimizer(trainer["optimizers"][name], state, optimizer)
         for name, average in state.averages.items():
             average.updates = index(trainer["averages"][name])
         state.dropped = {str(name): index(count) for name, count in trainer["dropped"].items()}
@@ -296,10 +296,14 @@ def _full(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-@torch.no_grad()
 def _restore(into: Mapping[str, Tensor], module: nn.Module, path: Path) -> None:
-    """Copies a weights file into tensors named as in the module; each rank takes its shard."""
-    weights = matching_state_dict(module, read_weights(path), path)
+    """Copies a weights file into tensors named as in the module."""
+    copy_weights(matching_state_dict(module, read_weights(path), path), into)
+
+
+@torch.no_grad()
+def copy_weights(weights: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
+    """Copies full tensors into those of the same names; each rank takes its shard."""
     for name, value in into.items():
         if name in weights:
             weight = weights[name].to(value.device)
@@ -333,7 +337,8 @@ def _optimizer_state(modules: nn.Module, optimizer: Optimizer) -> dict[str, Any]
     return dict(get_optimizer_state_dict(modules, optimizer, options=_FULL))
 
 
-def _restore_optimizer(saved: Mapping[str, Any], state: TrainState, optimizer: Optimizer) -> None:
+def restore_optimizer(saved: Mapping[str, Any], state: TrainState, optimizer: Optimizer) -> None:
+    """Restores an optimizer from its saved state, which is empty before its first step."""
     if saved:
         modules = nn.ModuleDict(dict(state.modules))
         _check_moments(saved, modules)

@@ -27,6 +27,7 @@ from vlatool.loading.base import DataKind, DatasetInfo, HasStatistics
 from vlatool.loading.config import LoadingConfig
 from vlatool.loading.kinds import data_kind
 from vlatool.models.base import ModelType
+from vlatool.models.progress import locate_progress
 from vlatool.models.trained import (
     existing_weights,
     model_type_of,
@@ -237,6 +238,11 @@ class TrainConfig(ConfigModel):
         description="Networks to initialize randomly although init_from has their weights, such as "
         "action_encode and output_layer if the actions differ.",
     )
+    init_weights_only: bool = Field(
+        default=True,
+        description="Take only the weights of init_from; false: averages, optimizer, step and "
+        "position too, to continue its training here.",
+    )
     total_train_samples: int | None = Field(default=None, ge=1, description="Budget in samples.")
     num_epochs: int | None = Field(
         default=None, ge=1, description="Budget in passes over the data."
@@ -328,17 +334,18 @@ class TrainConfig(ConfigModel):
         """Keys that follow from published keys of initial weights, and their rules."""
         if not getattr(self.model, "type", None):
             return {}, {}
-        location, reset = self.model_type.published_init(dict(self.model))
-        if location is None:
+        keys, reset = self.model_type.published_start(dict(self.model))
+        if not keys:
             return {}, {}
-        if self.init_from not in (None, location):
+        if self.init_from not in (None, keys["init_from"]):
             raise ConfigError(
-                f"init_from is {self.init_from!r}, and keys of the model name {location!r}",
+                f"init_from is {self.init_from!r}, and keys of the model name "
+                f"{keys['init_from']!r}",
                 hint="give the initial weights once, as init_from",
                 code="config.conflict",
             )
         model = self.model.model_copy(update=dict(reset))
-        return {"init_from": location, "model": model}, {"init_from": ", ".join(reset)}
+        return {**keys, "model": model}, dict.fromkeys(keys, ", ".join(reset))
 
     def violations(self) -> Iterator[Violation]:
         """Contradictions between sections, and those that the model type reports."""
@@ -347,6 +354,9 @@ class TrainConfig(ConfigModel):
                 f"data.seed={self.data.seed} is ignored: hparams.seed={self.hparams.seed} is used"
             )
             yield Violation(("data.seed",), message)
+        if not self.init_weights_only and (self.init_from is None or self.init_except):
+            message = "init_weights_only is false: init_from is required, and no init_except"
+            yield Violation(("init_weights_only",), message)
         if self.wandb:
             yield Violation(
                 ("wandb",),
@@ -433,6 +443,8 @@ class TrainConfig(ConfigModel):
         self.model_type.check_init(self.model, self.init_from)
         if self.init_from is not None:
             existing_weights(self.init_from)
+            if not self.init_weights_only:
+                locate_progress(self.init_from, averaged=self.ema.enabled)
 
     def with_init_base_config(self) -> Self:
         """The config with what the run with the initial weights had read from base models."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
-from vlatool.models.base import OptimizerSpec, ParamGroup
+from vlatool.models.base import OptimizerSpec, ParamGroup, decays_by_name
 from vlatool.training.config import HParams
 
 
@@ -48,7 +48,7 @@ def default_param_groups(
     """
     named = [pair for part in parts.values() for pair in part.named_parameters()]
     if by_name:
-        decayed = {id(p) for name, p in named if _decays_as_published(name)}
+        decayed = {id(p) for name, p in named if decays_by_name(name)}
     else:
         modules = [module for part in parts.values() for module in part.modules()]
         matrices = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -58,10 +58,6 @@ def default_param_groups(
         ParamGroup([p for key, p in parameters.items() if key in decayed]),
         ParamGroup([p for key, p in parameters.items() if key not in decayed], decays=False),
     ]
-
-
-def _decays_as_published(name: str) -> bool:
-    return not (name.endswith(".bias") or "norm" in name.lower())
 
 
 def split_by_rate(

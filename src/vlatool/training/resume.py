@@ -366,9 +366,8 @@ def upgraded(options: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
         return result
     aliases = type(config.model).root_aliases
     result |= {name: section[key] for key, name in aliases.items() if section.get(key)}
-    location, reset = config.model_type.published_init(section)
-    if location is not None:
-        result["init_from"] = location
+    keys, reset = config.model_type.published_start(section)
+    result |= keys
     model = {**section, **reset}
     return {**result, "model": {key: model[key] for key in model if key not in aliases}}
 

@@ -7,10 +7,12 @@ import torch
 
 from vlatool.loading.base import DatasetInfo
 from vlatool.models.base import Objective
+from vlatool.models.progress import locate_progress
 from vlatool.models.trained import existing_weights
 from vlatool.plugins import check_names
 from vlatool.training.checkpoints import load_checkpoint, unsaved_digests
 from vlatool.training.config import TrainConfig
+from vlatool.training.continuation import restore_progress
 from vlatool.training.optim import build_optimizer
 from vlatool.training.placement import PlacedParts
 from vlatool.training.runtime import Runtime
@@ -19,11 +21,16 @@ from vlatool.training.state import TrainState, WeightAverage
 
 @dataclass(frozen=True)
 class TrainSetup:
-    """Training state, placed parts and objective of a run."""
+    """Training state, placed parts and objective of a run.
+
+    Attributes:
+        notes: Messages of the model type on loaded weights.
+    """
 
     state: TrainState
     placed: PlacedParts
     objective: Objective
+    notes: tuple[str, ...] = ()
 
 
 def set_up(
@@ -37,14 +44,18 @@ def set_up(
     model_type, h = config.model_type, config.hparams
     torch.manual_seed(h.seed)
     parts = model_type.build(config.model)
-    restored = {name for name, part in parts.items() if part.saved and checkpoint is not None}
-    has_init = checkpoint is None and config.init_from is not None
+    origin = None
+    if checkpoint is None and config.init_from is not None and not config.init_weights_only:
+        origin = locate_progress(config.init_from, averaged=config.ema.enabled)
+    is_restored = checkpoint is not None or origin is not None
+    restored = {name for name, part in parts.items() if part.saved and is_restored}
+    has_init = not is_restored and config.init_from is not None
     skipped = {*restored, *(["model"] if has_init else [])}
-    model_type.load(config.model, parts, [name for name in parts if name not in skipped])
-    if checkpoint is None and config.init_from is not None:
-        model_type.load_init(
-            config.model, parts, existing_weights(config.init_from), config.init_except
-        )
+    loaded = [name for name in parts if name not in skipped]
+    notes = [*(model_type.load(config.model, parts, loaded) or ())]
+    if has_init and config.init_from is not None:
+        init = existing_weights(config.init_from)
+        notes += model_type.load_init(config.model, parts, init, config.init_except) or ()
     unsaved = unsaved_digests(parts)
     placed = PlacedParts(parts, runtime.placement(config), model_type)
     objective = model_type.objective(config.model, config.data, info, parts)
@@ -64,4 +75,6 @@ def set_up(
     )
     if checkpoint is not None:
         load_checkpoint(checkpoint, state)
-    return TrainSetup(state, placed, objective)
+    elif origin is not None:
+        notes += restore_progress(origin, config, state)
+    return TrainSetup(state, placed, objective, tuple(notes))

@@ -141,7 +141,9 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
     from vlatool.evaluation.offline import evaluate_open_loop, num_chosen
     from vlatool.evaluation.plots import save_curves
 
-    policy, trained = open_policy(config.checkpoint, config.weights, config.inference_steps)
+    policy, trained = open_policy(
+        config.checkpoint, config.weights, config.inference_steps, reporter
+    )
     data = pinned(config.data)
     output = _output(config.output, trained, f"open-loop-{data.name}")
     record = OutputRecord("eval open-loop", _options(config, trained, data))
@@ -184,7 +186,9 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
     from vlatool.evaluation.rollouts import RolloutJob, RolloutPlan, Rollouts
 
     make_env = environment_maker(config.env, **config.env_options)
-    policy, trained = open_policy(config.checkpoint, config.weights, config.inference_steps)
+    policy, trained = open_policy(
+        config.checkpoint, config.weights, config.inference_steps, reporter
+    )
     config = with_world_mapping(config)
     plan = RolloutPlan(
         seeds=range(config.seed, config.seed + config.episodes),

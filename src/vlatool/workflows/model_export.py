@@ -5,11 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vlatool.artifacts.run.checkpoint import is_checkpoint
 from vlatool.artifacts.run.format import is_run
 from vlatool.config.base import ConfigModel, check_required, required_field
 from vlatool.config.resolve import load_config
-from vlatool.errors import UsageError
+from vlatool.episode import Array
+from vlatool.errors import BugError, UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.record import OutputRecord, versions_of
 from vlatool.jobs.single_output import check_output_owner, single_output
@@ -18,6 +21,11 @@ from vlatool.models.titok.published import CONFIG, WEIGHTS
 from vlatool.models.trained import Trained, open_trained
 from vlatool.storage.uri import location, pinned, require_existing
 from vlatool.training.config import TrainConfig
+
+_SEED = 0
+_NUM_EXAMPLES = 2
+# Same weights and operations on one device, so only the alignment of memory may change a sum.
+_TOLERANCE = 1e-4
 
 
 class TokenizerExportConfig(ConfigModel):
@@ -88,19 +96,21 @@ def export_model(checkpoint: str, output: Path, reporter: Reporter) -> ModelExpo
     """Writes trained weights in the published layout of their model type.
 
     Of averaged and raw weights a layout with one file gets the averaged ones, if there are any.
-    The same weights give equal bytes.
+    The same weights give equal bytes. The written files are opened, and their outputs compared.
 
     Raises:
         UsageError: The model has no published layout, or the output belongs to another command.
         DataError: A file is damaged.
+        BugError: The written weights give other outputs; the output is left incomplete.
     """
     source = pinned(checkpoint)
     trained = open_trained(str(source), device="cpu")
-    exported = trained.model_type.export(trained, _tree(trained), reporter)
+    problem = trained.model_type.export_problem(trained.config.model)
+    exported = None if problem else trained.model_type.export(trained, _tree(trained), reporter)
     if exported is None:
         raise UsageError(
-            f"{checkpoint}: model type {trained.model_type.name!r} has no published layout",
-            hint="give a run of a model type that has one, such as diffusion_policy or titok",
+            f"{checkpoint}: cannot be exported: {problem or 'there is no published layout'}",
+            hint="use the run itself; vlatool reads it wherever it reads an export",
             code="usage.not_exportable",
         )
     name = str(trained.origin.checkpoint)
@@ -113,14 +123,76 @@ def export_model(checkpoint: str, output: Path, reporter: Reporter) -> ModelExpo
     with single_output(output, record, exported.files):
         facts = exported.write(output)
         size = sum((output / name).stat().st_size for name in exported.weights)
+        for name in exported.weights if _can_read(trained.model_type) else ():
+            check_equal(trained, output / name)
     return ModelExportResult(
         name, str(output), exported.parameters, size, exported.summary, dict(facts)
     )
 
 
+def _can_read(model_type: ModelType) -> bool:
+    """True if a model type reads its published layout; layouts of plugins may be write-only."""
+    return type(model_type).find_published is not ModelType.find_published
+
+
+def check_equal(trained: Trained, path: Path) -> None:
+    """Checks that exported weights give the outputs of the weights that they are from.
+
+    Args:
+        trained: Opened weights of the run.
+        path: Exported file.
+
+    Raises:
+        BugError: The outputs differ.
+    """
+    written = open_trained(str(path), device="cpu", before=trained.config.model)
+    kind = written.origin.weights
+    is_other = kind in ("raw", "ema") and kind != trained.origin.weights
+    source = trained.with_weights("raw" if kind == "raw" else "ema") if is_other else trained
+    expected, outputs = example_outputs(source), example_outputs(written)
+    for name, values in expected.items():
+        limit = _TOLERANCE * float(np.abs(values).max(initial=0))
+        is_equal = name in outputs and outputs[name].shape == values.shape
+        if not (is_equal and np.allclose(outputs[name], values, rtol=0, atol=limit)):
+            raise BugError(
+                f"{path}: the exported model gives other {name} than {trained.origin.text}",
+                hint="do not use the export; report this with the configuration of the run",
+                code="bug.export_differs",
+                details={"path": str(path), "output": name},
+            )
+
+
+def example_outputs(trained: Trained) -> dict[str, Array]:
+    """Outputs of a model on made-up inputs, by name: codes and pixels, or action fields."""
+    import torch
+
+    tokenizer = trained.model_type.tokenizer(trained.config.model, trained.parts, trained.assets)
+    generator = np.random.default_rng(_SEED)
+    if tokenizer is None:
+        return _chunks(trained, generator)
+    shape = (_NUM_EXAMPLES, tokenizer.image_size, tokenizer.image_size, 3)
+    images = torch.from_numpy(generator.integers(0, 256, shape, dtype=np.uint8))
+    outputs: dict[str, Array] = {}
+    if tokenizer.codebook_size:
+        outputs["codes"] = tokenizer.encode(images).values.numpy()
+    if tokenizer.has_decoder:
+        outputs["pixels"] = tokenizer.reconstructor()(images).pixels.numpy()
+    return outputs
+
+
+def _chunks(trained: Trained, generator: np.random.Generator) -> dict[str, Array]:
+    from vlatool.models.policy import SamplesInSteps, example_observation
+
+    policy = trained.policy()
+    if isinstance(policy, SamplesInSteps):
+        policy = policy.with_steps(1)
+    observations = [example_observation(policy.sees, generator) for _ in range(_NUM_EXAMPLES)]
+    return dict(policy.act(observations, seeds=range(_NUM_EXAMPLES)))
+
+
 def _tree(trained: Trained) -> Mapping[str, Any]:
     """Whole configuration of a run as plain data; empty for published files."""
-    if trained.origin.run is None:
+    if trained.origin.run is None or trained.folder is None:
         return {}
     files = [str(trained.folder / trained.origin.run.config.name)]
     return load_config(TrainConfig, files=files).config.model_dump(mode="json")

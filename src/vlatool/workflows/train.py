@@ -31,7 +31,11 @@ from vlatool.training.plan import TrainPlan, make_plan, schedule_violations
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Result of a run."""
+    """Result of a run.
+
+    Attributes:
+        export_problem: Reason why `vlatool export` rejects the run; empty if it does not.
+    """
 
     output: str
     status: str
@@ -47,6 +51,7 @@ class TrainResult:
     dropped: Mapping[str, int]
     acts: bool
     seconds: float
+    export_problem: str = ""
 
     def document(self) -> dict[str, Any]:
         """The result as JSON."""
@@ -56,11 +61,13 @@ class TrainResult:
         """The result as text."""
         size = f"{self.parameters / 1e6:.2f} M parameters"
         if self.status == "planned":
-            return (
+            text = (
                 f"{self.output}: would train {size} for {self.steps} steps on "
                 f"{self.dataset_samples} samples, about {self.blocks_in_use} open shards; "
                 f"checkpoints at {self.checkpoint_steps}; nothing was written"
             )
+            problem = self.export_problem
+            return f"{text}\nthe run cannot be exported: {problem}" if problem else text
         loss = "" if self.loss is None else f", loss {self.loss:.4f}"
         lines = [f"{self.output}: {self.status}, {size}, {self.steps} steps{loss}"]
         if self.unused_samples:
@@ -175,6 +182,14 @@ def finetune(
             hint="give a run, one of its checkpoints or a published file with --from CKPT",
             code="usage.missing_key",
         )
+    if not config.init_weights_only:
+        raise UsageError(
+            "finetune begins a new schedule with the weights of a checkpoint, but "
+            "init_weights_only is false",
+            hint="to continue the training of that checkpoint use `vlatool train`; to take only "
+            "its weights set init_weights_only (model.resume_weights_only) to true",
+            code="usage.resume_weights_only",
+        )
     return train(config, typed=typed, reporter=reporter)
 
 
@@ -235,6 +250,7 @@ def _plan(
 
 def _train(setup: _RunSetup, reporter: Reporter) -> TrainResult:
     from vlatool.training.checkpoints import check_space
+    from vlatool.training.continuation import check_budget
     from vlatool.training.setup import set_up
 
     started = time.monotonic()
@@ -243,6 +259,10 @@ def _train(setup: _RunSetup, reporter: Reporter) -> TrainResult:
     latest = runtime.broadcast(run.latest())
     train_setup = set_up(config, setup.info, runtime, None if latest is None else latest[1])
     state = train_setup.state
+    for note in train_setup.notes:
+        reporter.note(note)
+    if latest is None and config.init_from is not None:
+        check_budget(state, plan.total_steps, config.init_from)
     for name, spec in train_setup.objective.optimizers().items():
         if spec.starts_at >= plan.total_steps:
             reporter.note(f"{name} starts at step {spec.starts_at}, after the end: it never steps")
@@ -438,6 +458,7 @@ def _planned(config: TrainConfig, order: SampleOrder, plan: TrainPlan) -> TrainR
         dropped={},
         acts=_has_policy(config),
         seconds=0.0,
+        export_problem=config.model_type.export_problem(config.model),
     )
 
 
@@ -461,6 +482,7 @@ def _result(setup: _RunSetup, state: "TrainState", status: str, started: float) 
         dropped=dict(state.dropped),
         acts=_has_policy(setup.config),
         seconds=round(time.monotonic() - started, 2),
+        export_problem=setup.config.model_type.export_problem(setup.config.model),
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from vlatool.errors import DataError, UsageError
+from vlatool.errors import DataError
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.models.diffusion_policy.backbone_config import KeypointBackboneConfig
 from vlatool.models.diffusion_policy.config import DiffusionPolicyConfig, TransformerConfig
@@ -87,13 +87,6 @@ def test_missing_initial_weights_are_an_error_before_data_is_read(section: str) 
     with pytest.raises(DataError) as caught:
         DiffusionPolicyType().check_init(policy_config, None)
     assert caught.value.code == "data.no_source"
-
-
-def test_run_cannot_be_resumed_from_its_weights() -> None:
-    policy_config = config(resume_from_checkpoint="checkpoint_3.pt")
-    with pytest.raises(UsageError) as caught:
-        DiffusionPolicyType().check_init(policy_config, None)
-    assert caught.value.code == "usage.resume_weights_only"
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,6 @@ EMA = "ema.safetensors"
 TRAINER = "trainer.pt"
 MANIFEST = "manifest.json"
 WEIGHTS_SUFFIX = ".safetensors"
-# Suffix of published checkpoints.
-PICKLED_SUFFIX = ".pt"
 # Key of the metadata of a weights file: name of the file with the frozen weights of the part.
 FROZEN = "frozen"
 _METADATA = "__metadata__"

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from vlatool.artifacts.experiment.format import is_experiment
 from vlatool.artifacts.run.checkpoint import (
     MANIFEST,
     CheckpointManifest,
@@ -308,9 +309,14 @@ def recognize(location: Path) -> str | None:
 
 
 def is_run(location: Path) -> bool:
-    """True if a folder looks like a training run, finished or not."""
+    """True if a folder looks like a training run, finished or not.
+
+    Experiments of the published program are none, although they have a configuration and
+    checkpoints too.
+    """
     has_traces = any((location / name).exists() for name in (LATEST, METRICS, CHECKPOINTS))
-    return has_traces and ((location / CONFIG).is_file() or (location / LATEST).is_file())
+    has_config = (location / CONFIG).is_file() or (location / LATEST).is_file()
+    return has_traces and has_config and not is_experiment(location)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

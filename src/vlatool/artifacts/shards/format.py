@@ -175,20 +175,24 @@ def write_preprocessing_config(folder: Path, options: Mapping[str, Any]) -> None
     write_text(folder / CONFIG_NAME, yaml.safe_dump(dict(options), sort_keys=True))
 
 
-def read_preprocessing_config(folder: Path) -> dict[str, Any]:
+def read_preprocessing_config(folder: Path, name: str = CONFIG_NAME) -> dict[str, Any]:
     """Options of a shard folder; unknown keys are kept, of a grouped form the first group.
+
+    Args:
+        folder: Folder of the file.
+        name: Name of the file.
 
     Raises:
         DataError: The file is missing or not a mapping.
     """
-    path = folder / CONFIG_NAME
+    path = folder / name
     try:
         content: object = read_yaml(path)
     except OSError as error:
         raise DataError.at(
             path,
             f"missing ({error.strerror})",
-            hint=f"copy {CONFIG_NAME} to the folder of the manifest",
+            hint=f"copy {name} to the folder of the manifest",
             code="data.no_preprocessing_config",
         ) from None
     except DocumentError as error:

@@ -161,7 +161,7 @@ class RoboticsKind:
 
     def make_assets(self, config: RoboticsDataConfig, info: RoboticsInfo) -> RoboticsAssets:
         """Returns normalization, pose groups and image transform of the training data."""
-        return _assets(config, info.statistics, info.statistics_past, info.options[0])
+        return assets_of(config, info.statistics, info.statistics_past, info.options[0])
 
     def save_assets(self, config: RoboticsDataConfig, info: RoboticsInfo, folder: Path) -> None:
         """Writes statistics of the used fields, and preprocessing options of the first data set.
@@ -194,7 +194,7 @@ class RoboticsKind:
                 hint="copy preprocessing_config.yaml of the training data there",
                 code="data.broken_config",
             )
-        return _assets(config, statistics, past, options)
+        return assets_of(config, statistics, past, options)
 
     def pairs(
         self,
@@ -229,9 +229,20 @@ def _changed(before: ConfigModel, after: ConfigModel) -> list[str]:
     return [name for name in names if getattr(after, name) != getattr(before, name)]
 
 
-def _assets(
+def assets_of(
     config: RoboticsDataConfig, statistics: Statistics, past: int, options: Mapping[str, Any]
 ) -> RoboticsAssets:
+    """Assets of training data.
+
+    Args:
+        config: Section `data`, derived.
+        statistics: Statistics of the fields.
+        past: Index of the anchor in statistics per time step.
+        options: Preprocessing options.
+
+    Raises:
+        DataError: An option or the statistics of a field are invalid.
+    """
     try:
         groups = [PoseGroup(**group) for group in options.get("pose_groups") or []]
         fps = float(options.get("fps") or 10.0)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlatool.artifacts.base_model import TOKENIZER
 from vlatool.config.base import ConfigModel, Violation, derivation_rules
-from vlatool.errors import DataError, UsageError
+from vlatool.errors import DataError
 from vlatool.loading.robotics.config import RoboticsDataConfig
 from vlatool.models.base import ModelType, Part
 from vlatool.models.diffusion_policy.backbone_config import (
@@ -17,7 +17,12 @@ from vlatool.models.diffusion_policy.backbone_config import (
     NetworkConfig,
 )
 from vlatool.models.diffusion_policy.config import DiffusionPolicyConfig
-from vlatool.models.published import Exported
+from vlatool.models.published import (
+    Exported,
+    PublishedFiles,
+    PublishedModel,
+    PublishedProgress,
+)
 from vlatool.models.trained import WeightsOrigin, existing_weights
 
 if TYPE_CHECKING:
@@ -63,34 +68,29 @@ class DiffusionPolicyType(ModelType):
             message = f"data.processor is {data.processor!r}, but the backbone {reason}"
             yield Violation(("data.processor",), message)
 
-    def published_init(self, section: Mapping[str, Any]) -> tuple[str | None, Mapping[str, Any]]:
-        """Returns `resume_from_checkpoint` if only its weights are taken over."""
+    def published_start(
+        self, section: Mapping[str, Any]
+    ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """Returns what `resume_from_checkpoint` and `resume_weights_only` stand for."""
         location = section.get("resume_from_checkpoint")
-        if location is None or not section.get("resume_weights_only"):
-            return None, {}
-        return str(location), _NO_INIT
+        if location is None:
+            return {}, {}
+        weights_only = {} if section.get("resume_weights_only") else {"init_weights_only": False}
+        return {"init_from": str(location), **weights_only}, _NO_INIT
 
     def check_init(self, config: DiffusionPolicyConfig, init_from: str | None) -> None:
         """Checks that the initial weights of sections exist.
 
         Raises:
             DataError: The weights are missing.
-            UsageError: A run is to be resumed from its weights.
         """
         del init_from
-        if config.resume_from_checkpoint is not None:
-            raise UsageError(
-                "model.resume_from_checkpoint: another run can only take over the weights",
-                hint="set model.resume_weights_only=true to start a new run with them; to resume a "
-                "run, repeat its command with the same --output",
-                code="usage.resume_weights_only",
-            )
         for section in (config.vision_language_backbone, config.transformer):
             if section.resume_from_checkpoint is not None:
                 existing_weights(section.resume_from_checkpoint)
 
     def restore_base_config(
-        self, config: DiffusionPolicyConfig, before: ConfigModel
+        self, config: DiffusionPolicyConfig, before: ConfigModel | None
     ) -> DiffusionPolicyConfig:
         """The config with commits, architectures and image normalization of base models."""
         if not isinstance(before, DiffusionPolicyConfig):
@@ -104,7 +104,7 @@ class DiffusionPolicyType(ModelType):
         )
 
     def derive(
-        self, config: DiffusionPolicyConfig, data: RoboticsDataConfig, info: "RoboticsInfo"
+        self, config: DiffusionPolicyConfig, data: RoboticsDataConfig, info: "RoboticsInfo | None"
     ) -> tuple[DiffusionPolicyConfig, dict[str, str]]:
         """Derives dimensions, the number of cameras, and keys of base models.
 
@@ -135,7 +135,7 @@ class DiffusionPolicyType(ModelType):
 
     def load(
         self, config: DiffusionPolicyConfig, parts: Mapping[str, Part], names: Sequence[str]
-    ) -> None:
+    ) -> Sequence[str]:
         """Loads the weights of base models, or those that sections name.
 
         Raises:
@@ -143,8 +143,9 @@ class DiffusionPolicyType(ModelType):
         """
         from vlatool.models.diffusion_policy.weights import SECTIONS, load_sections
 
-        if "model" in names:
-            load_sections(config, parts["model"].module, SECTIONS)
+        if "model" not in names:
+            return ()
+        return load_sections(config, parts["model"].module, SECTIONS)
 
     def load_init(
         self,
@@ -152,13 +153,14 @@ class DiffusionPolicyType(ModelType):
         parts: Mapping[str, Part],
         init: WeightsOrigin,
         init_except: Sequence[str],
-    ) -> None:
+    ) -> Sequence[str]:
         """Loads the weights of a run or of a published file."""
         from vlatool.models.diffusion_policy.weights import load_policy, load_sections
 
         network = parts["model"].module
-        load_sections(config, network, init_except)
-        load_policy(network, init.text, excluded=init_except)
+        notes = load_sections(config, network, init_except)
+        imported = load_policy(network, init.text, excluded=init_except)
+        return [*notes, *imported.notes(init.file)]
 
     def save_assets(self, config: DiffusionPolicyConfig, folder: Path) -> None:
         """Writes the text tokenizer."""
@@ -229,7 +231,7 @@ class DiffusionPolicyType(ModelType):
         config: DiffusionPolicyConfig,
         parts: Mapping[str, "nn.Module"],
         assets: "RoboticsAssets",
-        folder: Path,
+        folder: Path | None,
     ) -> "RoboticsPolicy":
         """A policy that samples action chunks."""
         from vlatool.models.diffusion_policy.batch import PolicyBatcher
@@ -237,13 +239,64 @@ class DiffusionPolicyType(ModelType):
 
         network: Any = parts["model"]
         batcher = PolicyBatcher(config, assets.data, assets.normalizer, folder)
-        return RoboticsPolicy(network.sample, batcher, assets)
+        device = network.output_layer.weight.device
+        return RoboticsPolicy(network.sample, batcher, assets, device)
 
     def export(self, trained: "Trained", tree: Mapping[str, Any], reporter: "Reporter") -> Exported:
         """Prepares an experiment folder of the published program."""
-        from vlatool.models.diffusion_policy.published import prepare_export
+        from vlatool.models.diffusion_policy.experiment import prepare_export
 
         return prepare_export(trained, tree, reporter)
+
+    def export_problem(self, config: DiffusionPolicyConfig) -> str:
+        """Reason why the published program has no module for the policy."""
+        from vlatool.models.diffusion_policy.published_keys import export_problem
+
+        return export_problem(config)
+
+    def find_published(self, location: Path) -> PublishedFiles | None:
+        """The newest checkpoint of an experiment, or a file of one."""
+        from vlatool.models.diffusion_policy.experiment import find_published
+
+        return find_published(location)
+
+    def open_published(self, files: PublishedFiles, path: Path) -> PublishedModel:
+        """Opens an experiment; base models that the run of an export has read are not needed."""
+        from vlatool.models.diffusion_policy.experiment import read_experiment
+        from vlatool.models.diffusion_policy.weights import load_state, state_of
+        from vlatool.models.weights import read_pickled_weights
+
+        opened = read_experiment(files)
+        config = self.restore_base_config(opened.model, files.before)
+        config, _ = self.derive(config, opened.data, None)
+        parts = self.build(config)
+        state = state_of(read_pickled_weights(path), files.weights)
+        imported = load_state(parts["model"].module, state, files.weights)
+        return PublishedModel(
+            config=config,
+            parts={name: part.module for name, part in parts.items()},
+            assets=opened.assets,
+            data=opened.data,
+            folder=opened.folder,
+            notes=[*imported.notes(files.weights)],
+        )
+
+    def progress_files(self, files: PublishedFiles, *, averaged: bool) -> Sequence[Path]:
+        """The files of a checkpoint of an experiment."""
+        from vlatool.models.diffusion_policy.experiment import progress_files
+
+        return progress_files(files, averaged=averaged)
+
+    def open_progress(
+        self,
+        config: DiffusionPolicyConfig,
+        modules: Mapping[str, "nn.Module"],
+        paths: Sequence[Path],
+    ) -> PublishedProgress:
+        """Opens a checkpoint with its optimizer and averages."""
+        from vlatool.models.diffusion_policy.progress import open_progress
+
+        return open_progress(config, modules["model"], paths)
 
 
 def _is_centered(data: RoboticsDataConfig) -> bool:

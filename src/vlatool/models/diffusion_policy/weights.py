@@ -1,11 +1,10 @@
 """Import and export of published checkpoints; initial weights.
 
 Source: formats/published-runs 4, 4.1. Weight names are those of the published module. Weights that
-a policy does not use are left out with a log message at import, and created again at export.
+a policy does not use are left out at import, with a note, and created again at export.
 """
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlatool.artifacts.run.checkpoint import PICKLED_SUFFIX, WEIGHTS_SUFFIX
+from vlatool.artifacts.experiment.format import PICKLED_SUFFIX
+from vlatool.artifacts.run.checkpoint import WEIGHTS_SUFFIX
 from vlatool.errors import DataError, UsageError
 from vlatool.models.diffusion_policy.backbone_config import NetworkConfig
 from vlatool.models.diffusion_policy.config import DiffusionPolicyConfig, TransformerConfig
 from vlatool.models.diffusion_policy.denoisers import make_norm
+from vlatool.models.diffusion_policy.published_keys import export_problem
 from vlatool.models.trained import existing_weights
 from vlatool.models.weights import (
     init_state_dict,
@@ -36,9 +37,7 @@ _VLM = "vision_language_backbone._model.model."
 # Buffers that follow from the configuration; only some versions store them in files.
 _COMPUTED = (".pos_embed.inv_freq", "sinusoidal_position_embeddings.emb", ".position_ids")
 _SCHEDULER = "scheduler."
-_MAX_LOGGED = 5
-
-_log = logging.getLogger(__name__)
+_MAX_LISTED = 3
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,17 @@ class ImportedWeights:
     dead: Sequence[str]
     computed: Sequence[str]
 
+    def notes(self, path: Path) -> Iterator[str]:
+        """Yields sentences on what is not taken from the file."""
+        for names, reason in (
+            (self.dead, "a policy does not use"),
+            (self.computed, "this program computes again"),
+        ):
+            if names:
+                count = len(names)
+                listed = ", ".join(names[:_MAX_LISTED]) + (", ..." if count > _MAX_LISTED else "")
+                yield f"{path}: left out {count} tensors that {reason}: {listed}"
+
 
 def import_published(state: Mapping[str, Tensor], network: nn.Module) -> ImportedWeights:
     """The weights of a published state dict, with the names of a network.
@@ -64,10 +74,10 @@ def import_published(state: Mapping[str, Tensor], network: nn.Module) -> Importe
     named = without_wrappers(state)
     own = network.state_dict()
     dead = [name for name in named if _is_dead(name) and name not in own]
-    computed = [name for name in named if _is_computed(name)]
+    computed = [name for name in named if is_computed(name)]
     left_out = {*dead, *computed}
     weights = {name: value for name, value in named.items() if name not in left_out}
-    weights |= {name: value for name, value in own.items() if _is_computed(name)}
+    weights |= {name: value for name, value in own.items() if is_computed(name)}
     return ImportedWeights(weights, dead, computed)
 
 
@@ -88,7 +98,8 @@ def _is_dead(name: str) -> bool:
     return name.startswith(_DEAD) or name.endswith((_EMBEDDING, _HEAD))
 
 
-def _is_computed(name: str) -> bool:
+def is_computed(name: str) -> bool:
+    """True for a buffer that follows from the configuration."""
     return name.endswith(_COMPUTED) or name.startswith(_SCHEDULER)
 
 
@@ -102,18 +113,15 @@ def export_published(config: DiffusionPolicyConfig, state: Mapping[str, Tensor])
     Raises:
         UsageError: The published module does not have this backbone or denoiser.
     """
-    backbone = config.vision_language_backbone
-    has_own_text = getattr(backbone, "text_encoder", None) is not None
-    denoiser = config.transformer
-    is_known = backbone.type != "keypoint_backbone" and not has_own_text
-    if not is_known or not isinstance(denoiser, TransformerConfig):
+    if problem := export_problem(config):
         raise UsageError(
-            "the policy cannot be exported: the published module has no keypoint backbone and no "
-            "byte text encoder, and its names for a language model as denoiser are unknown",
+            f"the policy cannot be exported: {problem}",
             hint="export only policies with a CLIP, VLM or plain vision transformer backbone and "
             "the native denoiser",
             code="usage.not_exportable",
         )
+    denoiser = config.transformer
+    assert isinstance(denoiser, TransformerConfig)
     exported = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     words = [name for name in exported if name.startswith(_VLM) and name.endswith(_EMBEDDING)]
     heads = {f"{_VLM}{_HEAD}": exported[name] for name in words}
@@ -152,8 +160,13 @@ def write_published_average(path: Path, state: Mapping[str, Any], number: int, s
 # initial weights
 
 
-def load_sections(config: DiffusionPolicyConfig, network: nn.Module, names: Sequence[str]) -> None:
+def load_sections(
+    config: DiffusionPolicyConfig, network: nn.Module, names: Sequence[str]
+) -> list[str]:
     """Loads the weights of base models, or those of the checkpoints that sections name.
+
+    Returns:
+        Notes on what was not taken from the checkpoints.
 
     Args:
         config: Section `model`.
@@ -163,15 +176,17 @@ def load_sections(config: DiffusionPolicyConfig, network: nn.Module, names: Sequ
     Raises:
         DataError: The weights are missing, broken, or do not match the network.
     """
+    notes: list[str] = []
     for name in SECTIONS:
         section: NetworkConfig = getattr(config, name)
         module: Any = getattr(network, name)
         if name not in names:
             continue
         if section.resume_from_checkpoint is not None:
-            load_section(module, name, section.resume_from_checkpoint)
+            notes += load_section(module, name, section.resume_from_checkpoint)
         elif hasattr(module, "load_base"):
             module.load_base()
+    return notes
 
 
 def load_policy(
@@ -191,15 +206,24 @@ def load_policy(
         DataError: The file is missing, broken or unsafe, or does not match the network.
     """
     path, state = read_state(location)
+    return load_state(network, state, path, excluded=excluded)
+
+
+def load_state(
+    network: nn.Module, state: Mapping[str, Tensor], path: Path, *, excluded: Sequence[str] = ()
+) -> ImportedWeights:
+    """As `load_policy`, from the state dict of the file at `path`."""
     imported = import_published(state, network)
     weights = init_state_dict(network, imported.weights, path, excluded)
     network.load_state_dict(weights, strict=False)
-    _log_unused(path, imported)
     return imported
 
 
-def load_section(module: nn.Module, name: str, location: str) -> None:
+def load_section(module: nn.Module, name: str, location: str) -> list[str]:
     """Loads the weights of one network of a policy, from its own file or that of a policy.
+
+    Returns:
+        Notes on what was not taken from the file.
 
     Raises:
         DataError: The file is missing, broken or unsafe, or does not match the network.
@@ -212,7 +236,7 @@ def load_section(module: nn.Module, name: str, location: str) -> None:
     holder.add_module(name, module)
     imported = import_published(state, holder)
     holder.load_state_dict(matching_state_dict(holder, imported.weights, path), strict=False)
-    _log_unused(path, imported)
+    return [*imported.notes(path)]
 
 
 def read_state(location: str) -> tuple[Path, Mapping[str, Tensor]]:
@@ -227,25 +251,27 @@ def read_state(location: str) -> tuple[Path, Mapping[str, Tensor]]:
     origin = existing_weights(location)
     if origin.file.suffix == WEIGHTS_SUFFIX:
         return origin.file, origin.read()
-    content = read_pickled_weights(origin.path)
+    return origin.file, state_of(read_pickled_weights(origin.path), origin.file)
+
+
+def state_of(content: Mapping[str, Any], path: Path) -> Mapping[str, Tensor]:
+    """The state dict in the content of a published file: raw or averaged weights.
+
+    Raises:
+        DataError: It holds no weights.
+    """
     state = next((content[key] for key in (_EMA_STATE, _STATE) if key in content), content)
     if not isinstance(state, Mapping) or not _are_tensors(state):
         raise DataError.at(
-            origin.file,
+            path,
             "the file holds no weights",
             hint=f"use checkpoint_N{PICKLED_SUFFIX} or ema_N{PICKLED_SUFFIX}; not an optimizer's",
             code="data.no_weights",
         )
-    return origin.file, state
+    return state
 
 
 def _are_tensors(state: Mapping[Any, Any]) -> bool:
     return bool(state) and all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
     )
-
-
-def _log_unused(path: Path, imported: ImportedWeights) -> None:
-    if imported.dead:
-        names = ", ".join(imported.dead[:_MAX_LOGGED])
-        _log.info("%s: a policy does not use %s", path, names)

@@ -22,6 +22,9 @@ from vlatool.storage.documents import read_json, read_yaml
 CONFIG, WEIGHTS = "config.yaml", "pytorch_model.bin"
 MODEL = "model.vq_model"
 _CROP = "dataset.preprocessing.crop_size"
+# Our key of a head that does not follow from `is_legacy`, and the heads that do.
+_HEAD = "decoder_head"
+_HEADS = {True: "proxy", False: "pixel"}
 _ENCODER_PATCH, _DECODER_PATCH = f"{MODEL}.vit_enc_patch_size", f"{MODEL}.vit_dec_patch_size"
 _MODE = f"{MODEL}.quantize_mode"
 _MODES = ("vq", "vae")
@@ -111,9 +114,10 @@ def published_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
         if value not in (None, "") and not is_reference(value):
             _set(config, our_key, value)
     is_legacy = bool(section.get("is_legacy", True))
-    config["stage"] = 2 if is_legacy and bool(section.get("finetune_decoder", True)) else 1
+    head = section.get(_HEAD, _HEADS[is_legacy])
+    config["stage"] = 2 if head == "proxy" and bool(section.get("finetune_decoder", True)) else 1
     config["latent_layout"] = "legacy" if is_legacy else "aligned"
-    config["decoder_head"] = "proxy" if is_legacy else "pixel"
+    config["decoder_head"] = head
     config["quantizer"] = _quantizer(section)
     return config
 
@@ -134,9 +138,13 @@ def model_contradictions(lookup: Callable[[str], Any]) -> Iterator[tuple[str, st
 def published_tree(config: TitokConfig) -> dict[str, Any]:
     """Converts a config to the published configuration of a tokenizer.
 
-    Sizes without a published key have our keys, which only this program reads.
+    Sizes without a published key have our keys, which only this program reads. `is_legacy` is that
+    of the layout of the latent tokens; another head than it implies has our key. The published
+    program then builds the other head, whose weights do not match, and rejects the file: it cannot
+    run the tokenizer with another layout.
     """
     quantizer = config.quantizer
+    is_legacy = config.latent_layout == "legacy"
     section: dict[str, Any] = {
         "quantize_mode": "vq" if isinstance(quantizer, VqConfig) else "vae",
         "token_size": quantizer.token_size,
@@ -146,8 +154,10 @@ def published_tree(config: TitokConfig) -> dict[str, Any]:
         "vit_dec_patch_size": config.patch_size,
         "num_latent_tokens": config.num_latent_tokens,
         "finetune_decoder": config.stage == 2,
-        "is_legacy": config.decoder_head == "proxy",
+        "is_legacy": is_legacy,
     }
+    if config.decoder_head != _HEADS[is_legacy]:
+        section[_HEAD] = config.decoder_head
     if isinstance(quantizer, VqConfig):
         names = ("codebook_size", "use_l2_norm", "commitment_cost")
         section |= {name: getattr(quantizer, name) for name in names}

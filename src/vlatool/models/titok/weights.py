@@ -109,6 +109,13 @@ def prepare_export(trained: Trained, reporter: Reporter) -> Exported:
 
     if not config.predicts_pixels:
         reporter.note("a stage-1 tokenizer predicts codes of its teacher and has no pixel decoder")
+    if (config.latent_layout == "legacy") != (config.decoder_head == "proxy"):
+        reporter.warn(
+            "export.other_layout",
+            f"only vlatool reads a {config.decoder_head} head with the {config.latent_layout} "
+            "layout; the published program rejects the file. Train with model.latent_layout=legacy "
+            "for that program.",
+        )
     return Exported(
         files=(CONFIG, WEIGHTS),
         weights=(WEIGHTS,),

@@ -1,0 +1,168 @@
+"""Checks of an experiment: configuration, statistics, and files of checkpoints."""
+
+import pickletools
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlatool.artifacts.check import CheckOptions, check_record_and_files
+from vlatool.artifacts.experiment.format import FILES, CheckpointFiles, Experiment, differing_files
+from vlatool.artifacts.stats.format import number_array
+from vlatool.config.layers import ReadOptions
+from vlatool.config.resolve import load_config
+from vlatool.errors import DataError, VlatoolError
+from vlatool.findings import Finding, FindingCodes, error, info, warning
+from vlatool.jobs.record import read_record
+from vlatool.plugins import RUN_CONFIGS
+from vlatool.storage.uri import can_list
+
+_COPY = "copy the experiment again"
+
+EXPERIMENT = FindingCodes(
+    "experiment",
+    {
+        "broken_config": error(
+            "A configuration file of an experiment is missing, broken or invalid.", _COPY
+        ),
+        "other_config": warning(
+            "A configuration file differs from its section of config.yaml, which is used.", _COPY
+        ),
+        "broken_statistics": error(
+            "stats.json of an experiment is missing or broken, or lacks a field of the policy.",
+            _COPY,
+        ),
+        "broken_options": error(
+            "preprocessing_config.yaml of an experiment is missing or broken.",
+            "copy the file from the training data next to config.yaml",
+        ),
+        "not_listed": info("A web server does not list folders: no checkpoint is configs."),
+        "no_checkpoint": error("There is neither checkpoint_N.pt nor ema_N.pt.", _COPY),
+        "no_average": warning(
+            "ema.enabled is true, but the newest checkpoint has no ema_N.pt.", _COPY
+        ),
+        "broken_weights": error(
+            "A file of a checkpoint is truncated or damaged.", "use another checkpoint"
+        ),
+        "unsafe_weights": error(
+            "A file of a checkpoint refers to code, and is not opened.", "use another checkpoint"
+        ),
+    },
+)
+
+FINDINGS = (EXPERIMENT,)
+# Modules that a file of tensors refers to.
+_MODULES = ("torch", "collections")
+
+
+def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
+    """Yields the findings of an experiment of the published program, or of an export."""
+    if read_record(location) is not None:
+        has_ended = yield from check_record_and_files(location, location, options)
+        if not has_ended:
+            return
+    experiment = Experiment(location)
+    options.counts.add(files=sum((location / name).is_file() for name in FILES))
+    config: list[Any] = []
+    yield from _check_config(experiment, config)
+    if config:
+        yield from _read_error(
+            "broken_statistics", partial(_check_statistics, experiment, config[0].data), location
+        )
+    yield from _read_error("broken_options", experiment.options, location)
+    if not can_list(location):
+        message = f"{location}: cannot be listed; no checkpoint is checked"
+        yield EXPERIMENT("not_listed", message, path=str(location))
+        return
+    is_averaged = bool(config) and config[0].ema.enabled
+    yield from _check_checkpoints(experiment, options, is_averaged=is_averaged)
+
+
+def _check_config(experiment: Experiment, configs: list[Any]) -> Iterator[Finding]:
+    """Yields the findings of the configuration; appends the configuration if it is valid."""
+    path = str(experiment.config)
+    lenient = ReadOptions(compat=True)
+    try:
+        for name in differing_files(experiment):
+            message = f"{experiment.root / name}: differs from its section of {path}"
+            yield EXPERIMENT("other_config", message, path=str(experiment.root / name))
+        schema = RUN_CONFIGS.get("train")
+        files = experiment.config_files
+        configs.append(load_config(schema, files=files, read_options=lenient).config)
+    except VlatoolError as error:
+        place = str(error.details.get("path", path))
+        message = error.message if place in error.message else f"{path}: {error.message}"
+        yield EXPERIMENT("broken_config", message, path=place)
+
+
+def _check_statistics(experiment: Experiment, data: Any) -> None:
+    """Raises DataError if statistics of a field are missing, damaged or not finite."""
+    statistics = experiment.statistics()
+    for name in (*data.action_fields, *data.proprioception_fields):
+        for key in ("mean", "std"):
+            values = number_array(statistics.get(name, {}).get(key))
+            if values is None or not np.isfinite(values).all():
+                raise DataError(f"{experiment.root}: the statistics have no finite {key} of {name}")
+
+
+def _check_checkpoints(
+    experiment: Experiment, options: CheckOptions, *, is_averaged: bool
+) -> Iterator[Finding]:
+    checkpoints = experiment.checkpoints()
+    if not checkpoints:
+        message = f"{experiment.root}: has no checkpoint"
+        yield EXPERIMENT("no_checkpoint", message, path=str(experiment.root))
+        return
+    newest = checkpoints[-1]
+    if is_averaged and not newest.averaged.is_file():
+        message = f"{newest.averaged}: is missing, although ema.enabled is true"
+        yield EXPERIMENT("no_average", message, path=str(newest.averaged))
+    for checkpoint in checkpoints:
+        for path in _existing(checkpoint):
+            yield from _check_weights(path, options)
+
+
+def _existing(checkpoint: CheckpointFiles) -> list[Path]:
+    paths = (checkpoint.raw, checkpoint.averaged, checkpoint.optimizer)
+    return [path for path in paths if path.is_file()]
+
+
+def _check_weights(path: Path, options: CheckOptions) -> Iterator[Finding]:
+    """Compares the checksums in a file of tensors, and looks for names of code; runs nothing."""
+    try:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            broken = None if options.is_quick else archive.testzip()
+            names = [name for name in archive.namelist() if name.endswith("data.pkl")]
+            foreign = [name for pickle in names for name in _foreign_names(archive.read(pickle))]
+    except (OSError, zipfile.BadZipFile, ValueError, EOFError) as error:
+        yield EXPERIMENT("broken_weights", f"{path}: {error}", path=str(path))
+        return
+    options.counts.add(bytes=path.stat().st_size)
+    if broken is not None:
+        message = f"{path}: {broken} does not match its checksum"
+        yield EXPERIMENT("broken_weights", message, path=str(path))
+    elif foreign:
+        message = f"{path}: refers to {foreign[0]}"
+        yield EXPERIMENT("unsafe_weights", message, path=str(path))
+
+
+def _foreign_names(pickle: bytes) -> Iterator[str]:
+    """Yields names in a pickle that a file of tensors does not need."""
+    for operation, argument, _ in pickletools.genops(pickle):
+        name = str(argument).replace(" ", ".")
+        if operation.name == "GLOBAL" and name.partition(".")[0] not in _MODULES:
+            yield name
+        elif operation.name == "STACK_GLOBAL":  # torch writes none
+            yield "a name that is computed"
+
+
+def _read_error(code: str, read: Callable[[], object], path: Path) -> Iterator[Finding]:
+    """Yields the error that `read` raises as a finding."""
+    try:
+        read()
+    except DataError as error:
+        details: Mapping[str, Any] = error.details
+        yield EXPERIMENT(code, error.message, path=str(details.get("path", path)))

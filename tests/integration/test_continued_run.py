@@ -1,0 +1,184 @@
+"""Runs that continue the training of another run, ours or a published one."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.builders.memory_remote import MemoryRemote
+from tests.builders.training import tiny_config, world_shards
+from vlatool.artifacts.run.format import RunDir
+from vlatool.errors import ConfigError, DataError, UsageError
+from vlatool.models.base import decays_by_name
+from vlatool.plugins import SCHEMES
+from vlatool.storage.atomic import write_bytes
+from vlatool.storage.uri import location
+from vlatool.training.config import TrainConfig
+from vlatool.workflows.train import finetune, train
+
+FILES = ("model.safetensors", "ema.safetensors", "trainer.pt")
+# Tables that nothing trains, in the order of the published network.
+DEAD = ("transformer.embeddings.weight", "transformer.norm.weight", "transformer.output.weight")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return world_shards(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """Undisturbed run of six steps, with a checkpoint after three."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    train(tiny_config(data, run, save_every_n_steps=3))
+    return RunDir(run)
+
+
+def config(data: Path, run: Path, checkpoint: Path | str, **changes: Any) -> TrainConfig:
+    keys = {"model__resume_from_checkpoint": str(checkpoint), "save_every_n_steps": 3}
+    return tiny_config(data, run, **{**keys, **changes})
+
+
+def test_run_that_continues_another_equals_an_undisturbed_run(
+    data: Path, whole: RunDir, tmp_path: Path
+) -> None:
+    result = train(config(data, tmp_path / "run", whole.checkpoint(3)))
+
+    assert (result.steps, result.checkpoint_steps) == (6, (3, 6))
+    assert [step for step, _ in RunDir(tmp_path / "run").checkpoints()] == [6]
+    for name in FILES:
+        expected = (whole.checkpoint(6) / name).read_bytes()
+        assert (RunDir(tmp_path / "run").checkpoint(6) / name).read_bytes() == expected
+
+
+def test_continued_run_is_resumed_without_the_other_run(
+    data: Path, whole: RunDir, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(whole.root, tmp_path / "copy"))
+    shutil.rmtree(RunDir(copy).checkpoint(6))
+    keys = {"save_every_n_steps": 1}
+    train(config(data, tmp_path / "run", copy, **keys, total_train_steps=5))
+    shutil.rmtree(copy)
+
+    train(config(data, tmp_path / "run", copy, **keys))
+
+    weights = load_file(RunDir(tmp_path / "run").checkpoint(6) / FILES[0])
+    assert RunDir(tmp_path / "run").config_tree()["init_from"] == str(copy)
+    assert len(weights) == len(load_file(whole.checkpoint(6) / FILES[0]))
+
+
+def test_run_continues_a_remote_checkpoint(
+    data: Path, whole: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    builtins = SCHEMES._builtins  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setitem(builtins, "memory", MemoryRemote)
+    for path in sorted(path for path in whole.root.rglob("*") if path.is_file()):
+        name = path.relative_to(whole.root).as_posix()
+        write_bytes(location(f"memory://test/{name}"), path.read_bytes())
+    checkpoint = whole.checkpoint(3).relative_to(whole.root)
+
+    train(config(data, tmp_path / "run", f"memory://test/{checkpoint}"))
+
+    MemoryRemote.stores.clear()
+    expected = (whole.checkpoint(6) / FILES[0]).read_bytes()
+    assert (RunDir(tmp_path / "run").checkpoint(6) / FILES[0]).read_bytes() == expected
+
+
+@pytest.fixture
+def published(whole: RunDir, tmp_path: Path) -> Path:
+    """Files of the checkpoint after three steps, as the published program writes them."""
+    folder = whole.checkpoint(3)
+    state: dict[str, Any] = {}
+    for name, value in load_file(folder / FILES[0]).items():
+        if name.startswith("transformer.") and DEAD[0] not in state:
+            state |= {dead: torch.ones(2) for dead in DEAD}
+        state[name] = value
+    averages = load_file(folder / FILES[1])
+    trainer = torch.load(folder / FILES[2], weights_only=True)
+    moments = trainer["optimizers"]["main"]["state"]
+    names = [name for name in state if f"model.{name}" in moments or name in DEAD]
+    groups = [[n for n in names if decays_by_name(n) is decays] for decays in (False, True)]
+    parameters = {name: torch.nn.Parameter(state[name].clone()) for name in names}
+    optimizer = torch.optim.AdamW(
+        [{"params": [parameters[name] for name in group]} for group in groups]
+    )
+    for name, parameter in parameters.items():
+        if name not in DEAD:
+            optimizer.state[parameter] = moments[f"model.{name}"]
+    progress = {"checkpoint_num": 3, "global_step": 3, "samples_seen": 20}
+    folder = tmp_path / "checkpoint_dir/checkpoints"
+    folder.mkdir(parents=True)
+    torch.save({**progress, "state_dict": state}, folder / "checkpoint_3.pt")
+    torch.save(
+        {"checkpoint_num": 3, "optimizer": optimizer.state_dict()}, folder / "optimizer_3.pt"
+    )
+    content = {"ema_state_dict": averages, "ema_optimization_step": trainer["averages"]["model"]}
+    torch.save(content, folder / "ema_3.pt")
+    return folder
+
+
+def test_run_that_continues_a_published_checkpoint_equals_an_undisturbed_run(
+    data: Path, whole: RunDir, published: Path, tmp_path: Path
+) -> None:
+    train(config(data, tmp_path / "run", published / "checkpoint_3.pt"))
+
+    for name in FILES:
+        expected = (whole.checkpoint(6) / name).read_bytes()
+        assert (RunDir(tmp_path / "run").checkpoint(6) / name).read_bytes() == expected
+
+
+@pytest.mark.parametrize("name", ["optimizer_3.pt", "ema_3.pt"])
+def test_missing_published_file_is_named_before_anything_is_written(
+    data: Path, published: Path, tmp_path: Path, name: str
+) -> None:
+    (published / name).unlink()
+
+    with pytest.raises(DataError) as caught:
+        train(config(data, tmp_path / "run", published / "checkpoint_3.pt"))
+    assert caught.value.code == "data.no_training_state"
+    assert str(published / name) in caught.value.message
+    assert not (tmp_path / "run").exists()
+
+
+def test_optimizer_of_another_network_is_an_error(
+    data: Path, published: Path, tmp_path: Path
+) -> None:
+    content = torch.load(published / "optimizer_3.pt", weights_only=True)
+    content["optimizer"]["param_groups"][0]["params"].pop()
+    torch.save(content, published / "optimizer_3.pt")
+
+    with pytest.raises(DataError) as caught:
+        train(config(data, tmp_path / "run", published / "checkpoint_3.pt"))
+    assert caught.value.code == "data.broken_checkpoint"
+
+
+@pytest.mark.parametrize(
+    ("keys", "code"),
+    [
+        ({"total_train_steps": 3}, "usage.budget_too_small"),
+        ({"hparams__global_batch_size": 16}, "usage.batch_size"),
+    ],
+)
+def test_run_that_cannot_continue_is_an_error(
+    data: Path, whole: RunDir, tmp_path: Path, keys: dict[str, Any], code: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        train(config(data, tmp_path / "run", whole.checkpoint(3), **keys))
+    assert caught.value.code == code
+
+
+def test_networks_cannot_be_excluded_from_continuing(
+    data: Path, whole: RunDir, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError):
+        train(config(data, tmp_path / "run", whole.root, init_except=["output_layer"]))
+
+
+def test_finetune_does_not_continue(data: Path, whole: RunDir, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        finetune(config(data, tmp_path / "run", whole.root))
+    assert caught.value.code == "usage.resume_weights_only"

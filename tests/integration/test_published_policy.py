@@ -1,0 +1,251 @@
+"""Published experiments of policies, and exports of runs, as policies that act."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from tests.builders.base_models import clip_base
+from tests.builders.training import CAMERAS, HAND, HAND_COMMAND, XYZ, XYZ_COMMAND, world_shards
+from tests.builders.web_server import web_server
+from vlatool.config.overrides import parse_override
+from vlatool.config.resolve import load_config
+from vlatool.errors import DataError
+from vlatool.evaluation.config import OpenLoopConfig
+from vlatool.evaluation.control import load_policy
+from vlatool.events import NullReporter
+from vlatool.models.trained import open_trained
+from vlatool.training.config import TrainConfig
+from vlatool.workflows.evaluate import open_loop
+from vlatool.workflows.export import ExportConfig, export
+from vlatool.workflows.train import train
+from vlatool.workflows.verify import VerifyConfig, VerifyResult, verify
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return world_shards(tmp_path_factory.mktemp("world"), episodes=2)
+
+
+def config(data: Path, run: Path, **changes: Any) -> TrainConfig:
+    keys = {
+        "model": {
+            "type": "diffusion_policy",
+            "vision_language_backbone": {
+                "type": "clip_backbone",
+                "hf_pretrained": str(clip_base(run.parent / "clip")),
+            },
+            "transformer": {"hidden_dim": 16, "n_layers": 1, "n_heads": 2, "vocab_size": 8},
+        },
+        "data.num_workers": 0,
+        "data.proprioception_fields": f"{XYZ},{HAND}",
+        "data.action_fields": f"{XYZ_COMMAND}_relative,{HAND_COMMAND}",
+        "data.dataset_manifest": str(data),
+        "hparams.global_batch_size": 4,
+        "hparams.per_gpu_batch_size": "null",
+        "hparams.warmup": 1,
+        "ema.enabled": True,
+        "total_train_steps": 2,
+        "save_path": str(run.parent),
+        "name": run.name,
+        **{key.replace("__", "."): value for key, value in changes.items()},
+    }
+    overrides = [parse_override(f"{key}={value}") for key, value in keys.items()]
+    return load_config(TrainConfig, overrides=overrides).config
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "run"
+    train(config(data, run))
+    return run
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path) -> Path:
+    export(ExportConfig(source=str(run), output=str(run.parent / "export")))
+    return run.parent / "export"
+
+
+@pytest.fixture
+def published(exported: Path, tmp_path: Path) -> Path:
+    """Experiment without our files, as the published program leaves it: checkpoints 9 and 10."""
+    folder = Path(shutil.copytree(exported, tmp_path / "experiment"))
+    shutil.rmtree(folder / ".vlatool")
+    for name in ("vlatool.yaml", "tokenizer.json"):
+        (folder / name).unlink()
+    tree = yaml.safe_load((folder / "config.yaml").read_text())
+    tree["distributed"] |= {"use_distributed": False, "rank": 0, "local_rank": 0, "device": "cpu"}
+    tree["data"] |= {"dataset_statistics": [None], "use_point_cloud": False, "an_older_key": 1}
+    (folder / "config.yaml").write_text(yaml.safe_dump(tree))
+    (folder / "config_processor.yaml").write_text(yaml.safe_dump(tree["data"]))
+    options = yaml.safe_load((folder / "preprocessing_config.yaml").read_text())
+    del options["pose_groups"]
+    (folder / "preprocessing_config.yaml").write_text(yaml.safe_dump({0: options, 1: {}}))
+    checkpoints = folder / "checkpoints"
+    for kind in ("checkpoint", "ema"):
+        shutil.copy(checkpoints / f"{kind}_1.pt", checkpoints / f"{kind}_9.pt")
+        (checkpoints / f"{kind}_1.pt").rename(checkpoints / f"{kind}_10.pt")
+    return folder
+
+
+def chunk(location: Path | str, **options: Any) -> dict[str, np.ndarray]:
+    policy = load_policy(location, **options)
+    generator = np.random.default_rng(3)
+    observation: dict[str, Any] = {
+        name: generator.integers(0, 256, (96, 128, 3), dtype=np.uint8) for name in CAMERAS
+    }
+    observation |= {name: np.zeros(width) for name, width in policy.fields.items()}
+    for name in observation:
+        if name.endswith("rot_6d"):
+            observation[name] = np.array([1.0, 0, 0, 0, 1, 0])
+    return policy.act({**observation, "instruction": "put the red block away"})
+
+
+@pytest.mark.parametrize(("weights", "file"), [("ema", "ema_1.pt"), ("raw", "checkpoint_1.pt")])
+def test_export_acts_as_its_run(run: Path, exported: Path, weights: Any, file: str) -> None:
+    expected = chunk(run, weights=weights)
+    for location in (exported, exported / "checkpoints" / file):
+        actions = chunk(location, **({"weights": weights} if location == exported else {}))
+        assert all(np.array_equal(actions[name], expected[name]) for name in expected)
+
+
+def test_export_acts_without_its_base_model(run: Path, exported: Path, tmp_path: Path) -> None:
+    expected = chunk(run)
+    (run.parent / "clip").rename(tmp_path / "clip")
+    try:
+        actions = chunk(exported)
+    finally:
+        (tmp_path / "clip").rename(run.parent / "clip")
+    assert all(np.array_equal(actions[name], expected[name]) for name in expected)
+
+
+def test_published_experiment_acts_with_its_newest_checkpoint(
+    run: Path, published: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    tree = yaml.safe_load((copy / "config.yaml").read_text())
+    tree["model"]["vision_language_backbone"]["image_words"] = True
+    (copy / "config.yaml").write_text(yaml.safe_dump(tree))
+
+    trained = open_trained(str(published), device="cpu")
+
+    assert (trained.origin.file.name, trained.origin.weights) == ("ema_10.pt", "ema")
+    expected, actions = chunk(copy), chunk(published)
+    assert all(np.array_equal(actions[name], expected[name]) for name in expected)
+
+
+class Notes(NullReporter):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.texts.append(message)
+
+
+def test_open_loop_takes_a_published_file_and_tells_what_it_leaves_out(
+    data: Path, published: Path, tmp_path: Path
+) -> None:
+    location = published / "checkpoints/checkpoint_9.pt"
+    content = torch.load(location, weights_only=True)
+    content["state_dict"]["sinusoidal_position_embeddings.emb"] = torch.zeros(4)
+    torch.save(content, location)
+    notes = Notes()
+
+    result = open_loop(
+        OpenLoopConfig(
+            checkpoint=str(location), data=str(data), output=str(tmp_path / "out"), max_samples=4
+        ),
+        reporter=notes,
+    )
+
+    assert (result.weights, result.samples) == ("raw", 4)
+    text = " ".join(notes.texts)
+    assert "transformer.embeddings.weight" in text
+    assert "sinusoidal_position_embeddings.emb" in text
+
+
+def test_published_checkpoint_on_the_hub_acts(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site/lab/policy"
+    shutil.copytree(published, site)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "none"))
+    expected = chunk(published, weights="raw")
+    with web_server(tmp_path / "site") as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        for location in ("hf://models/lab/policy", "hf://lab/policy"):
+            actions = chunk(f"{location}/checkpoints/checkpoint_10.pt")
+            assert all(np.array_equal(actions[name], expected[name]) for name in expected)
+
+
+def test_file_without_its_experiment_is_an_error(published: Path, tmp_path: Path) -> None:
+    shutil.copy(published / "checkpoints/checkpoint_9.pt", tmp_path)
+
+    with pytest.raises(DataError) as caught:
+        load_policy(tmp_path / "checkpoint_9.pt")
+    assert caught.value.code == "data.broken_config"
+    assert "config.yaml" in caught.value.message
+
+
+def damage(path: Path) -> None:
+    """Changes a byte of a tensor."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+class Code:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("opened",)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "code"),
+    [
+        ("checkpoints/checkpoint_9.pt", damage, "broken_weights"),
+        ("checkpoints/ema_10.pt", lambda path: os.truncate(path, 99), "broken_weights"),
+        ("checkpoints/optimizer_9.pt", lambda path: torch.save(Code(), path), "unsafe_weights"),
+        ("checkpoints/ema_10.pt", Path.unlink, "no_average"),
+        ("stats.json", lambda path: path.write_text("{}"), "broken_statistics"),
+        ("preprocessing_config.yaml", Path.unlink, "broken_options"),
+        ("config_normalizer.yaml", Path.unlink, "broken_config"),
+        ("config_model.yaml", lambda path: path.write_text("{}"), "other_config"),
+        ("config.yaml", lambda path: path.write_text("model: {type: other}"), "broken_config"),
+    ],
+)
+def test_verify_finds_damage_of_an_experiment(
+    published: Path, name: str, change: Callable[[Path], Any], code: str
+) -> None:
+    assert finding_codes(published) == set()
+
+    change(published / name)
+
+    assert f"experiment.{code}" in finding_codes(published)
+
+
+def finding_codes(location: Path) -> set[str]:
+    """Codes of the findings."""
+    try:
+        result = verify(VerifyConfig(location=str(location)))
+    except DataError as error:
+        result = error.result
+    assert isinstance(result, VerifyResult)
+    assert (result.kind, result.checked["files"] >= 3) == ("experiment", True)
+    return set(result.counts)
+
+
+def test_verify_compares_the_files_of_an_export(exported: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(exported, tmp_path / "export"))
+    assert finding_codes(folder) == set()
+
+    (folder / "config.yaml").write_text((folder / "config.yaml").read_text() + "# mine\n")
+
+    assert finding_codes(folder) == {"output.size_mismatch"}
