@@ -17,11 +17,11 @@ from vlatool.config.resolve import load_config
 from vlatool.loading.loader import LoaderPlan, build_loader
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.training.config import TrainConfig
+from vlatool.training.data import prefetch_to_device
 from vlatool.training.plan import make_plan
 from vlatool.training.runtime import Runtime
 from vlatool.training.setup import set_up
 from vlatool.training.step import OptimizerStepper, StepContexts
-from vlatool.training.transfer import prefetch_to_device
 
 
 def main(data: str, preset: str, workers: int, steps: int) -> None:

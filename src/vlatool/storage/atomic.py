@@ -10,7 +10,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -106,16 +106,26 @@ def atomic_folder(path: Path) -> Generator[Path]:
         with _staging(path) as folder:
             yield folder
         return
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    with renamed_folder(path, _sync_all) as partial, as_storage_error(path, below=partial):
+        yield partial
+
+
+@contextmanager
+def renamed_folder(path: Path, sync: Callable[[Path], None]) -> Generator[Path]:
+    """Creates a local folder that is renamed to `path` if the block ends normally, else removed.
+
+    Args:
+        path: Final path; an existing folder is replaced.
+        sync: Syncs the content of the folder to the disk.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
         with as_storage_error(path), crash_point("create", path):
             partial.mkdir(parents=True)
-        with as_storage_error(path, below=partial):
-            yield partial
+        yield partial
         with as_storage_error(path):
             with crash_point("sync", path):
-                _sync_all(partial)
+                sync(partial)
             if path.exists():
                 remove_tree(path)
             with crash_point("rename", path):
@@ -284,22 +294,23 @@ def _sync_all(folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             path.chmod(mode)
-            _sync(path)
+            sync_path(path)
         elif path.is_dir():
-            _sync(path)
+            sync_path(path)
 
 
 def sync_folder(folder: Path) -> None:
     """Syncs the entries of a folder to the disk."""
     with crash_point("sync", folder):
         try:
-            _sync(folder)
+            sync_path(folder)
         except OSError as error:
             if error.errno not in _NO_FOLDER_SYNC:
                 raise
 
 
-def _sync(path: Path) -> None:
+def sync_path(path: Path) -> None:
+    """Syncs a file or the entries of a folder; raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

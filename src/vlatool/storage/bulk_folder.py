@@ -6,8 +6,6 @@ Syncing each file of 90 kB reduces the throughput by 97 % (measured).
 import ctypes
 import hashlib
 import os
-import secrets
-import shutil
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
@@ -16,7 +14,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Protocol
 
-from vlatool.storage.atomic import as_storage_error, remove_file, remove_tree, sync_folder
+from vlatool.storage.atomic import as_storage_error, remove_file, renamed_folder, sync_path
 from vlatool.storage.background import in_background
 from vlatool.storage.crash_points import crash_point
 from vlatool.storage.remote_path import RemotePath
@@ -57,21 +55,8 @@ def bulk_folder(path: Path) -> Generator[FolderWriter]:
         yield remote
         remote.finish()
         return
-    partial_path = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
-    try:
-        with as_storage_error(path), crash_point("create", path):
-            partial_path.mkdir(parents=True)
+    with renamed_folder(path, _sync_below) as partial_path:
         yield _LocalFolder(partial_path, path)
-        with as_storage_error(path):
-            with crash_point("sync", path):
-                _sync_below(partial_path)
-            if path.exists():
-                remove_tree(path)
-            with crash_point("rename", path):
-                partial_path.rename(path)
-            sync_folder(path.parent)
-    finally:
-        shutil.rmtree(partial_path, ignore_errors=True)
 
 
 class _LocalFolder:
@@ -120,7 +105,7 @@ def _sync_below(folder: Path) -> None:
     try:
         if _syncfs()(descriptor):
             for file in folder.iterdir():
-                _sync(file)
+                sync_path(file)
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -130,11 +115,3 @@ def _sync_below(folder: Path) -> None:
 def _syncfs() -> Callable[[int], int]:
     """Function `syncfs` of the system, which returns 0 on success; else one that returns -1."""
     return getattr(ctypes.CDLL(None), "syncfs", None) or (lambda _: -1)
-
-
-def _sync(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

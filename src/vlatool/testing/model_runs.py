@@ -42,14 +42,13 @@ from vlatool.testing.model_rules import (
 from vlatool.testing.policies import check_acting, check_recorded
 from vlatool.training.checkpoints import save_checkpoint
 from vlatool.training.config import TrainConfig
-from vlatool.training.data import DataStreams
+from vlatool.training.data import DataStreams, prefetch_to_device
 from vlatool.training.metrics import MetricsFile, MetricsLogger
 from vlatool.training.plan import TrainPlan
 from vlatool.training.runtime import Runtime
 from vlatool.training.setup import TrainSetup, set_up
 from vlatool.training.step import LossSums, StepContexts
 from vlatool.training.trainer import Trainer
-from vlatool.training.transfer import prefetch_to_device
 from vlatool.training.validation import ImageLogger, Validation
 
 _FEWER = 3

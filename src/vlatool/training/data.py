@@ -1,12 +1,15 @@
-"""Micro-batches of the training data and the validation data of a run."""
+"""Micro-batches of the training data and the validation data of a run, on the device."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter
@@ -25,7 +28,6 @@ from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.training.config import TrainConfig
 from vlatool.training.plan import TrainPlan
 from vlatool.training.runtime import Runtime
-from vlatool.training.transfer import prefetch_to_device
 
 # (shards, samples per shard) that `check_samples` reads first, and before it reports an error.
 _FIRST_READ, _LAST_READ = (3, 2), (16, 8)
@@ -214,3 +216,37 @@ class DataStreams:
         config = self.config
         example = config.model_type.example
         return partial(example, config.model, config.data, self.plan.micro_batch)
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """The value with every tensor on the device, in nested dicts and lists too."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {name: to_device(item, device) for name, item in value.items()}
+    return [to_device(item, device) for item in value] if isinstance(value, list) else value
+
+
+def prefetch_to_device(batches: Iterator[MicroBatch], device: torch.device) -> Iterator[MicroBatch]:
+    """The micro-batches on the device; a GPU copies the next one while it computes the last one."""
+    if device.type != "cuda":
+        for micro_batch in batches:
+            yield replace(micro_batch, batch=to_device(micro_batch.batch, device))
+        return
+    stream = torch.cuda.Stream(device)
+    for micro_batch in batches:
+        # Only work that is queued from here on waits for the copy; earlier work goes ahead.
+        with torch.cuda.stream(stream):
+            copied = replace(micro_batch, batch=to_device(micro_batch.batch, device))
+        torch.cuda.current_stream(device).wait_stream(stream)
+        _record_stream(copied.batch, torch.cuda.current_stream(device))
+        yield copied
+
+
+def _record_stream(value: Any, stream: "torch.cuda.Stream") -> None:
+    """Protects memory of another stream from reuse until `stream` has read it."""
+    if isinstance(value, Tensor):
+        value.record_stream(stream)
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            _record_stream(item, stream)

@@ -236,7 +236,7 @@ def _by_name(ranked: "BestMedianWorst") -> dict[str, dict[str, float]]:
 
 
 def _write_page(result: TokenizerEvalResult, images: "Mapping[str, ReconstructedImage]") -> None:
-    from vlatool.evaluation.reconstruction_page import ReconstructionReport, write_tokenizer_page
+    from vlatool.evaluation.reconstruction import ReconstructionReport, write_tokenizer_page
 
     report = ReconstructionReport(
         title=result.data,

@@ -21,8 +21,11 @@ from vlatool.episode import PoseGroup, UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter
 from vlatool.loading.base import DroppedSample, PairOptions, SampleRef
-from vlatool.loading.robotics.augmentation import AugmentationConfig
-from vlatool.loading.robotics.config import RoboticsDataConfig, ValidationDataConfig
+from vlatool.loading.robotics.config import (
+    AugmentationConfig,
+    RoboticsDataConfig,
+    ValidationDataConfig,
+)
 from vlatool.loading.robotics.decode import DROP_REASONS, DecodedSample
 from vlatool.loading.robotics.info import RoboticsInfo, derive_data, load_info
 from vlatool.loading.robotics.init_statistics import select_statistics

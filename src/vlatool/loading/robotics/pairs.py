@@ -16,8 +16,7 @@ from vlatool.errors import DataError
 from vlatool.loading.base import ActionField, PairOptions, Target
 from vlatool.loading.dataset import SampleDataset
 from vlatool.loading.order import OrderOptions, SampleOrder
-from vlatool.loading.robotics.augmentation import AugmentationConfig
-from vlatool.loading.robotics.config import RoboticsDataConfig, image_names
+from vlatool.loading.robotics.config import AugmentationConfig, RoboticsDataConfig, image_names
 from vlatool.loading.robotics.decode import DecodedSample
 from vlatool.loading.robotics.info import RoboticsInfo, load_info
 from vlatool.loading.robotics.reader import RoboticsReader
