@@ -264,6 +264,8 @@ def _train(setup: _RunSetup, reporter: Reporter) -> TrainResult:
     if latest is None and config.init_from is not None:
         check_budget(state, plan.total_steps, config.init_from)
     for name, spec in train_setup.objective.optimizers().items():
+        if config.hparams.decay_by_name and spec.groups is not None:
+            reporter.note(f"hparams.decay_by_name has no effect on {name}, which has its own rule")
         if spec.starts_at >= plan.total_steps:
             reporter.note(f"{name} starts at step {spec.starts_at}, after the end: it never steps")
         else:

@@ -163,7 +163,6 @@ def test_published_stage_file_is_a_run(tmp_path: Path) -> None:
         "experiment.max_train_examples",
         "experiment.name",
         "experiment.project",
-        "experiment.resume",
         "optimizer.params.epsilon",
     ]
 
@@ -224,6 +223,7 @@ def test_published_value_without_a_meaning_raises_an_error(tmp_path: Path, overr
         "losses.reconstruction_loss=l1",
         "optimizer.name=sgd",
         "training.enable_tf32=False",
+        "experiment.resume=False",
         "model.vq_model.vit_dec_patch_size=8",
         "model.vq_model.quantize_mode=fsq",
     ],

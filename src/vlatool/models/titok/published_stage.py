@@ -60,6 +60,7 @@ _SAME: Mapping[str, str] = {
 }
 # Keys with one possible value: the value, and the reason for the error with others.
 _FIXED: Mapping[str, tuple[Any, str]] = {
+    "experiment.resume": (True, "a run in the same folder resumes; --overwrite starts it again"),
     "losses.reconstruction_loss": ("l2", "the loss of pixels is their squared error"),
     "optimizer.name": ("adamw", "AdamW is the only optimizer"),
     "training.enable_tf32": (True, "products in float32 use TF32"),
