@@ -146,7 +146,7 @@ class Registry(Generic[T]):
         )
 
     def names_with_key(self, key: str) -> list[str]:
-        """Names whose configuration class has a key; broken plugins are left out."""
+        """Names of entries with a key in their configuration class; broken plugins are left out."""
         names: list[str] = []
         for name in self.names():
             with suppress(EnvironmentProblem):

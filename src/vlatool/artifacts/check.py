@@ -80,7 +80,7 @@ class CheckOptions:
     """Options of one verification.
 
     Attributes:
-        samples: Number of samples whose contents are read; None for all.
+        samples: Number of samples that are read; None for all.
         is_full: Recompute statistics and decode every image.
         is_quick: Compare no digests.
         counts: Counts of what was checked so far.

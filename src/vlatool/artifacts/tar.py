@@ -152,7 +152,7 @@ def scan_tar(path: Path) -> TarScan:
 
 @dataclass(frozen=True)
 class OpenShard:
-    """Open tar whose headers have been scanned.
+    """Open tar with scanned headers.
 
     Attributes:
         path: The file.
@@ -186,7 +186,7 @@ class OpenShard:
 
     @contextmanager
     def reading(self, key: str) -> Generator[StoredSample]:
-        """A sample whose members are read lazily.
+        """A sample with members that are read lazily.
 
         Raises:
             DataError: A member that the `with` body reads is missing, broken, or over 64 MiB.

@@ -26,7 +26,7 @@ from vlatool.errors import UsageError
 
 
 class TableGroup(typer.core.TyperGroup):
-    """Commands of the table whose words follow `prefix`; each is built when it is needed."""
+    """Commands of the table with the words `prefix` first; each is built when it is needed."""
 
     prefix: ClassVar[str] = ""
 

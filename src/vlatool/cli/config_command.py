@@ -66,7 +66,7 @@ class ConfigSpec:
         option_aliases: Options of a config with sections, by name.
         positionals: Keys that are arguments; the list of options in the help leaves them out.
         note: Returns the last paragraph of the help.
-        values: Dotted keys whose value is a name in a registry → these names.
+        values: Dotted keys with a name of a registry as value → these names.
         presets: Folders of presets for this command.
         schema_words: Arguments → those of them that determine the config class.
     """
@@ -89,7 +89,7 @@ def schema_at(target: str) -> Callable[[Sequence[str]], "type[ConfigModel]"]:
 
 
 class VlatoolCommand(typer.core.TyperCommand):
-    """Command whose options may be typed with dashes or underscores."""
+    """Command with options that may be typed with dashes or underscores."""
 
     examples: ClassVar[tuple[str, ...]] = ()
     arguments: ClassVar[str] = ""
@@ -208,7 +208,7 @@ def _config_options(*, is_flat: bool) -> list[Any]:
 
 
 class ConfigCommand(VlatoolCommand):
-    """Command with a configuration, whose keys are removed from argv before Typer parses it."""
+    """Command with a configuration; its keys are removed from argv before Typer parses it."""
 
     spec: ClassVar[ConfigSpec]
 

@@ -46,7 +46,7 @@ class Form:
     Attributes:
         spec: Options of the configuration; None for a command without one.
         body: Function of (invocation, command, values) that runs the command.
-        declare: Function whose parameters are further options for Typer.
+        declare: Function with further options for Typer as parameters.
     """
 
     spec: ConfigSpec | None

@@ -101,7 +101,7 @@ def known_values(
     Args:
         schema: The config class.
         keys: Its keys that are options by their name.
-        registered: Dotted keys whose value is a name in a registry → these names.
+        registered: Dotted keys with a name of a registry as value → these names.
         is_flat: Dotted keys are no options.
     """
     known: dict[str, Sequence[str] | None] = {}

@@ -105,7 +105,7 @@ def silence(stream: TextIO) -> None:
 
 
 def is_stdout_closed() -> bool:
-    """True if stdout is a pipe whose reader has closed it."""
+    """True if stdout is a pipe that its reader has closed."""
     try:
         poller = select.poll()
         poller.register(sys.stdout.fileno(), select.POLLOUT)

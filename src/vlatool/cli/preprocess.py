@@ -1,4 +1,4 @@
-"""Form of `vlatool preprocess`, whose keys depend on the format and the sink."""
+"""Form of `vlatool preprocess`; its keys depend on the format and the sink."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise

@@ -58,7 +58,7 @@ class Layers:
 
     Attributes:
         trees: Trees, each merged over the ones before it.
-        typed_files: Files, as named in origins, whose values the user set for this command.
+        typed_files: Files, as named in origins, with values that the user set for this command.
     """
 
     trees: Sequence[Node]

@@ -300,6 +300,6 @@ def _keys_below(tree: Node, parts: Sequence[str | int]) -> list[str]:
 
 
 def with_derived(resolved: Resolved[C], config: C, rules: Mapping[str, str]) -> Resolved[C]:
-    """Result with a configuration whose values were derived from data, by rules per key."""
+    """Result with a configuration that has values derived from data, by rules per key."""
     origins = {key: f"derived: {rule}" for key, rule in rules.items()}
     return replace(resolved, config=config, origins={**resolved.origins, **origins})

@@ -59,7 +59,7 @@ def act_in_batches(
 
 
 class ResizeLog:
-    """Log of images whose size differs from that which the policy sees, once per camera and size.
+    """Log of images of another size than the policy sees, once per camera and size.
 
     Args:
         sees: Input of the policy.

@@ -61,7 +61,7 @@ _NUMBERED = re.compile(r"(.*?)(\d{1,18})\Z")
 
 
 class FeatureNetwork(Protocol):
-    """Network whose features the Frechet distance compares, as `models.perceptual.inception`."""
+    """Network of the features that the Frechet distance compares: `models.perceptual.inception`."""
 
     width: int
 
@@ -167,7 +167,7 @@ def frame_index_of(key: str) -> FrameIndex:
 
 
 def load_metric_networks(weights: str | None, device: torch.device) -> MetricNetworks:
-    """Loads the networks whose published files are in a folder.
+    """Loads the networks with published files in a folder.
 
     Raises:
         DataError: The folder has none of the files, or a file differs from the published one.

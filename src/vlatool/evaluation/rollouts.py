@@ -263,7 +263,7 @@ class RolloutRecord(JobResult):
 
 
 class RolloutJob:
-    """Job whose items are the groups of the rollouts; an interrupted run resumes at a group."""
+    """Job with the groups of the rollouts as items; an interrupted run resumes at a group."""
 
     def __init__(
         self, output: Path, record: OutputRecord, rollouts: Rollouts, header: Mapping[str, str]

@@ -37,7 +37,7 @@ class JobConfig(ConfigModel):
 
 
 class EngineConfig(JobConfig):
-    """Keys of a job whose items are processed by a pool of processes, here or on Ray."""
+    """Keys of a job with a pool of processes for its items, here or on Ray."""
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
         **JobConfig.help_groups,

@@ -19,7 +19,7 @@ Item = TypeVar("Item")
 _STAT_THREADS = 16
 # Part of every plan: raise it when the same options give other bytes, not with a release.
 _BYTES_VERSION = "0.1.0"
-# Packages whose version can change the bytes that are written.
+# Packages that can change, with their version, the bytes that are written.
 _SHAPING_PACKAGES = ("pillow", "pyvips-binary", "numpy", "av", "pyarrow", "scipy")
 
 

@@ -153,9 +153,9 @@ class JobSpec(Generic[Item]):
         work: Processes one item; picklable. Its files have their final names when it returns.
         state: Returns the state of the input of an item; picklable.
         owned: Patterns of the files that the job writes. Other files are not touched.
-        volatile: Those of `owned` whose files hold times. The file list leaves them out.
-        temporary: Those of `owned` whose files are removed once the output is complete. The file
-            list of a complete output leaves them out.
+        volatile: Patterns of `owned` for files that hold times. The file list leaves them out.
+        temporary: Patterns of `owned` for files that are removed once the output is complete. The
+            file list of a complete output leaves them out.
         locations: Inputs and output. Records do not hold their parent folders.
         progress_count: Count of receipts that progress shows, such as `samples`.
         has_arrays: Receipts carry arrays. Names of items must be valid file names then.

@@ -46,7 +46,7 @@ class OutputRecord:
         complete: True if nothing is left to do. A run with failed items is not complete.
         version: Version of vlatool.
         owned: Patterns of the files of the output.
-        volatile: Those of `owned` whose files hold times. The file list leaves them out.
+        volatile: Patterns of `owned` for files that hold times. The file list leaves them out.
         parent: Fingerprint of the output that contains this one; empty without one.
         run_id: Random id; a new one each time that the output is started from scratch.
         journal: Format number of the journal.

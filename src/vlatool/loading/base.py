@@ -27,7 +27,7 @@ Allocate = Callable[[int], "UInt8Array"]
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """A file whose samples can be read by byte ranges.
+    """A file with samples that can be read by byte ranges.
 
     Attributes:
         location: Path or URI of any scheme.
@@ -86,7 +86,7 @@ class SampleRef(NamedTuple):
 
 @dataclass(frozen=True)
 class DroppedSample:
-    """A sample whose content cannot be used.
+    """A sample with content that cannot be used.
 
     Attributes:
         reason: One of the `drop_reasons` of the data kind.
@@ -223,7 +223,7 @@ class RecordedPairs(Protocol):
 
 @runtime_checkable
 class HasPairs(Protocol):
-    """A data kind whose samples contain observations of a robot and its actions."""
+    """A data kind with observations and actions of a robot in its samples."""
 
     def pairs(self, config: Any, assets: Any, location: str, options: PairOptions) -> RecordedPairs:
         """Returns pairs of observation and target of a data set.
@@ -242,7 +242,7 @@ class HasPairs(Protocol):
 
 @runtime_checkable
 class HasStatistics(Protocol):
-    """A data kind whose samples are normalized with statistics, or with those of other weights."""
+    """A data kind that normalizes its samples with statistics, or with those of other weights."""
 
     def with_init_statistics(
         self, config: Any, info: Any, folder: Path | None, reporter: Reporter = NULL
@@ -264,7 +264,7 @@ class HasStatistics(Protocol):
 
 @runtime_checkable
 class Normalizes(Protocol):
-    """Assets of a data kind whose samples contain fields to normalize."""
+    """Assets of a data kind with fields to normalize in its samples."""
 
     def normalized(self, sample: Any) -> Any:
         """Returns the sample with normalized fields, as a policy receives it."""

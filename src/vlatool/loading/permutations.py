@@ -29,7 +29,7 @@ def permutation(count: int, *key: object) -> NDArray[np.int64]:
 
 
 def keyed_generator(*key: object) -> np.random.Generator:
-    """Returns a generator whose state depends on the key only."""
+    """Returns a generator with a state that depends on the key only."""
     return np.random.Generator(_philox(key))
 
 

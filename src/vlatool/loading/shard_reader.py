@@ -34,7 +34,7 @@ BROKEN_SAMPLE = "broken_sample"
 
 # Far below the usual limit of 1024 open files.
 _MAX_OPEN_FILES = 192
-# Samples whose byte ranges stay in memory, at 16 bytes each: more than the lanes of a run use.
+# Number of byte ranges that stay in memory, 16 bytes per sample: more than the lanes of a run use.
 _MAX_INDEXED_SAMPLES = 4_000_000
 # Default size in bytes of the cache, and of the data of one run that are cached as whole shards.
 _DEFAULT_CACHE_BYTES = 16_000_000_000

@@ -77,7 +77,7 @@ class OptimizerSpec:
     rates are scaled with `lr`.
 
     Attributes:
-        parts: Names of the parts whose parameters it updates.
+        parts: Names of the parts that it updates.
         groups: Function from the parts after sharding, by name, to parameter groups; parameters
             have the names of `build`. None: those of `hparams.decay_by_name`.
         lr: Peak learning rate; None: `hparams.lr`.

@@ -240,7 +240,7 @@ class CodebookTokenizer:
 
 
 def weights_digest(network: nn.Module, text: str, prefixes: tuple[str, ...]) -> str:
-    """SHA-256 of `text` and of the weights whose names start with one of `prefixes`."""
+    """SHA-256 of `text` and of the weights with names that start with one of `prefixes`."""
     digest = hashlib.sha256(text.encode())
     for name, tensor in sorted(network.state_dict().items()):
         if name.startswith(prefixes):

@@ -105,7 +105,7 @@ class Estimate:
 class Sink(Protocol):
     """Writer of episodes as training data.
 
-    A sink whose receipts carry findings declares them as `findings: ClassVar[FindingCodes]`.
+    A sink with findings in its receipts declares them as `findings: ClassVar[FindingCodes]`.
 
     Attributes:
         Config: Its keys; the default of `type` is the name of the sink.

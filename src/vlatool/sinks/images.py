@@ -127,7 +127,7 @@ class ImageWriter:
 
     Attributes:
         encoding: Form of the written images.
-        copied: Number of images whose stored bytes were copied.
+        copied: Number of images that were copied as stored bytes.
         converted: Number of stored images that were not plain 8-bit RGB.
         animations: Number of images with several frames.
         sizes: (height, width) of images before the resize to their number.

@@ -109,7 +109,7 @@ class InflatedMember:
 
 
 class NpzArchive:
-    """An npz file whose arrays are read by name.
+    """An npz file with arrays that are read by name.
 
     Raises:
         DataError: The file is missing or not a zip archive.

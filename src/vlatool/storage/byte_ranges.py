@@ -67,7 +67,7 @@ def open_byte_range(byte_range: ByteRange) -> IO[bytes]:
 
 
 def open_tail(path: Path) -> IO[bytes]:
-    """Opens a file whose end is read first, such as an archive with its directory at the end."""
+    """Opens a file to read its end first, such as an archive with its directory at the end."""
     if isinstance(path, RemotePath):
         return reader.open_reader(path.address, from_end=True)
     return path.open("rb")

@@ -117,7 +117,7 @@ class _DamagingWork:
 
 
 class _DamagedCamera:
-    """A camera whose last image cannot be read."""
+    """A camera with a last image that cannot be read."""
 
     def __init__(self, source: FrameSource) -> None:
         self._source, self.size = source, source.size

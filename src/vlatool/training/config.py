@@ -367,7 +367,7 @@ class TrainConfig(ConfigModel):
 
     @classmethod
     def specialize(cls, tree: Mapping[str, Any]) -> type[Self]:
-        """Subclass whose `model` and `data` have the config classes of the chosen types."""
+        """Subclass with the config classes of the chosen types for `model` and `data`."""
         return with_types(cls, tree)
 
     @property

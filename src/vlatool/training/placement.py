@@ -146,7 +146,7 @@ class PlacedParts:
 
 
 class _Methods(nn.Module):
-    """Module whose forward pass runs any method of another module, for wrapping in DDP."""
+    """Module that runs any method of another module in its forward pass, for wrapping in DDP."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()

@@ -299,7 +299,7 @@ class ActionQuality:
 
     Attributes:
         lengths: int64 [N], number of ids of each chunk.
-        exact: Share of chunks whose rounded coefficients are decoded exactly.
+        exact: Share of chunks with rounded coefficients that are decoded exactly.
         in_range: Share of coefficients that were not clamped.
         rms: float64 [D], root mean square error of normalized actions.
         largest: float64 [D], largest absolute error.

@@ -14,7 +14,7 @@ from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.plugins import did_you_mean
 
-# The published rule considers all fields whose names contain one of these words.
+# The published rule considers all fields with one of these words in their names.
 _PUBLISHED_WORDS = ("action", "joint", "poses", "xyz", "actual")
 
 Padding = Literal["copy", "zero", "reflect"]

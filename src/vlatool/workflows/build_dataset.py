@@ -303,7 +303,7 @@ class BuildDatasetJob:
         }
 
     def _count_collisions(self, reporter: Reporter) -> int:
-        """Number of samples whose instruction may be mistaken for codes."""
+        """Number of samples with an instruction that may be mistaken for codes."""
         tokenizer, id_map = self._text_tokenizer, self._work.sizes.id_map
         if id_map is None:
             return 0

@@ -178,7 +178,7 @@ def is_image_shards(path: Path) -> bool:
 
 
 def published_tars(folder: Path, pattern: str = PUBLISHED_NAME) -> list[Path]:
-    """Tars whose name matches, sorted by the number in the first group.
+    """Tars with a matching name, sorted by the number in the first group.
 
     Raises:
         DataError: The group of a name is not a number.

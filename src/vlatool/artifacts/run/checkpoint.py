@@ -29,12 +29,12 @@ _METADATA = "__metadata__"
 _EMA_SUFFIX = ".ema.safetensors"
 # Digits of the digest in the name of a file of frozen weights.
 _NAME_DIGITS = 16
-# Part whose files have no prefix.
+# Part without a prefix in the names of its files.
 _MAIN_PART = "model"
 # Limit of the safetensors library.
 _MAX_HEADER_BYTES = 100_000_000
 _STEP = "step_"
-# Number of files whose digests are computed in parallel.
+# Number of files that are digested in parallel.
 _DIGESTS_AT_ONCE = 4
 # Key of checkpoints at steps that were not planned.
 _STOPPED = "stopped"

@@ -173,7 +173,7 @@ def _merged(
 ) -> MergedStats:
     """Merges statistics with the weights of the mixture; steps are aligned by the anchor.
 
-    A field whose shape differs between data sets is left out. Using it is an error.
+    A field with other shapes in other data sets is left out. Using it is an error.
     """
     if len(parts) == 1:
         return MergedStats(parts[0])

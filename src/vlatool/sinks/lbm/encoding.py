@@ -63,7 +63,7 @@ class ImageStream:
 
 
 class EpisodeEncoder:
-    """Encoded images for samples whose frames ascend; memory is bounded by one window.
+    """Encoded images for samples with ascending frames; memory is bounded by one window.
 
     A context manager. Streams are encoded one batch ahead on a few threads.
     """

@@ -70,7 +70,7 @@ class ImageShardsReader:
         return Survey(len(refs), {CAMERA: None}, {}, frames, _FPS)
 
     def read(self, ref: EpisodeRef) -> Episode:
-        """An episode whose images stay in the tar, which is scanned if it has no index.
+        """An episode; its images stay in the tar, which is scanned if it has no index.
 
         Raises:
             DataError: The tar is missing, broken or empty.

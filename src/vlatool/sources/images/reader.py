@@ -236,7 +236,7 @@ class ImagesReader:
         return Survey(len(refs), {CAMERA: None}, {}, frames)
 
     def read(self, ref: EpisodeRef) -> Episode:
-        """An episode whose images stay on disk.
+        """An episode; its images stay on disk.
 
         Raises:
             DataError: `data.no_pictures`.

@@ -173,7 +173,7 @@ class SpartanReader:
         yield from check_siblings(list(self.discover(sources)), sources)
 
     def _complete_groups(self, fields: Collection[str]) -> tuple[PoseGroup, ...]:
-        """Pose groups whose fields all exist, including the measured counterparts."""
+        """Pose groups with all their fields, including the measured counterparts."""
         return tuple(
             group
             for group in self._groups
