@@ -26,12 +26,13 @@ NETWORK: dict[str, Any] = {
 }
 LOSSES: dict[str, Any] = {"discriminator_start": 3, "discriminator_channels": 32}
 VIT = {"hidden_dim": 32, "n_layers": 2, "n_heads": 2}
+QUANTIZER: dict[str, Any] = {"type": "vq", "codebook_size": 64, "token_size": 6}
 SIZES: dict[str, Any] = {
     "patch_size": 4,
     "num_latent_tokens": 8,
     "encoder": VIT,
     "decoder": VIT,
-    "quantizer": {"type": "vq", "codebook_size": 64, "token_size": 6},
+    "quantizer": QUANTIZER,
 }
 PIXELS: dict[str, Any] = {**SIZES, "decoder_head": "pixel", "latent_layout": "aligned"}
 

@@ -14,6 +14,7 @@ from tests.builders.tokenizers import (
     LOSSES,
     NETWORK,
     PIXELS,
+    QUANTIZER,
     SIDE,
     SIZES,
     image_data,
@@ -61,11 +62,14 @@ def stage_1(folder: Path) -> str:
 
 
 def test_vqgan_passes_the_contract_checks(data: dict[str, Any]) -> None:
-    check_model_type(VqganType, {**NETWORK, "losses": LOSSES}, data=data)
+    check_model_type(VqganType, {**NETWORK, "losses": LOSSES, "revive_after": 1}, data=data)
 
 
 def test_stage_1_passes_the_contract_checks(data: dict[str, Any], teacher: str) -> None:
-    check_model_type(TitokType, {**SIZES, "teacher": teacher, "vqgan": NETWORK}, data=data)
+    options = {"teacher_precision": "bfloat16", "quantizer": {**QUANTIZER, "revive_after": 1}}
+    check_model_type(
+        TitokType, {**SIZES, "teacher": teacher, "vqgan": NETWORK, **options}, data=data
+    )
 
 
 def test_stage_2_passes_the_contract_checks(data: dict[str, Any], teacher: str) -> None:

@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import functional
 
 from vlatool.errors import DataError
+from vlatool.models.base import Rng
 from vlatool.models.images import to_float, to_uint8
 from vlatool.models.tokenizer import Codes, Precision, Reconstruction
 
@@ -36,12 +38,14 @@ class QuantizerOutput(NamedTuple):
         codes: int64 [B, K]; [B, 0] without a codebook.
         penalty: Loss term of the quantizer, scalar float32.
         commitment: Commitment loss, a part of `penalty`; detached.
+        inputs: Vectors that were mapped to codes, float32 [B, K, D]; detached.
     """
 
     vectors: Tensor
     codes: Tensor
     penalty: Tensor
     commitment: Tensor
+    inputs: Tensor
 
 
 @contextmanager
@@ -108,7 +112,8 @@ class VectorQuantizer(nn.Module):
             penalty = commitment + codebook_loss
             if self.entropy_weight and self.training:
                 penalty = penalty + self.entropy_weight * entropy_penalty(vectors, table)
-        return QuantizerOutput(straight_through, codes, penalty, commitment.detach())
+        inputs = vectors.detach()
+        return QuantizerOutput(straight_through, codes, penalty, commitment.detach(), inputs)
 
     def codes(self, features: Tensor) -> Tensor:
         """Returns the codes int64 [B, K] of features [B, K, D]."""
@@ -146,6 +151,61 @@ class VectorQuantizer(nn.Module):
 
     def _scaled(self, values: Tensor) -> Tensor:
         return functional.normalize(values, dim=-1, eps=_NORM_EPS) if self.l2_norm else values
+
+
+class CodeRevival(nn.Module):
+    """Replacement of dead codes, which no vector was mapped to for a number of steps.
+
+    At every step one vector of each image, drawn at random, is a candidate for one code, drawn at
+    random; a dead code with one candidate is replaced by it. It is a part beside the model, so that
+    the weights of the model keep the published names.
+
+    Args:
+        size: Number of codes, N.
+        after: Number of steps without use after which a code is dead.
+    """
+
+    idle: Tensor  # int64 [N], steps since each code was used or replaced
+
+    def __init__(self, size: int, after: int) -> None:
+        super().__init__()
+        self.after = after
+        self.register_buffer("idle", torch.zeros(size, dtype=torch.int64))
+
+    def candidates(self, vectors: Tensor, rng: Rng) -> Tensor:
+        """Returns the sum of the candidates of each code and their number, float64 [N, D + 1].
+
+        Args:
+            vectors: Vectors of a micro-batch, [B, K, D].
+            rng: Random numbers of its images.
+        """
+        size, number, width = len(self.idle), vectors.shape[1], vectors.shape[2]
+        chosen, codes = rng.integers(number), rng.integers(size)
+        rows = vectors[torch.arange(len(vectors), device=vectors.device), chosen].double()
+        counted = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)
+        total = torch.zeros(size, width + 1, dtype=torch.float64, device=vectors.device)
+        return total.index_add_(0, codes, counted)
+
+    def update(self, table: Tensor, counts: Tensor, candidates: Tensor, ok: Tensor) -> None:
+        """Counts the steps without use, and replaces dead codes.
+
+        Args:
+            table: Weights of the codebook [N, D], sharded or not, which are changed.
+            counts: Number of vectors of the step that were mapped to each code, [N].
+            candidates: Sum of `candidates` over all micro-batches and ranks.
+            ok: Bool scalar; if False, nothing changes.
+        """
+        idle = torch.where(counts > 0, 0, self.idle + 1)
+        is_replaced = ok & (idle >= self.after) & (candidates[:, -1] == 1)
+        idle = torch.where(is_replaced, 0, idle)
+        self.idle.copy_(torch.where(ok, idle, self.idle))
+        rows = candidates[:, :-1].to(table.dtype)
+        mask = is_replaced.to(table.dtype)[:, None].expand_as(rows).contiguous()
+        if isinstance(table, DTensor):
+            mesh, placements = table.device_mesh, table.placements
+            rows, mask = (distribute_tensor(x, mesh, placements).to_local() for x in (rows, mask))
+            table = table.to_local()
+        table.copy_(torch.where(mask > 0, rows, table))
 
 
 class CodebookTokenizer:

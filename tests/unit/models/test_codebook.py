@@ -1,12 +1,16 @@
 """Vector quantization and metrics of the codebook."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn import functional
 
 from vlatool.models.codebook import (
+    CodeRevival,
     VectorQuantizer,
     difference_sums,
     entropy_penalty,
@@ -15,6 +19,7 @@ from vlatool.models.codebook import (
     true_float32,
     usage_metrics,
 )
+from vlatool.models.rng import PerSampleRng
 
 SIZE, WIDTH = 7, 3
 
@@ -141,3 +146,43 @@ def test_usage_of_a_codebook(
     assert metrics["codebook_perplexity"] == pytest.approx(perplexity)
     if evenness is not None:
         assert metrics["codebook_evenness"] == pytest.approx(evenness)
+
+
+@pytest.mark.parametrize(("ok", "expected"), [(True, [9.0, 0.0, 0.0, 0.0]), (False, [0.0] * 4)])
+def test_dead_code_with_one_candidate_is_replaced(ok: bool, expected: list[float]) -> None:
+    revival, table = CodeRevival(4, after=2), torch.zeros(4, 1)
+    counts = torch.tensor([0.0, 0.0, 0.0, 5.0])
+    # Vectors of one candidate, of two, of none, and of one for a code in use.
+    candidates = torch.tensor([[9.0, 1], [9, 2], [0, 0], [9, 1]], dtype=torch.float64)
+    revival.update(table, counts, candidates, torch.tensor(True))
+    assert not table.any()
+
+    revival.update(table, counts, candidates, torch.tensor(ok))
+
+    assert table.flatten().tolist() == expected
+    assert revival.idle.tolist() == ([0, 2, 2, 0] if ok else [1, 1, 1, 0])
+
+
+def test_candidates_of_micro_batches_add_up_to_those_of_the_batch() -> None:
+    revival, vectors = CodeRevival(SIZE, after=1), torch.randn(6, 5, WIDTH)
+
+    def rng(rows: range) -> PerSampleRng:
+        return PerSampleRng(lambda chunk: torch.Generator().manual_seed(chunk), rows, 6)
+
+    parts = [revival.candidates(vectors[r.start : r.stop], rng(r)) for r in (range(4), range(4, 6))]
+    assert torch.equal(parts[0] + parts[1], revival.candidates(vectors, rng(range(6))))
+    assert parts[0][:, -1].sum() == 4
+
+
+def test_codes_of_a_sharded_codebook_are_replaced(tmp_path: Path) -> None:
+    store = f"file://{tmp_path / 'store'}"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        table = distribute_tensor(torch.zeros(SIZE, WIDTH), mesh, [Shard(0)])
+        candidates = torch.ones(SIZE, WIDTH + 1, dtype=torch.float64)
+        counts = torch.arange(SIZE)
+        CodeRevival(SIZE, after=1).update(table, counts, candidates, torch.tensor(True))
+        assert torch.equal(table.full_tensor().any(1), counts == 0)
+    finally:
+        torch.distributed.destroy_process_group()

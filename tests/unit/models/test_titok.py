@@ -11,11 +11,22 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import nn
 
-from tests.builders.tokenizers import PIXELS, SIDE, PlainTitok, open_titok, tiny_titok
+from tests.builders.tokenizers import (
+    PIXELS,
+    QUANTIZER,
+    SIDE,
+    PlainTitok,
+    open_titok,
+    tiny_titok,
+)
 from vlatool.errors import DataError
+from vlatool.models.base import Part, StepContext
+from vlatool.models.rng import PerSampleRng
 from vlatool.models.titok.config import TitokConfig
 from vlatool.models.titok.model import Titok, latent_columns, posterior, unpatched
-from vlatool.models.titok.objective import TeacherCodeCache
+from vlatool.models.titok.objective import TeacherCodeCache, make_objective
+from vlatool.models.titok.spec import TitokType
+from vlatool.models.vqgan.model import Vqgan
 from vlatool.models.vqgan.objective import published_groups
 
 VARIANTS = {"l32": ("large", 32), "b64": ("base", 64), "s128": ("small", 128)}
@@ -260,3 +271,29 @@ def test_teacher_is_called_for_batches_with_a_new_image() -> None:
 
     assert calls == [0, 1, 2, 1]
     assert result.tolist() == [[1002], [1001], [1000]]
+
+
+def test_codes_of_a_teacher_in_bfloat16_are_compared_with_those_in_float32() -> None:
+    torch.manual_seed(0)
+    config = tiny_titok(teacher_precision="bfloat16")
+    parts = {"model": Part(Titok(config)), "teacher": Part(Vqgan(config.vqgan), trained=False)}
+    modules = {name: part.module for name, part in parts.items()}
+    objective = make_objective(config, parts)
+    ctx = StepContext(0, PerSampleRng(lambda _: torch.Generator(), range(3), 3), modules)
+    batch = objective.prepare({"images": (make_images() * 255).to(torch.uint8)}, ctx)
+    agreement = float(objective.loss("main", batch, ctx).sums["teacher_agreement"]) / 3
+
+    exact = modules["teacher"].codes(batch["pixels"][:1])  # pyright: ignore[reportCallIssue]
+    assert agreement == pytest.approx(float((exact == batch["targets"][:1]).float().mean()))
+    assert not objective.check_metrics({"teacher_agreement": 0.99})
+    (finding,) = objective.check_metrics({"teacher_agreement": 0.5})
+    assert (finding.code, finding.severity) == ("model.teacher_precision", "warning")
+
+
+def test_codebook_of_stage_2_is_not_revived() -> None:
+    quantizer = {**QUANTIZER, "revive_after": 5}
+    names = [
+        set(TitokType().build(tiny_titok(stage=stage, quantizer=quantizer))) for stage in (1, 2)
+    ]
+    assert "revival" in names[0]
+    assert "revival" not in names[1]

@@ -11,6 +11,7 @@ from vlatool.models.vqgan.config import (
     CodebookAlarmConfig,
     PixelLossConfig,
     VqganNetworkConfig,
+    revive_after_field,
 )
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class VqConfig(ConfigModel):
         description="Weight of the entropy penalty, which prevents the collapse of the codebook of "
         "small models; the published models use 0.",
     )
+    revive_after: int = revive_after_field()
 
 
 class KlConfig(ConfigModel):
@@ -142,6 +144,13 @@ class TitokConfig(ConfigModel):
         """Number of patches along a side."""
         assert self.image_size is not None, "image_size is derived from the data"
         return self.image_size // self.patch_size
+
+    @property
+    def revive_after(self) -> int:
+        """Steps without use after which a code is replaced; 0: never, as where codes are frozen."""
+        if self.stage == 2 or not isinstance(self.quantizer, VqConfig):
+            return 0
+        return self.quantizer.revive_after
 
     @property
     def predicts_pixels(self) -> bool:

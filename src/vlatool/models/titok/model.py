@@ -31,12 +31,14 @@ class TitokOutput(NamedTuple):
         codes: int64 [B, K].
         penalty: Loss term of the quantizer, scalar.
         commitment: Commitment loss, a part of `penalty`; detached.
+        inputs: Inputs of the quantizer, [B, K, D]; detached.
     """
 
     logits: Tensor
     codes: Tensor
     penalty: Tensor
     commitment: Tensor
+    inputs: Tensor
 
 
 class Attention(nn.Module):
@@ -293,7 +295,8 @@ def posterior(features: Tensor, noise: Tensor | None) -> QuantizerOutput:
     divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
     codes = torch.empty(len(features), 0, dtype=torch.int64, device=features.device)
     zero = mean.new_zeros(())
-    return QuantizerOutput(sampled, codes, divergence.sum() / max(len(features), 1), zero)
+    penalty = divergence.sum() / max(len(features), 1)
+    return QuantizerOutput(sampled, codes, penalty, zero, mean.detach())
 
 
 def _quantizer(config: VqConfig) -> VectorQuantizer:

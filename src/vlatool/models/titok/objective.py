@@ -18,10 +18,14 @@ from vlatool.models.titok.model import TitokOutput
 from vlatool.models.vqgan.objective import (
     CodebookMonitor,
     PixelObjective,
+    RevivalRule,
     code_sums,
     mean_metrics,
     published_groups,
 )
+
+# Metric of a teacher in bfloat16, and the share of its codes below which a warning is given.
+_AGREEMENT, _MIN_AGREEMENT = "teacher_agreement", 0.9
 
 
 def make_objective(config: TitokConfig, parts: Mapping[str, Part]) -> Objective:
@@ -29,7 +33,7 @@ def make_objective(config: TitokConfig, parts: Mapping[str, Part]) -> Objective:
     quantizer = config.quantizer
     is_vq = isinstance(quantizer, VqConfig)
     if not config.predicts_pixels:
-        return CodesObjective(config)
+        return CodesObjective(config, parts)
     return PixelObjective(
         config.losses,
         parts,
@@ -40,14 +44,19 @@ def make_objective(config: TitokConfig, parts: Mapping[str, Part]) -> Objective:
 
 
 class CodesObjective(Objective):
-    """Cross-entropy of the teacher codes."""
+    """Cross-entropy of the teacher codes.
 
-    def __init__(self, config: TitokConfig) -> None:
+    With a teacher in bfloat16, its codes of the first image of each micro-batch are compared with
+    those in float32.
+    """
+
+    def __init__(self, config: TitokConfig, parts: Mapping[str, Part]) -> None:
         assert isinstance(config.quantizer, VqConfig)
         self._size = config.quantizer.codebook_size
         self._weight = config.losses.quantizer_weight
         self._half = config.teacher_precision == "bfloat16"
         self._monitor = CodebookMonitor(config.codebook_alarm)
+        self._revival = RevivalRule(parts)
         self._cache = TeacherCodeCache(config.vqgan.codebook_size)
 
     def optimizers(self) -> Mapping[str, OptimizerSpec]:
@@ -60,7 +69,11 @@ class CodesObjective(Objective):
         teacher, digests = ctx.parts["teacher"].codes, batch.get("digests")
         with torch.autocast(pixels.device.type, dtype=torch.bfloat16, enabled=self._half):
             targets = self._cache.codes(digests, pixels, teacher) if digests else teacher(pixels)
-        return {**batch, "pixels": pixels, "targets": targets}
+        extended = {**batch, "pixels": pixels, "targets": targets}
+        if self._half:
+            share = (teacher(pixels[:1]) == targets[:1]).float().mean()
+            extended[_AGREEMENT] = share.expand(len(pixels))
+        return extended
 
     def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
         """Cross-entropy over all patches, plus the loss term of the quantizer."""
@@ -77,9 +90,19 @@ class CodesObjective(Objective):
             "commitment_loss": output.commitment,
             "right_codes": accuracy,
         }
+        if _AGREEMENT in batch:
+            terms[_AGREEMENT] = batch[_AGREEMENT].mean()
         sums = {name: value.detach() * count for name, value in terms.items()}
+        sums |= code_sums(output.codes, self._size)
+        if ctx.training:
+            sums |= self._revival.sums(output.inputs, ctx)
         total = (error + self._weight * output.penalty) * count
-        return Loss(total, count, {**sums, **code_sums(output.codes, self._size)})
+        return Loss(total, count, sums)
+
+    def update_buffers(self, optimizer: str, sums: Mapping[str, Tensor], ok: Tensor) -> None:
+        """Updates dead codes."""
+        del optimizer
+        self._revival.update(sums, ok)
 
     def metrics(self, phase: str, sums: Mapping[str, Tensor], count: float) -> Mapping[str, float]:
         """Means of the loss terms, and metrics of the codebook."""
@@ -87,8 +110,17 @@ class CodesObjective(Objective):
         return mean_metrics(sums, count)
 
     def check_metrics(self, metrics: Mapping[str, float]) -> Sequence[Finding]:
-        """Reports a collapse of the codebook."""
-        return self._monitor(metrics)
+        """Reports a collapse of the codebook, and a teacher whose codes depend on its precision."""
+        share = metrics.get(_AGREEMENT, 1.0)
+        if share >= _MIN_AGREEMENT:
+            return self._monitor(metrics)
+        finding = Finding(
+            "model.teacher_precision",
+            "warning",
+            f"only {share:.1%} of the codes of the teacher in bfloat16 are those in float32",
+            action="set model.teacher_precision=float32; model.cache_teacher_ids saves time too",
+        )
+        return (finding, *self._monitor(metrics))
 
     def images(self, batch: Batch, ctx: StepContext) -> Mapping[str, UInt8Array]:
         """Comparisons of originals with the reconstructions of the teacher from predicted codes."""

@@ -67,13 +67,16 @@ class TitokType(ModelType):
         from vlatool.models.titok.model import Titok
         from vlatool.models.vqgan.losses import loss_parts
         from vlatool.models.vqgan.model import Vqgan
+        from vlatool.models.vqgan.objective import revival_part
 
         model = Titok(config)
         model.freeze_tokens(frozen=config.stage == 2)
+        size = 0 if model.quantize is None else model.quantize.size
+        revival = revival_part(size, config.revive_after)
         if config.predicts_pixels:
-            return {"model": Part(model), **loss_parts(config.losses, config.vqgan)}
+            return {"model": Part(model), **loss_parts(config.losses, config.vqgan), **revival}
         teacher = Part(Vqgan(config.vqgan), trained=False, averaged=False, saved=False)
-        return {"model": Part(model), "teacher": teacher}
+        return {"model": Part(model), "teacher": teacher, **revival}
 
     def load(self, config: TitokConfig, parts: Mapping[str, Part], names: Sequence[str]) -> None:
         """Loads the teacher and the perceptual network.

@@ -69,6 +69,16 @@ class CodebookAlarmConfig(ConfigModel):
     stops: bool = Field(default=False, description="End the run with an error, not a warning.")
 
 
+def revive_after_field() -> Any:
+    """Field of the revival of dead codes."""
+    return Field(
+        default=0,
+        ge=0,
+        description="Number of steps without use after which a code is replaced by an output of "
+        "the encoder; 0, as in the published models: never.",
+    )
+
+
 class PixelLossConfig(ConfigModel):
     """Losses of reconstructed images."""
 
@@ -192,6 +202,7 @@ class VqganConfig(VqganNetworkConfig):
         "data.preprocessing.crop_size", "Side of the images in pixels.", ge=1
     )
     commitment_cost: float = Field(default=0.25, ge=0, description="Weight of the commitment loss.")
+    revive_after: int = revive_after_field()
     losses: PixelLossConfig = Field(default=PixelLossConfig(), description="Losses.")
     codebook_alarm: CodebookAlarmConfig = Field(
         default=CodebookAlarmConfig(), description="Detection of a collapsed codebook."

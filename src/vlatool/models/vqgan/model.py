@@ -25,12 +25,14 @@ class VqganOutput(NamedTuple):
         codes: int64 [B, K]; [B, 0] without a codebook.
         penalty: Loss term of the quantizer, scalar.
         commitment: Commitment loss, a part of `penalty`; detached.
+        inputs: Inputs of the quantizer, [B, K, D]; detached.
     """
 
     pixels: Tensor
     codes: Tensor
     penalty: Tensor
     commitment: Tensor
+    inputs: Tensor
 
 
 class ResidualBlock(nn.Module):

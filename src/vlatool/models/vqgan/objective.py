@@ -5,6 +5,7 @@ Legend of shapes: B images, K codes per image, N codes of the codebook.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from vlatool.models.base import (
     Part,
     StepContext,
 )
-from vlatool.models.codebook import difference_sums, histogram, usage_metrics
+from vlatool.models.codebook import CodeRevival, difference_sums, histogram, usage_metrics
 from vlatool.models.images import comparison, psnr, to_float
 from vlatool.models.vqgan.config import CodebookAlarmConfig, PixelLossConfig
 from vlatool.models.vqgan.discriminator import hinge
@@ -34,6 +35,8 @@ _UNDECAYED = (
     "ln", "bias", "latent_tokens", "mask_token", "embedding", "norm", "gamma", "embed",
 )  # fmt: skip
 _RECONSTRUCTION = "reconstruction"
+# Name of the part of `CodeRevival`, and of its sums.
+REVIVAL, _CANDIDATES = "revival", "candidates"
 
 
 class PixelObjective(Objective):
@@ -63,6 +66,7 @@ class PixelObjective(Objective):
         """
         self._losses = losses
         self._means = lecam_part(parts)
+        self._revival = RevivalRule(parts)
         self._size = codebook_size
         self._monitor = CodebookMonitor(alarm)
         self._noise = noise
@@ -91,6 +95,7 @@ class PixelObjective(Objective):
         output = self._reconstruct(batch["pixels"], ctx)
         batch[_RECONSTRUCTION] = output.pixels.detach()
         total, sums = self._reconstruction_loss(batch["pixels"], output, ctx)
+        sums |= self._revival.sums(output.inputs, ctx)
         weight = self._adversarial_weight(ctx.step)
         if weight:
             total = total - weight * ctx.parts["discriminator"](output.pixels).mean()
@@ -103,7 +108,9 @@ class PixelObjective(Objective):
         return _per_image(batch["pixels"], total, sums)
 
     def update_buffers(self, optimizer: str, sums: Mapping[str, Tensor], ok: Tensor) -> None:
-        """Updates the running means of the logits of the discriminator."""
+        """Updates the running means of the logits of the discriminator, and dead codes."""
+        if optimizer == "main":
+            self._revival.update(sums, ok)
         if optimizer == "discriminator" and self._means is not None:
             count = sums["pictures"].clamp(min=1)
             self._means.update(sums["logits_real"] / count, sums["logits_fake"] / count, ok)
@@ -167,6 +174,35 @@ class PixelObjective(Objective):
         ramp = losses.discriminator_ramp
         share = min(1.0, (since + 1) / (ramp + 1)) if ramp else 1.0
         return share * losses.discriminator_weight * losses.discriminator_factor
+
+
+class RevivalRule:
+    """Revival of the dead codes of the part `model`, if there is a part for it.
+
+    Args:
+        parts: The parts after placement.
+    """
+
+    def __init__(self, parts: Mapping[str, Part]) -> None:
+        self._part = parts[REVIVAL].module if REVIVAL in parts else None
+        self._model: Any = parts["model"].module
+
+    def sums(self, vectors: Tensor, ctx: StepContext) -> dict[str, Tensor]:
+        """Sums of a micro-batch that `update` needs, besides those of `code_sums`."""
+        if not isinstance(self._part, CodeRevival):
+            return {}
+        return {_CANDIDATES: self._part.candidates(vectors, ctx.rng)}
+
+    def update(self, sums: Mapping[str, Tensor], ok: Tensor) -> None:
+        """Replaces dead codes after a step."""
+        if isinstance(self._part, CodeRevival):
+            table = self._model.quantize.embedding.weight
+            self._part.update(table, sums["codes"], sums[_CANDIDATES], ok)
+
+
+def revival_part(size: int, after: int) -> dict[str, Part]:
+    """Returns the part of the revival of dead codes; none if `after` is 0."""
+    return {REVIVAL: Part(CodeRevival(size, after), trained=False, averaged=False)} if after else {}
 
 
 class CodebookMonitor:

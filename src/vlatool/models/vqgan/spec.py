@@ -50,9 +50,11 @@ class VqganType(ModelType):
         """Returns the autoencoder, and the parts of its losses."""
         from vlatool.models.vqgan.losses import loss_parts
         from vlatool.models.vqgan.model import Vqgan
+        from vlatool.models.vqgan.objective import revival_part
 
         model = Vqgan(config, commitment_cost=config.commitment_cost)
-        return {"model": Part(model), **loss_parts(config.losses, config)}
+        revival = revival_part(config.codebook_size, config.revive_after)
+        return {"model": Part(model), **loss_parts(config.losses, config), **revival}
 
     def load(self, config: VqganConfig, parts: Mapping[str, Part], names: Sequence[str]) -> None:
         """Loads the perceptual network."""
