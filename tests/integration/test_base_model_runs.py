@@ -1,5 +1,6 @@
 """Runs that start with a base model, which their assets replace later."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +13,10 @@ from tests.builders.base_models import clip_base, vlm_base
 from tests.builders.training import CAMERAS, HAND, HAND_COMMAND, XYZ, XYZ_COMMAND, world_shards
 from tests.builders.web_server import COMMIT, WebServer, web_server
 from vlatool import load_policy
-from vlatool.artifacts.run.format import RunDir
+from vlatool.artifacts.run.format import RunDir, read_metrics
 from vlatool.config.overrides import parse_override
 from vlatool.config.resolve import load_config
-from vlatool.errors import DataError, VlatoolError
+from vlatool.errors import DataError, UsageError, VlatoolError
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.train import TrainResult, finetune, train
 from vlatool.workflows.verify import VerifyConfig, verify
@@ -178,3 +179,38 @@ def test_policy_with_another_tokenizer_is_an_error(whole: Path, tmp_path: Path) 
     with pytest.raises(DataError) as caught:
         load_policy(run)
     assert (caught.value.code, caught.value.exit_code) == ("data.broken_run", 3)
+
+
+def with_dropout(base: Path) -> Path:
+    """Sets the dropout of attention in config.json of a base model."""
+    tree = json.loads((base / "config.json").read_text())
+    for section in ("text_config", "vision_config"):
+        tree[section]["attention_dropout"] = 0.3
+    (base / "config.json").write_text(json.dumps(tree))
+    return base
+
+
+# The families of the base models of presets: dropout is drawn inside the attention kernel.
+@pytest.mark.parametrize("family", ["clip", "paligemma", "smolvlm"])
+def test_dropout_of_a_base_model_makes_the_size_of_micro_batches_decide(
+    family: str, data: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / family
+    with_dropout(clip_base(base) if family == "clip" else vlm_base(base, family))
+    # The learning rate is 0, so validation measures the same weights.
+    changes = {"hparams__precision": "float32", "hparams__lr": 0, "num_checkpoints": 1}
+    changes |= {"data__val_dataset_manifest": str(data / "shards"), "total_val_samples": 8}
+    losses: list[float] = []
+    for size in (4, 2):
+        run = tmp_path / f"run-{size}"
+        trained(data, run, base, hparams__per_gpu_batch_size=size, total_train_steps=1, **changes)
+        losses += [
+            row["val/loss"] for row in read_metrics(run / "metrics.jsonl") if "val/loss" in row
+        ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+    with pytest.raises(UsageError) as caught:
+        trained(data, tmp_path / "run-4", base, hparams__per_gpu_batch_size=2, **changes)
+    assert caught.value.code == "usage.output_differs"
+    assert "micro-batch of 4 samples on each of 1 ranks" in caught.value.message
+    trained(data, tmp_path / "run-4", base, hparams__per_gpu_batch_size=4, **changes)

@@ -231,6 +231,27 @@ def test_run_with_an_earlier_order_of_samples_is_an_error(
     assert run_training(data, run, overwrite=True).status == "trained"
 
 
+def test_run_with_input_noise_of_an_earlier_version_is_an_error_until_it_is_complete(
+    data: Path, tmp_path: Path
+) -> None:
+    run, noise = tmp_path / "run", {"model__input_noise_std": 0.1}
+    run_training(data, run, total_train_steps=1, **noise)
+    record = run / ".vlatool" / "run.json"
+    tree = json.loads(record.read_text())
+    assert tree["options"].pop("randomness") == "by sample"
+    del tree["digest"]
+    record.write_text(json.dumps(tree))
+
+    assert run_training(data, run, total_train_steps=1, **noise).status == "already complete"
+    with pytest.raises(UsageError) as caught:
+        run_training(data, run, total_train_steps=2, **noise)
+    assert caught.value.code == "usage.earlier_version"
+    record.write_text(json.dumps({**tree, "complete": False}))
+    with pytest.raises(UsageError) as caught:
+        run_training(data, run, total_train_steps=1, **noise)
+    assert caught.value.code == "usage.earlier_version"
+
+
 def test_keys_without_effect_on_weights_may_change(finished: Path, data: Path) -> None:
     result = run_training(data, finished, log_every_n_steps=3, data__prefetch_factor=2)
     assert result.status == "already complete"

@@ -1,14 +1,23 @@
-"""Random numbers per sample, independent of how the global batch is split."""
+"""Random numbers per sample, independent of how the global batch is split.
+
+Source: reference/training 5.3.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from vlatool.models.base import Rng
 
 # Number of rows that are drawn at once. A rank draws the rows of other ranks in its chunks too; the
 # cost is small compared to a network.
 CHUNK = 64
+
+_DROPOUTS = (
+    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -99,6 +108,83 @@ class SeededRng:
     ) -> Tensor:
         rows = [function(*bounds, shape, generator=rng) for rng in self._generators]
         return torch.stack(rows).to(self._device)
+
+
+class InputNoise(nn.Module):
+    """Normal noise on inputs in training mode, drawn by the generators of the samples.
+
+    Args:
+        std: Standard deviation; 0: no noise.
+    """
+
+    def __init__(self, std: float) -> None:
+        super().__init__()
+        self.std = std
+
+    def forward(self, values: Tensor, rng: Rng | None, repeats: int = 1) -> Tensor:
+        """Adds noise to values [B * repeats, ...], where `rng` draws B rows."""
+        if not self.training or self.std == 0:
+            return values
+        assert rng is not None, "input noise needs the generators of the samples"
+        noise = rng.normal(repeats, *values.shape[1:]).flatten(0, 1)
+        return values + (noise * self.std).to(values)
+
+
+class SampleDropout(nn.Module):
+    """Dropout in training mode, whose masks are drawn by the generators of the samples.
+
+    Masks are drawn outside of blocks, which the backward pass may recompute.
+
+    Args:
+        share: Probability that an element becomes zero.
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def mask(self, like: Tensor, rng: Rng | None, repeats: int = 1) -> Tensor | None:
+        """Mask bool of the shape of `like` [B * repeats, ...], true for the elements that stay.
+
+        Returns:
+            The mask; None if all elements stay.
+        """
+        if not self.training or self.share == 0:
+            return None
+        assert rng is not None, "dropout needs the generators of the samples"
+        return (rng.uniform(repeats, *like.shape[1:]) >= self.share).flatten(0, 1)
+
+    def forward(self, values: Tensor, mask: Tensor | None) -> Tensor:
+        """Sets elements outside of the mask to zero and scales the others; same mean."""
+        return values if mask is None else values * mask / (1 - self.share)
+
+
+def draws_by_sample(network: nn.Module) -> bool:
+    """True if a network in training mode draws from the generators of the samples."""
+    return any(
+        (isinstance(module, InputNoise) and module.std > 0)
+        or (isinstance(module, SampleDropout) and module.share > 0)
+        for module in network.modules()
+    )
+
+
+def draws_by_micro_batch(network: nn.Module) -> bool:
+    """True if a network in training mode draws from the global generator of torch.
+
+    Such draws, as those of dropout inside an attention kernel, depend on the micro-batches.
+    """
+    return any(_global_dropout(module) > 0 for module in network.modules())
+
+
+def _global_dropout(module: nn.Module) -> float:
+    """Share of the dropout of a layer of torch or transformers; 0 for other modules.
+
+    Layers with attention keep the share that they pass to the kernel as a number.
+    """
+    if isinstance(module, _DROPOUTS):
+        return module.p
+    shares = [value for name, value in vars(module).items() if "drop" in name]
+    return max((share for share in shares if isinstance(share, float)), default=0.0)
 
 
 def _by_chunk(rows: Sequence[int]) -> Iterator[tuple[int, list[int]]]:

@@ -167,6 +167,13 @@ class DistributedConfig(ConfigModel):
         description="Free gathered weights also after the forward pass; they are gathered again "
         "for the backward pass.",
     )
+    timeout: float = Field(
+        default=7200.0,
+        gt=0,
+        le=2_592_000,
+        description="Seconds that a process waits for another one, which may hang, before the run "
+        "ends; longer than rank 0 needs to write a checkpoint.",
+    )
     fsdp_cpu_offload: bool = Field(default=False, description="Keep sharded weights on the host.")
     dist_url: str = Field(default="env://", description="Rendezvous address of the processes.")
 

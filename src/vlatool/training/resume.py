@@ -43,6 +43,9 @@ _CHANGING = {METRICS, LATEST}
 _ORDER = "order of samples"
 # Increment it when equal options give other samples or other randomness.
 _ORDER_VERSION = 1
+# Rule by which networks draw random numbers themselves; runs in which they draw none lack the key,
+# as do runs of versions with another rule.
+_RANDOMNESS = "randomness"
 # Digests, which are left out of messages.
 _DIGEST = re.compile(r"(, )?\b[0-9a-f]{16,}\b")
 _BUDGET = TrainConfig.exclusive[0]
@@ -62,7 +65,7 @@ def open_run(
     Args:
         run: The run folder.
         config: The derived configuration.
-        fingerprint: Fingerprint of the data, with versions.
+        fingerprint: Fingerprint of the data, with versions and the result of `randomness`.
         save_assets: Writes the assets.
         is_larger_budget: Returns True if the budget is larger than the given earlier one; then the
             run is resumed.
@@ -78,6 +81,7 @@ def open_run(
         if is_run(run.root):
             _reset_run(run, record)
     else:
+        before = before if config.overwrite else _with_randomness(run, before, options)
         differences = _differences(before.options, options, config)
         if not differences and run.latest() is not None:
             remove_partial_files(run.root)
@@ -96,6 +100,20 @@ def open_run(
     remove_partial_files(run.root)
     _write_assets(run, config, save_assets)
     return record
+
+
+def _with_randomness(run: RunDir, before: OutputRecord, options: Mapping[str, Any]) -> OutputRecord:
+    """The record of a run with the rule of its random numbers, which complete runs do not need.
+
+    Raises:
+        UsageError: The run is to continue, and an earlier version drew its random numbers.
+    """
+    if not _has_trained(run) or _RANDOMNESS not in {*options} - {*before.options}:
+        return before
+    if before.complete and all(before.options.get(key) == options.get(key) for key in _BUDGET):
+        return replace(before, options={**before.options, _RANDOMNESS: options[_RANDOMNESS]})
+    reason = "its input noise or dropout was drawn by the rule of an earlier version"
+    raise _cannot_resume(run, reason)
 
 
 def _write_assets(run: RunDir, config: TrainConfig, save_assets: Callable[[], None]) -> None:
@@ -256,6 +274,11 @@ def pinned_data(config: TrainConfig) -> TrainConfig:
     data = config.data
     pinned = {key: [pinned_text(text) for text in texts] for key, texts in _locations(config)}
     return config.model_copy(update={"data": data.model_copy(update=pinned)})
+
+
+def randomness(rule: str) -> dict[str, str]:
+    """The rule by which networks draw random numbers themselves, if any, for the record."""
+    return {_RANDOMNESS: rule} if rule else {}
 
 
 def data_versions(config: TrainConfig) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -19,8 +19,7 @@ from vlatool.models.rng import PerSampleRng
 from vlatool.training.config import TrainConfig
 from vlatool.training.placement import Placement
 
-# Other ranks wait while rank 0 writes a checkpoint: 50 GB take a while on a slow disk.
-_TIMEOUT = timedelta(hours=2)
+_GLOO_TIMEOUT = "Timed out waiting"
 
 
 class Runtime:
@@ -45,10 +44,11 @@ class Runtime:
         # Without the reset, Accelerate keeps the first precision of a process. The process group
         # stays.
         AcceleratorState._reset_state()
+        self._timeout = timedelta(seconds=config.distributed.timeout)
         self._accelerator = Accelerator(
             cpu=on_cpu,
             mixed_precision="bf16" if mixed else "no",
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=_TIMEOUT)],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=self._timeout)],
         )
         expected = int(os.environ.get("WORLD_SIZE", "1"))
         if self._accelerator.num_processes != expected:
@@ -117,6 +117,25 @@ class Runtime:
     def broadcast(self, value: Any) -> Any:
         """The value of rank 0, on every rank. Collective."""
         return broadcast_object_list([value])[0] if self.world_size > 1 else value
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Context in which a rank that does not answer in time is an EnvironmentProblem.
+
+        With NCCL there is no exception: its watchdog ends the process.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if _GLOO_TIMEOUT not in str(error):
+                raise
+            raise EnvironmentProblem(
+                f"another rank has not answered for {self._timeout.total_seconds():g} s: it hangs, "
+                "or is very slow",
+                hint="run the same command to resume from the last checkpoint; distributed.timeout "
+                "is the number of seconds",
+                code="environment.rank_timeout",
+            ) from error
 
     def barrier(self) -> None:
         """Waits until all ranks reach this call."""

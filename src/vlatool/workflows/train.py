@@ -154,10 +154,8 @@ def train(
     run = RunDir(_output(config))
     streams = DataStreams(config, info, order, plan, runtime, run.root, validation_set)
     setup = _RunSetup(config, info, plan, runtime, run, streams, typed)
-    if runtime.is_main:
-        return _train_as_owner(setup, reporter)
-    runtime.barrier()
-    return _train(setup, NULL)
+    with runtime.waiting():
+        return _train_as_owner(setup, reporter) if runtime.is_main else _train_as_other(setup)
 
 
 def finetune(
@@ -193,6 +191,12 @@ def finetune(
     return train(config, typed=typed, reporter=reporter)
 
 
+def _train_as_other(setup: _RunSetup) -> TrainResult:
+    """Trains after rank 0 has prepared the folder."""
+    setup.runtime.barrier()
+    return _train(setup, NULL)
+
+
 def _train_as_owner(setup: _RunSetup, reporter: Reporter) -> TrainResult:
     """Trains with a lock on the folder, after a check that this run may use it."""
     from vlatool.training import resume
@@ -206,6 +210,7 @@ def _train_as_owner(setup: _RunSetup, reporter: Reporter) -> TrainResult:
 def _train_locked(setup: _RunSetup, reporter: Reporter) -> TrainResult:
     from vlatool.training import resume
     from vlatool.training.plan import budget_extension
+    from vlatool.training.setup import network_randomness
 
     config, info, run = setup.config, setup.info, setup.run
 
@@ -219,7 +224,8 @@ def _train_locked(setup: _RunSetup, reporter: Reporter) -> TrainResult:
             reporter.note(f"{run.root}: {change}")
         return bool(change)
 
-    fingerprint = {**info.fingerprint, **resume.data_versions(config)}
+    rule = resume.randomness(network_randomness(config, setup.plan))
+    fingerprint = {**info.fingerprint, **resume.data_versions(config), **rule}
     record = resume.open_run(run, config, fingerprint, write_assets, extends_budget)
     _check_checkpoint(run)
     run.prune(Retention())

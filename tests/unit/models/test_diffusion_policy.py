@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -5,17 +6,24 @@ import torch
 from torch import Tensor, nn
 
 from vlatool.models.base import Loss, StepContext
-from vlatool.models.diffusion_policy.backbone_config import ByteTextConfig, KeypointBackboneConfig
+from vlatool.models.diffusion_policy.backbone_config import (
+    ByteTextConfig,
+    KeypointBackboneConfig,
+    ViTBackboneConfig,
+)
 from vlatool.models.diffusion_policy.config import (
     DiffusionPolicyConfig,
     NoiseConfig,
     TransformerConfig,
 )
 from vlatool.models.diffusion_policy.model import DiffusionPolicy
-from vlatool.models.diffusion_policy.objective import DenoisingObjective
-from vlatool.models.rng import PerSampleRng
+from vlatool.models.diffusion_policy.objective import DenoisingObjective, observation_of
+from vlatool.models.rng import PerSampleRng, draws_by_sample
 
 B, T, A, P, D = 3, 5, 4, 2, 6
+VIT_WITH_DROPOUT = ViTBackboneConfig(
+    hidden_dim=16, inter_dim=32, img_size=32, n_heads=2, n_layers=2, dropout=0.5
+)
 
 
 def config(**keys: Any) -> DiffusionPolicyConfig:
@@ -57,13 +65,21 @@ def make_batch() -> dict[str, Tensor]:
     }
 
 
+def rng_of(rows: Sequence[int], total: int = B, seed: int = 0) -> PerSampleRng:
+    """Generators of some rows of a global batch of `total` rows."""
+    return PerSampleRng(lambda _: torch.Generator().manual_seed(seed), rows, total)
+
+
 def loss_of(
-    model: Any, batch: dict[str, Tensor], settings: DiffusionPolicyConfig | None = None
+    model: Any,
+    batch: dict[str, Tensor],
+    settings: DiffusionPolicyConfig | None = None,
+    rows: Sequence[int] | None = None,
 ) -> Loss:
-    """The loss of a network, with its own config by default."""
+    """The loss of a network, with its own config by default; `rows` of a global batch of B."""
     settings = settings or model.config
     size = len(batch["actions"])
-    rng = PerSampleRng(torch.Generator().manual_seed, range(size), size)
+    rng = rng_of(range(size), size) if rows is None else rng_of(rows)
     ctx = StepContext(0, rng, {"model": model})
     return DenoisingObjective(settings).loss("main", batch, ctx)
 
@@ -122,7 +138,7 @@ KINDS = ("weight", "bias")
 @pytest.mark.parametrize("conditioning", ["concat", "add"])
 def test_velocity_has_the_shape_of_actions(conditioning: str) -> None:
     model, batch = policy(diffusion_step_conditioning=conditioning), make_batch()
-    inputs = (batch["images"], batch["text"], batch["proprioception"], batch["actions"])
+    inputs = (observation_of(batch), batch["actions"])
     first = model(*inputs, torch.tensor([0, 10, 20]))
     second = model(*inputs, torch.tensor([30, 10, 20]))
     assert first.shape == (B, T, A)
@@ -134,26 +150,45 @@ def test_no_proprioception_needs_no_encoder() -> None:
     model, batch = policy(proprioception_dim=0), make_batch()
     assert model.proprioception_encode is None
     time = torch.zeros(B, dtype=torch.int64)
-    empty = torch.zeros(B, P, 0)
-    assert model(batch["images"], batch["text"], empty, batch["actions"], time).shape == (B, T, A)
+    empty = observation_of(batch) | {"proprioception": torch.zeros(B, P, 0)}
+    assert model(empty, batch["actions"], time).shape == (B, T, A)
 
 
 def test_language_changes_the_velocity() -> None:
     model, batch = policy(), make_batch()
     time = torch.full((B,), 25)
-    rest = (batch["proprioception"], batch["actions"], time)
-    first = model(batch["images"], batch["text"], *rest)
-    second = model(batch["images"], batch["text"].flip(1), *rest)
+    observed = observation_of(batch)
+    other = observed | {"text": batch["text"].flip(1)}
+    first, second = (model(seen, batch["actions"], time) for seen in (observed, other))
     assert (first - second).abs().max() > 1e-6
 
 
 def test_input_noise_is_added_only_while_training() -> None:
     model, batch = policy(input_noise_std=0.5), make_batch()
-    inputs = (batch["images"], batch["text"], batch["proprioception"], batch["actions"])
-    time = torch.full((B,), 25)
-    assert not torch.equal(model(*inputs, time), model(*inputs, time))
+    inputs = (observation_of(batch), batch["actions"], torch.full((B,), 25))
+    first, second = (model(*inputs, rng_of(range(B), seed=seed)) for seed in (1, 2))
+    assert not torch.equal(first, second)
     model.eval()
-    assert torch.equal(model(*inputs, time), model(*inputs, time))
+    assert torch.equal(model(*inputs), model(*inputs))
+
+
+@pytest.mark.parametrize("repeats", [None, 2])
+@pytest.mark.parametrize(
+    "keys", [{"input_noise_std": 0.5}, {"vision_language_backbone": VIT_WITH_DROPOUT}]
+)
+def test_draws_of_a_sample_do_not_depend_on_the_micro_batch(
+    keys: dict[str, Any], repeats: int | None
+) -> None:
+    model, batch = policy(num_action_head_repeats=repeats, **keys), make_batch()
+    assert draws_by_sample(model)
+    whole = loss_of(model, batch).total
+    parts = [
+        loss_of(model, {name: value[rows] for name, value in batch.items()}, rows=rows).total
+        for rows in ([0, 2], [1])
+    ]
+    torch.testing.assert_close(sum(parts), whole, rtol=1e-5, atol=1e-5)
+    model.eval()
+    assert not torch.isclose(loss_of(model, batch).total, whole)
 
 
 # loss
@@ -167,8 +202,8 @@ class Oracle(nn.Module):
         self.error = error
         self.num_timesteps = num_timesteps
 
-    def forward(self, images: Tensor, text: Tensor, state: Tensor, x: Tensor, time: Tensor) -> Any:
-        del images, text, state
+    def forward(self, observation: Any, x: Tensor, time: Tensor, rng: Any) -> Tensor:
+        del observation, rng
         return x * self.num_timesteps / time.clamp(min=1)[:, None, None] + self.error
 
 
@@ -198,7 +233,7 @@ def test_model_gets_clean_actions_only_where_they_are_real_and_past() -> None:
     inputs: list[Tensor] = []
 
     class RecordingNetwork(nn.Module):
-        def forward(self, images: Any, text: Any, state: Any, x: Tensor, time: Any) -> Tensor:
+        def forward(self, observation: Any, x: Tensor, time: Any, rng: Any) -> Tensor:
             inputs.append(x)
             return x
 

@@ -21,7 +21,7 @@ from vlatool.models.diffusion_policy.config import (
     TransformerConfig,
 )
 from vlatool.models.diffusion_policy.model import DiffusionPolicy
-from vlatool.models.diffusion_policy.objective import DenoisingObjective
+from vlatool.models.diffusion_policy.objective import DenoisingObjective, observation_of
 from vlatool.models.diffusion_policy.weights import export_published
 from vlatool.training.config import TrainConfig
 
@@ -169,9 +169,7 @@ def published(network: DiffusionPolicy, batch: Mapping[str, Tensor]) -> Any:
 def test_velocity_is_the_published_one(keys: dict[str, Any]) -> None:
     network, batch = policy(**keys), make_batch()
     time = torch.tensor([0, 17, K - 1])
-    result = network(
-        batch["images"], batch["text"], batch["proprioception"], batch["actions"], time
-    )
+    result = network(observation_of(batch), batch["actions"], time)
     expected = published(network, batch)(batch["actions"], time)
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
 

@@ -75,9 +75,10 @@ def velocity(network: DiffusionPolicy) -> Tensor:
     generator = torch.Generator().manual_seed(3)
     images = torch.randint(0, 256, (2, 2, 3, 32, 32), generator=generator, dtype=torch.uint8)
     text = torch.tensor([[9, 2, 10], [9, 3, 10]])
-    state, actions = torch.randn(2, 2, 3, generator=generator), torch.ones(2, 5, 4)
+    state = torch.randn(2, 2, 3, generator=generator)
+    seen = {"images": images, "text": text, "proprioception": state}
     with torch.no_grad():
-        return network(images, text, state, actions, torch.tensor([3, 19]))
+        return network(seen, torch.ones(2, 5, 4), torch.tensor([3, 19]))
 
 
 # Source: formats/published-runs 4.2

@@ -4,9 +4,15 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vlatool.models.rng import CHUNK, PerSampleRng
+from vlatool.models.rng import (
+    CHUNK,
+    PerSampleRng,
+    SampleDropout,
+    draws_by_micro_batch,
+    draws_by_sample,
+)
 
 TOTAL = 2 * CHUNK + 12
 CALLS: dict[str, Callable[[PerSampleRng], Tensor]] = {
@@ -72,3 +78,38 @@ def test_shapes_dtypes_and_ranges() -> None:
     assert uniform.max() < 1
     assert integers.min() >= 0
     assert integers.max() < 50
+
+
+def test_dropout_keeps_the_mean_and_changes_nothing_in_eval_mode() -> None:
+    dropout, values = SampleDropout(0.25), torch.ones(8, 4000)
+    rng = PerSampleRng(lambda _: torch.Generator().manual_seed(3), range(4), 4)
+    dropped = dropout(values, dropout.mask(values, rng, repeats=2))
+    assert dropped.unique().tolist() == [0.0, pytest.approx(4 / 3)]
+    torch.testing.assert_close(dropped.mean(1), torch.ones(8), rtol=0.05, atol=0)
+    dropout.eval()
+    assert dropout(values, dropout.mask(values, None)) is values
+
+
+class Attention(nn.Module):
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.attention_dropout = share
+
+
+@pytest.mark.parametrize(
+    ("module", "by_sample", "by_micro_batch"),
+    [
+        (SampleDropout(0.1), True, False),
+        (SampleDropout(0.0), False, False),
+        (nn.Dropout(0.1), False, True),
+        (nn.Dropout(0.0), False, False),
+        (nn.MultiheadAttention(4, 2, dropout=0.1), False, True),
+        (Attention(0.1), False, True),
+        (Attention(0.0), False, False),
+    ],
+)
+def test_draws_of_a_network_are_found(
+    module: nn.Module, by_sample: bool, by_micro_batch: bool
+) -> None:
+    network = nn.Sequential(module)
+    assert (draws_by_sample(network), draws_by_micro_batch(network)) == (by_sample, by_micro_batch)

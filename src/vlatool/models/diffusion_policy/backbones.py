@@ -3,7 +3,8 @@
 Legend of shapes: B batch, N images (time outer, camera inner), M tokens, C token width, L bytes of
 an instruction. A new backbone is a class with `width` (C), `blocks()` (units of sharding and
 gradient checkpointing) and the same forward: `forward(images uint8 [B, N, 3, H, W], text [B, L],
-image_mask bool [B, N] or None)` returns [B, M, C]. One with a base model also has `load_base()`.
+image_mask bool [B, N] or None, rng)` returns [B, M, C], where `rng` draws what dropout needs. One
+with a base model also has `load_base()`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vlatool.models.base import Rng
 from vlatool.models.diffusion_policy.backbone_config import (
     Backbone,
     ByteTextConfig,
@@ -20,6 +22,7 @@ from vlatool.models.diffusion_policy.backbone_config import (
     ViTBackboneConfig,
 )
 from vlatool.models.diffusion_policy.base_models import ClipBackbone, VlmBackbone
+from vlatool.models.rng import SampleDropout
 
 
 class ByteTextEncoder(nn.Module):
@@ -94,12 +97,12 @@ class ViTBlock(nn.Module):
         self.attn = ViTAttention(config)
         self.ln2 = nn.LayerNorm(config.hidden_dim, eps=config.ln_eps)
         self.mlp = ViTMLP(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = SampleDropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[K, P, C] to [K, P, C]."""
-        x = x + self.dropout(self.attn(self.ln1(x)))
-        return x + self.dropout(self.mlp(self.ln2(x)))
+    def forward(self, x: Tensor, masks: Sequence[Tensor | None]) -> Tensor:
+        """[K, P, C] to [K, P, C]; `masks` of the dropout after attention and MLP."""
+        x = x + self.dropout(self.attn(self.ln1(x)), masks[0])
+        return x + self.dropout(self.mlp(self.ln2(x)), masks[1])
 
 
 class ViT(nn.Module):
@@ -111,11 +114,12 @@ class ViT(nn.Module):
         self.blocks = nn.ModuleList(ViTBlock(config) for _ in range(config.n_layers))
         self.layer_norm = nn.LayerNorm(config.hidden_dim, eps=config.ln_eps)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """[K, 3, H, W] to [K, P, C]."""
+    def forward(self, images: Tensor, rng: Rng | None, repeats: int) -> Tensor:
+        """[K, 3, H, W] to [K, P, C]; `rng` draws a row for each `repeats` images."""
         x = self.patch_embedding(images)
         for block in self.blocks:
-            x = block(x)
+            assert isinstance(block, ViTBlock)
+            x = block(x, [block.dropout.mask(x, rng, repeats) for _ in range(2)])
         return self.layer_norm(x)
 
 
@@ -129,11 +133,17 @@ class ViTBackbone(nn.Module):
         self._model = ViT(config)
         self.text = _text_token(config.text_encoder, config.hidden_dim)
 
-    def forward(self, images: Tensor, text: Tensor, image_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        images: Tensor,
+        text: Tensor,
+        image_mask: Tensor | None = None,
+        rng: Rng | None = None,
+    ) -> Tensor:
         """Tokens [B, (1 +) N * P, C]."""
         batch = images.shape[0]
         resized = _resized(_unit_range(images).flatten(0, 1), self.img_size)
-        tokens = self._model(resized)
+        tokens = self._model(resized, rng, images.shape[1])
         if image_mask is not None:
             tokens = tokens * image_mask.flatten()[:, None, None]
         tokens = tokens.reshape(batch, -1, self.width)
@@ -164,8 +174,15 @@ class KeypointBackbone(nn.Module):
             KeypointEncoder(config, text_width) for _ in range(self.num_cameras)
         )
 
-    def forward(self, images: Tensor, text: Tensor, image_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        images: Tensor,
+        text: Tensor,
+        image_mask: Tensor | None = None,
+        rng: Rng | None = None,
+    ) -> Tensor:
         """Tokens [B, (1 +) N, C]."""
+        del rng
         batch, count = images.shape[:2]
         pixels = _unit_range(images).unflatten(1, (-1, self.num_cameras))
         sentence = None if self.text_encoder is None else self.text_encoder(text)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vlatool.models.base import Rng
 from vlatool.models.diffusion_policy.backbone_config import ClipBackboneConfig, VlmBackboneConfig
 from vlatool.models.pretrained import load_base, text_width, transformers
 
@@ -67,8 +68,15 @@ class ClipBackbone(nn.Module):
         self.width: int = self._model.model.config.projection_dim
         self.img_size: int = self._model.model.config.vision_config.image_size
 
-    def forward(self, images: Tensor, text: Tensor, image_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        images: Tensor,
+        text: Tensor,
+        image_mask: Tensor | None = None,
+        rng: Rng | None = None,
+    ) -> Tensor:
         """Tokens [B, M, C]."""
+        del rng
         pixels = self._prepared(images.flatten(0, 1), (self.img_size, self.img_size))
         tokens = self._model.encode_images(pixels).unflatten(0, images.shape[:2])
         if image_mask is not None:
@@ -210,8 +218,15 @@ class VlmBackbone(nn.Module):
         load_base(full_model, self._config.base)
         self._network.load_state_dict(self._extend(full_model).state_dict())
 
-    def forward(self, images: Tensor, text: Tensor, image_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        images: Tensor,
+        text: Tensor,
+        image_mask: Tensor | None = None,
+        rng: Rng | None = None,
+    ) -> Tensor:
         """Tokens [B, 1, C]; padded images are black."""
+        del rng
         if image_mask is not None:
             images = images * image_mask[..., None, None, None]
         base = self._network.model

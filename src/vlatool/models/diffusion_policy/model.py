@@ -17,6 +17,7 @@ from vlatool.models.diffusion_policy.backbones import build_backbone
 from vlatool.models.diffusion_policy.config import DiffusionPolicyConfig
 from vlatool.models.diffusion_policy.denoisers import build_denoiser
 from vlatool.models.diffusion_policy.noise import SamplingSchedule, solve
+from vlatool.models.rng import InputNoise
 
 
 class DiffusionPolicy(nn.Module):
@@ -40,6 +41,8 @@ class DiffusionPolicy(nn.Module):
         self.proprioception_encode = nn.Linear(observed, width) if observed else None
         self.transformer = build_denoiser(config.transformer)
         self.output_layer = nn.Linear(width, config.action_dim)
+        # The published code adds it in validation too.
+        self.input_noise = InputNoise(config.input_noise_std)
         self._initialize()
 
     def _initialize(self) -> None:
@@ -58,18 +61,31 @@ class DiffusionPolicy(nn.Module):
         """The blocks of the backbone and the denoiser."""
         return [*self.vision_language_backbone.blocks(), *self.transformer.blocks()]
 
-    def encode(self, images: Tensor, text: Tensor, image_mask: Tensor | None = None) -> Tensor:
+    def encode(
+        self,
+        images: Tensor,
+        text: Tensor,
+        image_mask: Tensor | None = None,
+        rng: Rng | None = None,
+    ) -> Tensor:
         """Converts images and instructions to conditioning tokens [B, M, C].
 
         Args:
             images: uint8 [B, N, 3, H, W].
             text: int64 [B, L], token ids + 1, padded with 0.
             image_mask: bool [B, N], false for padded images, whose tokens become zeros.
+            rng: Random numbers of dropout, B rows; None: outside of training.
         """
-        return self.vision_language_backbone(images, text, image_mask)
+        return self.vision_language_backbone(images, text, image_mask, rng)
 
     def denoise(
-        self, context: Tensor, proprioception: Tensor, actions: Tensor, time: Tensor
+        self,
+        context: Tensor,
+        proprioception: Tensor,
+        actions: Tensor,
+        time: Tensor,
+        rng: Rng | None = None,
+        repeats: int = 1,
     ) -> Tensor:
         """Predicts the velocity (flow matching) or the noise (diffusion), [B, T, A].
 
@@ -78,6 +94,8 @@ class DiffusionPolicy(nn.Module):
             proprioception: Normalized [B, P, d].
             actions: Noised actions [B, T, A]; known past actions are clean.
             time: Noise level int64 [B] in [0, num_timesteps).
+            rng: Random numbers of input noise, B / repeats rows; None: outside of training.
+            repeats: Number of successive rows of the same sample.
         """
         encoded_time = self.time_encoding(time)[:, None]
         if self.config.diffusion_step_conditioning == "concat":
@@ -87,25 +105,34 @@ class DiffusionPolicy(nn.Module):
         tokens = [self.condition_encode(context)]
         if self.proprioception_encode is not None:
             encoded = self.proprioception_encode(proprioception)
-            tokens.append(self._noised(encoded))
-        tokens.append(self.action_encode(self._noised(actions)))
+            tokens.append(self.input_noise(encoded, rng, repeats))
+        tokens.append(self.action_encode(self.input_noise(actions, rng, repeats)))
         hidden = self.transformer(torch.cat(tokens, dim=1))
         return self.output_layer(hidden[:, -actions.shape[1] :])
 
     def forward(
         self,
-        images: Tensor,
-        text: Tensor,
-        proprioception: Tensor,
+        observation: Mapping[str, Tensor],
         actions: Tensor,
         time: Tensor,
-        image_mask: Tensor | None = None,
+        rng: Rng | None = None,
     ) -> Tensor:
-        """Like `denoise`, for R noised chunks per observation: actions [B * R, T, A]."""
-        repeats = actions.shape[0] // images.shape[0]
-        context = self.encode(images, text, image_mask).repeat_interleave(repeats, dim=0)
+        """Like `denoise`, for R noised chunks per observation.
+
+        Args:
+            observation: The arguments `images`, `text` and perhaps `image_mask` of `encode`, and
+                `proprioception` [B, P, d].
+            actions: [B * R, T, A].
+            time: int64 [B * R].
+            rng: Random numbers of the samples, B rows; needed in training mode with input noise
+                or dropout.
+        """
+        seen = dict(observation)
+        proprioception = seen.pop("proprioception")
+        repeats = len(actions) // len(proprioception)
+        context = self.encode(**seen, rng=rng).repeat_interleave(repeats, dim=0)
         observed = proprioception.repeat_interleave(repeats, dim=0)
-        return self.denoise(context, observed, actions, time)
+        return self.denoise(context, observed, actions, time, rng, repeats)
 
     @torch.no_grad()
     def sample(self, batch: Mapping[str, Any], *, steps: int, rng: Rng) -> Tensor:
@@ -117,7 +144,7 @@ class DiffusionPolicy(nn.Module):
             rng: Noise, one row per sample.
         """
         actions: Tensor = batch["actions"]
-        context = self.encode(batch["images"], batch["text"], **image_mask_of(batch))
+        context = self.encode(batch["images"], batch["text"], batch.get("image_mask"))
 
         def network(x: Tensor, time: int) -> Tensor:
             times = torch.full((len(x),), time, dtype=torch.int64, device=x.device)
@@ -128,17 +155,6 @@ class DiffusionPolicy(nn.Module):
             self.config.noise_scheduler, steps, known=(actions, batch["past_mask"]), rng=rng
         )
         return solve(network, noise, schedule, self.config.chosen_solver)
-
-    def _noised(self, values: Tensor) -> Tensor:
-        """Adds input noise in training mode; the published code adds it in validation too."""
-        if not self.training or self.config.input_noise_std == 0:
-            return values
-        return values + torch.randn_like(values) * self.config.input_noise_std
-
-
-def image_mask_of(batch: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The image mask of a batch as keyword argument; empty if the batch has none."""
-    return {"image_mask": batch["image_mask"]} if "image_mask" in batch else {}
 
 
 class SinusoidalFrequencies(nn.Module):

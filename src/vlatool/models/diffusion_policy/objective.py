@@ -14,7 +14,6 @@ from vlatool.artifacts.shards.format import MANIFEST_NAME, SHARDS_NAME
 from vlatool.models.base import Batch, Loss, Objective, OptimizerSpec, StepContext
 from vlatool.models.codebook import true_float32
 from vlatool.models.diffusion_policy.config import DiffusionPolicyConfig
-from vlatool.models.diffusion_policy.model import image_mask_of
 from vlatool.models.diffusion_policy.noise import forward_process
 from vlatool.models.policy import DEFAULT_STEPS, ActionUnits
 
@@ -139,14 +138,7 @@ class DenoisingObjective(Objective):
         time = ctx.rng.integers(self._num_timesteps, self._repeats).flatten()
         noise = ctx.rng.normal(self._repeats, *batch_actions.shape[1:]).flatten(0, 1)
         inputs = torch.where(is_known, actions, self._process.noised(actions, noise, time))
-        predicted = ctx.parts["model"](
-            batch["images"],
-            batch["text"],
-            batch["proprioception"],
-            inputs,
-            time,
-            **image_mask_of(batch),
-        )
+        predicted = ctx.parts["model"](observation_of(batch), inputs, time, ctx.rng)
         error = (predicted.float() - self._process.target(actions, noise)) ** 2
         counted = torch.where(mask, error, torch.zeros_like(error))
         return Loss(
@@ -166,3 +158,9 @@ class DenoisingObjective(Objective):
         with true_float32(batch["actions"].device):
             sampled = ctx.parts["model"].sample(batch, steps=DEFAULT_STEPS, rng=ctx.rng)
         return self._units.errors(sampled, batch["actions"], batch["future_mask"])
+
+
+def observation_of(batch: Batch) -> dict[str, Tensor]:
+    """The tensors of a batch that the network observes; `image_mask` only if the batch has one."""
+    names = ("images", "text", "image_mask", "proprioception")
+    return {name: batch[name] for name in names if name in batch}

@@ -1,0 +1,45 @@
+"""Two ranks of which one hangs."""
+
+import os
+import socket
+import subprocess
+import sys
+
+# One process forks after the imports, so that both ranks join the group at the same time.
+SCRIPT = """
+import os, signal, time
+import torch
+from vlatool.errors import EnvironmentProblem
+from vlatool.training.config import DistributedConfig, TrainConfig
+from vlatool.training.runtime import Runtime
+
+child = os.fork()
+os.environ["RANK"] = os.environ["LOCAL_RANK"] = "0" if child else "1"
+runtime = Runtime(TrainConfig(distributed=DistributedConfig(timeout=2)))
+try:
+    with runtime.waiting():
+        runtime.barrier()
+        if runtime.rank == 1:
+            time.sleep(60)
+        runtime.sum(torch.ones(3))
+except EnvironmentProblem as error:
+    print(error.code, flush=True)
+os.kill(child, signal.SIGKILL)
+os._exit(0)
+"""
+
+
+def test_rank_that_hangs_ends_the_others_after_the_timeout() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        env={**os.environ, **shared},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.stdout.strip() == "environment.rank_timeout", done.stderr
