@@ -221,13 +221,18 @@ def test_finetune_says_which_statistics_it_uses_and_where_ranges_differ(
     assert XYZ_COMMAND not in warned
 
 
-def test_equal_ranges_give_no_warning(data: Path, base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("scope", "warnings"), [("global", []), ("per_timestep", ["data.normalization_differs"])]
+)
+def test_only_another_normalization_is_a_warning_for_equal_data(
+    data: Path, base: Path, tmp_path: Path, scope: str, warnings: list[str]
+) -> None:
     messages = Recorder()
+    keys = {"init_from": str(base), "dry_run": True, "data__normalization__scope": scope}
 
-    keys = {"init_from": str(base), "dry_run": True}
     finetune(tiny_config(data, tmp_path / "run", **STILL, **keys), reporter=messages)
 
-    assert "data.ranges_differ" not in dict(messages.warnings)
+    assert [code for code, _ in messages.warnings if code.startswith("data.")] == warnings
 
 
 def test_run_keeps_the_statistics_of_the_initial_weights_and_resumes_without_them(
@@ -242,6 +247,21 @@ def test_run_keeps_the_statistics_of_the_initial_weights_and_resumes_without_the
 
     longer = {**STILL, **keys, "hparams__lr_scheduler": "const", "total_train_steps": 2}
     assert finetune(tiny_config(wider, run, **longer)).steps == 2
+    assert (run / "stats.json").read_bytes() == (base / "stats.json").read_bytes()
+
+
+def test_statistics_of_a_published_file_lie_above_its_folder(
+    wider: Path, base: Path, tmp_path: Path
+) -> None:
+    weights = tmp_path / "experiment" / "checkpoints" / "weights.safetensors"
+    weights.parent.mkdir(parents=True)
+    shutil.copy(RunDir(base).checkpoint(2) / "model.safetensors", weights)
+    for name in ("stats.json", "preprocessing_config.yaml"):
+        shutil.copy(base / name, tmp_path / "experiment")
+
+    finetuned(wider, tmp_path / "run", weights, data__statistics_from="init")
+
+    run = tmp_path / "run"
     assert (run / "stats.json").read_bytes() == (base / "stats.json").read_bytes()
 
 

@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from vlatool.artifacts.fields import dimension_label, recorded_names
 from vlatool.artifacts.run.format import RunDir
 from vlatool.artifacts.shards.format import read_preprocessing_config
@@ -32,7 +34,7 @@ def select_statistics(
         config: Section `data`.
         info: Metadata of the data.
         folder: Run of the initial weights, or folder of their published file; None: there are none.
-        reporter: Receives a note on the selection, and a warning if the ranges differ.
+        reporter: Receives a note on the selection, and warnings if normalization or ranges differ.
 
     Raises:
         DataError: The statistics of the weights are selected, and are missing, broken, or lack a
@@ -55,6 +57,11 @@ def select_statistics(
         f"data.statistics_from={config.statistics_from}: fields are normalized with the statistics "
         f"of the {owner}{unknown}"
     )
+    for key, now, before in _changed_rules(config.normalization, _run_of(folder)):
+        reporter.warn(
+            "data.normalization_differs",
+            f"data.normalization.{key} is {now}, that of the initial weights is {before}",
+        )
     changes = [text for name in info.fields for text in _changed_ranges(name, config, info, known)]
     if changes:
         more = f" and {len(changes) - _MAX_LISTED} more" if len(changes) > _MAX_LISTED else ""
@@ -71,6 +78,17 @@ def _run_of(folder: Path) -> RunDir:
     above = RunDir(folder.parent)
     run = RunDir(folder)
     return above if above.stats.is_file() and not run.stats.is_file() else run
+
+
+def _changed_rules(config: NormalizeConfig, run: RunDir) -> Iterator[tuple[str, Any, Any]]:
+    """Yields each key of the normalization whose value differs, with the new and the old value."""
+    data = (run.read_config() or {}).get("data")
+    section = data.get("normalization") if isinstance(data, Mapping) else None
+    with suppress(ValidationError):  # of another version: unknown
+        known = NormalizeConfig.model_validate(section or config).model_dump()
+        for key, value in config.model_dump().items():
+            if key not in config.no_effect_on_output and value != known[key]:
+                yield key, value, known[key]
 
 
 def _replaced(info: RoboticsInfo, known: Statistics, folder: Path) -> RoboticsInfo:
