@@ -113,6 +113,8 @@ class Sink(Protocol):
         volatile: Those of them that hold times.
         temporary: Those of them that are removed once the output is complete; optional.
         has_arrays: True if receipts carry arrays; optional, default true.
+        added_options: Entries for the record of a run besides its options, for files that differ
+            from those of an earlier version with equal options; optional.
         next_step: Suggested next command, with `{output}` in it; may be empty.
         work: Writes one episode; picklable. Files have their final names when it returns. The item
             of its receipt is the id of the episode; the receipt counts `samples` and `frames`.

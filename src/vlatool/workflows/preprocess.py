@@ -239,9 +239,10 @@ class PreprocessJob:
         actions = tuple(config.action_fields)
         setup = SinkSetup(output, selection.survey, selection.refs, origin, actions)
         self._sink: Sink = (make_sink or SINKS.get(config.sink.type))(config.sink, setup)
+        added = getattr(self._sink, "added_options", {})
         self.spec = JobSpec(
             output=output,
-            record=OutputRecord("preprocess", record_options(config, section) | versions),
+            record=OutputRecord("preprocess", record_options(config, section) | added | versions),
             title=f"preprocess {config.format}",
             item_name="episode",
             plan=plan_digest(
@@ -249,7 +250,7 @@ class PreprocessJob:
                 resolved,
                 config.sink,
                 selection.selection,
-                *([actions] if actions else []),  # plans of 0.2.0 have no requested fields
+                *filter(None, (actions, added)),  # plans of 0.2.0 have neither
             ),
             work=EpisodeTask(config.format, resolved, selection.selection, self._sink.work),
             state=episode_state,

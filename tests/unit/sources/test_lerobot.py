@@ -305,6 +305,29 @@ def test_a_task_column_may_hold_the_sentence(tmp_path: Path) -> None:
 # Errors
 
 
+def test_rows_of_another_episode_are_an_error_of_their_episode(tmp_path: Path) -> None:
+    def shift(number: int, columns: Columns) -> None:
+        columns["episode_index"] = columns["episode_index"] + number
+
+    root = lerobot_dataset(tmp_path / "set", cameras={}, change=shift)
+    error = read_error(root, 1)
+    assert (error.code, error.details["path"]) == ("data.episode_index", str(data_file(root, 1)))
+    assert read(root, 0).id == "set_episode_000000"
+
+
+def test_a_file_that_the_list_lacks_is_an_error_of_its_episode(tmp_path: Path) -> None:
+    root = lerobot_dataset(tmp_path / "set", [3, 4, 5], cameras={})
+    lines = (root / "meta/episodes.jsonl").read_text().splitlines()
+    (root / "meta/episodes.jsonl").write_text(f"{lines[0]}\n{lines[2]}\n")
+    reader, refs = discover(root)
+    assert [ref.number for ref in refs] == [0, 1, 2]
+    error = read_error(root, 1)
+    assert (error.code, error.details["episode"]) == ("data.unlisted_episode", 1)
+    assert reader.survey(refs).frames == 8
+    (finding,) = reader.check(refs[1], deep=False)
+    assert (finding.code, finding.severity) == ("lerobot.unlisted_episode", "error")
+
+
 @pytest.mark.parametrize("state", ["missing", "empty", "other files"])
 def test_a_source_without_episodes_says_what_was_searched(tmp_path: Path, state: str) -> None:
     root = tmp_path / "set"

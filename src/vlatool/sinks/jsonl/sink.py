@@ -44,6 +44,9 @@ class JsonlSink:
         self.action_fields: tuple[str, ...] = setup.policy_actions(possible, survey.action_fields)
         self.fields: Mapping[str, int] = {name: possible[name] for name in self.action_fields}
         self.proprioception_fields: tuple[str, ...] = ()
+        groups = (
+            group for group in survey.pose_groups if {*relative_names(group)} & {*self.fields}
+        )
         numbers = [ref.number for ref in setup.refs]
         self._work = EpisodeWriter(
             setup.output,
@@ -51,16 +54,14 @@ class JsonlSink:
             tuple(survey.cameras),
             self.action_fields,
             _action_width(config, survey, self.fields),
-            tuple(
-                group
-                for group in survey.pose_groups
-                if not self.fields.keys().isdisjoint(relative_names(group))
-            ),
+            tuple(groups),
             {source: _folder_name(source) for source in {ref.source for ref in setup.refs}}
             | ({ref.source: config.name for ref in setup.refs} if config.name else {}),
             None not in numbers and len(set(numbers)) == len(numbers),
         )
         self.work: Work = self._work
+        # 0.2.0 left relative poses out.
+        self.added_options = {"relative_poses": True} if self._work.groups else {}
 
     def begin(self) -> None:
         """Removes the manifest and folders that an earlier run left empty."""

@@ -214,6 +214,7 @@ class EpisodeFiles:
         data_file: Its parquet file.
         videos: Map from camera to its video.
         present: Paths that existed when the data set was opened.
+        is_listed: False for an episode that has a file, but no line in the list.
     """
 
     dataset: Dataset
@@ -221,6 +222,7 @@ class EpisodeFiles:
     data_file: Path
     videos: Mapping[str, Path]
     present: frozenset[Path] = frozenset()
+    is_listed: bool = True
 
 
 def dataset_roots(source: Path) -> list[Path]:
@@ -248,7 +250,7 @@ def dataset_roots(source: Path) -> list[Path]:
 
 
 def open_dataset(root: Path, config: LeRobotConfig, findings: list[Finding]) -> list[EpisodeFiles]:
-    """Episodes of a data set, ascending by number.
+    """Episodes of a data set, ascending by number, those that the list lacks included.
 
     Raises:
         DataError: The metadata is broken, the layout unsupported, a requested field unknown, or
@@ -258,7 +260,9 @@ def open_dataset(root: Path, config: LeRobotConfig, findings: list[Finding]) -> 
     info = with_known_names(info, config.known_names)
     findings += _version_findings(root, info)
     finder = FileFinder(root, info, findings)
-    lines = _episode_lines(root, info, finder, findings)
+    listed = _episode_lines(root, info, finder, findings)
+    unlisted = finder.numbered_data_files().keys() - {line.number for line in listed}
+    lines = [*listed, *(EpisodeLine(number, (), None) for number in sorted(unlisted))]
     data_files = {line.number: finder.data_file(line.number) for line in lines}
     columns = next(filter(None, map(column_names, data_files.values())), None)
     # With needed columns, an episode without actions is an error of the episode, not of the set.
@@ -283,8 +287,11 @@ def open_dataset(root: Path, config: LeRobotConfig, findings: list[Finding]) -> 
         paths = {name: videos[name][line.number] for name in video_names}
         data_file = data_files[line.number]
         present = finder.existing.intersection([data_file, *paths.values()])
-        episodes.append(EpisodeFiles(dataset, line, data_file, paths, frozenset(present)))
-    return episodes
+        is_listed = line.number not in unlisted
+        episodes.append(
+            EpisodeFiles(dataset, line, data_file, paths, frozenset(present), is_listed)
+        )
+    return sorted(episodes, key=lambda episode: episode.line.number)
 
 
 def _episode_lines(
@@ -292,17 +299,11 @@ def _episode_lines(
 ) -> list[EpisodeLine]:
     """Listed episodes; without a list, the episodes that have a file."""
     path = root / EPISODES_FILE
-    on_disk = finder.numbered_data_files()
-    if not path.exists():
-        findings.append(LEROBOT("no_episode_list", f"{path} is missing", path=str(path)))
-        lines = [EpisodeLine(number, (), None) for number in sorted(on_disk)]
-    else:
+    if path.exists():
         lines = read_episodes(root)
-        unlisted = sorted(on_disk.keys() - {line.number for line in lines})
-        if unlisted:
-            message = f"{root}: episodes {_first_few(unlisted)} have a file but are not in "
-            message += f"{EPISODES_FILE}; they are left out"
-            findings.append(LEROBOT("unlisted_episodes", message, path=str(path)))
+    else:
+        findings.append(LEROBOT("no_episode_list", f"{path} is missing", path=str(path)))
+        lines = [EpisodeLine(number, (), None) for number in sorted(finder.numbered_data_files())]
     if not lines:
         raise no_episodes(root, f"episodes in {EPISODES_FILE} and data/*/episode_*.parquet")
     findings += _frame_total_findings(root, info, lines)
@@ -363,8 +364,3 @@ def _frame_total_findings(
     path = root / INFO_FILE
     problem = f"total_frames is {info.total_frames}, {EPISODES_FILE} lists {sum(lengths)}"
     yield LEROBOT.at("totals_mismatch", path, problem, field="total_frames")
-
-
-def _first_few(numbers: Sequence[int], limit: int = 5) -> str:
-    text = ", ".join(map(str, numbers[:limit]))
-    return f"{text}, ..." if len(numbers) > limit else text

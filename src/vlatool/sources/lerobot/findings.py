@@ -49,7 +49,7 @@ LEROBOT = FindingCodes(
             "warning", "index is not continuous over the data set.", "none: vlatool does not use it"
         ),
         "episode_index": FindingCode(
-            "warning", "Rows have the episode_index of another episode.", _LEAVE_OUT
+            "error", "Rows have the episode_index of another episode.", _LEAVE_OUT
         ),
         "timestamps": FindingCode("warning", "Timestamps differ from row / fps.", _BY_ROW),
         "unknown_task": FindingCode(
@@ -81,7 +81,11 @@ LEROBOT = FindingCodes(
             "warning", "A path template does not match the files, which were searched."
         ),
         "no_episode_list": FindingCode("warning", "The list of episodes is missing."),
-        "unlisted_episodes": FindingCode("warning", "Episodes on disk are not in the list."),
+        "unlisted_episode": FindingCode(
+            "error",
+            "The list of episodes does not have the episode of a file.",
+            "download meta/ again, or exclude the episode with --exclude",
+        ),
         "field_left_out": FindingCode("warning", "A feature cannot be used and is left out."),
         "depth_camera": FindingCode("info", "A depth camera is left out."),
         "camera_without_files": FindingCode("warning", "A camera has no images in any episode."),

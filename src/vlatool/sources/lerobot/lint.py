@@ -115,7 +115,8 @@ def check_sets(sources: Sequence[Path], config: LeRobotConfig) -> Iterator[Findi
     """Findings on whole data sets, besides those of `discover`."""
     for source in sources:
         for root in dataset_roots(source):
-            yield from _check_root(root, open_dataset(root, config, []))
+            episodes = open_dataset(root, config, [])
+            yield from _check_root(root, [episode for episode in episodes if episode.is_listed])
 
 
 def _check_root(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:

@@ -78,7 +78,7 @@ class LeRobotReader:
             if first is not None:
                 yield first
                 for files in map(_episode_files, others):  # after the first one
-                    if files.data_file in files.present:
+                    if files.is_listed and files.data_file in files.present:
                         yield replace(first, frames=files.line.length)
 
     def _survey_episode(self, ref: EpisodeRef) -> Survey:

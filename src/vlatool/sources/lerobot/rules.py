@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from vlatool.artifacts.lerobot import AUTOMATIC, FRAME_INDEX
+from vlatool.artifacts.lerobot import AUTOMATIC, EPISODES_FILE, FRAME_INDEX
 from vlatool.episode import Array, FrameSource
 from vlatool.errors import DataError
 from vlatool.findings import Collector
@@ -52,6 +52,8 @@ class EpisodeContents:
 def walk_episode(files: EpisodeFiles, config: LeRobotConfig, report: Collector) -> EpisodeContents:
     """Content of an episode as far as it can be read; images stay on disk."""
     name = f"episode {files.line.number}"
+    if not files.is_listed:
+        report.add_error(_unlisted_error(files))
     columns = _columns(files, config)
     rows = report.attempt(partial(read_rows, files.data_file, name, columns))
     missing = dict(_missing_cameras(files, rows))
@@ -65,6 +67,16 @@ def walk_episode(files: EpisodeFiles, config: LeRobotConfig, report: Collector) 
     _check_bookkeeping(files, rows, metadata, report)
     cameras = _cameras(files, rows, missing, report)
     return EpisodeContents(rows, cameras, missing, task, metadata, _fields(files, rows, report))
+
+
+def _unlisted_error(files: EpisodeFiles) -> DataError:
+    return DataError(
+        f"episode {files.line.number}: {files.data_file} exists, but {EPISODES_FILE} does not "
+        "list the episode",
+        hint="download meta/ again, or exclude the episode with --exclude",
+        code="data.unlisted_episode",
+        details={"path": str(files.data_file), "episode": files.line.number},
+    )
 
 
 def _columns(files: EpisodeFiles, config: LeRobotConfig) -> list[str]:
@@ -112,8 +124,15 @@ def _check_bookkeeping(
     _check_frames(rows, metadata.get(FRAME_INDEX, ()), report)
     others = set(metadata.get("episode_index", ())) - {files.line.number}
     if others:
-        message = f"{rows.episode}: {rows.path} also has episode_index {sorted(others, key=str)}"
-        report.note("episode_index", message, **location, field="episode_index")
+        report.add_error(
+            DataError(
+                f"{rows.episode}: {rows.path} has rows of episode_index {sorted(others, key=str)}",
+                hint="the file is another one, or files were mixed up; download it again, or "
+                "exclude the episode with --exclude",
+                code="data.episode_index",
+                details={**location, "field": "episode_index"},
+            )
+        )
 
 
 def _check_frames(rows: Rows, numbers: Sequence[Any], report: Collector) -> None:
