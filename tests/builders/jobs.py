@@ -146,6 +146,21 @@ def toy(config: ToyConfig, *, reporter: Reporter = NULL) -> ToyResult:
     return run_command(job, ToyResult, config, SerialExecutor(), reporter=reporter)
 
 
+@dataclass(frozen=True)
+class KillsWorker:
+    """Kills its process on item 2, `times` times; records each attempt in `folder`."""
+
+    folder: Path
+    times: int
+
+    def __call__(self, item: int) -> int:
+        attempts = len(list(self.folder.glob(f"{item}-*")))
+        (self.folder / f"{item}-{attempts}").touch()
+        if item == 2 and attempts < self.times:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return item
+
+
 class KillingExecutor(SerialExecutor):
     """Executor that raises `Killed` after a number of outcomes."""
 

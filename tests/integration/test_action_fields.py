@@ -11,15 +11,14 @@ import pytest
 
 from tests.builders.libero import convert, convert_error
 from tests.builders.preprocessing import contents
+from tests.builders.verifying import verified
 from vlatool.artifacts.fast.chunks import ChunkFile
 from vlatool.artifacts.profile import compute_profile
 from vlatool.artifacts.shards.format import ShardFolder
 from vlatool.artifacts.windows.format import read_manifest
-from vlatool.errors import DataError
 from vlatool.jobs.record import read_record
 from vlatool.workflows.fit_fast import FitFastConfig, fit_fast
 from vlatool.workflows.sample import SampleConfig, sample
-from vlatool.workflows.verify import VerifyConfig, VerifyResult, verify
 
 FRAMES, STEPS = 6, 4
 GRIPPER = "robot__action__grippers__left::panda_hand"
@@ -45,15 +44,6 @@ def intact(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def lines(folder: Path) -> Path:
     return next((folder / "data").glob("*.jsonl"))
-
-
-def verified(folder: Path) -> VerifyResult:
-    try:
-        result = verify(VerifyConfig(location=str(folder)))
-    except DataError as error:
-        result = error.result
-    assert isinstance(result, VerifyResult)
-    return result
 
 
 def test_windows_have_the_relative_poses_of_shards(raw: Path, intact: Path, tmp_path: Path) -> None:

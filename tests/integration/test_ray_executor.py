@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from tests.builders.jobs import KillsWorker
 from vlatool.errors import BugError, DataError, EnvironmentProblem, UsageError
 from vlatool.jobs.ray_cluster import forwarded_variables
 from vlatool.jobs.ray_executor import RayExecutor
@@ -116,21 +117,6 @@ def descendants(mark: str) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class Killer:
-    """Kills its process on item 2, `times` times; records each attempt in `folder`."""
-
-    folder: Path
-    times: int
-
-    def __call__(self, item: int) -> int:
-        attempts = len(list(self.folder.glob(f"{item}-*")))
-        (self.folder / f"{item}-{attempts}").touch()
-        if item == 2 and attempts < self.times:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return item
-
-
-@dataclass(frozen=True)
 class Gate:
     """Returns item 0 immediately, the others when `file` exists."""
 
@@ -221,14 +207,14 @@ def test_no_items_give_no_outcomes(joined: RayExecutor) -> None:
 def test_worker_killed_once_costs_nothing_because_its_item_is_retried(
     joined: RayExecutor, tmp_path: Path
 ) -> None:
-    outcomes = list(joined.map(Killer(tmp_path, times=1), range(6)))
+    outcomes = list(joined.map(KillsWorker(tmp_path, times=1), range(6)))
 
     assert [outcome.value for outcome in outcomes] == list(range(6))
     assert len(list(tmp_path.glob("2-*"))) == 2
 
 
 def test_worker_killed_every_time_costs_only_its_item(joined: RayExecutor, tmp_path: Path) -> None:
-    outcomes = list(joined.map(Killer(tmp_path, times=99), range(6)))
+    outcomes = list(joined.map(KillsWorker(tmp_path, times=99), range(6)))
 
     assert [outcome.value for outcome in outcomes] == [0, 1, None, 3, 4, 5]
     error = outcomes[2].error

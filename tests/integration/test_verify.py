@@ -16,6 +16,7 @@ from PIL import Image
 from tests.builders import shards as built
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.shards import Members, shard_output
+from tests.builders.verifying import verified
 from vlatool.artifacts.tar import ShardIndex, index_path, scan_tar
 from vlatool.cli.app import run
 from vlatool.errors import DataError, UsageError
@@ -26,16 +27,6 @@ from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.verify import VerifyConfig, VerifyResult, verify
 
 Break = Callable[[Path], Any]
-
-
-def verified(where: Path, **options: Any) -> VerifyResult:
-    """Result that was returned or is attached to the error."""
-    try:
-        result = verify(VerifyConfig(location=str(where), **options))
-    except DataError as error:
-        result = error.result
-    assert isinstance(result, VerifyResult)
-    return result
 
 
 def severe(result: VerifyResult) -> set[str]:

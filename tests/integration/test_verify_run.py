@@ -11,17 +11,16 @@ import pytest
 import yaml
 
 from tests.builders.training import tiny_config
+from tests.builders.verifying import verified
 from vlatool.artifacts.run.checkpoint import CheckpointManifest
 from vlatool.artifacts.run.format import RunDir
 from vlatool.artifacts.stats.format import write_stats
 from vlatool.cli.app import run as run_command
-from vlatool.errors import DataError
 from vlatool.jobs.inputs import digest_of
 from vlatool.jobs.record import OutputRecord
 from vlatool.storage.checksummed import write_checksummed
 from vlatool.storage.uri import location
 from vlatool.workflows.inspect import InspectConfig, inspect
-from vlatool.workflows.verify import VerifyConfig, VerifyResult, verify
 
 STEPS = (2, 4)
 
@@ -57,15 +56,6 @@ def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(intact: Path, tmp_path: Path) -> RunDir:
     """Copy that a test may damage."""
     return RunDir(Path(shutil.copytree(intact, tmp_path / "run")))
-
-
-def verified(where: Path, **options: Any) -> VerifyResult:
-    try:
-        result = verify(VerifyConfig(location=str(where), **options))
-    except DataError as error:
-        result = error.result
-    assert isinstance(result, VerifyResult)
-    return result
 
 
 @pytest.mark.parametrize("options", [{}, {"quick": True}, {"full": True}])

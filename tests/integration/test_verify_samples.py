@@ -12,16 +12,15 @@ import numpy as np
 import pytest
 
 from tests.builders.codes import plain_fast, published_windows, tokenizer_digest, write_tree_codes
+from tests.builders.verifying import verified
 from vlatool.artifacts.codes.format import CodesFolder, EpisodeCodes, write_codes
 from vlatool.artifacts.profile import read_profile, write_profile
 from vlatool.artifacts.samples.episode import EpisodeSamples
 from vlatool.artifacts.samples.lines import parse_sample, render_sample
-from vlatool.errors import DataError
 from vlatool.jobs.files import NAME
 from vlatool.jobs.record import OutputRecord
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
 from vlatool.workflows.inspect import InspectConfig, inspect
-from vlatool.workflows.verify import VerifyConfig, VerifyResult, verify
 
 Break = Callable[[Path], Any]
 FIRST = "episode_000000"
@@ -45,16 +44,6 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def workspace(outputs: Path, tmp_path: Path) -> Path:
     """Copy that a test may damage."""
     return Path(shutil.copytree(outputs, tmp_path / "place"))
-
-
-def verified(where: Path, **options: Any) -> VerifyResult:
-    """Result that was returned or is attached to the error."""
-    try:
-        result = verify(VerifyConfig(location=str(where), **options))
-    except DataError as error:
-        result = error.result
-    assert isinstance(result, VerifyResult)
-    return result
 
 
 def finding_codes(where: Path, **options: Any) -> set[str]:

@@ -4,16 +4,14 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.builders.codes import write_tree_codes
 from tests.builders.libero import TASK, convert, convert_error, libero_dataset, png
+from tests.builders.verifying import verified
 from vlatool.artifacts.windows.format import is_windows
-from vlatool.errors import DataError
 from vlatool.workflows.inspect import InspectConfig, inspect
-from vlatool.workflows.verify import VerifyConfig, VerifyResult, verify
 
 LINES = "data/episode_000000.jsonl"
 IMAGE = "images/episode_000000/raw_image_episode_000000_frame_000001.png"
@@ -38,15 +36,6 @@ def published(folder: Path) -> Path:
     for path in [folder / "manifest.json", *folder.glob("data/*.npz")]:
         path.unlink()
     return folder
-
-
-def verified(folder: Path, **options: Any) -> VerifyResult:
-    try:
-        result = verify(VerifyConfig(location=str(folder), **options))
-    except DataError as error:
-        result = error.result
-    assert isinstance(result, VerifyResult)
-    return result
 
 
 def line(number: int, change: Callable[[dict[str, object]], object]) -> Callable[[Path], None]:

@@ -1,13 +1,11 @@
-import os
-import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.builders.jobs import KillsWorker
 from vlatool.errors import BugError, DataError, UsageError
 from vlatool.jobs.command import make_executor
 from vlatool.jobs.executor import Executor, ProcessExecutor, SerialExecutor
@@ -27,21 +25,6 @@ def odd_fails(item: int) -> int:
     if item == 3:
         raise ZeroDivisionError("three")
     return item
-
-
-@dataclass(frozen=True)
-class Killer:
-    """Kills its process on item 2, `times` times; records each attempt in `folder`."""
-
-    folder: Path
-    times: int
-
-    def __call__(self, item: int) -> int:
-        attempts = len(list(self.folder.glob(f"{item}-*")))
-        (self.folder / f"{item}-{attempts}").touch()
-        if item == 2 and attempts < self.times:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return item
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
@@ -92,13 +75,13 @@ def test_items_are_read_only_as_workers_need_them() -> None:
 
 
 def test_worker_killed_once_costs_nothing_because_its_item_is_retried(tmp_path: Path) -> None:
-    outcomes = list(ProcessExecutor(2).map(Killer(tmp_path, times=1), range(8)))
+    outcomes = list(ProcessExecutor(2).map(KillsWorker(tmp_path, times=1), range(8)))
 
     assert [outcome.value for outcome in outcomes] == list(range(8))
 
 
 def test_worker_killed_every_time_costs_only_its_item(tmp_path: Path) -> None:
-    outcomes = list(ProcessExecutor(2).map(Killer(tmp_path, times=99), range(8)))
+    outcomes = list(ProcessExecutor(2).map(KillsWorker(tmp_path, times=99), range(8)))
 
     assert [outcome.value for outcome in outcomes] == [0, 1, None, 3, 4, 5, 6, 7]
     error = outcomes[2].error
