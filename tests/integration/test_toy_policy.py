@@ -20,7 +20,7 @@ from tests.builders.toy_policy import (
 )
 from tests.builders.toy_runs import SITE, toy_config, toys
 from vlatool.episode import Observation
-from vlatool.errors import DataError, PartialFailure
+from vlatool.errors import DataError, PartialFailure, UsageError
 from vlatool.evaluation.config import ActionMap, FieldMap, OpenLoopConfig, RolloutConfig
 from vlatool.evaluation.control import ResizeLog, act_in_batches
 from vlatool.evaluation.controllers import PolicyController
@@ -85,6 +85,11 @@ def test_data_without_recorded_actions_are_an_error(run: Path, tmp_path: Path) -
     with pytest.raises(DataError) as caught:
         open_loop(OpenLoopConfig(checkpoint=str(run), data=str(tmp_path), output=str(tmp_path)))
     assert caught.value.code == "data.no_actions"
+
+
+def test_open_loop_needs_data(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'data' needs a value"):
+        open_loop(OpenLoopConfig(checkpoint=str(run), output=str(tmp_path)))
 
 
 # groups and batches

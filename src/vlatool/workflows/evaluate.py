@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlatool.config.base import check_required
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, PartialFailure, UsageError, missing_package
 from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
@@ -134,13 +135,14 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
     """Compares predicted with recorded action chunks, usually on held-out data.
 
     Raises:
-        UsageError: The output has different content.
+        UsageError: A required key is missing, or the output has different content.
         DataError: Checkpoint or data are missing, broken or incompatible.
     """
     from vlatool.evaluation.control import ResizeLog, open_policy
     from vlatool.evaluation.offline import evaluate_open_loop, num_chosen
     from vlatool.evaluation.plots import save_curves
 
+    check_required(config, "vlatool eval open-loop CHECKPOINT DATA")
     policy, trained = open_policy(
         config.checkpoint, config.weights, config.inference_steps, reporter
     )
