@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.builders.memory_remote import MemoryRemote
+from tests.builders.recording import Recorder
 from tests.builders.training import tiny_config, world_shards
 from vlatool.artifacts.run.format import RunDir
 from vlatool.errors import ConfigError, DataError, UsageError
@@ -52,6 +53,17 @@ def test_run_that_continues_another_equals_an_undisturbed_run(
     for name in FILES:
         expected = (whole.checkpoint(6) / name).read_bytes()
         assert (RunDir(tmp_path / "run").checkpoint(6) / name).read_bytes() == expected
+
+
+def test_options_that_differ_from_the_continued_run_are_named(
+    data: Path, whole: RunDir, tmp_path: Path
+) -> None:
+    recorder = Recorder()
+    keys = {"hparams__wd": 0.5, "total_train_steps": 4}
+    train(config(data, tmp_path / "run", whole.checkpoint(3), **keys), reporter=recorder)
+
+    (message,) = [note for note in recorder.notes if note.startswith("other options")]
+    assert message.endswith(f"{whole.root}: hparams.wd 0.01 (now 0.5)")
 
 
 def test_continued_run_is_resumed_without_the_other_run(

@@ -338,13 +338,17 @@ def _optimizer_state(modules: nn.Module, optimizer: Optimizer) -> dict[str, Any]
 
 
 def restore_optimizer(saved: Mapping[str, Any], state: TrainState, optimizer: Optimizer) -> None:
-    """Restores an optimizer from its saved state, which is empty before its first step."""
+    """Restores an optimizer from its saved state, which is empty before its first step.
+
+    Weight decay, betas and the like stay those of this run.
+    """
     if saved:
         modules = nn.ModuleDict(dict(state.modules))
         _check_moments(saved, modules)
+        options = [dict(group) for group in optimizer.param_groups]
         set_optimizer_state_dict(modules, optimizer, cast(Any, saved), options=_FULL)
-        for group in optimizer.param_groups:
-            group["betas"] = tuple(group["betas"])  # torch returns a list
+        for group, own in zip(optimizer.param_groups, options, strict=True):
+            group.update({**own, "params": group["params"], "lr": group["lr"]})
 
 
 def _check_moments(saved: Mapping[str, Any], modules: nn.Module) -> None:

@@ -1,17 +1,25 @@
 """Training that continues from the checkpoint of another run, ours or a published one."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from vlatool.artifacts.run.format import find_checkpoint
+from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, UsageError
+from vlatool.jobs.record import option_differences
 from vlatool.models.progress import ProgressOrigin
 from vlatool.models.published import PublishedProgress
 from vlatool.training.checkpoints import copy_weights, load_checkpoint, restore_optimizer
 from vlatool.training.config import TrainConfig
+from vlatool.training.resume import identity_keys
 from vlatool.training.state import TrainState
+
+# Options that are expected to differ from those of the earlier run.
+_OF_EACH_RUN = ("init_from", "init_weights_only", "init_except", *TrainConfig.exclusive[0])
 
 
 def restore_progress(origin: ProgressOrigin, config: TrainConfig, state: TrainState) -> list[str]:
@@ -39,6 +47,7 @@ def restore_progress(origin: ProgressOrigin, config: TrainConfig, state: TrainSt
     notes: list[str] = []
     if origin.checkpoint is not None:
         load_checkpoint(origin.local_checkpoint(), state)
+        notes += _other_options(origin.checkpoint, config)
     else:
         progress = model_type.open_progress(config.model, state.modules, origin.local_files())
         _restore_published(progress, state)
@@ -54,6 +63,18 @@ def restore_progress(origin: ProgressOrigin, config: TrainConfig, state: TrainSt
             code="usage.batch_size",
         )
     return [*notes, f"continuing after step {state.step} of {origin.text}"]
+
+
+def _other_options(checkpoint: Path, config: TrainConfig) -> list[str]:
+    """A message on the options in which the new run differs from that of the checkpoint."""
+    run, _ = find_checkpoint(checkpoint)
+    before = load_config(TrainConfig, files=[str(run.config)]).config
+    old, new = (
+        {key: value for key, value in identity_keys(options).items() if key not in _OF_EACH_RUN}
+        for options in (before, config)
+    )
+    differences = option_differences(old, new)
+    return [f"other options than {run.root}: {'; '.join(differences)}"] if differences else []
 
 
 def check_budget(state: TrainState, total_steps: int, location: str) -> None:

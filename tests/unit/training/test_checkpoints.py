@@ -100,6 +100,21 @@ def test_resumed_training_is_bitwise_equal(kind: dict[str, bool], tmp_path: Path
         assert torch.equal(all_tensors(resumed)[name], value), name
 
 
+def test_options_of_a_restored_optimizer_are_those_of_its_run(tmp_path: Path) -> None:
+    folder = save(RunDir(tmp_path), train(new_state()))
+    other = new_state()
+    parts = {"model": other.parts["model"].module}
+    h = HParams(wd=0.3, beta2=0.5, decay_by_name=True)
+    other.optimizers["main"] = build_optimizer(OptimizerSpec(("model",)), parts, h)
+    load_checkpoint(folder, other)
+
+    groups = other.optimizers["main"].param_groups
+    assert [(group["weight_decay"], group["betas"]) for group in groups] == [
+        (0.3, (0.9, 0.5)),
+        (0.0, (0.9, 0.5)),
+    ]
+
+
 def test_tied_weights_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
     folder = save(RunDir(tmp_path), train(new_state(tied=True)))
     for name in (MODEL, EMA):
