@@ -85,9 +85,9 @@ def parse_json(text: str | bytes, *, constants: Callable[[str], Any] | None = No
     return value
 
 
-def read_json(path: Path, *, max_bytes: int = MAX_BYTES) -> Any:
+def read_json(path: Path) -> Any:
     """Reads a JSON file; raises as `read_document` and `parse_json`."""
-    return parse_json(read_document(path, max_bytes=max_bytes))
+    return parse_json(read_document(path))
 
 
 def parse_yaml(text: str, loader: Any = _SAFE) -> Any:
@@ -111,9 +111,9 @@ def parse_yaml(text: str, loader: Any = _SAFE) -> Any:
         raise DocumentError(f"not valid YAML ({str(error).partition(chr(10))[0][:100]})") from error
 
 
-def read_yaml(path: Path, loader: Any = _SAFE, *, max_bytes: int = MAX_BYTES) -> Any:
+def read_yaml(path: Path, loader: Any = _SAFE) -> Any:
     """Reads a YAML file; raises as `read_document` and `parse_yaml`."""
-    return parse_yaml(read_document(path, max_bytes=max_bytes), loader)
+    return parse_yaml(read_document(path), loader)
 
 
 def check_yaml(text: str, max_nodes: int = MAX_NODES) -> int:

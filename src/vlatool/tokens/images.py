@@ -62,11 +62,11 @@ class EpisodeImages:
             for frame in range(len(frames))
         ]
         if not self._frames:
-            raise DataError(
-                f"{ref.path}: the episode has no images",
+            raise DataError.at(
+                ref.path,
+                "the episode has no images",
                 hint="remove the episode, or record it with a camera",
                 code="data.no_pictures",
-                details={"path": str(ref.path)},
             )
 
     def __len__(self) -> int:
@@ -123,9 +123,10 @@ def check_unique_names(location: Path, stems: Sequence[str]) -> None:
     """Raises DataError if two images of an episode share a name, which identifies their codes."""
     duplicates = [stem for stem, count in Counter(stems).items() if count > 1]
     if duplicates:
-        raise DataError(
-            f"{location}: {duplicates[0]} is the name of several images",
+        raise DataError.at(
+            location,
+            f"{duplicates[0]} is the name of several images",
             hint="give each image of an episode a unique name",
             code="data.duplicate_picture",
-            details={"path": str(location), "pictures": duplicates[:20]},
+            pictures=duplicates[:20],
         )

@@ -50,11 +50,11 @@ def window_files(tree: Path, pattern: str) -> list[WindowFile]:
         DataError: There are none, the folder holds samples, or its run has not finished.
     """
     if is_samples(tree) and not is_published(tree):  # published files may be mixed: each is read
-        raise DataError(
-            f"{tree}: holds samples already",
+        raise DataError.at(
+            tree,
+            "holds samples already",
             hint="give the folder that `vlatool preprocess` wrote, not one of `build-dataset`",
             code="data.already_built",
-            details={"path": str(tree)},
         )
     record = read_record(tree)
     if record is not None and read_manifest(tree) is None:
@@ -62,11 +62,11 @@ def window_files(tree: Path, pattern: str) -> list[WindowFile]:
     paths = sorted(path for path in tree.glob(pattern) if path.name.endswith(LINES_SUFFIX))
     files = [WindowFile(path.name.removesuffix(LINES_SUFFIX), path) for path in paths]
     if not files:
-        raise DataError(
-            f"{tree}: no file of windows matches {pattern}",
+        raise DataError.at(
+            tree,
+            f"no file of windows matches {pattern}",
             hint="give the folder that `vlatool preprocess libero` wrote, or another --pattern",
             code="data.no_windows",
-            details={"path": str(tree)},
         )
     return files
 
@@ -119,11 +119,11 @@ def compatible_tokenizer(folder: Path) -> ActionTokenizer:
     """The action tokenizer in a folder; raises DataError if it has too many ids for samples."""
     tokenizer = read_fast(folder)
     if tokenizer.vocab_size > _MAX_ACTION_IDS:
-        raise DataError(
-            f"{folder}: {tokenizer.vocab_size} ids; samples support {_MAX_ACTION_IDS}",
+        raise DataError.at(
+            folder,
+            f"{tokenizer.vocab_size} ids; samples support {_MAX_ACTION_IDS}",
             hint=f"fit a tokenizer with --vocab-size {_MAX_ACTION_IDS} or less",
             code="data.too_many_ids",
-            details={"path": str(folder)},
         )
     return tokenizer
 

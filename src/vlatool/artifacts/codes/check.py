@@ -64,7 +64,7 @@ def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
         return
     if not folder.has_manifest:
         path = location / MANIFEST_NAME
-        yield CODES("no_manifest", f"{path}: is missing", path=str(path))
+        yield CODES.at("no_manifest", path, "is missing")
     yield from _FolderCheck(folder, options).findings()
 
 

@@ -74,8 +74,7 @@ def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
         )
     yield from _read_error("broken_options", experiment.options, location)
     if not can_list(location):
-        message = f"{location}: cannot be listed; no checkpoint is checked"
-        yield EXPERIMENT("not_listed", message, path=str(location))
+        yield EXPERIMENT.at("not_listed", location, "cannot be listed; no checkpoint is checked")
         return
     is_averaged = bool(config) and config[0].ema.enabled
     yield from _check_checkpoints(experiment, options, is_averaged=is_averaged)
@@ -87,8 +86,8 @@ def _check_config(experiment: Experiment, configs: list[Any]) -> Iterator[Findin
     lenient = ReadOptions(compat=True)
     try:
         for name in differing_files(experiment):
-            message = f"{experiment.root / name}: differs from its section of {path}"
-            yield EXPERIMENT("other_config", message, path=str(experiment.root / name))
+            problem = f"differs from its section of {path}"
+            yield EXPERIMENT.at("other_config", experiment.root / name, problem)
         schema = RUN_CONFIGS.get("train")
         files = experiment.config_files
         configs.append(load_config(schema, files=files, read_options=lenient).config)
@@ -113,13 +112,12 @@ def _check_checkpoints(
 ) -> Iterator[Finding]:
     checkpoints = experiment.checkpoints()
     if not checkpoints:
-        message = f"{experiment.root}: has no checkpoint"
-        yield EXPERIMENT("no_checkpoint", message, path=str(experiment.root))
+        yield EXPERIMENT.at("no_checkpoint", experiment.root, "has no checkpoint")
         return
     newest = checkpoints[-1]
     if is_averaged and not newest.averaged.is_file():
-        message = f"{newest.averaged}: is missing, although ema.enabled is true"
-        yield EXPERIMENT("no_average", message, path=str(newest.averaged))
+        problem = "is missing, although ema.enabled is true"
+        yield EXPERIMENT.at("no_average", newest.averaged, problem)
     for checkpoint in checkpoints:
         for path in _existing(checkpoint):
             yield from _check_weights(path, options)
@@ -138,15 +136,13 @@ def _check_weights(path: Path, options: CheckOptions) -> Iterator[Finding]:
             names = [name for name in archive.namelist() if name.endswith("data.pkl")]
             foreign = [name for pickle in names for name in _foreign_names(archive.read(pickle))]
     except (OSError, zipfile.BadZipFile, ValueError, EOFError) as error:
-        yield EXPERIMENT("broken_weights", f"{path}: {error}", path=str(path))
+        yield EXPERIMENT.at("broken_weights", path, error)
         return
     options.counts.add(bytes=path.stat().st_size)
     if broken is not None:
-        message = f"{path}: {broken} does not match its checksum"
-        yield EXPERIMENT("broken_weights", message, path=str(path))
+        yield EXPERIMENT.at("broken_weights", path, f"{broken} does not match its checksum")
     elif foreign:
-        message = f"{path}: refers to {foreign[0]}"
-        yield EXPERIMENT("unsafe_weights", message, path=str(path))
+        yield EXPERIMENT.at("unsafe_weights", path, f"refers to {foreign[0]}")
 
 
 def _foreign_names(pickle: bytes) -> Iterator[str]:

@@ -52,7 +52,7 @@ def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
         return
     options.counts.add(files=sum((location / name).is_file() for name in NAMES))
     for name in ignored_code(location):
-        yield FAST("code", f"{location / name}: is never executed", path=str(location / name))
+        yield FAST.at("code", location / name, "is never executed")
     try:
         tokenizer = read_fast(location)
     except DataError as error:
@@ -66,7 +66,7 @@ def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
 def _check_tokenizer(location: Path, tokenizer: ActionTokenizer) -> Iterator[Finding]:
     if not tokenizer.covers_all_bytes:
         path = location / TOKENIZER_NAME
-        yield FAST("missing_bytes", f"{path}: some bytes have no id", path=str(path))
+        yield FAST.at("missing_bytes", path, "some bytes have no id")
     path = location / REPORT_NAME
     try:
         report = read_report(location) if path.is_file() else {}
@@ -74,7 +74,7 @@ def _check_tokenizer(location: Path, tokenizer: ActionTokenizer) -> Iterator[Fin
         yield FAST("broken_report", error.message, path=str(path))
         return
     if report.get("digest", tokenizer.digest) != tokenizer.digest:
-        yield FAST("broken_report", f"{path}: belongs to another tokenizer", path=str(path))
+        yield FAST.at("broken_report", path, "belongs to another tokenizer")
 
 
 def _check_profile(location: Path) -> Iterator[Finding]:

@@ -111,7 +111,7 @@ def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
         return
     if not folder.has_manifest:
         path = location / MANIFEST_NAME
-        yield SAMPLES("no_manifest", f"{path}: is missing", path=str(path))
+        yield SAMPLES.at("no_manifest", path, "is missing")
     yield from _FolderCheck(folder, options).findings()
 
 
@@ -158,7 +158,7 @@ class _FolderCheck:
     def _file(self, name: str, count: int, *, check_images: bool) -> Iterator[Finding]:
         path = self._folder.path / name
         if not path.is_file():
-            yield SAMPLES("missing_file", f"{path}: is missing", path=str(path))
+            yield SAMPLES.at("missing_file", path, "is missing")
             return
         read = self._packed if self._folder.is_packed else self._lines
         total = 0
@@ -170,11 +170,11 @@ class _FolderCheck:
             else:
                 self._kinds[item.conversation.kind] += 1
                 self._tasks[item.conversation.task] += 1
-                yield from self._sample(f"{path}:{number}", item, check_images=check_images)
+                yield from self._sample(path, number, item, check_images=check_images)
             total = number
         if total != count:
-            message = f"{path}: has {total} samples, the manifest says {count}"
-            yield SAMPLES("count_mismatch", message, path=str(path))
+            problem = f"has {total} samples, the manifest says {count}"
+            yield SAMPLES.at("count_mismatch", path, problem)
         if not self._folder.is_packed:
             yield from _check_index(path)
 
@@ -185,8 +185,7 @@ class _FolderCheck:
                 number += 1
                 yield self._parsed(path, number, line)
         except (ValueError, OSError) as error:
-            message = f"{path}:{number + 1}: {error}"
-            yield SAMPLES("broken_file", message, path=str(path), line=number + 1)
+            yield SAMPLES.at("broken_file", path, error, line=number + 1)
 
     def _packed(self, path: Path) -> Iterator[Finding | TokenSample]:
         try:
@@ -198,27 +197,26 @@ class _FolderCheck:
             yield self._parsed(path, number, line[:-1])
 
     def _sample(
-        self, position: str, sample: TokenSample, *, check_images: bool
+        self, path: Path, line: int, sample: TokenSample, *, check_images: bool
     ) -> Iterator[Finding]:
-        path, _, line = position.rpartition(":")
-        location = {"path": path, "line": int(line)}
         conversation = sample.conversation
         if self._shape != (conversation.images, len(conversation.codes)):
             expected = " and ".join(map(str, self._shape))
             counts = f"{conversation.images} and {len(conversation.codes)}"
-            message = f"{position}: has {counts} images, expected {expected}"
-            yield SAMPLES("other_shape", message, **location)
+            yield SAMPLES.at(
+                "other_shape", path, f"has {counts} images, expected {expected}", line=line
+            )
         if isinstance(self._ids, int) and max(conversation.action_ids) >= self._ids:
             largest = max(conversation.action_ids)
-            message = f"{position}: has the action id {largest}, expected at most {self._ids - 1}"
-            yield SAMPLES("unknown_action_id", message, **location)
-        yield from self._inputs.compare(position, sample)
+            problem = f"has the action id {largest}, expected at most {self._ids - 1}"
+            yield SAMPLES.at("unknown_action_id", path, problem, line=line)
+        yield from self._inputs.compare(path, line, sample)
         for image in sample.images if check_images else ():
             name = PurePosixPath(image.removeprefix(self._folder.prefix))
             if name.name not in self._names(name.parent) and image not in self._reported:
                 self._reported.add(image)
-                message = f"{position}: {self._root / name} is missing"
-                yield SAMPLES("missing_picture", message, **location)
+                problem = f"{self._root / name} is missing"
+                yield SAMPLES.at("missing_picture", path, problem, line=line)
 
     def _names(self, folder: PurePosixPath) -> frozenset[str]:
         """Names of the files in a folder of images; each folder is listed once."""
@@ -236,19 +234,18 @@ class _FolderCheck:
         for key, count in counts:
             expected = self._folder.document.get(key)
             if expected != count:
-                message = f"{path}: {key} is {str(expected)[:200]}, counted {str(count)[:200]}"
-                yield SAMPLES("count_mismatch", message, path=path)
+                problem = f"{key} is {str(expected)[:200]}, counted {str(count)[:200]}"
+                yield SAMPLES.at("count_mismatch", path, problem)
 
     def _parsed(self, path: Path, number: int, line: bytes) -> Finding | TokenSample:
         """Parses a line; returns a finding if it is not a sample in its standard form."""
-        location = {"path": str(path), "line": number}
         try:
             sample = parse_sample(line, self._folder.sizes)
         except ValueError as error:
-            return SAMPLES("broken_line", f"{path}:{number}: {error}", **location)
+            return SAMPLES.at("broken_line", path, error, line=number)
         if render_sample(sample)[:-1] != line:
-            message = f"{path}:{number}: spaces or escapes differ from the standard form"
-            return SAMPLES("other_spelling", message, **location)
+            problem = "spaces or escapes differ from the standard form"
+            return SAMPLES.at("other_spelling", path, problem, line=number)
         return sample
 
 
@@ -280,7 +277,7 @@ class _InputsCheck:
         except DataError as error:
             yield SAMPLES("broken_inputs", error.message, path=error.details["path"])
 
-    def compare(self, position: str, sample: TokenSample) -> Iterator[Finding]:
+    def compare(self, path: Path, line: int, sample: TokenSample) -> Iterator[Finding]:
         """Yields the first difference of a sample from its window."""
         if not self._is_open:
             return
@@ -291,15 +288,14 @@ class _InputsCheck:
             yield from self._read(episode)
         problem = self._inputs and self._inputs.problem(sample.conversation, images)
         if problem:
-            path, _, line = position.rpartition(":")
             code, reason = problem
-            yield SAMPLES(code, f"{position}: {reason}", path=path, line=int(line))
+            yield SAMPLES.at(code, path, reason, line=line)
 
     def missing(self) -> Iterator[Finding]:
         """Yields a finding about inputs that are not there."""
         if self._missing:
-            message = f"{self._folder.path}: not computed again: {'; '.join(self._missing)}"
-            yield SAMPLES("not_compared", message, path=str(self._folder.path))
+            problem = f"not computed again: {'; '.join(self._missing)}"
+            yield SAMPLES.at("not_compared", self._folder.path, problem)
 
     def _read(self, episode: str) -> Iterator[Finding]:
         """Reads the windows of an episode; yields a finding if they or their codes are broken."""
@@ -325,5 +321,4 @@ def _check_index(path: Path) -> Iterator[Finding]:
         return  # already a finding
     expected = [(end - n, n) for end, n in zip(accumulate(lengths), lengths, strict=True)]
     if index is None or index.ranges() != expected or index.shard_bytes != sum(lengths):
-        message = f"{index_path}: does not match the lines of {path.name}"
-        yield SAMPLES("index_mismatch", message, path=str(index_path))
+        yield SAMPLES.at("index_mismatch", index_path, f"does not match the lines of {path.name}")

@@ -82,7 +82,7 @@ def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
     try:
         manifest = read_manifest(location)
         if manifest is None:
-            yield WINDOWS("no_manifest", f"{path}: is missing", path=str(path))
+            yield WINDOWS.at("no_manifest", path, "is missing")
     except DataError as error:
         yield WINDOWS("broken_manifest", error.message, path=str(path))
     yield from _check_episodes(location, manifest, options)
@@ -103,8 +103,7 @@ def _check_episodes(
             bar.advance(samples=lines)
     check.counts.add(episodes=len(paths), files=len(paths), samples=lines, pictures=images)
     for name in sorted(folders):
-        message = f"{location / images_name(name)}: no line names its images"
-        yield WINDOWS("unused_picture", message, path=str(location / images_name(name)))
+        yield WINDOWS.at("unused_picture", location / images_name(name), "no line names its images")
     if manifest is None:
         return
     totals = {"episodes": len(paths), "pictures": images}
@@ -112,8 +111,8 @@ def _check_episodes(
     for unit, count in totals.items():
         if count != getattr(manifest, unit):
             manifest_path = location / MANIFEST_NAME
-            message = f"{manifest_path}: {unit} is {getattr(manifest, unit)}, counted {count}"
-            yield WINDOWS("count_mismatch", message, path=str(manifest_path))
+            problem = f"{unit} is {getattr(manifest, unit)}, counted {count}"
+            yield WINDOWS.at("count_mismatch", manifest_path, problem)
 
 
 @dataclass(frozen=True)
@@ -201,8 +200,7 @@ class _EpisodeCheck:
                 lengths.append(len(line) + 1)
                 yield from self._check_line(number, line, frames)
         except (ValueError, OSError) as error:
-            message = f"{self.path}:{len(lengths) + 1}: {error}"
-            yield WINDOWS("broken_lines", message, path=str(self.path), line=len(lengths) + 1)
+            yield WINDOWS.at("broken_lines", self.path, error, line=len(lengths) + 1)
         self.lines = len(lengths)
         yield from self._check_index(lengths)
         yield from self._check_frames(frames)
@@ -257,8 +255,8 @@ class _EpisodeCheck:
         firsts = [window.actions[0] for _, window in self._chunks.values()]
         widths = {len(row) for row in firsts} | {self.rules.width or len(firsts[0])}
         if len(widths) > 1:
-            message = f"{self.path}: the number of values of an action varies: {sorted(widths)}"
-            yield WINDOWS("wrong_line", message, path=str(self.path))
+            problem = f"the number of values of an action varies: {sorted(widths)}"
+            yield WINDOWS.at("wrong_line", self.path, problem)
             return
         relative = list(self.rules.relative)
         padded = with_padding(np.array(firsts), self.rules.future, is_held=bool(relative))
@@ -284,18 +282,16 @@ class _EpisodeCheck:
             return
         index = read_index(index_path)
         if index is None or index.lengths.tolist() != list(lengths):
-            message = f"{index_path}: does not match the lines of {self.path.name}"
-            yield WINDOWS("index_mismatch", message, path=str(index_path))
+            problem = f"does not match the lines of {self.path.name}"
+            yield WINDOWS.at("index_mismatch", index_path, problem)
 
     def _check_images(self) -> Iterator[Finding]:
         present = {f"{self.folder}/{image.name}" for image in self.images}
         used = set(self._paths(list(self._kinds)))
         for name in sorted(used - present):
-            message = f"{self.location / name}: is missing"
-            yield WINDOWS("missing_picture", message, path=str(self.location / name))
+            yield WINDOWS.at("missing_picture", self.location / name, "is missing")
         for name in sorted(present - used) if self._kinds else ():
-            message = f"{self.location / name}: no line names it"
-            yield WINDOWS("unused_picture", message, path=str(self.location / name))
+            yield WINDOWS.at("unused_picture", self.location / name, "no line names it")
 
     def _check_pixels(self) -> Iterator[Finding]:
         for image in self.images:
@@ -303,12 +299,11 @@ class _EpisodeCheck:
             try:
                 size = decoded_size(image_path.read_bytes())
             except (ValueError, OSError) as error:
-                yield WINDOWS("broken_picture", f"{image_path}: {error}", path=str(image_path))
+                yield WINDOWS.at("broken_picture", image_path, error)
                 continue
             if self.rules.size not in (None, size):
-                message = f"{image_path}: has {size[0]}x{size[1]} pixels, not the configured size"
-                yield WINDOWS("broken_picture", message, path=str(image_path))
+                problem = f"has {size[0]}x{size[1]} pixels, not the configured size"
+                yield WINDOWS.at("broken_picture", image_path, problem)
 
     def _finding(self, code: str, line: int, message: str) -> Finding:
-        location = {"path": str(self.path), "line": line}
-        return WINDOWS(code, f"{self.path}:{line}: {message}", **location)
+        return WINDOWS.at(code, self.path, message, line=line)

@@ -107,11 +107,11 @@ def _read_facts(location: Path, findings: Problems) -> WindowsFacts:
     record = findings.read(read_valid_record, location)
     files = lines_files(location)
     if not files:
-        raise DataError(
-            f"{location}: no episode is written here yet",
+        raise DataError.at(
+            location,
+            "no episode is written here yet",
             hint="wait until it ends; if it was interrupted, run the same command again",
             code="data.incomplete_output",
-            details={"path": str(location)},
         )
     status = "published" if record is None else "whole"
     if record is not None and not record.complete:
