@@ -89,7 +89,7 @@ def open_run(
         filled = _with_defaults(upgraded(before.options, config), config)
         budget = {} if config.overwrite else _earlier_budget(filled, options)
         if budget and run.latest() is not None and is_larger_budget(budget):
-            return _with_budget(run, config, replace(before, options=options, complete=False))
+            return _with_budget(run, config, before)
         if differences and not config.overwrite and _has_trained(run):
             hint = "choose another --output, or replace the run with --overwrite"
             check_no_differences(run.root, "with other options", differences, hint)
@@ -147,7 +147,13 @@ def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(options, default=str))
 
 
-def _with_budget(run: RunDir, config: TrainConfig, record: OutputRecord) -> OutputRecord:
+def _with_budget(run: RunDir, config: TrainConfig, before: OutputRecord) -> OutputRecord:
+    """Saves and returns the record with the budget of the config.
+
+    Other keys stay as they are, so the record still tells which ones its version did not have.
+    """
+    budget = {key: value for key, value in identity_keys(config).items() if key in _BUDGET}
+    record = replace(before, options={**before.options, **budget}, complete=False)
     record.save(run.root)
     remove_partial_files(run.root)
     _write_config(run, config)

@@ -221,6 +221,15 @@ def test_run_keeps_the_rules_of_a_version_without_their_keys(tmp_path: Path) -> 
     assert open_run(run, config, {}, lambda: None, lambda before: False) == read_record(run.root)
 
 
+def test_run_keeps_its_rules_when_it_gets_a_larger_budget(tmp_path: Path) -> None:
+    run, now = earlier_run(tmp_path)
+    longer = now.model_copy(update={"total_train_steps": 9})
+    config = with_earlier_rules(longer, run, (), NULL)
+    open_run(run, config, {}, lambda: None, lambda before: True)
+
+    assert with_earlier_rules(longer, run, (), NULL) == config
+
+
 def test_typed_key_that_a_run_did_not_have_is_another_option(tmp_path: Path) -> None:
     run, now = earlier_run(tmp_path)
     config = with_earlier_rules(now, run, {"model.clean_padded_steps"}, NULL)
