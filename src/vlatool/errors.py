@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from pathlib import PurePath
 from typing import Any, ClassVar, Self
 
 
@@ -38,7 +37,7 @@ class VlatoolError(Exception):
     @classmethod
     def at(
         cls,
-        path: PurePath | str,
+        path: object,
         reason: object,
         *,
         line: int = 0,
@@ -49,7 +48,7 @@ class VlatoolError(Exception):
         """Error `PATH: REASON`, or `PATH:LINE: REASON`, with the path in its details.
 
         Args:
-            path: File or folder with the error.
+            path: File, folder or address with the error.
             reason: Description of the error, or the exception with one.
             line: Line of the file, from 1; 0 if unknown.
             hint: Action that solves the problem.

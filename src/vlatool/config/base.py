@@ -45,7 +45,7 @@ class ConfigModel(BaseModel):
     Class attributes that the loader (`vlatool.config.resolve`) uses at the root of a tree:
         exclusive: Groups of keys that exclude each other; one in a later layer replaces earlier
             ones.
-        flat_sections: Sections with keys that may also be written at the top level.
+        flat_sections: Sections whose keys may also be written at the top level.
         help_groups: Heading in `--help` to the keys below it; other keys are listed together.
         registries: Map from section to the registry of its types.
         no_effect_on_output: Keys that do not change what is produced (workers, verbosity).

@@ -181,11 +181,12 @@ def load_metric_networks(weights: str | None, device: torch.device) -> MetricNet
     lpips = _tried(lambda: perceptual_network("lpips", folder), "lpips", missing)
     inception = _tried(lambda: inception_network(folder), "rfid", missing)
     if lpips is None and inception is None:
-        raise DataError(
-            f"{weights}: no weights of a metric network here: {'; '.join(missing.values())}",
+        raise DataError.at(
+            weights,
+            f"no weights of a metric network here: {'; '.join(missing.values())}",
             hint="give the folder with the published files; they are not downloaded",
             code=_MISSING,
-            details={"path": weights, "missing": missing},
+            missing=missing,
         )
     if lpips is not None:
         digests |= lpips.digests

@@ -123,11 +123,11 @@ def read_valid_record(folder: Path) -> OutputRecord | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise StorageError(
-            f"{path}: cannot be read: {error.strerror or error}",
+        raise StorageError.at(
+            path,
+            f"cannot be read: {error.strerror or error}",
             hint="grant read permission: this file records which command owns the output",
             code="storage.read",
-            details={"path": str(path)},
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = error.reason if isinstance(error, DocumentError) else "not a record of an output"

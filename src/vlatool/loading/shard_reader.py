@@ -290,9 +290,9 @@ def _missing(error: FileNotFoundError, path: Path | None = None) -> DataError:
 
 
 def _unreadable(path: Path, error: OSError) -> StorageError:
-    return StorageError(
-        f"{path}: cannot be read: {error.strerror or error}",
+    return StorageError.at(
+        path,
+        f"cannot be read: {error.strerror or error}",
         hint="check the disk, then run the same command again",
         code="storage.read",
-        details={"path": str(path)},
     )

@@ -168,11 +168,11 @@ class OpenTokenizer:
             return
         reason = f"the codebook has {size} codes, more than {_MAX_CODES}"
         location = self.trained.origin.text
-        raise DataError(
-            f"{location}: {reason if size else 'the tokenizer makes continuous tokens, not codes'}",
+        raise DataError.at(
+            location,
+            reason if size else "the tokenizer makes continuous tokens, not codes",
             hint=f"give a tokenizer with quantizer.type vq and at most {_MAX_CODES} codes",
             code="data.no_codebook",
-            details={"path": location},
         )
 
     def check_decoder(self) -> None:
@@ -234,20 +234,20 @@ def open_tokenizer(
     model_type = trained.model_type
     network = model_type.tokenizer(trained.config.model, trained.parts, trained.assets)
     if network is None:
-        raise DataError(
-            f"{location}: the model type {model_type.name!r} is not a visual tokenizer",
+        raise DataError.at(
+            location,
+            f"the model type {model_type.name!r} is not a visual tokenizer",
             hint="use a run of a visual tokenizer, such as titok",
             code="data.no_tokenizer",
-            details={"path": location},
         )
     preprocessing: ImagePreprocessing = trained.assets.preprocessing
     if preprocessing.crop_size != network.image_size:
-        raise DataError(
-            f"{location}: broken stored preprocessing: crop_size is {preprocessing.crop_size}, the "
+        raise DataError.at(
+            location,
+            f"broken stored preprocessing: crop_size is {preprocessing.crop_size}, the "
             f"tokenizer takes {network.image_size}",
             hint="copy the preprocessing from the original run or download again",
             code="data.broken_config",
-            details={"path": location},
         )
     plain = preprocessing.without_randomness()
     resizes = "resize_shorter_edge" in preprocessing.model_fields_set

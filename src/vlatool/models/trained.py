@@ -124,11 +124,11 @@ class WeightsOrigin:
         """
         section = self.section
         if section is not None and section.get("type") != name:
-            raise DataError(
-                f"{self.text}: the run has model type {section.get('type')!r}, expected {name}",
+            raise DataError.at(
+                self.text,
+                f"the run has model type {section.get('type')!r}, expected {name}",
                 hint=f"use a run of model type {name}, or a published file",
                 code=code,
-                details={"path": self.text},
             )
 
     def read(self) -> "dict[str, Tensor]":
@@ -346,11 +346,11 @@ def _open_run(origin: WeightsOrigin, device: Any, changes: Mapping[str, Any]) ->
     from vlatool.models.weights import load_weights
 
     if origin.run is None or origin.checkpoint is None:
-        raise DataError(
-            f"{origin.text}: is not the weights of a known model type",
+        raise DataError.at(
+            origin.text,
+            "is not the weights of a known model type",
             hint="give a run, a checkpoint, or a published folder or file",
             code="data.no_checkpoint",
-            details={"path": origin.text},
         )
     listed = origin.run.recorded_files()
     run, checkpoint = local_run(origin.run, origin.checkpoint, FileCache(default_cache_folder()))
@@ -420,11 +420,11 @@ def as_config_error(origin: WeightsOrigin) -> Generator[None]:
 
 
 def _unusable(origin: WeightsOrigin, reason: str) -> DataError:
-    return DataError(
-        f"{origin.text}: invalid configuration: {reason}",
+    return DataError.at(
+        origin.text,
+        f"invalid configuration: {reason}",
         hint="copy the weights again from their origin, with their configuration",
         code="data.broken_config",
-        details={"path": origin.text},
     )
 
 

@@ -257,11 +257,11 @@ def as_storage_error(
         file = None if error.filename is None else Path(os.fsdecode(error.filename))
         if below is not None and file is not None and not file.is_relative_to(below):
             raise
-        raise StorageError(
-            f"{path}: cannot be {verb}: {error.strerror or error}",
+        raise StorageError.at(
+            path,
+            f"cannot be {verb}: {error.strerror or error}",
             hint=_HINTS.get(error.errno or 0, _ANY_HINT),
             code="storage.write",
-            details={"path": str(path)},
         ) from error
 
 

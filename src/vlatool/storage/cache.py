@@ -125,11 +125,11 @@ class FileCache:
                 if not path.is_file():
                     self._make_room(file.size)
                     self._fetch(file, path)
-        raise StorageError(
-            f"{path}: other processes remove this copy before it is opened",
+        raise StorageError.at(
+            path,
+            "other processes remove this copy before it is opened",
             hint="raise data.dataset_cache.cache_size_gb",
             code="storage.cache",
-            details={"path": str(path)},
         )
 
     def local_copy(self, folder: Path, names: Sequence[str]) -> Path:
@@ -173,11 +173,11 @@ class FileCache:
         with file.path.open("rb") as source, open_atomic(path, synced=False) as target:
             shutil.copyfileobj(source, target, _CHUNK_SIZE)
             if target.tell() != file.size:
-                raise StorageError(
-                    f"{file.path}: received {target.tell()} bytes instead of {file.size}",
+                raise StorageError.at(
+                    file.path,
+                    f"received {target.tell()} bytes instead of {file.size}",
                     hint="the file changed while it was read; run the same command again",
                     code="storage.changed",
-                    details={"path": str(file.path)},
                 )
 
     def _make_room(self, size: int) -> None:
@@ -210,11 +210,11 @@ class FileCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             file = path.open("ab")
         except OSError as error:
-            raise StorageError(
-                f"{self.folder}: the cache cannot be written: {error.strerror}",
+            raise StorageError.at(
+                self.folder,
+                f"the cache cannot be written: {error.strerror}",
                 hint="set data.dataset_cache.cache_dir to another folder",
                 code="storage.write",
-                details={"path": str(self.folder)},
             ) from None
         with file:
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -154,12 +154,11 @@ class RemoteLock:
             StorageError: Another run took the lock over.
         """
         if self.is_lost:
-            raise StorageError(
-                f"{self._address}: another run took over this output while the storage could not "
-                "be reached",
+            raise StorageError.at(
+                self._address,
+                "another run took over this output while the storage could not be reached",
                 hint="decide which of the runs should use the output, and run its command again",
                 code="storage.lock_lost",
-                details={"path": str(self._address)},
             )
 
     def acquire(self, stale_after_s: float) -> None:

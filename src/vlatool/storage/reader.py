@@ -77,11 +77,11 @@ class _RangeDownload:
         if self.start < 0:
             self.stop, self.start = body.info.size, max(0, body.info.size + self.start)
         if body.start != self.start + len(self.received):
-            raise StorageError(
-                f"{self.address}: the server ignores byte ranges, which are required",
+            raise StorageError.at(
+                self.address,
+                "the server ignores byte ranges, which are required",
                 hint="copy the data to a local folder and give its path",
                 code="storage.unsupported",
-                details={"path": str(self.address)},
             )
         self.info = body.info
         self.stop = min(self.stop, body.info.size)
@@ -107,11 +107,11 @@ def _version(info: ObjectInfo) -> tuple[str, int]:
 
 def changed_error(where: object) -> StorageError:
     """Error for an object that changed while it was read."""
-    return StorageError(
-        f"{where}: changed while it was being read",
+    return StorageError.at(
+        where,
+        "changed while it was being read",
         hint="wait until it is written completely, then run the same command again",
         code="storage.changed",
-        details={"path": str(where)},
     )
 
 

@@ -246,11 +246,11 @@ def call(
     except AttributeError as error:
         if error.obj is not remote:
             raise
-        raise StorageError(  # it implements `Remote`, but not `WritableRemote`
-            f"{address}: this location is read-only",
+        raise StorageError.at(  # it implements `Remote`, but not `WritableRemote`
+            address,
+            "this location is read-only",
             hint="write to a local folder or an S3 bucket",
             code="storage.read_only",
-            details={"path": str(address)},
         ) from None
     except Exception as error:
         mapped = remote.map_error(error, str(address))

@@ -22,11 +22,11 @@ _Path = Path if TYPE_CHECKING else object
 
 def needs_local_file(path: object) -> StorageError:
     """Error for an operation that needs a file on the local disk."""
-    return StorageError(
-        f"{path}: this operation needs a local file or folder",
+    return StorageError.at(
+        path,
+        "this operation needs a local file or folder",
         hint="copy the data to a local folder and give its path",
         code="storage.needs_local_file",
-        details={"path": str(path)},
     )
 
 

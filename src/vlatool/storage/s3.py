@@ -216,11 +216,11 @@ def _info(response: Mapping[str, Any], size: int) -> ObjectInfo:
 
 
 def _ignores_ranges(location: str) -> StorageError:
-    return StorageError(
-        f"{location}: the server ignores byte ranges, which are required",
+    return StorageError.at(
+        location,
+        "the server ignores byte ranges, which are required",
         hint="copy the data to a local folder and give its path",
         code="storage.unsupported",
-        details={"path": location},
     )
 
 

@@ -86,11 +86,11 @@ class RemoteFile(io.BufferedIOBase):
             # The upload is unknown: an earlier attempt succeeded and its response was lost.
             info = find_object(self._address)
             if info is None or info.size != self._size:
-                raise StorageError(
-                    f"{self._address}: the upload disappeared before it was complete",
+                raise StorageError.at(
+                    self._address,
+                    "the upload disappeared before it was complete",
                     hint="run the same command again",
                     code="storage.write",
-                    details={"path": str(self._address)},
                 ) from None
         self._upload = None
 

@@ -128,12 +128,13 @@ def check_space(run: RunDir, state: TrainState) -> None:
     needed = _SIZE_TRAINED * (state.num_parameters - frozen) + _SIZE_FROZEN * frozen
     free = _free(run.root)
     if free < needed:
-        raise StorageError(
-            f"{run.root}: {size_text(int(free))} are free, a checkpoint needs about "
-            f"{size_text(needed)}",
+        raise StorageError.at(
+            run.root,
+            f"{size_text(int(free))} are free, a checkpoint needs about {size_text(needed)}",
             hint="free some space or choose another --output",
             code="storage.no_space",
-            details={"path": str(run.root), "needed": needed, "free": free},
+            needed=needed,
+            free=free,
         )
 
 
@@ -185,13 +186,15 @@ def _write_error(folder: Path, content: object, error: object) -> StorageError:
     free = _free(folder.parent.parent)
     # For a full disk torch reports only an unexpected position.
     reason = "the disk is full" if free < needed else str(error).partition("\n")[0]
-    return StorageError(
-        f"{folder}: cannot be written: {reason}; it needs {size_text(needed)}, "
+    return StorageError.at(
+        folder,
+        f"cannot be written: {reason}; it needs {size_text(needed)}, "
         f"{size_text(int(free)) if isfinite(free) else 'an unknown amount'} are free",
         hint="free space on that disk, or raise the limit on file sizes, then run the same command "
         "again",
         code="storage.write",
-        details={"path": str(folder), "needed": needed, "free": free},
+        needed=needed,
+        free=free,
     )
 
 

@@ -259,11 +259,11 @@ def _check_weights_outside(run: RunDir, config: TrainConfig) -> None:
     model = config.model.model_dump(mode="json")
     for text in _strings({"init_from": config.init_from, "model": model}):
         if os.path.exists(text) and Path(text).resolve().is_relative_to(root):
-            raise UsageError(
-                f"{text}: is in {run.root}, which --overwrite replaces",
+            raise UsageError.at(
+                text,
+                f"is in {run.root}, which --overwrite replaces",
                 hint="choose another --output",
                 code="usage.overwrites_origin",
-                details={"path": text},
             )
 
 
@@ -473,11 +473,11 @@ def _reset_run(run: RunDir, record: OutputRecord) -> None:
 
 def _check_no_unfinished_overwrite(run: RunDir, before: OutputRecord) -> None:
     if not before.options:
-        raise UsageError(
-            f"{run.root}: contains the remains of a run; an earlier --overwrite was interrupted",
+        raise UsageError.at(
+            run.root,
+            "contains the remains of a run; an earlier --overwrite was interrupted",
             hint="run the command with --overwrite again, or choose another --output",
             code="usage.unfinished_overwrite",
-            details={"path": str(run.root)},
         )
 
 
@@ -489,9 +489,9 @@ def _check_same_order(run: RunDir, before: OutputRecord) -> None:
 
 
 def _cannot_resume(run: RunDir, reason: str) -> UsageError:
-    return UsageError(
-        f"{run.root}: {reason}; this version cannot resume it",
+    return UsageError.at(
+        run.root,
+        f"{reason}; this version cannot resume it",
         hint="evaluate the run unchanged, choose another --output, or replace it with --overwrite",
         code="usage.earlier_version",
-        details={"path": str(run.root)},
     )

@@ -142,9 +142,9 @@ def _check_target_free(target: Path, resolved: Resolved[Any]) -> None:
         config = resolved.config
         if isinstance(content, dict) and content.keys() - config.ignored == {*config.model_dump()}:
             return
-    raise UsageError(
-        f"{target}: exists and was not written by resolve-config",
+    raise UsageError.at(
+        target,
+        "exists and was not written by resolve-config",
         hint="choose another --output, or remove it",
         code="usage.output_exists",
-        details={"path": str(target)},
     )

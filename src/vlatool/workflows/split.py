@@ -157,11 +157,11 @@ def _targets(config: SplitConfig, folder: Path) -> tuple[Path, Path]:
         )
     for target in (train, val):
         if target.exists() and not is_list(target):
-            raise UsageError(
-                f"{target}: exists and is not a list of shards",
+            raise UsageError.at(
+                target,
+                "exists and is not a list of shards",
                 hint="choose other names with --train-output and --val-output",
                 code="usage.output_exists",
-                details={"path": str(target)},
             )
         remove_partials_of(target)
     return train, val

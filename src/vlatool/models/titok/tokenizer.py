@@ -81,12 +81,12 @@ def _open_teacher(config: TitokConfig) -> Vqgan:
     with as_config_error(origin):
         network = VqganNetworkConfig.model_validate(keys) if keys else config.vqgan
     if network.codebook_size != config.vqgan.codebook_size:
-        raise DataError(
-            f"{config.teacher}: has {network.codebook_size} codes, the tokenizer predicts codes of "
+        raise DataError.at(
+            config.teacher,
+            f"has {network.codebook_size} codes, the tokenizer predicts codes of "
             f"a teacher with {config.vqgan.codebook_size}",
             hint="give the teacher that the tokenizer was trained with",
             code="data.checkpoint_mismatch",
-            details={"path": config.teacher},
         )
     model = Vqgan(network)
     load_vqgan(model, config.teacher)

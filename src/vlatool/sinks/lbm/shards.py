@@ -162,10 +162,10 @@ def _samples(output: Path, plan: ShardPlan) -> Iterator[bytes]:
         except FileNotFoundError:
             data = b""
         if len(data) != part.stop - part.start:
-            raise StorageError(
-                f"{part.path}: was removed or truncated while shards were written",
+            raise StorageError.at(
+                part.path,
+                "was removed or truncated while shards were written",
                 hint="run the same command again to resume",
                 code="storage.output_changed",
-                details={"path": str(part.path)},
             )
         yield data

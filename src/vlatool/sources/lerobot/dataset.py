@@ -79,11 +79,12 @@ def _formatted(value: int | str, spec: str, key: str) -> str:
 
 
 def _template_error(key: str, problem: str) -> DataError:
-    return DataError(
-        f"{INFO_FILE}: {key} {problem}",
+    return DataError.at(
+        INFO_FILE,
+        f"{key} {problem}",
         hint="correct the template; see the LeRobot v2.1 default for its form",
         code="data.bad_template",
-        details={"path": INFO_FILE, "field": key},
+        field=key,
     )
 
 

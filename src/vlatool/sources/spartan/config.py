@@ -172,7 +172,7 @@ def _form_error(path: str, label: str, reason: object) -> DataError:
 
 
 def _file_error(path: str, problem: str, hint: str, code: str = "data.broken_file") -> DataError:
-    return DataError(f"{path}: {problem}", hint=hint, code=code, details={"path": path})
+    return DataError.at(path, problem, hint=hint, code=code)
 
 
 def language_annotations(path: str | None) -> dict[str, dict[str, list[str]]]:
@@ -189,11 +189,11 @@ def language_annotations(path: str | None) -> dict[str, dict[str, list[str]]]:
     except (FileNotFoundError, DocumentError) as error:
         raise _annotations_error(path, f"cannot be read: {' '.join(str(error).split())}") from None
     except OSError as error:
-        raise StorageError(
-            f"{path}: language annotations cannot be read: {error.strerror or error}",
+        raise StorageError.at(
+            path,
+            f"language annotations cannot be read: {error.strerror or error}",
             hint="check the path and its permissions, or omit the option",
             code="storage.read",
-            details={"path": path},
         ) from None
     tasks = content.get("language_dict") if isinstance(content, dict) else None
     if not isinstance(tasks, dict):
