@@ -322,7 +322,7 @@ def test_broken_sample_is_dropped_and_counted(tmp_path: Path) -> None:
 
     assert sorted(batch.samples) == [f"sample-000{number}" for number in (0, 1, 3, 4, 5)]
     assert batch.dropped == (1, 0)
-    assert "sample-0002" in batch.first_drop
+    assert "sample-0002" in batch.drops[0].message
     assert not batch.is_dummy
 
 
@@ -363,7 +363,7 @@ def test_image_with_a_wrong_header_is_a_broken_sample(
     (batch,) = batches(opened(folder, **keys), plan, 1)
 
     assert batch.dropped == (1, 0)
-    assert "sample-0002" in batch.first_drop
+    assert "sample-0002" in batch.drops[0].message
 
 
 @pytest.mark.parametrize(
@@ -443,7 +443,7 @@ def test_sample_with_a_broken_header_is_dropped_and_counted(copy: Path) -> None:
     data = opened(copy)
     (batch,) = batches(data, LoaderPlan(SAMPLES, drop_reasons=RoboticsKind.drop_reasons), 1)
     assert batch.dropped == (1, 0)
-    assert "shard_000001.tar" in batch.first_drop
+    assert "shard_000001.tar" in batch.drops[0].message
 
 
 def test_broken_shard_without_index_is_a_data_error(copy: Path) -> None:

@@ -15,7 +15,7 @@ from tests.builders.toy_images import image, write_image_shards
 from tests.builders.toy_runs import half_of, toy_config
 from tests.builders.toys import install_toys
 from vlatool.artifacts.images import decode_rgb
-from vlatool.artifacts.run.format import RunDir
+from vlatool.artifacts.run.format import RunDir, read_metrics
 from vlatool.artifacts.tar import index_by_headers, index_path
 from vlatool.errors import DataError
 from vlatool.loading.base import DroppedSample, SampleRef
@@ -263,6 +263,17 @@ def test_resumed_run_on_images_has_the_same_weights(site: Path) -> None:
     train(image_run(site, "half", data__num_workers=1))
     weights = [RunDir(site / run).checkpoint(8) / "model.safetensors" for run in ("whole", "half")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_dropped_images_are_listed_once_in_the_run_and_after_a_stop(site: Path) -> None:
+    write_image_shards(site / "shards", change={4: {"png": b"broken"}})
+    train(image_run(site, "whole"))
+    half_of(site, "whole", "half")
+    train(image_run(site, "half"))
+    (row,) = read_metrics(RunDir(site / "whole").drops)
+    assert (row["reason"], row["step"] < 8) == ("broken_image", True)
+    assert row["sample"] in row["message"]
+    assert read_metrics(RunDir(site / "half").drops) == [row]
 
 
 def test_model_type_of_images_passes_the_contract_checks(site: Path) -> None:

@@ -68,6 +68,7 @@ def test_every_usable_image_is_evaluated_once(config: ImageDataConfig) -> None:
     result = evaluated(config, EvalOptions(batch_size=4))
     assert result.num_images == len({row.key for row in result.rows}) == 11
     assert result.dropped == {"broken_image": 1}
+    assert [drop.reason for drop in result.drops] == ["broken_image"]
     assert result.metrics["psnr"] > 0
 
 

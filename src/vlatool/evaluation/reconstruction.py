@@ -33,7 +33,7 @@ from vlatool.evaluation.image_metrics import (
     ssim,
 )
 from vlatool.events import NULL, Reporter
-from vlatool.loading.base import Batch, MicroBatch
+from vlatool.loading.base import Batch, DroppedSample, MicroBatch
 from vlatool.loading.images.config import ImageDataConfig
 from vlatool.loading.images.kind import ImageSample, ImagesInfo, ImagesKind, load_info
 from vlatool.loading.loader import LoaderPlan, build_loader
@@ -238,12 +238,14 @@ class EvalResult:
         num_images: Number of images of all ranks.
         dropped: Map from drop reason to number of images of all ranks.
         rows: Metrics of each image of this rank.
+        drops: Dropped images of this rank.
     """
 
     metrics: Mapping[str, float]
     num_images: int
     dropped: Mapping[str, int]
     rows: Sequence[ImageScore]
+    drops: Sequence[DroppedSample] = ()
 
 
 def evaluate_reconstruction(
@@ -278,17 +280,17 @@ def evaluate_reconstruction(
     config = config.model_copy(update={"preprocessing": config.preprocessing.without_randomness()})
     part = shards_of_rank(load_info(config, reporter), options.rank, options.world_size)
     sums = ReconstructionSums(tokenizer, options.device, networks)
-    dropped = Counter[str]()
+    drops: list[DroppedSample] = []
     with torch.inference_mode():
         for batch in _batches(config, part, options) if part.num_samples else ():
-            if batch.first_drop and not dropped.total():
-                message = f"an image is dropped, further ones are only counted: {batch.first_drop}"
+            if batch.drops and not drops:
+                message = f"an image is dropped; the report lists all: {batch.drops[0].message}"
                 reporter.warn("data.dropped_samples", message)
-            dropped.update(dict(zip(ImagesKind.drop_reasons, batch.dropped, strict=True)))
+            drops += batch.drops
             if not batch.is_dummy:
                 images = batch.batch["images"].to(options.device)
                 sums.add(batch.samples, images, run(images.permute(0, 2, 3, 1)))
-    return _over_ranks(sums, dropped, options.reduce, config)
+    return _over_ranks(sums, drops, options.reduce, config)
 
 
 @dataclass(frozen=True)
@@ -328,14 +330,18 @@ def _pairs(
 
 
 def _over_ranks(
-    sums: ReconstructionSums, dropped: Counter[str], reduce: Reduce, config: ImageDataConfig
+    sums: ReconstructionSums,
+    drops: Sequence[DroppedSample],
+    reduce: Reduce,
+    config: ImageDataConfig,
 ) -> EvalResult:
+    dropped = Counter(drop.reason for drop in drops)
     counts = [float(dropped[reason]) for reason in ImagesKind.drop_reasons]
     device = sums.scores.device
     own = torch.tensor([len(sums.scores.rows), *counts], dtype=torch.float64, device=device)
-    images, *drops = map(int, reduce(own).tolist())
+    images, *all_counts = map(int, reduce(own).tolist())
     metrics = sums.metrics(reduce)
-    total = {reason: n for reason, n in zip(ImagesKind.drop_reasons, drops, strict=True) if n}
+    total = {reason: n for reason, n in zip(ImagesKind.drop_reasons, all_counts, strict=True) if n}
     if not images:
         why = ", ".join(f"{count} {reason}" for reason, count in total.items()) or "there are none"
         raise DataError(
@@ -344,7 +350,7 @@ def _over_ranks(
             code="data.no_samples",
             details={"dropped": total},
         )
-    return EvalResult(metrics, images, total, sums.scores.rows)
+    return EvalResult(metrics, images, total, sums.scores.rows, drops)
 
 
 def _batches(

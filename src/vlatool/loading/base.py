@@ -369,7 +369,7 @@ class MicroBatch:
         samples: Names of the samples, one per row of the batch; empty for a dummy micro-batch.
         positions: Positions of these samples in the run.
         dropped: Number of dropped samples for each of the `drop_reasons` of the data kind.
-        first_drop: Message of the first dropped sample; empty if there is none.
+        drops: The dropped samples.
         is_dummy: True if no sample was usable. The rank computes the dummy batch to stay in step
             with the other ranks; it counts nothing.
     """
@@ -378,7 +378,7 @@ class MicroBatch:
     samples: tuple[str, ...]
     positions: tuple[int, ...] = ()
     dropped: tuple[int, ...] = ()
-    first_drop: str = ""
+    drops: tuple[DroppedSample, ...] = ()
     is_dummy: bool = False
 
     def pin_memory(self) -> "MicroBatch":

@@ -202,7 +202,7 @@ class BatchStream(IterableDataset[_Item]):
             samples=tuple(str(sample.key) for sample in samples),
             positions=tuple(n for n, _ in usable),
             dropped=tuple(reasons.count(reason) for reason in self._plan.drop_reasons),
-            first_drop=drops[0].message if drops else "",
+            drops=tuple(drops),
             is_dummy=not samples,
         )
 

@@ -196,7 +196,7 @@ class ModelChecks:
         with streams.training(0) as batches:
             micro_batch = next(batches)
         assert not micro_batch.is_dummy, (
-            f"no sample of the data can be used: {micro_batch.first_drop}"
+            f"no sample of the data can be used: {micro_batch.drops[0].message}"
         )
         check_batch("the batcher", micro_batch.batch, len(micro_batch.samples))
         check_same_columns(example, micro_batch.batch)

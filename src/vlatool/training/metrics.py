@@ -3,19 +3,21 @@
 Results of a step are logged one step late, so that the host does not wait for the device.
 """
 
+import json
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path
 
 from torch import Tensor
 
+from vlatool.artifacts.run.format import DROPS, read_metrics
 from vlatool.errors import DataError
 from vlatool.events import Progress, Reporter
 from vlatool.jobs.append_log import AppendLog
-from vlatool.loading.base import MicroBatch
+from vlatool.loading.base import DroppedSample, MicroBatch
 from vlatool.models.base import Objective
 from vlatool.training.runtime import Runtime
 from vlatool.training.state import TrainState
@@ -101,6 +103,25 @@ class MetricsFile:
         self._reporter.metrics(step, values)
 
 
+class DropsFile:
+    """List of the dropped samples of a run, JSON lines: each once, at its first step."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        rows = read_metrics(path) if path is not None and path.is_file() else ()
+        self._listed = {(row.get("reason"), row.get("sample")) for row in rows}
+
+    def add(self, step: int, drops: Sequence[DroppedSample]) -> None:
+        """Appends the samples that are not listed yet; does nothing on ranks without a path."""
+        if self._path is None:
+            return
+        with AppendLog(self._path) as log:
+            for drop in drops:
+                if (drop.reason, drop.sample) not in self._listed:
+                    self._listed.add((drop.reason, drop.sample))
+                    log.append({"step": step, **asdict(drop)})
+
+
 def _finite_or_none(value: float) -> float | None:
     """The value with nine digits; None if it is not finite, which JSON cannot express."""
     return float(f"{value:.9g}") if isfinite(value) else None
@@ -123,14 +144,14 @@ class StepRecord:
         samples: Positions consumed.
         updates: Result of each optimizer, in order.
         names: Sample names on this rank, by micro-batch.
-        first_drop: Message on the first dropped sample of this rank; empty if there is none.
+        drops: Dropped samples of this rank.
     """
 
     step: int
     samples: int
     updates: Sequence[OptimizerStep]
     names: Sequence[Sequence[str]]
-    first_drop: str
+    drops: Sequence[DroppedSample]
 
 
 @dataclass
@@ -148,6 +169,7 @@ class MetricsLogger:
         total_steps: Number of steps; the last one is always logged.
         drop_reasons: Drop reasons of the data kind, in the order of `MicroBatch.dropped`.
         max_dropped_share: Fraction of dropped samples above which the run ends.
+        drops: Lists the dropped samples.
         stopped_by: Signal that asked a rank to stop, if any; equal on all ranks.
     """
 
@@ -159,6 +181,7 @@ class MetricsLogger:
     total_steps: int
     drop_reasons: Sequence[str] = ()
     max_dropped_share: float = 1.0
+    drops: DropsFile = field(default_factory=DropsFile)
     stopped_by: int | None = None
 
     def __post_init__(self) -> None:
@@ -225,18 +248,16 @@ class MetricsLogger:
         total = sum(state.dropped.values())
         is_new = bool(counts.keys() - self._warned)
         is_too_much = total > self.max_dropped_share * max(record.samples, _MIN_SHARE_SAMPLES)
-        if not is_new and not is_too_much:
-            return
-        examples = self.runtime.gather([record.first_drop] if record.first_drop else [])
+        drops = self._list_drops(record.step, record.drops)
         if is_new:
             self._warned |= counts.keys()
-            message = f"a sample was dropped at step {record.step}; further drops are counted"
-            self.reporter.warn("data.dropped_samples", f"{message}: {examples[0]}")
+            message = f"a sample was dropped at step {record.step}; {DROPS} lists all of them"
+            self.reporter.warn("data.dropped_samples", f"{message}: {drops[0].message}")
         if is_too_much:
             raise DataError(
                 f"{total} of {record.samples} samples could not be used "
-                f"({_listed(state.dropped)}); the latest: {examples[0]}",
-                hint="run `vlatool verify` on the data to list the defects; "
+                f"({_listed(state.dropped)}); the latest: {drops[0].message}",
+                hint=f"{DROPS} lists them, `vlatool verify` the defects of the data; "
                 "data.max_dropped_share sets the fraction above which a run ends",
                 code="data.too_many_dropped",
                 details={"dropped": dict(state.dropped), "samples": record.samples},
@@ -257,13 +278,24 @@ class MetricsLogger:
         self.metrics.write(record.step, {"samples": float(record.samples), **values, **dropped})
         self.check_metrics(objective, metrics)
 
-    def warn_validation_drops(self, count: int, first_drop: str) -> None:
-        """Warns once about validation samples that cannot be used. Collective."""
-        examples = self.runtime.gather([first_drop] if first_drop else [])
+    def warn_validation_drops(
+        self, step: int, count: int, dropped: Sequence[DroppedSample]
+    ) -> None:
+        """Lists validation samples that cannot be used, and warns once. Collective."""
+        drops = self._list_drops(step, dropped)
         if _VALIDATION not in self._warned:
             self._warned.add(_VALIDATION)
-            message = f"{count} validation samples are dropped at each validation"
-            self.reporter.warn("data.dropped_samples", f"{message}: {examples[0]}")
+            message = (
+                f"{count} validation samples are dropped at each validation; {DROPS} lists them"
+            )
+            self.reporter.warn("data.dropped_samples", f"{message}: {drops[0].message}")
+
+    def _list_drops(self, step: int, dropped: Sequence[DroppedSample]) -> list[DroppedSample]:
+        """Lists the dropped samples of all ranks, and returns them. Collective."""
+        texts = self.runtime.gather([json.dumps(asdict(drop)) for drop in dropped])
+        drops = [DroppedSample(**json.loads(text)) for text in texts]
+        self.drops.add(step, drops)
+        return drops
 
     def _metrics(self, objective: Objective) -> dict[str, float]:
         """Metrics of every optimizer that made a step since the last report."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vlatool.artifacts.run.format import CONFIG, LATEST, METRICS, RunDir, is_run
+from vlatool.artifacts.run.format import CONFIG, DROPS, LATEST, METRICS, RunDir, is_run
 from vlatool.config.base import ConfigModel
 from vlatool.config.resolve import load_config
 from vlatool.config.schema import default_of, execution_keys
@@ -39,7 +39,7 @@ from vlatool.training.config import TrainConfig
 
 _COMMAND = "train"
 # Files that change during the run.
-_CHANGING = {METRICS, LATEST}
+_CHANGING = {METRICS, DROPS, LATEST}
 _ORDER = "order of samples"
 # Increment it when equal options give other samples or other randomness.
 _ORDER_VERSION = 1

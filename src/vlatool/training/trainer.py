@@ -200,11 +200,10 @@ class Trainer:
 def _record(
     state: TrainState, optimizer_steps: list[OptimizerStep], fetched: list[MicroBatch]
 ) -> StepRecord:
-    drops = [micro_batch.first_drop for micro_batch in fetched if micro_batch.first_drop]
     return StepRecord(
         step=state.step,
         samples=state.samples,
         updates=optimizer_steps,
         names=[micro_batch.samples for micro_batch in fetched],
-        first_drop=drops[0] if drops else "",
+        drops=[drop for micro_batch in fetched for drop in micro_batch.drops],
     )

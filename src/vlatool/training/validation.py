@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlatool.artifacts.run.format import VALIDATION, RunDir
 from vlatool.episode import UInt8Array
-from vlatool.loading.base import MicroBatch
+from vlatool.loading.base import DroppedSample, MicroBatch
 from vlatool.models.base import Objective
 from vlatool.models.policy import SamplesChunks
 from vlatool.storage.atomic import open_atomic
@@ -64,19 +64,16 @@ class Validation:
     @torch.no_grad()
     def _losses(self, prefix: str, step: int) -> dict[str, float]:
         local = LossSums(self.runtime.device)
-        dropped, first_drop = 0, ""
+        drops: list[DroppedSample] = []
         for micro_batch in self.open_batches():
-            dropped, first_drop = (
-                dropped + sum(micro_batch.dropped),
-                first_drop or micro_batch.first_drop,
-            )
+            drops += micro_batch.drops
             ctx = self.contexts.of(step, micro_batch, _PHASE, training=False)
             batch = self.objective.prepare(micro_batch.batch, ctx)
             # `prepare` and the loss have separate streams of randomness.
             ctx = self.contexts.of(step, micro_batch, f"{_PHASE} loss", training=False)
             with self.runtime.autocast():
                 local.add(self.objective.validate(batch, ctx), is_dummy=micro_batch.is_dummy)
-        sums = local.reduced(self.runtime, [float(dropped)])
+        sums = local.reduced(self.runtime, [float(len(drops))])
         packed = sums.packed.cpu()
         total, count, bad, all_dropped = packed[:4].tolist()
         if bad:
@@ -84,7 +81,7 @@ class Validation:
                 "data.loss_not_finite", f"{prefix}loss is not finite in {bad:.0f} micro-batches"
             )
         if all_dropped:
-            self.logger.warn_validation_drops(int(all_dropped), first_drop)
+            self.logger.warn_validation_drops(step, int(all_dropped), drops)
         if count <= 0:
             return {}
         values = self.objective.metrics(_PHASE, sums.read(packed), count)

@@ -1,7 +1,7 @@
 """Reconstruction quality of a visual tokenizer: metrics, simple baselines, and an HTML page."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -87,6 +87,7 @@ class TokenizerEvalResult:
         data: Location of the data, as given.
         pictures: Number of measured images.
         dropped: Map from reason to number of images that could not be used.
+        dropped_images: These images: reason, name and message of each.
         figures: Map from metric to value; `psnr_of_mean_error` is comparable with the baselines.
         not_measured: Metrics that were not measured, with the reason.
         networks: SHA-256 of the weights files of the metric networks.
@@ -99,6 +100,7 @@ class TokenizerEvalResult:
     data: str
     pictures: int
     dropped: Mapping[str, int]
+    dropped_images: Sequence[Mapping[str, str]]
     figures: Mapping[str, float]
     not_measured: Mapping[str, str]
     networks: Mapping[str, str]
@@ -121,6 +123,9 @@ class TokenizerEvalResult:
         """The result as text."""
         lines = [f"{self.data}: {self.pictures} images"]
         lines += [f"   dropped: {count} {reason}" for reason, count in self.dropped.items()]
+        lines += [f"      {drop['sample']}" for drop in self.dropped_images[:_SHOWN]]
+        if len(self.dropped_images) > _SHOWN:
+            lines.append(f"      and more; {REPORT} lists all")
         lines += [f"{label:<38}{value:>14}" for label, value in self.rows()]
         lines += [f"not measured: {name} ({reason})" for name, reason in self.not_measured.items()]
         return "\n".join([*lines, f"images: {self.page}"])
@@ -161,8 +166,9 @@ def tokenizer_eval(
     evaluation = evaluate_reconstruction(
         tokenizer.network, run, images, options, networks, reporter
     )
-    rows = _all_rows(evaluation, runtime)
+    rows, drops = _all_rows(evaluation, runtime), _all_drops(evaluation, runtime)
     result = _result(config, tokenizer, evaluation, networks, output)
+    result = replace(result, dropped_images=drops)
     if not runtime.is_main:
         return result
     ranked = extremes(rows, "psnr", _SHOWN)
@@ -206,6 +212,12 @@ def _all_rows(evaluation: "EvalResult", runtime: "Runtime") -> list["ImageScore"
     return [ImageScore(*json.loads(text)) for text in runtime.gather(local_rows)]
 
 
+def _all_drops(evaluation: "EvalResult", runtime: "Runtime") -> list[Mapping[str, str]]:
+    """Gathers the dropped images of all ranks, as JSON values."""
+    texts = runtime.gather([json.dumps(asdict(drop)) for drop in evaluation.drops])
+    return [json.loads(text) for text in texts]
+
+
 def _result(
     config: TokenizerEvalConfig,
     tokenizer: "OpenTokenizer",
@@ -221,6 +233,7 @@ def _result(
         data=config.data,
         pictures=evaluation.num_images,
         dropped=evaluation.dropped,
+        dropped_images=[],
         figures=evaluation.metrics,
         not_measured={**networks.missing, **unavailable},
         networks=networks.digests,

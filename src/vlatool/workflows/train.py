@@ -280,7 +280,7 @@ def _train(setup: _RunSetup, reporter: Reporter) -> TrainResult:
     if latest is not None:
         reporter.note(f"resuming after step {state.step} of {plan.total_steps}")
     if runtime.is_main:
-        run.truncate_metrics(state.step)
+        run.truncate_logs(state.step)
     if state.step >= plan.total_steps:
         return _result(setup, state, "already complete", started)
     if runtime.is_main:
@@ -353,7 +353,7 @@ def _save(setup: _RunSetup, state: "TrainState", *, stopped: bool = False) -> No
 
 
 def _reports(setup: _RunSetup, reporter: Reporter, bar: Progress) -> "MetricsLogger":
-    from vlatool.training.metrics import MetricsFile, MetricsLogger
+    from vlatool.training.metrics import DropsFile, MetricsFile, MetricsLogger
 
     config, runtime = setup.config, setup.runtime
     return MetricsLogger(
@@ -365,6 +365,7 @@ def _reports(setup: _RunSetup, reporter: Reporter, bar: Progress) -> "MetricsLog
         total_steps=setup.plan.total_steps,
         drop_reasons=config.data_kind.drop_reasons,
         max_dropped_share=config.data.max_dropped_share,
+        drops=DropsFile(setup.run.drops if runtime.is_main else None),
     )
 
 

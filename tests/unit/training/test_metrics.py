@@ -1,5 +1,6 @@
 """Metrics and warnings of a run, which are logged one step late."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,9 @@ from tests.builders.regression import Fixture, Regression, micro_batches, sample
 from vlatool.errors import DataError
 from vlatool.events import NullReporter
 from vlatool.findings import Finding
-from vlatool.loading.base import MicroBatch
+from vlatool.loading.base import DroppedSample, MicroBatch
 from vlatool.models.base import Batch, Loss, StepContext
+from vlatool.training.metrics import DropsFile
 
 
 class RecordingReporter(NullReporter):
@@ -45,9 +47,15 @@ def run_of(folder: Path, steps: int, share: float = 0.01) -> tuple[Fixture, Reco
 
 def dropping(*counts: tuple[int, int]) -> Iterator[MicroBatch]:
     """Micro-batches, one per step, with a pair of drop counts each."""
+    reasons = ("too_dark", "no_number")
     for micro_batch, dropped in zip(micro_batches(samples(), 16), counts, strict=False):
-        first = f"row {micro_batch.samples[0]} is broken" if any(dropped) else ""
-        yield replace(micro_batch, dropped=dropped, first_drop=first)
+        name = micro_batch.samples[0]
+        drops = tuple(
+            DroppedSample(reason, f"{name}-{number}", f"row {name} is broken")
+            for reason, count in zip(reasons, dropped, strict=True)
+            for number in range(count)
+        )
+        yield replace(micro_batch, dropped=dropped, drops=drops)
 
 
 def test_dropped_samples_are_counted_and_each_reason_is_reported_once(
@@ -59,6 +67,23 @@ def test_dropped_samples_are_counted_and_each_reason_is_reported_once(
     assert [code for code, _ in reporter.warnings] == ["data.dropped_samples"] * 2
     assert reporter.warnings[0][1].endswith("row sample-0 is broken")
     assert [row["dropped"] for row in run.rows] == [2, 5, 9]
+
+
+def test_every_dropped_sample_is_listed_once(tmp_path: Path) -> None:
+    run, _ = run_of(tmp_path, 3)
+    run.trainer.logger.drops = DropsFile(tmp_path / "dropped.jsonl")
+    run.fit_batches(dropping((0, 2), (0, 3), (1, 3)))
+    rows = [json.loads(line) for line in (tmp_path / "dropped.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1] * 2 + [2] * 3 + [3] * 4
+    assert rows[0] == {
+        "step": 1,
+        "reason": "no_number",
+        "sample": "sample-0-0",
+        "message": "row sample-0 is broken",
+    }
+    again = DropsFile(tmp_path / "dropped.jsonl")
+    again.add(4, [DroppedSample(row["reason"], row["sample"], "") for row in rows])
+    assert len((tmp_path / "dropped.jsonl").read_text().splitlines()) == 9
 
 
 def test_run_ends_when_too_large_a_share_is_dropped(tmp_path: Path) -> None:

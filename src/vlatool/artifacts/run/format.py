@@ -38,6 +38,7 @@ from vlatool.storage.uri import can_list, is_remote
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
+DROPS = "dropped.jsonl"
 LATEST = "latest.json"
 CHECKPOINTS = "checkpoints"
 IMAGES = "images"
@@ -65,6 +66,7 @@ class RunDir:
         root: The folder.
         config: File with the resolved, derived configuration.
         metrics: File with one JSON object per line.
+        drops: The same for the dropped samples, each at its first step; absent if there are none.
         stats: Statistics of the used fields.
         options: Preprocessing options of the first data set.
         latest_file: File that names the newest checkpoint.
@@ -75,6 +77,7 @@ class RunDir:
         self.root = root
         self.config = root / CONFIG
         self.metrics = root / METRICS
+        self.drops = root / DROPS
         self.stats = root / STATS_NAME
         self.options = root / OPTIONS_NAME
         self.latest_file = root / LATEST
@@ -186,12 +189,12 @@ class RunDir:
         return True
 
     def clear_progress(self) -> None:
-        """Removes checkpoints and metrics of a run that is replaced.
+        """Removes checkpoints, metrics and dropped samples of a run that is replaced.
 
         Raises:
             StorageError: A file cannot be removed.
         """
-        for path in (self.config, self.latest_file, self.metrics):
+        for path in (self.config, self.latest_file, self.metrics, self.drops):
             remove_file(path)
         for folder in (self.checkpoints_folder, self.root / IMAGES):
             remove_tree(folder)
@@ -275,18 +278,19 @@ class RunDir:
             raise _run_error(self.config, "data.broken_config", "not a mapping")
         return content
 
-    def truncate_metrics(self, last_step: int) -> None:
+    def truncate_logs(self, last_step: int) -> None:
         """Removes the lines of steps after `last_step`, which will be repeated.
 
         Raises:
-            DataError: metrics.jsonl is not a file.
+            DataError: metrics.jsonl or dropped.jsonl is not a file.
         """
-        if not self.metrics.exists():
-            return
-        if not self.metrics.is_file():
-            raise _run_error(self.metrics, "data.broken_json", "is not a file")
-        rows = [row for row in read_metrics(self.metrics) if row["step"] <= last_step]
-        write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+        for path in (self.metrics, self.drops):
+            if not path.exists():
+                continue
+            if not path.is_file():
+                raise _run_error(path, "data.broken_json", "is not a file")
+            rows = [row for row in read_metrics(path) if row["step"] <= last_step]
+            write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _run_error(path: Path, code: str, reason: object) -> DataError:
@@ -349,7 +353,7 @@ def local_run(run: RunDir, checkpoint: Path, cache: FileCache) -> tuple[RunDir, 
         return run, checkpoint
     small = [CONFIG, STATS_NAME, OPTIONS_NAME]
     if can_list(run.root):
-        small = sorted(file_names(run.root) - {METRICS})
+        small = sorted(file_names(run.root) - {METRICS, DROPS})
     else:
         small = sorted({*small, *(entry.path for entry in run.recorded_files())})
     weights = [checkpoint / MANIFEST, *CheckpointManifest.read(checkpoint).paths(checkpoint)]
