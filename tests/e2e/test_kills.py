@@ -16,6 +16,7 @@ GROUPS = {
         "preprocess libero --overwrite",
         "preprocess images",
         "stats merge over an earlier one",
+        "stats compute",
         "build-dataset --lines-per-file",
         "export of codes",
         "encode",

@@ -22,6 +22,7 @@ from vlatool.sinks.lbm.sink import LbmSink
 from vlatool.workflows.evaluate import open_loop
 from vlatool.workflows.stats_compute import StatsComputeConfig, StatsComputeResult, stats_compute
 from vlatool.workflows.train import train
+from vlatool.workflows.verify import VerifyConfig, verify
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +125,34 @@ def test_a_file_is_only_replaced_with_overwrite(published: Path) -> None:
     assert (published / "stats.json").read_bytes() == b"mine"
     compute(published, overwrite=True)
     assert (published / "stats.json").read_bytes() == before
+
+
+def test_a_repeated_run_is_already_complete(published: Path) -> None:
+    assert compute(published).status == "written"
+    assert compute(published).status == "already complete"
+
+
+def test_statistics_of_other_shards_are_not_taken_for_these(
+    published: Path, tmp_path: Path
+) -> None:
+    shard_output(tmp_path / "other")
+    output = str(tmp_path / "stats.json")
+    compute(published, output=output)
+    repeated = error_of(lambda: compute(tmp_path / "other", output=output))
+    assert repeated == ("usage.output_differs", 2)
+
+
+def test_half_of_the_files_is_a_finding_and_repeated(published: Path) -> None:
+    compute(published)
+    digests = published / "stats_digests.npz"
+    before = digests.read_bytes()
+    digests.unlink()
+
+    with pytest.raises(VlatoolError) as caught:
+        verify(VerifyConfig(location=str(published), samples=0))
+    assert "output.missing_file" in caught.value.details["codes"]
+    assert compute(published).status == "written"
+    assert digests.read_bytes() == before
 
 
 def test_statistics_of_an_output_are_not_replaced(world: Path) -> None:

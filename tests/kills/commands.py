@@ -1,6 +1,7 @@
 """Minimal run of each command that writes, and its result without times."""
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from vlatool.workflows.model_export import TokenizerExportConfig, tokenizer_expo
 from vlatool.workflows.resolve_config import resolve_config
 from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.split import SplitConfig, split
+from vlatool.workflows.stats_compute import StatsComputeConfig, stats_compute
 from vlatool.workflows.stats_merge import StatsMergeConfig, stats_merge
 from vlatool.workflows.tokenizer_eval import TokenizerEvalConfig, tokenizer_eval
 from vlatool.workflows.train import train
@@ -213,6 +215,22 @@ def _merge(workspace: Workspace, **options: Any) -> None:
     stats_merge(StatsMergeConfig(sources=[str(workspace.data)] * 2, output=target, **options))
 
 
+def _published_shards(workspace: Workspace) -> None:
+    shutil.copytree(workspace.data / "shards", workspace.out)
+    for name in ("stats.json", "stats_digests.npz"):
+        (workspace.out / name).unlink()
+
+
+def _other_statistics(workspace: Workspace) -> None:
+    _published_shards(workspace)
+    for name in ("stats.json", "stats_digests.npz"):
+        (workspace.out / name).write_text("{}")
+
+
+def _compute(workspace: Workspace, **options: Any) -> None:
+    stats_compute(StatsComputeConfig(data=str(workspace.out), workers=1, **options))
+
+
 def _train(workspace: Workspace, **options: Any) -> None:
     budget = {"total_train_steps": 3, "num_checkpoints": 2}
     train(tiny_config(workspace.data, workspace.out, **budget, **options))
@@ -296,6 +314,12 @@ COMMANDS = (
     Command("stats merge", _merge),
     Command(
         "stats merge over an earlier one", _merge, lambda workspace: _merge(workspace, compact=True)
+    ),
+    Command("stats compute", _compute, _published_shards),
+    Command(
+        "stats compute --overwrite",
+        lambda workspace: _compute(workspace, overwrite=True),
+        _other_statistics,
     ),
     Command("tokenizer fit-fast", _fit_fast),
     Command(

@@ -14,7 +14,7 @@ from pydantic import Field
 from vlatool.artifacts.sample import MASKS
 from vlatool.artifacts.shards.check_samples import numeric_fields
 from vlatool.artifacts.shards.format import Shard, ShardFolder, check_shards
-from vlatool.artifacts.stats.format import write_with_digests
+from vlatool.artifacts.stats.record import read_stats_record, write_recorded
 from vlatool.artifacts.tar import OpenShard, open_shard
 from vlatool.config.base import ConfigModel, check_required, required_field
 from vlatool.episode import Array
@@ -22,6 +22,7 @@ from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.command import make_executor
 from vlatool.jobs.files import read_file_list
+from vlatool.jobs.inputs import digest_of, input_state
 from vlatool.storage.uri import is_remote, location, pinned
 from vlatool.transforms.statistics import (
     StatisticsAccumulator,
@@ -73,6 +74,8 @@ class StatsComputeResult:
         )
         if self.status == "planned":
             return f"{self.output}: would describe {summary}; nothing was written"
+        if self.status == "already complete":
+            return f"{self.output}: {summary}; already complete, nothing to do\nnext: {self.next}"
         names = ", ".join(f"{name} ({width})" for name, width in self.fields.items())
         return f"{self.output}: {summary}\nfields: {names}\nnext: {self.next}"
 
@@ -80,17 +83,22 @@ class StatsComputeResult:
 def stats_compute(config: StatsComputeConfig, *, reporter: Reporter = NULL) -> StatsComputeResult:
     """Computes the statistics of every numeric field; any number of workers gives the same bytes.
 
+    An interrupted run is repeated by the same call.
+
     Raises:
-        UsageError: The file exists, or belongs to an output that lists it.
+        UsageError: The file exists, was computed from other shards, or belongs to an output that
+            lists it.
         DataError: A shard or sample is missing or broken, or its fields differ from the first one.
     """
     check_required(config, "vlatool stats compute DIR")
     folder = ShardFolder.open(pinned(config.data))
     target = folder.statistics_file if config.output is None else location(config.output)
-    _check_target_free(folder, target, overwrite=config.overwrite or config.dry_run)
+    _check_is_free(folder, target)
     shards = [shard for shard in folder.shards() if shard.num_sequences]
     if not is_remote(folder.manifest):
         check_shards(folder.manifest, shards)
+    inputs = _inputs(shards)
+    is_complete = not config.overwrite and _is_complete(target, inputs, config)
     schema = _first_fields(folder, shards)
     beside = f" --data.dataset_statistics {config.output}" if config.output else ""
     result = StatsComputeResult(
@@ -100,30 +108,63 @@ def stats_compute(config: StatsComputeConfig, *, reporter: Reporter = NULL) -> S
         len(shards),
         schema.steps,
         schema.widths,
-        "planned" if config.dry_run else "written",
+        "already complete" if is_complete else "planned" if config.dry_run else "written",
         f"vlatool train --preset diffusion-policy-tiny --data {config.data}{beside} "
         "--num-epochs 20",
     )
-    if not config.dry_run:
+    if result.status == "written":
         total = _total(shards, schema, config.workers, reporter)
-        write_with_digests(target, dict(field_entries(total, schema.widths)))
+        write_recorded(target, dict(field_entries(total, schema.widths)), inputs)
     return result
 
 
-def _check_target_free(folder: ShardFolder, target: Path, *, overwrite: bool) -> None:
+def _inputs(shards: Sequence[Shard]) -> str:
+    """Digest of names, sizes and sample counts of shards; the same for a copy of them."""
+    listed = [(shard.path.name, shard.num_sequences) for shard in shards]
+    return digest_of([listed, input_state([shard.path for shard in shards]).sizes])
+
+
+def _is_complete(target: Path, inputs: str, config: StatsComputeConfig) -> bool:
+    """True if an earlier run has finished; False if one was interrupted or there is none.
+
+    Raises:
+        UsageError: The target was not written by this command, was changed since, or is of other
+            shards.
+        DataError: The record of the earlier run is damaged.
+    """
+    record = read_stats_record(target)
+    changed = [target] if record is None else record.changed(target)
+    foreign = next((path for path in changed if path.exists()), None)
+    if foreign is not None and not config.dry_run:
+        raise UsageError(
+            f"{foreign}: already exists",
+            hint="use it, or add --overwrite, or give another --output",
+            code="usage.output_exists",
+        )
+    if record is None or changed:
+        return False
+    if record.inputs != inputs:
+        raise UsageError(
+            f"{target}: was computed from other shards",
+            hint="add --overwrite to replace it, or give another --output",
+            code="usage.output_differs",
+        )
+    return True
+
+
+def _check_is_free(folder: ShardFolder, target: Path) -> None:
+    """Raises a UsageError if the target is a folder or belongs to the output of the shards."""
+    if target.is_dir():
+        raise UsageError(
+            f"{target}: is a folder",
+            hint="give the name of a file, or give another --output",
+            code="usage.output_exists",
+        )
     entries = read_file_list(folder.output) or ()
     if any((folder.output / entry.path).resolve() == target.resolve() for entry in entries):
         raise UsageError(
             f"{target}: is listed in the output of `vlatool preprocess`",
             hint="give another --output, and train with --data.dataset_statistics",
-            code="usage.output_exists",
-        )
-    is_folder = target.is_dir()
-    if is_folder or (target.exists() and not overwrite):
-        hint = "give the name of a file" if is_folder else "use it, or add --overwrite"
-        raise UsageError(
-            f"{target}: {'is a folder' if is_folder else 'already exists'}",
-            hint=f"{hint}, or give another --output",
             code="usage.output_exists",
         )
 

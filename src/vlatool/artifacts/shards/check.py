@@ -30,6 +30,8 @@ from vlatool.artifacts.shards.format import (
     ShardFolder,
     expects_manifest,
 )
+from vlatool.artifacts.stats.format import STATS_NAME
+from vlatool.artifacts.stats.record import check_recorded
 from vlatool.artifacts.tar import (
     TarSample,
     TarScan,
@@ -165,6 +167,7 @@ def _check_shards(
             yield SHARDS("no_config", error.message, path=str(listed.folder.options_file))
     folder = _FolderCheck(listed, ExpectedSample.of(options), check)
     if listed.has_manifest:
+        yield from check_recorded(listed.folder.path / STATS_NAME, check)
         yield from folder.stats.read()
     with check.reporter.progress(unit, len(listed.shards), unit) as bar:
         for shard in listed.shards:

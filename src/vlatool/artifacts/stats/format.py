@@ -20,7 +20,7 @@ import numpy as np
 from vlatool.artifacts.npz_bytes import read_arrays, write_arrays
 from vlatool.episode import Array
 from vlatool.errors import DataError
-from vlatool.storage.atomic import remove_file, write_bytes, write_text
+from vlatool.storage.atomic import remove_file, write_bytes
 from vlatool.storage.documents import DocumentError, parse_json, read_document
 from vlatool.transforms.quantiles import Digest, from_state, scaled
 from vlatool.transforms.statistics import WindowStatistics, merge, summary
@@ -65,7 +65,12 @@ def read_stats(path: Path) -> Statistics:
 
 def write_stats(path: Path, stats: Mapping[str, Mapping[str, Any]]) -> None:
     """Writes statistics as one line of strict JSON."""
-    write_text(path, json.dumps(stats, allow_nan=False, ensure_ascii=False) + "\n")
+    write_bytes(path, stats_bytes(stats))
+
+
+def stats_bytes(stats: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """Content of a statistics file: one line of strict JSON."""
+    return (json.dumps(stats, allow_nan=False, ensure_ascii=False) + "\n").encode()
 
 
 def compact(stats: Mapping[str, Mapping[str, Any]]) -> Statistics:
@@ -296,11 +301,11 @@ def write_with_digests(path: Path, stats: Mapping[str, Mapping[str, Any]]) -> No
     """Writes statistics, and their digests in the same folder."""
     remove_file(digests_path(path))  # digests of earlier statistics never remain
     write_stats(path, without_digests(stats))
-    _write_digests(digests_path(path), stats)
+    write_bytes(digests_path(path), digests_bytes(stats))
 
 
-def _write_digests(path: Path, stats: Mapping[str, Mapping[str, Any]]) -> None:
-    """Writes the digests of statistics; fields without a digest are omitted."""
+def digests_bytes(stats: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """Content of the digests file of statistics; fields without a digest are omitted."""
     arrays: dict[str, Array] = {}
     for name, entry in stats.items():
         if (state := entry.get(_STATE)) is not None:
@@ -308,7 +313,7 @@ def _write_digests(path: Path, stats: Mapping[str, Mapping[str, Any]]) -> None:
             arrays[f"{name}.means"] = digest.means.reshape(*shape, -1)
             if digest.weights is not None:
                 arrays[f"{name}.weights"] = digest.weights.reshape(*shape, -1)
-    write_bytes(path, write_arrays(arrays))
+    return write_arrays(arrays)
 
 
 def read_mergeable(path: Path) -> Statistics:
