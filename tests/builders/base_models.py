@@ -78,7 +78,7 @@ _VISION_TOWER = {
     "image_size": 32,
 }
 # Special tokens of the prompts of each model_type.
-_PROMPT_WORDS = {
+PROMPT_WORDS = {
     "paligemma": ["<bos>"],
     "smolvlm": [
         "<|im_start|>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>",
@@ -136,5 +136,5 @@ def vlm_base(folder: Path, family: str) -> Path:
     torch.manual_seed(7)
     settings = AutoConfig.for_model(**vlm_config(family))
     AutoModelForImageTextToText.from_config(settings).save_pretrained(folder)
-    write_tokenizer(folder, *_PROMPT_WORDS[family])
+    write_tokenizer(folder, *PROMPT_WORDS[family])
     return folder

@@ -155,6 +155,14 @@ def test_exported_configuration_resolves_to_the_model_of_the_run(
     assert dumps[0] == dumps[1]
 
 
+def test_dry_run_says_that_a_run_cannot_be_exported(data: Path, run: Path, tmp_path: Path) -> None:
+    refused = train(tiny_config(data, tmp_path / "run", dry_run=True))
+    assert "keypoint_backbone" in refused.export_problem
+    assert refused.export_problem in refused.text()
+
+    assert train(config(data, run.parent / "other", dry_run=True)).export_problem == ""
+
+
 def test_policy_without_a_published_layout_is_an_error(data: Path, tmp_path: Path) -> None:
     train(tiny_config(data, tmp_path / "run", total_train_steps=1))
 

@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from tests.builders.base_models import clip_base
+from tests.builders.recording import Recorder
 from tests.builders.training import CAMERAS, HAND, HAND_COMMAND, XYZ, XYZ_COMMAND, world_shards
 from tests.builders.web_server import web_server
 from vlatool.config.overrides import parse_override
@@ -19,7 +20,6 @@ from vlatool.config.resolve import load_config
 from vlatool.errors import DataError
 from vlatool.evaluation.config import OpenLoopConfig
 from vlatool.evaluation.control import load_policy
-from vlatool.events import NullReporter
 from vlatool.models.trained import open_trained
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.evaluate import open_loop
@@ -141,14 +141,6 @@ def test_published_experiment_acts_with_its_newest_checkpoint(
     assert all(np.array_equal(actions[name], expected[name]) for name in expected)
 
 
-class Notes(NullReporter):
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.texts.append(message)
-
-
 def test_open_loop_takes_a_published_file_and_tells_what_it_leaves_out(
     data: Path, published: Path, tmp_path: Path
 ) -> None:
@@ -156,7 +148,7 @@ def test_open_loop_takes_a_published_file_and_tells_what_it_leaves_out(
     content = torch.load(location, weights_only=True)
     content["state_dict"]["sinusoidal_position_embeddings.emb"] = torch.zeros(4)
     torch.save(content, location)
-    notes = Notes()
+    notes = Recorder()
 
     result = open_loop(
         OpenLoopConfig(
@@ -166,7 +158,7 @@ def test_open_loop_takes_a_published_file_and_tells_what_it_leaves_out(
     )
 
     assert (result.weights, result.samples) == ("raw", 4)
-    text = " ".join(notes.texts)
+    text = " ".join(notes.notes)
     assert "transformer.embeddings.weight" in text
     assert "sinusoidal_position_embeddings.emb" in text
 

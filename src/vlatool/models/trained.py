@@ -233,7 +233,7 @@ def open_trained(
     model_type, files = published
     origin = _published_origin(location, files, weights)
     origin = replace(origin, opened=origin.path)
-    files = replace(files, before=before)
+    files = replace(files, weights=origin.file, before=before)
     config, model = _open_published(model_type, files, origin, changes or {})
     for note in model.notes:
         reporter.note(note)

@@ -1,21 +1,19 @@
 """Training that continues from the checkpoint of another run, ours or a published one."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vlatool.artifacts.run.format import find_checkpoint
-from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, UsageError
-from vlatool.jobs.record import option_differences
-from vlatool.models.progress import ProgressOrigin
+from vlatool.events import Reporter
+from vlatool.jobs.record import read_record
+from vlatool.models.progress import ProgressOrigin, locate_progress
 from vlatool.models.published import PublishedProgress
 from vlatool.training.checkpoints import copy_weights, load_checkpoint, restore_optimizer
 from vlatool.training.config import TrainConfig
-from vlatool.training.resume import identity_keys
+from vlatool.training.resume import ORDER, identity_keys, run_differences, upgraded
 from vlatool.training.state import TrainState
 
 # Options that are expected to differ from those of the earlier run.
@@ -47,7 +45,6 @@ def restore_progress(origin: ProgressOrigin, config: TrainConfig, state: TrainSt
     notes: list[str] = []
     if origin.checkpoint is not None:
         load_checkpoint(origin.local_checkpoint(), state)
-        notes += _other_options(origin.checkpoint, config)
     else:
         progress = model_type.open_progress(config.model, state.modules, origin.local_files())
         _restore_published(progress, state)
@@ -65,16 +62,32 @@ def restore_progress(origin: ProgressOrigin, config: TrainConfig, state: TrainSt
     return [*notes, f"continuing after step {state.step} of {origin.text}"]
 
 
-def _other_options(checkpoint: Path, config: TrainConfig) -> list[str]:
-    """A message on the options in which the new run differs from that of the checkpoint."""
-    run, _ = find_checkpoint(checkpoint)
-    before = load_config(TrainConfig, files=[str(run.config)]).config
-    old, new = (
-        {key: value for key, value in identity_keys(options).items() if key not in _OF_EACH_RUN}
-        for options in (before, config)
-    )
-    differences = option_differences(old, new)
-    return [f"other options than {run.root}: {'; '.join(differences)}"] if differences else []
+def report_differences(
+    config: TrainConfig, fingerprint: Mapping[str, Any], reporter: Reporter
+) -> None:
+    """Warns if a run that this one continues was trained with other options or data.
+
+    Args:
+        config: Configuration of the new run.
+        fingerprint: As for `resume.open_run`.
+        reporter: Receives the warning.
+    """
+    if config.init_from is None or config.init_weights_only:
+        return
+    origin = locate_progress(config.init_from, averaged=config.ema.enabled)
+    record = None if origin.checkpoint is None else read_record(origin.checkpoint.parent.parent)
+    if record is None:
+        return
+    before = upgraded(record.options, config)
+    equal = {key: before.get(key) for key in (*_OF_EACH_RUN, ORDER)}
+    before, now = {**before, **equal}, {**identity_keys(config), **fingerprint, **equal}
+    unversioned = config.model_copy(update={"overwrite": True})
+    if differences := run_differences(before, now, unversioned):
+        reporter.warn(
+            "continued_with_other_options",
+            f"{config.init_from}: was trained with other options or data, so this run does not end "
+            f"as that one would have: {'; '.join(differences)}",
+        )
 
 
 def check_budget(state: TrainState, total_steps: int, location: str) -> None:

@@ -40,7 +40,7 @@ from vlatool.training.config import TrainConfig
 _COMMAND = "train"
 # Files that change during the run.
 _CHANGING = {METRICS, DROPS, LATEST}
-_ORDER = "order of samples"
+ORDER = "order of samples"
 # Increment it when equal options give other samples or other randomness.
 _ORDER_VERSION = 1
 # Rule by which networks draw random numbers themselves; runs in which they draw none lack the key,
@@ -74,7 +74,7 @@ def open_run(
         UsageError: The folder holds a run with other options or data, or other files.
         DataError: The newest checkpoint is damaged.
     """
-    options = {**identity_keys(config), **fingerprint, _ORDER: _ORDER_VERSION}
+    options = {**identity_keys(config), **fingerprint, ORDER: _ORDER_VERSION}
     record = OutputRecord(_COMMAND, options, run_id=secrets.token_hex(4))
     before = resumable_run(run, config)
     if before is None:
@@ -82,7 +82,7 @@ def open_run(
             _reset_run(run, record)
     else:
         before = before if config.overwrite else _with_randomness(run, before, options)
-        differences = _differences(before.options, options, config)
+        differences = run_differences(before.options, options, config)
         if not differences and run.latest() is not None:
             remove_partial_files(run.root)
             return before
@@ -433,7 +433,7 @@ def _with_defaults(before: Mapping[str, Any], config: ConfigModel) -> dict[str, 
     return filled
 
 
-def _differences(
+def run_differences(
     before: Mapping[str, Any], now: Mapping[str, Any], config: TrainConfig
 ) -> list[str]:
     """Texts on configuration keys, data and versions that differ; without digests."""
@@ -442,7 +442,7 @@ def _differences(
         check_versions(before, now)
     versions = changed_versions(before, now)
     before, now = without_versions(before), without_versions(now)
-    known = {*type(config).model_fields, _ORDER}
+    known = {*type(config).model_fields, ORDER}
     data_keys = sorted(key for key in {**before, **now} if key not in known)
     data_differences = [
         _difference_text(key, before.get(key), now.get(key))
@@ -483,7 +483,7 @@ def _check_no_unfinished_overwrite(run: RunDir, before: OutputRecord) -> None:
 
 def _check_same_order(run: RunDir, before: OutputRecord) -> None:
     """Raises UsageError for a run of a version with another order of samples."""
-    if before.options.get(_ORDER) != _ORDER_VERSION:
+    if before.options.get(ORDER) != _ORDER_VERSION:
         reason = "was trained by an earlier version of vlatool with another order of samples"
         raise _cannot_resume(run, reason)
 

@@ -31,11 +31,7 @@ from vlatool.training.plan import TrainPlan, make_plan, schedule_violations
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Result of a run.
-
-    Attributes:
-        export_problem: Reason why `vlatool export` rejects the run; empty if it does not.
-    """
+    """Result of a run; `export_problem` is the reason why `export` rejects it, or empty."""
 
     output: str
     status: str
@@ -209,6 +205,7 @@ def _train_as_owner(setup: _RunSetup, reporter: Reporter) -> TrainResult:
 
 def _train_locked(setup: _RunSetup, reporter: Reporter) -> TrainResult:
     from vlatool.training import resume
+    from vlatool.training.continuation import report_differences
     from vlatool.training.plan import budget_extension
     from vlatool.training.setup import network_randomness
 
@@ -231,6 +228,8 @@ def _train_locked(setup: _RunSetup, reporter: Reporter) -> TrainResult:
     run.prune(Retention())
     for name in resume.repair_run(run, config, write_assets):
         reporter.note(f"{run.root}: {name} was missing or changed and is written again")
+    if run.latest() is None:
+        report_differences(config, fingerprint, reporter)
     setup.runtime.barrier()
     result = _train(setup, reporter)
     resume.complete_run(run, record, {"steps": result.steps, "samples": result.samples})

@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from tests.builders.base_models import clip_base, clip_config
 from vlatool.errors import DataError
 from vlatool.loading.robotics.config import RoboticsDataConfig
+from vlatool.models.base import decays_by_name
 from vlatool.models.diffusion_policy.backbone_config import ClipBackboneConfig
 from vlatool.models.diffusion_policy.base_models import ClipBackbone, ImageNormalizer
 from vlatool.models.diffusion_policy.config import (
@@ -21,6 +22,7 @@ from vlatool.models.diffusion_policy.config import (
     TransformerConfig,
 )
 from vlatool.models.diffusion_policy.model import DiffusionPolicy
+from vlatool.models.diffusion_policy.progress import trainable_names
 from vlatool.models.diffusion_policy.text import example_text, make_text_tokenizer
 from vlatool.training.optim import default_param_groups
 
@@ -254,7 +256,7 @@ def bellpepper() -> DiffusionPolicy:
     text = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
     architecture = {"model_type": "clip", "projection_dim": 512, "text_config": text}
     architecture["vision_config"] = {"hidden_size": 768, "patch_size": 32}
-    colors = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
+    colors: Any = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
     clip = ClipBackboneConfig(architecture=architecture, freeze_text_encoder=True, **colors)
     config = DiffusionPolicyConfig(
         vision_language_backbone=clip,
@@ -282,6 +284,19 @@ def test_published_rule_gives_the_published_groups(bellpepper: DiffusionPolicy) 
     assert (len(undecayed) + 2, sum(undecayed) + 2 * 512) == (180, 151_060)
     tables = 2 * 50_432 * 512
     assert (len(decayed) + 2 + 1, sum(decayed) + tables + 1) == (133, 181_330_177)
+
+
+# Source: reference/policy 1.7; the published optimizer has its state in this order.
+def test_published_optimizer_has_the_published_groups(bellpepper: DiffusionPolicy) -> None:
+    state = dict(bellpepper.state_dict())
+    for name, shape in (("embeddings", (50_432, 512)), ("output", (50_432, 512)), ("norm", (512,))):
+        state[f"transformer.{name}.weight"] = torch.empty(shape, device="meta")
+    state["transformer.norm.bias"] = torch.empty(512, device="meta")
+
+    names = trainable_names(bellpepper.config, state)
+
+    sizes = [[state[n].numel() for n in names if decays_by_name(n) is k] for k in (False, True)]
+    assert [(len(group), sum(group)) for group in sizes] == [(180, 151_060), (133, 181_330_177)]
 
 
 def test_only_embeddings_decay_by_the_published_rule_and_not_by_ours(

@@ -115,7 +115,8 @@ def trainable_names(config: DiffusionPolicyConfig, state: Mapping[str, Tensor]) 
     names: dict[int, str] = {}
     for name, value in without_wrappers(state).items():
         if not is_computed(name) and not name.startswith(frozen):
-            names.setdefault(value.data_ptr(), name)  # tied weights are one parameter
+            # Tied weights are one parameter; tensors without memory have no address.
+            names.setdefault(value.data_ptr() or id(value), name)
     return [*names.values()]
 
 
