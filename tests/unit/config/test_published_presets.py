@@ -393,6 +393,7 @@ STAGES: dict[int, dict[str, Any]] = {
 # Codes of an image, and width, blocks and heads of both transformers.
 VARIANTS = {"s128": (128, 512, 8, 8), "b64": (64, 768, 12, 12), "l32": (32, 1024, 24, 16)}
 SIZES = ("hidden_dim", "n_layers", "n_heads")
+LOSSES = ("perceptual_loss", "discriminator_ramp")
 for variant, (tokens, *sizes) in VARIANTS.items():
     networks = {
         f"model.{part}.{name}": value
@@ -406,7 +407,7 @@ for variant, (tokens, *sizes) in VARIANTS.items():
             "data.num_workers",
             "data.convert_colors",
             "data.preprocessing.random_flip",
-            *(["model.losses.perceptual_loss"] if stage == 2 else []),
+            *([f"model.losses.{key}" for key in LOSSES] if stage == 2 else []),
         }
 
 

@@ -7,6 +7,8 @@ from torch import nn
 from torch.nn import functional
 
 from tests.builders.tokenizers import NETWORK, SIDE
+from vlatool.models.base import Part, StepContext
+from vlatool.models.rng import PerSampleRng
 from vlatool.models.vqgan.config import (
     CodebookAlarmConfig,
     PixelLossConfig,
@@ -14,9 +16,9 @@ from vlatool.models.vqgan.config import (
     VqganNetworkConfig,
 )
 from vlatool.models.vqgan.discriminator import BlurDown, Discriminator, LecamEma, hinge
-from vlatool.models.vqgan.losses import FeatureDistance, GradientDistance
+from vlatool.models.vqgan.losses import FeatureDistance, GradientDistance, loss_parts
 from vlatool.models.vqgan.model import Decoder, Encoder, ResidualBlock, Vqgan
-from vlatool.models.vqgan.objective import CodebookMonitor, published_groups
+from vlatool.models.vqgan.objective import CodebookMonitor, PixelObjective, published_groups
 
 YES, NO = torch.tensor(True), torch.tensor(False)
 TINY = VqganNetworkConfig.model_validate(NETWORK)
@@ -121,9 +123,42 @@ def test_lecam_compares_with_the_opposite_running_means() -> None:
     means.update(torch.tensor(10.0), torch.tensor(-20.0), YES)
 
     assert (float(means.real), float(means.fake)) == (pytest.approx(1.0), pytest.approx(-2.0))
-    distance = means.distance(torch.tensor(0.5), torch.tensor(-1.0))
-    assert float(distance) == pytest.approx((0.5 + 2) ** 2 + (1 + 1) ** 2)
-    assert float(means.distance(torch.tensor(-3.0), torch.tensor(2.0))) == 0
+    logits = torch.tensor(0.5), torch.tensor(-1.0)
+    assert float(means.distance(*logits, logits)) == pytest.approx((0.5 + 2) ** 2 + (1 + 1) ** 2)
+    logits = torch.tensor(-3.0), torch.tensor(2.0)
+    assert float(means.distance(*logits, logits)) == 0
+
+
+def test_gradient_of_the_discriminator_does_not_depend_on_micro_batches() -> None:
+    losses = PixelLossConfig(
+        discriminator_start=0, discriminator_channels=32, lecam_regularization_weight=10.0,
+        perceptual_loss="none",
+    )  # fmt: skip
+    images = (make_images(4) * 255).to(torch.uint8)
+    gradients: list[list[torch.Tensor]] = []
+    for size in (4, 3):
+        torch.manual_seed(0)
+        parts = {"model": Part(Vqgan(TINY)), **loss_parts(losses, TINY)}
+        objective = PixelObjective(
+            losses, parts, codebook_size=TINY.codebook_size, alarm=CodebookAlarmConfig()
+        )
+        rng = PerSampleRng(lambda _: torch.Generator(), range(4), 4)
+        ctx = StepContext(0, rng, {name: part.module for name, part in parts.items()})
+        batches = [objective.prepare({"images": rows}, ctx) for rows in images.split(size)]
+        for name in ("main", "discriminator"):
+            results = [objective.loss(name, batch, ctx) for batch in batches]
+            sums = {
+                key: torch.stack([loss.sums[key] for loss in results]).sum(0)
+                for key in results[0].sums
+            }
+            with torch.no_grad():
+                objective.update_buffers(name, sums, YES)
+        total = torch.stack([loss.total for loss in results]).sum()
+        parameters = list(parts["discriminator"].module.parameters())
+        gradients.append(list(torch.autograd.grad(total, parameters)))
+
+    for whole, split in zip(*gradients, strict=True):
+        torch.testing.assert_close(split, whole, rtol=1e-4, atol=1e-5 * float(whole.abs().max()))
 
 
 def test_lecam_means_stay_unchanged_after_a_failed_step() -> None:

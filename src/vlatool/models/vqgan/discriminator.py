@@ -82,11 +82,22 @@ class LecamEma(nn.Module):
         self.register_buffer("real", torch.zeros(1))
         self.register_buffer("fake", torch.zeros(1))
 
-    def distance(self, real: Tensor, fake: Tensor) -> Tensor:
-        """Regularization term of the mean logits of a batch, relative to the running means."""
-        above = functional.relu(real - self.fake)
-        below = functional.relu(self.real - fake)
-        return (above.square() + below.square()).sum()
+    def distance(self, real: Tensor, fake: Tensor, of_step: tuple[Tensor, Tensor]) -> Tensor:
+        """Regularization term of the mean logits of a step, relative to the running means.
+
+        The mean over the micro-batches of a step has the value and the gradient of the term of the
+        whole step: it is linear in the means of a micro-batch.
+
+        Args:
+            real: Mean logit of the real images of a micro-batch.
+            fake: The same of reconstructed images.
+            of_step: Both means over all micro-batches and ranks of the step, without gradient.
+        """
+        all_real, all_fake = of_step
+        above = functional.relu(all_real - self.fake)
+        below = functional.relu(self.real - all_fake)
+        linear = above * (real - all_real) + below * (all_fake - fake)
+        return (above.square() + below.square() + 2 * linear).sum()
 
     def update(self, real: Tensor, fake: Tensor, ok: Tensor) -> None:
         """Updates the running means with those of a step over all ranks, if `ok` is True."""

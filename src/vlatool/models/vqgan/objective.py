@@ -66,6 +66,7 @@ class PixelObjective(Objective):
         """
         self._losses = losses
         self._means = lecam_part(parts)
+        self._of_step: tuple[Tensor, Tensor] | None = None
         self._revival = RevivalRule(parts)
         self._size = codebook_size
         self._monitor = CodebookMonitor(alarm)
@@ -98,7 +99,9 @@ class PixelObjective(Objective):
         sums |= self._revival.sums(output.inputs, ctx)
         weight = self._adversarial_weight(ctx.step)
         if weight:
-            total = total - weight * ctx.parts["discriminator"](output.pixels).mean()
+            fake = ctx.parts["discriminator"](output.pixels)
+            total = total - weight * fake.mean()
+            sums |= _logit_sums(batch["pixels"], fake.detach(), ctx)
         return _per_image(batch["pixels"], total, sums)
 
     def validate(self, batch: Batch, ctx: StepContext) -> Loss:
@@ -111,6 +114,9 @@ class PixelObjective(Objective):
         """Updates the running means of the logits of the discriminator, and dead codes."""
         if optimizer == "main":
             self._revival.update(sums, ok)
+            if _REAL in sums:
+                count = sums["pictures"].clamp(min=1)
+                self._of_step = ((sums[_REAL] / count).float(), (sums[_FAKE] / count).float())
         if optimizer == "discriminator" and self._means is not None:
             count = sums["pictures"].clamp(min=1)
             self._means.update(sums["logits_real"] / count, sums["logits_fake"] / count, ok)
@@ -159,9 +165,11 @@ class PixelObjective(Objective):
         assert self._means is not None
         both = torch.cat([pixels, reconstruction.float()])
         real, fake = ctx.parts["discriminator"](both).chunk(2)
-        lecam = self._means.distance(real.mean(), fake.mean())
+        means = real.mean(), fake.mean()
+        of_step = self._of_step or (means[0].detach(), means[1].detach())
+        lecam = self._means.distance(*means, of_step)
         loss = hinge(real, fake)
-        terms = {"logits_real": real.mean(), "logits_fake": fake.mean(), "lecam_loss": lecam}
+        terms = {"logits_real": means[0], "logits_fake": means[1], "lecam_loss": lecam}
         count = loss.new_tensor(float(len(pixels)))
         sums = {name: value.detach() * count for name, value in terms.items()}
         total = loss + self._losses.lecam_regularization_weight * lecam
@@ -242,7 +250,21 @@ class CodebookMonitor:
         return (finding,)
 
 
-_NOT_REPORTED = ("pictures", "codes_differing", "codes_compared")
+# Sums of the mean logits of the discriminator before its own step.
+_REAL, _FAKE = "real_before", "fake_before"
+_NOT_REPORTED = ("pictures", "codes_differing", "codes_compared", _REAL, _FAKE)
+
+
+def _logit_sums(pixels: Tensor, fake: Tensor, ctx: StepContext) -> dict[str, Tensor]:
+    """Sums of the mean logits of real and reconstructed images, for the LeCam regularization.
+
+    Its gradient needs the means over the whole step before the first micro-batch of the
+    discriminator.
+    """
+    with torch.no_grad():
+        real = ctx.parts["discriminator"](pixels)
+    count = fake.new_tensor(float(len(pixels)))
+    return {_REAL: real.mean() * count, _FAKE: fake.mean() * count, "pictures": count}
 
 
 def code_sums(codes: Tensor, size: int) -> dict[str, Tensor]:
