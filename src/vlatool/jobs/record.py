@@ -1,4 +1,7 @@
-"""Record of an output, `.vlatool/run.json`: the command, its options, and if it is complete."""
+"""Record of an output, `.vlatool/run.json`: the command, its options, and if it is complete.
+
+A job is resumed by its record; an output that is written in one go starts from scratch each time.
+"""
 
 import hashlib
 import json
@@ -16,9 +19,12 @@ from vlatool.jobs.files import (
     FOLDER,
     NAME,
     contains_only,
+    file_entry,
     is_occupied,
     read_file_list,
     remove_owned,
+    remove_partial_files,
+    write_file_list,
 )
 from vlatool.storage.atomic import remove_tree
 from vlatool.storage.checksummed import read_checksummed, write_checksummed
@@ -415,3 +421,35 @@ def _file_digest(path: str | None) -> str:
 
 def _path(folder: Path) -> Path:
     return folder / FOLDER / "run.json"
+
+
+def check_output_owner(folder: Path, record: OutputRecord) -> None:
+    """Raises an error unless a folder is empty, absent, or an output of the same command.
+
+    Raises:
+        UsageError: The folder belongs to something else.
+    """
+    resumable_record(folder, record, overwrite=True, hint="choose another --output")
+
+
+@contextmanager
+def single_output(folder: Path, record: OutputRecord, files: Sequence[str]) -> Generator[None]:
+    """Locks an output while the block writes it, then marks its record as complete.
+
+    Args:
+        folder: The output.
+        record: Record of the command.
+        files: Files that the block writes, relative to the folder; it may omit some of them.
+
+    Raises:
+        UsageError: The folder belongs to something else, or another run is writing it.
+    """
+    check_output_owner(folder, record)
+    with output_lock(folder, f"vlatool {record.command}"):
+        record = replace(record, owned=tuple(files))
+        resume_output(folder, record)
+        remove_partial_files(folder)
+        yield
+        written = [name for name in files if (folder / name).is_file()]
+        write_file_list(folder, [file_entry(folder, name) for name in written])
+        replace(record, result={}, complete=True).save(folder)

@@ -17,8 +17,7 @@ from vlatool.config.resolve import load_config
 from vlatool.errors import missing_package, requirements
 from vlatool.evaluation.config import RolloutConfig
 from vlatool.events import NULL, Reporter
-from vlatool.jobs.record import OutputRecord
-from vlatool.jobs.single_output import single_output
+from vlatool.jobs.record import OutputRecord, single_output
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import local_path
 from vlatool.training.config import TrainConfig

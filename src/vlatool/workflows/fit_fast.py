@@ -36,8 +36,7 @@ from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.command import make_executor
 from vlatool.jobs.executor import default_workers
-from vlatool.jobs.record import OutputRecord, resumable_record
-from vlatool.jobs.single_output import single_output
+from vlatool.jobs.record import OutputRecord, resumable_record, single_output
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import location, require_existing
 from vlatool.transforms.action_tokenizer import (

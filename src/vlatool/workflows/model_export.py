@@ -14,8 +14,7 @@ from vlatool.config.resolve import load_config
 from vlatool.episode import Array
 from vlatool.errors import BugError, UsageError
 from vlatool.events import NULL, Reporter
-from vlatool.jobs.record import OutputRecord, versions_of
-from vlatool.jobs.single_output import check_output_owner, single_output
+from vlatool.jobs.record import OutputRecord, check_output_owner, single_output, versions_of
 from vlatool.models.base import ModelType
 from vlatool.models.titok.published import CONFIG, WEIGHTS
 from vlatool.models.trained import Trained, open_trained

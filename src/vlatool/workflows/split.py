@@ -119,12 +119,7 @@ def split(config: SplitConfig, *, reporter: Reporter = NULL) -> SplitResult:
 def _tars(folder: Path, pattern: str | None) -> Sequence[Path]:
     record = read_record(folder)
     if record is not None and record.result is None:
-        raise DataError.at(
-            folder,
-            f"`vlatool {record.command}` is running or was interrupted",
-            hint="wait for the run, or run the same command again",
-            code="data.incomplete_output",
-        )
+        raise record.no_manifest_error(folder)
     tars = image_tars(folder) if pattern is None else published_tars(folder, pattern)
     if not tars:
         raise DataError.at(

@@ -12,8 +12,7 @@ from vlatool.artifacts.run.format import find_checkpoint, is_run
 from vlatool.config.base import ConfigModel, check_required, required_field
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
-from vlatool.jobs.record import OutputRecord, versions_of
-from vlatool.jobs.single_output import check_output_owner, single_output
+from vlatool.jobs.record import OutputRecord, check_output_owner, single_output, versions_of
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import is_remote, location, pinned, require_existing
 

@@ -12,8 +12,7 @@ import pytest
 from tests.builders.notes.format import COMMAND, MANIFEST, TEXT_NAME, write_note
 from vlatool.artifacts.base import finding_codes, recognize
 from vlatool.errors import DataError, VlatoolError
-from vlatool.jobs.record import OutputRecord
-from vlatool.jobs.single_output import single_output
+from vlatool.jobs.record import OutputRecord, single_output
 from vlatool.plugins import ARTIFACTS
 from vlatool.storage.crash_points import VARIABLE
 from vlatool.workflows.inspect import InspectConfig, inspect

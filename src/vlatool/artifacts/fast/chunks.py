@@ -135,12 +135,7 @@ def _of_windows(folder: Path, lines: Sequence[Path], fields: Sequence[str]) -> C
         )
     manifest, record = read_manifest(folder), read_valid_record(folder)
     if manifest is None and record is not None:
-        raise DataError.at(
-            folder,
-            f"`vlatool {record.command}` has not written a manifest here yet",
-            hint="wait for the run, or, if it was interrupted, run the same command again",
-            code="data.incomplete_output",
-        )
+        raise record.no_manifest_error(folder)
     names = () if manifest is None else manifest.action_names
     is_relative = manifest is not None and bool(manifest.relative_dimensions)
     files = tuple(ChunkFile(path) for path in lines)
