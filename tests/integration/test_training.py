@@ -36,7 +36,7 @@ from tests.builders.training import (
 from vlatool.artifacts.run.format import RunDir, read_metrics
 from vlatool.artifacts.shards.format import read_preprocessing_config
 from vlatool.cli.app import run as run_command
-from vlatool.errors import ConfigError, DataError, UsageError
+from vlatool.errors import ConfigError, DataError, StorageError, UsageError
 from vlatool.training.resume import identity_keys
 from vlatool.workflows.train import TrainResult, train
 
@@ -215,6 +215,19 @@ def test_other_data_at_the_same_location_are_an_error(finished: Path, tmp_path: 
         "data set 1: 48 samples (now 20 samples)",
         "statistics: other contents",
     ]
+
+
+def test_file_with_the_name_of_a_later_checkpoint_is_found_at_the_start(
+    finished: Path, data: Path, tmp_path: Path
+) -> None:
+    run = half_of(finished, tmp_path / "cut")
+    before = (run / "metrics.jsonl").read_bytes()
+    blocking = RunDir(run).checkpoint(6)
+    blocking.write_text("")
+    with pytest.raises(StorageError) as caught:
+        run_training(data, run)
+    assert caught.value.details["path"] == str(blocking)
+    assert (run / "metrics.jsonl").read_bytes() == before
 
 
 def test_run_with_an_earlier_order_of_samples_is_an_error(

@@ -18,11 +18,12 @@ from vlatool.errors import (
 
 _STORAGE_ERRNOS = {
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE,
-    errno.ENAMETOOLONG, errno.ELOOP,
+    errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG,
 }  # fmt: skip
 _STORAGE_HINTS = {
     errno.ENAMETOOLONG: "use a shorter name; most file systems allow 255 bytes per file name",
     errno.ELOOP: "symbolic links form a loop; correct the links",
+    errno.EFBIG: "raise the limit on file sizes (`ulimit -f`), or choose another file system",
     errno.EMFILE: "too many files are open: raise `ulimit -n`, or use fewer --workers",
 }
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vlatool.artifacts.run.checkpoint import FROZEN, frozen_path
-from vlatool.errors import ConfigError, DataError
+from vlatool.errors import ConfigError, DataError, StorageError
 from vlatool.plugins import did_you_mean
 from vlatool.storage.atomic import open_atomic
 
@@ -131,9 +131,19 @@ def _pickle_problem(path: Path) -> str:
 
 
 def write_pickled_weights(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes tensors and plain values atomically as a `.pt` file."""
-    with open_atomic(path) as file:
-        torch.save(dict(content), file)
+    """Writes tensors and plain values atomically as a `.pt` file.
+
+    Raises:
+        StorageError: The file cannot be written, for example because the disk is full.
+    """
+    try:
+        with open_atomic(path) as file:
+            torch.save(dict(content), file)
+    except RuntimeError as error:
+        # torch closes its archive after a failed write, and raises that its length is wrong.
+        if isinstance(error.__context__, StorageError):
+            raise error.__context__ from None
+        raise
 
 
 def matching_state_dict(

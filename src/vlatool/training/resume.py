@@ -310,6 +310,7 @@ def resumable_run(run: RunDir, config: TrainConfig) -> OutputRecord | None:
     Raises:
         UsageError: The folder holds other files, or a run that cannot be resumed.
         DataError: The record is damaged.
+        StorageError: A file has the name of a folder of the run.
     """
     before = read_record(run.root) if config.overwrite else read_valid_record(run.root)
     if before is None or before.command != _COMMAND:
@@ -322,6 +323,7 @@ def resumable_run(run: RunDir, config: TrainConfig) -> OutputRecord | None:
     if not config.overwrite:
         _check_no_unfinished_overwrite(run, before)
         _check_same_order(run, before)
+        run.check_no_files()
     return before
 
 

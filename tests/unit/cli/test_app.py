@@ -80,6 +80,7 @@ def test_help_imports_no_command() -> None:
         (SystemExit(143), "terminated", 143),
         (ValueError("x"), "bug", 1),
         (OSError(errno.ENOSPC, "full", "out"), "storage.os", 5),
+        (OSError(errno.EFBIG, "too large", "out"), "storage.os", 5),
         (ModuleNotFoundError("x", name="torch.nn"), "environment.missing_dependency", 6),
         (ModuleNotFoundError("x", name="ray"), "environment.missing_dependency", 6),
         (ModuleNotFoundError("x", name="vlatool.nothing"), "bug", 1),

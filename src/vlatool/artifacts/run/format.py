@@ -20,7 +20,7 @@ from vlatool.artifacts.run.checkpoint import (
 )
 from vlatool.artifacts.shards.format import CONFIG_NAME as OPTIONS_NAME
 from vlatool.artifacts.stats.format import STATS_NAME, Statistics, read_stats
-from vlatool.errors import DataError
+from vlatool.errors import DataError, StorageError
 from vlatool.jobs.files import FileEntry, read_file_list, write_file_list
 from vlatool.jobs.inputs import digest_of
 from vlatool.jobs.record import read_record
@@ -111,6 +111,19 @@ class RunDir:
         return sorted(
             folder for folder in entries if folder.is_dir() and not folder.name.startswith(".")
         )
+
+    def check_no_files(self) -> None:
+        """Raises StorageError if a file has the name of a folder that training writes."""
+        entries = self.checkpoints_folder.iterdir() if self.checkpoints_folder.is_dir() else ()
+        steps = sorted(path for path in entries if checkpoint_step(path.name) is not None)
+        for path in (self.checkpoints_folder, self.root / IMAGES, *steps):
+            if path.exists() and not path.is_dir():
+                raise StorageError(
+                    f"{path}: is a file, but training writes a folder of this name",
+                    hint="move it out of the run, then run the same command again",
+                    code="storage.write",
+                    details={"path": str(path)},
+                )
 
     def latest(self) -> tuple[int, Path] | None:
         """(step, folder) of the newest checkpoint; None if there is none.

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from vlatool.errors import DataError
@@ -27,8 +26,12 @@ from vlatool.models.titok.published import (
 )
 from vlatool.models.trained import Trained, WeightsOrigin, existing_weights
 from vlatool.models.vqgan.weights import pixel_weights
-from vlatool.models.weights import init_state_dict, matching_state_dict, read_external_weights
-from vlatool.storage.atomic import open_atomic
+from vlatool.models.weights import (
+    init_state_dict,
+    matching_state_dict,
+    read_external_weights,
+    write_pickled_weights,
+)
 from vlatool.storage.tree import sha256_of
 
 _PIXELS = "pixel_"
@@ -143,8 +146,7 @@ def save_published(
     tree["dataset"]["preprocessing"] |= preprocessing or {}
     write_published_config(folder, tree)
     tensors = {k: v.detach().float().cpu().contiguous() for k, v in module.state_dict().items()}
-    with open_atomic(folder / WEIGHTS) as file:
-        torch.save(tensors, file)
+    write_pickled_weights(folder / WEIGHTS, tensors)
 
 
 def check_sizes(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
