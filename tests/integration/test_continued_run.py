@@ -134,6 +134,21 @@ def test_run_that_continues_a_published_checkpoint_equals_an_undisturbed_run(
         assert (RunDir(tmp_path / "run").checkpoint(6) / name).read_bytes() == expected
 
 
+def test_published_optimizer_of_several_processes_is_read(
+    data: Path, whole: RunDir, published: Path, tmp_path: Path
+) -> None:
+    """It has names of parameters in place of numbers."""
+    moments = torch.load(whole.checkpoint(3) / FILES[2], weights_only=True)["optimizers"]["main"]
+    state = {f"module.{name.removeprefix('model.')}": row for name, row in moments["state"].items()}
+    content = {"checkpoint_num": 3, "optimizer": {"state": state, "param_groups": []}}
+    torch.save(content, published / "optimizer_3.pt")
+
+    train(config(data, tmp_path / "run", published / "checkpoint_3.pt"))
+
+    expected = (whole.checkpoint(6) / FILES[2]).read_bytes()
+    assert (RunDir(tmp_path / "run").checkpoint(6) / FILES[2]).read_bytes() == expected
+
+
 @pytest.mark.parametrize("name", ["optimizer_3.pt", "ema_3.pt"])
 def test_missing_published_file_is_named_before_anything_is_written(
     data: Path, published: Path, tmp_path: Path, name: str

@@ -156,9 +156,9 @@ def test_exported_configuration_resolves_to_the_model_of_the_run(
 
 
 def test_dry_run_says_that_a_run_cannot_be_exported(data: Path, run: Path, tmp_path: Path) -> None:
-    refused = train(tiny_config(data, tmp_path / "run", dry_run=True))
-    assert "keypoint_backbone" in refused.export_problem
-    assert refused.export_problem in refused.text()
+    planned = train(tiny_config(data, tmp_path / "run", dry_run=True))
+    assert "keypoint_backbone" in planned.export_problem
+    assert planned.export_problem in planned.text()
 
     assert train(config(data, run.parent / "other", dry_run=True)).export_problem == ""
 

@@ -27,6 +27,20 @@ from vlatool.workflows.export import ExportConfig, export
 from vlatool.workflows.train import train
 from vlatool.workflows.verify import VerifyConfig, VerifyResult, verify
 
+# Keys that records of the published program have. Source: reference/training 1.7.
+RECORDED = {
+    "db_logging": True, "log_level": "INFO", "wandb_entity": None, "wandb_project_name": "policies",
+    "wandb_tags": [], "remote_sync_fixed_path": "s3://none/none",
+}  # fmt: skip
+RECORDED_DATA = {
+    "dataset_statistics": [None], "val_dataset_statistics": [], "val_dataset_weighting": [],
+    "processor_kwargs": {"size": {"height": 224, "width": 224}}, "img_num_tokens": 256,
+    "image_size": 224, "seq_len": 2048, "shuffle_initial": 500, "tactile_fields": [],
+    "use_hf_fast_tokenizer": True, "hf_fast_tokenizer_rayon_threads": None,
+    "dataloader_in_order": False, "use_point_cloud": False, "point_cloud_num_points": 4096,
+    "intrinsics_fields": [], "extrinsics_fields": [], "an_older_key": 1,
+}  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -82,9 +96,18 @@ def published(exported: Path, tmp_path: Path) -> Path:
         (folder / name).unlink()
     tree = yaml.safe_load((folder / "config.yaml").read_text())
     tree["distributed"] |= {"use_distributed": False, "rank": 0, "local_rank": 0, "device": "cpu"}
-    tree["data"] |= {"dataset_statistics": [None], "use_point_cloud": False, "an_older_key": 1}
+    tree |= RECORDED
+    tree["data"] |= RECORDED_DATA
+    tree["data"]["augmentation"]["image"]["random_crop"] = tree["data"]["augmentation"][
+        "image"
+    ].pop("crop")
+    rules = {"method": "std", "scope": "global", "epsilon": 1e-8, "enabled": True}
+    tree["data"]["normalization"]["field_configs"] = dict.fromkeys([HAND, HAND_COMMAND], rules)
+    tree["model"]["transformer"] |= {"max_seq_len": 2048, "cast_output_to_float32": False}
     (folder / "config.yaml").write_text(yaml.safe_dump(tree))
-    (folder / "config_processor.yaml").write_text(yaml.safe_dump(tree["data"]))
+    sections = {"model": tree["model"], "processor": tree["data"]}
+    for name, section in {**sections, "normalizer": tree["data"]["normalization"]}.items():
+        (folder / f"config_{name}.yaml").write_text(yaml.safe_dump(section))
     options = yaml.safe_load((folder / "preprocessing_config.yaml").read_text())
     del options["pose_groups"]
     (folder / "preprocessing_config.yaml").write_text(yaml.safe_dump({0: options, 1: {}}))
@@ -138,6 +161,16 @@ def test_published_experiment_acts_with_its_newest_checkpoint(
 
     assert (trained.origin.file.name, trained.origin.weights) == ("ema_10.pt", "ema")
     expected, actions = chunk(copy), chunk(published)
+    assert all(np.array_equal(actions[name], expected[name]) for name in expected)
+
+
+def test_files_with_their_earlier_names_are_read(published: Path) -> None:
+    expected = chunk(published)
+    (published / "stats.json").rename(published / "stats_normalizer.json")
+    (published / "preprocessing_config.yaml").rename(published / "preprocessing_configs.yaml")
+
+    actions = chunk(published)
+
     assert all(np.array_equal(actions[name], expected[name]) for name in expected)
 
 

@@ -99,6 +99,14 @@ def test_killed_run_equals_the_uninterrupted_one(root: Path) -> None:
     assert_equal_runs(root, "toy_gan-one", "toy_gan-one-resumed")
 
 
+@pytest.mark.parametrize("model", ["toy_gan", "toy_lm"])
+def test_run_continues_another_one_of_any_model_type(root: Path, model: str) -> None:
+    checkpoint = RunDir(root / f"{model}-one").checkpoint(HALF)
+    keys = {"init_from": str(checkpoint), "init_weights_only": False}
+    train(toy_config(root, model, f"{model}-continued", **keys))
+    assert_equal_runs(root, f"{model}-one", f"{model}-continued")
+
+
 def test_killed_run_of_two_ranks_equals_the_uninterrupted_one(root: Path) -> None:
     assert_equal_runs(root, "toy_gan-ddp", "toy_gan-ddp-resumed")
 

@@ -4,12 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlatool.artifacts.run.checkpoint import (
-    MANIFEST,
-    TRAINER,
-    CheckpointManifest,
-    part_weights,
-)
+from vlatool.artifacts.run.checkpoint import EMA, MANIFEST, TRAINER, CheckpointManifest
 from vlatool.artifacts.run.format import find_checkpoint
 from vlatool.errors import DataError, UsageError
 from vlatool.models.trained import local_copy, published_at
@@ -68,8 +63,10 @@ def locate_progress(text: str, *, averaged: bool) -> ProgressOrigin:
         return ProgressOrigin(text, model_type.name, files=paths)
     run, checkpoint = find_checkpoint(location.parent if location.is_file() else location)
     names = CheckpointManifest.read(checkpoint).files
-    needed = [TRAINER, *([part_weights("model", averaged=True)] if averaged else [])]
-    _check_present(text, [checkpoint / name for name in needed if name not in names])
+    missing = [] if TRAINER in names else [checkpoint / TRAINER]
+    if averaged and not any(name.endswith(EMA) for name in names):
+        missing.append(checkpoint / EMA)
+    _check_present(text, missing)
     section = run.config_tree().get("model")
     kind = section.get("type") if isinstance(section, dict) else None
     return ProgressOrigin(text, str(kind), checkpoint)

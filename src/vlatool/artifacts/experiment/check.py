@@ -134,18 +134,18 @@ def _check_weights(path: Path, options: CheckOptions) -> Iterator[Finding]:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             broken = None if options.is_quick else archive.testzip()
             names = [name for name in archive.namelist() if name.endswith("data.pkl")]
-            foreign = [name for pickle in names for name in _foreign_names(archive.read(pickle))]
+            code = [name for pickle in names for name in _code_names(archive.read(pickle))]
     except (OSError, zipfile.BadZipFile, ValueError, EOFError) as error:
         yield EXPERIMENT.at("broken_weights", path, error)
         return
     options.counts.add(bytes=path.stat().st_size)
     if broken is not None:
         yield EXPERIMENT.at("broken_weights", path, f"{broken} does not match its checksum")
-    elif foreign:
-        yield EXPERIMENT.at("unsafe_weights", path, f"refers to {foreign[0]}")
+    elif code:
+        yield EXPERIMENT.at("unsafe_weights", path, f"refers to {code[0]}")
 
 
-def _foreign_names(pickle: bytes) -> Iterator[str]:
+def _code_names(pickle: bytes) -> Iterator[str]:
     """Yields names in a pickle that a file of tensors does not need."""
     for operation, argument, _ in pickletools.genops(pickle):
         name = str(argument).replace(" ", ".")
