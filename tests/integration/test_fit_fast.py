@@ -105,6 +105,14 @@ def test_chunks_are_decoded_within_the_reported_error(windows: Path, tmp_path: P
     assert list(result.quality["error"])[-1] == "gripper"
 
 
+def test_the_next_command_leaves_the_profile_to_the_tokenizer(
+    windows: Path, tmp_path: Path
+) -> None:
+    fast = tmp_path / "fast"
+    result = fit(windows, fast, profile="libero", gripper="normalised")
+    assert result.next == f"vlatool build-dataset {windows} --fast {fast} --output {fast}-built"
+
+
 def test_an_equal_run_is_already_complete(windows: Path, tmp_path: Path) -> None:
     first = fit(windows, tmp_path / "fast")
     before = contents(tmp_path / "fast")

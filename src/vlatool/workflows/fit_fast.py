@@ -432,8 +432,5 @@ def _earlier_result(
 def _next(config: FitFastConfig, chunk_sources: Sequence[ChunkSource]) -> str:
     if chunk_sources[0].fields:  # shards: samples are built from windows only
         return ""
-    profile_option = (
-        config.profile if config.profile != COMPUTE else f"{config.output}/{profile.NAME}"
-    )
-    options = f"--fast {config.output} --profile {profile_option} --output {config.output}-built"
+    options = f"--fast {config.output} --output {config.output}-built"
     return f"vlatool build-dataset {config.sources[0]} {options}"
