@@ -23,6 +23,7 @@ from tests.builders.tokenizers import (
     write_stage_1,
     write_teacher,
 )
+from tests.builders.web_server import web_server
 from vlatool.artifacts.run.format import RunDir, read_metrics
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
@@ -32,6 +33,7 @@ from vlatool.models.titok.model import Titok
 from vlatool.models.titok.spec import TitokType
 from vlatool.models.titok.weights import load_titok, save_published
 from vlatool.models.tokenizer import open_tokenizer
+from vlatool.models.trained import existing_weights
 from vlatool.models.vqgan.spec import VqganType
 from vlatool.models.weights import read_weights
 from vlatool.testing import check_model_type
@@ -178,6 +180,19 @@ def test_checkpoint_that_was_copied_alone_names_what_lies_beside_it(
 
     shutil.copy(frozen, copy)
     assert open_titok(str(copy))[0].stage == 2
+
+
+def test_stage_2_on_a_web_server_is_read_with_its_frozen_weights(chain: dict[str, RunDir]) -> None:
+    run_dir = chain["second"]
+    expected = weights(run_dir, "ema.safetensors")
+    with web_server(run_dir.root.parent) as server:
+        location = f"{server.endpoint}/{run_dir.root.name}"
+        _, model = open_titok(location)
+        initial = existing_weights(location).read()
+
+    for name, value in expected.items():
+        assert torch.equal(model.state_dict()[name], value)
+        assert torch.equal(initial[name], value)
 
 
 def test_codes_are_the_same_after_stage_2(chain: dict[str, RunDir]) -> None:

@@ -368,7 +368,7 @@ def local_run(run: RunDir, checkpoint: Path, cache: FileCache) -> tuple[RunDir, 
     if can_list(run.root):
         small = sorted(file_names(run.root) - {METRICS, DROPS})
     else:
-        small = sorted({*small, *(entry.path for entry in run.recorded_files())})
+        small = sorted({entry.path for entry in run.recorded_files()}) or small
     weights = [checkpoint / MANIFEST, *CheckpointManifest.read(checkpoint).paths(checkpoint)]
     names = [str(path.relative_to(run.root)) for path in weights]
     try:
