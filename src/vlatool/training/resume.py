@@ -150,7 +150,7 @@ def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
 def _with_budget(run: RunDir, config: TrainConfig, before: OutputRecord) -> OutputRecord:
     """Saves and returns the record with the budget of the config.
 
-    Other keys stay as they are, so the record still tells which ones its version did not have.
+    Other keys stay as they are, so the record still shows which ones its version did not have.
     """
     budget = {key: value for key, value in identity_keys(config).items() if key in _BUDGET}
     record = replace(before, options={**before.options, **budget}, complete=False)

@@ -134,10 +134,10 @@ def _is_complete(target: Path, inputs: str, config: StatsComputeConfig) -> bool:
     """
     record = read_stats_record(target)
     changed = [target] if record is None else record.changed(target)
-    foreign = next((path for path in changed if path.exists()), None)
-    if foreign is not None and not config.dry_run:
+    existing = next((path for path in changed if path.exists()), None)
+    if existing is not None and not config.dry_run:
         raise UsageError(
-            f"{foreign}: already exists",
+            f"{existing}: already exists",
             hint="use it, or add --overwrite, or give another --output",
             code="usage.output_exists",
         )
