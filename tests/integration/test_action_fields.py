@@ -12,10 +12,11 @@ import pytest
 from tests.builders.libero import convert, convert_error
 from tests.builders.preprocessing import contents
 from tests.builders.verifying import verified
-from vlatool.artifacts.fast.chunks import ChunkFile
+from vlatool.artifacts.fast.chunks import ChunkFile, find_chunks
 from vlatool.artifacts.profile import compute_profile
 from vlatool.artifacts.shards.format import ShardFolder
 from vlatool.artifacts.windows.format import read_manifest
+from vlatool.errors import UsageError
 from vlatool.jobs.record import read_record
 from vlatool.workflows.fit_fast import FitFastConfig, fit_fast
 from vlatool.workflows.sample import SampleConfig, sample
@@ -129,6 +130,22 @@ def test_a_changed_action_of_relative_poses_is_reported(
         rows[number] = json.dumps(row)
     lines(folder).write_text("".join(f"{row}\n" for row in rows))
     assert "windows.wrong_line" in verified(folder).counts
+
+
+def test_action_tokenizers_take_the_fields_that_data_were_made_with(
+    raw: Path, intact: Path, tmp_path: Path
+) -> None:
+    manifest = read_manifest(intact)
+    assert manifest is not None
+    own = list(manifest.action_fields)
+    convert(raw, tmp_path / "plain", **SHARDS)
+    convert(raw, tmp_path / "chosen", **SHARDS, action_fields=own[:1])
+    assert find_chunks(intact, own).files == find_chunks(intact).files
+    with pytest.raises(UsageError):
+        find_chunks(intact, own[:1])
+    assert find_chunks(tmp_path / "chosen").fields == tuple(own[:1])
+    absolute = {name.removesuffix("_relative") for name in own}
+    assert {*find_chunks(tmp_path / "plain").fields} == absolute  # as published
 
 
 def test_profile_of_relative_poses_covers_whole_chunks(intact: Path, tmp_path: Path) -> None:

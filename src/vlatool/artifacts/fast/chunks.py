@@ -3,9 +3,10 @@
 Legend of shapes: N chunks, H steps, D action dimensions.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from vlatool.artifacts.windows.format import (
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
 from vlatool.jobs.record import read_valid_record
+from vlatool.transforms.relative import SUFFIX
 
 
 @dataclass(frozen=True)
@@ -105,12 +107,12 @@ def find_chunks(folder: Path, fields: Sequence[str] = ()) -> ChunkSource:
 
     Args:
         folder: Raw windows of the `jsonl` sink, or shards of samples.
-        fields: Fields that are concatenated to an action, for shards; default: those of the
-            options of the shards.
+        fields: Fields that are concatenated to an action; default: those that the data were made
+            with. Windows have no others.
 
     Raises:
         DataError: The folder has no action chunks.
-        UsageError: Fields are given for windows, or are missing for shards.
+        UsageError: Windows have other fields, or shards do not record theirs.
     """
     lines = lines_files(folder)
     if lines:
@@ -127,15 +129,16 @@ def find_chunks(folder: Path, fields: Sequence[str] = ()) -> ChunkSource:
 
 
 def _of_windows(folder: Path, lines: Sequence[Path], fields: Sequence[str]) -> ChunkSource:
-    if fields:
-        raise UsageError(
-            f"{folder}: windows hold one action each and have no fields to select",
-            hint="leave --action-fields out",
-            code="usage.action_fields",
-        )
     manifest, record = read_manifest(folder), read_valid_record(folder)
     if manifest is None and record is not None:
         raise record.no_manifest_error(folder)
+    recorded = () if manifest is None else manifest.action_fields
+    if fields and tuple(fields) != recorded:
+        raise UsageError(
+            f"{folder}: actions of windows are made of {', '.join(recorded) or 'unknown fields'}",
+            hint="leave --action-fields out, or choose them with `vlatool preprocess`",
+            code="usage.action_fields",
+        )
     names = () if manifest is None else manifest.action_names
     is_relative = manifest is not None and bool(manifest.relative_dimensions)
     files = tuple(ChunkFile(path) for path in lines)
@@ -144,8 +147,7 @@ def _of_windows(folder: Path, lines: Sequence[Path], fields: Sequence[str]) -> C
 
 def _of_shards(shards: ShardFolder, fields: Sequence[str]) -> ChunkSource:
     options = shards.options()
-    stored = options.get("action_key_fields")
-    chosen = tuple(fields) or tuple(map(str, stored if isinstance(stored, list) else ()))
+    chosen = tuple(fields) or _recorded_fields(options)
     if not chosen:
         raise UsageError(
             f"{shards.path}: does not record the action fields",
@@ -161,6 +163,16 @@ def _of_shards(shards: ShardFolder, fields: Sequence[str]) -> ChunkSource:
     names = [f"{field}.{name}" for field in chosen for name in recorded.get(field, ())]
     is_whole = all(field in recorded for field in chosen) and len(set(names)) == len(names)
     return ChunkSource(tuple(files), chosen, tuple(names) if is_whole else ())
+
+
+def _recorded_fields(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Action fields that shards were made with, poses absolute where the format names them."""
+    stored, published = (
+        tuple(map(str, names)) if isinstance(names := options.get(key), list) else ()
+        for key in ("action_fields", "action_key_fields")
+    )
+    absolute = {name.removesuffix(SUFFIX) for name in stored}
+    return published if not stored or absolute == {*published} else stored
 
 
 def _is_pair(window: Window, previous: Window) -> bool:
