@@ -1,5 +1,7 @@
 """Findings and the table of their codes."""
 
+from pathlib import Path
+
 import pytest
 
 from vlatool.errors import DataError
@@ -85,3 +87,14 @@ def test_error_that_reading_tolerates_is_a_warning(strict: bool, severity: str) 
     report = Collector(CODES, strict=strict)
     report.note("lost", "it is lost")
     assert [finding.severity for finding in report.findings] == [severity]
+
+
+@pytest.mark.parametrize(
+    ("line", "message", "position"),
+    [(0, "f: it is bent", {"path": "f"}), (3, "f:3: it is bent", {"path": "f", "line": 3})],
+)
+def test_finding_of_a_path_names_it_and_the_line(
+    line: int, message: str, position: dict[str, object]
+) -> None:
+    finding = CODES.at("bent", Path("f"), "it is bent", line=line, field="k")
+    assert (finding.message, finding.place) == (message, {**position, "field": "k"})
