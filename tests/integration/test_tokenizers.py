@@ -24,7 +24,10 @@ from tests.builders.tokenizers import (
     write_teacher,
 )
 from tests.builders.web_server import web_server
+from vlatool.artifacts.check import CheckOptions
+from vlatool.artifacts.run.check import check
 from vlatool.artifacts.run.format import RunDir, read_metrics
+from vlatool.artifacts.run.report import inspect
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, UsageError, VlatoolError
@@ -180,6 +183,19 @@ def test_checkpoint_that_was_copied_alone_names_what_lies_beside_it(
 
     shutil.copy(frozen, copy)
     assert open_titok(str(copy))[0].stage == 2
+
+
+def test_inspect_counts_frozen_weights_and_verify_misses_them(
+    chain: dict[str, RunDir], tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(chain["second"].root, tmp_path / "run"))
+    stored = weights(chain["second"], "model.safetensors").values()
+    assert inspect(copy).facts["weights"]["parameters"] == sum(map(torch.numel, stored))
+
+    (frozen,) = copy.glob("checkpoints/*.safetensors")
+    frozen.unlink()
+    (finding,) = check(copy, CheckOptions())
+    assert (finding.code, finding.place["path"]) == ("run.missing_file", str(frozen))
 
 
 def test_stage_2_on_a_web_server_is_read_with_its_frozen_weights(chain: dict[str, RunDir]) -> None:

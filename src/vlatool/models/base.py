@@ -32,8 +32,8 @@ class Part:
     Attributes:
         module: The network.
         trained: If True, an optimizer updates the parameters, except those that `build` or `load`
-            froze. If False, the module stays in eval mode and its parameters get no gradient;
-            gradients still flow to its inputs.
+            froze, which never change: all checkpoints share one copy. If False, the module stays in
+            eval mode and its parameters get no gradient; gradients still flow to its inputs.
         averaged: If True, the averaged weights (EMA) of the run include it.
         saved: If True, checkpoints contain it. If False, `load` reads it again on resume, and its
             digest must be the same.
