@@ -129,10 +129,10 @@ def test_model_without_a_published_layout_is_an_error(folder: Path, run: Path) -
 def test_toy_feeds_samples_for_a_language_model(run: Path, tmp_path: Path) -> None:
     windows, fast = published_windows(tmp_path / "A"), plain_fast(tmp_path / "fast")
     tokenizer = str(run)
-    codes, images, out = (str(tmp_path / name) for name in ("codes", "images", "out"))
+    codes, images, out = (str(tmp_path / name) for name in ("A/TiToken", "images", "out"))
     tree = {"data": str(windows), "tokenizer": tokenizer, "output": codes, "num_workers": 0}
     assert encode(EncodeConfig.model_validate(tree)).pictures == 16
-    manifest = CodesFolder.open(tmp_path / "codes").manifest
+    manifest = CodesFolder.open(tmp_path / "A/TiToken").manifest
     assert (manifest.codes_per_picture, manifest.codebook_size) == (CODES, LEVELS)
 
     decode(DecodeConfig(codes=codes, tokenizer=tokenizer, output=images))

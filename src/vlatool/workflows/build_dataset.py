@@ -321,6 +321,8 @@ class BuildDatasetJob:
         """Logs codes and profile."""
         work = self._work
         reporter.note(f"codes: {work.codes.path} ({work.codes.layout})")
+        if work.codes.has_manifest and not work.codes.manifest.episode_digests:
+            reporter.note("codes: their manifest is of 0.2.0; only `vlatool verify` compares them")
         raw = ", ".join(self._profile.raw) or "none"
         reporter.note(f"profile: {self._profile.name}, dimensions left unchanged: {raw}")
         for name in ignored_code(fast):
