@@ -1,6 +1,18 @@
-"""Entry point of `python -m vlatool`, the same as the command `vlatool`."""
+"""Entry point of the command `vlatool` and of `python -m vlatool`."""
 
-from vlatool.cli.app import main
+import signal
+
+
+def main() -> None:
+    """The `vlatool` command; Ctrl-C ends it silently until it can report it."""
+    # Python's own handler would print a traceback from the middle of an import. A process that
+    # ignores Ctrl-C, such as one with nohup, keeps ignoring it.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from vlatool.cli.app import main
+
+    main()
+
 
 if __name__ == "__main__":
     main()

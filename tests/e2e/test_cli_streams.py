@@ -148,6 +148,24 @@ def test_signal_ends_with_one_document(signum: signal.Signals, exit_code: int, k
     assert json.loads(out)["error"]["kind"] == kind
 
 
+INTERRUPTED_IMPORT = """
+import os, runpy, signal, sys
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "typer":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupting())
+runpy.run_module("vlatool", run_name="__main__")
+"""
+
+
+def test_ctrl_c_during_imports_ends_without_a_traceback() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_IMPORT], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
 MODULE = f"{shlex.quote(sys.executable)} -m vlatool"
 
 

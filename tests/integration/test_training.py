@@ -568,6 +568,23 @@ def test_sigterm_to_the_group_writes_a_checkpoint_and_the_same_command_finishes(
     assert steps == list(range(1, 201))
 
 
+def test_ctrl_c_while_loader_workers_start_is_no_bug(data: Path, tmp_path: Path) -> None:
+    keys = {"total_train_steps": 5000, "num_checkpoints": 1, "data__num_workers": 2}
+    command = [*VLATOOL, "--json", *tiny_arguments(data, tmp_path / "run", **keys)]
+    started = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+    process, deadline = psutil.Process(started.pid), time.monotonic() + 60
+    while time.monotonic() < deadline and not process.children():
+        assert started.poll() is None, started.communicate()
+        time.sleep(0.01)
+    time.sleep(0.4)  # the server process of the workers is importing
+    os.killpg(started.pid, signal.SIGINT)
+    document, errors = started.communicate(timeout=60)
+    assert json.loads(document)["error"]["kind"] == "interrupted"
+    assert b"Traceback" not in errors
+
+
 def test_killed_loader_worker_is_reported(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     keys = {"total_train_steps": 5000, "num_checkpoints": 1, "data__num_workers": 1}

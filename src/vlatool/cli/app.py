@@ -1,6 +1,7 @@
 """The program: groups of commands, and `main`, which maps exceptions to exit codes."""
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -162,6 +163,8 @@ def main() -> None:
     open_streams()
     _ignore_warning_errors()
     code = run(sys.argv[1:])
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing can report Ctrl-C from here on
     flush_stdout()
     Stderr().flush()
     if os.environ.get("WORLD_SIZE", "1") != "1":
@@ -209,7 +212,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _invoke(argv: list[str], options: OutputOptions) -> None:
-    from vlatool.cli.failures import raise_on_sigterm
+    from vlatool.cli.failures import raise_on_signals
 
     if any(f"--{verb}-completion" in argv for verb in ("show", "install")):
         _skip_shell_detection(argv)
@@ -217,7 +220,7 @@ def _invoke(argv: list[str], options: OutputOptions) -> None:
     if _COMPLETE in os.environ:
         group.main(prog_name="vlatool")
         return
-    raise_on_sigterm()
+    raise_on_signals()
     with group.make_context("vlatool", argv, obj=options) as ctx:
         group.invoke(ctx)
 

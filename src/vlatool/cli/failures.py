@@ -46,14 +46,19 @@ class TerminatedError(VlatoolError):
     kind = "terminated"
 
 
-def raise_on_sigterm() -> None:
-    """Raises `Terminated` in the main thread on SIGTERM."""
+def raise_on_signals() -> None:
+    """Raises `Terminated` in the main thread on SIGTERM, and `KeyboardInterrupt` on SIGINT.
+
+    A process that ignores SIGINT keeps ignoring it.
+    """
 
     def terminate(signum: int, frame: Any) -> None:
         del signum, frame
         raise Terminated
 
     signal.signal(signal.SIGTERM, terminate)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def as_vlatool_error(error: BaseException) -> VlatoolError:

@@ -43,6 +43,7 @@ from vlatool.loading.shared_memory import BatchMessage, SharedPool
 
 # Samples per loader worker that are downloaded while others are decoded.
 _PREFETCHED_SAMPLES = 64
+_STOP_SIGNALS = frozenset((signal.SIGINT, signal.SIGTERM))
 
 
 @dataclass(frozen=True)
@@ -313,13 +314,14 @@ def _allocate_private(size: int) -> UInt8Array:
 
 
 def start_forkserver() -> None:
-    """Starts the server process that forks the loader workers, with SIGTERM blocked.
+    """Starts the server process that forks the loader workers, with SIGINT and SIGTERM blocked.
 
-    SIGTERM is often sent to all processes of a job; the trainer alone handles it.
+    Both are often sent to all processes of a job; the trainer alone handles them. The server and
+    the workers inherit the mask, which holds before they can ignore a signal.
     """
-    # The resource tracker unblocks the signal when it starts, so it is started first.
+    # The resource tracker unblocks the signals when it starts, so it is started first.
     resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
         forkserver.ensure_running()
     finally:
@@ -356,7 +358,7 @@ def init_worker(worker: int) -> None:
     otherwise outlive the process that requested them.
     """
     del worker
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     sys.excepthook = _excepthook

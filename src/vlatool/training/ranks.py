@@ -121,7 +121,10 @@ class RankExit:
         After one rank ends, the others fail in the next collective, which looks like a bug, or are
         terminated by the agent.
         """
-        if self.exit_code == _CTRL_C:  # also if a rank stops because another received the signal
+        if self.exit_code in (
+            _CTRL_C,
+            -signal.SIGINT,
+        ):  # also if a rank stops because another received the signal
             return 4
         if self.exit_code in (_SIGTERM, -signal.SIGTERM):
             return 3
