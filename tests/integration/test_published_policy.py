@@ -24,6 +24,7 @@ from vlatool.models.trained import open_trained
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.evaluate import open_loop
 from vlatool.workflows.export import ExportConfig, export
+from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.train import train
 from vlatool.workflows.verify import VerifyConfig, VerifyResult, verify
 
@@ -256,15 +257,25 @@ def test_verify_finds_damage_of_an_experiment(
     assert f"experiment.{code}" in finding_codes(published)
 
 
-def finding_codes(location: Path) -> set[str]:
+def finding_codes(location: Path, kind: str = "experiment") -> set[str]:
     """Codes of the findings."""
     try:
         result = verify(VerifyConfig(location=str(location)))
     except DataError as error:
         result = error.result
     assert isinstance(result, VerifyResult)
-    assert (result.kind, result.checked["files"] >= 3) == ("experiment", True)
+    assert (result.kind, result.checked["files"] > 0) == (kind, True)
     return set(result.counts)
+
+
+def test_verify_of_a_file_of_weights_compares_its_checksums(published: Path) -> None:
+    path = published / "checkpoints/ema_9.pt"
+    assert finding_codes(path, "experiment_file") == set()
+
+    damage(path)
+
+    assert finding_codes(path, "experiment_file") == {"experiment.broken_weights"}
+    assert inspect(InspectConfig(location=str(path))).document()["number"] == 9
 
 
 def test_verify_compares_the_files_of_an_export(exported: Path, tmp_path: Path) -> None:

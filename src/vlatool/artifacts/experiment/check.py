@@ -59,7 +59,11 @@ _MODULES = ("torch", "collections")
 
 
 def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
-    """Yields the findings of an experiment of the published program, or of an export."""
+    """Yields the findings of an experiment or an export, or of one of its files of weights."""
+    if location.is_file():
+        options.counts.add(files=1)
+        yield from _check_weights(location, options)
+        return
     if read_record(location) is not None:
         has_ended = yield from check_record_and_files(location, location, options)
         if not has_ended:

@@ -159,7 +159,9 @@ def is_experiment(location: Path) -> bool:
 
 
 def recognize(location: Path) -> str | None:
-    """`experiment` at the location of one, else None."""
+    """`experiment`, or `experiment_file` for a file of weights, at the location of one."""
+    if CheckpointFiles.with_file(location) is not None and location.is_file():
+        return "experiment_file"
     return "experiment" if is_experiment(location) else None
 
 

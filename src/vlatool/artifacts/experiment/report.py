@@ -14,6 +14,8 @@ def inspect(location: Path) -> Report:
     Its facts: `model_type` is empty if it is unknown; `checkpoints` has the number of each
     checkpoint with the sizes of its files in bytes.
     """
+    if location.is_file():
+        return _file(location)
     experiment, findings = Experiment(location), Problems()
     config = findings.read(experiment.tree) or {}
     model, data = branch(config, "model"), branch(config, "data")
@@ -34,6 +36,18 @@ def inspect(location: Path) -> Report:
         summary={"model": kind or "unknown", "backbone": backbone, "cameras": cameras},
         tables=[_table(checkpoints)],
         findings=findings,
+    )
+
+
+def _file(location: Path) -> Report:
+    files = CheckpointFiles.with_file(location)
+    number = 0 if files is None else files.number
+    size = location.stat().st_size
+    return Report(
+        kind="experiment_file",
+        headline=f"file of checkpoint {number} of an experiment",
+        facts={"number": number, "bytes": size},
+        summary={"on disk": size_text(size)},
     )
 
 
