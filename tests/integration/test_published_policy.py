@@ -207,8 +207,13 @@ def test_published_checkpoint_on_the_hub_acts(
     expected = chunk(published, weights="raw")
     with web_server(tmp_path / "site") as server:
         monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
-        for location in ("hf://models/lab/policy", "hf://lab/policy"):
-            actions = chunk(f"{location}/checkpoints/checkpoint_10.pt")
+        file = "checkpoints/checkpoint_10.pt"
+        for location in (
+            "hf://lab/policy",
+            f"hf://models/lab/policy/{file}",
+            f"hf://lab/policy/{file}",
+        ):
+            actions = chunk(location, weights="raw")
             assert all(np.array_equal(actions[name], expected[name]) for name in expected)
 
 
