@@ -82,6 +82,18 @@ def test_stage_2_passes_the_contract_checks(data: dict[str, Any], teacher: str) 
     check_model_type(TitokType, {**SIZES, "stage": 2, **sources, "losses": LOSSES}, data=data)
 
 
+def test_entropy_penalty_makes_the_size_of_micro_batches_decide(
+    folder: Path, data: dict[str, Any], teacher: str
+) -> None:
+    model = {"type": "titok", **SIZES, "teacher": teacher, "vqgan": NETWORK}
+    model["quantizer"] = {**SIZES["quantizer"], "entropy_weight": 0.1}
+    run(folder / "runs", "entropy", data, model)
+    with pytest.raises(UsageError) as caught:
+        run(folder / "runs", "entropy", data, model, **{"hparams.per_gpu_batch_size": 2})
+    assert caught.value.code == "usage.output_differs"
+    assert "entropy by micro-batch of 4 samples on each of 1 ranks" in caught.value.message
+
+
 def test_continuous_tokens_pass_the_contract_checks(data: dict[str, Any]) -> None:
     quantizer = {"type": "kl", "token_size": 4}
     losses = {"quantizer_weight": 1e-6, "discriminator_weight": 0}

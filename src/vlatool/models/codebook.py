@@ -96,6 +96,11 @@ class VectorQuantizer(nn.Module):
         nn.init.uniform_(self.embedding.weight, -1.0 / size, 1.0 / size)
 
     @property
+    def uses_micro_batch(self) -> bool:
+        """True if its loss term is not a mean over images: the entropy of the mean assignment."""
+        return self.entropy_weight > 0
+
+    @property
     def size(self) -> int:
         """Number of codes."""
         return self.embedding.num_embeddings

@@ -176,6 +176,18 @@ def draws_by_micro_batch(network: nn.Module) -> bool:
     return any(_global_dropout(module) > 0 for module in network.modules())
 
 
+def computes_by_micro_batch(network: nn.Module) -> bool:
+    """True if a trained module has a loss term that is not a mean over samples.
+
+    Such modules have `uses_micro_batch`, which is true.
+    """
+    return any(
+        getattr(module, "uses_micro_batch", False)
+        and any(parameter.requires_grad for parameter in module.parameters())
+        for module in network.modules()
+    )
+
+
 def _global_dropout(module: nn.Module) -> float:
     """Share of the dropout of a layer of torch or transformers; 0 for other modules.
 

@@ -45,7 +45,7 @@ ORDER = "order of samples"
 _ORDER_VERSION = 1
 # Rule by which networks draw random numbers themselves; runs in which they draw none lack the key,
 # as do runs of versions with another rule.
-_RANDOMNESS = "randomness"
+RANDOMNESS = "randomness"
 # Digests, which are left out of messages.
 _DIGEST = re.compile(r"(, )?\b[0-9a-f]{16,}\b")
 _BUDGET = TrainConfig.exclusive[0]
@@ -65,7 +65,7 @@ def open_run(
     Args:
         run: The run folder.
         config: The derived configuration.
-        fingerprint: Fingerprint of the data, with versions and the result of `randomness`.
+        fingerprint: Fingerprint of the data, with versions and the one of `network_randomness`.
         save_assets: Writes the assets.
         is_larger_budget: Returns True if the budget is larger than the given earlier one; then the
             run is resumed.
@@ -108,10 +108,13 @@ def _with_randomness(run: RunDir, before: OutputRecord, options: Mapping[str, An
     Raises:
         UsageError: The run is to continue, and an earlier version drew its random numbers.
     """
-    if not _has_trained(run) or _RANDOMNESS not in {*options} - {*before.options}:
+    # Only the size of micro-batches was not recorded.
+    has_same_rule = options.get(RANDOMNESS, "").startswith("entropy")
+    if not _has_trained(run) or RANDOMNESS not in {*options} - {*before.options}:
         return before
-    if before.complete and all(before.options.get(key) == options.get(key) for key in _BUDGET):
-        return replace(before, options={**before.options, _RANDOMNESS: options[_RANDOMNESS]})
+    is_done = before.complete and all(before.options.get(k) == options.get(k) for k in _BUDGET)
+    if has_same_rule or is_done:
+        return replace(before, options={**before.options, RANDOMNESS: options[RANDOMNESS]})
     reason = "its input noise or dropout was drawn by the rule of an earlier version"
     raise _cannot_resume(run, reason)
 
@@ -280,11 +283,6 @@ def pinned_data(config: TrainConfig) -> TrainConfig:
     data = config.data
     pinned = {key: [pinned_text(text) for text in texts] for key, texts in _locations(config)}
     return config.model_copy(update={"data": data.model_copy(update=pinned)})
-
-
-def randomness(rule: str) -> dict[str, str]:
-    """The rule by which networks draw random numbers themselves, if any, for the record."""
-    return {_RANDOMNESS: rule} if rule else {}
 
 
 def data_versions(config: TrainConfig) -> dict[str, Any]:

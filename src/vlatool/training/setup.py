@@ -8,7 +8,7 @@ import torch
 from vlatool.loading.base import DatasetInfo
 from vlatool.models.base import Objective
 from vlatool.models.progress import locate_progress
-from vlatool.models.rng import draws_by_micro_batch, draws_by_sample
+from vlatool.models.rng import computes_by_micro_batch, draws_by_micro_batch, draws_by_sample
 from vlatool.models.trained import existing_weights
 from vlatool.plugins import check_names
 from vlatool.training.checkpoints import load_checkpoint, unsaved_digests
@@ -17,6 +17,7 @@ from vlatool.training.continuation import restore_progress
 from vlatool.training.optim import build_optimizer
 from vlatool.training.placement import PlacedParts
 from vlatool.training.plan import TrainPlan
+from vlatool.training.resume import RANDOMNESS
 from vlatool.training.runtime import Runtime
 from vlatool.training.state import TrainState, WeightAverage
 
@@ -35,21 +36,26 @@ class TrainSetup:
     notes: tuple[str, ...] = ()
 
 
-def network_randomness(config: TrainConfig, plan: TrainPlan) -> str:
-    """The rule by which networks in training draw random numbers themselves; empty if they do not.
+def network_randomness(config: TrainConfig, plan: TrainPlan) -> dict[str, str]:
+    """The rule by which networks in training draw random numbers themselves, for the record.
 
-    Networks that draw by micro-batch make its size and the number of ranks part of the rule.
+    Empty if they draw none.
+
+    Networks that draw, or compute a loss term, by micro-batch make its size and the number of ranks
+    part of the rule.
     """
     with torch.device("meta"):
         parts = config.model_type.build(config.model)
     networks = [part.module for part in parts.values() if part.trained]
-    rules = ["by sample"] if any(map(draws_by_sample, networks)) else []
-    if any(map(draws_by_micro_batch, networks)):
-        ranks = plan.global_batch // (plan.micro_batch * plan.accumulation)
-        rules.append(
-            f"dropout by micro-batch of {plan.micro_batch} samples on each of {ranks} ranks"
-        )
-    return ", ".join(rules)
+    ranks = plan.global_batch // (plan.micro_batch * plan.accumulation)
+    split = f"by micro-batch of {plan.micro_batch} samples on each of {ranks} ranks"
+    rules = {
+        "by sample": draws_by_sample,
+        f"dropout {split}": draws_by_micro_batch,
+        f"entropy {split}": computes_by_micro_batch,
+    }
+    chosen = [rule for rule, applies in rules.items() if any(map(applies, networks))]
+    return {RANDOMNESS: ", ".join(chosen)} if chosen else {}
 
 
 def set_up(

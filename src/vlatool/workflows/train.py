@@ -221,7 +221,7 @@ def _train_locked(setup: _RunSetup, reporter: Reporter) -> TrainResult:
             reporter.note(f"{run.root}: {change}")
         return bool(change)
 
-    rule = resume.randomness(network_randomness(config, setup.plan))
+    rule = network_randomness(config, setup.plan)
     fingerprint = {**info.fingerprint, **resume.data_versions(config), **rule}
     record = resume.open_run(run, config, fingerprint, write_assets, extends_budget)
     _check_checkpoint(run)

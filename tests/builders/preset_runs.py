@@ -1,0 +1,215 @@
+"""Short runs of every shipped preset at tiny size, and a script for two ranks.
+
+    torchrun ... -m tests.builders.preset_runs FOLDER
+
+makes the runs of two ranks that `tests/integration/test_micro_batches.py` compares.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tests.builders.base_models import clip_base, vlm_base
+from tests.builders.tokenizers import NETWORK, SIDE, SIZES, write_stage_1, write_teacher
+from tests.builders.toy_images import write_image_shards
+from tests.builders.toy_runs import toy_trainer
+from vlatool.config.overrides import Override
+from vlatool.config.resolve import load_config
+from vlatool.events import NULL
+from vlatool.training.config import TrainConfig
+from vlatool.training.resume import identity_keys
+from vlatool.workflows.preprocess import PreprocessConfig, preprocess
+from vlatool.workflows.sample import SampleConfig, sample
+from vlatool.workflows.train import save_model_assets
+
+ROOT = Path(__file__).parents[2]
+PRESETS = sorted(path.stem for path in (ROOT / "presets" / "runs").glob("*.yaml"))
+STEPS, GLOBAL_BATCH = 12, 8
+SHARDS, IMAGES, GROUPS = "data/shards", "images", "groups.json"
+_BACKBONE = "model.vision_language_backbone"
+_DENOISER = {"hidden_dim": 16, "n_layers": 1, "n_heads": 2}
+_KEYPOINTS = {"hidden_dim": 16, "channels": (4, 8), "num_keypoints": 4}
+_BASES = {"clip": "clip", "paligemma": "paligemma", "smolvlm2": "smolvlm"}
+
+
+def write_sources(root: Path) -> None:
+    """Writes data, base models, a teacher and the first stage of a tokenizer."""
+    raw = SampleConfig.model_validate(
+        {"layout": "spartan", "output": str(root / "raw"), "episodes": 2, "frames": 20}
+        | {"cameras": 6, "workers": 1}
+    )
+    sample(raw)
+    tree = {
+        "format": "spartan",
+        "sources": [str(root / "raw")],
+        "output": str(root / "data"),
+        "past_lowdim_steps": 2,
+        "future_lowdim_steps": 14,
+        "max_padding_left": 3,
+        "max_padding_right": 15,
+        "image_indices": [-1, 0],
+        "resize_images_size": [48, 48],
+        "workers": 1,
+    }
+    preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+    write_image_shards(root / IMAGES)
+    clip_base(root / "clip", max_position_embeddings=40)
+    for family in ("paligemma", "smolvlm"):
+        vlm_base(root / family, family)
+    write_teacher(root)
+    write_stage_1(root)
+
+
+def preset_config(root: Path, preset: str, **changes: Any) -> TrainConfig:
+    """The config of a preset at tiny size; `changes` have `__` in place of dots."""
+    model = load_config(TrainConfig, presets=[preset]).config.model.model_dump()
+    keys = _policy(root, model) if model["type"] == "diffusion_policy" else _tokenizer(root, model)
+    keys |= {
+        "data.num_workers": 0,
+        "data.prefetch_factor": None,
+        "hparams.precision": "float32",
+        "hparams.global_batch_size": GLOBAL_BATCH,
+        "hparams.per_gpu_batch_size": GLOBAL_BATCH,
+        "hparams.warmup": 1,
+        "hparams.lr": 1e-3,
+        "hparams.lr_scheduler": "const",
+        # Adam divides gradients by their size: with a small eps it enlarges rounding errors.
+        "hparams.eps": 1e-4,
+        "total_train_steps": STEPS,
+        **{key.replace("__", "."): value for key, value in changes.items()},
+    }
+    overrides = [Override(key, value, "test") for key, value in keys.items()]
+    return load_config(TrainConfig, presets=[preset], overrides=overrides).config
+
+
+def _policy(root: Path, model: Mapping[str, Any]) -> dict[str, Any]:
+    backbone = model["vision_language_backbone"]
+    keys: dict[str, Any] = {
+        "data.dataset_manifest": [str(root / SHARDS)],
+        **{f"model.transformer.{key}": value for key, value in _DENOISER.items()},
+    }
+    if backbone["type"] == "keypoint_backbone":
+        return keys | {f"{_BACKBONE}.{key}": value for key, value in _KEYPOINTS.items()}
+    base = next(
+        folder for word, folder in _BASES.items() if word in backbone["hf_pretrained"].lower()
+    )
+    keys |= {f"{_BACKBONE}.hf_pretrained": str(root / base), "data.processor": str(root / base)}
+    if base == "clip":
+        return keys | {"data.augmentation.image.crop.shape": [40, 40]}
+    return keys | {f"{_BACKBONE}.num_vlm_layers_to_use": 1}
+
+
+def _tokenizer(root: Path, model: Mapping[str, Any]) -> dict[str, Any]:
+    keys: dict[str, Any] = {
+        "data.shards": [str(root / IMAGES)],
+        "data.preprocessing.resize_shorter_edge": SIDE,
+        "data.preprocessing.crop_size": SIDE,
+    }
+    if model["losses"]["discriminator_weight"]:
+        # It starts within the run.
+        losses = {"start": 8, "channels": 32}
+        keys |= {f"model.losses.discriminator_{key}": value for key, value in losses.items()}
+    if model["type"] == "vqgan":
+        return keys | {f"model.{key}": value for key, value in NETWORK.items()}
+    sizes = {**SIZES, "quantizer": {**model["quantizer"], **SIZES["quantizer"]}, "vqgan": NETWORK}
+    keys |= {f"model.{key}": value for key, value in sizes.items()}
+    keys |= {"model.teacher": str(root / "teacher.safetensors")}
+    if model["stage"] == 2:
+        keys |= {"init_from": str(root / "stage1.safetensors")}
+        keys |= {"model.losses.perceptual_loss": "vqgan"}
+    return keys
+
+
+def groups_of(root: Path) -> dict[str, list[str]]:
+    """Presets by the first one whose tiny run is the same."""
+    groups: dict[str, list[str]] = {}
+    first: dict[str, str] = {}
+    for preset in PRESETS:
+        config = preset_config(root, preset)
+        keys = identity_keys(config) | {"fsdp": config.distributed.fsdp}
+        known = first.setdefault(json.dumps(keys, sort_keys=True), preset)
+        groups.setdefault(known, []).append(preset)
+    return groups
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split of the global batch.
+
+    Attributes:
+        ranks: Number of processes.
+        size: Samples per process and micro-batch.
+    """
+
+    ranks: int
+    size: int
+
+    def weights_file(self, root: Path, preset: str) -> Path:
+        """File with the final weights of a preset."""
+        return root / f"{preset}-{self.ranks}-{self.size}.safetensors"
+
+
+SPLITS = (Split(1, 8), Split(1, 4), Split(2, 4), Split(2, 2))
+
+
+def train_preset(root: Path, preset: str, split: Split) -> dict[str, Tensor]:
+    """Final trained weights of a preset, by part and name."""
+    config, _ = preset_config(root, preset).derive_static()
+    config = config.model_copy(
+        update={"hparams": config.hparams.model_copy(update={"per_gpu_batch_size": split.size})}
+    )
+    info = config.data_kind.load_info(config.data, NULL)
+    config, _ = config.derive(info)
+    folder = root / "runs" / f"{preset}-{split.ranks}-{os.environ.get('RANK', 0)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model_assets(config, folder)
+    trainer, setup, streams = toy_trainer(config, folder)
+    with streams.training(0) as batches:
+        trainer.fit(setup.state, batches, setup.objective)
+    assert setup.state.step == STEPS
+    return {
+        f"{name}.{key}": _whole(value.detach()).contiguous()
+        for name, part in setup.state.parts.items()
+        for key, value in part.module.named_parameters()
+        if value.requires_grad
+    }
+
+
+def _whole(value: Tensor) -> Tensor:
+    """A tensor, gathered if it is sharded."""
+    from torch.distributed.tensor import DTensor
+
+    return value.full_tensor() if isinstance(value, DTensor) else value.clone()
+
+
+def train_all(root: Path, ranks: int) -> None:
+    """Trains all groups with all splits for a number of ranks; rank 0 writes the weights."""
+    for preset in json.loads((root / GROUPS).read_text()):
+        for split in (split for split in SPLITS if split.ranks == ranks):
+            weights = train_preset(root, preset, split)
+            if os.environ.get("RANK", "0") == "0":
+                save_file(weights, split.weights_file(root, preset))
+
+
+def main() -> None:
+    """Runs on every rank."""
+    try:
+        train_all(Path(sys.argv[1]), int(os.environ["WORLD_SIZE"]))
+    except BaseException:  # noqa: BLE001 - printed, then the rank ends
+        import traceback
+
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+    os._exit(0)  # torch may abort while a gloo group is torn down; see cli/app.py
+
+
+if __name__ == "__main__":
+    main()
