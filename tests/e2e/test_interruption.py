@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 VLATOOL = [sys.executable, "-m", "vlatool"]
@@ -61,6 +62,35 @@ def test_interrupted_preprocess_leaves_only_complete_files(
     assert process.returncode == exit_code
     assert "same command" in document["error"]["message"] + document["error"]["hint"]
     assert not (output / "shards" / "manifest.jsonl").exists()
+
+
+SLOW_WORKERS = """
+import sys, time
+if "--multiprocessing-fork" in sys.orig_argv:
+    time.sleep(0.5)
+"""
+
+
+def test_ctrl_c_while_workers_start_prints_no_traceback(raw: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SLOW_WORKERS)
+    paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    process = subprocess.Popen(
+        [*preprocess(raw, tmp_path / "out"), "--workers", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+    )
+    driver, deadline = psutil.Process(process.pid), time.monotonic() + 60
+    while time.monotonic() < deadline and len(driver.children()) < 3:  # the tracker and two workers
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)
+    document, errors = process.communicate(timeout=60)
+    assert json.loads(document)["error"]["kind"] == "interrupted"
+    assert "Traceback" not in errors
 
 
 def test_killed_and_resumed_preprocess_writes_the_same_bytes(raw: Path, tmp_path: Path) -> None:

@@ -7,13 +7,14 @@ import signal
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from multiprocessing import resource_tracker
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from vlatool.errors import BugError, DataError, VlatoolError
@@ -89,7 +90,7 @@ class ProcessExecutor:
     def __enter__(self) -> Self:
         self._pool = self._new_pool()
         for _ in range(min(self.workers, default_workers())):  # the others start on demand
-            self._pool.submit(_start)
+            _submit(self._pool, _start)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -137,7 +138,7 @@ class ProcessExecutor:
         if self._pool is None:
             self._pool = self._new_pool()
         try:
-            return self._pool.submit(task, item)
+            return _submit(self._pool, task, item)
         except BrokenProcessPool as error:
             future: Future[_Result[Value]] = Future()
             future.set_exception(error)
@@ -149,7 +150,7 @@ class ProcessExecutor:
         """Runs one item in a separate pool, so that a dying worker affects no other item."""
         with self._new_pool(1) as pool:
             try:
-                return Outcome(item, *pool.submit(task, item).result())
+                return Outcome(item, *_submit(pool, task, item).result())
             except BrokenProcessPool:
                 return Outcome(item, error=worker_died(item))
 
@@ -163,6 +164,26 @@ class ProcessExecutor:
         return ProcessPoolExecutor(
             workers or self.workers, context, _start_worker, (self._preload,)
         )
+
+
+def _submit(
+    pool: ProcessPoolExecutor, function: Callable[..., Value], *arguments: Any
+) -> "Future[Value]":
+    """Submits a call. A worker that starts for it has SIGINT blocked until it ignores Ctrl-C."""
+    with signals_blocked(signal.SIGINT):
+        return pool.submit(function, *arguments)
+
+
+@contextmanager
+def signals_blocked(*numbers: signal.Signals) -> Generator[None]:
+    """Blocks signals; processes that the block starts inherit the mask."""
+    # The resource tracker unblocks its signals when it starts, so it is started first.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def default_workers() -> int:
@@ -236,6 +257,7 @@ def _start() -> None:
 def _start_worker(preload: Sequence[str]) -> None:
     """Initializes a worker: ignores Ctrl-C, which the driver handles, and ends with the driver."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
     threading.Thread(target=_end_with_driver, daemon=True).start()
     for module in preload:
         importlib.import_module(module)

@@ -14,7 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from types import TracebackType
@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError, EnvironmentProblem, VlatoolError
+from vlatool.jobs.executor import signals_blocked
 from vlatool.loading.base import (
     Allocate,
     Batch,
@@ -43,7 +44,7 @@ from vlatool.loading.shared_memory import BatchMessage, SharedPool
 
 # Samples per loader worker that are downloaded while others are decoded.
 _PREFETCHED_SAMPLES = 64
-_STOP_SIGNALS = frozenset((signal.SIGINT, signal.SIGTERM))
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -319,13 +320,8 @@ def start_forkserver() -> None:
     Both are often sent to all processes of a job; the trainer alone handles them. The server and
     the workers inherit the mask, which holds before they can ignore a signal.
     """
-    # The resource tracker unblocks the signals when it starts, so it is started first.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
-    try:
+    with signals_blocked(*_STOP_SIGNALS):
         forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def loader_exited(error: RuntimeError) -> EnvironmentProblem | None:
