@@ -102,6 +102,20 @@ def test_damaged_output_is_reported(data: Path, warm: Forks, tmp_path: Path) -> 
     assert problems(data, warm, tmp_path, commands) == []
 
 
+def test_damaged_statistics_are_reported(data: Path, warm: Forks, tmp_path: Path) -> None:
+    published = tmp_path / "whole" / "published"
+    shutil.copytree(data / "shards", published)
+    (published / "stats.json").unlink()
+    compute = ["stats", "compute", "--workers", "1"]
+    assert warm.run([*compute, str(published), "--json", "-q"]).code == 0
+
+    def commands(copy: Path) -> list[list[str]]:
+        again = [*compute, str(copy)]
+        return [["verify", str(copy)], again, [*again, "--overwrite"], [*again, "--dry-run"]]
+
+    assert problems(published, warm, tmp_path, commands) == []
+
+
 def test_damaged_run_is_reported(trained: Path, data: Path, warm: Forks, tmp_path: Path) -> None:
     def commands(copy: Path) -> list[list[str]]:
         on = tiny_arguments(data, copy, total_train_steps=3)
