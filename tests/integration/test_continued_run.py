@@ -1,6 +1,7 @@
 """Runs that continue the training of another run, ours or a published one."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -162,16 +163,26 @@ def test_missing_published_file_is_named_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_optimizer_of_another_network_is_an_error(
-    data: Path, published: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda saved: saved["param_groups"][0]["params"].pop(), "data.broken_checkpoint"),
+        (lambda saved: saved["state"].update({0: torch.ones(3)}), "data.checkpoint_mismatch"),
+        (lambda saved: saved["state"][0].update(step=torch.ones(3)), "data.checkpoint_mismatch"),
+        (lambda saved: saved["state"][0].update(exp_avg=1.0), "data.checkpoint_mismatch"),
+    ],
+    ids=["another network", "no mapping", "three steps", "no tensor"],
+)
+def test_optimizer_that_does_not_fit_is_an_error(
+    data: Path, published: Path, tmp_path: Path, change: Callable[[Any], object], code: str
 ) -> None:
     content = torch.load(published / "optimizer_3.pt", weights_only=True)
-    content["optimizer"]["param_groups"][0]["params"].pop()
+    change(content["optimizer"])
     torch.save(content, published / "optimizer_3.pt")
 
     with pytest.raises(DataError) as caught:
         train(config(data, tmp_path / "run", published / "checkpoint_3.pt"))
-    assert caught.value.code == "data.broken_checkpoint"
+    assert caught.value.code == code
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ Tied weights are stored once, under the first of their names.
 
 import pickle
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, cast
 from zipfile import is_zipfile
@@ -22,6 +22,11 @@ from vlatool.storage.atomic import open_atomic
 
 _SHOWN = 5
 _PICKLES = (".bin", ".pt", ".pth")
+_INTEGERS = (
+    torch.bool,
+    *(torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+)
 # First bytes of a plain pickle, and of a zip archive.
 _PICKLE, _ARCHIVE = b"\x80", b"PK\x03\x04"
 
@@ -83,10 +88,13 @@ def read_external_weights(path: Path) -> dict[str, Tensor]:
 
 
 def read_pickled_weights(path: Path) -> dict[Any, Any]:
-    """Reads a published `.pt` or `.bin` file to the CPU. Never runs code of the file.
+    """Reads a `.pt` or `.bin` file to the CPU. Never runs code of the file.
+
+    Its tensors are dense and hold numbers; any others, such as sparse, quantized or meta ones, fail
+    only where they are used.
 
     Raises:
-        DataError: The file is missing or broken, or contains code.
+        DataError: The file is missing or broken, or contains code or other tensors.
     """
     if reason := _pickle_problem(path):
         raise unusable_checkpoint(path, reason)
@@ -101,7 +109,34 @@ def read_pickled_weights(path: Path) -> dict[Any, Any]:
         raise unusable_checkpoint(path, error) from None
     if not isinstance(content, Mapping):
         raise unusable_checkpoint(path, f"it contains a {type(content).__name__}")
+    for name, tensor in _tensors_in(content):
+        if problem := _tensor_problem(tensor):
+            raise unusable_checkpoint(path, f"the tensor {name} {problem}")
     return dict(cast("Mapping[Any, Any]", content))
+
+
+def _tensors_in(content: object) -> Iterator[tuple[str, Tensor]]:
+    """Yields all tensors in nested values, with their keys; a value may contain itself."""
+    seen: set[int] = set()
+    waiting: list[tuple[str, Any]] = [("", content)]
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, Tensor):
+            yield name, value
+        elif isinstance(value, Mapping | list | tuple | Set) and id(value) not in seen:
+            seen.add(id(value))
+            items = value.items() if isinstance(value, Mapping) else enumerate(value)
+            waiting += [(f"{name}.{key}" if name else f"{key}", child) for key, child in items]
+
+
+def _tensor_problem(tensor: Tensor) -> str:
+    """Reason why a tensor is no dense one of numbers; empty if it is."""
+    if tensor.is_nested or tensor.layout != torch.strided:
+        return "is not dense"
+    if tensor.device.type != "cpu":
+        return "has no values"
+    is_number = tensor.dtype.is_floating_point or tensor.dtype in _INTEGERS
+    return "" if is_number else f"has the type {tensor.dtype}"
 
 
 def _pickle_error(path: Path, error: pickle.UnpicklingError) -> DataError:

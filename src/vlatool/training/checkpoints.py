@@ -41,6 +41,7 @@ from vlatool.jobs.files import FileEntry
 from vlatool.models.base import Part
 from vlatool.models.weights import (
     matching_state_dict,
+    read_pickled_weights,
     read_weights,
     saved_once,
     shared_names,
@@ -246,7 +247,7 @@ def load_checkpoint(folder: Path, state: TrainState) -> None:
             path = folder / part_weights(name, averaged=True)
             _restore(state.averages[name].weights, part.module, path)
     manifest = CheckpointManifest.read(folder)
-    trainer = _read_trainer(folder / TRAINER)
+    trainer = read_pickled_weights(folder / TRAINER)
     try:
         state.step, state.samples = index(trainer["step"]), index(trainer["samples"])
         if (state.step, state.samples) != (manifest.step, manifest.samples):
@@ -359,17 +360,9 @@ def _check_moments(saved: Mapping[str, Any], modules: nn.Module) -> None:
     shapes = {name: parameter.shape for name, parameter in modules.named_parameters()}
     for name, moments in saved["state"].items():
         for key, value in moments.items():
-            if key != "step" and value.shape != shapes[name]:
-                raise ValueError(f"{key} of {name} is {list(value.shape)}")
-            if not torch.as_tensor(value).isfinite().all():
+            moment = torch.as_tensor(value)
+            is_fitting = moment.numel() == 1 if key == "step" else moment.shape == shapes[name]
+            if not is_fitting:
+                raise ValueError(f"{key} of {name} is {list(moment.shape)}")
+            if not moment.isfinite().all():
                 raise ValueError(f"{key} of {name} is not finite")
-
-
-def _read_trainer(path: Path) -> dict[str, Any]:
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # noqa: BLE001 - torch's unpickler raises any exception
-        raise unusable_checkpoint(path, f"{type(error).__name__}: {error}") from None
-    if not isinstance(content, dict):
-        raise unusable_checkpoint(path, f"it holds a {type(content).__name__}, not a dict")
-    return content

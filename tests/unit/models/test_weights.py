@@ -1,13 +1,32 @@
 """Files of tensors."""
 
 import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from vlatool.errors import StorageError
-from vlatool.models.weights import write_pickled_weights
+from vlatool.errors import DataError, StorageError
+from vlatool.models.titok.weights import inferred_config
+from vlatool.models.weights import read_pickled_weights, write_pickled_weights
+
+VALUES = torch.arange(16.0).reshape(4, 4)
+OTHER_TENSORS: dict[str, Callable[[], torch.Tensor]] = {
+    "sparse": lambda: VALUES.to_sparse(),
+    "rows": lambda: VALUES.to_sparse_csr(),
+    "columns": lambda: VALUES.to_sparse_csc(),
+    "blocks": lambda: VALUES.to_sparse_bsr((2, 2)),
+    "meta": lambda: VALUES.to("meta"),
+    "quantized": lambda: torch.quantize_per_tensor(VALUES, 0.1, 0, torch.qint8),
+    "quantized channels": lambda: torch.quantize_per_channel(
+        VALUES, torch.ones(4), torch.zeros(4, dtype=torch.long), 0, torch.qint8
+    ),
+    "nested": lambda: torch.nested.nested_tensor([VALUES, VALUES[:2]]),
+    "jagged": lambda: torch.nested.nested_tensor([VALUES, VALUES[:2]], layout=torch.jagged),
+    "complex": lambda: VALUES.to(torch.complex64),
+    "bits": lambda: torch.zeros(16, dtype=torch.uint8).view(torch.bits16),
+}
 
 
 def test_tensors_that_do_not_fit_are_a_storage_error_with_the_path(tmp_path: Path) -> None:
@@ -23,3 +42,50 @@ def test_tensors_that_do_not_fit_are_a_storage_error_with_the_path(tmp_path: Pat
     assert caught.value.code == "storage.write"
     assert caught.value.details["path"] == str(path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch: prototypes, and deprecated kinds
+@pytest.mark.parametrize("kind", OTHER_TENSORS)
+@pytest.mark.parametrize("place", ["top", "mapping", "list"])
+def test_tensors_that_are_not_dense_numbers_are_a_data_error(
+    kind: str, place: str, tmp_path: Path
+) -> None:
+    tensor = OTHER_TENSORS[kind]()
+    content = {"top": tensor, "mapping": {"inner": tensor}, "list": [0, (tensor,)]}[place]
+    torch.save({"weight": content}, tmp_path / "weights.pt")
+
+    with pytest.raises(DataError) as caught:
+        read_pickled_weights(tmp_path / "weights.pt")
+
+    assert caught.value.code == "data.broken_checkpoint"
+    assert "weight" in caught.value.message
+
+
+def test_content_that_contains_itself_is_read(tmp_path: Path) -> None:
+    content: dict[str, object] = {"step": torch.tensor(1.0)}
+    content["again"] = content
+    torch.save(content, tmp_path / "weights.pt")
+
+    assert read_pickled_weights(tmp_path / "weights.pt").keys() == {"step", "again"}
+
+
+SIZES = {
+    "latent_tokens": (4, 8),
+    "encoder.positional_embedding": (5, 8),
+    "encoder.patch_embed.weight": (8, 3, 4, 4),
+    "decoder.decoder_embed.weight": (8, 6),
+    "quantize.embedding.weight": (16, 6),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("shape", [(), (0,), (0, 0)], ids=str)
+def test_tokenizer_without_a_size_is_a_data_error(
+    name: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    weights = {key: torch.zeros(size) for key, size in SIZES.items()}
+
+    with pytest.raises(DataError) as caught:
+        inferred_config({**weights, name: torch.zeros(shape)}, tmp_path)
+
+    assert caught.value.code == "data.no_tokenizer"

@@ -1,5 +1,6 @@
 """JSON and YAML within limits."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -46,13 +47,31 @@ def test_json_that_cannot_be_read_has_a_reason(text: str | bytes, reason: str) -
         ("- " * 100_000, "levels"),
         (MULTIPLYING, "aliases"),
         ("&a [*a]", "itself"),
-        ("a: " + "9" * 5_000, "not valid YAML"),
-        ("a: 2026-99-99", "not valid YAML"),
+        ("a: " + "9" * 5_000, "no int"),
+        ("a: 1" + ":59" * 100_000, "no int"),
+        ("a: 2026-99-99", "no timestamp"),
+        ("a: !!bool foo", "'foo' is no bool"),
+        ('a: !!int ""', "'' is no int"),
+        ('a: !!float ""', "'' is no float"),
+        ("a: !!timestamp foo", "'foo' is no timestamp"),
     ],
 )
 def test_yaml_that_cannot_be_read_has_a_reason(text: str, reason: str) -> None:
     with pytest.raises(DocumentError, match=reason):
         parse_yaml(text)
+
+
+@pytest.mark.parametrize("kind", ["bool", "int", "float", "timestamp", "binary", "null", "set"])
+@pytest.mark.parametrize(
+    "form", ["!!{} {}", "a: !!{} {}", "? !!{} {}\n: 1", "{{a: {{<<: !!{} {}}}}}"]
+)
+def test_text_with_any_tag_is_a_value_or_a_document_error(kind: str, form: str) -> None:
+    marks = ["-", "+", "0x", "0b", "0o9", "1:", "-:", ".", "e", "_", "-_", "0b2", "~", "=", "<<"]
+    times = ["2026-13-01", "2026-01-01T99:99:99", "2026-01-01 00:00:00 +99:99"]
+    nodes = ["{=: foo}", "{=: {=: x}}", "[1]", "{a: b}", "!!int", '"\\0"', "1e999", "9" * 5_000]
+    for text in ("", '""', "foo", *marks, *times, *nodes):
+        with contextlib.suppress(DocumentError):
+            parse_yaml(form.format(kind, text))
 
 
 def test_depth_up_to_the_limit_is_read() -> None:

@@ -374,6 +374,17 @@ def _nan(content: dict[str, Any]) -> Any:
     return content
 
 
+def _sparse(content: dict[str, Any]) -> Any:
+    moments = content["optimizers"]["main"]["state"]["model.0.weight"]
+    moments["exp_avg"] = moments["exp_avg"].to_sparse()
+    return content
+
+
+def _steps(content: dict[str, Any]) -> Any:
+    content["optimizers"]["main"]["state"]["model.0.weight"]["step"] = torch.ones(3)
+    return content
+
+
 def _optimizer(content: dict[str, Any]) -> Any:
     return {**content, "optimizers": {"main": ["no", "state"]}}
 
@@ -382,7 +393,9 @@ def _dropped(content: dict[str, Any]) -> Any:
     return {**content, "dropped": {"bad": "many"}}
 
 
-@pytest.mark.parametrize("change", [_list, _text, _step, _moments, _nan, _optimizer, _dropped])
+@pytest.mark.parametrize(
+    "change", [_list, _text, _step, _moments, _nan, _sparse, _steps, _optimizer, _dropped]
+)
 def test_broken_trainer_state_is_a_short_data_error(
     change: Callable[[dict[str, Any]], Any], tmp_path: Path
 ) -> None:

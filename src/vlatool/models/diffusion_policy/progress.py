@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vlatool.errors import DataError
@@ -150,8 +151,7 @@ def _of_network(
         if not parameter.requires_grad:
             continue
         row = moments.get(name, {})
-        is_whole = all(isinstance(row.get(key), Tensor) for key in _MOMENTS)
-        if not is_whole or any(row[key].shape != parameter.shape for key in _MOMENTS[1:]):
+        if not _is_whole(row, parameter.shape):
             raise DataError.at(
                 path,
                 f"has no state of {name} that fits the model",
@@ -161,3 +161,13 @@ def _of_network(
             )
         rows_by_name[f"{_PART}.{name}"] = {key: row[key] for key in _MOMENTS}
     return rows_by_name
+
+
+def _is_whole(row: object, shape: torch.Size) -> bool:
+    """True for the state of a parameter with this shape."""
+    moments = [row.get(key) for key in _MOMENTS] if isinstance(row, Mapping) else []
+    tensors = [value for value in moments if isinstance(value, Tensor)]
+    if len(tensors) < len(_MOMENTS):
+        return False
+    step, *others = tensors
+    return step.numel() == 1 and all(value.shape == shape for value in others)

@@ -204,17 +204,21 @@ def inferred_config(weights: Mapping[str, Tensor], path: Path) -> TitokConfig:
         DataError: The file does not contain a tokenizer.
     """
     sizes = sizes_of(weights)
-    if any(sizes[name] is None for name in ("latent tokens", "patches", "patch size")):
+    found = [sizes[name] for name in ("latent tokens", "patches", "patch size", "token size")]
+    widths = [sizes[side][0] for side in ("encoder", "decoder")]
+    codebook = sizes["codebook"]
+    rows = [] if codebook is None else [len(codebook) and codebook[0]]
+    if not all((*found, *widths, *rows)) or sizes["patches"] < 0:
         raise DataError.at(
             path,
             f"not a tokenizer; its tensors are {', '.join(sorted(weights)[:3])}, ...",
             hint="use a file of weights of TiTok",
             code="data.no_tokenizer",
         )
-    is_proxy, codebook = sizes["head"] == "proxy", sizes["codebook"]
+    is_proxy = sizes["head"] == "proxy"
     quantizer: dict[str, Any] = {"type": sizes["bottleneck"], "token_size": sizes["token size"]}
     if codebook is not None:
-        quantizer |= {"codebook_size": codebook[0], "use_l2_norm": is_proxy}
+        quantizer |= {"codebook_size": rows[0], "use_l2_norm": is_proxy}
     return TitokConfig.model_validate(
         {
             "stage": sizes["stage"],
