@@ -44,7 +44,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServer]:
 
 
 def config(data: Path, run: Path, base: Path | str, **changes: Any) -> TrainConfig:
-    is_clip = Path(base).name == "clip"
+    is_clip = Path(base).name.startswith("clip")
     sizes = {} if is_clip else {"image_size": 32, "num_vlm_layers_to_use": 2}
     keys = {
         "model.type": "diffusion_policy",
@@ -106,6 +106,12 @@ def test_run_keeps_the_commit_of_its_first_start(
 
     section = RunDir(run).config_tree()["model"]["vision_language_backbone"]
     assert (section["hf_pretrained"], section["revision"]) == ("lab/clip", COMMIT)
+
+
+def test_base_model_of_another_family_is_refused(data: Path, tmp_path: Path) -> None:
+    clip_base(tmp_path / "other")
+    with pytest.raises(DataError, match="the family 'clip' is no model of images and text"):
+        trained(data, tmp_path / "run", tmp_path / "other")
 
 
 def test_another_commit_of_the_hub_is_another_run(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vlatool.errors import DataError
 from vlatool.models.base import Rng
 from vlatool.models.diffusion_policy.backbone_config import ClipBackboneConfig, VlmBackboneConfig
 from vlatool.models.pretrained import load_base, text_width, transformers
@@ -198,7 +199,15 @@ class VlmBackbone(nn.Module):
         library = transformers()
         settings = library.AutoConfig.for_model(**architecture)
         auto = library.AutoModelForImageTextToText
-        return auto.from_config(settings, trust_remote_code=False)
+        try:
+            return auto.from_config(settings, trust_remote_code=False)
+        except ValueError:  # of a family without this head
+            raise DataError(
+                f"a base model of the family {architecture['model_type']!r} is no model of images "
+                "and text for the backbone type 'vlm_backbone'",
+                hint="set model.vision_language_backbone.type to clip_backbone for CLIP",
+                code="data.base_model",
+            ) from None
 
     @staticmethod
     def _extend(network: Any) -> Any:
