@@ -9,7 +9,7 @@ import pytest
 
 from tests.builders.web_server import COMMIT, TOKEN, WebServer, web_server
 from vlatool.errors import DataError, EnvironmentProblem, StorageError, UsageError
-from vlatool.storage import http
+from vlatool.storage import http, web_requests
 from vlatool.storage.atomic import remove_file, write_bytes
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.remote_path import RemotePath
@@ -95,7 +95,7 @@ class TestWeb:
     def test_stalled_response_is_requested_again(
         self, server: WebServer, big: RemotePath, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(http, "_READ_TIMEOUT_S", 0.5)
+        monkeypatch.setattr(web_requests, "READ_TIMEOUT_S", 0.5)
         server.faults.stall_next = 1
         started = time.monotonic()
 
@@ -240,3 +240,14 @@ class TestHub:
 
         assert (caught.value.code, caught.value.exit_code) == ("environment.no_credentials", 6)
         assert "HF_TOKEN" in caught.value.hint
+
+    def test_hub_that_is_switched_off_is_reported_immediately(
+        self, hub: WebServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        constants = pytest.importorskip("huggingface_hub.constants")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+        with pytest.raises(EnvironmentProblem) as caught:
+            RemotePath("hf://datasets/lab/blocks/meta/info.json").read_text()
+
+        assert (caught.value.code, hub.faults.requests) == ("environment.offline", [])

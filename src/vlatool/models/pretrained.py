@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlatool.artifacts.base_model import (
     CONFIG,
+    PICKLE_SUFFIX,
     ImageMeanStd,
     read_model_config,
     weight_files,
@@ -98,13 +99,14 @@ def load_base(network: "nn.Module", folder: Path) -> None:
     import torch
     from safetensors import SafetensorError
 
-    from vlatool.models.weights import unusable_checkpoint
+    from vlatool.models.weights import read_external_weights, unusable_checkpoint
 
+    names = weight_files(folder)
     if is_remote(folder):
-        names = [CONFIG, *weight_files(folder)]
-        folder = FileCache(default_cache_folder()).local_copy(folder, names)
-    else:
-        weight_files(folder)
+        folder = FileCache(default_cache_folder()).local_copy(folder, [CONFIG, *names])
+    for name in names:
+        if name.endswith(PICKLE_SUFFIX):  # transformers raises any error for a damaged one
+            read_external_weights(folder / name)
     try:
         loaded, report = type(network).from_pretrained(  # pyright: ignore[reportAttributeAccessIssue]
             folder,

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from vlatool.errors import DataError, StorageError
+from vlatool.storage.documents import MAX_BYTES, DocumentError, parse_json
 from vlatool.storage.remote import (
     Body,
     ConditionFailed,
@@ -22,16 +23,16 @@ from vlatool.storage.remote import (
     RangeNotSatisfiable,
 )
 from vlatool.storage.retry import RetryAdvice, network_retry_advice
+from vlatool.storage.web_requests import BodyStream, UnusableAnswer, connections, discard, fetch
 
-_CONNECTIONS = 64
-_CONNECT_TIMEOUT_S = 10
-_READ_TIMEOUT_S = 60
-_REDIRECTS = 5
 _BUSY = {408, 425, 429, 500, 502, 503, 504}
 _MISSING = {404, 410}
 _WITHOUT_HEAD = {403, 405, 501}  # status of HEAD if only GET is supported, or signed
 # Without ranges, a larger file would be downloaded repeatedly, or fill the memory.
 LARGEST_WHOLE = 64 * 2**20
+_SIZE = re.compile(r"[0-9]{1,18}")
+_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
+_ETAG = re.compile(r'"[ -~]*"')  # others cannot be sent back
 _AS_TYPED = "/%:@!$&'()*+,;=~"
 
 
@@ -76,10 +77,9 @@ class WebServer:
             if error.status not in _WITHOUT_HEAD:
                 raise
             return self._first_byte(key)
-        response.release_conn()
-        if not response.headers.get("Content-Length"):
-            return self._first_byte(key)
-        return _info(response.headers, int(response.headers["Content-Length"]))
+        discard(response)
+        size = _size(response.headers)
+        return self._first_byte(key) if size is None else _info(response.headers, size)
 
     def list_page(self, below: str, delimiter: str, token: str, at_most: int) -> ListPage:
         """Raises: the folders of a web server cannot be listed.
@@ -100,7 +100,7 @@ class WebServer:
         """GET of a range; GET of the file if the server does not support ranges."""
         span = str(start) if start < 0 else f"{start}-{stop - 1}"
         headers = {"Range": f"bytes={span}", "Accept-Encoding": "identity"}
-        if etag.startswith('"'):
+        if _ETAG.fullmatch(etag):
             headers["If-Match"] = etag
         if self._whole is not None and self._whole[0] == key and etag == self._whole[1].etag:
             return _slice(self._whole[1], self._whole[2], start)
@@ -127,6 +127,8 @@ class WebServer:
         """Converts an error of the server or of urllib3 to an error of vlatool."""
         if isinstance(error, HttpStatusError):
             return _status_error(error.status, location)
+        if isinstance(error, UnusableAnswer):
+            return unusable_answer_error(error, location)
         exceptions: Any = importlib.import_module("urllib3.exceptions")
         if isinstance(error, exceptions.HTTPError):
             reason = type(getattr(error, "reason", None) or error).__name__
@@ -136,19 +138,37 @@ class WebServer:
         return error
 
     def _request(self, method: str, key: str, headers: Mapping[str, str]) -> Any:
-        response = self.pool.request(
-            method,
-            self.url(key),
-            headers={**self.headers(), **headers},
-            preload_content=False,
-        )
-        if response.status not in (200, 206):
-            response.drain_conn()
-            raise HttpStatusError(response.status, response.headers)
+        response = self._fetch(method, self.url(key), headers)
         kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if kind == "text/html" and PurePosixPath(key).suffix not in (".html", ".htm"):
             response.close()
             raise self._html_error(key)
+        return response
+
+    def document(self, url: str) -> tuple[Any, Mapping[str, str]]:
+        """Content of a JSON document, and the headers of the response.
+
+        Raises:
+            UnusableAnswer: It is not JSON, or larger than 64 MiB.
+        """
+        response = self._fetch("GET", url, {"Accept-Encoding": "identity"})
+        stream = BodyStream(response)
+        try:
+            data = stream.read(MAX_BYTES + 1)
+        finally:
+            stream.close()
+        if len(data) > MAX_BYTES:
+            raise UnusableAnswer(f"the server answers with more than {MAX_BYTES:,} bytes")
+        try:
+            return parse_json(data), response.headers
+        except DocumentError as error:
+            raise UnusableAnswer(f"the server's answer is {error.reason}") from error
+
+    def _fetch(self, method: str, url: str, headers: Mapping[str, str]) -> Any:
+        response = fetch(self.pool, method, url, {**self.headers(), **headers})
+        if response.status not in (200, 206):
+            discard(response)
+            raise HttpStatusError(response.status, response.headers)
         return response
 
     def _html_error(self, key: str) -> Exception:
@@ -174,9 +194,9 @@ class WebServer:
 
         A small file is kept for the next range; a large one can only be read from its start.
         """
-        length = response.headers.get("Content-Length", "")
-        size = int(length) if length.isdigit() else LARGEST_WHOLE
-        if size > LARGEST_WHOLE:
+        size = _size(response.headers)
+        stream = BodyStream(response)
+        if size is not None and size > LARGEST_WHOLE:
             if start != 0:
                 response.close()
                 raise _storage_error(
@@ -185,9 +205,9 @@ class WebServer:
                     "unsupported",
                     "copy the file to a local folder and give its path",
                 )
-            return Body(_info(response.headers, size), 0, response.read, response.close)
-        data: bytes = response.read(LARGEST_WHOLE + 1)
-        response.close()
+            return Body(_info(response.headers, size), 0, stream.read, stream.close)
+        data = stream.read(LARGEST_WHOLE + 1)
+        stream.close()
         if len(data) > LARGEST_WHOLE:
             raise _storage_error(
                 f"{self._root}/{key}",
@@ -198,18 +218,6 @@ class WebServer:
         info = _info(response.headers, len(data))
         self._whole = (key, info, data)
         return _slice(info, data, start)
-
-
-def connections() -> Any:
-    """Pool of persistent connections without retries; `remote.call` retries requests."""
-    urllib3: Any = importlib.import_module("urllib3")
-    return urllib3.PoolManager(
-        maxsize=_CONNECTIONS,
-        timeout=urllib3.Timeout(connect=_CONNECT_TIMEOUT_S, read=_READ_TIMEOUT_S),
-        retries=urllib3.Retry(
-            total=None, connect=0, read=0, status=0, other=0, redirect=_REDIRECTS
-        ),
-    )
 
 
 def http_retry_advice(error: Exception) -> RetryAdvice | None:
@@ -237,15 +245,20 @@ def _slice(info: ObjectInfo, data: bytes, start: int) -> Body:
 
 def ranged_body(response: Any) -> Body:
     """Body of a response with status 206."""
-    span, _, total = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
-    first = span.partition("-")[0]
-    if not first.isdigit() or not total.isdigit():
+    span = _RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
+    first, last, total = map(int, span.groups()) if span else (0, 0, 0)
+    if not first <= last < total:
         response.close()
         raise ConnectionError("status 206 without a valid Content-Range")
     date = _seconds(response.headers.get("Date", ""))
-    return Body(
-        _info(response.headers, int(total)), int(first), response.read, response.close, date
-    )
+    stream = BodyStream(response)
+    return Body(_info(response.headers, total), first, stream.read, stream.close, date)
+
+
+def _size(headers: Mapping[str, str]) -> int | None:
+    """Content-Length; None if it is missing or invalid."""
+    length = headers.get("Content-Length", "").strip()
+    return int(length) if _SIZE.fullmatch(length) else None
 
 
 def _info(headers: Mapping[str, str], size: int) -> ObjectInfo:
@@ -257,7 +270,7 @@ def _seconds(date: str) -> float:
     """Date of a header in seconds since 1970; 0 if empty or invalid."""
     try:
         return parsedate_to_datetime(date).timestamp() if date else 0.0
-    except ValueError:
+    except (ValueError, LookupError, TypeError, ArithmeticError, OSError):
         return 0.0
 
 
@@ -276,6 +289,11 @@ def _status_error(status: int, location: str) -> Exception:
         return _storage_error(location, f"access is denied ({status})", "forbidden", hint)
     reason = f"the server returns status {status}"
     return _storage_error(location, reason, "refused", "check the location")
+
+
+def unusable_answer_error(error: UnusableAnswer, location: str) -> StorageError:
+    """Error for an answer of a server that cannot be used."""
+    return _storage_error(location, str(error), "refused", "check the location and the endpoint")
 
 
 def _storage_error(location: str, reason: str, code: str, hint: str) -> StorageError:

@@ -7,16 +7,22 @@ import os
 import re
 import threading
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from urllib.parse import quote, urljoin, urlsplit
 
 from vlatool.errors import DataError, EnvironmentProblem, missing_package
-from vlatool.storage.http import WebServer
+from vlatool.storage.http import HttpStatusError, WebServer
 from vlatool.storage.remote import Body, ListPage, LocationForm, ObjectInfo, RangeNotSatisfiable
 from vlatool.storage.retry import RetryAdvice
+from vlatool.storage.web_requests import UnusableAnswer
 
+_COMMIT = re.compile(r"[\w.-]{1,100}", re.ASCII)
+_MAX_PAGES = 10_000  # of 1,000 files
+_NEXT = re.compile(r'<([^<>]*)>\s*;[^<>,]*\brel="?next\b')
+_OUTSIDE = re.compile(r"^/|(^|/)\.\.?(/|$)|//|[\x00-\x1f]|^$")
 _KINDS = ("datasets", "models", "spaces")
 
 
@@ -53,6 +59,8 @@ class Repository:
     def hub(self) -> Any:
         """Module `huggingface_hub`."""
         try:
+            for name in ("constants", "utils"):  # they are loaded on demand
+                importlib.import_module(f"huggingface_hub.{name}")
             return importlib.import_module("huggingface_hub")
         except ImportError as error:
             raise missing_package("huggingface_hub") from error
@@ -61,17 +69,22 @@ class Repository:
     def _endpoint(self) -> str | None:
         return os.environ.get("HF_ENDPOINT") or None
 
-    @cached_property
-    def _api(self) -> Any:
-        return self.hub.HfApi(endpoint=self._endpoint)
+    @property
+    def _api(self) -> str:
+        """URL of the repository in the programming interface of the hub."""
+        self.hub.utils.validate_repo_id(self._name)
+        endpoint = (self._endpoint or str(self.hub.constants.ENDPOINT)).rstrip("/")
+        return f"{endpoint}/api/{self._kind}s/{self._name}"
 
     @cached_property
     def commit(self) -> str:
         """Commit of the revision."""
-        info = self._api.repo_info(
-            self._name, repo_type=self._kind, revision=self._revision or None
-        )
-        return str(info.sha)
+        revision = f"/revision/{quote(self._revision, safe='')}" if self._revision else ""
+        info, _ = self._document(f"{self._api}{revision}")
+        commit = cast("dict[str, Any]", info).get("sha") if isinstance(info, dict) else None
+        if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
+            raise UnusableAnswer("the hub's answer has no commit")
+        return commit
 
     @property
     def pinned(self) -> str:
@@ -86,17 +99,29 @@ class Repository:
 
     @cached_property
     def _listed(self) -> Mapping[str, ObjectInfo]:
-        entries = self._api.list_repo_tree(
-            self._name, repo_type=self._kind, revision=self.commit, recursive=True
-        )
-        files = {
-            str(entry.path): ObjectInfo(
-                int(entry.size), etag=str(entry.lfs.sha256 if entry.lfs else entry.blob_id)
-            )
-            for entry in entries
-            if hasattr(entry, "blob_id")
-        }
+        url = f"{self._api}/tree/{quote(self.commit, safe='')}?recursive=true&expand=false"
+        files: dict[str, ObjectInfo] = {}
+        visited: set[str] = set()
+        while url:
+            visited.add(url)
+            page, headers = self._document(url)
+            files.update(_files(page))
+            url = _next_page(url, headers)
+            if url in visited or len(visited) > _MAX_PAGES:
+                raise UnusableAnswer("the hub's list of files has no end")
         return dict(sorted(files.items()))
+
+    def _document(self, url: str) -> tuple[Any, Mapping[str, str]]:
+        if self.hub.constants.HF_HUB_OFFLINE:
+            raise EnvironmentProblem(
+                f"{self._root}: access to the hub is switched off (HF_HUB_OFFLINE)",
+                hint="unset HF_HUB_OFFLINE, or give the path of a local folder",
+                code="environment.offline",
+            )
+        try:
+            return self._files.document(url)
+        except HttpStatusError as error:
+            raise _HubStatusError(error.status, error.headers) from error
 
     def head(self, key: str) -> ObjectInfo:
         """Size and ETag of a file, from the listing."""
@@ -141,35 +166,21 @@ class Repository:
 
     def retry_advice(self, error: Exception) -> RetryAdvice | None:
         """Advice on retrying after an error; None if a retry is useless."""
-        status = _status(error)
-        if status:
-            is_busy = status == 429 or status >= 500
-            return RetryAdvice(f"the hub returns status {status}") if is_busy else None
-        if type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore"):
-            return RetryAdvice(f"no complete response ({type(error).__name__})")
         return self._files.retry_advice(error)
 
     def map_error(self, error: Exception, location: str) -> Exception:
         """Converts an error of the library or the server to an error of vlatool."""
-        names = {cls.__name__ for cls in type(error).__mro__}
-        if names & {"RevisionNotFoundError"}:
+        refusal = error.refusal if isinstance(error, _HubStatusError) else ""
+        if refusal == "RevisionNotFound":
             return DataError(
                 f"{self._root}: the repository has no such revision",
                 hint="name an existing branch, tag or commit, as owner/name@revision",
                 code="data.no_revision",
                 details={"path": location},
             )
-        if names & {"GatedRepoError", "RepositoryNotFoundError", "LocalTokenNotFoundError"} or (
-            _status(error) in (401, 403)
-        ):
+        if refusal:
             return self._access_error(location)
-        if names & {"OfflineModeIsEnabled"}:
-            return EnvironmentProblem(
-                f"{location}: access to the hub is switched off (HF_HUB_OFFLINE)",
-                hint="unset HF_HUB_OFFLINE, or give the path of a local folder",
-                code="environment.offline",
-            )
-        if names & {"HFValidationError"}:
+        if type(error).__name__ == "HFValidationError":
             return DataError(
                 f"{self._root}: invalid name of a repository",
                 hint="write hf://datasets/owner/name, or hf://owner/name for a model",
@@ -204,6 +215,16 @@ class Repository:
         )
 
 
+class _HubStatusError(HttpStatusError):
+    """Response of the programming interface with a status that is no success."""
+
+    @property
+    def refusal(self) -> str:
+        """Reason of the hub for a refusal, such as `RevisionNotFound`; empty for other errors."""
+        reason = self.headers.get("X-Error-Code") or "no access"
+        return reason if self.status in (401, 403, 404) else ""
+
+
 class _Resolved(WebServer):
     """Files of a repository over HTTP, with the token of the user."""
 
@@ -217,7 +238,10 @@ class _Resolved(WebServer):
 
     def headers(self) -> Mapping[str, str]:
         """Headers with the token, if the user has one."""
-        return self._repository.hub.utils.build_hf_headers()
+        # `build_hf_headers` asks the hub for a list, to name the program that runs this one.
+        hub = self._repository.hub
+        token = None if hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else hub.get_token()
+        return {"User-Agent": "vlatool", **({"Authorization": f"Bearer {token}"} if token else {})}
 
 
 def _bytes(path: Path, start: int, stop: int) -> bytes:
@@ -226,7 +250,38 @@ def _bytes(path: Path, start: int, stop: int) -> bytes:
         return file.read(max(0, stop - start))
 
 
-def _status(error: Exception) -> int:
-    """HTTP status of an error of huggingface_hub; 0 if it has none."""
-    response = getattr(error, "response", None)
-    return int(getattr(response, "status_code", 0) or 0)
+def _files(page: object) -> Iterator[tuple[str, ObjectInfo]]:
+    """Yields names and information of the files on a page of the list of files.
+
+    Raises:
+        UnusableAnswer: It is no list of entries, or a name leads out of the repository.
+    """
+    problem = UnusableAnswer("the hub's answer is no list of files")
+    if not isinstance(page, list):
+        raise problem
+    for entry in cast("list[Any]", page):
+        row = cast("dict[str, Any]", entry) if isinstance(entry, dict) else {}
+        if row.get("type") == "directory":
+            continue
+        large = row.get("lfs")
+        name, size, etag = row.get("path"), row.get("size"), row.get("oid")
+        if isinstance(large, dict):
+            etag = cast("dict[str, Any]", large).get("oid")
+        if not isinstance(name, str) or not isinstance(etag, str) or type(size) is not int:
+            raise problem
+        if size < 0 or _OUTSIDE.search(name):
+            raise problem
+        yield name, ObjectInfo(size, etag=etag)
+
+
+def _next_page(url: str, headers: Mapping[str, str]) -> str:
+    """URL of the next page; empty if there is none."""
+    link = _NEXT.search(headers.get("Link", ""))
+    try:
+        target = urljoin(url, link[1]) if link else ""
+        is_same_host = urlsplit(target).netloc == urlsplit(url).netloc
+    except ValueError as error:
+        raise UnusableAnswer("the hub's next page is at an invalid location") from error
+    if target and not is_same_host:  # it would get the token
+        raise UnusableAnswer("the hub's next page is on another host")
+    return target

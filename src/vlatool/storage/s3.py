@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, cast
 
 from vlatool.errors import EnvironmentProblem, StorageError
-from vlatool.storage.http import connections, http_retry_advice, ranged_body
+from vlatool.storage.http import http_retry_advice, ranged_body, unusable_answer_error
 from vlatool.storage.remote import (
     Body,
     ConditionFailed,
@@ -21,13 +21,13 @@ from vlatool.storage.remote import (
     Upload,
 )
 from vlatool.storage.retry import RetryAdvice, network_retry_advice
+from vlatool.storage.web_requests import UnusableAnswer, connections, error_body, fetch
 
 _CONNECTIONS = 64  # more than the threads that read or write concurrently
 _CONNECT_TIMEOUT_S = 10
 _READ_TIMEOUT_S = 60
 _SIGNED_FOR_S = 3600
 _MAX_SIGNED = 10_000
-_MAX_ERROR_BYTES = 64 * 1024
 
 
 class Bucket:
@@ -74,6 +74,8 @@ class Bucket:
 
     def map_error(self, error: Exception, location: str) -> Exception:
         """Converts an error of the client library to an error of vlatool."""
+        if isinstance(error, UnusableAnswer):
+            return unusable_answer_error(error, location)
         mapped = map_s3_error(error, location)
         if getattr(mapped, "code", "") == "storage.forbidden" and self.is_anonymous:
             return no_credentials(location, "no AWS credentials, and the bucket is not public")
@@ -105,9 +107,7 @@ class Bucket:
         headers = {"Range": f"bytes={start}" if start < 0 else f"bytes={start}-{stop - 1}"}
         if etag:
             headers["If-Match"] = etag
-        response = self._pool.request(
-            "GET", self._signed(key), headers=headers, preload_content=False
-        )
+        response = fetch(self._pool, "GET", self._signed(key), headers)
         if response.status != 206:
             raise self._error(key, response)
         return ranged_body(response)
@@ -166,8 +166,7 @@ class Bucket:
 
     def _error(self, key: str, response: Any) -> Exception:
         """Error of a response, as the client library would raise it."""
-        content = response.read(_MAX_ERROR_BYTES)
-        response.release_conn()
+        content = error_body(response)
         self._signed_urls.pop(key, None)
         if response.status == 416 or (response.status == 200 and not content):
             return RangeNotSatisfiable()  # some servers send an empty body with 200 instead of 416

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -245,6 +246,25 @@ def test_unreadable_weights_of_a_base_model_are_an_error(
 ) -> None:
     module = backbone(clip_base(tmp_path / "clip"))
     spoil(tmp_path / "clip/model.safetensors")
+    with pytest.raises(DataError) as caught:
+        module.load_base()
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [(print, "data.unsafe_checkpoint"), (torch.zeros(()).to_sparse(), "data.broken_checkpoint")],
+    ids=["code", "sparse"],
+)
+def test_pickled_base_model_is_read_by_the_same_rules(
+    tmp_path: Path, content: Any, code: str
+) -> None:
+    module = backbone(clip_base(tmp_path / "clip"))
+    stored = tmp_path / "clip/model.safetensors"
+    weights = {**load_file(stored), "logit_scale": content}
+    torch.save(weights, stored.with_name("pytorch_model.bin"))
+    stored.unlink()
+
     with pytest.raises(DataError) as caught:
         module.load_base()
     assert caught.value.code == code
