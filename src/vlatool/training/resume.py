@@ -457,7 +457,8 @@ def run_differences(
 
 
 def _difference_text(key: str, before: object, now: object) -> str:
-    old, new = (_DIGEST.sub("", str(value or "none")) for value in (before, now))
+    # A value that is only a digest has no text.
+    old, new = (_DIGEST.sub("", str(value or "none")) or "some" for value in (before, now))
     return f"{key}: {old} (now {new})" if old != new else f"{key}: other contents"
 
 

@@ -39,7 +39,7 @@ EXPERIMENT = FindingCodes(
             "preprocessing_config.yaml of an experiment is missing or broken.",
             "copy the file from the training data next to config.yaml",
         ),
-        "not_listed": info("A web server does not list folders: no checkpoint is configs."),
+        "not_listed": info("A web server does not list folders: the checkpoints are not checked."),
         "no_checkpoint": error("There is neither checkpoint_N.pt nor ema_N.pt.", _COPY),
         "no_average": warning(
             "ema.enabled is true, but the newest checkpoint has no ema_N.pt.", _COPY

@@ -181,13 +181,13 @@ class CheckpointManifest:
 
 def checkpoint_error(path: Path, problem: str) -> DataError:
     """Error for a missing or damaged file of a checkpoint."""
-    return DataError.at(
-        path,
-        problem,
-        hint="copy the checkpoint again, or use an earlier one: if this folder is removed, the run "
-        "resumes from the checkpoint before it",
-        code="data.broken_checkpoint",
+    hint = (
+        "copy the checkpoint again, or use an earlier one: if this folder is removed, the run "
+        "resumes from the checkpoint before it"
     )
+    if path.name.startswith(f"{FROZEN}_"):
+        hint = f"copy {path.name} again; all checkpoints of the run need it"
+    return DataError.at(path, problem, hint=hint, code="data.broken_checkpoint")
 
 
 def part_weights(part: str, *, averaged: bool = False) -> str:

@@ -32,7 +32,10 @@ _BUILD_AGAIN = "copy the samples again, or build them again with --overwrite"
 SAMPLES = FindingCodes(
     "samples",
     {
-        "no_manifest": info("manifest.json is missing, as in published folders."),
+        "no_manifest": info(
+            "manifest.json is missing, as in published folders: action ids and codes are not "
+            "computed again."
+        ),
         "broken_manifest": error("manifest.json cannot be read.", _BUILD_AGAIN),
         "missing_file": error("A file of samples is missing.", _BUILD_AGAIN),
         "broken_file": error("A file of samples cannot be read.", _BUILD_AGAIN),
@@ -111,7 +114,7 @@ def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
         return
     if not folder.has_manifest:
         path = location / MANIFEST_NAME
-        yield SAMPLES.at("no_manifest", path, "is missing")
+        yield SAMPLES.at("no_manifest", path, "is missing: ids and codes are not computed again")
     yield from _FolderCheck(folder, options).findings()
 
 
