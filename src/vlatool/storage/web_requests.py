@@ -170,14 +170,14 @@ class _InTime:
     sock: Any
 
     def getresponse(self, *args: Any, **kwargs: Any) -> Any:
-        watch = threading.Timer(READ_TIMEOUT_S, _shut_down, [self.sock])
-        watch.daemon = True
-        watch.start()
+        timer = threading.Timer(READ_TIMEOUT_S, _shut_down, [self.sock])
+        timer.daemon = True
+        timer.start()
         try:
             parent: Any = super()
             return parent.getresponse(*args, **kwargs)
         finally:
-            watch.cancel()
+            timer.cancel()
 
 
 def _shut_down(sock: Any) -> None:

@@ -204,11 +204,11 @@ def inferred_config(weights: Mapping[str, Tensor], path: Path) -> TitokConfig:
         DataError: The file does not contain a tokenizer.
     """
     sizes = sizes_of(weights)
-    found = [sizes[name] for name in ("latent tokens", "patches", "patch size", "token size")]
+    counts = [sizes[name] for name in ("latent tokens", "patches", "patch size", "token size")]
     widths = [sizes[side][0] for side in ("encoder", "decoder")]
     codebook = sizes["codebook"]
     rows = [] if codebook is None else [len(codebook) and codebook[0]]
-    if not all((*found, *widths, *rows)) or sizes["patches"] < 0:
+    if not all((*counts, *widths, *rows)) or sizes["patches"] < 0:
         raise DataError.at(
             path,
             f"not a tokenizer; its tensors are {', '.join(sorted(weights)[:3])}, ...",
