@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import functional
 
 from vlatool.errors import DataError
@@ -200,6 +199,9 @@ class CodeRevival(nn.Module):
             candidates: Sum of `candidates` over all micro-batches and ranks.
             ok: Bool scalar; if False, nothing changes.
         """
+        # Takes 0.4 s, and only training needs it.
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
         idle = torch.where(counts > 0, 0, self.idle + 1)
         is_replaced = ok & (idle >= self.after) & (candidates[:, -1] == 1)
         idle = torch.where(is_replaced, 0, idle)
