@@ -184,3 +184,19 @@ def test_damaged_checkpoint_is_not_exported(run: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         export(ExportConfig(source=str(tmp_path / "run"), output=str(tmp_path / "out")))
     assert caught.value.code == "data.broken_checkpoint"
+
+
+def test_export_of_another_checkpoint_is_replaced_on_request_only(
+    run: Path, tmp_path: Path
+) -> None:
+    first, *_, last = sorted(run.glob("checkpoints/step_*"))
+    export(ExportConfig(source=str(last), output=str(tmp_path)))
+    weights = tmp_path / "checkpoints/checkpoint_1.pt"
+    before = weights.read_bytes()
+    other = {"source": str(first), "output": str(tmp_path)}
+    with pytest.raises(UsageError) as caught:
+        export(ExportConfig(**other))
+    assert caught.value.code == "usage.output_differs"
+    assert weights.read_bytes() == before
+    export(ExportConfig(**other, overwrite=True))
+    assert weights.read_bytes() != before

@@ -290,3 +290,11 @@ def test_verify_compares_the_files_of_an_export(exported: Path, tmp_path: Path) 
     (folder / "config.yaml").write_text((folder / "config.yaml").read_text() + "# mine\n")
 
     assert finding_codes(folder) == {"output.size_mismatch"}
+
+
+def test_raw_weights_of_an_experiment_without_averages_are_named(published: Path) -> None:
+    for file in published.glob("checkpoints/ema_*.pt"):
+        file.unlink()
+    recorder = Recorder()
+    assert open_trained(str(published), reporter=recorder).origin.weights == "raw"
+    assert any("has no averaged weights" in note for note in recorder.notes)

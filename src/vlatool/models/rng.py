@@ -16,8 +16,9 @@ from vlatool.models.base import Rng
 CHUNK = 64
 
 _DROPOUTS = (
-    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
-)  # fmt: skip
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
+    *(nn.AlphaDropout, nn.FeatureAlphaDropout),
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,29 @@ class _Chunk:
     rows: list[int]
 
 
-class PerSampleRng:
+class _Draws:
+    """Distributions of `models.base.Rng` from one method, which draws a row per sample."""
+
+    def normal(self, *shape: int) -> Tensor:
+        """Returns samples of the standard normal distribution, float32 [B, *shape]."""
+        return self._draw(torch.randn, (), shape)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Returns samples of the uniform distribution over [0, 1), float32 [B, *shape]."""
+        return self._draw(torch.rand, (), shape)
+
+    def integers(self, high: int, *shape: int) -> Tensor:
+        """Returns uniform integers in [0, high), int64 [B, *shape]."""
+        return self._draw(torch.randint, (high,), shape)
+
+    def _draw(
+        self, function: Callable[..., Tensor], bounds: tuple[int, ...], shape: tuple[int, ...]
+    ) -> Tensor:
+        """Calls a sampling function of torch with `bounds`; returns rows [B, *shape]."""
+        raise NotImplementedError
+
+
+class PerSampleRng(_Draws):
     """Draws whole chunks of the global batch and returns the rows of one micro-batch.
 
     All micro-batches of a step start with generators in the same state, so the n-th call draws the
@@ -53,18 +76,6 @@ class PerSampleRng:
             for number, used in _by_chunk([row % total for row in rows])
         ]
 
-    def normal(self, *shape: int) -> Tensor:
-        """Returns samples of the standard normal distribution, float32 [B, *shape]."""
-        return self._draw(torch.randn, (), shape)
-
-    def uniform(self, *shape: int) -> Tensor:
-        """Returns samples of the uniform distribution over [0, 1), float32 [B, *shape]."""
-        return self._draw(torch.rand, (), shape)
-
-    def integers(self, high: int, *shape: int) -> Tensor:
-        """Returns uniform integers in [0, high), int64 [B, *shape]."""
-        return self._draw(torch.randint, (high,), shape)
-
     def _draw(
         self, function: Callable[..., Tensor], bounds: tuple[int, ...], shape: tuple[int, ...]
     ) -> Tensor:
@@ -77,7 +88,7 @@ class PerSampleRng:
         return values[0] if len(values) == 1 else torch.cat(values)
 
 
-class SeededRng:
+class SeededRng(_Draws):
     """Random numbers of a batch; each row is drawn by a generator of its own on the CPU.
 
     So a row depends on its seed and the number of the call alone, on every device.
@@ -90,18 +101,6 @@ class SeededRng:
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self._device = device
-
-    def normal(self, *shape: int) -> Tensor:
-        """Returns samples of the standard normal distribution, float32 [B, *shape]."""
-        return self._draw(torch.randn, (), shape)
-
-    def uniform(self, *shape: int) -> Tensor:
-        """Returns samples of the uniform distribution over [0, 1), float32 [B, *shape]."""
-        return self._draw(torch.rand, (), shape)
-
-    def integers(self, high: int, *shape: int) -> Tensor:
-        """Returns uniform integers in [0, high), int64 [B, *shape]."""
-        return self._draw(torch.randint, (high,), shape)
 
     def _draw(
         self, function: Callable[..., Tensor], bounds: tuple[int, ...], shape: tuple[int, ...]

@@ -209,7 +209,7 @@ def open_trained(
         changes: Keys of the section `model` to change.
         before: Section `model` of the run that a published layout was exported from; base models
             that it has read are not read again.
-        reporter: Receives notes on what is not used of published weights.
+        reporter: Receives notes on the choice among published weights, and on what is not used.
 
     Raises:
         UsageError: The location is empty, or `ema` was requested and there are no averaged weights.
@@ -235,6 +235,8 @@ def open_trained(
     origin = replace(origin, opened=origin.path)
     files = replace(files, weights=origin.file, before=before)
     config, model = _open_published(model_type, files, origin, changes or {})
+    if origin.weights == "raw" and weights == "auto" and pinned(location) != origin.file:
+        reporter.note(f"{location}: has no averaged weights; the raw ones are used")
     for note in model.notes:
         reporter.note(note)
     parts = {name: module.to(device).eval() for name, module in model.parts.items()}

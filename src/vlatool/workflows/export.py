@@ -130,7 +130,8 @@ def _model(config: ExportConfig, source: Path, reporter: Reporter) -> ModelExpor
             hint="leave them out: a model has one published layout",
             code="usage.bad_layout",
         )
-    return export_model(str(source), location(config.output), reporter)
+    output = location(config.output)
+    return export_model(str(source), output, reporter, overwrite=config.overwrite)
 
 
 @dataclass(frozen=True)

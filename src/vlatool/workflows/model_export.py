@@ -9,12 +9,12 @@ import numpy as np
 
 from vlatool.artifacts.run.checkpoint import is_checkpoint
 from vlatool.artifacts.run.format import is_run
-from vlatool.config.base import ConfigModel, check_required, required_field
+from vlatool.config.base import ConfigModel, check_required, execution_field, required_field
 from vlatool.config.resolve import load_config
 from vlatool.episode import Array
 from vlatool.errors import BugError, UsageError
 from vlatool.events import NULL, Reporter
-from vlatool.jobs.record import OutputRecord, check_output_owner, single_output, versions_of
+from vlatool.jobs.record import OutputRecord, resumable_record, single_output, versions_of
 from vlatool.models.base import ModelType
 from vlatool.models.titok.published import CONFIG, WEIGHTS
 from vlatool.models.trained import Trained, open_trained
@@ -32,6 +32,9 @@ class TokenizerExportConfig(ConfigModel):
 
     checkpoint: str = required_field("", "Run folder or checkpoint of a tokenizer, of any scheme.")
     output: str = required_field("", f"Folder for {CONFIG} and {WEIGHTS}.")
+    overwrite: bool = execution_field(
+        default=False, description="Replace the export of another checkpoint."
+    )
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,8 @@ def tokenizer_export(
     """
     check_required(config, "vlatool tokenizer export RUN --output DIR")
     require_existing(config.checkpoint)
-    return export_model(config.checkpoint, location(config.output), reporter)
+    output = location(config.output)
+    return export_model(config.checkpoint, output, reporter, overwrite=config.overwrite)
 
 
 def is_run_or_checkpoint(location: Path) -> bool:
@@ -91,14 +95,18 @@ def is_run_or_checkpoint(location: Path) -> bool:
     return is_run(location) or is_checkpoint(location)
 
 
-def export_model(checkpoint: str, output: Path, reporter: Reporter) -> ModelExportResult:
+def export_model(
+    checkpoint: str, output: Path, reporter: Reporter, *, overwrite: bool
+) -> ModelExportResult:
     """Writes trained weights in the published layout of their model type.
 
     Of averaged and raw weights a layout with one file gets the averaged ones, if there are any.
     The same weights give equal bytes. The written files are opened, and their outputs compared.
+    `overwrite` replaces the export of another checkpoint.
 
     Raises:
-        UsageError: The model has no published layout, or the output belongs to another command.
+        UsageError: The model has no published layout, or the output belongs to another command or
+            is the export of another checkpoint.
         DataError: A file is damaged.
         BugError: The written weights give other outputs; the output is left incomplete.
     """
@@ -118,7 +126,7 @@ def export_model(checkpoint: str, output: Path, reporter: Reporter) -> ModelExpo
         name = checkpoint
         options = {"checkpoint": source.name, **versions_of([source])}
         record = OutputRecord("tokenizer export", options)
-    check_output_owner(output, record)
+    resumable_record(output, record, overwrite=overwrite)
     with single_output(output, record, exported.files):
         facts = exported.write(output)
         size = sum((output / name).stat().st_size for name in exported.weights)
