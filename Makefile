@@ -3,12 +3,15 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 PYTEST_ARGS ?= -n auto
 
-.PHONY: demo test lint format wheel clean install install-dev
+.PHONY: demo test test-all lint format wheel clean install install-dev
 
 demo: $(VENV)/.installed
 	$(BIN)/vlatool demo
 
 test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
