@@ -4,6 +4,14 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Protocol, Self
 
+# Clocks and scheduling make rates over a shorter time meaningless.
+_MIN_MEASURED_S = 0.1
+
+
+def per_second(amount: float, seconds: float) -> float | None:
+    """Rate of an amount; None if the time is too short to be measured."""
+    return amount / seconds if seconds >= _MIN_MEASURED_S else None
+
 
 class Progress(Protocol):
     """Progress bar; a context manager."""

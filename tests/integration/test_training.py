@@ -37,6 +37,7 @@ from vlatool.artifacts.run.format import RunDir, read_metrics
 from vlatool.artifacts.shards.format import read_preprocessing_config
 from vlatool.cli.app import run as run_command
 from vlatool.errors import ConfigError, DataError, StorageError, UsageError
+from vlatool.events import NullProgress, NullReporter
 from vlatool.training.resume import identity_keys
 from vlatool.workflows.train import TrainResult, train
 
@@ -84,6 +85,27 @@ def test_files_of_a_run(finished: Path, data: Path) -> None:
     assert {"loss", "lr", "grad_norm", "samples_per_second"} <= rows[0].keys()
     options = read_preprocessing_config(data / "shards")
     assert read_preprocessing_config(finished) == {**options, "image_size": [64, 64]}
+
+
+def test_rates_before_checkpoints_are_those_of_whole_steps(finished: Path) -> None:
+    times = {row["step"]: row["step_ms"] for row in read_metrics(RunDir(finished).metrics)}
+    assert min(times[3], times[6]) > 0.1 * min(times[2], times[5])
+
+
+def test_loss_of_the_bar_is_that_of_the_result(data: Path, tmp_path: Path) -> None:
+    shown: list[float] = []
+
+    class Bar(NullProgress):
+        def advance(self, amount: int = 1, **fields: float | int | str) -> None:
+            del amount
+            shown.extend(float(fields[name]) for name in ("loss",) if name in fields)
+
+    class Bars(NullReporter):
+        def progress(self, name: str, total: int | None, unit: str) -> Bar:
+            return Bar()
+
+    config = tiny_config(data, tmp_path / "run", total_train_steps=3, log_every_n_steps=3)
+    assert train(config, reporter=Bars()).loss == pytest.approx(shown[-1], rel=1e-8)
 
 
 def test_config_of_a_run_is_derived_and_can_be_trained_again(

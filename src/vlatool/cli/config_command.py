@@ -69,6 +69,7 @@ class ConfigSpec:
         values: Dotted keys with a name of a registry as value → these names.
         presets: Folders of presets for this command.
         schema_words: Arguments → those of them that determine the config class.
+        without_effect: Keys that are accepted, but have no effect; the help leaves them out.
     """
 
     schema: Callable[[Sequence[str]], "type[ConfigModel]"]
@@ -80,6 +81,7 @@ class ConfigSpec:
     values: Mapping[str, Callable[[], Sequence[str]]] = field(default_factory=dict)
     presets: tuple[str, ...] = ()
     schema_words: Callable[[Sequence[str]], Sequence[str]] = lambda _: ()
+    without_effect: tuple[str, ...] = ()
 
 
 def schema_at(target: str) -> Callable[[Sequence[str]], "type[ConfigModel]"]:
@@ -314,6 +316,8 @@ class ConfigCommand(VlatoolCommand):
         args = ctx.meta.get(_ARGS, [])
         shorts = {name: short for short, name in _shorts(self.keys(args)).items()}
         for name, key in self.keys(args).items():
+            if name in self.spec.without_effect:
+                continue
             if name in self.spec.positionals:
                 row = (f"{name.upper()} {key.type_text}", _key_help(key))
                 groups.setdefault("Arguments", []).append(row)

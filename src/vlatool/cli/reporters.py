@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol, Self
 
 from vlatool.cli.output import is_main_process, to_json, write_stderr
-from vlatool.events import NullReporter, Progress, Reporter
+from vlatool.events import NullReporter, Progress, Reporter, per_second
 
 LINE_EVERY_S = 10.0
 EVENT_EVERY_S = 1.0
@@ -16,6 +16,36 @@ RATE_WINDOW_S = 60.0
 
 class _Display(Protocol):
     def show(self, count: "ProgressCounter", *, is_end: bool) -> None: ...
+
+
+class RateMeter:
+    """Units per second of the last minute, from the times at which units were counted."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self._recent: deque[tuple[float, int]] = deque()
+
+    def add(self, now: float, done: int) -> None:
+        """Adds the count at a time; keeps counts of the last minute, one per second."""
+        if len(self._recent) > 1 and now - self._recent[-2][0] < 1.0:
+            self._recent.pop()
+        self._recent.append((now, done))
+        while len(self._recent) > 2 and now - self._recent[0][0] > RATE_WINDOW_S:
+            self._recent.popleft()
+
+    @property
+    def rate(self) -> float | None:
+        """Units per second; None if they took no time that can be measured.
+
+        An average over the whole run would count the items that an earlier run finished: it is
+        used only if the first unit took long and the others came with it.
+        """
+        if not self._recent:
+            return None
+        (start, before), (now, done) = self._recent[0], self._recent[-1]
+        is_first_slow = per_second(1, start - self.started) is not None
+        overall = per_second(done, now - self.started) if is_first_slow else None
+        return overall if (rate := per_second(done - before, now - start)) is None else rate
 
 
 class ProgressCounter:
@@ -32,11 +62,12 @@ class ProgressCounter:
         self.is_complete = True
         self._sink = sink
         self._interval_s = interval_s
-        self._started = self._shown_at = time.monotonic()
-        self._recent: deque[tuple[float, int]] = deque()
+        self._meter = RateMeter()
+        self._shown_at = self._meter.started
 
     def __enter__(self) -> Self:
-        self._started = self._shown_at = time.monotonic()
+        self._meter = RateMeter()
+        self._shown_at = self._meter.started
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -48,41 +79,26 @@ class ProgressCounter:
         self.done += amount
         self.fields.update(fields)
         now = time.monotonic()
-        self._remember(now)
+        self._meter.add(now, self.done)
         if now - self._shown_at >= self._interval_s:
             self._shown_at = now
             self._sink.show(self, is_end=False)
 
-    def _remember(self, now: float) -> None:
-        """Keeps counts of the last minute, one per second."""
-        if len(self._recent) > 1 and now - self._recent[-2][0] < 1.0:
-            self._recent.pop()
-        self._recent.append((now, self.done))
-        while len(self._recent) > 2 and now - self._recent[0][0] > RATE_WINDOW_S:
-            self._recent.popleft()
-
     @property
     def elapsed_s(self) -> float:
         """Seconds since the start."""
-        return max(time.monotonic() - self._started, 1e-9)
+        return max(time.monotonic() - self._meter.started, 1e-9)
 
     @property
-    def rate(self) -> float:
-        """Units per second of the last minute.
-
-        An average over the whole run would count the items that an earlier run finished.
-        """
-        if len(self._recent) > 1:
-            (start, before), (now, done) = self._recent[0], self._recent[-1]
-            return (done - before) / max(now - start, 1e-9)
-        return self.done / self.elapsed_s
+    def rate(self) -> float | None:
+        """Units per second of the last minute; None if unknown."""
+        return self._meter.rate
 
     @property
     def remaining_s(self) -> float | None:
         """Remaining seconds at the current rate; None if unknown."""
-        if self.total is None or self.rate == 0:
-            return None
-        return max(self.total - self.done, 0) / self.rate
+        rate = self.rate
+        return max(self.total - self.done, 0) / rate if self.total is not None and rate else None
 
 
 class LineReporter:
@@ -123,7 +139,7 @@ class JsonReporter:
             unit=count.unit,
             done=count.done,
             total=count.total,
-            rate=round(count.rate, 3),
+            rate=None if count.rate is None else round(count.rate, 3),
             seconds_left=None
             if is_end or count.remaining_s is None
             else round(count.remaining_s, 1),
@@ -192,9 +208,10 @@ def progress_line(count: ProgressCounter, *, is_end: bool) -> str:
     """`preprocess: 40/120 episodes (33 %), 4.1/s, 20 s left, failures 2`."""
     total = f"/{count.total}" if count.total is not None else ""
     percent = f" ({100 * count.done // count.total} %)" if count.total else ""
+    rate = count.rate
     parts = [
         f"{count.name}: {count.done}{total} {count.unit}{percent}",
-        f"{format_number(count.rate)}/s",
+        *([] if rate is None else [f"{format_number(rate)}/s"]),
     ]
     if is_end:
         prefix = "" if count.is_complete else "stopped after "

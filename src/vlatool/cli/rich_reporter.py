@@ -1,5 +1,6 @@
 """Progress bars on a terminal. Imported only if stderr is a terminal, because rich is slow."""
 
+import time
 from collections.abc import Mapping
 from typing import IO, Self, cast
 
@@ -16,7 +17,7 @@ from rich.table import Column  # noqa: TID253
 from rich.text import Text  # noqa: TID253
 
 from vlatool.cli.output import Stderr
-from vlatool.cli.reporters import format_number
+from vlatool.cli.reporters import RateMeter, format_number
 
 _MIN_BAR_WIDTH, _MAX_BAR_WIDTH = 10, 40
 
@@ -84,9 +85,14 @@ class RichBar:
         self._unit = unit
         self._task = TaskID(0)
         self._fields: dict[str, float | int | str] = {}
+        self._meter = RateMeter()
+        self._done = 0
 
     def __enter__(self) -> Self:
-        self._task = self._bars.add_task(self._name, total=self._total, unit=self._unit, shown="")
+        self._meter = RateMeter()
+        self._task = self._bars.add_task(
+            self._name, total=self._total, unit=self._unit, shown="-/s"
+        )
         self._reporter.open_bar()
         return self
 
@@ -94,10 +100,14 @@ class RichBar:
         self._reporter.close_bar()
 
     def advance(self, amount: int = 1, **fields: float | int | str) -> None:
-        """Advances the bar and shows the fields."""
+        """Advances the bar and shows rate and fields."""
         self._fields.update(fields)
-        shown = "  ".join(f"{name} {format_number(value)}" for name, value in self._fields.items())
-        self._bars.update(self._task, advance=amount, shown=shown)
+        self._done += amount
+        self._meter.add(time.monotonic(), self._done)
+        rate = self._meter.rate
+        parts = ["-/s" if rate is None else f"{format_number(rate)}/s"]
+        parts += [f"{name} {format_number(value)}" for name, value in self._fields.items()]
+        self._bars.update(self._task, advance=amount, shown="  ".join(parts))
 
 
 class _CountColumn(TextColumn):
@@ -110,9 +120,7 @@ class _CountColumn(TextColumn):
 
 
 class _RateColumn(TextColumn):
-    """Units per second over the last half minute, and extra fields."""
+    """Units per second of the last minute, and extra fields."""
 
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        rate = f"{format_number(float(speed))}/s" if speed else "-/s"
-        return Text(f"{rate}  {task.fields['shown']}", no_wrap=True, overflow="ellipsis")
+        return Text(task.fields["shown"], no_wrap=True, overflow="ellipsis")

@@ -1,6 +1,7 @@
 """Forms of the commands with a training configuration."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -46,6 +47,7 @@ def finetune_form(row: Command) -> Form:
 def resolve_form(row: Command) -> Form:
     """Form of `resolve-config`, which takes a command line of `train` or `finetune`."""
     spec = _spec(row, {"data": DATA, "from": INIT_FROM})
+    spec = replace(spec, without_effect=("overwrite", "dry_run"))
     return Form(spec, _resolve, _declare_resolve)
 
 

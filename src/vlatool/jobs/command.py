@@ -11,6 +11,7 @@ Engine = Literal["local", "ray"]
 
 JOB_KEYS = ("on_error", "max_failures", "overwrite", "dry_run")
 ENGINE_KEYS = ("engine", "workers", "ray_address", "ray_num_cpus")
+DRY_RUN_HELP = "Report what would be done and write nothing."
 _LISTED_LAST = ("failures", "resumed", "seconds", "status")
 
 
@@ -27,9 +28,7 @@ class JobConfig(ConfigModel):
     overwrite: bool = execution_field(
         default=False, description="Replace an output made with other options."
     )
-    dry_run: bool = execution_field(
-        default=False, description="Report what would be done and write nothing."
-    )
+    dry_run: bool = execution_field(default=False, description=DRY_RUN_HELP)
 
     def recorded_options(self) -> dict[str, Any]:
         """Values of the keys that change the output, for its record: JSON."""

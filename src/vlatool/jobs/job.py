@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from vlatool.events import Reporter
+from vlatool.events import Reporter, per_second
 from vlatool.jobs.command import JobResult
 from vlatool.jobs.executor import Executor
 from vlatool.jobs.files import FileEntry
@@ -114,11 +114,11 @@ class JobRun:
             count: Name of the count of receipts to show.
             seconds: Time since the start.
         """
-        seconds = max(seconds, 1e-6)
+        amounts = {f"{count}/s": self.new_counts.get(count, 0), "MB/s": self.new_bytes / 1e6}
+        rates = {name: per_second(amount, seconds) for name, amount in amounts.items()}
         return {
             count: self.sums.get(count, 0),
-            f"{count}/s": float(round(self.new_counts.get(count, 0) / seconds, 1)),
-            "MB/s": float(round(self.new_bytes / 1e6 / seconds, 1)),
+            **{name: round(rate, 1) for name, rate in rates.items() if rate is not None},
             "failed": len(self.failures),
             **self.reasons,
         }

@@ -32,6 +32,7 @@ class Meter:
     """
 
     def __init__(self) -> None:
+        self._ended = time.perf_counter()
         self._clear()
 
     def _clear(self) -> None:
@@ -42,20 +43,18 @@ class Meter:
         self._samples = 0
         self._steps = 0
         self._data_wait = 0.0
-        self._since = time.perf_counter()
+        self._since = self._ended
 
     def sums(self, optimizer: str) -> tuple[Mapping[str, Tensor], float]:
         """Sums and count of an optimizer since the last report, float64, on the CPU."""
         return self._sums.get(optimizer, {}), self._counts.get(optimizer, 0.0)
 
-    def add_wait(self, seconds: float) -> None:
-        """Adds time that was spent waiting for a batch."""
-        self._data_wait += seconds
-
-    def add_samples(self, samples: int) -> None:
-        """Adds one step with its number of samples over all ranks."""
+    def add_step(self, samples: int, data_wait_s: float, ended_s: float) -> None:
+        """Adds one step: its samples over all ranks, its wait for a batch, and when it ended."""
         self._samples += samples
         self._steps += 1
+        self._data_wait += data_wait_s
+        self._ended = ended_s
 
     def add_update(self, prefix: str, loss: float | None, norm: float, rate: float) -> None:
         """Adds an optimizer update: mean loss, gradient norm before clipping, learning rate."""
@@ -73,7 +72,7 @@ class Meter:
 
     def report(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Means since the last report, with `metrics` added; resets the meter."""
-        seconds = max(time.perf_counter() - self._since, 1e-9)
+        seconds = max(self._ended - self._since, 1e-9)
         values = {
             **self._rates,
             **{name: sum(values) / len(values) for name, values in self._values.items()},
@@ -145,6 +144,8 @@ class StepRecord:
         updates: Result of each optimizer, in order.
         names: Sample names on this rank, by micro-batch.
         drops: Dropped samples of this rank.
+        data_wait_s: Seconds that this rank waited for its micro-batches.
+        ended_s: Time of `time.perf_counter` when this rank had issued the step.
     """
 
     step: int
@@ -152,6 +153,8 @@ class StepRecord:
     updates: Sequence[OptimizerStep]
     names: Sequence[Sequence[str]]
     drops: Sequence[DroppedSample]
+    data_wait_s: float
+    ended_s: float
 
 
 @dataclass
@@ -215,7 +218,6 @@ class MetricsLogger:
         record, self._pending = self._pending, None
         if record is None:
             return
-        loss: float | None = None
         first = next(iter(objective.optimizers()))
         for index, update in enumerate(record.updates):
             host = update.on_host.read()
@@ -226,12 +228,10 @@ class MetricsLogger:
             prefix = "" if update.optimizer == first else f"{update.optimizer}/"
             self.meter.add_update(prefix, mean, norm, update.rate)
             self.meter.add(update.optimizer, update.sums.read(host[2:]), count)
-            if update.optimizer == first:
-                loss = mean
             if index == 0:
                 self._add_counters(rest, record, state)
-        self.meter.add_samples(record.samples // record.step)
-        self._log(record, state, objective, loss)
+        self.meter.add_step(record.samples // record.step, record.data_wait_s, record.ended_s)
+        self._log(record, state, objective)
 
     def _add_counters(self, extras: Sequence[float], record: StepRecord, state: TrainState) -> None:
         signals = [number for number, ranks in zip(_SIGNALS, extras, strict=False) if ranks]
@@ -263,17 +263,15 @@ class MetricsLogger:
                 details={"dropped": dict(state.dropped), "samples": record.samples},
             )
 
-    def _log(
-        self, record: StepRecord, state: TrainState, objective: Objective, loss: float | None
-    ) -> None:
-        fields = {} if loss is None else {"loss": round(loss, 4)}
+    def _log(self, record: StepRecord, state: TrainState, objective: Objective) -> None:
         if record.step % self.log_every and record.step != self.total_steps:
             self.bar.advance(1)
             return
         metrics = self._metrics(objective)
         values = self.meter.report(metrics)
+        loss = {"loss": values["loss"]} if "loss" in values else {}
         rate = round(values["samples_per_second"], 1)
-        self.bar.advance(1, **fields, **{"samples/s": rate})
+        self.bar.advance(1, **loss, **{"samples/s": rate})
         dropped = {"dropped": float(sum(state.dropped.values()))} if state.dropped else {}
         self.metrics.write(record.step, {"samples": float(record.samples), **values, **dropped})
         self.check_metrics(objective, metrics)

@@ -116,7 +116,7 @@ class Trainer:
         total_steps = self.plan.total_steps
         stepper = OptimizerStepper(self.h, total_steps, self.runtime, self.placed, self.contexts)
         while state.step < self.plan.total_steps and self.logger.stopped_by is None:
-            fetched = self._fetch(batches)
+            fetched, waited_s = self._fetch(batches)
             self.contexts.seed_step(state.step)
             prepared_batches = [
                 self._prepare(objective, state.step, micro_batch) for micro_batch in fetched
@@ -126,15 +126,16 @@ class Trainer:
             self._update_averages(state, objective, updates)
             state.step += 1
             state.samples += self.plan.global_batch
-            self.logger.log_step(_record(state, updates, fetched), state, objective)
+            record = _record(state, updates, fetched, waited_s)
+            self.logger.log_step(record, state, objective)
             self._run_events(state, objective, prepared_batches)
         self.logger.flush(state, objective)
 
-    def _fetch(self, batches: Iterator[MicroBatch]) -> list[MicroBatch]:
+    def _fetch(self, batches: Iterator[MicroBatch]) -> tuple[list[MicroBatch], float]:
+        """Micro-batches of a step, and the seconds that this rank waited for them."""
         started = time.perf_counter()
         fetched = [next(batches) for _ in range(self.plan.accumulation)]
-        self.logger.meter.add_wait(time.perf_counter() - started)
-        return fetched
+        return fetched, time.perf_counter() - started
 
     def _prepare(self, objective: Objective, step: int, micro_batch: MicroBatch) -> MicroBatch:
         with torch.no_grad():
@@ -198,7 +199,10 @@ class Trainer:
 
 
 def _record(
-    state: TrainState, optimizer_steps: list[OptimizerStep], fetched: list[MicroBatch]
+    state: TrainState,
+    optimizer_steps: list[OptimizerStep],
+    fetched: list[MicroBatch],
+    data_wait_s: float,
 ) -> StepRecord:
     return StepRecord(
         step=state.step,
@@ -206,4 +210,6 @@ def _record(
         updates=optimizer_steps,
         names=[micro_batch.samples for micro_batch in fetched],
         drops=[drop for micro_batch in fetched for drop in micro_batch.drops],
+        data_wait_s=data_wait_s,
+        ended_s=time.perf_counter(),
     )

@@ -124,14 +124,14 @@ def export(config: ExportConfig, *, reporter: Reporter = NULL) -> ExportResult |
 
 
 def _model(config: ExportConfig, source: Path, reporter: Reporter) -> ModelExportResult:
-    if config.layout is not None or config.dry_run:
+    if config.layout is not None:
         raise UsageError(
-            "--layout and --dry-run do not apply to a model",
-            hint="leave them out: a model has one published layout",
+            "--layout does not apply to a model",
+            hint="leave it out: a model has one published layout",
             code="usage.bad_layout",
         )
     output = location(config.output)
-    return export_model(str(source), output, reporter, overwrite=config.overwrite)
+    return export_model(str(source), output, reporter, config)
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,8 @@ class FitFastResult:
         shape = f"{self.chunks:,} chunks of {self.steps} x {self.width}"
         span = f"coefficients from {self.lowest} to {self.highest}, profile {self.profile}"
         if self.status == "planned":
-            return f"{self.output}: would be fitted on {self.fitted_on:,} of {shape}\n{span}"
+            planned = f"would be fitted on {self.fitted_on:,} of {shape}; nothing was written"
+            return f"{self.output}: {planned}\n{span}"
         measured = self.quality
         fitted = f"{measured['ids']} ids, fitted on {self.fitted_on:,} of {shape}"
         counts = f"{measured['fewest_ids']} to {measured['most_ids']}"

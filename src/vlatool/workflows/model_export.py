@@ -14,6 +14,7 @@ from vlatool.config.resolve import load_config
 from vlatool.episode import Array
 from vlatool.errors import BugError, UsageError
 from vlatool.events import NULL, Reporter
+from vlatool.jobs.command import JobConfig
 from vlatool.jobs.record import OutputRecord, resumable_record, single_output, versions_of
 from vlatool.models.base import ModelType
 from vlatool.models.titok.published import CONFIG, WEIGHTS
@@ -49,6 +50,7 @@ class ModelExportResult:
         bytes: Total size of the weights files.
         summary: Text on the written files.
         facts: Further values that the model type reports.
+        status: `written` or `planned`.
     """
 
     checkpoint: str
@@ -57,6 +59,7 @@ class ModelExportResult:
     bytes: int
     summary: str
     facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    status: str = "written"
 
     def document(self) -> dict[str, Any]:
         """The result as a JSON-serializable mapping."""
@@ -66,12 +69,15 @@ class ModelExportResult:
             "parameters": self.parameters,
             "bytes": self.bytes,
             **self.facts,
+            "status": self.status,
         }
 
     def text(self) -> str:
         """The result as text."""
-        size = f"{self.parameters / 1e6:.2f} M parameters, {self.bytes / 1e6:.1f} MB"
-        return f"{self.output}: {self.summary}, {size}"
+        parameters = f"{self.parameters / 1e6:.2f} M parameters"
+        if self.status == "planned":
+            return f"{self.output}: would write {self.summary}, {parameters}; nothing was written"
+        return f"{self.output}: {self.summary}, {parameters}, {self.bytes / 1e6:.1f} MB"
 
 
 def tokenizer_export(
@@ -87,7 +93,7 @@ def tokenizer_export(
     check_required(config, "vlatool tokenizer export RUN --output DIR")
     require_existing(config.checkpoint)
     output = location(config.output)
-    return export_model(config.checkpoint, output, reporter, overwrite=config.overwrite)
+    return export_model(config.checkpoint, output, reporter, JobConfig(overwrite=config.overwrite))
 
 
 def is_run_or_checkpoint(location: Path) -> bool:
@@ -96,13 +102,13 @@ def is_run_or_checkpoint(location: Path) -> bool:
 
 
 def export_model(
-    checkpoint: str, output: Path, reporter: Reporter, *, overwrite: bool
+    checkpoint: str, output: Path, reporter: Reporter, options: JobConfig
 ) -> ModelExportResult:
     """Writes trained weights in the published layout of their model type.
 
     Of averaged and raw weights a layout with one file gets the averaged ones, if there are any.
     The same weights give equal bytes. The written files are opened, and their outputs compared.
-    `overwrite` replaces the export of another checkpoint.
+    Of the `options`, `overwrite` and `dry_run` have a meaning.
 
     Raises:
         UsageError: The model has no published layout, or the output belongs to another command or
@@ -124,9 +130,13 @@ def export_model(
     record = OutputRecord("export", {"checkpoint": Path(name).name, **versions_of([source])})
     if type(trained.model_type).tokenizer is not ModelType.tokenizer:
         name = checkpoint
-        options = {"checkpoint": source.name, **versions_of([source])}
-        record = OutputRecord("tokenizer export", options)
-    resumable_record(output, record, overwrite=overwrite)
+        recorded = {"checkpoint": source.name, **versions_of([source])}
+        record = OutputRecord("tokenizer export", recorded)
+    resumable_record(output, record, overwrite=options.overwrite)
+    if options.dry_run:
+        return ModelExportResult(
+            name, str(output), exported.parameters, 0, exported.summary, status="planned"
+        )
     with single_output(output, record, exported.files):
         facts = exported.write(output)
         size = sum((output / name).stat().st_size for name in exported.weights)

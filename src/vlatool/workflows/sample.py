@@ -2,17 +2,17 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from vlatool.config.base import ConfigModel
+from vlatool.config.base import ConfigModel, execution_field
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
-from vlatool.jobs.command import JobConfig, JobResult, make_executor
+from vlatool.jobs.command import DRY_RUN_HELP, JobConfig, JobResult, make_executor
 from vlatool.jobs.executor import default_workers
 from vlatool.jobs.files import FileEntry, digests_below, file_entry, folder_entry
 from vlatool.jobs.inputs import InputState, plan_digest
@@ -28,14 +28,12 @@ from vlatool.world.recording import RecordedEpisode, Recorder, RecordingSetup
 from vlatool.world.render import View
 
 Layout = Literal["spartan", "lerobot", "libero"]
-# vlatool generates the episodes: a failure is never bad data.
-_OPTIONS = JobConfig(on_error="stop")
 
 
 class SampleConfig(ConfigModel):
     """Options of `vlatool sample`."""
 
-    no_effect_on_output: ClassVar[frozenset[str]] = frozenset({"workers"})
+    no_effect_on_output: ClassVar[frozenset[str]] = frozenset({"workers", "dry_run"})
 
     layout: Layout = Field(description="Raw layout to write.")
     output: str = Field(description="Folder to create.")
@@ -57,6 +55,7 @@ class SampleConfig(ConfigModel):
         ge=1,
         description="Number of processes; default: one per processor. Does not change the output.",
     )
+    dry_run: bool = execution_field(default=False, description=DRY_RUN_HELP)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +85,8 @@ class SampleResult(JobResult):
     def summary(self) -> str:
         """Number of episodes and frames."""
         counts = f"{self.episodes} {self.layout} episodes, {self.frames} frames"
+        if self.status == "planned":
+            return f"would write {counts}"
         return f"{counts}, {self.successes} successful"
 
     def details(self) -> list[str]:
@@ -112,8 +113,10 @@ def sample(config: SampleConfig, *, reporter: Reporter = NULL) -> SampleResult:
     """
     _check_layout(config)
     job = SampleJob(config)
-    workers = min(config.workers or default_workers(), config.episodes)
-    return run_command(job, SampleResult, _OPTIONS, make_executor(workers), reporter=reporter)
+    # vlatool generates the episodes: a failure is never bad data.
+    options = JobConfig(on_error="stop", dry_run=config.dry_run)
+    workers = 1 if config.dry_run else min(config.workers or default_workers(), config.episodes)
+    return run_command(job, SampleResult, options, make_executor(workers), reporter=reporter)
 
 
 class SampleJob:
@@ -152,8 +155,12 @@ class SampleJob:
         first_row = 0
         for index in range(self._config.episodes):
             items.append((index, first_row))
-            first_row += self._config.frames or len(expert_episode(self._config.seed, index))
+            first_row += self._num_frames(index)
         return items
+
+    def _num_frames(self, index: int) -> int:
+        """Number of frames of an episode."""
+        return self._config.frames or len(expert_episode(self._config.seed, index))
 
     def name(self, item: tuple[int, int]) -> str:
         """Name of the episode."""
@@ -177,8 +184,11 @@ class SampleJob:
 
     def result(self, run: JobRun) -> SampleResult:
         """Result of the command."""
-        del run
-        return _summary(self._config, self._recorded)
+        summary = _summary(self._config, self._recorded)
+        if run.status != "planned":
+            return summary
+        last, frames = self._episodes[-1]
+        return replace(summary, frames=frames + self._num_frames(last))
 
 
 @dataclass(frozen=True)

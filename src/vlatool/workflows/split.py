@@ -18,9 +18,10 @@ from vlatool.artifacts.image_shards.format import (
     validation_positions,
     write_lists,
 )
-from vlatool.config.base import ConfigModel, check_required, required_field
+from vlatool.config.base import ConfigModel, check_required, execution_field, required_field
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter
+from vlatool.jobs.command import DRY_RUN_HELP
 from vlatool.jobs.record import read_record
 from vlatool.storage.atomic import remove_partials_of
 from vlatool.storage.tree import file_names
@@ -53,6 +54,7 @@ class SplitConfig(ConfigModel):
     absolute: bool = Field(
         default=False, description="Write absolute paths; else relative to the list."
     )
+    dry_run: bool = execution_field(default=False, description=DRY_RUN_HELP)
 
     @field_validator("file_pattern")
     @classmethod
@@ -68,13 +70,14 @@ class SplitConfig(ConfigModel):
 
 @dataclass(frozen=True)
 class SplitResult:
-    """The written lists and their numbers of shards."""
+    """The lists and their numbers of shards; `status` is `written` or `planned`."""
 
     shards: str
     train_output: str
     val_output: str
     train: int
     val: int
+    status: str = "written"
 
     def document(self) -> dict[str, Any]:
         """The result as a JSON-serializable mapping."""
@@ -82,10 +85,13 @@ class SplitResult:
 
     def text(self) -> str:
         """The result as text."""
-        return (
-            f"{self.train_output}: {self.train} shards for training\n"
-            f"{self.val_output}: {self.val} shards for validation"
+        lists = (
+            (self.train_output, f"{self.train} shards for training"),
+            (self.val_output, f"{self.val} shards for validation"),
         )
+        is_planned = self.status == "planned"
+        lines = [f"{name}: {'would list ' if is_planned else ''}{text}" for name, text in lists]
+        return "\n".join([*lines, *(["nothing was written"] if is_planned else [])])
 
 
 def split(config: SplitConfig, *, reporter: Reporter = NULL) -> SplitResult:
@@ -112,8 +118,14 @@ def split(config: SplitConfig, *, reporter: Reporter = NULL) -> SplitResult:
         )
     targets = _targets(config, folder)
     reporter.note(f"shards: {len(tars)}")
-    write_lists((targets[0], train), (targets[1], val), absolute=config.absolute)
-    return SplitResult(config.shards, *map(str, targets), train=len(train), val=len(val))
+    if not config.dry_run:
+        for target in targets:
+            remove_partials_of(target)
+        write_lists((targets[0], train), (targets[1], val), absolute=config.absolute)
+    status = "planned" if config.dry_run else "written"
+    return SplitResult(
+        config.shards, str(targets[0]), str(targets[1]), len(train), len(val), status
+    )
 
 
 def _tars(folder: Path, pattern: str | None) -> Sequence[Path]:
@@ -158,5 +170,4 @@ def _targets(config: SplitConfig, folder: Path) -> tuple[Path, Path]:
                 hint="choose other names with --train-output and --val-output",
                 code="usage.output_exists",
             )
-        remove_partials_of(target)
     return train, val

@@ -23,9 +23,10 @@ from vlatool.artifacts.stats.format import (
     write_stats,
     write_with_digests,
 )
-from vlatool.config.base import ConfigModel, required_field
+from vlatool.config.base import ConfigModel, execution_field, required_field
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter
+from vlatool.jobs.command import DRY_RUN_HELP
 from vlatool.jobs.files import FOLDER
 from vlatool.storage.atomic import remove_file, remove_partials_of
 from vlatool.storage.uri import location, pinned
@@ -45,16 +46,18 @@ class StatsMergeConfig(ConfigModel):
     compact: bool = Field(
         default=False, description="Do not write the t-digests, which only a further merge needs."
     )
+    dry_run: bool = execution_field(default=False, description=DRY_RUN_HELP)
 
 
 @dataclass(frozen=True)
 class StatsMergeResult:
-    """Merged statistics and their sources."""
+    """Merged statistics and their sources; `status` is `written`, `printed` or `planned`."""
 
     sources: tuple[str, ...]
     output: str | None
     merged: MergedStats
     statistics: Statistics
+    status: str = "written"
 
     def document(self) -> dict[str, Any]:
         """The result as a mapping; includes the statistics if they were not written to a file."""
@@ -64,18 +67,25 @@ class StatsMergeResult:
             "fields": len(self.statistics),
             "steps": self.merged.steps,
             "left_out": dict(self.merged.left_out),
+            "status": self.status,
         }
-        return info if self.output else {**info, "statistics": self.statistics}
+        return {**info, "statistics": self.statistics} if self.status == "printed" else info
 
     def text(self) -> str:
         """The result as text; the statistics themselves if they were not written to a file."""
-        if self.output is None:
+        if self.status == "printed":
             return json.dumps(self.statistics, allow_nan=False)
-        left_out = (f"\nleft out {name}: {reason}" for name, reason in self.merged.left_out.items())
-        return (
-            f"{self.output}: {len(self.statistics)} fields of {len(self.sources)} data sets, "
-            f"windows of {self.merged.steps} steps{''.join(left_out)}"
+        summary = (
+            f"{len(self.statistics)} fields of {len(self.sources)} data sets, "
+            f"windows of {self.merged.steps} steps"
         )
+        if self.status == "planned":
+            target = f"{self.output}: would describe" if self.output else "would print"
+            summary = f"{target} {summary}; nothing was written"
+        else:
+            summary = f"{self.output}: {summary}"
+        left_out = (f"left out {name}: {reason}" for name, reason in self.merged.left_out.items())
+        return "\n".join([summary, *left_out])
 
 
 def stats_merge(config: StatsMergeConfig, *, reporter: Reporter = NULL) -> StatsMergeResult:
@@ -97,19 +107,24 @@ def stats_merge(config: StatsMergeConfig, *, reporter: Reporter = NULL) -> Stats
     for name, reason in merged.left_out.items():
         reporter.warn("field_left_out", f"field {name!r} is left out: {reason}")
     statistics = merged.statistics
+    status = "planned" if config.dry_run else "printed"
     if config.output is not None:
         target = location(config.output)
         _check_target_free(target, config.sources)
-        for path in (target, digests_path(target)):
-            remove_partials_of(path)
-        if config.compact or config.weights is not None:
-            remove_file(digests_path(target))
-            write_stats(
-                target, compact(statistics) if config.compact else without_digests(statistics)
-            )
-        else:
-            write_with_digests(target, statistics)
-    return StatsMergeResult(tuple(config.sources), config.output, merged, statistics)
+        if not config.dry_run:
+            _write(target, statistics, config)
+            status = "written"
+    return StatsMergeResult(tuple(config.sources), config.output, merged, statistics, status)
+
+
+def _write(target: Path, statistics: Statistics, config: StatsMergeConfig) -> None:
+    for path in (target, digests_path(target)):
+        remove_partials_of(path)
+    if config.compact or config.weights is not None:
+        remove_file(digests_path(target))
+        write_stats(target, compact(statistics) if config.compact else without_digests(statistics))
+    else:
+        write_with_digests(target, statistics)
 
 
 def _check_target_free(target: Path, sources: Sequence[str]) -> None:

@@ -24,6 +24,7 @@ from vlatool.loading.base import DatasetInfo
 from vlatool.loading.order import OrderOptions, SampleOrder, check_single_epoch
 from vlatool.models.base import ModelType
 from vlatool.models.trained import run_of
+from vlatool.pages.text import number_text
 from vlatool.storage.uri import local_path
 from vlatool.training.config import TrainConfig
 from vlatool.training.plan import TrainPlan, make_plan, schedule_violations
@@ -64,7 +65,7 @@ class TrainResult:
             )
             problem = self.export_problem
             return f"{text}\nthe run cannot be exported: {problem}" if problem else text
-        loss = "" if self.loss is None else f", loss {self.loss:.4f}"
+        loss = "" if self.loss is None else f", loss {number_text(self.loss)}"
         lines = [f"{self.output}: {self.status}, {size}, {self.steps} steps{loss}"]
         if self.unused_samples:
             lines.append(f"{self.unused_samples} samples of the budget do not fill a step")

@@ -18,7 +18,7 @@ from vlatool.artifacts.shards.format import shard_name
 from vlatool.artifacts.tar import ShardIndex, TarWriter, index_path
 from vlatool.episode import Array
 from vlatool.errors import StorageError
-from vlatool.events import Reporter
+from vlatool.events import Reporter, per_second
 from vlatool.jobs.executor import Executor
 from vlatool.jobs.files import FileEntry
 from vlatool.jobs.journal import Journal, Receipt, intact_receipt
@@ -145,8 +145,8 @@ def write_shards(
             shard, index_entry = outcome.value.files
             entries.append((shard, index_entry))
             megabytes += shard.bytes / 1e6
-            rate = megabytes / max(time.monotonic() - start, 1e-6)
-            bar.advance(1, **{"MB/s": round(rate, 1)})
+            rate = per_second(megabytes, time.monotonic() - start)
+            bar.advance(1, **({} if rate is None else {"MB/s": round(rate, 1)}))
     return entries
 
 
