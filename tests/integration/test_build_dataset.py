@@ -4,6 +4,8 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from tests.builders.codes import (
     write_tree_codes,
 )
 from tests.builders.s3_runs import upload
-from vlatool.artifacts.codes.format import CodesManifest
+from vlatool.artifacts.codes.format import CodesFolder, CodesManifest
 from vlatool.artifacts.fast.format import read_fast
 from vlatool.artifacts.lines import lines_index_path
 from vlatool.artifacts.profile import read_profile, write_profile
@@ -27,8 +29,10 @@ from vlatool.artifacts.tar import read_index
 from vlatool.artifacts.windows.format import parse_window
 from vlatool.cli import app
 from vlatool.errors import PartialFailure, VlatoolError
-from vlatool.jobs.record import OutputRecord
+from vlatool.jobs.inputs import current_states, inputs_of
+from vlatool.jobs.record import OutputRecord, read_record
 from vlatool.storage.remote_path import RemotePath
+from vlatool.tokens.build import WindowFile, state_by_files
 from vlatool.workflows.build_dataset import BuildDatasetConfig, BuildDatasetResult, build_dataset
 from vlatool.workflows.export import ExportConfig, ExportResult, export
 from vlatool.workflows.inspect import InspectConfig, inspect
@@ -371,6 +375,51 @@ class TestMissingCodes:
         assert build_error(workspace).code == "data.incomplete_output"
 
 
+def test_the_same_codes_in_another_layout_leave_an_output_complete(workspace: Path) -> None:
+    shutil.rmtree(workspace / "A/tokens")
+    build(workspace)
+    write_tree_codes(workspace / "A", "packed")
+    assert build(workspace).status == "already complete"
+    write_tree_codes(workspace / "A", "json")  # the same files at a later time
+    assert build(workspace, tokens=str(workspace / "A/TiToken")).status == "already complete"
+
+
+@pytest.mark.parametrize("layout", ["TiToken", "tokens"])
+def test_an_output_whose_record_has_the_files_of_the_codes_is_complete(
+    workspace: Path, layout: str
+) -> None:
+    build(workspace)
+    record = read_record(workspace / "OUT")
+    assert record is not None
+    files = [WindowFile(path.stem, path) for path in sorted((workspace / "A/data").glob("*.jsonl"))]
+    by_files = partial(state_by_files, codes=CodesFolder.open(workspace / "A" / layout))
+    states = current_states(files, lambda file: file.episode, by_files)
+    replace(record, inputs=inputs_of(states, "episode")).save(workspace / "OUT")
+    assert build(workspace).status == "already complete"
+
+
+class TestMissingImages:
+    @pytest.mark.parametrize("is_empty", [True, False])
+    def test_an_episode_fails_and_can_be_excluded(self, workspace: Path, is_empty: bool) -> None:
+        image = workspace / "A/images/episode_000001/X_wrist_image_episode_000001_frame_000002.png"
+        image.unlink()
+        if is_empty:
+            image.touch()
+        error = build_error(workspace)
+        (failure,) = error.details["failures"]
+        assert (error.exit_code, failure["code"]) == (4, "data.missing_picture")
+        assert failure["details"]["pictures"] == [f"images/episode_000001/{image.name}"]
+        result = build(workspace, exclude="1")
+        assert (result.episodes, result.resumed, result.failures) == (2, 2, ())
+
+    def test_an_image_that_only_future_steps_have_needs_codes_alone(self, workspace: Path) -> None:
+        path = workspace / "A/data/episode_000001.jsonl"
+        path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+        folder = workspace / "A/images/episode_000001"
+        (folder / "X_image_episode_000001_frame_000003.png").unlink()
+        assert build(workspace).episodes == EPISODES
+
+
 class TestInput:
     @pytest.mark.parametrize(
         ("change", "code"),
@@ -391,6 +440,19 @@ class TestInput:
         error = build_error(workspace)
         assert (error.exit_code, error.details["failures"][0]["code"]) == (4, code)
         assert "episode_000001.jsonl" in error.details["failures"][0]["message"]
+
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [("fit_report.json", '{"steps": 8}'), ("processor_config.json", None)],
+    )
+    def test_windows_of_another_length_than_the_action_tokenizer_fail(
+        self, workspace: Path, name: str, text: str | None
+    ) -> None:
+        path = workspace / "fast" / name
+        path.write_text(text or json.dumps({**json.loads(path.read_text()), "time_horizon": 8}))
+        error = build_error(workspace)
+        assert (error.code, error.exit_code) == ("data.all_failed", 3)
+        assert {value["code"] for value in error.details["failures"]} == {"data.chunk_shape"}
 
     def test_blank_lines_are_rejected(self, workspace: Path) -> None:
         build(workspace, workspace / "before")

@@ -128,7 +128,7 @@ def test_file_edited_in_place_with_the_same_size_is_detected(source: Path, tmp_p
     error = refusal(source, tmp_path / "out")
 
     assert error.code == "usage.output_differs"
-    assert "changed_at" in error.message
+    assert "its last change was at" in error.message
 
 
 def test_killed_overwrite_resumes_with_overwrite(source: Path, tmp_path: Path) -> None:

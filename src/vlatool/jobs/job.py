@@ -152,6 +152,7 @@ class JobSpec(Generic[Item]):
         plan: Digest of everything that affects the bytes of an item besides its input.
         work: Processes one item; picklable. Its files have their final names when it returns.
         state: Returns the state of the input of an item; picklable.
+        earlier_states: States by which earlier versions recorded the same input.
         owned: Patterns of the files that the job writes. Other files are not touched.
         volatile: Patterns of `owned` for files that hold times. The file list leaves them out.
         temporary: Patterns of `owned` for files that are removed once the output is complete. The
@@ -175,6 +176,7 @@ class JobSpec(Generic[Item]):
     work: Callable[[Item], Receipt]
     state: Callable[[Item], InputState]
     owned: Sequence[str]
+    earlier_states: Sequence[Callable[[Item], InputState]] = ()
     volatile: Sequence[str] = ()
     temporary: Sequence[str] = ()
     locations: Sequence[Path] = ()

@@ -5,6 +5,7 @@ A job is resumed by its record; an output that is written in one go starts from 
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -36,6 +37,23 @@ from vlatool.storage.uri import location, version_of
 _JOURNAL = 2
 _LEVELS_UP = 2
 _SHOWN = 6
+# Text of a digest, which messages shorten.
+_DIGEST = re.compile(r"\b(?=[0-9]*[a-f])[0-9a-f]{16,128}\b")
+_DIGEST_SHOWN = 12
+# Words for the keys of inputs that are no counts, from the recorded and the current value.
+_INPUT_WORDS: Mapping[str, Callable[[Any, Any], str]] = {
+    "changed_at": lambda old, new: f"its last change was at {_time(old)}, now {_time(new)}",
+    "digest": lambda old, new: "its content differs",
+    "fingerprint": lambda old, new: "names or sizes of its files differ",
+}
+# Words for options that are digests.
+_OPTION_WORDS = {
+    "fast digest": "action tokenizer",
+    "pictures": "location of the images",
+    "profile digest": "profile",
+    "tokenizer digest": "tokenizer",
+    "tokenizer_digest": "tokenizer",
+}
 # Option that maps a location to the version that was read, where its storage names versions.
 _VERSIONS = "versions"
 
@@ -180,7 +198,7 @@ def output_lock(folder: Path, command: str) -> Generator[Lock]:
 def resumable_record(
     folder: Path,
     record: OutputRecord,
-    inputs: Callable[[], Mapping[str, Any]] | None = None,
+    inputs: Callable[[], Iterable[Mapping[str, Any]]] | None = None,
     *,
     overwrite: bool,
     owned: Sequence[str] = (),
@@ -193,8 +211,8 @@ def resumable_record(
     Args:
         folder: The output.
         record: Record of the run that is about to start.
-        inputs: Returns the inputs of that run; called only where they matter. None if changed
-            inputs are allowed.
+        inputs: Returns the inputs of that run, then forms in which earlier versions recorded the
+            same inputs; called only where they matter. None if changed inputs are allowed.
         overwrite: Replace an output that is complete or was made with other options.
         owned: Patterns of the files of the command. With `overwrite`, a folder that holds only
             such files is replaced even without a record.
@@ -222,8 +240,10 @@ def resumable_record(
     check_versions(before.options, record.options)
     check_no_differences(folder, "with other options", differences, hint)
     if before.complete and inputs is not None:
-        differences = option_differences(before.inputs, inputs())
-        check_no_differences(folder, "from other input", differences, hint)
+        forms = (_input_differences(before.inputs, form) for form in inputs())
+        first = next(forms)
+        if first and all(forms):
+            check_no_differences(folder, "from other input", first, hint)
     return before
 
 
@@ -303,12 +323,13 @@ def check_no_differences(folder: Path, cause: str, differences: Sequence[str], h
         UsageError: There are differences; the message lists the first of them.
     """
     more = f"; and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
+    short = [_DIGEST.sub(lambda match: match[0][:_DIGEST_SHOWN], text) for text in differences]
     if differences:
         raise UsageError(
-            f"{folder}: was made {cause}: {'; '.join(differences[:_SHOWN])}{more}",
+            f"{folder}: was made {cause}: {'; '.join(short[:_SHOWN])}{more}",
             hint=hint,
             code="usage.output_differs",
-            details={"differences": list(differences)},
+            details={"differences": short},
         )
 
 
@@ -388,8 +409,25 @@ def _differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str)
         if isinstance(before, dict) and isinstance(now, dict):
             differences += _differing_keys(before, now, f"{prefix}{key}.")
         elif before != now:
-            differences.append(f"{prefix}{key} {before!r} (now {now!r})")
+            name = _OPTION_WORDS.get(key, f"{prefix}{key}")
+            differences.append(f"{name} {before!r} (now {now!r})")
     return differences
+
+
+def _input_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Differences of the inputs of two records, in words."""
+    old, new = _as_json(before), _as_json(now)
+    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    counts = [
+        f"{old.get(key, 0)} {key} (now {new.get(key, 0)})"
+        for key in keys
+        if key not in _INPUT_WORDS
+    ]
+    return counts or [_INPUT_WORDS[key](old.get(key), new.get(key)) for key in keys]
+
+
+def _time(recorded: object) -> str:
+    return str(recorded).replace("T", " ").replace("+00:00", " UTC")
 
 
 def _as_json(value: Mapping[str, Any]) -> dict[str, Any]:

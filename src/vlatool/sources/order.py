@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from vlatool.episode import EpisodeRef
 from vlatool.errors import DataError, UsageError
@@ -60,9 +61,19 @@ def checked_refs(refs: Sequence[EpisodeRef]) -> Sequence[EpisodeRef]:
     return refs
 
 
-def select(
-    refs: Sequence[EpisodeRef], include: str | None, exclude: str | None = None
-) -> list[EpisodeRef]:
+class _Numbered(Protocol):
+    """Episode that may have a number in its data set."""
+
+    @property
+    def number(self) -> int | None:
+        """Number of the episode."""
+        ...
+
+
+T = TypeVar("T", bound=_Numbered)
+
+
+def select(refs: Sequence[T], include: str | None, exclude: str | None = None) -> list[T]:
     """Episodes of a selection such as `0:4,7`, minus those of `exclude`.
 
     Numbers are those of the data set if all episodes have one, else positions in the list. The

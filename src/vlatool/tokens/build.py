@@ -40,6 +40,7 @@ from vlatool.jobs.files import FileEntry
 from vlatool.jobs.inputs import InputState, input_state
 from vlatool.jobs.journal import Receipt
 from vlatool.storage.atomic import write_bytes
+from vlatool.storage.tree import files_below
 from vlatool.transforms.action_tokenizer import ActionTokenizer
 
 SamplesLayout = Literal["jsonl", "packed"]
@@ -58,6 +59,12 @@ class WindowFile(NamedTuple):
     episode: str
     path: Path
 
+    @property
+    def number(self) -> int | None:
+        """Number of the episode; None if its name has none."""
+        number = self.episode.removeprefix(EPISODE_PREFIX)
+        return int(number) if number.isdecimal() else None
+
 
 class WindowShape(NamedTuple):
     """Sizes that all windows share: images, future images, steps and values of an action."""
@@ -74,9 +81,11 @@ class EpisodeBuilder:
 
     Attributes:
         output: The output folder.
+        tree: The folder of windows.
         codes: Codes of the images.
         fast: Folder of the action tokenizer.
         fast_digest: Expected digest of the action tokenizer.
+        fast_steps: Steps of the chunks that it was fitted on; None if unknown.
         action_ids: Number of its ids.
         profile: Normalization of the actions.
         kinds: Kinds of windows that are used.
@@ -85,9 +94,11 @@ class EpisodeBuilder:
     """
 
     output: Path
+    tree: Path
     codes: CodesFolder
     fast: Path
     fast_digest: str
+    fast_steps: int | None
     action_ids: int
     profile: NormalizationProfile
     kinds: tuple[Kind, ...]
@@ -98,15 +109,18 @@ class EpisodeBuilder:
         """Writes the lines with their index, or the packed samples.
 
         Raises:
-            DataError: A line is no window, an image has no codes, or an action cannot be encoded.
+            DataError: A line is no window, an image is missing or has no codes, or an action
+                cannot be encoded.
         """
         windows = [stripped(window) for window in _windows(item.path) if window.kind in self.kinds]
         if not windows:
             return Receipt(item.episode, counts={"samples": 0})
         shape = common_shape(item.path, windows)
+        self._check_steps(item, shape.steps)
         distinct, _ = distinct_windows(windows)
         _check_no_repeats(item, windows)
         _check_own_episode(item, distinct)
+        self._check_images(item, distinct)
         ids, findings = self._action_ids(item, distinct)
         samples = assemble(windows, ids, codes_by_path(self.codes, distinct))
         kinds = Counter(window.kind for window in windows)
@@ -129,13 +143,49 @@ class EpisodeBuilder:
         return SampleSizes(codes.codes_per_picture, codes.codebook_size, self.action_ids)
 
     def state(self, item: WindowFile) -> InputState:
-        """Current state of the windows and their codes."""
-        return input_state([item.path, self.codes.path_of(item.episode)])
+        """Current state of the windows and their codes, which are known by their digest."""
+        digest = self.codes.manifest.episode_digests.get(item.episode)
+        return input_state([item.path], digest) if digest else state_by_files(item, self.codes)
 
     def _write(self, item: WindowFile, samples: EpisodeSamples) -> tuple[FileEntry, ...]:
         if self.layout == "jsonl":
             return write_lines(self.output, lines_name(item.episode), samples.lines(self.prefix))
         return (write_packed(self.output, item.episode, samples),)
+
+    def _check_steps(self, item: WindowFile, steps: int) -> None:
+        """Raises DataError if the action tokenizer was fitted on chunks of another length."""
+        if self.fast_steps in (None, steps):
+            return
+        raise DataError.at(
+            item.path,
+            f"windows of {steps} actions; the action tokenizer was fitted on chunks of "
+            f"{self.fast_steps}",
+            hint="fit one on these windows with `vlatool tokenizer fit-fast`",
+            code="data.chunk_shape",
+        )
+
+    def _check_images(self, item: WindowFile, windows: Sequence[Window]) -> None:
+        """Raises DataError if an image that the lines will name is missing or empty."""
+        names = dict.fromkeys(path for window in windows for path in window.images)
+        folders = {path.rpartition("/")[0] for path in names}
+        there = {
+            f"{folder}/{file.name}"
+            for folder in folders
+            for file in files_below(self.tree / folder)
+            if file.bytes
+        }
+        missing = [name for name in names if name not in there]
+        if missing:
+            more = f", and {len(missing) - 1} more images" if len(missing) > 1 else ""
+            raise DataError.at(
+                self.tree / missing[0],
+                f"is missing or empty{more}, which windows name",
+                hint="copy the images again, write them again with `vlatool preprocess`, or leave "
+                "the episode out with --exclude",
+                code="data.missing_picture",
+                episode=item.episode,
+                pictures=missing[:20],
+            )
 
     def _action_ids(
         self, item: WindowFile, windows: Sequence[Window]
@@ -152,6 +202,11 @@ class EpisodeBuilder:
         message = f"{item.path}: {clamped} of {len(windows)} windows have clamped actions"
         finding = BUILD("clamped_actions", message, episode=item.episode)
         return encoded.ids, (finding,) if clamped else ()
+
+
+def state_by_files(item: WindowFile, codes: CodesFolder) -> InputState:
+    """State of the windows and of the files of their codes."""
+    return input_state([item.path, codes.path_of(item.episode)])
 
 
 def write_packed(output: Path, episode: str, samples: EpisodeSamples) -> FileEntry:

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from vlatool.artifacts.codes.format import CodesManifest
-from vlatool.artifacts.fast.format import copy_fast, ignored_code
+from vlatool.artifacts.codes.format import CodesFolder, CodesManifest
+from vlatool.artifacts.fast.format import copy_fast, fitted_steps, ignored_code
 from vlatool.artifacts.profile import Gripper
 from vlatool.artifacts.samples.format import (
     FAST_NAME,
@@ -30,13 +31,22 @@ from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, versions_of
 from vlatool.jobs.run import run_command
+from vlatool.sources.order import select
 from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import location, pinned, require_existing
-from vlatool.tokens.build import DatasetTotals, EpisodeBuilder, WindowFile, data_files, write_shards
+from vlatool.tokens.build import (
+    DatasetTotals,
+    EpisodeBuilder,
+    WindowFile,
+    data_files,
+    state_by_files,
+    write_shards,
+)
 from vlatool.tokens.inputs import (
     check_factor,
     check_output_outside_input,
     compatible_tokenizer,
+    equal_codes,
     instructions_with_code_ids,
     read_text_tokenizer,
     select_codes,
@@ -46,7 +56,7 @@ from vlatool.tokens.inputs import (
 
 # A record has the names and digests of inputs instead of these keys, and no key that repeats
 # another.
-_INPUT_KEYS = ("data", "fast", "tokens", "tokenizer", "gripper_raw", "rpy_std_mult")
+_INPUT_KEYS = ("data", "fast", "tokens", "tokenizer", "gripper_raw", "rpy_std_mult", "exclude")
 
 
 class BuildDatasetConfig(EngineConfig):
@@ -73,6 +83,9 @@ class BuildDatasetConfig(EngineConfig):
         default=None, description="Folder of codes; null: tokens/ or TiToken/ next to data/."
     )
     kinds: list[Kind] = Field(default=[*KINDS], min_length=1, description="Kinds of samples.")
+    exclude: str | None = Field(
+        default=None, description="Numbers of episodes to exclude, such as 0:4,7."
+    )
     limit: int | None = Field(default=None, ge=1, description="Use only the first N episodes.")
     pattern: str = Field(
         default=f"{DATA_NAME}/episode_*.jsonl", description="Files of windows to use."
@@ -182,25 +195,15 @@ class BuildDatasetJob:
         require_existing(config.data)
         tree, fast, output = pinned(config.data), pinned(config.fast), location(config.output)
         check_output_outside_input(output, tree)
-        self.items: Sequence[WindowFile] = window_files(tree, config.pattern)[: config.limit]
+        files = select(window_files(tree, config.pattern), None, config.exclude)
+        self.items: Sequence[WindowFile] = files[: config.limit]
         codes = select_codes(tree, pinned(config.tokens) if config.tokens else None)
         self._tokenizer, self._profile = (
             compatible_tokenizer(fast),
             select_profile(config.profile, fast, "raw" if config.gripper_raw else config.gripper),
         )
         check_factor(self._profile, config.rpy_std_mult)
-        prefix = images_prefix(tree, output, is_absolute=config.absolute)
-        self._work = work = EpisodeBuilder(
-            output=output,
-            codes=codes,
-            fast=fast,
-            fast_digest=self._tokenizer.digest,
-            action_ids=self._tokenizer.vocab_size,
-            profile=self._profile,
-            kinds=tuple(kind for kind in KINDS if kind in config.kinds),
-            layout="packed" if config.packed or config.lines_per_file else "jsonl",
-            prefix=prefix,
-        )
+        self._work = work = self._builder(tree, fast, codes, output)
         codes_identity = codes.manifest.identity()
         versions = versions_of([tree, fast, codes.path])
         self.spec = JobSpec(
@@ -211,10 +214,17 @@ class BuildDatasetJob:
             title=f"build-dataset {config.data}",
             item_name="episode",
             plan=plan_digest(
-                work.fast_digest, self._profile, work.kinds, work.layout, prefix, codes_identity
+                work.fast_digest,
+                self._profile,
+                work.kinds,
+                work.layout,
+                work.prefix,
+                codes_identity,
             ),
             work=work,
             state=work.state,
+            # Earlier versions recorded the files of the codes, not their digest.
+            earlier_states=[partial(state_by_files, codes=same) for same in equal_codes(codes)],
             owned=OWNED_FILES,
             temporary=PACKED_FILES if config.lines_per_file else (),
             locations=(tree, fast, codes.path, output),
@@ -268,6 +278,22 @@ class BuildDatasetJob:
             colliding_instructions=self._num_colliding,
             empty_episodes=tuple(run.empty),
             warnings=tuple(f"{code}: {count} episodes" for code, count in run.warnings.items()),
+        )
+
+    def _builder(self, tree: Path, fast: Path, codes: CodesFolder, output: Path) -> EpisodeBuilder:
+        config = self._config
+        return EpisodeBuilder(
+            output=output,
+            tree=tree,
+            codes=codes,
+            fast=fast,
+            fast_digest=self._tokenizer.digest,
+            fast_steps=fitted_steps(fast),
+            action_ids=self._tokenizer.vocab_size,
+            profile=self._profile,
+            kinds=tuple(kind for kind in KINDS if kind in config.kinds),
+            layout="packed" if config.packed or config.lines_per_file else "jsonl",
+            prefix=images_prefix(tree, output, is_absolute=config.absolute),
         )
 
     def _record_options(self, tree: Path, codes: CodesManifest) -> dict[str, Any]:

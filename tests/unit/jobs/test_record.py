@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ def record(seed: int = 1, result: Any = None, **inputs: Any) -> OutputRecord:
 
 def start_run(folder: Path, now: OutputRecord, *, overwrite: bool = False) -> OutputRecord | None:
     """Starts a run; returns the record of the run to resume or of a complete one."""
-    before = resumable_record(folder, now, lambda: now.inputs, overwrite=overwrite)
+    before = resumable_record(folder, now, lambda: [now.inputs], overwrite=overwrite)
     if before is None:
         claim_output(folder, now, ("shards/*.tar",))
     return before
@@ -183,3 +184,24 @@ def test_folder_of_a_run_that_wrote_nothing_accepts_other_options(tmp_path: Path
     start_run(tmp_path / "out", record(1))
 
     assert start_run(tmp_path / "out", record(2)) is None
+
+
+def test_messages_have_short_digests_and_words_for_inputs(tmp_path: Path) -> None:
+    old, new = "ab12" * 16, "cd34" * 16
+    made = {"fingerprint": old[:16], "changed_at": "2026-11-21T20:00:00.000+00:00"}
+    folder = make_output(tmp_path / "out", record(1, RESULT, **made))
+    later = {"fingerprint": new[:16], "changed_at": "2026-11-21T20:00:01.000+00:00"}
+    other_input = start_error(folder, record(1, **later)).message
+    replace(record(1, RESULT), options={"seed": 1, "fast digest": old}).save(folder)
+    other_option = start_error(folder, replace(record(1), options={"fast digest": new})).message
+    for message in (other_input, other_option):
+        assert not re.search("[0-9a-f]{13}|changed_at|fingerprint", message)
+    assert old[:12] in other_option
+
+
+def test_inputs_may_be_recorded_in_an_earlier_form(tmp_path: Path) -> None:
+    folder = make_output(tmp_path / "out", record(1, RESULT, fingerprint="by files"))
+    forms = [{"fingerprint": "by digest"}, {"fingerprint": "by files"}]
+    assert resumable_record(folder, record(1), lambda: forms, overwrite=False) is not None
+    with pytest.raises(UsageError):
+        resumable_record(folder, record(1), lambda: forms[:1], overwrite=False)

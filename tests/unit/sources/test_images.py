@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.builders.codes import CAMERAS, published_windows
 from tests.builders.images import HEIGHT, WIDTH, image, saved, window_tree, write
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.spartan import spartan_task
+from vlatool.artifacts.windows.format import WindowManifest, write_manifest
 from vlatool.episode import Episode
 from vlatool.errors import DataError
 from vlatool.sources.detection import detect_source
@@ -175,3 +177,40 @@ class TestDetection:
         folder = next(source.rglob("episode_*")).parent
         assert detect_source(folder, None).format == "spartan"
         shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("subfolder", ["", "images", "images/episode_000001"])
+@pytest.mark.parametrize(
+    "removed",
+    [
+        "images/episode_000001/*_frame_000003.png",
+        "images/episode_000001/X_image_episode_000001_frame_000001.png",
+        "images/episode_000001",
+    ],
+)
+def test_images_that_the_manifest_of_windows_counts_are_missed(
+    tmp_path: Path, removed: str, subfolder: str
+) -> None:
+    tree = published_windows(tmp_path / "A", 2, 4)
+    steps = (16, 16, "both", None, 2, 8, 16, 16, 16)
+    write_manifest(tree, WindowManifest(("X",), CAMERAS, 10.0, (), (), 7, *steps))
+    assert [len(episode.cameras[CAMERA]) for episode in read(tree)] == [8, 8]
+    for path in tree.glob(removed):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if not (tree / subfolder).is_dir():
+        return  # an error of the source
+    *_, last = ImagesReader(ImagesConfig()).discover([tree / subfolder])
+    with pytest.raises(DataError) as caught:
+        ImagesReader(ImagesConfig()).read(last)
+    assert (last.id[-14:], caught.value.code) == ("episode_000001", "data.missing_file")
+
+
+def test_without_an_index_of_lines_gaps_are_found(tmp_path: Path) -> None:
+    tree = published_windows(tmp_path / "A", 1, 4)
+    steps = (16, 16, "both", None, 1, 4, 8, 8, 8)
+    write_manifest(tree, WindowManifest(("X",), CAMERAS, 10.0, (), (), 7, *steps))
+    (tree / "data/episode_000000.index.npz").unlink()
+    (tree / "images/episode_000000/X_wrist_image_episode_000000_frame_000001.png").unlink()
+    with pytest.raises(DataError) as caught:
+        read(tree)
+    assert caught.value.details["pictures"] == ["X_wrist_image_episode_000000_frame_000001.png"]

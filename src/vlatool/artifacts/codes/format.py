@@ -407,8 +407,8 @@ class CodesFolder:
         if self.has_manifest and digest != self.manifest.tokenizer_digest:
             raise DataError.at(
                 path,
-                f"codes of another tokenizer ({digest or 'unknown'}) than that of "
-                f"{MANIFEST_NAME} ({self.manifest.tokenizer_digest or 'unknown'})",
+                f"codes of another tokenizer ({digest[:12] or 'unknown'}) than that of "
+                f"{MANIFEST_NAME} ({self.manifest.tokenizer_digest[:12] or 'unknown'})",
                 hint="codes of different tokenizers cannot be mixed: encode the images again",
                 code="data.other_tokenizer",
             )

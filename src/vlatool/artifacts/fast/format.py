@@ -163,6 +163,16 @@ def read_report(folder: Path) -> dict[str, Any]:
     return dict(_read(folder / REPORT_NAME))
 
 
+def fitted_steps(folder: Path) -> int | None:
+    """Steps of the chunks that the tokenizer in a folder was fitted on; None if it does not say."""
+    for name, key in ((REPORT_NAME, "steps"), (PROCESSOR_NAME, "time_horizon")):
+        with suppress(DataError):
+            steps = _read(folder / name).get(key)
+            if isinstance(steps, int) and steps > 0:
+                return int(steps)
+    return None
+
+
 def _check_config(path: Path, config: Mapping[str, Any]) -> tuple[float, int]:
     """(scale, lowest coefficient)."""
     missing = [key for key in ("scale", "vocab_size", "min_token") if key not in config]

@@ -9,16 +9,18 @@ Source: reference/future-vla 1.1, 1.4.
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from vlatool.artifacts.codes.format import IMAGES_NAME
-from vlatool.artifacts.lines import LINES_SUFFIX, read_lines
+from vlatool.artifacts.lines import LINES_SUFFIX, lines_index_path, read_lines
 from vlatool.artifacts.manifest import Count, ManifestType
-from vlatool.artifacts.tar import INDEX_SUFFIX
+from vlatool.artifacts.tar import INDEX_SUFFIX, read_index
 from vlatool.errors import DataError
 from vlatool.jobs.record import read_valid_record
 from vlatool.storage.documents import parse_json
@@ -335,6 +337,37 @@ def read_manifest(folder: Path) -> WindowManifest | None:
     if manifest is None and (folder / MANIFEST_NAME).is_file():
         raise MANIFEST.error(folder, f"format is not {MANIFEST.format!r}")
     return manifest
+
+
+def missing_images(
+    folder: Path, manifest: WindowManifest, episode: str, present: Collection[str]
+) -> list[str]:
+    """Names of the images of an episode that are not there, in order.
+
+    The number of frames is that of the lines, from their index; without it, the largest number of
+    images of a camera.
+
+    Args:
+        folder: The folder of windows.
+        manifest: Its manifest.
+        episode: Name of the episode.
+        present: Names of the images in the folder of the episode.
+    """
+    names, cameras = ("|".join(map(re.escape, x)) for x in (manifest.names, manifest.cameras))
+    pattern = re.compile(rf"({names})_({cameras})_{re.escape(episode)}_frame_\d{{6,12}}\.png")
+    matches = [match for match in map(pattern.fullmatch, present) if match]
+    index = read_index(lines_index_path(folder / lines_name(episode)))
+    if index is None:
+        frames = max(Counter(match[2] for match in matches).values(), default=0)
+    else:
+        frames = len(index.lengths) // (2 if manifest.qa_mode == "both" else 1)
+    prefix = next((match[1] for match in matches), "".join(manifest.names[:1]))
+    expected = (
+        image_file(prefix, camera, episode, frame)
+        for frame in range(frames)
+        for camera in manifest.cameras
+    )
+    return [name for name in expected if name not in present]
 
 
 def recognize(location: Path) -> str | None:

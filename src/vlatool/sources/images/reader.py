@@ -10,6 +10,7 @@ Source: reference/future-vla 2.1.
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +19,8 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from vlatool.artifacts.images import decode_rgb, image_info
+from vlatool.artifacts.lines import LINES_SUFFIX
+from vlatool.artifacts.windows.format import MANIFEST, WindowManifest, lines_files, missing_images
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, Survey, UInt8Array
 from vlatool.errors import DataError
@@ -62,7 +65,12 @@ IMAGES = FindingCodes(
             "error", "An image is truncated, damaged or not an image.", _AGAIN
         ),
         "picture_too_large": FindingCode("error", "An image file is larger than 256 MiB.", _AGAIN),
-        "missing_file": FindingCode("error", "An image is a broken link.", _AGAIN),
+        "missing_file": FindingCode(
+            "error",
+            "An image is a broken link, or is missing although the manifest of its windows counts "
+            "it.",
+            _AGAIN,
+        ),
         "not_rgb": FindingCode(
             "warning",
             "An image is grayscale, transparent, interlaced, or not 8 bits per channel.",
@@ -242,6 +250,7 @@ class ImagesReader:
             DataError: `data.no_pictures`.
         """
         names = self._scan(ref.path).images
+        _check_counted(ref, names)
         if not names:
             raise DataError.at(
                 ref.path,
@@ -285,7 +294,11 @@ class ImagesReader:
                 folders = [scanned for scanned in [self._scan(root)] if scanned.images]
             if folders:
                 findings += _ignored_files(source, folders)
-                return [_ref(folder, root, source) for folder in folders]
+                windows = _windows_of(folders[0].path)
+                if windows is not None:
+                    folders += _lost_folders(root, folders)
+                    folders.sort(key=lambda folder: natural_key(folder.path.name))
+                return [_ref(folder, root, source, windows) for folder in folders]
         raise no_episodes(source, _SEARCHED)
 
     def _episodes(self, root: Path) -> list[_Folder]:
@@ -315,7 +328,48 @@ class ImagesReader:
         return _Folder(path, images, len(hidden), others)
 
 
-def _ref(folder: _Folder, root: Path, source: Path) -> EpisodeRef:
+def _windows_of(folder: Path) -> WindowManifest | None:
+    """Manifest of the windows whose images a folder of an episode holds; None without one."""
+    images = folder.absolute().parent
+    if images.name != _IMAGES or not folder.name.startswith(_EPISODE):
+        return None
+    with suppress(DataError):  # `verify` of the windows reports it
+        return MANIFEST.read(images.parent)
+    return None
+
+
+def _lost_folders(root: Path, folders: Sequence[_Folder]) -> list[_Folder]:
+    """Folders of episodes that have windows and no folder of images."""
+    present = {folder.path.name for folder in folders}
+    if root.name in present:  # a single episode
+        return []
+    names = [path.name.removesuffix(LINES_SUFFIX) for path in lines_files(root.absolute().parent)]
+    return [_Folder(root / name, (), 0, Counter()) for name in names if name not in present]
+
+
+def _check_counted(ref: EpisodeRef, names: Sequence[str]) -> None:
+    """Raises DataError if an image is missing that the manifest of its windows counts."""
+    windows: WindowManifest | None = ref.extras.get("windows")
+    if windows is None:
+        return
+    tree, images = ref.path.absolute().parent.parent, set(names)
+    missing = missing_images(tree, windows, ref.path.name, images)
+    if missing:
+        more = f" and {len(missing) - 1} more images" if len(missing) > 1 else ""
+        raise DataError.at(
+            ref.path / missing[0],
+            f"is missing{more}: its windows have {len(images) + len(missing)} images, "
+            f"{len(images)} are here",
+            hint="copy the images again, write the windows again, or leave the episode out with "
+            "--exclude",
+            code="data.missing_file",
+            pictures=missing[:20],
+        )
+
+
+def _ref(
+    folder: _Folder, root: Path, source: Path, windows: WindowManifest | None = None
+) -> EpisodeRef:
     location = source.absolute()
     is_tree = location.name == _IMAGES and root == source and folder.path != source
     dataset = id_part((location.parent if is_tree else location).name)
@@ -327,7 +381,7 @@ def _ref(folder: _Folder, root: Path, source: Path) -> EpisodeRef:
         source=str(source),
         number=int(match[1]) if match else None,
         task=dataset,
-        extras={"pictures": len(folder.images)},
+        extras={"pictures": len(folder.images), "windows": windows},
     )
 
 
