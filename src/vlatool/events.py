@@ -88,3 +88,8 @@ class NullReporter:
 
 
 NULL = NullReporter()
+
+
+def counted(count: int, noun: str) -> str:
+    """A count with its noun in the right number, such as `1 episode` and `3,000 episodes`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -15,7 +15,7 @@ from vlatool.artifacts.fields import Names, dimension_names, unit
 from vlatool.artifacts.sample import CALIBRATION, MASKS
 from vlatool.episode import Array
 from vlatool.errors import DataError
-from vlatool.pages.plots import FieldValues
+from vlatool.pages.charts import FieldValues
 from vlatool.pages.poses import EndEffectorTrack
 from vlatool.pages.text import indices_text, range_text, text_table
 from vlatool.transforms.normalize import constant_dimensions

@@ -41,7 +41,7 @@ from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.models.images import psnr_of_error, to_uint8
 from vlatool.models.perceptual.networks import inception_network, perceptual_network
 from vlatool.models.tokenizer import Reconstruction, VisualTokenizer
-from vlatool.pages.images import THUMBNAIL_WIDTH, figure, thumbnail
+from vlatool.pages.images import THUMBNAIL_SIZE, figure, thumbnail
 from vlatool.pages.layout import Section, escape, note, page, table
 from vlatool.storage.atomic import write_text
 from vlatool.storage.uri import require_existing
@@ -429,7 +429,7 @@ def write_tokenizer_page(
         Section(name.capitalize(), _group(keys, images), is_under=True)
         for name, keys in groups.items()
     ]
-    caption = '<p class="quiet">from the top: original, reconstruction, difference times 2</p>'
+    caption = f'<p class="quiet">differences are shown times {_GAIN}</p>'
     sections = [
         Section(
             "Metrics", table((), report.metrics, numbers=(1,)) + "".join(map(note, report.notes))
@@ -455,7 +455,8 @@ def _column(key: str, psnr: float, original: UInt8Array, reconstruction: UInt8Ar
         "difference": np.minimum(_GAIN * difference, 255).astype(np.uint8),
     }
     stack = "".join(
-        thumbnail(_enlarged(pixels), f"{key}, {label}") for label, pixels in shown.items()
+        figure(thumbnail(_enlarged(pixels), f"{key}, {label}"), label)
+        for label, pixels in shown.items()
     )
     return f'<div title="{escape(key)}">{figure(stack, f"{psnr:.1f} dB")}</div>'
 
@@ -463,5 +464,5 @@ def _column(key: str, psnr: float, original: UInt8Array, reconstruction: UInt8Ar
 def _enlarged(pixels: UInt8Array) -> Image.Image:
     """A small image enlarged without interpolation, so that JPEG changes it less."""
     image = Image.fromarray(pixels)
-    factor = max(1, THUMBNAIL_WIDTH // image.width)
+    factor = max(1, THUMBNAIL_SIZE // image.width)
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)

@@ -11,8 +11,11 @@ from vlatool.episode import Array, UInt8Array
 from vlatool.pages.layout import escape
 from vlatool.pages.poses import CameraModel
 
-THUMBNAIL_WIDTH = 200
-_QUALITY = 80
+THUMBNAIL_SIZE = 240
+_QUALITY = 78
+# Longer strips have smaller images, and more in a row.
+_FEW = 10
+_TILE_SIZE = 160
 
 
 @dataclass(frozen=True)
@@ -38,18 +41,21 @@ def frame_view(
     return FrameView(image, CameraModel.at(intrinsics, extrinsics, row, image.size))
 
 
-def thumbnail(image: Image.Image, description: str, drawing: str = "") -> str:
-    """HTML of an image, at most 200 pixels wide.
+def thumbnail(
+    image: Image.Image, description: str, drawing: str = "", largest: int = THUMBNAIL_SIZE
+) -> str:
+    """HTML of an image.
 
     Args:
         image: RGB.
         description: Alternative text.
         drawing: SVG elements over the image, in its pixels, whose corner is (0, 0).
+        largest: Largest width and height in the file, in pixels.
     """
     width, height = image.size
     small = image
-    if width > THUMBNAIL_WIDTH:
-        size = (THUMBNAIL_WIDTH, max(1, round(height * THUMBNAIL_WIDTH / width)))
+    if (scale := largest / max(width, height)) < 1:
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
         small = image.resize(size, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=_QUALITY)
@@ -71,7 +77,13 @@ def figure(content: str, caption: str) -> str:
     return f"<figure>{content}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def frame_figure(view: FrameView, description: str, caption: str, drawing: str = "") -> str:
+def frame_figure(
+    view: FrameView,
+    description: str,
+    caption: str,
+    drawing: str = "",
+    largest: int = THUMBNAIL_SIZE,
+) -> str:
     """Image with a caption below, or the reason why it is missing.
 
     Args:
@@ -79,15 +91,57 @@ def frame_figure(view: FrameView, description: str, caption: str, drawing: str =
         description: Alternative text.
         caption: Text below.
         drawing: SVG elements over the image.
+        largest: Largest width and height in the file, in pixels.
     """
     if view.image is None:
         return figure(image_placeholder(view.problem), caption)
-    return figure(thumbnail(view.image, description, drawing), caption)
+    return figure(thumbnail(view.image, description, drawing, largest), caption)
+
+
+def tile(view: FrameView, name: str, lines: Iterable[str], anchor: str) -> str:
+    """Link to a part of the page: an image over its name and lines of text.
+
+    Args:
+        view: Image.
+        name: Text of the link.
+        lines: Texts below it.
+        anchor: Name of the part.
+    """
+    image = image_placeholder(view.problem)
+    if view.image is not None:
+        image = thumbnail(view.image, name, largest=_TILE_SIZE)
+    below = "".join(f"<span>{escape(line)}</span>" for line in lines if line)
+    return f'<a href="#{anchor}">{image}<b>{escape(name)}</b>{below}</a>'
+
+
+def gallery(tiles: Iterable[str]) -> str:
+    """Grid of tiles."""
+    return f'<div class="gallery">{"".join(tiles)}</div>'
+
+
+def crop_drawing(size: tuple[int, int], kept: tuple[float, float, float, float]) -> str:
+    """SVG over an image that darkens what a crop leaves out.
+
+    Args:
+        size: (width, height) of the image in pixels.
+        kept: (left, top, right, bottom) of the crop.
+    """
+    (width, height), (left, top, right, bottom) = size, kept
+    outside = f"M0 0H{width}V{height}H0Z"
+    inside = f"M{left:.1f} {top:.1f}H{right:.1f}V{bottom:.1f}H{left:.1f}Z"
+    return (
+        f'<path fill="#000" fill-opacity=".55" fill-rule="evenodd" d="{outside}{inside}"/>'
+        f'<path fill="none" stroke="#ffd34d" stroke-width="{width / 120:.1f}" '
+        f'stroke-dasharray="{width / 40:.1f}" d="{inside}"/>'
+    )
 
 
 def strip(label: str, figures: Iterable[str]) -> str:
-    """Row of figures under a label, which is HTML."""
-    return f'<div class="label">{label}</div><div class="strip">{"".join(figures)}</div>'
+    """Rows of figures under a label, which is HTML and may be empty."""
+    shown = list(figures)
+    size = "" if len(shown) <= _FEW else " many"
+    head = f'<div class="label">{label}</div>' if label else ""
+    return f'{head}<div class="strip{size}">{"".join(shown)}</div>'
 
 
 def camera_strips(cameras: Mapping[str, Sequence[FrameView]], first: int) -> str:

@@ -14,6 +14,8 @@ from string import Template
 from vlatool import __version__
 from vlatool.errors import DataError
 
+# Columns of a table that fit a narrow page.
+_MAX_COLUMNS = 3
 # Longest link in the table of contents, in characters.
 _MAX_LINK = 27
 _PREFIX = re.compile(r"^(robot__(?:action|actual|desired)__|observation\.)")
@@ -30,12 +32,14 @@ class Section:
         body: HTML.
         is_under: True if it belongs to the last section before it without this flag.
         is_card: True if it has a frame; else it is a heading of the sections under it.
+        anchor: Name of the section in links; made up if empty.
     """
 
     title: str
     body: str
     is_under: bool = False
     is_card: bool = True
+    anchor: str = ""
 
 
 class Html(str):
@@ -63,7 +67,7 @@ def page(
     """
     shown = [section for section in sections if section.body]
     links = "".join(
-        f'<a href="#s{number}" title="{escape(section.title)}"'
+        f'<a href="#{_anchor(section, number)}" title="{escape(section.title)}"'
         f"{' class=under' * section.is_under}>{_short(section.title)}</a>"
         for number, section in enumerate(shown)
     )
@@ -122,17 +126,25 @@ def table(
 ) -> str:
     """Table with the columns `numbers` aligned to the right; empty without rows.
 
-    A cell is text unless it is `Html`; an empty `header` is left out.
+    A cell is text unless it is `Html`; an empty `header` is left out. On a narrow page, the cells
+    of a row of a wide table are below each other, each after the name of its column.
     """
+    is_stacked = len(header) > _MAX_COLUMNS
+    names = [f' data-h="{_text(name)}"' for name in header] if is_stacked else []
     body = "".join(
-        "<tr>" + "".join(_cell("td", cell, i in numbers) for i, cell in enumerate(row)) + "</tr>"
+        "<tr>"
+        + "".join(
+            _cell("td", cell, i in numbers, names[i] if names else "") for i, cell in enumerate(row)
+        )
+        + "</tr>"
         for row in rows
     )
     if not body:
         return ""
     head = "".join(_cell("th", name, index in numbers) for index, name in enumerate(header))
     first = f"<tr>{head}</tr>" if head else ""
-    return f'<div class="wide"><table>{first}{body}</table></div>'
+    style = " class=stack" if is_stacked else ""
+    return f'<div class="wide"><table{style}>{first}{body}</table></div>'
 
 
 def heading(text: str, body: str) -> str:
@@ -200,14 +212,23 @@ def _short(title: str) -> str:
 
 def _section(section: Section, number: int) -> str:
     content = f"<h2>{escape(section.title)}</h2>{section.body}"
+    anchor = _anchor(section, number)
     if section.is_card:
-        return f'<section id="s{number}">{content}</section>'
-    return f'<div class="part" id="s{number}">{content}</div>'
+        return f'<section id="{anchor}">{content}</section>'
+    return f'<div class="part" id="{anchor}">{content}</div>'
 
 
-def _cell(tag: str, cell: object, is_number: bool) -> str:  # noqa: FBT001 - a column's property
-    content = cell if isinstance(cell, Html) else escape(cell)
-    return f"<{tag}{' class=number' if is_number else ''}>{content}</{tag}>"
+def _anchor(section: Section, number: int) -> str:
+    return escape(section.anchor) or f"s{number}"
+
+
+def _cell(tag: str, cell: object, is_number: bool, name: str = "") -> str:  # noqa: FBT001 - a column's property
+    number = " class=number" if is_number else ""
+    return f"<{tag}{number}{name}>{_text(cell)}</{tag}>"
+
+
+def _text(cell: object) -> str:
+    return cell if isinstance(cell, Html) else escape(cell)
 
 
 def _breakable(text: str) -> str:

@@ -76,17 +76,13 @@ T = TypeVar("T", bound=_Numbered)
 def select(refs: Sequence[T], include: str | None, exclude: str | None = None) -> list[T]:
     """Episodes of a selection such as `0:4,7`, minus those of `exclude`.
 
-    Numbers are those of the data set if all episodes have one, else positions in the list. The
-    end of a range is excluded.
+    Numbers are those of `numbered`. The end of a range is excluded.
 
     Raises:
         UsageError: A selection cannot be parsed.
         DataError: A single number does not exist, or no episode is left.
     """
-    numbers = [ref.number for ref in refs]
-    if None in numbers or len(set(numbers)) < len(numbers):
-        numbers = list(range(len(refs)))
-    known = {number: ref for number, ref in zip(numbers, refs, strict=True) if number is not None}
+    known = numbered(refs)
     selected = list(known) if include is None else sorted(_numbers("--episodes", include, known))
     if exclude is not None:
         excluded = _numbers("--exclude", exclude, known)
@@ -102,6 +98,14 @@ def select(refs: Sequence[T], include: str | None, exclude: str | None = None) -
             code="data.no_episodes",
         )
     return [known[number] for number in selected]
+
+
+def numbered(refs: Sequence[EpisodeRef]) -> dict[int, EpisodeRef]:
+    """Map from number to episode; numbers of the data set if all have one, else positions."""
+    numbers = [ref.number for ref in refs]
+    if None in numbers or len(set(numbers)) < len(numbers):
+        numbers = list(range(len(refs)))
+    return {number: ref for number, ref in zip(numbers, refs, strict=True) if number is not None}
 
 
 def _numbers(option: str, text: str, known: Collection[int]) -> set[int]:

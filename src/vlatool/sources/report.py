@@ -9,16 +9,10 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from vlatool.artifacts.field_summary import (
     FieldRange,
     FieldSummary,
     dimensions_table,
-    lowdim_columns,
-    policy_fields,
-    pose_tracks,
-    position_fields,
 )
 from vlatool.artifacts.fields import unit
 from vlatool.episode import Episode, EpisodeRef
@@ -26,27 +20,21 @@ from vlatool.errors import DataError
 from vlatool.events import Reporter
 from vlatool.findings import Finding
 from vlatool.jobs.files import output_files
-from vlatool.pages.episode import EpisodeView, episode_section, shown_positions
-from vlatool.pages.images import FrameView, frame_view
 from vlatool.pages.layout import (
     Section,
-    card,
     code,
     details,
-    evenly_spaced,
     field_label,
-    group,
     heading,
     table,
     tiles,
 )
 from vlatool.pages.report import PageRequest, Report, ReportPage
 from vlatool.pages.text import number_text, pixels_text, text_table
-from vlatool.sources.base import FormatReader
 from vlatool.sources.detection import DetectedSource
-from vlatool.sources.order import select
+from vlatool.sources.episode_cards import PROBLEMS, EpisodeCards
+from vlatool.sources.order import numbered, select
 from vlatool.storage.tree import files_below, files_below_each, size_text
-from vlatool.transforms.relative import actual_field
 
 _CAMERA_HEADER = ("camera", "width x height", "episodes", "calibration")
 
@@ -164,7 +152,7 @@ def report_source(
             "proprioception": facts.proprioception_fields or "none",
         },
         tables=_tables(facts),
-        page=partial(_page, facts, source.reader, refs),
+        page=partial(_page, facts, source, refs, reporter),
     )
 
 
@@ -204,21 +192,20 @@ def _field_table(fields: Sequence[FieldSummary]) -> str:
 
 
 def _page(
-    facts: SourceFacts, reader: FormatReader, refs: Sequence[EpisodeRef], request: PageRequest
+    facts: SourceFacts,
+    source: DetectedSource,
+    refs: Sequence[EpisodeRef],
+    reporter: Reporter,
+    request: PageRequest,
 ) -> ReportPage:
-    """Page with some of the episodes `refs`."""
-    broken = {episode["episode"] for episode in facts.broken}
-    whole = [ref for ref in refs if ref.id not in broken]
-    episodes = [
-        card(ref.id, lambda ref=ref: episode_section(_view(reader.read(ref))))
-        for ref in (whole[i] for i in evenly_spaced(len(whole), request.episodes))
-    ]
-    return ReportPage(
-        [*_overview(facts), *group(f"Episodes ({len(episodes)} of {len(whole)})", episodes)]
-    )
+    """Page of the episodes `refs`, some of them in full."""
+    broken = {episode["episode"]: episode["message"] for episode in facts.broken}
+    cards = EpisodeCards(source.reader, numbered(source.refs), broken)
+    sections = cards.sections(refs, request.episodes, reporter)
+    return ReportPage([*_overview(facts, cards.crops()), *sections])
 
 
-def _overview(facts: SourceFacts) -> list[Section]:
+def _overview(facts: SourceFacts, crops: str) -> list[Section]:
     info = {
         "format": facts.format,
         "episodes": f"{facts.episodes:,}",
@@ -245,9 +232,9 @@ def _overview(facts: SourceFacts) -> list[Section]:
     )
     return [
         Section("Overview", tiles(info)),
-        Section("Problems", broken + warnings),
+        Section("Problems", broken + warnings, anchor=PROBLEMS),
         Section("Tasks", tasks + heading("Language", language)),
-        Section("Cameras", table(_CAMERA_HEADER, facts.views("none"), numbers=(1, 2))),
+        Section("Cameras", table(_CAMERA_HEADER, facts.views("none"), numbers=(1, 2)) + crops),
         Section("Fields", _field_section(facts)),
     ]
 
@@ -279,57 +266,6 @@ def _field_html(fields: Sequence[FieldSummary]) -> str:
     ]
     header = ("field", "width", "type", "range", "unit", "dimensions", "constant dimensions")
     return table(header, rows, numbers=(1,))
-
-
-def _view(episode: Episode) -> EpisodeView:
-    """View of a raw episode; decodes the images of its strip."""
-    shown = shown_positions(episode.num_frames)
-    numbers = lowdim_columns(episode.lowdim, episode.num_frames)
-    actions, proprioception = policy_fields(
-        numbers, episode.action_fields, episode.proprioception_fields, episode.dimension_names
-    )
-    return EpisodeView(
-        name=episode.id,
-        info={
-            "task": episode.task,
-            "frames": episode.num_frames,
-            "seconds": f"{episode.num_frames / episode.fps:.1f}",
-            "fps": f"{episode.fps:g}",
-        },
-        fps=episode.fps,
-        frames=np.arange(episode.num_frames),
-        shown=shown,
-        cameras={name: _strip(episode, name, shown) for name in episode.cameras},
-        actions=actions,
-        proprioception=proprioception,
-        tracks=pose_tracks(numbers, _pose_fields(episode)),
-        language=episode.language,
-        problems=[finding.message for finding in episode.findings],
-    )
-
-
-def _pose_fields(episode: Episode) -> dict[str, str]:
-    """Map from measured position field to measured rotation field."""
-    groups = {
-        actual_field(group.position_key) or group.position_key: actual_field(group.rotation_key)
-        or group.rotation_key
-        for group in episode.pose_groups
-    }
-    return groups or position_fields(episode.lowdim)
-
-
-def _strip(episode: Episode, camera: str, shown: Sequence[int]) -> list[FrameView]:
-    calibration = episode.calibration.get(camera)
-    intrinsics = None if calibration is None else calibration.intrinsics
-    extrinsics = None if calibration is None else calibration.extrinsics
-    try:
-        images = episode.cameras[camera].read(shown)
-    except DataError as error:
-        return [FrameView(None, problem=error.message)] * len(shown)
-    return [
-        frame_view(image, intrinsics, extrinsics, frame)
-        for frame, image in zip(shown, images, strict=True)
-    ]
 
 
 def _named_bytes(refs: Sequence[EpisodeRef]) -> int:

@@ -28,7 +28,9 @@ class InspectConfig(ConfigModel):
         default=None, description="HTML file to write, with images and plots; not for a run."
     )
     html_episodes: int = Field(
-        default=3, ge=0, description="Number of raw episodes with images on that page."
+        default=3,
+        ge=0,
+        description="Number of raw episodes in full on that page; it shows the others in brief.",
     )
     html_samples: int = Field(
         default=6, ge=0, description="Number of training samples with images on that page."

@@ -22,6 +22,7 @@ from vlatool.artifacts.windows.format import DATA_NAME, Window, read_windows
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.jobs.files import output_files
+from vlatool.pages.charts import Axis, FieldValues, field_charts
 from vlatool.pages.images import FrameView, camera_strips
 from vlatool.pages.layout import (
     Section,
@@ -35,7 +36,7 @@ from vlatool.pages.layout import (
     tags,
     tiles,
 )
-from vlatool.pages.plots import Axis, FieldValues, axis_chart, field_chart, histogram
+from vlatool.pages.plots import histogram
 from vlatool.pages.report import (
     Decoder,
     PageRequest,
@@ -179,7 +180,7 @@ def _overview(facts: SamplesFacts, findings: Problems) -> list[Section]:
     lengths = [int(n) for n, count in facts.id_counts.items() for _ in range(count)]
     return [
         Section("Overview", shown),
-        Section("Action ids", histogram(lengths, "action ids of a window", counted="windows")),
+        Section("Action ids", histogram(lengths, "action ids of a window", noun="window")),
         Section("Tasks", table(("task", "samples"), facts.tasks.items(), numbers=(1,))),
     ]
 
@@ -253,10 +254,9 @@ def _actions(window: Window | None, names: Sequence[str]) -> str:
     actions = np.array(window.actions)
     steps, width = actions.shape
     known = names if len(names) == width else [str(number) for number in range(width)]
-    axis = Axis(-1.5, steps - 0.5)
-    field = FieldValues("not normalized", actions, known)
-    ticks = [(float(step), f"+{step}") for step in range(steps)]
-    return field_chart(axis, np.arange(steps), field, dots=True) + axis_chart(axis, ticks)
+    axis = Axis(-0.5, steps - 0.5, "steps", whole=True, anchor=0.0)
+    field = FieldValues("actions, not normalized", actions, known)
+    return field_charts(axis, np.arange(steps), [field], dots=True)
 
 
 def _reconstructions(codes: Array, cameras: Sequence[str], decode: Decoder) -> str:

@@ -22,7 +22,8 @@ from vlatool.artifacts.sample import StoredSample
 from vlatool.artifacts.tar import OpenShard
 from vlatool.episode import Array
 from vlatool.errors import DataError
-from vlatool.pages.images import THUMBNAIL_WIDTH, FrameView, frame_figure, step_text, strip
+from vlatool.pages.charts import Axis, FieldValues, field_charts, step_cells
+from vlatool.pages.images import FrameView, frame_figure, step_text, strip
 from vlatool.pages.layout import (
     Section,
     card,
@@ -35,16 +36,11 @@ from vlatool.pages.layout import (
     table,
     tags,
 )
-from vlatool.pages.plots import Axis, FieldValues, axis_chart, cells, field_chart
 from vlatool.pages.poses import CameraModel, EndEffectorTrack, draw_poses, pose_legend
 from vlatool.pages.report import listed
 
-_CHART_WIDTH = 560.0
-# Width of the numbers at the left of a sample's chart, in its pixels.
-_GUTTER = 48.0
-_TICKS = 16
-# Maximum number of images per row.
-_ROW = 8
+# Most images of a camera that leave room for those of the next one beside them.
+_BESIDE = 2
 
 
 @dataclass(frozen=True)
@@ -222,24 +218,24 @@ def _images(
     if not cameras:
         return ""
 
-    def offset_figure(camera: str, offset: int) -> str:
+    def offset_figure(camera: str, offset: int, prefix: str = "") -> str:
         caption = step_text(offset) + (f", frame {frames[offset]}" if offset in frames else "")
         image = images.get((camera, offset), FrameView(None, problem="not in the sample"))
         drawing = ""
         if image.camera is not None:
             step = _shown_step(window, offset)
             drawing = draw_poses(tracks, step, image.camera, window.length)
-        return frame_figure(image, f"{camera}, {caption}", caption, drawing)
+        return frame_figure(image, f"{camera}, {caption}", prefix + caption, drawing)
 
-    rows = -(-len(cameras) // max(1, _ROW // len(offsets)))
-    strips = (
-        strip(escape(camera), [offset_figure(camera, offset) for offset in offsets])
-        for camera in cameras
+    if len(offsets) > _BESIDE:
+        return "".join(
+            strip(escape(camera), [offset_figure(camera, offset) for offset in offsets])
+            for camera in cameras
+        )
+    return strip(
+        "",
+        [offset_figure(camera, offset, f"{camera} ") for camera in cameras for offset in offsets],
     )
-    blocks = "".join(f"<div>{images}</div>" for images in strips)
-    widest = THUMBNAIL_WIDTH * len(offsets)
-    columns = f"repeat({-(-len(cameras) // rows)}, minmax(0, {widest}px))"
-    return f'<div class="grid" style="grid-template-columns: {columns}">{blocks}</div>'
 
 
 def _shown_step(window: SampleWindow, offset: int) -> int:
@@ -253,40 +249,25 @@ def _charts(
     fields: tuple[Sequence[FieldValues], Sequence[FieldValues]],
     fps: float | None,
 ) -> str:
-    """Charts of actions at the left and proprioception at the right, over their masks."""
-    axis = _step_axis(window)
-    seconds = f" of {1 / fps:.3g} s" if fps else ""
-    below = (
-        f'<div class="label quiet">masks of the steps{seconds} from the anchor; shaded above: '
-        "padding</div>"
-        + cells(axis, window.steps, window.past_mask, "past")
-        + cells(axis, window.steps, window.future_mask, "future")
-        + axis_chart(axis, _ticks(window))
-    )
-    columns: list[str] = []
-    for title, group in zip(("Actions", "Proprioception"), fields, strict=True):
-        charts = "".join(field_chart(axis, window.steps, field, dots=True) for field in group)
-        columns.append(heading(title, charts) + below if charts else "")
-    return f'<div class="pair"><div>{columns[0]}</div><div>{columns[1]}</div></div>'
-
-
-def _step_axis(window: SampleWindow) -> Axis:
-    """Axis of steps from the anchor; padding is shaded."""
-    gutter = window.length * _GUTTER / (_CHART_WIDTH - _GUTTER)
-    return Axis(
-        float(window.steps[0]) - 0.5 - gutter,
-        float(window.steps[-1]) + 0.5,
+    """Charts of actions and proprioception, and the masks of their steps."""
+    steps = window.steps
+    padded = steps[window.is_padded].tolist()
+    axis = Axis(
+        float(steps[0]) - 0.5,
+        float(steps[-1]) + 0.5,
+        f"steps of {1 / fps:.3g} s" if fps else "steps",
+        whole=True,
         anchor=0.0,
-        shaded=tuple((step - 0.5, step + 0.5) for step in window.steps[window.is_padded].tolist()),
-        width=_CHART_WIDTH,
+        shaded=tuple((step - 0.5, step + 0.5) for step in padded),
     )
-
-
-def _ticks(window: SampleWindow) -> list[tuple[float, str]]:
-    stride = max(1, -(-window.length // _TICKS))
-    first = -(window.anchor // stride) * stride
-    steps = range(first, window.length - window.anchor, stride)
-    return [(float(step), f"{step:+d}" if step else "0") for step in steps]
+    masks = {"past": window.past_mask, "future": window.future_mask}
+    charts = "".join(
+        heading(title, field_charts(axis, steps, group, dots=True))
+        for title, group in zip(("Actions", "Proprioception"), fields, strict=True)
+    )
+    return charts + heading(
+        "Masks of the steps; padding is shaded above", step_cells(axis, steps, masks)
+    )
 
 
 def _metadata(metadata: Mapping[str, Any]) -> str:

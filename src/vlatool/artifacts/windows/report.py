@@ -25,7 +25,8 @@ from vlatool.artifacts.windows.format import (
 from vlatool.errors import DataError
 from vlatool.jobs.files import output_files
 from vlatool.jobs.record import read_valid_record
-from vlatool.pages.images import FrameView, camera_strips, step_text
+from vlatool.pages.charts import Axis, FieldValues, field_charts
+from vlatool.pages.images import FrameView, camera_strips
 from vlatool.pages.layout import (
     Section,
     card,
@@ -37,7 +38,6 @@ from vlatool.pages.layout import (
     tags,
     tiles,
 )
-from vlatool.pages.plots import Axis, FieldValues, axis_chart, field_chart
 from vlatool.pages.report import (
     PageRequest,
     Problems,
@@ -51,7 +51,6 @@ from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.tree import size_text
 
 _SHOWN_TASKS = 8
-_TICKS = 16
 
 
 @dataclass(frozen=True)
@@ -225,15 +224,13 @@ def _chart(facts: WindowsFacts, window: Window) -> str:
     names = facts.manifest.action_names if facts.manifest else ()
     recorded = _num_recorded(window, len(facts.cameras))
     padding = ((recorded - 0.5, steps - 0.5),) if recorded < steps else ()
-    axis = Axis(-0.5, steps - 0.5, anchor=0.0, shaded=padding)
+    axis = Axis(-0.5, steps - 0.5, "steps", whole=True, anchor=0.0, shaded=padding)
     field = FieldValues(
         "actions, not normalized",
         actions,
         names if len(names) == width else [str(index) for index in range(width)],
     )
-    every = max(1, -(-steps // _TICKS))
-    ticks = [(float(step), step_text(step)) for step in range(0, steps, every)]
-    return field_chart(axis, np.arange(steps), field, dots=True) + axis_chart(axis, ticks)
+    return field_charts(axis, np.arange(steps), [field], dots=True)
 
 
 def _num_recorded(window: Window, cameras: int) -> int:

@@ -1,0 +1,352 @@
+"""Small charts of fields as inline SVG, one per group of dimensions.
+
+A drawing stretches to the width of its plot; labels are HTML, whose size does not change with it.
+Legend of shapes: S positions along the axis (frames of an episode, steps of a window), C dimensions
+of a field.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from vlatool.episode import Array
+from vlatool.pages.layout import Html, details, escape, label_with_unit, table
+from vlatool.pages.text import number_text
+from vlatool.pages.ticks import Ticks, ticks_below, ticks_beside
+
+# Lines of a chart; page.html has as many colors.
+MAX_LINES = 8
+# Charts that fit a screen; those after them are collapsed.
+PER_SCREEN = 10
+
+# Size of a drawing in its own units.
+WIDTH, HEIGHT = 300.0, 100.0
+_MAX_POINTS = 240
+# Changes below this share of the largest value are rounding errors.
+_ROUNDING = 1e-9
+_MAX_VALUE = 1e300
+# Words in names of dimensions.
+_WORDS = re.compile(r"[^a-z0-9]+")
+_KINDS: Sequence[tuple[str, re.Pattern[str]]] = (
+    ("gripper", re.compile(r"gripper|hand|finger|thumb")),
+    ("position", re.compile(r"[xyz]")),
+    ("rotation", re.compile(r"r[1-3][1-3]|roll|pitch|yaw|[rq][wxyz]")),
+)
+_JOINTS = "joints"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Horizontal axis that several charts share.
+
+    Attributes:
+        low: Value at the left end of the chart.
+        high: Value at the right end.
+        unit: Unit of its values.
+        whole: True if its ticks are integers.
+        marks: Values with a dashed line.
+        anchor: Value with a solid line, from which the others are counted; None without one.
+        shaded: Shaded ranges, such as padding.
+    """
+
+    low: float
+    high: float
+    unit: str = "s"
+    whole: bool = False
+    marks: tuple[float, ...] = ()
+    anchor: float | None = None
+    shaded: tuple[tuple[float, float], ...] = ()
+
+    def to_x(self, values: Array | float) -> Array:
+        """Horizontal positions of values in the drawing."""
+        return (np.asarray(values, np.float64) - self.low) / (self.high - self.low) * WIDTH
+
+    @cached_property
+    def ticks(self) -> Ticks:
+        """Round values with their labels."""
+        return ticks_below(self.low, self.high, whole=self.whole, signed=self.anchor is not None)
+
+
+@dataclass(frozen=True)
+class FieldValues:
+    """Values of a field to draw.
+
+    Attributes:
+        name: Name of the field.
+        values: Numbers [S, C]; a line has gaps where they are not finite.
+        names: C names of its dimensions.
+        unit: Unit of its values; empty if unknown.
+    """
+
+    name: str
+    values: Array
+    names: Sequence[str]
+    unit: str = ""
+
+
+def field_charts(
+    axis: Axis, positions: Array, fields: Iterable[FieldValues], *, dots: bool = False
+) -> str:
+    """Charts of fields, one per group of dimensions, and a table of those that never change.
+
+    Args:
+        axis: Axis of the charts.
+        positions: Values of the axis [S].
+        fields: Values; empty for an empty result.
+        dots: Mark the positions.
+    """
+    charts: list[str] = []
+    constant: dict[Html, str] = {}
+    for field in fields:
+        varies = _varies(field.values)
+        for label, indices in dimension_groups(field.names, np.flatnonzero(varies).tolist()):
+            charts.append(_field_chart(axis, positions, field, label, indices, dots=dots))
+        if not varies.all():
+            constant[label_with_unit(field.name, field.unit)] = _constant_text(field, ~varies)
+    more = "".join(charts[PER_SCREEN:])
+    return (
+        _grid("".join(charts[:PER_SCREEN]))
+        + details(f"{len(charts) - PER_SCREEN} more", _grid(more))
+        + table(("constant", "values"), constant.items())
+    )
+
+
+def dimension_groups(names: Sequence[str], indices: Sequence[int]) -> list[tuple[str, list[int]]]:
+    """Groups of at most `MAX_LINES` dimensions that belong together by their names.
+
+    Args:
+        names: Names of all dimensions.
+        indices: Dimensions to group.
+
+    Returns:
+        (label, dimensions) of each group; the label of a field with one group is empty.
+    """
+    groups: dict[str, list[int]] = {}
+    for index in indices:
+        groups.setdefault(_group(names[index]), []).append(index)
+    parts = [
+        (label, part)
+        for label, members in groups.items()
+        for part in _equal_parts(members, MAX_LINES)
+    ]
+    if len(parts) == 1:
+        return [("", parts[0][1])]
+    return [
+        (label if len(groups[label]) == len(part) else _range_text(names, part), part)
+        for label, part in parts
+    ]
+
+
+def step_cells(axis: Axis, positions: Array, rows: Mapping[str, Array]) -> str:
+    """Chart with a row of cells [S] per name, filled where true."""
+    half = float(axis.to_x(0.5) - axis.to_x(0.0))
+    height = HEIGHT / max(len(rows), 1)
+    drawn = "".join(
+        f'<rect class="cell{"" if flag else " off"}" x="{x - 0.9 * half:.1f}" '
+        f'y="{(row + 0.1) * height:.1f}" width="{1.8 * half:.1f}" height="{0.8 * height:.1f}"/>'
+        for row, flags in enumerate(rows.values())
+        for x, flag in zip(axis.to_x(positions), flags, strict=True)
+    )
+    labels = [((row + 0.5) / len(rows), name) for row, name in enumerate(rows)]
+    return _grid(chart("masks of the steps", axis, drawn, labels, size="low"))
+
+
+def chart(
+    label: str,
+    axis: Axis,
+    drawing: str,
+    left: Iterable[tuple[float, str]],
+    legend: str = "",
+    *,
+    size: str = "",
+) -> str:
+    """Chart: its label above, ticks at the left and below, legend at the right.
+
+    Args:
+        label: HTML.
+        axis: Horizontal axis.
+        drawing: SVG elements.
+        left: Labels at the left: distance from the top as a share of the height, text.
+        legend: HTML.
+        size: CSS class of the height.
+    """
+    ticks = axis.ticks
+    below = zip((axis.to_x(np.array(ticks.values)) / WIDTH).tolist(), ticks.texts, strict=True)
+    unit = axis.unit + f" + {ticks.base}" * bool(ticks.base)
+    return (
+        f'<figure class="chart {size}"><figcaption>{label}</figcaption>'
+        f'<div class="left">{_labels("top", left)}</div>'
+        f'<div class="plot"><svg viewBox="0 0 {WIDTH:.0f} {HEIGHT:.0f}" '
+        f'preserveAspectRatio="none">{drawing}</svg></div>'
+        f'<div class="legend">{legend}</div>'
+        f'<div class="below">{_labels("left", below)}</div>'
+        f'<div class="unit">{escape(unit)}</div></figure>'
+    )
+
+
+def left_labels(ticks: Ticks) -> list[tuple[float, str]]:
+    """Labels at the left of a chart whose ends are the first and the last tick."""
+    if not ticks.values:
+        return []
+    bottom, top = ticks.values[0], ticks.values[-1]
+    shares = [(top - value) / (top - bottom) for value in ticks.values]
+    return list(zip(shares, ticks.texts, strict=True))
+
+
+def _labels(side: str, labels: Iterable[tuple[float, str]]) -> str:
+    return "".join(
+        f'<span style="{side}:{100 * share:.2f}%">{escape(text)}</span>' for share, text in labels
+    )
+
+
+def _grid(charts: str) -> str:
+    return f'<div class="charts">{charts}</div>' if charts else ""
+
+
+def _group(name: str) -> str:
+    """Label of the group of a dimension."""
+    group, _, number = name.rpartition(".")
+    if group and number.isdecimal():
+        return group
+    words = [word for word in _WORDS.split(name.lower()) if word]
+    side = next((word for word in words if word in ("left", "right")), "")
+    matches = (kind for kind, words_of in _KINDS if any(map(words_of.fullmatch, words)))
+    return f"{side} {next(matches, _JOINTS)}".strip()
+
+
+def _equal_parts(members: Sequence[int], most: int) -> list[list[int]]:
+    count = -(-len(members) // most)
+    return [part.tolist() for part in np.array_split(np.array(members, int), count)]
+
+
+def _range_text(names: Sequence[str], part: Sequence[int]) -> str:
+    first, last = names[part[0]], names[part[-1]]
+    return first if first == last else f"{first} to {last}"
+
+
+def _constant_text(field: FieldValues, is_constant: Array) -> str:
+    """Names and values of constant dimensions."""
+    numbers = _drawable(field.values)
+    texts: list[str] = []
+    for index in np.flatnonzero(is_constant).tolist():
+        finite = numbers[np.isfinite(numbers[:, index]), index]
+        value = number_text(float(finite[0])) if finite.size else "not finite"
+        texts.append(value if len(field.names) == 1 else f"{field.names[index]} {value}")
+    return ", ".join(texts)
+
+
+def _field_chart(
+    axis: Axis,
+    positions: Array,
+    field: FieldValues,
+    group: str,
+    indices: Sequence[int],
+    *,
+    dots: bool,
+) -> str:
+    """Chart of some dimensions of a field."""
+    shown = _drawable(field.values[:, list(indices)])
+    finite = shown[np.isfinite(shown)]
+    low, high = float(finite.min()), float(finite.max())
+    ticks = ticks_beside(low, high)
+    bottom, top = (ticks.values[0], ticks.values[-1]) if ticks.values else (low, high)
+    x, y = axis.to_x(positions), (top - shown) / (top - bottom) * HEIGHT
+    lines = "".join(_line(x, y[:, order], order, dots=dots) for order in range(y.shape[1]))
+    left = left_labels(ticks)
+    base = f' <span class="quiet">+ {ticks.base}</span>' if ticks.base else ""
+    part = f" <b>{escape(group)}</b>" if group else ""
+    label = f"{label_with_unit(field.name, field.unit)}{part}{base}"
+    drawing = _background(axis, [share * HEIGHT for share, _ in left]) + lines
+    return chart(label, axis, drawing, left, _legend(field, group, indices))
+
+
+def _legend(field: FieldValues, group: str, indices: Sequence[int]) -> str:
+    """Color and name of each line; empty for a field of one dimension."""
+    if len(field.names) == 1:
+        return ""
+    return "".join(
+        f'<span class="key"><i class="f{order}"></i>'
+        f"{escape(field.names[index].removeprefix(f'{group}.'))}</span>"
+        for order, index in enumerate(indices)
+    )
+
+
+def _drawable(values: Array) -> Array:
+    """Numbers as float64; NaN for those that are not finite or too large for differences."""
+    numbers = values.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        return np.where(np.abs(numbers) < _MAX_VALUE, numbers, np.nan)
+
+
+def _varies(values: Array) -> Array:
+    """Dimensions whose finite numbers change, bool [C]."""
+    numbers = _drawable(values)
+    is_finite = np.isfinite(numbers)
+    low = np.where(is_finite, numbers, np.inf).min(axis=0)
+    high = np.where(is_finite, numbers, -np.inf).max(axis=0)
+    largest = np.where(is_finite, np.abs(numbers), 0.0).max(axis=0)
+    return (high - low) > _ROUNDING * np.maximum(1.0, largest)
+
+
+def _background(axis: Axis, heights: Sequence[float]) -> str:
+    parts = [
+        f'<rect class="shade" x="{float(axis.to_x(low)):.1f}" y="0" '
+        f'width="{float(axis.to_x(high) - axis.to_x(low)):.1f}" height="{HEIGHT:.0f}"/>'
+        for low, high in axis.shaded
+    ]
+    across = "".join(f"M0 {y:.1f}H{WIDTH:.0f}" for y in heights)
+    parts.append(f'<path class="rule" d="{across}"/>' if across else "")
+    rules = [("mark", axis.marks), ("anchor", () if axis.anchor is None else (axis.anchor,))]
+    for kind, values in rules:
+        down = "".join(f"M{float(axis.to_x(value)):.1f} 0V{HEIGHT:.0f}" for value in values)
+        parts.append(f'<path class="{kind}" d="{down}"/>' if down else "")
+    return "".join(parts)
+
+
+def _line(xs: Array, ys: Array, order: int, *, dots: bool) -> str:
+    """Line of one dimension, in segments between gaps; a single position is a dot."""
+    indices = _downsampled(ys)
+    xs, ys = xs[indices], ys[indices]
+    finite = np.isfinite(ys)
+    points = [f"{x:.1f} {y:.1f}" for x, y in zip(xs, ys, strict=True)]
+    runs = _runs(finite)
+    if not runs:
+        return ""
+    line = "".join(f"M{'L'.join(points[start:stop])}" for start, stop in runs if stop - start > 1)
+    alone = finite if dots else _alone(len(ys), runs)
+    round_dots = "".join(f"M{points[index]}h0" for index in np.flatnonzero(alone))
+    path = f'<path class="line s{order}" d="{line}"/>' if line else ""
+    return path + (f'<path class="line dot s{order}" d="{round_dots}"/>' if round_dots else "")
+
+
+def _alone(count: int, runs: Sequence[tuple[int, int]]) -> Array:
+    """Flags [count] of runs of one."""
+    flags = np.zeros(count, bool)
+    flags[[start for start, stop in runs if stop - start == 1]] = True
+    return flags
+
+
+def _downsampled(values: Array) -> Array:
+    """Indices of points that keep the peaks of a long line: minimum and maximum of short parts."""
+    count = len(values)
+    if count <= _MAX_POINTS:
+        return np.arange(count)
+    parts = np.array_split(np.arange(count), _MAX_POINTS // 2)
+    indices: set[int] = {0, count - 1}
+    for part in parts:
+        finite = np.isfinite(values[part])
+        indices |= {int(index) for index in part[~finite][:1]}
+        if finite.any():
+            numbers, kept = values[part][finite], part[finite]
+            indices |= {int(kept[numbers.argmin()]), int(kept[numbers.argmax()])}
+    return np.array(sorted(indices))
+
+
+def _runs(flags: Array) -> list[tuple[int, int]]:
+    """Half-open ranges of consecutive true flags."""
+    padded = np.concatenate([[False], flags, [False]]).astype(np.int8)
+    edges = np.flatnonzero(np.diff(padded))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
