@@ -45,10 +45,11 @@ from tests.builders.shards import (
     write_tar,
 )
 from tests.builders.spartan import spartan_task
+from tests.builders.toys import NUMBERS, WIDTH, write_numbers
 from vlatool.artifacts.fragment import read_members
 from vlatool.artifacts.shards.format import read_manifest
 from vlatool.artifacts.tar import index_by_headers, index_path, read_index
-from vlatool.errors import ConfigError, DataError
+from vlatool.errors import ConfigError, DataError, UsageError
 from vlatool.loading.base import DataSet, ShardInfo
 from vlatool.loading.loader import LoaderPlan, build_loader
 from vlatool.loading.order import OrderOptions, SampleOrder
@@ -677,25 +678,59 @@ def test_derived_values_have_a_rule(folders: dict[int, Path]) -> None:
 # custom loops
 
 
-def test_dataset_in_a_custom_loop(folders: dict[int, Path]) -> None:
-    data = vlatool.open_dataset(folders[3].parent, image_indices=[0])
+@pytest.mark.parametrize("channels_first", [True, False])
+def test_dataset_in_a_custom_loop(folders: dict[int, Path], channels_first: bool) -> None:
+    keys: dict[str, Any] = {"image_indices": [0], "normalize": True}
+    data = vlatool.open_dataset(folders[3].parent, channels_first=channels_first, **keys)
+    raw = vlatool.open_dataset(folders[3].parent, raw=True, **keys)
+    anchor, cameras = data.config.lowdim_past_timesteps, data.config.camera_names
     seen: list[list[str]] = []
     for epoch in range(2):
-        loader = DataLoader(data.epoch(epoch), batch_size=5, collate_fn=list)
-        samples = [sample for batch in loader for sample in batch]
-        images = np.stack([sample.images for sample in samples])
-        seen.append([sample.key for sample in samples])
+        batches = DataLoader(data.epoch(epoch), batch_size=SAMPLES, num_workers=2 * (epoch == 0))
+        batch = next(iter(batches))
+        samples = list(raw.epoch(epoch))
+        seen.append(batch["key"])
 
-    assert images.shape == (SAMPLES, 2, 24, 32, 3)
+        assert list(batch) == list(data[0])
+        for number, camera in enumerate(cameras):
+            images = np.stack([sample.images[number :: len(cameras)] for sample in samples])
+            expected = images.transpose(0, 1, 4, 2, 3) if channels_first else images
+            np.testing.assert_array_equal(batch[f"observation.images.{camera}"], expected)
+        for name in data.config.proprioception_fields:
+            past = np.stack([sample.fields[name][: anchor + 1] for sample in samples])
+            np.testing.assert_array_equal(batch[f"observation.{name}"], past)
+        actions = [
+            np.concatenate([s.fields[name][anchor:] for name in data.config.action_fields], axis=1)
+            for s in samples
+        ]
+        np.testing.assert_array_equal(batch["action"], np.stack(actions))
+        padded = np.stack([~sample.future_mask[anchor:] for sample in samples])
+        np.testing.assert_array_equal(batch["action_is_pad"], padded)
+        before = np.stack([~sample.past_mask[:anchor] for sample in samples])
+        np.testing.assert_array_equal(batch["observation_is_pad"][:, :-1], before)
+        assert not batch["observation_is_pad"][:, -1].any()
+        assert {*padded.ravel(), *before.ravel()} == {True, False}
+        assert batch["task"] == [sample.instruction for sample in samples]
+        assert batch["key"] == [sample.key for sample in samples]
+
     assert sorted(seen[0]) == sorted(seen[1]) == sorted(stored_keys(folders[3]))
     assert seen[0] != seen[1]
+
+
+def test_dataset_of_a_kind_without_plain_samples_is_raw(tmp_path: Path) -> None:
+    folder = write_numbers(tmp_path)
+    with pytest.raises(UsageError) as caught:
+        vlatool.open_dataset(folder, kind=NUMBERS)
+
+    assert caught.value.code == "usage.no_plain_samples"
+    assert len(vlatool.open_dataset(folder, kind=NUMBERS, raw=True)[0].values) == WIDTH
 
 
 def test_dataset_is_a_sequence(folders: dict[int, Path]) -> None:
     data = vlatool.open_dataset(folders[3], shuffle=False)
 
-    assert [sample.key for sample in data] == stored_keys(folders[3])
-    assert data[-1].key == data[len(data) - 1].key
+    assert [sample["key"] for sample in data] == stored_keys(folders[3])
+    assert data[-1]["key"] == data[len(data) - 1]["key"]
     with pytest.raises(IndexError):
         data[len(data)]
 
@@ -703,7 +738,9 @@ def test_dataset_is_a_sequence(folders: dict[int, Path]) -> None:
 def test_dataset_reads_in_the_order_of_the_loader(folders: dict[int, Path]) -> None:
     data = vlatool.open_dataset(folders[3], seed=1)
 
-    assert [sample.key for sample in data] == names(batches(opened(folders[3]), LoaderPlan(12), 1))
+    assert [sample["key"] for sample in data] == names(
+        batches(opened(folders[3]), LoaderPlan(12), 1)
+    )
 
 
 def test_dataset_raises_an_error_for_a_broken_sample(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch.utils.data import DataLoader
 
 from tests.builders.memory_remote import MemoryRemote
 from tests.builders.recording import Recorder
@@ -61,7 +62,18 @@ def test_sizes_and_order_need_no_manifest(tmp_path: Path) -> None:
     info = ImagesKind().load_info(config_of(write_image_shards(tmp_path / "shards")))
     assert [shard.size for shard in info.datasets[0].shards] == [5, 3, 4]
     data = open_dataset(tmp_path / "shards", kind="images", preprocessing=SIZE)
-    assert len({sample.key for sample in data}) == len(data) == 12
+    assert len({sample["key"] for sample in data}) == len(data) == 12
+
+
+def test_data_set_of_images_is_stacked(tmp_path: Path) -> None:
+    shards = write_image_shards(tmp_path / "shards")
+    first = samples_of(config_of(shards))[0].image
+    data = open_dataset(shards, kind="images", shuffle=False, preprocessing=SIZE)
+
+    batch = next(iter(DataLoader(data, batch_size=12)))
+
+    np.testing.assert_array_equal(batch["image"][0], first.transpose(2, 0, 1))
+    assert batch["image"].shape == (12, 3, 8, 8)
 
 
 def test_shard_is_scanned_once_and_its_index_cached(tmp_path: Path, cache: Path) -> None:

@@ -53,7 +53,9 @@ def lone(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read(*folders: Path, **keys: Any) -> list[DecodedSample]:
-    return list(vlatool.open_dataset(*folders, shuffle=False, action_fields=[FIELD], **keys))
+    return list(
+        vlatool.open_dataset(*folders, shuffle=False, raw=True, action_fields=[FIELD], **keys)
+    )
 
 
 def augmentation(**image: Any) -> dict[str, Any]:
@@ -119,7 +121,7 @@ def test_augmentation_depends_on_seed_and_position_only(
 ) -> None:
     first = read(folder, augmentation=section, seed=1)
     data = vlatool.open_dataset(
-        folder, shuffle=False, action_fields=[FIELD], augmentation=section, seed=1
+        folder, shuffle=False, raw=True, action_fields=[FIELD], augmentation=section, seed=1
     )
 
     np.testing.assert_array_equal(data[7].images, first[7].images)
@@ -148,7 +150,7 @@ def test_validation_images_have_a_center_crop_and_no_jitter(
     config, info = opened(folder, augmentation=section, val_dataset_manifest=[str(folder)])
     validation = RoboticsKind().validation(config)
     assert validation is not None
-    data = vlatool.open_dataset(folder, shuffle=False, action_fields=[FIELD])
+    data = vlatool.open_dataset(folder, shuffle=False, raw=True, action_fields=[FIELD])
     reader = RoboticsKind().reader(validation, info)
 
     first, second = (reader.read(data._order.refs([3]), [np.random.default_rng(n)]) for n in (1, 2))
@@ -200,6 +202,11 @@ def test_missing_camera_is_black_and_masked(folder: Path, lone: Path) -> None:
         assert sample.image_mask.tolist() == [True, sample.dataset == 0] * 2
         assert sample.images[sample.image_mask].any()
         assert not sample.images[~sample.image_mask].any()
+    keys: dict[str, Any] = {"shuffle": False, "action_fields": [FIELD]}
+    data = vlatool.open_dataset(folder, lone, pad_missing_images=True, **keys)
+    for plain, sample in zip(data, samples, strict=True):
+        assert plain[f"observation.images.{LEFT}_is_pad"].tolist() == [False, False]
+        assert plain[f"observation.images.{RIGHT}_is_pad"].tolist() == [sample.dataset == 1] * 2
 
 
 def test_missing_camera_without_padding_raises_an_error(folder: Path, lone: Path) -> None:
@@ -416,7 +423,8 @@ def _set_options(folder: Path, **options: Any) -> None:
 
 def test_dataset_is_normalized_like_training(folder: Path) -> None:
     section = {"method": "percentile_1_99", "centered_norm": True}
-    keys: dict[str, Any] = {"shuffle": False, "action_fields": [FIELD], "normalization": section}
+    keys: dict[str, Any] = {"shuffle": False, "raw": True, "action_fields": [FIELD]}
+    keys |= {"normalization": section}
     plain = vlatool.open_dataset(folder, **keys)
     data = vlatool.open_dataset(folder, **keys, normalize=True)
 

@@ -271,6 +271,24 @@ class Normalizes(Protocol):
         ...
 
 
+@runtime_checkable
+class HasPlainSamples(Protocol):
+    """A data kind whose samples `open_dataset` returns as dicts of tensors."""
+
+    def plain(self, config: Any, sample: Any, *, channels_first: bool = True) -> dict[str, Any]:
+        """Returns a sample as a flat dict of tensors and texts.
+
+        All samples of a section `data` have the same keys and shapes, so that the default collate
+        function of torch stacks them.
+
+        Args:
+            config: Section `data`, derived.
+            sample: Sample of the reader, normalized or not.
+            channels_first: Images are [..., 3, H, W]; otherwise [..., H, W, 3].
+        """
+        ...
+
+
 class DataKind(Protocol):
     """A kind of training data: its config, metadata, reader and assets.
 

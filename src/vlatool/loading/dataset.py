@@ -1,8 +1,9 @@
 """Training data as a torch dataset, for custom training loops."""
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,23 @@ from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL
-from vlatool.loading.base import DataKind, DroppedSample, Normalizes, SampleReader
+from vlatool.loading.base import (
+    DataKind,
+    DroppedSample,
+    HasPlainSamples,
+    Normalizes,
+    SampleReader,
+)
+from vlatool.loading.kinds import data_kind as find_kind
 from vlatool.loading.loader import read_samples
 from vlatool.loading.order import OrderOptions, SampleOrder
-from vlatool.plugins import DATA_KINDS
 from vlatool.storage.uri import pinned_text
 
 _ORIGIN = "open_dataset"
 
 
 class SampleDataset(Dataset[Any]):
-    """Decoded samples in the order of `vlatool train`; picklable.
+    """Samples in the order of `vlatool train`; picklable.
 
     `dataset[n]` is the n-th sample of an epoch. `dataset.epoch(1)` has the samples in the order of
     the second epoch.
@@ -41,10 +48,12 @@ class SampleDataset(Dataset[Any]):
         order: SampleOrder,
         reader: SampleReader,
         scales: Normalizes | None = None,
+        form: Callable[[Any], Any] | None = None,
     ) -> None:
         self.config = config
         self.info = info
         self.scales = scales
+        self._form = form
         self._order = order
         self._reader = reader
         self._first = 0
@@ -79,7 +88,9 @@ class SampleDataset(Dataset[Any]):
                 code=f"data.{broken.reason}",
                 details={"sample": broken.sample},
             )
-        return samples if self.scales is None else [self.scales.normalized(s) for s in samples]
+        if self.scales is not None:
+            samples = [self.scales.normalized(sample) for sample in samples]
+        return samples if self._form is None else [self._form(sample) for sample in samples]
 
     def __iter__(self) -> Iterator[Any]:
         return (self[index] for index in range(len(self)))
@@ -99,50 +110,60 @@ def open_dataset(
     seed: int = 42,
     shuffle: bool = True,
     normalize: bool = False,
+    channels_first: bool = True,
+    raw: bool = False,
     **keys: Any,
 ) -> SampleDataset:
-    """Opens data sets as a torch dataset of decoded samples.
+    """Opens data sets as a torch dataset of dicts, which a DataLoader stacks to batches.
 
     An epoch has each sample once, unless `dataset_weighting` is set. Samples are shuffled, so a
     DataLoader needs no `shuffle`. An interrupted loop can resume at any index.
 
-        import vlatool
-        from torch.utils.data import DataLoader
-
         data = vlatool.open_dataset("demo/data", image_indices=[0])
         for epoch in range(3):
-            loader = DataLoader(data.epoch(epoch), batch_size=16, num_workers=2, collate_fn=list)
-            for samples in loader:
-                images = np.stack([sample.images for sample in samples])
+            for batch in DataLoader(data.epoch(epoch), batch_size=16, num_workers=2):
+                batch["action"]  # float32 [16, T, A]
+
+    `loading.robotics.kind` has the keys of robotics data.
 
     Args:
-        folders: Outputs of `vlatool preprocess` or their manifests, of any scheme. Several data
-            sets are read as one.
-        kind: Data kind; empty: the first of `vlatool plugins`.
+        folders: Outputs of `vlatool preprocess` or their manifests; several are read as one.
+        kind: Data kind, `module:Kind` of a plugin; empty: the first of `vlatool plugins`.
         seed: Seed of the order of samples and of random choices per sample.
         shuffle: Shuffle the samples; if False, they are in stored order.
         normalize: Normalize fields as `vlatool train` does, by the key `normalization`.
+        channels_first: Images are [..., 3, H, W]; otherwise [..., H, W, 3].
+        raw: Return the samples of the reader; for robotics data `DecodedSample`.
         keys: Keys of the section `data` of that kind, such as `camera_names`.
 
     Raises:
         ConfigError: A key is unknown or its value is invalid.
-        UsageError: `normalize` is True and this data kind has no fields to normalize.
+        UsageError: The data kind has no fields to normalize, or, without `raw`, no dicts.
         DataError: The data are missing or broken, or lack a configured camera or field.
     """
     _check_folders(folders)
-    data_kind = DATA_KINDS.get(kind or DATA_KINDS.names()[0])()
-    values = {
-        data_kind.folders_keys[0]: [pinned_text(str(folder)) for folder in folders],
-        "shuffle": shuffle,
-        **keys,
-    }
+    data_kind = find_kind(None, [kind] if kind else ())
+    to_plain = None if raw else _plain(data_kind)
+    key = data_kind.folders_keys[0]
+    values = {key: [pinned_text(str(f)) for f in folders], "shuffle": shuffle, **keys}
     overrides = [Override(key, value, _ORIGIN) for key, value in values.items()]
     config = load_config(data_kind.Config, overrides=overrides).config
     info = data_kind.load_info(config, NULL)
     config, _ = data_kind.derive(config, info)
     order = SampleOrder(info.datasets, OrderOptions.of(config, seed))
     scales = _scales(data_kind, config, info) if normalize else None
-    return SampleDataset(config, info, order, data_kind.reader(config, info), scales)
+    form = to_plain and partial(to_plain, config, channels_first=channels_first)
+    return SampleDataset(config, info, order, data_kind.reader(config, info), scales, form)
+
+
+def _plain(kind: DataKind) -> Callable[..., dict[str, Any]]:
+    if not isinstance(kind, HasPlainSamples):
+        raise UsageError(
+            f"the data kind {kind.name} has no method `plain`, which returns dicts",
+            hint="pass raw=True and a collate_fn of your own",
+            code="usage.no_plain_samples",
+        )
+    return kind.plain
 
 
 def _check_folders(folders: Sequence[object]) -> None:

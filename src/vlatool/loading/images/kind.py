@@ -275,6 +275,18 @@ class ImagesKind:
         """Returns a reader that decodes and preprocesses images."""
         return ImageReader(config, info)
 
+    def plain(
+        self, config: ImageDataConfig, sample: ImageSample, *, channels_first: bool = True
+    ) -> dict[str, Any]:
+        """Returns `image` uint8 [3, S, S] or [S, S, 3] and `key`; see `base.HasPlainSamples`."""
+        del config
+        import torch
+
+        image = torch.from_numpy(sample.image)
+        if channels_first:
+            image = image.permute(2, 0, 1).contiguous()
+        return {"image": image, "key": sample.key}
+
     def make_assets(self, config: ImageDataConfig, info: ImagesInfo) -> ImagesAssets:
         """Returns the preprocessing."""
         del info

@@ -17,7 +17,7 @@ from vlatool.artifacts.shards.format import (
 )
 from vlatool.artifacts.stats.format import Statistics, write_stats
 from vlatool.config.base import ConfigModel, derivation_rules
-from vlatool.episode import PoseGroup, UInt8Array
+from vlatool.episode import Array, PoseGroup, UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter
 from vlatool.loading.base import DroppedSample, PairOptions, SampleRef
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 # Key of preprocessing_config.yaml of a run: (height, width) of its training images.
 _IMAGE_SIZE = "image_size"
+# Start of the names of images in a plain sample.
+_IMAGES = "observation.images."
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,43 @@ class RoboticsKind:
             )
         return assets_of(config, statistics, past, options)
 
+    def plain(
+        self, config: RoboticsDataConfig, sample: DecodedSample, *, channels_first: bool = True
+    ) -> dict[str, Any]:
+        """Returns a sample by the names of LeRobot; see `loading.base.HasPlainSamples`.
+
+        P past steps, T steps from the anchor on, N images of a camera.
+
+        Returns:
+            observation.images.CAMERA: uint8 [N, 3, H, W] or [N, H, W, 3], in the order of
+                `image_indices`.
+            observation.images.CAMERA_is_pad: bool [N]; with `pad_missing_images` only.
+            observation.FIELD: float32 [P + 1, C] of a proprioception field; the anchor is last.
+            observation_is_pad: bool [P + 1], True for steps before the episode.
+            action: float32 [T, A], the action fields side by side, in their order.
+            action_is_pad: bool [T], True for steps after the episode.
+            task: The instruction.
+            key: Name of the sample.
+        """
+        import torch
+
+        anchor = config.lowdim_past_timesteps
+        assert anchor is not None, "the section is derived"
+        is_real = sample.past_mask | sample.future_mask
+        actions = [sample.fields[name][anchor:] for name in config.action_fields]
+        arrays: dict[str, Array] = {
+            **_by_camera(config, sample, channels_first=channels_first),
+            **{
+                f"observation.{name}": sample.fields[name][: anchor + 1].astype(np.float32)
+                for name in config.proprioception_fields
+            },
+            "observation_is_pad": ~is_real[: anchor + 1],
+            "action": np.concatenate(actions, axis=1).astype(np.float32),
+            "action_is_pad": ~is_real[anchor:],
+        }
+        tensors = {name: torch.from_numpy(values) for name, values in arrays.items()}
+        return {**tensors, "task": sample.instruction, "key": sample.key}
+
     def pairs(
         self,
         config: RoboticsDataConfig,
@@ -225,6 +264,21 @@ class RoboticsKind:
             if not isinstance(sample, DroppedSample):
                 return sample.images.shape[1], sample.images.shape[2]
         return None
+
+
+def _by_camera(
+    config: RoboticsDataConfig, sample: DecodedSample, *, channels_first: bool
+) -> dict[str, Array]:
+    """Images of each camera, and the mask of its padded images if images may be missing."""
+    images: Array = sample.images.transpose(0, 3, 1, 2) if channels_first else sample.images
+    count = len(config.camera_names)
+    arrays: dict[str, Array] = {}
+    for number, camera in enumerate(config.camera_names):
+        arrays[f"{_IMAGES}{camera}"] = np.ascontiguousarray(images[number::count])
+        if config.pad_missing_images:
+            assert sample.image_mask is not None
+            arrays[f"{_IMAGES}{camera}_is_pad"] = ~sample.image_mask[number::count]
+    return arrays
 
 
 def _changed(before: ConfigModel, after: ConfigModel) -> list[str]:
