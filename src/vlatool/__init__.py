@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vlatool.workflows.inspect import inspect as inspect
     from vlatool.workflows.model_export import tokenizer_export as tokenizer_export
     from vlatool.workflows.preprocess import preprocess as preprocess
+    from vlatool.workflows.presets_show import presets_show as presets_show
     from vlatool.workflows.resolve_config import resolve_config as resolve_config
     from vlatool.workflows.sample import sample as sample
     from vlatool.workflows.split import split as split
@@ -58,6 +59,7 @@ _PUBLIC = {
     "open_loop": f"{_WORKFLOWS}.evaluate:open_loop",
     "preprocess": f"{_WORKFLOWS}.preprocess:preprocess",
     "presets": f"{_WORKFLOWS}.catalog:presets",
+    "presets_show": f"{_WORKFLOWS}.presets_show:presets_show",
     "resolve_config": f"{_WORKFLOWS}.resolve_config:resolve_config",
     "rollout": f"{_WORKFLOWS}.evaluate:rollout",
     "sample": f"{_WORKFLOWS}.sample:sample",

@@ -29,6 +29,8 @@ def _transcript(words: tuple[str, ...]) -> str:
     parts: list[str] = []
     for form in forms:
         parts.append(_answer([*form, "--help"]))
+        if " ".join(words) in COMMANDS:
+            parts.append(_answer([*form, "--help-all"]))
         if "--keys " in parts[-1]:
             parts.append(_answer([*form, "--keys"]))
     if words == ("presets",):

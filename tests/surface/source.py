@@ -4,10 +4,11 @@ import ast
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 
 import vlatool
+from vlatool.cli.commands import COMMANDS
 from vlatool.config.schema import dotted_keys
 from vlatool.inspection.verify import code_rows
 from vlatool.training.config import TrainConfig
@@ -52,7 +53,8 @@ def _lines(rows: set[str] | list[str]) -> str:
 
 def _error_codes(trees: Sequence[ast.Module]) -> Iterator[str]:
     """Strings that look like a code and are not a configuration key, and composed codes."""
-    keys = [f"{info.key}." for info in dotted_keys(TrainConfig)]
+    names = [info.key for info in dotted_keys(TrainConfig)]
+    keys = [f"{name}." for name in chain(names, *(row.options for row in COMMANDS.values()))]
     for tree in trees:
         for text in _texts(ast.walk(tree)):
             if _CODE.fullmatch(text) and not any(key.startswith(f"{text}.") for key in keys):

@@ -16,6 +16,7 @@ NAMES = [name for name in dir(vlatool) if name != "__version__"]
 RENAMED = {
     "plugins": "list_plugins",  # `vlatool.plugins` is the registries
     "version": "__version__",
+    "presets show": "presets_show",
     "stats compute": "stats_compute",
     "stats merge": "stats_merge",
     "tokenizer eval": "tokenizer_eval",

@@ -13,10 +13,9 @@ import typer.core
 
 from vlatool.cli.commands import COMMANDS, GROUPS
 from vlatool.cli.completion import Completion
-from vlatool.cli.config_command import help_text
+from vlatool.cli.help import SHARED_HELP, help_text, write_rows
 from vlatool.cli.options import (
     CONTEXT,
-    OUTPUT_HELP,
     OUTPUT_OPTIONS,
     OUTPUT_WORDS,
     OutputOptions,
@@ -57,7 +56,12 @@ class TableGroup(typer.core.TyperGroup):
         return [] if ctx.resilient_parsing else super().get_params(ctx)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Command named by `args`."""
+        """Command named by `args`; `presets show` is one beside `presets`."""
+        words = " ".join(args[:2])
+        if args[0] in COMMANDS and words in COMMANDS:
+            from vlatool.cli.forms import typer_command
+
+            return words, typer_command(words, COMMANDS[words]), args[2:]
         if ctx.resilient_parsing or self.get_command(ctx, args[0]) is not None:
             return super().resolve_command(ctx, args)
         from vlatool.plugins import did_you_mean
@@ -78,10 +82,13 @@ class TableGroup(typer.core.TyperGroup):
         for name, words in self._names().items():
             yield name, GROUPS.get(words) or COMMANDS[words].summary
 
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
+    def format_usage(self, ctx: Any, formatter: Any) -> None:
+        """Writes the usage line."""
+        formatter.write_usage(ctx.command_path, "COMMAND [ARGUMENTS] [OPTIONS]")
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
         """Writes the list of commands."""
-        with formatter.section("Commands"):
-            formatter.write_dl(list(self.summaries(ctx)))
+        write_rows(formatter, "Commands", list(self.summaries(ctx)))
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
         """Completions: names of commands, then of options."""
@@ -103,6 +110,11 @@ def _group(name: str) -> Any:
     return group
 
 
+_OWN_HELP = [
+    ("--version", "Print the version."),
+    ("--install-completion", "Let the shell complete commands, options and keys."),
+    ("--show-completion SHELL", "Print the script that does so."),
+]
 _COMPLETE = "_VLATOOL_COMPLETE"
 _SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
 
@@ -121,11 +133,11 @@ class RootGroup(TableGroup):
             rest = ["--help"]
         return super().parse_args(ctx, rest)
 
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Writes the commands, then the display options."""
-        super().format_commands(ctx, formatter)
-        with formatter.section("Output options (before or after the command)"):
-            formatter.write_dl(OUTPUT_HELP)
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Writes the commands, then the options that they share."""
+        super().format_options(ctx, formatter)
+        write_rows(formatter, "Options of every command", SHARED_HELP)
+        write_rows(formatter, "Without a command", _OWN_HELP)
 
 
 app = typer.Typer(

@@ -15,6 +15,8 @@ class Command:
         schema: `module:Class` of the configuration; empty for a command without one.
         arguments: Keys that are arguments, with their names in the usage line; a name that ends
             with `...` stands for several values.
+        options: Options that `--help` lists, in this order, with underscores; those that a format
+            or a sink does not have are left out. Empty: all.
         examples: Command lines for the help.
         details: Second paragraph of the help.
         form: `module:function` that returns the `Form` of a command that differs from the others.
@@ -33,14 +35,21 @@ class Command:
     has_ranks: bool = False
     has_rows: bool = False
     presets: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
 
 _TRAINING_PRESETS = ("runs", "models", "models/denoisers", "data", "hparams")
+_TRAINING_OPTIONS = (
+    *("data", "output", "preset", "config", "total_train_steps", "num_epochs", "hparams.lr"),
+    *("hparams.global_batch_size", "hparams.per_gpu_batch_size", "data.camera_names"),
+    *("data.num_workers", "nproc", "num_checkpoints", "overwrite", "dry_run"),
+)
+_NEEDS_PRESET = "Give a preset or a file that names the model: --preset NAME or --config FILE."
 
 # Words of a command to the command, in the order of the help.
 COMMANDS: dict[str, Command] = {
     "demo": Command(
-        "Run the whole pipeline on built-in data, in minutes, on a CPU.",
+        "Run the whole pipeline on built-in data: minutes on a CPU.",
         "vlatool.workflows.demo:demo",
         "vlatool.workflows.demo:DemoConfig",
         examples=("vlatool demo", "vlatool demo --output demo-2 --seed 2 --json > demo-2.json"),
@@ -48,7 +57,7 @@ COMMANDS: dict[str, Command] = {
         "it, and writes a report. Prints the command of each step.",
     ),
     "sample": Command(
-        "Write episodes of the built-in world in a published raw layout.",
+        "Write raw episodes of the built-in world.",
         "vlatool.workflows.sample:sample",
         "vlatool.workflows.sample:SampleConfig",
         {"layout": "LAYOUT", "output": "OUTPUT"},
@@ -68,6 +77,11 @@ COMMANDS: dict[str, Command] = {
         ),
         form="vlatool.cli.preprocess:preprocess_form",
         presets=("preprocess",),
+        options=(
+            *("output", "preset", "sink", "episodes", "max_episodes", "camera_names"),
+            *("action_fields", "resize_images_size", "workers", "on_error", "overwrite"),
+            "dry_run",
+        ),
     ),
     "split": Command(
         "Write train and validation lists for image shards.",
@@ -91,9 +105,14 @@ COMMANDS: dict[str, Command] = {
             ),
             "vlatool tokenizer train config=titok_l32_stage1.yaml experiment.output_dir=runs/l32",
         ),
+        details=f"{_NEEDS_PRESET} A TiTok tokenizer also needs --model.teacher, the run of a "
+        "VQGAN, and in stage 2 --init-from, the run of stage 1.",
         form="vlatool.cli.training_options:train_form",
         has_ranks=True,
         presets=_TRAINING_PRESETS,
+        options=tuple(
+            "init_from" if name == "data.camera_names" else name for name in _TRAINING_OPTIONS
+        ),
     ),
     "tokenizer eval": Command(
         "Measure the reconstruction of images from their codes, next to simple baselines.",
@@ -142,6 +161,10 @@ COMMANDS: dict[str, Command] = {
             "vlatool encode libero --tokenizer runs/titok-stage2 --layout packed --nproc 8",
         ),
         has_ranks=True,
+        options=(
+            *("tokenizer", "output", "layout", "precision", "batch_size", "num_workers", "nproc"),
+            *("format", "on_error", "overwrite", "dry_run"),
+        ),
     ),
     "decode": Command(
         "Decode the codes of a visual tokenizer to images.",
@@ -157,7 +180,7 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "build-dataset": Command(
-        "Build samples for a language model from windows and codes of their images.",
+        "Build samples for a language model from windows and codes.",
         "vlatool.workflows.build_dataset:build_dataset",
         "vlatool.workflows.build_dataset:BuildDatasetConfig",
         {"data": "A"},
@@ -165,9 +188,13 @@ COMMANDS: dict[str, Command] = {
             "vlatool build-dataset libero --fast fast --output libero-samples",
             "vlatool build-dataset libero --fast fast --kinds vla --packed -o libero-packed",
         ),
+        options=(
+            *("fast", "output", "tokens", "kinds", "limit", "packed", "absolute", "workers"),
+            *("on_error", "overwrite", "dry_run"),
+        ),
     ),
     "export": Command(
-        "Convert codes, packed samples (stored as arrays) or a trained policy to another layout.",
+        "Convert codes, packed samples or a policy to another layout.",
         "vlatool.workflows.export:export",
         "vlatool.workflows.export:ExportConfig",
         {"source": "SOURCE"},
@@ -176,6 +203,8 @@ COMMANDS: dict[str, Command] = {
             "vlatool export libero-packed --output libero-samples --absolute",
             "vlatool export runs/pick --output published",
         ),
+        details="Packed samples are samples stored as arrays.",
+        options=("output", "layout", "absolute", "workers", "on_error", "overwrite", "dry_run"),
     ),
     "train": Command(
         "Train a model.",
@@ -185,6 +214,8 @@ COMMANDS: dict[str, Command] = {
             "vlatool train --preset diffusion-policy-tiny --data data --output runs/first",
             "vlatool train -p diffusion-policy-tiny --data data --num-epochs 3 --nproc 2",
         ),
+        details=f"{_NEEDS_PRESET} `vlatool presets` lists the presets.",
+        options=_TRAINING_OPTIONS,
         form="vlatool.cli.training_options:train_form",
         has_ranks=True,
         presets=_TRAINING_PRESETS,
@@ -203,6 +234,8 @@ COMMANDS: dict[str, Command] = {
                 "--data d"
             ),
         ),
+        details=f"{_NEEDS_PRESET} That of the checkpoint is in its run: RUN/config.yaml.",
+        options=("from", *_TRAINING_OPTIONS),
         form="vlatool.cli.training_options:finetune_form",
         has_ranks=True,
         presets=_TRAINING_PRESETS,
@@ -214,6 +247,17 @@ COMMANDS: dict[str, Command] = {
         examples=(
             "vlatool resolve-config --preset diffusion-policy-tiny --explain",
             "vlatool resolve-config -c job.yaml --hparams.lr 3e-4 --output resolved.yaml",
+        ),
+        options=(
+            "preset",
+            "config",
+            "set_",
+            "data",
+            "from",
+            "output",
+            "explain",
+            "derive",
+            "schema",
         ),
         form="vlatool.cli.training_options:resolve_form",
         presets=_TRAINING_PRESETS,
@@ -238,6 +282,10 @@ COMMANDS: dict[str, Command] = {
             "vlatool eval rollout runs/bin --env vlatool/PickPlace-v0 --seed 7 -o rollouts --json",
         ),
         presets=("rollouts",),
+        options=(
+            *("env", "output", "preset", "config", "episodes", "seed", "execute_steps"),
+            *("max_steps", "inference_steps", "batch_size", "weights", "instruction"),
+        ),
     ),
     "stats merge": Command(
         "Merge the statistics of several data sets.",
@@ -267,7 +315,7 @@ COMMANDS: dict[str, Command] = {
         ("vlatool inspect raw --html raw.html", "vlatool inspect runs/bin --json | jq .kind"),
     ),
     "verify": Command(
-        "Check that an output, a run or a source is complete and consistent.",
+        "Check that an output, a run or a source is whole.",
         "vlatool.workflows.verify:verify",
         "vlatool.workflows.verify:VerifyConfig",
         {"location": "LOCATION"},
@@ -275,10 +323,23 @@ COMMANDS: dict[str, Command] = {
         has_rows=True,
     ),
     "presets": Command(
-        "List the presets.",
+        "List the presets, or show one of them.",
         "vlatool.workflows.catalog:presets",
         examples=("vlatool presets", "vlatool presets --jsonl | head -3"),
+        details="The second column says what a preset fills: runs are complete training "
+        "configurations, models, data and hparams parts of one, preprocess is for `preprocess`, "
+        "rollouts for `eval rollout`. `vlatool presets show NAME` prints one.",
         has_rows=True,
+    ),
+    "presets show": Command(
+        "Print a preset as a file for --config.",
+        "vlatool.workflows.presets_show:presets_show",
+        "vlatool.workflows.presets_show:PresetsShowConfig",
+        {"name": "NAME"},
+        (
+            "vlatool presets show world-pick",
+            "vlatool presets show titok-tiny-stage1 > stage1.yaml",
+        ),
     ),
     "plugins": Command(
         "List dataset formats and model types, with their origin.",
@@ -300,7 +361,7 @@ COMMANDS: dict[str, Command] = {
 
 # Words that stand before others, with their summary.
 GROUPS: dict[str, str] = {
-    "tokenizer": "Train, evaluate or export a visual tokenizer, or fit an action tokenizer.",
-    "eval": "Evaluate a checkpoint: open-loop on data, or in an environment.",
+    "tokenizer": "Train, evaluate, export visual tokenizers; fit FAST.",
+    "eval": "Evaluate a policy on recorded data or in an environment.",
     "stats": "Merge statistics of data sets, or compute missing ones.",
 }

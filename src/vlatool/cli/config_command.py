@@ -4,16 +4,31 @@ Typer bundles its own Click, whose classes (contexts, formatters, parameters) ar
 type here is `Any`.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer.core
 
-from vlatool.cli.argv import ArgvSpec, UnknownOptionError, split_argv
+from vlatool.cli.argv import ArgvSpec, SplitArgv, UnknownOptionError, split_argv
 from vlatool.cli.completion import CompletionWords, cached, completions
+from vlatool.cli.help import (
+    HELP_ALL,
+    HelpRow,
+    argument_row,
+    declared_rows,
+    help_text,
+    is_help,
+    key_row,
+    listed_rows,
+    option_text,
+    write_examples,
+    write_rows,
+)
 from vlatool.cli.options import (
     CONTEXT,
     OUTPUT_HELP,
@@ -27,6 +42,7 @@ from vlatool.cli.options import (
     SetOpt,
     command_app,
 )
+from vlatool.errors import VlatoolError
 
 if TYPE_CHECKING:
     from vlatool.cli.keys import Key, TypedConfig
@@ -95,6 +111,7 @@ class VlatoolCommand(typer.core.TyperCommand):
 
     examples: ClassVar[tuple[str, ...]] = ()
     arguments: ClassVar[str] = ""
+    listed: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **{**named, "context_settings": CONTEXT})
@@ -104,7 +121,7 @@ class VlatoolCommand(typer.core.TyperCommand):
         ctx.meta[_ARGS] = list(args)
         if ctx.resilient_parsing:  # completion: `shell_complete` does all the work
             return super().parse_args(ctx, [])
-        lenient = "--help" in args or "-h" in args
+        lenient = is_help(args)
         try:
             rest = self.split_args(ctx, args, lenient=lenient)
         except UnknownOptionError as error:
@@ -150,26 +167,27 @@ class VlatoolCommand(typer.core.TyperCommand):
         formatter.write_usage(ctx.command_path, f"{self.arguments} [OPTIONS]".strip())
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Writes the options by group."""
-        self.write_own_options(ctx, formatter)
-        with formatter.section("Output options"):
-            formatter.write_dl(OUTPUT_HELP)
+        """Writes the most used options, or all with `--help-all`."""
+        declared = declared_rows(super().get_params(ctx), ctx)
+        if HELP_ALL in ctx.meta.get(_ARGS, []):
+            self.write_keys(ctx, formatter)
+            write_rows(formatter, "Options", list(declared.values()))
+            write_rows(formatter, "Output options", OUTPUT_HELP)
+        else:
+            rows = listed_rows(self.listed, self.write_arguments(ctx, formatter), declared)
+            write_rows(formatter, "Options", rows)
 
-    def write_own_options(self, ctx: Any, formatter: Any) -> None:
-        """Writes the options that Typer parses."""
-        records = [
-            record
-            for param in self.get_params(ctx)
-            if param.param_type_name == "option" and (record := param.get_help_record(ctx))
-        ]
-        with formatter.section("Options"):
-            formatter.write_dl([(record[0], record[1]) for record in records])
+    def write_arguments(self, ctx: Any, formatter: Any) -> dict[str, HelpRow]:
+        """Writes the arguments; returns the rows of keys by name."""
+        del ctx, formatter
+        return {}
+
+    def write_keys(self, ctx: Any, formatter: Any) -> None:
+        """Writes all keys by group."""
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Writes the examples."""
-        if self.examples:
-            formatter.write("\nExamples:\n")
-            formatter.write("".join(f"  {example}\n" for example in self.examples))
+        write_examples(formatter, self.examples)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
         """Completions: names of options, or values."""
@@ -223,11 +241,31 @@ class ConfigCommand(VlatoolCommand):
         keys = self.keys(args)
         split = split_argv(args, self.argv_spec(ctx, keys), lenient=lenient)
         if not lenient:
-            from vlatool.cli.keys import TypedConfig
-
-            expand = {name: alias.expand for name, alias in self.spec.option_aliases.items()}
-            ctx.meta[TYPED_CONFIG] = TypedConfig(split.typed, keys, expand)
+            ctx.meta[TYPED_CONFIG] = self._typed_config(split, keys)
         return split.rest
+
+    def _typed_config(self, split: SplitArgv, keys: "Mapping[str, Key]") -> "TypedConfig":
+        from vlatool.cli.keys import TypedConfig
+
+        expand = {name: alias.expand for name, alias in self.spec.option_aliases.items()}
+        return TypedConfig(split.typed, keys, expand)
+
+    def chosen_schema(self, args: Sequence[str], ctx: Any) -> "type[ConfigModel]":
+        """Config class of an unfinished command line, with its presets and local files."""
+        schema = self.spec.schema(args)
+        if self.spec.is_flat:
+            return schema
+        keys = self.keys(args)
+        split = split_argv(args, self.argv_spec(ctx, keys), lenient=True)
+        typed = self._typed_config(split, keys)
+        pairs = list(pairwise(split.rest))
+        typed.presets = [value for option, value in pairs if option in ("--preset", "-p")]
+        files = [value for option, value in pairs if option in ("--config", "-c")]
+        typed.files = [file for file in files if os.path.isfile(file)]
+        try:
+            return typed.chosen_schema(schema)
+        except VlatoolError:  # an unknown name, or a file that cannot be read
+            return schema
 
     def keys(self, args: Sequence[str]) -> "dict[str, Key]":
         """Keys by option name; of a config with sections, those outside the sections."""
@@ -299,32 +337,51 @@ class ConfigCommand(VlatoolCommand):
             schema = typed.chosen_schema(schema)
         return write_result(KeyTable(schema), ctx.ensure_object(OutputOptions))
 
-    def write_own_options(self, ctx: Any, formatter: Any) -> None:
-        """Writes arguments, option aliases, keys by group, then the options of Typer."""
-        groups = self._help_groups(ctx)
-        for title in sorted(groups, key=lambda title: title != "Arguments"):
-            rows = groups[title]
-            with formatter.section(title):
-                formatter.write_dl(rows, col_max=34)
-        super().write_own_options(ctx, formatter)
+    def write_arguments(self, ctx: Any, formatter: Any) -> dict[str, HelpRow]:
+        """Writes the arguments; returns the rows of option aliases and of the other keys."""
+        keys = self._all_keys(ctx)
+        names = zip(self.spec.positionals, self.arguments.split(), strict=False)
+        arguments = [argument_row(name, keys[key], self._values(key)) for key, name in names]
+        write_rows(formatter, "Arguments", arguments)
+        return self._alias_rows() | {
+            name: self._key_row(key, is_short=True)
+            for name, key in keys.items()
+            if name not in self.spec.positionals and ("." not in name or name in self.listed)
+        }
 
-    def _help_groups(self, ctx: Any) -> dict[str, list[tuple[str, str]]]:
-        groups: dict[str, list[tuple[str, str]]] = {}
-        for name, alias in self.spec.option_aliases.items():
-            row = (_spelling(name, alias.short, alias.metavar), alias.help)
-            groups.setdefault("Run", []).append(row)
-        args = ctx.meta.get(_ARGS, [])
-        shorts = {name: short for short, name in _shorts(self.keys(args)).items()}
-        for name, key in self.keys(args).items():
-            if name in self.spec.without_effect:
+    def write_keys(self, ctx: Any, formatter: Any) -> None:
+        """Writes arguments, option aliases, and all keys by group."""
+        rows = self.write_arguments(ctx, formatter)
+        groups = {"Run": list(self._alias_rows().values())}
+        for name, key in self._all_keys(ctx).items():
+            if name in self.spec.option_aliases:
                 continue
-            if name in self.spec.positionals:
-                row = (f"{name.upper()} {key.type_text}", _key_help(key))
-                groups.setdefault("Arguments", []).append(row)
-            if name not in self.spec.positionals or name in shorts:
-                row = (_key_spelling(key, shorts.get(name, "")), _key_help(key))
-                groups.setdefault(key.group, []).append(row)
-        return groups
+            if name not in self.spec.positionals or name in _shorts(rows):
+                groups.setdefault(key.group, []).append(self._key_row(key, is_short=False))
+        for title, group in groups.items():
+            write_rows(formatter, title, group)
+
+    def _all_keys(self, ctx: Any) -> "dict[str, Key]":
+        """Keys by option name, including those of the sections."""
+        from vlatool.cli.keys import declared_keys
+
+        keys = declared_keys(self.chosen_schema(ctx.meta.get(_ARGS, []), ctx))
+        return {name: key for name, key in keys.items() if name not in self.spec.without_effect}
+
+    def _alias_rows(self) -> dict[str, HelpRow]:
+        aliases = self.spec.option_aliases.items()
+        return {
+            name: (option_text(name, alias.short, alias.metavar), alias.help)
+            for name, alias in aliases
+        }
+
+    def _key_row(self, key: "Key", *, is_short: bool) -> HelpRow:
+        short = "-o" if key.name == "output" else ""
+        return key_row(key, short, self._values(key.name), is_short=is_short)
+
+    def _values(self, name: str) -> Sequence[str]:
+        """Names of a registry that are the values of a key; empty for other keys."""
+        return self.spec.values[name]() if name in self.spec.values else ()
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Writes the note, then the examples."""
@@ -355,20 +412,20 @@ class ConfigCommand(VlatoolCommand):
         return CompletionWords({**options, **declared, **preset_options}, arguments)
 
 
-def config_command(spec: ConfigSpec, arguments: str, *examples: str) -> type[ConfigCommand]:
-    """Command class with a configuration, argument names for the usage line, and examples."""
-    members = {"spec": spec, "arguments": arguments, "examples": examples}
+def config_command(
+    spec: ConfigSpec, arguments: str = "", examples: Sequence[str] = (), listed: Sequence[str] = ()
+) -> type[ConfigCommand]:
+    """Command class with a configuration.
+
+    Args:
+        spec: Form of the configuration.
+        arguments: Names of the arguments for the usage line.
+        examples: Command lines for the help.
+        listed: Names of the options that `--help` lists; empty for all.
+    """
+    members = {"spec": spec, "arguments": arguments}
+    members |= {"examples": tuple(examples), "listed": tuple(listed)}
     return type("Configured", (ConfigCommand,), members)
-
-
-def help_text(text: str, ctx: Any) -> str:
-    """Help text, in a JSON document with `--json`."""
-    options = ctx.find_object(OutputOptions)
-    if options is None or not options.json:
-        return text
-    from vlatool.cli.output import to_json
-
-    return to_json({"help": text})
 
 
 def _ignored_names(schema: "type[ConfigModel]") -> dict[str, bool]:
@@ -381,18 +438,3 @@ def _ignored_names(schema: "type[ConfigModel]") -> dict[str, bool]:
 def _shorts(keys: Mapping[str, Any]) -> dict[str, str]:
     """Short forms of keys: `-o` in every command with the key `output`."""
     return {short: name for short, name in {"-o": "output"}.items() if name in keys}
-
-
-def _spelling(name: str, short: str, metavar: str) -> str:
-    option = "--" + name.replace("_", "-")
-    return f"{short + ', ' if short else ''}{option}{' ' + metavar if metavar else ''}"
-
-
-def _key_spelling(key: "Key", short: str) -> str:
-    if key.is_switch:
-        return f"--[no-]{key.name.replace('_', '-')}"
-    return _spelling(key.name, short, key.type_text)
-
-
-def _key_help(key: "Key") -> str:
-    return f"{key.description}{f' [{key.default}]' if key.default else ''}".strip()

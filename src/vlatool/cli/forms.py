@@ -91,7 +91,8 @@ def _spec(row: Command) -> ConfigSpec | None:
 def _command_class(row: Command, form: Form) -> type[VlatoolCommand]:
     if form.spec is None:
         return type("Documented", (VlatoolCommand,), {"examples": row.examples})
-    return config_command(form.spec, " ".join(row.arguments.values()), *row.examples)
+    arguments = " ".join(row.arguments.values())
+    return config_command(form.spec, arguments, row.examples, row.options)
 
 
 def _parameters(row: Command, form: Form) -> list[inspect.Parameter]:

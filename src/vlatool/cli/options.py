@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 from vlatool.errors import UsageError
 
 PROGRESS_MODES = ("auto", "rich", "plain", "json", "none")
-CONTEXT = {"help_option_names": ["--help", "-h"], "max_content_width": 110}
+CONTEXT = {"help_option_names": ["--help", "-h", "--help-all"], "max_content_width": 110}
 
 
 @dataclass
@@ -37,8 +37,8 @@ class OutputOptions:
 
 
 OUTPUT_HELP = [
-    ("--json", "Print the result, or the error, as one JSON document."),
-    ("--progress auto|rich|plain|json|none", "Form of the progress on stderr."),
+    ("--json", "Print the result, or the error, as JSON."),
+    ("--progress MODE", f"Form of the progress: {', '.join(PROGRESS_MODES)}."),
     ("-q, --quiet", "Print only warnings and errors to stderr."),
     ("-v, --verbose", "Print the log to stderr; -vv prints details."),
     ("--log-file FILE", "Append the complete log to FILE."),

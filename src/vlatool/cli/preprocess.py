@@ -86,10 +86,8 @@ def _sinks() -> Sequence[str]:
 
 
 def _note() -> str:
-    from vlatool.plugins import FORMATS
-
     return (
-        f"Formats: {', '.join(FORMATS.names())}. "
-        "`vlatool preprocess FORMAT --help` lists the keys of a format. "
-        "Without FORMAT, the format is detected and its keys are written --source.KEY."
+        "Formats and sinks have options of their own: `vlatool preprocess FORMAT --sink NAME "
+        "--help-all` lists them. Without FORMAT, those of the format are written --source.NAME. "
+        "Without --sink, the format decides."
     )

@@ -56,7 +56,10 @@ def _spec(row: Command, option_aliases: Mapping[str, OptionAlias]) -> ConfigSpec
         schema_at(row.schema),
         is_flat=False,
         option_aliases=option_aliases,
-        note=lambda: "Other keys: --section.key VALUE or --set key=value; --keys lists them.",
+        note=lambda: (
+            "Defaults are those without a preset. All keys, as --keys lists them, are "
+            "options: --section.key VALUE, or --set section.key=VALUE."
+        ),
         values={"model.type": model_types, "data.type": _data_kinds},
         presets=row.presets,
     )

@@ -42,6 +42,11 @@ def to_yaml(resolved: Resolved[Any], *, explain: bool = False) -> str:
     return "\n".join(commented) + "\n"
 
 
+def values_to_yaml(values: Mapping[str, Any]) -> str:
+    """Writes nested plain data as YAML in the same form."""
+    return "".join(f"{line.text}\n" for line in _mapping_lines(_fields(values), "", ""))
+
+
 def origin_of(key: str, origins: Mapping[str, str]) -> str:
     """Origin of a dotted key; an item of a list has the origin of the list."""
     while key:

@@ -95,6 +95,18 @@ def preset_path(name: str, roots: Sequence[Path] | None = None, kinds: Sequence[
     raise _unknown(name, known)
 
 
+def preset_info(name: str, roots: Sequence[Path] | None = None) -> PresetInfo:
+    """Preset with a name, or the file at a path.
+
+    Raises:
+        UsageError: The name is unknown; the hint has similar names.
+        StorageError: The storage of the path cannot be read.
+    """
+    path = preset_path(name, roots)
+    description = "" if is_remote(path) else _description(path)
+    return PresetInfo(path.stem, preset_kind(path, roots), path, description)
+
+
 def preset_kind(path: Path, roots: Sequence[Path] | None = None) -> str:
     """Folder of a preset below a preset folder; empty for any other file."""
     if is_remote(path):
@@ -151,9 +163,12 @@ def _by_path(name: str, roots: Sequence[Path] | None) -> Path:
 
 
 def _unknown(name: str, known: list[str]) -> UsageError:
+    hint = did_you_mean(Path(name).stem.replace("_", "-"), known)
+    if not hint.startswith("did you mean"):
+        hint = "`vlatool presets` lists the presets"
     return UsageError(
         f"unknown preset {name!r}",
-        hint=did_you_mean(Path(name).stem.replace("_", "-"), known) or "there are no presets",
+        hint=hint,
         code="usage.unknown_preset",
         details={"preset": name, "known": known},
     )

@@ -37,8 +37,8 @@ class SelectionConfig(ConfigModel):
         "Cameras": ("camera_names", "skip_episodes_missing_cameras"),
     }
 
-    format: str = Field(default="", description="Name of the dataset format; empty: detect it.")
-    sources: list[str] = required_field([], "Locations to search.")
+    format: str = Field(default="", description="Format of the episodes; empty: detect it.")
+    sources: list[str] = required_field([], "Locations of the episodes.")
     episodes: str | None = Field(
         default=None, description="Episodes to use, such as 0:4,7; the end of a range is excluded."
     )

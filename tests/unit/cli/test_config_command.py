@@ -225,7 +225,7 @@ def test_help_lists_every_key_with_type_default_and_description(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(typer.Exit):
-        flat("--help")
+        flat("--help-all")
     shown = " ".join(capsys.readouterr().out.split())
     assert "--samples-per-shard int Samples in one shard. [100]" in shown
     assert "--[no-]overwrite Replace an earlier output. [false]" in shown
@@ -236,7 +236,7 @@ def test_help_groups_keys_by_the_headings_of_their_class(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(typer.Exit):
-        flat("--help")
+        flat("--help-all")
     _, *sections = re.split(r"^(\S.*):$", capsys.readouterr().out, flags=re.MULTILINE)
     groups = {
         title: re.findall(r"--[a-z-]+", text)

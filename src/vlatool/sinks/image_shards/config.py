@@ -32,9 +32,7 @@ class ImageShardsConfig(SinkConfig):
         ),
     }
 
-    type: Literal["image-shards"] = Field(
-        default="image-shards", description="Sink: tars of images."
-    )
+    type: Literal["image-shards"] = Field(default="image-shards", description="Tars of images.")
     split_name: str = Field(
         default="train",
         pattern=r"^[A-Za-z0-9_-]{1,64}$",

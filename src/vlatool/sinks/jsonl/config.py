@@ -39,7 +39,9 @@ class JsonlConfig(SinkConfig):
         ),
     }
 
-    type: Literal["jsonl"] = Field(default="jsonl", description="Sink: JSON lines and PNG images.")
+    type: Literal["jsonl"] = Field(
+        default="jsonl", description="Windows as JSON lines, and images."
+    )
     name: str = Field(
         default="",
         description="Prefix of image names; empty: the name of the source folder.",

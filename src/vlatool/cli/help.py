@@ -1,0 +1,133 @@
+"""Layout of the help: the most used options of a command on one screen, or all of them by group."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import zip_longest
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any
+
+from vlatool.cli.options import OUTPUT_HELP, OutputOptions
+
+if TYPE_CHECKING:
+    from vlatool.cli.keys import Key
+
+HelpRow = tuple[str, str]
+
+HELP_ALL = "--help-all"
+# Options that commands share; `vlatool --help` lists them once.
+SHARED_HELP: Sequence[HelpRow] = (
+    ("-h, --help", "Show the most used options of a command."),
+    (HELP_ALL, "Show all its options."),
+    ("--keys", "List its configuration keys, types and defaults."),
+    ("-p, --preset NAME", "Start from a preset; repeatable."),
+    ("-c, --config FILE", "YAML file, applied after presets; repeatable."),
+    ("--set KEY=VALUE", "Set a key, after presets and files; repeatable."),
+    *OUTPUT_HELP,
+)
+_SHARED = frozenset({"preset", "config", "set_", "compat", "keys"})
+_REST: HelpRow = (HELP_ALL, "Show all options, also those of every command.")
+_OPTION_COLUMN = 34
+
+
+def is_help(args: Iterable[str]) -> bool:
+    """True if an argument asks for the help."""
+    return not {"--help", "-h", HELP_ALL}.isdisjoint(args)
+
+
+def listed_rows(
+    names: Sequence[str], keys: Mapping[str, HelpRow], declared: Mapping[str, HelpRow]
+) -> list[HelpRow]:
+    """Rows of `--help`: the named options in their order, or all that only this command has.
+
+    Args:
+        names: Names of options with underscores; those without a row are left out.
+        keys: Name of a key to its row.
+        declared: Name of an option that Typer parses to its row.
+    """
+    rows = {**keys, **declared}
+    chosen = names or [name for name in rows if name not in _SHARED]
+    return [*(rows[name] for name in chosen if name in rows), _REST]
+
+
+def declared_rows(params: Iterable[Any], ctx: Any) -> dict[str, HelpRow]:
+    """Rows of the options that Typer parses, by name; that of the help itself is not one."""
+    options = [param for param in params if param.param_type_name == "option"]
+    records = {
+        param.name: param.get_help_record(ctx) for param in options if not is_help(param.opts)
+    }
+    return {name: (record[0], record[1]) for name, record in records.items() if record}
+
+
+def write_rows(formatter: Any, title: str, rows: Sequence[HelpRow]) -> None:
+    """Writes a group of rows; nothing without rows. Lines end between words, not at hyphens."""
+    if not rows:
+        return
+    column = min(max(len(option) for option, _ in rows), _OPTION_COLUMN)
+    formatter.write(f"\n{title}:\n")
+    for option, text in rows:
+        lines = wrap(text, max(formatter.width - column - 4, 10), break_on_hyphens=False)
+        if len(option) > column:
+            lines = ["", *lines]
+        for name, line in zip_longest([option], lines or [""], fillvalue=""):
+            formatter.write(f"  {name:<{column}}  {line}".rstrip() + "\n")
+
+
+def write_examples(formatter: Any, examples: Sequence[str]) -> None:
+    """Writes command lines; long ones continue on the next line."""
+    if not examples:
+        return
+    formatter.write("\nExamples:\n")
+    for example in examples:
+        line = " "
+        for part in re.split(r" (?=-|[\w.]+=)", example):
+            if len(line) + len(part) + 3 > formatter.width + 2 and line.strip():
+                formatter.write(f"{line} \\\n")
+                line = "     "
+            line += f" {part}"
+        formatter.write(f"{line}\n")
+
+
+def option_text(name: str, short: str, metavar: str) -> str:
+    """Option as it is typed: `-o, --output DIR`."""
+    option = "--" + name.replace("_", "-")
+    return f"{short + ', ' if short else ''}{option}{' ' + metavar if metavar else ''}"
+
+
+def key_row(key: "Key", short: str, values: Sequence[str], *, is_short: bool) -> HelpRow:
+    """Row of a key.
+
+    Args:
+        key: The key.
+        short: Its short form, if any.
+        values: Names of a registry that are its values.
+        is_short: A switch that is off by default has only the form that turns it on.
+    """
+    is_off = key.is_switch and key.default == "false" and is_short
+    if key.is_switch:
+        text = f"--{'' if is_off else '[no-]'}{key.name.replace('_', '-')}"
+    else:
+        text = option_text(key.name, short, "NAME" if values else key.type_text)
+    return text, _description(replace(key, default="") if is_off else key, values)
+
+
+def argument_row(name: str, key: "Key", values: Sequence[str]) -> HelpRow:
+    """Row of an argument, with the name that it has in the usage line and its known values."""
+    known = key.type_text if "|" in key.type_text else ""
+    return f"{name.strip('[]')} {known}".strip(), _description(key, values)
+
+
+def _description(key: "Key", values: Sequence[str]) -> str:
+    known = f"One of {', '.join(values)}." if values else ""
+    default = f"[{key.default}]" if key.default else ""
+    return " ".join(filter(None, (key.description, known, default)))
+
+
+def help_text(text: str, ctx: Any) -> str:
+    """Help text, in a JSON document with `--json`."""
+    options = ctx.find_object(OutputOptions)
+    if options is None or not options.json:
+        return text
+    from vlatool.cli.output import to_json
+
+    return to_json({"help": text})
