@@ -334,16 +334,16 @@ def test_bug_in_a_worker_fails_only_its_item(buggy: tuple[Path, Any]) -> None:
 
 
 def test_bug_in_a_worker_is_a_bug_error(buggy: tuple[Path, Any]) -> None:
-    problem = failure_of(buggy[1], "word", 4)
+    problem = failure_of(buggy[1], ToyJob(buggy[0], WORDS).spec, 4)
 
     assert isinstance(problem, BugError)
     assert (problem.exit_code, problem.code) == (1, "bug.unexpected")
 
 
 def test_bad_data_is_a_partial_failure(tmp_path: Path) -> None:
-    run = run_toy(ToyJob(tmp_path, WORDS, Write(tmp_path, bad={"cat": DataError("no cats")})))
+    job = ToyJob(tmp_path, WORDS, Write(tmp_path, bad={"cat": DataError("no cats")}))
 
-    assert isinstance(failure_of(run, "word", 4), PartialFailure)
+    assert isinstance(failure_of(run_toy(job), job.spec, 4), PartialFailure)
 
 
 def test_failure_by_a_bug_has_the_traceback_without_absolute_paths(

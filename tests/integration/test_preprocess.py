@@ -4,6 +4,7 @@ Source: formats/lbm 1, 2, 3, 4, 6.1; formats/lbm-preprocessing 2, 5; formats/spa
 """
 
 import io
+import shutil
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import yaml
 from PIL import Image
 
 from tests.builders.preprocessing import arrays, contents, metadata, refusal, run, samples
+from tests.builders.recording import Recorder
 from tests.builders.spartan import (
     CAMERAS,
     Change,
@@ -552,6 +554,41 @@ def test_dry_run_counts_and_writes_nothing(source: Path, tmp_path: Path) -> None
 
     assert (planned.status, planned.samples, planned.shards) == ("planned", 27, 4)
     assert not (tmp_path / "out").exists()
+
+
+def test_dry_run_counts_episodes_that_fail_and_estimates_without_them(
+    source: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(source, tmp_path / "raw")
+    missing = next(copy.rglob("episode_0/processed/observations.npz"))
+    missing.unlink()
+
+    planned = run(copy, tmp_path / "out", dry_run=True)
+
+    assert (planned.status, planned.episodes, planned.samples) == ("planned", 2, 18)
+    assert [failure["code"] for failure in planned.failures] == ["data.missing_file"]
+    assert str(missing) in planned.text()
+    assert not (tmp_path / "out").exists()
+
+
+def test_dry_run_that_stops_at_errors_fails_as_the_run_would(source: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(source, tmp_path / "raw")
+    next(copy.rglob("observations.npz")).unlink()
+    error = refusal(copy, tmp_path / "out", dry_run=True, on_error="stop")
+    assert error.code == "data.missing_file"
+
+
+def test_range_past_the_end_says_what_it_took(source: Path, tmp_path: Path) -> None:
+    recorder = Recorder()
+    run(source, tmp_path / "out", dry_run=True, episodes="2:200", reporter=recorder)
+    assert "episodes: 1 of 3 (--episodes 2:200)" in recorder.notes
+
+
+def test_hint_of_a_partial_failure_names_a_file_that_opens(source: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(source, tmp_path / "raw")
+    next(copy.rglob("observations.npz")).unlink()
+    hint = refusal(copy, tmp_path / "out").hint
+    assert Path(next(word for word in hint.split() if word.endswith("run.json"))).is_file()
 
 
 def test_output_has_no_names_of_machine_or_user(shards: Path, source: Path) -> None:

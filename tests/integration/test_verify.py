@@ -483,7 +483,7 @@ def test_a_broken_source_is_invalid(tmp_path: Path) -> None:
     matches = result.findings[0]
     assert matches.code == "lerobot.missing_file"
     assert matches.place["path"] == "data/chunk-000/episode_000001.parquet"
-    assert str(source) not in matches.message
+    assert Path(next(word for word in matches.message.split() if "/" in word)).parent.is_dir()
 
 
 def test_a_source_whose_metadata_are_broken_has_a_finding(tmp_path: Path) -> None:

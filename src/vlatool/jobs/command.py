@@ -12,6 +12,7 @@ Engine = Literal["local", "ray"]
 JOB_KEYS = ("on_error", "max_failures", "overwrite", "dry_run")
 ENGINE_KEYS = ("engine", "workers", "ray_address", "ray_num_cpus")
 DRY_RUN_HELP = "Report what would be done and write nothing."
+_SHOWN_FAILURES = 5
 _LISTED_LAST = ("failures", "resumed", "seconds", "status")
 
 
@@ -128,14 +129,24 @@ class JobResult:
         lines = [f"{self.output}: {self.summary()}", *self.details()]
         if self.status == "planned":
             done = f", {self.resumed} are done" if self.resumed else ""
-            lines[0] += f"{done}; nothing was written"
-            return "\n".join(lines)
+            failing = f", {len(self.failures)} would fail" if self.failures else ""
+            lines[0] += f"{done}{failing}; nothing was written"
+            return "\n".join([*lines, *self._failing()])
         if self.status == "already complete":
             lines[0] += "; already complete, nothing to do"
         elif self.resumed:
             lines.append(f"{self.resumed} episodes were written by an earlier run")
         lines += [f"failed {failure['episode']}: {failure['message']}" for failure in self.failures]
         return "\n".join([*lines, *([f"next: {self.next_command}"] if self.next_command else [])])
+
+    def _failing(self) -> list[str]:
+        """First items that would fail."""
+        lines = [
+            f"would fail {failure['episode']}: {failure['message']}"
+            for failure in self.failures[:_SHOWN_FAILURES]
+        ]
+        hidden = len(self.failures) - len(lines)
+        return [*lines, f"... and {hidden} more; --json lists all"] if hidden else lines
 
     @property
     def next_command(self) -> str:

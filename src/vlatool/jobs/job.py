@@ -101,6 +101,12 @@ class JobRun:
                 self.reporter.warn(finding.code, finding.message)
             self.warnings[finding.code] = self.warnings.get(finding.code, 0) + 1
 
+    def add_checked(self, receipt: Receipt) -> None:
+        """Adds the receipt of a check, which writes no files."""
+        self.add_receipt(receipt)
+        if not receipt.dropped:
+            self.empty.remove(receipt.item)
+
     def reset_counts(self) -> None:
         """Sets all counts to zero. Codes that were warned of are not warned of again."""
         self.failures, self.empty, self.resumed, self.new_bytes = [], [], 0, 0
@@ -152,6 +158,8 @@ class JobSpec(Generic[Item]):
         plan: Digest of everything that affects the bytes of an item besides its input.
         work: Processes one item; picklable. Its files have their final names when it returns.
         state: Returns the state of the input of an item; picklable.
+        check: Reads an item as `work` does and writes nothing, for a dry run: the item fails, or
+            the receipt has its counts and reasons to drop it. Picklable. None: nothing is read.
         earlier_states: States by which earlier versions recorded the same input.
         owned: Patterns of the files that the job writes. Other files are not touched.
         volatile: Patterns of `owned` for files that hold times. The file list leaves them out.
@@ -187,6 +195,7 @@ class JobSpec(Generic[Item]):
     is_replaced_last: bool = False
     is_pipelined: bool = False
     shown: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    check: Callable[[Item], Receipt] | None = None
 
     @property
     def unlisted(self) -> tuple[str, ...]:

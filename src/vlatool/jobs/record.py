@@ -113,7 +113,7 @@ class OutputRecord:
             "made": self.run_id,
             "journal": self.journal,
         }
-        write_checksummed(_path(folder), document)
+        write_checksummed(record_file(folder), document)
 
     @property
     def fingerprint(self) -> str:
@@ -141,7 +141,7 @@ def read_valid_record(folder: Path) -> OutputRecord | None:
         DataError: The record is damaged.
         StorageError: The record cannot be read.
     """
-    path = _path(folder)
+    path = record_file(folder)
     try:
         return _record_of(read_checksummed(path))
     except (FileNotFoundError, NotADirectoryError):
@@ -261,7 +261,8 @@ def check_owner(
     Raises:
         UsageError: The folder belongs to something else, or is part of the records of an output.
     """
-    if any(parent.name == FOLDER and _path(parent.parent).is_file() for parent in folder.parents):
+    records = (record_file(parent.parent) for parent in folder.parents if parent.name == FOLDER)
+    if any(record.is_file() for record in records):
         raise _foreign_output_error(folder, command, before)
     is_own = is_replaceable if before is None else before.command == command
     if not is_own and is_occupied(folder):
@@ -457,7 +458,8 @@ def _file_digest(path: str | None) -> str:
         return ""  # the reader reports it
 
 
-def _path(folder: Path) -> Path:
+def record_file(folder: Path) -> Path:
+    """Path of the record of an output."""
     return folder / FOLDER / "run.json"
 
 

@@ -7,7 +7,7 @@ ownership of the output, the lock, the journal, failures, progress, the file lis
 import json
 import secrets
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -27,7 +27,7 @@ from vlatool.jobs.files import (
 )
 from vlatool.jobs.inputs import current_states, inputs_of
 from vlatool.jobs.items import Items
-from vlatool.jobs.job import Job, JobRun, Ranks
+from vlatool.jobs.job import Job, JobRun, JobSpec, Ranks
 from vlatool.jobs.journal import Journal, Receipt, remove_journal
 from vlatool.jobs.record import (
     OutputRecord,
@@ -35,6 +35,7 @@ from vlatool.jobs.record import (
     output_lock,
     parent_of,
     read_record,
+    record_file,
     resumable_record,
     resume_output,
 )
@@ -79,8 +80,8 @@ def run_command(
         return result_type.of_record(run.record.result, job.spec.shown)
     result = run.result or _completed_result(job, run)
     assert isinstance(result, result_type)
-    problem = failure_of(run, job.spec.item_name, result.episodes)
-    if problem is not None and run.status != "shared":
+    problem = failure_of(run, job.spec, result.episodes)
+    if problem is not None and run.status not in ("shared", "planned"):
         problem.result = result
         raise problem
     return result
@@ -183,7 +184,21 @@ class _Loop:
             if before.complete and self._has_all_items(before):
                 self._report_complete(before)
             self._run.resumed = self._journal.count()
+        if self._run.status == "planned" and self._spec.check is not None:
+            self._check(self._spec.check)
         return self._run
+
+    def _check(self, check: Callable[[Any], Receipt]) -> None:
+        """Reads all items without writing: counts those that would fail or be dropped."""
+        spec, items = self._spec, self._job.items
+        with self._run.reporter.progress("checks", len(items), f"{spec.item_name}s") as bar:
+            for outcome in self._run.executor.map(check, items):
+                if outcome.error is not None:
+                    self._fail(outcome.item, outcome.error)
+                elif outcome.value is not None:
+                    self._run.add_checked(outcome.value)
+                bar.advance(1, failed=len(self._run.failures))
+        self._check_any_is_good()
 
     def _has_all_items(self, before: OutputRecord) -> bool:
         """True if a complete output has all items. Only a job that grows can lack some."""
@@ -291,6 +306,9 @@ class _Loop:
             lock.check()
             self._input_states.append((receipt.item, receipt.sizes, receipt.changed_ns))
             yield receipt
+        self._check_any_is_good()
+
+    def _check_any_is_good(self) -> None:
         if self._run.failures and len(self._run.failures) == len(self._job.items):
             raise _all_failed_error(self._run.failures, self._spec.item_name)
 
@@ -344,7 +362,7 @@ class _Loop:
         if self._ranks.size > 1 or not (self._spec.has_arrays or receipt.resumed):
             log.append(receipt.row())
 
-    def _fail(self, item: Any, error: VlatoolError, log: AppendLog) -> None:
+    def _fail(self, item: Any, error: VlatoolError, log: AppendLog | None = None) -> None:
         if self._options.on_error == "stop" or not isinstance(error, DataError | BugError):
             raise error
         failures, item_name, name = self._run.failures, self._spec.item_name, self._job.name(item)
@@ -353,7 +371,7 @@ class _Loop:
         body = {"code": error.code, "message": error.message, "hint": error.hint}
         details = {"details": _as_json(error.details)}
         self._run.fail({item_name: name, **location, **body, **details})
-        if self._ranks.size > 1:
+        if log is not None and self._ranks.size > 1:
             log.append({"item": name, "failed": failures[-1]})
         self._run.reporter.warn(f"{item_name}_failed", f"{name}: {error.message}")
         limit = self._options.max_failures
@@ -402,17 +420,18 @@ def _all_failed_error(failures: Sequence[dict[str, Any]], item_name: str) -> Vla
     )
 
 
-def failure_of(run: JobRun, item_name: str, done: int) -> VlatoolError | None:
+def failure_of(run: JobRun, spec: JobSpec[Any], done: int) -> VlatoolError | None:
     """Error of a finished run with failed items; None if nothing failed.
 
     Args:
         run: The run.
-        item_name: Noun for an item, such as `episode`.
+        spec: Specification of its job.
         done: Number of items in the output.
     """
     if not run.failures:
         return None
-    count = len(run.failures)
+    count, item_name = len(run.failures), spec.item_name
+    record = record_file(spec.output)
     bugs = [failure for failure in run.failures if failure["code"] == BugError.unexpected]
     names = ", ".join(str(failure[item_name]) for failure in run.failures[:_NAMED])
     message = f"{count} of {count + done} {item_name}s failed: {names}"
@@ -421,14 +440,14 @@ def failure_of(run: JobRun, item_name: str, done: int) -> VlatoolError | None:
     if bugs:
         return BugError(
             f"{message}; {len(bugs)} because of a bug in vlatool or in a plugin",
-            hint="the others are written; report the tracebacks in .vlatool/run.json",
+            hint=f"the others are written; report the tracebacks in {record}",
             code=BugError.unexpected,
             details=details,
         )
     return PartialFailure(
         message,
-        hint="the others are written; .vlatool/run.json lists the reasons; "
-        "once they are fixed, run the same command again",
+        hint=f"the others are written; {record} lists the reasons; once they are fixed, run the "
+        "same command again",
         code=f"partial.{item_name}s_failed",
         details=details,
     )

@@ -81,7 +81,7 @@ def _image_error(camera: str, source: FrameSource, frame: int, reason: str) -> D
     file = {"path": str(paths[frame])} if frame < len(paths) else {}
     return DataError(
         f"{file.get('path', f'camera {camera!r}, frame {frame}')}: {reason}",
-        hint="copy or record the image again, or leave the episode out with --episodes",
+        hint="copy or record the image again, or exclude the episode with --exclude",
         code="data.picture_unreadable",
         details={"camera": camera, "frame": frame, **file},
     )

@@ -273,7 +273,7 @@ def check_is_data_file(path: Path, label: str) -> None:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise DataError(
             f"{label}: {path} is missing",
-            hint="complete the download, or exclude the episode with --episodes",
+            hint="complete the download, or exclude the episode with --exclude",
             code="data.missing_file",
             details={"path": str(path)},
         ) from None

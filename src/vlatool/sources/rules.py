@@ -62,17 +62,19 @@ IMAGES = FindingCodes(
             "error", "A frame cannot be decoded.", "download or record the episode again"
         ),
         "black": FindingCode(
-            "warning", "Frames are completely black.", "check the camera; exclude the episode"
+            "warning",
+            "Frames are completely black.",
+            "check the camera; exclude the episode with --exclude",
         ),
         "constant": FindingCode(
             "warning",
             "Frames have a single color other than black.",
-            "check the camera; exclude the episode",
+            "check the camera; exclude the episode with --exclude",
         ),
         "repeated": FindingCode(
             "warning",
             f"An image is repeated over {_LONG_REPETITION} or more frames.",
-            "check whether the camera froze; exclude the episode",
+            "check whether the camera froze; exclude the episode with --exclude",
         ),
     },
 )

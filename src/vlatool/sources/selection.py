@@ -144,6 +144,11 @@ class EpisodeTask:
         return replace(receipt, findings=(*episode.findings, *receipt.findings))
 
 
+def count_frames(ref: EpisodeRef, episode: Episode) -> Receipt:
+    """Receipt of an episode that is read and not written."""
+    return Receipt(ref.id, counts={"frames": episode.num_frames})
+
+
 @dataclass(frozen=True)
 class SelectedEpisodes:
     """Episodes of a run.
@@ -154,6 +159,7 @@ class SelectedEpisodes:
         survey: Survey of the episodes, with the selected cameras.
         selection: Cameras, fields and conditions for each episode.
         findings: Findings on the sources as a whole.
+        available: Number of episodes in the sources.
     """
 
     refs: tuple[EpisodeRef, ...]
@@ -161,6 +167,7 @@ class SelectedEpisodes:
     survey: Survey
     selection: EpisodeSelection
     findings: tuple[Finding, ...]
+    available: int
 
 
 def select_episodes(
@@ -177,7 +184,7 @@ def select_episodes(
         DataError: A source does not exist, no episode is left or readable, a requested camera
             does not exist, or the name of a camera cannot be part of a file name.
     """
-    discovered = _discover(reader, sources, config)
+    available, discovered = _discover(reader, sources, config)
     held_out_counts = dict(Counter(ref.excluded for ref in discovered if ref.excluded))
     refs = tuple(ref for ref in discovered if not ref.excluded)
     if not refs:
@@ -199,19 +206,20 @@ def select_episodes(
         if name != name.lower()
     )
     findings = (*getattr(reader, "source_findings", ()), *capitals)
-    return SelectedEpisodes(refs, held_out_counts, survey, selection, findings)
+    return SelectedEpisodes(refs, held_out_counts, survey, selection, findings, available)
 
 
 def _discover(
     reader: FormatReader, sources: Sequence[Path], config: SelectionConfig
-) -> Sequence[EpisodeRef]:
-    """Requested episodes, excluded ones included."""
+) -> tuple[int, Sequence[EpisodeRef]]:
+    """Number of episodes, and the requested ones, excluded ones included."""
     for source in sources:
         if is_missing(source):
             raise DataError.at(
                 source, "does not exist", hint="check the path of the source", code="data.no_source"
             )
-    refs = select(checked_refs(list(reader.discover(sources))), config.episodes, config.exclude)
+    discovered = checked_refs(list(reader.discover(sources)))
+    refs = select(discovered, config.episodes, config.exclude)
     if not refs:
         raise DataError(
             f"{', '.join(map(str, sources))}: no episodes found",
@@ -219,7 +227,7 @@ def _discover(
             code="data.no_episodes",
         )
     limit = config.max_episodes
-    return refs if limit is None or limit <= 0 else refs[:limit]
+    return len(discovered), refs if limit is None or limit <= 0 else refs[:limit]
 
 
 def _survey(

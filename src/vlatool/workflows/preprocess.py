@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 from pydantic import Field, SerializeAsAny, create_model, field_validator
@@ -19,7 +19,7 @@ from vlatool.config.resolve import load_config
 from vlatool.episode import EpisodeRef
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
-from vlatool.jobs.command import EngineConfig, JobResult, executor_of
+from vlatool.jobs.command import EngineConfig, JobResult, executor_of, make_executor
 from vlatool.jobs.files import FileEntry
 from vlatool.jobs.inputs import plan_digest
 from vlatool.jobs.job import JobRun, JobSpec
@@ -33,6 +33,7 @@ from vlatool.sources.detection import DeferredKeys, detect_source
 from vlatool.sources.selection import (
     EpisodeTask,
     SelectionConfig,
+    count_frames,
     episode_state,
     reader_section,
     select_episodes,
@@ -213,7 +214,8 @@ def preprocess(config: PreprocessConfig, *, reporter: Reporter = NULL) -> Prepro
     """
     preload = ("vlatool.sources.selection", SINKS.target(config.sink.type))
     with ExitStack() as stack:
-        executor = stack.enter_context(executor_of(config, preload))  # workers start meanwhile
+        pool = make_executor(config.workers) if config.dry_run else executor_of(config, preload)
+        executor = stack.enter_context(pool)  # workers start meanwhile
         job = PreprocessJob(config)
         job.log_selection(reporter)
         return run_command(job, PreprocessResult, config, executor, reporter=reporter)
@@ -238,7 +240,9 @@ class PreprocessJob:
         origin = source_options(config, section, resolved) | versions
         actions = tuple(config.action_fields)
         setup = SinkSetup(output, selection.survey, selection.refs, origin, actions)
-        self._sink: Sink = (make_sink or SINKS.get(config.sink.type))(config.sink, setup)
+        self._setup = setup
+        self._make_sink = make_sink or SINKS.get(config.sink.type)
+        self._sink: Sink = self._make_sink(config.sink, setup)
         added = getattr(self._sink, "added_options", {})
         self.spec = JobSpec(
             output=output,
@@ -253,6 +257,7 @@ class PreprocessJob:
                 *filter(None, (actions, added)),  # plans of 0.2.0 have neither
             ),
             work=EpisodeTask(config.format, resolved, selection.selection, self._sink.work),
+            check=EpisodeTask(config.format, resolved, selection.selection, count_frames),
             state=episode_state,
             owned=self._sink.owned,
             volatile=self._sink.volatile,
@@ -283,6 +288,9 @@ class PreprocessJob:
     def log_selection(self, reporter: Reporter) -> None:
         """Logs format, cameras and fields, and warns of findings and of options without effect."""
         reporter.note(f"format: {self._config.format}")
+        if len(self.items) < self._chosen.available:
+            asked = f" (--episodes {self._config.episodes})" if self._config.episodes else ""
+            reporter.note(f"episodes: {len(self.items)} of {self._chosen.available}{asked}")
         for finding in self._chosen.findings:
             reporter.warn(finding.code, finding.message)
         for message in _ignored_options(self._config):
@@ -318,21 +326,30 @@ class PreprocessJob:
 
     def _counts(self, run: JobRun) -> dict[str, Any]:
         if self._summary is None:
-            estimate = self._sink.estimate()
-            return {
-                "frames": self._chosen.survey.frames or 0,
-                "samples": estimate.samples or 0,
-                **_count_fields(estimate.counts),
-                "bytes": 0,
-                "dropped": dict(self._chosen.excluded),
-                "plan": {"estimated_from": f"{self._chosen.survey.episodes} episodes"},
-            }
+            return self._planned_counts(run)
         return {
             "frames": run.sums.get("frames", 0),
             "samples": self._summary.samples,
             **_count_fields(self._summary.counts),
             "bytes": self._summary.bytes,
             "dropped": {**run.dropped, **self._chosen.excluded},
+        }
+
+    def _planned_counts(self, run: JobRun) -> dict[str, Any]:
+        """Estimate from the episodes that a dry run has found good."""
+        left_out = {*run.empty, *(failure["episode"] for failure in run.failures)}
+        good = [ref for ref in self.items if ref.id not in left_out]
+        frames = run.sums.get("frames", 0)
+        survey = replace(self._chosen.survey, episodes=len(good), frames=frames)
+        sink = self._make_sink(self._config.sink, replace(self._setup, survey=survey, refs=good))
+        estimate = sink.estimate()
+        return {
+            "frames": frames,
+            "samples": estimate.samples or 0,
+            **_count_fields(estimate.counts),
+            "bytes": 0,
+            "dropped": {**run.dropped, **self._chosen.excluded},
+            "plan": {"estimated_from": f"{len(good)} episodes"},
         }
 
 

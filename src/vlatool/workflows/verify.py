@@ -202,10 +202,13 @@ def _verify(location: Path, config: VerifyConfig, reporter: Reporter) -> VerifyR
 
 
 def _relative(finding: Finding, root: Path) -> Finding:
-    """Returns the finding with paths in place and message relative to the verified location."""
+    """The finding with paths in its place relative to the verified location.
+
+    Its message keeps paths that open from the current folder.
+    """
     location = dict(finding.place)
     for key in ("path", "shard"):
         path = type(root)(str(location[key])) if key in location else None
         if path is not None and path.is_relative_to(root):
             location[key] = path.relative_to(root).as_posix()
-    return replace(finding, place=location, message=finding.message.replace(f"{root}/", ""))
+    return replace(finding, place=location)

@@ -219,6 +219,14 @@ def test_invalid_features_have_their_code(
     ]
 
 
+def test_nested_names_are_counted_one_by_one(tmp_path: Path) -> None:
+    root = lerobot_dataset(tmp_path / "pick")
+    features = json.loads((root / "meta/info.json").read_text())["features"]
+    width = features["observation.state"]["shape"][0]
+    change_feature(root, "observation.state", names=[[f"joint_{i}" for i in range(width)]])
+    assert not source_findings(root)
+
+
 def test_index_is_continuous_over_the_data_set(tmp_path: Path) -> None:
     root = lerobot_dataset(tmp_path / "pick", change=column("index", lambda v: v + 1))
     assert [finding.code for finding in source_findings(root)] == ["lerobot.index_gap"]

@@ -52,14 +52,14 @@ class ImagesConfig(ConfigModel):
         return [f".{extension.lower().removeprefix('.')}" for extension in value]
 
 
-_AGAIN = "get or record the image again, or exclude the episode with --episodes"
+_AGAIN = "get or record the image again, or exclude the episode with --exclude"
 _CONVERTED = "none if the colors are right: the image is converted to RGB"
 
 IMAGES = FindingCodes(
     "images",
     {
         "no_pictures": FindingCode(
-            "error", "The folder of an episode has no images.", "exclude it with --episodes"
+            "error", "The folder of an episode has no images.", "exclude it with --exclude"
         ),
         "picture_unreadable": FindingCode(
             "error", "An image is truncated, damaged or not an image.", _AGAIN
@@ -181,7 +181,7 @@ class ImageFiles:
         return DataError.at(
             self.paths[index],
             problem,
-            hint="get or record the image again, or exclude the episode with --episodes",
+            hint="get or record the image again, or exclude the episode with --exclude",
             code=code,
             frame=index,
         )
@@ -255,7 +255,7 @@ class ImagesReader:
             raise DataError.at(
                 ref.path,
                 f"has no images ({', '.join(self.config.extensions)})",
-                hint="exclude the episode with --episodes, or name other --extensions",
+                hint="exclude the episode with --exclude, or name other --extensions",
                 code="data.no_pictures",
             )
         return Episode(

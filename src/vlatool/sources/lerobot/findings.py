@@ -3,7 +3,7 @@
 from vlatool.findings import FindingCode, FindingCodes
 
 _AGAIN = "download the data set again"
-_LEAVE_OUT = "download the file again, or exclude the episode with --episodes"
+_LEAVE_OUT = "download the file again, or exclude the episode with --exclude"
 _BY_ROW = "none if the images match the rows: vlatool pairs them by number"
 _META_SHAPE = "correct its shape in meta/info.json, or name other columns"
 _META = "correct the number in meta/info.json; vlatool does not use it"

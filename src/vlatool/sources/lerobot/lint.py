@@ -27,7 +27,7 @@ from vlatool.findings import Collector, Finding
 from vlatool.sources.lerobot.config import LeRobotConfig
 from vlatool.sources.lerobot.dataset import EpisodeFiles, dataset_roots, open_dataset
 from vlatool.sources.lerobot.findings import LEROBOT
-from vlatool.sources.lerobot.meta import read_lines, read_object, read_tasks
+from vlatool.sources.lerobot.meta import feature_names, read_lines, read_object, read_tasks
 from vlatool.sources.lerobot.rows import Rows, read_rows
 from vlatool.sources.lerobot.rules import EpisodeContents
 from vlatool.sources.parquet_images import ParquetImages
@@ -177,8 +177,10 @@ def _names(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         shape, names = feature.get("shape"), feature.get("names")
         if not isinstance(shape, list) or not isinstance(names, list) or len(shape) != 1:
             continue
-        if len(names) != shape[0]:
-            yield "names_mismatch", name, f"has {len(names)} names for {shape[0]} values"
+        count = len(feature_names(names))
+        if count != shape[0]:
+            counted = "1 name" if count == 1 else f"{count} names"
+            yield "names_mismatch", name, f"has {counted} for {shape[0]} values"
 
 
 def _check_rows(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:

@@ -239,13 +239,13 @@ def _feature(path: Path, name: str, value: object) -> Feature:
         name=name,
         dtype=tree["dtype"],
         shape=None if shape is None else tuple(shape),
-        names=_names(tree.get("names")),
+        names=feature_names(tree.get("names")),
         is_depth=is_depth,
     )
 
 
-def _names(value: object) -> tuple[str, ...]:
-    """Texts of `names`; those of groups are prefixed with the group if they are not unique.
+def feature_names(value: object) -> tuple[str, ...]:
+    """Texts of `names` of a feature; those of groups have the group before them unless unique.
 
     Source: formats/lerobot 4.2
     """

@@ -162,7 +162,7 @@ class Rows:
     def _error(self, field: str, problem: str, code: str, row: int | None = None) -> DataError:
         return DataError(
             f"{self.episode}: {self.path}: {field} {problem}",
-            hint="repair or record the episode again, or exclude it with --episodes",
+            hint="repair or record the episode again, or exclude it with --exclude",
             code=code,
             details={"path": str(self.path), "field": field, "row": row},
         )

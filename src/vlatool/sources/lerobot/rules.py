@@ -231,7 +231,7 @@ def _video(
         raise DataError(
             f"{label}: {path} has {info.num_frames} frames, the data has {len(rows)} rows",
             hint="the video is incomplete; download it again, or exclude the episode with "
-            "--episodes",
+            "--exclude",
             code="data.video_too_short",
             details={"path": str(path), "camera": camera.name, "frames": info.num_frames},
         )
