@@ -348,9 +348,11 @@ COMMANDS: dict[str, Command] = {
         has_rows=True,
     ),
     "doctor": Command(
-        "Check the installation and the hardware of this machine.",
+        "Check the installation, the hardware of this machine and the network.",
         "vlatool.workflows.doctor:doctor",
-        examples=("vlatool doctor", "vlatool doctor --json"),
+        "vlatool.workflows.doctor:DoctorConfig",
+        {"locations": "[LOCATION...]"},
+        examples=("vlatool doctor", "vlatool doctor s3://lab/raw hf://owner/name --json"),
     ),
     "version": Command(
         "Print the versions of vlatool and Python.",

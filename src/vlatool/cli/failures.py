@@ -5,7 +5,8 @@ import os
 import shlex
 import signal
 import sys
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
 
 from vlatool.errors import (
     BugError,
@@ -137,3 +138,42 @@ def _nearest_option(option: str, ctx: Any) -> str:
     declared = [name for param in ctx.command.get_params(ctx) for name in param.opts]
     hint = did_you_mean(option, [*declared, *OUTPUT_OPTIONS])
     return "" if hint.startswith("known:") else hint
+
+
+_UNREACHED = {"storage.unreachable", "environment.offline"}
+
+
+def name_key(error: VlatoolError, config: Mapping[str, Any]) -> None:
+    """Adds the key of a location that cannot be reached to the hint of its error.
+
+    Args:
+        error: Any error; those with other codes are left alone.
+        config: Configuration of the command as nested data, without its positional arguments.
+    """
+    if error.code not in _UNREACHED:
+        return
+    path = str(error.details.get("path", ""))
+    leaves = [(_common_length(text, path), key) for key, text in _texts(config)]
+    length, key = max(leaves, default=(0, ""))
+    if length:
+        error.hint += f" (key {key})"
+
+
+def _common_length(text: str, path: str) -> int:
+    """Length of a value that names a location or a folder above it; 1: the same host; else 0."""
+    short = text.partition("://")[2].strip("/") or text  # `owner/name` names hf://models/owner/name
+    if "/" in text and short in path:
+        return len(short)
+    return int("://" in text and text.split("/")[:3] == path.split("/")[:3])
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yields all texts in nested data with their keys; items of a list have the key of the list."""
+    if isinstance(value, Mapping):
+        for name, item in cast(Mapping[str, Any], value).items():
+            yield from _texts(item, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, list | tuple):
+        for item in cast(Sequence[Any], value):
+            yield from _texts(item, key)
+    elif isinstance(value, str):
+        yield key, value

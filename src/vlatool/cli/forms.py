@@ -99,7 +99,7 @@ def _parameters(row: Command, form: Form) -> list[inspect.Parameter]:
     """Parameters of the function of a command: the context, arguments, and options of Typer."""
     kinds: dict[str, tuple[Any, Any]] = {"ctx": (typer.Context, inspect.Parameter.empty)}
     for key, name in row.arguments.items():
-        kinds[key] = (TextsArg if name.endswith("...") else TextArg, None)
+        kinds[key] = (TextsArg if "..." in name else TextArg, None)
     for name, parameter in inspect.signature(form.declare).parameters.items():
         kinds[name] = (parameter.annotation, parameter.default)
     if row.has_ranks:

@@ -14,7 +14,7 @@ import typer
 from vlatool.cli import output
 from vlatool.cli.config_command import TYPED_CONFIG
 from vlatool.cli.options import OutputOptions
-from vlatool.errors import ConfigError, UsageError
+from vlatool.errors import ConfigError, UsageError, VlatoolError
 from vlatool.events import Reporter
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # Secrets in a URI: user and password before the host, and the query.
 _USER, _QUERY = re.compile(r"(?<=://)[^/\s]+@"), re.compile(r"(https?://[^\s?#]*[?#])\S+")
+_RETRIES = "vlatool.storage.retry"  # log of retries
 
 Schema = TypeVar("Schema", bound="ConfigModel")
 
@@ -40,6 +41,8 @@ class Invocation:
         self.options = options
         self.reporter = reporter
         self._ctx = ctx
+        self._config: ConfigModel | None = None
+        self._arguments: frozenset[str] = frozenset()
 
     def config(self, schema: type[Schema], **positionals: Any) -> Schema:
         """Configuration of this command line; `positionals` are values of keys by name."""
@@ -62,6 +65,7 @@ class Invocation:
             keys_command = f"{self._ctx.command_path} --keys"
             error.hint = error.hint.replace("vlatool resolve-config --keys", keys_command)
             raise
+        self._config, self._arguments = resolved.config, frozenset(positionals)
         if resolved.unknown_keys:
             message = f"{len(resolved.unknown_keys)} unknown keys are ignored: "
             self.reporter.warn("keys_left_out", message + ", ".join(resolved.unknown_keys))
@@ -81,6 +85,18 @@ class Invocation:
         typed: TypedConfig = self._ctx.meta[TYPED_CONFIG]
         return cast(type[Schema], typed.chosen_schema(schema))
 
+    @contextmanager
+    def keys_in_hints(self) -> Iterator[None]:
+        """Names the key of a location that the command could not reach."""
+        try:
+            yield
+        except VlatoolError as error:
+            from vlatool.cli.failures import name_key
+
+            if self._config is not None:
+                name_key(error, self._config.model_dump(exclude=set(self._arguments)))
+            raise
+
     def finish(self, result: output.Result) -> None:
         """Prints the result."""
         output.write_result(result, self.options)
@@ -99,12 +115,14 @@ def command(ctx: typer.Context, *, jsonl: bool = False) -> Iterator[Invocation]:
             code="usage.conflict",
         )
     reporter = _reporter(options)
-    with _logging(options) as log_file:
+    with _logging(options) as log_file, _retries_reported(reporter):
         if log_file is not None:
             from vlatool.cli.reporters import LoggedReporter
 
             reporter = LoggedReporter(reporter, log_file)
-        yield Invocation(ctx, options, reporter)
+        run = Invocation(ctx, options, reporter)
+        with run.keys_in_hints():
+            yield run
 
 
 def _check_folder() -> None:
@@ -164,12 +182,35 @@ def _logging(options: OutputOptions) -> Iterator[logging.Handler | None]:
             handler.close()
 
 
+class _RetryHandler(logging.Handler):
+    """Handler that passes warnings of retries to a reporter."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        super().__init__(logging.WARNING)
+        self._reporter = reporter
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Reports the warning."""
+        self._reporter.warn("storage_retry", record.getMessage())
+
+
+@contextmanager
+def _retries_reported(reporter: Reporter) -> Iterator[None]:
+    """Sends warnings of retries to the reporter."""
+    handler = _RetryHandler(reporter)
+    logging.getLogger(_RETRIES).addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger(_RETRIES).removeHandler(handler)
+
+
 def _stderr_handler(options: OutputOptions) -> logging.Handler:
     handler = logging.StreamHandler(cast(TextIO, output.Stderr()))
     handler.setLevel({0: logging.WARNING, 1: logging.INFO}.get(options.verbose, logging.DEBUG))
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-    if not options.verbose:
-        handler.addFilter(lambda record: record.name != "py.warnings")
+    reported = {_RETRIES} if options.verbose else {_RETRIES, "py.warnings"}
+    handler.addFilter(lambda record: record.name not in reported)
     return handler
 
 

@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from vlatool.errors import BugError, DataError, VlatoolError
 from vlatool.plugins import outdated_plugin_error
+from vlatool.storage.retry import warn_through, warnings_of_workers
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
@@ -162,7 +164,10 @@ class ProcessExecutor:
     def _new_pool(self, workers: int | None = None) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")
         return ProcessPoolExecutor(
-            workers or self.workers, context, _start_worker, (self._preload,)
+            workers or self.workers,
+            context,
+            _start_worker,
+            (self._preload, warnings_of_workers()),
         )
 
 
@@ -254,8 +259,9 @@ def _start() -> None:
     """Does nothing; its submission makes a worker start."""
 
 
-def _start_worker(preload: Sequence[str]) -> None:
+def _start_worker(preload: Sequence[str], warnings: Connection) -> None:
     """Initializes a worker: ignores Ctrl-C, which the driver handles, and ends with the driver."""
+    warn_through(warnings)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
     threading.Thread(target=_end_with_driver, daemon=True).start()

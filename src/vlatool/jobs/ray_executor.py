@@ -14,6 +14,7 @@ from vlatool import __version__
 from vlatool.errors import EnvironmentProblem
 from vlatool.jobs.executor import Item, Outcome, Value, attempt, worker_died
 from vlatool.jobs.ray_cluster import first_line, import_ray, ray_cluster, ray_failed
+from vlatool.storage.first_contact import expect_answers
 
 _UNFINISHED_PER_CPU = 2
 _HELD_PER_CPU = 8  # with finished tasks, whose results wait for a slower one before them
@@ -151,6 +152,7 @@ def _attempt_on_worker(
             code="environment.ray_worker_version",
         )
         return Outcome(item, error=problem)
+    expect_answers()  # the driver has reached the storage
     if driver.folder.is_dir():
         os.chdir(driver.folder)
     return attempt(function, item)

@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from vlatool.errors import DataError, StorageError
 from vlatool.storage.documents import MAX_BYTES, DocumentError, parse_json
+from vlatool.storage.first_contact import UnreachableHost
 from vlatool.storage.remote import (
     Body,
     ConditionFailed,
@@ -127,6 +128,8 @@ class WebServer:
         """Converts an error of the server or of urllib3 to an error of vlatool."""
         if isinstance(error, HttpStatusError):
             return _status_error(error.status, location)
+        if isinstance(error, UnreachableHost):
+            return error.at(location)
         if isinstance(error, UnusableAnswer):
             return unusable_answer_error(error, location)
         exceptions: Any = importlib.import_module("urllib3.exceptions")

@@ -66,15 +66,25 @@ class Repository:
             raise missing_package("huggingface_hub") from error
 
     @property
-    def _endpoint(self) -> str | None:
-        return os.environ.get("HF_ENDPOINT") or None
+    def endpoint(self) -> str:
+        """URL of the hub."""
+        return os.environ.get("HF_ENDPOINT") or str(self.hub.constants.ENDPOINT)
+
+    @property
+    def is_off(self) -> bool:
+        """True if the user has switched off access to the hub."""
+        return bool(self.hub.constants.HF_HUB_OFFLINE)
+
+    @property
+    def token(self) -> str | None:
+        """Token of the user; None without one."""
+        return None if self.hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else self.hub.get_token()
 
     @property
     def _api(self) -> str:
         """URL of the repository in the programming interface of the hub."""
         self.hub.utils.validate_repo_id(self._name)
-        endpoint = (self._endpoint or str(self.hub.constants.ENDPOINT)).rstrip("/")
-        return f"{endpoint}/api/{self._kind}s/{self._name}"
+        return f"{self.endpoint.rstrip('/')}/api/{self._kind}s/{self._name}"
 
     @cached_property
     def commit(self) -> str:
@@ -112,11 +122,12 @@ class Repository:
         return dict(sorted(files.items()))
 
     def _document(self, url: str) -> tuple[Any, Mapping[str, str]]:
-        if self.hub.constants.HF_HUB_OFFLINE:
+        if self.is_off:
             raise EnvironmentProblem(
                 f"{self._root}: access to the hub is switched off (HF_HUB_OFFLINE)",
-                hint="unset HF_HUB_OFFLINE, or give the path of a local folder",
+                hint="unset HF_HUB_OFFLINE, or give the path of a local folder instead",
                 code="environment.offline",
+                details={"path": self._root},
             )
         try:
             return self._files.document(url)
@@ -203,7 +214,7 @@ class Repository:
             key,
             repo_type=self._kind,
             revision=self.commit,
-            endpoint=self._endpoint,
+            endpoint=self.endpoint,
         )
 
     def _access_error(self, location: str) -> EnvironmentProblem:
@@ -239,8 +250,7 @@ class _Resolved(WebServer):
     def headers(self) -> Mapping[str, str]:
         """Headers with the token, if the user has one."""
         # `build_hf_headers` asks the hub for a list, to name the program that runs this one.
-        hub = self._repository.hub
-        token = None if hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else hub.get_token()
+        token = self._repository.token
         return {"User-Agent": "vlatool", **({"Authorization": f"Bearer {token}"} if token else {})}
 
 

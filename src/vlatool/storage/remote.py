@@ -28,7 +28,7 @@ class Address(NamedTuple):
     key: str
 
     def __str__(self) -> str:
-        return f"{self.root}/{self.key}"
+        return f"{self.root}/{self.key}" if self.key else self.root
 
     @property
     def prefix(self) -> str:

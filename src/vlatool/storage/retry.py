@@ -1,14 +1,18 @@
 """Retries of requests to a storage that is busy or unreachable."""
 
 import http.client
+import json
 import logging
+import multiprocessing
 import os
 import random
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from multiprocessing.connection import Connection
+from typing import NamedTuple, Protocol, TypeVar
 
 from vlatool.errors import StorageError, UsageError
 
@@ -18,7 +22,8 @@ _DEFAULT_TIMEOUT_S = 180.0  # much longer than a restart or an outage of a minut
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 10.0
 _LONGEST_REQUESTED_WAIT_S = 60.0  # limit of the wait that a server requests
-_WARNING_INTERVAL_S = 10.0
+_INTERVAL_S, _LONGEST_INTERVAL_S = 10.0, 60.0  # between warnings of one reason
+_PIPE_BYTES = 4000  # less than PIPE_BUF, up to which writes are atomic
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -70,19 +75,74 @@ class ProcessClock:
 
 
 @dataclass
-class WarningThrottle:
-    """Limit of one warning per 10 s, because many threads see the same outage."""
+class RetryWarnings:
+    """Warnings of retries in the log, or in the log of the process that started this worker.
 
-    last: float = field(default=-_WARNING_INTERVAL_S)
+    Many threads and workers see the same outage: a reason is repeated after 10 s, then at intervals
+    that double up to a minute.
 
-    def warn(self, location: str, reason: str, now: float) -> None:
-        """Logs a warning, unless there was one in the last 10 s."""
-        if now - self.last >= _WARNING_INTERVAL_S:
-            self.last = now
-            _LOGGER.warning("%s: %s; retrying", location, reason)
+    Attributes:
+        pipe: Connection to the process that started this one; None: log here.
+    """
+
+    pipe: Connection | None = None
+    _due: dict[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
+
+    def add(self, retry: "Retry", now: float) -> None:
+        """Logs a retry, unless its reason was logged some seconds ago."""
+        due, interval = self._due.get(retry.reason, (now, 0.0))
+        if now < due:
+            return
+        if now > due + _LONGEST_INTERVAL_S:  # another outage
+            interval = 0.0
+        interval = min(max(_INTERVAL_S, 2 * interval), _LONGEST_INTERVAL_S)
+        self._due[retry.reason] = (now + interval, interval)
+        if self.pipe is None:
+            _LOGGER.warning("%s", retry)
+            return
+        with suppress(OSError):  # the other process has ended
+            self.pipe.send_bytes(json.dumps(retry).encode()[:_PIPE_BYTES])
 
 
-_THROTTLE = WarningThrottle()
+class Retry(NamedTuple):
+    """Failed attempt that will be repeated."""
+
+    location: str
+    reason: str
+    attempt: int
+    left_s: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.location}: {self.reason}; attempt {self.attempt} failed, "
+            f"retrying for {self.left_s:.0f} s"
+        )
+
+
+_WARNINGS = RetryWarnings()
+
+
+def warnings_of_workers() -> Connection:
+    """Connection that workers give to `warn_through`: their retries are logged by this process.
+
+    Several workers may share it: a message is one write to a pipe, which is atomic.
+    """
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    threading.Thread(target=_receive, args=(reader,), daemon=True).start()
+    return writer
+
+
+def warn_through(pipe: Connection) -> None:
+    """Sends the warnings of this worker through a pipe of the process that started it."""
+    _WARNINGS.pipe = pipe
+
+
+def _receive(reader: Connection) -> None:
+    with suppress(EOFError, OSError):
+        while True:
+            message = reader.recv_bytes()
+            with suppress(ValueError, TypeError):  # a location that was cut
+                _WARNINGS.add(Retry(*json.loads(message)), ProcessClock().now())
 
 
 @dataclass(frozen=True)
@@ -91,7 +151,7 @@ class RetryPolicy:
 
     clock: Clock = field(default_factory=ProcessClock)
     uniform: Callable[[float, float], float] = random.uniform
-    throttle: WarningThrottle = field(default_factory=lambda: _THROTTLE)
+    warnings: RetryWarnings = field(default_factory=lambda: _WARNINGS)
 
 
 def retry_timeout() -> float:
@@ -168,7 +228,7 @@ def retrying(
                 raise _timeout_error(location, advice.reason, total, attempts) from error
             wait = _wait(attempts, advice, policy)
             reason = advice.reason
-        policy.throttle.warn(location, reason, now)
+        policy.warnings.add(Retry(location, reason, attempts, deadline - now), now)
         policy.clock.sleep(min(wait, deadline - now))
 
 

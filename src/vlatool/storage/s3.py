@@ -2,14 +2,18 @@
 
 import errno
 import importlib
+import io
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any, cast
 
 from vlatool.errors import EnvironmentProblem, StorageError
+from vlatool.storage.background import in_background
+from vlatool.storage.documents import MAX_BYTES
+from vlatool.storage.first_contact import UnreachableHost, reach
 from vlatool.storage.http import http_retry_advice, ranged_body, unusable_answer_error
 from vlatool.storage.remote import (
     Body,
@@ -21,7 +25,16 @@ from vlatool.storage.remote import (
     Upload,
 )
 from vlatool.storage.retry import RetryAdvice, network_retry_advice
-from vlatool.storage.web_requests import UnusableAnswer, connections, error_body, fetch
+from vlatool.storage.web_requests import (
+    READ_TIMEOUT_S,
+    SLOWEST,
+    BodyStream,
+    UnusableAnswer,
+    connections,
+    error_body,
+    fetch,
+    send,
+)
 
 _CONNECTIONS = 64  # more than the threads that read or write concurrently
 _CONNECT_TIMEOUT_S = 10
@@ -53,11 +66,25 @@ class Bucket:
 
     @cached_property
     def client(self) -> Any:
-        """Client of boto3."""
+        """Client of boto3.
+
+        Raises:
+            UnreachableHost: The endpoint has never answered.
+        """
+        reach(self.endpoint)
+        return self._client
+
+    @property
+    def endpoint(self) -> str:
+        """URL of the server."""
+        return str(self._client.meta.endpoint_url)
+
+    @cached_property
+    def _client(self) -> Any:
         config: Any = importlib.import_module("botocore.config")
         botocore: Any = importlib.import_module("botocore")
         unsigned = {"signature_version": botocore.UNSIGNED} if self.is_anonymous else {}
-        return self._session.client(
+        client = self._session.client(
             "s3",
             config=config.Config(
                 max_pool_connections=_CONNECTIONS,
@@ -67,6 +94,29 @@ class Bucket:
                 **unsigned,
             ),
         )
+        client.meta.events.register("before-send.s3", self._send)
+        return client
+
+    def _send(self, request: Any, **_: Any) -> Any:
+        """Response of a request without a body, within the limits of `web_requests`.
+
+        The client library waits for each byte anew and reads an answer of any size.
+        """
+        if request.body:
+            return None  # sent by the library
+        headers = {name: _text(value) for name, value in request.headers.items()}
+        response = send(self._pool, request.method, request.url, headers)
+        stream = BodyStream(response)
+        try:
+            data = stream.read(MAX_BYTES + 1)
+        finally:
+            stream.close()
+        if len(data) > MAX_BYTES:
+            raise UnusableAnswer(f"the server answers with more than {MAX_BYTES:,} bytes")
+        raw: Any = importlib.import_module("urllib3.response")
+        answers: Any = importlib.import_module("botocore.awsrequest")
+        body = raw.HTTPResponse(io.BytesIO(data), preload_content=False)
+        return answers.AWSResponse(request.url, response.status, response.headers, body)
 
     def retry_advice(self, error: Exception) -> RetryAdvice | None:
         """Advice on retrying after an error; None if a retry is useless."""
@@ -74,6 +124,8 @@ class Bucket:
 
     def map_error(self, error: Exception, location: str) -> Exception:
         """Converts an error of the client library to an error of vlatool."""
+        if isinstance(error, UnreachableHost):
+            return error.at(location)
         if isinstance(error, UnusableAnswer):
             return unusable_answer_error(error, location)
         mapped = map_s3_error(error, location)
@@ -115,7 +167,8 @@ class Bucket:
     def put(self, key: str, data: bytes, etag: str | None = None) -> str:
         """PutObject."""
         condition = {} if etag is None else {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
-        response = self.client.put_object(**self._object(key), Body=data, **condition)
+        put = partial(self.client.put_object, **self._object(key), Body=data, **condition)
+        response = _in_time(put, len(data))
         return str(response["ETag"])
 
     def multipart(self, key: str) -> Upload:
@@ -144,7 +197,9 @@ class Bucket:
             self.client.delete_object(**self._object(keys[0]))
             return ()
         request = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
-        response = self.client.delete_objects(Bucket=self.name, Delete=request)
+        response = _in_time(
+            partial(self.client.delete_objects, Bucket=self.name, Delete=request), 0
+        )
         # The request succeeds even if single keys fail.
         return [str(failed.get("Key", "")) for failed in response.get("Errors", ())]
 
@@ -197,17 +252,32 @@ class _Multipart:
 
     def send(self, number: int, data: bytes) -> str:
         """UploadPart."""
-        response = self._client.upload_part(**self._request, PartNumber=number, Body=data)
+        upload = partial(self._client.upload_part, **self._request, PartNumber=number, Body=data)
+        response = _in_time(upload, len(data))
         return str(response["ETag"])
 
     def complete(self, parts: Sequence[str]) -> None:
         """CompleteMultipartUpload."""
         numbered = [{"PartNumber": n, "ETag": etag} for n, etag in enumerate(parts, start=1)]
-        self._client.complete_multipart_upload(**self._request, MultipartUpload={"Parts": numbered})
+        complete = partial(self._client.complete_multipart_upload, **self._request)
+        _in_time(partial(complete, MultipartUpload={"Parts": numbered}), 0)
 
     def abort(self) -> None:
         """AbortMultipartUpload."""
         self._client.abort_multipart_upload(**self._request)
+
+
+def _in_time(request: Callable[[], Any], size: int) -> Any:
+    """Result of a request with a body of `size` bytes.
+
+    Raises:
+        TimeoutError: It takes longer than an answer may take, plus a second per KiB.
+    """
+    return in_background(request).result(READ_TIMEOUT_S + size / SLOWEST)
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def _info(response: Mapping[str, Any], size: int) -> ObjectInfo:

@@ -15,10 +15,12 @@ from functools import cache
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
+from vlatool.storage.first_contact import UnreachableHost, reach
+
 _CONNECTIONS = 64
 _CONNECT_TIMEOUT_S = 10
-READ_TIMEOUT_S = 60.0  # until the headers are complete, and for a body below `_SLOWEST`
-_SLOWEST = 1024  # bytes per second
+READ_TIMEOUT_S = 60.0  # until the headers are complete, and for a body below `SLOWEST`
+SLOWEST = 1024  # bytes per second
 MAX_ERROR_BYTES = 64 * 1024
 _ERROR_TIMEOUT_S = 10.0  # of the body of an error or a redirect
 _REDIRECTS = 5
@@ -58,7 +60,7 @@ class BodyStream:
                 break
             data += chunk
             self._received += len(chunk)
-            is_slow = self._received < self._waited_s * _SLOWEST
+            is_slow = self._received < self._waited_s * SLOWEST
             if is_slow and self._waited_s > self._timeout_s:
                 self._response.close()
                 raise TimeoutError(f"{self._received:,} bytes in {self._waited_s:.0f} s")
@@ -87,16 +89,29 @@ def fetch(pool: Any, method: str, url: str, headers: Mapping[str, str]) -> Any:
     Credentials are not sent to another host.
 
     Raises:
+        UnreachableHost: The host, or that of a redirect, has never answered.
         UnusableAnswer: A location is invalid, or there are more than 5 redirects.
     """
     for _ in range(_REDIRECTS + 1):
-        response = _send(pool, method, url, headers)
+        response = send(pool, method, url, headers)
         target = response.get_redirect_location()
         if not target:
             return response
         discard(response)
         url, headers = _redirected(url, target, headers)
     raise UnusableAnswer(f"the server redirects more than {_REDIRECTS} times")
+
+
+def check_server(url: str) -> str:
+    """Reason why a web server does not answer; empty if it does, with any status."""
+    exceptions: Any = importlib.import_module("urllib3.exceptions")
+    try:
+        discard(fetch(connections(), "HEAD", url, {}))
+    except (UnreachableHost, UnusableAnswer) as error:
+        return str(error)
+    except (exceptions.HTTPError, OSError) as error:
+        return f"the request fails ({type(getattr(error, 'reason', None) or error).__name__})"
+    return ""
 
 
 def error_body(response: Any) -> bytes:
@@ -117,7 +132,14 @@ def discard(response: Any) -> None:
     error_body(response)
 
 
-def _send(pool: Any, method: str, url: str, headers: Mapping[str, str]) -> Any:
+def send(pool: Any, method: str, url: str, headers: Mapping[str, str]) -> Any:
+    """Response of a request without a body; redirects are responses.
+
+    Raises:
+        UnreachableHost: The host has never answered.
+        UnusableAnswer: The location is invalid.
+    """
+    reach(url)
     exceptions: Any = importlib.import_module("urllib3.exceptions")
     try:
         return pool.request(method, url, headers=headers, preload_content=False, redirect=False)

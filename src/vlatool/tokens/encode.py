@@ -36,7 +36,7 @@ from vlatool.errors import VlatoolError
 from vlatool.jobs.executor import Outcome, attempt, default_workers
 from vlatool.jobs.job import Ranks
 from vlatool.jobs.journal import Receipt
-from vlatool.loading.loader import init_worker, loader_exited, start_forkserver
+from vlatool.loading.loader import loader_exited, start_forkserver, worker_start
 from vlatool.models.tokenizer import Codes, ImageRule, OpenTokenizer, Precision
 from vlatool.storage.background import in_background
 from vlatool.tokens.decode import decoded
@@ -236,7 +236,7 @@ class EncodePipeline:
             prefetch_factor=_PREFETCH if workers else None,
             pin_memory=on_gpu,
             multiprocessing_context=context,
-            worker_init_fn=init_worker if workers else None,
+            worker_init_fn=worker_start() if workers else None,
         )
         if workers:
             start_forkserver()

@@ -7,17 +7,37 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import wait
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
+
 from vlatool import __version__
-from vlatool.errors import EnvironmentProblem, install_line, requirements
+from vlatool.config.base import ConfigModel
+from vlatool.errors import EnvironmentProblem, VlatoolError, install_line, requirements
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.executor import default_workers
+from vlatool.storage.background import in_background
+from vlatool.storage.hub import Repository
+from vlatool.storage.s3 import Bucket
+from vlatool.storage.uri import can_list, location
+from vlatool.storage.web_requests import check_server
 
 FREE_DISK_LOW_BYTES = 5 * 2**30
+_NETWORK_TIMEOUT_S = 10.0  # of each check, all at once
+_WITHOUT_NETWORK = "without a network, give local folders instead of hf:// and s3:// locations"
 Status = Literal["ok", "note", "warning", "error"]
+
+
+class DoctorConfig(ConfigModel):
+    """Options of `vlatool doctor`."""
+
+    locations: list[str] = Field(
+        default=[], description="Locations to reach, such as s3://lab/raw or hf://owner/name."
+    )
 
 
 @dataclass(frozen=True)
@@ -81,8 +101,12 @@ class DoctorProblem(EnvironmentProblem):
         self.result = result
 
 
-def doctor(*, reporter: Reporter = NULL) -> DoctorResult:
-    """Checks Python, packages, devices, presets, plugins and the machine.
+def doctor(config: DoctorConfig | None = None, *, reporter: Reporter = NULL) -> DoctorResult:
+    """Checks Python, packages, devices, presets, plugins, the machine and the network.
+
+    Args:
+        config: Locations to reach besides the hub and S3.
+        reporter: Receives warnings.
 
     Raises:
         EnvironmentProblem: The core does not work; `error.result` holds the checks.
@@ -91,7 +115,8 @@ def doctor(*, reporter: Reporter = NULL) -> DoctorResult:
     makers: tuple[Callable[[], Iterator[DoctorCheck]], ...] = (
         _python, _packages, _devices, _presets, _registries, _machine,
     )  # fmt: skip
-    result = DoctorResult(tuple(check for maker in makers for check in maker()))
+    checks = [check for maker in makers for check in maker()]
+    result = DoctorResult((*checks, *_network(() if config is None else config.locations)))
     if not result.is_healthy:
         raise DoctorProblem(result)
     return result
@@ -183,6 +208,57 @@ def _machine() -> Iterator[DoctorCheck]:
     yield DoctorCheck("processors", "ok", f"{default_workers()} usable of {os.cpu_count() or 1}")
     if memory := _memory_bytes():
         yield DoctorCheck("memory", "ok", _gib(memory))
+
+
+def _network(locations: Sequence[str]) -> Iterator[DoctorCheck]:
+    """Checks of the hub, S3 and some locations, at once and within 10 s."""
+    checks: dict[str, Callable[[], DoctorCheck]] = {"hub": _hub, "s3": _s3}
+    checks |= {f"location {text}": partial(_location, text) for text in locations}
+    running = {name: in_background(check) for name, check in checks.items()}
+    wait(running.values(), _NETWORK_TIMEOUT_S)
+    for name, future in running.items():
+        if not future.done():
+            message = f"does not answer within {_NETWORK_TIMEOUT_S:g} s"
+            yield DoctorCheck(name, "warning", message, _WITHOUT_NETWORK)
+            continue
+        try:
+            yield future.result()
+        except VlatoolError as error:
+            yield DoctorCheck(name, "warning", error.message, error.hint)
+
+
+def _hub() -> DoctorCheck:
+    if not _version("huggingface_hub"):
+        return DoctorCheck("hub", "note", "hf:// locations cannot be read", install_line("hub"))
+    repository = Repository("hf://models/any/name")
+    if repository.is_off:
+        hint = "unset HF_HUB_OFFLINE to read hf:// locations"
+        return DoctorCheck("hub", "note", "access is switched off (HF_HUB_OFFLINE)", hint)
+    user = "with a token" if repository.token else "without a token: public repositories only"
+    return _server("hub", repository.endpoint, user)
+
+
+def _s3() -> DoctorCheck:
+    bucket = Bucket("s3://any")
+    kind = "without credentials: public buckets only" if bucket.is_anonymous else "with credentials"
+    return _server("s3", bucket.endpoint, kind)
+
+
+def _server(name: str, url: str, access: str) -> DoctorCheck:
+    problem = check_server(url)
+    if problem:
+        return DoctorCheck(name, "warning", f"{url}: {problem}", _WITHOUT_NETWORK)
+    return DoctorCheck(name, "ok", f"{url} answers, {access}")
+
+
+def _location(text: str) -> DoctorCheck:
+    name = f"location {text}"
+    path = location(text)
+    if path.exists():
+        return DoctorCheck(name, "ok", "exists and can be read")
+    if can_list(path):
+        return DoctorCheck(name, "warning", "does not exist", "check the path")
+    return DoctorCheck(name, "ok", "its server answers; there is no file of this name")
 
 
 def _memory_bytes() -> int:

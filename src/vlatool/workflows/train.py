@@ -119,14 +119,11 @@ def train(
     Raises:
         ConfigError: A value is invalid or contradicts another one.
         UsageError: Budget or batch sizes are impossible, or the folder contains another run.
-        DataError: Initial weights are missing, the data do not fit the configuration, or a loss is
-            not finite.
+        DataError: Weights are missing, the data do not fit the config, or a loss is not finite.
         KeyboardInterrupt: Ctrl-C; a checkpoint was written.
         SystemExit: SIGTERM (143); a checkpoint was written.
     """
     from vlatool.training import resume
-    from vlatool.training.data import DataStreams, check_samples, validation_data
-    from vlatool.training.runtime import Runtime
 
     _check_data_set(config)
     typed = explicit_keys(config) if typed is None else typed
@@ -136,6 +133,9 @@ def train(
     config = resume.pinned_data(resume.with_base_config(config, before))
     info = config.load_info(reporter, resume.started_run(config, before))
     config, rules = config.derive(info)
+    from vlatool.training.data import DataStreams, check_samples, validation_data
+    from vlatool.training.runtime import Runtime  # torch: locations that fail answer before
+
     runtime = Runtime(config)
     config = _machine_defaults(config, runtime)
     runtime.limit_threads(default_workers(), config.data.num_workers or 0)

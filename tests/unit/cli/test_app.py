@@ -36,7 +36,7 @@ def test_help_loads_nothing_heavy(argv: list[str]) -> None:
     assert not modules_after(*argv) & HEAVY
 
 
-@pytest.mark.parametrize("argv", [["--version"], ["version"], ["doctor", "--help"]])
+@pytest.mark.parametrize("argv", [["--version"], ["version"], ["plugins", "--help"]])
 def test_other_fast_commands_load_nothing_heavy_except_imports_of_typer(
     argv: list[str],
 ) -> None:

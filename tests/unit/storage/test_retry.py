@@ -7,12 +7,13 @@ from collections.abc import Iterable
 import pytest
 
 from vlatool.errors import StorageError, UsageError
+from vlatool.jobs.executor import ProcessExecutor
 from vlatool.storage.retry import (
     SPEED_VARIABLE,
     ProcessClock,
     RetryAdvice,
     RetryPolicy,
-    WarningThrottle,
+    RetryWarnings,
     retry_timeout,
     retrying,
 )
@@ -24,7 +25,7 @@ class Clock:
     def __init__(self) -> None:
         self.passed = 0.0
         self.sleeps: list[float] = []
-        self.policy = RetryPolicy(self, lambda _, longest: longest, WarningThrottle())
+        self.policy = RetryPolicy(self, lambda _, longest: longest, RetryWarnings())
 
     def now(self) -> float:
         return self.passed
@@ -131,14 +132,50 @@ def test_permanent_error_is_raised_immediately() -> None:
     assert clock.sleeps == []
 
 
-def test_warnings_are_some_seconds_apart(caplog: pytest.LogCaptureFixture) -> None:
+def test_warnings_say_attempt_time_left_and_reason_at_growing_intervals(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     clock = Clock()
 
-    with caplog.at_level(logging.WARNING):
-        retrying(Flaky([TimeoutError()] * 8), "s3://b/k", policy=clock.policy)
+    with caplog.at_level(logging.WARNING), pytest.raises(StorageError):
+        retrying(always_down, "s3://b/k", retry_timeout_s=180, policy=clock.policy)
 
-    assert 2 <= len(caplog.records) <= 5, "45 s with one warning per 10 s"
-    assert "s3://b/k" in caplog.text
+    text = "s3://b/k: no connection (ConnectionResetError); attempt {} failed, retrying for {} s"
+    assert caplog.messages == [
+        text.format(1, 180),
+        text.format(6, 164),
+        text.format(8, 144),
+        text.format(12, 104),
+        text.format(18, 44),
+    ]
+
+
+class FirstError(ConnectionError): ...
+
+
+class SecondError(ConnectionError): ...
+
+
+def fail_twice(_: int) -> None:
+    retrying(Flaky([FirstError(), SecondError()]), "s3://b/k")
+
+
+def test_warnings_of_workers_are_logged_by_the_process_that_started_them(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SPEED_VARIABLE, "100")
+    with caplog.at_level(logging.WARNING), ProcessExecutor(2) as executor:
+        assert not [
+            outcome.error for outcome in executor.map(fail_twice, range(6)) if outcome.error
+        ]
+        for _ in range(100):  # the warnings come through a pipe of their own
+            time.sleep(0.0 if len(caplog.messages) > 1 else 0.02)
+
+    reasons = sorted(message.split(";")[0] for message in caplog.messages)
+    assert reasons == [
+        "s3://b/k: no connection (FirstError)",
+        "s3://b/k: no connection (SecondError)",
+    ], "each reason once, from six items"
 
 
 def test_clock_of_a_process_can_run_faster(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,6 +83,11 @@ class BaseModelConfig(NetworkConfig):
         """Folder of the base model; see `pretrained.base_model`."""
         return base_model(self.hf_pretrained, self.revision)
 
+    def check_base(self) -> None:
+        """Raises DataError if the base model does not exist and is needed for the architecture."""
+        if self.architecture is None:
+            _ = self.base
+
     def restore_base_config(self, before: ConfigModel) -> Self:
         """The section with the commit, architecture and image normalization of the earlier one."""
         if self.architecture is not None or not isinstance(before, type(self)):

@@ -79,15 +79,18 @@ class DiffusionPolicyType(ModelType):
         return {"init_from": str(location), **weights_only}, _NO_INIT
 
     def check_init(self, config: DiffusionPolicyConfig, init_from: str | None) -> None:
-        """Checks that the initial weights of sections exist.
+        """Checks that base models and the initial weights of sections exist.
+
+        A run with initial weights may have what it needs of a base model.
 
         Raises:
-            DataError: The weights are missing.
+            DataError: A base model or the weights are missing.
         """
-        del init_from
         for section in (config.vision_language_backbone, config.transformer):
             if section.resume_from_checkpoint is not None:
                 existing_weights(section.resume_from_checkpoint)
+            if isinstance(section, BaseModelConfig) and init_from is None:
+                section.check_base()
 
     def restore_base_config(
         self, config: DiffusionPolicyConfig, before: ConfigModel | None

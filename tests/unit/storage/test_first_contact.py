@@ -1,0 +1,71 @@
+import multiprocessing
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
+
+import pytest
+
+from vlatool.errors import StorageError
+from vlatool.storage import first_contact
+from vlatool.storage.first_contact import UnreachableHost, reach
+from vlatool.storage.remote_path import RemotePath
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with closing(socket.create_server(("127.0.0.1", 0), backlog=1)) as listening:
+        yield listening
+
+
+def url_of(listening: socket.socket) -> str:
+    return f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def test_host_that_has_answered_is_retried(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLATOOL_STORAGE_PATIENCE_S", "0.1")
+    url = url_of(listener)
+    reach(url)
+    listener.close()
+
+    with pytest.raises(StorageError) as caught:
+        RemotePath(f"{url}/file.bin").read_bytes()
+
+    assert caught.value.details["attempts"] > 1
+
+
+def test_host_that_never_answers_is_given_up(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(first_contact, "ANSWER_TIMEOUT_S", 0.3)
+    started = time.monotonic()
+    waiting = [socket.socket() for _ in range(4)]  # the system drops connections after these
+    for connection in waiting:
+        connection.setblocking(False)
+        connection.connect_ex(listener.getsockname())
+
+    with pytest.raises(UnreachableHost, match=r"does not answer"):
+        reach(url_of(listener))
+
+    assert time.monotonic() - started < 2
+    for connection in waiting:
+        connection.close()
+
+
+@pytest.mark.parametrize("url", ["http://[", "http://a:b/", "nothing", "http://a:99999/"])
+def test_invalid_location_is_left_to_the_request(url: str) -> None:
+    reach(url)
+
+
+def test_name_that_is_no_name_is_unreachable() -> None:
+    with pytest.raises(UnreachableHost, match=r"name"):
+        reach(f"http://{'a' * 70}.invalid/")
+
+
+def test_worker_process_expects_an_answer() -> None:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context) as pool:
+        pool.submit(reach, "http://nohost.invalid").result()
