@@ -344,6 +344,11 @@ def test_page_of_samples_shows_images_decoded_from_the_codes(tmp_path: Path) -> 
     encoded(tree, tokenizer)
     samples = {"data": str(tree), "fast": str(plain_fast(tmp_path / "fast")), "workers": 1}
     build_dataset(BuildDatasetConfig.model_validate({**samples, "output": str(tmp_path / "out")}))
+    kinds = tmp_path / "kinds.html"
+    inspect(InspectConfig(location=str(tmp_path / "out"), html=str(kinds), html_samples=2))
+    for text in ("what action should be executed?", "what will be the resulting state?"):
+        assert kinds.read_text().count(text) == 1
+    assert kinds.read_text().count("&lt;Rec&gt;") == 2 * 32
     counts: list[int] = []
     for decoder in (None, tokenizer):
         page = tmp_path / "page.html"
@@ -351,6 +356,37 @@ def test_page_of_samples_shows_images_decoded_from_the_codes(tmp_path: Path) -> 
         inspect(InspectConfig.model_validate({**keys, "tokenizer": decoder}))
         counts.append(page.read_text().count("<figure"))
     assert counts[1] == counts[0] + 32
+
+
+def test_page_of_codes_shows_their_use_and_the_check_images(whole: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    inspect(InspectConfig(location=str(whole), html=str(page), html_samples=2))
+    text = page.read_text()
+    folder = CodesFolder.open(whole)
+    codes = np.concatenate([folder.read(episode).codes for episode in folder.episodes()])
+    used, size = len(np.unique(codes)), folder.manifest.codebook_size
+    assert f"{used:,} codes of {size:,} in use; {size - used:,} codes unused" in text
+    # Two check images, and two images with their codes.
+    assert text.count("<img") == 2 + 2
+    assert " ".join(map(str, folder.read(folder.episodes()[0]).codes[3].tolist())) in text
+
+
+def test_page_of_damaged_codes_has_a_note(whole: Path, tmp_path: Path) -> None:
+    folder = CodesFolder.open(Path(shutil.copytree(whole, tmp_path / "TiToken")))
+    for path in folder.path_of(folder.episodes()[0]).glob("*.json"):
+        path.write_text("[]")
+    page = tmp_path / "page.html"
+    inspect(InspectConfig(location=str(folder.path), html=str(page)))
+    assert 'class="note"' in page.read_text()
+
+
+def test_check_images_have_labels_and_a_size_that_can_be_seen(whole: Path) -> None:
+    with Image.open(next(whole.glob("checks/*/*.png"))) as check:
+        left = np.asarray(check)[:, : check.width // 2]
+    assert left.shape[1] >= 160
+    band = left[: left.shape[0] - SIDE * (left.shape[1] // SIDE)]
+    assert (band == 255).all(axis=2).any()
+    assert (band < 128).any()
 
 
 def test_tokenizer_without_a_page_of_samples_is_an_error(

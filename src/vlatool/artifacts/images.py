@@ -7,14 +7,14 @@ encode it. Source: formats/lbm-preprocessing 2.4, formats/image-shards 4.1.
 import io
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from vlatool.episode import Array, UInt8Array
 
@@ -40,6 +40,8 @@ _RGB, _BITS = 2, 8
 _NOT_PLAIN = {b"tRNS", b"acTL", b"PLTE"}
 _CRITICAL = {b"IHDR", b"IDAT", b"IEND", b"PLTE"}
 PNG, JPEG = "png", "jpeg"
+# Least width of an image under a label, height of the label, distances; in pixels.
+_LABELED_WIDTH, _LABEL_HEIGHT, _GAP = 160, 18, 4
 # Pillow's gray modes with more than 8 bits; converted to RGB they would be white.
 _NUMERIC_MODES = ("I", "F")
 
@@ -60,6 +62,24 @@ def encode_png(values: Array) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(values).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def labeled_png(images: Mapping[str, UInt8Array]) -> bytes:
+    """PNG of images side by side, each under its label.
+
+    Args:
+        images: Label to image uint8 [H, W, 3], all of one size; small ones are enlarged.
+    """
+    height, width = next(iter(images.values())).shape[:2]
+    scale = -(-_LABELED_WIDTH // width)
+    size, step = (width * scale, height * scale), width * scale + _GAP
+    sheet = Image.new("RGB", (step * len(images) - _GAP, size[1] + _LABEL_HEIGHT), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, (label, pixels) in enumerate(images.items()):
+        draw.text((column * step + _GAP, _GAP), label, fill=(40, 40, 40))
+        image = Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST)
+        sheet.paste(image, (column * step, _LABEL_HEIGHT))
+    return encode_png(np.asarray(sheet))
 
 
 def decode_rgb(data: bytes, buffer: UInt8Array | None = None) -> UInt8Array:

@@ -15,7 +15,7 @@ THUMBNAIL_SIZE = 240
 _QUALITY = 78
 # Longer strips have smaller images, and more in a row.
 _FEW = 10
-_TILE_SIZE = 160
+_SMALL_SIZE = 160
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def tile(view: FrameView, name: str, lines: Iterable[str], anchor: str) -> str:
     """
     image = image_placeholder(view.problem)
     if view.image is not None:
-        image = thumbnail(view.image, name, largest=_TILE_SIZE)
+        image = thumbnail(view.image, name, largest=_SMALL_SIZE)
     below = "".join(f"<span>{escape(line)}</span>" for line in lines if line)
     return f'<a href="#{anchor}">{image}<b>{escape(name)}</b>{below}</a>'
 
@@ -136,12 +136,18 @@ def crop_drawing(size: tuple[int, int], kept: tuple[float, float, float, float])
     )
 
 
-def strip(label: str, figures: Iterable[str]) -> str:
-    """Rows of figures under a label, which is HTML and may be empty."""
+def strip(label: str, figures: Iterable[str], *, size: str = "") -> str:
+    """Rows of figures.
+
+    Args:
+        label: HTML above them; may be empty.
+        figures: HTML of the figures.
+        size: `wide` for large figures; by default it depends on their number.
+    """
     shown = list(figures)
-    size = "" if len(shown) <= _FEW else " many"
+    size = size or ("" if len(shown) <= _FEW else "many")
     head = f'<div class="label">{label}</div>' if label else ""
-    return f'{head}<div class="strip{size}">{"".join(shown)}</div>'
+    return f'{head}<div class="strip {size}">{"".join(shown)}</div>'
 
 
 def camera_strips(cameras: Mapping[str, Sequence[FrameView]], first: int) -> str:
@@ -150,7 +156,12 @@ def camera_strips(cameras: Mapping[str, Sequence[FrameView]], first: int) -> str
         strip(
             escape(camera),
             (
-                frame_figure(view, f"{camera}, {step_text(step)}", step_text(step))
+                frame_figure(
+                    view,
+                    f"{camera}, {step_text(step)}",
+                    step_text(step),
+                    largest=THUMBNAIL_SIZE if len(views) <= _FEW else _SMALL_SIZE,
+                )
                 for step, view in enumerate(views, first)
             ),
         )

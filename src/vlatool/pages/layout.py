@@ -17,7 +17,7 @@ from vlatool.errors import DataError
 # Columns of a table that fit a narrow page.
 _MAX_COLUMNS = 3
 # Longest link in the table of contents, in characters.
-_MAX_LINK = 27
+_MAX_LINK = 34
 _PREFIX = re.compile(r"^(robot__(?:action|actual|desired)__|observation\.)")
 
 GENERATOR = "vlatool inspect"
@@ -173,6 +173,11 @@ def sentences(language: Mapping[str, Sequence[str]], limit: int = 8) -> str:
             f'<div class="language"><span class="tag">{escape(kind)}</span><div>{body}</div></div>'
         )
     return "".join(rows)
+
+
+def said(text: str) -> str:
+    """Block of text with its line breaks and spaces."""
+    return f'<div class="said">{escape(text)}</div>'
 
 
 def code(text: object) -> Html:

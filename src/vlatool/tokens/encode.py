@@ -30,7 +30,7 @@ from vlatool.artifacts.codes.format import (
     write_check_image,
     write_codes,
 )
-from vlatool.artifacts.images import encode_png
+from vlatool.artifacts.images import labeled_png
 from vlatool.episode import Array, EpisodeRef
 from vlatool.errors import VlatoolError
 from vlatool.jobs.executor import Outcome, attempt, default_workers
@@ -267,8 +267,8 @@ class EncodePipeline:
             if self._rule.check_every and index % self._rule.check_every == 0:
                 with self._waiting("computing"):
                     reconstruction = decoded(self._tokenizer, codes.values[row : row + 1])[0]
-                pair = np.concatenate([read.images[row].numpy(), reconstruction], axis=1)
-                episode.checks[read.stems[row]] = encode_png(pair)
+                pair = {"recorded": read.images[row].numpy(), "from its codes": reconstruction}
+                episode.checks[read.stems[row]] = labeled_png(pair)
         _add_batch(episode, read, codes.values.numpy())
 
     def _compared(self, read: _Read, codes: Codes) -> dict[str, int]:

@@ -25,7 +25,7 @@ class InspectConfig(ConfigModel):
         description="Raw episodes to read, such as 0:4,7; the end of a range is excluded.",
     )
     html: str | None = Field(
-        default=None, description="HTML file to write, with images and plots; not for a run."
+        default=None, description="HTML file to write, with images and charts; not for a run."
     )
     html_episodes: int = Field(
         default=3,

@@ -29,7 +29,7 @@ from vlatool.storage.atomic import write_bytes
 from vlatool.storage.background import in_parallel
 from vlatool.storage.bulk_folder import bulk_folder
 from vlatool.storage.documents import DocumentError, parse_json, read_document
-from vlatool.storage.uri import is_file_name, is_remote
+from vlatool.storage.uri import can_list, is_file_name, is_remote
 
 CodesLayout = Literal["json", "packed"]
 LAYOUTS: tuple[CodesLayout, ...] = get_args(CodesLayout)
@@ -200,6 +200,15 @@ def _write_packed(folder: Path, codes: EpisodeCodes, tokenizer_digest: str) -> F
 def check_image_name(episode: str, stem: str) -> str:
     """Path of an image side by side with its reconstruction, relative to the folder."""
     return f"{CHECKS_NAME}/{episode}/{stem}.png"
+
+
+def check_images(folder: Path) -> list[str]:
+    """Names of all images of `check_image_name` in a folder of codes, sorted."""
+    root = folder / CHECKS_NAME
+    if not can_list(root) or not root.is_dir():
+        return []
+    names = (path.relative_to(folder).parts for path in root.glob("*/*.png"))
+    return sorted(check_image_name(episode, Path(name).stem) for _, episode, name in names)
 
 
 def write_check_image(folder: Path, name: str, png: bytes) -> FileEntry:

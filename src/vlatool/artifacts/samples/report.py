@@ -17,21 +17,22 @@ from PIL import Image
 from vlatool.artifacts.frame_views import file_view
 from vlatool.artifacts.lines import LINES_SUFFIX
 from vlatool.artifacts.samples.format import SamplesFolder
-from vlatool.artifacts.samples.lines import TokenSample
-from vlatool.artifacts.windows.format import DATA_NAME, Window, read_windows
+from vlatool.artifacts.samples.lines import KINDS, Conversation, TokenSample, segment
+from vlatool.artifacts.windows.format import DATA_NAME, Kind, Window, read_windows
 from vlatool.episode import Array
 from vlatool.errors import DataError
+from vlatool.events import counted
 from vlatool.jobs.files import output_files
 from vlatool.pages.charts import Axis, FieldValues, field_charts
 from vlatool.pages.images import FrameView, camera_strips
 from vlatool.pages.layout import (
     Section,
     card,
-    code,
     details,
     evenly_spaced,
     heading,
     note,
+    said,
     table,
     tags,
     tiles,
@@ -52,6 +53,12 @@ from vlatool.storage.tree import size_text
 
 _FRAME = re.compile(r"_frame_\d+$")
 _DIGEST = 12
+# Samples before and after a position among which one of a kind is looked for.
+_NEAR = 32
+_KINDS: Mapping[Kind, str] = {
+    "vla": "vision-language-action: asks for the actions",
+    "wm": "world model: asks for the state after the actions",
+}
 
 
 @dataclass(frozen=True)
@@ -159,11 +166,28 @@ def _page(
         decode = request.open_decoder(folder.path, branch(folder.document, "codes"))
     samples = [
         card(f"Sample {index}", partial(_sample_card, folder, index, names, decode))
-        for index in evenly_spaced(len(folder), request.samples)
+        for index in _shown(folder, facts, request.samples)
     ]
     title = f"Samples ({len(samples)} of {len(folder)})"
     header = Section(title, '<p class="quiet">evenly spaced</p>', is_card=False)
     return ReportPage([*_overview(facts, findings), header, *samples])
+
+
+def _shown(folder: SamplesFolder, facts: SamplesFacts, count: int) -> list[int]:
+    """Evenly spaced samples, of each kind in turn where one is near."""
+    kinds = [kind for kind in KINDS if facts.kinds.get(kind)]
+    shown: list[int] = []
+    for order, index in enumerate(evenly_spaced(len(folder), count)):
+        near = [index, *range(max(index - _NEAR, 0), min(index + _NEAR, len(folder)))]
+        wanted = kinds[order % len(kinds)] if kinds else ""
+        with suppress(DataError):
+            index = next((n for n in near if _kind(folder, n) == wanted), index)
+        shown.append(index)
+    return sorted({*shown})
+
+
+def _kind(folder: SamplesFolder, number: int) -> str:
+    return folder.sample(number).conversation.kind
 
 
 def _overview(facts: SamplesFacts, findings: Problems) -> list[Section]:
@@ -206,24 +230,36 @@ def _sample_card(
     window = _window(root / DATA_NAME / f"{episode}{LINES_SUFFIX}", sample, images)
     past, future = _strips(root, images), _strips(root, window.future if window else ())
     info = {
-        "kind": talk.kind,
+        "kind": f"{talk.kind} ({_KINDS[talk.kind]})",
         "task": talk.task,
         "action ids": len(talk.action_ids),
         "future images": len(talk.codes),
     }
-    ids = " ".join(map(str, talk.action_ids))
     body = (
         tags(info)
+        + heading("Text", _text(talk))
         + heading("Past images", camera_strips(past, 1 - max(map(len, past.values()), default=0)))
         + heading("Actions", _actions(window, names))
-        + heading("Action ids", f'<p class="small">{code(ids)}</p>')
         + heading("Future images", camera_strips(future, 1))
     )
     if decode is not None:
         shown = _reconstructions(talk.codes, list(future or past), decode)
         body += heading("Future images, reconstructed", shown)
-    body += details("Codes of the future images", _codes(talk.codes))
-    return Section(f"Sample {number}, {episode}", body, is_under=True)
+    return Section(f"Sample {number}, {talk.kind}, {episode}", body, is_under=True)
+
+
+def _text(talk: Conversation) -> str:
+    """Messages of a sample; the codes of all future images but the first are collapsed."""
+    answer, end = talk.answer(), ""
+    if len(talk.codes):
+        first = answer.index(segment(talk.codes[0].tolist())) + len(segment(talk.codes[0].tolist()))
+        answer, end = answer[:first], answer[first:]
+    more = f"{counted(len(talk.codes) - 1, 'more image')} and the end of the answer"
+    return (
+        f'<span class="tag">user</span>{said(talk.question())}'
+        f'<span class="tag">assistant</span>{said(answer)}'
+        + (details(more, said(end)) if len(talk.codes) > 1 else "")
+    )
 
 
 def _strips(root: Path, names: Iterable[str]) -> dict[str, list[FrameView]]:
@@ -269,8 +305,3 @@ def _reconstructions(codes: Array, cameras: Sequence[str], decode: Decoder) -> s
         for index, camera in enumerate(cameras)
     }
     return camera_strips(rows, 1)
-
-
-def _codes(codes: Array) -> str:
-    rows = [(number, code(" ".join(map(str, row)))) for number, row in enumerate(codes.tolist())]
-    return table(("image", "codes"), rows, numbers=(0,))
