@@ -67,11 +67,13 @@ def stage_1(folder: Path) -> str:
 
 
 def test_vqgan_passes_the_contract_checks(data: dict[str, Any]) -> None:
-    check_model_type(VqganType, {**NETWORK, "losses": LOSSES, "revive_after": 1}, data=data)
+    losses = {**LOSSES, "foreground_weight": 5}
+    check_model_type(VqganType, {**NETWORK, "losses": losses, "revive_after": 1}, data=data)
 
 
 def test_stage_1_passes_the_contract_checks(data: dict[str, Any], teacher: str) -> None:
     options = {"teacher_precision": "bfloat16", "quantizer": {**QUANTIZER, "revive_after": 1}}
+    options["losses"] = {"foreground_weight": 5}
     check_model_type(
         TitokType, {**SIZES, "teacher": teacher, "vqgan": NETWORK, **options}, data=data
     )

@@ -26,6 +26,9 @@ Reduce = Callable[[Tensor], Tensor]
 _WINDOW, _SIGMA = 11, 1.5
 _C1, _C2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
 _EPSILON = 1e-8
+# Difference of two frames in a channel, of 255, above which a pixel moves; the noise of cameras is
+# less.
+MOVED = 25
 
 
 def squared_error(original: Tensor, other: Tensor) -> Tensor:
@@ -196,6 +199,63 @@ class FrameIndex(NamedTuple):
 
 
 @dataclass
+class MovingPixels:
+    """Sums over the pixels that differ from the frame before in a channel by more than `MOVED`.
+
+    Frames are compared if a rank gets them one after the other.
+
+    Attributes:
+        error: Sum of the squared errors of these pixels, means of their channels; float64 scalar.
+        count: Number of these pixels, float64 scalar.
+    """
+
+    error: Tensor
+    count: Tensor
+
+    def __post_init__(self) -> None:
+        self._last: tuple[FrameIndex, Tensor] | None = None
+
+    @classmethod
+    def of(cls, device: torch.device | None = None) -> "MovingPixels":
+        """Sums of no image, all 0."""
+        zero = torch.zeros((), dtype=torch.float64, device=device)
+        return cls(zero, zero)
+
+    def add(self, original: Tensor, other: Tensor, frames: Sequence[FrameIndex]) -> None:
+        """Adds images uint8 [B, 3, H, W], their reconstructions, and the frame of each."""
+        if not len(original):
+            return
+        rows, indices = _after(self._last, original, frames)
+        self._last = indices[-1], original[-1:].clone()
+        is_next = _follow(indices, original.device)[:, None, None]
+        change = (rows[1:].short() - rows[:-1].short()).abs().amax(1)
+        moves = (change > MOVED) & is_next
+        error = (original.float() - other.float()).square().mean(1)[len(original) - len(moves) :]
+        self.error = self.error + error[moves].double().sum()
+        self.count = self.count + moves.sum()
+
+    def metrics(self, reduce: Reduce) -> dict[str, float]:
+        """`psnr_of_moving_pixels` over all ranks, in dB; empty if no pixel moves."""
+        error, count = reduce(self.error), reduce(self.count)
+        return {"psnr_of_moving_pixels": float(psnr_of_error(error / count))} if count else {}
+
+
+def _after(
+    last: tuple[FrameIndex, Tensor] | None, rows: Tensor, frames: Sequence[FrameIndex]
+) -> tuple[Tensor, list[FrameIndex]]:
+    """Rows [B, ...] and their frames after the last row of the batch before, if there is one."""
+    if last is None:
+        return rows, list(frames)
+    return torch.cat([last[1], rows]), [last[0], *frames]
+
+
+def _follow(frames: Sequence[FrameIndex], device: torch.device) -> Tensor:
+    """Bool [B - 1]: True for a frame that follows the one before it in its sequence."""
+    pairs = [a.sequence == b.sequence and b.number == a.number + 1 for a, b in pairwise(frames)]
+    return torch.tensor(pairs, dtype=torch.bool, device=device)
+
+
+@dataclass
 class CodebookUsage:
     """Counts that can be summed over ranks, int64.
 
@@ -234,14 +294,9 @@ class CodebookUsage:
         self.counts = self.counts + torch.bincount(flat, minlength=len(self.counts))
         if frames is None or not len(codes):
             return
-        rows, indices = codes, list(frames)
-        if self._last is not None:
-            rows, indices = torch.cat([self._last[1], codes]), [self._last[0], *indices]
+        rows, indices = _after(self._last, codes, frames)
         self._last = indices[-1], rows[-1:]
-        follow = [
-            a.sequence == b.sequence and b.number == a.number + 1 for a, b in pairwise(indices)
-        ]
-        is_next = torch.tensor(follow, dtype=torch.bool, device=codes.device)
+        is_next = _follow(indices, codes.device)
         self.changes = self.changes + (rows[1:] != rows[:-1])[is_next].sum(0)
         self.pairs = self.pairs + is_next.sum()
 

@@ -26,6 +26,7 @@ from vlatool.evaluation.image_metrics import (
     ImageScore,
     ImageScores,
     MeanImageBaseline,
+    MovingPixels,
     Reduce,
     block_means,
     frechet_distance,
@@ -104,6 +105,7 @@ class ReconstructionSums:
         self.scores = ImageScores([*names, *(["lpips"] if networks.lpips else [])], device)
         size, codes = tokenizer.image_size, tokenizer.codebook_size
         self._mean = MeanImageBaseline.of_size(size, size, device)
+        self._moving = MovingPixels.of(device)
         self._codes = CodebookUsage.of(codes, tokenizer.codes_per_image, device) if codes else None
         width = None if networks.inception is None else networks.inception.width
         self._features = [
@@ -129,8 +131,10 @@ class ReconstructionSums:
             metrics["lpips"] = self._networks.lpips.distances(*pixels)
         self.scores.add(keys, metrics)
         self._mean.add(original)
+        frames = [frame_index_of(key) for key in keys]
+        self._moving.add(original, images, frames)
         if self._codes is not None and reconstruction.codes is not None:
-            self._codes.add(reconstruction.codes, [frame_index_of(key) for key in keys])
+            self._codes.add(reconstruction.codes, frames)
         for moments, batch in zip(self._features, (original, images), strict=False):
             assert self._networks.inception is not None
             moments.add(self._networks.inception(batch))
@@ -141,10 +145,11 @@ class ReconstructionSums:
         Returns:
             psnr, ssim and lpips as means over images; psnr_of_mean_error, to compare with the
             baselines mean_picture_psnr (the mean of all images) and block_psnr (blocks of 16 x 16
-            pixels in their mean color); metrics of the codes; rfid.
+            pixels in their mean color); psnr_of_moving_pixels; metrics of the codes; rfid.
         """
         means = self.scores.means(reduce)
         mean_image = self._mean.psnr(reduce)
+        moving = self._moving.metrics(reduce)
         codes = None if self._codes is None else self._codes.reduced(reduce)
         features = [moments.reduced(reduce) for moments in self._features]
         if not means:
@@ -153,6 +158,7 @@ class ReconstructionSums:
         metrics = {
             **means,
             "psnr_of_mean_error": float(psnr_of_error(error)),
+            **moving,
             "mean_picture_psnr": mean_image,
             "block_psnr": float(psnr_of_error(block_error)),
             **({} if codes is None else codes.metrics()),

@@ -34,6 +34,7 @@ _SHOWN = 8
 _METRICS: Mapping[str, tuple[str, str, int]] = {
     "psnr": ("PSNR, mean over images", "dB", 2),
     "psnr_of_mean_error": ("PSNR of the mean error", "dB", 2),
+    "psnr_of_moving_pixels": ("PSNR of moving pixels", "dB", 2),
     "mean_picture_psnr": ("PSNR of the mean image", "dB", 2),
     "block_psnr": ("PSNR of blocks of 16 x 16 pixels", "dB", 2),
     "ssim": ("SSIM", "", 4),

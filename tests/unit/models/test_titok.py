@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from tests.builders.tokenizers import (
     PIXELS,
@@ -20,7 +21,7 @@ from tests.builders.tokenizers import (
     tiny_titok,
 )
 from vlatool.errors import DataError
-from vlatool.models.base import Part, StepContext
+from vlatool.models.base import Objective, Part, StepContext
 from vlatool.models.rng import PerSampleRng
 from vlatool.models.titok.config import TitokConfig
 from vlatool.models.titok.model import Titok, latent_columns, posterior, unpatched
@@ -288,6 +289,38 @@ def test_codes_of_a_teacher_in_bfloat16_are_compared_with_those_in_float32() -> 
     assert not objective.check_metrics({"teacher_agreement": 0.99})
     (finding,) = objective.check_metrics({"teacher_agreement": 0.5})
     assert (finding.code, finding.severity) == ("model.teacher_precision", "warning")
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_what_differs_from_the_mean_image_counts_more(stage: int) -> None:
+    torch.manual_seed(0)
+    losses = {"perceptual_loss": "none", "discriminator_weight": 0}
+    plain = tiny_titok(stage=stage, losses=losses)
+    config = tiny_titok(stage=stage, losses={**losses, "foreground_weight": 4.0})
+    parts = TitokType().build(config)
+    modules = {name: part.module for name, part in parts.items()}
+    weighted, unweighted = make_objective(config, parts), make_objective(plain, parts)
+    ctx = StepContext(0, PerSampleRng(lambda _: torch.Generator(), range(4), 4), modules)
+    images = torch.full((4, 3, SIDE, SIDE), 100, dtype=torch.uint8)
+    images[0, :, :4, :4] = 200  # one patch of one image
+    batch = weighted.prepare({"images": images}, ctx)
+
+    def error(objective: Objective) -> float:
+        return float(objective.loss("main", batch, ctx).sums["reconstruction_loss"])
+
+    assert error(weighted) == pytest.approx(error(unweighted))
+    weighted.update_buffers("main", weighted.loss("main", batch, ctx).sums, torch.tensor(True))
+    output = modules["model"](batch["pixels"])
+    patch = 100 / 255 * torch.tensor([3 / 4, 1 / 4, 1 / 4, 1 / 4])  # difference from the mean
+    if stage == 1:
+        terms = cross_entropy(output.logits.flatten(2), batch["targets"], reduction="none")
+        expected = terms.mean() * 4 + (4 * patch * terms[:, 0]).sum() / terms.shape[1]
+    else:
+        terms = (output.pixels - batch["pixels"]).square()
+        corner = terms[..., :4, :4].mean((1, 2, 3)) / (SIDE / 4) ** 2
+        expected = terms.mean() * 4 + (4 * patch * corner).sum()
+    assert error(weighted) == pytest.approx(expected.item(), rel=1e-5)
+    assert "background" not in TitokType().build(plain)
 
 
 def test_codebook_of_stage_2_is_not_revived() -> None:

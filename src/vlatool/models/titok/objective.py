@@ -15,6 +15,7 @@ from vlatool.models.base import Batch, Loss, Objective, OptimizerSpec, Part, Ste
 from vlatool.models.images import comparison, to_float
 from vlatool.models.titok.config import TitokConfig, VqConfig
 from vlatool.models.titok.model import TitokOutput
+from vlatool.models.vqgan.losses import ForegroundRule
 from vlatool.models.vqgan.objective import (
     CodebookMonitor,
     PixelObjective,
@@ -57,6 +58,7 @@ class CodesObjective(Objective):
         self._half = config.teacher_precision == "bfloat16"
         self._monitor = CodebookMonitor(config.codebook_alarm)
         self._revival = RevivalRule(parts)
+        self._foreground = ForegroundRule(config.losses, parts)
         self._cache = TeacherCodeCache(config.vqgan.codebook_size)
 
     def optimizers(self) -> Mapping[str, OptimizerSpec]:
@@ -81,7 +83,14 @@ class CodesObjective(Objective):
         output: TitokOutput = ctx.parts["model"](batch["pixels"])
         targets: Tensor = batch["targets"]
         logits = output.logits.float().flatten(2)
-        error = functional.cross_entropy(logits, targets)
+        weights = self._foreground.weights(batch["pixels"])
+        if weights is None:
+            error = functional.cross_entropy(logits, targets)
+        else:
+            grid = output.logits.shape[2], output.logits.shape[3]
+            of_patches = functional.adaptive_avg_pool2d(weights, grid).flatten(1)
+            terms = functional.cross_entropy(logits, targets, reduction="none")
+            error = (of_patches * terms).mean()
         count = error.new_tensor(float(len(targets)))
         accuracy = (logits.argmax(1) == targets).float().mean()
         terms = {
@@ -96,13 +105,15 @@ class CodesObjective(Objective):
         sums |= code_sums(output.codes, self._size)
         if ctx.training:
             sums |= self._revival.sums(output.inputs, ctx)
+            sums |= self._foreground.sums(batch["pixels"])
         total = (error + self._weight * output.penalty) * count
         return Loss(total, count, sums)
 
     def update_buffers(self, optimizer: str, sums: Mapping[str, Tensor], ok: Tensor) -> None:
-        """Updates dead codes."""
+        """Updates dead codes and the mean image."""
         del optimizer
         self._revival.update(sums, ok)
+        self._foreground.update(sums, ok)
 
     def metrics(self, phase: str, sums: Mapping[str, Tensor], count: float) -> Mapping[str, float]:
         """Means of the loss terms, and metrics of the codebook."""

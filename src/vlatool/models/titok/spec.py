@@ -65,18 +65,19 @@ class TitokType(ModelType):
         Otherwise the tokenizer and the networks of the pixel losses.
         """
         from vlatool.models.titok.model import Titok
-        from vlatool.models.vqgan.losses import loss_parts
+        from vlatool.models.vqgan.losses import background_part, loss_parts
         from vlatool.models.vqgan.model import Vqgan
         from vlatool.models.vqgan.objective import revival_part
 
         model = Titok(config)
         model.freeze_tokens(frozen=config.stage == 2)
         size = 0 if model.quantize is None else model.quantize.size
-        revival = revival_part(size, config.revive_after)
+        buffers = revival_part(size, config.revive_after)
+        buffers |= background_part(config.losses, config.image_size)
         if config.predicts_pixels:
-            return {"model": Part(model), **loss_parts(config.losses, config.vqgan), **revival}
+            return {"model": Part(model), **loss_parts(config.losses, config.vqgan), **buffers}
         teacher = Part(Vqgan(config.vqgan), trained=False, averaged=False, saved=False)
-        return {"model": Part(model), "teacher": teacher, **revival}
+        return {"model": Part(model), "teacher": teacher, **buffers}
 
     def load(self, config: TitokConfig, parts: Mapping[str, Part], names: Sequence[str]) -> None:
         """Loads the teacher and the perceptual network.

@@ -88,6 +88,13 @@ class PixelLossConfig(ConfigModel):
     reconstruction_weight: float = Field(
         default=1.0, ge=0, description="Weight of the squared error."
     )
+    foreground_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="Additional weight of what differs from the mean training image: the weight of "
+        "a pixel, or of a code of the teacher, is 1 plus this times the mean absolute difference "
+        "(0 to 1). The published models use 0.",
+    )
     perceptual_loss: str | None = derived_field(
         "convnext_s with perceptual_weights, else a distance without weights of its own",
         "Perceptual distance: convnext_s, lpips, lpips-convnext_s-1.0-0.1; without weights of its "

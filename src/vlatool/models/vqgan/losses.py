@@ -23,6 +23,80 @@ from vlatool.models.vqgan.weights import load_encoder
 from vlatool.storage.uri import require_existing
 
 _SCALES = 4
+# Name of the part of the mean image, and of its sums.
+_BACKGROUND, _SUM, _COUNT = "background", "image_sum", "image_count"
+
+
+class MeanImage(nn.Module):
+    """Mean of the training images so far, as the background of their foreground.
+
+    Args:
+        size: Side of the images.
+    """
+
+    total: Tensor  # float64 [3, S, S]
+    count: Tensor  # float64 scalar
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("total", torch.zeros(3, size, size, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    def difference(self, pixels: Tensor) -> Tensor:
+        """Mean absolute difference of pixels [B, 3, S, S] over the channels, float32 [B, 1, S, S].
+
+        It is 0 before the first update.
+        """
+        mean = (self.total / self.count.clamp(min=1)).float()
+        return (pixels.float() - mean).abs().mean(1, keepdim=True) * (self.count > 0)
+
+    def update(self, total: Tensor, count: Tensor, ok: Tensor) -> None:
+        """Adds the images of a step over all ranks, if `ok` is True."""
+        for buffer, value in ((self.total, total), (self.count, count)):
+            buffer.copy_(torch.where(ok, buffer + value, buffer))
+
+
+class ForegroundRule:
+    """Weights of pixels by `losses.foreground_weight`; all 1 without a part for them.
+
+    Args:
+        losses: Config of the losses.
+        parts: The parts after placement.
+    """
+
+    def __init__(self, losses: PixelLossConfig, parts: Mapping[str, Part]) -> None:
+        self._weight = losses.foreground_weight
+        self._part = parts[_BACKGROUND].module if _BACKGROUND in parts else None
+
+    def weights(self, pixels: Tensor) -> Tensor | None:
+        """Weights of pixels [B, 3, S, S]: float32 [B, 1, S, S]; None: all are 1."""
+        if not isinstance(self._part, MeanImage):
+            return None
+        return 1 + self._weight * self._part.difference(pixels)
+
+    def sums(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Sums of a micro-batch that `update` needs."""
+        if self._part is None:
+            return {}
+        return {_SUM: pixels.sum(0), _COUNT: pixels.new_tensor([float(len(pixels))])}
+
+    def update(self, sums: Mapping[str, Tensor], ok: Tensor) -> None:
+        """Updates the mean image after a step."""
+        if isinstance(self._part, MeanImage):
+            self._part.update(sums[_SUM], sums[_COUNT][0], ok)
+
+
+def background_part(losses: PixelLossConfig, size: int | None) -> dict[str, Part]:
+    """Returns the part of the mean image; none if `losses.foreground_weight` is 0.
+
+    Args:
+        losses: Config of the losses.
+        size: Side of the images.
+    """
+    if not losses.foreground_weight:
+        return {}
+    assert size is not None, "image_size is derived from the data"
+    return {_BACKGROUND: Part(MeanImage(size), trained=False, averaged=False)}
 
 
 class GradientDistance(nn.Module):

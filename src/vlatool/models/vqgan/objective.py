@@ -26,7 +26,7 @@ from vlatool.models.codebook import CodeRevival, difference_sums, histogram, usa
 from vlatool.models.images import comparison, psnr, to_float
 from vlatool.models.vqgan.config import CodebookAlarmConfig, PixelLossConfig
 from vlatool.models.vqgan.discriminator import hinge
-from vlatool.models.vqgan.losses import lecam_part
+from vlatool.models.vqgan.losses import ForegroundRule, lecam_part
 from vlatool.models.vqgan.model import VqganOutput
 
 # Weight decay does not apply to parameters with one of these in their name, or with fewer than two
@@ -65,6 +65,7 @@ class PixelObjective(Objective):
             noise: Shape of the noise per image; empty: the model uses no noise.
         """
         self._losses = losses
+        self._foreground = ForegroundRule(losses, parts)
         self._means = lecam_part(parts)
         self._of_step: tuple[Tensor, Tensor] | None = None
         self._revival = RevivalRule(parts)
@@ -97,6 +98,7 @@ class PixelObjective(Objective):
         batch[_RECONSTRUCTION] = output.pixels.detach()
         total, sums = self._reconstruction_loss(batch["pixels"], output, ctx)
         sums |= self._revival.sums(output.inputs, ctx)
+        sums |= self._foreground.sums(batch["pixels"])
         weight = self._adversarial_weight(ctx.step)
         if weight:
             fake = ctx.parts["discriminator"](output.pixels)
@@ -111,9 +113,10 @@ class PixelObjective(Objective):
         return _per_image(batch["pixels"], total, sums)
 
     def update_buffers(self, optimizer: str, sums: Mapping[str, Tensor], ok: Tensor) -> None:
-        """Updates the running means of the logits of the discriminator, and dead codes."""
+        """Updates the mean image, dead codes, and the running means of the discriminator."""
         if optimizer == "main":
             self._revival.update(sums, ok)
+            self._foreground.update(sums, ok)
             if _REAL in sums:
                 count = sums["pictures"].clamp(min=1)
                 self._of_step = ((sums[_REAL] / count).float(), (sums[_FAKE] / count).float())
@@ -143,7 +146,11 @@ class PixelObjective(Objective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss over images without the discriminator, and the sums of its terms."""
         losses, reconstruction = self._losses, output.pixels.float()
-        error = functional.mse_loss(reconstruction, pixels)
+        weights = self._foreground.weights(pixels)
+        if weights is None:
+            error = functional.mse_loss(reconstruction, pixels)
+        else:
+            error = (weights * (reconstruction - pixels).square()).mean()
         total = losses.reconstruction_weight * error + losses.quantizer_weight * output.penalty
         terms = {
             "reconstruction_loss": error,

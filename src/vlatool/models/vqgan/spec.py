@@ -48,13 +48,15 @@ class VqganType(ModelType):
 
     def build(self, config: VqganConfig) -> Mapping[str, Part]:
         """Returns the autoencoder, and the parts of its losses."""
-        from vlatool.models.vqgan.losses import loss_parts
+        from vlatool.models.vqgan.losses import background_part, loss_parts
         from vlatool.models.vqgan.model import Vqgan
         from vlatool.models.vqgan.objective import revival_part
 
         model = Vqgan(config, commitment_cost=config.commitment_cost)
         revival = revival_part(config.codebook_size, config.revive_after)
-        return {"model": Part(model), **loss_parts(config.losses, config), **revival}
+        background = background_part(config.losses, config.image_size)
+        losses = loss_parts(config.losses, config)
+        return {"model": Part(model), **losses, **revival, **background}
 
     def load(self, config: VqganConfig, parts: Mapping[str, Part], names: Sequence[str]) -> None:
         """Loads the perceptual network."""
