@@ -398,6 +398,33 @@ def test_an_output_whose_record_has_the_files_of_the_codes_is_complete(
     assert build(workspace).status == "already complete"
 
 
+def test_samples_are_an_output_of_their_own_beside_the_windows(tmp_path: Path) -> None:
+    raw, tree = tmp_path / "raw", tmp_path / "A"
+    sample(SampleConfig(layout="libero", output=str(raw), episodes=1, frames=2))
+    options = {"format": "libero", "sources": [str(raw)], "output": str(tree), "workers": 1}
+    config = PreprocessConfig.specialize(options).model_validate(options)
+    preprocess(config)
+    write_tree_codes(tree, "packed")
+    fast = plain_fast(tmp_path / "fast")
+    words = ["-q", "build-dataset", str(tree), "--fast", str(fast), "--workers", "1"]
+    assert app.run(words) == 0
+    for folder in (tree, tree / "samples"):
+        assert verify(VerifyConfig(location=str(folder))).findings == ()
+    before = contents(tree / "samples")
+    assert preprocess(config.model_copy(update={"overwrite": True})).status == "written"
+    assert contents(tree / "samples") == before
+
+
+def test_a_name_of_a_repository_gets_its_location_as_a_hint(workspace: Path) -> None:
+    options = {"data": str(workspace / "A"), "output": str(workspace / "OUT")}
+    for key in ("fast", "data"):
+        tree = {"fast": str(workspace / "fast"), **options, key: "owner/name"}
+        with pytest.raises(VlatoolError) as caught:
+            build_dataset(BuildDatasetConfig.model_validate(tree))
+        assert "hf://owner/name" in caught.value.hint
+        assert "hf://datasets/owner/name" in caught.value.hint
+
+
 class TestMissingImages:
     @pytest.mark.parametrize("is_empty", [True, False])
     def test_an_episode_fails_and_can_be_excluded(self, workspace: Path, is_empty: bool) -> None:

@@ -110,7 +110,7 @@ def test_the_next_command_leaves_the_profile_to_the_tokenizer(
 ) -> None:
     fast = tmp_path / "fast"
     result = fit(windows, fast, profile="libero", gripper="normalised")
-    assert result.next == f"vlatool build-dataset {windows} --fast {fast} --output {fast}-built"
+    assert result.next == f"vlatool build-dataset {windows} --fast {fast}"
 
 
 def test_an_equal_run_is_already_complete(windows: Path, tmp_path: Path) -> None:

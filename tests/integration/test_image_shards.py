@@ -27,6 +27,7 @@ from vlatool.storage.remote_path import RemotePath
 from vlatool.testing import check_sink
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
+from vlatool.workflows.verify import VerifyConfig, verify
 
 PUBLISHED = "titok-images-published"
 
@@ -97,6 +98,13 @@ def test_stored_images_are_copied_unchanged_with_unique_keys(tree: Path) -> None
         "frame": 2,
         "file": "LIBERO_wrist_image_episode_000001_frame_000000.png",
     }
+
+
+def test_a_label_is_stored_beside_each_image(tree: Path) -> None:
+    image_shards(tree, tree.parent / "shards", label=0)
+    stored = samples(tree.parent / "shards/train-episode_000001.tar")
+    assert [member["cls"] for member in stored] == [b"0"] * 4
+    assert verify(VerifyConfig(location=str(tree.parent / "shards"))).findings == ()
 
 
 def test_frames_of_any_reader_are_written_camera_by_camera(tmp_path: Path) -> None:

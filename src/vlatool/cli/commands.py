@@ -144,7 +144,7 @@ COMMANDS: dict[str, Command] = {
         "vlatool.workflows.fit_fast:FitFastConfig",
         {"sources": "DATA..."},
         (
-            "vlatool tokenizer fit-fast windows --output fast --profile libero",
+            "vlatool tokenizer fit-fast A --output fast --profile libero --vocab-size 2048",
             (
                 "vlatool tokenizer fit-fast data-a data-b --output fast --vocab-size 2048 "
                 "--limit 50000"
@@ -185,8 +185,8 @@ COMMANDS: dict[str, Command] = {
         "vlatool.workflows.build_dataset:BuildDatasetConfig",
         {"data": "A"},
         (
-            "vlatool build-dataset libero --fast fast --output libero-samples",
-            "vlatool build-dataset libero --fast fast --kinds vla --packed -o libero-packed",
+            "vlatool build-dataset A --fast fast --absolute",
+            "vlatool build-dataset A --fast fast --kinds vla --packed -o packed",
         ),
         options=(
             *("fast", "output", "tokens", "kinds", "limit", "packed", "absolute", "workers"),

@@ -20,7 +20,7 @@ from vlatool.plugins import FORMATS, did_you_mean
 from vlatool.sources.base import FormatReader, camera_name_problem, field_mismatch, field_specs
 from vlatool.sources.order import checked_refs, select
 from vlatool.sources.rules import SOURCE
-from vlatool.storage.uri import is_missing
+from vlatool.storage.uri import hub_hint, is_missing
 
 
 class SelectionConfig(ConfigModel):
@@ -216,7 +216,10 @@ def _discover(
     for source in sources:
         if is_missing(source):
             raise DataError.at(
-                source, "does not exist", hint="check the path of the source", code="data.no_source"
+                source,
+                "does not exist",
+                hint=f"check the path of the source{hub_hint(source)}",
+                code="data.no_source",
             )
     discovered = checked_refs(list(reader.discover(sources)))
     refs = select(discovered, config.episodes, config.exclude)

@@ -12,6 +12,7 @@ from vlatool.storage.remote_path import RemotePath
 
 _LONGEST_NAME, _LONGEST_PATH = 255, 4000  # bytes, in common file systems
 _MAX_SHOWN = 100  # characters
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -108,11 +109,18 @@ def require_existing(text: str) -> Path:
     if is_missing(path):
         raise DataError(
             f"{text}: does not exist",
-            hint="check the path",
+            hint=f"check the path{hub_hint(text)}",
             code="data.no_source",
             details={"path": str(path)},
         )
     return path
+
+
+def hub_hint(text: str | Path) -> str:
+    """Rest of a hint on a missing path that looks like a repository of the hub; else empty."""
+    if not _REPOSITORY.fullmatch(str(text)) or Path(text).parent.exists():
+        return ""
+    return f"; on the Hugging Face hub it is hf://{text}, a data set hf://datasets/{text}"
 
 
 def is_missing(path: Path) -> bool:

@@ -20,7 +20,7 @@ from vlatool.artifacts.samples.format import (
     write_manifest,
 )
 from vlatool.artifacts.samples.lines import KINDS
-from vlatool.artifacts.windows.format import DATA_NAME, Kind
+from vlatool.artifacts.windows.format import DATA_NAME, SAMPLES_NAME, Kind
 from vlatool.config.base import Switch, check_required, required_field, unique_items
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter
@@ -77,8 +77,11 @@ class BuildDatasetConfig(EngineConfig):
     )
 
     data: str = required_field("", "Folder of windows that `vlatool preprocess` wrote.")
-    fast: str = required_field("", "Folder of the FAST action tokenizer.")
-    output: str = required_field("", "Folder for data/ or packed/, other than that of windows.")
+    fast: str = required_field("", "FAST action tokenizer: a folder at any location.")
+    output: str | None = Field(
+        default=None,
+        description=f"Folder for data/ or packed/; null: {SAMPLES_NAME}/ next to the windows.",
+    )
     tokens: str | None = Field(
         default=None, description="Folder of codes; null: tokens/ or TiToken/ next to data/."
     )
@@ -190,10 +193,14 @@ class BuildDatasetJob:
     """Job that builds the samples of the episodes of a folder; see `jobs.job.Job`."""
 
     def __init__(self, config: BuildDatasetConfig, reporter: Reporter = NULL) -> None:
-        check_required(config, "vlatool build-dataset A --fast DIR --output OUT")
+        check_required(config, "vlatool build-dataset A --fast DIR")
         self._config = config
         require_existing(config.data)
-        tree, fast, output = pinned(config.data), pinned(config.fast), location(config.output)
+        tree, fast = pinned(config.data), pinned(config.fast)
+        named = (
+            str(location(config.data) / SAMPLES_NAME) if config.output is None else config.output
+        )
+        output = location(named)
         check_output_outside_input(output, tree)
         files = select(window_files(tree, config.pattern), None, config.exclude)
         self.items: Sequence[WindowFile] = files[: config.limit]
@@ -229,7 +236,7 @@ class BuildDatasetJob:
             temporary=PACKED_FILES if config.lines_per_file else (),
             locations=(tree, fast, codes.path, output),
             progress_count="samples",
-            shown={"output": config.output},
+            shown={"output": named},
         )
         tokenizer = config.tokenizer
         self._text_tokenizer = read_text_tokenizer(location(tokenizer)) if tokenizer else None

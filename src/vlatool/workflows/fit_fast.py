@@ -433,5 +433,4 @@ def _earlier_result(
 def _next(config: FitFastConfig, chunk_sources: Sequence[ChunkSource]) -> str:
     if chunk_sources[0].fields:  # shards: samples are built from windows only
         return ""
-    options = f"--fast {config.output} --output {config.output}-built"
-    return f"vlatool build-dataset {config.sources[0]} {options}"
+    return f"vlatool build-dataset {config.sources[0]} --fast {config.output}"

@@ -97,8 +97,10 @@ class SampleResult(JobResult):
     @property
     def next_command(self) -> str:
         """Command that writes training data from this output."""
-        kind = "windows" if self.layout == "libero" else "shards"
-        return f"vlatool preprocess {self.layout} {self.output} --output {self.output}-{kind}"
+        command = f"vlatool preprocess {self.layout} {self.output}"
+        if self.layout == "libero":
+            return f"{command} --preset future-vla --output {self.output}-windows"
+        return f"{command} --output {self.output}-shards"
 
 
 def sample(config: SampleConfig, *, reporter: Reporter = NULL) -> SampleResult:

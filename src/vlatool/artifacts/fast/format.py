@@ -21,7 +21,7 @@ from vlatool.jobs.record import read_valid_record
 from vlatool.storage.atomic import remove_file, write_bytes, write_json, write_text
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.documents import DocumentError, parse_json, read_document, read_json
-from vlatool.storage.uri import can_list
+from vlatool.storage.uri import can_list, hub_hint
 from vlatool.transforms.action_tokenizer import ActionTokenizer
 
 PROCESSOR_NAME = "processor_config.json"
@@ -278,7 +278,10 @@ def _text(path: Path) -> str:
         return read_document(path)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise DataError.at(
-            path, "does not exist", hint=_HINT, code="data.no_fast_tokenizer"
+            path,
+            "does not exist",
+            hint=f"{_HINT}{hub_hint(path.parent)}",
+            code="data.no_fast_tokenizer",
         ) from None
     except DocumentError as error:
         raise _fast_error(path, error.reason) from None

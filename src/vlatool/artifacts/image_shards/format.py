@@ -43,7 +43,7 @@ Split = Literal["train", "val"]
 # Lists in a folder of shards.
 LISTS: Mapping[Split, str] = {"train": "train_files.txt", "val": "val_files.txt"}
 TRAIN_LIST, VAL_LIST = LISTS.values()
-METADATA_SUFFIX = "json"
+METADATA_SUFFIX, LABEL_SUFFIX = "json", "cls"
 SUFFIXES = {"png": "png", "jpeg": "jpg"}
 # Suffixes that published readers accept as the image of a sample, the first that exists.
 IMAGE_SUFFIXES = ("jpg", "png", "jpeg", "webp")

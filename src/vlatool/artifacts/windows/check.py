@@ -20,6 +20,7 @@ from vlatool.artifacts.windows.format import (
     MANIFEST_NAME,
     PUBLISHED_CAMERAS,
     PUBLISHED_STEPS,
+    SAMPLES_NAME,
     Kind,
     Window,
     WindowManifest,
@@ -73,8 +74,11 @@ FINDINGS = (WINDOWS,)
 
 def check(location: Path, options: CheckOptions) -> Iterator[Finding]:
     """Yields the findings of a folder of windows or a copy of one."""
-    codes = [name for name in (JSON_NAME, PACKED_NAME) if is_codes(location / name)]
-    has_ended = yield from check_record_and_files(location, location, options, nested_outputs=codes)
+    nested = [name for name in (JSON_NAME, PACKED_NAME) if is_codes(location / name)]
+    nested += [name for name in (SAMPLES_NAME,) if (location / name / MANIFEST_NAME).is_file()]
+    has_ended = yield from check_record_and_files(
+        location, location, options, nested_outputs=nested
+    )
     if not has_ended:
         return
     path = location / MANIFEST_NAME

@@ -28,6 +28,8 @@ from vlatool.storage.documents import parse_json
 Kind = Literal["vla", "wm"]
 
 DATA_NAME = "data"
+# Folder of the samples that are built from the windows, an output of its own.
+SAMPLES_NAME = "samples"
 EPISODE_PREFIX = "episode_"
 MANIFEST_NAME = "manifest.json"
 

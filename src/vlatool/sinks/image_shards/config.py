@@ -20,7 +20,7 @@ class ImageShardsConfig(SinkConfig):
     """Tars of images that a visual tokenizer is trained on."""
 
     help_groups: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "Output": ("type", "split_name", "val_ratio", "image_metadata"),
+        "Output": ("type", "split_name", "val_ratio", "image_metadata", "label"),
         "Images": (
             "image_format",
             "jpeg_quality",
@@ -31,6 +31,8 @@ class ImageShardsConfig(SinkConfig):
             "verify_pixels",
         ),
     }
+
+    added: ClassVar[frozenset[str]] = frozenset({"label"})
 
     type: Literal["image-shards"] = Field(default="image-shards", description="Tars of images.")
     split_name: str = Field(
@@ -47,6 +49,12 @@ class ImageShardsConfig(SinkConfig):
     )
     image_metadata: bool = Field(
         default=True, description="Store the origin of each image as JSON beside it."
+    )
+    label: int | None = Field(
+        default=None,
+        ge=0,
+        description="Class label to store beside every image, which the original reader of "
+        "1d-tokenizer asks for.",
     )
     image_format: Literal["jpeg", "png"] | None = Field(
         default=None,

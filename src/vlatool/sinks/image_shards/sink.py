@@ -13,6 +13,7 @@ import numpy as np
 
 from vlatool.artifacts.image_shards.check import IMAGE_SHARDS
 from vlatool.artifacts.image_shards.format import (
+    LABEL_SUFFIX,
     LISTS,
     MANIFEST,
     METADATA_SUFFIX,
@@ -85,6 +86,8 @@ class EpisodeWriter:
             for frame, (image_format, data) in enumerate(images):
                 key = image_key(number)
                 members = [(f"{key}.{SUFFIXES[image_format]}", data)]
+                if self.config.label is not None:
+                    members.append((f"{key}.{LABEL_SUFFIX}", str(self.config.label).encode()))
                 if self.config.image_metadata:
                     metadata = _metadata((dataset, ref.id, camera, frame), episode)
                     members.append((f"{key}.{METADATA_SUFFIX}", metadata_bytes(metadata)))
@@ -201,6 +204,8 @@ class ImageShardsSink:
         options = self._config.model_dump(
             mode="json", exclude={"type", "val_ratio", "verify_pixels"}
         )
+        if self._config.label is None:
+            del options["label"]  # as in manifests that have no such key
         origin = {key: self._setup.origin.get(key) for key in ("type", "source_episodes")}
         return {**origin, "cameras": list(self._setup.survey.cameras), **options}
 

@@ -34,7 +34,7 @@ class JsonlSink:
     Config: ClassVar[type[SinkConfig]] = JsonlConfig
     owned: ClassVar[Sequence[str]] = OWNED_FILES
     volatile: ClassVar[Sequence[str]] = ()
-    next_step: ClassVar[str] = "vlatool inspect {output} --html page.html"
+    next_step: ClassVar[str] = "vlatool verify {output}"
     has_arrays: ClassVar[bool] = False
 
     def __init__(self, config: JsonlConfig, setup: SinkSetup) -> None:
