@@ -1,6 +1,7 @@
 """Shell completion, requested as a shell does."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from vlatool.cli.options import PROGRESS_MODES
 from vlatool.config.presets import builtin_root, list_presets
 
+KEY = "model.quantizer.token_size="
 VLATOOL = str(Path(sys.executable).parent / "vlatool")
 
 
@@ -20,12 +22,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def complete(line: str, cache: Path) -> list[str]:
-    words = line.split(" ")
+    """Completions in bash, which makes a word of each `=`."""
+    words = [part for word in line.split(" ") for part in re.split("(=)", word) if part or not word]
     env = {
         **os.environ,
         "XDG_CACHE_HOME": str(cache),
         "_VLATOOL_COMPLETE": "complete_bash",
-        "COMP_WORDS": line,
+        "COMP_WORDS": "\n".join(words),
         "COMP_CWORD": str(len(words) - 1),
     }
     done = subprocess.run([VLATOOL], capture_output=True, text=True, check=True, env=env)
@@ -44,6 +47,9 @@ def complete(line: str, cache: Path) -> list[str]:
         ("vlatool preprocess --output out --overwrite=yes le", {"lerobot"}),
         ("vlatool preprocess lerobot --obs", {"--observation-keys"}),
         ("vlatool train --model.type diff", {"diffusion_policy"}),
+        ("vlatool presets ", {"show"}),
+        ("vlatool preprocess spartan x --sink.", {"--sink.stride", "--sink.padding-strategy"}),
+        ("vlatool preprocess spartan x --sink jsonl --sink.", {"--sink.qa-mode"}),
     ],
 )
 def test_completion(line: str, expected: set[str], cache: Path) -> None:
@@ -63,6 +69,15 @@ def test_completion(line: str, expected: set[str], cache: Path) -> None:
         ("vlatool sample ", {"spartan", "lerobot", "libero"}),
         ("vlatool sample spartan out --size ", {"small", "medium", "published"}),
         ("vlatool eval rollout run -p ", {"rollout-world"}),
+        ("vlatool eval rollout run --env ", {"vlatool/PickPlace-v0"}),
+        ("vlatool presets show world-p", {"world-pick"}),
+        ("vlatool preprocess spartan x --sink=js", {"jsonl"}),
+        ("vlatool train --hparams.lr_sch", {"--hparams.lr_scheduler"}),
+        ("vlatool train --lr-sch", {"--hparams.lr-scheduler"}),
+        ("vlatool train --set hparams.lr_scheduler=", {"cosine", "const", "warmup_constant_decay"}),
+        ("vlatool train -p titok-64 --model.num_lat", {"--model.num_latent_tokens"}),
+        ("vlatool train --preset=titok-64 --set model.quantizer.token", {KEY, f"{KEY}12"}),
+        ("vlatool train --data hp", set()),
     ],
 )
 def test_choices_are_completed(line: str, expected: set[str], cache: Path) -> None:

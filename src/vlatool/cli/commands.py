@@ -17,6 +17,7 @@ class Command:
             with `...` stands for several values.
         options: Options that `--help` lists, in this order, with underscores; those that a format
             or a sink does not have are left out. Empty: all.
+        suggestions: Keys to `module:function` of known values among others, for completion.
         examples: Command lines for the help.
         details: Second paragraph of the help.
         form: `module:function` that returns the `Form` of a command that differs from the others.
@@ -36,6 +37,7 @@ class Command:
     has_rows: bool = False
     presets: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
+    suggestions: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 _TRAINING_PRESETS = ("runs", "models", "models/denoisers", "data", "hparams")
@@ -282,6 +284,7 @@ COMMANDS: dict[str, Command] = {
             "vlatool eval rollout runs/bin --env vlatool/PickPlace-v0 --seed 7 -o rollouts --json",
         ),
         presets=("rollouts",),
+        suggestions={"env": "vlatool.world.registration:environment_ids"},
         options=(
             *("env", "output", "preset", "config", "episodes", "seed", "execute_steps"),
             *("max_steps", "inference_steps", "batch_size", "weights", "instruction"),
@@ -336,7 +339,8 @@ COMMANDS: dict[str, Command] = {
         "vlatool.workflows.presets_show:presets_show",
         "vlatool.workflows.presets_show:PresetsShowConfig",
         {"name": "NAME"},
-        (
+        suggestions={"name": "vlatool.config.presets:preset_names"},
+        examples=(
             "vlatool presets show world-pick",
             "vlatool presets show titok-tiny-stage1 > stage1.yaml",
         ),

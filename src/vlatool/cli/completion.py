@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from vlatool import __version__
@@ -35,22 +35,138 @@ class CompletionWords:
     Attributes:
         options: Option to its known values, empty if any value is allowed; None for a switch.
         arguments: Known values of each argument.
+        keys: Dotted key of the configuration to values for it, for `--set KEY=VALUE`.
+        has_bare_keys: `KEY=VALUE` is also accepted without `--set`.
     """
 
     options: Mapping[str, Sequence[str] | None]
     arguments: Sequence[Sequence[str]] = ()
+    keys: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
+    has_bare_keys: bool = False
 
 
-def completions(words: CompletionWords, typed: Sequence[str], incomplete: str) -> list[Completion]:
-    """Completions of `incomplete` after the words typed before it."""
-    if incomplete.startswith("-"):
-        values: Sequence[str] = [name for name in words.options if name.startswith("--")]
+@dataclass(frozen=True)
+class Line:
+    """Unfinished command line.
+
+    Attributes:
+        typed: Complete words; `KEY=VALUE` is one word.
+        text: Part of the word, or of the value after `=`, that is completed.
+        name: Option or key before `=`; empty without one.
+        is_split: The shell splits words at `=`: a completion is the value alone.
+    """
+
+    typed: Sequence[str]
+    text: str
+    name: str = ""
+    is_split: bool = False
+
+
+def unfinished_line(words: Sequence[str], text: str) -> Line:
+    """Unfinished command line from its complete words and the text that is completed.
+
+    Bash splits at `=`. Of `--option=text` in other shells, Click only passes on the text.
+    """
+    joined: list[str] = []
+    is_value = False
+    for word in [*words, "="] if not text and _ends_with_equals() else words:
+        if word == "=" and joined:
+            joined[-1] += "="
+        elif is_value:
+            joined[-1] += word
+        else:
+            joined.append(word)
+        is_value = word == "="
+    if is_value:
+        return Line(joined[:-1], text, joined[-1].removesuffix("="), is_split=True)
+    last = os.environ.get("_TYPER_COMPLETE_ARGS", "").rpartition(" ")[2]
+    whole = last if last.startswith("--") and "=" in last else text
+    name, equals, value = whole.partition("=")
+    return Line(joined, value, name) if equals else Line(joined, text)
+
+
+def _ends_with_equals() -> bool:
+    """True if bash completes the word after `=`, for which Click passes on an empty text."""
+    return os.environ.get("COMP_WORDS", "").rstrip().endswith("=")
+
+
+def completions(words: CompletionWords, line: Line) -> list[Completion]:
+    """Completions of the text of a line."""
+    if line.name:
+        start = "" if line.is_split else f"{line.name}="
+        values = [f"{start}{value}" for value in _values_of(words, line.name, line.text)]
+    elif line.typed and line.typed[-1] == "--set":
+        values = _assignments(words, line.text)
+    elif line.text.startswith("-"):
+        values = _spelled(_matching(_long_options(words, line.text), line.text), line.text)
+    elif (known := _values(words, line.typed)) is not None:
+        values = _starting(known, line.text)
+    elif line.text:
+        values = _assignments(words, line.text) if words.has_bare_keys else []
     else:
-        values = _values(words, [word for word in typed if word != "="])
-    return [Completion(value) for value in values if value.startswith(incomplete)]
+        values = _long_options(words, "")
+    return [Completion(value) for value in values]
 
 
-def _values(words: CompletionWords, typed: Sequence[str]) -> Sequence[str]:
+def _values_of(words: CompletionWords, name: str, text: str) -> list[str]:
+    """Values of an option or key that start with a text."""
+    if name == "--set":
+        return _assignments(words, text)
+    if name.startswith("-"):
+        return _starting(words.options.get(name.replace("_", "-")) or (), text)
+    return _starting(words.keys.get(name.replace("-", "_")) or (), text)
+
+
+def _assignments(words: CompletionWords, text: str) -> list[str]:
+    """Keys with `=`; a single one with its values."""
+    found = _matching(list(words.keys), text)
+    names = _spelled(found, text)
+    if len(found) != 1:
+        return [f"{name}=" for name in names]
+    values = words.keys[found[0]]
+    # With a second completion the shell neither takes the only value nor adds a space.
+    return [f"{names[0]}={value}" for value in (values if len(values) > 1 else ["", *values])]
+
+
+def _starting(values: Sequence[str], text: str) -> list[str]:
+    return [value for value in values if value.startswith(text)]
+
+
+def _long_options(words: CompletionWords, text: str) -> list[str]:
+    """Long options; without bare keys, those of a section only for a text with a dot."""
+    names = [name for name in words.options if name.startswith("--")]
+    is_dotted = words.has_bare_keys or "." in text
+    return names if is_dotted else [name for name in names if "." not in name]
+
+
+def _matching(names: Sequence[str], text: str) -> list[str]:
+    """Names that start with a text, else those with a part after a dot that does.
+
+    Dashes and underscores are equivalent.
+    """
+    typed = text.replace("-", "_")
+    forms = {name: name.replace("-", "_") for name in names}
+    if found := [name for name, form in forms.items() if form.startswith(typed)]:
+        return found
+    part = f".{typed.lstrip('_')}"
+    return [name for name, form in forms.items() if len(part) > 1 and part in form]
+
+
+def _spelled(names: Sequence[str], text: str) -> list[str]:
+    """Names with the dashes or underscores of a text."""
+    body = text.lstrip("-")
+    old, new = ("-", "_") if "_" in body else ("_", "-") if "-" in body else ("", "")
+    if not old:
+        return list(names)
+    starts = [name[: len(name) - len(name.lstrip("-"))] for name in names]
+    return [
+        f"{start}{name.removeprefix(start).replace(old, new)}"
+        for start, name in zip(starts, names, strict=True)
+    ]
+
+
+def _values(words: CompletionWords, typed: Sequence[str]) -> Sequence[str] | None:
+    """Values of the option before, or of the next argument; None if the command has none."""
     position = 0
     option_values: Sequence[str] | None = None  # of an option whose value is the next word
     for word in typed:
@@ -64,7 +180,7 @@ def _values(words: CompletionWords, typed: Sequence[str]) -> Sequence[str]:
     if option_values is not None:
         return option_values
     if not words.arguments:
-        return [name for name in words.options if name.startswith("--")]
+        return None
     return words.arguments[position] if position < len(words.arguments) else ()
 
 

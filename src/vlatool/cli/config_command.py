@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import typer.core
 
 from vlatool.cli.argv import ArgvSpec, SplitArgv, UnknownOptionError, split_argv
-from vlatool.cli.completion import CompletionWords, cached, completions
+from vlatool.cli.commands import COMMANDS
+from vlatool.cli.completion import CompletionWords, cached, completions, unfinished_line
 from vlatool.cli.help import (
     HELP_ALL,
     HelpRow,
@@ -83,6 +84,7 @@ class ConfigSpec:
         positionals: Keys that are arguments; the list of options in the help leaves them out.
         note: Returns the last paragraph of the help.
         values: Dotted keys with a name of a registry as value → these names.
+        suggestions: Keys with known values among others → these, for completion.
         presets: Folders of presets for this command.
         schema_words: Arguments → those of them that determine the config class.
         without_effect: Keys that are accepted, but have no effect; the help leaves them out.
@@ -95,6 +97,7 @@ class ConfigSpec:
     positionals: tuple[str, ...] = ()
     note: Callable[[], str] = str
     values: Mapping[str, Callable[[], Sequence[str]]] = field(default_factory=dict)
+    suggestions: Mapping[str, Callable[[], Sequence[str]]] = field(default_factory=dict)
     presets: tuple[str, ...] = ()
     schema_words: Callable[[Sequence[str]], Sequence[str]] = lambda _: ()
     without_effect: tuple[str, ...] = ()
@@ -191,9 +194,10 @@ class VlatoolCommand(typer.core.TyperCommand):
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
         """Completions: names of options, or values."""
-        typed = ctx.meta.get(_ARGS, [])
-        words = cached(self.completion_key(ctx, typed), lambda: self.completion_words(ctx, typed))
-        return completions(words, typed, incomplete)
+        line = unfinished_line(ctx.meta.get(_ARGS, []), incomplete)
+        key = self.completion_key(ctx, line.typed)
+        words = cached(key, lambda: self.completion_words(ctx, line.typed))
+        return completions(words, line)
 
     def completion_key(self, ctx: Any, typed: Sequence[str]) -> str:
         """Cache key of the completion words."""
@@ -206,7 +210,9 @@ class VlatoolCommand(typer.core.TyperCommand):
         declared = {
             name: [] if has_value else None for name, has_value in self.declared(ctx).items()
         }
-        return CompletionWords({**declared, **OUTPUT_WORDS})
+        start = f"{ctx.command_path.partition(' ')[2]} "
+        below = [words.removeprefix(start) for words in COMMANDS if words.startswith(start)]
+        return CompletionWords({**declared, **OUTPUT_WORDS}, [below] if below else ())
 
 
 @cache
@@ -395,21 +401,27 @@ class ConfigCommand(VlatoolCommand):
         return "\n".join([ctx.command_path, *self.spec.schema_words(typed)])
 
     def completion_words(self, ctx: Any, typed: Sequence[str]) -> CompletionWords:
-        """Options with presets, and keys with their choices."""
-        from vlatool.cli.keys import known_values
+        """Options with presets, and keys with their values."""
+        from vlatool.cli.keys import known_values, values_to_type
         from vlatool.config.presets import list_presets
 
         spec, keys = self.spec, self.keys(typed)
+        schema = self.chosen_schema(typed, ctx)
         presets = [preset.name for preset in list_presets() if preset.kind in spec.presets]
-        values = known_values(spec.schema(typed), keys, spec.values, is_flat=spec.is_flat)
+        registered = {**spec.values, **spec.suggestions}
+        values = known_values(schema, keys, registered)
         switches = {name: None for name, alias in spec.option_aliases.items() if alias.is_switch}
         names = {name: [] for name in spec.option_aliases} | values | switches
         options = {f"--{name.replace('_', '-')}": choices for name, choices in names.items()}
         options |= {short: options[f"--{name}"] for short, name in _shorts(keys).items()}
         declared = super().completion_words(ctx, typed).options
         preset_options = {"--preset": presets, "-p": presets}
-        arguments = [values.get(name) or () for name in spec.positionals]
-        return CompletionWords({**options, **declared, **preset_options}, arguments)
+        return CompletionWords(
+            {**options, **declared, **preset_options},
+            [values.get(name) or () for name in spec.positionals],
+            values_to_type(schema, registered),
+            has_bare_keys=not spec.is_flat,
+        )
 
 
 def config_command(

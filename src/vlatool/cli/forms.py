@@ -1,9 +1,10 @@
 """Commands of Typer from the rows of the table."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -84,8 +85,16 @@ def load(target: str) -> Any:
 def _spec(row: Command) -> ConfigSpec | None:
     if not row.schema:
         return None
-    positionals = tuple(row.arguments)
-    return ConfigSpec(schema_at(row.schema), positionals=positionals, presets=row.presets)
+    return ConfigSpec(
+        schema_at(row.schema),
+        positionals=tuple(row.arguments),
+        suggestions={key: partial(_names, target) for key, target in row.suggestions.items()},
+        presets=row.presets,
+    )
+
+
+def _names(target: str) -> Sequence[str]:
+    return load(target)()
 
 
 def _command_class(row: Command, form: Form) -> type[VlatoolCommand]:

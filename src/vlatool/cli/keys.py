@@ -93,25 +93,46 @@ def known_values(
     schema: type[ConfigModel],
     keys: Mapping[str, Key],
     registered: Mapping[str, Callable[[], Sequence[str]]],
-    *,
-    is_flat: bool,
 ) -> dict[str, Sequence[str] | None]:
     """Map from option name to its known values, empty if any value is allowed; None for a switch.
 
     Args:
         schema: The config class.
         keys: Its keys that are options by their name.
-        registered: Dotted keys with a name of a registry as value → these names.
-        is_flat: Dotted keys are no options.
+        registered: Keys with names of a registry or the like as values → these names.
     """
-    known: dict[str, Sequence[str] | None] = {}
-    for info in () if is_flat else dotted_keys(schema):
-        if "." in info.key and ANY_NAME not in info.key:
-            is_bool = "bool" in info.type_text.split(" | ")
-            known[info.key] = ["true", "false"] if is_bool else choices(schema, info.key)
+    known: dict[str, Sequence[str] | None] = {
+        key: values for key, values in _choices(schema).items() if "." in key
+    }
     for name, key in keys.items():
         known[name] = None if key.is_switch else choices(schema, key.path)
     return known | {name: names() for name, names in registered.items()}
+
+
+def values_to_type(
+    schema: type[ConfigModel], registered: Mapping[str, Callable[[], Sequence[str]]]
+) -> dict[str, Sequence[str]]:
+    """Map from dotted key to values for `KEY=VALUE`: its choices, else its default and null."""
+    defaults = {
+        info.key: [
+            *filter(None, [default_text(info.default)]),
+            *(["null"] if "null" in _ALTERNATIVE.split(info.type_text) else []),
+        ]
+        for info in dotted_keys(schema)
+    }
+    known = _choices(schema) | {name: list(names()) for name, names in registered.items()}
+    return {key: values or defaults.get(key, []) for key, values in known.items()}
+
+
+def _choices(schema: type[ConfigModel]) -> dict[str, list[str]]:
+    """Dotted key to its values, empty if there are many; without keys of indices and free names."""
+    return {
+        info.key: ["true", "false"]
+        if "bool" in info.type_text.split(" | ")
+        else choices(schema, info.key)
+        for info in dotted_keys(schema)
+        if ANY_NAME not in info.key.split(".")
+    }
 
 
 def default_text(value: Any) -> str:

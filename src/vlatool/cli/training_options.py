@@ -1,7 +1,9 @@
 """Forms of the commands with a training configuration."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -62,7 +64,21 @@ def _spec(row: Command, option_aliases: Mapping[str, OptionAlias]) -> ConfigSpec
         ),
         values={"model.type": model_types, "data.type": _data_kinds},
         presets=row.presets,
+        schema_words=_schema_words,
     )
+
+
+def _schema_words(args: Sequence[str]) -> Sequence[str]:
+    """Presets, files with their times, and types in the arguments."""
+    words: list[str] = []
+    for word, following in pairwise([*args, ""]):
+        name, equals, value = word.partition("=")
+        value = value if equals else following
+        if name in ("--config", "-c", "config") and os.path.isfile(value):
+            words += [value, str(os.stat(value).st_mtime_ns)]
+        elif name in ("--preset", "-p") or name.endswith(".type") or ".type=" in value:
+            words += [name, value]
+    return words
 
 
 def _train(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:

@@ -3,6 +3,11 @@
 ENVIRONMENT = "vlatool/PickPlace-v0"
 
 
+def environment_ids() -> list[str]:
+    """Ids of the environments of the world."""
+    return [ENVIRONMENT]
+
+
 def register_environments() -> None:
     """Registers the environments of the world; can be called repeatedly.
 
