@@ -19,7 +19,10 @@ from importlib import import_module
 from pathlib import Path
 
 from vlatool.artifacts.check import OUTPUT, CheckOptions
+from vlatool.artifacts.lerobot import INFO_FILE
+from vlatool.errors import DataError
 from vlatool.findings import Finding, FindingCodes
+from vlatool.jobs.record import read_valid_record
 from vlatool.pages.report import Report
 from vlatool.plugins import ARTIFACTS
 
@@ -54,6 +57,49 @@ def recognize(location: Path) -> Artifact | None:
         if kind is not None:
             return Artifact(kind, folder, location)
     return None
+
+
+# Kinds, from `recognize`, in messages.
+_CONTENTS = {
+    "output": "shards of samples",
+    "image-shards": "image shards",
+    "windows": "windows",
+    "codes": "codes of a visual tokenizer",
+    "samples": "samples for a language model",
+    "fast": "a FAST action tokenizer",
+    "run": "a training run",
+    "checkpoint": "a checkpoint",
+    "experiment": "a published experiment",
+    "experiment_file": "weights of a published experiment",
+}
+
+
+def other_contents_error(location: Path, needed: str, hint: str, code: str) -> DataError | None:
+    """Error that says what a location holds instead of what a command needs.
+
+    Args:
+        location: Location without what is needed.
+        needed: Words for that, such as `image shards`.
+        hint: How to get it.
+        code: Code of the error.
+
+    Returns:
+        The error; None if the contents are unknown, or those that are needed but incomplete.
+    """
+    found = _contents(location)
+    if not found or found in needed:
+        return None
+    return DataError.at(location, f"holds {found}, not {needed}", hint=hint, code=code)
+
+
+def _contents(location: Path) -> str:
+    """Words for the contents of a location; empty if they are unknown."""
+    artifact = recognize(location)
+    if artifact is not None:
+        return _CONTENTS.get(artifact.kind, "")
+    record = read_valid_record(location)
+    is_raw = record is not None and record.command == "sample"
+    return "raw episodes" if is_raw or (location / INFO_FILE).is_file() else ""
 
 
 def finding_codes() -> Iterator[FindingCodes]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import ConfigDict, ValidationError
 
+from vlatool.artifacts.base import other_contents_error
 from vlatool.config.base import ConfigModel
 from vlatool.episode import EpisodeRef
 from vlatool.errors import DataError, UsageError, VlatoolError
@@ -114,6 +115,14 @@ def _not_detected_error(location: Path, errors: Mapping[str, VlatoolError]) -> V
     for error in errors.values():
         if isinstance(error, DataError) and error.code != "data.no_episodes":
             return error
+    known = other_contents_error(
+        location,
+        "raw episodes, windows or image shards",
+        "give the source that they were made from",
+        "data.no_episodes",
+    )
+    if known is not None:
+        return known
     searched = {
         name: str(error.details.get("searched") or error.hint or error.message)
         for name, error in errors.items()

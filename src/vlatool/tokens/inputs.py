@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vlatool.artifacts.base import other_contents_error
 from vlatool.artifacts.codes.format import JSON_NAME, PACKED_NAME, CodesFolder, is_codes
 from vlatool.artifacts.fast.format import read_fast
 from vlatool.artifacts.lines import LINES_SUFFIX
@@ -20,7 +21,7 @@ from vlatool.artifacts.profile import (
 )
 from vlatool.artifacts.samples.format import is_inside, is_published, is_samples
 from vlatool.artifacts.samples.lines import question
-from vlatool.artifacts.windows.format import DATA_NAME, IMAGES_NAME, read_manifest
+from vlatool.artifacts.windows.format import DATA_NAME, IMAGES_NAME, is_windows, read_manifest
 from vlatool.errors import DataError, UsageError
 from vlatool.jobs.record import read_record
 from vlatool.storage.documents import read_document
@@ -56,6 +57,8 @@ def window_files(tree: Path, pattern: str) -> list[WindowFile]:
             hint="give the folder that `vlatool preprocess` wrote, not one of `build-dataset`",
             code="data.already_built",
         )
+    if not is_windows(tree) and (error := _other_contents_error(tree)) is not None:
+        raise error
     record = read_record(tree)
     if record is not None and read_manifest(tree) is None:
         raise record.no_manifest_error(tree)
@@ -69,6 +72,15 @@ def window_files(tree: Path, pattern: str) -> list[WindowFile]:
             code="data.no_windows",
         )
     return files
+
+
+def _other_contents_error(tree: Path) -> DataError | None:
+    return other_contents_error(
+        tree,
+        "windows",
+        "write windows with `vlatool preprocess SOURCE --sink jsonl --output DIR`",
+        "data.no_windows",
+    )
 
 
 def select_codes(tree: Path, named: Path | None = None) -> CodesFolder:

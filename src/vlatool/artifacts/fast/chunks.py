@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vlatool.artifacts.base import other_contents_error
 from vlatool.artifacts.fields import recorded_names
 from vlatool.artifacts.lines import LINES_SUFFIX
 from vlatool.artifacts.shards.format import ShardFolder
@@ -119,7 +120,12 @@ def find_chunks(folder: Path, fields: Sequence[str] = ()) -> ChunkSource:
         return _of_windows(folder, lines, fields)
     shards = ShardFolder.find(folder)
     if shards is None:
-        raise DataError.at(
+        raise other_contents_error(
+            folder,
+            "windows or shards of samples",
+            "write them with `vlatool preprocess SOURCE --output DIR`",
+            "data.no_chunks",
+        ) or DataError.at(
             folder,
             f"no action chunks here: neither {DATA_NAME}/*{LINES_SUFFIX} nor shards",
             hint="give a folder that `vlatool preprocess` wrote",

@@ -21,6 +21,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from vlatool.artifacts.base import other_contents_error
 from vlatool.artifacts.manifest import Count, FileName, ManifestType
 from vlatool.artifacts.tar import INDEX_SUFFIX
 from vlatool.errors import DataError
@@ -338,7 +339,17 @@ def find_shards(text: str, split: Split = "train") -> list[Path]:
     if len(shards) > _MAX_SHARDS:
         raise _shards_error(text, f"selects more than {_MAX_SHARDS:,} shards", "too_many_shards")
     if not shards:
-        raise _shards_error(text, "no shards here", "no_shards")
+        error = _shards_error(text, "no shards here", "no_shards")
+        raise (
+            other_contents_error(
+                location(text),
+                "image shards",
+                "write them from raw episodes or windows with `vlatool preprocess SOURCE "
+                "--sink image-shards --output DIR`",
+                error.code,
+            )
+            or error
+        )
     return shards
 
 

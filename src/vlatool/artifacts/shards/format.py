@@ -17,6 +17,7 @@ import yaml
 from pydantic import Field
 
 from vlatool import __version__
+from vlatool.artifacts.base import other_contents_error
 from vlatool.artifacts.manifest import parse_values
 from vlatool.artifacts.stats.format import DIGESTS_NAME, STATS_NAME, Statistics, read_stats
 from vlatool.artifacts.tar import INDEX_SUFFIX, is_shard
@@ -284,7 +285,12 @@ class ShardFolder:
         """Shards at a location; raises DataError, with the paths tried, if there are none."""
         folder = cls.find(location)
         if folder is None:
-            raise DataError.at(
+            raise other_contents_error(
+                location,
+                "shards of samples",
+                "write them with `vlatool preprocess SOURCE --sink lbm --output DIR`",
+                "data.no_manifest",
+            ) or DataError.at(
                 location,
                 f"no training data here: neither {SHARDS_NAME}/{MANIFEST_NAME} nor "
                 f"{MANIFEST_NAME} nor {EPISODES_NAME}/{MANIFEST_NAME} exists",
