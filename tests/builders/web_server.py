@@ -15,6 +15,7 @@ from urllib.parse import unquote
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_of_a_test"
+_LARGEST_IN_GIT = 1_000_000
 
 
 @dataclass
@@ -136,7 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif verb == "resolve":
             self._file(repository / "/".join(rest[1:]))
         elif verb == "tree":
-            self._json([_entry(path, repository) for path in sorted(repository.rglob("*"))])
+            self._json([entry(path, repository) for path in sorted(repository.rglob("*"))])
         else:
             sha = self.faults.commit if rest[0] == "main" else rest[0]
             self._json({"id": f"{owner}/{name}", "sha": sha, "kind": kind, "siblings": []})
@@ -203,9 +204,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
 
-def _entry(path: Path, repository: Path) -> dict[str, Any]:
+def entry(path: Path, repository: Path) -> dict[str, Any]:
+    """Entry of the hub's list of files."""
     name = path.relative_to(repository).as_posix()
     if path.is_dir():
         return {"type": "directory", "path": name, "oid": "0" * 40}
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return {"type": "file", "path": name, "oid": digest[:40], "size": path.stat().st_size}
+    content = path.read_bytes()
+    size = len(content)
+    oid = hashlib.sha1(f"blob {size}\0".encode() + content, usedforsecurity=False).hexdigest()
+    row = {"type": "file", "path": name, "oid": oid, "size": size}
+    if size <= _LARGEST_IN_GIT:
+        return row
+    return {**row, "lfs": {"oid": hashlib.sha256(content).hexdigest(), "size": size}}

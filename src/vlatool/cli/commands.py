@@ -68,6 +68,16 @@ COMMANDS: dict[str, Command] = {
             "vlatool sample lerobot raw-lerobot --episodes 5 --cameras 2 --size small",
         ),
     ),
+    "download": Command(
+        "Download files of a hub, a bucket or a web server.",
+        "vlatool.workflows.download:download",
+        "vlatool.workflows.download:DownloadConfig",
+        {"source": "LOCATION"},
+        (
+            "vlatool download hf://datasets/physical-intelligence/libero --output libero",
+            "vlatool download s3://lab/raw --include 'tasks/*' --output raw --limit-rate 50M",
+        ),
+    ),
     "preprocess": Command(
         "Turn raw episodes into training data.",
         "vlatool.workflows.preprocess:preprocess",

@@ -206,12 +206,11 @@ class LoggedReporter:
 
 def progress_line(count: ProgressCounter, *, is_end: bool) -> str:
     """`preprocess: 40/120 episodes (33 %), 4.1/s, 20 s left, failures 2`."""
-    total = f"/{count.total}" if count.total is not None else ""
     percent = f" ({100 * count.done // count.total} %)" if count.total else ""
     rate = count.rate
     parts = [
-        f"{count.name}: {count.done}{total} {count.unit}{percent}",
-        *([] if rate is None else [f"{format_number(rate)}/s"]),
+        f"{count.name}: {format_count(count.done, count.total, count.unit)}{percent}",
+        *([] if rate is None else [format_rate(rate, count.unit)]),
     ]
     if is_end:
         prefix = "" if count.is_complete else "stopped after "
@@ -221,6 +220,24 @@ def progress_line(count: ProgressCounter, *, is_end: bool) -> str:
     return ", ".join(
         [*parts, *(f"{name} {format_number(value)}" for name, value in count.fields.items())]
     )
+
+
+def format_count(done: int, total: int | None, unit: str) -> str:
+    """`40/120 episodes`; `1.2 MB/3.4 GB` for bytes."""
+    if unit == "bytes":
+        return _size(done) + (f"/{_size(total)}" if total is not None else "")
+    return f"{done}{'' if total is None else f'/{total}'} {unit}"
+
+
+def format_rate(rate: float, unit: str) -> str:
+    """`4.1/s`; `1.2 MB/s` for bytes."""
+    return f"{_size(round(rate)) if unit == 'bytes' else format_number(rate)}/s"
+
+
+def _size(count: int) -> str:
+    from vlatool.storage.tree import size_text
+
+    return size_text(count)
 
 
 def format_number(value: float | int | str) -> str:

@@ -17,7 +17,7 @@ from rich.table import Column  # noqa: TID253
 from rich.text import Text  # noqa: TID253
 
 from vlatool.cli.output import Stderr
-from vlatool.cli.reporters import RateMeter, format_number
+from vlatool.cli.reporters import RateMeter, format_count, format_number, format_rate
 
 _MIN_BAR_WIDTH, _MAX_BAR_WIDTH = 10, 40
 
@@ -105,7 +105,7 @@ class RichBar:
         self._done += amount
         self._meter.add(time.monotonic(), self._done)
         rate = self._meter.rate
-        parts = ["-/s" if rate is None else f"{format_number(rate)}/s"]
+        parts = ["-/s" if rate is None else format_rate(rate, self._unit)]
         parts += [f"{name} {format_number(value)}" for name, value in self._fields.items()]
         self._bars.update(self._task, advance=amount, shown="  ".join(parts))
 
@@ -114,8 +114,8 @@ class _CountColumn(TextColumn):
     """Completed and total units: `12/80 episodes`."""
 
     def render(self, task: Task) -> Text:
-        total = "" if task.total is None else f"/{int(task.total)}"
-        text = f"{int(task.completed)}{total} {task.fields['unit']}"
+        total = None if task.total is None else int(task.total)
+        text = format_count(int(task.completed), total, task.fields["unit"])
         return Text(text, style="progress.download")
 
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from vlatool.artifacts.base import finding_codes, recognize
-from vlatool.artifacts.check import CheckOptions
+from vlatool.artifacts.check import CheckOptions, check_record_and_files
 from vlatool.errors import DataError
 from vlatool.findings import Finding, FindingCodes, finding_of_error
+from vlatool.jobs.record import read_record
 from vlatool.plugins import FORMATS, SINKS
 from vlatool.sources.detection import detect_source
 from vlatool.sources.rules import IMAGES, SOURCE, check_source
@@ -18,7 +20,7 @@ class Verification:
     """Running verification.
 
     Attributes:
-        kind: Kind of the artifact, or `source`.
+        kind: Kind of the artifact, `source`, or `download` for files of another kind.
         root: Folder that paths of findings are relative to.
         findings: Findings, found while they are read.
         format: Format of a source.
@@ -53,14 +55,19 @@ def verify_location(
     if artifact is not None:
         root = location.parent if location.is_file() else location
         return Verification(artifact.kind, root, artifact.check(options))
+    record = read_record(location) if format_name is None else None
+    is_download = record is not None and record.command == "download"
+    files = check_record_and_files(location, location, options) if is_download else ()
     try:
         source = detect_source(location, format_name)
     except DataError as error:
+        if is_download:  # of anything
+            return Verification("download", location, files)
         if error.code in ("data.no_episodes", "data.no_source"):
             raise
         # The detected format cannot list the episodes.
         return Verification("source", location, [finding_of_error(error)])
-    findings = check_source(location, source, episodes, options)
+    findings = chain(files, check_source(location, source, episodes, options))
     return Verification("source", location, findings, source.format)
 
 

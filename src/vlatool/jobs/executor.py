@@ -3,8 +3,10 @@
 import importlib
 import multiprocessing
 import os
+import queue
 import signal
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -20,6 +22,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 from vlatool.errors import BugError, DataError, VlatoolError
 from vlatool.plugins import outdated_plugin_error
+from vlatool.storage.background import in_background
 from vlatool.storage.retry import warn_through, warnings_of_workers
 
 Item = TypeVar("Item")
@@ -169,6 +172,58 @@ class ProcessExecutor:
             _start_worker,
             (self._preload, warnings_of_workers()),
         )
+
+
+class ThreadExecutor:
+    """Executor with threads of this process, for items that mostly wait for a network.
+
+    Outcomes are yielded when they are completed, not in the order of the items.
+
+    Args:
+        workers: Number of threads.
+        cancel: Makes running functions end; called when the context ends.
+    """
+
+    def __init__(self, workers: int, cancel: Callable[[], None]) -> None:
+        self._workers = workers
+        self._cancel = cancel
+        self._running = 0
+        self._done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._cancel()
+        deadline = time.monotonic() + _JOIN_TIMEOUT_S
+        with suppress(queue.Empty):
+            while self._running:
+                self._done.get(timeout=max(0.0, deadline - time.monotonic()))
+                self._running -= 1
+
+    def map(
+        self, function: Callable[[Item], Value], items: Iterable[Item]
+    ) -> Iterator[Outcome[Item, Value]]:
+        """Yields one outcome per item, as they are completed."""
+        remaining = iter(items)
+        self._start(function, islice(remaining, self._workers))
+        while self._running:
+            outcome = self._done.get()
+            self._running -= 1
+            self._start(function, islice(remaining, 1))
+            yield outcome
+
+    def _start(self, function: Callable[[Item], Value], items: Iterable[Item]) -> None:
+        def run(item: Item) -> None:
+            outcome = Outcome[Item, Value](item)
+            try:
+                outcome = attempt(function, item)
+            finally:  # a cancelled item ends with another exception
+                self._done.put(outcome)
+
+        for item in items:
+            self._running += 1
+            in_background(partial(run, item))
 
 
 def _submit(

@@ -37,6 +37,8 @@ class FileEntry:
             `name size digest` of its files.
         samples: Number of samples, for files of training data.
         count: Number of files below a folder; None for a file.
+        modified_ns: Time of modification, nanoseconds since 1970. A file with the same size and
+            time counts as unchanged; None: its digest is compared.
     """
 
     path: str
@@ -44,6 +46,7 @@ class FileEntry:
     sha256: str
     samples: int | None = None
     count: int | None = None
+    modified_ns: int | None = None
 
 
 def write_file_list(folder: Path, entries: Sequence[FileEntry]) -> None:
@@ -81,9 +84,9 @@ def changed_files(folder: Path) -> list[str]:
     if not entries:
         return [NAME]
     files = output_files(folder)
-    sizes = {file.name: file.bytes for file in files}
+    infos = {file.name: file for file in files}
     sums = _folder_sums(files, {entry.path for entry in entries if entry.count is not None})
-    return [entry.path for entry in entries if _is_changed(folder, entry, sizes, sums)]
+    return [entry.path for entry in entries if _is_changed(folder, entry, infos, sums)]
 
 
 def _folder_sums(files: Iterable[FileInfo], folders: Container[str]) -> dict[str, tuple[int, int]]:
@@ -100,14 +103,16 @@ def _folder_sums(files: Iterable[FileInfo], folders: Container[str]) -> dict[str
 def _is_changed(
     folder: Path,
     entry: FileEntry,
-    sizes: Mapping[str, int],
+    infos: Mapping[str, FileInfo],
     sums: Mapping[str, tuple[int, int]],
 ) -> bool:
     if entry.count is not None:
         return sums.get(entry.path) != (entry.count, entry.bytes)
-    if sizes.get(entry.path) != entry.bytes:
+    info = infos.get(entry.path)
+    if info is None or info.bytes != entry.bytes:
         return True
-    return entry.samples is None and sha256_of(folder / entry.path) != entry.sha256
+    is_trusted = entry.samples is not None or info.modified_ns == entry.modified_ns
+    return not is_trusted and sha256_of(folder / entry.path) != entry.sha256
 
 
 def is_intact(folder: Path, entry: FileEntry) -> bool:
@@ -121,9 +126,11 @@ def is_intact(folder: Path, entry: FileEntry) -> bool:
         if entry.count is not None:
             below = output_files(path)
             return (len(below), sum(file.bytes for file in below)) == (entry.count, entry.bytes)
-        if path.stat().st_size != entry.bytes:
+        status = path.stat()
+        if status.st_size != entry.bytes:
             return False
-        return is_remote(path) or sha256_of(path) == entry.sha256
+        is_trusted = is_remote(path) or status.st_mtime_ns == entry.modified_ns
+        return is_trusted or sha256_of(path) == entry.sha256
     except OSError:
         return False
 
@@ -254,7 +261,11 @@ def _walk(folder: Path) -> Iterator[tuple[Path, bool]]:
 def row_of(entry: FileEntry) -> dict[str, Any]:
     """JSON object of an entry."""
     row: dict[str, Any] = {"path": entry.path, "bytes": entry.bytes, "sha256": entry.sha256}
-    extra = {"samples": entry.samples, "count": entry.count}
+    extra = {
+        "samples": entry.samples,
+        "count": entry.count,
+        "modified_ns": entry.modified_ns,
+    }
     return row | {key: value for key, value in extra.items() if value is not None}
 
 
@@ -269,7 +280,7 @@ def entry_of(row: Mapping[str, Any]) -> FileEntry:
         parts = PurePosixPath(name).parts
         if name.startswith("/") or ".." in parts or not all(map(is_file_name, parts)):
             raise ValueError(f"{name[:_SHOWN]!r} is not the name of a file of the output")
-        counts = {key: row.get(key) for key in ("samples", "count")}
+        counts = {key: row.get(key) for key in ("samples", "count", "modified_ns")}
         numbers = {key: None if value is None else int(value) for key, value in counts.items()}
         return FileEntry(name, int(row["bytes"]), str(row["sha256"]), **numbers)
     except (KeyError, TypeError, AttributeError, OverflowError) as error:

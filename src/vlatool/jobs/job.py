@@ -173,6 +173,8 @@ class JobSpec(Generic[Item]):
         can_overwrite: The command has `--overwrite`.
         is_replaced_last: Files of an earlier run stay until `finish` replaces them.
         is_pipelined: `map` of the executor gets `work` unchanged and only the items to do.
+        skips_storage_errors: An item that fails because of a storage does not end the others.
+        has_own_progress: `work` reports progress itself.
         shown: Values of the result for this call, such as `output` as it was given.
     """
 
@@ -194,6 +196,8 @@ class JobSpec(Generic[Item]):
     can_overwrite: bool = True
     is_replaced_last: bool = False
     is_pipelined: bool = False
+    skips_storage_errors: bool = False
+    has_own_progress: bool = False
     shown: Mapping[str, Any] = field(default_factory=dict[str, Any])
     check: Callable[[Item], Receipt] | None = None
 

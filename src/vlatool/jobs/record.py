@@ -311,6 +311,11 @@ def journal_folder(folder: Path) -> Path:
     return folder / FOLDER / "journal"
 
 
+def partial_folder(folder: Path) -> Path:
+    """Folder of the unfinished downloads of an output."""
+    return folder / FOLDER / "partial"
+
+
 def check_no_differences(folder: Path, cause: str, differences: Sequence[str], hint: str) -> None:
     """Raises an error if an output was made with other options or inputs.
 

@@ -7,13 +7,13 @@ ownership of the output, the lock, the journal, failures, progress, the file lis
 import json
 import secrets
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from vlatool.errors import BugError, DataError, PartialFailure, VlatoolError
+from vlatool.errors import BugError, DataError, PartialFailure, StorageError, VlatoolError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.append_log import AppendLog
 from vlatool.jobs.command import JobConfig, JobResult
@@ -249,7 +249,7 @@ class _Loop:
         # Closed even if `finish` fails, so that the log is closed.
         with closing(self._locked_receipts(lock)) as receipts:
             entries = job.finish(receipts, run)
-        inputs = self._inputs_of(self._input_states)
+        inputs = self._inputs_of(self._ordered_states())
         if inputs and not (run.is_fresh or spec.grows):  # the input may have lost items since
             remove_stale_files(spec.output, spec.owned, spec.unlisted, entries)
         lock.check()
@@ -267,6 +267,12 @@ class _Loop:
         run.record.save(spec.output)
         if run.record.complete:
             self._clean_up()
+
+    def _ordered_states(self) -> list[tuple[str, str, int]]:
+        """States of the finished items in their order; an executor may yield another one."""
+        states = {state[0]: state for state in self._input_states}
+        names = map(self._job.name, self._job.items)
+        return [states[name] for name in names if name in states]
 
     @property
     def _files_removed_first(self) -> Sequence[str]:
@@ -345,8 +351,10 @@ class _Loop:
     def _receipts(self, items: Sequence[Any]) -> Iterator[Receipt]:
         """Receipts of the finished items in order; collects failures and findings."""
         spec, run, clock = self._spec, self._run, time.monotonic()
+        unit = f"{spec.item_name}s"
+        reporter = NULL if spec.has_own_progress else run.reporter
         with (
-            run.reporter.progress(f"{spec.item_name}s", len(items), f"{spec.item_name}s") as bar,
+            reporter.progress(unit, len(items), unit) as bar,
             AppendLog(self._journal.log(self._ranks.rank)) as log,
         ):
             for outcome in self._todo.outcomes(items):
@@ -363,7 +371,10 @@ class _Loop:
             log.append(receipt.row())
 
     def _fail(self, item: Any, error: VlatoolError, log: AppendLog | None = None) -> None:
-        if self._options.on_error == "stop" or not isinstance(error, DataError | BugError):
+        skipped = DataError | BugError
+        if self._spec.skips_storage_errors:
+            skipped |= StorageError
+        if self._options.on_error == "stop" or not isinstance(error, skipped):
             raise error
         failures, item_name, name = self._run.failures, self._spec.item_name, self._job.name(item)
         path = getattr(item, "path", None)
@@ -412,12 +423,19 @@ def _parent_folders(locations: Sequence[Path]) -> list[str]:
 def _all_failed_error(failures: Sequence[dict[str, Any]], item_name: str) -> VlatoolError:
     first = failures[0]
     is_bug = any(failure["code"] == BugError.unexpected for failure in failures)
-    return (BugError if is_bug else DataError)(
+    error_class = BugError if is_bug else StorageError if _is_storage(failures) else DataError
+    code = {BugError: BugError.unexpected, StorageError: f"storage.{item_name}s_failed"}
+    return error_class(
         f"all {item_name}s failed; the first: {first['message']}",
         hint=str(first["hint"]),
-        code=BugError.unexpected if is_bug else "data.all_failed",
+        code=code.get(error_class, "data.all_failed"),
         details={"failures": list(failures)},
     )
+
+
+def _is_storage(failures: Sequence[Mapping[str, Any]]) -> bool:
+    """True if nothing failed but the storage."""
+    return all(str(failure["code"]).startswith("storage.") for failure in failures)
 
 
 def failure_of(run: JobRun, spec: JobSpec[Any], done: int) -> VlatoolError | None:
@@ -442,6 +460,14 @@ def failure_of(run: JobRun, spec: JobSpec[Any], done: int) -> VlatoolError | Non
             f"{message}; {len(bugs)} because of a bug in vlatool or in a plugin",
             hint=f"the others are written; report the tracebacks in {record}",
             code=BugError.unexpected,
+            details=details,
+        )
+    if _is_storage(run.failures):
+        return StorageError(
+            message,
+            hint=f"the others are written; {record} lists the reasons; run the same command again "
+            "for the rest",
+            code=f"storage.{item_name}s_failed",
             details=details,
         )
     return PartialFailure(

@@ -157,7 +157,7 @@ class WebServer:
         response = self._fetch("GET", url, {"Accept-Encoding": "identity"})
         stream = BodyStream(response)
         try:
-            data = stream.read(MAX_BYTES + 1)
+            data = stream.read_to_end(MAX_BYTES + 1)
         finally:
             stream.close()
         if len(data) > MAX_BYTES:
@@ -208,8 +208,8 @@ class WebServer:
                     "unsupported",
                     "copy the file to a local folder and give its path",
                 )
-            return Body(_info(response.headers, size), 0, stream.read, stream.close)
-        data = stream.read(LARGEST_WHOLE + 1)
+            return Body(_info(response.headers, size), 0, stream.read, stream.close, is_range=False)
+        data = stream.read_to_end(LARGEST_WHOLE + 1)
         stream.close()
         if len(data) > LARGEST_WHOLE:
             raise _storage_error(
@@ -243,7 +243,7 @@ def _slice(info: ObjectInfo, data: bytes, start: int) -> Body:
         raise RangeNotSatisfiable
     file = io.BytesIO(data)
     file.seek(first)
-    return Body(info, first, file.read, file.close)
+    return Body(info, first, file.read, file.close, is_range=False)
 
 
 def ranged_body(response: Any) -> Body:

@@ -275,13 +275,15 @@ def _files(page: object) -> Iterator[tuple[str, ObjectInfo]]:
             continue
         large = row.get("lfs")
         name, size, etag = row.get("path"), row.get("size"), row.get("oid")
+        digest = f"git-sha1:{etag}"
         if isinstance(large, dict):
             etag = cast("dict[str, Any]", large).get("oid")
+            digest = f"sha256:{etag}"
         if not isinstance(name, str) or not isinstance(etag, str) or type(size) is not int:
             raise problem
         if size < 0 or _OUTSIDE.search(name):
             raise problem
-        yield name, ObjectInfo(size, etag=etag)
+        yield name, ObjectInfo(size, etag=etag, digest=digest)
 
 
 def _next_page(url: str, headers: Mapping[str, str]) -> str:

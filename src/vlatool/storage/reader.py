@@ -1,6 +1,7 @@
 """Remote objects as files: ranged requests, with prefetching while reading is sequential."""
 
 import io
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,10 +29,17 @@ _MAX_RANGES = 3  # cached ranges of a file with random access: its directory, it
 
 
 @dataclass
-class _RangeDownload:
+class RangeDownload:
     """Download of a range of one version of an object; resumes at the byte reached.
 
-    A negative `start` counts from the end; the first response gives its position.
+    Attributes:
+        address: The object.
+        start: First byte. A negative one counts from the end; the first response sets it.
+        stop: End of the range; the end of the object if that is less.
+        info: Version to read; None for the one of the first response, which sets it.
+        received: Bytes so far.
+        is_range: False once the server has ignored the range and sent the whole object.
+        on_bytes: Called with the number of new bytes; may wait or raise.
     """
 
     address: Address
@@ -39,15 +47,21 @@ class _RangeDownload:
     stop: int
     info: ObjectInfo | None = None
     received: bytearray = field(default_factory=bytearray)
+    is_range: bool = True
+    on_bytes: Callable[[int], None] = lambda count: None
 
     def run(self) -> bytes:
         """Returns the bytes of the range, fewer at the end of the object."""
+        self.fill()
+        return bytes(self.received)
+
+    def fill(self) -> None:
+        """Downloads the bytes of the range that are not there, fewer at the end of the object."""
         while self.info is None or len(self.received) < self.stop - self.start:
             try:
                 call(self.address, self._receive)
             except ConditionFailed:
                 raise changed_error(self.address) from None
-        return bytes(self.received)
 
     def _receive(self, remote: Remote) -> None:
         first = self.start + len(self.received)
@@ -84,6 +98,7 @@ class _RangeDownload:
                 code="storage.unsupported",
             )
         self.info = body.info
+        self.is_range = body.is_range
         self.stop = min(self.stop, body.info.size)
 
     def _copy(self, body: Body) -> None:
@@ -94,6 +109,7 @@ class _RangeDownload:
                 if not chunk:
                     break
                 self.received += chunk
+                self.on_bytes(len(chunk))
         except Exception:
             if len(self.received) - before < _PROGRESS:
                 raise
@@ -127,7 +143,7 @@ def read_whole(address: Address) -> bytes:
 
 
 def _read_whole(address: Address) -> bytes:
-    first = _RangeDownload(address, 0, LARGEST_RANGE)
+    first = RangeDownload(address, 0, LARGEST_RANGE)
     head = first.run()
     assert first.info is not None
     return head + _read_range(address, first.info, len(head), first.info.size)
@@ -136,10 +152,10 @@ def _read_whole(address: Address) -> bytes:
 def _read_range(address: Address, info: ObjectInfo, start: int, stop: int) -> bytes:
     """Reads bytes `start` to `stop`, several ranges concurrently."""
     transfers = (
-        _RangeDownload(address, first, min(stop, first + LARGEST_RANGE), info)
+        RangeDownload(address, first, min(stop, first + LARGEST_RANGE), info)
         for first in range(start, stop, LARGEST_RANGE)
     )
-    return b"".join(in_parallel(_RangeDownload.run, transfers, _PARALLEL))
+    return b"".join(in_parallel(RangeDownload.run, transfers, _PARALLEL))
 
 
 def read_range(address: Address, start: int, stop: int) -> bytes:
@@ -148,7 +164,7 @@ def read_range(address: Address, start: int, stop: int) -> bytes:
     Raises:
         FileNotFoundError: The object does not exist.
     """
-    first = _RangeDownload(address, start, min(stop, start + LARGEST_RANGE))
+    first = RangeDownload(address, start, min(stop, start + LARGEST_RANGE))
     head = first.run()
     assert first.info is not None
     rest = _read_range(address, first.info, first.stop, min(stop, first.info.size))
@@ -168,7 +184,7 @@ def open_reader(address: Address, *, from_end: bool = False) -> io.BufferedReade
     Raises:
         FileNotFoundError: The object does not exist.
     """
-    first = _RangeDownload(address, -SMALLEST_RANGE if from_end else 0, SMALLEST_RANGE)
+    first = RangeDownload(address, -SMALLEST_RANGE if from_end else 0, SMALLEST_RANGE)
     data = first.run()
     assert first.info is not None
     return _buffered(_RangedFile(address, first.info, _Range(first.start, data)))
@@ -180,7 +196,7 @@ def open_range(address: Address, start: int, stop: int) -> io.BufferedReader:
     Raises:
         FileNotFoundError: The object does not exist.
     """
-    first = _RangeDownload(address, start, min(stop, start + _FIRST_RANGE))
+    first = RangeDownload(address, start, min(stop, start + _FIRST_RANGE))
     data = first.run()
     assert first.info is not None
     file = _RangedFile(address, first.info, _Range(start, data), stop)
@@ -298,11 +314,11 @@ class _RangedFile(io.RawIOBase):
 
     def _fetch(self, start: int, length: int) -> _Range:
         stop = min(self._size, start + min(length, LARGEST_RANGE))
-        return _Range(start, _RangeDownload(self._address, start, stop, self._info).run())
+        return _Range(start, RangeDownload(self._address, start, stop, self._info).run())
 
     def _start_prefetch(self, start: int) -> None:
         self._window = min(2 * self._window, LARGEST_RANGE)
         stop = min(self._size, start + self._window)
         if start < stop:
-            transfer = _RangeDownload(self._address, start, stop, self._info)
+            transfer = RangeDownload(self._address, start, stop, self._info)
             self._prefetch = _Prefetch(start, stop, in_background(transfer.run))

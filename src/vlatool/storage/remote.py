@@ -68,12 +68,15 @@ class ObjectInfo:
         modified: Time of modification in seconds since 1970, by the clock of the server.
         etag: ETag, which changes with the content; empty if the server sends none.
         is_dir: True for a prefix: no object has this key, but there are keys below it.
+        digest: Digest of the content that the server vouches for, such as `sha256:HEX`,
+            `md5:HEX` or `git-sha1:HEX` (of a git blob); empty if it has none.
     """
 
     size: int = 0
     modified: float = 0.0
     etag: str = ""
     is_dir: bool = False
+    digest: str = ""
 
 
 class ListPage(NamedTuple):
@@ -100,6 +103,7 @@ class Body:
         read: Returns up to N bytes; empty at the end.
         close: Closes the response.
         date: Time of the response in seconds since 1970, by the clock of the server; 0 if unknown.
+        is_range: False if the server ignored the range and sends the whole object.
     """
 
     info: ObjectInfo
@@ -107,6 +111,7 @@ class Body:
     read: Callable[[int], bytes]
     close: Callable[[], None]
     date: float = 0.0
+    is_range: bool = True
 
 
 class ConditionFailed(Exception):

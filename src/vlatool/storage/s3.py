@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, cast
 
@@ -39,6 +40,7 @@ from vlatool.storage.web_requests import (
 _CONNECTIONS = 64  # more than the threads that read or write concurrently
 _CONNECT_TIMEOUT_S = 10
 _READ_TIMEOUT_S = 60
+_MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 _SIGNED_FOR_S = 3600
 _MAX_SIGNED = 10_000
 
@@ -108,7 +110,7 @@ class Bucket:
         response = send(self._pool, request.method, request.url, headers)
         stream = BodyStream(response)
         try:
-            data = stream.read(MAX_BYTES + 1)
+            data = stream.read_to_end(MAX_BYTES + 1)
         finally:
             stream.close()
         if len(data) > MAX_BYTES:
@@ -162,7 +164,7 @@ class Bucket:
         response = fetch(self._pool, "GET", self._signed(key), headers)
         if response.status != 206:
             raise self._error(key, response)
-        return ranged_body(response)
+        return _with_digest(ranged_body(response), response.headers)
 
     def put(self, key: str, data: bytes, etag: str | None = None) -> str:
         """PutObject."""
@@ -265,6 +267,16 @@ class _Multipart:
     def abort(self) -> None:
         """AbortMultipartUpload."""
         self._client.abort_multipart_upload(**self._request)
+
+
+def _with_digest(body: Body, headers: Mapping[str, str]) -> Body:
+    """Body with its MD5: the ETag of an object that was uploaded in one part without own keys."""
+    md5 = _MD5.fullmatch(body.info.etag)
+    encryption = headers.get("x-amz-server-side-encryption", "AES256")
+    is_own_key = "x-amz-server-side-encryption-customer-algorithm" in headers
+    if md5 is None or encryption != "AES256" or is_own_key:
+        return body
+    return replace(body, info=replace(body.info, digest=f"md5:{md5[1]}"))
 
 
 def _in_time(request: Callable[[], Any], size: int) -> Any:

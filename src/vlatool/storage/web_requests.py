@@ -44,17 +44,28 @@ class BodyStream:
         self._timeout_s = READ_TIMEOUT_S if timeout_s is None else timeout_s
         self._waited_s = 0.0
         self._received = 0
+        self._error: Exception | None = None
 
     def read(self, size: int) -> bytes:
-        """Up to `size` bytes, fewer only at the end.
+        """Up to `size` bytes, fewer only at the end or before an error.
+
+        An error after some bytes is raised by the next call, so that these bytes are not lost.
 
         Raises:
             TimeoutError: The body comes too slowly.
         """
+        if self._error is not None:
+            raise self._error
         data = bytearray()
         while len(data) < size:
             started = time.monotonic()
-            chunk = self._response.read1(size - len(data))
+            try:
+                chunk = self._response.read1(size - len(data))
+            except Exception as error:
+                if not data:
+                    raise
+                self._error = error
+                break
             self._waited_s += time.monotonic() - started
             if not chunk:
                 break
@@ -65,6 +76,17 @@ class BodyStream:
                 self._response.close()
                 raise TimeoutError(f"{self._received:,} bytes in {self._waited_s:.0f} s")
         return bytes(data)
+
+    def read_to_end(self, limit: int) -> bytes:
+        """The rest of the body, up to `limit` bytes.
+
+        Raises:
+            TimeoutError: The body comes too slowly.
+        """
+        data = self.read(limit)
+        if self._error is not None:
+            raise self._error
+        return data
 
     def close(self) -> None:
         """Closes the response."""

@@ -1,0 +1,378 @@
+"""Downloads from a web server, a hub and a bucket, with faults of the server."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tests.builders import web_server as web_server_builder
+from tests.builders.s3_server import S3Server
+from tests.builders.web_server import COMMIT, WebServer, web_server
+from vlatool.artifacts.check import CheckOptions
+from vlatool.errors import DataError, PartialFailure, StorageError, UsageError, VlatoolError
+from vlatool.inspection.verify import verify_location
+from vlatool.jobs.files import read_file_list
+from vlatool.storage import transfer, web_requests
+from vlatool.storage.tree import files_below
+from vlatool.workflows.download import DownloadConfig, DownloadResult, download
+
+CHUNK = 256 * 1024
+BIG = np.random.default_rng(0).bytes(10 * CHUNK + 123)
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "CHUNK", CHUNK)
+    monkeypatch.setenv("VLATOOL_STORAGE_PATIENCE_S", "20")
+    monkeypatch.setenv("VLATOOL_STORAGE_CLOCK_SPEED", "20")
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServer]:
+    folder = tmp_path / "site/lab/set"
+    (folder / "meta").mkdir(parents=True)
+    (folder / "big.bin").write_bytes(BIG)
+    (folder / "empty").touch()
+    for index in range(20):
+        (folder / f"meta/{index}.json").write_text(f'{{"index": {index}}}')
+    with web_server(tmp_path / "site") as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.endpoint)
+        yield running
+
+
+def get(source: str, output: Path, **keys: object) -> DownloadResult:
+    return download(DownloadConfig(source=source, output=str(output), **keys))  # pyright: ignore[reportArgumentType]
+
+
+def get_set(output: Path, **keys: object) -> DownloadResult:
+    return get("hf://datasets/lab/set", output, **keys)
+
+
+def get_big(server: WebServer, output: Path) -> DownloadResult:
+    return get(f"{server.endpoint}/lab/set/big.bin", output)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {
+        file.name: (folder / file.name).read_bytes()
+        for file in files_below(folder)
+        if not file.name.startswith(".vlatool/")
+    }
+
+
+def expected(server: WebServer) -> dict[str, bytes]:
+    return content(server.folder / "lab/set")
+
+
+def test_hub_is_downloaded_with_digests_and_commit(server: WebServer, tmp_path: Path) -> None:
+    result = get_set(tmp_path / "out")
+
+    assert content(tmp_path / "out") == expected(server)
+    assert (result.episodes, result.bytes) == (22, sum(map(len, expected(server).values())))
+    assert result.source.endswith(COMMIT)
+    assert len(read_file_list(tmp_path / "out") or ()) == 22
+    assert not (tmp_path / "out/.vlatool/partial").exists()
+
+
+def test_complete_download_requests_no_content_again(server: WebServer, tmp_path: Path) -> None:
+    get_set(tmp_path / "out")
+    server.faults.requests.clear()
+
+    assert get_set(tmp_path / "out").status == "already complete"
+    assert not [path for _, path, _ in server.faults.requests if "/resolve/" in path]
+
+
+def test_bucket_is_downloaded(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3.env.items():
+        monkeypatch.setenv(name, value)
+    bucket = s3.bucket()
+    for name, data in {"raw/a/big.bin": BIG, "raw/b.txt": b"b", "other/c": b"c"}.items():
+        s3.client().put_object(Bucket=bucket, Key=name, Body=data)
+
+    get(f"s3://{bucket}/raw", tmp_path / "out")
+
+    assert content(tmp_path / "out") == {"a/big.bin": BIG, "b.txt": b"b"}
+
+
+def test_manifest_of_a_web_server_names_the_files(server: WebServer, tmp_path: Path) -> None:
+    shards = server.folder / "task/shards"
+    shards.mkdir(parents=True)
+    (shards / "shard_000000.tar").write_bytes(b"tar")
+    (shards / "stats.json").write_text("{}")
+    (shards / "manifest.jsonl").write_text('{"shard": "shard_000000", "num_sequences": 1}')
+
+    get(f"{server.endpoint}/task/shards", tmp_path / "out")
+
+    assert content(tmp_path / "out") == content(shards)
+
+
+@pytest.mark.parametrize(
+    "shard", ["../shard_000000", "a/../../b", "shard_000001", "", "shard_000000.tar/../x"]
+)
+def test_manifest_with_a_bad_or_missing_name_writes_nothing(
+    server: WebServer, tmp_path: Path, shard: str
+) -> None:
+    (server.folder / "task").mkdir()
+    (server.folder / "b.tar").write_bytes(b"tar")
+    manifest = f'{{"shard": "{shard}", "num_sequences": 1}}'
+    (server.folder / "task/manifest.jsonl").write_text(manifest)
+
+    with pytest.raises(DataError):
+        get(f"{server.endpoint}/task", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_patterns_select_and_earlier_files_stay(server: WebServer, tmp_path: Path) -> None:
+    get_set(tmp_path / "out", include=["meta/*"], leave_out=["*/1*.json"])
+    first = set(content(tmp_path / "out"))
+    get_set(tmp_path / "out", include=["empty"])
+
+    assert first == {f"meta/{index}.json" for index in (0, *range(2, 10))}
+    assert set(content(tmp_path / "out")) == {*first, "empty"}
+    assert {entry.path for entry in read_file_list(tmp_path / "out") or ()} == {*first, "empty"}
+
+
+def test_removed_and_changed_files_are_downloaded_again(server: WebServer, tmp_path: Path) -> None:
+    get_set(tmp_path / "out")
+    (tmp_path / "out/big.bin").unlink()
+    (tmp_path / "out/meta/3.json").write_text('{"index": 4}')
+
+    result = get_set(tmp_path / "out")
+
+    assert content(tmp_path / "out") == expected(server)
+    assert result.resumed == 20
+
+
+def test_verify_compares_a_download_with_its_record(server: WebServer, tmp_path: Path) -> None:
+    get_set(tmp_path / "out")
+    assert not list(verify_location(tmp_path / "out", CheckOptions()).findings)
+    data = bytearray(BIG)
+    data[5] ^= 1
+    (tmp_path / "out/big.bin").write_bytes(data)
+
+    findings = list(verify_location(tmp_path / "out", CheckOptions()).findings)
+
+    assert [finding.code for finding in findings] == ["output.digest_mismatch"]
+
+
+def test_dry_run_writes_nothing(server: WebServer, tmp_path: Path) -> None:
+    result = get_set(tmp_path / "out", dry_run=True)
+
+    assert (result.status, result.episodes) == ("planned", 22)
+    assert not (tmp_path / "out").exists()
+
+
+def _cut(server: WebServer) -> None:
+    server.faults.cut_after = 100_000
+
+
+def _busy(server: WebServer) -> None:
+    server.faults.fail_next, server.faults.status = 3, 500
+
+
+def _throttled(server: WebServer) -> None:
+    server.faults.fail_next, server.faults.status, server.faults.retry_after_s = 2, 429, 1
+
+
+def _no_ranges(server: WebServer) -> None:
+    server.faults.no_ranges = True
+
+
+def _no_head(server: WebServer) -> None:
+    server.faults.no_head = True
+
+
+def _no_length(server: WebServer) -> None:
+    server.faults.no_length = True
+
+
+def _changes_once(server: WebServer) -> None:
+    def change() -> None:
+        while len(server.faults.requests) < 5:
+            time.sleep(0.001)
+        server.faults.version += 1
+
+    threading.Thread(target=change, daemon=True).start()
+
+
+def _stalls(server: WebServer) -> None:
+    server.faults.stall_next = 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [_cut, _busy, _throttled, _no_ranges, _no_head, _no_length, _changes_once, _stalls],
+)
+def test_download_survives(
+    server: WebServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Callable[[WebServer], None],
+) -> None:
+    monkeypatch.setattr(web_requests, "READ_TIMEOUT_S", 0.5)
+    fault(server)
+
+    get_big(server, tmp_path / "out")
+
+    assert content(tmp_path / "out") == {"big.bin": BIG}
+
+
+def _always_busy(server: WebServer) -> None:
+    server.faults.fail_next, server.faults.status = 10_000, 503
+
+
+def _longer(server: WebServer) -> None:
+    server.faults.longer_by = 7
+
+
+def _always_changes(server: WebServer) -> None:
+    server.faults.changes_every = 2
+
+
+def _page(server: WebServer) -> None:
+    server.faults.page = True
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (_always_busy, StorageError),
+        (_longer, StorageError),
+        (_always_changes, StorageError),
+        (_page, DataError),
+    ],
+)
+def test_download_fails_by_name(
+    server: WebServer,
+    tmp_path: Path,
+    fault: Callable[[WebServer], None],
+    error: type[VlatoolError],
+) -> None:
+    fault(server)
+
+    with pytest.raises(error):
+        get_big(server, tmp_path / "out")
+    assert content(tmp_path / "out") == {}
+
+
+def test_file_that_fails_does_not_end_the_others(server: WebServer, tmp_path: Path) -> None:
+    get_set(tmp_path / "out", include=["empty"])
+    (tmp_path / "out/meta/5.json").mkdir(parents=True)
+
+    with pytest.raises(PartialFailure) as caught:
+        get_set(tmp_path / "out")
+
+    assert caught.value.details["failures"][0]["code"] == "data.name_conflict"
+    assert len(content(tmp_path / "out")) == len(expected(server)) - 1
+
+
+def test_damaged_content_is_not_accepted(
+    server: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = web_server_builder.entry
+    monkeypatch.setattr(
+        web_server_builder, "entry", lambda *args: {**entry(*args), "oid": "0" * 40}
+    )
+    with pytest.raises(DataError) as caught:
+        get_set(tmp_path / "out", include=["meta/*"])
+    assert caught.value.details["failures"][0]["code"] == "data.wrong_digest"
+    assert content(tmp_path / "out") == {}
+
+
+@pytest.mark.parametrize(
+    ("keys", "code"),
+    [
+        ({"source": "raw"}, "usage.local_source"),
+        ({"include": ["nothing*"]}, "usage.nothing_selected"),
+        ({"source": "hf://datasets/lab/set/nothing"}, "data.no_files"),
+        ({"source": "ftp://host/x"}, "usage.unsupported_scheme"),
+        ({"output": "s3://lab/out"}, "usage.unsupported_scheme"),
+    ],
+)
+def test_bad_input_is_refused(
+    server: WebServer, tmp_path: Path, keys: dict[str, object], code: str
+) -> None:
+    values = {"source": "hf://datasets/lab/set", "output": str(tmp_path / "out"), **keys}
+    with pytest.raises(VlatoolError) as caught:
+        download(DownloadConfig.model_validate(values))
+    assert caught.value.code == code
+    assert not (tmp_path / "out").exists()
+
+
+def test_folder_with_other_files_is_refused(server: WebServer, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine").touch()
+    with pytest.raises(UsageError) as caught:
+        get_set(tmp_path / "out")
+    assert caught.value.code == "usage.output_exists"
+
+
+@pytest.mark.parametrize("rate", ["0", "-1M", "fast", "1T", ""])
+def test_rate_is_a_positive_number(rate: str) -> None:
+    with pytest.raises(ValueError, match="rate"):
+        DownloadConfig(source="s3://a/b", output="o", limit_rate=rate)
+
+
+def test_rate_is_limited(server: WebServer, tmp_path: Path) -> None:
+    started = time.monotonic()
+    get(f"{server.endpoint}/lab/set/big.bin", tmp_path / "out", limit_rate="2.5M")
+    assert time.monotonic() - started > 0.9 * len(BIG) / 2.5e6
+
+
+def test_killed_download_fetches_one_chunk_per_stream_again(
+    server: WebServer, tmp_path: Path
+) -> None:
+    code = (
+        "import sys; from vlatool.storage import transfer; transfer.CHUNK = int(sys.argv[1]);"
+        "from vlatool.workflows.download import DownloadConfig, download;"
+        "download(DownloadConfig(source=sys.argv[2], output=sys.argv[3], workers=2,"
+        " limit_rate='2M'))"
+    )
+    source, output = f"{server.endpoint}/lab/set/big.bin", str(tmp_path / "out")
+    command = [sys.executable, "-c", code, str(CHUNK), source, output]
+    log = tmp_path / "out/.vlatool/partial"
+    with subprocess.Popen(command) as process:
+        while not any(b'"chunk": 4' in path.read_bytes() for path in log.glob("*.log")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    server.faults.requests.clear()
+
+    get(source, tmp_path / "out")
+
+    ranges = [span for method, _, span in server.faults.requests if method == "GET"]
+    assert len(ranges) <= 11 - 5 + 2
+    assert content(tmp_path / "out") == {"big.bin": BIG}
+
+
+def test_partial_download_of_another_version_is_not_used(server: WebServer, tmp_path: Path) -> None:
+    server.faults.cut_after = 1
+    with pytest.raises(StorageError):
+        get_big(server, tmp_path / "out")
+    server.faults.cut_after = 0
+    changed = BIG[::-1]
+    (server.folder / "lab/set/big.bin").write_bytes(changed)
+
+    get_big(server, tmp_path / "out")
+
+    assert content(tmp_path / "out") == {"big.bin": changed}
+
+
+def test_full_disk_is_found_before_the_first_byte(
+    server: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = SimpleNamespace(free=len(BIG) - 1)
+    monkeypatch.setattr("vlatool.workflows.download.shutil.disk_usage", lambda path: full)
+    with pytest.raises(StorageError) as caught:
+        get_big(server, tmp_path / "out")
+    assert caught.value.code == "storage.no_space"
+    assert content(tmp_path / "out") == {}
