@@ -24,6 +24,7 @@ from tests.builders.encoding import (
 from tests.builders.images import image, image_shards, saved, write
 from tests.builders.jobs import contents
 from tests.builders.tokenizers import SIDE
+from tests.builders.verifying import verified
 from vlatool.artifacts.codes.format import CodesFolder
 from vlatool.errors import DataError, PartialFailure, UsageError, VlatoolError
 from vlatool.jobs.job import Ranks
@@ -304,6 +305,24 @@ def test_decoded_images_are_those_of_the_tokenizer(
     path = tmp_path / f"out/episode_000002/{episode.stems[4]}.png"
     assert result.pictures == IMAGES
     assert np.array_equal(np.asarray(Image.open(path)), expected[4])
+
+
+@pytest.mark.parametrize("damage", ["missing", "exchanged"])
+def test_verify_finds_damaged_images_of_decode(
+    damage: str, whole: Path, tokenizer: str, tmp_path: Path
+) -> None:
+    _decoded(whole, tokenizer, tmp_path / "out")
+    assert not verified(tmp_path / "out").counts
+    first, second = sorted((tmp_path / "out" / "episode_000001").iterdir())[:2]
+    content = second.read_bytes()
+    second.write_bytes(first.read_bytes())
+    first.write_bytes(content)
+    if damage == "missing":
+        first.unlink()
+
+    found = verified(tmp_path / "out").counts
+
+    assert list(found) == [f"output.{'size' if damage == 'missing' else 'digest'}_mismatch"]
 
 
 def test_single_file_of_codes_is_decoded(whole: Path, tokenizer: str, tmp_path: Path) -> None:

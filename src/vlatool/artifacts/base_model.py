@@ -9,6 +9,7 @@ from typing import Any
 
 from vlatool.errors import DataError
 from vlatool.storage.atomic import write_bytes
+from vlatool.storage.byte_ranges import read_file
 from vlatool.storage.documents import read_json
 from vlatool.storage.tree import file_names
 
@@ -93,7 +94,7 @@ def read_tokenizer(folder: Path) -> str:
     """
     path = folder / TOKENIZER
     try:
-        return path.read_text(encoding="utf-8")
+        return read_file(path).decode()
     except (FileNotFoundError, NotADirectoryError):
         raise _base_model_error(path, "is missing") from None
     except UnicodeDecodeError as error:

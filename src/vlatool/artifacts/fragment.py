@@ -67,6 +67,7 @@ def _members(data: bytes) -> Iterator[tuple[str, bytes]]:
             raise ValueError("a damaged header")
         size = _octal(header[124:136])
         start = position + _BLOCK
+        _check_forward(size)
         position = start + size + -size % _BLOCK
         if position > len(data):
             raise ValueError("is truncated")
@@ -87,13 +88,21 @@ def _by_tarfile(data: bytes) -> Iterator[tuple[str, bytes]]:
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             for member in tar:
-                file = tar.extractfile(member) if member.isreg() else None
+                _check_forward(member.size)
+                # A few bytes of a sparse member describe any number of zeros.
+                is_stored = member.isreg() and not member.issparse()
+                file = tar.extractfile(member) if is_stored else None
                 if file is not None:
                     yield member.name, _check_size(file.read(), member.size)
             # At a damaged header tarfile stops without an error.
             _check_size(data[: tar.offset], len(data))
     except (tarfile.TarError, EOFError, OverflowError) as error:
         raise ValueError(f"a damaged header: {error}") from None
+
+
+def _check_forward(size: int) -> None:
+    if size < 0:  # the member would end before it begins, and be read again
+        raise ValueError(f"a member of {size} bytes")
 
 
 def _check_size(content: bytes, size: int) -> bytes:

@@ -7,12 +7,13 @@ from PIL import Image
 
 from vlatool.artifacts.images import decode_rgb, open_image
 from vlatool.pages.images import FrameView
+from vlatool.storage.byte_ranges import read_file
 
 
 def file_view(path: Path) -> FrameView:
     """Image of a file."""
     try:
-        return FrameView(visible_image(path.read_bytes()))
+        return FrameView(visible_image(read_file(path)))
     except FileNotFoundError:
         return FrameView(None, problem="is missing")
     except (OSError, ValueError):

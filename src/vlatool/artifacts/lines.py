@@ -14,6 +14,7 @@ import numpy as np
 from vlatool.artifacts.tar import INDEX_SUFFIX, ShardIndex
 from vlatool.jobs.files import FileEntry
 from vlatool.storage.atomic import open_atomic, write_bytes
+from vlatool.storage.byte_ranges import open_file
 
 LINES_SUFFIX = ".jsonl"
 # Two hundred times a published window; a line without an end must not fill the memory.
@@ -77,7 +78,7 @@ def read_lines(path: Path) -> Iterator[bytes]:
         ValueError: A line has over 1 MiB, or the last one has no newline: it may be truncated.
         OSError: The file cannot be read.
     """
-    with path.open("rb") as file:
+    with open_file(path) as file:
         while line := file.readline(LARGEST_LINE):
             if not line.endswith(b"\n"):
                 cut = len(line) < LARGEST_LINE

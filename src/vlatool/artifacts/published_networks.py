@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlatool.errors import DataError
+from vlatool.storage.byte_ranges import open_file
 from vlatool.storage.tree import sha256_of
 
 
@@ -80,7 +81,7 @@ def find_network(weights: Path, published: PublishedFile) -> NetworkFile:
 
 def _is_as_published(network: NetworkFile, published: PublishedFile) -> bool:
     if published.md5:
-        with network.path.open("rb") as file:
+        with open_file(network.path) as file:
             return (
                 hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
                 == published.md5

@@ -7,7 +7,9 @@ file of a tar holds the byte range of each sample; readers of the published layo
 Source: reference/order 11.
 """
 
+import errno
 import hashlib
+import io
 import re
 import tarfile
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -23,7 +25,7 @@ from vlatool.artifacts.npz_bytes import read_arrays, write_arrays
 from vlatool.artifacts.sample import ARRAYS, METADATA, StoredSample
 from vlatool.episode import Array
 from vlatool.errors import DataError, StorageError
-from vlatool.storage.byte_ranges import open_forward
+from vlatool.storage.byte_ranges import open_file, open_forward, read_file
 from vlatool.storage.cache import FileCache, FileVersion
 from vlatool.storage.uri import is_remote
 
@@ -33,6 +35,8 @@ _BROKEN_TAR = (tarfile.TarError, EOFError, ValueError, OverflowError)
 _END_BYTES = 2 * tarfile.BLOCKSIZE
 # Limit of members that `OpenShard` reads, far above any image or window.
 _MAX_MEMBER_BYTES = 2**26
+# Limit of long names and other extended headers.
+_MAX_HEADER_BYTES = 2**20
 INDEX_SUFFIX = ".index.npz"
 
 
@@ -146,7 +150,7 @@ class TarScan:
 
 def scan_tar(path: Path) -> TarScan:
     """Scans all headers; contents are skipped."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return _scan(file)
 
 
@@ -217,7 +221,7 @@ def open_shard(path: Path) -> Generator[OpenShard]:
         DataError: The file cannot be opened, or is no tar.
     """
     try:
-        file = path.open("rb")
+        file = open_file(path)
     except OSError as error:
         raise _shard_error(path, f"cannot be opened: {error.strerror or error}") from None
     with file:
@@ -233,16 +237,48 @@ def _shard_error(path: Path, reason: str) -> DataError:
     )
 
 
+class _Headers(io.BufferedIOBase):
+    """Open tar whose headers are read: neither long names nor positions of any size.
+
+    Raises:
+        ValueError: A header claims more.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Next bytes of a header."""
+        if size is None or not 0 <= size <= _MAX_HEADER_BYTES:
+            raise ValueError(f"a header of {size} bytes")
+        return self._file.read(size)
+
+    def seek(self, position: int, whence: int = io.SEEK_SET, /) -> int:
+        """Moves to a position."""
+        try:
+            return self._file.seek(position, whence)
+        except OSError as error:  # beyond all files of the file system
+            if error.errno != errno.EINVAL:
+                raise
+            raise ValueError(f"a member ends at byte {position}") from None
+
+    def tell(self) -> int:
+        """Current position."""
+        return self._file.tell()
+
+
 def _scan(file: IO[bytes]) -> TarScan:
     scan = TarScan()
     end = 0
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
+        with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:
             for member in tar:
+                if member.size < 0:  # its end is before it, and tarfile reads it again
+                    raise ValueError(f"a member of {member.size} bytes")
                 size = member.size if member.isfile() else 0
                 end = member.offset_data + size + -size % tarfile.BLOCKSIZE
                 _add_member(scan, member, end)
-        _check_end(scan, file, end)
+        _check_end(scan, _Headers(file), end)
     except _BROKEN_TAR as error:
         scan.problems.append(TarProblem("broken_tar", f"is truncated or damaged: {error}"))
     _check_keys(scan)
@@ -279,7 +315,7 @@ def _add_member(scan: TarScan, member: tarfile.TarInfo, end: int) -> None:
 
 def _member_problem(member: tarfile.TarInfo, base: str, suffix: str) -> tuple[str, str] | None:
     name = member.name
-    if not member.isfile():
+    if not member.isfile() or member.issparse():
         return "not_a_file", f"{name!r} is not a regular file"
     if name.startswith("/") or ".." in name.split("/"):
         return "unsafe_name", f"{name!r} leads out of the folder it is extracted to"
@@ -307,7 +343,7 @@ def _check_keys(scan: TarScan) -> None:
         scan.problems.append(TarProblem(code, message, sample.key))
 
 
-def _check_end(scan: TarScan, file: IO[bytes], end: int) -> None:
+def _check_end(scan: TarScan, file: "_Headers", end: int) -> None:
     file.seek(end)
     marker = file.read(_END_BYTES)
     if any(marker):
@@ -353,7 +389,7 @@ def index_path(shard: Path) -> Path:
 def read_index(path: Path) -> ShardIndex | None:
     """The index at `path`; None if there is none or it cannot be read."""
     try:
-        return parse_index(path.read_bytes())
+        return parse_index(read_file(path))
     except OSError:
         return None
 

@@ -168,12 +168,23 @@ def _merge_section(section: dict[str, Any], default: BaseModel) -> dict[str, Any
     return merged
 
 
-def derived_field(rule: str, description: str, *, default: Any = None, **constraints: Any) -> Any:
-    """Field that is empty until it is derived from data or other keys, as `rule` describes."""
+def derived_field(
+    rule: str,
+    description: str,
+    *,
+    default: Any = None,
+    may_be_null: bool = False,
+    **constraints: Any,
+) -> Any:
+    """Field that is empty until it is derived from data or other keys, as `rule` describes.
+
+    With `may_be_null`, some derivations leave it empty.
+    """
+    marks: dict[str, Any] = {"derived": rule} | ({"may_be_null": True} if may_be_null else {})
     return Field(
         default=default,
         description=description,
-        json_schema_extra={"derived": rule},
+        json_schema_extra=marks,
         **constraints,
     )
 

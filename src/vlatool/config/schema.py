@@ -103,7 +103,12 @@ def unset_required(config: BaseModel) -> list[str]:
     """Keys that must be set: required keys without a value, groups of which none is set."""
     exclusive: tuple[tuple[str, ...], ...] = getattr(config, "exclusive", ())
     groups = [" or ".join(keys) for keys in exclusive if not any(getattr(config, k) for k in keys)]
-    return [*_unset(config, ""), *groups]
+    return [*_unset(config, "needed"), *groups]
+
+
+def underived(config: BaseModel) -> list[str]:
+    """Keys of a section that every derivation sets, and that are not set."""
+    return [*_unset(config, "derived")]
 
 
 def execution_keys(schema: type[BaseModel]) -> frozenset[str]:
@@ -215,16 +220,18 @@ def _member_text(member: Any) -> str:
     return getattr(member, "__name__", str(member))
 
 
-def _unset(value: Any, prefix: str) -> Iterator[str]:
+def _unset(value: Any, kind: str, prefix: str = "") -> Iterator[str]:
+    """Keys with a mark of this name and without a value."""
     if isinstance(value, BaseModel):
         for name, field in type(value).model_fields.items():
             item = getattr(value, name)
-            if mark(field, "needed") and (item is None or item in ("", [], (), {})):
+            is_marked = mark(field, kind) and not mark(field, "may_be_null")
+            if is_marked and (item is None or item in ("", [], (), {})):
                 yield f"{prefix}{name}"
-            yield from _unset(item, f"{prefix}{name}.")
+            yield from _unset(item, kind, f"{prefix}{name}.")
     elif isinstance(value, dict):
         for name, item in value.items():
-            yield from _unset(item, f"{prefix}{name}.")
+            yield from _unset(item, kind, f"{prefix}{name}.")
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            yield from _unset(item, f"{prefix}{index}.")
+            yield from _unset(item, kind, f"{prefix}{index}.")

@@ -9,7 +9,7 @@ from vlatool.artifacts.base import finding_codes, recognize
 from vlatool.artifacts.check import CheckOptions, check_record_and_files
 from vlatool.errors import DataError
 from vlatool.findings import Finding, FindingCodes, finding_of_error
-from vlatool.jobs.record import read_record
+from vlatool.jobs.record import read_record, record_file
 from vlatool.plugins import FORMATS, SINKS
 from vlatool.sources.detection import detect_source
 from vlatool.sources.rules import IMAGES, SOURCE, check_source
@@ -57,7 +57,8 @@ def verify_location(
         return Verification(artifact.kind, root, artifact.check(options))
     record = read_record(location) if format_name is None else None
     is_download = record is not None and record.command == "download"
-    files = check_record_and_files(location, location, options) if is_download else ()
+    is_output = record_file(location).exists()  # such as the images of `decode`
+    files = check_record_and_files(location, location, options) if is_output else ()
     try:
         source = detect_source(location, format_name)
     except DataError as error:

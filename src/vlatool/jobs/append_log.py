@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from vlatool.storage.atomic import write_bytes
+from vlatool.storage.byte_ranges import open_file, read_file
 from vlatool.storage.crash_points import crash_point
 from vlatool.storage.documents import parse_json
 from vlatool.storage.uri import is_remote
@@ -93,9 +94,9 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
     """Rows of a log, in order; none if it does not exist. Torn lines are skipped."""
     if is_remote(path):
         for batch in _batches(path):
-            yield from _rows(batch.read_bytes())
+            yield from _rows(read_file(batch))
     elif path.is_file():
-        yield from _rows(path.read_bytes())
+        yield from _rows(read_file(path))
 
 
 def _rows(data: bytes) -> Iterator[dict[str, Any]]:
@@ -113,6 +114,6 @@ def _batches(path: Path) -> Iterator[Path]:
 
 
 def _ends_with_newline(path: Path) -> bool:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         file.seek(-1, os.SEEK_END)
         return file.read(1) == b"\n"

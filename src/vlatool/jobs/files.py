@@ -17,6 +17,7 @@ from typing import Any
 
 from vlatool.errors import DataError
 from vlatool.storage.atomic import remove_file, remove_partials, write_text
+from vlatool.storage.byte_ranges import read_file
 from vlatool.storage.documents import parse_json
 from vlatool.storage.tree import FileInfo, files_below, files_in, sha256_of
 from vlatool.storage.uri import is_file_name, is_remote
@@ -63,10 +64,10 @@ def read_file_list(folder: Path) -> list[FileEntry] | None:
     """
     path = folder / NAME
     try:
-        lines = path.read_bytes().decode().split("\n")
+        lines = read_file(path).decode().split("\n")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except UnicodeDecodeError:
+    except (UnicodeDecodeError, IsADirectoryError):
         raise _broken_list_error(path, 1) from None
     return [_entry(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
@@ -137,7 +138,7 @@ def is_intact(folder: Path, entry: FileEntry) -> bool:
 
 def file_entry(folder: Path, name: str) -> FileEntry:
     """Entry of a small file, from its current content."""
-    content = (folder / name).read_bytes()
+    content = read_file(folder / name)
     return FileEntry(name, len(content), hashlib.sha256(content).hexdigest())
 
 

@@ -21,6 +21,7 @@ from vlatool.jobs.append_log import read_log
 from vlatool.jobs.files import FileEntry, entry_of, is_intact, row_of
 from vlatool.jobs.record import journal_folder
 from vlatool.storage.atomic import remove_tree, write_bytes
+from vlatool.storage.byte_ranges import read_file
 
 _INFO = "__receipt__"
 
@@ -181,7 +182,7 @@ def _is_work(path: Path) -> bool:
 def _read(path: Path) -> Receipt | None:
     """Receipt in a file; None if there is none."""
     try:
-        return _unpack(path.read_bytes())
+        return _unpack(read_file(path))
     except StorageError:
         raise
     except Exception:  # noqa: BLE001 - a torn entry makes numpy's parsers raise anything

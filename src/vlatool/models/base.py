@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 
 Batch = dict[str, Any]
 
+# Largest sizes in a configuration of a network: far above those of any published model, and small
+# enough that its modules are built within seconds, on the meta device without memory.
+MAX_LAYERS = 256
+MAX_WIDTH = 2**16  # of tokens, channels and sequences
+MAX_SIDE = 2**14  # of images and patches, in pixels
+MAX_ROWS = 2**24  # of tables
+
 
 @dataclass(frozen=True)
 class Part:

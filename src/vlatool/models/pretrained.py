@@ -2,7 +2,7 @@
 
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,8 @@ from vlatool.artifacts.base_model import (
     read_model_config,
     weight_files,
 )
-from vlatool.errors import DataError, missing_package
+from vlatool.errors import DataError, EnvironmentProblem, missing_package
+from vlatool.models.base import MAX_LAYERS, MAX_ROWS
 from vlatool.storage.cache import FileCache, default_cache_folder
 from vlatool.storage.uri import is_remote, location, require_existing
 
@@ -34,6 +35,10 @@ _REVISION = re.compile(r"(hf://models/[^/@]+/[^/@]+)(@[^/]+)?")
 _WIDTHS = ("hidden_size", "n_embd", "d_model")
 # Keys of config.json that do not describe the network, or that point to code.
 _NOT_ARCHITECTURE = {"architectures", "auto_map", "transformers_version", "_name_or_path"}
+# Names of keys with a number of layers.
+_DEPTH = re.compile("(layers?|depths?|blocks?|experts)$")
+_MAX_LIST = 10_000
+_OTHER_BASE_MODEL = "another base model"
 
 
 def base_model(name: str, revision: str | None = None) -> Path:
@@ -77,11 +82,57 @@ def read_architecture(folder: Path, kind: str | None = None) -> dict[str, Any]:
         raise DataError.at(
             folder,
             f"model_type is {content['model_type']!r}, expected {kind!r}",
-            hint="use the type of backbone that fits this base model, or another base model",
+            hint=f"use the type of backbone that fits this base model, or {_OTHER_BASE_MODEL}",
             code="data.base_model",
             model_type=content["model_type"],
         )
+    if problem := architecture_problem(content):
+        raise DataError.at(folder, problem, hint=_OTHER_BASE_MODEL, code="data.base_model")
     return _without(content, _NOT_ARCHITECTURE)
+
+
+def architecture_problem(content: object, key: str = "") -> str:
+    """Reason why a configuration describes no network that can be built; empty if it does.
+
+    Its networks and tables are built before their sizes are compared with those of the weights.
+    """
+    if isinstance(content, Mapping):
+        problems = (architecture_problem(value, str(name)) for name, value in content.items())
+    elif isinstance(content, list):
+        if len(content) > _MAX_LIST:
+            return f"{key} has {len(content):,} entries, at most {_MAX_LIST:,} are possible"
+        problems = (architecture_problem(value, key) for value in content)
+    else:
+        limit = MAX_LAYERS if _DEPTH.search(key) else MAX_ROWS
+        is_too_large = isinstance(content, int) and abs(content) > limit
+        return f"{key} is {content:.3g}, at most {limit:,} is possible" if is_too_large else ""
+    return next(filter(None, problems), "")
+
+
+def build_network(architecture: Mapping[str, Any], build: Callable[[Any], Any]) -> Any:
+    """Builds the network of an architecture, with random weights.
+
+    Args:
+        architecture: Result of `read_architecture`, or of unknown origin.
+        build: Function from a configuration of `transformers` to a network.
+
+    Raises:
+        DataError: There is no such network.
+    """
+    try:
+        return build(transformers().AutoConfig.for_model(**architecture))
+    except (EnvironmentProblem, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 - classes of transformers raise anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"a base model of the family {architecture.get('model_type')!r} does not fit the "
+            f"section of model: {reason}",
+            hint="set the type of that section to clip_backbone for CLIP, vlm_backbone for another "
+            "model of images and text, transformer_hf for a language model as denoiser; if it is, "
+            "copy the base model again",
+            code="data.base_model",
+        ) from None
 
 
 def text_width(architecture: Mapping[str, Any]) -> int:

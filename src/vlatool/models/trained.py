@@ -7,6 +7,7 @@ with the digests of its manifest when they are read, and only then. Does not imp
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -22,6 +23,7 @@ from vlatool.artifacts.run.format import (
 )
 from vlatool.config.base import ConfigModel
 from vlatool.config.resolve import load_config
+from vlatool.config.schema import underived
 from vlatool.errors import ConfigError, DataError, UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.loading.base import DataKind
@@ -345,7 +347,7 @@ def published_at(location: Path) -> tuple[ModelType, PublishedFiles] | None:
 
 
 def _open_run(origin: WeightsOrigin, device: Any, changes: Mapping[str, Any]) -> Trained:
-    from vlatool.models.weights import load_weights
+    from vlatool.models.weights import built_with_weights
 
     if origin.run is None or origin.checkpoint is None:
         raise DataError.at(
@@ -359,23 +361,25 @@ def _open_run(origin: WeightsOrigin, device: Any, changes: Mapping[str, Any]) ->
     with as_config_error(origin):
         config = read_config(run)
         model = _changed(config.model, changes)
+    if unset := underived(model):
+        raise _unusable(origin, f"model.{unset[0]} is not set")
     assets = data_kind_of(config).load_assets(config.data, run.root)
     run.check_assets(listed)
-    parts = model_type_of(model).build_for_inference(model)
     manifest = CheckpointManifest.read(checkpoint)
-    files = {name: _file_of(name, origin.weights, manifest) for name in parts}
-    manifest.check(checkpoint, sorted(files.values()))
-    for name, part in parts.items():
-        load_weights(part.module, checkpoint / files[name])
+
+    def file_of(part: str) -> Path:
+        averaged = part_weights(part, averaged=True)
+        uses_average = origin.weights == "ema" and averaged in manifest.files
+        name = averaged if uses_average else part_weights(part)
+        manifest.check(checkpoint, [name])
+        return checkpoint / name
+
+    build = partial(model_type_of(model).build_for_inference, model)
+    parts = built_with_weights(build, file_of)
     modules = {name: part.module.to(device).eval() for name, part in parts.items()}
     origin = replace(origin, opened=checkpoint / origin.file.name)
     config = config.model_copy(update={"model": model})
     return Trained(config, modules, assets, origin, run.root)
-
-
-def _file_of(part: str, weights: str, manifest: CheckpointManifest) -> str:
-    averaged = part_weights(part, averaged=True)
-    return averaged if weights == "ema" and averaged in manifest.files else part_weights(part)
 
 
 def read_config(run: RunDir) -> TrainedConfig:

@@ -5,10 +5,10 @@ Tied weights are stored once, under the first of their names.
 
 import pickle
 import re
-from collections.abc import Iterator, Mapping, Sequence, Set
-from pathlib import Path
-from typing import Any, cast
-from zipfile import is_zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, cast
+from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo, is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,6 +19,10 @@ from vlatool.artifacts.run.checkpoint import FROZEN, frozen_path
 from vlatool.errors import ConfigError, DataError, StorageError
 from vlatool.plugins import did_you_mean
 from vlatool.storage.atomic import open_atomic
+from vlatool.storage.byte_ranges import open_file
+
+if TYPE_CHECKING:
+    from vlatool.models.base import Part
 
 _SHOWN = 5
 _PICKLES = (".bin", ".pt", ".pth")
@@ -27,6 +31,10 @@ _INTEGERS = (
     *(torch.int8, torch.int16, torch.int32, torch.int64),
     *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
 )
+# Largest size of the tensors of a file, relative to the stored values: tensors may share them.
+_MAX_SHARING = 4
+# Bytes of the description of all tensors: some 100 for each, and up to 0.8 GB in memory.
+_MAX_PICKLE = 3 * 2**20
 # First bytes of a plain pickle, and of a zip archive.
 _PICKLE, _ARCHIVE = b"\x80", b"PK\x03\x04"
 
@@ -42,6 +50,29 @@ def load_weights(module: nn.Module, path: Path) -> None:
     module.load_state_dict(weights, strict=False)
 
 
+def built_with_weights(
+    build: "Callable[[], Mapping[str, Part]]", file_of: Callable[[str], Path]
+) -> "Mapping[str, Part]":
+    """Builds parts with the weights of a checkpoint, after a comparison of their sizes.
+
+    Args:
+        build: Builds the parts, on the default device.
+        file_of: Path of the checked file of a part.
+
+    Raises:
+        DataError: As `check_shapes` and `load_weights`.
+    """
+    with torch.device("meta"):
+        parts = build()
+    files = {name: file_of(name) for name in parts}
+    for name, part in parts.items():
+        check_shapes(part.module, read_weights(files[name]), files[name])
+    parts = build()
+    for name, part in parts.items():
+        load_weights(part.module, files[name])
+    return parts
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Reads the tensors of a safetensors file, and the frozen ones that it refers to, to the CPU.
 
@@ -49,6 +80,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         DataError: A file is missing or broken.
     """
     try:
+        open_file(path).close()  # safetensors would wait for a pipe
         with safe_open(path, framework="pt") as file:
             frozen = (file.metadata() or {}).get(FROZEN)
         weights = load_file(path)
@@ -155,14 +187,33 @@ def _pickle_error(path: Path, error: pickle.UnpicklingError) -> DataError:
 def _pickle_problem(path: Path) -> str:
     """Returns the reason why a file cannot contain weights; empty if it can."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             start = file.read(len(_ARCHIVE))
     except OSError as error:
         return error.strerror or str(error)
-    if start == _ARCHIVE and not is_zipfile(path):
-        return "it is truncated"
-    is_known = start == _ARCHIVE or start.startswith(_PICKLE)
+    if start == _ARCHIVE:
+        return _archive_problem(path)
+    is_known = start.startswith(_PICKLE)
     return "" if is_known else ("it is not a file of weights" if start else "it is empty")
+
+
+def _archive_problem(path: Path) -> str:
+    """Returns the reason why an archive cannot contain weights; empty if it can."""
+    if not is_zipfile(path):
+        return "it is truncated"
+    try:
+        with ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (BadZipFile, NotImplementedError, ValueError, EOFError) as error:
+        return str(error)
+    if any(entry.compress_type != ZIP_STORED for entry in entries):
+        return "it is compressed"
+    size = sum(entry.file_size for entry in entries if _is_pickle(entry))
+    return f"the description of its tensors has {size:,} bytes" if size > _MAX_PICKLE else ""
+
+
+def _is_pickle(entry: ZipInfo) -> bool:
+    return PurePosixPath(entry.filename).name == "data.pkl"
 
 
 def write_pickled_weights(path: Path, content: Mapping[str, Any]) -> None:
@@ -197,6 +248,46 @@ def matching_state_dict(
         DataError: Names or shapes differ, or a value is not finite; the message has the first
             differences.
     """
+    weights = _with_shapes(module, weights, path)
+    bad = sorted(name for name, value in weights.items() if not _is_finite(value))
+    if bad:
+        raise DataError.at(
+            path,
+            f"values are not finite: {', '.join(bad[:_SHOWN])}",
+            hint="use other weights: the outputs of these would not be finite",
+            code="data.weights_not_finite",
+            tensors=bad,
+        )
+    return weights
+
+
+def check_shapes(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Compares the sizes of a configuration with those of a file, before they take memory.
+
+    Args:
+        module: The module that the configuration describes, on the meta device.
+        weights: Content of the file; its values are not read.
+        path: The file, for messages.
+
+    Raises:
+        DataError: Names or shapes differ, or tensors are views of much fewer values.
+    """
+    _with_shapes(module, weights, path)
+    sizes = {(w.data_ptr(), w.shape, w.stride()): w.numel() * w.itemsize for w in weights.values()}
+    stored, end = 0, 0
+    for start, length in sorted(
+        (storage.data_ptr(), storage.nbytes())
+        for storage in (weight.untyped_storage() for weight in weights.values())
+    ):
+        stored += max(0, start + length - max(start, end))
+        end = max(end, start + length)
+    if sum(sizes.values()) > _MAX_SHARING * stored:
+        reason = f"its tensors have {sum(sizes.values()):,} bytes, but only {stored:,} are stored"
+        raise unusable_checkpoint(path, reason)
+
+
+def _with_shapes(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """As `matching_state_dict`, but reads no values."""
     expected = module.state_dict()
     weights = {
         name: value.reshape(expected[name].shape)
@@ -211,15 +302,6 @@ def matching_state_dict(
             hint="use the configuration that the checkpoint was trained with",
             code="data.checkpoint_mismatch",
             details={"problems": problems},
-        )
-    bad = sorted(name for name, value in weights.items() if not _is_finite(value))
-    if bad:
-        raise DataError.at(
-            path,
-            f"values are not finite: {', '.join(bad[:_SHOWN])}",
-            hint="use other weights: the outputs of these would not be finite",
-            code="data.weights_not_finite",
-            tensors=bad,
         )
     return weights
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from vlatool.artifacts.images import decode_rgb
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
+from vlatool.storage.byte_ranges import read_file
 from vlatool.storage.uri import as_native_file
 
 _LARGEST_FILE = 2**28
@@ -118,7 +119,7 @@ class ParquetImages:
                     raise self._image_error(
                         frame, f"{size:,} bytes; the limit is {_LARGEST_FILE:,}"
                     )
-                return path.read_bytes()
+                return read_file(path)
         raise self._image_error(frame, f"the image file {relative!r} is missing")
 
     def _cell(self, row: int) -> object:

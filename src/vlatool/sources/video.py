@@ -18,6 +18,7 @@ from av.video.stream import VideoStream
 
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
+from vlatool.storage.byte_ranges import open_file
 from vlatool.storage.uri import as_native_file, is_remote
 
 # Decoding onwards over fewer frames than this is cheaper than a seek, which flushes the decoder.
@@ -210,7 +211,7 @@ def _read_content(path: Path) -> bytes | None:
     if not is_remote(path):
         return None
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             size = file.seek(0, io.SEEK_END)
             file.seek(0)
             return file.read() if size <= _LARGEST_KEPT else None

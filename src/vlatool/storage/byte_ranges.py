@@ -2,6 +2,7 @@
 
 import errno
 import io
+import os
 import stat
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -14,6 +15,36 @@ from vlatool.storage.remote_path import RemotePath
 
 _MAX_CONCURRENT = 8
 _SKIP_SIZE = 1 << 20
+
+
+def open_file(path: Path) -> IO[bytes]:
+    """Opens a file of unknown origin for reading, local or remote.
+
+    Raises:
+        FileNotFoundError: The file does not exist, or it is a pipe or a device, whose content may
+            never end or never come.
+        OSError: The file cannot be opened.
+    """
+    if isinstance(path, RemotePath):
+        return path.open("rb")
+    return open(path, "rb", opener=_open_regular)
+
+
+def read_file(path: Path) -> bytes:
+    """Content of a file of unknown origin; raises as `open_file`."""
+    if isinstance(path, RemotePath):
+        return path.read_bytes()
+    with open_file(path) as file:
+        return file.read()
+
+
+def _open_regular(name: str, flags: int) -> int:
+    file = os.open(name, flags | os.O_NONBLOCK)  # else a pipe without a writer blocks
+    mode = os.fstat(file).st_mode
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):  # `open` raises for a folder
+        return file
+    os.close(file)
+    raise FileNotFoundError(errno.ENOENT, "a pipe or a device, no file", name)
 
 
 class ByteRange(NamedTuple):
@@ -33,10 +64,7 @@ def read_byte_range(byte_range: ByteRange) -> bytes:
     path, start, stop = byte_range
     if isinstance(path, RemotePath):
         return reader.read_range(path.address, start, stop)
-    mode = path.stat().st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # `open` raises for a folder
-        raise FileNotFoundError(errno.ENOENT, "a pipe or a device, no file", str(path))
-    with path.open("rb") as file:
+    with open_file(path) as file:
         file.seek(start)
         return file.read(stop - start)
 
@@ -61,7 +89,7 @@ def open_byte_range(byte_range: ByteRange) -> IO[bytes]:
     path, start, stop = byte_range
     if isinstance(path, RemotePath):
         return reader.open_range(path.address, start, stop)
-    file = path.open("rb")
+    file = open_file(path)
     file.seek(start)
     return file
 
@@ -70,7 +98,7 @@ def open_tail(path: Path) -> IO[bytes]:
     """Opens a file to read its end first, such as an archive with its directory at the end."""
     if isinstance(path, RemotePath):
         return reader.open_reader(path.address, from_end=True)
-    return path.open("rb")
+    return open_file(path)
 
 
 def open_forward(path: Path) -> IO[bytes]:
@@ -79,7 +107,7 @@ def open_forward(path: Path) -> IO[bytes]:
     Skipped parts of a remote file are read too, because a few large requests cost less than many
     small ones.
     """
-    file = path.open("rb")
+    file = open_file(path)
     return (
         io.BufferedReader(_ForwardFile(file), _SKIP_SIZE) if isinstance(path, RemotePath) else file
     )

@@ -15,6 +15,7 @@ from typing import IO
 from vlatool.errors import StorageError
 from vlatool.storage.atomic import atomic_folder, open_atomic, write_bytes
 from vlatool.storage.background import in_parallel
+from vlatool.storage.byte_ranges import open_file, read_file
 from vlatool.storage.remote import find_object
 from vlatool.storage.remote_path import RemotePath
 
@@ -170,7 +171,7 @@ class FileCache:
                     shutil.rmtree(path)
 
     def _fetch(self, file: FileVersion, path: Path) -> None:
-        with file.path.open("rb") as source, open_atomic(path, synced=False) as target:
+        with open_file(file.path) as source, open_atomic(path, synced=False) as target:
             shutil.copyfileobj(source, target, _CHUNK_SIZE)
             if target.tell() != file.size:
                 raise StorageError.at(
@@ -223,6 +224,6 @@ class FileCache:
 
 def _read(path: Path) -> bytes | None:
     try:
-        return path.read_bytes()
+        return read_file(path)
     except OSError:
         return None

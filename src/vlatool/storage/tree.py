@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlatool.storage.background import in_parallel
+from vlatool.storage.byte_ranges import open_file
 from vlatool.storage.remote import is_listable
 from vlatool.storage.remote_path import RemotePath
 
@@ -105,7 +106,7 @@ def sha256_of(path: Path) -> str:
     Raises:
         OSError: The file cannot be read.
     """
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -7,6 +7,7 @@ from typing import IO
 
 from vlatool.errors import DataError, UsageError
 from vlatool.plugins import SCHEMES, did_you_mean
+from vlatool.storage.byte_ranges import open_file
 from vlatool.storage.remote import is_listable, remote_class
 from vlatool.storage.remote_path import RemotePath
 
@@ -157,8 +158,16 @@ def version_of(path: Path) -> str:
 
 
 def as_native_file(path: Path) -> str | IO[bytes]:
-    """Input for libraries in other languages: a local file name, or an open remote file."""
-    return path.open("rb") if isinstance(path, RemotePath) else str(path)
+    """Input for libraries in other languages: a local file name, or an open remote file.
+
+    Raises:
+        OSError: The file cannot be opened, or it is a pipe or a device.
+    """
+    file = open_file(path)
+    if isinstance(path, RemotePath):
+        return file
+    file.close()
+    return str(path)
 
 
 def is_file_name(name: str) -> bool:

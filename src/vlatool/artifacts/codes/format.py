@@ -28,6 +28,7 @@ from vlatool.jobs.record import read_record
 from vlatool.storage.atomic import write_bytes
 from vlatool.storage.background import in_parallel
 from vlatool.storage.bulk_folder import bulk_folder
+from vlatool.storage.byte_ranges import read_file
 from vlatool.storage.documents import DocumentError, parse_json, read_document
 from vlatool.storage.uri import can_list, is_file_name, is_remote
 
@@ -373,7 +374,7 @@ class CodesFolder:
         try:
             if path.stat().st_size > _MAX_PACKED_BYTES:
                 raise ValueError(f"more than {_MAX_PACKED_BYTES} bytes")
-            arrays = read_arrays(path.read_bytes(), ("codes", "stems", "tokenizer_digest"))
+            arrays = read_arrays(read_file(path), ("codes", "stems", "tokenizer_digest"))
             stems = tuple(str(stem) for stem in arrays["stems"].reshape(-1))
             self._check_tokenizer(path, str(arrays["tokenizer_digest"]))
             codes = self._check_codes(path, episode, stems, arrays["codes"])

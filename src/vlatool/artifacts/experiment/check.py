@@ -18,6 +18,7 @@ from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Finding, FindingCodes, error, info, warning
 from vlatool.jobs.record import read_record
 from vlatool.plugins import RUN_CONFIGS
+from vlatool.storage.byte_ranges import open_file
 from vlatool.storage.uri import can_list
 
 _COPY = "copy the experiment again"
@@ -135,7 +136,7 @@ def _existing(checkpoint: CheckpointFiles) -> list[Path]:
 def _check_weights(path: Path, options: CheckOptions) -> Iterator[Finding]:
     """Compares the checksums in a file of tensors, and looks for names of code; runs nothing."""
     try:
-        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        with open_file(path) as file, zipfile.ZipFile(file) as archive:
             broken = None if options.is_quick else archive.testzip()
             names = [name for name in archive.namelist() if name.endswith("data.pkl")]
             code = [name for pickle in names for name in _code_names(archive.read(pickle))]

@@ -15,6 +15,7 @@ from vlatool.errors import DataError
 from vlatool.jobs.files import FileEntry
 from vlatool.storage.atomic import write_json
 from vlatool.storage.background import in_parallel
+from vlatool.storage.byte_ranges import open_file
 from vlatool.storage.documents import parse_json, read_json
 from vlatool.storage.tree import sha256_of
 
@@ -264,7 +265,7 @@ def read_part_header(path: Path) -> WeightsInfo:
 def _read_header(path: Path) -> tuple[WeightsInfo, str]:
     """Counts, and the name of the file of frozen weights; empty if there is none."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             length = int.from_bytes(file.read(8), "little")
             if length > _MAX_HEADER_BYTES:
                 raise ValueError(f"a header of {length} bytes")

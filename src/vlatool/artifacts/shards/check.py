@@ -42,6 +42,7 @@ from vlatool.artifacts.tar import (
 )
 from vlatool.errors import DataError
 from vlatool.findings import Finding
+from vlatool.storage.byte_ranges import open_file
 from vlatool.storage.uri import can_list
 
 _LARGEST_SAMPLE = 2**30
@@ -208,7 +209,7 @@ class _FolderCheck:
     def _samples(self, path: Path, samples: Sequence[TarSample]) -> Iterator[Finding]:
         shard_keys: set[str] = set()
         images = self.contents.images
-        with path.open("rb") as file:
+        with open_file(path) as file:
             for sample in samples:
                 if sample.key in self._listed.digests and sample.key not in shard_keys:
                     message = f"{path}: sample {sample.key} is also in another shard"

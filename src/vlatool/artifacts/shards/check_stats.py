@@ -17,6 +17,7 @@ from vlatool.artifacts.stats.format import compact, number_array, read_stats
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.findings import Finding
+from vlatool.storage.byte_ranges import read_file
 from vlatool.storage.documents import parse_json
 
 _NEEDED = ("mean", "std", "min", "max", "count")
@@ -242,5 +243,5 @@ def _as_float(values: Array) -> Array:
 
 def _is_strict(path: Path) -> bool:
     constants: list[str] = []
-    parse_json(path.read_bytes(), constants=constants.append)
+    parse_json(read_file(path), constants=constants.append)
     return not constants

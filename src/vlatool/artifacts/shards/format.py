@@ -25,6 +25,7 @@ from vlatool.errors import DataError
 from vlatool.jobs.files import read_file_list
 from vlatool.jobs.record import OutputRecord, read_valid_record
 from vlatool.storage.atomic import write_text
+from vlatool.storage.byte_ranges import open_file
 from vlatool.storage.checksummed import read_checksummed, write_checksummed
 from vlatool.storage.documents import DocumentError, parse_json, read_document, read_yaml
 from vlatool.storage.uri import is_file_name
@@ -137,7 +138,7 @@ def check_shards(path: Path, shards: Sequence[Shard]) -> None:
         size = shard.path.stat().st_size
         if size < 1024 or size % 512:
             raise _shard_error(path, shard, f"is truncated ({size} bytes)", "data.short_shard")
-        with shard.path.open("rb") as file:
+        with open_file(shard.path) as file:
             file.seek(-1024, 2)
             if any(file.read(1024)):
                 raise _shard_error(path, shard, "is truncated: no end marker", "data.short_shard")

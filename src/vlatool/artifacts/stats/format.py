@@ -21,6 +21,7 @@ from vlatool.artifacts.npz_bytes import read_arrays, write_arrays
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.storage.atomic import remove_file, write_bytes
+from vlatool.storage.byte_ranges import read_file
 from vlatool.storage.documents import DocumentError, parse_json, read_document
 from vlatool.transforms.quantiles import Digest, from_state, scaled
 from vlatool.transforms.statistics import WindowStatistics, merge, summary
@@ -325,7 +326,7 @@ def read_mergeable(path: Path) -> Statistics:
     stats = read_stats(path)
     digests_file = digests_path(path)
     try:
-        arrays = read_arrays(digests_file.read_bytes())
+        arrays = read_arrays(read_file(digests_file))
     except FileNotFoundError:
         return stats
     except (OSError, ValueError) as error:

@@ -33,6 +33,7 @@ from vlatool.artifacts.windows.format import (
 )
 from vlatool.errors import DataError
 from vlatool.findings import Finding, FindingCodes, error, info, warning
+from vlatool.storage.byte_ranges import read_file
 from vlatool.storage.tree import FileInfo, files_below
 from vlatool.transforms.chunks import future_actions, future_frames, past_frames, with_padding
 
@@ -301,7 +302,7 @@ class _EpisodeCheck:
         for image in self.images:
             image_path = self.location / self.folder / image.name
             try:
-                size = decoded_size(image_path.read_bytes())
+                size = decoded_size(read_file(image_path))
             except (ValueError, OSError) as error:
                 yield WINDOWS.at("broken_picture", image_path, error)
                 continue

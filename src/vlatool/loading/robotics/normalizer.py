@@ -26,10 +26,15 @@ class Normalizer:
         statistics: Mapping[str, Mapping[str, Any]],
         statistics_past: int,
     ) -> None:
-        assert config.lowdim_past_timesteps is not None
-        assert config.lowdim_future_timesteps is not None
-        self._first = statistics_past - config.lowdim_past_timesteps
-        self._length = config.lowdim_past_timesteps + 1 + config.lowdim_future_timesteps
+        past, future = config.lowdim_past_timesteps, config.lowdim_future_timesteps
+        if past is None or future is None:  # a damaged run; loading derives both
+            raise DataError(
+                "data.lowdim_past_timesteps or data.lowdim_future_timesteps is not set",
+                hint="copy the run again, with its config.yaml",
+                code="data.broken_config",
+            )
+        self._first = statistics_past - past
+        self._length = past + 1 + future
         names = dict.fromkeys([*config.action_fields, *config.proprioception_fields])
         self._scales = {
             name: _scale(name, statistics.get(name), config.normalization) for name in names

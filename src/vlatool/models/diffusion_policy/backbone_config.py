@@ -8,16 +8,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from vlatool.artifacts.base_model import ImageMeanStd, copy_tokenizer, read_image_mean_std
 from vlatool.config.base import ConfigModel, derivation_rules, derived_field
 from vlatool.loading.robotics.config import RoboticsDataConfig
+from vlatool.models.base import MAX_LAYERS, MAX_SIDE, MAX_WIDTH
 from vlatool.models.diffusion_policy.vlm_prompts import image_side
 from vlatool.models.pretrained import (
     CLIP,
     CLIP_MEAN_STD,
     VLM_MEAN_STD,
+    architecture_problem,
     base_model,
     read_architecture,
 )
@@ -72,11 +74,20 @@ class BaseModelConfig(NetworkConfig):
         default="", description="Base model: owner/name on the hub, or a folder of any scheme."
     )
     revision: str | None = derived_field(
-        "commit of hf_pretrained on its hub", "Commit of a base model on the hub."
+        "commit of hf_pretrained on its hub",
+        "Commit of a base model on the hub.",
+        may_be_null=True,
     )
     architecture: dict[str, Any] | None = derived_field(
         "config.json of hf_pretrained", "Architecture of the base model."
     )
+
+    @field_validator("architecture")
+    @classmethod
+    def _check_architecture(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None and (problem := architecture_problem(value)):
+            raise ValueError(problem)
+        return value
 
     @property
     def base(self) -> Path:
@@ -119,7 +130,7 @@ class BaseBackboneConfig(BaseModelConfig):
         "preprocessor_config.json of hf_pretrained", "Std of red, green and blue."
     )
     num_images: int | None = derived_field(
-        "data.camera_names times data.image_indices", "Images per sample.", ge=1
+        "data.camera_names times data.image_indices", "Images per sample.", ge=1, le=MAX_WIDTH
     )
 
     def derive(self, data: RoboticsDataConfig) -> Derived:
@@ -161,9 +172,9 @@ class ByteTextConfig(ConfigModel):
     """A small text encoder on bytes, trained from scratch."""
 
     type: Literal["bytes"] = Field(default="bytes", description="Type of text encoder.")
-    hidden_dim: int = Field(default=64, ge=1, description="Token width.")
+    hidden_dim: int = Field(default=64, ge=1, le=MAX_WIDTH, description="Token width.")
     max_length: int = Field(
-        default=128, ge=1, description="Maximum length of an instruction in bytes."
+        default=128, ge=1, le=MAX_WIDTH, description="Maximum length of an instruction in bytes."
     )
 
 
@@ -183,16 +194,19 @@ class ViTBackboneConfig(NetworkConfig):
     }
 
     type: Literal["vit_backbone"] = Field(default="vit_backbone", description="Type of backbone.")
-    hidden_dim: int = Field(default=768, ge=1, description="Token width.")
-    inter_dim: int = Field(default=3072, ge=1, description="Hidden width of the MLP.")
-    patch_size: int = Field(default=16, ge=1, description="Side of a patch in pixels.")
+    hidden_dim: int = Field(
+        default=768, ge=2, le=MAX_WIDTH, multiple_of=2, description="Token width."
+    )
+    inter_dim: int = Field(default=3072, ge=1, le=MAX_WIDTH, description="Hidden width of the MLP.")
+    patch_size: int = Field(default=16, ge=1, le=MAX_SIDE, description="Side of a patch in pixels.")
     img_size: int = Field(
         default=384,
         ge=1,
+        le=MAX_SIDE,
         description="Side of the input images in pixels; other sizes are resized.",
     )
     n_heads: int = Field(default=12, ge=1, description="Attention heads.")
-    n_layers: int = Field(default=12, ge=0, description="Number of blocks.")
+    n_layers: int = Field(default=12, ge=0, le=MAX_LAYERS, description="Number of blocks.")
     ln_eps: float = Field(default=1e-6, gt=0, description="Epsilon of the layer norms.")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout in the blocks.")
     cls_flag: bool = Field(default=False, description="Add a class token.")
@@ -212,28 +226,37 @@ class ViTBackboneConfig(NetworkConfig):
         return self
 
 
+_Channels = Annotated[int, Field(ge=1, le=MAX_WIDTH)]
+
+
 class KeypointBackboneConfig(NetworkConfig):
     """Convolutions with a spatial softmax; one token of keypoints per image."""
 
     type: Literal["keypoint_backbone"] = Field(
         default="keypoint_backbone", description="Type of backbone."
     )
-    hidden_dim: int = Field(default=128, ge=1, description="Token width.")
-    channels: tuple[int, int] = Field(
+    hidden_dim: int = Field(
+        default=128, ge=2, le=MAX_WIDTH, multiple_of=2, description="Token width."
+    )
+    channels: tuple[_Channels, _Channels] = Field(
         default=(32, 64), description="Channels of the first two layers."
     )
-    num_keypoints: int = Field(default=64, ge=1, description="Keypoints per image.")
+    num_keypoints: int = Field(default=64, ge=1, le=MAX_WIDTH, description="Keypoints per image.")
     text_encoder: ByteTextConfig | None = Field(
         default=ByteTextConfig(),
         description="Text encoder that conditions the convolutions; null: ignore language.",
     )
     num_cameras: int | None = derived_field(
-        "number of data.camera_names", "Number of cameras; each has separate weights.", ge=1
+        "number of data.camera_names",
+        "Number of cameras; each has separate weights.",
+        ge=1,
+        le=MAX_LAYERS,
     )
     num_times: int | None = derived_field(
         "number of data.image_indices",
         "Images per camera, distinguished by a learned embedding.",
         ge=1,
+        le=MAX_WIDTH,
     )
 
     def derive(self, data: RoboticsDataConfig) -> Derived:
@@ -281,12 +304,16 @@ class VlmBackboneConfig(BaseBackboneConfig):
 
     type: Literal["vlm_backbone"] = Field(default="vlm_backbone", description="Type of backbone.")
     num_vlm_layers_to_use: int = Field(
-        default=4, ge=1, description="Number of last layers whose states are concatenated."
+        default=4,
+        ge=1,
+        le=MAX_LAYERS,
+        description="Number of last layers whose states are concatenated.",
     )
     image_size: int | None = derived_field(
         "config.json of hf_pretrained",
         "Side of the input images in pixels; other sizes are resized.",
         ge=1,
+        le=MAX_SIDE,
     )
 
     @classmethod
@@ -314,7 +341,10 @@ class FoundryBackboneConfig(NetworkConfig):
         default="vlm_foundry_backbone", description="Type of backbone."
     )
     num_vlm_layers_to_use: int = Field(
-        default=4, ge=1, description="Number of last layers whose states are concatenated."
+        default=4,
+        ge=1,
+        le=MAX_LAYERS,
+        description="Number of last layers whose states are concatenated.",
     )
     vlm_experiment_dir: str | None = Field(default=None, description="Run folder of the model.")
 

@@ -10,16 +10,16 @@ M = (1 +) N.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vlatool.errors import DataError
 from vlatool.models.base import Rng
 from vlatool.models.diffusion_policy.backbone_config import ClipBackboneConfig, VlmBackboneConfig
-from vlatool.models.pretrained import load_base, text_width, transformers
+from vlatool.models.pretrained import build_network, load_base, text_width, transformers
 
 
 class ImageNormalizer(nn.Module):
@@ -103,9 +103,7 @@ class ClipTowers(nn.Module):
     def __init__(self, config: ClipBackboneConfig) -> None:
         super().__init__()
         assert config.architecture is not None
-        library = transformers()
-        settings = library.AutoConfig.for_model(**config.architecture)
-        self.model: Any = library.CLIPModel(settings)
+        self.model: Any = build_network(config.architecture, transformers().CLIPModel)
         temperature = self.model.logit_scale.detach()
         del self.model.logit_scale
         # A buffer, because a scalar parameter cannot be sharded.
@@ -196,18 +194,8 @@ class VlmBackbone(nn.Module):
 
     @staticmethod
     def _build(architecture: Mapping[str, Any]) -> Any:
-        library = transformers()
-        settings = library.AutoConfig.for_model(**architecture)
-        auto = library.AutoModelForImageTextToText
-        try:
-            return auto.from_config(settings, trust_remote_code=False)
-        except ValueError:  # of a family without this head
-            raise DataError(
-                f"a base model of the family {architecture['model_type']!r} is no model of images "
-                "and text for the backbone type 'vlm_backbone'",
-                hint="set model.vision_language_backbone.type to clip_backbone for CLIP",
-                code="data.base_model",
-            ) from None
+        auto = transformers().AutoModelForImageTextToText
+        return build_network(architecture, partial(auto.from_config, trust_remote_code=False))
 
     @staticmethod
     def _extend(network: Any) -> Any:

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from vlatool.config.base import ConfigModel, derived_field
 from vlatool.loading.robotics.config import RoboticsDataConfig
+from vlatool.models.base import MAX_LAYERS, MAX_ROWS, MAX_WIDTH
 from vlatool.models.diffusion_policy.backbone_config import (
     Backbone,
     BaseModelConfig,
@@ -41,8 +42,8 @@ class TransformerConfig(NetworkConfig):
     }
 
     type: Literal["transformer"] = Field(default="transformer", description="Type of denoiser.")
-    hidden_dim: int = Field(default=96, ge=1, description="Token width.")
-    n_layers: int = Field(default=8, ge=1, description="Number of blocks.")
+    hidden_dim: int = Field(default=96, ge=1, le=MAX_WIDTH, description="Token width.")
+    n_layers: int = Field(default=8, ge=1, le=MAX_LAYERS, description="Number of blocks.")
     n_heads: int = Field(default=4, ge=1, description="Attention heads.")
     ffn_type: Literal["swiglu", "gelu"] = Field(default="swiglu", description="Feed-forward layer.")
     norm_type: NormType = Field(default="default_layer_norm", description="Norm layers.")
@@ -55,7 +56,10 @@ class TransformerConfig(NetworkConfig):
     post_embed_norm: bool = Field(default=False, description="Norm on the input tokens.")
     is_causal: bool = Field(default=True, description="Use causal attention.")
     vocab_size: int = Field(
-        default=50432, ge=0, description="Rows of the unused token embedding in published files."
+        default=50432,
+        ge=0,
+        le=MAX_ROWS,
+        description="Rows of the unused token embedding in published files.",
     )
     weight_tying: bool = Field(
         default=False, description="Tie embedding and head in published files."
@@ -111,7 +115,9 @@ class NoiseConfig(NetworkConfig):
     type: Literal["noise_scheduler"] = Field(
         default="noise_scheduler", description="Type of scheduler."
     )
-    num_timesteps: int = Field(default=1000, ge=1, description="Number of noise levels.")
+    num_timesteps: int = Field(
+        default=1000, ge=1, le=MAX_WIDTH, description="Number of noise levels."
+    )
     clamp_range: tuple[float, float] | None = Field(
         default=(-1.5, 1.5),
         description="Limits of the noised actions (flow matching) or of the denoised actions "
@@ -215,9 +221,11 @@ class DiffusionPolicyConfig(NetworkConfig):
         description="Network to a factor on the learning rate, such as vision_language_backbone: "
         "0.1 for a pretrained backbone.",
     )
-    action_dim: int | None = derived_field("data.action_dim", "Width of an action.", ge=1)
+    action_dim: int | None = derived_field(
+        "data.action_dim", "Width of an action.", ge=1, le=MAX_WIDTH
+    )
     proprioception_dim: int | None = derived_field(
-        "data.proprioception_dim", "Width of a proprioception vector.", ge=0
+        "data.proprioception_dim", "Width of a proprioception vector.", ge=0, le=MAX_ROWS
     )
 
     @property

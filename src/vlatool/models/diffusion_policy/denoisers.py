@@ -7,6 +7,7 @@ and gradient checkpointing).
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from vlatool.models.diffusion_policy.config import (
     DenoiserSection,
     TransformerConfig,
 )
-from vlatool.models.pretrained import load_base, transformers
+from vlatool.models.pretrained import build_network, load_base, transformers
 
 _ROTARY_BASE = 10_000.0
 _FFN_MULTIPLE = 256
@@ -219,9 +220,8 @@ class CausalLM(nn.Module):
 
     @staticmethod
     def _build(architecture: Mapping[str, Any]) -> Any:
-        library = transformers()
-        settings = library.AutoConfig.for_model(**architecture)
-        return library.AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
+        auto = transformers().AutoModelForCausalLM
+        return build_network(architecture, partial(auto.from_config, trust_remote_code=False))
 
     def _drop_embeddings(self) -> None:
         self.model.set_input_embeddings(nn.Identity())

@@ -265,15 +265,24 @@ class DiffusionPolicyType(ModelType):
 
     def open_published(self, files: PublishedFiles, path: Path) -> PublishedModel:
         """Opens an experiment; base models that the run of an export has read are not needed."""
+        import torch
+
         from vlatool.models.diffusion_policy.experiment import read_experiment
-        from vlatool.models.diffusion_policy.weights import load_state, state_of
+        from vlatool.models.diffusion_policy.weights import (
+            check_state,
+            load_state,
+            state_of,
+        )
         from vlatool.models.weights import read_pickled_weights
 
         opened = read_experiment(files)
         config = self.restore_base_config(opened.model, files.before)
         config, _ = self.derive(config, opened.data, None)
-        parts = self.build(config)
         state = state_of(read_pickled_weights(path), files.weights)
+        with torch.device("meta"):
+            parts = self.build(config)
+        check_state(parts["model"].module, state, files.weights)
+        parts = self.build(config)
         imported = load_state(parts["model"].module, state, files.weights)
         return PublishedModel(
             config=config,

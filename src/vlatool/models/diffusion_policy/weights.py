@@ -21,6 +21,7 @@ from vlatool.models.diffusion_policy.denoisers import make_norm
 from vlatool.models.diffusion_policy.published_keys import export_problem
 from vlatool.models.trained import existing_weights
 from vlatool.models.weights import (
+    check_shapes,
     init_state_dict,
     matching_state_dict,
     read_pickled_weights,
@@ -217,6 +218,11 @@ def load_state(
     weights = init_state_dict(network, imported.weights, path, excluded)
     network.load_state_dict(weights, strict=False)
     return imported
+
+
+def check_state(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Raises as `load_state` if names or shapes differ; reads no values."""
+    check_shapes(network, import_published(state, network).weights, path)
 
 
 def load_section(module: nn.Module, name: str, location: str) -> list[str]:

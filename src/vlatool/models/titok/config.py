@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from vlatool.config.base import ConfigModel, derived_field
+from vlatool.models.base import MAX_LAYERS, MAX_ROWS, MAX_SIDE, MAX_WIDTH
 from vlatool.models.vqgan.config import (
     FEATURES,
     CodebookAlarmConfig,
@@ -25,8 +26,8 @@ SIZES = {"small": (512, 8, 8), "base": (768, 12, 12), "large": (1024, 24, 16)}
 class VitConfig(ConfigModel):
     """A vision transformer; its MLP width is 4 times `hidden_dim`."""
 
-    hidden_dim: int = Field(default=1024, ge=1, description="Width.")
-    n_layers: int = Field(default=24, ge=1, description="Number of blocks.")
+    hidden_dim: int = Field(default=1024, ge=1, le=MAX_WIDTH, description="Width.")
+    n_layers: int = Field(default=24, ge=1, le=MAX_LAYERS, description="Number of blocks.")
     n_heads: int = Field(default=16, ge=1, description="Number of attention heads.")
 
     @classmethod
@@ -52,8 +53,8 @@ class VqConfig(ConfigModel):
     """Discrete tokens: the codes of a codebook."""
 
     type: Literal["vq"] = Field(default="vq", description="Type of bottleneck.")
-    codebook_size: int = Field(default=4096, ge=2, description="Number of codes.")
-    token_size: int = Field(default=12, ge=1, description="Width of a code.")
+    codebook_size: int = Field(default=4096, ge=2, le=MAX_ROWS, description="Number of codes.")
+    token_size: int = Field(default=12, ge=1, le=MAX_WIDTH, description="Width of a code.")
     use_l2_norm: bool = Field(
         default=True, description="Normalize vectors and codes to unit length."
     )
@@ -71,7 +72,7 @@ class KlConfig(ConfigModel):
     """Continuous tokens with a KL divergence to the normal distribution."""
 
     type: Literal["kl"] = Field(default="kl", description="Type of bottleneck.")
-    token_size: int = Field(default=16, ge=1, description="Width of a token.")
+    token_size: int = Field(default=16, ge=1, le=MAX_WIDTH, description="Width of a token.")
 
 
 Bottleneck = Annotated[VqConfig | KlConfig, Field(discriminator="type")]
@@ -92,10 +93,12 @@ class TitokConfig(ConfigModel):
         "decoder to produce pixels.",
     )
     image_size: int | None = derived_field(
-        "data.preprocessing.crop_size", "Side of the images in pixels.", ge=1
+        "data.preprocessing.crop_size", "Side of the images in pixels.", ge=1, le=MAX_SIDE
     )
-    patch_size: int = Field(default=16, ge=1, description="Side of a patch in pixels.")
-    num_latent_tokens: int = Field(default=32, ge=1, description="Number of tokens per image.")
+    patch_size: int = Field(default=16, ge=1, le=MAX_SIDE, description="Side of a patch in pixels.")
+    num_latent_tokens: int = Field(
+        default=32, ge=1, le=MAX_WIDTH, description="Number of tokens per image."
+    )
     encoder: VitConfig = Field(
         default=VitConfig(),
         description="Transformer of the encoder: small, base, large, or explicit sizes.",

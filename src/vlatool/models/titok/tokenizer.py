@@ -17,7 +17,7 @@ from vlatool.models.tokenizer import Reconstruction
 from vlatool.models.trained import as_config_error, existing_weights
 from vlatool.models.vqgan.config import VqganNetworkConfig
 from vlatool.models.vqgan.model import Vqgan
-from vlatool.models.vqgan.weights import load_vqgan
+from vlatool.models.vqgan.weights import open_vqgan
 
 # Prefixes of the names of weights that determine the codes.
 _CODE_WEIGHTS = ("encoder.", "latent_tokens", "quantize.")
@@ -88,6 +88,4 @@ def _open_teacher(config: TitokConfig) -> Vqgan:
             hint="give the teacher that the tokenizer was trained with",
             code="data.checkpoint_mismatch",
         )
-    model = Vqgan(network)
-    load_vqgan(model, config.teacher)
-    return model
+    return open_vqgan(network, config.teacher)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vlatool.errors import DataError
@@ -27,6 +28,7 @@ from vlatool.models.titok.published import (
 from vlatool.models.trained import Trained, WeightsOrigin, existing_weights
 from vlatool.models.vqgan.weights import pixel_weights
 from vlatool.models.weights import (
+    check_shapes,
     init_state_dict,
     matching_state_dict,
     read_external_weights,
@@ -73,8 +75,11 @@ def open_published(files: PublishedFiles, path: Path) -> PublishedModel:
     if config.image_size is None:  # optional in a published configuration
         side = inferred_config(weights, files.weights).image_size
         config = config.model_copy(update={"image_size": side})
+    with torch.device("meta"):
+        network = Titok(config)
+    check_sizes(network, weights, files.weights)
+    check_shapes(network, weights, files.weights)
     module = Titok(config)
-    check_sizes(module, weights, files.weights)
     module.load_state_dict(matching_state_dict(module, weights, files.weights))
     assets = ImagesAssets(_preprocessing(tree, config.image_size))
     return PublishedModel(config, {"model": module}, assets)

@@ -4,17 +4,20 @@ Source: reference/titok 1.8, 4.2-4.4.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from vlatool.config.base import ConfigModel, derivation_rules, derived_field
 from vlatool.errors import UsageError
+from vlatool.models.base import MAX_LAYERS, MAX_ROWS, MAX_SIDE, MAX_WIDTH
 
 if TYPE_CHECKING:
     from vlatool.loading.images.config import ImageDataConfig
 
 
+# Levels of a network, each of which halves the resolution.
+MAX_LEVELS = 16
 # Perceptual losses without weights of their own; the weights of all others are configured.
 GRADIENTS, FEATURES, NOTHING = "gradients", "vqgan", "none"
 
@@ -25,16 +28,21 @@ WEIGHTLESS = (GRADIENTS, FEATURES, NOTHING)
 class VqganNetworkConfig(ConfigModel):
     """A convolutional autoencoder with a codebook; the defaults are those of the published one."""
 
-    hidden_channels: int = Field(default=128, ge=1, description="Channels of the first level.")
-    channel_mult: tuple[int, ...] = Field(
+    hidden_channels: int = Field(
+        default=128, ge=1, le=MAX_WIDTH, description="Channels of the first level."
+    )
+    channel_mult: tuple[Annotated[int, Field(ge=1, le=MAX_WIDTH)], ...] = Field(
         default=(1, 1, 2, 2, 4),
         min_length=1,
+        max_length=MAX_LEVELS,
         description="Channels of each level as multiples of hidden_channels; each level but the "
         "first halves the resolution.",
     )
-    num_res_blocks: int = Field(default=2, ge=1, description="Residual blocks per level.")
-    z_channels: int = Field(default=256, ge=1, description="Width of a code.")
-    codebook_size: int = Field(default=1024, ge=2, description="Number of codes.")
+    num_res_blocks: int = Field(
+        default=2, ge=1, le=MAX_LAYERS // MAX_LEVELS, description="Residual blocks per level."
+    )
+    z_channels: int = Field(default=256, ge=1, le=MAX_WIDTH, description="Width of a code.")
+    codebook_size: int = Field(default=1024, ge=2, le=MAX_ROWS, description="Number of codes.")
     norm_groups: int = Field(default=32, ge=1, description="Groups of the group norms.")
 
     @property
@@ -99,6 +107,7 @@ class PixelLossConfig(ConfigModel):
         "convnext_s with perceptual_weights, else a distance without weights of its own",
         "Perceptual distance: convnext_s, lpips, lpips-convnext_s-1.0-0.1; without weights of its "
         "own: vqgan (features of the teacher), gradients, none.",
+        may_be_null=True,
     )
     perceptual_weight: float = Field(
         default=0.1, ge=0, description="Weight of the perceptual distance."
@@ -206,7 +215,7 @@ class VqganConfig(VqganNetworkConfig):
 
     type: Literal["vqgan"] = Field(default="vqgan", description="Model type.")
     image_size: int | None = derived_field(
-        "data.preprocessing.crop_size", "Side of the images in pixels.", ge=1
+        "data.preprocessing.crop_size", "Side of the images in pixels.", ge=1, le=MAX_SIDE
     )
     commitment_cost: float = Field(default=0.25, ge=0, description="Weight of the commitment loss.")
     revive_after: int = revive_after_field()

@@ -5,10 +5,13 @@ Source: reference/titok 1.8, 2.2.
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from vlatool.models.trained import WeightsOrigin, existing_weights
-from vlatool.models.weights import init_state_dict, matching_state_dict
+from vlatool.models.vqgan.config import VqganNetworkConfig
+from vlatool.models.vqgan.model import Vqgan
+from vlatool.models.weights import check_shapes, init_state_dict, matching_state_dict
 
 _ENCODER = "encoder."
 
@@ -21,6 +24,21 @@ def load_vqgan(module: nn.Module, origin: str, excluded: Sequence[str] = ()) -> 
     """
     source, weights = read_vqgan(origin)
     module.load_state_dict(init_state_dict(module, weights, source.file, excluded))
+
+
+def open_vqgan(config: VqganNetworkConfig, origin: str) -> Vqgan:
+    """Builds a VQGAN with the weights of a file or run.
+
+    Raises:
+        DataError: As `load_vqgan`.
+    """
+    with torch.device("meta"):
+        network = Vqgan(config)
+    source, weights = read_vqgan(origin)
+    check_shapes(network, weights, source.file)
+    network = Vqgan(config)
+    network.load_state_dict(matching_state_dict(network, weights, source.file))
+    return network
 
 
 def load_encoder(module: nn.Module, origin: str) -> None:

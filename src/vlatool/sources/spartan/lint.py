@@ -28,6 +28,7 @@ from vlatool.sources.spartan.rules import (
     OpenedEpisode,
     length_error,
 )
+from vlatool.storage.byte_ranges import open_file, read_file
 
 _INSTRUCTION = "language_instruction"
 _CHUNK = 2**20
@@ -226,7 +227,7 @@ def _matrix_problems(matrices: Array) -> Iterator[tuple[str, str]]:
 def check_members(episode: OpenedEpisode, report: Collector) -> None:
     """Inflates all members of all archives to their end, which compares the checksum."""
     for path in (archive.path for archive in episode.archives.values()):
-        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        with open_file(path) as file, zipfile.ZipFile(file) as archive:
             for info in archive.infolist():
                 try:
                     with archive.open(info) as member:
@@ -258,7 +259,7 @@ def check_siblings(refs: Sequence[EpisodeRef], sources: Sequence[Path]) -> Itera
 
 def _digest(path: Path) -> bytes | None:
     try:
-        return hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
+        return hashlib.blake2b(read_file(path), digest_size=16).digest()
     except OSError:
         return None
 

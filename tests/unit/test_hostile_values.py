@@ -1,0 +1,137 @@
+"""Hostile values in files: each reader takes them, or refuses them by name.
+
+Nothing ends in another error, takes more than a GiB or longer than a few seconds.
+"""
+
+import contextlib
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from tests.builders.hostile import changed_trees, pickles, tars, yaml_texts
+from tests.builders.tokenizers import tiny_titok
+from tests.builders.verifying import verified
+from vlatool.artifacts.fragment import read_members
+from vlatool.artifacts.tar import index_by_headers, member_bytes
+from vlatool.errors import DataError
+from vlatool.models.titok.model import Titok
+from vlatool.models.titok.published import CONFIG, WEIGHTS, published_tree
+from vlatool.models.titok.weights import save_published
+from vlatool.models.trained import open_trained
+
+SEED = 22
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture(autouse=True)
+def _memory_limit() -> Iterator[None]:
+    """A GiB more than now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**30, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    config = tiny_titok()
+    save_published(folder, config, Titok(config))
+    return folder
+
+
+def refusal(read: Callable[[], Any]) -> DataError | None:
+    """The error of a read; None if it succeeds."""
+    try:
+        read()
+    except DataError as error:
+        return error
+    return None
+
+
+CONFIGS = {
+    **dict(changed_trees(published_tree(tiny_titok()), SEED, 40)),
+    **yaml_texts(SEED),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configuration_of_a_tokenizer_is_read_or_refused(name: str, tokenizer: Path) -> None:
+    content = CONFIGS[name]
+    text = content if isinstance(content, bytes) else yaml.safe_dump(content).encode()
+    (tokenizer / CONFIG).write_bytes(text)
+
+    refusal(lambda: open_trained(str(tokenizer), device="cpu"))
+
+
+SIZES = [
+    *(f"model.vq_model.vit_enc_model_size.{key}" for key in ("hidden_dim", "n_layers")),
+    *(f"model.vq_model.vit_dec_model_size.{key}" for key in ("hidden_dim", "n_layers")),
+    *(f"model.vq_model.{key}" for key in ("token_size", "codebook_size", "num_latent_tokens")),
+    *("model.vq_model.vqgan.codebook_size", "dataset.preprocessing.crop_size"),
+]
+
+
+@pytest.mark.parametrize("key", SIZES)
+@pytest.mark.parametrize("size", [256, 2**14, 2**40])
+def test_size_that_the_weights_do_not_have_is_refused_before_it_takes_memory(
+    key: str, size: int, tokenizer: Path
+) -> None:
+    tree = published_tree(tiny_titok())
+    section = tree
+    *parents, last = key.split(".")
+    for name in parents:
+        section = section[name]
+    section[last] = size
+    (tokenizer / CONFIG).write_text(yaml.safe_dump(tree))
+
+    error = refusal(lambda: open_trained(str(tokenizer), device="cpu"))
+
+    assert error is not None
+    assert error.code in ("data.checkpoint_mismatch", "data.broken_config")
+
+
+def test_tensors_that_repeat_a_few_values_are_refused(tokenizer: Path) -> None:
+    config = tiny_titok(encoder={"hidden_dim": 4096, "n_layers": 24, "n_heads": 64})
+    with torch.device("meta"):
+        shapes = Titok(config).state_dict()
+    views = {name: torch.zeros(()).expand(value.shape) for name, value in shapes.items()}
+    torch.save(views, tokenizer / WEIGHTS)
+    (tokenizer / CONFIG).write_text(yaml.safe_dump(published_tree(config)))
+
+    error = refusal(lambda: open_trained(str(tokenizer), device="cpu"))
+
+    assert error is not None
+    assert error.code == "data.broken_checkpoint"
+
+
+PICKLES = dict(pickles(SEED, list(Titok(tiny_titok()).state_dict())))
+
+
+@pytest.mark.parametrize("name", PICKLES)
+def test_pickle_is_read_or_refused(name: str, tokenizer: Path) -> None:
+    (tokenizer / CONFIG).write_text(yaml.safe_dump(published_tree(tiny_titok())))
+    (tokenizer / WEIGHTS).write_bytes(PICKLES[name])
+
+    assert refusal(lambda: open_trained(str(tokenizer), device="cpu")) is not None
+
+
+MEMBERS = [member_bytes(f"{key}.json", b"{}") for key in ("one", "two")]
+TARS = dict(tars(SEED, MEMBERS))
+
+
+@pytest.mark.parametrize("name", TARS)
+def test_tar_is_read_or_refused(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "shard.tar"
+    path.write_bytes(TARS[name])
+
+    refusal(lambda: index_by_headers(path))
+    verified(path)
+    with contextlib.suppress(ValueError):
+        read_members(TARS[name])
