@@ -94,12 +94,14 @@ class PluginInfo:
         target: Object as `module:object`.
         origin: `vlatool`, or the name of the distribution of the plugin.
         error: Reason why the entry cannot be used; empty if it can.
+        about: What it is; empty for plugins.
     """
 
     name: str
     target: str
     origin: str
     error: str = ""
+    about: str = ""
 
 
 class Registry(Generic[T]):
@@ -113,12 +115,20 @@ class Registry(Generic[T]):
         group: Entry-point group; may be empty.
         label: Name of the type of objects in messages.
         builtins: Map from name to built-in object.
+        about: Map from name of a built-in object to what it is, for lists.
     """
 
-    def __init__(self, group: str, label: str, builtins: Mapping[str, str | T]) -> None:
+    def __init__(
+        self,
+        group: str,
+        label: str,
+        builtins: Mapping[str, str | T],
+        about: Mapping[str, str] | None = None,
+    ) -> None:
         self.group = group
         self.label = label
         self._builtins = dict(builtins)
+        self._about = dict(about or {})
 
     def names(self) -> list[str]:
         """All names, built-in ones first."""
@@ -162,7 +172,7 @@ class Registry(Generic[T]):
     def entries(self) -> Iterator[PluginInfo]:
         """Yields all entries with their origins; plugins are imported to check them."""
         for name, target in self._builtins.items():
-            yield PluginInfo(name, str(target), "vlatool")
+            yield PluginInfo(name, str(target), "vlatool", about=self._about.get(name, ""))
         for point in self._entry_points():
             yield PluginInfo(
                 point.name, point.value, _distribution(point), self._plugin_error(point)
@@ -337,6 +347,13 @@ FORMATS: Registry[Any] = Registry(
         "images": "vlatool.sources.images.reader:ImagesReader",
         "image-shards": "vlatool.sources.image_shards.reader:ImageShardsReader",
     },
+    {
+        "spartan": "raw LBM episodes",
+        "lerobot": "LeRobot v2.0 and v2.1; v3.0 cannot be read yet",
+        "libero": "LIBERO, as a LeRobot data set",
+        "images": "folders of images",
+        "image-shards": "tars of images",
+    },
 )
 MODELS: Registry[Any] = Registry(
     "vlatool.models",
@@ -346,6 +363,11 @@ MODELS: Registry[Any] = Registry(
         "vqgan": "vlatool.models.vqgan.spec:VqganType",
         "titok": "vlatool.models.titok.spec:TitokType",
     },
+    {
+        "diffusion_policy": "policy: images, fields and instruction to actions",
+        "vqgan": "visual tokenizer with a grid of codes, teacher of titok",
+        "titok": "visual tokenizer with few codes per image",
+    },
 )
 DATA_KINDS: Registry[Any] = Registry(
     "",
@@ -353,6 +375,10 @@ DATA_KINDS: Registry[Any] = Registry(
     {
         "robotics": "vlatool.loading.robotics.kind:RoboticsKind",
         "images": "vlatool.loading.images.kind:ImagesKind",
+    },
+    {
+        "robotics": "shards of windows, written by the sink lbm",
+        "images": "tars of images, written by the sink image-shards",
     },
 )
 SINKS: Registry[Any] = Registry(
@@ -362,6 +388,11 @@ SINKS: Registry[Any] = Registry(
         "lbm": "vlatool.sinks.lbm.sink:LbmSink",
         "jsonl": "vlatool.sinks.jsonl.sink:JsonlSink",
         "image-shards": "vlatool.sinks.image_shards.sink:ImageShardsSink",
+    },
+    {
+        "lbm": "shards of windows, to train a policy",
+        "jsonl": "windows as JSON lines, and images, for FUTURE-VLA",
+        "image-shards": "tars of images, to train a visual tokenizer",
     },
 )
 # Configurations of other programs: each function converts a tree, or returns None for others.

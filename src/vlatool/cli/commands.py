@@ -356,7 +356,7 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "plugins": Command(
-        "List dataset formats and model types, with their origin.",
+        "List formats, sinks and model types, also of plugins.",
         "vlatool.workflows.catalog:plugins",
         examples=("vlatool plugins", "vlatool plugins --json"),
         has_rows=True,

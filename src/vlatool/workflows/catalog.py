@@ -48,7 +48,7 @@ class PluginList:
         """One line per entry."""
         return table(
             [
-                (registry, info.name, info.origin, info.error or "ok")
+                (registry, info.name, info.origin, info.error or "ok", info.about)
                 for registry, info in self.plugins
             ]
         )

@@ -166,8 +166,9 @@ def verify(config: VerifyConfig, *, reporter: Reporter = NULL) -> VerifyResult |
     result = _verify(require_existing(config.location), config, reporter)
     if result.is_whole:
         return result
+    errors = result.severities["error"]
     problem = DataError(
-        f"{config.location}: verification found {result.severities['error']} errors",
+        f"{config.location}: verification found {errors} error{'s' if errors != 1 else ''}",
         hint="each finding says what to do",
         code="data.verification_failed",
         details={"counts": dict(result.severities), "codes": dict(result.counts)},

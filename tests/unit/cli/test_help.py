@@ -1,5 +1,6 @@
 """Help: one screen for every command, all options on request."""
 
+import json
 import re
 
 import pytest
@@ -78,6 +79,13 @@ def test_help_of_preprocess_names_all_formats_and_sinks(option: str) -> None:
     text = " ".join(help_of("preprocess", option).split())
     assert f"One of {', '.join(FORMATS.names())}." in text
     assert f"One of {', '.join(SINKS.names())}." in text
+
+
+def test_list_of_plugins_says_what_each_entry_is() -> None:
+    rows = json.loads(help_of("plugins", "--json"))["plugins"]
+    about = {row["name"]: row["about"] for row in rows if row["origin"] == "vlatool"}
+    assert all(about.values())
+    assert "v3.0" in about["lerobot"]
 
 
 def test_all_options_of_train_are_those_of_its_preset() -> None:

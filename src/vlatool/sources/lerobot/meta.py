@@ -210,8 +210,9 @@ def _layout(root: Path, version: str) -> str:
 def _unsupported_error(path: Path, version: str) -> DataError:
     return DataError.at(
         path,
-        f"LeRobot {version} is not supported; v2.0 and v2.1 are",
-        hint="use the v2.1 revision of this data set, if its publisher keeps one",
+        f"LeRobot {version} cannot be read yet; v2.0 and v2.1 can",
+        hint="use the v2.1 revision of this data set, if its publisher keeps one: on the hub "
+        "hf://datasets/OWNER/NAME@v2.1",
         code="data.unsupported_version",
         version=version,
     )
