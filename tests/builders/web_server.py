@@ -1,12 +1,12 @@
 """A web server of a folder and a hub of repositories, with faults for tests."""
 
-import contextlib
 import hashlib
 import json
+import socketserver
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -191,7 +191,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Connection", "close")
         self.end_headers()
         if self.command != "HEAD":
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 self.wfile.write(content[: faults.cut_after] if cut else content)
 
     def _send_error(self, status: int, headers: dict[str, str] | None = None) -> None:
@@ -216,3 +216,35 @@ def entry(path: Path, repository: Path) -> dict[str, Any]:
     if size <= _LARGEST_IN_GIT:
         return row
     return {**row, "lfs": {"oid": hashlib.sha256(content).hexdigest(), "size": size}}
+
+
+Answer = Callable[[str], Iterator[bytes]]  # of the first line of a request
+
+
+@contextmanager
+def serving(answer: Answer) -> Iterator[str]:
+    """Server that sends the parts of an answer, one answer per connection; yields its location."""
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            with suppress(OSError):
+                first = self.rfile.readline().decode("latin-1")
+                while self.rfile.readline().strip():
+                    pass
+                for part in answer(first):
+                    self.wfile.write(part)
+
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def response(status: str, headers: dict[str, str], body: bytes = b"") -> bytes:
+    """Answer with these headers, after which the server closes the connection."""
+    lines = [f"HTTP/1.1 {status}", *(f"{name}: {text}" for name, text in headers.items())]
+    return "\r\n".join([*lines, "Connection: close", "", ""]).encode("latin-1") + body

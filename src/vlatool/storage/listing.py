@@ -5,6 +5,7 @@ from fnmatch import fnmatchcase
 from itertools import takewhile
 from typing import NamedTuple
 
+from vlatool.errors import StorageError
 from vlatool.storage.background import in_parallel
 from vlatool.storage.remote import Address, ListPage, ObjectInfo, call, find_object
 
@@ -29,14 +30,25 @@ def pages(address: Address, delimiter: str = "") -> Iterator[ListPage]:
     """Yields the pages of the listing of a prefix, in order.
 
     Each page is retried separately; an error is raised, so a listing is never incomplete.
+
+    Raises:
+        StorageError: The listing has no end: the next page is one that was read before.
     """
     token = ""
-    while True:
+    visited: set[str] = set()
+    while token not in visited:
+        visited.add(token)
         page = _page(address, delimiter, token)
         yield page
         token = page.token
         if not token:
             return
+    raise StorageError.at(
+        address,
+        "the server's listing has no end",
+        hint="check the endpoint; copy the data to a local folder and give its path",
+        code="storage.refused",
+    )
 
 
 def _page(address: Address, delimiter: str, token: str) -> ListPage:

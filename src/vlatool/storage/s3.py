@@ -6,14 +6,14 @@ import io
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, cast
 
 from vlatool.errors import EnvironmentProblem, StorageError
 from vlatool.storage.background import in_background
-from vlatool.storage.documents import MAX_BYTES
 from vlatool.storage.first_contact import UnreachableHost, reach
 from vlatool.storage.http import http_retry_advice, ranged_body, unusable_answer_error
 from vlatool.storage.remote import (
@@ -43,6 +43,17 @@ _READ_TIMEOUT_S = 60
 _MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 _SIGNED_FOR_S = 3600
 _MAX_SIGNED = 10_000
+_MAX_ANSWER = 16 * 2**20  # bytes; 1000 keys of a listing take up to 4 MiB
+
+
+@contextmanager
+def _reading() -> Generator[None]:
+    """Raises UnusableAnswer for an answer that the client library, or this module, cannot read."""
+    try:
+        yield
+    except (LookupError, TypeError, ArithmeticError, RuntimeError, UnicodeError) as error:
+        reason = f"the server's answer cannot be read ({type(error).__name__})"
+        raise UnusableAnswer(reason) from error
 
 
 class Bucket:
@@ -110,11 +121,11 @@ class Bucket:
         response = send(self._pool, request.method, request.url, headers)
         stream = BodyStream(response)
         try:
-            data = stream.read_to_end(MAX_BYTES + 1)
+            data = stream.read_to_end(_MAX_ANSWER + 1)
         finally:
             stream.close()
-        if len(data) > MAX_BYTES:
-            raise UnusableAnswer(f"the server answers with more than {MAX_BYTES:,} bytes")
+        if len(data) > _MAX_ANSWER:
+            raise UnusableAnswer(f"the server answers with more than {_MAX_ANSWER:,} bytes")
         raw: Any = importlib.import_module("urllib3.response")
         answers: Any = importlib.import_module("botocore.awsrequest")
         body = raw.HTTPResponse(io.BytesIO(data), preload_content=False)
@@ -135,11 +146,13 @@ class Bucket:
             return no_credentials(location, "no AWS credentials, and the bucket is not public")
         return mapped
 
+    @_reading()
     def head(self, key: str) -> ObjectInfo:
         """HeadObject."""
         response = self.client.head_object(Bucket=self.name, Key=key)
         return _info(response, int(response["ContentLength"]))
 
+    @_reading()
     def list_page(self, below: str, delimiter: str, token: str, at_most: int) -> ListPage:
         """ListObjectsV2."""
         request = {"Bucket": self.name, "Prefix": below, "Delimiter": delimiter}
@@ -166,6 +179,7 @@ class Bucket:
             raise self._error(key, response)
         return _with_digest(ranged_body(response), response.headers)
 
+    @_reading()
     def put(self, key: str, data: bytes, etag: str | None = None) -> str:
         """PutObject."""
         condition = {} if etag is None else {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
@@ -173,11 +187,13 @@ class Bucket:
         response = _in_time(put, len(data))
         return str(response["ETag"])
 
+    @_reading()
     def multipart(self, key: str) -> Upload:
         """CreateMultipartUpload."""
         response = self.client.create_multipart_upload(**self._object(key))
         return _Multipart(self.client, {**self._object(key), "UploadId": str(response["UploadId"])})
 
+    @_reading()
     def unfinished(self, below: str) -> Sequence[tuple[str, Upload]]:
         """ListMultipartUploads."""
         uploads: list[tuple[str, Upload]] = []
@@ -190,9 +206,12 @@ class Bucket:
                 uploads.append((key, _Multipart(self.client, upload)))
             if not response.get("IsTruncated"):
                 return uploads
-            request["KeyMarker"] = response["NextKeyMarker"]
-            request["UploadIdMarker"] = response["NextUploadIdMarker"]
+            markers = {name: response[f"Next{name}"] for name in ("KeyMarker", "UploadIdMarker")}
+            if markers.items() <= request.items():
+                raise UnusableAnswer("the list of uploads has no end")
+            request |= markers
 
+    @_reading()
     def delete(self, keys: Sequence[str]) -> Sequence[str]:
         """DeleteObjects."""
         if len(keys) == 1:
@@ -252,12 +271,14 @@ class _Multipart:
         self._client = client
         self._request = request
 
+    @_reading()
     def send(self, number: int, data: bytes) -> str:
         """UploadPart."""
         upload = partial(self._client.upload_part, **self._request, PartNumber=number, Body=data)
         response = _in_time(upload, len(data))
         return str(response["ETag"])
 
+    @_reading()
     def complete(self, parts: Sequence[str]) -> None:
         """CompleteMultipartUpload."""
         numbered = [{"PartNumber": n, "ETag": etag} for n, etag in enumerate(parts, start=1)]

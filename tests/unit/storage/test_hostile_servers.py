@@ -2,43 +2,18 @@
 
 import itertools
 import json
-import socketserver
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import pytest
 
+from tests.builders.web_server import response, serving
 from vlatool.errors import StorageError
 from vlatool.storage import http, hub, web_requests
 from vlatool.storage.remote_path import RemotePath
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-Answer = Callable[[str], Iterator[bytes]]  # of the first line of a request
-
-
-@contextmanager
-def serving(answer: Answer) -> Iterator[str]:
-    """Server that sends the parts of an answer, one answer per connection; yields its location."""
-
-    class Handler(socketserver.StreamRequestHandler):
-        def handle(self) -> None:
-            with suppress(OSError):
-                first = self.rfile.readline().decode("latin-1")
-                while self.rfile.readline().strip():
-                    pass
-                for part in answer(first):
-                    self.wfile.write(part)
-
-    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.fixture(autouse=True)
@@ -46,11 +21,6 @@ def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLATOOL_STORAGE_PATIENCE_S", "0")
     monkeypatch.setattr(web_requests, "READ_TIMEOUT_S", 0.3)
     monkeypatch.setattr(web_requests, "_ERROR_TIMEOUT_S", 0.1)
-
-
-def response(status: str, headers: dict[str, str], body: bytes = b"") -> bytes:
-    lines = [f"HTTP/1.1 {status}", *(f"{name}: {text}" for name, text in headers.items())]
-    return "\r\n".join([*lines, "Connection: close", "", ""]).encode("latin-1") + body
 
 
 TEXTS = ["", "x", "-1", "1, 2", "\xb2", "9" * 5_000, "1e3", "0x10", "\u00bd", "nan", "\t", "1 2"]
