@@ -90,6 +90,12 @@ class NullReporter:
 NULL = NullReporter()
 
 
-def counted(count: int, noun: str) -> str:
-    """A count with its noun in the right number, such as `1 episode` and `3,000 episodes`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+def counted(count: int, singular: str, plural: str = "") -> str:
+    """A count with its noun in the right number, such as `1 episode` or `3,000 episodes`.
+
+    Args:
+        count: Number of things.
+        singular: Name of one of them; a verb may follow.
+        plural: Name of several; by default `singular` with an s.
+    """
+    return f"{count:,} {singular if count == 1 else plural or f'{singular}s'}"

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from vlatool.artifacts.tar import INDEX_SUFFIX
 from vlatool.errors import DataError
-from vlatool.events import NULL, Reporter
+from vlatool.events import NULL, Reporter, counted
 from vlatool.findings import Finding, FindingCodes, error, info, warning
 from vlatool.jobs.files import (
     NAME,
@@ -205,7 +205,7 @@ def _check_listed_folder(
     """Compares a folder with its single entry in the file list."""
     path = location / entry.path
     if not is_intact(location, entry):
-        problem = f"does not contain {entry.count} files of {entry.bytes} bytes in total"
+        problem = f"does not contain {counted(entry.count, 'file')} of {entry.bytes} bytes in total"
         yield OUTPUT.at("size_mismatch", path, problem)
     elif not check.is_quick and folder_entry(entry.path, digests_below(path)) != entry:
         yield OUTPUT.at("digest_mismatch", path, "was changed after it was written")

@@ -15,6 +15,7 @@ from vlatool.artifacts.fields import Names, dimension_names, unit
 from vlatool.artifacts.sample import CALIBRATION, MASKS
 from vlatool.episode import Array
 from vlatool.errors import DataError
+from vlatool.events import counted
 from vlatool.pages.charts import FieldValues
 from vlatool.pages.poses import EndEffectorTrack
 from vlatool.pages.text import indices_text, range_text, text_table
@@ -166,7 +167,7 @@ class FieldRange:
         self._sum += np.where(finite, values, 0).sum(0)
         self._count += finite.sum(0)
         missing = int(values.size - finite.sum())
-        return f"has {missing} values that are not finite" if missing else ""
+        return f"has {counted(missing, 'value')} that are not finite" if missing else ""
 
 
 def dimensions_table(fields: Sequence[FieldSummary]) -> str:

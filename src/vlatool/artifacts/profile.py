@@ -19,6 +19,7 @@ import yaml
 
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
+from vlatool.events import counted
 from vlatool.plugins import did_you_mean
 from vlatool.storage.atomic import write_text
 from vlatool.storage.documents import DocumentError, read_yaml
@@ -147,7 +148,8 @@ class NormalizationProfile:
         if array.shape[-1:] != (self.width,):
             shape = list(array.shape)
             raise ValueError(
-                f"shape {shape} does not match the {self.width} dimensions of {self.name}"
+                f"shape {shape} does not match the {counted(self.width, 'dimension')} of "
+                f"{self.name}"
             )
         return array
 
@@ -266,7 +268,7 @@ def compute_profile(
 
 def _differences(first: NormalizationProfile, second: NormalizationProfile) -> list[str]:
     if first.width != second.width:
-        return [f"{first.width} and {second.width} dimensions"]
+        return [f"{first.width} and {counted(second.width, 'dimension')}"]
     differences: list[str] = []
     for label, ours, theirs in (
         ("center", first.center, second.center),

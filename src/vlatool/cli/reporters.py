@@ -226,7 +226,8 @@ def format_count(done: int, total: int | None, unit: str) -> str:
     """`40/120 episodes`; `1.2 MB/3.4 GB` for bytes."""
     if unit == "bytes":
         return _size(done) + (f"/{_size(total)}" if total is not None else "")
-    return f"{done}{'' if total is None else f'/{total}'} {unit}"
+    text = unit.removesuffix("s") if total == 1 else unit
+    return f"{done}{'' if total is None else f'/{total}'} {text}"
 
 
 def format_rate(rate: float, unit: str) -> str:

@@ -12,6 +12,7 @@ from vlatool.config.scalars import write_scalar
 from vlatool.config.schema import ANY_NAME, choices, dotted_keys, section_names, types_with
 from vlatool.config.tree import Node, child, find, nearest_origin, plain
 from vlatool.errors import ConfigError
+from vlatool.events import counted
 from vlatool.plugins import Registry
 
 _NEAR_KEY = 0.6
@@ -77,7 +78,10 @@ def config_error(problems: Sequence[Problem], *, more: int = 0, hint: str = "") 
     lines = [problem.line() for problem in problems[:_MAX_LINES]]
     if len(lines) > 1:
         count = len(problems) + more
-        lines = [f"{count:,} problems in the configuration:", *(f"  {line}" for line in lines)]
+        lines = [
+            f"{counted(count, 'problem')} in the configuration:",
+            *(f"  {line}" for line in lines),
+        ]
         lines += [f"  and {count - _MAX_LINES:,} more"] if count > _MAX_LINES else []
     return ConfigError(
         "\n".join(lines),

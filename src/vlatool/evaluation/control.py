@@ -16,7 +16,7 @@ import numpy as np
 
 from vlatool.episode import Array, Observation, ObservationSpec, UInt8Array
 from vlatool.errors import DataError, UsageError
-from vlatool.events import NULL, Reporter
+from vlatool.events import NULL, Reporter, counted
 from vlatool.loading.permutations import keyed_generator
 from vlatool.models.policy import Policy, SamplesInSteps
 from vlatool.models.trained import Trained, Weights, WeightsOrigin, open_trained
@@ -334,7 +334,7 @@ class PolicyRunner:
         is_count = _is_int(executed) and executed >= 1
         if not is_count or (episode.chunk and executed > episode.num_left):
             raise UsageError(
-                f"executed={executed!r}: the last chunk has {self.horizon} steps, "
+                f"executed={executed!r}: the last chunk has {counted(self.horizon, 'step')}, "
                 f"{episode.num_executed} of them were executed before",
                 hint="give the number of steps executed since the last call of act or observe, as "
                 "an integer",

@@ -33,7 +33,7 @@ from vlatool.evaluation.image_metrics import (
     squared_error,
     ssim,
 )
-from vlatool.events import NULL, Reporter
+from vlatool.events import NULL, Reporter, counted
 from vlatool.loading.base import Batch, DroppedSample, MicroBatch
 from vlatool.loading.images.config import ImageDataConfig
 from vlatool.loading.images.kind import ImageSample, ImagesInfo, ImagesKind, load_info
@@ -443,7 +443,7 @@ def write_tokenizer_page(
         Section("Images", caption, is_card=False),
         *rows,
     ]
-    subtitle = f"{report.num_images:,} images and their reconstructions"
+    subtitle = f"{counted(report.num_images, 'image')} and their reconstructions"
     write_text(path, page(report.title, subtitle, sections, generator=_GENERATOR))
 
 

@@ -14,7 +14,7 @@ from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
 from vlatool.evaluation.controllers import Controller, EnvObservation
 from vlatool.evaluation.plots import SheetRow, save_contact_sheet
-from vlatool.events import Progress
+from vlatool.events import Progress, counted
 from vlatool.jobs.command import JobResult
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.inputs import input_state, plan_digest
@@ -425,7 +425,7 @@ def sheet_rows(
             chosen = [round(i * last / (_SHEET_FRAMES - 1)) for i in range(_SHEET_FRAMES)]
             text, is_good = verdict(rollout) if verdict else _success(rollout)
             frames = [rollout.frames[i] for i in chosen]
-            label = f"{rollout.instruction}  ({rollout.steps} steps)"
+            label = f"{rollout.instruction}  ({counted(rollout.steps, 'step')})"
             rows.append(SheetRow(label, text, is_good, frames))
     return rows
 

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Self
 
 from vlatool.config.base import ConfigModel, execution_field
+from vlatool.events import counted
 from vlatool.jobs.executor import Executor, ProcessExecutor, SerialExecutor, default_workers
 
 Engine = Literal["local", "ray"]
@@ -135,7 +136,9 @@ class JobResult:
         if self.status == "already complete":
             lines[0] += "; already complete, nothing to do"
         elif self.resumed:
-            lines.append(f"{self.resumed} episodes were written by an earlier run")
+            lines.append(
+                f"{counted(self.resumed, 'episode was', 'episodes were')} written by an earlier run"
+            )
         lines += [f"failed {failure['episode']}: {failure['message']}" for failure in self.failures]
         return "\n".join([*lines, *([f"next: {self.next_command}"] if self.next_command else [])])
 
@@ -155,7 +158,8 @@ class JobResult:
 
     def summary(self) -> str:
         """Amount and size of the content in one line; `would ...` for a dry run."""
-        return f"{'would write ' if self.status == 'planned' else ''}{self.episodes} episodes"
+        verb = "would write " if self.status == "planned" else ""
+        return f"{verb}{counted(self.episodes, 'episode')}"
 
     def details(self) -> Sequence[str]:
         """More lines about the content."""

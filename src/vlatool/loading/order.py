@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlatool.errors import ConfigError, DataError
+from vlatool.events import counted
 from vlatool.loading.base import DataSet, SampleRef
 from vlatool.loading.config import LoadingConfig
 from vlatool.loading.permutations import (
@@ -267,7 +268,7 @@ def check_single_epoch(order: SampleOrder, positions: int) -> None:
     possible, name = order.first_epoch()
     if positions > possible:
         raise DataError(
-            f"{name}: a second epoch would start after {possible} samples of the run, "
+            f"{name}: a second epoch would start after {counted(possible, 'sample')} of the run, "
             f"the budget is {positions}",
             hint="set data.allow_multiple_epochs to true, or lower the budget",
             code="data.too_few_samples",

@@ -21,6 +21,7 @@ from vlatool.artifacts.tar import (
     shard_index,
 )
 from vlatool.errors import DataError, StorageError
+from vlatool.events import counted
 from vlatool.loading.base import DataSet, DroppedSample, SampleRef, ShardInfo
 from vlatool.loading.config import CacheConfig, LoadingConfig
 from vlatool.loading.order import OrderOptions, SampleOrder
@@ -237,7 +238,7 @@ def _open_shard(cache: ShardCache, item: tuple[ShardInfo, ShardIndex | None]) ->
     count = len(opened.index.offsets)
     if count != shard.size:
         raise DataError(
-            f"{shard.location}: has {count} samples, expected {shard.size}",
+            f"{shard.location}: has {counted(count, 'sample')}, expected {shard.size}",
             hint="the shard changed or belongs to another manifest: create it or copy it again",
             code="data.shard_count",
             details={"shard": str(shard.location), "samples": count, "expected": shard.size},

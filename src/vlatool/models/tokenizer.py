@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
+from vlatool.events import counted
 from vlatool.loading.images.config import ImagePreprocessing, checked_image, prepare_image
 from vlatool.models.trained import Trained, open_trained
 from vlatool.storage.uri import require_existing
@@ -200,8 +201,9 @@ class OpenTokenizer:
         raise DataError.at(
             location,
             f"codes of the tokenizer {metadata.get('tokenizer') or 'unknown'} "
-            f"({stored[0]} codes per image, codebook of {stored[1]}), not of {self.name} "
-            f"({own[0]} codes per image, codebook of {own[1]})",
+            f"({counted(stored[0], 'code')} per image, codebook of {stored[1]}), not of "
+            f"{self.name} "
+            f"({counted(own[0], 'code')} per image, codebook of {own[1]})",
             hint="decode with the tokenizer that made the codes",
             code="data.other_tokenizer",
         )

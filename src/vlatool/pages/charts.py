@@ -316,13 +316,13 @@ def _line(xs: Array, ys: Array, order: int, *, dots: bool) -> str:
     if not runs:
         return ""
     line = "".join(f"M{'L'.join(points[start:stop])}" for start, stop in runs if stop - start > 1)
-    alone = finite if dots else _alone(len(ys), runs)
-    round_dots = "".join(f"M{points[index]}h0" for index in np.flatnonzero(alone))
+    dotted = finite if dots else _single_positions(len(ys), runs)
+    round_dots = "".join(f"M{points[index]}h0" for index in np.flatnonzero(dotted))
     path = f'<path class="line s{order}" d="{line}"/>' if line else ""
     return path + (f'<path class="line dot s{order}" d="{round_dots}"/>' if round_dots else "")
 
 
-def _alone(count: int, runs: Sequence[tuple[int, int]]) -> Array:
+def _single_positions(count: int, runs: Sequence[tuple[int, int]]) -> Array:
     """Flags [count] of runs of one."""
     flags = np.zeros(count, bool)
     flags[[start for start, stop in runs if stop - start == 1]] = True
@@ -340,8 +340,11 @@ def _downsampled(values: Array) -> Array:
         finite = np.isfinite(values[part])
         indices |= {int(index) for index in part[~finite][:1]}
         if finite.any():
-            numbers, kept = values[part][finite], part[finite]
-            indices |= {int(kept[numbers.argmin()]), int(kept[numbers.argmax()])}
+            numbers, indices_of_part = values[part][finite], part[finite]
+            indices |= {
+                int(indices_of_part[numbers.argmin()]),
+                int(indices_of_part[numbers.argmax()]),
+            }
     return np.array(sorted(indices))
 
 

@@ -119,14 +119,14 @@ def gallery(tiles: Iterable[str]) -> str:
     return f'<div class="gallery">{"".join(tiles)}</div>'
 
 
-def crop_drawing(size: tuple[int, int], kept: tuple[float, float, float, float]) -> str:
+def crop_drawing(size: tuple[int, int], inner: tuple[float, float, float, float]) -> str:
     """SVG over an image that darkens what a crop leaves out.
 
     Args:
         size: (width, height) of the image in pixels.
-        kept: (left, top, right, bottom) of the crop.
+        inner: (left, top, right, bottom) of the crop.
     """
-    (width, height), (left, top, right, bottom) = size, kept
+    (width, height), (left, top, right, bottom) = size, inner
     outside = f"M0 0H{width}V{height}H0Z"
     inside = f"M{left:.1f} {top:.1f}H{right:.1f}V{bottom:.1f}H{left:.1f}Z"
     return (

@@ -175,7 +175,7 @@ def sentences(language: Mapping[str, Sequence[str]], limit: int = 8) -> str:
     return "".join(rows)
 
 
-def said(text: str) -> str:
+def text_block(text: str) -> str:
     """Block of text with its line breaks and spaces."""
     return f'<div class="said">{escape(text)}</div>'
 

@@ -37,13 +37,13 @@ def sparkline(mean: Array, std: Array) -> str:
     )
 
 
-def histogram(values: Sequence[float], unit: str, noun: str = "episode") -> str:
+def histogram(values: Sequence[float], unit: str, counted_name: str = "episode") -> str:
     """Histogram of integer values, with bins of integer width.
 
     Args:
         values: Numbers; empty for an empty result.
         unit: Text under the axis.
-        noun: Noun for what has a value.
+        counted_name: Noun for what has a value.
     """
     numbers = np.asarray(values, np.int64)
     if not numbers.size:
@@ -51,10 +51,10 @@ def histogram(values: Sequence[float], unit: str, noun: str = "episode") -> str:
     low, high = int(numbers.min()), int(numbers.max())
     step = -(-(high - low + 1) // _BINS)
     counts = np.bincount((numbers - low) // step)
-    return bars(counts, low, step, unit, noun)
+    return bars(counts, low, step, unit, counted_name)
 
 
-def bars(counts: Array, low: int, step: int, unit: str, noun: str) -> str:
+def bars(counts: Array, low: int, step: int, unit: str, counted_name: str) -> str:
     """Chart with a bar per range of integers.
 
     Args:
@@ -62,7 +62,7 @@ def bars(counts: Array, low: int, step: int, unit: str, noun: str) -> str:
         low: First integer of the first bar.
         step: Number of integers of a bar.
         unit: Text under the axis.
-        noun: Noun for what is counted.
+        counted_name: Noun for what is counted.
     """
     ticks = ticks_beside(0.0, float(counts.max()), whole=True)
     axis = Axis(low - 0.5, low + step * len(counts) - 0.5, unit, whole=True)
@@ -73,11 +73,11 @@ def bars(counts: Array, low: int, step: int, unit: str, noun: str) -> str:
         f'<rect class="bar" x="{index * bar + gap:.1f}" y="{HEIGHT - tall[index]:.1f}" '
         f'width="{bar - 2 * gap:.1f}" height="{tall[index]:.1f}"><title>'
         f"{escape(f'{unit}: {_range_text(low + index * step, step)}')}: "
-        f"{escape(counted(count, noun))}</title></rect>"
+        f"{escape(counted(count, counted_name))}</title></rect>"
         for index, count in enumerate(counts.tolist())
         if count
     )
-    label = escape(f"number of {noun}s")
+    label = escape(f"number of {counted_name}s")
     return f'<div class="charts">{chart(label, axis, drawn, left_labels(ticks))}</div>'
 
 

@@ -22,6 +22,7 @@ from vlatool.artifacts.images import (
 )
 from vlatool.episode import Array, FrameSource, UInt8Array, stored_bytes
 from vlatool.errors import DataError
+from vlatool.events import counted
 from vlatool.transforms.geometry import ResizeMethod, resize
 from vlatool.transforms.resampling import ResizeFilter
 
@@ -148,7 +149,7 @@ class ImageWriter:
             DataError: An image is missing, cannot be read or decoded, or is not uint8 RGB.
         """
         if len(source) < num_frames:
-            problem = f"has {len(source)} images for {num_frames} frames"
+            problem = f"has {counted(len(source), 'image')} for {counted(num_frames, 'frame')}"
             raise _image_error(camera, source, len(source), problem)
         for start in range(0, num_frames, FRAMES_PER_READ):
             frames = range(start, min(start + FRAMES_PER_READ, num_frames))

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, FieldSpec, Survey
 from vlatool.errors import BugError, DataError, VlatoolError
+from vlatool.events import counted
 from vlatool.jobs.executor import attempt
 from vlatool.plugins import did_you_mean
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range
@@ -95,7 +96,8 @@ def merge_surveys(surveys: Iterable[Survey], reasons: Sequence[VlatoolError]) ->
     if not frames:
         first = reasons[0]
         raise type(first)(
-            f"none of the {len(reasons)} episodes can be read; first error: {first.message}",
+            f"none of the {counted(len(reasons), 'episode')} can be read; first error: "
+            f"{first.message}",
             hint=first.hint,
             code=first.code,
             details={**first.details, "episodes": len(reasons)},

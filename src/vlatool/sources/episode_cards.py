@@ -131,7 +131,7 @@ def _cropped(camera: str, view: FrameView) -> str:
     width, height = view.image.size
     side = min(width, height)
     geometry = make_geometry((height, width), (side, side), "center_crop")
-    drawing = crop_drawing(view.image.size, geometry.kept)
+    drawing = crop_drawing(view.image.size, geometry.source_box)
     share = 1 - side / max(width, height)
     return frame_figure(view, f"crop of {camera}", f"{camera}: {share:.0%} left out", drawing)
 

@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar
 
 from vlatool.episode import EpisodeRef
 from vlatool.errors import DataError, UsageError
+from vlatool.events import counted
 
 _DIGITS = re.compile(r"(\d+)")
 _ID = re.compile(r"^[A-Za-z0-9_-]+\Z")
@@ -93,7 +94,7 @@ def select(refs: Sequence[T], include: str | None, exclude: str | None = None) -
             f"{name} {text}" for name, text in options.items() if text is not None
         )
         raise DataError(
-            f"{options_text}: selects none of the {len(refs)} episodes",
+            f"{options_text}: selects none of the {counted(len(refs), 'episode')}",
             hint="select other episodes",
             code="data.no_episodes",
         )
@@ -130,7 +131,7 @@ def _parse_part(part: str, known: Collection[int], option: str) -> Iterable[int]
     if int(start) not in known:
         raise DataError(
             f"{option}: episode {int(start)} does not exist",
-            hint=f"there are {len(known)} episodes",
+            hint=f"there are {counted(len(known), 'episode')}",
             code="data.no_episodes",
         )
     return [int(start)]

@@ -17,7 +17,7 @@ from vlatool.artifacts.field_summary import (
 from vlatool.artifacts.fields import unit
 from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError
-from vlatool.events import Reporter
+from vlatool.events import Reporter, counted
 from vlatool.findings import Finding
 from vlatool.jobs.files import output_files
 from vlatool.pages.layout import (
@@ -142,7 +142,7 @@ def report_source(
     broken = f", {len(facts.broken)} broken" if facts.broken else ""
     return Report(
         kind="source",
-        headline=f"{facts.format} source, {facts.episodes} episodes{broken}",
+        headline=f"{facts.format} source, {counted(facts.episodes, 'episode')}{broken}",
         facts=asdict(facts) | {"fields": {info.name: info.document() for info in facts.fields}},
         summary={
             "frames": f"{facts.frames}, {facts.lengths} per episode",
@@ -386,7 +386,7 @@ class _Survey:
     def _warn_of_absent_fields(self) -> None:
         total = len(self.lengths)
         absent = [
-            f"field {name!r} is in {field.episodes} of {total} episodes"
+            f"field {name!r} is in {field.episodes} of {counted(total, 'episode')}"
             for name, field in self.ranges.items()
             if field.episodes < total
         ]

@@ -19,6 +19,7 @@ import numpy as np
 from vlatool.artifacts.check import CheckOptions
 from vlatool.episode import EpisodeRef, FrameSource, UInt8Array
 from vlatool.errors import DataError
+from vlatool.events import counted
 from vlatool.findings import Finding, FindingCode, FindingCodes, finding_of_error
 from vlatool.sources.base import FormatReader, camera_name_problem, field_mismatch
 from vlatool.sources.detection import DetectedSource
@@ -153,7 +154,10 @@ def _image_problems(frames: FrameSource) -> Iterator[tuple[str, str, dict[str, i
         previous = image
     for code, numbers in uniform.items():
         if numbers:
-            problem = f"{len(numbers)} frames are {code}, first at frame {numbers[0]}"
+            problem = (
+                f"{counted(len(numbers), 'frame is', 'frames are')} {code}, first at frame "
+                f"{numbers[0]}"
+            )
             yield code, problem, {"frame": numbers[0], "count": len(numbers)}
     start, length = longest
     if length >= _LONG_REPETITION:

@@ -13,6 +13,7 @@ from vlatool.artifacts.fields import dimension_label
 from vlatool.config.base import ConfigModel, required_field, unique_items
 from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.errors import DataError
+from vlatool.events import counted
 from vlatool.findings import Finding
 from vlatool.jobs.inputs import InputState, input_state
 from vlatool.jobs.journal import Receipt
@@ -189,7 +190,8 @@ def select_episodes(
     refs = tuple(ref for ref in discovered if not ref.excluded)
     if not refs:
         raise DataError(
-            f"all {len(discovered)} episodes are excluded: {', '.join(held_out_counts)}",
+            f"all {counted(len(discovered), 'episode is', 'episodes are')} excluded: "
+            f"{', '.join(held_out_counts)}",
             hint="include some of them",
             code="data.no_episodes",
             details={"held_out": held_out_counts},

@@ -35,6 +35,7 @@ from vlatool.artifacts.windows.format import (
     read_windows,
 )
 from vlatool.errors import DataError
+from vlatool.events import counted
 from vlatool.findings import Finding
 from vlatool.jobs.files import FileEntry
 from vlatool.jobs.inputs import InputState, input_state
@@ -199,7 +200,7 @@ class EpisodeBuilder:
         except DataError as error:
             raise _window_error(item.path, f"distinct windows, {error}", error.code) from None
         clamped = int(np.count_nonzero(encoded.clamped))
-        message = f"{item.path}: {clamped} of {len(windows)} windows have clamped actions"
+        message = f"{item.path}: clamped actions in {clamped} of {counted(len(windows), 'window')}"
         finding = BUILD("clamped_actions", message, episode=item.episode)
         return encoded.ids, (finding,) if clamped else ()
 

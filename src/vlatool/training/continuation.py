@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vlatool.errors import DataError, UsageError
-from vlatool.events import Reporter
+from vlatool.events import Reporter, counted
 from vlatool.jobs.record import read_record
 from vlatool.models.progress import ProgressOrigin, locate_progress
 from vlatool.models.published import PublishedProgress
@@ -53,7 +53,8 @@ def restore_progress(origin: ProgressOrigin, config: TrainConfig, state: TrainSt
     batch = config.hparams.global_batch_size
     if state.samples != state.step * batch:
         raise UsageError(
-            f"{origin.text}: read {state.samples} samples in {state.step} steps, which is not "
+            f"{origin.text}: read {counted(state.samples, 'sample')} in "
+            f"{counted(state.step, 'step')}, which is not "
             f"hparams.global_batch_size={batch} per step",
             hint="continue with the global batch of that run, or take only its weights: "
             "init_weights_only: true",
@@ -100,7 +101,8 @@ def check_budget(state: TrainState, total_steps: int, location: str) -> None:
     """
     if state.step >= total_steps:
         raise UsageError(
-            f"{location}: is at step {state.step}, and the budget is {total_steps} steps",
+            f"{location}: is at step {state.step}, and the budget is "
+            f"{counted(total_steps, 'step')}",
             hint="the budget counts all steps from the first on: raise it",
             code="usage.budget_too_small",
         )

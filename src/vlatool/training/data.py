@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vlatool.errors import DataError, UsageError
-from vlatool.events import NULL, Reporter
+from vlatool.events import NULL, Reporter, counted
 from vlatool.loading.base import (
     Batch,
     Batcher,
@@ -107,7 +107,8 @@ def check_samples(config: TrainConfig, info: DatasetInfo) -> None:
                 break
         if samples and len(dropped) == len(samples):
             raise DataError(
-                f"{dataset.name}: none of the {len(samples)} samples that were read can be used: "
+                f"{dataset.name}: none of the {counted(len(samples), 'sample')} that were read "
+                "can be used: "
                 f"{dropped[0].message}",
                 hint="run `vlatool verify` on this data set to list its defects",
                 code="data.no_usable_sample",

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vlatool.artifacts.run.format import DROPS, read_metrics
 from vlatool.errors import DataError
-from vlatool.events import Progress, Reporter
+from vlatool.events import Progress, Reporter, counted
 from vlatool.jobs.append_log import AppendLog
 from vlatool.loading.base import DroppedSample, MicroBatch
 from vlatool.models.base import Objective
@@ -255,7 +255,7 @@ class MetricsLogger:
             self.reporter.warn("data.dropped_samples", f"{message}: {drops[0].message}")
         if is_too_much:
             raise DataError(
-                f"{total} of {record.samples} samples could not be used "
+                f"{total} of {counted(record.samples, 'sample')} could not be used "
                 f"({_listed(state.dropped)}); the latest: {drops[0].message}",
                 hint=f"{DROPS} lists them, `vlatool verify` the defects of the data; "
                 "data.max_dropped_share sets the fraction above which a run ends",

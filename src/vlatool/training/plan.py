@@ -11,6 +11,7 @@ from typing import Any
 
 from vlatool.config.base import Violation
 from vlatool.errors import UsageError
+from vlatool.events import counted
 from vlatool.loading.base import DataSet
 from vlatool.training.config import HParams, TrainConfig
 
@@ -59,7 +60,8 @@ def schedule_violations(h: HParams, total_steps: int) -> Iterator[Violation]:
     if warmup >= total_steps > 1:
         yield Violation(
             ("hparams.warmup",),
-            f"hparams.warmup is {warmup} steps, but the run has {total_steps}: the peak rate is "
+            f"hparams.warmup is {counted(warmup, 'step')}, but the run has {total_steps}: the "
+            "peak rate is "
             "never reached; a fraction below 1, such as 0.05, works for every run",
             code="usage.warmup_too_long",
         )
@@ -113,7 +115,8 @@ def make_plan(config: TrainConfig, datasets: Sequence[DataSet], world_size: int)
     steps = samples // h.global_batch_size
     if steps == 0:
         raise UsageError(
-            f"a budget of {samples} samples does not fill one step of {h.global_batch_size}",
+            f"a budget of {counted(samples, 'sample')} does not fill one step of "
+            f"{h.global_batch_size}",
             hint="raise the budget or lower hparams.global_batch_size",
             code="usage.budget_too_small",
         )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from vlatool.events import counted
 from vlatool.loading.base import DatasetInfo
 from vlatool.models.base import Objective
 from vlatool.models.progress import locate_progress
@@ -48,7 +49,7 @@ def network_randomness(config: TrainConfig, plan: TrainPlan) -> dict[str, str]:
         parts = config.model_type.build(config.model)
     networks = [part.module for part in parts.values() if part.trained]
     ranks = plan.global_batch // (plan.micro_batch * plan.accumulation)
-    split = f"by micro-batch of {plan.micro_batch} samples on each of {ranks} ranks"
+    split = f"by micro-batch of {counted(plan.micro_batch, 'sample')} on each of {ranks} ranks"
     rules = {
         "by sample": draws_by_sample,
         f"dropout {split}": draws_by_micro_batch,

@@ -61,7 +61,7 @@ class ImageGeometry:
         return self.scaled[0] / self.original[0], self.scaled[1] / self.original[1]
 
     @property
-    def kept(self) -> tuple[float, float, float, float]:
+    def source_box(self) -> tuple[float, float, float, float]:
         """Part of the rotated source that is in the result: left, top, right, bottom in pixels."""
         (scale_y, scale_x), (top, left) = self._scale, self.offset
         (height, width), (rows, columns) = self.original, self.target

@@ -13,6 +13,7 @@ import numpy as np
 
 from vlatool.episode import Array, Calibration, Episode, Sample
 from vlatool.errors import DataError
+from vlatool.events import counted
 from vlatool.transforms.geometry import (
     ImageGeometry,
     ResizeMethod,
@@ -164,7 +165,8 @@ class EpisodeSampler:
             return np.broadcast_to(values, (self.episode.num_frames, *values.shape))
         if len(values) != self.episode.num_frames:
             raise DataError(
-                f"{self.episode.id}: calibration of camera {camera!r} has {len(values)} frames, "
+                f"{self.episode.id}: calibration of camera {camera!r} has "
+                f"{counted(len(values), 'frame')}, "
                 f"the episode {self.episode.num_frames}",
                 hint="the episode is inconsistent; record or download it again",
                 code="data.length_mismatch",

@@ -23,7 +23,7 @@ from vlatool.artifacts.samples.lines import KINDS
 from vlatool.artifacts.windows.format import DATA_NAME, SAMPLES_NAME, Kind
 from vlatool.config.base import Switch, check_required, required_field, unique_items
 from vlatool.errors import DataError
-from vlatool.events import NULL, Reporter
+from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import ENGINE_KEYS, JOB_KEYS, EngineConfig, JobResult, executor_of
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.inputs import digest_of, plan_digest
@@ -154,9 +154,11 @@ class BuildDatasetResult(JobResult):
     def summary(self) -> str:
         """Number of samples and episodes, and size."""
         if self.status == "planned":
-            return f"would build {self.episodes} episodes"
+            return f"would build {counted(self.episodes, 'episode')}"
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.items())
-        samples = f"{self.samples} samples ({kinds}) from {self.episodes} episodes"
+        samples = (
+            f"{counted(self.samples, 'sample')} ({kinds}) from {counted(self.episodes, 'episode')}"
+        )
         return f"{samples}, {self.bytes / 1e6:.1f} MB"
 
     def details(self) -> list[str]:
@@ -284,7 +286,9 @@ class BuildDatasetJob:
             action_ids=self._totals.action_ids(),
             colliding_instructions=self._num_colliding,
             empty_episodes=tuple(run.empty),
-            warnings=tuple(f"{code}: {count} episodes" for code, count in run.warnings.items()),
+            warnings=tuple(
+                f"{code}: {counted(count, 'episode')}" for code, count in run.warnings.items()
+            ),
         )
 
     def _builder(self, tree: Path, fast: Path, codes: CodesFolder, output: Path) -> EpisodeBuilder:
@@ -345,7 +349,9 @@ class BuildDatasetJob:
         if colliding:
             reason = "have token ids of codes" if tokenizer else "have non-ASCII characters"
             suggestion = "" if tokenizer else "; --tokenizer DIR checks their token ids"
-            message = f"{len(colliding)} instructions of {count} samples {reason}, such as "
+            message = (
+                f"{len(colliding)} instructions of {counted(count, 'sample')} {reason}, such as "
+            )
             message += f"{colliding[0]!r}{suggestion}"
             reporter.warn("instruction_collides", message)
         return count

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from vlatool.config.base import check_required
-from vlatool.events import NULL, Reporter
+from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import JobResult
 from vlatool.jobs.executor import SerialExecutor
 from vlatool.jobs.files import FileEntry
@@ -32,8 +32,11 @@ class DecodeResult(JobResult):
     def summary(self) -> str:
         """Number of images and episodes, and size."""
         if self.status == "planned":
-            return f"would decode {self.episodes} episodes"
-        return f"{self.pictures} images of {self.episodes} episodes, {self.bytes / 1e6:.1f} MB"
+            return f"would decode {counted(self.episodes, 'episode')}"
+        return (
+            f"{counted(self.pictures, 'image')} of {counted(self.episodes, 'episode')}, "
+            f"{self.bytes / 1e6:.1f} MB"
+        )
 
 
 def decode(config: DecodeConfig, *, reporter: Reporter = NULL) -> DecodeResult:

@@ -16,7 +16,7 @@ from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.errors import missing_package, requirements
 from vlatool.evaluation.config import RolloutConfig
-from vlatool.events import NULL, Reporter
+from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.record import OutputRecord, single_output
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import local_path
@@ -121,7 +121,8 @@ class DemoResult:
         table = "\n".join(f"{name:<34}{value:>14}" for name, value in rows)
         return (
             f"success over {self.rollouts} unseen starts\n{table}\n"
-            f"{self.steps} steps, {self.samples} samples, {self.seconds:.0f} s\n"
+            f"{counted(self.steps, 'step')}, {counted(self.samples, 'sample')}, "
+            f"{self.seconds:.0f} s\n"
             f"seed {self.seed}: {self.command}\n"
             f"report: {self.report}"
         )

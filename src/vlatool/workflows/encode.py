@@ -16,7 +16,7 @@ from vlatool.artifacts.codes.format import (
 from vlatool.config.base import ConfigModel, check_required
 from vlatool.episode import EpisodeRef
 from vlatool.errors import UsageError
-from vlatool.events import NULL, Reporter
+from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import JobResult
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.inputs import InputState, input_state, plan_digest
@@ -67,10 +67,12 @@ class EncodeResult(JobResult):
 
     def summary(self) -> str:
         """Number of images and episodes, and size."""
-        episodes = f"{self.episodes} episodes as {self.layout}"
+        episodes = f"{counted(self.episodes, 'episode')} as {self.layout}"
         if self.status == "planned":
             return f"would write codes of {episodes}"
-        return f"codes of {self.pictures} images from {episodes}, {self.bytes / 1e6:.1f} MB"
+        return (
+            f"codes of {counted(self.pictures, 'image')} from {episodes}, {self.bytes / 1e6:.1f} MB"
+        )
 
     def details(self) -> list[str]:
         """Speed, agreement with fp32, and number of images that were resized."""
@@ -83,7 +85,9 @@ class EncodeResult(JobResult):
         if self.precision != "fp32":
             lines.append(f"{self.agreement:.2%} of the compared codes equal those of fp32")
         if self.resized:
-            lines.append(f"{self.resized} images of another size were resized as in training")
+            lines.append(
+                f"{counted(self.resized, 'image')} of another size were resized as in training"
+            )
         return lines
 
     @property
@@ -184,7 +188,7 @@ class EncodeJob:
     def log_inputs(self, reporter: Reporter) -> None:
         """Logs images and tokenizer, and warns of options without effect."""
         config, tokenizer = self._config, self._tokenizer
-        reporter.note(f"images: {self._images.format}, {len(self.items)} episodes")
+        reporter.note(f"images: {self._images.format}, {counted(len(self.items), 'episode')}")
         size, rule = tokenizer.rule.size, tokenizer.rule.resize
         others = "rejected" if rule is None else f"resized ({rule.resize})"
         reporter.note(f"tokenizer: {tokenizer.name}, {size}x{size}; other sizes are {others}")

@@ -10,7 +10,7 @@ from vlatool.config.base import check_required
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, PartialFailure, UsageError, missing_package
 from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
-from vlatool.events import NULL, Reporter
+from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import JobConfig
 from vlatool.jobs.executor import SerialExecutor
 from vlatool.jobs.record import OutputRecord, check_output_owner, single_output, versions_of
@@ -63,7 +63,9 @@ class OpenLoopResult:
         for step in sorted({0, steps // 2, steps - 1} if steps > 1 else ()):
             errors = "".join(_figure(self.overall_by_step[name][step]) for name in names)
             rows.append(f"{f'   step {step + 1} of {steps}':<52}{errors}")
-        rows.append(f"{self.samples} chunks, {self.weights} weights; curves: {self.picture}")
+        rows.append(
+            f"{counted(self.samples, 'chunk')}, {self.weights} weights; curves: {self.picture}"
+        )
         return "\n".join(rows)
 
 

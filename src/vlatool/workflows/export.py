@@ -34,7 +34,7 @@ from vlatool.artifacts.samples.format import OWNED_FILES as SAMPLES_OWNED_FILES
 from vlatool.artifacts.windows.format import lines_name
 from vlatool.config.base import check_required, required_field
 from vlatool.errors import DataError, UsageError
-from vlatool.events import NULL, Reporter
+from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import ENGINE_KEYS, JOB_KEYS, EngineConfig, JobResult, executor_of
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.inputs import InputState, digest_of, input_state, plan_digest
@@ -90,7 +90,7 @@ class ExportResult(JobResult):
 
     def summary(self) -> str:
         """Number of episodes and of images or samples, and size."""
-        content = f"{self.exported} of {self.episodes} episodes as {self.layout}"
+        content = f"{self.exported} of {counted(self.episodes, 'episode')} as {self.layout}"
         if self.status == "planned":
             return f"would write {content}"
         unit = "images" if self.exported == "codes" else "samples"
@@ -212,7 +212,7 @@ class _SamplesExport:
         if len(samples) != expected:
             raise DataError.at(
                 path,
-                f"has {len(samples)} samples, {self.manifest} says {expected}",
+                f"has {counted(len(samples), 'sample')}, {self.manifest} says {expected}",
                 hint="copy the folder again, or build it again",
                 code="data.broken_samples",
             )

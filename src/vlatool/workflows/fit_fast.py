@@ -33,7 +33,7 @@ from vlatool.artifacts.profile import (
 from vlatool.config.base import ConfigModel, check_required, required_field
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
-from vlatool.events import NULL, Reporter
+from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import make_executor
 from vlatool.jobs.executor import default_workers
 from vlatool.jobs.record import OutputRecord, resumable_record, single_output
@@ -141,7 +141,7 @@ class FitFastResult:
 
     def text(self) -> str:
         """The result as text."""
-        shape = f"{self.chunks:,} chunks of {self.steps} x {self.width}"
+        shape = f"{counted(self.chunks, 'chunk')} of {self.steps} x {self.width}"
         span = f"coefficients from {self.lowest} to {self.highest}, profile {self.profile}"
         if self.status == "planned":
             planned = f"would be fitted on {self.fitted_on:,} of {shape}; nothing was written"
@@ -295,7 +295,8 @@ def _profile(
         loaded = read_profile(config.profile, gripper)
         if loaded.width != width:
             raise DataError(
-                f"profile {loaded.name} has {loaded.width} dimensions, the actions have {width}",
+                f"profile {loaded.name} has {counted(loaded.width, 'dimension')}, the actions "
+                f"have {width}",
                 hint="use --profile compute",
                 code="data.profile_mismatch",
             )
@@ -367,7 +368,8 @@ def _alphabet(config: FitFastConfig, plan: FitFastResult, reporter: Reporter) ->
     if config.vocab_size - count < _FEW_IDS:
         reporter.warn(
             "small_vocabulary",
-            f"only {config.vocab_size - count} of {config.vocab_size} ids remain for runs of "
+            f"only {config.vocab_size - count} of {counted(config.vocab_size, 'id')} remain "
+            "for runs of "
             "coefficients: chunks will have many ids",
         )
     return [chr(code) for code in range(span)] if published else sorted(byte_characters())

@@ -18,7 +18,7 @@ from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.episode import EpisodeRef
 from vlatool.errors import UsageError
-from vlatool.events import NULL, Reporter
+from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import EngineConfig, JobResult, executor_of, make_executor
 from vlatool.jobs.files import FileEntry
 from vlatool.jobs.inputs import plan_digest
@@ -81,9 +81,9 @@ class PreprocessResult(JobResult):
 
     def summary(self) -> str:
         """Number of samples and episodes, and size."""
-        shards = f" in {_counted(self.shards, 'shard')}" if self.shards else ""
-        samples = f"{_counted(self.samples, 'sample')}{shards}"
-        content = f"{samples} from {_counted(self.episodes, 'episode')}"
+        shards = f" in {counted(self.shards, 'shard')}" if self.shards else ""
+        samples = f"{counted(self.samples, 'sample')}{shards}"
+        content = f"{samples} from {counted(self.episodes, 'episode')}"
         if self.status == "planned":
             return f"would write about {content}"
         size = f"{self.bytes / 1e6:.1f} MB"
@@ -103,10 +103,6 @@ class PreprocessResult(JobResult):
         lines += [f"{name}: {count}" for name, count in self.amounts.items()]
         lines += [f"dropped {count}: {reason}" for reason, count in self.dropped.items()]
         return [*lines, *(f"no samples from {name}" for name in self.empty_episodes)]
-
-
-def _counted(count: int, name: str) -> str:
-    return f"{count} {name}" if count == 1 else f"{count} {name}s"
 
 
 _SHARDS = "shards"
@@ -302,7 +298,7 @@ class PreprocessJob:
         if self._left_out:
             reporter.note(f"fields left out: {', '.join(self._left_out)}")
         for reason, count in self._chosen.excluded.items():
-            reporter.note(f"{count} episodes are left out: {reason}")
+            reporter.note(f"{counted(count, 'episode is', 'episodes are')} left out: {reason}")
 
     @property
     def _left_out(self) -> tuple[str, ...]:
@@ -320,7 +316,9 @@ class PreprocessJob:
             proprioception_fields=self._sink.proprioception_fields,
             bytes_on_disk=run.bytes_on_disk,
             empty_episodes=tuple(run.empty),
-            warnings=tuple(f"{code}: {count} episodes" for code, count in run.warnings.items()),
+            warnings=tuple(
+                f"{code}: {counted(count, 'episode')}" for code, count in run.warnings.items()
+            ),
             **self._counts(run),
         )
 
@@ -349,7 +347,7 @@ class PreprocessJob:
             **_count_fields(estimate.counts),
             "bytes": 0,
             "dropped": {**run.dropped, **self._chosen.excluded},
-            "plan": {"estimated_from": f"{len(good)} episodes"},
+            "plan": {"estimated_from": f"{counted(len(good), 'episode')}"},
         }
 
 

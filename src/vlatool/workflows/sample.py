@@ -11,7 +11,7 @@ from pydantic import Field
 
 from vlatool.config.base import ConfigModel, execution_field
 from vlatool.errors import UsageError
-from vlatool.events import NULL, Reporter
+from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import DRY_RUN_HELP, JobConfig, JobResult, make_executor
 from vlatool.jobs.executor import default_workers
 from vlatool.jobs.files import FileEntry, digests_below, file_entry, folder_entry
@@ -84,7 +84,8 @@ class SampleResult(JobResult):
 
     def summary(self) -> str:
         """Number of episodes and frames."""
-        counts = f"{self.episodes} {self.layout} episodes, {self.frames} frames"
+        episodes = counted(self.episodes, f"{self.layout} episode")
+        counts = f"{episodes}, {counted(self.frames, 'frame')}"
         if self.status == "planned":
             return f"would write {counts}"
         return f"{counts}, {self.successes} successful"

@@ -20,7 +20,7 @@ from vlatool.artifacts.image_shards.format import (
 )
 from vlatool.config.base import ConfigModel, check_required, execution_field, required_field
 from vlatool.errors import DataError, UsageError
-from vlatool.events import NULL, Reporter
+from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import DRY_RUN_HELP
 from vlatool.jobs.record import read_record
 from vlatool.storage.atomic import remove_partials_of
@@ -86,8 +86,8 @@ class SplitResult:
     def text(self) -> str:
         """The result as text."""
         lists = (
-            (self.train_output, f"{self.train} shards for training"),
-            (self.val_output, f"{self.val} shards for validation"),
+            (self.train_output, f"{counted(self.train, 'shard')} for training"),
+            (self.val_output, f"{counted(self.val, 'shard')} for validation"),
         )
         is_planned = self.status == "planned"
         lines = [f"{name}: {'would list ' if is_planned else ''}{text}" for name, text in lists]
@@ -110,7 +110,7 @@ def split(config: SplitConfig, *, reporter: Reporter = NULL) -> SplitResult:
     if not train:
         raise DataError.at(
             folder,
-            f"{len(tars)} shards cannot be split by {config.val_ratio}: "
+            f"{counted(len(tars), 'shard')} cannot be split by {config.val_ratio}: "
             "none would be left for training",
             hint="write more shards, or lower --val-ratio",
             code="data.too_few_shards",

@@ -19,7 +19,7 @@ from vlatool.artifacts.tar import OpenShard, open_shard
 from vlatool.config.base import ConfigModel, check_required, required_field
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
-from vlatool.events import NULL, Reporter
+from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import make_executor
 from vlatool.jobs.files import read_file_list
 from vlatool.jobs.inputs import digest_of, input_state
@@ -70,7 +70,8 @@ class StatsComputeResult:
     def text(self) -> str:
         """The result as text."""
         summary = (
-            f"{len(self.fields)} fields of {self.samples} samples, windows of {self.steps} steps"
+            f"{counted(len(self.fields), 'field')} of {counted(self.samples, 'sample')}, "
+            f"windows of {counted(self.steps, 'step')}"
         )
         if self.status == "planned":
             return f"{self.output}: would describe {summary}; nothing was written"
@@ -238,10 +239,10 @@ class _ShardStatistics:
         total = StatisticsAccumulator()
         with open_shard(shard.path) as tar:
             if len(tar.keys) != shard.num_sequences or tar.damage:
-                problem = tar.damage or f"has {len(tar.keys)} samples"
+                problem = tar.damage or f"has {counted(len(tar.keys), 'sample')}"
                 raise DataError.at(
                     shard.path,
-                    f"{problem}, the manifest says {shard.num_sequences} samples",
+                    f"{problem}, the manifest says {counted(shard.num_sequences, 'sample')}",
                     hint="copy the shard and its manifest again",
                     code="data.shard_count",
                 )

@@ -25,7 +25,7 @@ from vlatool.artifacts.stats.format import (
 )
 from vlatool.config.base import ConfigModel, execution_field, required_field
 from vlatool.errors import DataError, UsageError
-from vlatool.events import NULL, Reporter
+from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import DRY_RUN_HELP
 from vlatool.jobs.files import FOLDER
 from vlatool.storage.atomic import remove_file, remove_partials_of
@@ -76,8 +76,9 @@ class StatsMergeResult:
         if self.status == "printed":
             return json.dumps(self.statistics, allow_nan=False)
         summary = (
-            f"{len(self.statistics)} fields of {len(self.sources)} data sets, "
-            f"windows of {self.merged.steps} steps"
+            f"{counted(len(self.statistics), 'field')} of "
+            f"{counted(len(self.sources), 'data set')}, "
+            f"windows of {counted(self.merged.steps, 'step')}"
         )
         if self.status == "planned":
             target = f"{self.output}: would describe" if self.output else "would print"

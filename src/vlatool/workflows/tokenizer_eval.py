@@ -11,7 +11,7 @@ from pydantic import Field
 from vlatool.artifacts.run.format import find_checkpoint, is_run
 from vlatool.config.base import ConfigModel, check_required, required_field
 from vlatool.errors import UsageError
-from vlatool.events import NULL, Reporter
+from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.record import OutputRecord, check_output_owner, single_output, versions_of
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import is_remote, location, pinned, require_existing
@@ -121,7 +121,7 @@ class TokenizerEvalResult:
 
     def text(self) -> str:
         """The result as text."""
-        lines = [f"{self.data}: {self.pictures} images"]
+        lines = [f"{self.data}: {counted(self.pictures, 'image')}"]
         lines += [f"   dropped: {count} {reason}" for reason, count in self.dropped.items()]
         lines += [f"      {drop['sample']}" for drop in self.dropped_images[:_SHOWN]]
         if len(self.dropped_images) > _SHOWN:

@@ -17,7 +17,7 @@ from vlatool.config.rules import (
     violations,
 )
 from vlatool.errors import UsageError
-from vlatool.events import NULL, Progress, Reporter
+from vlatool.events import NULL, Progress, Reporter, counted
 from vlatool.jobs.executor import default_workers
 from vlatool.jobs.record import output_lock
 from vlatool.loading.base import DatasetInfo
@@ -59,18 +59,18 @@ class TrainResult:
         size = f"{self.parameters / 1e6:.2f} M parameters"
         if self.status == "planned":
             text = (
-                f"{self.output}: would train {size} for {self.steps} steps on "
-                f"{self.dataset_samples} samples, about {self.blocks_in_use} open shards; "
-                f"checkpoints at {self.checkpoint_steps}; nothing was written"
+                f"{self.output}: would train {size} for {counted(self.steps, 'step')} on "
+                f"{counted(self.dataset_samples, 'sample')}, about {self.blocks_in_use} open "
+                f"shards; checkpoints at {self.checkpoint_steps}; nothing was written"
             )
             problem = self.export_problem
             return f"{text}\nthe run cannot be exported: {problem}" if problem else text
         loss = "" if self.loss is None else f", loss {number_text(self.loss)}"
-        lines = [f"{self.output}: {self.status}, {size}, {self.steps} steps{loss}"]
+        lines = [f"{self.output}: {self.status}, {size}, {counted(self.steps, 'step')}{loss}"]
         if self.unused_samples:
-            lines.append(f"{self.unused_samples} samples of the budget do not fill a step")
+            lines.append(f"{counted(self.unused_samples, 'sample')} left over, less than a step")
         for reason, count in self.dropped.items():
-            lines.append(f"{count} samples were dropped: {reason.replace('_', ' ')}")
+            lines.append(f"{counted(count, 'sample')} dropped: {reason.replace('_', ' ')}")
         lines.append(f"checkpoint: {self.checkpoint}")
         if self.acts:
             lines.append(f"next: vlatool eval open-loop {self.output} DATA")

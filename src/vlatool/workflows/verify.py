@@ -11,7 +11,7 @@ from pydantic import Field
 from vlatool.artifacts.check import CheckOptions
 from vlatool.config.base import ConfigModel, required_field
 from vlatool.errors import DataError, UsageError
-from vlatool.events import NULL, Reporter
+from vlatool.events import NULL, Reporter, counted
 from vlatool.findings import SEVERITIES, Finding
 from vlatool.inspection.verify import code_rows, verify_location
 from vlatool.storage.tree import size_text
@@ -128,20 +128,24 @@ class VerifyResult:
 
     def _last_line(self) -> str:
         counts = [
-            size_text(count)
-            if name == "bytes"
-            else f"{count} {name.replace('_', ' ').replace('pictures', 'images')}"
+            size_text(count) if name == "bytes" else _checked_text(count, name)
             for name, count in self.checked.items()
             if count
         ]
         totals = [
-            f"{self.severities[severity]} {severity}{'' if severity == 'info' else 's'}"
+            counted(self.severities[severity], severity, "info" if severity == "info" else "")
             for severity in SEVERITIES
             if self.severities[severity]
         ]
         state = "valid" if self.is_whole else "invalid"
         parts = [*totals, f"checked {', '.join(counts) or 'nothing'}"]
         return f"{state}: {self.location} ({'; '.join(parts)})"
+
+
+def _checked_text(count: int, name: str) -> str:
+    """A count with its key in words, such as `1 sample read`."""
+    name_of_units, *others = name.replace("pictures", "images").split("_")
+    return " ".join([counted(count, name_of_units.removesuffix("s")), *others])
 
 
 def verify(config: VerifyConfig, *, reporter: Reporter = NULL) -> VerifyResult | CodesResult:
@@ -166,9 +170,8 @@ def verify(config: VerifyConfig, *, reporter: Reporter = NULL) -> VerifyResult |
     result = _verify(require_existing(config.location), config, reporter)
     if result.is_whole:
         return result
-    errors = result.severities["error"]
     problem = DataError(
-        f"{config.location}: verification found {errors} error{'s' if errors != 1 else ''}",
+        f"{config.location}: verification found {counted(result.severities['error'], 'error')}",
         hint="each finding says what to do",
         code="data.verification_failed",
         details={"counts": dict(result.severities), "codes": dict(result.counts)},

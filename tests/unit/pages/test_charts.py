@@ -143,10 +143,10 @@ def test_a_wide_field_has_a_chart_per_group_of_joints() -> None:
     ],
 )
 def test_groups_by_name(names: list[str], groups: list[str]) -> None:
-    found = dimension_groups(names, range(len(names)))
-    assert [label for label, _ in found] == groups
-    assert sorted(index for _, part in found for index in part) == list(range(len(names)))
-    assert max(len(part) for _, part in found) <= MAX_LINES
+    result = dimension_groups(names, range(len(names)))
+    assert [label for label, _ in result] == groups
+    assert sorted(index for _, part in result for index in part) == list(range(len(names)))
+    assert max(len(part) for _, part in result) <= MAX_LINES
 
 
 def chart(values: Array, names: list[str], unit: str = "") -> str:

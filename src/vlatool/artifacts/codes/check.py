@@ -13,6 +13,7 @@ from vlatool.artifacts.codes.format import (
     combined_digest,
 )
 from vlatool.errors import DataError
+from vlatool.events import counted
 from vlatool.findings import Finding, FindingCodes, error, info, warning
 from vlatool.storage.tree import file_names
 from vlatool.storage.uri import can_list
@@ -148,7 +149,9 @@ class _FolderCheck:
         location = {"path": str(self._folder.path / MANIFEST_NAME)}
         counts = (episodes, self._images)
         if counts != (manifest.episodes, manifest.pictures):
-            message = f"{manifest.episodes} episodes and {manifest.pictures} images"
+            message = (
+                f"{counted(manifest.episodes, 'episode')} and {counted(manifest.pictures, 'image')}"
+            )
             message = f"{location['path']}: lists {message}, found {counts[0]} and {counts[1]}"
             yield CODES("count_mismatch", message, **location)
         elif len(self._digests) == episodes and combined_digest(self._digests) != manifest.digest:

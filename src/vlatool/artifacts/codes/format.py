@@ -23,6 +23,7 @@ from vlatool.artifacts.manifest import Count, ManifestType, Number
 from vlatool.artifacts.npz_bytes import read_arrays, write_arrays
 from vlatool.episode import Array
 from vlatool.errors import DataError
+from vlatool.events import counted
 from vlatool.jobs.files import FileEntry, folder_entry
 from vlatool.jobs.record import read_record
 from vlatool.storage.atomic import write_bytes
@@ -227,7 +228,7 @@ def parse_codes(value: Any, count: int = CODES_PER_IMAGE, size: int = CODEBOOK_S
     rows: list[Any] = value if isinstance(value, list) else []
     flat = [row[0] if isinstance(row, list) and len(row) == 1 else row for row in rows]
     if len(flat) != count:
-        raise ValueError(f"expected a list of {count} codes, found {len(flat)}")
+        raise ValueError(f"expected a list of {counted(count, 'code')}, found {len(flat)}")
     for code in flat:
         if type(code) is not int:
             raise ValueError(f"{str(code)[:40]!r} is not an integer")
@@ -398,7 +399,7 @@ class CodesFolder:
             or codes.dtype.kind not in "iu"
             or sorted(set(stems)) != [*stems]
         ):
-            actual = f"{codes.dtype} {list(codes.shape)} of {len(stems)} images"
+            actual = f"{codes.dtype} {list(codes.shape)} of {counted(len(stems), 'image')}"
             raise self._broken_error(
                 path, episode, "", f"codes are {actual}, not {list(expected)}, sorted"
             )

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from vlatool.artifacts.experiment.format import CheckpointFiles, Experiment
+from vlatool.events import counted
 from vlatool.pages.report import Problems, Report, branch
 from vlatool.pages.text import text_table
 from vlatool.storage.tree import size_text
@@ -25,7 +26,8 @@ def inspect(location: Path) -> Report:
     cameras = [str(name) for name in data.get("camera_names") or []]
     return Report(
         kind="experiment",
-        headline=f"experiment of {kind or 'an unknown model type'}, {len(checkpoints)} checkpoints",
+        headline=f"experiment of {kind or 'an unknown model type'}, "
+        f"{counted(len(checkpoints), 'checkpoint')}",
         facts={
             "model_type": kind,
             "backbone": backbone,

@@ -23,6 +23,7 @@ from vlatool.artifacts.shards.check import check_index
 from vlatool.artifacts.shards.findings import SHARDS
 from vlatool.artifacts.tar import TarSample, scan_tar
 from vlatool.errors import DataError
+from vlatool.events import counted
 from vlatool.findings import Finding, FindingCodes, error, info, warning
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.documents import DocumentError, parse_json
@@ -145,7 +146,9 @@ class _FolderCheck:
             message = f"{name}: {problem.message}"
             yield SHARDS(problem.code, message, shard=name, sample=problem.sample)
         if expected is not None and expected != len(scan.samples):
-            message = f"{name}: has {len(scan.samples)} images, the manifest says {expected}"
+            message = (
+                f"{name}: has {counted(len(scan.samples), 'image')}, the manifest says {expected}"
+            )
             yield IMAGE_SHARDS("count_mismatch", message, shard=name)
         yield from check_index(path, scan)
         yield from _check_keys(name, scan.samples)

@@ -19,6 +19,7 @@ from vlatool.artifacts.image_shards.format import (
 from vlatool.artifacts.images import ImageInfo, image_info, open_image
 from vlatool.artifacts.tar import OpenShard, open_shard
 from vlatool.errors import DataError
+from vlatool.events import counted
 from vlatool.jobs.record import read_record
 from vlatool.pages.images import figure, image_placeholder, strip, thumbnail
 from vlatool.pages.layout import Section, escape, evenly_spaced, note, table, tiles
@@ -129,7 +130,7 @@ def _inspect_tar(path: Path) -> Report:
 
 
 def _report(facts: ImageShardsFacts, findings: Findings, tars: Sequence[Path]) -> Report:
-    images = "images" if facts.pictures is None else f"{facts.pictures} images"
+    images = "images" if facts.pictures is None else counted(facts.pictures, "image")
     status = "broken" if findings else "whole"
     first, options = facts.first, facts.options or {}
     summary = {
@@ -142,7 +143,7 @@ def _report(facts: ImageShardsFacts, findings: Findings, tars: Sequence[Path]) -
         "cameras": ", ".join(map(str, listed(options, "cameras"))),
         "split": "no lists"
         if facts.train is None or facts.val is None
-        else f"{facts.train} shards for training, {facts.val} for validation",
+        else f"{counted(facts.train, 'shard')} for training, {facts.val} for validation",
     }
     sources = ", ".join(map(str, listed(options, "source_episodes")))
     provenance = [("from", f"{sources} ({options.get('type')})")] if sources else []
@@ -155,7 +156,7 @@ def _report(facts: ImageShardsFacts, findings: Findings, tars: Sequence[Path]) -
     ]
     return Report(
         kind="image-shards",
-        headline=f"{images} in {facts.shards} image shard{'s' * (facts.shards != 1)}",
+        headline=f"{images} in {counted(facts.shards, 'image shard')}",
         facts=asdict(facts) | {"status": status},
         summary=summary,
         tables=[
@@ -200,7 +201,7 @@ def _text(value: object) -> str:
 
 def _page(sections: Sequence[Section], tars: Sequence[Path], request: PageRequest) -> ReportPage:
     rows = [_row(tars[index]) for index in evenly_spaced(len(tars), request.samples)]
-    title = f"Images ({len(rows)} of {len(tars)} shards)"
+    title = f"Images ({len(rows)} of {counted(len(tars), 'shard')})"
     return ReportPage([*sections, Section(title, "".join(rows))])
 
 

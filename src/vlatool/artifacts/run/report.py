@@ -15,6 +15,7 @@ from vlatool.artifacts.run.checkpoint import (
     read_part_header,
 )
 from vlatool.artifacts.run.format import VALIDATION, RunDir, is_run, scan_metrics
+from vlatool.events import counted
 from vlatool.pages.report import Problems, Report, branch
 from vlatool.pages.text import number_text, text_table
 from vlatool.storage.tree import files_named, size_text
@@ -72,7 +73,7 @@ def _run(location: Path) -> Report:
     }
     weights = newest and findings.read(read_part_header, newest[1] / MODEL)
     first, last, validation = _metrics(run)
-    done = "no checkpoint yet" if step is None else f"{step} steps done"
+    done = "no checkpoint yet" if step is None else f"{counted(step, 'step')} done"
     losses = f"{number_text(first.get('loss'))} -> {number_text(last.get('loss'))}"
     return Report(
         kind="run",

@@ -22,6 +22,7 @@ from vlatool.artifacts.samples.lines import TokenSample, parse_sample, render_sa
 from vlatool.artifacts.tar import read_index
 from vlatool.artifacts.windows.format import lines_name
 from vlatool.errors import DataError
+from vlatool.events import counted
 from vlatool.findings import Finding, FindingCodes, error, info, warning
 from vlatool.storage.tree import file_names
 from vlatool.storage.uri import can_list
@@ -176,7 +177,7 @@ class _FolderCheck:
                 yield from self._sample(path, number, item, check_images=check_images)
             total = number
         if total != count:
-            problem = f"has {total} samples, the manifest says {count}"
+            problem = f"has {counted(total, 'sample')}, the manifest says {count}"
             yield SAMPLES.at("count_mismatch", path, problem)
         if not self._folder.is_packed:
             yield from _check_index(path)
@@ -207,7 +208,10 @@ class _FolderCheck:
             expected = " and ".join(map(str, self._shape))
             counts = f"{conversation.images} and {len(conversation.codes)}"
             yield SAMPLES.at(
-                "other_shape", path, f"has {counts} images, expected {expected}", line=line
+                "other_shape",
+                path,
+                f"has {counts} images, expected {expected}",
+                line=line,
             )
         if isinstance(self._ids, int) and max(conversation.action_ids) >= self._ids:
             largest = max(conversation.action_ids)

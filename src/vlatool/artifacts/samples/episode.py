@@ -27,6 +27,7 @@ from vlatool.artifacts.samples.lines import (
 )
 from vlatool.artifacts.windows.format import Window, reserved_word
 from vlatool.episode import Array
+from vlatool.events import counted
 
 _TYPES: Mapping[str, str] = {
     "pictures": "U",
@@ -103,7 +104,7 @@ class EpisodeSamples:
         if word := next(filter(None, map(reserved_word, self.tasks)), ""):
             raise ValueError(f"an instruction contains the tag {word}")
         if self.codes.shape[1] != sizes.codes_per_image:
-            count = f"{self.codes.shape[1]} codes, not {sizes.codes_per_image}"
+            count = f"{counted(self.codes.shape[1], 'code')}, not {sizes.codes_per_image}"
             raise ValueError(f"images have {count}")
         if not len(self.kinds) == len(self.windows) == len(self.task_of):
             raise ValueError("arrays of samples have different lengths")

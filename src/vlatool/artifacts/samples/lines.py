@@ -15,6 +15,7 @@ import numpy as np
 from vlatool.artifacts.codes.format import CODEBOOK_SIZE, CODES_PER_IMAGE
 from vlatool.artifacts.windows.format import IMAGE, RESERVED, Kind
 from vlatool.episode import Array
+from vlatool.events import counted
 from vlatool.storage.documents import parse_json
 
 KINDS: tuple[Kind, ...] = ("vla", "wm")
@@ -228,7 +229,7 @@ def _codes(segments: str, sizes: SampleSizes) -> Array:
     rows = [_numbers(part, f"codes of image {n}", limit) for n, part in enumerate(parts)]
     for number, row in enumerate(rows):
         if len(row) != count:
-            raise ValueError(f"image {number} has {len(row)} codes, not {count}")
+            raise ValueError(f"image {number} has {counted(len(row), 'code')}, not {count}")
     return np.array(rows, np.uint16)
 
 

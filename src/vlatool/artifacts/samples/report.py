@@ -32,9 +32,9 @@ from vlatool.pages.layout import (
     evenly_spaced,
     heading,
     note,
-    said,
     table,
     tags,
+    text_block,
     tiles,
 )
 from vlatool.pages.plots import histogram
@@ -99,7 +99,8 @@ def inspect(location: Path) -> Report:
     ids = facts.action_ids
     return Report(
         kind="samples",
-        headline=f"{facts.samples} samples of {facts.episodes} episodes, {facts.layout}",
+        headline=f"{counted(facts.samples, 'sample')} of {counted(facts.episodes, 'episode')}, "
+        f"{facts.layout}",
         facts=asdict(facts),
         summary={
             "samples": ", ".join(f"{count} {kind}" for kind, count in facts.kinds.items()),
@@ -108,7 +109,7 @@ def inspect(location: Path) -> Report:
             if {"min", "max", "mean"} <= ids.keys()
             else "",
             "images": facts.pictures,
-            "on disk": f"{size_text(facts.bytes)} in {facts.files} files",
+            "on disk": f"{size_text(facts.bytes)} in {counted(facts.files, 'file')}",
             **facts.origin,
         },
         tables=[text_table("Tasks", ("task", "samples"), facts.tasks.items())],
@@ -179,9 +180,9 @@ def _shown(folder: SamplesFolder, facts: SamplesFacts, count: int) -> list[int]:
     shown: list[int] = []
     for order, index in enumerate(evenly_spaced(len(folder), count)):
         near = [index, *range(max(index - _NEAR, 0), min(index + _NEAR, len(folder)))]
-        wanted = kinds[order % len(kinds)] if kinds else ""
+        kind_shown = kinds[order % len(kinds)] if kinds else ""
         with suppress(DataError):
-            index = next((n for n in near if _kind(folder, n) == wanted), index)
+            index = next((n for n in near if _kind(folder, n) == kind_shown), index)
         shown.append(index)
     return sorted({*shown})
 
@@ -204,7 +205,7 @@ def _overview(facts: SamplesFacts, findings: Problems) -> list[Section]:
     lengths = [int(n) for n, count in facts.id_counts.items() for _ in range(count)]
     return [
         Section("Overview", shown),
-        Section("Action ids", histogram(lengths, "action ids of a window", noun="window")),
+        Section("Action ids", histogram(lengths, "action ids of a window", counted_name="window")),
         Section("Tasks", table(("task", "samples"), facts.tasks.items(), numbers=(1,))),
     ]
 
@@ -256,9 +257,9 @@ def _text(talk: Conversation) -> str:
         answer, end = answer[:first], answer[first:]
     more = f"{counted(len(talk.codes) - 1, 'more image')} and the end of the answer"
     return (
-        f'<span class="tag">user</span>{said(talk.question())}'
-        f'<span class="tag">assistant</span>{said(answer)}'
-        + (details(more, said(end)) if len(talk.codes) > 1 else "")
+        f'<span class="tag">user</span>{text_block(talk.question())}'
+        f'<span class="tag">assistant</span>{text_block(answer)}'
+        + (details(more, text_block(end)) if len(talk.codes) > 1 else "")
     )
 
 

@@ -41,6 +41,7 @@ from vlatool.artifacts.tar import (
     scan_tar,
 )
 from vlatool.errors import DataError
+from vlatool.events import counted
 from vlatool.findings import Finding
 from vlatool.storage.byte_ranges import open_file
 from vlatool.storage.uri import can_list
@@ -201,7 +202,7 @@ class _FolderCheck:
             message = f"{name}: {problem.message}"
             yield SHARDS(problem.code, message, shard=name, sample=problem.sample)
         if self._listed.has_manifest and shard.num_sequences != len(scan.samples):
-            message = f"{name}: has {len(scan.samples)} samples, the manifest says "
+            message = f"{name}: has {counted(len(scan.samples), 'sample')}, the manifest says "
             yield SHARDS("count_mismatch", f"{message}{shard.num_sequences}", shard=name)
         yield from check_index(shard.path, scan)
         yield from self._samples(shard.path, scan.samples)

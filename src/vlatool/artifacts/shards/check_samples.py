@@ -22,6 +22,7 @@ from vlatool.artifacts.sample import (
 )
 from vlatool.artifacts.shards.findings import SHARDS
 from vlatool.episode import Array
+from vlatool.events import counted
 from vlatool.findings import Finding
 
 _REQUIRED = (ARRAYS, METADATA)
@@ -209,7 +210,9 @@ class SampleCheck:
         specs = {name: (values.shape, _kind(values)) for name, values in arrays.items()}
         for name, (shape, _) in specs.items():
             if length is not None and shape[:1] != (length,):
-                message = f"{name!r} has the shape {list(shape)}, expected {length} steps"
+                message = (
+                    f"{name!r} has the shape {list(shape)}, expected {counted(length, 'step')}"
+                )
                 yield context.finding("window_length", message, field=name)
         if not self.fields:
             self.fields = specs

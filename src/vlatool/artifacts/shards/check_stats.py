@@ -16,6 +16,7 @@ from vlatool.artifacts.shards.format import ShardFolder
 from vlatool.artifacts.stats.format import compact, number_array, read_stats
 from vlatool.episode import Array
 from vlatool.errors import DataError
+from vlatool.events import counted
 from vlatool.findings import Finding
 from vlatool.storage.byte_ranges import read_file
 from vlatool.storage.documents import parse_json
@@ -146,7 +147,10 @@ class StatsCheck:
             past = self._expected.past
             anchor = counts[past] if past is not None and past < len(counts) else max(counts)
             if anchor != samples or max(counts) > samples:
-                message = f"{name!r} counts {anchor} rows at the anchor, expected {samples} samples"
+                message = (
+                    f"{name!r} counts {counted(anchor, 'row')} at the anchor, expected "
+                    f"{counted(samples, 'sample')}"
+                )
                 yield self._finding("wrong_count", message, name)
 
     def _check_values(self, name: str, total: "_FieldMoments") -> Iterator[Finding]:

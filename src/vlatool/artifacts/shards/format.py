@@ -22,6 +22,7 @@ from vlatool.artifacts.manifest import parse_values
 from vlatool.artifacts.stats.format import DIGESTS_NAME, STATS_NAME, Statistics, read_stats
 from vlatool.artifacts.tar import INDEX_SUFFIX, is_shard
 from vlatool.errors import DataError
+from vlatool.events import counted
 from vlatool.jobs.files import read_file_list
 from vlatool.jobs.record import OutputRecord, read_valid_record
 from vlatool.storage.atomic import write_text
@@ -165,7 +166,7 @@ def _manifest_error(path: Path, reason: object, line: int = 0) -> DataError:
 
 def _shard_error(path: Path, shard: Shard, problem: str, code: str) -> DataError:
     return DataError(
-        f"{shard.path}: {problem}; {path} lists it with {shard.num_sequences} samples",
+        f"{shard.path}: {problem}; {path} lists it with {counted(shard.num_sequences, 'sample')}",
         hint=_HINT,
         code=code,
         details={"shard": str(shard.path), "manifest": str(path)},

@@ -18,6 +18,7 @@ from vlatool.artifacts.stats.format import Statistics
 from vlatool.artifacts.stats.report import field_summary, field_table, statistics_html
 from vlatool.artifacts.tar import is_shard, open_shard
 from vlatool.errors import DataError
+from vlatool.events import counted
 from vlatool.jobs.record import read_record, read_valid_record
 from vlatool.pages.layout import (
     Section,
@@ -148,7 +149,7 @@ def inspect(location: Path) -> Report:
     fields = {info.name: info.document() for info in facts.fields}
     return Report(
         kind="shards",
-        headline=f"{facts.samples} samples in {facts.shards} shards",
+        headline=f"{counted(facts.samples, 'sample')} in {counted(facts.shards, 'shard')}",
         facts=asdict(facts) | {"status": status, "fields": fields},
         summary=_summary(facts, status),
         tables=[
@@ -272,9 +273,10 @@ def _provenance_text(provenance: Provenance) -> str:
         {
             "from": f"{sources} ({provenance.format or 'unknown'})",
             "episodes": "" if episodes is None else str(episodes),
-            "broken": f"{failures} episodes left out" if failures else "",
+            "broken": f"{counted(failures, 'episode')} left out" if failures else "",
             "dropped": [
-                f"{count} samples: {reason}" for reason, count in provenance.dropped.items()
+                f"{counted(count, 'sample')}: {reason}"
+                for reason, count in provenance.dropped.items()
             ],
             "written by": f"vlatool {provenance.version}" if provenance.version else "",
             "at": provenance.created_at,
@@ -355,7 +357,7 @@ def _sample_cards(
 
 def _provenance_html(provenance: Provenance) -> str:
     dropped = ", ".join(
-        f"{count} samples: {reason}" for reason, count in provenance.dropped.items()
+        f"{counted(count, 'sample')}: {reason}" for reason, count in provenance.dropped.items()
     )
     info = {
         "from": ", ".join(provenance.sources),

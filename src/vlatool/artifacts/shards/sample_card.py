@@ -22,6 +22,7 @@ from vlatool.artifacts.sample import StoredSample
 from vlatool.artifacts.tar import OpenShard
 from vlatool.episode import Array
 from vlatool.errors import DataError
+from vlatool.events import counted
 from vlatool.pages.charts import Axis, FieldValues, field_charts, step_cells
 from vlatool.pages.images import FrameView, frame_figure, step_text, strip
 from vlatool.pages.layout import (
@@ -83,7 +84,7 @@ def sample_card(tar: OpenShard, position: int, options: Mapping[str, Any]) -> Se
     """
     name = tar.path.name
     if position >= len(tar.keys):
-        reason = tar.damage or f"the shard has {len(tar.keys)} samples"
+        reason = tar.damage or f"the shard has {counted(len(tar.keys), 'sample')}"
         text = f"{name}: there is no sample {position}: {reason}"
         return Section(f"{name}, sample {position}", note(text), is_under=True)
     key = tar.keys[position]

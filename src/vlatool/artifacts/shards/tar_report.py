@@ -25,6 +25,7 @@ from vlatool.artifacts.shards.sample_card import frame_rate, sample_card, stored
 from vlatool.artifacts.tar import OpenShard, open_shard
 from vlatool.episode import Array
 from vlatool.errors import DataError
+from vlatool.events import counted
 from vlatool.pages.episode import EpisodeView, episode_section, shown_positions
 from vlatool.pages.images import FrameView
 from vlatool.pages.layout import Section, code, details, evenly_spaced, group, note, table, tiles
@@ -99,12 +100,14 @@ def inspect_shard(path: Path) -> Report:
     """
     facts = _read_facts(path)
     counts = ", ".join(
-        f"{members} in {samples} samples" if len(facts.members_per_sample) > 1 else str(members)
+        f"{members} in {counted(samples, 'sample')}"
+        if len(facts.members_per_sample) > 1
+        else str(members)
         for members, samples in facts.members_per_sample.items()
     )
     return Report(
         kind="shard",
-        headline=f"shard, {facts.samples} samples",
+        headline=f"shard, {counted(facts.samples, 'sample')}",
         facts=asdict(facts),
         summary={
             "status": facts.problem or status_text("whole"),
@@ -140,7 +143,8 @@ def _read_facts(path: Path) -> ShardFacts:
             bytes=path.stat().st_size,
             members_per_sample=dict(Counter(counts.values()).most_common()),
             first=first_sample(shard),
-            problem=shard.damage or (f"{others} members are not plain files" if others else ""),
+            problem=shard.damage
+            or (f"{counted(others, 'member is', 'members are')} not plain files" if others else ""),
         )
 
 
@@ -179,7 +183,7 @@ def _page(path: Path, facts: ShardFacts, request: PageRequest) -> ReportPage:
         samples = [sample_card(tar, i, options) for i in evenly_spaced(total, request.samples)]
         sections += group(f"Samples ({len(samples)} of {total})", samples)
     kind = "shard" if episode is None else "samples of one episode"
-    return ReportPage(sections, f"{kind}, {facts.samples} samples")
+    return ReportPage(sections, f"{kind}, {counted(facts.samples, 'sample')}")
 
 
 def _overview(facts: ShardFacts) -> Section:

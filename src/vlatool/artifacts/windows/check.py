@@ -32,6 +32,7 @@ from vlatool.artifacts.windows.format import (
     read_manifest,
 )
 from vlatool.errors import DataError
+from vlatool.events import counted
 from vlatool.findings import Finding, FindingCodes, error, info, warning
 from vlatool.storage.byte_ranges import read_file
 from vlatool.storage.tree import FileInfo, files_below
@@ -254,7 +255,10 @@ class _EpisodeCheck:
     def _check_frames(self, frames: int) -> Iterator[Finding]:
         """Checks that every frame has its lines and that their actions agree with the next ones."""
         if not frames or list(self._kinds) != list(range(frames)):
-            message = f"{self.path}: has lines of {len(self._kinds)} frames, expected {frames} in "
+            message = (
+                f"{self.path}: has lines of {counted(len(self._kinds), 'frame')}, expected "
+                f"{frames} in "
+            )
             yield WINDOWS("wrong_line", f"{message}order", path=str(self.path))
             return
         firsts = [window.actions[0] for _, window in self._chunks.values()]

@@ -22,6 +22,7 @@ from vlatool.artifacts.lines import LINES_SUFFIX, lines_index_path, read_lines
 from vlatool.artifacts.manifest import Count, ManifestType
 from vlatool.artifacts.tar import INDEX_SUFFIX, read_index
 from vlatool.errors import DataError
+from vlatool.events import counted
 from vlatool.jobs.record import read_valid_record
 from vlatool.storage.documents import parse_json
 
@@ -185,7 +186,7 @@ def _parse_conversation(messages: Any, images: int, future: int) -> tuple[Kind, 
     kind = _kind(answer_text, future)
     prefix, suffix = f"{IMAGE * images}{_TASK}", _QUESTIONS[kind]
     if not (question_text.startswith(prefix) and question_text.endswith(suffix)):
-        raise ValueError(f"the question does not match its answer and {images} images")
+        raise ValueError(f"the question does not match its answer and {counted(images, 'image')}")
     return kind, question_text[len(prefix) : -len(suffix)]
 
 
@@ -194,7 +195,7 @@ def _kind(answer_text: str, images: int) -> Kind:
     for kind in kinds:
         if answer_text == _answer(kind, images):
             return kind
-    raise ValueError(f"the answer is none of the known ones with {images} images")
+    raise ValueError(f"the answer is none of the known ones with {counted(images, 'image')}")
 
 
 def _conversation(messages: Any) -> tuple[str, str]:

@@ -23,6 +23,7 @@ from vlatool.artifacts.windows.format import (
     read_manifest,
 )
 from vlatool.errors import DataError
+from vlatool.events import counted
 from vlatool.jobs.files import output_files
 from vlatool.jobs.record import read_valid_record
 from vlatool.pages.charts import Axis, FieldValues, field_charts
@@ -89,10 +90,11 @@ def inspect(location: Path) -> Report:
     """
     findings = Problems()
     facts = _read_facts(location, findings)
-    count = "an unknown number of" if facts.samples is None else facts.samples
+    count = facts.samples
+    windows = "an unknown number of windows" if count is None else counted(count, "window")
     return Report(
         kind="windows",
-        headline=f"{count} windows of {facts.episodes} episodes",
+        headline=f"{windows} of {counted(facts.episodes, 'episode')}",
         facts=asdict(facts),
         summary=_summary(facts),
         tables=[text_table("Tasks", ("example",), [(f'"{text}"',) for text in facts.tasks])],
@@ -138,7 +140,7 @@ def _summary(facts: WindowsFacts) -> dict[str, object]:
     info: dict[str, object] = {
         "status": status_text(facts.status),
         "on disk": size_text(facts.bytes),
-        "window": f"{past} steps up to the anchor, {future} from the anchor on",
+        "window": f"{counted(past, 'step')} up to the anchor, {future} from the anchor on",
         "cameras": facts.cameras,
     }
     if (manifest := facts.manifest) is not None:
@@ -148,7 +150,7 @@ def _summary(facts: WindowsFacts) -> dict[str, object]:
             "images": f"{manifest.pictures}, {manifest.untouched} of them as recorded",
             "image size": "as recorded" if size is None else f"{size[0]} x {size[1]}",
             "rate": "unknown" if fps is None else f"{number_text(fps)} fps",
-            "actions": f"{manifest.action_width} dimensions ({fields}), not normalized",
+            "actions": f"{counted(manifest.action_width, 'dimension')} ({fields}), not normalized",
             "lines of a frame": manifest.qa_mode,
             "prefix of names": manifest.names,
         }
@@ -201,9 +203,14 @@ def _window_card(facts: WindowsFacts, path: Path, part: float) -> Section:
     body = (
         tags(target)
         + heading("Instruction", sentences({"task": [window.task]}))
-        + heading(f"Past images: {steps} steps up to the anchor", camera_strips(past, 1 - steps))
+        + heading(
+            f"Past images: {counted(steps, 'step')} up to the anchor",
+            camera_strips(past, 1 - steps),
+        )
         + heading("Actions", _chart(facts, window))
-        + heading(f"Future images: {len(window.actions)} steps", camera_strips(future, 1))
+        + heading(
+            f"Future images: {counted(len(window.actions), 'step')}", camera_strips(future, 1)
+        )
     )
     return Section(f"{path.stem}, line {number + 1}", body, is_under=True)
 

@@ -14,6 +14,7 @@ from vlatool.artifacts.images import decode_rgb
 from vlatool.artifacts.sample import MASKS, METADATA, StoredSample, image_suffix
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
+from vlatool.events import counted
 from vlatool.loading.robotics.config import ImageAugmentationConfig, RoboticsDataConfig
 from vlatool.loading.shard_reader import BROKEN_SAMPLE
 from vlatool.transforms.augmentation import (
@@ -271,7 +272,8 @@ class SampleDecoder:
             raise ValueError(f"{name} is {columns.dtype} {list(columns.shape)}")
         if columns.shape[1] != width:
             raise DataError(
-                f"sample {key}: {name} has {columns.shape[1]} dimensions, its statistics have "
+                f"sample {key}: {name} has {counted(columns.shape[1], 'dimension')}, its "
+                "statistics have "
                 f"{width}",
                 hint="shard and statistics are of different data: remove data.dataset_statistics, "
                 "or preprocess again",

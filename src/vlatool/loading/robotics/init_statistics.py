@@ -13,7 +13,7 @@ from vlatool.artifacts.run.format import RunDir
 from vlatool.artifacts.shards.format import read_preprocessing_config
 from vlatool.artifacts.stats.format import Statistics, compact
 from vlatool.errors import DataError
-from vlatool.events import Reporter
+from vlatool.events import Reporter, counted
 from vlatool.loading.robotics.config import NormalizeConfig, RoboticsDataConfig
 from vlatool.loading.robotics.info import RoboticsInfo
 from vlatool.transforms.normalize import FieldScale, field_scale, field_width
@@ -101,7 +101,8 @@ def _replaced(info: RoboticsInfo, known: Statistics, folder: Path) -> RoboticsIn
         ]
         if len(set(widths)) > 1:
             raise _not_usable(
-                f"{folder}: the statistics of field {name!r} have {widths[0]} dimensions, the data "
+                f"{folder}: the statistics of field {name!r} have "
+                f"{counted(widths[0], 'dimension')}, the data "
                 f"have {widths[1]}"
             )
     past = read_preprocessing_config(_run_of(folder).root).get("past_lowdim_steps")

@@ -7,6 +7,7 @@ import numpy as np
 
 from vlatool.episode import Array
 from vlatool.errors import DataError
+from vlatool.events import counted
 from vlatool.loading.robotics.config import NormalizeConfig, RoboticsDataConfig
 from vlatool.transforms.normalize import FieldScale, field_scale, field_width
 
@@ -46,7 +47,8 @@ class Normalizer:
         steps = len(scale.center) if scale.center.ndim == 2 else None
         if steps is not None and (self._first < 0 or self._first + self._length > steps):
             raise DataError(
-                f"the statistics of field {field!r} have {steps} steps, the window is steps "
+                f"the statistics of field {field!r} have {counted(steps, 'step')}, the window "
+                "is steps "
                 f"{self._first} to {self._first + self._length - 1}",
                 hint="compute statistics with `vlatool stats compute DATA`, or use one scale for "
                 "all steps: data.normalization.scope=global",

@@ -13,6 +13,7 @@ from vlatool.artifacts.fields import dimension_names
 from vlatool.artifacts.shards.format import ShardFolder
 from vlatool.episode import Array, Observation
 from vlatool.errors import DataError
+from vlatool.events import counted
 from vlatool.loading.base import ActionField, PairOptions, Target
 from vlatool.loading.dataset import SampleDataset
 from vlatool.loading.order import OrderOptions, SampleOrder
@@ -140,7 +141,7 @@ def pairs_info(location: str, config: RoboticsDataConfig, options: PairOptions) 
     ):
         if needed > has:
             raise DataError(
-                f"{location}: windows have {has} steps, {key} of the policy is {needed}",
+                f"{location}: windows have {counted(has, 'step')}, {key} of the policy is {needed}",
                 hint="preprocess the data with the window size that the policy was trained on",
                 code="data.window_too_large",
             )

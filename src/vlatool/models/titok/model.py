@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vlatool.errors import DataError
+from vlatool.events import counted
 from vlatool.models.codebook import QuantizerOutput, VectorQuantizer
 from vlatool.models.titok.config import KlConfig, TitokConfig, VitConfig, VqConfig
 from vlatool.models.vqgan.model import Decoder as PixelDecoder
@@ -255,7 +256,7 @@ class Titok(nn.Module):
         rows, expected = codes.flatten(1), self.config.num_latent_tokens
         if rows.shape[1] != expected:
             raise DataError(
-                f"an image has {rows.shape[1]} codes, the tokenizer expects {expected}",
+                f"an image has {counted(rows.shape[1], 'code')}, the tokenizer expects {expected}",
                 hint="decode with the tokenizer that encoded the images",
                 code="data.number_of_codes",
             )

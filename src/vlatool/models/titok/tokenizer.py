@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from vlatool.errors import DataError, UsageError
+from vlatool.events import counted
 from vlatool.models.codebook import CodebookTokenizer
 from vlatool.models.titok.config import TitokConfig, VqConfig
 from vlatool.models.titok.model import Titok
@@ -83,7 +84,7 @@ def _open_teacher(config: TitokConfig) -> Vqgan:
     if network.codebook_size != config.vqgan.codebook_size:
         raise DataError.at(
             config.teacher,
-            f"has {network.codebook_size} codes, the tokenizer predicts codes of "
+            f"has {counted(network.codebook_size, 'code')}, the tokenizer predicts codes of "
             f"a teacher with {config.vqgan.codebook_size}",
             hint="give the teacher that the tokenizer was trained with",
             code="data.checkpoint_mismatch",

@@ -34,6 +34,7 @@ from vlatool.artifacts.image_shards.format import (
 from vlatool.artifacts.tar import ShardIndex, TarWriter, index_path, member_bytes
 from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError
+from vlatool.events import counted
 from vlatool.findings import Finding, FindingCodes
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import JobRun
@@ -121,7 +122,9 @@ def _metadata(parts: tuple[str, str, str, int], episode: Episode) -> Mapping[str
 def _image_findings(writer: ImageWriter, episode: str) -> Iterator[Finding]:
     total = writer.sizes.total()
     if writer.converted:
-        message = f"{episode}: {writer.converted} of {total} images were converted to 8-bit RGB"
+        message = (
+            f"{episode}: of {counted(total, 'image')}, {writer.converted} converted to 8-bit RGB"
+        )
         yield IMAGE_SHARDS("converted", message, episode=episode)
     if writer.animations:
         message = f"{episode}: {writer.animations} animations; their first frames were used"
@@ -193,7 +196,10 @@ class ImageShardsSink:
         train = [tar for index, tar in enumerate(tars) if index not in held_out_indices]
         val = [tar for index, tar in enumerate(tars) if index in held_out_indices]
         if not train:
-            message = f"{len(tars)} shards are too few for --val-ratio {ratio}; no lists written"
+            message = (
+                f"{counted(len(tars), 'shard is', 'shards are')} too few for --val-ratio "
+                f"{ratio}; no lists written"
+            )
             run.reporter.warn("image_shards.not_split", message)
             return
         output = self._setup.output

@@ -15,6 +15,7 @@ from vlatool.artifacts.windows.format import (
 )
 from vlatool.episode import Survey
 from vlatool.errors import DataError
+from vlatool.events import counted
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
@@ -163,7 +164,7 @@ def _action_width(config: JsonlConfig, survey: Survey, fields: Mapping[str, int]
         hint = "set one with --action-fields or the keys of the format"
         raise _source_error(problem, "no_actions", hint)
     if config.action_width not in (None, width):
-        problem = f"an action has {width} values ({', '.join(fields)}), expected "
+        problem = f"an action has {counted(width, 'value')} ({', '.join(fields)}), expected "
         hint = "set other fields with --action-fields, or another --action-width"
         raise _source_error(f"{problem}{config.action_width}", "action_width", hint)
     return width

@@ -24,6 +24,7 @@ from vlatool.artifacts.windows.format import MANIFEST, WindowManifest, lines_fil
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, Survey, UInt8Array
 from vlatool.errors import DataError
+from vlatool.events import counted
 from vlatool.findings import Finding, FindingCode, FindingCodes
 from vlatool.sources.base import id_part, no_episodes
 from vlatool.sources.order import natural_key, unique_refs
@@ -358,7 +359,7 @@ def _check_counted(ref: EpisodeRef, names: Sequence[str]) -> None:
         more = f" and {len(missing) - 1} more images" if len(missing) > 1 else ""
         raise DataError.at(
             ref.path / missing[0],
-            f"is missing{more}: its windows have {len(images) + len(missing)} images, "
+            f"is missing{more}: its windows have {counted(len(images) + len(missing), 'image')}, "
             f"{len(images)} are here",
             hint="copy the images again, write the windows again, or leave the episode out with "
             "--exclude",
@@ -412,7 +413,9 @@ def _check_images(images: ImageFiles, episode: str) -> Iterator[Finding]:
             continue
         sizes[info.size] += 1
         if info.frames > 1:
-            yield IMAGES("several_frames", f"{path}: has {info.frames} frames", **location)
+            yield IMAGES(
+                "several_frames", f"{path}: has {counted(info.frames, 'frame')}", **location
+            )
         elif not info.is_plain:
             yield IMAGES("not_rgb", f"{path}: is not plain 8-bit RGB", **location)
     if len(sizes) > 1:

@@ -23,6 +23,7 @@ from vlatool.artifacts.lerobot import (
 )
 from vlatool.episode import Array
 from vlatool.errors import DataError
+from vlatool.events import counted
 from vlatool.findings import Collector, Finding
 from vlatool.sources.lerobot.config import LeRobotConfig
 from vlatool.sources.lerobot.dataset import EpisodeFiles, dataset_roots, open_dataset
@@ -165,7 +166,7 @@ def _splits(tree: Mapping[str, Any], episodes: int) -> Iterator[tuple[str, str, 
             yield (
                 "splits",
                 f"splits.{name}",
-                f"is {str(span)[:40]!r}, there are {episodes} episodes",
+                f"is {str(span)[:40]!r}, there are {counted(episodes, 'episode')}",
             )
 
 
@@ -179,8 +180,8 @@ def _names(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             continue
         count = len(feature_names(names))
         if count != shape[0]:
-            counted = "1 name" if count == 1 else f"{count} names"
-            yield "names_mismatch", name, f"has {counted} for {shape[0]} values"
+            problem = f"has {counted(count, 'name')} for {counted(shape[0], 'value')}"
+            yield "names_mismatch", name, problem
 
 
 def _check_rows(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
@@ -284,7 +285,7 @@ def statistics_mismatches(
                 yield name, problem
         count = entry.get("count")
         if count and count not in (len(values), [len(values)]):
-            yield name, f"has count {str(count)[:40]}, there are {len(values)} rows"
+            yield name, f"has count {str(count)[:40]}, there are {counted(len(values), 'row')}"
 
 
 def _difference(key: str, stated: object, actual: Array, scale: Array) -> str:
@@ -295,7 +296,7 @@ def _difference(key: str, stated: object, actual: Array, scale: Array) -> str:
     except (TypeError, ValueError, OverflowError):
         return f"{key} is not a list of numbers"
     if numbers.shape != actual.shape:
-        return f"{key} has {len(numbers)} values, the rows have {len(actual)}"
+        return f"{key} has {counted(len(numbers), 'value')}, the rows have {len(actual)}"
     differs = ~(np.abs(numbers - actual) <= _TOLERANCE * scale)
     if not differs.any():
         return ""

@@ -14,6 +14,7 @@ from vlatool.artifacts.fields import dimension_label
 from vlatool.artifacts.lerobot import FRAME_INDEX
 from vlatool.episode import Array
 from vlatool.errors import DataError
+from vlatool.events import counted
 from vlatool.sources.base import check_is_data_file
 from vlatool.storage.uri import as_native_file
 
@@ -138,7 +139,7 @@ class Rows:
             row = int(wrong.argmax())
             raise self._error(
                 name,
-                f"has {int(widths[row])} values at row {row}, expected {expected}",
+                f"has {counted(int(widths[row]), 'value')} at row {row}, expected {expected}",
                 "data.ragged_rows",
                 row,
             )

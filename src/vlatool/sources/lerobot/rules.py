@@ -13,6 +13,7 @@ from typing import Any
 from vlatool.artifacts.lerobot import AUTOMATIC, EPISODES_FILE, FRAME_INDEX
 from vlatool.episode import Array, FrameSource
 from vlatool.errors import DataError
+from vlatool.events import counted
 from vlatool.findings import Collector
 from vlatool.sources.base import check_is_data_file, id_part
 from vlatool.sources.lerobot.config import LeRobotConfig
@@ -92,7 +93,8 @@ def _check_length(files: EpisodeFiles, rows: Rows, report: Collector) -> None:
     if length is not None and length != len(rows):
         report.add_error(
             DataError(
-                f"{rows.episode}: {rows.path} has {len(rows)} rows, meta/episodes.jsonl says "
+                f"{rows.episode}: {rows.path} has {counted(len(rows), 'row')}, "
+                "meta/episodes.jsonl says "
                 f"{length}",
                 hint="the file or the list is of another version; download both again",
                 code="data.length_mismatch",
@@ -229,7 +231,8 @@ def _video(
         return None
     if info.num_frames < len(rows):
         raise DataError(
-            f"{label}: {path} has {info.num_frames} frames, the data has {len(rows)} rows",
+            f"{label}: {path} has {counted(info.num_frames, 'frame')}, the data has "
+            f"{counted(len(rows), 'row')}",
             hint="the video is incomplete; download it again, or exclude the episode with "
             "--exclude",
             code="data.video_too_short",
@@ -246,7 +249,7 @@ def _video_problems(
 ) -> Iterator[tuple[str, str]]:
     """(code, problem) of a usable video that differs from the rows or from info.json."""
     if info.num_frames > num_rows:
-        more = f"has {info.num_frames} frames for {num_rows} rows"
+        more = f"has {counted(info.num_frames, 'frame')} for {counted(num_rows, 'row')}"
         yield "extra_frames", f"{more}; the last ones are unused"
     if info.fps is not None and abs(float(info.fps) - fps) > 0.01:
         yield "video_fps", f"has {float(info.fps):g} fps, the data {fps:g}"
@@ -325,7 +328,10 @@ def _instruction_of_rows(
     distinct = list(dict.fromkeys(values))
     sentences = list(dict.fromkeys(_sentence(rows, column, value, table) for value in distinct))
     if len(sentences) > 1:
-        message = f"{rows.episode}: its rows have {len(sentences)} tasks; the first one is used"
+        message = (
+            f"{rows.episode}: its rows have {counted(len(sentences), 'task')}; the first one "
+            "is used"
+        )
         report.note("several_tasks", message, path=str(rows.path), field=column)
     return sentences[0]
 
@@ -347,7 +353,8 @@ def _instruction_of_list(
         return join.join(sentences)
     names = ", ".join(f'"{text}"' for text in sentences)
     raise DataError(
-        f"{rows.episode} lists {len(sentences)} tasks ({names}) and its rows do not select one",
+        f"{rows.episode} lists {counted(len(sentences), 'task')} ({names}) and its rows do not "
+        "select one",
         hint="choose with --task-join ' / ' or --task-column NAME",
         code="data.ambiguous_task",
         details={"episode": rows.episode, "tasks": list(sentences)},

@@ -16,6 +16,7 @@ import numpy as np
 from vlatool.artifacts.fields import dimension_label
 from vlatool.episode import Array, EpisodeRef
 from vlatool.errors import DataError
+from vlatool.events import counted
 from vlatool.findings import Collector, Finding
 from vlatool.sources.npz import NpzArchive
 from vlatool.sources.spartan.findings import SPARTAN
@@ -170,7 +171,7 @@ class EpisodeLint:
         """Reports the number of True values in a mask [F] and the first one, if there are any."""
         if frames.any():
             frame, count = int(frames.argmax()), int(frames.sum())
-            message = f"{name!r} {problem} in {count} frames, first at frame {frame}"
+            message = f"{name!r} {problem} in {counted(count, 'frame')}, first at frame {frame}"
             self._note(code, file, message, field=name, frame=frame, count=count)
 
     def _check_motion(self) -> None:
@@ -206,7 +207,7 @@ class EpisodeLint:
             empty = np.asarray(np.char.strip(texts) == "")
             if not empty.any():
                 return
-            problem = f"{_INSTRUCTION} is empty in {int(empty.sum())} frames"
+            problem = f"{_INSTRUCTION} is empty in {counted(int(empty.sum()), 'frame')}"
             frame = int(empty.argmax())
         self._note("no_instruction", OBSERVATIONS, problem, field=_INSTRUCTION, frame=frame)
 

@@ -20,6 +20,7 @@ import yaml
 
 from vlatool.episode import Array, Calibration, FieldSpec
 from vlatool.errors import DataError
+from vlatool.events import counted
 from vlatool.findings import Collector
 from vlatool.sources.npz import ArrayHeader, NpzArchive, NpzFrames, missing_array_error
 from vlatool.sources.spartan.config import SpartanConfig
@@ -298,7 +299,7 @@ def length_error(episode: OpenedEpisode, file: str, name: str, length: int | Non
     path = episode.folder / file
     camera = episode.camera_ids.get(name)
     label = name if camera is None else f"camera {camera}"
-    problem = "is a single value" if length is None else f"has {length} frames"
+    problem = "is a single value" if length is None else f"has {counted(length, 'frame')}"
     return DataError.at(
         path,
         f"{label!r} {problem}, most arrays have {episode.num_frames}",
