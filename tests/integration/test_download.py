@@ -371,7 +371,7 @@ def test_full_disk_is_found_before_the_first_byte(
     server: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = SimpleNamespace(free=len(BIG) - 1)
-    monkeypatch.setattr("vlatool.workflows.download.shutil.disk_usage", lambda path: full)
+    monkeypatch.setattr("vlatool.workflows.download_files.shutil.disk_usage", lambda path: full)
     with pytest.raises(StorageError) as caught:
         get_big(server, tmp_path / "out")
     assert caught.value.code == "storage.no_space"

@@ -75,7 +75,7 @@ COMMANDS: dict[str, Command] = {
         {"source": "LOCATION"},
         (
             "vlatool download hf://datasets/physical-intelligence/libero --output libero",
-            "vlatool download s3://lab/raw --include 'tasks/*' --output raw --limit-rate 50M",
+            "vlatool download --task PutKiwiOnSaucer --output lbm",
         ),
     ),
     "preprocess": Command(

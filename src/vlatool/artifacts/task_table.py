@@ -1,0 +1,96 @@
+"""Tables of public tasks: names, sizes, and where their data are.
+
+The built-in table is `tasks/lbm.yaml`; others are files of the same form. Source:
+reference/lbm-data 1.1 and 1.6.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from vlatool.artifacts.manifest import parse_values
+from vlatool.errors import DataError, UsageError
+from vlatool.plugins import did_you_mean
+from vlatool.storage.documents import DocumentError, read_yaml
+from vlatool.storage.uri import location
+
+_BUILT_IN = Path(__file__).resolve().parent / "tasks" / "lbm.yaml"
+_HINT = "the form is that of the built-in table; docs/download.md shows it"
+
+Part = Literal["shards", "raw"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Task of a table.
+
+    Attributes:
+        has: Parts that exist: `shards` (also as episodes), `raw`.
+        station: Name of the robot station; empty if unknown.
+        raw_gb: Size of the raw archive in GiB; None if unknown.
+    """
+
+    has: tuple[Part, ...]
+    station: str = ""
+    raw_gb: float | None = None
+
+
+@dataclass(frozen=True)
+class TaskTable:
+    """Tasks with the locations of their data.
+
+    Attributes:
+        preprocessed: Location before `VERSION/TASK/`.
+        raw: Location before `TASK.tar`.
+        version: Default version of the preprocessed data.
+        tasks: Map from name to task.
+    """
+
+    preprocessed: str
+    raw: str
+    version: str
+    tasks: Mapping[str, Task] = field(default_factory=dict[str, Task])
+
+    def find(self, name: str) -> Task:
+        """Task of a name.
+
+        Raises:
+            UsageError: The name is unknown.
+        """
+        if name not in self.tasks:
+            raise UsageError(
+                f"{name}: unknown task",
+                hint=f"{did_you_mean(name, list(self.tasks))}; `vlatool download --list` lists all",
+                code="usage.unknown_task",
+            )
+        return self.tasks[name]
+
+
+def task_table(more: str | None = None) -> TaskTable:
+    """The built-in table, with the tasks and locations of another file.
+
+    Args:
+        more: Location of a YAML file with any of the keys of the built-in one.
+
+    Raises:
+        DataError: The file is missing or not such a table; names the key.
+    """
+    table = _read(_BUILT_IN, {})
+    if more is None:
+        return table
+    own = _read(
+        location(more),
+        {"preprocessed": table.preprocessed, "raw": table.raw, "version": table.version},
+    )
+    return replace(own, tasks={**table.tasks, **own.tasks})
+
+
+def _read(path: Path, defaults: Mapping[str, str]) -> TaskTable:
+    try:
+        document = read_yaml(path)
+        return parse_values(TaskTable, {**defaults, **dict(document or {})})
+    except (OSError, DocumentError, TypeError, ValueError) as error:
+        raise DataError.at(
+            path, f"is no table of tasks: {error}", hint=_HINT, code="data.bad_task_table"
+        ) from None

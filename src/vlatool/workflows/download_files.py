@@ -1,0 +1,245 @@
+"""Job that downloads files to an output."""
+
+import hashlib
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from vlatool.errors import DataError, StorageError
+from vlatool.events import Reporter
+from vlatool.jobs.command import JobConfig, JobResult
+from vlatool.jobs.executor import ThreadExecutor
+from vlatool.jobs.files import FOLDER, FileEntry, read_file_list
+from vlatool.jobs.inputs import InputState, digest_of
+from vlatool.jobs.job import JobRun, JobSpec
+from vlatool.jobs.journal import Receipt
+from vlatool.jobs.record import OutputRecord, partial_folder, versions_of
+from vlatool.jobs.run import run_command
+from vlatool.storage.atomic import remove_tree
+from vlatool.storage.remote_path import RemotePath
+from vlatool.storage.transfer import TransferPool, partial_bytes
+from vlatool.storage.transfer import download as download_object
+from vlatool.storage.tree import size_text
+from vlatool.storage.uri import is_file_name, local_path
+from vlatool.workflows.remote_files import RemoteFile
+
+_SHOWN = 10
+# Part of the journal: raise it when the same object would give another file, not with a release.
+_PLAN = "download 1"
+
+
+@dataclass(frozen=True)
+class TransferOptions:
+    """Limits of a download.
+
+    Attributes:
+        workers: Number of requests at the same time.
+        bytes_per_s: Limit of the rate; None for no limit.
+        dry_run: Report what would be downloaded and write nothing.
+    """
+
+    workers: int = 8
+    bytes_per_s: float | None = None
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadResult(JobResult):
+    """Result of a download; `failures` lists the files that are not in the output.
+
+    Attributes:
+        source: Location with its version, if its storage has versions.
+        bytes: Size of the files.
+        downloaded_bytes: Size of the files that this call downloaded.
+    """
+
+    source: str
+    bytes: int
+    downloaded_bytes: int
+
+    def document(self) -> dict[str, Any]:
+        """The result as a JSON-serializable mapping."""
+        values = super().document()
+        return {"output": self.output, "files": values.pop("episodes"), **values}
+
+    @classmethod
+    def of_record(cls, recorded: Mapping[str, Any] | None, shown: Mapping[str, Any]) -> Self:
+        """Result of a complete run, from its record."""
+        values = dict(recorded or {})
+        return super().of_record({"episodes": values.pop("files", 0), **values}, shown)
+
+    def text(self) -> str:
+        """The result as text."""
+        size = size_text(self.bytes)
+        lines = [f"{self.output}: {_files(self.episodes)}, {size}"]
+        if self.status == "planned":
+            rest = f", {self.resumed} are there" if self.resumed else ""
+            lines = [f"{self.output}: would download {_files(self.episodes)}, {size}{rest}"]
+            lines[0] += "; nothing was written"
+        elif self.status == "already complete":
+            lines[0] += "; already complete, nothing to do"
+        elif self.resumed:
+            lines.append(f"{_files(self.resumed)} from an earlier run")
+        failed = [f"failed {row['file']}: {row['message']}" for row in self.failures[:_SHOWN]]
+        rest = len(self.failures) - len(failed)
+        return "\n".join([*lines, *failed, *([f"and {rest} more failed"] if rest else [])])
+
+
+def _files(count: int) -> str:
+    return f"{count} file{'' if count == 1 else 's'}"
+
+
+def download_files(
+    source: RemotePath,
+    files: Sequence["RemoteFile"],
+    output: str,
+    options: TransferOptions,
+    reporter: Reporter,
+) -> DownloadResult:
+    """Downloads files to an output; what an earlier call finished stays.
+
+    Raises:
+        UsageError: The output belongs to something else.
+        DataError: All files fail, or a name cannot be used here.
+        StorageError: Only the storage failed.
+        PartialFailure: Some files are not in the output.
+    """
+    for file in files:
+        _check_name(file)
+    with ExitStack() as stack:
+        job = DownloadJob(source, files, output, options, (reporter, stack))
+        executor = ThreadExecutor(options.workers, job.pool.cancel)
+        job_options = JobConfig(dry_run=options.dry_run)
+        return run_command(job, DownloadResult, job_options, executor, reporter=reporter)
+
+
+class DownloadJob:
+    """Job whose items are files; see `jobs.job.Job`."""
+
+    def __init__(
+        self,
+        source: RemotePath,
+        files: Sequence[RemoteFile],
+        output_text: str,
+        options: TransferOptions,
+        display: tuple[Reporter, ExitStack],
+    ) -> None:
+        self._output = output = local_path(output_text)
+        self._source = source
+        self._partials = partial_folder(output)
+        self.items = sorted(files, key=lambda file: file.name)
+        self._reporter, self._stack = display
+        self._total = sum(file.info.size for file in files)
+        self.pool = TransferPool(options.workers, options.bytes_per_s, on_note=self._reporter.note)
+        plain = str(source).replace(f"@{source.version}", "", 1)
+        recorded = {"source": plain, **versions_of([source])}
+        self.spec = JobSpec(
+            output=output,
+            record=OutputRecord("download", recorded),
+            title=f"download {source}",
+            item_name="file",
+            plan=_PLAN,
+            work=self._download,
+            state=_state,
+            owned=("*",),
+            locations=(output,),
+            grows=True,
+            can_overwrite=False,
+            skips_storage_errors=True,
+            has_own_progress=True,
+            shown={"output": output_text},
+        )
+
+    def name(self, item: RemoteFile) -> str:
+        """Path in the output."""
+        return item.name
+
+    def begin(self) -> None:
+        """Checks the space on the disk and starts the progress bar.
+
+        Raises:
+            StorageError: The remaining files do not fit.
+        """
+        missing = sum(file.info.size - self._bytes_there(file) for file in self.items)
+        folder = next(path for path in (self._output, *self._output.parents) if path.exists())
+        free = shutil.disk_usage(folder).free
+        if missing > free:
+            raise StorageError.at(
+                self._output,
+                f"{size_text(missing)} are missing and {size_text(free)} are free on this disk",
+                hint="free space there, or choose an --output on another disk; --include downloads"
+                " a part",
+                code="storage.no_space",
+            )
+        bar = self._stack.enter_context(self._reporter.progress("download", missing, "bytes"))
+        self.pool.on_bytes = bar.advance
+
+    def _bytes_there(self, file: RemoteFile) -> int:
+        """Bytes of a file that need no more space."""
+        try:
+            return min((self._output / file.name).stat().st_size, file.info.size)
+        except OSError:
+            return min(partial_bytes(self._partial(file)), file.info.size)
+
+    def _partial(self, file: RemoteFile) -> Path:
+        return self._partials / hashlib.sha256(file.name.encode()).hexdigest()[:24]
+
+    def _download(self, file: RemoteFile) -> Receipt:
+        target = self._output / file.name
+        if target.is_dir():
+            raise DataError.at(
+                file.path,
+                f"is a file there, and {target} is a folder",
+                hint="leave it out with --leave-out, or use another --output",
+                code="data.name_conflict",
+            )
+        done = download_object(file.address, file.info, target, self._partial(file), self.pool)
+        modified_ns = target.stat().st_mtime_ns if done.is_synced else None
+        entry = FileEntry(file.name, done.size, done.sha256, modified_ns=modified_ns)
+        return Receipt("", counts={"bytes": done.size}, files=(entry,))
+
+    def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
+        """Entries of all files, with those that an earlier call downloaded."""
+        entries = {entry.path: entry for receipt in receipts for entry in receipt.files}
+        failed = {failure["file"] for failure in run.failures}
+        for entry in read_file_list(self._output) or ():
+            if entry.path not in failed and (self._output / entry.path).is_file():
+                entries.setdefault(entry.path, entry)
+        if not run.failures:
+            remove_tree(self._partials)
+        return list(entries.values())
+
+    def result(self, run: JobRun) -> DownloadResult:
+        """Result of the command."""
+        is_planned = run.status == "planned"
+        return DownloadResult(
+            source=str(self._source),
+            bytes=self._total if is_planned else run.sums.get("bytes", 0),
+            downloaded_bytes=run.new_counts.get("bytes", 0),
+        )
+
+
+def _state(file: RemoteFile) -> InputState:
+    info = file.info
+    sizes = digest_of([info.etag or info.digest, info.size])
+    return InputState(digest_of([file.path, sizes]), sizes, int(info.modified * 1e9))
+
+
+def _check_name(file: RemoteFile) -> None:
+    """Checks that a name stays in the output.
+
+    Raises:
+        DataError: It does not, or it cannot be a file name here.
+    """
+    parts = file.name.split("/")
+    is_outside = file.name.startswith("/") or any(part in ("", ".", "..") for part in parts)
+    if is_outside or FOLDER in parts or not all(map(is_file_name, parts)):
+        raise DataError.at(
+            file.path,
+            f"{file.name!r} cannot be the name of a file in the output",
+            hint="leave it out with --leave-out, or rename it there",
+            code="data.bad_name",
+        )

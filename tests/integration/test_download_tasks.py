@@ -1,0 +1,143 @@
+"""Downloads of public tasks from a registry on a local server."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.builders.web_server import WebServer, web_server
+from vlatool.artifacts.shards.format import ShardFolder
+from vlatool.artifacts.task_table import task_table
+from vlatool.errors import DataError, StorageError, UsageError
+from vlatool.workflows.download import DownloadConfig, TasksResult, download
+
+TASKS = ("PushBox", "PutKiwiOnSaucer")
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServer]:
+    for task in TASKS:
+        for view, stem in (("shards", "shard_000000"), ("episodes", "episode_a_0")):
+            folder = tmp_path / "site/v0.1.0" / task / view
+            folder.mkdir(parents=True)
+            (folder / f"{stem}.tar").write_bytes(f"{task} {view}".encode())
+            row = json.dumps({"shard": stem, "num_sequences": 1})
+            (folder / "manifest.jsonl").write_text(row)
+            (folder / "stats.json").write_text("{}")
+        (tmp_path / "site/v0.1.0" / task / "shards/preprocessing_config.yaml").write_text("{}")
+    with web_server(tmp_path / "site") as running:
+        monkeypatch.setenv("VLATOOL_STORAGE_PATIENCE_S", "1")
+        monkeypatch.setenv("VLATOOL_REGISTRY", running.endpoint)
+        yield running
+
+
+def get(output: Path, *tasks: str, **keys: object) -> TasksResult:
+    values = {"task": list(tasks), "output": str(output), **keys}
+    result = download(DownloadConfig.model_validate(values))
+    assert isinstance(result, TasksResult)
+    return result
+
+
+def names(folder: Path) -> set[str]:
+    return {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and ".vlatool" not in path.parts
+    }
+
+
+def test_tasks_are_outputs_of_their_own(server: WebServer, tmp_path: Path) -> None:
+    result = get(tmp_path / "out", *TASKS)
+
+    assert set(result.tasks) == set(TASKS)
+    for task in TASKS:
+        (shard,) = ShardFolder.open(tmp_path / "out" / task).shards()
+        assert shard.path.read_bytes() == f"{task} shards".encode()
+        assert (tmp_path / "out" / task / ".vlatool/run.json").is_file()
+
+
+def test_second_view_is_added_with_the_metadata_that_it_lacks(
+    server: WebServer, tmp_path: Path
+) -> None:
+    get(tmp_path / "out", "PushBox")
+    get(tmp_path / "out", "PushBox", view="episodes")
+
+    assert names(tmp_path / "out/PushBox") == {
+        "shards/manifest.jsonl",
+        "shards/stats.json",
+        "shards/preprocessing_config.yaml",
+        "shards/shard_000000.tar",
+        "episodes/manifest.jsonl",
+        "episodes/stats.json",
+        "episodes/preprocessing_config.yaml",
+        "episodes/episode_a_0.tar",
+    }
+
+
+def test_task_that_fails_does_not_end_the_others(server: WebServer, tmp_path: Path) -> None:
+    (server.folder / "v0.1.0/PushBox/shards/shard_000000.tar").unlink()
+    with pytest.raises(Exception, match="1 of 2 tasks failed: PushBox") as caught:
+        get(tmp_path / "out", *TASKS)
+
+    result = getattr(caught.value, "result")  # noqa: B009 - set by the workflow
+    assert set(result.tasks) == {"PutKiwiOnSaucer"}
+
+
+def test_statistics_are_needed(server: WebServer, tmp_path: Path) -> None:
+    for view in ("shards", "episodes"):
+        (server.folder / "v0.1.0/PushBox" / view / "stats.json").unlink()
+    with pytest.raises(DataError):
+        get(tmp_path / "out", "PushBox")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "code"),
+    [
+        ({"task": ["PushBocks"]}, "usage.unknown_task"),
+        ({"task": ["PutMugInCenterOfTable"]}, "usage.no_such_view"),
+        ({"task": ["PushBox"], "all": True}, "usage.conflicting_options"),
+        ({"task": ["PushBox"], "source": "s3://a/b"}, "usage.conflicting_options"),
+        ({"task": [], "source": ""}, "usage.missing_key"),
+        ({"registry": "folder"}, "usage.local_source"),
+    ],
+)
+def test_bad_input_is_refused(
+    server: WebServer, tmp_path: Path, keys: dict[str, object], code: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        get(tmp_path / "out", **{"task": ["PushBox"], **keys})
+    assert caught.value.code == code
+
+
+def test_unknown_version_is_an_error_of_the_data(server: WebServer, tmp_path: Path) -> None:
+    with pytest.raises((DataError, StorageError)) as caught:
+        get(tmp_path / "out", "PushBox", version="v9")
+    assert "v9/PushBox" in caught.value.message
+
+
+def test_tables_add_tasks_and_locations(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(
+        "preprocessed: s3://lab/data\ntasks:\n  Fold: {has: [shards], station: ours}\n"
+    )
+    table = task_table(str(tmp_path / "own.yaml"))
+
+    assert table.find("Fold").station == "ours"
+    assert (table.preprocessed, table.version) == ("s3://lab/data", "v0.1.0")
+    assert len(table.tasks) == 51
+
+
+@pytest.mark.parametrize(
+    "text", ["tasks: 3", "tasks: {A: {}}", "tasks: {A: {has: [x]}}", "{", "raw: 1", "- a"]
+)
+def test_broken_table_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(DataError):
+        task_table(str(tmp_path / "own.yaml"))
+
+
+def test_published_list_has_42_tasks_with_preprocessed_data() -> None:
+    tasks = task_table().tasks.values()
+    assert sum("shards" in task.has for task in tasks) == 42
+    assert sum("raw" in task.has for task in tasks) == 49
