@@ -51,6 +51,8 @@ _RENAMED: Mapping[str, Mapping[str, str]] = {
     "objective": {"settle": "update_buffers", "figures": "metrics", "watch": "check_metrics"},
 }
 # Names that plugins import from vlatool, earlier name to present name.
+# Names that a hint lists.
+_MAX_KNOWN = 8
 _RENAMED_IMPORTS = {
     "Block": "ShardInfo",
     "DatasetFacts": "RoboticsInfo",
@@ -318,11 +320,12 @@ def _code_objects(code: object) -> Iterator[CodeType]:
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
-    """Hint with similar known names, or with all of them if none is similar."""
+    """Hint with similar known names, or with the first ones if none is similar."""
     near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
     if near:
         return f"did you mean {', '.join(near)}?"
-    return f"known: {', '.join(known)}" if known else ""
+    more = f", and {len(known) - _MAX_KNOWN} more" if len(known) > _MAX_KNOWN else ""
+    return f"known: {', '.join(known[:_MAX_KNOWN])}{more}" if known else ""
 
 
 def _distribution(point: EntryPoint) -> str:

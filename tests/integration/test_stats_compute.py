@@ -142,6 +142,15 @@ def test_statistics_of_other_shards_are_not_taken_for_these(
     assert repeated == ("usage.output_differs", 2)
 
 
+def test_statistics_of_a_shard_changed_in_place_are_not_taken_for_it(published: Path) -> None:
+    compute(published)
+    shard = next(path for path in published.iterdir() if path.suffix == ".tar")
+    content = bytearray(shard.read_bytes())
+    content[600] ^= 1
+    shard.write_bytes(content)
+    assert error_of(lambda: compute(published)) == ("usage.output_differs", 2)
+
+
 def test_half_of_the_files_is_a_finding_and_repeated(published: Path) -> None:
     compute(published)
     digests = published / "stats_digests.npz"

@@ -94,6 +94,7 @@ def test_entropy_penalty_makes_the_size_of_micro_batches_decide(
         run(folder / "runs", "entropy", data, model, **{"hparams.per_gpu_batch_size": 2})
     assert caught.value.code == "usage.output_differs"
     assert "entropy by micro-batch of 4 samples on each of 1 ranks" in caught.value.message
+    assert "hparams.per_gpu_batch_size" in caught.value.message
 
 
 def test_continuous_tokens_pass_the_contract_checks(data: dict[str, Any]) -> None:

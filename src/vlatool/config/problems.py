@@ -250,7 +250,10 @@ def _invalid(
         reason = f"it must be one of {', '.join(valid) or detail['ctx']['expected_tags']}"
     else:
         reason = _reason(detail)
-    message = f'"{context.key}" is {shown}: {reason}' if context.key else reason
+    # A rule of a section names its keys.
+    is_rule = detail["type"] == "value_error" and isinstance(detail["input"], Mapping)
+    subject = f'"{context.key}"' if is_rule else f'"{context.key}" is {shown}'
+    message = f"{subject}: {reason}" if context.key else reason
     near = difflib.get_close_matches(shown.strip('"'), valid, n=3, cutoff=_NEAR_VALUE)
     return Problem(context.key, context.origin, message, tuple(near))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from vlatool.config.base import ConfigModel, Violation
 from vlatool.config.problems import Problem, config_error
+from vlatool.config.scalars import value_text
 from vlatool.events import Reporter
 
 
@@ -20,7 +21,9 @@ def violations(config: ConfigModel) -> Iterator[Violation]:
         for key, (allowed, reason) in section.unsupported.items():
             value = getattr(section, key)
             if value not in allowed:
-                message = f'"{prefix}{key}" is {value!r}, which is not supported: {reason}'
+                message = (
+                    f'"{prefix}{key}" is {value_text(value)}, which is not supported: {reason}'
+                )
                 yield Violation((f"{prefix}{key}",), message, "error", "config.refused")
 
 
@@ -80,7 +83,7 @@ def derivations(config: ConfigModel, rules: Mapping[str, str]) -> Iterator[str]:
         section, _, name = key.rpartition(".")
         model = _section(config, section)
         if name not in model.no_effect_on_output:
-            yield f"{key} from {rule}: {getattr(model, name)}"
+            yield f"{key} from {rule}: {value_text(getattr(model, name))}"
 
 
 def _section(config: ConfigModel, key: str) -> ConfigModel:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import yaml
@@ -15,6 +16,7 @@ _HEX = re.compile(r"0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _INFINITE = re.compile(r"[-+]?\.(inf|Inf|INF)")
 _NAN = frozenset({".nan", ".NaN", ".NAN"})
+_LONGEST_TEXT = 160  # characters of a value in a message
 _LONGEST_NUMBER = 1_000  # longer numbers stay text: Python does not convert 4,301 digits
 
 _SAFE_TEXT = re.compile(r"[A-Za-z_/][A-Za-z0-9_./:@%+-]*(?<!:)")
@@ -93,6 +95,22 @@ def write_scalar(value: Any) -> str:
     if isinstance(value, int):
         return str(value)
     return _write_text(str(value))
+
+
+def value_text(value: Any) -> str:
+    """One line of YAML of a plain value, for messages; the middle of a long one is left out."""
+    text = _flow(value)
+    return text if len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT // 2]} ... {text[-9:]}"
+
+
+def _flow(value: Any) -> str:
+    if isinstance(value, Mapping):
+        items: Iterable[tuple[Any, Any]] = value.items()
+        return "{" + ", ".join(f"{write_scalar(key)}: {_flow(item)}" for key, item in items) + "}"
+    if isinstance(value, list | tuple):
+        entries: Iterable[Any] = value
+        return f"[{', '.join(map(_flow, entries))}]"
+    return write_scalar(value)
 
 
 def _write_float(value: float) -> str:

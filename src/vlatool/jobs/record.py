@@ -15,6 +15,7 @@ from typing import Any
 
 from vlatool import __version__
 from vlatool.config.base import ConfigModel
+from vlatool.config.scalars import value_text
 from vlatool.errors import DataError, StorageError, UsageError
 from vlatool.jobs.files import (
     FOLDER,
@@ -317,26 +318,24 @@ def partial_folder(folder: Path) -> Path:
 
 
 def check_no_differences(folder: Path, cause: str, differences: Sequence[str], hint: str) -> None:
-    """Raises an error if an output was made with other options or inputs.
-
-    Args:
-        folder: The output.
-        cause: Category of the differences, such as `with other options`.
-        differences: The differences.
-        hint: Hint of the error.
-
-    Raises:
-        UsageError: There are differences; the message lists the first of them.
-    """
-    more = f"; and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
-    short = [_DIGEST.sub(lambda match: match[0][:_DIGEST_SHOWN], text) for text in differences]
+    """Raises UsageError with the first differences; `cause` is such as `with other options`."""
     if differences:
         raise UsageError(
-            f"{folder}: was made {cause}: {'; '.join(short[:_SHOWN])}{more}",
+            f"{folder}: was made {cause}: {differences_text(differences)}",
             hint=hint,
             code="usage.output_differs",
-            details={"differences": short},
+            details={"differences": _short(differences)},
         )
+
+
+def differences_text(differences: Sequence[str]) -> str:
+    """The first differences, and the number of the others."""
+    more = f"; and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
+    return "; ".join(_short(differences[:_SHOWN])) + more
+
+
+def _short(differences: Sequence[str]) -> list[str]:
+    return [_DIGEST.sub(lambda match: match[0][:_DIGEST_SHOWN], text) for text in differences]
 
 
 def _foreign_output_error(folder: Path, command: str, before: OutputRecord | None) -> UsageError:
@@ -416,7 +415,7 @@ def _differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str)
             differences += _differing_keys(before, now, f"{prefix}{key}.")
         elif before != now:
             name = _OPTION_WORDS.get(key, f"{prefix}{key}")
-            differences.append(f"{name} {before!r} (now {now!r})")
+            differences.append(f"{name} {value_text(before)} (now {value_text(now)})")
     return differences
 
 

@@ -44,6 +44,12 @@ def number_text(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
+def few_text(names: Sequence[str], limit: int = 6) -> str:
+    """The first names, and the number of the others."""
+    more = len(names) - limit
+    return ", ".join([*names[:limit], *([f"and {more} more"] if more > 0 else [])])
+
+
 def range_text(values: Sequence[float | None]) -> str:
     """Minimum and maximum of numbers as text; one number if they are equal."""
     numbers = [value for value in values if value is not None]

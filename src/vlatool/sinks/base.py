@@ -67,9 +67,8 @@ class SinkSetup:
         known = [name for name, width in stored.items() if width]
         for name in chosen:
             if name not in known:
-                listed = ", ".join(known) or "none"
                 raise DataError(
-                    f"the output has no field {name!r} for actions; it can have: {listed}",
+                    f"the output has no field {name!r} for actions",
                     hint=did_you_mean(name, known) or "choose others with --action-fields",
                     code="data.unknown_field",
                     details={"field": name, "known": known},

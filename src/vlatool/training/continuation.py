@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from vlatool.errors import DataError, UsageError
 from vlatool.events import Reporter, counted
-from vlatool.jobs.record import read_record
+from vlatool.jobs.record import differences_text, read_record
 from vlatool.models.progress import ProgressOrigin, locate_progress
 from vlatool.models.published import PublishedProgress
 from vlatool.training.checkpoints import copy_weights, load_checkpoint, restore_optimizer
@@ -87,7 +87,7 @@ def report_differences(
         reporter.warn(
             "continued_with_other_options",
             f"{config.init_from}: was trained with other options or data, so this run does not end "
-            f"as that one would have: {'; '.join(differences)}",
+            f"as that one would have: {differences_text(differences)}",
         )
 
 

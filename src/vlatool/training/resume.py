@@ -453,13 +453,15 @@ def run_differences(
         {key: value for key, value in options.items() if key not in data_keys}
         for options in (before, now)
     )
-    return [*option_differences(old, new), *data_differences, *versions]
+    options = sorted(option_differences(old, new), key=lambda text: text.startswith(_BUDGET))
+    return [*data_differences, *options, *versions]  # the budget, seldom the reason, comes last
 
 
 def _difference_text(key: str, before: object, now: object) -> str:
     # A value that is only a digest has no text.
     old, new = (_DIGEST.sub("", str(value or "none")) or "some" for value in (before, now))
-    return f"{key}: {old} (now {new})" if old != new else f"{key}: other contents"
+    name = f"hparams.per_gpu_batch_size or processes, {key}" if key == RANDOMNESS else key
+    return f"{name}: {old} (now {new})" if old != new else f"{name}: other contents"
 
 
 def _write_config(run: RunDir, config: TrainConfig) -> None:

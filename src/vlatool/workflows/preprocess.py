@@ -26,6 +26,7 @@ from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, recorded_options, side_files, versions_of
 from vlatool.jobs.run import run_command
+from vlatool.pages.text import few_text
 from vlatool.plugins import FORMATS, SINKS
 from vlatool.sinks.base import MakeSink, Sink, SinkSetup, SinkSummary
 from vlatool.sinks.lbm.config import LbmConfig
@@ -99,7 +100,7 @@ class PreprocessResult(JobResult):
         if self.proprioception_fields:
             lines.append(f"proprioception: {', '.join(self.proprioception_fields)}")
         if self.left_out_fields:
-            lines.append(f"left out: {', '.join(self.left_out_fields)}")
+            lines.append(f"left out: {few_text(self.left_out_fields)}")
         lines += [f"{name}: {count}" for name, count in self.amounts.items()]
         lines += [f"dropped {count}: {reason}" for reason, count in self.dropped.items()]
         return [*lines, *(f"no samples from {name}" for name in self.empty_episodes)]
@@ -295,17 +296,15 @@ class PreprocessJob:
         reporter.note(f"cameras: {', '.join(self._chosen.survey.cameras) or 'none'}")
         reporter.note(f"action fields: {', '.join(actions) or 'none'}")
         reporter.note(f"proprioception fields: {', '.join(observed) or 'none'}")
-        if self._left_out:
-            reporter.note(f"fields left out: {', '.join(self._left_out)}")
         for reason, count in self._chosen.excluded.items():
             reporter.note(f"{counted(count, 'episode is', 'episodes are')} left out: {reason}")
 
     @property
     def _left_out(self) -> tuple[str, ...]:
-        """Fields of the source that the sink does not store, not as relative poses either."""
+        """Numeric fields of the source that the sink does not store, as relative poses neither."""
         stored, known = self._sink.fields, self._chosen.survey.fields
         sources = {*stored, *(stored_from(name, known) for name in stored)}
-        return tuple(name for name in known if name not in sources)
+        return tuple(name for name, field in known.items() if field.width and name not in sources)
 
     def result(self, run: JobRun) -> PreprocessResult:
         """Result of the command."""

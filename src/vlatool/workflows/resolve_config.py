@@ -58,7 +58,14 @@ class ResolveResult:
         return document
 
     def text(self) -> str:
-        """The result as YAML; a comment at its end names required keys without a value."""
+        """The YAML, or which file was written."""
+        if self.output is None:
+            return self.yaml()
+        unset = f"; required, but not set: {', '.join(self.unset)}" if self.unset else ""
+        return f"{self.output}: written{unset}"
+
+    def yaml(self) -> str:
+        """The configuration; a comment at its end names required keys without a value."""
         text = to_yaml(self.resolved, explain=self.explain)
         if self.unset:
             text += f"# required, but not set: {', '.join(self.unset)}\n"
@@ -84,7 +91,7 @@ def resolve_config(
         explain: Show the origin of each value.
         output: File to write, or folder for `resolved_config.yaml`.
         derive: Open data sets for the values that are derived from them.
-        reporter: Receives the name of the written file and violated rules.
+        reporter: Receives violated rules.
 
     Raises:
         UsageError: The file exists and is not a resolved configuration of the same command, or its
@@ -103,8 +110,7 @@ def resolve_config(
     result = ResolveResult(resolved, unset, target, explain)
     if target is not None:
         remove_partials_of(target)
-        write_text(target, result.text())
-        reporter.note(f"wrote {target}")
+        write_text(target, result.yaml())
     return result
 
 

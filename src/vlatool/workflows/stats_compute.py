@@ -4,6 +4,7 @@ Legend of shapes: N samples, T steps, C channels.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import make_executor
 from vlatool.jobs.files import read_file_list
 from vlatool.jobs.inputs import digest_of, input_state
+from vlatool.pages.text import few_text
+from vlatool.storage.tree import sha256_of
 from vlatool.storage.uri import is_remote, location, pinned
 from vlatool.transforms.statistics import (
     StatisticsAccumulator,
@@ -77,7 +80,7 @@ class StatsComputeResult:
             return f"{self.output}: would describe {summary}; nothing was written"
         if self.status == "already complete":
             return f"{self.output}: {summary}; already complete, nothing to do\nnext: {self.next}"
-        names = ", ".join(f"{name} ({width})" for name, width in self.fields.items())
+        names = few_text([f"{name} ({width})" for name, width in self.fields.items()])
         return f"{self.output}: {summary}\nfields: {names}\nnext: {self.next}"
 
 
@@ -99,7 +102,7 @@ def stats_compute(config: StatsComputeConfig, *, reporter: Reporter = NULL) -> S
     if not is_remote(folder.manifest):
         check_shards(folder.manifest, shards)
     inputs = _inputs(shards)
-    is_complete = not config.overwrite and _is_complete(target, inputs, config)
+    is_complete = not config.overwrite and _is_complete(target, inputs, shards, config)
     schema = _first_fields(folder, shards)
     beside = f" --data.dataset_statistics {config.output}" if config.output else ""
     result = StatsComputeResult(
@@ -115,7 +118,8 @@ def stats_compute(config: StatsComputeConfig, *, reporter: Reporter = NULL) -> S
     )
     if result.status == "written":
         total = _total(shards, schema, config.workers, reporter)
-        write_recorded(target, dict(field_entries(total, schema.widths)), inputs)
+        entries = dict(field_entries(total, schema.widths))
+        write_recorded(target, entries, inputs, _contents(shards))
     return result
 
 
@@ -125,7 +129,26 @@ def _inputs(shards: Sequence[Shard]) -> str:
     return digest_of([listed, input_state([shard.path for shard in shards]).sizes])
 
 
-def _is_complete(target: Path, inputs: str, config: StatsComputeConfig) -> bool:
+def _contents(shards: Sequence[Shard]) -> str:
+    """Digest of the contents of local shards; empty for remote ones, which are not read twice."""
+    paths = [shard.path for shard in shards]
+    if any(map(is_remote, paths)):
+        return ""
+    with ThreadPoolExecutor() as pool:
+        return digest_of(list(pool.map(sha256_of, paths)))
+
+
+def _has_changed(shards: Sequence[Shard], stats: Path, contents: str) -> bool:
+    """True if shards differ from those of the statistics; only newer ones are read."""
+    if not contents or is_remote(shards[0].path):
+        return False
+    changed_ns = max(shard.path.stat().st_mtime_ns for shard in shards)
+    return changed_ns > stats.stat().st_mtime_ns and _contents(shards) != contents
+
+
+def _is_complete(
+    target: Path, inputs: str, shards: Sequence[Shard], config: StatsComputeConfig
+) -> bool:
     """True if an earlier run has finished; False if one was interrupted or there is none.
 
     Raises:
@@ -144,7 +167,7 @@ def _is_complete(target: Path, inputs: str, config: StatsComputeConfig) -> bool:
         )
     if record is None or changed:
         return False
-    if record.inputs != inputs:
+    if record.inputs != inputs or _has_changed(shards, target, record.contents):
         raise UsageError(
             f"{target}: was computed from other shards",
             hint="add --overwrite to replace it, or give another --output",

@@ -20,7 +20,7 @@ from vlatool.errors import DataError
 from vlatool.storage.atomic import write_text
 from vlatool.storage.checksummed import write_checksummed
 from vlatool.storage.documents import DocumentError, read_yaml
-from vlatool.storage.uri import can_list
+from vlatool.storage.uri import can_list, is_remote
 
 CONFIG, MODEL = "config.yaml", "config_model.yaml"
 NORMALIZER, PROCESSOR = "config_normalizer.yaml", "config_processor.yaml"
@@ -154,8 +154,15 @@ class Experiment:
 
 
 def is_experiment(location: Path) -> bool:
-    """True if a folder looks like an experiment of the published program."""
-    return all((location / name).is_file() for name in (MODEL, CONFIG))
+    """True if a folder looks like an experiment of the published program.
+
+    Of a local one, `MODEL` may be missing.
+    """
+    if not (location / CONFIG).is_file():
+        return False
+    if (location / MODEL).is_file():
+        return True
+    return not is_remote(location) and bool(Experiment(location).checkpoints())
 
 
 def recognize(location: Path) -> str | None:

@@ -29,10 +29,12 @@ class StatsRecord:
     Attributes:
         inputs: Digest of names, sizes and sample counts of the shards.
         files: The digests file and the statistics, in the order in which they are written.
+        contents: Digest of the contents of the shards; empty for remote ones.
     """
 
     inputs: str
     files: tuple[FileEntry, ...]
+    contents: str = ""
 
     def changed(self, stats: Path) -> list[Path]:
         """Files that are missing or differ from the record."""
@@ -55,7 +57,7 @@ def read_stats_record(stats: Path) -> StatsRecord | None:
     try:
         document = read_checksummed(path)
         files = tuple(entry_of(row) for row in document["files"])
-        return StatsRecord(str(document["inputs"]), files)
+        return StatsRecord(str(document["inputs"]), files, str(document.get("contents", "")))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, DocumentError, ValueError, KeyError, TypeError) as error:
@@ -67,29 +69,35 @@ def read_stats_record(stats: Path) -> StatsRecord | None:
         ) from None
 
 
-def write_recorded(stats: Path, entries: Mapping[str, Mapping[str, Any]], inputs: str) -> None:
-    """Writes statistics, their digests and their record, in place of earlier ones."""
-    contents = {
+def write_recorded(
+    stats: Path, entries: Mapping[str, Mapping[str, Any]], inputs: str, contents: str
+) -> None:
+    """Writes statistics, their digests and their record, in place of earlier ones.
+
+    `inputs` and `contents` are those of `StatsRecord`.
+    """
+    written = {
         digests_path(stats): digests_bytes(entries),
         stats: stats_bytes(without_digests(entries)),
     }
-    for path in (record_path(stats), *contents):
+    for path in (record_path(stats), *written):
         remove_partials_of(path)
     # A new record with old files would make those look changed by someone else.
     for path in (stats, digests_path(stats)):
         remove_file(path)
     files = [
         FileEntry(path.name, len(content), hashlib.sha256(content).hexdigest())
-        for path, content in contents.items()
+        for path, content in written.items()
     ]
     document = {
         "command": "stats compute",
         "version": __version__,
         "inputs": inputs,
+        "contents": contents,
         "files": [row_of(entry) for entry in files],
     }
     write_checksummed(record_path(stats), document)
-    for path, content in contents.items():
+    for path, content in written.items():
         write_bytes(path, content)
 
 

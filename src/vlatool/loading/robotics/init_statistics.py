@@ -12,7 +12,7 @@ from vlatool.artifacts.fields import dimension_label, recorded_names
 from vlatool.artifacts.run.format import RunDir
 from vlatool.artifacts.shards.format import read_preprocessing_config
 from vlatool.artifacts.stats.format import Statistics, compact
-from vlatool.errors import DataError
+from vlatool.errors import DataError, UsageError
 from vlatool.events import Reporter, counted
 from vlatool.loading.robotics.config import NormalizeConfig, RoboticsDataConfig
 from vlatool.loading.robotics.info import RoboticsInfo
@@ -43,7 +43,11 @@ def select_statistics(
     is_init = config.statistics_from == "init"
     if folder is None:
         if is_init:
-            raise _not_usable("data.statistics_from is init, but there are no initial weights")
+            raise UsageError(
+                "data.statistics_from is init, but there are no initial weights",
+                hint="name them with --init-from, or set data.statistics_from to data",
+                code="usage.missing_key",
+            )
         return info
     try:
         known = compact(_run_of(folder).statistics())

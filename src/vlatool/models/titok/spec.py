@@ -192,7 +192,8 @@ def check_required_weights(config: TitokConfig, *, needs_init: bool) -> None:
     if missing:
         raise UsageError(
             f"stage {config.stage} requires {' and '.join(missing)}",
-            hint="set model.teacher to a run of model type vqgan or the published file; for stage "
+            hint="set model.teacher to a VQGAN, a run of `vlatool tokenizer train --preset "
+            "vqgan-tiny` or the published file (--model.teacher LOCATION); for stage "
             "2 also set init_from to a run of stage 1",
             code="usage.no_stage_1" if has_teacher else "usage.no_teacher",
             details={"key": missing[0], "keys": missing},

@@ -1,0 +1,62 @@
+"""Texts of messages that several commands share."""
+
+from pathlib import Path
+
+import pytest
+
+from vlatool.artifacts.experiment.format import is_experiment
+from vlatool.artifacts.run.format import is_run
+from vlatool.cli.app import run
+from vlatool.config.scalars import value_text
+from vlatool.jobs.record import option_differences
+from vlatool.pages.text import few_text
+from vlatool.plugins import did_you_mean
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "null"),
+        (True, "true"),
+        ("x", "x"),
+        (1e-4, "0.0001"),
+        (["a", None], "[a, null]"),
+        ({"a": ["b"]}, "{a: [b]}"),
+    ],
+)
+def test_values_have_the_spelling_of_configuration_files(value: object, text: str) -> None:
+    assert value_text(value) == text
+    assert option_differences({"key": value}, {"key": 0}) == [f"key {text} (now 0)"]
+
+
+def test_long_values_and_lists_of_names_are_shortened() -> None:
+    names = [f"robot__field_{index}" for index in range(50)]
+    assert len(value_text(names)) < 200
+    assert few_text(names).endswith("robot__field_5, and 44 more")
+    assert few_text(names[:2]) == "robot__field_0, robot__field_1"
+    assert did_you_mean("xyz", names).endswith(", and 42 more")
+
+
+def test_experiment_without_its_model_file_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.yaml").touch()
+    assert is_run(tmp_path)
+    (tmp_path / "checkpoints/checkpoint_3.pt").touch()
+    assert is_experiment(tmp_path)
+    assert not is_run(tmp_path)
+
+
+def test_rule_of_a_section_says_nothing_of_mappings(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["resolve-config", "--preset", "world-pick", "--hparams.lr", "0"]) == 2
+    message = capsys.readouterr().err
+    assert "lr_cooldown_end" in message
+    assert "a mapping" not in message
+
+
+def test_written_configuration_is_not_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "resolved.yaml"
+    assert run(["resolve-config", "--preset", "world-pick", "--output", str(path)]) == 0
+    assert capsys.readouterr().out.startswith(f"{path}: written")
+    assert "model:" in path.read_text()
