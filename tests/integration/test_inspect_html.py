@@ -107,7 +107,7 @@ def lerobot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return lerobot_dataset(tmp_path_factory.mktemp("lerobot") / "pick")
 
 
-def preprocessed(format_: str, source: Path, output: Path) -> Path:
+def preprocessed(format_: str, source: Path, output: Path, **keys: Any) -> Path:
     tree = {
         "format": format_,
         "sources": [str(source)],
@@ -116,6 +116,7 @@ def preprocessed(format_: str, source: Path, output: Path) -> Path:
         "past_lowdim_steps": 1,
         "future_lowdim_steps": 3,
         "workers": 1,
+        **keys,
     }
     preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
     return output
@@ -296,6 +297,13 @@ def test_undecodable_images_are_reported(tmp_path: Path) -> None:
 
 
 # Training data
+
+
+def test_data_show_the_part_of_the_recorded_area_that_a_crop_left_out(tmp_path: Path) -> None:
+    wide = spartan_task(tmp_path / "wide", 1, 2, size=(30, 40))
+    data = preprocessed("spartan", wide, tmp_path / "out", resize_images_size=12)
+    page = page_of(data, tmp_path, html_samples=0)
+    assert "scene_right_0: 25% of 40 x 30 left out" in page.text
 
 
 def test_a_data_folder_shows_samples_of_several_shards(data: Path, tmp_path: Path) -> None:

@@ -293,7 +293,7 @@ def test_task_without_annotation_is_a_warning(tmp_path: Path) -> None:
 
     result = run(source, tmp_path / "out", source={"language_annotations_path": str(annotations)})
 
-    assert result.warnings == ("source.language_fallback: 1 episodes",)
+    assert result.warnings == ("source.language_fallback: 1 episode",)
 
 
 BAD_FILES = [

@@ -459,7 +459,7 @@ def test_broken_sample_is_dropped_counted_and_reported(data: Path, tmp_path: Pat
     damage_image(sorted((broken / "shards").glob("*.tar"))[0])
     result = run_training(broken, tmp_path / "run")
     assert result.dropped == {"broken_sample": 1}
-    assert "1 samples were dropped: broken sample" in result.text()
+    assert "1 sample dropped: broken sample" in result.text()
 
 
 def test_too_many_broken_samples_end_the_run(data: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Legend of shapes: T steps of a window, C dimensions of a field.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from vlatool.artifacts.field_summary import FieldSummary, dimensions_table
 from vlatool.artifacts.fields import recorded_names
 from vlatool.artifacts.shards.format import Shard, ShardFolder, check_shards, expects_manifest
-from vlatool.artifacts.shards.sample_card import sample_card
+from vlatool.artifacts.shards.sample_card import crop_figures, sample_card
 from vlatool.artifacts.shards.tar_report import SampleSummary, first_sample, inspect_shard
 from vlatool.artifacts.stats.format import Statistics
 from vlatool.artifacts.stats.report import field_summary, field_table, statistics_html
@@ -308,17 +309,27 @@ def _page(
     statistics = findings.read(folder.statistics) or {}
     episodes = (findings.read(folder.episodes.shards) if folder.episodes else None) or []
     counts = [episode.num_sequences for episode in episodes]
+    cameras = table(("camera", "width x height"), facts.views, numbers=(1,))
+    crops = _crops(folder.shards(), facts.origin.options)
     policy = {"Actions": facts.action_fields, "Proprioception": facts.proprioception_fields}
     return ReportPage(
         [
             Section("Overview", overview + _provenance_html(facts.origin)),
-            Section("Cameras", table(("camera", "width x height"), facts.views, numbers=(1,))),
+            Section("Cameras", cameras + heading("Left out by the crop (dark)", crops)),
             Section("Language", table(("kind", "example"), facts.language.items())),
             Section("Samples per episode", histogram(counts, "samples per episode")),
             Section("Statistics", statistics_html(statistics, facts.fields, policy)),
             *group(f"Samples ({len(samples)} of {facts.samples})", samples),
         ]
     )
+
+
+def _crops(shards: Sequence[Shard], options: Mapping[str, Any]) -> str:
+    """Figures of the part that a crop left out of the images of the first sample."""
+    for shard in shards[:1]:
+        with suppress(DataError), open_shard(shard.path) as tar:
+            return crop_figures(tar, options)
+    return ""
 
 
 def _tiles(facts: ShardsFacts, status: str) -> dict[str, object]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from vlatool.artifacts.field_summary import (
     lowdim_columns,
@@ -24,7 +25,7 @@ from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.pages.charts import Axis, FieldValues, field_charts, step_cells
-from vlatool.pages.images import FrameView, frame_figure, step_text, strip
+from vlatool.pages.images import FrameView, crop_drawing, frame_figure, step_text, strip
 from vlatool.pages.layout import (
     Section,
     card,
@@ -38,8 +39,12 @@ from vlatool.pages.layout import (
     tags,
 )
 from vlatool.pages.poses import CameraModel, EndEffectorTrack, draw_poses, pose_legend
-from vlatool.pages.report import listed
+from vlatool.pages.report import branch, listed
+from vlatool.transforms.geometry import make_geometry
 
+# Largest recorded side that is drawn, in pixels; smallest share that a crop leaves out.
+_MAX_SIDE = 8192
+_LEAST_SHARE = 0.01
 # Most images of a camera that leave room for those of the next one beside them.
 _BESIDE = 2
 
@@ -89,6 +94,52 @@ def sample_card(tar: OpenShard, position: int, options: Mapping[str, Any]) -> Se
         return Section(f"{name}, sample {position}", note(text), is_under=True)
     key = tar.keys[position]
     return card(key, lambda: _section(tar, key, options))
+
+
+def crop_figures(tar: OpenShard, options: Mapping[str, Any]) -> str:
+    """Images of the first sample in the area that was recorded; empty if no crop left a part out.
+
+    Args:
+        tar: Shard with samples.
+        options: preprocessing_config.yaml; empty if unknown.
+
+    Raises:
+        DataError: The sample is broken.
+    """
+    if str(options.get("image_resizing_method")).lower() != "center_crop" or not tar.keys:
+        return ""
+    with tar.reading(tar.keys[0]) as sample:
+        recorded = branch(sample.metadata(), "original_image_sizes")
+        views = {
+            name: stored_view(sample, (name, at), {}, 0) for name, at in sample.image_suffixes()
+        }
+    figures = (_crop_figure(name, view.image, recorded.get(name)) for name, view in views.items())
+    return strip("", list(filter(None, figures)))
+
+
+def _crop_figure(camera: str, image: Image.Image | None, recorded: object) -> str:
+    """A stored image in the area that was recorded; empty if it is all of that area.
+
+    Args:
+        camera: Name of the camera.
+        image: Stored image.
+        recorded: Recorded [width, height] by the metadata of the sample.
+    """
+    match (image, recorded):
+        case Image.Image(), [int(width), int(height)] if 0 < width <= _MAX_SIDE >= height > 0:
+            geometry = make_geometry((height, width), image.size[::-1], "center_crop")
+        case _:
+            return ""
+    left, top, right, bottom = box = geometry.source_box
+    share = 1 - (right - left) * (bottom - top) / (width * height)
+    if share < _LEAST_SHARE:
+        return ""
+    area = Image.new("RGB", (width, height), "gray")
+    size = (max(1, round(right - left)), max(1, round(bottom - top)))
+    area.paste(image.resize(size), (round(left), round(top)))
+    caption = f"{camera}: {share:.0%} of {width} x {height} left out"
+    view = FrameView(area)
+    return frame_figure(view, f"crop of {camera}", caption, crop_drawing(area.size, box))
 
 
 def frame_rate(metadata: Mapping[str, Any], options: Mapping[str, Any]) -> float | None:
