@@ -23,6 +23,7 @@ GROUPS = {
         "tokenizer fit-fast --overwrite",
         "resolve-config --output",
         "inspect --html",
+        "download",
     ),
     "policies": (
         "train",

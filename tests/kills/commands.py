@@ -1,6 +1,7 @@
 """Minimal run of each command that writes, and its result without times."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,13 +16,16 @@ from tests.builders.preprocessing import contents, run
 from tests.builders.s3_runs import digests
 from tests.builders.tokenizers import LOSSES, NETWORK, SIDE, SIZES, write_stage_1, write_teacher
 from tests.builders.training import tiny_config, world_shards
+from tests.builders.web_server import web_server
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
+from vlatool.storage import transfer
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
 from vlatool.workflows.decode import DecodeConfig, decode
 from vlatool.workflows.demo import DemoConfig, demo
+from vlatool.workflows.download import DownloadConfig, download
 from vlatool.workflows.evaluate import open_loop, rollout
 from vlatool.workflows.export import ExportConfig, export
 from vlatool.workflows.fit_fast import FitFastConfig, fit_fast
@@ -37,6 +41,7 @@ from vlatool.workflows.train import train
 from vlatool.world.registration import ENVIRONMENT
 
 Result = Mapping[str, Any]
+_CHUNK = 1000  # bytes of a download
 _TIMES = ("samples_per_second", "step_ms", "data_wait", "seconds", "stages")
 
 
@@ -88,6 +93,7 @@ class Command:
         prepare: Creates the state before the run.
         result: Returns the result that must be equal in the end.
         is_remote: The command writes to S3.
+        has_journal: The journal stays in a complete output.
     """
 
     name: str
@@ -95,6 +101,7 @@ class Command:
     prepare: Callable[[Workspace], object] = lambda workspace: None
     result: Callable[[Path], Result] = contents
     is_remote: bool = False
+    has_journal: bool = False
 
 
 def make_inputs(folder: Path) -> None:
@@ -111,6 +118,10 @@ def make_inputs(folder: Path) -> None:
     write_stage_1(folder)
     train(tiny_config(folder / "data", folder / "policy", total_train_steps=1))
     libero_dataset(folder / "libero", (2, 1))
+    repository = folder / "hub/lab/set"
+    repository.mkdir(parents=True)
+    for index in range(3):
+        (repository / f"{index}.bin").write_bytes(bytes([index]) * (1 + index * _CHUNK))
 
 
 def bucket_digests(out: Path) -> Result:
@@ -143,6 +154,14 @@ def _without_times(row: Mapping[str, Any]) -> dict[str, Any]:
 def _encode(workspace: Workspace, **options: Any) -> None:
     tokenizer = str(workspace.inputs / "tokenizer")
     encoded(workspace.inputs / "frames", tokenizer, workspace.out, **options)
+
+
+def _download(workspace: Workspace) -> None:
+    transfer.CHUNK = _CHUNK
+    with web_server(workspace.inputs / "hub") as server:
+        os.environ["HF_ENDPOINT"] = server.endpoint
+        source = "hf://datasets/lab/set"
+        download(DownloadConfig(source=source, output=str(workspace.out), workers=1))
 
 
 def _decode(workspace: Workspace) -> None:
@@ -349,6 +368,7 @@ COMMANDS = (
     Command("encode --layout packed", lambda workspace: _encode(workspace, layout="packed")),
     Command("encode to S3", _encode, result=bucket_digests, is_remote=True),
     Command("decode", _decode),
+    Command("download", _download, has_journal=True),
     Command("decode to S3", _decode, result=bucket_digests, is_remote=True),
     Command("tokenizer train", _tokenizer_train, result=run_files),
     Command("tokenizer eval", _tokenizer_eval),

@@ -21,6 +21,7 @@ from vlatool.storage.crash_points import VARIABLE
 from vlatool.storage.remote_path import RemotePath
 
 Case = tuple[int, str]
+_JOURNAL = ".vlatool/journal"
 
 
 @dataclass
@@ -92,7 +93,7 @@ class TrialRunner:
             return
         if command.result(workspace.out) != expected:
             trial.problems.append(f"{line} ({number}): other bytes")
-        elif not command.is_remote and (left := _leftovers(workspace.out)):
+        elif not command.is_remote and (left := _leftovers(command, workspace.out)):
             trial.problems.append(f"{line} ({number}): left {left[0]}")
 
     def _prepare(self, command: Command) -> None:
@@ -158,6 +159,7 @@ def cases_of(lines: Sequence[str]) -> list[Case]:
     return sorted({(number, line) for line in first for number in (first[line], last[line])})
 
 
-def _leftovers(out: Path) -> list[str]:
-    paths = [*out.rglob(".*.partial"), *out.rglob(".vlatool/journal")]
+def _leftovers(command: Command, out: Path) -> list[str]:
+    patterns = [".*.partial", ".vlatool/partial", *([] if command.has_journal else [_JOURNAL])]
+    paths = [path for pattern in patterns for path in out.rglob(pattern)]
     return [path.relative_to(out).as_posix() for path in paths]
