@@ -89,6 +89,7 @@ class TableGroup(typer.core.TyperGroup):
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Writes the list of commands."""
         write_rows(formatter, "Commands", list(self.summaries(ctx)))
+        formatter.write(f"\n`{ctx.command_path} COMMAND --help` shows what a command needs.\n")
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
         """Completions: names of commands, then of options."""
@@ -135,7 +136,7 @@ class RootGroup(TableGroup):
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Writes the commands, then the options that they share."""
-        super().format_options(ctx, formatter)
+        write_rows(formatter, "Commands", list(self.summaries(ctx)))
         write_rows(formatter, "Options of every command", SHARED_HELP)
         write_rows(formatter, "Without a command", _OWN_HELP)
 

@@ -167,7 +167,7 @@ COMMANDS: dict[str, Command] = {
         "Encode images to the codes of a visual tokenizer.",
         "vlatool.workflows.encode:encode",
         "vlatool.tokens.config:EncodeConfig",
-        {"data": "A"},
+        {"data": "DATA"},
         (
             "vlatool encode libero --tokenizer runs/titok-stage2",
             "vlatool encode libero --tokenizer runs/titok-stage2 --layout packed --nproc 8",
@@ -195,7 +195,7 @@ COMMANDS: dict[str, Command] = {
         "Build samples for a language model from windows and codes.",
         "vlatool.workflows.build_dataset:build_dataset",
         "vlatool.workflows.build_dataset:BuildDatasetConfig",
-        {"data": "A"},
+        {"data": "DATA"},
         (
             "vlatool build-dataset A --fast fast --absolute",
             "vlatool build-dataset A --fast fast --kinds vla --packed -o packed",
@@ -362,7 +362,7 @@ COMMANDS: dict[str, Command] = {
         has_rows=True,
     ),
     "doctor": Command(
-        "Check the installation, the hardware of this machine and the network.",
+        "Check the installation, the hardware and the network.",
         "vlatool.workflows.doctor:doctor",
         "vlatool.workflows.doctor:DoctorConfig",
         {"locations": "[LOCATION...]"},

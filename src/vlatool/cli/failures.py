@@ -118,8 +118,9 @@ def _usage_error(error: Any) -> UsageError:
     ctx = getattr(error, "ctx", None)
     option = getattr(error, "option_name", "")
     path = ctx.command_path if ctx is not None else "vlatool"
-    hint = f"`{path} --help` shows the usage"
     message = error.format_message().rstrip(".")
+    shown = "lists the commands" if message == "Missing command" else "shows the usage"
+    hint = f"`{path} --help` {shown}"
     if option and "No such option" in message:
         return UsageError(
             f"unknown option {option}",

@@ -28,6 +28,7 @@ SHARED_HELP: Sequence[HelpRow] = (
 _SHARED = frozenset({"preset", "config", "set_", "compat", "keys"})
 _REST: HelpRow = (HELP_ALL, "Show all options, also those of every command.")
 _OPTION_COLUMN = 34
+_NO_VALUE = re.compile("; (null|empty): ")
 
 
 def is_help(args: Iterable[str]) -> bool:
@@ -107,8 +108,13 @@ def key_row(key: "Key", short: str, values: Sequence[str], *, is_short: bool) ->
     if key.is_switch:
         text = f"--{'' if is_off else '[no-]'}{key.name.replace('_', '-')}"
     else:
-        text = option_text(key.name, short, "NAME" if values else key.type_text)
+        text = option_text(key.name, short, "NAME" if values else _metavar(key))
     return text, _description(replace(key, default="") if is_off else key, values)
+
+
+def _metavar(key: "Key") -> str:
+    """Form of a value; descriptions call a whole number N."""
+    return "PATH" if key.name == "output" else re.sub(r"\bint\b", "N", key.type_text)
 
 
 def argument_row(name: str, key: "Key", values: Sequence[str]) -> HelpRow:
@@ -120,7 +126,8 @@ def argument_row(name: str, key: "Key", values: Sequence[str]) -> HelpRow:
 def _description(key: "Key", values: Sequence[str]) -> str:
     known = f"One of {', '.join(values)}." if values else ""
     default = f"[{key.default}]" if key.default else ""
-    return " ".join(filter(None, (key.description, known, default)))
+    text = key.description if default else _NO_VALUE.sub("; default: ", key.description)
+    return " ".join(filter(None, (text, known, default)))
 
 
 def help_text(text: str, ctx: Any) -> str:

@@ -8,6 +8,7 @@ from vlatool.cli.commands import Command
 from vlatool.cli.config_command import ConfigSpec
 from vlatool.cli.forms import Form, run_workflow
 from vlatool.cli.session import Invocation
+from vlatool.errors import UsageError
 
 if TYPE_CHECKING:
     from vlatool.config.base import ConfigModel
@@ -40,9 +41,15 @@ def _schema(args: Sequence[str]) -> "type[ConfigModel]":
     """Config class with the keys of the format and the sink that the arguments name."""
     from vlatool.workflows.preprocess import PreprocessConfig
 
-    return PreprocessConfig.specialize(
-        {"format": _format_in(args), "sink": _value_of(args, "--sink", "--sink.type")}
-    )
+    name = _format_in(args)
+    try:
+        return PreprocessConfig.specialize(
+            {"format": name, "sink": _value_of(args, "--sink", "--sink.type")}
+        )
+    except UsageError as error:
+        if args and name == args[0] and error.code == "usage.unknown_format":
+            error.message = f"{name!r} is neither a format nor an existing location"
+        raise
 
 
 def _format_in(args: Sequence[str]) -> str:

@@ -398,7 +398,7 @@ class TrainConfig(ConfigModel):
             raise UsageError(
                 "no model is configured",
                 hint="start from a preset, such as --preset diffusion-policy-tiny, or set "
-                "model.type",
+                "model.type; `vlatool presets` lists the presets",
                 code="usage.no_model",
             )
 

@@ -195,7 +195,7 @@ class BuildDatasetJob:
     """Job that builds the samples of the episodes of a folder; see `jobs.job.Job`."""
 
     def __init__(self, config: BuildDatasetConfig, reporter: Reporter = NULL) -> None:
-        check_required(config, "vlatool build-dataset A --fast DIR")
+        check_required(config, "vlatool build-dataset DATA --fast DIR")
         self._config = config
         require_existing(config.data)
         tree, fast = pinned(config.data), pinned(config.fast)

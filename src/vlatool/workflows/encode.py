@@ -109,7 +109,7 @@ def encode(config: EncodeConfig, *, reporter: Reporter = NULL) -> EncodeResult:
         StorageError: A file cannot be read or written; finished episodes stay.
         PartialFailure: The codes are written without the episodes that failed.
     """
-    check_required(config, "vlatool encode A --tokenizer CHECKPOINT")
+    check_required(config, "vlatool encode DATA --tokenizer CHECKPOINT")
     with ranks_from_env() as ranks:
         job = EncodeJob(config, processes=ranks.size)
         job.log_inputs(reporter)

@@ -227,7 +227,7 @@ def test_help_lists_every_key_with_type_default_and_description(
     with pytest.raises(typer.Exit):
         flat("--help-all")
     shown = " ".join(capsys.readouterr().out.split())
-    assert "--samples-per-shard int Samples in one shard. [100]" in shown
+    assert "--samples-per-shard N Samples in one shard. [100]" in shown
     assert "--[no-]overwrite Replace an earlier output. [false]" in shown
     assert "--observation-keys" in shown
 

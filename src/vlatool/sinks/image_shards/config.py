@@ -34,7 +34,9 @@ class ImageShardsConfig(SinkConfig):
 
     added: ClassVar[frozenset[str]] = frozenset({"label"})
 
-    type: Literal["image-shards"] = Field(default="image-shards", description="Tars of images.")
+    type: Literal["image-shards"] = Field(
+        default="image-shards", description="Form of the output: tars of images."
+    )
     split_name: str = Field(
         default="train",
         pattern=r"^[A-Za-z0-9_-]{1,64}$",

@@ -40,7 +40,7 @@ class JsonlConfig(SinkConfig):
     }
 
     type: Literal["jsonl"] = Field(
-        default="jsonl", description="Windows as JSON lines, and images."
+        default="jsonl", description="Form of the output: windows as JSON lines, and images."
     )
     name: str = Field(
         default="",

@@ -49,7 +49,7 @@ class LbmConfig(SinkConfig):
 
     added: ClassVar[frozenset[str]] = frozenset({"keep_episodes"})
 
-    type: Literal["lbm"] = Field(default="lbm", description="LBM shards: tars of windows.")
+    type: Literal["lbm"] = Field(default="lbm", description="Form of the output: tars of windows.")
     past_lowdim_steps: int = Field(
         default=1, ge=0, le=100_000, description="Frames of a window before the anchor."
     )
