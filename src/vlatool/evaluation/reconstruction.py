@@ -105,7 +105,7 @@ class ReconstructionSums:
         self.scores = ImageScores([*names, *(["lpips"] if networks.lpips else [])], device)
         size, codes = tokenizer.image_size, tokenizer.codebook_size
         self._mean = MeanImageBaseline.of_size(size, size, device)
-        self._moving = MovingPixels.of(device)
+        self._motion = MovingPixels.of(device)
         self._codes = CodebookUsage.of(codes, tokenizer.codes_per_image, device) if codes else None
         width = None if networks.inception is None else networks.inception.width
         self._features = [
@@ -132,7 +132,7 @@ class ReconstructionSums:
         self.scores.add(keys, metrics)
         self._mean.add(original)
         frames = [frame_index_of(key) for key in keys]
-        self._moving.add(original, images, frames)
+        self._motion.add(original, images, frames)
         if self._codes is not None and reconstruction.codes is not None:
             self._codes.add(reconstruction.codes, frames)
         for moments, batch in zip(self._features, (original, images), strict=False):
@@ -149,7 +149,7 @@ class ReconstructionSums:
         """
         means = self.scores.means(reduce)
         mean_image = self._mean.psnr(reduce)
-        moving = self._moving.metrics(reduce)
+        motion = self._motion.metrics(reduce)
         codes = None if self._codes is None else self._codes.reduced(reduce)
         features = [moments.reduced(reduce) for moments in self._features]
         if not means:
@@ -158,7 +158,7 @@ class ReconstructionSums:
         metrics = {
             **means,
             "psnr_of_mean_error": float(psnr_of_error(error)),
-            **moving,
+            **motion,
             "mean_picture_psnr": mean_image,
             "block_psnr": float(psnr_of_error(block_error)),
             **({} if codes is None else codes.metrics()),
