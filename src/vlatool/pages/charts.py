@@ -151,7 +151,7 @@ def step_cells(axis: Axis, positions: Array, rows: Mapping[str, Array]) -> str:
         for x, flag in zip(axis.to_x(positions), flags, strict=True)
     )
     labels = [((row + 0.5) / len(rows), name) for row, name in enumerate(rows)]
-    return _grid(chart("masks of the steps", axis, drawn, labels, size="low"))
+    return _grid(chart("filled: real steps", axis, drawn, labels, size="low"))
 
 
 def chart(

@@ -147,7 +147,8 @@ def strip(label: str, figures: Iterable[str], *, size: str = "") -> str:
     shown = list(figures)
     size = size or ("" if len(shown) <= _FEW else "many")
     head = f'<div class="label">{label}</div>' if label else ""
-    return f'{head}<div class="strip {size}">{"".join(shown)}</div>' if shown else ""
+    style = f"strip {size}".strip()
+    return f'{head}<div class="{style}">{"".join(shown)}</div>' if shown else ""
 
 
 def camera_strips(cameras: Mapping[str, Sequence[FrameView]], first: int) -> str:

@@ -15,7 +15,7 @@ from vlatool import __version__
 from vlatool.errors import DataError
 
 # Columns of a table that fit a narrow page.
-_MAX_COLUMNS = 3
+_MAX_COLUMNS = 2
 # Longest link in the table of contents, in characters.
 _MAX_LINK = 34
 _PREFIX = re.compile(r"^(robot__(?:action|actual|desired)__|observation\.)")
@@ -105,11 +105,16 @@ def evenly_spaced(total: int, count: int) -> list[int]:
 def tiles(info: Mapping[str, object]) -> str:
     """Tiles with large values over their names; empty values are left out."""
     shown = "".join(
-        f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>"
+        f"<div><b>{escape(value)}</b><span>{escape(_unit_of(value, name))}</span></div>"
         for name, value in info.items()
         if value not in ("", None)
     )
     return f'<div class="tiles">{shown}</div>'
+
+
+def _unit_of(value: object, name: str) -> str:
+    """Name below a value, a plural unless the value is one."""
+    return name.removesuffix("s") if str(value) == "1" else name
 
 
 def tags(info: Mapping[str, object]) -> str:
@@ -229,7 +234,10 @@ def _anchor(section: Section, number: int) -> str:
 
 def _cell(tag: str, cell: object, is_number: bool, name: str = "") -> str:  # noqa: FBT001 - a column's property
     number = " class=number" if is_number else ""
-    return f"<{tag}{number}{name}>{_text(cell)}</{tag}>"
+    text = _text(cell)
+    if name and text:
+        text = f"<span>{text}</span>"  # one block beside the name of the column
+    return f"<{tag}{number}{name}>{text}</{tag}>"
 
 
 def _text(cell: object) -> str:

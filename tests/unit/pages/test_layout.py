@@ -38,5 +38,11 @@ def test_a_table_escapes_text_and_aligns_numbers() -> None:
     assert "<td>&lt;pick&gt;</td><td class=number>3</td>" in text
 
 
+def test_the_name_below_a_one_is_no_plural() -> None:
+    text = tiles({"episodes": "1", "frames": 40})
+    assert "<b>1</b><span>episode</span>" in text
+    assert "<b>40</b><span>frames</span>" in text
+
+
 def test_tiles_leave_empty_values_out() -> None:
     assert "split" not in tiles({"images": 4, "split": "", "fps": None})
