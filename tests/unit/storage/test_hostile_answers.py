@@ -140,6 +140,27 @@ def test_generated_answer_of_a_hub_is_read_or_an_error(
             check(lambda root=root: [path.stat() for path in root.rglob("*")], content)
 
 
+def drops() -> Iterator[bytes]:
+    for _ in range(100):
+        time.sleep(0.05)
+        yield b"x"
+
+
+@pytest.mark.parametrize("body", [drops, lambda: itertools.repeat(b"[]," * 2**14)])
+def test_page_of_a_hub_without_an_end_takes_a_limited_time_and_memory(
+    body: Callable[[], Iterator[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(first: str) -> Iterator[bytes]:
+        del first
+        yield b"HTTP/1.1 200 OK\r\n\r\n["
+        yield from body()
+
+    with serving(answer) as endpoint:
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+        root = RemotePath(f"hf://datasets/lab/x{next(NUMBERS)}")
+        check(lambda: list(root.iterdir()), body)
+
+
 LISTING = """<?xml version="1.0" encoding="UTF-8"?>
 <ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>lab</Name><Prefix>x/</Prefix>
 <KeyCount>1</KeyCount><MaxKeys>1000</MaxKeys><IsTruncated>false</IsTruncated>
@@ -215,12 +236,6 @@ def test_generated_header_of_s3_is_read_or_an_error(
             value = mutated(HEADERS[name], rng)
             check(path.stat, value)
             check(path.read_bytes, value)
-
-
-def drops() -> Iterator[bytes]:
-    for _ in range(100):
-        time.sleep(0.05)
-        yield b"x"
 
 
 @pytest.mark.parametrize("start", ["HTTP/1.1 200 OK\r\n\r\n<a>", "HTTP/1.1 200 OK\r\nX: ", "HT"])
