@@ -22,7 +22,7 @@ from vlatool.cli.options import (
     command_app,
     take_output_options,
 )
-from vlatool.errors import UsageError
+from vlatool.errors import UsageError, VlatoolError
 
 
 class TableGroup(typer.core.TyperGroup):
@@ -234,8 +234,34 @@ def _invoke(argv: list[str], options: OutputOptions) -> None:
         group.main(prog_name="vlatool")
         return
     raise_on_signals()
-    with group.make_context("vlatool", argv, obj=options) as ctx:
-        group.invoke(ctx)
+    try:
+        with group.make_context("vlatool", argv, obj=options) as ctx:
+            group.invoke(ctx)
+    finally:
+        if "--install-completion" in argv:
+            _fill_completion_cache()
+
+
+def _fill_completion_cache() -> None:
+    """Collects the completion words of all commands, which takes too long for a key press."""
+    from vlatool.cli.forms import typer_command
+    from vlatool.cli.training_options import preset_types
+    from vlatool.plugins import FORMATS
+
+    of_types = {tuple(types): preset for preset, types in preset_types().items()}
+    for words, row in COMMANDS.items():
+        command = typer_command(words, row)
+        lines: list[list[str]] = [[]]
+        if "runs" in row.presets:
+            lines += [["--preset", preset] for preset in of_types.values()]
+        if words == "preprocess":
+            lines += [[name] for name in FORMATS.names()]
+        for line in lines:
+            with (
+                suppress(VlatoolError),  # a broken plugin
+                command.make_context(f"vlatool {words}", line, resilient_parsing=True) as ctx,
+            ):
+                command.shell_complete(ctx, "-")
 
 
 def _skip_shell_detection(argv: list[str]) -> None:

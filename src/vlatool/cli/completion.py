@@ -1,7 +1,7 @@
 """Shell completion of options and of the values of options and arguments.
 
 The words are cached on disk between requests: collecting them imports configuration classes, which
-takes too long for a key press.
+takes too long for a key press. The installation of the completion collects those of all commands.
 """
 
 import hashlib
