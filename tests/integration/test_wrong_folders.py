@@ -58,6 +58,6 @@ def test_message_says_what_the_folder_holds(
 
 def test_action_fields_of_a_lerobot_data_set_are_known(folder: Path) -> None:
     for name in ("samples", "windows"):
-        found = find_chunks(folder / name)
-        assert found.files
-        assert found.fields == (("action",) if name == "samples" else ())
+        source = find_chunks(folder / name)
+        assert source.files
+        assert source.fields == (("action",) if name == "samples" else ())

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vlatool.artifacts.experiment.format import is_experiment
-from vlatool.artifacts.run.format import is_run
+from vlatool.artifacts.run.format import is_run, with_run_above
 from vlatool.cli.app import run
 from vlatool.config.scalars import value_text
 from vlatool.jobs.record import option_differences
@@ -60,3 +60,16 @@ def test_written_configuration_is_not_printed(
     assert run(["resolve-config", "--preset", "world-pick", "--output", str(path)]) == 0
     assert capsys.readouterr().out.startswith(f"{path}: written")
     assert "model:" in path.read_text()
+
+
+def test_checkpoint_named_from_its_own_folder_has_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = tmp_path / "run/checkpoints/step_00000002"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "manifest.json").touch()
+    monkeypatch.chdir(checkpoint.parent)
+    assert with_run_above(Path(checkpoint.name)) == checkpoint
+    monkeypatch.chdir(tmp_path)
+    relative = checkpoint.relative_to(tmp_path)
+    assert with_run_above(relative) == relative

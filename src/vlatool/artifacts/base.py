@@ -86,10 +86,10 @@ def other_contents_error(location: Path, needed: str, hint: str, code: str) -> D
     Returns:
         The error; None if the contents are unknown, or those that are needed but incomplete.
     """
-    found = _contents(location)
-    if not found or found in needed:
+    contents = _contents(location)
+    if not contents or contents in needed:
         return None
-    return DataError.at(location, f"holds {found}, not {needed}", hint=hint, code=code)
+    return DataError.at(location, f"holds {contents}, not {needed}", hint=hint, code=code)
 
 
 def _contents(location: Path) -> str:

@@ -222,7 +222,11 @@ def parse_profile(document: object, where: str) -> NormalizationProfile:
 
 
 def check_same_profile(first: NormalizationProfile, second: NormalizationProfile) -> None:
-    """Checks that two profiles have the same center and scale.
+    """Checks that actions and their tokenizer are normalized with the same center and scale.
+
+    Args:
+        first: Profile of the actions.
+        second: Profile that the tokenizer was fitted with.
 
     Raises:
         DataError: They differ; the message names the dimension and both values.
@@ -231,7 +235,8 @@ def check_same_profile(first: NormalizationProfile, second: NormalizationProfile
         return
     differences = _differences(first, second)
     raise DataError(
-        f"actions are normalized by {first.name} and by {second.name}: {differences[0]}",
+        f"the action tokenizer was fitted with other numbers ({second.name}) than the actions are "
+        f"normalized with ({first.name}): {differences[0]}",
         hint="use one profile for an action tokenizer and all its data: leave out --profile and "
         "--gripper, or fit a tokenizer with this profile",
         code="data.profile_mismatch",

@@ -87,7 +87,7 @@ class ConfigSpec:
         suggestions: Keys with known values among others → these, for completion.
         presets: Folders of presets for this command.
         schema_words: Arguments → those of them that determine the config class.
-        without_effect: Keys that are accepted, but have no effect; the help leaves them out.
+        unused_keys: Keys that are accepted, but have no effect; the help leaves them out.
     """
 
     schema: Callable[[Sequence[str]], "type[ConfigModel]"]
@@ -100,7 +100,7 @@ class ConfigSpec:
     suggestions: Mapping[str, Callable[[], Sequence[str]]] = field(default_factory=dict)
     presets: tuple[str, ...] = ()
     schema_words: Callable[[Sequence[str]], Sequence[str]] = lambda _: ()
-    without_effect: tuple[str, ...] = ()
+    unused_keys: tuple[str, ...] = ()
 
 
 def schema_at(target: str) -> Callable[[Sequence[str]], "type[ConfigModel]"]:
@@ -372,7 +372,7 @@ class ConfigCommand(VlatoolCommand):
         from vlatool.cli.keys import declared_keys
 
         keys = declared_keys(self.chosen_schema(ctx.meta.get(_ARGS, []), ctx))
-        return {name: key for name, key in keys.items() if name not in self.spec.without_effect}
+        return {name: key for name, key in keys.items() if name not in self.spec.unused_keys}
 
     def _alias_rows(self) -> dict[str, HelpRow]:
         aliases = self.spec.option_aliases.items()

@@ -51,7 +51,7 @@ def finetune_form(row: Command) -> Form:
 def resolve_form(row: Command) -> Form:
     """Form of `resolve-config`, which takes a command line of `train` or `finetune`."""
     spec = _spec(row, {"data": DATA, "from": INIT_FROM})
-    spec = replace(spec, without_effect=("overwrite", "dry_run"))
+    spec = replace(spec, unused_keys=("overwrite", "dry_run"))
     return Form(spec, _resolve, _declare_resolve)
 
 

@@ -19,6 +19,7 @@ from vlatool.artifacts.run.format import (
     find_checkpoint,
     is_run,
     local_run,
+    with_run_above,
     without_run,
 )
 from vlatool.config.base import ConfigModel
@@ -228,7 +229,7 @@ def open_trained(
             hint="give a run folder of `vlatool train`",
             code="usage.missing_key",
         )
-    published = published_at(pinned(location))
+    published = published_at(with_run_above(pinned(location)))
     if published is None:
         origin = locate_weights(location, weights)
         return _open_run(origin, device, changes or {})
@@ -266,7 +267,7 @@ def locate_weights(text: str, weights: Weights = "auto") -> WeightsOrigin:
         DataError: The checkpoint is broken, or there are no weights.
         UsageError: The scheme is unknown, or `ema` was requested and there are no averaged weights.
     """
-    location = pinned(text)
+    location = with_run_above(pinned(text))
     if location.is_file():
         folder = location.parent
         names = {part_weights(_MODEL, averaged=True): "ema", part_weights(_MODEL): "raw"}

@@ -247,7 +247,7 @@ def _survey(
     for name in (*(cameras or ()), *required_cameras):
         if name not in known:
             raise DataError(
-                f"camera {name!r} is not in the data; available: {', '.join(known)}",
+                f"camera {name!r} is not in the data",
                 hint=did_you_mean(name, known),
                 code="data.unknown_camera",
                 details={"camera": name, "known": known},

@@ -1,6 +1,7 @@
 """Run folder of `train`: configuration, metrics, checkpoints and assets."""
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -380,6 +381,12 @@ def local_run(run: RunDir, checkpoint: Path, cache: FileCache) -> tuple[RunDir, 
     return RunDir(copy), copy / checkpoint.relative_to(run.root)
 
 
+def with_run_above(path: Path) -> Path:
+    """The path, absolute for a local checkpoint whose text does not contain its run folder."""
+    has_run = is_remote(path) or (len(path.parts) > 1 and ".." not in path.parts)
+    return path if has_run or not is_checkpoint(path) else Path(os.path.abspath(path))
+
+
 def find_checkpoint(location: Path) -> tuple[RunDir, Path]:
     """Run and checkpoint folder of a run folder (its newest checkpoint) or a checkpoint folder.
 
@@ -404,7 +411,7 @@ def without_run(run: RunDir, checkpoint: Path) -> DataError:
     frozen: list[str] = []
     with suppress(DataError):
         frozen = sorted(CheckpointManifest.read(checkpoint).beside)
-    hint = f"copy {CONFIG} and the other small files of its run folder to {run.root}"
+    hint = f"copy its whole run, or {CONFIG} and the other small files of it to {run.root}"
     if frozen:
         hint += f", and the frozen weights {', '.join(frozen)} to {checkpoint.parent}"
     return DataError.at(

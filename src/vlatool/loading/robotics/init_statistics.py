@@ -39,6 +39,7 @@ def select_statistics(
     Raises:
         DataError: The statistics of the weights are selected, and are missing, broken, or lack a
             field or dimension.
+        UsageError: They are selected, and there are no weights.
     """
     is_init = config.statistics_from == "init"
     if folder is None:
@@ -49,12 +50,7 @@ def select_statistics(
                 code="usage.missing_key",
             )
         return info
-    try:
-        known = compact(_run_of(folder).statistics())
-    except DataError:
-        if is_init:
-            raise
-        known = Statistics()
+    known = _known_statistics(folder, is_required=is_init)
     owner = "initial weights" if is_init else "data"
     unknown = "" if known else "; those of the initial weights are unknown"
     reporter.note(
@@ -77,11 +73,23 @@ def select_statistics(
     return _replaced(info, known, folder) if is_init else info
 
 
+def _known_statistics(folder: Path, *, is_required: bool) -> Statistics:
+    """Statistics of initial weights; none if they are missing and not required."""
+    try:
+        return compact(_run_of(folder).statistics())
+    except DataError as error:
+        if is_required:
+            error.hint = f"copy stats.json from the origin of the weights, or {_HINT}"
+            raise
+        return Statistics()
+
+
 def _run_of(folder: Path) -> RunDir:
     """The folder with statistics: the folder, or the one above a published file."""
     above = RunDir(folder.parent)
     run = RunDir(folder)
-    return above if above.stats.is_file() and not run.stats.is_file() else run
+    is_below = above.stats.is_file() or above.config.is_file()
+    return above if is_below and not (run.stats.is_file() or run.config.is_file()) else run
 
 
 def _changed_rules(config: NormalizeConfig, run: RunDir) -> Iterator[tuple[str, Any, Any]]:
