@@ -4,25 +4,36 @@ Nothing ends in another error, takes more than a GiB or longer than a few second
 """
 
 import contextlib
+import json
+import os
 import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
-from tests.builders.hostile import changed_trees, pickles, tars, yaml_texts
+from tests.builders.codes import plain_fast, published_windows, write_tree_codes
+from tests.builders.hostile import changed_trees, json_bytes, pickles, tars, yaml_texts
+from tests.builders.shards import shard_output
 from tests.builders.tokenizers import tiny_titok
 from tests.builders.verifying import verified
 from vlatool.artifacts.fragment import read_members
-from vlatool.artifacts.tar import index_by_headers, member_bytes
+from vlatool.artifacts.lines import lines_index_path
+from vlatool.artifacts.tar import ShardIndex, index_by_headers, member_bytes
 from vlatool.errors import DataError
 from vlatool.models.titok.model import Titok
 from vlatool.models.titok.published import CONFIG, WEIGHTS, published_tree
 from vlatool.models.titok.weights import save_published
 from vlatool.models.trained import open_trained
+from vlatool.pages.text import number_text
+from vlatool.storage.tree import walk
+from vlatool.workflows.build_dataset import BuildDatasetConfig
+from vlatool.workflows.inspect import InspectConfig, inspect
+from vlatool.workflows.verify import VerifyConfig, verify
 
 SEED = 22
 pytestmark = pytest.mark.timeout(60)
@@ -135,3 +146,88 @@ def test_tar_is_read_or_refused(name: str, tmp_path: Path) -> None:
     verified(path)
     with contextlib.suppress(ValueError):
         read_members(TARS[name])
+
+
+def _fast(folder: Path) -> tuple[Path, Path]:
+    plain_fast(folder)
+    return folder, folder / "processor_config.json"
+
+
+def _windows(folder: Path) -> tuple[Path, Path]:
+    published_windows(folder)
+    path = sorted((folder / "data").glob("*.jsonl"))[0]
+    return folder, path
+
+
+def _codes(folder: Path) -> tuple[Path, Path]:
+    published_windows(folder)
+    write_tree_codes(folder)
+    return folder / "TiToken", folder / "TiToken" / "manifest.json"
+
+
+def _shards(folder: Path) -> tuple[Path, Path]:
+    shard_output(folder)
+    return folder, folder / "shards" / "manifest.jsonl"
+
+
+FOLDERS = {
+    "fast": _fast,
+    "windows": _windows,
+    "codes": _codes,
+    "shards": _shards,
+}
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_manifest_is_read_or_refused(kind: str, tmp_path: Path) -> None:
+    folder, path = FOLDERS[kind](tmp_path / "folder")
+    first, *others = path.read_bytes().splitlines(keepends=True)
+    is_lines = path.suffix == ".jsonl"
+    tree = json.loads(first if is_lines else path.read_bytes())
+    rest = b"\n" + b"".join(others) if is_lines else b""
+    contents = [json_bytes(changed) + rest for _, changed in changed_trees(tree, SEED, 30)]
+
+    for content in (*contents, b"", b"[]", b"null", b"1", b'"a"', b"[[]]", b"{}"):
+        path.write_bytes(content)
+        refusal(lambda: verify(VerifyConfig(location=str(folder), quick=True)))
+        refusal(lambda: inspect(InspectConfig(location=str(folder))))
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_pipe_in_the_place_of_a_manifest_does_not_block(kind: str, tmp_path: Path) -> None:
+    folder, path = FOLDERS[kind](tmp_path / "folder")
+    path.unlink()
+    os.mkfifo(path)
+
+    refusal(lambda: verify(VerifyConfig(location=str(folder))))
+    refusal(lambda: inspect(InspectConfig(location=str(folder))))
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, [], "1", 10**400, None, True, float("nan")], ids=str)
+def test_number_of_a_damaged_file_is_shown(value: object) -> None:
+    assert number_text(value)
+
+
+@pytest.mark.parametrize("damage", ["empty", "missing"])
+def test_lines_that_do_not_match_their_index_are_found(damage: str, tmp_path: Path) -> None:
+    folder, path = _windows(tmp_path / "folder")
+    lines_index_path(path).write_bytes(ShardIndex(*np.array([[0], [1]]), 9).content())
+    if damage == "empty":
+        path.write_bytes(b"")
+    else:
+        path.unlink()
+
+    assert "windows.index_mismatch" in verified(folder).counts
+
+
+def test_link_to_a_folder_above_is_not_entered(tmp_path: Path) -> None:
+    (tmp_path / "root" / "inner").mkdir(parents=True)
+    (tmp_path / "root" / "inner" / "link").symlink_to("/")
+
+    assert [path.name for path, _, _ in walk(tmp_path / "root")] == ["root", "inner"]
+
+
+@pytest.mark.parametrize("pattern", ["/etc/*", "", "..", "data/../../*", "**/**/x", "a**"])
+def test_pattern_of_windows_stays_in_the_folder(pattern: str) -> None:
+    with pytest.raises(ValueError, match="relative"):
+        BuildDatasetConfig(pattern=pattern)

@@ -15,6 +15,7 @@ from vlatool.artifacts.tar import INDEX_SUFFIX, ShardIndex
 from vlatool.jobs.files import FileEntry
 from vlatool.storage.atomic import open_atomic, write_bytes
 from vlatool.storage.byte_ranges import open_file
+from vlatool.storage.tree import file_names
 
 LINES_SUFFIX = ".jsonl"
 # Two hundred times a published window; a line without an end must not fill the memory.
@@ -69,6 +70,23 @@ def write_lines(output: Path, name: str, lines: Iterable[bytes]) -> tuple[FileEn
 def lines_index_path(lines: Path) -> Path:
     """Path of the index of a file of lines, in the same folder."""
     return lines.with_name(f"{lines.name.removesuffix(LINES_SUFFIX)}{INDEX_SUFFIX}")
+
+
+def indexes_alone(folder: Path) -> list[Path]:
+    """Indexes in a folder whose files of lines are missing, sorted by name."""
+    names = sorted(file_names(folder))
+    stems = [name.removesuffix(INDEX_SUFFIX) for name in names if name.endswith(INDEX_SUFFIX)]
+    alone = [stem for stem in stems if f"{stem}{LINES_SUFFIX}" not in names]
+    return [folder / f"{stem}{INDEX_SUFFIX}" for stem in alone]
+
+
+def first_line(files: Iterable[Path]) -> bytes | None:
+    """First line of the first file that is not empty; None if there is none.
+
+    Raises:
+        ValueError, OSError: As `read_lines`.
+    """
+    return next((line for path in files for line in read_lines(path)), None)
 
 
 def read_lines(path: Path) -> Iterator[bytes]:

@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 _NUMBER = re.compile(r"^-?[\d.,e+-]*( / \d+| [%kMG]?B?)?$")
+_MAX_VALUE = 20
 _MAX_ROWS = 60
 
 
@@ -39,9 +41,12 @@ def pixels_text(size: tuple[int, int] | None, missing: str = "") -> str:
     return missing if size is None else f"{size[0]} x {size[1]}"
 
 
-def number_text(value: float | None) -> str:
-    """A number with four digits, `-` for None."""
-    return "-" if value is None else f"{value:.4g}"
+def number_text(value: Any) -> str:
+    """A number with four digits, `-` for None; any other value of a damaged file as it is."""
+    try:
+        return "-" if value is None else f"{value:.4g}"
+    except (TypeError, ValueError, OverflowError):
+        return str(value)[:_MAX_VALUE]
 
 
 def few_text(names: Sequence[str], limit: int = 6) -> str:

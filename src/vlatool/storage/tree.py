@@ -19,12 +19,13 @@ def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Yields (folder, folder names, file names) from the top.
 
     Names that the caller removes are not entered. Links to folders are followed; each folder is
-    entered once.
+    entered once, and folders that contain this one, such as `/`, are not.
     """
     if isinstance(folder, RemotePath):
         yield from folder.walk()
         return
-    seen: set[tuple[int, int]] = set()
+    above = (os.stat(parent) for parent in folder.resolve().parents)
+    seen = {(status.st_dev, status.st_ino) for status in above}
     for name, folders, files in os.walk(folder, followlinks=True):
         status = os.stat(name)
         if (status.st_dev, status.st_ino) in seen:  # a cycle of links

@@ -123,6 +123,15 @@ class BuildDatasetConfig(EngineConfig):
         default=None, description="Expected factor of the profile, which is checked."
     )
 
+    @field_validator("pattern")
+    @classmethod
+    def _is_below_folder(cls, value: str) -> str:
+        parts = value.split("/")
+        has_bad_part = any("**" in part and part != "**" for part in parts) or ".." in parts
+        if has_bad_part or parts.count("**") > 1 or value.startswith("/") or not value.strip("./"):
+            raise ValueError("must be relative to the folder of windows, with at most one **")
+        return value
+
     @field_validator("kinds")
     @classmethod
     def _unique(cls, value: list[Kind]) -> Any:

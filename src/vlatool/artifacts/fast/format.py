@@ -9,6 +9,7 @@ Tokenizers fitted by vlatool also have the normalization profile of the actions,
 Source: reference/future-vla 4.2.
 """
 
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -35,6 +36,7 @@ NAMES = (PROCESSOR_NAME, TOKENIZER_NAME, TOKENIZER_CONFIG_NAME, SPECIAL_TOKENS_N
 _CLASS = "UniversalActionProcessor"
 _AUTO_MAP = {"AutoProcessor": f"{CODE_NAME.removesuffix('.py')}.{_CLASS}"}
 _HINT = "give a folder written by `vlatool tokenizer fit-fast`, or a published FAST tokenizer"
+_SHOWN = 40
 _MAX_IDS = 2**20
 _MAX_COPIED_BYTES = 10**6
 
@@ -179,8 +181,8 @@ def _check_config(path: Path, config: Mapping[str, Any]) -> tuple[float, int]:
     if missing:
         raise _fast_error(path, f"lacks the key {missing[0]!r}")
     scale, size, lowest = (config[key] for key in ("scale", "vocab_size", "min_token"))
-    if not _is_number(scale) or not 0 < scale < float("inf"):
-        raise _fast_error(path, f"scale is {scale!r}, not a number above 0")
+    if not _is_number(scale) or not 0 < scale <= sys.float_info.max:
+        raise _fast_error(path, f"scale is {str(scale)[:_SHOWN]}, not a number above 0")
     if not _is_number(size, int) or not 0 < size <= _MAX_IDS:
         raise _fast_error(path, f"vocab_size is {size!r}, not a number of ids")
     if not _is_number(lowest, int) or abs(lowest) >= 2**31:

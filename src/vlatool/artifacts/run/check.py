@@ -239,6 +239,13 @@ def _check_metrics(run: RunDir) -> Iterator[Finding]:
             yield RUN.at("broken_metrics", path, problem, line=number)
 
 
+def _is_checkpoint_of(run: RunDir, name: str) -> bool:
+    try:
+        return (run.root / name / MANIFEST).is_file()
+    except OSError:  # no file can have this name
+        return False
+
+
 def _check_latest(run: RunDir) -> Iterator[Finding]:
     path = str(run.latest_file)
     try:
@@ -252,7 +259,7 @@ def _check_latest(run: RunDir) -> Iterator[Finding]:
     named = content.get("checkpoint")
     if not content and newest is None:
         return
-    if not isinstance(named, str) or not (run.root / named / MANIFEST).is_file():
+    if not isinstance(named, str) or not _is_checkpoint_of(run, named):
         yield RUN.at("broken_latest", path, "names no complete checkpoint")
     elif newest is not None and run.root / named != newest[1]:
         yield RUN.at("stale_latest", path, f"names {named}, the newest is {newest[1].name}")

@@ -15,11 +15,11 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from itertools import accumulate, islice, takewhile
+from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vlatool.artifacts.lines import LINES_SUFFIX, lines_index_path, read_lines
+from vlatool.artifacts.lines import LINES_SUFFIX, first_line, lines_index_path, read_lines
 from vlatool.artifacts.manifest import Count, ManifestType, RelativePath
 from vlatool.artifacts.samples.episode import EpisodeSamples
 from vlatool.artifacts.samples.lines import PUBLISHED_SIZES, SampleSizes, TokenSample, parse_sample
@@ -257,7 +257,10 @@ class SamplesFolder:
 
     def _line(self, name: str, at: int) -> bytes:
         path = self.path / name
-        offset, length = self._cached(name, _line_ranges)[at]
+        ranges = self._cached(name, _line_ranges)
+        if at >= len(ranges):
+            raise _samples_error(path, f"has {len(ranges)} lines, {MANIFEST_NAME} lists more")
+        offset, length = ranges[at]
         line = read_byte_range(ByteRange(path, offset, offset + length))
         if len(line) != length or not line.endswith(b"\n"):
             raise _samples_error(path, f"line {at + 1} does not match the index")
@@ -305,15 +308,14 @@ def is_samples(location: Path) -> bool:
 
 
 def is_published(location: Path) -> bool:
-    """True for lines that another program wrote: the first of the first file is a sample."""
+    """True for lines that another program wrote: the first is a sample."""
     if read_record(location) is not None or (location / MANIFEST_NAME).exists():
         return False
-    for path in _lines_files(location)[:1]:
-        try:
-            return any(parse_sample(line) for line in islice(read_lines(path), 1))
-        except (ValueError, OSError):
-            return False
-    return False
+    try:
+        first = first_line(_lines_files(location))
+        return first is not None and bool(parse_sample(first))
+    except (ValueError, OSError):
+        return False
 
 
 def _lines_files(folder: Path) -> Sequence[Path]:

@@ -13,12 +13,11 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from vlatool.artifacts.codes.format import IMAGES_NAME
-from vlatool.artifacts.lines import LINES_SUFFIX, lines_index_path, read_lines
+from vlatool.artifacts.lines import LINES_SUFFIX, first_line, lines_index_path, read_lines
 from vlatool.artifacts.manifest import Count, ManifestType
 from vlatool.artifacts.tar import INDEX_SUFFIX, read_index
 from vlatool.errors import DataError
@@ -392,12 +391,10 @@ def _is_unfinished(location: Path) -> bool:
 
 
 def _is_published(location: Path) -> bool:
-    """True if the first line of the first file is a window."""
-    first = next(iter(lines_files(location)), None)
-    if first is None:
-        return False
+    """True if the first line is a window."""
     try:
-        return any(parse_window(line) for line in islice(read_lines(first), 1))
+        first = first_line(lines_files(location))
+        return first is not None and bool(parse_window(first))
     except (ValueError, OSError):
         return False
 
