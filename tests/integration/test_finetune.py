@@ -266,10 +266,10 @@ def test_statistics_of_a_published_file_lie_above_its_folder(
 
 
 def test_statistics_of_initial_weights_need_initial_weights(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(UsageError) as caught:
         train(tiny_config(data, tmp_path / "run", data__statistics_from="init"))
 
-    assert caught.value.code == "data.missing_statistics"
+    assert caught.value.code == "usage.missing_key"
 
 
 def test_field_that_the_initial_weights_lack_cannot_use_their_statistics(
