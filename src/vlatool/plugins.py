@@ -429,6 +429,7 @@ ARTIFACTS: dict[str, str] = {
     "codes": "vlatool.artifacts.codes",
     "windows": "vlatool.artifacts.windows",
     "shards": "vlatool.artifacts.shards",
+    "export": "vlatool.artifacts.export",
 }
 # Config classes of the commands that write runs.
 RUN_CONFIGS: Registry[Any] = Registry("", "run", {"train": "vlatool.training.config:TrainConfig"})

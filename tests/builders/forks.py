@@ -9,23 +9,32 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from tests.builders.interrupt import sitecustomize as interrupt
+
 WARM = (
+    "matplotlib.pyplot",
     "pyarrow.parquet",
-    "torch",
+    "safetensors.torch",
+    "torch._dynamo",
+    "torch.distributed.fsdp",
     "vlatool.artifacts.run.report",
     "vlatool.artifacts.check",
+    "vlatool.models.titok.objective",
+    "vlatool.workflows.build_dataset",
+    "vlatool.workflows.decode",
+    "vlatool.workflows.encode",
     "vlatool.workflows.evaluate",
     "vlatool.workflows.preprocess",
     "vlatool.workflows.train",
 )
-LEFT_S = 3.0  # time for the processes of a finished command to end
+LEFT_S = 20.0  # time for the processes of a finished command to end, on a busy machine
 
 
 @dataclass(frozen=True)
@@ -56,11 +65,27 @@ class Forks:
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
 
-    def run(self, words: Sequence[str | Path], *, seconds: float = 30) -> Outcome:
-        """Runs `vlatool WORDS` in a new session."""
+    def run(
+        self,
+        words: Sequence[str | Path],
+        *,
+        seconds: float = 30,
+        environment: Mapping[str, str] | None = None,
+    ) -> Outcome:
+        """Runs `vlatool WORDS` in a new session.
+
+        Args:
+            words: Words of the command line.
+            seconds: Time after which the command is killed.
+            environment: Variables that are set in addition.
+        """
         assert self._process.stdin
         assert self._process.stdout
-        request = {"words": [str(word) for word in words], "seconds": seconds}
+        request = {
+            "words": [str(word) for word in words],
+            "seconds": seconds,
+            "environment": dict(environment or {}),
+        }
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         return Outcome(**json.loads(self._process.stdout.readline()))
@@ -90,10 +115,11 @@ def _serve() -> None:
         sys.stdout.flush()
 
 
-def _outcome(words: list[str], seconds: float) -> Outcome:
+def _outcome(words: list[str], seconds: float, environment: dict[str, str]) -> Outcome:
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         pid = os.fork()
         if pid == 0:
+            os.environ.update(environment)
             _run_command(words, out.fileno(), err.fileno())
         code = _wait(pid, seconds)
         left = _left(pid)
@@ -112,6 +138,8 @@ def _run_command(words: list[str], out: int, err: int) -> None:
         os.dup2(err, 2)
         from vlatool.cli.app import run
 
+        if interrupt.VARIABLE in os.environ:
+            interrupt.install()
         code = run(words)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -144,12 +172,17 @@ def _left(session: int) -> int:
 
 
 def _members(session: int) -> list[int]:
+    """Processes of a session, without those that have ended and whose parent is yet to notice."""
     pids: list[int] = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError):
-            if os.getsid(int(name)) == session:
+            if os.getsid(int(name)) == session and not _is_zombie(name):
                 pids.append(int(name))
     return pids
+
+
+def _is_zombie(name: str) -> bool:
+    return Path("/proc", name, "stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 if __name__ == "__main__":

@@ -166,6 +166,20 @@ def test_ctrl_c_during_imports_ends_without_a_traceback() -> None:
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
+INTERRUPTED_EXIT = """
+import atexit, os, runpy, signal
+atexit.register(os.kill, os.getpid(), signal.SIGINT)  # called after those of the command
+runpy.run_module("vlatool", run_name="__main__")
+"""
+
+
+def test_ctrl_c_while_a_finished_command_exits_keeps_its_exit_code() -> None:
+    command = [sys.executable, "-c", INTERRUPTED_EXIT, "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+
+
 MODULE = f"{shlex.quote(sys.executable)} -m vlatool"
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.builders.encoding import encoded, image_tree, write_tokenizer
 from tests.builders.forks import Forks, Outcome, forks
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.mutations import mutate_file
@@ -60,11 +61,16 @@ def problem(outcome: Outcome) -> str:
 
 
 def problems(
-    thing: Path, warm: Forks, tmp_path: Path, commands: Callable[[Path], list[list[str]]]
+    thing: Path,
+    warm: Forks,
+    tmp_path: Path,
+    commands: Callable[[Path], list[list[str]]],
+    *,
+    step: int = 1,
 ) -> list[str]:
-    """Wrong behavior of the commands on copies with a damaged file, in many cases."""
+    """Wrong behavior of the commands on copies with a damaged file, in every `step`th case."""
     results: list[str] = []
-    for case in range(SEED, SEED + CASES):
+    for case in range(SEED, SEED + CASES, step):
         rng = random.Random(case)
         copy = tmp_path / str(case) / thing.name
         shutil.copytree(thing, copy)
@@ -114,6 +120,33 @@ def test_damaged_statistics_are_reported(data: Path, warm: Forks, tmp_path: Path
         return [["verify", str(copy)], again, [*again, "--overwrite"], [*again, "--dry-run"]]
 
     assert problems(published, warm, tmp_path, commands) == []
+
+
+def test_damaged_export_and_codes_are_reported(warm: Forks, tmp_path: Path) -> None:
+    (whole := tmp_path / "whole").mkdir()
+    source = write_tokenizer(whole / "source")
+    exported, codes, images = whole / "exported", whole / "codes", whole / "images"
+    export = ["tokenizer", "export", source, "-o"]
+    assert warm.run([*export, exported, "--json"]).code == 0
+    encoded(image_tree(whole / "frames", 1), source, codes, layout="packed")
+    decode = ["decode", str(codes), "--tokenizer"]
+    assert warm.run([*decode, exported, "-o", images, "--json"]).code == 0
+
+    def of_export(copy: Path) -> list[list[str]]:
+        out = str(copy.parent / "out")
+        reading = [["verify", str(copy)], ["inspect", str(copy)], [*decode, str(copy), "-o", out]]
+        return [*reading, [*export, str(copy)], ["tokenizer", "export", str(copy), "-o", out]]
+
+    def of_codes(copy: Path) -> list[list[str]]:
+        again = ["decode", str(copy), "--tokenizer", str(exported), "-o", str(copy.parent / "out")]
+        return [["verify", str(copy)], again]
+
+    def of_images(copy: Path) -> list[list[str]]:
+        return [["verify", str(copy)], [*decode, str(exported), "-o", str(copy)]]
+
+    assert problems(exported, warm, tmp_path / "export", of_export, step=3) == []
+    assert problems(codes, warm, tmp_path / "codes", of_codes, step=3) == []
+    assert problems(images, warm, tmp_path / "images", of_images, step=3) == []
 
 
 def test_damaged_run_is_reported(trained: Path, data: Path, warm: Forks, tmp_path: Path) -> None:

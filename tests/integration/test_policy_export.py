@@ -1,6 +1,7 @@
 """Export of a trained policy to the published layout, and finetuning from it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from vlatool.artifacts.run.format import RunDir
 from vlatool.config.overrides import parse_override
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, UsageError
+from vlatool.models.trained import open_trained
 from vlatool.models.weights import read_pickled_weights
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.export import ExportConfig, export
@@ -184,6 +186,18 @@ def test_damaged_checkpoint_is_not_exported(run: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         export(ExportConfig(source=str(tmp_path / "run"), output=str(tmp_path / "out")))
     assert caught.value.code == "data.broken_checkpoint"
+
+
+@pytest.mark.parametrize("name", ["checkpoints/ema_1.pt", "stats.json"])
+def test_changed_file_of_an_export_is_not_opened(
+    published: Path, tmp_path: Path, name: str
+) -> None:
+    shutil.copytree(published, tmp_path / "export")
+    changed = tmp_path / "export" / name
+    changed.write_bytes(changed.read_bytes() + b" ")
+    with pytest.raises(DataError) as caught:
+        open_trained(str(tmp_path / "export"), device="cpu")
+    assert (caught.value.code, caught.value.details["path"]) == ("data.broken_export", str(changed))
 
 
 def test_export_of_another_checkpoint_is_replaced_on_request_only(

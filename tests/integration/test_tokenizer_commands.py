@@ -22,6 +22,7 @@ from tests.builders.tokenizers import (
     write_stage_1,
     write_teacher,
 )
+from tests.builders.verifying import verified
 from tests.surface.invoke import run_vlatool
 from vlatool.artifacts.run.format import RunDir
 from vlatool.config.overrides import Override
@@ -32,6 +33,7 @@ from vlatool.models.titok.model import Titok
 from vlatool.models.tokenizer import open_tokenizer
 from vlatool.storage.remote_path import RemotePath
 from vlatool.training.config import TrainConfig
+from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.model_export import TokenizerExportConfig, tokenizer_export
 from vlatool.workflows.tokenizer_eval import (
     TokenizerEvalConfig,
@@ -181,6 +183,24 @@ def test_export_of_the_same_run_has_equal_bytes(second: str, tmp_path: Path) -> 
 
     for name in ("config.yaml", "pytorch_model.bin"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_export_is_recognized_and_opened_as_it_was_written(second: str, tmp_path: Path) -> None:
+    tokenizer_export(TokenizerExportConfig(checkpoint=second, output=str(tmp_path)))
+    whole = verified(tmp_path)
+    assert (whole.kind, whole.findings) == ("export", ())
+    assert (
+        inspect(InspectConfig(location=str(tmp_path))).report.facts["command"] == "tokenizer export"
+    )
+
+    weights = tmp_path / "pytorch_model.bin"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    assert [finding.code for finding in verified(tmp_path).findings] == ["output.digest_mismatch"]
+    with pytest.raises(DataError) as caught:
+        open_titok(str(tmp_path))
+    assert caught.value.code == "data.broken_export"
 
 
 def test_exported_weights_are_those_of_the_run(first: str, tmp_path: Path) -> None:

@@ -427,6 +427,7 @@ def test_weights_that_do_not_match_raise_an_error(
         ({"stage": 2, "teacher": None}, "usage.no_teacher"),
         ({"patch_size": 8}, "usage.teacher_grid"),
         ({"image_size": 32}, "usage.picture_size"),
+        ({"patch_size": 3}, "usage.picture_size"),
         (
             {"stage": 2, "init_from": "x", "losses": {"perceptual_loss": "convnext_s"}},
             "usage.no_perceptual_weights",

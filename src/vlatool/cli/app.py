@@ -1,5 +1,6 @@
 """The program: groups of commands, and `main`, which maps exceptions to exit codes."""
 
+import atexit
 import os
 import signal
 import sys
@@ -171,18 +172,36 @@ def root(
 
 def main() -> None:
     """The `vlatool` command."""
+    from vlatool.cli.failures import InterruptedByUserError
     from vlatool.cli.output import Stderr, flush_stdout, open_streams
 
     open_streams()
     _ignore_warning_errors()
-    code = run(sys.argv[1:])
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing can report Ctrl-C from here on
+    atexit.register(_ignore_ctrl_c)
+    try:
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # a second one, before the first one is reported
+        code = InterruptedByUserError.exit_code
+    _exit_on_ctrl_c(code)
     flush_stdout()
     Stderr().flush()
     if os.environ.get("WORLD_SIZE", "1") != "1":
         _exit_now(code)
     sys.exit(code)
+
+
+def _exit_on_ctrl_c(code: int) -> None:
+    """Lets Ctrl-C end the process with the exit code of the finished command.
+
+    The interpreter may wait for threads and child processes before it ends.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda number, frame: os._exit(code))
+
+
+def _ignore_ctrl_c() -> None:
+    """Keeps the exit code when the interpreter has removed its handlers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _ignore_warning_errors() -> None:
@@ -274,14 +293,19 @@ def _skip_shell_detection(argv: list[str]) -> None:
 
 
 def _report_error(error: BaseException, options: OutputOptions) -> int:
+    """Writes an error, undisturbed by a second Ctrl-C, and returns its exit code."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     from vlatool.cli.failures import as_vlatool_error
     from vlatool.cli.output import write_error
 
-    shown = as_vlatool_error(error)
-    if shown is not error:
-        shown.__cause__ = error
-    write_error(shown, options)
-    return shown.exit_code
+    try:
+        shown = as_vlatool_error(error)
+        if shown is not error:
+            shown.__cause__ = error
+        write_error(shown, options)
+        return shown.exit_code
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _closed_pipe(error: BrokenPipeError, options: OutputOptions) -> int:

@@ -28,7 +28,7 @@ from vlatool.jobs.files import (
     remove_partial_files,
     write_file_list,
 )
-from vlatool.storage.atomic import remove_tree
+from vlatool.storage.atomic import remove_file, remove_tree
 from vlatool.storage.checksummed import read_checksummed, write_checksummed
 from vlatool.storage.documents import DocumentError
 from vlatool.storage.lock import Lock, held_lock
@@ -493,7 +493,7 @@ def single_output(folder: Path, record: OutputRecord, files: Sequence[str]) -> G
         record = replace(record, owned=tuple(files))
         resume_output(folder, record)
         remove_partial_files(folder)
+        remove_file(folder / NAME)  # the block may open what it writes over
         yield
-        written = [name for name in files if (folder / name).is_file()]
-        write_file_list(folder, [file_entry(folder, name) for name in written])
+        write_file_list(folder, [file_entry(folder, n) for n in files if (folder / n).is_file()])
         replace(record, result={}, complete=True).save(folder)

@@ -231,13 +231,15 @@ class BatchLoader:
         self.close()
         if self._loader.num_workers:
             start_forkserver()
-        iteration, iterator = self._iteration, iter(self._loader)
-        workers = list(getattr(iterator, "_workers", ()))
-        self._iterators.append(iterator)
-        del iterator
-        # Runs at the exit of the program too, before multiprocessing joins the workers, which
-        # ignore SIGTERM.
-        self._stop = Finalize(self, _stop_workers, (self._iterators, workers), exitpriority=100)
+        iteration = self._iteration
+        with signals_blocked(signal.SIGINT):  # from the first worker on until it can be stopped
+            iterator = iter(self._loader)
+            workers = list(getattr(iterator, "_workers", ()))
+            self._iterators.append(iterator)
+            del iterator
+            # Runs at the exit of the program too, before multiprocessing joins the workers, which
+            # ignore SIGTERM.
+            self._stop = Finalize(self, _stop_workers, (self._iterators, workers), exitpriority=100)
         while self._iteration == iteration and self._iterators:
             item = self._next()
             if item is None:
@@ -322,9 +324,13 @@ def start_forkserver() -> None:
 
     Both are often sent to all processes of a job; the trainer alone handles them. The server and
     the workers inherit the mask, which holds before they can ignore a signal.
+
+    Returns when the server has imported its modules. Ctrl-C may end this wait, but not the start of
+    a worker, which takes milliseconds from then on: a worker without its driver prints an error.
     """
     with signals_blocked(*_STOP_SIGNALS):
         forkserver.ensure_running()
+    multiprocessing.get_context("forkserver").Process(target=int, daemon=True).start()
 
 
 def loader_exited(error: RuntimeError) -> EnvironmentProblem | None:

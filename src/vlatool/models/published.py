@@ -1,9 +1,12 @@
 """Models in the layouts of published programs. No torch."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from vlatool.errors import DataError
+from vlatool.jobs.files import is_intact, read_file_list
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,6 +33,35 @@ class PublishedFiles:
     kind: Literal["", "raw", "ema"] = ""
     averaged: Path | None = None
     before: Any = None
+
+    def checked(self, chosen: Path, local: Path) -> Path:
+        """Returns `local` after a comparison of the files with the list of an export.
+
+        Sizes are compared, and digests of local files. Other published files have no list. As in
+        runs, users may edit YAML.
+
+        Args:
+            chosen: One of the files of weights; the other is not compared.
+            local: Local copy of it.
+
+        Raises:
+            DataError: A file is missing or has changed.
+        """
+        root = chosen.parent if self.config is None else self.config.parent
+        for entry in read_file_list(root) or ():
+            path = root / entry.path
+            if path.suffix == ".yaml" or (path != chosen and path in (self.weights, self.averaged)):
+                continue
+            is_chosen = path == chosen
+            compared = replace(entry, path=local.name) if is_chosen else entry
+            if not is_intact(local.parent if is_chosen else root, compared):
+                raise DataError.at(
+                    path,
+                    "is missing, or has changed since it was exported",
+                    hint="export or copy it again; `vlatool verify` lists all changed files",
+                    code="data.broken_export",
+                )
+        return local
 
 
 @dataclass(frozen=True)

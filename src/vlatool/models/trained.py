@@ -1,7 +1,7 @@
 """Trained weights, opened in one way: runs, checkpoints, published folders and files.
 
-Locations have any scheme; remote files are copied to the cache. Files of a checkpoint are compared
-with the digests of its manifest when they are read, and only then. Does not import torch.
+Locations have any scheme; remote files are copied to the cache. Files of a checkpoint or an export
+are compared with their listed digests when they are read, and only then. Does not import torch.
 """
 
 from collections.abc import Generator, Mapping, Sequence
@@ -138,7 +138,7 @@ class WeightsOrigin:
         """Reads the tensors of the part `model` to the CPU, and checks the digest of the file.
 
         Raises:
-            DataError: The file is broken, or differs from the manifest of its checkpoint.
+            DataError: The file is broken, or differs from the list of its checkpoint or export.
         """
         from vlatool.models.weights import read_external_weights
 
@@ -147,6 +147,8 @@ class WeightsOrigin:
             manifest = CheckpointManifest.read(self.checkpoint)
             manifest.check(self.checkpoint, [])  # the step
             manifest.check(path.parent, [self.file.name])
+        elif (published := published_at(self.file)) is not None:
+            published[1].checked(self.file, path)
         return read_external_weights(path)
 
 
@@ -235,7 +237,7 @@ def open_trained(
         return _open_run(origin, device, changes or {})
     model_type, files = published
     origin = _published_origin(location, files, weights)
-    origin = replace(origin, opened=origin.path)
+    origin = replace(origin, opened=files.checked(origin.file, origin.path))
     files = replace(files, weights=origin.file, before=before)
     config, model = _open_published(model_type, files, origin, changes or {})
     if origin.weights == "raw" and weights == "auto" and pinned(location) != origin.file:
@@ -440,9 +442,6 @@ def local_copy(folder: Path, names: Sequence[str]) -> Path:
     if not is_remote(folder):
         return folder
     return FileCache(default_cache_folder()).local_copy(folder, names)
-
-
-# sections of a configuration
 
 
 def with_types(schema: Any, tree: Mapping[str, Any]) -> Any:

@@ -5,6 +5,7 @@ process. Legend of shapes: B images of a batch, S side of an image in pixels, K 
 """
 
 import os
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -13,7 +14,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
-from itertools import pairwise
+from itertools import chain, islice, pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -33,7 +34,7 @@ from vlatool.artifacts.codes.format import (
 from vlatool.artifacts.images import labeled_png
 from vlatool.episode import Array, EpisodeRef
 from vlatool.errors import VlatoolError
-from vlatool.jobs.executor import Outcome, attempt, default_workers
+from vlatool.jobs.executor import Outcome, attempt, default_workers, signals_blocked
 from vlatool.jobs.job import Ranks
 from vlatool.jobs.journal import Receipt
 from vlatool.loading.loader import loader_exited, start_forkserver, worker_start
@@ -228,10 +229,12 @@ class EncodePipeline:
         workers = min(self._rule.num_workers, default_workers())
         on_gpu = self._tokenizer.device.type == "cuda"
         context = _context() if workers else None
+        # The loader takes these when its workers start, which Ctrl-C does not interrupt.
+        first = list(islice(tasks, workers * _PREFETCH))
         loader = DataLoader(
             _ReadDataset(self._open, self._tokenizer.rule),
             batch_size=None,
-            sampler=tasks,
+            sampler=chain(first, tasks),
             num_workers=workers,
             prefetch_factor=_PREFETCH if workers else None,
             pin_memory=on_gpu,
@@ -240,8 +243,10 @@ class EncodePipeline:
         )
         if workers:
             start_forkserver()
-        running = iter(loader)
+        running: Iterator[_Read] = iter(())
         try:
+            with signals_blocked(signal.SIGINT):
+                running = iter(loader)
             while True:
                 with self._waiting("reading"):
                     read = next(running, None)

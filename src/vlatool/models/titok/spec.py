@@ -46,7 +46,7 @@ class TitokType(ModelType):
         """
         del info
         check_required_weights(config, needs_init=False)
-        update, rules = derive_image_size(config, config.image_size, data)
+        update, rules = derive_image_size(config, config.image_size, config.patch_size, data)
         if config.predicts_pixels:
             default = FEATURES if config.decoder_head == "proxy" else GRADIENTS
             update["losses"], rule = with_perceptual(config.losses, default)

@@ -187,7 +187,7 @@ def with_perceptual(losses: PixelLossConfig, default: str) -> tuple[PixelLossCon
 
 
 def derive_image_size(
-    config: ConfigModel, size: int | None, data: "ImageDataConfig"
+    config: ConfigModel, size: int | None, patch_size: int, data: "ImageDataConfig"
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Derives `image_size` of a model from its data.
 
@@ -195,13 +195,21 @@ def derive_image_size(
         The changed key with its value, and its rule.
 
     Raises:
-        UsageError: The configured size is different.
+        UsageError: The configured size is different, or the images do not consist of whole patches.
     """
     data_size = data.preprocessing.crop_size
     if size not in (None, data_size):
         raise UsageError(
             f"model.image_size is {size}, but the images of the data are {data_size} x {data_size}",
             hint=f"set data.preprocessing.crop_size={size}",
+            code="usage.picture_size",
+            details={"key": "data.preprocessing.crop_size"},
+        )
+    if data_size % patch_size:
+        raise UsageError(
+            f"data.preprocessing.crop_size is {data_size}, not a multiple of {patch_size}, the "
+            "patch size of the model",
+            hint=f"set data.preprocessing.crop_size={max(data_size // patch_size, 1) * patch_size}",
             code="usage.picture_size",
             details={"key": "data.preprocessing.crop_size"},
         )

@@ -41,7 +41,7 @@ class VqganType(ModelType):
                 model and data differ.
         """
         del info
-        update, rules = derive_image_size(config, config.image_size, data)
+        update, rules = derive_image_size(config, config.image_size, config.patch_size, data)
         update["losses"], rule = with_perceptual(config.losses, GRADIENTS)
         rules |= {"losses.perceptual_loss": rule} if rule else {}
         return config.model_copy(update=update), rules

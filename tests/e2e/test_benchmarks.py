@@ -1,0 +1,63 @@
+"""Every script of `benchmarks/` runs once, at its smallest size."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.builders.training import world_shards
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = {
+    path.stem: path
+    for path in sorted((ROOT / "benchmarks").glob("*.py"))
+    if 'if __name__ == "__main__":' in path.read_text()
+}
+# RAW and DATA are small Spartan episodes and their shards; HERE is this checkout.
+SMALLEST = {
+    "action_codes": "--chunks 40 --runs 1",
+    "build_dataset": "--episodes 1,2 --frames 4 --repeat 1 --plain-up-to 1",
+    "encode": "--images 1 --batch 1 --workers 1",
+    "equal_bytes": "--write digests.json --only sample-spartan",
+    "in_turn": "--before HERE --runs 1 -- --version",
+    "loading": "DATA --workers 1 --batch 2 --steps 2 --runs 1",
+    "loading_plainly": "DATA --workers 1 --batch 2 --samples 4 --runs 1",
+    "loss_curve": "--steps 1",
+    "policy_step": "--steps 1 --batch 1",
+    "preprocess": "--raw RAW --workers 1 --repeat 1",
+    "resume_across_commits": "--before HERE/src --only split*",
+    "scaling": "--episodes 1,2 --repeat 1",
+    "stages": "RAW --size 16,16",
+    "startup": "1",
+    "titok": "--batch 1 --repeats 1",
+    "training": "DATA --workers 1 --steps 1",
+    "windows": "--episodes 1 --frames 4 --workers 1 --repeat 1",
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    world_shards(folder, episodes=2, frames=20)
+    return folder
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_benchmark_runs_at_its_smallest_size(script: str, world: Path, tmp_path: Path) -> None:
+    places = {"RAW": world / "raw", "DATA": world / "data", "HERE": ROOT}
+    words = SMALLEST[script]
+    for name, place in places.items():
+        words = words.replace(name, str(place))
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS[script]), *words.split()],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
