@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from vlatool.cli.commands import Command
 from vlatool.cli.config_command import ConfigSpec
 from vlatool.cli.forms import Form, run_workflow
+from vlatool.cli.help import is_help
 from vlatool.cli.session import Invocation
 from vlatool.errors import UsageError
 
@@ -47,6 +48,8 @@ def _schema(args: Sequence[str]) -> "type[ConfigModel]":
             {"format": name, "sink": _value_of(args, "--sink", "--sink.type")}
         )
     except UsageError as error:
+        if is_help(args):
+            return PreprocessConfig.specialize({})
         if args and name == args[0] and error.code == "usage.unknown_format":
             error.message = f"{name!r} is neither a format nor an existing location"
         raise

@@ -34,7 +34,14 @@ def options_in(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "words", ["", *GROUPS, *COMMANDS, *(f"preprocess {name}" for name in FORMATS.names())]
+    "words",
+    [
+        "",
+        *GROUPS,
+        *COMMANDS,
+        "preprocess missing",
+        *(f"preprocess {name}" for name in FORMATS.names()),
+    ],
 )
 def test_help_fits_on_one_screen(words: str) -> None:
     lines = help_of(*words.split(), "--help").splitlines()
