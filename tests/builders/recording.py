@@ -1,20 +1,41 @@
 """Reporter that records its calls, for tests."""
 
-from vlatool.events import NullReporter, Progress
+from vlatool.events import NullProgress, NullReporter, Progress
+
+
+class RecordedBar(NullProgress):
+    """Progress bar that adds up its units.
+
+    Attributes:
+        done: Sum of all units.
+        fields: Fields of the last call.
+    """
+
+    def __init__(self) -> None:
+        self.done = 0
+        self.fields: dict[str, float | int | str] = {}
+
+    def advance(self, amount: int = 1, **fields: float | int | str) -> None:
+        """Adds units."""
+        self.done += amount
+        self.fields = fields
 
 
 class Recorder(NullReporter):
-    """Records warnings, notes, and the name and total of each progress bar."""
+    """Records warnings, notes, and the name, the total and the last state of each progress bar."""
 
     def __init__(self) -> None:
         self.bars: list[tuple[str, int | None]] = []
+        self.last_bar = RecordedBar()
         self.warnings: list[tuple[str, str]] = []
         self.notes: list[str] = []
 
     def progress(self, name: str, total: int | None, unit: str) -> Progress:
         """Records name and total."""
+        del unit
         self.bars.append((name, total))
-        return super().progress(name, total, unit)
+        self.last_bar = RecordedBar()
+        return self.last_bar
 
     def warn(self, code: str, message: str) -> None:
         """Records a warning."""

@@ -2,6 +2,8 @@
 
 import pickle
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -23,10 +25,12 @@ from tests.builders.encoding import (
 )
 from tests.builders.images import image, image_shards, saved, write
 from tests.builders.jobs import contents
+from tests.builders.recording import Recorder
 from tests.builders.tokenizers import SIDE
 from tests.builders.verifying import verified
 from vlatool.artifacts.codes.format import CodesFolder
 from vlatool.errors import DataError, PartialFailure, UsageError, VlatoolError
+from vlatool.events import NULL
 from vlatool.jobs.job import Ranks
 from vlatool.jobs.run import run_job
 from vlatool.models.images import to_float
@@ -109,11 +113,13 @@ def test_ranks_together_write_what_one_process_writes(
 ) -> None:
     barrier = threading.Barrier(size, timeout=60)
     statuses: dict[int, str] = {}
+    recorder = Recorder()
 
     def run(rank: int) -> None:
+        reporter = NULL if rank else recorder
         job = EncodeJob(_config(tree, tokenizer, tmp_path / "out"), size)
         ranks = Ranks(rank, size, lambda: bool(barrier.wait()) and None, barrier.abort)
-        statuses[rank] = run_job(job, job.pipeline, ranks=ranks).status
+        statuses[rank] = run_job(job, job.pipeline, ranks=ranks, reporter=reporter).status
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
     for thread in threads:
@@ -123,6 +129,32 @@ def test_ranks_together_write_what_one_process_writes(
 
     assert statuses == {rank: "shared" if rank else "written" for rank in range(size)}
     assert contents(tmp_path / "out") == contents(whole)
+    (_, total), bar = recorder.bars[0], recorder.last_bar
+    assert (bar.done, bar.fields["pictures"]) == (total, IMAGES)  # of all ranks
+
+
+def test_wrong_paths_and_plans_are_answered_without_torch(
+    tree: Path, tokenizer: str, tmp_path: Path
+) -> None:
+    out, lost = str(tmp_path / "out"), str(tmp_path / "lost")
+    rows = [
+        (["encode", lost, "--tokenizer", tokenizer], 3),
+        (["encode", str(tree), "--tokenizer", lost], 3),
+        (["encode", str(tree), "--tokenizer", tokenizer, "--output", out, "--dry-run"], 0),
+        (["decode", lost, "--tokenizer", tokenizer, "--output", out], 3),
+        (["decode", str(tree), "--tokenizer", lost, "--output", out], 3),
+        (["tokenizer", "eval", lost, str(tree)], 3),
+        (["tokenizer", "eval", tokenizer, lost], 3),
+    ]
+    script = f"""
+import sys
+from vlatool.cli import app
+for words, code in {rows!r}:
+    assert app.run(["-q", *words]) == code, words
+    assert "torch" not in sys.modules, words
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert not Path(out).exists()
 
 
 def _config(tree: Path, tokenizer: str, output: Path) -> EncodeConfig:

@@ -113,19 +113,24 @@ class JobRun:
         self.sums, self.dropped, self.new_counts, self.reasons = {}, {}, {}, {}
         self.warnings = dict.fromkeys(self.warnings, 0)
 
-    def progress_fields(self, count: str, seconds: float) -> dict[str, float | int | str]:
+    def progress_fields(
+        self, count: str, seconds: float, others: Sequence[Mapping[str, Any]] = ()
+    ) -> dict[str, float | int | str]:
         """Fields of the progress bar.
 
         Args:
             count: Name of the count of receipts to show.
             seconds: Time since the start.
+            others: Rows of the logs of other ranks.
         """
-        amounts = {f"{count}/s": self.new_counts.get(count, 0), "MB/s": self.new_bytes / 1e6}
+        counts = [(row.get("counts", {}).get(count, 0), row.get("resumed")) for row in others]
+        new = self.new_counts.get(count, 0) + sum(number for number, done in counts if not done)
+        amounts = {f"{count}/s": new, "MB/s": self.new_bytes / 1e6}
         rates = {name: per_second(amount, seconds) for name, amount in amounts.items()}
         return {
-            count: self.sums.get(count, 0),
+            count: self.sums.get(count, 0) + sum(number for number, _ in counts),
             **{name: round(rate, 1) for name, rate in rates.items() if rate is not None},
-            "failed": len(self.failures),
+            "failed": len(self.failures) + sum("failed" in row for row in others),
             **self.reasons,
         }
 

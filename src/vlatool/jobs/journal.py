@@ -7,8 +7,10 @@ one by one: a file torn by a power cut fails its checksum, and its item is proce
 
 import io
 import json
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from vlatool.storage.atomic import remove_tree, write_bytes
 from vlatool.storage.byte_ranges import read_file
 
 _INFO = "__receipt__"
+_LOGS_READ_EVERY_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -160,6 +163,30 @@ class Journal:
 
     def _file(self, item: str) -> Path:
         return self.folder / f"{item}.npz"
+
+
+class OtherRanks:
+    """Progress of other ranks in this run, from their logs.
+
+    Args:
+        journal: The journal that they share.
+        ranks: Their numbers.
+    """
+
+    def __init__(self, journal: Journal, ranks: Iterable[int]) -> None:
+        self._journal = journal
+        self._earlier = {rank: sum(1 for _ in journal.rows(rank)) for rank in ranks}
+        self._rows: list[dict[str, Any]] = []
+        self._read_at = 0.0
+
+    def rows(self, *, is_end: bool = False) -> Sequence[Mapping[str, Any]]:
+        """Rows of this run; read once in a few seconds, and at the end."""
+        now = time.monotonic()
+        if self._earlier and (is_end or now - self._read_at >= _LOGS_READ_EVERY_S):
+            logs = ((self._journal.rows(rank), skip) for rank, skip in self._earlier.items())
+            self._rows = [row for rows, skip in logs for row in islice(rows, skip, None)]
+            self._read_at = now
+        return self._rows
 
 
 def intact_receipt(output: Path, receipt: Receipt | None) -> Receipt | None:

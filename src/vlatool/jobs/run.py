@@ -28,7 +28,7 @@ from vlatool.jobs.files import (
 from vlatool.jobs.inputs import current_states, inputs_of
 from vlatool.jobs.items import Items
 from vlatool.jobs.job import Job, JobRun, JobSpec, Ranks
-from vlatool.jobs.journal import Journal, Receipt, remove_journal
+from vlatool.jobs.journal import Journal, OtherRanks, Receipt, remove_journal
 from vlatool.jobs.record import (
     OutputRecord,
     claim_output,
@@ -305,7 +305,6 @@ class _Loop:
         if self._ranks.size > 1:
             for _ in self._rank_items():
                 lock.check()
-            self._ranks.barrier()
             self._run.reset_counts()
             receipts = self._receipts_of_all_ranks()
         for receipt in receipts:
@@ -328,11 +327,11 @@ class _Loop:
         for _ in self._rank_items():
             pass
         self._ranks.barrier()
-        self._ranks.barrier()
         self._run.status = "shared"
         return self._run
 
     def _rank_items(self) -> Iterator[Receipt]:
+        """Receipts of the items of this rank; ends when all ranks have finished theirs."""
         return self._receipts(self._job.items[self._ranks.rank :: self._ranks.size])
 
     def _receipts_of_all_ranks(self) -> Iterator[Receipt]:
@@ -353,8 +352,20 @@ class _Loop:
         spec, run, clock = self._spec, self._run, time.monotonic()
         unit = f"{spec.item_name}s"
         reporter = NULL if spec.has_own_progress else run.reporter
+        is_first = self._ranks.rank == 0  # the only one that shows progress
+        others = OtherRanks(self._journal, range(1, self._ranks.size) if is_first else ())
+        seen = 0
+
+        def advance(amount: int, *, is_end: bool = False) -> None:
+            nonlocal seen
+            rows = others.rows(is_end=is_end)
+            fields = run.progress_fields(spec.progress_count, time.monotonic() - clock, rows)
+            bar.advance(amount + len(rows) - seen, **fields)
+            seen = len(rows)
+
+        total = len(self._job.items) if is_first else len(items)
         with (
-            reporter.progress(unit, len(items), unit) as bar,
+            reporter.progress(unit, total, unit) as bar,
             AppendLog(self._journal.log(self._ranks.rank)) as log,
         ):
             for outcome in self._todo.outcomes(items):
@@ -363,7 +374,11 @@ class _Loop:
                 elif outcome.value is not None:
                     self._add_receipt(outcome.value, log)
                     yield outcome.value
-                bar.advance(1, **run.progress_fields(spec.progress_count, time.monotonic() - clock))
+                advance(1)
+            log.sync()
+            self._ranks.barrier()
+            if self._ranks.size > 1:
+                advance(0, is_end=True)
 
     def _add_receipt(self, receipt: Receipt, log: AppendLog) -> None:
         self._run.add_receipt(receipt)

@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory, gettempdir
 from types import FrameType
 
 from vlatool.errors import EnvironmentProblem, UsageError
-from vlatool.events import NULL, Reporter
+from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.executor import default_workers
 from vlatool.training.launcher import EXITS, FORWARDED
 from vlatool.training.ranks import THREADS, Launch, RankExit, cause, rank_error
@@ -50,7 +50,7 @@ def start(arguments: Sequence[str], processes: int, *, reporter: Reporter = NULL
         SystemExit: Interrupted (130, 143); the ranks have saved their progress.
     """
     gpus = _gpus()
-    check_processes(processes, gpus)
+    check_processes(processes, gpus, reporter)
     options = torchrun_options(rank_arguments(arguments), processes)
     shown = _gpu_variables() if gpus else _threads(processes)
     words = [*(f"{name}={value}" for name, value in shown.items()), "torchrun", shlex.join(options)]
@@ -74,8 +74,8 @@ def start(arguments: Sequence[str], processes: int, *, reporter: Reporter = NULL
         return output.read_text(getattr(sys.stdout, "encoding", None), "replace")
 
 
-def check_processes(processes: int, gpus: int) -> None:
-    """Checks that a number of ranks can be started on this machine.
+def check_processes(processes: int, gpus: int, reporter: Reporter = NULL) -> None:
+    """Checks that a number of ranks can be started on this machine; warns of too few processors.
 
     Raises:
         UsageError: The number is below 1 or too large, or this process is a rank itself.
@@ -110,6 +110,10 @@ def check_processes(processes: int, gpus: int) -> None:
             code="environment.gpus",
             details={"nproc": processes, "gpus": gpus},
         )
+    processors = default_workers()
+    if not gpus and processes > processors:
+        message = f"{OPTION} {processes}: this machine has {counted(processors, 'processor')}"
+        reporter.warn("many_processes", f"{message}; more processes than that are not faster")
 
 
 def rank_arguments(arguments: Iterable[str]) -> list[str]:

@@ -16,7 +16,6 @@ from vlatool.jobs.run import run_command
 from vlatool.models.tokenizer import open_tokenizer, rank_device
 from vlatool.storage.uri import location, pinned, require_existing
 from vlatool.tokens.config import DecodeConfig
-from vlatool.tokens.decode import EpisodeDecoder, select_codes_of
 
 __all__ = ["DecodeConfig", "DecodeJob", "DecodeResult", "decode"]
 
@@ -61,6 +60,9 @@ class DecodeJob:
         check_required(config, "vlatool decode CODES --tokenizer CHECKPOINT --output DIR")
         self._config = config
         require_existing(config.codes)
+        require_existing(config.tokenizer)
+        from vlatool.tokens.decode import EpisodeDecoder, select_codes_of  # imports torch
+
         source, output = pinned(config.codes), location(config.output)
         self._tokenizer = tokenizer = open_tokenizer(config.tokenizer, rank_device())
         tokenizer.check_codebook()

@@ -1,9 +1,10 @@
 """Codes of images by a visual tokenizer, on all devices."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlatool.artifacts.codes.format import (
     CHECKS_NAME,
@@ -18,20 +19,23 @@ from vlatool.episode import EpisodeRef
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import JobResult
-from vlatool.jobs.files import FileEntry, file_entry
+from vlatool.jobs.files import FileEntry, file_entry, is_occupied
 from vlatool.jobs.inputs import InputState, input_state, plan_digest
 from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
-from vlatool.jobs.record import OutputRecord, versions_of
+from vlatool.jobs.record import OutputRecord, read_record, versions_of
 from vlatool.jobs.run import run_command
 from vlatool.models.tokenizer import OpenTokenizer, open_tokenizer, rank_device
-from vlatool.sources.detection import detect_source
+from vlatool.models.trained import locate_weights, published_at
+from vlatool.sources.detection import DetectedSource, detect_source
 from vlatool.sources.selection import episode_state
 from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import location, pinned, require_existing
 from vlatool.tokens.config import EncodeConfig
-from vlatool.tokens.encode import EncodePipeline, EncodeRule, ranks_from_env
 from vlatool.tokens.images import EpisodeOpener
+
+if TYPE_CHECKING:
+    from vlatool.tokens.encode import EncodeRule
 
 __all__ = ["EncodeConfig", "EncodeJob", "EncodeResult", "encode"]
 
@@ -110,24 +114,78 @@ def encode(config: EncodeConfig, *, reporter: Reporter = NULL) -> EncodeResult:
         PartialFailure: The codes are written without the episodes that failed.
     """
     check_required(config, "vlatool encode DATA --tokenizer CHECKPOINT")
+    inputs = _EncodeInputs.of(config)
+    reporter.note(f"images: {inputs.images.format}, {counted(len(inputs.items), 'episode')}")
+    if config.dry_run and read_record(inputs.output) is None and not is_occupied(inputs.output):
+        return inputs.plan(config)
+    from vlatool.tokens.encode import ranks_from_env  # imports torch
+
     with ranks_from_env() as ranks:
-        job = EncodeJob(config, processes=ranks.size)
-        job.log_inputs(reporter)
+        job = EncodeJob(config, ranks.size, inputs)
+        job.log_tokenizer(reporter)
         return run_command(job, EncodeResult, config, job.pipeline, reporter=reporter, ranks=ranks)
+
+
+class _EncodeInputs(NamedTuple):
+    """What is known of a run before a tokenizer is opened.
+
+    Attributes:
+        source: Location of the images.
+        images: Their format and reader.
+        items: Episodes to encode.
+        output: Folder for the codes.
+    """
+
+    source: Path
+    images: DetectedSource
+    items: Sequence[EpisodeRef]
+    output: Path
+
+    @classmethod
+    def of(cls, config: EncodeConfig) -> "_EncodeInputs":
+        """Finds images and tokenizer; raises DataError if one is not there. Opens no weights."""
+        require_existing(config.data)
+        require_existing(config.tokenizer)
+        source = pinned(config.data)
+        images = detect_source(source, config.format)
+        items = [ref for ref in images.refs if not ref.excluded]
+        return cls(source, images, items, _output(config, images.format))
+
+    def plan(self, config: EncodeConfig) -> EncodeResult:
+        """Result of a dry run that has no earlier output to compare with.
+
+        Raises:
+            DataError: There are no trained weights at the location of the tokenizer.
+        """
+        published = published_at(pinned(config.tokenizer))
+        if published is None:
+            locate_weights(config.tokenizer)
+        return EncodeResult(
+            output=str(self.output) if config.output is None else config.output,
+            layout=config.layout,
+            tokenizer=location(config.tokenizer).name,
+            precision=config.precision,
+            pictures=0,
+            bytes=0,
+            episodes=len(self.items),
+            processes=int(os.environ.get("WORLD_SIZE", "1")),
+            status="planned",
+        )
 
 
 class EncodeJob:
     """Job that encodes the images of episodes; see `jobs.job.Job`."""
 
-    def __init__(self, config: EncodeConfig, processes: int = 1) -> None:
+    def __init__(
+        self, config: EncodeConfig, processes: int = 1, inputs: _EncodeInputs | None = None
+    ) -> None:
+        from vlatool.tokens.encode import EncodePipeline, EncodeRule  # imports torch
+
         self._config, self._processes = config, processes
-        require_existing(config.data)
-        source = pinned(config.data)
-        self._images = images = detect_source(source, config.format)
-        self.items: Sequence[EpisodeRef] = [ref for ref in images.refs if not ref.excluded]
+        source, images, self.items, output = inputs or _EncodeInputs.of(config)
         self._tokenizer = tokenizer = open_tokenizer(config.tokenizer, rank_device())
         tokenizer.check_codebook()
-        self.output = output = _output(config, images.format)
+        self.output = output
         rule = EncodeRule(
             output=output,
             layout=config.layout,
@@ -185,10 +243,9 @@ class EncodeJob:
         files.append(file_entry(self.output, MANIFEST_NAME))
         return files
 
-    def log_inputs(self, reporter: Reporter) -> None:
-        """Logs images and tokenizer, and warns of options without effect."""
+    def log_tokenizer(self, reporter: Reporter) -> None:
+        """Logs the tokenizer and an option without effect."""
         config, tokenizer = self._config, self._tokenizer
-        reporter.note(f"images: {self._images.format}, {counted(len(self.items), 'episode')}")
         size, rule = tokenizer.rule.size, tokenizer.rule.resize
         others = "rejected" if rule is None else f"resized ({rule.resize})"
         reporter.note(f"tokenizer: {tokenizer.name}, {size}x{size}; other sizes are {others}")
@@ -234,7 +291,7 @@ def _output(config: EncodeConfig, format_name: str) -> Path:
 
 
 def _record_options(
-    config: EncodeConfig, tokenizer: OpenTokenizer, rule: EncodeRule
+    config: EncodeConfig, tokenizer: OpenTokenizer, rule: "EncodeRule"
 ) -> dict[str, Any]:
     """Options for the record that determine the codes; the tokenizer is given by its digest."""
     options = config.model_dump(mode="json", exclude={*config.no_effect_on_output})

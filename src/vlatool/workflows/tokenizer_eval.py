@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from vlatool.artifacts.image_shards.format import find_shards
 from vlatool.artifacts.run.format import find_checkpoint, is_run
 from vlatool.config.base import ConfigModel, check_required, required_field
 from vlatool.errors import UsageError
@@ -141,6 +142,10 @@ def tokenizer_eval(
             no teacher to decode its codes.
         DataError: Tokenizer or data are missing or broken.
     """
+    check_required(config, "vlatool tokenizer eval CHECKPOINT DATA")
+    require_existing(config.checkpoint)
+    checkpoint, data = pinned(config.checkpoint), pinned(config.data)
+    find_shards(str(data), config.split)  # before the imports below, which take seconds
     from vlatool.evaluation.image_metrics import extremes
     from vlatool.evaluation.reconstruction import (
         evaluate_reconstruction,
@@ -151,8 +156,6 @@ def tokenizer_eval(
     from vlatool.training.config import TrainConfig
     from vlatool.training.runtime import Runtime
 
-    check_required(config, "vlatool tokenizer eval CHECKPOINT DATA")
-    checkpoint, data = pinned(config.checkpoint), pinned(config.data)
     output = _output(config)
     record = OutputRecord("tokenizer eval", _options(config, checkpoint, data))
     check_output_owner(output, record)

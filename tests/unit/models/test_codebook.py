@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn import functional
 
 from vlatool.models.codebook import (
+    CodebookTokenizer,
     CodeRevival,
     VectorQuantizer,
     difference_sums,
@@ -96,6 +98,21 @@ def test_near_ties_are_marked() -> None:
     codes, is_near = quantizer.near_ties(features, 1e-5)
     assert codes[0, 0] == 0
     assert is_near.tolist() == [[False, True]]
+
+
+@pytest.mark.parametrize(("distance", "count"), [(1.2e-6, 0), (3e-7, 1)])
+def test_images_with_differences_beyond_rounding_are_not_encoded_again(
+    distance: float, count: int
+) -> None:
+    quantizer = VectorQuantizer(2, 1)
+    quantizer.embedding.weight.data = torch.tensor([[0.0], [1.0]])
+    features = torch.full((1, 1, 1), 0.5 + distance)
+    network = SimpleNamespace(quantize=quantizer, features=lambda pixels: features[: len(pixels)])
+    tokenizer = CodebookTokenizer(
+        network, image_size=1, codes_per_image=1, code_options="", code_weights=()
+    )
+    codes = tokenizer.encode(torch.zeros(1, 1, 1, 3, dtype=torch.uint8))
+    assert (codes.values.item(), codes.num_encoded_alone) == (1, count)
 
 
 def test_lookup_returns_unit_vectors_with_l2_norm() -> None:

@@ -4,7 +4,9 @@ import shlex
 
 import pytest
 
+from tests.builders.recording import Recorder
 from vlatool.errors import EnvironmentProblem, UsageError
+from vlatool.jobs.executor import default_workers
 from vlatool.training.start import check_processes, rank_arguments, torchrun_options
 
 # the command
@@ -45,6 +47,13 @@ def test_invalid_number_of_processes_is_an_error(processes: int, gpus: int) -> N
     with pytest.raises(UsageError) as caught:
         check_processes(processes, gpus)
     assert caught.value.code == "usage.nproc"
+
+
+@pytest.mark.parametrize(("more", "gpus", "warnings"), [(0, 0, 0), (1, 0, 1), (1, 10**4, 0)])
+def test_more_processes_than_processors_are_a_warning(more: int, gpus: int, warnings: int) -> None:
+    recorder = Recorder()
+    check_processes(default_workers() + more, gpus, recorder)
+    assert [code for code, _ in recorder.warnings] == ["many_processes"] * warnings
 
 
 def test_more_processes_than_gpus_are_an_error_with_the_number_of_gpus() -> None:
