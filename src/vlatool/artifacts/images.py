@@ -22,6 +22,12 @@ from vlatool.episode import Array, UInt8Array
 MAX_PIXELS = 2**26
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 _JPEG_START = b"\xff\xd8\xff"
+# Published progressive images have about 10 scans; each takes the time of decoding the image.
+MAX_SCANS = 100
+_JPEG_SCAN = b"\xff\xda"
+# Second bytes of the headers of a frame: sequential, and progressive or unusual.
+_JPEG_SEQUENTIAL = (b"\xc0", b"\xc1")
+_JPEG_FRAMES = (*_JPEG_SEQUENTIAL, *(bytes([kind]) for kind in (0xC2, 0xC3, *range(0xC5, 0xC8))))
 # Errors of Pillow for data that is no image; the warning is raised where warnings are errors.
 _BROKEN = (
     OSError,
@@ -90,7 +96,7 @@ def decode_rgb(data: bytes, buffer: UInt8Array | None = None) -> UInt8Array:
         buffer: uint8 [K], used for the result if it is large enough.
 
     Raises:
-        ValueError: It cannot be decoded, or has more than `MAX_PIXELS`.
+        ValueError: It cannot be decoded, or has more than `MAX_PIXELS` or `MAX_SCANS`.
     """
     pixels = _decode_valid_jpeg(data, buffer)
     if pixels is not None:
@@ -117,6 +123,7 @@ def open_image(data: bytes) -> Iterator[Image.Image]:
         ValueError: As `decode_rgb`.
     """
     try:
+        _check_scans(data)
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             _check_size(image.width, image.height)
             yield image
@@ -133,6 +140,7 @@ def _decode_valid_jpeg(data: bytes, buffer: UInt8Array | None = None) -> UInt8Ar
     """
     if not data.startswith(_JPEG_START):
         return None
+    _check_scans(data)
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
         height, width = int(height), int(width)
@@ -147,8 +155,35 @@ def _decode_valid_jpeg(data: bytes, buffer: UInt8Array | None = None) -> UInt8Ar
 
 
 def _check_size(width: int, height: int) -> None:
+    if not (width and height):
+        raise ValueError(f"{width} x {height} pixels")
     if width * height > MAX_PIXELS:
         raise ValueError(f"{width} x {height} pixels; the limit is {MAX_PIXELS}")
+
+
+def _check_scans(data: bytes) -> None:
+    """Raises ValueError for a JPEG whose many scans each take the time of an image."""
+    if not data.startswith(_JPEG_START) or _has_one_scan(data):
+        return
+    scans = data.count(_JPEG_SCAN)  # cannot be part of compressed values
+    if scans > MAX_SCANS:
+        raise ValueError(f"a JPEG of {scans} scans; the limit is {MAX_SCANS}")
+
+
+def _has_one_scan(data: bytes) -> bool:
+    """True if decoders read only the first scan, because it has all colors in full precision.
+
+    Reads the headers before it: counting the scans takes a tenth of the time of decoding.
+    """
+    at, is_progressive, colors = 2, True, b""
+    while data[at : at + 1] == b"\xff":
+        kind, length = data[at + 1 : at + 2], int.from_bytes(data[at + 2 : at + 4])
+        if kind == _JPEG_SCAN[1:]:
+            return not is_progressive and data[at + 4 : at + 5] == colors
+        if kind in _JPEG_FRAMES:
+            is_progressive, colors = kind not in _JPEG_SEQUENTIAL, data[at + 9 : at + 10]
+        at += 2 + length
+    return False
 
 
 @dataclass(frozen=True)
@@ -247,17 +282,17 @@ def image_info(data: bytes) -> ImageInfo:
     """Format and size from the header; all checksums of a PNG are compared too.
 
     Raises:
-        ValueError: The data is no image, truncated or damaged, has more than `MAX_PIXELS`, or
-            values of more than 8 bits instead of colors, such as depth.
+        ValueError: The data is no image, truncated or damaged, has more than `MAX_PIXELS` or
+            `MAX_SCANS`, or values of more than 8 bits instead of colors, such as depth.
     """
     if is_png(data):
         info = _png_image_info(data)
     elif data.startswith(_JPEG_START):
+        _check_scans(data)
         info = _jpeg_image_info(data)
     else:
         info = _pillow_image_info(data)
-    if info.height * info.width > MAX_PIXELS:
-        raise ValueError(f"{info.width} x {info.height} pixels; the limit is {MAX_PIXELS}")
+    _check_size(info.width, info.height)
     return info
 
 

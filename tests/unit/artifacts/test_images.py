@@ -2,6 +2,7 @@
 
 import io
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 from tests.builders.images import HEIGHT, WIDTH, image, saved
 from vlatool.artifacts.images import (
+    MAX_SCANS,
     decode_rgb,
     decoded_size,
     encode_jpeg,
@@ -237,3 +239,19 @@ def test_frames_of_an_animation_are_counted(kind: str) -> None:
 def test_header_of_a_broken_image_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         image_info(data)
+
+
+@pytest.mark.parametrize("read", [decode_rgb, decoded_size, image_info])
+def test_jpeg_of_more_scans_than_the_limit_is_refused(read: Callable[[bytes], object]) -> None:
+    data = IMAGES["progressive"]
+    scan = data[data.rindex(b"\xff\xda") : -2]
+
+    read(data[:-2] + scan * 10 + data[-2:])
+    with pytest.raises(ValueError, match="scans"):
+        read(data[:-2] + scan * MAX_SCANS + data[-2:])
+
+
+@pytest.mark.parametrize("read", [decode_rgb, decoded_size, image_info])
+def test_png_without_pixels_is_refused(read: Callable[[bytes], object]) -> None:
+    with pytest.raises(ValueError, match=r"0 x 0|not an image"):
+        read(with_size(stored("RGB", "PNG"), 0))
