@@ -205,7 +205,9 @@ def _check_listed_folder(
     """Compares a folder with its single entry in the file list."""
     path = location / entry.path
     if not is_intact(location, entry):
-        problem = f"does not contain {counted(entry.count, 'file')} of {entry.bytes} bytes in total"
+        problem = (
+            f"does not contain {counted(entry.count or 0, 'file')} of {entry.bytes} bytes in total"
+        )
         yield OUTPUT.at("size_mismatch", path, problem)
     elif not check.is_quick and folder_entry(entry.path, digests_below(path)) != entry:
         yield OUTPUT.at("digest_mismatch", path, "was changed after it was written")

@@ -201,7 +201,7 @@ class OpenTokenizer:
         raise DataError.at(
             location,
             f"codes of the tokenizer {metadata.get('tokenizer') or 'unknown'} "
-            f"({counted(stored[0], 'code')} per image, codebook of {stored[1]}), not of "
+            f"({stored[0]} codes per image, codebook of {stored[1]}), not of "
             f"{self.name} "
             f"({counted(own[0], 'code')} per image, codebook of {own[1]})",
             hint="decode with the tokenizer that made the codes",

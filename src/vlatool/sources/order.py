@@ -101,7 +101,7 @@ def select(refs: Sequence[T], include: str | None, exclude: str | None = None) -
     return [known[number] for number in selected]
 
 
-def numbered(refs: Sequence[EpisodeRef]) -> dict[int, EpisodeRef]:
+def numbered(refs: Sequence[T]) -> dict[int, T]:
     """Map from number to episode; numbers of the data set if all have one, else positions."""
     numbers = [ref.number for ref in refs]
     if None in numbers or len(set(numbers)) < len(numbers):

@@ -17,7 +17,7 @@ _MAX_CONCURRENT = 8
 _SKIP_SIZE = 1 << 20
 
 
-def open_file(path: Path) -> IO[bytes]:
+def open_file(path: Path) -> io.BufferedReader:
     """Opens a file of unknown origin for reading, local or remote.
 
     Raises:
@@ -26,7 +26,7 @@ def open_file(path: Path) -> IO[bytes]:
         OSError: The file cannot be opened.
     """
     if isinstance(path, RemotePath):
-        return path.open("rb")
+        return reader.open_reader(path.address)
     return open(path, "rb", opener=_open_regular)
 
 

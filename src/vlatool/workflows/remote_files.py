@@ -124,8 +124,8 @@ def task_files(task: RemotePath, view: str) -> tuple[list[RemoteFile], list[str]
     missing = [(name, needed) for name, needed in _COMPANIONS.items() if name not in files]
     borrowed = _infos(other, [(name, needed) for name, needed in missing if needed])
     every = [*files.values(), *borrowed]
-    renamed = [RemoteFile(f"{view}/{file.name}", file.address, file.info) for file in every]
-    return renamed, [f"{view}/{file.name}" for file in borrowed]
+    view_files = [RemoteFile(f"{view}/{file.name}", file.address, file.info) for file in every]
+    return view_files, [f"{view}/{file.name}" for file in borrowed]
 
 
 def _infos(folder: Path, names: Sequence[tuple[str, bool]]) -> list[RemoteFile]:

@@ -127,7 +127,9 @@ def _crop_figure(camera: str, image: Image.Image | None, recorded: object) -> st
     """
     match (image, recorded):
         case Image.Image(), [int(width), int(height)] if 0 < width <= _MAX_SIDE >= height > 0:
-            geometry = make_geometry((height, width), (image.height, image.width), "center_crop")
+            geometry = make_geometry(
+                (height, width), (int(image.height), int(image.width)), "center_crop"
+            )
         case _:
             return ""
     left, top, right, bottom = box = geometry.source_box
