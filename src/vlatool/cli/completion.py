@@ -119,11 +119,11 @@ def _values_of(words: CompletionWords, name: str, text: str) -> list[str]:
 
 def _assignments(words: CompletionWords, text: str) -> list[str]:
     """Keys with `=`; a single one with its values."""
-    found = _matching(list(words.keys), text)
-    names = _spelled(found, text)
-    if len(found) != 1:
+    matches = _matching(list(words.keys), text)
+    names = _spelled(matches, text)
+    if len(matches) != 1:
         return [f"{name}=" for name in names]
-    values = words.keys[found[0]]
+    values = words.keys[matches[0]]
     # With a second completion the shell neither takes the only value nor adds a space.
     return [f"{names[0]}={value}" for value in (values if len(values) > 1 else ["", *values])]
 
@@ -146,8 +146,8 @@ def _matching(names: Sequence[str], text: str) -> list[str]:
     """
     typed = text.replace("-", "_")
     forms = {name: name.replace("-", "_") for name in names}
-    if found := [name for name, form in forms.items() if form.startswith(typed)]:
-        return found
+    if matches := [name for name, form in forms.items() if form.startswith(typed)]:
+        return matches
     part = f".{typed.lstrip('_')}"
     return [name for name, form in forms.items() if len(part) > 1 and part in form]
 

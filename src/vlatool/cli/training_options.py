@@ -99,8 +99,8 @@ def preset_types() -> dict[str, list[str]]:
             continue
         with suppress(VlatoolError):  # a broken file of a plugin
             tree = LayerReader(sections, None, STRICT).read([preset.name], (), ()).trees[0]
-            found = {section: find(tree, (section, "type")) for section in ("model", "data")}
-            types[preset.name] = [f"{key}: {plain(node)}" for key, node in found.items() if node]
+            nodes = {section: find(tree, (section, "type")) for section in ("model", "data")}
+            types[preset.name] = [f"{key}: {plain(node)}" for key, node in nodes.items() if node]
     return types
 
 
