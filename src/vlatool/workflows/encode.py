@@ -127,7 +127,7 @@ def encode(config: EncodeConfig, *, reporter: Reporter = NULL) -> EncodeResult:
 
 
 class _EncodeInputs(NamedTuple):
-    """What is known of a run before a tokenizer is opened.
+    """Images and output of a run, found before a tokenizer is opened.
 
     Attributes:
         source: Location of the images.
