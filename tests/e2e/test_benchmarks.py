@@ -48,10 +48,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_benchmark_runs_at_its_smallest_size(script: str, world: Path, tmp_path: Path) -> None:
-    places = {"RAW": world / "raw", "DATA": world / "data", "HERE": ROOT}
+    locations = {"RAW": world / "raw", "DATA": world / "data", "HERE": ROOT}
     words = SMALLEST[script]
-    for name, place in places.items():
-        words = words.replace(name, str(place))
+    for name, location in locations.items():
+        words = words.replace(name, str(location))
     done = subprocess.run(
         [sys.executable, str(SCRIPTS[script]), *words.split()],
         cwd=tmp_path,
