@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
+_NAME_SHOWN = 40  # characters around a wrong one
+
 
 class VlatoolError(Exception):
     """Base class of expected errors, printed in two lines.
@@ -156,6 +158,16 @@ def extra_of(module: str) -> str | None:
         if distribution in (name.replace("_", "-").lower() for name in names):
             return extra
     return None
+
+
+def name_error(error: UnicodeEncodeError) -> DataError:
+    """Error for the name of a file or folder that is not UTF-8 and cannot be written as text."""
+    start, end = max(0, error.start - _NAME_SHOWN), error.end + _NAME_SHOWN
+    return DataError(
+        f"a name that is not UTF-8, in {error.object[start:end]!r}",
+        hint="rename that file or folder: records and data hold names as text",
+        code="data.bad_name",
+    )
 
 
 def missing_package(package: str) -> EnvironmentProblem:

@@ -24,12 +24,15 @@ from tests.builders.verifying import verified
 from vlatool.artifacts.fragment import read_members
 from vlatool.artifacts.lines import lines_index_path
 from vlatool.artifacts.tar import ShardIndex, index_by_headers, member_bytes
+from vlatool.cli.failures import as_vlatool_error
 from vlatool.errors import DataError
+from vlatool.jobs.executor import attempt
 from vlatool.models.titok.model import Titok
 from vlatool.models.titok.published import CONFIG, WEIGHTS, published_tree
 from vlatool.models.titok.weights import save_published
 from vlatool.models.trained import open_trained
 from vlatool.pages.text import number_text
+from vlatool.storage.atomic import write_text
 from vlatool.storage.tree import walk
 from vlatool.workflows.build_dataset import BuildDatasetConfig
 from vlatool.workflows.inspect import InspectConfig, inspect
@@ -231,3 +234,19 @@ def test_link_to_a_folder_above_is_not_entered(tmp_path: Path) -> None:
 def test_pattern_of_windows_stays_in_the_folder(pattern: str) -> None:
     with pytest.raises(ValueError, match="relative"):
         BuildDatasetConfig(pattern=pattern)
+
+
+def test_name_that_is_not_utf8_is_a_data_error_of_command_and_item(
+    tmp_path: Path,
+) -> None:
+    def write(name: str) -> None:
+        write_text(tmp_path / "record", name)
+
+    name = os.fsdecode(b"\xff\xfe")
+
+    outcome = attempt(write, name)
+    with pytest.raises(UnicodeEncodeError) as caught:
+        write(name)
+
+    assert outcome.error is not None
+    assert outcome.error.code == as_vlatool_error(caught.value).code == "data.bad_name"

@@ -15,6 +15,7 @@ from vlatool.errors import (
     VlatoolError,
     extra_of,
     missing_package,
+    name_error,
 )
 
 _STORAGE_ERRNOS = {
@@ -88,6 +89,8 @@ def _known_error(error: BaseException) -> VlatoolError | None:
             return outdated
     if isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS:
         return _storage_error(error)
+    if isinstance(error, UnicodeEncodeError):
+        return name_error(error)
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
         return _usage_error(error)
     return None

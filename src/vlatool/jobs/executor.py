@@ -20,7 +20,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, Generic, Protocol, Self, TypeVar
 
-from vlatool.errors import BugError, DataError, VlatoolError
+from vlatool.errors import BugError, DataError, VlatoolError, name_error
 from vlatool.plugins import outdated_plugin_error
 from vlatool.storage.background import in_background
 from vlatool.storage.retry import warn_through, warnings_of_workers
@@ -265,6 +265,8 @@ def attempt(function: Callable[[Item], Value], item: Item) -> Outcome[Item, Valu
             details={"path": str(error.filename or "")},
         )
         return Outcome(item, error=problem)
+    except UnicodeEncodeError as error:
+        return Outcome(item, error=name_error(error))
     except Exception as error:  # noqa: BLE001 - the error of an item must not stop the others
         problem = outdated_plugin_error(error) or BugError(
             f"{_name(item)}: {type(error).__name__}: {error}",
