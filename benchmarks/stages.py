@@ -52,7 +52,8 @@ def main(raw: Path, size: tuple[int, int]) -> None:
     ref = next(iter(stages.run("discover", lambda: list(reader.discover([raw])))))
     episode = stages.run("read numbers", lambda: reader.read(ref))
     spec = SampleSpec(WindowSpec(1, 14, 1, 3, 15), (-1, 0), (size[1], size[0]), "center_crop")
-    sampler = stages.run("cut windows", lambda: EpisodeSampler(episode, CAMERAS, spec))
+    cameras = [name for name in CAMERAS if name in episode.cameras]
+    sampler = stages.run("cut windows", lambda: EpisodeSampler(episode, cameras, spec))
     encoded = _images(sampler, stages)
     with tempfile.TemporaryDirectory() as folder:
         _samples(sampler, encoded, stages, Path(folder))
@@ -68,7 +69,7 @@ def main(raw: Path, size: tuple[int, int]) -> None:
         stages.run("statistics: compact file", lambda: write_stats(small, compact(entries)))
     print(describe())
     total_s = sum(stages.seconds.values())
-    print(f"{len(sampler)} samples of {len(CAMERAS)} cameras; {total_s:.2f} CPU seconds")
+    print(f"{len(sampler)} samples of {len(cameras)} cameras; {total_s:.2f} CPU seconds")
     for name, seconds in stages.seconds.items():
         print(f"{name:28} {seconds:6.3f} s {100 * seconds / total_s:5.1f} %")
 
