@@ -50,14 +50,16 @@ def window_files(tree: Path, pattern: str) -> list[WindowFile]:
     Raises:
         DataError: There are none, the folder holds samples, or its run has not finished.
     """
-    if is_samples(tree) and not is_published(tree):  # published files may be mixed: each is read
+    may_be_mixed = is_published(tree)  # each of its files is read
+    if is_samples(tree) and not may_be_mixed:
         raise DataError.at(
             tree,
             "holds samples already",
             hint="give the folder that `vlatool preprocess` wrote, not one of `build-dataset`",
             code="data.already_built",
         )
-    if not is_windows(tree) and (error := _other_contents_error(tree)) is not None:
+    is_known = may_be_mixed or is_windows(tree)
+    if not is_known and (error := _other_contents_error(tree)) is not None:
         raise error
     record = read_record(tree)
     if record is not None and read_manifest(tree) is None:
