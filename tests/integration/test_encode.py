@@ -352,9 +352,9 @@ def test_verify_finds_damaged_images_of_decode(
     if damage == "missing":
         first.unlink()
 
-    found = verified(tmp_path / "out").counts
+    counts = verified(tmp_path / "out").counts
 
-    assert list(found) == [f"output.{'size' if damage == 'missing' else 'digest'}_mismatch"]
+    assert list(counts) == [f"output.{'size' if damage == 'missing' else 'digest'}_mismatch"]
 
 
 def test_single_file_of_codes_is_decoded(whole: Path, tokenizer: str, tmp_path: Path) -> None:

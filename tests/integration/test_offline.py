@@ -23,7 +23,7 @@ LOCATIONS = {"web": "{}/lab/x", "s3": "s3://lab/x", "hub": "hf://lab/x"}
 
 
 @pytest.fixture(scope="module")
-def refused() -> Iterator[str]:
+def closed_port() -> Iterator[str]:
     """URL of a port that nothing listens on."""
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
@@ -41,12 +41,15 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def endpoints(
-    request: pytest.FixtureRequest, refused: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    request: pytest.FixtureRequest,
+    closed_port: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> str:
     """URL of a server that cannot be reached, for all schemes; retries would take a minute."""
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
-    url = {"refused": refused, "name": NO_NAME, "route": NO_ROUTE}[
+    url = {"refused": closed_port, "name": NO_NAME, "route": NO_ROUTE}[
         getattr(request, "param", "name")
     ]
     monkeypatch.setenv("VLATOOL_STORAGE_PATIENCE_S", "60")

@@ -76,8 +76,8 @@ def indexes_alone(folder: Path) -> list[Path]:
     """Indexes in a folder whose files of lines are missing, sorted by name."""
     names = sorted(file_names(folder))
     stems = [name.removesuffix(INDEX_SUFFIX) for name in names if name.endswith(INDEX_SUFFIX)]
-    alone = [stem for stem in stems if f"{stem}{LINES_SUFFIX}" not in names]
-    return [folder / f"{stem}{INDEX_SUFFIX}" for stem in alone]
+    orphans = [stem for stem in stems if f"{stem}{LINES_SUFFIX}" not in names]
+    return [folder / f"{stem}{INDEX_SUFFIX}" for stem in orphans]
 
 
 def first_line(files: Iterable[Path]) -> bytes | None:

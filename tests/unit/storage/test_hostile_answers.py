@@ -78,8 +78,8 @@ def check(read: Callable[[], object], value: object) -> None:
     except Exception as error:
         raise AssertionError(ascii(value)[:300]) from error
     assert time.monotonic() - started < 10, ascii(value)[:300]
-    growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory  # KiB
-    assert growth < 2**20, ascii(value)[:300]
+    added_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory  # KiB
+    assert added_kib < 2**20, ascii(value)[:300]
 
 
 @pytest.mark.parametrize("name", HEADERS)
