@@ -12,10 +12,11 @@ from tests.builders.training import world_shards
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
+HELPERS = {"equal_bytes_runs", "forked_commands"}  # processes of equal_bytes
 SCRIPTS = {
     path.stem: path
     for path in sorted((ROOT / "benchmarks").glob("*.py"))
-    if 'if __name__ == "__main__":' in path.read_text()
+    if 'if __name__ == "__main__":' in path.read_text() and path.stem not in HELPERS
 }
 # RAW and DATA are small Spartan episodes and their shards; HERE is this checkout.
 SMALLEST = {
