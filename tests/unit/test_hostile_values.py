@@ -214,7 +214,7 @@ def test_number_of_a_damaged_file_is_shown(value: object) -> None:
 @pytest.mark.parametrize("damage", ["empty", "missing"])
 def test_lines_that_do_not_match_their_index_are_found(damage: str, tmp_path: Path) -> None:
     folder, path = _windows(tmp_path / "folder")
-    lines_index_path(path).write_bytes(ShardIndex(*np.array([[0], [1]]), 9).content())
+    lines_index_path(path).write_bytes(ShardIndex(np.array([0]), np.array([1]), 9).content())
     if damage == "empty":
         path.write_bytes(b"")
     else:

@@ -72,12 +72,12 @@ def lines_index_path(lines: Path) -> Path:
     return lines.with_name(f"{lines.name.removesuffix(LINES_SUFFIX)}{INDEX_SUFFIX}")
 
 
-def indexes_alone(folder: Path) -> list[Path]:
+def unpaired_indexes(folder: Path) -> list[Path]:
     """Indexes in a folder whose files of lines are missing, sorted by name."""
     names = sorted(file_names(folder))
     stems = [name.removesuffix(INDEX_SUFFIX) for name in names if name.endswith(INDEX_SUFFIX)]
-    orphans = [stem for stem in stems if f"{stem}{LINES_SUFFIX}" not in names]
-    return [folder / f"{stem}{INDEX_SUFFIX}" for stem in orphans]
+    unpaired = [stem for stem in stems if f"{stem}{LINES_SUFFIX}" not in names]
+    return [folder / f"{stem}{INDEX_SUFFIX}" for stem in unpaired]
 
 
 def first_line(files: Iterable[Path]) -> bytes | None:

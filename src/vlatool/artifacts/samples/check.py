@@ -8,7 +8,7 @@ from typing import Any
 
 from vlatool.artifacts.check import CheckOptions, check_record_and_files
 from vlatool.artifacts.codes.format import CodesFolder
-from vlatool.artifacts.lines import indexes_alone, lines_index_path, read_lines
+from vlatool.artifacts.lines import lines_index_path, read_lines, unpaired_indexes
 from vlatool.artifacts.profile import NormalizationProfile
 from vlatool.artifacts.samples.format import (
     DATA_NAME,
@@ -157,7 +157,7 @@ class _FolderCheck:
                 bar.advance(samples=self._kinds.total())
         self._check.counts.add(files=len(files), samples=self._kinds.total())
         if not self._folder.has_manifest and can_list(self._folder.path):
-            for index in indexes_alone(self._folder.path / DATA_NAME):
+            for index in unpaired_indexes(self._folder.path / DATA_NAME):
                 yield SAMPLES.at("index_mismatch", index, "its file of lines is missing")
         yield from self._inputs.missing()
         if has_no_error:

@@ -14,7 +14,7 @@ import numpy as np
 from vlatool.artifacts.check import CheckOptions, check_record_and_files
 from vlatool.artifacts.codes.format import JSON_NAME, PACKED_NAME, is_codes
 from vlatool.artifacts.images import decoded_size
-from vlatool.artifacts.lines import indexes_alone, lines_index_path, read_lines
+from vlatool.artifacts.lines import lines_index_path, read_lines, unpaired_indexes
 from vlatool.artifacts.tar import read_index
 from vlatool.artifacts.windows.format import (
     DATA_NAME,
@@ -109,7 +109,7 @@ def _check_episodes(
             lines, images = lines + episode.lines, images + len(episode.images)
             bar.advance(samples=lines)
     check.counts.add(episodes=len(paths), files=len(paths), samples=lines, pictures=images)
-    for index in indexes_alone(location / DATA_NAME) if manifest is None else ():
+    for index in unpaired_indexes(location / DATA_NAME) if manifest is None else ():
         yield WINDOWS.at("index_mismatch", index, "its file of lines is missing")
     for name in sorted(folders):
         yield WINDOWS.at("unused_picture", location / images_name(name), "no line names its images")
