@@ -1,7 +1,6 @@
 """Tables of public tasks: names, sizes, and where their data are.
 
-The built-in table is `tasks/lbm.yaml`; others are files of the same form. Source:
-reference/lbm-data 1.1 and 1.6.
+The built-in table is `tasks/lbm.yaml`; others are files of the same form.
 """
 
 from collections.abc import Mapping
