@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vlatool.workflows.decode import decode as decode
     from vlatool.workflows.demo import demo as demo
     from vlatool.workflows.doctor import doctor as doctor
+    from vlatool.workflows.download import download as download
     from vlatool.workflows.encode import encode as encode
     from vlatool.workflows.evaluate import open_loop as open_loop
     from vlatool.workflows.evaluate import rollout as rollout
@@ -47,6 +48,7 @@ _PUBLIC = {
     "decode": f"{_WORKFLOWS}.decode:decode",
     "demo": f"{_WORKFLOWS}.demo:demo",
     "doctor": f"{_WORKFLOWS}.doctor:doctor",
+    "download": f"{_WORKFLOWS}.download:download",
     "encode": f"{_WORKFLOWS}.encode:encode",
     "export": f"{_WORKFLOWS}.export:export",
     "finetune": f"{_WORKFLOWS}.train:finetune",

@@ -111,14 +111,12 @@ class Bucket:
         return client
 
     def _send(self, request: Any, **_: Any) -> Any:
-        """Response of a request without a body, within the limits of `web_requests`.
+        """Response of a request, within the limits of `web_requests`.
 
         The client library waits for each byte anew and reads an answer of any size.
         """
-        if request.body:
-            return None  # sent by the library
         headers = {name: _text(value) for name, value in request.headers.items()}
-        response = send(self._pool, request.method, request.url, headers)
+        response = send(self._pool, request.method, request.url, headers, request.body or None)
         stream = BodyStream(response)
         try:
             data = stream.read_to_end(_MAX_ANSWER + 1)

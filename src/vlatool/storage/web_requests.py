@@ -154,8 +154,15 @@ def discard(response: Any) -> None:
     error_body(response)
 
 
-def send(pool: Any, method: str, url: str, headers: Mapping[str, str]) -> Any:
-    """Response of a request without a body; redirects are responses.
+def send(pool: Any, method: str, url: str, headers: Mapping[str, str], body: Any = None) -> Any:
+    """Response of a request; redirects are responses.
+
+    Args:
+        pool: Pool of `connections`.
+        method: Method of the request.
+        url: URL of the request.
+        headers: Its headers.
+        body: Its body, bytes or a file; None for none.
 
     Raises:
         UnreachableHost: The host has never answered.
@@ -164,7 +171,15 @@ def send(pool: Any, method: str, url: str, headers: Mapping[str, str]) -> Any:
     reach(url)
     exceptions: Any = importlib.import_module("urllib3.exceptions")
     try:
-        return pool.request(method, url, headers=headers, preload_content=False, redirect=False)
+        return pool.request(
+            method,
+            url,
+            body=body,
+            headers=headers,
+            chunked=headers.get("Transfer-Encoding") == "chunked",
+            preload_content=False,
+            redirect=False,
+        )
     except exceptions.HTTPError:
         raise
     except (ValueError, OverflowError, http.client.InvalidURL) as error:

@@ -13,6 +13,7 @@ from tests.builders.s3_server import CREDENTIALS
 from tests.builders.web_server import COMMIT, response, serving
 from vlatool.errors import DataError, EnvironmentProblem, StorageError
 from vlatool.storage import s3, web_requests
+from vlatool.storage.atomic import write_bytes
 from vlatool.storage.remote_path import RemotePath
 
 COUNT = 40
@@ -243,15 +244,24 @@ def test_generated_header_of_s3_is_read_or_an_error(
 def test_listing_of_s3_without_an_end_takes_a_limited_time_and_memory(
     start: str, body: Callable[[], Iterator[bytes]], bucket: Callable[[str], RemotePath]
 ) -> None:
+    sent = 0
+
     def answer(first: str) -> Iterator[bytes]:
+        nonlocal sent
         del first
         yield start.encode()
-        yield from body()
+        for data in body():
+            sent += len(data)
+            yield data
 
     with serving(answer) as endpoint:
         folder = bucket(endpoint)
         check(lambda: list(folder.iterdir()), start)
-        check(lambda: (folder / "a").write_bytes(b"x"), start)
+        check(lambda: write_bytes(folder / "a", b"x"), start)
+        time.sleep(0.7)  # for the last thread to give up
+        before = sent
+        time.sleep(0.2)
+        assert sent == before, "an answer is read on in the background"
 
 
 def test_pages_of_s3_without_an_end_are_an_error(bucket: Callable[[str], RemotePath]) -> None:
