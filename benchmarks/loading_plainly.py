@@ -49,6 +49,7 @@ SEED = 42
 IMAGES = (".jpg", ".jpeg", ".png")
 LARGEST_IMAGE = 1 << 24
 CPU = "milliseconds"
+_TICK = 10.0  # milliseconds: the resolution of CPU times, below which a short run measures 0
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -269,7 +270,7 @@ def main(arguments: argparse.Namespace) -> None:
         for loader in loaders[:-1]:
             pairs = list(zip(runs_of["vlatool"], runs_of[loader], strict=True))
             rates = [{"times": ours["rate"] / other["rate"]} for ours, other in pairs]
-            spent = [{"times": other[CPU] / ours[CPU]} for ours, other in pairs]
+            spent = [{"times": other[CPU] / max(ours[CPU], _TICK)} for ours, other in pairs]
             print(f"  {median_and_range(rates, 'times', 2)} times the rate of {loader},", end=" ")
             print(f"{median_and_range(spent, 'times', 2)} times less CPU time")
     least = [child("decoding", arguments, "0") for _ in range(arguments.runs)]

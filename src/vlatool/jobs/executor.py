@@ -128,8 +128,8 @@ class ProcessExecutor:
                         for item, future in in_flight
                     )
         finally:
-            for _, future in in_flight:
-                future.cancel()
+            # The end of the pool cancels what is in flight. If it was cancelled here, the thread
+            # of the pool would print a traceback when a worker ends before it has noticed.
             if not is_entered:
                 self.__exit__()
 
