@@ -19,9 +19,9 @@ import numpy as np
 from vlatool.episode import Array
 from vlatool.errors import StorageError
 from vlatool.findings import Finding
-from vlatool.jobs.append_log import read_log
 from vlatool.jobs.files import FileEntry, entry_of, is_intact, row_of
 from vlatool.jobs.record import journal_folder
+from vlatool.storage.append_log import read_log
 from vlatool.storage.atomic import remove_tree, write_bytes
 from vlatool.storage.byte_ranges import read_file
 

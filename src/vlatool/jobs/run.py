@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 
 from vlatool.errors import BugError, DataError, PartialFailure, StorageError, VlatoolError
 from vlatool.events import NULL, Reporter
-from vlatool.jobs.append_log import AppendLog
 from vlatool.jobs.command import JobConfig, JobResult
 from vlatool.jobs.executor import Executor
 from vlatool.jobs.files import (
@@ -39,6 +38,7 @@ from vlatool.jobs.record import (
     resumable_record,
     resume_output,
 )
+from vlatool.storage.append_log import AppendLog
 from vlatool.storage.atomic import remove_empty
 from vlatool.storage.lock import Lock
 

@@ -78,7 +78,7 @@ def open_atomic(path: Path, *, synced: bool = True) -> Generator[IO[bytes]]:
             partial.unlink()
 
 
-def write_bytes(path: Path, data: bytes, *, synced: bool = True) -> None:
+def write_bytes(path: Path, data: bytes | bytearray, *, synced: bool = True) -> None:
     """Writes a file atomically."""
     with open_atomic(path, synced=synced) as file:
         file.write(data)

@@ -16,9 +16,9 @@ from torch import Tensor
 from vlatool.artifacts.run.format import DROPS, read_metrics
 from vlatool.errors import DataError
 from vlatool.events import Progress, Reporter, counted
-from vlatool.jobs.append_log import AppendLog
 from vlatool.loading.base import DroppedSample, MicroBatch
 from vlatool.models.base import Objective
+from vlatool.storage.append_log import AppendLog
 from vlatool.training.runtime import Runtime
 from vlatool.training.state import TrainState
 from vlatool.training.step import OptimizerStep

@@ -19,8 +19,9 @@ from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord, partial_folder, versions_of
 from vlatool.jobs.run import run_command
 from vlatool.storage.atomic import remove_tree
+from vlatool.storage.partial_file import partial_bytes
 from vlatool.storage.remote_path import RemotePath
-from vlatool.storage.transfer import TransferPool, partial_bytes
+from vlatool.storage.transfer import TransferPool
 from vlatool.storage.transfer import download as download_object
 from vlatool.storage.tree import size_text
 from vlatool.storage.uri import is_file_name, local_path

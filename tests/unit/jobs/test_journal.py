@@ -8,9 +8,9 @@ import pytest
 
 from tests.builders.shards import npz_with_header
 from vlatool.findings import Finding
-from vlatool.jobs.append_log import AppendLog
 from vlatool.jobs.files import FileEntry
 from vlatool.jobs.journal import Journal, Receipt, remove_journal
+from vlatool.storage.append_log import AppendLog
 
 RECEIPT = Receipt(
     "episode_1",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vlatool.jobs.append_log import AppendLog, read_log
+from vlatool.storage.append_log import AppendLog, read_log
 
 ROWS = [{"item": name, "note": f"{name}\n\u2028\x85"} for name in ("ant", "bird", "cat")]
 

@@ -26,10 +26,11 @@ class AppendLog:
 
     Args:
         path: The file; in S3, the folder of its batches.
+        sync_s: Seconds after which rows are synced; infinite if only the caller syncs.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, sync_s: float = _SYNC_S) -> None:
+        self.path, self._sync_s = path, sync_s
         self._file: IO[bytes] | None = None
         self._pending: list[bytes] = []
         self._batches: int | None = None
@@ -39,6 +40,10 @@ class AppendLog:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Syncs the remaining rows and closes the file."""
         self.sync()
         if self._file is not None:
             self._file.close()
@@ -51,7 +56,7 @@ class AppendLog:
             self._pending.append(line)
         else:
             self._write(self._open(), line)
-        if time.monotonic() - self._synced >= _SYNC_S:
+        if time.monotonic() - self._synced >= self._sync_s:
             self.sync()
 
     def sync(self) -> None:
