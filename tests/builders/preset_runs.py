@@ -24,7 +24,7 @@ from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.events import NULL
 from vlatool.training.config import TrainConfig
-from vlatool.training.resume import identity_keys
+from vlatool.training.identity import identity_keys
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.train import save_model_assets

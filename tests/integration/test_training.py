@@ -38,7 +38,7 @@ from vlatool.artifacts.shards.format import read_preprocessing_config
 from vlatool.cli.app import run as run_command
 from vlatool.errors import ConfigError, DataError, StorageError, UsageError
 from vlatool.events import NullProgress, NullReporter
-from vlatool.training.resume import identity_keys
+from vlatool.training.identity import identity_keys
 from vlatool.workflows.train import TrainResult, train
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from vlatool.models.progress import ProgressOrigin, locate_progress
 from vlatool.models.published import PublishedProgress
 from vlatool.training.checkpoints import copy_weights, load_checkpoint, restore_optimizer
 from vlatool.training.config import TrainConfig
-from vlatool.training.resume import ORDER, identity_keys, run_differences, upgraded
+from vlatool.training.identity import ORDER, identity_keys, run_differences, upgraded
 from vlatool.training.state import TrainState
 
 # Options that are expected to differ from those of the earlier run.

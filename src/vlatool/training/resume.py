@@ -5,7 +5,6 @@ The run that owns a folder may continue in it; any other run is refused.
 
 import json
 import os
-import re
 import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -23,32 +22,30 @@ from vlatool.events import Reporter
 from vlatool.jobs.files import FileEntry, remove_partial_files
 from vlatool.jobs.record import (
     OutputRecord,
-    changed_versions,
     check_no_differences,
     check_owner,
-    check_versions,
-    option_differences,
     read_record,
     read_valid_record,
     versions_of,
-    without_versions,
 )
 from vlatool.storage.tree import file_names, sha256_of
 from vlatool.storage.uri import location, pinned_text
 from vlatool.training.config import TrainConfig
+from vlatool.training.identity import (
+    BUDGET,
+    ORDER,
+    RANDOMNESS,
+    identity_keys,
+    run_differences,
+    upgraded,
+    with_defaults,
+)
 
 _COMMAND = "train"
 # Files that change during the run.
 _CHANGING = {METRICS, DROPS, LATEST}
-ORDER = "order of samples"
 # Increment it when equal options give other samples or other randomness.
 _ORDER_VERSION = 1
-# Rule by which networks draw random numbers themselves; runs in which they draw none lack the key,
-# as do runs of versions with another rule.
-RANDOMNESS = "randomness"
-# Digests, which are left out of messages.
-_DIGEST = re.compile(r"(, )?\b[0-9a-f]{16,}\b")
-_BUDGET = TrainConfig.exclusive[0]
 
 
 def open_run(
@@ -86,7 +83,7 @@ def open_run(
         if not differences and run.latest() is not None:
             remove_partial_files(run.root)
             return before
-        filled = _with_defaults(upgraded(before.options, config), config)
+        filled = with_defaults(upgraded(before.options, config), config)
         budget = {} if config.overwrite else _earlier_budget(filled, options)
         if budget and run.latest() is not None and is_larger_budget(budget):
             return _with_budget(run, config, before)
@@ -112,7 +109,7 @@ def _with_randomness(run: RunDir, before: OutputRecord, options: Mapping[str, An
     has_same_rule = options.get(RANDOMNESS, "").startswith("entropy")
     if not _has_trained(run) or RANDOMNESS not in {*options} - {*before.options}:
         return before
-    is_done = before.complete and all(before.options.get(k) == options.get(k) for k in _BUDGET)
+    is_done = before.complete and all(before.options.get(k) == options.get(k) for k in BUDGET)
     if has_same_rule or is_done:
         return replace(before, options={**before.options, RANDOMNESS: options[RANDOMNESS]})
     reason = "its input noise or dropout was drawn by the rule of an earlier version"
@@ -142,7 +139,7 @@ def _earlier_budget(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[s
     """The budget keys of an existing run; empty if other options differ too."""
     before, now = _plain(before), _plain(now)
     changed = {key for key in {**before, **now} if before.get(key) != now.get(key)}
-    return {key: before.get(key) for key in _BUDGET} if changed <= set(_BUDGET) else {}
+    return {key: before.get(key) for key in BUDGET} if changed <= set(BUDGET) else {}
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,7 +152,7 @@ def _with_budget(run: RunDir, config: TrainConfig, before: OutputRecord) -> Outp
 
     Other keys stay as they are, so the record still shows which ones its version did not have.
     """
-    budget = {key: value for key, value in identity_keys(config).items() if key in _BUDGET}
+    budget = {key: value for key, value in identity_keys(config).items() if key in BUDGET}
     record = replace(before, options={**before.options, **budget}, complete=False)
     record.save(run.root)
     remove_partial_files(run.root)
@@ -388,80 +385,10 @@ def _config_matches(run: RunDir, config: TrainConfig) -> bool:
     return identity_keys(stored) == identity_keys(config)
 
 
-def upgraded(options: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:
-    """Options of a run; initial weights, earlier recorded in `model`, are at the root."""
-    result, section = dict(options), options.get("model")
-    if not isinstance(section, dict) or not section.get("type"):
-        return result
-    aliases = type(config.model).root_aliases
-    result |= {name: section[key] for key, name in aliases.items() if section.get(key)}
-    keys, reset = config.model_type.published_start(section)
-    result |= keys
-    model = {**section, **reset}
-    return {**result, "model": {key: model[key] for key in model if key not in aliases}}
-
-
 def complete_run(run: RunDir, record: OutputRecord, result: Mapping[str, Any]) -> None:
     """Marks the record of a run as complete."""
     if not record.complete:
         replace(record, complete=True, result=result).save(run.root)
-
-
-def identity_keys(config: ConfigModel) -> dict[str, Any]:
-    """Keys and values of a configuration that affect the weights, as nested sections."""
-    chosen = config.model_dump(mode="json", exclude=set(config.no_effect_on_output))
-    for name in chosen:
-        section = getattr(config, name)
-        if isinstance(section, ConfigModel):
-            chosen[name] = identity_keys(section)
-    return chosen
-
-
-def _with_defaults(before: Mapping[str, Any], config: ConfigModel) -> dict[str, Any]:
-    """Options of a run, with defaults for keys that its version of vlatool did not have.
-
-    Keys that had no effect in its version, and are no fields any more, are left out.
-    """
-    filled = {key: value for key, value in before.items() if key not in config.ignored}
-    for name, field in type(config).model_fields.items():
-        section, stored = getattr(config, name), before.get(name)
-        if isinstance(section, ConfigModel) and isinstance(stored, dict):
-            filled[name] = _with_defaults(stored, section)
-        elif name not in before and name not in config.no_effect_on_output:
-            default = default_of(field)
-            filled[name] = identity_keys(default) if isinstance(default, ConfigModel) else default
-    return filled
-
-
-def run_differences(
-    before: Mapping[str, Any], now: Mapping[str, Any], config: TrainConfig
-) -> list[str]:
-    """Texts on configuration keys, data and versions that differ; without digests."""
-    before = _with_defaults(upgraded(before, config), config)
-    if not config.overwrite:
-        check_versions(before, now)
-    versions = changed_versions(before, now)
-    before, now = without_versions(before), without_versions(now)
-    known = {*type(config).model_fields, ORDER}
-    data_keys = sorted(key for key in {**before, **now} if key not in known)
-    data_differences = [
-        _difference_text(key, before.get(key), now.get(key))
-        for key in data_keys
-        if before.get(key) != now.get(key)
-    ]
-    old, new = (
-        {key: value for key, value in options.items() if key not in data_keys}
-        for options in (before, now)
-    )
-    options = sorted(option_differences(old, new), key=lambda text: text.startswith(_BUDGET))
-    return [*data_differences, *options, *versions]  # the budget, seldom the reason, comes last
-
-
-def _difference_text(key: str, before: object, now: object) -> str:
-    # A value that is only a digest has no text.
-    old, new = (_DIGEST.sub("", str(value or "none")) or "some" for value in (before, now))
-    name = f"hparams.per_gpu_batch_size or processes, {key}" if key == RANDOMNESS else key
-    return f"{name}: {old} (now {new})" if old != new else f"{name}: other contents"
 
 
 def _write_config(run: RunDir, config: TrainConfig) -> None:

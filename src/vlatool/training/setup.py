@@ -15,10 +15,10 @@ from vlatool.plugins import check_names
 from vlatool.training.checkpoints import load_checkpoint, unsaved_digests
 from vlatool.training.config import TrainConfig
 from vlatool.training.continuation import restore_progress
+from vlatool.training.identity import RANDOMNESS
 from vlatool.training.optim import build_optimizer
 from vlatool.training.placement import PlacedParts
 from vlatool.training.plan import TrainPlan
-from vlatool.training.resume import RANDOMNESS
 from vlatool.training.runtime import Runtime
 from vlatool.training.state import TrainState, WeightAverage
 

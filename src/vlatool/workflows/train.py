@@ -1,8 +1,7 @@
 """Training of any registered model type on any data kind that it accepts."""
 
-import signal
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +16,7 @@ from vlatool.config.rules import (
     violations,
 )
 from vlatool.errors import UsageError
-from vlatool.events import NULL, Progress, Reporter, counted
+from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.executor import default_workers
 from vlatool.jobs.record import output_lock
 from vlatool.loading.base import DatasetInfo
@@ -78,31 +77,11 @@ class TrainResult:
 
 
 if TYPE_CHECKING:
-    from vlatool.training.data import DataStreams
-    from vlatool.training.metrics import MetricsLogger
+    from vlatool.training.run import RunSetup
     from vlatool.training.runtime import Runtime
-    from vlatool.training.setup import TrainSetup
     from vlatool.training.state import TrainState
-    from vlatool.training.trainer import Trainer
 
 __all__ = ["TrainConfig", "TrainResult", "finetune", "train"]
-
-
-@dataclass(frozen=True)
-class _RunSetup:
-    """Configuration, data, plan and folder of a run.
-
-    Attributes:
-        typed: Keys that were given for this run, as for `train`.
-    """
-
-    config: TrainConfig
-    info: DatasetInfo
-    plan: TrainPlan
-    runtime: "Runtime"
-    run: RunDir
-    streams: "DataStreams"
-    typed: Collection[str]
 
 
 def train(
@@ -134,7 +113,8 @@ def train(
     info = config.load_info(reporter, resume.started_run(config, before))
     config, rules = config.derive(info)
     from vlatool.training.data import DataStreams, check_samples, validation_data
-    from vlatool.training.runtime import Runtime  # torch: locations that fail answer before
+    from vlatool.training.run import RunSetup  # torch: locations that fail answer before
+    from vlatool.training.runtime import Runtime
 
     runtime = Runtime(config)
     config = _machine_defaults(config, runtime)
@@ -150,7 +130,7 @@ def train(
         return _planned(config, order, plan)
     run = RunDir(_output(config))
     streams = DataStreams(config, info, order, plan, runtime, run.root, validation_set)
-    setup = _RunSetup(config, info, plan, runtime, run, streams, typed)
+    setup = RunSetup(config, info, plan, runtime, run, streams, typed)
     with runtime.waiting():
         return _train_as_owner(setup, reporter) if runtime.is_main else _train_as_other(setup)
 
@@ -188,13 +168,13 @@ def finetune(
     return train(config, typed=typed, reporter=reporter)
 
 
-def _train_as_other(setup: _RunSetup) -> TrainResult:
+def _train_as_other(setup: "RunSetup") -> TrainResult:
     """Trains after rank 0 has prepared the folder."""
     setup.runtime.barrier()
-    return _train(setup, NULL)
+    return _trained(setup, NULL)
 
 
-def _train_as_owner(setup: _RunSetup, reporter: Reporter) -> TrainResult:
+def _train_as_owner(setup: "RunSetup", reporter: Reporter) -> TrainResult:
     """Trains with a lock on the folder, after a check that this run may use it."""
     from vlatool.training import resume
 
@@ -204,7 +184,7 @@ def _train_as_owner(setup: _RunSetup, reporter: Reporter) -> TrainResult:
         return _train_locked(setup, reporter)
 
 
-def _train_locked(setup: _RunSetup, reporter: Reporter) -> TrainResult:
+def _train_locked(setup: "RunSetup", reporter: Reporter) -> TrainResult:
     from vlatool.training import resume
     from vlatool.training.continuation import report_differences
     from vlatool.training.plan import budget_extension
@@ -232,7 +212,7 @@ def _train_locked(setup: _RunSetup, reporter: Reporter) -> TrainResult:
     if run.latest() is None:
         report_differences(config, fingerprint, reporter)
     setup.runtime.barrier()
-    result = _train(setup, reporter)
+    result = _trained(setup, reporter)
     resume.complete_run(run, record, {"steps": result.steps, "samples": result.samples})
     return result
 
@@ -254,119 +234,12 @@ def _plan(
     return plan
 
 
-def _train(setup: _RunSetup, reporter: Reporter) -> TrainResult:
-    from vlatool.training.checkpoints import check_space
-    from vlatool.training.continuation import check_budget
-    from vlatool.training.setup import set_up
+def _trained(setup: "RunSetup", reporter: Reporter) -> TrainResult:
+    from vlatool.training.run import train_run
 
     started = time.monotonic()
-    config, plan, runtime, run = setup.config, setup.plan, setup.runtime, setup.run
-    # Files may appear late on other machines: all ranks start from the checkpoint of rank 0.
-    latest = runtime.broadcast(run.latest())
-    train_setup = set_up(config, setup.info, runtime, None if latest is None else latest[1])
-    state = train_setup.state
-    for note in train_setup.notes:
-        reporter.note(note)
-    if latest is None and config.init_from is not None:
-        check_budget(state, plan.total_steps, config.init_from)
-    for name, spec in train_setup.objective.optimizers().items():
-        if config.hparams.decay_by_name and spec.groups is not None:
-            reporter.note(f"hparams.decay_by_name has no effect on {name}, which has its own rule")
-        if spec.starts_at >= plan.total_steps:
-            reporter.note(f"{name} starts at step {spec.starts_at}, after the end: it never steps")
-        else:
-            problems = schedule_violations(config.hparams, plan.total_steps - spec.starts_at)
-            check_rules(problems if spec.starts_at else (), setup.typed, reporter)
-    if latest is not None:
-        reporter.note(f"resuming after step {state.step} of {plan.total_steps}")
-    if runtime.is_main:
-        run.truncate_logs(state.step)
-    if state.step >= plan.total_steps:
-        return _result(setup, state, "already complete", started)
-    if runtime.is_main:
-        check_space(run, state)
-    _fit(setup, train_setup, reporter)
-    return _result(setup, state, "trained", started)
-
-
-def _fit(setup: _RunSetup, train_setup: "TrainSetup", reporter: Reporter) -> None:
-    """Trains to the end of the plan; a requested stop ends the process."""
-    from vlatool.training.trainer import StopRequest
-
-    plan, run, state = setup.plan, setup.run, train_setup.state
-    with (
-        StopRequest() as stop,
-        reporter.progress("training", plan.total_steps, "steps") as bar,
-        setup.streams.training(state.step) as batches,
-    ):
-        bar.advance(state.step)
-        trainer = _trainer(setup, train_setup, _reports(setup, reporter, bar), stop.received)
-        trainer.fit(state, batches, train_setup.objective)
-        if state.step < plan.total_steps:
-            if state.step not in plan.checkpoint_steps:
-                _save(setup, state, stopped=True)
-            reporter.note(
-                f"stopped after step {state.step}; run the same command with --output {run.root} "
-                "to resume"
-            )
-            _exit_stopped(trainer.logger.stopped_by)
-
-
-def _trainer(
-    setup: _RunSetup,
-    train_setup: "TrainSetup",
-    reports: "MetricsLogger",
-    stop_asked: Callable[[], int | None],
-) -> "Trainer":
-    from vlatool.training.step import StepContexts
-    from vlatool.training.trainer import Trainer
-    from vlatool.training.validation import ImageLogger, Validation
-
-    config, plan, runtime, run = setup.config, setup.plan, setup.runtime, setup.run
-    contexts = StepContexts(runtime, train_setup.placed, config.hparams.seed, plan)
-    return Trainer(
-        plan=plan,
-        h=config.hparams,
-        runtime=runtime,
-        placed=train_setup.placed,
-        contexts=contexts,
-        logger=reports,
-        validate=Validation(
-            setup.streams.validation_batches,
-            setup.streams.chunk_batches,
-            train_setup.objective,
-            runtime,
-            contexts,
-            reports,
-        ),
-        log_images=ImageLogger(run, train_setup.objective, runtime, contexts),
-        save=lambda state: _save(setup, state),
-        stop_signal=stop_asked,
-    )
-
-
-def _save(setup: _RunSetup, state: "TrainState", *, stopped: bool = False) -> None:
-    from vlatool.training.checkpoints import save_checkpoint
-
-    retention = Retention(setup.config.max_checkpoint_limit, setup.config.keep_every_n_steps)
-    save_checkpoint(setup.run, state, setup.runtime, retention, stopped=stopped)
-
-
-def _reports(setup: _RunSetup, reporter: Reporter, bar: Progress) -> "MetricsLogger":
-    from vlatool.training.metrics import DropsFile, MetricsFile, MetricsLogger
-
-    config, runtime = setup.config, setup.runtime
-    return MetricsLogger(
-        metrics=MetricsFile(setup.run.metrics if runtime.is_main else None, reporter),
-        reporter=reporter,
-        bar=bar,
-        runtime=runtime,
-        log_every=config.log_every_n_steps,
-        total_steps=setup.plan.total_steps,
-        drop_reasons=config.data_kind.drop_reasons,
-        max_dropped_share=config.data.max_dropped_share,
-        drops=DropsFile(setup.run.drops if runtime.is_main else None),
-    )
+    state, status = train_run(setup, reporter)
+    return _result(setup, state, status, started)
 
 
 def _log_config(
@@ -439,12 +312,6 @@ def _output(config: TrainConfig) -> Path:
         ) from None
 
 
-def _exit_stopped(number: int | None) -> None:
-    if number == signal.SIGTERM:
-        raise SystemExit(128 + signal.SIGTERM)
-    raise KeyboardInterrupt
-
-
 def _planned(config: TrainConfig, order: SampleOrder, plan: TrainPlan) -> TrainResult:
     import torch
 
@@ -471,7 +338,7 @@ def _planned(config: TrainConfig, order: SampleOrder, plan: TrainPlan) -> TrainR
     )
 
 
-def _result(setup: _RunSetup, state: "TrainState", status: str, started: float) -> TrainResult:
+def _result(setup: "RunSetup", state: "TrainState", status: str, started: float) -> TrainResult:
     run, plan = setup.run, setup.plan
     rows = read_metrics(run.metrics) if run.metrics.is_file() else []
     losses = [row["loss"] for row in rows if isinstance(row.get("loss"), float)]

@@ -16,8 +16,8 @@ from vlatool.errors import UsageError
 from vlatool.events import NULL
 from vlatool.jobs.record import read_record
 from vlatool.training.config import TrainConfig
+from vlatool.training.identity import identity_keys
 from vlatool.training.resume import (
-    identity_keys,
     open_run,
     repair_run,
     resumable_run,

@@ -1,0 +1,155 @@
+"""One run from its setup to its last checkpoint, on one rank."""
+
+import signal
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from vlatool.artifacts.run.format import Retention, RunDir
+from vlatool.config.rules import check_rules
+from vlatool.events import Progress, Reporter
+from vlatool.loading.base import DatasetInfo
+from vlatool.training.checkpoints import check_space, save_checkpoint
+from vlatool.training.config import TrainConfig
+from vlatool.training.continuation import check_budget
+from vlatool.training.data import DataStreams
+from vlatool.training.metrics import DropsFile, MetricsFile, MetricsLogger
+from vlatool.training.plan import TrainPlan, schedule_violations
+from vlatool.training.runtime import Runtime
+from vlatool.training.setup import TrainSetup, set_up
+from vlatool.training.state import TrainState
+from vlatool.training.step import StepContexts
+from vlatool.training.trainer import StopRequest, Trainer
+from vlatool.training.validation import ImageLogger, Validation
+
+
+@dataclass(frozen=True)
+class RunSetup:
+    """Configuration, data, plan and folder of a run.
+
+    Attributes:
+        typed: Keys that were given for this run, as for `train`.
+    """
+
+    config: TrainConfig
+    info: DatasetInfo
+    plan: TrainPlan
+    runtime: Runtime
+    run: RunDir
+    streams: DataStreams
+    typed: Collection[str]
+
+
+def train_run(setup: RunSetup, reporter: Reporter) -> tuple[TrainState, str]:
+    """Trains a run to the end of its plan, from its newest checkpoint if it has one. Collective.
+
+    Returns:
+        The state, and what was done: `trained` or `already complete`.
+
+    Raises:
+        DataError: Weights are broken or do not match, or a loss is not finite.
+        KeyboardInterrupt: Ctrl-C; a checkpoint was written.
+        SystemExit: SIGTERM (143); a checkpoint was written.
+    """
+    config, plan, runtime, run = setup.config, setup.plan, setup.runtime, setup.run
+    # Files may appear late on other machines: all ranks start from the checkpoint of rank 0.
+    latest = runtime.broadcast(run.latest())
+    train_setup = set_up(config, setup.info, runtime, None if latest is None else latest[1])
+    state = train_setup.state
+    for note in train_setup.notes:
+        reporter.note(note)
+    if latest is None and config.init_from is not None:
+        check_budget(state, plan.total_steps, config.init_from)
+    for name, spec in train_setup.objective.optimizers().items():
+        if config.hparams.decay_by_name and spec.groups is not None:
+            reporter.note(f"hparams.decay_by_name has no effect on {name}, which has its own rule")
+        if spec.starts_at >= plan.total_steps:
+            reporter.note(f"{name} starts at step {spec.starts_at}, after the end: it never steps")
+        else:
+            problems = schedule_violations(config.hparams, plan.total_steps - spec.starts_at)
+            check_rules(problems if spec.starts_at else (), setup.typed, reporter)
+    if latest is not None:
+        reporter.note(f"resuming after step {state.step} of {plan.total_steps}")
+    if runtime.is_main:
+        run.truncate_logs(state.step)
+    if state.step >= plan.total_steps:
+        return state, "already complete"
+    if runtime.is_main:
+        check_space(run, state)
+    _fit(setup, train_setup, reporter)
+    return state, "trained"
+
+
+def _fit(setup: RunSetup, train_setup: TrainSetup, reporter: Reporter) -> None:
+    """Trains to the end of the plan; a requested stop ends the process."""
+    plan, run, state = setup.plan, setup.run, train_setup.state
+    with (
+        StopRequest() as stop,
+        reporter.progress("training", plan.total_steps, "steps") as bar,
+        setup.streams.training(state.step) as batches,
+    ):
+        bar.advance(state.step)
+        trainer = _trainer(setup, train_setup, _reports(setup, reporter, bar), stop.received)
+        trainer.fit(state, batches, train_setup.objective)
+        if state.step < plan.total_steps:
+            if state.step not in plan.checkpoint_steps:
+                _save(setup, state, stopped=True)
+            reporter.note(
+                f"stopped after step {state.step}; run the same command with --output {run.root} "
+                "to resume"
+            )
+            _exit_stopped(trainer.logger.stopped_by)
+
+
+def _trainer(
+    setup: RunSetup,
+    train_setup: TrainSetup,
+    reports: MetricsLogger,
+    stop_asked: Callable[[], int | None],
+) -> Trainer:
+    config, plan, runtime, run = setup.config, setup.plan, setup.runtime, setup.run
+    contexts = StepContexts(runtime, train_setup.placed, config.hparams.seed, plan)
+    return Trainer(
+        plan=plan,
+        h=config.hparams,
+        runtime=runtime,
+        placed=train_setup.placed,
+        contexts=contexts,
+        logger=reports,
+        validate=Validation(
+            setup.streams.validation_batches,
+            setup.streams.chunk_batches,
+            train_setup.objective,
+            runtime,
+            contexts,
+            reports,
+        ),
+        log_images=ImageLogger(run, train_setup.objective, runtime, contexts),
+        save=lambda state: _save(setup, state),
+        stop_signal=stop_asked,
+    )
+
+
+def _save(setup: RunSetup, state: TrainState, *, stopped: bool = False) -> None:
+    retention = Retention(setup.config.max_checkpoint_limit, setup.config.keep_every_n_steps)
+    save_checkpoint(setup.run, state, setup.runtime, retention, stopped=stopped)
+
+
+def _reports(setup: RunSetup, reporter: Reporter, bar: Progress) -> MetricsLogger:
+    config, runtime = setup.config, setup.runtime
+    return MetricsLogger(
+        metrics=MetricsFile(setup.run.metrics if runtime.is_main else None, reporter),
+        reporter=reporter,
+        bar=bar,
+        runtime=runtime,
+        log_every=config.log_every_n_steps,
+        total_steps=setup.plan.total_steps,
+        drop_reasons=config.data_kind.drop_reasons,
+        max_dropped_share=config.data.max_dropped_share,
+        drops=DropsFile(setup.run.drops if runtime.is_main else None),
+    )
+
+
+def _exit_stopped(number: int | None) -> None:
+    if number == signal.SIGTERM:
+        raise SystemExit(128 + signal.SIGTERM)
+    raise KeyboardInterrupt
