@@ -1,0 +1,242 @@
+"""The network of FUTURE-VLA: Qwen3-VL with another vision front end.
+
+Names in the state dict are those of the published weights. Source: reference/future-vla 8.
+
+Legend of shapes: B samples, N images of a sample, H and W pixels, L tokens of a sequence, T image
+tokens of a sample, D number of deepstack features, V size of the vocabulary, C width.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.cache_utils import Cache
+from transformers.models.dinov3_vit.configuration_dinov3_vit import DINOv3ViTConfig
+from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTEmbeddings
+from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLConfig, Qwen3VLTextConfig
+from transformers.models.qwen3_vl.modeling_qwen3_vl import (
+    Qwen3VLTextDecoderLayer,
+    Qwen3VLTextRMSNorm,
+)
+
+from vlatool.models.future_vla.config import FutureVlaConfig
+from vlatool.models.future_vla.vision import VisionTower
+
+_NOT_RANDOM = {"attention_dropout": 0.0, "drop_path_rate": 0.0}
+
+
+class LanguageModel(nn.Module):
+    """Decoder of Qwen3-VL; the first layers add deepstack features at image tokens."""
+
+    def __init__(self, config: Qwen3VLTextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(
+            Qwen3VLTextDecoderLayer(config, index) for index in range(config.num_hidden_layers)
+        )
+        self.norm = Qwen3VLTextRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        position_ids: Tensor,
+        mask: Tensor | None,
+        deepstack: Sequence[Tensor],
+        cache: Cache | None,
+    ) -> Tensor:
+        """Embeddings [B, L, C] to hidden states [B, L, C].
+
+        Args:
+            hidden: Embeddings.
+            position_ids: Positions by time, row and column, int64 [B, 3, L].
+            mask: Keys that each token sees, bool [B, 1, L, keys]; None: all before it.
+            deepstack: Summands [B, L, C] after each of the first layers.
+            cache: Keys and values of earlier tokens, which gets those of these tokens.
+        """
+        rotary = self._rotary(position_ids, hidden)
+        for index, layer in enumerate(self.layers):
+            hidden = layer(
+                hidden, position_embeddings=rotary, attention_mask=mask, past_key_values=cache
+            )
+            if index < len(deepstack):
+                hidden = hidden + deepstack[index]
+        return self.norm(hidden)
+
+    def _rotary(self, position_ids: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [B, L, head width]; frequencies of the three axes are interleaved."""
+        parameters: Any = self.config.rope_parameters
+        width = self.config.head_dim
+        exponents = torch.arange(0, width, 2, dtype=torch.float32, device=hidden.device) / width
+        frequencies = 1 / parameters["rope_theta"] ** exponents
+        angles = position_ids.unsqueeze(-1).float() * frequencies
+        mixed = angles[:, 0].clone()
+        for axis in (1, 2):
+            chosen = slice(axis, 3 * parameters["mrope_section"][axis], 3)
+            mixed[..., chosen] = angles[:, axis, :, chosen]
+        mixed = torch.cat([mixed, mixed], dim=-1)
+        return mixed.cos().to(hidden.dtype), mixed.sin().to(hidden.dtype)
+
+
+class FutureVla(nn.Module):
+    """The network; forward returns hidden states, `head` logits."""
+
+    def __init__(self, config: FutureVlaConfig) -> None:
+        super().__init__()
+        options: dict[str, Any] = {"attn_implementation": "sdpa"}
+        qwen = Qwen3VLConfig(**{**(config.qwen or {}), **options})
+        dino = DINOv3ViTConfig(**{**(config.dino or {}), **_NOT_RANDOM, **options})
+        self.config = config
+        self.image_id = qwen.image_token_id
+        vision: Any = qwen.vision_config
+        text: Any = qwen.text_config
+        tower = VisionTower(
+            vision, dino, config.conv_width, in_blocks=config.patch_order == "block"
+        )
+        self.model = nn.ModuleDict({"visual": tower, "language_model": LanguageModel(text)})
+        if not qwen.tie_word_embeddings:
+            self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self._initialize(text.initializer_range)
+        self._freeze()
+
+    @property
+    def visual(self) -> VisionTower:
+        """The vision tower."""
+        tower = self.model["visual"]
+        assert isinstance(tower, VisionTower)
+        return tower
+
+    @property
+    def language_model(self) -> LanguageModel:
+        """The decoder."""
+        decoder = self.model["language_model"]
+        assert isinstance(decoder, LanguageModel)
+        return decoder
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        images: Tensor | None = None,
+        features: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Returns the hidden states [B, L, C] of a batch.
+
+        Without images, features and cache, the vision tower runs on an image that does not change
+        the result, so that each of its blocks is called equally often in all processes.
+
+        Args:
+            input_ids: Token ids int64 [B, L]; a row has as many image tokens as its images give, or
+                none.
+            position_ids: Positions by time, row and column, int64 [B, 3, L].
+            attention_mask: True for keys that later tokens see, bool [B, L + tokens of the cache].
+                None: all of them, which is right (and fastest) for rows that are padded at their
+                end, where the results of padding are meaningless.
+            images: Images uint8 [B, N, H, W, 3], oldest step first.
+            features: Result of `embed_images`, instead of images.
+            cache: Keys and values of earlier tokens, which gets those of these tokens.
+        """
+        hidden = self.language_model.embed_tokens(input_ids)
+        deepstack: list[Tensor] = []
+        if features is None and images is not None and images.shape[1]:
+            features = self.embed_images(images)
+        if features is not None:
+            hidden, deepstack = self._with_images(hidden, input_ids, features)
+        elif cache is None:
+            hidden = hidden + 0 * self._dummy_features().sum()
+        mask = _mask(attention_mask, input_ids, 0 if cache is None else cache.get_seq_length())
+        return self.language_model(hidden, position_ids, mask, deepstack, cache)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., C] to logits [..., V]."""
+        if hasattr(self, "lm_head"):
+            return self.lm_head(hidden)
+        return functional.linear(hidden, self.language_model.embed_tokens.weight)
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Tokens of the images of samples: uint8 [B, N, H, W, 3] to [B, 1 + D, T, C]."""
+        batch, count = images.shape[:2]
+        if count != self.config.images:
+            raise ValueError(f"{count} images of a sample, expected {self.config.images}")
+        features = self.image_features(images.flatten(0, 1)).unflatten(0, (batch, count))
+        parts = [part.flatten(0, 1) for part in features.split(self.config.frames, dim=1)]
+        tokens = [
+            # [B * K, 1 + D, t, C] to [B, 1 + D, K * t, C]
+            part.unflatten(0, (batch, frames)).transpose(1, 2).flatten(2, 3)
+            for part, frames in zip(self.visual(parts), self.config.frames, strict=True)
+            if frames
+        ]
+        return torch.cat(tokens, dim=2)
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """Features of DINOv3, [K, C of DINOv3, G, G], of images uint8 [K, H, W, 3]."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_dino):
+            return self.visual.vis_tok(images)
+
+    def _dummy_features(self) -> Tensor:
+        """Tokens of a black image with each of the grids that samples have."""
+        side = self.visual.smallest_side
+        device = self.language_model.embed_tokens.weight.device
+        image = torch.zeros(1, side, side, 3, dtype=torch.uint8, device=device)
+        features = self.image_features(image)
+        grids = [features if count else features[:0] for count in self.config.compress]
+        return torch.cat([tokens.flatten() for tokens in self.visual(grids)])
+
+    def _with_images(
+        self, hidden: Tensor, input_ids: Tensor, features: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Embeddings with image tokens replaced, and the summands of the first layers."""
+        is_image = input_ids == self.image_id
+        # The i-th image token of a row gets the i-th feature. No size depends on values, which
+        # would make the host wait for the device.
+        index = (is_image.cumsum(dim=1) - 1).clamp(min=0)[..., None]
+        placed = [
+            torch.take_along_dim(level.to(hidden.dtype), index, dim=1)
+            for level in features.unbind(1)
+        ]
+        is_image = is_image[..., None]
+        return torch.where(is_image, placed[0], hidden), [level * is_image for level in placed[1:]]
+
+    def _initialize(self, std: float) -> None:
+        """Draws random weights: normal with `std`, biases 0, norms 1."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d | nn.Embedding):
+                nn.init.normal_(module.weight, std=std)
+                bias = getattr(module, "bias", None)
+                if bias is not None:
+                    nn.init.zeros_(bias)
+            elif isinstance(module, DINOv3ViTEmbeddings):
+                nn.init.normal_(module.cls_token, std=std)
+                nn.init.normal_(module.register_tokens, std=std)
+
+    def _freeze(self) -> None:
+        """Freezes what the config says, and parameters that no result depends on."""
+        tower = self.visual
+        tower.vis_tok.requires_grad_(requires_grad=not self.config.freeze_dino)
+        tower.vis_tok.embeddings.mask_token.requires_grad = False
+        tower.patch_embed.requires_grad_(requires_grad=False)  # published, without a use
+        for grid, count in zip(tower.grids, self.config.compress, strict=True):
+            grid.requires_grad_(requires_grad=count > 0)
+
+    def blocks(self) -> list[nn.Module]:
+        """The blocks of the three transformers."""
+        tower = self.visual
+        return [*tower.vis_tok.layer, *tower.blocks, *self.language_model.layers]
+
+
+def _mask(attention_mask: Tensor | None, input_ids: Tensor, cached: int) -> Tensor | None:
+    """Keys that each token sees, bool [B, 1, L, keys]; None: all up to itself."""
+    length = input_ids.shape[1]
+    if attention_mask is None and (length == 1 or not cached):
+        return None
+    at = cached + torch.arange(length, device=input_ids.device)[:, None]
+    keys = torch.arange(cached + length, device=input_ids.device)
+    mask = (keys <= at)[None, None]
+    if attention_mask is not None:
+        # A token always sees itself: the softmax of no key is not a number.
+        mask = (mask & attention_mask[:, None, None]) | (keys == at)
+    return mask

@@ -1,0 +1,299 @@
+"""Images to tokens: DINOv3, convolutions, and the vision transformer of Qwen3-VL.
+
+Names in the state dict are those of the published weights. Source: reference/future-vla 8.1, 8.2.
+
+Legend of shapes: K images, G side of the grid of DINOv3 in patches, S side of a smaller grid, P
+patches of all images, C channels, D number of deepstack features. No module has buffers, so that a
+network that was built on the meta device lacks nothing but its weights.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.models.dinov3_vit.configuration_dinov3_vit import DINOv3ViTConfig
+from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTEmbeddings, DINOv3ViTLayer
+from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
+from transformers.models.qwen3_vl.modeling_qwen3_vl import (
+    Qwen3VLVisionMLP,
+    Qwen3VLVisionPatchEmbed,
+    Qwen3VLVisionPatchMerger,
+    apply_rotary_pos_emb_vision,
+)
+
+from vlatool.models.future_vla.config import REDUCTIONS
+
+# Mean and standard deviation of the colors of ImageNet, RGB in [0, 1].
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Dino(nn.Module):
+    """DINOv3, without its class and register tokens in the output.
+
+    Nothing in it is random: dropout, and augmentation of positions, are a part of its own training.
+    """
+
+    def __init__(self, config: DINOv3ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = DINOv3ViTEmbeddings(config)
+        self.layer = nn.ModuleList(DINOv3ViTLayer(config) for _ in range(config.num_hidden_layers))
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels."""
+        size = self.config.patch_size
+        assert isinstance(size, int)
+        return size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images uint8 [K, H, W, 3] to features [K, C, H / patch, W / patch]."""
+        rows, columns = (side // self.patch_size for side in images.shape[1:3])
+        hidden = self.embeddings(_normalized(images))
+        rotary = self._rotary(rows, columns, hidden)
+        for layer in self.layer:
+            hidden = layer(hidden, position_embeddings=rotary)
+        patches = self.norm(hidden)[:, -rows * columns :]
+        return patches.transpose(1, 2).unflatten(2, (rows, columns))
+
+    def _rotary(self, rows: int, columns: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [rows * columns, head width] of the centers of patches in [-1, 1]."""
+        head = self.config.hidden_size // self.config.num_attention_heads
+        options: dict[str, Any] = {"dtype": torch.float32, "device": hidden.device}
+        frequencies = 1 / self.config.rope_theta ** torch.arange(0, 1, 4 / head, **options)
+        y = 2 * (torch.arange(0.5, rows, **options) / rows) - 1
+        x = 2 * (torch.arange(0.5, columns, **options) / columns) - 1
+        centers = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1)
+        angles = (2 * math.pi * centers[:, :, None] * frequencies).flatten(1, 2).tile(2)
+        return angles.cos().to(hidden.dtype), angles.sin().to(hidden.dtype)
+
+
+def _normalized(images: Tensor) -> Tensor:
+    """Images uint8 [K, H, W, 3] to float32 [K, 3, H, W] with mean 0 and deviation 1 on ImageNet."""
+    # Slices instead of a tensor of constants, whose copy to the device would block the host.
+    pixels = images.permute(0, 3, 1, 2).float() / 255
+    bands = [
+        (band - mean) / std for band, mean, std in zip(pixels.unbind(1), _MEAN, _STD, strict=True)
+    ]
+    return torch.stack(bands, dim=1)
+
+
+class QuarterGrid(nn.Module):
+    """Features [K, C, G, G] to [K, width, G / 4, G / 4]."""
+
+    def __init__(self, channels: int, between: int, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, between, kernel_size=3, stride=2, padding=1)
+        self.conv2 = nn.Conv2d(between, width, kernel_size=3, stride=2, padding=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """See the class."""
+        return _gelu(self.conv2(_gelu(self.conv1(features))))
+
+
+class HalfGrid(nn.Module):
+    """Features [K, C, G, G] to [K, width, G / 2, G / 2]."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, width, kernel_size=3, stride=2, padding=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """See the class."""
+        return _gelu(self.conv(features))
+
+
+class FullGrid(nn.Module):
+    """Features [K, C, G, G] to [K, width, G, G]."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, width, kernel_size=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """See the class."""
+        return _gelu(self.conv(features))
+
+
+def _gelu(x: Tensor) -> Tensor:
+    return functional.gelu(x, approximate="tanh")
+
+
+class FrameAttention(nn.Module):
+    """Full attention within each image; images of an equal grid are one dense call."""
+
+    def __init__(self, config: Qwen3VLVisionConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self, hidden: Tensor, rotary: tuple[Tensor, Tensor], groups: Sequence[tuple[int, int]]
+    ) -> Tensor:
+        """[P, C] to [P, C]; see `FrameBlock`."""
+        query, key, value = self.qkv(hidden).unflatten(1, (3, self.num_heads, -1)).unbind(1)
+        query, key = apply_rotary_pos_emb_vision(query, key, *rotary)
+        lengths = [count * patches for count, patches in groups]
+        mixed: list[Tensor] = []
+        parts = zip(*(tensor.split(lengths) for tensor in (query, key, value)), strict=True)
+        for (count, patches), part in zip(groups, parts, strict=True):
+            heads = [tensor.unflatten(0, (count, patches)).transpose(1, 2) for tensor in part]
+            output = functional.scaled_dot_product_attention(*heads)
+            mixed.append(output.transpose(1, 2).reshape(count * patches, -1))
+        return self.proj(torch.cat(mixed))
+
+
+class FrameBlock(nn.Module):
+    """Block of the vision transformer of Qwen3-VL."""
+
+    def __init__(self, config: Qwen3VLVisionConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=1e-6)
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=1e-6)
+        self.attn = FrameAttention(config)
+        self.mlp = Qwen3VLVisionMLP(config)
+
+    def forward(
+        self, hidden: Tensor, rotary: tuple[Tensor, Tensor], groups: Sequence[tuple[int, int]]
+    ) -> Tensor:
+        """Transforms the patches of all images.
+
+        Args:
+            hidden: Patches [P, C], ordered by group and image.
+            rotary: Cosines and sines of their positions, [P, head width] each.
+            groups: Number of images of each group, and number of patches of each of them.
+
+        Returns:
+            Patches [P, C].
+        """
+        hidden = hidden + self.attn(self.norm1(hidden), rotary, groups)
+        return hidden + self.mlp(self.norm2(hidden))
+
+
+class VisionTower(nn.Module):
+    """DINOv3 features of images to tokens for the language model."""
+
+    def __init__(
+        self,
+        config: Qwen3VLVisionConfig,
+        dino: DINOv3ViTConfig,
+        conv_width: int,
+        *,
+        in_blocks: bool,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.in_blocks = in_blocks
+        self.patch_embed = Qwen3VLVisionPatchEmbed(config)
+        self.pos_embed = nn.Embedding(config.num_position_embeddings, config.hidden_size)
+        self.blocks = nn.ModuleList(FrameBlock(config) for _ in range(config.depth))
+        self.merger = Qwen3VLVisionPatchMerger(config)
+        self.deepstack_merger_list = nn.ModuleList(
+            Qwen3VLVisionPatchMerger(config, use_postshuffle_norm=True)
+            for _ in config.deepstack_visual_indexes
+        )
+        self.vis_tok = Dino(dino)
+        self.cnn3 = FullGrid(dino.hidden_size, config.hidden_size)
+        self.cnn2 = HalfGrid(dino.hidden_size, config.hidden_size)
+        self.cnn1 = QuarterGrid(dino.hidden_size, conv_width, config.hidden_size)
+
+    @property
+    def grids(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """The convolutions, in the order of `REDUCTIONS`."""
+        return self.cnn1, self.cnn2, self.cnn3
+
+    @property
+    def smallest_side(self) -> int:
+        """Side in pixels of the smallest image that all convolutions take."""
+        return self.vis_tok.patch_size * self.config.spatial_merge_size * max(REDUCTIONS)
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Returns the tokens of images, with a grid of each size.
+
+        Args:
+            features: Features of DINOv3 of the images [K, C, G, G], for each of `grids`; K may be 0
+                and differ.
+
+        Returns:
+            Tokens [K, 1 + D, S * S / 4, width of the language model] for each of `grids`, S being
+            the side of the smaller grid: features for the embedding, then deepstack features for
+            the first D layers.
+        """
+        maps = [
+            grid(images) for grid, images in zip(self.grids, features, strict=True) if len(images)
+        ]
+        groups = tuple((len(images), images.shape[-1] ** 2) for images in maps)
+        hidden = torch.cat([self._patches(images) for images in maps])
+        rotary = self._rotary(maps)
+        outputs: dict[int, Tensor] = {}
+        for index, block in enumerate(self.blocks):
+            hidden = block(hidden, rotary, groups)
+            if index in self.config.deepstack_visual_indexes:
+                which = list(self.config.deepstack_visual_indexes).index(index)
+                outputs[which] = self.deepstack_merger_list[which](hidden)
+        tokens = torch.stack(
+            [self.merger(hidden), *(outputs[which] for which in range(len(outputs)))], dim=1
+        )
+        merged = self.config.spatial_merge_size**2
+        parts = iter(tokens.split([count * patches // merged for count, patches in groups]))
+        return [
+            next(parts).unflatten(0, (len(images), -1)).transpose(1, 2)
+            if len(images)
+            else tokens.new_zeros(0, tokens.shape[1], 0, tokens.shape[2])
+            for images in features
+        ]
+
+    def _patches(self, images: Tensor) -> Tensor:
+        """Maps [K, C, S, S] to patches with positions [K * S * S, C]."""
+        side, merge = images.shape[-1], self.config.spatial_merge_size
+        grid = images.permute(0, 2, 3, 1)
+        patches = _squares(grid, merge) if self.in_blocks else grid.flatten(1, 2)
+        # Positions have the order of squares even where patches have that of rows, as published.
+        positions = _squares(self._position_embeddings(side), merge)
+        return (patches + positions.to(patches.dtype)).flatten(0, 1)
+
+    def _position_embeddings(self, side: int) -> Tensor:
+        """Bilinear interpolation of the table to a grid, float32 [S, S, C]."""
+        size = math.isqrt(self.config.num_position_embeddings)
+        table = self.pos_embed.weight.unflatten(0, (size, size)).float()
+        weights = _interpolation(side, size, table.device)
+        # Products of matrices instead of a gather, whose gradient has no fixed order of sums.
+        with torch.autocast(table.device.type, enabled=False):
+            rows = torch.einsum("ia,abc->ibc", weights, table)
+            return torch.einsum("jb,ibc->ijc", weights, rows)
+
+    def _rotary(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [P, head width] of the positions of all patches."""
+        width = self.config.hidden_size // self.config.num_heads // 2
+        options: dict[str, Any] = {"dtype": torch.float32, "device": maps[0].device}
+        parameters: Any = self.config.rope_parameters
+        exponents = torch.arange(0, width, 2, **options) / width
+        frequencies = 1 / parameters["rope_theta"] ** exponents
+        angles: list[Tensor] = []
+        for images in maps:
+            steps = torch.arange(images.shape[-1], **options)
+            grid = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), dim=-1)
+            positions = _squares(grid, self.config.spatial_merge_size)
+            frame = (positions[:, :, None] * frequencies).flatten(1).tile(2)
+            angles.append(frame.repeat(len(images), 1))
+        joined = torch.cat(angles)
+        return joined.cos(), joined.sin()
+
+
+def _squares(grid: Tensor, merge: int) -> Tensor:
+    """Rows of a grid [..., S, S, C] as [..., S * S, C]: squares of merge x merge together."""
+    side = grid.shape[-2] // merge
+    split = grid.unflatten(-3, (side, merge)).unflatten(-2, (side, merge))
+    return split.transpose(-4, -3).flatten(-5, -2)
+
+
+def _interpolation(side: int, size: int, device: torch.device) -> Tensor:
+    """Weights [side, size] of linear interpolation from `size` points to `side`, ends aligned."""
+    at = torch.linspace(0, size - 1, side, dtype=torch.float32, device=device)
+    points = torch.arange(size, dtype=torch.float32, device=device)
+    return (1 - (at[:, None] - points).abs()).clamp(min=0)
