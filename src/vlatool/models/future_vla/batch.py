@@ -1,0 +1,365 @@
+"""Samples of the data kind `vla` to sequences of token ids, and to batches.
+
+Legend of shapes: B samples, L tokens, P past images, Q future images, K codes of an image,
+H height, W width. Source: reference/future-vla 7.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlatool.artifacts.samples.lines import Conversation, answer, question
+from vlatool.artifacts.windows.format import Kind
+from vlatool.episode import Array
+from vlatool.errors import DataError
+from vlatool.events import counted
+from vlatool.loading.vla.sample import VlaSample, VlaShape
+from vlatool.models.base import Batch
+from vlatool.models.future_vla.token_ids import TokenIds, add_markers
+from vlatool.models.pretrained import tokenizers
+
+# Label of tokens without loss.
+NO_LABEL = -100
+# Values of `segments`.
+NO_SEGMENT, TEXT, ACTION, FUTURE = range(4)
+SEGMENTS = {TEXT: "text", ACTION: "action", FUTURE: "future"}
+# Position ids of padding, as in transformers.
+_PAD_POSITION = 1
+# Lengths of batches are multiples of it, so that few shapes occur.
+_BUCKET = 16
+_CACHED_TEXTS = 1024
+_ACTIONS, _FUTURES = "<Act></Act>", "<Rec></Rec>"
+_TAGS = re.compile(f"({_ACTIONS}|{_FUTURES})")
+_EXAMPLE_ACTIONS = 8
+
+
+class TokenSequence(NamedTuple):
+    """Token ids of a conversation, or of its beginning.
+
+    Attributes:
+        ids: int64 [L].
+        labels: int64 [L]: the id where it is to be predicted, else `NO_LABEL`.
+        segments: uint8 [L]: `TEXT`, `ACTION` or `FUTURE` where there is a label.
+        positions: int64 [3, L]: time, row and column of rotary embeddings.
+    """
+
+    ids: Array
+    labels: Array
+    segments: Array
+    positions: Array
+
+    @property
+    def next_position(self) -> int:
+        """Position of a token after the sequence."""
+        return int(self.positions[:, -1].max()) + 1
+
+
+class AnswerTexts(NamedTuple):
+    """Token ids of the texts in an answer of one kind.
+
+    Attributes:
+        lead: Before the action ids.
+        middle: Between the action ids and the future images.
+        end: After them: the full stop, <|im_end|> and a newline.
+    """
+
+    lead: tuple[int, ...]
+    middle: tuple[int, ...]
+    end: tuple[int, ...]
+
+
+class _Piece(NamedTuple):
+    segment: int
+    ids: Sequence[int] | Array
+
+
+@dataclass(frozen=True)
+class SequenceEncoder:
+    """Conversations to token ids in the layout of the chat; picklable.
+
+    Every text between segments is tokenized for itself.
+
+    Attributes:
+        tokenizer: Content of the tokenizer.json; None: every word is token 0, for made-up batches.
+        tokens: Map from numbers to token ids.
+        sides: Tokens per side of each of P past images.
+    """
+
+    tokenizer: str | None = field(repr=False)
+    tokens: TokenIds
+    sides: tuple[int, ...]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled form without cached values, which a worker computes again."""
+        return type(self), (self.tokenizer, self.tokens, self.sides)
+
+    def encode(self, conversation: Conversation) -> TokenSequence:
+        """Token ids of a whole conversation.
+
+        Raises:
+            ValueError: The conversation does not fit the model: another number of images or codes,
+                an action id or code out of range, an instruction with reserved ids.
+        """
+        self._check_numbers(conversation)
+        asked = self._question(conversation)
+        answer_text = answer(conversation.kind, "", _FUTURES)
+        parts = [*self._parts(answer_text, conversation), _Piece(TEXT, self._close)]
+        lengths = [len(piece.ids) for piece in parts]
+        ids = np.concatenate([asked.ids, *(np.asarray(piece.ids, np.int64) for piece in parts)])
+        labels = ids.copy()
+        labels[: len(asked.ids)] = NO_LABEL
+        segments = np.repeat([piece.segment for piece in parts], lengths).astype(np.uint8)
+        rest = np.arange(sum(lengths)) + asked.next_position
+        return TokenSequence(
+            ids,
+            labels,
+            np.concatenate([asked.segments, segments]),
+            np.concatenate([asked.positions, np.tile(rest, (3, 1))], axis=1),
+        )
+
+    def prompt(
+        self, task: str, kind: Kind = "vla", action_ids: Sequence[int] = ()
+    ) -> TokenSequence:
+        """Token ids up to the first token of an answer.
+
+        Args:
+            task: The instruction.
+            kind: `vla` asks for actions, `wm` for the state after `action_ids`.
+            action_ids: Ids of the action tokenizer; only for `wm`.
+
+        Raises:
+            ValueError: The instruction has reserved ids, or a tag.
+        """
+        codes = np.zeros((0, self.tokens.codes_per_image), np.uint16)
+        ids = tuple(action_ids)
+        return self._question(Conversation(kind, task, len(self.sides), ids, codes))
+
+    def answer_texts(self, kind: Kind = "vla") -> AnswerTexts:
+        """Token ids of the texts in an answer."""
+        lead, middle, end = map(self.text, _TAGS.split(answer(kind, "", _FUTURES))[::2])
+        return AnswerTexts(lead, middle, (*end, *self._close))
+
+    def text(self, text: str) -> tuple[int, ...]:
+        """Token ids of a text; texts of special tokens become these."""
+        if text not in self._texts:
+            if len(self._texts) >= _CACHED_TEXTS:
+                self._texts.clear()
+            self._texts[text] = self._tokenize(text)
+        return self._texts[text]
+
+    def _question(self, conversation: Conversation) -> TokenSequence:
+        """Token ids up to the first token of the answer; no token has a label."""
+        kind, task = conversation.kind, conversation.task
+        parts = list(self._parts(question(kind, task, 0, ""), conversation))
+        self._check_text(parts)
+        begin = [self.tokens.im_start, *self.text("user\n")]
+        opening = [*self._close, self.tokens.im_start, *self.text("assistant\n")]
+        rest = np.concatenate([*(np.asarray(piece.ids, np.int64) for piece in parts), opening])
+        images = self._images if conversation.images else _Images.of(self.tokens, ())
+        ids = np.concatenate([begin, images.ids, rest]).astype(np.int64)
+        first, second = len(begin), len(begin) + images.span
+        positions = np.concatenate(
+            [
+                np.tile(np.arange(first), (3, 1)),
+                images.positions + first,
+                np.tile(np.arange(len(rest)) + second, (3, 1)),
+            ],
+            axis=1,
+        )
+        return TokenSequence(
+            ids, np.full(len(ids), NO_LABEL), np.zeros(len(ids), np.uint8), positions
+        )
+
+    def _parts(self, text: str, conversation: Conversation) -> Iterator[_Piece]:
+        """Texts of a message, and its segments in place of empty tags."""
+        for part in _TAGS.split(text):
+            if part == _ACTIONS:
+                yield _Piece(ACTION, self.tokens.of_actions(conversation.action_ids))
+            elif part == _FUTURES:
+                yield _Piece(FUTURE, self.tokens.of_codes(conversation.codes))
+            elif part:
+                yield _Piece(TEXT, self.text(part))
+
+    def _check_numbers(self, conversation: Conversation) -> None:
+        """Raises ValueError if the numbers of a conversation do not fit the model."""
+        tokens, width = self.tokens, conversation.codes.shape[1]
+        if conversation.images not in (0, len(self.sides)):
+            raise ValueError(
+                f"has {counted(conversation.images, 'past image')}, the model expects "
+                f"{len(self.sides)}"
+            )
+        if width != tokens.codes_per_image:
+            raise ValueError(f"has {width} codes per image, not {tokens.codes_per_image}")
+        largest = max(conversation.action_ids, default=0), int(conversation.codes.max(initial=0))
+        if largest[0] >= tokens.num_actions:
+            raise ValueError(f"has the action id {largest[0]}, not below {tokens.num_actions}")
+        if largest[1] >= tokens.num_codes:
+            raise ValueError(f"has the code {largest[1]}, not below {tokens.num_codes}")
+
+    def _check_text(self, parts: Sequence[_Piece]) -> None:
+        """Raises ValueError if a text of the user has ids that stand for something else."""
+        ids = [number for piece in parts if piece.segment == TEXT for number in piece.ids]
+        reserved = self.tokens.reserved(ids)
+        if reserved:
+            raise ValueError(
+                f"the instruction has the token {reserved[0]}, which is reserved for codes, action "
+                "ids or markers"
+            )
+
+    def _tokenize(self, text: str) -> tuple[int, ...]:
+        if self._library is None:
+            return (0,) * len(text.split())
+        return tuple(self._library.encode(text, add_special_tokens=False).ids)
+
+    @cached_property
+    def _close(self) -> tuple[int, ...]:
+        """End of a message."""
+        return (self.tokens.im_end, *self.text("\n"))
+
+    @cached_property
+    def _images(self) -> "_Images":
+        return _Images.of(self.tokens, self.sides)
+
+    @cached_property
+    def _texts(self) -> dict[str, tuple[int, ...]]:
+        return {}
+
+    @cached_property
+    def _library(self) -> Any:
+        """The tokenizer; None for made-up batches."""
+        return None if self.tokenizer is None else parse_tokenizer(self.tokenizer)
+
+
+class _Images(NamedTuple):
+    """Tokens of all past images.
+
+    Attributes:
+        ids: int64 [L].
+        positions: int64 [3, L], from 0.
+        span: Number of positions that they take.
+    """
+
+    ids: Array
+    positions: Array
+    span: int
+
+    @classmethod
+    def of(cls, tokens: TokenIds, sides: Sequence[int]) -> "_Images":
+        """Each image is at one time and takes as many positions as it has rows."""
+        ids, columns, start = [np.zeros(0, np.int64)], [np.zeros((3, 0), np.int64)], 0
+        for side in sides:
+            inside = start + 1 + np.stack(np.meshgrid([0], range(side), range(side), indexing="ij"))
+            edges = np.full((3, 1), start), np.full((3, 1), start + 1 + side)
+            columns += [edges[0], inside.reshape(3, -1), edges[1]]
+            ids.append(np.array(tokens.of_image(side)))
+            start += side + 2
+        return cls(np.concatenate(ids), np.concatenate(columns, axis=1), start)
+
+
+@dataclass(frozen=True)
+class VlaBatcher:
+    """Samples to a padded batch; picklable.
+
+    Attributes:
+        encoder: Encoder of the conversations.
+        max_length: Largest number of tokens of a sample; None: no limit.
+    """
+
+    encoder: SequenceEncoder
+    max_length: int | None = None
+
+    def __call__(self, samples: Sequence[VlaSample]) -> Batch:
+        """Encodes and pads the samples.
+
+        Returns:
+            input_ids: int64 [B, L], padded on the right with <|endoftext|>.
+            labels: int64 [B, L], `NO_LABEL` where nothing is to be predicted.
+            segments: uint8 [B, L], see `TokenSequence`.
+            attention_mask: bool [B, L], False for padding.
+            position_ids: int64 [B, 3, L].
+            images: uint8 [B, P, H, W, 3].
+
+        Raises:
+            DataError: A sample does not fit the model; the message names file and line.
+        """
+        rows = [self._encode(sample) for sample in samples]
+        images = np.stack([sample.images for sample in samples])
+        return {**padded(rows, self.encoder.tokens.end_of_text), "images": torch.from_numpy(images)}
+
+    def _encode(self, sample: VlaSample) -> TokenSequence:
+        try:
+            row = self.encoder.encode(sample.conversation)
+            if self.max_length is not None and len(row.ids) > self.max_length:
+                raise ValueError(f"has {len(row.ids)} tokens, the limit is {self.max_length}")
+        except ValueError as error:
+            raise DataError(
+                f"{sample.key}: {error}",
+                hint="use a model for these data, or leave the sample out",
+                code="data.unusable_sample",
+                details={"sample": sample.key},
+            ) from None
+        return row
+
+
+def padded(rows: Sequence[TokenSequence], pad: int) -> dict[str, Tensor]:
+    """Sequences padded on the right to one length; keys as `VlaBatcher` returns them.
+
+    Args:
+        rows: B sequences.
+        pad: Token id of padding.
+    """
+    longest = max(len(row.ids) for row in rows)
+    length = -(-longest // _BUCKET) * _BUCKET
+    shape = len(rows), length
+    batch = {
+        "input_ids": np.full(shape, pad, np.int64),
+        "labels": np.full(shape, NO_LABEL, np.int64),
+        "segments": np.full(shape, NO_SEGMENT, np.uint8),
+        "attention_mask": np.zeros(shape, np.bool_),
+        "position_ids": np.full((len(rows), 3, length), _PAD_POSITION, np.int64),
+    }
+    for at, row in enumerate(rows):
+        stop = len(row.ids)
+        batch["input_ids"][at, :stop] = row.ids
+        batch["labels"][at, :stop] = row.labels
+        batch["segments"][at, :stop] = row.segments
+        batch["attention_mask"][at, :stop] = True
+        batch["position_ids"][at, :, :stop] = row.positions
+    return {name: torch.from_numpy(values) for name, values in batch.items()}
+
+
+def example_batch(tokens: TokenIds, sides: tuple[int, ...], shape: VlaShape, size: int) -> Batch:
+    """A made-up batch of `size` samples of a shape, which needs no tokenizer."""
+    codes = np.zeros((shape.future_images, tokens.codes_per_image), np.uint16)
+    action_ids = (0,) * _EXAMPLE_ACTIONS
+    images = np.full((shape.past_images, *shape.image_size, 3), 128, np.uint8)
+    conversation = Conversation("vla", "example", len(images), action_ids, codes)
+    sample = VlaSample("example", conversation, images)
+    return VlaBatcher(SequenceEncoder(None, tokens, sides))([sample] * size)
+
+
+def parse_tokenizer(document: str) -> Any:
+    """Text tokenizer (`tokenizers.Tokenizer`) of a tokenizer.json, with the four markers.
+
+    Raises:
+        DataError: The content is not a tokenizer.
+    """
+    library = tokenizers()
+    try:
+        tokenizer = library.Tokenizer.from_str(document)
+    except Exception as error:  # noqa: BLE001 - the library raises no narrower type
+        raise DataError(
+            f"the text tokenizer of the model cannot be read: {error}",
+            hint="copy the model or the run again",
+            code="data.broken_tokenizer",
+        ) from None
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    add_markers(tokenizer)
+    return tokenizer

@@ -1,0 +1,249 @@
+"""Sequences of FUTURE-VLA: grid, token ids, chat layout, positions and labels.
+
+Source: reference/future-vla 5.2, 7.
+"""
+
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vlatool.artifacts.base_model import read_tokenizer
+from vlatool.artifacts.samples.lines import (
+    PUBLISHED_SIZES,
+    Conversation,
+    SampleSizes,
+    parse_messages,
+)
+from vlatool.errors import DataError, UsageError
+from vlatool.loading.vla.sample import VlaSample
+from vlatool.models.future_vla.batch import (
+    NO_LABEL,
+    SEGMENTS,
+    SequenceEncoder,
+    TokenSequence,
+    VlaBatcher,
+    parse_tokenizer,
+)
+from vlatool.models.future_vla.grid import FrameGrid
+from vlatool.models.future_vla.token_ids import TokenIds, tiny_tokenizer
+
+SHARED = Path(__file__).parents[3].parent / "shared/data"
+PUBLISHED_GRID = FrameGrid(2, (8, 6, 2), 16, 2)
+SIZES = SampleSizes(codes_per_image=3, codebook_size=20, action_ids=10)
+SIDES = (1, 2)
+ENCODING = tiny_tokenizer(30)
+DOCUMENT = ENCODING.to_str()
+IDS = TokenIds.of(ENCODING, SIZES)
+
+
+def talk(task: str = "fold it", **changes: Any) -> Conversation:
+    codes = np.array([[0, 19, 7], [1, 2, 3]], np.uint16)
+    values: dict[str, Any] = {"kind": "vla", "images": 2, "action_ids": (0, 9), "codes": codes}
+    return Conversation(task=task, **{**values, **changes})
+
+
+def encoder() -> SequenceEncoder:
+    return SequenceEncoder(DOCUMENT, IDS, SIDES)
+
+
+@pytest.fixture(name="published", params=["vla", "wm"])
+def read_published(request: pytest.FixtureRequest) -> Conversation:
+    """The sample of the published guide."""
+    path = Path(os.environ.get("VLATOOL_GUIDE_SAMPLE", SHARED / "guide_sample.jsonl"))
+    if not path.is_file():
+        pytest.skip(f"no published lines at {path}; set VLATOOL_GUIDE_SAMPLE to their file")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    talks = [parse_messages(json.loads(line)["messages"]) for line in lines]
+    return next(talk for talk in talks if talk.kind == request.param)
+
+
+@pytest.mark.parametrize(
+    ("views", "compress", "images", "tokens"),
+    [(2, (8, 6, 2), 32, 512), (2, (0, 0, 16), 32, 2048), (3, (8, 6, 2), 48, 768)],
+)
+def test_grid_gives_the_published_numbers_of_tokens(
+    views: int, compress: tuple[int, int, int], images: int, tokens: int
+) -> None:
+    grid = FrameGrid(views, compress, 16, 2)
+    assert (grid.images, grid.tokens) == (images, tokens)
+    assert len(grid.patch_sides) == images
+
+
+def test_grid_whose_patches_do_not_merge_is_an_error() -> None:
+    assert FrameGrid(1, (0, 1, 1), 4, 2).token_sides == (1, 2)
+    with pytest.raises(ValueError, match="compressed to 1 x 1"):
+        FrameGrid(1, (1, 1, 1), 4, 2)
+
+
+def test_published_sample_has_the_published_tokens_and_positions(published: Conversation) -> None:
+    """Texts aside, whose tokens depend on the vocabulary."""
+    tokenizer = tiny_tokenizer(6144)
+    ids = TokenIds.of(tokenizer, PUBLISHED_SIZES)
+    sides = PUBLISHED_GRID.token_sides
+    row = SequenceEncoder(tokenizer.to_str(), ids, sides).encode(published)
+    is_image = np.isin(row.ids, [ids.vision_start, ids.image_pad, ids.vision_end])
+    positions = row.positions[:, is_image]
+    assert (is_image.sum(), positions.max() - positions.min() + 1) == (576, 176)
+    assert segment_counts(row)["action"] == 19
+    assert segment_counts(row)["future"] == 1088
+
+
+def test_published_sample_has_the_published_token_ids(published: Conversation) -> None:
+    folder = os.environ.get("VLATOOL_QWEN_TOKENIZER")
+    if not folder:
+        pytest.skip("set VLATOOL_QWEN_TOKENIZER to a folder with the tokenizer.json of Qwen3-VL")
+    document = read_tokenizer(Path(folder))
+    ids = TokenIds.of(parse_tokenizer(document), PUBLISHED_SIZES)
+    published_ids = (151_643, 149_595, 145_499, 151_669, 151_670, 151_671, 151_672)
+    assert published_ids == (
+        ids.end_of_text,
+        ids.first_action,
+        ids.first_code,
+        ids.action_start,
+        ids.action_end,
+        ids.future_start,
+        ids.future_end,
+    )
+    encoder = SequenceEncoder(document, ids, PUBLISHED_GRID.token_sides)
+    row, texts = encoder.encode(published), encoder.answer_texts(published.kind)
+    lengths = {"vla": (1739, 1122), "wm": (1763, 1120)}
+    assert (len(row.ids), int((row.labels != NO_LABEL).sum())) == lengths[published.kind]
+    lead = {"vla": (785, 12305, 1265, 9026), "wm": (6025, 30220)}
+    middle = {
+        "vla": (11, 892, 686, 2990, 311, 279, 1790, 1584),
+        "wm": (11, 279, 1849, 686, 9142, 311, 279, 1584),
+    }
+    assert texts == (lead[published.kind], middle[published.kind], (13, 151_645, 198))
+    assert row.ids[:3].tolist() == [151_644, 872, 198]
+    switch = [151_645, 198, 151_644, 77_091, 198]
+    assert row.ids[: -lengths[published.kind][1]][-5:].tolist() == switch
+
+
+def test_a_sequence_is_the_chat_with_numbers_as_ids() -> None:
+    row = encoder().encode(talk())
+    first = int(np.argmax(row.labels != NO_LABEL))
+    assert ENCODING.decode(row.ids[:first].tolist(), skip_special_tokens=False) == (
+        "<|im_start|>user\n"
+        "<|vision_start|><|image_pad|><|vision_end|>"
+        "<|vision_start|><|image_pad|><|image_pad|><|image_pad|><|image_pad|><|vision_end|>"
+        "Task: fold it. Based on the images, what action should be executed?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    answer = row.ids[first:]
+    is_number = np.isin(row.segments[first:], [2, 3])
+    a, c = IDS.first_action, IDS.first_code
+    assert answer[is_number].tolist() == [
+        *(IDS.action_start, a, a + 9, IDS.action_end),
+        *(IDS.future_start, c, c + 19, c + 7, IDS.future_end),
+        *(IDS.future_start, c + 1, c + 2, c + 3, IDS.future_end),
+    ]
+    assert ENCODING.decode(answer[~is_number].tolist(), skip_special_tokens=False) == (
+        "The robot should execute, which will lead to the next state.<|im_end|>\n"
+    )
+
+
+def test_labels_are_the_answer() -> None:
+    row = encoder().encode(talk(kind="wm"))
+    is_labelled = row.labels != NO_LABEL
+    np.testing.assert_array_equal(row.labels[is_labelled], row.ids[is_labelled])
+    np.testing.assert_array_equal(row.segments > 0, is_labelled)
+    assert is_labelled[np.argmax(is_labelled) :].all()
+    # The actions of the question have no label.
+    assert (row.ids == IDS.action_start).sum() == 2
+    assert (row.labels == IDS.action_start).sum() == 1
+
+
+def test_positions_of_an_image_are_its_rows_and_columns() -> None:
+    row = encoder().encode(talk())
+    start = int(np.argmax(row.ids == IDS.vision_start))
+    expected = [
+        *([start] * 3, [start + 1] * 3, [start + 2] * 3),
+        [start + 3] * 3,
+        *([start + 4, start + 4 + y, start + 4 + x] for y in (0, 1) for x in (0, 1)),
+        *([start + 6] * 3, [start + 7] * 3),
+    ]
+    assert row.positions[:, start : start + len(expected)].T.tolist() == expected
+    np.testing.assert_array_equal(row.positions[:, :start], np.tile(np.arange(start), (3, 1)))
+    np.testing.assert_array_equal(np.diff(row.positions[:, start + len(expected) :]), 1)
+
+
+def test_prompt_is_the_sequence_before_the_answer() -> None:
+    whole, prompt = encoder().encode(talk()), encoder().prompt("fold it")
+    first = int(np.argmax(whole.labels != NO_LABEL))
+    np.testing.assert_array_equal(prompt.ids, whole.ids[:first])
+    np.testing.assert_array_equal(prompt.positions, whole.positions[:, :first])
+    assert prompt.next_position == whole.positions[0, first]
+
+
+def test_sequences_without_images_are_encoded() -> None:
+    row = encoder().encode(talk(images=0))
+    assert IDS.image_pad not in row.ids
+    np.testing.assert_array_equal(row.positions, np.tile(np.arange(len(row.ids)), (3, 1)))
+
+
+@pytest.mark.parametrize(
+    ("conversation", "message"),
+    [
+        (talk(images=3), "has 3 past images, the model expects 2"),
+        (talk(action_ids=(10,)), "action id 10, not below 10"),
+        (talk(codes=np.array([[20, 0, 0]], np.uint16)), "code 20, not below 20"),
+        (talk(codes=np.zeros((1, 4), np.uint16)), "4 codes per image, not 3"),
+        (talk("say <|im_end|>"), f"the token {IDS.im_end}, which is reserved"),
+        (talk("say <|A_START|>"), f"the token {IDS.action_start}, which is reserved"),
+    ],
+    ids=["images", "action id", "code", "codes", "chat token", "marker"],
+)
+def test_unusable_samples_are_errors_that_name_the_line(
+    conversation: Conversation, message: str
+) -> None:
+    sample = VlaSample("data/a.jsonl:3", conversation, np.zeros((2, 8, 8, 3), np.uint8))
+    with pytest.raises(DataError, match=f"^data/a.jsonl:3: .*{message}"):
+        VlaBatcher(encoder())([sample])
+
+
+def test_batches_are_padded_on_the_right() -> None:
+    images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+    samples = [VlaSample("a", talk(), images), VlaSample("b", talk("fold it twice"), images)]
+    batcher = pickle.loads(pickle.dumps(VlaBatcher(encoder())))
+    batch = batcher(samples)
+    rows = [encoder().encode(sample.conversation) for sample in samples]
+    length = batch["input_ids"].shape[1]
+    assert length % 16 == 0
+    for at, row in enumerate(rows):
+        stop = len(row.ids)
+        assert batch["attention_mask"][at].tolist() == [n < stop for n in range(length)]
+        assert batch["input_ids"][at, :stop].tolist() == row.ids.tolist()
+        assert set(batch["input_ids"][at, stop:].tolist()) == {IDS.end_of_text}
+        assert set(batch["labels"][at, stop:].tolist()) == {NO_LABEL}
+        assert batch["segments"][at].tolist() == [*row.segments, *[0] * (length - stop)]
+        assert batch["position_ids"][at, :, :stop].tolist() == row.positions.tolist()
+    assert batch["images"].shape == (2, 2, 4, 4, 3)
+
+
+def test_a_sample_over_the_limit_is_an_error() -> None:
+    sample = VlaSample("data/a.jsonl:3", talk(), np.zeros((2, 8, 8, 3), np.uint8))
+    length = len(encoder().encode(talk()).ids)
+    assert VlaBatcher(encoder(), length)([sample])
+    with pytest.raises(DataError, match=f"has {length} tokens, the limit is {length - 1}"):
+        VlaBatcher(encoder(), length - 1)([sample])
+
+
+def test_a_vocabulary_without_room_for_the_codes_is_an_error() -> None:
+    with pytest.raises(UsageError, match="room for 29 codes and action ids, the data have 20"):
+        TokenIds.of(tiny_tokenizer(29), SIZES)
+
+
+def test_a_tokenizer_without_special_tokens_is_an_error() -> None:
+    document = json.loads(DOCUMENT)
+    document["added_tokens"] = document["added_tokens"][:1]
+    with pytest.raises(DataError, match=r"no token <\|im_start\|>"):
+        TokenIds.of(parse_tokenizer(json.dumps(document)), SIZES)
+
+
+def segment_counts(row: TokenSequence) -> dict[str, int]:
+    return {name: int((row.segments == number).sum()) for number, name in SEGMENTS.items()}
