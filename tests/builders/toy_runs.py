@@ -8,13 +8,14 @@ makes the multi-rank runs that `tests/integration/test_toys.py` compares.
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tests.builders.toys import WIDTH, install_toys, write_numbers
+from tests.builders.toys import WIDTH, GanType, LmType, install_toys, write_numbers
 from vlatool.artifacts.run.format import RunDir
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
@@ -97,9 +98,11 @@ def _ranks(root: Path, is_first: bool) -> None:
     """Trains all runs of two ranks, one after the other."""
     import torch.distributed as dist
 
-    for model in ("toy_gan", "toy_lm"):
-        train(toy_config(root, model, f"{model}-ddp"))
-        train(toy_config(root, model, f"{model}-fsdp", distributed__fsdp=True))
+    with recorded_devices() as devices:
+        for model in ("toy_gan", "toy_lm"):
+            train(toy_config(root, model, f"{model}-ddp"))
+            train(toy_config(root, model, f"{model}-fsdp", distributed__fsdp=True))
+    (root / f"devices-{dist.get_rank()}").write_text(" ".join(sorted(devices)))
     if is_first:
         half_of(root, "toy_gan-ddp", "toy_gan-ddp-resumed")
         half_of(root, "toy_gan-one", "toy_gan-one-to-fsdp")
@@ -111,6 +114,27 @@ def _ranks(root: Path, is_first: bool) -> None:
     ).dropped
     (root / f"dropped-{dist.get_rank()}").write_text(str(dropped))
     (root / f"halted-{dist.get_rank()}").write_text(halted(root))
+
+
+@contextmanager
+def recorded_devices() -> Iterator[set[str]]:
+    """Context in which the devices are recorded on which toy models are built."""
+    devices: set[str] = set()
+    builds: dict[Any, Any] = {toy: toy.build for toy in (GanType, LmType)}
+
+    def recorder(toy: Any) -> Any:
+        def build(self: Any, config: Any) -> Any:
+            parts = builds[toy](self, config)
+            devices.add(next(parts["model"].module.parameters()).device.type)
+            return parts
+
+        return build
+
+    for toy in builds:
+        toy.build = recorder(toy)
+    yield devices
+    for toy, build in builds.items():
+        toy.build = build
 
 
 def empty_micro_batches(root: Path) -> dict[str, Any]:

@@ -93,6 +93,12 @@ def test_two_processes_train_the_model_that_one_trains(root: Path, model: str, p
     assert_close_runs(root, f"{model}-one", f"{model}-{placed}")
 
 
+def test_only_the_first_rank_has_whole_models_in_memory(root: Path) -> None:
+    # Rank 0 also builds on the meta device: to look at a model before the run starts.
+    devices = [(root / f"devices-{rank}").read_text() for rank in (0, 1)]
+    assert devices == ["cpu meta", "meta"]
+
+
 def test_killed_run_equals_the_uninterrupted_one(root: Path) -> None:
     half_of(root, "toy_gan-one", "toy_gan-one-resumed")
     assert resumed(root, "toy_gan", "toy_gan-one-resumed").status == "trained"

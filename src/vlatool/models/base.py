@@ -332,7 +332,9 @@ class ModelType(PublishedLayout, Protocol):
     def load(
         self, config: Any, parts: Mapping[str, Part], names: Sequence[str]
     ) -> Sequence[str] | None:
-        """Loads external weights into some parts.
+        """Loads external weights into some parts; of several processes, on the first one only.
+
+        It may freeze parameters and change their types, but not the structure of the parts.
 
         Args:
             config: Section `model`, derived.

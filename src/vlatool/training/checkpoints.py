@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from vlatool.artifacts.run.checkpoint import (
@@ -50,7 +50,8 @@ from vlatool.models.weights import (
 from vlatool.storage.atomic import atomic_folder, write_bytes
 from vlatool.storage.tree import sha256_of, size_text
 from vlatool.training.runtime import Runtime
-from vlatool.training.state import TrainState, local
+from vlatool.training.spread import is_source, spread
+from vlatool.training.state import TrainState
 
 # Bytes of a float32 parameter; one that is trained has an average and two moments too.
 _SIZE_FROZEN, _SIZE_TRAINED = 4, 4 * 4
@@ -301,19 +302,9 @@ def _full(value: Tensor) -> Tensor:
 
 
 def _restore(into: Mapping[str, Tensor], module: nn.Module, path: Path) -> None:
-    """Copies a weights file into tensors named as in the module."""
-    copy_weights(matching_state_dict(module, read_weights(path), path), into)
-
-
-@torch.no_grad()
-def copy_weights(weights: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
-    """Copies full tensors into those of the same names; each rank takes its shard."""
-    for name, value in into.items():
-        if name in weights:
-            weight = weights[name].to(value.device)
-            if isinstance(value, DTensor):
-                weight = distribute_tensor(weight, value.device_mesh, value.placements)
-            local(value).copy_(local(weight))
+    """Copies a weights file into tensors named as in the module; rank 0 reads it. Collective."""
+    weights = matching_state_dict(module, read_weights(path), path) if is_source() else {}
+    spread(weights, into)
 
 
 def _trainer_state(state: TrainState) -> dict[str, Any]:

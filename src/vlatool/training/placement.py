@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vlatool.errors import UsageError
 from vlatool.models.base import ModelType, Part
+from vlatool.training.spread import named_tensors, replace_tensors, spread
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -68,9 +69,10 @@ class PlacedParts:
         self._parts = parts
         self._sharded = placement.mesh is not None
         for part in parts.values():
-            part.module.to(placement.device)
             if not part.trained:
                 part.module.requires_grad_(requires_grad=False)
+            if not (part.trained and self._sharded):
+                _to_device(part.module, placement)
         trained = [part.module for part in parts.values() if part.trained]
         blocks = _trained_blocks(model_type.blocks(parts), trained)
         units = blocks or trained
@@ -80,10 +82,7 @@ class PlacedParts:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         if placement.mesh is not None:
             _check_shardable(parts)
-            for unit in dict.fromkeys([*blocks, *trained]):
-                fully_shard(
-                    unit, mesh=placement.mesh, reshard_after_forward=placement.reshard_after_forward
-                )
+            _shard(trained, blocks, placement)
         self.callables: dict[str, Any] = {
             name: self._callable(part, model_type.methods.get(name, ()), placement)
             for name, part in parts.items()
@@ -181,6 +180,30 @@ class _DdpPart:
     def no_sync(self) -> AbstractContextManager[None]:
         """Context in which gradients are not reduced over ranks."""
         return self._wrapped.no_sync()
+
+
+def _to_device(module: nn.Module, placement: Placement) -> None:
+    """Moves a whole module of rank 0 to the devices of all ranks. Collective."""
+    if placement.world_size == 1:
+        module.to(placement.device)
+        return
+    weights = dict(named_tensors(module))
+    replace_tensors(module, lambda tensor: torch.empty_like(tensor, device=placement.device))
+    spread(weights, dict(named_tensors(module)))
+
+
+def _shard(trained: Sequence[nn.Module], blocks: Sequence[nn.Module], placement: Placement) -> None:
+    """Shards modules of rank 0 over all ranks: no device ever holds a whole module. Collective."""
+    weights = [dict(named_tensors(module)) for module in trained]
+    for module in trained:
+        replace_tensors(module, lambda tensor: tensor.to("meta"))
+    for unit in dict.fromkeys([*blocks, *trained]):
+        fully_shard(
+            unit, mesh=placement.mesh, reshard_after_forward=placement.reshard_after_forward
+        )
+    for module, full in zip(trained, weights, strict=True):
+        replace_tensors(module, lambda tensor: torch.empty_like(tensor, device=placement.device))
+        spread(full, dict(named_tensors(module)))
 
 
 def _check_shardable(parts: Mapping[str, Part]) -> None:

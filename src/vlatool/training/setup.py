@@ -1,5 +1,7 @@
 """Setup of a run, in this order: build, load, place, optimizers, averages, restore."""
 
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import torch
 
 from vlatool.events import counted
 from vlatool.loading.base import DatasetInfo
-from vlatool.models.base import Objective
+from vlatool.models.base import Objective, Part
 from vlatool.models.progress import locate_progress
 from vlatool.models.rng import computes_by_micro_batch, draws_by_micro_batch, draws_by_sample
 from vlatool.models.trained import existing_weights
@@ -20,6 +22,7 @@ from vlatool.training.optim import build_optimizer
 from vlatool.training.placement import PlacedParts
 from vlatool.training.plan import TrainPlan
 from vlatool.training.runtime import Runtime
+from vlatool.training.spread import tensor_facts, with_facts
 from vlatool.training.state import TrainState, WeightAverage
 
 
@@ -59,6 +62,40 @@ def network_randomness(config: TrainConfig, plan: TrainPlan) -> dict[str, str]:
     return {RANDOMNESS: ", ".join(chosen)} if chosen else {}
 
 
+def _loaded_parts(
+    config: TrainConfig, runtime: Runtime, *, is_restored: bool
+) -> tuple[Mapping[str, Part], list[str]]:
+    """Parts with their initial weights on rank 0, on the meta device on the others. Collective.
+
+    Args:
+        config: Configuration of the run.
+        runtime: This rank.
+        is_restored: The saved parts get the weights of a checkpoint later.
+
+    Returns:
+        The parts, and messages on the loaded weights.
+    """
+    model_type = config.model_type
+    torch.manual_seed(config.hparams.seed)
+    with nullcontext() if runtime.is_main else torch.device("meta"):
+        parts = model_type.build(config.model)
+    notes: list[str] = []
+    if runtime.is_main:
+        restored = {name for name, part in parts.items() if part.saved and is_restored}
+        init = None if is_restored else config.init_from
+        skipped = {*restored, *([] if init is None else ["model"])}
+        loaded = [name for name in parts if name not in skipped]
+        notes += model_type.load(config.model, parts, loaded) or ()
+        if init is not None:
+            weights = existing_weights(init)
+            notes += model_type.load_init(config.model, parts, weights, config.init_except) or ()
+    facts = runtime.broadcast({name: tensor_facts(part.module) for name, part in parts.items()})
+    if not runtime.is_main:
+        for name, part in parts.items():
+            with_facts(part.module, facts[name])
+    return parts, notes
+
+
 def set_up(
     config: TrainConfig, info: DatasetInfo, runtime: Runtime, checkpoint: Path | None
 ) -> TrainSetup:
@@ -68,21 +105,13 @@ def set_up(
         DataError: The checkpoint or the initial weights are broken or do not match the model.
     """
     model_type, h = config.model_type, config.hparams
-    torch.manual_seed(h.seed)
-    parts = model_type.build(config.model)
     origin = None
     if checkpoint is None and config.init_from is not None and not config.init_weights_only:
         origin = locate_progress(config.init_from, averaged=config.ema.enabled)
-    is_restored = checkpoint is not None or origin is not None
-    restored = {name for name, part in parts.items() if part.saved and is_restored}
-    has_init = not is_restored and config.init_from is not None
-    skipped = {*restored, *(["model"] if has_init else [])}
-    loaded = [name for name in parts if name not in skipped]
-    notes = [*(model_type.load(config.model, parts, loaded) or ())]
-    if has_init and config.init_from is not None:
-        init = existing_weights(config.init_from)
-        notes += model_type.load_init(config.model, parts, init, config.init_except) or ()
-    unsaved = unsaved_digests(parts)
+    parts, notes = _loaded_parts(
+        config, runtime, is_restored=checkpoint is not None or origin is not None
+    )
+    unsaved = runtime.broadcast(unsaved_digests(parts) if runtime.is_main else None)
     placed = PlacedParts(parts, runtime.placement(config), model_type)
     objective = model_type.objective(config.model, config.data, info, parts)
     check_names(f"objective {type(objective).__name__!r}", "objective", type(objective))
