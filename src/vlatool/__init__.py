@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vlatool.workflows.fit_fast import fit_fast as fit_fast
     from vlatool.workflows.inspect import inspect as inspect
     from vlatool.workflows.model_export import tokenizer_export as tokenizer_export
+    from vlatool.workflows.predict import predict as predict
     from vlatool.workflows.preprocess import preprocess as preprocess
     from vlatool.workflows.presets_show import presets_show as presets_show
     from vlatool.workflows.resolve_config import resolve_config as resolve_config
@@ -59,6 +60,7 @@ _PUBLIC = {
     "load_policy": "vlatool.evaluation.control:load_policy",
     "open_dataset": "vlatool.loading.dataset:open_dataset",
     "open_loop": f"{_WORKFLOWS}.evaluate:open_loop",
+    "predict": f"{_WORKFLOWS}.predict:predict",
     "preprocess": f"{_WORKFLOWS}.preprocess:preprocess",
     "presets": f"{_WORKFLOWS}.catalog:presets",
     "presets_show": f"{_WORKFLOWS}.presets_show:presets_show",

@@ -31,6 +31,7 @@ from vlatool.workflows.export import ExportConfig, export
 from vlatool.workflows.fit_fast import FitFastConfig, fit_fast
 from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.model_export import TokenizerExportConfig, tokenizer_export
+from vlatool.workflows.predict import PredictConfig, predict
 from vlatool.workflows.resolve_config import resolve_config
 from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.split import SplitConfig, split
@@ -264,6 +265,11 @@ def _open_loop(workspace: Workspace, samples: int = 2) -> None:
     open_loop(OpenLoopConfig(**keys, max_samples=samples))
 
 
+def _predict(workspace: Workspace) -> None:
+    keys = {"source": str(workspace.data), "output": str(workspace.out)}
+    predict(PredictConfig(checkpoint=str(workspace.policy), **keys, inference_steps=1))
+
+
 def _rollout(workspace: Workspace, seed: int = 0) -> None:
     keys = {"env": ENVIRONMENT, "episodes": 1, "max_steps": 2, "seed": seed}
     rollout(RolloutConfig(checkpoint=str(workspace.policy), output=str(workspace.out), **keys))
@@ -388,6 +394,7 @@ COMMANDS = (
     ),
     Command("eval rollout", _rollout),
     Command("eval rollout over an earlier one", _rollout, lambda workspace: _rollout(workspace, 5)),
+    Command("predict", _predict),
     Command("demo", _demo, result=demo_files),
     Command("resolve-config --output", _resolve),
     Command("inspect --html", _page),

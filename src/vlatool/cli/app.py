@@ -112,8 +112,8 @@ def _group(name: str) -> Any:
     return group
 
 
+# `--version` is the command `version`, which is listed already.
 _OWN_HELP = [
-    ("--version", "Print the version."),
     ("--install-completion", "Let the shell complete commands, options and keys."),
     ("--show-completion SHELL", "Print the script that does so."),
 ]

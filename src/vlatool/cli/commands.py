@@ -300,6 +300,16 @@ COMMANDS: dict[str, Command] = {
             *("max_steps", "inference_steps", "batch_size", "weights", "instruction"),
         ),
     ),
+    "predict": Command(
+        "Ask a policy for its actions at one frame of recorded data.",
+        "vlatool.workflows.predict:predict",
+        "vlatool.workflows.predict:PredictConfig",
+        {"checkpoint": "CHECKPOINT", "source": "SOURCE"},
+        (
+            "vlatool predict runs/bin raw --episode 3 --frame 20",
+            "vlatool predict runs/bin data-held --frame 5 --output look --json",
+        ),
+    ),
     "stats merge": Command(
         "Merge the statistics of several data sets.",
         "vlatool.workflows.stats_merge:stats_merge",

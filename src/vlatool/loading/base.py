@@ -222,6 +222,23 @@ class RecordedPairs(Protocol):
 
 
 @runtime_checkable
+class FindsFrames(Protocol):
+    """Recorded pairs that can be looked up by episode and frame."""
+
+    def find(self, episode: str, frame: int) -> int:
+        """Returns the index of a pair, without decoding an image.
+
+        Args:
+            episode: Id of the episode, or its number in the data, from 0.
+            frame: Frame of the observation.
+
+        Raises:
+            DataError: `data.unknown_episode` or `data.unknown_frame`.
+        """
+        ...
+
+
+@runtime_checkable
 class HasPairs(Protocol):
     """A data kind with observations and actions of a robot in its samples."""
 

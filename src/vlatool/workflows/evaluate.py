@@ -148,7 +148,7 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
         config.checkpoint, config.weights, config.inference_steps, reporter
     )
     data = pinned(config.data)
-    output = _output(config.output, trained, f"open-loop-{data.name}")
+    output = results_folder(config.output, trained, f"open-loop-{data.name}")
     record = OutputRecord("eval open-loop", _options(config, trained, data))
     check_output_owner(output, record)
     pairs = recorded_pairs(str(data), policy, trained, config.seed)
@@ -158,7 +158,7 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
     image = output / CURVES
     title = f"{report.episode}: next action, recorded and predicted"
     result = OpenLoopResult(
-        checkpoint=str(_checkpoint(trained)),
+        checkpoint=str(checkpoint_of(trained)),
         weights=trained.origin.weights,
         data=config.data,
         samples=report.samples,
@@ -201,13 +201,13 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
         num_rendered=config.contact_sheet_episodes,
     )
     labels = {
-        "checkpoint": str(_checkpoint(trained)),
+        "checkpoint": str(checkpoint_of(trained)),
         "weights": trained.origin.weights,
         "env": config.env,
     }
     record = OutputRecord("eval rollout", _options(config, trained))
     log = ResizeLog(policy.sees, reporter.note)
-    output = _output(config.output, trained, f"rollout-{config.env.replace('/', '-')}")
+    output = results_folder(config.output, trained, f"rollout-{config.env.replace('/', '-')}")
     with (
         reporter.progress("rollouts", config.episodes, "episodes") as bar,
         Rollouts(
@@ -317,14 +317,19 @@ def _options(
 ) -> dict[str, Any]:
     """Options for the record, with names instead of paths of the inputs."""
     options = config.model_dump(mode="json", exclude={"output"})
-    options["checkpoint"] = _checkpoint(trained).name
-    root = _run_folder(trained)
+    options["checkpoint"] = checkpoint_of(trained).name
+    root = folder_of(trained)
     read = [root] if data is None else [root, data]
     return options | ({} if data is None else {"data": data.name}) | versions_of(read)
 
 
-def _output(output: str | None, trained: Trained, name: str) -> Path:
-    root = _run_folder(trained)
+def results_folder(output: str | None, trained: Trained, name: str) -> Path:
+    """Folder for results: as given, or one in the run.
+
+    Raises:
+        UsageError: None is given, and the weights are remote or of no run.
+    """
+    root = folder_of(trained)
     if not output and (trained.origin.run is None or is_remote(root)):
         raise UsageError(
             f"{root}: results cannot be written into remote or published files",
@@ -334,12 +339,12 @@ def _output(output: str | None, trained: Trained, name: str) -> Path:
     return local_path(output) if output else root / "eval" / name
 
 
-def _checkpoint(trained: Trained) -> Path:
+def checkpoint_of(trained: Trained) -> Path:
     """The checkpoint of the weights, or their published file."""
     return trained.origin.checkpoint or trained.origin.file
 
 
-def _run_folder(trained: Trained) -> Path:
+def folder_of(trained: Trained) -> Path:
     """The run of the weights, or the folder of their published file."""
     origin = trained.origin
     return origin.file.parent if origin.run is None else origin.run.root

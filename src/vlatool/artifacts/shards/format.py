@@ -7,6 +7,7 @@ Source: formats/lbm 1, 3.1 to 3.3.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -59,6 +60,7 @@ OWNED_FILES = (*DATA_FILES, *LISTED_FILES, *VOLATILE_FILES)
 # Limit per shard, checked before the numbers are used.
 MAX_SAMPLES = 10_000_000
 
+_EPISODE_TAR = re.compile(r"episode_(.+)\.tar\Z")
 _HINT = "preprocess or copy the data again"
 _SHOWN = 100
 
@@ -66,6 +68,12 @@ _SHOWN = 100
 def episode_tar_name(episode: str) -> str:
     """Path of the tar of an episode, relative to the output."""
     return f"{EPISODES_NAME}/episode_{episode}.tar"
+
+
+def tar_episode(path: Path) -> str | None:
+    """Id of the episode that a tar holds, by its name; None for a shuffled shard."""
+    match = _EPISODE_TAR.match(path.name)
+    return match[1] if match else None
 
 
 def shard_name(number: int) -> str:

@@ -3,24 +3,27 @@
 Legend of shapes: K images of a camera, T action steps, C dimensions.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vlatool.artifacts.fields import dimension_names
-from vlatool.artifacts.shards.format import ShardFolder
+from vlatool.artifacts.sample import StoredSample
+from vlatool.artifacts.shards.format import ShardFolder, tar_episode
 from vlatool.episode import Array, Observation
 from vlatool.errors import DataError
 from vlatool.events import counted
-from vlatool.loading.base import ActionField, PairOptions, Target
+from vlatool.loading.base import ActionField, DroppedSample, PairOptions, Target
 from vlatool.loading.dataset import SampleDataset
+from vlatool.loading.frames import check_frame, episode_named
 from vlatool.loading.order import OrderOptions, SampleOrder
 from vlatool.loading.robotics.config import AugmentationConfig, RoboticsDataConfig, image_names
 from vlatool.loading.robotics.decode import DecodedSample
 from vlatool.loading.robotics.info import RoboticsInfo, load_info
 from vlatool.loading.robotics.reader import RoboticsReader
+from vlatool.loading.shard_reader import ShardCache, ShardReader
 from vlatool.storage.uri import pinned
 
 if TYPE_CHECKING:
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 
 # Smallest standard deviation that errors are divided by.
 _MIN_STD = 1e-9
+# Samples fetched together to look up a frame.
+_READ_AT_ONCE = 64
 
 
 class RoboticsPairs:
@@ -67,8 +72,10 @@ class RoboticsPairs:
             "dataset_weighting": [],
         }
         whole = config.model_copy(update=changes)
-        order = SampleOrder(info.datasets, OrderOptions(options.seed, shuffle=False))
-        self._samples = SampleDataset(whole, info, order, RoboticsReader(whole, info))
+        self._order = SampleOrder(info.datasets, OrderOptions(options.seed, shuffle=False))
+        self._samples = SampleDataset(whole, info, self._order, RoboticsReader(whole, info))
+        self._datasets = info.datasets
+        self._shards = ShardReader(info.datasets, ShardCache.of(whole, info.datasets))
         self.fields = {name: _action_field(name, assets) for name in config.action_fields}
 
     def __len__(self) -> int:
@@ -78,6 +85,35 @@ class RoboticsPairs:
         """Returns pairs, fetched together; see `loading.base.RecordedPairs`."""
         samples = self._samples.__getitems__(indices)
         return [(self._observation(sample), self._target(sample)) for sample in samples]
+
+    def find(self, episode: str, frame: int) -> int:
+        """Returns the index of a pair; see `loading.base.FindsFrames`.
+
+        Data without a tar per episode are read to their end.
+        """
+        frames: dict[str, dict[int, int]] = {}
+        for index, sample in self._stored(episode):
+            metadata = sample.metadata()
+            episode_frames = frames.setdefault(str(metadata.get("episode_id")), {})
+            episode_frames[metadata.get("anchor_timestep", -1)] = index
+        name = episode_named(dict(enumerate(sorted(frames))), episode if len(frames) > 1 else "0")
+        check_frame(frame, frames[name], name)
+        return frames[name][frame]
+
+    def _stored(self, episode: str) -> Iterator[tuple[int, StoredSample]]:
+        """Yields samples with their indices; only those of the episode if tars are episodes."""
+        refs = list(enumerate(self._order.refs(range(len(self)))))
+        (dataset,) = self._datasets
+        tars = [tar_episode(shard.location) or "" for shard in dataset.shards]
+        if all(tars):
+            name = episode_named(dict(enumerate(tars)), episode)
+            refs = [(index, ref) for index, ref in refs if tars[ref.shard] == name]
+        for start in range(0, len(refs), _READ_AT_ONCE):
+            rows = refs[start : start + _READ_AT_ONCE]
+            read = self._shards.members([ref for _, ref in rows])
+            for (index, _), members in zip(rows, read, strict=True):
+                if not isinstance(members, DroppedSample):
+                    yield index, StoredSample(*members)
 
     def _observation(self, sample: DecodedSample) -> Observation:
         first = self._anchor - self._sees.past

@@ -1,0 +1,143 @@
+"""Input of a policy at one frame of an episode, and the actions that were recorded there.
+
+Legend of shapes: K images of a camera, P = past + 1 steps, T action steps, C dimensions.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vlatool.artifacts.fields import dimension_names
+from vlatool.episode import Array, Episode, Observation
+from vlatool.errors import DataError
+from vlatool.loading.base import Target
+from vlatool.loading.frames import check_frame
+from vlatool.models.policy import Policy
+from vlatool.plugins import did_you_mean
+
+# Annotation that a policy reads unless its data say otherwise.
+_ORIGINAL = "original"
+
+
+@dataclass(frozen=True)
+class RecordedFrame:
+    """One frame of recorded data.
+
+    Attributes:
+        observation: Input of the policy.
+        target: Recorded actions from the frame on; without any field if none are recorded.
+        names: Map from action field to the names of its dimensions.
+        seed: Number of the chunk for `chunk_seed`.
+    """
+
+    observation: Observation
+    target: Target
+    names: Mapping[str, Sequence[str]]
+    seed: int = 0
+
+
+def frame_of_episode(
+    episode: Episode, frame: int, policy: Policy, instruction: str | None = None
+) -> RecordedFrame:
+    """Returns the input of a policy at a frame of a raw episode.
+
+    Frames before the first equal it, as in a control loop that starts there.
+
+    Args:
+        episode: The episode.
+        frame: Frame, from 0.
+        policy: Policy that acts.
+        instruction: Instruction for the policy; None: the one of the episode.
+
+    Raises:
+        DataError: The episode has no such frame, or lacks a camera or a field of the policy.
+    """
+    check_frame(frame, range(episode.num_frames), episode.id)
+    sees, names = policy.sees, policy.actions
+    recorded = _recorded_actions(episode, names)
+    has_all = len(recorded) == len(names)
+    before = np.arange(frame - sees.past, frame)
+    knows_past = has_all and sees.past and frame > 0
+    observation = Observation(
+        images={
+            name: _images(episode, name, [frame + step for step in view.offsets])
+            for name, view in sees.cameras.items()
+        },
+        fields={
+            name: _field(episode, name, width)[_clipped(episode, frame - sees.past, frame + 1)]
+            for name, width in sees.fields.items()
+        },
+        instruction=_instruction(episode) if instruction is None else instruction,
+        past_actions={name: values[np.maximum(before, 0)] for name, values in recorded.items()}
+        if knows_past
+        else None,
+        past_mask=before >= 0 if knows_past else None,
+    )
+    steps = _clipped(episode, frame, frame + policy.horizon)
+    target = Target(
+        actions={name: values[steps] for name, values in recorded.items()},
+        mask=np.arange(frame, frame + policy.horizon) < episode.num_frames,
+        last={name: values[frame - 1] for name, values in recorded.items()} if frame else {},
+        episode=episode.id,
+        frame=frame,
+    )
+    widths = {name: dimension_names(name, n, episode.dimension_names) for name, n in names.items()}
+    return RecordedFrame(observation, target, widths)
+
+
+def _recorded_actions(episode: Episode, widths: Mapping[str, int]) -> dict[str, Array]:
+    """Fields [F, C] of the episode that have the names and widths of actions."""
+    shapes = {name: (episode.num_frames, width) for name, width in widths.items()}
+    return {
+        name: values
+        for name, values in episode.lowdim.items()
+        if values.shape == shapes.get(name) and values.dtype.kind in "fiu"
+    }
+
+
+def _clipped(episode: Episode, start: int, stop: int) -> Array:
+    """Frames [stop - start], those outside the episode replaced by its first or last."""
+    return np.clip(np.arange(start, stop), 0, episode.num_frames - 1)
+
+
+def _images(episode: Episode, camera: str, frames: Sequence[int]) -> Array:
+    """Images of a camera, uint8 [K, H, W, 3]; each frame is decoded once."""
+    if camera in episode.missing_cameras:
+        raise episode.missing_cameras[camera]
+    if camera not in episode.cameras:
+        raise _lacks(episode, "camera", camera, list(episode.cameras))
+    inside = [min(max(frame, 0), episode.num_frames - 1) for frame in frames]
+    distinct = sorted(set(inside))
+    images = episode.cameras[camera].read(distinct)
+    return images[[distinct.index(frame) for frame in inside]]
+
+
+def _field(episode: Episode, name: str, width: int) -> Array:
+    """Values of a measured field [F, C]."""
+    values = episode.lowdim.get(name)
+    if values is None or values.dtype.kind not in "fiu":
+        raise _lacks(episode, "field", name, list(episode.lowdim))
+    if values.shape != (episode.num_frames, width):
+        raise DataError(
+            f"{episode.id}: {name!r} is {list(values.shape[1:])} wide, the policy expects {width}",
+            hint="give episodes of the robot that the policy was trained on",
+            code="data.field_shape",
+            details={"field": name, "width": width},
+        )
+    return values.astype(np.float64)
+
+
+def _lacks(episode: Episode, kind: str, name: str, known: list[str]) -> DataError:
+    return DataError(
+        f"{episode.id}: has no {kind} {name!r}, which the policy sees",
+        hint=did_you_mean(name, known) or f"the episode has no {kind}s",
+        code=f"data.unknown_{kind}",
+        details={kind: name, "known": known},
+    )
+
+
+def _instruction(episode: Episode) -> str:
+    """The original annotation, or the first one of any kind; empty if there is none."""
+    sentences = episode.language.get(_ORIGINAL) or next(iter(episode.language.values()), ())
+    return next(iter(sentences), "")

@@ -1,0 +1,275 @@
+"""The action chunk of a policy at one frame of recorded data, beside the recorded actions.
+
+Legend of shapes: T action steps, C dimensions of a field.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from vlatool.artifacts.base import recognize
+from vlatool.config.base import ConfigModel, check_required, required_field
+from vlatool.errors import DataError
+from vlatool.events import NULL, Reporter, counted
+from vlatool.jobs.record import OutputRecord, check_output_owner, single_output, versions_of
+from vlatool.loading.base import FindsFrames
+from vlatool.loading.frames import episode_named
+from vlatool.models.trained import Trained, Weights
+from vlatool.sources.detection import detect_source
+from vlatool.sources.order import numbered
+from vlatool.storage.atomic import write_json
+from vlatool.storage.uri import pinned, require_existing
+from vlatool.workflows.evaluate import (
+    checkpoint_of,
+    folder_of,
+    recorded_pairs,
+    results_folder,
+)
+
+if TYPE_CHECKING:
+    from vlatool.episode import Array
+    from vlatool.evaluation.recorded import RecordedFrame
+    from vlatool.models.policy import Policy
+
+CURVES, REPORT = "actions.png", "report.json"
+_MAX_CURVES = 24
+
+
+class PredictConfig(ConfigModel):
+    """Options of `vlatool predict`."""
+
+    checkpoint: str = required_field("", "Run folder or checkpoint, of any scheme.")
+    source: str = required_field(
+        "", "Raw episodes of any format, or the data that `eval open-loop` takes."
+    )
+    episode: str = Field(default="0", description="Number of the episode, or its id.")
+    frame: int = Field(default=0, ge=0, description="Frame at which the policy acts.")
+    output: str | None = Field(
+        default=None, description="Folder for the results; null: in the run, if that is local."
+    )
+    instruction: str | None = Field(
+        default=None, description="Instruction for the policy; null: that of the episode."
+    )
+    weights: Weights = Field(
+        default="auto", description="Averaged or raw weights; auto: averaged if any."
+    )
+    inference_steps: int = Field(
+        default=8, ge=1, description="Evaluations of the network per sampled chunk."
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of the sampled noise.")
+    format: str | None = Field(default=None, description="Format of raw episodes; null: detect it.")
+
+
+@dataclass(frozen=True)
+class FieldPrediction:
+    """Predicted and recorded steps of one action field.
+
+    Attributes:
+        names: Names of the C dimensions.
+        predicted: Commands of the policy [T, C].
+        recorded: Recorded actions; shorter than T at the end of an episode, empty if unknown.
+        mae_per_dimension: Mean absolute error over the recorded steps [C]; empty without any.
+        copy_last_per_dimension: Error of repeating the action of the frame before; empty at the
+            first frame.
+    """
+
+    names: Sequence[str]
+    predicted: Sequence[Sequence[float]]
+    recorded: Sequence[Sequence[float]]
+    mae_per_dimension: Sequence[float]
+    copy_last_per_dimension: Sequence[float]
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    """A predicted action chunk.
+
+    Attributes:
+        ms_per_decision: Duration of the second of two equal calls of the policy.
+    """
+
+    checkpoint: str
+    weights: str
+    source: str
+    episode: str
+    frame: int
+    instruction: str
+    fps: float
+    fields: Mapping[str, FieldPrediction]
+    ms_per_decision: float
+    picture: str
+    report: str
+
+    def document(self) -> dict[str, Any]:
+        """The result as a JSON-serializable mapping."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """The result as text: some steps of each dimension, and its error."""
+        horizon = len(next(iter(self.fields.values())).predicted)
+        steps = sorted({0, horizon // 2, horizon - 1})
+        columns = "".join(f"{f'step {step + 1} (recorded)':>22}" for step in steps)
+        lines = [
+            f"{self.episode}, frame {self.frame}: {self.instruction or '(no instruction)'}",
+            f"{'':<20}{columns}{'error':>10}{'copy last':>11}",
+        ]
+        for name, field in self.fields.items():
+            lines += _field_lines(name, field, steps)
+        lines.append(
+            f"{counted(horizon, 'step')} at {self.fps:g} per second, "
+            f"{self.ms_per_decision:.1f} ms per decision, {self.weights} weights; "
+            f"curves: {self.picture}"
+        )
+        return "\n".join(lines)
+
+
+def _field_lines(name: str, field: FieldPrediction, steps: Sequence[int]) -> Iterator[str]:
+    yield name
+    for index, label in enumerate(field.names):
+        text = f"   {label[:17]:<17}"
+        for step in steps:
+            is_known = step < len(field.recorded)
+            recorded = f"{field.recorded[step][index]:.4f}" if is_known else "-"
+            text += f"{field.predicted[step][index]:>11.4f}{f'({recorded})':>11}"
+        for errors, width in ((field.mae_per_dimension, 10), (field.copy_last_per_dimension, 11)):
+            text += f"{errors[index]:>{width}.4f}" if errors else f"{'-':>{width}}"
+        yield text
+
+
+def predict(config: PredictConfig, *, reporter: Reporter = NULL) -> PredictResult:
+    """Asks a policy for one action chunk, at a frame of recorded data.
+
+    Raises:
+        UsageError: A required key is missing, or the output has different content.
+        DataError: Checkpoint or data are missing, broken or incompatible, or the data have no such
+            episode or frame.
+    """
+    from vlatool.evaluation.control import ResizeLog, chunk_seed, open_policy
+
+    check_required(config, "vlatool predict CHECKPOINT SOURCE --episode N --frame T")
+    require_existing(config.source)
+    policy, trained = open_policy(
+        config.checkpoint, config.weights, config.inference_steps, reporter
+    )
+    source = pinned(config.source)
+    output = results_folder(
+        config.output, trained, f"predict-{source.name}-{config.episode}-{config.frame}"
+    )
+    record = OutputRecord("predict", _options(config, trained, source))
+    check_output_owner(output, record)
+    chosen = _recorded_frame(config, source, policy, trained)
+    log = ResizeLog(policy.sees, reporter.note)
+    for camera, images in chosen.observation.images.items():
+        log.add(camera, images.shape[1:])
+    seeds = [chunk_seed(config.seed, chosen.seed)]
+    chunk = policy.act([chosen.observation], seeds=seeds)
+    started = time.perf_counter()
+    policy.act([chosen.observation], seeds=seeds)
+    duration = time.perf_counter() - started
+    result = PredictResult(
+        checkpoint=str(checkpoint_of(trained)),
+        weights=trained.origin.weights,
+        source=config.source,
+        episode=chosen.target.episode,
+        frame=chosen.target.frame,
+        instruction=chosen.observation.instruction,
+        fps=policy.fps,
+        fields={name: _field(chosen, name, values[0]) for name, values in chunk.items()},
+        ms_per_decision=1000 * duration,
+        picture=str(output / CURVES),
+        report=str(output / REPORT),
+    )
+    with single_output(output, record, (CURVES, REPORT)):
+        _save_curves(output / CURVES, result)
+        document = result.document()
+        del document["ms_per_decision"]  # the same command writes the same bytes
+        write_json(output / REPORT, document)
+    return result
+
+
+def _options(config: PredictConfig, trained: Trained, source: Path) -> dict[str, Any]:
+    """Options for the record, with names instead of paths of the inputs."""
+    options = config.model_dump(mode="json", exclude={"output"})
+    options |= {"checkpoint": checkpoint_of(trained).name, "source": source.name}
+    return options | versions_of([folder_of(trained), source])
+
+
+def _recorded_frame(
+    config: PredictConfig, source: Path, policy: "Policy", trained: Trained
+) -> "RecordedFrame":
+    """The chosen frame of raw episodes or of preprocessed data."""
+    if config.format is None and recognize(source) is not None:
+        return _preprocessed_frame(config, str(source), policy, trained)
+    from vlatool.evaluation.recorded import frame_of_episode
+
+    detected = detect_source(source, config.format)
+    refs = numbered(detected.refs)
+    ids = {number: ref.id for number, ref in refs.items()}
+    name = episode_named(ids, config.episode)
+    ref = next(ref for ref in detected.refs if ref.id == name)
+    episode = detected.reader.read(ref)
+    return frame_of_episode(episode, config.frame, policy, config.instruction)
+
+
+def _preprocessed_frame(
+    config: PredictConfig, location: str, policy: "Policy", trained: Trained
+) -> "RecordedFrame":
+    from vlatool.evaluation.recorded import RecordedFrame
+
+    pairs = recorded_pairs(location, policy, trained, config.seed)
+    if not isinstance(pairs, FindsFrames):
+        raise DataError(
+            f"{location}: episodes and frames of this kind of data cannot be looked up",
+            hint="give the raw episodes",
+            code="data.no_lookup",
+        )
+    index = pairs.find(config.episode, config.frame)
+    observation, target = pairs.read([index])[0]
+    if config.instruction is not None:
+        observation = replace(observation, instruction=config.instruction)
+    names = {name: field.names for name, field in pairs.fields.items()}
+    return RecordedFrame(observation, target, names, index)
+
+
+def _field(chosen: "RecordedFrame", name: str, predicted: "Array") -> FieldPrediction:
+    """Prediction [T, C] beside what was recorded."""
+    import numpy as np
+
+    target = chosen.target
+    recorded = target.actions.get(name, predicted[:0])[target.mask[: len(predicted)]]
+    errors: dict[str, list[float]] = {"policy": [], "last": []}
+    if len(recorded):
+        errors["policy"] = np.abs(predicted[: len(recorded)] - recorded).mean(axis=0).tolist()
+        if name in target.last:
+            errors["last"] = np.abs(target.last[name] - recorded).mean(axis=0).tolist()
+    return FieldPrediction(
+        names=list(chosen.names.get(name, map(str, range(predicted.shape[1])))),
+        predicted=predicted.tolist(),
+        recorded=recorded.tolist(),
+        mae_per_dimension=errors["policy"],
+        copy_last_per_dimension=errors["last"],
+    )
+
+
+def _save_curves(path: Path, result: PredictResult) -> None:
+    """Saves the chunk and the recorded actions, a panel per dimension."""
+    import numpy as np
+
+    from vlatool.artifacts.fields import dimension_label
+    from vlatool.evaluation.plots import save_curves
+
+    curves: dict[str, tuple[Array, Array]] = {}
+    for name, field in result.fields.items():
+        predicted = np.asarray(field.predicted, np.float64)
+        recorded = np.full_like(predicted, np.nan)
+        recorded[: len(field.recorded)] = np.asarray(field.recorded).reshape(-1, len(field.names))
+        for index in range(len(field.names)):
+            label = dimension_label(name, index, len(field.names), {name: field.names})
+            curves[label] = (recorded[:, index], predicted[:, index])
+    shown = dict(list(curves.items())[:_MAX_CURVES])
+    seconds = (result.frame + np.arange(len(predicted))) / result.fps
+    save_curves(path, f"{result.episode}, frame {result.frame}: actions", shown, seconds)
