@@ -50,7 +50,7 @@ from vlatool.models.weights import (
 from vlatool.storage.atomic import atomic_folder, write_bytes
 from vlatool.storage.tree import sha256_of, size_text
 from vlatool.training.runtime import Runtime
-from vlatool.training.spread import is_source, spread
+from vlatool.training.scatter import is_source, scatter
 from vlatool.training.state import TrainState
 
 # Bytes of a float32 parameter; one that is trained has an average and two moments too.
@@ -304,7 +304,7 @@ def _full(value: Tensor) -> Tensor:
 def _restore(into: Mapping[str, Tensor], module: nn.Module, path: Path) -> None:
     """Copies a weights file into tensors named as in the module; rank 0 reads it. Collective."""
     weights = matching_state_dict(module, read_weights(path), path) if is_source() else {}
-    spread(weights, into)
+    scatter(weights, into)
 
 
 def _trainer_state(state: TrainState) -> dict[str, Any]:

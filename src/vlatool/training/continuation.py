@@ -14,7 +14,7 @@ from vlatool.models.published import PublishedProgress
 from vlatool.training.checkpoints import load_checkpoint, restore_optimizer
 from vlatool.training.config import TrainConfig
 from vlatool.training.identity import ORDER, identity_keys, run_differences, upgraded
-from vlatool.training.spread import spread
+from vlatool.training.scatter import scatter
 from vlatool.training.state import TrainState
 
 # Options that are expected to differ from those of the earlier run.
@@ -112,9 +112,9 @@ def check_budget(state: TrainState, total_steps: int, location: str) -> None:
 def _restore_published(progress: PublishedProgress, state: TrainState) -> None:
     for name, part in state.parts.items():
         if part.saved:
-            spread(progress.weights[name], part.module.state_dict())
+            scatter(progress.weights[name], part.module.state_dict())
     for name, average in state.averages.items():
-        spread(progress.averages[name], average.weights)
+        scatter(progress.averages[name], average.weights)
         average.updates = progress.num_averaged
     for name, optimizer in state.optimizers.items():
         restore_optimizer(_saved_form(progress.moments[name], state, optimizer), state, optimizer)

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vlatool.errors import UsageError
 from vlatool.models.base import ModelType, Part
-from vlatool.training.spread import named_tensors, replace_tensors, spread
+from vlatool.training.scatter import named_tensors, replace_tensors, scatter
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -189,7 +189,7 @@ def _to_device(module: nn.Module, placement: Placement) -> None:
         return
     weights = dict(named_tensors(module))
     replace_tensors(module, lambda tensor: torch.empty_like(tensor, device=placement.device))
-    spread(weights, dict(named_tensors(module)))
+    scatter(weights, dict(named_tensors(module)))
 
 
 def _shard(trained: Sequence[nn.Module], blocks: Sequence[nn.Module], placement: Placement) -> None:
@@ -203,7 +203,7 @@ def _shard(trained: Sequence[nn.Module], blocks: Sequence[nn.Module], placement:
         )
     for module, full in zip(trained, weights, strict=True):
         replace_tensors(module, lambda tensor: torch.empty_like(tensor, device=placement.device))
-        spread(full, dict(named_tensors(module)))
+        scatter(full, dict(named_tensors(module)))
 
 
 def _check_shardable(parts: Mapping[str, Part]) -> None:

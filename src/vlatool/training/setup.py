@@ -22,7 +22,7 @@ from vlatool.training.optim import build_optimizer
 from vlatool.training.placement import PlacedParts
 from vlatool.training.plan import TrainPlan
 from vlatool.training.runtime import Runtime
-from vlatool.training.spread import tensor_facts, with_facts
+from vlatool.training.scatter import tensor_facts, with_facts
 from vlatool.training.state import TrainState, WeightAverage
 
 

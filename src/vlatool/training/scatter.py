@@ -12,12 +12,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def is_source() -> bool:
-    """True on the rank whose tensors are spread; always with one process."""
+    """True on the rank whose tensors are sent; always with one process."""
     return not _has_ranks() or distributed.get_rank() == 0
 
 
 @torch.no_grad()
-def spread(weights: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
+def scatter(weights: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
     """Copies tensors of rank 0 to those of the same names on all ranks. Collective.
 
     Args:
