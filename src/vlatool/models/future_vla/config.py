@@ -15,6 +15,20 @@ MAX_IMAGES = 4096
 REDUCTIONS = (4, 2, 1)
 
 
+class SegmentWeights(ConfigModel):
+    """Weights of a token in the loss, by the segment of the answer that it is in."""
+
+    text: float = Field(default=1.0, ge=0, description="Weight of text, the end included.")
+    action: float = Field(default=1.0, ge=0, description="Weight of action ids and markers.")
+    future: float = Field(default=1.0, ge=0, description="Weight of codes and markers.")
+
+    @model_validator(mode="after")
+    def _check_sum(self) -> Self:
+        if not self.text + self.action + self.future:
+            raise ValueError("one of text, action and future must be above 0")
+        return self
+
+
 class FutureVlaConfig(ConfigModel):
     """Language model that reads past images and writes actions and future images as tokens."""
 
@@ -45,6 +59,18 @@ class FutureVlaConfig(ConfigModel):
         "which fuses strips of 1 x 4 patches; block: squares of 2 x 2, as Qwen3-VL expects.",
     )
     freeze_dino: bool = Field(default=True, description="Do not train DINOv3.")
+    freeze_vision: bool = Field(
+        default=False,
+        description="Do not train the vision transformer and the convolutions before it.",
+    )
+    freeze_mergers: bool = Field(
+        default=False,
+        description="Do not train the layers between vision and language, those of deepstack too.",
+    )
+    freeze_language: bool = Field(default=False, description="Do not train the language model.")
+    segment_weights: SegmentWeights = Field(
+        default=SegmentWeights(), description="Weights of tokens in the loss."
+    )
 
     @property
     def images(self) -> int:

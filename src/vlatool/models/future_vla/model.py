@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import Cache
 from transformers.models.dinov3_vit.configuration_dinov3_vit import DINOv3ViTConfig
 from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTEmbeddings
@@ -21,9 +22,12 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     Qwen3VLTextRMSNorm,
 )
 
+from vlatool.models.future_vla.batch import NO_LABEL
 from vlatool.models.future_vla.config import FutureVlaConfig
 from vlatool.models.future_vla.vision import VisionTower
 
+# Number of logits that are in memory at once, 0.5 GB in float32.
+_LOGITS = 2**27
 _NOT_RANDOM = {"attention_dropout": 0.0, "drop_path_rate": 0.0}
 
 
@@ -109,6 +113,11 @@ class FutureVla(nn.Module):
         return tower
 
     @property
+    def vocabulary(self) -> int:
+        """Number of token ids."""
+        return self.language_model.embed_tokens.num_embeddings
+
+    @property
     def language_model(self) -> LanguageModel:
         """The decoder."""
         decoder = self.model["language_model"]
@@ -156,6 +165,44 @@ class FutureVla(nn.Module):
         if hasattr(self, "lm_head"):
             return self.lm_head(hidden)
         return functional.linear(hidden, self.language_model.embed_tokens.weight)
+
+    def answer_losses(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        labels: Tensor,
+        images: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Cross entropy of each labelled token, and if its logit is the largest.
+
+        Logits are computed at labelled positions only, and of a few of them at a time, again in the
+        backward pass: those of all positions would take more memory than the weights.
+
+        Args:
+            input_ids: As for `forward`.
+            position_ids: As for `forward`.
+            labels: int64 [B, L], the id where it is to be predicted, else -100.
+            images: As for `forward`.
+
+        Returns:
+            Losses float32 [M] with gradient and hits float32 [M], in the order of the M labels.
+        """
+        # Not `self(...)`: within a method of a sharded module its weights are gathered already.
+        hidden = self.forward(input_ids, position_ids, images=images)
+        is_labelled = labels[:, 1:] != NO_LABEL
+        chosen, targets = hidden[:, :-1][is_labelled], labels[:, 1:][is_labelled]
+        size = max(1, _LOGITS // self.vocabulary)
+        pieces = [
+            checkpoint(self._chunk_losses, h, t, use_reentrant=False)
+            for h, t in zip(chosen.split(size), targets.split(size), strict=True)
+        ]
+        losses, hits = zip(*pieces, strict=True)
+        return torch.cat(losses), torch.cat(hits)
+
+    def _chunk_losses(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.head(hidden).float()
+        losses = functional.cross_entropy(logits, targets, reduction="none")
+        return losses, (logits.argmax(dim=-1) == targets).float()
 
     def embed_images(self, images: Tensor) -> Tensor:
         """Tokens of the images of samples: uint8 [B, N, H, W, 3] to [B, 1 + D, T, C]."""
@@ -215,12 +262,20 @@ class FutureVla(nn.Module):
 
     def _freeze(self) -> None:
         """Freezes what the config says, and parameters that no result depends on."""
-        tower = self.visual
-        tower.vis_tok.requires_grad_(requires_grad=not self.config.freeze_dino)
+        tower, config = self.visual, self.config
+        for part in (tower.pos_embed, tower.blocks, *tower.grids):
+            part.requires_grad_(requires_grad=not config.freeze_vision)
+        for part in (tower.merger, tower.deepstack_merger_list):
+            part.requires_grad_(requires_grad=not config.freeze_mergers)
+        self.language_model.requires_grad_(requires_grad=not config.freeze_language)
+        if hasattr(self, "lm_head"):
+            self.lm_head.requires_grad_(requires_grad=not config.freeze_language)
+        tower.vis_tok.requires_grad_(requires_grad=not config.freeze_dino)
         tower.vis_tok.embeddings.mask_token.requires_grad = False
         tower.patch_embed.requires_grad_(requires_grad=False)  # published, without a use
-        for grid, count in zip(tower.grids, self.config.compress, strict=True):
-            grid.requires_grad_(requires_grad=count > 0)
+        for grid, count in zip(tower.grids, config.compress, strict=True):
+            if not count:
+                grid.requires_grad_(requires_grad=False)
 
     def blocks(self) -> list[nn.Module]:
         """The blocks of the three transformers."""

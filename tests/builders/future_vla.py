@@ -1,0 +1,47 @@
+"""A tiny FUTURE-VLA."""
+
+from typing import Any
+
+from vlatool.models.future_vla.config import FutureVlaConfig
+
+VOCABULARY = 320
+_TEXT: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]},
+    "tie_word_embeddings": True,
+}
+_VISION: dict[str, Any] = {
+    "hidden_size": 32,
+    "depth": 2,
+    "num_heads": 2,
+    "intermediate_size": 48,
+    "out_hidden_size": 32,
+    "num_position_embeddings": 16,
+    "patch_size": 8,
+    "deepstack_visual_indexes": [0],
+}
+_DINO: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "patch_size": 8,
+}
+
+
+def tiny_future_vla(**changes: Any) -> FutureVlaConfig:
+    """Sizes of a network that computes in milliseconds; images have 64 x 64 pixels."""
+    qwen = {
+        "text_config": _TEXT,
+        "vision_config": _VISION,
+        "image_token_id": VOCABULARY - 1,
+        "tie_word_embeddings": True,
+    }
+    keys = {"qwen": qwen, "dino": _DINO, "views": 1, "compress": [1, 1, 1], "conv_width": 32}
+    return FutureVlaConfig.model_validate({**keys, **changes})
