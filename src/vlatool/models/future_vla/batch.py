@@ -1,7 +1,7 @@
 """Samples of the data kind `vla` to sequences of token ids, and to batches.
 
 Legend of shapes: B samples, L tokens, P past images, Q future images, K codes of an image,
-H height, W width. Source: reference/future-vla 7.
+H height, W width. Source: reference/future-vla-model 1.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Config of FUTURE-VLA; no torch. Source: reference/future-vla 8."""
+"""Config of FUTURE-VLA; no torch. Source: reference/future-vla-model 2."""
 
 from typing import Any, ClassVar, Literal, Self
 
@@ -11,7 +11,7 @@ from vlatool.models.pretrained import architecture_problem
 # Number of images of a sample that are possible.
 MAX_IMAGES = 4096
 # Sides of the three grids of patches, as divisors of the side of the grid of DINOv3: oldest images
-# first. Source: reference/future-vla 8.1.
+# first. Source: reference/future-vla-model 2.1.
 REDUCTIONS = (4, 2, 1)
 
 

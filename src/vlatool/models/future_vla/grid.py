@@ -1,7 +1,7 @@
 """Grids of the past images: how strongly each is compressed, by its age. No torch.
 
 Legend: V views (cameras) of a step, P past images in the order of samples: by time, and within a
-step by camera. Source: reference/future-vla 7.1.
+step by camera. Source: reference/future-vla-model 1.1.
 """
 
 from collections.abc import Iterator, Sequence

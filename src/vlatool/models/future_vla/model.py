@@ -1,6 +1,6 @@
 """The network of FUTURE-VLA: Qwen3-VL with another vision front end.
 
-Names in the state dict are those of the published weights. Source: reference/future-vla 8.
+Names in the state dict are those of the published weights. Source: reference/future-vla-model 2.
 
 Legend of shapes: B samples, N images of a sample, H and W pixels, L tokens of a sequence, T image
 tokens of a sample, D number of deepstack features, V size of the vocabulary, C width.
@@ -192,11 +192,11 @@ class FutureVla(nn.Module):
         is_labelled = labels[:, 1:] != NO_LABEL
         chosen, targets = hidden[:, :-1][is_labelled], labels[:, 1:][is_labelled]
         size = max(1, _LOGITS // self.vocabulary)
-        pieces = [
+        chunks = [
             checkpoint(self._chunk_losses, h, t, use_reentrant=False)
             for h, t in zip(chosen.split(size), targets.split(size), strict=True)
         ]
-        losses, hits = zip(*pieces, strict=True)
+        losses, hits = zip(*chunks, strict=True)
         return torch.cat(losses), torch.cat(hits)
 
     def _chunk_losses(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
-"""Loss of FUTURE-VLA: cross entropy of the answer, by segment. Source: reference/future-vla 9.1.
+"""Loss of FUTURE-VLA: cross entropy of the answer, by segment.
 
-Legend of shapes: M labelled tokens.
+Legend of shapes: M labelled tokens. Source: reference/future-vla-model 3.1.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The model type `future_vla`; no torch. Source: reference/future-vla 8."""
+"""The model type `future_vla`; no torch. Source: reference/future-vla-model 2."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar

@@ -1,6 +1,7 @@
 """Images to tokens: DINOv3, convolutions, and the vision transformer of Qwen3-VL.
 
-Names in the state dict are those of the published weights. Source: reference/future-vla 8.1, 8.2.
+Names in the state dict are those of the published weights. Source: reference/future-vla-model
+2.1, 2.2.
 
 Legend of shapes: K images, G side of the grid of DINOv3 in patches, S side of a smaller grid, P
 patches of all images, C channels, D number of deepstack features. No module has buffers, so that a
