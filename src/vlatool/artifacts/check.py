@@ -11,6 +11,7 @@ from vlatool.artifacts.tar import INDEX_SUFFIX
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.findings import Finding, FindingCodes, error, info, warning
+from vlatool.jobs.downloads import completion_hint
 from vlatool.jobs.files import (
     NAME,
     FileEntry,
@@ -21,7 +22,7 @@ from vlatool.jobs.files import (
     output_files,
     read_file_list,
 )
-from vlatool.jobs.record import read_record, read_valid_record
+from vlatool.jobs.record import OutputRecord, read_record, read_valid_record
 from vlatool.storage.tree import sha256_of
 from vlatool.storage.uri import can_list
 
@@ -145,15 +146,23 @@ def check_record_and_files(
         record = read_valid_record(location)
     except DataError as error:
         yield OUTPUT("broken_record", error.message, path=error.details["path"])
-    if record is not None and record.result is None:
-        problem = f"`vlatool {record.command}` is running or was interrupted"
-        yield OUTPUT.at("incomplete", location, problem)
-        return False
     if record is not None and not record.complete:
-        problem = f"`vlatool {record.command}` left out the items that failed"
-        yield OUTPUT.at("partial", location, problem)
+        yield _incomplete_finding(record, location)
+        if record.result is None:
+            return False
     yield from check_files(root, check, nested_outputs=nested_outputs, volatile=volatile)
     return True
+
+
+def _incomplete_finding(record: OutputRecord, location: Path) -> Finding:
+    if record.is_download:
+        problem = f"this download is not complete; {completion_hint(record, location)}"
+        return OUTPUT.at("incomplete", location, problem)
+    if record.result is None:
+        problem = f"`vlatool {record.command}` is running or was interrupted"
+        return OUTPUT.at("incomplete", location, problem)
+    problem = f"`vlatool {record.command}` left out the items that failed"
+    return OUTPUT.at("partial", location, problem)
 
 
 def check_files(

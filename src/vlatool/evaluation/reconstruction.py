@@ -34,6 +34,7 @@ from vlatool.evaluation.image_metrics import (
     ssim,
 )
 from vlatool.events import NULL, Reporter, counted
+from vlatool.jobs.downloads import require_input
 from vlatool.loading.base import Batch, DroppedSample, MicroBatch
 from vlatool.loading.images.config import ImageDataConfig
 from vlatool.loading.images.kind import ImageSample, ImagesInfo, ImagesKind, load_info
@@ -45,7 +46,6 @@ from vlatool.models.tokenizer import Reconstruction, VisualTokenizer
 from vlatool.pages.images import THUMBNAIL_SIZE, figure, thumbnail
 from vlatool.pages.layout import Section, escape, note, page, table
 from vlatool.storage.atomic import write_text
-from vlatool.storage.uri import require_existing
 
 if TYPE_CHECKING:
     from vlatool.models.perceptual.networks import PerceptualDistance
@@ -181,7 +181,7 @@ def load_metric_networks(weights: str | None, device: torch.device) -> MetricNet
     if weights is None:
         reason = "no --perceptual-weights"
         return MetricNetworks(missing={"lpips": reason, "rfid": reason})
-    folder = require_existing(weights)
+    folder = require_input(weights)
     digests: dict[str, str] = {}
     missing: dict[str, str] = {}
     lpips = _tried(lambda: perceptual_network("lpips", folder), "lpips", missing)

@@ -56,7 +56,7 @@ def verify_location(
         root = location.parent if location.is_file() else location
         return Verification(artifact.kind, root, artifact.check(options))
     record = read_record(location) if format_name is None else None
-    is_download = record is not None and record.command == "download"
+    is_download = record is not None and record.is_download
     is_output = record_file(location).exists()  # such as the images of `decode`
     files = check_record_and_files(location, location, options) if is_output else ()
     try:

@@ -6,6 +6,7 @@ A job is resumed by its record; an output that is written in one go starts from 
 import hashlib
 import json
 import re
+import secrets
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -28,11 +29,12 @@ from vlatool.jobs.files import (
     remove_partial_files,
     write_file_list,
 )
+from vlatool.jobs.versions import changed_versions, check_versions, without_versions
 from vlatool.storage.atomic import remove_file, remove_tree
 from vlatool.storage.checksummed import read_checksummed, write_checksummed
 from vlatool.storage.documents import DocumentError
 from vlatool.storage.lock import Lock, held_lock
-from vlatool.storage.uri import location, version_of
+from vlatool.storage.uri import location
 
 # Format of the journal. An incomplete output with another number cannot be resumed.
 _JOURNAL = 2
@@ -55,8 +57,6 @@ _OPTION_WORDS = {
     "tokenizer digest": "tokenizer",
     "tokenizer_digest": "tokenizer",
 }
-# Option that maps a location to the version that was read, where its storage names versions.
-_VERSIONS = "versions"
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,8 @@ class OutputRecord:
         parent: Fingerprint of the output that contains this one; empty without one.
         run_id: Random id; a new one each time that the output is started from scratch.
         journal: Format number of the journal.
+        requests: Options of the downloads into this output that are not complete: that of this run
+            first. `jobs.downloads` has the commands for them.
     """
 
     command: str
@@ -88,6 +90,7 @@ class OutputRecord:
     parent: str = ""
     run_id: str = ""
     journal: int = _JOURNAL
+    requests: tuple[Mapping[str, Any], ...] = ()
 
     def no_manifest_error(self, folder: Path) -> DataError:
         """Error for an output in which the manifest, written last, is missing."""
@@ -114,7 +117,35 @@ class OutputRecord:
             "made": self.run_id,
             "journal": self.journal,
         }
+        if self.requests:
+            document["requests"] = [dict(request) for request in self.requests]
         write_checksummed(record_file(folder), document)
+
+    def after(self, before: "OutputRecord | None") -> "OutputRecord":
+        """Record of a run that resumes the one of `before`, or starts from scratch."""
+        if before is None:
+            return replace(self, run_id=secrets.token_hex(4))
+        own = [request.items() for request in self.requests]
+        # Each option narrows a request: one with all options of this run is a part of it.
+        others = [
+            request
+            for request in before.requests
+            if not any(items <= request.items() for items in own)
+        ]
+        return replace(self, run_id=before.run_id, requests=(*self.requests, *others))
+
+    def finished(
+        self, inputs: Mapping[str, Any], result: Mapping[str, Any], *, has_failures: bool
+    ) -> "OutputRecord":
+        """Record of this run at its end."""
+        requests = self.requests if has_failures else self.requests[1:]
+        is_complete = not (has_failures or requests)
+        return replace(self, inputs=inputs, result=result, requests=requests, complete=is_complete)
+
+    @property
+    def is_download(self) -> bool:
+        """True if the files are those of another output, or of another program."""
+        return self.command == "download"
 
     @property
     def fingerprint(self) -> str:
@@ -177,6 +208,7 @@ def _record_of(document: Mapping[str, Any]) -> OutputRecord:
         str(document.get("parent", "")),
         str(document.get("made", "")),
         int(document.get("journal", 1)),
+        tuple(dict(request) for request in document.get("requests", ())),
     )
 
 
@@ -238,7 +270,7 @@ def resumable_record(
     changed = changed_versions(before.options, record.options)
     if overwrite and (before.complete or differences or changed):
         return None
-    check_versions(before.options, record.options)
+    check_versions(before.options, record.options, hint)
     check_no_differences(folder, "with other options", differences, hint)
     if before.complete and inputs is not None:
         forms = (_input_differences(before.inputs, form) for form in inputs())
@@ -361,43 +393,6 @@ def _differences(before: OutputRecord, now: OutputRecord) -> list[str]:
         version = f"vlatool {before.version}" if before.version else "an earlier vlatool"
         return [f"started by {version}, whose journal has another format"]
     return []
-
-
-def versions_of(paths: Iterable[Path]) -> dict[str, Any]:
-    """The option `versions` of a record; empty if storage names no versions."""
-    versions = {
-        str(path).replace(f"@{version}", "", 1): version
-        for path in paths
-        if (version := version_of(path))
-    }
-    return {_VERSIONS: versions} if versions else {}
-
-
-def without_versions(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a record without `versions`."""
-    return {key: value for key, value in options.items() if key != _VERSIONS}
-
-
-def changed_versions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Locations whose version differs between two records, sorted."""
-    old, new = before.get(_VERSIONS) or {}, now.get(_VERSIONS) or {}
-    return sorted(path for path in old.keys() & new.keys() if old[path] != new[path])
-
-
-def check_versions(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises an error if a source has another version than when the run started.
-
-    Raises:
-        UsageError: A branch or tag names another commit now.
-    """
-    for path in changed_versions(before, now):
-        old = before[_VERSIONS][path]
-        raise UsageError(
-            f"{path}: has changed since the run started, which read {old}",
-            hint=f"resume with owner/name@{old}, or start from scratch with --overwrite",
-            code="usage.source_moved",
-            details={"place": path, "before": old, "now": now[_VERSIONS][path]},
-        )
 
 
 def option_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

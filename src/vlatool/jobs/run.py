@@ -5,7 +5,6 @@ ownership of the output, the lock, the journal, failures, progress, the file lis
 """
 
 import json
-import secrets
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -230,8 +229,7 @@ class _Loop:
             message = f"{spec.output}: {damaged[0]} is missing or was changed; it is written again"
             run.reporter.warn("output_damaged", message)
         run.is_fresh = before is None
-        run_id = secrets.token_hex(4) if before is None else before.run_id
-        run.record = replace(run.record, run_id=run_id)
+        run.record = run.record.after(before)
         if before is None:
             claim_output(spec.output, run.record, self._files_removed_first)
         else:
@@ -258,12 +256,8 @@ class _Loop:
         run.bytes_on_disk = sum(entry.bytes for entry in entries)
         remove_partial_files(spec.output)  # of workers that died
         run.result = _completed_result(job, run)
-        run.record = replace(
-            run.record,
-            inputs=inputs,
-            result=run.redact_paths(run.result.document()),
-            complete=not run.failures,
-        )
+        result = run.redact_paths(run.result.document())
+        run.record = run.record.finished(inputs, result, has_failures=bool(run.failures))
         run.record.save(spec.output)
         if run.record.complete:
             self._clean_up()

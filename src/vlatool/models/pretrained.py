@@ -14,9 +14,10 @@ from vlatool.artifacts.base_model import (
     weight_files,
 )
 from vlatool.errors import DataError, EnvironmentProblem, missing_package
+from vlatool.jobs.downloads import require_input
 from vlatool.models.base import MAX_LAYERS, MAX_ROWS
 from vlatool.storage.cache import FileCache, default_cache_folder
-from vlatool.storage.uri import is_remote, location, require_existing
+from vlatool.storage.uri import is_remote, location
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,7 +65,7 @@ def base_model(name: str, revision: str | None = None) -> Path:
     text = f"{_HUB}{name}" if is_hub_name else str(location(name))
     if revision is not None and text.startswith(_HUB):
         text = _REVISION.sub(rf"\g<1>@{revision}", text, count=1)
-    return require_existing(text)
+    return require_input(text)
 
 
 def read_architecture(folder: Path, kind: str | None = None) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from vlatool.artifacts.run.checkpoint import EMA, MANIFEST, TRAINER, CheckpointManifest
 from vlatool.artifacts.run.format import find_checkpoint
 from vlatool.errors import DataError, UsageError
+from vlatool.jobs.downloads import require_input
 from vlatool.models.trained import local_copy, published_at
-from vlatool.storage.uri import require_existing
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def locate_progress(text: str, *, averaged: bool) -> ProgressOrigin:
         DataError: The location does not exist, or a file is missing.
         UsageError: The location is a file of weights without a state of training.
     """
-    location = require_existing(text)
+    location = require_input(text)
     published = published_at(location)
     if published is not None:
         model_type, files = published

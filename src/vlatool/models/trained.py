@@ -27,6 +27,7 @@ from vlatool.config.resolve import load_config
 from vlatool.config.schema import underived
 from vlatool.errors import ConfigError, DataError, UsageError
 from vlatool.events import NULL, Reporter
+from vlatool.jobs.downloads import require_input
 from vlatool.loading.base import DataKind
 from vlatool.loading.config import LoadingConfig
 from vlatool.loading.kinds import data_kind
@@ -34,7 +35,7 @@ from vlatool.models.base import ModelType
 from vlatool.models.published import PublishedFiles, PublishedModel
 from vlatool.plugins import MODELS, TRANSLATIONS, Registry
 from vlatool.storage.cache import FileCache, default_cache_folder
-from vlatool.storage.uri import is_remote, pinned, require_existing
+from vlatool.storage.uri import is_remote, pinned
 
 if TYPE_CHECKING:
     from torch import Tensor, device, nn
@@ -302,7 +303,7 @@ def existing_weights(text: str) -> WeightsOrigin:
     Raises:
         DataError: As `locate_weights`, or the location does not exist.
     """
-    require_existing(text)
+    require_input(text)
     return locate_weights(text)
 
 

@@ -15,6 +15,7 @@ from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import Finding
+from vlatool.jobs.downloads import check_downloaded
 from vlatool.jobs.inputs import InputState, input_state
 from vlatool.jobs.journal import Receipt
 from vlatool.plugins import FORMATS, did_you_mean
@@ -182,8 +183,9 @@ def select_episodes(
     `required_cameras` are named by other options and must exist.
 
     Raises:
-        DataError: A source does not exist, no episode is left or readable, a requested camera
-            does not exist, or the name of a camera cannot be part of a file name.
+        DataError: A source does not exist or its download is not complete, no episode is left or
+            readable, a requested camera does not exist, or the name of a camera cannot be part of
+            a file name.
     """
     available, discovered = _discover(reader, sources, config)
     held_out_counts = dict(Counter(ref.excluded for ref in discovered if ref.excluded))
@@ -223,6 +225,7 @@ def _discover(
                 hint=f"check the path of the source{hub_hint(source)}",
                 code="data.no_source",
             )
+        check_downloaded(source)
     discovered = checked_refs(list(reader.discover(sources)))
     refs = select(discovered, config.episodes, config.exclude)
     if not refs:

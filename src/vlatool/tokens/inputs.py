@@ -23,6 +23,7 @@ from vlatool.artifacts.samples.format import is_inside, is_published, is_samples
 from vlatool.artifacts.samples.lines import question
 from vlatool.artifacts.windows.format import DATA_NAME, IMAGES_NAME, is_windows, read_manifest
 from vlatool.errors import DataError, UsageError
+from vlatool.jobs.downloads import check_downloaded, contents_record
 from vlatool.jobs.record import read_record
 from vlatool.storage.documents import read_document
 from vlatool.tokens.build import WindowFile
@@ -61,7 +62,7 @@ def window_files(tree: Path, pattern: str) -> list[WindowFile]:
     is_known = may_be_mixed or is_windows(tree)
     if not is_known and (error := _other_contents_error(tree)) is not None:
         raise error
-    record = read_record(tree)
+    record = contents_record(tree)
     if record is not None and read_manifest(tree) is None:
         raise record.no_manifest_error(tree)
     paths = sorted(path for path in tree.glob(pattern) if path.name.endswith(LINES_SUFFIX))
@@ -141,6 +142,7 @@ def _check_current(codes: CodesFolder) -> None:
 
 def compatible_tokenizer(folder: Path) -> ActionTokenizer:
     """The action tokenizer in a folder; raises DataError if it has too many ids for samples."""
+    check_downloaded(folder)
     tokenizer = read_fast(folder)
     if tokenizer.vocab_size > _MAX_ACTION_IDS:
         raise DataError.at(

@@ -6,12 +6,8 @@ from typing import Any
 
 from vlatool.config.base import ConfigModel
 from vlatool.config.schema import default_of
-from vlatool.jobs.record import (
-    changed_versions,
-    check_versions,
-    option_differences,
-    without_versions,
-)
+from vlatool.jobs.record import option_differences
+from vlatool.jobs.versions import changed_versions, check_versions, without_versions
 from vlatool.training.config import TrainConfig
 
 ORDER = "order of samples"

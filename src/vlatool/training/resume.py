@@ -26,8 +26,8 @@ from vlatool.jobs.record import (
     check_owner,
     read_record,
     read_valid_record,
-    versions_of,
 )
+from vlatool.jobs.versions import versions_of
 from vlatool.storage.tree import file_names, sha256_of
 from vlatool.storage.uri import location, pinned_text
 from vlatool.training.config import TrainConfig

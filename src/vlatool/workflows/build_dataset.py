@@ -25,15 +25,17 @@ from vlatool.config.base import Switch, check_required, required_field, unique_i
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import ENGINE_KEYS, JOB_KEYS, EngineConfig, JobResult, executor_of
+from vlatool.jobs.downloads import require_input
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.inputs import digest_of, plan_digest
 from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
-from vlatool.jobs.record import OutputRecord, versions_of
+from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_command
+from vlatool.jobs.versions import versions_of
 from vlatool.sources.order import select
 from vlatool.storage.atomic import remove_file
-from vlatool.storage.uri import location, pinned, require_existing
+from vlatool.storage.uri import location, pinned
 from vlatool.tokens.build import (
     DatasetTotals,
     EpisodeBuilder,
@@ -206,7 +208,7 @@ class BuildDatasetJob:
     def __init__(self, config: BuildDatasetConfig, reporter: Reporter = NULL) -> None:
         check_required(config, "vlatool build-dataset DATA --fast DIR")
         self._config = config
-        require_existing(config.data)
+        require_input(config.data)
         tree, fast = pinned(config.data), pinned(config.fast)
         named = (
             str(location(config.data) / SAMPLES_NAME) if config.output is None else config.output

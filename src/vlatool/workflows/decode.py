@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from vlatool.config.base import check_required
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import JobResult
+from vlatool.jobs.downloads import require_input
 from vlatool.jobs.executor import SerialExecutor
 from vlatool.jobs.files import FileEntry
 from vlatool.jobs.inputs import plan_digest
 from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
-from vlatool.jobs.record import OutputRecord, versions_of
+from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_command
+from vlatool.jobs.versions import versions_of
 from vlatool.models.tokenizer import open_tokenizer, rank_device
-from vlatool.storage.uri import location, pinned, require_existing
+from vlatool.storage.uri import location, pinned
 from vlatool.tokens.config import DecodeConfig
 
 __all__ = ["DecodeConfig", "DecodeJob", "DecodeResult", "decode"]
@@ -59,8 +61,8 @@ class DecodeJob:
     def __init__(self, config: DecodeConfig) -> None:
         check_required(config, "vlatool decode CODES --tokenizer CHECKPOINT --output DIR")
         self._config = config
-        require_existing(config.codes)
-        require_existing(config.tokenizer)
+        require_input(config.codes)
+        require_input(config.tokenizer)
         from vlatool.tokens.decode import EpisodeDecoder, select_codes_of  # imports torch
 
         source, output = pinned(config.codes), location(config.output)

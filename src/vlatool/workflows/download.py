@@ -13,6 +13,7 @@ from vlatool.artifacts.task_table import TaskTable, task_table
 from vlatool.config.base import ConfigModel, check_required, execution_field, required_field
 from vlatool.errors import DataError, PartialFailure, StorageError, UsageError, VlatoolError
 from vlatool.events import NULL, Reporter
+from vlatool.jobs.files import FOLDER
 from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.tree import size_text
 from vlatool.storage.uri import local_path, pinned
@@ -169,11 +170,16 @@ def download(
             code="usage.local_source",
         )
     files = _selected(config, source, remote_files(source))
-    return download_files(source, files, config.output, _options(config), reporter)
+    options = _options(config, {"source": str(source)})
+    return download_files(source, files, config.output, options, reporter)
 
 
-def _options(config: DownloadConfig) -> TransferOptions:
-    return TransferOptions(config.workers, _bytes_per_s(config.limit_rate), config.dry_run)
+def _options(config: DownloadConfig, request: Mapping[str, Any]) -> TransferOptions:
+    """Limits, and the request with the patterns of the command."""
+    patterns = {"include": config.include, "leave_out": config.leave_out}
+    request = {**request, **{key: value for key, value in patterns.items() if value}}
+    rate = _bytes_per_s(config.limit_rate)
+    return TransferOptions(config.workers, rate, config.dry_run, request)
 
 
 def _download_tasks(config: DownloadConfig, reporter: Reporter) -> TasksResult:
@@ -248,21 +254,36 @@ def _download_task(
         )
     files, borrowed = task_files(source, config.view)
     if borrowed:
-        reporter.note(f"{name}: not in {config.view}/ there, from the other view: {borrowed}")
+        reporter.note(
+            f"{name}: not in {config.view}/ there, from the other view: {', '.join(borrowed)}"
+        )
     files = _selected(config, source, files)
     output = str(local_path(config.output) / name)
-    return download_files(source, files, output, _options(config), reporter)
+    options = _options(config, _task_request(config, name))
+    return download_files(source, files, output, options, reporter)
+
+
+def _task_request(config: DownloadConfig, name: str) -> dict[str, Any]:
+    """Options that select the files of a task; the output is below that of the command."""
+    optional = {
+        "version": config.version,
+        "registry": config.registry or os.environ.get(REGISTRY_VARIABLE),
+        "task_table": config.task_table,
+    }
+    options = {key: value for key, value in optional.items() if value}
+    return {"task": name, "view": config.view, **options, "output": ".."}
 
 
 def _selected(
     config: DownloadConfig, source: RemotePath, files: Sequence[RemoteFile]
 ) -> list[RemoteFile]:
-    """Files that the patterns select, sorted by name.
+    """Files that the patterns select, without the records of outputs of vlatool.
 
     Raises:
-        DataError: There are no files, or a name cannot be used.
+        DataError: There are no files.
         UsageError: The patterns select none.
     """
+    files = [file for file in files if FOLDER not in file.name.split("/")]
     if not files:
         raise DataError.at(
             source, "contains no files", hint="check the location", code="data.no_files"

@@ -4,7 +4,7 @@ import hashlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,8 +16,9 @@ from vlatool.jobs.files import FOLDER, FileEntry, read_file_list
 from vlatool.jobs.inputs import InputState, digest_of
 from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
-from vlatool.jobs.record import OutputRecord, partial_folder, versions_of
+from vlatool.jobs.record import OutputRecord, partial_folder
 from vlatool.jobs.run import run_command
+from vlatool.jobs.versions import versions_of
 from vlatool.storage.atomic import remove_tree
 from vlatool.storage.partial_file import partial_bytes
 from vlatool.storage.remote_path import RemotePath
@@ -25,6 +26,7 @@ from vlatool.storage.transfer import TransferPool
 from vlatool.storage.transfer import download as download_object
 from vlatool.storage.tree import size_text
 from vlatool.storage.uri import is_file_name, local_path
+from vlatool.workflows.download_next import next_command
 from vlatool.workflows.remote_files import RemoteFile
 
 _SHOWN = 10
@@ -40,11 +42,14 @@ class TransferOptions:
         workers: Number of requests at the same time.
         bytes_per_s: Limit of the rate; None for no limit.
         dry_run: Report what would be downloaded and write nothing.
+        request: Options of the command that select the files, for the record: they complete the
+            download. `output` is relative to the output of the files.
     """
 
     workers: int = 8
     bytes_per_s: float | None = None
     dry_run: bool = False
+    request: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,15 +60,19 @@ class DownloadResult(JobResult):
         source: Location with its version, if its storage has versions.
         bytes: Size of the files.
         downloaded_bytes: Size of the files that this call downloaded.
+        next: Command for the next step; empty after a dry run.
     """
 
     source: str
     bytes: int
     downloaded_bytes: int
+    next: str = ""
 
     def document(self) -> dict[str, Any]:
         """The result as a JSON-serializable mapping."""
         values = super().document()
+        if not self.next:
+            del values["next"]
         return {"output": self.output, "files": values.pop("episodes"), **values}
 
     @classmethod
@@ -86,7 +95,8 @@ class DownloadResult(JobResult):
             lines.append(f"{_files(self.resumed)} from an earlier run")
         failed = [f"failed {row['file']}: {row['message']}" for row in self.failures[:_SHOWN]]
         rest = len(self.failures) - len(failed)
-        return "\n".join([*lines, *failed, *([f"and {rest} more failed"] if rest else [])])
+        lines += [*failed, *([f"and {rest} more failed"] if rest else [])]
+        return "\n".join([*lines, *([f"next: {self.next}"] if self.next else [])])
 
 
 def _files(count: int) -> str:
@@ -114,7 +124,9 @@ def download_files(
         job = DownloadJob(source, files, output, options, (reporter, stack))
         executor = ThreadExecutor(options.workers, job.pool.cancel)
         job_options = JobConfig(dry_run=options.dry_run)
-        return run_command(job, DownloadResult, job_options, executor, reporter=reporter)
+        result = run_command(job, DownloadResult, job_options, executor, reporter=reporter)
+    is_planned = result.status == "planned"
+    return result if is_planned else replace(result, next=next_command(output))
 
 
 class DownloadJob:
@@ -139,7 +151,7 @@ class DownloadJob:
         recorded = {"source": plain, **versions_of([source])}
         self.spec = JobSpec(
             output=output,
-            record=OutputRecord("download", recorded),
+            record=OutputRecord("download", recorded, requests=(options.request,)),
             title=f"download {source}",
             item_name="file",
             plan=_PLAN,

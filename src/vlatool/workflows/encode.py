@@ -19,18 +19,20 @@ from vlatool.episode import EpisodeRef
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import JobResult
+from vlatool.jobs.downloads import require_input
 from vlatool.jobs.files import FileEntry, file_entry, is_occupied
 from vlatool.jobs.inputs import InputState, input_state, plan_digest
 from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
-from vlatool.jobs.record import OutputRecord, read_record, versions_of
+from vlatool.jobs.record import OutputRecord, read_record
 from vlatool.jobs.run import run_command
+from vlatool.jobs.versions import versions_of
 from vlatool.models.tokenizer import OpenTokenizer, open_tokenizer, rank_device
 from vlatool.models.trained import locate_weights, published_at
 from vlatool.sources.detection import DetectedSource, detect_source
 from vlatool.sources.selection import episode_state
 from vlatool.storage.atomic import remove_file
-from vlatool.storage.uri import location, pinned, require_existing
+from vlatool.storage.uri import location, pinned
 from vlatool.tokens.config import EncodeConfig
 from vlatool.tokens.images import EpisodeOpener
 
@@ -144,8 +146,8 @@ class _EncodeInputs(NamedTuple):
     @classmethod
     def of(cls, config: EncodeConfig) -> "_EncodeInputs":
         """Finds images and tokenizer; raises DataError if one is not there. Opens no weights."""
-        require_existing(config.data)
-        require_existing(config.tokenizer)
+        require_input(config.data)
+        require_input(config.tokenizer)
         source = pinned(config.data)
         images = detect_source(source, config.format)
         items = [ref for ref in images.refs if not ref.excluded]

@@ -13,8 +13,9 @@ from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import JobConfig
 from vlatool.jobs.executor import SerialExecutor
-from vlatool.jobs.record import OutputRecord, check_output_owner, single_output, versions_of
+from vlatool.jobs.record import OutputRecord, check_output_owner, single_output
 from vlatool.jobs.run import run_job
+from vlatool.jobs.versions import versions_of
 from vlatool.loading.base import HasPairs, PairOptions, RecordedPairs
 from vlatool.models.trained import Trained, data_kind_of
 from vlatool.storage.atomic import write_json

@@ -36,14 +36,16 @@ from vlatool.config.base import check_required, required_field
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import ENGINE_KEYS, JOB_KEYS, EngineConfig, JobResult, executor_of
+from vlatool.jobs.downloads import require_input
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.inputs import InputState, digest_of, input_state, plan_digest
 from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
-from vlatool.jobs.record import OutputRecord, versions_of
+from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_command
+from vlatool.jobs.versions import versions_of
 from vlatool.storage.atomic import remove_file
-from vlatool.storage.uri import location, pinned, require_existing
+from vlatool.storage.uri import location, pinned
 from vlatool.tokens.build import data_files
 from vlatool.workflows.model_export import (
     ModelExportResult,
@@ -236,7 +238,7 @@ _Export = _CodesExport | _SamplesExport
 
 def _make_export(config: ExportConfig) -> _Export:
     """Selects the export by the content of the source."""
-    require_existing(config.source)
+    require_input(config.source)
     source, output = pinned(config.source), location(config.output)
     if is_inside(output, source):
         raise UsageError(

@@ -35,10 +35,11 @@ from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import make_executor
+from vlatool.jobs.downloads import require_input
 from vlatool.jobs.executor import default_workers
 from vlatool.jobs.record import OutputRecord, resumable_record, single_output
 from vlatool.storage.atomic import write_json
-from vlatool.storage.uri import location, require_existing
+from vlatool.storage.uri import location
 from vlatool.transforms.action_tokenizer import (
     ActionTokenizer,
     action_quality,
@@ -173,7 +174,7 @@ def fit_fast(config: FitFastConfig, *, reporter: Reporter = NULL) -> FitFastResu
         DataError: There are no chunks, or they are broken or have different shapes.
     """
     check_required(config, "vlatool tokenizer fit-fast DATA --output DIR")
-    sources = [require_existing(source) for source in config.sources]
+    sources = [require_input(source) for source in config.sources]
     chunk_sources = [find_chunks(source, config.action_fields) for source in sources]
     chunks = _all_chunks(chunk_sources, config.workers, reporter)
     normalization = _profile(config, chunks, chunk_sources)

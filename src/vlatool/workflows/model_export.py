@@ -15,11 +15,13 @@ from vlatool.episode import Array
 from vlatool.errors import BugError, UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.command import JobConfig
-from vlatool.jobs.record import OutputRecord, resumable_record, single_output, versions_of
+from vlatool.jobs.downloads import require_input
+from vlatool.jobs.record import OutputRecord, resumable_record, single_output
+from vlatool.jobs.versions import versions_of
 from vlatool.models.base import ModelType
 from vlatool.models.titok.published import CONFIG, WEIGHTS
 from vlatool.models.trained import Trained, open_trained
-from vlatool.storage.uri import location, pinned, require_existing
+from vlatool.storage.uri import location, pinned
 from vlatool.training.config import TrainConfig
 
 _SEED = 0
@@ -91,7 +93,7 @@ def tokenizer_export(
         DataError: The checkpoint is damaged.
     """
     check_required(config, "vlatool tokenizer export RUN --output DIR")
-    require_existing(config.checkpoint)
+    require_input(config.checkpoint)
     output = location(config.output)
     return export_model(config.checkpoint, output, reporter, JobConfig(overwrite=config.overwrite))
 

@@ -15,14 +15,16 @@ from vlatool.artifacts.base import recognize
 from vlatool.config.base import ConfigModel, check_required, required_field
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter, counted
-from vlatool.jobs.record import OutputRecord, check_output_owner, single_output, versions_of
+from vlatool.jobs.downloads import require_input
+from vlatool.jobs.record import OutputRecord, check_output_owner, single_output
+from vlatool.jobs.versions import versions_of
 from vlatool.loading.base import FindsFrames
 from vlatool.loading.frames import episode_named
 from vlatool.models.trained import Trained, Weights
 from vlatool.sources.detection import detect_source
 from vlatool.sources.order import numbered
 from vlatool.storage.atomic import write_json
-from vlatool.storage.uri import pinned, require_existing
+from vlatool.storage.uri import pinned
 from vlatool.workflows.evaluate import (
     checkpoint_of,
     folder_of,
@@ -151,7 +153,7 @@ def predict(config: PredictConfig, *, reporter: Reporter = NULL) -> PredictResul
     from vlatool.evaluation.control import ResizeLog, chunk_seed, open_policy
 
     check_required(config, "vlatool predict CHECKPOINT SOURCE --episode N --frame T")
-    require_existing(config.source)
+    require_input(config.source)
     policy, trained = open_policy(
         config.checkpoint, config.weights, config.inference_steps, reporter
     )

@@ -20,12 +20,14 @@ from vlatool.episode import EpisodeRef
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import EngineConfig, JobResult, executor_of, make_executor
+from vlatool.jobs.downloads import require_input
 from vlatool.jobs.files import FileEntry
 from vlatool.jobs.inputs import plan_digest
 from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
-from vlatool.jobs.record import OutputRecord, recorded_options, side_files, versions_of
+from vlatool.jobs.record import OutputRecord, recorded_options, side_files
 from vlatool.jobs.run import run_command
+from vlatool.jobs.versions import versions_of
 from vlatool.pages.text import few_text
 from vlatool.plugins import FORMATS, SINKS
 from vlatool.sinks.base import MakeSink, Sink, SinkSetup, SinkSummary
@@ -39,7 +41,7 @@ from vlatool.sources.selection import (
     reader_section,
     select_episodes,
 )
-from vlatool.storage.uri import location, pinned, require_existing
+from vlatool.storage.uri import location, pinned
 from vlatool.transforms.relative import stored_from
 
 
@@ -370,7 +372,7 @@ def default_sink_of(format_name: str) -> str:
 
 def with_format(config: PreprocessConfig) -> PreprocessConfig:
     """Adds the detected format of the first source and its default sink, if these are not given."""
-    name = config.format or detect_source(require_existing(config.sources[0]), None).format
+    name = config.format or detect_source(require_input(config.sources[0]), None).format
     sink = default_sink_of(name)
     is_other = bool(sink) and sink != config.sink.type and not config.is_sink_explicit
     if type(config) is PreprocessConfig and "sink" in config.model_fields_set:

@@ -22,10 +22,11 @@ from vlatool.config.base import ConfigModel, check_required, execution_field, re
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import DRY_RUN_HELP
+from vlatool.jobs.downloads import require_input
 from vlatool.jobs.record import read_record
 from vlatool.storage.atomic import remove_partials_of
 from vlatool.storage.tree import file_names
-from vlatool.storage.uri import can_list, location, require_existing
+from vlatool.storage.uri import can_list, location
 
 
 class SplitConfig(ConfigModel):
@@ -102,7 +103,7 @@ def split(config: SplitConfig, *, reporter: Reporter = NULL) -> SplitResult:
         DataError: There are no shards or too few, or the run that writes them has not finished.
     """
     check_required(config, "vlatool split SHARDS --val-ratio 0.01")
-    folder = require_existing(config.shards)
+    folder = require_input(config.shards)
     tars = _tars(folder, config.file_pattern)
     val_positions = set(validation_positions(len(tars), config.val_ratio))
     train = [tar for index, tar in enumerate(tars) if index not in val_positions]

@@ -27,6 +27,7 @@ from vlatool.config.base import ConfigModel, execution_field, required_field
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import DRY_RUN_HELP
+from vlatool.jobs.downloads import check_downloaded
 from vlatool.jobs.files import FOLDER
 from vlatool.storage.atomic import remove_file, remove_partials_of
 from vlatool.storage.uri import location, pinned
@@ -164,7 +165,9 @@ def _weights(config: StatsMergeConfig) -> list[float | None]:
 
 
 def _part(source: str, weight: float | None) -> StatsPart:
-    path = _stats_file(pinned(source))
+    data = pinned(source)
+    check_downloaded(data)
+    path = _stats_file(data)
     folder = ShardFolder(path.parent / MANIFEST_NAME)
     past = folder.options().get("past_lowdim_steps") if folder.options_file.is_file() else None
     return StatsPart(read_mergeable(path), past if isinstance(past, int) else None, weight)

@@ -13,9 +13,11 @@ from vlatool.artifacts.run.format import find_checkpoint, is_run
 from vlatool.config.base import ConfigModel, check_required, required_field
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter, counted
-from vlatool.jobs.record import OutputRecord, check_output_owner, single_output, versions_of
+from vlatool.jobs.downloads import require_input
+from vlatool.jobs.record import OutputRecord, check_output_owner, single_output
+from vlatool.jobs.versions import versions_of
 from vlatool.storage.atomic import write_json
-from vlatool.storage.uri import is_remote, location, pinned, require_existing
+from vlatool.storage.uri import is_remote, location, pinned
 
 if TYPE_CHECKING:
     from vlatool.evaluation.image_metrics import BestMedianWorst, ImageScore
@@ -143,7 +145,7 @@ def tokenizer_eval(
         DataError: Tokenizer or data are missing or broken.
     """
     check_required(config, "vlatool tokenizer eval CHECKPOINT DATA")
-    require_existing(config.checkpoint)
+    require_input(config.checkpoint)
     checkpoint, data = pinned(config.checkpoint), pinned(config.data)
     find_shards(str(data), config.split)  # before the imports below, which take seconds
     from vlatool.evaluation.image_metrics import extremes
@@ -277,7 +279,7 @@ def _options(config: TokenizerEvalConfig, checkpoint: Path, data: Path) -> dict[
 def _output(config: TokenizerEvalConfig) -> Path:
     if config.output:
         return location(config.output)
-    path = require_existing(config.checkpoint)
+    path = require_input(config.checkpoint)
     root = None
     if path.is_dir():
         root = path if is_run(path) else None

@@ -24,8 +24,8 @@ from vlatool.artifacts.npz_bytes import read_arrays, write_arrays
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.events import counted
+from vlatool.jobs.downloads import contents_record
 from vlatool.jobs.files import FileEntry, folder_entry
-from vlatool.jobs.record import read_record
 from vlatool.storage.atomic import write_bytes
 from vlatool.storage.background import in_parallel
 from vlatool.storage.bulk_folder import bulk_folder
@@ -300,7 +300,7 @@ class CodesFolder:
     @property
     def is_unfinished(self) -> bool:
         """True if a run that writes these codes has started and not finished."""
-        record = None if self.has_manifest else read_record(self.path)
+        record = None if self.has_manifest else contents_record(self.path)
         return record is not None
 
     def path_of(self, episode: str) -> Path:
@@ -467,9 +467,9 @@ class CodesFolder:
 
 def _layout_of(path: Path) -> CodesLayout | None:
     """Layout by the files: published folders have no manifest, unfinished ones not yet."""
-    if path.name == PACKED_NAME and (any(path.glob(f"*{PACKED_SUFFIX}")) or read_record(path)):
+    if path.name == PACKED_NAME and (any(path.glob(f"*{PACKED_SUFFIX}")) or contents_record(path)):
         return "packed"
-    if path.name == JSON_NAME and (any(path.glob(f"*/*{JSON_SUFFIX}")) or read_record(path)):
+    if path.name == JSON_NAME and (any(path.glob(f"*/*{JSON_SUFFIX}")) or contents_record(path)):
         return "json"
     return None
 

@@ -136,7 +136,7 @@ def find_chunks(folder: Path, fields: Sequence[str] = ()) -> ChunkSource:
 
 def _of_windows(folder: Path, lines: Sequence[Path], fields: Sequence[str]) -> ChunkSource:
     manifest, record = read_manifest(folder), read_valid_record(folder)
-    if manifest is None and record is not None:
+    if manifest is None and record is not None and not record.is_download:
         raise record.no_manifest_error(folder)
     recorded = () if manifest is None else manifest.action_fields
     if fields and tuple(fields) != recorded:

@@ -25,18 +25,11 @@ from vlatool.artifacts.base import other_contents_error
 from vlatool.artifacts.manifest import Count, FileName, ManifestType
 from vlatool.artifacts.tar import INDEX_SUFFIX
 from vlatool.errors import DataError
-from vlatool.jobs.record import read_record
+from vlatool.jobs.downloads import check_downloaded, contents_record, require_input
 from vlatool.storage.atomic import remove_file, write_text
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.documents import DocumentError, parse_json, read_document
-from vlatool.storage.uri import (
-    can_list,
-    is_file_name,
-    is_missing,
-    is_remote,
-    location,
-    require_existing,
-)
+from vlatool.storage.uri import can_list, is_file_name, is_missing, is_remote, location
 
 SINK = "image-shards"
 MANIFEST = "manifest.json"
@@ -171,7 +164,7 @@ def is_image_shards(path: Path) -> bool:
         return path.is_file() and _is_image_tar(path)
     if _TYPE.is_in(path):
         return True
-    record = read_record(path)
+    record = contents_record(path)
     if record is not None:
         return record.command == "preprocess" and record.options.get("sink") == SINK
     first = min(published_tars(path), default=None)
@@ -384,13 +377,14 @@ def _values(inside: str) -> Iterator[str] | None:
 def _shards(text: str, split: Split) -> Iterator[Path]:
     for path in expand_braces(text):
         if path.endswith(LIST_SUFFIX):
-            yield from _read_shards(require_existing(path))
+            yield from _read_shards(require_input(path))
         elif _WILDCARDS.search(path):
             yield from _matching(path)
         elif path.endswith(SHARD_SUFFIX):
+            check_downloaded(location(path))
             yield location(path)  # reading its size raises if it is missing
         else:
-            yield from _in_folder(require_existing(path), split)
+            yield from _in_folder(require_input(path), split)
 
 
 def _matching(pattern: str) -> Iterator[Path]:
@@ -402,6 +396,7 @@ def _matching(pattern: str) -> Iterator[Path]:
     root = location(folder or slash or ".")
     if is_missing(root):
         return
+    check_downloaded(root)
     yield from sorted(path for path in root.glob(below) if path.suffix == SHARD_SUFFIX)
 
 

@@ -22,6 +22,7 @@ from vlatool.artifacts.run.checkpoint import (
 from vlatool.artifacts.shards.format import CONFIG_NAME as OPTIONS_NAME
 from vlatool.artifacts.stats.format import STATS_NAME, Statistics, read_stats
 from vlatool.errors import DataError, StorageError
+from vlatool.jobs.downloads import check_downloaded
 from vlatool.jobs.files import FileEntry, read_file_list, write_file_list
 from vlatool.jobs.inputs import digest_of
 from vlatool.jobs.record import read_record
@@ -382,7 +383,12 @@ def local_run(run: RunDir, checkpoint: Path, cache: FileCache) -> tuple[RunDir, 
 
 
 def with_run_above(path: Path) -> Path:
-    """The path, absolute for a local checkpoint whose text does not contain its run folder."""
+    """Path of weights, absolute for a local checkpoint whose text does not contain its run folder.
+
+    Raises:
+        DataError: The download of the weights is not complete.
+    """
+    check_downloaded(path)
     has_run = is_remote(path) or (len(path.parts) > 1 and ".." not in path.parts)
     return path if has_run or not is_checkpoint(path) else Path(os.path.abspath(path))
 

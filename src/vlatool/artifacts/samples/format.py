@@ -26,7 +26,7 @@ from vlatool.artifacts.samples.lines import PUBLISHED_SIZES, SampleSizes, TokenS
 from vlatool.artifacts.tar import INDEX_SUFFIX, read_index
 from vlatool.artifacts.windows.format import DATA_NAME
 from vlatool.errors import DataError, UsageError
-from vlatool.jobs.record import read_record
+from vlatool.jobs.downloads import contents_record
 from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.uri import can_list, location
 
@@ -301,7 +301,7 @@ def is_samples(location: Path) -> bool:
     """True if a folder holds samples, or is the output of a started run of them."""
     if _TYPE.is_in(location):
         return True
-    record = read_record(location)
+    record = contents_record(location)
     if record is None:
         return is_published(location)
     return record.command == "build-dataset" or record.options.get("exported") == EXPORTED
@@ -309,7 +309,7 @@ def is_samples(location: Path) -> bool:
 
 def is_published(location: Path) -> bool:
     """True for lines that another program wrote: the first is a sample."""
-    if read_record(location) is not None or (location / MANIFEST_NAME).exists():
+    if contents_record(location) is not None or (location / MANIFEST_NAME).exists():
         return False
     try:
         first = first_line(_lines_files(location))

@@ -24,6 +24,7 @@ from vlatool.artifacts.stats.format import DIGESTS_NAME, STATS_NAME, Statistics,
 from vlatool.artifacts.tar import INDEX_SUFFIX, is_shard
 from vlatool.errors import DataError
 from vlatool.events import counted
+from vlatool.jobs.downloads import check_downloaded
 from vlatool.jobs.files import read_file_list
 from vlatool.jobs.record import OutputRecord, read_valid_record
 from vlatool.storage.atomic import write_text
@@ -292,7 +293,12 @@ class ShardFolder:
 
     @classmethod
     def open(cls, location: Path) -> "ShardFolder":
-        """Shards at a location; raises DataError, with the paths tried, if there are none."""
+        """Shards at a location, as input of a command.
+
+        Raises:
+            DataError: There are none, with the paths tried, or their download is not complete.
+        """
+        check_downloaded(location)
         folder = cls.find(location)
         if folder is None:
             raise other_contents_error(

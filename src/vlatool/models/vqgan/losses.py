@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vlatool.jobs.downloads import require_input
 from vlatool.models.base import Part
 from vlatool.models.vqgan.config import (
     FEATURES,
@@ -20,7 +21,6 @@ from vlatool.models.vqgan.config import (
 from vlatool.models.vqgan.discriminator import Discriminator, LecamEma
 from vlatool.models.vqgan.model import Encoder
 from vlatool.models.vqgan.weights import load_encoder
-from vlatool.storage.uri import require_existing
 
 _SCALES = 4
 # Name of the part of the mean image, and of its sums.
@@ -184,7 +184,7 @@ def load_perceptual(losses: PixelLossConfig, module: nn.Module, teacher: str | N
 
         assert losses.perceptual_loss is not None
         loaded = perceptual_network(
-            losses.perceptual_loss, require_existing(losses.perceptual_weights)
+            losses.perceptual_loss, require_input(losses.perceptual_weights)
         )
         module.load_state_dict(loaded.state_dict())
 

@@ -1,0 +1,53 @@
+"""Commands that follow a download, by the kind of its files."""
+
+import shlex
+from contextlib import suppress
+from pathlib import Path
+
+from vlatool.artifacts.base import recognize
+from vlatool.artifacts.shards.format import ShardFolder
+from vlatool.errors import VlatoolError
+from vlatool.jobs.downloads import open_requests
+from vlatool.jobs.record import read_record
+from vlatool.sources.detection import detect_source
+from vlatool.storage.uri import local_path
+
+# Formats that a download may hold, and the rest of the command that reads them.
+_FORMATS = {
+    "libero": "--preset future-vla --output {output}-windows",
+    "lerobot": "--output {output}-shards",
+    "spartan": "--output {output}-shards",
+}
+# Published shards name no action fields; this preset has those of the public tasks.
+_PUBLISHED_FIELDS = "--preset lbm-data-params"
+
+
+def next_command(output: str) -> str:
+    """Command for the next step after a download to `output`: its own, if it is not complete."""
+    folder = local_path(output)
+    record = read_record(folder)
+    if record is not None and record.requests:
+        return open_requests(record, folder)[0]
+    with suppress(VlatoolError):  # files of any other kind
+        return _next_command(folder).format(output=shlex.quote(output.rstrip("/")))
+    return f"vlatool verify {shlex.quote(output)}"
+
+
+def _next_command(folder: Path) -> str:
+    artifact = recognize(folder)
+    if artifact is None:
+        return _preprocess(folder)
+    if artifact.kind != "output":
+        return "vlatool inspect {output}"
+    options = ShardFolder.open(folder).options()
+    fields = "" if options.get("action_fields") else f" {_PUBLISHED_FIELDS}"
+    return f"vlatool train --preset diffusion-policy-tiny{fields} --data {{output}} --num-epochs 20"
+
+
+def _preprocess(folder: Path) -> str:
+    """Command that reads raw episodes; raises VlatoolError if there are none."""
+    for name, rest in _FORMATS.items():
+        with suppress(VlatoolError):
+            detect_source(folder, name)
+            return f"vlatool preprocess {name} {{output}} {rest}"
+    return "vlatool verify {output}"

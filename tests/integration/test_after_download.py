@@ -1,0 +1,199 @@
+"""Downloads as inputs of other commands: unfinished ones are refused, and what comes next works."""
+
+import io
+import shlex
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import pytest
+
+from tests.builders.codes import plain_fast, published_windows
+from tests.builders.images import window_tree
+from tests.builders.lerobot import lerobot_dataset
+from tests.builders.libero import libero_dataset
+from tests.builders.preprocessing import run as preprocessed
+from tests.builders.spartan import spartan_task
+from tests.builders.toy_images import write_image_shards
+from tests.builders.web_server import WebServer, web_server
+from vlatool.artifacts.base import recognize
+from vlatool.artifacts.check import CheckOptions
+from vlatool.cli.app import run
+from vlatool.errors import DataError, PartialFailure
+from vlatool.evaluation.control import load_policy
+from vlatool.inspection.verify import verify_location
+from vlatool.jobs.record import OutputRecord, read_record
+from vlatool.loading.dataset import open_dataset
+from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
+from vlatool.workflows.download import DownloadConfig, DownloadResult, download
+from vlatool.workflows.fit_fast import FitFastConfig, fit_fast
+from vlatool.workflows.inspect import InspectConfig, inspect
+from vlatool.workflows.preprocess import PreprocessConfig, preprocess
+from vlatool.workflows.split import SplitConfig, split
+from vlatool.workflows.stats_compute import StatsComputeConfig, stats_compute
+from vlatool.workflows.stats_merge import StatsMergeConfig, stats_merge
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServer]:
+    (tmp_path / "site/lab").mkdir(parents=True)
+    with web_server(tmp_path / "site") as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.endpoint)
+        monkeypatch.setenv("VLATOOL_REGISTRY", running.endpoint)
+        monkeypatch.chdir(tmp_path)
+        yield running
+
+
+def get(name: str, output: str = "out", **keys: object) -> DownloadResult:
+    values = {"source": f"hf://datasets/lab/{name}", "output": output, **keys}
+    result = download(DownloadConfig.model_validate(values))
+    assert isinstance(result, DownloadResult)
+    return result
+
+
+@pytest.fixture
+def unfinished(server: WebServer, tmp_path: Path) -> Path:
+    """An output in which a folder has the name of a file that is missing."""
+    (server.folder / "lab/set/a").mkdir(parents=True)
+    (server.folder / "lab/set/a/1.json").write_text("{}")
+    (server.folder / "lab/set/b.json").write_text("{}")
+    get("set", "data/out", include=["a/*"])
+    (tmp_path / "data/out/b.json").mkdir()
+    with pytest.raises(PartialFailure):
+        get("set", "data/out")
+    return tmp_path / "data/out"
+
+
+@pytest.mark.parametrize("location", ["data/out", "data/out/a", "data", "data/out/a/1.json"])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda text: inspect(InspectConfig(location=text)),
+        lambda text: preprocess(PreprocessConfig(sources=[text], output="new")),
+        lambda text: preprocess(PreprocessConfig(format="spartan", sources=[text], output="new")),
+        open_dataset,
+        lambda text: open_dataset(text, kind="images"),
+        lambda text: stats_compute(StatsComputeConfig(data=text)),
+        lambda text: stats_merge(StatsMergeConfig(sources=[text, text], output="new.json")),
+        lambda text: fit_fast(FitFastConfig(sources=[text], output="new")),
+        lambda text: build_dataset(BuildDatasetConfig(data=text, fast="data", output="new")),
+        load_policy,
+        lambda text: split(SplitConfig(shards=text)),
+    ],
+)
+def test_unfinished_download_is_refused_with_the_command_that_completes_it(
+    unfinished: Path, location: str, use: Callable[[str], object]
+) -> None:
+    with pytest.raises(DataError) as caught:
+        use(location)
+    assert caught.value.code == "data.incomplete_download"
+    (command,) = caught.value.details["commands"]
+
+    (unfinished / "b.json").rmdir()
+    assert run(["-q", *shlex.split(command)[1:]]) == 0
+    assert read_record(unfinished) is not None
+    assert (unfinished / "b.json").read_text() == "{}"
+
+
+def test_narrower_download_does_not_complete_a_wider_one(unfinished: Path) -> None:
+    result = get("set", "data/out", include=["a/*"])
+
+    assert result.next.endswith("--output data/out")
+    assert "--include" not in result.next
+    (finding,) = verify_location(unfinished, CheckOptions()).findings
+    assert (finding.code, result.next in finding.message) == ("output.incomplete", True)
+
+    (unfinished / "b.json").rmdir()
+    get("set", "data/out")
+    record = read_record(unfinished)
+    assert record is not None
+    assert (record.complete, record.requests) == (True, ())
+
+
+def test_request_replaces_those_that_it_includes() -> None:
+    def record(*requests: Mapping[str, object]) -> OutputRecord:
+        return OutputRecord("download", {}, requests=requests)
+
+    everything, part = {"source": "s3://a"}, {"source": "s3://a", "include": ["x"]}
+    other = {"source": "s3://a", "include": ["y"]}
+
+    assert record(everything).after(record(part, other)).requests == (everything,)
+    assert record(part).after(record(everything, other)).requests == (part, everything, other)
+
+
+def _shards(folder: Path) -> None:
+    preprocessed(spartan_task(folder.parent / "raw", 2, 8), folder)
+    shutil.rmtree(folder / ".vlatool")
+
+
+def _task(folder: Path) -> None:
+    _shards(folder)
+    config = folder / "shards/preprocessing_config.yaml"
+    config.write_text(config.read_text().replace("action_fields:", "other_fields:"))
+
+
+@pytest.mark.parametrize(
+    ("write", "kind"),
+    [
+        (_shards, "output"),
+        (published_windows, "windows"),
+        (plain_fast, "fast"),
+        (lambda folder: write_image_shards(folder, [2, 2]), "image-shards"),
+    ],
+)
+def test_downloaded_data_of_other_programs_are_recognized(
+    server: WebServer, tmp_path: Path, write: Callable[[Path], object], kind: str
+) -> None:
+    (server.folder / "lab/set").mkdir()
+    write(server.folder / "lab/set")
+
+    get("set")
+
+    artifact = recognize(tmp_path / "out")
+    assert artifact is not None
+    assert artifact.kind == kind
+    errors = [
+        f
+        for f in verify_location(tmp_path / "out", CheckOptions()).findings
+        if f.severity == "error"
+    ]
+    assert not errors
+
+
+def test_downloaded_windows_are_inputs(server: WebServer) -> None:
+    published_windows(server.folder / "lab/set", frames=20)
+    get("set")
+    result = fit_fast(FitFastConfig(sources=["out"], output="fast", vocab_size=300))
+    assert result.chunks
+
+
+def _text_of(*words: str) -> str:
+    text = io.StringIO()
+    with redirect_stdout(text):
+        assert run(["-q", *words]) == 0
+    return text.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("write", "start"),
+    [
+        (lambda folder: spartan_task(folder, 2, 8), "vlatool preprocess spartan out"),
+        (lambda folder: libero_dataset(folder), "vlatool preprocess libero out --preset"),
+        (lambda folder: lerobot_dataset(folder, [20]), "vlatool preprocess lerobot out"),
+        (lambda folder: (folder / "x.bin").write_bytes(b"x"), "vlatool verify out"),
+        (plain_fast, "vlatool inspect out"),
+        (window_tree, "vlatool verify out"),
+    ],
+)
+def test_next_command_works_as_printed(
+    server: WebServer, tmp_path: Path, write: Callable[[Path], object], start: str
+) -> None:
+    (server.folder / "lab/set").mkdir()
+    write(server.folder / "lab/set")
+
+    text = _text_of("download", "hf://datasets/lab/set", "--output", "out")
+
+    command = text.partition("next: ")[2].strip()
+    assert command.startswith(start)
+    _text_of(*shlex.split(command)[1:])
