@@ -57,7 +57,7 @@ def test_first_frame_of_raw_episode_gives_the_chunk_of_a_control_loop_that_start
     assert result.instruction == sentence
     for name, values in chunk.items():
         np.testing.assert_array_equal(result.fields[name].predicted, values)
-    recorded = episode.lowdim[XYZ_COMMAND][: len(values)]
+    recorded = episode.lowdim[XYZ_COMMAND][: loop.horizon]
     np.testing.assert_array_equal(result.fields[XYZ_COMMAND].recorded, recorded)
     assert result.fields[XYZ_COMMAND].copy_last_per_dimension == []
 

@@ -4,8 +4,9 @@ Legend of shapes: B observations, N images, K images of a camera, P = past + 1 s
 steps, C dimensions.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from copy import copy
+from dataclasses import dataclass
 from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -22,6 +23,7 @@ from vlatool.loading.robotics.normalizer import Normalizer
 from vlatool.models.base import Batch, Rng, StepContext
 from vlatool.models.codebook import true_float32
 from vlatool.models.rng import SeededRng
+from vlatool.models.tokenizer import VisualTokenizer
 from vlatool.transforms.relative import (
     SUFFIX,
     absolute_actions,
@@ -88,6 +90,60 @@ class SamplesInSteps(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Decision:
+    """Chunks of a policy that decodes tokens.
+
+    Attributes:
+        actions: Result of `Policy.act`.
+        tokens: Number of tokens that were decoded for each observation.
+    """
+
+    actions: Mapping[str, Array]
+    tokens: Sequence[int]
+
+
+@runtime_checkable
+class Decides(Protocol):
+    """A policy that decodes its chunks token by token."""
+
+    def decide(self, observations: Sequence[Observation], *, seeds: Sequence[int]) -> Decision:
+        """Returns the chunks of `Policy.act` with their numbers of tokens."""
+        ...
+
+
+@runtime_checkable
+class PredictsImages(Protocol):
+    """A policy that also predicts images, as codes of a visual tokenizer. `act` computes none."""
+
+    def with_tokenizer(self, tokenizer: VisualTokenizer) -> Self:
+        """Returns the policy with the tokenizer of its codes.
+
+        Raises:
+            DataError: The codes are of another tokenizer.
+        """
+        ...
+
+    def future_codes(
+        self, observations: Sequence[Observation], *, seeds: Sequence[int]
+    ) -> Mapping[str, Array]:
+        """Returns codes of F steps after the current one by camera, int64 [B, F, codes].
+
+        Arguments, errors and equal bits are those of `Policy.act`.
+        """
+        ...
+
+    def futures(
+        self, observations: Sequence[Observation], *, seeds: Sequence[int]
+    ) -> Mapping[str, UInt8Array]:
+        """Returns the images of these codes by camera, uint8 [B, F, H, W, 3].
+
+        Raises:
+            UsageError: The policy has no visual tokenizer.
+        """
+        ...
+
+
 class Sampler(Protocol):
     """A network that samples action chunks."""
 
@@ -100,6 +156,19 @@ class Sampler(Protocol):
             rng: Noise, one row per sample.
         """
         ...
+
+
+def equal_groups(shapes: Sequence[Hashable]) -> list[tuple[list[int], list[int]]]:
+    """Rows of a batch with equal shapes, to compute together.
+
+    Returns:
+        For each shape its rows, and these filled up to the number of all rows with the last one:
+        other numbers of rows would give other rounding errors.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for row, shape in enumerate(shapes):
+        groups.setdefault(shape, []).append(row)
+    return [(rows, [*rows, *rows[-1:] * (len(shapes) - len(rows))]) for rows in groups.values()]
 
 
 def example_observation(sees: ObservationSpec, rng: np.random.Generator) -> Observation:
@@ -265,9 +334,7 @@ class RoboticsPolicy:
     ) -> Iterator[tuple[str, Array]]:
         """Yields each action field with its chunks, float64 [B, past + T, C], in physical units."""
         rows = np.zeros((len(samples), 0))
-        for group in self._equal_shapes(samples):
-            # As many rows as observations: other shapes would give other rounding errors.
-            filled = [*group, *[group[-1]] * (len(samples) - len(group))]
+        for group, filled in equal_groups(self._shapes(samples)):
             rng = SeededRng([seeds[index] for index in filled], self._device)
             chunks = self._sample_chunks([samples[index] for index in filled], rng)
             if not rows.size:
@@ -278,17 +345,15 @@ class RoboticsPolicy:
         for name, part in zip(self._data.action_fields, parts, strict=True):
             yield name, self._normalizer.denormalize(name, part)
 
-    def _equal_shapes(self, samples: Sequence[DecodedSample]) -> list[list[int]]:
-        """Indices of the samples, grouped by the shapes that the batcher gives them alone.
+    def _shapes(self, samples: Sequence[DecodedSample]) -> list[tuple[Any, ...]]:
+        """Shapes that the batcher gives each sample by itself.
 
         A longer instruction in a batch would pad the others.
         """
-        groups: dict[tuple[Any, ...], list[int]] = {}
-        for index, sample in enumerate(samples):
-            batch = self._batcher([sample])
-            shapes = tuple(getattr(value, "shape", None) for value in batch.values())
-            groups.setdefault(shapes, []).append(index)
-        return list(groups.values())
+        return [
+            tuple(getattr(value, "shape", None) for value in self._batcher([sample]).values())
+            for sample in samples
+        ]
 
     def _sample_chunks(self, samples: Sequence[DecodedSample], rng: Rng) -> Array:
         """Normalized actions of samples with equal shapes [B, past + T, C of all fields]."""

@@ -60,7 +60,7 @@ class ActionTokenizer:
     @cached_property
     def vocab_size(self) -> int:
         """Number of ids; they are 0 to `vocab_size` - 1."""
-        return len(self._bytes)
+        return len(self.id_bytes)
 
     @cached_property
     def digest(self) -> str:
@@ -76,7 +76,7 @@ class ActionTokenizer:
     def load(self) -> None:
         """Builds the tokenizer for encoding and decoding; `tokenizers` raises plain `Exception`."""
         assert self._tokenizer is not None
-        assert self._bytes is not None
+        assert self.id_bytes is not None
 
     def coefficients(self, chunks: Array) -> Array:
         """Rounded, scaled cosine coefficients, int64 [N, H, D], of chunks [N, H, D].
@@ -162,7 +162,7 @@ class ActionTokenizer:
         """Code points [H * D] of ids, or the reason why the ids are invalid."""
         parts: list[bytes] = []
         for action_id in ids:
-            part = self._bytes[action_id] if 0 <= action_id < len(self._bytes) else None
+            part = self.id_bytes[action_id] if 0 <= action_id < len(self.id_bytes) else None
             if part is None:
                 return None, f"id {action_id} is not one of the {self.vocab_size} of this tokenizer"
             parts.append(part)
@@ -183,7 +183,7 @@ class ActionTokenizer:
         return Tokenizer.from_str(self.document)
 
     @cached_property
-    def _bytes(self) -> list[bytes | None]:
+    def id_bytes(self) -> list[bytes | None]:
         """Bytes of each id; None for an unused id."""
         vocabulary: Mapping[str, int] = json.loads(self.document)["model"]["vocab"]
         table: list[bytes | None] = [None] * (max(vocabulary.values(), default=-1) + 1)
@@ -199,7 +199,7 @@ class ActionTokenizer:
 
     def _check_lossless(self, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> None:
         for chunk, (text, sequence) in enumerate(zip(texts, ids, strict=True)):
-            if b"".join(self._bytes[action_id] or b"" for action_id in sequence) != text.encode():
+            if b"".join(self.id_bytes[action_id] or b"" for action_id in sequence) != text.encode():
                 raise DataError(
                     f"chunk {chunk}: a coefficient cannot be encoded with this vocabulary",
                     hint="fit a tokenizer on these data, with an id for every byte",

@@ -273,5 +273,6 @@ def _save_curves(path: Path, result: PredictResult) -> None:
             label = dimension_label(name, index, len(field.names), {name: field.names})
             curves[label] = (recorded[:, index], predicted[:, index])
     shown = dict(list(curves.items())[:_MAX_CURVES])
-    seconds = (result.frame + np.arange(len(predicted))) / result.fps
+    steps = np.arange(len(next(iter(result.fields.values())).predicted))
+    seconds = (result.frame + steps) / result.fps
     save_curves(path, f"{result.episode}, frame {result.frame}: actions", shown, seconds)

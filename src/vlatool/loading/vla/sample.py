@@ -37,6 +37,7 @@ class VlaShape:
         image_size: (height, width) of the past images.
         action_steps: T, from the anchor on.
         action_width: A.
+        action_field: Field of raw episodes with the actions.
     """
 
     cameras: tuple[str, ...]
@@ -45,6 +46,7 @@ class VlaShape:
     image_size: tuple[int, int]
     action_steps: int
     action_width: int
+    action_field: str = "actions"
 
     @property
     def past_images(self) -> int:

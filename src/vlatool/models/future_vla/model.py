@@ -162,9 +162,13 @@ class FutureVla(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., C] to logits [..., V]."""
-        if hasattr(self, "lm_head"):
-            return self.lm_head(hidden)
-        return functional.linear(hidden, self.language_model.embed_tokens.weight)
+        return functional.linear(hidden, self.head_weight)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """Weight of the head [V, C], which may be that of the embedding."""
+        weight = self.lm_head.weight if hasattr(self, "lm_head") else None
+        return self.language_model.embed_tokens.weight if weight is None else weight
 
     def answer_losses(
         self,

@@ -1,0 +1,287 @@
+"""Asking FUTURE-VLA: constrained decoding, caches, batches, futures."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from tests.builders.fast import byte_document, byte_tokenizer, smooth_chunks
+from tests.builders.future_vla import tiny_future_vla
+from vlatool.artifacts.profile import NormalizationProfile
+from vlatool.artifacts.samples.lines import SampleSizes
+from vlatool.episode import Observation
+from vlatool.errors import DataError, UsageError
+from vlatool.loading.vla.sample import VlaAssets, VlaShape
+from vlatool.models.future_vla.batch import SequenceEncoder
+from vlatool.models.future_vla.decoding import ActionGrammar, AnswerDecoder
+from vlatool.models.future_vla.frame_cache import FrameCache
+from vlatool.models.future_vla.model import FutureVla
+from vlatool.models.future_vla.policy import FutureVlaPolicy
+from vlatool.models.future_vla.token_ids import TokenIds, tiny_tokenizer
+from vlatool.testing import check_policy
+from vlatool.transforms.action_tokenizer import ActionTokenizer, byte_characters, fit_tokenizer
+
+SIZES = SampleSizes(codes_per_image=3, codebook_size=16, action_ids=256)
+SHAPE = VlaShape(("front", "wrist"), 3, 2, (64, 64), 4, 2)
+IMAGES = SHAPE.past_images
+TOKENIZER = tiny_tokenizer(SIZES.codebook_size + SIZES.action_ids)
+IDS = TokenIds.of(TOKENIZER, SIZES)
+FAST = byte_tokenizer(-30)
+
+
+@pytest.fixture(scope="module")
+def network() -> FutureVla:
+    torch.manual_seed(0)
+    plain = tiny_future_vla(views=2).qwen
+    assert plain is not None
+    text = plain["text_config"] | {"vocab_size": IDS.vocabulary, "initializer_range": 0.3}
+    qwen = plain | {"text_config": text, "image_token_id": IDS.image_pad}
+    return FutureVla(tiny_future_vla(views=2, qwen=qwen)).eval()
+
+
+def encoder() -> SequenceEncoder:
+    return SequenceEncoder(TOKENIZER.to_str(), IDS, (1, 1, 2, 2, 4, 4))
+
+
+def policy(network: FutureVla, **changes: Any) -> FutureVlaPolicy:
+    profile = NormalizationProfile("tiny", mean=(0.5, -2.0), std=(0.1, 3.0))
+    values = {"sizes": SIZES, "shape": SHAPE, "fps": 5.0, "fast": FAST, "profile": profile}
+    return FutureVlaPolicy(network, encoder(), VlaAssets(**{**values, **changes}))
+
+
+def images(seed: int, count: int = 1) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (count, IMAGES, 64, 64, 3), dtype=np.uint8)
+
+
+def observation(seed: int, instruction: str) -> Observation:
+    pixels = images(seed)[0]
+    return Observation({"front": pixels[::2], "wrist": pixels[1::2]}, instruction=instruction)
+
+
+# the rule of action ids
+
+
+@pytest.mark.parametrize("fitted", [False, True])
+def test_every_walk_through_the_allowed_ids_is_a_chunk_of_the_right_size(fitted: bool) -> None:
+    chunks = smooth_chunks()
+    fast = byte_tokenizer()
+    if fitted:
+        fast = fit_tokenizer(
+            chunks, scale=10.0, vocab_size=400, lowest=-300, alphabet=byte_characters()
+        )
+    grammar = ActionGrammar(fast, 5 * 3, fast.vocab_size + 2)
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        state, ids = grammar.start, []
+        while not grammar.allowed(state)[-1]:
+            ids.append(int(rng.choice(np.flatnonzero(grammar.allowed(state)))))
+            state = grammar.after(state, ids[-1])
+        assert np.flatnonzero(grammar.allowed(state)).tolist() == [fast.vocab_size + 2]
+        assert fast.decode([ids], 5, 3)[1] == [None]
+    grammar = ActionGrammar(fast, chunks[0].size, fast.vocab_size)
+    for ids in fast.encode(chunks):
+        state = grammar.start
+        for number in ids:
+            assert grammar.allowed(state)[number]
+            state = grammar.after(state, number)
+        assert grammar.allowed(state)[-1]
+
+
+def test_vocabulary_without_a_way_on_ends_the_chunk() -> None:
+    half = ActionTokenizer(byte_document([byte_characters()[0xC3]]))
+    grammar = ActionGrammar(half, 2, 1)
+    assert grammar.allowed(grammar.start).tolist() == [True, False]
+    assert grammar.allowed(grammar.after(grammar.start, 0)).tolist() == [False, True]
+
+
+# decoding
+
+
+def straightforward(
+    network: FutureVla, task: str, pixels: np.ndarray, tokens: Sequence[int], number: int
+) -> list[int]:
+    """The most probable of some tokens, `number` times, without any cache."""
+    prompt, texts = encoder().prompt(task), encoder().answer_texts("vla")
+    ids = [*prompt.ids.tolist(), *texts.lead, IDS.action_start]
+    chosen: list[int] = []
+    for _ in range(number):
+        count = len(ids) - len(prompt.ids)
+        rest = np.tile(prompt.next_position + np.arange(count), (3, 1))
+        positions = np.concatenate([prompt.positions, rest], axis=1)
+        with torch.no_grad():
+            hidden = network(
+                torch.tensor([ids]),
+                torch.from_numpy(positions)[None],
+                images=torch.from_numpy(pixels),
+            )
+            scores = network.head(hidden[:, -1])[0]
+        chosen.append(max(tokens, key=lambda token: scores[token].item()))
+        ids.append(chosen[-1])
+    return chosen
+
+
+def test_actions_are_those_of_the_straightforward_formulation(network: FutureVla) -> None:
+    # Each id is one character, so that only their number is a rule.
+    fast = ActionTokenizer(byte_document(byte_characters()[ord("!") : ord("~")]))
+    grammar = ActionGrammar(fast, 6, SIZES.action_ids)
+    decoder = AnswerDecoder(network, encoder(), grammar, FrameCache(network))
+    with torch.no_grad():
+        (ids,) = decoder.actions([encoder().prompt("fold it")], images(1))
+    tokens = [IDS.first_action + number for number in range(fast.vocab_size)]
+    expected = straightforward(network, "fold it", images(1), tokens, 6)
+    assert ids == [token - IDS.first_action for token in expected]
+    assert len({*ids}) > 1
+
+
+def test_codes_follow_the_action_and_are_those_without_a_cache(network: FutureVla) -> None:
+    pixels, prompt = images(2), encoder().prompt("go")
+    grammar = ActionGrammar(FAST, 8, SIZES.action_ids)
+    decoder = AnswerDecoder(network, encoder(), grammar, FrameCache(network))
+    action_ids = [40, 50, 60]
+    with torch.no_grad():
+        codes = decoder.codes([prompt], pixels, [action_ids], 2)[0]
+    assert codes.shape == (2, 3)
+    texts = encoder().answer_texts("vla")
+    ids = [*prompt.ids, *texts.lead, *IDS.of_actions(action_ids), *texts.middle]
+    for row in codes:
+        ids.append(IDS.future_start)
+        for code in row:
+            count = len(ids) - len(prompt.ids)
+            rest = np.tile(prompt.next_position + np.arange(count), (3, 1))
+            positions = np.concatenate([prompt.positions, rest], axis=1)
+            with torch.no_grad():
+                hidden = network(
+                    torch.tensor([ids]),
+                    torch.from_numpy(positions)[None],
+                    images=torch.from_numpy(pixels),
+                )
+                scores = network.head(hidden[0, -1])[IDS.first_code :][: SIZES.codebook_size]
+            assert scores.argmax().item() == code
+            ids.append(IDS.first_code + int(code))
+        ids.append(IDS.future_end)
+
+
+def test_chunk_does_not_depend_on_the_others_in_the_batch(network: FutureVla) -> None:
+    tasks = ["go", "fold the towel", "go", "to the left"]
+    rows = [observation(seed, task) for seed, task in enumerate(tasks)]
+    asked = policy(network)
+    first = asked.decide(rows, seeds=[0] * 4)
+    again = policy(network).decide([rows[1], *rows[2:], rows[0]], seeds=[1] * 4)
+    np.testing.assert_array_equal(first.actions["actions"][1], again.actions["actions"][0])
+    np.testing.assert_array_equal(first.actions["actions"][0], again.actions["actions"][3])
+    assert first.tokens[1] == again.tokens[0]
+    codes = asked.future_codes(rows, seeds=[0] * 4)["wrist"]
+    others = asked.future_codes(rows[1:] + rows[:1], seeds=[0] * 4)["wrist"]
+    np.testing.assert_array_equal(codes[1], others[0])
+
+
+def test_policy_keeps_the_contract(network: FutureVla) -> None:
+    asked = policy(network)
+    check_policy(asked)
+    assert asked.horizon == 4
+    assert asked.fps == 5.0
+    assert asked.sees.cameras["wrist"].offsets == (-2, -1, 0)
+
+
+def test_decoding_stops_after_the_action(network: FutureVla) -> None:
+    calls: list[int] = []
+    handle = network.register_forward_hook(lambda *_: calls.append(1))
+    decision = policy(network).decide([observation(3, "go")], seeds=[0])
+    handle.remove()
+    assert len(calls) == decision.tokens[0]
+    assert 8 < decision.tokens[0] <= 4 * 8 + 1
+
+
+# features of frames
+
+
+def test_cached_features_are_those_of_the_network(network: FutureVla) -> None:
+    pixels = images(4, 3)
+    cache = FrameCache(network)
+    with torch.no_grad():
+        features = cache.features(pixels)
+        expected = network.embed_images(torch.from_numpy(pixels))
+        single = FrameCache(network).features(pixels[1:2])
+    torch.testing.assert_close(features, expected, rtol=1e-3, atol=1e-4)
+    assert torch.equal(single[0], features[1])
+
+
+def test_only_new_frames_are_computed_at_the_next_step(network: FutureVla) -> None:
+    computed: list[int] = []
+    handle = network.visual.vis_tok.register_forward_hook(
+        lambda _, inputs, __: computed.append(len(inputs[0]))
+    )
+    pixels, new = images(5)[0], images(6)[0, :2]
+    cache = FrameCache(network)
+    with torch.no_grad():
+        cache.features(pixels[None])
+        assert len(computed) == 1
+        moved = cache.features(np.concatenate([pixels[2:], new])[None])
+        assert len(computed) == 2
+        cache.features(np.concatenate([pixels[2:], new])[None])
+    handle.remove()
+    assert len(computed) == 2
+    with torch.no_grad():
+        fresh = network.embed_images(torch.from_numpy(np.concatenate([pixels[2:], new])[None]))
+    torch.testing.assert_close(moved, fresh, rtol=1e-3, atol=1e-4)
+
+
+# futures and errors
+
+
+class CodeTiles:
+    """Tokenizer whose images have the color of their first code."""
+
+    image_size, codes_per_image, codebook_size = 8, 3, SIZES.codebook_size
+    has_decoder = True
+    digest = decoder_digest = "tiles"
+
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        return codes[:, 0, None, None, None].expand(-1, 8, 8, 3).to(torch.uint8)
+
+
+def test_futures_are_the_decoded_codes_by_camera(network: FutureVla) -> None:
+    asked = policy(network)
+    rows = [observation(7, "go"), observation(8, "fold it")]
+    with pytest.raises(UsageError) as caught:
+        asked.futures(rows, seeds=[0, 0])
+    assert caught.value.code == "usage.needs_tokenizer"
+    tiles: Any = CodeTiles()
+    futures = asked.with_tokenizer(tiles).futures(rows, seeds=[0, 0])
+    codes = asked.future_codes(rows, seeds=[0, 0])
+    assert {name: values.shape for name, values in futures.items()} == dict.fromkeys(
+        SHAPE.cameras, (2, SHAPE.future_steps, 8, 8, 3)
+    )
+    np.testing.assert_array_equal(futures["wrist"][:, :, 0, 0, 0], codes["wrist"][:, :, 0])
+
+
+def test_other_tokenizer_and_instruction_of_reserved_ids_are_errors(network: FutureVla) -> None:
+    tiles: Any = CodeTiles()
+    with pytest.raises(DataError) as caught:
+        policy(network, codes_digest="other").with_tokenizer(tiles)
+    assert caught.value.code == "data.other_tokenizer"
+    with pytest.raises(DataError) as caught:
+        policy(network).act([observation(1, "say <|im_end|>")], seeds=[0])
+    assert caught.value.code == "data.unusable_instruction"
+    with pytest.raises(DataError) as caught:
+        policy(network, fast=None)
+    assert caught.value.code == "data.no_action_tokenizer"
+
+
+def test_images_of_another_size_are_resized(network: FutureVla) -> None:
+    small = observation(1, "go")
+    large = Observation(
+        {name: np.repeat(np.repeat(x, 2, 1), 2, 2) for name, x in small.images.items()},
+        instruction="go",
+    )
+    asked = policy(network)
+    near = functional.mse_loss(
+        torch.from_numpy(asked._stacked(large)).float(),
+        torch.from_numpy(asked._stacked(small)).float(),
+    )
+    assert asked._stacked(large).shape == asked._stacked(small).shape
+    assert near < 3000
