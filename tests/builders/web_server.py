@@ -35,6 +35,7 @@ class WebFaults:
         no_length: Responses have no Content-Length.
         page: Every response is a web page.
         version: Part of every ETag; it changes with the content.
+        fail_from: Ranges from this byte on get `status`; 0 for none.
         changes_every: Files get another version every N requests.
         commit: Commit of the branch `main` of the hub.
         requests: Method, path and range of each request.
@@ -52,6 +53,7 @@ class WebFaults:
     no_length: bool = False
     page: bool = False
     version: int = 1
+    fail_from: int = 0
     changes_every: int = 0
     commit: str = COMMIT
     requests: list[tuple[str, str, str]] = field(default_factory=list)
@@ -173,6 +175,9 @@ class _Handler(BaseHTTPRequestHandler):
         stop = min(len(content), int(last) + 1) if first and last else len(content)
         if start >= len(content):
             self._send_error(416)
+            return
+        if 0 < self.faults.fail_from <= start:
+            self._send_error(self.faults.status)
             return
         total = len(content) + self.faults.longer_by
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{total}"

@@ -24,6 +24,7 @@ GROUPS = {
         "resolve-config --output",
         "inspect --html",
         "download",
+        "download --raw",
     ),
     "policies": (
         "train",

@@ -1,8 +1,10 @@
 """Minimal run of each command that writes, and its result without times."""
 
+import io
 import json
 import os
 import shutil
+import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ from vlatool.config.resolve import load_config
 from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
 from vlatool.storage import transfer
 from vlatool.training.config import TrainConfig
+from vlatool.workflows import extraction
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
 from vlatool.workflows.decode import DecodeConfig, decode
 from vlatool.workflows.demo import DemoConfig, demo
@@ -42,7 +45,8 @@ from vlatool.workflows.train import train
 from vlatool.world.registration import ENVIRONMENT
 
 Result = Mapping[str, Any]
-_CHUNK = 1000  # bytes of a download
+_CHUNK = 1024  # bytes of a download
+_TASK = "PutKiwiOnSaucer"
 _TIMES = ("samples_per_second", "step_ms", "data_wait", "seconds", "stages")
 
 
@@ -123,6 +127,19 @@ def make_inputs(folder: Path) -> None:
     repository.mkdir(parents=True)
     for index in range(3):
         (repository / f"{index}.bin").write_bytes(bytes([index]) * (1 + index * _CHUNK))
+    _write_raw_task(folder / "hub/lab/raw")
+
+
+def _write_raw_task(folder: Path) -> None:
+    """Writes an archive with a member of several chunks, small ones, and annotations."""
+    folder.mkdir()
+    with tarfile.open(folder / f"{_TASK}.tar", "w") as tar:
+        for index, size in enumerate((10, 3 * _CHUNK + 1, 0, 300, 1500)):
+            member = tarfile.TarInfo(f"tasks/{_TASK}/{index}/{index}.npz")
+            member.size = size
+            tar.addfile(member, io.BytesIO(bytes([index]) * size))
+    (folder / "annotations.yaml").write_text("language_dict: {}")
+    (folder / "table.yaml").write_text("annotations: hf://datasets/lab/raw/annotations.yaml")
 
 
 def bucket_digests(out: Path) -> Result:
@@ -163,6 +180,16 @@ def _download(workspace: Workspace) -> None:
         os.environ["HF_ENDPOINT"] = server.endpoint
         source = "hf://datasets/lab/set"
         download(DownloadConfig(source=source, output=str(workspace.out), workers=1))
+
+
+def _download_raw(workspace: Workspace, **options: Any) -> None:
+    transfer.CHUNK, extraction._SYNC_S = _CHUNK, 0.0
+    hub = workspace.inputs / "hub"
+    with web_server(hub) as server:
+        os.environ |= {"HF_ENDPOINT": server.endpoint, "VLATOOL_REGISTRY": "hf://datasets/lab/raw"}
+        keys = {"task": [_TASK], "raw": True, "workers": 1, **options}
+        table = str(hub / "lab/raw/table.yaml")
+        download(DownloadConfig(**keys, task_table=table, output=str(workspace.out)))
 
 
 def _decode(workspace: Workspace) -> None:
@@ -375,6 +402,12 @@ COMMANDS = (
     Command("encode to S3", _encode, result=bucket_digests, is_remote=True),
     Command("decode", _decode),
     Command("download", _download, has_journal=True),
+    Command("download --raw", _download_raw, has_journal=True),
+    Command(
+        "download --raw --keep-archive",
+        lambda workspace: _download_raw(workspace, keep_archive=True),
+        has_journal=True,
+    ),
     Command("decode to S3", _decode, result=bucket_digests, is_remote=True),
     Command("tokenizer train", _tokenizer_train, result=run_files),
     Command("tokenizer eval", _tokenizer_eval),

@@ -4,9 +4,9 @@ The built-in table is `tasks/lbm.yaml`; others are files of the same form.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from vlatool.artifacts.manifest import parse_values
 from vlatool.errors import DataError, UsageError
@@ -43,13 +43,22 @@ class TaskTable:
         preprocessed: Location before `VERSION/TASK/`.
         raw: Location before `TASK.tar`.
         version: Default version of the preprocessed data.
+        annotations: Location of the language annotations of the tasks.
+        annotations_sha256: Digest of their content; empty if it is not compared.
         tasks: Map from name to task.
     """
 
     preprocessed: str
     raw: str
     version: str
+    annotations: str
+    annotations_sha256: str = ""
     tasks: Mapping[str, Task] = field(default_factory=dict[str, Task])
+
+    def annotations_location(self, registry: str | None) -> str:
+        """Location of the annotations; in a registry, if one replaces the published one."""
+        name = self.annotations.rpartition("/")[2]
+        return f"{registry.rstrip('/')}/{name}" if registry else self.annotations
 
     def find(self, name: str) -> Task:
         """Task of a name.
@@ -78,17 +87,18 @@ def task_table(more: str | None = None) -> TaskTable:
     table = _read(_BUILT_IN, {})
     if more is None:
         return table
-    own = _read(
-        location(more),
-        {"preprocessed": table.preprocessed, "raw": table.raw, "version": table.version},
-    )
+    defaults = asdict(replace(table, tasks={}))
+    own = _read(location(more), defaults)
     return replace(own, tasks={**table.tasks, **own.tasks})
 
 
-def _read(path: Path, defaults: Mapping[str, str]) -> TaskTable:
+def _read(path: Path, defaults: Mapping[str, Any]) -> TaskTable:
     try:
         document = read_yaml(path)
-        return parse_values(TaskTable, {**defaults, **dict(document or {})})
+        values = dict(document or {})
+        if "annotations" in values:
+            values.setdefault("annotations_sha256", "")
+        return parse_values(TaskTable, {**defaults, **values})
     except (OSError, DocumentError, TypeError, ValueError) as error:
         raise DataError.at(
             path, f"is no table of tasks: {error}", hint=_HINT, code="data.bad_task_table"

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal
 
@@ -14,10 +14,13 @@ from vlatool.config.base import ConfigModel, check_required, execution_field, re
 from vlatool.errors import DataError, PartialFailure, StorageError, UsageError, VlatoolError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.files import FOLDER
+from vlatool.storage.remote import find_object
 from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.tree import size_text
 from vlatool.storage.uri import local_path, pinned
+from vlatool.workflows.annotations import AnnotationsResult, download_annotations
 from vlatool.workflows.download_files import DownloadResult, TransferOptions, download_files
+from vlatool.workflows.download_raw import RawResult, RawTask, download_raw
 from vlatool.workflows.remote_files import RemoteFile, remote_files, task_files
 
 REGISTRY_VARIABLE = "VLATOOL_REGISTRY"
@@ -39,12 +42,22 @@ class DownloadConfig(ConfigModel):
     view: Literal["shards", "episodes"] = Field(
         default="shards", description="shards: shuffled samples; episodes: one tar per episode."
     )
+    raw: bool = Field(
+        default=False, description="Raw episodes of the tasks, and the language annotations."
+    )
+    keep_archive: bool = Field(
+        default=False, description="With --raw: keep TASK.tar, too, next to the episodes."
+    )
+    annotations: bool = Field(
+        default=False, description="Language annotations of the tasks; --output is their file."
+    )
     version: str | None = Field(
         default=None, description="Version of the public tasks; null: the published one."
     )
     registry: str | None = Field(
         default=None,
-        description="Location before VERSION/TASK; null: VLATOOL_REGISTRY, or the public one.",
+        description="Location before VERSION/TASK, or TASK.tar; null: VLATOOL_REGISTRY, or the"
+        " public one.",
     )
     task_table: str | None = Field(
         default=None, description="YAML file with more tasks, in the form of the built-in table."
@@ -111,11 +124,13 @@ class TasksResult:
         output: Location as it was given.
         tasks: Result of each task.
         failures: Tasks that failed, with code, message and hint.
+        annotations: Language annotations of raw tasks; empty without them.
     """
 
     output: str
-    tasks: Mapping[str, DownloadResult]
+    tasks: Mapping[str, DownloadResult | RawResult]
     failures: Sequence[Mapping[str, Any]]
+    annotations: str = ""
 
     def document(self) -> dict[str, Any]:
         """The result as a JSON-serializable mapping."""
@@ -124,6 +139,7 @@ class TasksResult:
             "tasks": {name: result.document() for name, result in self.tasks.items()},
             "bytes": sum(result.bytes for result in self.tasks.values()),
             "failures": [dict(failure) for failure in self.failures],
+            **({"annotations": self.annotations} if self.annotations else {}),
         }
 
     def text(self) -> str:
@@ -138,7 +154,7 @@ class TasksResult:
 
 def download(
     config: DownloadConfig, *, reporter: Reporter = NULL
-) -> DownloadResult | TasksResult | TaskList:
+) -> DownloadResult | TasksResult | TaskList | AnnotationsResult:
     """Downloads the files at a location, or public tasks, to a folder.
 
     The same call resumes an interrupted run, inside large files too, and downloads files that
@@ -153,6 +169,9 @@ def download(
     if config.list:
         return TaskList(task_table(config.task_table))
     check_required(config, "vlatool download hf://datasets/OWNER/NAME --output DIR")
+    _check_keys(config)
+    if config.annotations:
+        return _download_annotations(config)
     if config.task or config.all:
         return _download_tasks(config, reporter)
     if not config.source:
@@ -174,6 +193,49 @@ def download(
     return download_files(source, files, config.output, options, reporter)
 
 
+def _check_keys(config: DownloadConfig) -> None:
+    """Checks that the keys go together.
+
+    Raises:
+        UsageError: They do not.
+    """
+    sources = (config.source, config.task, config.all, config.annotations)
+    if sum(map(bool, sources)) > 1:
+        raise _conflict("a location, --task, --all and --annotations exclude each other")
+    if config.raw and not (config.task or config.all):
+        raise _conflict("--raw needs --task or --all", "add --task NAME; --list shows the tasks")
+    if config.keep_archive and not config.raw:
+        raise _conflict("--keep-archive needs --raw", "add --raw, or omit --keep-archive")
+    if config.raw and (config.view != "shards" or config.version or _has_patterns(config)):
+        raise _conflict(
+            "--raw downloads one archive as it is published: it has no views, versions or patterns",
+            "omit --view, --version, --include and --leave-out",
+        )
+
+
+def _has_patterns(config: DownloadConfig) -> bool:
+    return bool(config.include or config.leave_out)
+
+
+def _conflict(message: str, hint: str = "give one of them") -> UsageError:
+    return UsageError(message, hint=hint, code="usage.conflicting_options")
+
+
+def _download_annotations(config: DownloadConfig) -> AnnotationsResult:
+    """Downloads the annotations of all tasks to a file."""
+    table, registry = task_table(config.task_table), _registry(config)
+    target = local_path(config.output)
+    try:
+        return download_annotations(table, registry, target, dry_run=config.dry_run)
+    except FileNotFoundError:
+        raise DataError.at(
+            table.annotations_location(registry),
+            "does not exist",
+            hint="check --registry",
+            code="data.no_source",
+        ) from None
+
+
 def _options(config: DownloadConfig, request: Mapping[str, Any]) -> TransferOptions:
     """Limits, and the request with the patterns of the command."""
     patterns = {"include": config.include, "leave_out": config.leave_out}
@@ -190,50 +252,70 @@ def _download_tasks(config: DownloadConfig, reporter: Reporter) -> TasksResult:
         StorageError: Only the storage failed.
         PartialFailure: Some tasks failed.
     """
-    if config.source or (config.task and config.all):
-        raise UsageError(
-            "a location, --task and --all exclude each other",
-            hint="give one of them",
-            code="usage.conflicting_options",
-        )
     table = task_table(config.task_table)
-    names = config.task or [name for name, task in table.tasks.items() if "shards" in task.has]
+    part = "raw" if config.raw else "shards"
+    names = config.task or [name for name, task in table.tasks.items() if part in task.has]
     for name in names:
-        if "shards" not in table.find(name).has:
+        if part not in table.find(name).has:
             raise UsageError(
-                f"{name}: is published as raw data only",
+                f"{name}: is published {'without raw data' if config.raw else 'as raw data only'}",
                 hint="`vlatool download --list` shows what there is of each task",
                 code="usage.no_such_view",
             )
-    base = config.registry or os.environ.get(REGISTRY_VARIABLE) or table.preprocessed
-    root = f"{base.rstrip('/')}/{config.version or table.version}"
-    results: dict[str, DownloadResult] = {}
+    results: dict[str, DownloadResult | RawResult] = {}
     errors: dict[str, VlatoolError] = {}
+    annotations = _annotations_beside(config, table, errors, reporter) if config.raw else ""
     for name in dict.fromkeys(names):
         try:
-            results[name] = _download_task(config, f"{root}/{name}", name, reporter)
+            if config.raw:
+                results[name] = _download_raw(config, table, name, (annotations, reporter))
+            else:
+                results[name] = _download_task(config, table, name, reporter)
         except (DataError, StorageError, PartialFailure) as error:
             if len(names) == 1:
                 raise
             reporter.warn("task_failed", f"{name}: {error.message}")
             errors[name] = error
-    return _tasks_result(config.output, results, errors)
+    return _tasks_result(TasksResult(config.output, results, [], annotations), errors)
 
 
-def _tasks_result(
-    output: str, results: Mapping[str, DownloadResult], errors: Mapping[str, VlatoolError]
-) -> TasksResult:
+def _registry(config: DownloadConfig) -> str | None:
+    """Location that replaces the public ones; None without one."""
+    return config.registry or os.environ.get(REGISTRY_VARIABLE) or None
+
+
+def _annotations_beside(
+    config: DownloadConfig, table: TaskTable, errors: dict[str, VlatoolError], reporter: Reporter
+) -> str:
+    """Downloads the annotations next to raw tasks; returns their path, empty without them."""
+    name = table.annotations.rpartition("/")[2]
+    target = local_path(config.output) / name
+    try:
+        download_annotations(table, _registry(config), target, dry_run=config.dry_run)
+    except FileNotFoundError as error:
+        reporter.warn("no_annotations", f"{error}: there are no language annotations")
+        return ""
+    except (DataError, StorageError) as error:
+        reporter.warn("no_annotations", error.message)
+        errors[name] = error
+        return ""
+    except UsageError as error:  # of an earlier version, or edited: they are used as they are
+        reporter.warn("other_annotations", f"{error.message}; it stays")
+    return str(target)
+
+
+def _tasks_result(result: TasksResult, errors: Mapping[str, VlatoolError]) -> TasksResult:
     """Result of all tasks; raises one error for those that failed."""
     failures = [
         {"task": name, "code": error.code, "message": error.message, "hint": error.hint}
         for name, error in errors.items()
     ]
-    result = TasksResult(output, results, failures)
+    result = replace(result, failures=failures)
     if not errors:
         return result
     is_storage = all(isinstance(error, StorageError) for error in errors.values())
     problem = (StorageError if is_storage else PartialFailure)(
-        f"{len(errors)} of {len(errors) + len(results)} tasks failed: {', '.join(errors)}",
+        f"{len(errors)} of {len(errors) + len(result.tasks)} tasks failed: {', '.join(errors)}",
         hint="run the same command again for the rest",
         code=f"{'storage' if is_storage else 'partial'}.tasks_failed",
         details={"failures": failures},
@@ -243,15 +325,10 @@ def _tasks_result(
 
 
 def _download_task(
-    config: DownloadConfig, location: str, name: str, reporter: Reporter
+    config: DownloadConfig, table: TaskTable, name: str, reporter: Reporter
 ) -> DownloadResult:
-    source = pinned(location)
-    if not isinstance(source, RemotePath):
-        raise UsageError(
-            f"{location}: is a local path",
-            hint="give --registry as https://, s3:// or hf://",
-            code="usage.local_source",
-        )
+    base = _registry(config) or table.preprocessed
+    source = _remote(f"{base.rstrip('/')}/{config.version or table.version}/{name}")
     files, borrowed = task_files(source, config.view)
     if borrowed:
         reporter.note(
@@ -263,14 +340,56 @@ def _download_task(
     return download_files(source, files, output, options, reporter)
 
 
+def _download_raw(
+    config: DownloadConfig, table: TaskTable, name: str, beside: tuple[str, Reporter]
+) -> RawResult:
+    """Downloads and extracts the raw archive of a task.
+
+    Args:
+        config: The options.
+        table: The table of tasks.
+        name: The task.
+        beside: Path of the annotations, and the reporter.
+    """
+    annotations, reporter = beside
+    base = _registry(config) or table.raw
+    source = _remote(f"{base.rstrip('/')}/{name}.tar")
+    info = find_object(source.address)
+    if info is None or info.is_dir:
+        raise DataError.at(
+            source,
+            "does not exist",
+            hint="check --registry; `vlatool download --list` shows the tasks with raw data",
+            code="data.no_source",
+        )
+    output = str(local_path(config.output) / "tasks" / name)
+    task = RawTask(name, source, info, output, config.keep_archive, annotations)
+    return download_raw(task, _options(config, _task_request(config, name)), reporter)
+
+
+def _remote(location: str) -> RemotePath:
+    """Path of a location in a registry, at its current version."""
+    source = pinned(location)
+    if not isinstance(source, RemotePath):
+        raise UsageError(
+            f"{location}: is a local path",
+            hint="give --registry as https://, s3:// or hf://",
+            code="usage.local_source",
+        )
+    return source
+
+
 def _task_request(config: DownloadConfig, name: str) -> dict[str, Any]:
     """Options that select the files of a task; the output is below that of the command."""
     optional = {
         "version": config.version,
-        "registry": config.registry or os.environ.get(REGISTRY_VARIABLE),
+        "registry": _registry(config),
         "task_table": config.task_table,
     }
     options = {key: value for key, value in optional.items() if value}
+    if config.raw:
+        archive = {"keep_archive": True} if config.keep_archive else {}
+        return {"task": name, "raw": True, **archive, **options, "output": "../.."}
     return {"task": name, "view": config.view, **options, "output": ".."}
 
 

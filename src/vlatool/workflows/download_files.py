@@ -147,16 +147,14 @@ class DownloadJob:
         self._reporter, self._stack = display
         self._total = sum(file.info.size for file in files)
         self.pool = TransferPool(options.workers, options.bytes_per_s, on_note=self._reporter.note)
-        plain = str(source).replace(f"@{source.version}", "", 1)
-        recorded = {"source": plain, **versions_of([source])}
         self.spec = JobSpec(
             output=output,
-            record=OutputRecord("download", recorded, requests=(options.request,)),
+            record=OutputRecord("download", recorded_source(source), requests=(options.request,)),
             title=f"download {source}",
             item_name="file",
             plan=_PLAN,
             work=self._download,
-            state=_state,
+            state=object_state,
             owned=("*",),
             locations=(output,),
             grows=True,
@@ -177,16 +175,7 @@ class DownloadJob:
             StorageError: The remaining files do not fit.
         """
         missing = sum(file.info.size - self._bytes_there(file) for file in self.items)
-        folder = next(path for path in (self._output, *self._output.parents) if path.exists())
-        free = shutil.disk_usage(folder).free
-        if missing > free:
-            raise StorageError.at(
-                self._output,
-                f"{size_text(missing)} are missing and {size_text(free)} are free on this disk",
-                hint="free space there, or choose an --output on another disk; --include downloads"
-                " a part",
-                code="storage.no_space",
-            )
+        check_space(self._output, missing, "; --include downloads a part")
         bar = self._stack.enter_context(self._reporter.progress("download", missing, "bytes"))
         self.pool.on_bytes = bar.advance
 
@@ -235,7 +224,31 @@ class DownloadJob:
         )
 
 
-def _state(file: RemoteFile) -> InputState:
+def recorded_source(source: RemotePath) -> dict[str, Any]:
+    """Options of the record of a download: the location, and its version on its own."""
+    plain = str(source).replace(f"@{source.version}", "", 1)
+    return {"source": plain, **versions_of([source])}
+
+
+def check_space(output: Path, missing: int, hint: str = "") -> None:
+    """Checks that the disk of an output has space for bytes that are not there yet.
+
+    Raises:
+        StorageError: It has not; `hint` is added to its hint.
+    """
+    folder = next(path for path in (output, *output.absolute().parents) if path.exists())
+    free = shutil.disk_usage(folder).free
+    if missing > free:
+        raise StorageError.at(
+            output,
+            f"{size_text(missing)} are missing and {size_text(free)} are free on this disk",
+            hint=f"free space there, or choose an --output on another disk{hint}",
+            code="storage.no_space",
+        )
+
+
+def object_state(file: RemoteFile) -> InputState:
+    """State of a remote file; it does not depend on the version of vlatool."""
     info = file.info
     sizes = digest_of([info.etag or info.digest, info.size])
     return InputState(digest_of([file.path, sizes]), sizes, int(info.modified * 1e9))

@@ -20,6 +20,7 @@ _FORMATS = {
 }
 # Published shards name no action fields; this preset has those of the public tasks.
 _PUBLISHED_FIELDS = "--preset lbm-data-params"
+_RAW_TASK = "--preset lbm-1past-14future --output {name}-shards"
 
 
 def next_command(output: str) -> str:
@@ -31,6 +32,21 @@ def next_command(output: str) -> str:
     with suppress(VlatoolError):  # files of any other kind
         return _next_command(folder).format(output=shlex.quote(output.rstrip("/")))
     return f"vlatool verify {shlex.quote(output)}"
+
+
+def raw_task_command(output: str, annotations: str) -> str:
+    """Command for the next step after a raw task.
+
+    Args:
+        output: Folder of the task.
+        annotations: Language annotations; empty without them.
+    """
+    command = next_command(output)
+    if not command.startswith("vlatool preprocess spartan "):
+        return command
+    path = f" --language-annotations-path {shlex.quote(annotations)}" if annotations else ""
+    rest = _RAW_TASK.format(name=shlex.quote(local_path(output).name))
+    return f"vlatool preprocess spartan {shlex.quote(output)}{path} {rest}"
 
 
 def _next_command(folder: Path) -> str:

@@ -1,0 +1,126 @@
+"""Chunks of an object in order, fetched in parallel ranges that run ahead of their consumer."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+
+from vlatool.errors import StorageError
+from vlatool.storage.background import in_background
+from vlatool.storage.reader import RangeDownload, changed_error
+from vlatool.storage.remote import Address, Body, ConditionFailed, ObjectInfo, Remote, call
+from vlatool.storage.transfer import TransferPool
+
+# Chunks in memory: requested or received, up to the one that is being consumed.
+RUN_AHEAD = 16
+_READ_SIZE = 256 * 1024
+
+# Gets the number of a chunk and its bytes; chunks come in order, each once.
+Consumer = Callable[[int, bytes | bytearray], None]
+
+
+@dataclass(frozen=True)
+class ChunkStream:
+    """Chunks of one version of an object.
+
+    Attributes:
+        address: The object.
+        info: Its size and version.
+        chunk_bytes: Size of a chunk; the last one may be smaller.
+        pool: Streams and limits.
+    """
+
+    address: Address
+    info: ObjectInfo
+    chunk_bytes: int
+    pool: TransferPool
+
+    def read(self, numbers: Sequence[int], consume: Consumer) -> None:
+        """Hands chunks to a consumer, up to one per stream and `RUN_AHEAD` ahead of it.
+
+        Args:
+            numbers: Numbers of the chunks, from 0, ascending.
+            consume: Called in this thread.
+
+        Raises:
+            FileNotFoundError: The object does not exist any more.
+            StorageError: The storage does not respond, or the object has changed.
+        """
+        remaining = iter(numbers)
+        for number in islice(remaining, 1):
+            first = self._fetch_first(number)
+            if not first.is_range:
+                self._read_whole(numbers, consume)
+                return
+            consume(number, first.received)
+        limit = min(self.pool.streams, RUN_AHEAD)
+        running: deque[tuple[int, Future[RangeDownload]]] = deque()
+        while True:
+            for number in islice(remaining, limit - len(running)):
+                running.append((number, in_background(partial(self._fetch, number))))
+            if not running:
+                return
+            number, part = running[0]
+            consume(number, part.result().received)
+            running.popleft()
+
+    def _fetch_first(self, number: int) -> RangeDownload:
+        """Fetches a chunk, which shows if the server has ranges."""
+        try:
+            return self._fetch(number)
+        except StorageError as error:
+            if error.code != "storage.unsupported" or number == 0:
+                raise
+            return RangeDownload(self.address, 0, 0, self.info, is_range=False)
+
+    def _fetch(self, number: int) -> RangeDownload:
+        start = number * self.chunk_bytes
+        stop = min(start + self.chunk_bytes, self.info.size)
+        version = self.info if self.info.etag else None
+        part = RangeDownload(self.address, start, stop, version, on_bytes=self.pool.count)
+        with self.pool.stream():
+            part.fill()
+        assert part.info is not None
+        if part.info.size != self.info.size:
+            raise changed_error(self.address)
+        return part
+
+    def _read_whole(self, numbers: Sequence[int], consume: Consumer) -> None:
+        """Reads the object with one request; a retry reads from its start and skips."""
+        self.pool.on_note(
+            f"{self.address}: the server has no byte ranges; an interrupted download reads it from"
+            " the start again"
+        )
+        remaining = deque(numbers)
+
+        def receive(remote: Remote) -> None:
+            body = remote.get(self.address.key, 0, self.info.size, self.info.etag)
+            try:
+                if body.info.size != self.info.size:
+                    raise ConditionFailed
+                for number in range(numbers[-1] + 1):
+                    data = self._next(body, number)
+                    if remaining and number == remaining[0]:
+                        consume(number, data)
+                        remaining.popleft()
+            finally:
+                body.close()
+
+        with self.pool.stream():
+            try:
+                call(self.address, receive)
+            except ConditionFailed:
+                raise changed_error(self.address) from None
+
+    def _next(self, body: Body, number: int) -> bytearray:
+        """The next chunk of a body."""
+        size = min(self.chunk_bytes, self.info.size - number * self.chunk_bytes)
+        data = bytearray()
+        while len(data) < size and (read := body.read(min(_READ_SIZE, size - len(data)))):
+            data += read
+            self.pool.count(len(read))
+        if len(data) < size:
+            raise ConnectionResetError(f"{self.address}: the response ends early")
+        return data

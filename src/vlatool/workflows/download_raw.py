@@ -1,0 +1,286 @@
+"""Job that downloads a raw archive of a task and extracts it meanwhile."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from vlatool.errors import StorageError
+from vlatool.events import Reporter, counted
+from vlatool.jobs.command import JobConfig, JobResult
+from vlatool.jobs.executor import ThreadExecutor
+from vlatool.jobs.files import FileEntry
+from vlatool.jobs.inputs import InputState
+from vlatool.jobs.job import JobRun, JobSpec
+from vlatool.jobs.journal import Journal, Receipt
+from vlatool.jobs.record import OutputRecord, partial_folder
+from vlatool.jobs.run import run_command
+from vlatool.storage import transfer
+from vlatool.storage.atomic import remove_tree
+from vlatool.storage.chunk_stream import ChunkStream, Consumer
+from vlatool.storage.remote import ObjectInfo, call
+from vlatool.storage.remote_path import RemotePath
+from vlatool.storage.transfer import TransferPool
+from vlatool.storage.tree import size_text
+from vlatool.storage.uri import local_path
+from vlatool.workflows.download_files import (
+    TransferOptions,
+    check_space,
+    object_state,
+    recorded_source,
+)
+from vlatool.workflows.download_next import raw_task_command
+from vlatool.workflows.extraction import Archive, Extraction
+from vlatool.workflows.remote_files import RemoteFile
+
+_PLAN = "extract 1"  # as in `download_files`
+_RESTARTS = 2  # of an archive that changes
+_LOG = "members"
+
+
+@dataclass(frozen=True)
+class RawTask:
+    """Raw archive of a task.
+
+    Attributes:
+        name: Name of the task.
+        source: Location of the archive.
+        info: Its size and version.
+        output: Folder of the output, which is the folder of the task in the archive.
+        keep_archive: Keep the archive in the output.
+        annotations: File with the language annotations, for the next command; empty for none.
+    """
+
+    name: str
+    source: RemotePath
+    info: ObjectInfo
+    output: str
+    keep_archive: bool = False
+    annotations: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawResult(JobResult):
+    """Result of the download of a raw archive.
+
+    Attributes:
+        source: Location of the archive.
+        bytes: Size of the archive.
+        downloaded_bytes: Bytes that this call read.
+        files: Number of extracted files.
+        folders: Number of folders.
+        extracted_bytes: Size of the extracted files.
+        chunk_bytes: Size of the chunks of the archive that have a digest.
+        chunks_sha256: SHA-256 of the concatenated hexadecimal SHA-256 of all chunks. There is no
+            digest of the whole archive.
+        next: Command for the next step; empty after a dry run.
+    """
+
+    source: str
+    bytes: int
+    downloaded_bytes: int = 0
+    files: int = 0
+    folders: int = 0
+    extracted_bytes: int = 0
+    chunk_bytes: int = 0
+    chunks_sha256: str = ""
+    next: str = ""
+
+    def document(self) -> dict[str, Any]:
+        """The result as a JSON-serializable mapping."""
+        values = super().document()
+        unused = ("episodes", "resumed", *(() if self.next else ("next",)))
+        values = {key: value for key, value in values.items() if key not in unused}
+        return {"output": self.output, **values}
+
+    def text(self) -> str:
+        """The result as text."""
+        name = self.source.rpartition("/")[2]
+        if self.status == "planned":
+            size = size_text(self.bytes)
+            return f"{self.output}: would extract {name}, {size}; nothing was written"
+        size = size_text(self.extracted_bytes)
+        lines = [f"{self.output}: {counted(self.files, 'file')} of {name}, {size}"]
+        if self.status == "already complete":
+            lines[0] += "; already complete, nothing to do"
+        lines += [f"failed {row['archive']}: {row['message']}" for row in self.failures]
+        return "\n".join([*lines, *([f"next: {self.next}"] if self.next else [])])
+
+
+def download_raw(task: RawTask, options: TransferOptions, reporter: Reporter) -> RawResult:
+    """Extracts the archive of a task while it is downloaded; resumes inside members.
+
+    Raises:
+        UsageError: The output belongs to something else.
+        DataError: The archive is damaged, or holds what must not be extracted.
+        StorageError: The storage does not respond, or the disk is full.
+    """
+    with ExitStack() as stack:
+        job = RawJob(task, options, (reporter, stack))
+        executor = ThreadExecutor(1, job.pool.cancel)
+        job_options = JobConfig(dry_run=options.dry_run)
+        result = run_command(job, RawResult, job_options, executor, reporter=reporter)
+    if result.status == "planned":
+        return result
+    return replace(result, next=raw_task_command(task.output, task.annotations))
+
+
+class RawJob:
+    """Job whose only item is an archive; see `jobs.job.Job`."""
+
+    def __init__(
+        self, task: RawTask, options: TransferOptions, display: tuple[Reporter, ExitStack]
+    ) -> None:
+        self._task = task
+        self._output = output = local_path(task.output)
+        self._partials = partial_folder(output)
+        self._reporter, self._stack = display
+        self._extraction: Extraction | None = None
+        self._facts: Mapping[str, Any] = {}
+        self._read_bytes = 0
+        self._file = RemoteFile(task.source.name, task.source.address, task.info)
+        self.items = [self._file]
+        self.pool = TransferPool(options.workers, options.bytes_per_s, on_note=self._reporter.note)
+        self.spec = JobSpec(
+            output=output,
+            record=OutputRecord(
+                "download", recorded_source(task.source), requests=(options.request,)
+            ),
+            title=f"download {task.source}",
+            item_name="archive",
+            plan=_PLAN,
+            work=self._extract,
+            state=self._state,
+            owned=("*",),
+            locations=(output,),
+            grows=True,
+            can_overwrite=False,
+            skips_storage_errors=True,
+            has_own_progress=True,
+            shown={"output": task.output},
+        )
+
+    def name(self, item: RemoteFile) -> str:
+        """Name of the archive."""
+        return item.name
+
+    def _state(self, item: RemoteFile) -> InputState:
+        """State of the archive; another one if it becomes a file of the output."""
+        state = object_state(item)
+        if not (self._task.keep_archive or (self._output / item.name).is_file()):
+            return state
+        return replace(state, digest=f"{state.digest} archive", sizes=f"{state.sizes} archive")
+
+    def begin(self) -> None:
+        """Checks the space on the disk and starts the progress bar.
+
+        Raises:
+            StorageError: The remaining files do not fit.
+        """
+        self._extraction = extraction = self._opened(self._task.info)
+        missing = extraction.missing_bytes
+        archive = self._task.info.size if self._needs_archive(extraction) else 0
+        check_space(self._output, missing + archive)
+        total = archive or missing
+        bar = self._stack.enter_context(self._reporter.progress("download", total, "bytes"))
+
+        def count(size: int) -> None:
+            self._read_bytes += size
+            bar.advance(size)
+
+        self.pool.on_bytes = count
+
+    def _opened(self, info: ObjectInfo) -> Extraction:
+        """Extraction of a version of the archive, at the position that its log names."""
+        prefix = f"tasks/{self._task.name}"
+        archive = Archive(self._file.path, info.etag or info.digest, info.size, prefix)
+        log = Journal(self._output, _LOG).log()
+        return Extraction(archive, self._output, self._partials, log, transfer.CHUNK)
+
+    def _needs_archive(self, extraction: Extraction) -> bool:
+        return self._task.keep_archive and extraction.archive_entry is None
+
+    def _extract(self, file: RemoteFile) -> Receipt:
+        """Extracts the archive, from the start again if it changes meanwhile."""
+        info = file.info
+        for attempt in range(_RESTARTS + 1):
+            extraction = self._extraction or self._opened(info)
+            self._extraction = None
+            try:
+                self._extract_version(extraction, info)
+                return _receipt(extraction)
+            except StorageError as error:
+                if error.code != "storage.changed" or attempt == _RESTARTS:
+                    raise
+                info = call(file.address, lambda remote: remote.head(file.address.key))
+        raise AssertionError
+
+    def _extract_version(self, extraction: Extraction, info: ObjectInfo) -> None:
+        file = self._file
+        if extraction.replaces_other:
+            self._reporter.warn(
+                "archive_changed", f"{file.path} has changed: it is extracted from the start again"
+            )
+        extraction.discard_other()
+        if self._needs_archive(extraction):
+            self._download_archive(extraction, info)
+        stream = ChunkStream(file.address, info, extraction.chunk_bytes, self.pool)
+        local = self._output / file.name
+        is_here = extraction.archive_entry is not None
+        extraction.run(
+            partial(_read_local, local, extraction.chunk_bytes) if is_here else stream.read
+        )
+
+    def _download_archive(self, extraction: Extraction, info: ObjectInfo) -> None:
+        """Downloads the archive as a file of the output."""
+        file = self._file
+        target = self._output / file.name
+        done = transfer.download(file.address, info, target, self._partials / "archive", self.pool)
+        modified_ns = target.stat().st_mtime_ns if done.is_synced else None
+        entry = FileEntry(file.name, done.size, done.sha256, modified_ns=modified_ns)
+        extraction.add_archive(entry)
+
+    def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
+        """Entries of the extracted files."""
+        entries: list[FileEntry] = []
+        for receipt in receipts:
+            entries += receipt.files
+            self._facts = receipt.facts
+        if not run.failures:
+            remove_tree(self._partials)
+        return entries
+
+    def result(self, run: JobRun) -> RawResult:
+        """Result of the command."""
+        return RawResult(
+            source=str(self._task.source),
+            bytes=self._task.info.size,
+            downloaded_bytes=self._read_bytes,
+            extracted_bytes=run.sums.get("bytes", 0),
+            **self._facts,
+        )
+
+
+def _receipt(extraction: Extraction) -> Receipt:
+    """Receipt of a complete extraction."""
+    entries = extraction.entries()
+    digests = extraction.chunk_digests
+    facts = {
+        "files": len(entries),
+        "folders": extraction.folders,
+        "chunk_bytes": extraction.chunk_bytes,
+        "chunks_sha256": hashlib.sha256("".join(digests).encode()).hexdigest(),
+    }
+    counts = {"bytes": sum(entry.bytes for entry in entries)}
+    return Receipt("", counts=counts, files=tuple(entries), facts=facts)
+
+
+def _read_local(path: Path, chunk_bytes: int, numbers: Sequence[int], consume: Consumer) -> None:
+    """Hands chunks of a local archive to a consumer."""
+    with path.open("rb") as file:
+        for number in numbers:
+            file.seek(number * chunk_bytes)
+            consume(number, file.read(chunk_bytes))

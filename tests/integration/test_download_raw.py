@@ -1,0 +1,406 @@
+"""Downloads of raw archives from a local registry, extracted meanwhile, with interruptions."""
+
+import hashlib
+import io
+import shlex
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.builders.web_server import WebServer, web_server
+from vlatool.artifacts.check import CheckOptions
+from vlatool.cli.app import run
+from vlatool.errors import DataError, PartialFailure, StorageError, UsageError, VlatoolError
+from vlatool.inspection.verify import verify_location
+from vlatool.jobs.downloads import require_input
+from vlatool.jobs.files import read_file_list
+from vlatool.jobs.record import read_record
+from vlatool.storage import transfer
+from vlatool.workflows import extraction
+from vlatool.workflows.annotations import AnnotationsResult
+from vlatool.workflows.download import DownloadConfig, TasksResult, download
+from vlatool.workflows.download_raw import RawResult
+from vlatool.workflows.sample import SampleConfig, sample
+
+CHUNK = 4096
+TASK = "PutKiwiOnSaucer"
+ANNOTATIONS = b"language_dict: {}\n"
+rng = np.random.default_rng(0)
+FILES = {
+    "cabot/large.npz": rng.bytes(10 * CHUNK + 77),
+    **{f"cabot/{index}/small.npz": rng.bytes(300 * index) for index in range(12)},
+    "cabot/last.npz": rng.bytes(2 * CHUNK),
+}
+
+
+def archive(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(f"tasks/{TASK}/{name}")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServer]:
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / f"{TASK}.tar").write_bytes(archive(FILES))
+    (site / "lbm_language_annotations.yaml").write_bytes(ANNOTATIONS)
+    digest = hashlib.sha256(ANNOTATIONS).hexdigest()
+    (tmp_path / "table.yaml").write_text(f"annotations_sha256: {digest}")
+    monkeypatch.setattr(transfer, "CHUNK", CHUNK)
+    monkeypatch.setattr(extraction, "_SYNC_S", 0.0)
+    monkeypatch.setenv("VLATOOL_STORAGE_PATIENCE_S", "20")
+    monkeypatch.setenv("VLATOOL_STORAGE_CLOCK_SPEED", "20")
+    with web_server(site) as running:
+        monkeypatch.setenv("VLATOOL_REGISTRY", running.endpoint)
+        yield running
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out/tasks" / TASK
+
+
+def get(out: Path, **keys: object) -> RawResult:
+    folder = out.parents[1]
+    table = folder.parent / "table.yaml"
+    values = {"task": [TASK], "raw": True, "output": str(folder), "task_table": str(table), **keys}
+    result = download(DownloadConfig.model_validate(values))
+    assert isinstance(result, TasksResult)
+    raw = result.tasks[TASK]
+    assert isinstance(raw, RawResult)
+    return raw
+
+
+def content(out: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(out).as_posix(): path.read_bytes()
+        for path in out.rglob("*")
+        if path.is_file() and ".vlatool" not in path.parts
+    }
+
+
+def ranges(server: WebServer) -> list[str]:
+    return [
+        span for method, path, span in server.faults.requests if method == "GET" and ".tar" in path
+    ]
+
+
+def test_archive_is_extracted_with_digests_and_counts(server: WebServer, out: Path) -> None:
+    result = get(out)
+
+    assert content(out) == FILES
+    assert (result.files, result.folders) == (len(FILES), 13)
+    assert result.extracted_bytes == sum(map(len, FILES.values()))
+    record = read_record(out)
+    assert record is not None
+    assert record.complete
+    assert record.result is not None
+    assert record.result["files"] == len(FILES)
+    data = (server.folder / f"{TASK}.tar").read_bytes()
+    chunks = [data[start : start + CHUNK] for start in range(0, len(data), CHUNK)]
+    digests = "".join(hashlib.sha256(chunk).hexdigest() for chunk in chunks)
+    assert record.result["chunks_sha256"] == hashlib.sha256(digests.encode()).hexdigest()
+    listed = {entry.path: entry.sha256 for entry in read_file_list(out) or ()}
+    assert listed == {name: hashlib.sha256(data).hexdigest() for name, data in FILES.items()}
+    assert len(ranges(server)) == len(chunks)
+    assert not (out / ".vlatool/partial").exists()
+    annotations = out.parents[1] / "lbm_language_annotations.yaml"
+    assert annotations.read_bytes() == ANNOTATIONS
+
+
+def test_complete_archive_is_not_requested_again(server: WebServer, out: Path) -> None:
+    get(out)
+    server.faults.requests.clear()
+    assert get(out).status == "already complete"
+    assert not ranges(server)
+
+
+def test_damaged_files_are_fetched_by_their_ranges(server: WebServer, out: Path) -> None:
+    get(out)
+    (out / "cabot/0/small.npz").unlink()
+    (out / "cabot/5/small.npz").write_bytes(b"other")
+    (out / "cabot/last.npz").unlink()
+    server.faults.requests.clear()
+
+    get(out)
+
+    assert content(out) == FILES
+    assert len(ranges(server)) <= 5
+
+
+def test_verify_compares_extracted_files_with_the_record(server: WebServer, out: Path) -> None:
+    get(out)
+    assert not list(verify_location(out, CheckOptions()).findings)
+    (out / "cabot/last.npz").write_bytes(bytes(2 * CHUNK))
+
+    findings = list(verify_location(out, CheckOptions()).findings)
+
+    assert [finding.code for finding in findings] == ["output.digest_mismatch"]
+
+
+def _cut(server: WebServer) -> None:
+    server.faults.cut_after = 1000
+
+
+def _busy(server: WebServer) -> None:
+    server.faults.fail_next, server.faults.status = 3, 500
+
+
+def _no_ranges(server: WebServer) -> None:
+    server.faults.no_ranges = True
+
+
+def _changes(server: WebServer) -> None:
+    server.faults.changes_every = 40
+
+
+@pytest.mark.parametrize("fault", [_cut, _busy, _no_ranges, _changes])
+def test_download_survives(
+    server: WebServer, out: Path, fault: Callable[[WebServer], None]
+) -> None:
+    fault(server)
+    get(out)
+    assert content(out) == FILES
+
+
+def interrupted(server: WebServer, out: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """Starts a download from a server that fails from a byte on."""
+    server.faults.fail_from = at
+    with monkeypatch.context() as patch:
+        patch.setenv("VLATOOL_STORAGE_PATIENCE_S", "0")
+        with pytest.raises(StorageError):
+            get(out, workers=1)
+    server.faults.fail_from = 0
+    server.faults.requests.clear()
+
+
+@pytest.mark.parametrize("at", [CHUNK, 5 * CHUNK, 13 * CHUNK, 17 * CHUNK])
+def test_interrupted_extraction_continues_inside_a_member(
+    server: WebServer, out: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    interrupted(server, out, monkeypatch, at)
+    before = read_record(out)
+    assert before is not None
+    assert not before.complete
+
+    get(out)
+
+    assert content(out) == FILES
+    size = (server.folder / f"{TASK}.tar").stat().st_size
+    assert len(ranges(server)) == -(-(size - at) // CHUNK)
+
+
+def test_damage_to_an_unfinished_file_is_noticed(
+    server: WebServer, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(server, out, monkeypatch, 5 * CHUNK)
+    (unfinished,) = (out / ".vlatool/partial").iterdir()
+    unfinished.write_bytes(bytes(unfinished.stat().st_size))
+
+    get(out)
+
+    assert content(out) == FILES
+
+
+def test_other_version_replaces_an_unfinished_one(
+    server: WebServer, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(server, out, monkeypatch, 13 * CHUNK)
+    assert (out / "cabot/large.npz").is_file()
+    files = {"riverway/new.npz": FILES["cabot/large.npz"][::-1]}
+    (server.folder / f"{TASK}.tar").write_bytes(archive(files))
+
+    get(out)
+
+    assert content(out) == files
+
+
+def test_damaged_log_starts_again(
+    server: WebServer, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(server, out, monkeypatch, 13 * CHUNK)
+    log = out / ".vlatool/journal/members.0.jsonl"
+    rows = log.read_text().splitlines()
+    log.write_text("\n".join([rows[0], '{"chunk": 0}', "[", *rows[3:], '{"chunk": "a"}']))
+
+    get(out)
+
+    assert content(out) == FILES
+
+
+def test_killed_extraction_fetches_one_chunk_per_stream_again(server: WebServer, out: Path) -> None:
+    code = (
+        "import sys; from vlatool.storage import transfer; transfer.CHUNK = int(sys.argv[1]);"
+        "from vlatool.workflows.download import DownloadConfig, download;"
+        f"download(DownloadConfig(task=['{TASK}'], raw=True, output=sys.argv[2], workers=2,"
+        " limit_rate='50k', task_table=sys.argv[3]))"
+    )
+    folder = out.parents[1]
+    command = [sys.executable, "-c", code, str(CHUNK), str(folder), f"{folder.parent}/table.yaml"]
+    log = out / ".vlatool/journal/members.0.jsonl"
+    with subprocess.Popen(command) as process:
+        while not (log.exists() and b'"chunk": 6' in log.read_bytes()):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    done = len(ranges(server))
+    server.faults.requests.clear()
+
+    get(out)
+
+    size = (server.folder / f"{TASK}.tar").stat().st_size
+    assert done + len(ranges(server)) <= -(-size // CHUNK) + 2
+    assert content(out) == FILES
+
+
+def test_archive_can_be_kept(server: WebServer, out: Path) -> None:
+    get(out)
+    data = (server.folder / f"{TASK}.tar").read_bytes()
+
+    assert get(out, keep_archive=True).status == "written"
+    assert content(out) == {**FILES, f"{TASK}.tar": data}
+    server.faults.requests.clear()
+    (out / "cabot/last.npz").unlink()
+    for keys in ({}, {"keep_archive": True}):
+        get(out, **keys)
+        assert content(out) == {**FILES, f"{TASK}.tar": data}
+    assert not ranges(server)
+
+
+def test_unsafe_archive_is_an_error_in_every_run(server: WebServer, out: Path) -> None:
+    (server.folder / f"{TASK}.tar").write_bytes(archive({"a": b"1", "../../../b": b"2"}))
+    for _ in range(2):
+        with pytest.raises(DataError, match="leads out") as caught:
+            get(out)
+        assert caught.value.details["failures"][0]["code"] == "data.unsafe_archive"
+    assert not (out.parents[2] / "b").exists()
+    assert not (out.parents[1] / "b").exists()
+
+
+def test_archive_that_ends_early_is_an_error(server: WebServer, out: Path) -> None:
+    data = (server.folder / f"{TASK}.tar").read_bytes()
+    (server.folder / f"{TASK}.tar").write_bytes(data[: 7 * CHUNK])
+    with pytest.raises(DataError, match="ends early"):
+        get(out)
+
+
+def test_dry_run_writes_nothing(server: WebServer, out: Path) -> None:
+    assert get(out, dry_run=True).status == "planned"
+    assert not out.parents[1].exists()
+
+
+def test_folder_in_place_of_a_file_is_named(server: WebServer, out: Path) -> None:
+    (server.folder / f"{TASK}.tar").write_bytes(archive({"a": b"1"}))
+    get(out)
+    (out / "a").unlink()
+    (out / "a/b").mkdir(parents=True)
+    with pytest.raises(DataError, match="is a file there"):
+        get(out)
+
+
+def test_file_in_place_of_a_folder_is_named(server: WebServer, out: Path) -> None:
+    out.parent.mkdir(parents=True)
+    out.touch()
+    with pytest.raises(VlatoolError) as caught:
+        get(out)
+    assert caught.value.exit_code in (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("keys", "code"),
+    [
+        ({"task": ["PushBox"]}, "usage.no_such_view"),
+        ({"view": "episodes"}, "usage.conflicting_options"),
+        ({"version": "v1"}, "usage.conflicting_options"),
+        ({"include": ["*.npz"]}, "usage.conflicting_options"),
+        ({"raw": False, "keep_archive": True}, "usage.conflicting_options"),
+        ({"annotations": True}, "usage.conflicting_options"),
+        ({"task": [], "source": "s3://a/b"}, "usage.conflicting_options"),
+        ({"task": ["PutKiwiOnSaucerr"]}, "usage.unknown_task"),
+        ({"task": ["PickAndPlaceBox"]}, "data.no_source"),
+    ],
+)
+def test_bad_input_is_an_error(
+    server: WebServer, out: Path, keys: dict[str, object], code: str
+) -> None:
+    with pytest.raises(VlatoolError) as caught:
+        get(out, **keys)
+    assert caught.value.code == code
+    assert not out.exists()
+
+
+def test_annotations_are_a_file_of_their_own(server: WebServer, tmp_path: Path) -> None:
+    values = {"annotations": True, "task_table": str(tmp_path / "table.yaml")}
+    target = tmp_path / "a/annotations.yaml"
+    states = []
+    for is_planned in (True, False, False):
+        result = download(
+            DownloadConfig.model_validate({**values, "output": str(target), "dry_run": is_planned})
+        )
+        assert isinstance(result, AnnotationsResult)
+        states.append((result.status, target.exists()))
+    assert states == [("planned", False), ("written", True), ("already complete", True)]
+    target.write_text("mine")
+    with pytest.raises(UsageError, match="other content"):
+        download(DownloadConfig.model_validate({**values, "output": str(target)}))
+    assert target.read_text() == "mine"
+
+
+def test_annotations_are_compared_with_their_digest(server: WebServer, out: Path) -> None:
+    (server.folder / "lbm_language_annotations.yaml").write_bytes(b"other")
+    with pytest.raises(PartialFailure) as caught:
+        get(out)
+    (failure,) = caught.value.details["failures"]
+    assert (failure["task"], failure["code"]) == (
+        "lbm_language_annotations.yaml",
+        "data.wrong_digest",
+    )
+    assert content(out) == FILES
+    assert not (out.parents[1] / "lbm_language_annotations.yaml").exists()
+
+
+def test_registry_without_annotations_is_enough(server: WebServer, out: Path) -> None:
+    (server.folder / "lbm_language_annotations.yaml").unlink()
+    get(out)
+    assert content(out) == FILES
+
+
+def test_printed_command_preprocesses_the_task(
+    server: WebServer, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = out.parents[2] / "raw"
+    sample(SampleConfig(layout="spartan", output=str(raw), episodes=1, frames=20, cameras=4))
+    (task,) = (raw / "tasks").iterdir()
+    with tarfile.open(server.folder / f"{TASK}.tar", "w") as tar:
+        tar.add(task, f"tasks/{TASK}")
+    monkeypatch.chdir(out.parents[2])
+    monkeypatch.setattr(transfer, "CHUNK", 2**20)
+
+    command = get(out).next
+
+    assert f"--language-annotations-path {out.parents[1]}/lbm_language_annotations.yaml" in command
+    assert run(["-q", *shlex.split(command)[1:], "--dry-run"]) == 0
+
+
+def test_interrupted_extraction_is_refused_with_the_command_that_completes_it(
+    server: WebServer, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(server, out, monkeypatch, 13 * CHUNK)
+    with pytest.raises(DataError) as caught:
+        require_input(str(out.parents[1]))
+    (command,) = caught.value.details["commands"]
+
+    assert run(["-q", *shlex.split(command)[1:]]) == 0
+    assert content(out) == FILES
