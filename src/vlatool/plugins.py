@@ -380,10 +380,12 @@ DATA_KINDS: Registry[Any] = Registry(
     {
         "robotics": "vlatool.loading.robotics.kind:RoboticsKind",
         "images": "vlatool.loading.images.kind:ImagesKind",
+        "vla": "vlatool.loading.vla.kind:VlaKind",
     },
     {
         "robotics": "shards of windows, written by the sink lbm",
         "images": "tars of images, written by the sink image-shards",
+        "vla": "samples for a language model with images, written by build-dataset",
     },
 )
 SINKS: Registry[Any] = Registry(

@@ -3,7 +3,7 @@
 Source: reference/future-vla 5.1, 5.2.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,14 @@ from vlatool.artifacts.profile import (
     read_profile,
 )
 from vlatool.artifacts.samples.format import is_inside, is_published, is_samples
-from vlatool.artifacts.samples.lines import question
+from vlatool.artifacts.samples.lines import SampleSizes, question
 from vlatool.artifacts.windows.format import DATA_NAME, IMAGES_NAME, is_windows, read_manifest
 from vlatool.errors import DataError, UsageError
 from vlatool.jobs.downloads import check_downloaded, contents_record
 from vlatool.jobs.record import read_record
+from vlatool.models.future_vla.token_ids import TokenIds
 from vlatool.storage.documents import read_document
+from vlatool.storage.uri import location
 from vlatool.tokens.build import WindowFile
 from vlatool.transforms.action_tokenizer import ActionTokenizer
 
@@ -182,16 +184,24 @@ def check_factor(profile: NormalizationProfile, factor: float | None) -> None:
         )
 
 
-def read_text_tokenizer(folder: Path) -> Any:
-    """Tokenizer of a language model (`tokenizers.Tokenizer`), from the tokenizer.json of a folder.
+def read_text_tokenizer(text: str | None, sizes: SampleSizes) -> Any:
+    """Tokenizer of a language model (`tokenizers.Tokenizer`); None if none is configured.
+
+    Args:
+        text: Location of a folder with a tokenizer.json; may be None.
+        sizes: Sizes of codes and action ids, for which it must have room.
 
     Raises:
-        DataError: The file is missing or broken.
+        DataError: The file is missing or broken, or lacks special tokens of the model.
+        UsageError: It has too few ids for codes and action ids.
     """
+    if text is None:
+        return None
     from tokenizers import Tokenizer
 
+    folder = location(text)
     try:
-        return Tokenizer.from_str(read_document(folder / _TEXT_TOKENIZER))
+        tokenizer = Tokenizer.from_str(read_document(folder / _TEXT_TOKENIZER))
     except Exception as error:  # noqa: BLE001 - the parser raises this very class
         raise DataError(
             f"{folder / _TEXT_TOKENIZER}: not a tokenizer: {error}",
@@ -199,10 +209,12 @@ def read_text_tokenizer(folder: Path) -> Any:
             code="data.broken_tokenizer",
             details={"path": str(folder)},
         ) from None
+    TokenIds.of(tokenizer, sizes)
+    return tokenizer
 
 
 def instructions_with_code_ids(
-    tasks: Sequence[str], tokenizer: Any, id_map: Mapping[str, int]
+    tasks: Sequence[str], tokenizer: Any, sizes: SampleSizes
 ) -> list[str]:
     """Instructions whose token ids overlap with the ids of codes and actions.
 
@@ -210,15 +222,14 @@ def instructions_with_code_ids(
         tasks: The instructions.
         tokenizer: Result of `read_text_tokenizer`. None returns instructions with characters
             outside ASCII: the ids concerned are those of other scripts.
-        id_map: Map from codes and action ids to token ids.
+        sizes: Sizes of codes and action ids.
     """
     if tokenizer is None:
         return [task for task in tasks if not task.isascii()]
-    first, stop = id_map["code_base"], id_map["action_base"] + id_map["action_ids"]
+    ids = TokenIds.of(tokenizer, sizes)
     texts = {task: question("vla", task, 0, "") for task in tasks}
-    token_ids = {
-        task: tokenizer.encode(text, add_special_tokens=False).ids for task, text in texts.items()
-    }
     return [
-        task for task, ids in token_ids.items() if any(first <= token_id < stop for token_id in ids)
+        task
+        for task, text in texts.items()
+        if ids.reserved(tokenizer.encode(text, add_special_tokens=False).ids)
     ]

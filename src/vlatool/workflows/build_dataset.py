@@ -251,8 +251,7 @@ class BuildDatasetJob:
             progress_count="samples",
             shown={"output": named},
         )
-        tokenizer = config.tokenizer
-        self._text_tokenizer = read_text_tokenizer(location(tokenizer)) if tokenizer else None
+        self._text_tokenizer = read_text_tokenizer(config.tokenizer, work.sizes)
         self._log_inputs(reporter, fast)
         self._totals, self._num_colliding = DatasetTotals(), 0
 
@@ -333,7 +332,6 @@ class BuildDatasetJob:
 
     def _manifest(self, files: Sequence[FileEntry]) -> dict[str, Any]:
         config, work, tokenizer = self._config, self._work, self._tokenizer
-        id_map = work.sizes.id_map
         return {
             "layout": "packed" if config.packed else "jsonl",
             **self._totals.document(),
@@ -346,16 +344,13 @@ class BuildDatasetJob:
                 "min_token": tokenizer.min_token,
             },
             "profile": {**self._profile.document(), "digest": self._profile.digest},
-            "id_map": None if id_map is None else dict(id_map),
             "files": data_files(files),
         }
 
     def _count_collisions(self, reporter: Reporter) -> int:
         """Number of samples with an instruction that may be mistaken for codes."""
-        tokenizer, id_map = self._text_tokenizer, self._work.sizes.id_map
-        if id_map is None:
-            return 0
-        colliding = instructions_with_code_ids([*self._totals.tasks], tokenizer, id_map)
+        tokenizer, tasks = self._text_tokenizer, [*self._totals.tasks]
+        colliding = instructions_with_code_ids(tasks, tokenizer, self._work.sizes)
         count = sum(self._totals.tasks[task] for task in colliding)
         if colliding:
             reason = "have token ids of codes" if tokenizer else "have non-ASCII characters"

@@ -15,7 +15,6 @@ import pytest
 from vlatool.artifacts.samples.episode import EpisodeSamples, assemble, distinct_windows
 from vlatool.artifacts.samples.lines import (
     KINDS,
-    PUBLISHED_SIZES,
     Conversation,
     TokenSample,
     parse_messages,
@@ -104,20 +103,6 @@ def test_published_lines_are_parsed_and_rendered_unchanged() -> None:
         assert conversation.action_ids[:4] == (300, 496, 1179, 273)
         kinds.append(conversation.kind)
     assert kinds == ["vla", "wm"]
-
-
-def test_ids_of_codes_are_the_published_ones() -> None:
-    id_map = PUBLISHED_SIZES.id_map
-    assert id_map is not None
-    assert id_map["action_base"] + 300 == 149_895
-    assert id_map["code_base"] + 621 == 146_120
-    assert id_map["code_base"] + id_map["codes"] == id_map["action_base"]
-
-
-def test_numbers_above_the_published_ones_have_no_published_ids() -> None:
-    assert PUBLISHED_SIZES._replace(codes_per_image=1).id_map == PUBLISHED_SIZES.id_map
-    assert PUBLISHED_SIZES._replace(codebook_size=4097).id_map is None
-    assert PUBLISHED_SIZES._replace(action_ids=2049).id_map is None
 
 
 ASKED, ANSWERED = TEXTS["vla"]

@@ -1,6 +1,6 @@
 """Sequences of FUTURE-VLA: grid, token ids, chat layout, positions and labels.
 
-Source: reference/future-vla 5.2, 7.
+Source: reference/future-vla 5.2; reference/future-vla-model 1.
 """
 
 import json

@@ -43,8 +43,9 @@ OWNED_FILES = (
 PACKED_FILES = (f"{PACKED_NAME}/*.npz",)
 # Value of `exported` in the record of `vlatool export`.
 EXPORTED = "samples"
+_COMMAND = "build-dataset"
 
-_CACHED_FILES = 16
+_CACHED_FILES = 128
 _MAX_PACKED_BYTES = 2**28
 _HINT = "copy the folder again, or build it again"
 
@@ -109,6 +110,8 @@ class _Codes:
 
 @dataclass(frozen=True)
 class _IdMap:
+    """Map to token ids in manifests of 0.2.0; it now belongs to the language model."""
+
     action_ids: Count = 0
 
 
@@ -172,6 +175,9 @@ class SamplesFolder:
             document = _scanned(path)
             return cls(path, document, tuple(document["files"]), "", has_manifest=False)
         if document is None:
+            record = contents_record(path)
+            if record is not None and record.command == _COMMAND:
+                raise record.no_manifest_error(path)
             raise DataError.at(
                 path,
                 "no samples here",
@@ -188,7 +194,7 @@ class SamplesFolder:
             return PUBLISHED_SIZES
         content = _TYPE.parse(self.path, self.document)
         codes, (count, size, ids) = content.codes or _Codes(), PUBLISHED_SIZES
-        # The published map has room for more ids than the tokenizer may have.
+        # The map of 0.2.0 has room for more ids than the tokenizer may have.
         fast_ids = (content.fast or _Fast()).vocab_size or ids
         return SampleSizes(
             codes.codes_per_picture or count,
@@ -201,7 +207,7 @@ class SamplesFolder:
         """True if lines are rendered on request."""
         return self.document.get("layout") == "packed"
 
-    @property
+    @cached_property
     def images_root(self) -> Path:
         """Folder that image paths are relative to, resolved from the current location."""
         if self._is_prefix_absolute:
@@ -217,7 +223,7 @@ class SamplesFolder:
 
     def sample(self, number: int) -> TokenSample:
         """Sample by its number; raises DataError if it cannot be read."""
-        name, at = self._locate(number)
+        name, at = self.locate(number)
         if self.is_packed:
             return self.episode(name).sample(at, self.prefix)
         try:
@@ -227,10 +233,18 @@ class SamplesFolder:
 
     def line(self, number: int) -> bytes:
         """Line by its number, with its newline; raises DataError if it cannot be read."""
-        name, at = self._locate(number)
+        name, at = self.locate(number)
         if self.is_packed:
             return self.episode(name).line(at, self.prefix)
         return self._line(name, at) + b"\n"
+
+    def locate(self, number: int) -> tuple[str, int]:
+        """File of a sample, relative to the folder, and its index in the file."""
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        at = bisect_right(self._ends, number)
+        name, count = self.files[at]
+        return name, number - (self._ends[at] - count)
 
     def episode(self, name: str) -> EpisodeSamples:
         """Packed samples of a file; raises DataError if it cannot be read."""
@@ -247,13 +261,6 @@ class SamplesFolder:
     @cached_property
     def _ends(self) -> Sequence[int]:
         return list(accumulate(count for _, count in self.files))
-
-    def _locate(self, number: int) -> tuple[str, int]:
-        if not 0 <= number < len(self):
-            raise IndexError(number)
-        at = bisect_right(self._ends, number)
-        name, count = self.files[at]
-        return name, number - (self._ends[at] - count)
 
     def _line(self, name: str, at: int) -> bytes:
         path = self.path / name
@@ -304,7 +311,7 @@ def is_samples(location: Path) -> bool:
     record = contents_record(location)
     if record is None:
         return is_published(location)
-    return record.command == "build-dataset" or record.options.get("exported") == EXPORTED
+    return record.command == _COMMAND or record.options.get("exported") == EXPORTED
 
 
 def is_published(location: Path) -> bool:

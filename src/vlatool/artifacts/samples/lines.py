@@ -34,26 +34,9 @@ class SampleSizes(NamedTuple):
     codebook_size: int
     action_ids: int
 
-    @property
-    def id_map(self) -> Mapping[str, int] | None:
-        """Published map from the numbers to token ids; None if there are more numbers than ids."""
-        published = PUBLISHED_SIZES
-        has_room = self.codebook_size <= published.codebook_size
-        return _ID_MAP if has_room and self.action_ids <= published.action_ids else None
-
 
 # Sizes of published samples, which have no manifest. Source: reference/future-vla 5.1, 5.2
 PUBLISHED_SIZES = SampleSizes(CODES_PER_IMAGE, CODEBOOK_SIZE, 2048)
-_ID_MAP: Mapping[str, int] = {
-    "action_base": 149_595,
-    "action_ids": PUBLISHED_SIZES.action_ids,
-    "code_base": 145_499,
-    "codes": PUBLISHED_SIZES.codebook_size,
-    "A_START": 151_669,
-    "A_END": 151_670,
-    "B_START": 151_671,
-    "B_END": 151_672,
-}
 
 _TASK = "Task: "
 _QUESTIONS: Mapping[Kind, str] = {

@@ -16,7 +16,7 @@ class VlaSample:
     """One sample.
 
     Attributes:
-        key: File and number of its line from 1, such as `data/episode_000003.jsonl:17`.
+        key: File and number of its line from 1, such as `A/data/episode_000003.jsonl:17`.
         conversation: Instruction, action ids, and codes of the future images.
         images: uint8 [P, H, W, 3], by time, and within a step by camera.
     """
@@ -66,15 +66,15 @@ class VlaAssets:
     Attributes:
         sizes: Sizes of codes and action ids.
         shape: Sizes of a sample.
-        fps: Frames per second; None if the data do not say.
+        fps: Frames per second.
         fast: Action tokenizer; None if the data have none.
-        profile: Normalization of the actions; None if the data have none.
+        profile: Normalization of the actions.
         codes_digest: Digest of the visual tokenizer of the codes; empty if unknown.
     """
 
     sizes: SampleSizes
     shape: VlaShape
-    fps: float | None
+    fps: float
     fast: ActionTokenizer | None
-    profile: NormalizationProfile | None
+    profile: NormalizationProfile
     codes_digest: str = ""

@@ -1,0 +1,135 @@
+"""Configuration of samples for a language model with images."""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal, Self, TypeVar
+
+from pydantic import Field, model_validator
+
+from vlatool.artifacts.samples.lines import SampleSizes
+from vlatool.config.base import derived_field, required_field
+from vlatool.loading.config import LoadingConfig
+from vlatool.loading.vla.sample import VlaShape
+
+T = TypeVar("T")
+
+_FROM_SAMPLES = "manifest.json of the samples"
+
+
+class VlaDataConfig(LoadingConfig):
+    """Samples with instruction, actions and future images as numbers, and past images."""
+
+    no_effect_on_output: ClassVar[frozenset[str]] = LoadingConfig.no_effect_on_output | {
+        # Locations of the data. The fingerprint of a run covers their content.
+        "samples",
+        "val_samples",
+        "images_root",
+        "fast",
+    }
+
+    type: Literal["vla"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride] - frozen
+        default="vla", description="Data kind."
+    )
+    samples: list[str] = required_field(
+        [],
+        "Folders of samples: outputs of `vlatool build-dataset`, or published folders with "
+        "data/*.jsonl, of any scheme.",
+    )
+    val_samples: list[str] = Field(default=[], description="Folders of validation samples.")
+    val_ratio: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of the episodes of each folder for validation, evenly spaced as those "
+        "of image shards; 0: all are for training.",
+    )
+    split: Literal["train", "val"] = Field(
+        default="train", description="Part of the episodes to read if val_ratio is not 0."
+    )
+    images_root: str | None = Field(
+        default=None,
+        description="Folder with images/, if it is not where the samples say; for published lines "
+        "with paths of another machine.",
+    )
+    fast: str | None = Field(
+        default=None, description="FAST action tokenizer; null: fast/ in the folder of samples."
+    )
+    profile: str | None = Field(
+        default=None,
+        description="Normalization of the actions of published samples: name or file; null: that "
+        "of the samples, or libero.",
+    )
+    max_dropped_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Largest share of dropped samples; 0: a run ends at the first one.",
+    )
+    cameras: list[str] = derived_field(
+        "the windows, or the names of the images", "Cameras in the order of images.", default=[]
+    )
+    past_steps: int | None = derived_field(_FROM_SAMPLES, "Steps with past images.", ge=1)
+    future_steps: int | None = derived_field(_FROM_SAMPLES, "Steps with future images.", ge=1)
+    image_size: tuple[int, int] | None = derived_field(
+        "the first image", "Height and width of the images in pixels."
+    )
+    action_steps: int | None = derived_field(_FROM_SAMPLES, "Steps of an action chunk.", ge=1)
+    action_width: int | None = derived_field(_FROM_SAMPLES, "Dimensions of an action.", ge=1)
+    fps: float | None = derived_field(
+        "the windows, or 10 as in LIBERO", "Frames per second of the data.", gt=0
+    )
+    codes_per_image: int | None = derived_field(_FROM_SAMPLES, "Codes of an image.", ge=1)
+    num_codes: int | None = derived_field(_FROM_SAMPLES, "Size of the codebook.", ge=1)
+    num_actions: int | None = derived_field(_FROM_SAMPLES, "Number of action ids.", ge=1)
+    codes_digest: str = derived_field(
+        _FROM_SAMPLES, "Digest of the visual tokenizer of the codes.", default=""
+    )
+    fast_digest: str = derived_field(_FROM_SAMPLES, "Digest of the action tokenizer.", default="")
+    profile_digest: str = derived_field(
+        _FROM_SAMPLES, "Digest of the normalization of actions.", default=""
+    )
+
+    @model_validator(mode="after")
+    def _check_validation(self) -> Self:
+        if self.val_samples and self.val_ratio:
+            raise ValueError("val_samples and val_ratio exclude each other")
+        return self
+
+    @model_validator(mode="after")
+    def _equal_lengths(self) -> Self:
+        count, weights = len(self.samples), len(self.dataset_weighting)
+        if weights and weights != count:
+            raise ValueError(f"dataset_weighting has {weights} entries, samples has {count}")
+        return self
+
+    @property
+    def shape(self) -> VlaShape:
+        """Sizes of a sample; of a derived section."""
+        return VlaShape(
+            tuple(self.cameras),
+            _derived(self.past_steps),
+            _derived(self.future_steps),
+            _derived(self.image_size),
+            _derived(self.action_steps),
+            _derived(self.action_width),
+        )
+
+    @property
+    def sizes(self) -> SampleSizes:
+        """Sizes of the numbers; of a derived section."""
+        return SampleSizes(
+            _derived(self.codes_per_image), _derived(self.num_codes), _derived(self.num_actions)
+        )
+
+    @property
+    def digests(self) -> Mapping[str, str]:
+        """Digests of all that gives the numbers their meaning; empty texts are unknown."""
+        return {
+            "codes": self.codes_digest,
+            "actions": self.fast_digest,
+            "profile": self.profile_digest,
+        }
+
+
+def _derived(value: T | None) -> T:
+    assert value is not None
+    return value

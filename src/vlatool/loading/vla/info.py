@@ -1,0 +1,431 @@
+"""Metadata of samples: files, sizes, action tokenizer and profile of each data set.
+
+Source: formats/samples 5.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby, takewhile
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from vlatool.artifacts.fast.format import is_fast, read_fast
+from vlatool.artifacts.image_shards.format import validation_positions
+from vlatool.artifacts.images import decoded_size
+from vlatool.artifacts.profile import (
+    PUBLISHED,
+    NormalizationProfile,
+    check_same_profile,
+    has_profile,
+    parse_profile,
+    read_profile,
+)
+from vlatool.artifacts.samples.format import FAST_NAME, SamplesFolder, is_samples
+from vlatool.artifacts.samples.lines import SampleSizes, TokenSample
+from vlatool.artifacts.windows.format import (
+    DATA_NAME,
+    IMAGES_NAME,
+    MANIFEST,
+    SAMPLES_NAME,
+    WindowManifest,
+)
+from vlatool.errors import DataError
+from vlatool.events import NULL, Reporter, counted
+from vlatool.jobs.downloads import require_input
+from vlatool.jobs.inputs import digest_of
+from vlatool.loading.base import DataSet, ShardInfo
+from vlatool.loading.vla.config import VlaDataConfig
+from vlatool.loading.vla.sample import VlaShape
+from vlatool.storage.byte_ranges import read_file
+from vlatool.storage.uri import location
+from vlatool.transforms.action_tokenizer import ActionTokenizer
+
+# Frames per second of LIBERO. Source: reference/future-vla 1.2
+_PUBLISHED_FPS = 10.0
+# Name of an image: prefix and camera, episode and frame.
+_IMAGE = re.compile(r"(.+)_episode_\d+_frame_\d+")
+_DIFFERS = "build the samples of all data sets with the same tokenizers and windows"
+
+
+class Span(NamedTuple):
+    """Consecutive samples of one file.
+
+    Attributes:
+        name: Path of the file, relative to the folder.
+        first: Number in the folder of the first sample.
+        size: Number of samples.
+    """
+
+    name: str
+    first: int
+    size: int
+
+
+@dataclass(frozen=True)
+class VlaFolder:
+    """Samples of one data set.
+
+    Attributes:
+        samples: The folder.
+        spans: The samples in use.
+        images_root: Folder with the images, which replaces that of the samples; None: their own.
+        shape: Sizes of a sample.
+        fps: Frames per second.
+        sizes: Sizes of the numbers.
+        fast: Action tokenizer; None if there is none.
+        profile: Normalization of the actions.
+        codes_digest: Digest of the visual tokenizer; empty if unknown.
+        fast_digest: Digest of the action tokenizer; empty if unknown.
+    """
+
+    samples: SamplesFolder
+    spans: tuple[Span, ...]
+    images_root: Path | None
+    shape: VlaShape
+    fps: float
+    sizes: SampleSizes
+    fast: ActionTokenizer | None
+    profile: NormalizationProfile
+    codes_digest: str
+    fast_digest: str
+
+    @property
+    def agreed(self) -> Mapping[str, Any]:
+        """Values in which all data sets of a run agree."""
+        return {
+            **self.shape.__dict__,
+            **self.sizes._asdict(),
+            "fps": self.fps,
+            "codes": self.codes_digest,
+            "actions": self.fast_digest,
+            "profile": self.profile.digest,
+        }
+
+    def image_path(self, text: str) -> Path:
+        """Location of an image of a line."""
+        return _image_path(self.samples, self.images_root, text)
+
+
+@dataclass(frozen=True)
+class VlaInfo:
+    """Metadata of all data sets of a run.
+
+    Attributes:
+        names: Names of the data sets, as configured.
+        folders: Their samples.
+    """
+
+    names: tuple[str, ...]
+    folders: tuple[VlaFolder, ...]
+
+    @cached_property
+    def datasets(self) -> tuple[DataSet, ...]:
+        """The data sets; a shard is a file, or the samples of an episode in it."""
+        return tuple(
+            DataSet(
+                name,
+                tuple(ShardInfo(folder.samples.path / s.name, s.size) for s in folder.spans),
+            )
+            for name, folder in zip(self.names, self.folders, strict=True)
+        )
+
+    @property
+    def fingerprint(self) -> Mapping[str, str]:
+        """Digest of the samples of each data set, and of what their numbers stand for."""
+        digests: dict[str, str] = {}
+        for number, folder in enumerate(self.folders, 1):
+            document = {**folder.samples.document, "pictures": None}
+            rows = digest_of([document, [list(span) for span in folder.spans]])
+            count = counted(sum(span.size for span in folder.spans), "sample")
+            digests[f"data set {number}"] = f"{count}, {rows}"
+        return {**digests, "numbers": digest_of(list(map(str, self.first.agreed.values())))}
+
+    @property
+    def first(self) -> VlaFolder:
+        """The first data set; the others agree with it."""
+        return self.folders[0]
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples in all data sets."""
+        return sum(dataset.size for dataset in self.datasets)
+
+    @property
+    def tasks(self) -> Sequence[str]:
+        """Instructions of all data sets."""
+        tasks = (folder.samples.document.get("tasks") or {} for folder in self.folders)
+        return list(dict.fromkeys(task for part in tasks for task in part))
+
+    @property
+    def kinds(self) -> Sequence[str]:
+        """Kinds of the samples of all data sets."""
+        kinds = (folder.samples.document.get("kinds") or {} for folder in self.folders)
+        return list(dict.fromkeys(kind for part in kinds for kind, count in part.items() if count))
+
+    @property
+    def max_action_ids(self) -> int:
+        """Largest number of action ids of a sample."""
+        ids = (folder.samples.document.get("action_ids") or {} for folder in self.folders)
+        return max((int(part.get("max") or 0) for part in ids), default=0)
+
+
+def load_info(config: VlaDataConfig, reporter: Reporter = NULL) -> VlaInfo:
+    """Reads the manifests of samples and windows, the action tokenizers, and one image each.
+
+    Raises:
+        DataError: There are no samples, a file is missing or broken, or data sets differ.
+        StorageError: The storage failed after all retries.
+    """
+    if not config.samples:
+        raise DataError(
+            "no samples are configured",
+            hint="set --data DIR or data.samples, the output of `vlatool build-dataset`",
+            code="data.no_dataset",
+        )
+    folders = tuple(_folder(text, config, reporter) for text in config.samples)
+    for name, folder in zip(config.samples[1:], folders[1:], strict=True):
+        for key, value in folder.agreed.items():
+            if value != folders[0].agreed[key]:
+                raise DataError(
+                    f"{name}: {key} is {value}, that of {config.samples[0]} is "
+                    f"{folders[0].agreed[key]}",
+                    hint=_DIFFERS,
+                    code="data.datasets_differ",
+                    details={"key": key},
+                )
+    return VlaInfo(tuple(config.samples), folders)
+
+
+def _folder(text: str, config: VlaDataConfig, reporter: Reporter) -> VlaFolder:
+    samples = _open_samples(text)
+    if not len(samples):
+        raise DataError.at(
+            samples.path, "has no samples", hint="build it again", code="data.no_samples"
+        )
+    images_root = location(config.images_root) if config.images_root else None
+    first = samples.sample(0)
+    windows = MANIFEST.read(images_root or samples.images_root) if samples.has_manifest else None
+    profile = _profile(samples, config)
+    size = _first_size(samples, images_root, first)
+    shape = _shape(samples, first, size, windows, profile)
+    fast, fast_digest = _fast(samples, config, reporter)
+    if profile.width != shape.action_width:
+        raise DataError.at(
+            samples.path,
+            f"actions have {counted(shape.action_width, 'value')}, the profile {profile.name} has "
+            f"{profile.width}",
+            hint="set data.profile to the normalization of these actions",
+            code="data.profile_mismatch",
+        )
+    document: Any = samples.document
+    return VlaFolder(
+        samples=samples,
+        spans=_spans(samples, config),
+        images_root=images_root,
+        shape=shape,
+        fps=config.fps or (windows and windows.fps) or _PUBLISHED_FPS,
+        sizes=samples.sizes,
+        fast=fast,
+        profile=profile,
+        codes_digest=str((document.get("codes") or {}).get("tokenizer_digest") or ""),
+        fast_digest=fast_digest,
+    )
+
+
+def _open_samples(text: str) -> SamplesFolder:
+    """Samples at a location, in `samples/` of a folder of windows, or above a folder of lines."""
+    path = require_input(text)
+    above = [path.parent] if path.name == DATA_NAME else []
+    for folder in (path, *above, path / SAMPLES_NAME):
+        if is_samples(folder):
+            return SamplesFolder.open(folder)
+    return SamplesFolder.open(path)
+
+
+def _image_path(samples: SamplesFolder, images_root: Path | None, text: str) -> Path:
+    """Location of an image of a line.
+
+    Args:
+        samples: Folder of the line.
+        images_root: Folder with images/; None: as the line says.
+        text: Path in the line.
+    """
+    if images_root is not None:
+        return images_root / text[text.rfind(f"{IMAGES_NAME}/") :]
+    if samples.prefix and text.startswith(samples.prefix):
+        return samples.images_root / text.removeprefix(samples.prefix)
+    is_absolute = text.startswith("/") or "://" in text
+    return location(text if is_absolute else f"{samples.path}/{text}")
+
+
+def _first_size(
+    samples: SamplesFolder, images_root: Path | None, first: TokenSample
+) -> tuple[int, int]:
+    """(height, width) of the last past image of the first sample."""
+    if not first.images:
+        raise DataError.at(
+            samples.path,
+            "its samples have no past images",
+            hint="build the samples from windows with past steps",
+            code="data.no_images",
+        )
+    path = _image_path(samples, images_root, first.images[-1])
+    try:
+        width, height = decoded_size(read_file(path))
+    except FileNotFoundError:
+        raise DataError.at(
+            path,
+            f"is missing, and {samples.path / samples.files[0][0]} names it in its first line",
+            hint="copy the images to that place, or set data.images_root to the folder with "
+            f"{IMAGES_NAME}/",
+            code="data.missing_image",
+        ) from None
+    except ValueError as error:
+        raise DataError.at(
+            path, error, hint="copy the image again", code="data.broken_image"
+        ) from None
+    return height, width
+
+
+def _shape(
+    samples: SamplesFolder,
+    first: TokenSample,
+    image_size: tuple[int, int],
+    windows: WindowManifest | None,
+    profile: NormalizationProfile,
+) -> VlaShape:
+    """Sizes of a sample, from manifests; for published lines from the first one."""
+    cameras = windows.cameras if windows is not None else _cameras(first.images)
+    recorded: Any = samples.document.get("shape") or {}
+    past, future = len(first.images), len(first.conversation.codes)
+    if past % len(cameras) or future % len(cameras):
+        raise DataError.at(
+            samples.path,
+            f"samples have {past} past and {future} future images, which are not whole steps of "
+            f"{counted(len(cameras), 'camera')} ({', '.join(cameras)})",
+            hint="build the samples again",
+            code="data.broken_samples",
+        )
+    steps = future // len(cameras)
+    return VlaShape(
+        tuple(cameras),
+        past // len(cameras),
+        steps,
+        image_size,
+        int(recorded.get("steps") or steps),
+        int(recorded.get("width") or profile.width),
+    )
+
+
+def _cameras(images: Sequence[str]) -> tuple[str, ...]:
+    """Cameras in the names of images, without the text that all names begin with."""
+    stems = [PurePosixPath(text).stem for text in images]
+    matches = [_IMAGE.fullmatch(stem) for stem in stems]
+    names = [match[1] if match else stem for match, stem in zip(matches, stems, strict=True)]
+    words = [name.split("_") for name in dict.fromkeys(names)]
+    columns = zip(*(part[:-1] for part in words), strict=False)
+    shared = len([*takewhile(lambda column: len({*column}) == 1, columns)])
+    return tuple("_".join(part[shared if len(words) > 1 else 0 :]) for part in words)
+
+
+def _fast(
+    samples: SamplesFolder, config: VlaDataConfig, reporter: Reporter
+) -> tuple[ActionTokenizer | None, str]:
+    """Action tokenizer, and its digest as the manifest has it."""
+    document: Any = samples.document
+    recorded = str((document.get("fast") or {}).get("digest") or "")
+    beside = samples.path / FAST_NAME
+    if config.fast is None and not is_fast(beside):
+        if config.split == "train":
+            message = (
+                f"{samples.path}: no action tokenizer in {FAST_NAME}/: the model can be trained, "
+                "but actions that it predicts cannot be decoded; set data.fast"
+            )
+            reporter.warn("data.no_fast_tokenizer", message)
+        return None, recorded
+    folder = beside if config.fast is None else location(config.fast)
+    tokenizer = read_fast(folder)
+    if recorded and tokenizer.digest != recorded:
+        raise DataError.at(
+            folder,
+            f"is not the action tokenizer of {samples.path}, whose manifest has another digest",
+            hint="set data.fast to the folder that `build-dataset --fast` had",
+            code="data.fast_mismatch",
+        )
+    if has_profile(folder):
+        check_same_profile(_profile(samples, config), read_profile(str(folder)))
+    return tokenizer, tokenizer.digest
+
+
+def _profile(samples: SamplesFolder, config: VlaDataConfig) -> NormalizationProfile:
+    """Normalization of the actions: that of the manifest, else that of the config or `libero`."""
+    recorded: Any = dict(samples.document.get("profile") or {})
+    digest = recorded.pop("digest", "")
+    if not recorded:
+        return read_profile(config.profile or PUBLISHED)
+    profile = parse_profile(recorded, f"{samples.path}: profile of the manifest")
+    if digest and digest != profile.digest:
+        raise DataError.at(
+            samples.path,
+            "the profile of the manifest does not have the digest beside it",
+            hint="copy the samples again, or build them again",
+            code="data.broken_samples",
+        )
+    if config.profile:
+        check_same_profile(profile, read_profile(config.profile))
+    return profile
+
+
+def _spans(samples: SamplesFolder, config: VlaDataConfig) -> tuple[Span, ...]:
+    """The files, or the samples of the selected episodes in them."""
+    files = tuple(_file_spans(samples))
+    if not config.val_ratio:
+        return files
+    by_episode: dict[str, list[Span]] = {}
+    for episode, span in _episode_spans(samples, files):
+        by_episode.setdefault(episode, []).append(span)
+    held = {*validation_positions(len(by_episode), config.val_ratio)}
+    chosen = [
+        spans
+        for number, spans in enumerate(by_episode.values())
+        if (number in held) == (config.split == "val")
+    ]
+    if not chosen:
+        raise DataError.at(
+            samples.path,
+            f"has one episode, which data.val_ratio {config.val_ratio:g} leaves for validation",
+            hint="set data.val_ratio to 0, or record more episodes",
+            code="data.no_samples",
+        )
+    return tuple(span for spans in chosen for span in spans)
+
+
+def _file_spans(samples: SamplesFolder) -> Iterator[Span]:
+    first = 0
+    for name, count in samples.files:
+        yield Span(name, first, count)
+        first += count
+
+
+def _episode_spans(samples: SamplesFolder, files: Iterable[Span]) -> Iterator[tuple[str, Span]]:
+    """Samples of each episode in each file; a file with several episodes is read."""
+    for span in files:
+        if not span.size:
+            continue
+        last = span.first + span.size - 1
+        episode = _episode(samples, span.first)
+        if episode == _episode(samples, last):
+            yield episode, span
+            continue
+        numbers = range(span.first, last + 1)
+        for episode, group in groupby(numbers, lambda number: _episode(samples, number)):
+            of_episode = list(group)
+            yield episode, Span(span.name, of_episode[0], len(of_episode))
+
+
+def _episode(samples: SamplesFolder, number: int) -> str:
+    """Episode of a sample: the folder of its last past image."""
+    images = samples.sample(number).images
+    return PurePosixPath(images[-1]).parent.name if images else ""
