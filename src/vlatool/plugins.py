@@ -409,7 +409,14 @@ TRANSLATIONS: Registry[Any] = Registry(
     {
         "policy training": "vlatool.models.diffusion_policy.published:translate",
         "tokenizer training": "vlatool.models.titok.published_stage:translate",
+        "language model training": "vlatool.models.future_vla.published_command:translate",
     },
+)
+# Options of other programs that a translation converts: names; True for those without a value.
+PUBLISHED_OPTIONS: Registry[Mapping[str, bool]] = Registry(
+    "",
+    "translation",
+    {"language model training": "vlatool.models.future_vla.published_command:OPTIONS"},
 )
 # Remote storage of a root such as s3://bucket.
 SCHEMES: Registry[Any] = Registry(

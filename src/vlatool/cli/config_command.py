@@ -288,7 +288,7 @@ class ConfigCommand(VlatoolCommand):
         option_aliases = self.spec.option_aliases
         names = {name: key.is_switch for name, key in keys.items()}
         names |= {name: alias.is_switch for name, alias in option_aliases.items()}
-        names |= _ignored_names(self.spec.schema(ctx.meta.get(_ARGS, [])))
+        names |= _published_names(self.spec.schema(ctx.meta.get(_ARGS, [])))
         short = {alias.short: name for name, alias in option_aliases.items() if alias.short}
         published = self.spec.schema(ctx.meta.get(_ARGS, [])).aliases
         aliases = {"config_path": "config", **self.spec.aliases, **published}
@@ -440,11 +440,15 @@ def config_command(
     return type("Configured", (ConfigCommand,), members)
 
 
-def _ignored_names(schema: "type[ConfigModel]") -> dict[str, bool]:
-    """Published keys without a meaning; True for a switch."""
+def _published_names(schema: "type[ConfigModel]") -> dict[str, bool]:
+    """Published keys without a meaning, and published options; True for a switch."""
     from vlatool.config.base import Switch
 
-    return {key: isinstance(reason, Switch) for key, reason in schema.ignored.items()}
+    names = {key: isinstance(reason, Switch) for key, reason in schema.ignored.items()}
+    table = schema.published_options
+    for name in table.names() if table is not None else ():
+        names |= table.get(name)  # pyright: ignore[reportOptionalMemberAccess]
+    return names
 
 
 def _shorts(keys: Mapping[str, Any]) -> dict[str, str]:

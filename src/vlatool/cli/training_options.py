@@ -60,6 +60,7 @@ def _spec(row: Command, option_aliases: Mapping[str, OptionAlias]) -> ConfigSpec
         schema_at(row.schema),
         is_flat=False,
         option_aliases=option_aliases,
+        aliases={"model": "init_from"},  # published
         note=lambda: (
             "Defaults are those without a preset. All keys, as --keys lists them, are "
             "options: --section.key VALUE, or --set section.key=VALUE."

@@ -59,6 +59,7 @@ class ConfigModel(BaseModel):
             the reason for the error with other values.
         preset_sections: Folder of presets to the section that they fill; empty for the whole tree.
         translations: Converters of configurations of other programs to the keys used here.
+        published_options: Options of other programs' commands, which translations convert.
         location_keys: Keys with a path or URI; records keep only its last part.
     """
 
@@ -83,6 +84,7 @@ class ConfigModel(BaseModel):
     unsupported: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {}
     preset_sections: ClassVar[Mapping[str, str]] = {}
     translations: ClassVar[Registry[Any] | None] = None
+    published_options: ClassVar[Registry[Mapping[str, bool]] | None] = None
 
     def derive_static(self) -> tuple[Self, Mapping[str, str]]:
         """Fills in values that follow from other keys; returns them with dotted key to rule."""

@@ -42,10 +42,13 @@ class ConvertedConfig:
     Attributes:
         tree: Converted tree.
         is_record: The file was written by a program, with all its keys: unknown ones are ignored.
+        preset: Preset with the defaults of that program, for a command line without presets and
+            files; empty: none.
     """
 
     tree: Node
     is_record: bool = False
+    preset: str = ""
 
 
 # Arguments: the tree, and the unconverted earlier files; None if the tree is not of that program.
@@ -108,8 +111,10 @@ class LayerReader:
             trees.append(lenient(converted.tree) if converted.is_record else converted.tree)
             if not (converted.is_record or self._is_complete_record(tree)):
                 typed_files.append(self._display(location(file)))
-        typed = self._convert(overrides_tree(overrides, self.budget), earlier).tree
-        return Layers([*trees, typed], frozenset(typed_files))
+        typed = self._convert(overrides_tree(overrides, self.budget), earlier)
+        if typed.preset and not trees:
+            trees.append(self._preset(typed.preset))
+        return Layers([*trees, typed.tree], frozenset(typed_files))
 
     def _is_complete_record(self, tree: Node) -> bool:
         return bool(self.keys) and self.keys <= tree.value.keys()

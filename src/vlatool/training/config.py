@@ -34,7 +34,7 @@ from vlatool.models.trained import (
     run_of,
     with_types,
 )
-from vlatool.plugins import TRANSLATIONS, Registry
+from vlatool.plugins import PUBLISHED_OPTIONS, TRANSLATIONS, Registry
 
 
 class HParams(ConfigModel):
@@ -191,6 +191,7 @@ class TrainConfig(ConfigModel):
         "hparams": "hparams",
     }
     translations: ClassVar[Registry[Any] | None] = TRANSLATIONS
+    published_options: ClassVar[Registry[Mapping[str, bool]] | None] = PUBLISHED_OPTIONS
     ignored: ClassVar[Mapping[str, str]] = {
         "db_logging": Switch("there is no database; .vlatool/run.json records the run"),
         "log_level": "-v and --log-file show the log",

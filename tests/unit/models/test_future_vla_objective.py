@@ -10,6 +10,7 @@ from tests.builders.future_vla import VOCABULARY, tiny_future_vla
 from vlatool.models.base import StepContext
 from vlatool.models.future_vla import model
 from vlatool.models.future_vla.config import FutureVlaConfig
+from vlatool.models.future_vla.lora import merged_weights
 from vlatool.models.future_vla.model import FutureVla
 from vlatool.models.future_vla.objective import AnswerObjective
 from vlatool.models.rng import PerSampleRng
@@ -115,3 +116,24 @@ def test_model_without_trained_parts_is_a_contradiction() -> None:
     keys = ("freeze_dino", "freeze_vision", "freeze_mergers", "freeze_language")
     config = tiny_future_vla(**dict.fromkeys(keys, True))
     assert len(list(MODELS.get("future_vla")().violations(config, None))) == 1
+
+
+def test_adapters_train_in_place_of_the_language_model_and_merge_into_it() -> None:
+    config = tiny_future_vla(lora={"rank": 2}, freeze_vision=True, freeze_mergers=True)
+    plain, adapted, data = network_of(tiny_future_vla()), network_of(config), batch()
+    missing = adapted.load_state_dict(plain.state_dict(), strict=False)
+    assert all(".adapter." in name for name in missing.missing_keys)
+    assert not missing.unexpected_keys
+    trained = [p for name, p in adapted.named_parameters() if p.requires_grad]
+    assert len(trained) == len(missing.missing_keys)  # nothing else is trained
+
+    before = plain_losses(plain, data)
+    torch.testing.assert_close(plain_losses(adapted, data), before)  # adapters begin as zero
+    optimizer = torch.optim.AdamW(trained, lr=1e-2)
+    for _ in range(2):  # the first step changes only one of both matrices
+        loss_of(config, adapted, data)[1].total.backward()
+        optimizer.step()
+    after = plain_losses(adapted, data)
+    assert not torch.allclose(after, before)
+    plain.load_state_dict(merged_weights(adapted))
+    torch.testing.assert_close(plain_losses(plain, data), after, rtol=1e-4, atol=1e-5)

@@ -1,11 +1,13 @@
 """Config of FUTURE-VLA; no torch. Source: reference/future-vla-model 2."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from vlatool.config.base import ConfigModel, derived_field
 from vlatool.models.base import MAX_WIDTH
+from vlatool.models.future_vla.published_command import WITHOUT_EFFECT
 from vlatool.models.pretrained import architecture_problem
 
 # Number of images of a sample that are possible.
@@ -29,10 +31,25 @@ class SegmentWeights(ConfigModel):
         return self
 
 
+class LoraConfig(ConfigModel):
+    """Adapters of low rank beside the linear layers of the language model."""
+
+    rank: int = Field(
+        default=0,
+        ge=0,
+        le=MAX_WIDTH,
+        description="Rank of the adapters, which are trained in place of the language model; 0: "
+        "none.",
+    )
+    alpha: float = Field(default=32.0, gt=0, description="Scale of the adapters times their rank.")
+
+
 class FutureVlaConfig(ConfigModel):
     """Language model that reads past images and writes actions and future images as tokens."""
 
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset()
+    root_aliases: ClassVar[Mapping[str, str]] = {"path": "init_from"}
+    ignored: ClassVar[Mapping[str, str]] = WITHOUT_EFFECT
 
     type: Literal["future_vla"] = Field(default="future_vla", description="Model type.")
     qwen: dict[str, Any] | None = derived_field(
@@ -68,6 +85,7 @@ class FutureVlaConfig(ConfigModel):
         description="Do not train the layers between vision and language, those of deepstack too.",
     )
     freeze_language: bool = Field(default=False, description="Do not train the language model.")
+    lora: LoraConfig = Field(default=LoraConfig(), description="Adapters of low rank.")
     segment_weights: SegmentWeights = Field(
         default=SegmentWeights(), description="Weights of tokens in the loss."
     )

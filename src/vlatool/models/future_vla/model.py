@@ -24,6 +24,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
 
 from vlatool.models.future_vla.batch import NO_LABEL
 from vlatool.models.future_vla.config import FutureVlaConfig
+from vlatool.models.future_vla.lora import add_adapters
 from vlatool.models.future_vla.vision import VisionTower
 
 # Number of logits that are in memory at once, 0.5 GB in float32.
@@ -104,6 +105,8 @@ class FutureVla(nn.Module):
             self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self._initialize(text.initializer_range)
         self._freeze()
+        if config.lora.rank:
+            add_adapters(self.language_model, config.lora.rank, config.lora.alpha)
 
     @property
     def visual(self) -> VisionTower:

@@ -36,7 +36,7 @@ class FutureVlaType(ModelType):
         """A configuration that trains nothing."""
         del data
         keys = ("freeze_dino", "freeze_vision", "freeze_mergers", "freeze_language")
-        if all(getattr(config, key) for key in keys):
+        if all(getattr(config, key) for key in keys) and not config.lora.rank:
             names = tuple(f"model.{key}" for key in keys)
             yield Violation(names, "all parts of the model are frozen: nothing would be trained")
 

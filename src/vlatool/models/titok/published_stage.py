@@ -144,7 +144,11 @@ def _published_sections(tree: Node) -> Node:
     """The sections of a tree that only a published file has."""
     if not isinstance(tree.value, dict):
         return Node({}, tree.origin)
-    sections = {key: node for key, node in tree.value.items() if key in _SECTIONS}
+    sections = {
+        key: node
+        for key, node in tree.value.items()
+        if key in _SECTIONS and isinstance(node.value, dict)
+    }
     section = find(tree, MODEL.split("."))
     if section is not None:
         model = tree.value["model"]
