@@ -175,13 +175,15 @@ def test_download_survives(
     assert content(out) == FILES
 
 
-def interrupted(server: WebServer, out: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+def interrupted(
+    server: WebServer, out: Path, monkeypatch: pytest.MonkeyPatch, at: int, **keys: object
+) -> None:
     """Starts a download from a server that fails from a byte on."""
     server.faults.fail_from = at
     with monkeypatch.context() as patch:
         patch.setenv("VLATOOL_STORAGE_PATIENCE_S", "0")
         with pytest.raises(StorageError):
-            get(out, workers=1)
+            get(out, workers=1, **keys)
     server.faults.fail_from = 0
     server.faults.requests.clear()
 
@@ -277,6 +279,17 @@ def test_archive_can_be_kept(server: WebServer, out: Path) -> None:
         get(out, **keys)
         assert content(out) == {**FILES, f"{TASK}.tar": data}
     assert not ranges(server)
+
+
+def test_interrupted_download_of_an_archive_to_keep_continues(
+    server: WebServer, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(server, out, monkeypatch, 13 * CHUNK, keep_archive=True)
+    get(out, keep_archive=True)
+
+    data = (server.folder / f"{TASK}.tar").read_bytes()
+    assert content(out) == {**FILES, f"{TASK}.tar": data}
+    assert len(ranges(server)) == len(data) // CHUNK - 13
 
 
 def test_unsafe_archive_is_an_error_in_every_run(server: WebServer, out: Path) -> None:

@@ -21,6 +21,8 @@ from vlatool.jobs.run import run_command
 from vlatool.storage import transfer
 from vlatool.storage.atomic import remove_tree
 from vlatool.storage.chunk_stream import ChunkStream, Consumer
+from vlatool.storage.partial_file import partial_bytes
+from vlatool.storage.reader import changed_error
 from vlatool.storage.remote import ObjectInfo, call
 from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.transfer import TransferPool
@@ -39,6 +41,7 @@ from vlatool.workflows.remote_files import RemoteFile
 _PLAN = "extract 1"  # as in `download_files`
 _RESTARTS = 2  # of an archive that changes
 _LOG = "members"
+_ARCHIVE = "archive"  # the unfinished archive, if it is kept
 
 
 @dataclass(frozen=True)
@@ -182,9 +185,13 @@ class RawJob:
         """
         self._extraction = extraction = self._opened(self._task.info)
         missing = extraction.missing_bytes
-        archive = self._task.info.size if self._needs_archive(extraction) else 0
-        check_space(self._output, missing + archive)
-        total = archive or missing
+        if self._needs_archive(extraction):
+            archive = max(0, self._task.info.size - partial_bytes(self._partials / _ARCHIVE))
+            check_space(self._output, missing + archive)
+            total = archive
+        else:
+            check_space(self._output, missing)
+            total = missing
         bar = self._stack.enter_context(self._reporter.progress("download", total, "bytes"))
 
         def count(size: int) -> None:
@@ -224,7 +231,7 @@ class RawJob:
             self._reporter.warn(
                 "archive_changed", f"{file.path} has changed: it is extracted from the start again"
             )
-        extraction.discard_other()
+        extraction.begin()
         if self._needs_archive(extraction):
             self._download_archive(extraction, info)
         stream = ChunkStream(file.address, info, extraction.chunk_bytes, self.pool)
@@ -238,7 +245,9 @@ class RawJob:
         """Downloads the archive as a file of the output."""
         file = self._file
         target = self._output / file.name
-        done = transfer.download(file.address, info, target, self._partials / "archive", self.pool)
+        done = transfer.download(file.address, info, target, self._partials / _ARCHIVE, self.pool)
+        if done.size != info.size:
+            raise changed_error(file.path)
         modified_ns = target.stat().st_mtime_ns if done.is_synced else None
         entry = FileEntry(file.name, done.size, done.sha256, modified_ns=modified_ns)
         extraction.add_archive(entry)

@@ -10,8 +10,8 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -121,7 +121,7 @@ class _State:
             ValueError: Rows before it are missing.
         """
         number = row.get("chunk")
-        if number is not None and number > max(self.chunks, default=-1) + 1:
+        if number is not None and number > len(self.chunks):
             raise ValueError(f"no row of the chunk before {number}")
         files = [_File.of(values) for values in row.get("files", ())]
         if number is not None:
@@ -210,14 +210,27 @@ class Extraction:
         entry = self._state.archive
         return entry if entry and is_intact(self._output, entry) else None
 
+    def begin(self) -> None:
+        """Starts the log, after the files of another version of the archive are removed."""
+        if self._is_same:
+            return
+        for name in self._before.files:
+            remove_file(self._output / name)
+        remove_tree(self._partials)
+        remove_file(self._log_path)
+        for folder in {name.partition("/")[0] for name in self._before.files if "/" in name}:
+            remove_empty(self._output / folder)
+        with self._logging():
+            self._log.append({**self.archive.identity, "chunk_bytes": self.chunk_bytes})
+        self._is_same = True
+
     def add_archive(self, entry: FileEntry) -> None:
         """Records the archive as a file of the output."""
-        with AppendLog(self._log_path) as self._log:
-            self._start_log()
+        with self._logging():
             self._append({"archive": row_of(entry)})
 
     def run(self, read: ReadChunks) -> None:
-        """Extracts the missing files.
+        """Extracts the missing files; after `begin`.
 
         Args:
             read: Reads chunks of the archive.
@@ -226,9 +239,7 @@ class Extraction:
             DataError: The archive is damaged, or a member of it is not acceptable.
             StorageError: The archive cannot be read, or a file cannot be written.
         """
-        self.discard_other()
-        with AppendLog(self._log_path, sync_s=math.inf) as self._log:
-            self._start_log()
+        with self._logging():
             try:
                 self._repair(read)
                 self._reopen()
@@ -238,6 +249,15 @@ class Extraction:
             finally:
                 if self._open is not None:
                     self._open.file.close()
+
+    @contextmanager
+    def _logging(self) -> Generator[None]:
+        """Opens the log."""
+        with (
+            as_storage_error(self._log_path, below=self._output),
+            AppendLog(self._log_path, sync_s=math.inf) as self._log,
+        ):
+            yield
 
     def _damaged_files(self) -> list[_File]:
         """Files that are missing or changed, in the order of the archive."""
@@ -280,28 +300,13 @@ class Extraction:
         partial_file, target = self._partial(member), self._output / member.name
         with as_storage_error(target):
             if not partial_file.is_file():
+                partial_file.parent.mkdir(parents=True, exist_ok=True)
                 with crash_point("rename", partial_file):
                     target.replace(partial_file)
             file = partial_file.open("r+b", buffering=0)
             size = self._reader.position - member.start
             file.truncate(size)
             self._open = _Open(member, file, hashlib.file_digest(file, "sha256"))
-
-    def _start_log(self) -> None:
-        if not self._is_same:
-            self._log.append({**self.archive.identity, "chunk_bytes": self.chunk_bytes})
-            self._is_same = True
-
-    def discard_other(self) -> None:
-        """Removes the files of another version of the archive, and the log last."""
-        if self._is_same:
-            return
-        for name in self._before.files:
-            remove_file(self._output / name)
-        remove_tree(self._partials)
-        remove_file(self._log_path)
-        for folder in {name.partition("/")[0] for name in self._before.files if "/" in name}:
-            remove_empty(self._output / folder)
 
     def _repair(self, read: ReadChunks) -> None:
         """Fetches damaged files again, by their positions in the archive."""
