@@ -69,10 +69,20 @@ class TaskTable:
         if name not in self.tasks:
             raise UsageError(
                 f"{name}: unknown task",
-                hint=f"{did_you_mean(name, list(self.tasks))}; `vlatool download --list` lists all",
+                hint=self._hint(name),
                 code="usage.unknown_task",
             )
         return self.tasks[name]
+
+    def _hint(self, name: str) -> str:
+        similar = did_you_mean(name, list(self.tasks))
+        listed = "`vlatool download --list` lists all tasks"
+        return listed if similar.startswith("known:") else f"{similar} {listed}"
+
+
+def task_names() -> list[str]:
+    """Names of the tasks of the built-in table."""
+    return sorted(task_table().tasks)
 
 
 def task_table(more: str | None = None) -> TaskTable:

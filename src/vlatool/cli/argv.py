@@ -41,7 +41,7 @@ class ArgvSpec:
         options: Options that Typer parses, as typed; True if an option takes a value.
         keys: Names (with underscores) of configuration keys; True for a switch.
         short: Short forms of keys: `-o` for `output`.
-        aliases: Published names (with underscores) of options and keys.
+        aliases: Published names (with underscores) of options and keys; `KEY=VALUE` for a switch.
         has_bare_keys: `a.b=c` without dashes sets a key, and `config=FILE` is `--config FILE`.
     """
 
@@ -115,8 +115,10 @@ class _ArgvWalker:
         option, equals, text = word.partition("=")
         value = text if equals else None
         name = option[2:].replace("-", "_")
-        name = self.spec.aliases.get(name, name)
-        if name == "set":
+        name, is_fixed, fixed = self.spec.aliases.get(name, name).partition("=")
+        if is_fixed:
+            self.result.typed.append(TypedValue(name, fixed, option, is_flat=True))
+        elif name == "set":
             self._set(option, value)
         elif "." in name:
             self._key(name, option, value, is_flat=name in self.spec.keys)

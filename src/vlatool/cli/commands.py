@@ -72,11 +72,12 @@ COMMANDS: dict[str, Command] = {
         "Download files of a hub, a bucket or a web server.",
         "vlatool.workflows.download:download",
         "vlatool.workflows.download:DownloadConfig",
-        {"source": "LOCATION"},
+        {"source": "[LOCATION]"},
         (
             "vlatool download hf://datasets/physical-intelligence/libero --output libero",
             "vlatool download --task PutKiwiOnSaucer --output lbm",
         ),
+        suggestions={"task": "vlatool.artifacts.task_table:task_names"},
     ),
     "preprocess": Command(
         "Turn raw episodes into training data.",

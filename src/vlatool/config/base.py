@@ -49,7 +49,8 @@ class ConfigModel(BaseModel):
         help_groups: Heading in `--help` to the keys below it; other keys are listed together.
         registries: Map from section to the registry of its types.
         no_effect_on_output: Keys that do not change what is produced (workers, verbosity).
-        aliases: Map from published key to the key used here.
+        aliases: Map from published key to the key used here; to `KEY=VALUE` for a published switch
+            of the command line.
         virtual_keys: Map from section to names for keys of it: the first key gets the value, the
             others, which describe the earlier value, are emptied.
         root_aliases: Map from key of a section to the key at the root that it stands for.

@@ -132,7 +132,7 @@ def _apply_aliases(layer: Node, names: Mapping[str, str], problems: list[Problem
     """Renames published top-level keys of a layer to those used here."""
     top: dict[str, Node] = {}
     for key, node in layer.value.items():
-        name = names.get(key, key)
+        name = names.get(key, key).partition("=")[0]
         if name in top:
             problems.append(
                 _conflict(node, f'"{key}" is given twice: "{name}" is the same key', key)

@@ -32,7 +32,7 @@ class Items:
         spec, name = self._spec, self._name
         has_stored = spec.has_arrays and self._journal.folder.is_dir()
         task = _Task(spec.work, spec.state, spec.plan, self._journal, spec.has_arrays, has_stored)
-        logged = {} if spec.has_arrays else self._logged_receipts()
+        logged = {} if spec.has_arrays else self._journal.logged()
         work_items = (_WorkItem(item, name(item), logged.get(name(item))) for item in items)
         if spec.is_pipelined:
             return self._pipelined(task, work_items)
@@ -79,11 +79,6 @@ class Items:
             yield Outcome(check.item.item, receipt, outcome.error)
         yield from done()
         assert not checked, "the executor lost an item"
-
-    def _logged_receipts(self) -> dict[str, Receipt]:
-        """Map from item name to its last receipt of earlier runs."""
-        rows = (row for row in self._journal.all_rows() if "failed" not in row)
-        return {receipt.item: receipt for receipt in map(_receipt, rows) if receipt is not None}
 
     def _load_arrays(self, outcome: Outcome["_WorkItem", Receipt]) -> Outcome[Any, Receipt]:
         if outcome.value is None:
@@ -170,10 +165,3 @@ class _Task:
 def _is_to_do(check: Outcome[_WorkItem, _CheckedInput]) -> bool:
     """True if an item has no receipt of an earlier run."""
     return check.value is not None and check.value[1] is None
-
-
-def _receipt(row: dict[str, Any]) -> Receipt | None:
-    try:
-        return Receipt.of(row)
-    except ValueError:
-        return None

@@ -8,7 +8,7 @@ one by one: a file torn by a power cut fails its checksum, and its item is proce
 import io
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -149,17 +149,22 @@ class Journal:
             if path.name.startswith(f"{self.kind}.") and path.name.endswith(".jsonl"):
                 yield from read_log(path)
 
+    def logged(self) -> dict[str, Receipt]:
+        """Map from item name to its last receipt in a log."""
+        rows = (row for row in self.all_rows() if "failed" not in row)
+        return {receipt.item: receipt for receipt in map(_receipt, rows) if receipt is not None}
+
     def holds_work(self) -> bool:
         """True if any receipt has files, facts or arrays."""
         stored = self.folder.glob("*.npz") if self.folder.is_dir() else ()
         rows = (row.get("files") or row.get("facts") for row in self.all_rows())
         return any(rows) or any(map(_is_work, stored))
 
-    def count(self) -> int:
-        """Number of receipts."""
+    def count(self, items: Collection[str]) -> int:
+        """Number of the items with a receipt."""
         stored = self.folder.glob("*.npz") if self.folder.is_dir() else ()
         names = {row.get("item") for row in self.all_rows() if "failed" not in row}
-        return sum(1 for _ in stored) + len(names)
+        return len(names.union(path.stem for path in stored).intersection(items))
 
     def _file(self, item: str) -> Path:
         return self.folder / f"{item}.npz"
@@ -199,6 +204,13 @@ def intact_receipt(output: Path, receipt: Receipt | None) -> Receipt | None:
 def remove_journal(output: Path) -> None:
     """Removes the journal of an output."""
     remove_tree(journal_folder(output))
+
+
+def _receipt(row: dict[str, Any]) -> Receipt | None:
+    try:
+        return Receipt.of(row)
+    except ValueError:
+        return None
 
 
 def _is_work(path: Path) -> bool:

@@ -182,7 +182,7 @@ class _Loop:
         if before is not None:
             if before.complete and self._has_all_items(before):
                 self._report_complete(before)
-            self._run.resumed = self._journal.count()
+            self._run.resumed = self._journal.count([*map(self._job.name, self._job.items)])
         if self._run.status == "planned" and self._spec.check is not None:
             self._check(self._spec.check)
         return self._run

@@ -10,7 +10,13 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from vlatool.artifacts.task_table import TaskTable, task_table
-from vlatool.config.base import ConfigModel, check_required, execution_field, required_field
+from vlatool.config.base import (
+    ConfigModel,
+    Switch,
+    check_required,
+    execution_field,
+    required_field,
+)
 from vlatool.errors import DataError, PartialFailure, StorageError, UsageError, VlatoolError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.files import FOLDER
@@ -31,7 +37,16 @@ _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 class DownloadConfig(ConfigModel):
     """Options of `vlatool download`."""
 
-    aliases: ClassVar[Mapping[str, str]] = {"to": "output", "local_path": "output"}
+    aliases: ClassVar[Mapping[str, str]] = {
+        "to": "output",
+        "local_path": "output",
+        "s3_path": "source",
+        "num_workers": "workers",
+        "episodes": "view=episodes",
+    }
+    ignored: ClassVar[Mapping[str, str]] = {
+        "force": Switch("files that differ from those there are downloaded again; remove others"),
+    }
 
     source: str = Field(
         default="", description="Location of a folder or a file: hf://, s3:// or https://."

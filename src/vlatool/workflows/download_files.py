@@ -15,7 +15,7 @@ from vlatool.jobs.executor import ThreadExecutor
 from vlatool.jobs.files import FOLDER, FileEntry, read_file_list
 from vlatool.jobs.inputs import InputState, digest_of
 from vlatool.jobs.job import JobRun, JobSpec
-from vlatool.jobs.journal import Receipt
+from vlatool.jobs.journal import Journal, Receipt
 from vlatool.jobs.record import OutputRecord, partial_folder
 from vlatool.jobs.run import run_command
 from vlatool.jobs.versions import versions_of
@@ -207,12 +207,18 @@ class DownloadJob:
         """Entries of all files, with those that an earlier call downloaded."""
         entries = {entry.path: entry for receipt in receipts for entry in receipt.files}
         failed = {failure["file"] for failure in run.failures}
-        for entry in read_file_list(self._output) or ():
+        for entry in self._earlier_entries():
             if entry.path not in failed and (self._output / entry.path).is_file():
                 entries.setdefault(entry.path, entry)
         if not run.failures:
             remove_tree(self._partials)
         return list(entries.values())
+
+    def _earlier_entries(self) -> Iterator[FileEntry]:
+        """Newest entries of the files of earlier calls, also of those that were killed."""
+        receipts = Journal(self._output).logged().values()
+        yield from (entry for receipt in receipts for entry in receipt.files)
+        yield from read_file_list(self._output) or ()
 
     def result(self, run: JobRun) -> DownloadResult:
         """Result of the command."""

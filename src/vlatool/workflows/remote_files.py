@@ -67,7 +67,7 @@ def remote_files(source: RemotePath) -> list[RemoteFile]:
 
 def _named(source: RemotePath) -> list[RemoteFile]:
     """Files of a web server: what a manifest names, or the file itself."""
-    if source.name == MANIFEST_NAME:
+    if source.name == MANIFEST_NAME and source.is_file():
         return _infos(source.parent, _manifest_names(source))
     if not PurePosixPath(source.name).suffix:
         if (entries := read_file_list(source)) is not None:
@@ -118,7 +118,17 @@ def task_files(task: RemotePath, view: str) -> tuple[list[RemoteFile], list[str]
         DataError: The task has no such view, or a file is missing.
     """
     folder = task / view
-    names = _manifest_names(folder / MANIFEST_NAME)
+    try:
+        names = _manifest_names(folder / MANIFEST_NAME)
+    except DataError as error:
+        if error.code != "data.no_manifest":
+            raise
+        raise DataError.at(
+            folder,
+            "is not there",
+            hint="check --version and --registry; `vlatool download --list` shows the tasks",
+            code="data.no_task",
+        ) from None
     files = {file.name: file for file in _infos(folder, names)}
     other = task / (EPISODES_NAME if view == SHARDS_NAME else SHARDS_NAME)
     missing = [(name, needed) for name, needed in _COMPANIONS.items() if name not in files]

@@ -91,7 +91,7 @@ def test_items_are_counted_once(tmp_path: Path) -> None:
             log.append(RECEIPT.row())
             log.append({"item": "episode_2", "failed": {}})
 
-    assert journal.count() == 1
+    assert journal.count([RECEIPT.item]) == 1
 
 
 def test_removed_journal_is_empty(tmp_path: Path) -> None:
@@ -99,4 +99,4 @@ def test_removed_journal_is_empty(tmp_path: Path) -> None:
 
     remove_journal(tmp_path)
 
-    assert (Journal(tmp_path).count(), Journal(tmp_path).holds_work()) == (0, False)
+    assert (Journal(tmp_path).count([RECEIPT.item]), Journal(tmp_path).holds_work()) == (0, False)
