@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vlatool.workflows.build_dataset import build_dataset as build_dataset
     from vlatool.workflows.catalog import plugins as list_plugins  # noqa: F401 - a public name
     from vlatool.workflows.catalog import presets as presets
+    from vlatool.workflows.compose import compose as compose
     from vlatool.workflows.decode import decode as decode
     from vlatool.workflows.demo import demo as demo
     from vlatool.workflows.doctor import doctor as doctor
@@ -46,6 +47,7 @@ _PUBLIC = {
     "EpisodeRef": "vlatool.episode:EpisodeRef",
     "VlatoolError": "vlatool.errors:VlatoolError",
     "build_dataset": f"{_WORKFLOWS}.build_dataset:build_dataset",
+    "compose": f"{_WORKFLOWS}.compose:compose",
     "decode": f"{_WORKFLOWS}.decode:decode",
     "demo": f"{_WORKFLOWS}.demo:demo",
     "doctor": f"{_WORKFLOWS}.doctor:doctor",

@@ -363,15 +363,15 @@ MODELS: Registry[Any] = Registry(
     "model type",
     {
         "diffusion_policy": "vlatool.models.diffusion_policy.spec:DiffusionPolicyType",
+        "future_vla": "vlatool.models.future_vla.spec:FutureVlaType",
         "vqgan": "vlatool.models.vqgan.spec:VqganType",
         "titok": "vlatool.models.titok.spec:TitokType",
-        "future_vla": "vlatool.models.future_vla.spec:FutureVlaType",
     },
     {
         "diffusion_policy": "policy: images, fields and instruction to actions",
+        "future_vla": "policy: past images and instruction to actions and future images, as tokens",
         "vqgan": "visual tokenizer with a grid of codes, teacher of titok",
         "titok": "visual tokenizer with few codes per image",
-        "future_vla": "policy: past images and instruction to actions and future images, as tokens",
     },
 )
 DATA_KINDS: Registry[Any] = Registry(

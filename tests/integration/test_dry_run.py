@@ -13,6 +13,7 @@ from vlatool.cli.app import run
 from vlatool.cli.commands import COMMANDS
 
 WITH_DRY_RUN = {
+    "compose",
     "download",
     "sample",
     "preprocess",

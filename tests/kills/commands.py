@@ -26,6 +26,7 @@ from vlatool.storage import transfer
 from vlatool.training.config import TrainConfig
 from vlatool.workflows import extraction
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
+from vlatool.workflows.compose import ComposeConfig, compose
 from vlatool.workflows.decode import DecodeConfig, decode
 from vlatool.workflows.demo import DemoConfig, demo
 from vlatool.workflows.download import DownloadConfig, download
@@ -283,6 +284,10 @@ def _train(workspace: Workspace, **options: Any) -> None:
     train(tiny_config(workspace.data, workspace.out, **budget, **options))
 
 
+def _compose(workspace: Workspace, **options: Any) -> None:
+    compose(ComposeConfig(tiny=True, output=str(workspace.out), **options))
+
+
 def _open_loop(workspace: Workspace, samples: int = 2) -> None:
     keys = {
         "checkpoint": str(workspace.policy),
@@ -378,6 +383,12 @@ COMMANDS = (
         "tokenizer fit-fast --overwrite",
         lambda workspace: _fit_fast(workspace, overwrite=True),
         lambda workspace: _fit_fast(workspace, scale=20),
+    ),
+    Command("compose", _compose),
+    Command(
+        "compose --overwrite",
+        lambda workspace: _compose(workspace, overwrite=True),
+        lambda workspace: _compose(workspace, seed=3),
     ),
     Command("tokenizer fit-fast to S3", _fit_fast, result=bucket_digests, is_remote=True),
     Command("build-dataset", _build),

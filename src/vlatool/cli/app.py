@@ -115,7 +115,6 @@ def _group(name: str) -> Any:
 # `--version` is the command `version`, which is listed already.
 _OWN_HELP = [
     ("--install-completion", "Let the shell complete commands, options and keys."),
-    ("--show-completion SHELL", "Print the script that does so."),
 ]
 _COMPLETE = "_VLATOOL_COMPLETE"
 _SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")

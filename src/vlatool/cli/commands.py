@@ -219,6 +219,20 @@ COMMANDS: dict[str, Command] = {
         details="Packed samples are samples stored as arrays.",
         options=("output", "layout", "absolute", "workers", "on_error", "overwrite", "dry_run"),
     ),
+    "compose": Command(
+        "Write weights that a future_vla model starts from.",
+        "vlatool.workflows.compose:compose",
+        "vlatool.workflows.compose:ComposeConfig",
+        examples=(
+            (
+                "vlatool compose --qwen Qwen/Qwen3-VL-4B-Instruct "
+                "--dino facebook/dinov3-vitb16-pretrain-lvd1689m -o composed"
+            ),
+            "vlatool compose --tiny --output tiny",
+        ),
+        details="Joins Qwen3-VL and DINOv3 with new convolutions in the published layout, in "
+        "bfloat16.",
+    ),
     "train": Command(
         "Train a model.",
         "vlatool.workflows.train:train",

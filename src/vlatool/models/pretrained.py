@@ -16,8 +16,8 @@ from vlatool.artifacts.base_model import (
 from vlatool.errors import DataError, EnvironmentProblem, missing_package
 from vlatool.jobs.downloads import require_input
 from vlatool.models.base import MAX_LAYERS, MAX_ROWS
-from vlatool.storage.cache import FileCache, default_cache_folder
-from vlatool.storage.uri import is_remote, location
+from vlatool.storage.cache import local_copy
+from vlatool.storage.uri import location
 
 if TYPE_CHECKING:
     from torch import nn
@@ -154,8 +154,7 @@ def load_base(network: "nn.Module", folder: Path) -> None:
     from vlatool.models.weights import read_external_weights, unusable_checkpoint
 
     names = weight_files(folder)
-    if is_remote(folder):
-        folder = FileCache(default_cache_folder()).local_copy(folder, [CONFIG, *names])
+    folder = local_copy(folder, [CONFIG, *names])
     for name in names:
         if name.endswith(PICKLE_SUFFIX):  # transformers raises any error for a damaged one
             read_external_weights(folder / name)

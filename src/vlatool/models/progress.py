@@ -8,7 +8,8 @@ from vlatool.artifacts.run.checkpoint import EMA, MANIFEST, TRAINER, CheckpointM
 from vlatool.artifacts.run.format import find_checkpoint
 from vlatool.errors import DataError, UsageError
 from vlatool.jobs.downloads import require_input
-from vlatool.models.trained import local_copy, published_at
+from vlatool.models.trained import published_at
+from vlatool.storage.cache import local_copy
 
 
 @dataclass(frozen=True)

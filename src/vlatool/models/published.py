@@ -11,6 +11,7 @@ from vlatool.jobs.files import is_intact, read_file_list
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from vlatool.config.base import ConfigModel
     from vlatool.events import Reporter
     from vlatool.models.trained import Trained
 
@@ -180,6 +181,18 @@ class PublishedLayout(Protocol):
             location: Folder or file of any scheme, not of a run. Read little of it.
         """
         del location
+        return None
+
+    def published_section(self, files: PublishedFiles) -> "ConfigModel | None":
+        """Returns the section `model` of a published model; None if only its weights have it.
+
+        Args:
+            files: Result of `find_published`. Read the small files only.
+
+        Raises:
+            DataError: A file is broken.
+        """
+        del files
         return None
 
     def open_published(self, files: PublishedFiles, path: Path) -> PublishedModel:

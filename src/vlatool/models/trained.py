@@ -34,7 +34,7 @@ from vlatool.loading.kinds import data_kind
 from vlatool.models.base import ModelType
 from vlatool.models.published import PublishedFiles, PublishedModel
 from vlatool.plugins import MODELS, TRANSLATIONS, Registry
-from vlatool.storage.cache import FileCache, default_cache_folder
+from vlatool.storage.cache import FileCache, default_cache_folder, local_copy
 from vlatool.storage.uri import is_remote, pinned
 
 if TYPE_CHECKING:
@@ -403,12 +403,15 @@ def _changed(model: Any, changes: Mapping[str, Any]) -> Any:
     return model.model_copy(update=update) if update else model
 
 
-def run_of(location: str) -> tuple[ConfigModel, Path] | None:
-    """Section `model` and folder of the run of some weights; None if they are not of a run."""
+def section_of(location: str) -> tuple[ConfigModel, Path] | None:
+    """Section `model` and folder of some weights; None if they have none."""
     with suppress(DataError, ConfigError, UsageError):
-        run = locate_weights(location).run
-        if run is not None:
-            return read_config(run).model, run.root
+        origin = locate_weights(location)
+        if origin.run is not None:
+            return read_config(origin.run).model, origin.run.root
+        published = published_at(origin.file)
+        if published and (section := published[0].published_section(published[1])) is not None:
+            return section, origin.file.parent
     return None
 
 
@@ -436,13 +439,6 @@ def _unusable(origin: WeightsOrigin, reason: str) -> DataError:
         hint="copy the weights again from their origin, with their configuration",
         code="data.broken_config",
     )
-
-
-def local_copy(folder: Path, names: Sequence[str]) -> Path:
-    """Local folder with files of a folder of any scheme: a copy in the cache if it is remote."""
-    if not is_remote(folder):
-        return folder
-    return FileCache(default_cache_folder()).local_copy(folder, names)
 
 
 def with_types(schema: Any, tree: Mapping[str, Any]) -> Any:

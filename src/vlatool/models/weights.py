@@ -248,7 +248,7 @@ def matching_state_dict(
         DataError: Names or shapes differ, or a value is not finite; the message has the first
             differences.
     """
-    weights = _with_shapes(module, weights, path)
+    weights = matching_shapes(module, weights, path)
     bad = sorted(name for name, value in weights.items() if not _is_finite(value))
     if bad:
         raise DataError.at(
@@ -272,7 +272,7 @@ def check_shapes(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -
     Raises:
         DataError: Names or shapes differ, or tensors are views of much fewer values.
     """
-    _with_shapes(module, weights, path)
+    matching_shapes(module, weights, path)
     sizes = {(w.data_ptr(), w.shape, w.stride()): w.numel() * w.itemsize for w in weights.values()}
     stored, end = 0, 0
     for start, length in sorted(
@@ -286,8 +286,10 @@ def check_shapes(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -
         raise unusable_checkpoint(path, reason)
 
 
-def _with_shapes(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """As `matching_state_dict`, but reads no values."""
+def matching_shapes(
+    module: nn.Module, weights: Mapping[str, Tensor], path: Path
+) -> dict[str, Tensor]:
+    """As `matching_state_dict`, but reads no values; tensors may be on the meta device."""
     expected = module.state_dict()
     weights = {
         name: value.reshape(expected[name].shape)

@@ -38,6 +38,13 @@ def default_cache_folder() -> Path:
     return Path(os.path.expanduser(folder)) / "vlatool"
 
 
+def local_copy(folder: Path, names: Sequence[str]) -> Path:
+    """Local folder with files of a folder of any scheme: a copy in the cache if it is remote."""
+    if not isinstance(folder, RemotePath):
+        return folder
+    return FileCache(default_cache_folder()).local_copy(folder, names)
+
+
 @dataclass(frozen=True)
 class FileVersion:
     """Version of a remote file; each version has its own name in the cache.

@@ -31,7 +31,7 @@ from vlatool.models.progress import locate_progress
 from vlatool.models.trained import (
     existing_weights,
     model_type_of,
-    run_of,
+    section_of,
     with_types,
 )
 from vlatool.plugins import PUBLISHED_OPTIONS, TRANSLATIONS, Registry
@@ -456,7 +456,7 @@ class TrainConfig(ConfigModel):
 
     def with_init_base_config(self) -> Self:
         """The config with what the run with the initial weights had read from base models."""
-        before = None if self.init_from is None else run_of(self.init_from)
+        before = None if self.init_from is None else section_of(self.init_from)
         if before is None:
             return self
         model = self.model_type.restore_base_config(self.model, before[0])

@@ -22,7 +22,7 @@ from vlatool.jobs.record import output_lock
 from vlatool.loading.base import DatasetInfo
 from vlatool.loading.order import OrderOptions, SampleOrder, check_single_epoch
 from vlatool.models.base import ModelType
-from vlatool.models.trained import run_of
+from vlatool.models.trained import section_of
 from vlatool.pages.text import number_text
 from vlatool.storage.uri import local_path
 from vlatool.training.config import TrainConfig
@@ -219,7 +219,7 @@ def _train_locked(setup: "RunSetup", reporter: Reporter) -> TrainResult:
 
 def save_model_assets(config: TrainConfig, folder: Path) -> None:
     """Writes the assets of the model, copied from the run with the initial weights if possible."""
-    before = None if config.init_from is None else run_of(config.init_from)
+    before = None if config.init_from is None else section_of(config.init_from)
     model_type = config.model_type
     if before is None or not model_type.copy_assets(config.model, *before, folder):
         model_type.save_assets(config.model, folder)

@@ -27,10 +27,9 @@ from vlatool.models.future_vla.batch import (
     SequenceEncoder,
     TokenSequence,
     VlaBatcher,
-    parse_tokenizer,
 )
 from vlatool.models.future_vla.grid import FrameGrid
-from vlatool.models.future_vla.token_ids import TokenIds, tiny_tokenizer
+from vlatool.models.future_vla.token_ids import TokenIds, parse_tokenizer, tiny_tokenizer
 
 SHARED = Path(__file__).parents[3].parent / "shared/data"
 PUBLISHED_GRID = FrameGrid(2, (8, 6, 2), 16, 2)

@@ -1,4 +1,4 @@
-"""Weights that were exported in the published layout of a model type.
+"""Weights in the published layout of a model type: exported, or composed of base models.
 
 Experiments of the policy program are recognized by their own files, without a record.
 """
@@ -7,7 +7,8 @@ from pathlib import Path
 
 from vlatool.jobs.record import read_record
 
-_COMMANDS = ("tokenizer export", "export")
+COMPOSE = "compose"
+_COMMANDS = ("tokenizer export", "export", COMPOSE)
 
 
 def recognize(location: Path) -> str | None:

@@ -1,7 +1,8 @@
-"""Report of exported weights."""
+"""Report of exported or composed weights."""
 
 from pathlib import Path
 
+from vlatool.artifacts.export.format import COMPOSE
 from vlatool.jobs.files import read_file_list
 from vlatool.jobs.record import read_record
 from vlatool.pages.report import Problems, Report
@@ -21,16 +22,20 @@ def inspect(location: Path) -> Report:
     entries = findings.read(read_file_list, location) or []
     sizes = {entry.path: entry.bytes for entry in entries}
     checkpoint = str(record.options.get("checkpoint") or "")
+    title = "composed weights" if record.command == COMPOSE else f"export of {checkpoint}"
     return Report(
         kind="export",
-        headline=f"export of {checkpoint}, {size_text(sum(sizes.values()))}",
+        headline=f"{title}, {size_text(sum(sizes.values()))}",
         facts={
             "command": record.command,
             "checkpoint": checkpoint,
             "is_complete": record.complete,
             "files": sizes,
         },
-        summary={"written by": f"vlatool {record.command}", "checkpoint": checkpoint},
+        summary={
+            "written by": f"vlatool {record.command}",
+            **({"checkpoint": checkpoint} if checkpoint else {}),
+        },
         tables=[
             text_table("Files", ("name", "size"), [(n, size_text(s)) for n, s in sizes.items()])
         ],

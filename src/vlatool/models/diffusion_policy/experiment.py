@@ -40,8 +40,9 @@ from vlatool.models.diffusion_policy.config import (
 )
 from vlatool.models.diffusion_policy.published_keys import split_keys
 from vlatool.models.published import Exported, PublishedFiles
-from vlatool.models.trained import TrainedConfig, local_copy
+from vlatool.models.trained import TrainedConfig
 from vlatool.storage.atomic import write_bytes
+from vlatool.storage.cache import local_copy
 from vlatool.transforms.normalize import field_width
 from vlatool.transforms.relative import reference_keys
 

@@ -21,8 +21,7 @@ from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.loading.vla.sample import VlaSample, VlaShape
 from vlatool.models.base import Batch
-from vlatool.models.future_vla.token_ids import TokenIds, add_markers
-from vlatool.models.pretrained import tokenizers
+from vlatool.models.future_vla.token_ids import TokenIds, parse_tokenizer
 
 # Label of tokens without loss.
 NO_LABEL = -100
@@ -342,24 +341,3 @@ def example_batch(tokens: TokenIds, sides: tuple[int, ...], shape: VlaShape, siz
     conversation = Conversation("vla", "example", len(images), action_ids, codes)
     sample = VlaSample("example", conversation, images)
     return VlaBatcher(SequenceEncoder(None, tokens, sides))([sample] * size)
-
-
-def parse_tokenizer(document: str) -> Any:
-    """Text tokenizer (`tokenizers.Tokenizer`) of a tokenizer.json, with the four markers.
-
-    Raises:
-        DataError: The content is not a tokenizer.
-    """
-    library = tokenizers()
-    try:
-        tokenizer = library.Tokenizer.from_str(document)
-    except Exception as error:  # noqa: BLE001 - the library raises no narrower type
-        raise DataError(
-            f"the text tokenizer of the model cannot be read: {error}",
-            hint="copy the model or the run again",
-            code="data.broken_tokenizer",
-        ) from None
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    add_markers(tokenizer)
-    return tokenizer

@@ -16,6 +16,10 @@ MAX_IMAGES = 4096
 # first. Source: reference/future-vla-model 2.1.
 REDUCTIONS = (4, 2, 1)
 
+PatchOrder = Literal["raster", "block"]
+# Number of past steps with each grid.
+Steps = tuple[int, int, int]
+
 
 class SegmentWeights(ConfigModel):
     """Weights of a token in the loss, by the segment of the answer that it is in."""
@@ -58,8 +62,11 @@ class FutureVlaConfig(ConfigModel):
     dino: dict[str, Any] | None = derived_field(
         "config.json of the weights to start from", "Architecture of DINOv3."
     )
+    special_ids: dict[str, int] | None = derived_field(
+        "tokenizer.json of the weights to start from", "Token ids of special tokens and markers."
+    )
     views: int = Field(default=2, ge=1, le=64, description="Number of cameras.")
-    compress: tuple[int, int, int] = Field(
+    compress: Steps = Field(
         default=(8, 6, 2),
         description="Number of past steps with a quarter, half, and full side of the grid of "
         "patches, oldest first.",
@@ -70,7 +77,7 @@ class FutureVlaConfig(ConfigModel):
         le=MAX_WIDTH,
         description="Channels between the convolutions that compress the oldest images.",
     )
-    patch_order: Literal["raster", "block"] = Field(
+    patch_order: PatchOrder = Field(
         default="raster",
         description="Order of the patches of an image; raster: rows, as in the published weights, "
         "which fuses strips of 1 x 4 patches; block: squares of 2 x 2, as Qwen3-VL expects.",
@@ -109,9 +116,15 @@ class FutureVlaConfig(ConfigModel):
         return value
 
     @model_validator(mode="after")
-    def _check_frames(self) -> Self:
-        if min(self.compress) < 0 or not sum(self.compress):
-            raise ValueError(f"compress {list(self.compress)} must have counts of steps, not all 0")
-        if self.images > MAX_IMAGES:
-            raise ValueError(f"compress and views give {self.images} images, at most {MAX_IMAGES}")
+    def _check_grid(self) -> Self:
+        check_grid(self.views, self.compress)
         return self
+
+
+def check_grid(views: int, compress: Steps) -> None:
+    """Raises ValueError if numbers of cameras and of past steps give no possible sample."""
+    if min(compress) < 0 or not sum(compress):
+        raise ValueError(f"compress {list(compress)} must have counts of steps, not all 0")
+    if views * sum(compress) > MAX_IMAGES:
+        count = views * sum(compress)
+        raise ValueError(f"compress and views give {count} images, at most {MAX_IMAGES}")

@@ -22,6 +22,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     Qwen3VLTextRMSNorm,
 )
 
+from vlatool.errors import DataError
 from vlatool.models.future_vla.batch import NO_LABEL
 from vlatool.models.future_vla.config import FutureVlaConfig
 from vlatool.models.future_vla.lora import add_adapters
@@ -302,3 +303,22 @@ def _mask(attention_mask: Tensor | None, input_ids: Tensor, cached: int) -> Tens
         # A token always sees itself: the softmax of no key is not a number.
         mask = (mask & attention_mask[:, None, None]) | (keys == at)
     return mask
+
+
+def build_network(config: FutureVlaConfig) -> FutureVla:
+    """The network of a config, with random weights.
+
+    Raises:
+        DataError: The architectures describe no such network.
+    """
+    try:
+        return FutureVla(config)
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - classes of transformers raise anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"model.qwen and model.dino describe no network of FUTURE-VLA: {reason}",
+            hint="use config.json of Qwen3-VL and of DINOv3 ViT as they are published",
+            code="data.base_model",
+        ) from None

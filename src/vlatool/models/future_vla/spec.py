@@ -1,11 +1,20 @@
 """The model type `future_vla`; no torch. Source: reference/future-vla-model 2."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vlatool.config.base import ConfigModel, Violation
+from vlatool.config.base import ConfigModel, Violation, derivation_rules
+from vlatool.errors import DataError, UsageError
 from vlatool.models.base import ModelType, Objective, Part
 from vlatool.models.future_vla.config import FutureVlaConfig
+from vlatool.models.future_vla.published import ASSETS, FROM_WEIGHTS, find_published, read_section
+from vlatool.models.published import PublishedFiles, PublishedModel
+from vlatool.models.trained import WeightsOrigin, existing_weights
+from vlatool.storage.atomic import write_bytes
+from vlatool.storage.byte_ranges import read_file
+from vlatool.storage.cache import local_copy
+from vlatool.storage.tree import file_names
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,16 +30,123 @@ class FutureVlaType(ModelType):
         "model": ("answer_losses", "head", "embed_images", "image_features")
     }
 
+    def check_init(self, config: FutureVlaConfig, init_from: str | None) -> None:
+        """Checks that there are weights to start from, of this type.
+
+        Raises:
+            UsageError: There are none, and the architecture is not given.
+            DataError: They are missing, of another type, or a stock Qwen3-VL.
+        """
+        if init_from is None:
+            if config.qwen is None or config.dino is None:
+                raise UsageError(
+                    "a future_vla model starts from weights, which init_from names",
+                    hint="make them with `vlatool compose --qwen DIR --dino DIR --output DIR`, or "
+                    "`vlatool compose --tiny --output DIR`; then --init-from DIR",
+                    code="usage.missing_key",
+                    details={"key": "init_from"},
+                )
+            return
+        origin = existing_weights(init_from)
+        origin.check_type(self.name, "data.checkpoint_mismatch")
+        if origin.run is None:
+            self.published_section(self._published_files(origin))
+
+    def restore_base_config(self, config: FutureVlaConfig, before: Any) -> FutureVlaConfig:
+        """The config with the architecture of weights, and with their grid where none is given."""
+        if not isinstance(before, FutureVlaConfig):
+            return config
+        update = {
+            name: getattr(before, name)
+            for name in FROM_WEIGHTS
+            if getattr(config, name) is None or name not in config.model_fields_set
+        }
+        return config.model_copy(update=update)
+
+    def derive(
+        self, config: FutureVlaConfig, data: Any, info: Any
+    ) -> tuple[FutureVlaConfig, dict[str, str]]:
+        """Names the rules of the architecture."""
+        del data, info
+        return config, derivation_rules(config, ("qwen", "dino", "special_ids"))
+
     def build(self, config: FutureVlaConfig) -> Mapping[str, Part]:
         """The network, as the part `model`."""
-        from vlatool.models.future_vla.model import FutureVla
+        from vlatool.models.future_vla.model import build_network
 
-        return {"model": Part(FutureVla(config))}
+        return {"model": Part(build_network(config))}
+
+    def load_init(
+        self,
+        config: FutureVlaConfig,
+        parts: Mapping[str, Part],
+        init: WeightsOrigin,
+        init_except: Sequence[str],
+    ) -> Sequence[str] | None:
+        """Loads the weights of a run, or of a composed or exported folder."""
+        if init.run is not None:
+            return super().load_init(config, parts, init, init_except)
+        from vlatool.models.future_vla.weights import load_stored
+
+        files = self._published_files(init)
+        files.checked(files.weights, init.path)
+        load_stored(parts["model"].module, files.weights.parent, init_except)
+        return ()
+
+    def copy_assets(self, config: FutureVlaConfig, before: Any, source: Path, folder: Path) -> bool:
+        """Copies tokenizer, processor and chat template."""
+        del config
+        if not isinstance(before, FutureVlaConfig):
+            return False
+        present = file_names(source)
+        for name in ASSETS:
+            if name in present:
+                write_bytes(folder / name, read_file(source / name))
+        return ASSETS[0] in present
 
     def blocks(self, parts: Mapping[str, Part]) -> Sequence["nn.Module"]:
         """The blocks of DINOv3, of the vision transformer and of the language model."""
         network: Any = parts["model"].module
         return network.blocks()
+
+    def find_published(self, location: Path) -> PublishedFiles | None:
+        """The files of a composed or exported folder; also those of a stock Qwen3-VL."""
+        return find_published(location)
+
+    def published_section(self, files: PublishedFiles) -> FutureVlaConfig:
+        """Section `model` of a folder.
+
+        Raises:
+            DataError: A file is broken, or the folder is a stock Qwen3-VL.
+        """
+        return read_section(files.weights.parent)
+
+    def open_published(self, files: PublishedFiles, path: Path) -> PublishedModel:
+        """Opens a folder of weights."""
+        import torch
+
+        from vlatool.models.future_vla.model import build_network
+        from vlatool.models.future_vla.weights import load_stored
+
+        del path
+        folder = files.weights.parent
+        config = self.published_section(files)
+        with torch.device("meta"):
+            network = build_network(config)
+        load_stored(network.to_empty(device="cpu"), folder)
+        assets = local_copy(folder, [name for name in ASSETS if name in file_names(folder)])
+        return PublishedModel(config, {"model": network}, None, folder=assets)
+
+    def _published_files(self, origin: WeightsOrigin) -> PublishedFiles:
+        files = self.find_published(origin.file)
+        if files is None:
+            raise DataError.at(
+                origin.text,
+                f"has no weights of model type {self.name}",
+                hint="give a run, or a folder of `vlatool compose` or `vlatool export`",
+                code="data.checkpoint_mismatch",
+            )
+        return files
 
     def violations(self, config: FutureVlaConfig, data: Any) -> Iterator[Violation]:
         """A configuration that trains nothing."""

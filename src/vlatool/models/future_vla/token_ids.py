@@ -76,20 +76,12 @@ class TokenIds(ConfigModel):
             DataError: The tokenizer lacks a special token.
             UsageError: It has too few ids for codes and action ids.
         """
-        ids = {key: tokenizer.token_to_id(token) for key, token in _SPECIAL.items()}
-        missing = [_SPECIAL[key] for key, token_id in ids.items() if token_id is None]
-        if missing:
-            raise DataError(
-                f"the text tokenizer has no token {missing[0]}",
-                hint="use the tokenizer.json of Qwen3-VL, or of `vlatool compose`",
-                code="data.tokenizer_mismatch",
-                details={"missing": missing},
-            )
-        new = tokenizer.get_vocab_size(with_added_tokens=True)
-        for key, token in _MARKERS.items():
-            ids[key] = tokenizer.token_to_id(token)
-            if ids[key] is None:
-                ids[key], new = new, new + 1
+        return cls.of_ids(special_ids(tokenizer), sizes)
+
+    @classmethod
+    def of_ids(cls, special: Mapping[str, int], sizes: SampleSizes) -> "TokenIds":
+        """As `of`, from the result of `special_ids`."""
+        ids = dict(special)
         first_action = ids["end_of_text"] - sizes.action_ids
         first_code = first_action - sizes.codebook_size
         if first_code < _BYTES:
@@ -150,6 +142,33 @@ class TokenIds(ConfigModel):
         ]
 
 
+def special_ids(tokenizer: Any) -> dict[str, int]:
+    """Token id of each special token and marker, by its key in `TokenIds`.
+
+    Args:
+        tokenizer: Text tokenizer (`tokenizers.Tokenizer`); markers that it lacks get the ids after
+            its last one, as `add_markers` gives them.
+
+    Raises:
+        DataError: The tokenizer lacks a special token.
+    """
+    ids = {key: tokenizer.token_to_id(token) for key, token in _SPECIAL.items()}
+    missing = [_SPECIAL[key] for key, token_id in ids.items() if token_id is None]
+    if missing:
+        raise DataError(
+            f"the text tokenizer has no token {missing[0]}",
+            hint="use the tokenizer.json of Qwen3-VL, or of `vlatool compose`",
+            code="data.tokenizer_mismatch",
+            details={"missing": missing},
+        )
+    new = tokenizer.get_vocab_size(with_added_tokens=True)
+    for key, token in _MARKERS.items():
+        ids[key] = tokenizer.token_to_id(token)
+        if ids[key] is None:
+            ids[key], new = new, new + 1
+    return ids
+
+
 def add_markers(tokenizer: Any) -> None:
     """Adds the four markers to a text tokenizer (`tokenizers.Tokenizer`), unless it has them."""
     added = tokenizers().AddedToken
@@ -160,6 +179,27 @@ def add_markers(tokenizer: Any) -> None:
             if tokenizer.token_to_id(token) is None
         ]
     )
+
+
+def parse_tokenizer(document: str) -> Any:
+    """Text tokenizer (`tokenizers.Tokenizer`) of a tokenizer.json, with the four markers.
+
+    Raises:
+        DataError: The content is not a tokenizer.
+    """
+    library = tokenizers()
+    try:
+        tokenizer = library.Tokenizer.from_str(document)
+    except Exception as error:  # noqa: BLE001 - the library raises no narrower type
+        raise DataError(
+            f"the text tokenizer of the model cannot be read: {error}",
+            hint="copy the model or the run again",
+            code="data.broken_tokenizer",
+        ) from None
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    add_markers(tokenizer)
+    return tokenizer
 
 
 def tiny_tokenizer(reserved: int = TINY_RESERVED) -> Any:

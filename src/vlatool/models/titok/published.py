@@ -59,8 +59,18 @@ def find_published(location: Path) -> PublishedFiles | None:
     for config, weights in ((CONFIG, WEIGHTS), (HUB_CONFIG, HUB_WEIGHTS)):
         files = PublishedFiles(folder / weights, folder / config)
         if files.weights.is_file() and (folder / config).is_file():
-            return files if location in (folder, files.weights) else None
+            is_tokenizer = config == CONFIG or not _is_base_model(folder)
+            return files if is_tokenizer and location in (folder, files.weights) else None
     return None
+
+
+def _is_base_model(folder: Path) -> bool:
+    """True for a model of transformers, whose files have the same names."""
+    try:
+        content = read_json(folder / HUB_CONFIG)
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and "model_type" in content
 
 
 def read_published_config(path: Path) -> dict[str, Any]:

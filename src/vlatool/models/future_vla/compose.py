@@ -1,0 +1,326 @@
+"""Weights to start from: Qwen3-VL, DINOv3 and new convolutions, or all of them random and tiny.
+
+Source: reference/future-vla-model 2.3.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlatool.artifacts.base_model import CONFIG, TOKENIZER, read_tokenizer
+from vlatool.errors import BugError, DataError
+from vlatool.models.future_vla.config import FutureVlaConfig
+from vlatool.models.future_vla.model import build_network
+from vlatool.models.future_vla.published import (
+    ASSETS,
+    DINO_FAMILY,
+    FAMILY,
+    FROM_WEIGHTS,
+    MANIFEST,
+    MANIFEST_NAME,
+)
+from vlatool.models.future_vla.token_ids import parse_tokenizer, special_ids, tiny_tokenizer
+from vlatool.models.future_vla.weights import (
+    StoredTensors,
+    dino_name,
+    file_names,
+    write_tensors,
+)
+from vlatool.models.pretrained import read_architecture
+from vlatool.storage.atomic import write_bytes, write_text
+from vlatool.storage.byte_ranges import read_file
+from vlatool.storage.tree import file_names as names_in
+from vlatool.storage.tree import sha256_of
+
+# Type of the files, as published.
+DTYPE = torch.bfloat16
+_DINO = "model.visual.vis_tok."
+_CONVOLUTIONS = tuple(f"model.visual.cnn{number}." for number in (1, 2, 3))
+_TIED = "lm_head.weight"
+_STD = 0.02
+_SHOWN = 3
+_TINY_ROWS = 64  # the embedding of the tiny model has a multiple of it
+
+
+@dataclass(frozen=True)
+class Composition:
+    """Content of a folder to write.
+
+    Attributes:
+        config: Section `model`.
+        shapes: Shape of each tensor, in the order of the network.
+        read: Returns the tensor of a name.
+        tokenizer: Content of tokenizer.json, with the markers.
+        assets: Content of the other files of Qwen3-VL by name.
+        paths: Local files that the weights come from, by `qwen` or `dino`.
+    """
+
+    config: FutureVlaConfig
+    shapes: Mapping[str, tuple[int, ...]]
+    read: Callable[[str], Tensor]
+    tokenizer: str
+    assets: Mapping[str, bytes]
+    paths: Mapping[str, list[Path]] = field(default_factory=dict[str, list[Path]])
+
+    @property
+    def files(self) -> list[str]:
+        """Names of the files."""
+        return [*file_names(self.shapes, DTYPE), TOKENIZER, *self.assets, CONFIG, MANIFEST_NAME]
+
+    @property
+    def parameters(self) -> int:
+        """Number of values."""
+        return sum(torch.Size(shape).numel() for shape in self.shapes.values())
+
+    @property
+    def bytes(self) -> int:
+        """Size of the values in the files."""
+        return DTYPE.itemsize * self.parameters
+
+    def write(self, folder: Path) -> None:
+        """Writes the folder; the manifest last.
+
+        Raises:
+            BugError: DINOv3 is not what was read.
+        """
+        for name, content in self.assets.items():
+            write_bytes(folder / name, content)
+        write_text(folder / TOKENIZER, self.tokenizer)
+        write_tensors(folder, self.shapes, self.read, DTYPE)
+        self._compare(folder)
+        model = self.config.model_dump(
+            mode="json", include={*FROM_WEIGHTS} - {"qwen", "special_ids"}
+        )
+        sources = {
+            kind: {path.name: sha256_of(path) for path in paths}
+            for kind, paths in self.paths.items()
+        }
+        MANIFEST.write(folder, {"model": model, "sources": sources})
+
+    def _compare(self, folder: Path) -> None:
+        written = StoredTensors(folder)
+        for name in self.shapes:
+            is_equal = not name.startswith(_DINO) or torch.equal(
+                written.read(name), self.read(name).to(DTYPE)
+            )
+            if not is_equal:
+                raise BugError(
+                    f"{folder}: {name} differs from the tensor that was written",
+                    hint="do not use the folder; check the disk",
+                    code="bug.weights_differ",
+                )
+
+
+def compose(qwen: Path, dino: Path, keys: Mapping[str, Any], seed: int) -> Composition:
+    """Qwen3-VL and DINOv3 with random convolutions. Writes nothing.
+
+    Args:
+        qwen: Folder of a stock Qwen3-VL, of any scheme.
+        dino: Folder of DINOv3.
+        keys: Further keys of the section `model`.
+        seed: Seed of the convolutions.
+
+    Raises:
+        DataError: A file is missing or broken, a tensor is missing or not expected, or the
+            tokenizer does not fit.
+    """
+    sections = {
+        "qwen": read_architecture(qwen, FAMILY),
+        "dino": read_architecture(dino, DINO_FAMILY),
+    }
+    config = FutureVlaConfig.model_validate({**sections, **keys})
+    with torch.device("meta"):
+        network = build_network(config)
+    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    language, vision = StoredTensors(qwen), StoredTensors(dino)
+    read = _joined(shapes, language, vision, seed)
+    tokenizer = parse_tokenizer(read_tokenizer(qwen))
+    ids = special_ids(tokenizer)
+    _check_ids(ids, sections["qwen"], qwen)
+    present = names_in(qwen)
+    names = [CONFIG, *(name for name in ASSETS if name in present and name != TOKENIZER)]
+    return Composition(
+        config=config,
+        shapes=shapes,
+        read=read,
+        tokenizer=tokenizer.to_str(),
+        assets={name: read_file(qwen / name) for name in names},
+        paths={"qwen": language.paths, "dino": vision.paths},
+    )
+
+
+def _joined(
+    shapes: Mapping[str, tuple[int, ...]], qwen: StoredTensors, dino: StoredTensors, seed: int
+) -> Callable[[str], Tensor]:
+    """Function from the name of a tensor of the network to its value.
+
+    Raises:
+        DataError: A tensor is missing, not expected, or of another shape.
+    """
+    dino_names = {f"{_DINO}{dino_name(name)}": name for name in dino.shapes}
+    _check_tensors(
+        dino.folder,
+        {name: shape for name, shape in shapes.items() if name.startswith(_DINO)},
+        {ours: dino.shapes[name] for ours, name in dino_names.items()},
+    )
+    own = (_DINO, *_CONVOLUTIONS)
+    stock = {name: shape for name, shape in shapes.items() if not name.startswith(own)}
+    is_tied = _TIED not in stock
+    _check_tensors(
+        qwen.folder,
+        stock,
+        {name: shape for name, shape in qwen.shapes.items() if not (is_tied and name == _TIED)},
+    )
+    random = _convolutions(shapes, seed)
+
+    def read(name: str) -> Tensor:
+        if name in random:
+            return random[name]
+        return dino.read(dino_names[name]) if name in dino_names else qwen.read(name)
+
+    return read
+
+
+def compose_tiny(keys: Mapping[str, Any], seed: int) -> Composition:
+    """Small random networks with a text tokenizer on bytes. Writes nothing.
+
+    Args:
+        keys: Further keys of the section `model`.
+        seed: Seed of the weights.
+    """
+    tokenizer = tiny_tokenizer()
+    ids = special_ids(tokenizer)
+    rows = _TINY_ROWS * math.ceil((max(ids.values()) + 1) / _TINY_ROWS)
+    qwen = _tiny_qwen(ids, rows)
+    config = FutureVlaConfig.model_validate(
+        {"qwen": qwen, "dino": _TINY_DINO, "conv_width": _TINY_WIDTH, **keys}
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        state = build_network(config).state_dict()
+    architecture = {"architectures": ["Qwen3VLForConditionalGeneration"], **qwen}
+    return Composition(
+        config=config,
+        shapes={name: tuple(value.shape) for name, value in state.items()},
+        read=state.__getitem__,
+        tokenizer=tokenizer.to_str(),
+        assets={CONFIG: json.dumps(architecture, indent=2).encode()},
+    )
+
+
+_TINY_WIDTH = 64
+_TINY_DINO: Mapping[str, Any] = {
+    "model_type": DINO_FAMILY,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 128,
+    "num_register_tokens": 4,
+    "patch_size": 8,
+    "key_bias": False,
+}
+
+
+def _tiny_qwen(ids: Mapping[str, int], rows: int) -> dict[str, Any]:
+    """config.json of a tiny Qwen3-VL, which versions 4 and 5 of transformers read."""
+    rope = {"rope_type": "default", "mrope_section": [6, 5, 5], "mrope_interleaved": True}
+    text = {
+        "model_type": "qwen3_vl_text",
+        "vocab_size": rows,
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "max_position_embeddings": 8192,
+        "rope_theta": 10_000.0,
+        "rope_scaling": rope,
+    }
+    vision = {
+        "model_type": FAMILY,
+        "depth": 2,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_heads": 2,
+        "patch_size": 8,
+        "out_hidden_size": 128,
+        "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0],
+    }
+    return {
+        "model_type": FAMILY,
+        "tie_word_embeddings": True,
+        "image_token_id": ids["image_pad"],
+        "video_token_id": ids["image_pad"],
+        "vision_start_token_id": ids["vision_start"],
+        "vision_end_token_id": ids["vision_end"],
+        "text_config": text,
+        "vision_config": vision,
+    }
+
+
+def _convolutions(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
+    """Normal weights and biases of 0 of the convolutions."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn: dict[str, Tensor] = {}
+    for name in sorted(name for name in shapes if name.startswith(_CONVOLUTIONS)):
+        value = torch.zeros(shapes[name])
+        if value.dim() > 1:
+            value.normal_(std=_STD, generator=generator)
+        drawn[name] = value
+    return drawn
+
+
+def _check_tensors(
+    folder: Path, expected: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raises DataError if names or shapes of tensors differ."""
+    problems = [
+        *(f"missing {name}" for name in expected.keys() - stored.keys()),
+        *(f"unexpected {name}" for name in stored.keys() - expected.keys()),
+        *(
+            f"{name} is {list(stored[name])}, config.json says {list(shape)}"
+            for name, shape in expected.items()
+            if name in stored and stored[name] != shape
+        ),
+    ]
+    if problems:
+        text = "; ".join(sorted(problems)[:_SHOWN])
+        more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise DataError.at(
+            folder,
+            f"the weights do not match config.json: {text}{more}",
+            hint="give the unchanged folders of Qwen3-VL (--qwen) and DINOv3 ViT (--dino)",
+            code="data.checkpoint_mismatch",
+            problems=sorted(problems),
+        )
+
+
+def _check_ids(ids: Mapping[str, int], qwen: Mapping[str, Any], folder: Path) -> None:
+    """Raises DataError if tokenizer and network do not belong together."""
+    rows = qwen["text_config"]["vocab_size"]
+    expected = {
+        "image_pad": qwen.get("image_token_id"),
+        "vision_start": qwen.get("vision_start_token_id"),
+        "vision_end": qwen.get("vision_end_token_id"),
+    }
+    wrong = [name for name, value in expected.items() if value not in (None, ids[name])]
+    if wrong or max(ids.values()) >= rows:
+        reason = (
+            f"id of {wrong[0]} is {ids[wrong[0]]}, config.json has {expected[wrong[0]]}"
+            if wrong
+            else f"its markers need {max(ids.values()) + 1} rows, the embedding has {rows}"
+        )
+        raise DataError.at(
+            folder / TOKENIZER,
+            reason,
+            hint="copy all files of the base model again",
+            code="data.tokenizer_mismatch",
+        )

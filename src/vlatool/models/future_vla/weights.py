@@ -1,0 +1,189 @@
+"""Weights of FUTURE-VLA in files of safetensors; memory holds one tensor of them at a time.
+
+Names in the state dict are those of the files. Source: formats/future-vla.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from vlatool.artifacts.base_model import weight_files
+from vlatool.errors import DataError
+from vlatool.models.future_vla.published import INDEX, weight_map
+from vlatool.models.weights import matching_shapes, unusable_checkpoint
+from vlatool.storage.atomic import open_atomic, write_json
+from vlatool.storage.cache import local_copy
+
+# Largest size of a file, in bytes. One that is larger has a single tensor.
+_MAX_FILE = 4 * 2**30
+_SUFFIX = ".safetensors"
+# Names of types in the header of a file.
+_TYPES: Mapping[torch.dtype, str] = {torch.bfloat16: "BF16", torch.float32: "F32"}
+_ALIGNMENT = 8
+
+
+class StoredTensors:
+    """Tensors of a folder, which are read when they are needed.
+
+    Attributes:
+        folder: The folder as given.
+        paths: Local files; copies in the cache if the folder is remote.
+        shapes: Shape of each tensor by its name.
+
+    Raises:
+        DataError: A file is missing or broken, or is no safetensors file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        names = weight_files(folder)
+        if any(not name.endswith((_SUFFIX, INDEX)) for name in names):
+            raise unusable_checkpoint(folder, f"it has no {_SUFFIX} files")
+        local = local_copy(folder, names)
+        indexed = weight_map(local / INDEX).values() if INDEX in names else names
+        self.paths = [local / name for name in sorted(set(indexed))]
+        self._files: dict[str, Any] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for path in self.paths:
+            try:
+                file: Any = safe_open(path, framework="pt").__enter__()
+                for name in file.keys():  # noqa: SIM118 - it is no mapping
+                    self._files[name] = file
+                    self.shapes[name] = tuple(file.get_slice(name).get_shape())
+            except (OSError, SafetensorError) as error:
+                raise unusable_checkpoint(path, error) from None
+
+    def read(self, name: str) -> Tensor:
+        """Tensor of a name, on the CPU.
+
+        Raises:
+            DataError: It cannot be read, or a value is not finite.
+        """
+        try:
+            value: Tensor = self._files[name].get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise unusable_checkpoint(self.folder, error) from None
+        if not bool(value.isfinite().all()):
+            raise DataError.at(
+                self.folder,
+                f"values are not finite: {name}",
+                hint="use other weights: the outputs of these would not be finite",
+                code="data.weights_not_finite",
+            )
+        return value
+
+
+@torch.no_grad()
+def load_stored(module: nn.Module, folder: Path, excluded: Sequence[str] = ()) -> None:
+    """Copies the tensors of a folder into a network; all names and shapes must match.
+
+    Args:
+        module: The network, on the CPU.
+        folder: Folder of any scheme.
+        excluded: Names of modules of the network that keep their weights.
+
+    Raises:
+        DataError: A file is broken, or names or shapes differ.
+    """
+    stored = StoredTensors(folder)
+    state = module.state_dict()
+    prefixes = tuple(f"{name}." for name in excluded)
+    own = {name for name in state if name.startswith(prefixes)} if prefixes else set[str]()
+    shapes = {name: torch.empty(shape, device="meta") for name, shape in stored.shapes.items()}
+    shapes = {name: value for name, value in shapes.items() if name not in own}
+    matching_shapes(module, {**shapes, **{name: state[name] for name in own}}, folder)
+    for name in shapes:
+        state[name].copy_(stored.read(name))
+
+
+def write_tensors(
+    folder: Path,
+    shapes: Mapping[str, Sequence[int]],
+    read: Callable[[str], Tensor],
+    dtype: torch.dtype,
+) -> list[str]:
+    """Writes weights as safetensors files with an index, as the hub has them.
+
+    Args:
+        folder: Existing folder.
+        shapes: Shape of each tensor, in the order in the files.
+        read: Returns the tensor of a name, of any type and device.
+        dtype: Type in the files, bfloat16 or float32.
+
+    Returns:
+        Names of the files.
+    """
+    groups = list(_groups(shapes, dtype.itemsize))
+    names = file_names(shapes, dtype)
+    for name, tensors in zip(names, groups, strict=False):
+        with open_atomic(folder / name) as file:
+            _write_file(file, {key: shapes[key] for key in tensors}, read, dtype)
+    files = zip(names, groups, strict=False)
+    index = {key: name for name, tensors in files for key in tensors}
+    size = dtype.itemsize * sum(_count(shape) for shape in shapes.values())
+    write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": index})
+    return names
+
+
+def file_names(shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> list[str]:
+    """Names of the files that `write_tensors` writes."""
+    count = sum(1 for _ in _groups(shapes, dtype.itemsize))
+    files = [f"model-{n + 1:05d}-of-{count:05d}{_SUFFIX}" for n in range(count)]
+    return [*files, INDEX]
+
+
+def _groups(shapes: Mapping[str, Sequence[int]], itemsize: int) -> Iterator[list[str]]:
+    """Names of the tensors of each file."""
+    group: list[str] = []
+    size = 0
+    for name, shape in shapes.items():
+        added = itemsize * _count(shape)
+        if group and size + added > _MAX_FILE:
+            yield group
+            group, size = [], 0
+        group.append(name)
+        size += added
+    yield group
+
+
+def _write_file(
+    file: IO[bytes],
+    shapes: Mapping[str, Sequence[int]],
+    read: Callable[[str], Tensor],
+    dtype: torch.dtype,
+) -> None:
+    """Writes one file: length of the header, header, values."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name, shape in shapes.items():
+        stop = start + dtype.itemsize * _count(shape)
+        header[name] = {"dtype": _TYPES[dtype], "shape": [*shape], "data_offsets": [start, stop]}
+        start = stop
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in shapes:
+        value = read(name).detach().to("cpu", dtype).contiguous()
+        file.write(value.reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _count(shape: Sequence[int]) -> int:
+    count = 1
+    for side in shape:
+        count *= side
+    return count
+
+
+# Names of layers that newer versions of transformers write.
+_NEW_LAYER = re.compile(r"^(?:model\.)+layer\.")
+
+
+def dino_name(name: str) -> str:
+    """Name of a tensor of DINOv3 as published, from that in a file of any version."""
+    return _NEW_LAYER.sub("layer.", name)

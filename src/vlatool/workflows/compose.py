@@ -1,0 +1,179 @@
+"""Weights to start a future_vla model from: Qwen3-VL and DINOv3, or tiny random ones."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from vlatool.artifacts.export.format import COMPOSE
+from vlatool.config.base import ConfigModel, check_required, execution_field, required_field
+from vlatool.errors import UsageError
+from vlatool.events import NULL, Reporter
+from vlatool.jobs.command import DRY_RUN_HELP
+from vlatool.jobs.inputs import current_states, input_state, inputs_of
+from vlatool.jobs.record import OutputRecord, resumable_record, single_output
+from vlatool.jobs.versions import versions_of
+from vlatool.models.future_vla.config import PatchOrder, Steps, check_grid
+from vlatool.models.pretrained import base_model
+from vlatool.storage.tree import size_text
+from vlatool.storage.uri import location
+
+if TYPE_CHECKING:
+    from vlatool.models.future_vla.compose import Composition
+
+_USAGE = "vlatool compose --qwen DIR --dino DIR --output DIR"
+_SECTION = ("views", "compress", "patch_order")
+
+
+class ComposeConfig(ConfigModel):
+    """Options of `vlatool compose`."""
+
+    no_effect_on_output: ClassVar[frozenset[str]] = frozenset({"output", "overwrite", "dry_run"})
+
+    qwen: str | None = Field(
+        default=None, description="Qwen3-VL: a folder of any scheme, or owner/name on the hub."
+    )
+    dino: str | None = Field(
+        default=None, description="DINOv3 ViT: a folder of any scheme, or owner/name on the hub."
+    )
+    tiny: bool = Field(
+        default=False, description="Small random networks instead, with a text tokenizer on bytes."
+    )
+    output: str = required_field("", "Folder for weights, tokenizer and manifest.")
+    views: int = Field(default=2, ge=1, le=64, description="Number of cameras.")
+    compress: Steps = Field(
+        default=(8, 6, 2), description="Past steps with each grid of patches, oldest first."
+    )
+    patch_order: PatchOrder = Field(
+        default="raster", description="raster: as published; block: as Qwen3-VL expects."
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of the random weights.")
+    overwrite: bool = execution_field(
+        default=False, description="Replace a folder that was composed in another way."
+    )
+    dry_run: bool = execution_field(default=False, description=DRY_RUN_HELP)
+
+    @model_validator(mode="after")
+    def _check_grid(self) -> Self:
+        check_grid(self.views, self.compress)
+        return self
+
+
+@dataclass(frozen=True)
+class ComposeResult:
+    """Composed weights.
+
+    Attributes:
+        output: The folder.
+        parameters: Number of values.
+        tensors: Number of tensors.
+        bytes: Size of the files of weights.
+        status: `written`, `already complete` or `planned`.
+    """
+
+    output: str
+    parameters: int
+    tensors: int
+    bytes: int
+    status: str = "written"
+
+    def document(self) -> dict[str, Any]:
+        """The result as a JSON-serializable mapping."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """The result as text."""
+        content = (
+            f"{self.parameters / 1e6:,.2f} M parameters in {self.tensors} tensors, "
+            f"{size_text(self.bytes)}"
+        )
+        if self.status == "planned":
+            return f"{self.output}: would write {content}; nothing was written"
+        lines = [f"{self.output}: {content}; {self.status}"]
+        return "\n".join([*lines, f"next: vlatool train --init-from {self.output} --data SAMPLES"])
+
+
+def compose(config: ComposeConfig, *, reporter: Reporter = NULL) -> ComposeResult:
+    """Writes weights to start from; equal options and inputs give equal bytes.
+
+    The convolutions between both networks are random. The folder has the layout of Qwen3-VL on the
+    hub, and a manifest.
+
+    Raises:
+        UsageError: A key is missing, or the output has other content.
+        DataError: A base model is missing or broken, or does not fit.
+        StorageError: The output cannot be written.
+    """
+    check_required(config, _USAGE)
+    sources = _sources(config)
+    keys = {name: getattr(config, name) for name in _SECTION}
+    target = location(config.output)
+    record = _record(config, sources)
+    earlier = resumable_record(target, record, lambda: [record.inputs], overwrite=config.overwrite)
+    composition = _composition(config, sources, keys)
+    is_complete = earlier is not None and earlier.complete
+    status = "already complete" if is_complete else "planned" if config.dry_run else "written"
+    if status == "written":
+        with (
+            reporter.progress("compose", None, "files"),
+            single_output(target, record, composition.files),
+        ):
+            composition.write(target)
+    return ComposeResult(
+        output=config.output,
+        parameters=composition.parameters,
+        tensors=len(composition.shapes),
+        bytes=composition.bytes,
+        status=status,
+    )
+
+
+def _sources(config: ComposeConfig) -> dict[str, Path]:
+    """Folders of the base models by name.
+
+    Raises:
+        UsageError: Neither both of them nor `tiny` are given.
+        DataError: One does not exist.
+    """
+    names = {"qwen": config.qwen, "dino": config.dino}
+    missing = [name for name, value in names.items() if not value]
+    if config.tiny and len(missing) < len(names):
+        raise UsageError(
+            "--tiny makes both networks, so it cannot be combined with --qwen and --dino",
+            hint="leave out --tiny, or --qwen and --dino",
+            code="usage.conflict",
+        )
+    if config.tiny:
+        return {}
+    if missing:
+        raise UsageError(
+            f"{missing[0]!r} needs a value",
+            hint=f"{_USAGE}, or vlatool compose --tiny --output DIR for small random networks",
+            code="usage.missing_key",
+        )
+    return {name: base_model(str(value)) for name, value in names.items()}
+
+
+def _record(config: ComposeConfig, sources: Mapping[str, Path]) -> OutputRecord:
+    excluded = {"qwen", "dino", *config.no_effect_on_output}
+    options = {
+        **config.model_dump(mode="json", exclude=excluded),
+        **{name: folder.name for name, folder in sources.items()},
+        **versions_of(sources.values()),
+    }
+    states = current_states(
+        list(sources.values()), lambda folder: folder.name, lambda folder: input_state([folder])
+    )
+    return OutputRecord(COMPOSE, options, inputs_of(states, "base model"))
+
+
+def _composition(
+    config: ComposeConfig, sources: Mapping[str, Path], keys: Mapping[str, Any]
+) -> "Composition":
+    from vlatool.models.future_vla.compose import compose, compose_tiny
+
+    if config.tiny:
+        return compose_tiny(keys, config.seed)
+    return compose(sources["qwen"], sources["dino"], keys, config.seed)
