@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ class WebFaults:
         fail_next: The next N requests get `status`.
         status: Status of these responses.
         retry_after_s: Seconds in the Retry-After header of these responses.
+        retry_date_in_s: The same, as a date from now; 0 for none.
+        redirect_to: Start of the location to which requests of files are redirected.
+        endless: Bodies have no length and no end.
         cut_after: Bodies and connections end after N bytes.
         longer_by: Number of bytes by which Content-Length and Content-Range are too large.
         delay_s: Seconds before each response.
@@ -39,11 +43,15 @@ class WebFaults:
         changes_every: Files get another version every N requests.
         commit: Commit of the branch `main` of the hub.
         requests: Method, path and range of each request.
+        tokens: Header Authorization of each request.
     """
 
     fail_next: int = 0
     status: int = 500
     retry_after_s: int = 0
+    retry_date_in_s: int = 0
+    redirect_to: str = ""
+    endless: bool = False
     cut_after: int = 0
     longer_by: int = 0
     delay_s: float = 0.0
@@ -57,6 +65,7 @@ class WebFaults:
     changes_every: int = 0
     commit: str = COMMIT
     requests: list[tuple[str, str, str]] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -103,6 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
         faults = self.faults
         path = unquote(self.path.partition("?")[0])
         faults.requests.append((self.command, path, self.headers.get("Range", "")))
+        faults.tokens.append(self.headers.get("Authorization", ""))
         if faults.changes_every and len(faults.requests) % faults.changes_every == 0:
             faults.version += 1
         time.sleep(faults.delay_s)
@@ -157,6 +167,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(b"<html>please log in</html>", 200, {"Content-Type": "text/html"})
         elif not path.is_file():
             self._send_error(404, {"X-Error-Code": "EntryNotFound"})
+        elif self.faults.redirect_to:
+            self._send_error(302, {"Location": f"{self.faults.redirect_to}/{path.name}"})
         else:
             self._ranged(path.read_bytes())
 
@@ -188,16 +200,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
-        if not faults.no_length:
+        if not (faults.no_length or faults.endless):
             self.send_header("Content-Length", str(len(content) + faults.longer_by))
         cut = 0 < faults.cut_after < len(content)
-        if faults.no_length or faults.longer_by or cut:
+        if faults.no_length or faults.endless or faults.longer_by or cut:
             self.close_connection = True
             self.send_header("Connection", "close")
         self.end_headers()
         if self.command != "HEAD":
             with suppress(OSError):
                 self.wfile.write(content[: faults.cut_after] if cut else content)
+                while faults.endless:
+                    self.wfile.write(b"x" * 65536)
 
     def _send_error(self, status: int, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
@@ -205,6 +219,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         if self.faults.retry_after_s:
             self.send_header("Retry-After", str(self.faults.retry_after_s))
+        if self.faults.retry_date_in_s:
+            until = formatdate(time.time() + self.faults.retry_date_in_s, usegmt=True)
+            self.send_header("Retry-After", until)
         self.send_header("Content-Length", "0")
         self.end_headers()
 

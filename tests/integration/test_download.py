@@ -3,9 +3,8 @@
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +18,7 @@ from vlatool.artifacts.check import CheckOptions
 from vlatool.errors import DataError, PartialFailure, StorageError, UsageError, VlatoolError
 from vlatool.inspection.verify import verify_location
 from vlatool.jobs.files import read_file_list
-from vlatool.storage import transfer, web_requests
+from vlatool.storage import transfer
 from vlatool.storage.tree import files_below
 from vlatool.workflows.download import DownloadConfig, DownloadResult, download
 
@@ -169,99 +168,6 @@ def test_dry_run_writes_nothing(server: WebServer, tmp_path: Path) -> None:
 
     assert (result.status, result.episodes) == ("planned", 22)
     assert not (tmp_path / "out").exists()
-
-
-def _cut(server: WebServer) -> None:
-    server.faults.cut_after = 100_000
-
-
-def _busy(server: WebServer) -> None:
-    server.faults.fail_next, server.faults.status = 3, 500
-
-
-def _throttled(server: WebServer) -> None:
-    server.faults.fail_next, server.faults.status, server.faults.retry_after_s = 2, 429, 1
-
-
-def _no_ranges(server: WebServer) -> None:
-    server.faults.no_ranges = True
-
-
-def _no_head(server: WebServer) -> None:
-    server.faults.no_head = True
-
-
-def _no_length(server: WebServer) -> None:
-    server.faults.no_length = True
-
-
-def _changes_once(server: WebServer) -> None:
-    def change() -> None:
-        while len(server.faults.requests) < 5:
-            time.sleep(0.001)
-        server.faults.version += 1
-
-    threading.Thread(target=change, daemon=True).start()
-
-
-def _stalls(server: WebServer) -> None:
-    server.faults.stall_next = 1
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [_cut, _busy, _throttled, _no_ranges, _no_head, _no_length, _changes_once, _stalls],
-)
-def test_download_survives(
-    server: WebServer,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    fault: Callable[[WebServer], None],
-) -> None:
-    monkeypatch.setattr(web_requests, "READ_TIMEOUT_S", 0.5)
-    fault(server)
-
-    get_big(server, tmp_path / "out")
-
-    assert content(tmp_path / "out") == {"big.bin": BIG}
-
-
-def _always_busy(server: WebServer) -> None:
-    server.faults.fail_next, server.faults.status = 10_000, 503
-
-
-def _longer(server: WebServer) -> None:
-    server.faults.longer_by = 7
-
-
-def _always_changes(server: WebServer) -> None:
-    server.faults.changes_every = 2
-
-
-def _page(server: WebServer) -> None:
-    server.faults.page = True
-
-
-@pytest.mark.parametrize(
-    ("fault", "error"),
-    [
-        (_always_busy, StorageError),
-        (_longer, StorageError),
-        (_always_changes, StorageError),
-        (_page, DataError),
-    ],
-)
-def test_download_fails_by_name(
-    server: WebServer,
-    tmp_path: Path,
-    fault: Callable[[WebServer], None],
-    error: type[VlatoolError],
-) -> None:
-    fault(server)
-
-    with pytest.raises(error):
-        get_big(server, tmp_path / "out")
-    assert content(tmp_path / "out") == {}
 
 
 def test_file_that_fails_does_not_end_the_others(server: WebServer, tmp_path: Path) -> None:

@@ -75,6 +75,16 @@ def test_second_view_is_added_with_the_metadata_that_it_lacks(
     }
 
 
+def test_dead_server_is_not_asked_for_the_other_tasks(server: WebServer, tmp_path: Path) -> None:
+    server.faults.fail_next, server.faults.status = 10_000, 503
+    with pytest.raises(StorageError) as caught:
+        get(tmp_path / "out", *TASKS)
+
+    codes = [row["code"] for row in caught.value.details["failures"]]
+    assert codes == ["storage.unreachable", "storage.not_requested"]
+    assert not any(TASKS[1] in path for _, path, _ in server.faults.requests)
+
+
 def test_task_that_fails_does_not_end_the_others(server: WebServer, tmp_path: Path) -> None:
     (server.folder / "v0.1.0/PushBox/shards/shard_000000.tar").unlink()
     with pytest.raises(Exception, match="1 of 2 tasks failed: PushBox") as caught:

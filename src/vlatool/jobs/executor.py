@@ -205,25 +205,33 @@ class ThreadExecutor:
         self, function: Callable[[Item], Value], items: Iterable[Item]
     ) -> Iterator[Outcome[Item, Value]]:
         """Yields one outcome per item, as they are completed."""
+        todo: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
+
+        def work() -> None:
+            while (item := todo.get()) is not None:
+                outcome = Outcome[Item, Value](item)
+                try:
+                    outcome = attempt(function, item)
+                finally:  # a cancelled item ends with another exception
+                    self._done.put(outcome)
+
         remaining = iter(items)
-        self._start(function, islice(remaining, self._workers))
-        while self._running:
-            outcome = self._done.get()
-            self._running -= 1
-            self._start(function, islice(remaining, 1))
-            yield outcome
-
-    def _start(self, function: Callable[[Item], Value], items: Iterable[Item]) -> None:
-        def run(item: Item) -> None:
-            outcome = Outcome[Item, Value](item)
-            try:
-                outcome = attempt(function, item)
-            finally:  # a cancelled item ends with another exception
-                self._done.put(outcome)
-
-        for item in items:
+        for item in islice(remaining, self._workers):
             self._running += 1
-            in_background(partial(run, item))
+            todo.put(item)
+            in_background(work)
+        threads = self._running
+        try:
+            while self._running:
+                outcome = self._done.get()
+                self._running -= 1
+                for item in islice(remaining, 1):
+                    self._running += 1
+                    todo.put(item)
+                yield outcome
+        finally:
+            for _ in range(threads):
+                todo.put(None)
 
 
 def _submit(

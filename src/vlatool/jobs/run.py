@@ -40,6 +40,7 @@ from vlatool.jobs.record import (
 from vlatool.storage.append_log import AppendLog
 from vlatool.storage.atomic import remove_empty
 from vlatool.storage.lock import Lock
+from vlatool.storage.transfer import NOT_REQUESTED
 
 Result = TypeVar("Result", bound=JobResult)
 
@@ -393,7 +394,8 @@ class _Loop:
         self._run.fail({item_name: name, **location, **body, **details})
         if log is not None and self._ranks.size > 1:
             log.append({"item": name, "failed": failures[-1]})
-        self._run.reporter.warn(f"{item_name}_failed", f"{name}: {error.message}")
+        if error.code != NOT_REQUESTED:  # one note tells about all of these
+            self._run.reporter.warn(f"{item_name}_failed", f"{name}: {error.message}")
         limit = self._options.max_failures
         if limit is not None and len(failures) > limit:
             is_bug = any(failure["code"] == BugError.unexpected for failure in failures)

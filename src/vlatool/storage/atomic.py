@@ -57,10 +57,10 @@ def open_atomic(path: Path, *, synced: bool = True) -> Generator[IO[bytes]]:
             yield file
         return
     partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    is_renamed = False
     try:
         with as_storage_error(path), crash_point("create", path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = io.BufferedWriter(GuardedFile(partial, path))
+            file = io.BufferedWriter(_created(partial, path))
         with file:
             yield file
             with as_storage_error(path):
@@ -71,11 +71,21 @@ def open_atomic(path: Path, *, synced: bool = True) -> Generator[IO[bytes]]:
         with as_storage_error(path):
             with crash_point("rename", path):
                 partial.replace(path)
+                is_renamed = True
             if synced:
                 sync_folder(path.parent)
     finally:
-        with suppress(OSError):  # the folder may be missing; the error above is the one to raise
-            partial.unlink()
+        if not is_renamed:
+            with suppress(OSError):  # the folder may be missing; the error above is raised
+                partial.unlink()
+
+
+def _created(partial: Path, path: Path) -> "GuardedFile":
+    try:
+        return GuardedFile(partial, path)
+    except FileNotFoundError:  # most folders exist
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return GuardedFile(partial, path)
 
 
 def write_bytes(path: Path, data: bytes | bytearray, *, synced: bool = True) -> None:

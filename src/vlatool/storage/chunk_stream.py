@@ -10,15 +10,14 @@ from itertools import islice
 from vlatool.errors import StorageError
 from vlatool.storage.background import in_background
 from vlatool.storage.reader import RangeDownload, changed_error
-from vlatool.storage.remote import Address, Body, ConditionFailed, ObjectInfo, Remote, call
-from vlatool.storage.transfer import TransferPool
+from vlatool.storage.remote import Address, ConditionFailed, ObjectInfo, Remote, call
+from vlatool.storage.transfer import TransferPool, body_blocks
 
 # Chunks in memory: requested or received, up to the one that is being consumed.
 RUN_AHEAD = 16
-_READ_SIZE = 256 * 1024
 
 # Gets the number of a chunk and its bytes; chunks come in order, each once.
-Consumer = Callable[[int, bytes | bytearray], None]
+Consumer = Callable[[int, bytes], None]
 
 
 @dataclass(frozen=True)
@@ -51,41 +50,47 @@ class ChunkStream:
         remaining = iter(numbers)
         for number in islice(remaining, 1):
             first = self._fetch_first(number)
-            if not first.is_range:
+            if first is None:
                 self._read_whole(numbers, consume)
                 return
-            consume(number, first.received)
+            consume(number, first)
         limit = min(self.pool.streams, RUN_AHEAD)
-        running: deque[tuple[int, Future[RangeDownload]]] = deque()
+        running: deque[tuple[int, Future[bytes | None]]] = deque()
         while True:
             for number in islice(remaining, limit - len(running)):
                 running.append((number, in_background(partial(self._fetch, number))))
             if not running:
                 return
-            number, part = running[0]
-            consume(number, part.result().received)
+            number, chunk = running[0]
+            data = chunk.result()
+            assert data is not None
+            consume(number, data)
             running.popleft()
 
-    def _fetch_first(self, number: int) -> RangeDownload:
-        """Fetches a chunk, which shows if the server has ranges."""
+    def _fetch_first(self, number: int) -> bytes | None:
+        """Fetches a chunk; None if the server has no ranges."""
         try:
             return self._fetch(number)
         except StorageError as error:
             if error.code != "storage.unsupported" or number == 0:
                 raise
-            return RangeDownload(self.address, 0, 0, self.info, is_range=False)
+            return None
 
-    def _fetch(self, number: int) -> RangeDownload:
+    def _fetch(self, number: int) -> bytes | None:
+        """Fetches a chunk; None if the server ignores the range."""
         start = number * self.chunk_bytes
         stop = min(start + self.chunk_bytes, self.info.size)
         version = self.info if self.info.etag else None
-        part = RangeDownload(self.address, start, stop, version, on_bytes=self.pool.count)
+        blocks: list[bytes] = []
+        part = RangeDownload(
+            self.address, start, stop, version, sink=self.pool.counted(blocks.append)
+        )
         with self.pool.stream():
             part.fill()
         assert part.info is not None
         if part.info.size != self.info.size:
             raise changed_error(self.address)
-        return part
+        return b"".join(blocks) if part.is_range else None
 
     def _read_whole(self, numbers: Sequence[int], consume: Consumer) -> None:
         """Reads the object with one request; a retry reads from its start and skips."""
@@ -101,7 +106,8 @@ class ChunkStream:
                 if body.info.size != self.info.size:
                     raise ConditionFailed
                 for number in range(numbers[-1] + 1):
-                    data = self._next(body, number)
+                    size = min(self.chunk_bytes, self.info.size - number * self.chunk_bytes)
+                    data = b"".join(body_blocks(body, size, self.address, self.pool))
                     if remaining and number == remaining[0]:
                         consume(number, data)
                         remaining.popleft()
@@ -113,14 +119,3 @@ class ChunkStream:
                 call(self.address, receive)
             except ConditionFailed:
                 raise changed_error(self.address) from None
-
-    def _next(self, body: Body, number: int) -> bytearray:
-        """The next chunk of a body."""
-        size = min(self.chunk_bytes, self.info.size - number * self.chunk_bytes)
-        data = bytearray()
-        while len(data) < size and (read := body.read(min(_READ_SIZE, size - len(data)))):
-            data += read
-            self.pool.count(len(read))
-        if len(data) < size:
-            raise ConnectionResetError(f"{self.address}: the response ends early")
-        return data

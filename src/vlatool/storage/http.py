@@ -6,7 +6,6 @@ import io
 import os
 import re
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
@@ -24,7 +23,15 @@ from vlatool.storage.remote import (
     RangeNotSatisfiable,
 )
 from vlatool.storage.retry import RetryAdvice, network_retry_advice
-from vlatool.storage.web_requests import BodyStream, UnusableAnswer, connections, discard, fetch
+from vlatool.storage.web_requests import (
+    BodyStream,
+    UnusableAnswer,
+    connections,
+    date_seconds,
+    discard,
+    fetch,
+    requested_wait,
+)
 
 _BUSY = {408, 425, 429, 500, 502, 503, 504}
 _MISSING = {404, 410}
@@ -121,7 +128,7 @@ class WebServer:
         """Advice on retrying after an error; None if a retry is useless."""
         if isinstance(error, HttpStatusError) and error.status in _BUSY:
             reason = f"the server returns status {error.status}"
-            return RetryAdvice(reason, _requested_wait(error.headers))
+            return RetryAdvice(reason, requested_wait(error.headers))
         return http_retry_advice(error) or network_retry_advice(error)
 
     def map_error(self, error: Exception, location: str) -> Exception:
@@ -253,7 +260,7 @@ def ranged_body(response: Any) -> Body:
     if not first <= last < total:
         response.close()
         raise ConnectionError("status 206 without a valid Content-Range")
-    date = _seconds(response.headers.get("Date", ""))
+    date = date_seconds(response.headers.get("Date", ""))
     stream = BodyStream(response)
     return Body(_info(response.headers, total), first, stream.read, stream.close, date)
 
@@ -266,22 +273,7 @@ def _size(headers: Mapping[str, str]) -> int | None:
 
 def _info(headers: Mapping[str, str], size: int) -> ObjectInfo:
     modified = headers.get("Last-Modified", "")
-    return ObjectInfo(size, _seconds(modified), headers.get("ETag") or modified)
-
-
-def _seconds(date: str) -> float:
-    """Date of a header in seconds since 1970; 0 if empty or invalid."""
-    try:
-        return parsedate_to_datetime(date).timestamp() if date else 0.0
-    except (ValueError, LookupError, TypeError, ArithmeticError, OSError):
-        return 0.0
-
-
-def _requested_wait(headers: Mapping[str, str]) -> float:
-    try:
-        return max(0.0, float(headers.get("Retry-After", "0")))
-    except ValueError:  # a date
-        return 0.0
+    return ObjectInfo(size, date_seconds(modified), headers.get("ETag") or modified)
 
 
 def _status_error(status: int, location: str) -> Exception:

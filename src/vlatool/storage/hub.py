@@ -8,6 +8,7 @@ import re
 import threading
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -173,7 +174,7 @@ class Repository:
             file = io.BytesIO(_bytes(Path(cached), first, stop))
             return Body(info, first, file.read, file.close)
         body = self._files.get(key, first, min(stop, info.size), "")
-        return Body(info, body.start, body.read, body.close)
+        return replace(body, info=info)
 
     def retry_advice(self, error: Exception) -> RetryAdvice | None:
         """Advice on retrying after an error; None if a retry is useless."""

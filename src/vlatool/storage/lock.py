@@ -239,8 +239,10 @@ class RemoteLock:
 
     def _request(self, remote: WritableRemote) -> _LockState:
         body = remote.get(self._address.key, 0, _MAX_BYTES, "")
+        content = b""
         try:
-            content = body.read(_MAX_BYTES)
+            while (left := _MAX_BYTES - len(content)) and (block := body.read(left)):
+                content += block
         finally:
             body.close()
         return _lock_state(content, body.info.etag, body.date - body.info.modified)

@@ -5,17 +5,17 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from vlatool.storage.append_log import AppendLog, read_log
 from vlatool.storage.atomic import as_storage_error, remove_file, sync_folder
 from vlatool.storage.crash_points import crash_point
-from vlatool.storage.digests import verified_sha256
 from vlatool.storage.remote import Address, ObjectInfo
 
 _SYNC_S = 2.0
+_BLOCK = 1 << 20  # of the content that is read again
 
 
 class Cancelled(BaseException):
@@ -44,18 +44,26 @@ class PartialFile:
     """File of the full size of an object, with a log of the chunks that it holds.
 
     Rows of the log: the object; `chunk` and the CRC-32 of its content, when it is written;
-    `synced`, when all chunks before are on the disk; `sha256`, when the file is complete. A power
-    cut may lose content whose row is in the log: chunks after the last `synced` are checked.
+    `synced`, the number of `chunk` rows whose content is on the disk; `sha256`, when the file is
+    complete. A power cut may lose content whose row is in the log: chunks after the last `synced`
+    are checked.
+
+    Args:
+        path: The file.
+        address: The object.
+        info: Its size and version.
+        chunk_bytes: Size of a chunk; equal in all versions of this program.
     """
 
     def __init__(self, path: Path, address: Address, info: ObjectInfo, chunk_bytes: int) -> None:
-        self._path, self._address, self._size = path, address, info.size
+        self._path, self._size = path, info.size
         self._chunk_bytes = chunk_bytes
         self._identity = {"location": str(address), "etag": info.etag, "size": info.size}
         self._lock = threading.Lock()
         self._done: set[int] = set()
+        self._num_rows = 0
         self._synced_at = time.monotonic()
-        self._is_closed = False
+        self._is_closed = self._is_syncing = False
         self.chunks = -(-info.size // chunk_bytes)
         self.finished = self._finished()
 
@@ -77,7 +85,7 @@ class PartialFile:
             self._log = AppendLog(_log_of(self._path), sync_s=math.inf)
             if not rows:
                 self._log.append(self._identity)
-        self._done = self._intact(rows)
+            self._done = self._intact(rows)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -86,47 +94,54 @@ class PartialFile:
             os.close(self._data)
             self._log.close()
 
-    def missing(self) -> Iterator[int]:
-        """Numbers of the chunks that are not there."""
-        done = frozenset(self._done)
-        return (number for number in range(self.chunks) if number not in done)
+    def missing(self) -> list[int]:
+        """Numbers of the chunks that are not there, in order."""
+        return [number for number in range(self.chunks) if number not in self._done]
 
-    def is_full(self) -> bool:
-        """True if no chunk is missing."""
-        return len(self._done) == self.chunks
+    def start_of(self, number: int) -> int:
+        """Position of a chunk in bytes."""
+        return number * self._chunk_bytes
 
     def size_of(self, number: int) -> int:
         """Size of a chunk in bytes."""
-        return min(self._chunk_bytes, self._size - number * self._chunk_bytes)
+        return min(self._chunk_bytes, self._size - self.start_of(number))
 
-    def write_chunk(self, number: int, data: bytes | bytearray) -> None:
-        """Writes a chunk and its row."""
+    def chunk(self, number: int) -> "ChunkWriter":
+        """Writer of a chunk."""
+        return ChunkWriter(self, number)
 
-        def write(content: bytes | bytearray | memoryview) -> None:
-            view, offset = memoryview(content), number * self._chunk_bytes
-            while view:
-                count = os.pwrite(self._data, view, offset)
-                view, offset = view[count:], offset + count
-
-        half = memoryview(data)[: len(data) // 2]
-        row = {"chunk": number, "crc": zlib.crc32(data)}
+    def write_at(self, position: int, block: bytes) -> None:
+        """Writes bytes of a chunk."""
+        view = memoryview(block)
         with self._lock, as_storage_error(self._path):
-            if self._is_closed:  # by another chunk that failed
-                raise Cancelled
-            with crash_point("write", self._path, lambda: write(half)):
-                write(data)
-            self._log.append(row)
+            self._check_open()
+            while view:
+                count = os.pwrite(self._data, view, position)
+                view, position = view[count:], position + count
+
+    def add_chunk(self, number: int, crc: int) -> None:
+        """Records a chunk that is written."""
+        with self._lock, as_storage_error(self._path):
+            self._check_open()
+            self._log.append({"chunk": number, "crc": crc})
             self._done.add(number)
-            if time.monotonic() - self._synced_at >= _SYNC_S:
-                self._sync()
+            self._num_rows += 1
+            is_due = time.monotonic() - self._synced_at >= _SYNC_S and not self._is_syncing
+            self._is_syncing |= is_due
+        if is_due:
+            self._sync()
 
-    def check(self, digest: str) -> str:
-        """SHA-256 of the whole file, after comparing the digest that the server vouches for.
+    def content(self, fetched: Iterator[object], missing: Collection[int]) -> Iterator[bytes]:
+        """The content of the file, in blocks.
 
-        Raises:
-            DataError: The digests differ.
+        Args:
+            fetched: Yields once for each missing chunk, in order, when it is written.
+            missing: Numbers of these chunks.
         """
-        return verified_sha256(self._address, digest, self._size, self._blocks())
+        for number in range(self.chunks):
+            if number in missing:
+                next(fetched)
+            yield from self._blocks(number)
 
     def publish(self, target: Path, sha256: str) -> None:
         """Gives the file its final name."""
@@ -139,28 +154,73 @@ class PartialFile:
                 self._path.replace(target)
             sync_folder(target.parent)
 
-    def _sync(self) -> None:
-        with crash_point("sync", self._path):
-            os.fsync(self._data)
-        self._log.append({"synced": True})
-        self._synced_at = time.monotonic()
+    def _check_open(self) -> None:
+        if self._is_closed:  # by another chunk that failed
+            raise Cancelled
 
-    def _intact(self, rows: list[dict[str, Any]]) -> set[int]:
+    def _sync(self) -> None:
+        """Syncs the chunks so far; others are written meanwhile."""
+        with self._lock:
+            self._check_open()
+            data, num_rows = os.dup(self._data), self._num_rows
+        try:
+            with as_storage_error(self._path), crash_point("sync", self._path):
+                os.fsync(data)
+        finally:
+            os.close(data)
+        with self._lock, as_storage_error(self._path):
+            self._check_open()
+            self._log.append({"synced": num_rows})
+            self._synced_at, self._is_syncing = time.monotonic(), False
+
+    def _intact(self, rows: Sequence[Mapping[str, Any]]) -> set[int]:
         """Chunks that the file holds."""
-        last_sync = max((i for i, row in enumerate(rows) if "synced" in row), default=0)
+        chunks = [row for row in rows if "chunk" in row]
+        self._num_rows = len(chunks)
+        num_synced = max((n for row in rows if isinstance(n := row.get("synced"), int)), default=0)
         done: set[int] = set()
-        for index, row in enumerate(rows):
-            number = row.get("chunk")
+        for index, row in enumerate(chunks):
+            number = row["chunk"]
             if not isinstance(number, int) or not 0 <= number < self.chunks:
                 continue
-            if index < last_sync or zlib.crc32(self._chunk(number)) == row.get("crc"):
+            if index < num_synced or self._crc(number) == row.get("crc"):
                 done.add(number)
             else:
                 done.discard(number)
         return done
 
-    def _chunk(self, number: int) -> bytes:
-        return os.pread(self._data, self.size_of(number), number * self._chunk_bytes)
+    def _crc(self, number: int) -> int:
+        crc = 0
+        for block in self._blocks(number):
+            crc = zlib.crc32(block, crc)
+        return crc
 
-    def _blocks(self) -> Iterator[bytes]:
-        return map(self._chunk, range(self.chunks))
+    def _blocks(self, number: int) -> Iterator[bytes]:
+        start = self.start_of(number)
+        stop = start + self.size_of(number)
+        for position in range(start, stop, _BLOCK):
+            yield os.pread(self._data, min(_BLOCK, stop - position), position)
+
+
+class ChunkWriter:
+    """Writer of a chunk, which gets its bytes in order.
+
+    Args:
+        file: The file.
+        number: Number of the chunk.
+    """
+
+    def __init__(self, file: PartialFile, number: int) -> None:
+        self._file, self._number = file, number
+        self._position = file.start_of(number)
+        self._crc = 0
+
+    def write(self, block: bytes) -> None:
+        """Writes the next bytes."""
+        self._file.write_at(self._position, block)
+        self._crc = zlib.crc32(block, self._crc)
+        self._position += len(block)
+
+    def finish(self) -> None:
+        """Records the chunk, after its last byte."""
+        self._file.add_chunk(self._number, self._crc)

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from vlatool.errors import StorageError
@@ -37,34 +37,36 @@ class RangeDownload:
         start: First byte. A negative one counts from the end; the first response sets it.
         stop: End of the range; the end of the object if that is less.
         info: Version to read; None for the one of the first response, which sets it.
-        received: Bytes so far.
         is_range: False once the server has ignored the range and sent the whole object.
-        on_bytes: Called with the number of new bytes; may wait or raise.
+        sink: Called with the bytes, in order, as they come; may wait or raise.
+        count: Number of bytes so far.
     """
 
     address: Address
     start: int
     stop: int
     info: ObjectInfo | None = None
-    received: bytearray = field(default_factory=bytearray)
     is_range: bool = True
-    on_bytes: Callable[[int], None] = lambda count: None
+    sink: Callable[[bytes], object] = lambda block: None
+    count: int = 0
 
     def run(self) -> bytes:
         """Returns the bytes of the range, fewer at the end of the object."""
+        blocks: list[bytes] = []
+        self.sink = blocks.append
         self.fill()
-        return bytes(self.received)
+        return b"".join(blocks)
 
     def fill(self) -> None:
         """Downloads the bytes of the range that are not there, fewer at the end of the object."""
-        while self.info is None or len(self.received) < self.stop - self.start:
+        while self.info is None or self.count < self.stop - self.start:
             try:
                 call(self.address, self._receive)
             except ConditionFailed:
                 raise changed_error(self.address) from None
 
     def _receive(self, remote: Remote) -> None:
-        first = self.start + len(self.received)
+        first = self.start + self.count
         etag = self.info.etag if self.info else ""
         try:
             body = remote.get(self.address.key, first, self.stop, etag)
@@ -90,7 +92,7 @@ class RangeDownload:
             raise ConditionFailed
         if self.start < 0:
             self.stop, self.start = body.info.size, max(0, body.info.size + self.start)
-        if body.start != self.start + len(self.received):
+        if body.start != self.start + self.count:
             raise StorageError.at(
                 self.address,
                 "the server ignores byte ranges, which are required",
@@ -102,18 +104,19 @@ class RangeDownload:
         self.stop = min(self.stop, body.info.size)
 
     def _copy(self, body: Body) -> None:
-        before = len(self.received)
-        try:
-            while (missing := self.stop - self.start - len(self.received)) > 0:
-                chunk = body.read(min(_CHUNK_SIZE, missing))
-                if not chunk:
-                    break
-                self.received += chunk
-                self.on_bytes(len(chunk))
-        except Exception:
-            if len(self.received) - before < _PROGRESS:
-                raise
-        if len(self.received) == before < self.stop - self.start:
+        before = self.count
+        while (missing := self.stop - self.start - self.count) > 0:
+            try:
+                block = body.read(min(_CHUNK_SIZE, missing))
+            except Exception:
+                if self.count - before < _PROGRESS:
+                    raise
+                return
+            if not block:
+                break
+            self.sink(block)
+            self.count += len(block)
+        if self.count == before < self.stop - self.start:
             raise ConnectionResetError(f"{self.address}: response without content")
 
 

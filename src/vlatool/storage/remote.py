@@ -100,7 +100,7 @@ class Body:
     Attributes:
         info: Information on the object.
         start: Position of the first byte in the object.
-        read: Returns up to N bytes; empty at the end.
+        read: Returns the next bytes, N at most; empty at the end.
         close: Closes the response.
         date: Time of the response in seconds since 1970, by the clock of the server; 0 if unknown.
         is_range: False if the server ignored the range and sends the whole object.

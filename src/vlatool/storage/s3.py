@@ -34,6 +34,7 @@ from vlatool.storage.web_requests import (
     connections,
     error_body,
     fetch,
+    requested_wait,
     send,
 )
 
@@ -362,7 +363,9 @@ def s3_retry_advice(error: Exception) -> RetryAdvice | None:
     status, code = _status(error), error_code(error)
     if status in _BUSY_STATUS or code in _BUSY_CODES:
         reason = f"the server returns status {status} {code}".rstrip()
-        return RetryAdvice(reason, _requested_wait(error))
+        metadata = _response(error).get("ResponseMetadata", {})
+        headers: Mapping[str, str] = metadata.get("HTTPHeaders", {}) or {}
+        return RetryAdvice(reason, requested_wait(headers))
     if isinstance(error, aws.SSLError) and "certificate" in str(error).lower():
         return None
     temporary = (
@@ -449,14 +452,3 @@ def _exceptions() -> Any:
 
 def _status(error: BaseException) -> int:
     return int(_response(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
-def _requested_wait(error: BaseException) -> float:
-    """Seconds in the Retry-After header; 0 without the header, or if it is a date."""
-    headers: Mapping[str, str] = (
-        _response(error).get("ResponseMetadata", {}).get("HTTPHeaders", {}) or {}
-    )
-    try:
-        return max(0.0, float(headers.get("retry-after", "0")))
-    except ValueError:
-        return 0.0

@@ -8,13 +8,14 @@ complete and its digest is known.
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from vlatool.errors import DataError, StorageError
+from vlatool.errors import DataError, StorageError, VlatoolError
+from vlatool.events import NullProgress, Progress
 from vlatool.storage.atomic import write_bytes
 from vlatool.storage.background import in_parallel
 from vlatool.storage.digests import verified_sha256
@@ -24,6 +25,11 @@ from vlatool.storage.remote import Address, Body, ConditionFailed, ObjectInfo, R
 
 CHUNK = LARGEST_RANGE  # of the format of partial files
 _RESTARTS = 2  # of an object that changes, or whose digest is wrong
+_MAX_OUTAGES = 3  # files in a row, each after all retries
+UNREACHABLE = "storage.unreachable"
+NOT_REQUESTED = "storage.not_requested"
+_SHOW_EVERY_S = 0.1
+_NAMED = 2
 _READ_SIZE = 256 * 1024
 _LONGEST_SLEEP_S = 1.0  # while the rate is limited, so that a cancelled download ends soon
 
@@ -35,18 +41,24 @@ class TransferPool:
     Attributes:
         streams: Requests at the same time.
         bytes_per_s: Limit of the rate; None for no limit.
-        on_bytes: Called with the number of new bytes, under a lock.
         on_note: Called with a note on a download.
+        bar: Shows the bytes, the number of finished files and those in flight.
+        received: Bytes so far.
     """
 
     streams: int
     bytes_per_s: float | None = None
-    on_bytes: Callable[[int], None] = lambda count: None
     on_note: Callable[[str], None] = lambda message: None
+    bar: Progress = field(default_factory=NullProgress)
+    received: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _cancelled: threading.Event = field(default_factory=threading.Event)
     _started: float = 0.0
-    _received: int = 0
+    _in_flight: dict[str, None] = field(default_factory=dict[str, None])
+    _finished: int = 0
+    _outages: int = 0  # files that the storage did not respond to, since the last byte
+    _shown_at: float = 0.0
+    _not_shown: int = 0
 
     def __post_init__(self) -> None:
         self._slots = threading.BoundedSemaphore(self.streams)
@@ -54,6 +66,32 @@ class TransferPool:
     def cancel(self) -> None:
         """Ends all downloads at their next bytes."""
         self._cancelled.set()
+
+    @contextmanager
+    def file(self, name: str) -> Generator[None]:
+        """Shows a file as in flight.
+
+        Raises:
+            StorageError: The storage did not respond to the last files: this one is not requested.
+        """
+        with self._lock:
+            if self._outages >= _MAX_OUTAGES:
+                raise not_requested_error(name)
+            self._in_flight[name] = None
+        try:
+            yield
+            self._finished += 1
+        except StorageError as error:
+            with self._lock:
+                self._outages += error.code == UNREACHABLE
+                is_dead = error.code == UNREACHABLE and self._outages == _MAX_OUTAGES
+            if is_dead:
+                self.on_note("the storage does not respond: no further files are requested")
+            raise
+        finally:
+            with self._lock:
+                del self._in_flight[name]
+                self._show(0, time.monotonic())
 
     @contextmanager
     def stream(self) -> Generator[None]:
@@ -69,11 +107,12 @@ class TransferPool:
             Cancelled: The command ends.
         """
         with self._lock:
-            self.on_bytes(size)
             now = time.monotonic()
+            self._outages = 0
+            self._show(size, now)
             self._started = self._started or now
-            self._received += size
-            until = self._started + self._received / (self.bytes_per_s or float("inf"))
+            self.received += size
+            until = self._started + self.received / (self.bytes_per_s or float("inf"))
         while True:
             self._check()
             wait = until - time.monotonic()
@@ -81,9 +120,45 @@ class TransferPool:
                 return
             time.sleep(min(wait, _LONGEST_SLEEP_S))
 
+    def counted(self, sink: Callable[[bytes], object]) -> Callable[[bytes], object]:
+        """Function that counts blocks and passes them on."""
+
+        def take(block: bytes) -> None:
+            self.count(len(block))
+            sink(block)
+
+        return take
+
+    def _show(self, size: int, now: float) -> None:
+        """Advances the bar, at most ten times a second while files are in flight."""
+        self._not_shown += size
+        if self._in_flight and now - self._shown_at < _SHOW_EVERY_S:
+            return
+        names = ", ".join(list(self._in_flight)[:_NAMED])
+        more = ", ..." if len(self._in_flight) > _NAMED else ""
+        in_flight = f"{len(self._in_flight)}: {names}{more}" if names else "0"
+        self.bar.advance(self._not_shown, files=self._finished, **{"in flight": in_flight})
+        self._shown_at, self._not_shown = now, 0
+
     def _check(self) -> None:
         if self._cancelled.is_set():
             raise Cancelled
+
+
+def is_outage(error: VlatoolError) -> bool:
+    """True if the storage did not respond until the end of all retries."""
+    failures = error.details.get("failures", ())
+    return error.code == UNREACHABLE or any(row["code"] == NOT_REQUESTED for row in failures)
+
+
+def not_requested_error(name: str) -> StorageError:
+    """Error of a file that was not requested, because the storage does not respond."""
+    return StorageError.at(
+        name,
+        "not requested, because the storage does not respond",
+        hint="run the same command again for the rest",
+        code=NOT_REQUESTED,
+    )
 
 
 @dataclass(frozen=True)
@@ -142,16 +217,32 @@ def _download_small(
     if info.size == 0:
         write_bytes(target, b"", synced=False)
         return Downloaded(0, hashlib.sha256().hexdigest(), is_synced=False)
-    part = RangeDownload(address, 0, CHUNK, on_bytes=pool.count)
+    blocks: list[bytes] = []
+    part = RangeDownload(address, 0, CHUNK, sink=pool.counted(blocks.append))
     with pool.stream():
         part.fill()
     assert part.info is not None
     if part.info.size > CHUNK:
         raise changed_error(address)
     digest = part.info.digest or info.digest
-    sha256 = verified_sha256(address, digest, len(part.received), [part.received])
-    write_bytes(target, part.received, synced=False)
+    sha256 = verified_sha256(address, digest, part.info.size, blocks)
+    write_bytes(target, b"".join(blocks), synced=False)
     return Downloaded(part.info.size, sha256, is_synced=False)
+
+
+def body_blocks(body: Body, size: int, address: Address, pool: TransferPool) -> Iterator[bytes]:
+    """The next `size` bytes of a body, as they come; they are counted.
+
+    Raises:
+        ConnectionResetError: The body ends early.
+    """
+    while size:
+        block = body.read(min(size, _READ_SIZE))
+        if not block:
+            raise ConnectionResetError(f"{address}: the response ends early")
+        pool.count(len(block))
+        size -= len(block)
+        yield block
 
 
 class _LargeDownload:
@@ -171,14 +262,17 @@ class _LargeDownload:
         with self._partial as file:
             missing = file.missing()
             # The first request shows if the server has ranges, and the digest that it vouches for.
-            first = None if file.is_full() else self._fetch_first(file, next(missing))
+            first = self._fetch_first(file, missing[0]) if missing else None
+            later: Sequence[int] = ()
             if first is not None and first.is_range:
-                for _ in in_parallel(partial(self._fetch, file), missing, self._pool.streams):
-                    pass
+                later = missing[1:]
             elif first is not None:
                 self._stream(file, first.info)
+            fetched = in_parallel(partial(self._fetch, file), later, self._pool.streams)
             digest = (first.info.digest if first and first.info else "") or self._info.digest
-            sha256 = file.check(digest)
+            # Chunks are read again for the digest while those after them are being downloaded.
+            content = file.content(fetched, frozenset(later))
+            sha256 = verified_sha256(self._address, digest, self._info.size, content)
             file.publish(self._target, sha256)
         return Downloaded(self._info.size, sha256, is_synced=True)
 
@@ -193,13 +287,15 @@ class _LargeDownload:
 
     def _fetch(self, file: PartialFile, number: int) -> RangeDownload:
         """Downloads a chunk and writes it."""
-        start = number * CHUNK
-        stop = min(start + CHUNK, self._info.size)
-        part = RangeDownload(self._address, start, stop, self._listed, on_bytes=self._pool.count)
+        chunk = file.chunk(number)
+        write = self._pool.counted(chunk.write)
+        start = file.start_of(number)
+        stop = start + file.size_of(number)
+        part = RangeDownload(self._address, start, stop, self._listed, sink=write)
         with self._pool.stream():
             part.fill()
         if part.is_range:
-            file.write_chunk(number, part.received)
+            chunk.finish()
         return part
 
     @property
@@ -215,7 +311,10 @@ class _LargeDownload:
         )
         etag = info.etag if info else ""
         with self._pool.stream():
-            call(self._address, partial(self._receive, file, etag))
+            try:
+                call(self._address, partial(self._receive, file, etag))
+            except ConditionFailed:
+                raise changed_error(self._address) from None
 
     def _receive(self, file: PartialFile, etag: str, remote: Remote) -> None:
         body: Body = remote.get(self._address.key, 0, self._info.size, etag)
@@ -223,12 +322,9 @@ class _LargeDownload:
             if body.info.size != self._info.size:
                 raise ConditionFailed
             for number in range(file.chunks):
-                data = bytearray()
-                while len(data) < file.size_of(number) and (read := body.read(_READ_SIZE)):
-                    data += read
-                    self._pool.count(len(read))
-                if len(data) != file.size_of(number):
-                    raise ConnectionResetError(f"{self._address}: the response ends early")
-                file.write_chunk(number, data)
+                chunk = file.chunk(number)
+                for block in body_blocks(body, file.size_of(number), self._address, self._pool):
+                    chunk.write(block)
+                chunk.finish()
         finally:
             body.close()

@@ -6,11 +6,15 @@ command busy forever.
 
 import http.client
 import importlib
+import math
+import os
+import re
 import socket
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -24,6 +28,7 @@ SLOWEST = 1024  # bytes per second
 MAX_ERROR_BYTES = 64 * 1024
 _ERROR_TIMEOUT_S = 10.0  # of the body of an error or a redirect
 _REDIRECTS = 5
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _CREDENTIALS = {"authorization", "cookie", "proxy-authorization"}
 
 
@@ -44,38 +49,22 @@ class BodyStream:
         self._timeout_s = READ_TIMEOUT_S if timeout_s is None else timeout_s
         self._waited_s = 0.0
         self._received = 0
-        self._error: Exception | None = None
 
     def read(self, size: int) -> bytes:
-        """Up to `size` bytes, fewer only at the end or before an error.
-
-        An error after some bytes is raised by the next call, so that these bytes are not lost.
+        """The next bytes, as many as one read of the connection returns; empty at the end.
 
         Raises:
             TimeoutError: The body comes too slowly.
         """
-        if self._error is not None:
-            raise self._error
-        data = bytearray()
-        while len(data) < size:
-            started = time.monotonic()
-            try:
-                chunk = self._response.read1(size - len(data))
-            except Exception as error:
-                if not data:
-                    raise
-                self._error = error
-                break
-            self._waited_s += time.monotonic() - started
-            if not chunk:
-                break
-            data += chunk
-            self._received += len(chunk)
-            is_slow = self._received < self._waited_s * SLOWEST
-            if is_slow and self._waited_s > self._timeout_s:
-                self._response.close()
-                raise TimeoutError(f"{self._received:,} bytes in {self._waited_s:.0f} s")
-        return bytes(data)
+        started = time.monotonic()
+        block = self._response.read1(size)
+        self._waited_s += time.monotonic() - started
+        self._received += len(block)
+        is_slow = self._received < self._waited_s * SLOWEST
+        if is_slow and block and self._waited_s > self._timeout_s:
+            self._response.close()
+            raise TimeoutError(f"{self._received:,} bytes in {self._waited_s:.0f} s")
+        return block
 
     def read_to_end(self, limit: int) -> bytes:
         """The rest of the body, up to `limit` bytes.
@@ -83,10 +72,13 @@ class BodyStream:
         Raises:
             TimeoutError: The body comes too slowly.
         """
-        data = self.read(limit)
-        if self._error is not None:
-            raise self._error
-        return data
+        return b"".join(self.blocks(limit))
+
+    def blocks(self, limit: int) -> Iterator[bytes]:
+        """The rest of the body, up to `limit` bytes, as it comes."""
+        while limit > 0 and (block := self.read(limit)):
+            limit -= len(block)
+            yield block
 
     def close(self) -> None:
         """Closes the response."""
@@ -142,11 +134,12 @@ def error_body(response: Any) -> bytes:
     The connection serves further requests only if this is all of it.
     """
     exceptions: Any = importlib.import_module("urllib3.exceptions")
-    data = b""
+    data = bytearray()
     with suppress(exceptions.HTTPError, http.client.HTTPException, OSError):
-        data = BodyStream(response, _ERROR_TIMEOUT_S).read(MAX_ERROR_BYTES + 1)
+        for block in BodyStream(response, _ERROR_TIMEOUT_S).blocks(MAX_ERROR_BYTES + 1):
+            data += block
     response.close()
-    return data[:MAX_ERROR_BYTES]
+    return bytes(data[:MAX_ERROR_BYTES])
 
 
 def discard(response: Any) -> None:
@@ -186,6 +179,25 @@ def send(pool: Any, method: str, url: str, headers: Mapping[str, str], body: Any
         raise UnusableAnswer(f"the location is invalid ({type(error).__name__})") from error
 
 
+def requested_wait(headers: Mapping[str, str]) -> float:
+    """Seconds that the header Retry-After requests to wait, from now or until a date; else 0."""
+    lower = {name.lower(): text.strip() for name, text in headers.items()}
+    text = lower.get("retry-after", "")
+    if _SECONDS.fullmatch(text):
+        return float(text)
+    # The date is that of the server's clock, which may differ from the one here.
+    now = date_seconds(lower.get("date", "")) or time.time()
+    return max(0.0, date_seconds(text) - now)
+
+
+def date_seconds(date: str) -> float:
+    """Date of a header in seconds since 1970; 0 if empty or invalid."""
+    try:
+        return parsedate_to_datetime(date).timestamp() if date else 0.0
+    except (ValueError, LookupError, TypeError, ArithmeticError, OSError):
+        return 0.0
+
+
 def _redirected(url: str, target: str, headers: Mapping[str, str]) -> tuple[str, Mapping[str, str]]:
     """Location and headers of the request after a redirect."""
     try:
@@ -196,6 +208,8 @@ def _redirected(url: str, target: str, headers: Mapping[str, str]) -> tuple[str,
         raise UnusableAnswer("the server redirects to an invalid location") from error
     if after.scheme not in ("http", "https") or not after.hostname:
         raise UnusableAnswer("the server redirects to a location that is not on the web")
+    if (before.scheme, after.scheme) == ("https", "http"):
+        raise UnusableAnswer("the server redirects from https to http")
     if is_same:
         return new, headers
     return new, {name: text for name, text in headers.items() if name.lower() not in _CREDENTIALS}
@@ -229,14 +243,51 @@ class _InTime:
     sock: Any
 
     def getresponse(self, *args: Any, **kwargs: Any) -> Any:
-        timer = threading.Timer(READ_TIMEOUT_S, _shut_down, [self.sock])
-        timer.daemon = True
-        timer.start()
-        try:
-            parent: Any = super()
+        parent: Any = super()
+        with _deadlines(os.getpid()).limit(self.sock, READ_TIMEOUT_S):
             return parent.getresponse(*args, **kwargs)
+
+
+class _Deadlines:
+    """Thread that shuts down sockets at their deadlines; timers would be a thread each."""
+
+    def __init__(self) -> None:
+        self._sockets: dict[object, tuple[float, Any]] = {}
+        self._changed = threading.Condition()
+        self._wakes_at = math.inf
+        threading.Thread(target=self._run, daemon=True, name="vlatool-deadlines").start()
+
+    @contextmanager
+    def limit(self, sock: Any, seconds: float) -> Generator[None]:
+        """Shuts the socket down if the block takes longer."""
+        key, deadline = object(), time.monotonic() + seconds
+        with self._changed:
+            self._sockets[key] = (deadline, sock)
+            if deadline < self._wakes_at:
+                self._changed.notify()
+        try:
+            yield
         finally:
-            timer.cancel()
+            with self._changed:
+                self._sockets.pop(key, None)
+
+    def _run(self) -> None:
+        with self._changed:
+            while True:
+                now = time.monotonic()
+                for key, (deadline, sock) in list(self._sockets.items()):
+                    if deadline <= now:
+                        del self._sockets[key]
+                        _shut_down(sock)
+                deadlines = [deadline for deadline, _ in self._sockets.values()]
+                self._wakes_at = min(deadlines, default=math.inf)
+                self._changed.wait(self._wakes_at - now if deadlines else None)
+
+
+@cache
+def _deadlines(_pid: int) -> _Deadlines:
+    """Deadlines of this process; a forked child does not have the thread of its parent."""
+    return _Deadlines()
 
 
 def _shut_down(sock: Any) -> None:

@@ -22,6 +22,7 @@ from vlatool.events import NULL, Reporter
 from vlatool.jobs.files import FOLDER
 from vlatool.storage.remote import find_object
 from vlatool.storage.remote_path import RemotePath
+from vlatool.storage.transfer import is_outage, not_requested_error
 from vlatool.storage.tree import size_text
 from vlatool.storage.uri import local_path, pinned
 from vlatool.workflows.annotations import AnnotationsResult, download_annotations
@@ -280,7 +281,11 @@ def _download_tasks(config: DownloadConfig, reporter: Reporter) -> TasksResult:
     results: dict[str, DownloadResult | RawResult] = {}
     errors: dict[str, VlatoolError] = {}
     annotations = _annotations_beside(config, table, errors, reporter) if config.raw else ""
+    is_dead = False
     for name in dict.fromkeys(names):
+        if is_dead:
+            errors[name] = not_requested_error(name)
+            continue
         try:
             if config.raw:
                 results[name] = _download_raw(config, table, name, (annotations, reporter))
@@ -291,6 +296,7 @@ def _download_tasks(config: DownloadConfig, reporter: Reporter) -> TasksResult:
                 raise
             reporter.warn("task_failed", f"{name}: {error.message}")
             errors[name] = error
+            is_dead = is_outage(error)
     return _tasks_result(TasksResult(config.output, results, [], annotations), errors)
 
 

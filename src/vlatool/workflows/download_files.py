@@ -176,8 +176,8 @@ class DownloadJob:
         """
         missing = sum(file.info.size - self._bytes_there(file) for file in self.items)
         check_space(self._output, missing, "; --include downloads a part")
-        bar = self._stack.enter_context(self._reporter.progress("download", missing, "bytes"))
-        self.pool.on_bytes = bar.advance
+        bar = self._reporter.progress("download", missing, "bytes")
+        self.pool.bar = self._stack.enter_context(bar)
 
     def _bytes_there(self, file: RemoteFile) -> int:
         """Bytes of a file that need no more space."""
@@ -198,7 +198,8 @@ class DownloadJob:
                 hint="leave it out with --leave-out, or use another --output",
                 code="data.name_conflict",
             )
-        done = download_object(file.address, file.info, target, self._partial(file), self.pool)
+        with self.pool.file(file.name):
+            done = download_object(file.address, file.info, target, self._partial(file), self.pool)
         modified_ns = target.stat().st_mtime_ns if done.is_synced else None
         entry = FileEntry(file.name, done.size, done.sha256, modified_ns=modified_ns)
         return Receipt("", counts={"bytes": done.size}, files=(entry,))

@@ -143,7 +143,6 @@ class RawJob:
         self._reporter, self._stack = display
         self._extraction: Extraction | None = None
         self._facts: Mapping[str, Any] = {}
-        self._read_bytes = 0
         self._file = RemoteFile(task.source.name, task.source.address, task.info)
         self.items = [self._file]
         self.pool = TransferPool(options.workers, options.bytes_per_s, on_note=self._reporter.note)
@@ -192,13 +191,8 @@ class RawJob:
         else:
             check_space(self._output, missing)
             total = missing
-        bar = self._stack.enter_context(self._reporter.progress("download", total, "bytes"))
-
-        def count(size: int) -> None:
-            self._read_bytes += size
-            bar.advance(size)
-
-        self.pool.on_bytes = count
+        bar = self._reporter.progress("download", total, "bytes")
+        self.pool.bar = self._stack.enter_context(bar)
 
     def _opened(self, info: ObjectInfo) -> Extraction:
         """Extraction of a version of the archive, at the position that its log names."""
@@ -217,7 +211,8 @@ class RawJob:
             extraction = self._extraction or self._opened(info)
             self._extraction = None
             try:
-                self._extract_version(extraction, info)
+                with self.pool.file(file.name):
+                    self._extract_version(extraction, info)
                 return _receipt(extraction)
             except StorageError as error:
                 if error.code != "storage.changed" or attempt == _RESTARTS:
@@ -267,7 +262,7 @@ class RawJob:
         return RawResult(
             source=str(self._task.source),
             bytes=self._task.info.size,
-            downloaded_bytes=self._read_bytes,
+            downloaded_bytes=self.pool.received,
             extracted_bytes=run.sums.get("bytes", 0),
             **self._facts,
         )
