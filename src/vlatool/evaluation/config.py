@@ -29,6 +29,16 @@ class OpenLoopConfig(ConfigModel):
         default=32, ge=1, description="Samples computed at once; fewer are filled up."
     )
     seed: int = Field(default=0, ge=0, description="Seed of the sampled noise.")
+    tokenizer: str | None = Field(
+        default=None,
+        description="Visual tokenizer of the codes of a policy that predicts images, to compare "
+        "these too; null: compare actions only.",
+    )
+    future_samples: int = Field(
+        default=32,
+        ge=1,
+        description="Most samples whose images are predicted, which takes many tokens.",
+    )
 
 
 class FieldMap(ConfigModel):

@@ -18,7 +18,7 @@ from vlatool.episode import Array, Observation, ObservationSpec, UInt8Array
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.loading.permutations import keyed_generator
-from vlatool.models.policy import Policy, SamplesInSteps
+from vlatool.models.policy import Policy, SamplesInSteps, in_batches
 from vlatool.models.trained import Trained, Weights, WeightsOrigin, open_trained
 from vlatool.plugins import did_you_mean
 
@@ -42,20 +42,8 @@ def chunk_seed(seed: int, number: int) -> int:
 def act_in_batches(
     policy: Policy, observations: Sequence[Observation], seeds: Sequence[int], batch_size: int
 ) -> dict[str, Array]:
-    """Returns chunks of commands by field [B, T, C], computed in batches of one size.
-
-    A short batch is filled up with its last observation. So the bits of a chunk do not depend on
-    the number of observations.
-    """
-    parts: list[Mapping[str, Array]] = []
-    for start in range(0, len(observations), batch_size):
-        rows = [*range(start, min(start + batch_size, len(observations)))]
-        filled = rows + rows[-1:] * (batch_size - len(rows))
-        chunks = policy.act(
-            [observations[row] for row in filled], seeds=[seeds[row] for row in filled]
-        )
-        parts.append({name: values[: len(rows)] for name, values in chunks.items()})
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    """Returns chunks of commands by field [B, T, C], computed as `in_batches` does."""
+    return in_batches(policy.act, observations, seeds, batch_size)
 
 
 class ResizeLog:
@@ -70,6 +58,11 @@ class ResizeLog:
         self._sees = sees
         self._log = log
         self._logged: set[tuple[str, tuple[int, int]]] = set()
+
+    def add_observation(self, observation: Observation) -> None:
+        """Logs the images of an observation whose size is new."""
+        for camera, images in observation.images.items():
+            self.add(camera, images.shape[1:])
 
     def add(self, camera: str, shape: Sequence[int]) -> None:
         """Logs an image of shape [H, W, 3] if its size is new."""

@@ -32,6 +32,7 @@ class OpenLoopReport:
         overall_by_step: The same for each step of a chunk, from the current one on [T]; None for
             a step that no sample has, [None] if all dimensions are constant.
         samples: Number of chunks compared.
+        invalid: Number of these with values that are not finite, for which no command exists.
         curves: Map from dimension to (recorded [F], predicted [F]) of the first episode.
         frames: Frame of each point of a curve, ascending, int [F].
         episode: Id of the first episode.
@@ -41,6 +42,7 @@ class OpenLoopReport:
     overall: Mapping[str, float | None]
     overall_by_step: Mapping[str, Sequence[float | None]]
     samples: int
+    invalid: int
     curves: Mapping[str, tuple[Array, Array]]
     frames: Array
     episode: str
@@ -65,8 +67,7 @@ def evaluate_open_loop(
         indices = chosen[start : start + config.batch_size]
         rows = pairs.read(indices)
         for observation, _ in rows:
-            for camera, images in observation.images.items():
-                log.add(camera, images.shape[1:])
+            log.add_observation(observation)
         # The seed of a sample does not depend on which other samples are evaluated.
         seeds = [chunk_seed(config.seed, index) for index in indices]
         observations = [observation for observation, _ in rows]
@@ -88,6 +89,7 @@ class _Recorder:
         self._fields = fields
         self._errors: dict[str, dict[str, AbsoluteErrors]] = {}
         self._samples = 0
+        self._invalid = 0
         self._episode = ""
         self._curve: list[tuple[int, dict[str, Array], dict[str, Array]]] = []
 
@@ -106,7 +108,10 @@ class _Recorder:
                     details={"field": name, "known": list(predicted)},
                 )
         self._samples += len(targets)
-        mask = np.stack([target.mask for target in targets])
+        finite = [np.isfinite(predicted[name]).all(axis=(1, 2)) for name in self._fields]
+        is_valid = np.all(finite, axis=0)
+        self._invalid += int((~is_valid).sum())
+        mask = np.stack([target.mask for target in targets]) & is_valid[:, None]
         for name, field in self._fields.items():
             recorded = np.stack([target.actions[name] for target in targets])
             predictions = {
@@ -139,6 +144,7 @@ class _Recorder:
                 for name in predictors
             },
             samples=self._samples,
+            invalid=self._invalid,
             curves=self._curves(),
             frames=np.array(sorted(row[0] for row in self._curve)),
             episode=self._episode,

@@ -3,15 +3,16 @@
 Legend of shapes: K images of a camera, P = past + 1 steps, T action steps, C dimensions.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from vlatool.artifacts.fields import dimension_names
 from vlatool.episode import Array, Episode, Observation
 from vlatool.errors import DataError
-from vlatool.loading.base import Target
+from vlatool.loading.base import RecordedFutures, Target
 from vlatool.loading.frames import check_frame
 from vlatool.models.policy import Policy
 from vlatool.plugins import did_you_mean
@@ -29,12 +30,15 @@ class RecordedFrame:
         target: Recorded actions from the frame on; without any field if none are recorded.
         names: Map from action field to the names of its dimensions.
         seed: Number of the chunk for `chunk_seed`.
+        futures: Function that returns the images of the next steps, given their number; None: they
+            are not recorded.
     """
 
     observation: Observation
     target: Target
     names: Mapping[str, Sequence[str]]
     seed: int = 0
+    futures: Callable[[int], RecordedFutures] | None = None
 
 
 def frame_of_episode(
@@ -83,7 +87,15 @@ def frame_of_episode(
         frame=frame,
     )
     widths = {name: dimension_names(name, n, episode.dimension_names) for name, n in names.items()}
-    return RecordedFrame(observation, target, widths)
+    futures = partial(_futures, episode, frame, list(sees.cameras))
+    return RecordedFrame(observation, target, widths, futures=futures)
+
+
+def _futures(episode: Episode, frame: int, cameras: Sequence[str], steps: int) -> RecordedFutures:
+    """Images of the frames after one, and no codes."""
+    after = frame + 1 + np.arange(steps)
+    images = {camera: _images(episode, camera, after.tolist()) for camera in cameras}
+    return RecordedFutures(images, {}, after < episode.num_frames)
 
 
 def _recorded_actions(episode: Episode, widths: Mapping[str, int]) -> dict[str, Array]:

@@ -195,6 +195,21 @@ class PairOptions:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class RecordedFutures:
+    """Recorded images of the F steps after an observation.
+
+    Attributes:
+        images: Map from camera to uint8 [F, H, W, 3]; of padded steps the last ones.
+        codes: Map from camera to their codes, integers [F, K]; empty if they are not recorded.
+        mask: bool [F], False for steps after the end of the episode.
+    """
+
+    images: Mapping[str, "UInt8Array"]
+    codes: Mapping[str, "Array"]
+    mask: "Array"
+
+
 class RecordedPairs(Protocol):
     """Recorded observations, each with the actions that followed."""
 
@@ -234,6 +249,19 @@ class FindsFrames(Protocol):
 
         Raises:
             DataError: `data.unknown_episode` or `data.unknown_frame`.
+        """
+        ...
+
+
+@runtime_checkable
+class HasFutures(Protocol):
+    """Recorded pairs with the images that followed."""
+
+    def futures(self, index: int) -> RecordedFutures:
+        """Returns the images that followed a pair.
+
+        Raises:
+            DataError: An image is missing or broken.
         """
         ...
 

@@ -158,6 +158,39 @@ class Sampler(Protocol):
         ...
 
 
+class Ask(Protocol):
+    """Method of a policy that answers observations, each with a seed."""
+
+    def __call__(
+        self, observations: Sequence[Observation], *, seeds: Sequence[int]
+    ) -> Mapping[str, Array]:
+        """Returns arrays with a row per observation."""
+        ...
+
+
+def in_batches(
+    ask: Ask, observations: Sequence[Observation], seeds: Sequence[int], batch_size: int
+) -> dict[str, Array]:
+    """Returns the answers of a policy [B, ...], computed in batches of one size.
+
+    A short batch is filled up with its last observation. So the bits of an answer do not depend on
+    the number of observations.
+
+    Args:
+        ask: Method of the policy, such as `act`.
+        observations: B observations.
+        seeds: Their seeds.
+        batch_size: Observations computed at once.
+    """
+    parts: list[Mapping[str, Array]] = []
+    for start in range(0, len(observations), batch_size):
+        rows = [*range(start, min(start + batch_size, len(observations)))]
+        filled = rows + rows[-1:] * (batch_size - len(rows))
+        answers = ask([observations[row] for row in filled], seeds=[seeds[row] for row in filled])
+        parts.append({name: values[: len(rows)] for name, values in answers.items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
 def equal_groups(shapes: Sequence[Hashable]) -> list[tuple[list[int], list[int]]]:
     """Rows of a batch with equal shapes, to compute together.
 

@@ -30,6 +30,14 @@ __all__ = ["OpenLoopConfig", "RolloutConfig", "open_loop", "rollout"]
 CURVES, REPORT = "curves.png", "report.json"
 _WORLD_PRESET = "rollout-world"
 _NUM_WORST = 3
+# Label and decimals of the errors of predicted images.
+_FUTURE_METRICS: Mapping[str, tuple[str, int]] = {
+    "code_accuracy": ("accuracy of codes", 4),
+    "copy_present_code_accuracy": ("of those of the present image", 4),
+    "psnr": ("PSNR (dB)", 2),
+    "copy_present_psnr": ("of the present image", 2),
+    "reconstruction_psnr": ("of the tokenizer's reconstruction", 2),
+}
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,8 @@ class OpenLoopResult:
     fields: Mapping[str, Any]
     picture: str
     report: str
+    invalid: int = 0
+    futures: Mapping[str, Any] | None = None
 
     def document(self) -> dict[str, Any]:
         """The result as a JSON-serializable mapping."""
@@ -67,7 +77,22 @@ class OpenLoopResult:
         rows.append(
             f"{counted(self.samples, 'chunk')}, {self.weights} weights; curves: {self.picture}"
         )
+        if self.invalid:
+            rows.append(f"{counted(self.invalid, 'chunk is', 'chunks are')} not finite")
+        if self.futures is not None:
+            rows += futures_text(self.futures)
         return "\n".join(rows)
+
+
+def futures_text(futures: Mapping[str, Any]) -> Iterator[str]:
+    """Errors of predicted images as lines of text, a column per step."""
+    steps: Mapping[str, Mapping[str, float]] = futures.get("steps", {})
+    if not steps:
+        return
+    yield f"{'predicted images':<52}" + "".join(f"{f'+{step}':>14}" for step in steps)
+    for name, (label, digits) in _FUTURE_METRICS.items():
+        figures = "".join(f"{values[name]:>14.{digits}f}" for values in steps.values())
+        yield f"   {label:<49}{figures}"
 
 
 def _first_line(error: Exception) -> str:
@@ -141,6 +166,7 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
         DataError: Checkpoint or data are missing, broken or incompatible.
     """
     from vlatool.evaluation.control import ResizeLog, open_policy
+    from vlatool.evaluation.futures import evaluate_futures, tokenizer_for
     from vlatool.evaluation.offline import evaluate_open_loop, num_chosen
     from vlatool.evaluation.plots import save_curves
 
@@ -153,9 +179,15 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
     record = OutputRecord("eval open-loop", _options(config, trained, data))
     check_output_owner(output, record)
     pairs = recorded_pairs(str(data), policy, trained, config.seed)
+    tokenizer = tokenizer_for(policy, config.tokenizer)
     log = ResizeLog(policy.sees, partial(reporter.warn, "pictures_resized"))
     with reporter.progress("open-loop", num_chosen(pairs, config), "samples") as bar:
         report = evaluate_open_loop(policy, pairs, config, log, bar)
+    futures = None
+    if tokenizer is not None:
+        count = min(len(pairs), config.future_samples)
+        with reporter.progress("images", count, "samples") as bar:
+            futures = evaluate_futures(policy, pairs, tokenizer, config, bar)
     image = output / CURVES
     title = f"{report.episode}: next action, recorded and predicted"
     result = OpenLoopResult(
@@ -166,6 +198,8 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
         overall=report.overall,
         overall_by_step=report.overall_by_step,
         fields=report.fields,
+        invalid=report.invalid,
+        futures=futures,
         picture=str(image),
         report=str(output / REPORT),
     )

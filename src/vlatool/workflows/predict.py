@@ -6,6 +6,7 @@ Legend of shapes: T action steps, C dimensions of a field.
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,10 @@ from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.downloads import require_input
 from vlatool.jobs.record import OutputRecord, check_output_owner, single_output
 from vlatool.jobs.versions import versions_of
-from vlatool.loading.base import FindsFrames
+from vlatool.loading.base import FindsFrames, HasFutures, RecordedFutures
 from vlatool.loading.frames import episode_named
 from vlatool.models.trained import Trained, Weights
+from vlatool.sources.base import id_part
 from vlatool.sources.detection import detect_source
 from vlatool.sources.order import numbered
 from vlatool.storage.atomic import write_json
@@ -28,16 +30,18 @@ from vlatool.storage.uri import pinned
 from vlatool.workflows.evaluate import (
     checkpoint_of,
     folder_of,
+    futures_text,
     recorded_pairs,
     results_folder,
 )
 
 if TYPE_CHECKING:
-    from vlatool.episode import Array
+    from vlatool.episode import Array, UInt8Array
     from vlatool.evaluation.recorded import RecordedFrame
     from vlatool.models.policy import Policy
+    from vlatool.models.tokenizer import OpenTokenizer
 
-CURVES, REPORT = "actions.png", "report.json"
+CURVES, REPORT, VIDEO = "actions.png", "report.json", "futures.mp4"
 _MAX_CURVES = 24
 
 
@@ -63,6 +67,11 @@ class PredictConfig(ConfigModel):
         default=8, ge=1, description="Evaluations of the network per sampled chunk."
     )
     seed: int = Field(default=0, ge=0, description="Seed of the sampled noise.")
+    tokenizer: str | None = Field(
+        default=None,
+        description="Visual tokenizer of the codes of a policy that predicts images, to draw them; "
+        "null: predict no images.",
+    )
     format: str | None = Field(default=None, description="Format of raw episodes; null: detect it.")
 
 
@@ -92,6 +101,8 @@ class PredictResult:
 
     Attributes:
         ms_per_decision: Duration of the second of two equal calls of the policy.
+        tokens_per_decision: Number of tokens that were decoded; None if the policy decodes none.
+        futures: Errors of predicted images by step, and `files` with drawings; None without them.
     """
 
     checkpoint: str
@@ -103,6 +114,8 @@ class PredictResult:
     fps: float
     fields: Mapping[str, FieldPrediction]
     ms_per_decision: float
+    tokens_per_decision: int | None
+    futures: Mapping[str, Any] | None
     picture: str
     report: str
 
@@ -123,10 +136,16 @@ class PredictResult:
             lines += _field_lines(name, field, steps)
         lines.append(
             f"{counted(horizon, 'step')} at {self.fps:g} per second, "
-            f"{self.ms_per_decision:.1f} ms per decision, {self.weights} weights; "
-            f"curves: {self.picture}"
+            f"{self.ms_per_decision:.1f} ms{self._tokens_text()} per decision, {self.weights} "
+            f"weights; curves: {self.picture}"
         )
+        if self.futures is not None:
+            lines += [*futures_text(self.futures), f"images: {', '.join(self.futures['files'])}"]
         return "\n".join(lines)
+
+    def _tokens_text(self) -> str:
+        count = self.tokens_per_decision
+        return "" if count is None else f" and {counted(count, 'token')}"
 
 
 def _field_lines(name: str, field: FieldPrediction, steps: Sequence[int]) -> Iterator[str]:
@@ -151,6 +170,7 @@ def predict(config: PredictConfig, *, reporter: Reporter = NULL) -> PredictResul
             episode or frame.
     """
     from vlatool.evaluation.control import ResizeLog, chunk_seed, open_policy
+    from vlatool.evaluation.futures import save_futures, tokenizer_for
 
     check_required(config, "vlatool predict CHECKPOINT SOURCE --episode N --frame T")
     require_input(config.source)
@@ -164,33 +184,103 @@ def predict(config: PredictConfig, *, reporter: Reporter = NULL) -> PredictResul
     record = OutputRecord("predict", _options(config, trained, source))
     check_output_owner(output, record)
     chosen = _recorded_frame(config, source, policy, trained)
+    tokenizer = tokenizer_for(policy, config.tokenizer)
     log = ResizeLog(policy.sees, reporter.note)
-    for camera, images in chosen.observation.images.items():
-        log.add(camera, images.shape[1:])
+    log.add_observation(chosen.observation)
     seeds = [chunk_seed(config.seed, chosen.seed)]
-    chunk = policy.act([chosen.observation], seeds=seeds)
-    started = time.perf_counter()
-    policy.act([chosen.observation], seeds=seeds)
-    duration = time.perf_counter() - started
+    asked = _ask(policy, chosen, seeds)
+    futures = None if tokenizer is None else _futures(policy, tokenizer, chosen, seeds)
+    names = [] if futures is None else [*map(future_name, futures.predicted), VIDEO]
     result = PredictResult(
         checkpoint=str(checkpoint_of(trained)),
         weights=trained.origin.weights,
         source=config.source,
-        episode=chosen.target.episode,
-        frame=chosen.target.frame,
-        instruction=chosen.observation.instruction,
         fps=policy.fps,
-        fields={name: _field(chosen, name, values[0]) for name, values in chunk.items()},
-        ms_per_decision=1000 * duration,
+        ms_per_decision=asked.milliseconds,
+        tokens_per_decision=asked.tokens,
+        futures=futures and {**futures.scores, "files": [str(output / name) for name in names]},
         picture=str(output / CURVES),
         report=str(output / REPORT),
+        **_shown(chosen, asked.actions),
     )
-    with single_output(output, record, (CURVES, REPORT)):
+    with single_output(output, record, (CURVES, REPORT, *names)):
         _save_curves(output / CURVES, result)
+        if futures is not None:
+            save_futures(output, futures.predicted, futures.recorded, future_name, VIDEO)
         document = result.document()
         del document["ms_per_decision"]  # the same command writes the same bytes
         write_json(output / REPORT, document)
     return result
+
+
+def _shown(chosen: "RecordedFrame", actions: "Mapping[str, Array]") -> dict[str, Any]:
+    """The frame, and the chunks [1, T, C] beside what was recorded."""
+    return {
+        "episode": chosen.target.episode,
+        "frame": chosen.target.frame,
+        "instruction": chosen.observation.instruction,
+        "fields": {name: _field(chosen, name, values[0]) for name, values in actions.items()},
+    }
+
+
+def future_name(camera: str) -> str:
+    """Name of the file with the predicted images of a camera."""
+    return f"future-{id_part(camera)}.png"
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Chunks [1, T, C] by field, number of decoded tokens, and duration."""
+
+    actions: "Mapping[str, Array]"
+    tokens: int | None
+    milliseconds: float
+
+
+def _ask(policy: "Policy", chosen: "RecordedFrame", seeds: Sequence[int]) -> _Asked:
+    """Asks twice: the first call also initializes the device."""
+    from vlatool.models.policy import Decides
+
+    tokens = None
+    if isinstance(policy, Decides):
+        decision = policy.decide([chosen.observation], seeds=seeds)
+        chunk, tokens = decision.actions, decision.tokens[0]
+    else:
+        chunk = policy.act([chosen.observation], seeds=seeds)
+    started = time.perf_counter()
+    policy.act([chosen.observation], seeds=seeds)
+    return _Asked(chunk, tokens, 1000 * (time.perf_counter() - started))
+
+
+@dataclass(frozen=True)
+class _Futures:
+    """Predicted and recorded images [F, S, S, 3] by camera, and the errors of the first."""
+
+    predicted: "Mapping[str, UInt8Array]"
+    recorded: "Mapping[str, UInt8Array]"
+    scores: Mapping[str, Any]
+
+
+def _futures(
+    policy: "Policy", tokenizer: "OpenTokenizer", chosen: "RecordedFrame", seeds: Sequence[int]
+) -> _Futures:
+    from vlatool.evaluation.futures import FutureScores, checked_policy, prepared_images
+
+    predicts = checked_policy(policy, tokenizer)
+    codes = predicts.future_codes([chosen.observation], seeds=seeds)
+    images = predicts.futures([chosen.observation], seeds=seeds)
+    predicted = {camera: values[0] for camera, values in images.items()}
+    if chosen.futures is None:
+        return _Futures(predicted, {}, {})
+    recorded = chosen.futures(len(next(iter(predicted.values()))))
+    scores = FutureScores(tokenizer)
+    first = {camera: values[0] for camera, values in codes.items()}
+    scores.add(first, recorded, chosen.observation)
+    resized = {
+        camera: prepared_images(tokenizer, camera, values)
+        for camera, values in recorded.images.items()
+    }
+    return _Futures(predicted, resized, {"steps": scores.report()["steps"]})
 
 
 def _options(config: PredictConfig, trained: Trained, source: Path) -> dict[str, Any]:
@@ -234,7 +324,13 @@ def _preprocessed_frame(
     if config.instruction is not None:
         observation = replace(observation, instruction=config.instruction)
     names = {name: field.names for name, field in pairs.fields.items()}
-    return RecordedFrame(observation, target, names, index)
+    futures = partial(_pair_futures, pairs, index) if isinstance(pairs, HasFutures) else None
+    return RecordedFrame(observation, target, names, index, futures)
+
+
+def _pair_futures(pairs: HasFutures, index: int, steps: int) -> RecordedFutures:
+    del steps  # that of the data, on which the policy was trained
+    return pairs.futures(index)
 
 
 def _field(chosen: "RecordedFrame", name: str, predicted: "Array") -> FieldPrediction:

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import av
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -36,6 +35,7 @@ from vlatool.artifacts.lerobot import (
     write_meta,
     write_table,
 )
+from vlatool.artifacts.video import encode_video
 from vlatool.episode import UInt8Array
 from vlatool.storage.atomic import write_bytes, write_json
 from vlatool.world.episodes import WorldEpisode
@@ -46,10 +46,6 @@ from vlatool.world.scene import COLORS, FPS, OPEN, instruction_for
 PUBLISHED_SIZE = (256, 256)
 IMAGE_COLUMNS = ("image", "wrist_image")
 _STATE_NAMES = ["x", "y", "z", "opening"]
-# One thread, no clock, no B-frames (with them the bytes of x264 vary between runs, measured):
-# equal images give equal bytes.
-_ENCODER = {"crf": "18", "g": "2", "bf": "0", "preset": "medium", "threads": "1"}
-_CONTAINER = {"fflags": "+bitexact"}
 # An action of 1 moves the target of the real arm by this many meters (robosuite's default scale).
 _METERS_PER_UNIT = 0.05
 # Axis-angle of a hand that points down.
@@ -73,7 +69,7 @@ class LeRobotRecorder:
             key = video_key(view)
             frames = list(episode.images(view))
             files.append(VIDEO_PATH.format(video_key=key, **template))
-            write_bytes(self.setup.output / files[-1], encode_video(frames))
+            write_bytes(self.setup.output / files[-1], encode_video(frames, FPS))
             stats[key] = _image_stats(np.stack(frames))
         columns = {
             "observation.state": vector_column(episode.states.astype(np.float32)),
@@ -168,19 +164,6 @@ def _write_meta(
 def video_key(view: View) -> str:
     """Name of the feature of a camera."""
     return f"observation.images.{view.camera.name}"
-
-
-def encode_video(frames: Sequence[UInt8Array]) -> bytes:
-    """An mp4 file, h264, yuv420p, from images uint8 [H, W, 3] with even sides."""
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4", options=_CONTAINER) as container:
-        stream = container.add_stream("libx264", rate=FPS, options=_ENCODER)
-        stream.pix_fmt = "yuv420p"
-        stream.height, stream.width = frames[0].shape[:2]
-        for image in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode())
-    return buffer.getvalue()
 
 
 def _image_stats(images: NDArray[np.uint8]) -> Stats:

@@ -74,6 +74,9 @@ class VlaDataConfig(LoadingConfig):
     )
     action_steps: int | None = derived_field(_FROM_SAMPLES, "Steps of an action chunk.", ge=1)
     action_width: int | None = derived_field(_FROM_SAMPLES, "Dimensions of an action.", ge=1)
+    action_field: str = derived_field(
+        "the windows", "Field of raw episodes with the actions.", default="actions"
+    )
     fps: float | None = derived_field(
         "the windows, or 10 as in LIBERO", "Frames per second of the data.", gt=0
     )

@@ -44,6 +44,8 @@ from vlatool.transforms.action_tokenizer import ActionTokenizer
 
 # Frames per second of LIBERO. Source: reference/future-vla 1.2
 _PUBLISHED_FPS = 10.0
+# Field of actions in LIBERO, also for windows with actions of several fields.
+_ACTIONS = "actions"
 # Name of an image: prefix and camera, episode and frame.
 _IMAGE = re.compile(r"(.+)_episode_\d+_frame_\d+")
 _DIFFERS = "build the samples of all data sets with the same tokenizers and windows"
@@ -309,6 +311,7 @@ def _shape(
             code="data.broken_samples",
         )
     steps = future // len(cameras)
+    fields = windows.action_fields if windows is not None else ()
     return VlaShape(
         tuple(cameras),
         past // len(cameras),
@@ -316,6 +319,7 @@ def _shape(
         image_size,
         int(recorded.get("steps") or steps),
         int(recorded.get("width") or profile.width),
+        fields[0] if len(fields) == 1 else _ACTIONS,
     )
 
 
@@ -384,7 +388,7 @@ def _spans(samples: SamplesFolder, config: VlaDataConfig) -> tuple[Span, ...]:
     if not config.val_ratio:
         return files
     by_episode: dict[str, list[Span]] = {}
-    for episode, span in _episode_spans(samples, files):
+    for episode, span in episode_spans(samples, files):
         by_episode.setdefault(episode, []).append(span)
     held = {*validation_positions(len(by_episode), config.val_ratio)}
     chosen = [
@@ -409,7 +413,7 @@ def _file_spans(samples: SamplesFolder) -> Iterator[Span]:
         first += count
 
 
-def _episode_spans(samples: SamplesFolder, files: Iterable[Span]) -> Iterator[tuple[str, Span]]:
+def episode_spans(samples: SamplesFolder, files: Iterable[Span]) -> Iterator[tuple[str, Span]]:
     """Samples of each episode in each file; a file with several episodes is read."""
     for span in files:
         if not span.size:

@@ -11,8 +11,10 @@ from vlatool.artifacts.samples.format import FAST_NAME
 from vlatool.config.base import derivation_rules
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter
+from vlatool.loading.base import PairOptions
 from vlatool.loading.vla.config import VlaDataConfig
 from vlatool.loading.vla.info import VlaInfo, load_info
+from vlatool.loading.vla.pairs import VlaPairs
 from vlatool.loading.vla.reader import DROP_REASONS, VlaReader
 from vlatool.loading.vla.sample import VlaAssets
 
@@ -92,6 +94,13 @@ class VlaKind:
         fps = config.fps
         assert fps is not None
         return VlaAssets(config.sizes, config.shape, fps, tokenizer, profile, config.codes_digest)
+
+    def pairs(
+        self, config: VlaDataConfig, assets: VlaAssets, location: str, options: PairOptions
+    ) -> VlaPairs:
+        """Returns pairs of observation and target; see `loading.base.HasPairs`."""
+        del options  # every sample has all that the policy sees
+        return VlaPairs(config, assets, location)
 
 
 def _unusable(path: Path, reason: str) -> DataError:

@@ -1,0 +1,232 @@
+"""Quality of predicted images, as codes and as pixels, beside simple alternatives; their drawing.
+
+Legend of shapes: F steps after an observation, S side of the images of the tokenizer, K codes of an
+image.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vlatool.artifacts.video import encode_video
+from vlatool.episode import Array, Observation, UInt8Array
+from vlatool.errors import DataError
+from vlatool.evaluation.config import OpenLoopConfig
+from vlatool.evaluation.control import chunk_seed
+from vlatool.evaluation.plots import SheetRow, save_contact_sheet
+from vlatool.events import Progress
+from vlatool.loading.base import HasFutures, RecordedFutures, RecordedPairs
+from vlatool.loading.robotics.kind import ImageTransform
+from vlatool.models.images import psnr_of_error
+from vlatool.models.policy import Policy, PredictsImages, in_batches
+from vlatool.models.tokenizer import OpenTokenizer, open_tokenizer, rank_device
+from vlatool.storage.atomic import write_bytes
+
+# Steps after the observation that the report has.
+STEPS = (1, 4, 16)
+_SHEET_COLUMNS = 8
+# Frame rate of the video, slow enough to look at.
+_VIDEO_FPS = 4
+_GAP_PX = 4
+
+
+class FutureScores:
+    """Accumulator of the errors of predicted images, per step.
+
+    Args:
+        tokenizer: Visual tokenizer of the codes.
+    """
+
+    def __init__(self, tokenizer: OpenTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._sums: dict[int, dict[str, list[float]]] = {}
+        self._samples = 0
+
+    def add(
+        self,
+        codes: Mapping[str, Array],
+        recorded: RecordedFutures,
+        observation: Observation,
+    ) -> None:
+        """Adds one observation.
+
+        Args:
+            codes: Predicted codes [F, K] by camera.
+            recorded: What followed.
+            observation: The observation; its newest images are the present ones.
+        """
+        self._samples += 1
+        for camera, values in codes.items():
+            steps = [
+                step for step in STEPS if step <= len(recorded.mask) and recorded.mask[step - 1]
+            ]
+            if not steps:
+                continue
+            at = [step - 1 for step in steps]
+            real = self._prepared(camera, recorded.images[camera][at])
+            present = self._prepared(camera, observation.images[camera][-1:])
+            shown = recorded.codes[camera][at] if recorded.codes else self._encoded(real)
+            predicted, now = values[at], self._encoded(present)
+            errors = {
+                "psnr": _squared_errors(self._decoded(predicted), real),
+                "copy_present_psnr": _squared_errors(present, real),
+                "reconstruction_psnr": _squared_errors(self._decoded(shown), real),
+                "code_accuracy": (predicted == shown).mean(axis=1),
+                "copy_present_code_accuracy": (now == shown).mean(axis=1),
+            }
+            for name, rows in errors.items():
+                for step, value in zip(steps, rows.tolist(), strict=True):
+                    self._sums.setdefault(step, {}).setdefault(name, []).append(value)
+
+    def report(self) -> dict[str, Any]:
+        """Figures by step: accuracies of codes, and PSNR of mean squared errors in dB."""
+        return {
+            "samples": self._samples,
+            "steps": {
+                str(step): {name: _figure(name, values) for name, values in sums.items()}
+                for step, sums in sorted(self._sums.items())
+            },
+        }
+
+    def _prepared(self, camera: str, images: UInt8Array) -> UInt8Array:
+        """Images in the size of the tokenizer."""
+        return prepared_images(self._tokenizer, camera, images)
+
+    def _encoded(self, images: UInt8Array) -> Array:
+        pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self._tokenizer.device)
+        return self._tokenizer.network.encode(pixels).values.cpu().numpy()
+
+    def _decoded(self, codes: Array) -> UInt8Array:
+        values = torch.from_numpy(codes.astype(np.int64)).to(self._tokenizer.device)
+        return self._tokenizer.network.decode(values).cpu().numpy()
+
+
+def prepared_images(tokenizer: OpenTokenizer, camera: str, images: UInt8Array) -> UInt8Array:
+    """Images uint8 [N, S, S, 3] in the size of a tokenizer, of images of any size."""
+    side = tokenizer.network.image_size
+    transform = ImageTransform((side, side))
+    return np.stack([transform.apply(camera, image) for image in images])
+
+
+def _squared_errors(images: UInt8Array, real: UInt8Array) -> Array:
+    difference = images.astype(np.float64) - real
+    return np.square(difference).reshape(len(real), -1).mean(axis=1)
+
+
+def _figure(name: str, values: Sequence[float]) -> float:
+    mean = float(np.mean(values))
+    if name.endswith("psnr"):
+        return float(psnr_of_error(torch.tensor(mean, dtype=torch.float64)))
+    return mean
+
+
+def evaluate_futures(
+    policy: Policy,
+    pairs: RecordedPairs,
+    tokenizer: OpenTokenizer,
+    config: OpenLoopConfig,
+    bar: Progress,
+) -> dict[str, Any]:
+    """Predicts the images after some observations and compares them with the recorded ones.
+
+    Raises:
+        DataError: The policy predicts no images, its codes are of another tokenizer, or the data
+            have no images of later steps.
+    """
+    predicts = checked_policy(policy, tokenizer)
+    if not isinstance(pairs, HasFutures):
+        raise DataError(
+            f"{config.data}: has no images of the steps after a sample",
+            hint="leave --tokenizer out",
+            code="data.no_futures",
+        )
+    scores, ask = FutureScores(tokenizer), predicts.future_codes
+    count = min(len(pairs), config.future_samples)
+    chosen = [number * len(pairs) // count for number in range(count)]
+    for start in range(0, count, config.batch_size):
+        indices = chosen[start : start + config.batch_size]
+        observations = [observation for observation, _ in pairs.read(indices)]
+        seeds = [chunk_seed(config.seed, index) for index in indices]
+        codes = in_batches(ask, observations, seeds, config.batch_size)
+        for row, index in enumerate(indices):
+            values = {camera: rows[row] for camera, rows in codes.items()}
+            scores.add(values, pairs.futures(index), observations[row])
+        bar.advance(len(indices))
+    return scores.report()
+
+
+def tokenizer_for(policy: Policy, location: str | None) -> OpenTokenizer | None:
+    """Opens the visual tokenizer of the codes that a policy predicts; None without a location.
+
+    Raises:
+        DataError: There is none, or the policy predicts none of its codes.
+    """
+    if location is None:
+        return None
+    tokenizer = open_tokenizer(location, rank_device())
+    checked_policy(policy, tokenizer)
+    return tokenizer
+
+
+def checked_policy(policy: Policy, tokenizer: OpenTokenizer) -> PredictsImages:
+    """Returns the policy with the tokenizer of its codes.
+
+    Raises:
+        DataError: It predicts no images, or its codes are of another tokenizer.
+    """
+    if not isinstance(policy, PredictsImages):
+        raise DataError(
+            "the policy predicts no images",
+            hint="leave --tokenizer out",
+            code="data.no_futures",
+        )
+    tokenizer.check_decoder()
+    return policy.with_tokenizer(tokenizer.network)
+
+
+def save_futures(
+    folder: Path,
+    predicted: Mapping[str, UInt8Array],
+    recorded: Mapping[str, UInt8Array],
+    name_of: Callable[[str], str],
+    video: str,
+) -> None:
+    """Saves a sheet per camera, and a video of all cameras: recorded above, predicted below.
+
+    Args:
+        folder: Folder of the files.
+        predicted: Images [F, S, S, 3] by camera.
+        recorded: Images of the same size by camera; empty if nothing was recorded.
+        name_of: Name of the file of a camera.
+        video: Name of the video.
+    """
+    lines = {"recorded": recorded, "predicted": predicted} if recorded else {"predicted": predicted}
+    for camera, images in predicted.items():
+        shown = sorted({*np.linspace(0, len(images) - 1, _SHEET_COLUMNS).round().astype(int)})
+        steps = ", ".join(f"+{step + 1}" for step in shown)
+        rows = [
+            SheetRow(
+                label=f"{camera}, {label}: {steps}",
+                verdict="",
+                is_good=True,
+                frames=[line[camera][step] for step in shown],
+            )
+            for label, line in lines.items()
+        ]
+        save_contact_sheet(folder / name_of(camera), rows)
+    rows_of_video = [_row([line[camera] for camera in predicted]) for line in lines.values()]
+    frames = np.concatenate(rows_of_video, axis=1)
+    write_bytes(folder / video, encode_video(list(frames), _VIDEO_FPS))
+
+
+def _row(cameras: Sequence[UInt8Array]) -> UInt8Array:
+    """Images of several cameras side by side, with even sides: [F, S + gap, V (S + gap), 3]."""
+    tiles: list[UInt8Array] = []
+    for images in cameras:
+        height, width = images.shape[1:3]
+        padding = ((0, 0), (0, _GAP_PX + height % 2), (0, _GAP_PX + width % 2), (0, 0))
+        tiles.append(np.pad(images, padding))
+    return np.concatenate(tiles, axis=2)
