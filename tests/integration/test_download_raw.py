@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -162,11 +163,20 @@ def _no_ranges(server: WebServer) -> None:
     server.faults.no_ranges = True
 
 
+def _loses_ranges(server: WebServer) -> None:
+    def change() -> None:
+        while len(ranges(server)) < 3:
+            time.sleep(0.001)
+        server.faults.no_ranges = True
+
+    threading.Thread(target=change, daemon=True).start()
+
+
 def _changes(server: WebServer) -> None:
     server.faults.changes_every = 40
 
 
-@pytest.mark.parametrize("fault", [_cut, _busy, _no_ranges, _changes])
+@pytest.mark.parametrize("fault", [_cut, _busy, _no_ranges, _loses_ranges, _changes])
 def test_download_survives(
     server: WebServer, out: Path, fault: Callable[[WebServer], None]
 ) -> None:

@@ -29,16 +29,15 @@ class _DaemonPool:
         with self._lock:
             is_waiting = self._idle > 0
             self._idle -= is_waiting
-        if is_waiting:
-            self._work.put(work)
-        else:
-            threading.Thread(
-                target=self._run, args=(work,), daemon=True, name="vlatool-storage"
-            ).start()
+        self._work.put(work)  # not an argument of the thread, which would hold its result
+        if not is_waiting:
+            threading.Thread(target=self._run, daemon=True, name="vlatool-storage").start()
 
-    def _run(self, work: Callable[[], None]) -> None:
-        work()
+    def _run(self) -> None:
+        work = self._work.get()
         while True:
+            work()
+            del work
             with self._lock:
                 self._idle += 1
             try:
@@ -49,7 +48,6 @@ class _DaemonPool:
                         self._idle -= 1
                         return
                 work = self._work.get()  # submitted after the timeout
-            work()
 
 
 @cache

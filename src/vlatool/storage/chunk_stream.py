@@ -6,6 +6,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from typing import NamedTuple
 
 from vlatool.errors import StorageError
 from vlatool.storage.background import in_background
@@ -55,29 +56,27 @@ class ChunkStream:
                 return
             consume(number, first)
         limit = min(self.pool.streams, RUN_AHEAD)
-        running: deque[tuple[int, Future[bytes | None]]] = deque()
+        running: deque[tuple[int, Future[_Chunk]]] = deque()
         while True:
             for number in islice(remaining, limit - len(running)):
                 running.append((number, in_background(partial(self._fetch, number))))
             if not running:
                 return
             number, chunk = running[0]
-            data = chunk.result()
-            assert data is not None
-            consume(number, data)
+            consume(number, chunk.result().data)
             running.popleft()
 
     def _fetch_first(self, number: int) -> bytes | None:
         """Fetches a chunk; None if the server has no ranges."""
         try:
-            return self._fetch(number)
+            chunk = self._fetch(number)
+            return chunk.data if chunk.is_range else None
         except StorageError as error:
             if error.code != "storage.unsupported" or number == 0:
                 raise
             return None
 
-    def _fetch(self, number: int) -> bytes | None:
-        """Fetches a chunk; None if the server ignores the range."""
+    def _fetch(self, number: int) -> "_Chunk":
         start = number * self.chunk_bytes
         stop = min(start + self.chunk_bytes, self.info.size)
         version = self.info if self.info.etag else None
@@ -90,7 +89,7 @@ class ChunkStream:
         assert part.info is not None
         if part.info.size != self.info.size:
             raise changed_error(self.address)
-        return b"".join(blocks) if part.is_range else None
+        return _Chunk(b"".join(blocks), part.is_range)
 
     def _read_whole(self, numbers: Sequence[int], consume: Consumer) -> None:
         """Reads the object with one request; a retry reads from its start and skips."""
@@ -119,3 +118,10 @@ class ChunkStream:
                 call(self.address, receive)
             except ConditionFailed:
                 raise changed_error(self.address) from None
+
+
+class _Chunk(NamedTuple):
+    """Bytes of a chunk; `is_range` is False if the server sent the whole object."""
+
+    data: bytes
+    is_range: bool
