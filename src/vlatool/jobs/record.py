@@ -5,7 +5,6 @@ A job is resumed by its record; an output that is written in one go starts from 
 
 import hashlib
 import json
-import re
 import secrets
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,8 +15,8 @@ from typing import Any
 
 from vlatool import __version__
 from vlatool.config.base import ConfigModel
-from vlatool.config.scalars import value_text
 from vlatool.errors import DataError, StorageError, UsageError
+from vlatool.jobs.differences import check_no_differences, input_differences, option_differences
 from vlatool.jobs.files import (
     FOLDER,
     NAME,
@@ -39,24 +38,6 @@ from vlatool.storage.uri import location
 # Format of the journal. An incomplete output with another number cannot be resumed.
 _JOURNAL = 2
 _LEVELS_UP = 2
-_SHOWN = 6
-# Text of a digest, which messages shorten.
-_DIGEST = re.compile(r"\b(?=[0-9]*[a-f])[0-9a-f]{16,128}\b")
-_DIGEST_SHOWN = 12
-# Words for the keys of inputs that are no counts, from the recorded and the current value.
-_INPUT_WORDS: Mapping[str, Callable[[Any, Any], str]] = {
-    "changed_at": lambda old, new: f"its last change was at {_time(old)}, now {_time(new)}",
-    "digest": lambda old, new: "its content differs",
-    "fingerprint": lambda old, new: "names or sizes of its files differ",
-}
-# Words for options that are digests.
-_OPTION_WORDS = {
-    "fast digest": "action tokenizer",
-    "pictures": "location of the images",
-    "profile digest": "profile",
-    "tokenizer digest": "tokenizer",
-    "tokenizer_digest": "tokenizer",
-}
 
 
 @dataclass(frozen=True)
@@ -77,6 +58,7 @@ class OutputRecord:
         journal: Format number of the journal.
         requests: Options of the downloads into this output that are not complete: that of this run
             first. `jobs.downloads` has the commands for them.
+        words: Names of options for messages, where the key says too little; not saved.
     """
 
     command: str
@@ -91,6 +73,7 @@ class OutputRecord:
     run_id: str = ""
     journal: int = _JOURNAL
     requests: tuple[Mapping[str, Any], ...] = ()
+    words: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def no_manifest_error(self, folder: Path) -> DataError:
         """Error for an output in which the manifest, written last, is missing."""
@@ -273,7 +256,7 @@ def resumable_record(
     check_versions(before.options, record.options, hint)
     check_no_differences(folder, "with other options", differences, hint)
     if before.complete and inputs is not None:
-        forms = (_input_differences(before.inputs, form) for form in inputs())
+        forms = (input_differences(before.inputs, form) for form in inputs())
         first = next(forms)
         if first and all(forms):
             check_no_differences(folder, "from other input", first, hint)
@@ -349,27 +332,6 @@ def partial_folder(folder: Path) -> Path:
     return folder / FOLDER / "partial"
 
 
-def check_no_differences(folder: Path, cause: str, differences: Sequence[str], hint: str) -> None:
-    """Raises UsageError with the first differences; `cause` is such as `with other options`."""
-    if differences:
-        raise UsageError(
-            f"{folder}: was made {cause}: {differences_text(differences)}",
-            hint=hint,
-            code="usage.output_differs",
-            details={"differences": _short(differences)},
-        )
-
-
-def differences_text(differences: Sequence[str]) -> str:
-    """The first differences, and the number of the others."""
-    more = f"; and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
-    return "; ".join(_short(differences[:_SHOWN])) + more
-
-
-def _short(differences: Sequence[str]) -> list[str]:
-    return [_DIGEST.sub(lambda match: match[0][:_DIGEST_SHOWN], text) for text in differences]
-
-
 def _foreign_output_error(folder: Path, command: str, before: OutputRecord | None) -> UsageError:
     is_lost = before is None and (folder / NAME).is_file()
     hint = "its record .vlatool/run.json is missing: use --overwrite to replace it"
@@ -383,7 +345,7 @@ def _foreign_output_error(folder: Path, command: str, before: OutputRecord | Non
 
 def _differences(before: OutputRecord, now: OutputRecord) -> list[str]:
     differences = option_differences(
-        without_versions(before.options), without_versions(now.options)
+        without_versions(before.options), without_versions(now.options), now.words
     )
     if before.parent and now.parent and before.parent != now.parent:
         differences.append("the output that contains it was written again since")
@@ -393,45 +355,6 @@ def _differences(before: OutputRecord, now: OutputRecord) -> list[str]:
         version = f"vlatool {before.version}" if before.version else "an earlier vlatool"
         return [f"started by {version}, whose journal has another format"]
     return []
-
-
-def option_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Dotted keys with old and new value, where these are not equal as JSON."""
-    return _differing_keys(_as_json(before), _as_json(now), "")
-
-
-def _differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> list[str]:
-    differences: list[str] = []
-    # Common keys come first: the others are the keys of another reader or sink.
-    common = old.keys() & new.keys()
-    for key in (*sorted(common), *sorted((old.keys() | new.keys()) - common)):
-        before, now = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(now, dict):
-            differences += _differing_keys(before, now, f"{prefix}{key}.")
-        elif before != now:
-            name = _OPTION_WORDS.get(key, f"{prefix}{key}")
-            differences.append(f"{name} {value_text(before)} (now {value_text(now)})")
-    return differences
-
-
-def _input_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Differences of the inputs of two records, in words."""
-    old, new = _as_json(before), _as_json(now)
-    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    counts = [
-        f"{old.get(key, 0)} {key} (now {new.get(key, 0)})"
-        for key in keys
-        if key not in _INPUT_WORDS
-    ]
-    return counts or [_INPUT_WORDS[key](old.get(key), new.get(key)) for key in keys]
-
-
-def _time(recorded: object) -> str:
-    return str(recorded).replace("T", " ").replace("+00:00", " UTC")
-
-
-def _as_json(value: Mapping[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(dict(value)))
 
 
 def recorded_options(section: ConfigModel, named: ConfigModel) -> dict[str, Any]:

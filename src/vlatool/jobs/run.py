@@ -4,18 +4,18 @@ A job defines its items, the work on one of them and how the output is finished.
 ownership of the output, the lock, the journal, failures, progress, the file list and the record.
 """
 
-import json
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from vlatool.errors import BugError, DataError, PartialFailure, StorageError, VlatoolError
+from vlatool.errors import BugError, DataError, StorageError, VlatoolError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.command import JobConfig, JobResult
 from vlatool.jobs.executor import Executor
+from vlatool.jobs.failures import all_failed_error, failure_of, failure_row, too_many_error
 from vlatool.jobs.files import (
     changed_files,
     remove_owned,
@@ -25,7 +25,7 @@ from vlatool.jobs.files import (
 )
 from vlatool.jobs.inputs import current_states, inputs_of
 from vlatool.jobs.items import Items
-from vlatool.jobs.job import Job, JobRun, JobSpec, Ranks
+from vlatool.jobs.job import Job, JobRun, Ranks
 from vlatool.jobs.journal import Journal, OtherRanks, Receipt, remove_journal
 from vlatool.jobs.record import (
     OutputRecord,
@@ -33,7 +33,6 @@ from vlatool.jobs.record import (
     output_lock,
     parent_of,
     read_record,
-    record_file,
     resumable_record,
     resume_output,
 )
@@ -43,8 +42,6 @@ from vlatool.storage.lock import Lock
 from vlatool.storage.transfer import NOT_REQUESTED
 
 Result = TypeVar("Result", bound=JobResult)
-
-_NAMED = 5
 
 
 def run_command(
@@ -310,7 +307,7 @@ class _Loop:
 
     def _check_any_is_good(self) -> None:
         if self._run.failures and len(self._run.failures) == len(self._job.items):
-            raise _all_failed_error(self._run.failures, self._spec.item_name)
+            raise all_failed_error(self._run.failures, self._spec.item_name)
 
     def _run_rank(self) -> JobRun:
         """Runs the items of a rank other than 0, after rank 0 has claimed the output."""
@@ -387,24 +384,14 @@ class _Loop:
         if self._options.on_error == "stop" or not isinstance(error, skipped):
             raise error
         failures, item_name, name = self._run.failures, self._spec.item_name, self._job.name(item)
-        path = getattr(item, "path", None)
-        location = {} if path is None else {"path": str(path)}
-        body = {"code": error.code, "message": error.message, "hint": error.hint}
-        details = {"details": _as_json(error.details)}
-        self._run.fail({item_name: name, **location, **body, **details})
+        self._run.fail(failure_row(item, error, item_name, name))
         if log is not None and self._ranks.size > 1:
             log.append({"item": name, "failed": failures[-1]})
         if error.code != NOT_REQUESTED:  # one note tells about all of these
             self._run.reporter.warn(f"{item_name}_failed", f"{name}: {error.message}")
         limit = self._options.max_failures
         if limit is not None and len(failures) > limit:
-            is_bug = any(failure["code"] == BugError.unexpected for failure in failures)
-            raise (BugError if is_bug else DataError)(
-                f"{len(failures)} {item_name}s failed, more than --max-failures allows",
-                hint=error.message,
-                code=BugError.unexpected if is_bug else "data.too_many_failures",
-                details={"failures": failures},
-            )
+            raise too_many_error(failures, item_name, error)
 
 
 def _completed_result(job: Job[Any], run: JobRun) -> JobResult:
@@ -420,71 +407,7 @@ def _completed_result(job: Job[Any], run: JobRun) -> JobResult:
     )
 
 
-def _as_json(details: dict[str, Any]) -> dict[str, Any]:
-    """Details as JSON values; the error of a plugin may hold anything."""
-    return json.loads(json.dumps(details, default=str))
-
-
 def _parent_folders(locations: Sequence[Path]) -> list[str]:
     """Parent folders of locations, longest first."""
     parents = {f"{path.parent}/" for path in locations} - {"./", "//"}
     return sorted(parents, key=len, reverse=True)
-
-
-def _all_failed_error(failures: Sequence[dict[str, Any]], item_name: str) -> VlatoolError:
-    first = failures[0]
-    is_bug = any(failure["code"] == BugError.unexpected for failure in failures)
-    error_class = BugError if is_bug else StorageError if _is_storage(failures) else DataError
-    code = {BugError: BugError.unexpected, StorageError: f"storage.{item_name}s_failed"}
-    return error_class(
-        f"all {item_name}s failed; the first: {first['message']}",
-        hint=str(first["hint"]),
-        code=code.get(error_class, "data.all_failed"),
-        details={"failures": list(failures)},
-    )
-
-
-def _is_storage(failures: Sequence[Mapping[str, Any]]) -> bool:
-    """True if nothing failed but the storage."""
-    return all(str(failure["code"]).startswith("storage.") for failure in failures)
-
-
-def failure_of(run: JobRun, spec: JobSpec[Any], done: int) -> VlatoolError | None:
-    """Error of a finished run with failed items; None if nothing failed.
-
-    Args:
-        run: The run.
-        spec: Specification of its job.
-        done: Number of items in the output.
-    """
-    if not run.failures:
-        return None
-    count, item_name = len(run.failures), spec.item_name
-    record = record_file(spec.output)
-    bugs = [failure for failure in run.failures if failure["code"] == BugError.unexpected]
-    names = ", ".join(str(failure[item_name]) for failure in run.failures[:_NAMED])
-    message = f"{count} of {count + done} {item_name}s failed: {names}"
-    message += ", ..." if count > _NAMED else ""
-    details = {"failures": list(run.failures)}
-    if bugs:
-        return BugError(
-            f"{message}; {len(bugs)} because of a bug in vlatool or in a plugin",
-            hint=f"the others are written; report the tracebacks in {record}",
-            code=BugError.unexpected,
-            details=details,
-        )
-    if _is_storage(run.failures):
-        return StorageError(
-            message,
-            hint=f"the others are written; {record} lists the reasons; run the same command again "
-            "for the rest",
-            code=f"storage.{item_name}s_failed",
-            details=details,
-        )
-    return PartialFailure(
-        message,
-        hint=f"the others are written; {record} lists the reasons; once they are fixed, run the "
-        "same command again",
-        code=f"partial.{item_name}s_failed",
-        details=details,
-    )

@@ -8,7 +8,8 @@ from torch.optim import Optimizer
 
 from vlatool.errors import DataError, UsageError
 from vlatool.events import Reporter, counted
-from vlatool.jobs.record import differences_text, read_record
+from vlatool.jobs.differences import differences_text
+from vlatool.jobs.record import read_record
 from vlatool.models.progress import ProgressOrigin, locate_progress
 from vlatool.models.published import PublishedProgress
 from vlatool.training.checkpoints import load_checkpoint, restore_optimizer

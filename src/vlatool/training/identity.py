@@ -6,7 +6,7 @@ from typing import Any
 
 from vlatool.config.base import ConfigModel
 from vlatool.config.schema import default_of
-from vlatool.jobs.record import option_differences
+from vlatool.jobs.differences import option_differences
 from vlatool.jobs.versions import changed_versions, check_versions, without_versions
 from vlatool.training.config import TrainConfig
 

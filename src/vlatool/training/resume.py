@@ -19,10 +19,10 @@ from vlatool.config.resolve import load_config
 from vlatool.config.schema import default_of, execution_keys
 from vlatool.errors import DataError, UsageError, VlatoolError
 from vlatool.events import Reporter
+from vlatool.jobs.differences import check_no_differences
 from vlatool.jobs.files import FileEntry, remove_partial_files
 from vlatool.jobs.record import (
     OutputRecord,
-    check_no_differences,
     check_owner,
     read_record,
     read_valid_record,

@@ -58,6 +58,13 @@ from vlatool.tokens.inputs import (
 
 # A record has the names and digests of inputs instead of these keys, and no key that repeats
 # another.
+# Names of options for messages; their values are digests.
+_OPTION_WORDS = {
+    "fast digest": "action tokenizer",
+    "pictures": "location of the images",
+    "profile digest": "profile",
+    "tokenizer_digest": "tokenizer",
+}
 _INPUT_KEYS = ("data", "fast", "tokens", "tokenizer", "gripper_raw", "rpy_std_mult", "exclude")
 
 
@@ -225,12 +232,11 @@ class BuildDatasetJob:
         check_factor(self._profile, config.rpy_std_mult)
         self._work = work = self._builder(tree, fast, codes, output)
         codes_identity = codes.manifest.identity()
-        versions = versions_of([tree, fast, codes.path])
+        options = self._record_options(tree, codes.manifest)
+        options |= versions_of([tree, fast, codes.path])
         self.spec = JobSpec(
             output=output,
-            record=OutputRecord(
-                "build-dataset", self._record_options(tree, codes.manifest) | versions
-            ),
+            record=OutputRecord("build-dataset", options, words=_OPTION_WORDS),
             title=f"build-dataset {config.data}",
             item_name="episode",
             plan=plan_digest(

@@ -80,7 +80,11 @@ class DecodeJob:
         }
         self.spec = JobSpec(
             output=output,
-            record=OutputRecord("decode", {**options, **versions_of([source])}),
+            record=OutputRecord(
+                "decode",
+                {**options, **versions_of([source])},
+                words={"pictures": "images", "tokenizer digest": "tokenizer"},
+            ),
             title=f"decode {config.codes}",
             item_name="episode",
             plan=plan_digest(options),

@@ -202,7 +202,9 @@ class EncodeJob:
         self.spec = JobSpec(
             output=output,
             record=OutputRecord(
-                "encode", {"data": source.name, **options, **versions_of([source])}
+                "encode",
+                {"data": source.name, **options, **versions_of([source])},
+                words={"tokenizer digest": "tokenizer"},
             ),
             title=f"encode {config.data}",
             item_name="episode",

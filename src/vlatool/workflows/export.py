@@ -288,7 +288,11 @@ class ExportJob:
         options = {"source": source.name, "exported": work.exported, "layout": work.layout}
         self.spec = JobSpec(
             output=output,
-            record=OutputRecord("export", {**options, **work.identity, **versions_of([source])}),
+            record=OutputRecord(
+                "export",
+                {**options, **work.identity, **versions_of([source])},
+                words={"pictures": "location of the images"},
+            ),
             title=f"export {config.source}",
             item_name="episode",
             plan=plan_digest(options, work.identity),
