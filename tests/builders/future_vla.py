@@ -26,7 +26,7 @@ _VISION: dict[str, Any] = {
     "patch_size": 8,
     "deepstack_visual_indexes": [0],
 }
-_DINO: dict[str, Any] = {
+TINY_DINO: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
@@ -43,5 +43,5 @@ def tiny_future_vla(**changes: Any) -> FutureVlaConfig:
         "image_token_id": VOCABULARY - 1,
         "tie_word_embeddings": True,
     }
-    keys = {"qwen": qwen, "dino": _DINO, "views": 1, "compress": [1, 1, 1], "conv_width": 32}
+    keys = {"qwen": qwen, "dino": TINY_DINO, "views": 1, "compress": [1, 1, 1], "conv_width": 32}
     return FutureVlaConfig.model_validate({**keys, **changes})

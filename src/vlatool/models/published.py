@@ -118,6 +118,8 @@ class Exported:
         parameters: Number of values in the file of weights.
         summary: Text on the files.
         write: Writes the files to a folder; returns further facts for the result, as JSON values.
+        compared: Names of files that are opened after they were written, to compare outputs; None:
+            those of `weights`.
     """
 
     files: tuple[str, ...]
@@ -125,6 +127,7 @@ class Exported:
     parameters: int
     summary: str
     write: Callable[[Path], Mapping[str, Any]]
+    compared: tuple[str, ...] | None = None
 
 
 class PublishedLayout(Protocol):

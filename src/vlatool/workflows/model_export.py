@@ -144,7 +144,8 @@ def export_model(
         size = sum((output / name).stat().st_size for name in exported.weights)
         if not _can_read(trained.model_type):
             reporter.note(f"{output}: not compared, because its model type reads no export")
-        for name in exported.weights if _can_read(trained.model_type) else ():
+        names = exported.weights if exported.compared is None else exported.compared
+        for name in names if _can_read(trained.model_type) else ():
             check_equal(trained, output / name)
     return ModelExportResult(
         name, str(output), exported.parameters, size, exported.summary, dict(facts)

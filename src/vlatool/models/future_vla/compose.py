@@ -24,6 +24,7 @@ from vlatool.models.future_vla.published import (
     FROM_WEIGHTS,
     MANIFEST,
     MANIFEST_NAME,
+    config_json,
 )
 from vlatool.models.future_vla.token_ids import parse_tokenizer, special_ids, tiny_tokenizer
 from vlatool.models.future_vla.weights import (
@@ -204,13 +205,12 @@ def compose_tiny(keys: Mapping[str, Any], seed: int) -> Composition:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         state = build_network(config).state_dict()
-    architecture = {"architectures": ["Qwen3VLForConditionalGeneration"], **qwen}
     return Composition(
         config=config,
         shapes={name: tuple(value.shape) for name, value in state.items()},
         read=state.__getitem__,
         tokenizer=tokenizer.to_str(),
-        assets={CONFIG: json.dumps(architecture, indent=2).encode()},
+        assets={CONFIG: json.dumps(config_json(config), indent=2).encode()},
     )
 
 

@@ -38,6 +38,9 @@ class LanguageModel(nn.Module):
 
     def __init__(self, config: Qwen3VLTextConfig) -> None:
         super().__init__()
+        parameters: Any = config.rope_parameters
+        if parameters.get("rope_type") != "default" or "mrope_section" not in parameters:
+            raise ValueError(f"rope_parameters {parameters} are not those of Qwen3-VL")
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(

@@ -6,19 +6,23 @@ Source: formats/future-vla.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from vlatool.artifacts.base_model import CONFIG, read_tokenizer, weight_files
 from vlatool.artifacts.manifest import ManifestType
+from vlatool.config.base import ConfigModel
 from vlatool.errors import DataError
+from vlatool.loading.vla.config import VlaDataConfig
 from vlatool.models.future_vla.config import FutureVlaConfig
 from vlatool.models.future_vla.token_ids import parse_tokenizer, special_ids
 from vlatool.models.pretrained import read_architecture
 from vlatool.models.published import PublishedFiles
 from vlatool.storage.cache import local_copy
 from vlatool.storage.documents import read_json
+
+T = TypeVar("T", bound=ConfigModel)
 
 FAMILY = "qwen3_vl"
 DINO_FAMILY = "dinov3_vit"
@@ -67,10 +71,12 @@ class FolderManifest:
         model: Section `model` without `qwen`, which config.json has.
         sources: SHA-256 of the files that a composed folder was made of, by `qwen` or `dino` and
             name; empty for an export.
+        data: Section `data` of the run without locations; empty for a composed folder.
     """
 
     model: dict[str, Any]
     sources: dict[str, dict[str, str]] = field(default_factory=dict[str, dict[str, str]])
+    data: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 MANIFEST = ManifestType(
@@ -79,7 +85,7 @@ MANIFEST = ManifestType(
     version=1,
     content=FolderManifest,
     hint="compose or export the folder again",
-    optional=("sources",),
+    optional=("sources", "data"),
     code="data.broken_config",
 )
 
@@ -114,11 +120,33 @@ def read_section(folder: Path) -> FutureVlaConfig:
         "qwen": read_architecture(folder, FAMILY),
         "special_ids": special_ids(parse_tokenizer(read_tokenizer(folder))),
     }
+    return _validated(FutureVlaConfig, {**model, **derived}, folder, "model")
+
+
+def config_json(config: FutureVlaConfig) -> dict[str, Any]:
+    """Content of config.json."""
+    fixed = {"architectures": ["Qwen3VLForConditionalGeneration"], "model_type": FAMILY}
+    return {**fixed, **(config.qwen or {})}
+
+
+def read_data(folder: Path) -> VlaDataConfig | None:
+    """Section `data` of the run that a folder was exported from; None for other folders.
+
+    Raises:
+        DataError: The manifest is broken.
+    """
+    manifest = MANIFEST.read(folder)
+    if manifest is None or not manifest.data:
+        return None
+    return _validated(VlaDataConfig, manifest.data, folder, "data")
+
+
+def _validated(section: type[T], values: Mapping[str, Any], folder: Path, name: str) -> T:
     try:
-        return FutureVlaConfig.model_validate({**model, **derived})
+        return section.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        reason = f"model.{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        reason = f"{'.'.join(map(str, [name, *first['loc']]))}: {first['msg']}"
         raise MANIFEST.error(folder, reason) from None
 
 

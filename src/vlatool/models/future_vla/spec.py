@@ -8,8 +8,14 @@ from vlatool.config.base import ConfigModel, Violation, derivation_rules
 from vlatool.errors import DataError, UsageError
 from vlatool.models.base import ModelType, Objective, Part
 from vlatool.models.future_vla.config import FutureVlaConfig
-from vlatool.models.future_vla.published import ASSETS, FROM_WEIGHTS, find_published, read_section
-from vlatool.models.published import PublishedFiles, PublishedModel
+from vlatool.models.future_vla.published import (
+    ASSETS,
+    FROM_WEIGHTS,
+    find_published,
+    read_data,
+    read_section,
+)
+from vlatool.models.published import Exported, PublishedFiles, PublishedModel
 from vlatool.models.trained import WeightsOrigin, existing_weights
 from vlatool.storage.atomic import write_bytes
 from vlatool.storage.byte_ranges import read_file
@@ -18,6 +24,9 @@ from vlatool.storage.tree import file_names
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from vlatool.events import Reporter
+    from vlatool.models.trained import Trained
 
 
 class FutureVlaType(ModelType):
@@ -83,14 +92,21 @@ class FutureVlaType(ModelType):
         init: WeightsOrigin,
         init_except: Sequence[str],
     ) -> Sequence[str] | None:
-        """Loads the weights of a run, or of a composed or exported folder."""
-        if init.run is not None:
-            return super().load_init(config, parts, init, init_except)
+        """Loads the weights of a run, or of a composed or exported folder.
+
+        Adapters keep their initial values, unless the run has adapters too.
+        """
+        from vlatool.models.future_vla.lora import adapter_names
         from vlatool.models.future_vla.weights import load_stored
 
+        module = parts["model"].module
+        has_adapters = bool((init.section or {}).get("lora", {}).get("rank"))
+        excluded = [*init_except, *([] if has_adapters else adapter_names(module))]
+        if init.run is not None:
+            return super().load_init(config, parts, init, excluded)
         files = self._published_files(init)
         files.checked(files.weights, init.path)
-        load_stored(parts["model"].module, files.weights.parent, init_except)
+        load_stored(module, files.weights.parent, excluded)
         return ()
 
     def copy_assets(self, config: FutureVlaConfig, before: Any, source: Path, folder: Path) -> bool:
@@ -109,6 +125,13 @@ class FutureVlaType(ModelType):
         network: Any = parts["model"].module
         return network.blocks()
 
+    def export(self, trained: "Trained", tree: Mapping[str, Any], reporter: "Reporter") -> Exported:
+        """Prepares a folder in the layout of Qwen3-VL."""
+        del tree, reporter
+        from vlatool.models.future_vla.export import prepare_export
+
+        return prepare_export(trained)
+
     def find_published(self, location: Path) -> PublishedFiles | None:
         """The files of a composed or exported folder; also those of a stock Qwen3-VL."""
         return find_published(location)
@@ -125,6 +148,7 @@ class FutureVlaType(ModelType):
         """Opens a folder of weights."""
         import torch
 
+        from vlatool.loading.vla.kind import VlaKind
         from vlatool.models.future_vla.model import build_network
         from vlatool.models.future_vla.weights import load_stored
 
@@ -134,8 +158,10 @@ class FutureVlaType(ModelType):
         with torch.device("meta"):
             network = build_network(config)
         load_stored(network.to_empty(device="cpu"), folder)
-        assets = local_copy(folder, [name for name in ASSETS if name in file_names(folder)])
-        return PublishedModel(config, {"model": network}, None, folder=assets)
+        data = read_data(folder)
+        assets = None if data is None else VlaKind().load_assets(data, folder)
+        local = local_copy(folder, [name for name in ASSETS if name in file_names(folder)])
+        return PublishedModel(config, {"model": network}, assets, data, local)
 
     def _published_files(self, origin: WeightsOrigin) -> PublishedFiles:
         files = self.find_published(origin.file)

@@ -39,17 +39,13 @@ class Dino(nn.Module):
 
     def __init__(self, config: DINOv3ViTConfig) -> None:
         super().__init__()
+        if not isinstance(config.patch_size, int):
+            raise TypeError(f"patch_size of DINOv3 is {config.patch_size}, not a number")
         self.config = config
+        self.patch_size = config.patch_size  # side in pixels
         self.embeddings = DINOv3ViTEmbeddings(config)
         self.layer = nn.ModuleList(DINOv3ViTLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-
-    @property
-    def patch_size(self) -> int:
-        """Side of a patch in pixels."""
-        size = self.config.patch_size
-        assert isinstance(size, int)
-        return size
 
     def forward(self, images: Tensor) -> Tensor:
         """Images uint8 [K, H, W, 3] to features [K, C, H / patch, W / patch]."""
@@ -188,6 +184,10 @@ class VisionTower(nn.Module):
         in_blocks: bool,
     ) -> None:
         super().__init__()
+        if math.isqrt(config.num_position_embeddings) ** 2 != config.num_position_embeddings:
+            raise ValueError(f"{config.num_position_embeddings} positions are no square grid")
+        if max(config.deepstack_visual_indexes, default=0) >= config.depth:
+            raise ValueError(f"deepstack_visual_indexes exceed the {config.depth} blocks")
         self.config = config
         self.in_blocks = in_blocks
         self.patch_embed = Qwen3VLVisionPatchEmbed(config)
