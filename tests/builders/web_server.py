@@ -237,7 +237,8 @@ def entry(path: Path, repository: Path) -> dict[str, Any]:
     row = {"type": "file", "path": name, "oid": oid, "size": size}
     if size <= _LARGEST_IN_GIT:
         return row
-    return {**row, "lfs": {"oid": hashlib.sha256(content).hexdigest(), "size": size}}
+    digest = hashlib.sha256(content).hexdigest()
+    return {**row, "lfs": {"oid": digest, "size": size, "pointerSize": 130}}
 
 
 Answer = Callable[[str], Iterator[bytes]]  # of the first line of a request
