@@ -1,8 +1,14 @@
-"""A tiny FUTURE-VLA."""
+"""A tiny FUTURE-VLA, and samples to train it on."""
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from tests.builders.codes import plain_fast, published_windows, write_tree_codes
+from vlatool.artifacts.images import encode_png
 from vlatool.models.future_vla.config import FutureVlaConfig
+from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
 
 VOCABULARY = 320
 _TEXT: dict[str, Any] = {
@@ -45,3 +51,15 @@ def tiny_future_vla(**changes: Any) -> FutureVlaConfig:
     }
     keys = {"qwen": qwen, "dino": TINY_DINO, "views": 1, "compress": [1, 1, 1], "conv_width": 32}
     return FutureVlaConfig.model_validate({**keys, **changes})
+
+
+def write_samples(root: Path, episodes: int = 5, frames: int = 3) -> Path:
+    """Writes samples with images of 64 x 64 pixels and 4 codes of 50; returns their folder."""
+    tree = published_windows(root / "A", episodes, frames)
+    for number, path in enumerate(sorted(tree.rglob("*.png"))):
+        path.write_bytes(encode_png(np.full((64, 64, 3), 8 * number % 256, np.uint8)))
+    write_tree_codes(tree, "packed", sizes=(4, 50))
+    plain_fast(root / "fast")
+    keys = {"data": str(root / "A"), "fast": str(root / "fast"), "output": str(root / "samples")}
+    build_dataset(BuildDatasetConfig.model_validate({**keys, "workers": 1}))
+    return root / "samples"

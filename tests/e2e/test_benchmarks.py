@@ -25,6 +25,7 @@ SMALLEST = {
     "download": "--megabytes 0.1 --files 2 --runs 1",
     "encode": "--images 1 --batch 1 --workers 1",
     "equal_bytes": "--write digests.json --only sample-spartan",
+    "future_vla": "--size tiny --batch 1 --steps 1",
     "in_turn": "--before HERE --runs 1 -- --version",
     "loading": "DATA --workers 1 --batch 2 --steps 2 --runs 1",
     "loading_plainly": "DATA --workers 1 --batch 2 --samples 4 --runs 1",

@@ -52,7 +52,7 @@ def test_published_command_is_the_preset() -> None:
 def test_options_without_effect_have_a_reason() -> None:
     ignored = resolved("train_type=full", "torch_dtype=bfloat16", "model_name=vla").ignored
     assert ignored["model.model_name"].startswith("it names the model in")
-    assert ignored["model.torch_dtype"].startswith("hparams.precision has it")
+    assert ignored["model.torch_dtype"].startswith("weights and optimizer keep float32")
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,12 @@ def test_checkpoint_to_resume_from_replaces_the_model() -> None:
 
 @pytest.mark.parametrize(
     "option",
-    ["train_type=longlora", "torch_dtype=float16", "trainable_parameters_regex=visual"],
+    [
+        "train_type=longlora",
+        "torch_dtype=float16",
+        "trainable_parameters_regex=visual",
+        "output_dir=..",
+    ],
 )
 def test_option_that_contradicts_what_runs_is_an_error(option: str) -> None:
     with pytest.raises(ConfigError) as caught:

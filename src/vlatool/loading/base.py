@@ -308,6 +308,24 @@ class HasStatistics(Protocol):
 
 
 @runtime_checkable
+class ChecksSamples(Protocol):
+    """A data kind that looks for unusable samples before a run starts."""
+
+    def check_samples(self, config: Any, info: Any, reporter: Reporter = NULL) -> None:
+        """Checks samples within seconds.
+
+        Args:
+            config: Section `data`, derived.
+            info: Result of `load_info`.
+            reporter: Receives the progress.
+
+        Raises:
+            DataError: A sample cannot be used.
+        """
+        ...
+
+
+@runtime_checkable
 class Normalizes(Protocol):
     """Assets of a data kind with fields to normalize in its samples."""
 

@@ -313,6 +313,20 @@ class ModelType(PublishedLayout, Protocol):
         del data, info
         return config, {}
 
+    def check_data(self, config: Any, data: Any, info: Any, folder: Path) -> None:
+        """Checks the data with the assets of the model, before training. Opens no weights.
+
+        Args:
+            config: Section `model`, derived.
+            data: Section `data`, derived.
+            info: Metadata of the training data.
+            folder: Folder with the files of `save_assets`.
+
+        Raises:
+            DataError: The data cannot be used with this model.
+        """
+        del config, data, info, folder
+
     def violations(self, config: Any, data: Any) -> "Iterable[Violation]":
         """Returns contradictions within and between the sections `model` and `data`.
 

@@ -16,6 +16,7 @@ from vlatool.events import NULL, Reporter, counted
 from vlatool.loading.base import (
     Batch,
     Batcher,
+    ChecksSamples,
     DataSet,
     DatasetInfo,
     DroppedSample,
@@ -87,16 +88,29 @@ def validation_data(config: TrainConfig, reporter: Reporter = NULL) -> Validatio
     )
 
 
-def check_samples(config: TrainConfig, info: DatasetInfo) -> None:
+def check_samples(
+    config: TrainConfig, info: DatasetInfo, assets: Path | None, reporter: Reporter = NULL
+) -> None:
     """Checks that each data set has usable samples, before anything is written.
 
     Reads a few samples spread over the data set, and more of them before it reports an error.
 
+    Args:
+        config: Configuration of the run, derived.
+        info: Metadata of the training data.
+        assets: Folder with the assets of the model; None: there are none yet.
+        reporter: Receives the progress.
+
     Raises:
         DataError: No sample that was read is usable (for example, all lack an image or a field),
-            or the values cannot be normalized.
+            the values cannot be normalized, or the data kind or the model type finds a defect.
     """
-    config.data_kind.make_assets(config.data, info)
+    kind = config.data_kind
+    kind.make_assets(config.data, info)
+    if isinstance(kind, ChecksSamples):
+        kind.check_samples(config.data, info, reporter)
+    if assets is not None:
+        config.model_type.check_data(config.model, config.data, info, assets)
     reader = config.data_kind.reader(config.data, info)
     for index, dataset in enumerate(info.datasets):
         for limits in (_FIRST_READ, _LAST_READ):

@@ -123,7 +123,7 @@ def train(
     plan = _plan(config, info, order, runtime)
     check_rules(schedule_violations(config.hparams, plan.total_steps), typed, reporter)
     validation_set = validation_data(config, reporter)
-    check_samples(config, info)
+    check_samples(config, info, _model_assets(config, before), reporter)
     if runtime.is_main:
         _log_config(config, rules, runtime, reporter)
     if config.dry_run:
@@ -215,6 +215,17 @@ def _train_locked(setup: "RunSetup", reporter: Reporter) -> TrainResult:
     result = _trained(setup, reporter)
     resume.complete_run(run, record, {"steps": result.steps, "samples": result.samples})
     return result
+
+
+def _model_assets(config: TrainConfig, run: RunDir | None) -> Path | None:
+    """Folder with the assets of the model: of a started run, else of the initial weights."""
+    from vlatool.training import resume
+
+    started = resume.started_run(config, run)
+    if started is not None:
+        return started.root
+    origin = None if config.init_from is None else section_of(config.init_from)
+    return None if origin is None else origin[1]
 
 
 def save_model_assets(config: TrainConfig, folder: Path) -> None:

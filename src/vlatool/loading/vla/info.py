@@ -23,12 +23,13 @@ from vlatool.artifacts.profile import (
     read_profile,
 )
 from vlatool.artifacts.samples.format import FAST_NAME, SamplesFolder, is_samples
-from vlatool.artifacts.samples.lines import SampleSizes, TokenSample
+from vlatool.artifacts.samples.lines import KINDS, SampleSizes, TokenSample
 from vlatool.artifacts.windows.format import (
     DATA_NAME,
     IMAGES_NAME,
     MANIFEST,
     SAMPLES_NAME,
+    Kind,
     WindowManifest,
 )
 from vlatool.errors import DataError
@@ -94,6 +95,11 @@ class VlaFolder:
     fast_digest: str
 
     @property
+    def num_samples(self) -> int:
+        """Number of samples in use."""
+        return sum(span.size for span in self.spans)
+
+    @property
     def agreed(self) -> Mapping[str, Any]:
         """Values in which all data sets of a run agree."""
         return {
@@ -140,8 +146,7 @@ class VlaInfo:
         for number, folder in enumerate(self.folders, 1):
             document = {**folder.samples.document, "pictures": None}
             rows = digest_of([document, [list(span) for span in folder.spans]])
-            count = counted(sum(span.size for span in folder.spans), "sample")
-            digests[f"data set {number}"] = f"{count}, {rows}"
+            digests[f"data set {number}"] = f"{counted(folder.num_samples, 'sample')}, {rows}"
         return {**digests, "numbers": digest_of(list(map(str, self.first.agreed.values())))}
 
     @property
@@ -152,7 +157,7 @@ class VlaInfo:
     @property
     def num_samples(self) -> int:
         """Number of samples in all data sets."""
-        return sum(dataset.size for dataset in self.datasets)
+        return sum(folder.num_samples for folder in self.folders)
 
     @property
     def tasks(self) -> Sequence[str]:
@@ -161,10 +166,10 @@ class VlaInfo:
         return list(dict.fromkeys(task for part in tasks for task in part))
 
     @property
-    def kinds(self) -> Sequence[str]:
+    def kinds(self) -> Sequence[Kind]:
         """Kinds of the samples of all data sets."""
-        kinds = (folder.samples.document.get("kinds") or {} for folder in self.folders)
-        return list(dict.fromkeys(kind for part in kinds for kind, count in part.items() if count))
+        counts = [folder.samples.document.get("kinds") or {} for folder in self.folders]
+        return [kind for kind in KINDS if any(part.get(kind) for part in counts)]
 
     @property
     def max_action_ids(self) -> int:

@@ -12,6 +12,7 @@ from vlatool.config.base import derivation_rules
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter
 from vlatool.loading.base import PairOptions
+from vlatool.loading.vla.check import check_samples
 from vlatool.loading.vla.config import VlaDataConfig
 from vlatool.loading.vla.info import VlaInfo, load_info
 from vlatool.loading.vla.pairs import VlaPairs
@@ -55,6 +56,17 @@ class VlaKind:
             "profile_digest": first.profile.digest,
         }
         return config.model_copy(update=values), derivation_rules(config, values)
+
+    def check_samples(
+        self, config: VlaDataConfig, info: VlaInfo, reporter: Reporter = NULL
+    ) -> None:
+        """Checks lines and names of images, unless samples may be dropped.
+
+        Raises:
+            DataError: A sample cannot be used.
+        """
+        if not config.max_dropped_share:
+            check_samples(info, reporter)
 
     def reader(self, config: VlaDataConfig, info: VlaInfo) -> VlaReader:
         """Returns a reader that decodes the past images."""

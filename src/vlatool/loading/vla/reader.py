@@ -27,7 +27,7 @@ DROP_REASONS = (BROKEN_SAMPLE, OTHER_SHAPE, MISSING_IMAGE, BROKEN_IMAGE, NOT_RGB
 _MAX_REQUESTS = 32
 
 
-class _UnusableError(Exception):
+class UnusableError(Exception):
     """Reason why a sample cannot be used, one of `DROP_REASONS`, and its description."""
 
 
@@ -59,12 +59,11 @@ class VlaReader:
         for ref in refs:
             folder = self._info.folders[ref.dataset]
             number = folder.spans[ref.shard].first + ref.sample
-            name, at = folder.samples.locate(number)
-            key = f"{folder.samples.path / name}:{at + 1}"
+            key = sample_key(folder, number)
             try:
-                sample = _sample(folder, number)
+                sample = read_sample(folder, number)
                 _fill(rows[used], folder, sample.images)
-            except _UnusableError as error:
+            except UnusableError as error:
                 reason, message = error.args
                 results.append(DroppedSample(reason, key, f"{key}: {message}"))
                 continue
@@ -80,16 +79,22 @@ def _images_shape(shape: VlaShape) -> tuple[int, int, int, int]:
     return shape.past_images, *shape.image_size, 3
 
 
-def _sample(folder: VlaFolder, number: int) -> TokenSample:
-    """Sample by its number in the folder; `_UnusableError` if it does not fit the others."""
+def sample_key(folder: VlaFolder, number: int) -> str:
+    """File of a sample, and number of its line from 1."""
+    name, at = folder.samples.locate(number)
+    return f"{folder.samples.path / name}:{at + 1}"
+
+
+def read_sample(folder: VlaFolder, number: int) -> TokenSample:
+    """Sample by its number in the folder; `UnusableError` if it does not fit the others."""
     try:
         sample = folder.samples.sample(number)
     except DataError as error:
-        raise _UnusableError(BROKEN_SAMPLE, error.message) from None
+        raise UnusableError(BROKEN_SAMPLE, error.message) from None
     expected = folder.shape.past_images, folder.shape.future_images
     counts = len(sample.images), len(sample.conversation.codes)
     if counts != expected:
-        raise _UnusableError(
+        raise UnusableError(
             OTHER_SHAPE,
             f"has {counted(counts[0], 'past image')} and codes of {counted(counts[1], 'image')}, "
             f"expected {expected[0]} and {expected[1]}",
@@ -133,18 +138,18 @@ def _content(path: Path) -> bytes | None:
 
 
 def _decoded(path: Path, data: bytes | None, size: tuple[int, int]) -> UInt8Array:
-    """Pixels uint8 [H, W, 3] of an image; `_UnusableError` if it has none of this size."""
+    """Pixels uint8 [H, W, 3] of an image; `UnusableError` if it has none of this size."""
     if data is None:
-        raise _UnusableError(MISSING_IMAGE, f"the image {path} is missing")
+        raise UnusableError(MISSING_IMAGE, f"the image {path} is missing")
     try:
         pixels = decode_plain(data)
     except NotRgbError as error:
-        raise _UnusableError(NOT_RGB, f"the image {path} {error}") from None
+        raise UnusableError(NOT_RGB, f"the image {path} {error}") from None
     except ValueError as error:
-        raise _UnusableError(BROKEN_IMAGE, f"the image {path} cannot be decoded: {error}") from None
+        raise UnusableError(BROKEN_IMAGE, f"the image {path} cannot be decoded: {error}") from None
     if pixels.shape[:2] != size:
         actual, expected = (f"{height} x {width}" for height, width in (pixels.shape[:2], size))
-        raise _UnusableError(
+        raise UnusableError(
             OTHER_SIZE, f"the image {path} has {actual} pixels, the first one has {expected}"
         )
     return pixels

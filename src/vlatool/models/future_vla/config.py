@@ -8,13 +8,13 @@ from pydantic import Field, field_validator, model_validator
 from vlatool.config.base import ConfigModel, derived_field
 from vlatool.models.base import MAX_WIDTH
 from vlatool.models.future_vla.published_command import WITHOUT_EFFECT
+from vlatool.models.future_vla.token_ids import TokenIds
 from vlatool.models.pretrained import architecture_problem
 
 # Number of images of a sample that are possible.
 MAX_IMAGES = 4096
-# Sides of the three grids of patches, as divisors of the side of the grid of DINOv3: oldest images
-# first. Source: reference/future-vla-model 2.1.
-REDUCTIONS = (4, 2, 1)
+# Positions of Qwen3-VL. Source: reference/future-vla-model 2.
+MAX_POSITIONS = 262_144
 
 PatchOrder = Literal["raster", "block"]
 # Number of past steps with each grid.
@@ -48,6 +48,14 @@ class LoraConfig(ConfigModel):
     alpha: float = Field(default=32.0, gt=0, description="Scale of the adapters times their rank.")
 
 
+class NumberDigests(ConfigModel):
+    """Digests of what gives the numbers in samples their meaning; empty: unknown."""
+
+    codes: str = Field(default="", description="Visual tokenizer of the codes.")
+    actions: str = Field(default="", description="Action tokenizer of the action ids.")
+    profile: str = Field(default="", description="Normalization of the actions.")
+
+
 class FutureVlaConfig(ConfigModel):
     """Language model that reads past images and writes actions and future images as tokens."""
 
@@ -64,6 +72,21 @@ class FutureVlaConfig(ConfigModel):
     )
     special_ids: dict[str, int] | None = derived_field(
         "tokenizer.json of the weights to start from", "Token ids of special tokens and markers."
+    )
+    tokens: TokenIds | None = derived_field(
+        "model.special_ids, and sizes of codes and action ids of the data",
+        "Map from codes and action ids to token ids.",
+    )
+    numbers: NumberDigests = derived_field(
+        "manifest.json of the samples",
+        "What codes and action ids stand for.",
+        default=NumberDigests(),
+    )
+    max_length: int | None = Field(
+        default=None,
+        ge=1,
+        description="Largest number of tokens of a sample; null: the positions of the language "
+        "model.",
     )
     views: int = Field(default=2, ge=1, le=64, description="Number of cameras.")
     compress: Steps = Field(
@@ -96,6 +119,13 @@ class FutureVlaConfig(ConfigModel):
     segment_weights: SegmentWeights = Field(
         default=SegmentWeights(), description="Weights of tokens in the loss."
     )
+
+    @property
+    def length_limit(self) -> int:
+        """Largest number of tokens of a sample; of a derived section."""
+        assert self.qwen is not None
+        positions = self.qwen["text_config"].get("max_position_embeddings")
+        return self.max_length or int(positions or MAX_POSITIONS)
 
     @property
     def images(self) -> int:

@@ -7,8 +7,9 @@ step by camera. Source: reference/future-vla-model 1.1.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-# Strides of the convolutions of the three levels, for the oldest steps first.
-STRIDES = (4, 2, 1)
+# Sides of the three grids of patches, as divisors of the side of the grid of DINOv3: oldest steps
+# first. Source: reference/future-vla-model 2.1.
+REDUCTIONS = (4, 2, 1)
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class FrameGrid:
 
     def _level_sides(self) -> Iterator[int]:
         """Patches per side of each level; each halving rounds up, as its convolution does."""
-        yield from (-(-self.patches // stride) for stride in STRIDES)
+        yield from (-(-self.patches // stride) for stride in REDUCTIONS)
 
 
 def image_positions(sides: Sequence[int]) -> int:

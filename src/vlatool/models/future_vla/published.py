@@ -56,7 +56,7 @@ PUBLISHED_DINO: Mapping[str, Any] = {
 }
 # Keys of the section `model` that follow from weights, where they are not set.
 FROM_WEIGHTS = (
-    *("qwen", "dino", "special_ids"),
+    *("qwen", "dino", "special_ids", "tokens", "numbers"),
     *("views", "compress", "conv_width", "patch_order"),
 )
 # A tensor that a stock Qwen3-VL does not have.

@@ -9,7 +9,7 @@ from typing import Any
 
 from vlatool.config.layers import ConvertedConfig
 from vlatool.config.problems import Problem, config_error
-from vlatool.config.tree import Node, find, from_value, merge, plain, without
+from vlatool.config.tree import Node, from_value, merge, plain, without
 
 # Processes of the published launch; the published batch size is per process.
 _PROCESSES = 8
@@ -44,10 +44,8 @@ WITHOUT_EFFECT: Mapping[str, str] = {
     "gradient_checkpointing_kwargs": "the variant without reentrance is the only one",
     "model_author": "it names the author in a data set that is not used here",
     "model_name": "it names the model in a data set that is not used here",
-    "torch_dtype": "hparams.precision has it: bfloat16 is for computing, weights and optimizer "
-    "keep float32, so that small updates are not lost",
-    "train_type": "model.lora has it",
-    "trainable_parameters_regex": "model.freeze_... name what is not trained",
+    "torch_dtype": "weights and optimizer keep float32, so that small updates are not lost; "
+    "bfloat16 is for computing (hparams.precision)",
 }
 # Options of the command line; True for those that need no value.
 OPTIONS: Mapping[str, bool] = {
@@ -58,7 +56,11 @@ OPTIONS: Mapping[str, bool] = {
     "output_dir": False,
     "per_device_train_batch_size": False,
     "resume_from_checkpoint": False,
+    "train_type": False,
+    "trainable_parameters_regex": False,
 }
+# The type of training has defaults for others; all parameters are chosen last, as published.
+_ORDER: Mapping[str, int] = {"train_type": 0, "trainable_parameters_regex": 2}
 _ALL_PARAMETERS = (".*", ".+", "")
 
 
@@ -84,16 +86,12 @@ def translate(tree: Node, below: Node) -> ConvertedConfig | None:
         return None
     _check_values(published)
     converted, rest = Node({}, tree.origin), tree
-    for key, node in published.items():
+    for key, node in sorted(published.items(), key=lambda item: _ORDER.get(item[0], 1)):
         rest = without(rest, [key])
         for name, value in _converted(key, node).items():
             converted = merge(converted, _at(name, value))
     if "resume_from_checkpoint" in published:  # its weights replace those of --model
         rest = without(rest, ["init_from"])
-    if plain(published.get("trainable_parameters_regex", Node("x", ""))) in _ALL_PARAMETERS:
-        for name in _FREEZE.values():  # published, it makes these options redundant
-            if find(converted, name.split(".")) is not None:
-                converted = merge(converted, _at(name, from_value(value=False, origin=tree.origin)))
     implied = _PRESET if "train_type" in published else ""
     return ConvertedConfig(merge(converted, rest), preset=implied)
 
@@ -117,11 +115,17 @@ def _folder(text: Any) -> Mapping[str, Any]:
 
 
 def _precision(name: Any) -> Mapping[str, Any]:
-    return {"model.torch_dtype": name, "hparams.precision": _PRECISIONS[str(name)]}
+    note = {"model.torch_dtype": name} if name == "bfloat16" else {}
+    return {"hparams.precision": _PRECISIONS[str(name)], **note}
 
 
 def _train_type(name: Any) -> Mapping[str, Any]:
-    return {"model.train_type": name, **(_LORA if name == "lora" else {})}
+    return _LORA if name == "lora" else {"model.lora.rank": 0}
+
+
+def _all_trained(pattern: Any) -> Mapping[str, Any]:
+    del pattern
+    return dict.fromkeys(_FREEZE.values(), False)
 
 
 def _resume(location: Any) -> Mapping[str, Any]:
@@ -134,6 +138,7 @@ _RULES: Mapping[str, Callable[[Any], Mapping[str, Any]]] = {
     "resume_from_checkpoint": _resume,
     "torch_dtype": _precision,
     "train_type": _train_type,
+    "trainable_parameters_regex": _all_trained,
 }
 # Options with few possible values: these, and the reason for the error with others.
 _POSSIBLE: Mapping[str, tuple[tuple[str, ...], str]] = {
@@ -158,6 +163,11 @@ def _check_values(published: Mapping[str, Node]) -> None:
         for key, (values, reason) in _POSSIBLE.items()
         if key in published and str(plain(published[key])) not in values
     ]
+    folder = published.get("output_dir")
+    if folder is not None and PurePosixPath(str(plain(folder))).name in ("", ".."):
+        message = f'"output_dir" is {plain(folder)!r}, which is not the name of a folder'
+        problem = Problem("output_dir", folder.origin, message, code="config.refused")
+        raise config_error([problem], hint="write --output_dir runs/NAME")
     if problems:
         key = problems[0].key
         values = ", ".join(filter(None, _POSSIBLE[key][0]))

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from vlatool.artifacts.base_model import read_tokenizer_asset
 from vlatool.config.base import ConfigModel, Violation, derivation_rules
 from vlatool.errors import DataError, UsageError
 from vlatool.models.base import ModelType, Objective, Part
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vlatool.events import Reporter
+    from vlatool.models.future_vla.batch import SequenceEncoder, VlaBatcher
     from vlatool.models.trained import Trained
 
 
@@ -35,9 +37,7 @@ class FutureVlaType(ModelType):
     name: ClassVar[str] = "future_vla"
     Config: ClassVar[type[ConfigModel]] = FutureVlaConfig
     kinds: ClassVar[tuple[str, ...]] = ("vla",)
-    methods: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "model": ("answer_losses", "head", "embed_images", "image_features")
-    }
+    methods: ClassVar[Mapping[str, tuple[str, ...]]] = {"model": ("answer_losses",)}
 
     def check_init(self, config: FutureVlaConfig, init_from: str | None) -> None:
         """Checks that there are weights to start from, of this type.
@@ -75,9 +75,60 @@ class FutureVlaType(ModelType):
     def derive(
         self, config: FutureVlaConfig, data: Any, info: Any
     ) -> tuple[FutureVlaConfig, dict[str, str]]:
-        """Names the rules of the architecture."""
-        del data, info
-        return config, derivation_rules(config, ("qwen", "dino", "special_ids"))
+        """Fills in the map to token ids, and checks that the data fit the weights.
+
+        Raises:
+            UsageError: The grid does not match the samples, or the vocabulary has no room.
+            DataError: The weights were trained on numbers of other sizes or tokenizers.
+        """
+        del info
+        from vlatool.models.future_vla.fit import fit_to_data
+
+        architecture = derivation_rules(config, ("qwen", "dino", "special_ids"))
+        fitted, rules = fit_to_data(config, data)
+        return fitted, architecture | rules
+
+    def check_data(self, config: FutureVlaConfig, data: Any, info: Any, folder: Path) -> None:
+        """Checks instructions and lengths.
+
+        Raises:
+            DataError: An instruction has reserved token ids, or a sequence is too long.
+        """
+        from vlatool.models.future_vla.fit import check_texts
+
+        check_texts(self._encoder(config, data, folder), info, config.length_limit)
+
+    def batcher(
+        self,
+        config: FutureVlaConfig,
+        data: Any,
+        assets: Any,
+        folder: Path | None,
+        *,
+        training: bool,
+    ) -> "VlaBatcher":
+        """Returns the function that converts samples to padded sequences."""
+        del assets, training
+        from vlatool.models.future_vla.batch import VlaBatcher
+
+        assert folder is not None
+        return VlaBatcher(self._encoder(config, data, folder), config.length_limit)
+
+    def example(self, config: FutureVlaConfig, data: Any, size: int) -> dict[str, Any]:
+        """Returns a batch of made-up samples."""
+        from vlatool.models.future_vla.batch import example_batch
+        from vlatool.models.future_vla.fit import grid_of
+
+        assert config.tokens is not None
+        return example_batch(config.tokens, grid_of(config, data).token_sides, data.shape, size)
+
+    def _encoder(self, config: FutureVlaConfig, data: Any, folder: Path) -> "SequenceEncoder":
+        from vlatool.models.future_vla.batch import SequenceEncoder
+        from vlatool.models.future_vla.fit import grid_of
+
+        assert config.tokens is not None
+        sides = grid_of(config, data).token_sides
+        return SequenceEncoder(read_tokenizer_asset(folder), config.tokens, sides)
 
     def build(self, config: FutureVlaConfig) -> Mapping[str, Part]:
         """The network, as the part `model`."""

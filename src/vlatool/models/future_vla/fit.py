@@ -1,0 +1,169 @@
+"""Fit of the model to its data: grid, token ids, and the meaning of numbers. No torch.
+
+Source: reference/future-vla-model 1.
+"""
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+from vlatool.artifacts.samples.lines import Conversation, SampleSizes
+from vlatool.artifacts.windows.format import Kind
+from vlatool.config.base import derivation_rules
+from vlatool.errors import DataError, UsageError
+from vlatool.loading.vla.config import VlaDataConfig
+from vlatool.loading.vla.info import VlaInfo
+from vlatool.loading.vla.reader import sample_key
+from vlatool.models.future_vla.config import FutureVlaConfig, NumberDigests
+from vlatool.models.future_vla.grid import FrameGrid
+from vlatool.models.future_vla.token_ids import TokenIds
+
+_NAMES = {
+    "codes": "codes of another visual tokenizer",
+    "actions": "action ids of another action tokenizer",
+    "profile": "actions with another normalization",
+}
+_OTHER_DATA = "build the samples with the tokenizers of the weights, or start from other weights"
+
+
+def fit_to_data(
+    config: FutureVlaConfig, data: VlaDataConfig
+) -> tuple[FutureVlaConfig, dict[str, str]]:
+    """Fills in the map to token ids and the digests of the tokenizers of the numbers.
+
+    Weights that were trained on samples have both; then the data must agree with them.
+
+    Args:
+        config: Section `model`, with the architecture.
+        data: Section `data`, derived.
+
+    Raises:
+        UsageError: The grid does not match the samples, or the vocabulary has no room.
+        DataError: The weights were trained on numbers of other sizes or tokenizers.
+    """
+    check_grid_of(config, data)
+    assert config.special_ids is not None
+    tokens = config.tokens or TokenIds.of_ids(config.special_ids, data.sizes)
+    if tokens.sizes != data.sizes:
+        raise DataError(
+            f"the samples have {_sizes_text(data.sizes)}, the weights {_sizes_text(tokens.sizes)}",
+            hint=_OTHER_DATA,
+            code="data.other_numbers",
+            details={"samples": list(data.sizes), "weights": list(tokens.sizes)},
+        )
+    _check_rows(config, tokens)
+    before = config.numbers.model_dump()
+    for key, digest in data.digests.items():
+        if before[key] and digest and before[key] != digest:
+            raise DataError(
+                f"the samples have {_NAMES[key]} than the weights were trained on",
+                hint=_OTHER_DATA,
+                code="data.other_numbers",
+                details={"key": key, "samples": digest, "weights": before[key]},
+            )
+    known = {key: digest or before[key] for key, digest in data.digests.items()}
+    update = {"tokens": tokens, "numbers": NumberDigests(**known)}
+    return config.model_copy(update=update), derivation_rules(config, update)
+
+
+def grid_of(config: FutureVlaConfig, data: VlaDataConfig) -> FrameGrid:
+    """Grid of the past images; raises ValueError if the images are not square or do not fit."""
+    assert config.dino is not None
+    assert config.qwen is not None
+    height, width = data.shape.image_size
+    patch = int(config.dino["patch_size"])
+    if height != width or height % patch:
+        raise ValueError(
+            f"images of {height} x {width} pixels are not squares of whole patches of {patch} x "
+            f"{patch}"
+        )
+    merge = int(config.qwen.get("vision_config", {}).get("spatial_merge_size", 2))
+    return FrameGrid(config.views, config.compress, height // patch, merge)
+
+
+def check_grid_of(config: FutureVlaConfig, data: VlaDataConfig) -> None:
+    """Raises UsageError if the grid of the model does not match the samples."""
+    shape = data.shape
+    if (config.views, sum(config.compress)) != (len(shape.cameras), shape.past_steps):
+        raise UsageError(
+            f"model.views {config.views} and model.compress {list(config.compress)} are for "
+            f"{sum(config.compress)} past steps of {config.views} cameras, the samples have "
+            f"{shape.past_steps} steps of {len(shape.cameras)} ({', '.join(shape.cameras)})",
+            hint=f"set model.views={len(shape.cameras)} and a model.compress whose sum is "
+            f"{shape.past_steps}, or write windows with other steps",
+            code="usage.grid_mismatch",
+            details={"key": "model.compress"},
+        )
+    try:
+        grid_of(config, data)
+    except ValueError as error:
+        raise UsageError(
+            f"the samples do not fit the grid of the model: {error}",
+            hint="write windows with --resize-images-size of another size, or set model.compress",
+            code="usage.grid_mismatch",
+            details={"key": "model.compress"},
+        ) from None
+
+
+def check_texts(encoder: Any, info: VlaInfo, limit: int) -> None:
+    """Checks the instructions of all samples and the length of the longest sequence.
+
+    Args:
+        encoder: `SequenceEncoder` of the model.
+        info: Metadata of the data.
+        limit: Largest number of tokens of a sample.
+
+    Raises:
+        DataError: An instruction has reserved token ids, or a sequence is too long; the message
+            names file and line of a sample.
+    """
+    for task, kind in product(info.tasks, info.kinds):
+        ids = (0,) * info.max_action_ids
+        try:
+            asked = encoder.prompt(task, kind, ids if kind == "wm" else ())
+            length = len(asked.ids) + _answer_length(encoder, info, kind)
+            if length > limit:
+                raise ValueError(f"has up to {length} tokens, the limit is {limit}")
+        except ValueError as error:
+            key = next(_with_task(info, task, kind), "")
+            raise DataError(
+                f"{key}: the instruction {task!r}: {error}",
+                hint="change the instruction in the windows and build the samples again, or leave "
+                "its episodes out with `build-dataset --exclude`",
+                code="data.unusable_instruction",
+                details={"task": task, "sample": key},
+            ) from None
+
+
+def _answer_length(encoder: Any, info: VlaInfo, kind: Kind) -> int:
+    texts = sum(map(len, encoder.answer_texts(kind)))
+    images, codes = info.first.shape.future_images, info.first.sizes.codes_per_image
+    return texts + info.max_action_ids + 2 + images * (codes + 2)
+
+
+def _with_task(info: VlaInfo, task: str, kind: Kind) -> Iterator[str]:
+    """Files and lines of the samples with an instruction."""
+    for folder in info.folders:
+        for number in range(len(folder.samples)):
+            talk: Conversation = folder.samples.sample(number).conversation
+            if (talk.task, talk.kind) == (task, kind):
+                yield sample_key(folder, number)
+
+
+def _check_rows(config: FutureVlaConfig, tokens: TokenIds) -> None:
+    """Raises DataError if the embedding lacks rows for some token ids."""
+    assert config.qwen is not None
+    rows = int(config.qwen["text_config"]["vocab_size"])
+    if tokens.vocabulary > rows:
+        raise DataError(
+            f"token ids are up to {tokens.vocabulary - 1}, the embedding has {rows} rows",
+            hint="use the tokenizer and the weights of one model",
+            code="data.tokenizer_mismatch",
+        )
+
+
+def _sizes_text(sizes: SampleSizes) -> str:
+    return (
+        f"{sizes.codes_per_image} codes of {sizes.codebook_size} per image and {sizes.action_ids} "
+        "action ids"
+    )

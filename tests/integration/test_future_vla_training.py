@@ -1,0 +1,118 @@
+"""Runs of FUTURE-VLA: kill and resume, adapters, the published command on two processes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.builders.future_vla import write_samples
+from tests.surface.invoke import run_vlatool
+from vlatool.artifacts.run.format import RunDir, read_metrics
+from vlatool.config.overrides import parse_override
+from vlatool.config.resolve import load_config
+from vlatool.training.config import TrainConfig
+from vlatool.workflows.compose import ComposeConfig, compose
+from vlatool.workflows.train import train
+
+STEPS, HALF = 4, 2
+SEGMENTS = ("text", "action", "future")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with samples and tiny weights."""
+    folder = tmp_path_factory.mktemp("training")
+    write_samples(folder)
+    compose(ComposeConfig(tiny=True, output=str(folder / "tiny")))
+    return folder
+
+
+def config_of(root: Path, run: str, **changes: Any) -> TrainConfig:
+    """A run below `root` of a few steps; `changes` have `__` in place of dots."""
+    keys = {
+        "init_from": root / "tiny",
+        "data.folders": root / "samples",
+        "data.num_workers": 0,
+        "save_path": root,
+        "name": run,
+        "total_train_steps": STEPS,
+        "num_checkpoints": STEPS // HALF,
+        "log_every_n_steps": 1,
+        "hparams.global_batch_size": 2,
+        **{key.replace("__", "."): value for key, value in changes.items()},
+    }
+    overrides = [parse_override(f"{key}={value}") for key, value in keys.items()]
+    return load_config(TrainConfig, presets=["future-vla-tiny"], overrides=overrides).config
+
+
+@pytest.fixture(scope="module")
+def whole(root: Path) -> RunDir:
+    """A run that nothing disturbed."""
+    assert train(config_of(root, "whole")).status == "trained"
+    return RunDir(root / "whole")
+
+
+def test_loss_and_accuracy_are_logged_by_segment(whole: RunDir) -> None:
+    rows = read_metrics(whole.metrics)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    for name in SEGMENTS:
+        assert rows[-1][f"loss/{name}"] < rows[0][f"loss/{name}"]
+        assert 0 <= rows[-1][f"accuracy/{name}"] <= 1
+
+
+def test_killed_run_equals_the_undisturbed_one(root: Path, whole: RunDir) -> None:
+    shutil.copytree(whole.root, root / "killed")
+    killed = RunDir(root / "killed")
+    shutil.rmtree(killed.checkpoint(STEPS))
+    killed.write_latest(HALF)
+    assert train(config_of(root, "killed")).status == "trained"
+    for path in whole.checkpoint(STEPS).iterdir():
+        assert path.read_bytes() == (killed.checkpoint(STEPS) / path.name).read_bytes(), path.name
+
+
+def test_run_with_adapters_saves_nothing_else(root: Path, whole: RunDir) -> None:
+    frozen = {"model.freeze_vision": True, "model.freeze_mergers": True}
+    keys = {"model.lora.rank": 2, "init_from": whole.root, "total_train_steps": 2, **frozen}
+    train(config_of(root, "adapters", **keys))
+    run = RunDir(root / "adapters")
+    _, checkpoint = run.latest() or (0, run.root)
+    saved = load_file(checkpoint / "model.safetensors")
+    assert saved
+    assert all(".adapter." in name for name in saved)
+    assert any(float(value.abs().max()) for name, value in saved.items() if ".up." in name)
+
+
+@pytest.mark.slow
+def test_published_command_on_two_sharded_processes_is_the_run_of_one(root: Path) -> None:
+    published = ["--model", root / "tiny", "--train_type", "full", "--dataset", root / "samples"]
+    published += ["--torch_dtype", "float32", "--per_device_train_batch_size", "1"]
+    published += ["--num_train_epochs", "1", "--logging_steps", "1", "--warmup_steps", "1"]
+    published += ["--dataloader_num_workers", "0", "--gradient_checkpointing", "true"]
+    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "vlatool"]
+    two = [*launch, "--json", "train", *published, "--output_dir", root / "two"]
+    done = subprocess.run(
+        [sys.executable, "-m", *map(str, two)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout)["status"] == "trained"
+    options = [str(word) for word in (*published, "--output_dir", root / "one")]
+    code, _ = run_vlatool("train", *options)
+    assert code == 0
+    plain, sharded = (
+        [row["loss"] for row in read_metrics(RunDir(root / name).metrics)]
+        for name in ("one", "two")
+    )
+    assert len(plain) == 3  # 30 samples in global batches of 8
+    assert sharded == pytest.approx(plain, rel=1e-4)
