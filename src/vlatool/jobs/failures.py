@@ -51,8 +51,11 @@ def all_failed_error(failures: Sequence[Mapping[str, Any]], item_name: str) -> V
     is_bug = _has_bug(failures)
     error_class = BugError if is_bug else StorageError if _is_storage(failures) else DataError
     code = {BugError: BugError.unexpected, StorageError: f"storage.{item_name}s_failed"}
+    message = str(first["message"])
+    if len(failures) > 1:
+        message = f"all {item_name}s failed; the first: {message}"
     return error_class(
-        f"all {item_name}s failed; the first: {first['message']}",
+        message,
         hint=str(first["hint"]),
         code=code.get(error_class, "data.all_failed"),
         details={"failures": list(failures)},

@@ -279,7 +279,9 @@ def _receipt(extraction: Extraction) -> Receipt:
         "chunks_sha256": hashlib.sha256("".join(digests).encode()).hexdigest(),
     }
     counts = {"bytes": sum(entry.bytes for entry in entries)}
-    return Receipt("", counts=counts, files=tuple(entries), facts=facts)
+    archive = extraction.archive_entry
+    files = (*entries, *([archive] if archive else []))
+    return Receipt("", counts=counts, files=files, facts=facts)
 
 
 def _read_local(path: Path, chunk_bytes: int, numbers: Sequence[int], consume: Consumer) -> None:

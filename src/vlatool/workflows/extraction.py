@@ -200,9 +200,8 @@ class Extraction:
         return len(self._reader.folders)
 
     def entries(self) -> list[FileEntry]:
-        """Entries of the extracted files, and of the archive if it is one of them."""
-        files = [file.entry for file in self._state.files.values()]
-        return [*files, *([self._state.archive] if self._state.archive else [])]
+        """Entries of the extracted files."""
+        return [file.entry for file in self._state.files.values()]
 
     @property
     def archive_entry(self) -> FileEntry | None:
