@@ -7,11 +7,17 @@ import pytest
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.evaluation.config import RolloutConfig
+from vlatool.models.future_vla.token_ids import TINY_RESERVED
 from vlatool.training.config import TrainConfig
+from vlatool.workflows.build_dataset import BuildDatasetConfig
 from vlatool.workflows.preprocess import PreprocessConfig
 
 PRESETS = Path(__file__).parents[3] / "presets"
-SCHEMAS = {"preprocess": PreprocessConfig, "rollouts": RolloutConfig}
+SCHEMAS = {
+    "preprocess": PreprocessConfig,
+    "rollouts": RolloutConfig,
+    "samples": BuildDatasetConfig,
+}
 FILES = sorted(PRESETS.rglob("*.yaml"))
 
 
@@ -41,3 +47,19 @@ def test_a_key_of_the_sink_that_a_preset_names_can_be_typed() -> None:
     typed = [Override("sink.jpeg_quality", "90", "--jpeg-quality")]
     sink = load_config(PreprocessConfig, presets=["titok-images"], overrides=typed).config.sink
     assert (sink.type, sink.jpeg_quality) == ("image-shards", 90)
+
+
+def test_presets_of_the_tiny_future_vla_fit_together() -> None:
+    windows = load_config(PreprocessConfig, presets=["future-vla-tiny-data"]).config.sink
+    stages = [
+        load_config(TrainConfig, presets=[f"future-vla-tiny-{name}"]).config
+        for name in ("teacher", "stage1", "stage2")
+    ]
+    run = load_config(TrainConfig, presets=["future-vla-tiny"]).config
+    assert sum(run.model.compress) == windows.past_steps
+    crops = {stage.data.preprocessing.crop_size for stage in stages}
+    assert {*windows.resize_images_size} == crops
+    # Codes of both, and FAST with its default of 1024 ids, have room in the tiny text tokenizer.
+    codebooks = {stage.model.quantizer.codebook_size for stage in stages[1:]}
+    assert stages[1].model.num_latent_tokens == stages[2].model.num_latent_tokens
+    assert max(codebooks) + 1024 <= TINY_RESERVED

@@ -114,6 +114,7 @@ class VlaDataConfig(LoadingConfig):
             _derived(self.image_size),
             _derived(self.action_steps),
             _derived(self.action_width),
+            self.action_field,
         )
 
     @property

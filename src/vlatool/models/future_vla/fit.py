@@ -5,8 +5,10 @@ Source: reference/future-vla-model 1.
 
 from collections.abc import Iterator
 from itertools import product
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from vlatool.artifacts.base_model import read_tokenizer_asset
 from vlatool.artifacts.samples.lines import Conversation, SampleSizes
 from vlatool.artifacts.windows.format import Kind
 from vlatool.config.base import derivation_rules
@@ -14,9 +16,13 @@ from vlatool.errors import DataError, UsageError
 from vlatool.loading.vla.config import VlaDataConfig
 from vlatool.loading.vla.info import VlaInfo
 from vlatool.loading.vla.reader import sample_key
+from vlatool.loading.vla.sample import VlaShape
 from vlatool.models.future_vla.config import FutureVlaConfig, NumberDigests
 from vlatool.models.future_vla.grid import FrameGrid
 from vlatool.models.future_vla.token_ids import TokenIds
+
+if TYPE_CHECKING:
+    from vlatool.models.future_vla.batch import SequenceEncoder
 
 _NAMES = {
     "codes": "codes of another visual tokenizer",
@@ -41,7 +47,7 @@ def fit_to_data(
         UsageError: The grid does not match the samples, or the vocabulary has no room.
         DataError: The weights were trained on numbers of other sizes or tokenizers.
     """
-    check_grid_of(config, data)
+    check_grid_of(config, data.shape)
     assert config.special_ids is not None
     tokens = config.tokens or TokenIds.of_ids(config.special_ids, data.sizes)
     if tokens.sizes != data.sizes:
@@ -66,11 +72,29 @@ def fit_to_data(
     return config.model_copy(update=update), derivation_rules(config, update)
 
 
-def grid_of(config: FutureVlaConfig, data: VlaDataConfig) -> FrameGrid:
+def encoder_of(config: FutureVlaConfig, shape: VlaShape, folder: Path) -> "SequenceEncoder":
+    """Encoder of conversations.
+
+    Args:
+        config: Section `model`, derived.
+        shape: Sizes of a sample.
+        folder: Folder of a run, or of weights, with tokenizer.json.
+
+    Raises:
+        DataError: The tokenizer is missing or broken.
+    """
+    from vlatool.models.future_vla.batch import SequenceEncoder
+
+    assert config.tokens is not None
+    sides = grid_of(config, shape).token_sides
+    return SequenceEncoder(read_tokenizer_asset(folder), config.tokens, sides)
+
+
+def grid_of(config: FutureVlaConfig, shape: VlaShape) -> FrameGrid:
     """Grid of the past images; raises ValueError if the images are not square or do not fit."""
     assert config.dino is not None
     assert config.qwen is not None
-    height, width = data.shape.image_size
+    height, width = shape.image_size
     patch = int(config.dino["patch_size"])
     if height != width or height % patch:
         raise ValueError(
@@ -81,9 +105,8 @@ def grid_of(config: FutureVlaConfig, data: VlaDataConfig) -> FrameGrid:
     return FrameGrid(config.views, config.compress, height // patch, merge)
 
 
-def check_grid_of(config: FutureVlaConfig, data: VlaDataConfig) -> None:
+def check_grid_of(config: FutureVlaConfig, shape: VlaShape) -> None:
     """Raises UsageError if the grid of the model does not match the samples."""
-    shape = data.shape
     if (config.views, sum(config.compress)) != (len(shape.cameras), shape.past_steps):
         raise UsageError(
             f"model.views {config.views} and model.compress {list(config.compress)} are for "
@@ -95,7 +118,7 @@ def check_grid_of(config: FutureVlaConfig, data: VlaDataConfig) -> None:
             details={"key": "model.compress"},
         )
     try:
-        grid_of(config, data)
+        grid_of(config, shape)
     except ValueError as error:
         raise UsageError(
             f"the samples do not fit the grid of the model: {error}",
@@ -105,7 +128,7 @@ def check_grid_of(config: FutureVlaConfig, data: VlaDataConfig) -> None:
         ) from None
 
 
-def check_texts(encoder: Any, info: VlaInfo, limit: int) -> None:
+def check_texts(encoder: "SequenceEncoder", info: VlaInfo, limit: int) -> None:
     """Checks the instructions of all samples and the length of the longest sequence.
 
     Args:
@@ -135,7 +158,7 @@ def check_texts(encoder: Any, info: VlaInfo, limit: int) -> None:
             ) from None
 
 
-def _answer_length(encoder: Any, info: VlaInfo, kind: Kind) -> int:
+def _answer_length(encoder: "SequenceEncoder", info: VlaInfo, kind: Kind) -> int:
     texts = sum(map(len, encoder.answer_texts(kind)))
     images, codes = info.first.shape.future_images, info.first.sizes.codes_per_image
     return texts + info.max_action_ids + 2 + images * (codes + 2)

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vlatool.artifacts.base_model import read_tokenizer_asset
 from vlatool.config.base import ConfigModel, Violation, derivation_rules
 from vlatool.errors import DataError, UsageError
 from vlatool.models.base import ModelType, Objective, Part
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vlatool.events import Reporter
-    from vlatool.models.future_vla.batch import SequenceEncoder, VlaBatcher
+    from vlatool.models.future_vla.batch import VlaBatcher
     from vlatool.models.trained import Trained
 
 
@@ -94,9 +93,9 @@ class FutureVlaType(ModelType):
         Raises:
             DataError: An instruction has reserved token ids, or a sequence is too long.
         """
-        from vlatool.models.future_vla.fit import check_texts
+        from vlatool.models.future_vla.fit import check_texts, encoder_of
 
-        check_texts(self._encoder(config, data, folder), info, config.length_limit)
+        check_texts(encoder_of(config, data.shape, folder), info, config.length_limit)
 
     def batcher(
         self,
@@ -110,9 +109,10 @@ class FutureVlaType(ModelType):
         """Returns the function that converts samples to padded sequences."""
         del assets, training
         from vlatool.models.future_vla.batch import VlaBatcher
+        from vlatool.models.future_vla.fit import encoder_of
 
         assert folder is not None
-        return VlaBatcher(self._encoder(config, data, folder), config.length_limit)
+        return VlaBatcher(encoder_of(config, data.shape, folder), config.length_limit)
 
     def example(self, config: FutureVlaConfig, data: Any, size: int) -> dict[str, Any]:
         """Returns a batch of made-up samples."""
@@ -120,15 +120,9 @@ class FutureVlaType(ModelType):
         from vlatool.models.future_vla.fit import grid_of
 
         assert config.tokens is not None
-        return example_batch(config.tokens, grid_of(config, data).token_sides, data.shape, size)
-
-    def _encoder(self, config: FutureVlaConfig, data: Any, folder: Path) -> "SequenceEncoder":
-        from vlatool.models.future_vla.batch import SequenceEncoder
-        from vlatool.models.future_vla.fit import grid_of
-
-        assert config.tokens is not None
-        sides = grid_of(config, data).token_sides
-        return SequenceEncoder(read_tokenizer_asset(folder), config.tokens, sides)
+        return example_batch(
+            config.tokens, grid_of(config, data.shape).token_sides, data.shape, size
+        )
 
     def build(self, config: FutureVlaConfig) -> Mapping[str, Part]:
         """The network, as the part `model`."""
