@@ -1,5 +1,6 @@
 """Downloads from a web server, a hub and a bucket, with faults of the server."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.builders import web_server as web_server_builder
+from tests.builders.lerobot import lerobot_dataset
 from tests.builders.s3_server import S3Server
 from tests.builders.web_server import COMMIT, WebServer, web_server
 from vlatool.artifacts.check import CheckOptions
@@ -47,7 +49,10 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServe
 
 
 def get(source: str, output: Path, **keys: object) -> DownloadResult:
-    return download(DownloadConfig(source=source, output=str(output), **keys))  # pyright: ignore[reportArgumentType]
+    values = {"source": source, "output": str(output), **keys}
+    result = download(DownloadConfig.model_validate(values))
+    assert isinstance(result, DownloadResult)
+    return result
 
 
 def get_set(output: Path, **keys: object) -> DownloadResult:
@@ -112,6 +117,20 @@ def test_manifest_of_a_web_server_names_the_files(server: WebServer, tmp_path: P
     get(f"{server.endpoint}/task/shards", tmp_path / "out")
 
     assert content(tmp_path / "out") == content(shards)
+
+
+def test_lerobot_set_of_a_web_server_names_the_files(server: WebServer, tmp_path: Path) -> None:
+    cameras = {"observation.images.front": "video", "observation.images.wrist": "video"}
+    root = lerobot_dataset(server.folder / "robot/set", cameras=cameras)
+    shutil.rmtree(root / "videos/chunk-000/observation.images.wrist")
+
+    get(f"{server.endpoint}/robot/set", tmp_path / "out")
+
+    assert content(tmp_path / "out") == content(root)
+    (root / "data/chunk-000/episode_000001.parquet").unlink()
+    with pytest.raises(DataError, match=r"episode_000001\.parquet"):
+        get(f"{server.endpoint}/robot/set", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from vlatool.artifacts.lerobot import INFO_FILE
 from vlatool.artifacts.shards.format import (
     CONFIG_NAME,
     EPISODES_NAME,
@@ -78,12 +79,16 @@ def _named(source: RemotePath) -> list[RemoteFile]:
                 prefix = f"{folder}/" if folder else ""
                 names = [(f"{prefix}{name}", needed) for name, needed in _manifest_names(manifest)]
                 return _infos(source, names)
+        if (source / INFO_FILE).is_file():
+            from vlatool.sources.lerobot.dataset import named_files  # imports pyarrow
+
+            return _infos(source, named_files(source))
     info = find_object(source.address)
     if info is not None:
         return [RemoteFile(source.name, source.address, info)]
     raise DataError.at(
         source,
-        f"no file, and no folder with {MANIFEST_NAME} or {NAME}",
+        f"no file, and no folder with {MANIFEST_NAME}, {INFO_FILE} or {NAME}",
         hint="web servers cannot list folders: name a file or a manifest",
         code="data.no_source",
     )

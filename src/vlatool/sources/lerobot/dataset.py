@@ -11,7 +11,15 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from string import Formatter
 
-from vlatool.artifacts.lerobot import EPISODES_FILE, INFO_FILE, EpisodeLine
+from vlatool.artifacts.lerobot import (
+    EPISODE_STATS_FILE,
+    EPISODES_FILE,
+    INFO_FILE,
+    MODALITY_FILE,
+    STATS_FILE,
+    TASKS_FILE,
+    EpisodeLine,
+)
 from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.sources.base import no_episodes
@@ -248,6 +256,31 @@ def dataset_roots(source: Path) -> list[Path]:
         if roots:
             return sorted(roots, key=natural_key)
     raise no_episodes(source, f"{INFO_FILE} in it and in folders up to two levels below")
+
+
+def named_files(root: Path) -> list[tuple[str, bool]]:
+    """Files that the metadata of a data set name, and whether they must exist.
+
+    For storage that cannot be listed. Cameras without a video of the first episode have none.
+
+    Raises:
+        DataError: The metadata is broken, or the layout unsupported.
+        FileNotFoundError: There is no list of episodes.
+    """
+    info = read_info(root)
+    finder = FileFinder(root, info, [])
+    numbers = [line.number for line in read_episodes(root)]
+    paths = [finder.data_file(number) for number in numbers]
+    for feature in info.features.values():
+        videos = [finder.video_file(n, feature.name) for n in numbers if feature.dtype == "video"]
+        paths += videos if videos and videos[0].is_file() else ()
+    needed = (INFO_FILE, EPISODES_FILE)
+    optional = (TASKS_FILE, STATS_FILE, EPISODE_STATS_FILE, MODALITY_FILE)
+    return [
+        *((name, True) for name in needed),
+        *((name, False) for name in optional),
+        *((path.relative_to(root).as_posix(), True) for path in paths),
+    ]
 
 
 def open_dataset(root: Path, config: LeRobotConfig, findings: list[Finding]) -> list[EpisodeFiles]:
