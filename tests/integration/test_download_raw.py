@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import shlex
 import signal
 import subprocess
@@ -223,6 +224,30 @@ def test_damage_to_an_unfinished_file_is_noticed(
 
     get(out)
 
+    assert content(out) == FILES
+
+
+def test_content_that_a_power_cut_took_is_fetched_again(
+    server: WebServer, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extraction, "_SYNC_S", 1e9)
+    interrupted(server, out, monkeypatch, 17 * CHUNK)
+    large = out / "cabot/large.npz"
+    status = large.stat()
+    large.write_bytes(bytes(status.st_size))
+    os.utime(large, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    get(out)
+
+    assert content(out) == FILES
+
+
+def test_all_raw_tasks_are_those_that_have_an_archive(server: WebServer, out: Path) -> None:
+    with pytest.raises(PartialFailure) as caught:
+        get(out, task=[], all=True)
+    failed = {failure["task"] for failure in caught.value.details["failures"]}
+    assert len(failed) == 48
+    assert "PushBox" not in failed
     assert content(out) == FILES
 
 

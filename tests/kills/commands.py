@@ -22,7 +22,7 @@ from tests.builders.web_server import web_server
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
-from vlatool.storage import transfer
+from vlatool.storage import partial_file, transfer
 from vlatool.training.config import TrainConfig
 from vlatool.workflows import extraction
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
@@ -175,8 +175,14 @@ def _encode(workspace: Workspace, **options: Any) -> None:
     encoded(workspace.inputs / "frames", tokenizer, workspace.out, **options)
 
 
-def _download(workspace: Workspace) -> None:
+def _set_up_download() -> None:
+    """Small chunks; each is synced, so that the steps do not depend on the time."""
     transfer.CHUNK = _CHUNK
+    partial_file._SYNC_S = extraction._SYNC_S = 0.0
+
+
+def _download(workspace: Workspace) -> None:
+    _set_up_download()
     with web_server(workspace.inputs / "hub") as server:
         os.environ["HF_ENDPOINT"] = server.endpoint
         source = "hf://datasets/lab/set"
@@ -184,7 +190,7 @@ def _download(workspace: Workspace) -> None:
 
 
 def _download_raw(workspace: Workspace, **options: Any) -> None:
-    transfer.CHUNK, extraction._SYNC_S = _CHUNK, 0.0
+    _set_up_download()
     hub = workspace.inputs / "hub"
     with web_server(hub) as server:
         os.environ |= {"HF_ENDPOINT": server.endpoint, "VLATOOL_REGISTRY": "hf://datasets/lab/raw"}
