@@ -30,7 +30,8 @@ def commands() -> list[str]:
         for language, block in FENCED.findall(page.read_text())
         if not language
     ]
-    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    rows = [line.removeprefix("# ") for block in blocks for line in block.splitlines()]
+    lines = [line.split("  #")[0].strip() for line in rows]
     return list(dict.fromkeys(line for line in lines if line.startswith("vlatool ")))
 
 
@@ -58,6 +59,22 @@ def test_documentation_has_commands() -> None:
 )
 def test_link_resolves(page: Path, link: str) -> None:
     assert (page.parent / link).exists()
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=[page.name for page in GUIDES])
+def test_pipelines_begin_with_a_download(page: Path) -> None:
+    first = [
+        [line for line in block.splitlines() if line.removeprefix("# ").startswith("vlatool ")]
+        for language, block in FENCED.findall(page.read_text())
+        if not language
+    ]
+    starts = [lines[:2] for lines in first if lines]
+    samples = [lines for lines in starts if lines[0].startswith("vlatool sample ")]
+    if page.name == "README.md":
+        assert len(samples) == 2
+        assert all(lines[1].startswith("# vlatool download ") for lines in samples)
+    else:
+        assert starts[0][0].startswith("vlatool download ")
 
 
 def test_make_targets_of_the_readme_exist() -> None:

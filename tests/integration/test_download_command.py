@@ -14,6 +14,7 @@ import pytest
 
 from tests.builders.web_server import WebServer, web_server
 from vlatool.cli.app import run
+from vlatool.jobs.journal import Journal
 from vlatool.jobs.record import read_record
 from vlatool.storage import transfer
 
@@ -194,10 +195,13 @@ def test_narrower_download_lists_the_files_of_a_killed_one(
     server: WebServer, tmp_path: Path
 ) -> None:
     output = tmp_path / f"out/{TASK}"
+    journal = Journal(output)
     with subprocess.Popen(command("--limit-rate", "400k")) as process:
         wait_for_chunks(process, output)
+        while not journal.logged():
+            time.sleep(0.01)
         process.kill()
-    there = names(output)
+    there = set(journal.logged())
     run(["-q", "download", "--task", TASK, "-o", "out", "--include", "none/*"])
     assert run(["-q", "download", "--task", TASK, "-o", "out", "--include", "*/stats.json"]) == 0
 

@@ -107,6 +107,17 @@ def test_packed_codes_are_those_of_separate_files(
     assert (tmp_path / "out/episode_000000.npz").is_file()
 
 
+def test_excluded_episodes_have_no_codes(
+    whole: Path, tree: Path, tokenizer: str, tmp_path: Path
+) -> None:
+    encoded(tree, tokenizer, tmp_path / "out", exclude="1")
+    assert CodesFolder.open(tmp_path / "out").episodes() == ["episode_000000", "episode_000002"]
+    with pytest.raises(UsageError, match='exclude "1"'):
+        encoded(tree, tokenizer, tmp_path / "out")
+    with pytest.raises(DataError):
+        encoded(tree, tokenizer, tmp_path / "none", exclude="0:3")
+
+
 @pytest.mark.parametrize("size", [2, 4], ids=["two", "one-without-items"])
 def test_ranks_together_write_what_one_process_writes(
     whole: Path, tree: Path, tokenizer: str, tmp_path: Path, size: int

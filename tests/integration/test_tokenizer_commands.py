@@ -77,7 +77,8 @@ def run(root: Path, name: str, data: dict[str, Any], model: dict[str, Any]) -> R
         "hparams.warmup": 0,
     }
     overrides = [Override(key, value, "test") for key, value in keys.items()]
-    train(load_config(TrainConfig, overrides=overrides).config)
+    result = train(load_config(TrainConfig, overrides=overrides).config)
+    assert result.next == f"vlatool tokenizer eval {root / name} {data['shards'][0]}"
     return RunDir(root / name)
 
 

@@ -141,6 +141,32 @@ def test_dry_run_writes_nothing(data: Path, tmp_path: Path) -> None:
     assert (result.status, result.checkpoint_steps) == ("planned", (3, 6))
     assert result.parameters > 1000
     assert list(tmp_path.iterdir()) == []
+    assert result.start == "new"
+    assert "checkpoints at 3, 6;" in result.text()
+
+
+@pytest.mark.parametrize(
+    ("keys", "start"),
+    [
+        ({}, "resume"),
+        ({"total_train_steps": 12}, "extend"),
+        ({"hparams__lr": 0.5, "overwrite": True}, "replace"),
+    ],
+)
+def test_dry_run_says_that_the_output_is_a_run(
+    finished: Path, data: Path, keys: dict[str, Any], start: str
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    result = run_training(data, finished, dry_run=True, **keys)
+    assert (result.status, result.start) == ("planned", start)
+    assert "the run that is there; nothing was written" in result.text()
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_dry_run_with_other_options_is_the_error_of_the_run(finished: Path, data: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        run_training(data, finished, dry_run=True, hparams__lr=0.5)
+    assert caught.value.code == "usage.output_differs"
 
 
 # resume

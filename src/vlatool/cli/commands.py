@@ -176,7 +176,7 @@ COMMANDS: dict[str, Command] = {
         has_ranks=True,
         options=(
             *("tokenizer", "output", "layout", "precision", "batch_size", "num_workers", "nproc"),
-            *("format", "on_error", "overwrite", "dry_run"),
+            *("format", "exclude", "on_error", "overwrite", "dry_run"),
         ),
     ),
     "decode": Command(

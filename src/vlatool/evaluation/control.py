@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from vlatool.config.scalars import value_text
 from vlatool.episode import Array, Observation, ObservationSpec, UInt8Array
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
@@ -240,8 +241,8 @@ def _check_equal_sizes(images: Sequence[UInt8Array]) -> None:
     sizes = {image.shape[:2] for image in images}
     if len(sizes) > 1:
         raise DataError(
-            f"images of different sizes: {sorted(sizes)}; the run does not record the size of its "
-            "training data",
+            f"images of different sizes: {value_text(sorted(sizes))}; the run does not record the "
+            "size of its training data",
             hint="resize all images to the size of the training data",
             code="data.image_sizes_differ",
         )

@@ -42,6 +42,9 @@ class EncodeConfig(JobConfig):
     format: str | None = Field(
         default=None, description="Format of the raw episodes; null: detect it."
     )
+    exclude: str | None = Field(
+        default=None, description="Numbers of episodes to exclude, such as 0:4,7."
+    )
     precision: Precision = Field(
         default="fp32",
         description="Precision of the encoder; with bf16 the share of codes equal to those of "

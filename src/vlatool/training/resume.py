@@ -9,13 +9,14 @@ import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from vlatool.artifacts.run.format import CONFIG, DROPS, LATEST, METRICS, RunDir, is_run
 from vlatool.config.base import ConfigModel
 from vlatool.config.resolve import load_config
+from vlatool.config.scalars import value_text
 from vlatool.config.schema import default_of, execution_keys
 from vlatool.errors import DataError, UsageError, VlatoolError
 from vlatool.events import Reporter
@@ -47,6 +48,8 @@ _CHANGING = {METRICS, DROPS, LATEST}
 # Increment it when equal options give other samples or other randomness.
 _ORDER_VERSION = 1
 
+RunStart = Literal["new", "resume", "extend", "replace"]
+
 
 def open_run(
     run: RunDir,
@@ -71,32 +74,52 @@ def open_run(
         UsageError: The folder holds a run with other options or data, or other files.
         DataError: The newest checkpoint is damaged.
     """
-    options = {**identity_keys(config), **fingerprint, ORDER: _ORDER_VERSION}
-    record = OutputRecord(_COMMAND, options, run_id=secrets.token_hex(4))
-    before = resumable_run(run, config)
-    if before is None:
-        if is_run(run.root):
-            _reset_run(run, record)
-    else:
-        before = before if config.overwrite else _with_randomness(run, before, options)
-        differences = run_differences(before.options, options, config)
-        if not differences and run.latest() is not None:
-            remove_partial_files(run.root)
-            return before
-        filled = with_defaults(upgraded(before.options, config), config)
-        budget = {} if config.overwrite else _earlier_budget(filled, options)
-        if budget and run.latest() is not None and is_larger_budget(budget):
-            return _with_budget(run, config, before)
-        if differences and not config.overwrite and _has_trained(run):
-            hint = "choose another --output, or replace the run with --overwrite"
-            check_no_differences(run.root, "with other options", differences, hint)
-        if differences:
-            _reset_run(run, record)
+    start, record = run_start(run, config, fingerprint, is_larger_budget)
+    if start == "resume":
+        remove_partial_files(run.root)
+        return record
+    if start == "extend":
+        return _with_budget(run, config, record)
+    if start == "replace":
+        _reset_run(run, record)
     # Written first, so that a folder with any files in it has a record of its owner.
     record.save(run.root)
     remove_partial_files(run.root)
     _write_assets(run, config, save_assets)
     return record
+
+
+def run_start(
+    run: RunDir,
+    config: TrainConfig,
+    fingerprint: Mapping[str, Any],
+    is_larger_budget: Callable[[Mapping[str, Any]], bool],
+) -> tuple[RunStart, OutputRecord]:
+    """Start of a run in its folder, and its record. Writes nothing.
+
+    Arguments and errors are those of `open_run`.
+
+    Returns:
+        `new`; `resume` or `extend` (to a larger budget) with the record of the run that is there;
+        or `replace`, which removes that run.
+    """
+    options = {**identity_keys(config), **fingerprint, ORDER: _ORDER_VERSION}
+    record = OutputRecord(_COMMAND, options, run_id=secrets.token_hex(4))
+    before = resumable_run(run, config)
+    if before is None:
+        return ("replace" if is_run(run.root) else "new"), record
+    before = before if config.overwrite else _with_randomness(run, before, options)
+    differences = run_differences(before.options, options, config)
+    if not differences and run.latest() is not None:
+        return "resume", before
+    filled = with_defaults(upgraded(before.options, config), config)
+    budget = {} if config.overwrite else _earlier_budget(filled, options)
+    if budget and run.latest() is not None and is_larger_budget(budget):
+        return "extend", before
+    if differences and not config.overwrite and _has_trained(run):
+        hint = "choose another --output, or replace the run with --overwrite"
+        check_no_differences(run.root, "with other options", differences, hint)
+    return ("replace" if differences else "new"), record
 
 
 def _with_randomness(run: RunDir, before: OutputRecord, options: Mapping[str, Any]) -> OutputRecord:
@@ -219,7 +242,7 @@ def with_earlier_rules(
     known = upgraded(record.options, config)
     for key, value in list(_missing_defaults(config, known, typed)):
         config = _with_value(config, key.split("."), value)
-        reporter.note(f"{key} is {value}, as when this run began")
+        reporter.note(f"{key} is {value_text(value)}, as when this run began")
     return config
 
 

@@ -27,6 +27,7 @@ from vlatool.storage.tree import size_text
 from vlatool.storage.uri import local_path, pinned
 from vlatool.workflows.annotations import AnnotationsResult, download_annotations
 from vlatool.workflows.download_files import DownloadResult, TransferOptions, download_files
+from vlatool.workflows.download_next import tasks_command
 from vlatool.workflows.download_raw import RawResult, RawTask, download_raw
 from vlatool.workflows.remote_files import RemoteFile, remote_files, task_files
 
@@ -156,16 +157,25 @@ class TasksResult:
             "bytes": sum(result.bytes for result in self.tasks.values()),
             "failures": [dict(failure) for failure in self.failures],
             **({"annotations": self.annotations} if self.annotations else {}),
+            **({"next": self.next} if self.next else {}),
         }
 
     def text(self) -> str:
         """The result as text."""
         total = sum(result.bytes for result in self.tasks.values())
-        lines = [result.text() for result in self.tasks.values()]
+        lines = [replace(result, next="").text() for result in self.tasks.values()]
         lines += [f"failed {row['task']}: {row['message']}" for row in self.failures]
         if len(self.tasks) > 1:
             lines.append(f"{len(self.tasks)} tasks, {size_text(total)}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *([f"next: {self.next}"] if self.next else [])])
+
+    @property
+    def next(self) -> str:
+        """Command for the next step, with all tasks; empty after a dry run or a failure."""
+        results = list(self.tasks.values())
+        if self.failures or not results:
+            return ""
+        return tasks_command({result.output: result.next for result in results}, self.output)
 
 
 def download(
@@ -184,19 +194,12 @@ def download(
     """
     if config.list:
         return TaskList(task_table(config.task_table))
-    check_required(config, "vlatool download hf://datasets/OWNER/NAME --output DIR")
     _check_keys(config)
+    check_required(config, "vlatool download hf://datasets/OWNER/NAME --output DIR")
     if config.annotations:
         return _download_annotations(config)
     if config.task or config.all:
         return _download_tasks(config, reporter)
-    if not config.source:
-        raise UsageError(
-            "download needs a location or --task",
-            hint="run vlatool download hf://datasets/OWNER/NAME --output DIR, or vlatool download"
-            " --task NAME --output DIR; --list shows the tasks",
-            code="usage.missing_key",
-        )
     source = pinned(config.source)
     if not isinstance(source, RemotePath):
         raise UsageError(
@@ -218,6 +221,13 @@ def _check_keys(config: DownloadConfig) -> None:
     sources = (config.source, config.task, config.all, config.annotations)
     if sum(map(bool, sources)) > 1:
         raise _conflict("a location, --task, --all and --annotations exclude each other")
+    if not any(sources) and not config.raw:
+        raise UsageError(
+            "download needs a location or --task",
+            hint="run vlatool download hf://datasets/OWNER/NAME --output DIR, or vlatool download"
+            " --task NAME --output DIR; --list shows the tasks",
+            code="usage.missing_key",
+        )
     if config.raw and not (config.task or config.all):
         raise _conflict("--raw needs --task or --all", "add --task NAME; --list shows the tasks")
     if config.keep_archive and not config.raw:

@@ -1,6 +1,7 @@
 """Commands that follow a download, by the kind of its files."""
 
 import shlex
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -47,6 +48,28 @@ def raw_task_command(output: str, annotations: str) -> str:
     path = f" --language-annotations-path {shlex.quote(annotations)}" if annotations else ""
     rest = _RAW_TASK.format(name=shlex.quote(local_path(output).name))
     return f"vlatool preprocess spartan {shlex.quote(output)}{path} {rest}"
+
+
+def tasks_command(commands: Mapping[str, str], output: str) -> str:
+    """Command that continues with several tasks; one of them if their commands differ.
+
+    Args:
+        commands: Map from the folder of a task to its command.
+        output: Folder above all.
+    """
+    first, *others = commands
+    command = commands[first]
+    if not others or not command:
+        return command
+    for option in ("--data ", ""):
+        start, separator, rest = command.partition(f" {option}{shlex.quote(first)} ")
+        if separator:
+            folders = " ".join(f"{option}{shlex.quote(folder)}" for folder in commands)
+            name = local_path(first).name
+            shards = local_path(output).name or "tasks"
+            rest = rest.replace(f"{name}-shards", f"{shards}-shards")
+            return f"{start} {folders} {rest}"
+    return command
 
 
 def _next_command(folder: Path) -> str:

@@ -30,6 +30,7 @@ from vlatool.jobs.versions import versions_of
 from vlatool.models.tokenizer import OpenTokenizer, open_tokenizer, rank_device
 from vlatool.models.trained import locate_weights, published_at
 from vlatool.sources.detection import DetectedSource, detect_source
+from vlatool.sources.order import select
 from vlatool.sources.selection import episode_state
 from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import location, pinned
@@ -145,12 +146,17 @@ class _EncodeInputs(NamedTuple):
 
     @classmethod
     def of(cls, config: EncodeConfig) -> "_EncodeInputs":
-        """Finds images and tokenizer; raises DataError if one is not there. Opens no weights."""
+        """Finds images and tokenizer; opens no weights.
+
+        Raises:
+            DataError: One is not there, or no episode is left.
+        """
         require_input(config.data)
         require_input(config.tokenizer)
         source = pinned(config.data)
         images = detect_source(source, config.format)
-        items = [ref for ref in images.refs if not ref.excluded]
+        chosen = select(images.refs, None, config.exclude)
+        items = [ref for ref in chosen if not ref.excluded]
         return cls(source, images, items, _output(config, images.format))
 
     def plan(self, config: EncodeConfig) -> EncodeResult:
@@ -199,11 +205,12 @@ class EncodeJob:
         opener = EpisodeOpener(images.format, getattr(images.reader, "config", ConfigModel()))
         self.pipeline = EncodePipeline(opener, tokenizer, rule)
         options = _record_options(config, tokenizer, rule)
+        excluded = {} if config.exclude is None else {"exclude": config.exclude}
         self.spec = JobSpec(
             output=output,
             record=OutputRecord(
                 "encode",
-                {"data": source.name, **options, **versions_of([source])},
+                {"data": source.name, **options, **excluded, **versions_of([source])},
                 words={"tokenizer digest": "tokenizer"},
             ),
             title=f"encode {config.data}",
@@ -298,7 +305,8 @@ def _record_options(
     config: EncodeConfig, tokenizer: OpenTokenizer, rule: "EncodeRule"
 ) -> dict[str, Any]:
     """Options for the record that determine the codes; the tokenizer is given by its digest."""
-    options = config.model_dump(mode="json", exclude={*config.no_effect_on_output})
+    excluded = {*config.no_effect_on_output, "exclude"}  # it changes no episode that is encoded
+    options = config.model_dump(mode="json", exclude=excluded)
     options |= {
         "tokenizer digest": tokenizer.network.digest,
         "preprocessing": _preprocessing(tokenizer),

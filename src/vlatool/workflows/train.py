@@ -1,7 +1,8 @@
 """Training of any registered model type on any data kind that it accepts."""
 
+import shlex
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,10 +29,26 @@ from vlatool.storage.uri import local_path
 from vlatool.training.config import TrainConfig
 from vlatool.training.plan import TrainPlan, make_plan, schedule_violations
 
+# Words for `TrainResult.start`.
+_STARTS = {
+    "": "",
+    "new": "",
+    "resume": "; resumes the run that is there",
+    "extend": "; extends the run that is there",
+    "replace": "; replaces the run that is there",
+}
+
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Result of a run; `export_problem` is the reason why `export` rejects it, or empty."""
+    """Result of a run.
+
+    Attributes:
+        export_problem: Reason why `export` rejects it, or empty.
+        next: Command that measures the model; empty after a dry run, or if there is none.
+        start: For a dry run, what it would do in its folder: `new`, `resume`, `extend` (the budget
+            of the run there) or `replace` (with `overwrite`).
+    """
 
     output: str
     status: str
@@ -48,6 +65,8 @@ class TrainResult:
     acts: bool
     seconds: float
     export_problem: str = ""
+    next: str = ""
+    start: str = ""
 
     def document(self) -> dict[str, Any]:
         """The result as JSON."""
@@ -60,7 +79,8 @@ class TrainResult:
             text = (
                 f"{self.output}: would train {size} for {counted(self.steps, 'step')} on "
                 f"{counted(self.dataset_samples, 'sample')}, about {self.blocks_in_use} open "
-                f"shards; checkpoints at {self.checkpoint_steps}; nothing was written"
+                f"shards; checkpoints at {', '.join(map(str, self.checkpoint_steps))}"
+                f"{_STARTS[self.start]}; nothing was written"
             )
             problem = self.export_problem
             return f"{text}\nthe run cannot be exported: {problem}" if problem else text
@@ -71,8 +91,8 @@ class TrainResult:
         for reason, count in self.dropped.items():
             lines.append(f"{counted(count, 'sample')} dropped: {reason.replace('_', ' ')}")
         lines.append(f"checkpoint: {self.checkpoint}")
-        if self.acts:
-            lines.append(f"next: vlatool eval open-loop {self.output} DATA")
+        if self.next:
+            lines.append(f"next: {self.next}")
         return "\n".join(lines)
 
 
@@ -127,7 +147,7 @@ def train(
     if runtime.is_main:
         _log_config(config, rules, runtime, reporter)
     if config.dry_run:
-        return _planned(config, order, plan)
+        return _planned(config, order, plan, _identity(config, info, plan, reporter))
     run = RunDir(_output(config))
     streams = DataStreams(config, info, order, plan, runtime, run.root, validation_set)
     setup = RunSetup(config, info, plan, runtime, run, streams, typed)
@@ -187,8 +207,6 @@ def _train_as_owner(setup: "RunSetup", reporter: Reporter) -> TrainResult:
 def _train_locked(setup: "RunSetup", reporter: Reporter) -> TrainResult:
     from vlatool.training import resume
     from vlatool.training.continuation import report_differences
-    from vlatool.training.plan import budget_extension
-    from vlatool.training.setup import network_randomness
 
     config, info, run = setup.config, setup.info, setup.run
 
@@ -196,14 +214,7 @@ def _train_locked(setup: "RunSetup", reporter: Reporter) -> TrainResult:
         config.data_kind.save_assets(config.data, info, run.root)
         save_model_assets(config, run.root)
 
-    def extends_budget(before: Mapping[str, Any]) -> bool:
-        change = budget_extension(config, info.datasets, setup.runtime.world_size, before)
-        if change:
-            reporter.note(f"{run.root}: {change}")
-        return bool(change)
-
-    rule = network_randomness(config, setup.plan)
-    fingerprint = {**info.fingerprint, **resume.data_versions(config), **rule}
+    fingerprint, extends_budget = _identity(config, info, setup.plan, reporter)
     record = resume.open_run(run, config, fingerprint, write_assets, extends_budget)
     _check_checkpoint(run)
     run.prune(Retention())
@@ -215,6 +226,24 @@ def _train_locked(setup: "RunSetup", reporter: Reporter) -> TrainResult:
     result = _trained(setup, reporter)
     resume.complete_run(run, record, {"steps": result.steps, "samples": result.samples})
     return result
+
+
+def _identity(
+    config: TrainConfig, info: DatasetInfo, plan: TrainPlan, reporter: Reporter
+) -> tuple[Mapping[str, Any], Callable[[Mapping[str, Any]], bool]]:
+    """Fingerprint of a run, and the function that says if its budget extends an earlier one."""
+    from vlatool.training import resume
+    from vlatool.training.plan import budget_extension
+    from vlatool.training.setup import network_randomness
+
+    def extends_budget(before: Mapping[str, Any]) -> bool:
+        change = budget_extension(config, info.datasets, config.distributed.world_size or 1, before)
+        if change:
+            reporter.note(f"{_output(config)}: {change}")
+        return bool(change)
+
+    rule = network_randomness(config, plan)
+    return {**info.fingerprint, **resume.data_versions(config), **rule}, extends_budget
 
 
 def _model_assets(config: TrainConfig, run: RunDir | None) -> Path | None:
@@ -323,10 +352,16 @@ def _output(config: TrainConfig) -> Path:
         ) from None
 
 
-def _planned(config: TrainConfig, order: SampleOrder, plan: TrainPlan) -> TrainResult:
+def _planned(
+    config: TrainConfig, order: SampleOrder, plan: TrainPlan, identity: tuple[Any, Any]
+) -> TrainResult:
+    """Result of a dry run; raises the errors of `open_run`."""
     import torch
 
+    from vlatool.training.resume import run_start
     from vlatool.training.state import TrainState
+
+    start, _ = run_start(RunDir(_output(config)), config, *identity)
 
     with torch.device("meta"):
         parts = config.model_type.build(config.model)
@@ -345,6 +380,7 @@ def _planned(config: TrainConfig, order: SampleOrder, plan: TrainPlan) -> TrainR
         dropped={},
         acts=_has_policy(config),
         seconds=0.0,
+        start=start,
         export_problem=config.model_type.export_problem(config.model),
     )
 
@@ -370,7 +406,18 @@ def _result(setup: "RunSetup", state: "TrainState", status: str, started: float)
         acts=_has_policy(setup.config),
         seconds=round(time.monotonic() - started, 2),
         export_problem=setup.config.model_type.export_problem(setup.config.model),
+        next=_next_command(setup.config, str(run.root)),
     )
+
+
+def _next_command(config: TrainConfig, output: str) -> str:
+    """Command that measures a policy or a visual tokenizer; empty for other models."""
+    if _has_policy(config):
+        return f"vlatool eval open-loop {output} DATA"
+    if type(config.model_type).tokenizer is ModelType.tokenizer:
+        return ""
+    shards = getattr(config.data, config.data_kind.folders_keys[0])[0]
+    return f"vlatool tokenizer eval {shlex.quote(output)} {shlex.quote(shards)}"
 
 
 def _has_policy(config: TrainConfig) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 
 from vlatool.artifacts.images import decode_rgb
 from vlatool.artifacts.sample import MASKS, METADATA, StoredSample, image_suffix
+from vlatool.config.scalars import value_text
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import counted
@@ -151,7 +152,8 @@ class ImageDecoder:
 def _sizes_differ(key: str, sizes: list[_Size]) -> DataError:
     """Error that ends the run: the sample is not dropped, because all samples have these sizes."""
     return DataError(
-        f"sample {key} has images of different sizes (height, width): {sizes}",
+        f"sample {key} has images of different sizes (height, width): "
+        + ", ".join(map(value_text, sizes)),
         hint="select cameras with data.camera_names, crop with data.augmentation.image.crop, or "
         "preprocess with --resize-images-size",
         code="data.image_sizes_differ",

@@ -15,6 +15,7 @@ from vlatool.artifacts.stats.format import (
     read_mergeable,
     read_stats,
 )
+from vlatool.config.scalars import value_text
 from vlatool.errors import DataError
 from vlatool.jobs.inputs import digest_of
 from vlatool.loading.base import DataSet, ShardInfo
@@ -306,7 +307,7 @@ def _check_sizes(config: RoboticsDataConfig, info: RoboticsInfo) -> None:
     if len(sizes) > 1 and (shape is None or max(shape) <= 1):
         raise DataError(
             "the data sets have images of different sizes (width, height): "
-            f"{sorted(sizes, key=str)}",
+            + ", ".join(value_text(size) for size in sorted(sizes, key=str)),
             hint="preprocess them with the same --resize-images-size, or crop to a size in pixels "
             "with data.augmentation.image.crop",
             code="data.image_sizes_differ",

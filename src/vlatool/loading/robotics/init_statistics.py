@@ -12,6 +12,7 @@ from vlatool.artifacts.fields import dimension_label, recorded_names
 from vlatool.artifacts.run.format import RunDir
 from vlatool.artifacts.shards.format import read_preprocessing_config
 from vlatool.artifacts.stats.format import Statistics, compact
+from vlatool.config.scalars import value_text
 from vlatool.errors import DataError, UsageError
 from vlatool.events import Reporter, counted
 from vlatool.loading.robotics.config import NormalizeConfig, RoboticsDataConfig
@@ -60,7 +61,8 @@ def select_statistics(
     for key, now, before in _changed_rules(config.normalization, _run_of(folder)):
         reporter.warn(
             "data.normalization_differs",
-            f"data.normalization.{key} is {now}, that of the initial weights is {before}",
+            f"data.normalization.{key} is {value_text(now)}, that of the initial weights is "
+            f"{value_text(before)}",
         )
     changes = [text for name in info.fields for text in _changed_ranges(name, config, info, known)]
     if changes:

@@ -32,6 +32,7 @@ from vlatool.artifacts.windows.format import (
     Kind,
     WindowManifest,
 )
+from vlatool.config.scalars import value_text
 from vlatool.errors import DataError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.downloads import require_input
@@ -196,8 +197,8 @@ def load_info(config: VlaDataConfig, reporter: Reporter = NULL) -> VlaInfo:
         for key, value in folder.agreed.items():
             if value != folders[0].agreed[key]:
                 raise DataError(
-                    f"{name}: {key} is {value}, that of {config.samples[0]} is "
-                    f"{folders[0].agreed[key]}",
+                    f"{name}: {key} is {value_text(value)}, that of {config.samples[0]} is "
+                    f"{value_text(folders[0].agreed[key])}",
                     hint=_DIFFERS,
                     code="data.datasets_differ",
                     details={"key": key},

@@ -21,6 +21,7 @@ from vlatool.artifacts.lerobot import (
     STATS_FILE,
     moments,
 )
+from vlatool.config.scalars import value_text
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.events import counted
@@ -153,7 +154,7 @@ def _totals(
         stated = tree.get(key)
         if value is not None and stated is not None and stated != value:
             code = "chunks" if key == "total_chunks" else "totals_mismatch"
-            yield code, key, f"is {stated}, there are {value}"
+            yield code, key, f"is {value_text(stated)}, there are {value}"
 
 
 def _splits(tree: Mapping[str, Any], episodes: int) -> Iterator[tuple[str, str, str]]:
