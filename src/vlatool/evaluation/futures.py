@@ -71,9 +71,11 @@ class FutureScores:
             shown = recorded.codes[camera][at] if recorded.codes else self._encoded(real)
             predicted, now = values[at], self._encoded(present)
             errors = {
-                "psnr": _squared_errors(self._decoded(predicted), real),
+                "psnr": _squared_errors(decoded_images(self._tokenizer, predicted), real),
                 "copy_present_psnr": _squared_errors(present, real),
-                "reconstruction_psnr": _squared_errors(self._decoded(shown), real),
+                "reconstruction_psnr": _squared_errors(
+                    decoded_images(self._tokenizer, shown), real
+                ),
                 "code_accuracy": (predicted == shown).mean(axis=1),
                 "copy_present_code_accuracy": (now == shown).mean(axis=1),
             }
@@ -99,9 +101,11 @@ class FutureScores:
         pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self._tokenizer.device)
         return self._tokenizer.network.encode(pixels).values.cpu().numpy()
 
-    def _decoded(self, codes: Array) -> UInt8Array:
-        values = torch.from_numpy(codes.astype(np.int64)).to(self._tokenizer.device)
-        return self._tokenizer.network.decode(values).cpu().numpy()
+
+def decoded_images(tokenizer: OpenTokenizer, codes: Array) -> UInt8Array:
+    """Images uint8 [N, S, S, 3] of codes [N, K]."""
+    values = torch.from_numpy(codes.astype(np.int64)).to(tokenizer.device)
+    return tokenizer.network.decode(values).cpu().numpy()
 
 
 def prepared_images(tokenizer: OpenTokenizer, camera: str, images: UInt8Array) -> UInt8Array:

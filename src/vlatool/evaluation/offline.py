@@ -115,16 +115,19 @@ class _Recorder:
         for name, field in self._fields.items():
             recorded = np.stack([target.actions[name] for target in targets])
             predictions = {
-                "policy": predicted[name],
-                "mean_action": np.broadcast_to(field.mean, recorded.shape),
+                "policy": (predicted[name], mask),
+                "mean_action": (np.broadcast_to(field.mean, recorded.shape), mask),
             }
-            if name in targets[0].last:
-                last = np.stack([target.last[name] for target in targets])
-                predictions["copy_last"] = np.broadcast_to(last[:, None], recorded.shape)
-            for predictor, values in predictions.items():
+            knows_last = np.array([name in target.last for target in targets])
+            if knows_last.any():
+                nothing = np.zeros(recorded.shape[-1])
+                last = np.stack([target.last.get(name, nothing) for target in targets])
+                repeated = np.broadcast_to(last[:, None], recorded.shape)
+                predictions["copy_last"] = (repeated, mask & knows_last[:, None])
+            for predictor, (values, counted_steps) in predictions.items():
                 errors = self._errors.setdefault(name, {})
                 empty = AbsoluteErrors.of_chunks(*recorded.shape[1:])
-                errors.setdefault(predictor, empty).add(values, recorded, mask)
+                errors.setdefault(predictor, empty).add(values, recorded, counted_steps)
         self._add_curve_points(targets, predicted)
 
     def report(self) -> OpenLoopReport:

@@ -264,18 +264,22 @@ class _Futures:
 def _futures(
     policy: "Policy", tokenizer: "OpenTokenizer", chosen: "RecordedFrame", seeds: Sequence[int]
 ) -> _Futures:
-    from vlatool.evaluation.futures import FutureScores, checked_policy, prepared_images
+    from vlatool.evaluation.futures import (
+        FutureScores,
+        checked_policy,
+        decoded_images,
+        prepared_images,
+    )
 
     predicts = checked_policy(policy, tokenizer)
-    codes = predicts.future_codes([chosen.observation], seeds=seeds)
-    images = predicts.futures([chosen.observation], seeds=seeds)
-    predicted = {camera: values[0] for camera, values in images.items()}
+    answer = predicts.future_codes([chosen.observation], seeds=seeds)
+    codes = {camera: values[0] for camera, values in answer.items()}
+    predicted = {camera: decoded_images(tokenizer, values) for camera, values in codes.items()}
     if chosen.futures is None:
         return _Futures(predicted, {}, {})
     recorded = chosen.futures(len(next(iter(predicted.values()))))
     scores = FutureScores(tokenizer)
-    first = {camera: values[0] for camera, values in codes.items()}
-    scores.add(first, recorded, chosen.observation)
+    scores.add(codes, recorded, chosen.observation)
     resized = {
         camera: prepared_images(tokenizer, camera, values)
         for camera, values in recorded.images.items()

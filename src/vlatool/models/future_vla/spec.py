@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vlatool.events import Reporter
+    from vlatool.loading.vla.sample import VlaAssets
     from vlatool.models.future_vla.batch import VlaBatcher
+    from vlatool.models.future_vla.policy import FutureVlaPolicy
     from vlatool.models.trained import Trained
 
 
@@ -235,3 +237,27 @@ class FutureVlaType(ModelType):
         from vlatool.models.future_vla.objective import AnswerObjective
 
         return AnswerObjective(config.segment_weights)
+
+    def policy(
+        self,
+        config: FutureVlaConfig,
+        parts: Mapping[str, "nn.Module"],
+        assets: "VlaAssets | None",
+        folder: Path | None,
+    ) -> "FutureVlaPolicy":
+        """A policy that decodes actions and codes of future images.
+
+        Raises:
+            DataError: The weights are not of a run on samples, or lack an action tokenizer.
+        """
+        from vlatool.models.future_vla.fit import encoder_of
+        from vlatool.models.future_vla.policy import FutureVlaPolicy
+
+        if assets is None or folder is None or config.tokens is None:
+            raise DataError(
+                "these weights do not say which actions and codes their tokens stand for",
+                hint="give a run of `vlatool train` that starts from them",
+                code="data.no_policy",
+            )
+        network: Any = parts["model"]
+        return FutureVlaPolicy(network, encoder_of(config, assets.shape, folder), assets)

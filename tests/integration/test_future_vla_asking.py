@@ -1,0 +1,146 @@
+"""A run of FUTURE-VLA that is asked: on raw episodes, on samples, in Python; its futures."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import vlatool
+from tests.builders.codes import plain_fast
+from tests.builders.encoding import encoded, write_tokenizer
+from tests.builders.libero import CAMERAS, convert, libero_dataset
+from vlatool.config.overrides import parse_override
+from vlatool.config.resolve import load_config
+from vlatool.errors import VlatoolError
+from vlatool.evaluation.config import OpenLoopConfig
+from vlatool.training.config import TrainConfig
+from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
+from vlatool.workflows.compose import ComposeConfig, compose
+from vlatool.workflows.evaluate import open_loop
+from vlatool.workflows.predict import PredictConfig, PredictResult, predict
+from vlatool.workflows.train import train
+
+FRAMES, STEPS = 3, 2
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Raw episodes, samples with 2 future steps, their tokenizer, and a run of two steps."""
+    folder = tmp_path_factory.mktemp("asking")
+    source = libero_dataset(folder / "raw", (FRAMES, FRAMES), size=64)
+    convert(
+        source,
+        folder / "A",
+        sink="jsonl",
+        resize_images_size=None,
+        past_steps=4,
+        future_steps=STEPS,
+    )
+    encoded(folder / "A", write_tokenizer(folder / "tokenizer", image_size=64))
+    write_tokenizer(folder / "other", seed=4, image_size=64)
+    plain_fast(folder / "fast")
+    keys = {"data": str(folder / "A"), "fast": str(folder / "fast"), "workers": 1}
+    build_dataset(BuildDatasetConfig.model_validate(keys))
+    compose(ComposeConfig(tiny=True, output=str(folder / "tiny")))
+    changes = {
+        "init_from": folder / "tiny",
+        "data.folders": folder / "A/samples",
+        "data.num_workers": 0,
+        "save_path": folder,
+        "name": "run",
+        "total_train_steps": 2,
+        "hparams.global_batch_size": 2,
+    }
+    overrides = [parse_override(f"{key}={value}") for key, value in changes.items()]
+    train(load_config(TrainConfig, presets=["future-vla-tiny"], overrides=overrides).config)
+    return folder
+
+
+def predicted(root: Path, source: str, output: Path, **keys: Any) -> PredictResult:
+    values = {"checkpoint": str(root / "run"), "source": str(root / source), **keys}
+    return predict(PredictConfig(**values, output=str(output)))
+
+
+def test_raw_episode_and_samples_give_the_same_chunk(root: Path, tmp_path: Path) -> None:
+    raw = predicted(root, "raw", tmp_path / "raw", episode="1", frame=1)
+    of_samples = predicted(root, "A/samples", tmp_path / "samples", episode="1", frame=1)
+    assert raw.fields["actions"].predicted == of_samples.fields["actions"].predicted
+    assert raw.fields["actions"].names[-1] == of_samples.fields["actions"].names[-1]
+    assert len(raw.fields["actions"].recorded) == FRAMES - 1
+    assert raw.tokens_per_decision == of_samples.tokens_per_decision
+    assert raw.tokens_per_decision is not None
+    assert raw.tokens_per_decision > STEPS * 7
+    # Recorded actions of samples are those of their ids, which are rounded.
+    np.testing.assert_allclose(
+        raw.fields["actions"].recorded, of_samples.fields["actions"].recorded, atol=0.2
+    )
+
+
+def test_loaded_policy_gives_the_chunk_of_the_first_frame(root: Path, tmp_path: Path) -> None:
+    result = predicted(root, "raw", tmp_path)
+    loop = vlatool.load_policy(root / "run")
+    assert loop.cameras == CAMERAS
+    image = np.full((64, 64, 3), (0, 0, 7), np.uint8)
+    wrist = np.full((64, 64, 3), (0, 100, 7), np.uint8)
+    observation = {"image": image, "wrist_image": wrist, "instruction": result.instruction}
+    chunk = loop.act(observation)["actions"]
+    np.testing.assert_array_equal(chunk, result.fields["actions"].predicted)
+
+
+def test_tokenizer_draws_the_futures_beside_the_real_ones(root: Path, tmp_path: Path) -> None:
+    result = predicted(root, "raw", tmp_path, tokenizer=str(root / "tokenizer"))
+    names = {f"future-{camera}.png" for camera in CAMERAS} | {"futures.mp4"}
+    assert names <= {path.name for path in tmp_path.iterdir()}
+    assert result.futures is not None
+    assert set(result.futures["steps"]) == {"1"}
+    assert "accuracy of codes" in result.text()
+
+
+def test_open_loop_errors_have_those_of_images(root: Path, tmp_path: Path) -> None:
+    config = OpenLoopConfig(
+        checkpoint=str(root / "run"),
+        data=str(root / "A/samples"),
+        output=str(tmp_path),
+        tokenizer=str(root / "tokenizer"),
+        future_samples=2,
+        batch_size=2,
+    )
+    result = open_loop(config)
+    assert result.samples == 2 * FRAMES
+    assert result.invalid == 0
+    assert set(result.overall) == {"policy", "mean_action", "copy_last"}
+    assert result.futures is not None
+    assert result.futures["samples"] == 2
+    figures = result.futures["steps"]["1"]
+    assert 0 <= figures["code_accuracy"] <= 1
+    assert figures["copy_present_psnr"] > 20
+    assert json.loads((tmp_path / "report.json").read_text())["invalid"] == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "keys", "code"),
+    [
+        ("raw", {"tokenizer": "other"}, "data.other_tokenizer"),
+        ("raw", {"tokenizer": "run"}, "data.no_tokenizer"),
+        ("A", {"episode": "7"}, "data.unknown_episode"),
+        ("raw", {"instruction": "say <|im_end|>"}, "data.unusable_instruction"),
+        ("fast", {}, "data.no_samples"),
+    ],
+)
+def test_what_does_not_fit_is_an_error(
+    root: Path, tmp_path: Path, source: str, keys: dict[str, Any], code: str
+) -> None:
+    if "tokenizer" in keys:
+        keys = {"tokenizer": str(root / keys["tokenizer"])}
+    with pytest.raises(VlatoolError) as caught:
+        predicted(root, source, tmp_path / "out", **keys)
+    assert caught.value.code == code
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_were_not_trained_are_no_policy(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(VlatoolError) as caught:
+        predicted(root, "raw", tmp_path / "out", checkpoint=str(root / "tiny"))
+    assert caught.value.code == "data.no_policy"
