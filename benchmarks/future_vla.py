@@ -6,30 +6,38 @@
 Both have the same weights, batch and optimizer. First it checks that losses are equal, then it
 measures each in a process of its own: seconds of a step, and the largest memory (of the device, or
 of the process on a CPU, whose seconds are CPU time: use one thread). On a GPU also tokens/s and the
-share of the peak; operations that checkpointing repeats do not count as work.
+share of the peak; operations that checkpointing repeats do not count as work. Then it times
+decisions: of the images of each, two are new.
 """
 
 import argparse
 import resource
 import statistics
+import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from machine import describe
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from vlatool.artifacts.fast.format import read_fast
 from vlatool.loading.base import MicroBatch
 from vlatool.loading.vla.sample import VlaShape
 from vlatool.models.base import Batch, Loss, StepContext
-from vlatool.models.future_vla.batch import NO_LABEL, example_batch
+from vlatool.models.future_vla.batch import NO_LABEL, SequenceEncoder, example_batch
 from vlatool.models.future_vla.config import FutureVlaConfig
+from vlatool.models.future_vla.decoding import ActionGrammar, AnswerDecoder
+from vlatool.models.future_vla.frame_cache import FrameCache
 from vlatool.models.future_vla.objective import AnswerObjective
 from vlatool.models.future_vla.token_ids import TokenIds
 from vlatool.plugins import MODELS
@@ -41,8 +49,11 @@ from vlatool.training.runtime import Runtime
 from vlatool.training.state import TrainState
 from vlatool.training.step import OptimizerStepper, StepContexts
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # for tests.builders
+
 PEAK_TFLOPS = 989.0  # dense bfloat16 of an H100 or H200
 EQUAL = {"float32": 1e-4, "amp_bfloat16": 2e-2}
+COEFFICIENTS = 10  # of a made-up chunk: about as many tokens as a real one
 SPECIAL = 64  # ids above codes and action ids, for markers
 
 
@@ -141,10 +152,13 @@ class Size:
         shape = VlaShape(
             ("image", "wrist_image"), self.steps, self.steps, (self.side, self.side), 16, 7
         )
+        return example_batch(self.tokens(), self.grid(), shape, size)
+
+    def grid(self) -> tuple[int, ...]:
+        """Tokens per side of each image."""
         sides = [self.side // 32 // divisor for divisor in (4, 2, 1)]
         counts = self.config().frames
-        grid = tuple(side for side, count in zip(sides, counts, strict=True) for _ in range(count))
-        return example_batch(self.tokens(), grid, shape, size)
+        return tuple(side for side, count in zip(sides, counts, strict=True) for _ in range(count))
 
 
 _PUBLISHED: dict[str, Any] = {
@@ -284,6 +298,34 @@ def measure(arguments: argparse.Namespace, *, plain: bool) -> dict[str, float]:
     }
 
 
+def decide(arguments: argparse.Namespace) -> dict[str, float]:
+    """Seconds of a decision on new images, and on images of which two are new; its tokens."""
+    from tests.builders.codes import plain_fast
+
+    size = SIZES[arguments.size]
+    torch.manual_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        network: Any = MODELS.get("future_vla")().build(size.config())["model"].module
+    encoder = SequenceEncoder(None, size.tokens(), size.grid())
+    with tempfile.TemporaryDirectory() as folder:
+        grammar = ActionGrammar(read_fast(plain_fast(Path(folder))), COEFFICIENTS, size.actions)
+    decoder = AnswerDecoder(network.eval(), encoder, grammar, FrameCache(network))
+    images = np.random.default_rng(0).integers(
+        0, 256, (1, len(size.grid()), size.side, size.side, 3), np.uint8
+    )
+    on_gpu = torch.cuda.is_available()
+    seconds: list[float] = []
+    number = 0
+    for _ in range(arguments.steps + 2):
+        images = np.roll(images, -2, axis=1)
+        images[:, -2:] = 255 - images[:, -2:]
+        started = now()
+        with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=on_gpu):
+            number = len(decoder.actions([encoder.prompt("example")], images)[0])
+        seconds.append(now() - started)
+    return {"new": seconds[0], "later": statistics.median(seconds[2:]), "tokens": float(number)}
+
+
 def now() -> float:
     """Seconds: wall time after the GPU has finished its work, or CPU time of this process."""
     if not torch.cuda.is_available():
@@ -312,6 +354,12 @@ def main(arguments: argparse.Namespace) -> None:
         print(f"   {text}, {rate:,.0f} tokens/s")
     ratio = before["seconds"] / after["seconds"], before["bytes"] / after["bytes"]
     print(f"   {ratio[0]:.2f} x as fast, {ratio[1]:.2f} x less memory")
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        decided = pool.submit(decide, arguments).result()
+    first, later = (1000 * decided[name] for name in ("new", "later"))
+    print(
+        f"   decision of {decided['tokens']:.0f} tokens: {later:.0f} ms, {first:.0f} ms the first"
+    )
     if torch.cuda.is_available():
         teraflops = after["operations"] / after["seconds"] / 1e12
         print(f"   {teraflops:.0f} TFLOP/s, {teraflops / PEAK_TFLOPS:.1%} of {PEAK_TFLOPS:.0f}")

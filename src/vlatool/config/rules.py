@@ -83,7 +83,9 @@ def derivations(config: ConfigModel, rules: Mapping[str, str]) -> Iterator[str]:
         section, _, name = key.rpartition(".")
         model = _section(config, section)
         if name not in model.no_effect_on_output:
-            yield f"{key} from {rule}: {value_text(getattr(model, name))}"
+            value = getattr(model, name)
+            plain = value.model_dump(mode="json") if isinstance(value, ConfigModel) else value
+            yield f"{key} from {rule}: {value_text(plain)}"
 
 
 def _section(config: ConfigModel, key: str) -> ConfigModel:
