@@ -26,6 +26,7 @@ SMALLEST = {
     "encode": "--images 1 --batch 1 --workers 1",
     "equal_bytes": "--write digests.json --only sample-spartan",
     "future_vla": "--size tiny --batch 1 --steps 1",
+    "future_vla_images": "--size tiny --batch 1 --repeats 1",
     "in_turn": "--before HERE --runs 1 -- --version",
     "loading": "DATA --workers 1 --batch 2 --steps 2 --runs 1",
     "loading_plainly": "DATA --workers 1 --batch 2 --samples 4 --runs 1",

@@ -83,7 +83,7 @@ def read_architecture(folder: Path, kind: str | None = None) -> dict[str, Any]:
         raise DataError.at(
             folder,
             f"model_type is {content['model_type']!r}, expected {kind!r}",
-            hint=f"use the type of backbone that fits this base model, or {_OTHER_BASE_MODEL}",
+            hint=f"use {_OTHER_BASE_MODEL}; as a backbone, the type that fits this one",
             code="data.base_model",
             model_type=content["model_type"],
         )

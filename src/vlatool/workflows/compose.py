@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vlatool.models.future_vla.compose import Composition
 
 _USAGE = "vlatool compose --qwen DIR --dino DIR --output DIR"
+_TINY, _LIBERO = "future-vla-tiny", "future-vla-libero"
 _SECTION = ("views", "compress", "patch_order")
 
 
@@ -71,6 +72,7 @@ class ComposeResult:
         tensors: Number of tensors.
         bytes: Size of the files of weights.
         status: `written`, `already complete` or `planned`.
+        next: The next command, for SAMPLES of `vlatool build-dataset`.
     """
 
     output: str
@@ -78,6 +80,7 @@ class ComposeResult:
     tensors: int
     bytes: int
     status: str = "written"
+    next: str = ""
 
     def document(self) -> dict[str, Any]:
         """The result as a JSON-serializable mapping."""
@@ -92,7 +95,7 @@ class ComposeResult:
         if self.status == "planned":
             return f"{self.output}: would write {content}; nothing was written"
         lines = [f"{self.output}: {content}; {self.status}"]
-        return "\n".join([*lines, f"next: vlatool train --init-from {self.output} --data SAMPLES"])
+        return "\n".join([*lines, f"next: {self.next}"])
 
 
 def compose(config: ComposeConfig, *, reporter: Reporter = NULL) -> ComposeResult:
@@ -117,16 +120,18 @@ def compose(config: ComposeConfig, *, reporter: Reporter = NULL) -> ComposeResul
     status = "already complete" if is_complete else "planned" if config.dry_run else "written"
     if status == "written":
         with (
-            reporter.progress("compose", None, "files"),
+            reporter.progress("compose", len(composition.shapes), "tensors") as bar,
             single_output(target, record, composition.files),
         ):
-            composition.write(target)
+            composition.write(target, bar)
     return ComposeResult(
         output=config.output,
         parameters=composition.parameters,
         tensors=len(composition.shapes),
         bytes=composition.bytes,
         status=status,
+        next=f"vlatool train --preset {_TINY if config.tiny else _LIBERO} --init-from "
+        f"{config.output} --data SAMPLES",
     )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vlatool.artifacts.base_model import CONFIG, TOKENIZER, read_tokenizer
 from vlatool.errors import BugError, DataError
+from vlatool.events import Progress
 from vlatool.models.future_vla.config import FutureVlaConfig
 from vlatool.models.future_vla.model import build_network
 from vlatool.models.future_vla.published import (
@@ -84,8 +85,12 @@ class Composition:
         """Size of the values in the files."""
         return DTYPE.itemsize * self.parameters
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, bar: Progress) -> None:
         """Writes the folder; the manifest last.
+
+        Args:
+            folder: Existing folder.
+            bar: Is advanced by one for each tensor.
 
         Raises:
             BugError: DINOv3 is not what was read.
@@ -93,7 +98,12 @@ class Composition:
         for name, content in self.assets.items():
             write_bytes(folder / name, content)
         write_text(folder / TOKENIZER, self.tokenizer)
-        write_tensors(folder, self.shapes, self.read, DTYPE)
+
+        def read(name: str) -> Tensor:
+            bar.advance(1)
+            return self.read(name)
+
+        write_tensors(folder, self.shapes, read, DTYPE)
         self._compare(folder)
         model = self.config.model_dump(
             mode="json", include={*FROM_WEIGHTS} - {"qwen", "special_ids"}
