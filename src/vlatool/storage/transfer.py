@@ -137,7 +137,8 @@ class TransferPool:
         names = ", ".join(list(self._in_flight)[:_NAMED])
         more = ", ..." if len(self._in_flight) > _NAMED else ""
         in_flight = f"{len(self._in_flight)}: {names}{more}" if names else "0"
-        self.bar.advance(self._not_shown, files=self._finished, **{"in flight": in_flight})
+        fields = {"in flight": in_flight, "files": self._finished}
+        self.bar.advance(self._not_shown, **fields)
         self._shown_at, self._not_shown = now, 0
 
     def _check(self) -> None:

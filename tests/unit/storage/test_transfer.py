@@ -1,0 +1,63 @@
+"""Waits that servers request, the display of transfers, and logs of partial files."""
+
+from email.utils import formatdate
+from pathlib import Path
+
+import pytest
+
+from tests.builders.recording import RecordedBar
+from vlatool.storage.partial_file import PartialFile
+from vlatool.storage.remote import Address, ObjectInfo
+from vlatool.storage.transfer import TransferPool
+from vlatool.storage.web_requests import requested_wait
+
+DATE = formatdate(1_800_000_000, usegmt=True)
+LATER = formatdate(1_800_000_042, usegmt=True)
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, 0),
+        ({"Retry-After": "7"}, 7),
+        ({"retry-after": " 1.5 "}, 1.5),
+        ({"Retry-After": LATER, "Date": DATE}, 42),
+        ({"Retry-After": DATE, "Date": LATER}, 0),
+        ({"Retry-After": "Thu, 01 Jan 1970 00:00:01 GMT"}, 0),
+        ({"Retry-After": "soon"}, 0),
+        ({"Retry-After": "-3"}, 0),
+        ({"Retry-After": "nan"}, 0),
+    ],
+)
+def test_wait_is_seconds_or_a_date(headers: dict[str, str], seconds: float) -> None:
+    assert requested_wait(headers) == seconds
+
+
+def test_files_in_flight_are_shown() -> None:
+    bar = RecordedBar()
+    pool = TransferPool(2, bar=bar)
+    with pool.file("a"), pool.file("b"):
+        pool.count(10)
+        assert bar.fields == {"in flight": "2: a, b", "files": 0}
+    assert bar.fields == {"in flight": "0", "files": 2}
+    assert bar.done == 10
+
+
+@pytest.mark.parametrize(("synced", "intact"), [(2, {0, 1}), (1, {0}), (0, set())])
+def test_chunks_after_the_last_sync_are_checked(
+    tmp_path: Path, synced: int, intact: set[int]
+) -> None:
+    path = tmp_path / "partial"
+    info = ObjectInfo(12, etag="e")
+    with PartialFile(path, Address("s3://b", "k"), info, 4) as file:
+        for number in range(2):
+            chunk = file.chunk(number)
+            chunk.write(b"abcd")
+            chunk.finish()
+    with path.open("r+b") as data:  # as after a power cut
+        data.write(b"x" * 12)
+    log = path.with_name("partial.log")
+    log.write_text(f'{log.read_text()}{{"synced": {synced}}}\n')
+
+    with PartialFile(path, Address("s3://b", "k"), info, 4) as file:
+        assert file.missing() == [n for n in range(3) if n not in intact]
