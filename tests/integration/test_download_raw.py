@@ -110,6 +110,7 @@ def test_archive_is_extracted_with_digests_and_counts(server: WebServer, out: Pa
     assert record.complete
     assert record.result is not None
     assert record.result["files"] == len(FILES)
+    assert record.result["archive_sha256"] is None
     data = (server.folder / f"{TASK}.tar").read_bytes()
     chunks = [data[start : start + CHUNK] for start in range(0, len(data), CHUNK)]
     digests = "".join(hashlib.sha256(chunk).hexdigest() for chunk in chunks)
@@ -309,6 +310,7 @@ def test_archive_can_be_kept(server: WebServer, out: Path) -> None:
     result = get(out, keep_archive=True)
 
     assert (result.status, result.files) == ("written", len(FILES))
+    assert result.archive_sha256 == hashlib.sha256(data).hexdigest()
     assert content(out) == {**FILES, f"{TASK}.tar": data}
     server.faults.requests.clear()
     (out / "cabot/last.npz").unlink()

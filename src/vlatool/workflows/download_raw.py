@@ -77,8 +77,9 @@ class RawResult(JobResult):
         folders: Number of folders.
         extracted_bytes: Size of the extracted files.
         chunk_bytes: Size of the chunks of the archive that have a digest.
-        chunks_sha256: SHA-256 of the concatenated hexadecimal SHA-256 of all chunks. There is no
-            digest of the whole archive.
+        chunks_sha256: SHA-256 of the concatenated hexadecimal SHA-256 of all chunks.
+        archive_sha256: SHA-256 of the whole archive; None unless it is kept, as chunks are digested
+            one by one.
         next: Command for the next step; empty after a dry run.
     """
 
@@ -90,6 +91,7 @@ class RawResult(JobResult):
     extracted_bytes: int = 0
     chunk_bytes: int = 0
     chunks_sha256: str = ""
+    archive_sha256: str | None = None
     next: str = ""
 
     def document(self) -> dict[str, Any]:
@@ -272,14 +274,15 @@ def _receipt(extraction: Extraction) -> Receipt:
     """Receipt of a complete extraction."""
     entries = extraction.entries()
     digests = extraction.chunk_digests
+    archive = extraction.archive_entry
     facts = {
         "files": len(entries),
         "folders": extraction.folders,
         "chunk_bytes": extraction.chunk_bytes,
         "chunks_sha256": hashlib.sha256("".join(digests).encode()).hexdigest(),
+        "archive_sha256": archive.sha256 if archive else None,
     }
     counts = {"bytes": sum(entry.bytes for entry in entries)}
-    archive = extraction.archive_entry
     files = (*entries, *([archive] if archive else []))
     return Receipt("", counts=counts, files=files, facts=facts)
 
