@@ -85,6 +85,15 @@ def test_dead_server_is_not_asked_for_the_other_tasks(server: WebServer, tmp_pat
     assert not any(TASKS[1] in path for _, path, _ in server.faults.requests)
 
 
+def test_next_command_names_all_tasks(server: WebServer, tmp_path: Path) -> None:
+    data = [str(tmp_path / "out" / task) for task in TASKS]
+    result = get(tmp_path / "out", *TASKS)
+
+    assert result.text().count("next: ") == 1
+    assert f" --data {data[0]} --data {data[1]} " in result.next
+    assert not get(tmp_path / "new", *TASKS, dry_run=True).next
+
+
 def test_task_that_fails_does_not_end_the_others(server: WebServer, tmp_path: Path) -> None:
     (server.folder / "v0.1.0/PushBox/shards/shard_000000.tar").unlink()
     with pytest.raises(Exception, match="1 of 2 tasks failed: PushBox") as caught:
