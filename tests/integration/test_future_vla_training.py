@@ -39,6 +39,9 @@ def config_of(root: Path, run: str, **changes: Any) -> TrainConfig:
         "init_from": root / "tiny",
         "data.folders": root / "samples",
         "data.num_workers": 0,
+        "data.val_ratio": 0,
+        "total_val_samples": "null",
+        "model.compress": "8,6,2",  # the published steps
         "save_path": root,
         "name": run,
         "total_train_steps": STEPS,
