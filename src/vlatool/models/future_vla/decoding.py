@@ -3,6 +3,8 @@
 Tokens that an answer must have, such as its text, are not decoded but read with the prompt, and the
 head is computed for the possible tokens only.
 
+Source: reference/future-vla-model 4.1.
+
 Legend of shapes: B rows, L tokens of a prompt, N past images, Q future images, K codes of an image,
 C width of the language model.
 """

@@ -3,6 +3,8 @@
 At the next step of a robot most images are the same, and their tokens too: no operation before the
 language model mixes images.
 
+Source: reference/future-vla-model 4.2.
+
 Legend of shapes: B observations, N images of an observation, K images, T image tokens of an
 observation, t of one image, D number of deepstack features, C width.
 """

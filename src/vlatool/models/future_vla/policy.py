@@ -1,5 +1,7 @@
 """The policy of FUTURE-VLA: past images and an instruction to actions and future images.
 
+Source: reference/future-vla-model 4.
+
 Legend of shapes: B observations, N past images, T action steps, A values of an action, Q future
 images, F future steps, K codes of an image.
 """
