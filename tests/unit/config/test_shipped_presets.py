@@ -1,6 +1,7 @@
 """Shipped presets: each is valid for the schema of its folder."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,12 +51,12 @@ def test_a_key_of_the_sink_that_a_preset_names_can_be_typed() -> None:
 
 
 def test_presets_of_the_tiny_future_vla_fit_together() -> None:
-    windows = load_config(PreprocessConfig, presets=["future-vla-tiny-data"]).config.sink
-    stages = [
+    windows: Any = load_config(PreprocessConfig, presets=["future-vla-tiny-data"]).config.sink
+    stages: list[Any] = [
         load_config(TrainConfig, presets=[f"future-vla-tiny-{name}"]).config
         for name in ("teacher", "stage1", "stage2")
     ]
-    run = load_config(TrainConfig, presets=["future-vla-tiny"]).config
+    run: Any = load_config(TrainConfig, presets=["future-vla-tiny"]).config
     assert sum(run.model.compress) == windows.past_steps
     crops = {stage.data.preprocessing.crop_size for stage in stages}
     assert {*windows.resize_images_size} == crops
