@@ -88,6 +88,7 @@ def test_list_that_names_no_shards_is_refused(tmp_path: Path, line: str, code: s
     assert caught.value.code == f"data.{code}"
 
 
+@pytest.mark.slow
 def test_pattern_of_too_many_shards_is_refused() -> None:
     with pytest.raises(DataError) as caught:
         find_shards("a-{0..99999999999}.tar")

@@ -59,7 +59,7 @@ def test_completion_of_commands_loads_nothing_heavy() -> None:
         check=True,
         env={**os.environ, **variables},
     )
-    assert set(done.stdout.split()) == {"preprocess", "presets"}
+    assert set(done.stdout.split()) == {"predict", "preprocess", "presets"}
     assert not set(done.stderr.splitlines()) & HEAVY
 
 

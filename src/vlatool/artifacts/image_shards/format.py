@@ -343,6 +343,8 @@ def find_shards(text: str, split: Split = "train") -> list[Path]:
             )
             or error
         )
+    for shard in {shard.parent: shard for shard in shards}.values():
+        check_downloaded(shard)
     return shards
 
 
@@ -381,7 +383,6 @@ def _shards(text: str, split: Split) -> Iterator[Path]:
         elif _WILDCARDS.search(path):
             yield from _matching(path)
         elif path.endswith(SHARD_SUFFIX):
-            check_downloaded(location(path))
             yield location(path)  # reading its size raises if it is missing
         else:
             yield from _in_folder(require_input(path), split)
