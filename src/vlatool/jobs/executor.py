@@ -344,7 +344,9 @@ def _end_with_driver() -> None:
 
 def _stop(pool: ProcessPoolExecutor) -> None:
     """Ends the pool without waiting for queued items."""
-    processes: list[multiprocessing.Process] = list(getattr(pool, "_processes", {}).values())
+    # None once the pool has ended, which Ctrl-C may have interrupted before.
+    started = getattr(pool, "_processes", None) or {}
+    processes: list[multiprocessing.Process] = list(started.values())
     results = getattr(pool, "_result_queue", None)
     pool.shutdown(wait=False, cancel_futures=True)
     for process in processes:
