@@ -244,14 +244,29 @@ def _submit(
 
 @contextmanager
 def signals_blocked(*numbers: signal.Signals) -> Generator[None]:
-    """Blocks signals; processes that the block starts inherit the mask."""
+    """Blocks signals; processes that the block starts inherit the mask.
+
+    In the main thread, a signal that another thread receives is handled after the block, too.
+    """
     # The resource tracker unblocks its signals when it starts, so it is started first.
     resource_tracker.ensure_running()
+    received: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    is_main = threading.current_thread() is threading.main_thread()
+    # Python runs a handler in the main thread, whatever its mask, when another thread has got the
+    # signal. A worker that is being started then would get half a message, and print a traceback.
+    deferred = {n: handler for n, handler in handlers.items() if is_main and callable(handler)}
+    for number in deferred:
+        signal.signal(number, lambda number, _: received.append(number))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in deferred.items():
+            signal.signal(number, handler)
+        for number in received:
+            signal.raise_signal(number)
 
 
 def default_workers() -> int:
@@ -345,8 +360,8 @@ def _end_with_driver() -> None:
 def _stop(pool: ProcessPoolExecutor) -> None:
     """Ends the pool without waiting for queued items."""
     # None once the pool has ended, which Ctrl-C may have interrupted before.
-    started = getattr(pool, "_processes", None) or {}
-    processes: list[multiprocessing.Process] = list(started.values())
+    started: dict[int, multiprocessing.Process] = getattr(pool, "_processes", None) or {}
+    processes = list(started.values())
     results = getattr(pool, "_result_queue", None)
     pool.shutdown(wait=False, cancel_futures=True)
     for process in processes:

@@ -100,7 +100,8 @@ class PredictResult:
     """A predicted action chunk.
 
     Attributes:
-        ms_per_decision: Duration of the second of two equal calls of the policy.
+        ms_per_decision: Duration of a call of the policy with images that it has not seen, after
+            a first call.
         tokens_per_decision: Number of tokens that were decoded; None if the policy decodes none.
         futures: Errors of predicted images by step, and `files` with drawings; None without them.
     """
@@ -238,7 +239,10 @@ class _Asked:
 
 
 def _ask(policy: "Policy", chosen: "RecordedFrame", seeds: Sequence[int]) -> _Asked:
-    """Asks twice: the first call also initializes the device."""
+    """Asks twice: the first call also initializes the device.
+
+    In the second one the lowest bit of all pixels is changed, so that no image is in a cache.
+    """
     from vlatool.models.policy import Decides
 
     tokens = None
@@ -247,8 +251,10 @@ def _ask(policy: "Policy", chosen: "RecordedFrame", seeds: Sequence[int]) -> _As
         chunk, tokens = decision.actions, decision.tokens[0]
     else:
         chunk = policy.act([chosen.observation], seeds=seeds)
+    images = {camera: values ^ 1 for camera, values in chosen.observation.images.items()}
+    changed = replace(chosen.observation, images=images)
     started = time.perf_counter()
-    policy.act([chosen.observation], seeds=seeds)
+    policy.act([changed], seeds=seeds)
     return _Asked(chunk, tokens, 1000 * (time.perf_counter() - started))
 
 

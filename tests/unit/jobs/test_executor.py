@@ -1,5 +1,7 @@
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 from tests.builders.jobs import KillsWorker
 from vlatool.errors import BugError, DataError, UsageError
 from vlatool.jobs.command import make_executor
-from vlatool.jobs.executor import Executor, ProcessExecutor, SerialExecutor
+from vlatool.jobs.executor import Executor, ProcessExecutor, SerialExecutor, signals_blocked
 
 EXECUTORS = [SerialExecutor(), ProcessExecutor(2)]
 
@@ -121,3 +123,23 @@ def test_driver_ends_when_workers_are_stopped_while_they_send(tmp_path: Path) ->
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
 
     assert (done.returncode, done.stdout) == (0, "left\n")
+
+
+def test_signal_to_another_thread_is_handled_after_the_block() -> None:
+    reached: list[bool] = []
+
+    def receive() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+    def block() -> None:
+        with signals_blocked(signal.SIGINT):
+            thread = threading.Thread(target=receive)
+            thread.start()
+            thread.join()
+            reached.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        block()
+    assert reached
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
