@@ -18,12 +18,42 @@ UInt8Array = NDArray[np.uint8]
 Array = NDArray[Any]
 
 
+@dataclass(frozen=True)
+class RowSegment:
+    """Rows of one episode in a table file, which may also have those of others.
+
+    Attributes:
+        path: The file.
+        first: Number of the first row in the file, from 0.
+        count: Number of rows; None: all rows of the file from `first` on.
+    """
+
+    path: Path
+    first: int = 0
+    count: int | None = None
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames of one episode in a video file, which may also have those of others.
+
+    Attributes:
+        path: The file.
+        start: Time of the first frame, in seconds after the first frame of the file.
+        stop: End in seconds, exclusive; None: the end of the file.
+    """
+
+    path: Path
+    start: float = 0.0
+    stop: float | None = None
+
+
 class FrameSource(Protocol):
     """Images of one camera, decoded on request.
 
     Several threads may read the cameras of an episode at the same time, one thread per camera. A
     source whose images are separate files may also have `encoded(index) -> bytes | None`, see
-    `stored_bytes`.
+    `stored_bytes`; one whose images are a part of a video the attribute `clip: Clip`.
     """
 
     def __len__(self) -> int:

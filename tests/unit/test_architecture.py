@@ -39,6 +39,7 @@ LAYERS = [
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Imports from one folder into another of the same room, other than into its parent folder.
 FOLDER_IMPORTS = {
+    ("artifacts", "artifacts/lerobot"),  # the name that tells raw episodes from other files
     ("artifacts/fast", "artifacts/shards"),
     ("artifacts/fast", "artifacts/windows"),
     ("artifacts/image_shards", "artifacts/shards"),

@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 
 from vlatool.artifacts.check import OUTPUT, CheckOptions
-from vlatool.artifacts.lerobot import INFO_FILE
+from vlatool.artifacts.lerobot.format import INFO_FILE
 from vlatool.errors import DataError
 from vlatool.findings import Finding, FindingCodes
 from vlatool.jobs.record import read_valid_record

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from vlatool.artifacts.lerobot import INFO_FILE
+from vlatool.artifacts.lerobot.format import INFO_FILE
 from vlatool.artifacts.shards.format import (
     CONFIG_NAME,
     EPISODES_NAME,

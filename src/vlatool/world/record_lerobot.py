@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from vlatool.artifacts.lerobot import (
+from vlatool.artifacts.lerobot.format import (
     AUTOMATIC,
     DATA_PATH,
     EPISODE_STATS_FILE,

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from vlatool.artifacts.lerobot import INFO_FILE
+from vlatool.artifacts.lerobot.format import INFO_FILE
 from vlatool.config.base import ConfigModel
 from vlatool.errors import DataError
 from vlatool.findings import Finding

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from string import Formatter
 
-from vlatool.artifacts.lerobot import (
+from vlatool.artifacts.lerobot.format import (
     EPISODE_STATS_FILE,
     EPISODES_FILE,
     INFO_FILE,

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vlatool.artifacts.lerobot import (
+from vlatool.artifacts.lerobot.format import (
     EPISODE_STATS_FILE,
     FRAME_INDEX,
     INFO_FILE,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from vlatool.artifacts.lerobot import (
+from vlatool.artifacts.lerobot.format import (
     CHUNKS_SIZE,
     DATA_PATH,
     EPISODE_STATS_FILE,

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from vlatool.artifacts.lerobot import EPISODE_INDEX, FRAME_INDEX, META_FILES
+from vlatool.artifacts.lerobot.format import EPISODE_INDEX, FRAME_INDEX, META_FILES
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.errors import VlatoolError

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vlatool.artifacts.fields import dimension_label
-from vlatool.artifacts.lerobot import FRAME_INDEX
+from vlatool.artifacts.lerobot.format import FRAME_INDEX
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.events import counted

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from vlatool.artifacts.lerobot import AUTOMATIC, EPISODES_FILE, FRAME_INDEX
+from vlatool.artifacts.lerobot.format import AUTOMATIC, EPISODES_FILE, FRAME_INDEX
 from vlatool.episode import Array, FrameSource
 from vlatool.errors import DataError
 from vlatool.events import counted

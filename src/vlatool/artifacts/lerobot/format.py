@@ -1,11 +1,11 @@
-"""LeRobot v2.0 and v2.1 data sets: names, and writing of tables and meta files.
+"""LeRobot data sets: names of all versions; writing of tables and meta files of v2.0 and v2.1.
 
 Legend of shapes: L rows, C dimensions. Source: formats/lerobot 2, 3, 4, 5, 6, 9.
 """
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,10 @@ TASKS_FILE = "meta/tasks.jsonl"
 STATS_FILE = "meta/stats.json"
 EPISODE_STATS_FILE = "meta/episodes_stats.jsonl"
 MODALITY_FILE = "meta/modality.json"
-META_FILES = (
-    EPISODES_FILE,
-    EPISODE_STATS_FILE,
-    INFO_FILE,
-    MODALITY_FILE,
-    STATS_FILE,
-    TASKS_FILE,
-)
+# v3.0: tables in place of the two lists.
+EPISODES_FOLDER = "meta/episodes"
+EPISODES_TABLES = "meta/episodes/chunk-*/file-*.parquet"
+TASKS_TABLE = "meta/tasks.parquet"
 META_FILES = (STATS_FILE, EPISODE_STATS_FILE, TASKS_FILE, EPISODES_FILE, INFO_FILE)
 OWNED_FILES = (
     "data/chunk-*/episode_*.parquet",
@@ -42,6 +38,8 @@ OWNED_FILES = (
 CHUNKS_SIZE = 1000
 DATA_PATH = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
 VIDEO_PATH = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
+SHARED_DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+SHARED_VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 
 FRAME_INDEX, EPISODE_INDEX = "frame_index", "episode_index"
 # Columns of every data set.
@@ -49,12 +47,39 @@ AUTOMATIC = ("timestamp", FRAME_INDEX, EPISODE_INDEX, "index", "task_index")
 
 
 @dataclass(frozen=True)
+class Span:
+    """Part of a file of v3.0 that belongs to one episode.
+
+    Attributes:
+        chunk: Number of the chunk of the file.
+        file: Number of the file in the chunk.
+        start: First row, counted over the whole data set; of a video, seconds in the file.
+        stop: End, exclusive, in the unit of `start`.
+    """
+
+    chunk: int
+    file: int
+    start: float
+    stop: float
+
+
+@dataclass(frozen=True)
 class EpisodeLine:
-    """Line of `meta/episodes.jsonl`."""
+    """Entry of the list of episodes.
+
+    Attributes:
+        number: Number of the episode.
+        tasks: Sentences of its tasks.
+        length: Number of rows; None if unknown.
+        rows: Its rows (v3.0); None: it has a file of its own.
+        clips: Map from camera to its part of a video (v3.0).
+    """
 
     number: int
     tasks: tuple[str, ...]
     length: int | None
+    rows: Span | None = None
+    clips: Mapping[str, Span] = field(default_factory=dict[str, Span])
 
 
 @dataclass(frozen=True)
