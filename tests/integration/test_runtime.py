@@ -10,7 +10,8 @@ SCRIPT = """
 import os, signal, time
 import torch
 from vlatool.errors import EnvironmentProblem
-from vlatool.training.config import DistributedConfig, TrainConfig
+from vlatool.training.config import TrainConfig
+from vlatool.training.sections import DistributedConfig
 from vlatool.training.runtime import Runtime
 
 child = os.fork()

@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
 from vlatool.models.base import OptimizerSpec, ParamGroup, decays_by_name
-from vlatool.training.config import HParams
+from vlatool.training.sections import HParams
 
 
 def build_optimizer(spec: OptimizerSpec, parts: Mapping[str, nn.Module], h: HParams) -> AdamW:

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from vlatool.models.base import Part
 from vlatool.models.weights import shared_names
-from vlatool.training.config import EmaConfig
+from vlatool.training.sections import EmaConfig
 
 _CHUNK_BYTES = 1 << 28
 

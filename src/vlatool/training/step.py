@@ -14,11 +14,11 @@ from torch import Tensor
 
 from vlatool.loading.base import MicroBatch
 from vlatool.models.base import Loss, Objective, StepContext
-from vlatool.training.config import HParams
 from vlatool.training.optim import set_rate, update
 from vlatool.training.placement import PlacedParts
 from vlatool.training.plan import TrainPlan, learning_rate
 from vlatool.training.runtime import Runtime
+from vlatool.training.sections import HParams
 from vlatool.training.state import TrainState
 
 

@@ -12,11 +12,11 @@ import torch
 
 from vlatool.loading.base import MicroBatch
 from vlatool.models.base import Objective
-from vlatool.training.config import HParams
 from vlatool.training.metrics import MetricsLogger, StepRecord
 from vlatool.training.placement import PlacedParts
 from vlatool.training.plan import TrainPlan
 from vlatool.training.runtime import Runtime
+from vlatool.training.sections import HParams
 from vlatool.training.state import TrainState
 from vlatool.training.step import OptimizerStep, OptimizerStepper, StepContexts
 

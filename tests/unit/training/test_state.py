@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from vlatool.training.config import EmaConfig
+from vlatool.training.sections import EmaConfig
 from vlatool.training.state import WeightAverage
 
 YES, NO = torch.tensor(True), torch.tensor(False)
