@@ -14,13 +14,14 @@ from tests.builders.libero import CAMERAS, convert, libero_dataset
 from vlatool.config.overrides import parse_override
 from vlatool.config.resolve import load_config
 from vlatool.errors import VlatoolError
-from vlatool.evaluation.config import OpenLoopConfig
+from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
 from vlatool.workflows.compose import ComposeConfig, compose
-from vlatool.workflows.evaluate import open_loop
+from vlatool.workflows.evaluate import open_loop, rollout
 from vlatool.workflows.predict import PredictConfig, PredictResult, predict
 from vlatool.workflows.train import train
+from vlatool.world.registration import LIBERO_ENVIRONMENT
 
 FRAMES, STEPS = 3, 2
 
@@ -117,6 +118,12 @@ def test_open_loop_errors_have_those_of_images(root: Path, tmp_path: Path) -> No
     assert 0 <= figures["code_accuracy"] <= 1
     assert figures["copy_present_psnr"] > 20
     assert json.loads((tmp_path / "report.json").read_text())["invalid"] == 0
+
+
+def test_rollout_in_the_built_in_world_needs_no_mapping(root: Path, tmp_path: Path) -> None:
+    keys = {"checkpoint": str(root / "run"), "output": str(tmp_path), "env": LIBERO_ENVIRONMENT}
+    result = rollout(RolloutConfig(**keys, episodes=1, max_steps=3, execute_steps=2))
+    assert (result.figures["episodes"], result.figures["mean_steps"]) == (1, 3)
 
 
 @pytest.mark.parametrize(

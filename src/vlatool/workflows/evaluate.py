@@ -20,7 +20,12 @@ from vlatool.loading.base import HasPairs, PairOptions, RecordedPairs
 from vlatool.models.trained import Trained, data_kind_of
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import is_remote, local_path, pinned
-from vlatool.world.registration import ENVIRONMENT, register_environments
+from vlatool.world.registration import (
+    ENVIRONMENT,
+    LIBERO_ENVIRONMENT,
+    environment_ids,
+    register_environments,
+)
 
 if TYPE_CHECKING:
     from vlatool.models.policy import Policy
@@ -28,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["OpenLoopConfig", "RolloutConfig", "open_loop", "rollout"]
 
 CURVES, REPORT = "curves.png", "report.json"
-_WORLD_PRESET = "rollout-world"
+_WORLD_PRESETS = {ENVIRONMENT: "rollout-world", LIBERO_ENVIRONMENT: "rollout-world-libero"}
 _NUM_WORST = 3
 # Label and decimals of the errors of predicted images.
 _FUTURE_METRICS: Mapping[str, tuple[str, int]] = {
@@ -297,7 +302,7 @@ def environment_maker(name: str, **options: Any) -> Any:
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
         raise UsageError(
             f"the environment {name!r} cannot be created: {_first_line(error)}",
-            hint=f"install the package that defines it; built in: {ENVIRONMENT}",
+            hint=f"install the package that defines it; built in: {', '.join(environment_ids())}",
             code="usage.unknown_env",
         ) from None
     except (TypeError, LookupError, ValueError) as error:
@@ -314,9 +319,9 @@ def environment_maker(name: str, **options: Any) -> Any:
 
 def with_world_mapping(config: RolloutConfig) -> RolloutConfig:
     """Adds the mapping of the built-in world if that is used without a mapping."""
-    if config.env != ENVIRONMENT or config.fields or config.action:
+    if config.env not in _WORLD_PRESETS or config.fields or config.action:
         return config
-    world = load_config(RolloutConfig, presets=[_WORLD_PRESET]).config
+    world = load_config(RolloutConfig, presets=[_WORLD_PRESETS[config.env]]).config
     return config.model_copy(update={"fields": world.fields, "action": world.action})
 
 

@@ -10,6 +10,13 @@ from numpy.typing import NDArray
 
 from vlatool.errors import UsageError
 from vlatool.world.cameras import CameraCount, SizeName, cameras_for
+from vlatool.world.libero import (
+    ACTION_WIDTH,
+    IMAGE_COLUMNS,
+    STATE_WIDTH,
+    libero_states,
+    world_target,
+)
 from vlatool.world.render import View
 from vlatool.world.scene import (
     COLORS,
@@ -107,6 +114,45 @@ class PickPlaceEnv(gymnasium.Env[Observation, NDArray[np.float64]]):
             "target": COLORS[self._target],
             "placed": None if placed is None else COLORS[placed],
             "success": self._scene.is_in_bin(self._target),
+        }
+
+
+class LiberoPickPlaceEnv(PickPlaceEnv):
+    """The same task with the observations and actions of `vlatool sample libero`.
+
+    Observation: `image` and `wrist_image` uint8 [H, W, 3], `state` float32 [8] (position,
+    axis-angle, two fingers) and `instruction`. Action [7] from -1 to 1: displacement of the hand
+    in units of 0.05 m, rotation, which has no effect, and gripper, closed above 0.
+    """
+
+    def __init__(self, size: SizeName = "small", render_mode: str | None = "rgb_array") -> None:
+        super().__init__(2, size, render_mode)
+        poses = self.observation_space
+        assert isinstance(poses, spaces.Dict)
+        images = [poses[view.camera.name] for view in self._views]
+        self.observation_space = spaces.Dict(
+            {
+                **dict(zip(IMAGE_COLUMNS, images, strict=True)),
+                "state": spaces.Box(-np.pi, np.pi, (STATE_WIDTH,), np.float32),
+                "instruction": poses["instruction"],
+            }
+        )
+        box = spaces.Box(-1.0, 1.0, (ACTION_WIDTH,), np.float64)
+        self.action_space = cast(spaces.Space[NDArray[np.float64]], box)
+
+    def step(
+        self, action: NDArray[np.float64]
+    ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Moves the hand by an action of LIBERO for a tenth of a second."""
+        return super().step(world_target(np.asarray(action, np.float64), self._scene.gripper))
+
+    def _observe(self) -> Observation:
+        seen = super()._observe()
+        images = [seen[view.camera.name] for view in self._views]
+        return {
+            **dict(zip(IMAGE_COLUMNS, images, strict=True)),
+            "state": libero_states(seen["proprio"][None])[0],
+            "instruction": seen["instruction"],
         }
 
 

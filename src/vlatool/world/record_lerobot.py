@@ -39,17 +39,19 @@ from vlatool.artifacts.video import encode_video
 from vlatool.episode import UInt8Array
 from vlatool.storage.atomic import write_bytes, write_json
 from vlatool.world.episodes import WorldEpisode
+from vlatool.world.libero import (
+    ACTION_WIDTH,
+    IMAGE_COLUMNS,
+    STATE_WIDTH,
+    libero_actions,
+    libero_states,
+)
 from vlatool.world.recording import RecordedEpisode, RecordingSetup, recorded_episode
 from vlatool.world.render import View
-from vlatool.world.scene import COLORS, FPS, OPEN, instruction_for
+from vlatool.world.scene import COLORS, FPS, instruction_for
 
 PUBLISHED_SIZE = (256, 256)
-IMAGE_COLUMNS = ("image", "wrist_image")
 _STATE_NAMES = ["x", "y", "z", "opening"]
-# An action of 1 moves the target of the real arm by this many meters (robosuite's default scale).
-_METERS_PER_UNIT = 0.05
-# Axis-angle of a hand that points down.
-_DOWNWARD = (np.pi, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,8 @@ class LiberoRecorder:
         }
         columns = {
             **images,
-            "state": vector_column(_states(episode)),
-            "actions": vector_column(_actions(episode)),
+            "state": vector_column(libero_states(episode.states)),
+            "actions": vector_column(libero_actions(episode.actions, episode.states)),
             **_columns(episode, first_row),
         }
         path = DATA_PATH.format(**template_values(episode.index))
@@ -127,8 +129,8 @@ class LiberoRecorder:
             name: feature("image", [*view.size, 3], ["height", "width", "channel"])
             for name, view in zip(IMAGE_COLUMNS, self.setup.views, strict=True)
         }
-        features["state"] = feature("float32", [8], ["state"])
-        features["actions"] = feature("float32", [7], ["actions"])
+        features["state"] = feature("float32", [STATE_WIDTH], ["state"])
+        features["actions"] = feature("float32", [ACTION_WIDTH], ["actions"])
         _write_meta(self.setup, episodes, "v2.0", "panda", features)
 
 
@@ -201,18 +203,3 @@ def _png(image: UInt8Array) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _states(episode: WorldEpisode) -> NDArray[np.float32]:
-    """Position, axis-angle and two fingers [L, 8]."""
-    states = episode.states
-    rotation = np.tile(_DOWNWARD, (len(states), 1))
-    finger = states[:, 3:] / 2
-    return np.hstack([states[:, :3], rotation, finger, -finger]).astype(np.float32)
-
-
-def _actions(episode: WorldEpisode) -> NDArray[np.float32]:
-    """Displacement, zero rotation, gripper (-1 open, 1 closed) [L, 7]."""
-    displacements = (episode.actions[:, :3] - episode.states[:, :3]) / _METERS_PER_UNIT
-    grip = np.where(episode.actions[:, 3:] > OPEN / 2, -1.0, 1.0)
-    return np.hstack([displacements, np.zeros_like(displacements), grip]).astype(np.float32)

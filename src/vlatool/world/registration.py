@@ -1,11 +1,15 @@
 """Registration in Gymnasium, for `gymnasium.make("vlatool/PickPlace-v0")`."""
 
 ENVIRONMENT = "vlatool/PickPlace-v0"
+# The same task with the observations and actions of LIBERO.
+LIBERO_ENVIRONMENT = "vlatool/PickPlaceLibero-v0"
+
+_CLASSES = {ENVIRONMENT: "PickPlaceEnv", LIBERO_ENVIRONMENT: "LiberoPickPlaceEnv"}
 
 
 def environment_ids() -> list[str]:
     """Ids of the environments of the world."""
-    return [ENVIRONMENT]
+    return [*_CLASSES]
 
 
 def register_environments() -> None:
@@ -18,9 +22,10 @@ def register_environments() -> None:
 
     from vlatool.world.scene import MAX_STEPS
 
-    if ENVIRONMENT not in registry:
-        register(
-            id=ENVIRONMENT,
-            entry_point="vlatool.world.env:PickPlaceEnv",
-            max_episode_steps=MAX_STEPS,
-        )
+    for name, cls in _CLASSES.items():
+        if name not in registry:
+            register(
+                id=name,
+                entry_point=f"vlatool.world.env:{cls}",
+                max_episode_steps=MAX_STEPS,
+            )

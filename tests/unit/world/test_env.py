@@ -4,13 +4,16 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from vlatool.errors import UsageError
-from vlatool.world.env import PickPlaceEnv
-from vlatool.world.registration import ENVIRONMENT, register_environments
-from vlatool.world.scene import MAX_STEPS
+from vlatool.world.env import LiberoPickPlaceEnv, PickPlaceEnv
+from vlatool.world.episodes import expert_action
+from vlatool.world.libero import libero_actions, libero_states
+from vlatool.world.registration import ENVIRONMENT, LIBERO_ENVIRONMENT, register_environments
+from vlatool.world.scene import COLORS, MAX_STEPS, random_scene, step
 
 
-def test_environment_passes_the_gymnasium_checker() -> None:
-    check_env(PickPlaceEnv(), skip_render_check=False)
+@pytest.mark.parametrize("cls", [PickPlaceEnv, LiberoPickPlaceEnv])
+def test_environment_passes_the_gymnasium_checker(cls: type[PickPlaceEnv]) -> None:
+    check_env(cls(), skip_render_check=False)
 
 
 def test_environment_is_made_by_name() -> None:
@@ -19,6 +22,21 @@ def test_environment_is_made_by_name() -> None:
     observation, info = gymnasium.make(ENVIRONMENT).reset(seed=1)
     assert set(observation) == {"scene_right_0", "wrist_right_minus", "proprio", "instruction"}
     assert info["placed"] is None
+
+
+def test_actions_of_libero_move_the_hand_as_the_recorded_ones() -> None:
+    register_environments()
+    env = gymnasium.make(LIBERO_ENVIRONMENT)
+    seen, info = env.reset(seed=5)
+    assert set(seen) == {"image", "wrist_image", "state", "instruction"}
+    scene, target = random_scene(np.random.default_rng(5)), COLORS.index(info["target"])
+    while not info["success"]:
+        command = expert_action(scene, target)
+        action = libero_actions(command[None], scene.gripper[None])[0]
+        scene = step(scene, command)
+        seen, _, _, truncated, info = env.step(action)
+        np.testing.assert_allclose(seen["state"], libero_states(scene.gripper[None])[0], atol=1e-5)
+        assert not truncated
 
 
 def test_reset_options_decide_target_and_instruction() -> None:
