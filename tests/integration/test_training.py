@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +205,26 @@ def test_resumed_run_ends_with_the_same_bits(finished: Path, data: Path, tmp_pat
         for folder in (finished, run)
     ]
     assert losses[0] == losses[1]
+
+
+def test_run_that_died_between_planned_checkpoints_resumes_from_one_by_the_clock(
+    finished: Path, data: Path, tmp_path: Path
+) -> None:
+    class Dying(NullReporter):
+        def metrics(self, step: int, values: Mapping[str, float]) -> None:
+            if step == 5:
+                raise RuntimeError("the machine is lost")
+
+    run = RunDir(tmp_path / "run")
+    config = tiny_config(data, run.root, num_checkpoints=1, save_every_minutes=1e-6)
+    with pytest.raises(RuntimeError, match="lost"):
+        train(config, reporter=Dying())
+    ((step, folder),) = run.checkpoints()
+    assert 2 <= step < 5
+    assert json.loads((folder / "manifest.json").read_text())["stopped"]
+    train(config)
+    assert [step for step, _ in run.checkpoints()] == [6]
+    assert same_weights(finished, run.root)
 
 
 def test_resume_between_loader_workers_ends_with_the_same_bits(data: Path, tmp_path: Path) -> None:
@@ -454,6 +474,7 @@ def test_loss_that_is_not_finite_names_samples_and_keeps_weights(
         run_training(data, run, hparams__lr=1e30, hparams__grad_clip_norm=1e30)
     assert caught.value.code == "data.loss_not_finite"
     assert caught.value.details["samples"]
+    assert caught.value.details["checkpoint"] is None
     assert RunDir(run).checkpoints() == []
 
 

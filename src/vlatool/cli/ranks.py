@@ -37,6 +37,13 @@ def run_on_ranks(run: Invocation, processes: int | None) -> bool:
     return True
 
 
+def join_slurm() -> None:
+    """Makes this process a rank if srun started it as one of several tasks."""
+    from vlatool.training.ranks import slurm_variables
+
+    os.environ.update(slurm_variables(os.environ))
+
+
 @contextmanager
 def rank_errors(run: Invocation) -> Iterator[None]:
     """In a rank of `--nproc`, writes errors for the starting process, which prints one of them."""

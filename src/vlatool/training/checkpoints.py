@@ -77,7 +77,7 @@ def save_checkpoint(
     runtime: Runtime,
     retention: Retention,
     *,
-    stopped: bool = False,
+    is_planned: bool = True,
 ) -> None:
     """Writes the state as the checkpoint of its step. Collective.
 
@@ -86,7 +86,8 @@ def save_checkpoint(
         state: The state to write.
         runtime: The ranks of the run.
         retention: The checkpoints to keep.
-        stopped: The step is not a planned one, because the run was asked to stop.
+        is_planned: The plan has a checkpoint at this step; if not, it only serves to resume, and
+            the next one replaces it.
 
     Raises:
         StorageError: The checkpoint cannot be written, or the disk has no space for it.
@@ -95,7 +96,7 @@ def save_checkpoint(
     parts = [_part_weights(name, state, keep_result=runtime.is_main) for name in saved]
     trainer = _trainer_state(state)
     if runtime.is_main:
-        _write(run, state, parts, trainer, stopped=stopped)
+        _write(run, state, parts, trainer, stopped=not is_planned)
         run.prune(retention)
     runtime.barrier()
 

@@ -70,6 +70,7 @@ class TrainConfig(ConfigModel):
             "save_path",
             "num_checkpoints",
             "save_every_n_steps",
+            "save_every_minutes",
             "max_checkpoint_limit",
             "keep_every_n_steps",
             "log_every_n_steps",
@@ -122,6 +123,12 @@ class TrainConfig(ConfigModel):
     )
     save_every_n_steps: int | None = Field(
         default=None, ge=1, description="Save every N steps instead of num_checkpoints."
+    )
+    save_every_minutes: float | None = Field(
+        default=None,
+        gt=0,
+        description="Also save when N minutes have passed without a checkpoint. Such a checkpoint "
+        "serves to resume: the next one replaces it.",
     )
     max_checkpoint_limit: int | None = Field(
         default=None, ge=1, description="Keep the latest N checkpoints; null: all."

@@ -6,7 +6,7 @@ Results of a step are logged one step late, so that the host does not wait for t
 import json
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -173,7 +173,9 @@ class MetricsLogger:
         drop_reasons: Drop reasons of the data kind, in the order of `MicroBatch.dropped`.
         max_dropped_share: Fraction of dropped samples above which the run ends.
         drops: Lists the dropped samples.
+        newest_checkpoint: Returns the newest checkpoint, if there is one; for errors.
         stopped_by: Signal that asked a rank to stop, if any; equal on all ranks.
+        save_due: True if a rank asked for a checkpoint; equal on all ranks.
     """
 
     metrics: MetricsFile
@@ -185,19 +187,30 @@ class MetricsLogger:
     drop_reasons: Sequence[str] = ()
     max_dropped_share: float = 1.0
     drops: DropsFile = field(default_factory=DropsFile)
+    newest_checkpoint: Callable[[], Path | None] = lambda: None
     stopped_by: int | None = None
+    save_due: bool = False
 
     def __post_init__(self) -> None:
         self.meter = Meter()
         self._pending: StepRecord | None = None
         self._warned: set[str] = set()
 
-    def rank_counters(self, micro_batches: Sequence[MicroBatch], stop: int | None) -> list[float]:
-        """Extra numbers of this rank for the first reduction of a step: signals, drop counts."""
+    def rank_counters(
+        self, micro_batches: Sequence[MicroBatch], stop: int | None, *, save_due: bool
+    ) -> list[float]:
+        """Extra numbers of this rank for the first reduction of a step.
+
+        Args:
+            micro_batches: Micro-batches of the step, with counts of dropped samples.
+            stop: Signal that asked this rank to stop, if any.
+            save_due: This rank asks for a checkpoint.
+        """
         dropped = [0] * len(self.drop_reasons)
         for micro_batch in micro_batches:
             dropped = [a + b for a, b in zip(dropped, micro_batch.dropped, strict=True)]
-        return [*(float(stop == number) for number in _SIGNALS), *map(float, dropped)]
+        signals = [float(stop == number) for number in _SIGNALS]
+        return [*signals, float(save_due), *map(float, dropped)]
 
     def log_step(self, record: StepRecord, state: TrainState, objective: Objective) -> None:
         """Stores the record of a step and logs the step before it.
@@ -234,11 +247,13 @@ class MetricsLogger:
         self._log(record, state, objective)
 
     def _add_counters(self, extras: Sequence[float], record: StepRecord, state: TrainState) -> None:
-        signals = [number for number, ranks in zip(_SIGNALS, extras, strict=False) if ranks]
+        *flags, save_due = extras[: len(_SIGNALS) + 1]
+        signals = [number for number, ranks in zip(_SIGNALS, flags, strict=True) if ranks]
+        self.save_due = self.save_due or save_due > 0
         self.stopped_by = self.stopped_by or next(iter(signals), None)
         counts = {
             reason: int(count)
-            for reason, count in zip(self.drop_reasons, extras[len(_SIGNALS) :], strict=True)
+            for reason, count in zip(self.drop_reasons, extras[len(_SIGNALS) + 1 :], strict=True)
             if count
         }
         if not counts:
@@ -327,12 +342,18 @@ class MetricsLogger:
             [name for names in record.names for name in names]
         )
         keys = list(dict.fromkeys(keys))[:_NAMED_SAMPLES]
+        checkpoint = self.newest_checkpoint()
+        last = "there is no checkpoint yet" if checkpoint is None else f"the last is {checkpoint}"
         return DataError(
             f"the loss or its gradient is not finite at step {record.step}; the weights were not "
-            f"changed; samples: {', '.join(keys)}",
+            f"changed, and {last}; samples: {', '.join(keys)}",
             hint="inspect these samples; a lower hparams.lr or hparams.grad_clip_norm may help",
             code="data.loss_not_finite",
-            details={"samples": keys},
+            details={
+                "step": record.step,
+                "samples": keys,
+                "checkpoint": None if checkpoint is None else str(checkpoint),
+            },
         )
 
 

@@ -1,4 +1,4 @@
-"""Data of a launch with `--nproc`, and the errors that its ranks write for the starting process.
+"""Ranks of a command: those that Slurm starts, data of a launch with `--nproc`, and their errors.
 
 A rank does not print its error: it writes it to the error file that torchrun gives it. The starting
 process reports the error that caused the others.
@@ -6,6 +6,7 @@ process reports the error that caused the others.
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterable, Mapping
@@ -14,12 +15,57 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from vlatool.errors import VlatoolError
+from vlatool.errors import EnvironmentProblem, VlatoolError
 
 LAUNCH = "VLATOOL_LAUNCH"
 THREADS = "OMP_NUM_THREADS"
 _CTRL_C, _SIGTERM = 128 + signal.SIGINT, 128 + signal.SIGTERM
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_SLURM_TASKS = "SLURM_STEP_NUM_TASKS"  # set by srun, unlike SLURM_NTASKS, which a batch script has
+_PORTS = range(10_000, 30_000)  # below those that Linux gives to connections
+
+
+def slurm_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Variables of torchrun for a task that srun started.
+
+    Empty for any other process, for a step with one task, and where a launcher has set RANK.
+
+    Raises:
+        EnvironmentProblem: A variable of Slurm is missing or no number.
+    """
+    tasks = environ.get(_SLURM_TASKS, "1")
+    if "RANK" in environ or tasks == "1":
+        return {}
+    try:
+        step = int(environ["SLURM_JOB_ID"]) + int(environ.get("SLURM_STEP_ID", "0"))
+        variables = {
+            "RANK": str(int(environ["SLURM_PROCID"])),
+            "WORLD_SIZE": str(int(tasks)),
+            "LOCAL_RANK": _local_rank(environ),
+            "MASTER_ADDR": first_host(environ["SLURM_STEP_NODELIST"]),
+            "MASTER_PORT": str(_PORTS[step % len(_PORTS)]),
+        }
+    except (KeyError, ValueError) as error:
+        raise EnvironmentProblem(
+            f"{_SLURM_TASKS} is {tasks!r}, but another variable of Slurm cannot be used: {error}",
+            hint=f"start the ranks with srun, or unset {_SLURM_TASKS}",
+            code="environment.slurm",
+        ) from None
+    # An address that the user has chosen stays.
+    return {name: environ.get(name, value) for name, value in variables.items()}
+
+
+def _local_rank(environ: Mapping[str, str]) -> str:
+    """Index of the GPU of a task; with `--gpus-per-task 1` each task sees one GPU, number 0."""
+    local_rank = int(environ["SLURM_LOCALID"])
+    sees_one = len(environ.get("CUDA_VISIBLE_DEVICES", "").split(",")) == 1
+    return "0" if sees_one and environ.get("CUDA_VISIBLE_DEVICES") else str(local_rank)
+
+
+def first_host(nodes: str) -> str:
+    """First host of a node list of Slurm, such as `node[03-05,9],login` (node03)."""
+    first = re.split(r",(?![^[]*\])", nodes)[0]
+    return re.sub(r"\[(\w+)[^]]*\]", r"\1", first)
 
 
 @dataclass(frozen=True)

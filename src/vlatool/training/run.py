@@ -1,8 +1,10 @@
 """One run from its setup to its last checkpoint, on one rank."""
 
 import signal
+import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from vlatool.artifacts.run.format import Retention, RunDir
 from vlatool.config.rules import check_rules
@@ -88,11 +90,13 @@ def _fit(setup: RunSetup, train_setup: TrainSetup, reporter: Reporter) -> None:
         setup.streams.training(state.step) as batches,
     ):
         bar.advance(state.step)
-        trainer = _trainer(setup, train_setup, _reports(setup, reporter, bar), stop.received)
+        checkpoints = _Checkpoints(setup)
+        reports = _reports(setup, reporter, bar, checkpoints)
+        trainer = _trainer(setup, train_setup, reports, checkpoints, stop.received)
         trainer.fit(state, batches, train_setup.objective)
         if state.step < plan.total_steps:
-            if state.step not in plan.checkpoint_steps:
-                _save(setup, state, stopped=True)
+            if state.step != checkpoints.step:
+                checkpoints.save(state)
             reporter.note(
                 f"stopped after step {state.step}; run the same command with --output {run.root} "
                 "to resume"
@@ -104,6 +108,7 @@ def _trainer(
     setup: RunSetup,
     train_setup: TrainSetup,
     reports: MetricsLogger,
+    checkpoints: "_Checkpoints",
     stop_asked: Callable[[], int | None],
 ) -> Trainer:
     config, plan, runtime, run = setup.config, setup.plan, setup.runtime, setup.run
@@ -124,17 +129,49 @@ def _trainer(
             reports,
         ),
         log_images=ImageLogger(run, train_setup.objective, runtime, contexts),
-        save=lambda state: _save(setup, state),
+        save=checkpoints.save,
+        save_due=checkpoints.is_due,
         stop_signal=stop_asked,
     )
 
 
-def _save(setup: RunSetup, state: TrainState, *, stopped: bool = False) -> None:
-    retention = Retention(setup.config.max_checkpoint_limit, setup.config.keep_every_n_steps)
-    save_checkpoint(setup.run, state, setup.runtime, retention, stopped=stopped)
+@dataclass
+class _Checkpoints:
+    """Checkpoints that this process writes.
+
+    Attributes:
+        setup: The run.
+        step: Step of the newest checkpoint of this process; None if it has not written one.
+    """
+
+    setup: RunSetup
+    step: int | None = None
+    _since: float = field(default_factory=time.monotonic)
+
+    def save(self, state: TrainState) -> None:
+        """Writes a checkpoint. Collective."""
+        config = self.setup.config
+        retention = Retention(config.max_checkpoint_limit, config.keep_every_n_steps)
+        is_planned = state.step in self.setup.plan.checkpoint_steps
+        save_checkpoint(self.setup.run, state, self.setup.runtime, retention, is_planned=is_planned)
+        self.step, self._since = state.step, time.monotonic()
+
+    def is_due(self) -> bool:
+        """True on rank 0 if `save_every_minutes` have passed without a checkpoint."""
+        minutes = self.setup.config.save_every_minutes
+        if minutes is None or not self.setup.runtime.is_main:
+            return False
+        return time.monotonic() - self._since >= 60 * minutes
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint of the run."""
+        checkpoints = self.setup.run.checkpoints()
+        return checkpoints[-1][1] if checkpoints else None
 
 
-def _reports(setup: RunSetup, reporter: Reporter, bar: Progress) -> MetricsLogger:
+def _reports(
+    setup: RunSetup, reporter: Reporter, bar: Progress, checkpoints: _Checkpoints
+) -> MetricsLogger:
     config, runtime = setup.config, setup.runtime
     return MetricsLogger(
         metrics=MetricsFile(setup.run.metrics if runtime.is_main else None, reporter),
@@ -146,6 +183,7 @@ def _reports(setup: RunSetup, reporter: Reporter, bar: Progress) -> MetricsLogge
         drop_reasons=config.data_kind.drop_reasons,
         max_dropped_share=config.data.max_dropped_share,
         drops=DropsFile(setup.run.drops if runtime.is_main else None),
+        newest_checkpoint=checkpoints.newest,
     )
 
 

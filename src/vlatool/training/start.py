@@ -85,7 +85,7 @@ def check_processes(processes: int, gpus: int, reporter: Reporter = NULL) -> Non
         raise UsageError(
             f"{OPTION} is not allowed in a process that a launcher has started (WORLD_SIZE is "
             f"{os.environ['WORLD_SIZE']!r})",
-            hint=f"leave out {OPTION} under torchrun and accelerate launch; otherwise unset "
+            hint=f"leave out {OPTION} under torchrun, accelerate launch and srun; otherwise unset "
             "WORLD_SIZE",
             code="usage.nproc_in_rank",
         )

@@ -86,7 +86,8 @@ class Trainer:
         logger: Logs the results of steps.
         validate: Called after validation steps, with the parts in eval mode.
         log_images: Called with a micro-batch after image steps, with the parts in eval mode.
-        save: Called after checkpoint steps. Collective.
+        save: Called after checkpoint steps, and when one is due. Collective.
+        save_due: True if this rank asks for a checkpoint between those of the plan.
         stop_signal: Returns the signal that asked this rank to stop, if any.
     """
 
@@ -99,6 +100,7 @@ class Trainer:
     validate: Callable[[TrainState], None]
     log_images: Callable[[TrainState, MicroBatch], None]
     save: Callable[[TrainState], None]
+    save_due: Callable[[], bool]
     stop_signal: Callable[[], int | None]
 
     def fit(self, state: TrainState, batches: Iterator[MicroBatch], objective: Objective) -> None:
@@ -121,7 +123,9 @@ class Trainer:
             prepared_batches = [
                 self._prepare(objective, state.step, micro_batch) for micro_batch in fetched
             ]
-            counters = self.logger.rank_counters(fetched, self.stop_signal())
+            counters = self.logger.rank_counters(
+                fetched, self.stop_signal(), save_due=self.save_due()
+            )
             updates = self._optimizer_steps(state, objective, stepper, prepared_batches, counters)
             self._update_averages(state, objective, updates)
             state.step += 1
@@ -176,9 +180,12 @@ class Trainer:
     def _run_events(
         self, state: TrainState, objective: Objective, prepared_batches: list[MicroBatch]
     ) -> None:
-        """Runs validation, logs images and saves a checkpoint at the steps of the plan."""
+        """Runs validation, logs images and saves a checkpoint at the steps of the plan.
+
+        A checkpoint that a rank asked for is due one step later, when all ranks know it.
+        """
         plan = self.plan
-        if state.step not in plan.event_steps:
+        if state.step not in plan.event_steps and not self.logger.save_due:
             return
         # Raises if this step failed: nothing of a failed step is saved or measured.
         self.logger.flush(state, objective)
@@ -194,8 +201,9 @@ class Trainer:
                 ),
             )
         self.placed.train()
-        if state.step in plan.checkpoint_steps:
+        if state.step in plan.checkpoint_steps or self.logger.save_due:
             self.save(state)
+            self.logger.save_due = False
 
 
 def _record(

@@ -279,7 +279,7 @@ def test_checkpoint_of_a_stop_replaces_no_planned_one_and_is_removed_with_the_ne
     run = RunDir(tmp_path)
     state = new_state()
     for stopped in (False, False, True, False):
-        save_checkpoint(run, train(state), RUNTIME, Retention(2), stopped=stopped)
+        save_checkpoint(run, train(state), RUNTIME, Retention(2), is_planned=not stopped)
         if stopped:
             assert [step for step, _ in run.checkpoints()] == [1, 2, 3]
     assert [step for step, _ in run.checkpoints()] == [2, 4]

@@ -6,9 +6,17 @@ from pathlib import Path
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
+from vlatool.cli.app import run as run_command
 from vlatool.cli.ranks import write_error_file
-from vlatool.errors import DataError, PartialFailure, VlatoolError
-from vlatool.training.ranks import Launch, PartialResult, RankExit, cause, rank_error
+from vlatool.errors import DataError, EnvironmentProblem, PartialFailure, VlatoolError
+from vlatool.training.ranks import (
+    Launch,
+    PartialResult,
+    RankExit,
+    cause,
+    rank_error,
+    slurm_variables,
+)
 
 DATA = {"kind": "data", "code": "data.unknown_field", "message": "no x", "hint": "", "details": {}}
 BUG = {"kind": "bug", "code": "bug", "message": "closed by peer", "hint": "", "details": {}}
@@ -70,6 +78,60 @@ def test_the_end_that_caused_the_others_is_reported(
     assert (end.rank, end.code) == (rank, exit_code)
     error = rank_error(end)
     assert (error.exit_code, error.details["rank"]) == (exit_code, rank)
+
+
+SLURM = {
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+    "SLURM_JOB_ID": "40012",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NODELIST": "gpu[07-08,11],gpu20",
+}
+TORCHRUN = {
+    "RANK": "3",
+    "WORLD_SIZE": "4",
+    "LOCAL_RANK": "1",
+    "MASTER_ADDR": "gpu07",
+    "MASTER_PORT": "10012",
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        pytest.param({}, TORCHRUN, id="task of srun"),
+        pytest.param({"SLURM_STEP_NODELIST": "a,b[1-2]"}, TORCHRUN | {"MASTER_ADDR": "a"}, id="b"),
+        pytest.param({"CUDA_VISIBLE_DEVICES": "0"}, TORCHRUN | {"LOCAL_RANK": "0"}, id="one gpu"),
+        pytest.param({"CUDA_VISIBLE_DEVICES": "0,1"}, TORCHRUN, id="gpus of the node"),
+        pytest.param({"CUDA_VISIBLE_DEVICES": ""}, TORCHRUN, id="no gpu"),
+        pytest.param({"MASTER_ADDR": "x"}, TORCHRUN | {"MASTER_ADDR": "x"}, id="own address"),
+        pytest.param({"SLURM_STEP_NUM_TASKS": "1"}, {}, id="one task"),
+        pytest.param({"RANK": "0"}, {}, id="torchrun in a task"),
+    ],
+)
+def test_variables_of_slurm_are_those_of_torchrun(
+    changes: dict[str, str], expected: dict[str, str]
+) -> None:
+    assert slurm_variables(SLURM | changes) == expected
+
+
+def test_batch_script_of_slurm_is_no_rank() -> None:
+    assert slurm_variables({"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_JOB_ID": "1"}) == {}
+
+
+def test_incomplete_variables_of_slurm_are_an_error() -> None:
+    with pytest.raises(EnvironmentProblem) as caught:
+        slurm_variables({"SLURM_STEP_NUM_TASKS": "8"})
+    assert caught.value.code == "environment.slurm"
+
+
+def test_command_on_ranks_reads_the_variables_of_slurm(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    assert run_command(["train", "--preset", "diffusion-policy-tiny"]) == 6
+    assert "SLURM_STEP_NUM_TASKS" in capsys.readouterr().err
 
 
 def test_error_of_rank_0_has_no_prefix() -> None:

@@ -85,6 +85,7 @@ def test_loss_that_is_not_finite_stops_before_weights_change(tmp_path: Path) -> 
         run.fit(data)
     assert caught.value.code == "data.loss_not_finite"
     assert caught.value.details["samples"] == [f"sample-{index}" for index in range(24, 32)]
+    assert caught.value.details["step"] == 2
     first = Fixture(tmp_path / "b", size=8, steps=1, lr_scheduler="const")
     same = Fixture(tmp_path / "c", size=8, lr_scheduler="const")
     first.fit(samples())
@@ -130,6 +131,13 @@ def test_stop_request_ends_after_the_step(tmp_path: Path) -> None:
     run.fit(samples())
     assert run.state.step == 2
     assert run.saved == [2]
+
+
+def test_checkpoint_by_the_clock_is_saved_once_when_all_ranks_know_it(tmp_path: Path) -> None:
+    run = Fixture(tmp_path, size=16, steps=6)
+    run.trainer.save_due = lambda: run.state.step == 2
+    run.fit(samples(96))
+    assert run.saved == [2, 4, 6]
 
 
 def test_stop_request_between_checkpoints_ends_a_step_later(tmp_path: Path) -> None:

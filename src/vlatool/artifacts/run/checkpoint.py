@@ -66,7 +66,8 @@ class CheckpointManifest:
         step: Number of optimizer steps.
         samples: Number of consumed positions of the data order.
         files: Map from name to size and digest of every other file of the folder.
-        stopped: True if the checkpoint was written because the run was stopped, not by plan.
+        stopped: True if the checkpoint is not one of the plan: it was written because the run was
+            stopped, or by the clock.
         beside: Map from name to size and digest of the files of frozen weights, which are next to
             the folder.
     """

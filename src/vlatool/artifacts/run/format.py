@@ -146,9 +146,10 @@ class RunDir:
         return max(((step, folder) for step, folder in steps if step is not None), default=None)
 
     def prune(self, retention: Retention) -> None:
-        """Removes planned checkpoints that are not retained, and earlier checkpoints of stops.
+        """Removes planned checkpoints that are not retained, and all others but the newest.
 
-        A checkpoint of a stop only serves to resume: it does not count for `retention`.
+        A checkpoint of a stop or of the clock only serves to resume: it does not count for
+        `retention`.
         """
         complete = self.checkpoints()
         stops = [folder for _, folder in complete if _is_stop(folder)]
