@@ -121,8 +121,15 @@ def test_open_loop_errors_have_those_of_images(root: Path, tmp_path: Path) -> No
 
 
 def test_rollout_in_the_built_in_world_needs_no_mapping(root: Path, tmp_path: Path) -> None:
-    keys = {"checkpoint": str(root / "run"), "output": str(tmp_path), "env": LIBERO_ENVIRONMENT}
-    result = rollout(RolloutConfig(**keys, episodes=1, max_steps=3, execute_steps=2))
+    config = RolloutConfig(
+        checkpoint=str(root / "run"),
+        output=str(tmp_path),
+        env=LIBERO_ENVIRONMENT,
+        episodes=1,
+        max_steps=3,
+        execute_steps=2,
+    )
+    result = rollout(config)
     assert (result.figures["episodes"], result.figures["mean_steps"]) == (1, 3)
 
 
