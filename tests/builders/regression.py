@@ -108,7 +108,6 @@ class Fixture:
             validate=lambda state: None,
             log_images=lambda state, micro_batch: None,
             save=lambda state: self.saved.append(state.step),
-            save_due=lambda: False,
             stop_signal=lambda: None,
         )
         self.size = size

@@ -87,8 +87,8 @@ class Trainer:
         validate: Called after validation steps, with the parts in eval mode.
         log_images: Called with a micro-batch after image steps, with the parts in eval mode.
         save: Called after checkpoint steps, and when one is due. Collective.
-        save_due: True if this rank asks for a checkpoint between those of the plan.
         stop_signal: Returns the signal that asked this rank to stop, if any.
+        save_due: True if this rank asks for a checkpoint between those of the plan.
     """
 
     plan: TrainPlan
@@ -100,8 +100,8 @@ class Trainer:
     validate: Callable[[TrainState], None]
     log_images: Callable[[TrainState, MicroBatch], None]
     save: Callable[[TrainState], None]
-    save_due: Callable[[], bool]
     stop_signal: Callable[[], int | None]
+    save_due: Callable[[], bool] = lambda: False
 
     def fit(self, state: TrainState, batches: Iterator[MicroBatch], objective: Objective) -> None:
         """Trains from `state.step` to the end of the plan, or until a stop is requested.
