@@ -2,7 +2,11 @@
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 # Clocks and scheduling make rates over a shorter time meaningless.
 _MIN_MEASURED_S = 0.1
@@ -48,6 +52,10 @@ class Reporter(Protocol):
         """Logs metrics of an optimizer step."""
         ...
 
+    def images(self, step: int, images: "Mapping[str, NDArray[np.uint8]]") -> None:
+        """Logs images of an optimizer step, uint8 [N, H, W, 3] by name."""
+        ...
+
     def note(self, message: str) -> None:
         """Logs an information."""
         ...
@@ -78,6 +86,9 @@ class NullReporter:
         return NullProgress()
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Does nothing."""
+
+    def images(self, step: int, images: "Mapping[str, NDArray[np.uint8]]") -> None:
         """Does nothing."""
 
     def note(self, message: str) -> None:

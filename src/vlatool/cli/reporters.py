@@ -4,10 +4,14 @@ import logging
 import time
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from vlatool.cli.output import is_main_process, to_json, write_stderr
 from vlatool.events import NullReporter, Progress, Reporter, per_second
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 LINE_EVERY_S = 10.0
 EVENT_EVERY_S = 1.0
@@ -115,6 +119,9 @@ class LineReporter:
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Prints nothing: the metrics are in the fields of the bar and in metrics.jsonl."""
 
+    def images(self, step: int, images: "Mapping[str, NDArray[np.uint8]]") -> None:
+        """Prints nothing: the images are files of the run."""
+
     def note(self, message: str) -> None:
         """Writes the message."""
         write_stderr(message)
@@ -152,6 +159,9 @@ class JsonReporter:
         """Writes the metrics."""
         self._event("metrics", step=step, values=values)
 
+    def images(self, step: int, images: "Mapping[str, NDArray[np.uint8]]") -> None:
+        """Writes nothing: the images are files of the run."""
+
     def note(self, message: str) -> None:
         """Writes the message."""
         self._event("note", message=message)
@@ -188,6 +198,10 @@ class LoggedReporter:
         """Reports and logs the metrics."""
         self._reporter.metrics(step, values)
         self._log(logging.INFO, f"step {step}: {to_json(values, indent=None)}")
+
+    def images(self, step: int, images: "Mapping[str, NDArray[np.uint8]]") -> None:
+        """Reports the images."""
+        self._reporter.images(step, images)
 
     def note(self, message: str) -> None:
         """Reports and logs the message."""

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from typing import IO, Self, cast
+from typing import IO, TYPE_CHECKING, Self, cast
 
 from rich.console import Console  # noqa: TID253 - this module is loaded for a terminal only
 from rich.progress import (  # noqa: TID253
@@ -18,6 +18,10 @@ from rich.text import Text  # noqa: TID253
 
 from vlatool.cli.output import Stderr
 from vlatool.cli.reporters import RateMeter, format_count, format_number, format_rate
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _MIN_BAR_WIDTH, _MAX_BAR_WIDTH = 10, 40
 
@@ -46,6 +50,9 @@ class RichReporter:
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Prints nothing: the metrics are in the fields of the bar and in metrics.jsonl."""
+
+    def images(self, step: int, images: "Mapping[str, NDArray[np.uint8]]") -> None:
+        """Prints nothing: the images are files of the run."""
 
     def note(self, message: str) -> None:
         """Prints a message above the bars."""

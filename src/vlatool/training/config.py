@@ -5,7 +5,7 @@ Source: reference/training 1.7.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, SerializeAsAny, model_validator
 
@@ -54,9 +54,6 @@ class TrainConfig(ConfigModel):
     ignored: ClassVar[Mapping[str, str]] = {
         "db_logging": Switch("there is no database; .vlatool/run.json records the run"),
         "log_level": "-v and --log-file show the log",
-        "wandb_entity": "runs are not sent to W&B",
-        "wandb_project_name": "runs are not sent to W&B",
-        "wandb_tags": "runs are not sent to W&B",
         "remote_sync_fixed_path": "runs are not copied to a remote location",
     }
     unsupported: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {
@@ -83,7 +80,11 @@ class TrainConfig(ConfigModel):
             "dry_run",
             "resolve_configs",
             "resolve_configs_path",
+            "tracker",
             "wandb",
+            "wandb_project_name",
+            "wandb_entity",
+            "wandb_tags",
             "remote_sync",
             "distributed",
         }
@@ -159,9 +160,19 @@ class TrainConfig(ConfigModel):
         description="Action chunks sampled per validation, to measure errors in physical units; 0: "
         "none.",
     )
-    wandb: bool = Field(
-        default=False, description="Not supported yet; metrics are in metrics.jsonl."
+    tracker: list[Literal["tensorboard", "wandb"]] = Field(
+        default=[],
+        description="Programs that also get metrics and images: tensorboard (files in the run), "
+        "wandb (Weights & Biases).",
     )
+    wandb: bool = Field(default=False, description="The same as wandb in tracker.")
+    wandb_project_name: str | None = Field(
+        default=None, description="Project of W&B; null: WANDB_PROJECT, else vlatool."
+    )
+    wandb_entity: str | None = Field(
+        default=None, description="Team or user of W&B; null: WANDB_ENTITY, else your default."
+    )
+    wandb_tags: list[str] = Field(default=[], description="Tags of the run in W&B.")
     remote_sync: str | None = Field(default=None, description="Not supported yet.")
     overwrite: bool = execution_field(
         default=False, description="Replace a run made with other options."
@@ -231,11 +242,6 @@ class TrainConfig(ConfigModel):
         if not self.init_weights_only and (self.init_from is None or self.init_except):
             message = "init_weights_only is false: init_from is required, and no init_except"
             yield Violation(("init_weights_only",), message)
-        if self.wandb:
-            yield Violation(
-                ("wandb",),
-                "wandb is true: nothing is sent to W&B yet; metrics are written to metrics.jsonl",
-            )
         if getattr(self.model, "type", None):
             yield from self.model_type.violations(self.model, self.data)
 
@@ -253,6 +259,11 @@ class TrainConfig(ConfigModel):
     def data_kind(self) -> DataKind:
         """The data kind that `data.type` names; by default the first kind of the model type."""
         return data_kind(self.data.type, self.model_type.kinds)
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """Names of the trackers, each once."""
+        return tuple(dict.fromkeys([*self.tracker, *(["wandb"] if self.wandb else [])]))
 
     @property
     def validates(self) -> bool:

@@ -86,7 +86,10 @@ class Meter:
 
 
 class MetricsFile:
-    """Metrics file of a run, JSON lines; each line also goes to the reporter."""
+    """Metrics file of a run, JSON lines; each line also goes to the reporter.
+
+    Numbers have nine digits; those that are not finite are null, which JSON can express.
+    """
 
     def __init__(self, path: Path | None, reporter: Reporter) -> None:
         self._path = path
@@ -96,10 +99,11 @@ class MetricsFile:
         """Appends one line; does nothing on ranks without a path."""
         if self._path is None:
             return
-        row = {"step": step, **{name: _finite_or_none(value) for name, value in values.items()}}
+        rounded = {name: float(f"{value:.9g}") for name, value in values.items()}
+        finite = {name: value if isfinite(value) else None for name, value in rounded.items()}
         with AppendLog(self._path) as log:
-            log.append(row)
-        self._reporter.metrics(step, values)
+            log.append({"step": step, **finite})
+        self._reporter.metrics(step, rounded)
 
 
 class DropsFile:
@@ -119,11 +123,6 @@ class DropsFile:
                 if (drop.reason, drop.sample) not in self._listed:
                     self._listed.add((drop.reason, drop.sample))
                     log.append({"step": step, **asdict(drop)})
-
-
-def _finite_or_none(value: float) -> float | None:
-    """The value with nine digits; None if it is not finite, which JSON cannot express."""
-    return float(f"{value:.9g}") if isfinite(value) else None
 
 
 # The first one has priority if both arrive.

@@ -20,6 +20,7 @@ from vlatool.training.runtime import Runtime
 from vlatool.training.setup import TrainSetup, set_up
 from vlatool.training.state import TrainState
 from vlatool.training.step import StepContexts
+from vlatool.training.trackers import tracked
 from vlatool.training.trainer import StopRequest, Trainer
 from vlatool.training.validation import ImageLogger, Validation
 
@@ -75,9 +76,12 @@ def train_run(setup: RunSetup, reporter: Reporter) -> tuple[TrainState, str]:
         run.truncate_logs(state.step)
     if state.step >= plan.total_steps:
         return state, "already complete"
-    if runtime.is_main:
-        check_space(run, state)
-    _fit(setup, train_setup, reporter)
+    if not runtime.is_main:
+        _fit(setup, train_setup, reporter)
+        return state, "trained"
+    check_space(run, state)
+    with tracked(reporter, config, run, state.step) as reporter:
+        _fit(setup, train_setup, reporter)
     return state, "trained"
 
 
@@ -128,7 +132,7 @@ def _trainer(
             contexts,
             reports,
         ),
-        log_images=ImageLogger(run, train_setup.objective, runtime, contexts),
+        log_images=ImageLogger(run, train_setup.objective, runtime, contexts, reports.reporter),
         save=checkpoints.save,
         save_due=checkpoints.is_due,
         stop_signal=stop_asked,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlatool.artifacts.run.format import VALIDATION, RunDir
 from vlatool.episode import UInt8Array
+from vlatool.events import Reporter
 from vlatool.loading.base import DroppedSample, MicroBatch
 from vlatool.models.base import Objective
 from vlatool.models.policy import SamplesChunks
@@ -122,12 +123,14 @@ class ImageLogger:
         objective: Makes the images.
         runtime: The ranks of the run; rank 0 writes.
         contexts: Makes the context of a micro-batch.
+        reporter: Also gets the images, on rank 0.
     """
 
     run: RunDir
     objective: Objective
     runtime: Runtime
     contexts: StepContexts
+    reporter: Reporter
 
     @torch.no_grad()
     def __call__(self, state: TrainState, micro_batch: MicroBatch) -> None:
@@ -140,6 +143,7 @@ class ImageLogger:
             images = self.objective.images(micro_batch.batch, ctx)
         if self.runtime.is_main:
             save_image_grid(self.run, state.step, images)
+            self.reporter.images(state.step, images)
 
 
 def save_image_grid(run: RunDir, step: int, images_by_name: Mapping[str, UInt8Array]) -> None:

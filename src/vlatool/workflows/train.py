@@ -28,6 +28,7 @@ from vlatool.pages.text import number_text
 from vlatool.storage.uri import local_path
 from vlatool.training.config import TrainConfig
 from vlatool.training.plan import TrainPlan, make_plan, schedule_violations
+from vlatool.training.trackers import check_trackers
 
 # Words for `TrainResult.start`.
 _STARTS = {
@@ -125,6 +126,7 @@ def train(
     from vlatool.training import resume
 
     _check_data_set(config)
+    check_trackers(config.trackers)
     typed = explicit_keys(config) if typed is None else typed
     check_rules(violations(config), typed, reporter)
     before = None if config.name is None else RunDir(_output(config))

@@ -50,7 +50,6 @@ def test_shipped_preset_has_no_violation() -> None:
     ("keys", "key"),
     [
         (["data.seed=7"], "data.seed"),
-        (["wandb=true"], "wandb"),
         (["data.processor=someone/else"], "data.processor"),
         (["data.normalization.method=min_max"], "model.noise_scheduler.clamp_range"),
         (

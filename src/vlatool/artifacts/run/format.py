@@ -44,6 +44,8 @@ DROPS = "dropped.jsonl"
 LATEST = "latest.json"
 CHECKPOINTS = "checkpoints"
 IMAGES = "images"
+# Folders of trackers: event files of TensorBoard, and what W&B has on disk.
+TRACKERS = ("tensorboard", "wandb")
 # Prefix of the metrics of a validation.
 VALIDATION = "val/"
 
@@ -212,8 +214,8 @@ class RunDir:
         """
         for path in (self.config, self.latest_file, self.metrics, self.drops):
             remove_file(path)
-        for folder in (self.checkpoints_folder, self.root / IMAGES):
-            remove_tree(folder)
+        for name in (CHECKPOINTS, IMAGES, *TRACKERS):
+            remove_tree(self.root / name)
 
     def read_config(self) -> dict[str, Any] | None:
         """Tree of config.yaml; None if it is missing or broken."""

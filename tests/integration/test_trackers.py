@@ -1,0 +1,137 @@
+"""Trackers of a run, read back by the readers of TensorBoard and W&B."""
+
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.builders.recording import Recorder
+from tests.builders.toy_runs import SITE, STEPS, toy_config, toys
+from tests.builders.wandb_files import rows as wandb_rows
+from vlatool.artifacts.run.format import RunDir, read_metrics
+from vlatool.errors import EnvironmentProblem
+from vlatool.training.trackers import TrackedReporter
+from vlatool.workflows.train import train
+
+BOTH = "[tensorboard, wandb]"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Toys, with a run that lost its last checkpoint and was resumed."""
+    folder = toys(tmp_path_factory.mktemp("toys"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder / SITE))
+        patch.setenv("WANDB_MODE", "offline")
+        config = toy_config(folder, "toy_gan", "tracked", tracker=BOTH)
+        train(config)
+        shutil.rmtree(RunDir(folder / "tracked").checkpoint(STEPS))
+        train(config)
+        yield folder
+
+
+def events(run: Path, kind: str) -> dict[str, list[Any]]:
+    """Events by tag, as TensorBoard reads them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    reader = EventAccumulator(str(run / "tensorboard"), size_guidance={kind: 0}).Reload()
+    return {tag: getattr(reader, kind.capitalize())(tag) for tag in reader.Tags()[kind]}
+
+
+def numbers(run: Path) -> dict[str, dict[int, float]]:
+    """Metrics by name and step."""
+    by_name: dict[str, dict[int, float]] = {}
+    for row in read_metrics(RunDir(run).metrics):
+        for name in row.keys() - {"step"}:
+            by_name.setdefault(name, {})[row["step"]] = row[name]
+    return by_name
+
+
+def test_tensorboard_has_each_metric_of_each_step_once(root: Path) -> None:
+    shown = {
+        tag: [(event.step, event.value) for event in scalars]
+        for tag, scalars in events(root / "tracked", "scalars").items()
+    }
+    assert shown == {
+        tag: [(step, float(np.float32(value))) for step, value in values.items()]
+        for tag, values in numbers(root / "tracked").items()
+    }
+
+
+def test_wandb_has_the_rows_of_the_metrics_file(root: Path) -> None:
+    rows = [row for row in wandb_rows(root / "tracked" / "wandb") if "samples" in row]
+    expected = read_metrics(RunDir(root / "tracked").metrics)
+    assert [row["step"] for row in rows] == [*range(1, STEPS + 1), *range(5, STEPS + 1)]
+    assert rows[-len(expected) + 4 :] == expected[4:]
+    assert [row["loss"] for row in rows[:4]] == [row["loss"] for row in expected[:4]]
+
+
+def test_trackers_have_the_images(root: Path) -> None:
+    assert [event.step for event in events(root / "tracked", "images")["made"]] == [4, 8]
+    rows = [row for row in wandb_rows(root / "tracked" / "wandb") if "samples" not in row]
+    assert [row["step"] for row in rows] == [4, 8, 8]
+
+
+def test_tracker_of_a_resumed_run_gets_the_earlier_steps(root: Path) -> None:
+    train(toy_config(root, "toy_gan", "later"))
+    shutil.rmtree(RunDir(root / "later").checkpoint(STEPS))
+    train(toy_config(root, "toy_gan", "later", wandb=True, tracker="tensorboard"))
+    steps = [*range(1, STEPS + 1)]
+    assert [event.step for event in events(root / "later", "scalars")["loss"]] == steps
+    rows = wandb_rows(root / "later" / "wandb")
+    assert [row["step"] for row in rows if "samples" in row] == steps
+
+
+def test_wandb_server_that_is_away_is_a_warning(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    wandb.teardown()  # it reads its variables once
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
+    recorder = Recorder()
+    train(toy_config(root, "toy_gan", "away", tracker="wandb"), reporter=recorder)
+    assert [code for code, _ in recorder.warnings] == ["tracker_offline"]
+    assert len(wandb_rows(root / "away" / "wandb")) > STEPS
+    wandb.teardown()
+
+
+def test_tracker_that_is_not_installed_ends_the_run_before_it_starts(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    config = toy_config(root, "toy_gan", "none", tracker="tensorboard")
+    with pytest.raises(EnvironmentProblem) as caught:
+        train(config)
+    assert caught.value.code == "environment.missing_dependency"
+    assert not (root / "none").exists()
+
+
+def test_tracker_that_fails_is_left_out_with_one_warning() -> None:
+    class Full:
+        name, is_new = "full", True
+
+        def metrics(self, *_: object) -> None:
+            raise OSError("no space left")
+
+        images = close = metrics
+
+    recorder = Recorder()
+    reporter = TrackedReporter(recorder, [Full()])
+    reporter.metrics(1, {"loss": 1.0})
+    reporter.metrics(2, {"loss": 1.0})
+    reporter.close(0)
+    assert [code for code, _ in recorder.warnings] == ["tracker_failed"]
+
+
+def test_overwriting_a_run_removes_what_its_trackers_wrote(root: Path) -> None:
+    other = toy_config(root, "toy_gan", "tracked", hparams__lr=0.5, overwrite=True)
+    train(other)
+    assert not [name for name in ("tensorboard", "wandb") if (root / "tracked" / name).exists()]
