@@ -30,7 +30,11 @@ Data = str | Path | Mapping[str, Any] | None
 
 
 def check_config(
-    model_type: ModelType, section: ConfigModel, data: Data, folder: Path
+    model_type: ModelType,
+    section: ConfigModel,
+    data: Data,
+    folder: Path,
+    init_from: str | Path | None = None,
 ) -> tuple[TrainConfig, DatasetInfo]:
     """The derived configuration of short runs, and the dataset info of their data.
 
@@ -39,6 +43,7 @@ def check_config(
         section: Its config.
         data: Like `data` of `check_model_type`.
         folder: Folder in which data may be created.
+        init_from: Like `init_from` of `check_model_type`.
     """
     config_type = section.model_dump().get("type")
     assert config_type == model_type.name, (
@@ -50,7 +55,8 @@ def check_config(
         model=section,
         hparams=HParams.model_validate(_HPARAMS),
         ema=EmaConfig(enabled=True),
-    )
+        init_from=None if init_from is None else str(init_from),
+    ).with_init_base_config()
     info = config.data_kind.load_info(config.data, NULL)
     assert sum(dataset.size for dataset in info.datasets), "`load_info` finds no sample in the data"
     for name, value in info.fingerprint.items():

@@ -50,6 +50,7 @@ from vlatool.training.setup import TrainSetup, set_up
 from vlatool.training.step import LossSums, StepContexts
 from vlatool.training.trainer import Trainer
 from vlatool.training.validation import ImageLogger, Validation
+from vlatool.workflows.train import save_model_assets
 
 _FEWER = 3
 _MIN_DECREASE = 0.2  # fraction of the loss; with a broken gradient the loss stays about equal
@@ -111,7 +112,7 @@ class _Run:
             validate=Validation(
                 validation_batches, validation_batches, objective, runtime, contexts, logger
             ),
-            log_images=ImageLogger(self.dir, objective, runtime, contexts),
+            log_images=ImageLogger(self.dir, objective, runtime, contexts, NULL),
             save=lambda state: save_checkpoint(self.dir, state, runtime, Retention()),
             stop_signal=lambda: SIGTERM if state.step == self.stops_at - 1 else None,
         )
@@ -353,7 +354,7 @@ class ModelChecks:
         runtime = Runtime(config)
         if checkpoint is None:
             config.data_kind.save_assets(config.data, self.info, run.root)
-            self.model_type.save_assets(config.model, run.root)
+            save_model_assets(config, run.root)
         return _Run(config, run, plan, runtime, set_up(config, self.info, runtime, checkpoint))
 
     def _example(self, size: int, first: int = 0, *, is_dummy: bool = False) -> MicroBatch:

@@ -16,6 +16,7 @@ def check_model_type(
     config: Mapping[str, Any] | None = None,
     *,
     data: str | Path | Mapping[str, Any] | None = None,
+    init_from: str | Path | None = None,
 ) -> None:
     """Checks the contract of a model type with short runs: training, checkpoints, resume, policy.
 
@@ -26,6 +27,8 @@ def check_model_type(
         data: A small folder for the first data kind of the model type, or keys of the data
             section, with `type` for another kind. None: a few samples of the built-in world, for
             a model type with robotics data.
+        init_from: Weights to start from, for a model type that needs them. They have the
+            architecture of a tiny network.
     """
     model_type = model_type_class()
     plugin_modules = [target.partition(":")[0] for target in model_type.kinds if ":" in target]
@@ -37,7 +40,7 @@ def check_model_type(
 
     with tempfile.TemporaryDirectory() as folder:
         section = config_section(model_type_class, config)
-        derived, info = check_config(model_type, section, data, Path(folder))
+        derived, info = check_config(model_type, section, data, Path(folder), init_from)
         ModelChecks(derived, info, Path(folder)).check()
 
 
