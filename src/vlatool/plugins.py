@@ -395,11 +395,13 @@ SINKS: Registry[Any] = Registry(
         "lbm": "vlatool.sinks.lbm.sink:LbmSink",
         "jsonl": "vlatool.sinks.jsonl.sink:JsonlSink",
         "image-shards": "vlatool.sinks.image_shards.sink:ImageShardsSink",
+        "lerobot": "vlatool.sinks.lerobot.sink:LeRobotSink",
     },
     {
         "lbm": "shards of windows, to train a policy",
         "jsonl": "windows as JSON lines, and images, for FUTURE-VLA",
         "image-shards": "tars of images, to train a visual tokenizer",
+        "lerobot": "a LeRobot data set, v3.0 or v2.1",
     },
 )
 # Configurations of other programs: each function converts a tree, or returns None for others.

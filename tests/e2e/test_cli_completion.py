@@ -61,7 +61,7 @@ def test_completion(line: str, expected: set[str], cache: Path) -> None:
     [
         ("vlatool preprocess lerobot x --engine ", {"local", "ray"}),
         ("vlatool preprocess lerobot x --image_resizing_filter lan", {"lanczos", "lanczos_vips"}),
-        ("vlatool preprocess lerobot x --sink ", {"lbm", "jsonl", "image-shards"}),
+        ("vlatool preprocess lerobot x --sink ", {"lbm", "jsonl", "image-shards", "lerobot"}),
         ("vlatool preprocess lerobot x --progress ", set(PROGRESS_MODES)),
         ("vlatool preprocess lerobot x --overwrite ", set()),
         ("vlatool preprocess lerobot ", set()),

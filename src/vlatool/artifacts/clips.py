@@ -1,0 +1,242 @@
+"""Encoded video that is cut and joined without decoding: packets are copied, times are counted.
+
+Frame j of a written file is shown at j / rate, whatever the times of its source are. Legend: a
+packet has a position in the order of decoding and a number in the order of presentation; with
+B-frames these differ. Source: formats/lerobot 7.
+"""
+
+import bisect
+import hashlib
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from itertools import dropwhile, islice
+from pathlib import Path
+from typing import IO, Any
+
+import av
+import av.error
+from av.container import InputContainer, OutputContainer
+from av.packet import Packet
+from av.video.stream import VideoStream
+
+from vlatool.artifacts.video import CONTAINER, TIMELESS_FORMATS
+from vlatool.episode import Clip
+from vlatool.storage.uri import as_native_file
+
+
+@dataclass(frozen=True)
+class StreamKind:
+    """Properties that all clips of one file share.
+
+    Attributes:
+        codec: Name of the codec, such as `h264`.
+        height: Pixels.
+        width: Pixels.
+        pixel_format: Name of the pixel format, such as `yuv420p`.
+        digest: Digest of the settings that a decoder needs before the first packet.
+    """
+
+    codec: str
+    height: int
+    width: int
+    pixel_format: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class EncodedClip:
+    """An mp4 file with the frames of one episode.
+
+    Attributes:
+        data: The file.
+        kind: Its properties.
+        delay: Largest number of packets that are decoded before a frame that is shown before them.
+    """
+
+    data: bytes
+    kind: StreamKind
+    delay: int = 0
+
+
+def copy_clip(clip: Clip, count: int, rate: Fraction) -> EncodedClip | None:
+    """The packets of the first `count` frames of a clip.
+
+    Returns:
+        None if these frames cannot be decoded without other packets: they do not begin with a
+        keyframe, or other frames are decoded between them. Also None if the file has no times, or
+        its codec no place in mp4.
+
+    Raises:
+        av.error.FFmpegError, OSError: The file cannot be read.
+    """
+    with _opened(clip.path) as source:
+        stream = source.streams.video[0]
+        packets = _packets_of(clip, count, rate, source)
+        if packets is None:
+            return None
+        delay = _delay(packets)
+        kind = _kind(stream)
+        buffer = io.BytesIO()
+        try:
+            with _Writer(buffer, stream, rate, delay) as writer:
+                writer.write(packets)
+        except (av.error.FFmpegError, ValueError):
+            return None
+    return EncodedClip(buffer.getvalue(), kind, delay)
+
+
+def join_clips(paths: Sequence[Path], rate: Fraction, file: IO[bytes], delay: int) -> None:
+    """Writes an mp4 file with the frames of the files, which `copy_clip` or an encoder wrote.
+
+    Args:
+        paths: Files of one `StreamKind`, in order.
+        rate: Frames per second.
+        file: Written and seeked.
+        delay: Largest delay of the clips.
+
+    Raises:
+        av.error.FFmpegError, OSError: A file cannot be read.
+    """
+    with _opened(paths[0]) as first:
+        template = first.streams.video[0]
+        with _Writer(file, template, rate, delay) as writer:
+            for path in paths:
+                with _opened(path) as source:
+                    writer.write(_data_packets(source, source.streams.video[0]))
+
+
+def encoded_clip(data: bytes) -> EncodedClip:
+    """The clip of a file of `encode_video`."""
+    with av.open(io.BytesIO(data)) as container:
+        return EncodedClip(data, _kind(container.streams.video[0]))
+
+
+class _Writer:
+    """An mp4 file to which packets are copied; a context manager."""
+
+    def __init__(self, file: IO[bytes], template: VideoStream, rate: Fraction, delay: int) -> None:
+        self._container: OutputContainer = av.open(file, "w", format="mp4", options=CONTAINER)
+        self._stream = self._container.add_stream_from_template(template, opaque=True)
+        self._tick = 1 / rate
+        self._stream.time_base = self._tick
+        self._delay, self._frames = delay, 0
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._container.close()
+
+    def write(self, packets: Iterable[Packet]) -> None:
+        """Appends the packets of one clip, given in the order of decoding."""
+        clip = [*packets]
+        numbers = _numbers([packet.pts for packet in clip])
+        for position, (packet, number) in enumerate(zip(clip, numbers, strict=True)):
+            packet.stream = self._stream
+            packet.time_base = self._tick
+            packet.pts = self._frames + number
+            packet.dts = self._frames + position - self._delay
+            packet.duration = 1
+            self._container.mux_one(packet)
+        self._frames += len(clip)
+
+
+def _opened(path: Path) -> InputContainer:
+    container = av.open(as_native_file(path))
+    assert isinstance(container, InputContainer), "opened for reading"
+    return container
+
+
+def _data_packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
+    return (packet for packet in container.demux(stream) if packet.size and not packet.is_discard)
+
+
+def _delay(packets: Sequence[Packet]) -> int:
+    numbers = _numbers([packet.pts for packet in packets])
+    return max(position - number for position, number in enumerate(numbers))
+
+
+def _numbers(times: Sequence[Any]) -> list[int]:
+    """Numbers in the order of presentation, from the times in the order of decoding."""
+    numbers = [0] * len(times)
+    for number, position in enumerate(sorted(range(len(times)), key=times.__getitem__)):
+        numbers[position] = number
+    return numbers
+
+
+def _packets_of(
+    clip: Clip, count: int, rate: Fraction, source: InputContainer
+) -> list[Packet] | None:
+    """The packets of a clip in the order of decoding; None if others are needed."""
+    stream = source.streams.video[0]
+    if source.format.name in TIMELESS_FORMATS or stream.time_base is None:
+        return None
+    if clip.start == 0 and clip.stop is None:  # one pass over a file of one episode
+        packets = [*_data_packets(source, stream)]
+        span = _span([(packet.pts, packet.is_keyframe) for packet in packets], 0, count)
+        return None if span is None else packets[span.start : span.stop]
+    table = _packet_table(clip.path, clip.path.stat().st_mtime_ns)
+    times = sorted(pts for pts, _ in table if pts is not None)
+    if not times:
+        return None
+    start = times[0] + (clip.start - 0.5 / float(rate)) / float(stream.time_base)
+    span = _span(table, bisect.bisect_left(times, start), count)
+    return None if span is None else _read_span(source, stream, table, span)
+
+
+def _span(table: Sequence[tuple[int | None, bool]], first: int, count: int) -> range | None:
+    """Positions of the frames from number `first` on; None if they do not stand by themselves.
+
+    Args:
+        table: (time, keyframe) of each packet, in the order of decoding.
+        first: Number of the first frame.
+        count: Number of frames.
+    """
+    times = [pts for pts, _ in table]
+    if None in times or len(set(times)) < len(times):
+        return None
+    numbers = _numbers(times)
+    positions = [
+        position for position, number in enumerate(numbers) if first <= number < first + count
+    ]
+    if len(positions) < count or positions[-1] - positions[0] >= count:
+        return None
+    begins = table[positions[0]][1] and numbers[positions[0]] == first
+    return range(positions[0], positions[0] + count) if begins else None
+
+
+def _read_span(
+    source: InputContainer, stream: VideoStream, table: Sequence[tuple[Any, bool]], span: range
+) -> list[Packet]:
+    """The packets at the positions `span`, after a seek where the container is exact."""
+    expected = [pts for pts, _ in table[span.start : span.stop]]
+    source.seek(expected[0], stream=stream)
+    packets = dropwhile(lambda packet: packet.pts != expected[0], _data_packets(source, stream))
+    chosen = [*islice(packets, len(span))]
+    if [packet.pts for packet in chosen] != expected:
+        source.seek(0, stream=stream)
+        chosen = [*islice(_data_packets(source, stream), span.start, span.stop)]
+    return chosen
+
+
+@lru_cache(maxsize=8)  # clips of one file follow each other
+def _packet_table(path: Path, changed: int) -> list[tuple[int | None, bool]]:
+    """(time, keyframe) of each packet of a file, in the order of decoding."""
+    del changed
+    with _opened(path) as source:
+        packets = _data_packets(source, source.streams.video[0])
+        return [(packet.pts, packet.is_keyframe) for packet in packets]
+
+
+def _kind(stream: VideoStream) -> StreamKind:
+    context = stream.codec_context
+    return StreamKind(
+        codec=context.name,
+        height=context.height,
+        width=context.width,
+        pixel_format=context.pix_fmt or "",
+        digest=hashlib.sha256(context.extradata or b"").hexdigest()[:16],
+    )

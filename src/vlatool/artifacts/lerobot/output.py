@@ -1,0 +1,324 @@
+"""Writing of LeRobot v3.0 and v2.1: column types, meta files, numbers of files and chunks.
+
+Source: formats/lerobot 2, 3, 5, 6, 9.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vlatool.artifacts.lerobot.format import (
+    CHUNKS_SIZE,
+    DATA_PATH,
+    EPISODE_STATS_FILE,
+    EPISODES_FILE,
+    EPISODES_TABLES,
+    INFO_FILE,
+    MODALITY_FILE,
+    SHARED_DATA_PATH,
+    SHARED_VIDEO_PATH,
+    STATS_FILE,
+    TASKS_FILE,
+    TASKS_TABLE,
+    VIDEO_PATH,
+    write_lines,
+)
+from vlatool.artifacts.lerobot.statistics import Stats
+from vlatool.storage.atomic import open_atomic, write_json
+
+Version = Literal["v3.0", "v2.1"]
+
+# Parts of single episodes, which the final files are made of.
+PARTS_FOLDER = "episodes"
+PART_FILES = (f"{PARTS_FOLDER}/*.parquet", f"{PARTS_FOLDER}/*.mp4")
+CLOSING_FILES = (
+    INFO_FILE,
+    STATS_FILE,
+    TASKS_FILE,
+    TASKS_TABLE,
+    EPISODES_FILE,
+    EPISODE_STATS_FILE,
+    MODALITY_FILE,
+)
+WRITTEN_FILES = (
+    "data/chunk-*/*.parquet",
+    "videos/chunk-*/*/*.mp4",
+    "videos/*/chunk-*/*.mp4",
+    EPISODES_TABLES,
+    *CLOSING_FILES,
+)
+MEGABYTE = 1 << 20
+IMAGE_CELL = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_EPISODES_TABLE = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+_STATS = ("min", "max", "mean", "std", "count")
+
+
+def part_table(episode: str) -> str:
+    """Name of the file with the rows of an episode before it has a number."""
+    return f"{PARTS_FOLDER}/{episode}.parquet"
+
+
+def part_video(episode: str, camera: int) -> str:
+    """Name of the video of an episode before it has a number; cameras are counted."""
+    return f"{PARTS_FOLDER}/{episode}.{camera}.mp4"
+
+
+def data_path(version: Version, values: Mapping[str, int]) -> str:
+    """Path of a data file; `values` are those of the template."""
+    return (SHARED_DATA_PATH if version == "v3.0" else DATA_PATH).format(**values)
+
+
+def video_path(version: Version, camera: str, values: Mapping[str, int]) -> str:
+    """Path of a video; `values` are those of the template."""
+    template = SHARED_VIDEO_PATH if version == "v3.0" else VIDEO_PATH
+    return template.format(video_key=camera, **values)
+
+
+def is_scalar(declared: Mapping[str, Any]) -> bool:
+    """True for a feature with one plain value per row."""
+    return declared.get("shape") in ([1], [], (1,), ())
+
+
+def arrow_type(declared: Mapping[str, Any]) -> pa.DataType | None:
+    """Type of the column of a feature; None if its declaration does not say it."""
+    dtype, shape = str(declared.get("dtype")), declared.get("shape")
+    if dtype == "image":
+        return IMAGE_CELL
+    if dtype == "string":
+        return pa.string()
+    try:
+        value = pa.bool_() if dtype == "bool" else pa.from_numpy_dtype(np.dtype(dtype))
+    except (TypeError, pa.ArrowNotImplementedError):
+        return None
+    if is_scalar(declared):
+        return value
+    if not isinstance(shape, list) or len(shape) != 1:
+        return None
+    return pa.list_(value, shape[0])
+
+
+@dataclass(frozen=True)
+class WrittenEpisode:
+    """Entry of the list of episodes of a written set.
+
+    Attributes:
+        number: Number of the episode.
+        tasks: Its sentences.
+        length: Number of rows.
+        first_row: Number of its first row in the whole set.
+        stats: Statistics by feature.
+        data: Numbers of chunk and file of its rows (v3.0).
+        videos: Map from camera to (chunk, file, first frame) of its clip (v3.0).
+    """
+
+    number: int
+    tasks: Sequence[str]
+    length: int
+    first_row: int
+    stats: Mapping[str, Stats]
+    data: tuple[int, int] = (0, 0)
+    videos: Mapping[str, tuple[int, int, int]] = field(
+        default_factory=dict[str, tuple[int, int, int]]
+    )
+
+
+def write_tasks(output: Path, version: Version, tasks: Sequence[str]) -> str:
+    """Writes the list of tasks; returns its name."""
+    if version == "v2.1":
+        lines = [{"task_index": number, "task": task} for number, task in enumerate(tasks)]
+        write_lines(output / TASKS_FILE, lines)
+        return TASKS_FILE
+    table = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), "task": [*tasks]})
+    # The official loader reads the file with pandas and takes the index for the sentences.
+    columns = [_pandas_column("task_index", "int64"), _pandas_column("task", "unicode")]
+    described = {"index_columns": ["task"], "column_indexes": [], "columns": columns}
+    table = table.replace_schema_metadata({"pandas": json.dumps(described)})
+    with open_atomic(output / TASKS_TABLE) as file:
+        pq.write_table(table, file)
+    return TASKS_TABLE
+
+
+def _pandas_column(name: str, kind: str) -> dict[str, Any]:
+    numpy_type = "int64" if kind == "int64" else "object"
+    return {
+        "name": name,
+        "field_name": name,
+        "pandas_type": kind,
+        "numpy_type": numpy_type,
+        "metadata": None,
+    }
+
+
+def write_episodes(
+    output: Path, version: Version, episodes: Iterable[WrittenEpisode], fps: float, limit: int
+) -> list[str]:
+    """Writes the list of episodes with their statistics; returns the names of the files.
+
+    Args:
+        output: Folder of the data set.
+        version: Its version.
+        episodes: The episodes, in order.
+        fps: Frames per second.
+        limit: Bytes of a table in memory, after which the next file begins (v3.0).
+    """
+    if version == "v2.1":
+        return _write_episode_lines(output, [*episodes])
+    names: list[str] = []
+    for number, rows in enumerate(_filled(episodes, fps, limit)):
+        values = {"chunk_index": number // CHUNKS_SIZE, "file_index": number % CHUNKS_SIZE}
+        stored = {f"meta/episodes/{name}": value for name, value in values.items()}
+        names.append(_EPISODES_TABLE.format(**values))
+        with open_atomic(output / names[-1]) as file:
+            pq.write_table(_table([row | stored for row in rows]), file)
+    return names
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Table of rows; a key that some rows lack is null there."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})
+
+
+def _filled(
+    episodes: Iterable[WrittenEpisode], fps: float, limit: int
+) -> Iterator[list[dict[str, Any]]]:
+    """Rows of one file after the other."""
+    rows: list[dict[str, Any]] = []
+    size = 0
+    for episode in episodes:
+        rows.append(_episode_row(episode, fps))
+        size += len(json.dumps(rows[-1]))
+        if size >= limit:
+            yield rows
+            rows, size = [], 0
+    if rows:
+        yield rows
+
+
+def _episode_row(episode: WrittenEpisode, fps: float) -> dict[str, Any]:
+    """Row of the table of episodes. Source: formats/lerobot 5."""
+    row: dict[str, Any] = {
+        "episode_index": episode.number,
+        "tasks": [*episode.tasks],
+        "length": episode.length,
+        "data/chunk_index": episode.data[0],
+        "data/file_index": episode.data[1],
+        "dataset_from_index": episode.first_row,
+        "dataset_to_index": episode.first_row + episode.length,
+    }
+    for camera, (chunk, number, start) in episode.videos.items():
+        row |= {
+            f"videos/{camera}/chunk_index": chunk,
+            f"videos/{camera}/file_index": number,
+            f"videos/{camera}/from_timestamp": start / fps,
+            f"videos/{camera}/to_timestamp": (start + episode.length) / fps,
+        }
+    for feature, entry in episode.stats.items():
+        row |= {f"stats/{feature}/{name}": value for name, value in entry.items()}
+    return row
+
+
+def _write_episode_lines(output: Path, episodes: Sequence[WrittenEpisode]) -> list[str]:
+    stats = [
+        {
+            "episode_index": episode.number,
+            "stats": {
+                name: {key: entry[key] for key in _STATS} for name, entry in episode.stats.items()
+            },
+        }
+        for episode in episodes
+    ]
+    write_lines(output / EPISODE_STATS_FILE, stats)
+    lines = [
+        {"episode_index": episode.number, "tasks": [*episode.tasks], "length": episode.length}
+        for episode in episodes
+    ]
+    write_lines(output / EPISODES_FILE, lines)
+    return [EPISODE_STATS_FILE, EPISODES_FILE]
+
+
+@dataclass(frozen=True)
+class WrittenSet:
+    """Content of `meta/info.json`.
+
+    Attributes:
+        version: Version of the layout.
+        fps: Frames per second.
+        robot_type: Free text; None if unknown.
+        features: Declarations of columns and cameras.
+        chunks_size: Number of files per chunk, or of episodes (v2.1).
+        data_mb: Size of a data file in MiB (v3.0).
+        video_mb: Size of a video in MiB (v3.0).
+        extra: Keys without a meaning here that the source has.
+    """
+
+    version: Version
+    fps: float
+    robot_type: str | None
+    features: Mapping[str, Any]
+    chunks_size: int
+    data_mb: int
+    video_mb: int
+    extra: Mapping[str, Any]
+
+
+def write_info(output: Path, dataset: WrittenSet, episodes: int, frames: int, tasks: int) -> None:
+    """Writes `meta/info.json`, the last file of a set."""
+    cameras = sum(declared["dtype"] == "video" for declared in dataset.features.values())
+    is_shared = dataset.version == "v3.0"
+    sizes: dict[str, Any] = {
+        "data_files_size_in_mb": dataset.data_mb,
+        "video_files_size_in_mb": dataset.video_mb,
+    }
+    if not is_shared:
+        chunks = -(-episodes // dataset.chunks_size)
+        sizes = {"total_videos": cameras * episodes, "total_chunks": chunks}
+    info = {
+        "codebase_version": dataset.version,
+        "robot_type": dataset.robot_type,
+        "total_episodes": episodes,
+        "total_frames": frames,
+        "total_tasks": tasks,
+        "chunks_size": dataset.chunks_size,
+        **sizes,
+        "fps": int(dataset.fps) if dataset.fps == int(dataset.fps) else dataset.fps,
+        "splits": {"train": f"0:{episodes}"},
+        "data_path": SHARED_DATA_PATH if is_shared else DATA_PATH,
+        "video_path": (SHARED_VIDEO_PATH if is_shared else VIDEO_PATH) if cameras else None,
+        "features": dict(dataset.features),
+    }
+    extra = {key: value for key, value in dataset.extra.items() if key not in (*info, *_REPLACED)}
+    write_json(output / INFO_FILE, info | extra, indent=4)
+
+
+# Keys of the other version, which say nothing about the written set.
+_REPLACED = (
+    "data_files_size_in_mb",
+    "total_chunks",
+    "total_videos",
+    "video_files_size_in_mb",
+)
+
+
+def write_statistics(output: Path, entries: Mapping[str, Stats]) -> str:
+    """Writes the statistics of the whole set; returns the name of the file."""
+    write_json(output / STATS_FILE, dict(entries), indent=4)
+    return STATS_FILE
+
+
+def numeric_width(declared: Mapping[str, Any]) -> int | None:
+    """Number of values per row of a numeric feature; None for others."""
+    dtype, shape = str(declared.get("dtype")), declared.get("shape")
+    if dtype in ("image", "video", "string", "language") or not isinstance(shape, list):
+        return None
+    try:
+        kind = np.dtype(dtype).kind
+    except TypeError:
+        return None
+    return int(np.prod(shape, dtype=np.int64)) if kind in "iufb" else None

@@ -1,0 +1,109 @@
+"""LeRobot data sets written by `preprocess --sink lerobot`. Source: formats/lerobot 14."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from vlatool.plugins import FORMATS
+from vlatool.sinks.lerobot.sink import LeRobotSink
+from vlatool.testing import check_sink
+from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
+from vlatool.workflows.sample import SampleConfig, sample
+
+EPISODES, FRAMES = 2, 5
+
+
+def written(format_name: str, source: Path, output: Path, **sink: Any) -> PreprocessResult:
+    """Result of a run of the sink."""
+    tree: dict[str, Any] = {"format": format_name, "sources": [str(source)], "workers": 1}
+    tree |= {"output": str(output), "sink": {"type": "lerobot", **sink}}
+    return preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+
+
+def episodes_of(format_name: str, source: Path) -> list[Any]:
+    """All episodes of a source."""
+    reader = FORMATS.get(format_name)(FORMATS.get(format_name).Config())
+    return [reader.read(ref) for ref in reader.discover([source])]
+
+
+def psnr(actual: Any, expected: Any) -> float:
+    """Ratio in dB between the largest value and the error of images."""
+    error = np.mean((actual.astype(float) - expected.astype(float)) ** 2)
+    return float(10 * np.log10(255**2 / error))
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Raw episodes of the world."""
+    folder = tmp_path_factory.mktemp("lerobot") / "raw"
+    options = {"layout": "spartan", "episodes": EPISODES, "frames": FRAMES, "workers": 1}
+    sample(SampleConfig.model_validate({**options, "output": str(folder)}))
+    return folder
+
+
+@pytest.mark.slow  # a dozen runs
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"layout_version": "v2.1", "use_videos": False, "modality": True}],
+    ids=["v3.0", "v2.1"],
+)
+def test_the_sink_fulfills_the_sink_contract(config: dict[str, Any]) -> None:
+    check_sink(LeRobotSink, config)
+
+
+@pytest.mark.parametrize("use_videos", [True, False])
+def test_fields_and_images_of_spartan_are_read_back(
+    raw: Path, tmp_path: Path, use_videos: bool
+) -> None:
+    result = written("spartan", raw, tmp_path / "out", layout_version="v2.1", use_videos=use_videos)
+    assert (result.samples, result.left_out_fields) == (EPISODES * FRAMES, ())
+    for before, after in zip(
+        episodes_of("spartan", raw), episodes_of("lerobot", tmp_path / "out"), strict=True
+    ):
+        observed = [before.lowdim[name] for name in before.proprioception_fields]
+        expected = np.concatenate(observed, axis=1).astype(np.float32)
+        assert np.array_equal(after.lowdim["observation.state"], expected)
+        assert (after.task, after.fps) == (before.language["original"][0], before.fps)
+        for name, camera in before.cameras.items():
+            images, original = (
+                source.read(range(FRAMES))
+                for source in (after.cameras[f"observation.images.{name}"], camera)
+            )
+            assert (
+                np.array_equal(images, original)
+                if not use_videos
+                else (
+                    psnr(images, original) > 30  # sharp edges of 64 x 64 pixels
+                )
+            )
+
+
+def test_the_tables_of_v3_have_the_columns_of_the_official_loader(
+    raw: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    written("spartan", raw, out)
+    info = json.loads((out / "meta/info.json").read_text())
+    totals = {"codebase_version": "v3.0", "total_episodes": EPISODES, "total_frames": 10}
+    assert info == info | totals | {"splits": {"train": "0:2"}, "fps": 10}
+    data = pq.read_table(out / "data/chunk-000/file-000.parquet")
+    assert pq.ParquetFile(out / "data/chunk-000/file-000.parquet").num_row_groups == EPISODES
+    columns = [name for name, tree in info["features"].items() if tree["dtype"] != "video"]
+    assert data.column_names == columns
+    assert data.column("index").to_pylist() == [*range(EPISODES * FRAMES)]
+    rows = pq.read_table(out / "meta/episodes/chunk-000/file-000.parquet").to_pylist()
+    camera = next(name for name, tree in info["features"].items() if tree["dtype"] == "video")
+    spans = [(row["dataset_from_index"], row["dataset_to_index"]) for row in rows]
+    assert spans == [(0, 5), (5, 10)]
+    assert [row[f"videos/{camera}/from_timestamp"] for row in rows] == [0.0, 0.5]
+    assert rows[1]["stats/index/mean"] == [7.0]
+    tasks = pq.read_table(out / "meta/tasks.parquet")
+    described = json.loads((tasks.schema.metadata or {})[b"pandas"])
+    assert (tasks.column_names, described["index_columns"]) == (["task_index", "task"], ["task"])
+    stats = json.loads((out / "meta/stats.json").read_text())
+    assert stats["index"]["q50"] == [4.5]
+    assert {*info["features"]} - {*stats} == {"language_instruction"}
