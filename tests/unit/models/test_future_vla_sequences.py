@@ -233,8 +233,12 @@ def test_a_sample_over_the_limit_is_an_error() -> None:
 
 
 def test_a_vocabulary_without_room_for_the_codes_is_an_error() -> None:
-    with pytest.raises(UsageError, match="room for 29 codes and action ids, the data have 20"):
-        TokenIds.of(tiny_tokenizer(29), SIZES)
+    available = tiny_tokenizer(0).token_to_id("<|endoftext|>") - 256
+    sizes = SIZES._replace(codebook_size=available)
+    with pytest.raises(
+        UsageError, match=f"room for {available} codes and action ids, the data have"
+    ):
+        TokenIds.of(tiny_tokenizer(0), sizes)
 
 
 def test_a_tokenizer_without_special_tokens_is_an_error() -> None:

@@ -6,13 +6,15 @@ Legend of shapes: Q images, K codes of an image.
 Source: reference/future-vla 5.2.
 """
 
+import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from pydantic import Field
 
-from vlatool.artifacts.samples.lines import SampleSizes
+from vlatool.artifacts.samples.lines import SampleSizes, answer, question
+from vlatool.artifacts.windows.format import Kind
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Array
 from vlatool.errors import DataError, UsageError
@@ -37,6 +39,9 @@ _MARKERS: Mapping[str, str] = {
 _BYTES = 256
 # Room for codes and action ids in the tiny tokenizer.
 TINY_RESERVED = 2048
+# Texts with words of the tiny tokenizer, besides those of all samples.
+_TINY_TASK = "put the red, green or blue block in the bin"
+_TINY_ROLES = ("user\n", "assistant\n")
 
 
 class TokenIds(ConfigModel):
@@ -203,22 +208,40 @@ def parse_tokenizer(document: str) -> Any:
 
 
 def tiny_tokenizer(reserved: int = TINY_RESERVED) -> Any:
-    """A text tokenizer (`tokenizers.Tokenizer`) on UTF-8 bytes, with all special tokens.
+    """A `tokenizers.Tokenizer` of UTF-8 bytes and a few words, with all special tokens.
 
     Args:
         reserved: Number of ids below <|endoftext|> that no text has, for codes and action ids.
     """
     library = tokenizers()
-    letters = sorted(library.pre_tokenizers.ByteLevel.alphabet())
-    words = [*letters, *(f"<|reserved_{number}|>" for number in range(reserved))]
-    model = library.models.BPE(vocab={word: number for number, word in enumerate(words)}, merges=[])
-    tokenizer = library.Tokenizer(model)
-    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(
-        add_prefix_space=False, use_regex=False
+    words, merges = _words(library)
+    words += [f"<|reserved_{number}|>" for number in range(reserved)]
+    model = library.models.BPE(
+        vocab={word: number for number, word in enumerate(words)}, merges=merges
     )
+    tokenizer = library.Tokenizer(model)
+    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = library.decoders.ByteLevel()
     tokenizer.add_special_tokens(
         [library.AddedToken(t, special=True, normalized=False) for t in _SPECIAL.values()]
     )
     add_markers(tokenizer)
     return tokenizer
+
+
+def _words(library: Any) -> tuple[list[str], list[tuple[str, str]]]:
+    """Bytes and the words of all questions and answers, and the merges that lead to these."""
+    letters = sorted(library.pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = library.Tokenizer(library.models.BPE())
+    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = library.trainers.BpeTrainer(initial_alphabet=letters, show_progress=False)
+    texts = [
+        text
+        for kind in get_args(Kind)
+        for text in (question(kind, _TINY_TASK, 0, ""), answer(kind, "", ""), *_TINY_ROLES)
+    ]
+    tokenizer.train_from_iterator(texts, trainer)
+    trained = json.loads(tokenizer.to_str())["model"]
+    merged = sorted(trained["vocab"], key=trained["vocab"].__getitem__)
+    words = [*letters, *(word for word in merged if len(word) > 1)]
+    return words, [(first, second) for first, second in trained["merges"]]
