@@ -41,7 +41,7 @@ WRITING = ("preprocess", "tokenizer", "encode", "decode", "build-dataset", "expo
 WRITING += ("train", "finetune", "eval", "demo")
 OUTPUT_OPTIONS = ("-o", "--output", "--html")
 # Keys of JSON documents whose values are times, or prose.
-TIMES = ("*seconds", "stages", "samples_per_second", "step_ms", "data_wait")
+TIMES = ("*seconds", "stages", "samples_per_second", "step_ms", "data_wait", "memory_gb")
 TIMES += ("created_at", "timestamp_*")
 SPEEDS = ("rate", "bound")  # of results, and which stage was slowest
 PROSE = ("message", "hint", "next", "not_measured")

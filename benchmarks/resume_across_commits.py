@@ -48,7 +48,7 @@ METADATA, METRICS = "processing_metadata.json", "metrics.jsonl"
 CURVES = "curves.png"
 # Left by a killed command that writes its output in one go.
 PARTIAL = ".*.partial"
-TIMES = ("samples_per_second", "step_ms", "data_wait", "seconds", "stages")
+TIMES = ("samples_per_second", "step_ms", "data_wait", "memory_gb", "seconds", "stages")
 Counts = Mapping[str, int]
 OWN_SOURCE = Path(__file__).resolve().parents[1] / "src"
 

@@ -20,6 +20,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.preprocessing import run as preprocessed
@@ -36,8 +37,12 @@ from tests.builders.training import (
 from vlatool.artifacts.run.format import RunDir, read_metrics
 from vlatool.artifacts.shards.format import read_preprocessing_config
 from vlatool.cli.app import run as run_command
+from vlatool.config.resolve import load_config
 from vlatool.errors import ConfigError, DataError, StorageError, UsageError
 from vlatool.events import NullProgress, NullReporter
+from vlatool.models.diffusion_policy.objective import DenoisingObjective
+from vlatool.models.flops import objective_losses
+from vlatool.training.config import TrainConfig
 from vlatool.training.identity import identity_keys
 from vlatool.workflows.train import TrainResult, train
 
@@ -92,6 +97,20 @@ def test_rates_before_checkpoints_are_those_of_whole_steps(finished: Path) -> No
     assert min(times[3], times[6]) > 0.1 * min(times[2], times[5])
 
 
+def test_operations_of_a_policy_are_those_of_a_real_step(finished: Path) -> None:
+    config = load_config(TrainConfig, files=[str(finished / "config.yaml")]).config
+    policy_type, losses = (
+        config.model_type,
+        objective_losses(lambda _: DenoisingObjective(config.model)),
+    )
+    with FlopCounterMode(display=False) as counter:
+        for loss in losses(
+            policy_type.build(config.model), policy_type.example(config.model, config.data, 1)
+        ):
+            loss.backward()
+    assert policy_type.flops(config.model, config.data) == counter.get_total_flops() > 0
+
+
 def test_loss_of_the_bar_is_that_of_the_result(data: Path, tmp_path: Path) -> None:
     shown: list[float] = []
 
@@ -111,9 +130,6 @@ def test_loss_of_the_bar_is_that_of_the_result(data: Path, tmp_path: Path) -> No
 def test_config_of_a_run_is_derived_and_can_be_trained_again(
     finished: Path, tmp_path: Path
 ) -> None:
-    from vlatool.config.resolve import load_config
-    from vlatool.training.config import TrainConfig
-
     config = load_config(TrainConfig, files=[str(finished / "config.yaml")]).config
     assert config.data.camera_names == CAMERAS
     assert (config.data.action_dim, config.data.proprioception_dim) == (4, 4)

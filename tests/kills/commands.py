@@ -48,7 +48,7 @@ from vlatool.world.registration import ENVIRONMENT
 Result = Mapping[str, Any]
 _CHUNK = 1024  # bytes of a download
 _TASK = "PutKiwiOnSaucer"
-_TIMES = ("samples_per_second", "step_ms", "data_wait", "seconds", "stages")
+_TIMES = ("samples_per_second", "step_ms", "data_wait", "memory_gb", "seconds", "stages")
 
 
 @dataclass(frozen=True)

@@ -455,6 +455,15 @@ class ModelType(PublishedLayout, Protocol):
         """
         ...
 
+    def flops(self, config: Any, data: Any) -> float | None:
+        """Returns the floating-point operations of training on a sample; None if unknown.
+
+        Those of the forward and backward passes, without recomputation by gradient checkpointing.
+        A multiplication with an addition counts as two. `models.flops.sample_flops` counts them.
+        """
+        del config, data
+        return None
+
     def policy(
         self, config: Any, parts: Mapping[str, "nn.Module"], assets: Any, folder: Path | None
     ) -> "Policy | None":

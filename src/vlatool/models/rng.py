@@ -30,7 +30,7 @@ class _Chunk:
     rows: list[int]
 
 
-class _Draws:
+class Distributions:
     """Distributions of `models.base.Rng` from one method, which draws a row per sample."""
 
     def normal(self, *shape: int) -> Tensor:
@@ -52,8 +52,8 @@ class _Draws:
         raise NotImplementedError
 
 
-class PerSampleRng(_Draws):
-    """Draws whole chunks of the global batch and returns the rows of one micro-batch.
+class PerSampleRng(Distributions):
+    """Distributions whole chunks of the global batch and returns the rows of one micro-batch.
 
     All micro-batches of a step start with generators in the same state, so the n-th call draws the
     same numbers in each of them. Row numbers of `total` and above wrap around: a dummy micro-batch
@@ -88,7 +88,7 @@ class PerSampleRng(_Draws):
         return values[0] if len(values) == 1 else torch.cat(values)
 
 
-class SeededRng(_Draws):
+class SeededRng(Distributions):
     """Random numbers of a batch; each row is drawn by a generator of its own on the CPU.
 
     So a row depends on its seed and the number of the call alone, on every device.

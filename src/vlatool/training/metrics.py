@@ -19,6 +19,7 @@ from vlatool.events import Progress, Reporter, counted
 from vlatool.loading.base import DroppedSample, MicroBatch
 from vlatool.models.base import Objective
 from vlatool.storage.append_log import AppendLog
+from vlatool.training.devices import peak_memory
 from vlatool.training.runtime import Runtime
 from vlatool.training.state import TrainState
 from vlatool.training.step import OptimizerStep
@@ -29,9 +30,14 @@ class Meter:
 
     Times are wall-clock; `data_wait` is the fraction of time spent waiting for a batch. Metrics of
     the first optimizer have plain names, those of the others are prefixed with the optimizer name.
+
+    Args:
+        ideal_rate: Samples per second at the peak arithmetic of the devices, if known.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ideal_rate: float | None = None) -> None:
+        self._ideal_rate = ideal_rate
+        self._memory = 0.0
         self._ended = time.perf_counter()
         self._clear()
 
@@ -49,11 +55,15 @@ class Meter:
         """Sums and count of an optimizer since the last report, float64, on the CPU."""
         return self._sums.get(optimizer, {}), self._counts.get(optimizer, 0.0)
 
-    def add_step(self, samples: int, data_wait_s: float, ended_s: float) -> None:
-        """Adds one step: its samples over all ranks, its wait for a batch, and when it ended."""
+    def add_ranks(self, data_waits_s: Sequence[float], memory: Sequence[float]) -> None:
+        """Adds, of each rank, the wait for the batch of one step and the bytes of its device."""
+        self._data_wait += max(data_waits_s)
+        self._memory = max(memory)
+
+    def add_step(self, samples: int, ended_s: float) -> None:
+        """Adds one step: its samples over all ranks, and when it ended."""
         self._samples += samples
         self._steps += 1
-        self._data_wait += data_wait_s
         self._ended = ended_s
 
     def add_update(self, prefix: str, loss: float | None, norm: float, rate: float) -> None:
@@ -73,13 +83,16 @@ class Meter:
     def report(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Means since the last report, with `metrics` added; resets the meter."""
         seconds = max(self._ended - self._since, 1e-9)
+        rate = self._samples / seconds
         values = {
             **self._rates,
             **{name: sum(values) / len(values) for name, values in self._values.items()},
             **metrics,
-            "samples_per_second": self._samples / seconds,
+            "samples_per_second": rate,
             "step_ms": 1000 * seconds / max(self._steps, 1),
             "data_wait": self._data_wait / seconds,
+            "memory_gb": self._memory / 1e9,
+            **({} if self._ideal_rate is None else {"mfu": rate / self._ideal_rate}),
         }
         self._clear()
         return values
@@ -143,7 +156,6 @@ class StepRecord:
         updates: Result of each optimizer, in order.
         names: Sample names on this rank, by micro-batch.
         drops: Dropped samples of this rank.
-        data_wait_s: Seconds that this rank waited for its micro-batches.
         ended_s: Time of `time.perf_counter` when this rank had issued the step.
     """
 
@@ -152,7 +164,6 @@ class StepRecord:
     updates: Sequence[OptimizerStep]
     names: Sequence[Sequence[str]]
     drops: Sequence[DroppedSample]
-    data_wait_s: float
     ended_s: float
 
 
@@ -172,6 +183,7 @@ class MetricsLogger:
         drop_reasons: Drop reasons of the data kind, in the order of `MicroBatch.dropped`.
         max_dropped_share: Fraction of dropped samples above which the run ends.
         drops: Lists the dropped samples.
+        ideal_rate: Samples per second at the peak arithmetic of all devices; None: unknown.
         newest_checkpoint: Returns the newest checkpoint, if there is one; for errors.
         stopped_by: Signal that asked a rank to stop, if any; equal on all ranks.
         save_due: True if a rank asked for a checkpoint; equal on all ranks.
@@ -186,22 +198,29 @@ class MetricsLogger:
     drop_reasons: Sequence[str] = ()
     max_dropped_share: float = 1.0
     drops: DropsFile = field(default_factory=DropsFile)
+    ideal_rate: float | None = None
     newest_checkpoint: Callable[[], Path | None] = lambda: None
     stopped_by: int | None = None
     save_due: bool = False
 
     def __post_init__(self) -> None:
-        self.meter = Meter()
+        self.meter = Meter(self.ideal_rate)
         self._pending: StepRecord | None = None
         self._warned: set[str] = set()
 
     def rank_counters(
-        self, micro_batches: Sequence[MicroBatch], stop: int | None, *, save_due: bool
+        self,
+        micro_batches: Sequence[MicroBatch],
+        data_wait_s: float,
+        stop: int | None,
+        *,
+        save_due: bool,
     ) -> list[float]:
         """Extra numbers of this rank for the first reduction of a step.
 
         Args:
             micro_batches: Micro-batches of the step, with counts of dropped samples.
+            data_wait_s: Seconds that this rank waited for them.
             stop: Signal that asked this rank to stop, if any.
             save_due: This rank asks for a checkpoint.
         """
@@ -209,7 +228,17 @@ class MetricsLogger:
         for micro_batch in micro_batches:
             dropped = [a + b for a, b in zip(dropped, micro_batch.dropped, strict=True)]
         signals = [float(stop == number) for number in _SIGNALS]
-        return [*signals, float(save_due), *map(float, dropped)]
+        memory = float(peak_memory(self.runtime.device))
+        per_rank = (*self._of_this_rank(data_wait_s), *self._of_this_rank(memory))
+        return [*signals, float(save_due), *per_rank, *map(float, dropped)]
+
+    def _of_this_rank(self, value: float) -> list[float]:
+        """A number for each rank: that of this one, 0 for the others, so that sums list all."""
+        return [value if rank == self.runtime.rank else 0.0 for rank in self._ranks]
+
+    @property
+    def _ranks(self) -> range:
+        return range(self.runtime.world_size)
 
     def log_step(self, record: StepRecord, state: TrainState, objective: Objective) -> None:
         """Stores the record of a step and logs the step before it.
@@ -242,17 +271,18 @@ class MetricsLogger:
             self.meter.add(update.optimizer, update.sums.read(host[2:]), count)
             if index == 0:
                 self._add_counters(rest, record, state)
-        self.meter.add_step(record.samples // record.step, record.data_wait_s, record.ended_s)
+        self.meter.add_step(record.samples // record.step, record.ended_s)
         self._log(record, state, objective)
 
     def _add_counters(self, extras: Sequence[float], record: StepRecord, state: TrainState) -> None:
-        *flags, save_due = extras[: len(_SIGNALS) + 1]
-        signals = [number for number, ranks in zip(_SIGNALS, flags, strict=True) if ranks]
-        self.save_due = self.save_due or save_due > 0
+        numbers = iter(extras)
+        signals = [number for number in _SIGNALS if next(numbers)]
+        self.save_due = next(numbers) > 0 or self.save_due
+        self.meter.add_ranks(*([next(numbers) for _ in self._ranks] for _ in range(2)))
         self.stopped_by = self.stopped_by or next(iter(signals), None)
         counts = {
             reason: int(count)
-            for reason, count in zip(self.drop_reasons, extras[len(_SIGNALS) + 1 :], strict=True)
+            for reason, count in zip(self.drop_reasons, numbers, strict=True)
             if count
         }
         if not counts:

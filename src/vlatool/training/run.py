@@ -14,6 +14,7 @@ from vlatool.training.checkpoints import check_space, save_checkpoint
 from vlatool.training.config import TrainConfig
 from vlatool.training.continuation import check_budget
 from vlatool.training.data import DataStreams
+from vlatool.training.devices import peak_tflops
 from vlatool.training.metrics import DropsFile, MetricsFile, MetricsLogger
 from vlatool.training.plan import TrainPlan, schedule_violations
 from vlatool.training.runtime import Runtime
@@ -187,8 +188,26 @@ def _reports(
         drop_reasons=config.data_kind.drop_reasons,
         max_dropped_share=config.data.max_dropped_share,
         drops=DropsFile(setup.run.drops if runtime.is_main else None),
+        ideal_rate=_ideal_rate(setup, reporter),
         newest_checkpoint=checkpoints.newest,
     )
+
+
+def _ideal_rate(setup: RunSetup, reporter: Reporter) -> float | None:
+    """Samples per second at the peak arithmetic of all devices, for the MFU; None if unknown."""
+    config, runtime = setup.config, setup.runtime
+    mixed = config.hparams.precision.startswith("amp")
+    peak = config.distributed.device_tflops or peak_tflops(runtime.device, mixed=mixed)
+    if peak is None or not runtime.is_main:
+        return None
+    flops = config.model_type.flops(config.model, config.data)
+    if not flops:
+        return None
+    reporter.note(
+        f"training takes {flops / 1e9:.4g} GFLOP per sample; mfu is the share of "
+        f"{peak:g} TFLOP/s per device"
+    )
+    return runtime.world_size * peak * 1e12 / flops
 
 
 def _exit_stopped(number: int | None) -> None:

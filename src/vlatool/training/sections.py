@@ -149,5 +149,10 @@ class DistributedConfig(ConfigModel):
         description="Seconds that a process waits for another one, which may hang, before the run "
         "ends; longer than rank 0 needs to write a checkpoint.",
     )
+    device_tflops: float | None = Field(
+        default=None,
+        gt=0,
+        description="Peak of a device in TFLOP/s, for the metric mfu; null: that of its name.",
+    )
     fsdp_cpu_offload: bool = Field(default=False, description="Keep sharded weights on the host.")
     dist_url: str = Field(default="env://", description="Rendezvous address of the processes.")

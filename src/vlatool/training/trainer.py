@@ -124,13 +124,13 @@ class Trainer:
                 self._prepare(objective, state.step, micro_batch) for micro_batch in fetched
             ]
             counters = self.logger.rank_counters(
-                fetched, self.stop_signal(), save_due=self.save_due()
+                fetched, waited_s, self.stop_signal(), save_due=self.save_due()
             )
             updates = self._optimizer_steps(state, objective, stepper, prepared_batches, counters)
             self._update_averages(state, objective, updates)
             state.step += 1
             state.samples += self.plan.global_batch
-            record = _record(state, updates, fetched, waited_s)
+            record = _record(state, updates, fetched)
             self.logger.log_step(record, state, objective)
             self._run_events(state, objective, prepared_batches)
         self.logger.flush(state, objective)
@@ -207,10 +207,7 @@ class Trainer:
 
 
 def _record(
-    state: TrainState,
-    optimizer_steps: list[OptimizerStep],
-    fetched: list[MicroBatch],
-    data_wait_s: float,
+    state: TrainState, optimizer_steps: list[OptimizerStep], fetched: list[MicroBatch]
 ) -> StepRecord:
     return StepRecord(
         step=state.step,
@@ -218,6 +215,5 @@ def _record(
         updates=optimizer_steps,
         names=[micro_batch.samples for micro_batch in fetched],
         drops=[drop for micro_batch in fetched for drop in micro_batch.drops],
-        data_wait_s=data_wait_s,
         ended_s=time.perf_counter(),
     )

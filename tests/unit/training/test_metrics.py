@@ -1,6 +1,7 @@
 """Metrics and warnings of a run, which are logged one step late."""
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from vlatool.events import NullReporter
 from vlatool.findings import Finding
 from vlatool.loading.base import DroppedSample, MicroBatch
 from vlatool.models.base import Batch, Loss, StepContext
-from vlatool.training.metrics import DropsFile
+from vlatool.training.metrics import DropsFile, Meter
 
 
 class RecordingReporter(NullReporter):
@@ -150,3 +151,23 @@ def test_metrics_of_alternating_optimizers_are_separate(tmp_path: Path) -> None:
     (row,) = run.rows
     assert row["second/loss"] > 20 * row["loss"]
     assert {"again", "second/again"} <= row.keys()
+
+
+def test_utilization_is_the_share_of_the_ideal_rate(tmp_path: Path) -> None:
+    run, _ = run_of(tmp_path, 1)
+    run.trainer.logger.meter = Meter(ideal_rate=1000.0)
+    run.fit_batches(dropping((0, 0)))
+    (row,) = run.rows
+    assert row["mfu"] == pytest.approx(row["samples_per_second"] / 1000.0)
+    assert row["memory_gb"] > 0.01
+
+
+def test_waits_and_memory_are_those_of_the_slowest_and_the_fullest_process() -> None:
+    meter = Meter()
+    meter.add_ranks([0.5, 2.0], [3e9, 1e9])
+    meter.add_ranks([1.0, 0.0], [3e9, 4e9])
+    meter.add_step(8, time.perf_counter() + 6.0)
+    values = meter.report({})
+    assert values["data_wait"] == pytest.approx(0.5, rel=0.01)
+    assert values["memory_gb"] == 4.0
+    assert "mfu" not in values

@@ -229,6 +229,14 @@ class DiffusionPolicyType(ModelType):
 
         return example_batch(config, data, size)
 
+    def flops(self, config: DiffusionPolicyConfig, data: RoboticsDataConfig) -> float | None:
+        """Operations of the backbone and of the denoiser."""
+        from vlatool.models.diffusion_policy.objective import DenoisingObjective
+        from vlatool.models.flops import objective_losses, sample_flops
+
+        losses = objective_losses(lambda parts: DenoisingObjective(config))
+        return sample_flops(self, config, data, losses)
+
     def policy(
         self,
         config: DiffusionPolicyConfig,

@@ -23,7 +23,7 @@ from vlatool.storage.cache import local_copy
 from vlatool.storage.tree import file_names
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from vlatool.events import Reporter
     from vlatool.loading.vla.sample import VlaAssets
@@ -125,6 +125,21 @@ class FutureVlaType(ModelType):
         return example_batch(
             config.tokens, grid_of(config, data.shape).token_sides, data.shape, size
         )
+
+    def flops(self, config: FutureVlaConfig, data: Any) -> float | None:
+        """Operations of the network, and of the head at labelled positions."""
+        from vlatool.models.flops import sample_flops
+        from vlatool.models.future_vla.batch import NO_LABEL
+
+        labels = self.example(config, data, 1)["labels"]
+        count = int((labels[:, 1:] != NO_LABEL).sum())
+
+        def losses(parts: Mapping[str, Part], batch: Mapping[str, Any]) -> "Iterator[Tensor]":
+            network: Any = parts["model"].module
+            hidden = network(batch["input_ids"], batch["position_ids"], images=batch["images"])
+            yield network.head(hidden[0, :count]).sum()
+
+        return sample_flops(self, config, data, losses)
 
     def build(self, config: FutureVlaConfig) -> Mapping[str, Part]:
         """The network, as the part `model`."""

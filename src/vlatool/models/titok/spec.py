@@ -147,6 +147,13 @@ class TitokType(ModelType):
         assert config.image_size is not None
         return example_images(config.image_size, size)
 
+    def flops(self, config: TitokConfig, data: Any) -> float | None:
+        """Operations of the tokenizer, of its teacher and of the networks of its losses."""
+        from vlatool.models.flops import objective_losses, sample_flops
+
+        losses = objective_losses(lambda parts: self.objective(config, data, None, parts))
+        return sample_flops(self, config, data, losses)
+
     def build_for_inference(self, config: TitokConfig) -> Mapping[str, Part]:
         """Returns the tokenizer without the networks of its losses."""
         from vlatool.models.titok.model import Titok

@@ -114,6 +114,13 @@ class VqganType(ModelType):
         assert config.image_size is not None
         return example_images(config.image_size, size)
 
+    def flops(self, config: VqganConfig, data: Any) -> float | None:
+        """Operations of the autoencoder and of the networks of its losses."""
+        from vlatool.models.flops import objective_losses, sample_flops
+
+        losses = objective_losses(lambda parts: self.objective(config, data, None, parts))
+        return sample_flops(self, config, data, losses)
+
     def build_for_inference(self, config: VqganConfig) -> Mapping[str, Part]:
         """Returns the autoencoder without the networks of its losses."""
         from vlatool.models.vqgan.model import Vqgan
