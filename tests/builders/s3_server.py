@@ -32,7 +32,13 @@ CREDENTIALS = {
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_EC2_METADATA_DISABLED": "true",
 }
-_CODES = {403: "AccessDenied", 429: "TooManyRequests", 501: "NotImplemented", 503: "SlowDown"}
+_CODES = {
+    400: "ExpiredToken",
+    403: "AccessDenied",
+    429: "TooManyRequests",
+    501: "NotImplemented",
+    503: "SlowDown",
+}
 _HOP_HEADERS = {"connection", "keep-alive", "transfer-encoding", "host", "expect"}
 
 

@@ -33,6 +33,7 @@ _ANY_HINT = "check free space and permissions, then run the same command again"
 
 # File systems that cannot sync a folder do not need it.
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)
+_COPIED_AT_ONCE = 4 * 2**20
 # Names of temporary files written here. Other programs may have other hidden files.
 _PARTIAL = re.compile(r"\..+\.(\d+)(-[0-9a-f]+)?\.partial")
 
@@ -102,6 +103,21 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
     """Writes strict JSON (no NaN or infinity) atomically, with a newline at the end."""
     write_text(path, json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def copy_file(source: Path, target: Path, check: Callable[[], None] = lambda: None) -> int:
+    """Copies a local file atomically to any location; returns its size.
+
+    Args:
+        source: The file.
+        target: Its copy.
+        check: Called after each block; what it raises ends the copy, which is then not visible.
+    """
+    with source.open("rb") as file, open_atomic(target) as copy:
+        while block := file.read(_COPIED_AT_ONCE):
+            copy.write(block)
+            check()
+        return copy.tell()
 
 
 @contextmanager

@@ -226,6 +226,16 @@ def _connected(root: str, _pid: int, _settings: tuple[tuple[str, str], ...]) -> 
     return remote_class(root.partition("://")[0])(root)
 
 
+def forget_connections() -> None:
+    """Makes the next request connect anew: with the credentials that are there then."""
+    _connected.cache_clear()
+
+
+def is_writable(scheme: str) -> bool:
+    """True if objects of a scheme can be written."""
+    return hasattr(remote_class(scheme), "put")
+
+
 def call(
     address: Address,
     operation: Callable[[WritableRemote], T],

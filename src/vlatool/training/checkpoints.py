@@ -8,7 +8,7 @@ of a run.
 import hashlib
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from operator import index
@@ -77,6 +77,7 @@ def save_checkpoint(
     runtime: Runtime,
     retention: Retention,
     *,
+    needed: Collection[int] = (),
     is_planned: bool = True,
 ) -> None:
     """Writes the state as the checkpoint of its step. Collective.
@@ -86,6 +87,7 @@ def save_checkpoint(
         state: The state to write.
         runtime: The ranks of the run.
         retention: The checkpoints to keep.
+        needed: Steps of further checkpoints to keep.
         is_planned: The plan has a checkpoint at this step; if not, it only serves to resume, and
             the next one replaces it.
 
@@ -97,7 +99,7 @@ def save_checkpoint(
     trainer = _trainer_state(state)
     if runtime.is_main:
         _write(run, state, parts, trainer, stopped=not is_planned)
-        run.prune(retention)
+        run.prune(retention, needed)
     runtime.barrier()
 
 

@@ -3,7 +3,7 @@
 Source: reference/training 1.7.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any, ClassVar, Literal, Self
 
@@ -54,10 +54,6 @@ class TrainConfig(ConfigModel):
     ignored: ClassVar[Mapping[str, str]] = {
         "db_logging": Switch("there is no database; .vlatool/run.json records the run"),
         "log_level": "-v and --log-file show the log",
-        "remote_sync_fixed_path": "runs are not copied to a remote location",
-    }
-    unsupported: ClassVar[Mapping[str, tuple[Sequence[Any], str]]] = {
-        "remote_sync": ((None,), "runs are not copied during training yet; copy the run folder"),
     }
     # Keys that may change on resume, because they do not affect the result. Sections declare their
     # own.
@@ -86,6 +82,7 @@ class TrainConfig(ConfigModel):
             "wandb_entity",
             "wandb_tags",
             "remote_sync",
+            "remote_sync_fixed_path",
             "distributed",
         }
     )
@@ -173,7 +170,15 @@ class TrainConfig(ConfigModel):
         default=None, description="Team or user of W&B; null: WANDB_ENTITY, else your default."
     )
     wandb_tags: list[str] = Field(default=[], description="Tags of the run in W&B.")
-    remote_sync: str | None = Field(default=None, description="Not supported yet.")
+    remote_sync: str | None = Field(
+        default=None,
+        description="Location, such as s3://bucket/runs, below which the run folder is copied in "
+        "the background; null: none.",
+    )
+    remote_sync_fixed_path: str | None = Field(
+        default=None,
+        description="Second location of remote_sync, with a folder of random name; null: none.",
+    )
     overwrite: bool = execution_field(
         default=False, description="Replace a run made with other options."
     )

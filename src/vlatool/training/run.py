@@ -21,6 +21,7 @@ from vlatool.training.runtime import Runtime
 from vlatool.training.setup import TrainSetup, set_up
 from vlatool.training.state import TrainState
 from vlatool.training.step import StepContexts
+from vlatool.training.sync import RunSync
 from vlatool.training.trackers import tracked
 from vlatool.training.trainer import StopRequest, Trainer
 from vlatool.training.validation import ImageLogger, Validation
@@ -32,6 +33,7 @@ class RunSetup:
 
     Attributes:
         typed: Keys that were given for this run, as for `train`.
+        sync: Copies of the run at other locations; None without any, and on other ranks.
     """
 
     config: TrainConfig
@@ -41,6 +43,7 @@ class RunSetup:
     run: RunDir
     streams: DataStreams
     typed: Collection[str]
+    sync: RunSync | None = None
 
 
 def train_run(setup: RunSetup, reporter: Reporter) -> tuple[TrainState, str]:
@@ -140,6 +143,11 @@ def _trainer(
     )
 
 
+def retention_of(config: TrainConfig) -> Retention:
+    """Rule for the planned checkpoints that are kept."""
+    return Retention(config.max_checkpoint_limit, config.keep_every_n_steps)
+
+
 @dataclass
 class _Checkpoints:
     """Checkpoints that this process writes.
@@ -155,11 +163,18 @@ class _Checkpoints:
 
     def save(self, state: TrainState) -> None:
         """Writes a checkpoint. Collective."""
-        config = self.setup.config
-        retention = Retention(config.max_checkpoint_limit, config.keep_every_n_steps)
-        is_planned = state.step in self.setup.plan.checkpoint_steps
-        save_checkpoint(self.setup.run, state, self.setup.runtime, retention, is_planned=is_planned)
+        setup = self.setup
+        save_checkpoint(
+            setup.run,
+            state,
+            setup.runtime,
+            retention_of(setup.config),
+            needed=setup.sync.needed() if setup.sync else (),
+            is_planned=state.step in setup.plan.checkpoint_steps,
+        )
         self.step, self._since = state.step, time.monotonic()
+        if setup.sync:
+            setup.sync.saved()
 
     def is_due(self) -> bool:
         """True on rank 0 if `save_every_minutes` have passed without a checkpoint."""

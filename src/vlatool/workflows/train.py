@@ -2,8 +2,9 @@
 
 import shlex
 import time
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,17 +17,19 @@ from vlatool.config.rules import (
     explicit_keys,
     violations,
 )
-from vlatool.errors import UsageError
+from vlatool.errors import StorageError, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.executor import default_workers
-from vlatool.jobs.record import output_lock
+from vlatool.jobs.record import OutputRecord, check_owner, output_lock, read_valid_record
 from vlatool.loading.base import DatasetInfo
 from vlatool.loading.order import OrderOptions, SampleOrder, check_single_epoch
 from vlatool.models.base import ModelType
 from vlatool.models.trained import section_of
 from vlatool.pages.text import number_text
-from vlatool.storage.uri import local_path
+from vlatool.storage.lock import Lock
+from vlatool.storage.uri import local_path, location
 from vlatool.training.config import TrainConfig
+from vlatool.training.locations import fixed_name, remote_run, with_local_folder
 from vlatool.training.plan import TrainPlan, make_plan, schedule_violations
 from vlatool.training.trackers import check_trackers
 
@@ -49,6 +52,7 @@ class TrainResult:
         next: Command that measures the model; empty after a dry run, or if there is none.
         start: For a dry run, what it would do in its folder: `new`, `resume`, `extend` (the budget
             of the run there) or `replace` (with `overwrite`).
+        remote: Location of the copy of the run; None without `remote_sync`.
     """
 
     output: str
@@ -68,6 +72,7 @@ class TrainResult:
     export_problem: str = ""
     next: str = ""
     start: str = ""
+    remote: str | None = None
 
     def document(self) -> dict[str, Any]:
         """The result as JSON."""
@@ -92,6 +97,8 @@ class TrainResult:
         for reason, count in self.dropped.items():
             lines.append(f"{counted(count, 'sample')} dropped: {reason.replace('_', ' ')}")
         lines.append(f"checkpoint: {self.checkpoint}")
+        if self.remote:
+            lines.append(f"copy of the run: {self.remote}")
         if self.next:
             lines.append(f"next: {self.next}")
         return "\n".join(lines)
@@ -125,8 +132,8 @@ def train(
     """
     from vlatool.training import resume
 
-    _check_data_set(config)
-    check_trackers(config.trackers)
+    _check_given(config)
+    config = with_local_folder(config)
     typed = explicit_keys(config) if typed is None else typed
     check_rules(violations(config), typed, reporter)
     before = None if config.name is None else RunDir(_output(config))
@@ -202,13 +209,41 @@ def _train_as_owner(setup: "RunSetup", reporter: Reporter) -> TrainResult:
 
     run = setup.run
     resume.resumable_run(run, setup.config)  # before the lock creates a file there
-    with output_lock(run.root, "vlatool train"):
-        return _train_locked(setup, reporter)
+    with (
+        output_lock(run.root, "vlatool train"),
+        _remote_run(setup) as remote,
+    ):
+        return _train_locked(setup, remote, reporter)
 
 
-def _train_locked(setup: "RunSetup", reporter: Reporter) -> TrainResult:
+@contextmanager
+def _remote_run(setup: "RunSetup") -> Iterator[tuple[Path, Lock] | None]:
+    """Holds the lock of the remote copy of a run; yields its location and the lock."""
+    root = remote_run(setup.config)
+    if root is None:
+        yield None
+        return
+    before = read_valid_record(root)
+    check_owner(root, "train", before)
+    local = read_valid_record(setup.run.root)
+    if before is not None and (local is None or local.run_id != before.run_id):
+        raise UsageError.at(
+            root,
+            "contains another run",
+            hint="choose another --output or --remote-sync",
+            code="usage.output_exists",
+        )
+    with output_lock(root, "vlatool train") as lock:
+        yield root, lock
+
+
+def _train_locked(
+    setup: "RunSetup", remote: tuple[Path, Lock] | None, reporter: Reporter
+) -> TrainResult:
     from vlatool.training import resume
     from vlatool.training.continuation import report_differences
+    from vlatool.training.run import retention_of
+    from vlatool.training.sync import RunSync
 
     config, info, run = setup.config, setup.info, setup.run
 
@@ -219,15 +254,39 @@ def _train_locked(setup: "RunSetup", reporter: Reporter) -> TrainResult:
     fingerprint, extends_budget = _identity(config, info, setup.plan, reporter)
     record = resume.open_run(run, config, fingerprint, write_assets, extends_budget)
     _check_checkpoint(run)
-    run.prune(Retention())
     for name in resume.repair_run(run, config, write_assets):
         reporter.note(f"{run.root}: {name} was missing or changed and is written again")
     if run.latest() is None:
         report_differences(config, fingerprint, reporter)
-    setup.runtime.barrier()
-    result = _trained(setup, reporter)
-    resume.complete_run(run, record, {"steps": result.steps, "samples": result.samples})
+    locations = _sync_locations(config, record, remote)
+    retention = retention_of(config)
+    with RunSync(run, locations, retention, reporter) as sync:
+        run.prune(Retention(), sync.needed())
+        setup.runtime.barrier()
+        result = _trained(replace(setup, sync=sync), reporter)
+        resume.complete_run(run, record, {"steps": result.steps, "samples": result.samples})
+        try:
+            sync.finish()
+        except StorageError as error:
+            error.result = result
+            raise
+        if locations:  # those that had to be sent first are still there
+            run.prune(retention)
     return result
+
+
+def _sync_locations(
+    config: TrainConfig, record: OutputRecord, remote: tuple[Path, Lock] | None
+) -> list[tuple[Path, Callable[[], None]]]:
+    """Locations of the copies of a run, each with the check that this process may write there."""
+    if remote is None:
+        return []
+    root, lock = remote
+    locations = [(root, lock.check)]
+    if config.remote_sync_fixed_path is not None:
+        folder = location(config.remote_sync_fixed_path) / fixed_name(record.run_id)
+        locations.append((folder, lambda: None))
+    return locations
 
 
 def _identity(
@@ -298,7 +357,8 @@ def _log_config(
         reporter.note("distributed.fsdp on a CPU is only for tests: it is not faster")
 
 
-def _check_data_set(config: TrainConfig) -> None:
+def _check_given(config: TrainConfig) -> None:
+    """Checks that a model, data and the packages of the trackers are there."""
     config.check_model()
     key = config.data_kind.folders_keys[0]
     if not getattr(config.data, key):
@@ -307,6 +367,7 @@ def _check_data_set(config: TrainConfig) -> None:
             hint="give a folder of training data with --data DIR",
             code="usage.no_data",
         )
+    check_trackers(config.trackers)
 
 
 def _check_checkpoint(run: RunDir) -> None:
@@ -337,21 +398,9 @@ def _machine_defaults(config: TrainConfig, runtime: "Runtime") -> TrainConfig:
 
 
 def _output(config: TrainConfig) -> Path:
-    """The run folder; UsageError for remote storage, which cannot rename a checkpoint's folder."""
+    """The local run folder."""
     assert config.name is not None
-    try:
-        return local_path(config.save_path) / config.name
-    except UsageError as error:
-        if error.code != "usage.unsupported_scheme":
-            raise
-        raise UsageError(
-            f"{config.save_path.rstrip('/')}/{config.name}: a run is written to a local folder, "
-            "not to other storage",
-            hint="give a local --output such as runs/NAME, and copy that folder when the run has "
-            "ended, as with `aws s3 sync runs/NAME s3://BUCKET/NAME`; eval and finetune read it "
-            "there",
-            code=error.code,
-        ) from None
+    return local_path(config.save_path) / config.name
 
 
 def _planned(
@@ -409,6 +458,7 @@ def _result(setup: "RunSetup", state: "TrainState", status: str, started: float)
         seconds=round(time.monotonic() - started, 2),
         export_problem=setup.config.model_type.export_problem(setup.config.model),
         next=_next_command(setup.config, str(run.root)),
+        remote=None if setup.sync is None else setup.sync.location,
     )
 
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ from vlatool.storage.atomic import (
     write_json,
     write_text,
 )
+from vlatool.storage.background import in_parallel
 from vlatool.storage.cache import FileCache
 from vlatool.storage.documents import parse_json, read_json, read_yaml
 from vlatool.storage.tree import file_names, sha256_of
@@ -44,6 +45,8 @@ DROPS = "dropped.jsonl"
 LATEST = "latest.json"
 CHECKPOINTS = "checkpoints"
 IMAGES = "images"
+# Number of manifests that are read at once.
+_READ_AT_ONCE = 8
 # Folders of trackers: event files of TensorBoard, and what W&B has on disk.
 TRACKERS = ("tensorboard", "wandb")
 # Prefix of the metrics of a validation.
@@ -147,26 +150,19 @@ class RunDir:
         steps = ((checkpoint_step(folder.name), folder) for folder in self.checkpoint_folders())
         return max(((step, folder) for step, folder in steps if step is not None), default=None)
 
-    def prune(self, retention: Retention) -> None:
-        """Removes planned checkpoints that are not retained, and all others but the newest.
+    def prune(self, retention: Retention, needed: Collection[int] = ()) -> None:
+        """Removes surplus checkpoints, and frozen weights that no other checkpoint names.
 
-        A checkpoint of a stop or of the clock only serves to resume: it does not count for
-        `retention`.
+        Args:
+            retention: Rule for the planned checkpoints.
+            needed: Steps of checkpoints that stay in any case.
         """
-        complete = self.checkpoints()
-        stops = [folder for _, folder in complete if _is_stop(folder)]
-        planned = [checkpoint for checkpoint in complete if checkpoint[1] not in stops]
-        older = [] if retention.latest is None else planned[: -retention.latest]
-        surplus = [
-            checkpoint
-            for step, checkpoint in older
-            if retention.every is None or step % retention.every
-        ]
-        for folder in (
-            *surplus,
-            *(checkpoint for checkpoint in stops if checkpoint != complete[-1][1]),
-        ):
-            remove_atomically(folder)
+        manifests = read_manifests(folder for _, folder in self.checkpoints())
+        surplus = {*surplus_checkpoints(manifests, retention)} - {*needed}
+        for step in surplus:
+            remove_atomically(self.checkpoint(step))
+        for name in unnamed_weights(manifests, surplus):
+            remove_file(self.checkpoints_folder / name)
 
     def write_latest(self, step: int) -> None:
         """Writes latest.json, which names the newest checkpoint."""
@@ -317,10 +313,47 @@ def _run_error(path: Path, code: str, reason: object) -> DataError:
     )
 
 
-def _is_stop(checkpoint: Path) -> bool:
+def read_manifests(folders: Iterable[Path]) -> dict[int, CheckpointManifest | None]:
+    """Map from step to manifest of checkpoints; None if it is missing or damaged."""
+    steps = {checkpoint_step(folder.name): folder for folder in folders}
+    known = {step: folder for step, folder in steps.items() if step is not None}
+    return dict(zip(known, in_parallel(_manifest, known.values(), _READ_AT_ONCE), strict=True))
+
+
+def surplus_checkpoints(
+    manifests: Mapping[int, CheckpointManifest | None], retention: Retention
+) -> list[int]:
+    """Steps of planned checkpoints that are not retained, and of all others but the newest.
+
+    A checkpoint of a stop or of the clock only serves to resume: it does not count for
+    `retention`.
+    """
+    stops = [step for step, manifest in manifests.items() if manifest and manifest.stopped]
+    planned = sorted({*manifests} - {*stops})
+    older = [] if retention.latest is None else planned[: -retention.latest]
+    newest = max(manifests, default=0)
+    return [
+        *(step for step in older if retention.every is None or step % retention.every),
+        *(step for step in stops if step != newest),
+    ]
+
+
+def unnamed_weights(
+    manifests: Mapping[int, CheckpointManifest | None], removed: Collection[int]
+) -> set[str]:
+    """Names of frozen weights that only removed checkpoints name."""
+    names = {
+        step: set[str]() if manifest is None else {*manifest.beside}
+        for step, manifest in manifests.items()
+    }
+    remaining = [names[step] for step in manifests if step not in removed]
+    return set[str]().union(*(names[step] for step in removed)).difference(*remaining)
+
+
+def _manifest(checkpoint: Path) -> CheckpointManifest | None:
     with suppress(DataError):  # raised when the checkpoint is opened
-        return CheckpointManifest.read(checkpoint).stopped
-    return False
+        return CheckpointManifest.read(checkpoint)
+    return None
 
 
 def recognize(location: Path) -> str | None:

@@ -1,0 +1,70 @@
+"""Local folder of a run, and the locations of its copies."""
+
+import hashlib
+from pathlib import Path
+from uuid import UUID
+
+from vlatool.errors import UsageError
+from vlatool.storage.remote import is_writable
+from vlatool.storage.uri import is_remote, local_path, location
+from vlatool.training.config import TrainConfig
+
+
+def with_local_folder(config: TrainConfig) -> TrainConfig:
+    """The config with a local run folder: a remote one becomes the location of its copy.
+
+    Raises:
+        UsageError: A location cannot be written, or two locations are given for the copy.
+    """
+    if is_remote(location(config.save_path)):
+        if config.remote_sync not in (None, config.save_path):
+            raise UsageError(
+                f"save_path is {config.save_path} and remote_sync is {config.remote_sync}",
+                hint="give the location once: as --remote-sync, with a local --output",
+                code="usage.two_locations",
+            )
+        default = TrainConfig.model_fields["save_path"].default
+        update = {"save_path": default, "remote_sync": config.save_path}
+        config = config.model_copy(update=update)
+    for key in ("remote_sync", "remote_sync_fixed_path"):
+        text = getattr(config, key)
+        if text is not None:
+            _check_writable(location(text))
+    return config
+
+
+def remote_run(config: TrainConfig) -> Path | None:
+    """Location of the copy of a run; None without `remote_sync`."""
+    assert config.name is not None
+    if config.remote_sync is None:
+        return None
+    folder = location(config.remote_sync) / config.name
+    local = local_path(config.save_path) / config.name
+    if not is_remote(folder) and folder.resolve() == local.resolve():
+        raise UsageError.at(
+            folder,
+            "is the run folder itself, not a location for its copy",
+            hint="choose another --remote-sync or --output",
+            code="usage.two_locations",
+        )
+    return folder
+
+
+def fixed_name(run_id: str) -> str:
+    """Name of the second copy of a run: a UUID of version 4 that does not change on resume.
+
+    Source: reference/training 1.7.
+    """
+    return str(UUID(bytes=hashlib.sha256(run_id.encode()).digest()[:16], version=4))
+
+
+def _check_writable(path: Path) -> None:
+    """Raises UsageError if a location has a scheme that is only read."""
+    scheme = str(path).partition("://")[0]
+    if is_remote(path) and not is_writable(scheme):
+        raise UsageError.at(
+            path,
+            f"{scheme}:// can only be read, a run cannot be copied there",
+            hint="choose a bucket, such as s3://bucket/runs, or a folder",
+            code="usage.unsupported_scheme",
+        )

@@ -1,0 +1,265 @@
+"""Runs that are copied to another location while they train."""
+
+import os
+import re
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.builders.memory_remote import MemoryRemote
+from tests.builders.recording import Recorder
+from tests.builders.s3_server import Proxy
+from tests.builders.toy_runs import DATA, SITE, STEPS, toy_config
+from tests.builders.toys import install_toys, write_numbers
+from vlatool.artifacts.run.format import Retention, RunDir
+from vlatool.errors import StorageError, UsageError
+from vlatool.plugins import SCHEMES
+from vlatool.storage.atomic import write_bytes
+from vlatool.storage.retry import SPEED_VARIABLE, TIMEOUT_VARIABLE
+from vlatool.storage.tree import files_below
+from vlatool.storage.uri import location
+from vlatool.training.sync import RunSync
+from vlatool.workflows.train import TrainResult, train
+
+STOPPED = 1
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder with data and the toy model types."""
+    install_toys(tmp_path / SITE)
+    write_numbers(tmp_path / DATA)
+    monkeypatch.syspath_prepend(str(tmp_path / SITE))
+    return tmp_path
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """Root of a scheme that only this test has."""
+    builtins = SCHEMES._builtins  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setitem(builtins, "memory", MemoryRemote)
+    yield f"memory://{tmp_path.name}"
+    MemoryRemote.stores.clear()
+
+
+class AtStep(Recorder):
+    """Reporter that calls functions when the metrics of a step are logged."""
+
+    def __init__(self, calls: Mapping[int, Callable[[], object]]) -> None:
+        super().__init__()
+        self._calls = calls
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Calls the function of the step."""
+        self._calls.get(step, lambda: None)()
+
+
+def trained(
+    root: Path, remote: str, calls: Mapping[int, Callable[[], object]] | None = None, **keys: Any
+) -> tuple[TrainResult, Recorder]:
+    """Trains the run `a`, whose copies are below `remote`."""
+    reporter = AtStep(calls or {})
+    config = toy_config(root, "toy_lm", "a", remote_sync=remote, **keys)
+    return train(config, reporter=reporter), reporter
+
+
+def copied(remote: str | None) -> dict[str, bytes]:
+    """Content of every file of a copy, without its lock."""
+    assert remote is not None
+    folder = location(remote)
+    names = [file.name for file in files_below(folder) if not file.name.endswith("lock")]
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def local(root: Path) -> dict[str, bytes]:
+    """Content of every file of the local run, without its lock."""
+    return copied(str(root / "a"))
+
+
+@pytest.mark.parametrize("scheme", ["s3", "memory", "file"])
+def test_copy_of_a_run_is_equal_to_its_folder(
+    scheme: str, root: Path, s3_bucket: str, memory: str
+) -> None:
+    roots = {"s3": f"s3://{s3_bucket}/runs", "memory": memory, "file": str(root / "there")}
+    remote = roots[scheme]
+
+    result, _ = trained(root, remote)
+
+    assert result.remote == f"{remote}/a"
+    assert copied(f"{remote}/a") == local(root)
+
+
+def test_every_checkpoint_is_sent_before_it_is_pruned_and_named_last(
+    root: Path, s3_bucket: str, s3_proxy: Proxy
+) -> None:
+    s3_proxy.faults.delay_s = 0.02
+    trained(root, f"s3://{s3_bucket}", save_every_n_steps=2, max_checkpoint_limit=1)
+
+    written = [
+        re.sub(r".*/a/(checkpoints/)?", "", request.path.partition("?")[0])
+        for request in s3_proxy.faults.requests
+        if request.method == "PUT" and "/a/" in request.path
+    ]
+    order = [
+        name
+        for name in written
+        if name.endswith(("manifest.json", "latest.json", "model.safetensors"))
+    ]
+    expected = [
+        name
+        for step in range(2, STEPS + 1, 2)
+        for name in (
+            f"step_{step:08d}/model.safetensors",
+            f"step_{step:08d}/manifest.json",
+            "latest.json",
+        )
+    ]
+    assert order == expected
+    assert [step for step, _ in RunDir(root / "a").checkpoints()] == [STEPS]
+    assert [step for step, _ in RunDir(location(f"s3://{s3_bucket}/a")).checkpoints()] == [STEPS]
+
+
+def test_storage_that_is_away_for_a_minute_costs_nothing(
+    root: Path, s3_bucket: str, s3_proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SPEED_VARIABLE, "60")
+    trained(root, f"s3://{s3_bucket}", {3: lambda: s3_proxy.faults.down_for(1.0)})
+
+    assert copied(f"s3://{s3_bucket}/a") == local(root)
+
+
+FAULTS = {
+    "away": ({"down_after": 1}, "storage.unreachable"),
+    "full": ({"fail_every": 1, "status": 507, "only": ("PUT", "POST")}, "storage.unreachable"),
+    "expired": ({"fail_every": 1, "status": 400}, "environment.no_credentials"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_storage_that_fails_for_ever_ends_a_complete_local_run_with_an_error(
+    fault: str, root: Path, s3_bucket: str, s3_proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SPEED_VARIABLE, "60")
+    monkeypatch.setenv(TIMEOUT_VARIABLE, "6")
+    settings, reason = FAULTS[fault]
+
+    def fail() -> None:
+        for name, value in settings.items():
+            setattr(s3_proxy.faults, name, value)
+
+    with pytest.raises(StorageError) as caught:
+        trained(root, f"s3://{s3_bucket}", {6: fail}, max_checkpoint_limit=1)
+
+    assert (caught.value.code, caught.value.exit_code) == ("storage.not_sent", 5)
+    assert caught.value.details["reason"] == reason
+    assert isinstance(caught.value.result, TrainResult)
+    assert RunDir(root / "a").latest() is not None
+
+    s3_proxy.faults.clear()
+    location(f"s3://{s3_bucket}/a/.vlatool/lock").unlink(missing_ok=True)  # as if it had expired
+    again, _ = trained(root, f"s3://{s3_bucket}", max_checkpoint_limit=1)
+    assert again.status == "already complete"
+    assert copied(f"s3://{s3_bucket}/a") == local(root)
+
+
+def test_credentials_that_are_renewed_during_the_run_are_used(
+    root: Path, s3_bucket: str, s3_proxy: Proxy
+) -> None:
+    faults = s3_proxy.faults
+
+    def expire() -> None:
+        faults.fail_every, faults.status = 1, 400
+
+    _, reporter = trained(root, f"s3://{s3_bucket}", {3: expire, 8: faults.clear})
+
+    assert "sync" in dict(reporter.warnings)
+    assert copied(f"s3://{s3_bucket}/a") == local(root)
+
+
+def test_location_that_cannot_be_written_fails_before_the_first_step(
+    root: Path, s3_bucket: str, s3_proxy: Proxy
+) -> None:
+    s3_proxy.faults.fail_every, s3_proxy.faults.status = 1, 403
+    s3_proxy.faults.only = ("PUT",)
+    steps: list[int] = []
+    with pytest.raises(StorageError, match="access is denied"):
+        trained(root, f"s3://{s3_bucket}", {1: lambda: steps.append(1)})
+    assert not steps
+
+
+@pytest.mark.parametrize("key", ["remote_sync", "save_path", "remote_sync_fixed_path"])
+def test_location_that_is_only_read_is_an_error(key: str, root: Path, memory: str) -> None:
+    keys = {"remote_sync": memory, key: "https://example.org/runs"}
+    if key == "save_path":
+        del keys["remote_sync"]
+    with pytest.raises(UsageError) as caught:
+        train(toy_config(root, "toy_lm", "a", **keys))
+    assert caught.value.code == "usage.unsupported_scheme"
+
+
+def test_location_with_other_files_is_an_error(root: Path, memory: str) -> None:
+    write_bytes(location(f"{memory}/a/photos/1.jpg"), b"x")
+    with pytest.raises(UsageError) as caught:
+        trained(root, memory)
+    assert caught.value.code == "usage.output_exists"
+    assert list(MemoryRemote.stores[memory]) == ["a/photos/1.jpg"]
+
+
+def test_remote_output_is_a_local_folder_with_a_copy(
+    root: Path, memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(root)
+    result = train(toy_config(root, "toy_lm", "a", save_path=f"{memory}/runs"))
+
+    assert (result.output, result.remote) == ("runs/a", f"{memory}/runs/a")
+    assert copied(result.remote)["latest.json"] == (root / "runs/a/latest.json").read_bytes()
+
+
+def test_second_copy_has_a_name_that_does_not_change_on_resume(root: Path, memory: str) -> None:
+    keys: Any = {"remote_sync_fixed_path": f"{memory}/fixed"}
+    trained(root, f"{memory}/runs", **keys)
+    trained(root, f"{memory}/runs", **keys)
+
+    (name,) = {key.split("/")[1] for key in MemoryRemote.stores[memory] if key.startswith("fixed")}
+    assert re.fullmatch(
+        r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", name
+    )
+    assert copied(f"{memory}/fixed/{name}") == local(root)
+
+
+def test_stopped_run_sends_its_checkpoint(root: Path, memory: str) -> None:
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(root, memory, {STOPPED: interrupt}, num_checkpoints=1)
+
+    run = RunDir(location(f"{memory}/a"))
+    assert run.read_latest()["step"] < STEPS
+    assert copied(f"{memory}/a") == local(root)
+
+    trained(root, memory, num_checkpoints=1)
+    assert [step for step, _ in run.checkpoints()] == [STEPS]
+
+
+def test_run_that_lost_its_location_ends_and_stops_writing(root: Path, memory: str) -> None:
+
+    run = RunDir(root / "a")
+    trained(root, memory)
+    lost = StorageError("taken", code="storage.lock_lost")
+    is_lost = False
+
+    def check() -> None:
+        if is_lost:
+            raise lost
+
+    sync = RunSync(run, [(location(f"{memory}/b"), check)], Retention(), Recorder())
+    with sync:
+        is_lost = True
+        with pytest.raises(StorageError) as caught:
+            sync.finish()
+    assert caught.value is lost
+    assert "b/latest.json" not in MemoryRemote.stores[memory]
