@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vlatool.workflows.preprocess import preprocess as preprocess
     from vlatool.workflows.presets_show import presets_show as presets_show
     from vlatool.workflows.resolve_config import resolve_config as resolve_config
+    from vlatool.workflows.runs import runs as runs
     from vlatool.workflows.sample import sample as sample
     from vlatool.workflows.split import split as split
     from vlatool.workflows.stats_compute import stats_compute as stats_compute
@@ -68,6 +69,7 @@ _PUBLIC = {
     "presets_show": f"{_WORKFLOWS}.presets_show:presets_show",
     "resolve_config": f"{_WORKFLOWS}.resolve_config:resolve_config",
     "rollout": f"{_WORKFLOWS}.evaluate:rollout",
+    "runs": f"{_WORKFLOWS}.runs:runs",
     "sample": f"{_WORKFLOWS}.sample:sample",
     "split": f"{_WORKFLOWS}.split:split",
     "stats_compute": f"{_WORKFLOWS}.stats_compute:stats_compute",

@@ -352,6 +352,14 @@ COMMANDS: dict[str, Command] = {
         {"location": "LOCATION"},
         ("vlatool inspect raw --html raw.html", "vlatool inspect runs/bin --json | jq .kind"),
     ),
+    "runs": Command(
+        "List training runs, or compare two of them.",
+        "vlatool.workflows.runs:runs",
+        "vlatool.workflows.runs:RunsConfig",
+        {"location": "DIR"},
+        ("vlatool runs runs", "vlatool runs s3://lab/runs --compare first,second --json"),
+        has_rows=True,
+    ),
     "verify": Command(
         "Check that an output, a run or a source is whole.",
         "vlatool.workflows.verify:verify",

@@ -17,8 +17,7 @@ HelpRow = tuple[str, str]
 HELP_ALL = "--help-all"
 # Options that commands share; `vlatool --help` lists them once.
 SHARED_HELP: Sequence[HelpRow] = (
-    ("-h, --help", "Show the most used options of a command."),
-    (HELP_ALL, "Show all its options."),
+    ("-h, --help[-all]", "Show the most used options of a command, or all."),
     ("--keys", "List its configuration keys, types and defaults."),
     ("-p, --preset NAME", "Start from a preset; repeatable."),
     ("-c, --config FILE", "YAML file, applied after presets; repeatable."),

@@ -57,19 +57,20 @@ def option_differences(
     words = words or {}
     return [
         f"{words.get(key.rpartition('.')[2], key)} {value_text(old)} (now {value_text(new)})"
-        for key, old, new in _differing_keys(_as_json(before), _as_json(now), "")
+        for key, old, new in differing_keys(_as_json(before), _as_json(now))
     ]
 
 
-def _differing_keys(
-    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str
+def differing_keys(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, object, object]]:
+    """Yields dotted key, old and new value where two trees of JSON values differ."""
     # Common keys come first: the others are the keys of another reader or sink.
     common = old.keys() & new.keys()
     for key in (*sorted(common), *sorted((old.keys() | new.keys()) - common)):
         before, now = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(now, dict):
-            yield from _differing_keys(before, now, f"{prefix}{key}.")
+            yield from differing_keys(before, now, f"{prefix}{key}.")
         elif before != now:
             yield f"{prefix}{key}", before, now
 

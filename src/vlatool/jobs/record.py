@@ -32,7 +32,7 @@ from vlatool.jobs.versions import changed_versions, check_versions, without_vers
 from vlatool.storage.atomic import remove_file, remove_tree
 from vlatool.storage.checksummed import read_checksummed, write_checksummed
 from vlatool.storage.documents import DocumentError
-from vlatool.storage.lock import Lock, held_lock
+from vlatool.storage.lock import Lock, held_lock, is_held
 from vlatool.storage.uri import location
 
 # Format of the journal. An incomplete output with another number cannot be resumed.
@@ -207,8 +207,17 @@ def parent_of(folder: Path) -> str:
 @contextmanager
 def output_lock(folder: Path, command: str) -> Generator[Lock]:
     """Locks an output for this process; see `storage.lock`."""
-    with held_lock(folder / FOLDER / "lock", command) as lock:
+    with held_lock(_lock_file(folder), command) as lock:
         yield lock
+
+
+def is_being_written(folder: Path) -> bool:
+    """True if a live process holds the lock of an output."""
+    return is_held(_lock_file(folder))
+
+
+def _lock_file(folder: Path) -> Path:
+    return folder / FOLDER / "lock"
 
 
 def resumable_record(

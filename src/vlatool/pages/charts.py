@@ -254,12 +254,12 @@ def _field_chart(
     ticks = ticks_beside(low, high)
     bottom, top = (ticks.values[0], ticks.values[-1]) if ticks.values else (low, high)
     x, y = axis.to_x(positions), (top - shown) / (top - bottom) * HEIGHT
-    lines = "".join(_line(x, y[:, order], order, dots=dots) for order in range(y.shape[1]))
+    lines = "".join(line(x, y[:, order], order, dots=dots) for order in range(y.shape[1]))
     left = left_labels(ticks)
     base = f' <span class="quiet">+ {ticks.base}</span>' if ticks.base else ""
     part = f" <b>{escape(group)}</b>" if group else ""
     label = f"{label_with_unit(field.name, field.unit)}{part}{base}"
-    drawing = _background(axis, [share * HEIGHT for share, _ in left]) + lines
+    drawing = background(axis, [share * HEIGHT for share, _ in left]) + lines
     return chart(label, axis, drawing, left, _legend(field, group, indices))
 
 
@@ -291,7 +291,8 @@ def _varies(values: Array) -> Array:
     return (high - low) > _ROUNDING * np.maximum(1.0, largest)
 
 
-def _background(axis: Axis, heights: Sequence[float]) -> str:
+def background(axis: Axis, heights: Sequence[float]) -> str:
+    """Shades, marks and horizontal lines of a chart, at heights from its top."""
     parts = [
         f'<rect class="shade" x="{float(axis.to_x(low)):.1f}" y="0" '
         f'width="{float(axis.to_x(high) - axis.to_x(low)):.1f}" height="{HEIGHT:.0f}"/>'
@@ -306,8 +307,8 @@ def _background(axis: Axis, heights: Sequence[float]) -> str:
     return "".join(parts)
 
 
-def _line(xs: Array, ys: Array, order: int, *, dots: bool) -> str:
-    """Line of one dimension, in segments between gaps; a single position is a dot."""
+def line(xs: Array, ys: Array, order: int, *, dots: bool = False) -> str:
+    """Line in the color `order`, in segments between gaps; a single position is a dot."""
     indices = _downsampled(ys)
     xs, ys = xs[indices], ys[indices]
     finite = np.isfinite(ys)
@@ -315,10 +316,10 @@ def _line(xs: Array, ys: Array, order: int, *, dots: bool) -> str:
     runs = _runs(finite)
     if not runs:
         return ""
-    line = "".join(f"M{'L'.join(points[start:stop])}" for start, stop in runs if stop - start > 1)
+    drawn = "".join(f"M{'L'.join(points[start:stop])}" for start, stop in runs if stop - start > 1)
     dotted = finite if dots else _single_positions(len(ys), runs)
     round_dots = "".join(f"M{points[index]}h0" for index in np.flatnonzero(dotted))
-    path = f'<path class="line s{order}" d="{line}"/>' if line else ""
+    path = f'<path class="line s{order}" d="{drawn}"/>' if drawn else ""
     return path + (f'<path class="line dot s{order}" d="{round_dots}"/>' if round_dots else "")
 
 

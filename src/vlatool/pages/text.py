@@ -1,12 +1,16 @@
 """Facts as plain text: lines of names and values, tables, numbers."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 _NUMBER = re.compile(r"^-?[\d.,e+-]*( / \d+| [%kMG]?B?)?$")
 _MAX_VALUE = 20
 _MAX_ROWS = 60
+# From the lowest to the highest.
+_BLOCKS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 
 
 def pairs(values: Mapping[str, object]) -> str:
@@ -47,6 +51,24 @@ def number_text(value: Any) -> str:
         return "-" if value is None else f"{value:.4g}"
     except (TypeError, ValueError, OverflowError):
         return str(value)[:_MAX_VALUE]
+
+
+def spark_text(values: Sequence[float], width: int = 16) -> str:
+    """Line of block characters for the course of some numbers; empty without finite numbers.
+
+    Args:
+        values: Numbers in order; those that are not finite are left out.
+        width: Largest number of characters; each stands for the mean of an equal part.
+    """
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return ""
+    count = min(width, len(finite))
+    edges = [index * len(finite) // count for index in range(count + 1)]
+    means = [sum(finite[a:b]) / (b - a) for a, b in pairwise(edges)]
+    low, span = min(means), max(means) - min(means)
+    top = len(_BLOCKS) - 1
+    return "".join(_BLOCKS[round(top * (mean - low) / span) if span else 0] for mean in means)
 
 
 def few_text(names: Sequence[str], limit: int = 6) -> str:

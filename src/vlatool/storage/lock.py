@@ -189,6 +189,11 @@ class RemoteLock:
                 _LOGGER.error("%s: another run took over this output", self._address)
                 return
 
+    def is_held_by_another(self) -> bool:
+        """True if another live owner holds the lock."""
+        holder = self._read()
+        return holder is not None and not holder.is_dead(STALE_AFTER_S)
+
     def release(self) -> None:
         """Removes the lock if this process still holds it."""
         if self.is_lost:
@@ -343,6 +348,21 @@ def held_lock(path: Path, command: str) -> Generator[Lock]:
             file.flush()
         yield _FileLock()
         file.truncate(0)
+
+
+def is_held(path: Path) -> bool:
+    """True if a live process holds the lock at `path`; in S3, one that renews it."""
+    if isinstance(path, RemotePath):
+        return RemoteLock(path, "").is_held_by_another()
+    try:
+        with path.open("rb") as file:
+            if file.read(1):  # empty when its last owner has released it
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _open(path: Path) -> IO[str]:
