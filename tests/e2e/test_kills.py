@@ -34,10 +34,15 @@ GROUPS = {
     ),
     "tokenizers": ("tokenizer train", "tokenizer eval", "tokenizer export", "decode"),
     "S3": ("preprocess to S3",),
+    "machines": ("train --remote-sync", "train --remote-sync on a new machine"),
 }
+_SLOW = ("machines",)
 
 
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize(
+    "group",
+    [pytest.param(name, marks=pytest.mark.slow if name in _SLOW else ()) for name in GROUPS],
+)
 def test_killed_and_repeated_command_gives_the_same_output(group: str) -> None:
     command = [sys.executable, "-m", "tests.kills", "--sample", str(CASES), *GROUPS[group]]
     done = subprocess.run(

@@ -19,10 +19,13 @@ from tests.builders.s3_runs import digests
 from tests.builders.tokenizers import LOSSES, NETWORK, SIDE, SIZES, write_stage_1, write_teacher
 from tests.builders.training import tiny_config, world_shards
 from tests.builders.web_server import web_server
+from vlatool.artifacts.run.format import RunDir
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
 from vlatool.storage import partial_file, transfer
+from vlatool.storage.atomic import remove_tree
+from vlatool.storage.remote_path import RemotePath
 from vlatool.training.config import TrainConfig
 from vlatool.workflows import extraction
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
@@ -58,10 +61,12 @@ class Workspace:
     Attributes:
         inputs: Folder of `make_inputs`; never written to.
         out: Output folder.
+        remote: Remote folder of a command that writes to `out` and there.
     """
 
     inputs: Path
     out: Path
+    remote: str = ""
 
     @property
     def raw(self) -> Path:
@@ -100,6 +105,8 @@ class Command:
         result: Returns the result that must be equal in the end.
         is_remote: The command writes to S3.
         has_journal: The journal stays in a complete output.
+        has_copy: The command also writes to `Workspace.remote`.
+        loses_machine: The output is removed before the command is repeated; its copy stays.
     """
 
     name: str
@@ -108,6 +115,8 @@ class Command:
     result: Callable[[Path], Result] = contents
     is_remote: bool = False
     has_journal: bool = False
+    has_copy: bool = False
+    loses_machine: bool = False
 
 
 def make_inputs(folder: Path) -> None:
@@ -155,6 +164,17 @@ def run_files(out: Path) -> Result:
     files: dict[str, Any] = dict(contents(out))
     rows = files.pop("metrics.jsonl", b"").splitlines()
     return {**files, "metrics": [_without_times(json.loads(row)) for row in rows]}
+
+
+def last_run_files(out: Path) -> Result:
+    """Files of a training run, without times and earlier checkpoints."""
+    files = run_files(out)
+    steps = sorted({name.split("/")[1] for name in files if name.startswith("checkpoints/step_")})
+    return {
+        name: content
+        for name, content in files.items()
+        if not name.startswith(tuple(f"checkpoints/{step}/" for step in steps[:-1]))
+    }
 
 
 def demo_files(out: Path) -> Result:
@@ -288,6 +308,20 @@ def _compute(workspace: Workspace, **options: Any) -> None:
 def _train(workspace: Workspace, **options: Any) -> None:
     budget = {"total_train_steps": 3, "num_checkpoints": 2}
     train(tiny_config(workspace.data, workspace.out, **budget, **options))
+
+
+def _train_synced(workspace: Workspace, **options: Any) -> None:
+    _train(workspace, remote_sync=workspace.remote, **options)
+
+
+def _lose_machine(workspace: Workspace) -> None:
+    """Leaves the remote copy of a run at its first checkpoint, and no local folder."""
+    _train_synced(workspace)
+    shutil.rmtree(workspace.out)
+    remote = RunDir(RemotePath(workspace.remote) / workspace.out.name)
+    (first, _), (_, last) = remote.checkpoints()
+    remove_tree(last)
+    remote.write_latest(first)
 
 
 def _compose(workspace: Workspace, **options: Any) -> None:
@@ -437,6 +471,20 @@ COMMANDS = (
         lambda workspace: _train(workspace, overwrite=True),
         lambda workspace: _train(workspace, hparams__lr=0.5),
         run_files,
+    ),
+    Command(
+        "train --remote-sync",
+        _train_synced,
+        result=last_run_files,
+        has_copy=True,
+        loses_machine=True,
+    ),
+    Command(
+        "train --remote-sync on a new machine",
+        _train_synced,
+        _lose_machine,
+        last_run_files,
+        has_copy=True,
     ),
     Command("eval open-loop", _open_loop),
     Command(

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -65,7 +66,7 @@ class TrialRunner:
         out = (
             RemotePath(f"s3://{self._bucket}/out") if command.is_remote else self._root / "case/out"
         )
-        self._workspace = Workspace(self._root / "inputs", out)
+        self._workspace = Workspace(self._root / "inputs", out, f"s3://{self._bucket}/copies")
         note = self._root / "steps"
         note.unlink(missing_ok=True)
         self._prepare(command)
@@ -88,6 +89,8 @@ class TrialRunner:
         if code != -signal.SIGKILL:
             trial.problems.append(f"{line} ({number}): ended with {code}: {self._last_line()}")
             return
+        if command.loses_machine:
+            shutil.rmtree(workspace.out, ignore_errors=True)
         if self._forked(lambda: command.run(workspace)):
             trial.problems.append(f"{line} ({number}): repeated: {self._last_line()}")
             return
@@ -104,11 +107,14 @@ class TrialRunner:
             shutil.copytree(earlier, folder)
             return
         folder.mkdir()
-        if command.is_remote and self._forked(lambda: remove_tree(self._workspace.out)):
-            raise RuntimeError(self._log.read_text())
+        remote = [self._workspace.out] if command.is_remote else []
+        remote += [RemotePath(self._workspace.remote)] if command.has_copy else []
+        for path in remote:
+            if self._forked(partial(remove_tree, path)):
+                raise RuntimeError(self._log.read_text())
         if self._forked(lambda: command.prepare(self._workspace)):
             raise RuntimeError(self._log.read_text())
-        if not command.is_remote:
+        if not remote:
             shutil.copytree(folder, earlier)
 
     def _import_all(self) -> None:

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import math
 import os
 import secrets
 import threading
@@ -20,7 +21,13 @@ from typing import IO, Any, Protocol, Self
 from vlatool.errors import EnvironmentProblem, StorageError, UsageError
 from vlatool.storage.crash_points import crash_point
 from vlatool.storage.documents import read_json
-from vlatool.storage.remote import ConditionFailed, RangeNotSatisfiable, WritableRemote, call
+from vlatool.storage.remote import (
+    ConditionFailed,
+    RangeNotSatisfiable,
+    WritableRemote,
+    call,
+    find_object,
+)
 from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.retry import ProcessClock, retry_timeout
 from vlatool.storage.writer import delete, put
@@ -239,8 +246,11 @@ class RemoteLock:
     def _read(self) -> _LockState | None:
         try:
             return call(self._address, self._request)
-        except (FileNotFoundError, RangeNotSatisfiable):
+        except FileNotFoundError:
             return None
+        except RangeNotSatisfiable:  # empty: a copy of the file that a local lock leaves
+            info = find_object(self._address)
+            return None if info is None else _lock_state(b"", info.etag, math.inf)
 
     def _request(self, remote: WritableRemote) -> _LockState:
         body = remote.get(self._address.key, 0, _MAX_BYTES, "")

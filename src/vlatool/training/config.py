@@ -73,6 +73,7 @@ class TrainConfig(ConfigModel):
             "val_every_n_steps",
             "num_val_chunks",
             "overwrite",
+            "fresh",
             "dry_run",
             "resolve_configs",
             "resolve_configs_path",
@@ -181,6 +182,11 @@ class TrainConfig(ConfigModel):
     )
     overwrite: bool = execution_field(
         default=False, description="Replace a run made with other options."
+    )
+    fresh: bool = execution_field(
+        default=False,
+        description="Start a new run below remote_sync although one with equal options and data is "
+        "there.",
     )
     dry_run: bool = execution_field(default=False, description="Print the plan and write nothing.")
     data: SerializeAsAny[LoadingConfig] = Field(

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from vlatool.errors import UsageError
 from vlatool.storage.remote import is_writable
-from vlatool.storage.uri import is_remote, local_path, location
+from vlatool.storage.uri import is_remote, location
 from vlatool.training.config import TrainConfig
 
 
@@ -31,23 +31,6 @@ def with_local_folder(config: TrainConfig) -> TrainConfig:
         if text is not None:
             _check_writable(location(text))
     return config
-
-
-def remote_run(config: TrainConfig) -> Path | None:
-    """Location of the copy of a run; None without `remote_sync`."""
-    assert config.name is not None
-    if config.remote_sync is None:
-        return None
-    folder = location(config.remote_sync) / config.name
-    local = local_path(config.save_path) / config.name
-    if not is_remote(folder) and folder.resolve() == local.resolve():
-        raise UsageError.at(
-            folder,
-            "is the run folder itself, not a location for its copy",
-            hint="choose another --remote-sync or --output",
-            code="usage.two_locations",
-        )
-    return folder
 
 
 def fixed_name(run_id: str) -> str:

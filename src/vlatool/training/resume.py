@@ -81,7 +81,7 @@ def open_run(
     if start == "extend":
         return _with_budget(run, config, record)
     if start == "replace":
-        _reset_run(run, record)
+        reset_run(run, record)
     # Written first, so that a folder with any files in it has a record of its owner.
     record.save(run.root)
     remove_partial_files(run.root)
@@ -110,16 +110,17 @@ def run_start(
         return ("replace" if is_run(run.root) else "new"), record
     before = before if config.overwrite else _with_randomness(run, before, options)
     differences = run_differences(before.options, options, config)
-    if not differences and run.latest() is not None:
+    starts_anew = config.fresh and config.overwrite
+    if not differences and not starts_anew and run.latest() is not None:
         return "resume", before
     filled = with_defaults(upgraded(before.options, config), config)
     budget = {} if config.overwrite else _earlier_budget(filled, options)
     if budget and run.latest() is not None and is_larger_budget(budget):
         return "extend", before
-    if differences and not config.overwrite and _has_trained(run):
+    if differences and not config.overwrite and has_trained(run):
         hint = "choose another --output, or replace the run with --overwrite"
         check_no_differences(run.root, "with other options", differences, hint)
-    return ("replace" if differences else "new"), record
+    return ("replace" if differences or starts_anew else "new"), record
 
 
 def _with_randomness(run: RunDir, before: OutputRecord, options: Mapping[str, Any]) -> OutputRecord:
@@ -130,7 +131,7 @@ def _with_randomness(run: RunDir, before: OutputRecord, options: Mapping[str, An
     """
     # Only the size of micro-batches was not recorded.
     has_same_rule = options.get(RANDOMNESS, "").startswith("entropy")
-    if not _has_trained(run) or RANDOMNESS not in {*options} - {*before.options}:
+    if not has_trained(run) or RANDOMNESS not in {*options} - {*before.options}:
         return before
     is_done = before.complete and all(before.options.get(k) == options.get(k) for k in BUDGET)
     if has_same_rule or is_done:
@@ -153,7 +154,7 @@ def _stamps(run: RunDir) -> dict[str, tuple[int, int]]:
     return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
-def _has_trained(run: RunDir) -> bool:
+def has_trained(run: RunDir) -> bool:
     """True if the run has checkpoints or metrics; False if it failed before the first step."""
     return run.newest_folder() is not None or run.metrics.exists()
 
@@ -270,7 +271,7 @@ def _with_value(config: Any, path: Sequence[str], value: Any) -> Any:
 
 def _earlier_record(config: TrainConfig, run: RunDir | None) -> OutputRecord | None:
     """The record of the run that this one would resume; None without one."""
-    if run is None or config.overwrite or not _has_trained(run):
+    if run is None or config.overwrite or not has_trained(run):
         return None
     record = read_record(run.root)
     return record if record is not None and record.command == _COMMAND else None
@@ -418,7 +419,7 @@ def _write_config(run: RunDir, config: TrainConfig) -> None:
     run.write_config(config.model_dump(mode="json", exclude={*execution_keys(type(config))}))
 
 
-def _reset_run(run: RunDir, record: OutputRecord) -> None:
+def reset_run(run: RunDir, record: OutputRecord) -> None:
     """Removes the progress of a run; its record has no options while this is incomplete."""
     replace(record, options={}).save(run.root)
     run.clear_progress()

@@ -17,6 +17,7 @@ from vlatool.training.data import DataStreams
 from vlatool.training.devices import peak_tflops
 from vlatool.training.metrics import DropsFile, MetricsFile, MetricsLogger
 from vlatool.training.plan import TrainPlan, schedule_violations
+from vlatool.training.remote_run import RemoteRun
 from vlatool.training.runtime import Runtime
 from vlatool.training.setup import TrainSetup, set_up
 from vlatool.training.state import TrainState
@@ -33,6 +34,7 @@ class RunSetup:
 
     Attributes:
         typed: Keys that were given for this run, as for `train`.
+        remote: Held remote folder of the run, on rank 0 of a run with `remote_sync`.
         sync: Copies of the run at other locations; None without any, and on other ranks.
     """
 
@@ -43,6 +45,7 @@ class RunSetup:
     run: RunDir
     streams: DataStreams
     typed: Collection[str]
+    remote: RemoteRun | None = None
     sync: RunSync | None = None
 
 

@@ -2,10 +2,11 @@
 
 import shlex
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,16 +21,15 @@ from vlatool.config.rules import (
 from vlatool.errors import StorageError, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.executor import default_workers
-from vlatool.jobs.record import OutputRecord, check_owner, output_lock, read_valid_record
+from vlatool.jobs.record import OutputRecord, output_lock
 from vlatool.loading.base import DatasetInfo
 from vlatool.loading.order import OrderOptions, SampleOrder, check_single_epoch
 from vlatool.models.base import ModelType
 from vlatool.models.trained import section_of
 from vlatool.pages.text import number_text
-from vlatool.storage.lock import Lock
 from vlatool.storage.uri import local_path, location
 from vlatool.training.config import TrainConfig
-from vlatool.training.locations import fixed_name, remote_run, with_local_folder
+from vlatool.training.locations import fixed_name, with_local_folder
 from vlatool.training.plan import TrainPlan, make_plan, schedule_violations
 from vlatool.training.trackers import check_trackers
 
@@ -40,6 +40,7 @@ _STARTS = {
     "resume": "; resumes the run that is there",
     "extend": "; extends the run that is there",
     "replace": "; replaces the run that is there",
+    "continue": "; continues the run below remote_sync",
 }
 
 
@@ -105,6 +106,7 @@ class TrainResult:
 
 
 if TYPE_CHECKING:
+    from vlatool.training.remote_run import RemoteRun
     from vlatool.training.run import RunSetup
     from vlatool.training.runtime import Runtime
     from vlatool.training.state import TrainState
@@ -116,6 +118,9 @@ def train(
     config: TrainConfig, *, typed: Collection[str] | None = None, reporter: Reporter = NULL
 ) -> TrainResult:
     """Starts or resumes the run in the folder `name` of `save_path`.
+
+    With `remote_sync`, a folder without a run gets the newest remote one with equal options and
+    data, and continues it.
 
     Args:
         config: Model, data and hyperparameters.
@@ -130,17 +135,63 @@ def train(
         KeyboardInterrupt: Ctrl-C; a checkpoint was written.
         SystemExit: SIGTERM (143); a checkpoint was written.
     """
-    from vlatool.training import resume
-
     _check_given(config)
     config = with_local_folder(config)
     typed = explicit_keys(config) if typed is None else typed
     check_rules(violations(config), typed, reporter)
+    if config.remote_sync is None:
+        if config.fresh:
+            raise UsageError(
+                "--fresh starts a new run below remote_sync, which is not set",
+                hint="give --remote-sync too; --overwrite replaces the local run",
+                code="usage.fresh",
+            )
+        return _train(config, typed, reporter)
+    return _train_with_remote(config, typed, reporter)
+
+
+def _train_with_remote(
+    config: TrainConfig, typed: Collection[str], reporter: Reporter
+) -> TrainResult:
+    """Trains a run that is copied to `remote_sync`, or continues the one that is there."""
+    from vlatool.training.remote_run import choose_remote_run, held_remote_run
+    from vlatool.training.resolved import start_in
+    from vlatool.training.runtime import Runtime
+
+    runtime = Runtime(config)
+    starts = partial(start_in, typed=typed, world_size=runtime.world_size)
+    if config.dry_run:
+        choice = choose_remote_run(config, _new_name(config), starts)
+        result = _train(config.model_copy(update={"name": choice.name}), typed, reporter)
+        return result if choice.step is None else replace(result, start="continue")
+    with ExitStack() as stack:
+        name, remote = "", None
+        if runtime.is_main:
+            held = held_remote_run(config, _new_name(config), starts, reporter)
+            name, remote = stack.enter_context(held)
+        with runtime.waiting():
+            name = runtime.broadcast(name)
+        return _train(config.model_copy(update={"name": name}), typed, reporter, remote)
+
+
+def _train(
+    config: TrainConfig,
+    typed: Collection[str],
+    reporter: Reporter,
+    remote: "RemoteRun | None" = None,
+) -> TrainResult:
+    """Trains in the local folder.
+
+    Args:
+        config: As for `train`.
+        typed: As for `train`.
+        reporter: As for `train`.
+        remote: Held remote folder of the run, on rank 0.
+    """
+    from vlatool.training.resolved import resolved, run_identity
+
     before = None if config.name is None else RunDir(_output(config))
-    config = resume.with_earlier_rules(config, before, typed, reporter)
-    config = resume.pinned_data(resume.with_base_config(config, before))
-    info = config.load_info(reporter, resume.started_run(config, before))
-    config, rules = config.derive(info)
+    config, info, rules = resolved(config, before, typed, reporter)
     from vlatool.training.data import DataStreams, check_samples, validation_data
     from vlatool.training.run import RunSetup  # torch: locations that fail answer before
     from vlatool.training.runtime import Runtime
@@ -155,11 +206,12 @@ def train(
     check_samples(config, info, _model_assets(config, before), reporter)
     if runtime.is_main:
         _log_config(config, rules, runtime, reporter)
-    if config.dry_run:
-        return _planned(config, order, plan, _identity(config, info, plan, reporter))
     run = RunDir(_output(config))
+    if config.dry_run:
+        identity = run_identity(config, info, plan, run.root, reporter)
+        return _planned(config, order, plan, identity)
     streams = DataStreams(config, info, order, plan, runtime, run.root, validation_set)
-    setup = RunSetup(config, info, plan, runtime, run, streams, typed)
+    setup = RunSetup(config, info, plan, runtime, run, streams, typed, remote)
     with runtime.waiting():
         return _train_as_owner(setup, reporter) if runtime.is_main else _train_as_other(setup)
 
@@ -209,39 +261,14 @@ def _train_as_owner(setup: "RunSetup", reporter: Reporter) -> TrainResult:
 
     run = setup.run
     resume.resumable_run(run, setup.config)  # before the lock creates a file there
-    with (
-        output_lock(run.root, "vlatool train"),
-        _remote_run(setup) as remote,
-    ):
-        return _train_locked(setup, remote, reporter)
+    with output_lock(run.root, "vlatool train"):
+        return _train_locked(setup, reporter)
 
 
-@contextmanager
-def _remote_run(setup: "RunSetup") -> Iterator[tuple[Path, Lock] | None]:
-    """Holds the lock of the remote copy of a run; yields its location and the lock."""
-    root = remote_run(setup.config)
-    if root is None:
-        yield None
-        return
-    before = read_valid_record(root)
-    check_owner(root, "train", before)
-    local = read_valid_record(setup.run.root)
-    if before is not None and (local is None or local.run_id != before.run_id):
-        raise UsageError.at(
-            root,
-            "contains another run",
-            hint="choose another --output or --remote-sync",
-            code="usage.output_exists",
-        )
-    with output_lock(root, "vlatool train") as lock:
-        yield root, lock
-
-
-def _train_locked(
-    setup: "RunSetup", remote: tuple[Path, Lock] | None, reporter: Reporter
-) -> TrainResult:
+def _train_locked(setup: "RunSetup", reporter: Reporter) -> TrainResult:
     from vlatool.training import resume
     from vlatool.training.continuation import report_differences
+    from vlatool.training.resolved import run_identity
     from vlatool.training.run import retention_of
     from vlatool.training.sync import RunSync
 
@@ -251,14 +278,14 @@ def _train_locked(
         config.data_kind.save_assets(config.data, info, run.root)
         save_model_assets(config, run.root)
 
-    fingerprint, extends_budget = _identity(config, info, setup.plan, reporter)
+    fingerprint, extends_budget = run_identity(config, info, setup.plan, run.root, reporter)
     record = resume.open_run(run, config, fingerprint, write_assets, extends_budget)
     _check_checkpoint(run)
     for name in resume.repair_run(run, config, write_assets):
         reporter.note(f"{run.root}: {name} was missing or changed and is written again")
     if run.latest() is None:
         report_differences(config, fingerprint, reporter)
-    locations = _sync_locations(config, record, remote)
+    locations = _sync_locations(setup, record)
     retention = retention_of(config)
     with RunSync(run, locations, retention, reporter) as sync:
         run.prune(Retention(), sync.needed())
@@ -276,35 +303,17 @@ def _train_locked(
 
 
 def _sync_locations(
-    config: TrainConfig, record: OutputRecord, remote: tuple[Path, Lock] | None
+    setup: "RunSetup", record: OutputRecord
 ) -> list[tuple[Path, Callable[[], None]]]:
     """Locations of the copies of a run, each with the check that this process may write there."""
+    config, remote = setup.config, setup.remote
     if remote is None:
         return []
-    root, lock = remote
-    locations = [(root, lock.check)]
+    locations = [(remote.root, remote.lock.check)]
     if config.remote_sync_fixed_path is not None:
         folder = location(config.remote_sync_fixed_path) / fixed_name(record.run_id)
         locations.append((folder, lambda: None))
     return locations
-
-
-def _identity(
-    config: TrainConfig, info: DatasetInfo, plan: TrainPlan, reporter: Reporter
-) -> tuple[Mapping[str, Any], Callable[[Mapping[str, Any]], bool]]:
-    """Fingerprint of a run, and the function that says if its budget extends an earlier one."""
-    from vlatool.training import resume
-    from vlatool.training.plan import budget_extension
-    from vlatool.training.setup import network_randomness
-
-    def extends_budget(before: Mapping[str, Any]) -> bool:
-        change = budget_extension(config, info.datasets, config.distributed.world_size or 1, before)
-        if change:
-            reporter.note(f"{_output(config)}: {change}")
-        return bool(change)
-
-    rule = network_randomness(config, plan)
-    return {**info.fingerprint, **resume.data_versions(config), **rule}, extends_budget
 
 
 def _model_assets(config: TrainConfig, run: RunDir | None) -> Path | None:
@@ -379,10 +388,7 @@ def _check_checkpoint(run: RunDir) -> None:
 
 def _machine_defaults(config: TrainConfig, runtime: "Runtime") -> TrainConfig:
     """Sets null keys that depend on the machine; a resumed run keeps its values."""
-    name = config.name
-    if name is None:
-        now = datetime.now(UTC).strftime("%Y_%m_%d-%H_%M_%S")
-        name = f"{now}-model_{config.model.type}-lr_{config.hparams.lr}"  # pyright: ignore[reportAttributeAccessIssue]
+    name = config.name or _new_name(config)
     config = config.model_copy(update={"name": runtime.broadcast(name)})
     workers = config.data.num_workers
     if workers is None:
@@ -395,6 +401,12 @@ def _machine_defaults(config: TrainConfig, runtime: "Runtime") -> TrainConfig:
     processes = config.distributed.model_copy(update=count)
     hparams = config.hparams.model_copy(update=count)
     return config.model_copy(update={"data": data, "distributed": processes, "hparams": hparams})
+
+
+def _new_name(config: TrainConfig) -> str:
+    """Name of a run folder that is not named."""
+    now = datetime.now(UTC).strftime("%Y_%m_%d-%H_%M_%S")
+    return f"{now}-model_{config.model.type}-lr_{config.hparams.lr}"  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _output(config: TrainConfig) -> Path:

@@ -135,15 +135,18 @@ class RunDir:
     def latest(self) -> tuple[int, Path] | None:
         """(step, folder) of the newest checkpoint; None if there is none.
 
+        Elsewhere, where files appear one by one, a checkpoint that is being sent is left out.
+
         Raises:
             DataError: Its manifest is missing, although checkpoints are written with one.
         """
         newest = self.newest_folder()
-        if newest is None:
-            return None
-        if not (newest[1] / MANIFEST).is_file():
-            raise checkpoint_error(newest[1] / MANIFEST, "is missing")
-        return newest
+        if newest is None or (newest[1] / MANIFEST).is_file():
+            return newest
+        complete = self.checkpoints()[-1:]
+        if is_remote(self.root) and self.read_latest().get("step") in (None, *dict(complete)):
+            return complete[0] if complete else None
+        raise checkpoint_error(newest[1] / MANIFEST, "is missing")
 
     def newest_folder(self) -> tuple[int, Path] | None:
         """(step, folder) of the newest checkpoint, complete or not."""

@@ -1,0 +1,74 @@
+"""Configuration of a run with what its data and an earlier run decide; its start in a folder."""
+
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from vlatool.artifacts.run.format import RunDir
+from vlatool.events import NULL, Reporter
+from vlatool.loading.base import DatasetInfo
+from vlatool.training import resume
+from vlatool.training.config import TrainConfig
+from vlatool.training.plan import TrainPlan, budget_extension, make_plan
+
+
+def resolved(
+    config: TrainConfig, before: RunDir | None, typed: Collection[str], reporter: Reporter
+) -> tuple[TrainConfig, DatasetInfo, Mapping[str, str]]:
+    """The derived configuration, the info on its data, and the rule of each derived key.
+
+    Args:
+        config: The configuration as typed.
+        before: The run folder, of any scheme; None if the run has no name yet.
+        typed: Dotted keys that were set explicitly for this command.
+        reporter: Receives notes and the progress.
+
+    Raises:
+        DataError: The data or the initial weights are missing or broken.
+        UsageError: The initial weights cannot be used.
+    """
+    config = resume.with_earlier_rules(config, before, typed, reporter)
+    config = resume.pinned_data(resume.with_base_config(config, before))
+    info = config.load_info(reporter, resume.started_run(config, before))
+    config, rules = config.derive(info)
+    return config, info, rules
+
+
+def run_identity(
+    config: TrainConfig, info: DatasetInfo, plan: TrainPlan, output: Path, reporter: Reporter
+) -> tuple[Mapping[str, Any], Callable[[Mapping[str, Any]], bool]]:
+    """Fingerprint of a run, and the function that says if its budget extends an earlier one."""
+    from vlatool.training.setup import network_randomness  # torch
+
+    def extends_budget(before: Mapping[str, Any]) -> bool:
+        change = budget_extension(config, info.datasets, config.distributed.world_size or 1, before)
+        if change:
+            reporter.note(f"{output}: {change}")
+        return bool(change)
+
+    rule = network_randomness(config, plan)
+    return {**info.fingerprint, **resume.data_versions(config), **rule}, extends_budget
+
+
+def start_in(
+    config: TrainConfig, run: RunDir, *, typed: Collection[str], world_size: int
+) -> resume.RunStart:
+    """Says what a run would do in a folder of any scheme. Writes nothing.
+
+    Args:
+        config: The configuration as typed.
+        run: The folder.
+        typed: As for `resolved`.
+        world_size: Number of ranks.
+
+    Raises:
+        UsageError: The folder holds a run with other options or data, or other files.
+        DataError: As `resolved`, or the run is damaged.
+    """
+    count = {"world_size": world_size}
+    processes = config.distributed.model_copy(update=count)
+    hparams = config.hparams.model_copy(update=count)
+    config = config.model_copy(update={"distributed": processes, "hparams": hparams})
+    config, info, _ = resolved(config, run, typed, NULL)
+    plan = make_plan(config, info.datasets, world_size)
+    return resume.run_start(run, config, *run_identity(config, info, plan, run.root, NULL))[0]

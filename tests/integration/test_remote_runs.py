@@ -1,0 +1,154 @@
+"""Runs that a machine without their local folder continues from `remote_sync`."""
+
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.builders.recording import Recorder
+from tests.builders.s3_runs import digests, upload
+from tests.builders.toy_runs import DATA, HALF, SITE, STEPS, half_of, toy_config
+from tests.builders.toys import install_toys, write_numbers
+from vlatool.artifacts.run.format import RunDir, read_metrics
+from vlatool.errors import StorageError, UsageError
+from vlatool.jobs.record import output_lock
+from vlatool.storage.remote_path import RemotePath
+from vlatool.storage.retry import SPEED_VARIABLE
+from vlatool.storage.tree import files_below
+from vlatool.workflows.train import TrainResult, train
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with toys, an undisturbed run `whole`, and `half` of it, without a lock file."""
+    root = tmp_path_factory.mktemp("toys")
+    install_toys(root / SITE)
+    write_numbers(root / DATA)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(root / SITE))
+        train(toy_config(root, "toy_lm", "whole"))
+    half_of(root, "whole", "half")
+    (root / "half/.vlatool/lock").unlink()
+    return root
+
+
+@pytest.fixture
+def prefix(root: Path, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> RemotePath:
+    """Value of `remote_sync` in an empty bucket."""
+    monkeypatch.syspath_prepend(str(root / SITE))
+    return RemotePath(f"s3://{s3_bucket}/runs")
+
+
+def _train(
+    root: Path, prefix: RemotePath, run: Path, reporter: Recorder | None = None, **changes: Any
+) -> TrainResult:
+    """Trains a run in a new local folder."""
+    keys = {"remote_sync": str(prefix), "save_path": str(run.parent), **changes}
+    return train(toy_config(root, "toy_lm", run.name, **keys), reporter=reporter or Recorder())
+
+
+def _content(run: Path) -> dict[str, Any]:
+    """Files of the last checkpoint, and metrics without times."""
+    rows = read_metrics(run / "metrics.jsonl")
+    losses = [(row["step"], row["loss"]) for row in rows if "loss" in row]
+    files = RunDir(run).checkpoint(STEPS).iterdir()
+    return {"losses": losses, **{file.name: file.read_bytes() for file in files}}
+
+
+def test_fresh_machine_continues_the_remote_run_and_ends_with_the_same_bits(
+    root: Path, prefix: RemotePath, tmp_path: Path
+) -> None:
+    upload(root / "half", prefix / "first")
+    reporter = Recorder()
+    result = _train(root, prefix, tmp_path / "new", reporter)
+    assert (result.status, result.steps) == ("trained", STEPS)
+    assert _content(tmp_path / "new") == _content(root / "whole")
+    assert any(f"{prefix}/first" in note and f"step {HALF}" in note for note in reporter.notes)
+
+
+def test_run_of_another_learning_rate_with_the_same_name_is_an_error_that_names_it(
+    root: Path, prefix: RemotePath, tmp_path: Path
+) -> None:
+    upload(root / "half", prefix / "run")
+    with pytest.raises(UsageError, match="lr") as caught:
+        _train(root, prefix, tmp_path / "run", hparams__lr=0.5)
+    assert (caught.value.code, caught.value.exit_code) == ("usage.output_differs", 2)
+    assert "--fresh" in (caught.value.hint or "")
+    assert not (tmp_path / "run").exists()
+
+
+def test_fresh_starts_a_run_beside_the_remote_one_and_leaves_that(
+    root: Path, prefix: RemotePath, tmp_path: Path
+) -> None:
+    upload(root / "half", prefix / "run")
+    before = digests(prefix / "run")
+    result = _train(root, prefix, tmp_path / "run", fresh=True)
+    assert digests(prefix / "run") == before
+    assert result.remote == f"{prefix}/run-2"
+    assert [step for step, _ in RunDir(prefix / "run-2").checkpoints()] == [HALF, STEPS]
+
+
+def test_dry_run_says_that_the_remote_run_continues_and_writes_nothing(
+    root: Path, prefix: RemotePath, tmp_path: Path
+) -> None:
+    upload(root / "half", prefix / "first")
+    before = {file.name for file in files_below(prefix)}
+    result = _train(root, prefix, tmp_path / "new", dry_run=True)
+    assert (result.start, result.status) == ("continue", "planned")
+    assert not (tmp_path / "new").exists()
+    assert {file.name for file in files_below(prefix)} == before
+
+
+def test_run_that_lives_elsewhere_is_an_error_after_one_wait(
+    root: Path, prefix: RemotePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SPEED_VARIABLE, "100")
+    reporter = Recorder()
+    with output_lock(prefix / "run", "vlatool train"), pytest.raises(UsageError) as caught:
+        _train(root, prefix, tmp_path / "run", reporter)
+    assert (caught.value.code, caught.value.exit_code) == ("usage.output_locked", 2)
+    assert f"{prefix}/run" in caught.value.message
+    assert len([note for note in reporter.notes if "waiting" in note]) == 1
+
+
+def test_run_that_ends_elsewhere_while_this_machine_waits_is_continued(
+    root: Path, prefix: RemotePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SPEED_VARIABLE, "100")
+    held = ExitStack()
+    held.enter_context(output_lock(prefix / "run", "vlatool train"))
+
+    class Elsewhere(Recorder):
+        def note(self, message: str) -> None:
+            super().note(message)
+            if "waiting" in message:
+                upload(root / "half", prefix / "run")
+                held.close()
+
+    reporter = Elsewhere()
+    result = _train(root, prefix, tmp_path / "run", reporter)
+    assert result.steps == STEPS
+    assert any(f"after step {HALF}" in note for note in reporter.notes)
+
+
+def test_machine_that_lost_its_lock_stops_writing(
+    root: Path, prefix: RemotePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SPEED_VARIABLE, "100")
+    lock = prefix / "run/.vlatool/lock"
+    other = b'{"owner": "other", "command": "vlatool train", "started": "now"}'
+
+    class Elsewhere(Recorder):
+        def metrics(self, step: int, values: Mapping[str, float]) -> None:
+            if step == 1:
+                lock.write_bytes(other)
+                time.sleep(0.5)  # 50 s: two renewals
+
+    with pytest.raises(StorageError) as caught:
+        _train(root, prefix, tmp_path / "run", Elsewhere())
+    assert (caught.value.code, caught.value.exit_code) == ("storage.lock_lost", 5)
+    assert RunDir(prefix / "run").checkpoints() == []
+    assert lock.read_bytes() == other
