@@ -352,7 +352,7 @@ FORMATS: Registry[Any] = Registry(
     },
     {
         "spartan": "raw LBM episodes",
-        "lerobot": "LeRobot v2.0 and v2.1; v3.0 cannot be read yet",
+        "lerobot": "LeRobot v2.0, v2.1 and v3.0",
         "libero": "LIBERO, as a LeRobot data set",
         "images": "folders of images",
         "image-shards": "tars of images",

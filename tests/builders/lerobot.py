@@ -1,7 +1,8 @@
-"""Builders of tiny LeRobot v2.0 and v2.1 data sets."""
+"""Builders of tiny LeRobot data sets."""
 
 import io
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
+
+from tests.builders import lerobot_shared
 
 DATA_PATH = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
 VIDEO_PATH = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
@@ -62,6 +65,7 @@ def lerobot_dataset(
     version: str = "v2.1",
     info: Mapping[str, Any] | None = None,
     change: Callable[[int, Columns], None] = lambda _number, _columns: None,
+    per_file: int = 2,
 ) -> Path:
     """Writes a data set and returns its folder.
 
@@ -69,27 +73,36 @@ def lerobot_dataset(
         root: Folder of the data set.
         lengths: Number of frames of each episode.
         cameras: Feature name to `video` or `image`; default one video camera.
-        version: `v2.0` or `v2.1`.
+        version: `v2.0`, `v2.1` or `v3.0`.
         info: Keys of info.json to replace; null values remove them.
         change: Called with the number and the columns of each episode before it is written.
+        per_file: Number of episodes per file in v3.0.
     """
     cameras = {"observation.images.front": "video"} if cameras is None else cameras
     _write_meta(root, lengths, cameras, version, info or {})
+    parts = root / ".parts" if version == "v3.0" else root
+    tables: list[pa.Table] = []
+    videos: dict[str, list[Path]] = {name: [] for name in cameras if cameras[name] == "video"}
     first = 0
     for number, length in enumerate(lengths):
         columns = _columns(number, first, length)
         for name in (name for name, kind in cameras.items() if kind == "image"):
             columns[name] = [{"bytes": encoded_image(j), "path": None} for j in range(length)]
         change(number, columns)
+        tables.append(pa.table(columns))
+        for name, paths in videos.items():
+            path = VIDEO_PATH.format(episode_chunk=0, video_key=name, episode_index=number)
+            paths.append(parts / path)
+            write_video(paths[-1], length)
+        first += length
+    if version == "v3.0":
+        lerobot_shared.write_shared(root, tables, videos, TASKS, fps=10, per_file=per_file)
+        shutil.rmtree(parts, ignore_errors=True)
+        return root
+    for number, table in enumerate(tables):
         path = root / DATA_PATH.format(episode_chunk=0, episode_index=number)
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table(columns), path)
-        for name in (name for name, kind in cameras.items() if kind == "video"):
-            write_video(
-                root / VIDEO_PATH.format(episode_chunk=0, video_key=name, episode_index=number),
-                length,
-            )
-        first += length
+        pq.write_table(table, path)
     return root
 
 
@@ -133,14 +146,16 @@ def _write_meta(
         "total_frames": sum(lengths),
         "chunks_size": 1000,
         "fps": 10,
-        "data_path": DATA_PATH,
-        "video_path": VIDEO_PATH,
+        "data_path": lerobot_shared.DATA_PATH if version == "v3.0" else DATA_PATH,
+        "video_path": lerobot_shared.VIDEO_PATH if version == "v3.0" else VIDEO_PATH,
         "features": features,
         **changes,
     }
     info = {key: value for key, value in info.items() if value is not None}
     (root / "meta").mkdir(parents=True, exist_ok=True)
     (root / "meta/info.json").write_text(json.dumps(info, indent=4))
+    if version == "v3.0":
+        return
     write_lines(
         root / "meta/episodes.jsonl",
         [

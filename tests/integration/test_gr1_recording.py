@@ -1,11 +1,15 @@
 """The real GR1 data set, if it is available. Source: formats/lerobot 13."""
 
+import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
+from tests.builders.lerobot_shared import DATA_PATH, VIDEO_PATH, write_shared
 from vlatool.episode import Episode
 from vlatool.sources.lerobot.reader import LeRobotConfig, LeRobotReader
 
@@ -34,14 +38,32 @@ def recording() -> Path:
 
 
 @pytest.fixture(scope="module")
-def episodes() -> list[Episode]:
+def twin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recording as v3.0, with three and two episodes in a file."""
     if not (recording() / "meta/info.json").exists():
         pytest.skip(f"no GR1 recording at {recording()}; set VLATOOL_GR1 to its folder")
+    root = tmp_path_factory.mktemp("twin") / "gr1_pick"
+    names = [f"episode_{number:06d}" for number in range(len(GOLDEN))]
+    tables = [pq.read_table(recording() / f"data/chunk-000/{name}.parquet") for name in names]
+    folder = recording() / "videos/chunk-000" / CAMERA
+    videos = {CAMERA: [folder / f"{name}.mp4" for name in names]}
+    lines = (recording() / "meta/tasks.jsonl").read_text().splitlines()
+    tasks = [json.loads(line)["task"] for line in lines]
+    write_shared(root, tables, videos, tasks, fps=20, per_file=3)
+    shutil.copy(recording() / "meta/modality.json", root / "meta")
+    info = json.loads((recording() / "meta/info.json").read_text())
+    info |= {"codebase_version": "v3.0", "data_path": DATA_PATH, "video_path": VIDEO_PATH}
+    (root / "meta/info.json").write_text(json.dumps(info))
+    return root
+
+
+@pytest.fixture(scope="module", params=["v2.0", "v3.0"])
+def episodes(request: pytest.FixtureRequest, twin: Path) -> list[Episode]:
+    is_twin = request.param == "v3.0"
     reader = LeRobotReader(LeRobotConfig())
-    refs = list(reader.discover([recording()]))
+    refs = list(reader.discover([twin if is_twin else recording()]))
     assert [finding.code for finding in reader.source_findings] == [
-        "lerobot.template_mismatch",
-        "lerobot.template_mismatch",
+        *([] if is_twin else ["lerobot.template_mismatch"] * 2),
         "lerobot.camera_without_files",
     ]
     return [reader.read(ref) for ref in refs]

@@ -146,7 +146,9 @@ def test_remote_artifacts_are_inspected_and_verified(remote: str) -> None:
     for name, kind in kinds.items():
         assert inspect(InspectConfig(location=f"{remote}/{name}")).report.kind == kind
         result = verified(f"{remote}/{name}")
-        assert (result.severities["error"], result.severities["warning"]) == (0, 0), name
+        assert result.severities["error"] == 0, name
+        resting = result.counts.get("lerobot.constant_dimensions", 0)  # in a few frames
+        assert result.severities["warning"] == resting, name
         assert result.checked["files"] > 0, name
 
 

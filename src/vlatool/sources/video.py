@@ -1,83 +1,32 @@
-"""Exact random access to the frames of a video file."""
+"""Exact random access to the frames of a clip: of a video file, or of a part of one."""
 
 import bisect
-import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
-import av
 import av.error
 import numpy as np
-from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
-from av.video.stream import VideoStream
 
-from vlatool.episode import UInt8Array
+from vlatool.episode import Clip, UInt8Array
 from vlatool.errors import DataError
-from vlatool.storage.byte_ranges import open_file
-from vlatool.storage.uri import as_native_file, is_remote
+from vlatool.sources.packets import decode_error, open_video, packet_table
 
 # Decoding onwards over fewer frames than this is cheaper than a seek, which flushes the decoder.
 _SEEK_DISTANCE = 32
-_MOST_PIXELS = 2**26
-_LARGEST_KEPT = 64 * 1024 * 1024
-# Containers without presentation times; FFmpeg reports guesses, so frames are counted instead.
-_TIMELESS_FORMATS = frozenset({"avi", "h264", "hevc", "m4v"})
-
-
-@dataclass(frozen=True)
-class VideoInfo:
-    """Properties of a video; `size` is (height, width), `fps` None if unknown."""
-
-    num_frames: int
-    size: tuple[int, int]
-    fps: Fraction | None
-
-
-@dataclass(frozen=True)
-class _PacketTable:
-    """Positions of the frames in a video file.
-
-    Attributes:
-        numbers: Map from presentation time to frame number; empty if the file has no such times.
-        key_numbers: Numbers of the frames that decoding can start at, ascending.
-        key_times: Time to seek to for each of these frames, in ticks of the stream.
-        num_frames: Number of frames in the file.
-    """
-
-    numbers: dict[int, int]
-    key_numbers: list[int]
-    key_times: list[int]
-    num_frames: int
-
-
-def probe_video(path: Path) -> VideoInfo:
-    """Properties of a video; counts packets only if the container does not store its length.
-
-    Raises:
-        DataError: The file cannot be opened as a video.
-    """
-    container, stream = _open(path)
-    with container:
-        size = (stream.codec_context.height, stream.codec_context.width)
-        num_frames = stream.frames or _packet_table(path, container, stream).num_frames
-        return VideoInfo(num_frames, size, stream.average_rate)
 
 
 class VideoFrames:
-    """A video as a `FrameSource`.
+    """A clip as a `FrameSource`; its frames are counted from 0.
 
     Frames are found by presentation time, so B-frames, start offsets and uneven rates do not shift
     them. Ascending reads decode each frame once; other reads seek to the previous keyframe. The
-    file is opened at the first read and held until `close`; only path and length are pickled.
+    file is opened at the first read and held until `close`; only clip and length are pickled.
     """
 
-    def __init__(self, path: Path, num_frames: int) -> None:
-        self.path = path
+    def __init__(self, clip: Clip, num_frames: int) -> None:
+        self.clip = clip
         self._num_frames = num_frames
         self._decoder: _Decoder | None = None
 
@@ -85,7 +34,7 @@ class VideoFrames:
         return self._num_frames
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_num_frames": self._num_frames, "_decoder": None}
+        return {"clip": self.clip, "_num_frames": self._num_frames, "_decoder": None}
 
     @property
     def size(self) -> tuple[int, int]:
@@ -102,7 +51,7 @@ class VideoFrames:
         images: dict[int, UInt8Array] = {}
         for number in sorted(set(indices)):
             if not 0 <= number < self._num_frames:
-                raise IndexError(f"{self.path}: frame {number} of {self._num_frames}")
+                raise IndexError(f"{self.clip.path}: frame {number} of {self._num_frames}")
             try:
                 images[number] = decoder.image(number)
             except DataError:
@@ -120,23 +69,26 @@ class VideoFrames:
 
     def _opened(self) -> "_Decoder":
         if self._decoder is None:
-            self._decoder = _Decoder(self.path)
+            self._decoder = _Decoder(self.clip)
         return self._decoder
 
 
 class _Decoder:
     """Open video with a current position."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._content = _read_content(path)
-        self._container, self._stream = _open(path, self._content)
+    def __init__(self, clip: Clip) -> None:
+        self._path = clip.path
+        self._table = packet_table(clip)
+        self._container, self._stream = open_video(self._path)
         context = self._stream.codec_context
         self.size = (context.height, context.width)
-        self._table = _packet_table(path, self._container, self._stream)
         self._reformatter = VideoReformatter()
         self._last: tuple[int, UInt8Array] | None = None
-        self._rewind()
+        self._frames: Iterator[VideoFrame] = self._container.decode(self._stream)
+        self._next = 0
+        self._is_from_start = True
+        if self._table.is_part and self._table.key_times:
+            self._seek(0)
 
     def close(self) -> None:
         self._container.close()
@@ -148,12 +100,12 @@ class _Decoder:
         try:
             frame = self._frame(number)
             if frame is None or frame.is_corrupt:
-                raise _decode_error(self._path, number, "the file has no intact image")
+                raise decode_error(self._path, number, "the file has no intact image")
             image = np.asarray(
                 self._reformatter.reformat(frame, format="rgb24").to_ndarray(), np.uint8
             )
         except (av.error.FFmpegError, ValueError) as error:
-            raise _decode_error(self._path, number, str(error)) from error
+            raise decode_error(self._path, number, str(error)) from error
         self._last = (number, image)
         return image
 
@@ -172,10 +124,14 @@ class _Decoder:
         is_ahead = self._next <= number
         if is_ahead and (key < 0 or self._table.key_numbers[key] <= self._next + _SEEK_DISTANCE):
             return
-        if key <= 0 or not self._table.numbers:
+        if not self._table.times or key < 0 or (key == 0 and not self._table.is_part):
             if not is_ahead:
                 self._rewind()
             return
+        self._seek(key)
+
+    def _seek(self, key: int) -> None:
+        """Continues at a keyframe of the table."""
         self._container.seek(self._table.key_times[key], stream=self._stream)
         self._frames = self._container.decode(self._stream)
         self._next = self._table.key_numbers[key]
@@ -183,7 +139,10 @@ class _Decoder:
 
     def _decode_until(self, number: int) -> VideoFrame | None:
         """Frame `number`; None if decoding passes it or ends."""
+        times = self._table.times
         for frame in self._frames:
+            if times and frame.pts is not None and frame.pts > times[-1]:
+                break
             current = self._number_of(frame)
             if current is None:
                 continue
@@ -194,79 +153,13 @@ class _Decoder:
         return None
 
     def _number_of(self, frame: VideoFrame) -> int | None:
-        if not self._table.numbers:
+        if not self._table.times:
             return self._next
-        return self._table.numbers.get(frame.pts) if frame.pts is not None else None
+        return self._table.number(frame.pts) if frame.pts is not None else None
 
     def _rewind(self) -> None:
         self._container.close()
-        self._container, self._stream = _open(self._path, self._content)
-        self._frames: Iterator[VideoFrame] = self._container.decode(self._stream)
+        self._container, self._stream = open_video(self._path)
+        self._frames = self._container.decode(self._stream)
         self._next = 0
         self._is_from_start = True
-
-
-def _read_content(path: Path) -> bytes | None:
-    """Content of a remote video of moderate size, since it is read more than once; else None."""
-    if not is_remote(path):
-        return None
-    try:
-        with open_file(path) as file:
-            size = file.seek(0, io.SEEK_END)
-            file.seek(0)
-            return file.read() if size <= _LARGEST_KEPT else None
-    except OSError as error:
-        raise _decode_error(path, None, str(error)) from error
-
-
-def _open(path: Path, content: bytes | None = None) -> tuple[InputContainer, VideoStream]:
-    try:
-        source = as_native_file(path) if content is None else io.BytesIO(content)
-        container = av.open(source)
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise _decode_error(path, None, str(error)) from error
-    assert isinstance(container, InputContainer), "opened for reading"
-    if not container.streams.video:
-        container.close()
-        raise _decode_error(path, None, "the file has no video stream")
-    stream = container.streams.video[0]
-    if getattr(stream, "codec_context", None) is None:
-        container.close()
-        raise _decode_error(path, None, "its codec is unknown")
-    if stream.codec_context.width * stream.codec_context.height > _MOST_PIXELS:
-        container.close()
-        raise _decode_error(path, None, f"its images have more than {_MOST_PIXELS:,} pixels")
-    stream.codec_context.thread_count = 1  # many processes decode at once, one thread each
-    return container, stream
-
-
-def _packet_table(path: Path, container: InputContainer, stream: VideoStream) -> _PacketTable:
-    """Reads all packets without decoding them; leaves the container at its end."""
-    try:
-        packets = [
-            (packet.pts, packet.dts, packet.is_keyframe)
-            for packet in container.demux(stream)
-            if packet.size and not packet.is_discard
-        ]
-    except av.error.FFmpegError as error:
-        raise _decode_error(path, None, str(error)) from error
-    times = sorted({pts for pts, _, _ in packets if pts is not None})
-    if len(times) < len(packets) or container.format.name in _TIMELESS_FORMATS:
-        return _PacketTable({}, [], [], len(packets))
-    numbers = {pts: number for number, pts in enumerate(times)}
-    keys = sorted(
-        (numbers[pts], pts if dts is None else dts)
-        for pts, dts, is_key in packets
-        if is_key and pts is not None
-    )
-    return _PacketTable(numbers, [n for n, _ in keys], [t for _, t in keys], len(packets))
-
-
-def _decode_error(path: Path, frame: int | None, reason: str) -> DataError:
-    location = f"{path}" if frame is None else f"{path}: frame {frame}"
-    return DataError(
-        f"{location} cannot be decoded: {reason}",
-        hint="the video is damaged or incomplete; download or record it again",
-        code="data.video_unreadable",
-        details={"path": str(path), "frame": frame},
-    )

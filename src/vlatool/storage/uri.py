@@ -7,6 +7,7 @@ from typing import IO
 
 from vlatool.errors import DataError, UsageError
 from vlatool.plugins import SCHEMES, did_you_mean
+from vlatool.storage.blocks import open_blocks
 from vlatool.storage.byte_ranges import open_file
 from vlatool.storage.remote import is_listable, remote_class
 from vlatool.storage.remote_path import RemotePath
@@ -160,13 +161,14 @@ def version_of(path: Path) -> str:
 def as_native_file(path: Path) -> str | IO[bytes]:
     """Input for libraries in other languages: a local file name, or an open remote file.
 
+    Only the parts of a remote file that are read are requested, once in a process.
+
     Raises:
         OSError: The file cannot be opened, or it is a pipe or a device.
     """
-    file = open_file(path)
     if isinstance(path, RemotePath):
-        return file
-    file.close()
+        return open_blocks(path.address)
+    open_file(path).close()
     return str(path)
 
 

@@ -56,8 +56,9 @@ def write(name: str, data: bytes) -> Break:
     return lambda root: (root / name).write_bytes(data)
 
 
-def test_a_good_data_set_has_no_findings(tmp_path: Path) -> None:
-    root = lerobot_dataset(tmp_path / "pick")
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_a_good_data_set_has_no_findings(tmp_path: Path, version: str) -> None:
+    root = lerobot_dataset(tmp_path / "pick", version=version)
     assert [
         *source_findings(root),
         *episode_findings(root, 0, deep=True),
@@ -105,10 +106,16 @@ def test_a_good_data_set_has_no_findings(tmp_path: Path) -> None:
         ),
     ],
 )
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
 def test_a_defect_of_the_rows_has_its_code_and_place(
-    change: Callable[[int, Columns], None], code: str, location: dict[str, Any], tmp_path: Path
+    change: Callable[[int, Columns], None],
+    code: str,
+    location: dict[str, Any],
+    version: str,
+    tmp_path: Path,
 ) -> None:
-    findings = episode_findings(lerobot_dataset(tmp_path / "pick", change=change))
+    root = lerobot_dataset(tmp_path / "pick", change=change, version=version)
+    findings = episode_findings(root)
     matches = [finding for finding in findings if finding.code == f"lerobot.{code}"]
     assert len(matches) == 1, findings
     assert location.items() <= matches[0].place.items()

@@ -13,6 +13,7 @@ from tests.builders.broken_sources import DATA, FRONT
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.preprocessing import FRAMES, processed
 from tests.builders.spartan import spartan_task
+from vlatool.episode import RowSegment
 from vlatool.errors import DataError
 from vlatool.sources.lerobot.config import LeRobotConfig
 from vlatool.sources.lerobot.reader import LeRobotReader
@@ -46,7 +47,7 @@ def test_parquet_of_few_bytes_with_millions_of_rows_is_not_read(tmp_path: Path) 
 
 def test_repeated_text_is_stored_once(tmp_path: Path) -> None:
     pq.write_table(pa.table({"task": ["put it there"] * 9}), tmp_path / "rows.parquet")
-    texts = read_rows(tmp_path / "rows.parquet", "episode 0", ["task"]).labels("task")
+    texts = read_rows(RowSegment(tmp_path / "rows.parquet"), "episode 0", ["task"]).labels("task")
     assert texts == ["put it there"] * 9
     assert len(set(map(id, texts))) == 1
 

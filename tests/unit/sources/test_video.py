@@ -9,8 +9,10 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.builders.lerobot import encoded_image, frame_of, image, write_video
+from vlatool.episode import Clip
 from vlatool.errors import DataError
-from vlatool.sources.video import VideoFrames, probe_video
+from vlatool.sources.packets import probe_video
+from vlatool.sources.video import VideoFrames
 
 FRAMES = 300
 
@@ -38,14 +40,14 @@ def test_the_test_video_has_b_frames_and_a_long_gop(long_gop: Path) -> None:
 
 def test_random_access_equals_sequential_decoding(long_gop: Path) -> None:
     expected = decode_all(long_gop)
-    frames = VideoFrames(long_gop, FRAMES)
+    frames = VideoFrames(Clip(long_gop), FRAMES)
     picks = np.random.default_rng(0).integers(0, FRAMES, 40).tolist()
     for number in [*picks, 0, 299, 249, 250, 251, 250]:
         assert np.array_equal(frames.read([number])[0], expected[number]), number
 
 
 def test_frames_are_in_the_order_of_the_indices(long_gop: Path) -> None:
-    frames = VideoFrames(long_gop, FRAMES)
+    frames = VideoFrames(Clip(long_gop), FRAMES)
     assert [frame_of(image) for image in frames.read([7, 3, 3, 40])] == [7, 3, 3, 40]
 
 
@@ -60,7 +62,7 @@ def test_ascending_reads_open_the_file_once(
         return original(path)
 
     monkeypatch.setattr(av, "open", counting_open)
-    frames = VideoFrames(long_gop, FRAMES)
+    frames = VideoFrames(Clip(long_gop), FRAMES)
     frames.read([0])
     before = len(opened)
     for first in range(1, 200, 8):
@@ -79,8 +81,8 @@ def test_other_codecs_are_exact(tmp_path: Path, codec: str, suffix: str) -> None
             frame = av.VideoFrame.from_ndarray(image(number, 64, 64), format="rgb24")
             container.mux(stream.encode(frame.reformat(format=stream.pix_fmt)))
         container.mux(stream.encode())
-    assert probe_video(path).num_frames == 12
-    frames = VideoFrames(path, 12)
+    assert probe_video(Clip(path)).num_frames == 12
+    frames = VideoFrames(Clip(path), 12)
     assert [frame_of(frames.read([number])[0]) for number in (11, 2, 5, 4)] == [11, 2, 5, 4]
 
 
@@ -89,7 +91,7 @@ def test_other_containers_are_exact_with_b_frames(tmp_path: Path, name: str) -> 
     path = tmp_path / name
     write_video(path, 60, g="20", bf="3")
     expected = decode_all(path)
-    frames = VideoFrames(path, 60)
+    frames = VideoFrames(Clip(path), 60)
     for number in (0, 59, 7, 33, 34, 20, 19):
         assert np.array_equal(frames.read([number])[0], expected[number]), number
 
@@ -105,7 +107,7 @@ def test_uneven_frame_times_do_not_shift_frames(tmp_path: Path) -> None:
             frame.pts, frame.time_base = 300 + 20 * number**2, Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    frames = VideoFrames(path, 30)
+    frames = VideoFrames(Clip(path), 30)
     assert [frame_of(frames.read([number])[0]) for number in (0, 29, 13)] == [0, 29, 13]
 
 
@@ -114,16 +116,16 @@ def test_frames_are_counted_if_the_container_has_no_length(tmp_path: Path) -> No
     write_video(path, 9)
     with av.open(str(path)) as container:
         assert container.streams.video[0].frames == 0
-    assert probe_video(path).num_frames == 9
+    assert probe_video(Clip(path)).num_frames == 9
 
 
 def test_size_is_height_and_width(long_gop: Path) -> None:
-    assert VideoFrames(long_gop, FRAMES).size == (32, 48)
-    assert probe_video(long_gop).size == (32, 48)
+    assert VideoFrames(Clip(long_gop), FRAMES).size == (32, 48)
+    assert probe_video(Clip(long_gop)).size == (32, 48)
 
 
 def test_pickling_keeps_path_and_length_only(long_gop: Path) -> None:
-    frames = VideoFrames(long_gop, FRAMES)
+    frames = VideoFrames(Clip(long_gop), FRAMES)
     frames.read([5])
     copy = pickle.loads(pickle.dumps(frames))
     assert len(copy) == FRAMES
@@ -131,14 +133,14 @@ def test_pickling_keeps_path_and_length_only(long_gop: Path) -> None:
 
 
 def test_reading_after_close_opens_again(long_gop: Path) -> None:
-    frames = VideoFrames(long_gop, FRAMES)
+    frames = VideoFrames(Clip(long_gop), FRAMES)
     first = frames.read([3])
     frames.close()
     assert np.array_equal(frames.read([3]), first)
 
 
 def test_no_indices_give_no_images(long_gop: Path) -> None:
-    assert VideoFrames(long_gop, FRAMES).read([]).shape == (0, 32, 48, 3)
+    assert VideoFrames(Clip(long_gop), FRAMES).read([]).shape == (0, 32, 48, 3)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a video", encoded_image(1)[:40]])
@@ -146,7 +148,7 @@ def test_file_that_is_not_a_video_is_rejected(tmp_path: Path, content: bytes) ->
     path = tmp_path / "video.mp4"
     path.write_bytes(content)
     with pytest.raises(DataError) as caught:
-        VideoFrames(path, 3).read([0])
+        VideoFrames(Clip(path), 3).read([0])
     assert caught.value.code == "data.video_unreadable"
     assert caught.value.details["path"] == str(path)
 
@@ -156,7 +158,7 @@ def test_video_of_an_unknown_codec_is_rejected(tmp_path: Path) -> None:
     write_video(path, 3)
     path.write_bytes(path.read_bytes().replace(b"avc1", b"xxxx"))
     with pytest.raises(DataError) as caught:
-        probe_video(path)
+        probe_video(Clip(path))
     assert caught.value.code == "data.video_unreadable"
 
 
@@ -166,6 +168,6 @@ def test_a_truncated_video_names_the_frame(tmp_path: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(DataError) as caught:
-        VideoFrames(path, 60).read(range(60))
+        VideoFrames(Clip(path), 60).read(range(60))
     assert caught.value.code == "data.video_unreadable"
     assert 0 < caught.value.details["frame"] < 60

@@ -28,6 +28,7 @@ MODALITY_FILE = "meta/modality.json"
 EPISODES_FOLDER = "meta/episodes"
 EPISODES_TABLES = "meta/episodes/chunk-*/file-*.parquet"
 TASKS_TABLE = "meta/tasks.parquet"
+SHARED_TABLES = "data/chunk-*/file-*.parquet"
 META_FILES = (STATS_FILE, EPISODE_STATS_FILE, TASKS_FILE, EPISODES_FILE, INFO_FILE)
 OWNED_FILES = (
     "data/chunk-*/episode_*.parquet",

@@ -1,25 +1,23 @@
-"""Fields, cameras, files and list of episodes of a LeRobot data set.
+"""Episodes of a LeRobot data set with their fields, cameras, and parts of files."""
 
-Paths of files come from templates, or from a search if these are wrong.
-"""
-
-import re
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path, PurePosixPath
-from string import Formatter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from vlatool.artifacts.lerobot.format import (
     EPISODE_STATS_FILE,
     EPISODES_FILE,
+    EPISODES_FOLDER,
     INFO_FILE,
     MODALITY_FILE,
     STATS_FILE,
     TASKS_FILE,
+    TASKS_TABLE,
     EpisodeLine,
+    Span,
 )
+from vlatool.episode import Clip, RowSegment
 from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.sources.base import no_episodes
@@ -30,150 +28,21 @@ from vlatool.sources.lerobot.config import (
     check_task_column,
     select_fields,
 )
+from vlatool.sources.lerobot.files import FileFinder
 from vlatool.sources.lerobot.findings import LEROBOT
+from vlatool.sources.lerobot.lists import episode_statistics, read_episodes, read_tasks
 from vlatool.sources.lerobot.meta import (
     Feature,
     Info,
-    read_episodes,
+    episode_tables,
     read_info,
     with_group_names,
     with_known_names,
 )
 from vlatool.sources.lerobot.rows import column_names
+from vlatool.sources.lerobot.segments import clip_defects, first_rows
 from vlatool.sources.order import natural_key
 from vlatool.storage.uri import can_list
-
-_LONGEST_NAME, _LONGEST_PATH = 255, 1024  # of common file systems, and of S3
-_INT_SPEC = re.compile(r"^0?\d{0,2}d?$")
-
-
-def fill_template(template: str, values: Mapping[str, int | str], key: str) -> str:
-    """Path relative to the data set.
-
-    Fills only plain fields in `values`, because the template, the value of `key` in info.json, is
-    untrusted.
-
-    Raises:
-        DataError: A field is unknown or has a conversion, or the path leaves the data set.
-    """
-    parts: list[str] = []
-    try:
-        for literal, field, spec, conversion in Formatter().parse(template):
-            parts.append(literal)
-            if field is None:
-                continue
-            if field not in values or conversion:
-                raise _template_error(key, f'uses unknown field "{{{field}}}"')
-            parts.append(_formatted(values[field], spec or "", key))
-    except ValueError as error:
-        raise _template_error(key, f"is not a path template: {error}") from error
-    path = PurePosixPath("".join(parts))
-    if path.is_absolute() or ".." in path.parts:
-        raise _template_error(key, f'gives "{path}", which is outside the data set')
-    longest = max((len(part.encode(errors="replace")) for part in path.parts), default=0)
-    if longest > _LONGEST_NAME or len(str(path)) > _LONGEST_PATH or "\0" in str(path):
-        raise _template_error(key, f'gives "{str(path)[:40]}...", which is not a valid path')
-    return str(path)
-
-
-def _formatted(value: int | str, spec: str, key: str) -> str:
-    if isinstance(value, str):
-        if spec:
-            raise _template_error(key, f'formats a name with ":{spec}"')
-        return value
-    if not _INT_SPEC.match(spec):
-        raise _template_error(key, f'formats a number with ":{spec}"')
-    return format(value, spec)
-
-
-def _template_error(key: str, problem: str) -> DataError:
-    return DataError.at(
-        INFO_FILE,
-        f"{key} {problem}",
-        hint="correct the template; see the LeRobot v2.1 default for its form",
-        code="data.bad_template",
-        field=key,
-    )
-
-
-class FileFinder:
-    """Paths of the parquet file and the videos of an episode.
-
-    If the path of a template does not exist, the only file of that name is used, with one finding
-    per template. Source: formats/lerobot 3.1. If nothing can be listed, paths are not checked;
-    reading an episode reports missing files.
-
-    Attributes:
-        root: Folder of the data set.
-        existing: Requested paths that exist, as far as known.
-    """
-
-    def __init__(self, root: Path, info: Info, findings: list[Finding]) -> None:
-        self.root = root
-        self.existing: set[Path] = set()
-        self._info = info
-        self._findings = findings
-        self._reported: set[str] = set()
-        self._can_list = can_list(root)
-
-    def data_file(self, number: int) -> Path:
-        """Path of the parquet file of an episode; it may not exist."""
-        relative = fill_template(self._info.data_path, self._values(number), "data_path")
-        return self._locate("data_path", relative, "data")
-
-    def video_file(self, number: int, camera: str) -> Path:
-        """Path of the video of a camera; it may not exist."""
-        values = {**self._values(number), "video_key": camera}
-        relative = fill_template(self._info.video_path, values, "video_path")
-        return self._locate("video_path", relative, "videos", camera)
-
-    def numbered_data_files(self) -> dict[int, Path]:
-        """Map from number to path of all `episode_N.parquet` below `data/`."""
-        numbered: dict[int, Path] = {}
-        for (folder, name), paths in sorted(self._by_name.items()):
-            match = re.fullmatch(r"episode_(\d+)\.parquet", name)
-            if folder == "data" and match:
-                numbered[int(match.group(1))] = self.root / paths[0]
-        return numbered
-
-    def _locate(self, key: str, relative: str, folder: str, camera: str = "") -> Path:
-        path = self.root / relative
-        if not self._can_list:
-            self.existing.add(path)
-            return path
-        matches = self._by_name.get((folder, path.name), [])
-        if relative not in matches and not path.exists():
-            candidates = [
-                name for name in matches if not camera or camera in PurePosixPath(name).parts
-            ]
-            if len(candidates) != 1:
-                return path
-            path = self.root / candidates[0]
-            if key not in self._reported:
-                self._reported.add(key)
-                message = f"{self.root}: {key} gives {relative}, but the file is {candidates[0]}"
-                self._findings.append(
-                    LEROBOT("template_mismatch", f"{message}; using the files found", field=key)
-                )
-        self.existing.add(path)
-        return path
-
-    def _values(self, number: int) -> dict[str, int | str]:
-        chunk = number // self._info.chunks_size
-        # A published v2.1 set has chunk_index for episode_chunk. Source: formats/lerobot 3.1
-        return {"episode_chunk": chunk, "chunk_index": chunk, "episode_index": number}
-
-    @cached_property
-    def _by_name(self) -> Mapping[tuple[str, str], list[str]]:
-        """(`data` or `videos`, file name) to the paths with that name, relative to the data set."""
-        index: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
-        for folder in ("data", "videos") if self._can_list else ():
-            # Skips broken links; on S3 the listing answers this without a request.
-            for path in sorted((self.root / folder).rglob("*.*")):
-                if path.is_file():
-                    index[folder, path.name].append(path.relative_to(self.root).as_posix())
-        return dict(index)
-
 
 _SEARCH_DEPTH = ("", "*/", "*/*/")
 
@@ -202,6 +71,11 @@ class Dataset:
         return self.root.resolve().name
 
     @property
+    def camera_names(self) -> frozenset[str]:
+        """Names of the used cameras."""
+        return frozenset(camera.name for camera in self.cameras)
+
+    @property
     def field_names(self) -> tuple[str, ...]:
         """Observed columns, then predicted ones, without repetitions."""
         return tuple(dict.fromkeys([*self.observation_keys, *self.action_keys]))
@@ -215,23 +89,55 @@ class Dataset:
 
 @dataclass(frozen=True)
 class EpisodeFiles:
-    """Paths of the files of one episode; files may be missing.
+    """Parts of files that belong to one episode; files may be missing.
 
     Attributes:
         dataset: The data set of the episode.
-        line: Its line in the list of episodes.
-        data_file: Its parquet file.
-        videos: Map from camera to its video.
+        line: Its entry in the list of episodes.
+        rows: Its rows.
+        clips: Map from camera, depth included, to its part of a video; of v3.0 only if the list
+            names one.
         present: Paths that existed when the data set was opened.
-        is_listed: False for an episode that has a file, but no line in the list.
+        is_listed: False for an episode that has a file, but no entry in the list.
+        defects: Map from camera to the reason why its clip cannot be used.
     """
 
     dataset: Dataset
     line: EpisodeLine
-    data_file: Path
-    videos: Mapping[str, Path]
+    rows: RowSegment
+    clips: Mapping[str, Clip]
     present: frozenset[Path] = frozenset()
     is_listed: bool = True
+    defects: Mapping[str, DataError] = field(default_factory=dict[str, DataError])
+
+    @property
+    def root(self) -> Path:
+        """Folder of the data set."""
+        return self.dataset.root
+
+    @property
+    def number(self) -> int:
+        """Number of the episode."""
+        return self.line.number
+
+    @property
+    def tasks(self) -> Sequence[str]:
+        """Sentences in the list of episodes, in its order."""
+        return self.line.tasks
+
+    @property
+    def document(self) -> Mapping[str, Any]:
+        """Content of meta/info.json as written."""
+        return self.dataset.info.document
+
+    @property
+    def task_table(self) -> Mapping[int, str]:
+        """Map from task index to sentence; raises as `read_tasks`."""
+        return read_tasks(self.dataset.root, self.dataset.info)
+
+    def statistics(self) -> Mapping[str, Mapping[str, Any]]:
+        """Map from feature to its published statistics; empty if there are none."""
+        return episode_statistics(self.dataset.root, self.dataset.info).get(self.number, {})
 
 
 def dataset_roots(source: Path) -> list[Path]:
@@ -247,7 +153,7 @@ def dataset_roots(source: Path) -> list[Path]:
             return [source]
         raise no_episodes(source, INFO_FILE)
     for depth in _SEARCH_DEPTH:
-        markers = [INFO_FILE, "meta/episodes", "meta_data"]
+        markers = [INFO_FILE, EPISODES_FOLDER, "meta_data"]
         roots = {
             path.parents[marker.count("/")]
             for marker in markers
@@ -269,17 +175,24 @@ def named_files(root: Path) -> list[tuple[str, bool]]:
     """
     info = read_info(root)
     finder = FileFinder(root, info, [])
-    numbers = [line.number for line in read_episodes(root)]
-    paths = [finder.data_file(number) for number in numbers]
+    lines = read_episodes(root, info)
+    paths = [finder.data_file(line) for line in lines]
     for feature in info.features.values():
-        videos = [finder.video_file(n, feature.name) for n in numbers if feature.dtype == "video"]
+        videos = [
+            path
+            for line in lines
+            if feature.dtype == "video"
+            if (path := finder.video_file(line, feature.name)) is not None
+        ]
         paths += videos if videos and videos[0].is_file() else ()
-    needed = (INFO_FILE, EPISODES_FILE)
-    optional = (TASKS_FILE, STATS_FILE, EPISODE_STATS_FILE, MODALITY_FILE)
+    paths += episode_tables(root) if info.is_shared else ()
+    needed = (INFO_FILE,) if info.is_shared else (INFO_FILE, EPISODES_FILE)
+    tasks = TASKS_TABLE if info.is_shared else TASKS_FILE
+    optional = (tasks, STATS_FILE, EPISODE_STATS_FILE, MODALITY_FILE)
     return [
         *((name, True) for name in needed),
         *((name, False) for name in optional),
-        *((path.relative_to(root).as_posix(), True) for path in paths),
+        *((path.relative_to(root).as_posix(), True) for path in dict.fromkeys(paths)),
     ]
 
 
@@ -295,17 +208,14 @@ def open_dataset(root: Path, config: LeRobotConfig, findings: list[Finding]) -> 
     findings += _version_findings(root, info)
     finder = FileFinder(root, info, findings)
     listed = _episode_lines(root, info, finder, findings)
-    unlisted = finder.numbered_data_files().keys() - {line.number for line in listed}
+    files = {} if info.is_shared else finder.numbered_data_files()
+    unlisted = files.keys() - {line.number for line in listed}
     lines = [*listed, *(EpisodeLine(number, (), None) for number in sorted(unlisted))]
-    data_files = {line.number: finder.data_file(line.number) for line in lines}
-    columns = next(filter(None, map(column_names, data_files.values())), None)
+    data_files = {line.number: finder.data_file(line) for line in lines}
+    columns = next(filter(None, map(column_names, dict.fromkeys(data_files.values()))), None)
     # With needed columns, an episode without actions is an error of the episode, not of the set.
     action_columns = None if config.needed_columns else columns
-    videos = {
-        feature.name: {line.number: finder.video_file(line.number, feature.name) for line in lines}
-        for feature in info.features.values()
-        if feature.dtype == "video"
-    }
+    videos = _videos(info, finder, lines)
     dataset = Dataset(
         root,
         info,
@@ -315,17 +225,57 @@ def open_dataset(root: Path, config: LeRobotConfig, findings: list[Finding]) -> 
         select_fields(root, info, config.action_keys, PREDICTED, action_columns, findings),
     )
     check_task_column(root, info, config.task_column, columns)
-    video_names = [camera.name for camera in dataset.cameras if camera.dtype == "video"]
-    episodes: list[EpisodeFiles] = []
+    return sorted(
+        _episodes(dataset, lines, unlisted, data_files, videos, finder.existing),
+        key=lambda episode: episode.number,
+    )
+
+
+_Videos = Mapping[str, Mapping[int, Path]]
+
+
+def _videos(info: Info, finder: FileFinder, lines: Sequence[EpisodeLine]) -> _Videos:
+    """Map from camera to the video of each episode, by its number."""
+    cameras = [feature.name for feature in info.features.values() if feature.dtype == "video"]
+    return {
+        camera: {
+            line.number: path
+            for line in lines
+            if (path := finder.video_file(line, camera)) is not None
+        }
+        for camera in cameras
+    }
+
+
+def _episodes(
+    dataset: Dataset,
+    lines: Sequence[EpisodeLine],
+    unlisted: Collection[int],
+    data_files: Mapping[int, Path],
+    videos: _Videos,
+    existing: set[Path],
+) -> Iterator[EpisodeFiles]:
+    firsts = first_rows(lines)
+    defects = clip_defects(lines, dataset.info.fps)
     for line in lines:
-        paths = {name: videos[name][line.number] for name in video_names}
-        data_file = data_files[line.number]
-        present = finder.existing.intersection([data_file, *paths.values()])
-        is_listed = line.number not in unlisted
-        episodes.append(
-            EpisodeFiles(dataset, line, data_file, paths, frozenset(present), is_listed)
-        )
-    return sorted(episodes, key=lambda episode: episode.line.number)
+        number = line.number
+        clips = {
+            camera: _clip(paths[number], line.clips.get(camera))
+            for camera, paths in videos.items()
+            if number in paths and (camera in dataset.camera_names or paths[number] in existing)
+        }
+        rows = RowSegment(data_files[number])
+        if line.rows is not None:
+            count = max(0, int(line.rows.stop - line.rows.start))
+            rows = RowSegment(data_files[number], firsts[number], count)
+        paths = [rows.path, *(clip.path for clip in clips.values())]
+        present = frozenset(existing.intersection(paths))
+        bad = defects.get(number, {})
+        yield EpisodeFiles(dataset, line, rows, clips, present, number not in unlisted, bad)
+
+
+def _clip(path: Path, span: Span | None) -> Clip:
+    return Clip(path) if span is None else Clip(path, span.start, span.stop)
 
 
 def _episode_lines(
@@ -333,13 +283,16 @@ def _episode_lines(
 ) -> list[EpisodeLine]:
     """Listed episodes; without a list, the episodes that have a file."""
     path = root / EPISODES_FILE
-    if path.exists():
-        lines = read_episodes(root)
+    if info.is_shared or path.exists():
+        lines = read_episodes(root, info)
     else:
         findings.append(LEROBOT("no_episode_list", f"{path} is missing", path=str(path)))
         lines = [EpisodeLine(number, (), None) for number in sorted(finder.numbered_data_files())]
     if not lines:
-        raise no_episodes(root, f"episodes in {EPISODES_FILE} and data/*/episode_*.parquet")
+        listed = (
+            EPISODES_FOLDER if info.is_shared else f"{EPISODES_FILE} and data/*/episode_*.parquet"
+        )
+        raise no_episodes(root, f"episodes in {listed}")
     findings += _frame_total_findings(root, info, lines)
     return lines
 
@@ -396,5 +349,5 @@ def _frame_total_findings(
     if info.total_frames is None or len(lengths) < len(lines) or info.total_frames == sum(lengths):
         return
     path = root / INFO_FILE
-    problem = f"total_frames is {info.total_frames}, {EPISODES_FILE} lists {sum(lengths)}"
+    problem = f"total_frames is {info.total_frames}, the list of episodes has {sum(lengths)}"
     yield LEROBOT.at("totals_mismatch", path, problem, field="total_frames")

@@ -58,6 +58,40 @@ LEROBOT = FindingCodes(
             "download meta/tasks again",
         ),
         "several_tasks": FindingCode("warning", "Rows of one episode name several tasks."),
+        "split_rows": FindingCode(
+            "error", "Rows of an episode are in several places of a file.", _LEAVE_OUT
+        ),
+        "rows_outside": FindingCode(
+            "error", "The list of episodes names rows that a file does not have.", _LEAVE_OUT
+        ),
+        "row_offsets": FindingCode(
+            "warning",
+            "Row numbers in the list of episodes do not fit the rows.",
+            "none: vlatool takes rows by their episode_index",
+        ),
+        "clip_outside": FindingCode(
+            "error", "The times of a clip are outside its video.", _LEAVE_OUT
+        ),
+        "clips_overlap": FindingCode(
+            "error", "Two episodes have the same frames of a video.", _LEAVE_OUT
+        ),
+        "clip_gap": FindingCode("info", "Frames of a video belong to no episode."),
+        "list_gap": FindingCode(
+            "warning",
+            "The list of episodes lacks numbers.",
+            "none: vlatool reads by number; for other readers, write the set again",
+        ),
+        "file_sizes": FindingCode("info", "A file is larger than meta/info.json says."),
+        "constant_dimensions": FindingCode(
+            "warning",
+            "Dimensions of an observation or action never change.",
+            "none if these parts of the robot rested; else check the recording",
+        ),
+        "duplicate_episode": FindingCode(
+            "warning",
+            "Two episodes have the same rows.",
+            "leave one of them out with --exclude",
+        ),
         "no_motion": FindingCode("warning", "No value changes in the whole episode.", _LEAVE_OUT),
         "missing_video": FindingCode("error", "A camera has no video of the episode.", _LEAVE_OUT),
         "video_unreadable": FindingCode("error", "A video cannot be opened.", _LEAVE_OUT),

@@ -1,35 +1,28 @@
-"""Checks of a LeRobot data set that only `verify` makes; they read data that nothing else needs.
+"""Checks of an episode that only `verify` makes; they read data that nothing else needs.
 
-They check values of an episode, and rules of the set as a whole: totals, splits, features,
-statistics, row index. Published statistics are compared with the rows and not used. Legend of
-shapes: F frames, C dimensions. Source: formats/lerobot 6, 8, 9, 12.
+Legend of shapes: F frames, C dimensions. Source: formats/lerobot 6, 9, 12.
 """
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from functools import lru_cache, partial
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import zip_longest
+from typing import Self
 
 import numpy as np
 
 from vlatool.artifacts.lerobot.format import (
-    EPISODE_STATS_FILE,
     FRAME_INDEX,
-    INFO_FILE,
-    STATS_FILE,
     moments,
 )
-from vlatool.config.scalars import value_text
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.events import counted
-from vlatool.findings import Collector, Finding
-from vlatool.sources.lerobot.config import LeRobotConfig
-from vlatool.sources.lerobot.dataset import EpisodeFiles, dataset_roots, open_dataset
-from vlatool.sources.lerobot.findings import LEROBOT
-from vlatool.sources.lerobot.meta import feature_names, read_lines, read_object, read_tasks
+from vlatool.findings import Collector
+from vlatool.sources.lerobot.dataset import EpisodeFiles
+from vlatool.sources.lerobot.lists import (
+    Statistics,
+)
 from vlatool.sources.lerobot.rows import Rows, read_rows
 from vlatool.sources.lerobot.rules import EpisodeContents
 from vlatool.sources.parquet_images import ParquetImages
@@ -50,16 +43,17 @@ def check_values(files: EpisodeFiles, contents: EpisodeContents, report: Collect
     for name, frames in contents.cameras.items():
         if isinstance(frames, ParquetImages):
             report.attempt(partial(frames.read, [0]), camera=name)
-    published = episode_statistics(files.dataset.root).get(files.line.number, {})
-    for name, problem in statistics_mismatches(published, vectors):
-        message = f"meta/episodes_stats.jsonl, {rows.episode}: {name} {problem}"
+    published = files.statistics()
+    summaries = {name: Moments.of(values) for name, values in vectors.items() if len(values)}
+    for name, problem in statistics_mismatches(published, summaries):
+        message = f"published statistics of {rows.episode}: {name} {problem}"
         report.note("stats_contradict", message, field=name)
 
 
 def _check_counting(rows: Rows, contents: EpisodeContents, report: Collector) -> None:
     """Checks that rows are in order and that `index` is continuous."""
     location = {"path": str(rows.path)}
-    if not np.array_equal(rows.order, np.arange(len(rows))):
+    if (np.diff(rows.order) != 1).any():
         message = f"{rows.path}: rows are not in the order of frame_index"
         report.note("rows_unsorted", message, **location, field=FRAME_INDEX)
     values = contents.metadata.get("index", ())
@@ -88,9 +82,14 @@ def _other_fields(
         if feature.width is not None and feature.is_readable_number
         if name in rows.columns and name not in used
     ]
-    for name in others:
+    try:
+        columns = [read_rows(rows.segment, rows.episode, others)] * len(others)
+    except DataError:  # of one column at least
+        columns = []
+    for name, column in zip_longest(others, columns):
         try:
-            column = read_rows(rows.path, rows.episode, [name])
+            if column is None:
+                column = read_rows(rows.segment, rows.episode, [name])
             values = column.vectors(name, features[name].width)
             column.check_finite(name, values)
         except DataError as error:
@@ -106,187 +105,42 @@ def _check_motion(rows: Rows, contents: EpisodeContents, report: Collector) -> N
         report.note("no_motion", message, path=str(rows.path))
 
 
-Statistics = Mapping[str, Mapping[str, Any]]
-
 # float32 sums over many rows; SO-101 agrees with its rows to 3e-4. Source: formats/lerobot 9
 _TOLERANCE = 1e-3
-_NUMBER = re.compile(r"^[0-9]{1,18}\Z")
 
 
-def check_sets(sources: Sequence[Path], config: LeRobotConfig) -> Iterator[Finding]:
-    """Findings on whole data sets, besides those of `discover`."""
-    for source in sources:
-        for root in dataset_roots(source):
-            episodes = open_dataset(root, config, [])
-            yield from _check_root(root, [episode for episode in episodes if episode.is_listed])
+@dataclass(frozen=True)
+class Moments:
+    """Statistics of the rows of a field; `min`, `max`, `mean`, `std` are float64 [C]."""
 
+    min: Array
+    max: Array
+    mean: Array
+    std: Array
+    count: int
 
-def _check_root(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
-    path = root / INFO_FILE
-    tasks: Mapping[int, str] = {}
-    with suppress(DataError):  # the check of each episode reports it
-        tasks = read_tasks(root)
-    tree = read_object(path)
-    for code, field, problem in (
-        *_totals(tree, len(tasks), episodes),
-        *_splits(tree, len(episodes)),
-        *_names(tree),
-    ):
-        yield LEROBOT.at(code, path, f"{field} {problem}", field=field)
-    if (finding := _statistics_finding(root)) is not None:
-        yield finding
-    yield from _check_rows(root, episodes)
-
-
-def _totals(
-    tree: Mapping[str, Any], tasks: int, episodes: Sequence[EpisodeFiles]
-) -> Iterator[tuple[str, str, str]]:
-    """(code, key, problem) of totals that differ from the files."""
-    info = episodes[0].dataset.info
-    videos = sum(path.exists() for episode in episodes for path in episode.videos.values())
-    actual = {
-        "total_episodes": len(episodes),
-        "total_tasks": tasks or None,
-        "total_videos": videos,
-        "total_chunks": max(episode.line.number for episode in episodes) // info.chunks_size + 1,
-    }
-    for key, value in actual.items():
-        stated = tree.get(key)
-        if value is not None and stated is not None and stated != value:
-            code = "chunks" if key == "total_chunks" else "totals_mismatch"
-            yield code, key, f"is {value_text(stated)}, there are {value}"
-
-
-def _splits(tree: Mapping[str, Any], episodes: int) -> Iterator[tuple[str, str, str]]:
-    splits = tree.get("splits")
-    for name, span in splits.items() if isinstance(splits, dict) else ():
-        start, _, stop = str(span).partition(":")
-        if not (
-            _NUMBER.match(start) and _NUMBER.match(stop) and int(start) <= int(stop) <= episodes
-        ):
-            yield (
-                "splits",
-                f"splits.{name}",
-                f"is {str(span)[:40]!r}, there are {counted(episodes, 'episode')}",
-            )
-
-
-def _names(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """(code, feature, problem) of vectors whose numbers of names and values differ."""
-    for name, feature in tree["features"].items():
-        if not isinstance(feature, dict):
-            continue
-        shape, names = feature.get("shape"), feature.get("names")
-        if not isinstance(shape, list) or not isinstance(names, list) or len(shape) != 1:
-            continue
-        count = len(feature_names(names))
-        if count != shape[0]:
-            problem = f"has {counted(count, 'name')} for {counted(shape[0], 'value')}"
-            yield "names_mismatch", name, problem
-
-
-def _check_rows(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
-    """Checks columns, continuity of `index` and statistics in one pass over all rows.
-
-    Stops at rows that cannot be read; the check of that episode reports them.
-    """
-    info = episodes[0].dataset.info
-    published = set_statistics(root)
-    names = [name for name in published if name in info.features and info.features[name].is_number]
-    missing = {name: None for name, episode in info.features.items() if episode.dtype != "video"}
-    parts: dict[str, list[Array]] = {name: [] for name in names}
-    expected = 0
-    for episode in episodes:
-        try:
-            rows = read_rows(episode.data_file, f"episode {episode.line.number}", [*names, "index"])
-        except DataError:
-            return
-        first = rows.first("index") if "index" in rows.columns else expected
-        if first != expected:
-            path = str(rows.path)
-            problem = f"index starts at {first}, expected {expected}"
-            yield LEROBOT.at("index_gap", path, problem, field="index", frame=0)
-        expected += len(rows)
-        for name in rows.columns:
-            missing.pop(name, None)
-            if name in parts:
-                parts[name] += _vectors(rows, name)
-    path = str(root / INFO_FILE)
-    for name in missing:
-        problem = f"no file has the feature {name!r}"
-        yield LEROBOT.at("feature_without_column", path, problem, field=name)
-    values = {name: np.concatenate(arrays) for name, arrays in parts.items() if arrays}
-    path = str(root / STATS_FILE)
-    for name, problem in statistics_mismatches(published, values):
-        yield LEROBOT.at("stats_contradict", path, f"{name} {problem}", field=name)
-
-
-def _vectors(rows: Rows, name: str) -> list[Array]:
-    """The column; empty if it is invalid, which the check of the episode reports."""
-    with suppress(DataError):
-        values = rows.vectors(name, None)
-        rows.check_finite(name, values)
-        return [values]
-    return []
-
-
-def set_statistics(root: Path) -> Statistics:
-    """Content of meta/stats.json; empty if it is missing or broken."""
-    try:
-        return _features(read_object(root / STATS_FILE))
-    except DataError:
-        return {}
-
-
-def _statistics_finding(root: Path) -> Finding | None:
-    """Finding on published statistics that cannot be read, or None."""
-    try:
-        if (root / STATS_FILE).exists():
-            read_object(root / STATS_FILE)
-        if (root / EPISODE_STATS_FILE).exists():
-            for _ in read_lines(root / EPISODE_STATS_FILE):
-                pass
-    except DataError as error:
-        return LEROBOT("stats_unreadable", error.message, path=error.details.get("path"))
-    return None
-
-
-def episode_statistics(root: Path) -> Mapping[int, Statistics]:
-    """Map from number of an episode to its line of meta/episodes_stats.jsonl."""
-    path = root / EPISODE_STATS_FILE
-    return _read_episode_statistics(path, path.stat().st_mtime_ns) if path.is_file() else {}
-
-
-@lru_cache(maxsize=4)  # each episode needs its line
-def _read_episode_statistics(path: Path, changed: int) -> Mapping[int, Statistics]:
-    del changed
-    try:
-        return {
-            tree["episode_index"]: _features(tree.get("stats"))
-            for _, tree in read_lines(path)
-            if isinstance(tree.get("episode_index"), int)
-        }
-    except DataError:
-        return {}
+    @classmethod
+    def of(cls, values: Array) -> Self:
+        """Statistics of rows [F, C], of which there is one at least."""
+        return cls(**moments(values), count=len(values))
 
 
 def statistics_mismatches(
-    stated: Statistics, rows: Mapping[str, Array]
+    stated: Statistics, rows: Mapping[str, Moments]
 ) -> Iterator[tuple[str, str]]:
-    """(feature, problem) of published statistics that differ from those of the rows [F, C]."""
-    for name, values in rows.items():
+    """(feature, problem) of published statistics that differ from those of the rows."""
+    for name, actual in rows.items():
         entry = stated.get(name)
-        if entry is None or not len(values):
+        if entry is None:
             continue
-        numbers = values.astype(np.float64)
-        scale = np.maximum(np.abs(numbers).max(axis=0), 1e-6)
-        for key, value in moments(numbers).items():
-            problem = _difference(key, entry.get(key), value, scale)
+        scale = np.maximum(np.maximum(np.abs(actual.min), np.abs(actual.max)), 1e-6)
+        for key in ("min", "max", "mean", "std"):
+            problem = _difference(key, entry.get(key), getattr(actual, key), scale)
             if problem:
                 yield name, problem
         count = entry.get("count")
-        if count and count not in (len(values), [len(values)]):
-            yield name, f"has count {str(count)[:40]}, there are {counted(len(values), 'row')}"
+        if count and count not in (actual.count, [actual.count]):
+            yield name, f"has count {str(count)[:40]}, there are {counted(actual.count, 'row')}"
 
 
 def _difference(key: str, stated: object, actual: Array, scale: Array) -> str:
@@ -306,9 +160,3 @@ def _difference(key: str, stated: object, actual: Array, scale: Array) -> str:
         f"{key} of dimension {column} is {numbers[column]:.6g}, "
         f"that of the rows is {actual[column]:.6g}"
     )
-
-
-def _features(tree: object) -> Statistics:
-    if not isinstance(tree, dict):
-        return {}
-    return {str(name): entry for name, entry in tree.items() if isinstance(entry, dict)}

@@ -1,4 +1,4 @@
-"""Content of the `meta/` folder of a LeRobot v2.0 or v2.1 data set.
+"""Version, features and names of a LeRobot data set, from `meta/info.json` and the files there.
 
 Names of dimensions come from features, or from the groups of GR00T sets. Source: formats/lerobot
 4.2, 4.3.
@@ -7,6 +7,7 @@ Names of dimensions come from features, or from the groups of GR00T sets. Source
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,21 +16,25 @@ from vlatool.artifacts.lerobot.format import (
     DATA_PATH,
     EPISODE_STATS_FILE,
     EPISODES_FILE,
+    EPISODES_FOLDER,
+    EPISODES_TABLES,
     INFO_FILE,
     MODALITY_FILE,
-    TASKS_FILE,
+    SHARED_DATA_PATH,
+    SHARED_VIDEO_PATH,
     VIDEO_PATH,
-    EpisodeLine,
 )
 from vlatool.errors import DataError
 from vlatool.findings import Finding
 from vlatool.sources.base import check_is_data_file
 from vlatool.sources.lerobot.findings import LEROBOT
+from vlatool.sources.order import natural_key
 from vlatool.storage.documents import MAX_BYTES, DocumentError, parse_json, read_document, read_json
+from vlatool.storage.uri import can_list
 
 _LARGEST_LIST = 2**28  # bytes; millions of episodes
 _LARGEST_LINE = 2**22  # characters
-_LARGEST_COUNT = 2**63 - 1
+LARGEST_COUNT = 2**63 - 1
 _SLOWEST_FPS, _FASTEST_FPS = 1e-3, 1e5
 _LONGEST_NAME = 200  # bytes; file names add a prefix and a suffix to it
 _NUMERIC = re.compile(r"^(float|int|uint)\d*$")
@@ -99,14 +104,15 @@ class Info:
 
     Attributes:
         version: `codebase_version` as written.
-        layout: Version of the layout of the files: `v2.0` or `v2.1`.
+        layout: Version of the layout of the files: `v2.0`, `v2.1` or `v3.0`.
         fps: Frames per second, above zero.
         robot_type: Free text; may be empty.
         total_frames: Total as declared, or None.
-        chunks_size: Number of episodes per chunk.
+        chunks_size: Number of episodes per chunk, of files in v3.0.
         data_path: Template of the paths of parquet files.
         video_path: Template of the paths of videos.
         features: Map from name to feature, in file order.
+        document: The whole content, as written.
     """
 
     version: str
@@ -118,101 +124,102 @@ class Info:
     data_path: str
     video_path: str
     features: Mapping[str, Feature]
+    document: Mapping[str, Any]
+
+    @property
+    def is_shared(self) -> bool:
+        """True if a file may have several episodes."""
+        return self.layout == "v3.0"
 
 
 def read_info(root: Path) -> Info:
     """Content of `meta/info.json`.
 
     Raises:
-        DataError: It is missing or broken, or the layout is not v2.0 or v2.1.
+        DataError: It is missing or broken, or the layout is none of v2.0, v2.1 and v3.0.
     """
     path = root / INFO_FILE
-    _check_layout(root)
+    if not path.exists():
+        layout_of(root)  # v1 has no such file
     tree = read_object(path)
     version = str(tree.get("codebase_version") or "")
-    layout = _layout(root, version)
+    layout = layout_of(root, version)
+    is_shared = layout == "v3.0"
     features = tree.get("features")
     if not isinstance(features, Mapping) or not features:
-        raise _metadata_error(path, "features", "has no entries")
+        raise metadata_error(path, "features", "has no entries")
     parsed = [_feature(path, name, value) for name, value in cast(Any, features).items()]
     return Info(
         version=version,
         layout=layout,
         fps=_fps(path, tree.get("fps")),
         robot_type=str(tree.get("robot_type") or ""),
-        total_frames=_optional_int(tree.get("total_frames")),
+        total_frames=optional_int(tree.get("total_frames")),
         chunks_size=_chunks_size(path, tree.get("chunks_size")),
-        data_path=str(tree.get("data_path") or DATA_PATH),
-        video_path=str(tree.get("video_path") or VIDEO_PATH),
+        data_path=str(tree.get("data_path") or (SHARED_DATA_PATH if is_shared else DATA_PATH)),
+        video_path=str(tree.get("video_path") or (SHARED_VIDEO_PATH if is_shared else VIDEO_PATH)),
         features={feature.name: feature for feature in parsed},
+        document=tree,
     )
 
 
-def read_episodes(root: Path) -> list[EpisodeLine]:
-    """Episodes listed in `meta/episodes.jsonl`, ascending by number.
+def layout_of(root: Path, version: str = "") -> str:
+    """Version of the layout of the files, `v2.0`, `v2.1` or `v3.0`; what the set states is a hint.
+
+    Source: formats/lerobot 1
 
     Raises:
-        DataError: A line is broken, or a number appears twice.
+        DataError: There is no list of episodes of a known version.
     """
-    path = root / EPISODES_FILE
-    episodes: dict[int, EpisodeLine] = {}
-    for position, line in read_lines(path):
-        number = _optional_int(line.get("episode_index"))
-        if number is None or not 0 <= number <= _LARGEST_COUNT:
-            raise _metadata_error(path, "episode_index", "is not an episode number", position)
-        if number in episodes:
-            raise _metadata_error(path, "episode_index", f"{number} appears twice", position)
-        length = _optional_int(line.get("length"))
-        if length is not None and not 0 <= length <= _LARGEST_COUNT:
-            raise _metadata_error(path, "length", "is not a number of frames", position)
-        episodes[number] = EpisodeLine(number, _texts(line.get("tasks")), length)
-    return [episodes[number] for number in sorted(episodes)]
-
-
-def read_tasks(root: Path) -> dict[int, str]:
-    """Map from task index to sentence, from `meta/tasks.jsonl`; empty without that file.
-
-    Raises:
-        DataError: The file is broken or a Git LFS pointer.
-    """
-    path = root / TASKS_FILE
-    if not path.exists():
-        return {}
-    tasks: dict[int, str] = {}
-    for position, line in read_lines(path):
-        number, sentence = _optional_int(line.get("task_index")), line.get("task")
-        if number is None or not isinstance(sentence, str):
-            raise _metadata_error(
-                path, "task_index, task", "are not a number and a sentence", position
-            )
-        tasks[number] = sentence
-    return tasks
-
-
-def _check_layout(root: Path) -> None:
-    if (root / "meta/episodes").is_dir() and not (root / EPISODES_FILE).exists():
-        raise _unsupported_error(root / "meta/episodes", "v3.0")
-    if not (root / INFO_FILE).exists() and (root / "meta_data").is_dir():
-        raise _unsupported_error(root / "meta_data", "v1")
-
-
-def _layout(root: Path, version: str) -> str:
-    """Version of the layout of the files, which takes precedence over the declared version."""
-    if (root / "meta/episodes").is_dir():
-        raise _unsupported_error(root / "meta/episodes", "v3.0")
+    if next(iter(episode_tables(root)), None) is not None:
+        return "v3.0"
     if (root / EPISODE_STATS_FILE).exists():
         return "v2.1"
     if (root / EPISODES_FILE).exists() or version.removeprefix("v").startswith("2"):
         return "v2.0"
+    if not (root / INFO_FILE).exists() and (root / "meta_data").is_dir():
+        raise _unsupported_error(root / "meta_data", "v1")
+    if (root / EPISODES_FOLDER).is_dir() or version.removeprefix("v").startswith("3"):
+        raise missing_list_error(root / EPISODES_FOLDER)
     raise _unsupported_error(root / INFO_FILE, version or "without a version")
+
+
+def episode_tables(root: Path) -> Iterator[Path]:
+    """Tables of the list of episodes of v3.0, in natural order.
+
+    Where nothing can be listed, tables are expected to be numbered from 0 without a gap.
+    """
+    if can_list(root):
+        yield from sorted(root.glob(EPISODES_TABLES), key=natural_key)
+        return
+    for chunk in count():
+        files = (table_path(root, chunk, file) for file in range(CHUNKS_SIZE))
+        existing = list(takewhile(Path.is_file, files))
+        yield from existing
+        if len(existing) < CHUNKS_SIZE:
+            return
+
+
+def table_path(root: Path, chunk: int, file: int) -> Path:
+    """Path of one table of the list of episodes."""
+    return root / EPISODES_FOLDER / f"chunk-{chunk:03d}" / f"file-{file:03d}.parquet"
+
+
+def missing_list_error(path: Path) -> DataError:
+    """Error for a data set of v3.0 without a list of episodes, which alone names their clips."""
+    return DataError.at(
+        path,
+        f"has no {EPISODES_TABLES.removeprefix(EPISODES_FOLDER).lstrip('/')}, the list of episodes",
+        hint="complete the download of meta/",
+        code="data.missing_file",
+    )
 
 
 def _unsupported_error(path: Path, version: str) -> DataError:
     return DataError.at(
         path,
-        f"LeRobot {version} cannot be read yet; v2.0 and v2.1 can",
-        hint="use the v2.1 revision of this data set, if its publisher keeps one: on the hub "
-        "hf://datasets/OWNER/NAME@v2.1",
+        f"LeRobot {version} cannot be read; v2.0, v2.1 and v3.0 can",
+        hint="convert it with the LeRobot version that wrote it, or take a later revision",
         code="data.unsupported_version",
         version=version,
     )
@@ -221,11 +228,11 @@ def _unsupported_error(path: Path, version: str) -> DataError:
 def _feature(path: Path, name: str, value: object) -> Feature:
     tree = cast(Mapping[str, Any], value) if isinstance(value, Mapping) else {}
     if not name.isprintable() or len(name.encode()) > _LONGEST_NAME:
-        raise _metadata_error(
+        raise metadata_error(
             path, f"the feature {_shortened(name)}", "has a name that is not a valid file name"
         )
     if not isinstance(tree.get("dtype"), str):
-        raise _metadata_error(path, f"the feature {name!r}", "has no dtype")
+        raise metadata_error(path, f"the feature {name!r}", "has no dtype")
     shape: Any = tree.get("shape")
     if not isinstance(shape, list) or not all(_is_count(size) for size in cast(list[Any], shape)):
         shape = None
@@ -287,7 +294,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """
     for number, line in enumerate(_read_text(path, _LARGEST_LIST).split("\n"), start=1):
         if len(line) > _LARGEST_LINE:
-            raise _metadata_error(path, "content", f"is a line of {len(line):,} characters", number)
+            raise metadata_error(path, "content", f"is a line of {len(line):,} characters", number)
         if line.strip():
             yield number, _parse_object(path, line, number)
 
@@ -297,16 +304,16 @@ def _read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
     try:
         return read_document(path, max_bytes=max_bytes)
     except (OSError, DocumentError) as error:
-        raise _metadata_error(path, "content", f"cannot be read: {error}") from error
+        raise metadata_error(path, "content", f"cannot be read: {error}") from error
 
 
 def _parse_object(path: Path, text: str, line: int | None = None) -> Mapping[str, Any]:
     try:
         value = parse_json(text)
     except DocumentError as error:
-        raise _metadata_error(path, "content", f"cannot be read: {error.reason}", line) from error
+        raise metadata_error(path, "content", f"cannot be read: {error.reason}", line) from error
     if not isinstance(value, dict):
-        raise _metadata_error(path, "content", "is not a JSON object", line)
+        raise metadata_error(path, "content", "is not a JSON object", line)
     return cast(Mapping[str, Any], value)
 
 
@@ -315,14 +322,14 @@ def _fps(path: Path, value: object) -> float:
     if _SLOWEST_FPS <= rate <= _FASTEST_FPS:
         return float(rate)
     expected = f"a number from {_SLOWEST_FPS:g} to {_FASTEST_FPS:g}"
-    raise _metadata_error(path, "fps", f"is {_shortened(value)}; expected {expected}")
+    raise metadata_error(path, "fps", f"is {_shortened(value)}; expected {expected}")
 
 
 def _chunks_size(path: Path, value: object) -> int:
     size = _number(value or CHUNKS_SIZE)
-    if 1 <= size <= _LARGEST_COUNT and size == int(size):
+    if 1 <= size <= LARGEST_COUNT and size == int(size):
         return int(size)
-    raise _metadata_error(
+    raise metadata_error(
         path, "chunks_size", f"is {_shortened(value)}; expected a positive integer"
     )
 
@@ -338,14 +345,16 @@ def _shortened(value: object) -> str:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and 1 <= _number(value) <= _LARGEST_COUNT
+    return isinstance(value, int) and 1 <= _number(value) <= LARGEST_COUNT
 
 
-def _optional_int(value: object) -> int | None:
+def optional_int(value: object) -> int | None:
+    """The value if it is an integer and not a boolean, else None."""
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _texts(value: object) -> tuple[str, ...]:
+def texts(value: object) -> tuple[str, ...]:
+    """The texts of a list, or the only one."""
     if isinstance(value, str):
         return (value,)
     if not isinstance(value, list):
@@ -353,7 +362,8 @@ def _texts(value: object) -> tuple[str, ...]:
     return tuple(text for text in cast(list[object], value) if isinstance(text, str))
 
 
-def _metadata_error(path: Path, key: str, problem: str, line: int | None = None) -> DataError:
+def metadata_error(path: Path, key: str, problem: str, line: int | None = None) -> DataError:
+    """Error for an invalid value of a file in `meta/`; `line` is its line or row, from 1."""
     location = f"{path}" if line is None else f"{path}:{line}"
     return DataError(
         f"{location}: {key} {problem}",

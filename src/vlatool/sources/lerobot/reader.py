@@ -1,4 +1,4 @@
-"""LeRobot v2.0 and v2.1 data sets, with video or image columns, as episodes; LIBERO among them.
+"""LeRobot data sets, with video or image columns, as episodes; LIBERO among them.
 
 LIBERO has two image columns and one instruction per episode. Source: reference/future-vla 1.2.
 """
@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from vlatool.artifacts.lerobot.format import EPISODE_INDEX, FRAME_INDEX, META_FILES
+from vlatool.artifacts.lerobot.format import EPISODE_INDEX, FRAME_INDEX, META_FILES, TASKS_TABLE
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.errors import VlatoolError
@@ -20,15 +20,17 @@ from vlatool.sources.base import field_specs, id_part, merge_surveys, survey_eac
 from vlatool.sources.lerobot.config import LeRobotConfig
 from vlatool.sources.lerobot.dataset import EpisodeFiles, dataset_roots, open_dataset
 from vlatool.sources.lerobot.findings import LEROBOT
-from vlatool.sources.lerobot.lint import check_sets, check_values
+from vlatool.sources.lerobot.lint import check_values
+from vlatool.sources.lerobot.meta import Info, episode_tables
 from vlatool.sources.lerobot.rules import name_to_sentence, walk_episode, without_labels
+from vlatool.sources.lerobot.set_lint import check_sets
 from vlatool.sources.rules import SOURCE, check_cameras
 from vlatool.storage.tree import files_named
 from vlatool.storage.uri import can_list
 
 
 class LeRobotReader:
-    """Reader of LeRobot v2.0 and v2.1; rows pair with frames by number, never by time."""
+    """Reader of LeRobot v2.0, v2.1 and v3.0; rows pair with frames by number, never by time."""
 
     Config: ClassVar[type[ConfigModel]] = LeRobotConfig
     findings: ClassVar[FindingCodes] = LEROBOT
@@ -78,7 +80,7 @@ class LeRobotReader:
             if first is not None:
                 yield first
                 for files in map(_episode_files, others):  # after the first one
-                    if files.is_listed and files.data_file in files.present:
+                    if files.is_listed and files.rows.path in files.present:
                         yield replace(first, frames=files.line.length)
 
     def _survey_episode(self, ref: EpisodeRef) -> Survey:
@@ -124,7 +126,7 @@ class LeRobotReader:
                 "source_version": dataset.info.layout,
                 "dataset": dataset.name,
                 "robot_type": dataset.info.robot_type,
-                "source_episode_index": files.line.number,
+                "source_episode_index": files.number,
             },
         )
 
@@ -146,10 +148,18 @@ def _episode_files(ref: EpisodeRef) -> EpisodeFiles:
     return ref.extras["recording"]
 
 
-def _metadata(root: Path) -> list[Path]:
+def _metadata(root: Path, info: Info) -> list[Path]:
+    tables = [*episode_tables(root), *files_named(root, [TASKS_TABLE])] if info.is_shared else []
     if can_list(root):
-        return sorted((root / "meta").glob("*.json*"))
-    return files_named(root, META_FILES)
+        return [*sorted((root / "meta").glob("*.json*")), *tables]
+    return [*files_named(root, META_FILES), *tables]
+
+
+def _videos(episode: EpisodeFiles) -> Iterator[Path]:
+    """Videos of the used cameras."""
+    for camera in episode.dataset.cameras:
+        if camera.name in episode.clips:
+            yield episode.clips[camera.name].path
 
 
 def _refs(datasets: Sequence[tuple[Path, list[EpisodeFiles]]]) -> Iterator[EpisodeRef]:
@@ -160,17 +170,17 @@ def _refs(datasets: Sequence[tuple[Path, list[EpisodeFiles]]]) -> Iterator[Episo
         name = id_part(dataset.name)
         seen[name] += 1
         prefix = name if seen[name] == 1 else f"{name}-{seen[name]}"
-        metadata = _metadata(dataset.root)
+        metadata = _metadata(dataset.root, dataset.info)
         for episode in episodes:
-            number = episode.line.number
+            number = episode.number
             sentences = without_labels(episode.line.tasks)
             yield EpisodeRef(
                 id=f"{prefix}_episode_{number:06d}",
-                path=episode.data_file,
+                path=episode.rows.path,
                 source=str(source),
                 number=number if len(datasets) == 1 else None,
                 task=sentences[0] if sentences else name_to_sentence(dataset.name),
-                files=(*episode.videos.values(), *metadata),
+                files=(*_videos(episode), *metadata),
                 extras={"recording": episode},
             )
 

@@ -1,26 +1,26 @@
-"""Columns of a LeRobot episode's parquet file, as checked arrays."""
+"""Rows of a LeRobot episode as checked arrays."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from vlatool.artifacts.fields import dimension_label
-from vlatool.artifacts.lerobot.format import FRAME_INDEX
-from vlatool.episode import Array
+from vlatool.artifacts.lerobot.format import EPISODE_INDEX, FRAME_INDEX
+from vlatool.artifacts.lerobot.tables import (
+    episode_spans,
+    read_segment,
+    table_columns,
+    table_length,
+)
+from vlatool.episode import Array, RowSegment
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.sources.base import check_is_data_file
-from vlatool.storage.uri import as_native_file
-
-# Limits of one episode: hours at 100 frames per second, and bytes of its values in memory.
-_MOST_ROWS = 2**21
-_LARGEST_EPISODE = 2**30
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class Rows:
     """Requested columns of one episode, in frame order.
 
     Attributes:
-        path: The parquet file.
+        segment: Their place in a parquet file.
         episode: Name of the episode in errors, such as `episode 3`.
         table: The columns.
         order: Row in the file of each frame, int [F].
         columns: All columns of the file, read or not.
     """
 
-    path: Path
+    segment: RowSegment
     episode: str
     table: pa.Table
     order: Array
@@ -43,6 +43,11 @@ class Rows:
 
     def __len__(self) -> int:
         return self.table.num_rows
+
+    @property
+    def path(self) -> Path:
+        """The parquet file."""
+        return self.segment.path
 
     def require(self, name: str) -> None:
         """Raises DataError unless the file has the column `name`."""
@@ -169,61 +174,83 @@ class Rows:
         )
 
 
-def read_rows(path: Path, episode: str, requested: Sequence[str]) -> Rows:
+def read_rows(segment: RowSegment, episode: str, requested: Sequence[str]) -> Rows:
     """The `requested` columns that exist, sorted by `frame_index` if the file has it.
 
     Raises:
-        DataError: The file is missing, a Git LFS pointer, damaged, or has no rows.
+        DataError: The file is missing, a Git LFS pointer, damaged, or lacks rows of the segment.
     """
+    path = segment.path
     check_is_data_file(path, episode)
     try:
-        text_columns = _text_columns(path)
-        with pq.ParquetFile(as_native_file(path), read_dictionary=text_columns) as file:
-            columns = tuple(file.schema_arrow.names)
-            selected = [name for name in columns if name in {*requested, FRAME_INDEX}]
-            num_rows = file.metadata.num_rows
-            problem = _size_problem(file.metadata, selected)
-            table = pa.table({}) if problem else file.read(columns=selected)
+        columns = table_columns(path)
+        table = read_segment(segment, [*requested, FRAME_INDEX])
+        total = table_length(path)
     except (pa.ArrowException, OSError) as error:
         raise _damaged_error(path, episode, str(error)) from error
-    if problem:
-        raise _damaged_error(path, episode, problem)
-    if not num_rows:
+    if not total:
         raise _damaged_error(path, episode, "the file has no rows")
+    num_rows = min(total - segment.first, total if segment.count is None else segment.count)
+    if segment.count is not None and num_rows < segment.count:
+        raise _outside_error(segment, episode, total)
+    if not num_rows:
+        raise _damaged_error(path, episode, "the list of episodes gives it no rows")
     order = _frame_order(table, num_rows)
     if not np.array_equal(order, np.arange(num_rows)):
         table = table.take(pa.array(order))
-    return Rows(path, episode, table, order, columns)
+    return Rows(segment, episode, table, order + segment.first, columns)
 
 
-def _text_columns(path: Path) -> list[str]:
-    schema = pq.read_schema(as_native_file(path))
-    types = pa.types
-    return [
-        field.name
-        for field in schema
-        if types.is_string(field.type) or types.is_large_string(field.type)
-    ]
+def actual_segment(segment: RowSegment, number: int, episode: str) -> RowSegment:
+    """Rows of an episode in a file of many, by their `episode_index`.
+
+    The stated segment, if the file has no such column.
+
+    Raises:
+        DataError: The file is missing or damaged, or has the rows nowhere, or in several places.
+    """
+    check_is_data_file(segment.path, episode)
+    try:
+        spans = episode_spans(segment.path)
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged_error(segment.path, episode, str(error)) from error
+    if spans is None:
+        return segment
+    runs = spans.get(number, ())
+    if not runs:
+        raise DataError(
+            f"{episode}: {segment.path} has no rows with its episode_index",
+            hint="the list of episodes names another file, or files were mixed up; download both "
+            "again, or exclude the episode with --exclude",
+            code="data.episode_index",
+            details={"path": str(segment.path), "field": EPISODE_INDEX},
+        )
+    if len(runs) > 1:
+        starts = ", ".join(str(first) for first, _ in runs[:5])
+        raise DataError(
+            f"{episode}: {segment.path} has its rows in {len(runs)} places, from rows {starts}",
+            hint="episodes were written twice or merged with equal numbers; download the file "
+            "again, or exclude the episode with --exclude",
+            code="data.split_rows",
+            details={"path": str(segment.path), "field": EPISODE_INDEX, "row": runs[1][0]},
+        )
+    return replace(segment, first=runs[0][0], count=runs[0][1])
 
 
-def _size_problem(metadata: pq.FileMetaData, columns: Sequence[str]) -> str:
-    """Reason why the columns are too large for memory, or an empty string; reads metadata only."""
-    if metadata.num_rows > _MOST_ROWS:
-        return f"it has {metadata.num_rows:,} rows; the limit for an episode is {_MOST_ROWS:,}"
-    prefixes, size = tuple(f"{name}." for name in columns), 0  # lists have name.list.element
-    for group in map(metadata.row_group, range(metadata.num_row_groups)):
-        for chunk in map(group.column, range(group.num_columns)):
-            if f"{chunk.path_in_schema}.".startswith(prefixes):
-                size += max(chunk.total_uncompressed_size, 8 * chunk.num_values)
-    if size > _LARGEST_EPISODE:
-        return f"its values take {size:,} bytes; the limit for an episode is {_LARGEST_EPISODE:,}"
-    return ""
+def _outside_error(segment: RowSegment, episode: str, total: int) -> DataError:
+    stop = segment.first + (segment.count or 0)
+    return DataError(
+        f"{episode}: its rows are {segment.first} to {stop} of {segment.path}, which has {total}",
+        hint="the file or the list is of another version; download both again",
+        code="data.rows_outside",
+        details={"path": str(segment.path), "row": segment.first},
+    )
 
 
 def column_names(path: Path) -> tuple[str, ...] | None:
     """Columns of a parquet file; None if it cannot be read, which `read_rows` reports."""
     try:
-        return tuple(pq.read_schema(as_native_file(path)).names)
+        return table_columns(path)
     except (pa.ArrowException, OSError):
         return None
 

@@ -10,19 +10,25 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from vlatool.artifacts.lerobot.format import AUTOMATIC, EPISODES_FILE, FRAME_INDEX
-from vlatool.episode import Array, FrameSource
+from vlatool.artifacts.lerobot.format import (
+    AUTOMATIC,
+    EPISODES_FILE,
+    EPISODES_FOLDER,
+    FRAME_INDEX,
+)
+from vlatool.episode import Array, Clip, FrameSource, RowSegment
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import Collector
 from vlatool.sources.base import check_is_data_file, id_part
 from vlatool.sources.lerobot.config import LeRobotConfig
 from vlatool.sources.lerobot.dataset import EpisodeFiles
-from vlatool.sources.lerobot.meta import Feature, read_tasks
-from vlatool.sources.lerobot.rows import Rows, read_rows, timestamp_problem
+from vlatool.sources.lerobot.meta import Feature
+from vlatool.sources.lerobot.rows import Rows, actual_segment, read_rows, timestamp_problem
+from vlatool.sources.packets import VideoInfo, probe_video
 from vlatool.sources.parquet_images import ParquetImages
 from vlatool.sources.rules import SOURCE
-from vlatool.sources.video import VideoFrames, VideoInfo, probe_video
+from vlatool.sources.video import VideoFrames
 
 _TASK_DESCRIPTION = "task_description"
 # Quality labels that GR00T-style data sets list among the tasks. Source: formats/lerobot 8
@@ -52,11 +58,12 @@ class EpisodeContents:
 
 def walk_episode(files: EpisodeFiles, config: LeRobotConfig, report: Collector) -> EpisodeContents:
     """Content of an episode as far as it can be read; images stay on disk."""
-    name = f"episode {files.line.number}"
+    name = f"episode {files.number}"
     if not files.is_listed:
         report.add_error(_unlisted_error(files))
     columns = _columns(files, config)
-    rows = report.attempt(partial(read_rows, files.data_file, name, columns))
+    segment = _segment(files, name, report)
+    rows = report.attempt(partial(read_rows, segment, name, columns)) if segment else None
     missing = dict(_missing_cameras(files, rows))
     if rows is None:
         return EpisodeContents(None, _cameras(files, None, missing, report), missing)
@@ -70,13 +77,26 @@ def walk_episode(files: EpisodeFiles, config: LeRobotConfig, report: Collector) 
     return EpisodeContents(rows, cameras, missing, task, metadata, _fields(files, rows, report))
 
 
+def _segment(files: EpisodeFiles, name: str, report: Collector) -> RowSegment | None:
+    """The rows of the episode; in a file of many those with its number, wherever they are."""
+    stated = files.rows
+    if stated.count is None:
+        return stated
+    segment = report.attempt(partial(actual_segment, stated, files.number, name))
+    if segment is not None and segment.first != stated.first:
+        message = f"{name}: its rows start at row {segment.first} of {stated.path}, the list of"
+        message = f"{message} episodes says {stated.first}; they are taken by episode_index"
+        report.note("row_offsets", message, path=str(stated.path), row=segment.first)
+    return segment
+
+
 def _unlisted_error(files: EpisodeFiles) -> DataError:
     return DataError(
-        f"episode {files.line.number}: {files.data_file} exists, but {EPISODES_FILE} does not "
+        f"episode {files.number}: {files.rows.path} exists, but {EPISODES_FILE} does not "
         "list the episode",
         hint="download meta/ again, or exclude the episode with --exclude",
         code="data.unlisted_episode",
-        details={"path": str(files.data_file), "episode": files.line.number},
+        details={"path": str(files.rows.path), "episode": files.number},
     )
 
 
@@ -94,8 +114,7 @@ def _check_length(files: EpisodeFiles, rows: Rows, report: Collector) -> None:
         report.add_error(
             DataError(
                 f"{rows.episode}: {rows.path} has {counted(len(rows), 'row')}, "
-                "meta/episodes.jsonl says "
-                f"{length}",
+                f"the list of episodes says {length}",
                 hint="the file or the list is of another version; download both again",
                 code="data.length_mismatch",
                 details={"path": str(rows.path), "rows": len(rows), "length": length},
@@ -124,7 +143,7 @@ def _check_bookkeeping(
             message = f"{rows.episode}: {problem}; frames are matched by row number"
             report.note("timestamps", message, **location, field="timestamp")
     _check_frames(rows, metadata.get(FRAME_INDEX, ()), report)
-    others = set(metadata.get("episode_index", ())) - {files.line.number}
+    others = set(metadata.get("episode_index", ())) - {files.number}
     if others:
         report.add_error(
             DataError(
@@ -173,16 +192,23 @@ def _missing_cameras(files: EpisodeFiles, rows: Rows | None) -> Iterator[tuple[s
     The caller decides by the selected cameras whether the episode is used nevertheless.
     """
     for camera in files.dataset.cameras:
-        code, path, problem = "data.missing_column", files.data_file, "has no such column"
+        code, path, problem = "data.missing_column", files.rows.path, "has no such column"
         if camera.dtype == "video":
-            code, path, problem = "data.missing_video", files.videos[camera.name], "is missing"
-        has_column = rows is None or camera.name in rows.columns
-        if path.exists() if camera.dtype == "video" else has_column:
+            clip = files.clips.get(camera.name)
+            code = "data.missing_video"
+            path, problem = (
+                (clip.path, "is missing")
+                if clip
+                else (files.dataset.root / EPISODES_FOLDER, "names no video")
+            )
+            if clip is not None and path.exists():
+                continue
+        elif rows is None or camera.name in rows.columns:
             continue
         yield (
             camera.name,
             DataError(
-                f"episode {files.line.number}, camera {camera.name}: {path} {problem}",
+                f"episode {files.number}, camera {camera.name}: {path} {problem}",
                 hint="download the file again, or choose with --camera-names, --exclude or "
                 "--skip-episodes-missing-cameras",
                 code=code,
@@ -222,26 +248,41 @@ def _images(
 def _video(
     files: EpisodeFiles, camera: Feature, rows: Rows | None, report: Collector
 ) -> VideoFrames | None:
-    path = files.videos[camera.name]
-    label = f"episode {files.line.number}, camera {camera.name}"
+    clip = files.clips[camera.name]
+    path = clip.path
+    label = f"episode {files.number}, camera {camera.name}"
     location = {"camera": camera.name, "path": str(path)}
     check_is_data_file(path, label)
-    info = probe_video(path)
+    if camera.name in files.defects:
+        raise files.defects[camera.name]
+    info = probe_video(clip)
     if rows is None:
         return None
     if info.num_frames < len(rows):
-        raise DataError(
-            f"{label}: {path} has {counted(info.num_frames, 'frame')}, the data has "
-            f"{counted(len(rows), 'row')}",
-            hint="the video is incomplete; download it again, or exclude the episode with "
-            "--exclude",
-            code="data.video_too_short",
-            details={"path": str(path), "camera": camera.name, "frames": info.num_frames},
-        )
+        raise _too_short_error(clip, info, label, len(rows), location)
     fps = files.dataset.info.fps
     for code, problem in _video_problems(info, camera, len(rows), fps):
         report.note(code, f"{label}: {path} {problem}", **location)
-    return VideoFrames(path, len(rows))
+    return VideoFrames(clip, len(rows))
+
+
+def _too_short_error(
+    clip: Clip, info: VideoInfo, label: str, num_rows: int, location: Mapping[str, str]
+) -> DataError:
+    frames, data = counted(info.num_frames, "frame"), f"the data has {counted(num_rows, 'row')}"
+    code, problem = "video_too_short", f"{clip.path} has {frames}, {data}"
+    if clip.stop is not None:
+        part = f"{clip.start:.2f} s to {clip.stop:.2f} s"
+        problem = f"{clip.path} has {frames} from {part}, {data}"
+        if info.duration is not None and clip.stop > info.duration + 0.01:
+            code = "clip_outside"
+            problem = f"its frames are {part} of {clip.path}, which ends at {info.duration:.2f} s"
+    return DataError(
+        f"{label}: {problem}",
+        hint="the video is incomplete; download it again, or exclude the episode with --exclude",
+        code=f"data.{code}",
+        details={**location, "frames": info.num_frames},
+    )
 
 
 def _video_problems(
@@ -281,7 +322,7 @@ def _instruction(files: EpisodeFiles, rows: Rows, config: LeRobotConfig, report:
         return text
     if config.needs_instruction:
         raise DataError(
-            f"{rows.episode}: no instruction in meta/episodes.jsonl or its rows",
+            f"{rows.episode}: no instruction in the list of episodes or its rows",
             hint="add its task there, or exclude the episode with --exclude",
             code="data.no_instruction",
             details={"episode": rows.episode, "path": str(rows.path)},
@@ -303,10 +344,10 @@ def name_to_sentence(name: str) -> str:
     return " ".join(id_part(name).replace("-", "_").split("_"))
 
 
-def _task_table(files: EpisodeFiles, report: Collector) -> dict[int, str]:
+def _task_table(files: EpisodeFiles, report: Collector) -> Mapping[int, str]:
     """Map from task index to sentence; empty, with a warning, if the table cannot be read."""
     try:
-        return read_tasks(files.dataset.root)
+        return files.task_table
     except DataError as error:
         report.note("tasks_unreadable", error.message, path=error.details.get("path"))
         return {}
@@ -368,8 +409,8 @@ def _sentence(rows: Rows, column: str, value: object, table: Mapping[int, str]) 
         return table[value]
     span = f"{min(table)}..{max(table)}" if table else "it is empty"
     raise DataError(
-        f"{rows.episode}: {column} {value!r} is not in meta/tasks.jsonl ({span})",
-        hint="the metadata is older than the data; download meta/tasks.jsonl again",
+        f"{rows.episode}: {column} {value!r} is not in the list of tasks ({span})",
+        hint="the metadata is older than the data; download meta/ again",
         code="data.unknown_task",
         details={"episode": rows.episode, "field": column},
     )

@@ -1,0 +1,310 @@
+"""Checks of a LeRobot data set as a whole that only `verify` makes.
+
+Totals, splits, features, row index, statistics, the segments of v3.0, dimensions that never change
+and episodes that are there twice. Published statistics are compared with the rows and not used.
+Source: formats/lerobot 3, 5, 6, 9, 12.
+"""
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from vlatool.artifacts.fields import dimension_label
+from vlatool.artifacts.lerobot.format import (
+    EPISODE_STATS_FILE,
+    INFO_FILE,
+    SHARED_TABLES,
+    STATS_FILE,
+    merge_stats,
+)
+from vlatool.artifacts.lerobot.tables import episode_spans
+from vlatool.config.scalars import value_text
+from vlatool.episode import Clip
+from vlatool.errors import DataError
+from vlatool.events import counted
+from vlatool.findings import Finding
+from vlatool.sources.lerobot.config import LeRobotConfig
+from vlatool.sources.lerobot.dataset import Dataset, EpisodeFiles, dataset_roots, open_dataset
+from vlatool.sources.lerobot.findings import LEROBOT
+from vlatool.sources.lerobot.lint import Moments, statistics_mismatches
+from vlatool.sources.lerobot.lists import Statistics, feature_statistics, read_tasks
+from vlatool.sources.lerobot.meta import Info, feature_names, read_lines, read_object
+from vlatool.sources.lerobot.rows import Rows, actual_segment, read_rows
+from vlatool.sources.lerobot.segments import list_problems
+from vlatool.sources.order import natural_key
+from vlatool.storage.uri import can_list
+
+_NUMBER = re.compile(r"^[0-9]{1,18}\Z")
+_MEBIBYTE = 2**20
+_MOST_NAMED = 4  # dimensions that are listed by name
+
+
+def check_sets(sources: Sequence[Path], config: LeRobotConfig) -> Iterator[Finding]:
+    """Findings on whole data sets, besides those of `discover`."""
+    for source in sources:
+        for root in dataset_roots(source):
+            episodes = open_dataset(root, config, [])
+            yield from _check_root(root, [episode for episode in episodes if episode.is_listed])
+
+
+def _check_root(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
+    path, info = root / INFO_FILE, episodes[0].dataset.info
+    tasks: Mapping[int, str] = {}
+    with suppress(DataError):  # the check of each episode reports it
+        tasks = read_tasks(root, info)
+    for code, field, problem in (
+        *_totals(info, len(tasks), episodes),
+        *_splits(info.document, len(episodes)),
+        *_names(info.document),
+    ):
+        yield LEROBOT.at(code, path, f"{field} {problem}", field=field)
+    if (finding := _statistics_finding(root)) is not None:
+        yield finding
+    if info.is_shared:
+        yield from _check_files(root, info, episodes)
+    yield from _check_rows(root, episodes)
+
+
+def _totals(
+    info: Info, tasks: int, episodes: Sequence[EpisodeFiles]
+) -> Iterator[tuple[str, str, str]]:
+    """(code, key, problem) of totals that differ from the files."""
+    clips = [clip for episode in episodes for clip in _used_clips(episode)]
+    actual = {"total_episodes": len(episodes), "total_tasks": tasks or None}
+    if not info.is_shared:
+        chunks = max(episode.number for episode in episodes) // info.chunks_size + 1
+        actual |= {"total_videos": sum(clip.path.exists() for clip in clips)}
+        actual |= {"total_chunks": chunks}
+    for key, value in actual.items():
+        stated = info.document.get(key)
+        if value is not None and stated is not None and stated != value:
+            code = "chunks" if key == "total_chunks" else "totals_mismatch"
+            yield code, key, f"is {value_text(stated)}, there are {value}"
+
+
+def _used_clips(episode: EpisodeFiles) -> Iterator[Clip]:
+    return (clip for name, clip in episode.clips.items() if name in episode.dataset.camera_names)
+
+
+def _splits(tree: Mapping[str, Any], episodes: int) -> Iterator[tuple[str, str, str]]:
+    splits = tree.get("splits")
+    for name, span in splits.items() if isinstance(splits, dict) else ():
+        start, _, stop = str(span).partition(":")
+        if not (
+            _NUMBER.match(start) and _NUMBER.match(stop) and int(start) <= int(stop) <= episodes
+        ):
+            yield (
+                "splits",
+                f"splits.{name}",
+                f"is {str(span)[:40]!r}, there are {counted(episodes, 'episode')}",
+            )
+
+
+def _names(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(code, feature, problem) of vectors whose numbers of names and values differ."""
+    for name, feature in tree["features"].items():
+        if not isinstance(feature, dict):
+            continue
+        shape, names = feature.get("shape"), feature.get("names")
+        if not isinstance(shape, list) or not isinstance(names, list) or len(shape) != 1:
+            continue
+        count = len(feature_names(names))
+        if count != shape[0]:
+            problem = f"has {counted(count, 'name')} for {counted(shape[0], 'value')}"
+            yield "names_mismatch", name, problem
+
+
+def _statistics_finding(root: Path) -> Finding | None:
+    """Finding on published statistics that cannot be read, or None."""
+    try:
+        if (root / STATS_FILE).exists():
+            read_object(root / STATS_FILE)
+        if (root / EPISODE_STATS_FILE).exists():
+            for _ in read_lines(root / EPISODE_STATS_FILE):
+                pass
+    except DataError as error:
+        return LEROBOT("stats_unreadable", error.message, path=error.details.get("path"))
+    return None
+
+
+def set_statistics(root: Path) -> Statistics:
+    """Content of meta/stats.json; empty if it is missing or broken."""
+    try:
+        return feature_statistics(read_object(root / STATS_FILE))
+    except DataError:
+        return {}
+
+
+# Files of v3.0
+
+
+def _check_files(root: Path, info: Info, episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
+    """Checks the segments of the list, sizes of files, and rows of episodes without an entry."""
+    lines = [episode.line for episode in episodes]
+    for code, problem, number in list_problems(lines, info.chunks_size, info.fps):
+        place = f"{root}: episode {number}"
+        yield LEROBOT(code, f"{place}: {problem}", path=str(root), episode=number)
+    yield from _check_sizes(info, episodes)
+    listed = {line.number for line in lines}
+    for path in sorted(root.glob(SHARED_TABLES), key=natural_key) if can_list(root) else ():
+        with suppress(pa.ArrowException, OSError):  # the check of its episodes reports it
+            spans = episode_spans(path)
+            if others := sorted(set(spans or ()) - listed):
+                shown = ", ".join(map(str, others[:5])) + ("..." if len(others) > 5 else "")
+                problem = f"has rows of episodes that the list of episodes lacks: {shown}"
+                yield LEROBOT.at("unlisted_episode", path, problem, field="episode_index")
+
+
+def _check_sizes(info: Info, episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
+    """Findings on files of several episodes that are larger than info.json says."""
+    data = Counter(episode.rows.path for episode in episodes)
+    videos = Counter(clip.path for episode in episodes for clip in episode.clips.values())
+    for key, files in (("data_files_size_in_mb", data), ("video_files_size_in_mb", videos)):
+        limit = info.document.get(key)
+        if isinstance(limit, bool) or not isinstance(limit, int | float):
+            continue
+        for path, count in files.items():
+            size = path.stat().st_size if count > 1 and path.exists() else 0
+            if size > limit * _MEBIBYTE:
+                problem = f"has {size / _MEBIBYTE:.0f} MiB, {key} is {value_text(limit)}"
+                yield LEROBOT.at("file_sizes", path, problem, field=key)
+
+
+# Rows
+
+
+class _Summary:
+    """Facts of the rows of all episodes that can be read.
+
+    Attributes:
+        expected: Value of `index` in the next row.
+        columns: Names of all columns.
+        is_whole: True if all rows could be read.
+    """
+
+    def __init__(self, dataset: Dataset, published: Statistics) -> None:
+        features = dataset.info.features
+        names = [*published, *dataset.field_names]
+        self.names = [
+            name
+            for name in dict.fromkeys(names)
+            if name in features and features[name].is_number and features[name].width is not None
+        ]
+        self.expected = 0
+        self.columns: set[str] = set()
+        self.is_whole = True
+        self._dataset = dataset
+        self._moments: defaultdict[str, list[Moments]] = defaultdict(list)
+        self._episodes: dict[bytes, int] = {}
+
+    def add(self, number: int, rows: Rows) -> int:
+        """Adds the rows of an episode; returns an earlier episode with equal rows, else -1."""
+        self.expected += len(rows)
+        self.columns.update(rows.columns)
+        digest, is_moving = hashlib.blake2b(), False
+        for name in self.names:
+            values = self._vectors(rows, name)
+            if values is None:
+                continue
+            moments = Moments.of(values)
+            self._moments[name].append(moments)
+            if name in self._dataset.field_names:
+                digest.update(values.tobytes())
+                is_moving |= bool((moments.min != moments.max).any())
+        same = self._episodes.setdefault(digest.digest(), number) if is_moving else number
+        return -1 if same == number else same
+
+    def _vectors(self, rows: Rows, name: str) -> Any:
+        """The column; None if it is missing or invalid, which the check of the episode reports."""
+        with suppress(DataError):
+            values = rows.vectors(name, self._dataset.info.features[name].width)
+            rows.check_finite(name, values)
+            return values
+        return None
+
+    def moments(self) -> Iterator[tuple[str, Moments]]:
+        """Statistics of each column over all episodes."""
+        for name, parts in self._moments.items():
+            counts = [{**vars(part), "count": [part.count]} for part in parts]
+            merged = {key: np.array(value) for key, value in merge_stats(counts).items()}
+            yield name, Moments(**merged, count=sum(part.count for part in parts))
+
+
+def _check_rows(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Finding]:
+    """Checks all that needs the rows of all episodes, in one pass.
+
+    Skips rows that cannot be read; the check of that episode reports them.
+    """
+    dataset, published = episodes[0].dataset, set_statistics(root)
+    summary = _Summary(dataset, published)
+    for episode in episodes:
+        try:
+            yield from _check_next(episode, summary)
+        except DataError:
+            summary.is_whole = False
+    if summary.columns:
+        yield from _missing_columns(dataset, summary.columns)
+    merged = dict(summary.moments())
+    path = str(root / STATS_FILE)
+    for name, problem in statistics_mismatches(published, merged) if summary.is_whole else ():
+        yield LEROBOT.at("stats_contradict", path, f"{name} {problem}", field=name)
+    for name in dataset.field_names:
+        if name in merged and merged[name].count > 1:
+            yield from _constant_dimensions(dataset, name, merged[name])
+
+
+def _check_next(episode: EpisodeFiles, summary: _Summary) -> Iterator[Finding]:
+    """Adds the rows of an episode; checks `index`, and that the rows are new."""
+    name, segment = f"episode {episode.number}", episode.rows
+    if segment.count is not None:
+        segment = actual_segment(segment, episode.number, name)
+    rows = read_rows(segment, name, [*summary.names, "index"])
+    first = rows.first("index") if "index" in rows.columns else summary.expected
+    if first != summary.expected and summary.is_whole:
+        problem = f"index starts at {first}, expected {summary.expected}"
+        yield LEROBOT.at("index_gap", rows.path, problem, field="index", frame=0)
+        summary.expected = first if isinstance(first, int) else summary.expected
+    same = summary.add(episode.number, rows)
+    if same >= 0:
+        problem = f"{name} has the same observations and actions as episode {same}"
+        yield LEROBOT.at("duplicate_episode", rows.path, problem)
+
+
+def _missing_columns(dataset: Dataset, columns: set[str]) -> Iterator[Finding]:
+    path = str(dataset.root / INFO_FILE)
+    for name, feature in dataset.info.features.items():
+        if feature.dtype != "video" and name not in columns:
+            problem = f"no file has the feature {name!r}"
+            yield LEROBOT.at("feature_without_column", path, problem, field=name)
+
+
+def _constant_dimensions(dataset: Dataset, name: str, moments: Moments) -> Iterator[Finding]:
+    constant = np.flatnonzero(moments.min == moments.max).tolist()
+    width = len(moments.min)
+    if not constant or width == 1:
+        return
+    labels = [
+        dimension_label(name, index, width, {name: dataset.dimension_names.get(name, ())})
+        for index in constant
+    ]
+    shown = ", ".join(labels) if len(constant) <= _MOST_NAMED else f"{name}: {_ranges(constant)}"
+    problem = f"{len(constant)} of {counted(width, 'dimension')} never change: {shown}"
+    yield LEROBOT.at("constant_dimensions", dataset.root, problem, field=name)
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers as text, such as `7-21, 34-43`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
