@@ -1,10 +1,15 @@
 """Progress bars on a terminal. Imported only if stderr is a terminal, because rich is slow."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from math import isfinite, log
 from typing import IO, TYPE_CHECKING, Self, cast
 
-from rich.console import Console  # noqa: TID253 - this module is loaded for a terminal only
+from rich.console import (  # noqa: TID253 - this module is loaded for a terminal only
+    Console,
+    RenderableType,
+)
 from rich.progress import (  # noqa: TID253
     BarColumn,
     Progress,
@@ -24,15 +29,23 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _MIN_BAR_WIDTH, _MAX_BAR_WIDTH = 10, 40
+# Blocks of one to eight eighths of a line, and characters of about these heights.
+_MARKS, _ASCII_MARKS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588", "_.,-=+*#"
+_MIN_CURVE_WIDTH, _MAX_CURVE_WIDTH = 8, 60
+_MAX_POINTS = 128
+_METRIC_FIELDS = {"loss", "samples/s"}  # fields of a bar that the line of metrics shows
 
 
 class RichReporter:
-    """Live bars on stderr: count and time left, then rate and extra fields if they fit."""
+    """Live bars on stderr: count and time left, then rate and extra fields if they fit.
+
+    Below the bars of a training is a line with its metrics and the curve of its loss.
+    """
 
     def __init__(self) -> None:
         self._console = Console(file=cast(IO[str], Stderr()), highlight=False)
         bar_width = max(_MIN_BAR_WIDTH, min(_MAX_BAR_WIDTH, self._console.width // 5))
-        self._bars = Progress(
+        self._bars = _Bars(
             TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
             BarColumn(bar_width, table_column=Column(no_wrap=True)),
             _CountColumn("", table_column=Column(no_wrap=True)),
@@ -49,7 +62,11 @@ class RichReporter:
         return RichBar(self, self._bars, name, total, unit)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Prints nothing: the metrics are in the fields of the bar and in metrics.jsonl."""
+        """Shows the metrics of a training below the bars; they are in metrics.jsonl too."""
+        del step
+        if "loss" in values:
+            self._bars.metrics = self._bars.metrics or _MetricsLine()
+            self._bars.metrics.update(values)
 
     def images(self, step: int, images: "Mapping[str, NDArray[np.uint8]]") -> None:
         """Prints nothing: the images are files of the run."""
@@ -75,6 +92,7 @@ class RichReporter:
         self._active -= 1
         if self._active == 0:
             self._bars.stop()
+            self._bars.metrics = None
             for task in self._bars.task_ids:
                 self._bars.remove_task(task)
 
@@ -83,7 +101,7 @@ class RichBar:
     """One bar of the display."""
 
     def __init__(
-        self, reporter: RichReporter, bars: Progress, name: str, total: int | None, unit: str
+        self, reporter: RichReporter, bars: "_Bars", name: str, total: int | None, unit: str
     ) -> None:
         self._reporter = reporter
         self._bars = bars
@@ -113,8 +131,101 @@ class RichBar:
         self._meter.add(time.monotonic(), self._done)
         rate = self._meter.rate
         parts = ["-/s" if rate is None else format_rate(rate, self._unit)]
-        parts += [f"{name} {format_number(value)}" for name, value in self._fields.items()]
+        shown_below = () if self._bars.metrics is None else _METRIC_FIELDS
+        fields = {name: value for name, value in self._fields.items() if name not in shown_below}
+        parts += [f"{name} {format_number(value)}" for name, value in fields.items()]
         self._bars.update(self._task, advance=amount, shown="  ".join(parts))
+
+
+class _Bars(Progress):
+    """Bars with a line of metrics below them.
+
+    Attributes:
+        metrics: The line; None outside of a training.
+    """
+
+    metrics: "_MetricsLine | None" = None
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The table of bars, then the line."""
+        yield self.make_tasks_table(self.tasks)
+        if self.metrics is not None:
+            marks = _ASCII_MARKS if self.console.options.ascii_only else _MARKS
+            text = self.metrics.text(self.console.width, marks)
+            yield Text(text, no_wrap=True, overflow="ellipsis")
+
+
+class _MetricsLine:
+    """The newest metrics of a training, and the curve of its loss."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, float] = {}
+        self._curve = LossCurve()
+
+    def update(self, values: Mapping[str, float]) -> None:
+        """Replaces the metrics, and adds the loss to the curve."""
+        self._values.update(values)
+        self._curve.add(values["loss"])
+
+    def text(self, width: int, marks: str) -> str:
+        """`loss 0.0123 CURVE 84.3 samples/s  1.2 GB  mfu 31.2 %`; the curve fills `width`."""
+        values = self._values
+        parts = [f"{format_number(values['samples_per_second'])} samples/s"]
+        parts += [f"{values['memory_gb']:.3g} GB"] if values.get("memory_gb") else []
+        parts += [f"mfu {100 * values['mfu']:.3g} %"] if "mfu" in values else []
+        before, after = f"loss {format_number(values['loss'])}", "  ".join(parts)
+        left = width - len(before) - len(after) - 2
+        points = max(_MIN_CURVE_WIDTH, min(_MAX_CURVE_WIDTH, left))
+        return f"{before} {sparkline(self._curve.points(), points, marks)} {after}"
+
+
+class LossCurve:
+    """Losses of a run as at most 128 means of equally many reports; not finite ones are left out.
+
+    The last mean may be of fewer.
+    """
+
+    def __init__(self) -> None:
+        self._points: list[float] = []
+        self._rest: list[float] = []
+        self._reports = 1
+
+    def add(self, loss: float) -> None:
+        """Adds the loss of a report."""
+        if not isfinite(loss):
+            return
+        self._rest.append(loss)
+        if len(self._rest) == self._reports:
+            self._points.append(_mean(self._rest))
+            self._rest = []
+        if len(self._points) == _MAX_POINTS:
+            pairs = zip(self._points[::2], self._points[1::2], strict=True)
+            self._points = [_mean(pair) for pair in pairs]
+            self._reports *= 2
+
+    def points(self) -> list[float]:
+        """The means, oldest first."""
+        return [*self._points, *([_mean(self._rest)] if self._rest else [])]
+
+
+def sparkline(values: Sequence[float], width: int, marks: str = _MARKS) -> str:
+    """A character for each of the values, or for each of `width` means of neighbours.
+
+    Heights are logarithmic where all values are positive.
+    """
+    if not values:
+        return ""
+    count = min(width, len(values))
+    bounds = [index * len(values) // count for index in range(count + 1)]
+    means = [_mean(values[a:b]) for a, b in pairwise(bounds)]
+    heights = [log(mean) for mean in means] if all(mean > 0 for mean in means) else means
+    low, span = min(heights, default=0.0), max(heights, default=0.0) - min(heights, default=0.0)
+    levels = [0 if span == 0 else round((h - low) / span * (len(marks) - 1)) for h in heights]
+    return "".join(marks[level] for level in levels)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 class _CountColumn(TextColumn):

@@ -91,6 +91,27 @@ def constant_dimensions(stats: Mapping[str, Any], field: str, suffix: str = "") 
     return high - low <= _CONSTANT_WIDTH * np.maximum(1.0, np.abs(mean))
 
 
+def normalized_range(
+    stats: Mapping[str, Any], field: str, scale: FieldScale
+) -> tuple[Array, Array]:
+    """Largest absolute value and standard deviation [C] of each dimension after normalization.
+
+    With a scale per timestep those of the step where they are largest.
+
+    Raises:
+        DataError: The statistics lack minimum, maximum or standard deviation.
+    """
+    suffix = "_per_timestep" if scale.center.ndim == 2 else ""
+    limits = [
+        np.abs(scale.normalize(_numbers(stats, field, key + suffix))) for key in ("min", "max")
+    ]
+    deviation = _numbers(stats, field, "std" + suffix) / scale.scale
+    reach = np.maximum(*limits)
+    return reach.reshape(-1, reach.shape[-1]).max(0), deviation.reshape(
+        -1, deviation.shape[-1]
+    ).max(0)
+
+
 def field_width(field: str, stats: Mapping[str, Any]) -> int:
     """Number of dimensions of a field; raises DataError if its statistics have no mean."""
     return len(_numbers(stats, field, "mean"))

@@ -30,6 +30,7 @@ from vlatool.loading.robotics.decode import DROP_REASONS, DecodedSample
 from vlatool.loading.robotics.info import RoboticsInfo, derive_data, load_info
 from vlatool.loading.robotics.init_statistics import select_statistics
 from vlatool.loading.robotics.normalizer import Normalizer
+from vlatool.loading.robotics.ranges import report_ranges
 from vlatool.transforms.augmentation import central_box
 from vlatool.transforms.geometry import ResizeMethod, resize
 from vlatool.transforms.resampling import ResizeFilter
@@ -157,6 +158,12 @@ class RoboticsKind:
         changed = _changed(config.normalization, derived.normalization)
         rules |= derivation_rules(derived.normalization, changed, "normalization.")
         return derived, {key: rule for key, rule in rules.items() if rule}
+
+    def check_samples(
+        self, config: RoboticsDataConfig, info: RoboticsInfo, reporter: Reporter = NULL
+    ) -> None:
+        """Names dimensions with ranges that a policy cannot learn well; reads no sample."""
+        report_ranges(config, info, reporter)
 
     def reader(self, config: RoboticsDataConfig, info: RoboticsInfo) -> "RoboticsReader":
         """Returns a reader that decodes and augments samples."""

@@ -38,7 +38,7 @@ class Normalizer:
         self._length = past + 1 + future
         names = dict.fromkeys([*config.action_fields, *config.proprioception_fields])
         self._scales = {
-            name: _scale(name, statistics.get(name), config.normalization) for name in names
+            name: scale_of(name, statistics.get(name), config.normalization) for name in names
         }
         for name, scale in self._scales.items():
             self._check_steps(name, scale)
@@ -73,7 +73,12 @@ class Normalizer:
         return np.concatenate([self._scales[name].constant for name in fields])
 
 
-def _scale(name: str, stats: Mapping[str, Any] | None, section: NormalizeConfig) -> FieldScale:
+def scale_of(name: str, stats: Mapping[str, Any] | None, section: NormalizeConfig) -> FieldScale:
+    """Scale of a field by its statistics entry; one without normalization.
+
+    Raises:
+        DataError: The entry is missing, or lacks what the method needs.
+    """
     config = section.for_field(name)
     if stats is None:
         raise DataError(

@@ -1,0 +1,94 @@
+"""Dimensions whose ranges a policy cannot learn well are named before training."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vlatool.events import NullReporter
+from vlatool.loading.robotics.config import RoboticsDataConfig
+from vlatool.loading.robotics.ranges import report_ranges
+
+GOOD = np.sin(np.arange(1000.0))
+RARE = np.where(np.arange(1000) % 200, 0.0, 1.0) + 1e-3 * GOOD
+
+
+class Recorder(NullReporter):
+    def __init__(self) -> None:
+        self.texts: dict[str, str] = {}
+
+    def note(self, message: str) -> None:
+        self.texts["note"] = message
+
+    def warn(self, code: str, message: str) -> None:
+        self.texts[code] = message
+
+
+def statistics(*columns: Any) -> dict[str, Any]:
+    values = np.stack(columns, axis=1)
+    percentiles = {f"percentile_{p}": np.percentile(values, p, axis=0) for p in (1, 5, 95, 99)}
+    plain = {"mean": values.mean(0), "std": values.std(0), "min": values.min(0)}
+    entry = {**plain, "max": values.max(0), **percentiles}
+    return {name: value.tolist() for name, value in entry.items()}
+
+
+def messages(*columns: Any, **normalization: Any) -> dict[str, str]:
+    config = RoboticsDataConfig.model_validate(
+        {
+            "action_fields": ["action"],
+            "proprioception_fields": ["state"],
+            "normalization": {"method": "percentile_1_99", "scope": "global", **normalization},
+        }
+    )
+    names = {"action": [f"arm.joint_{number}" for number in range(len(columns))]}
+    info: Any = SimpleNamespace(
+        statistics={"action": statistics(*columns), "state": statistics(GOOD)},
+        options=({"dimension_names": names},),
+    )
+    reporter = Recorder()
+    report_ranges(config, info, reporter)
+    return reporter.texts
+
+
+@pytest.mark.parametrize(
+    ("column", "normalization", "code"),
+    [
+        pytest.param(GOOD, {}, None, id="good"),
+        pytest.param(RARE, {}, "data.narrow_ranges", id="rare motion between percentiles"),
+        pytest.param(RARE, {"method": "min_max"}, None, id="rare motion between its factor"),
+        pytest.param(1e-5 * GOOD, {"epsilon": 1e-2}, "data.uneven_scales", id="below epsilon"),
+        pytest.param(500 * GOOD, {"enabled": False}, "data.uneven_scales", id="not normalized"),
+        pytest.param(0 * GOOD, {}, "note", id="constant"),
+    ],
+)
+def test_dimension_is_named_by_its_joint(
+    column: Any, normalization: dict[str, Any], code: str | None
+) -> None:
+    texts = messages(GOOD, column, GOOD, **normalization)
+    assert list(texts) == ([] if code is None else [code])
+    assert all("action: arm.joint_1" in text for text in texts.values())
+    assert not any("joint_0" in text or "state" in text for text in texts.values())
+
+
+def test_field_that_is_constant_as_a_whole_is_named_once() -> None:
+    assert messages(0 * GOOD, 0 * GOOD)["note"].endswith("in the data: action")
+
+
+def test_steps_have_their_own_ranges() -> None:
+    stats = {"mean_per_timestep": [[0.0], [0.0]], "std_per_timestep": [[1e-3], [1.0]]}
+    for name, factor in {
+        "min": -1.5,
+        "percentile_1": -1.4,
+        "percentile_99": 1.4,
+        "max": 1.5,
+    }.items():
+        stats[f"{name}_per_timestep"] = [[1e-3 * factor], [factor]]
+    plain = statistics(GOOD)
+    config = RoboticsDataConfig.model_validate(
+        {"action_fields": ["action"], "normalization": {"scope": "per_timestep"}}
+    )
+    info: Any = SimpleNamespace(statistics={"action": {**plain, **stats}}, options=({},))
+    reporter = Recorder()
+    report_ranges(config, info, reporter)
+    assert reporter.texts == {}
