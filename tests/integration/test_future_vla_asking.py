@@ -15,6 +15,8 @@ from vlatool.config.overrides import parse_override
 from vlatool.config.resolve import load_config
 from vlatool.errors import VlatoolError
 from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
+from vlatool.models.future_vla.spec import FutureVlaType
+from vlatool.testing import check_model_type
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
 from vlatool.workflows.compose import ComposeConfig, compose
@@ -158,3 +160,9 @@ def test_weights_that_were_not_trained_are_no_policy(root: Path, tmp_path: Path)
     with pytest.raises(VlatoolError) as caught:
         predicted(root, "raw", tmp_path / "out", checkpoint=str(root / "tiny"))
     assert caught.value.code == "data.no_policy"
+
+
+@pytest.mark.slow
+def test_model_type_fulfills_its_contract(root: Path) -> None:
+    data, weights = root / "A/samples", root / "tiny"
+    check_model_type(FutureVlaType, {"compress": [1, 1, 2]}, data=data, init_from=weights)

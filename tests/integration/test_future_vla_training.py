@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from tests.builders.future_vla import write_samples
@@ -16,6 +17,9 @@ from tests.surface.invoke import run_vlatool
 from vlatool.artifacts.run.format import RunDir, read_metrics
 from vlatool.config.overrides import parse_override
 from vlatool.config.resolve import load_config
+from vlatool.models.future_vla.config import LoraConfig
+from vlatool.models.future_vla.lora import merged_weights
+from vlatool.models.trained import open_trained
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.compose import ComposeConfig, compose
 from vlatool.workflows.train import train
@@ -80,42 +84,91 @@ def test_killed_run_equals_the_undisturbed_one(root: Path, whole: RunDir) -> Non
         assert path.read_bytes() == (killed.checkpoint(STEPS) / path.name).read_bytes(), path.name
 
 
-def test_run_with_adapters_saves_nothing_else(root: Path, whole: RunDir) -> None:
+@pytest.fixture(scope="module")
+def adapters(root: Path, whole: RunDir) -> RunDir:
+    """A run that trained adapters of rank 2."""
     frozen = {"model.freeze_vision": True, "model.freeze_mergers": True}
     keys = {"model.lora.rank": 2, "init_from": whole.root, "total_train_steps": 2, **frozen}
     train(config_of(root, "adapters", **keys))
-    run = RunDir(root / "adapters")
-    _, checkpoint = run.latest() or (0, run.root)
+    return RunDir(root / "adapters")
+
+
+def test_run_with_adapters_saves_nothing_else(adapters: RunDir) -> None:
+    _, checkpoint = adapters.latest() or (0, adapters.root)
     saved = load_file(checkpoint / "model.safetensors")
     assert saved
     assert all(".adapter." in name for name in saved)
     assert any(float(value.abs().max()) for name, value in saved.items() if ".up." in name)
 
 
-@pytest.mark.slow
-def test_published_command_on_two_sharded_processes_is_the_run_of_one(root: Path) -> None:
-    published = ["--model", root / "tiny", "--train_type", "full", "--dataset", root / "samples"]
-    published += ["--torch_dtype", "float32", "--per_device_train_batch_size", "1"]
-    published += ["--num_train_epochs", "1", "--logging_steps", "1", "--warmup_steps", "1"]
-    published += ["--dataloader_num_workers", "0", "--gradient_checkpointing", "true"]
+@pytest.mark.parametrize("rank", [0, 3])
+def test_adapters_are_merged_into_the_weights_of_a_run_with_others(
+    root: Path, adapters: RunDir, rank: int
+) -> None:
+    still = {"hparams.lr": 0, "hparams.lr_cooldown_end": 0, "total_train_steps": 1}
+    train(config_of(root, f"to{rank}", init_from=adapters.root, model__lora__rank=rank, **still))
+    states = [
+        open_trained(str(root / name)).parts["model"].state_dict()
+        for name in ("adapters", f"to{rank}")
+    ]
+    before = merged_weights(states[0], 2, LoraConfig().alpha)
+    after = merged_weights(states[1], rank, LoraConfig().alpha)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def published(root: Path, output: str) -> list[str]:
+    """Options of the published program for a run of some steps, with a checkpoint at each."""
+    words = ["--model", root / "tiny", "--train_type", "full", "--dataset", root / "samples"]
+    words += ["--torch_dtype", "float32", "--per_device_train_batch_size", "1"]
+    words += ["--num_train_epochs", "1", "--logging_steps", "1", "--warmup_steps", "1"]
+    words += ["--dataloader_num_workers", "0", "--gradient_checkpointing", "true"]
+    words += ["--save_steps", "1", "--output_dir", root / output]
+    return [str(word) for word in words]
+
+
+def on_two_processes(root: Path, output: str) -> str:
+    """Status of a run of the published command under torchrun."""
     launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "vlatool"]
-    two = [*launch, "--json", "train", *published, "--output_dir", root / "two"]
     done = subprocess.run(
-        [sys.executable, "-m", *map(str, two)],
+        [sys.executable, "-m", *launch, "--json", "train", *published(root, output)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(done.stdout)["status"] == "trained"
-    options = [str(word) for word in (*published, "--output_dir", root / "one")]
-    code, _ = run_vlatool("train", *options)
+    return json.loads(done.stdout)["status"]
+
+
+@pytest.fixture(scope="module")
+def two(root: Path) -> RunDir:
+    """A run of two sharded processes that nothing disturbed."""
+    assert on_two_processes(root, "two") == "trained"
+    return RunDir(root / "two")
+
+
+@pytest.mark.slow
+def test_published_command_on_two_sharded_processes_is_the_run_of_one(
+    root: Path, two: RunDir
+) -> None:
+    code, _ = run_vlatool("train", *published(root, "one"))
     assert code == 0
     plain, sharded = (
-        [row["loss"] for row in read_metrics(RunDir(root / name).metrics)]
-        for name in ("one", "two")
+        [row["loss"] for row in read_metrics(run.metrics)] for run in (RunDir(root / "one"), two)
     )
     assert len(plain) == 3  # 30 samples in global batches of 8
     assert sharded == pytest.approx(plain, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_killed_run_of_two_processes_equals_the_undisturbed_one(root: Path, two: RunDir) -> None:
+    shutil.copytree(two.root, root / "killed_two")
+    killed = RunDir(root / "killed_two")
+    for step in (2, 3):
+        shutil.rmtree(killed.checkpoint(step))
+    killed.write_latest(1)
+    assert on_two_processes(root, "killed_two") == "trained"
+    for path in two.checkpoint(3).iterdir():
+        assert path.read_bytes() == (killed.checkpoint(3) / path.name).read_bytes(), path.name

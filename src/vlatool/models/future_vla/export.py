@@ -94,7 +94,8 @@ def prepare_export(trained: Trained) -> Exported:
     # Locations of the training data mean nothing where the export is used.
     content = data.model_dump(mode="json", exclude={*data.no_effect_on_output})
     merged = config.model_copy(update={"lora": type(config.lora)()})
-    export = _Export(merged, content, trained.assets, merged_weights(network), trained.folder)
+    tensors = merged_weights(network.state_dict(), config.lora.rank, config.lora.alpha)
+    export = _Export(merged, content, trained.assets, tensors, trained.folder)
     weights = file_names(export.shapes, DTYPE)
     has_policy = trained.assets is not None and trained.assets.fast is not None
     return Exported(

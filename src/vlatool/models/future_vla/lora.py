@@ -25,10 +25,6 @@ class Adapter(nn.Module):
         """[..., inputs] to [..., outputs]."""
         return self.scale * self.up(self.down(x))
 
-    def product(self) -> Tensor:
-        """The matrix [outputs, inputs] that `forward` multiplies with."""
-        return self.scale * (self.up.weight @ self.down.weight)
-
 
 class AdaptedLinear(nn.Linear):
     """Linear layer with an adapter; its own weights are frozen."""
@@ -58,15 +54,18 @@ def adapter_names(network: nn.Module) -> list[str]:
 
 
 @torch.no_grad()
-def merged_weights(network: nn.Module) -> Mapping[str, Tensor]:
-    """State dict without adapters, their products added to the weights of their layers."""
-    layers = {
-        f"{name}.weight": module
-        for name, module in network.named_modules()
-        if isinstance(module, AdaptedLinear)
-    }
-    prefixes = tuple(f"{name}." for name in adapter_names(network))
-    state = {
-        k: v for k, v in network.state_dict().items() if not (prefixes and k.startswith(prefixes))
-    }
-    return state | {k: state[k] + layer.adapter.product() for k, layer in layers.items()}
+def merged_weights(state: Mapping[str, Tensor], rank: int, alpha: float) -> dict[str, Tensor]:
+    """State dict without adapters, their products added to the weights of their layers.
+
+    Args:
+        state: State dict of a network with adapters, or without any.
+        rank: Rank of the adapters.
+        alpha: Their scale times their rank.
+    """
+    merged = {name: value for name, value in state.items() if f".{_ADAPTER}." not in name}
+    for name in state:
+        layer, is_adapter, _ = name.partition(f".{_ADAPTER}.up.")
+        if is_adapter:
+            up, down = state[name], state[f"{layer}.{_ADAPTER}.down.weight"]
+            merged[f"{layer}.weight"] = merged[f"{layer}.weight"] + alpha / rank * (up @ down)
+    return merged

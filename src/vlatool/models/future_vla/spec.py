@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vlatool.config.base import ConfigModel, Violation, derivation_rules
 from vlatool.errors import DataError, UsageError
 from vlatool.models.base import ModelType, Objective, Part
-from vlatool.models.future_vla.config import FutureVlaConfig
+from vlatool.models.future_vla.config import FutureVlaConfig, LoraConfig
 from vlatool.models.future_vla.published import (
     ASSETS,
     FROM_WEIGHTS,
@@ -156,14 +156,25 @@ class FutureVlaType(ModelType):
     ) -> Sequence[str] | None:
         """Loads the weights of a run, or of a composed or exported folder.
 
-        Adapters keep their initial values, unless the run has adapters too.
+        Adapters of a run are trained on if the config has adapters of the same rank and scale;
+        otherwise they are merged into the weights, and those of the config start from zero.
         """
-        from vlatool.models.future_vla.lora import adapter_names
+        from vlatool.models.future_vla.lora import adapter_names, merged_weights
         from vlatool.models.future_vla.weights import load_stored
+        from vlatool.models.weights import init_state_dict
 
         module = parts["model"].module
-        has_adapters = bool((init.section or {}).get("lora", {}).get("rank"))
-        excluded = [*init_except, *([] if has_adapters else adapter_names(module))]
+        before = LoraConfig.model_validate((init.section or {}).get("lora", {}))
+        if before.rank and before == config.lora:
+            return super().load_init(config, parts, init, init_except)
+        excluded = [*init_except, *adapter_names(module)]
+        if before.rank:
+            init.check_type(self.name, "data.checkpoint_mismatch")
+            merged = merged_weights(init.read(), before.rank, before.alpha)
+            module.load_state_dict(
+                init_state_dict(module, merged, init.file, excluded), strict=False
+            )
+            return (f"adapters of {init.text} were merged into its weights",)
         if init.run is not None:
             return super().load_init(config, parts, init, excluded)
         files = self._published_files(init)
