@@ -15,6 +15,7 @@ from PIL import Image
 
 from tests.builders import shards as built
 from tests.builders.lerobot import lerobot_dataset
+from tests.builders.lerobot_shared import edit_list
 from tests.builders.shards import Members, shard_output
 from tests.builders.verifying import verified
 from vlatool.artifacts.tar import ShardIndex, index_path, scan_tar
@@ -553,3 +554,13 @@ def test_codes_lists_every_family(capsys: pytest.CaptureFixture[str]) -> None:
     codes = {row["code"] for row in json.loads(capsys.readouterr().out)["codes"]}
     families = {"output", "shards", "stats", "run", "source", "pictures", "spartan", "lerobot"}
     assert {code.partition(".")[0] for code in codes} >= families
+
+
+def test_several_processes_have_the_same_findings_in_the_same_order(tmp_path: Path) -> None:
+    root = lerobot_dataset(tmp_path / "set", [3] * 16, cameras={}, version="v3.0", per_file=8)
+    edit_list(root, "length", 3, 4)
+    edit_list(root, "length", 12, 4)
+    results = [verified(root, workers=workers) for workers in (1, 2)]
+    assert results[0].counts["lerobot.length_mismatch"] == 2
+    assert results[0].checked["episodes"] == 16
+    assert results[0] == results[1]

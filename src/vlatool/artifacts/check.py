@@ -84,6 +84,7 @@ class CheckOptions:
         samples: Number of samples that are read; None for all.
         is_full: Recompute statistics and decode every image.
         is_quick: Compare no digests.
+        workers: Largest number of processes that check raw episodes.
         counts: Counts of what was checked so far.
         reporter: Receives progress.
     """
@@ -91,6 +92,7 @@ class CheckOptions:
     samples: int | None = 200
     is_full: bool = False
     is_quick: bool = False
+    workers: int = 1
     counts: CheckCounts = field(default_factory=CheckCounts)
     reporter: Reporter = NULL
 

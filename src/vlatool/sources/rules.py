@@ -11,16 +11,18 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vlatool.artifacts.check import CheckOptions
-from vlatool.episode import EpisodeRef, FrameSource, UInt8Array
+from vlatool.episode import EpisodeRef, FieldSpec, FrameSource, UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.findings import Finding, FindingCode, FindingCodes, finding_of_error
+from vlatool.jobs.command import make_executor
 from vlatool.sources.base import FormatReader, camera_name_problem, field_mismatch
 from vlatool.sources.detection import DetectedSource
 from vlatool.sources.order import select
@@ -28,6 +30,8 @@ from vlatool.sources.order import select
 _RENAMED = re.compile(r"^(?P<id>.+)-\d+$")
 # Half a second at the usual 10 frames per second; noise of a real sensor never repeats so long.
 _LONG_REPETITION = 5
+# Starting a process takes as long as checking this many short episodes.
+_EPISODES_PER_WORKER = 8
 
 SOURCE = FindingCodes(
     "source",
@@ -110,19 +114,11 @@ def check_cameras(episode: str, cameras: Mapping[str, FrameSource]) -> Iterator[
             yield IMAGES(code, text, episode=episode, camera=name, **location)
 
 
-def check_consistency(reader: FormatReader, refs: Sequence[EpisodeRef]) -> Iterator[Finding]:
-    """Cameras and fields that prevent one output of all episodes; skips broken episodes."""
-    try:
-        survey = reader.survey(refs)
-    except DataError:
-        return
-    for problem in filter(None, map(camera_name_problem, survey.cameras)):
-        yield finding_of_error(problem)
-    for ref in refs:
-        with suppress(DataError):
-            problem = field_mismatch(ref.id, reader.survey([ref]).fields, survey.fields)
-            if problem is not None:
-                yield finding_of_error(problem, episode=ref.id)
+def check_names(reader: FormatReader, refs: Sequence[EpisodeRef]) -> Iterator[Finding]:
+    """Cameras whose names prevent an output; broken episodes are skipped."""
+    with suppress(DataError):
+        for problem in filter(None, map(camera_name_problem, reader.survey(refs).cameras)):
+            yield finding_of_error(problem)
 
 
 def duplicate_ids(refs: Sequence[EpisodeRef]) -> Iterator[Finding]:
@@ -185,21 +181,44 @@ def check_source(
     refs = select(source.refs, episodes)
     if hasattr(reader, "check_source"):
         yield from _guarded(reader.check_source([location]))
-    yield from check_consistency(reader, refs)
+    yield from check_names(reader, refs)
+    expected: Mapping[str, FieldSpec] = {}
+    with suppress(DataError):
+        expected = reader.survey(refs).fields
     errors, sizes = 0, dict[Path, int]()
-    with check.reporter.progress("episodes", len(refs), "episodes") as bar:
-        for ref in refs:
-            if hasattr(reader, "check"):
-                findings = _guarded(reader.check(ref, deep=check.is_full), episode=ref.id)
-            else:
-                findings = check_episode(reader, ref, deep=check.is_full)
-            for finding in findings:
-                errors += finding.severity == "error"
-                yield finding
-            sizes |= {path: path.stat().st_size for path in _files(ref)}
+    work = partial(_check_ref, reader, expected, deep=check.is_full)
+    workers = max(1, min(check.workers, len(refs) // _EPISODES_PER_WORKER))
+    with (
+        make_executor(workers, preload=[type(reader).__module__]) as executor,
+        check.reporter.progress("episodes", len(refs), "episodes") as bar,
+    ):
+        for outcome in executor.map(work, refs):
+            if outcome.error is not None:
+                raise outcome.error
+            assert outcome.value is not None, "an outcome is a value or an error"
+            findings, sizes_of_episode = outcome.value
+            yield from findings
+            errors += sum(finding.severity == "error" for finding in findings)
+            sizes |= sizes_of_episode
             check.counts.add(episodes=1)
             bar.advance(errors=errors)
     check.counts.add(files=len(sizes), bytes=sum(sizes.values()))
+
+
+def _check_ref(
+    reader: Any, expected: Mapping[str, FieldSpec], ref: EpisodeRef, *, deep: bool
+) -> tuple[list[Finding], dict[Path, int]]:
+    """Findings on an episode, and the sizes of its files."""
+    findings: list[Finding] = []
+    with suppress(DataError):
+        problem = field_mismatch(ref.id, reader.survey([ref]).fields, expected)
+        if problem is not None and expected:
+            findings.append(finding_of_error(problem, episode=ref.id))
+    if hasattr(reader, "check"):
+        findings += _guarded(reader.check(ref, deep=deep), episode=ref.id)
+    else:
+        findings += check_episode(reader, ref, deep=deep)
+    return findings, {path: path.stat().st_size for path in _files(ref)}
 
 
 def _files(ref: EpisodeRef) -> Iterator[Path]:

@@ -14,6 +14,7 @@ from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.findings import SEVERITIES, Finding
 from vlatool.inspection.verify import code_rows, verify_location
+from vlatool.jobs.executor import default_workers
 from vlatool.storage.tree import size_text
 from vlatool.storage.uri import require_existing
 
@@ -38,6 +39,11 @@ class VerifyConfig(ConfigModel):
     quick: bool = Field(default=False, description="Compare sizes and headers, no digests.")
     samples: int = Field(
         default=200, ge=0, description="Number of samples whose contents are read, evenly spaced."
+    )
+    workers: int | None = Field(
+        default=None,
+        ge=1,
+        description="Number of processes that check raw episodes; null: one per processor.",
     )
     codes: bool = Field(default=False, description="List all finding codes and exit.")
 
@@ -183,7 +189,8 @@ def verify(config: VerifyConfig, *, reporter: Reporter = NULL) -> VerifyResult |
 def _verify(location: Path, config: VerifyConfig, reporter: Reporter) -> VerifyResult:
     """Counts findings and keeps the first ones of each code."""
     samples = None if config.full else config.samples
-    options = CheckOptions(samples, config.full, config.quick, reporter=reporter)
+    workers = config.workers or default_workers()
+    options = CheckOptions(samples, config.full, config.quick, workers, reporter=reporter)
     verification = verify_location(
         location, options, format_name=config.format, episodes=config.episodes
     )
