@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vlatool.workflows.evaluate import open_loop as open_loop
     from vlatool.workflows.evaluate import rollout as rollout
     from vlatool.workflows.export import export as export
+    from vlatool.workflows.finetune import finetune as finetune
     from vlatool.workflows.fit_fast import fit_fast as fit_fast
     from vlatool.workflows.inspect import inspect as inspect
     from vlatool.workflows.model_export import tokenizer_export as tokenizer_export
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from vlatool.workflows.stats_compute import stats_compute as stats_compute
     from vlatool.workflows.stats_merge import stats_merge as stats_merge
     from vlatool.workflows.tokenizer_eval import tokenizer_eval as tokenizer_eval
-    from vlatool.workflows.train import finetune as finetune
     from vlatool.workflows.train import train as train
     from vlatool.workflows.verify import verify as verify
 
@@ -55,7 +55,7 @@ _PUBLIC = {
     "download": f"{_WORKFLOWS}.download:download",
     "encode": f"{_WORKFLOWS}.encode:encode",
     "export": f"{_WORKFLOWS}.export:export",
-    "finetune": f"{_WORKFLOWS}.train:finetune",
+    "finetune": f"{_WORKFLOWS}.finetune:finetune",
     "fit_fast": f"{_WORKFLOWS}.fit_fast:fit_fast",
     "inspect": f"{_WORKFLOWS}.inspect:inspect",
     "list_plugins": f"{_WORKFLOWS}.catalog:plugins",

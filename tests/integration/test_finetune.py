@@ -23,7 +23,8 @@ from vlatool.artifacts.run.format import RunDir
 from vlatool.cli.app import run as run_command
 from vlatool.errors import ConfigError, DataError, UsageError
 from vlatool.jobs.record import read_valid_record
-from vlatool.workflows.train import finetune, train
+from vlatool.workflows.finetune import finetune
+from vlatool.workflows.train import train
 
 STILL = {"total_train_steps": 1, "hparams__lr": 0, "hparams__lr_cooldown_end": 0, "hparams__wd": 0}
 

@@ -1,21 +1,25 @@
 """The list of training runs and the comparison of two."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.builders.memory_remote import MemoryRemote
 from tests.builders.run_folders import run_folder
 from tests.builders.s3_runs import upload
+from vlatool.artifacts.run.format import RunDir
 from vlatool.cli.app import run as run_command
 from vlatool.errors import DataError, UsageError
 from vlatool.jobs.record import output_lock
 from vlatool.plugins import SCHEMES
 from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.uri import location
+from vlatool.training.validation import save_image_grid
 from vlatool.workflows.runs import RunList, RunsConfig, runs
 
 
@@ -88,6 +92,32 @@ def test_wrong_names_are_errors(
     with pytest.raises(error) as caught:
         listed(folder / where if where else "", **keys)
     assert getattr(caught.value, "code", "") == code
+
+
+def test_pages_of_the_runs_link_to_each_other(folder: Path, tmp_path: Path) -> None:
+    run = RunDir(folder / "first")
+    run.write_origins({"hparams.lr": "presets/hparams/fast.yaml:3"})
+    save_image_grid(run, 10, {"made": np.zeros((2, 8, 8, 3), np.uint8)})
+    target = tmp_path / "pages/all.html"
+    listed(folder, compare=["first", "tuned/second"], html=str(target))
+    files = target.parent / "all_files"
+    for page in (target, files / "first.html", files / "tuned/second.html"):
+        links = re.findall(r'<a href="([^#"]+)"', page.read_text())
+        assert links
+        assert all((page.parent / link).is_file() for link in links)
+    text = (files / "first.html").read_text()
+    assert "presets/hparams/fast.yaml:3" in text
+    assert text.count("<img ") == 1
+    listed(folder, html=str(target))  # pages of its own are replaced
+
+
+def test_page_replaces_no_file_of_another_program(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "all_files").mkdir()
+    (tmp_path / "all_files/first.html").write_text("mine")
+    with pytest.raises(UsageError) as caught:
+        listed(folder, html=str(tmp_path / "all.html"))
+    assert caught.value.code == "usage.bad_target"
+    assert not (tmp_path / "all.html").exists()
 
 
 @pytest.fixture

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from tests.builders.recording import Recorder
-from tests.builders.toy_runs import SITE, STEPS, toy_config, toys
+from tests.builders.toy_runs import DATA, SITE, STEPS, toy_config, toys
 from tests.builders.wandb_files import rows as wandb_rows
 from vlatool.artifacts.run.format import RunDir, read_metrics
+from vlatool.cli.app import run as run_command
 from vlatool.errors import EnvironmentProblem
 from vlatool.training.trackers import TrackedReporter
 from vlatool.workflows.train import train
@@ -135,3 +136,21 @@ def test_overwriting_a_run_removes_what_its_trackers_wrote(root: Path) -> None:
     other = toy_config(root, "toy_gan", "tracked", hparams__lr=0.5, overwrite=True)
     train(other)
     assert not [name for name in ("tensorboard", "wandb") if (root / "tracked" / name).exists()]
+
+
+def test_run_of_a_command_line_has_trackers_and_origins_of_its_keys(
+    root: Path, tmp_path: Path
+) -> None:
+    keys = {"data.lanes": 4, "data.num_workers": 0, "ema.enabled": True, "num_checkpoints": 1}
+    file = tmp_path / "toy.yaml"
+    file.write_text("total_train_steps: 2\ntracker: tensorboard\nmodel:\n  type: toy_lm\n")
+    words = [part for key, value in keys.items() for part in ("--set", f"{key}={value}")]
+    batches = ["--hparams.global_batch_size", "8", "--hparams.per_gpu_batch_size", "4"]
+    data = ["--data", str(root / DATA), "--data.allow_multiple_epochs", "true"]
+    run = tmp_path / "run"
+    words += [*batches, *data, "-o", str(run), "-q"]
+    assert run_command(["train", "--config", str(file), *words]) == 0
+    assert (run / "tensorboard").is_dir()
+    origins = RunDir(run).read_origins()
+    assert origins["total_train_steps"] == f"{file}:1"
+    assert origins["hparams.global_batch_size"].startswith("command line")

@@ -249,7 +249,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "finetune": Command(
         "Train a model that starts from the weights of a checkpoint.",
-        "vlatool.workflows.train:finetune",
+        "vlatool.workflows.finetune:finetune",
         "vlatool.training.config:TrainConfig",
         examples=(
             (

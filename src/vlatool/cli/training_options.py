@@ -114,7 +114,14 @@ def _train(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
         run.finish(resolve_config(resolved, reporter=run.reporter))
     elif not run_on_ranks(run, values["nproc"]):
         workflow = load(row.workflow)
-        run.finish(workflow(resolved.config, typed=resolved.typed, reporter=run.reporter))
+        run.finish(
+            workflow(
+                resolved.config,
+                typed=resolved.typed,
+                origins=resolved.origins,
+                reporter=run.reporter,
+            )
+        )
 
 
 def _finetune(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:

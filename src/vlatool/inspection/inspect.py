@@ -43,8 +43,12 @@ def inspect_location(
     return artifact.kind, artifact.inspect()
 
 
-def check_target(path: Path) -> None:
+def check_target(path: Path, generator: str = GENERATOR) -> None:
     """Raises an error if a path cannot be the file of a page; called before anything is read.
+
+    Args:
+        path: File of the page.
+        generator: Command that writes the page, and may replace one of its own.
 
     Raises:
         UsageError: The path is a folder, or a file that is not a page of an earlier run.
@@ -57,10 +61,10 @@ def check_target(path: Path) -> None:
         )
     if path.is_file():
         with path.open("rb") as file:
-            is_page = GENERATOR.encode() in file.read(_HEAD_BYTES)
+            is_page = generator.encode() in file.read(_HEAD_BYTES)
         if not is_page:
             raise target_error(
-                f"--html {path}: exists and is not a page of an earlier inspect",
+                f"--html {path}: exists and is not a page of an earlier {generator.split()[-1]}",
                 hint="choose another name, such as page.html",
             )
 

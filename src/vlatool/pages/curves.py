@@ -22,14 +22,16 @@ class Curve:
     """Values over steps.
 
     Attributes:
-        name: Text of the legend.
+        name: Text of the legend; empty for none.
         steps: Steps in ascending order [S].
         values: Numbers [S]; the line has gaps where they are not finite.
+        color: Number of its color, below `MAX_LINES`; None: its position in the chart.
     """
 
     name: str
     steps: Array
     values: Array
+    color: int | None = None
 
     def finite(self) -> dict[int, float]:
         """Step to value where the value is finite."""
@@ -64,17 +66,16 @@ def _chart(label: str, axis: Axis, curves: Sequence[Curve]) -> str:
     is_wide = low > 0 and high / low >= _WIDE_RATIO
     ticks = _decades(low, high) if is_wide else _linear(low, high)
     bottom, top = ticks.values[0], ticks.values[-1]
-    drawn = ""
-    for order, curve in enumerate(curves):
+    drawn = legend = ""
+    for position, curve in enumerate(curves):
+        color = position if curve.color is None else curve.color
         numbers = np.where(_is_drawable(curve.values), curve.values, np.nan)
         heights = np.log10(numbers) if is_wide else numbers
-        drawn += line(axis.to_x(curve.steps), (top - heights) / (top - bottom) * HEIGHT, order)
+        drawn += line(axis.to_x(curve.steps), (top - heights) / (top - bottom) * HEIGHT, color)
+        key = f'<span class="key"><i class="f{color}"></i>{escape(curve.name)}</span>'
+        legend += key * bool(curve.name)
     left = left_labels(ticks)
     base = f' <span class="quiet">+ {escape(ticks.base)}</span>' if ticks.base else ""
-    legend = "".join(
-        f'<span class="key"><i class="f{order}"></i>{escape(curve.name)}</span>'
-        for order, curve in enumerate(curves)
-    )
     rules = background(axis, [share * HEIGHT for share, _ in left])
     return chart(f"{escape(label)}{base}", axis, rules + drawn, left, legend)
 
@@ -84,7 +85,7 @@ def _decades(low: float, high: float) -> Ticks:
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     step = -(-(last - first) // _MOST_DECADES)
     exponents = range(first, last + step, step)
-    return Ticks(tuple(map(float, exponents)), tuple(f"{10.0**power:.0e}" for power in exponents))
+    return Ticks(tuple(map(float, exponents)), tuple(f"{10.0**power:g}" for power in exponents))
 
 
 def _linear(low: float, high: float) -> Ticks:

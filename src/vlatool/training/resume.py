@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from vlatool.artifacts.run.format import CONFIG, DROPS, LATEST, METRICS, RunDir, is_run
+from vlatool.artifacts.run.format import CONFIG, DROPS, LATEST, METRICS, ORIGINS, RunDir, is_run
 from vlatool.config.base import ConfigModel
 from vlatool.config.resolve import load_config
 from vlatool.config.scalars import value_text
@@ -43,8 +43,8 @@ from vlatool.training.identity import (
 )
 
 _COMMAND = "train"
-# Files that change during the run.
-_CHANGING = {METRICS, DROPS, LATEST}
+# Files that change during the run, or say where the command line of its start came from.
+_CHANGING = {METRICS, DROPS, LATEST, ORIGINS}
 # Increment it when equal options give other samples or other randomness.
 _ORDER_VERSION = 1
 

@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +34,7 @@ class RunSetup:
 
     Attributes:
         typed: Keys that were given for this run, as for `train`.
+        origins: Dotted key of the configuration to its origin, without defaults.
         remote: Held remote folder of the run, on rank 0 of a run with `remote_sync`.
         sync: Copies of the run at other locations; None without any, and on other ranks.
     """
@@ -45,6 +46,7 @@ class RunSetup:
     run: RunDir
     streams: DataStreams
     typed: Collection[str]
+    origins: Mapping[str, str]
     remote: RemoteRun | None = None
     sync: RunSync | None = None
 

@@ -1,22 +1,32 @@
 """List of training runs, and the comparison of two of them."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from pydantic import Field
 
+from vlatool.artifacts.run.page import changed_text, overview, run_page, step_text
 from vlatool.artifacts.run.summary import VALIDATION_LOSSES, RunSummary, find_runs, read_summary
 from vlatool.config.base import ConfigModel, check_required, required_field
 from vlatool.config.scalars import value_text
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
+from vlatool.inspection.inspect import check_target
 from vlatool.jobs.differences import differing_keys
 from vlatool.jobs.downloads import require_input
+from vlatool.pages.curves import chart_grid, curve_charts
+from vlatool.pages.layout import Section, code, heading, page, table
 from vlatool.pages.text import number_text, spark_text, text_table
+from vlatool.storage.atomic import remove_partials_of, write_text
+from vlatool.storage.uri import location
 
+# Command that writes the pages, as they name it.
+GENERATOR = "vlatool runs"
 _PAIR = 2
 _VALUE_SHOWN = 48
 
@@ -27,6 +37,11 @@ class RunsConfig(ConfigModel):
     location: str = required_field("", "Folder with runs, or one run; any scheme.")
     compare: list[str] = Field(
         default=[], description="Two runs to compare, by their names in the list: NAME,NAME."
+    )
+    html: str | None = Field(
+        default=None,
+        description="HTML file to write, with the curves of all runs; beside it, in the folder "
+        "NAME_files, a page of each run.",
     )
 
 
@@ -58,6 +73,19 @@ class Comparison:
             },
         }
 
+    def section(self) -> Section:
+        """The comparison as a section of a page, with the curves of both runs."""
+        header = ("key", *(run.name for run in self.runs))
+        rows = [
+            (code(key), *(code(value_text(value)) for value in values))
+            for key, *values in self.differences
+        ]
+        charts = [
+            curve_charts(name, [run.curves[name] for run in self.runs]) for name in self.metrics
+        ]
+        body = table(header, rows) or "<p>The configurations are equal.</p>"
+        return Section("Comparison", body + heading("curves", chart_grid("".join(charts))))
+
     def blocks(self) -> list[str]:
         """The comparison as blocks of text."""
         first, second = self.runs
@@ -85,11 +113,16 @@ class Comparison:
 
 @dataclass(frozen=True)
 class RunList:
-    """Runs in a folder, and the comparison of two of them if it was requested."""
+    """Runs in a folder, and the comparison of two of them if it was requested.
+
+    Attributes:
+        html: Page that was written; None if it was not requested.
+    """
 
     location: str
     runs: Sequence[RunSummary]
     comparison: Comparison | None = None
+    html: str | None = None
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One mapping per run."""
@@ -98,12 +131,14 @@ class RunList:
     def document(self) -> dict[str, Any]:
         """All runs, and the comparison."""
         compared = {} if self.comparison is None else {"comparison": self.comparison.document()}
-        return {"location": self.location, "runs": list(self.rows()), **compared}
+        page = {} if self.html is None else {"html": self.html}
+        return {"location": self.location, "runs": list(self.rows()), **compared, **page}
 
     def text(self) -> str:
         """The list, or the comparison."""
+        page = [] if self.html is None else [f"page: {self.html}"]
         if self.comparison is not None:
-            return "\n\n".join(self.comparison.blocks())
+            return "\n\n".join([*self.comparison.blocks(), *page])
         header = ("name", "state", "step", "loss", "validation", "", "model", "changed")
         table = text_table(
             f"{self.location}: {counted(len(self.runs), 'run')}", header, map(_row, self.runs)
@@ -111,7 +146,7 @@ class RunList:
         findings = [
             f"{run.name}: {finding['message']}" for run in self.runs for finding in run.findings
         ]
-        return "\n".join([table, *findings])
+        return "\n".join([table, *findings, *page])
 
 
 def runs(config: RunsConfig, *, reporter: Reporter = NULL) -> RunList:
@@ -124,6 +159,9 @@ def runs(config: RunsConfig, *, reporter: Reporter = NULL) -> RunList:
     """
     check_required(config, "vlatool runs DIR, the folder of --output of several runs")
     folder = require_input(config.location)
+    target = None if config.html is None else location(config.html)
+    if target is not None:
+        check_target(target, GENERATOR)
     roots = find_runs(folder)
     if not roots:
         raise DataError(
@@ -137,7 +175,47 @@ def runs(config: RunsConfig, *, reporter: Reporter = NULL) -> RunList:
         for root in roots:
             summaries.append(read_summary(root, _name(root, folder)))
             bar.advance()
-    return RunList(config.location, summaries, _comparison(config, summaries))
+    comparison = _comparison(config, summaries)
+    if target is not None:
+        _write_pages(target, config.location, summaries, comparison, reporter)
+    return RunList(config.location, summaries, comparison, config.html)
+
+
+def _write_pages(
+    target: Path,
+    title: str,
+    summaries: Sequence[RunSummary],
+    comparison: Comparison | None,
+    reporter: Reporter,
+) -> None:
+    """Writes the page of all runs, after a page of each in the folder beside it.
+
+    Raises:
+        UsageError: A file that is not such a page would be replaced.
+        StorageError: A page cannot be written.
+    """
+    folder = target.parent / f"{target.stem}_files"
+    files = {run.name: folder / f"{run.name}.html" for run in summaries}
+    for file in files.values():
+        check_target(file, GENERATOR)
+    with reporter.progress("pages", len(files), "pages") as bar:
+        for run in summaries:
+            subtitle = f"run of {run.model_type or 'an unknown model type'}, {run.state}"
+            back = quote(os.fsencode("../" * (run.name.count("/") + 1) + target.name))
+            shown = page(run.name, subtitle, run_page(run, back), generator=GENERATOR)
+            _write_page(files[run.name], shown)
+            bar.advance()
+    links = {name: quote(os.fsencode(f"{folder.name}/{name}.html")) for name in files}
+    first, *others = overview(summaries, links)
+    compared_section = [] if comparison is None else [comparison.section()]
+    subtitle = counted(len(summaries), "run")
+    sections = [first, *compared_section, *others]
+    _write_page(target, page(title, subtitle, sections, generator=GENERATOR))
+
+
+def _write_page(path: Path, text: str) -> None:
+    remove_partials_of(path)
+    write_text(path, text)
 
 
 def _name(root: Path, folder: Path) -> str:
@@ -181,18 +259,14 @@ def compared(first: RunSummary, second: RunSummary) -> Comparison:
 
 
 def _row(run: RunSummary) -> tuple[object, ...]:
-    step = "-" if run.step is None else str(run.step)
-    if run.total_steps is not None and run.state != "complete":
-        step += f" / {run.total_steps}"
     curve = run.curves.get("loss")
-    changed = "-" if run.changed is None else f"{run.changed:%Y-%m-%d %H:%M}"
     return (
         run.name,
         run.state,
-        step,
+        step_text(run),
         number_text(run.last("loss")),
         number_text(run.last(*VALIDATION_LOSSES)),
         "" if curve is None else spark_text(curve.values.tolist()),
         run.model_type,
-        changed,
+        changed_text(run),
     )

@@ -111,11 +111,15 @@ if TYPE_CHECKING:
     from vlatool.training.runtime import Runtime
     from vlatool.training.state import TrainState
 
-__all__ = ["TrainConfig", "TrainResult", "finetune", "train"]
+__all__ = ["TrainConfig", "TrainResult", "train"]
 
 
 def train(
-    config: TrainConfig, *, typed: Collection[str] | None = None, reporter: Reporter = NULL
+    config: TrainConfig,
+    *,
+    typed: Collection[str] | None = None,
+    origins: Mapping[str, str] | None = None,
+    reporter: Reporter = NULL,
 ) -> TrainResult:
     """Starts or resumes the run in the folder `name` of `save_path`.
 
@@ -126,6 +130,7 @@ def train(
         config: Model, data and hyperparameters.
         typed: Keys that were given for this run, by default all given ones; for inherited values
             some rules only warn.
+        origins: Dotted key to origin, such as a file and its line, for the pages of the run.
         reporter: Receives progress and messages.
 
     Raises:
@@ -146,12 +151,12 @@ def train(
                 hint="give --remote-sync too; --overwrite replaces the local run",
                 code="usage.fresh",
             )
-        return _train(config, typed, reporter)
-    return _train_with_remote(config, typed, reporter)
+        return _train(config, typed, origins or {}, reporter)
+    return _train_with_remote(config, typed, origins or {}, reporter)
 
 
 def _train_with_remote(
-    config: TrainConfig, typed: Collection[str], reporter: Reporter
+    config: TrainConfig, typed: Collection[str], origins: Mapping[str, str], reporter: Reporter
 ) -> TrainResult:
     """Trains a run that is copied to `remote_sync`, or continues the one that is there."""
     from vlatool.training.remote_run import choose_remote_run, held_remote_run
@@ -162,7 +167,8 @@ def _train_with_remote(
     starts = partial(start_in, typed=typed, world_size=runtime.world_size)
     if config.dry_run:
         choice = choose_remote_run(config, _new_name(config), starts)
-        result = _train(config.model_copy(update={"name": choice.name}), typed, reporter)
+        named = config.model_copy(update={"name": choice.name})
+        result = _train(named, typed, origins, reporter)
         return result if choice.step is None else replace(result, start="continue")
     with ExitStack() as stack:
         name, remote = "", None
@@ -171,12 +177,14 @@ def _train_with_remote(
             name, remote = stack.enter_context(held)
         with runtime.waiting():
             name = runtime.broadcast(name)
-        return _train(config.model_copy(update={"name": name}), typed, reporter, remote)
+        named = config.model_copy(update={"name": name})
+        return _train(named, typed, origins, reporter, remote)
 
 
 def _train(
     config: TrainConfig,
     typed: Collection[str],
+    origins: Mapping[str, str],
     reporter: Reporter,
     remote: "RemoteRun | None" = None,
 ) -> TrainResult:
@@ -185,6 +193,7 @@ def _train(
     Args:
         config: As for `train`.
         typed: As for `train`.
+        origins: As for `train`.
         reporter: As for `train`.
         remote: Held remote folder of the run, on rank 0.
     """
@@ -211,42 +220,10 @@ def _train(
         identity = run_identity(config, info, plan, run.root, reporter)
         return _planned(config, order, plan, identity)
     streams = DataStreams(config, info, order, plan, runtime, run.root, validation_set)
-    setup = RunSetup(config, info, plan, runtime, run, streams, typed, remote)
+    origins = {**origins, **{key: f"derived: {rule}" for key, rule in rules.items()}}
+    setup = RunSetup(config, info, plan, runtime, run, streams, typed, origins, remote)
     with runtime.waiting():
         return _train_as_owner(setup, reporter) if runtime.is_main else _train_as_other(setup)
-
-
-def finetune(
-    config: TrainConfig, *, typed: Collection[str] | None = None, reporter: Reporter = NULL
-) -> TrainResult:
-    """Trains a new run, with its own schedule, from the weights of `init_from`.
-
-    Args:
-        config: Configuration of the run.
-        typed: As for `train`.
-        reporter: Receives progress and messages.
-
-    Raises:
-        UsageError: No checkpoint is given, or as for `train`.
-        DataError: The checkpoint is missing, broken or of another architecture, or as for `train`.
-    """
-    config.check_model()
-    config, _ = config.derive_static()
-    if not config.init_from:
-        raise UsageError(
-            "no checkpoint is given",
-            hint="give a run, one of its checkpoints or a published file with --from CKPT",
-            code="usage.missing_key",
-        )
-    if not config.init_weights_only:
-        raise UsageError(
-            "finetune begins a new schedule with the weights of a checkpoint, but "
-            "init_weights_only is false",
-            hint="to continue the training of that checkpoint use `vlatool train`; to take only "
-            "its weights set init_weights_only (model.resume_weights_only) to true",
-            code="usage.resume_weights_only",
-        )
-    return train(config, typed=typed, reporter=reporter)
 
 
 def _train_as_other(setup: "RunSetup") -> TrainResult:
@@ -277,6 +254,7 @@ def _train_locked(setup: "RunSetup", reporter: Reporter) -> TrainResult:
     def write_assets() -> None:
         config.data_kind.save_assets(config.data, info, run.root)
         save_model_assets(config, run.root)
+        run.write_origins(setup.origins)
 
     fingerprint, extends_budget = run_identity(config, info, setup.plan, run.root, reporter)
     record = resume.open_run(run, config, fingerprint, write_assets, extends_budget)

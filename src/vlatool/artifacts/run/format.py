@@ -40,6 +40,8 @@ from vlatool.storage.tree import file_names, sha256_of
 from vlatool.storage.uri import can_list, is_remote
 
 CONFIG = "config.yaml"
+# Origin of each key of the configuration that was not a default.
+ORIGINS = "origins.json"
 METRICS = "metrics.jsonl"
 DROPS = "dropped.jsonl"
 LATEST = "latest.json"
@@ -194,6 +196,18 @@ class RunDir:
         """Writes config.yaml."""
         write_text(self.config, yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True))
 
+    def write_origins(self, origins: Mapping[str, str]) -> None:
+        """Writes origins.json, a map from dotted key of the configuration to its origin."""
+        write_json(self.root / ORIGINS, dict(origins))
+
+    def read_origins(self) -> dict[str, str]:
+        """Content of origins.json; empty if it is missing or broken."""
+        with suppress(OSError, ValueError):
+            content = read_json(self.root / ORIGINS)
+            if isinstance(content, dict):
+                return {key: str(origin) for key, origin in content.items()}
+        return {}
+
     def repair_latest(self) -> bool:
         """Updates latest.json to name the newest checkpoint; returns True if it was changed."""
         newest = self.latest()
@@ -211,7 +225,13 @@ class RunDir:
         Raises:
             StorageError: A file cannot be removed.
         """
-        for path in (self.config, self.latest_file, self.metrics, self.drops):
+        for path in (
+            self.config,
+            self.root / ORIGINS,
+            self.latest_file,
+            self.metrics,
+            self.drops,
+        ):
             remove_file(path)
         for name in (CHECKPOINTS, IMAGES, *TRACKERS):
             remove_tree(self.root / name)

@@ -1,0 +1,236 @@
+"""HTML pages of training runs: one of several runs, and one of each."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from vlatool.artifacts.run.checkpoint import CheckpointManifest, checkpoint_step
+from vlatool.artifacts.run.format import IMAGES, VALIDATION
+from vlatool.artifacts.run.summary import VALIDATION_LOSSES, RunSummary
+from vlatool.config.explain import origin_of
+from vlatool.config.scalars import value_text
+from vlatool.errors import DataError
+from vlatool.pages.charts import MAX_LINES, PER_SCREEN
+from vlatool.pages.curves import Curve, chart_grid, curve_charts
+from vlatool.pages.images import figure, image_placeholder, strip, thumbnail
+from vlatool.pages.layout import (
+    Html,
+    Section,
+    code,
+    details,
+    escape,
+    evenly_spaced,
+    heading,
+    table,
+    tags,
+    tiles,
+)
+from vlatool.pages.report import Problems, branch, finding_notes
+from vlatool.pages.text import number_text
+from vlatool.storage.tree import size_text
+
+_AVERAGED = f"{VALIDATION}ema/"
+# Metrics that count progress; a curve of them says nothing.
+_COUNTERS = ("samples",)
+_FIRST = ("loss", "lr", "grad_norm")
+_SHEETS = 4
+_LARGEST_PX = 720
+
+
+def overview(runs: Sequence[RunSummary], links: Mapping[str, str]) -> list[Section]:
+    """Sections of the page of several runs: their list, and the curves of all.
+
+    Args:
+        runs: The runs.
+        links: Name of a run to the address of its page.
+    """
+    header = ("name", "state", "step", "loss", "validation", "model", "last change (UTC)")
+    rows = [
+        (
+            Html(f'<a href="{escape(links[run.name])}">{escape(run.name)}</a>'),
+            run.state,
+            step_text(run),
+            number_text(run.last("loss")),
+            number_text(run.last(*VALIDATION_LOSSES)),
+            run.model_type,
+            changed_text(run),
+        )
+        for run in runs
+    ]
+    notes = "".join(finding_notes(run.findings) for run in runs)
+    names = _ordered({name for run in runs for name in run.curves})
+    charts = [
+        curve_charts(
+            name,
+            [
+                replace(run.curves[name], color=color)
+                for color, run in enumerate(runs[start : start + MAX_LINES])
+                if name in run.curves
+            ],
+        )
+        for name in names
+        for start in range(0, len(runs), MAX_LINES)
+    ]
+    return [
+        Section("Runs", table(header, rows, (2, 3, 4)) + notes),
+        Section("Curves", _screens(charts)),
+    ]
+
+
+def run_page(run: RunSummary, overview_link: str) -> list[Section]:
+    """Sections of the page of a run: curves, images, checkpoints, data, configuration.
+
+    Args:
+        run: The run.
+        overview_link: Address of the page of all runs.
+    """
+    findings = Problems(run.findings)
+    checkpoints = _checkpoints(run, findings)
+    validation = run.last(*VALIDATION_LOSSES)
+    facts = {
+        "state": run.state,
+        "step": step_text(run),
+        "loss": number_text(run.last("loss")),
+        "validation loss": "" if validation is None else number_text(validation),
+    }
+    back = f'<p><a href="{escape(overview_link)}">all runs</a></p>'
+    labels = {"model": run.model_type, "folder": run.run.root, "last change": changed_text(run)}
+    return [
+        Section("Overview", tiles(facts) + tags(labels) + finding_notes(findings) + back),
+        Section("Curves", _screens(_charts_of(run))),
+        Section("Images", _images(run)),
+        Section("Checkpoints", checkpoints),
+        Section("Data", _data(run)),
+        Section("Configuration", _configuration(run)),
+    ]
+
+
+def step_text(run: RunSummary) -> str:
+    """Last step, and the budget of a run that is not complete."""
+    step = "-" if run.step is None else str(run.step)
+    is_open = run.total_steps is not None and run.state != "complete"
+    return f"{step} / {run.total_steps}" if is_open else step
+
+
+def changed_text(run: RunSummary) -> str:
+    """Time of the last change in UTC; `-` if it is unknown."""
+    return "-" if run.changed is None else f"{run.changed:%Y-%m-%d %H:%M}"
+
+
+def _ordered(names: set[str]) -> list[str]:
+    """Names of metrics: losses of training and validation first, then by name."""
+    shown = names - {*_COUNTERS}
+    first = [name for name in (_FIRST[0], *VALIDATION_LOSSES, *_FIRST[1:]) if name in shown]
+    return [*first, *sorted(shown - {*first})]
+
+
+def _screens(charts: Sequence[str]) -> str:
+    """Charts side by side; those after the first are collapsed."""
+    drawn = [chart for chart in charts if chart]
+    rest = drawn[PER_SCREEN:]
+    return chart_grid("".join(drawn[:PER_SCREEN])) + details(
+        f"{len(rest)} more", chart_grid("".join(rest))
+    )
+
+
+def _charts_of(run: RunSummary) -> list[str]:
+    """Chart of each metric, with those of the validation in the chart of the training."""
+    groups: dict[str, list[Curve]] = {}
+    for name in _ordered({*run.curves}):
+        prefix = next((start for start in (_AVERAGED, VALIDATION) if name.startswith(start)), "")
+        word = {_AVERAGED: "averaged", VALIDATION: "validation"}.get(prefix, "training")
+        curve = replace(run.curves[name], name=word)
+        groups.setdefault(name.removeprefix(prefix), []).append(curve)
+    return [
+        curve_charts(name, curves if len(curves) > 1 else [replace(curves[0], name="")])
+        for name, curves in groups.items()
+    ]
+
+
+def _images(run: RunSummary) -> str:
+    """The newest sheets of images by name, evenly spaced over the steps."""
+    folder = run.run.root / IMAGES
+    by_name: dict[str, list[tuple[int, Path]]] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        number, _, name = path.stem.removeprefix("step_").partition("_")
+        if path.suffix == ".png" and name and number.isdecimal():
+            by_name.setdefault(name, []).append((int(number), path))
+    blocks: list[str] = []
+    for name, sheets in by_name.items():
+        chosen = [sheets[index] for index in evenly_spaced(len(sheets) - 1, _SHEETS - 1)]
+        figures = [_sheet(step, path, name) for step, path in [*chosen, sheets[-1]]]
+        blocks.append(heading(name, strip("", figures, size="wide")))
+    return "".join(blocks)
+
+
+def _sheet(step: int, path: Path, name: str) -> str:
+    try:
+        with Image.open(io.BytesIO(path.read_bytes())) as image:
+            drawn = thumbnail(image.convert("RGB"), f"{name}, step {step}", largest=_LARGEST_PX)
+    except (OSError, ValueError, UnidentifiedImageError) as error:
+        drawn = image_placeholder(f"{path.name}: {error}")
+    return figure(drawn, f"step {step}")
+
+
+def _checkpoints(run: RunSummary, findings: Problems) -> str:
+    rows: list[tuple[object, ...]] = []
+    for folder in run.run.checkpoint_folders():
+        try:
+            manifest = CheckpointManifest.read(folder)
+        except DataError as error:
+            findings.append({"code": error.code, "message": error.message})
+            continue
+        size = sum(entry.bytes for entry in (*manifest.files.values(), *manifest.beside.values()))
+        note = "of a stop" if manifest.stopped else ""
+        step = checkpoint_step(folder.name)
+        rows.append((step, size_text(size), ", ".join(sorted(manifest.files)), note))
+    return table(("step", "size", "files", ""), rows, (0, 1))
+
+
+def _data(run: RunSummary) -> str:
+    data = branch(run.config, "data")
+    named = {
+        key: value
+        for key, value in data.items()
+        if isinstance(value, str | list) and value and _is_location(key)
+    }
+    options = {} if run.record is None else run.record.options
+    digests = {
+        key: value
+        for key, value in options.items()
+        if str(key).startswith(("data set", "statistics")) and isinstance(value, str)
+    }
+    rows = [
+        (key, code(value if isinstance(value, str) else value_text(value)))
+        for key, value in {**named, **digests}.items()
+    ]
+    return table((), rows)
+
+
+def _is_location(key: str) -> bool:
+    return key.endswith(("manifest", "shards", "folders", "samples", "statistics", "weighting"))
+
+
+def _configuration(run: RunSummary) -> str:
+    """Table of all keys with value and origin."""
+    origins = run.run.read_origins()
+    rows = [
+        (code(key), code(value_text(value)), origin_of(key, origins) if origins else "")
+        for key, value in _leaves(run.config)
+    ]
+    return table(("key", "value", "origin"), rows)
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Dotted keys and values of a tree."""
+    leaves: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            leaves += _leaves(value, f"{prefix}{key}.")
+        else:
+            leaves.append((f"{prefix}{key}", value))
+    return leaves
