@@ -84,7 +84,6 @@ def test_an_episode_has_fields_camera_and_instruction(tmp_path: Path) -> None:
     assert episode.language == {"original": [TASKS[1]]}
     assert episode.task == TASKS[1]
     assert episode.frame_metadata["index"] == [6, 7, 8, 9]
-    assert episode.extras["source_version"] == "v2.1"
     assert episode.findings == ()
     images = episode.cameras[FRONT].read([3, 0])
     assert [frame_of(image) for image in images] == [3, 0]
@@ -178,7 +177,7 @@ def test_v20_and_a_wrong_version_follow_the_layout(tmp_path: Path) -> None:
     root = lerobot_dataset(tmp_path / "set", version="v2.0", info={"codebase_version": "v2.3.0"})
     reader, refs = discover(root)
     assert codes(reader.source_findings) == ["lerobot.version_mismatch"]
-    assert reader.read(refs[0]).extras["source_version"] == "v2.0"
+    assert refs[0].extras["recording"].dataset.info.layout == "v2.0"
 
 
 def test_a_wrong_template_falls_back_to_the_file_name_with_one_warning(tmp_path: Path) -> None:

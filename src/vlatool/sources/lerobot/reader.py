@@ -123,7 +123,6 @@ class LeRobotReader:
             missing_cameras=contents.missing,
             findings=tuple(report.findings),
             extras={
-                "source_version": dataset.info.layout,
                 "dataset": dataset.name,
                 "robot_type": dataset.info.robot_type,
                 "source_episode_index": files.number,
