@@ -1,11 +1,11 @@
-"""Two ranks of which one hangs."""
+"""Three ranks of which one hangs."""
 
 import os
 import socket
 import subprocess
 import sys
 
-# One process forks after the imports, so that both ranks join the group at the same time.
+# One process forks after the imports, so that all ranks join the group at the same time.
 SCRIPT = """
 import os, signal, time
 import torch
@@ -14,8 +14,15 @@ from vlatool.training.config import TrainConfig
 from vlatool.training.sections import DistributedConfig
 from vlatool.training.runtime import Runtime
 
-child = os.fork()
-os.environ["RANK"] = os.environ["LOCAL_RANK"] = "0" if child else "1"
+# Rank 0 is this process; two children are the others.
+children = []
+for rank in ("1", "2"):
+    children.append(os.fork())
+    if not children[-1]:
+        break
+else:
+    rank = "0"
+os.environ["RANK"] = os.environ["LOCAL_RANK"] = rank
 runtime = Runtime(TrainConfig(distributed=DistributedConfig(timeout=2)))
 try:
     with runtime.waiting():
@@ -24,8 +31,10 @@ try:
             time.sleep(60)
         runtime.sum(torch.ones(3))
 except EnvironmentProblem as error:
-    print(error.code, flush=True)
-os.kill(child, signal.SIGKILL)
+    print(error.code, error.details["ranks"], flush=True)
+if runtime.rank == 0:
+    os.waitpid(children[1], 0)
+    os.kill(children[0], signal.SIGKILL)
 os._exit(0)
 """
 
@@ -34,7 +43,7 @@ def test_rank_that_hangs_ends_the_others_after_the_timeout() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "3"}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         env={**os.environ, **shared},
@@ -43,4 +52,5 @@ def test_rank_that_hangs_ends_the_others_after_the_timeout() -> None:
         timeout=100,
         check=False,
     )
-    assert done.stdout.strip() == "environment.rank_timeout", done.stderr
+    expected = ["environment.rank_timeout [1]"] * 2  # of both that wait
+    assert done.stdout.splitlines() == expected, done.stderr

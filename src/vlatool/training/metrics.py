@@ -261,7 +261,7 @@ class MetricsLogger:
             return
         first = next(iter(objective.optimizers()))
         for index, update in enumerate(record.updates):
-            host = update.on_host.read()
+            host = update.on_host.read(self.runtime.timeout_s)
             norm, ok, total, count, _, *rest = host[: 5 + update.sums.extra].tolist()
             if not ok and not count <= 0:
                 raise self._not_finite(record)

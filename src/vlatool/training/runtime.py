@@ -1,7 +1,9 @@
 """Devices, precision, ranks and seeds of a run. The only module that uses Accelerate."""
 
 import hashlib
+import math
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
@@ -18,8 +20,14 @@ from vlatool.errors import EnvironmentProblem
 from vlatool.models.rng import PerSampleRng
 from vlatool.training.config import TrainConfig
 from vlatool.training.placement import Placement
+from vlatool.training.roll_call import RollCall
 
 _GLOO_TIMEOUT = "Timed out waiting"
+# Gloo closes the connections of a rank whose collective has timed out.
+_GLOO_CLOSED = ("Connection closed by peer", "Connection reset by peer")
+_CLOSED_WAIT_S = 0.5
+# By then the ranks have ended with an error that names the one that is missing.
+_NCCL_MARGIN_S = 60.0
 
 
 class Runtime:
@@ -45,10 +53,11 @@ class Runtime:
         # stays.
         AcceleratorState._reset_state()
         self._timeout = timedelta(seconds=config.distributed.timeout)
+        margin = timedelta(seconds=0.0 if on_cpu else _NCCL_MARGIN_S)
         self._accelerator = Accelerator(
             cpu=on_cpu,
             mixed_precision="bf16" if mixed else "no",
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=self._timeout)],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=self._timeout + margin)],
         )
         expected = int(os.environ.get("WORLD_SIZE", "1"))
         if self._accelerator.num_processes != expected:
@@ -68,6 +77,11 @@ class Runtime:
     def rank(self) -> int:
         """Index of this rank."""
         return self._accelerator.process_index
+
+    @property
+    def timeout_s(self) -> float:
+        """Seconds that this rank waits for another one; without limit if there is none."""
+        return self._timeout.total_seconds() if self.world_size > 1 else math.inf
 
     @property
     def is_main(self) -> bool:
@@ -122,20 +136,31 @@ class Runtime:
     def waiting(self) -> Iterator[None]:
         """Context in which a rank that does not answer in time is an EnvironmentProblem.
 
-        With NCCL there is no exception: its watchdog ends the process.
+        With NCCL a rank that does not take part in a step is noticed when its results are read.
+        Elsewhere its watchdog ends the process a minute later, without an exception. Collective.
         """
+        if self.world_size == 1:
+            yield
+            return
+        ranks = RollCall(self.rank, self.world_size, self.broadcast)
         try:
             yield
-        except RuntimeError as error:
-            if _GLOO_TIMEOUT not in str(error):
+        except (RuntimeError, TimeoutError) as error:
+            if not _is_timeout(error, ranks):
                 raise
-            raise EnvironmentProblem(
-                f"another rank has not answered for {self._timeout.total_seconds():g} s: it hangs, "
-                "or is very slow",
-                hint="run the same command to resume from the last checkpoint; distributed.timeout "
-                "is the number of seconds",
-                code="environment.rank_timeout",
-            ) from error
+            raise self._rank_timeout(ranks.missing()) from error
+
+    def _rank_timeout(self, missing: Sequence[int]) -> EnvironmentProblem:
+        name = "rank " if len(missing) == 1 else "ranks "
+        names = f"{name}{', '.join(map(str, missing))}" if missing else "another rank"
+        verb = "have" if len(missing) > 1 else "has"
+        return EnvironmentProblem(
+            f"{names} {verb} not answered for {self.timeout_s:g} s: hangs, or is very slow",
+            hint="run the same command to resume from the last checkpoint; distributed.timeout "
+            "is the number of seconds",
+            code="environment.rank_timeout",
+            details={"ranks": list(missing)},
+        )
 
     def barrier(self) -> None:
         """Waits until all ranks reach this call."""
@@ -160,6 +185,16 @@ class Runtime:
             return torch.Generator(self.device).manual_seed(number)
 
         return PerSampleRng(seeded, rows, total)
+
+
+def _is_timeout(error: Exception, ranks: RollCall) -> bool:
+    """True if the error is a timeout, or follows from one of another rank."""
+    if _GLOO_TIMEOUT in str(error):
+        return True
+    if not any(text in str(error) for text in _GLOO_CLOSED):
+        return False
+    time.sleep(_CLOSED_WAIT_S)  # until the other rank has said so
+    return ranks.has_failed()
 
 
 def _number(*key: object) -> int:

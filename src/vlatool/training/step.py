@@ -5,6 +5,7 @@ because element counts and histograms must be exact. The copy to the host starts
 one step later, so that the host does not wait for the device.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -20,6 +21,9 @@ from vlatool.training.plan import TrainPlan, learning_rate
 from vlatool.training.runtime import Runtime
 from vlatool.training.sections import HParams
 from vlatool.training.state import TrainState
+
+# Short compared with a step on a GPU.
+_POLL_S = 0.0002
 
 
 @dataclass
@@ -113,10 +117,17 @@ class AsyncHostCopy:
         self._event = torch.cuda.Event()
         self._event.record()
 
-    def read(self) -> Tensor:
-        """The values on the host; waits until the copy is done."""
-        if self._event is not None:
-            self._event.synchronize()
+    def read(self, timeout_s: float) -> Tensor:
+        """The values on the host; waits until the copy is done.
+
+        Raises:
+            TimeoutError: It is not done in time: the collective before it waits for another rank.
+        """
+        until = time.monotonic() + timeout_s
+        while self._event is not None and not self._event.query():
+            if time.monotonic() > until:
+                raise TimeoutError("Timed out waiting for the device")
+            time.sleep(_POLL_S)
         return self._values
 
 

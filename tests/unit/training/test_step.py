@@ -74,4 +74,4 @@ def test_host_copy_does_not_change_later() -> None:
     values = torch.ones(2)
     copy = AsyncHostCopy(values)
     values.zero_()
-    assert copy.read().tolist() == [1, 1]
+    assert copy.read(1.0).tolist() == [1, 1]

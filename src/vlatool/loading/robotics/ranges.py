@@ -46,8 +46,8 @@ def report_ranges(config: RoboticsDataConfig, info: RoboticsInfo, reporter: Repo
     """
     if constant := list(_constant_labels(config, info)):
         reporter.note(f"these dimensions never change in the data: {_listed(constant)}")
-    moving = list(_moving(config, info))
-    narrow = [dimension for dimension in moving if dimension.reach > _MAX_REACH]
+    varying = list(_moving(config, info))
+    narrow = [dimension for dimension in varying if dimension.reach > _MAX_REACH]
     if narrow:
         labels = [f"{dimension.label} (up to {dimension.reach:.3g})" for dimension in narrow]
         reporter.warn(
@@ -57,7 +57,7 @@ def report_ranges(config: RoboticsDataConfig, info: RoboticsInfo, reporter: Repo
             "them in data.normalization.field_configs, such as min_max",
         )
     even = [
-        dimension for dimension in moving if dimension not in narrow and dimension.deviation > 0
+        dimension for dimension in varying if dimension not in narrow and dimension.deviation > 0
     ]
     median = float(np.median([dimension.deviation for dimension in even] or [1.0]))
     uneven = [
