@@ -13,8 +13,9 @@ from tests.builders.s3_runs import digests, upload
 from tests.builders.toy_runs import DATA, HALF, SITE, STEPS, half_of, toy_config
 from tests.builders.toys import install_toys, write_numbers
 from vlatool.artifacts.run.format import RunDir, read_metrics
-from vlatool.errors import StorageError, UsageError
+from vlatool.errors import DataError, StorageError, UsageError
 from vlatool.jobs.record import output_lock
+from vlatool.storage.atomic import remove_tree
 from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.retry import SPEED_VARIABLE
 from vlatool.storage.tree import files_below
@@ -91,6 +92,51 @@ def test_fresh_starts_a_run_beside_the_remote_one_and_leaves_that(
     assert [step for step, _ in RunDir(prefix / "run-2").checkpoints()] == [HALF, STEPS]
 
 
+@pytest.mark.parametrize(("sent", "newest"), [(True, HALF), (False, None)])
+def test_checkpoint_that_is_being_sent_is_not_the_newest_one(
+    sent: bool, newest: int | None, root: Path, prefix: RemotePath
+) -> None:
+    upload(root / "half", prefix / "run")
+    remote = RunDir(prefix / "run")
+    if not sent:
+        remove_tree(remote.checkpoint(HALF))
+        remote.latest_file.unlink()
+    (remote.checkpoint(STEPS) / "trainer.pt").write_bytes(b"first part")
+    latest = remote.latest()
+    assert (latest and latest[0]) == newest
+
+
+def test_damaged_remote_checkpoint_is_an_error_that_names_it_and_is_not_copied(
+    root: Path, prefix: RemotePath, tmp_path: Path
+) -> None:
+    upload(root / "half", prefix / "run")
+    checkpoint = RunDir(prefix / "run").checkpoint(HALF)
+    (checkpoint / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(DataError, match=f"{checkpoint}: .* model.safetensors") as caught:
+        _train(root, prefix, tmp_path / "run")
+    assert (caught.value.code, caught.value.exit_code) == ("data.broken_checkpoint", 3)
+    assert RunDir(tmp_path / "run").newest_folder() is None
+
+
+def test_larger_budget_continues_the_remote_run_of_the_same_name(
+    root: Path, prefix: RemotePath, tmp_path: Path
+) -> None:
+    upload(root / "half", prefix / "run")
+    reporter = Recorder()
+    result = _train(root, prefix, tmp_path / "run", reporter, total_train_steps=STEPS + 2)
+    assert (result.steps, result.remote) == (STEPS + 2, f"{prefix}/run")
+    assert any(f"after step {HALF}" in note for note in reporter.notes)
+
+
+def test_remote_run_with_the_empty_lock_file_of_a_local_run_can_be_written(
+    prefix: RemotePath,
+) -> None:
+    lock = prefix / "run/.vlatool/lock"
+    lock.write_bytes(b"")
+    with output_lock(prefix / "run", "vlatool train"):
+        assert b"vlatool train" in lock.read_bytes()
+
+
 def test_dry_run_says_that_the_remote_run_continues_and_writes_nothing(
     root: Path, prefix: RemotePath, tmp_path: Path
 ) -> None:
@@ -98,6 +144,7 @@ def test_dry_run_says_that_the_remote_run_continues_and_writes_nothing(
     before = {file.name for file in files_below(prefix)}
     result = _train(root, prefix, tmp_path / "new", dry_run=True)
     assert (result.start, result.status) == ("continue", "planned")
+    assert f"continues the run in {prefix}/first;" in result.text()
     assert not (tmp_path / "new").exists()
     assert {file.name for file in files_below(prefix)} == before
 

@@ -332,8 +332,22 @@ def _copy_to_local(
         copier.copy(remote.root, [file for file in files if file.name != record], local.root)
         with atomic_folder(local.checkpoint(step)) as partial:
             copier.copy(folder, inner, partial)
+            _check_copy(folder, partial)
         remove_tree(copier.partials)
         local.write_latest(step)
+
+
+def _check_copy(remote: Path, copy: Path) -> None:
+    """Raises DataError if a copied checkpoint is damaged; the error names the remote one."""
+    try:
+        CheckpointManifest.read(copy).check(copy)
+    except DataError as error:
+        raise DataError.at(
+            remote,
+            f"is damaged: {Path(error.details['path']).name}{error.message.partition(':')[2]}",
+            hint="remove this checkpoint there: the run then continues from the one before it",
+            code=error.code,
+        ) from None
 
 
 def _is_copied(name: str, named: Collection[str]) -> bool:

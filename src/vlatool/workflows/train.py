@@ -40,7 +40,7 @@ _STARTS = {
     "resume": "; resumes the run that is there",
     "extend": "; extends the run that is there",
     "replace": "; replaces the run that is there",
-    "continue": "; continues the run below remote_sync",
+    "continue": "; continues the run in {remote}",
 }
 
 
@@ -87,7 +87,7 @@ class TrainResult:
                 f"{self.output}: would train {size} for {counted(self.steps, 'step')} on "
                 f"{counted(self.dataset_samples, 'sample')}, about {self.blocks_in_use} open "
                 f"shards; checkpoints at {', '.join(map(str, self.checkpoint_steps))}"
-                f"{_STARTS[self.start]}; nothing was written"
+                f"{_STARTS[self.start].format(remote=self.remote)}; nothing was written"
             )
             problem = self.export_problem
             return f"{text}\nthe run cannot be exported: {problem}" if problem else text
@@ -169,7 +169,9 @@ def _train_with_remote(
         choice = choose_remote_run(config, _new_name(config), starts)
         named = config.model_copy(update={"name": choice.name})
         result = _train(named, typed, origins, reporter)
-        return result if choice.step is None else replace(result, start="continue")
+        if choice.step is None:
+            return result
+        return replace(result, start="continue", remote=str(choice.root))
     with ExitStack() as stack:
         name, remote = "", None
         if runtime.is_main:
