@@ -51,7 +51,7 @@ def finetune_form(row: Command) -> Form:
 def resolve_form(row: Command) -> Form:
     """Form of `resolve-config`, which takes a command line of `train` or `finetune`."""
     spec = _spec(row, {"data": DATA, "from": INIT_FROM})
-    spec = replace(spec, unused_keys=("overwrite", "dry_run"))
+    spec = replace(spec, unused_keys=("overwrite", "dry_run", "device_memory", "rate", "measure"))
     return Form(spec, _resolve, _declare_resolve)
 
 
@@ -112,16 +112,27 @@ def _train(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
         from vlatool.workflows.resolve_config import resolve_config
 
         run.finish(resolve_config(resolved, reporter=run.reporter))
-    elif not run_on_ranks(run, values["nproc"]):
-        workflow = load(row.workflow)
-        run.finish(
-            workflow(
-                resolved.config,
-                typed=resolved.typed,
-                origins=resolved.origins,
-                reporter=run.reporter,
-            )
-        )
+        return
+    nproc, config, typed = values["nproc"], resolved.config, resolved.typed
+    if config.dry_run and nproc is not None:
+        config, typed = _for_processes(resolved, nproc)
+    elif run_on_ranks(run, nproc):
+        return
+    workflow = load(row.workflow)
+    run.finish(workflow(config, typed=typed, origins=resolved.origins, reporter=run.reporter))
+
+
+def _for_processes(
+    resolved: "Resolved[TrainConfig]", count: int
+) -> tuple["TrainConfig", frozenset[str]]:
+    """The configuration of a plan for a number of processes, which are not started."""
+    from vlatool.training.start import check_processes
+
+    check_processes(count, gpus=0)
+    config = resolved.config
+    section = config.distributed.model_copy(update={"world_size": count})
+    typed = resolved.typed | {"distributed.world_size"}
+    return config.model_copy(update={"distributed": section}), typed
 
 
 def _finetune(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:

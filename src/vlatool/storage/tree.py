@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -119,6 +120,23 @@ def size_text(count: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} GB"
+
+
+def parse_size(text: str) -> int:
+    """Number of bytes of a text such as `80GB`, `512 MiB` or `1000`.
+
+    Raises:
+        ValueError: The text is no size above 0.
+    """
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kMGT]i?)?B?\s*", text, re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"{text!r} is no size; write one such as 80GB or 512MiB")
+    unit = (match[2] or "").lower()
+    base = 1024 if unit.endswith("i") else 1000
+    size = int(float(match[1]) * base ** " kmgt".index(unit[:1] or " "))
+    if size < 1:
+        raise ValueError(f"{text!r} is no size above 0")
+    return size
 
 
 def _info(path: Path, name: str) -> list[FileInfo]:

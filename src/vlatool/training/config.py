@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, SerializeAsAny, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from vlatool.artifacts.run.format import RunDir
 from vlatool.config.base import (
@@ -34,6 +34,7 @@ from vlatool.models.trained import (
     with_types,
 )
 from vlatool.plugins import PUBLISHED_OPTIONS, TRANSLATIONS, Registry
+from vlatool.storage.tree import parse_size
 from vlatool.training.sections import DistributedConfig, EmaConfig, HParams
 
 
@@ -75,6 +76,9 @@ class TrainConfig(ConfigModel):
             "overwrite",
             "fresh",
             "dry_run",
+            "device_memory",
+            "rate",
+            "measure",
             "resolve_configs",
             "resolve_configs_path",
             "tracker",
@@ -189,6 +193,16 @@ class TrainConfig(ConfigModel):
         "there.",
     )
     dry_run: bool = execution_field(default=False, description="Print the plan and write nothing.")
+    device_memory: str | None = execution_field(
+        default=None,
+        description="Memory of a device for --dry-run, such as 80GB; null: that of this machine.",
+    )
+    rate: float | None = execution_field(
+        default=None, description="Samples per second on all devices, for --dry-run.", gt=0
+    )
+    measure: bool = execution_field(
+        default=False, description="With --dry-run, measure the rate in a few steps on this device."
+    )
     data: SerializeAsAny[LoadingConfig] = Field(
         default=LoadingConfig(), description="Training data."
     )
@@ -196,6 +210,13 @@ class TrainConfig(ConfigModel):
     hparams: HParams = Field(default=HParams(), description="Optimization.")
     distributed: DistributedConfig = Field(default=DistributedConfig(), description="Processes.")
     ema: EmaConfig = Field(default=EmaConfig(), description="Average of the weights.")
+
+    @field_validator("device_memory")
+    @classmethod
+    def _check_size(cls, text: str | None) -> str | None:
+        if text is not None:
+            parse_size(text)
+        return text
 
     @model_validator(mode="after")
     def _check_batches(self) -> Self:
@@ -253,8 +274,16 @@ class TrainConfig(ConfigModel):
         if not self.init_weights_only and (self.init_from is None or self.init_except):
             message = "init_weights_only is false: init_from is required, and no init_except"
             yield Violation(("init_weights_only",), message)
+        yield from self._dry_run_violations()
         if getattr(self.model, "type", None):
             yield from self.model_type.violations(self.model, self.data)
+
+    def _dry_run_violations(self) -> Iterator[Violation]:
+        for key in ("device_memory", "rate", "measure"):
+            if getattr(self, key) and not self.dry_run:
+                yield Violation((key,), f"{key} has an effect only with dry_run")
+        if self.rate is not None and self.measure:
+            yield Violation(("rate", "measure"), "rate is given, and measure would measure it")
 
     @classmethod
     def specialize(cls, tree: Mapping[str, Any]) -> type[Self]:

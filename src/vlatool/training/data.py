@@ -1,5 +1,6 @@
 """Micro-batches of the training data and the validation data of a run, on the device."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -111,11 +112,9 @@ def check_samples(
         kind.check_samples(config.data, info, reporter)
     if assets is not None:
         config.model_type.check_data(config.model, config.data, info, assets)
-    reader = config.data_kind.reader(config.data, info)
     for index, dataset in enumerate(info.datasets):
         for limits in (_FIRST_READ, _LAST_READ):
-            refs = _sample_refs(index, dataset, *limits)
-            samples = reader.read(refs, [np.random.default_rng(0) for _ in refs])
+            samples = _some_samples(config, info, index, limits)
             dropped = [item for item in samples if isinstance(item, DroppedSample)]
             if len(dropped) < len(samples):
                 break
@@ -128,6 +127,34 @@ def check_samples(
                 code="data.no_usable_sample",
                 details={"data_set": dataset.name, "sample": dropped[0].sample},
             )
+
+
+def sample_batch(config: TrainConfig, info: DatasetInfo, assets: Path | None, size: int) -> Batch:
+    """A batch of the first data set, in which the same few samples may be repeated.
+
+    Args:
+        config: Configuration of the run, derived.
+        info: Metadata of the training data.
+        assets: As for `check_samples`.
+        size: Number of samples.
+    """
+    kind = config.data_kind
+    samples = _some_samples(config, info, 0, (_LAST_READ[0], math.ceil(size / _LAST_READ[0])))
+    usable = [sample for sample in samples if not isinstance(sample, DroppedSample)]
+    data_assets = kind.make_assets(config.data, info)
+    batcher = config.model_type.batcher(
+        config.model, config.data, data_assets, assets, training=True
+    )
+    return batcher([usable[number % len(usable)] for number in range(size)])
+
+
+def _some_samples(
+    config: TrainConfig, info: DatasetInfo, index: int, limits: tuple[int, int]
+) -> list[Any]:
+    """Samples, or why they are dropped, spread over a data set; see `_sample_refs`."""
+    refs = _sample_refs(index, info.datasets[index], *limits)
+    reader = config.data_kind.reader(config.data, info)
+    return list(reader.read(refs, [np.random.default_rng(0) for _ in refs]))
 
 
 def _sample_refs(

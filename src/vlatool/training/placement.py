@@ -185,7 +185,9 @@ class _DdpPart:
 def _to_device(module: nn.Module, placement: Placement) -> None:
     """Moves a whole module of rank 0 to the devices of all ranks. Collective."""
     if placement.world_size == 1:
-        module.to(placement.device)
+        # Fake tensors, with which memory is estimated, cannot be moved, and are there already.
+        if any(tensor.device != placement.device for _, tensor in named_tensors(module)):
+            module.to(placement.device)
         return
     weights = dict(named_tensors(module))
     replace_tensors(module, lambda tensor: torch.empty_like(tensor, device=placement.device))

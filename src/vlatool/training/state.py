@@ -13,7 +13,8 @@ from vlatool.models.base import Part
 from vlatool.models.weights import shared_names
 from vlatool.training.sections import EmaConfig
 
-_CHUNK_BYTES = 1 << 28
+# Bytes of weights whose average is updated at once.
+AVERAGED_AT_ONCE = 1 << 28
 
 
 class WeightAverage:
@@ -98,7 +99,7 @@ def _chunks(names: Sequence[str], weights: Mapping[str, Tensor]) -> Iterator[lis
     for name in names:
         chunk.append(name)
         size += local(weights[name]).nbytes
-        if size >= _CHUNK_BYTES:
+        if size >= AVERAGED_AT_ONCE:
             yield chunk
             chunk, size = [], 0
     if chunk:

@@ -53,6 +53,7 @@ class TrainResult:
         next: Command that measures the model; empty after a dry run, or if there is none.
         start: For a dry run, what it would do in its folder: `new`, `resume`, `extend` (the budget
             of the run there) or `replace` (with `overwrite`).
+        forecast: For a dry run, the memory, disk and time that the run will take.
         remote: Location of the copy of the run; None without `remote_sync`.
     """
 
@@ -73,6 +74,7 @@ class TrainResult:
     export_problem: str = ""
     next: str = ""
     start: str = ""
+    forecast: "Forecast | None" = None
     remote: str | None = None
 
     def document(self) -> dict[str, Any]:
@@ -89,8 +91,10 @@ class TrainResult:
                 f"shards; checkpoints at {', '.join(map(str, self.checkpoint_steps))}"
                 f"{_STARTS[self.start].format(remote=self.remote)}; nothing was written"
             )
-            problem = self.export_problem
-            return f"{text}\nthe run cannot be exported: {problem}" if problem else text
+            lines = [text, *([] if self.forecast is None else self.forecast.lines())]
+            if self.export_problem:
+                lines.append(f"the run cannot be exported: {self.export_problem}")
+            return "\n".join(lines)
         loss = "" if self.loss is None else f", loss {number_text(self.loss)}"
         lines = [f"{self.output}: {self.status}, {size}, {counted(self.steps, 'step')}{loss}"]
         if self.unused_samples:
@@ -106,6 +110,7 @@ class TrainResult:
 
 
 if TYPE_CHECKING:
+    from vlatool.training.forecast import Forecast
     from vlatool.training.remote_run import RemoteRun
     from vlatool.training.run import RunSetup
     from vlatool.training.runtime import Runtime
@@ -164,7 +169,7 @@ def _train_with_remote(
     from vlatool.training.runtime import Runtime
 
     runtime = Runtime(config)
-    starts = partial(start_in, typed=typed, world_size=runtime.world_size)
+    starts = partial(start_in, typed=typed, world_size=_ranks(config, runtime, typed))
     if config.dry_run:
         choice = choose_remote_run(config, _new_name(config), starts)
         named = config.model_copy(update={"name": choice.name})
@@ -199,7 +204,7 @@ def _train(
         reporter: As for `train`.
         remote: Held remote folder of the run, on rank 0.
     """
-    from vlatool.training.resolved import resolved, run_identity
+    from vlatool.training.resolved import resolved
 
     before = None if config.name is None else RunDir(_output(config))
     config, info, rules = resolved(config, before, typed, reporter)
@@ -208,22 +213,22 @@ def _train(
     from vlatool.training.runtime import Runtime
 
     runtime = Runtime(config)
-    config = _machine_defaults(config, runtime)
+    config = _machine_defaults(config, runtime, typed)
     runtime.limit_threads(default_workers(), config.data.num_workers or 0)
     order = SampleOrder(info.datasets, OrderOptions.of(config.data, config.hparams.seed))
-    plan = _plan(config, info, order, runtime)
+    plan = _plan(config, info, order)
     check_rules(schedule_violations(config.hparams, plan.total_steps), typed, reporter)
     validation_set = validation_data(config, reporter)
-    check_samples(config, info, _model_assets(config, before), reporter)
+    assets = _model_assets(config, before)
+    check_samples(config, info, assets, reporter)
     if runtime.is_main:
         _log_config(config, rules, runtime, reporter)
     run = RunDir(_output(config))
-    if config.dry_run:
-        identity = run_identity(config, info, plan, run.root, reporter)
-        return _planned(config, order, plan, identity)
     streams = DataStreams(config, info, order, plan, runtime, run.root, validation_set)
     origins = {**origins, **{key: f"derived: {rule}" for key, rule in rules.items()}}
     setup = RunSetup(config, info, plan, runtime, run, streams, typed, origins, remote)
+    if config.dry_run:
+        return _planned(setup, assets, reporter)
     with runtime.waiting():
         return _train_as_owner(setup, reporter) if runtime.is_main else _train_as_other(setup)
 
@@ -315,10 +320,8 @@ def save_model_assets(config: TrainConfig, folder: Path) -> None:
         model_type.save_assets(config.model, folder)
 
 
-def _plan(
-    config: TrainConfig, info: DatasetInfo, order: SampleOrder, runtime: "Runtime"
-) -> TrainPlan:
-    plan = make_plan(config, info.datasets, runtime.world_size)
+def _plan(config: TrainConfig, info: DatasetInfo, order: SampleOrder) -> TrainPlan:
+    plan = make_plan(config, info.datasets, config.distributed.world_size or 1)
     if not config.data.allow_multiple_epochs:
         check_single_epoch(order, plan.total_steps * plan.global_batch)
     return plan
@@ -340,7 +343,7 @@ def _log_config(
     validation_set = config.data_kind.validation(config.data)
     if validation_set is not None and not config.validates:
         reporter.note("validation data are not used: set total_val_samples to measure them")
-    if config.distributed.fsdp and runtime.world_size == 1:
+    if config.distributed.fsdp and config.distributed.world_size == 1:
         reporter.note("distributed.fsdp has no effect with one process")
     elif config.distributed.fsdp and runtime.device.type == "cpu":
         reporter.note("distributed.fsdp on a CPU is only for tests: it is not faster")
@@ -366,7 +369,9 @@ def _check_checkpoint(run: RunDir) -> None:
         CheckpointManifest.read(latest[1]).check(latest[1])
 
 
-def _machine_defaults(config: TrainConfig, runtime: "Runtime") -> TrainConfig:
+def _machine_defaults(
+    config: TrainConfig, runtime: "Runtime", typed: Collection[str]
+) -> TrainConfig:
     """Sets null keys that depend on the machine; a resumed run keeps its values."""
     name = config.name or _new_name(config)
     config = config.model_copy(update={"name": runtime.broadcast(name)})
@@ -377,10 +382,16 @@ def _machine_defaults(config: TrainConfig, runtime: "Runtime") -> TrainConfig:
         is_known = isinstance(stored_workers, int) and stored_workers >= 0
         workers = stored_workers if is_known else max(1, default_workers() // runtime.world_size)
     data = config.data.model_copy(update={"num_workers": runtime.broadcast(workers)})
-    count = {"world_size": runtime.world_size}
+    count = {"world_size": _ranks(config, runtime, typed)}
     processes = config.distributed.model_copy(update=count)
     hparams = config.hparams.model_copy(update=count)
     return config.model_copy(update={"data": data, "distributed": processes, "hparams": hparams})
+
+
+def _ranks(config: TrainConfig, runtime: "Runtime", typed: Collection[str]) -> int:
+    """Number of ranks; a dry run plans for any number."""
+    is_planned = config.dry_run and "distributed.world_size" in typed
+    return (is_planned and config.distributed.world_size) or runtime.world_size
 
 
 def _new_name(config: TrainConfig) -> str:
@@ -395,23 +406,19 @@ def _output(config: TrainConfig) -> Path:
     return local_path(config.save_path) / config.name
 
 
-def _planned(
-    config: TrainConfig, order: SampleOrder, plan: TrainPlan, identity: tuple[Any, Any]
-) -> TrainResult:
-    """Result of a dry run; raises the errors of `open_run`."""
-    import torch
-
+def _planned(setup: "RunSetup", assets: Path | None, reporter: Reporter) -> TrainResult:
+    """Result of a dry run; raises the errors of `open_run` and of `forecast`."""
+    from vlatool.training.forecast import forecast, num_parameters
+    from vlatool.training.resolved import run_identity
     from vlatool.training.resume import run_start
-    from vlatool.training.state import TrainState
 
-    start, _ = run_start(RunDir(_output(config)), config, *identity)
-
-    with torch.device("meta"):
-        parts = config.model_type.build(config.model)
+    config, plan, order = setup.config, setup.plan, setup.streams.order
+    identity = run_identity(config, setup.info, plan, setup.run.root, reporter)
+    start, _ = run_start(setup.run, config, *identity)
     return TrainResult(
-        output=str(_output(config)),
+        output=str(setup.run.root),
         status="planned",
-        parameters=TrainState(parts).num_parameters,
+        parameters=num_parameters(config),
         steps=plan.total_steps,
         samples=plan.total_steps * plan.global_batch,
         unused_samples=plan.unused_samples,
@@ -424,6 +431,7 @@ def _planned(
         acts=_has_policy(config),
         seconds=0.0,
         start=start,
+        forecast=forecast(setup, assets, reporter),
         export_problem=config.model_type.export_problem(config.model),
     )
 

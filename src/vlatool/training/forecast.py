@@ -1,0 +1,342 @@
+"""Forecast of a run before it starts: memory of each device, disk, hours."""
+
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlatool.config.scalars import value_text
+from vlatool.errors import UsageError
+from vlatool.events import Reporter, counted
+from vlatool.loading.base import Batch, MicroBatch
+from vlatool.storage.tree import parse_size, size_text
+from vlatool.training.config import TrainConfig
+from vlatool.training.data import sample_batch, to_device
+from vlatool.training.fake_step import FakeStep, first_full_step
+from vlatool.training.memory import DeviceMemory, MemoryEstimator, StepSettings
+from vlatool.training.plan import TrainPlan
+from vlatool.training.run import RunSetup
+from vlatool.training.setup import set_up
+from vlatool.training.state import TrainState
+from vlatool.training.step import OptimizerStepper, StepContexts
+
+# Steps that `measure` runs before it measures, and measures.
+_FIRST_STEPS, _MEASURED_STEPS = 1, 3
+_MOST_DOUBLINGS = 10
+
+
+_KEYS = {
+    "grad_checkpointing": "hparams.grad_checkpointing",
+    "micro_batch": "hparams.per_gpu_batch_size",
+    "fsdp": "distributed.fsdp",
+    "reshard": "distributed.fsdp_reshard_after_forward",
+    "devices": "nproc",
+}
+# Changes of `StepSettings` by attribute.
+Changes = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PlannedSteps:
+    """Settings of the steps of a run, and what they can be changed to.
+
+    Attributes:
+        settings: The settings.
+        global_batch: Samples per step.
+        can_add_devices: False for processes that share the memory of a machine.
+    """
+
+    settings: StepSettings
+    global_batch: int
+    can_add_devices: bool
+
+    def changed(self, changes: Changes) -> StepSettings:
+        """The settings with changes, and the number of micro-batches that follows."""
+        new = replace(self.settings, **changes)
+        return replace(new, accumulation=self.global_batch // (new.devices * new.micro_batch))
+
+    def smaller_batches(self, devices: int) -> list[int]:
+        """Smaller numbers of samples per device, the largest first."""
+        samples = self.global_batch // devices
+        return [n for n in range(self.settings.micro_batch - 1, 0, -1) if samples % n == 0]
+
+    def more_devices(self) -> list[int]:
+        """Larger numbers of devices, the smallest first."""
+        numbers = (self.settings.devices * 2**n for n in range(1, _MOST_DOUBLINGS))
+        return [count for count in numbers if self.global_batch % count == 0]
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Forecast of a run.
+
+    Attributes:
+        devices: Number of devices.
+        device: Type of the devices: `cpu` or `cuda`.
+        memory: Bytes on each device at the peak, by kind.
+        device_memory: Bytes that each device has.
+        unknown: Reason why activations are not known; empty if they are.
+        checkpoints: Number of checkpoints that are on disk at once.
+        disk_bytes: Their bytes.
+        disk_free: Free bytes on the disk of the run; None if unknown.
+        samples_per_s: Samples per second on all devices; None if neither given nor measured.
+        hours: Duration of the run at this rate, without validation and checkpoints.
+        is_measured: The rate was measured in a few steps, without reading data.
+    """
+
+    devices: int
+    device: str
+    memory: Mapping[str, int]
+    device_memory: int
+    unknown: str
+    checkpoints: int
+    disk_bytes: int
+    disk_free: int | None
+    samples_per_s: float | None = None
+    hours: float | None = None
+    is_measured: bool = False
+
+    def lines(self) -> list[str]:
+        """The forecast as text."""
+        total = size_text(sum(self.memory.values()))
+        each = f"each of {counted(self.devices, 'device')}" if self.devices > 1 else "the device"
+        if self.unknown:
+            total = f"{total} and activations, which are unknown ({self.unknown})"
+        kinds = [f"{name} {size_text(size)}" for name, size in self.memory.items() if size]
+        free = "" if self.disk_free is None else f", {size_text(self.disk_free)} are free"
+        checkpoints = counted(self.checkpoints, "checkpoint")
+        lines = [
+            f"memory of {each}: {total} of {size_text(self.device_memory)} ({self.device})",
+            f"  {', '.join(kinds)}",
+            f"disk: {size_text(self.disk_bytes)} for {checkpoints}{free}",
+        ]
+        if self.hours is not None:
+            how = ", measured without reading data" if self.is_measured else ""
+            lines.append(
+                f"time: {_duration(self.hours)} at {self.samples_per_s:.4g} samples/s{how}"
+            )
+        return lines
+
+
+def num_parameters(config: TrainConfig) -> int:
+    """Number of parameters in the parts that checkpoints hold."""
+    with torch.device("meta"):
+        return TrainState(config.model_type.build(config.model)).num_parameters
+
+
+def forecast(setup: RunSetup, assets: Path | None, reporter: Reporter) -> Forecast:
+    """The forecast of a run.
+
+    Args:
+        setup: The run.
+        assets: Folder with the assets of the model, as for `check_samples`.
+        reporter: Receives a warning if the checkpoints do not fit on the disk.
+
+    Raises:
+        UsageError: The run does not fit on the devices.
+    """
+    config, plan, device = setup.config, setup.plan, setup.runtime.device
+    batch = partial(sample_batch, config, setup.info, assets)
+    step = FakeStep(config, setup.info, device, plan.micro_batch, plan.total_steps - 1, batch)
+    estimator = MemoryEstimator(config, step)
+    settings = _settings(config, plan)
+    memory, own = estimator.estimate(settings), _device_memory(device)
+    # Processes on a CPU share its memory.
+    is_shared = device.type == "cpu" and config.device_memory is None
+    available = parse_size(config.device_memory) if config.device_memory else own
+    available //= settings.devices if is_shared else 1
+    planned = PlannedSteps(settings, plan.global_batch, can_add_devices=not is_shared)
+    _check_memory(memory, available, estimator, planned)
+    rate = config.rate
+    if config.measure:
+        here = replace(planned, settings=replace(settings, devices=setup.runtime.world_size))
+        _check_memory(estimator.estimate(here.settings), own, estimator, here)
+        rate = settings.devices * _measured_rate(setup, batch(plan.micro_batch))
+    count, size = _disk(config, plan, estimator)
+    free = _free(setup.run.root)
+    if free is not None and size > free:
+        _warn_of_disk(setup.run.root, counted(count, "checkpoint"), (size, free), reporter)
+    return Forecast(
+        devices=settings.devices,
+        device=device.type,
+        memory=memory.kinds(),
+        device_memory=available,
+        unknown=estimator.problem,
+        checkpoints=count,
+        disk_bytes=size,
+        disk_free=free,
+        samples_per_s=rate,
+        hours=None if rate is None else plan.total_steps * plan.global_batch / rate / 3600,
+        is_measured=config.measure,
+    )
+
+
+def _settings(config: TrainConfig, plan: TrainPlan) -> StepSettings:
+    return StepSettings(
+        devices=plan.global_batch // (plan.micro_batch * plan.accumulation),
+        micro_batch=plan.micro_batch,
+        accumulation=plan.accumulation,
+        grad_checkpointing=config.hparams.grad_checkpointing,
+        fsdp=config.distributed.fsdp,
+        reshard=config.distributed.fsdp_reshard_after_forward,
+    )
+
+
+def _warn_of_disk(
+    folder: Path, checkpoints: str, sizes: tuple[int, int], reporter: Reporter
+) -> None:
+    needed, free = map(size_text, sizes)
+    reporter.warn(
+        "storage.no_space",
+        f"{folder}: {checkpoints} need {needed}, {free} are free; set max_checkpoint_limit or a "
+        "larger save_every_n_steps, or choose another --output",
+    )
+
+
+def _check_memory(
+    memory: DeviceMemory, available: int, estimator: MemoryEstimator, planned: PlannedSteps
+) -> None:
+    """Raises UsageError with the keys that would make a run fit, if it does not."""
+    if memory.total <= available:
+        return
+    fitting = _fitting(available, estimator, planned)
+    shown = [
+        f"{' '.join(f'--{key} {value_text(value)}' for key, value in keys.items())} "
+        f"({size_text(size)})"
+        for keys, size in fitting
+    ]
+    kinds = ", ".join(f"{name} {size_text(size)}" for name, size in memory.kinds().items() if size)
+    raise UsageError(
+        f"a step takes about {size_text(memory.total)} of each device, which has "
+        f"{size_text(available)}: {kinds}",
+        hint=f"it would fit with {', or '.join(shown)}"
+        if shown
+        else "no batch size and no number of devices makes it fit; choose a smaller model",
+        code="usage.device_memory",
+        details={
+            "memory": memory.kinds(),
+            "device_memory": available,
+            "fits_with": [dict(keys) for keys, _ in fitting],
+        },
+    )
+
+
+def _fitting(
+    available: int, estimator: MemoryEstimator, planned: PlannedSteps
+) -> list[tuple[Mapping[str, Any], int]]:
+    """Keys that would make a run fit, and the bytes of each device with them."""
+    settings = planned.settings
+    recompute, shard = Changes(), Changes()
+    if estimator.has_blocks and not settings.grad_checkpointing:
+        recompute = {"grad_checkpointing": True}
+    if settings.devices > 1 and not (settings.fsdp and settings.reshard):
+        shard = {"reshard": True} if settings.fsdp else {"fsdp": True}
+    smaller = [{"micro_batch": size} for size in planned.smaller_batches(settings.devices)]
+    groups = [
+        [recompute],
+        smaller,
+        [shard],
+    ]
+    chosen: list[tuple[Mapping[str, Any], int]] = []
+    for group in groups:
+        chosen += _first_fitting(available, estimator, planned, group)
+    if chosen:
+        return chosen
+    together = [{**recompute, **shard, **fewer} for fewer in ({}, *smaller)]
+    if planned.can_add_devices:
+        least = {**recompute, "fsdp": True, "reshard": True, "micro_batch": 1}
+        together += [{**least, "devices": count} for count in planned.more_devices()]
+    return [*_first_fitting(available, estimator, planned, together)]
+
+
+def _first_fitting(
+    available: int, estimator: MemoryEstimator, planned: PlannedSteps, group: Iterable[Changes]
+) -> Iterator[tuple[Mapping[str, Any], int]]:
+    """The first of some changes that fits, if any."""
+    for changes in filter(None, group):
+        size = estimator.estimate(planned.changed(changes)).total
+        if size <= available:
+            yield {_KEYS[name]: value for name, value in changes.items()}, size
+            return
+
+
+def _device_memory(device: torch.device) -> int:
+    """Bytes of a GPU, or those that are available on this machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    with suppress(OSError, KeyError):
+        rows = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        sizes.append(int(rows["MemAvailable"].split()[0]) * 1024)
+    with suppress(OSError, ValueError):  # of a container or a job; "max" is no number
+        sizes.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(sizes)
+
+
+def _disk(config: TrainConfig, plan: TrainPlan, estimator: MemoryEstimator) -> tuple[int, int]:
+    """Most checkpoints that are on disk at once, and their bytes."""
+    size, frozen = estimator.checkpoint_bytes()
+    steps, latest, every = (
+        plan.checkpoint_steps,
+        config.max_checkpoint_limit,
+        config.keep_every_n_steps,
+    )
+    count = len(steps)
+    if latest is not None:
+        older = sum(every is not None and step % every == 0 for step in steps[:-latest])
+        # The oldest one is removed when the newest is written.
+        count = min(count, latest + 1 + older)
+    return count, frozen + count * size
+
+
+def _free(folder: Path) -> int | None:
+    """Free bytes on the disk of a folder, which may not exist yet; None if unknown."""
+    for parent in (folder, *folder.absolute().parents):
+        with suppress(OSError):
+            return shutil.disk_usage(parent).free
+    return None
+
+
+def _measured_rate(run_setup: RunSetup, batch: Batch) -> float:
+    """Samples per second on this device, without reading data. Collective."""
+    config, plan, runtime = run_setup.config, run_setup.plan, run_setup.runtime
+    setup = set_up(config, run_setup.info, runtime, None)
+    state, objective = setup.state, setup.objective
+    state.step = min(first_full_step(objective), plan.total_steps - 1)
+    contexts = StepContexts(runtime, setup.placed, config.hparams.seed, plan)
+    stepper = OptimizerStepper(config.hparams, plan.total_steps, runtime, setup.placed, contexts)
+    positions = tuple(range(plan.micro_batch))
+    fetched = MicroBatch(
+        to_device(batch, runtime.device), samples=("",) * plan.micro_batch, positions=positions
+    )
+    seconds: list[float] = []
+    for _ in range(_FIRST_STEPS + _MEASURED_STEPS):
+        started = time.perf_counter()
+        contexts.seed_step(state.step)
+        with torch.no_grad():
+            ctx = contexts.of(state.step, fetched, "prepare")
+            prepared_batches = [
+                replace(fetched, batch=objective.prepare(dict(fetched.batch), ctx))
+                for _ in range(plan.accumulation)
+            ]
+        for name in objective.optimizers_at(state.step):
+            step = stepper.step(name, state, objective, prepared_batches, [])
+            for average in state.averages.values():
+                average.update(step.ok)
+        if runtime.device.type == "cuda":
+            torch.cuda.synchronize(runtime.device)
+        seconds.append(time.perf_counter() - started)
+    per_step = statistics.median(seconds[_FIRST_STEPS:])
+    return plan.micro_batch * plan.accumulation / per_step
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.1f} min"

@@ -1,0 +1,138 @@
+"""Forecasts of `train --dry-run`: memory, disk and hours."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.builders.recording import Recorder
+from tests.builders.training import tiny_arguments, tiny_config, world_shards
+from vlatool.cli.app import run as run_command
+from vlatool.errors import ConfigError, UsageError
+from vlatool.training.forecast import Forecast
+from vlatool.workflows.train import train
+
+WEIGHT = 4  # bytes of a float32
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return world_shards(tmp_path_factory.mktemp("world"), episodes=2)
+
+
+def forecast_of(data: Path, run: Path, **keys: Any) -> Forecast:
+    result = train(tiny_config(data, run, dry_run=True, **keys))
+    assert result.forecast is not None
+    assert result.forecast.unknown == ""
+    return result.forecast
+
+
+def test_state_of_a_run_is_counted_exactly(data: Path, tmp_path: Path) -> None:
+    planned = train(tiny_config(data, tmp_path / "run", dry_run=True, num_checkpoints=3))
+    assert planned.forecast is not None
+    memory, size = planned.forecast.memory, WEIGHT * planned.parameters
+    for kind in ("weights", "gradients", "averages"):  # buffers, or frozen parameters
+        assert memory[kind] == pytest.approx(size, abs=1000)
+    assert memory["optimizer"] == 2 * memory["gradients"]
+    assert planned.forecast.checkpoints == 3
+    train(tiny_config(data, tmp_path / "run", num_checkpoints=3))
+    written = sum(path.stat().st_size for path in (tmp_path / "run").rglob("*step_*/*"))
+    assert planned.forecast.disk_bytes == pytest.approx(written, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("keys", "count"),
+    [
+        ({"num_checkpoints": 6}, 6),
+        ({"num_checkpoints": 6, "max_checkpoint_limit": 1}, 2),
+        ({"num_checkpoints": 6, "max_checkpoint_limit": 1, "keep_every_n_steps": 2}, 4),
+    ],
+)
+def test_disk_has_the_checkpoints_that_are_kept(
+    keys: dict[str, Any], count: int, data: Path, tmp_path: Path
+) -> None:
+    assert forecast_of(data, tmp_path / "run", **keys).checkpoints == count
+
+
+def test_sharding_divides_the_state_over_devices(data: Path, tmp_path: Path) -> None:
+    keys = {"hparams__per_gpu_batch_size": 2, "distributed__world_size": 4}
+    whole = forecast_of(data, tmp_path / "run", **keys)
+    sharded = forecast_of(data, tmp_path / "run", distributed__fsdp=True, **keys)
+    assert whole.devices == sharded.devices == 4
+    for kind in ("gradients", "optimizer", "averages"):
+        assert sharded.memory[kind] == whole.memory[kind] // 4
+
+
+def test_run_that_does_not_fit_names_keys_with_which_it_fits(data: Path, tmp_path: Path) -> None:
+    keys = {"hparams__per_gpu_batch_size": 8}
+    whole = forecast_of(data, tmp_path / "run", **keys)
+    limit = sum(whole.memory.values()) - 1
+    with pytest.raises(UsageError) as raised:
+        forecast_of(data, tmp_path / "run", device_memory=f"{limit}", **keys)
+    assert raised.value.code == "usage.device_memory"
+    for change in raised.value.details["fits_with"]:
+        named = {key.replace(".", "__"): value for key, value in change.items()}
+        smaller = forecast_of(data, tmp_path / "run", **{**keys, **named})
+        assert sum(smaller.memory.values()) <= limit
+    assert raised.value.details["fits_with"]
+
+
+def test_more_devices_make_a_run_fit_where_no_batch_does(data: Path, tmp_path: Path) -> None:
+    keys = {"distributed__world_size": 2, "model__transformer__hidden_dim": 512}
+    least = {
+        "distributed__fsdp": True,
+        "distributed__fsdp_reshard_after_forward": True,
+        "hparams__grad_checkpointing": True,
+        "hparams__per_gpu_batch_size": 1,
+    }
+    sharded = forecast_of(data, tmp_path / "run", **keys, **least)
+    limit = sum(sharded.memory.values()) - 1
+    with pytest.raises(UsageError) as raised:
+        forecast_of(data, tmp_path / "run", device_memory=f"{limit}", **keys)
+    assert raised.value.details["fits_with"][0]["nproc"] > 2
+
+
+def test_hours_follow_from_a_rate(data: Path, tmp_path: Path) -> None:
+    planned = forecast_of(data, tmp_path / "run", rate=2.0, total_train_steps=900)
+    assert planned.hours == 1.0
+
+
+def test_measured_rate_gives_hours_and_writes_nothing(data: Path, tmp_path: Path) -> None:
+    planned = forecast_of(data, tmp_path / "run", measure=True)
+    assert planned.samples_per_s
+    assert planned.hours == 6 * 8 / planned.samples_per_s / 3600
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_are_planned_and_not_started(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = tiny_arguments(data, tmp_path / "run", hparams__per_gpu_batch_size=1)
+    assert run_command([*words, "--nproc", "8", "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["forecast"]["devices"] == 8
+
+
+def test_checkpoints_that_do_not_fit_on_the_disk_are_a_warning(data: Path, tmp_path: Path) -> None:
+    recorder = Recorder()
+    keys = {"total_train_steps": 10**5, "save_every_n_steps": 1, "dry_run": True}
+    keys |= {"model__transformer__hidden_dim": 1024}
+    train(tiny_config(data, tmp_path / "run", **keys), reporter=recorder)
+    assert "storage.no_space" in [code for code, _ in recorder.warnings]
+
+
+@pytest.mark.parametrize(
+    ("keys", "key"),
+    [
+        ({"rate": 0}, "rate"),
+        ({"device_memory": "much"}, "device_memory"),
+        ({"device_memory": "80GB", "dry_run": False}, "device_memory"),
+        ({"rate": 3, "dry_run": False}, "rate"),
+        ({"rate": 3, "measure": True}, "rate"),
+    ],
+)
+def test_bad_option_of_a_forecast_is_named(
+    keys: dict[str, Any], key: str, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=key):
+        train(tiny_config(data, tmp_path / "run", **{"dry_run": True, **keys}))
