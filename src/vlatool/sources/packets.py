@@ -50,7 +50,7 @@ class PacketTable:
             file has no such times.
         key_numbers: Numbers of the frames that decoding can start at, ascending; decoding from the
             first one, which may be before the clip, gives all frames.
-        key_times: Time to seek to for each of these frames, in ticks.
+        key_times: Presentation time of each of these frames, which a seek leads to, in ticks.
         num_frames: Number of frames.
         is_part: True if the clip may start after the first frame of the file.
     """
@@ -168,13 +168,9 @@ def _table_of_file(container: InputContainer, packets: list[_Packet]) -> PacketT
 
 def _table(times: list[int], packets: list[_Packet], *, is_part: bool) -> PacketTable:
     """Table from the times of the clip and all packets that decoding it needs."""
-    keys = sorted(
-        (packet.pts, packet.pts if packet.dts is None else packet.dts)
-        for packet in packets
-        if packet.is_key and packet.pts is not None
-    )
-    numbers = [bisect.bisect_left(times, pts) for pts, _ in keys]
-    return PacketTable(array("q", times), numbers, [dts for _, dts in keys], len(times), is_part)
+    keys = sorted(packet.pts for packet in packets if packet.is_key and packet.pts is not None)
+    numbers = [bisect.bisect_left(times, pts) for pts in keys]
+    return PacketTable(array("q", times), numbers, keys, len(times), is_part)
 
 
 def _table_of_part(clip: Clip, container: InputContainer, stream: VideoStream) -> PacketTable:

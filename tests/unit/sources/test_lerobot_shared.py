@@ -153,6 +153,11 @@ def short_video(root: Path) -> None:
     write_video(root / video_file(FRONT), 9)
 
 
+def repeated_column(root: Path) -> None:
+    table = pq.read_table(root / DATA_FILE)
+    pq.write_table(table.append_column("action", table.column("action")), root / DATA_FILE)
+
+
 def swapped_numbers(root: Path) -> None:
     """Rows of the second episode are numbered as the first one, too."""
     table = pq.read_table(root / DATA_FILE)
@@ -165,6 +170,7 @@ def swapped_numbers(root: Path) -> None:
     ("change", "of_set", "of_episodes"),
     [
         (edited((START, 1, 40.0), (STOP, 1, 40.4)), ["clip_gap"] * 2, {1: ["clip_outside"]}),
+        (edited((START, 1, 1e15), (STOP, 1, 1e16)), ["clip_gap"], {1: ["clip_outside"]}),
         (edited((START, 1, -1.0)), ["clip_gap"], {1: ["clip_outside"]}),
         (edited((STOP, 1, 0.8)), ["clip_gap"], {1: ["video_too_short"]}),
         (edited((STOP, 1, 1.2)), [], {1: ["extra_frames"]}),
@@ -209,6 +215,7 @@ def swapped_numbers(root: Path) -> None:
             ],
             {},
         ),
+        (repeated_column, [], {number: ["bad_parquet"] for number in range(3)}),
         (
             swapped_numbers,
             [],

@@ -1,6 +1,7 @@
 """Reading of parquet files that hold the rows of one episode, or of many."""
 
 import bisect
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -61,10 +62,13 @@ def _file(path: Path) -> _File:
 def _footer(file: _File) -> _Footer:
     metadata = pq.read_metadata(as_native_file(file.path))
     groups = map(metadata.row_group, range(metadata.num_row_groups))
-    types = pa.types
+    types, schema = pa.types, metadata.schema.to_arrow_schema()
+    repeated = [name for name, number in Counter(schema.names).items() if number > 1]
+    if repeated:
+        raise pa.ArrowInvalid(f"it has several columns named {repeated[0]!r}")
     texts = [
         field.name
-        for field in metadata.schema.to_arrow_schema()
+        for field in schema
         if types.is_string(field.type) or types.is_large_string(field.type)
     ]
     return _Footer(metadata, tuple(accumulate(group.num_rows for group in groups)), tuple(texts))

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from vlatool.artifacts.lerobot.format import EpisodeLine, Span
 from vlatool.errors import DataError
 
+_LONGEST_VIDEO = 1e9  # seconds; times in ticks of a stream have 64 bits
+
 Problem = tuple[str, str, int | None]  # code, problem, episode
 
 
@@ -35,7 +37,7 @@ def clip_defects(lines: Sequence[EpisodeLine], fps: float) -> Mapping[int, Mappi
     files: defaultdict[tuple[str, int, int], list[tuple[float, float, int]]] = defaultdict(list)
     for line in lines:
         for camera, clip in line.clips.items():
-            if not 0 <= clip.start < clip.stop < math.inf:
+            if not 0 <= clip.start < clip.stop <= _LONGEST_VIDEO:
                 problem = f"its clip is {clip.start:g} s to {clip.stop:g} s"
                 defects[line.number][camera] = _defect(line.number, camera, problem, "clip_outside")
                 continue
@@ -116,7 +118,7 @@ def _gaps(lines: Sequence[EpisodeLine], fps: float) -> Iterator[Problem]:
     files: defaultdict[tuple[str, int, int], list[tuple[float, float, int]]] = defaultdict(list)
     for line in lines:
         for camera, clip in line.clips.items():
-            if 0 <= clip.start < clip.stop < math.inf:
+            if 0 <= clip.start < clip.stop <= _LONGEST_VIDEO:
                 key = (camera, clip.chunk, clip.file)
                 files[key].append((clip.start, clip.stop, line.number))
     for (camera, _, _), clips in files.items():
