@@ -3,8 +3,10 @@
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
-from typing import Any
+from threading import Thread
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
@@ -12,6 +14,9 @@ import torch.distributed as dist
 _GRACE_S = 5.0
 _POLL_S = 0.05
 _FAILED, _HERE, _DONE = "failed", "here", "done"
+
+
+T = TypeVar("T")
 
 
 class RollCall:
@@ -41,24 +46,21 @@ class RollCall:
 
         Rank 0 holds the store: where it does not answer, it is the only one that is named.
         """
+        return _in_time(self._missing, default=[0])
+
+    def _missing(self) -> list[int]:
         everyone = range(self._world_size)
-        try:
-            self._store.set(_FAILED, "")
-            self._store.set(f"{_HERE}{self._rank}", "")
-            missing = self._wait(_HERE, everyone)
-            self._store.set(f"{_DONE}{self._rank}", "")
-            if self._rank == 0:  # the others still ask its store
-                self._wait(_DONE, [rank for rank in everyone if rank not in missing])
-        except RuntimeError:
-            return [0]
+        self._store.set(_FAILED, "")
+        self._store.set(f"{_HERE}{self._rank}", "")
+        missing = self._wait(_HERE, everyone)
+        self._store.set(f"{_DONE}{self._rank}", "")
+        if self._rank == 0:  # the others still ask its store
+            self._wait(_DONE, [rank for rank in everyone if rank not in missing])
         return missing
 
     def has_failed(self) -> bool:
         """True if a collective of another rank has timed out, which then closes connections."""
-        try:
-            return self._store.check([_FAILED])
-        except RuntimeError:
-            return False
+        return _in_time(lambda: self._store.check([_FAILED]), default=False)
 
     def _wait(self, key: str, ranks: Sequence[int]) -> list[int]:
         """Waits until all of the ranks have set a key; returns those that have not in time."""
@@ -68,3 +70,20 @@ class RollCall:
                 break
             time.sleep(_POLL_S)
         return missing
+
+
+def _in_time(ask: Callable[[], T], *, default: T) -> T:
+    """The answer of the store; `default` if it has failed, or does not answer in time.
+
+    A request to a process that is stopped, or to a machine that is lost, would wait for ever.
+    """
+    answers: list[T] = []
+
+    def run() -> None:
+        with suppress(RuntimeError):
+            answers.append(ask())
+
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(3 * _GRACE_S)
+    return answers[0] if answers else default

@@ -155,7 +155,7 @@ class Runtime:
         names = f"{name}{', '.join(map(str, missing))}" if missing else "another rank"
         verb = "have" if len(missing) > 1 else "has"
         return EnvironmentProblem(
-            f"{names} {verb} not answered for {self.timeout_s:g} s: hangs, or is very slow",
+            f"{names} {verb} not answered for {self.timeout_s:g} s (hung, or very slow)",
             hint="run the same command to resume from the last checkpoint; distributed.timeout "
             "is the number of seconds",
             code="environment.rank_timeout",
