@@ -252,6 +252,8 @@ def _tiny_qwen(ids: Mapping[str, int], rows: int) -> dict[str, Any]:
         "max_position_embeddings": 8192,
         "rope_theta": 10_000.0,
         "rope_scaling": rope,
+        # Three times that of large networks: narrow layers learn in a third of the steps.
+        "initializer_range": 0.06,
     }
     vision = {
         "model_type": FAMILY,
