@@ -66,9 +66,9 @@ def test_tensorboard_has_each_metric_of_each_step_once(root: Path) -> None:
 def test_wandb_has_the_rows_of_the_metrics_file(root: Path) -> None:
     rows = [row for row in wandb_rows(root / "tracked" / "wandb") if "samples" in row]
     expected = read_metrics(RunDir(root / "tracked").metrics)
-    assert [row["step"] for row in rows] == [*range(1, STEPS + 1), *range(5, STEPS + 1)]
-    assert rows[-len(expected) + 4 :] == expected[4:]
-    assert [row["loss"] for row in rows[:4]] == [row["loss"] for row in expected[:4]]
+    # A run that resumes on disk has all rows, because those of a killed one may be lost.
+    assert [row["step"] for row in rows] == [*range(1, STEPS + 1)] * 2
+    assert rows[STEPS:] == expected
 
 
 def test_trackers_have_the_images(root: Path) -> None:
@@ -117,7 +117,7 @@ def test_tracker_that_is_not_installed_ends_the_run_before_it_starts(
 
 def test_tracker_that_fails_is_left_out_with_one_warning() -> None:
     class Full:
-        name, is_new = "full", True
+        name, last_step = "full", 0
 
         def metrics(self, *_: object) -> None:
             raise OSError("no space left")

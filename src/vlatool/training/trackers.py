@@ -31,11 +31,11 @@ class Tracker(Protocol):
 
     Attributes:
         name: Name for messages.
-        is_new: True if it has nothing of this run yet.
+        last_step: Last step of the run that it certainly has; 0 for none.
     """
 
     name: str
-    is_new: bool
+    last_step: int
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Stores the metrics of a step."""
@@ -73,7 +73,8 @@ class TrackedReporter:
         """Reports the images of a step."""
         self._reporter.images(step, images)
         shown = {name: batch for name, batch in images.items() if len(batch)}
-        self._each(lambda tracker: tracker.images(step, shown))
+        if shown:
+            self._each(lambda tracker: tracker.images(step, shown))
 
     def note(self, message: str) -> None:
         """Reports the message."""
@@ -84,10 +85,10 @@ class TrackedReporter:
         self._reporter.warn(code, message)
 
     def replay(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Passes earlier rows of metrics.jsonl to the trackers that have nothing of the run."""
+        """Passes earlier rows of metrics.jsonl to the trackers that may lack them."""
 
         def rows_of(tracker: Tracker) -> None:
-            for row in rows if tracker.is_new else ():
+            for row in (row for row in rows if row["step"] > tracker.last_step):
                 numbers = {
                     name: float(value)
                     for name, value in row.items()
@@ -176,8 +177,9 @@ class TensorBoardTracker:
     def __init__(self, folder: Path, last_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.is_new = not any(folder.glob("events.out.tfevents.*"))
-        purge_step = None if self.is_new else last_step + 1
+        has_files = any(folder.glob("events.out.tfevents.*"))
+        self.last_step = last_step if has_files else 0
+        purge_step = last_step + 1 if has_files else None
         self._writer = SummaryWriter(str(folder), purge_step=purge_step)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
@@ -208,9 +210,10 @@ class WandbTracker:
 
     name = "wandb"
 
-    def __init__(self, run: "Run", *, is_new: bool) -> None:
+    def __init__(self, run: "Run") -> None:
         self._run = run
-        self.is_new = is_new
+        # Rows that a killed run had not sent yet are missing, and on disk possibly all of them.
+        self.last_step = int(run.summary.get("step") or 0) if run.resumed else 0
         run.define_metric("step", hidden=True)
         run.define_metric("*", step_metric="step")
 
@@ -253,7 +256,6 @@ def _open_wandb(reporter: Reporter, config: TrainConfig, folder: Path) -> WandbT
 
     # A silent session asks for no login on the terminal.
     wandb.setup(_wandb_settings())
-    has_files = any((folder / "wandb").glob(f"*-{run_id}")) if run_id else False
     try:
         run = start()
     except Exception as error:  # noqa: BLE001 - no server, no login; none may end a run
@@ -265,8 +267,7 @@ def _open_wandb(reporter: Reporter, config: TrainConfig, folder: Path) -> WandbT
             "tracker_offline",
             f"W&B: {reason}: the run is recorded in {run.settings.sync_dir}; `wandb sync` sends it",
         )
-    is_new = not has_files if run.offline else not run.resumed
-    return WandbTracker(run, is_new=is_new)
+    return WandbTracker(run)
 
 
 def _wandb_settings() -> Any:

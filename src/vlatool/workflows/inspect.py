@@ -95,7 +95,8 @@ def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResul
         if report.page is None:
             raise UsageError(
                 f"{path}: there is no HTML page for a {kind}",
-                hint="leave --html out: it is for raw episodes and training data",
+                hint="leave --html out: it is for raw episodes and training data; `vlatool runs` "
+                "has --html for runs",
                 code="usage.no_page",
             )
         _check_tokenizer(path, kind, config)
