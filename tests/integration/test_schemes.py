@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.builders.lerobot import lerobot_dataset
 from tests.builders.memory_remote import MemoryRemote
 from tests.builders.preprocessing import contents
 from tests.builders.training import tiny_config, world_shards
@@ -47,6 +48,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             layout="lerobot", output=str(root / "lerobot"), episodes=2, frames=12, workers=1
         )
     )
+    lerobot_dataset(root / "shared", (20, 14, 25), version="v3.0")
     return root
 
 
@@ -117,6 +119,15 @@ def test_minimal_scheme_is_source_and_output_of_preprocess(
     for name, data in contents(world / "data").items():
         assert outputs[f"out/{name}"] == data, name
     assert verified(f"{memory}/out").severities["error"] == 0
+
+
+def test_files_of_several_episodes_are_read_from_every_scheme(
+    remote: str, world: Path, tmp_path: Path
+) -> None:
+    preprocessed(str(world / "shared"), tmp_path / "here")
+    preprocessed(f"{remote}/shared", tmp_path / "there")
+    shards = [tmp_path / name / "shards/shard_000000.tar" for name in ("here", "there")]
+    assert shards[0].read_bytes() == shards[1].read_bytes()
 
 
 def test_output_has_the_bytes_of_local_data(remote: str, world: Path, tmp_path: Path) -> None:
