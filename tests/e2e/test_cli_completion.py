@@ -68,6 +68,7 @@ def test_completion(line: str, expected: set[str], cache: Path) -> None:
         ("vlatool train --hparams.torchcompile ", {"true", "false"}),
         ("vlatool sample ", {"spartan", "lerobot", "libero"}),
         ("vlatool sample spartan out --size ", {"small", "medium", "published"}),
+        ("vlatool download --task PutKiwiOnS", {"PutKiwiOnSaucer"}),
         ("vlatool eval rollout run -p ", {"rollout-world", "rollout-world-libero"}),
         ("vlatool eval rollout run --env ", {"vlatool/PickPlace-v0", "vlatool/PickPlaceLibero-v0"}),
         ("vlatool presets show world-p", {"world-pick"}),

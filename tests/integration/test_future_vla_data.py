@@ -124,7 +124,7 @@ def change_task(samples: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words", "line", "message"),
     [
-        (change_line, (), 3, "image 0 has 5 codes, not 4"),
+        (change_line, (), 3, "jsonl:3: image 0 has 5 codes, not 4"),
         (remove_image, (), 3, "X_image_episode_000001_frame_000001.png is missing"),
         (change_task, (), 1, "which is reserved for codes, action ids or markers"),
         (lambda samples: None, ("--model.max-length", "90"), 1, "the limit is 90"),

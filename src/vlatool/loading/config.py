@@ -1,9 +1,9 @@
 """Config keys of every data kind: order of samples, loader workers, cache."""
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from vlatool.config.base import ConfigModel, derived_field, nullable_field
 
@@ -43,6 +43,9 @@ class LoadingConfig(ConfigModel):
 
     ignored: ClassVar[Mapping[str, str]] = {"shuffle_initial": "nothing is buffered"}
 
+    # Key with the data sets that `dataset_weighting` is for.
+    weighted_key: ClassVar[str] = ""
+
     type: str = Field(default="", description="Data kind.")
     dataset_weighting: list[float] = Field(
         default=[], description="Weight of each data set in the mixture; empty: its size."
@@ -80,3 +83,10 @@ class LoadingConfig(ConfigModel):
         if lanes & (lanes - 1):
             raise ValueError(f"{lanes} is not a power of two")
         return lanes
+
+    @model_validator(mode="after")
+    def _equal_lengths(self) -> Self:
+        key, weights = self.weighted_key, len(self.dataset_weighting)
+        if key and weights and weights != (count := len(getattr(self, key))):
+            raise ValueError(f"dataset_weighting has {weights} entries, {key} has {count}")
+        return self

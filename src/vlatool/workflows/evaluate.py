@@ -80,7 +80,8 @@ class OpenLoopResult:
             errors = "".join(_figure(self.overall_by_step[name][step]) for name in names)
             rows.append(f"{f'   step {step + 1} of {steps}':<52}{errors}")
         rows.append(
-            f"{counted(self.samples, 'chunk')}, {self.weights} weights; curves: {self.picture}"
+            f"{counted(self.samples, 'chunk')}, {weights_text(self.weights)}; "
+            f"curves: {self.picture}"
         )
         if self.invalid:
             rows.append(f"{counted(self.invalid, 'chunk is', 'chunks are')} not finite")
@@ -151,7 +152,7 @@ class RolloutResult:
         low, high = self.figures["confidence_95"]
         interval = f"95 % interval {100 * low:.0f} to {100 * high:.0f} %"
         rate = _rate(self.figures)
-        lines = [f"{self.env}: {rate} success ({interval}), {self.weights} weights"]
+        lines = [f"{self.env}: {rate} success ({interval}), {weights_text(self.weights)}"]
         for instruction, counts in self.figures["per_instruction"].items():
             lines.append(f"   {_rate(counts)}  {instruction or '(no instruction)'}")
         errors = [row["error"] for row in self.figures["rollouts"] if row["error"] is not None]
@@ -388,6 +389,11 @@ def folder_of(trained: Trained) -> Path:
     """The run of the weights, or the folder of their published file."""
     origin = trained.origin
     return origin.file.parent if origin.run is None else origin.run.root
+
+
+def weights_text(weights: str) -> str:
+    """Averaged or raw weights; a published file does not say which."""
+    return f"{weights} weights" if weights else "published weights"
 
 
 def _rate(counts: Mapping[str, Any]) -> str:

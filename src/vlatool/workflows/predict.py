@@ -33,6 +33,7 @@ from vlatool.workflows.evaluate import (
     futures_text,
     recorded_pairs,
     results_folder,
+    weights_text,
 )
 
 if TYPE_CHECKING:
@@ -137,8 +138,8 @@ class PredictResult:
             lines += _field_lines(name, field, steps)
         lines.append(
             f"{counted(horizon, 'step')} at {self.fps:g} per second, "
-            f"{self.ms_per_decision:.1f} ms{self._tokens_text()} per decision, {self.weights} "
-            f"weights; curves: {self.picture}"
+            f"{self.ms_per_decision:.1f} ms{self._tokens_text()} per decision, "
+            f"{weights_text(self.weights)}; curves: {self.picture}"
         )
         if self.futures is not None:
             lines += [*futures_text(self.futures), f"images: {', '.join(self.futures['files'])}"]

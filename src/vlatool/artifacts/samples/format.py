@@ -229,7 +229,7 @@ class SamplesFolder:
         try:
             return parse_sample(self._line(name, at), self.sizes)
         except ValueError as error:
-            raise _samples_error(self.path / name, f"line {at + 1}: {error}") from None
+            raise _samples_error(self.path / f"{name}:{at + 1}", str(error)) from None
 
     def line(self, number: int) -> bytes:
         """Line by its number, with its newline; raises DataError if it cannot be read."""

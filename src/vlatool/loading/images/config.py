@@ -68,6 +68,8 @@ class ImageDataConfig(LoadingConfig):
         "val_shards",
     }
 
+    weighted_key: ClassVar[str] = "shards"
+
     type: Literal["images"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride] - frozen
         default="images", description="Data kind."
     )
@@ -92,13 +94,6 @@ class ImageDataConfig(LoadingConfig):
         description="Convert grayscale, palette and RGBA images to RGB, as the published reader "
         "does; otherwise they are dropped and counted.",
     )
-
-    @model_validator(mode="after")
-    def _equal_lengths(self) -> Self:
-        count, weights = len(self.shards), len(self.dataset_weighting)
-        if weights and weights != count:
-            raise ValueError(f"dataset_weighting has {weights} entries, shards has {count}")
-        return self
 
 
 def prepare_image(

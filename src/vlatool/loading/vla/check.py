@@ -36,7 +36,7 @@ def check_samples(info: VlaInfo, reporter: Reporter = NULL) -> None:
                 reason, message = error.args
                 key = sample_key(folder, number)
                 raise DataError(
-                    f"{key}: {message}",
+                    f"{key}: {message.removeprefix(f'{key}: ')}",
                     hint="run `vlatool verify` on the samples; to leave out what cannot be used, "
                     "set data.max_dropped_share",
                     code=f"data.{reason}",

@@ -26,6 +26,8 @@ class VlaDataConfig(LoadingConfig):
         "fast",
     }
 
+    weighted_key: ClassVar[str] = "samples"
+
     type: Literal["vla"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride] - frozen
         default="vla", description="Data kind."
     )
@@ -95,13 +97,6 @@ class VlaDataConfig(LoadingConfig):
     def _check_validation(self) -> Self:
         if self.val_samples and self.val_ratio:
             raise ValueError("val_samples and val_ratio exclude each other")
-        return self
-
-    @model_validator(mode="after")
-    def _equal_lengths(self) -> Self:
-        count, weights = len(self.samples), len(self.dataset_weighting)
-        if weights and weights != count:
-            raise ValueError(f"dataset_weighting has {weights} entries, samples has {count}")
         return self
 
     @property

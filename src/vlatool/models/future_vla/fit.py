@@ -13,6 +13,7 @@ from vlatool.artifacts.samples.lines import Conversation, SampleSizes
 from vlatool.artifacts.windows.format import Kind
 from vlatool.config.base import derivation_rules
 from vlatool.errors import DataError, UsageError
+from vlatool.events import counted
 from vlatool.loading.vla.config import VlaDataConfig
 from vlatool.loading.vla.info import VlaInfo
 from vlatool.loading.vla.reader import sample_key
@@ -110,8 +111,9 @@ def check_grid_of(config: FutureVlaConfig, shape: VlaShape) -> None:
     if (config.views, sum(config.compress)) != (len(shape.cameras), shape.past_steps):
         raise UsageError(
             f"model.views {config.views} and model.compress {list(config.compress)} are for "
-            f"{sum(config.compress)} past steps of {config.views} cameras, the samples have "
-            f"{shape.past_steps} steps of {len(shape.cameras)} ({', '.join(shape.cameras)})",
+            f"{sum(config.compress)} past steps of {counted(config.views, 'camera')}, the "
+            f"samples have {shape.past_steps} steps of {len(shape.cameras)} "
+            f"({', '.join(shape.cameras)})",
             hint=f"set model.views={len(shape.cameras)} and a model.compress whose sum is "
             f"{shape.past_steps}, or write windows with other steps",
             code="usage.grid_mismatch",
