@@ -112,6 +112,9 @@ def test_the_only_finding_on_an_episode_is_its_late_timestamps(episodes: list[Ep
     }
 
 
+@pytest.mark.parametrize(
+    "episodes", ["v2.0", pytest.param("v3.0", marks=pytest.mark.slow)], indirect=True
+)
 def test_images_are_those_of_the_recording(episodes: list[Episode]) -> None:
     for episode, golden, colors in zip(episodes, GOLDEN, FIRST_AND_LAST_RGB, strict=True):
         assert list(episode.cameras) == [CAMERA]
