@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
 from math import isfinite, log
 from typing import IO, TYPE_CHECKING, Self, cast
 
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _MIN_BAR_WIDTH, _MAX_BAR_WIDTH = 10, 40
-# Blocks of one to eight eighths of a line, and characters of about these heights.
-_MARKS, _ASCII_MARKS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588", "_.,-=+*#"
 _MIN_CURVE_WIDTH, _MAX_CURVE_WIDTH = 8, 60
 _MAX_POINTS = 128
 _METRIC_FIELDS = {"loss", "samples/s"}  # fields of a bar that the line of metrics shows
@@ -150,8 +147,7 @@ class _Bars(Progress):
         """The table of bars, then the line."""
         yield self.make_tasks_table(self.tasks)
         if self.metrics is not None:
-            marks = _ASCII_MARKS if self.console.options.ascii_only else _MARKS
-            text = self.metrics.text(self.console.width, marks)
+            text = self.metrics.text(self.console.width)
             yield Text(text, no_wrap=True, overflow="ellipsis")
 
 
@@ -167,8 +163,10 @@ class _MetricsLine:
         self._values.update(values)
         self._curve.add(values["loss"])
 
-    def text(self, width: int, marks: str) -> str:
+    def text(self, width: int) -> str:
         """`loss 0.0123 CURVE 84.3 samples/s  1.2 GB  mfu 31.2 %`; the curve fills `width`."""
+        from vlatool.pages.text import spark_text
+
         values = self._values
         parts = [f"{format_number(values['samples_per_second'])} samples/s"]
         parts += [f"{values['memory_gb']:.3g} GB"] if values.get("memory_gb") else []
@@ -176,7 +174,7 @@ class _MetricsLine:
         before, after = f"loss {format_number(values['loss'])}", "  ".join(parts)
         left = width - len(before) - len(after) - 2
         points = max(_MIN_CURVE_WIDTH, min(_MAX_CURVE_WIDTH, left))
-        return f"{before} {sparkline(self._curve.points(), points, marks)} {after}"
+        return f"{before} {spark_text(self._curve.points(), points)} {after}"
 
 
 class LossCurve:
@@ -204,24 +202,9 @@ class LossCurve:
             self._reports *= 2
 
     def points(self) -> list[float]:
-        """The means, oldest first."""
-        return [*self._points, *([_mean(self._rest)] if self._rest else [])]
-
-
-def sparkline(values: Sequence[float], width: int, marks: str = _MARKS) -> str:
-    """A character for each of the values, or for each of `width` means of neighbours.
-
-    Heights are logarithmic where all values are positive.
-    """
-    if not values:
-        return ""
-    count = min(width, len(values))
-    bounds = [index * len(values) // count for index in range(count + 1)]
-    means = [_mean(values[a:b]) for a, b in pairwise(bounds)]
-    heights = [log(mean) for mean in means] if all(mean > 0 for mean in means) else means
-    low, span = min(heights, default=0.0), max(heights, default=0.0) - min(heights, default=0.0)
-    levels = [0 if span == 0 else round((h - low) / span * (len(marks) - 1)) for h in heights]
-    return "".join(marks[level] for level in levels)
+        """The means, oldest first; their logarithms where all are positive."""
+        means = [*self._points, *([_mean(self._rest)] if self._rest else [])]
+        return [log(mean) for mean in means] if all(mean > 0 for mean in means) else means
 
 
 def _mean(values: Sequence[float]) -> float:

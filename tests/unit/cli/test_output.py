@@ -11,7 +11,7 @@ import pytest
 from vlatool.cli import reporters
 from vlatool.cli.options import OutputOptions
 from vlatool.cli.output import to_json, write_error
-from vlatool.cli.rich_reporter import LossCurve, RichReporter, sparkline
+from vlatool.cli.rich_reporter import LossCurve, RichReporter
 from vlatool.errors import PartialFailure
 
 
@@ -144,23 +144,15 @@ def test_training_shows_the_curve_of_its_loss_rate_memory_and_time_left(
     assert len(text) == width or len(matched[1]) == 60
 
 
-def test_curve_of_a_loss_has_the_heights_of_means() -> None:
-    assert sparkline([8.0, 4.0, 2.0, 1.0], 4, "0123") == "3210"
-    assert sparkline([8.0, 8.0, 1.0, 1.0], 2, "0123") == "30"
-    assert sparkline([5.0], 8, "0123") == "0"
-    assert sparkline([], 8, "0123") == ""
-    assert sparkline([-1.0, 0.0, 1.0], 8, "012") == "012"
-
-
 def test_long_curve_is_bounded_and_keeps_its_start_and_end() -> None:
     curve = LossCurve()
     for number in range(10_000):
-        curve.add(float(number))
+        curve.add(float(-number))
     curve.add(float("nan"))
     points = curve.points()
     assert len(points) <= 128
-    assert points == sorted(points)
-    assert points[0] < 100 < 9_900 < points[-1]
+    assert points == sorted(points, reverse=True)
+    assert points[0] > -100 > -9_900 > points[-1]
 
 
 @pytest.mark.parametrize(
