@@ -10,6 +10,7 @@ from vlatool.artifacts.run.format import (
     DROPS,
     LATEST,
     METRICS,
+    WANDB,
     Retention,
     RunDir,
     read_manifests,
@@ -212,5 +213,6 @@ def _files(run: Path) -> Iterator[FileInfo]:
     for file in output_files(run):
         first = file.name.partition("/")[0]
         is_hidden = any(part.startswith(".") for part in file.name.split("/"))
-        if first not in (CHECKPOINTS, LATEST) and not is_hidden:
+        # W&B removes files of its folder while it sends them itself.
+        if first not in (CHECKPOINTS, LATEST, WANDB) and not is_hidden:
             yield file

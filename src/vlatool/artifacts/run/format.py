@@ -50,7 +50,8 @@ IMAGES = "images"
 # Number of manifests that are read at once.
 _READ_AT_ONCE = 8
 # Folders of trackers: event files of TensorBoard, and what W&B has on disk.
-TRACKERS = ("tensorboard", "wandb")
+WANDB = "wandb"
+TRACKERS = ("tensorboard", WANDB)
 # Prefix of the metrics of a validation.
 VALIDATION = "val/"
 
