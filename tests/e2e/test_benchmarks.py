@@ -31,6 +31,7 @@ SMALLEST = {
     "loading": "DATA --workers 1 --batch 2 --steps 2 --runs 1",
     "loading_plainly": "DATA --workers 1 --batch 2 --samples 4 --runs 1",
     "loss_curve": "--steps 1",
+    "memory_forecast": "diffusion-policy-tiny DATA --steps 2 hparams.global_batch_size=2",
     "policy_step": "--steps 1 --batch 1",
     "preprocess": "--raw RAW --workers 1 --repeat 1",
     "resume_across_commits": "--before HERE/src --only split*",

@@ -13,8 +13,9 @@ from vlatool.training.state import AVERAGED_AT_ONCE
 
 _LOG = logging.getLogger(__name__)
 
-# Memory of a process that is not that of tensors, by type of device (measured): code and caches of
-# kernels of torch 2.13; on a GPU its context and the workspaces of cuBLAS too.
+# Memory of a process that is not that of tensors, by type of device. On a CPU code and caches of
+# kernels of torch 2.13 (measured); on a GPU a usual size of its context and of the workspaces of
+# cuBLAS, which was not measured.
 _LIBRARIES = {"cpu": 45 * 2**20, "cuda": 600 * 2**20}
 # Share that the heap of a process takes beyond the tensors in it (measured: 0.95 to 1.3 on a CPU).
 _HEAP = {"cpu": 1.15}
