@@ -65,11 +65,11 @@ def test_sharding_divides_the_state_over_devices(data: Path, tmp_path: Path) -> 
 
 
 def test_run_that_does_not_fit_names_keys_with_which_it_fits(data: Path, tmp_path: Path) -> None:
-    keys = {"hparams__per_gpu_batch_size": 8}
+    keys = {"hparams__per_gpu_batch_size": 8, "device_memory": "1TB"}
     whole = forecast_of(data, tmp_path / "run", **keys)
     limit = sum(whole.memory.values()) - 1
     with pytest.raises(UsageError) as raised:
-        forecast_of(data, tmp_path / "run", device_memory=f"{limit}", **keys)
+        forecast_of(data, tmp_path / "run", **{**keys, "device_memory": f"{limit}"})
     assert raised.value.code == "usage.device_memory"
     for change in raised.value.details["fits_with"]:
         named = {key.replace(".", "__"): value for key, value in change.items()}
@@ -80,6 +80,7 @@ def test_run_that_does_not_fit_names_keys_with_which_it_fits(data: Path, tmp_pat
 
 def test_more_devices_make_a_run_fit_where_no_batch_does(data: Path, tmp_path: Path) -> None:
     keys = {"distributed__world_size": 2, "model__transformer__hidden_dim": 512}
+    keys |= {"device_memory": "1TB"}
     least = {
         "distributed__fsdp": True,
         "distributed__fsdp_reshard_after_forward": True,
@@ -89,7 +90,7 @@ def test_more_devices_make_a_run_fit_where_no_batch_does(data: Path, tmp_path: P
     sharded = forecast_of(data, tmp_path / "run", **keys, **least)
     limit = sum(sharded.memory.values()) - 1
     with pytest.raises(UsageError) as raised:
-        forecast_of(data, tmp_path / "run", device_memory=f"{limit}", **keys)
+        forecast_of(data, tmp_path / "run", **{**keys, "device_memory": f"{limit}"})
     assert raised.value.details["fits_with"][0]["nproc"] > 2
 
 

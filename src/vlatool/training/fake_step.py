@@ -49,6 +49,7 @@ class FakeStep:
         micro_batch: Samples per device and micro-batch.
         last_step: Index of the last step.
         batch: Returns a batch of a number of samples, on the CPU.
+        for_gpu: The run is for GPUs, which this machine may not have.
     """
 
     config: TrainConfig
@@ -57,6 +58,7 @@ class FakeStep:
     micro_batch: int
     last_step: int
     batch: Callable[[int], Batch]
+    for_gpu: bool = False
 
     def run(self, size: int, gradients: Gradients, *, checkpointing: bool) -> StepBytes:
         """Runs loss and backward pass of all optimizers.
@@ -67,7 +69,7 @@ class FakeStep:
             checkpointing: Compute blocks again in the backward pass.
         """
         config, model_type = self.config, self.config.model_type
-        meter, batch = AllocationMeter(self.device), self.batch(size)
+        meter, batch = AllocationMeter(self.device, for_gpu=self.for_gpu), self.batch(size)
         with torch.device("meta"):
             parts = model_type.build(config.model)
         for part in parts.values():

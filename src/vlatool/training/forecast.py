@@ -145,7 +145,9 @@ def forecast(setup: RunSetup, assets: Path | None, reporter: Reporter) -> Foreca
     """
     config, plan, device = setup.config, setup.plan, setup.runtime.device
     batch = partial(sample_batch, config, setup.info, assets)
-    step = FakeStep(config, setup.info, device, plan.micro_batch, plan.total_steps - 1, batch)
+    for_gpu = config.device_memory is not None
+    last = plan.total_steps - 1
+    step = FakeStep(config, setup.info, device, plan.micro_batch, last, batch, for_gpu)
     estimator = MemoryEstimator(config, step)
     settings = _settings(config, plan)
     memory, own = estimator.estimate(settings), _device_memory(device)
@@ -158,7 +160,8 @@ def forecast(setup: RunSetup, assets: Path | None, reporter: Reporter) -> Foreca
     rate = config.rate
     if config.measure:
         here = replace(planned, settings=replace(settings, devices=setup.runtime.world_size))
-        _check_memory(estimator.estimate(here.settings), own, estimator, here)
+        own_estimator = MemoryEstimator(config, replace(step, for_gpu=False))
+        _check_memory(own_estimator.estimate(here.settings), own, own_estimator, here)
         rate = settings.devices * _measured_rate(setup, batch(plan.micro_batch))
     count, size = _disk(config, plan, estimator)
     free = _free(setup.run.root)
@@ -166,7 +169,7 @@ def forecast(setup: RunSetup, assets: Path | None, reporter: Reporter) -> Foreca
         _warn_of_disk(setup.run.root, counted(count, "checkpoint"), (size, free), reporter)
     return Forecast(
         devices=settings.devices,
-        device=device.type,
+        device="cuda" if for_gpu else device.type,
         memory=memory.kinds(),
         device_memory=available,
         unknown=estimator.problem,

@@ -97,6 +97,7 @@ class MemoryEstimator:
             step: A step of the run.
         """
         self._step = step
+        self._kind = "cuda" if step.for_gpu else step.device.type
         self._sizes: dict[tuple[int, bool, Gradients], StepBytes] = {}
         self.problem = ""
         with torch.device("meta"):
@@ -143,7 +144,7 @@ class MemoryEstimator:
             optimizer=_MOMENTS * self._trainable // shards,
             averages=self._averages // shards,
             activations=self._activations(settings),
-            libraries=_LIBRARIES.get(self._step.device.type, 0),
+            libraries=_LIBRARIES.get(self._kind, 0),
         )
 
     def _activations(self, settings: StepSettings) -> int:
@@ -159,7 +160,7 @@ class MemoryEstimator:
             _LOG.debug("no estimate of activations", exc_info=True)
             self.problem = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             return 0
-        kind = self._step.device.type
+        kind = self._kind
         peak, retained = (int(n * _HEAP.get(kind, 1.0)) for n in (step.peak, step.retained))
         if kind == "cpu":  # safetensors copies the weights of the largest part
             peak = max(peak, retained + max(map(_trainable_bytes, self._trained), default=0))

@@ -32,11 +32,17 @@ class AllocationMeter(TorchDispatchMode):
         retained: Bytes that the process would still have if all tensors were freed.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, for_gpu: bool = False) -> None:
+        """Creates the meter.
+
+        Args:
+            device: Device of the tensors.
+            for_gpu: Leave out what kernels and the heap of a CPU take, even on a CPU.
+        """
         super().__init__()
         self.device = device
         self.live = self.peak = self.retained = 0
-        self._is_cpu = device.type == "cpu"
+        self._is_cpu = device.type == "cpu" and not for_gpu
         self._small = 0
         self._storages: dict[int, weakref.finalize[Any, Any]] = {}
         self._fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
