@@ -169,12 +169,11 @@ def expand_run(texts: list[str]) -> Mapping[str, Any]:
     """Value of `--output`: a run folder, split into `save_path` and `name`."""
     # As text: the command itself checks the scheme.
     parent, _, name = texts[-1].rstrip("/").rpartition("/")
-    if parent.endswith(":/"):  # a bucket alone
-        parent = texts[-1]
-    if name in ("", ".", ".."):
+    is_bucket = parent.endswith(":/")
+    if is_bucket or name in ("", ".", ".."):
         raise UsageError(
             f"--output {texts[-1]!r} is not the name of a folder",
-            hint="write --output runs/NAME",
+            hint=f"write --output {texts[-1].rstrip('/') if is_bucket else 'runs'}/NAME",
             code="usage.output",
             details={"output": texts[-1]},
         )

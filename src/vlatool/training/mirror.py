@@ -209,7 +209,8 @@ class RunMirror:
 
 def _files(run: Path) -> Iterator[FileInfo]:
     """Files of a run folder that are sent besides checkpoints, `latest.json` and the record."""
-    yield from (replace(file, name=FILE_LIST) for file in files_below(run / FILE_LIST))
+    if (run / FILE_LIST).is_file():
+        yield from (replace(file, name=FILE_LIST) for file in files_below(run / FILE_LIST))
     for file in output_files(run):
         first = file.name.partition("/")[0]
         is_hidden = any(part.startswith(".") for part in file.name.split("/"))

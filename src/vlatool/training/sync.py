@@ -137,6 +137,10 @@ class RunSync:
 
     def _wait(self, tickets: Sequence[tuple["_Sender", int]]) -> None:
         left = len(self.needed())
+        if not left:  # the last small files
+            while not all(sender.wait(ticket, _POLL_S) for sender, ticket in tickets):
+                pass
+            return
         with self._reporter.progress("sending", left, "checkpoints") as bar:
             for sender, ticket in tickets:
                 while not sender.wait(ticket, _POLL_S):

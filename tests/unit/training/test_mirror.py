@@ -1,0 +1,59 @@
+"""Copy of a run folder: parts that several checkpoints share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.builders.memory_remote import MemoryRemote
+from vlatool.artifacts.run.checkpoint import MODEL, CheckpointManifest
+from vlatool.artifacts.run.format import Retention, RunDir
+from vlatool.jobs.files import FileEntry
+from vlatool.plugins import SCHEMES
+from vlatool.storage.tree import sha256_of
+from vlatool.storage.uri import location
+from vlatool.training.mirror import RunMirror
+
+
+@pytest.fixture
+def there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """Location of the copy."""
+    builtins = SCHEMES._builtins  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setitem(builtins, "memory", MemoryRemote)
+    yield location(f"memory://{tmp_path.name}/a")
+    MemoryRemote.stores.clear()
+
+
+def save(run: RunDir, step: int, frozen: str) -> None:
+    """Writes a checkpoint whose frozen weights are in a file of the given name."""
+    beside = run.checkpoints_folder / f"frozen_{frozen}.safetensors"
+    folder = run.checkpoint(step)
+    folder.mkdir(parents=True)
+    beside.write_text(frozen)
+    (folder / MODEL).write_text(str(step))
+    entry = FileEntry(beside.name, len(frozen), sha256_of(beside))
+    CheckpointManifest.of(folder, step, step, beside={entry.path: entry}).write(folder)
+    run.write_latest(step)
+
+
+def test_shared_part_is_sent_once_and_pruned_with_the_last_checkpoint_that_names_it(
+    tmp_path: Path, there: Path
+) -> None:
+    run, retention = RunDir(tmp_path / "a"), Retention(latest=2)
+    mirror = RunMirror(run, there, lambda: None, retention)
+    objects = MemoryRemote.stores.setdefault(f"memory://{tmp_path.name}", {})
+    parts: list[list[str]] = []
+    written: list[float] = []
+    for step, frozen in [(1, "x"), (2, "x"), (3, "y"), (4, "y")]:
+        save(run, step, frozen)
+        mirror.send()
+        run.prune(retention, mirror.missing())
+        parts.append(sorted(name[-13] for name in objects if "frozen" in name))
+        shared = objects.get("a/checkpoints/frozen_x.safetensors")
+        written += [shared[1].modified] if shared else []
+
+    assert parts == [["x"], ["x"], ["x", "y"], ["y"]]
+    assert len(set(written)) == 1
+    assert [path.name for path in run.checkpoints_folder.glob("frozen_*")] == [
+        "frozen_y.safetensors"
+    ]
