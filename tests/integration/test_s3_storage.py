@@ -611,6 +611,19 @@ class TestLock:
 
         assert not (root / ".vlatool/lock").exists()
 
+    def test_end_of_a_run_waits_seconds_for_a_storage_that_is_away(
+        self,
+        root: RemotePath,
+        s3_proxy: Proxy,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        monkeypatch.setenv("VLATOOL_STORAGE_CLOCK_SPEED", "60")
+        with output_lock(root, "first"):
+            s3_proxy.faults.down_for(1e6)
+
+        assert "retried for 10 s" in caplog.text
+
     def test_run_that_lost_its_lock_fails_in_the_end(self, root: RemotePath) -> None:
         def lose_lock() -> None:
             with remote_lock(root, "first", renewed_every_s=0.1):

@@ -205,12 +205,13 @@ class RemoteLock:
         """Removes the lock if this process still holds it."""
         if self.is_lost:
             return
+        patience = min(_RELEASE_TIMEOUT_S, retry_timeout())
         try:
-            holder = self._read()
+            holder = self._read(patience)
             if holder is None or holder.owner != self._owner:
                 self.is_lost = True
                 return
-            delete(self._address, retry_timeout_s=min(_RELEASE_TIMEOUT_S, retry_timeout()))
+            delete(self._address, retry_timeout_s=patience)
         except (StorageError, EnvironmentProblem) as error:
             _LOGGER.warning("%s: cannot release the lock: %s", self._address, error)
 
@@ -243,9 +244,9 @@ class RemoteLock:
         self._etag = put(self._address, self._content)
         return True
 
-    def _read(self) -> _LockState | None:
+    def _read(self, retry_timeout_s: float | None = None) -> _LockState | None:
         try:
-            return call(self._address, self._request)
+            return call(self._address, self._request, retry_timeout_s=retry_timeout_s)
         except FileNotFoundError:
             return None
         except RangeNotSatisfiable:  # empty: a copy of the file that a local lock leaves
