@@ -41,15 +41,6 @@ def test_documented_command_is_valid(line: str, capsys: pytest.CaptureFixture[st
     assert app.run([*shlex.split(line)[1:], "--keys"]) == 0, capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "page",
-    ["README.md", "docs/preprocessing.md", "docs/formats/lerobot.md", "docs/guides/lbm.md"],
-)
-def test_page_on_lerobot_says_that_its_version_3_cannot_be_read(page: str) -> None:
-    text = (ROOT / page).read_text().replace("*", "").replace("data sets of v3.0", "v3.0")
-    assert re.search(r"v3\.0(?: data sets)? cannot be read", " ".join(text.split()))
-
-
 def test_documentation_has_commands() -> None:
     assert len(commands()) >= 10
 

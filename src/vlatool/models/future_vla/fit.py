@@ -73,13 +73,14 @@ def fit_to_data(
     return config.model_copy(update=update), derivation_rules(config, update)
 
 
-def encoder_of(config: FutureVlaConfig, shape: VlaShape, folder: Path) -> "SequenceEncoder":
+def encoder_of(config: FutureVlaConfig, shape: VlaShape, folder: Path | None) -> "SequenceEncoder":
     """Encoder of conversations.
 
     Args:
         config: Section `model`, derived.
         shape: Sizes of a sample.
-        folder: Folder of a run, or of weights, with tokenizer.json.
+        folder: Folder of a run, or of weights, with tokenizer.json; None for a plan of a run that
+            has neither, in which all words are equal.
 
     Raises:
         DataError: The tokenizer is missing or broken.
@@ -88,7 +89,8 @@ def encoder_of(config: FutureVlaConfig, shape: VlaShape, folder: Path) -> "Seque
 
     assert config.tokens is not None
     sides = grid_of(config, shape).token_sides
-    return SequenceEncoder(read_tokenizer_asset(folder), config.tokens, sides)
+    tokenizer = None if folder is None else read_tokenizer_asset(folder)
+    return SequenceEncoder(tokenizer, config.tokens, sides)
 
 
 def grid_of(config: FutureVlaConfig, shape: VlaShape) -> FrameGrid:

@@ -48,7 +48,7 @@ class FutureVlaType(ModelType):
             DataError: They are missing, of another type, or a stock Qwen3-VL.
         """
         if init_from is None:
-            if config.qwen is None or config.dino is None:
+            if None in (config.qwen, config.dino, config.special_ids):
                 raise UsageError(
                     "a future_vla model starts from weights, which init_from names",
                     hint="make them with `vlatool compose --qwen DIR --dino DIR --output DIR`, or "
@@ -113,7 +113,6 @@ class FutureVlaType(ModelType):
         from vlatool.models.future_vla.batch import VlaBatcher
         from vlatool.models.future_vla.fit import encoder_of
 
-        assert folder is not None
         return VlaBatcher(encoder_of(config, data.shape, folder), config.length_limit)
 
     def example(self, config: FutureVlaConfig, data: Any, size: int) -> dict[str, Any]:
