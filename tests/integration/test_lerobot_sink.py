@@ -1,4 +1,4 @@
-"""LeRobot data sets written by `preprocess --sink lerobot`. Source: formats/lerobot 14."""
+"""LeRobot data sets of the sink `lerobot`. Source: formats/lerobot-writing 1, 2."""
 
 import json
 from pathlib import Path

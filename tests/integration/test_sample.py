@@ -13,6 +13,7 @@ from typing import Any
 
 import av
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -168,7 +169,7 @@ def test_bytes_depend_on_seed_and_not_on_workers(tmp_path: Path, layout: str) ->
 
 
 def test_lerobot_tables_and_videos_agree_with_meta(tmp_path: Path) -> None:
-    result = run(tmp_path, "lerobot", episodes=3)
+    result = run(tmp_path, "lerobot", episodes=3, layout_version="v2.1")
     info = json.loads((tmp_path / "meta/info.json").read_text())
     assert (info["codebase_version"], info["total_frames"]) == ("v2.1", result.frames)
     rows = [pq.read_table(path) for path in sorted(tmp_path.glob("data/*/*.parquet"))]
@@ -183,11 +184,31 @@ def test_lerobot_tables_and_videos_agree_with_meta(tmp_path: Path) -> None:
 
 
 def test_lerobot_statistics_cover_every_feature(tmp_path: Path) -> None:
-    run(tmp_path, "lerobot", frames=5)
+    run(tmp_path, "lerobot", frames=5, layout_version="v2.1")
     info = json.loads((tmp_path / "meta/info.json").read_text())
     lines = (tmp_path / "meta/episodes_stats.jsonl").read_text().splitlines()
     assert [json.loads(line)["episode_index"] for line in lines] == [0, 1]
     assert set(json.loads(lines[0])["stats"]) == set(info["features"])
+
+
+def test_a_lerobot_set_of_v3_has_the_rows_and_frames_of_v2(tmp_path: Path) -> None:
+    for version in ("v2.1", "v3.0"):
+        run(tmp_path / version, "lerobot", frames=5, layout_version=version)
+    tables = [
+        pa.concat_tables(map(pq.read_table, sorted((tmp_path / version).glob("data/*/*.parquet"))))
+        for version in ("v2.1", "v3.0")
+    ]
+    assert tables[0].equals(tables[1])
+    video = "videos/**/*.mp4"
+    frames = [
+        [
+            frame.to_ndarray().tobytes()
+            for path in sorted((tmp_path / version).glob(video), key=lambda path: path.parts)
+            for frame in av.open(str(path)).decode(video=0)
+        ]
+        for version in ("v2.1", "v3.0")
+    ]
+    assert sorted(frames[0]) == sorted(frames[1])
 
 
 def test_libero_row_has_images_state_and_actions(tmp_path: Path) -> None:

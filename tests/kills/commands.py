@@ -39,6 +39,7 @@ from vlatool.workflows.fit_fast import FitFastConfig, fit_fast
 from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.model_export import TokenizerExportConfig, tokenizer_export
 from vlatool.workflows.predict import PredictConfig, predict
+from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.resolve_config import resolve_config
 from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.split import SplitConfig, split
@@ -276,6 +277,13 @@ def _windows(workspace: Workspace, **options: Any) -> None:
     convert(workspace.inputs / "libero", workspace.out, past_steps=2, future_steps=2, **options)
 
 
+def _lerobot(workspace: Workspace, overwrite: bool = False, **sink: Any) -> None:
+    tree = {"format": "libero", "sources": [str(workspace.inputs / "libero")], "workers": 1}
+    tree |= {"output": str(workspace.out), "overwrite": overwrite}
+    tree |= {"sink": {"type": "lerobot", "use_videos": True, **sink}}
+    preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+
+
 def _images(workspace: Workspace, **options: Any) -> None:
     image_shards(workspace.images, workspace.out, val_ratio=0.5, **options)
 
@@ -401,6 +409,13 @@ COMMANDS = (
         lambda workspace: _windows(workspace, name="other"),
     ),
     Command("preprocess libero to S3", _windows, result=bucket_digests, is_remote=True),
+    Command("preprocess to a LeRobot set", _lerobot),
+    Command(
+        "preprocess to a LeRobot set --overwrite",
+        lambda workspace: _lerobot(workspace, overwrite=True),
+        lambda workspace: _lerobot(workspace, layout_version="v2.1"),
+    ),
+    Command("preprocess to a LeRobot set in S3", _lerobot, result=bucket_digests, is_remote=True),
     Command("preprocess images", _images),
     Command(
         "preprocess images --overwrite",

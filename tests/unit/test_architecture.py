@@ -51,6 +51,7 @@ FOLDER_IMPORTS = {
     ("artifacts/samples", "artifacts/codes"),
     ("artifacts/samples", "artifacts/fast"),
     ("artifacts/samples", "artifacts/windows"),
+    ("artifacts/shards", "artifacts/lerobot"),
     ("artifacts/shards", "artifacts/stats"),
     ("artifacts/windows", "artifacts/codes"),
     ("models/titok", "models/vqgan"),

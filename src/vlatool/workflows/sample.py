@@ -1,10 +1,9 @@
 """Recording of episodes of the built-in world in a raw layout."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -14,17 +13,22 @@ from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import DRY_RUN_HELP, JobConfig, JobResult, make_executor
 from vlatool.jobs.executor import default_workers
-from vlatool.jobs.files import FileEntry, digests_below, file_entry, folder_entry
+from vlatool.jobs.files import FileEntry
 from vlatool.jobs.inputs import InputState, plan_digest
 from vlatool.jobs.job import JobRun, JobSpec
 from vlatool.jobs.journal import Receipt
 from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_command
-from vlatool.storage.atomic import remove_file
 from vlatool.storage.uri import local_path
 from vlatool.world.cameras import SQUARE_SIZES, CameraCount, SizeName, cameras_for
-from vlatool.world.episodes import expert_episode
-from vlatool.world.recording import RecordedEpisode, Recorder, RecordingSetup
+from vlatool.world.episodes import WorldEpisode, expert_episode
+from vlatool.world.recording import (
+    LayoutRecorder,
+    RecordedEpisode,
+    Recorder,
+    RecordingSetup,
+    recorded_of,
+)
 from vlatool.world.render import View
 
 Layout = Literal["spartan", "lerobot", "libero"]
@@ -34,6 +38,9 @@ class SampleConfig(ConfigModel):
     """Options of `vlatool sample`."""
 
     no_effect_on_output: ClassVar[frozenset[str]] = frozenset({"workers", "dry_run"})
+
+    # Options by the layout that has them; records of the other layouts leave them out.
+    layout_options: ClassVar[Mapping[str, Layout]] = {"layout_version": "lerobot"}
 
     layout: Layout = Field(description="Raw layout to write.")
     output: str = Field(description="Folder to create.")
@@ -49,6 +56,9 @@ class SampleConfig(ConfigModel):
     )
     depth: bool = Field(
         default=False, description="Write depth and label maps, too (spartan only)."
+    )
+    layout_version: Literal["v3.0", "v2.1"] = Field(
+        default="v3.0", description="Version of the data set (lerobot only)."
     )
     workers: int | None = Field(
         default=None,
@@ -126,7 +136,9 @@ class SampleJob:
     """Job that records episodes of the expert; see `jobs.job.Job`."""
 
     def __init__(self, config: SampleConfig) -> None:
-        options = config.model_dump(mode="json", exclude={"output", *config.no_effect_on_output})
+        others = {key for key, name in config.layout_options.items() if name != config.layout}
+        excluded = {"output", *others, *config.no_effect_on_output}
+        options = config.model_dump(mode="json", exclude=excluded)
         output = local_path(config.output)
         self._config = config
         self._recorder = _recorder(config)
@@ -137,9 +149,11 @@ class SampleJob:
             title=f"sample {config.layout} {config.output}",
             item_name="episode",
             plan=plan_digest(options),
-            work=EpisodeWriter(self._recorder, output, config.seed, config.frames),
+            work=EpisodeWriter(self._recorder.write, config.seed, config.frames),
             state=_state,
             owned=self._recorder.owned,
+            temporary=self._recorder.temporary,
+            has_arrays=bool(self._recorder.temporary),
             locations=(output,),
             progress_count="frames",
             can_overwrite=False,
@@ -171,19 +185,17 @@ class SampleJob:
 
     def begin(self) -> None:
         """Removes the files that describe the whole data set."""
-        for name in self._recorder.closing:
-            remove_file(self.spec.output / name)
+        self._recorder.begin()
 
     def finish(self, receipts: Iterator[Receipt], run: JobRun) -> Sequence[FileEntry]:
         """Writes the files that describe the whole data set."""
-        del run
-        files: list[FileEntry] = []
+        return self._recorder.finish(self._noted(receipts), run)
+
+    def _noted(self, receipts: Iterator[Receipt]) -> Iterator[Receipt]:
+        """The receipts; their episodes are in the result."""
         for receipt in receipts:
-            files += receipt.files
-            self._recorded.append(RecordedEpisode(**receipt.facts))
-        self._recorder.finish(self._recorded)
-        closing = (name for name in self._recorder.closing if (self.spec.output / name).is_file())
-        return [*files, *(file_entry(self.spec.output, name) for name in closing)]
+            self._recorded.append(recorded_of(receipt))
+            yield receipt
 
     def result(self, run: JobRun) -> SampleResult:
         """Result of the command."""
@@ -196,26 +208,22 @@ class SampleJob:
 
 @dataclass(frozen=True)
 class EpisodeWriter:
-    """Picklable function that records one episode."""
+    """Picklable function that records one episode.
 
-    recorder: Recorder
-    output: Path
+    Attributes:
+        write: Writes an episode; its second argument is the number of frames before it.
+        seed: Seed of the world.
+        frames: Frames per episode; None: until the expert is done.
+    """
+
+    write: Callable[[WorldEpisode, int], Receipt]
     seed: int
     frames: int | None
 
     def __call__(self, item: tuple[int, int]) -> Receipt:
         """Writes the episode; returns its receipt."""
         index, first_row = item
-        recorded = self.recorder.write(expert_episode(self.seed, index, self.frames), first_row)
-        info = asdict(recorded)
-        counts = {"frames": recorded.frames}
-        return Receipt("", counts=counts, files=tuple(map(self._entry, recorded.files)), facts=info)
-
-    def _entry(self, name: str) -> FileEntry:
-        path = self.output / name
-        if path.is_dir():
-            return folder_entry(name, digests_below(path))
-        return file_entry(self.output, name)
+        return self.write(expert_episode(self.seed, index, self.frames), first_row)
 
 
 def _state(item: tuple[int, int]) -> InputState:
@@ -227,20 +235,20 @@ def _recorder(config: SampleConfig) -> Recorder:
     # Imports inside: only the layouts that need PyAV, pyarrow or SciPy load them.
     cameras = cameras_for(config.cameras)
     if config.layout == "libero":
-        from vlatool.world.record_lerobot import PUBLISHED_SIZE, LiberoRecorder
+        from vlatool.world.record_lerobot import PUBLISHED_SIZE, LiberoWriter
 
         size = SQUARE_SIZES.get(config.size, PUBLISHED_SIZE)
         views = tuple(View(camera, size) for camera in cameras)
-        return LiberoRecorder(RecordingSetup(local_path(config.output), views))
+        return LayoutRecorder(LiberoWriter(RecordingSetup(local_path(config.output), views)))
     views = tuple(View(camera, camera.size(config.size)) for camera in cameras)
     setup = RecordingSetup(local_path(config.output), views, config.depth)
     if config.layout == "lerobot":
-        from vlatool.world.record_lerobot import LeRobotRecorder
+        from vlatool.workflows.sample_lerobot import SinkRecorder
 
-        return LeRobotRecorder(setup)
-    from vlatool.world.record_spartan import SpartanRecorder
+        return SinkRecorder(setup, config.layout_version, config.episodes)
+    from vlatool.world.record_spartan import SpartanWriter
 
-    return SpartanRecorder(setup)
+    return LayoutRecorder(SpartanWriter(setup))
 
 
 def _summary(config: SampleConfig, recorded: list[RecordedEpisode]) -> SampleResult:

@@ -1,4 +1,4 @@
-"""Writers of LeRobot data sets: v2.1 with h264 video, and the layout of LIBERO with PNG cells.
+"""Episodes of the world with the fields of LeRobot sets, and a writer of the layout of LIBERO.
 
 Source: formats/lerobot 2, 3, 4, 5, 6, 7, 10.
 """
@@ -10,34 +10,27 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from PIL import Image
 
 from vlatool.artifacts.lerobot.format import (
     AUTOMATIC,
     DATA_PATH,
-    EPISODE_STATS_FILE,
     META_FILES,
     OWNED_FILES,
     STATS_FILE,
-    VIDEO_PATH,
     EpisodeLine,
     SetInfo,
-    Stats,
     automatic_features,
     feature,
     merge_stats,
-    moments,
     table_stats,
     template_values,
     vector_column,
-    write_lines,
     write_meta,
     write_table,
 )
-from vlatool.artifacts.video import encode_video
-from vlatool.episode import UInt8Array
-from vlatool.storage.atomic import write_bytes, write_json
+from vlatool.episode import Episode, FieldSpec, Survey, UInt8Array
+from vlatool.storage.atomic import write_json
 from vlatool.world.episodes import WorldEpisode
 from vlatool.world.libero import (
     ACTION_WIDTH,
@@ -48,54 +41,64 @@ from vlatool.world.libero import (
 )
 from vlatool.world.recording import RecordedEpisode, RecordingSetup, recorded_episode
 from vlatool.world.render import View
-from vlatool.world.scene import COLORS, FPS, instruction_for
+from vlatool.world.scene import COLORS, FPS, Scene, instruction_for
 
 PUBLISHED_SIZE = (256, 256)
-_STATE_NAMES = ["x", "y", "z", "opening"]
+STATE, ACTION = "observation.state", "action"
+_STATE_NAMES = ("x", "y", "z", "opening")
+ROBOT_TYPE = "vlatool_world"
 
 
 @dataclass(frozen=True)
-class LeRobotRecorder:
-    """Recorder of LeRobot v2.1 data sets with videos."""
+class DrawnFrames:
+    """Images of a view as a `FrameSource`, drawn when they are read."""
 
-    owned: ClassVar[Sequence[str]] = OWNED_FILES
-    closing: ClassVar[Sequence[str]] = META_FILES
-    setup: RecordingSetup
+    scenes: Sequence[Scene]
+    view: View
 
-    def write(self, episode: WorldEpisode, first_row: int) -> RecordedEpisode:
-        """Writes the videos and the table of one episode."""
-        template = template_values(episode.index)
-        stats: dict[str, Any] = {}
-        files: list[str] = []
-        for view in self.setup.views:
-            key = video_key(view)
-            frames = list(episode.images(view))
-            files.append(VIDEO_PATH.format(video_key=key, **template))
-            write_bytes(self.setup.output / files[-1], encode_video(frames, FPS))
-            stats[key] = _image_stats(np.stack(frames))
-        columns = {
-            "observation.state": vector_column(episode.states.astype(np.float32)),
-            "action": vector_column(episode.actions.astype(np.float32)),
-            **_columns(episode, first_row),
-        }
-        files.append(DATA_PATH.format(**template))
-        write_table(self.setup.output / files[-1], columns)
-        return recorded_episode(episode, files, stats | table_stats(columns))
+    def __len__(self) -> int:
+        return len(self.scenes)
 
-    def finish(self, episodes: list[RecordedEpisode]) -> None:
-        """Writes the files in `meta/`."""
-        stats = ({"episode_index": episode.index, "stats": episode.stats} for episode in episodes)
-        write_lines(self.setup.output / EPISODE_STATS_FILE, stats)
-        features = {
-            "observation.state": feature("float32", [4], _STATE_NAMES),
-            "action": feature("float32", [4], _STATE_NAMES),
-            **{video_key(view): _video_feature(view) for view in self.setup.views},
-        }
-        _write_meta(self.setup, episodes, "v2.1", "vlatool_world", features)
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.view.size
+
+    def read(self, indices: Sequence[int]) -> UInt8Array:
+        """Images uint8 [N, H, W, 3]."""
+        return np.stack([self.view.draw(self.scenes[index]) for index in indices])
+
+
+def world_survey(views: Sequence[View], episodes: int) -> Survey:
+    """Survey of episodes of the world with the columns of a LeRobot data set."""
+    spec = FieldSpec(len(_STATE_NAMES), _STATE_NAMES)
+    return Survey(
+        episodes=episodes,
+        cameras={view.camera.name: view.size for view in views},
+        fields={STATE: spec, ACTION: spec},
+        fps=FPS,
+        action_fields=(ACTION,),
+        proprioception_fields=(STATE,),
+    )
+
+
+def as_episode(episode: WorldEpisode, views: Sequence[View]) -> Episode:
+    """An episode of the world with the fields of `world_survey`; images are drawn when read."""
+    return Episode(
+        id=f"episode_{episode.index:06d}",
+        task=episode.instruction,
+        fps=FPS,
+        num_frames=len(episode),
+        cameras={view.camera.name: DrawnFrames(episode.scenes, view) for view in views},
+        lowdim={STATE: episode.states, ACTION: episode.actions},
+        language={"original": [episode.instruction]},
+        action_fields=(ACTION,),
+        proprioception_fields=(STATE,),
+    )
 
 
 @dataclass(frozen=True)
-class LiberoRecorder:
+class LiberoWriter:
     """Recorder of LIBERO data sets; the two views become `image` and `wrist_image`."""
 
     owned: ClassVar[Sequence[str]] = OWNED_FILES
@@ -161,34 +164,6 @@ def _write_meta(
         EpisodeLine(episode.index, (episode.instruction,), episode.frames) for episode in episodes
     ]
     write_meta(setup.output, info, lines)
-
-
-def video_key(view: View) -> str:
-    """Name of the feature of a camera."""
-    return f"observation.images.{view.camera.name}"
-
-
-def _image_stats(images: NDArray[np.uint8]) -> Stats:
-    """Statistics of [L, H, W, 3] per channel in 0..1, with the shape (3, 1, 1) of the format."""
-    pixels = images[:, ::4, ::4].reshape(-1, 3) / 255.0
-    stats = {name: value.reshape(3, 1, 1).tolist() for name, value in moments(pixels).items()}
-    return {**stats, "count": [len(images)]}
-
-
-def _video_feature(view: View) -> dict[str, Any]:
-    height, width = view.size
-    info = {
-        "video.fps": float(FPS),
-        "video.height": height,
-        "video.width": width,
-        "video.channels": 3,
-        "video.codec": "h264",
-        "video.pix_fmt": "yuv420p",
-        "video.is_depth_map": False,
-        "has_audio": False,
-    }
-    declared = feature("video", [height, width, 3], ["height", "width", "channels"])
-    return declared | {"info": info}
 
 
 def _image_column(episode: WorldEpisode, view: View) -> pa.Array:

@@ -48,7 +48,7 @@ Member = tuple[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class SpartanRecorder:
+class SpartanWriter:
     """Recorder of raw Spartan episodes."""
 
     owned: ClassVar[Sequence[str]] = (f"tasks/{TASK}/**/*",)

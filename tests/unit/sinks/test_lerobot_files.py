@@ -1,4 +1,4 @@
-"""Places of episodes in files. Source: formats/lerobot 14.2."""
+"""Places of episodes in files. Source: formats/lerobot-writing 2."""
 
 from vlatool.sinks.lerobot.files import Rolling
 

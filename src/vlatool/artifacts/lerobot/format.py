@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from vlatool.storage.atomic import open_atomic, write_json, write_text
 
 Stats = dict[str, Any]
+SINK = "lerobot"
+# Versions that are written.
+Version = Literal["v3.0", "v2.1"]
 
 INFO_FILE = "meta/info.json"
 EPISODES_FILE = "meta/episodes.jsonl"

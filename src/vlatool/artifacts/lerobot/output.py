@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,12 +27,11 @@ from vlatool.artifacts.lerobot.format import (
     TASKS_FILE,
     TASKS_TABLE,
     VIDEO_PATH,
+    Version,
     write_lines,
 )
 from vlatool.artifacts.lerobot.statistics import Stats
 from vlatool.storage.atomic import open_atomic, write_json
-
-Version = Literal["v3.0", "v2.1"]
 
 # Parts of single episodes, which the final files are made of.
 PARTS_FOLDER = "episodes"

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlatool.artifacts.lerobot.format import FRAME_INDEX
+from vlatool.artifacts.lerobot.tables import read_segment
 from vlatool.episode import Clip, RowSegment
 from vlatool.errors import DataError
 from vlatool.storage.uri import as_native_file
@@ -89,27 +90,9 @@ def read_columns(recording: LeRobotRecording, columns: Sequence[str]) -> pa.Tabl
     Raises:
         pa.ArrowException, OSError: The file cannot be read.
     """
-    with pq.ParquetFile(as_native_file(recording.rows.path)) as file:
-        known = file.schema_arrow.names
-        chosen = [name for name in known if name in {*columns, FRAME_INDEX}]
-        table = _rows_of(file, recording.rows, chosen)
-    if FRAME_INDEX in chosen:
+    table = read_segment(recording.rows, [*columns, FRAME_INDEX])
+    if FRAME_INDEX in table.column_names:
         numbers = table.column(FRAME_INDEX)
         if pa.types.is_integer(numbers.type) and not numbers.null_count:
             table = table.take(pa.array(np.argsort(numbers.to_numpy(), kind="stable")))
     return table
-
-
-def _rows_of(file: pq.ParquetFile, rows: RowSegment, columns: Sequence[str]) -> pa.Table:
-    """The columns of a segment; reads only the row groups that have rows of it."""
-    stop = file.metadata.num_rows if rows.count is None else rows.first + rows.count
-    groups: list[int] = []
-    before, first = 0, 0
-    for group in range(file.num_row_groups):
-        after = before + file.metadata.row_group(group).num_rows
-        if before < stop and after > rows.first:
-            first = first if groups else before
-            groups.append(group)
-        before = after
-    table = file.read_row_groups(groups, columns=[*columns])
-    return table.slice(rows.first - first, stop - rows.first)

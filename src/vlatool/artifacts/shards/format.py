@@ -19,6 +19,8 @@ from pydantic import Field
 
 from vlatool import __version__
 from vlatool.artifacts.base import other_contents_error
+from vlatool.artifacts.lerobot.format import INFO_FILE
+from vlatool.artifacts.lerobot.format import SINK as LEROBOT_SINK
 from vlatool.artifacts.manifest import parse_values
 from vlatool.artifacts.stats.format import DIGESTS_NAME, STATS_NAME, Statistics, read_stats
 from vlatool.artifacts.tar import INDEX_SUFFIX, is_shard
@@ -405,7 +407,11 @@ def is_unfinished(location: Path) -> bool:
         record = read_valid_record(location)
     except DataError:
         return True
-    return record is not None and record.command == "preprocess"
+    if record is None or record.command != "preprocess":
+        return False
+    # A LeRobot data set that is complete is a source, too, and checked as one.
+    is_set = record.options.get("sink") == LEROBOT_SINK and (location / INFO_FILE).is_file()
+    return not is_set
 
 
 def expects_manifest(location: Path) -> bool:

@@ -1,12 +1,11 @@
-"""Config of the `lerobot` sink. Source: formats/lerobot 14."""
+"""Config of the `lerobot` sink. Source: formats/lerobot-writing 1, 2."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from vlatool.artifacts.lerobot.format import CHUNKS_SIZE
-from vlatool.artifacts.lerobot.output import Version
+from vlatool.artifacts.lerobot.format import CHUNKS_SIZE, Version
 from vlatool.sinks.base import SinkConfig
 
 

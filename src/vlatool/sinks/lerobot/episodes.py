@@ -1,6 +1,6 @@
 """Parts of one episode: its rows in a table, and a video per camera; numbers are given at the end.
 
-Legend of shapes: F frames, C dimensions. Source: formats/lerobot 14.
+Legend of shapes: F frames, C dimensions. Source: formats/lerobot-writing 1, 2.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,6 +1,6 @@
 """Columns and cameras of a written LeRobot set, from the survey or from the sets that are merged.
 
-Source: formats/lerobot 4, 14.
+Source: formats/lerobot 4; formats/lerobot-writing 1.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

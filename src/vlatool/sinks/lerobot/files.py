@@ -1,7 +1,7 @@
 """Final files of a LeRobot set from the parts of its episodes, with numbers and places.
 
 A file is made as one, by any worker; the journal has those of an earlier run. Source:
-formats/lerobot 14.
+formats/lerobot-writing 1, 2.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from vlatool.errors import StorageError
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.journal import Journal, Receipt, intact_receipt
 from vlatool.storage.atomic import as_storage_error, open_atomic
-from vlatool.storage.uri import is_remote
+from vlatool.storage.uri import as_native_file, is_remote
 
 _HINT = "run the same command again with --overwrite"
 
@@ -124,7 +124,7 @@ class FileWriter:
     def _write_rows(self, plan: FilePlan, file: IO[bytes]) -> None:
         writer: pq.ParquetWriter | None = None
         for part in plan.parts:
-            with pq.ParquetFile(self.output / part.path) as source:
+            with pq.ParquetFile(as_native_file(self.output / part.path)) as source:
                 start = 0
                 for group in range(source.num_row_groups):
                     table = self._numbered(source.read_row_group(group), part, start)
@@ -195,7 +195,7 @@ def _seekable(path: Path) -> Generator[IO[bytes]]:
 class Rolling:
     """Numbers of chunk and file, of files that are filled one after the other.
 
-    Source: formats/lerobot 14.2.
+    Source: formats/lerobot-writing 2.
     """
 
     limit: int

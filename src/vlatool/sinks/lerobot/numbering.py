@@ -1,6 +1,6 @@
 """Numbers and places of the episodes of a LeRobot set, given when all episodes are known.
 
-Source: formats/lerobot 9, 14.
+Source: formats/lerobot 9; formats/lerobot-writing 2, 3.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,6 +31,8 @@ from vlatool.sinks.lerobot.files import FilePlan, Part, Rolling
 from vlatool.transforms.statistics import StatisticsAccumulator, from_arrays
 
 _SIZE = ("height", "width")
+# Sections of a camera that describe its video; v2.0 has the second name.
+_VIDEO_KEYS = ("info", "video_info")
 
 
 class Numbering:
@@ -119,7 +121,8 @@ class Numbering:
         """Declarations for `meta/info.json`, with what is known of the cameras."""
         features = {name: dict(declared) for name, declared in self._layout.features.items()}
         for camera, (_, facts) in self._cameras.items():
-            features[camera] |= self._camera_feature(camera, facts)
+            others = {key: features[camera][key] for key in {*features[camera]} - {*_VIDEO_KEYS}}
+            features[camera] = others | self._camera_feature(camera, facts)
         return features
 
     def set_statistics(self) -> dict[str, Stats]:
@@ -189,11 +192,7 @@ class Numbering:
         declared = self._layout.features[camera]
         height, width = facts["height"], facts["width"]
         known = next(
-            (
-                declared[key]
-                for key in ("info", "video_info")
-                if isinstance(declared.get(key), Mapping)
-            ),
+            (declared[key] for key in _VIDEO_KEYS if isinstance(declared.get(key), Mapping)),
             {},
         )
         is_depth = camera in self._layout.depth

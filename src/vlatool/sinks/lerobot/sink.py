@@ -1,7 +1,7 @@
 """The `lerobot` sink: episodes of any source as a LeRobot data set, v3.0 or v2.1.
 
 Workers write the parts of an episode below its id. Numbers are given at the end, to the episodes
-that are good. Source: formats/lerobot 14.
+that are good. Source: formats/lerobot-writing 1, 2.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
