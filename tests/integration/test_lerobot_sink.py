@@ -107,3 +107,14 @@ def test_the_tables_of_v3_have_the_columns_of_the_official_loader(
     stats = json.loads((out / "meta/stats.json").read_text())
     assert stats["index"]["q50"] == [4.5]
     assert {*info["features"]} - {*stats} == {"language_instruction"}
+
+
+def test_modality_names_the_fields_in_their_columns(raw: Path, tmp_path: Path) -> None:
+    written("spartan", raw, tmp_path / "out", modality=True)
+    tree = json.loads((tmp_path / "out/meta/modality.json").read_text())
+    (episode, *_) = episodes_of("spartan", raw)
+    widths = [episode.lowdim[name].shape[1] for name in episode.proprioception_fields]
+    spans = [*tree["state"].values()]
+    assert [span["end"] - span["start"] for span in spans] == widths
+    assert {span["original_key"] for span in spans} == {"observation.state"}
+    assert len(tree["action"]) == len(spans)

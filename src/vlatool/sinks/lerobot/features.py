@@ -35,7 +35,7 @@ class SetLayout:
         cameras: Map from camera of the episodes to its feature.
         depth: Depth cameras of the source, which are copied.
         videos: Features that are stored as videos.
-        field_widths: Map from field to its width, for joined fields.
+        field_widths: Map from field to its width.
     """
 
     rate: Fraction
@@ -54,6 +54,14 @@ class SetLayout:
             for name, declared in self.features.items()
             if name not in (*AUTOMATIC, *self.camera_features)
         }
+
+    def position(self, field: str) -> tuple[str, int]:
+        """Column that holds a field, and its first dimension there."""
+        for column, fields in self.sources.items():
+            if field in fields:
+                before = fields[: fields.index(field)]
+                return column, sum(self.field_widths[name] for name in before)
+        return field, 0
 
     @property
     def camera_features(self) -> tuple[str, ...]:
@@ -129,9 +137,13 @@ def _made_layout(
     for name, column in cameras.items():
         height, width = survey.cameras[name] or (0, 0)
         features[column] = feature("", [height, width, 3], ["height", "width", "channels"])
-    widths = {name: spec.width for name, spec in survey.fields.items()}
     features |= automatic_features()
+    widths = _widths(setup)
     return SetLayout(rate, features, sources, cameras, videos=videos, field_widths=widths)
+
+
+def _widths(setup: SinkSetup) -> dict[str, int]:
+    return {name: spec.width for name, spec in setup.survey.fields.items()}
 
 
 def _labels(name: str, spec: FieldSpec, *, is_joined: bool) -> Iterator[str]:
@@ -170,7 +182,7 @@ def _copied_layout(
     if config.use_videos is not None:
         videos = {*(cameras if config.use_videos else ()), *(videos & {*depth})}
     features |= automatic_features()
-    return SetLayout(rate, features, {}, cameras, depth, frozenset(videos))
+    return SetLayout(rate, features, {}, cameras, depth, frozenset(videos), _widths(setup))
 
 
 def _stored_schema(recording: LeRobotRecording) -> pa.Schema | None:

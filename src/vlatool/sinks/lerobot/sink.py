@@ -105,7 +105,8 @@ class LeRobotSink:
         names = [write_statistics(output, numbering.set_statistics())]
         names.append(write_tasks(output, version, numbering.tasks))
         names += write_episodes(output, version, numbering.episodes, fps, limit)
-        modality = modality_of(layout, self._sets, is_requested=config.modality)
+        fields = {"state": self.proprioception_fields, "action": self.action_fields}
+        modality = modality_of(layout, self._sets, fields if config.modality else {})
         if modality:
             names.append(write_modality(output, modality))
         source: Mapping[str, Any] = self._sets[0].document if self._sets else {}
