@@ -97,6 +97,7 @@ def test_the_tables_of_v3_have_the_columns_of_the_official_loader(
     assert data.column("index").to_pylist() == [*range(EPISODES * FRAMES)]
     rows = pq.read_table(out / "meta/episodes/chunk-000/file-000.parquet").to_pylist()
     camera = next(name for name, tree in info["features"].items() if tree["dtype"] == "video")
+    assert [*info["features"][camera]] == ["dtype", "shape", "names", "info"]
     spans = [(row["dataset_from_index"], row["dataset_to_index"]) for row in rows]
     assert spans == [(0, 5), (5, 10)]
     assert [row[f"videos/{camera}/from_timestamp"] for row in rows] == [0.0, 0.5]

@@ -121,7 +121,8 @@ class Numbering:
         """Declarations for `meta/info.json`, with what is known of the cameras."""
         features = {name: dict(declared) for name, declared in self._layout.features.items()}
         for camera, (_, facts) in self._cameras.items():
-            others = {key: features[camera][key] for key in {*features[camera]} - {*_VIDEO_KEYS}}
+            declared = features[camera].items()
+            others = {key: value for key, value in declared if key not in _VIDEO_KEYS}
             features[camera] = others | self._camera_feature(camera, facts)
         return features
 
