@@ -41,7 +41,8 @@ def main(data: str, preset: str, steps: int, every: int, delay: float, runs: int
         for number in range(runs):
             for is_sent in (False, True):
                 output = Path(folder, f"run-{number}-{is_sent}")
-                sent = ["--remote-sync", f"s3://{bucket}"] if is_sent else []
+                # A location of its own: a run that is there already would be continued.
+                sent = ["--remote-sync", f"s3://{bucket}/{number}"] if is_sent else []
                 results[is_sent].append(once([*words, "--output", str(output), *sent], output))
     print(describe())
     for is_sent, values in results.items():
