@@ -14,13 +14,12 @@ import av.error
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
+from vlatool.artifacts.video import TIMELESS_FORMATS
 from vlatool.episode import Clip
 from vlatool.errors import DataError
 from vlatool.storage.uri import as_native_file
 
 _MOST_PIXELS = 2**26
-# Containers without presentation times; FFmpeg reports guesses, so frames are counted instead.
-_TIMELESS_FORMATS = frozenset({"avi", "h264", "hevc", "m4v"})
 _SEEKS = 3  # before a clip; then the file is read from its start
 
 
@@ -161,7 +160,7 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[_Packet
 
 def _table_of_file(container: InputContainer, packets: list[_Packet]) -> PacketTable:
     times = sorted({packet.pts for packet in packets if packet.pts is not None})
-    if len(times) < len(packets) or container.format.name in _TIMELESS_FORMATS:
+    if len(times) < len(packets) or container.format.name in TIMELESS_FORMATS:
         return PacketTable(array("q"), [], [], len(packets))
     return _table(times, packets, is_part=False)
 
@@ -175,7 +174,7 @@ def _table(times: list[int], packets: list[_Packet], *, is_part: bool) -> Packet
 
 def _table_of_part(clip: Clip, container: InputContainer, stream: VideoStream) -> PacketTable:
     """Table of the frames from half a frame before `start` to half a frame before `stop`."""
-    if stream.time_base is None or container.format.name in _TIMELESS_FORMATS:
+    if stream.time_base is None or container.format.name in TIMELESS_FORMATS:
         raise decode_error(clip.path, None, "frames of this kind of file have no times")
     half = 0.5 / float(stream.average_rate) if stream.average_rate else 0.0
     ticks = float(1 / stream.time_base)
