@@ -61,7 +61,7 @@ def main(data: str, preset: str, workers: int, steps: int) -> None:
         for name in setup.objective.optimizers_at(0):
             last = stepper.step(name, setup.state, setup.objective, [batch], [])
         setup.state.step += 1
-    last.on_host.read()
+    last.on_host.read(timeout_s=60)
     milliseconds = 1000 * (time.perf_counter() - started) / steps
     size = f"batch {plan.micro_batch}, {setup.state.num_parameters / 1e6:.2f} M"
     print(f"step alone on {runtime.device}, {size}: {milliseconds:.1f} ms")

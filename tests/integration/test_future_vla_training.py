@@ -52,6 +52,8 @@ def config_of(root: Path, run: str, **changes: Any) -> TrainConfig:
         "num_checkpoints": STEPS // HALF,
         "log_every_n_steps": 1,
         "hparams.global_batch_size": 2,
+        "hparams.lr": 1e-3,
+        "model.segment_weights.action": 1,
         **{key.replace("__", "."): value for key, value in changes.items()},
     }
     overrides = [parse_override(f"{key}={value}") for key, value in keys.items()]
@@ -87,7 +89,7 @@ def test_killed_run_equals_the_undisturbed_one(root: Path, whole: RunDir) -> Non
 @pytest.fixture(scope="module")
 def adapters(root: Path, whole: RunDir) -> RunDir:
     """A run that trained adapters of rank 2."""
-    frozen = {"model.freeze_vision": True, "model.freeze_mergers": True}
+    frozen = {f"model.freeze_{part}": True for part in ("vision", "mergers", "dino")}
     keys = {"model.lora.rank": 2, "init_from": whole.root, "total_train_steps": 2, **frozen}
     train(config_of(root, "adapters", **keys))
     return RunDir(root / "adapters")

@@ -205,13 +205,13 @@ class RemoteLock:
         """Removes the lock if this process still holds it."""
         if self.is_lost:
             return
-        patience = min(_RELEASE_TIMEOUT_S, retry_timeout())
+        timeout_s = min(_RELEASE_TIMEOUT_S, retry_timeout())
         try:
-            holder = self._read(patience)
+            holder = self._read(timeout_s)
             if holder is None or holder.owner != self._owner:
                 self.is_lost = True
                 return
-            delete(self._address, retry_timeout_s=patience)
+            delete(self._address, retry_timeout_s=timeout_s)
         except (StorageError, EnvironmentProblem) as error:
             _LOGGER.warning("%s: cannot release the lock: %s", self._address, error)
 
