@@ -84,8 +84,10 @@ def _segment(files: EpisodeFiles, name: str, report: Collector) -> RowSegment | 
         return stated
     segment = report.attempt(partial(actual_segment, stated, files.number, name))
     if segment is not None and segment.first != stated.first:
-        message = f"{name}: its rows start at row {segment.first} of {stated.path}, the list of"
-        message = f"{message} episodes says {stated.first}; they are taken by episode_index"
+        message = (
+            f"{name}: its rows start at row {segment.first} of {stated.path}, and at "
+            f"{stated.first} in the list of episodes; they are taken by episode_index"
+        )
         report.note("row_offsets", message, path=str(stated.path), row=segment.first)
     return segment
 
