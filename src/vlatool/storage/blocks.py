@@ -6,7 +6,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 from vlatool.storage.background import in_background
-from vlatool.storage.reader import RangeDownload
+from vlatool.storage.reader import RangeDownload, RemoteFile
 from vlatool.storage.remote import Address, ObjectInfo, call
 
 _BLOCK_SIZE = 2 * 1024 * 1024
@@ -32,43 +32,18 @@ def _block(address: Address, info: ObjectInfo, number: int) -> bytes:
     return RangeDownload(address, start, min(info.size, start + _BLOCK_SIZE), info).run()
 
 
-class _BlockFile(io.RawIOBase):
-    """Unbuffered file over one version of an object."""
+class _BlockFile(RemoteFile):
+    """File that reads blocks."""
 
     def __init__(self, address: Address, info: ObjectInfo) -> None:
-        self.name = str(address)
-        self._address = address
-        self._info = info
-        self._position = 0
+        super().__init__(address, info, info.size)
         self._last = -2
         self._following: tuple[int, Future[bytes]] | None = None
-
-    def readable(self) -> bool:
-        """True."""
-        return True
-
-    def seekable(self) -> bool:
-        """True."""
-        return True
-
-    def tell(self) -> int:
-        """Position of the next byte."""
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        """Moves to a position, without a request."""
-        starts = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._info.size}
-        if whence not in starts:
-            raise ValueError(f"invalid whence {whence}")
-        if starts[whence] + offset < 0:
-            raise OSError(22, "negative seek position")
-        self._position = starts[whence] + offset
-        return self._position
 
     def readinto(self, buffer: Any, /) -> int:
         """Copies bytes of one block to the buffer; returns their number, 0 at the end."""
         view = memoryview(buffer).cast("B")
-        if self._position >= self._info.size or not view:
+        if self._position >= self._size or not view:
             return 0
         number, offset = divmod(self._position, _BLOCK_SIZE)
         data = memoryview(self._read(number))[offset : offset + len(view)]
@@ -84,7 +59,7 @@ class _BlockFile(io.RawIOBase):
             if following is not None and following[0] == number
             else read(number)
         )
-        if number == self._last + 1 and (number + 1) * _BLOCK_SIZE < self._info.size:
+        if number == self._last + 1 and (number + 1) * _BLOCK_SIZE < self._size:
             self._following = (number + 1, in_background(partial(read, number + 1)))
         self._last = number
         return data

@@ -230,20 +230,15 @@ class _Prefetch:
     data: "Future[bytes]"
 
 
-class _RangedFile(io.RawIOBase):
-    """Unbuffered file over one version of an object."""
+class RemoteFile(io.RawIOBase):
+    """Unbuffered file over the first `size` bytes of one version of an object: its position."""
 
-    def __init__(
-        self, address: Address, info: ObjectInfo, first: _Range, stop: int | None = None
-    ) -> None:
+    def __init__(self, address: Address, info: ObjectInfo, size: int) -> None:
         self.name = str(address)
         self._address = address
         self._info = info
-        self._size = info.size if stop is None else min(stop, info.size)
+        self._size = size
         self._position = 0
-        self._window = max(SMALLEST_RANGE, len(first.data))
-        self._ranges = [first]
-        self._prefetch: _Prefetch | None = None
 
     def readable(self) -> bool:
         """True."""
@@ -266,6 +261,18 @@ class _RangedFile(io.RawIOBase):
             raise OSError(22, "negative seek position")
         self._position = starts[whence] + offset
         return self._position
+
+
+class _RangedFile(RemoteFile):
+    """File that requests ranges."""
+
+    def __init__(
+        self, address: Address, info: ObjectInfo, first: _Range, stop: int | None = None
+    ) -> None:
+        super().__init__(address, info, info.size if stop is None else min(stop, info.size))
+        self._window = max(SMALLEST_RANGE, len(first.data))
+        self._ranges = [first]
+        self._prefetch: _Prefetch | None = None
 
     def readinto(self, buffer: Any, /) -> int:
         """Copies bytes of one range to the buffer; returns their number, 0 at the end."""
