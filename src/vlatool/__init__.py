@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from vlatool.workflows.finetune import finetune as finetune
     from vlatool.workflows.fit_fast import fit_fast as fit_fast
     from vlatool.workflows.inspect import inspect as inspect
+    from vlatool.workflows.launch_sagemaker import (
+        launch_sagemaker_finetune as launch_sagemaker_finetune,
+    )
+    from vlatool.workflows.launch_sagemaker import launch_sagemaker_train as launch_sagemaker_train
     from vlatool.workflows.model_export import tokenizer_export as tokenizer_export
     from vlatool.workflows.predict import predict as predict
     from vlatool.workflows.preprocess import preprocess as preprocess
@@ -58,6 +62,8 @@ _PUBLIC = {
     "finetune": f"{_WORKFLOWS}.finetune:finetune",
     "fit_fast": f"{_WORKFLOWS}.fit_fast:fit_fast",
     "inspect": f"{_WORKFLOWS}.inspect:inspect",
+    "launch_sagemaker_finetune": f"{_WORKFLOWS}.launch_sagemaker:launch_sagemaker_finetune",
+    "launch_sagemaker_train": f"{_WORKFLOWS}.launch_sagemaker:launch_sagemaker_train",
     "list_plugins": f"{_WORKFLOWS}.catalog:plugins",
     "load_config": "vlatool.config.resolve:load_config",
     "load_policy": "vlatool.evaluation.control:load_policy",

@@ -27,6 +27,8 @@ WITH_DRY_RUN = {
     "stats merge",
     "train",
     "finetune",
+    "launch sagemaker train",
+    "launch sagemaker finetune",
     "tokenizer train",
 }
 

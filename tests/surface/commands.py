@@ -18,7 +18,7 @@ def recorded() -> dict[str, str]:
 
 def _commands() -> Iterator[tuple[str, ...]]:
     """Words of every command and subcommand."""
-    yield from ((name,) for name in GROUPS)
+    yield from (tuple(words.split()) for words in GROUPS)
     yield from (tuple(words.split()) for words in COMMANDS)
 
 

@@ -16,6 +16,8 @@ NAMES = [name for name in dir(vlatool) if name != "__version__"]
 RENAMED = {
     "plugins": "list_plugins",  # `vlatool.plugins` is the registries
     "version": "__version__",
+    "launch sagemaker finetune": "launch_sagemaker_finetune",
+    "launch sagemaker train": "launch_sagemaker_train",
     "presets show": "presets_show",
     "stats compute": "stats_compute",
     "stats merge": "stats_merge",

@@ -113,9 +113,7 @@ def _group(name: str) -> Any:
 
 
 # `--version` is the command `version`, which is listed already.
-_OWN_HELP = [
-    ("--install-completion", "Let the shell complete commands, options and keys."),
-]
+_OWN_HELP = ("--install-completion", "Without a command: complete words in this shell.")
 _COMPLETE = "_VLATOOL_COMPLETE"
 _SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
 
@@ -137,8 +135,7 @@ class RootGroup(TableGroup):
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Writes the commands, then the options that they share."""
         write_rows(formatter, "Commands", list(self.summaries(ctx)))
-        write_rows(formatter, "Options of every command", SHARED_HELP)
-        write_rows(formatter, "Without a command", _OWN_HELP)
+        write_rows(formatter, "Options of every command", [*SHARED_HELP, _OWN_HELP])
 
 
 app = typer.Typer(

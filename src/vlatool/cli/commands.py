@@ -47,6 +47,18 @@ _TRAINING_OPTIONS = (
     *("data.num_workers", "nproc", "num_checkpoints", "overwrite", "dry_run"),
 )
 _NEEDS_PRESET = "Give a preset or a file that names the model: --preset NAME or --config FILE."
+_SAGEMAKER_OPTIONS = (
+    *("data", "remote_sync", "preset", "config", "sagemaker.user", "sagemaker.instance_type"),
+    *("sagemaker.instance_count", "sagemaker.image", "sagemaker.arn", "sagemaker.spot", "dry_run"),
+)
+_SAGEMAKER_DETAILS = (
+    "Takes the options of `vlatool train`, and --sagemaker.KEY VALUE. Data, weights and the copy "
+    "of the run are in buckets."
+)
+_SAGEMAKER_EXAMPLE = (
+    "vlatool launch sagemaker train -p diffusion-policy-bellpepper --data s3://lab/data "
+    "--remote-sync s3://lab/runs --sagemaker.user ada.l --sagemaker.instance_type p5"
+)
 
 # Words of a command to the command, in the order of the help.
 COMMANDS: dict[str, Command] = {
@@ -267,6 +279,29 @@ COMMANDS: dict[str, Command] = {
         has_ranks=True,
         presets=_TRAINING_PRESETS,
     ),
+    "launch sagemaker train": Command(
+        "Train a model in a SageMaker job.",
+        "vlatool.workflows.launch_sagemaker:launch_sagemaker_train",
+        "vlatool.workflows.launch_sagemaker:LaunchSageMakerConfig",
+        examples=(_SAGEMAKER_EXAMPLE, f"{_SAGEMAKER_EXAMPLE} --dry-run --json | jq .request"),
+        details=_SAGEMAKER_DETAILS,
+        options=_SAGEMAKER_OPTIONS,
+        form="vlatool.cli.launch:launch_train_form",
+        presets=_TRAINING_PRESETS,
+    ),
+    "launch sagemaker finetune": Command(
+        "Train a model in a SageMaker job, from the weights of a checkpoint.",
+        "vlatool.workflows.launch_sagemaker:launch_sagemaker_finetune",
+        "vlatool.workflows.launch_sagemaker:LaunchSageMakerConfig",
+        examples=tuple(
+            _SAGEMAKER_EXAMPLE.replace("train", f"finetune --from {weights}")
+            for weights in ("s3://lab/runs/first", "s3://lab/checkpoint_3.pt")
+        ),
+        details=_SAGEMAKER_DETAILS,
+        options=("from", *_SAGEMAKER_OPTIONS),
+        form="vlatool.cli.launch:launch_finetune_form",
+        presets=_TRAINING_PRESETS,
+    ),
     "resolve-config": Command(
         "Print the exact configuration that a run would use.",
         "vlatool.workflows.resolve_config:resolve_config",
@@ -413,4 +448,6 @@ GROUPS: dict[str, str] = {
     "tokenizer": "Train, evaluate, export visual tokenizers; fit FAST.",
     "eval": "Evaluate a policy on recorded data or in an environment.",
     "stats": "Merge statistics of data sets, or compute missing ones.",
+    "launch": "Start the same work on SageMaker.",
+    "launch sagemaker": "Start training on Amazon SageMaker.",
 }

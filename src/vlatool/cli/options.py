@@ -40,9 +40,8 @@ OUTPUT_HELP = [
     ("--json", "Print the result, or the error, as JSON."),
     ("--progress MODE", f"Form of the progress: {', '.join(PROGRESS_MODES)}."),
     ("-q, --quiet", "Print only warnings and errors to stderr."),
-    ("-v, --verbose", "Print the log to stderr; -vv prints details."),
+    ("-v, --verbose", "Print the log; -vv its details, --debug tracebacks."),
     ("--log-file FILE", "Append the complete log to FILE."),
-    ("--debug", "Print the traceback of an error."),
 ]
 OUTPUT_OPTIONS = ("--json", "--progress", "--quiet", "--verbose", "--log-file", "--debug")
 OUTPUT_WORDS: dict[str, tuple[str, ...] | None] = {

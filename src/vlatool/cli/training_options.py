@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vlatool.config.resolve import Resolved
     from vlatool.training.config import TrainConfig
 
-_NO_MODEL_HINT = (
+NO_MODEL_HINT = (
     "use the configuration of the checkpoint: --preset NAME, or --config RUN/config.yaml"
 )
 FileOpt = Annotated[
@@ -40,22 +40,23 @@ SchemaOpt = Annotated[bool, typer.Option("--schema", help="Print the JSON Schema
 
 def train_form(row: Command) -> Form:
     """Form of `train`."""
-    return Form(_spec(row, {"data": DATA, "output": RUN}), _train)
+    return Form(training_spec(row, {"data": DATA, "output": RUN}), _train)
 
 
 def finetune_form(row: Command) -> Form:
     """Form of `finetune`."""
-    return Form(_spec(row, {"data": DATA, "from": INIT_FROM, "output": RUN}), _finetune)
+    return Form(training_spec(row, {"data": DATA, "from": INIT_FROM, "output": RUN}), _finetune)
 
 
 def resolve_form(row: Command) -> Form:
     """Form of `resolve-config`, which takes a command line of `train` or `finetune`."""
-    spec = _spec(row, {"data": DATA, "from": INIT_FROM})
+    spec = training_spec(row, {"data": DATA, "from": INIT_FROM})
     spec = replace(spec, unused_keys=("overwrite", "dry_run", "device_memory", "rate", "measure"))
     return Form(spec, _resolve, _declare_resolve)
 
 
-def _spec(row: Command, option_aliases: Mapping[str, OptionAlias]) -> ConfigSpec:
+def training_spec(row: Command, option_aliases: Mapping[str, OptionAlias]) -> ConfigSpec:
+    """Options of a command with a training configuration."""
     return ConfigSpec(
         schema_at(row.schema),
         is_flat=False,
@@ -136,7 +137,7 @@ def _for_processes(
 
 
 def _finetune(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
-    run.check_model_given(_NO_MODEL_HINT)
+    run.check_model_given(NO_MODEL_HINT)
     _train(run, row, values)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import TypeVar
 from uuid import UUID
 
 from vlatool.errors import UsageError
@@ -9,8 +10,10 @@ from vlatool.storage.remote import is_writable
 from vlatool.storage.uri import is_remote, location
 from vlatool.training.config import TrainConfig
 
+Run = TypeVar("Run", bound=TrainConfig)
 
-def with_local_folder(config: TrainConfig) -> TrainConfig:
+
+def with_local_folder(config: Run) -> Run:
     """The config with a local run folder: a remote one becomes the location of its copy.
 
     Raises:

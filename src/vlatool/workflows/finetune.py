@@ -27,6 +27,11 @@ def finetune(
         UsageError: No checkpoint is given, or as for `train`.
         DataError: The checkpoint is missing, broken or of another architecture, or as for `train`.
     """
+    return train(check_initial_weights(config), typed=typed, origins=origins, reporter=reporter)
+
+
+def check_initial_weights(config: TrainConfig) -> TrainConfig:
+    """The configuration with its initial weights; raises UsageError without any."""
     config.check_model()
     config, _ = config.derive_static()
     if not config.init_from:
@@ -43,4 +48,4 @@ def finetune(
             "its weights set init_weights_only (model.resume_weights_only) to true",
             code="usage.resume_weights_only",
         )
-    return train(config, typed=typed, origins=origins, reporter=reporter)
+    return config

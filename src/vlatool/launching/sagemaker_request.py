@@ -1,0 +1,159 @@
+"""Request that starts a SageMaker job, as plain data.
+
+Nothing here reads the environment or opens a connection.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from functools import cache
+from typing import Any
+
+from vlatool.errors import UsageError
+from vlatool.launching.sagemaker_config import SageMakerConfig
+from vlatool.launching.training_job import LAUNCH_FOLDER
+from vlatool.plugins import did_you_mean
+
+# Published short names.
+_INSTANCE_TYPES = {
+    "p4de": "ml.p4de.24xlarge",
+    "p5": "ml.p5.48xlarge",
+    "p5en": "ml.p5en.48xlarge",
+    "p6": "ml.p6-b200.48xlarge",
+}
+_DAY_S = 86_400
+_LONGEST_RUN_DAYS = 28.0
+_LONGEST_NAME = 63
+_RETRIES = 3
+CHANNEL = "config"
+# The volume of the instance; /opt/ml/checkpoints itself would be copied to S3 a second time.
+SAVE_PATH = "/opt/ml/runs"
+_CHANNEL_FOLDER = f"/opt/ml/input/data/{CHANNEL}"
+_ENVIRONMENT = {
+    "FI_EFA_FORK_SAFE": "1",  # loader workers are forked while the network adapter is in use
+    "NCCL_DEBUG": "WARN",
+    "PYTHONUNBUFFERED": "1",
+}
+_SECRET_WORDS = re.compile(
+    r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY)(_|$)|KEY$"
+)
+
+
+def instance_type(name: str) -> str:
+    """Full name of an instance type.
+
+    Raises:
+        UsageError: There is no such type, or it has no GPU that torch can use.
+    """
+    full = _INSTANCE_TYPES.get(name, name if name.startswith("ml.") else f"ml.{name}")
+    known = known_instance_types()
+    if full not in known:
+        hint = did_you_mean(full, sorted(known))
+        raise UsageError(
+            f"--sagemaker.instance_type {name}: SageMaker has no such instance type",
+            hint=f"{hint}; short names: {', '.join(_INSTANCE_TYPES)}; a new type may need a newer "
+            "boto3 (pip install -U boto3)",
+            code="launch.instance_type",
+            details={"instance_type": name},
+        )
+    return full
+
+
+@cache
+def known_instance_types() -> frozenset[str]:
+    """Instance types for training, from the description of the service that botocore has."""
+    import botocore.session
+
+    model = botocore.session.get_session().get_service_model("sagemaker")
+    return frozenset(model.shape_for("TrainingInstanceType").enum)
+
+
+def job_name(config: SageMakerConfig, content: str, now: datetime) -> str:
+    """Name of a job: prefix and user, the time, and a digest of what the job computes.
+
+    The first part is cut if the name is too long, never the rest, which makes it unique.
+
+    Args:
+        config: Keys of the job.
+        content: Configuration of the run.
+        now: The time.
+    """
+    if not config.user:
+        raise UsageError(
+            "sagemaker.user is not set: it names and tags the job",
+            hint="give your name with --sagemaker.user FIRST.LAST",
+            code="usage.missing_key",
+            details={"key": "sagemaker.user"},
+        )
+    digest = hashlib.sha256(content.encode()).hexdigest()[:8]
+    end = f"{now:%Y-%m-%d-%H-%M-%S}-{digest}"
+    start = "-".join(filter(None, [config.name_prefix, config.user, "vlatool"]))
+    start = re.sub("[^A-Za-z0-9]+", "-", start).strip("-")
+    return f"{start[: _LONGEST_NAME - len(end) - 1].strip('-')}-{end}".lstrip("-")
+
+
+def check_no_secrets(config: SageMakerConfig) -> None:
+    """Raises UsageError if a variable of the job looks like a secret."""
+    for name in config.environment:
+        if _SECRET_WORDS.search(name.upper()):
+            raise UsageError(
+                f"sagemaker.environment.{name} looks like a secret: whoever may describe the job "
+                "can read its environment",
+                hint=f"leave out {name}",
+                code="launch.secret",
+                details={"key": f"sagemaker.environment.{name}"},
+            )
+
+
+def training_job_request(config: SageMakerConfig, name: str, sync: str) -> dict[str, Any]:
+    """Request of CreateTrainingJob; image and role are null if they are not given.
+
+    There is no CheckpointConfig: the run is copied to `sync` while it trains, and a job that
+    SageMaker restarts continues from there.
+
+    Args:
+        config: Keys of the job.
+        name: Name of the job.
+        sync: Location of the runs, without a slash at its end.
+    """
+    folder = f"{sync}/{LAUNCH_FOLDER}"
+    run_s = round(config.max_run * _DAY_S)
+    stop = {"MaxRuntimeInSeconds": run_s}
+    if config.spot:
+        wait = config.max_wait or min(2 * config.max_run, _LONGEST_RUN_DAYS)
+        stop["MaxWaitTimeInSeconds"] = round(wait * _DAY_S)
+    source = {
+        "S3DataType": "S3Prefix",
+        "S3Uri": f"{folder}/{name}.yaml",
+        "S3DataDistributionType": "FullyReplicated",
+    }
+    environment = {**_ENVIRONMENT, **config.environment}
+    tags = {"project": "vlatool", "owner": str(config.user), **config.tags}
+    return {
+        "TrainingJobName": name,
+        "RoleArn": config.arn,
+        "AlgorithmSpecification": {
+            "TrainingImage": config.image,
+            "TrainingInputMode": "File",
+            "ContainerEntrypoint": ["vlatool", "train"],
+            "ContainerArguments": ["--config", f"{_CHANNEL_FOLDER}/{name}.yaml"],
+        },
+        "InputDataConfig": [{"ChannelName": CHANNEL, "DataSource": {"S3DataSource": source}}],
+        "OutputDataConfig": {"S3OutputPath": folder},
+        "ResourceConfig": {
+            "InstanceType": instance_type(config.instance_type),
+            "InstanceCount": config.instance_count,
+            "VolumeSizeInGB": config.volume_size,
+        },
+        "StoppingCondition": stop,
+        "EnableManagedSpotTraining": config.spot,
+        "RetryStrategy": {"MaximumRetryAttempts": _RETRIES},
+        "Environment": environment,
+        "Tags": [{"Key": key, "Value": value} for key, value in sorted(tags.items())],
+    }
+
+
+def config_location(request: Mapping[str, Any]) -> str:
+    """Location of the configuration of the run, which the job gets as a channel."""
+    return str(request["InputDataConfig"][0]["DataSource"]["S3DataSource"]["S3Uri"])

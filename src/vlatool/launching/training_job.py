@@ -1,0 +1,92 @@
+"""Training configuration that travels to other machines: its locations, its name, its file."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vlatool.config.base import ConfigModel
+from vlatool.config.explain import values_to_yaml
+from vlatool.config.problems import Problem, config_error
+from vlatool.config.rules import sections
+from vlatool.config.schema import execution_keys
+from vlatool.errors import UsageError
+from vlatool.storage.uri import is_remote, location
+from vlatool.training.config import TrainConfig
+
+# Folder beside the runs, below remote_sync, with the configurations of launched jobs.
+LAUNCH_FOLDER = "launch"
+_LOCAL_PATH = re.compile(r"(/|\.{1,2}/|~|file://)")
+# Paths of the machine that trains: the run and the cache.
+_PATHS_THERE = {"name", "save_path", "resolve_configs_path", "data.dataset_cache.cache_dir"}
+
+
+def check_locations(config: TrainConfig) -> None:
+    """Raises an error for each local location: another machine cannot read it.
+
+    Raises:
+        UsageError: There are no data, or no location for the run.
+        ConfigError: A location is local; the error lists all such keys.
+    """
+    config.check_model()
+    data_key = f"data.{config.data_kind.folders_keys[0]}"
+    if not getattr(config.data, config.data_kind.folders_keys[0]):
+        raise UsageError(
+            f"no training data are given: {data_key} is empty",
+            hint="give their location in a bucket with --data s3://BUCKET/DIR",
+            code="usage.no_data",
+        )
+    if config.remote_sync is None:
+        raise UsageError(
+            "remote_sync is not set: the run would be lost with the machine that trains",
+            hint="give a location for the runs with --remote-sync s3://BUCKET/RUNS",
+            code="launch.no_sync",
+            details={"key": "remote_sync"},
+        )
+    required = {"init_from", "remote_sync", "remote_sync_fixed_path"}
+    required |= {f"data.{key}" for key in config.data_kind.folders_keys}
+    problems = [
+        Problem(key, "", f'"{key}" is {text}, a path of this machine', code="launch.local_path")
+        for key, text in _texts(config)
+        if key not in _PATHS_THERE and _is_local(key, text, is_location=key in required)
+    ]
+    if problems:
+        raise config_error(
+            problems,
+            hint="copy it to a bucket and give its location, such as s3://BUCKET/DIR",
+        )
+
+
+def _texts(config: ConfigModel) -> Iterator[tuple[str, str]]:
+    """Dotted keys of texts, those in lists included, with the texts."""
+    for prefix, section in sections(config):
+        for name in type(section).model_fields.keys() - execution_keys(type(section)):
+            value: Any = getattr(section, name)
+            for item in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(item, str):
+                    yield f"{prefix}{name}", item
+
+
+def _is_local(key: str, text: str, *, is_location: bool) -> bool:
+    """True for a path of this machine; a name on the hub, such as `owner/name`, is none."""
+    if is_location:
+        return not is_remote(location(text))
+    may_be_path = "/" in text or (key.startswith("model.") and not key.endswith("type"))
+    return bool(_LOCAL_PATH.match(text)) or (may_be_path and Path(text).exists())
+
+
+def job_yaml(config: TrainConfig, save_path: str, name: str) -> str:
+    """Complete configuration of a run as YAML, which `vlatool train --config` takes.
+
+    Args:
+        config: The configuration as typed; sections of launchers in it are left out.
+        save_path: Folder of runs on the machine that trains.
+        name: Name of the run if the configuration has none.
+    """
+    keys = [key for key in TrainConfig.model_fields if key not in execution_keys(TrainConfig)]
+    values = {key: getattr(config, key) for key in keys}
+    values |= {"name": config.name or name, "save_path": save_path}
+    values |= {"resolve_configs": False, "resolve_configs_path": None}
+    if config.overwrite:
+        values["overwrite"] = True
+    return values_to_yaml(values)
