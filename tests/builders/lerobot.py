@@ -154,6 +154,9 @@ def _write_meta(
     info = {key: value for key, value in info.items() if value is not None}
     (root / "meta").mkdir(parents=True, exist_ok=True)
     (root / "meta/info.json").write_text(json.dumps(info, indent=4))
+    black = {key: [[[0.0]]] * 3 for key in ("min", "max", "mean", "std")}
+    stats = {name: {**black, "count": [1]} for name in cameras}
+    (root / "meta/stats.json").write_text(json.dumps(stats))
     if version == "v3.0":
         return
     write_lines(

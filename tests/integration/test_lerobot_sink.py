@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from tests.builders.recording import Recorder
+from tests.builders.spartan import TASK, spartan_task
 from vlatool.plugins import FORMATS
 from vlatool.sinks.lerobot.sink import LeRobotSink
 from vlatool.testing import check_sink
@@ -108,6 +110,24 @@ def test_the_tables_of_v3_have_the_columns_of_the_official_loader(
     stats = json.loads((out / "meta/stats.json").read_text())
     assert stats["index"]["q50"] == [4.5]
     assert {*info["features"]} - {*stats} == {"language_instruction"}
+
+
+def test_parts_without_a_place_are_named_and_all_sentences_are_stored(tmp_path: Path) -> None:
+    source = spartan_task(tmp_path / "raw", 1)
+    kinds = {"original": ["put it down"], "verbose": ["put it down", "put the cup down gently"]}
+    texts = tmp_path / "texts.yaml"
+    texts.write_text(json.dumps({"language_dict": {TASK: kinds}}))
+    tree = {"format": "spartan", "sources": [str(source)], "output": str(tmp_path / "out")}
+    tree |= {"workers": 1, "sink": {"type": "lerobot", "use_videos": False}}
+    tree |= {"language_annotations_path": str(texts)}
+    reporter = Recorder()
+    preprocess(PreprocessConfig.specialize(tree).model_validate(tree), reporter=reporter)
+    (left_out,) = [text for code, text in reporter.warnings if code == "lerobot_sink.left_out"]
+    for part in ("depth of scene_right_0", "labels of", "calibration of", "--depth true"):
+        assert part in left_out
+    listed = pq.read_table(tmp_path / "out/meta/episodes/chunk-000/file-000.parquet")["tasks"]
+    assert listed.to_pylist() == [["put it down", "put the cup down gently"]]
+    assert episodes_of("lerobot", tmp_path / "out")[0].task == "put it down"
 
 
 def test_modality_names_the_fields_in_their_columns(raw: Path, tmp_path: Path) -> None:

@@ -266,6 +266,13 @@ def test_statistics_of_the_set_are_compared_with_the_rows(
     assert codes == (["lerobot.stats_contradict"] if contradicts else [])
 
 
+@pytest.mark.parametrize("version", ["v2.0", "v2.1", "v3.0"])
+def test_a_data_set_without_statistics_is_reported(version: str, tmp_path: Path) -> None:
+    root = lerobot_dataset(tmp_path / "pick", version=version)
+    (root / "meta/stats.json").unlink()
+    assert [finding.code for finding in source_findings(root)] == ["lerobot.no_statistics"]
+
+
 def test_statistics_of_an_episode_are_compared_with_its_rows(tmp_path: Path) -> None:
     root = lerobot_dataset(tmp_path / "pick")
     line = {"episode_index": 1, "stats": gripper(count=[4])}

@@ -28,6 +28,7 @@ from vlatool.artifacts.lerobot.statistics import (
 from vlatool.artifacts.video import encode_video
 from vlatool.episode import Array, Clip, Episode, EpisodeRef, FrameSource, UInt8Array
 from vlatool.errors import DataError
+from vlatool.findings import Finding, FindingCode, FindingCodes
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.journal import Receipt
 from vlatool.sinks.images import FRAMES_PER_READ, ImageEncoding, ImageWriter, read_frames
@@ -36,6 +37,16 @@ from vlatool.sinks.lerobot.features import SetLayout
 from vlatool.storage.atomic import open_atomic, write_bytes
 from vlatool.transforms.statistics import to_arrays
 
+LEROBOT_SINK = FindingCodes(
+    "lerobot_sink",
+    {
+        "left_out": FindingCode(
+            "warning",
+            "A LeRobot data set has no place for depth, labels or calibration of other formats.",
+            "none if the policy does not use them; else write shards with --sink lbm",
+        )
+    },
+)
 TASK_INDEX = "task_index"
 _ANNOTATION = "annotation."
 # Bytes of images after which a row group ends; a reader holds one in memory.
@@ -84,7 +95,8 @@ class EpisodeWriter:
         if isinstance(recording, LeRobotRecording):
             table, tasks, listed = copied_rows(recording, episode, self.layout)
         else:
-            table, tasks, listed = _joined_rows(episode, self.layout), {0: _task(episode)}, ()
+            table, listed = _joined_rows(episode, self.layout), _sentences(episode)
+            tasks = dict(enumerate(listed))
             table = table.append_column(TASK_INDEX, pa.array(np.zeros(len(table), np.int64)))
         parts = _Parts()
         self._write_cameras(ref, episode, recording, parts)
@@ -105,6 +117,7 @@ class EpisodeWriter:
             ref.id,
             counts=counts,
             files=tuple(parts.files),
+            findings=tuple(_left_out(episode)),
             facts=facts,
             arrays=self._arrays(table),
         )
@@ -314,10 +327,23 @@ def _joined_rows(episode: Episode, layout: SetLayout) -> pa.Table:
     return pa.table(columns)
 
 
-def _task(episode: Episode) -> str:
-    """The sentence of an episode: its first original instruction, else the name of its task."""
-    texts = (*episode.language.get("original", ()), *sum(map(tuple, episode.language.values()), ()))
-    return next((text for text in texts if text), episode.task)
+def _sentences(episode: Episode) -> list[str]:
+    """All instructions of an episode, the original ones first; else the name of its task."""
+    original = episode.language.get("original", ())
+    texts = (*original, *(text for texts in episode.language.values() for text in texts))
+    return [text for text in dict.fromkeys(texts) if text.strip()] or [episode.task]
+
+
+def _left_out(episode: Episode) -> Iterator[Finding]:
+    """Finding on the parts of an episode that have no place in the data set."""
+    parts = {"depth": episode.depth, "labels": episode.labels, "calibration": episode.calibration}
+    cameras = {kind: ", ".join(names) for kind, names in parts.items() if names}
+    if not cameras:
+        return
+    keys = "".join(f" --{kind} true" for kind in ("depth", "labels") if kind in cameras)
+    named = "; ".join(f"{kind} of {names}" for kind, names in cameras.items())
+    problem = f"left out: {named}; --sink lbm{keys} stores them"
+    yield LEROBOT_SINK("left_out", f"{episode.id}: {problem}", episode=episode.id)
 
 
 def _numbers(column: pa.ChunkedArray, width: int) -> Array:

@@ -20,12 +20,13 @@ from vlatool.artifacts.lerobot.output import (
 )
 from vlatool.artifacts.lerobot.recording import task_sentences
 from vlatool.errors import DataError
+from vlatool.findings import FindingCodes
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
 from vlatool.sinks.base import Estimate, SinkConfig, SinkSetup, SinkSummary, Work
 from vlatool.sinks.lerobot.config import LeRobotSinkConfig
-from vlatool.sinks.lerobot.episodes import EpisodeWriter
+from vlatool.sinks.lerobot.episodes import LEROBOT_SINK, EpisodeWriter
 from vlatool.sinks.lerobot.features import one_per_set, recordings_of, set_layout
 from vlatool.sinks.lerobot.files import FileWriter, write_files
 from vlatool.sinks.lerobot.modality import modality_of, write_modality
@@ -38,6 +39,7 @@ class LeRobotSink:
     """Writes LeRobot data sets."""
 
     Config: ClassVar[type[SinkConfig]] = LeRobotSinkConfig
+    findings: ClassVar[FindingCodes] = LEROBOT_SINK
     owned: ClassVar[Sequence[str]] = (*WRITTEN_FILES, *PART_FILES)
     volatile: ClassVar[Sequence[str]] = ()
     temporary: ClassVar[Sequence[str]] = PART_FILES

@@ -135,5 +135,11 @@ LEROBOT = FindingCodes(
         "stats_unreadable": FindingCode(
             "warning", "Published statistics cannot be read; vlatool computes its own.", _AGAIN
         ),
+        "no_statistics": FindingCode(
+            "warning",
+            "The data set has no statistics.",
+            "none: vlatool computes its own; for other readers, write the set again with "
+            "--sink lerobot",
+        ),
     },
 )

@@ -34,7 +34,12 @@ from vlatool.sources.lerobot.config import LeRobotConfig
 from vlatool.sources.lerobot.dataset import Dataset, EpisodeFiles, dataset_roots, open_dataset
 from vlatool.sources.lerobot.findings import LEROBOT
 from vlatool.sources.lerobot.lint import Moments, statistics_mismatches
-from vlatool.sources.lerobot.lists import Statistics, feature_statistics, read_tasks
+from vlatool.sources.lerobot.lists import (
+    Statistics,
+    episode_statistics,
+    feature_statistics,
+    read_tasks,
+)
 from vlatool.sources.lerobot.meta import Info, feature_names, read_lines, read_object
 from vlatool.sources.lerobot.rows import Rows, actual_segment, read_rows
 from vlatool.sources.lerobot.segments import list_problems
@@ -65,7 +70,7 @@ def _check_root(root: Path, episodes: Sequence[EpisodeFiles]) -> Iterator[Findin
         *_names(info.document),
     ):
         yield LEROBOT.at(code, path, f"{field} {problem}", field=field)
-    if (finding := _statistics_finding(root)) is not None:
+    if (finding := _statistics_finding(root, info)) is not None:
         yield finding
     if info.is_shared:
         yield from _check_files(root, info, episodes)
@@ -121,17 +126,19 @@ def _names(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             yield "names_mismatch", name, problem
 
 
-def _statistics_finding(root: Path) -> Finding | None:
-    """Finding on published statistics that cannot be read, or None."""
+def _statistics_finding(root: Path, info: Info) -> Finding | None:
+    """Finding on published statistics that cannot be read, or are missing; else None."""
     try:
-        if (root / STATS_FILE).exists():
-            read_object(root / STATS_FILE)
+        stats = read_object(root / STATS_FILE) if (root / STATS_FILE).exists() else {}
         if (root / EPISODE_STATS_FILE).exists():
             for _ in read_lines(root / EPISODE_STATS_FILE):
                 pass
     except DataError as error:
         return LEROBOT("stats_unreadable", error.message, path=error.details.get("path"))
-    return None
+    if stats or any(episode_statistics(root, info).values()):
+        return None
+    problem = "no statistics of the set or of its episodes; vlatool computes its own from the rows"
+    return LEROBOT.at("no_statistics", root, problem)
 
 
 def set_statistics(root: Path) -> Statistics:
