@@ -4,19 +4,20 @@ README.md and its neighbours become pages, and every command has a page with its
 between files of the repository become links between pages.
 """
 
+import io
 import os
 import posixpath
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+from vlatool.cli import app
 from vlatool.cli.commands import COMMANDS, Command
 
 ROOT = Path(__file__).parents[1]
@@ -38,11 +39,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for source, page in PAGES.items():
         text = (ROOT / source).read_text()
         files.append(File.generated(config, page, content=_with_page_links(text, source, page)))
-    names = [name for name in COMMANDS if name]
-    with ThreadPoolExecutor() as pool:
-        helps = [*pool.map(_help, names)]
-    for name, text in zip(names, helps, strict=True):
-        content = _command_page(name, COMMANDS[name], text)
+    overview = "\n".join(_overview_lines())
+    files.append(File.generated(config, "commands/index.md", content=overview))
+    for name, command in COMMANDS.items():
+        content = "\n".join(_command_lines(name, command))
         files.append(File.generated(config, _command_file(name), content=content))
     config.nav = [_expanded(entry, files) for entry in config.nav or ()]
     return files
@@ -63,7 +63,8 @@ def _expanded(entry: object, files: Files) -> object:
     ((title, value),) = entry.items()
     if not (isinstance(value, str) and value.endswith("/")):
         return entry
-    return {title: sorted(file.src_uri for file in files if file.src_uri.startswith(value))}
+    pages = (file.src_uri for file in files if file.src_uri.startswith(value))
+    return {title: sorted(pages, key=lambda page: (not page.endswith("/index.md"), page))}
 
 
 def _with_page_links(text: str, source: str, page: str) -> str:
@@ -89,21 +90,24 @@ def _command_file(name: str) -> str:
     return f"commands/{name.replace(' ', '-')}.md"
 
 
+def _overview_lines() -> Iterator[str]:
+    yield from ("# Commands", "", "| Command | What it does |", "|---|---|")
+    for name, command in COMMANDS.items():
+        file = posixpath.basename(_command_file(name))
+        yield f"| [{name}]({file}) | {command.summary} |"
+
+
 def _help(name: str) -> str:
-    command = [sys.executable, "-m", "vlatool", *name.split(), "--help-all"]
-    environment = {**os.environ, "COLUMNS": _COLUMNS, "NO_COLOR": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    return done.stdout
+    text = io.StringIO()
+    with patch.dict(os.environ, COLUMNS=_COLUMNS, NO_COLOR="1"), redirect_stdout(text):
+        app.run([*name.split(), "--help-all"])
+    return text.getvalue().rstrip()
 
 
-def _command_page(name: str, command: Command, text: str) -> str:
-    return "\n".join(_page_lines(name, command, text))
-
-
-def _page_lines(name: str, command: Command, text: str) -> Iterator[str]:
+def _command_lines(name: str, command: Command) -> Iterator[str]:
     yield from (f"# vlatool {name}", "", command.summary, "")
     if command.details:
         yield from (command.details, "")
     if command.examples:
         yield from ("```", *command.examples, "```", "")
-    yield from ("## All options", "", "```text", text.rstrip(), "```", "")
+    yield from ("## All options", "", "```text", _help(name), "```", "")
