@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from vlatool.workflows.stats_merge import stats_merge as stats_merge
     from vlatool.workflows.tokenizer_eval import tokenizer_eval as tokenizer_eval
     from vlatool.workflows.train import train as train
+    from vlatool.workflows.upload import upload as upload
     from vlatool.workflows.verify import verify as verify
 
 __version__ = "0.2.0"
@@ -83,6 +84,7 @@ _PUBLIC = {
     "tokenizer_eval": f"{_WORKFLOWS}.tokenizer_eval:tokenizer_eval",
     "tokenizer_export": f"{_WORKFLOWS}.model_export:tokenizer_export",
     "train": f"{_WORKFLOWS}.train:train",
+    "upload": f"{_WORKFLOWS}.upload:upload",
     "verify": f"{_WORKFLOWS}.verify:verify",
 }
 

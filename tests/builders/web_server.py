@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from tests.builders.hub_writes import WrittenHub, answer, is_large
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_of_a_test"
-_LARGEST_IN_GIT = 1_000_000
 
 
 @dataclass
@@ -70,11 +71,12 @@ class WebFaults:
 
 @dataclass(frozen=True)
 class WebServer:
-    """Running server: `endpoint/NAME` is the file NAME of the folder."""
+    """Running server: `endpoint/NAME` is the file NAME of the folder; `written` are uploads."""
 
     endpoint: str
     folder: Path
     faults: WebFaults
+    written: WrittenHub
 
 
 @contextmanager
@@ -85,17 +87,18 @@ def web_server(folder: Path, *, needs_token: bool = False) -> Iterator[WebServer
         folder: Folder that is served; for the hub it contains folders OWNER/NAME.
         needs_token: Make repositories private.
     """
-    faults = WebFaults()
+    faults, written = WebFaults(), WrittenHub()
 
     class Handler(_Handler):
         pass
 
     Handler.faults, Handler.folder, Handler.needs_token = faults, folder, needs_token
+    Handler.written = written
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     try:
-        yield WebServer(f"http://127.0.0.1:{server.server_port}", folder, faults)
+        yield WebServer(f"http://127.0.0.1:{server.server_port}", folder, faults, written)
     finally:
         server.shutdown()
         server.server_close()
@@ -107,6 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
     faults: WebFaults
     folder: Path
     needs_token: bool
+    written: WrittenHub
 
     def handle_any(self) -> None:
         faults = self.faults
@@ -131,6 +135,34 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = handle_any  # noqa: N815 - http.server's
 
+    def handle_write(self) -> None:
+        """Answers a request that writes a repository; they need a token."""
+        body = self._body()
+        path = unquote(self.path.partition("?")[0])
+        self.faults.requests.append((self.command, path, ""))
+        if self.faults.fail_next > 0:
+            self.faults.fail_next -= 1
+            self._send_error(self.faults.status)
+        elif path.startswith("/api/") and self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            self._send_error(401, {"X-Error-Code": "RepoNotFound"})
+        else:
+            time.sleep(self.faults.delay_s)
+            endpoint = f"http://{self.headers['Host']}"
+            request = (self.command, path, body)
+            self._json(*answer(self.written, self.folder, endpoint, request)[::-1])
+
+    do_POST = do_PUT = do_DELETE = handle_write  # noqa: N815 - http.server's
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        blocks: list[bytes] = []
+        while size := int(self.rfile.readline(), 16):
+            blocks.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(blocks)
+
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - http.server's
         del format, args
 
@@ -144,23 +176,28 @@ class _Handler(BaseHTTPRequestHandler):
         repository = self.folder / owner / name
         if not repository.is_dir():
             self._send_error(404, {"X-Error-Code": "RepoNotFound"})
-        elif rest[0] not in ("main", COMMIT, self.faults.commit):
+        elif verb == "refs":
+            request = (self.command, path, b"")
+            self._json(answer(self.written, self.folder, "", request)[1])
+        elif rest[0] not in ("main", COMMIT, self.faults.commit, self.written.commit):
             self._send_error(404, {"X-Error-Code": "RevisionNotFound"})
         elif verb == "resolve":
             self._file(repository / "/".join(rest[1:]))
         elif verb == "tree":
             self._json([entry(path, repository) for path in sorted(repository.rglob("*"))])
         else:
-            sha = self.faults.commit if rest[0] == "main" else rest[0]
+            newest = self.written.commit if self.written.commits else self.faults.commit
+            sha = newest if rest[0] == "main" else rest[0]
             self._json({"id": f"{owner}/{name}", "sha": sha, "kind": kind, "siblings": []})
 
-    def _json(self, document: Any) -> None:
+    def _json(self, document: Any, status: int = 200) -> None:
         content = json.dumps(document).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
+        with suppress(OSError):  # the other side was killed
+            self.end_headers()
+            self.wfile.write(content)
 
     def _file(self, path: Path) -> None:
         if self.faults.page:
@@ -235,7 +272,7 @@ def entry(path: Path, repository: Path) -> dict[str, Any]:
     size = len(content)
     oid = hashlib.sha1(f"blob {size}\0".encode() + content, usedforsecurity=False).hexdigest()
     row = {"type": "file", "path": name, "oid": oid, "size": size}
-    if size <= _LARGEST_IN_GIT:
+    if not is_large(name, size):
         return row
     digest = hashlib.sha256(content).hexdigest()
     return {**row, "lfs": {"oid": digest, "size": size, "pointerSize": 130}}

@@ -30,6 +30,7 @@ WITH_DRY_RUN = {
     "launch sagemaker train",
     "launch sagemaker finetune",
     "tokenizer train",
+    "upload",
 }
 
 

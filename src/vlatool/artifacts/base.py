@@ -71,7 +71,13 @@ _CONTENTS = {
     "checkpoint": "a checkpoint",
     "experiment": "a published experiment",
     "experiment_file": "weights of a published experiment",
+    "source": "raw episodes",
 }
+
+
+def contents_text(kind: str) -> str:
+    """Words for a kind of `recognize`; empty for a kind without."""
+    return _CONTENTS.get(kind, "")
 
 
 def other_contents_error(location: Path, needed: str, hint: str, code: str) -> DataError | None:
@@ -96,7 +102,7 @@ def _contents(location: Path) -> str:
     """Words for the contents of a location; empty if they are unknown."""
     artifact = recognize(location)
     if artifact is not None:
-        return _CONTENTS.get(artifact.kind, "")
+        return contents_text(artifact.kind)
     record = read_valid_record(location)
     is_raw = record is not None and record.command == "sample"
     return "raw episodes" if is_raw or (location / INFO_FILE).is_file() else ""

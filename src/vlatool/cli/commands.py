@@ -403,6 +403,18 @@ COMMANDS: dict[str, Command] = {
         ("vlatool verify my_dataset", "vlatool verify raw --full --json | jq .codes"),
         has_rows=True,
     ),
+    "upload": Command(
+        "Upload data, a run or a tokenizer to a hub, with a card.",
+        "vlatool.workflows.upload:upload",
+        "vlatool.workflows.upload:UploadConfig",
+        {"folder": "FOLDER", "location": "LOCATION"},
+        (
+            "vlatool upload gr1-v3 hf://datasets/lab/gr1-pick --license cc-by-4.0",
+            "vlatool upload runs/pick hf://models/lab/pick --public --dry-run",
+        ),
+        details="Only what `vlatool verify` finds whole is uploaded; the same command continues "
+        "an upload.",
+    ),
     "presets": Command(
         "List the presets, or show one of them.",
         "vlatool.workflows.catalog:presets",

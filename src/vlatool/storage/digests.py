@@ -40,3 +40,15 @@ def verified_sha256(
             code="data.wrong_digest",
         )
     return ours.hexdigest()
+
+
+def has_git_digest(digest: str, size: int, blocks: Iterable[bytes | bytearray]) -> bool:
+    """True if content has a digest of a hub: `sha256:` for large files, `git-sha1:` for others."""
+    kind, _, expected = digest.partition(":")
+    if kind == "sha256":
+        ours = hashlib.sha256()
+    else:
+        ours = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+    for block in blocks:
+        ours.update(block)
+    return ours.hexdigest() == expected

@@ -38,6 +38,10 @@ class Repository:
 
     Endpoint (HF_ENDPOINT), token and cache folder are those of huggingface_hub; files in that
     cache are read from it.
+
+    Attributes:
+        kind: `dataset`, `model` or `space`.
+        name: OWNER/NAME.
     """
 
     form = LocationForm(
@@ -52,8 +56,8 @@ class Repository:
     def __init__(self, root: str) -> None:
         self._root = root
         kind, owner, name = root.partition("://")[2].split("/")
-        self._kind = kind.removesuffix("s")
-        self._name, _, self._revision = f"{owner}/{name}".partition("@")
+        self.kind = kind.removesuffix("s")
+        self.name, _, self._revision = f"{owner}/{name}".partition("@")
         self._lock = threading.Lock()
 
     @cached_property
@@ -84,8 +88,8 @@ class Repository:
     @property
     def _api(self) -> str:
         """URL of the repository in the programming interface of the hub."""
-        self.hub.utils.validate_repo_id(self._name)
-        return f"{self.endpoint.rstrip('/')}/api/{self._kind}s/{self._name}"
+        self.hub.utils.validate_repo_id(self.name)
+        return f"{self.endpoint.rstrip('/')}/api/{self.kind}s/{self.name}"
 
     @cached_property
     def commit(self) -> str:
@@ -122,7 +126,8 @@ class Repository:
                 raise UnusableAnswer("the hub's list of files has no end")
         return dict(sorted(files.items()))
 
-    def _document(self, url: str) -> tuple[Any, Mapping[str, str]]:
+    def check_on(self) -> None:
+        """Raises EnvironmentProblem if the user has switched off access to the hub."""
         if self.is_off:
             raise EnvironmentProblem(
                 f"{self._root}: access to the hub is switched off (HF_HUB_OFFLINE)",
@@ -130,6 +135,9 @@ class Repository:
                 code="environment.offline",
                 details={"path": self._root},
             )
+
+    def _document(self, url: str) -> tuple[Any, Mapping[str, str]]:
+        self.check_on()
         try:
             return self._files.document(url)
         except HttpStatusError as error:
@@ -167,7 +175,7 @@ class Repository:
         if first >= info.size:
             raise RangeNotSatisfiable
         cached = self.hub.try_to_load_from_cache(
-            self._name, key, revision=self.commit, repo_type=self._kind
+            self.name, key, revision=self.commit, repo_type=self.kind
         )
         if isinstance(cached, str):
             stop = info.size if start < 0 else stop
@@ -211,9 +219,9 @@ class Repository:
     def url(self, key: str) -> str:
         """URL of a file of the commit."""
         return self.hub.hf_hub_url(
-            self._name,
+            self.name,
             key,
-            repo_type=self._kind,
+            repo_type=self.kind,
             revision=self.commit,
             endpoint=self.endpoint,
         )
