@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from vlatool.workflows.resolve_config import resolve_config as resolve_config
     from vlatool.workflows.runs import runs as runs
     from vlatool.workflows.sample import sample as sample
+    from vlatool.workflows.serve import serve as serve
     from vlatool.workflows.split import split as split
     from vlatool.workflows.stats_compute import stats_compute as stats_compute
     from vlatool.workflows.stats_merge import stats_merge as stats_merge
@@ -54,6 +55,7 @@ _PUBLIC = {
     "VlatoolError": "vlatool.errors:VlatoolError",
     "build_dataset": f"{_WORKFLOWS}.build_dataset:build_dataset",
     "compose": f"{_WORKFLOWS}.compose:compose",
+    "connect": "vlatool.serving.client:connect",
     "decode": f"{_WORKFLOWS}.decode:decode",
     "demo": f"{_WORKFLOWS}.demo:demo",
     "doctor": f"{_WORKFLOWS}.doctor:doctor",
@@ -78,6 +80,7 @@ _PUBLIC = {
     "rollout": f"{_WORKFLOWS}.evaluate:rollout",
     "runs": f"{_WORKFLOWS}.runs:runs",
     "sample": f"{_WORKFLOWS}.sample:sample",
+    "serve": f"{_WORKFLOWS}.serve:serve",
     "split": f"{_WORKFLOWS}.split:split",
     "stats_compute": f"{_WORKFLOWS}.stats_compute:stats_compute",
     "stats_merge": f"{_WORKFLOWS}.stats_merge:stats_merge",

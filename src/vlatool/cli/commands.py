@@ -360,6 +360,22 @@ COMMANDS: dict[str, Command] = {
             "vlatool predict runs/bin data-held --frame 5 --output look --json",
         ),
     ),
+    "serve": Command(
+        "Serve a policy to robots and simulators over the network.",
+        "vlatool.workflows.serve:serve",
+        "vlatool.serving.config:ServeConfig",
+        {"checkpoint": "CHECKPOINT"},
+        (
+            "vlatool serve runs/bin",
+            "vlatool serve runs/bin --host 0.0.0.0 --key-file key.txt --map robot.yaml",
+        ),
+        details="Clients are `vlatool.connect(URL)` and the client of openpi. "
+        "GET /healthz and /metrics answer on the same port.",
+        options=(
+            *("host", "port", "map", "execute_steps", "weights", "inference_steps", "batch_size"),
+            *("max_clients", "request_timeout_s", "key_file", "certificate", "private_key"),
+        ),
+    ),
     "stats merge": Command(
         "Merge the statistics of several data sets.",
         "vlatool.workflows.stats_merge:stats_merge",

@@ -260,9 +260,14 @@ class PolicyRunner:
         horizon: Steps of an action chunk.
         checkpoint: Checkpoint or published file that the weights are from.
         weights: `ema` or `raw`.
+        has_instruction: True if an observation needs an `instruction`.
+        names: Keys that an observation needs.
+        episode: History of the current episode; a server computes its chunks with others.
     """
 
-    def __init__(self, policy: Policy, origin: WeightsOrigin, seed: int) -> None:
+    def __init__(
+        self, policy: Policy, origin: WeightsOrigin, seed: int, log: ResizeLog | None = None
+    ) -> None:
         sees = policy.sees
         self.cameras = tuple(sees.cameras)
         self.fields = dict(sees.fields)
@@ -273,10 +278,10 @@ class PolicyRunner:
         self.weights = origin.weights
         self._policy = policy
         self._seed = seed
-        self._resizes = ResizeLog(sees, partial(_log.warning, "%s"))
-        self._has_instruction = sees.instruction
+        self._resizes = log or ResizeLog(sees, partial(_log.warning, "%s"))
+        self.has_instruction = sees.instruction
         words = [_INSTRUCTION] if sees.instruction else []
-        self._names = [*self.cameras, *self.fields, *words]
+        self.names = [*self.cameras, *self.fields, *words]
         self.reset()
 
     def reset(self, seed: int | None = None) -> None:
@@ -292,7 +297,7 @@ class PolicyRunner:
             UsageError: The seed is not an integer of at least 0.
         """
         seed = self._seed if seed is None else _seed(seed)
-        self._episode = EpisodeControl(self._policy, seed, self._resizes)
+        self.episode = EpisodeControl(self._policy, seed, self._resizes)
 
     def act(self, observation: Mapping[str, Any], *, executed: int = 1) -> dict[str, Array]:
         """Returns the action chunk for an observation.
@@ -317,14 +322,17 @@ class PolicyRunner:
             UsageError: `executed` is not an integer, or exceeds the steps left in the last chunk.
         """
         self.observe(observation, executed=executed)
-        instruction = observation[_INSTRUCTION] if self._has_instruction else ""
-        begin_chunks(self._policy, [self._episode], [instruction], batch_size=1)
-        return {name: chunk.copy() for name, chunk in self._episode.chunk.items()}
+        begin_chunks(self._policy, [self.episode], [self.instruction(observation)], batch_size=1)
+        return {name: chunk.copy() for name, chunk in self.episode.chunk.items()}
+
+    def instruction(self, observation: Mapping[str, Any]) -> str:
+        """Instruction of an observation that `observe` has accepted."""
+        return observation[_INSTRUCTION] if self.has_instruction else ""
 
     def observe(self, observation: Mapping[str, Any], *, executed: int = 1) -> None:
         """Adds an observation without computing a chunk; arguments and errors as for `act`."""
         state = self._robot_state(observation)
-        episode = self._episode
+        episode = self.episode
         is_count = _is_int(executed) and executed >= 1
         if not is_count or (episode.chunk and executed > episode.num_left):
             raise UsageError(
@@ -343,22 +351,22 @@ class PolicyRunner:
         if not isinstance(observation, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise DataError(
                 f"the observation is of type {type(observation).__name__}, not a mapping",
-                hint=f"give a dict with {', '.join(self._names)}",
+                hint=f"give a dict with {', '.join(self.names)}",
                 code="data.no_observation",
             )
         for name in observation:
-            if name not in self._names:
+            if name not in self.names:
                 raise DataError(
                     f"the policy takes no observation {name!r}",
-                    hint=did_you_mean(str(name), self._names),
+                    hint=did_you_mean(str(name), self.names),
                     code="data.unknown_observation",
-                    details={"name": str(name), "known": self._names},
+                    details={"name": str(name), "known": self.names},
                 )
-        missing = [name for name in self._names if name not in observation]
+        missing = [name for name in self.names if name not in observation]
         if missing:
             raise DataError(
                 f"the observation lacks {', '.join(map(repr, missing))}",
-                hint=f"the policy needs {', '.join(self._names)}",
+                hint=f"the policy needs {', '.join(self.names)}",
                 code="data.missing_observation",
                 details={"missing": missing},
             )
@@ -369,12 +377,13 @@ class PolicyRunner:
                 hint="give one sentence; '' for no instruction",
                 code="data.no_instruction",
             )
-        images = {name: _array(name, observation[name]) for name in self.cameras}
+        images = {name: as_array(name, observation[name]) for name in self.cameras}
         fields = {name: _vector(name, observation[name], n) for name, n in self.fields.items()}
         return RobotState(images, fields)
 
 
-def _array(name: str, values: Any) -> Array:
+def as_array(name: str, values: Any) -> Array:
+    """A value of an observation as an array; raises a DataError if it cannot become one."""
     try:
         return np.asarray(values)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged, on a GPU, with a gradient
@@ -403,7 +412,7 @@ def _seed(value: Any) -> int:
 
 def _vector(name: str, values: Any, width: int) -> Array:
     """Checked values of a measured field: float64 [C]."""
-    array = _array(name, values)
+    array = as_array(name, values)
     if array.dtype.kind not in "fiu" or array.shape not in [
         (width,),
         *([()] if width == 1 else []),

@@ -1,0 +1,139 @@
+"""Names of an environment or of a client of a server, mapped to the fields of a policy."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vlatool.episode import Array
+from vlatool.errors import DataError
+from vlatool.evaluation.config import FieldMap, RolloutConfig
+from vlatool.evaluation.control import RobotState, as_array
+from vlatool.models.policy import Policy
+from vlatool.plugins import did_you_mean
+
+# Kinds of numpy types: booleans, integers and floats.
+_NUMBERS = "biuf"
+
+
+class KeyMap:
+    """Mapping of observations with other names to those of a policy, and of its commands back.
+
+    Raises:
+        DataError: A field of the policy or a part of the action is not mapped.
+
+    Attributes:
+        action_width: Length of the action.
+    """
+
+    def __init__(self, policy: Policy, config: RolloutConfig) -> None:
+        self._sees = policy.sees
+        self._config = config
+        _check(policy, config)
+        self.action_width = sum(policy.actions[part.field] for part in config.action)
+
+    @property
+    def names(self) -> list[str]:
+        """Keys that an observation needs."""
+        config = self._config
+        cameras = [config.cameras.get(name, name) for name in self._sees.cameras]
+        fields = [config.fields[name].key for name in self._sees.fields]
+        has_words = self._sees.instruction and config.instruction is None
+        words = [config.instruction_key] if has_words else []
+        return list(dict.fromkeys([*cameras, *filter(None, fields), *words]))
+
+    def state(self, observation: Mapping[str, Any]) -> RobotState:
+        """Images and fields of the policy.
+
+        Raises:
+            DataError: The observation lacks a key.
+        """
+        return RobotState(
+            images={name: self._image(observation, name) for name in self._sees.cameras},
+            fields={name: self._field(observation, name) for name in self._sees.fields},
+        )
+
+    def instruction(self, observation: Mapping[str, Any]) -> Any:
+        """The fixed instruction, or that of the observation.
+
+        Raises:
+            DataError: The observation has none.
+        """
+        fixed = self._config.instruction
+        return _value(observation, self._config.instruction_key) if fixed is None else fixed
+
+    def action(self, commands: Mapping[str, Array]) -> Array:
+        """Commands of the policy [..., C] by field as one array [..., sum of C]."""
+        parts = [commands[part.field] * part.scale for part in self._config.action]
+        return np.concatenate(parts, axis=-1)
+
+    def _image(self, observation: Mapping[str, Any], camera: str) -> Array:
+        image = as_array(camera, _value(observation, self._config.cameras.get(camera, camera)))
+        return image[::-1] if camera in self._config.flipped_cameras and image.ndim else image
+
+    def _field(self, observation: Mapping[str, Any], name: str) -> Array:
+        source = self._config.fields[name]
+        if source.constant is not None:
+            return np.asarray(source.constant, np.float64)
+        key = _key(source, name)
+        values = np.ravel(as_array(key, _value(observation, key)))
+        if values.dtype.kind not in _NUMBERS:
+            raise DataError(
+                f"{key!r} of the observation is {values.dtype}, not numbers",
+                code="data.field_shape",
+                details={"field": name},
+            )
+        return values[source.start : source.stop].astype(np.float64) * source.scale
+
+
+def _check(policy: Policy, config: RolloutConfig) -> None:
+    """Raises DataError if a field of the policy or a part of the action is not mapped."""
+    for name in policy.sees.fields:
+        if name not in config.fields:
+            raise DataError(
+                f"the field {name!r} of the policy is mapped to no observation key",
+                hint=f"set fields.{name}.key, or use a rollout preset",
+                code="data.unmapped_field",
+                details={"field": name},
+            )
+        if config.fields[name].constant is None:
+            _key(config.fields[name], name)
+    available = list(policy.actions)
+    if not config.action:
+        raise DataError(
+            "the action of the environment is mapped to no field of the policy",
+            hint=f"set action: [{{field: ...}}]; the policy has {', '.join(available)}",
+            code="data.unmapped_action",
+        )
+    for part in config.action:
+        if part.field not in available:
+            raise DataError(
+                f"the policy has no action field {part.field!r}",
+                hint=did_you_mean(part.field, available),
+                code="data.unknown_field",
+            )
+
+
+def _key(source: FieldMap, name: str) -> str:
+    if source.key is None:
+        raise DataError(
+            f"fields.{name} has neither key nor constant",
+            hint="give the key of the observation",
+            code="data.unmapped_field",
+        )
+    return source.key
+
+
+def _value(observation: Mapping[str, Any], key: str) -> Any:
+    """Value of a nested observation; dots separate nested keys."""
+    value: Any = observation
+    for part in [key] if key in observation else key.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            known = [str(name) for name in value] if isinstance(value, Mapping) else []
+            raise DataError(
+                f"the observation has no key {key!r}",
+                hint=did_you_mean(part, known),
+                code="data.unknown_observation",
+            )
+        value = value[part]
+    return value

@@ -1,0 +1,288 @@
+"""Client of a policy server, with the methods of `load_policy`. Does not import torch."""
+
+import operator
+import ssl
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from typing import Any, Self
+
+import numpy as np
+from websockets.exceptions import (
+    ConnectionClosed,
+    InvalidStatus,
+    InvalidURI,
+    WebSocketException,
+)
+from websockets.sync.client import ClientConnection
+from websockets.sync.client import connect as open_connection
+
+from vlatool.episode import Array
+from vlatool.errors import DataError, EnvironmentProblem, UsageError, VlatoolError
+from vlatool.serving.access import authorization
+from vlatool.serving.messages import CONTROL, PROTOCOL, error_of, pack, unpack
+
+_UNAUTHORIZED, _BUSY = 401, 503
+_CLOSE_S = 2.0
+
+
+class RemotePolicy:
+    """Policy of a server, for one robot; a context manager. Methods are those of `load_policy`.
+
+    An error ends the connection. `reset` connects again and starts a new episode.
+
+    Attributes:
+        cameras: Cameras that the policy takes; empty if the server maps keys.
+        fields: Measured fields that an observation needs, name to width; empty as above.
+        names: Keys that an observation needs.
+        actions: Action fields, name to width; `actions` if the server maps keys.
+        fps: Steps per second.
+        horizon: Steps of an action chunk.
+        checkpoint: Name of the checkpoint or file that the weights are from.
+        weights: `ema` or `raw`.
+        timing: Durations of the last request at the server: `infer_ms`, of the policy, and
+            `prev_total_ms`, of the whole request before.
+    """
+
+    def __init__(self, url: str, headers: Mapping[str, str], options: Mapping[str, Any]) -> None:
+        self._url = url
+        self._headers = headers
+        self._options = options
+        self._control: dict[str, Any] = {}
+        self._open = ExitStack()
+        self._connection: ClientConnection | None = None
+        self.timing: dict[str, float] = {}
+        metadata = self._connect()
+        self.cameras: tuple[str, ...] = tuple(metadata.get("cameras", ()))
+        self.fields: dict[str, int] = metadata.get("fields", {})
+        self.names: list[str] = metadata["observation"]
+        self.actions: dict[str, int] = metadata["actions"]
+        self.fps: float = metadata["fps"]
+        self.horizon: int = metadata["horizon"]
+        self.checkpoint: str = metadata["checkpoint"]
+        self.weights: str = metadata["weights"]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def reset(self, seed: int | None = None) -> None:
+        """Starts a new episode, on a new connection if that of the last one is lost.
+
+        Args:
+            seed: Seed of the sampled noise; None: that of the server.
+
+        Raises:
+            EnvironmentProblem: The server cannot be reached.
+        """
+        if self._connection is None:
+            self._connect()
+        self._control = {"reset": True, **({} if seed is None else {"seed": seed})}
+
+    def act(self, observation: Mapping[str, Any], *, executed: int = 1) -> dict[str, Array]:
+        """Returns the action chunk for an observation, as the method of `load_policy` does.
+
+        Args:
+            observation: Each of `names` to its value.
+            executed: Steps executed since the last call of `act` or `observe`.
+
+        Returns:
+            Each of `actions` to float64 [T, C], T = `horizon`.
+
+        Raises:
+            DataError: A value is missing, unknown, or has another type, shape or width.
+            UsageError: `executed` exceeds the steps left in the last chunk.
+            EnvironmentProblem: The connection is lost, or the server failed.
+        """
+        reply = self._request(observation, {"executed": _count(executed)})
+        chunk, start = reply["actions"], 0
+        fields: dict[str, Array] = {}
+        for name, width in self.actions.items():
+            fields[name] = chunk[:, start : start + width].copy()
+            start += width
+        return fields
+
+    def observe(self, observation: Mapping[str, Any], *, executed: int = 1) -> None:
+        """Adds an observation without computing a chunk; arguments and errors as for `act`."""
+        self._request(observation, {"executed": _count(executed), "observe": True})
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._connection = None
+        self._open.close()
+
+    def _request(
+        self, observation: Mapping[str, Any], control: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        if self._connection is None:
+            raise _lost(self._url, "it is closed")
+        data = pack({**_arrays(observation), CONTROL: {**self._control, **control}})
+        try:
+            self._connection.send(data)
+            reply = self._connection.recv(self._options["open_timeout"])
+        except TimeoutError:
+            self.close()
+            raise _lost(self._url, "no reply in time") from None
+        except (ConnectionClosed, OSError) as error:
+            self.close()
+            raise _lost(self._url, str(error)) from error
+        if isinstance(reply, str):
+            self.close()
+            raise error_of(reply)
+        self._control = {}
+        message = unpack(reply)
+        self.timing = message["server_timing"]
+        return message
+
+    def _connect(self) -> dict[str, Any]:
+        """Opens the connection; returns the metadata of the server."""
+        try:
+            connection = self._open.enter_context(
+                open_connection(
+                    self._url,
+                    additional_headers=self._headers,
+                    compression=None,
+                    max_size=None,
+                    proxy=None,
+                    close_timeout=_CLOSE_S,
+                    **self._options,
+                )
+            )
+            first = connection.recv(self._options["open_timeout"])
+        except InvalidURI as error:
+            raise UsageError(
+                f"{self._url!r} is no address of a server",
+                hint="give ws://HOST:PORT or wss://HOST:PORT",
+                code="usage.bad_url",
+            ) from error
+        except InvalidStatus as error:
+            raise _status_error(self._url, error) from error
+        except (WebSocketException, OSError, EOFError) as error:
+            self.close()
+            raise EnvironmentProblem(
+                f"cannot connect to {self._url}: {error}",
+                hint="is `vlatool serve` running there, and can this machine reach it?",
+                code="environment.server_unreachable",
+                details={"url": self._url},
+            ) from error
+        metadata = self._metadata(first)
+        self._connection = connection
+        return metadata
+
+    def _metadata(self, first: str | bytes) -> dict[str, Any]:
+        metadata: Mapping[str, Any] = {}
+        with suppress(DataError):  # not msgpack, so no server of ours
+            metadata = unpack(first) if isinstance(first, bytes) else {}
+        if metadata.get("protocol") != PROTOCOL or metadata.get("server") != "vlatool":
+            self.close()
+            raise EnvironmentProblem(
+                f"{self._url} is not a server of this version of vlatool",
+                hint="run the same version of vlatool on both machines; for other servers, use "
+                "their own client",
+                code="environment.other_server",
+                details={"url": self._url, "version": metadata.get("version")},
+            )
+        return dict(metadata)
+
+
+def _arrays(observation: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as they are sent: text, or arrays."""
+    # Callers are not type-checked: a control loop gets a clear error, not a traceback.
+    if not isinstance(observation, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise DataError(
+            f"the observation is of type {type(observation).__name__}, not a mapping",
+            hint="give a dict with images, fields and the instruction",
+            code="data.no_observation",
+        )
+    return {str(name): _sendable(str(name), value) for name, value in observation.items()}
+
+
+def _sendable(name: str, value: Any) -> Any:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        return _arrays(value)
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged, on a GPU, with a gradient
+        raise DataError(
+            f"{name!r} is a {type(value).__name__} that cannot become an array: {error}",
+            hint="give a numpy array, or a tensor as tensor.detach().cpu().numpy()",
+            code="data.no_array",
+            details={"name": name},
+        ) from None
+
+
+def _count(executed: Any) -> int:
+    try:
+        return operator.index(executed)
+    except TypeError:
+        raise UsageError(
+            f"executed={executed!r} is not an integer",
+            hint="give the number of steps executed since the last call of act or observe",
+            code="usage.executed_steps",
+        ) from None
+
+
+def _lost(url: str, reason: str) -> VlatoolError:
+    return EnvironmentProblem(
+        f"the connection to {url} is lost: {reason}",
+        hint="call reset() to connect again and start a new episode",
+        code="environment.connection_lost",
+        details={"url": url},
+    )
+
+
+def _status_error(url: str, error: InvalidStatus) -> VlatoolError:
+    status = error.response.status_code
+    known = {
+        _UNAUTHORIZED: ("environment.wrong_key", "give its key: connect(url, api_key=...)"),
+        _BUSY: ("environment.server_busy", "wait, or raise --max-clients of the server"),
+    }
+    code, hint = known.get(
+        status, ("environment.server_unreachable", "is `vlatool serve` running there?")
+    )
+    text = (error.response.body or b"").decode(errors="replace").strip()
+    return EnvironmentProblem(
+        f"{url} answers {status}: {text}", hint=hint, code=code, details={"url": url}
+    )
+
+
+def connect(
+    url: str,
+    *,
+    api_key: str | None = None,
+    timeout: float = 60.0,
+    certificate: str | None = None,
+) -> RemotePolicy:
+    """Connects to a server of `vlatool serve`, for one robot.
+
+        import vlatool
+
+        with vlatool.connect("ws://gpu-machine:8000", api_key=key) as policy:
+            chunk = policy.act({"front": image, "pose": pose, "instruction": "lift the cube"})
+
+    Args:
+        url: Address, `ws://HOST:PORT`, or `wss://HOST:PORT` for a server with TLS.
+        api_key: Key of the server, if it has one.
+        timeout: Longest wait for the connection and for a reply, in seconds.
+        certificate: File with the certificates to trust, in PEM form; None: those of the system.
+
+    Raises:
+        UsageError: The address or the certificate cannot be used.
+        EnvironmentProblem: The server cannot be reached, needs another key, has too many clients,
+            or is of another version.
+    """
+    headers = {} if api_key is None else {"Authorization": authorization(api_key)}
+    options: dict[str, Any] = {"open_timeout": timeout}
+    if certificate is not None:
+        try:
+            options["ssl"] = ssl.create_default_context(cafile=certificate)
+        except OSError as error:
+            raise UsageError(
+                f"{certificate}: no certificates: {error}",
+                hint="give a file in PEM form",
+                code="usage.bad_certificate",
+            ) from error
+    return RemotePolicy(url, headers, options)

@@ -1,0 +1,149 @@
+"""Messages between clients and a policy server: msgpack maps with arrays, and texts of errors.
+
+The protocol is in docs/serving.md.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from vlatool.episode import Array
+from vlatool.errors import (
+    DataError,
+    EnvironmentProblem,
+    StorageError,
+    UsageError,
+    VlatoolError,
+)
+
+# Version of the metadata and of the map below `CONTROL`.
+PROTOCOL = 1
+# Key of a request with the control of an episode; all others are of the observation.
+CONTROL = "vlatool"
+# Code of failures of a server that are no fault of the client.
+SERVER_FAILED = "environment.server_failed"
+_ARRAY, _SCALAR = b"__ndarray__", b"__npgeneric__"
+_DATA, _DTYPE, _SHAPE = b"data", b"dtype", b"shape"
+# Booleans, integers, floats, bytes and texts; objects would need pickle.
+_KINDS = "biufSU"
+_HINT, _CODE = "\nhint: ", "\ncode: "
+
+
+def pack(message: Mapping[str, Any]) -> bytes:
+    """Bytes of a message.
+
+    Raises:
+        DataError: A value cannot be sent.
+    """
+    try:
+        packed = msgpack.packb(message, default=_packed_array)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(
+            f"a value cannot be sent: {error}",
+            hint="give numpy arrays of numbers, numbers and strings",
+            code="data.no_array",
+        ) from error
+    assert isinstance(packed, bytes)
+    return packed
+
+
+def unpack(data: bytes) -> dict[str, Any]:
+    """Message of its bytes; its arrays are read-only.
+
+    Raises:
+        DataError: The bytes are not a msgpack map, or an array is invalid.
+    """
+    try:
+        message = msgpack.unpackb(data, object_hook=_unpacked_array)
+    except DataError:
+        raise
+    except Exception as error:
+        raise _bad_message(f"the message is not msgpack: {type(error).__name__} {error}") from error
+    if not isinstance(message, dict):
+        raise _bad_message(f"the message is a {type(message).__name__}, not a map")
+    return message
+
+
+def error_text(error: VlatoolError) -> str:
+    """Text frame of an error."""
+    hint = f"{_HINT}{error.hint}" if error.hint else ""
+    return f"{error.message}{hint}{_CODE}{error.code}"
+
+
+def error_of(text: str) -> VlatoolError:
+    """Error of a text frame; that of another server is an `EnvironmentProblem`."""
+    rest, _, code = text.rpartition(_CODE)
+    message, _, hint = rest.partition(_HINT)
+    kinds = {kind.kind: kind for kind in (DataError, UsageError, StorageError)}
+    if not message or "\n" in code:
+        message, hint, code = text, "", SERVER_FAILED
+    return kinds.get(code.partition(".")[0], EnvironmentProblem)(message, hint=hint, code=code)
+
+
+def _packed_array(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        if value.dtype.kind not in _KINDS:
+            raise TypeError(f"numpy values of type {value.dtype}")
+        dtype = value.dtype.str
+        if isinstance(value, np.ndarray):
+            return {_ARRAY: True, _DATA: value.tobytes(), _DTYPE: dtype, _SHAPE: value.shape}
+        return {_SCALAR: True, _DATA: value.item(), _DTYPE: dtype}
+    raise TypeError(f"values of type {type(value).__name__}")
+
+
+def _unpacked_array(value: dict[Any, Any]) -> Any:
+    if _ARRAY in value:
+        return _array(value)
+    if _SCALAR in value:
+        return _scalar(value)
+    return value
+
+
+def _array(value: Mapping[Any, Any]) -> Array:
+    dtype, data, shape = _dtype(value), value.get(_DATA), value.get(_SHAPE)
+    is_shape = isinstance(shape, Sequence) and all(
+        type(length) is int and length >= 0 for length in shape
+    )
+    if not is_shape or not isinstance(data, bytes):
+        raise _bad_message("an array has no data or no shape")
+    # An array without values may have lengths that no copy of it can have.
+    if math.prod(max(length, 1) for length in shape) > max(len(data), 1):
+        raise _bad_message(f"{list(shape)} has more values than bytes")
+    if math.prod(shape) * dtype.itemsize != len(data):
+        raise _bad_message(f"{dtype} {list(shape)} does not have {len(data):,} bytes")
+    try:
+        return np.ndarray(buffer=data, dtype=dtype, shape=tuple(shape))
+    except (ValueError, TypeError) as error:  # more dimensions than numpy has
+        raise _bad_message(f"an array cannot be read: {error}") from error
+
+
+def _scalar(value: Mapping[Any, Any]) -> Any:
+    data = value.get(_DATA)
+    if not isinstance(data, bool | int | float | str | bytes):
+        raise _bad_message("a numpy scalar has no data")
+    try:
+        return _dtype(value).type(data)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise _bad_message(f"a numpy scalar cannot be read: {error}") from error
+
+
+def _dtype(value: Mapping[Any, Any]) -> "np.dtype[Any]":
+    name = value.get(_DTYPE)
+    try:
+        dtype = np.dtype(name) if isinstance(name, str) else None
+    except Exception as error:
+        raise _bad_message(f"{name!r} is no dtype") from error
+    if dtype is None or dtype.kind not in _KINDS or not dtype.itemsize:
+        raise _bad_message(f"arrays of dtype {name!r} are not accepted")
+    return dtype
+
+
+def _bad_message(reason: str) -> DataError:
+    return DataError(
+        reason,
+        hint="send one msgpack map per request, as docs/serving.md describes",
+        code="data.bad_message",
+    )

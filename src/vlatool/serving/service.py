@@ -1,0 +1,86 @@
+"""A policy as it is served: sessions of clients, metadata and limits."""
+
+import logging
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import vlatool
+from vlatool.config.resolve import load_config
+from vlatool.evaluation.config import RolloutConfig
+from vlatool.evaluation.control import PolicyRunner, ResizeLog
+from vlatool.evaluation.key_map import KeyMap
+from vlatool.models.policy import Policy
+from vlatool.models.trained import WeightsOrigin
+from vlatool.serving.config import ServeConfig
+from vlatool.serving.messages import PROTOCOL
+from vlatool.serving.session import MAPPED_ACTION, Session
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Service:
+    """Parts of a server besides its socket.
+
+    Attributes:
+        policy: Policy that acts.
+        config: Limits of the server.
+        metadata: First message for each client.
+        new_session: Function that starts the session of a client.
+        key: Key that clients must send; None: no key.
+        tls: TLS; None: no TLS.
+    """
+
+    policy: Policy
+    config: ServeConfig
+    metadata: Mapping[str, Any]
+    new_session: Callable[[], Session]
+    key: str | None = None
+    tls: ssl.SSLContext | None = None
+
+
+def service_of(
+    config: ServeConfig,
+    policy: Policy,
+    origin: WeightsOrigin,
+    key: str | None = None,
+    tls: ssl.SSLContext | None = None,
+) -> Service:
+    """Service of a policy.
+
+    Raises:
+        ConfigError: The mapping of keys is invalid.
+        DataError: The policy takes future images, or a field of it is not mapped.
+    """
+    rollout, keys = RolloutConfig(), None
+    if config.map is not None:
+        rollout = load_config(RolloutConfig, presets=[config.map]).config
+        keys = KeyMap(policy, rollout)
+    steps = config.execute_steps or rollout.execute_steps
+    log = ResizeLog(policy.sees, partial(_log.warning, "%s"))
+
+    def new_session() -> Session:
+        return Session(PolicyRunner(policy, origin, config.seed, log), keys, steps)
+
+    metadata = _metadata(PolicyRunner(policy, origin, config.seed, log), keys)
+    return Service(policy, config, metadata | {"execute_steps": steps}, new_session, key, tls)
+
+
+def _metadata(runner: PolicyRunner, keys: KeyMap | None) -> dict[str, Any]:
+    """Description of the policy; `cameras` and `fields` only without a mapping."""
+    names = {"cameras": list(runner.cameras), "fields": runner.fields}
+    return {
+        "server": "vlatool",
+        "protocol": PROTOCOL,
+        "version": vlatool.__version__,
+        "observation": runner.names if keys is None else keys.names,
+        **(names if keys is None else {}),
+        "actions": runner.actions if keys is None else {MAPPED_ACTION: keys.action_width},
+        "fps": runner.fps,
+        "horizon": runner.horizon,
+        "checkpoint": runner.checkpoint.name,
+        "weights": runner.weights,
+    }

@@ -1,0 +1,96 @@
+"""Requests of one client: its observation, and the control of its episode."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vlatool.episode import Array
+from vlatool.errors import DataError
+from vlatool.evaluation.control import EpisodeControl, PolicyRunner
+from vlatool.evaluation.key_map import KeyMap
+from vlatool.plugins import did_you_mean
+from vlatool.serving.messages import CONTROL
+
+_CONTROLS: Mapping[str, type] = {"reset": bool, "observe": bool, "seed": int, "executed": int}
+_INSTRUCTION = "instruction"
+# Name of the action of a client whose keys are mapped.
+MAPPED_ACTION = "actions"
+
+
+class Session:
+    """Episode of one client.
+
+    Args:
+        runner: Runner of the policy for this client.
+        keys: Mapping of the client's keys; None if it uses the names of the policy.
+        execute_steps: Steps that the client executes between two requests, unless it says.
+    """
+
+    def __init__(self, runner: PolicyRunner, keys: KeyMap | None, execute_steps: int) -> None:
+        self._runner = runner
+        self._keys = keys
+        self._execute_steps = execute_steps
+
+    @property
+    def episode(self) -> EpisodeControl:
+        """History of the current episode."""
+        return self._runner.episode
+
+    def observe(self, request: Mapping[str, Any]) -> str | None:
+        """Adds the observation of a request.
+
+        Returns:
+            The instruction for the next chunk; None if the client asks for none.
+
+        Raises:
+            DataError: A value is missing, unknown, or has another type, shape or width.
+            UsageError: More steps were executed than the last chunk has.
+        """
+        control = _control(request)
+        observation = {name: value for name, value in request.items() if name != CONTROL}
+        if self._keys is not None:
+            observation = self._mapped(self._keys, observation)
+        if control.get("reset"):
+            self._runner.reset(control.get("seed"))
+        default = max(1, min(self._execute_steps, self.episode.num_left))
+        self._runner.observe(observation, executed=control.get("executed", default))
+        return None if control.get("observe") else self._runner.instruction(observation)
+
+    def actions(self) -> Array:
+        """Action chunk as the client gets it, float64 [T, sum of C]."""
+        chunk = self.episode.chunk
+        if self._keys is not None:
+            return self._keys.action(chunk)
+        return np.concatenate([chunk[name] for name in self._runner.actions], axis=-1)
+
+    def _mapped(self, keys: KeyMap, observation: Mapping[str, Any]) -> dict[str, Any]:
+        """The observation with the names of the policy."""
+        state = keys.state(observation)
+        mapped = {**state.images, **state.fields}
+        if self._runner.has_instruction:
+            mapped[_INSTRUCTION] = keys.instruction(observation)
+        return mapped
+
+
+def _control(request: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Checked control of the episode; empty for clients that know nothing of it."""
+    control = request.get(CONTROL, {})
+    if not isinstance(control, Mapping):
+        raise _bad_control(f"{CONTROL!r} is a {type(control).__name__}, not a map")
+    for name, value in control.items():
+        if name not in _CONTROLS:
+            raise _bad_control(
+                f"{CONTROL!r} has no key {name!r}", did_you_mean(str(name), list(_CONTROLS))
+            )
+        if type(value) is not _CONTROLS[name]:
+            raise _bad_control(f"{CONTROL}.{name} is {value!r}, not {_CONTROLS[name].__name__}")
+    return control
+
+
+def _bad_control(reason: str, hint: str = "") -> DataError:
+    return DataError(
+        reason,
+        hint=hint or "docs/serving.md describes the requests; is the client of another version?",
+        code="data.bad_message",
+    )

@@ -1,0 +1,108 @@
+"""A policy for robots and simulators over a websocket."""
+
+import asyncio
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from vlatool.config.base import check_required
+from vlatool.errors import missing_package
+from vlatool.events import NULL, Reporter, counted
+from vlatool.serving.config import ServeConfig
+
+if TYPE_CHECKING:
+    from vlatool.serving.server import PolicyServer
+
+__all__ = ["ServeConfig", "serve"]
+
+
+@dataclass(frozen=True)
+class ServeResult:
+    """Counts of a server that was stopped."""
+
+    checkpoint: str
+    weights: str
+    url: str
+    clients: int
+    requests: int
+    errors: int
+
+    def document(self) -> dict[str, Any]:
+        """The result as a JSON-serializable mapping."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """The result as text."""
+        return (
+            f"{counted(self.requests, 'request')} of {counted(self.clients, 'client')} answered, "
+            f"{counted(self.errors, 'error')}"
+        )
+
+
+def serve(config: ServeConfig, *, reporter: Reporter = NULL) -> ServeResult:
+    """Serves a policy until Ctrl-C or SIGTERM; requests that are computed then are answered.
+
+    Raises:
+        UsageError: A required key is missing, or address, key or certificate cannot be used.
+        ConfigError: The mapping of keys is invalid.
+        DataError: The checkpoint is missing, broken or no policy, or a field of it is not mapped.
+    """
+    check_required(config, "vlatool serve CHECKPOINT")
+    try:
+        from vlatool.serving.server import PolicyServer
+    except ModuleNotFoundError as error:
+        raise missing_package((error.name or "").partition(".")[0]) from error
+    from vlatool.evaluation.control import open_policy
+    from vlatool.serving.access import bound_socket, read_key, tls_context, url_of
+    from vlatool.serving.service import service_of
+
+    key = read_key(config.key_file, config.host)
+    tls = tls_context(config.certificate, config.private_key)
+    with bound_socket(config.host, config.port) as bound:
+        policy, trained = open_policy(
+            config.checkpoint, config.weights, config.inference_steps, reporter
+        )
+        server = PolicyServer(service_of(config, policy, trained.origin, key, tls))
+        url = url_of(bound, has_tls=tls is not None)
+        with _stopped_by_signals(server):
+            asyncio.run(
+                server.run(bound, partial(reporter.note, f"serving at {url}; Ctrl-C stops it"))
+            )
+    origin = trained.origin
+    return ServeResult(
+        checkpoint=str(origin.checkpoint or origin.file),
+        weights=origin.weights,
+        url=url,
+        clients=server.metrics.clients,
+        requests=server.metrics.requests,
+        errors=server.metrics.errors.total(),
+    )
+
+
+@contextmanager
+def _stopped_by_signals(server: "PolicyServer") -> Iterator[None]:
+    """Lets the first SIGINT or SIGTERM stop a server; the next one has its usual effect."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+
+    def stop(number: int, frame: Any) -> None:
+        del number, frame
+        restore()
+        server.stop()
+
+    for number in usual:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        restore()

@@ -1,0 +1,493 @@
+"""`vlatool serve` and `vlatool.connect`: a policy over a socket."""
+
+import json
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgpack
+import numpy as np
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+import vlatool
+from tests.builders.serving import (
+    BAD_NUMBER,
+    LookPolicy,
+    local,
+    look,
+    raw_client,
+    served,
+    server_of,
+)
+from tests.builders.toy_policy import PushPolicy
+from vlatool.cli.app import run
+from vlatool.errors import VlatoolError
+from vlatool.serving.messages import CONTROL, pack, unpack
+
+RESTART, INTERNAL, TOO_BIG = 1001, 1011, 1009
+
+
+def assert_equal(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
+    assert list(first) == list(second)
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+
+
+def http(url: str, path: str, key: str = "") -> tuple[int, str]:
+    """Status and body of a request to the port of a server."""
+    headers = {"Authorization": f"Api-Key {key}"} if key else {}
+    request = urllib.request.Request(f"http://{urlsplit(url).netloc}{path}", headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as reply:
+            return reply.status, reply.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def message_of(number: float = 1.0, **changes: Any) -> bytes:
+    return pack({**look(number), **changes})
+
+
+# the same actions as in one process
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_client_acts_like_a_loaded_policy(batch_size: int) -> None:
+    policy = local(PushPolicy())
+    with served(batch_size=batch_size) as url, vlatool.connect(url) as client:
+        assert (client.fields, client.actions) == (policy.fields, policy.actions)
+        assert (client.cameras, client.fps, client.horizon) == ((), 10.0, 3)
+        assert (client.names, client.checkpoint, client.weights) == (
+            ["x"],
+            policy.checkpoint.name,
+            "ema",
+        )
+        for executed in (1, 3, 2):
+            observation = {"x": [0.5 * executed]}
+            assert_equal(
+                client.act(observation, executed=executed),
+                policy.act(observation, executed=executed),
+            )
+        client.observe({"x": 0.1})
+        policy.observe({"x": 0.1})
+        assert_equal(client.act({"x": 0.2}), policy.act({"x": 0.2}))
+        for seed in (None, 7):
+            client.reset(seed)
+            policy.reset(seed)
+            assert_equal(client.act({"x": 0.2}), policy.act({"x": 0.2}))
+
+
+def test_a_plan_does_not_depend_on_who_shares_the_batch() -> None:
+    policy = LookPolicy()
+    expected = [local(LookPolicy()).act(look(number)) for number in range(8)]
+    with served(policy, batch_size=3, batch_wait_ms=50) as url:
+
+        def plan(number: int) -> Mapping[str, Any]:
+            with vlatool.connect(url) as client:
+                return client.act(look(number))
+
+        with ThreadPoolExecutor(8) as pool:
+            for first, second in zip(pool.map(plan, range(8)), expected, strict=True):
+                assert_equal(first, second)
+    assert set(policy.sizes) == {3}
+    assert len(policy.sizes) - 2 < 8  # two to warm up; some requests shared a batch
+
+
+def test_keys_of_a_client_are_mapped_as_in_rollouts(tmp_path: Path) -> None:
+    file = tmp_path / "robot.yaml"
+    file.write_text(
+        "cameras: {front: observation/image}\nflipped_cameras: [front]\ninstruction_key: prompt\n"
+        "fields: {pose: {key: state, start: 1, stop: 3, scale: 2.0}}\n"
+        "action: [{field: grip, scale: -1.0}, {field: move}]\n"
+    )
+    seen = look(4.0)
+    sent = {"observation/image": seen["front"][::-1], "state": [9, 2.0, 0.5, 9], "prompt": "sing"}
+    chunk = local(LookPolicy()).act(seen)
+    with served(LookPolicy(), map=str(file)) as url, vlatool.connect(url) as client:
+        assert client.names == ["observation/image", "state", "prompt"]
+        actions = client.act({**sent, "unused": 1})["actions"]
+        np.testing.assert_array_equal(actions, np.hstack([-chunk["grip"], chunk["move"]]))
+        with pytest.raises(VlatoolError) as failed:
+            client.act({"state": sent["state"]})
+        assert failed.value.code == "data.unknown_observation"
+        client.reset()
+        with pytest.raises(VlatoolError) as failed:
+            client.act({**sent, "state": "four"})
+        assert failed.value.code == "data.field_shape"
+
+
+# the protocol of openpi
+
+
+def test_a_client_of_openpi_gets_metadata_then_actions_with_their_timing() -> None:
+    with served(LookPolicy()) as url, raw_client(url) as client:
+        replies: list[dict[str, Any]] = []
+        for number in (1, 2):
+            client.send(message_of(number))
+            replies.append(unpack(client.recv(10)))
+    assert [set(reply) for reply in replies] == [{"actions", "server_timing"}] * 2
+    assert replies[0]["actions"].shape == (5, 3)
+    assert [sorted(reply["server_timing"]) for reply in replies] == [
+        ["infer_ms"],
+        ["infer_ms", "prev_total_ms"],
+    ]
+
+
+def array_map(**changes: Any) -> dict[bytes, Any]:
+    value = {b"__ndarray__": True, b"data": bytes(72), b"dtype": "|u1", b"shape": [4, 6, 3]}
+    return {**value, **{name.encode(): changed for name, changed in changes.items()}}
+
+
+def with_image(**changes: Any) -> bytes:
+    return msgpack.packb({"front": array_map(**changes), "pose": [0, 0], "instruction": ""})
+
+
+BAD_REQUESTS: Mapping[str, tuple[str | bytes, str]] = {
+    "text": ("hello", "data.bad_message"),
+    "no msgpack": (b"\xc1\x00", "data.bad_message"),
+    "empty": (b"", "data.bad_message"),
+    "half a map": (message_of()[:-5], "data.bad_message"),
+    "a list": (msgpack.packb([1, 2]), "data.bad_message"),
+    "deep": (b"\x91" * 5000 + b"\x90", "data.bad_message"),
+    "objects": (with_image(dtype="|O"), "data.bad_message"),
+    "void": (with_image(dtype="|V1"), "data.bad_message"),
+    "complex": (with_image(dtype="<c8"), "data.bad_message"),
+    "times": (with_image(dtype="<M8[s]"), "data.bad_message"),
+    "no type": (with_image(dtype="nonsense"), "data.bad_message"),
+    "no bytes per value": (with_image(dtype="<U0", shape=[10**12], data=b""), "data.bad_message"),
+    "too short": (with_image(data=bytes(71)), "data.bad_message"),
+    "huge": (with_image(shape=[2**40, 2**40, 3]), "data.bad_message"),
+    "huge and empty": (with_image(shape=[0, 2**62], data=b""), "data.bad_message"),
+    "negative": (with_image(shape=[-4, -6, 3]), "data.bad_message"),
+    "65 axes": (with_image(shape=[1] * 65, data=b"1"), "data.bad_message"),
+    "shape of an image": (with_image(shape=[6, 4, 1, 3]), "data.no_picture"),
+    "old arrays": (
+        msgpack.packb({**look(1), "front": {"nd": True}}, default=list),
+        "data.no_picture",
+    ),
+    "width of a field": (message_of(pose=np.zeros(3)), "data.field_shape"),
+    "not finite": (message_of(pose=np.array([np.nan, 0])), "data.field_not_finite"),
+    "unknown": (message_of(side=np.zeros(2)), "data.unknown_observation"),
+    "missing": (pack({"pose": [0, 0]}), "data.missing_observation"),
+    "no sentence": (message_of(instruction=3), "data.no_instruction"),
+    "control of a later version": (message_of(**{CONTROL: {"pause": True}}), "data.bad_message"),
+    "control of another type": (message_of(**{CONTROL: {"reset": 1}}), "data.bad_message"),
+    "negative seed": (message_of(**{CONTROL: {"reset": True, "seed": -1}}), "usage.bad_value"),
+    "no step": (message_of(**{CONTROL: {"executed": 0}}), "usage.executed_steps"),
+    "model": (message_of(BAD_NUMBER), "environment.policy_failed"),
+}
+
+
+@pytest.fixture(scope="module")
+def url() -> Any:
+    with served(LookPolicy()) as address:
+        yield address
+
+
+@pytest.mark.parametrize("name", BAD_REQUESTS)
+def test_a_bad_request_gets_its_error_as_text_and_1011(url: str, name: str) -> None:
+    data, code = BAD_REQUESTS[name]
+    with raw_client(url) as client:
+        client.send(data)
+        text = client.recv(10)
+        assert isinstance(text, str)
+        assert text.splitlines()[-1] == f"code: {code}"
+        with pytest.raises(ConnectionClosed) as closed:
+            client.recv(10)
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == INTERNAL
+    with vlatool.connect(url) as client:
+        assert client.act(look(1))["grip"].shape == (5, 1)
+
+
+def test_the_client_raises_the_error_of_the_server_and_connects_again_at_reset(url: str) -> None:
+    with vlatool.connect(url) as client:
+        with pytest.raises(vlatool.VlatoolError) as failed:
+            client.act({**look(1), "pose": [1.0]})
+        assert (failed.value.code, failed.value.exit_code) == ("data.field_shape", 3)
+        assert failed.value.hint
+        with pytest.raises(VlatoolError) as lost:
+            client.act(look(1))
+        assert (lost.value.code, lost.value.exit_code) == ("environment.connection_lost", 6)
+        client.reset()
+        assert client.act(look(1))
+
+
+@pytest.mark.parametrize("value", [object(), {"a": object()}, [[1], [1, 2]], 1j])
+def test_values_that_cannot_be_sent_are_errors_of_the_client(url: str, value: Any) -> None:
+    with vlatool.connect(url) as client, pytest.raises(VlatoolError) as failed:
+        client.act({**look(1), "pose": value})
+    assert failed.value.code == "data.no_array"
+
+
+# limits
+
+
+def test_a_request_over_the_limit_ends_its_connection() -> None:
+    with served(max_request_mb=0.001) as url, raw_client(url) as client:
+        client.send(pack({"x": np.zeros(200)}))
+        with pytest.raises(ConnectionClosed) as closed:
+            client.recv(10)
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == TOO_BIG
+
+
+def test_a_client_too_many_is_rejected() -> None:
+    with served(max_clients=1) as url:
+        with vlatool.connect(url) as first:
+            with pytest.raises(VlatoolError) as failed:
+                vlatool.connect(url)
+            assert failed.value.code == "environment.server_busy"
+            assert first.act({"x": 1.0})
+        deadline = time.monotonic() + 10
+        while "vlatool_clients 0" not in http(url, "/metrics")[1]:
+            assert time.monotonic() < deadline
+        vlatool.connect(url).close()
+
+
+def test_a_client_over_its_rate_waits() -> None:
+    with served(max_rate=20) as url, vlatool.connect(url) as client:
+        started = time.monotonic()
+        for _ in range(5):
+            client.act({"x": 1.0})
+        assert time.monotonic() - started >= 4 / 20
+
+
+def test_a_slow_policy_gets_a_timeout() -> None:
+    policy = LookPolicy()
+    with served(policy, request_timeout_s=0.2) as url, vlatool.connect(url) as client:
+        policy.hold.clear()
+        with pytest.raises(VlatoolError) as failed:
+            client.act(look(1))
+        policy.hold.set()
+        client.reset()
+        assert client.act(look(1))
+    assert failed.value.code == "environment.server_timeout"
+
+
+# clients that fail or vanish
+
+
+def test_a_request_that_fails_does_not_fail_the_others_of_its_batch() -> None:
+    policy = LookPolicy()
+    with served(policy, batch_size=2, batch_wait_ms=1000) as url:
+        with (
+            vlatool.connect(url) as good,
+            vlatool.connect(url) as bad,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            answer = pool.submit(good.act, look(1))
+            with pytest.raises(VlatoolError) as failed:
+                bad.act(look(BAD_NUMBER))
+            assert_equal(answer.result(), local(LookPolicy()).act(look(1)))
+        metrics = http(url, "/metrics")[1]
+    assert failed.value.message.endswith("RuntimeError the wrong number")
+    assert 'vlatool_errors_total{code="environment.policy_failed"} 1' in metrics
+    assert "vlatool_requests_total 1" in metrics
+
+
+def test_clients_that_vanish_leave_the_others_alone() -> None:
+    policy = LookPolicy()
+    with served(policy) as url, vlatool.connect(url) as client:
+        policy.hold.clear()
+        policy.called.clear()
+        leaving = [vlatool.connect(url) for _ in range(3)]
+        for gone in leaving:
+            connection = gone._connection
+            assert connection is not None
+            connection.send(message_of())
+        assert policy.called.wait(10)
+        for gone in leaving:
+            connection = gone._connection
+            assert connection is not None
+            connection.socket.shutdown(socket.SHUT_RDWR)
+        before = len(policy.sizes)
+        policy.hold.set()
+        assert client.act(look(1))
+    assert len(policy.sizes) <= before + 3
+
+
+def test_half_a_handshake_and_half_a_frame_leave_the_others_alone(url: str) -> None:
+    address = urlsplit(url)
+    assert address.hostname
+    assert address.port
+    with socket.create_connection((address.hostname, address.port)) as half:
+        half.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nUpgr")
+        with raw_client(url) as client:
+            client.socket.sendall(b"\x82\xfe\x10\x00half")
+            with vlatool.connect(url) as other:
+                assert other.act(look(1))
+            client.socket.close()
+
+
+def test_a_websocket_of_another_version_is_rejected(url: str) -> None:
+    lines = ["Host: x", "Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 8"]
+    request = "\r\n".join(
+        ["GET / HTTP/1.1", *lines, "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==", "", ""]
+    )
+    address = urlsplit(url)
+    with socket.create_connection((address.hostname or "", address.port or 0)) as client:
+        client.sendall(request.encode())
+        assert client.recv(100).startswith(b"HTTP/1.1 4")
+
+
+def test_a_hundred_clients_at_once_get_their_plans() -> None:
+    expected = local(PushPolicy()).act({"x": 1.0})
+    with served(batch_size=8) as url, ThreadPoolExecutor(100) as pool:
+        clients = list(pool.map(lambda _: vlatool.connect(url), range(100)))
+        together = threading.Barrier(100)
+
+        def plans(client: Any) -> list[Mapping[str, Any]]:
+            together.wait(30)
+            return [client.act({"x": 1.0}) for _ in range(3)]
+
+        for rows in pool.map(plans, clients):
+            assert_equal(rows[0], expected)
+        assert "vlatool_clients 100\n" in http(url, "/metrics")[1]
+        list(pool.map(lambda client: client.close(), clients))
+
+
+# access
+
+
+def test_only_a_client_with_the_key_is_served(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("open sesame\n")
+    with served(host="0.0.0.0", key_file=str(tmp_path / "key")) as url:
+        url = url.replace("0.0.0.0", "127.0.0.1")
+        for wrong in (None, "Open sesame", "open sesame2"):
+            with pytest.raises(VlatoolError) as failed:
+                vlatool.connect(url, api_key=wrong)
+            assert failed.value.code == "environment.wrong_key"
+        with vlatool.connect(url, api_key="open sesame") as client:
+            assert client.act({"x": 1.0})
+        assert http(url, "/healthz") == (200, "OK\n")
+        assert http(url, "/metrics")[0] == 401
+        assert 'vlatool_rejections_total{code="key"} 4' in http(url, "/metrics", "open sesame")[1]
+
+
+def own_certificate(folder: Path) -> tuple[Path, Path]:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(
+            name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(days=1)
+        )
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    (folder / "cert.pem").write_bytes(certificate.public_bytes(pem))
+    private = serialization.PrivateFormat.PKCS8
+    (folder / "key.pem").write_bytes(key.private_bytes(pem, private, serialization.NoEncryption()))
+    return folder / "cert.pem", folder / "key.pem"
+
+
+def test_tls_is_by_certificate_files(tmp_path: Path) -> None:
+    certificate, key = own_certificate(tmp_path)
+    with served(certificate=str(certificate), private_key=str(key)) as url:
+        url = url.replace("127.0.0.1", "localhost")
+        with vlatool.connect(url, certificate=str(certificate)) as client:
+            assert client.act({"x": 1.0})
+        for address in (url, url.replace("wss", "ws")):
+            with pytest.raises(VlatoolError) as failed:
+                vlatool.connect(address)
+            assert failed.value.code == "environment.server_unreachable"
+
+
+@pytest.mark.parametrize("address", ["http://localhost:1", "localhost", "ws://", ""])
+def test_an_address_of_no_server_is_a_usage_error(address: str) -> None:
+    with pytest.raises(VlatoolError) as failed:
+        vlatool.connect(address)
+    assert failed.value.code == "usage.bad_url"
+
+
+def test_a_server_of_another_program_is_recognized() -> None:
+    from websockets.sync.server import serve
+
+    with serve(lambda client: client.send(msgpack.packb({"a": 1})), "127.0.0.1", 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        with pytest.raises(VlatoolError) as failed:
+            vlatool.connect(f"ws://127.0.0.1:{server.socket.getsockname()[1]}")
+        server.shutdown()
+        thread.join()
+    assert failed.value.code == "environment.other_server"
+
+
+# start and end
+
+
+def test_the_policy_has_warmed_up_before_the_first_client_connects() -> None:
+    policy = LookPolicy()
+    with served(policy, batch_size=4):
+        assert policy.sizes == [4, 4]
+
+
+def test_a_stopped_server_answers_what_it_computes() -> None:
+    policy = LookPolicy()
+    with server_of(policy) as (url, stop), ThreadPoolExecutor(1) as pool:
+        busy, idle = vlatool.connect(url), vlatool.connect(url)
+        policy.hold.clear()
+        policy.called.clear()
+        answer = pool.submit(busy.act, look(1))
+        assert policy.called.wait(10)
+        stop()
+        connection = idle._connection
+        assert connection is not None
+        with pytest.raises(ConnectionClosed) as closed:
+            connection.recv(10)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == RESTART
+        policy.hold.set()
+        assert answer.result()["grip"].shape == (5, 1)
+
+
+BAD_STARTS: Mapping[str, tuple[Callable[[int], list[str]], str, int]] = {
+    "no checkpoint": (lambda port: [], "usage.missing_key", 2),
+    "absent checkpoint": (lambda port: ["absent"], "data.no_checkpoint", 3),
+    "port in use": (lambda port: ["absent", "--port", str(port)], "usage.port_in_use", 2),
+    "unknown host": (lambda port: ["absent", "--host", "no such host"], "usage.no_key", 2),
+    "host of another": (
+        lambda port: ["absent", "--host", "192.0.2.1", "--key-file", "key"],
+        "usage.bad_host",
+        2,
+    ),
+    "no key": (lambda port: ["absent", "--host", "0.0.0.0"], "usage.no_key", 2),
+    "absent key": (lambda port: ["absent", "--key-file", "absent"], "usage.unreadable_file", 2),
+    "empty key": (lambda port: ["absent", "--key-file", "empty"], "usage.no_key", 2),
+    "no certificate": (lambda port: ["absent", "--certificate", "key"], "usage.bad_certificate", 2),
+    "key without certificate": (
+        lambda port: ["absent", "--private-key", "key"],
+        "usage.bad_certificate",
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_STARTS)
+def test_bad_options_are_named_before_anything_is_loaded(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "key").write_text("secret")
+    (tmp_path / "empty").write_text("\n")
+    arguments, code, exit_code = BAD_STARTS[name]
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        assert (
+            run(["serve", "--json", "--port", "0", *arguments(other.getsockname()[1])]) == exit_code
+        )
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == code
