@@ -53,11 +53,11 @@ def tiny_future_vla(**changes: Any) -> FutureVlaConfig:
     return FutureVlaConfig.model_validate({**keys, **changes})
 
 
-def write_samples(root: Path, episodes: int = 5, frames: int = 3) -> Path:
-    """Writes samples with images of 64 x 64 pixels and 4 codes of 50; returns their folder."""
+def write_samples(root: Path, episodes: int = 5, frames: int = 3, side: int = 64) -> Path:
+    """Writes samples with images of side x side pixels and 4 codes of 50; returns their folder."""
     tree = published_windows(root / "A", episodes, frames)
     for number, path in enumerate(sorted(tree.rglob("*.png"))):
-        path.write_bytes(encode_png(np.full((64, 64, 3), 8 * number % 256, np.uint8)))
+        path.write_bytes(encode_png(np.full((side, side, 3), 8 * number % 256, np.uint8)))
     write_tree_codes(tree, "packed", sizes=(4, 50))
     plain_fast(root / "fast")
     keys = {"data": str(root / "A"), "fast": str(root / "fast"), "output": str(root / "samples")}

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.builders.future_vla import write_samples
 from tests.builders.recording import Recorder
 from tests.builders.training import tiny_arguments, tiny_config, world_shards
 from vlatool.cli.app import run as run_command
@@ -137,3 +138,37 @@ def test_bad_option_of_a_forecast_is_named(
 ) -> None:
     with pytest.raises(ConfigError, match=key):
         train(tiny_config(data, tmp_path / "run", **{"dry_run": True, **keys}))
+
+
+FUTURE_VLA_4B = ("train", "-p", "future-vla-libero", "-p", "future-vla-4b", "--json")
+
+
+@pytest.mark.slow
+def test_run_of_4b_sizes_is_planned_without_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = write_samples(tmp_path, episodes=1, side=256)
+    words = [*FUTURE_VLA_4B, "--data", str(samples), "--model.views", "1", "--model.compress"]
+    words += ["1,1,1", "--dry-run", "--device-memory", "80GB", "--num-epochs", "64"]
+    assert run_command([*words, "--ema.enabled", "true", "--nproc", "8"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["parameters"] == 4_551_988_736  # reference/future-vla-model 2.4
+    memory = planned["forecast"]["memory"]
+    state = WEIGHT * planned["parameters"] // 8
+    assert memory["weights"] == pytest.approx(state, rel=0.05)
+    for kind, copies in {"gradients": 1, "optimizer": 2, "averages": 1}.items():
+        assert memory[kind] == pytest.approx(copies * state, rel=0.05)
+    assert memory["activations"]
+    assert run_command([*words, "--nproc", "1"]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["code"] == "usage.device_memory"
+    assert error["details"]["fits_with"][0]["distributed.fsdp"] is True
+    assert error["details"]["fits_with"][0]["nproc"] > 1
+
+
+def test_run_without_its_weights_can_only_be_planned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command([*FUTURE_VLA_4B, "--data", str(tmp_path), "-o", str(tmp_path / "run")]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "usage.missing_key"
+    assert not (tmp_path / "run").exists()

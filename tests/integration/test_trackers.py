@@ -1,6 +1,7 @@
 """Trackers of a run, read back by the readers of TensorBoard and W&B."""
 
 import shutil
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,21 +88,26 @@ def test_tracker_of_a_resumed_run_gets_the_earlier_steps(root: Path) -> None:
     assert [row["step"] for row in rows if "samples" in row] == steps
 
 
+@pytest.mark.parametrize("responds", [False, True], ids=["refuses", "hangs"])
 def test_wandb_server_that_is_away_is_a_warning(
-    root: Path, monkeypatch: pytest.MonkeyPatch
+    responds: bool, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import wandb
 
-    wandb.teardown()  # it reads its variables once
-    monkeypatch.delenv("WANDB_MODE")
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
-    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
-    recorder = Recorder()
-    train(toy_config(root, "toy_gan", "away", tracker="wandb"), reporter=recorder)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if responds:  # connections open, and nobody answers
+            server.listen()
+        wandb.teardown()  # it reads its variables once
+        monkeypatch.delenv("WANDB_MODE")
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+        monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
+        recorder, name = Recorder(), f"away_{responds}"
+        train(toy_config(root, "toy_gan", name, tracker="wandb"), reporter=recorder)
+        wandb.teardown()
     assert [code for code, _ in recorder.warnings] == ["tracker_offline"]
-    assert len(wandb_rows(root / "away" / "wandb")) > STEPS
-    wandb.teardown()
+    assert len(wandb_rows(root / name / "wandb")) > STEPS
 
 
 def test_tracker_that_is_not_installed_ends_the_run_before_it_starts(

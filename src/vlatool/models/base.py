@@ -264,12 +264,14 @@ class ModelType(PublishedLayout, Protocol):
         kinds: Accepted data kinds, the first is the default: names of built-in kinds, or
             `module:Kind` for a kind of the plugin.
         methods: Map from name of a part to its methods besides `forward` that use its weights.
+        needs_init: A run starts from weights of `init_from`; without them it can only be planned.
     """
 
     name: ClassVar[str]
     Config: ClassVar[type["ConfigModel"]]
     kinds: ClassVar[tuple[str, ...]]
     methods: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    needs_init: ClassVar[bool] = False
 
     def check_init(self, config: Any, init_from: str | None) -> None:
         """Checks weights to start from, before data are read. Opens no weights.

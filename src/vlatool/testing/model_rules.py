@@ -1,5 +1,6 @@
 """Contract checks of a model type that need no run: config, parts, batches, losses."""
 
+import math
 import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -190,6 +191,14 @@ def trainable_parameters(part: Part) -> Iterator[tuple[str, Tensor]]:
     """Names and parameters of a part that require a gradient."""
     parameters = part.module.named_parameters()
     return ((name, value) for name, value in parameters if value.requires_grad)
+
+
+def check_flops(flops: Any) -> None:
+    """Checks the operations of a sample, if the model type counts them."""
+    is_number = isinstance(flops, int | float) and math.isfinite(flops) and flops > 0
+    assert flops is None or is_number, (
+        f"`flops` returns {flops!r}, not a positive number of operations, and not None"
+    )
 
 
 def check_batch(label: str, batch: Any, size: int) -> None:

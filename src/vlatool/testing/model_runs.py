@@ -29,6 +29,7 @@ from vlatool.testing.model_rules import (
     check_batch,
     check_build,
     check_equal_batches,
+    check_flops,
     check_gradients,
     check_images,
     check_loss,
@@ -43,6 +44,8 @@ from vlatool.testing.policies import check_acting, check_recorded
 from vlatool.training.checkpoints import save_checkpoint
 from vlatool.training.config import TrainConfig
 from vlatool.training.data import DataStreams, prefetch_to_device
+from vlatool.training.fake_step import FakeStep
+from vlatool.training.memory import MemoryEstimator, StepSettings
 from vlatool.training.metrics import MetricsFile, MetricsLogger
 from vlatool.training.plan import TrainPlan
 from vlatool.training.runtime import Runtime
@@ -58,6 +61,8 @@ _AVERAGED_STEPS = 10
 _LEARNING = TrainPlan(60, SAMPLES, SAMPLES, 1, (60,), 0, (60,), (60,))
 _WHOLE = TrainPlan(6, SAMPLES, SAMPLES // 2, 2, (6,), 0)
 _KILLED_AT = 3
+# Memory of networks whose shapes depend on values, such as one of a base model, is not estimated.
+_VALUE_DEPENDENT = ("DynamicOutputShapeException", "DataDependentOutputException")
 
 State = dict[str, Tensor]
 
@@ -167,6 +172,7 @@ class ModelChecks:
         """Runs all checks; those on which others depend come first."""
         self.check_parts()
         self.check_batches()
+        self.check_forecast()
         self.check_losses()
         self.check_policy(self.check_learning())
         self.check_resume()
@@ -219,6 +225,25 @@ class ModelChecks:
             check_pickles("the batcher", batcher)
             batches.append(batcher(samples))
         check_equal_batches(*batches)
+
+    def check_forecast(self) -> None:
+        """Checks what `train --dry-run` and `mfu` need: operations, and a step without content."""
+        check_flops(self.model_type.flops(self.config.model, self.config.data))
+        step = FakeStep(
+            config=self.config,
+            info=self.info,
+            device=torch.device("cpu"),
+            micro_batch=_FEWER,
+            last_step=_LEARNING.total_steps - 1,
+            batch=lambda size: self._example_maker(size)(),
+        )
+        estimator = MemoryEstimator(self.config, step)
+        estimator.estimate(StepSettings(devices=1, micro_batch=_FEWER))
+        kind = estimator.problem.partition(":")[0]
+        assert kind in ("", *_VALUE_DEPENDENT), (
+            f"a step on tensors without content fails, so `train --dry-run` cannot estimate its "
+            f"memory: {estimator.problem}"
+        )
 
     def check_losses(self) -> None:
         """Checks losses at the first step of each optimizer, and that they change no buffers."""

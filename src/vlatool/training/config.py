@@ -366,6 +366,14 @@ class TrainConfig(ConfigModel):
             UsageError: Weights are required, or cannot be used with this config.
         """
         self.model_type.check_init(self.model, self.init_from)
+        if self.init_from is None and self.model_type.needs_init and not self.dry_run:
+            raise UsageError(
+                f"a {self.model_type.name} model starts from weights: without init_from a run "
+                "can only be planned",
+                hint="give --init-from, or add --dry-run",
+                code="usage.missing_key",
+                details={"key": "init_from"},
+            )
         if self.init_from is not None:
             existing_weights(self.init_from)
             if not self.init_weights_only:

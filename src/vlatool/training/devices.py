@@ -1,29 +1,30 @@
 """Memory that a device of a run has used, and the arithmetic that it can do."""
 
+import re
 import resource
 import sys
 
 import torch
 
-# Dense TFLOP/s of matrix products by the makers' data sheets, in bfloat16 and TF32, by a part of
-# the name. The first one that matches counts.
+# Dense TFLOP/s of matrix products in bfloat16, by words of the name that torch reports; the first
+# row whose words are all there counts. Source: reference/training 5.4
 _PEAKS = {
-    "B200": (2250.0, 1125.0),
-    "H200": (989.0, 494.0),
-    "H100 PCIe": (756.0, 378.0),
-    "H100 NVL": (835.0, 417.0),
-    "H100": (989.0, 494.0),
-    "GH200": (989.0, 494.0),
-    "A100": (312.0, 156.0),
-    "A800": (312.0, 156.0),
-    "L40S": (362.0, 183.0),
-    "L40": (181.0, 90.5),
-    "L4": (121.0, 60.0),
-    "A40": (150.0, 75.0),
-    "A10": (125.0, 62.5),
-    "RTX 4090": (165.0, 82.6),
-    "RTX 3090": (71.0, 35.6),
+    "B200": 2250.0,
+    "H200 NVL": 835.0,
+    "H200": 989.0,
+    "GH200": 989.0,
+    "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
+    "H100": 989.0,
+    "A100": 312.0,
+    "A800": 312.0,
+    "L40S": 362.0,
+    "L40": 181.0,
+    "L4": 121.0,
+    "A40": 150.0,
+    "A10": 125.0,
 }
+_TF32_SHARE = 0.5  # of the rate in bfloat16, on all of them
 
 
 def peak_memory(device: torch.device) -> int:
@@ -43,7 +44,12 @@ def peak_tflops(device: torch.device, *, mixed: bool) -> float | None:
     """
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    known = (peaks for part, peaks in _PEAKS.items() if part in name)
-    peaks = next(known, None)
-    return None if peaks is None else peaks[0 if mixed else 1]
+    peak = bfloat16_tflops(torch.cuda.get_device_name(device))
+    return peak if peak is None or mixed else _TF32_SHARE * peak
+
+
+def bfloat16_tflops(name: str) -> float | None:
+    """TFLOP/s of a GPU in bfloat16, by its name; None if unknown, as for a part of a GPU (MIG)."""
+    words = set(re.split(r"[^A-Za-z0-9]+", name))
+    known = (peak for row, peak in _PEAKS.items() if words.issuperset(row.split()))
+    return None if "MIG" in words else next(known, None)

@@ -199,8 +199,8 @@ def _warn_of_disk(
     needed, free = map(size_text, sizes)
     reporter.warn(
         "storage.no_space",
-        f"{folder}: {checkpoints} need {needed}, {free} are free; set max_checkpoint_limit or a "
-        "larger save_every_n_steps, or choose another --output",
+        f"{folder}: {checkpoints} would take {needed}, {free} are free; set max_checkpoint_limit "
+        "or a larger save_every_n_steps, or choose another --output",
     )
 
 

@@ -42,10 +42,11 @@ def slurm_variables(environ: Mapping[str, str]) -> dict[str, str]:
             "RANK": str(int(environ["SLURM_PROCID"])),
             "WORLD_SIZE": str(int(tasks)),
             "LOCAL_RANK": _local_rank(environ),
+            "LOCAL_WORLD_SIZE": str(_tasks_of_node(environ, int(tasks))),
             "MASTER_ADDR": first_host(environ["SLURM_STEP_NODELIST"]),
             "MASTER_PORT": str(_PORTS[step % len(_PORTS)]),
         }
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, IndexError) as error:
         raise EnvironmentProblem(
             f"{_SLURM_TASKS} is {tasks!r}, but another variable of Slurm cannot be used: {error}",
             hint=f"start the ranks with srun, or unset {_SLURM_TASKS}",
@@ -60,6 +61,17 @@ def _local_rank(environ: Mapping[str, str]) -> str:
     local_rank = int(environ["SLURM_LOCALID"])
     sees_one = len(environ.get("CUDA_VISIBLE_DEVICES", "").split(",")) == 1
     return "0" if sees_one and environ.get("CUDA_VISIBLE_DEVICES") else str(local_rank)
+
+
+def _tasks_of_node(environ: Mapping[str, str], tasks: int) -> int:
+    """Tasks of the step on this node; `2(x3),1` stands for three nodes with two and one with one.
+
+    Without the variable all tasks count, as if they shared the node.
+    """
+    text = environ.get("SLURM_STEP_TASKS_PER_NODE", str(tasks))
+    groups = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
+    counts = [int(count) for count, nodes in groups for _ in range(int(nodes or 1))]
+    return counts[int(environ.get("SLURM_NODEID", "0")) if len(counts) > 1 else 0]
 
 
 def first_host(nodes: str) -> str:

@@ -74,6 +74,12 @@ class Runtime:
         return self._accelerator.num_processes
 
     @property
+    def ranks_here(self) -> int:
+        """Number of ranks on this machine, which share its processors."""
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))
+        return max(1, min(here, self.world_size))
+
+    @property
     def rank(self) -> int:
         """Index of this rank."""
         return self._accelerator.process_index
@@ -100,7 +106,7 @@ class Runtime:
         with one loader worker and another busy program, a step took 300 ms instead of 60 ms.
         """
         if self.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, processors // self.world_size - loaders))
+            torch.set_num_threads(max(1, processors // self.ranks_here - loaders))
 
     def placement(self, config: TrainConfig) -> Placement:
         """Placement of parts; sharded if configured and there is more than one rank."""

@@ -345,7 +345,7 @@ def _log_config(
         reporter.note("validation data are not used: set total_val_samples to measure them")
     if config.distributed.fsdp and config.distributed.world_size == 1:
         reporter.note("distributed.fsdp has no effect with one process")
-    elif config.distributed.fsdp and runtime.device.type == "cpu":
+    elif config.distributed.fsdp and runtime.device.type == "cpu" and not config.device_memory:
         reporter.note("distributed.fsdp on a CPU is only for tests: it is not faster")
 
 
@@ -380,7 +380,7 @@ def _machine_defaults(
         stored = (RunDir(_output(config)).read_config() or {}).get("data")
         stored_workers = stored.get("num_workers") if isinstance(stored, dict) else None
         is_known = isinstance(stored_workers, int) and stored_workers >= 0
-        workers = stored_workers if is_known else max(1, default_workers() // runtime.world_size)
+        workers = stored_workers if is_known else max(1, default_workers() // runtime.ranks_here)
     data = config.data.model_copy(update={"num_workers": runtime.broadcast(workers)})
     count = {"world_size": _ranks(config, runtime, typed)}
     processes = config.distributed.model_copy(update=count)

@@ -87,11 +87,14 @@ SLURM = {
     "SLURM_JOB_ID": "40012",
     "SLURM_STEP_ID": "0",
     "SLURM_STEP_NODELIST": "gpu[07-08,11],gpu20",
+    "SLURM_STEP_TASKS_PER_NODE": "1,2,1",
+    "SLURM_NODEID": "1",
 }
 TORCHRUN = {
     "RANK": "3",
     "WORLD_SIZE": "4",
     "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "2",
     "MASTER_ADDR": "gpu07",
     "MASTER_PORT": "10012",
 }
@@ -106,6 +109,12 @@ TORCHRUN = {
         pytest.param({"CUDA_VISIBLE_DEVICES": "0,1"}, TORCHRUN, id="gpus of the node"),
         pytest.param({"CUDA_VISIBLE_DEVICES": ""}, TORCHRUN, id="no gpu"),
         pytest.param({"MASTER_ADDR": "x"}, TORCHRUN | {"MASTER_ADDR": "x"}, id="own address"),
+        pytest.param({"SLURM_STEP_TASKS_PER_NODE": "2(x2)"}, TORCHRUN, id="equal nodes"),
+        pytest.param(
+            {"SLURM_STEP_TASKS_PER_NODE": "4", "SLURM_NODEID": "0"},
+            TORCHRUN | {"LOCAL_WORLD_SIZE": "4"},
+            id="one node",
+        ),
         pytest.param({"SLURM_STEP_NUM_TASKS": "1"}, {}, id="one task"),
         pytest.param({"RANK": "0"}, {}, id="torchrun in a task"),
     ],

@@ -39,6 +39,7 @@ class FutureVlaType(ModelType):
     Config: ClassVar[type[ConfigModel]] = FutureVlaConfig
     kinds: ClassVar[tuple[str, ...]] = ("vla",)
     methods: ClassVar[Mapping[str, tuple[str, ...]]] = {"model": ("answer_losses",)}
+    needs_init: ClassVar[bool] = True
 
     def check_init(self, config: FutureVlaConfig, init_from: str | None) -> None:
         """Checks that there are weights to start from, of this type.
@@ -52,7 +53,8 @@ class FutureVlaType(ModelType):
                 raise UsageError(
                     "a future_vla model starts from weights, which init_from names",
                     hint="make them with `vlatool compose --qwen DIR --dino DIR --output DIR`, or "
-                    "`vlatool compose --tiny --output DIR`; then --init-from DIR",
+                    "`vlatool compose --tiny --output DIR`; then --init-from DIR. A plan of the "
+                    "published sizes needs none: --preset future-vla-4b --dry-run",
                     code="usage.missing_key",
                     details={"key": "init_from"},
                 )
