@@ -34,13 +34,15 @@ install-dev: $(VENV)/.installed-dev
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vlatool needs Python 3.11 or newer")'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	@echo 'Installing vlatool and torch into $(VENV): a minute or more, 2 GB'
 	$(BIN)/python -m pip install --quiet --editable '.[train]'
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
+	@echo 'Installing vlatool, torch and what the tests need into $(VENV): minutes, 3 GB'
 	$(BIN)/python -m pip install --quiet --editable '.[train,dev]'
 	touch $@ $(VENV)/.installed
 

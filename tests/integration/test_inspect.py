@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.builders.lerobot import lerobot_dataset
+from tests.builders.spartan import spartan_task
 from vlatool.errors import DataError, UsageError
 from vlatool.workflows.inspect import InspectConfig, InspectResult, inspect
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
@@ -150,8 +151,8 @@ def test_text_fields_have_an_example(spartan: Path) -> None:
     assert field["example"].startswith("put the")
 
 
-def test_warnings_are_grouped_by_code(spartan: Path) -> None:
-    (warning,) = document(spartan)["warnings"]
+def test_warnings_are_grouped_by_code(tmp_path: Path) -> None:
+    (warning,) = document(spartan_task(tmp_path, 2, instruction=None))["warnings"]
     assert (warning["code"], warning["count"]) == ("source.language_fallback", 2)
 
 

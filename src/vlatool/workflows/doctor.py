@@ -27,6 +27,9 @@ from vlatool.storage.uri import can_list, location
 from vlatool.storage.web_requests import check_server
 
 FREE_DISK_LOW_BYTES = 5 * 2**30
+# Containers begin with 64 MiB, which a few batches of images fill.
+SHARED_MEMORY_LOW_BYTES = 2**30
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # the mount of Linux, not a temporary file
 _NETWORK_TIMEOUT_S = 10.0  # of each check, all at once
 _WITHOUT_NETWORK = "without a network, give local folders instead of hf:// and s3:// locations"
 Status = Literal["ok", "note", "warning", "error"]
@@ -128,7 +131,7 @@ def _python() -> Iterator[DoctorCheck]:
     yield DoctorCheck(
         "python",
         "ok" if is_new else "error",
-        f"{version} on {platform.system()} {platform.machine()}",
+        f"{version} on {platform.system()} {platform.machine()}, in {sys.prefix}",
         "" if is_new else "vlatool needs Python 3.11 or newer",
     )
 
@@ -208,6 +211,16 @@ def _machine() -> Iterator[DoctorCheck]:
     yield DoctorCheck("processors", "ok", f"{default_workers()} usable of {os.cpu_count() or 1}")
     if memory := _memory_bytes():
         yield DoctorCheck("memory", "ok", _gib(memory))
+    if _SHARED_MEMORY.is_dir():
+        size = shutil.disk_usage(_SHARED_MEMORY).total
+        is_low = size < SHARED_MEMORY_LOW_BYTES
+        hint = "training passes batches through it: `docker run --shm-size 8g`, or a lower "
+        yield DoctorCheck(
+            "shared memory",
+            "warning" if is_low else "ok",
+            _gib(size),
+            f"{hint}data.num_workers" if is_low else "",
+        )
 
 
 def _network(locations: Sequence[str]) -> Iterator[DoctorCheck]:

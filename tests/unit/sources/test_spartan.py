@@ -516,6 +516,17 @@ def test_task_without_annotation_falls_back_with_a_warning(
     assert "source.language_fallback" in [finding.code for finding in episode.findings]
 
 
+@pytest.mark.parametrize(
+    ("instruction", "codes"), [("lift it", []), (None, ["source.language_fallback"])]
+)
+def test_own_instruction_without_annotations_is_no_finding(
+    tmp_path: Path, instruction: str | None, codes: list[str]
+) -> None:
+    episode = read(spartan_task(tmp_path, 1, instruction=instruction))
+
+    assert [finding.code for finding in episode.findings] == codes
+
+
 def test_configured_task_replaces_that_of_the_path(tmp_path: Path) -> None:
     path = annotations(tmp_path, {"Mine": {"original": ["do mine"]}})
 

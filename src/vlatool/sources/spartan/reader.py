@@ -144,7 +144,7 @@ class SpartanReader:
             num_frames=opened.num_frames,
             cameras=opened.cameras,
             lowdim=lowdim,
-            language=_language(ref, lowdim, report),
+            language=self._language(ref, lowdim, report),
             calibration=values.calibration,
             depth=_DepthAndLabels(opened, "depth"),
             labels=_DepthAndLabels(opened, "label"),
@@ -155,6 +155,30 @@ class SpartanReader:
             findings=tuple(report.findings),
             extras={"source_episode": relative_episode_path(ref.path)},
         )
+
+    def _language(
+        self, ref: EpisodeRef, lowdim: Mapping[str, Array], report: Collector
+    ) -> Mapping[str, Sequence[str]]:
+        """Annotations of the task, else the episode's own instruction, else the task in words.
+
+        Only what stands in for something else is a finding: an episode with an instruction is
+        complete unless its task was to be annotated.
+        """
+        if ref.language:
+            return ref.language
+        own = lowdim.get(_INSTRUCTION, ())
+        if len(own) and str(own[0]):
+            sentence, origin = str(own[0]), "its own language_instruction"
+        else:
+            sentence, origin = task_to_sentence(ref.task), "the task name"
+        if not sentence:
+            message = "no instruction: no annotation, no language_instruction, no task in the path"
+            report.add(SOURCE, "no_language", message)
+            return {}
+        if origin == "the task name" or self.config.language_annotations_path:
+            message = f"task {ref.task!r} has no language annotation: each episode uses {origin}"
+            report.add(SOURCE, "language_fallback", message)
+        return {"original": [sentence]}
 
     def check(self, ref: EpisodeRef, *, deep: bool) -> Iterator[Finding]:
         """Findings on an episode; with `deep` every frame is decoded."""
@@ -251,25 +275,6 @@ def _remote_cameras(refs: Iterable[EpisodeRef]) -> Iterator[set[str]]:
             return set()
 
     return in_parallel(names, refs, _PARALLEL_READS)
-
-
-def _language(
-    ref: EpisodeRef, lowdim: Mapping[str, Array], report: Collector
-) -> Mapping[str, Sequence[str]]:
-    """Annotations of the task, else the episode's own instruction, else the task name in words."""
-    if ref.language:
-        return ref.language
-    if _INSTRUCTION in lowdim and len(lowdim[_INSTRUCTION]) and str(lowdim[_INSTRUCTION][0]):
-        sentence, origin = str(lowdim[_INSTRUCTION][0]), "its own language_instruction"
-    else:
-        sentence, origin = task_to_sentence(ref.task), "the task name"
-    if not sentence:
-        message = "no instruction: no annotation, no language_instruction, no task in the path"
-        report.add(SOURCE, "no_language", message)
-        return {}
-    message = f"task {ref.task!r} has no language annotation: each episode uses {origin}"
-    report.add(SOURCE, "language_fallback", message)
-    return {"original": [sentence]}
 
 
 def _published_order(field: str) -> tuple[int, int]:
