@@ -29,6 +29,7 @@ SMALLEST = {
     "future_vla_images": "--size tiny --batch 1 --repeats 1",
     "in_turn": "--before HERE --runs 1 -- --version",
     "lerobot_conversion": "--episodes 1 --frames 4 --runs 1",
+    "lerobot_pass": "--frames 4 --turns 1",
     "lerobot_reads": "--help",  # installs several GB
     "loading": "DATA --workers 1 --batch 2 --steps 2 --runs 1",
     "loading_plainly": "DATA --workers 1 --batch 2 --samples 4 --runs 1",

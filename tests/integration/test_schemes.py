@@ -130,6 +130,31 @@ def test_files_of_several_episodes_are_read_from_every_scheme(
     assert shards[0].read_bytes() == shards[1].read_bytes()
 
 
+def test_a_large_remote_video_is_read_in_ranges(
+    memory: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file may exceed the 64 MiB up to which one is read at once."""
+    uploaded(world / "shared", f"{memory}/shared")
+    key = "shared/videos/observation.images.front/chunk-000/file-000.mp4"
+    unused = 80 * 2**20
+    box = (unused + 8).to_bytes(4) + b"free" + bytes(unused)
+    store = MemoryRemote(memory)
+    store.put(key, store.objects[key][0] + box)
+    requested: list[int] = []
+    get = MemoryRemote.get
+
+    def counted_get(self: MemoryRemote, key: str, start: int, stop: int, etag: str) -> Any:
+        requested.append(min(stop, self.head(key).size) - start)
+        return get(self, key, start, stop, etag)
+
+    monkeypatch.setattr(MemoryRemote, "get", counted_get)
+    preprocessed(str(world / "shared"), tmp_path / "here")
+    preprocessed(f"{memory}/shared", tmp_path / "there")
+    shards = [tmp_path / name / "shards/shard_000000.tar" for name in ("here", "there")]
+    assert shards[0].read_bytes() == shards[1].read_bytes()
+    assert sum(requested) < unused // 4
+
+
 def test_output_has_the_bytes_of_local_data(remote: str, world: Path, tmp_path: Path) -> None:
     preprocessed(str(world / "lerobot"), tmp_path / "here")
     preprocessed(f"{remote}/lerobot", tmp_path / "there")

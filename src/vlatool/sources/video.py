@@ -47,19 +47,26 @@ class VideoFrames:
         Raises:
             DataError: A frame cannot be decoded; names file and frame.
         """
-        decoder = self._opened()
-        images: dict[int, UInt8Array] = {}
-        for number in sorted(set(indices)):
-            if not 0 <= number < self._num_frames:
-                raise IndexError(f"{self.clip.path}: frame {number} of {self._num_frames}")
-            try:
-                images[number] = decoder.image(number)
-            except DataError:
-                self.close()  # the decoder's position is unknown after a failure
-                raise
-        if not images:
-            return np.empty((0, *self.size, 3), np.uint8)
-        return np.stack([images[number] for number in indices])
+        images: UInt8Array | None = None
+        for position in sorted(range(len(indices)), key=indices.__getitem__):
+            image = self._image(indices[position])
+            if images is None:
+                images = np.empty((len(indices), *image.shape), np.uint8)
+            if image.shape != images.shape[1:]:
+                size = f"{image.shape[1]}x{image.shape[0]}"
+                reason = f"its size is {size}, frames before it have another"
+                raise decode_error(self.clip.path, indices[position], reason)
+            images[position] = image  # at once, while the processor has it in its cache
+        return np.empty((0, *self.size, 3), np.uint8) if images is None else images
+
+    def _image(self, number: int) -> UInt8Array:
+        if not 0 <= number < self._num_frames:
+            raise IndexError(f"{self.clip.path}: frame {number} of {self._num_frames}")
+        try:
+            return self._opened().image(number)
+        except DataError:
+            self.close()  # the decoder's position is unknown after a failure
+            raise
 
     def close(self) -> None:
         """Releases the file; a later read opens it again."""
