@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from vlatool.workflows.finetune import finetune as finetune
     from vlatool.workflows.fit_fast import fit_fast as fit_fast
     from vlatool.workflows.inspect import inspect as inspect
+    from vlatool.workflows.launch_ray import launch_ray_preprocess as launch_ray_preprocess
     from vlatool.workflows.launch_sagemaker import (
         launch_sagemaker_finetune as launch_sagemaker_finetune,
     )
     from vlatool.workflows.launch_sagemaker import launch_sagemaker_train as launch_sagemaker_train
+    from vlatool.workflows.launch_slurm import launch_slurm_train as launch_slurm_train
     from vlatool.workflows.model_export import tokenizer_export as tokenizer_export
     from vlatool.workflows.predict import predict as predict
     from vlatool.workflows.preprocess import preprocess as preprocess
@@ -65,8 +67,10 @@ _PUBLIC = {
     "finetune": f"{_WORKFLOWS}.finetune:finetune",
     "fit_fast": f"{_WORKFLOWS}.fit_fast:fit_fast",
     "inspect": f"{_WORKFLOWS}.inspect:inspect",
+    "launch_ray_preprocess": f"{_WORKFLOWS}.launch_ray:launch_ray_preprocess",
     "launch_sagemaker_finetune": f"{_WORKFLOWS}.launch_sagemaker:launch_sagemaker_finetune",
     "launch_sagemaker_train": f"{_WORKFLOWS}.launch_sagemaker:launch_sagemaker_train",
+    "launch_slurm_train": f"{_WORKFLOWS}.launch_slurm:launch_slurm_train",
     "list_plugins": f"{_WORKFLOWS}.catalog:plugins",
     "load_config": "vlatool.config.resolve:load_config",
     "load_policy": "vlatool.evaluation.control:load_policy",

@@ -39,6 +39,7 @@ SMALLEST = {
     "preprocess": "--raw RAW --workers 1 --repeat 1",
     "resume_across_commits": "--before HERE/src --only split*",
     "run_sync": "DATA --preset diffusion-policy-tiny --steps 12 --every 6 --delay 0.01 --runs 1",
+    "scale": "--episodes 2",
     "scaling": "--episodes 1,2 --repeat 1",
     "stages": "RAW --size 16,16",
     "startup": "1",

@@ -29,6 +29,8 @@ WITH_DRY_RUN = {
     "finetune",
     "launch sagemaker train",
     "launch sagemaker finetune",
+    "launch slurm train",
+    "launch ray preprocess",
     "tokenizer train",
     "upload",
 }

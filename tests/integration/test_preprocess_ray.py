@@ -11,6 +11,7 @@ from tests.builders.jsonl_sink import ToySink
 from tests.builders.libero import convert, libero_dataset
 from tests.builders.preprocessing import contents, run
 from tests.builders.spartan import spartan_task
+from vlatool.cli.app import run as vlatool
 from vlatool.errors import PartialFailure
 from vlatool.jobs.ray_executor import RayExecutor
 from vlatool.testing import check_sink
@@ -19,6 +20,10 @@ from vlatool.workflows.preprocess import PreprocessResult
 ray = pytest.importorskip("ray")
 
 EPISODES = 6
+WINDOWS = (
+    *("--past-lowdim-steps", "1", "--future-lowdim-steps", "3", "--max-padding-right", "3"),
+    *("--samples-per-shard", "8"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +62,7 @@ def test_private_cluster_writes_the_same_bytes_as_one_process(tmp_path: Path) ->
     """Runs in its own process, because this one could not join the cluster of other tests later."""
     source = spartan_task(tmp_path / "raw", episodes=2, frames=9)
     command = [sys.executable, "-m", "vlatool", "preprocess", "spartan", str(source), "-q"]
-    windows = "--past-lowdim-steps 1 --future-lowdim-steps 3 --max-padding-right 3"
-    command += [*windows.split(), "--samples-per-shard", "8"]
+    command += WINDOWS
 
     run(source, tmp_path / "local")
     private = ["-o", str(tmp_path / "private"), "--engine", "ray", "--ray-num-cpus", "1"]
@@ -68,15 +72,17 @@ def test_private_cluster_writes_the_same_bytes_as_one_process(tmp_path: Path) ->
     assert contents(tmp_path / "private") == contents(tmp_path / "local")
 
 
-def test_relative_paths_refer_to_the_folder_of_the_driver(
+def test_launched_driver_writes_the_same_bytes_and_its_relative_paths_are_those_of_its_folder(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spartan_task(tmp_path / "raw", episodes=2, frames=9)
     run(tmp_path / "raw", tmp_path / "local")
     monkeypatch.chdir(tmp_path)
 
-    run(Path("raw"), Path("spread"), engine="ray", ray_address=address, workers=None)
+    words = ["launch", "ray", "preprocess", "spartan", "raw", "-o", "spread", *WINDOWS, "-q"]
+    code = vlatool([*words, "--ray-address", address])
 
+    assert code == 0
     assert contents(tmp_path / "spread") == contents(tmp_path / "local")
 
 

@@ -1,64 +1,14 @@
 """Table of all commands. It imports nothing of them, so that `vlatool --help` is fast."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from vlatool.cli.command import TRAINING_PRESETS, Command
+from vlatool.cli.launch_commands import LAUNCH
 
-
-@dataclass(frozen=True)
-class Command:
-    """A command: its configuration, its workflow, and what its help says.
-
-    Attributes:
-        summary: One sentence for the help.
-        workflow: `module:function` of `(config, *, reporter)`, which returns the result. Without a
-            schema, the function takes no arguments.
-        schema: `module:Class` of the configuration; empty for a command without one.
-        arguments: Keys that are arguments, with their names in the usage line; a name that ends
-            with `...` stands for several values.
-        options: Options that `--help` lists, in this order, with underscores; those that a format
-            or a sink does not have are left out. Empty: all.
-        suggestions: Keys to `module:function` of known values among others, for completion.
-        examples: Command lines for the help.
-        details: Second paragraph of the help.
-        form: `module:function` that returns the `Form` of a command that differs from the others.
-        has_ranks: The command has `--nproc`.
-        has_rows: The result is a list, and the command has `--jsonl`.
-        presets: Folders of presets for this command.
-    """
-
-    summary: str
-    workflow: str
-    schema: str = ""
-    arguments: Mapping[str, str] = field(default_factory=dict[str, str])
-    examples: tuple[str, ...] = ()
-    details: str = ""
-    form: str = ""
-    has_ranks: bool = False
-    has_rows: bool = False
-    presets: tuple[str, ...] = ()
-    options: tuple[str, ...] = ()
-    suggestions: Mapping[str, str] = field(default_factory=dict[str, str])
-
-
-_TRAINING_PRESETS = ("runs", "models", "models/denoisers", "data", "hparams")
 _TRAINING_OPTIONS = (
     *("data", "output", "preset", "config", "total_train_steps", "num_epochs", "hparams.lr"),
     *("hparams.global_batch_size", "hparams.per_gpu_batch_size", "data.camera_names"),
     *("data.num_workers", "nproc", "num_checkpoints", "overwrite", "dry_run"),
 )
 _NEEDS_PRESET = "Give a preset or a file that names the model: --preset NAME or --config FILE."
-_SAGEMAKER_OPTIONS = (
-    *("data", "remote_sync", "preset", "config", "sagemaker.user", "sagemaker.instance_type"),
-    *("sagemaker.instance_count", "sagemaker.image", "sagemaker.arn", "sagemaker.spot", "dry_run"),
-)
-_SAGEMAKER_DETAILS = (
-    "Takes the options of `vlatool train`, and --sagemaker.KEY VALUE. Data, weights and the copy "
-    "of the run are in buckets."
-)
-_SAGEMAKER_EXAMPLE = (
-    "vlatool launch sagemaker train -p diffusion-policy-bellpepper --data s3://lab/data "
-    "--remote-sync s3://lab/runs --sagemaker.user ada.l --sagemaker.instance_type p5"
-)
 
 # Words of a command to the command, in the order of the help.
 COMMANDS: dict[str, Command] = {
@@ -134,7 +84,7 @@ COMMANDS: dict[str, Command] = {
         "VQGAN, and in stage 2 --init-from, the run of stage 1.",
         form="vlatool.cli.training_options:train_form",
         has_ranks=True,
-        presets=_TRAINING_PRESETS,
+        presets=TRAINING_PRESETS,
         options=tuple(
             "init_from" if name == "data.camera_names" else name for name in _TRAINING_OPTIONS
         ),
@@ -257,7 +207,7 @@ COMMANDS: dict[str, Command] = {
         options=_TRAINING_OPTIONS,
         form="vlatool.cli.training_options:train_form",
         has_ranks=True,
-        presets=_TRAINING_PRESETS,
+        presets=TRAINING_PRESETS,
     ),
     "finetune": Command(
         "Train a model that starts from the weights of a checkpoint.",
@@ -277,31 +227,9 @@ COMMANDS: dict[str, Command] = {
         options=("from", *_TRAINING_OPTIONS),
         form="vlatool.cli.training_options:finetune_form",
         has_ranks=True,
-        presets=_TRAINING_PRESETS,
+        presets=TRAINING_PRESETS,
     ),
-    "launch sagemaker train": Command(
-        "Train a model in a SageMaker job.",
-        "vlatool.workflows.launch_sagemaker:launch_sagemaker_train",
-        "vlatool.workflows.launch_sagemaker:LaunchSageMakerConfig",
-        examples=(_SAGEMAKER_EXAMPLE, f"{_SAGEMAKER_EXAMPLE} --dry-run --json | jq .request"),
-        details=_SAGEMAKER_DETAILS,
-        options=_SAGEMAKER_OPTIONS,
-        form="vlatool.cli.launch:launch_train_form",
-        presets=_TRAINING_PRESETS,
-    ),
-    "launch sagemaker finetune": Command(
-        "Train a model in a SageMaker job, from the weights of a checkpoint.",
-        "vlatool.workflows.launch_sagemaker:launch_sagemaker_finetune",
-        "vlatool.workflows.launch_sagemaker:LaunchSageMakerConfig",
-        examples=tuple(
-            _SAGEMAKER_EXAMPLE.replace("train", f"finetune --from {weights}")
-            for weights in ("s3://lab/runs/first", "s3://lab/checkpoint_3.pt")
-        ),
-        details=_SAGEMAKER_DETAILS,
-        options=("from", *_SAGEMAKER_OPTIONS),
-        form="vlatool.cli.launch:launch_finetune_form",
-        presets=_TRAINING_PRESETS,
-    ),
+    **LAUNCH,
     "resolve-config": Command(
         "Print the exact configuration that a run would use.",
         "vlatool.workflows.resolve_config:resolve_config",
@@ -322,7 +250,7 @@ COMMANDS: dict[str, Command] = {
             "schema",
         ),
         form="vlatool.cli.training_options:resolve_form",
-        presets=_TRAINING_PRESETS,
+        presets=TRAINING_PRESETS,
     ),
     "eval open-loop": Command(
         "Compare predicted with recorded actions, next to simple baselines.",
@@ -476,6 +404,8 @@ GROUPS: dict[str, str] = {
     "tokenizer": "Train, evaluate, export visual tokenizers; fit FAST.",
     "eval": "Evaluate a policy on recorded data or in an environment.",
     "stats": "Merge statistics of data sets, or compute missing ones.",
-    "launch": "Start the same work on SageMaker.",
+    "launch": "Start the same work on SageMaker, Slurm or a Ray cluster.",
     "launch sagemaker": "Start training on Amazon SageMaker.",
+    "launch slurm": "Start training on a cluster with Slurm.",
+    "launch ray": "Preprocess on a Ray cluster.",
 }

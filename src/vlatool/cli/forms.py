@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from vlatool.cli.commands import Command
+from vlatool.cli.command import Command
 from vlatool.cli.config_command import ConfigSpec, VlatoolCommand, config_command, schema_at
 from vlatool.cli.options import JsonLinesOpt, NprocOpt, TextArg, TextsArg, command_app
 from vlatool.cli.ranks import join_slurm, rank_errors, run_on_ranks

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from vlatool.cli.commands import Command
+from vlatool.cli.command import Command
 from vlatool.cli.forms import Form, load
 from vlatool.cli.session import Invocation
 from vlatool.cli.training_options import DATA, INIT_FROM, NO_MODEL_HINT, RUN, training_spec

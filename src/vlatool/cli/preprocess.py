@@ -1,12 +1,13 @@
 """Form of `vlatool preprocess`; its keys depend on the format and the sink."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from vlatool.cli.commands import Command
+from vlatool.cli.command import Command
 from vlatool.cli.config_command import ConfigSpec
-from vlatool.cli.forms import Form, run_workflow
+from vlatool.cli.forms import Form, load, run_workflow
 from vlatool.cli.help import is_help
 from vlatool.cli.session import Invocation
 from vlatool.errors import UsageError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 def preprocess_form(row: Command) -> Form:
     """Form of the command."""
     spec = ConfigSpec(
-        _schema,
+        partial(_schema, row.schema),
         positionals=tuple(row.arguments),
         note=_note,
         values={"format": _formats, "sink": _sinks},
@@ -38,18 +39,15 @@ def _preprocess(run: Invocation, row: Command, values: Mapping[str, Any]) -> Non
     run_workflow(run, row, values)
 
 
-def _schema(args: Sequence[str]) -> "type[ConfigModel]":
+def _schema(target: str, args: Sequence[str]) -> "type[ConfigModel]":
     """Config class with the keys of the format and the sink that the arguments name."""
-    from vlatool.workflows.preprocess import PreprocessConfig
-
+    schema = load(target)
     name = _format_in(args)
     try:
-        return PreprocessConfig.specialize(
-            {"format": name, "sink": _value_of(args, "--sink", "--sink.type")}
-        )
+        return schema.specialize({"format": name, "sink": _value_of(args, "--sink", "--sink.type")})
     except UsageError as error:
         if is_help(args):
-            return PreprocessConfig.specialize({})
+            return schema.specialize({})
         if args and name == args[0] and error.code == "usage.unknown_format":
             error.message = f"{name!r} is neither a format nor an existing location"
         raise

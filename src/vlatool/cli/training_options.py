@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlatool.cli.commands import COMMANDS, Command
+from vlatool.cli.command import Command
+from vlatool.cli.commands import COMMANDS
 from vlatool.cli.completion import CompletionWords, cached
 from vlatool.cli.config_command import ConfigSpec, OptionAlias, schema_at
 from vlatool.cli.forms import Form, load

@@ -232,9 +232,13 @@ def forwarded_variables(environ: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in environ.items()
-        if (name in _FORWARDED or name.startswith(_FORWARDED_PREFIXES))
-        and not any(word in name for word in _SECRET_WORDS)
+        if (name in _FORWARDED or name.startswith(_FORWARDED_PREFIXES)) and not names_secret(name)
     }
+
+
+def names_secret(variable: str) -> bool:
+    """True if an environment variable holds a credential, by its name."""
+    return any(word in variable.upper() for word in _SECRET_WORDS)
 
 
 def _probe(address: str, connect_s: float) -> str:

@@ -320,6 +320,17 @@ class TrainConfig(ConfigModel):
                 code="usage.no_model",
             )
 
+    def check_given(self) -> None:
+        """Raises UsageError if no model or no training data are configured."""
+        self.check_model()
+        key = self.data_kind.folders_keys[0]
+        if not getattr(self.data, key):
+            raise UsageError(
+                f"no training data are given: data.{key} is empty",
+                hint="give a folder of training data with --data DIR",
+                code="usage.no_data",
+            )
+
     def derive_from_data(self) -> tuple["TrainConfig", dict[str, str]]:
         """Derives keys from the data.
 

@@ -1,6 +1,7 @@
 """Local folder of a run, and the locations of its copies."""
 
 import hashlib
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 from uuid import UUID
@@ -34,6 +35,12 @@ def with_local_folder(config: Run) -> Run:
         if text is not None:
             _check_writable(location(text))
     return config
+
+
+def new_name(config: TrainConfig) -> str:
+    """Name of a run folder that is not named."""
+    now = datetime.now(UTC).strftime("%Y_%m_%d-%H_%M_%S")
+    return f"{now}-model_{config.model.type}-lr_{config.hparams.lr}"  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def fixed_name(run_id: str) -> str:

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +28,7 @@ from vlatool.models.trained import section_of
 from vlatool.pages.text import number_text
 from vlatool.storage.uri import local_path, location
 from vlatool.training.config import TrainConfig
-from vlatool.training.locations import fixed_name, with_local_folder
+from vlatool.training.locations import fixed_name, new_name, with_local_folder
 from vlatool.training.plan import TrainPlan, make_plan, schedule_violations
 from vlatool.training.trackers import check_trackers
 
@@ -145,7 +144,8 @@ def train(
         KeyboardInterrupt: Ctrl-C; a checkpoint was written.
         SystemExit: SIGTERM (143); a checkpoint was written.
     """
-    _check_given(config)
+    config.check_given()
+    check_trackers(config.trackers)
     config = with_local_folder(config)
     typed = explicit_keys(config) if typed is None else typed
     check_rules(violations(config), typed, reporter)
@@ -171,7 +171,7 @@ def _train_with_remote(
     runtime = Runtime(config)
     starts = partial(start_in, typed=typed, world_size=_ranks(config, runtime, typed))
     if config.dry_run:
-        choice = choose_remote_run(config, _new_name(config), starts)
+        choice = choose_remote_run(config, new_name(config), starts)
         named = config.model_copy(update={"name": choice.name})
         result = _train(named, typed, origins, reporter)
         if choice.step is None:
@@ -180,7 +180,7 @@ def _train_with_remote(
     with ExitStack() as stack:
         name, remote = "", None
         if runtime.is_main:
-            held = held_remote_run(config, _new_name(config), starts, reporter)
+            held = held_remote_run(config, new_name(config), starts, reporter)
             name, remote = stack.enter_context(held)
         with runtime.waiting():
             name = runtime.broadcast(name)
@@ -349,19 +349,6 @@ def _log_config(
         reporter.note("distributed.fsdp on a CPU is only for tests: it is not faster")
 
 
-def _check_given(config: TrainConfig) -> None:
-    """Checks that a model, data and the packages of the trackers are there."""
-    config.check_model()
-    key = config.data_kind.folders_keys[0]
-    if not getattr(config.data, key):
-        raise UsageError(
-            f"no training data are given: data.{key} is empty",
-            hint="give a folder of training data with --data DIR",
-            code="usage.no_data",
-        )
-    check_trackers(config.trackers)
-
-
 def _check_checkpoint(run: RunDir) -> None:
     """Raises DataError if the checkpoint to resume from was changed after it was written."""
     latest = run.latest()
@@ -373,7 +360,7 @@ def _machine_defaults(
     config: TrainConfig, runtime: "Runtime", typed: Collection[str]
 ) -> TrainConfig:
     """Sets null keys that depend on the machine; a resumed run keeps its values."""
-    name = config.name or _new_name(config)
+    name = config.name or new_name(config)
     config = config.model_copy(update={"name": runtime.broadcast(name)})
     workers = config.data.num_workers
     if workers is None:
@@ -392,12 +379,6 @@ def _ranks(config: TrainConfig, runtime: "Runtime", typed: Collection[str]) -> i
     """Number of ranks; a dry run plans for any number."""
     is_planned = config.dry_run and "distributed.world_size" in typed
     return (is_planned and config.distributed.world_size) or runtime.world_size
-
-
-def _new_name(config: TrainConfig) -> str:
-    """Name of a run folder that is not named."""
-    now = datetime.now(UTC).strftime("%Y_%m_%d-%H_%M_%S")
-    return f"{now}-model_{config.model.type}-lr_{config.hparams.lr}"  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _output(config: TrainConfig) -> Path:

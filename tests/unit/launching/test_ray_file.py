@@ -1,14 +1,30 @@
-"""Template of a Ray cluster in the documentation."""
+"""File of a Ray cluster: its template, and the values in place of placeholders."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-TEMPLATE = Path(__file__).parents[2] / "docs/cluster/ray-cluster.yaml"
-TEXT = TEMPLATE.read_text()
+from vlatool.errors import UsageError
+from vlatool.launching.ray_file import (
+    RayClusterConfig,
+    filled,
+    left_placeholders,
+    placeholder_error,
+    template,
+)
+
+TEXT = template()
+VALUES = {
+    "image": "ami-0abc",
+    "key_pair": "robots",
+    "subnet": "subnet-1a",
+    "security_group": "sg-2b",
+    "account": "123456789012",
+    "head_profile": "head",
+    "worker_profile": "worker",
+}
 
 
 @pytest.fixture
@@ -66,3 +82,27 @@ def test_template_satisfies_the_schema_of_ray(cluster: dict[str, Any]) -> None:
     autoscaler = pytest.importorskip("ray.autoscaler._private.util")
 
     autoscaler.validate_config(autoscaler.prepare_config(cluster))
+
+
+def test_values_replace_every_placeholder() -> None:
+    text = filled(TEXT, RayClusterConfig.model_validate(VALUES))
+    nodes = yaml.safe_load(text)["available_node_types"]
+    profile = nodes["worker"]["node_config"]["IamInstanceProfile"]["Arn"]
+    assert profile == "arn:aws:iam::123456789012:instance-profile/worker"
+    assert left_placeholders(text) == {}
+
+
+def test_error_names_the_placeholders_that_are_left_and_their_options() -> None:
+    config = RayClusterConfig.model_validate(VALUES | {"subnet": None})
+    text = filled(TEXT, config) + "extra: PLACEHOLDER-OF-MINE  # PLACEHOLDER in a comment\n"
+    error = placeholder_error(config, left_placeholders(text))
+    assert {*error.details["placeholders"]} == {"subnet-PLACEHOLDER", "PLACEHOLDER-OF-MINE"}
+    assert "--ray.subnet" in error.hint
+    assert "--ray.image" not in error.hint
+
+
+def test_value_other_than_that_of_the_file_is_an_error() -> None:
+    text = filled(TEXT, RayClusterConfig.model_validate(VALUES))
+    with pytest.raises(UsageError) as caught:
+        filled(text, RayClusterConfig(image="ami-0def"))
+    assert caught.value.details["key"] == "ray.image"

@@ -1,0 +1,112 @@
+"""File of Ray's cluster launcher, from the template of this package."""
+
+import re
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from vlatool.config.base import ConfigModel
+from vlatool.errors import UsageError
+
+_PLACEHOLDER = re.compile(r"[\w-]*PLACEHOLDER[\w-]*")
+# A value of AWS in the file, without characters that YAML or a shell would interpret.
+Name = Annotated[str, StringConstraints(pattern=r"^[\w+=,.@-]+$")]
+
+
+class RayClusterConfig(ConfigModel):
+    """File of a new Ray cluster on AWS, and the identities in it."""
+
+    cluster: str = Field(
+        default="ray-cluster.yaml",
+        description="File of Ray's cluster launcher: written from a template, or yours.",
+    )
+    image: Name | None = Field(default=None, description="Machine image, such as ami-0abc.")
+    key_pair: Name | None = Field(
+        default=None, description="Key pair for SSH; its file is ~/.ssh/NAME.pem."
+    )
+    subnet: Name | None = Field(default=None, description="Subnet of all nodes.")
+    security_group: Name | None = Field(
+        default=None, description="Security group: SSH from you, every port among its members."
+    )
+    account: Annotated[str, StringConstraints(pattern=r"^\d{12}$")] | None = Field(
+        default=None, description="Number of the AWS account."
+    )
+    head_profile: Name | None = Field(
+        default=None, description="Instance profile of the head, which starts the workers."
+    )
+    worker_profile: Name | None = Field(
+        default=None, description="Instance profile of the workers, which use your bucket."
+    )
+
+    def placeholders(self) -> dict[str, str]:
+        """Placeholders of the template to the keys with their values."""
+        return {
+            "ami-PLACEHOLDER": "image",
+            "PLACEHOLDER-KEY-PAIR": "key_pair",
+            "subnet-PLACEHOLDER": "subnet",
+            "sg-PLACEHOLDER": "security_group",
+            "PLACEHOLDER-ACCOUNT": "account",
+            "PLACEHOLDER-HEAD-PROFILE": "head_profile",
+            "PLACEHOLDER-WORKER-PROFILE": "worker_profile",
+        }
+
+
+def template() -> str:
+    """The template; every identity in it is a placeholder."""
+    return files("vlatool.launching").joinpath("ray_cluster.yaml").read_text(encoding="utf-8")
+
+
+def filled(text: str, config: RayClusterConfig) -> str:
+    """A cluster file with the values of the configuration in place of its placeholders.
+
+    Args:
+        text: The template, or a file with some placeholders replaced.
+        config: The values; those of null stay placeholders.
+
+    Raises:
+        UsageError: The file has another value than the configuration.
+    """
+    for placeholder, key in config.placeholders().items():
+        value = getattr(config, key)
+        if value is None:
+            continue
+        text = text.replace(placeholder, value)
+        if value not in text:
+            raise UsageError(
+                f"{config.cluster} has another value than --ray.{key.replace('_', '-')} {value}",
+                hint="change it in the file and leave out the option, or remove the file",
+                code="usage.cluster_value",
+                details={"key": f"ray.{key}", "path": config.cluster},
+            )
+    return text
+
+
+def left_placeholders(text: str) -> dict[int, list[str]]:
+    """Placeholders of a cluster file outside comments, by line number from 1."""
+    lines = enumerate(text.splitlines(), start=1)
+    words = (
+        (number, _PLACEHOLDER.findall(re.sub(r"(^|\s)#.*", "", line))) for number, line in lines
+    )
+    return {number: names for number, names in words if names}
+
+
+def placeholder_error(config: RayClusterConfig, left: Mapping[int, list[str]]) -> UsageError:
+    """Error for a cluster file with placeholders: each with its lines and its option."""
+    by_name: dict[str, list[int]] = {}
+    for number, names in left.items():
+        for name in names:
+            by_name.setdefault(name, []).append(number)
+    keys = config.placeholders()
+    known = {name: key for name in by_name for part, key in keys.items() if part in name}
+    rows = [f"{name} (line {', '.join(map(str, lines))})" for name, lines in by_name.items()]
+    options = [f"--ray.{key.replace('_', '-')}" for key in dict.fromkeys(known.values())]
+    return UsageError(
+        f"{config.cluster}: placeholders are left: {'; '.join(rows)}",
+        hint=f"replace them in the file, or run the same command again with {' '.join(options)}"
+        if options
+        else "replace them in the file",
+        code="usage.placeholders",
+        details={"path": config.cluster, "placeholders": by_name},
+    )

@@ -1,0 +1,237 @@
+"""Batch script of Slurm that trains a run on one or many nodes, and its submission."""
+
+import re
+import shlex
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import which
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from vlatool.config.base import ConfigModel
+from vlatool.errors import EnvironmentProblem
+from vlatool.events import Reporter
+from vlatool.jobs.ray_cluster import names_secret
+
+SBATCH = "sbatch"
+_ESCAPED = re.compile(r'["\\]')
+# A value of an option of sbatch: without spaces, quotes and line ends, which would end the value.
+Word = Annotated[str, StringConstraints(pattern=r"^[^\s\"'#\\]+$")]
+Line = Annotated[str, StringConstraints(pattern=r"^[^\n\r]+$")]
+# Source: the option --time in the manual of sbatch.
+_TIME = r"^(\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2})$"
+
+
+class SlurmConfig(ConfigModel):
+    """Resources of a job of Slurm, and where its files are written."""
+
+    nodes: int = Field(default=1, ge=1, description="Number of nodes.")
+    gpus_per_node: int = Field(
+        default=8, ge=0, description="GPUs of each node, with a process for each; 0: none."
+    )
+    tasks_per_node: int | None = Field(
+        default=None,
+        ge=1,
+        description="Processes of each node; null: one for each GPU, or one without GPUs.",
+    )
+    cpus_per_task: int | None = Field(
+        default=None, ge=1, description="Processors of each process; null: as the cluster decides."
+    )
+    partition: Word | None = Field(
+        default=None, description="Partition; null: that of the cluster."
+    )
+    account: Word | None = Field(
+        default=None, description="Account that pays; null: yours by default."
+    )
+    time: Annotated[str, StringConstraints(pattern=_TIME)] | None = Field(
+        default=None,
+        description="Time limit, such as 1-12:00:00 (days-hours:minutes:seconds); null: that of "
+        "the partition.",
+    )
+    options: list[Line] = Field(
+        default=[], description="Further options of sbatch, such as --qos=high."
+    )
+    setup: list[Line] = Field(
+        default=[],
+        description="Shell commands before the run, such as 'source env/bin/activate'. With them "
+        "the job runs the vlatool that they put on the path, otherwise the one that wrote the "
+        "script.",
+    )
+    requeue: bool = Field(
+        default=True,
+        description="Queue the job again at its time limit, after a checkpoint, and when Slurm "
+        "takes its nodes away.",
+    )
+    checkpoint_before: int = Field(
+        default=300,
+        ge=1,
+        le=65_535,
+        description="Seconds before the time limit at which the last checkpoint begins.",
+    )
+    folder: str | None = Field(
+        default=None,
+        description="Folder for the script, the configuration and the logs, on a disk that all "
+        "nodes share; null: the folder launch beside the run.",
+    )
+
+    @property
+    def tasks(self) -> int:
+        """Number of processes on each node."""
+        return self.tasks_per_node or max(1, self.gpus_per_node)
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        return self.nodes * self.tasks
+
+
+@dataclass(frozen=True)
+class SlurmJob:
+    """Files and command of a job.
+
+    Attributes:
+        name: Name of the job and of the run.
+        folder: Absolute folder of script, configuration and log.
+        work_dir: Absolute folder in which the job runs.
+        program: Words that run vlatool.
+    """
+
+    name: str
+    folder: Path
+    work_dir: Path
+    program: tuple[str, ...]
+
+    @property
+    def script(self) -> Path:
+        """The batch script."""
+        return self.folder / f"{self.name}.sbatch"
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration of the run."""
+        return self.folder / f"{self.name}.yaml"
+
+
+def batch_script(slurm: SlurmConfig, job: SlurmJob) -> str:
+    """Text of the batch script.
+
+    Each process is a task of `srun`, whose variables the ranks read. Slurm sends USR1 to the script
+    before the time limit; the script passes SIGTERM on to the ranks, which write a checkpoint and
+    end with exit code 143. A job that is canceled ends without that, and is not queued again.
+    """
+    cpus = f" --cpus-per-task={slurm.cpus_per_task}" if slurm.cpus_per_task else ""
+    train = shlex.join([*job.program, "train", "--config", str(job.config)])
+    srun = f"srun --kill-on-bad-exit=1{cpus} {train}"
+    return "\n".join(
+        [
+            "#!/bin/bash",
+            f"# The run {job.name} on {slurm.nodes} x {slurm.tasks} processes.",
+            "# Written by vlatool launch slurm train; submit it with sbatch.",
+            *(f"#SBATCH {option}" for option in _options(slurm, job)),
+            "",
+            *(f"{line} || exit" for line in slurm.setup),
+            *([*_BEFORE, f"{srun} &", *_AFTER] if slurm.requeue else [f"exec {srun}"]),
+            "",
+        ]
+    )
+
+
+_BEFORE = (
+    "# Slurm sends USR1 before the time limit: the ranks write a checkpoint and end with 143.",
+    "limit=",
+    "trap 'limit=1; kill -TERM $ranks' USR1",
+)
+_AFTER = (
+    "ranks=$!",
+    "wait $ranks",
+    "code=$?",
+    "if [ $limit ]; then",
+    "  wait $ranks",
+    "  code=$?",
+    '  if [ $code -eq 143 ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
+    "fi",
+    "exit $code",
+)
+
+
+def _options(slurm: SlurmConfig, job: SlurmJob) -> list[str]:
+    """Options of sbatch."""
+    values = {
+        "job-name": job.name,
+        "nodes": slurm.nodes,
+        "ntasks-per-node": slurm.tasks,
+        "gpus-per-node": slurm.gpus_per_node or None,
+        "cpus-per-task": slurm.cpus_per_task,
+        "partition": slurm.partition,
+        "account": slurm.account,
+        "time": slurm.time,
+        "chdir": str(job.work_dir),
+        "output": str(job.folder / job.name).replace("%", "%%") + "-%j.log",
+        "open-mode": "append",
+    }
+    options = [f"--{name}={_quoted(str(value))}" for name, value in values.items() if value]
+    # At the time limit only the script can queue the job again; without that, the ranks get the
+    # signal themselves.
+    target = "B:USR1" if slurm.requeue else "TERM"
+    queueing = "--requeue" if slurm.requeue else "--no-requeue"
+    signal = f"--signal={target}@{slurm.checkpoint_before}"
+    return [*options, queueing, signal, *slurm.options]
+
+
+def _quoted(value: str) -> str:
+    """A value of an option in a script of sbatch, which reads it like a shell."""
+    return (
+        value
+        if re.fullmatch(r"[\w.,:+%@=/-]+", value)
+        else '"' + _ESCAPED.sub(r"\\\g<0>", value) + '"'
+    )
+
+
+def submit(script: Path, environ: Mapping[str, str], reporter: Reporter) -> str:
+    """Submits a script; returns the number of the job.
+
+    The job gets the environment of this process without variables that may hold secrets, because
+    Slurm stores it.
+
+    Raises:
+        EnvironmentProblem: There is no sbatch here, or it rejects the script.
+    """
+    check_sbatch(script)
+    hidden = sorted(name for name in environ if names_secret(name))
+    if hidden:
+        reporter.warn(
+            "variables_left_out",
+            f"the job does not get {', '.join(hidden)}: Slurm stores the environment of jobs. "
+            "Keep credentials in files of your home, such as ~/.aws/credentials and ~/.netrc",
+        )
+    done = subprocess.run(  # noqa: S603 - the program of the cluster, our script
+        [SBATCH, "--parsable", str(script)],
+        env={name: value for name, value in environ.items() if name not in hidden},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    number = done.stdout.strip().partition(";")[0]
+    if done.returncode or not number.isdigit():
+        reason = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        raise EnvironmentProblem(
+            f"{SBATCH} rejected {script}: {reason[-1] if reason else f'exit {done.returncode}'}",
+            hint="change the --slurm options, then run the same command again",
+            code="environment.sbatch",
+            details={"script": str(script), "exit_code": done.returncode},
+        )
+    return number
+
+
+def check_sbatch(script: Path) -> None:
+    """Raises EnvironmentProblem if this machine has no sbatch."""
+    if which(SBATCH) is None:
+        raise EnvironmentProblem(
+            f"{SBATCH} is not on the path: this machine submits no jobs of Slurm",
+            hint=f"run the command on a login node of the cluster; without --submit it writes "
+            f"{script}",
+            code="environment.no_sbatch",
+        )

@@ -1,0 +1,153 @@
+"""Preprocessing on a Ray cluster: the file of a new cluster, or the driver on a running one."""
+
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from vlatool.config.base import check_required, execution_field
+from vlatool.config.explain import values_to_yaml
+from vlatool.config.problems import Problem, config_error
+from vlatool.config.schema import execution_keys
+from vlatool.events import NULL, Reporter
+from vlatool.launching.ray_file import (
+    RayClusterConfig,
+    filled,
+    left_placeholders,
+    placeholder_error,
+    template,
+)
+from vlatool.storage.atomic import write_text
+from vlatool.storage.uri import is_remote, local_path, location
+from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
+
+_USAGE = "vlatool launch ray preprocess [FORMAT] SOURCE... --output DIR [--ray-address ADDRESS]"
+
+
+class RayPreprocessConfig(PreprocessConfig):
+    """Preprocessing on a Ray cluster."""
+
+    no_effect_on_output: ClassVar[frozenset[str]] = PreprocessConfig.no_effect_on_output | {"ray"}
+
+    engine: Literal["ray"] = execution_field("ray", "ray: a Ray cluster.")
+    ray_address: str | None = execution_field(
+        None, "Address of the running Ray cluster; null: write the file of a new one."
+    )
+    ray: RayClusterConfig = Field(default=RayClusterConfig(), description="A new Ray cluster.")
+
+
+@dataclass(frozen=True)
+class RayClusterResult:
+    """File of a Ray cluster, and the commands to use it.
+
+    Attributes:
+        status: `planned`, `written`, or `unchanged` for a file that was there.
+        cluster: The file.
+        cluster_text: Its text.
+        config: File with the configuration of the command, for the head of the cluster.
+        placeholders: Placeholders in the text by line; empty but for a dry run.
+        commands: Shell commands to start the cluster, to run on it, and to stop it.
+    """
+
+    status: str
+    cluster: str
+    cluster_text: str
+    config: str
+    placeholders: Mapping[int, list[str]]
+    commands: tuple[str, ...]
+
+    def document(self) -> dict[str, Any]:
+        """The result as JSON."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """The commands; the file too if it was not written."""
+        if self.status != "planned":
+            return "\n".join([f"{self.cluster}: {self.status}; run:", *self.commands])
+        left = sum(map(len, self.placeholders.values()))
+        end = f"{self.cluster}: would be written, with {left} placeholders; nothing was written"
+        return f"{self.cluster_text}\n{end}"
+
+
+def launch_ray_preprocess(
+    config: RayPreprocessConfig, *, reporter: Reporter = NULL
+) -> RayClusterResult | PreprocessResult:
+    """Preprocesses on the cluster at `ray_address`; without one, writes the file of a new cluster.
+
+    A file that exists stays; only its placeholders are filled in.
+
+    Args:
+        config: As for `preprocess`, and the identities of the nodes.
+        reporter: Receives progress and messages.
+
+    Raises:
+        ConfigError: Nodes of a new cluster could not see a location.
+        UsageError: A placeholder is left in the file, which is written; or as for `preprocess`.
+    """
+    if config.ray_address is not None:
+        return preprocess(config, reporter=reporter)
+    check_required(config, _USAGE)
+    _check_locations(config)
+    cluster = local_path(config.ray.cluster)
+    before = cluster.read_text(encoding="utf-8") if cluster.is_file() else None
+    text = filled(template() if before is None else before, config.ray)
+    left = left_placeholders(text)
+    job = cluster.with_name(f"{cluster.stem}-preprocess.yaml")
+    status = "planned" if config.dry_run else "unchanged" if text == before else "written"
+    result = RayClusterResult(status, str(cluster), text, str(job), left, _commands(cluster, job))
+    if config.dry_run:
+        return result
+    cluster.parent.mkdir(parents=True, exist_ok=True)
+    if text != before:
+        write_text(cluster, text)
+    if left:
+        raise placeholder_error(config.ray, left)
+    write_text(job, _job_yaml(config))
+    return result
+
+
+def _check_locations(config: RayPreprocessConfig) -> None:
+    """Raises ConfigError for local locations, which nodes of a new cluster cannot see."""
+    problems = [
+        Problem(key, "", f'"{key}" is {text}, a path of this machine', code="launch.local_path")
+        for key, text in _locations(config)
+        if not is_remote(location(text))
+    ]
+    if problems:
+        raise config_error(
+            problems,
+            hint="copy it to a bucket and give its location, such as s3://BUCKET/DIR; on a running "
+            "cluster with a shared disk, give --ray-address",
+        )
+
+
+def _locations(config: RayPreprocessConfig) -> Iterator[tuple[str, str]]:
+    yield from (("sources", source) for source in config.sources)
+    yield "output", config.output
+    for key in sorted(config.source.location_keys):
+        if text := getattr(config.source, key):
+            yield f"source.{key}", text
+
+
+def _job_yaml(config: RayPreprocessConfig) -> str:
+    """Configuration for `vlatool preprocess --config` on the head."""
+    hidden = {"ray", *execution_keys(PreprocessConfig)}
+    values = config.model_dump(mode="json", exclude=hidden, exclude_unset=True)
+    execution = {key: getattr(config, key) for key in ("on_error", "max_failures", "workers")}
+    changed = {key: value for key, value in execution.items() if key in config.model_fields_set}
+    return values_to_yaml({**values, **changed})
+
+
+def _commands(cluster: Path, job: Path) -> tuple[str, ...]:
+    """Commands of Ray that start the cluster, run the driver on its head, and stop it."""
+    file = shlex.quote(str(cluster))
+    driver = f"vlatool preprocess --config {shlex.quote(job.name)} --engine ray --ray-address auto"
+    return (
+        f"ray up {file}",
+        f"ray rsync-up {file} {shlex.quote(str(job))} {shlex.quote(job.name)}",
+        f"ray exec {file} --tmux {shlex.quote(driver)}",
+        f"ray down {file}",
+    )

@@ -1,0 +1,147 @@
+"""`vlatool launch slurm train`: the script, the file of the run, its submission, bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.builders.slurm import slurm_programs
+from tests.builders.training import tiny_arguments, world_shards
+from vlatool.artifacts.run.format import RunDir
+from vlatool.cli.app import run as vlatool
+from vlatool.config.resolve import load_config
+from vlatool.training.config import TrainConfig
+
+TASKS = ("--slurm.gpus-per-node", "0", "--slurm.tasks-per-node", "2")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return world_shards(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def launch(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, dict[str, Any]]]:
+    """Runs the command for two tasks; returns its exit code and document."""
+
+    def start(*options: str, **changes: Any) -> tuple[int, dict[str, Any]]:
+        words = tiny_arguments(data, tmp_path / "runs" / "pick", **changes)
+        code = vlatool(["launch", "slurm", *words, *TASKS, *options, "--json"])
+        return code, json.loads(capsys.readouterr().out)
+
+    return start
+
+
+def test_script_and_configuration_are_written(
+    launch: Callable[..., Any], data: Path, tmp_path: Path
+) -> None:
+    code, result = launch()
+
+    folder = tmp_path / "runs" / "launch"
+    assert (code, result["status"], result["start"], result["processes"]) == (
+        0,
+        "written",
+        "new",
+        2,
+    )
+    assert Path(result["script"]).read_text() == result["script_text"]
+    assert sorted(path.name for path in folder.iterdir()) == ["pick.sbatch", "pick.yaml"]
+    written = load_config(TrainConfig, files=[result["config"]])
+    assert written.config.name == "pick"
+    # Like the record of a run: rules that inherited values break are no errors.
+    assert written.typed == frozenset()
+
+
+def test_run_without_a_name_gets_one_that_a_second_start_finds(
+    launch: Callable[..., Any], tmp_path: Path
+) -> None:
+    _, result = launch(name="null", save_path=str(tmp_path / "runs"))
+    assert load_config(TrainConfig, files=[result["config"]]).config.name == result["name"]
+    assert "model_diffusion_policy" in result["name"]
+
+
+def test_dry_run_shows_the_script_and_writes_nothing(
+    launch: Callable[..., Any], tmp_path: Path
+) -> None:
+    code, result = launch("--dry-run", "--submit")
+    assert (code, result["status"]) == (0, "planned")
+    assert "--ntasks-per-node=2" in result["script_text"]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_submitted_job_does_not_get_variables_that_name_secrets(
+    launch: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", slurm_programs(tmp_path / "bin")["PATH"])
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    code, result = launch("--submit")
+    names = (tmp_path / "bin" / "sbatch.environment").read_text().split("\n")
+    assert (code, result["status"]) == (0, "submitted")
+    assert result["job"].isdigit()
+    assert "PATH" in names
+    assert "WANDB_API_KEY" not in names
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "code", "exit_code"),
+    [
+        pytest.param(["--submit"], {}, "environment.no_sbatch", 6, id="no sbatch"),
+        pytest.param(
+            ["--submit", "--slurm.partition", "missing"], {}, "environment.sbatch", 6, id="sbatch"
+        ),
+        pytest.param(["--slurm.nodes", "3"], {}, "usage.batch_size", 2, id="batch size"),
+        pytest.param(["--fresh"], {}, "usage.fresh", 2, id="fresh"),
+        pytest.param([], {"name": "'my run'"}, "usage.job_name", 2, id="name"),
+        pytest.param([], {"save_path": "s3://lab/runs"}, "usage.slurm_folder", 2, id="remote run"),
+        pytest.param([], {"data__dataset_manifest": "gone"}, "data.no_manifest", 3, id="data"),
+    ],
+)
+def test_bad_input_is_an_error_before_anything_is_written(
+    options: list[str],
+    changes: dict[str, Any],
+    code: str,
+    exit_code: int,
+    launch: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if code == "environment.sbatch":
+        monkeypatch.setenv("PATH", slurm_programs(tmp_path / "bin")["PATH"])
+    result = launch(*options, **changes)
+    assert (result[0], result[1]["error"]["code"]) == (exit_code, code)
+    if code != "environment.sbatch":  # the script stays, to be submitted with other options
+        assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_script_trains_here_with_two_tasks_and_goes_on_after_its_time_limit(
+    launch: Callable[..., Any], tmp_path: Path
+) -> None:
+    _, result = launch(total_train_steps=100)
+    run = RunDir(tmp_path / "runs" / "pick")
+    environment = slurm_programs(tmp_path / "bin")
+    environment |= {"SLURM_JOB_ID": "40012", "SLURM_NTASKS": "2", "OMP_NUM_THREADS": "1"}
+    command = ["bash", result["script"]]
+    with subprocess.Popen(command, env=environment, start_new_session=True) as process:
+        while not run.metrics.is_file() or not run.metrics.stat().st_size:
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGUSR1)
+    stopped = run.latest()
+
+    assert process.returncode == 143
+    assert stopped is not None
+    assert 0 < stopped[0] < 100
+    assert (tmp_path / "bin" / "scontrol.log").read_text() == "requeue 40012\n"
+    assert subprocess.run(command, env=environment, check=False).returncode == 0
+    latest = run.latest()
+    assert latest is not None
+    assert latest[0] == 100
