@@ -3,7 +3,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 PYTEST_ARGS ?= -n auto
 
-.PHONY: demo test test-all lint format wheel docs clean install install-dev
+.PHONY: demo test test-all lint format wheel binary docs clean install install-dev
 
 demo: $(VENV)/.installed
 	$(BIN)/vlatool demo
@@ -15,16 +15,20 @@ test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
-	$(BIN)/ruff format --check src tests benchmarks docs
-	$(BIN)/ruff check src tests benchmarks docs
+	$(BIN)/ruff format --check src tests benchmarks binary docs
+	$(BIN)/ruff check src tests benchmarks binary docs
 	$(BIN)/pyright
 
 format: $(VENV)/.installed-dev
-	$(BIN)/ruff check --fix src tests benchmarks docs
-	$(BIN)/ruff format src tests benchmarks docs
+	$(BIN)/ruff check --fix src tests benchmarks binary docs
+	$(BIN)/ruff format src tests benchmarks binary docs
 
 wheel: $(VENV)/.installed-dev
 	$(BIN)/python -m build --wheel --no-isolation
+
+# The packages of the light core in the file are those of the environment.
+binary: $(VENV)/.installed-dev
+	$(BIN)/python -m binary.build
 
 docs: $(VENV)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build

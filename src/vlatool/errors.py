@@ -1,9 +1,14 @@
 """Expected errors: a message with a location, a hint, a stable code and the exit code."""
 
+import os
 import re
+import shlex
+import sys
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
+# Environment variable with the path of the single file that runs (binary/start.py).
+SINGLE_FILE = "VLATOOL_BINARY"
 _NAME_SHOWN = 40  # characters around a wrong one
 
 
@@ -129,18 +134,10 @@ def requirements() -> dict[str, list[str]]:
     each other (`all` has all of them): each package is listed once, under the smallest extra.
     Empty if vlatool is on the path, but not installed.
     """
-    from importlib.metadata import PackageNotFoundError, requires
-
-    try:
-        lines = requires("vlatool") or []
-    except PackageNotFoundError:
-        return {}
     by_extra: dict[str, list[str]] = {}
-    for line in lines:
-        name = re.match(r"[\w.-]+", line)
-        extra = re.search(r"extra\s*==\s*['\"]([\w.-]+)", line)
-        if name is not None:
-            by_extra.setdefault(extra[1] if extra else "", []).append(name[0])
+    for extra, line in _requirement_lines():
+        if name := re.match(r"[\w.-]+", line):
+            by_extra.setdefault(extra, []).append(name[0])
     result: dict[str, list[str]] = {}
     listed = {"vlatool"}
     for extra in sorted(by_extra, key=lambda name: (name != "", len(by_extra[name]))):
@@ -149,6 +146,21 @@ def requirements() -> dict[str, list[str]]:
         if new:
             result[extra] = new
     return result
+
+
+def _requirement_lines() -> list[tuple[str, str]]:
+    """Extra and requirement, such as `("train", "torch<2.14,>=2.6")`, of the installed vlatool."""
+    from importlib.metadata import PackageNotFoundError, requires
+
+    try:
+        lines = [line.partition(";") for line in requires("vlatool") or ()]
+    except PackageNotFoundError:
+        return []
+    extras = [re.search(r"extra\s*==\s*['\"]([\w.-]+)", marker) for _, _, marker in lines]
+    return [
+        (extra[1] if extra else "", line.strip())
+        for (line, _, _), extra in zip(lines, extras, strict=True)
+    ]
 
 
 def extra_of(module: str) -> str | None:
@@ -182,5 +194,11 @@ def missing_package(package: str) -> EnvironmentProblem:
 
 
 def install_line(extra: str) -> str:
-    """Shell command that installs the packages of an extra, or the required ones."""
+    """Shell command that installs the packages of an extra, or the required ones.
+
+    The single file (docs/binary.md) has no extras: it takes them from the Python that runs it.
+    """
+    if SINGLE_FILE in os.environ:
+        packages = [line for name, line in _requirement_lines() if name == extra]
+        return shlex.join([sys.executable, "-m", "pip", "install", *packages])
     return f"pip install 'vlatool[{extra}]'" if extra else "pip install vlatool"

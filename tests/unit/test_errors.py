@@ -1,10 +1,11 @@
 """Requirements in the metadata of the distribution, and the hint for a missing package."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from vlatool.errors import extra_of, missing_package, requirements
+from vlatool.errors import SINGLE_FILE, extra_of, missing_package, requirements
 
 METADATA = """\
 Metadata-Version: 2.4
@@ -48,3 +49,11 @@ def test_extra_of_a_module(module: str, extra: str | None) -> None:
 def test_hint_for_a_missing_package_is_the_install_line(package: str, hint: str) -> None:
     error = missing_package(package)
     assert (error.code, error.exit_code, error.hint) == ("environment.missing_dependency", 6, hint)
+
+
+def test_single_file_takes_the_packages_of_an_extra_from_its_python(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(SINGLE_FILE, "/somewhere/vlatool")
+    hint = f"{sys.executable} -m pip install 'heavy-thing<3,>=2'"
+    assert missing_package("heavy_thing").hint == hint

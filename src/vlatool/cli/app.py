@@ -13,7 +13,7 @@ import typer
 import typer.core
 
 from vlatool.cli.commands import COMMANDS, GROUPS
-from vlatool.cli.completion import Completion
+from vlatool.cli.completion import Completion, complete_first_tab_of_zsh
 from vlatool.cli.help import SHARED_HELP, help_text, write_rows
 from vlatool.cli.options import (
     CONTEXT,
@@ -254,6 +254,7 @@ def _invoke(argv: list[str], options: OutputOptions) -> None:
             group.invoke(ctx)
     finally:
         if "--install-completion" in argv:
+            complete_first_tab_of_zsh()
             _fill_completion_cache()
 
 
