@@ -41,6 +41,7 @@ SMALLEST = {
     "run_sync": "DATA --preset diffusion-policy-tiny --steps 12 --every 6 --delay 0.01 --runs 1",
     "scale": "--episodes 2",
     "scaling": "--episodes 1,2 --repeat 1",
+    "serving": "--clients 1,2 --requests 4 --model-ms 1",
     "stages": "RAW --size 16,16",
     "startup": "1",
     "titok": "--batch 1 --repeats 1",
