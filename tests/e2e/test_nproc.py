@@ -17,6 +17,7 @@ import pytest
 
 from tests.builders.training import tiny_arguments, world_shards
 from vlatool.artifacts.run.format import RunDir, read_metrics
+from vlatool.jobs.executor import default_workers
 
 VLATOOL = [sys.executable, "-m", "vlatool"]
 
@@ -92,6 +93,37 @@ def test_two_ranks_write_one_run_and_one_document(data: Path, tmp_path: Path) ->
     config = (run / "config.yaml").read_text()
     assert "nproc" not in config
     assert "world_size: 2" in config
+
+
+@pytest.mark.slow
+def test_tasks_of_slurm_on_two_nodes_use_the_processors_of_their_own(
+    data: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    keys = {"total_train_steps": 2, "num_checkpoints": 1, "data__num_workers": "null"}
+    arguments = [*VLATOOL, "--json", *tiny_arguments(data, run, **keys)]
+    step = {
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+        "SLURM_STEP_NODELIST": "localhost,other",
+        "SLURM_LOCALID": "0",
+    }
+    tasks = [
+        subprocess.Popen(
+            arguments,
+            env={**os.environ, **step, "SLURM_PROCID": rank, "SLURM_NODEID": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    ends = [task.communicate(timeout=300) for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], ends
+    config = (run / "config.yaml").read_text()
+    assert "world_size: 2" in config
+    assert f"num_workers: {default_workers()}\n" in config
 
 
 def test_same_error_on_all_ranks_is_printed_once_with_its_exit_code(

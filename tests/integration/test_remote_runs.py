@@ -19,6 +19,7 @@ from vlatool.storage.atomic import remove_tree
 from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.retry import SPEED_VARIABLE
 from vlatool.storage.tree import files_below
+from vlatool.workflows.runs import RunsConfig, runs
 from vlatool.workflows.train import TrainResult, train
 
 
@@ -68,6 +69,20 @@ def test_fresh_machine_continues_the_remote_run_and_ends_with_the_same_bits(
     assert (result.status, result.steps) == ("trained", STEPS)
     assert _content(tmp_path / "new") == _content(root / "whole")
     assert any(f"{prefix}/first" in note and f"step {HALF}" in note for note in reporter.notes)
+
+
+def test_list_and_pages_of_remote_runs_are_those_of_the_local_folder(
+    root: Path, prefix: RemotePath, tmp_path: Path
+) -> None:
+    _train(root, prefix, tmp_path / "local/run")
+    local, remote = (
+        runs(RunsConfig(location=str(folder), html=str(tmp_path / page)))
+        for folder, page in ((tmp_path / "local", "here.html"), (prefix, "there.html"))
+    )
+    keys = ("name", "state", "step", "total_steps", "loss", "checkpoint", "findings")
+    (here,), (there,) = local.rows(), remote.rows()
+    assert [there[key] for key in keys] == [here[key] for key in keys]
+    assert "<svg" in (tmp_path / "there_files/run.html").read_text()
 
 
 def test_run_of_another_learning_rate_with_the_same_name_is_an_error_that_names_it(
