@@ -136,6 +136,13 @@ def without_rows(data: Path) -> None:
     next(data.glob("data/*/*.parquet")).unlink()
 
 
+def checkpoint(data: Path) -> None:
+    shutil.rmtree(data)
+    data.mkdir()
+    for name in ("manifest.json", "model.safetensors"):
+        (data / name).write_text("{}")
+
+
 def task_with(text: str) -> Callable[[Path], None]:
     def append(data: Path) -> None:
         with (data / "meta/tasks.jsonl").open("a") as file:
@@ -160,6 +167,7 @@ SECRET = "hf_" + "a1" * 17
         (None, {"location": "hf://datasets/lab/pick@dev"}, "usage.bad_repository"),
         (None, {"license": "All rights"}, "usage.bad_license"),
         (None, {"folder": "missing"}, "data.no_source"),
+        (checkpoint, {}, "usage.checkpoint"),
         (None, {"HF_TOKEN": "hf_of_another"}, "environment.no_credentials"),
     ],
 )

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from vlatool.artifacts.base import recognize
 from vlatool.artifacts.lerobot.format import INFO_FILE
 from vlatool.config.base import ConfigModel, check_required, execution_field, required_field
 from vlatool.errors import DataError, EnvironmentProblem, StorageError, UsageError
@@ -124,6 +125,7 @@ def upload(config: UploadConfig, *, reporter: Reporter = NULL) -> UploadResult:
     _check_options(config)
     writer = RepositoryWriter(config.location)
     folder = _folder(config)
+    _check_kind(folder)
     result = verify(VerifyConfig(location=str(folder)), reporter=reporter)
     assert not isinstance(result, CodesResult)
     files = _files(config, folder, result, reporter)
@@ -188,6 +190,17 @@ def _folder(config: UploadConfig) -> Path:
             code="usage.output_in_use",
         )
     return folder
+
+
+def _check_kind(folder: Path) -> None:
+    """Raises UsageError for a checkpoint, which is a part of a run."""
+    artifact = recognize(folder)
+    if artifact is not None and artifact.kind == "checkpoint":
+        raise UsageError(
+            f"{folder}: is a checkpoint, a part of a run",
+            hint=f"upload the run, or its weights: vlatool export {folder} --output EXPORT",
+            code="usage.checkpoint",
+        )
 
 
 def _files(
