@@ -60,9 +60,9 @@ def measure(folder: Path, count: int) -> None:
             journal.store(under_name(receipt, number))
     index, total = SampleIndex(), StatisticsAccumulator()
     with Stage("journal: read, statistics: merge, samples: index"):
-        for one in stored(journal, receipt, count):
-            index.add(one)
-            total.add(from_arrays(one.arrays))
+        for entry in stored(journal, receipt, count):
+            index.add(entry)
+            total.add(from_arrays(entry.arrays))
         assert total.total() is not None
     with Stage("plan of shards"):
         shards = [(plan.id, len(plan.samples)) for plan in index.plans(0, SAMPLES_PER_SHARD)]
@@ -101,9 +101,9 @@ def under_name(receipt: Receipt, number: int) -> Receipt:
 def stored(journal: Journal, receipt: Receipt, count: int) -> Iterator[Receipt]:
     """All receipts of the journal, in order."""
     for number in range(count):
-        one = journal.find(name(number), receipt.key)
-        assert one is not None
-        yield one
+        stored_receipt = journal.find(name(number), receipt.key)
+        assert stored_receipt is not None
+        yield stored_receipt
 
 
 class Stage:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from vlatool.errors import VlatoolError as VlatoolError
     from vlatool.evaluation.control import load_policy as load_policy
     from vlatool.loading.dataset import open_dataset as open_dataset
+    from vlatool.serving.client import connect as connect
     from vlatool.workflows.build_dataset import build_dataset as build_dataset
     from vlatool.workflows.catalog import plugins as list_plugins  # noqa: F401 - a public name
     from vlatool.workflows.catalog import presets as presets

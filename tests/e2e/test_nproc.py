@@ -119,8 +119,8 @@ def test_tasks_of_slurm_on_two_nodes_use_the_processors_of_their_own(
         )
         for rank in ("0", "1")
     ]
-    ends = [task.communicate(timeout=300) for task in tasks]
-    assert [task.returncode for task in tasks] == [0, 0], ends
+    outputs = [task.communicate(timeout=300) for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], outputs
     config = (run / "config.yaml").read_text()
     assert "world_size: 2" in config
     assert f"num_workers: {default_workers()}\n" in config

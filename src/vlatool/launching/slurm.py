@@ -21,7 +21,7 @@ _ESCAPED = re.compile(r'["\\]')
 # A value of an option of sbatch: without spaces, quotes and line ends, which would end the value.
 Word = Annotated[str, StringConstraints(pattern=r"^[^\s\"'#\\]+$")]
 Line = Annotated[str, StringConstraints(pattern=r"^[^\n\r]+$")]
-# Source: the option --time in the manual of sbatch.
+# Forms of the option --time of sbatch: minutes, hours:minutes:seconds, days-hours and so on.
 _TIME = r"^(\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2})$"
 
 

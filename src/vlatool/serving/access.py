@@ -47,7 +47,7 @@ def _address_error(host: str, port: int, error: OSError) -> UsageError:
     }
     return UsageError(
         f"cannot listen at {host} port {port}: {error.strerror}",
-        hint=hints.get(error.errno, "choose another --host or --port"),
+        hint=hints.get(error.errno or 0, "choose another --host or --port"),
         code="usage.port_in_use" if error.errno == errno.EADDRINUSE else "usage.bad_host",
         details={"host": host, "port": port},
     )

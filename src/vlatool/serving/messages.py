@@ -5,7 +5,7 @@ The protocol is in docs/serving.md.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import msgpack
 import numpy as np
@@ -102,12 +102,18 @@ def _unpacked_array(value: dict[Any, Any]) -> Any:
     return value
 
 
+def _lengths(shape: Any) -> tuple[int, ...] | None:
+    """Lengths of the dimensions; None if they are not numbers from 0."""
+    if not isinstance(shape, Sequence):
+        return None
+    lengths = tuple(cast(Sequence[object], shape))
+    are_numbers = all(type(length) is int and length >= 0 for length in lengths)
+    return cast(tuple[int, ...], lengths) if are_numbers else None
+
+
 def _array(value: Mapping[Any, Any]) -> Array:
-    dtype, data, shape = _dtype(value), value.get(_DATA), value.get(_SHAPE)
-    is_shape = isinstance(shape, Sequence) and all(
-        type(length) is int and length >= 0 for length in shape
-    )
-    if not is_shape or not isinstance(data, bytes):
+    dtype, data, shape = _dtype(value), value.get(_DATA), _lengths(value.get(_SHAPE))
+    if shape is None or not isinstance(data, bytes):
         raise _bad_message("an array has no data or no shape")
     # An array without values may have lengths that no copy of it can have.
     if math.prod(max(length, 1) for length in shape) > max(len(data), 1):
@@ -115,7 +121,7 @@ def _array(value: Mapping[Any, Any]) -> Array:
     if math.prod(shape) * dtype.itemsize != len(data):
         raise _bad_message(f"{dtype} {list(shape)} does not have {len(data):,} bytes")
     try:
-        return np.ndarray(buffer=data, dtype=dtype, shape=tuple(shape))
+        return np.ndarray(buffer=data, dtype=dtype, shape=shape)
     except (ValueError, TypeError) as error:  # more dimensions than numpy has
         raise _bad_message(f"an array cannot be read: {error}") from error
 

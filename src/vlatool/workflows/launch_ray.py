@@ -32,7 +32,10 @@ class RayPreprocessConfig(PreprocessConfig):
 
     no_effect_on_output: ClassVar[frozenset[str]] = PreprocessConfig.no_effect_on_output | {"ray"}
 
-    engine: Literal["ray"] = execution_field("ray", "ray: a Ray cluster.")
+    # Configurations are frozen, so a narrower type is sound.
+    engine: Literal["ray"] = execution_field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        "ray", "ray: a Ray cluster."
+    )
     ray_address: str | None = execution_field(
         None, "Address of the running Ray cluster; null: write the file of a new one."
     )

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -48,6 +48,12 @@ class SampleConfig(ConfigModel):
     seed: int = Field(default=0, ge=0, description="Seed; the same seed gives the same bytes.")
     frames: int | None = Field(
         default=None, ge=1, description="Frames per episode; default: until the expert is done."
+    )
+    scenes: int | None = Field(
+        default=None,
+        ge=1,
+        description="Number of start scenes that episodes share, up to 2 cm apart, as in LIBERO; "
+        "default: each has its own.",
     )
     cameras: CameraCount = Field(default=2, description="Number of cameras.")
     size: SizeName = Field(
@@ -138,10 +144,15 @@ class SampleJob:
     def __init__(self, config: SampleConfig) -> None:
         others = {key for key, name in config.layout_options.items() if name != config.layout}
         excluded = {"output", *others, *config.no_effect_on_output}
+        if config.scenes is None:
+            excluded.add("scenes")
         options = config.model_dump(mode="json", exclude=excluded)
         output = local_path(config.output)
         self._config = config
         self._recorder = _recorder(config)
+        self._expert = partial(
+            expert_episode, config.seed, frames=config.frames, shared_scenes=config.scenes
+        )
         self._recorded: list[RecordedEpisode] = []
         self.spec = JobSpec(
             output=output,
@@ -149,7 +160,7 @@ class SampleJob:
             title=f"sample {config.layout} {config.output}",
             item_name="episode",
             plan=plan_digest(options),
-            work=EpisodeWriter(self._recorder.write, config.seed, config.frames),
+            work=EpisodeWriter(self._recorder.write, self._expert),
             state=_state,
             owned=self._recorder.owned,
             temporary=self._recorder.temporary,
@@ -177,7 +188,7 @@ class SampleJob:
 
     def _num_frames(self, index: int) -> int:
         """Number of frames of an episode."""
-        return self._config.frames or len(expert_episode(self._config.seed, index))
+        return self._config.frames or len(self._expert(index))
 
     def name(self, item: tuple[int, int]) -> str:
         """Name of the episode."""
@@ -212,18 +223,16 @@ class EpisodeWriter:
 
     Attributes:
         write: Writes an episode; its second argument is the number of frames before it.
-        seed: Seed of the world.
-        frames: Frames per episode; None: until the expert is done.
+        expert: Function from the number of an episode to the episode.
     """
 
     write: Callable[[WorldEpisode, int], Receipt]
-    seed: int
-    frames: int | None
+    expert: Callable[[int], WorldEpisode]
 
     def __call__(self, item: tuple[int, int]) -> Receipt:
         """Writes the episode; returns its receipt."""
         index, first_row = item
-        return self.write(expert_episode(self.seed, index, self.frames), first_row)
+        return self.write(self.expert(index), first_row)
 
 
 def _state(item: tuple[int, int]) -> InputState:

@@ -26,6 +26,7 @@ from vlatool.world.scene import (
     Scene,
     instruction_for,
     random_scene,
+    shared_scene,
     step,
 )
 
@@ -41,6 +42,7 @@ class PickPlaceEnv(gymnasium.Env[Observation, NDArray[np.float64]]):
     float64 [4] (x, y, z, opening of the hand, in meters) and `instruction`. Action: target
     x, y, z, opening [4], absolute; the hand moves at most 0.045 per step. The reward is 1 when
     the named block is in the bin, which terminates the episode; it is truncated after 104 steps.
+    With `scenes`, episodes start as those of `vlatool sample --scenes` of that number.
 
     The info of every step has `instruction`, `target` (color of the named block), `placed` (color
     of the block in the bin, or None) and `success`.
@@ -54,8 +56,10 @@ class PickPlaceEnv(gymnasium.Env[Observation, NDArray[np.float64]]):
         cameras: CameraCount | Literal[0] = 2,
         size: SizeName = "small",
         render_mode: str | None = "rgb_array",
+        scenes: int | None = None,
     ) -> None:
         self.render_mode = render_mode
+        self._scenes = scenes
         selected = cameras_for(cameras) if cameras else ()
         self._views = [View(camera, camera.size(size)) for camera in selected]
         overview = cameras_for(2)[0]
@@ -76,7 +80,7 @@ class PickPlaceEnv(gymnasium.Env[Observation, NDArray[np.float64]]):
         """Random start; `options` may set `target` (a color) and `instruction` (any text)."""
         super().reset(seed=seed)
         fixed = options or {}
-        scene = random_scene(self.np_random)
+        scene = self._start_scene()
         random_target = int(self.np_random.integers(len(COLORS)))
         target = _block_index(fixed["target"]) if "target" in fixed else random_target
         self._start(scene, target, fixed.get("instruction"))
@@ -95,6 +99,12 @@ class PickPlaceEnv(gymnasium.Env[Observation, NDArray[np.float64]]):
     def render(self) -> Any:
         """Image of the whole table, uint8 [H, W, 3]."""
         return self._overview.draw(self._scene) if self.render_mode == "rgb_array" else None
+
+    def _start_scene(self) -> Scene:
+        """A random scene, or one near a shared scene."""
+        if self._scenes is None:
+            return random_scene(self.np_random)
+        return shared_scene(self.np_random, int(self.np_random.integers(self._scenes)))
 
     def _start(self, scene: Scene, target: int, instruction: str | None) -> None:
         self._scene = scene
@@ -125,8 +135,13 @@ class LiberoPickPlaceEnv(PickPlaceEnv):
     in units of 0.05 m, rotation, which has no effect, and gripper, closed above 0.
     """
 
-    def __init__(self, size: SizeName = "small", render_mode: str | None = "rgb_array") -> None:
-        super().__init__(2, size, render_mode)
+    def __init__(
+        self,
+        size: SizeName = "small",
+        render_mode: str | None = "rgb_array",
+        scenes: int | None = None,
+    ) -> None:
+        super().__init__(2, size, render_mode, scenes)
         poses = self.observation_space
         assert isinstance(poses, spaces.Dict)
         images = [poses[view.camera.name] for view in self._views]

@@ -18,6 +18,7 @@ from vlatool.world.scene import (
     instruction_for,
     next_pose,
     random_scene,
+    shared_scene,
     step,
 )
 
@@ -76,15 +77,25 @@ class WorldEpisode:
         return (view.measure(scene) for scene in self.scenes)
 
 
-def expert_episode(seed: int, index: int, frames: int | None = None) -> WorldEpisode:
+def expert_episode(
+    seed: int, index: int, frames: int | None = None, shared_scenes: int | None = None
+) -> WorldEpisode:
     """Episode number `index` of `seed`, independent of other episodes.
 
-    With `frames`, it has exactly that many frames: it is cut, or its last frame is repeated.
-    Default: up to the first frame with the block in the bin.
+    Args:
+        seed: Seed of the episodes.
+        index: Number of the episode; blocks take turns as its target.
+        frames: Number of frames: the episode is cut, or its last frame is repeated. None: up to
+            the first frame with the block in the bin.
+        shared_scenes: Number of shared start scenes, which take turns after each round of
+            targets. None: a random one.
     """
     rng = np.random.default_rng([seed, index])
     target = index % len(COLORS)
-    start = random_scene(rng)
+    if shared_scenes:
+        start = shared_scene(rng, index // len(COLORS) % shared_scenes)
+    else:
+        start = random_scene(rng)
     disturbance = Disturbance(rng)
     scenes, actions = [start], [expert_action(start, target)]
     limit = MAX_STEPS if frames is None else min(frames - 1, MAX_STEPS)

@@ -30,6 +30,9 @@ _GRASP_HEIGHT = 0.05
 _GRASP_RADIUS = 0.035
 _BLOCK_DISTANCE = 0.15
 _BIN_DISTANCE = 0.2
+# Seed of the shared start scenes, and the largest distance from them along each axis.
+_SHARED_SEED = 1
+_SHARED_RANGE = 0.02
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,16 @@ def random_scene(rng: np.random.Generator) -> Scene:
         blocks=np.column_stack([blocks, np.full(3, BLOCK_HALF)]),
         bin=bin_center,
     )
+
+
+def shared_scene(rng: np.random.Generator, number: int) -> Scene:
+    """Start scene near the shared one of a number, as all episodes of a task of LIBERO have it."""
+    scene = random_scene(np.random.default_rng([_SHARED_SEED, number]))
+    moves = rng.uniform(-_SHARED_RANGE, _SHARED_RANGE, size=(5, 2))
+    blocks, gripper = scene.blocks.copy(), scene.gripper.copy()
+    blocks[:, :2] += moves[:3]
+    gripper[:2] += moves[4]
+    return Scene(gripper, blocks, scene.bin + moves[3])
 
 
 def next_pose(gripper: FloatArray, action: FloatArray) -> FloatArray:

@@ -5,7 +5,7 @@ from gymnasium.utils.env_checker import check_env
 
 from vlatool.errors import UsageError
 from vlatool.world.env import LiberoPickPlaceEnv, PickPlaceEnv
-from vlatool.world.episodes import expert_action
+from vlatool.world.episodes import expert_action, expert_episode
 from vlatool.world.libero import libero_actions, libero_states
 from vlatool.world.registration import ENVIRONMENT, LIBERO_ENVIRONMENT, register_environments
 from vlatool.world.scene import COLORS, MAX_STEPS, random_scene, step
@@ -64,3 +64,10 @@ def test_episode_without_motion_is_truncated() -> None:
     flags = [env.step(observation["proprio"])[2:4] for _ in range(MAX_STEPS)]
     assert flags[-1] == (False, True)
     assert not any(terminated or truncated for terminated, truncated in flags[:-1])
+
+
+def test_shared_scenes_are_those_of_the_samples() -> None:
+    starts = [LiberoPickPlaceEnv(scenes=1).reset(seed=seed)[0]["state"] for seed in (0, 1)]
+    recorded = libero_states(expert_episode(0, 0, 1, shared_scenes=1).states)[0]
+    assert 0 < np.abs(starts[0] - starts[1]).max() <= 0.04
+    np.testing.assert_allclose(starts[0][:2], recorded[:2], atol=0.04)

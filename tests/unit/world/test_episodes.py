@@ -35,3 +35,9 @@ def test_padding_holds_the_last_state() -> None:
 
 def test_cut_episode_starts_like_the_complete_one() -> None:
     np.testing.assert_array_equal(expert_episode(0, 0, 9).states, expert_episode(0, 0).states[:9])
+
+
+def test_shared_scenes_take_turns_and_vary() -> None:
+    starts = [expert_episode(0, index, shared_scenes=2).scenes[0] for index in range(0, 12, 3)]
+    distances = [np.abs(starts[0].blocks - other.blocks).max() for other in starts[1:]]
+    assert 0 < distances[1] <= 0.04 < distances[0]

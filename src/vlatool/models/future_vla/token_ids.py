@@ -38,7 +38,7 @@ _MARKERS: Mapping[str, str] = {
 }
 _BYTES = 256
 # Room for codes and action ids in the tiny tokenizer.
-TINY_RESERVED = 2048
+TINY_RESERVED = 1280
 # Texts with words of the tiny tokenizer, besides those of all samples.
 _TINY_TASK = "put the red, green or blue block in the bin"
 _TINY_ROLES = ("user\n", "assistant\n")

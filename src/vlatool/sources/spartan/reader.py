@@ -166,8 +166,8 @@ class SpartanReader:
         """
         if ref.language:
             return ref.language
-        own = lowdim.get(_INSTRUCTION, ())
-        if len(own) and str(own[0]):
+        own = lowdim.get(_INSTRUCTION)
+        if own is not None and len(own) and str(own[0]):
             sentence, origin = str(own[0]), "its own language_instruction"
         else:
             sentence, origin = task_to_sentence(ref.task), "the task name"
