@@ -1,13 +1,24 @@
 """`vlatool launch sagemaker`: the request, the configuration of the run, and rejected input."""
 
 import json
+import os
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.builders.s3_server import without_credentials
+from tests.builders.s3_runs import upload
+from tests.builders.s3_server import S3Server, without_credentials
+from tests.builders.training import tiny_arguments, world_shards
 from tests.surface.invoke import run_vlatool
+from vlatool.config.resolve import load_config
+from vlatool.launching.job_log import job_error
+from vlatool.launching.sagemaker_request import instance_type, num_gpus
+from vlatool.launching.secrets import load_secrets
+from vlatool.storage.remote_path import RemotePath
+from vlatool.training.config import TrainConfig
 
 RUN = (
     *("--preset", "diffusion-policy-bellpepper", "--data", "s3://lab/data", "--num-epochs", "1"),
@@ -18,8 +29,6 @@ JOB = ("--sagemaker.user", "ada.lovelace", "--sagemaker.instance_type", "p5")
 
 @pytest.fixture(autouse=True)
 def _no_account(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     for name in os.environ.keys() - without_credentials(os.environ).keys():
         monkeypatch.delenv(name)
     for name, value in without_credentials({}).items():
@@ -73,7 +82,12 @@ def test_dry_run_without_credentials_prints_the_whole_request() -> None:
         "StoppingCondition": {"MaxRuntimeInSeconds": 864_000},
         "EnableManagedSpotTraining": False,
         "RetryStrategy": {"MaximumRetryAttempts": 3},
-        "Environment": {"FI_EFA_FORK_SAFE": "1", "NCCL_DEBUG": "WARN", "PYTHONUNBUFFERED": "1"},
+        "Environment": {
+            "FI_EFA_FORK_SAFE": "1",
+            "NCCL_DEBUG": "WARN",
+            "PYTHONUNBUFFERED": "1",
+            "VLATOOL_HOSTS": "/opt/ml/input/config/resourceconfig.json",
+        },
         "Tags": [
             {"Key": "owner", "Value": "ada.lovelace"},
             {"Key": "project", "Value": "vlatool"},
@@ -83,7 +97,7 @@ def test_dry_run_without_credentials_prints_the_whole_request() -> None:
 
 def test_each_null_of_a_plan_has_a_note() -> None:
     notes = planned()["notes"]
-    assert [note.partition(":")[0] for note in notes] == ["RoleArn", "TrainingImage"]
+    assert [note.split()[0] for note in notes] == ["RoleArn", "TrainingImage"]
     known = ("--sagemaker.arn", "arn:aws:iam::1:role/r", "--sagemaker.image", "lab/vlatool:1")
     assert planned(*known)["notes"] == []
 
@@ -100,11 +114,11 @@ def test_configuration_of_the_job_is_that_of_the_command_line() -> None:
 @pytest.mark.parametrize(
     ("words", "code"),
     [
-        (("--data", "data"), "launch.local_path"),
-        (("--remote-sync", "runs"), "launch.local_path"),
-        (("--init-from", "runs/first"), "launch.local_path"),
-        (("--sagemaker.instance_type", "p9"), "launch.instance_type"),
-        (("--sagemaker.environment.HF_TOKEN", "hf_x"), "launch.secret"),
+        (("--data", "data"), "config.local_path"),
+        (("--remote-sync", "runs"), "config.local_path"),
+        (("--init-from", "runs/first"), "config.local_path"),
+        (("--sagemaker.instance_type", "p9"), "usage.instance_type"),
+        (("--sagemaker.environment.HF_TOKEN", "hf_x"), "usage.secret"),
         (("--sagemaker.local", "true"), "config.refused"),
         (("--sagemaker.usr", "ada"), "config.unknown_key"),
         (("--hparams.lr", "fast"), "config.invalid_value"),
@@ -118,3 +132,169 @@ def test_bad_input_is_a_usage_error(words: tuple[str, str], code: str) -> None:
 def test_finetune_needs_a_checkpoint() -> None:
     exit_code, document = launched("finetune", *RUN, *JOB, "--dry-run")
     assert (exit_code, document["error"]["code"]) == (2, "usage.missing_key")
+
+
+def test_keys_of_the_job_may_stand_before_the_command() -> None:
+    words = ["--sagemaker.user", "ada", "launch", "--sagemaker.instance_type=p5", "sagemaker"]
+    code, text = run_vlatool(*words, *JOB[2:], "train", *RUN, "--dry-run", "--json")
+    assert code == 0
+    assert json.loads(text)["job"].startswith("ada-vlatool-")
+
+
+def test_long_prefix_leaves_time_and_digest_whole() -> None:
+    name = planned("--sagemaker.name_prefix", "x" * 80)["job"]
+    assert len(name) == 63
+    assert re.fullmatch(r"x+-\d{4}(-\d\d){5}-[0-9a-f]{8}", name)
+
+
+def test_spot_job_has_time_to_wait() -> None:
+    request = planned("--sagemaker.spot", "true", "--sagemaker.max_run", "2")["request"]
+    assert request["EnableManagedSpotTraining"]
+    assert request["StoppingCondition"] == {
+        "MaxRuntimeInSeconds": 172_800,
+        "MaxWaitTimeInSeconds": 345_600,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus"),
+    [("p4de", 8), ("ml.g5.12xlarge", 4), ("g6.xlarge", 1), ("c5.xlarge", 0), ("g7.8xlarge", None)],
+)
+def test_gpus_of_an_instance_type(name: str, gpus: int | None) -> None:
+    assert num_gpus(instance_type(name)) == gpus
+
+
+@pytest.mark.parametrize(
+    ("reason", "exit_code"),
+    [
+        ("AlgorithmError: , exit code: 3", 3),
+        ("AlgorithmError: , exit code: 1", 1),
+        ("CapacityError: no instance", 6),
+    ],
+)
+def test_failed_job_has_the_exit_code_of_its_command(reason: str, exit_code: int) -> None:
+    error = job_error("job", {"TrainingJobStatus": "Failed", "FailureReason": reason})
+    assert (error.exit_code, error.code) == (exit_code, "environment.job_failed")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return world_shards(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def run(
+    shards: Path, s3: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, ...]:
+    """Arguments of a tiny run with data in a bucket; the account has a role."""
+    for name, value in s3.env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SAGEMAKER_ARN", "arn:aws:iam::123456789012:role/train")
+    upload(shards, RemotePath(f"s3://{s3_bucket}/data"))
+    _, *words = tiny_arguments(shards, Path("runs/first"), total_train_steps=2)
+    where = ("--remote-sync", f"s3://{s3_bucket}/runs", "--sagemaker.user", "ada")
+    local, remote = str(shards), f"s3://{s3_bucket}/data"
+    one_process = ("--sagemaker.instance_type", "c5.xlarge")
+    return (*(word.replace(local, remote) for word in words), *where, *one_process)
+
+
+def client(service: str) -> Any:
+    import boto3
+
+    return boto3.client(service)
+
+
+def test_job_gets_exactly_the_printed_request_and_reads_the_same_run(run: tuple[str, ...]) -> None:
+    image = ("--sagemaker.image", "lab/vlatool:1")
+    code, document = launched("train", *run, *image, "--wait")
+    assert (code, document["status"]) == (0, "Completed")
+    request = document["request"]
+    job = client("sagemaker").describe_training_job(TrainingJobName=document["job"])
+    tags = client("sagemaker").list_tags(ResourceArn=job["TrainingJobArn"])["Tags"]
+    job["AlgorithmSpecification"].pop("MetricDefinitions")  # invented by the stand-in
+    # The stand-in does not return these two.
+    unknown = {key: request[key] for key in ("Environment", "RetryStrategy")}
+    known = {key: job[key] for key in request.keys() & job.keys()}
+    assert request == {**known, **unknown, "Tags": tags}
+    assert request["RoleArn"] == "arn:aws:iam::123456789012:role/train"
+
+    there = load_config(TrainConfig, files=[document["config_location"]])
+    assert (there.config.name, there.config.save_path) == ("first", "/opt/ml/runs")
+    assert there.typed == frozenset()
+    assert there.config.total_train_steps == 2
+
+
+def docker(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program `docker` that writes its arguments and its input to a file."""
+    folder.mkdir()
+    program = folder / "docker"
+    program.write_text(f'#!/bin/sh\necho "$@" >> {folder}/log\ncat >> {folder}/input\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    return folder
+
+
+def test_image_is_built_and_pushed_with_docker(
+    run: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = docker(tmp_path / "bin", monkeypatch)
+    code, document = launched("train", *run, "--sagemaker.build_only", "true")
+    assert (code, document["status"]) == (0, "built")
+    image = document["request"]["AlgorithmSpecification"]["TrainingImage"]
+    lines = (folder / "log").read_text().splitlines()
+    assert [line.split()[0] for line in lines] == ["login", "login", "build", "push"]
+    assert lines[-1] == f"push {image}"
+    password = (folder / "input").read_text()
+    assert password
+    assert password not in (folder / "log").read_text()
+    context = Path(lines[2].split()[-1])
+    assert {"Dockerfile", "requirements.txt", "vlatool"} == {
+        path.name for path in context.iterdir()
+    }
+    assert (context / "vlatool/presets/runs").is_dir()
+
+
+def test_without_docker_the_hint_has_the_three_commands(
+    run: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, document = launched("train", *run)
+    assert (code, document["error"]["code"]) == (6, "environment.docker")
+    commands = document["error"]["details"]["commands"]
+    assert [command.split("docker ")[1].split()[0] for command in commands] == [
+        *("login", "build", "push"),
+    ]
+
+
+def test_batch_that_does_not_fit_the_processes_is_an_error_before_the_job(
+    run: tuple[str, ...],
+) -> None:
+    more = ("--sagemaker.instance_type", "p5", "--sagemaker.instance_count", "3")
+    code, document = launched("train", *run[:-2], *more)
+    assert (code, document["error"]["code"]) == (2, "usage.batch_size")
+
+
+def test_data_that_are_not_there_are_an_error_before_the_job(run: tuple[str, ...]) -> None:
+    code, document = launched("train", *(word.replace("/data/", "/no-data/") for word in run))
+    assert (code, document["error"]["code"]) == (3, "data.no_manifest")
+
+
+def test_without_role_there_is_no_job(
+    run: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SAGEMAKER_ARN")
+    code, document = launched("train", *run)
+    assert (code, document["error"]["code"]) == (2, "usage.no_role")
+
+
+def test_secrets_are_read_by_name_in_the_job(run: tuple[str, ...]) -> None:
+    store = client("secretsmanager")
+    store.create_secret(Name="lab/hub", SecretString="hf_1")
+    store.create_secret(Name="lab/wandb", SecretString='{"WANDB_API_KEY": "w_1"}')
+    names = ("HF_TOKEN", "lab/hub"), ("WANDB_API_KEY", "lab/wandb")
+    words = [word for key, name in names for word in (f"--sagemaker.secrets.{key}", name)]
+    code, document = launched("train", *run, *words, "--dry-run")
+    assert code == 0
+    assert "hf_1" not in json.dumps(document)
+    stored = document["request"]["Environment"]["VLATOOL_SECRETS"]
+    assert load_secrets(stored) == {"HF_TOKEN": "hf_1", "WANDB_API_KEY": "w_1"}

@@ -52,6 +52,10 @@ class TableGroup(typer.core.TyperGroup):
         names = (words[len(start) :].split()[0] for words in COMMANDS if words.startswith(start))
         return {name: f"{start}{name}" for name in names}
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Moves keys that are typed before the name of a command, `--a.b c`, behind it."""
+        return super().parse_args(ctx, _with_keys_last(args))
+
     def get_params(self, ctx: Any) -> list[Any]:
         """Options; none during completion, because reading them makes Typer import pydantic."""
         return [] if ctx.resilient_parsing else super().get_params(ctx)
@@ -99,6 +103,14 @@ class TableGroup(typer.core.TyperGroup):
         names = [*options, "--help", *OUTPUT_OPTIONS] if incomplete.startswith("-") else []
         matches = [Completion(name) for name in names if name.startswith(incomplete)]
         return [*(Completion(name, text) for name, text in rows), *matches]
+
+
+def _with_keys_last(args: list[str]) -> list[str]:
+    """Arguments with the keys of sections at their start, and their values, at the end."""
+    count = 0
+    while count < len(args) and args[count].startswith("--") and "." in args[count]:
+        count += 1 if "=" in args[count] else 2
+    return [*args[count:], *args[:count]]
 
 
 def _group(name: str) -> Any:

@@ -13,7 +13,7 @@ import typer
 from vlatool.cli.command import Command
 from vlatool.cli.config_command import ConfigSpec, VlatoolCommand, config_command, schema_at
 from vlatool.cli.options import JsonLinesOpt, NprocOpt, TextArg, TextsArg, command_app
-from vlatool.cli.ranks import join_slurm, rank_errors, run_on_ranks
+from vlatool.cli.ranks import join_slurm, rank_errors, read_secrets, run_on_ranks
 from vlatool.cli.session import Invocation, command
 
 Body = Callable[[Invocation, Command, Mapping[str, Any]], None]
@@ -67,6 +67,8 @@ def typer_command(words: str, row: Command) -> Any:
             command(ctx, jsonl=is_list) as run,
             rank_errors(run) if row.has_ranks else nullcontext(),
         ):
+            if row.has_ranks:
+                read_secrets()
             form.body(run, row, values)
 
     parameters = _parameters(row, form)

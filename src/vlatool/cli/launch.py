@@ -1,5 +1,6 @@
 """Forms of the commands that start training on other machines."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,8 @@ def launch_finetune_form(row: Command) -> Form:
 def _launch(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
     del values
     resolved = run.resolved(load(row.schema))
+    if resolved.config.sagemaker.profile is not None:  # for the storage too
+        os.environ["AWS_PROFILE"] = resolved.config.sagemaker.profile
     workflow = load(row.workflow)
     run.finish(workflow(resolved.config, typed=resolved.typed, reporter=run.reporter))
 

@@ -23,18 +23,35 @@ from vlatool.errors import VlatoolError
 def run_on_ranks(run: Invocation, processes: int | None) -> bool:
     """Runs this command line on several ranks and prints the result of rank 0.
 
+    In a job on other machines, there is a rank for each GPU of this one.
+
     Returns:
         False if this process does the work itself.
     """
-    if processes is None:
+    from vlatool.training.ranks import Node
+
+    node = Node.of_environment(os.environ)
+    if processes is None and node is None:
         return False
     from vlatool.training import start
 
-    if processes == 1:
-        start.check_processes(processes, gpus=0)
+    count = (start.gpus_here() or 1) if processes is None else processes
+    if count == 1 and (node is None or node.count == 1):
+        start.check_processes(count, gpus=0)
         return False
-    write_stdout(start.start(sys.argv[1:], processes, reporter=run.reporter))
+    nodes = {} if node is None else {"node": node}
+    write_stdout(start.start(sys.argv[1:], count, **nodes, reporter=run.reporter))
     return True
+
+
+def read_secrets() -> None:
+    """Reads the secrets of a job from their store into the environment of this process."""
+    from vlatool.training.ranks import SECRETS
+
+    if SECRETS in os.environ:
+        from vlatool.launching.secrets import load_secrets
+
+        os.environ.update(load_secrets(os.environ.pop(SECRETS)))
 
 
 def join_slurm() -> None:

@@ -111,6 +111,6 @@ def _client_error(error: Any, label: str) -> VlatoolError:
     return UsageError(
         f"{label}: {code}: {message}",
         hint="change what the message names, then run the command again",
-        code="launch.rejected",
+        code="usage.rejected_request",
         details=details,
     )

@@ -41,7 +41,9 @@ class SageMakerConfig(ConfigModel):
         default=10, gt=0, le=28, description="Days after which SageMaker stops the job."
     )
     image: str | None = Field(
-        default=None, description="Container image: its address in a registry."
+        default=None,
+        description="Container image: its address in a registry; null: the one of this version of "
+        "vlatool, which is built with Docker and pushed if it is not there.",
     )
     spot: bool = Field(
         default=False,
@@ -57,5 +59,13 @@ class SageMakerConfig(ConfigModel):
     environment: dict[str, str] = Field(
         default={}, description="Environment variables of the job. Secrets are an error."
     )
+    secrets: dict[str, str] = Field(
+        default={},
+        description="Environment variables that the job reads from AWS Secrets Manager at its "
+        "start: variable to name of a secret.",
+    )
     tags: dict[str, str] = Field(default={}, description="Further tags of the job.")
     check_config: bool = Field(default=False, description="The same as --dry-run.")
+    build_only: bool = Field(
+        default=False, description="Build and push the image, and start no job."
+    )

@@ -4,6 +4,7 @@ Nothing here reads the environment or opens a connection.
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from datetime import datetime
@@ -14,6 +15,7 @@ from vlatool.errors import UsageError
 from vlatool.launching.sagemaker_config import SageMakerConfig
 from vlatool.launching.training_job import LAUNCH_FOLDER
 from vlatool.plugins import did_you_mean
+from vlatool.training.ranks import HOSTS, SECRETS
 
 # Published short names.
 _INSTANCE_TYPES = {
@@ -22,6 +24,25 @@ _INSTANCE_TYPES = {
     "p5en": "ml.p5en.48xlarge",
     "p6": "ml.p6-b200.48xlarge",
 }
+# GPUs of an instance by family and size; other sizes of these families have one.
+_UP_TO_8 = {"12xlarge": 4, "24xlarge": 4, "48xlarge": 8}
+_GPUS: Mapping[str, Mapping[str, int]] = {
+    "g4dn": {"12xlarge": 4},
+    "g5": _UP_TO_8,
+    "g6": _UP_TO_8,
+    "g6e": _UP_TO_8,
+    "p2": {"8xlarge": 8, "16xlarge": 16},
+    "p3": {"8xlarge": 4, "16xlarge": 8},
+    "p3dn": {"24xlarge": 8},
+    "p4d": {"24xlarge": 8},
+    "p4de": {"24xlarge": 8},
+    "p5": {"48xlarge": 8},
+    "p5e": {"48xlarge": 8},
+    "p5en": {"48xlarge": 8},
+    "p6-b200": {"48xlarge": 8},
+    "p6-b300": {"48xlarge": 8},
+}
+_NO_GPU = re.compile(r"ml\.[cmrt]\d")
 _DAY_S = 86_400
 _LONGEST_RUN_DAYS = 28.0
 _LONGEST_NAME = 63
@@ -33,6 +54,7 @@ _CHANNEL_FOLDER = f"/opt/ml/input/data/{CHANNEL}"
 _ENVIRONMENT = {
     "FI_EFA_FORK_SAFE": "1",  # loader workers are forked while the network adapter is in use
     "NCCL_DEBUG": "WARN",
+    HOSTS: "/opt/ml/input/config/resourceconfig.json",
     "PYTHONUNBUFFERED": "1",
 }
 _SECRET_WORDS = re.compile(
@@ -44,7 +66,7 @@ def instance_type(name: str) -> str:
     """Full name of an instance type.
 
     Raises:
-        UsageError: There is no such type, or it has no GPU that torch can use.
+        UsageError: There is no such type, or torch does not run on it.
     """
     full = _INSTANCE_TYPES.get(name, name if name.startswith("ml.") else f"ml.{name}")
     known = known_instance_types()
@@ -54,10 +76,26 @@ def instance_type(name: str) -> str:
             f"--sagemaker.instance_type {name}: SageMaker has no such instance type",
             hint=f"{hint}; short names: {', '.join(_INSTANCE_TYPES)}; a new type may need a newer "
             "boto3 (pip install -U boto3)",
-            code="launch.instance_type",
+            code="usage.instance_type",
+            details={"instance_type": name},
+        )
+    if ".trn" in full or "-gb" in full:
+        raise UsageError(
+            f"--sagemaker.instance_type {name}: its processors are not those of the image, which "
+            "is for NVIDIA GPUs and x86-64",
+            hint=f"choose another one; short names: {', '.join(_INSTANCE_TYPES)}",
+            code="usage.instance_type",
             details={"instance_type": name},
         )
     return full
+
+
+def num_gpus(full_name: str) -> int | None:
+    """GPUs of an instance type; 0 for one without, None if they are not known here."""
+    _, family, size = full_name.split(".")
+    if _NO_GPU.match(full_name):
+        return 0
+    return _GPUS[family].get(size, 1) if family in _GPUS else None
 
 
 @cache
@@ -79,13 +117,6 @@ def job_name(config: SageMakerConfig, content: str, now: datetime) -> str:
         content: Configuration of the run.
         now: The time.
     """
-    if not config.user:
-        raise UsageError(
-            "sagemaker.user is not set: it names and tags the job",
-            hint="give your name with --sagemaker.user FIRST.LAST",
-            code="usage.missing_key",
-            details={"key": "sagemaker.user"},
-        )
     digest = hashlib.sha256(content.encode()).hexdigest()[:8]
     end = f"{now:%Y-%m-%d-%H-%M-%S}-{digest}"
     start = "-".join(filter(None, [config.name_prefix, config.user, "vlatool"]))
@@ -93,15 +124,41 @@ def job_name(config: SageMakerConfig, content: str, now: datetime) -> str:
     return f"{start[: _LONGEST_NAME - len(end) - 1].strip('-')}-{end}".lstrip("-")
 
 
-def check_no_secrets(config: SageMakerConfig) -> None:
-    """Raises UsageError if a variable of the job looks like a secret."""
+def num_processes(config: SageMakerConfig) -> int | None:
+    """Number of processes of a job, one for each GPU; None if it is not known here."""
+    gpus = num_gpus(instance_type(config.instance_type))
+    return None if gpus is None else config.instance_count * max(gpus, 1)
+
+
+def check_job(config: SageMakerConfig) -> None:
+    """Checks the keys of a job.
+
+    Raises:
+        UsageError: There is no user, or a variable of the job looks like a secret.
+    """
+    if not config.user:
+        raise UsageError(
+            "sagemaker.user is not set: it names and tags the job",
+            hint="give your name with --sagemaker.user FIRST.LAST",
+            code="usage.missing_key",
+            details={"key": "sagemaker.user"},
+        )
+    if config.max_wait is not None and config.max_wait < config.max_run:
+        raise UsageError(
+            f"sagemaker.max_wait is {config.max_wait:g} days, less than sagemaker.max_run "
+            f"({config.max_run:g})",
+            hint="max_wait has the time of the job and of waiting for instances",
+            code="config.contradiction",
+            details={"key": "sagemaker.max_wait"},
+        )
     for name in config.environment:
         if _SECRET_WORDS.search(name.upper()):
             raise UsageError(
                 f"sagemaker.environment.{name} looks like a secret: whoever may describe the job "
                 "can read its environment",
-                hint=f"leave out {name}",
-                code="launch.secret",
+                hint="store it with `aws secretsmanager create-secret --name NAME --secret-string "
+                f"file://FILE`, and give --sagemaker.secrets.{name} NAME",
+                code="usage.secret",
                 details={"key": f"sagemaker.environment.{name}"},
             )
 
@@ -129,6 +186,8 @@ def training_job_request(config: SageMakerConfig, name: str, sync: str) -> dict[
         "S3DataDistributionType": "FullyReplicated",
     }
     environment = {**_ENVIRONMENT, **config.environment}
+    if config.secrets:
+        environment[SECRETS] = json.dumps(config.secrets, sort_keys=True)
     tags = {"project": "vlatool", "owner": str(config.user), **config.tags}
     return {
         "TrainingJobName": name,

@@ -1,18 +1,21 @@
 """Training configuration that travels to other machines: its locations, its name, its file."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from vlatool.config.base import ConfigModel
 from vlatool.config.explain import values_to_yaml
 from vlatool.config.problems import Problem, config_error
-from vlatool.config.rules import sections
+from vlatool.config.rules import check_rules, sections, violations
 from vlatool.config.schema import execution_keys
 from vlatool.errors import UsageError
+from vlatool.events import Reporter
 from vlatool.storage.uri import is_remote, location
 from vlatool.training.config import TrainConfig
+from vlatool.training.plan import budget_samples, make_plan, micro_batch, schedule_violations
+from vlatool.training.resolved import resolved
 
 # Folder beside the runs, below remote_sync, with the configurations of launched jobs.
 LAUNCH_FOLDER = "launch"
@@ -40,13 +43,13 @@ def check_locations(config: TrainConfig) -> None:
         raise UsageError(
             "remote_sync is not set: the run would be lost with the machine that trains",
             hint="give a location for the runs with --remote-sync s3://BUCKET/RUNS",
-            code="launch.no_sync",
+            code="usage.no_sync",
             details={"key": "remote_sync"},
         )
     required = {"init_from", "remote_sync", "remote_sync_fixed_path"}
     required |= {f"data.{key}" for key in config.data_kind.folders_keys}
     problems = [
-        Problem(key, "", f'"{key}" is {text}, a path of this machine', code="launch.local_path")
+        Problem(key, "", f'"{key}" is {text}, a path of this machine', code="config.local_path")
         for key, text in _texts(config)
         if key not in _PATHS_THERE and _is_local(key, text, is_location=key in required)
     ]
@@ -55,6 +58,55 @@ def check_locations(config: TrainConfig) -> None:
             problems,
             hint="copy it to a bucket and give its location, such as s3://BUCKET/DIR",
         )
+
+
+def check_run(
+    config: TrainConfig, typed: Collection[str], processes: int | None, reporter: Reporter
+) -> None:
+    """Checks what can be checked of a run without its data.
+
+    Args:
+        config: Configuration of the run.
+        typed: Keys that were given for this run.
+        processes: Number of ranks; None if it is not known.
+        reporter: Receives warnings.
+
+    Raises:
+        ConfigError: A value contradicts another one.
+        UsageError: There is no budget, or the batch sizes do not fit the ranks.
+    """
+    check_rules(violations(config), typed, reporter)
+    for key in ("fresh", "device_memory", "rate", "measure"):
+        if getattr(config, key):
+            raise UsageError(
+                f"--{key.replace('_', '-')} has no effect on a job",
+                hint="for a new run beside an old one choose another --remote-sync"
+                if key == "fresh"
+                else "use it with `vlatool train --dry-run`",
+                code="usage.no_effect",
+                details={"key": key},
+            )
+    budget_samples(config, 1)
+    if processes is None:
+        reporter.note("the number of processes is not known here: the job checks the batch sizes")
+    else:
+        micro_batch(config.hparams, processes)
+
+
+def check_run_with_data(
+    config: TrainConfig, typed: Collection[str], processes: int | None, reporter: Reporter
+) -> None:
+    """Checks a run with its data and initial weights, as `train` does before its first step.
+
+    Raises:
+        DataError: The data or the initial weights are missing or broken.
+        ConfigError: A value does not fit the data.
+        UsageError: The budget does not fill a step.
+        StorageError: A location cannot be read.
+    """
+    config, info, _ = resolved(config, None, typed, reporter)
+    plan = make_plan(config, info.datasets, processes or 1)
+    check_rules(schedule_violations(config.hparams, plan.total_steps), typed, reporter)
 
 
 def _texts(config: ConfigModel) -> Iterator[tuple[str, str]]:

@@ -111,8 +111,8 @@ def make_plan(config: TrainConfig, datasets: Sequence[DataSet], world_size: int)
             world size.
     """
     h = config.hparams
-    micro_batch = _micro_batch(h, world_size)
-    samples = _budget(config, sum(dataset.size for dataset in datasets))
+    samples_at_once = micro_batch(h, world_size)
+    samples = budget_samples(config, sum(dataset.size for dataset in datasets))
     steps = samples // h.global_batch_size
     if steps == 0:
         raise UsageError(
@@ -126,8 +126,8 @@ def make_plan(config: TrainConfig, datasets: Sequence[DataSet], world_size: int)
     return TrainPlan(
         total_steps=steps,
         global_batch=h.global_batch_size,
-        micro_batch=micro_batch,
-        accumulation=h.global_batch_size // (world_size * micro_batch),
+        micro_batch=samples_at_once,
+        accumulation=h.global_batch_size // (world_size * samples_at_once),
         checkpoint_steps=checkpoints,
         validation_steps=_every(config.val_every_n_steps, steps, validated)
         if config.validates
@@ -169,8 +169,12 @@ def budget_extension(
     )
 
 
-def _micro_batch(h: HParams, world_size: int) -> int:
-    """Samples per rank and micro-batch."""
+def micro_batch(h: HParams, world_size: int) -> int:
+    """Samples per rank and micro-batch.
+
+    Raises:
+        UsageError: The batch sizes do not fit the world size.
+    """
     if h.per_gpu_batch_size is None and h.global_batch_size % world_size == 0:
         return h.global_batch_size // world_size
     per_step = world_size * (h.per_gpu_batch_size or 1)
@@ -184,8 +188,16 @@ def _micro_batch(h: HParams, world_size: int) -> int:
     return h.per_gpu_batch_size
 
 
-def _budget(config: TrainConfig, size: int) -> int:
-    """Budget of the run in samples."""
+def budget_samples(config: TrainConfig, size: int) -> int:
+    """Budget of the run in samples.
+
+    Args:
+        config: The configuration.
+        size: Samples of the data sets.
+
+    Raises:
+        UsageError: No budget is set.
+    """
     if config.total_train_samples is not None:
         return config.total_train_samples
     if config.num_epochs is not None:

@@ -18,6 +18,10 @@ from typing import Any, Self
 from vlatool.errors import EnvironmentProblem, VlatoolError
 
 LAUNCH = "VLATOOL_LAUNCH"
+# File with the machines of a job; `launch sagemaker` sets it.
+HOSTS = "VLATOOL_HOSTS"
+# Environment variables of a job to names of secrets in its store, as JSON.
+SECRETS = "VLATOOL_SECRETS"
 THREADS = "OMP_NUM_THREADS"
 _CTRL_C, _SIGTERM = 128 + signal.SIGINT, 128 + signal.SIGTERM
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -61,6 +65,48 @@ def _local_rank(environ: Mapping[str, str]) -> str:
     local_rank = int(environ["SLURM_LOCALID"])
     sees_one = len(environ.get("CUDA_VISIBLE_DEVICES", "").split(",")) == 1
     return "0" if sees_one and environ.get("CUDA_VISIBLE_DEVICES") else str(local_rank)
+
+
+@dataclass(frozen=True)
+class Node:
+    """This machine among those of a job.
+
+    Attributes:
+        index: Its index.
+        count: Number of machines.
+        first_host: Name of the machine with rank 0.
+    """
+
+    index: int
+    count: int
+    first_host: str
+
+    @classmethod
+    def of_environment(cls, environ: Mapping[str, str]) -> Self | None:
+        """The machine that the file in HOSTS describes; None without one, and in a rank.
+
+        The file is the one that SageMaker writes for each container: `hosts` and `current_host`.
+
+        Raises:
+            EnvironmentProblem: The file cannot be used.
+        """
+        if HOSTS not in environ or "WORLD_SIZE" in environ:
+            return None
+        try:
+            document = json.loads(Path(environ[HOSTS]).read_text())
+            hosts = sorted(document["hosts"], key=_natural)
+            return cls(hosts.index(document["current_host"]), len(hosts), hosts[0])
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise EnvironmentProblem(
+                f"{HOSTS} is {environ[HOSTS]!r}, which does not name machines of a job: {error}",
+                hint=f"unset {HOSTS} to train on this machine",
+                code="environment.hosts",
+            ) from None
+
+
+def _natural(host: str) -> list[tuple[str, int]]:
+    """Sort key with which algo-2 comes before algo-10."""
+    return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", host)]
 
 
 def _tasks_of_node(environ: Mapping[str, str], tasks: int) -> int:

@@ -23,24 +23,29 @@ from vlatool.errors import EnvironmentProblem, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.executor import default_workers
 from vlatool.training.launcher import EXITS, FORWARDED
-from vlatool.training.ranks import THREADS, Launch, RankExit, cause, rank_error
+from vlatool.training.ranks import THREADS, Launch, Node, RankExit, cause, rank_error
 
 OPTION = "--nproc"
 # Below the folder for temporary files. The kernel releases the lock when the command ends.
 _FOLDER_PREFIX, _LOCK = "vlatool-ranks-", "lock"
 # A newer folder may not be locked yet.
 _MIN_AGE_S = 60.0
+_ONLY = Node(0, 1, "localhost")
+_PORT = 29_500  # torch's default
 _MAX_PROCESSES = 1_024  # torchrun creates an object per process before it starts any
 
 
-def start(arguments: Sequence[str], processes: int, *, reporter: Reporter = NULL) -> str:
+def start(
+    arguments: Sequence[str], processes: int, *, node: Node = _ONLY, reporter: Reporter = NULL
+) -> str:
     """Runs a vlatool command line on ranks of this machine; returns the output of rank 0.
 
     The first and the second SIGINT or SIGTERM are passed on to the ranks, the third kills them.
 
     Args:
         arguments: The command line without `vlatool`; `--nproc` in it is left out.
-        processes: Number of ranks.
+        processes: Number of ranks on this machine.
+        node: This machine among several, each of which calls this function.
         reporter: Receives a note with the command that starts the ranks.
 
     Raises:
@@ -49,9 +54,9 @@ def start(arguments: Sequence[str], processes: int, *, reporter: Reporter = NULL
         VlatoolError: The error of a rank, with the exit code of the rank.
         SystemExit: Interrupted (130, 143); the ranks have saved their progress.
     """
-    gpus = _gpus()
+    gpus = gpus_here()
     check_processes(processes, gpus, reporter)
-    options = torchrun_options(rank_arguments(arguments), processes)
+    options = torchrun_options(rank_arguments(arguments), processes, node)
     shown = _gpu_variables() if gpus else _threads(processes)
     words = [*(f"{name}={value}" for name, value in shown.items()), "torchrun", shlex.join(options)]
     reporter.note(f"starting {processes} processes: {' '.join(words)}")
@@ -130,10 +135,13 @@ def rank_arguments(arguments: Iterable[str]) -> list[str]:
     return rest
 
 
-def torchrun_options(arguments: Sequence[str], processes: int) -> list[str]:
+def torchrun_options(arguments: Sequence[str], processes: int, node: Node = _ONLY) -> list[str]:
     """The arguments of torchrun that start a vlatool command line on ranks of this machine."""
     # torch's default address, the host name, may not be reachable.
     address = ["--standalone", "--local_addr", "127.0.0.1"]
+    if node.count > 1:
+        nodes = ["--nnodes", str(node.count), "--node_rank", str(node.index)]
+        address = [*nodes, "--master_addr", node.first_host, "--master_port", str(_PORT)]
     return [*address, "--nproc_per_node", str(processes), "-m", "vlatool", *arguments]
 
 
@@ -177,7 +185,8 @@ def _raise(exit_code: int, file: Path, received: Sequence[int]) -> None:
     raise rank_error(first)
 
 
-def _gpus() -> int:
+def gpus_here() -> int:
+    """Number of GPUs of this machine."""
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0

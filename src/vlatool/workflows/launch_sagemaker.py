@@ -8,19 +8,27 @@ from datetime import UTC, datetime
 from typing import Any
 
 from vlatool.config.base import execution_field
-from vlatool.config.rules import check_rules, explicit_keys, violations
+from vlatool.config.rules import explicit_keys
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.launching.aws_account import Account
+from vlatool.launching.image import ensure_image
+from vlatool.launching.job_log import follow_job
 from vlatool.launching.sagemaker_config import SageMakerConfig
 from vlatool.launching.sagemaker_request import (
     SAVE_PATH,
-    check_no_secrets,
+    check_job,
     config_location,
     job_name,
+    num_processes,
     training_job_request,
 )
-from vlatool.launching.training_job import check_locations, job_yaml
+from vlatool.launching.training_job import (
+    check_locations,
+    check_run,
+    check_run_with_data,
+    job_yaml,
+)
 from vlatool.storage.atomic import write_text
 from vlatool.storage.uri import location as location_of
 from vlatool.training.config import TrainConfig
@@ -34,6 +42,9 @@ class LaunchSageMakerConfig(TrainConfig):
     sagemaker: SageMakerConfig = execution_field(
         default=SageMakerConfig(), description="SageMaker job."
     )
+    wait: bool = execution_field(
+        default=False, description="Show the log of the job until it ends."
+    )
 
 
 @dataclass(frozen=True)
@@ -41,8 +52,8 @@ class SageMakerResult:
     """A job, or the plan of one.
 
     Attributes:
-        job: Name of the job.
-        status: `planned`, or the last known status of the job.
+        job: Name of the job; empty if only the image was built.
+        status: `planned`, `built`, or the last known status of the job.
         request: Request that starts the job; null where only the account has the value.
         config_location: Location of the configuration of the run.
         config: This configuration as YAML.
@@ -62,6 +73,8 @@ class SageMakerResult:
 
     def text(self) -> str:
         """The result as text."""
+        if self.status == "built":
+            return f"{self.request['AlgorithmSpecification']['TrainingImage']}: is in the registry"
         if self.status != "planned":
             return f"{self.job}: {self.status}; its configuration is {self.config_location}"
         request = json.dumps(self.request, indent=2)
@@ -74,46 +87,45 @@ def launch_sagemaker_train(
     typed: Collection[str] | None = None,
     reporter: Reporter = NULL,
 ) -> SageMakerResult:
-    """Starts a SageMaker job that trains.
+    """Starts a SageMaker job that trains; the same job, if it runs already, is not started again.
 
     Args:
         config: Configuration of the run and of the job.
         typed: Keys that were given for this job, by default all given ones.
-        reporter: Receives messages.
+        reporter: Receives messages, and the log of the job.
 
     Raises:
         ConfigError: A value is invalid, or a location is local.
-        UsageError: A required value is missing.
+        UsageError: A required value is missing, or AWS rejects the request.
+        DataError: The data or the initial weights are missing or broken.
+        EnvironmentProblem: Credentials, a permission or Docker are missing.
+        VlatoolError: With `wait`, the job failed.
     """
     typed = explicit_keys(config) if typed is None else typed
-    job = config.sagemaker
-    config = with_local_folder(config)
+    config, job = with_local_folder(config), config.sagemaker
     check_locations(config)
-    check_rules(violations(config), typed, reporter)
-    check_no_secrets(job)
+    check_job(job)
+    processes = num_processes(job)
+    check_run(config, typed, processes, reporter)
     account = Account(job.profile, job.region)
-    job = job.model_copy(update={"arn": job.arn or os.environ.get("SAGEMAKER_ARN")})
-    name = job_name(job, job_yaml(config, SAVE_PATH, ""), datetime.now(UTC))
-    request = training_job_request(job, name, str(config.remote_sync).rstrip("/"))
-    location = config_location(request)
-    result = SageMakerResult(
-        name, "planned", request, location, job_yaml(config, SAVE_PATH, name), tuple(_notes(job))
-    )
+    plan = _plan(config, job, account.region)
     if config.dry_run or job.check_config:
-        return result
-    for note in result.notes:
-        raise UsageError(note, hint="`--dry-run` shows the request", code="launch.incomplete")
-    write_text(location_of(location), result.config)
-    account.call("sagemaker", "create_training_job", **request)
-    return replace(result, status="InProgress")
-
-
-def _notes(job: SageMakerConfig) -> Iterator[str]:
-    """Explanation of each null of a request."""
-    if job.arn is None:
-        yield "RoleArn: give the execution role with --sagemaker.arn ARN, or in SAGEMAKER_ARN"
-    if job.image is None:
-        yield "TrainingImage: give the address of the image with --sagemaker.image URI"
+        return plan
+    if job.build_only:
+        return _with_image(plan, ensure_image(account, reporter), "built")
+    if plan.request["RoleArn"] is None:
+        raise UsageError(
+            "there is no execution role for the job: sagemaker.arn and SAGEMAKER_ARN are not set",
+            hint="give the role with --sagemaker.arn ARN; `aws iam list-roles` lists those of the "
+            "account",
+            code="usage.no_role",
+            details={"key": "sagemaker.arn"},
+        )
+    check_run_with_data(config, typed, processes, reporter)
+    result = _started(plan, job, account, reporter)
+    if config.wait:
+        result = replace(result, status=follow_job(account, result.job, reporter))
+    return result
 
 
 def launch_sagemaker_finetune(
@@ -127,10 +139,64 @@ def launch_sagemaker_finetune(
     Args:
         config: As for `launch_sagemaker_train`, with `init_from`.
         typed: As for `launch_sagemaker_train`.
-        reporter: Receives messages.
+        reporter: As for `launch_sagemaker_train`.
 
     Raises:
-        UsageError: No checkpoint is given, or as for `launch_sagemaker_train`.
+        UsageError: No checkpoint is given.
+        VlatoolError: As for `launch_sagemaker_train`.
     """
     check_initial_weights(config)
     return launch_sagemaker_train(config, typed=typed, reporter=reporter)
+
+
+def _plan(config: LaunchSageMakerConfig, job: SageMakerConfig, region: str) -> SageMakerResult:
+    """The job with what is known without the account."""
+    job = job.model_copy(update={"arn": job.arn or os.environ.get("SAGEMAKER_ARN")})
+    content = job_yaml(config, SAVE_PATH, "") + job.model_dump_json() + region
+    name = job_name(job, content, datetime.now(UTC))
+    request = training_job_request(job, name, str(config.remote_sync).rstrip("/"))
+    run = job_yaml(config, SAVE_PATH, name)
+    return SageMakerResult(
+        name, "planned", request, config_location(request), run, tuple(_notes(job))
+    )
+
+
+def _notes(job: SageMakerConfig) -> Iterator[str]:
+    """Explanation of each null of a request."""
+    if job.arn is None:
+        yield "RoleArn is null: give the execution role with --sagemaker.arn ARN, or SAGEMAKER_ARN"
+    if job.image is None:
+        yield (
+            "TrainingImage is null: its address has the number of the account; without "
+            "--sagemaker.image URI the image is built and pushed before the job starts"
+        )
+
+
+def _with_image(plan: SageMakerResult, image: str, status: str) -> SageMakerResult:
+    algorithm = {**plan.request["AlgorithmSpecification"], "TrainingImage": image}
+    request = {**plan.request, "AlgorithmSpecification": algorithm}
+    return replace(plan, request=request, status=status, notes=())
+
+
+def _started(
+    plan: SageMakerResult, job: SageMakerConfig, account: Account, reporter: Reporter
+) -> SageMakerResult:
+    """The running job: the same one if it runs already, else a new one."""
+    digest = plan.job.rpartition("-")[2]
+    same = {"NameContains": digest, "StatusEquals": "InProgress", "MaxResults": 1}
+    running = account.call("sagemaker", "list_training_jobs", **same)["TrainingJobSummaries"]
+    if running:
+        name = str(running[0]["TrainingJobName"])
+        reporter.note(f"the same job runs already: {name}")
+        location = plan.config_location.replace(plan.job, name)
+        config = plan.config.replace(plan.job, name)
+        request = json.loads(json.dumps(plan.request).replace(plan.job, name))
+        return replace(
+            plan, job=name, status="InProgress", request=request, config=config,
+            config_location=location,
+        )  # fmt: skip
+    image = job.image or ensure_image(account, reporter)
+    started = _with_image(plan, image, "InProgress")
+    write_text(location_of(started.config_location), started.config)
+    account.call("sagemaker", "create_training_job", **started.request)
+    return started
