@@ -1,0 +1,93 @@
+"""The pipelines of the README and the guides, each as one script with less work per line."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vlatool.cli import app
+
+ROOT = Path(__file__).parents[2]
+# Pipelines: their page and the line that they begin with; here a line may come before it.
+PIPELINES = {
+    "readme": ("README.md", "vlatool sample spartan raw ", ""),
+    "lbm": ("docs/guides/lbm.md", "vlatool sample spartan raw-4 ", ""),
+    "lerobot": (
+        "docs/guides/lbm.md",
+        "vlatool inspect my_dataset",
+        "vlatool sample lerobot my_dataset --episodes 50",
+    ),
+    "future-vla": ("docs/guides/future-vla.md", "vlatool sample libero libero ", ""),
+}
+# Files that the last lines of a pipeline leave.
+LEFT = {
+    "readme": ["data.html", "runs/pick/latest.json", "runs/tuned/latest.json"],
+    "lbm": ["runs/small/latest.json", "runs/smaller/latest.json"],
+    "lerobot": ["runs/mine/latest.json"],
+    "future-vla": [
+        *("look/actions.png", "look/future-image.png", "look/futures.mp4"),
+        "exported/future_vla.json",
+    ],
+}
+# Added to the lines that begin with these words; a budget is shortened in its own unit.
+SHORTER = {
+    "vlatool sample spartan": "--episodes 4 --frames 24",
+    "vlatool sample libero": "--episodes 4",
+    "vlatool sample lerobot": "--frames 12",
+    "vlatool tokenizer train": "--total-train-steps 2",
+    "vlatool train --preset world-pick": "--total-train-steps 2",
+    "vlatool train --preset future-vla-tiny": "--total-train-steps 2",
+    "vlatool train --preset diffusion-policy-tiny": "--num-epochs 1 --hparams.global_batch_size 64",
+    "vlatool train --preset diffusion-policy-bellpepper": "--num-checkpoints 2 "
+    "--total-train-samples 8 --hparams.global_batch_size 4 --hparams.per_gpu_batch_size 2",
+    "vlatool finetune --from runs/pick": "--total-train-steps 1",
+    "vlatool finetune --from runs/small": "--total-train-samples 4 "
+    "--hparams.global_batch_size 4 --hparams.per_gpu_batch_size 2",
+    "vlatool eval open-loop": "--max-samples 3",
+    "vlatool eval open-loop runs/vla": "--future-samples 1",
+    "vlatool eval rollout": "--episodes 1 --max-steps 2",
+}
+
+
+def pipeline(page: str, start: str) -> list[str]:
+    """Lines of the pipeline that begins with `start`, without those that replace others."""
+    blocks = re.findall(r"^```\n(.*?)^```$", (ROOT / page).read_text(), re.S | re.M)
+    (block,) = [text for text in blocks if f"{text.splitlines()[0]} ".startswith(start)]
+    return [line for line in block.splitlines() if not line.startswith("#")]
+
+
+def shortened(line: str) -> list[str]:
+    """Arguments of a line with less work."""
+    more = [words for start, words in SHORTER.items() if line.startswith(start)]
+    return shlex.split(" ".join([line, *more]))[1:]
+
+
+def test_lines_of_the_readme_are_those_of_the_guide() -> None:
+    guide = iter(pipeline("docs/guides/future-vla.md", "vlatool sample libero"))
+    readme = pipeline("README.md", "vlatool sample libero")
+    assert all(line in guide for line in readme)
+
+
+def run(line: str) -> int:
+    """Exit code of a line. Several processes start from the command line of the first one."""
+    arguments = shortened(line)
+    if "--nproc" not in arguments:
+        return app.run(arguments)
+    done = subprocess.run([sys.executable, "-m", "vlatool", *arguments], capture_output=True)
+    sys.stderr.write(done.stderr.decode())
+    return done.returncode
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PIPELINES)
+def test_pipeline_runs_as_one_script(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page, start, before = PIPELINES[name]
+    for line in filter(None, [before, *pipeline(page, start)]):
+        assert run(line) == 0, f"{line}\n{capsys.readouterr().err}"
+    assert [path for path in LEFT[name] if not (tmp_path / path).is_file()] == []
