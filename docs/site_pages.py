@@ -18,7 +18,8 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from vlatool.cli import app
-from vlatool.cli.commands import COMMANDS, Command
+from vlatool.cli.command import Command
+from vlatool.cli.commands import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 DOCS = "docs/"
@@ -28,6 +29,7 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "benchmarks/README.md": "benchmarks.md",
+    "benchmarks/scale.md": "scale.md",
 }
 _LINK = re.compile(r"(?<!!)\[([^\]\n]*)\]\((?![a-z]+:)([^)#\s]+)(#[^)\s]*)?\)")
 _IMAGE = re.compile(r"(!\[[^\]\n]*\]\()([^)\s]+)\)")
