@@ -19,6 +19,7 @@ from vlatool.storage.atomic import remove_tree
 from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.retry import SPEED_VARIABLE
 from vlatool.storage.tree import files_below
+from vlatool.training.remote_run import copy_to_machine
 from vlatool.workflows.runs import RunsConfig, runs
 from vlatool.workflows.train import TrainResult, train
 
@@ -83,6 +84,15 @@ def test_list_and_pages_of_remote_runs_are_those_of_the_local_folder(
     (here,), (there,) = local.rows(), remote.rows()
     assert [there[key] for key in keys] == [here[key] for key in keys]
     assert "<svg" in (tmp_path / "there_files/run.html").read_text()
+
+
+def test_machine_that_does_not_share_the_disk_of_rank_0_gets_the_checkpoint(
+    root: Path, prefix: RemotePath, tmp_path: Path
+) -> None:
+    remote = RunDir(upload(root / "half", prefix / "first"))
+    copy_to_machine(remote, HALF, RunDir(tmp_path / "run"), Recorder())
+    copy = RunDir(tmp_path / "run").checkpoint(HALF)
+    assert digests(copy) == digests(RunDir(root / "half").checkpoint(HALF))
 
 
 def test_run_of_another_learning_rate_with_the_same_name_is_an_error_that_names_it(

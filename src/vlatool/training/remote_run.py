@@ -337,6 +337,12 @@ def _copy_to_local(
         local.write_latest(step)
 
 
+def copy_to_machine(remote: RunDir, step: int, local: RunDir, reporter: Reporter) -> None:
+    """Copies a run to a machine that does not share the disk of rank 0, which has it already."""
+    if not local.checkpoint(step).exists() and remote.checkpoint(step).exists():
+        _copy_to_local(remote, step, local, reporter, replaces=False)
+
+
 def _check_copy(remote: Path, copy: Path) -> None:
     """Raises DataError if a copied checkpoint is damaged; the error names the remote one."""
     try:

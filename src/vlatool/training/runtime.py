@@ -95,6 +95,11 @@ class Runtime:
         return self._accelerator.is_main_process
 
     @property
+    def is_first_of_machine(self) -> bool:
+        """True for the first rank of each machine."""
+        return self._accelerator.is_local_main_process
+
+    @property
     def device(self) -> torch.device:
         """Device of this rank."""
         return self._accelerator.device

@@ -164,7 +164,7 @@ def _train_with_remote(
     config: TrainConfig, typed: Collection[str], origins: Mapping[str, str], reporter: Reporter
 ) -> TrainResult:
     """Trains a run that is copied to `remote_sync`, or continues the one that is there."""
-    from vlatool.training.remote_run import choose_remote_run, held_remote_run
+    from vlatool.training.remote_run import choose_remote_run, copy_to_machine, held_remote_run
     from vlatool.training.resolved import start_in
     from vlatool.training.runtime import Runtime
 
@@ -178,13 +178,17 @@ def _train_with_remote(
             return result
         return replace(result, start="continue", remote=str(choice.root))
     with ExitStack() as stack:
-        name, remote = "", None
+        name, remote, latest = "", None, None
         if runtime.is_main:
             held = held_remote_run(config, new_name(config), starts, reporter)
             name, remote = stack.enter_context(held)
+            latest = RunDir(local_path(config.save_path) / name).latest()
         with runtime.waiting():
-            name = runtime.broadcast(name)
-        named = config.model_copy(update={"name": name})
+            name, latest, root = runtime.broadcast((name, latest, remote and str(remote.root)))
+            named = config.model_copy(update={"name": name})
+            if latest is not None and runtime.is_first_of_machine:
+                copy_to_machine(RunDir(location(root)), latest[0], RunDir(_output(named)), reporter)
+            runtime.barrier()
         return _train(named, typed, origins, reporter, remote)
 
 
