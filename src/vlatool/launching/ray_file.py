@@ -27,9 +27,7 @@ class RayClusterConfig(ConfigModel):
         default=None, description="Key pair for SSH; its file is ~/.ssh/NAME.pem."
     )
     subnet: Name | None = Field(default=None, description="Subnet of all nodes.")
-    security_group: Name | None = Field(
-        default=None, description="Security group: SSH from you, every port among its members."
-    )
+    security_group: Name | None = Field(default=None, description="Security group of all nodes.")
     account: Annotated[str, StringConstraints(pattern=r"^\d{12}$")] | None = Field(
         default=None, description="Number of the AWS account."
     )

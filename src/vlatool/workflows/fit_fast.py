@@ -65,7 +65,7 @@ class FitFastConfig(ConfigModel):
     scale: float = Field(
         default=10.0, gt=0, description="Factor before rounding; the rounding step is 1 / scale."
     )
-    vocab_size: int = Field(default=1024, ge=257, le=2**20, description="Maximum number of ids.")
+    vocab_size: int = Field(default=1024, ge=256, le=2**20, description="Maximum number of ids.")
     alphabet: Alphabet = Field(
         default="bytes",
         description="Initial ids. bytes: one per byte, so that every chunk can be encoded; "
