@@ -129,6 +129,13 @@ def test_bad_input_is_a_usage_error(words: tuple[str, str], code: str) -> None:
     assert (exit_code, document["error"]["code"]) == (2, code)
 
 
+def test_profile_that_is_not_configured_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "")  # the command sets it
+    exit_code, document = launched("train", *RUN, *JOB, "--sagemaker.profile", "lab", "--dry-run")
+    assert (exit_code, document["error"]["code"]) == (6, "environment.aws_profile")
+    assert "lab" in document["error"]["message"]
+
+
 def test_finetune_needs_a_checkpoint() -> None:
     exit_code, document = launched("finetune", *RUN, *JOB, "--dry-run")
     assert (exit_code, document["error"]["code"]) == (2, "usage.missing_key")
@@ -277,6 +284,11 @@ def test_batch_that_does_not_fit_the_processes_is_an_error_before_the_job(
 def test_data_that_are_not_there_are_an_error_before_the_job(run: tuple[str, ...]) -> None:
     code, document = launched("train", *(word.replace("/data/", "/no-data/") for word in run))
     assert (code, document["error"]["code"]) == (3, "data.no_manifest")
+
+
+def test_request_that_the_client_rejects_is_a_usage_error(run: tuple[str, ...]) -> None:
+    code, document = launched("train", *run, "--sagemaker.arn", "x", "--sagemaker.image", "a:1")
+    assert (code, document["error"]["code"]) == (2, "usage.rejected_request")
 
 
 def test_without_role_there_is_no_job(

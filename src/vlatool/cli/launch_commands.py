@@ -35,7 +35,7 @@ LAUNCH: dict[str, Command] = {
             for weights in ("s3://lab/runs/first", "s3://lab/checkpoint_3.pt")
         ),
         details=_SAGEMAKER_DETAILS,
-        options=("from", *_SAGEMAKER_OPTIONS),
+        options=("from", *(name for name in _SAGEMAKER_OPTIONS if name != "sagemaker.spot")),
         form="vlatool.cli.launch:launch_finetune_form",
         presets=TRAINING_PRESETS,
     ),

@@ -81,6 +81,13 @@ def _mapped(request: Callable[[], Mapping[str, Any]], label: str) -> Mapping[str
         ) from error
     except exceptions.ClientError as error:
         raise _client_error(error, label) from error
+    except exceptions.ParamValidationError as error:
+        raise UsageError(
+            f"{label}: {' '.join(str(error).split())}",
+            hint="change the key with this value",
+            code="usage.rejected_request",
+            details={"operation": label},
+        ) from error
     except exceptions.BotoCoreError as error:
         raise StorageError(
             f"{label}: {error}",

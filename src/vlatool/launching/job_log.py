@@ -49,7 +49,7 @@ def follow_job(account: Account, name: str, reporter: Reporter) -> str:
             job = account.call("sagemaker", "describe_training_job", TrainingJobName=name)
             log.show_new()
             status = str(job["TrainingJobStatus"])
-            now = f"{status}, {job.get('SecondaryStatus', '')}".rstrip(", ")
+            now = str(job.get("SecondaryStatus", status))
             if now != before:
                 reporter.note(f"{name}: {now}")
                 before = now

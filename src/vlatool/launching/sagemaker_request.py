@@ -101,10 +101,10 @@ def num_gpus(full_name: str) -> int | None:
 @cache
 def known_instance_types() -> frozenset[str]:
     """Instance types for training, from the description of the service that botocore has."""
-    import botocore.session
+    from botocore.loaders import Loader
 
-    model = botocore.session.get_session().get_service_model("sagemaker")
-    return frozenset(model.shape_for("TrainingInstanceType").enum)
+    model = Loader().load_service_model("sagemaker", "service-2")
+    return frozenset(model["shapes"]["TrainingInstanceType"]["enum"])
 
 
 def job_name(config: SageMakerConfig, content: str, now: datetime) -> str:
