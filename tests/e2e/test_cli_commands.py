@@ -129,7 +129,9 @@ def test_quiet_leaves_only_warnings_on_stderr(raw: Path, tmp_path: Path) -> None
 
 
 def test_log_file_has_warnings_and_the_traceback_of_a_failure(raw: Path, tmp_path: Path) -> None:
-    vlatool("preprocess", "spartan", str(raw), "-o", "o", "--log-file", "a.log", cwd=tmp_path)
+    (tmp_path / "other.yaml").write_text("language_dict: {}")
+    options = ["--source.language-annotations-path", "other.yaml", "--log-file", "a.log"]
+    vlatool("preprocess", "spartan", str(raw), "-o", "o", *options, cwd=tmp_path)
     vlatool("preprocess", "spartan", "nowhere", "-o", "p", "--log-file", "b.log", cwd=tmp_path)
     assert "WARNING vlatool.report" in (tmp_path / "a.log").read_text()
     assert "Traceback" in (tmp_path / "b.log").read_text()

@@ -69,7 +69,8 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     builtins = SCHEMES._builtins  # pyright: ignore[reportPrivateUsage]
     monkeypatch.setitem(builtins, "memory", MemoryRemote)
     yield "memory://test"
-    MemoryRemote.stores.clear()
+    for objects in MemoryRemote.stores.values():  # connections are shared, and keep their objects
+        objects.clear()
 
 
 @pytest.fixture(params=SCHEMES_READ)

@@ -25,8 +25,9 @@ def launch_finetune_form(row: Command) -> Form:
 def _launch(run: Invocation, row: Command, values: Mapping[str, Any]) -> None:
     del values
     resolved = run.resolved(load(row.schema))
-    if resolved.config.sagemaker.profile is not None:  # for the storage too
-        os.environ["AWS_PROFILE"] = resolved.config.sagemaker.profile
+    sagemaker = getattr(resolved.config, "sagemaker", None)
+    if sagemaker is not None and sagemaker.profile is not None:  # for the storage too
+        os.environ["AWS_PROFILE"] = sagemaker.profile
     workflow = load(row.workflow)
     run.finish(workflow(resolved.config, typed=resolved.typed, reporter=run.reporter))
 
