@@ -8,11 +8,10 @@ import torch
 
 # Dense TFLOP/s of matrix products in bfloat16, by words of the name that torch reports; the first
 # row whose words are all there counts. Source: reference/training 5.4
-_PEAKS = {
+_PEAKS: dict[str, float | None] = {
     "B200": 2250.0,
-    "H200 NVL": 835.0,
+    "H200 NVL": None,  # not the rate of the next row
     "H200": 989.0,
-    "GH200": 989.0,
     "H100 PCIe": 756.0,
     "H100 NVL": 835.0,
     "H100": 989.0,
@@ -20,7 +19,6 @@ _PEAKS = {
     "A800": 312.0,
     "L40S": 362.0,
     "L40": 181.0,
-    "L4": 121.0,
     "A40": 150.0,
     "A10": 125.0,
 }

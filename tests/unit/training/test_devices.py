@@ -10,11 +10,11 @@ from vlatool.training.devices import bfloat16_tflops
     [
         ("NVIDIA H100 80GB HBM3", 989.0),
         ("NVIDIA H100 PCIe", 756.0),
-        ("NVIDIA H200 NVL", 835.0),
-        ("NVIDIA GH200 480GB", 989.0),
+        ("NVIDIA H200 NVL", None),
+        ("NVIDIA GH200 480GB", None),
         ("NVIDIA A100-SXM4-80GB", 312.0),
         ("NVIDIA L40S", 362.0),
-        ("NVIDIA L4", 121.0),
+        ("NVIDIA L4", None),
         ("NVIDIA A100-SXM4-80GB MIG 1g.10gb", None),  # a seventh of it
         ("NVIDIA A10G", None),  # not an A10
         ("NVIDIA RTX A4000", None),  # not an A40
