@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.builders.jsonl_sink import ToySink
+from tests.builders.lerobot import lerobot_dataset
 from tests.builders.libero import convert, libero_dataset
 from tests.builders.preprocessing import contents, run
 from tests.builders.spartan import spartan_task
@@ -15,7 +16,7 @@ from vlatool.cli.app import run as vlatool
 from vlatool.errors import PartialFailure
 from vlatool.jobs.ray_executor import RayExecutor
 from vlatool.testing import check_sink
-from vlatool.workflows.preprocess import PreprocessResult
+from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
 
 ray = pytest.importorskip("ray")
 
@@ -56,6 +57,20 @@ def test_two_nodes_write_the_same_windows_as_one_process(address: str, tmp_path:
     convert(source, tmp_path / "spread", engine="ray", ray_address=address, workers=None)
 
     assert contents(tmp_path / "spread") == contents(tmp_path / "local")
+
+
+@pytest.mark.slow  # final files are made by workers too, which the others do not prove
+def test_two_nodes_write_the_same_lerobot_set_as_one_process(address: str, tmp_path: Path) -> None:
+    source = lerobot_dataset(tmp_path / "raw", (6, 4, 5))
+    tree = {"format": "lerobot", "sources": [str(source)], "sink": {"type": "lerobot"}}
+    engines = {"local": {"workers": 1}, "spread": {"engine": "ray", "ray_address": address}}
+    for name, keys in engines.items():
+        options = {**tree, **keys, "output": str(tmp_path / name)}
+        preprocess(PreprocessConfig.specialize(options).model_validate(options))
+
+    written = contents(tmp_path / "local")
+    assert {"data/chunk-000/file-000.parquet", "meta/info.json"} <= {*written}
+    assert contents(tmp_path / "spread") == written
 
 
 def test_private_cluster_writes_the_same_bytes_as_one_process(tmp_path: Path) -> None:

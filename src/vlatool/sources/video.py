@@ -29,12 +29,14 @@ class VideoFrames:
         self.clip = clip
         self._num_frames = num_frames
         self._decoder: _Decoder | None = None
+        self._shape: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return self._num_frames
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"clip": self.clip, "_num_frames": self._num_frames, "_decoder": None}
+        state = {"clip": self.clip, "_num_frames": self._num_frames}
+        return {**state, "_decoder": None, "_shape": None}
 
     @property
     def size(self) -> tuple[int, int]:
@@ -52,10 +54,6 @@ class VideoFrames:
             image = self._image(indices[position])
             if images is None:
                 images = np.empty((len(indices), *image.shape), np.uint8)
-            if image.shape != images.shape[1:]:
-                size = f"{image.shape[1]}x{image.shape[0]}"
-                reason = f"its size is {size}, frames before it have another"
-                raise decode_error(self.clip.path, indices[position], reason)
             images[position] = image  # at once, while the processor has it in its cache
         return np.empty((0, *self.size, 3), np.uint8) if images is None else images
 
@@ -63,10 +61,16 @@ class VideoFrames:
         if not 0 <= number < self._num_frames:
             raise IndexError(f"{self.clip.path}: frame {number} of {self._num_frames}")
         try:
-            return self._opened().image(number)
+            image = self._opened().image(number)
         except DataError:
             self.close()  # the decoder's position is unknown after a failure
             raise
+        self._shape = self._shape or image.shape
+        if image.shape != self._shape:
+            sizes = [f"{shape[1]}x{shape[0]}" for shape in (image.shape, self._shape)]
+            reason = f"its size is {sizes[0]}, that of frames before it {sizes[1]}"
+            raise decode_error(self.clip.path, number, reason)
+        return image
 
     def close(self) -> None:
         """Releases the file; a later read opens it again."""

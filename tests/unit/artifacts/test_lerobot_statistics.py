@@ -6,8 +6,9 @@ import pytest
 from vlatool.artifacts.lerobot.statistics import (
     QUANTILES,
     ImageStatistics,
+    camera_entry,
     column_entries,
-    is_camera_entry,
+    entry_values,
     merged_images,
     rows_statistics,
 )
@@ -30,7 +31,7 @@ def test_images_of_two_episodes_have_the_statistics_of_all() -> None:
     parts = [ImageStatistics(), ImageStatistics()]
     for number, image in enumerate(images):
         parts[number // 4].add(image)
-    entry = merged_images([part.entry() for part in parts])
+    entry = merged_images([entry_values(part.entry()) for part in parts])
     pixels = images.reshape(-1, 3) / 255.0
     for name, value in (("mean", pixels.mean(axis=0)), ("std", pixels.std(axis=0))):
         assert np.allclose(np.ravel(entry[name]), value)
@@ -43,5 +44,11 @@ def test_incomplete_statistics_of_a_camera_are_not_taken_over(change: dict[str, 
     statistics = ImageStatistics()
     statistics.add(np.zeros((4, 4, 3), np.uint8))
     entry = statistics.entry()
-    assert is_camera_entry(entry)
-    assert not is_camera_entry({**entry, **change})
+    assert camera_entry(entry) == entry
+    assert camera_entry({**entry, **change}) is None
+
+
+def test_published_statistics_of_a_camera_get_one_shape() -> None:
+    numbers = {name: [0, 1, 1] for name in ("min", "max", "mean", "std", "q50")}
+    entry = camera_entry({**numbers, "q01": [0.5], "count": 7, "other": [1.0]})
+    assert entry == {name: [[[0.0]], [[1.0]], [[1.0]]] for name in numbers} | {"count": [7]}

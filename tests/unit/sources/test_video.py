@@ -171,3 +171,26 @@ def test_a_truncated_video_names_the_frame(tmp_path: Path) -> None:
         VideoFrames(Clip(path), 60).read(range(60))
     assert caught.value.code == "data.video_unreadable"
     assert 0 < caught.value.details["frame"] < 60
+
+
+@pytest.mark.parametrize("per_read", [8, 1])
+def test_a_frame_of_another_size_is_named(tmp_path: Path, per_read: int) -> None:
+    path = tmp_path / "video.mp4"
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("mjpeg", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 64, 64, "yuvj420p"
+        for number in range(8):
+            side = 64 if number < 5 else 32
+            encoder: Any = av.CodecContext.create("mjpeg", "w")
+            encoder.height, encoder.width, encoder.pix_fmt = side, side, "yuvj420p"
+            encoder.time_base = Fraction(1, 10)
+            frame = av.VideoFrame.from_ndarray(image(number, side, side), format="rgb24")
+            for packet in encoder.encode(frame.reformat(format="yuvj420p")):
+                packet.stream = stream
+                packet.pts = packet.dts = number
+                container.mux(packet)
+    frames = VideoFrames(Clip(path), 8)
+    with pytest.raises(DataError) as caught:
+        [frames.read(range(start, start + per_read)) for start in range(0, 8, per_read)]
+    assert (caught.value.code, caught.value.details["frame"]) == ("data.video_unreadable", 5)
+    assert "32x32" in caught.value.message

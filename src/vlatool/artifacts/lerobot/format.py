@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from vlatool.storage.atomic import open_atomic, write_json, write_text
+from vlatool.storage.atomic import open_atomic, write_bytes, write_json
 
 Stats = dict[str, Any]
 SINK = "lerobot"
@@ -153,7 +153,12 @@ def write_meta(output: Path, dataset: SetInfo, episodes: Sequence[EpisodeLine]) 
 
 def write_lines(path: Path, documents: Iterable[Mapping[str, Any]]) -> None:
     """Writes JSON lines."""
-    write_text(path, "".join(json.dumps(document) + "\n" for document in documents))
+    write_bytes(path, b"".join(map(json_line, documents)))
+
+
+def json_line(document: Mapping[str, Any]) -> bytes:
+    """A line of a file of JSON lines."""
+    return json.dumps(document).encode() + b"\n"
 
 
 def moments(values: NDArray[Any]) -> dict[str, NDArray[np.float64]]:

@@ -28,6 +28,7 @@ from vlatool.artifacts.lerobot.format import (
     TASKS_TABLE,
     VIDEO_PATH,
     Version,
+    json_line,
     write_lines,
 )
 from vlatool.artifacts.lerobot.statistics import Stats
@@ -56,6 +57,8 @@ MEGABYTE = 1 << 20
 IMAGE_CELL = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _EPISODES_TABLE = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 _STATS = ("min", "max", "mean", "std", "count")
+# Bytes of rows as JSON that are in memory as Python objects, which are several times as large.
+_PIECE_BYTES = 4 * MEGABYTE
 
 
 def part_table(episode: str) -> str:
@@ -162,42 +165,64 @@ def write_episodes(
     Args:
         output: Folder of the data set.
         version: Its version.
-        episodes: The episodes, in order.
+        episodes: The episodes, in order; few are in memory at a time.
         fps: Frames per second.
-        limit: Bytes of a table in memory, after which the next file begins (v3.0).
+        limit: Bytes of a table as JSON, after which the next file begins (v3.0).
     """
     if version == "v2.1":
-        return _write_episode_lines(output, [*episodes])
+        return _write_episode_lines(output, episodes)
     names: list[str] = []
-    for number, rows in enumerate(_filled(episodes, fps, limit)):
+    for number, table in enumerate(_tables(episodes, fps, limit)):
         values = {"chunk_index": number // CHUNKS_SIZE, "file_index": number % CHUNKS_SIZE}
-        stored = {f"meta/episodes/{name}": value for name, value in values.items()}
         names.append(_EPISODES_TABLE.format(**values))
+        for name, value in values.items():
+            column = pa.array(np.full(len(table), value))
+            table = table.append_column(f"meta/episodes/{name}", column)
         with open_atomic(output / names[-1]) as file:
-            pq.write_table(_table([row | stored for row in rows]), file)
+            pq.write_table(table, file)
     return names
+
+
+def _tables(episodes: Iterable[WrittenEpisode], fps: float, limit: int) -> Iterator[pa.Table]:
+    """Table of one file after the other; rows become columns, which are small, piece by piece."""
+    rows: list[dict[str, Any]] = []
+    pieces: list[pa.Table] = []
+    size = piece_size = 0
+    for episode in episodes:
+        rows.append(_episode_row(episode, fps))
+        row_size = len(json.dumps(rows[-1]))
+        size, piece_size = size + row_size, piece_size + row_size
+        if piece_size >= _PIECE_BYTES or size >= limit:
+            pieces.append(_table(rows))
+            rows, piece_size = [], 0
+        if size >= limit:
+            yield _joined(pieces)
+            pieces, size = [], 0
+    if rows:
+        pieces.append(_table(rows))
+    if pieces:
+        yield _joined(pieces)
+
+
+def _joined(pieces: Sequence[pa.Table]) -> pa.Table:
+    return pa.concat_tables(pieces, promote_options="default").combine_chunks()
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """Table of rows; a key that some rows lack is null there."""
     names = dict.fromkeys(name for row in rows for name in row)
-    return pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})
+    return pa.table({name: _column(name, [row.get(name) for row in rows]) for name in names})
 
 
-def _filled(
-    episodes: Iterable[WrittenEpisode], fps: float, limit: int
-) -> Iterator[list[dict[str, Any]]]:
-    """Rows of one file after the other."""
-    rows: list[dict[str, Any]] = []
-    size = 0
-    for episode in episodes:
-        rows.append(_episode_row(episode, fps))
-        size += len(json.dumps(rows[-1]))
-        if size >= limit:
-            yield rows
-            rows, size = [], 0
-    if rows:
-        yield rows
+def _column(name: str, values: list[Any]) -> pa.Array:
+    """Column of the list of episodes; statistics have one type, even where all are null."""
+    if not name.startswith("stats/"):
+        return pa.array(values, pa.list_(pa.string()) if name == "tasks" else None)
+    dtype = pa.int64() if name.endswith("/count") else pa.float64()
+    level = next(value for value in values if value is not None)
+    while isinstance(level, list):
+        dtype, level = pa.list_(dtype), level[0] if level else None
+    return pa.array(values, dtype)
 
 
 def _episode_row(episode: WrittenEpisode, fps: float) -> dict[str, Any]:
@@ -223,22 +248,17 @@ def _episode_row(episode: WrittenEpisode, fps: float) -> dict[str, Any]:
     return row
 
 
-def _write_episode_lines(output: Path, episodes: Sequence[WrittenEpisode]) -> list[str]:
-    stats = [
-        {
-            "episode_index": episode.number,
-            "stats": {
+def _write_episode_lines(output: Path, episodes: Iterable[WrittenEpisode]) -> list[str]:
+    stats_path, list_path = output / EPISODE_STATS_FILE, output / EPISODES_FILE
+    with open_atomic(stats_path) as stats_file, open_atomic(list_path) as list_file:
+        for episode in episodes:
+            number = {"episode_index": episode.number}
+            stats = {
                 name: {key: entry[key] for key in _STATS} for name, entry in episode.stats.items()
-            },
-        }
-        for episode in episodes
-    ]
-    write_lines(output / EPISODE_STATS_FILE, stats)
-    lines = [
-        {"episode_index": episode.number, "tasks": [*episode.tasks], "length": episode.length}
-        for episode in episodes
-    ]
-    write_lines(output / EPISODES_FILE, lines)
+            }
+            stats_file.write(json_line({**number, "stats": stats}))
+            entry = {**number, "tasks": [*episode.tasks], "length": episode.length}
+            list_file.write(json_line(entry))
     return [EPISODE_STATS_FILE, EPISODES_FILE]
 
 

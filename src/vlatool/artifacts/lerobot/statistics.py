@@ -16,6 +16,7 @@ Stats = dict[str, Any]
 
 QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 _MOMENTS = ("min", "max", "mean", "std")
+_IMAGE_ROWS = (*_MOMENTS, *QUANTILES, "count")
 _MOST_IMAGES = 100
 # Larger images are thinned to about this many pixels per side. Source: formats/lerobot 9
 _THINNED_SIDE = 150
@@ -95,38 +96,62 @@ class ImageStatistics:
         return {**entry, "count": [self._images]}
 
 
-def is_camera_entry(entry: Mapping[str, Any]) -> bool:
-    """True if published statistics of a camera are complete: finite, of three channels."""
+def camera_entry(published: Mapping[str, Any]) -> Stats | None:
+    """Published statistics of a camera in the form of the format; None if they are incomplete.
+
+    Quantiles are optional; those that are not finite numbers of three channels are left out.
+    """
+    values = {name: _channels(published.get(name)) for name in (*_MOMENTS, *QUANTILES)}
+    count = _numbers(published.get("count"))
+    if count is None or count.size != 1 or not count[0] > 0:
+        return None
+    if any(values[name] is None for name in _MOMENTS):
+        return None
+    entry: Stats = {name: value for name, value in values.items() if value is not None}
+    return {**entry, "count": [int(count[0])]}
+
+
+def _channels(value: Any) -> list[Any] | None:
+    """Finite numbers of three channels with the shape (3, 1, 1); None for others."""
+    numbers = _numbers(value)
+    return None if numbers is None or numbers.size != 3 else numbers.reshape(3, 1, 1).tolist()
+
+
+def _numbers(value: Any) -> Array | None:
+    """Finite numbers as float64 [N]; None if there are others."""
     try:
-        numbers = [np.asarray(entry[name], np.float64) for name in _MOMENTS]
-        count = float(np.asarray(entry["count"], np.float64).reshape(1)[0])
-    except (KeyError, TypeError, ValueError):
-        return False
-    return count > 0 and all(part.size == 3 and np.isfinite(part).all() for part in numbers)
+        numbers = np.asarray(value, np.float64).ravel()
+    except (TypeError, ValueError):
+        return None
+    return numbers if np.isfinite(numbers).all() else None
 
 
-def merged_images(parts: Sequence[Stats]) -> Stats:
-    """Statistics of a camera from those of its episodes.
+def entry_values(entry: Stats) -> Array:
+    """Statistics of a camera as float64 [10, 3], which is small; NaN for those that it lacks."""
+    rows = [np.ravel(entry.get(name, np.nan)) for name in _IMAGE_ROWS]
+    return np.array([np.broadcast_to(row, 3) for row in rows], np.float64)
+
+
+def merged_images(parts: Sequence[Array]) -> Stats:
+    """Statistics of a camera from those of its episodes, as `entry_values` returns them.
 
     Quantiles are means of those of the episodes, weighted by their images; left out where an
     episode has none.
     """
-    counts = np.array([float(np.asarray(part["count"]).reshape(1)[0]) for part in parts])
+    columns = np.ascontiguousarray(np.stack(parts, axis=1))
+    values = dict(zip(_IMAGE_ROWS, columns, strict=True))
+    counts = values["count"][:, 0]
     weights = counts / counts.sum()
-
-    def values(name: str) -> Array:
-        return np.array([np.asarray(part[name], np.float64).ravel() for part in parts])
-
-    mean = weights @ values("mean")
-    variance = weights @ (values("std") ** 2 + (values("mean") - mean) ** 2)
+    mean = weights @ values["mean"]
+    variance = weights @ (values["std"] ** 2 + (values["mean"] - mean) ** 2)
     merged = {
-        "min": values("min").min(axis=0),
-        "max": values("max").max(axis=0),
+        "min": values["min"].min(axis=0),
+        "max": values["max"].max(axis=0),
         "mean": mean,
         "std": np.sqrt(variance),
     }
     for name in QUANTILES:
-        if all(name in part for part in parts):
-            merged[name] = weights @ values(name)
+        if not np.isnan(values[name]).any():
+            merged[name] = weights @ values[name]
     entry: Stats = {name: value.reshape(3, 1, 1).tolist() for name, value in merged.items()}
     return {**entry, "count": [int(counts.sum())]}

@@ -21,7 +21,7 @@ from vlatool.artifacts.lerobot.recording import LeRobotRecording, read_columns, 
 from vlatool.artifacts.lerobot.statistics import (
     ImageStatistics,
     Stats,
-    is_camera_entry,
+    camera_entry,
     rows_statistics,
     sampled_frames,
 )
@@ -425,7 +425,7 @@ def _published(recording: Any, feature: str) -> Stats | None:
     """Statistics of a camera that the source has for the episode, if they are complete."""
     published = getattr(recording, "statistics", dict)()
     entry = published.get(feature)
-    return dict(entry) if entry is not None and is_camera_entry(entry) else None
+    return None if entry is None else camera_entry(entry)
 
 
 def _camera_error(ref: EpisodeRef, camera: str, problem: str) -> DataError:

@@ -6,6 +6,7 @@ Source: formats/lerobot 4; formats/lerobot-writing 1.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from textwrap import shorten
 from typing import Any
 
 import pyarrow as pa
@@ -15,11 +16,13 @@ from vlatool.artifacts.lerobot.output import numeric_width
 from vlatool.artifacts.lerobot.recording import LeRobotRecording, declared_features, stored_columns
 from vlatool.episode import EpisodeRef, FieldSpec
 from vlatool.errors import DataError
+from vlatool.pages.text import few_text
 from vlatool.sinks.base import SinkSetup
 from vlatool.sinks.lerobot.config import LeRobotSinkConfig
 
 _STATE, _ACTION, _CAMERAS = "observation.state", "action", "observation.images."
 _CAMERA_TYPES = ("video", "image")
+_LONGEST_VALUE = 60  # characters
 # Frame rates with a fraction, such as 29.97, are 30000/1001.
 _LARGEST_DENOMINATOR = 1001
 
@@ -105,9 +108,9 @@ def set_layout(
         DataError: The frame rates or the features of the sources differ.
     """
     if setup.survey.fps is None:
-        rates = {f"{recording.root.name}: {recording.document.get('fps')}" for recording in sets}
-        known = f" ({', '.join(sorted(rates))})" if rates else ""
-        raise _merge_error(f"the episodes have different frame rates{known}", "fps")
+        rates = [f"{recording.root}: {recording.document.get('fps')}" for recording in sets]
+        known = f" (fps {few_text(rates)})" if rates else ""
+        raise _merge_error(f"the episodes have different frame rates{known}", ["fps"])
     rate = Fraction(setup.survey.fps).limit_denominator(_LARGEST_DENOMINATOR)
     if sets:
         return _copied_layout(config, setup, sets, rate)
@@ -220,36 +223,50 @@ def _check_equal(sets: Sequence[LeRobotRecording], cameras: Sequence[str]) -> No
     expected = _comparable(first, cameras)
     for other in sets[1:]:
         actual = _comparable(other, cameras)
-        for name in {**expected, **actual}:
-            if expected.get(name) != actual.get(name):
-                here = actual.get(name, "not declared")
-                there = expected.get(name, "not declared")
-                raise _merge_error(
-                    f"the feature {name!r} is {here} in {other.root.name}, {there} in "
-                    f"{first.root.name}",
-                    name,
-                )
+        differing = [
+            name for name in {**expected, **actual} if expected.get(name) != actual.get(name)
+        ]
+        if differing:
+            problems = [
+                _difference(name, actual.get(name), expected.get(name)) for name in differing
+            ]
+            raise _merge_error(
+                f"{other.root} does not fit {first.root}: {few_text(problems)}", differing
+            )
 
 
-def _comparable(recording: LeRobotRecording, cameras: Sequence[str]) -> dict[str, str]:
-    """Map from feature to a text that is equal in data sets that can be merged."""
-    texts: dict[str, str] = {}
-    for name, declared in declared_features(recording).items():
-        if declared.get("dtype") not in _CAMERA_TYPES:
-            if name not in AUTOMATIC:
-                names = declared.get("names")
-                texts[name] = (
-                    f"{declared.get('dtype')} {declared.get('shape')} {names or ''}".strip()
-                )
-        elif name in cameras:
-            texts[name] = f"a camera {declared.get('shape')}"
-    return texts
+def _comparable(recording: LeRobotRecording, cameras: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Map from feature to what is equal in data sets that can be merged."""
+    declared = {
+        name: {"type": tree.get("dtype"), "shape": tree.get("shape"), "names": tree.get("names")}
+        for name, tree in declared_features(recording).items()
+        if name not in AUTOMATIC
+    }
+    is_camera = {name: tree["type"] in _CAMERA_TYPES for name, tree in declared.items()}
+    return {
+        name: {"type": "camera", "shape": tree["shape"]} if is_camera[name] else tree
+        for name, tree in declared.items()
+        if name in cameras or not is_camera[name]
+    }
 
 
-def _merge_error(problem: str, name: str) -> DataError:
+def _difference(name: str, here: Mapping[str, Any] | None, there: Mapping[str, Any] | None) -> str:
+    """Text on a feature that differs from that of the first data set."""
+    if here is None or there is None:
+        return f"{name!r} is {'not declared' if here is None else 'declared only here'}"
+    key = next(key for key in here if here.get(key) != there.get(key))
+    value, expected = here[key], there[key]
+    if isinstance(value, list) and isinstance(expected, list) and len(value) == len(expected) > 3:
+        index = next(i for i, item in enumerate(value) if item != expected[i])
+        key, value, expected = f"{key}[{index}]", value[index], expected[index]
+    shown = [shorten(str(item), _LONGEST_VALUE) for item in (value, expected)]
+    return f"{name!r} has the {key} {shown[0]}, not {shown[1]}"
+
+
+def _merge_error(problem: str, names: Sequence[str]) -> DataError:
     return DataError(
         f"{problem}; they cannot be in one data set",
         hint="write them to separate outputs, or choose the episodes of one source with --episodes",
         code="data.cannot_merge",
-        details={"field": name},
+        details={"field": names[0], "fields": [*names]},
     )

@@ -18,9 +18,11 @@ from vlatool.artifacts.lerobot.output import (
 from vlatool.artifacts.lerobot.statistics import (
     Stats,
     column_entries,
+    entry_values,
     merged_images,
     rows_statistics,
 )
+from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.jobs.files import FileEntry
 from vlatool.jobs.journal import Receipt
@@ -39,7 +41,7 @@ class Numbering:
     """Collects the receipts of the episodes, in order, and plans the final files.
 
     Attributes:
-        episodes: Entries of the list of episodes.
+        episodes: Number of episodes.
         tasks: Sentences by task index.
         frames: Number of rows of all episodes.
     """
@@ -50,12 +52,12 @@ class Numbering:
         layout: SetLayout,
         task_tables: Sequence[Mapping[int, str]],
     ) -> None:
-        self.episodes: list[WrittenEpisode] = []
+        self.episodes = 0
         self.frames = 0
         self._config, self._layout = config, layout
         self._tasks = _first_tasks(task_tables)
         self._columns, self._automatic = StatisticsAccumulator(), StatisticsAccumulator()
-        self._images: dict[str, list[Stats]] = {}
+        self._images: dict[str, list[Array]] = {}
         self._cameras: dict[str, tuple[str, dict[str, Any]]] = {}
         self._rows: dict[str, list[Part]] = {}
         self._videos: dict[str, list[Part]] = {}
@@ -78,16 +80,16 @@ class Numbering:
         """Names of all columns of the data files, in order."""
         return tuple(name for name in self._layout.features if name not in self._layout.videos)
 
-    def add(self, receipt: Receipt) -> None:
-        """Gives an episode its number; an episode that was dropped has none.
+    def add(self, receipt: Receipt) -> WrittenEpisode | None:
+        """The episode with its number; None for an episode that was dropped.
 
         Raises:
             DataError: Its images differ in size from those of earlier episodes.
         """
         if not receipt.files:
-            return
-        number, first_row, length = len(self.episodes), self.frames, receipt.facts["rows"]
-        self.frames += length
+            return None
+        number, first_row, length = self.episodes, self.frames, receipt.facts["rows"]
+        self.episodes, self.frames = number + 1, first_row + length
         tasks = {int(index): text for index, text in receipt.facts["tasks"].items()}
         numbers = {index: self._task_number(text) for index, text in tasks.items()}
         is_same = all(index == number for index, number in numbers.items())
@@ -96,16 +98,14 @@ class Numbering:
         clips = self._add_videos(receipt, videos, number, length)
         rows = np.array([numbers[index] for index in receipt.arrays[TASK_INDEX].tolist()])
         distinct = dict.fromkeys(tasks[index] for index in receipt.arrays[TASK_INDEX].tolist())
-        self.episodes.append(
-            WrittenEpisode(
-                number,
-                receipt.facts["listed"] or [*distinct],
-                length,
-                first_row,
-                self._statistics(receipt, number, first_row, rows),
-                data,
-                clips,
-            )
+        return WrittenEpisode(
+            number,
+            receipt.facts["listed"] or [*distinct],
+            length,
+            first_row,
+            self._statistics(receipt, number, first_row, rows),
+            data,
+            clips,
         )
 
     def plans(self) -> list[FilePlan]:
@@ -224,7 +224,7 @@ class Numbering:
             self._columns.add(part)
             stats |= column_entries(part, self._layout.widths)
         for camera, entry in receipt.facts["stats"].items():
-            self._images.setdefault(camera, []).append(entry)
+            self._images.setdefault(camera, []).append(entry_values(entry))
             stats[camera] = entry
         frames = np.arange(len(tasks))
         times = (frames / float(self._layout.rate)).astype(np.float32)

@@ -12,6 +12,7 @@ from vlatool.artifacts.lerobot.output import (
     CLOSING_FILES,
     PART_FILES,
     WRITTEN_FILES,
+    WrittenEpisode,
     WrittenSet,
     write_episodes,
     write_info,
@@ -71,25 +72,33 @@ class LeRobotSink:
         output, config, layout = self._setup.output, self._config, self._layout
         numbering = Numbering(config, layout, [*map(task_sentences, self._sets)])
         parts: list[FileEntry] = []
-        for receipt in receipts:
-            parts += receipt.files
-            numbering.add(receipt)
-        if not numbering.episodes:
-            raise DataError(
-                "no episode was written",
-                hint="select more episodes",
-                code="data.no_samples",
-                details={"dropped": dict(run.dropped)},
-            )
+
+        def episodes() -> Iterator[WrittenEpisode]:
+            for receipt in receipts:
+                parts.extend(receipt.files)
+                episode = numbering.add(receipt)
+                if episode is not None:
+                    yield episode
+            if not numbering.episodes:
+                raise DataError(
+                    "no episode was written",
+                    hint="select more episodes",
+                    code="data.no_samples",
+                    details={"dropped": dict(run.dropped)},
+                )
+
+        # Written while the episodes arrive: memory does not grow with their statistics.
+        limit = config.data_files_size_in_mb << 20
+        lists = write_episodes(output, config.layout_version, episodes(), float(layout.rate), limit)
         annotations = tuple(name for name in layout.columns if name.startswith("annotation."))
         writer = FileWriter(output, layout.rate, numbering.table_columns, annotations)
         files = [*write_files(writer, numbering.plans(), run.executor, run.reporter)]
         size = sum(entry.bytes for entry in files)
-        names = self._write_meta(numbering)
+        names = self._write_meta(numbering, lists)
         listed = parts if run.failures else []
         meta = [file_entry(output, name) for name in names]
         counts = {
-            "episodes": len(numbering.episodes),
+            "episodes": numbering.episodes,
             "tasks": len(numbering.tasks),
             "copied_clips": run.sums.get("copied_clips", 0),
         }
@@ -99,14 +108,12 @@ class LeRobotSink:
         """Estimate: one sample per frame."""
         return Estimate(self._setup.survey.frames, {"episodes": self._setup.survey.episodes})
 
-    def _write_meta(self, numbering: Numbering) -> list[str]:
-        """Writes the meta files; returns their names."""
+    def _write_meta(self, numbering: Numbering, lists: Sequence[str]) -> list[str]:
+        """Writes the meta files besides the lists of episodes; returns the names of all."""
         output, config, layout = self._setup.output, self._config, self._layout
         version, fps = config.layout_version, float(layout.rate)
-        limit = config.data_files_size_in_mb << 20
         names = [write_statistics(output, numbering.set_statistics())]
-        names.append(write_tasks(output, version, numbering.tasks))
-        names += write_episodes(output, version, numbering.episodes, fps, limit)
+        names += [write_tasks(output, version, numbering.tasks), *lists]
         fields = {"state": self.proprioception_fields, "action": self.action_fields}
         modality = modality_of(layout, self._sets, fields if config.modality else {})
         if modality:
@@ -122,6 +129,6 @@ class LeRobotSink:
             video_mb=config.video_files_size_in_mb,
             extra=source if len(self._sets) == 1 else {},
         )
-        totals = (len(numbering.episodes), numbering.frames, len(numbering.tasks))
+        totals = (numbering.episodes, numbering.frames, len(numbering.tasks))
         write_info(output, dataset, *totals)
         return [*names, INFO_FILE]
