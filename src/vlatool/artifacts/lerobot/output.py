@@ -58,7 +58,7 @@ IMAGE_CELL = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _EPISODES_TABLE = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 _STATS = ("min", "max", "mean", "std", "count")
 # Bytes of rows as JSON that are in memory as Python objects, which are several times as large.
-_PIECE_BYTES = 4 * MEGABYTE
+_PART_BYTES = 4 * MEGABYTE
 
 
 def part_table(episode: str) -> str:
@@ -184,28 +184,28 @@ def write_episodes(
 
 
 def _tables(episodes: Iterable[WrittenEpisode], fps: float, limit: int) -> Iterator[pa.Table]:
-    """Table of one file after the other; rows become columns, which are small, piece by piece."""
+    """Table of one file after the other; rows become columns, which are small, part by part."""
     rows: list[dict[str, Any]] = []
-    pieces: list[pa.Table] = []
-    size = piece_size = 0
+    parts: list[pa.Table] = []
+    size = part_size = 0
     for episode in episodes:
         rows.append(_episode_row(episode, fps))
         row_size = len(json.dumps(rows[-1]))
-        size, piece_size = size + row_size, piece_size + row_size
-        if piece_size >= _PIECE_BYTES or size >= limit:
-            pieces.append(_table(rows))
-            rows, piece_size = [], 0
+        size, part_size = size + row_size, part_size + row_size
+        if part_size >= _PART_BYTES or size >= limit:
+            parts.append(_table(rows))
+            rows, part_size = [], 0
         if size >= limit:
-            yield _joined(pieces)
-            pieces, size = [], 0
+            yield _joined(parts)
+            parts, size = [], 0
     if rows:
-        pieces.append(_table(rows))
-    if pieces:
-        yield _joined(pieces)
+        parts.append(_table(rows))
+    if parts:
+        yield _joined(parts)
 
 
-def _joined(pieces: Sequence[pa.Table]) -> pa.Table:
-    return pa.concat_tables(pieces, promote_options="default").combine_chunks()
+def _joined(parts: Sequence[pa.Table]) -> pa.Table:
+    return pa.concat_tables(parts, promote_options="default").combine_chunks()
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
