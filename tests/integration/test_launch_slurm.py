@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -88,6 +89,14 @@ def test_submitted_job_does_not_get_variables_that_name_secrets(
     assert result["job"].isdigit()
     assert "PATH" in names
     assert "WANDB_API_KEY" not in names
+
+
+def test_script_of_the_single_file_starts_that_file(
+    launch: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLATOOL_BINARY", "/lab/bin/vlatool")
+    _, result = launch("--dry-run")
+    assert f"{sys.executable} /lab/bin/vlatool train --config" in result["script_text"]
 
 
 @pytest.mark.parametrize(

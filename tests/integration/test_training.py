@@ -39,7 +39,7 @@ from vlatool.artifacts.shards.format import read_preprocessing_config
 from vlatool.cli.app import run as run_command
 from vlatool.config.resolve import load_config
 from vlatool.errors import ConfigError, DataError, StorageError, UsageError
-from vlatool.events import NullProgress, NullReporter
+from vlatool.events import NullProgress, NullReporter, Progress
 from vlatool.models.diffusion_policy.objective import DenoisingObjective
 from vlatool.models.flops import objective_losses
 from vlatool.training.config import TrainConfig
@@ -647,8 +647,9 @@ def test_sigterm_to_the_group_writes_a_checkpoint_and_the_same_command_finishes(
     command = [*VLATOOL, "--json", *tiny_arguments(data, run, **keys)]
     started = started_training(command, run)
     os.killpg(started.pid, signal.SIGTERM)
-    started.communicate(timeout=60)
+    _, errors = started.communicate(timeout=60)
     assert started.returncode == 143
+    assert "--output" not in errors.decode().partition("stopped after step")[2]
     ((step, _),) = RunDir(run).checkpoints()
     assert 0 < step < 200
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -657,6 +658,27 @@ def test_sigterm_to_the_group_writes_a_checkpoint_and_the_same_command_finishes(
     assert f"resuming after step {step}" in done.stderr
     steps = [row["step"] for row in read_metrics(run / "metrics.jsonl")]
     assert steps == list(range(1, 201))
+
+
+class Stopping(Recorder):
+    """Reporter with a Ctrl-C at the first step."""
+
+    def progress(self, name: str, total: int | None, unit: str) -> Progress:
+        """Bar that sends the signal once."""
+        if name == "training":
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().progress(name, total, unit)
+
+
+def test_stopped_run_that_the_same_command_does_not_name_is_named_with_its_option(
+    data: Path, tmp_path: Path
+) -> None:
+    config = tiny_config(data, tmp_path / "run", name="null")
+    reporter = Stopping()
+    with pytest.raises(KeyboardInterrupt):
+        train(config, typed=frozenset(), reporter=reporter)
+    (folder,) = tmp_path.iterdir()
+    assert reporter.notes[-1].endswith(f"; add --output {folder} to resume this run")
 
 
 def test_ctrl_c_while_loader_workers_start_is_no_bug(data: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ one by one: a file torn by a power cut fails its checksum, and its item is proce
 import io
 import json
 import time
+import zipfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -27,6 +28,8 @@ from vlatool.storage.byte_ranges import read_file
 
 _INFO = "__receipt__"
 _LOGS_READ_EVERY_S = 2.0
+# Level 6 makes receipts a fifth smaller and takes twice the time (measured).
+_LEVEL = 1
 
 
 @dataclass(frozen=True)
@@ -231,7 +234,10 @@ def _read(path: Path) -> Receipt | None:
 def _pack(receipt: Receipt) -> bytes:
     info = np.frombuffer(json.dumps(receipt.row()).encode(), np.uint8)
     buffer = io.BytesIO()
-    np.savez(buffer, **{_INFO: info, **receipt.arrays})
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=_LEVEL) as archive:
+        for name, array in {_INFO: info, **receipt.arrays}.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
     return buffer.getvalue()
 
 

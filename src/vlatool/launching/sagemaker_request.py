@@ -17,7 +17,7 @@ from vlatool.launching.training_job import LAUNCH_FOLDER
 from vlatool.plugins import did_you_mean
 from vlatool.training.ranks import HOSTS, SECRETS
 
-# Published short names.
+# Published short names. Source: reference/sagemaker 1.
 _INSTANCE_TYPES = {
     "p4de": "ml.p4de.24xlarge",
     "p5": "ml.p5.48xlarge",
@@ -25,12 +25,14 @@ _INSTANCE_TYPES = {
     "p6": "ml.p6-b200.48xlarge",
 }
 # GPUs of an instance by family and size; other sizes of these families have one.
+# Source: reference/sagemaker 2.
 _UP_TO_8 = {"12xlarge": 4, "24xlarge": 4, "48xlarge": 8}
 _GPUS: Mapping[str, Mapping[str, int]] = {
     "g4dn": {"12xlarge": 4},
     "g5": _UP_TO_8,
     "g6": _UP_TO_8,
     "g6e": _UP_TO_8,
+    "gr6": {},
     "p2": {"8xlarge": 8, "16xlarge": 16},
     "p3": {"8xlarge": 4, "16xlarge": 8},
     "p3dn": {"24xlarge": 8},
@@ -40,15 +42,16 @@ _GPUS: Mapping[str, Mapping[str, int]] = {
     "p5e": {"48xlarge": 8},
     "p5en": {"48xlarge": 8},
     "p6-b200": {"48xlarge": 8},
-    "p6-b300": {"48xlarge": 8},
 }
 _NO_GPU = re.compile(r"ml\.[cmrt]\d")
 _DAY_S = 86_400
+# Source: reference/sagemaker 1.
 _LONGEST_RUN_DAYS = 28.0
 _LONGEST_NAME = 63
 _RETRIES = 3
 CHANNEL = "config"
 # The volume of the instance; /opt/ml/checkpoints itself would be copied to S3 a second time.
+# Source: reference/sagemaker 3.
 SAVE_PATH = "/opt/ml/runs"
 _CHANNEL_FOLDER = f"/opt/ml/input/data/{CHANNEL}"
 _ENVIRONMENT = {

@@ -110,10 +110,9 @@ def _fit(setup: RunSetup, train_setup: TrainSetup, reporter: Reporter) -> None:
         if state.step < plan.total_steps:
             if state.step != checkpoints.step:
                 checkpoints.save(state)
-            reporter.note(
-                f"stopped after step {state.step}; run the same command with --output {run.root} "
-                "to resume"
-            )
+            # The same command would start another run if it does not name this one.
+            how = "" if "name" in setup.typed else f"; add --output {run.root} to resume this run"
+            reporter.note(f"stopped after step {state.step}{how}")
             _exit_stopped(trainer.logger.stopped_by)
 
 

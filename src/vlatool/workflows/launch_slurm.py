@@ -10,7 +10,7 @@ from pydantic import Field
 
 from vlatool.config.base import execution_field
 from vlatool.config.rules import explicit_keys
-from vlatool.errors import UsageError
+from vlatool.errors import SINGLE_FILE, UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.launching.checked_run import checked_run
 from vlatool.launching.slurm import SlurmConfig, SlurmJob, batch_script, check_sbatch, submit
@@ -123,4 +123,8 @@ def _folder(config: SlurmTrainConfig) -> Path:
 
 def _program(slurm: SlurmConfig) -> tuple[str, ...]:
     """Words that run vlatool on the nodes."""
-    return ("vlatool",) if slurm.setup else (sys.executable, "-P", "-m", "vlatool")
+    if slurm.setup:
+        return ("vlatool",)
+    if SINGLE_FILE in os.environ:  # a module of it is importable only in its own processes
+        return (sys.executable, os.environ[SINGLE_FILE])
+    return (sys.executable, "-P", "-m", "vlatool")

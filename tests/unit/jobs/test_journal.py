@@ -60,6 +60,13 @@ def test_receipt_with_arrays_is_read_from_its_file(tmp_path: Path) -> None:
     assert all(np.array_equal(receipt.arrays[name], ARRAYS[name]) for name in ARRAYS)
 
 
+def test_arrays_are_stored_compressed(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.store(replace(RECEIPT, arrays={"counts": np.ones(100_000)}))
+    [entry] = journal.folder.iterdir()
+    assert entry.stat().st_size < 10_000
+
+
 @pytest.mark.parametrize("header", ["{'shape': (3,", "{'shape': '''", "\0", "1"])
 def test_torn_file_is_not_a_receipt(header: str, tmp_path: Path) -> None:
     """Parsers of numpy and Python raise `tokenize.TokenError` and other errors for these."""

@@ -1,4 +1,5 @@
 import json
+import zlib
 from functools import reduce
 from typing import Any
 
@@ -19,8 +20,10 @@ from vlatool.transforms.statistics import (
     PERCENTILES,
     StatisticsAccumulator,
     WindowStatistics,
+    from_arrays,
     merge,
     summary,
+    to_arrays,
     window_statistics,
 )
 
@@ -96,6 +99,26 @@ def random_windows(samples: int = 60) -> tuple[np.ndarray, np.ndarray]:
 def in_parts(values: np.ndarray, valid: np.ndarray, parts: int) -> WindowStatistics:
     chunks = zip(np.array_split(values, parts), np.array_split(valid, parts), strict=True)
     return reduce(merge, (of(*chunk) for chunk in chunks))
+
+
+@pytest.mark.parametrize("samples", [60, MAX_BUFFER + 500])
+@pytest.mark.parametrize("is_earlier", [False, True], ids=["now", "version 0.2"])
+def test_named_arrays_hold_all_statistics(samples: int, is_earlier: bool) -> None:
+    before = of(*random_windows(samples))
+    arrays = to_arrays(before)
+    if is_earlier:
+        arrays.pop("cell_weights", None)
+        arrays |= {"means": before.digest.means}
+        if before.digest.weights is not None:
+            arrays["weights"] = before.digest.weights
+    assert summary(from_arrays(arrays)) == summary(before)
+
+
+def test_named_arrays_of_an_episode_compress_well() -> None:
+    path = np.random.default_rng(2).normal(size=(100, 5)).cumsum(axis=0)
+    windows = np.lib.stride_tricks.sliding_window_view(path, 16, axis=0).transpose(0, 2, 1)
+    cells = to_arrays(of(windows, np.ones(windows.shape[:2], bool)))["cell_means"]
+    assert len(zlib.compress(cells.tobytes(), 1)) < cells.nbytes / 6
 
 
 @pytest.mark.parametrize("parts", [2, 7])
