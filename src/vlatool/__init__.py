@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from vlatool.episode import Episode as Episode
     from vlatool.episode import EpisodeRef as EpisodeRef
     from vlatool.errors import VlatoolError as VlatoolError
-    from vlatool.evaluation.control import load_policy as load_policy
+    from vlatool.evaluation.loop import ControlLoop as ControlLoop
+    from vlatool.evaluation.policy_runner import load_policy as load_policy
     from vlatool.loading.dataset import open_dataset as open_dataset
     from vlatool.serving.client import connect as connect
     from vlatool.workflows.build_dataset import build_dataset as build_dataset
@@ -53,6 +54,7 @@ __version__ = "0.2.0"
 _WORKFLOWS = "vlatool.workflows"
 # Every command has an entry under its name with underscores; `vlatool.plugins` is the registries.
 _PUBLIC = {
+    "ControlLoop": "vlatool.evaluation.loop:ControlLoop",
     "Episode": "vlatool.episode:Episode",
     "EpisodeRef": "vlatool.episode:EpisodeRef",
     "VlatoolError": "vlatool.errors:VlatoolError",
@@ -74,7 +76,7 @@ _PUBLIC = {
     "launch_slurm_train": f"{_WORKFLOWS}.launch_slurm:launch_slurm_train",
     "list_plugins": f"{_WORKFLOWS}.catalog:plugins",
     "load_config": "vlatool.config.resolve:load_config",
-    "load_policy": "vlatool.evaluation.control:load_policy",
+    "load_policy": "vlatool.evaluation.policy_runner:load_policy",
     "open_dataset": "vlatool.loading.dataset:open_dataset",
     "open_loop": f"{_WORKFLOWS}.evaluate:open_loop",
     "predict": f"{_WORKFLOWS}.predict:predict",

@@ -12,7 +12,8 @@ from websockets.sync.client import ClientConnection, connect
 
 from tests.builders.toy_policy import PushPolicy
 from vlatool.episode import Array, CameraView, Observation, ObservationSpec
-from vlatool.evaluation.control import PolicyRunner
+from vlatool.evaluation.control import ControlOptions
+from vlatool.evaluation.policy_runner import PolicyRunner
 from vlatool.models.trained import WeightsOrigin
 from vlatool.serving.access import bound_socket, read_key, tls_context, url_of
 from vlatool.serving.config import ServeConfig
@@ -65,9 +66,9 @@ def look(number: float, instruction: str = "sing") -> dict[str, Any]:
     return {"front": image, "pose": np.array([number, 1.0]), "instruction": instruction}
 
 
-def local(policy: Any, seed: int = 0) -> PolicyRunner:
+def local(policy: Any, seed: int = 0, options: ControlOptions | None = None) -> PolicyRunner:
     """Runner of a policy in this process, as `load_policy` returns."""
-    return PolicyRunner(policy, ORIGIN, seed)
+    return PolicyRunner(policy, ORIGIN, seed, options=options)
 
 
 @contextmanager

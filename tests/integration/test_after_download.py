@@ -21,7 +21,7 @@ from vlatool.artifacts.base import recognize
 from vlatool.artifacts.check import CheckOptions
 from vlatool.cli.app import run
 from vlatool.errors import DataError, PartialFailure
-from vlatool.evaluation.control import load_policy
+from vlatool.evaluation.policy_runner import load_policy
 from vlatool.inspection.verify import verify_location
 from vlatool.jobs.record import OutputRecord, read_record
 from vlatool.loading.dataset import open_dataset

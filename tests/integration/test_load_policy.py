@@ -28,8 +28,9 @@ from vlatool.artifacts.shards.format import (
 from vlatool.episode import Observation
 from vlatool.errors import VlatoolError
 from vlatool.evaluation.config import RolloutConfig
-from vlatool.evaluation.control import PolicyRunner, ResizeLog, chunk_seed
+from vlatool.evaluation.control import ResizeLog, chunk_seed
 from vlatool.evaluation.controllers import PolicyController
+from vlatool.evaluation.policy_runner import PolicyRunner
 from vlatool.models.policy import Policy
 from vlatool.models.trained import open_trained
 from vlatool.workflows.evaluate import with_world_mapping

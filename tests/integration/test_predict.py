@@ -10,7 +10,8 @@ import pytest
 import vlatool
 from tests.builders.training import HAND_COMMAND, XYZ_COMMAND, tiny_config, world_shards
 from vlatool.errors import VlatoolError
-from vlatool.evaluation.control import act_in_batches, chunk_seed, open_policy
+from vlatool.evaluation.control import act_in_batches, chunk_seed
+from vlatool.evaluation.policy_runner import open_policy
 from vlatool.sources.detection import detect_source
 from vlatool.workflows.evaluate import recorded_pairs
 from vlatool.workflows.predict import PredictConfig, PredictResult, predict

@@ -19,7 +19,7 @@ from vlatool.config.overrides import parse_override
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError
 from vlatool.evaluation.config import OpenLoopConfig
-from vlatool.evaluation.control import load_policy
+from vlatool.evaluation.policy_runner import load_policy
 from vlatool.models.trained import open_trained
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.evaluate import open_loop

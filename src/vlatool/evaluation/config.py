@@ -1,8 +1,8 @@
 """Options of evaluation, on recorded data or in an environment."""
 
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vlatool.config.base import ConfigModel, required_field
 from vlatool.models.trained import Weights
@@ -66,6 +66,35 @@ class ActionMap(ConfigModel):
     )
 
 
+class GripperConfig(ConfigModel):
+    """Gripper whose command has two values; it changes at a threshold each way."""
+
+    field: str = Field(description="Action field of the policy.")
+    dimension: int = Field(default=0, ge=0, description="Dimension of the field.")
+    closed: float | None = Field(
+        default=None,
+        description="Command that closes it; null: the smallest of the training data.",
+    )
+    opened: float | None = Field(
+        default=None, description="Command that opens it; null: the largest of the training data."
+    )
+    close_below: float = Field(
+        default=0.4,
+        ge=0,
+        le=1,
+        description="Share of the way from closed to opened below which it closes.",
+    )
+    open_above: float = Field(
+        default=0.6, ge=0, le=1, description="Share of the way above which it opens."
+    )
+
+    @model_validator(mode="after")
+    def _check_thresholds(self) -> Self:
+        if self.close_below > self.open_above:
+            raise ValueError("close_below is larger than open_above")
+        return self
+
+
 class RolloutConfig(ConfigModel):
     """Options of rollouts of a policy in a Gymnasium environment."""
 
@@ -83,6 +112,26 @@ class RolloutConfig(ConfigModel):
     )
     execute_steps: int = Field(
         default=4, ge=1, description="Steps of a chunk to execute before the next is sampled."
+    )
+    delay_steps: int = Field(
+        default=0,
+        ge=0,
+        description="Steps of the last chunk that are executed until the next takes effect, as if "
+        "computing took that long.",
+    )
+    ensemble_decay: float | None = Field(
+        default=None,
+        ge=-1,
+        description="Average the commands of overlapping chunks, weighted exp(-decay i), i = 0 for "
+        "the oldest; null: the newest counts.",
+    )
+    grippers: list[GripperConfig] = Field(
+        default=[], description="Grippers that are opened or closed fully, with hysteresis."
+    )
+    compat: bool = Field(
+        default=False,
+        description="Published schedule: hold still for execute_steps - 1 steps, then execute as "
+        "many of each chunk.",
     )
     max_steps: int | None = Field(
         default=None,
@@ -120,3 +169,9 @@ class RolloutConfig(ConfigModel):
     contact_sheet_episodes: int = Field(
         default=8, ge=0, description="Number of episodes in the contact sheet."
     )
+
+    @model_validator(mode="after")
+    def _check_compat(self) -> Self:
+        if self.compat and (self.delay_steps or self.ensemble_decay is not None):
+            raise ValueError("compat, the published schedule, has neither a delay nor an ensemble")
+        return self

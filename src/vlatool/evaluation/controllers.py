@@ -10,9 +10,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from vlatool.episode import Array
+from vlatool.errors import UsageError
+from vlatool.evaluation.chunks import grippers_of
 from vlatool.evaluation.config import RolloutConfig
-from vlatool.evaluation.control import EpisodeControl, ResizeLog, begin_chunks
+from vlatool.evaluation.control import ControlOptions, EpisodeControl, ResizeLog, begin_chunks
 from vlatool.evaluation.key_map import KeyMap
+from vlatool.events import counted
 from vlatool.models.policy import Policy
 
 EnvObservation = Mapping[str, Any]
@@ -61,10 +64,11 @@ class HoldController:
 
 
 class PolicyController:
-    """Controller that samples an action chunk, executes its first steps and samples again.
+    """Controller that plans an action chunk, executes its first steps and plans again.
 
     Raises:
-        DataError: A field of the policy or a part of the action is not mapped.
+        DataError: A field of the policy, a part of the action or a gripper is not mapped.
+        UsageError: Chunks are too short for the delay.
     """
 
     def __init__(self, policy: Policy, config: RolloutConfig, log: ResizeLog) -> None:
@@ -72,22 +76,22 @@ class PolicyController:
         self._log = log
         self._config = config
         self._keys = KeyMap(policy, config)
+        self._options = control_options(config, policy)
+        self._steps = steps_per_chunk(config, policy.horizon)
         self._episodes: dict[int, EpisodeControl] = {}
 
     def act(
         self, observations: Mapping[int, EnvObservation], instructions: Mapping[int, str]
     ) -> dict[int, Array]:
-        """Returns the next action of each chunk; samples the chunks that ran out together."""
+        """Returns the next action of each chunk; plans the chunks that are due together."""
         for seed, observation in observations.items():
-            if seed not in self._episodes:
-                self._episodes[seed] = EpisodeControl(self._policy, seed, self._log)
+            is_new = seed not in self._episodes
+            if is_new:
+                self._episodes[seed] = EpisodeControl(self._policy, seed, self._log, self._options)
             self._episodes[seed].observe(self._keys.state(observation))
-        steps = min(self._config.execute_steps, self._policy.horizon)
-        due = [
-            seed
-            for seed in observations
-            if not self._episodes[seed].chunk or self._episodes[seed].num_executed >= steps
-        ]
+            if is_new and self._config.compat and self._config.execute_steps > 1:
+                self._episodes[seed].hold(self._steps)
+        due = [seed for seed in observations if self._is_due(self._episodes[seed])]
         if due:
             # Sorted, so that a batch has few lengths of instructions; no chunk depends on it.
             due.sort(key=lambda seed: instructions[seed])
@@ -99,8 +103,52 @@ class PolicyController:
             )
         return {seed: self._next_action(self._episodes[seed]) for seed in observations}
 
+    def _is_due(self, episode: EpisodeControl) -> bool:
+        return not episode.chunk or episode.num_executed >= self._steps
+
     def _next_action(self, episode: EpisodeControl) -> Array:
         step = episode.num_executed
         commands = {name: values[step] for name, values in episode.chunk.items()}
         episode.execute()
         return self._keys.action(commands)
+
+
+def control_options(config: RolloutConfig, policy: Policy) -> ControlOptions:
+    """Options of the control loop.
+
+    Raises:
+        DataError: The policy lacks a gripper.
+    """
+    return ControlOptions(
+        config.delay_steps,
+        config.ensemble_decay,
+        grippers_of(config.grippers, policy),
+        remembers_planned=config.compat,
+    )
+
+
+def steps_per_chunk(config: RolloutConfig, horizon: int) -> int:
+    """Steps from one plan to the next; the last plan lasts `delay_steps` longer.
+
+    Source: reference/policy 4.1.
+
+    Args:
+        config: Options.
+        horizon: Steps of a chunk.
+
+    Raises:
+        UsageError: A chunk ends before the next one takes effect.
+    """
+    delay = config.delay_steps
+    steps = min(config.execute_steps, horizon - delay)
+    if config.compat:
+        return max(1, steps - 1)
+    if steps < max(delay, 1):
+        raise UsageError(
+            f"delay_steps is {delay}, execute_steps {config.execute_steps}, and chunks of the "
+            f"policy have {counted(horizon, 'step')}",
+            hint="delay_steps is at most execute_steps and at most half of a chunk",
+            code="usage.delay_steps",
+            details={"delay_steps": delay, "horizon": horizon},
+        )
+    return steps

@@ -86,6 +86,11 @@ class KeyMap:
         return values[source.start : source.stop].astype(np.float64) * source.scale
 
 
+def has_mapping(config: RolloutConfig) -> bool:
+    """True if names are mapped; otherwise they are those of the policy."""
+    return bool(config.cameras or config.fields or config.action)
+
+
 def _check(policy: Policy, config: RolloutConfig) -> None:
     """Raises DataError if a field of the policy or a part of the action is not mapped."""
     for name in policy.sees.fields:

@@ -3,15 +3,16 @@
 Legend of shapes: K images of a camera, P = past + 1 steps, T action steps, C dimensions.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from vlatool.artifacts.fields import dimension_names
-from vlatool.episode import Array, Episode, Observation
+from vlatool.episode import Array, Episode, Observation, ObservationSpec
 from vlatool.errors import DataError
+from vlatool.evaluation.control import EpisodeControl, ResizeLog, RobotState
 from vlatool.loading.base import RecordedFutures, Target
 from vlatool.loading.frames import check_frame
 from vlatool.models.policy import Policy
@@ -46,8 +47,6 @@ def frame_of_episode(
 ) -> RecordedFrame:
     """Returns the input of a policy at a frame of a raw episode.
 
-    Frames before the first equal it, as in a control loop that starts there.
-
     Args:
         episode: The episode.
         frame: Frame, from 0.
@@ -58,25 +57,11 @@ def frame_of_episode(
         DataError: The episode has no such frame, or lacks a camera or a field of the policy.
     """
     check_frame(frame, range(episode.num_frames), episode.id)
-    sees, names = policy.sees, policy.actions
+    names = policy.actions
     recorded = _recorded_actions(episode, names)
-    has_all = len(recorded) == len(names)
-    before = np.arange(frame - sees.past, frame)
-    knows_past = has_all and sees.past and frame > 0
-    observation = Observation(
-        images={
-            name: _images(episode, name, [frame + step for step in view.offsets])
-            for name, view in sees.cameras.items()
-        },
-        fields={
-            name: _field(episode, name, width)[_clipped(episode, frame - sees.past, frame + 1)]
-            for name, width in sees.fields.items()
-        },
-        instruction=_instruction(episode) if instruction is None else instruction,
-        past_actions={name: values[np.maximum(before, 0)] for name, values in recorded.items()}
-        if knows_past
-        else None,
-        past_mask=before >= 0 if knows_past else None,
+    control = replay(episode, frame, policy)
+    observation, _ = control.observation(
+        _instruction(episode) if instruction is None else instruction
     )
     steps = _clipped(episode, frame, frame + policy.horizon)
     target = Target(
@@ -87,8 +72,43 @@ def frame_of_episode(
         frame=frame,
     )
     widths = {name: dimension_names(name, n, episode.dimension_names) for name, n in names.items()}
-    futures = partial(_futures, episode, frame, list(sees.cameras))
+    futures = partial(_futures, episode, frame, list(policy.sees.cameras))
     return RecordedFrame(observation, target, widths, futures=futures)
+
+
+def replay(episode: Episode, frame: int, policy: Policy) -> EpisodeControl:
+    """Returns the control loop of a policy that has seen an episode up to a frame.
+
+    Its commands are the recorded ones. Frames before the first equal it, and those after the last
+    equal that.
+
+    Raises:
+        DataError: The episode lacks a camera or a field of the policy, or an image is broken.
+    """
+    offsets = [step for view in policy.sees.cameras.values() for step in view.offsets]
+    lookahead = max(0, *offsets) if offsets else 0
+    log = ResizeLog(policy.sees, lambda _: None)
+    control = EpisodeControl(policy, 0, log, lookahead=lookahead)
+    recorded = _recorded_actions(episode, policy.actions)
+    first = max(0, frame - control.history)
+    steps = _clipped(episode, first, frame + lookahead + 1)
+    states = _states(episode, policy.sees, steps)
+    for step, state in zip(range(first, frame + lookahead + 1), states, strict=True):
+        if first < step <= frame and len(recorded) == len(policy.actions):
+            control.remember({name: values[step - 1] for name, values in recorded.items()})
+        control.observe(state)
+    return control
+
+
+def _states(episode: Episode, sees: ObservationSpec, frames: Array) -> Iterator[RobotState]:
+    """Yields images and fields of frames."""
+    images = {name: _images(episode, name, frames.tolist()) for name in sees.cameras}
+    fields = {name: _field(episode, name, width) for name, width in sees.fields.items()}
+    for row, frame in enumerate(frames):
+        yield RobotState(
+            {name: values[row] for name, values in images.items()},
+            {name: values[frame] for name, values in fields.items()},
+        )
 
 
 def _futures(episode: Episode, frame: int, cameras: Sequence[str], steps: int) -> RecordedFutures:

@@ -24,6 +24,7 @@ from vlatool.models.base import Batch, Rng, StepContext
 from vlatool.models.codebook import true_float32
 from vlatool.models.rng import SeededRng
 from vlatool.models.tokenizer import VisualTokenizer
+from vlatool.transforms.normalize import value_range
 from vlatool.transforms.relative import (
     SUFFIX,
     absolute_actions,
@@ -140,6 +141,19 @@ class PredictsImages(Protocol):
 
         Raises:
             UsageError: The policy has no visual tokenizer.
+        """
+        ...
+
+
+@runtime_checkable
+class HasRanges(Protocol):
+    """A policy that knows the range of its commands in the training data."""
+
+    def action_range(self, field: str) -> tuple[Array, Array]:
+        """Returns smallest and largest values of an action field, float64 [C].
+
+        Raises:
+            DataError: They are not in the statistics, or only relative to another pose.
         """
         ...
 
@@ -300,6 +314,7 @@ class RoboticsPolicy:
         self._length = self._past + self.horizon
         self._data = data
         self._normalizer = assets.normalizer
+        self._statistics = assets.statistics
         self._images = assets.images
         self._groups = [
             group
@@ -324,6 +339,17 @@ class RoboticsPolicy:
     def actions(self) -> dict[str, int]:
         """Action fields with their widths; names have no suffix `_relative`."""
         return {name.removesuffix(SUFFIX): self._width(name) for name in self._data.action_fields}
+
+    def action_range(self, field: str) -> tuple[Array, Array]:
+        """Returns smallest and largest values of an action field; see `HasRanges`."""
+        if field not in self._data.action_fields:  # relative to the measured pose
+            raise DataError(
+                f"the range of {field!r} in the training data is unknown",
+                hint="give the commands of the gripper with `closed` and `opened`",
+                code="data.unknown_range",
+                details={"field": field},
+            )
+        return value_range(self._statistics[field], field)
 
     def _references(self) -> Iterator[tuple[str, int]]:
         for group in self._groups:

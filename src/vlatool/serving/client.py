@@ -37,6 +37,7 @@ class RemotePolicy:
         actions: Action fields, name to width; `actions` if the server maps keys.
         fps: Steps per second.
         horizon: Steps of an action chunk.
+        history: Number of steps before the current one that the policy sees.
         checkpoint: Name of the checkpoint or file that the weights are from.
         weights: `ema` or `raw`.
         timing: Durations of the last request at the server: `infer_ms`, of the policy, and
@@ -58,6 +59,7 @@ class RemotePolicy:
         self.actions: dict[str, int] = metadata["actions"]
         self.fps: float = metadata["fps"]
         self.horizon: int = metadata["horizon"]
+        self.history: int = metadata["history"]
         self.checkpoint: str = metadata["checkpoint"]
         self.weights: str = metadata["weights"]
 
@@ -80,12 +82,15 @@ class RemotePolicy:
             self._connect()
         self._control = {"reset": True, **({} if seed is None else {"seed": seed})}
 
-    def act(self, observation: Mapping[str, Any], *, executed: int = 1) -> dict[str, Array]:
+    def act(
+        self, observation: Mapping[str, Any], *, executed: int = 1, delay: int = 0
+    ) -> dict[str, Array]:
         """Returns the action chunk for an observation, as the method of `load_policy` does.
 
         Args:
             observation: Each of `names` to its value.
             executed: Steps executed since the last call of `act` or `observe`.
+            delay: Steps of the last chunk that are executed meanwhile.
 
         Returns:
             Each of `actions` to float64 [T, C], T = `horizon`.
@@ -95,7 +100,8 @@ class RemotePolicy:
             UsageError: `executed` exceeds the steps left in the last chunk.
             EnvironmentProblem: The connection is lost, or the server failed.
         """
-        reply = self._request(observation, {"executed": _count(executed)})
+        steps = {"executed": _count(executed), "delay": _count(delay)}
+        reply = self._request(observation, steps)
         chunk, start = reply["actions"], 0
         fields: dict[str, Array] = {}
         for name, width in self.actions.items():

@@ -10,8 +10,10 @@ from typing import Any
 import vlatool
 from vlatool.config.resolve import load_config
 from vlatool.evaluation.config import RolloutConfig
-from vlatool.evaluation.control import PolicyRunner, ResizeLog
-from vlatool.evaluation.key_map import KeyMap
+from vlatool.evaluation.control import ResizeLog
+from vlatool.evaluation.controllers import control_options, steps_per_chunk
+from vlatool.evaluation.key_map import KeyMap, has_mapping
+from vlatool.evaluation.policy_runner import PolicyRunner
 from vlatool.models.policy import Policy
 from vlatool.models.trained import WeightsOrigin
 from vlatool.serving.config import ServeConfig
@@ -53,20 +55,31 @@ def service_of(
 
     Raises:
         ConfigError: The mapping of keys is invalid.
-        DataError: The policy takes future images, or a field of it is not mapped.
+        DataError: The policy takes future images or lacks a gripper, or a field is not mapped.
+        UsageError: Chunks of the policy are too short for the delay of the file.
     """
     rollout, keys = RolloutConfig(), None
     if config.map is not None:
         rollout = load_config(RolloutConfig, presets=[config.map]).config
-        keys = KeyMap(policy, rollout)
-    steps = config.execute_steps or rollout.execute_steps
+        keys = KeyMap(policy, rollout) if has_mapping(rollout) else None
+    if config.execute_steps is not None:
+        rollout = rollout.model_copy(update={"execute_steps": config.execute_steps})
+    steps_per_chunk(rollout, policy.horizon)
+    options = control_options(rollout, policy)
     log = ResizeLog(policy.sees, partial(_log.warning, "%s"))
 
-    def new_session() -> Session:
-        return Session(PolicyRunner(policy, origin, config.seed, log), keys, steps)
+    def new_runner() -> PolicyRunner:
+        return PolicyRunner(policy, origin, config.seed, log, options)
 
-    metadata = _metadata(PolicyRunner(policy, origin, config.seed, log), keys)
-    return Service(policy, config, metadata | {"execute_steps": steps}, new_session, key, tls)
+    metadata = _metadata(new_runner(), keys) | {"execute_steps": rollout.execute_steps}
+    return Service(
+        policy,
+        config,
+        metadata,
+        lambda: Session(new_runner(), keys, rollout.execute_steps, rollout.delay_steps),
+        key,
+        tls,
+    )
 
 
 def _metadata(runner: PolicyRunner, keys: KeyMap | None) -> dict[str, Any]:
@@ -81,6 +94,7 @@ def _metadata(runner: PolicyRunner, keys: KeyMap | None) -> dict[str, Any]:
         "actions": runner.actions if keys is None else {MAPPED_ACTION: keys.action_width},
         "fps": runner.fps,
         "horizon": runner.horizon,
+        "history": runner.history,
         "checkpoint": runner.checkpoint.name,
         "weights": runner.weights,
     }

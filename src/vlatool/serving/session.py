@@ -7,12 +7,19 @@ import numpy as np
 
 from vlatool.episode import Array
 from vlatool.errors import DataError
-from vlatool.evaluation.control import EpisodeControl, PolicyRunner
+from vlatool.evaluation.control import EpisodeControl
 from vlatool.evaluation.key_map import KeyMap
+from vlatool.evaluation.policy_runner import PolicyRunner
 from vlatool.plugins import did_you_mean
 from vlatool.serving.messages import CONTROL
 
-_CONTROLS: Mapping[str, type] = {"reset": bool, "observe": bool, "seed": int, "executed": int}
+_CONTROLS: Mapping[str, type] = {
+    "reset": bool,
+    "observe": bool,
+    "seed": int,
+    "executed": int,
+    "delay": int,
+}
 _INSTRUCTION = "instruction"
 # Name of the action of a client whose keys are mapped.
 MAPPED_ACTION = "actions"
@@ -25,12 +32,16 @@ class Session:
         runner: Runner of the policy for this client.
         keys: Mapping of the client's keys; None if it uses the names of the policy.
         execute_steps: Steps that the client executes between two requests, unless it says.
+        delay_steps: Steps that it executes while it waits for a plan, unless it says.
     """
 
-    def __init__(self, runner: PolicyRunner, keys: KeyMap | None, execute_steps: int) -> None:
+    def __init__(
+        self, runner: PolicyRunner, keys: KeyMap | None, execute_steps: int, delay_steps: int
+    ) -> None:
         self._runner = runner
         self._keys = keys
         self._execute_steps = execute_steps
+        self._delay_steps = delay_steps
 
     @property
     def episode(self) -> EpisodeControl:
@@ -55,6 +66,7 @@ class Session:
             self._runner.reset(control.get("seed"))
         default = max(1, min(self._execute_steps, self.episode.num_left))
         self._runner.observe(observation, executed=control.get("executed", default))
+        self.episode.delay = max(0, control.get("delay", self._delay_steps))
         return None if control.get("observe") else self._runner.instruction(observation)
 
     def actions(self) -> Array:

@@ -11,8 +11,9 @@ import numpy as np
 
 from vlatool.episode import Observation, ObservationSpec
 from vlatool.evaluation.config import OpenLoopConfig
-from vlatool.evaluation.control import PolicyRunner, ResizeLog, act_in_batches
+from vlatool.evaluation.control import ResizeLog, act_in_batches
 from vlatool.evaluation.offline import evaluate_open_loop
+from vlatool.evaluation.policy_runner import PolicyRunner
 from vlatool.events import NullProgress
 from vlatool.loading.base import RecordedPairs
 from vlatool.models.policy import Policy, example_observation

@@ -81,6 +81,15 @@ def field_scale(
     )
 
 
+def value_range(stats: Mapping[str, Any], field: str) -> tuple[Array, Array]:
+    """Smallest and largest values of a field over the data set, float64 [C].
+
+    Raises:
+        DataError: The statistics lack them.
+    """
+    return _numbers(stats, field, "min"), _numbers(stats, field, "max")
+
+
 def constant_dimensions(stats: Mapping[str, Any], field: str, suffix: str = "") -> Array:
     """Bool [C], true for dimensions that never change over the data set.
 

@@ -238,9 +238,10 @@ def _overrides(typed: Mapping[str, Any]) -> list[Override]:
 
 
 def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluation:
-    from vlatool.evaluation.control import ResizeLog, open_policy
+    from vlatool.evaluation.control import ResizeLog
     from vlatool.evaluation.controllers import HoldController, PolicyController, RandomController
     from vlatool.evaluation.plots import save_contact_sheet
+    from vlatool.evaluation.policy_runner import open_policy
     from vlatool.evaluation.rollouts import RolloutPlan, run_rollouts, sheet_rows
 
     words = ["eval", "rollout", paths.run, "--env", ENVIRONMENT, "--episodes", config.rollouts]

@@ -35,6 +35,9 @@ __all__ = ["OpenLoopConfig", "RolloutConfig", "open_loop", "rollout"]
 CURVES, REPORT = "curves.png", "report.json"
 _WORLD_PRESETS = {ENVIRONMENT: "rollout-world", LIBERO_ENVIRONMENT: "rollout-world-libero"}
 _NUM_WORST = 3
+# Keys that records of version 0.2.0 lack: left out unless they are set, so that unfinished rollouts
+# of that version resume.
+_LATER_KEYS = frozenset({"delay_steps", "ensemble_decay", "grippers", "compat"})
 # Label and decimals of the errors of predicted images.
 _FUTURE_METRICS: Mapping[str, tuple[str, int]] = {
     "code_accuracy": ("accuracy of codes", 4),
@@ -171,10 +174,11 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
         UsageError: A required key is missing, or the output has different content.
         DataError: Checkpoint or data are missing, broken or incompatible.
     """
-    from vlatool.evaluation.control import ResizeLog, open_policy
+    from vlatool.evaluation.control import ResizeLog
     from vlatool.evaluation.futures import evaluate_futures, tokenizer_for
     from vlatool.evaluation.offline import evaluate_open_loop, num_chosen
     from vlatool.evaluation.plots import save_curves
+    from vlatool.evaluation.policy_runner import open_policy
 
     check_required(config, "vlatool eval open-loop CHECKPOINT DATA")
     policy, trained = open_policy(
@@ -225,8 +229,9 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
         DataError: The observations of the environment lack an input of the policy.
         PartialFailure: An error of the environment ended every episode.
     """
-    from vlatool.evaluation.control import ResizeLog, open_policy
+    from vlatool.evaluation.control import ResizeLog
     from vlatool.evaluation.controllers import PolicyController
+    from vlatool.evaluation.policy_runner import open_policy
     from vlatool.evaluation.rollouts import RolloutJob, RolloutPlan, Rollouts
 
     make_env = environment_maker(config.env, **config.env_options)
@@ -357,7 +362,8 @@ def _options(
     config: OpenLoopConfig | RolloutConfig, trained: Trained, data: Path | None = None
 ) -> dict[str, Any]:
     """Options for the record, with names instead of paths of the inputs."""
-    options = config.model_dump(mode="json", exclude={"output"})
+    later = _LATER_KEYS - config.model_dump(exclude_defaults=True).keys()
+    options = config.model_dump(mode="json", exclude={"output", *later})
     options["checkpoint"] = checkpoint_of(trained).name
     root = folder_of(trained)
     read = [root] if data is None else [root, data]

@@ -171,8 +171,9 @@ def predict(config: PredictConfig, *, reporter: Reporter = NULL) -> PredictResul
         DataError: Checkpoint or data are missing, broken or incompatible, or the data have no such
             episode or frame.
     """
-    from vlatool.evaluation.control import ResizeLog, chunk_seed, open_policy
+    from vlatool.evaluation.control import ResizeLog, chunk_seed
     from vlatool.evaluation.futures import save_futures, tokenizer_for
+    from vlatool.evaluation.policy_runner import open_policy
 
     check_required(config, "vlatool predict CHECKPOINT SOURCE --episode N --frame T")
     require_input(config.source)
@@ -187,8 +188,7 @@ def predict(config: PredictConfig, *, reporter: Reporter = NULL) -> PredictResul
     check_output_owner(output, record)
     chosen = _recorded_frame(config, source, policy, trained)
     tokenizer = tokenizer_for(policy, config.tokenizer)
-    log = ResizeLog(policy.sees, reporter.note)
-    log.add_observation(chosen.observation)
+    ResizeLog(policy.sees, reporter.note).add_observation(chosen.observation)
     seeds = [chunk_seed(config.seed, chosen.seed)]
     asked = _ask(policy, chosen, seeds)
     futures = None if tokenizer is None else _futures(policy, tokenizer, chosen, seeds)

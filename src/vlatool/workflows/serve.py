@@ -56,7 +56,7 @@ def serve(config: ServeConfig, *, reporter: Reporter = NULL) -> ServeResult:
         from vlatool.serving.server import PolicyServer
     except ModuleNotFoundError as error:
         raise missing_package((error.name or "").partition(".")[0]) from error
-    from vlatool.evaluation.control import open_policy
+    from vlatool.evaluation.policy_runner import open_policy
     from vlatool.serving.access import bound_socket, read_key, tls_context, url_of
     from vlatool.serving.service import service_of
 

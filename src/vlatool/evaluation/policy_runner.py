@@ -1,0 +1,302 @@
+"""A trained policy for one robot: checked observations, and the history of its episode.
+
+Legend of shapes: T action steps, C dimensions of a field.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlatool.config.overrides import Override
+from vlatool.config.resolve import load_config
+from vlatool.episode import Array
+from vlatool.errors import DataError, UsageError
+from vlatool.evaluation.config import RolloutConfig
+from vlatool.evaluation.control import (
+    ControlOptions,
+    EpisodeControl,
+    ResizeLog,
+    RobotState,
+    as_array,
+    begin_chunks,
+)
+from vlatool.evaluation.controllers import control_options
+from vlatool.events import NULL, Reporter, counted
+from vlatool.models.policy import Policy, SamplesInSteps
+from vlatool.models.trained import Trained, Weights, WeightsOrigin, open_trained
+from vlatool.plugins import did_you_mean
+
+_INSTRUCTION = "instruction"
+
+_log = logging.getLogger(__name__)
+
+
+class PolicyRunner:
+    """Runs a trained policy for one robot and keeps the history of observations and actions.
+
+    Attributes:
+        cameras: Cameras that the policy takes.
+        fields: Measured fields that an observation needs, name to width: the inputs of the policy
+            and the poses that its actions are relative to.
+        actions: Action fields, name to width; all absolute, so no name ends in `_relative`.
+        fps: Steps per second.
+        horizon: Steps of an action chunk.
+        history: Number of steps before the current one that the policy sees; with 0 it needs no
+            `observe`.
+        checkpoint: Checkpoint or published file that the weights are from.
+        weights: `ema` or `raw`.
+        has_instruction: True if an observation needs an `instruction`.
+        names: Keys that an observation needs.
+        episode: History of the current episode; a server computes its chunks with others.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        origin: WeightsOrigin,
+        seed: int,
+        log: ResizeLog | None = None,
+        options: ControlOptions | None = None,
+    ) -> None:
+        sees = policy.sees
+        self.cameras = tuple(sees.cameras)
+        self.fields = dict(sees.fields)
+        self.actions = dict(policy.actions)
+        self.fps = policy.fps
+        self.horizon = policy.horizon
+        self.checkpoint = origin.checkpoint or origin.file
+        self.weights = origin.weights
+        self._policy = policy
+        self._seed = seed
+        self._options = options
+        self._resizes = log or ResizeLog(sees, partial(_log.warning, "%s"))
+        self.has_instruction = sees.instruction
+        words = [_INSTRUCTION] if sees.instruction else []
+        self.names = [*self.cameras, *self.fields, *words]
+        self.reset()
+        self.history = self.episode.history
+
+    def reset(self, seed: int | None = None) -> None:
+        """Clears the history; call it before each episode.
+
+        The same observations then give the same action chunks. With the seed of an episode of
+        `vlatool eval rollout` they have the noise of that episode.
+
+        Args:
+            seed: Seed of the sampled noise; None: that of `load_policy`.
+
+        Raises:
+            UsageError: The seed is not an integer of at least 0.
+        """
+        seed = self._seed if seed is None else _seed(seed)
+        self.episode = EpisodeControl(self._policy, seed, self._resizes, self._options)
+
+    def act(
+        self, observation: Mapping[str, Any], *, executed: int = 1, delay: int = 0
+    ) -> dict[str, Array]:
+        """Returns the action chunk for an observation.
+
+        A step lasts 1 / `fps` seconds. `executed` is the number of steps of the last chunk that
+        were executed since the last call of `act` or `observe`: a loop that executes four steps
+        and then calls again passes 4. From it the policy knows its past actions. Observations of
+        the steps in between are taken to equal the newest one; pass them to `observe` if you have
+        them.
+
+        Args:
+            observation: Each of `cameras` to uint8 [H, W, 3], RGB, of any size, as recorded before
+                preprocessing; each of `fields` to its values [C]; `instruction` to a string.
+            executed: At least 1; ignored on the first call after `reset`.
+            delay: Number of steps of the last chunk that the robot executes meanwhile. The first
+                `delay` rows of the result are these steps.
+
+        Returns:
+            Each of `actions` to float64 [T, C], T = `horizon`, absolute, in the units of the data.
+            The first row is the action for the current step.
+
+        Raises:
+            DataError: A value is missing, unknown, or has another type, shape or width.
+            UsageError: `executed` or `delay` is not an integer, or `executed` exceeds the steps
+                left in the last chunk.
+        """
+        delay = _checked_delay(delay)
+        self.observe(observation, executed=executed)
+        self.episode.delay = delay
+        begin_chunks(self._policy, [self.episode], [self.instruction(observation)], batch_size=1)
+        return {name: chunk.copy() for name, chunk in self.episode.chunk.items()}
+
+    def instruction(self, observation: Mapping[str, Any]) -> str:
+        """Instruction of an observation that `observe` has accepted."""
+        return observation[_INSTRUCTION] if self.has_instruction else ""
+
+    def observe(self, observation: Mapping[str, Any], *, executed: int = 1) -> None:
+        """Adds an observation without computing a chunk; arguments and errors as for `act`."""
+        state = self._robot_state(observation)
+        episode = self.episode
+        is_count = _is_int(executed) and executed >= 1
+        if not is_count or (episode.chunk and executed > episode.num_left):
+            raise UsageError(
+                f"executed={executed!r}: the last chunk has {counted(self.horizon, 'step')}, "
+                f"{episode.num_executed} of them were executed before",
+                hint="give the number of steps executed since the last call of act or observe, as "
+                "an integer",
+                code="usage.executed_steps",
+            )
+        episode.observe(state, executed)
+        if episode.chunk:
+            episode.execute(executed)
+
+    def _robot_state(self, observation: Mapping[str, Any]) -> RobotState:
+        # Callers are not type-checked: a control loop gets a clear error, not a traceback.
+        if not isinstance(observation, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise DataError(
+                f"the observation is of type {type(observation).__name__}, not a mapping",
+                hint=f"give a dict with {', '.join(self.names)}",
+                code="data.no_observation",
+            )
+        for name in observation:
+            if name not in self.names:
+                raise DataError(
+                    f"the policy takes no observation {name!r}",
+                    hint=did_you_mean(str(name), self.names),
+                    code="data.unknown_observation",
+                    details={"name": str(name), "known": self.names},
+                )
+        missing = [name for name in self.names if name not in observation]
+        if missing:
+            raise DataError(
+                f"the observation lacks {', '.join(map(repr, missing))}",
+                hint=f"the policy needs {', '.join(self.names)}",
+                code="data.missing_observation",
+                details={"missing": missing},
+            )
+        instruction = observation.get(_INSTRUCTION, "")
+        if not isinstance(instruction, str):
+            raise DataError(
+                f"the instruction is of type {type(instruction).__name__}, not a string",
+                hint="give one sentence; '' for no instruction",
+                code="data.no_instruction",
+            )
+        images = {name: as_array(name, observation[name]) for name in self.cameras}
+        fields = {name: _vector(name, observation[name], n) for name, n in self.fields.items()}
+        return RobotState(images, fields)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _checked_delay(value: Any) -> int:
+    if not _is_int(value) or value < 0:
+        raise UsageError(f"delay={value!r}", hint="give a number of steps", code="usage.bad_value")
+    return int(value)
+
+
+def _seed(value: Any) -> int:
+    if not _is_int(value) or not 0 <= value < 2**63:
+        raise UsageError(
+            f"seed={value!r}",
+            hint="a seed is an integer from 0 to 2^63 - 1",
+            code="usage.bad_value",
+        )
+    return int(value)
+
+
+def _vector(name: str, values: Any, width: int) -> Array:
+    """Checked values of a measured field: float64 [C]."""
+    array = as_array(name, values)
+    if array.dtype.kind not in "fiu" or array.shape not in [
+        (width,),
+        *([()] if width == 1 else []),
+    ]:
+        raise DataError(
+            f"the field {name!r} is {array.dtype} {list(array.shape)}, not {width} numbers",
+            hint="give only the newest values, in the order and units of the data",
+            code="data.field_shape",
+            details={"field": name, "width": width},
+        )
+    if not np.isfinite(array).all():
+        raise DataError(
+            f"the field {name!r} has values that are not finite",
+            hint="give finite values; a policy cannot use NaN or infinity",
+            code="data.field_not_finite",
+            details={"field": name},
+        )
+    return array.astype(np.float64).reshape(width)
+
+
+def open_policy(
+    location: str, weights: Weights, inference_steps: int, reporter: Reporter = NULL
+) -> tuple[Policy, Trained]:
+    """Policy that evaluates its network `inference_steps` times per chunk, if at all; its weights.
+
+    Args:
+        location: Location of the weights.
+        weights: As for `open_trained`.
+        inference_steps: Evaluations of the network per action chunk.
+        reporter: Receives notes on what is not used of published weights.
+
+    Raises:
+        UsageError: The location is empty, or there are no averaged weights but `ema` was requested.
+        DataError: There is no checkpoint, it is broken, or its model is not a policy.
+    """
+    trained = open_trained(location, weights=weights, reporter=reporter)
+    policy = trained.policy()
+    if isinstance(policy, SamplesInSteps):
+        policy = policy.with_steps(inference_steps)
+    return policy, trained
+
+
+def load_policy(
+    checkpoint: str | Path,
+    *,
+    weights: Weights = "auto",
+    inference_steps: int = 8,
+    seed: int = 0,
+    ensemble_decay: float | None = None,
+    grippers: Sequence[Mapping[str, Any]] = (),
+) -> PolicyRunner:
+    """Loads a trained policy for a control loop.
+
+        import vlatool
+
+        policy = vlatool.load_policy("runs/mine")
+        chunk = policy.act({"front": image, "pose": pose, "instruction": "pick up the cube"})
+
+    Args:
+        checkpoint: Run folder of `vlatool train`, whose newest checkpoint is loaded, one of its
+            checkpoints/step_*, or a published experiment or one of its checkpoint files.
+        weights: `ema`, `raw`, or `auto`: averaged weights if the checkpoint has them.
+        inference_steps: Evaluations of the network per action chunk.
+        seed: Seed of the sampled noise.
+        ensemble_decay: As for `vlatool eval rollout`.
+        grippers: As for `vlatool eval rollout`, mappings.
+
+    Raises:
+        UsageError: An argument is invalid, or the checkpoint has no averaged weights but `ema` was
+            requested.
+        ConfigError: A gripper or the decay is invalid.
+        DataError: There is no checkpoint, it is broken, or its policy takes future images.
+    """
+    is_count = _is_int(inference_steps) and inference_steps >= 1
+    if weights not in ("auto", "ema", "raw") or not is_count:
+        raise UsageError(
+            f"weights={weights!r}, inference_steps={inference_steps!r}",
+            hint="weights must be auto, ema or raw; inference_steps at least 1",
+            code="usage.bad_value",
+        )
+    if not isinstance(checkpoint, str | Path):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(
+            f"checkpoint={checkpoint!r}",
+            hint="give the path of a run folder or a checkpoint",
+            code="usage.bad_value",
+        )
+    seed = _seed(seed)
+    control = {"ensemble_decay": ensemble_decay, "grippers": [dict(row) for row in grippers]}
+    options = [Override(key, value, "load_policy") for key, value in control.items()]
+    config = load_config(RolloutConfig, overrides=options).config
+    policy, trained = open_policy(str(checkpoint), weights, inference_steps)
+    return PolicyRunner(policy, trained.origin, seed, options=control_options(config, policy))

@@ -1,0 +1,386 @@
+"""Control loop: what a policy is shown, and which commands of its plans are executed."""
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+import vlatool
+from tests.builders.serving import LookPolicy, local, look, served
+from tests.builders.training import CAMERAS, tiny_config
+from vlatool.artifacts.images import decode_rgb, encode_jpeg
+from vlatool.episode import Array, Episode, Observation, ObservationSpec
+from vlatool.errors import ConfigError, VlatoolError
+from vlatool.evaluation.chunks import ChunkJoiner, Gripper
+from vlatool.evaluation.config import ActionMap, FieldMap, GripperConfig, RolloutConfig
+from vlatool.evaluation.control import EpisodeControl, ResizeLog, RobotState
+from vlatool.evaluation.controllers import PolicyController, control_options
+from vlatool.evaluation.recorded import replay
+from vlatool.loading.robotics.kind import RoboticsKind
+from vlatool.models.diffusion_policy.batch import PolicyBatcher
+from vlatool.models.policy import RoboticsPolicy
+from vlatool.sources.detection import detect_source
+from vlatool.workflows.preprocess import PreprocessConfig, preprocess
+from vlatool.workflows.sample import SampleConfig, sample
+
+FRAMES, HORIZON = 9, 6
+MOVE, HELD = "robot__action__x", "robot__actual__x"
+
+
+# what the policy is shown
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world") / "raw"
+    keys = {"layout": "spartan", "episodes": 2, "frames": FRAMES, "workers": 1}
+    sample(SampleConfig(output=str(folder), **keys))
+    return folder
+
+
+def options_of(seed: int) -> dict[str, Any]:
+    """Random options that shape the input of a policy."""
+    rng = np.random.default_rng(seed)
+    past = int(rng.integers(0, 4))
+    offsets = sorted({0, *(-int(step) for step in rng.integers(0, past + 1, 2))})
+    return {
+        "past_lowdim_steps": past,
+        "image_indices": offsets,
+        "resize_images_size": [None, [48, 40], [80, 96]][int(rng.integers(3))],
+        "camera_rotations": {CAMERAS[0]: int(rng.integers(4))},
+        "camera_names": CAMERAS[: int(rng.integers(1, 3))],
+    }
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_replayed_episode_shows_the_policy_the_tensors_of_training(
+    seed: int, raw: Path, tmp_path: Path
+) -> None:
+    options = options_of(seed)
+    shown: list[Mapping[str, Any]] = []
+    policy, trained = policy_and_samples(raw, tmp_path, options, shown)
+    source = detect_source(raw, None)
+    for ref in source.refs:
+        episode = source.reader.read(ref)
+        for frame, observation in enumerate(observations(episode, policy)):
+            again, _ = replay(episode, frame, policy).observation(observation.instruction)
+            policy.act([observation, again], seeds=[0, 0])
+            for row in range(2):
+                assert_same(shown[-1], row, trained[episode.id, frame], options)
+    assert len(shown) == len(trained)
+
+
+def observations(episode: Episode, policy: RoboticsPolicy) -> Iterator[Observation]:
+    """Input of the policy at each frame, if it executes the recorded actions."""
+    control = EpisodeControl(policy, 0, ResizeLog(policy.sees, lambda _: None))
+    images = {name: episode.cameras[name].read(range(FRAMES)) for name in policy.sees.cameras}
+    for frame in range(FRAMES):
+        fields = {name: episode.lowdim[name][frame] for name in policy.sees.fields}
+        control.observe(RobotState({name: rows[frame] for name, rows in images.items()}, fields))
+        yield control.observation(episode.language["original"][0])[0]
+        recorded = {name: episode.lowdim[name][frame : frame + 1] for name in policy.actions}
+        control.begin(recorded)
+        control.execute()
+
+
+def policy_and_samples(
+    raw: Path, root: Path, options: Mapping[str, Any], shown: list[Mapping[str, Any]]
+) -> tuple[RoboticsPolicy, dict[tuple[str, int], Mapping[str, Any]]]:
+    """A policy that adds its batches to `shown`; batches of training by episode and frame."""
+    tree = {"format": "spartan", "sources": [str(raw)], "output": str(root / "data"), "workers": 1}
+    tree |= {"future_lowdim_steps": 2, "max_padding_left": 3, "max_padding_right": 2, **options}
+    preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+    config: Any = tiny_config(
+        root / "data", root / "run", data__image_indices=options["image_indices"]
+    )
+    kind = RoboticsKind()
+    info = kind.load_info(config.data)
+    data, _ = kind.derive(config.data, info)
+    (root / "run").mkdir()
+    kind.save_assets(data, info, root / "run")
+    assets = kind.load_assets(data, root / "run")
+    batcher = PolicyBatcher(config.model, data, assets.normalizer)
+    whole = vlatool.open_dataset(root / "data", raw=True, image_indices=options["image_indices"],
+                                 proprioception_fields=data.proprioception_fields,
+                                 action_fields=data.action_fields)  # fmt: skip
+    rows = [whole[number] for number in range(len(whole))]
+    frames = [(row.metadata["episode_id"], row.metadata["anchor_timestep"]) for row in rows]
+
+    def sampler(batch: Mapping[str, Any], **_: Any) -> torch.Tensor:
+        shown.append(batch)
+        return torch.zeros_like(batch["actions"])
+
+    policy = RoboticsPolicy(sampler, batcher, assets)
+    return policy, dict(zip(frames, (batcher([row]) for row in rows), strict=True))
+
+
+def assert_same(
+    batch: Mapping[str, Any], row: int, trained: Mapping[str, Any], options: Mapping[str, Any]
+) -> None:
+    """A row of a batch equals the batch of one sample, whose images were stored as JPEG."""
+    assert (batch["past_mask"][row] == trained["past_mask"][0]).all()
+    for name in ("text", "proprioception"):
+        np.testing.assert_array_equal(batch[name][row], trained[name][0])
+    past = trained["past_mask"][0]
+    np.testing.assert_array_equal(batch["actions"][row][past], trained["actions"][0][past])
+    images = batch["images"][row].permute(0, 2, 3, 1).numpy()
+    stored = np.stack([decode_rgb(encode_jpeg(image, 95)) for image in images])
+    np.testing.assert_array_equal(stored, trained["images"][0].permute(0, 2, 3, 1))
+
+
+# which commands are executed
+
+
+class CountingPolicy:
+    """Row j of the plan for the observation t is 100 t + j, in both fields."""
+
+    sees = ObservationSpec(fields={HELD: 1}, past=1, instruction=False)
+    actions: ClassVar[Mapping[str, int]] = {MOVE: 1}
+    fps, horizon = 10.0, HORIZON
+
+    def __init__(self) -> None:
+        self.past: list[float | None] = []
+
+    def act(self, observations: Sequence[Observation], *, seeds: Sequence[int]) -> dict[str, Array]:
+        for row in observations:
+            past = row.past_actions
+            self.past.append(None if past is None else float(past[MOVE][-1, 0]))
+        seen = np.array([row.fields[HELD][-1, 0] for row in observations])
+        return {MOVE: (100 * seen[:, None] + np.arange(HORIZON))[..., None]}
+
+
+def config_of(**keys: Any) -> RolloutConfig:
+    mapping = {"fields": {HELD: FieldMap(key="t")}, "action": [ActionMap(field=MOVE)]}
+    return RolloutConfig(**{**mapping, "batch_size": 1, **keys})
+
+
+def executed(steps: int, first: float = 0, policy: Any = None, **keys: Any) -> list[float]:
+    """Commands of the first steps; the observation is the number of the step, from `first`."""
+    policy = policy or CountingPolicy()
+    controller = PolicyController(policy, config_of(**keys), ResizeLog(policy.sees, print))
+    seen = (first + np.arange(steps))[:, None]
+    return [float(controller.act({0: {"t": row}}, {0: ""})[0][0]) for row in seen]
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"execute_steps": 1}, [0, 100, 200]),
+        ({"execute_steps": 3}, [0, 1, 2, 300, 301, 302, 600]),
+        ({"execute_steps": 9}, [0, 1, 2, 3, 4, 5, 600, 601]),
+        ({"execute_steps": 3, "delay_steps": 2}, [0, 1, 2, 3, 4, 302, 303, 304, 602, 603]),
+        ({"execute_steps": 2, "delay_steps": 2}, [0, 1, 2, 3, 202, 203, 402, 403]),
+        ({"execute_steps": 9, "delay_steps": 1}, [0, 1, 2, 3, 4, 5, 501, 502, 503, 504, 505, 1001]),
+    ],
+)
+def test_a_plan_is_made_every_k_steps_and_takes_effect_after_the_delay(
+    keys: Mapping[str, int], expected: list[float]
+) -> None:
+    assert executed(len(expected), **keys) == expected
+
+
+@pytest.mark.parametrize(
+    ("steps", "planned_at", "lasts"),
+    [(1, [0, 1, 2, 3], 1), (2, [1, 2, 3, 4], 1), (4, [3, 6, 9, 12], 3), (6, [5, 10, 15], 5)],
+)
+def test_the_published_schedule_holds_and_executes_one_step_less(
+    steps: int, planned_at: list[int], lasts: int
+) -> None:
+    # Source: reference/policy 4.1
+    held = [7.0] * planned_at[0]
+    plans = [100.0 * (7 + step) + row for step in planned_at for row in range(lasts)]
+    expected = held + plans
+    assert executed(len(expected), first=7, execute_steps=steps, compat=True) == expected
+
+
+def test_the_history_has_the_executed_commands_or_as_published_those_before_grippers() -> None:
+    keys = {"execute_steps": 6, "grippers": [GripperConfig(field=MOVE, closed=0, opened=1000)]}
+    ours, published = CountingPolicy(), CountingPolicy()
+    assert executed(7, first=9, policy=ours, **keys)[:6] == [1000] * 6
+    assert ours.past == [None, 1000]
+    assert executed(6, first=9, policy=published, **keys, compat=True)[:5] == [0] * 5
+    assert published.past == [9]
+
+
+def test_an_ensemble_is_the_weighted_mean_of_the_plans_of_a_step() -> None:
+    decay = 0.5
+    values = executed(4, execute_steps=2, ensemble_decay=decay)
+    weights = np.exp(-decay * np.arange(2))
+    mixed = [np.dot(weights, pair) / weights.sum() for pair in ([2, 200], [3, 201])]
+    np.testing.assert_allclose(values, [0, 1, *mixed])
+    # Every plan of six steps counts, the oldest first.
+    values = executed(7, execute_steps=1, ensemble_decay=decay)
+    weights = np.exp(-decay * np.arange(6))
+    plans = [100 * seen + 6 - seen for seen in range(1, 7)]
+    np.testing.assert_allclose(values[6], np.dot(weights, plans) / weights.sum())
+
+
+@pytest.mark.parametrize(
+    ("values", "measured", "expected"),
+    [
+        ([0.5, 0.59, 0.61, 0.5, 0.41, 0.39, 0.5], None, "ccooocc"),
+        ([0.5, 0.5], 0.6, "oo"),
+        ([0.5, 0.5], 0.4, "cc"),
+        ([0.7, 0.3, 0.7], 0.0, "oco"),
+    ],
+)
+@pytest.mark.parametrize(("closed", "opened"), [(0.0, 1.0), (0.1, -0.1)])
+def test_a_gripper_changes_at_its_thresholds(
+    values: list[float], measured: float | None, expected: str, closed: float, opened: float
+) -> None:
+    # Source: reference/policy 4.1
+    def scaled(share: float) -> float:
+        return closed + share * (opened - closed)
+
+    chunks = ChunkJoiner([Gripper(MOVE, 0, closed, opened, 0.4, 0.6)])
+    chunks.start({} if measured is None else {HELD: np.array([scaled(measured)])})
+    chunks.join({MOVE: np.array([[scaled(value)] for value in values])}, 0, 0)
+    commands = chunks.commands[MOVE][:, 0]
+    assert commands.tolist() == [opened if letter == "o" else closed for letter in expected]
+
+
+@pytest.mark.parametrize("delay", [0, 1, 2])
+def test_the_state_of_a_gripper_lasts_from_plan_to_plan(delay: int) -> None:
+    chunks = ChunkJoiner([Gripper(MOVE, 0, 0.0, 1.0, 0.4, 0.6)])
+    chunks.join({MOVE: np.array([[0.9], [0.5], [0.1], [0.1]])}, 0, 0)
+    chunks.join({MOVE: np.full((4, 1), 0.5)}, 1, delay)
+    assert chunks.commands[MOVE][:, 0].tolist() == ([1, 0, 0, 0] if delay == 2 else [1, 1, 1, 1])
+    assert chunks.planned[MOVE][:delay, 0].tolist() == [0.5, 0.1][:delay]
+
+
+BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "delay over half a chunk": ({"execute_steps": 6, "delay_steps": 4}, "usage.delay_steps"),
+    "delay over the steps": ({"execute_steps": 1, "delay_steps": 2}, "usage.delay_steps"),
+    "delay of a chunk": ({"delay_steps": HORIZON}, "usage.delay_steps"),
+    "unknown gripper": ({"grippers": [GripperConfig(field="robot")]}, "data.unknown_field"),
+    "unknown dimension": (
+        {"grippers": [GripperConfig(field=MOVE, dimension=1)]},
+        "data.unknown_field",
+    ),
+    "unknown range": ({"grippers": [GripperConfig(field=MOVE, closed=0)]}, "data.unknown_range"),
+    "equal commands": (
+        {"grippers": [GripperConfig(field=MOVE, closed=1, opened=1)]},
+        "data.constant_gripper",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_OPTIONS)
+def test_options_that_do_not_fit_the_policy_are_errors(name: str) -> None:
+    keys, code = BAD_OPTIONS[name]
+    with pytest.raises(VlatoolError) as caught:
+        executed(1, **keys)
+    assert caught.value.code == code
+
+
+def test_holding_needs_measured_values() -> None:
+    with pytest.raises(VlatoolError) as caught:
+        executed(1, policy=Unmeasured(), compat=True, action=[ActionMap(field="push")])
+    assert caught.value.code == "data.missing_field"
+
+
+class Unmeasured(CountingPolicy):
+    """Policy with an action that is not measured."""
+
+    actions: ClassVar[Mapping[str, int]] = {"push": 1}
+
+
+# a loop for robots
+
+
+LOOK = RolloutConfig(
+    fields={"pose": FieldMap(key="pose")},
+    action=[ActionMap(field="move"), ActionMap(field="grip")],
+    batch_size=1,
+)
+
+
+@contextmanager
+def planner(place: str) -> Iterator[Any]:
+    """The same policy, in this process or behind a server."""
+    with ExitStack() as stack:
+        if place == "local":
+            yield local(LookPolicy())
+        else:
+            yield stack.enter_context(vlatool.connect(stack.enter_context(served(LookPolicy()))))
+
+
+@pytest.mark.parametrize(("steps", "delay"), [(1, 0), (4, 0), (2, 2), (3, 2), (3, 1)])
+@pytest.mark.parametrize("place", ["local", "served"])
+def test_a_loop_for_robots_commands_what_a_rollout_does(place: str, steps: int, delay: int) -> None:
+    policy: Any = LookPolicy()
+    config = LOOK.model_copy(update={"execute_steps": steps, "delay_steps": delay})
+    controller = PolicyController(policy, config, ResizeLog(policy.sees, print))
+    with (
+        planner(place) as remote,
+        vlatool.ControlLoop(remote, execute_steps=steps, delay_steps=delay) as loop,
+    ):
+        for number in range(11):
+            expected = controller.act({0: look(number)}, {0: "sing"})[0]
+            commands = loop.step(look(number))
+            actual = np.concatenate([commands["move"], commands["grip"]])
+            np.testing.assert_array_equal(actual, expected)
+
+
+def test_commands_do_not_depend_on_the_time_that_the_policy_takes() -> None:
+    results: list[list[Any]] = []
+    for is_slow in (False, True):
+        policy, commands, observation = LookPolicy(), [], look(0)
+        with vlatool.ControlLoop(local(policy), execute_steps=3, delay_steps=2) as loop:
+            for number in range(9):
+                if is_slow and number == 3:
+                    policy.hold.clear()
+                if is_slow and number == 5:  # nobody waited before
+                    threading.Timer(0.05, policy.hold.set).start()
+                for name in ("front", "pose"):  # cameras write into the same array
+                    observation[name][:] = look(number)[name]
+                commands.append(loop.step(observation)["move"])
+            assert len(policy.sizes) == 3
+            assert loop.num_late >= is_slow
+        results.append(commands)
+    np.testing.assert_array_equal(results[0], results[1])
+
+
+def test_the_error_of_a_plan_comes_when_it_is_due_and_a_reset_starts_again() -> None:
+    policy = LookPolicy()
+    with vlatool.ControlLoop(local(policy), execute_steps=2, delay_steps=1) as loop:
+        first = loop.step(look(0))
+        loop.step(look(1))
+        loop.step({**look(2), "pose": np.array([13.0, 0.0])})
+        with pytest.raises(RuntimeError, match="the wrong number"):
+            loop.step(look(3))
+        loop.reset()
+        np.testing.assert_array_equal(loop.step(look(0))["move"], first["move"])
+
+
+@pytest.mark.parametrize(("steps", "delay"), [(0, 0), (6, 0), (2, 3), (4, 2), (2, -1)])
+def test_a_loop_needs_chunks_that_are_long_enough(steps: int, delay: int) -> None:
+    with pytest.raises(VlatoolError) as caught:
+        vlatool.ControlLoop(local(LookPolicy()), execute_steps=steps, delay_steps=delay)
+    assert caught.value.code == "usage.delay_steps"
+
+
+def test_a_file_without_a_mapping_sets_the_control_of_a_server(tmp_path: Path) -> None:
+    map_ = tmp_path / "control.yaml"
+    map_.write_text("grippers: [{field: grip, closed: 0, opened: 50}]\nensemble_decay: 0.1\n")
+    policy: Any = LookPolicy()
+    options = control_options(
+        RolloutConfig(grippers=[GripperConfig(field="grip", closed=0, opened=50)],
+                      ensemble_decay=0.1), policy)  # fmt: skip
+    runner = local(policy, options=options)
+    with served(policy, map=str(map_)) as url, vlatool.connect(url) as remote:
+        for number in (20, 3, 20):
+            actual, expected = remote.act(look(number)), runner.act(look(number))
+            np.testing.assert_array_equal(actual["grip"], expected["grip"])
+            np.testing.assert_array_equal(actual["move"], expected["move"])
+            assert set(np.unique(actual["grip"])) <= {0.0, 50.0}
+
+
+def test_the_published_schedule_has_no_delay() -> None:
+    with pytest.raises((ConfigError, ValueError), match="published schedule"):
+        config_of(compat=True, delay_steps=1)
