@@ -13,10 +13,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.builders.codes import plain_fast, published_windows, write_tree_codes
 from tests.builders.lerobot import lerobot_dataset
+from tests.builders.recording import Recorder
 from tests.builders.web_server import TOKEN, WebServer, web_server
 from vlatool.errors import VlatoolError
 from vlatool.storage import hub_upload
+from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
 from vlatool.workflows.download import DownloadConfig, download
 from vlatool.workflows.upload import UploadConfig, UploadResult, upload
 from vlatool.workflows.upload_files import chosen_files
@@ -217,6 +220,24 @@ def test_run_is_uploaded_without_folders_of_this_machine(tmp_path: Path) -> None
     assert b"ada" not in bytes(files["origins.json"])  # pyright: ignore[reportArgumentType] - read
     assert files["metrics.jsonl"] == tmp_path / "metrics.jsonl"
     assert set(files) == {"config.yaml", "origins.json", "metrics.jsonl"}
+
+
+def test_samples_whose_images_are_beside_them_are_uploaded_with_a_warning(
+    hub: WebServer, tmp_path: Path
+) -> None:
+    tree = published_windows(tmp_path / "windows", episodes=1)
+    write_tree_codes(tree)
+    plain_fast(tmp_path / "fast")
+    options = {"data": str(tree), "fast": str(tmp_path / "fast"), "workers": 1}
+    options["output"] = str(tree / "samples")
+    build_dataset(BuildDatasetConfig.model_validate(options))
+    reporter = Recorder()
+
+    config = {"folder": options["output"], "location": TARGET}
+    upload(UploadConfig.model_validate(config), reporter=reporter)
+
+    (message,) = [text for code, text in reporter.warnings if code == "images_elsewhere"]
+    assert "samples in it" in message
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from vlatool.artifacts.base import recognize
 from vlatool.artifacts.lerobot.format import INFO_FILE
+from vlatool.artifacts.samples.format import SamplesFolder
 from vlatool.config.base import ConfigModel, check_required, execution_field, required_field
 from vlatool.errors import DataError, EnvironmentProblem, StorageError, UsageError
 from vlatool.events import NULL, Reporter, counted
@@ -23,7 +24,7 @@ from vlatool.storage.documents import read_json
 from vlatool.storage.hub_upload import RepositoryWriter, UploadFile
 from vlatool.storage.remote import ObjectInfo
 from vlatool.storage.tree import size_text
-from vlatool.storage.uri import local_path, location
+from vlatool.storage.uri import is_remote, local_path, location
 from vlatool.workflows.upload_card import card_text
 from vlatool.workflows.upload_files import CARD, check_texts, chosen_files
 from vlatool.workflows.verify import CodesResult, VerifyConfig, VerifyResult, verify
@@ -135,6 +136,7 @@ def upload(config: UploadConfig, *, reporter: Reporter = NULL) -> UploadResult:
     there = _files_there(writer, is_planned=config.dry_run)
     missing, others = _differences(files, there)
     _check_others(config, there, missing, others)
+    _warn_of_images(folder, result.kind, reporter)
     outcome = UploadResult(
         folder=config.folder,
         location=config.location,
@@ -231,6 +233,22 @@ def _files(
     sizes = [file.size for file in files]
     content = card_text(folder, report, config.location, sizes, config.license).encode()
     return [*files, UploadFile(CARD, content, len(content))]
+
+
+def _warn_of_images(folder: Path, kind: str, reporter: Reporter) -> None:
+    """Warns that the images of samples are beside their folder: a copy of it lacks them."""
+    if kind != "samples":
+        return
+    place, root = folder.resolve(), SamplesFolder.open(folder).images_root
+    if is_remote(root) or root.is_relative_to(place):
+        return
+    message = f"{folder}: its images are in {root}, and are not uploaded with it"
+    if place.is_relative_to(root):
+        message += (
+            f"; upload that folder, too: who downloads both needs the samples as "
+            f"{place.relative_to(root)} in it"
+        )
+    reporter.warn("images_elsewhere", message)
 
 
 def _lerobot_version(folder: Path) -> str:
