@@ -446,3 +446,7 @@ ARTIFACTS: dict[str, str] = {
 }
 # Config classes of the commands that write runs.
 RUN_CONFIGS: Registry[Any] = Registry("", "run", {"train": "vlatool.training.config:TrainConfig"})
+# Config classes of sections of a run that later rooms define.
+RUN_SECTIONS: Registry[Any] = Registry(
+    "", "section", {"eval": "vlatool.evaluation.config:RolloutOptions"}
+)

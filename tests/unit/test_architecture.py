@@ -212,6 +212,9 @@ def test_map_of_the_documentation_shows_the_rooms_and_their_order() -> None:
     shown = [set(names.split()) for names in f"{order}{lines}".split("|")]
     assert shown == [names & rooms for names in LAYERS if names & rooms]
 
+    drawn = set(re.findall(r"\w+", (ROOT / "docs/diagrams/rooms.svg").read_text()))
+    assert {name for name in rooms if (SOURCE / name).is_dir()} - drawn == {"testing"}
+
 
 def test_nobody_imports_the_contract_checks() -> None:
     others = (name for name in NAMES if _room(name) != CHECKS)

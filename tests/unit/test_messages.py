@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from vlatool.artifacts.experiment.format import is_experiment
-from vlatool.artifacts.run.format import is_run, with_run_above
+from vlatool.artifacts.run.format import is_run
+from vlatool.artifacts.run.locations import with_run_above
 from vlatool.cli.app import run
 from vlatool.config.scalars import value_text
 from vlatool.jobs.differences import option_differences

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 # Folders of presets for the commands with a training configuration.
-TRAINING_PRESETS = ("runs", "models", "models/denoisers", "data", "hparams")
+TRAINING_PRESETS = ("runs", "models", "models/denoisers", "data", "hparams", "rollouts")
 
 
 @dataclass(frozen=True)

@@ -365,7 +365,8 @@ COMMANDS: dict[str, Command] = {
         examples=("vlatool presets", "vlatool presets --jsonl | head -3"),
         details="The second column says what a preset fills: runs are complete training "
         "configurations, models, data and hparams parts of one, preprocess is for `preprocess`, "
-        "rollouts for `eval rollout`. `vlatool presets show NAME` prints one.",
+        "rollouts for `eval rollout`, and for the section `eval` of `train`. "
+        "`vlatool presets show NAME` prints one.",
         has_rows=True,
     ),
     "presets show": Command(

@@ -95,16 +95,12 @@ class GripperConfig(ConfigModel):
         return self
 
 
-class RolloutConfig(ConfigModel):
-    """Options of rollouts of a policy in a Gymnasium environment."""
+class RolloutOptions(ConfigModel):
+    """Options of rollouts of a policy in a Gymnasium environment; the section `eval` of a run."""
 
-    checkpoint: str = required_field("", "Run folder or checkpoint, of any scheme.")
     env: str = required_field("", "Id of a Gymnasium environment.")
     env_options: dict[str, Any] = Field(
         default={}, description="Arguments of the environment, such as {cameras: 4}."
-    )
-    output: str | None = Field(
-        default=None, description="Folder for the results; null: in the run, if that is local."
     )
     episodes: int = Field(default=50, ge=1, description="Number of episodes.")
     seed: int = Field(
@@ -144,9 +140,6 @@ class RolloutConfig(ConfigModel):
     batch_size: int = Field(
         default=8, ge=1, description="Observations computed at once; fewer are filled up."
     )
-    weights: Weights = Field(
-        default="auto", description="Averaged or raw weights; auto: averaged if any."
-    )
     instruction: str | None = Field(
         default=None, description="Instruction for the policy; null: that of the environment."
     )
@@ -175,3 +168,15 @@ class RolloutConfig(ConfigModel):
         if self.compat and (self.delay_steps or self.ensemble_decay is not None):
             raise ValueError("compat, the published schedule, has neither a delay nor an ensemble")
         return self
+
+
+class RolloutConfig(RolloutOptions):
+    """Options of rollouts, and the weights that act."""
+
+    checkpoint: str = required_field("", "Run folder or checkpoint, of any scheme.")
+    output: str | None = Field(
+        default=None, description="Folder for the results; null: in the run, if that is local."
+    )
+    weights: Weights = Field(
+        default="auto", description="Averaged or raw weights; auto: averaged if any."
+    )

@@ -4,13 +4,13 @@ A controller gets the observations of several environments at once, so that a po
 batches.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from vlatool.episode import Array
-from vlatool.errors import UsageError
+from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.chunks import grippers_of
 from vlatool.evaluation.config import RolloutConfig
 from vlatool.evaluation.control import ControlOptions, EpisodeControl, ResizeLog, begin_chunks
@@ -152,3 +152,47 @@ def steps_per_chunk(config: RolloutConfig, horizon: int) -> int:
             details={"delay_steps": delay, "horizon": horizon},
         )
     return steps
+
+
+def check_environment(policy: Policy, config: RolloutConfig, make_env: Callable[[], Any]) -> None:
+    """Checks that a policy can act in an environment; evaluates no network.
+
+    Raises:
+        DataError: A field or a part of the action is not mapped, the first observation lacks a key
+            or has no image where the policy takes one, or the action has another width.
+        UsageError: The environment cannot be reset, or chunks are too short for the delay.
+    """
+    log = ResizeLog(policy.sees, lambda text: None)
+    PolicyController(policy, config, log)
+    keys = KeyMap(policy, config)
+    env = make_env()
+    try:
+        observation, _ = _reset(env, config)
+        EpisodeControl(policy, config.seed, log).observe(keys.state(observation))
+        check_action_shape(env, (keys.action_width,))
+    finally:
+        env.close()
+
+
+def _reset(env: Any, config: RolloutConfig) -> tuple[EnvObservation, Any]:
+    """First observation and info of an environment."""
+    try:
+        return env.reset(seed=config.seed)
+    except Exception as error:
+        raise UsageError(
+            f"the environment {config.env!r} cannot be reset: "
+            + f"{type(error).__name__}: {error}".partition("\n")[0],
+            hint="look at its documentation for the options that it needs, and set env_options",
+            code="usage.env_failed",
+        ) from error
+
+
+def check_action_shape(env: Any, shape: Sequence[int]) -> None:
+    """Raises DataError if actions of a shape are not those of an environment."""
+    if tuple(shape) != env.action_space.shape:
+        raise DataError(
+            f"the action has shape {tuple(shape)}, the environment takes {env.action_space.shape}",
+            hint="correct `action`: its fields, concatenated in order, must have the shape of "
+            "the environment's action space",
+            code="data.action_shape",
+        )

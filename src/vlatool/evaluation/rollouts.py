@@ -11,8 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from vlatool.episode import UInt8Array
-from vlatool.errors import DataError
-from vlatool.evaluation.controllers import Controller, EnvObservation
+from vlatool.evaluation.controllers import Controller, EnvObservation, check_action_shape
 from vlatool.evaluation.plots import SheetRow, save_contact_sheet
 from vlatool.events import Progress, counted
 from vlatool.jobs.command import JobResult
@@ -227,14 +226,8 @@ class _Lockstep:
 
     def _bounded(self, seed: int, action: Any) -> Any:
         """Returns the action within the limits of the environment."""
+        check_action_shape(self._envs[seed], np.shape(action))
         space = self._envs[seed].action_space
-        if np.shape(action) != space.shape:
-            raise DataError(
-                f"the action has shape {np.shape(action)}, the environment takes {space.shape}",
-                hint="correct `action`: its fields, concatenated in order, must have the shape of "
-                "the environment's action space",
-                code="data.action_shape",
-            )
         return np.clip(action, space.low, space.high).astype(space.dtype)
 
     def _render(self, rollout: Rollout) -> None:

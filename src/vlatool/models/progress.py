@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlatool.artifacts.run.checkpoint import EMA, MANIFEST, TRAINER, CheckpointManifest
-from vlatool.artifacts.run.format import find_checkpoint
+from vlatool.artifacts.run.locations import find_checkpoint, require_weights
 from vlatool.errors import DataError, UsageError
-from vlatool.jobs.downloads import require_input
 from vlatool.models.trained import published_at
 from vlatool.storage.cache import local_copy
 
@@ -55,7 +54,7 @@ def locate_progress(text: str, *, averaged: bool) -> ProgressOrigin:
         DataError: The location does not exist, or a file is missing.
         UsageError: The location is a file of weights without a state of training.
     """
-    location = require_input(text)
+    location = require_weights(text)
     published = published_at(location)
     if published is not None:
         model_type, files = published

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
+from vlatool.artifacts.run.locations import require_weights
 from vlatool.episode import UInt8Array
 from vlatool.errors import DataError
 from vlatool.events import counted
-from vlatool.jobs.downloads import require_input
 from vlatool.loading.images.config import ImagePreprocessing, checked_image, prepare_image
 from vlatool.models.trained import Trained, open_trained
 
@@ -231,7 +231,7 @@ def open_tokenizer(
     Raises:
         DataError: There is no tokenizer, or it is damaged or incomplete.
     """
-    require_input(location)
+    require_weights(location)
     trained = open_trained(location, device=device, changes=changes)
     model_type = trained.model_type
     network = model_type.tokenizer(trained.config.model, trained.parts, trained.assets)

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, SerializeAsAny, ValidationError, create_model
 
+from vlatool.artifacts.run.best import BEST_NAME
 from vlatool.artifacts.run.checkpoint import CheckpointManifest, is_checkpoint, part_weights
-from vlatool.artifacts.run.format import (
-    RunDir,
+from vlatool.artifacts.run.format import RunDir, is_run
+from vlatool.artifacts.run.locations import (
     find_checkpoint,
-    is_run,
     local_run,
+    require_weights,
     with_run_above,
     without_run,
 )
@@ -27,7 +28,6 @@ from vlatool.config.resolve import load_config
 from vlatool.config.schema import underived
 from vlatool.errors import ConfigError, DataError, UsageError
 from vlatool.events import NULL, Reporter
-from vlatool.jobs.downloads import require_input
 from vlatool.loading.base import DataKind
 from vlatool.loading.config import LoadingConfig
 from vlatool.loading.kinds import data_kind
@@ -105,6 +105,8 @@ class WeightsOrigin:
         path = Path(self.text.rstrip("/"))
         if self.checkpoint is not None and path.parent.name == _CHECKPOINTS:
             path = path.parent.parent
+        elif self.run is not None and self.run.root.name != path.name == BEST_NAME:
+            path = path.parent
         return path.resolve().name if path.name in ("", ".", "..") else path.name
 
     @property
@@ -303,7 +305,7 @@ def existing_weights(text: str) -> WeightsOrigin:
     Raises:
         DataError: As `locate_weights`, or the location does not exist.
     """
-    require_input(text)
+    require_weights(text)
     return locate_weights(text)
 
 

@@ -99,6 +99,7 @@ def save_checkpoint(
     trainer = _trainer_state(state)
     if runtime.is_main:
         _write(run, state, parts, trainer, stopped=not is_planned)
+        run.update_best()
         run.prune(retention, needed)
     runtime.barrier()
 

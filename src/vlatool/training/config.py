@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, SerializeAsAny, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, create_model, field_validator, model_validator
 
 from vlatool.artifacts.run.format import RunDir
 from vlatool.config.base import (
@@ -33,7 +33,7 @@ from vlatool.models.trained import (
     section_of,
     with_types,
 )
-from vlatool.plugins import PUBLISHED_OPTIONS, TRANSLATIONS, Registry
+from vlatool.plugins import PUBLISHED_OPTIONS, RUN_SECTIONS, TRANSLATIONS, Registry
 from vlatool.storage.tree import parse_size
 from vlatool.training.sections import DistributedConfig, EmaConfig, HParams
 
@@ -49,6 +49,7 @@ class TrainConfig(ConfigModel):
         "models/denoisers": "model.transformer",
         "data": "data",
         "hparams": "hparams",
+        "rollouts": "eval",
     }
     translations: ClassVar[Registry[Any] | None] = TRANSLATIONS
     published_options: ClassVar[Registry[Mapping[str, bool]] | None] = PUBLISHED_OPTIONS
@@ -73,6 +74,8 @@ class TrainConfig(ConfigModel):
             "val_every_n_checkpoints",
             "val_every_n_steps",
             "num_val_chunks",
+            "eval_every_n_checkpoints",
+            "eval",
             "overwrite",
             "fresh",
             "dry_run",
@@ -162,6 +165,9 @@ class TrainConfig(ConfigModel):
         description="Action chunks sampled per validation, to measure errors in physical units; 0: "
         "none.",
     )
+    eval_every_n_checkpoints: int = Field(
+        default=1, ge=1, description="Roll out every N-th checkpoint, if eval.env is set."
+    )
     tracker: list[Literal["tensorboard", "wandb"]] = Field(
         default=[],
         description="Programs that also get metrics and images: tensorboard (files in the run), "
@@ -210,6 +216,10 @@ class TrainConfig(ConfigModel):
     hparams: HParams = Field(default=HParams(), description="Optimization.")
     distributed: DistributedConfig = Field(default=DistributedConfig(), description="Processes.")
     ema: EmaConfig = Field(default=EmaConfig(), description="Average of the weights.")
+    eval: SerializeAsAny[ConfigModel] | None = Field(
+        default=None,
+        description="Rollouts of checkpoints while the run trains, which choose the best one.",
+    )
 
     @field_validator("device_memory")
     @classmethod
@@ -275,6 +285,7 @@ class TrainConfig(ConfigModel):
             message = "init_weights_only is false: init_from is required, and no init_except"
             yield Violation(("init_weights_only",), message)
         yield from self._dry_run_violations()
+        yield from self._rollout_violations()
         if getattr(self.model, "type", None):
             yield from self.model_type.violations(self.model, self.data)
 
@@ -285,10 +296,24 @@ class TrainConfig(ConfigModel):
         if self.rate is not None and self.measure:
             yield Violation(("rate", "measure"), "rate is given, and measure would measure it")
 
+    def _rollout_violations(self) -> Iterator[Violation]:
+        if self.eval is None or not getattr(self.model, "type", None):
+            return
+        if type(self.model_type).policy is ModelType.policy:
+            message = f"the model type {self.model_type.name!r} is no policy, so it has no rollouts"
+            yield Violation(("eval.env", "model.type"), f"eval is set, but {message}", "error")
+
     @classmethod
     def specialize(cls, tree: Mapping[str, Any]) -> type[Self]:
-        """Subclass with the config classes of the chosen types for `model` and `data`."""
-        return with_types(cls, tree)
+        """Subclass with the config classes of the chosen types for `model` and `data`.
+
+        The section `eval` has the class that evaluation defines.
+        """
+        options: Any = RUN_SECTIONS.get("eval")
+        description = cls.model_fields["eval"].description
+        section: Any = (options | None, Field(default=None, description=description))
+        special: Any = create_model(cls.__name__, __base__=with_types(cls, tree), eval=section)
+        return special
 
     @property
     def model_type(self) -> ModelType:

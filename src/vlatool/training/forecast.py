@@ -295,8 +295,9 @@ def _disk(config: TrainConfig, plan: TrainPlan, estimator: MemoryEstimator) -> t
     count = len(steps)
     if latest is not None:
         older = sum(every is not None and step % every == 0 for step in steps[:-latest])
-        # The oldest one is removed when the newest is written.
-        count = min(count, latest + 1 + older)
+        # The oldest one is removed when the newest is written; the best one stays.
+        has_best = config.validates or config.eval is not None
+        count = min(count, latest + 1 + older + has_best)
     return count, frozen + count * size
 
 

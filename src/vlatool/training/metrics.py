@@ -60,6 +60,10 @@ class Meter:
         self._data_wait += max(data_waits_s)
         self._memory = max(memory)
 
+    def leave_out(self, seconds: float) -> None:
+        """Leaves out a time in which the run did something else than training."""
+        self._since += seconds
+
     def add_step(self, samples: int, ended_s: float) -> None:
         """Adds one step: its samples over all ranks, and when it ended."""
         self._samples += samples

@@ -1,9 +1,11 @@
 """Copy of a run folder at another location, file by file with the same names."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from vlatool.artifacts.run.best import BEST, BestCheckpoint
 from vlatool.artifacts.run.checkpoint import MANIFEST, CheckpointManifest
 from vlatool.artifacts.run.format import (
     CHECKPOINTS,
@@ -17,6 +19,7 @@ from vlatool.artifacts.run.format import (
     surplus_checkpoints,
     unnamed_weights,
 )
+from vlatool.errors import DataError
 from vlatool.jobs.files import NAME as FILE_LIST
 from vlatool.jobs.files import output_files, remove_partial_files
 from vlatool.jobs.record import record_file
@@ -41,6 +44,7 @@ class RunMirror:
 
     A checkpoint there is complete when it has its manifest, as on disk. It is written after all
     files that the manifest and the run need to resume from it, and `latest.json` after that.
+    `best.json` names a checkpoint that is there.
 
     Attributes:
         root: Location of the copy.
@@ -66,6 +70,7 @@ class RunMirror:
         self._manifests: dict[int, CheckpointManifest] | None = None
         self._sent: set[int] = set()
         self._named: int | None = None
+        self._named_best: BestCheckpoint | None = None
 
     def send_record(self) -> None:
         """Sends the record of the run: who owns the location, and whether it is complete.
@@ -92,6 +97,7 @@ class RunMirror:
         newest = self._run.latest()
         if newest is not None and newest[0] in self._complete():
             self._write_latest(newest[0])
+        self._write_best()
 
     def confirm(self) -> None:
         """Sends the newest checkpoint again if a file of it is not there.
@@ -129,10 +135,13 @@ class RunMirror:
                 for step, manifest in there.items()
                 if manifest is not None and local.get(step, manifest) == manifest
             }
+            with suppress(DataError):  # written again
+                self._named_best = self._there.read_best()
             surplus = surplus_checkpoints({**local, **self._manifests}, self._retention)
             newest = self.newest() or 0
             # Those that were pruned there already are not sent again.
-            self._sent = {*self._manifests, *(step for step in surplus if step < newest)}
+            pruned = {step for step in surplus if step < newest} - {*self._run.best_steps()}
+            self._sent = {*self._manifests, *pruned}
         return self._manifests
 
     def _remove_partials(self) -> None:
@@ -170,11 +179,22 @@ class RunMirror:
             self._there.write_latest(step)
             self._named = step
 
+    def _write_best(self) -> None:
+        """Names the best checkpoint there, and removes the one that was the best before."""
+        best = self._run.read_best()
+        if best not in (None, self._named_best) and best.step in self._complete():
+            self._check()
+            self._there.write_best(best)
+            self._named_best = best
+            self._prune()
+
     def _prune(self) -> None:
         """Removes surplus checkpoints there, and frozen weights that no other one names."""
         there = self._complete()
         manifests: Mapping[int, CheckpointManifest | None] = there
-        surplus = surplus_checkpoints(manifests, self._retention)
+        named = () if self._named_best is None else (self._named_best.step,)
+        best = {*named, *self._run.best_steps()}
+        surplus = {*surplus_checkpoints(manifests, self._retention)} - best
         unnamed = unnamed_weights(manifests, surplus)
         for step in surplus:
             folder = self._there.checkpoint(step)
@@ -208,12 +228,12 @@ class RunMirror:
 
 
 def _files(run: Path) -> Iterator[FileInfo]:
-    """Files of a run folder that are sent besides checkpoints, `latest.json` and the record."""
+    """Files of a run that are sent besides checkpoints, files that name them, and the record."""
     if (run / FILE_LIST).is_file():
         yield from (replace(file, name=FILE_LIST) for file in files_below(run / FILE_LIST))
     for file in output_files(run):
         first = file.name.partition("/")[0]
         is_hidden = any(part.startswith(".") for part in file.name.split("/"))
         # W&B removes files of its folder while it sends them itself.
-        if first not in (CHECKPOINTS, LATEST, WANDB) and not is_hidden:
+        if first not in (CHECKPOINTS, LATEST, BEST, WANDB) and not is_hidden:
             yield file

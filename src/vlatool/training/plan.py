@@ -85,6 +85,7 @@ class TrainPlan:
         checkpoint_steps: Steps after which a checkpoint is written; the last is `total_steps`.
         validation_steps: Steps after which validation runs.
         image_steps: Steps after which images are logged.
+        rollout_steps: Steps of the checkpoints that are rolled out.
         unused_samples: Samples of the budget that do not fill a step.
     """
 
@@ -96,6 +97,7 @@ class TrainPlan:
     unused_samples: int
     validation_steps: tuple[int, ...] = ()
     image_steps: tuple[int, ...] = ()
+    rollout_steps: tuple[int, ...] = ()
 
     @cached_property
     def event_steps(self) -> frozenset[int]:
@@ -123,6 +125,7 @@ def make_plan(config: TrainConfig, datasets: Sequence[DataSet], world_size: int)
         )
     checkpoints = _checkpoint_steps(config, steps)
     validated = checkpoints[config.val_every_n_checkpoints - 1 :: config.val_every_n_checkpoints]
+    rolled_out = checkpoints[config.eval_every_n_checkpoints - 1 :: config.eval_every_n_checkpoints]
     return TrainPlan(
         total_steps=steps,
         global_batch=h.global_batch_size,
@@ -133,6 +136,7 @@ def make_plan(config: TrainConfig, datasets: Sequence[DataSet], world_size: int)
         if config.validates
         else (),
         image_steps=_every(config.images_every_n_steps, steps, checkpoints),
+        rollout_steps=rolled_out if config.eval is not None else (),
         unused_samples=samples - steps * h.global_batch_size,
     )
 

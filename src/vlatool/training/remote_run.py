@@ -304,10 +304,21 @@ def _step_ahead(remote: RunDir, local: RunDir, *, replaces: bool) -> int | None:
     return None if latest is None or latest[0] <= max(steps, default=-1) else latest[0]
 
 
+def _best_before(step: int, remote: RunDir, local: RunDir, *, replaces: bool) -> list[int]:
+    """Step of the best remote checkpoint if it is earlier, and not in the local run."""
+    present = [] if replaces else [local_step for local_step, _ in local.checkpoints()]
+    complete = dict(remote.checkpoints())
+    return [
+        best
+        for best in remote.best_steps()
+        if best < step and best in complete and best not in present
+    ]
+
+
 def _copy_to_local(
     remote: RunDir, step: int, local: RunDir, reporter: Reporter, *, replaces: bool
 ) -> None:
-    """Copies a run and one of its checkpoints to the local folder.
+    """Copies a run to the local folder, with one of its checkpoints and the best one before it.
 
     The record comes first and the checkpoint last: a copy that is interrupted starts again.
     """
@@ -315,12 +326,21 @@ def _copy_to_local(
         f"{remote.root}: this run continues in {local.root} after step {step}; --fresh starts a new"
         " one"
     )
-    folder = remote.checkpoint(step)
-    beside = {f"{CHECKPOINTS}/{name}" for name in CheckpointManifest.read(folder).beside}
+    copied = [*_best_before(step, remote, local, replaces=replaces), step]
+    beside = {
+        f"{CHECKPOINTS}/{name}"
+        for number in copied
+        for name in CheckpointManifest.read(remote.checkpoint(number)).beside
+    }
     record = str(record_file(remote.root).relative_to(remote.root))
     files = [file for file in files_below(remote.root) if _is_copied(file.name, {record, *beside})]
-    inner = [file for file in files_below(folder) if not file.name.startswith(".")]
-    total = sum(file.bytes for file in (*files, *inner))
+    inner = {
+        number: [
+            file for file in files_below(remote.checkpoint(number)) if not file.name.startswith(".")
+        ]
+        for number in copied
+    }
+    total = sum(file.bytes for group in (files, *inner.values()) for file in group)
     with (
         output_lock(local.root, f"vlatool {_COMMAND}"),
         reporter.progress("download", total, "bytes") as bar,
@@ -330,9 +350,11 @@ def _copy_to_local(
         copier = _Copier(TransferPool(_STREAMS, on_note=reporter.note, bar=bar), local.root)
         copier.copy(remote.root, [file for file in files if file.name == record], local.root)
         copier.copy(remote.root, [file for file in files if file.name != record], local.root)
-        with atomic_folder(local.checkpoint(step)) as partial:
-            copier.copy(folder, inner, partial)
-            _check_copy(folder, partial)
+        for number in copied:
+            folder = remote.checkpoint(number)
+            with atomic_folder(local.checkpoint(number)) as partial:
+                copier.copy(folder, inner[number], partial)
+                _check_copy(folder, partial)
         remove_tree(copier.partials)
         local.write_latest(step)
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from vlatool.artifacts.run.best import BEST
 from vlatool.artifacts.run.format import CONFIG, DROPS, LATEST, METRICS, ORIGINS, RunDir, is_run
 from vlatool.config.base import ConfigModel
 from vlatool.config.resolve import load_config
@@ -44,7 +45,7 @@ from vlatool.training.identity import (
 
 _COMMAND = "train"
 # Files that change during the run, or say where the command line of its start came from.
-_CHANGING = {METRICS, DROPS, LATEST, ORIGINS}
+_CHANGING = {METRICS, DROPS, LATEST, BEST, ORIGINS}
 # Increment it when equal options give other samples or other randomness.
 _ORDER_VERSION = 1
 
@@ -357,6 +358,7 @@ def repair_run(run: RunDir, config: TrainConfig, save_assets: Callable[[], None]
     repaired: list[str] = []
     if run.repair_latest():
         repaired.append(run.latest_file.name)
+    run.update_best()
     listed = _listed_assets(run)
     if listed is None:
         _write_assets(run, config, save_assets)

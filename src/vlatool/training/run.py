@@ -1,8 +1,7 @@
 """One run from its setup to its last checkpoint, on one rank."""
 
-import signal
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from vlatool.artifacts.run.format import Retention, RunDir
 from vlatool.config.rules import check_rules
 from vlatool.events import Progress, Reporter
 from vlatool.loading.base import DatasetInfo
+from vlatool.models.policy import Policy
 from vlatool.training.checkpoints import check_space, save_checkpoint
 from vlatool.training.config import TrainConfig
 from vlatool.training.continuation import check_budget
@@ -22,9 +22,10 @@ from vlatool.training.runtime import Runtime
 from vlatool.training.setup import TrainSetup, set_up
 from vlatool.training.state import TrainState
 from vlatool.training.step import StepContexts
+from vlatool.training.success import RollsOut, SuccessRate, is_pending
 from vlatool.training.sync import RunSync
 from vlatool.training.trackers import tracked
-from vlatool.training.trainer import StopRequest, Trainer
+from vlatool.training.trainer import StopRequest, Trainer, exit_stopped
 from vlatool.training.validation import ImageLogger, Validation
 
 
@@ -35,6 +36,7 @@ class RunSetup:
     Attributes:
         typed: Keys that were given for this run, as for `train`.
         origins: Dotted key of the configuration to its origin, without defaults.
+        roll_out: Rollouts of checkpoints; None without the section `eval`.
         remote: Held remote folder of the run, on rank 0 of a run with `remote_sync`.
         sync: Copies of the run at other locations; None without any, and on other ranks.
     """
@@ -47,6 +49,7 @@ class RunSetup:
     streams: DataStreams
     typed: Collection[str]
     origins: Mapping[str, str]
+    roll_out: RollsOut | None = None
     remote: RemoteRun | None = None
     sync: RunSync | None = None
 
@@ -71,49 +74,80 @@ def train_run(setup: RunSetup, reporter: Reporter) -> tuple[TrainState, str]:
         reporter.note(note)
     if latest is None and config.init_from is not None:
         check_budget(state, plan.total_steps, config.init_from)
-    for name, spec in train_setup.objective.optimizers().items():
-        if config.hparams.decay_by_name and spec.groups is not None:
-            reporter.note(f"hparams.decay_by_name has no effect on {name}, which has its own rule")
-        if spec.starts_at >= plan.total_steps:
-            reporter.note(f"{name} starts at step {spec.starts_at}, after the end: it never steps")
-        else:
-            problems = schedule_violations(config.hparams, plan.total_steps - spec.starts_at)
-            check_rules(problems if spec.starts_at else (), setup.typed, reporter)
+    _check_optimizers(setup, train_setup, reporter)
     if latest is not None:
         reporter.note(f"resuming after step {state.step} of {plan.total_steps}")
     if runtime.is_main:
         run.truncate_logs(state.step)
-    if state.step >= plan.total_steps:
+    pending = runtime.broadcast(is_pending(run, state.step, plan.rollout_steps))
+    if state.step >= plan.total_steps and not pending:
         return state, "already complete"
     if not runtime.is_main:
-        _fit(setup, train_setup, reporter)
+        _fit(setup, train_setup, reporter, is_rolled_out=not pending)
         return state, "trained"
     check_space(run, state)
+    if setup.roll_out is not None:
+        setup.roll_out.check(_policy(setup, state))
     with tracked(reporter, config, run, state.step) as reporter:
-        _fit(setup, train_setup, reporter)
+        _fit(setup, train_setup, reporter, is_rolled_out=not pending)
     return state, "trained"
 
 
-def _fit(setup: RunSetup, train_setup: TrainSetup, reporter: Reporter) -> None:
-    """Trains to the end of the plan; a requested stop ends the process."""
-    plan, run, state = setup.plan, setup.run, train_setup.state
-    with (
-        StopRequest() as stop,
-        reporter.progress("training", plan.total_steps, "steps") as bar,
-        setup.streams.training(state.step) as batches,
-    ):
+def _check_optimizers(setup: RunSetup, train_setup: TrainSetup, reporter: Reporter) -> None:
+    """Reports keys without an effect on an optimizer, and schedules that it does not complete."""
+    h, total_steps = setup.config.hparams, setup.plan.total_steps
+    for name, spec in train_setup.objective.optimizers().items():
+        if h.decay_by_name and spec.groups is not None:
+            reporter.note(f"hparams.decay_by_name has no effect on {name}, which has its own rule")
+        if spec.starts_at >= total_steps:
+            reporter.note(f"{name} starts at step {spec.starts_at}, after the end: it never steps")
+        else:
+            problems = schedule_violations(h, total_steps - spec.starts_at)
+            check_rules(problems if spec.starts_at else (), setup.typed, reporter)
+
+
+def _policy(setup: RunSetup, state: TrainState) -> Policy:
+    """The policy of the weights that are trained."""
+    config, folder = setup.config, setup.run.root
+    assets = config.data_kind.load_assets(config.data, folder)
+    policy = config.model_type.policy(config.model, state.modules, assets, folder)
+    assert policy is not None, "a rule of the configuration excludes rollouts of such a model type"
+    return policy
+
+
+def _fit(
+    setup: RunSetup, train_setup: TrainSetup, reporter: Reporter, *, is_rolled_out: bool
+) -> None:
+    """Trains to the end of the plan; a requested stop ends the process.
+
+    Args:
+        setup: The run.
+        train_setup: Its state and objective.
+        reporter: Receives metrics and messages.
+        is_rolled_out: The rollouts of the checkpoint at the present step are there, or not planned.
+    """
+    plan, state = setup.plan, train_setup.state
+    with StopRequest() as stop, reporter.progress("training", plan.total_steps, "steps") as bar:
         bar.advance(state.step)
         checkpoints = _Checkpoints(setup)
         reports = _reports(setup, reporter, bar, checkpoints)
-        trainer = _trainer(setup, train_setup, reports, checkpoints, stop.received)
-        trainer.fit(state, batches, train_setup.objective)
+        trainer = _trainer(setup, train_setup, reports, checkpoints, stop)
+        if not is_rolled_out:
+            trainer.measure_success(state)
+        if state.step < plan.total_steps:
+            with setup.streams.training(state.step) as batches:
+                trainer.fit(state, batches, train_setup.objective)
         if state.step < plan.total_steps:
             if state.step != checkpoints.step:
                 checkpoints.save(state)
-            # The same command would start another run if it does not name this one.
-            how = "" if "name" in setup.typed else f"; add --output {run.root} to resume this run"
-            reporter.note(f"stopped after step {state.step}{how}")
-            _exit_stopped(trainer.logger.stopped_by)
+            reporter.note(f"stopped after step {state.step}{_resume_hint(setup)}")
+            exit_stopped(trainer.logger.stopped_by)
+
+
+def _resume_hint(setup: RunSetup) -> str:
+    """Rest of a note on a stopped run: how to resume it, unless the same command does."""
+    # Without a name the same command would start another run.
+    return "" if "name" in setup.typed else f"; add --output {setup.run.root} to resume this run"
 
 
 def _trainer(
@@ -121,9 +155,15 @@ def _trainer(
     train_setup: TrainSetup,
     reports: MetricsLogger,
     checkpoints: "_Checkpoints",
-    stop_asked: Callable[[], int | None],
+    stop: StopRequest,
 ) -> Trainer:
     config, plan, runtime, run = setup.config, setup.plan, setup.runtime, setup.run
+    success = SuccessRate(run, runtime, setup.roll_out, reports, stop, _resume_hint(setup))
+
+    def measure_success(state: TrainState) -> None:
+        success(state)
+        checkpoints.restart_clock()
+
     contexts = StepContexts(runtime, train_setup.placed, config.hparams.seed, plan)
     return Trainer(
         plan=plan,
@@ -143,7 +183,8 @@ def _trainer(
         log_images=ImageLogger(run, train_setup.objective, runtime, contexts, reports.reporter),
         save=checkpoints.save,
         save_due=checkpoints.is_due,
-        stop_signal=stop_asked,
+        stop_signal=stop.received,
+        measure_success=measure_success,
     )
 
 
@@ -176,9 +217,14 @@ class _Checkpoints:
             needed=setup.sync.needed() if setup.sync else (),
             is_planned=state.step in setup.plan.checkpoint_steps,
         )
-        self.step, self._since = state.step, time.monotonic()
+        self.step = state.step
+        self.restart_clock()
         if setup.sync:
             setup.sync.saved()
+
+    def restart_clock(self) -> None:
+        """Counts the minutes without a checkpoint from now on."""
+        self._since = time.monotonic()
 
     def is_due(self) -> bool:
         """True on rank 0 if `save_every_minutes` have passed without a checkpoint."""
@@ -227,9 +273,3 @@ def _ideal_rate(setup: RunSetup, reporter: Reporter) -> float | None:
         f"{peak:g} TFLOP/s per device"
     )
     return runtime.world_size * peak * 1e12 / flops
-
-
-def _exit_stopped(number: int | None) -> None:
-    if number == signal.SIGTERM:
-        raise SystemExit(128 + signal.SIGTERM)
-    raise KeyboardInterrupt

@@ -3,10 +3,11 @@
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType, TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 import torch
 
@@ -38,6 +39,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: int | None = None
         self._since = 0.0
+        self._interrupts = False
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Self:
@@ -59,6 +61,17 @@ class StopRequest:
         """The first signal that was received, if any."""
         return self.signal
 
+    @contextmanager
+    def interrupting(self) -> Generator[None]:
+        """Context in which the first signal also raises KeyboardInterrupt, even an earlier one."""
+        self._interrupts = True
+        try:
+            if self.signal is not None:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._interrupts = False
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
         if self.signal is not None and time.monotonic() - self._since < _SAME_STOP_S:
@@ -67,10 +80,19 @@ class StopRequest:
             self._restore()
             signal.raise_signal(number)
         self.signal, self._since = number, time.monotonic()
+        if self._interrupts:
+            raise KeyboardInterrupt
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+
+
+def exit_stopped(number: int | None) -> NoReturn:
+    """Ends a command that a signal asked to stop, with the exit code of the signal."""
+    if number == signal.SIGTERM:
+        raise SystemExit(128 + signal.SIGTERM)
+    raise KeyboardInterrupt
 
 
 @dataclass
@@ -89,6 +111,7 @@ class Trainer:
         save: Called after checkpoint steps, and when one is due. Collective.
         stop_signal: Returns the signal that asked this rank to stop, if any.
         save_due: True if this rank asks for a checkpoint between those of the plan.
+        measure_success: Called after rollout steps, when the checkpoint is written. Collective.
     """
 
     plan: TrainPlan
@@ -102,6 +125,7 @@ class Trainer:
     save: Callable[[TrainState], None]
     stop_signal: Callable[[], int | None]
     save_due: Callable[[], bool] = lambda: False
+    measure_success: Callable[[TrainState], None] = lambda state: None
 
     def fit(self, state: TrainState, batches: Iterator[MicroBatch], objective: Objective) -> None:
         """Trains from `state.step` to the end of the plan, or until a stop is requested.
@@ -180,7 +204,7 @@ class Trainer:
     def _run_events(
         self, state: TrainState, objective: Objective, prepared_batches: list[MicroBatch]
     ) -> None:
-        """Runs validation, logs images and saves a checkpoint at the steps of the plan.
+        """Validates, logs images, saves and rolls out a checkpoint at the steps of the plan.
 
         A checkpoint that a rank asked for is due one step later, when all ranks know it.
         """
@@ -204,6 +228,8 @@ class Trainer:
         if state.step in plan.checkpoint_steps or self.logger.save_due:
             self.save(state)
             self.logger.save_due = False
+        if state.step in plan.rollout_steps:
+            self.measure_success(state)
 
 
 def _record(

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlatool.artifacts.run.format import VALIDATION, RunDir
+from vlatool.artifacts.run.best import VALIDATION
+from vlatool.artifacts.run.format import RunDir
 from vlatool.episode import UInt8Array
 from vlatool.events import Reporter
 from vlatool.loading.base import DroppedSample, MicroBatch

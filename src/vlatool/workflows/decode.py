@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from vlatool.artifacts.run.locations import require_weights
 from vlatool.config.base import check_required
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import JobResult
@@ -62,7 +63,7 @@ class DecodeJob:
         check_required(config, "vlatool decode CODES --tokenizer CHECKPOINT --output DIR")
         self._config = config
         require_input(config.codes)
-        require_input(config.tokenizer)
+        require_weights(config.tokenizer)
         from vlatool.tokens.decode import EpisodeDecoder, select_codes_of  # imports torch
 
         source, output = pinned(config.codes), location(config.output)

@@ -14,6 +14,7 @@ from vlatool.artifacts.codes.format import (
     PACKED_NAME,
     CodesManifest,
 )
+from vlatool.artifacts.run.locations import require_weights
 from vlatool.config.base import ConfigModel, check_required
 from vlatool.episode import EpisodeRef
 from vlatool.errors import UsageError
@@ -152,7 +153,7 @@ class _EncodeInputs(NamedTuple):
             DataError: One is not there, or no episode is left.
         """
         require_input(config.data)
-        require_input(config.tokenizer)
+        require_weights(config.tokenizer)
         source = pinned(config.data)
         images = detect_source(source, config.format)
         chosen = select(images.refs, None, config.exclude)

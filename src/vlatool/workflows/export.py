@@ -18,6 +18,7 @@ from vlatool.artifacts.codes.format import MANIFEST_NAME as CODES_MANIFEST_NAME
 from vlatool.artifacts.codes.format import OWNED_FILES as CODES_OWNED_FILES
 from vlatool.artifacts.fast.format import copy_fast
 from vlatool.artifacts.lines import write_lines
+from vlatool.artifacts.run.locations import named_best
 from vlatool.artifacts.samples.format import (
     EXPORTED,
     FAST_NAME,
@@ -118,7 +119,7 @@ def export(config: ExportConfig, *, reporter: Reporter = NULL) -> ExportResult |
         PartialFailure: The data are written without the episodes that failed.
     """
     check_required(config, _USAGE)
-    source = pinned(config.source)
+    source = named_best(pinned(config.source))
     if is_run_or_checkpoint(source):
         return _model(config, source, reporter)
     job = ExportJob(config)

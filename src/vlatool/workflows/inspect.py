@@ -7,11 +7,11 @@ from typing import Any
 
 from pydantic import Field
 
+from vlatool.artifacts.run.locations import require_weights
 from vlatool.config.base import ConfigModel, required_field
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.inspection.inspect import check_target, inspect_location, write_page
-from vlatool.jobs.downloads import require_input
 from vlatool.pages.report import PageRequest, Report
 from vlatool.storage.uri import location
 
@@ -84,7 +84,7 @@ def inspect(config: InspectConfig, *, reporter: Reporter = NULL) -> InspectResul
             hint="run vlatool inspect LOCATION",
             code="usage.missing_key",
         )
-    path = require_input(config.location)
+    path = require_weights(config.location)
     target = None if config.html is None else location(config.html)
     if target is None:
         _check_tokenizer(path, "", config)

@@ -9,13 +9,13 @@ import numpy as np
 
 from vlatool.artifacts.run.checkpoint import is_checkpoint
 from vlatool.artifacts.run.format import is_run
+from vlatool.artifacts.run.locations import named_best, require_weights
 from vlatool.config.base import ConfigModel, check_required, execution_field, required_field
 from vlatool.config.resolve import load_config
 from vlatool.episode import Array
 from vlatool.errors import BugError, UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.jobs.command import JobConfig
-from vlatool.jobs.downloads import require_input
 from vlatool.jobs.record import OutputRecord, resumable_record, single_output
 from vlatool.jobs.versions import versions_of
 from vlatool.models.base import ModelType
@@ -93,7 +93,7 @@ def tokenizer_export(
         DataError: The checkpoint is damaged.
     """
     check_required(config, "vlatool tokenizer export RUN --output DIR")
-    require_input(config.checkpoint)
+    require_weights(config.checkpoint)
     output = location(config.output)
     return export_model(config.checkpoint, output, reporter, JobConfig(overwrite=config.overwrite))
 
@@ -118,7 +118,7 @@ def export_model(
         DataError: A file is damaged.
         BugError: The written weights give other outputs; the output is left incomplete.
     """
-    source = pinned(checkpoint)
+    source = named_best(pinned(checkpoint))
     trained = open_trained(str(source), device="cpu")
     problem = trained.model_type.export_problem(trained.config.model)
     exported = None if problem else trained.model_type.export(trained, _tree(trained), reporter)

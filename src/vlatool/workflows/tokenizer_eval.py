@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from vlatool.artifacts.image_shards.format import find_shards
-from vlatool.artifacts.run.format import find_checkpoint, is_run
+from vlatool.artifacts.run.format import is_run
+from vlatool.artifacts.run.locations import find_checkpoint, require_weights
 from vlatool.config.base import ConfigModel, check_required, required_field
 from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter, counted
-from vlatool.jobs.downloads import require_input
 from vlatool.jobs.record import OutputRecord, check_output_owner, single_output
 from vlatool.jobs.versions import versions_of
 from vlatool.storage.atomic import write_json
@@ -145,8 +145,7 @@ def tokenizer_eval(
         DataError: Tokenizer or data are missing or broken.
     """
     check_required(config, "vlatool tokenizer eval CHECKPOINT DATA")
-    require_input(config.checkpoint)
-    checkpoint, data = pinned(config.checkpoint), pinned(config.data)
+    checkpoint, data = pinned(require_weights(config.checkpoint)), pinned(config.data)
     find_shards(str(data), config.split)  # before the imports below, which take seconds
     from vlatool.evaluation.image_metrics import extremes
     from vlatool.evaluation.reconstruction import (
@@ -279,7 +278,7 @@ def _options(config: TokenizerEvalConfig, checkpoint: Path, data: Path) -> dict[
 def _output(config: TokenizerEvalConfig) -> Path:
     if config.output:
         return location(config.output)
-    path = require_input(config.checkpoint)
+    path = require_weights(config.checkpoint)
     root = None
     if path.is_dir():
         root = path if is_run(path) else None

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlatool.artifacts.run.best import BEST_NAME, BestCheckpoint
 from vlatool.artifacts.run.checkpoint import CheckpointManifest
 from vlatool.artifacts.run.format import Retention, RunDir, read_metrics
 from vlatool.config.rules import (
@@ -54,6 +55,7 @@ class TrainResult:
             of the run there) or `replace` (with `overwrite`).
         forecast: For a dry run, the memory, disk and time that the run will take.
         remote: Location of the copy of the run; None without `remote_sync`.
+        best: The best checkpoint, by success or validation loss; None if neither was measured.
     """
 
     output: str
@@ -75,6 +77,7 @@ class TrainResult:
     start: str = ""
     forecast: "Forecast | None" = None
     remote: str | None = None
+    best: BestCheckpoint | None = None
 
     def document(self) -> dict[str, Any]:
         """The result as JSON."""
@@ -101,6 +104,8 @@ class TrainResult:
         for reason, count in self.dropped.items():
             lines.append(f"{counted(count, 'sample')} dropped: {reason.replace('_', ' ')}")
         lines.append(f"checkpoint: {self.checkpoint}")
+        if self.best is not None:
+            lines.append(f"best checkpoint: {self.best.text()} ({self.output}/{BEST_NAME})")
         if self.remote:
             lines.append(f"copy of the run: {self.remote}")
         if self.next:
@@ -114,6 +119,7 @@ if TYPE_CHECKING:
     from vlatool.training.run import RunSetup
     from vlatool.training.runtime import Runtime
     from vlatool.training.state import TrainState
+    from vlatool.training.success import RollsOut
 
 __all__ = ["TrainConfig", "TrainResult", "train"]
 
@@ -225,16 +231,29 @@ def _train(
     validation_set = validation_data(config, reporter)
     assets = _model_assets(config, before)
     check_samples(config, info, assets, reporter)
+    roll_out = None
     if runtime.is_main:
         _log_config(config, rules, runtime, reporter)
+        roll_out = _rollouts(config, reporter)
     run = RunDir(_output(config))
     streams = DataStreams(config, info, order, plan, runtime, run.root, validation_set)
     origins = {**origins, **{key: f"derived: {rule}" for key, rule in rules.items()}}
-    setup = RunSetup(config, info, plan, runtime, run, streams, typed, origins, remote)
+    setup = RunSetup(config, info, plan, runtime, run, streams, typed, origins, roll_out, remote)
     if config.dry_run:
         return _planned(setup, assets, reporter)
     with runtime.waiting():
         return _train_as_owner(setup, reporter) if runtime.is_main else _train_as_other(setup)
+
+
+def _rollouts(config: TrainConfig, reporter: Reporter) -> "RollsOut | None":
+    """Rollouts of the checkpoints; None without the section `eval`."""
+    if config.eval is None:
+        return None
+    from vlatool.evaluation.config import RolloutOptions
+    from vlatool.workflows.checkpoint_rollouts import CheckpointRollouts
+
+    assert isinstance(config.eval, RolloutOptions)
+    return CheckpointRollouts(config.eval, reporter)
 
 
 def _train_as_other(setup: "RunSetup") -> TrainResult:
@@ -286,8 +305,8 @@ def _train_locked(setup: "RunSetup", reporter: Reporter) -> TrainResult:
         except StorageError as error:
             error.result = result
             raise
-        if locations:  # those that had to be sent first are still there
-            run.prune(retention)
+        # Those that had to be sent first are still there, and the one that was the best before.
+        run.prune(retention)
     return result
 
 
@@ -425,7 +444,7 @@ def _result(setup: "RunSetup", state: "TrainState", status: str, started: float)
     run, plan = setup.run, setup.plan
     rows = read_metrics(run.metrics) if run.metrics.is_file() else []
     losses = [row["loss"] for row in rows if isinstance(row.get("loss"), float)]
-    latest = run.latest()
+    latest, best = run.latest(), run.read_best()
     return TrainResult(
         output=str(run.root),
         status=status,
@@ -444,6 +463,7 @@ def _result(setup: "RunSetup", state: "TrainState", status: str, started: float)
         export_problem=setup.config.model_type.export_problem(setup.config.model),
         next=_next_command(setup.config, str(run.root)),
         remote=None if setup.sync is None else setup.sync.location,
+        best=best,
     )
 
 

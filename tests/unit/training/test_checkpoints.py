@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vlatool.artifacts.run.checkpoint import EMA, MANIFEST, MODEL, TRAINER, CheckpointManifest
-from vlatool.artifacts.run.format import Retention, RunDir, find_checkpoint
+from vlatool.artifacts.run.format import Retention, RunDir
+from vlatool.artifacts.run.locations import find_checkpoint
 from vlatool.errors import DataError, StorageError
 from vlatool.models.base import OptimizerSpec, Part
 from vlatool.models.weights import read_weights

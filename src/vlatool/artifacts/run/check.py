@@ -63,6 +63,9 @@ RUN = FindingCodes(
         "stale_latest": warning(
             "latest.json does not name the newest checkpoint.", "start the run again"
         ),
+        "broken_best": warning(
+            "best.json is broken, or names no complete checkpoint.", "start the run again"
+        ),
         "unfinished_checkpoint": warning(
             "A checkpoint has no manifest.json and is not used.", "remove it"
         ),
@@ -115,6 +118,7 @@ def _check_run(location: Path, check: CheckOptions) -> Iterator[Finding]:
     yield from _check_metrics(run)
     yield from _read_error("broken_record", read_valid_record, run.root)
     yield from _check_latest(run)
+    yield from _check_best(run)
     if not can_list(location):
         problem = "cannot be listed; only the latest checkpoint is checked"
         yield RUN.at("not_listed", location, problem)
@@ -244,6 +248,16 @@ def _is_checkpoint_of(run: RunDir, name: str) -> bool:
         return (run.root / name / MANIFEST).is_file()
     except OSError:  # no file can have this name
         return False
+
+
+def _check_best(run: RunDir) -> Iterator[Finding]:
+    try:
+        best = run.read_best()
+    except DataError as error:
+        yield RUN("broken_best", error.message, path=str(run.best_file))
+        return
+    if best is not None and not (run.checkpoint(best.step) / MANIFEST).is_file():
+        yield RUN.at("broken_best", run.best_file, f"names step {best.step}, which is not there")
 
 
 def _check_latest(run: RunDir) -> Iterator[Finding]:

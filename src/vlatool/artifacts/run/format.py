@@ -1,7 +1,6 @@
 """Run folder of `train`: configuration, metrics, checkpoints and assets."""
 
 import json
-import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from typing import Any
 import yaml
 
 from vlatool.artifacts.experiment.format import is_experiment
+from vlatool.artifacts.manifest import parse_values
+from vlatool.artifacts.run.best import BEST, BestCheckpoint, choose_best
 from vlatool.artifacts.run.checkpoint import (
     MANIFEST,
     CheckpointManifest,
@@ -22,7 +23,6 @@ from vlatool.artifacts.run.checkpoint import (
 from vlatool.artifacts.shards.format import CONFIG_NAME as OPTIONS_NAME
 from vlatool.artifacts.stats.format import STATS_NAME, Statistics, read_stats
 from vlatool.errors import DataError, StorageError
-from vlatool.jobs.downloads import check_downloaded
 from vlatool.jobs.files import FileEntry, read_file_list, write_file_list
 from vlatool.jobs.inputs import digest_of
 from vlatool.jobs.record import read_record
@@ -34,9 +34,8 @@ from vlatool.storage.atomic import (
     write_text,
 )
 from vlatool.storage.background import in_parallel
-from vlatool.storage.cache import FileCache
 from vlatool.storage.documents import parse_json, read_json, read_yaml
-from vlatool.storage.tree import file_names, sha256_of
+from vlatool.storage.tree import sha256_of
 from vlatool.storage.uri import can_list, is_remote
 
 CONFIG = "config.yaml"
@@ -52,8 +51,8 @@ _READ_AT_ONCE = 8
 # Folders of trackers: event files of TensorBoard, and what W&B has on disk.
 WANDB = "wandb"
 TRACKERS = ("tensorboard", WANDB)
-# Prefix of the metrics of a validation.
-VALIDATION = "val/"
+# Results of evaluations; those of rollouts during the training in a folder for each checkpoint.
+EVALUATIONS = "eval"
 
 
 @dataclass(frozen=True)
@@ -80,6 +79,7 @@ class RunDir:
         stats: Statistics of the used fields.
         options: Preprocessing options of the first data set.
         latest_file: File that names the newest checkpoint.
+        best_file: File that names the best checkpoint; absent if nothing says which it is.
         checkpoints_folder: Folder with a folder per checkpoint.
     """
 
@@ -91,6 +91,7 @@ class RunDir:
         self.stats = root / STATS_NAME
         self.options = root / OPTIONS_NAME
         self.latest_file = root / LATEST
+        self.best_file = root / BEST
         self.checkpoints_folder = root / CHECKPOINTS
 
     def checkpoint(self, step: int) -> Path:
@@ -100,6 +101,10 @@ class RunDir:
     def image(self, step: int, name: str) -> Path:
         """Path of an image grid that was saved at a step."""
         return self.root / IMAGES / f"{checkpoint_name(step)}_{name}.png"
+
+    def rollouts(self, step: int) -> Path:
+        """Folder of the rollouts of a checkpoint that were made during the training."""
+        return self.root / EVALUATIONS / checkpoint_name(step)
 
     def checkpoints(self) -> list[tuple[int, Path]]:
         """(step, folder) of every complete checkpoint, ascending."""
@@ -160,11 +165,11 @@ class RunDir:
         """Removes surplus checkpoints, and frozen weights that no other checkpoint names.
 
         Args:
-            retention: Rule for the planned checkpoints.
-            needed: Steps of checkpoints that stay in any case.
+            retention: Rule for the planned checkpoints; the best one stays in any case.
+            needed: Steps of further checkpoints that stay.
         """
         manifests = read_manifests(folder for _, folder in self.checkpoints())
-        surplus = {*surplus_checkpoints(manifests, retention)} - {*needed}
+        surplus = {*surplus_checkpoints(manifests, retention)} - {*needed, *self.best_steps()}
         for step in surplus:
             remove_atomically(self.checkpoint(step))
         for name in unnamed_weights(manifests, surplus):
@@ -183,15 +188,55 @@ class RunDir:
         Raises:
             DataError: It is broken.
         """
-        if not self.latest_file.exists():
-            return {}
+        return _json_object(self.latest_file)
+
+    def read_best(self) -> BestCheckpoint | None:
+        """Content of best.json; None if it does not exist.
+
+        Raises:
+            DataError: It is broken.
+        """
+        content = _json_object(self.best_file)
+        if not content:
+            return None
         try:
-            content = read_json(self.latest_file)
-        except (OSError, ValueError) as error:
-            raise _run_error(self.latest_file, "data.broken_json", error) from None
-        if not isinstance(content, dict):
-            raise _run_error(self.latest_file, "data.broken_json", "not a JSON object")
-        return content
+            return parse_values(BestCheckpoint, content)
+        except ValueError as error:
+            raise _run_error(self.best_file, "data.broken_json", error) from None
+
+    def best_steps(self) -> list[int]:
+        """Step of the best checkpoint; empty if it is unknown."""
+        with suppress(DataError):
+            best = self.read_best()
+            return [] if best is None else [best.step]
+        return []
+
+    def write_best(self, best: BestCheckpoint) -> None:
+        """Writes best.json, which names the best checkpoint."""
+        pointer = self._pointer(best.step)
+        write_json(self.best_file, {**pointer, "metric": best.metric, "value": best.value})
+
+    def update_best(self) -> bool:
+        """Updates best.json by the metrics of the planned checkpoints; returns True if it changed.
+
+        Raises:
+            DataError: metrics.jsonl is not a file.
+        """
+        manifests = read_manifests(folder for _, folder in self.checkpoints())
+        planned = {
+            step for step, manifest in manifests.items() if manifest and not manifest.stopped
+        }
+        best = choose_best(read_metrics(self.metrics) if self.metrics.is_file() else (), planned)
+        before: BestCheckpoint | None = None
+        with suppress(DataError):
+            before = self.read_best()
+        if best == before and (best is not None or not self.best_file.exists()):
+            return False
+        if best is None:
+            remove_file(self.best_file)
+        else:
+            self.write_best(best)
+        return True
 
     def write_config(self, tree: Mapping[str, Any]) -> None:
         """Writes config.yaml."""
@@ -230,12 +275,15 @@ class RunDir:
             self.config,
             self.root / ORIGINS,
             self.latest_file,
+            self.best_file,
             self.metrics,
             self.drops,
         ):
             remove_file(path)
         for name in (CHECKPOINTS, IMAGES, *TRACKERS):
             remove_tree(self.root / name)
+        for folder in self.rollouts(0).parent.glob("step_*"):
+            remove_tree(folder)
 
     def read_config(self) -> dict[str, Any] | None:
         """Tree of config.yaml; None if it is missing or broken."""
@@ -331,6 +379,19 @@ class RunDir:
             write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
+def _json_object(path: Path) -> dict[str, Any]:
+    """Content of a small file; empty if it does not exist."""
+    if not path.exists():
+        return {}
+    try:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        raise _run_error(path, "data.broken_json", error) from None
+    if not isinstance(content, dict):
+        raise _run_error(path, "data.broken_json", "not a JSON object")
+    return content
+
+
 def _run_error(path: Path, code: str, reason: object) -> DataError:
     return DataError.at(
         path, reason, hint="copy the run again; `vlatool verify` lists all problems", code=code
@@ -412,77 +473,3 @@ def scan_metrics(path: Path) -> Iterator[dict[str, Any] | None]:
             except ValueError:
                 row = None
             yield row if isinstance(row, dict) else None
-
-
-def local_run(run: RunDir, checkpoint: Path, cache: FileCache) -> tuple[RunDir, Path]:
-    """Run and checkpoint on the local disk, where libraries can open them.
-
-    Copies only what inference needs: the files of the run folder except metrics, and the files of
-    the checkpoint except the trainer state.
-
-    Raises:
-        DataError: A file is missing.
-        StorageError: The storage or the cache fails.
-    """
-    if not is_remote(run.root):
-        return run, checkpoint
-    small = [CONFIG, STATS_NAME, OPTIONS_NAME]
-    if can_list(run.root):
-        small = sorted(file_names(run.root) - {METRICS, DROPS})
-    else:
-        small = sorted({entry.path for entry in run.recorded_files()}) or small
-    weights = [checkpoint / MANIFEST, *CheckpointManifest.read(checkpoint).paths(checkpoint)]
-    names = [str(path.relative_to(run.root)) for path in weights]
-    try:
-        copy = cache.local_copy(run.root, [*small, *names])
-    except FileNotFoundError as error:
-        raise DataError.at(
-            error.filename, "is missing", hint="copy the run again", code="data.no_checkpoint"
-        ) from None
-    return RunDir(copy), copy / checkpoint.relative_to(run.root)
-
-
-def with_run_above(path: Path) -> Path:
-    """Path of weights, absolute for a local checkpoint whose text does not contain its run folder.
-
-    Raises:
-        DataError: The download of the weights is not complete.
-    """
-    check_downloaded(path)
-    has_run = is_remote(path) or (len(path.parts) > 1 and ".." not in path.parts)
-    return path if has_run or not is_checkpoint(path) else Path(os.path.abspath(path))
-
-
-def find_checkpoint(location: Path) -> tuple[RunDir, Path]:
-    """Run and checkpoint folder of a run folder (its newest checkpoint) or a checkpoint folder.
-
-    Raises:
-        DataError: There is no checkpoint.
-    """
-    if is_checkpoint(location) or (location / MANIFEST).is_file():
-        return RunDir(location.parent.parent), location
-    latest = RunDir(location).latest()
-    if latest is None:
-        raise DataError.at(
-            location,
-            "no complete checkpoint here",
-            hint="give a run folder of `vlatool train`, or one of its checkpoints/step_*",
-            code="data.no_checkpoint",
-        )
-    return RunDir(location), latest[1]
-
-
-def without_run(run: RunDir, checkpoint: Path) -> DataError:
-    """Error for a checkpoint that was copied alone; names the files of its run that it needs."""
-    frozen: list[str] = []
-    with suppress(DataError):
-        frozen = sorted(CheckpointManifest.read(checkpoint).beside)
-    hint = f"copy its whole run, or {CONFIG} and the other small files of it to {run.root}"
-    if frozen:
-        hint += f", and the frozen weights {', '.join(frozen)} to {checkpoint.parent}"
-    return DataError.at(
-        checkpoint,
-        f"is a checkpoint without its run: {run.config} is missing",
-        hint=hint,
-        code="data.broken_config",
-    )

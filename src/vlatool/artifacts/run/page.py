@@ -8,9 +8,10 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from vlatool.artifacts.run.best import SUCCESS, VALIDATION, VALIDATION_LOSSES
 from vlatool.artifacts.run.checkpoint import CheckpointManifest, checkpoint_step
-from vlatool.artifacts.run.format import IMAGES, VALIDATION
-from vlatool.artifacts.run.summary import VALIDATION_LOSSES, RunSummary
+from vlatool.artifacts.run.format import IMAGES
+from vlatool.artifacts.run.summary import RunSummary
 from vlatool.config.explain import origin_of
 from vlatool.config.scalars import value_text
 from vlatool.errors import DataError
@@ -36,7 +37,7 @@ from vlatool.storage.tree import size_text
 _AVERAGED = f"{VALIDATION}ema/"
 # Metrics that count progress; a curve of them says nothing.
 _COUNTERS = ("samples",)
-_FIRST = ("loss", "lr", "grad_norm")
+_PLOTTED_FIRST = ("loss", *VALIDATION_LOSSES, SUCCESS, "lr", "grad_norm")
 _SHEETS = 4
 _LARGEST_PX = 720
 
@@ -96,6 +97,7 @@ def run_page(run: RunSummary, overview_link: str) -> list[Section]:
         "step": step_text(run),
         "loss": number_text(run.last("loss")),
         "validation loss": "" if validation is None else number_text(validation),
+        "best checkpoint": "" if run.best is None else run.best.text(),
     }
     back = f'<p><a href="{escape(overview_link)}">all runs</a></p>'
     labels = {"model": run.model_type, "folder": run.run.root, "last change": changed_text(run)}
@@ -122,9 +124,9 @@ def changed_text(run: RunSummary) -> str:
 
 
 def _ordered(names: set[str]) -> list[str]:
-    """Names of metrics: losses of training and validation first, then by name."""
+    """Names of metrics: losses and success first, then by name."""
     shown = names - {*_COUNTERS}
-    first = [name for name in (_FIRST[0], *VALIDATION_LOSSES, *_FIRST[1:]) if name in shown]
+    first = [name for name in _PLOTTED_FIRST if name in shown]
     return [*first, *sorted(shown - {*first})]
 
 
@@ -185,8 +187,9 @@ def _checkpoints(run: RunSummary, findings: Problems) -> str:
             findings.append({"code": error.code, "message": error.message})
             continue
         size = sum(entry.bytes for entry in (*manifest.files.values(), *manifest.beside.values()))
-        note = "of a stop" if manifest.stopped else ""
         step = checkpoint_step(folder.name)
+        is_best = run.best is not None and step == run.best.step
+        note = "best" if is_best else "of a stop" if manifest.stopped else ""
         rows.append((step, size_text(size), ", ".join(sorted(manifest.files)), note))
     return table(("step", "size", "files", ""), rows, (0, 1))
 

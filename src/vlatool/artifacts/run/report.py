@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vlatool.artifacts.run.best import EVALUATION, VALIDATION
 from vlatool.artifacts.run.checkpoint import (
     MANIFEST,
     MODEL,
@@ -14,7 +15,7 @@ from vlatool.artifacts.run.checkpoint import (
     checkpoint_step,
     read_part_header,
 )
-from vlatool.artifacts.run.format import VALIDATION, RunDir, is_run, scan_metrics
+from vlatool.artifacts.run.format import RunDir, is_run, scan_metrics
 from vlatool.events import counted
 from vlatool.pages.report import Problems, Report, branch
 from vlatool.pages.text import number_text, text_table
@@ -59,6 +60,7 @@ def _run(location: Path) -> Report:
     run, findings = RunDir(location), Problems()
     config = findings.read(run.config_tree) or {}
     findings.read(run.read_latest)
+    best = findings.read(run.read_best)
     newest = run.newest_folder()
     step = None if newest is None else newest[0]
     checkpoints = sorted(
@@ -66,13 +68,9 @@ def _run(location: Path) -> Report:
     )
     model_type = str(branch(config, "model").get("type") or "")
     data = _texts(branch(config, "data").get("dataset_manifest"))
-    budget = {
-        key: value
-        for key, value in config.items()
-        if str(key).startswith("total_train_") and value is not None
-    }
+    budget = _budget(config)
     weights = newest and findings.read(read_part_header, newest[1] / MODEL)
-    first, last, validation = _metrics(run)
+    first, last, validation, rollouts = _metrics(run)
     done = "no checkpoint yet" if step is None else f"{counted(step, 'step')} done"
     losses = f"{number_text(first.get('loss'))} -> {number_text(last.get('loss'))}"
     return Report(
@@ -83,11 +81,13 @@ def _run(location: Path) -> Report:
             "data": data,
             "budget": budget,
             "step": step,
+            "best": None if best is None else asdict(best),
             "checkpoints": [asdict(files) for files in checkpoints],
             "weights": _document(weights),
             "first_metrics": first,
             "last_metrics": last,
             "last_validation": validation,
+            "last_rollouts": rollouts,
         },
         summary={
             "model": model_type or "unknown",
@@ -95,14 +95,25 @@ def _run(location: Path) -> Report:
             "data": data,
             "budget": ", ".join(f"{key} {value}" for key, value in budget.items()),
             "loss": "" if last.get("loss") is None else losses,
+            "best checkpoint": "" if best is None else best.text(),
         },
         tables=[
             _checkpoint_table(checkpoints),
             _metric_table("Last metrics", last),
             _metric_table("Last validation", validation),
+            _metric_table("Last rollouts", rollouts),
         ],
         findings=findings,
     )
+
+
+def _budget(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of the budget that are set."""
+    return {
+        key: value
+        for key, value in config.items()
+        if str(key).startswith("total_train_") and value is not None
+    }
 
 
 def _checkpoint_files(path: Path) -> CheckpointFiles:
@@ -151,17 +162,19 @@ def _metric_table(title: str, metrics: Mapping[str, Any]) -> str:
     return text_table(title, ("name", "value"), rows)
 
 
-def _metrics(run: RunDir) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """The first and the last row with a loss, and the last of a validation."""
+def _metrics(run: RunDir) -> tuple[dict[str, Any], ...]:
+    """The first and the last row with a loss, the last of a validation, the last of rollouts."""
     first: dict[str, Any] = {}
     last: dict[str, Any] = {}
-    validation: dict[str, Any] = {}
+    measured: dict[str, dict[str, Any]] = {VALIDATION: {}, EVALUATION: {}}
     for row in scan_metrics(run.metrics) if run.metrics.is_file() else ():
         if row is not None and "loss" in row:  # None: a half-written line
             first, last = first or row, row
-        elif row is not None and any(name.startswith(VALIDATION) for name in row):
-            validation = row
-    return _strict(first), _strict(last), _strict(validation)
+        elif row is not None:
+            for prefix in measured:
+                if any(name.startswith(prefix) for name in row):
+                    measured[prefix] = row
+    return tuple(_strict(row) for row in (first, last, *measured.values()))
 
 
 def _strict(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from vlatool.artifacts.run.best import SUCCESS, VALIDATION_LOSSES, BestCheckpoint
 from vlatool.artifacts.run.checkpoint import CheckpointManifest
-from vlatool.artifacts.run.format import VALIDATION, RunDir, is_run, scan_metrics
+from vlatool.artifacts.run.format import RunDir, is_run, scan_metrics
 from vlatool.errors import DataError
 from vlatool.jobs.record import OutputRecord, is_being_written, read_record, read_valid_record
 from vlatool.pages.curves import Curve
@@ -20,8 +21,6 @@ from vlatool.pages.report import Problems, branch
 
 # Levels of folders below the one that is searched.
 _LEVELS = 2
-# Losses of a validation, the best one for inference first.
-VALIDATION_LOSSES = (f"{VALIDATION}ema/loss", f"{VALIDATION}loss")
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,7 @@ class RunSummary:
         config: Tree of config.yaml.
         rows: Rows of metrics.jsonl.
         checkpoint: Step of the newest checkpoint; None without one.
+        best: The best checkpoint; None if nothing says which it is.
         changed: Last change; None if unknown.
         findings: What is missing or damaged.
     """
@@ -48,6 +48,7 @@ class RunSummary:
     config: Mapping[str, Any]
     rows: tuple[Mapping[str, Any], ...]
     checkpoint: int | None
+    best: BestCheckpoint | None
     changed: datetime | None
     findings: Problems
 
@@ -107,6 +108,8 @@ class RunSummary:
             "checkpoint": self.checkpoint,
             "loss": self.last("loss"),
             "validation_loss": self.last(*VALIDATION_LOSSES),
+            "success_rate": self.last(SUCCESS),
+            "best": None if self.best is None else asdict(self.best),
             "changed": None if self.changed is None else self.changed.isoformat(timespec="seconds"),
             "last_metrics": {name: self.last(name) for name in self.curves},
             "findings": list(self.findings),
@@ -147,6 +150,7 @@ def read_summary(root: Path, name: str) -> RunSummary:
         config=config,
         rows=rows,
         checkpoint=None if newest is None else newest[0],
+        best=findings.read(run.read_best),
         changed=_changed((run.metrics, run.latest_file, run.config)),
         findings=findings,
     )

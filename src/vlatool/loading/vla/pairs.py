@@ -157,7 +157,7 @@ class VlaPairs:
         entries: list[_Episode] = []
         start = 0
         spans = episode_spans(self._folder.samples, self._folder.spans)
-        # An episode may go on in the next file.
+        # An episode may continue in the next file.
         for name, group in groupby(spans, lambda item: item[0]):
             of_episode = [span for _, span in group]
             frames = sum(span.size for span in of_episode) // self._per_frame
