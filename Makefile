@@ -15,13 +15,13 @@ test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
-	$(BIN)/ruff format --check src tests benchmarks binary docs
-	$(BIN)/ruff check src tests benchmarks binary docs
+	$(BIN)/ruff format --check src tests benchmarks binary docs examples
+	$(BIN)/ruff check src tests benchmarks binary docs examples
 	$(BIN)/pyright
 
 format: $(VENV)/.installed-dev
-	$(BIN)/ruff check --fix src tests benchmarks binary docs
-	$(BIN)/ruff format src tests benchmarks binary docs
+	$(BIN)/ruff check --fix src tests benchmarks binary docs examples
+	$(BIN)/ruff format src tests benchmarks binary docs examples
 
 wheel: $(VENV)/.installed-dev
 	$(BIN)/python -m build --wheel --no-isolation

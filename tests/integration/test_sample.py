@@ -8,6 +8,7 @@ import io
 import json
 import zipfile
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import yaml
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from vlatool.errors import UsageError
+from vlatool.errors import EnvironmentProblem, UsageError
 from vlatool.jobs.record import read_record
 from vlatool.workflows.sample import SampleConfig, SampleResult, sample
 
@@ -266,3 +267,42 @@ def test_options_that_a_layout_does_not_support_are_rejected(
     with pytest.raises(UsageError):
         run(tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        ({"world": "metaworld"}, "usage.no_task"),
+        ({"world": "metaworld", "task": ["raech-v3"]}, "usage.unknown_task"),
+        ({"world": "metaworld", "task": ["reach-v3"], "layout": "spartan"}, "usage.layout"),
+        ({"world": "metaworld", "task": ["reach-v3"], "size": "published"}, "usage.layout"),
+        ({"world": "metaworld", "task": ["reach-v3"], "frames": 4}, "usage.world_option"),
+        ({"task": ["reach-v3"]}, "usage.world_option"),
+    ],
+    ids=["no-task", "task", "layout", "size", "frames", "builtin"],
+)
+def test_options_that_a_world_does_not_support_are_rejected(
+    tmp_path: Path, options: dict[str, Any], code: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        run(tmp_path / "out", **{"layout": "lerobot", **options})
+    assert caught.value.code == code
+    assert not (tmp_path / "out").exists()
+
+
+def test_experts_of_metaworld_take_turns_in_a_lerobot_set(tmp_path: Path) -> None:
+    if find_spec("metaworld") is None:
+        pytest.skip("the extra sim is not installed")
+    tasks = ["reach-v3", "button-press-topdown-v3"]
+    try:
+        result = run(tmp_path, "lerobot", world="metaworld", task=tasks)
+    except EnvironmentProblem as error:
+        pytest.skip(error.message)
+    assert result.successes == 2
+    assert result.instructions == {"reach the goal": 1, "press the button from the top": 1}
+    table = pa.concat_tables(map(pq.read_table, sorted(tmp_path.glob("data/*/*.parquet"))))
+    assert len(table) == result.frames
+    assert {len(row) for row in table["action"].to_pylist()} == {4}
+    info = json.loads((tmp_path / "meta/info.json").read_text())
+    assert (info["fps"], info["robot_type"]) == (80, "sawyer")
+    assert {*result.cameras} <= {*info["features"]}

@@ -1,4 +1,4 @@
-"""Recording of episodes of the built-in world in a raw layout."""
+"""Recording of episodes of a simulated world in a raw layout."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from vlatool.config.base import ConfigModel, execution_field
-from vlatool.errors import UsageError
+from vlatool.errors import UsageError, missing_package
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import DRY_RUN_HELP, JobConfig, JobResult, make_executor
 from vlatool.jobs.executor import default_workers
@@ -21,9 +21,12 @@ from vlatool.jobs.record import OutputRecord
 from vlatool.jobs.run import run_command
 from vlatool.storage.uri import local_path
 from vlatool.world.cameras import SQUARE_SIZES, CameraCount, SizeName, cameras_for
-from vlatool.world.episodes import WorldEpisode, expert_episode
+from vlatool.world.episodes import expert_episode
+from vlatool.world.metaworld.simulator import VIEWS, load_simulator
+from vlatool.world.metaworld.tasks import check_tasks
 from vlatool.world.recording import (
     LayoutRecorder,
+    RecordableEpisode,
     RecordedEpisode,
     Recorder,
     RecordingSetup,
@@ -32,6 +35,7 @@ from vlatool.world.recording import (
 from vlatool.world.render import View
 
 Layout = Literal["spartan", "lerobot", "libero"]
+World = Literal["builtin", "metaworld"]
 
 
 class SampleConfig(ConfigModel):
@@ -42,8 +46,19 @@ class SampleConfig(ConfigModel):
     # Options by the layout that has them; records of the other layouts leave them out.
     layout_options: ClassVar[Mapping[str, Layout]] = {"layout_version": "lerobot"}
 
+    # Options of the built-in world only.
+    builtin_options: ClassVar[Sequence[str]] = ("frames", "scenes", "cameras", "depth")
+
     layout: Layout = Field(description="Raw layout to write.")
     output: str = Field(description="Folder to create.")
+    world: World = Field(
+        default="builtin",
+        description="World to record: the built-in one, or Meta-World (lerobot only, extra sim).",
+    )
+    task: list[str] = Field(
+        default=[],
+        description="Tasks of Meta-World, such as reach-v3; episodes of several take turns.",
+    )
     episodes: int = Field(default=10, ge=1, description="Number of episodes.")
     seed: int = Field(default=0, ge=0, description="Seed; the same seed gives the same bytes.")
     frames: int | None = Field(
@@ -58,7 +73,7 @@ class SampleConfig(ConfigModel):
     cameras: CameraCount = Field(default=2, description="Number of cameras.")
     size: SizeName = Field(
         default="small",
-        description="Image size: 64 x 64, 96 x 96, or that of the published data.",
+        description="Image size: 64 x 64, 96 x 96, 128 x 128, or that of the published data.",
     )
     depth: bool = Field(
         default=False, description="Write depth and label maps, too (spartan only)."
@@ -80,17 +95,18 @@ class SampleResult(JobResult):
 
     Attributes:
         layout: Raw layout.
-        frames: Number of frames of all episodes.
-        successes: Number of episodes that end with the named block in the bin.
+        frames: Number of frames of all episodes; None: not known before they are recorded.
+        successes: Number of episodes in which the expert succeeded.
         instructions: Map from instruction to number of episodes.
         cameras: Names of the cameras in the layout.
     """
 
     layout: Layout
-    frames: int
+    frames: int | None
     successes: int
     instructions: dict[str, int]
     cameras: tuple[str, ...]
+    world: World = "builtin"
 
     def document(self) -> dict[str, Any]:
         """The result as a JSON-serializable mapping."""
@@ -101,7 +117,7 @@ class SampleResult(JobResult):
     def summary(self) -> str:
         """Number of episodes and frames."""
         episodes = counted(self.episodes, f"{self.layout} episode")
-        counts = f"{episodes}, {counted(self.frames, 'frame')}"
+        counts = episodes if self.frames is None else f"{episodes}, {counted(self.frames, 'frame')}"
         if self.status == "planned":
             return f"would write {counts}"
         return f"{counts}, {self.successes} successful"
@@ -117,6 +133,8 @@ class SampleResult(JobResult):
         command = f"vlatool preprocess {self.layout} {self.output}"
         if self.layout == "libero":
             return f"{command} --preset future-vla --output {self.output}-windows"
+        if self.world == "metaworld":
+            return f"{command} --preset metaworld-windows --output {self.output}-shards"
         return f"{command} --output {self.output}-shards"
 
 
@@ -128,8 +146,10 @@ def sample(config: SampleConfig, *, reporter: Reporter = NULL) -> SampleResult:
     Raises:
         UsageError: The layout does not support the options, or the output is in use or has
             different content.
+        EnvironmentProblem: The simulator is not installed, or cannot render.
         StorageError: A file cannot be written.
     """
+    _check_world(config)
     _check_layout(config)
     job = SampleJob(config)
     # vlatool generates the episodes: a failure is never bad data.
@@ -146,13 +166,13 @@ class SampleJob:
         excluded = {"output", *others, *config.no_effect_on_output}
         if config.scenes is None:
             excluded.add("scenes")
+        if config.world == "builtin":
+            excluded |= {"world", "task"}
         options = config.model_dump(mode="json", exclude=excluded)
         output = local_path(config.output)
         self._config = config
         self._recorder = _recorder(config)
-        self._expert = partial(
-            expert_episode, config.seed, frames=config.frames, shared_scenes=config.scenes
-        )
+        self._expert = _expert(config)
         self._recorded: list[RecordedEpisode] = []
         self.spec = JobSpec(
             output=output,
@@ -187,7 +207,9 @@ class SampleJob:
         return items
 
     def _num_frames(self, index: int) -> int:
-        """Number of frames of an episode."""
+        """Number of frames of an episode; 0 where it takes long to simulate one."""
+        if self._config.world != "builtin":
+            return 0
         return self._config.frames or len(self._expert(index))
 
     def name(self, item: tuple[int, int]) -> str:
@@ -213,6 +235,8 @@ class SampleJob:
         summary = _summary(self._config, self._recorded)
         if run.status != "planned":
             return summary
+        if self._config.world != "builtin":
+            return replace(summary, frames=None)
         last, frames = self._episodes[-1]
         return replace(summary, frames=frames + self._num_frames(last))
 
@@ -226,8 +250,8 @@ class EpisodeWriter:
         expert: Function from the number of an episode to the episode.
     """
 
-    write: Callable[[WorldEpisode, int], Receipt]
-    expert: Callable[[int], WorldEpisode]
+    write: Callable[[Any, int], Receipt]
+    expert: Callable[[int], RecordableEpisode]
 
     def __call__(self, item: tuple[int, int]) -> Receipt:
         """Writes the episode; returns its receipt."""
@@ -240,8 +264,24 @@ def _state(item: tuple[int, int]) -> InputState:
     return InputState(f"{item[0]} {item[1]}")
 
 
+def _expert(config: SampleConfig) -> Callable[[int], RecordableEpisode]:
+    """Picklable function from the number of an episode to the episode."""
+    if config.world == "builtin":
+        frames, scenes = config.frames, config.scenes
+        return partial(expert_episode, config.seed, frames=frames, shared_scenes=scenes)
+    from vlatool.world.metaworld.episodes import simulated_episode
+
+    return partial(simulated_episode, config.task, SQUARE_SIZES[config.size], config.seed)
+
+
 def _recorder(config: SampleConfig) -> Recorder:
     # Imports inside: only the layouts that need PyAV, pyarrow or SciPy load them.
+    if config.world == "metaworld":
+        from vlatool.workflows.sample_lerobot import metaworld_recorder
+
+        size = SQUARE_SIZES[config.size]
+        output = local_path(config.output)
+        return metaworld_recorder(output, size, config.layout_version, config.episodes)
     cameras = cameras_for(config.cameras)
     if config.layout == "libero":
         from vlatool.world.record_lerobot import PUBLISHED_SIZE, LiberoWriter
@@ -252,9 +292,9 @@ def _recorder(config: SampleConfig) -> Recorder:
     views = tuple(View(camera, camera.size(config.size)) for camera in cameras)
     setup = RecordingSetup(local_path(config.output), views, config.depth)
     if config.layout == "lerobot":
-        from vlatool.workflows.sample_lerobot import SinkRecorder
+        from vlatool.workflows.sample_lerobot import world_recorder
 
-        return SinkRecorder(setup, config.layout_version, config.episodes)
+        return world_recorder(setup, config.layout_version, config.episodes)
     from vlatool.world.record_spartan import SpartanWriter
 
     return LayoutRecorder(SpartanWriter(setup))
@@ -262,6 +302,8 @@ def _recorder(config: SampleConfig) -> Recorder:
 
 def _summary(config: SampleConfig, recorded: list[RecordedEpisode]) -> SampleResult:
     names = [camera.name for camera in cameras_for(config.cameras)]
+    if config.world == "metaworld":
+        names = [*VIEWS]
     if config.layout == "lerobot":
         names = [f"observation.images.{name}" for name in names]
     if config.layout == "libero":
@@ -272,7 +314,43 @@ def _summary(config: SampleConfig, recorded: list[RecordedEpisode]) -> SampleRes
         successes=sum(episode.success for episode in recorded),
         instructions=dict(Counter(episode.instruction for episode in recorded)),
         cameras=tuple(names),
+        world=config.world,
     )
+
+
+def _check_world(config: SampleConfig) -> None:
+    if config.world == "builtin":
+        if config.task:
+            raise UsageError(
+                "--task: the built-in world has one task",
+                hint="add --world metaworld",
+                code="usage.world_option",
+            )
+        return
+    if config.layout != "lerobot" or config.size == "published":
+        raise UsageError(
+            "Meta-World is recorded as a LeRobot data set with square images",
+            hint="vlatool sample lerobot OUTPUT --world metaworld --task reach-v3 --size large",
+            code="usage.layout",
+        )
+    for name in config.builtin_options:
+        if getattr(config, name) != SampleConfig.model_fields[name].default:
+            raise UsageError(
+                f"--{name}: Meta-World has no such option",
+                hint=f"leave --{name} out",
+                code="usage.world_option",
+            )
+    if not config.task:
+        raise UsageError(
+            "no task of Meta-World is given",
+            hint="give one or several, such as --task reach-v3",
+            code="usage.no_task",
+        )
+    check_tasks(config.task)
+    try:
+        load_simulator()
+    except ModuleNotFoundError as error:
+        raise missing_package(error.name or "metaworld") from None
 
 
 def _check_layout(config: SampleConfig) -> None:

@@ -1,24 +1,46 @@
-"""Recording of the built-in world as a LeRobot data set, with the sink that `preprocess` uses.
+"""Recording of simulated worlds as LeRobot data sets, with the sink that `preprocess` uses.
 
 A file of its own, since only this layout needs PyAV.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from vlatool.artifacts.lerobot.format import Version
-from vlatool.episode import EpisodeRef
+from vlatool.episode import Episode, EpisodeRef, Survey
 from vlatool.jobs.files import FileEntry
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
 from vlatool.sinks.base import SinkSetup, Work
 from vlatool.sinks.lerobot.config import LeRobotSinkConfig
 from vlatool.sinks.lerobot.sink import LeRobotSink
-from vlatool.world.episodes import WorldEpisode
+from vlatool.world.metaworld import episodes as metaworld
 from vlatool.world.record_lerobot import ROBOT_TYPE, as_episode, world_survey
-from vlatool.world.recording import RecordingSetup, recorded_episode, with_recorded
-from vlatool.world.render import View
+from vlatool.world.recording import (
+    RecordableEpisode,
+    RecordingSetup,
+    recorded_episode,
+    with_recorded,
+)
+
+
+def world_recorder(setup: RecordingSetup, version: Version, episodes: int) -> "SinkRecorder":
+    """Recorder of the built-in world."""
+    config = LeRobotSinkConfig(layout_version=version, robot_type=ROBOT_TYPE)
+    survey = world_survey(setup.views, episodes)
+    return SinkRecorder(setup.output, config, survey, partial(as_episode, views=setup.views))
+
+
+def metaworld_recorder(
+    output: Path, size: tuple[int, int], version: Version, episodes: int
+) -> "SinkRecorder":
+    """Recorder of Meta-World with images of `size` (height, width)."""
+    config = LeRobotSinkConfig(layout_version=version, robot_type=metaworld.ROBOT_TYPE)
+    survey = metaworld.simulator_survey(size, episodes)
+    return SinkRecorder(output, config, survey, metaworld.as_episode)
 
 
 @dataclass(frozen=True)
@@ -26,11 +48,11 @@ class _EpisodeWriter:
     """Writes an episode with the sink; picklable."""
 
     work: Work
-    views: tuple[View, ...]
+    convert: Callable[[Any], Episode]
 
-    def __call__(self, episode: WorldEpisode, first_row: int) -> Receipt:
+    def __call__(self, episode: RecordableEpisode, first_row: int) -> Receipt:
         del first_row  # the sink numbers rows at the end
-        converted = as_episode(episode, self.views)
+        converted = self.convert(episode)
         receipt = self.work(EpisodeRef(converted.id, Path(), ""), converted)
         return with_recorded(receipt, recorded_episode(episode, ()))
 
@@ -38,14 +60,17 @@ class _EpisodeWriter:
 class SinkRecorder:
     """Recorder of LeRobot data sets; see `world.recording.Recorder`."""
 
-    def __init__(self, setup: RecordingSetup, version: Version, episodes: int) -> None:
-        config = LeRobotSinkConfig(layout_version=version, robot_type=ROBOT_TYPE)
-        survey = world_survey(setup.views, episodes)
-        self._sink = LeRobotSink(config, SinkSetup(setup.output, survey, ()))
+    def __init__(
+        self,
+        output: Path,
+        config: LeRobotSinkConfig,
+        survey: Survey,
+        convert: Callable[[Any], Episode],
+    ) -> None:
+        self._sink = LeRobotSink(config, SinkSetup(output, survey, ()))
         self.owned: Sequence[str] = self._sink.owned
         self.temporary: Sequence[str] = self._sink.temporary
-        self.write: Callable[[WorldEpisode, int], Receipt]
-        self.write = _EpisodeWriter(self._sink.work, setup.views)
+        self.write: Callable[[Any, int], Receipt] = _EpisodeWriter(self._sink.work, convert)
 
     def begin(self) -> None:
         """Removes the meta files."""

@@ -11,10 +11,14 @@ import numpy as np
 from vlatool.world.scene import FloatArray, Scene
 
 CameraCount = Literal[2, 4, 6]
-SizeName = Literal["small", "medium", "published"]
+SizeName = Literal["small", "medium", "large", "published"]
 Size = tuple[int, int]
 
-SQUARE_SIZES: dict[SizeName, Size] = {"small": (64, 64), "medium": (96, 96)}
+SQUARE_SIZES: dict[SizeName, Size] = {
+    "small": (64, 64),
+    "medium": (96, 96),
+    "large": (128, 128),
+}
 
 LEFT_ARM_POSITION = np.array([-0.15, 0.75, 0.35])
 

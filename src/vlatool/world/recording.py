@@ -49,6 +49,29 @@ class RecordedEpisode:
     files: Sequence[str] = ()
 
 
+class RecordableEpisode(Protocol):
+    """Episode of any world."""
+
+    @property
+    def index(self) -> int:
+        """Number of the episode."""
+        ...
+
+    @property
+    def instruction(self) -> str:
+        """Instruction of the episode."""
+        ...
+
+    @property
+    def success(self) -> bool:
+        """True if the expert succeeded."""
+        ...
+
+    def __len__(self) -> int:
+        """Number of frames."""
+        ...
+
+
 class LayoutWriter(Protocol):
     """Writer of one raw layout; picklable, so that several processes can write episodes.
 
@@ -86,7 +109,7 @@ class Recorder(Protocol):
 
     owned: Sequence[str]
     temporary: Sequence[str]
-    write: Callable[[WorldEpisode, int], Receipt]
+    write: Callable[[Any, int], Receipt]
 
     def begin(self) -> None:
         """Removes the files that describe the whole data set."""
@@ -123,7 +146,7 @@ class LayoutRecorder:
         self._writer = writer
         self.owned: Sequence[str] = writer.owned
         self.temporary: Sequence[str] = ()
-        self.write: Callable[[WorldEpisode, int], Receipt] = _EpisodeFiles(writer)
+        self.write: Callable[[Any, int], Receipt] = _EpisodeFiles(writer)
 
     def begin(self) -> None:
         """Removes the closing files."""
@@ -159,7 +182,7 @@ _FIELDS = fields(RecordedEpisode)
 
 
 def recorded_episode(
-    episode: WorldEpisode, files: Sequence[str], stats: dict[str, Any] | None = None
+    episode: RecordableEpisode, files: Sequence[str], stats: dict[str, Any] | None = None
 ) -> RecordedEpisode:
     """Result for one episode."""
     summary = (episode.index, len(episode), episode.instruction, episode.success)

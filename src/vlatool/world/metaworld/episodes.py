@@ -1,0 +1,144 @@
+"""Episodes of the scripted experts of Meta-World with the fields of LeRobot sets.
+
+Legend of shapes: L frames. Source: reference/environments 1.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vlatool.episode import Episode, FieldSpec, Survey, UInt8Array
+from vlatool.world.metaworld.simulator import FPS, PROPRIO_WIDTH, VIEWS, FloatArray, Simulator
+from vlatool.world.metaworld.tasks import INSTRUCTIONS, MAX_STEPS
+from vlatool.world.record_lerobot import ACTION, STATE
+
+ROBOT_TYPE = "sawyer"
+_NAMES = ("x", "y", "z", "gripper")
+# Third number of a seed: no start of a recording is one of a rollout, which has one number.
+_RECORDING = 1
+_TRIES = 10
+_AFTER_SUCCESS = 10
+_NOISE_MEMORY, _NOISE_SCALE = 0.9, 0.15
+
+
+@dataclass(frozen=True)
+class StoredFrames:
+    """Images in memory as a `FrameSource`."""
+
+    images: Sequence[UInt8Array]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        height, width, _ = self.images[0].shape
+        return height, width
+
+    def read(self, indices: Sequence[int]) -> UInt8Array:
+        """Images uint8 [N, H, W, 3]."""
+        return np.stack([self.images[index] for index in indices])
+
+
+@dataclass(frozen=True)
+class SimulatedEpisode:
+    """Recorded episode of L frames.
+
+    Attributes:
+        index: Number of the episode.
+        task: Task of Meta-World.
+        images: Map from view to L images uint8 [H, W, 3].
+        states: `proprio` at each frame, float64 [L, 4].
+        actions: Actions of the expert, float64 [L, 4].
+        success: True if a frame counts as success.
+    """
+
+    index: int
+    task: str
+    images: dict[str, list[UInt8Array]]
+    states: FloatArray
+    actions: FloatArray
+    success: bool
+
+    @property
+    def instruction(self) -> str:
+        """Sentence of the task."""
+        return INSTRUCTIONS[self.task]
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+
+def simulated_episode(
+    tasks: Sequence[str], size: tuple[int, int], seed: int, index: int
+) -> SimulatedEpisode:
+    """Episode number `index` of `seed`, independent of other episodes; tasks take turns.
+
+    The actions are those of the expert. Those that are executed differ by a disturbance, so
+    episodes show how to recover. If the expert fails, the next start is tried, 10 at most.
+    """
+    rng = np.random.default_rng([seed, index, _RECORDING])
+    task = tasks[index % len(tasks)]
+    simulator = Simulator(task, size)
+    try:
+        attempts = (_attempt(simulator, rng, index, task) for _ in range(_TRIES))
+        last = next(attempts)
+        while not last.success and (episode := next(attempts, None)):
+            last = episode
+        return last
+    finally:
+        simulator.close()
+
+
+def _attempt(
+    simulator: Simulator, rng: np.random.Generator, index: int, task: str
+) -> SimulatedEpisode:
+    """Records the expert until some frames after its first success."""
+    state = simulator.start(rng)
+    images: dict[str, list[UInt8Array]] = {name: [] for name in VIEWS}
+    states: list[FloatArray] = []
+    actions: list[FloatArray] = []
+    disturbance, left, is_success = np.zeros(3), MAX_STEPS, False
+    while left:
+        for name, image in simulator.images().items():
+            images[name].append(image)
+        action = simulator.expert_action()
+        states.append(state)
+        actions.append(action)
+        disturbance = _NOISE_MEMORY * disturbance + rng.normal(0.0, _NOISE_SCALE, 3)
+        executed = np.clip([*(action[:3] + disturbance), action[3]], -1.0, 1.0)
+        step = simulator.step(executed)
+        state, left = step.proprio, left - 1
+        if step.success and not is_success:
+            is_success, left = True, min(left, _AFTER_SUCCESS)
+    return SimulatedEpisode(index, task, images, np.array(states), np.array(actions), is_success)
+
+
+def simulator_survey(size: tuple[int, int], episodes: int) -> Survey:
+    """Survey of episodes with the columns of a LeRobot data set."""
+    spec = FieldSpec(PROPRIO_WIDTH, _NAMES)
+    return Survey(
+        episodes=episodes,
+        cameras=dict.fromkeys(VIEWS, size),
+        fields={STATE: spec, ACTION: spec},
+        fps=FPS,
+        action_fields=(ACTION,),
+        proprioception_fields=(STATE,),
+    )
+
+
+def as_episode(episode: SimulatedEpisode) -> Episode:
+    """An episode with the fields of `simulator_survey`."""
+    return Episode(
+        id=f"episode_{episode.index:06d}",
+        task=episode.task,
+        fps=FPS,
+        num_frames=len(episode),
+        cameras={name: StoredFrames(images) for name, images in episode.images.items()},
+        lowdim={STATE: episode.states, ACTION: episode.actions},
+        language={"original": [episode.instruction]},
+        action_fields=(ACTION,),
+        proprioception_fields=(STATE,),
+    )

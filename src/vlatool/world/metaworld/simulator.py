@@ -1,0 +1,164 @@
+"""Meta-World as a simulator of one task: starts that follow from a generator, images, the expert.
+
+Legend of shapes: L frames. Source: reference/environments 1.
+"""
+
+import os
+import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlatool.episode import UInt8Array
+from vlatool.errors import EnvironmentProblem
+
+FloatArray = NDArray[np.float64]
+
+FPS = 80
+PROPRIO_WIDTH = 4
+
+
+@dataclass(frozen=True)
+class ViewPoint:
+    """Position of a camera around the middle of the table.
+
+    Attributes:
+        azimuth: Direction of view in the plane of the table, in degrees.
+        elevation: Direction of view against this plane, in degrees; negative: downwards.
+    """
+
+    azimuth: float
+    elevation: float
+
+
+# Together they show all three coordinates of hand and objects. Meta-World's own cameras are upside
+# down, or the arm hides the objects.
+VIEWS: Mapping[str, ViewPoint] = {"front": ViewPoint(-90, -50), "side": ViewPoint(180, -15)}
+_MIDDLE, _DISTANCE = (0.0, 0.7, 0.12), 1.0
+
+
+@dataclass(frozen=True)
+class SimulatorStep:
+    """State after a step.
+
+    Attributes:
+        proprio: x, y, z of the hand in meters, and opening of the gripper from 0 to 1 [4].
+        reward: Reward of Meta-World.
+        success: True if Meta-World counts this state as success.
+    """
+
+    proprio: FloatArray
+    reward: float
+    success: bool
+
+
+def load_simulator() -> None:
+    """Imports Meta-World, which then renders without a display.
+
+    Raises:
+        ModuleNotFoundError: It is not installed.
+    """
+    # MuJoCo reads it at import; its default needs a display.
+    if sys.platform == "linux" and "DISPLAY" not in os.environ:
+        os.environ.setdefault("MUJOCO_GL", "egl")
+    # Meta-World imports packaging, and its metadata does not say so.
+    for package in ("packaging", "metaworld"):
+        import_module(package)
+
+
+def _mujoco() -> Any:
+    return import_module("mujoco")
+
+
+class Simulator:
+    """One task of Meta-World.
+
+    Args:
+        task: Name of the task.
+        size: (height, width) of images in pixels.
+    """
+
+    def __init__(self, task: str, size: tuple[int, int]) -> None:
+        load_simulator()
+        environments: Any = import_module("metaworld.env_dict")
+        experts: Any = import_module("metaworld.policies")
+        # The expert sees the goal; `proprio` has no part of it.
+        name = f"{task}-goal-observable"
+        self._env: Any = environments.ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[name](seed=0)
+        # Otherwise all starts are those of the seed.
+        self._env._freeze_rand_vec = False
+        self._env.seeded_rand_vec = True
+        self._expert: Any = experts.ENV_POLICY_MAP[task]()
+        self._size = size
+        self._renderer: Any = None
+        self._seen: FloatArray = np.zeros(0)
+
+    def start(self, rng: np.random.Generator) -> FloatArray:
+        """Starts an episode at a random start, which depends on `rng` only; returns `proprio`."""
+        self._env.np_random = rng
+        self._seen, _ = self._env.reset()
+        # Goals and parts of objects stand where they were before, in images, until this call.
+        _mujoco().mj_forward(self._env.model, self._env.data)
+        return self._proprio()
+
+    def step(self, action: NDArray[Any]) -> SimulatorStep:
+        """Executes an action [4] from -1 to 1: displacement of the hand in cm, and gripper."""
+        self._seen, reward, _, _, info = self._env.step(np.asarray(action, np.float32))
+        return SimulatorStep(self._proprio(), float(reward), bool(info["success"]))
+
+    def expert_action(self) -> FloatArray:
+        """Action [4] from -1 to 1 of the scripted expert of Meta-World."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # actions over 1, which are limited here
+            action = self._expert.get_action(self._seen)
+        return np.clip(np.asarray(action, np.float64), -1.0, 1.0)
+
+    def images(self) -> dict[str, UInt8Array]:
+        """An image uint8 [H, W, 3] of each view.
+
+        Raises:
+            EnvironmentProblem: This machine cannot render.
+        """
+        if self._renderer is None:
+            self._renderer = self._make_renderer()
+        images: dict[str, UInt8Array] = {}
+        for name, view in VIEWS.items():
+            camera = _mujoco().MjvCamera()
+            camera.lookat[:] = _MIDDLE
+            camera.distance = _DISTANCE
+            camera.azimuth, camera.elevation = view.azimuth, view.elevation
+            self._renderer.update_scene(self._env.data, camera)
+            images[name] = self._renderer.render().copy()
+        return images
+
+    def close(self) -> None:
+        """Frees the renderer."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+        self._env.close()
+
+    def _proprio(self) -> FloatArray:
+        return np.array(self._seen[:PROPRIO_WIDTH], np.float64)
+
+    def _make_renderer(self) -> Any:
+        mujoco = _mujoco()
+        quality = self._env.model.vis.quality
+        # Shadows and samples per pixel take most of the time of a renderer without a GPU.
+        quality.shadowsize, quality.offsamples = 0, 0
+        try:
+            renderer = mujoco.Renderer(self._env.model, *self._size)
+        except Exception as error:  # drivers of OpenGL raise anything
+            raise EnvironmentProblem(
+                f"MuJoCo cannot render on this machine: {error}".partition("\n")[0],
+                hint="install libEGL, or set MUJOCO_GL=osmesa (libOSMesa) or glfw (a display)",
+                code="environment.no_rendering",
+            ) from error
+        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+            renderer.scene.flags[flag] = 0
+        return renderer

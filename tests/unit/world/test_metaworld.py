@@ -1,0 +1,115 @@
+"""Meta-World with its real physics. Source: reference/environments 1."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+from vlatool.errors import EnvironmentProblem
+from vlatool.world.metaworld.episodes import SimulatedEpisode, simulated_episode
+from vlatool.world.metaworld.simulator import Simulator, load_simulator
+from vlatool.world.metaworld.tasks import INSTRUCTIONS, environment_ids, register_environments
+
+try:
+    load_simulator()
+except ModuleNotFoundError:
+    pytest.skip("the extra sim is not installed", allow_module_level=True)
+
+SIZE = (32, 32)
+
+
+@pytest.fixture(scope="module")
+def reach() -> Iterator[Simulator]:
+    simulator = Simulator("reach-v3", SIZE)
+    simulator.start(np.random.default_rng(0))
+    try:
+        simulator.images()
+    except EnvironmentProblem as error:
+        pytest.skip(error.message)
+    yield simulator
+    simulator.close()
+
+
+@pytest.fixture(scope="module")
+def recorded(reach: Simulator) -> SimulatedEpisode:
+    return simulated_episode(["reach-v3", "push-v3"], SIZE, seed=1, index=0)
+
+
+def started(simulator: Simulator, seed: Any) -> tuple[Any, ...]:
+    """Proprioception, images and first action of the expert, which knows the goal, at a start."""
+    proprio = simulator.start(np.random.default_rng(seed))
+    return proprio, *simulator.images().values(), simulator.expert_action()
+
+
+def test_every_task_of_metaworld_has_an_instruction_of_its_own() -> None:
+    from metaworld.env_dict import ENV_CLS_MAP
+    from metaworld.policies import ENV_POLICY_MAP
+
+    assert set(INSTRUCTIONS) == set(ENV_CLS_MAP) == set(ENV_POLICY_MAP)
+    assert len({*INSTRUCTIONS.values()}) == len(INSTRUCTIONS)
+
+
+def test_a_start_depends_on_the_seed_only_and_its_images_show_it(reach: Simulator) -> None:
+    fresh = Simulator("reach-v3", SIZE)
+    expected = started(fresh, 5)
+    fresh.close()
+    started(reach, 6)
+    for _ in range(20):
+        reach.step(np.array([1.0, 1.0, -1.0, 1.0]))
+    for value, other in zip(started(reach, 5), expected, strict=True):
+        np.testing.assert_array_equal(value, other)
+
+
+def test_images_at_the_start_are_those_after_the_next_update(reach: Simulator) -> None:
+    import mujoco
+
+    _, front, side, _ = started(reach, 9)
+    mujoco.mj_forward(reach._env.model, reach._env.data)
+    again = reach.images()
+    np.testing.assert_array_equal(front, again["front"])
+    np.testing.assert_array_equal(side, again["side"])
+
+
+def test_other_seeds_give_other_starts(reach: Simulator) -> None:
+    actions = {started(reach, seed)[-1].tobytes() for seed in range(20)}
+    assert len(actions) == 20
+
+
+def test_no_start_of_a_recording_is_one_of_a_rollout(
+    reach: Simulator, recorded: SimulatedEpisode
+) -> None:
+    assert (recorded.images["front"][0] != started(reach, 1)[1]).any()
+
+
+def test_the_environment_passes_the_gymnasium_checker(reach: Simulator) -> None:
+    env = gymnasium.make(_id("button-press-topdown-v3"), size="small").unwrapped
+    check_env(env, skip_render_check=True)
+    env.close()
+
+
+def test_the_environment_shows_images_and_proprioception_only(reach: Simulator) -> None:
+    env = gymnasium.make(_id("reach-v3"), size="small")
+    seen, info = env.reset(seed=1)
+    assert set(seen) == {"front", "side", "proprio", "instruction"}
+    assert (seen["proprio"].shape, seen["front"].shape) == ((4,), (64, 64, 3))
+    assert (seen["instruction"], info["success"]) == ("reach the goal", False)
+    assert env.render().shape == (64, 128, 3)
+    env.close()
+
+
+def test_the_recorded_expert_succeeds(recorded: SimulatedEpisode) -> None:
+    assert (recorded.task, recorded.success) == ("reach-v3", True)
+    assert 20 < len(recorded) < 200
+    assert np.abs(recorded.actions).max() <= 1.0
+    assert len(recorded.images["side"]) == len(recorded.actions) == len(recorded)
+
+
+def _id(task: str) -> str:
+    register_environments()
+    register_environments()
+    name = f"metaworld/{task}"
+    assert name in environment_ids()
+    return name
