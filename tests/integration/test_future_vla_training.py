@@ -17,6 +17,7 @@ from tests.surface.invoke import run_vlatool
 from vlatool.artifacts.run.format import RunDir, read_metrics
 from vlatool.config.overrides import parse_override
 from vlatool.config.resolve import load_config
+from vlatool.errors import UsageError
 from vlatool.models.future_vla.config import LoraConfig
 from vlatool.models.future_vla.lora import merged_weights
 from vlatool.models.trained import open_trained
@@ -84,6 +85,13 @@ def test_killed_run_equals_the_undisturbed_one(root: Path, whole: RunDir) -> Non
     assert train(config_of(root, "killed")).status == "trained"
     for path in whole.checkpoint(STEPS).iterdir():
         assert path.read_bytes() == (killed.checkpoint(STEPS) / path.name).read_bytes(), path.name
+
+
+def test_run_without_its_record_is_not_continued(root: Path, whole: RunDir) -> None:
+    shutil.copytree(whole.root, root / "bare")
+    shutil.rmtree(root / "bare" / ".vlatool")
+    with pytest.raises(UsageError, match="has no readable record"):
+        train(config_of(root, "bare"))
 
 
 @pytest.fixture(scope="module")

@@ -166,8 +166,9 @@ def test_scores_of_images_are_those_computed_by_hand() -> None:
 
 def test_drawing_has_a_sheet_per_camera_and_a_video(tmp_path: Path) -> None:
     images = {name: shade(*range(0, 160, 10)) for name in CAMERAS}
-    save_futures(tmp_path, images, images, lambda camera: f"{camera}.png", "both.mp4")
-    save_futures(tmp_path, images, {}, lambda camera: f"{camera}-only.png", "only.mp4")
+    both = {"recorded": images, "predicted": images}
+    save_futures(tmp_path, both, lambda camera: f"{camera}.png", "both.mp4")
+    save_futures(tmp_path, {"predicted": images}, lambda camera: f"{camera}-only.png", "only.mp4")
     assert {path.name for path in tmp_path.iterdir()} == {
         *(f"{name}.png" for name in CAMERAS),
         *(f"{name}-only.png" for name in CAMERAS),

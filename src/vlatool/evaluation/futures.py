@@ -98,14 +98,24 @@ class FutureScores:
         return prepared_images(self._tokenizer, camera, images)
 
     def _encoded(self, images: UInt8Array) -> Array:
-        pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self._tokenizer.device)
-        return self._tokenizer.network.encode(pixels).values.cpu().numpy()
+        return _codes_of(self._tokenizer, images)
+
+
+def _codes_of(tokenizer: OpenTokenizer, images: UInt8Array) -> Array:
+    """Codes [N, K] of images [N, S, S, 3]."""
+    pixels = torch.from_numpy(np.ascontiguousarray(images)).to(tokenizer.device)
+    return tokenizer.network.encode(pixels).values.cpu().numpy()
 
 
 def decoded_images(tokenizer: OpenTokenizer, codes: Array) -> UInt8Array:
     """Images uint8 [N, S, S, 3] of codes [N, K]."""
     values = torch.from_numpy(codes.astype(np.int64)).to(tokenizer.device)
     return tokenizer.network.decode(values).cpu().numpy()
+
+
+def reconstructed_images(tokenizer: OpenTokenizer, images: UInt8Array) -> UInt8Array:
+    """Images [N, S, S, 3] as they are after a way through the codes of a tokenizer."""
+    return decoded_images(tokenizer, _codes_of(tokenizer, images))
 
 
 def prepared_images(tokenizer: OpenTokenizer, camera: str, images: UInt8Array) -> UInt8Array:
@@ -193,35 +203,34 @@ def checked_policy(policy: Policy, tokenizer: OpenTokenizer) -> PredictsImages:
 
 def save_futures(
     folder: Path,
-    predicted: Mapping[str, UInt8Array],
-    recorded: Mapping[str, UInt8Array],
+    lines: Mapping[str, Mapping[str, UInt8Array]],
     name_of: Callable[[str], str],
     video: str,
 ) -> None:
-    """Saves a sheet per camera, and a video of all cameras: recorded above, predicted below.
+    """Saves a sheet per camera, and a video of all cameras: one line of images below the other.
 
     Args:
         folder: Folder of the files.
-        predicted: Images [F, S, S, 3] by camera.
-        recorded: Images of the same size by camera; empty if nothing was recorded.
+        lines: By the label of each line, images [F, S, S, 3] by camera; all of the same shape.
         name_of: Name of the file of a camera.
         video: Name of the video.
     """
-    lines = {"recorded": recorded, "predicted": predicted} if recorded else {"predicted": predicted}
-    for camera, images in predicted.items():
-        shown = sorted({*np.linspace(0, len(images) - 1, _SHEET_COLUMNS).round().astype(int)})
+    cameras = list(next(iter(lines.values())))
+    for camera in cameras:
+        count = len(next(iter(lines.values()))[camera])
+        shown = sorted({*np.linspace(0, count - 1, _SHEET_COLUMNS).round().astype(int)})
         steps = ", ".join(f"+{step + 1}" for step in shown)
         rows = [
             SheetRow(
                 label=f"{camera}, {label}: {steps}",
                 verdict="",
                 is_good=True,
-                frames=[line[camera][step] for step in shown],
+                frames=[images[camera][step] for step in shown],
             )
-            for label, line in lines.items()
+            for label, images in lines.items()
         ]
         save_contact_sheet(folder / name_of(camera), rows)
-    rows_of_video = [_row([line[camera] for camera in predicted]) for line in lines.values()]
+    rows_of_video = [_row([images[camera] for camera in cameras]) for images in lines.values()]
     frames = np.concatenate(rows_of_video, axis=1)
     write_bytes(folder / video, encode_video(list(frames), _VIDEO_FPS))
 

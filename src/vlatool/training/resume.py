@@ -203,10 +203,10 @@ def with_base_config(config: TrainConfig, run: RunDir | None) -> TrainConfig:
     config, _ = config.derive_static()
     if config.overwrite and run is not None:
         _check_weights_outside(run, config)
-    if started_run(config, run) is None:
+    record = _earlier_record(config, run)
+    if record is None or started_run(config, run) is None:
         config.check_init()
         config = config.with_init_base_config()
-    record = _earlier_record(config, run)
     if record is None:
         return config
     try:

@@ -208,7 +208,7 @@ def predict(config: PredictConfig, *, reporter: Reporter = NULL) -> PredictResul
     with single_output(output, record, (CURVES, REPORT, *names)):
         _save_curves(output / CURVES, result)
         if futures is not None:
-            save_futures(output, futures.predicted, futures.recorded, future_name, VIDEO)
+            save_futures(output, futures.lines, future_name, VIDEO)
         document = result.document()
         del document["ms_per_decision"]  # the same command writes the same bytes
         write_json(output / REPORT, document)
@@ -261,10 +261,16 @@ def _ask(policy: "Policy", chosen: "RecordedFrame", seeds: Sequence[int]) -> _As
 
 @dataclass(frozen=True)
 class _Futures:
-    """Predicted and recorded images [F, S, S, 3] by camera, and the errors of the first."""
+    """Predicted and recorded images [F, S, S, 3] by camera, and the errors of the first.
+
+    Attributes:
+        predicted: Images of predicted codes.
+        lines: What is drawn, from top to bottom, by label.
+        scores: Errors; empty if nothing was recorded.
+    """
 
     predicted: "Mapping[str, UInt8Array]"
-    recorded: "Mapping[str, UInt8Array]"
+    lines: "Mapping[str, Mapping[str, UInt8Array]]"
     scores: Mapping[str, Any]
 
 
@@ -276,6 +282,7 @@ def _futures(
         checked_policy,
         decoded_images,
         prepared_images,
+        reconstructed_images,
     )
 
     predicts = checked_policy(policy, tokenizer)
@@ -283,7 +290,7 @@ def _futures(
     codes = {camera: values[0] for camera, values in answer.items()}
     predicted = {camera: decoded_images(tokenizer, values) for camera, values in codes.items()}
     if chosen.futures is None:
-        return _Futures(predicted, {}, {})
+        return _Futures(predicted, {"predicted": predicted}, {})
     recorded = chosen.futures(len(next(iter(predicted.values()))))
     scores = FutureScores(tokenizer)
     scores.add(codes, recorded, chosen.observation)
@@ -291,7 +298,11 @@ def _futures(
         camera: prepared_images(tokenizer, camera, values)
         for camera, values in recorded.images.items()
     }
-    return _Futures(predicted, resized, {"steps": scores.report()["steps"]})
+    reconstructed = {
+        camera: reconstructed_images(tokenizer, values) for camera, values in resized.items()
+    }
+    lines = {"recorded": resized, "recorded, as codes": reconstructed, "predicted": predicted}
+    return _Futures(predicted, lines, {"steps": scores.report()["steps"]})
 
 
 def _options(config: PredictConfig, trained: Trained, source: Path) -> dict[str, Any]:
