@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vlatool.workflows.build_dataset import build_dataset as build_dataset
     from vlatool.workflows.catalog import plugins as list_plugins  # noqa: F401 - a public name
     from vlatool.workflows.catalog import presets as presets
+    from vlatool.workflows.compare import compare as compare
     from vlatool.workflows.compose import compose as compose
     from vlatool.workflows.decode import decode as decode
     from vlatool.workflows.demo import demo as demo
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from vlatool.workflows.download import download as download
     from vlatool.workflows.encode import encode as encode
     from vlatool.workflows.evaluate import open_loop as open_loop
-    from vlatool.workflows.evaluate import rollout as rollout
     from vlatool.workflows.export import export as export
     from vlatool.workflows.finetune import finetune as finetune
     from vlatool.workflows.fit_fast import fit_fast as fit_fast
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from vlatool.workflows.preprocess import preprocess as preprocess
     from vlatool.workflows.presets_show import presets_show as presets_show
     from vlatool.workflows.resolve_config import resolve_config as resolve_config
+    from vlatool.workflows.rollout import rollout as rollout
     from vlatool.workflows.runs import runs as runs
     from vlatool.workflows.sample import sample as sample
     from vlatool.workflows.serve import serve as serve
@@ -59,6 +60,7 @@ _PUBLIC = {
     "EpisodeRef": "vlatool.episode:EpisodeRef",
     "VlatoolError": "vlatool.errors:VlatoolError",
     "build_dataset": f"{_WORKFLOWS}.build_dataset:build_dataset",
+    "compare": f"{_WORKFLOWS}.compare:compare",
     "compose": f"{_WORKFLOWS}.compose:compose",
     "connect": "vlatool.serving.client:connect",
     "decode": f"{_WORKFLOWS}.decode:decode",
@@ -84,7 +86,7 @@ _PUBLIC = {
     "presets": f"{_WORKFLOWS}.catalog:presets",
     "presets_show": f"{_WORKFLOWS}.presets_show:presets_show",
     "resolve_config": f"{_WORKFLOWS}.resolve_config:resolve_config",
-    "rollout": f"{_WORKFLOWS}.evaluate:rollout",
+    "rollout": f"{_WORKFLOWS}.rollout:rollout",
     "runs": f"{_WORKFLOWS}.runs:runs",
     "sample": f"{_WORKFLOWS}.sample:sample",
     "serve": f"{_WORKFLOWS}.serve:serve",

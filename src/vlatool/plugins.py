@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from types import CodeType
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, Literal, TypeVar, cast
 
 from vlatool.errors import EnvironmentProblem, UsageError
 
@@ -443,6 +443,51 @@ ARTIFACTS: dict[str, str] = {
     "windows": "vlatool.artifacts.windows",
     "shards": "vlatool.artifacts.shards",
     "export": "vlatool.artifacts.export",
+}
+
+
+@dataclass(frozen=True)
+class EnvironmentSource:
+    """Gymnasium environments with one prefix.
+
+    Attributes:
+        register: Function `module:function` that registers them; it may be called repeatedly.
+        preset: Rollout preset with the mapping of their observations and actions.
+        ids: Function `module:function` that returns their ids, for lists; empty: none are listed.
+        extra: Extra that they need; empty if no extra has it.
+    """
+
+    register: str
+    preset: str
+    ids: str = ""
+    extra: str = ""
+
+    def load(self, name: Literal["register", "ids"]) -> Any:
+        """One of the functions; raises ModuleNotFoundError if a package is missing."""
+        return _load(getattr(self, name))
+
+
+# Start of the id of an environment to its source; the longest one counts.
+ENVIRONMENTS: dict[str, EnvironmentSource] = {
+    "vlatool/": EnvironmentSource(
+        "vlatool.world.registration:register_environments",
+        "rollout-world",
+        "vlatool.world.registration:environment_ids",
+    ),
+    "vlatool/PickPlaceLibero": EnvironmentSource(
+        "vlatool.world.registration:register_environments", "rollout-world-libero"
+    ),
+    "metaworld/": EnvironmentSource(
+        "vlatool.world.metaworld.tasks:register_environments",
+        "rollout-metaworld",
+        "vlatool.world.metaworld.tasks:environment_ids",
+        "sim",
+    ),
+    "libero/": EnvironmentSource(
+        "vlatool.world.libero_suites:register_libero",
+        "rollout-libero",
+        "vlatool.world.libero_suites:libero_ids",
+    ),
 }
 # Config classes of the commands that write runs.
 RUN_CONFIGS: Registry[Any] = Registry("", "run", {"train": "vlatool.training.config:TrainConfig"})

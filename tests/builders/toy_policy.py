@@ -1,5 +1,7 @@
 """Toy policy that sees one number and no image, its model type, and an environment for it."""
 
+import os
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,8 +16,9 @@ from vlatool.config.base import ConfigModel
 from vlatool.episode import Array, Observation, ObservationSpec
 
 LINE = "toys/Line-v0"
-# The first episodes that end with an exception, at the reset and at the third step.
-BROKEN_RESET, BROKEN_STEP = 101, 103
+# Seeds of episodes that end with an exception at the reset, with one at the third step, and with
+# their process at the second step.
+BROKEN_RESET, BROKEN_STEP, KILLED = 101, 103, 102
 
 
 class PushPolicy:
@@ -70,6 +73,8 @@ class LineEnv(gymnasium.Env[Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self.steps += 1
+        if self.seed == KILLED and self.seed in self.broken and self.steps == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
         if self.seed == BROKEN_STEP and self.seed in self.broken and self.steps == 3:
             raise RuntimeError("the motor is hot")
         self.x = self.x + action

@@ -31,7 +31,7 @@ from vlatool.evaluation.config import ActionMap, FieldMap, OpenLoopConfig, Rollo
 from vlatool.evaluation.control import ResizeLog, chunk_seed
 from vlatool.evaluation.offline import evaluate_open_loop
 from vlatool.evaluation.plots import save_curves
-from vlatool.evaluation.rollouts import wilson_interval
+from vlatool.evaluation.success import wilson_interval
 from vlatool.events import NullProgress, NullReporter
 from vlatool.loading.base import ActionField, RecordedPairs, Target
 from vlatool.loading.robotics.config import RoboticsDataConfig
@@ -42,8 +42,9 @@ from vlatool.models.policy import RoboticsPolicy
 from vlatool.models.trained import open_trained
 from vlatool.transforms.relative import relative_actions
 from vlatool.transforms.rotations import matrix_from_rot6d
-from vlatool.workflows.evaluate import OpenLoopResult, open_loop, recorded_pairs, rollout
+from vlatool.workflows.evaluate import OpenLoopResult, open_loop, recorded_pairs
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
+from vlatool.workflows.rollout import rollout
 from vlatool.workflows.train import train
 from vlatool.world.registration import ENVIRONMENT
 

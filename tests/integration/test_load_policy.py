@@ -30,10 +30,10 @@ from vlatool.errors import VlatoolError
 from vlatool.evaluation.config import RolloutConfig
 from vlatool.evaluation.control import ResizeLog, chunk_seed
 from vlatool.evaluation.controllers import PolicyController
+from vlatool.evaluation.environments import with_mapping
 from vlatool.evaluation.policy_runner import PolicyRunner
 from vlatool.models.policy import Policy
 from vlatool.models.trained import open_trained
-from vlatool.workflows.evaluate import with_world_mapping
 from vlatool.workflows.train import train
 from vlatool.world.registration import ENVIRONMENT, register_environments
 
@@ -112,7 +112,7 @@ def test_checkpoint_and_run_folder_give_the_same_policy(run: Path, policy: Polic
 @pytest.mark.parametrize("execute", [1, 3, 7])
 def test_actions_are_those_of_a_rollout(run: Path, execute: int) -> None:
     """A loop that passes every observation acts like the controller of evaluations."""
-    config = with_world_mapping(
+    config = with_mapping(
         RolloutConfig(env=ENVIRONMENT, execute_steps=execute, checkpoint=str(run), batch_size=1)
     )
     trained = open_trained(str(run)).policy()

@@ -27,9 +27,10 @@ from vlatool.jobs.job import Ranks
 from vlatool.jobs.record import OutputRecord, read_record
 from vlatool.jobs.run import run_job
 from vlatool.workflows.demo import DemoConfig, demo
-from vlatool.workflows.evaluate import open_loop, rollout
+from vlatool.workflows.evaluate import open_loop
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessJob
 from vlatool.workflows.resolve_config import resolve_config
+from vlatool.workflows.rollout import rollout
 from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.stats_merge import StatsMergeConfig, stats_merge
 from vlatool.workflows.train import train

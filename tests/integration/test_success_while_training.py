@@ -16,7 +16,7 @@ from vlatool.artifacts.run.format import RunDir, read_metrics
 from vlatool.errors import ConfigError, DataError, UsageError, VlatoolError
 from vlatool.events import Progress
 from vlatool.training.config import TrainConfig
-from vlatool.workflows.evaluate import RolloutConfig, rollout
+from vlatool.workflows.rollout import RolloutConfig, rollout
 from vlatool.workflows.train import train
 
 OPTIONS: dict[str, Any] = {
@@ -24,6 +24,7 @@ OPTIONS: dict[str, Any] = {
     "eval__episodes": 3,
     "eval__batch_size": 2,
     "eval__contact_sheet_episodes": 0,
+    "eval__env_processes": 1,
     "eval__fields": {"x": {"key": "x"}},
     "eval__action": [{"field": "push"}],
 }

@@ -13,6 +13,7 @@ import vlatool
 from tests.builders.toy_policy import (
     BROKEN_RESET,
     BROKEN_STEP,
+    KILLED,
     LINE,
     LineEnv,
     PushPolicy,
@@ -20,14 +21,30 @@ from tests.builders.toy_policy import (
 )
 from tests.builders.toy_runs import SITE, toy_config, toys
 from vlatool.episode import Observation
-from vlatool.errors import DataError, PartialFailure, UsageError
-from vlatool.evaluation.config import ActionMap, FieldMap, OpenLoopConfig, RolloutConfig
+from vlatool.errors import DataError, PartialFailure, UsageError, VlatoolError
+from vlatool.evaluation.config import (
+    ActionMap,
+    CompareConfig,
+    FieldMap,
+    OpenLoopConfig,
+    RolloutConfig,
+)
 from vlatool.evaluation.control import ResizeLog, act_in_batches
 from vlatool.evaluation.controllers import PolicyController
-from vlatool.evaluation.rollouts import Rollout, RolloutPlan, rollout_report, run_rollouts
-from vlatool.events import NullProgress
+from vlatool.evaluation.env_processes import LocalEnvironments
+from vlatool.evaluation.rollout_job import rollout_report
+from vlatool.evaluation.rollouts import (
+    Rollout,
+    RolloutPlan,
+    RolloutProgress,
+    Rollouts,
+    run_rollouts,
+)
+from vlatool.events import NullProgress, NullReporter
 from vlatool.testing import check_policy
-from vlatool.workflows.evaluate import open_loop, rollout
+from vlatool.workflows.compare import compare
+from vlatool.workflows.evaluate import open_loop
+from vlatool.workflows.rollout import rollout
 from vlatool.workflows.train import train
 
 KEYS = {"fields": {"x": FieldMap(key="x")}, "action": [ActionMap(field="push")]}
@@ -53,6 +70,7 @@ def site(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def config(run: Path, output: Path, **keys: Any) -> RolloutConfig:
     defaults = {"checkpoint": str(run), "env": LINE, "output": str(output), "seed": FIRST}
+    defaults |= {"env_processes": 1}
     return RolloutConfig(**{**defaults, "episodes": 5, "batch_size": 2, **KEYS, **keys})
 
 
@@ -100,12 +118,14 @@ def rollouts(policy: Any, parallel: int, broken: Sequence[int] = (), **keys: Any
     plan = RolloutPlan(range(FIRST, FIRST + 7), lambda *_: "", "success", parallel=parallel)
     settings = RolloutConfig(**{"batch_size": 4, **KEYS, **keys})
     log = ResizeLog(policy.sees, print)
-    return run_rollouts(
-        lambda: LineEnv(broken=broken),
-        lambda env: PolicyController(policy, settings, log),
-        plan,
-        NullProgress(),
-    )
+    progress = RolloutProgress(NullProgress())
+
+    def make_controller(space: object) -> PolicyController:
+        return PolicyController(policy, settings, log)
+
+    with LocalEnvironments() as environments:
+        env = environments.info(lambda: LineEnv(broken=broken))
+        return run_rollouts(Rollouts(environments, env, make_controller, plan, progress))
 
 
 @pytest.mark.parametrize("parallel", [2, 3, 7])
@@ -158,8 +178,150 @@ def test_errors_are_counted_apart_in_report_text_and_record(run: Path, tmp_path:
     assert ERRORS[BROKEN_STEP] in result.text()
 
 
+def outputs(folder: Path) -> dict[str, bytes]:
+    """Files of an output of rollouts, without those that hold times."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    named = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+    named["report.json"] = named["report.json"].replace(str(folder).encode(), b"")
+    return {name: data for name, data in named.items() if name[0] != "." and name != "timing.json"}
+
+
+def test_processes_give_equal_files_and_an_ended_one_ends_one_episode(
+    run: Path, tmp_path: Path
+) -> None:
+    keys = {"videos": 2, "contact_sheet_episodes": 1}
+    options = {"broken": [BROKEN_RESET, BROKEN_STEP]}
+    for count in (1, 2):
+        name = f"{count} processes"
+        rollout(config(run, tmp_path / name, env_options=options, env_processes=count, **keys))
+    whole = outputs(tmp_path / "1 processes")
+    assert outputs(tmp_path / "2 processes") == whole
+    assert {*whole} == {"report.json", "episodes.png", "videos/100-success.mp4"}
+
+    options = {"broken": [BROKEN_RESET, BROKEN_STEP, KILLED]}
+    killed = rollout(config(run, tmp_path / "killed", env_options=options, env_processes=2))
+
+    rows = {row["seed"]: row for row in killed.figures["rollouts"]}
+    assert rows[KILLED]["error"] == "the process of the environment ended with SIGKILL"
+    others = {row["seed"]: row for row in json.loads(whole["report.json"])["rollouts"]}
+    assert {**rows, KILLED: None} == {**others, KILLED: None}
+
+
 def test_errors_in_all_episodes_are_no_success_rate(run: Path, tmp_path: Path) -> None:
     options = {"broken": [BROKEN_RESET]}
     with pytest.raises(PartialFailure, match="no start"):
         rollout(config(run, tmp_path, seed=BROKEN_RESET, episodes=1, env_options=options))
     assert json.loads((tmp_path / "report.json").read_text())["errors"] == 1
+
+
+# suites and comparisons
+
+
+SUITE = "tasks:\n  whole: {episodes: 2}\n  short: {episodes: 27, max_steps: 2, seed: 7}\n"
+
+
+class Killed(BaseException):
+    """End of a run from outside."""
+
+
+class KilledAtEnd(NullReporter):
+    """Reporter that ends a run after 28 episodes, in the last group."""
+
+    def __init__(self) -> None:
+        self.left = 28
+
+    def progress(self, name: str, total: int | None, unit: str) -> Any:
+        del name, unit
+        assert total == 29
+        return self
+
+    def __enter__(self) -> "KilledAtEnd":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        return None
+
+    def advance(self, amount: int = 1, **fields: float | int | str) -> None:
+        del fields
+        self.left -= amount
+        if not self.left:
+            raise Killed
+
+
+def test_suite_has_figures_per_task_and_resumes_at_a_group(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "two.yaml").write_text(SUITE)
+    keys = {"suite": str(tmp_path / "two.yaml"), "contact_sheet_episodes": 2, "videos": 1}
+    result = rollout(config(run, tmp_path / "whole", **keys))
+    tasks = result.figures["per_task"]
+    assert [(name, row["episodes"]) for name, row in tasks.items()] == [("whole", 2), ("short", 27)]
+    assert (tasks["whole"]["success_rate"], tasks["short"]["mean_steps"]) == (1.0, 2.0)
+    assert result.figures["episodes"] == 29
+    assert result.text().splitlines()[0].startswith("two: ")
+    videos = {name for name in outputs(tmp_path / "whole") if name.startswith("videos/")}
+    assert videos == {"videos/whole-100-success.mp4", "videos/short-7-failure.mp4"}
+
+    other = config(run, tmp_path / "killed", **keys)
+    with pytest.raises(Killed):
+        rollout(other, reporter=KilledAtEnd())
+    rollout(other)
+    assert outputs(tmp_path / "killed") == outputs(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("tasks: {}", "usage.empty_suite"),
+        ("tasks: {a b: {episodes: 1}}", "config.invalid_value"),
+        ("tasks: {a: {episodez: 1}}", "config.unknown_key"),
+        ("tasks: {a: {env: other/Line-v0}}", "usage.unknown_env"),
+    ],
+)
+def test_invalid_suite_is_an_error(run: Path, tmp_path: Path, text: str, code: str) -> None:
+    (tmp_path / "suite.yaml").write_text(text)
+    with pytest.raises(VlatoolError) as caught:
+        rollout(config(run, tmp_path / "out", suite=str(tmp_path / "suite.yaml")))
+    assert caught.value.code == code
+
+
+@pytest.fixture(scope="module")
+def policies(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Outputs of rollouts on the same starts, with and without enough steps."""
+    root = tmp_path_factory.mktemp("policies")
+    broken = {"broken": [BROKEN_STEP]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(run.parent / SITE))
+        for name, keys in {
+            "a": {"max_steps": 2},
+            "b": {"episodes": 9},
+            "other starts": {"seed": 3, "episodes": 1},
+            "other env": {"env_options": {"broken": []}, "episodes": 1},
+        }.items():
+            rollout(config(run, root / name, **{"env_options": broken, **keys}))
+    (root / "damaged.json").write_text('{"rollouts": [{"seed": 1, "success": 3}]}')
+    return root
+
+
+def test_compare_pairs_the_starts_of_two_outputs(policies: Path) -> None:
+    result = compare(CompareConfig(a=str(policies / "a"), b=str(policies / "b" / "report.json")))
+    document = result.document()
+    # The third step of one episode raises, which only b reaches.
+    counts = ("starts", "successes_a", "successes_b", "errors", "unpaired")
+    assert [document[name] for name in counts] == [4, 0, 4, 1, 4]
+    assert (document["difference"], document["p_value"]) == (1.0, 0.125)
+    assert {row["key"] for row in document["differences"]} == {"max_steps", "episodes"}
+    assert "0 %  100 %   +100" in result.text()
+
+
+@pytest.mark.parametrize(
+    ("other", "code"),
+    [
+        ("other starts", "data.no_common_starts"),
+        ("other env", "data.environments_differ"),
+        ("damaged.json", "data.no_rollouts"),
+        ("nowhere", "data.no_rollouts"),
+    ],
+)
+def test_outputs_without_common_starts_are_an_error(policies: Path, other: str, code: str) -> None:
+    with pytest.raises(DataError) as caught:
+        compare(CompareConfig(a=str(policies / "a"), b=str(policies / other)))
+    assert caught.value.code == code

@@ -33,7 +33,7 @@ from vlatool.workflows.compose import ComposeConfig, compose
 from vlatool.workflows.decode import DecodeConfig, decode
 from vlatool.workflows.demo import DemoConfig, demo
 from vlatool.workflows.download import DownloadConfig, download
-from vlatool.workflows.evaluate import open_loop, rollout
+from vlatool.workflows.evaluate import open_loop
 from vlatool.workflows.export import ExportConfig, export
 from vlatool.workflows.fit_fast import FitFastConfig, fit_fast
 from vlatool.workflows.inspect import InspectConfig, inspect
@@ -41,6 +41,7 @@ from vlatool.workflows.model_export import TokenizerExportConfig, tokenizer_expo
 from vlatool.workflows.predict import PredictConfig, predict
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.resolve_config import resolve_config
+from vlatool.workflows.rollout import rollout
 from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.split import SplitConfig, split
 from vlatool.workflows.stats_compute import StatsComputeConfig, stats_compute

@@ -16,6 +16,38 @@ CONTAINER = {"fflags": "+bitexact"}
 TIMELESS_FORMATS = frozenset({"avi", "h264", "hevc", "m4v"})
 
 
+class VideoEncoder:
+    """Encoder of an mp4 file, h264, image by image; colors have full size if a side is odd.
+
+    Args:
+        fps: Frames per second.
+        crf: Quality, 0 to 51; lower is better.
+        keyframe_interval: Frames from one keyframe to the next.
+    """
+
+    def __init__(self, fps: int | Fraction, *, crf: int = 18, keyframe_interval: int = 2) -> None:
+        self._buffer = io.BytesIO()
+        options = {"crf": str(crf), "g": str(keyframe_interval), **_ENCODER}
+        self._container = av.open(self._buffer, "w", format="mp4", options=CONTAINER)
+        self._stream = self._container.add_stream("libx264", rate=fps, options=options)
+        self._is_empty = True
+
+    def add(self, image: UInt8Array) -> None:
+        """Adds an image uint8 [H, W, 3]; all are of one size."""
+        if self._is_empty:
+            self._is_empty = False
+            self._stream.height, self._stream.width = image.shape[:2]
+            is_even = self._stream.height % 2 == self._stream.width % 2 == 0
+            self._stream.pix_fmt = "yuv420p" if is_even else "yuv444p"
+        self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+
+    def finish(self) -> bytes:
+        """The file; nothing can be added then."""
+        self._container.mux(self._stream.encode())
+        self._container.close()
+        return self._buffer.getvalue()
+
+
 def encode_video(
     frames: Iterable[UInt8Array],
     fps: int | Fraction,
@@ -23,23 +55,8 @@ def encode_video(
     crf: int = 18,
     keyframe_interval: int = 2,
 ) -> bytes:
-    """An mp4 file, h264, from images uint8 [H, W, 3]; colors have full size if a side is odd.
-
-    Args:
-        frames: The images, all of one size.
-        fps: Frames per second.
-        crf: Quality, 0 to 51; lower is better.
-        keyframe_interval: Frames from one keyframe to the next.
-    """
-    buffer = io.BytesIO()
-    options = {"crf": str(crf), "g": str(keyframe_interval), **_ENCODER}
-    with av.open(buffer, "w", format="mp4", options=CONTAINER) as container:
-        stream = container.add_stream("libx264", rate=fps, options=options)
-        for number, image in enumerate(frames):
-            if not number:
-                stream.height, stream.width = image.shape[:2]
-                is_even = stream.height % 2 == stream.width % 2 == 0
-                stream.pix_fmt = "yuv420p" if is_even else "yuv444p"
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode())
-    return buffer.getvalue()
+    """An mp4 file from images uint8 [H, W, 3], all of one size; options as of `VideoEncoder`."""
+    encoder = VideoEncoder(fps, crf=crf, keyframe_interval=keyframe_interval)
+    for image in frames:
+        encoder.add(image)
+    return encoder.finish()

@@ -264,18 +264,29 @@ COMMANDS: dict[str, Command] = {
     ),
     "eval rollout": Command(
         "Run a policy in a Gymnasium environment and count its successes.",
-        "vlatool.workflows.evaluate:rollout",
-        "vlatool.workflows.evaluate:RolloutConfig",
+        "vlatool.workflows.rollout:rollout",
+        "vlatool.workflows.rollout:RolloutConfig",
         {"checkpoint": "CHECKPOINT"},
         (
             "vlatool eval rollout runs/bin --env vlatool/PickPlace-v0 --episodes 50",
             "vlatool eval rollout runs/bin --env vlatool/PickPlace-v0 --seed 7 -o rollouts --json",
         ),
         presets=("rollouts",),
-        suggestions={"env": "vlatool.world.registration:environment_ids"},
+        suggestions={"env": "vlatool.evaluation.environments:environment_ids"},
         options=(
             *("env", "output", "preset", "config", "episodes", "seed", "execute_steps"),
-            *("max_steps", "inference_steps", "batch_size", "weights", "instruction"),
+            *("max_steps", "inference_steps", "batch_size", "weights", "instruction", "suite"),
+            *("videos", "env_processes"),
+        ),
+    ),
+    "eval compare": Command(
+        "Compare the success of two policies over the same starts.",
+        "vlatool.workflows.compare:compare",
+        "vlatool.workflows.compare:CompareConfig",
+        {"a": "A", "b": "B"},
+        (
+            "vlatool eval compare runs/bin/eval/rollout-a runs/bin/eval/rollout-b",
+            "vlatool eval compare rollouts-a rollouts-b --json",
         ),
     ),
     "predict": Command(

@@ -1,11 +1,13 @@
 """Options of evaluation, on recorded data or in an environment."""
 
-from typing import Any, Self
+import re
+from typing import Any, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from vlatool.config.base import ConfigModel, required_field
+from vlatool.config.base import ConfigModel, execution_field, required_field
 from vlatool.models.trained import Weights
+from vlatool.transforms.geometry import quarter_turns
 
 
 class OpenLoopConfig(ConfigModel):
@@ -95,8 +97,8 @@ class GripperConfig(ConfigModel):
         return self
 
 
-class RolloutOptions(ConfigModel):
-    """Options of rollouts of a policy in a Gymnasium environment; the section `eval` of a run."""
+class RolloutTask(ConfigModel):
+    """An environment, its episodes, and the mapping to the names of a policy."""
 
     env: str = required_field("", "Id of a Gymnasium environment.")
     env_options: dict[str, Any] = Field(
@@ -105,6 +107,64 @@ class RolloutOptions(ConfigModel):
     episodes: int = Field(default=50, ge=1, description="Number of episodes.")
     seed: int = Field(
         default=100_000, ge=0, description="Seed of the first episode's initial state."
+    )
+    max_steps: int | None = Field(
+        default=None,
+        ge=1,
+        description="Maximum number of steps per episode; null: the environment's limit.",
+    )
+    instruction: str | None = Field(
+        default=None, description="Instruction for the policy; null: that of the environment."
+    )
+    instruction_key: str = Field(
+        default="instruction", description="Observation or info key of the instruction."
+    )
+    success_key: str = Field(default="success", description="Info key of success.")
+    cameras: dict[str, str] = Field(
+        default={}, description="Camera of the policy to observation key; absent: the same name."
+    )
+    flipped_cameras: list[str] = Field(
+        default=[], description="Cameras whose images are upside down."
+    )
+    camera_rotations: dict[str, int] = Field(
+        default={}, description="Clockwise quarter turns of the images by camera of the policy."
+    )
+    fields: dict[str, FieldMap] = Field(
+        default={}, description="Observation key of each field of the policy."
+    )
+    action: list[ActionMap] = Field(
+        default=[], description="Fields that are concatenated, in order, to the action."
+    )
+
+    @field_validator("camera_rotations")
+    @classmethod
+    def _quarter_turns(cls, value: dict[str, int]) -> Any:
+        return quarter_turns(value)
+
+
+class SuiteConfig(ConfigModel):
+    """Tasks that a policy is evaluated on together."""
+
+    tasks: dict[str, RolloutTask] = Field(
+        default={},
+        description="Name of each task to its keys; the others are those of the command.",
+    )
+
+    @field_validator("tasks")
+    @classmethod
+    def _valid_names(cls, value: dict[str, RolloutTask]) -> dict[str, RolloutTask]:
+        for name in value:
+            if not re.fullmatch(r"[\w.+-]+", name):
+                raise ValueError(f"{name!r}: a name has letters, digits and . + - _ only")
+        return value
+
+
+class RolloutOptions(RolloutTask):
+    """Options of rollouts of a policy in Gymnasium environments; the section `eval` of a run."""
+
+    suite: str | None = Field(
+        default=None,
+        description="YAML file with `tasks: {NAME: {env: ..., episodes: ...}}` to run together.",
     )
     execute_steps: int = Field(
         default=4, ge=1, description="Steps of a chunk to execute before the next is sampled."
@@ -129,35 +189,19 @@ class RolloutOptions(ConfigModel):
         description="Published schedule: hold still for execute_steps - 1 steps, then execute as "
         "many of each chunk.",
     )
-    max_steps: int | None = Field(
-        default=None,
-        ge=1,
-        description="Maximum number of steps per episode; null: the environment's limit.",
-    )
     inference_steps: int = Field(
         default=8, ge=1, description="Evaluations of the network per sampled chunk."
     )
     batch_size: int = Field(
         default=8, ge=1, description="Observations computed at once; fewer are filled up."
     )
-    instruction: str | None = Field(
-        default=None, description="Instruction for the policy; null: that of the environment."
+    env_processes: int | None = execution_field(
+        None,
+        "Processes that environments are in; null: one for the built-in world, else one per CPU.",
+        ge=1,
     )
-    instruction_key: str = Field(
-        default="instruction", description="Observation or info key of the instruction."
-    )
-    success_key: str = Field(default="success", description="Info key of success.")
-    cameras: dict[str, str] = Field(
-        default={}, description="Camera of the policy to observation key; absent: the same name."
-    )
-    flipped_cameras: list[str] = Field(
-        default=[], description="Cameras whose images are upside down."
-    )
-    fields: dict[str, FieldMap] = Field(
-        default={}, description="Observation key of each field of the policy."
-    )
-    action: list[ActionMap] = Field(
-        default=[], description="Fields that are concatenated, in order, to the action."
+    videos: int = Field(
+        default=0, ge=0, description="Number of episodes of each task with a video."
     )
     contact_sheet_episodes: int = Field(
         default=8, ge=0, description="Number of episodes in the contact sheet."
@@ -171,7 +215,9 @@ class RolloutOptions(ConfigModel):
 
 
 class RolloutConfig(RolloutOptions):
-    """Options of rollouts, and the weights that act."""
+    """Options of rollouts of trained weights."""
+
+    no_effect_on_output: ClassVar[frozenset[str]] = frozenset({"output", "env_processes"})
 
     checkpoint: str = required_field("", "Run folder or checkpoint, of any scheme.")
     output: str | None = Field(
@@ -180,3 +226,10 @@ class RolloutConfig(RolloutOptions):
     weights: Weights = Field(
         default="auto", description="Averaged or raw weights; auto: averaged if any."
     )
+
+
+class CompareConfig(ConfigModel):
+    """Options of the comparison of two outputs of rollouts."""
+
+    a: str = required_field("", "Output of `vlatool eval rollout`, or its report.json.")
+    b: str = required_field("", "The output to compare with it.")

@@ -4,6 +4,7 @@ A controller gets the observations of several environments at once, so that a po
 batches.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -14,11 +15,10 @@ from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.chunks import grippers_of
 from vlatool.evaluation.config import RolloutConfig
 from vlatool.evaluation.control import ControlOptions, EpisodeControl, ResizeLog, begin_chunks
+from vlatool.evaluation.env_processes import EnvObservation
 from vlatool.evaluation.key_map import KeyMap
 from vlatool.events import counted
 from vlatool.models.policy import Policy
-
-EnvObservation = Mapping[str, Any]
 
 
 class Controller(Protocol):
@@ -66,13 +66,26 @@ class HoldController:
 class PolicyController:
     """Controller that plans an action chunk, executes its first steps and plans again.
 
+    Args:
+        policy: Policy that plans.
+        config: Mapping to the environment, and schedule of the plans.
+        log: Log of resized images.
+        milliseconds: Receives the duration of each batch of plans.
+
     Raises:
         DataError: A field of the policy, a part of the action or a gripper is not mapped.
         UsageError: Chunks are too short for the delay.
     """
 
-    def __init__(self, policy: Policy, config: RolloutConfig, log: ResizeLog) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        config: RolloutConfig,
+        log: ResizeLog,
+        milliseconds: list[float] | None = None,
+    ) -> None:
         self._policy = policy
+        self._milliseconds = [] if milliseconds is None else milliseconds
         self._log = log
         self._config = config
         self._keys = KeyMap(policy, config)
@@ -95,12 +108,16 @@ class PolicyController:
         if due:
             # Sorted, so that a batch has few lengths of instructions; no chunk depends on it.
             due.sort(key=lambda seed: instructions[seed])
+            start = time.perf_counter()
             begin_chunks(
                 self._policy,
                 [self._episodes[seed] for seed in due],
                 [instructions[seed] for seed in due],
                 self._config.batch_size,
             )
+            num_batches = -(-len(due) // self._config.batch_size)
+            duration = 1000 * (time.perf_counter() - start) / num_batches
+            self._milliseconds += [round(duration, 3)] * num_batches
         return {seed: self._next_action(self._episodes[seed]) for seed in observations}
 
     def _is_due(self, episode: EpisodeControl) -> bool:

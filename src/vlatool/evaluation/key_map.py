@@ -11,6 +11,7 @@ from vlatool.evaluation.config import FieldMap, RolloutConfig
 from vlatool.evaluation.control import RobotState, as_array
 from vlatool.models.policy import Policy
 from vlatool.plugins import did_you_mean
+from vlatool.transforms.geometry import rotate
 
 # Kinds of numpy types: booleans, integers and floats.
 _NUMBERS = "biuf"
@@ -69,7 +70,10 @@ class KeyMap:
 
     def _image(self, observation: Mapping[str, Any], camera: str) -> Array:
         image = as_array(camera, _value(observation, self._config.cameras.get(camera, camera)))
-        return image[::-1] if camera in self._config.flipped_cameras and image.ndim else image
+        if image.ndim and camera in self._config.flipped_cameras:
+            image = image[::-1]
+        turns = self._config.camera_rotations.get(camera, 0)
+        return rotate(image, turns) if image.ndim > 1 else image
 
     def _field(self, observation: Mapping[str, Any], name: str) -> Array:
         source = self._config.fields[name]

@@ -344,17 +344,21 @@ def _start_worker(preload: Sequence[str], warnings: Connection) -> None:
     warn_through(warnings)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
-    threading.Thread(target=_end_with_driver, daemon=True).start()
+    end_with_driver()
     for module in preload:
         importlib.import_module(module)
 
 
-def _end_with_driver() -> None:
-    """Exits when the driver ends; a killed driver cannot stop its workers."""
+def end_with_driver() -> None:
+    """Makes this process exit when its driver ends; a killed driver cannot stop its workers."""
     driver = multiprocessing.parent_process()
-    if driver is not None:
-        driver.join()
-        os._exit(1)
+
+    def exit_after_driver() -> None:
+        if driver is not None:
+            driver.join()
+            os._exit(1)
+
+    threading.Thread(target=exit_after_driver, daemon=True).start()
 
 
 def _stop(pool: ProcessPoolExecutor) -> None:

@@ -4,6 +4,7 @@ Sizes are (height, width); a pixel covers [i, i + 1], so the left edge of an ima
 formats/lbm-preprocessing 2.4, 2.5; calibration follows the exact transform of the pixels.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,7 +52,7 @@ class ImageGeometry:
         return self._transform(values, "nearest")
 
     def _transform(self, image: Array, resize_filter: ResizeFilter) -> Array:
-        turned = _rotate(image, self.turns)
+        turned = rotate(image, self.turns)
         if self.target == self.original:
             return turned
         return resampled(turned, self.scaled, self.offset, self.target, resize_filter)
@@ -156,7 +157,19 @@ def published_intrinsics(matrix: Array, geometry: ImageGeometry, method: ResizeM
     return result
 
 
-def _rotate(image: Array, turns: int) -> Array:
+def quarter_turns(value: Mapping[str, int]) -> Mapping[str, int]:
+    """Returns clockwise quarter turns by camera; a field validator.
+
+    Raises:
+        ValueError: A number of turns is not 0 to 3.
+    """
+    for name, turns in value.items():
+        if not 0 <= turns <= 3:
+            raise ValueError(f"{name}: {turns} is not 0 to 3 quarter turns; 90 degrees are 1")
+    return value
+
+
+def rotate(image: Array, turns: int) -> Array:
     """Image rotated clockwise; `np.rot90` rotates counterclockwise."""
     return image if turns % 4 == 0 else np.ascontiguousarray(np.rot90(image, -turns))
 

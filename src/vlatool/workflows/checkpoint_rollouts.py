@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlatool.evaluation.config import RolloutConfig, RolloutOptions
+from vlatool.evaluation.environments import environment_maker, with_mapping
 from vlatool.events import Reporter
-from vlatool.workflows.evaluate import environment_maker, rollout, with_world_mapping
+from vlatool.workflows.rollout import rollout
 
 if TYPE_CHECKING:
     from vlatool.models.policy import Policy
@@ -28,7 +29,7 @@ class CheckpointRollouts:
             **{name: getattr(options, name) for name in RolloutOptions.model_fields}
         )
         self._reporter = reporter
-        self._make_env = environment_maker(options.env, **options.env_options)
+        self._make_env = environment_maker(options)
 
     def check(self, policy: "Policy") -> None:
         """Checks the first observation of the environment, and the width of its actions.
@@ -40,7 +41,7 @@ class CheckpointRollouts:
         """
         from vlatool.evaluation.controllers import check_environment
 
-        check_environment(policy, with_world_mapping(self._options), self._make_env)
+        check_environment(policy, with_mapping(self._options), self._make_env)
 
     def __call__(self, checkpoint: Path, output: Path) -> Mapping[str, float]:
         """Metrics of the rollouts of a checkpoint, with one per instruction if there are several.

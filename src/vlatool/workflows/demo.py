@@ -15,14 +15,14 @@ from vlatool.config.base import ConfigModel
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.errors import missing_package, requirements
-from vlatool.evaluation.config import RolloutConfig
+from vlatool.evaluation.config import RolloutConfig, RolloutTask
+from vlatool.evaluation.environments import environment_maker, with_mapping
 from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.record import OutputRecord, single_output
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import local_path
 from vlatool.training.config import TrainConfig
 from vlatool.workflows.demo_report import write_demo_report
-from vlatool.workflows.evaluate import environment_maker, with_world_mapping
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.train import TrainResult, train
@@ -31,7 +31,7 @@ from vlatool.world.scene import COLORS, instruction_for
 
 if TYPE_CHECKING:
     from vlatool.evaluation.controllers import Controller
-    from vlatool.evaluation.rollouts import Rollout
+    from vlatool.evaluation.rollouts import Rollout, RolloutPlan
 
 _FIRST_SEED = 500_000
 _NUM_RENDERED = 6
@@ -242,11 +242,12 @@ def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluat
     from vlatool.evaluation.controllers import HoldController, PolicyController, RandomController
     from vlatool.evaluation.plots import save_contact_sheet
     from vlatool.evaluation.policy_runner import open_policy
-    from vlatool.evaluation.rollouts import RolloutPlan, run_rollouts, sheet_rows
+    from vlatool.evaluation.rollout_job import sheet_rows
+    from vlatool.evaluation.rollouts import RolloutPlan
 
     words = ["eval", "rollout", paths.run, "--env", ENVIRONMENT, "--episodes", config.rollouts]
     _log_command(reporter, *words, "--seed", _FIRST_SEED)
-    settings = with_world_mapping(RolloutConfig(env=ENVIRONMENT, seed=_FIRST_SEED))
+    settings = with_mapping(RolloutConfig(env=ENVIRONMENT, seed=_FIRST_SEED))
     policy, _ = open_policy(str(paths.run), settings.weights, settings.inference_steps)
     log = ResizeLog(policy.sees, reporter.note)
     seeds = range(_FIRST_SEED, _FIRST_SEED + config.rollouts)
@@ -263,30 +264,48 @@ def _evaluate(config: DemoConfig, paths: _Paths, reporter: Reporter) -> _Evaluat
     )
     baseline_plan = RolloutPlan(seeds, _true_instruction, "success", options=_goal)
 
-    def policy_controller(env: Any) -> "Controller":
-        del env
-        return PolicyController(policy, settings, log)
-
-    with_cameras = environment_maker(ENVIRONMENT)
-    without_cameras = environment_maker(ENVIRONMENT, cameras=0)
+    without_cameras = RolloutTask(env=ENVIRONMENT, env_options={"cameras": 0})
 
     def roll_out(
         name: str, make_controller: Callable[[Any], "Controller"], plan: RolloutPlan
     ) -> "list[Rollout]":
-        make_env = without_cameras if plan is baseline_plan else with_cameras
-        with reporter.progress(name, config.rollouts, "episodes") as bar:
-            return run_rollouts(make_env, make_controller, plan, bar)
+        task = without_cameras if plan is baseline_plan else settings
+        return _roll_out(name, task, make_controller, plan, reporter)
+
+    def policy_controller(_: Any) -> "Controller":
+        return PolicyController(policy, settings, log)
 
     policy_rollouts = roll_out("policy", policy_controller, true_plan)
     wrong_rollouts = roll_out("policy, wrong instruction", policy_controller, wrong_plan)
     random_rollouts = roll_out(
-        "random", lambda env: RandomController(env.action_space, config.seed), baseline_plan
+        "random", lambda space: RandomController(space, config.seed), baseline_plan
     )
-    idle_rollouts = roll_out("doing nothing", lambda env: HoldController("proprio"), baseline_plan)
+    idle_rollouts = roll_out(
+        "doing nothing", lambda space: HoldController("proprio"), baseline_plan
+    )
     sheets = {"policy": paths.root / _ROLLOUTS, "wrong": paths.root / _WRONG_ROLLOUTS}
     save_contact_sheet(sheets["policy"], sheet_rows(policy_rollouts))
     save_contact_sheet(sheets["wrong"], sheet_rows(wrong_rollouts, _obeyed_label))
     return _Evaluation(policy_rollouts, random_rollouts, idle_rollouts, wrong_rollouts, sheets)
+
+
+def _roll_out(
+    name: str,
+    task: RolloutTask,
+    make_controller: Callable[[Any], "Controller"],
+    plan: "RolloutPlan",
+    reporter: Reporter,
+) -> "list[Rollout]":
+    """Rollouts of all episodes of a plan."""
+    from vlatool.evaluation.env_processes import LocalEnvironments
+    from vlatool.evaluation.rollouts import RolloutProgress, Rollouts, run_rollouts
+
+    with (
+        reporter.progress(name, len(plan.seeds), "episodes") as bar,
+        LocalEnvironments() as environments,
+    ):
+        env, progress = environments.info(environment_maker(task)), RolloutProgress(bar)
+        return run_rollouts(Rollouts(environments, env, make_controller, plan, progress))
 
 
 def _goal(seed: int) -> dict[str, Any]:
@@ -323,7 +342,7 @@ def _result(
     evaluation: _Evaluation,
     stopwatch: _Stopwatch,
 ) -> DemoResult:
-    from vlatool.evaluation.rollouts import rollout_report
+    from vlatool.evaluation.rollout_job import rollout_report
 
     metrics = rollout_report(evaluation.policy)
     obeyed = [_obeyed(rollout.info, rollout.instruction) for rollout in evaluation.wrong]

@@ -1,4 +1,4 @@
-"""Evaluation of a trained policy: open-loop on data, closed-loop in an environment."""
+"""Open-loop evaluation of a trained policy on recorded data."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -7,37 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlatool.config.base import check_required
-from vlatool.config.resolve import load_config
-from vlatool.errors import DataError, PartialFailure, UsageError, missing_package
-from vlatool.evaluation.config import OpenLoopConfig, RolloutConfig
+from vlatool.errors import DataError, UsageError
+from vlatool.evaluation.config import OpenLoopConfig
 from vlatool.events import NULL, Reporter, counted
-from vlatool.jobs.command import JobConfig
-from vlatool.jobs.executor import SerialExecutor
 from vlatool.jobs.record import OutputRecord, check_output_owner, single_output
-from vlatool.jobs.run import run_job
 from vlatool.jobs.versions import versions_of
 from vlatool.loading.base import HasPairs, PairOptions, RecordedPairs
 from vlatool.models.trained import Trained, data_kind_of
 from vlatool.storage.atomic import write_json
 from vlatool.storage.uri import is_remote, local_path, pinned
-from vlatool.world.registration import (
-    ENVIRONMENT,
-    LIBERO_ENVIRONMENT,
-    environment_ids,
-    register_environments,
-)
 
 if TYPE_CHECKING:
     from vlatool.models.policy import Policy
 
-__all__ = ["OpenLoopConfig", "RolloutConfig", "open_loop", "rollout"]
+__all__ = ["OpenLoopConfig", "open_loop"]
 
 CURVES, REPORT = "curves.png", "report.json"
-_WORLD_PRESETS = {ENVIRONMENT: "rollout-world", LIBERO_ENVIRONMENT: "rollout-world-libero"}
 _NUM_WORST = 3
-# Keys that records of version 0.2.0 lack: left out unless they are set, so that unfinished rollouts
-# of that version resume.
-_LATER_KEYS = frozenset({"delay_steps", "ensemble_decay", "grippers", "compat"})
 # Label and decimals of the errors of predicted images.
 _FUTURE_METRICS: Mapping[str, tuple[str, int]] = {
     "code_accuracy": ("accuracy of codes", 4),
@@ -104,10 +90,6 @@ def futures_text(futures: Mapping[str, Any]) -> Iterator[str]:
         yield f"   {label:<49}{figures}"
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
 def _figure(value: float | None) -> str:
     return f"{'-':>14}" if value is None else f"{value:>14.5f}"
 
@@ -132,39 +114,6 @@ def _details(metrics: Mapping[str, Any]) -> Iterator[str]:
         rows = zip(errors, names, range(len(names)), strict=True)
         worst = sorted(((e, name) for e, name, i in rows if i not in constant), reverse=True)
         yield "largest errors: " + ", ".join(f"{name} {e:.5f}" for e, name in worst[:_NUM_WORST])
-
-
-@dataclass(frozen=True)
-class RolloutResult:
-    """Success rates of a policy in an environment."""
-
-    checkpoint: str
-    weights: str
-    env: str
-    figures: Mapping[str, Any]
-    picture: str | None
-    report: str
-
-    def document(self) -> dict[str, Any]:
-        """The result as a JSON-serializable mapping."""
-        info = {key: value for key, value in asdict(self).items() if key != "figures"}
-        return {**info, **self.figures}
-
-    def text(self) -> str:
-        """The result as text."""
-        low, high = self.figures["confidence_95"]
-        interval = f"95 % interval {100 * low:.0f} to {100 * high:.0f} %"
-        rate = _rate(self.figures)
-        lines = [f"{self.env}: {rate} success ({interval}), {weights_text(self.weights)}"]
-        for instruction, counts in self.figures["per_instruction"].items():
-            lines.append(f"   {_rate(counts)}  {instruction or '(no instruction)'}")
-        errors = [row["error"] for row in self.figures["rollouts"] if row["error"] is not None]
-        if errors:
-            lines.append(f"episodes ended by an error of the environment: {len(errors)}")
-            lines += [f"   {errors.count(error)}  {error}" for error in dict.fromkeys(errors)]
-        if self.picture:
-            lines.append(f"episodes: {self.picture}")
-        return "\n".join(lines)
 
 
 def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopResult:
@@ -219,128 +168,6 @@ def open_loop(config: OpenLoopConfig, *, reporter: Reporter = NULL) -> OpenLoopR
     return result
 
 
-def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResult:
-    """Runs a policy in a Gymnasium environment and counts its successes.
-
-    An interrupted run is resumed with the next group of episodes; a complete one is repeated.
-
-    Raises:
-        UsageError: The environment does not exist, or the output has different content.
-        DataError: The observations of the environment lack an input of the policy.
-        PartialFailure: An error of the environment ended every episode.
-    """
-    from vlatool.evaluation.control import ResizeLog
-    from vlatool.evaluation.controllers import PolicyController
-    from vlatool.evaluation.policy_runner import open_policy
-    from vlatool.evaluation.rollouts import RolloutJob, RolloutPlan, Rollouts
-
-    make_env = environment_maker(config.env, **config.env_options)
-    policy, trained = open_policy(
-        config.checkpoint, config.weights, config.inference_steps, reporter
-    )
-    config = with_world_mapping(config)
-    plan = RolloutPlan(
-        seeds=range(config.seed, config.seed + config.episodes),
-        choose_instruction=lambda observation, info: _instruction(config, observation, info),
-        success_key=config.success_key,
-        max_steps=config.max_steps,
-        num_rendered=config.contact_sheet_episodes,
-    )
-    labels = {
-        "checkpoint": str(checkpoint_of(trained)),
-        "weights": trained.origin.weights,
-        "env": config.env,
-    }
-    record = OutputRecord("eval rollout", _options(config, trained))
-    log = ResizeLog(policy.sees, reporter.note)
-    output = results_folder(config.output, trained, f"rollout-{config.env.replace('/', '-')}")
-    with (
-        reporter.progress("rollouts", config.episodes, "episodes") as bar,
-        Rollouts(
-            make_env, lambda env: PolicyController(policy, config, log), plan, bar
-        ) as rollouts,
-    ):
-        job = RolloutJob(output, record, rollouts, labels)
-        run_job(job, SerialExecutor(), options=JobConfig(overwrite=True, on_error="stop"))
-    report = job.report()
-    names = [*labels, "picture", "report"]
-    metrics = {name: value for name, value in report.items() if name not in names}
-    if not report["episodes"]:
-        raise _every_episode_failed(report)
-    return RolloutResult(**{name: report[name] for name in names}, figures=metrics)
-
-
-def _every_episode_failed(report: Mapping[str, Any]) -> PartialFailure:
-    rows = report["rollouts"]
-    return PartialFailure(
-        f"{report['env']}: an error of the environment ended every episode; "
-        f"the first: {rows[0]['error']}",
-        hint=f"all are in {report['report']}",
-        code="partial.rollouts_failed",
-        details={"failures": rows},
-    )
-
-
-def environment_maker(name: str, **options: Any) -> Any:
-    """Returns a function that creates the named environment with `options`, after a first try.
-
-    Raises:
-        UsageError: There is no such environment, or it does not accept the options.
-        EnvironmentProblem: Gymnasium is not installed.
-    """
-    try:
-        import gymnasium
-    except ModuleNotFoundError:
-        raise missing_package("gymnasium") from None
-    if not name:
-        raise UsageError(
-            "no environment is given",
-            hint=f"give one, such as --env {ENVIRONMENT}",
-            code="usage.no_env",
-        )
-    register_environments()
-
-    def make() -> Any:
-        return gymnasium.make(name, render_mode="rgb_array", **options)
-
-    try:
-        make().close()
-    except (gymnasium.error.Error, ModuleNotFoundError) as error:
-        raise UsageError(
-            f"the environment {name!r} cannot be created: {_first_line(error)}",
-            hint=f"install the package that defines it; built in: {', '.join(environment_ids())}",
-            code="usage.unknown_env",
-        ) from None
-    except (TypeError, LookupError, ValueError) as error:
-        if not options:
-            raise
-        raise UsageError(
-            f"the environment {name!r} cannot be created with {options}: {_first_line(error)}",
-            hint="set env_options to options that its documentation lists",
-            code="usage.env_options",
-            details={"env_options": options},
-        ) from None
-    return make
-
-
-def with_world_mapping(config: RolloutConfig) -> RolloutConfig:
-    """Adds the mapping of the built-in world if that is used without a mapping."""
-    if config.env not in _WORLD_PRESETS or config.fields or config.action:
-        return config
-    world = load_config(RolloutConfig, presets=[_WORLD_PRESETS[config.env]]).config
-    return config.model_copy(update={"fields": world.fields, "action": world.action})
-
-
-def _instruction(
-    config: RolloutConfig, observation: Mapping[str, Any], info: Mapping[str, Any]
-) -> str:
-    if config.instruction is not None:
-        return config.instruction
-    key = config.instruction_key
-    values = {**info, **observation} if isinstance(observation, Mapping) else info
-    return str(values.get(key, ""))
-
-
 def recorded_pairs(location: str, policy: "Policy", trained: Trained, seed: int) -> RecordedPairs:
     """Recorded observations and targets that a policy can be evaluated on.
 
@@ -358,16 +185,11 @@ def recorded_pairs(location: str, policy: "Policy", trained: Trained, seed: int)
     return kind.pairs(trained.config.data, trained.assets, location, options)
 
 
-def _options(
-    config: OpenLoopConfig | RolloutConfig, trained: Trained, data: Path | None = None
-) -> dict[str, Any]:
+def _options(config: OpenLoopConfig, trained: Trained, data: Path) -> dict[str, Any]:
     """Options for the record, with names instead of paths of the inputs."""
-    later = _LATER_KEYS - config.model_dump(exclude_defaults=True).keys()
-    options = config.model_dump(mode="json", exclude={"output", *later})
-    options["checkpoint"] = checkpoint_of(trained).name
-    root = folder_of(trained)
-    read = [root] if data is None else [root, data]
-    return options | ({} if data is None else {"data": data.name}) | versions_of(read)
+    options = config.model_dump(mode="json", exclude={"output"})
+    inputs = {"checkpoint": checkpoint_of(trained).name, "data": data.name}
+    return options | inputs | versions_of([folder_of(trained), data])
 
 
 def results_folder(output: str | None, trained: Trained, name: str) -> Path:
@@ -400,7 +222,3 @@ def folder_of(trained: Trained) -> Path:
 def weights_text(weights: str) -> str:
     """Averaged or raw weights; a published file does not say which."""
     return f"{weights} weights" if weights else "published weights"
-
-
-def _rate(counts: Mapping[str, Any]) -> str:
-    return f"{counts['successes']} of {counts['episodes']} ({100 * counts['success_rate']:.0f} %)"

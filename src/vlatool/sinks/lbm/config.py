@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from vlatool.config.base import unique_items
 from vlatool.sinks.base import SinkConfig
 from vlatool.sinks.images import ImageSize, ResizingMethod, height_and_width
+from vlatool.transforms.geometry import quarter_turns
 from vlatool.transforms.pose_groups import PoseGroupConfig
 from vlatool.transforms.resampling import ResizeFilter
 from vlatool.transforms.sampling import SampleSpec
@@ -122,11 +123,8 @@ class LbmConfig(SinkConfig):
 
     @field_validator("camera_rotations")
     @classmethod
-    def _quarter_turns(cls, value: dict[str, int]) -> dict[str, int]:
-        for name, turns in value.items():
-            if not 0 <= turns <= 3:
-                raise ValueError(f"{name}: {turns} is not 0 to 3 quarter turns; 90 degrees are 1")
-        return value
+    def _quarter_turns(cls, value: dict[str, int]) -> Any:
+        return quarter_turns(value)
 
     @model_validator(mode="after")
     def _still_filter_is_on(self) -> Self:

@@ -1,0 +1,237 @@
+"""Comparison of the success rates of two policies over the same starts."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlatool.config.base import check_required
+from vlatool.config.scalars import value_text
+from vlatool.errors import DataError
+from vlatool.evaluation.config import CompareConfig
+from vlatool.evaluation.success import PairCounts
+from vlatool.events import NULL, Reporter, counted
+from vlatool.jobs.differences import differing_keys
+from vlatool.jobs.record import read_record
+from vlatool.pages.text import text_table
+from vlatool.storage.documents import DocumentError, read_json
+from vlatool.storage.uri import pinned
+
+__all__ = ["CompareConfig", "compare"]
+
+_REPORT = "report.json"
+# Options that may differ between two policies or do not change what they do.
+_UNCOMPARED = frozenset({"checkpoint", "versions", "videos", "contact_sheet_episodes"})
+_ENV_KEYS = frozenset({"env", "env_options"})
+
+# Task, empty without a suite; seed.
+Start = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class RolloutOutput:
+    """RolloutOutput in an output.
+
+    Attributes:
+        location: Location as it was given.
+        checkpoint: Name of the checkpoint.
+        weights: `ema` or `raw`.
+        env: Id of the environment, or name of the suite.
+        options: Recorded options; empty without a record.
+        rows: Map from start to the row of the report.
+    """
+
+    location: str
+    checkpoint: str
+    weights: str
+    env: str
+    options: Mapping[str, Any]
+    rows: Mapping[Start, Mapping[str, Any]]
+
+    def document(self) -> dict[str, Any]:
+        """Location and weights, as JSON values."""
+        names = ("location", "checkpoint", "weights")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class CompareResult:
+    """Comparison of two policies, a and b, over the same starts.
+
+    Attributes:
+        a: First rollouts.
+        b: Second rollouts.
+        differences: Options that differ, besides the checkpoint: (key, value of a, of b).
+        overall: Outcomes over all common starts.
+        per_task: Outcomes by task of a suite, or by instruction; empty for a single one.
+        errors: Number of common starts that an error of the environment ended, in a or b.
+        unpaired: Number of starts that only one of them has.
+    """
+
+    a: RolloutOutput
+    b: RolloutOutput
+    differences: Sequence[tuple[str, Any, Any]]
+    overall: PairCounts
+    per_task: Mapping[str, PairCounts]
+    errors: int
+    unpaired: int
+
+    def document(self) -> dict[str, Any]:
+        """The result as a JSON-serializable mapping."""
+        return {
+            "env": self.a.env,
+            "a": self.a.document(),
+            "b": self.b.document(),
+            "differences": [{"key": key, "a": a, "b": b} for key, a, b in self.differences],
+            **_figures(self.overall),
+            "errors": self.errors,
+            "unpaired": self.unpaired,
+            "per_task": {name: _figures(counts) for name, counts in self.per_task.items()},
+        }
+
+    def text(self) -> str:
+        """The result as text: a row per task."""
+        rows = [(name, *_cells(counts)) for name, counts in self.per_task.items()]
+        title = f"{self.a.env}: success of A and B over the same starts"
+        header = ("task", "starts", "A", "B", "B - A", "95 % interval", "p-value")
+        lines = [
+            f"A: {self.a.location} ({self.a.checkpoint})",
+            f"B: {self.b.location} ({self.b.checkpoint})",
+            text_table(title, header, [("all", *_cells(self.overall)), *rows]),
+        ]
+        for key, a, b in self.differences:
+            lines.append(f"differs: {key} {value_text(a)} in A, {value_text(b)} in B")
+        if self.errors:
+            starts = counted(self.errors, "start")
+            lines.append(f"left out: {starts} that an error of the environment ended in A or B")
+        if self.unpaired:
+            lines.append(f"left out: {counted(self.unpaired, 'start')} that only A or only B has")
+        return "\n".join(lines)
+
+
+def compare(config: CompareConfig, *, reporter: Reporter = NULL) -> CompareResult:
+    """Compares two policies over the starts that both were evaluated on.
+
+    Raises:
+        UsageError: A location is not given.
+        DataError: A location has no report of rollouts, the environments differ, or no start is in
+            both.
+    """
+    del reporter
+    check_required(config, "vlatool eval compare A B")
+    a, b = read_rollouts(config.a), read_rollouts(config.b)
+    differences = _differences(a, b)
+    starts = [start for start in a.rows if start in b.rows]
+    if not starts:
+        raise DataError(
+            f"{config.a} and {config.b}: no start is in both",
+            hint="evaluate both with the same --seed and --episodes, or the same --suite",
+            code="data.no_common_starts",
+        )
+    valid = [start for start in starts if _is_valid(a.rows[start]) and _is_valid(b.rows[start])]
+    pairs = {start: (a.rows[start]["success"], b.rows[start]["success"]) for start in valid}
+    return CompareResult(
+        a,
+        b,
+        differences,
+        PairCounts.of([*pairs.values()]),
+        _per_task(a, pairs),
+        errors=len(starts) - len(valid),
+        unpaired=len(a.rows) + len(b.rows) - 2 * len(starts),
+    )
+
+
+def read_rollouts(location: str) -> RolloutOutput:
+    """RolloutOutput of an output of `vlatool eval rollout`, or of its report.
+
+    Raises:
+        DataError: There is no report of rollouts.
+    """
+    path = pinned(location)
+    path = path if path.suffix == ".json" else path / _REPORT
+    try:
+        report = read_json(path)
+        rows = dict(map(_row, report["rollouts"]))
+        checkpoint, weights, env = (str(report[key]) for key in ("checkpoint", "weights", "env"))
+    except (OSError, DocumentError, KeyError, TypeError, ValueError, AttributeError) as error:
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        raise DataError.at(
+            path,
+            "no such file" if missing else "is not a report of rollouts",
+            hint="give an output of `vlatool eval rollout`, such as RUN/eval/rollout-...",
+            code="data.no_rollouts",
+        ) from None
+    record = read_record(path.parent)
+    options = record.options if record is not None and record.command == "eval rollout" else {}
+    return RolloutOutput(location, Path(checkpoint).name, weights, env, options, rows)
+
+
+def _row(row: Mapping[str, Any]) -> tuple[Start, Mapping[str, Any]]:
+    """Start and row of an episode; raises LookupError, TypeError, ValueError for others."""
+    if not isinstance(row["success"], bool):
+        raise TypeError("success is no boolean")
+    return (str(row.get("task", "")), int(row["seed"])), row
+
+
+def _differences(a: RolloutOutput, b: RolloutOutput) -> list[tuple[str, Any, Any]]:
+    """Options that differ.
+
+    Raises:
+        DataError: The environments differ.
+    """
+    differences = [("env", a.env, b.env)] if a.env != b.env and not a.options else []
+    if a.options and b.options:
+        pairs = differing_keys(dict(a.options), dict(b.options))
+        differences = [row for row in pairs if row[0].partition(".")[0] not in _UNCOMPARED]
+    for key, old, new in differences:
+        if _ENV_KEYS.intersection(key.split(".")):
+            raise DataError(
+                f"{a.location} and {b.location}: the environments differ: {key} "
+                f"{value_text(old)} and {value_text(new)}",
+                hint="compare rollouts in the same environment with the same options",
+                code="data.environments_differ",
+                details={"key": key},
+            )
+    return differences
+
+
+def _is_valid(row: Mapping[str, Any]) -> bool:
+    return row.get("error") is None
+
+
+def _per_task(
+    a: RolloutOutput, pairs: Mapping[Start, tuple[bool, bool]]
+) -> Mapping[str, PairCounts]:
+    """Outcomes by task or, without tasks, by instruction of a; empty for a single one."""
+    groups: dict[str, list[tuple[bool, bool]]] = {}
+    for start, pair in pairs.items():
+        name = start[0] or str(a.rows[start].get("instruction", ""))
+        groups.setdefault(name, []).append(pair)
+    is_single = len(groups) < 2 and not any(task for task, _ in pairs)
+    return {} if is_single else {name: PairCounts.of(groups[name]) for name in sorted(groups)}
+
+
+def _figures(counts: PairCounts) -> dict[str, Any]:
+    low, high = counts.confidence_95()
+    return {
+        "starts": counts.total,
+        "successes_a": counts.both + counts.only_a,
+        "successes_b": counts.both + counts.only_b,
+        "only_a": counts.only_a,
+        "only_b": counts.only_b,
+        "difference": counts.difference,
+        "confidence_95": [round(low, 4), round(high, 4)],
+        "p_value": counts.p_value(),
+    }
+
+
+def _cells(counts: PairCounts) -> Iterator[str]:
+    """Cells of a row of the table, in percent."""
+    low, high = counts.confidence_95()
+    total = max(counts.total, 1)
+    yield str(counts.total)
+    for successes in (counts.both + counts.only_a, counts.both + counts.only_b):
+        yield f"{100 * successes / total:.0f} %"
+    yield f"{100 * counts.difference:+.0f}"
+    yield f"{100 * low:+.0f} to {100 * high:+.0f}"
+    yield f"{counts.p_value():.3f}"

@@ -1,0 +1,211 @@
+"""Closed-loop evaluation of a trained policy in Gymnasium environments."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from vlatool.config.resolve import load_config
+from vlatool.errors import PartialFailure, UsageError
+from vlatool.evaluation.config import RolloutConfig, RolloutTask, SuiteConfig
+from vlatool.evaluation.env_processes import Environments, EnvProcesses, LocalEnvironments
+from vlatool.evaluation.environments import EnvironmentMaker, environment_maker, with_mapping
+from vlatool.events import NULL, Reporter
+from vlatool.jobs.command import JobConfig
+from vlatool.jobs.executor import SerialExecutor
+from vlatool.jobs.record import OutputRecord
+from vlatool.jobs.run import run_job
+from vlatool.jobs.versions import versions_of
+from vlatool.models.trained import Trained
+from vlatool.workflows.evaluate import checkpoint_of, folder_of, results_folder, weights_text
+
+__all__ = ["RolloutConfig", "rollout"]
+
+# Keys that records of version 0.2.0 lack: left out unless they are set, so that unfinished rollouts
+# of that version resume.
+_LATER_KEYS = frozenset(
+    {
+        *("delay_steps", "ensemble_decay", "grippers", "compat"),
+        *("suite", "videos", "camera_rotations"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class RolloutResult:
+    """Success rates of a policy in an environment, or in those of a suite."""
+
+    checkpoint: str
+    weights: str
+    env: str
+    figures: Mapping[str, Any]
+    picture: str | None
+    report: str
+
+    def document(self) -> dict[str, Any]:
+        """The result as a JSON-serializable mapping."""
+        info = {key: value for key, value in asdict(self).items() if key != "figures"}
+        return {**info, **self.figures}
+
+    def text(self) -> str:
+        """The result as text."""
+        figures = self.figures
+        weights = weights_text(self.weights)
+        lines = [f"{self.env}: {_rate(figures)} success ({_interval(figures)}), {weights}"]
+        for task, counts in figures.get("per_task", {}).items():
+            lines.append(f"   {_rate(counts)}  {task} ({_interval(counts)})")
+        for instruction, counts in figures["per_instruction"].items():
+            lines.append(f"   {_rate(counts)}  {instruction or '(no instruction)'}")
+        errors = [row["error"] for row in figures["rollouts"] if row["error"] is not None]
+        if errors:
+            lines.append(f"episodes ended by an error of the environment: {len(errors)}")
+            lines += [f"   {errors.count(error)}  {error}" for error in dict.fromkeys(errors)]
+        if figures["plan_ms"]["batches"]:
+            lines.append(_latency_text(figures["plan_ms"]))
+        if self.picture:
+            lines.append(f"episodes: {self.picture}")
+        return "\n".join(lines)
+
+
+def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResult:
+    """Runs a policy in Gymnasium environments and counts its successes.
+
+    An interrupted run is resumed with the next group of episodes; a complete one is repeated.
+
+    Raises:
+        UsageError: An environment does not exist, or the output has different content.
+        ConfigError: The file of the suite is invalid.
+        DataError: The observations of an environment lack an input of the policy.
+        EnvironmentProblem: A package of an environment is not installed.
+        PartialFailure: An error of the environment ended every episode.
+    """
+    from vlatool.evaluation.control import ResizeLog
+    from vlatool.evaluation.policy_runner import open_policy
+    from vlatool.evaluation.rollout_job import RolloutJob, RolloutSetup
+    from vlatool.evaluation.rollouts import RolloutProgress
+
+    tasks = {name: with_mapping(task) for name, task in _tasks(config).items()}
+    makers = {name: environment_maker(task) for name, task in tasks.items()}
+    with _environments(config, [*makers.values()]) as environments:
+        infos = {name: environments.info(maker) for name, maker in makers.items()}
+        policy, trained = open_policy(
+            config.checkpoint, config.weights, config.inference_steps, reporter
+        )
+        header = {
+            "checkpoint": str(checkpoint_of(trained)),
+            "weights": trained.origin.weights,
+            "env": _suite_name(config) if config.suite else config.env,
+        }
+        name = f"rollout-{header['env'].replace('/', '-')}"
+        output = results_folder(config.output, trained, name)
+        total = sum(task.episodes for task in tasks.values())
+        with reporter.progress("rollouts", total, "episodes") as bar:
+            setup = RolloutSetup(
+                environments,
+                policy,
+                RolloutProgress(bar),
+                ResizeLog(policy.sees, reporter.note),
+            )
+            rollouts = {name: setup.rollouts(task, infos[name]) for name, task in tasks.items()}
+            job = RolloutJob(output, _record(config, tasks, trained), rollouts, setup, header)
+            run_job(job, SerialExecutor(), options=JobConfig(overwrite=True, on_error="stop"))
+    report = job.report()
+    if not report["episodes"]:
+        raise _every_episode_failed(report)
+    names = [*header, "picture", "report"]
+    metrics = {name: value for name, value in report.items() if name not in names}
+    metrics["plan_ms"] = job.plan_ms()
+    return RolloutResult(**{name: report[name] for name in names}, figures=metrics)
+
+
+def _tasks(config: RolloutConfig) -> dict[str, RolloutConfig]:
+    """Config of each task of a suite; without one, the config with an empty name.
+
+    Raises:
+        ConfigError: The file of the suite is invalid.
+        UsageError: It has no tasks.
+    """
+    if config.suite is None:
+        return {"": config}
+    suite = load_config(SuiteConfig, files=[config.suite]).config
+    if not suite.tasks:
+        raise UsageError(
+            f"{config.suite}: has no tasks",
+            hint="give some, such as `tasks: {red: {env: vlatool/PickPlace-v0, seed: 7}}`",
+            code="usage.empty_suite",
+        )
+    rows = -(-config.contact_sheet_episodes // len(suite.tasks))
+    return {
+        name: config.model_copy(update={"contact_sheet_episodes": rows, **_given(task)})
+        for name, task in suite.tasks.items()
+    }
+
+
+def _given(task: RolloutTask) -> dict[str, Any]:
+    return {name: getattr(task, name) for name in task.model_fields_set}
+
+
+def _suite_name(config: RolloutConfig) -> str:
+    return PurePosixPath(config.suite or "").stem
+
+
+def _environments(config: RolloutConfig, makers: Sequence[EnvironmentMaker]) -> Environments:
+    """Environments in this process or in others.
+
+    Raises:
+        UsageError: Other processes cannot make an environment, but were asked for.
+    """
+    if config.env_processes is None:
+        count = min(maker.default_processes() for maker in makers)
+    else:
+        count = config.env_processes
+    for maker in makers:
+        if count > 1 and not maker.is_portable:
+            raise UsageError(
+                f"other processes cannot make the environment {maker.name!r}: its registration or "
+                "its options cannot be pickled",
+                hint="use --env-processes 1",
+                code="usage.env_processes",
+            )
+    return EnvProcesses(count) if count > 1 else LocalEnvironments()
+
+
+def _record(
+    config: RolloutConfig, tasks: Mapping[str, RolloutConfig], trained: Trained
+) -> OutputRecord:
+    """Record with names instead of paths of the inputs."""
+    single = tasks.get("", config)
+    later = _LATER_KEYS - config.model_dump(exclude_defaults=True).keys()
+    options = single.model_dump(mode="json", exclude={*config.no_effect_on_output, *later})
+    options["checkpoint"] = checkpoint_of(trained).name
+    if config.suite is not None:
+        options["suite"] = {
+            name: task.model_dump(mode="json", include={*RolloutTask.model_fields})
+            for name, task in tasks.items()
+        }
+    return OutputRecord("eval rollout", options | versions_of([folder_of(trained)]))
+
+
+def _every_episode_failed(report: Mapping[str, Any]) -> PartialFailure:
+    rows = report["rollouts"]
+    return PartialFailure(
+        f"{report['env']}: an error of the environment ended every episode; "
+        f"the first: {rows[0]['error']}",
+        hint=f"all are in {report['report']}",
+        code="partial.rollouts_failed",
+        details={"failures": rows},
+    )
+
+
+def _rate(counts: Mapping[str, Any]) -> str:
+    return f"{counts['successes']} of {counts['episodes']} ({100 * counts['success_rate']:.0f} %)"
+
+
+def _interval(counts: Mapping[str, Any]) -> str:
+    low, high = counts["confidence_95"]
+    return f"95 % interval {100 * low:.0f} to {100 * high:.0f} %"
+
+
+def _latency_text(figures: Mapping[str, float]) -> str:
+    points = ", ".join(f"{figures[f'p{point}']:.1f} ms (p{point})" for point in (50, 90, 99))
+    return f"planning takes {points} per batch"
