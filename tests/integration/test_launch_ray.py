@@ -76,8 +76,13 @@ def test_dry_run_writes_nothing_and_lists_the_placeholders(launch: Launch, tmp_p
         pytest.param(["s3://lab/raw"], "usage.missing_key", 2, id="no output"),
         pytest.param([*SOURCE, "--engine", "local"], "config.invalid_value", 2, id="engine"),
         pytest.param([*SOURCE, "--ray.image", "a b"], "config.invalid_value", 2, id="value"),
+        pytest.param([*SOURCE, "--ray.cluster", "odd"], "usage.cluster_file", 2, id="no text"),
+        pytest.param([*SOURCE, "--ray.cluster", "odd/x"], "storage.write", 5, id="below a file"),
     ],
 )
-def test_bad_input(words: list[str], code: str, exit_code: int, launch: Launch) -> None:
+def test_bad_input(
+    words: list[str], code: str, exit_code: int, launch: Launch, tmp_path: Path
+) -> None:
+    (tmp_path / "odd").write_bytes(b"\xff")
     result = launch(*words)
     assert (result[0], result[1]["error"]["code"]) == (exit_code, code)

@@ -91,6 +91,16 @@ def test_submitted_job_does_not_get_variables_that_name_secrets(
     assert "WANDB_API_KEY" not in names
 
 
+@pytest.mark.parametrize("text", ["no program", "#!/bin/sh\n"], ids=["broken", "silent"])
+def test_sbatch_that_gives_no_number_is_an_environment_problem(
+    text: str, launch: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", slurm_programs(tmp_path / "bin")["PATH"])
+    (tmp_path / "bin" / "sbatch").write_text(text)
+    code, result = launch("--submit")
+    assert (code, result["error"]["code"]) == (6, "environment.sbatch")
+
+
 def test_script_of_the_single_file_starts_that_file(
     launch: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +121,7 @@ def test_script_of_the_single_file_starts_that_file(
         pytest.param([], {"name": "'my run'"}, "usage.job_name", 2, id="name"),
         pytest.param([], {"save_path": "s3://lab/runs"}, "usage.slurm_folder", 2, id="remote run"),
         pytest.param([], {"data__dataset_manifest": "gone"}, "data.no_manifest", 3, id="data"),
+        pytest.param(["--slurm.folder", __file__], {}, "storage.write", 5, id="folder is a file"),
     ],
 )
 def test_bad_input_is_an_error_before_anything_is_written(

@@ -1,11 +1,13 @@
 """Keys of a SageMaker job, beside those of the run; names are those of the published launcher."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from vlatool.config.base import ConfigModel
+
+Name = Annotated[str, StringConstraints(min_length=1)]
 
 
 class SageMakerConfig(ConfigModel):
@@ -27,7 +29,7 @@ class SageMakerConfig(ConfigModel):
         default=None, description="Profile of the AWS settings; null: that of AWS_PROFILE."
     )
     arn: str | None = Field(
-        default=None, description="Execution role of the job; null: SAGEMAKER_ARN."
+        default=None, min_length=1, description="Execution role of the job; null: SAGEMAKER_ARN."
     )
     instance_count: int = Field(default=1, ge=1, description="Number of instances.")
     instance_type: str = Field(
@@ -42,6 +44,7 @@ class SageMakerConfig(ConfigModel):
     )
     image: str | None = Field(
         default=None,
+        min_length=1,
         description="Container image: its address in a registry; null: the one of this version of "
         "vlatool, which is built with Docker and pushed if it is not there.",
     )
@@ -59,7 +62,7 @@ class SageMakerConfig(ConfigModel):
     environment: dict[str, str] = Field(
         default={}, description="Environment variables of the job. Secrets are an error."
     )
-    secrets: dict[str, str] = Field(
+    secrets: dict[str, Name] = Field(
         default={},
         description="Environment variables that the job reads from AWS Secrets Manager at its "
         "start: variable to name of a secret.",

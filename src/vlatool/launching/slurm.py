@@ -207,23 +207,34 @@ def submit(script: Path, environ: Mapping[str, str], reporter: Reporter) -> str:
             f"the job does not get {', '.join(hidden)}: Slurm stores the environment of jobs. "
             "Keep credentials in files of your home, such as ~/.aws/credentials and ~/.netrc",
         )
-    done = subprocess.run(  # noqa: S603 - the program of the cluster, our script
-        [SBATCH, "--parsable", str(script)],
-        env={name: value for name, value in environ.items() if name not in hidden},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = {name: value for name, value in environ.items() if name not in hidden}
+    try:
+        done = subprocess.run(  # noqa: S603 - the program of the cluster, our script
+            [SBATCH, "--parsable", str(script)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError as error:  # not a program of this machine
+        raise _sbatch_error(f"{SBATCH} cannot be started: {error.strerror}", script) from error
     number = done.stdout.strip().partition(";")[0]
     if done.returncode or not number.isdigit():
-        reason = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        raise EnvironmentProblem(
-            f"{SBATCH} rejected {script}: {reason[-1] if reason else f'exit {done.returncode}'}",
-            hint="change the --slurm options, then run the same command again",
-            code="environment.sbatch",
-            details={"script": str(script), "exit_code": done.returncode},
-        )
+        lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        reason = lines[-1] if lines else f"exit code {done.returncode}, no number of a job"
+        raise _sbatch_error(f"{SBATCH} rejected {script}: {reason}", script, done.returncode)
     return number
+
+
+def _sbatch_error(message: str, script: Path, exit_code: int | None = None) -> EnvironmentProblem:
+    return EnvironmentProblem(
+        message,
+        hint="change the --slurm options, then run the same command again"
+        if exit_code is not None
+        else f"run sbatch yourself: sbatch {script}",
+        code="environment.sbatch",
+        details={"script": str(script), "exit_code": exit_code},
+    )
 
 
 def check_sbatch(script: Path) -> None:

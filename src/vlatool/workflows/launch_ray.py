@@ -12,6 +12,7 @@ from vlatool.config.base import check_required, execution_field
 from vlatool.config.explain import values_to_yaml
 from vlatool.config.problems import Problem, config_error
 from vlatool.config.schema import execution_keys
+from vlatool.errors import UsageError
 from vlatool.events import NULL, Reporter
 from vlatool.launching.ray_file import (
     RayClusterConfig,
@@ -21,6 +22,7 @@ from vlatool.launching.ray_file import (
     template,
 )
 from vlatool.storage.atomic import write_text
+from vlatool.storage.documents import DocumentError, read_document
 from vlatool.storage.uri import is_remote, local_path, location
 from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
 
@@ -95,7 +97,7 @@ def launch_ray_preprocess(
     check_required(config, _USAGE)
     _check_locations(config)
     cluster = local_path(config.ray.cluster)
-    before = cluster.read_text(encoding="utf-8") if cluster.is_file() else None
+    before = _text(cluster) if cluster.is_file() else None
     text = filled(template() if before is None else before, config.ray)
     left = left_placeholders(text)
     job = cluster.with_name(f"{cluster.stem}-preprocess.yaml")
@@ -103,13 +105,25 @@ def launch_ray_preprocess(
     result = RayClusterResult(status, str(cluster), text, str(job), left, _commands(cluster, job))
     if config.dry_run:
         return result
-    cluster.parent.mkdir(parents=True, exist_ok=True)
     if text != before:
         write_text(cluster, text)
     if left:
         raise placeholder_error(config.ray, left)
     write_text(job, _job_yaml(config))
     return result
+
+
+def _text(cluster: Path) -> str:
+    """Text of a cluster file; raises UsageError if it is none."""
+    try:
+        return read_document(cluster)
+    except DocumentError as error:
+        raise UsageError(
+            f"{cluster}: {error.reason}, so it is no cluster file",
+            hint="give another one with --ray.cluster; a file that does not exist is written",
+            code="usage.cluster_file",
+            details={"path": str(cluster)},
+        ) from error
 
 
 def _check_locations(config: RayPreprocessConfig) -> None:

@@ -151,7 +151,8 @@ def launch_sagemaker_finetune(
 
 def _plan(config: LaunchSageMakerConfig, job: SageMakerConfig, region: str) -> SageMakerResult:
     """The job with what is known without the account."""
-    job = job.model_copy(update={"arn": job.arn or os.environ.get("SAGEMAKER_ARN")})
+    role = job.arn or os.environ.get("SAGEMAKER_ARN") or None
+    job = job.model_copy(update={"arn": role})
     content = job_yaml(config, SAVE_PATH, "") + job.model_dump_json() + region
     name = job_name(job, content, datetime.now(UTC))
     request = training_job_request(job, name, str(config.remote_sync).rstrip("/"))

@@ -99,7 +99,6 @@ def launch_slurm_train(
         return result
     if config.submit:
         check_sbatch(job.script)
-    job.folder.mkdir(parents=True, exist_ok=True)
     write_text(job.config, job_yaml(run.config, run.config.save_path, run.name))
     write_text(job.script, text)
     if not config.submit:
