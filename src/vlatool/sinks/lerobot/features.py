@@ -231,7 +231,7 @@ def _check_equal(sets: Sequence[LeRobotRecording], cameras: Sequence[str]) -> No
                 _difference(name, actual.get(name), expected.get(name)) for name in differing
             ]
             raise _merge_error(
-                f"{other.root} does not fit {first.root}: {few_text(problems)}", differing
+                f"{other.root} does not fit {first.root}: {'; '.join(problems)}", differing
             )
 
 
@@ -253,7 +253,7 @@ def _comparable(recording: LeRobotRecording, cameras: Sequence[str]) -> dict[str
 def _difference(name: str, here: Mapping[str, Any] | None, there: Mapping[str, Any] | None) -> str:
     """Text on a feature that differs from that of the first data set."""
     if here is None or there is None:
-        return f"{name!r} is {'not declared' if here is None else 'declared only here'}"
+        return f"it lacks {name!r}" if here is None else f"it has {name!r}, too"
     key = next(key for key in here if here.get(key) != there.get(key))
     value, expected = here[key], there[key]
     if isinstance(value, list) and isinstance(expected, list) and len(value) == len(expected) > 3:
@@ -266,7 +266,7 @@ def _difference(name: str, here: Mapping[str, Any] | None, there: Mapping[str, A
 def _merge_error(problem: str, names: Sequence[str]) -> DataError:
     return DataError(
         f"{problem}; they cannot be in one data set",
-        hint="write them to separate outputs, or choose the episodes of one source with --episodes",
+        hint="write them to separate outputs; cameras that all have are chosen by --camera-names",
         code="data.cannot_merge",
         details={"field": names[0], "fields": [*names]},
     )
