@@ -9,8 +9,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import ClassVar
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -18,8 +20,10 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 import vlatool
+from tests.builders.libero_simulator import TASKS, calls_of, write_libero
 from tests.builders.serving import LookPolicy, local, look, raw_client, served
 from tests.builders.training import tiny_config, world_shards
+from vlatool.episode import Array, CameraView, Observation, ObservationSpec
 from vlatool.serving.messages import pack
 from vlatool.workflows.train import train
 
@@ -86,6 +90,51 @@ def test_the_client_of_openpi_gets_the_plans_of_the_policy(tmp_path: Path) -> No
     np.testing.assert_array_equal(
         np.load(tmp_path / "a.npy"), np.hstack([chunk["move"], chunk["grip"]])
     )
+
+
+class FirstTasksPolicy:
+    """Succeeds in the tasks of the stand-in of LIBERO except the last."""
+
+    sees = ObservationSpec(
+        {"image": CameraView((0,), (8, 8)), "wrist_image": CameraView((0,), (8, 8))},
+        {"state": 8},
+        past=0,
+        instruction=True,
+    )
+    actions: ClassVar[Mapping[str, int]] = {"actions": 7}
+    fps, horizon = 10.0, 4
+
+    def act(self, observations: Sequence[Observation], *, seeds: Sequence[int]) -> dict[str, Array]:
+        chunks = np.zeros((len(seeds), self.horizon, 7))
+        for row, observation in enumerate(observations):
+            shown = observation.images["image"][-1, 7, 7, 0]  # turned; the number of the task
+            is_told = observation.instruction == f"do thing {shown}"
+            chunks[row, :, 0] = float(is_told and shown < TASKS - 1)
+        return {"actions": chunks}
+
+
+def test_the_client_of_libero_counts_the_successes_of_each_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = installed_openpi_client(tmp_path / "environment")
+    monkeypatch.setenv("PYTHONPATH", str(write_libero(tmp_path / "packages")))
+    monkeypatch.setenv("LIBERO_CALLS", str(tmp_path / "calls"))
+    results = tmp_path / "results.json"
+    script = Path(__file__).parents[2] / "examples/libero_client.py"
+    with served(FirstTasksPolicy(), map="rollout-libero") as url:
+        options = ["--port", str(urlsplit(url).port), "--trials", "2", "--size", "8"]
+        words = [python, script, *options, "--output", results]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    counts = {"episodes": 2, "errors": []}
+    assert json.loads(results.read_text()) == {
+        f"task_{number}": {**counts, "successes": 2 * (number < TASKS - 1)}
+        for number in range(TASKS)
+    }
+    _, calls = calls_of(tmp_path / "calls")[1]
+    wait, move = ["step", *[0.0] * 6, -1.0], ["step", 1.0, *[0.0] * 6]
+    trials = [["seed", 7], ["reset"], ["state", 100.0], *[wait] * 10, *[move] * 3]
+    assert calls[: len(trials)] == trials
 
 
 def test_a_served_run_acts_like_the_loaded_one_and_ends_on_ctrl_c(tmp_path: Path) -> None:

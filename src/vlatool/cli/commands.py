@@ -21,13 +21,14 @@ COMMANDS: dict[str, Command] = {
         "it, and writes a report. Prints the command of each step.",
     ),
     "sample": Command(
-        "Write raw episodes of the built-in world.",
+        "Write raw episodes of a simulated world.",
         "vlatool.workflows.sample:sample",
         "vlatool.workflows.sample:SampleConfig",
         {"layout": "LAYOUT", "output": "OUTPUT"},
         (
             "vlatool sample spartan raw --episodes 20 --seed 1",
             "vlatool sample lerobot raw-lerobot --episodes 5 --cameras 2 --size small",
+            "vlatool sample lerobot raw --world metaworld --task reach-v3 --size large",
         ),
     ),
     "download": Command(
