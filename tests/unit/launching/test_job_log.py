@@ -1,0 +1,67 @@
+"""Log and end of a SageMaker job, with a stand-in of the account."""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import pytest
+
+from tests.builders.recording import Recorder
+from vlatool.errors import EnvironmentProblem, UsageError, VlatoolError
+from vlatool.launching.aws_account import Account
+from vlatool.launching.job_log import follow_job
+
+
+class Scripted:
+    """Account with one job and a log of two pages.
+
+    Attributes:
+        status: Status of the job.
+        error: Raised by a request for its log.
+    """
+
+    region = "us-west-2"
+
+    def __init__(self, status: str, error: BaseException | None = None) -> None:
+        self.status = status
+        self.error = error
+
+    def call(self, service: str, operation: str, **request: Any) -> Mapping[str, Any]:
+        """Response of a request."""
+        if service == "sagemaker":
+            return {"TrainingJobStatus": self.status, "SecondaryStatus": "Training"}
+        if self.error is not None:
+            raise self.error
+        if operation == "describe_log_streams":
+            return {"logStreams": [{"logStreamName": "pick/algo-1"}]}
+        page = int(request.get("nextToken", 0))
+        events = [{"message": f"step {page}\n"}] if page < 2 else []
+        return {"events": events, "nextForwardToken": str(page + 1)}
+
+
+def followed(account: Scripted) -> tuple[str, Recorder]:
+    """Last status, and what was reported."""
+    recorder = Recorder()
+    return follow_job(cast(Account, account), "pick", recorder), recorder
+
+
+def test_log_is_shown_to_its_last_page() -> None:
+    status, recorder = followed(Scripted("Completed"))
+    assert status == "Completed"
+    assert recorder.notes == ["algo-1: step 0", "algo-1: step 1", "pick: Training"]
+
+
+def test_log_that_may_not_be_read_is_a_warning() -> None:
+    status, recorder = followed(Scripted("Completed", EnvironmentProblem("no", code="x")))
+    assert (status, recorder.warnings) == ("Completed", [("job_log", "the log is not shown: no")])
+
+
+def test_job_without_a_log_yet_is_followed() -> None:
+    missing = UsageError("no", code="x", details={"reason": "ResourceNotFoundException"})
+    assert followed(Scripted("Completed", missing))[0] == "Completed"
+
+
+def test_ctrl_c_leaves_the_job_and_says_how_to_stop_it() -> None:
+    with pytest.raises(VlatoolError) as caught:
+        followed(Scripted("InProgress", KeyboardInterrupt()))
+    assert (caught.value.exit_code, caught.value.kind) == (130, "interrupted")
+    assert "stop-training-job --region us-west-2" in caught.value.hint
