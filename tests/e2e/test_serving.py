@@ -27,9 +27,8 @@ from vlatool.episode import Array, CameraView, Observation, ObservationSpec
 from vlatool.serving.messages import pack
 from vlatool.workflows.train import train
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-
 FUZZ_SECONDS = float(os.environ.get("VLATOOL_TEST_FUZZ_SECONDS", "60"))
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(540 + FUZZ_SECONDS)]
 OPENPI_CLIENT = """
 import sys
 import numpy as np

@@ -12,7 +12,7 @@ import torch
 
 import vlatool
 from tests.builders.serving import LookPolicy, local, look, served
-from tests.builders.training import CAMERAS, tiny_config
+from tests.builders.training import ARM, CAMERAS, HAND, ROT, XYZ, XYZ_COMMAND, tiny_config
 from vlatool.artifacts.images import decode_rgb, encode_jpeg
 from vlatool.episode import Array, Episode, Observation, ObservationSpec
 from vlatool.errors import ConfigError, VlatoolError
@@ -29,6 +29,12 @@ from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
 
 FRAMES, HORIZON = 9, 6
+ROT_COMMAND = f"robot__action__poses__{ARM}__rot_6d"
+# The measured pose relative to itself at the current step, and the command relative to it.
+POSES = [
+    {"name": "seen", "position_key": XYZ, "rotation_key": ROT},
+    {"name": "moved", "position_key": XYZ_COMMAND, "rotation_key": ROT_COMMAND},
+]
 MOVE, HELD = "robot__action__x", "robot__actual__x"
 
 
@@ -54,6 +60,7 @@ def options_of(seed: int) -> dict[str, Any]:
         "resize_images_size": [None, [48, 40], [80, 96]][int(rng.integers(3))],
         "camera_rotations": {CAMERAS[0]: int(rng.integers(4))},
         "camera_names": CAMERAS[: int(rng.integers(1, 3))],
+        **({"pose_groups": POSES} if seed % 2 else {}),
     }
 
 
@@ -95,9 +102,10 @@ def policy_and_samples(
     tree = {"format": "spartan", "sources": [str(raw)], "output": str(root / "data"), "workers": 1}
     tree |= {"future_lowdim_steps": 2, "max_padding_left": 3, "max_padding_right": 2, **options}
     preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
-    config: Any = tiny_config(
-        root / "data", root / "run", data__image_indices=options["image_indices"]
-    )
+    keys = {"data__image_indices": options["image_indices"]}
+    if "pose_groups" in options:
+        keys["data__proprioception_fields"] = f"{HAND},{XYZ}_relative,{ROT}_relative"
+    config: Any = tiny_config(root / "data", root / "run", **keys)
     kind = RoboticsKind()
     info = kind.load_info(config.data)
     data, _ = kind.derive(config.data, info)

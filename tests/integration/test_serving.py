@@ -2,8 +2,10 @@
 
 import json
 import socket
+import sys
 import threading
 import time
+import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -34,6 +36,8 @@ from vlatool.errors import VlatoolError
 from vlatool.serving.messages import CONTROL, pack, unpack
 
 RESTART, INTERNAL, TOO_BIG = 1001, 1011, 1009
+MISSING = "environment.missing_dependency"
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
 def assert_equal(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
@@ -491,3 +495,45 @@ def test_bad_options_are_named_before_anything_is_loaded(
             run(["serve", "--json", "--port", "0", *arguments(other.getsockname()[1])]) == exit_code
         )
     assert json.loads(capsys.readouterr().out)["error"]["code"] == code
+
+
+@pytest.mark.parametrize("package", ["websockets", "msgpack"])
+def test_without_the_extra_server_and_client_name_it(
+    package: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # Metadata as installed, which those of a development environment may be older than.
+    extras = tomllib.loads(PYPROJECT.read_text())["project"]["optional-dependencies"]
+    lines = [
+        f'Requires-Dist: {line}; extra == "{extra}"'
+        for extra, requirements in extras.items()
+        for line in requirements
+    ]
+    folder = tmp_path / "vlatool-9.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("\n".join(["Name: vlatool", "Version: 9", *lines]) + "\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in list(sys.modules):
+        if name.split(".")[0] == package:
+            monkeypatch.setitem(sys.modules, name, None)
+        elif name.startswith("vlatool.serving."):
+            monkeypatch.delitem(sys.modules, name)
+    assert run(["serve", "somewhere", "--json"]) == 6
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert (error["code"], error["hint"]) == (MISSING, "pip install 'vlatool[serve]'")
+    with pytest.raises(VlatoolError) as caught:
+        _ = vlatool.connect
+    assert (caught.value.code, caught.value.details["extra"]) == (MISSING, "serve")
+
+
+def test_images_of_full_size_and_requests_of_megabytes_are_answered() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (1080, 1920, 3), np.uint8)
+    observation = {**look(1), "front": image}
+    with served(LookPolicy(), max_request_mb=8) as url, vlatool.connect(url) as client:
+        expected = local(LookPolicy()).act(observation)
+        np.testing.assert_array_equal(client.act(observation)["move"], expected["move"])
+        with pytest.raises(VlatoolError) as caught:
+            client.act({**observation, "pose": np.zeros(1_000_000)})
+        assert caught.value.code == "environment.connection_lost"

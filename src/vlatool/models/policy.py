@@ -28,8 +28,11 @@ from vlatool.transforms.normalize import value_range
 from vlatool.transforms.relative import (
     SUFFIX,
     absolute_actions,
+    groups_with,
     reference_keys,
     relative_actions,
+    relative_fields,
+    relative_names,
 )
 
 # Evaluations of the network per sampled chunk.
@@ -316,11 +319,8 @@ class RoboticsPolicy:
         self._normalizer = assets.normalizer
         self._statistics = assets.statistics
         self._images = assets.images
-        self._groups = [
-            group
-            for group in assets.pose_groups
-            if {group.position_key + SUFFIX, group.rotation_key + SUFFIX} & {*data.action_fields}
-        ]
+        self._groups = groups_with(data.action_fields, assets.pose_groups)
+        self._seen_groups = groups_with(data.proprioception_fields, assets.pose_groups)
         self._sampler = sampler
         self._batcher = batcher
         default = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -331,8 +331,13 @@ class RoboticsPolicy:
     def sees(self) -> ObservationSpec:
         """Cameras, inputs of the network, and measured poses that commands are relative to."""
         view = CameraView(tuple(self._data.image_indices), self._images.size)
-        inputs = {name: self._width(name) for name in self._data.proprioception_fields}
-        fields = inputs | {key: width for key, width in self._references() if key not in inputs}
+        names = self._data.proprioception_fields
+        seen = {name for group in self._seen_groups for name in relative_names(group)}
+        fields = {name: self._width(name) for name in names if name not in seen}
+        for group in self._seen_groups:
+            fields |= {group.position_key: 3, group.rotation_key: 6}
+            fields |= zip(reference_keys(group), (3, 6), strict=True)
+        fields |= {key: width for key, width in self._references() if key not in fields}
         return ObservationSpec(dict.fromkeys(self._data.camera_names, view), fields, self._past)
 
     @property
@@ -427,7 +432,7 @@ class RoboticsPolicy:
     def _sample(self, observation: Observation) -> DecodedSample:
         """Converts an observation to a sample; unknown actions are 0."""
         names, past = self._data.action_fields, observation.past_actions
-        fields = {name: observation.fields[name] for name in self._data.proprioception_fields}
+        fields = self._inputs(observation)
         if past is not None and not observation.is_preprocessed:
             measured = {name: _newest(name, [observation])[0] for name, _ in self._references()}
             past = relative_actions(past, measured, self._groups)
@@ -449,6 +454,15 @@ class RoboticsPolicy:
             metadata={},
             image_mask=image_mask,
         )
+
+    def _inputs(self, observation: Observation) -> dict[str, Array]:
+        """Proprioception fields [P, C]; relative poses refer to the newest measured one."""
+        fields = dict(observation.fields)
+        if not observation.is_preprocessed:
+            windows = {name: values[None] for name, values in fields.items()}
+            relative = relative_fields(windows, self._seen_groups, self._past)
+            fields |= {name: values[0] for name, values in relative.items()}
+        return {name: fields[name] for name in self._data.proprioception_fields}
 
     def _stacked_images(self, observation: Observation) -> tuple[Array, Array | None]:
         """Images uint8 [N, H, W, 3], time outer, camera inner, and mask bool [N] of real ones."""

@@ -36,6 +36,11 @@ def relative_names(group: PoseGroup) -> tuple[str, str]:
     return group.position_key + SUFFIX, group.rotation_key + SUFFIX
 
 
+def groups_with(names: Collection[str], groups: Sequence[PoseGroup]) -> list[PoseGroup]:
+    """Groups with a relative position or rotation among `names`."""
+    return [group for group in groups if {*relative_names(group)} & {*names}]
+
+
 def stored_from(name: str, fields: Collection[str]) -> str:
     """Field among `fields` that a field is computed from: itself, or that of a relative pose."""
     return name if name in fields else name.removesuffix(SUFFIX)

@@ -25,6 +25,7 @@ from vlatool.loading.robotics.info import RoboticsInfo, load_info
 from vlatool.loading.robotics.reader import RoboticsReader
 from vlatool.loading.shard_reader import ShardCache, ShardReader
 from vlatool.storage.uri import pinned
+from vlatool.transforms.relative import SUFFIX
 
 if TYPE_CHECKING:
     from vlatool.loading.robotics.kind import RoboticsAssets
@@ -58,7 +59,12 @@ class RoboticsPairs:
         sees = options.sees
         self._sees, self._horizon, self._anchor = sees, options.horizon, info.past
         self._offsets = sorted({step for view in sees.cameras.values() for step in view.offsets})
-        self._observed = [name for name in config.proprioception_fields if name in sees.fields]
+        # Of a relative pose a policy sees the absolute one, from which data have it computed.
+        self._observed = [
+            name
+            for name in config.proprioception_fields
+            if name in sees.fields or name.endswith(SUFFIX)
+        ]
         cameras = list(sees.cameras)
         changes = {
             "camera_names": cameras,
