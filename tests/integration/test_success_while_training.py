@@ -103,15 +103,15 @@ def test_best_checkpoint_is_a_location_of_weights(whole: RunDir) -> None:
 
 
 class AtRollouts(Recorder):
-    """Reporter that calls a function when the rollouts of the second checkpoint begin."""
+    """Reporter that calls a function when the rollouts of a checkpoint begin."""
 
-    def __init__(self, call: Callable[[], object]) -> None:
+    def __init__(self, call: Callable[[], object], checkpoint: int = 2) -> None:
         super().__init__()
-        self._call, self._begun = call, 0
+        self._call, self._left = call, checkpoint
 
     def progress(self, name: str, total: int | None, unit: str) -> Progress:
-        self._begun += name == "rollouts"
-        if name == "rollouts" and self._begun == 2:
+        self._left -= name == "rollouts"
+        if name == "rollouts" and not self._left:
             self._call()
         return super().progress(name, total, unit)
 
@@ -148,12 +148,30 @@ def test_run_that_ends_in_rollouts_resumes_to_an_equal_one(
     assert train(ended).status == "already complete"
 
 
+def test_rollouts_before_the_first_line_of_metrics_are_repeated(root: Path) -> None:
+    keys = {"log_every_n_steps": 100, "num_checkpoints": 2}
+    with pytest.raises(KilledError):
+        train(config(root, "no-lines", **keys), reporter=AtRollouts(_die, 1))
+    train(config(root, "no-lines", **keys))
+    assert success_of(RunDir(root / "no-lines")) == {HALF: 1.0, STEPS: 1.0}
+
+
 def test_complete_run_gets_the_rollouts_that_a_later_command_asks_for(root: Path) -> None:
     train(toy_config(root, "toy_push", "later"))
     run = RunDir(root / "later")
     assert run.read_best() is None
     train(config(root, "later"))
     assert success_of(run) == {STEPS: 1.0}
+
+
+def test_each_task_of_a_suite_has_a_success_rate(root: Path, tmp_path: Path) -> None:
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(f"tasks:\n  first: {{env: {LINE}}}\n  other: {{env: {LINE}, seed: 7}}\n")
+    keys = {"eval__suite": str(suite), "eval__env": "", "num_checkpoints": 1}
+    train(config(root, "suite", **keys))
+    row = rows_of(RunDir(root / "suite"))[-1]
+    assert [row[f"eval/success_rate/{task}"] for task in ("first", "other")] == [1.0, 1.0]
+    assert row["eval/episodes"] == 6.0
 
 
 def test_environment_that_always_fails_does_not_end_the_run(root: Path) -> None:

@@ -74,20 +74,11 @@ def _mapped(request: Callable[[], Mapping[str, Any]], label: str) -> Mapping[str
     try:
         return request()
     except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError) as error:
-        raise EnvironmentProblem(
-            f"{label}: there are no AWS credentials",
-            hint=_CREDENTIALS_HINT,
-            code="environment.credentials",
-        ) from error
+        raise _credentials_error(f"{label}: there are no AWS credentials", {}) from error
     except exceptions.ClientError as error:
         raise _client_error(error, label) from error
     except exceptions.ParamValidationError as error:
-        raise UsageError(
-            f"{label}: {' '.join(str(error).split())}",
-            hint="change the key with this value",
-            code="usage.rejected_request",
-            details={"operation": label},
-        ) from error
+        raise _rejected(label, " ".join(str(error).split()), {"operation": label}) from error
     except exceptions.BotoCoreError as error:
         raise StorageError(
             f"{label}: {error}",
@@ -109,15 +100,21 @@ def _client_error(error: Any, label: str) -> VlatoolError:
             details=details,
         )
     if code in _REJECTED:
-        return EnvironmentProblem(
-            f"{label}: the AWS credentials are rejected: {message}",
-            hint=_CREDENTIALS_HINT,
-            code="environment.credentials",
-            details=details,
-        )
+        text = f"{label}: the AWS credentials are rejected: {message}"
+        return _credentials_error(text, details)
+    return _rejected(label, f"{code}: {message}", details)
+
+
+def _credentials_error(message: str, details: Mapping[str, Any]) -> EnvironmentProblem:
+    return EnvironmentProblem(
+        message, hint=_CREDENTIALS_HINT, code="environment.credentials", details=dict(details)
+    )
+
+
+def _rejected(label: str, reason: str, details: Mapping[str, Any]) -> UsageError:
     return UsageError(
-        f"{label}: {code}: {message}",
+        f"{label}: {reason}",
         hint="change what the message names, then run the command again",
         code="usage.rejected_request",
-        details=details,
+        details=dict(details),
     )

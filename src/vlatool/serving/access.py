@@ -77,11 +77,11 @@ def read_key(key_file: str | None, host: str) -> str | None:
         )
     key = _text_of(key_file, "--key-file").strip()
     if not key or not key.isascii() or not key.isprintable():
-        raise UsageError(
-            f"{key_file} has no usable key",
+        raise UsageError.at(
+            key_file,
+            "has no usable key",
             hint="write one line of printable ASCII characters",
             code="usage.no_key",
-            details={"path": key_file},
         )
     return key
 
@@ -118,11 +118,11 @@ def tls_context(certificate: str | None, private_key: str | None) -> ssl.SSLCont
         # A password would be asked for on the terminal.
         context.load_cert_chain(certificate, private_key, password="")
     except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{certificate}: not a certificate with its private key: {error}",
+        raise UsageError.at(
+            certificate,
+            f"not a certificate with its private key: {error}",
             hint="give the chain in PEM form and its key, not encrypted, with --private-key",
             code="usage.bad_certificate",
-            details={"path": certificate},
         ) from error
     return context
 

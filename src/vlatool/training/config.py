@@ -166,7 +166,7 @@ class TrainConfig(ConfigModel):
         "none.",
     )
     eval_every_n_checkpoints: int = Field(
-        default=1, ge=1, description="Roll out every N-th checkpoint, if eval.env is set."
+        default=1, ge=1, description="Roll out every N-th checkpoint, with the section eval."
     )
     tracker: list[Literal["tensorboard", "wandb"]] = Field(
         default=[],
@@ -301,7 +301,7 @@ class TrainConfig(ConfigModel):
             return
         if type(self.model_type).policy is ModelType.policy:
             message = f"the model type {self.model_type.name!r} is no policy, so it has no rollouts"
-            yield Violation(("eval.env", "model.type"), f"eval is set, but {message}", "error")
+            yield Violation(("eval", "model.type"), f"eval is set, but {message}", "error")
 
     @classmethod
     def specialize(cls, tree: Mapping[str, Any]) -> type[Self]:

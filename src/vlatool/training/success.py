@@ -45,10 +45,9 @@ class RollsOut(Protocol):
 
 def is_pending(run: RunDir, step: int, steps: tuple[int, ...]) -> bool:
     """True if the checkpoint of a step is to be rolled out, and no row of the metrics has it."""
-    if step not in steps or not run.metrics.is_file():
-        return False
-    rows = (row for row in read_metrics(run.metrics) if row["step"] == step)
-    return not any(name.startswith(EVALUATION) for row in rows for name in row)
+    rows = read_metrics(run.metrics) if step in steps and run.metrics.is_file() else []
+    measured = [row for row in rows if any(name.startswith(EVALUATION) for name in row)]
+    return step in steps and all(row["step"] != step for row in measured)
 
 
 @dataclass(frozen=True)

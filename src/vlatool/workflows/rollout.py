@@ -84,7 +84,7 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
     from vlatool.evaluation.rollout_job import RolloutJob, RolloutSetup
     from vlatool.evaluation.rollouts import RolloutProgress
 
-    tasks = {name: with_mapping(task) for name, task in _tasks(config).items()}
+    tasks = {name: with_mapping(task) for name, task in suite_tasks(config).items()}
     makers = {name: environment_maker(task) for name, task in tasks.items()}
     with _environments(config, [*makers.values()]) as environments:
         infos = {name: environments.info(maker) for name, maker in makers.items()}
@@ -118,7 +118,7 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
     return RolloutResult(**{name: report[name] for name in names}, figures=metrics)
 
 
-def _tasks(config: RolloutConfig) -> dict[str, RolloutConfig]:
+def suite_tasks(config: RolloutConfig) -> dict[str, RolloutConfig]:
     """Config of each task of a suite; without one, the config with an empty name.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Copy of a run folder: parts that several checkpoints share."""
+"""Copy of a run folder: parts that several checkpoints share, and the best checkpoint."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,11 +8,13 @@ import pytest
 from tests.builders.memory_remote import MemoryRemote
 from vlatool.artifacts.run.checkpoint import MODEL, CheckpointManifest
 from vlatool.artifacts.run.format import Retention, RunDir
+from vlatool.events import NULL
 from vlatool.jobs.files import FileEntry
 from vlatool.plugins import SCHEMES
 from vlatool.storage.tree import sha256_of
 from vlatool.storage.uri import location
 from vlatool.training.mirror import RunMirror
+from vlatool.training.remote_run import copy_to_machine
 
 
 @pytest.fixture
@@ -57,3 +59,35 @@ def test_shared_part_is_sent_once_and_pruned_with_the_last_checkpoint_that_names
     assert [path.name for path in run.checkpoints_folder.glob("frozen_*")] == [
         "frozen_y.safetensors"
     ]
+
+
+def measure(run: RunDir, step: int, success: float) -> None:
+    """Writes the success rate of a checkpoint."""
+    with run.metrics.open("a") as file:
+        file.write(f'{{"step": {step}, "eval/success_rate": {success}}}\n')
+    run.update_best()
+
+
+def test_best_checkpoint_stays_in_the_copy_and_is_named_there(tmp_path: Path, there: Path) -> None:
+    run, retention = RunDir(tmp_path / "a"), Retention(latest=1)
+    mirror, copy = RunMirror(run, there, lambda: None, retention), RunDir(there)
+    states: list[tuple[list[int], list[int]]] = []
+    for step, success in [(1, 0.1), (2, 0.9), (3, 0.2), (4, 1.0)]:
+        save(run, step, "x")
+        run.prune(retention, mirror.missing())
+        mirror.send()
+        measure(run, step, success)  # rollouts follow the checkpoint
+        mirror.send()
+        states.append(([number for number, _ in copy.checkpoints()], copy.best_steps()))
+    assert states == [([1], [1]), ([2], [2]), ([2, 3], [2]), ([4], [4])]
+    assert (there / "best.json").read_bytes() == run.best_file.read_bytes()
+
+
+def test_machine_that_continues_a_run_gets_its_best_checkpoint_too(tmp_path: Path) -> None:
+    remote, local = RunDir(tmp_path / "there"), RunDir(tmp_path / "here")
+    for step, success in [(1, 0.1), (2, 0.9), (3, 0.2)]:
+        save(remote, step, "x")
+        measure(remote, step, success)
+    copy_to_machine(remote, 3, local, NULL)
+    assert [step for step, _ in local.checkpoints()] == [2, 3]
+    assert (local.best_steps(), local.read_latest()["step"]) == ([2], 3)
