@@ -106,8 +106,13 @@ class _Log:
 
     def _streams(self) -> list[str]:
         request = {"logGroupName": _LOG_GROUP, "logStreamNamePrefix": f"{self._name}/"}
-        streams = self._account.call("logs", "describe_log_streams", **request)["logStreams"]
-        return sorted(stream["logStreamName"] for stream in streams)
+        names: list[str] = []
+        while True:  # 50 at once
+            page = self._account.call("logs", "describe_log_streams", **request)
+            names += (stream["logStreamName"] for stream in page["logStreams"])
+            if not page.get("nextToken"):
+                return sorted(names)
+            request["nextToken"] = page["nextToken"]
 
     def _show(self, stream: str) -> None:
         request = {"logGroupName": _LOG_GROUP, "logStreamName": stream, "startFromHead": True}

@@ -12,7 +12,7 @@ from vlatool.launching.job_log import follow_job
 
 
 class Scripted:
-    """Account with one job and a log of two pages.
+    """Account with one job of two machines, each with a log of two pages.
 
     Attributes:
         status: Status of the job.
@@ -32,7 +32,9 @@ class Scripted:
         if self.error is not None:
             raise self.error
         if operation == "describe_log_streams":
-            return {"logStreams": [{"logStreamName": "pick/algo-1"}]}
+            number = 2 if "nextToken" in request else 1
+            more = {"nextToken": "x"} if number == 1 else {}
+            return {"logStreams": [{"logStreamName": f"pick/algo-{number}"}], **more}
         page = int(request.get("nextToken", 0))
         events = [{"message": f"step {page}\n"}] if page < 2 else []
         return {"events": events, "nextForwardToken": str(page + 1)}
@@ -44,10 +46,11 @@ def followed(account: Scripted) -> tuple[str, Recorder]:
     return follow_job(cast(Account, account), "pick", recorder), recorder
 
 
-def test_log_is_shown_to_its_last_page() -> None:
+def test_log_of_each_machine_is_shown_to_its_last_page() -> None:
     status, recorder = followed(Scripted("Completed"))
     assert status == "Completed"
-    assert recorder.notes == ["algo-1: step 0", "algo-1: step 1", "pick: Training"]
+    lines = [f"algo-{machine}: step {page}" for machine in (1, 2) for page in (0, 1)]
+    assert recorder.notes == [*lines, "pick: Training"]
 
 
 def test_log_that_may_not_be_read_is_a_warning() -> None:
