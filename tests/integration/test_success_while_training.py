@@ -149,7 +149,7 @@ def test_run_that_ends_in_rollouts_resumes_to_an_equal_one(
 
 
 def test_rollouts_before_the_first_line_of_metrics_are_repeated(root: Path) -> None:
-    keys = {"log_every_n_steps": 100, "num_checkpoints": 2}
+    keys: dict[str, Any] = {"log_every_n_steps": 100, "num_checkpoints": 2}
     with pytest.raises(KilledError):
         train(config(root, "no-lines", **keys), reporter=AtRollouts(_die, 1))
     train(config(root, "no-lines", **keys))
@@ -167,7 +167,7 @@ def test_complete_run_gets_the_rollouts_that_a_later_command_asks_for(root: Path
 def test_each_task_of_a_suite_has_a_success_rate(root: Path, tmp_path: Path) -> None:
     suite = tmp_path / "suite.yaml"
     suite.write_text(f"tasks:\n  first: {{env: {LINE}}}\n  other: {{env: {LINE}, seed: 7}}\n")
-    keys = {"eval__suite": str(suite), "eval__env": "", "num_checkpoints": 1}
+    keys: dict[str, Any] = {"eval__suite": str(suite), "eval__env": "", "num_checkpoints": 1}
     train(config(root, "suite", **keys))
     row = rows_of(RunDir(root / "suite"))[-1]
     assert [row[f"eval/success_rate/{task}"] for task in ("first", "other")] == [1.0, 1.0]
