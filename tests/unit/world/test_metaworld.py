@@ -1,5 +1,8 @@
 """Meta-World with its real physics. Source: reference/environments 1."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -105,6 +108,14 @@ def test_the_recorded_expert_succeeds(recorded: SimulatedEpisode) -> None:
     assert 20 < len(recorded) < 200
     assert np.abs(recorded.actions).max() <= 1.0
     assert len(recorded.images["side"]) == len(recorded.actions) == len(recorded)
+
+
+def test_a_machine_that_cannot_render_is_a_problem_of_the_environment() -> None:
+    code = "from vlatool.world.metaworld.simulator import load_simulator as load; load()"
+    words = [sys.executable, "-c", code]
+    environment = {**os.environ, "MUJOCO_GL": "nonsense"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert "EnvironmentProblem: MuJoCo cannot render with MUJOCO_GL=nonsense" in done.stderr
 
 
 def _id(task: str) -> str:

@@ -62,17 +62,32 @@ def load_simulator() -> None:
 
     Raises:
         ModuleNotFoundError: It is not installed.
+        EnvironmentProblem: This machine has no OpenGL of the kind that MUJOCO_GL names.
     """
     # MuJoCo reads it at import; its default needs a display.
     if sys.platform == "linux" and "DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")
     # Meta-World imports packaging, and its metadata does not say so.
     for package in ("packaging", "metaworld"):
-        import_module(package)
+        try:
+            import_module(package)
+        except ModuleNotFoundError:
+            raise
+        except Exception as error:  # drivers of OpenGL raise anything
+            raise _no_rendering(error) from error
 
 
 def _mujoco() -> Any:
     return import_module("mujoco")
+
+
+def _no_rendering(error: Exception) -> EnvironmentProblem:
+    kind = os.environ.get("MUJOCO_GL", "")
+    return EnvironmentProblem(
+        f"MuJoCo cannot render with MUJOCO_GL={kind}: {error}".partition("\n")[0],
+        hint="install libEGL and unset MUJOCO_GL, or set osmesa (libOSMesa) or glfw (a display)",
+        code="environment.no_rendering",
+    )
 
 
 class Simulator:
@@ -154,11 +169,7 @@ class Simulator:
         try:
             renderer = mujoco.Renderer(self._env.model, *self._size)
         except Exception as error:  # drivers of OpenGL raise anything
-            raise EnvironmentProblem(
-                f"MuJoCo cannot render on this machine: {error}".partition("\n")[0],
-                hint="install libEGL, or set MUJOCO_GL=osmesa (libOSMesa) or glfw (a display)",
-                code="environment.no_rendering",
-            ) from error
+            raise _no_rendering(error) from error
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
             renderer.scene.flags[flag] = 0
         return renderer
