@@ -69,8 +69,11 @@ def test_completion(line: str, expected: set[str], cache: Path) -> None:
         ("vlatool sample ", {"spartan", "lerobot", "libero"}),
         ("vlatool sample spartan out --size ", {"small", "medium", "published"}),
         ("vlatool download --task PutKiwiOnS", {"PutKiwiOnSaucer"}),
-        ("vlatool eval rollout run -p ", {"rollout-world", "rollout-world-libero"}),
-        ("vlatool eval rollout run --env ", {"vlatool/PickPlace-v0", "vlatool/PickPlaceLibero-v0"}),
+        ("vlatool eval rollout run -p rollout-w", {"rollout-world", "rollout-world-libero"}),
+        (
+            "vlatool eval rollout run --env vlatool/",
+            {"vlatool/PickPlace-v0", "vlatool/PickPlaceLibero-v0"},
+        ),
         ("vlatool presets show world-p", {"world-pick"}),
         ("vlatool preprocess spartan x --sink=js", {"jsonl"}),
         ("vlatool train --hparams.lr_sch", {"--hparams.lr_scheduler"}),

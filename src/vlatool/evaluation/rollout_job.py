@@ -121,6 +121,7 @@ class RolloutJob:
         self._header = header
         self._finished: dict[str, list[Rollout]] = {task: [] for task in tasks}
         self._milliseconds: list[float] = []
+        self._videos: list[str] = []
         checkpoint = Path(header["checkpoint"])
         self.spec: JobSpec[Group] = JobSpec(
             output=output,
@@ -164,6 +165,7 @@ class RolloutJob:
             self._finished[receipt.facts.get("task", "")] += _rollouts_of(receipt)
             self._milliseconds += receipt.facts.get("plan_ms", [])
             entries += receipt.files
+        self._videos = [entry.path for entry in entries]
         self._setup.progress.advance_resumed(sum(map(len, self._finished.values())))
         rows = [row for rollouts in self._finished.values() for row in sheet_rows(rollouts)]
         save_contact_sheet(output / SHEET, rows)
@@ -205,6 +207,10 @@ class RolloutJob:
         if values:
             figures |= {f"p{point}": float(np.percentile(values, point)) for point in _PERCENTILES}
         return {name: round(value, 2) for name, value in figures.items()}
+
+    def videos(self) -> list[str]:
+        """Paths of the videos."""
+        return [str(self.spec.output / name) for name in self._videos]
 
     def _work(self, item: Group) -> Receipt:
         task, group = item

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vlatool.config.resolve import load_config
@@ -64,6 +64,8 @@ class RolloutResult:
             lines.append(_latency_text(figures["plan_ms"]))
         if self.picture:
             lines.append(f"episodes: {self.picture}")
+        if figures["videos"]:
+            lines.append(f"videos: {Path(figures['videos'][0]).parent}")
         return "\n".join(lines)
 
 
@@ -114,7 +116,7 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
         raise _every_episode_failed(report)
     names = [*header, "picture", "report"]
     metrics = {name: value for name, value in report.items() if name not in names}
-    metrics["plan_ms"] = job.plan_ms()
+    metrics |= {"plan_ms": job.plan_ms(), "videos": job.videos()}
     return RolloutResult(**{name: report[name] for name in names}, figures=metrics)
 
 
