@@ -70,7 +70,7 @@ def plain(videos: list[Path], to_rgb: Callable[..., Any], gathered: int = 0) -> 
             for frame in container.decode(stream):
                 image = to_rgb(frame, format="rgb24").to_ndarray()
                 if gathered:
-                    if count % gathered == 0:
+                    if count % gathered == 0 or block.shape[1:] != image.shape:
                         block = np.empty((gathered, *image.shape), np.uint8)
                     block[count % gathered] = image
                 count += 1

@@ -30,8 +30,8 @@ from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.train import save_model_assets
 
 ROOT = Path(__file__).parents[2]
-# `tests/integration/test_future_vla_training.py` trains the language model.
-_OTHER_DATA = {"future-vla-libero", "future-vla-tiny"}
+# `tests/integration/test_future_vla_training.py` trains the language model, a guide `metaworld`.
+_OTHER_DATA = {"future-vla-libero", "future-vla-tiny", "metaworld"}
 PRESETS = sorted({path.stem for path in (ROOT / "presets/runs").glob("*.yaml")} - _OTHER_DATA)
 STEPS, GLOBAL_BATCH = 12, 8
 SHARDS, IMAGES, GROUPS = "data/shards", "images", "groups.json"

@@ -35,6 +35,7 @@ SMALLEST = {
     "loading_plainly": "DATA --workers 1 --batch 2 --samples 4 --runs 1",
     "loss_curve": "--steps 1",
     "memory_forecast": "diffusion-policy-tiny DATA --steps 2 hparams.global_batch_size=2",
+    "metaworld": "--episodes 1 --steps 1 --rollouts 1",
     "policy_step": "--steps 1 --batch 1",
     "preprocess": "--raw RAW --workers 1 --repeat 1",
     "resume_across_commits": "--before HERE/src --only split*",

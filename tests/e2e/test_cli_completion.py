@@ -67,7 +67,7 @@ def test_completion(line: str, expected: set[str], cache: Path) -> None:
         ("vlatool preprocess lerobot ", set()),
         ("vlatool train --hparams.torchcompile ", {"true", "false"}),
         ("vlatool sample ", {"spartan", "lerobot", "libero"}),
-        ("vlatool sample spartan out --size ", {"small", "medium", "published"}),
+        ("vlatool sample spartan out --size ", {"small", "medium", "large", "published"}),
         ("vlatool download --task PutKiwiOnS", {"PutKiwiOnSaucer"}),
         ("vlatool eval rollout run -p rollout-w", {"rollout-world", "rollout-world-libero"}),
         (
@@ -92,7 +92,10 @@ def test_choices_are_completed(line: str, expected: set[str], cache: Path) -> No
     ("line", "kinds"),
     [
         ("vlatool preprocess lerobot x --preset ", {"preprocess"}),
-        ("vlatool train -p ", {"runs", "models", "models/denoisers", "data", "hparams"}),
+        (
+            "vlatool train -p ",
+            {"runs", "models", "models/denoisers", "data", "hparams", "rollouts"},
+        ),
         ("vlatool sample spartan out -p ", set()),
     ],
 )

@@ -71,7 +71,7 @@ def shortened(line: str) -> list[str]:
 
 
 def test_lines_of_the_readme_are_those_of_the_guide() -> None:
-    guide = iter(pipeline("docs/guides/future-vla.md", "vlatool sample libero"))
+    guide = iter(pipeline("docs/guides/future-vla.md", "vlatool sample libero libero "))
     readme = pipeline("README.md", "vlatool sample libero")
     assert all(line in guide for line in readme)
 

@@ -107,8 +107,8 @@ class FirstTasksPolicy:
         chunks = np.zeros((len(seeds), self.horizon, 7))
         for row, observation in enumerate(observations):
             shown = observation.images["image"][-1, 7, 7, 0]  # turned; the number of the task
-            is_told = observation.instruction == f"do thing {shown}"
-            chunks[row, :, 0] = float(is_told and shown < TASKS - 1)
+            is_named = observation.instruction == f"do thing {shown}"
+            chunks[row, :, 0] = float(is_named and shown < TASKS - 1)
         return {"actions": chunks}
 
 

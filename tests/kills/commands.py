@@ -179,6 +179,11 @@ def last_run_files(out: Path) -> Result:
     }
 
 
+def rollout_files(out: Path) -> Result:
+    """Files of rollouts without durations."""
+    return {name: value for name, value in contents(out).items() if name != "timing.json"}
+
+
 def demo_files(out: Path) -> Result:
     """Files of the demo without its page, which contains times."""
     parts = ("raw", "data")
@@ -506,8 +511,13 @@ COMMANDS = (
     Command(
         "eval open-loop over an earlier one", _open_loop, lambda workspace: _open_loop(workspace, 1)
     ),
-    Command("eval rollout", _rollout),
-    Command("eval rollout over an earlier one", _rollout, lambda workspace: _rollout(workspace, 5)),
+    Command("eval rollout", _rollout, result=rollout_files),
+    Command(
+        "eval rollout over an earlier one",
+        _rollout,
+        lambda workspace: _rollout(workspace, 5),
+        result=rollout_files,
+    ),
     Command("predict", _predict),
     Command("demo", _demo, result=demo_files),
     Command("resolve-config --output", _resolve),
