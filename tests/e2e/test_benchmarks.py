@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.builders.metaworld import skip_without_metaworld
 from tests.builders.training import world_shards
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -62,6 +63,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_benchmark_runs_at_its_smallest_size(script: str, world: Path, tmp_path: Path) -> None:
     locations = {"RAW": world / "raw", "DATA": world / "data", "HERE": ROOT}
     words = SMALLEST[script]
+    if script == "metaworld":
+        skip_without_metaworld()
     for name, location in locations.items():
         words = words.replace(name, str(location))
     done = subprocess.run(

@@ -4,11 +4,11 @@ import re
 import shlex
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from tests.builders.metaworld import skip_without_metaworld
 from vlatool.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -92,8 +92,8 @@ def test_pipeline_runs_as_one_script(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    if name == "metaworld" and find_spec("metaworld") is None:
-        pytest.skip("the extra sim is not installed")
+    if name == "metaworld":
+        skip_without_metaworld()
     page, start, before = PIPELINES[name]
     for line in filter(None, [before, *pipeline(page, start)]):
         assert run(line) == 0, f"{line}\n{capsys.readouterr().err}"

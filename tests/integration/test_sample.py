@@ -8,7 +8,6 @@ import io
 import json
 import zipfile
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ import yaml
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from vlatool.errors import EnvironmentProblem, UsageError
+from tests.builders.metaworld import skip_without_metaworld
+from vlatool.errors import UsageError
 from vlatool.jobs.record import read_record
 from vlatool.workflows.sample import SampleConfig, SampleResult, sample
 
@@ -291,13 +291,9 @@ def test_options_that_a_world_does_not_support_are_rejected(
 
 
 def test_experts_of_metaworld_take_turns_in_a_lerobot_set(tmp_path: Path) -> None:
-    if find_spec("metaworld") is None:
-        pytest.skip("the extra sim is not installed")
+    skip_without_metaworld()
     tasks = ["reach-v3", "button-press-topdown-v3"]
-    try:
-        result = run(tmp_path, "lerobot", world="metaworld", task=tasks)
-    except EnvironmentProblem as error:
-        pytest.skip(error.message)
+    result = run(tmp_path, "lerobot", world="metaworld", task=tasks)
     assert result.successes == 2
     assert result.instructions == {"reach the goal": 1, "press the button from the top": 1}
     table = pa.concat_tables(map(pq.read_table, sorted(tmp_path.glob("data/*/*.parquet"))))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from vlatool.errors import EnvironmentProblem
+from tests.builders.metaworld import simulator_or_skip
 from vlatool.world.metaworld.episodes import SimulatedEpisode, simulated_episode
 from vlatool.world.metaworld.simulator import Simulator, load_simulator
 from vlatool.world.metaworld.tasks import INSTRUCTIONS, environment_ids, register_environments
@@ -26,12 +26,7 @@ SIZE = (32, 32)
 
 @pytest.fixture(scope="module")
 def reach() -> Iterator[Simulator]:
-    simulator = Simulator("reach-v3", SIZE)
-    simulator.start(np.random.default_rng(0))
-    try:
-        simulator.images()
-    except EnvironmentProblem as error:
-        pytest.skip(error.message)
+    simulator = simulator_or_skip("reach-v3", SIZE)
     yield simulator
     simulator.close()
 
