@@ -60,6 +60,13 @@ def test_retention_keeps_the_best_planned_checkpoint(
     assert find_checkpoint(named_best(tmp_path / "best"))[1] == run.checkpoint(best)
 
 
+def test_best_of_a_run_without_its_file_is_by_the_metrics(tmp_path: Path) -> None:
+    run = run_with(tmp_path / "run", {1: 0.1, 2: 0.9, 3: 0.5})
+    run.best_file.unlink()
+    assert named_best(run.root / "best") == run.checkpoint(2)
+    assert not run.best_file.exists()
+
+
 def test_best_of_a_run_without_measurements_is_an_error(tmp_path: Path) -> None:
     run = run_with(tmp_path / "run", {})
     assert not run.best_file.exists()

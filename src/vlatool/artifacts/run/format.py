@@ -211,6 +211,18 @@ class RunDir:
             return [] if best is None else [best.step]
         return []
 
+    def find_best(self) -> BestCheckpoint | None:
+        """The best of the planned checkpoints by metrics.jsonl; None if it has no value of one.
+
+        Raises:
+            DataError: metrics.jsonl is not a file.
+        """
+        manifests = read_manifests(folder for _, folder in self.checkpoints())
+        planned = {
+            step for step, manifest in manifests.items() if manifest and not manifest.stopped
+        }
+        return choose_best(read_metrics(self.metrics) if self.metrics.is_file() else (), planned)
+
     def write_best(self, best: BestCheckpoint) -> None:
         """Writes best.json, which names the best checkpoint."""
         pointer = self._pointer(best.step)
@@ -222,11 +234,7 @@ class RunDir:
         Raises:
             DataError: metrics.jsonl is not a file.
         """
-        manifests = read_manifests(folder for _, folder in self.checkpoints())
-        planned = {
-            step for step, manifest in manifests.items() if manifest and not manifest.stopped
-        }
-        best = choose_best(read_metrics(self.metrics) if self.metrics.is_file() else (), planned)
+        best = self.find_best()
         before: BestCheckpoint | None = None
         with suppress(DataError):
             before = self.read_best()

@@ -4,7 +4,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from vlatool.artifacts.run.best import BEST_NAME
+from vlatool.artifacts.run.best import BEST, BEST_NAME
 from vlatool.artifacts.run.checkpoint import MANIFEST, CheckpointManifest, is_checkpoint
 from vlatool.artifacts.run.format import CONFIG, DROPS, METRICS, OPTIONS_NAME, RunDir, is_run
 from vlatool.artifacts.stats.format import STATS_NAME
@@ -19,21 +19,32 @@ def named_best(path: Path) -> Path:
     """The best checkpoint of a run for the location `RUN/best`; other paths as they are.
 
     Raises:
-        DataError: Neither success nor a validation loss was measured at a checkpoint of the run.
+        DataError: best.json is missing, and no success or validation loss of a listed checkpoint is
+            known.
     """
     if path.name != BEST_NAME or is_run(path) or not is_run(path.parent):
         return path
     run = RunDir(path.parent)
     best = run.read_best()
+    if best is None and can_list(run.root):  # a run of before best.json
+        best = run.find_best()
     if best is None:
-        raise DataError.at(
-            run.root,
-            "has no best checkpoint: neither success nor a validation loss was measured at one",
-            hint=f"give {run.root} for the newest one; --eval.env or --total-val-samples of the "
-            "same `vlatool train` measures those that follow",
-            code="data.no_best",
-        )
+        raise _no_best(run)
     return run.checkpoint(best.step)
+
+
+def _no_best(run: RunDir) -> DataError:
+    hint = f"give {run.root} for the newest checkpoint, or the location of another one"
+    reason = f"{BEST} is missing, and checkpoints cannot be listed here"
+    if can_list(run.root):
+        reason = f"{METRICS} has neither success nor a validation loss of a checkpoint"
+        hint += (
+            "; --eval.env or --total-val-samples of the same `vlatool train` measures those that "
+            "follow"
+        )
+    return DataError.at(
+        run.root, f"has no best checkpoint: {reason}", hint=hint, code="data.no_best"
+    )
 
 
 def require_weights(text: str) -> Path:
