@@ -83,9 +83,9 @@ COMMANDS: dict[str, Command] = {
         ),
         details=f"{_NEEDS_PRESET} A TiTok tokenizer also needs --model.teacher, the run of a "
         "VQGAN, and in stage 2 --init-from, the run of stage 1.",
-        form="vlatool.cli.training_options:train_form",
+        form="vlatool.cli.training_options:tokenizer_form",
         has_ranks=True,
-        presets=TRAINING_PRESETS,
+        presets=tuple(folder for folder in TRAINING_PRESETS if folder != "rollouts"),
         options=tuple(
             "init_from" if name == "data.camera_names" else name for name in _TRAINING_OPTIONS
         ),

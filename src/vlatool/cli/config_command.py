@@ -87,7 +87,8 @@ class ConfigSpec:
         suggestions: Keys with known values among others → these, for completion.
         presets: Folders of presets for this command.
         schema_words: Arguments → those of them that determine the config class.
-        unused_keys: Keys that are accepted, but have no effect; the help leaves them out.
+        unused_keys: Keys and sections without a meaning here; help, `--keys` and completion
+            leave them out.
     """
 
     schema: Callable[[Sequence[str]], "type[ConfigModel]"]
@@ -101,6 +102,10 @@ class ConfigSpec:
     presets: tuple[str, ...] = ()
     schema_words: Callable[[Sequence[str]], Sequence[str]] = lambda _: ()
     unused_keys: tuple[str, ...] = ()
+
+    def is_used(self, name: str) -> bool:
+        """True if a key, or its section, has a meaning here."""
+        return name.partition(".")[0] not in self.unused_keys
 
 
 def schema_at(target: str) -> Callable[[Sequence[str]], "type[ConfigModel]"]:
@@ -299,12 +304,14 @@ class ConfigCommand(VlatoolCommand):
     def spellings(self, ctx: Any) -> list[str]:
         """Options, keys and, for a config with sections, its dotted keys."""
         args = ctx.meta.get(_ARGS, [])
-        options = self.argv_spec(ctx, self.keys(args)).spellings()
+        used = {name: key for name, key in self.keys(args).items() if self.spec.is_used(name)}
+        options = self.argv_spec(ctx, used).spellings()
         if not self.spec.is_flat:
             from vlatool.config.schema import dotted_keys
 
             infos = dotted_keys(self.spec.schema(args))
-            options += [f"--{info.key}" for info in infos if "." in info.key]
+            keys = [info.key for info in infos if "." in info.key]
+            options += [f"--{key}" for key in keys if self.spec.is_used(key)]
         return [*options, *OUTPUT_OPTIONS]
 
     def nearest(self, ctx: Any, name: str) -> str:
@@ -341,7 +348,7 @@ class ConfigCommand(VlatoolCommand):
         schema = self.spec.schema(ctx.meta[_ARGS])
         if not self.spec.is_flat:
             schema = typed.chosen_schema(schema)
-        return write_result(KeyTable(schema), ctx.ensure_object(OutputOptions))
+        return write_result(KeyTable(schema, self.spec.is_used), ctx.ensure_object(OutputOptions))
 
     def write_arguments(self, ctx: Any, formatter: Any) -> dict[str, HelpRow]:
         """Writes the arguments; returns the rows of option aliases and of the other keys."""
@@ -372,7 +379,7 @@ class ConfigCommand(VlatoolCommand):
         from vlatool.cli.keys import declared_keys
 
         keys = declared_keys(self.chosen_schema(ctx.meta.get(_ARGS, []), ctx))
-        return {name: key for name, key in keys.items() if name not in self.spec.unused_keys}
+        return {name: key for name, key in keys.items() if self.spec.is_used(name)}
 
     def _alias_rows(self) -> dict[str, HelpRow]:
         aliases = self.spec.option_aliases.items()
@@ -412,14 +419,22 @@ class ConfigCommand(VlatoolCommand):
         values = known_values(schema, keys, registered)
         switches = {name: None for name, alias in spec.option_aliases.items() if alias.is_switch}
         names = {name: [] for name in spec.option_aliases} | values | switches
-        options = {f"--{name.replace('_', '-')}": choices for name, choices in names.items()}
+        options = {
+            f"--{name.replace('_', '-')}": choices
+            for name, choices in names.items()
+            if spec.is_used(name)
+        }
         options |= {short: options[f"--{name}"] for short, name in _shorts(keys).items()}
         declared = super().completion_words(ctx, typed).options
         preset_options = {"--preset": presets, "-p": presets}
         return CompletionWords(
             {**options, **declared, **preset_options},
             [values.get(name) or () for name in spec.positionals],
-            values_to_type(schema, registered),
+            {
+                key: words
+                for key, words in values_to_type(schema, registered).items()
+                if spec.is_used(key)
+            },
             has_bare_keys=not spec.is_flat,
         )
 

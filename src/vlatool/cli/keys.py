@@ -238,14 +238,19 @@ def _given_twice_error(key: str, first: str, second: str) -> UsageError:
 
 
 class KeyTable:
-    """Result of `--keys`: all keys with type, default and description."""
+    """Result of `--keys`: keys with type, default and description.
 
-    def __init__(self, schema: type[ConfigModel]) -> None:
-        self._schema = schema
+    Args:
+        schema: The config class.
+        is_used: Dotted key to False if it is left out.
+    """
+
+    def __init__(self, schema: type[ConfigModel], is_used: Callable[[str], bool]) -> None:
+        self._schema, self._is_used = schema, is_used
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One mapping per key."""
-        for info in dotted_keys(self._schema):
+        for info in filter(lambda info: self._is_used(info.key), dotted_keys(self._schema)):
             yield {
                 "key": info.key,
                 "type": info.type_text,

@@ -44,6 +44,12 @@ def train_form(row: Command) -> Form:
     return Form(training_spec(row, {"data": DATA, "output": RUN}), _train)
 
 
+def tokenizer_form(row: Command) -> Form:
+    """Form of `tokenizer train`; a tokenizer has no rollouts."""
+    spec = training_spec(row, {"data": DATA, "output": RUN})
+    return Form(replace(spec, unused_keys=("eval", "eval_every_n_checkpoints")), _train)
+
+
 def finetune_form(row: Command) -> Form:
     """Form of `finetune`."""
     return Form(training_spec(row, {"data": DATA, "from": INIT_FROM, "output": RUN}), _finetune)

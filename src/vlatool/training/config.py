@@ -297,11 +297,14 @@ class TrainConfig(ConfigModel):
             yield Violation(("rate", "measure"), "rate is given, and measure would measure it")
 
     def _rollout_violations(self) -> Iterator[Violation]:
-        if self.eval is None or not getattr(self.model, "type", None):
+        if not getattr(self.model, "type", None):
             return
-        if type(self.model_type).policy is ModelType.policy:
-            message = f"the model type {self.model_type.name!r} is no policy, so it has no rollouts"
-            yield Violation(("eval", "model.type"), f"eval is set, but {message}", "error")
+        if type(self.model_type).policy is not ModelType.policy:
+            return
+        message = f"the model type {self.model_type.name!r} is no policy, so it has no rollouts"
+        for key in ("eval", "eval_every_n_checkpoints"):
+            if getattr(self, key) != TrainConfig.model_fields[key].default:
+                yield Violation((key, "model.type"), f"{key} is set, but {message}", "error")
 
     @classmethod
     def specialize(cls, tree: Mapping[str, Any]) -> type[Self]:

@@ -98,3 +98,9 @@ def test_list_of_plugins_says_what_each_entry_is() -> None:
 def test_all_options_of_train_are_those_of_its_preset() -> None:
     assert "model.num-latent-tokens" in options_in(help_of("train", "-p", "titok-64", "--help-all"))
     assert "model.num-latent-tokens" not in options_in(help_of("train", "--help-all"))
+
+
+@pytest.mark.parametrize("option", ["--help", "--help-all", "--keys"])
+def test_tokenizers_have_no_keys_of_rollouts(option: str) -> None:
+    assert "eval.env" in help_of("train", "--keys")
+    assert not re.search(r"eval[._-](env|every)", help_of("tokenizer", "train", option))

@@ -1,5 +1,7 @@
 """Command line of a training configuration: option aliases, and keys outside the sections."""
 
+import json
+
 import pytest
 
 from vlatool.cli.app import run as run_command
@@ -52,3 +54,20 @@ def test_value_of_a_published_option_is_parsed_like_that_of_a_key(
     words = ["resolve-config", "--preset", "diffusion-policy-tiny", "--wandb_tags", typed]
     assert run_command(words) in (0, 2)
     assert "bug" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--eval.env", "toys/Line-v0"], "config.contradiction"),
+        (["--eval-every-n-checkpoints", "2"], "config.contradiction"),
+        (["--preset", "rollout-world"], "usage.preset_kind"),
+    ],
+    ids=["section", "interval", "preset"],
+)
+def test_tokenizer_is_not_rolled_out(
+    words: list[str], code: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["tokenizer", "train", "--preset", "vqgan-tiny", *words, "--data", "d", "--json"]
+    assert run_command(command) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == code
