@@ -213,6 +213,24 @@ def test_a_bad_request_gets_its_error_as_text_and_1011(url: str, name: str) -> N
         assert client.act(look(1))["grip"].shape == (5, 1)
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        with_image(dtype="i4," * 300_000),
+        with_image(shape=[2**62] * 10_000),
+        msgpack.packb({"a" * 1_000_000: 1}),
+    ],
+    ids=["dtype", "shape", "name"],
+)
+def test_a_message_with_long_parts_is_rejected_before_work_that_holds_up_others(
+    data: bytes,
+) -> None:
+    with pytest.raises(VlatoolError) as failed:
+        unpack(data)
+    assert failed.value.code == "data.bad_message"
+    assert len(failed.value.message) < 1000
+
+
 def test_the_client_raises_the_error_of_the_server_and_connects_again_at_reset(url: str) -> None:
     with vlatool.connect(url) as client:
         with pytest.raises(vlatool.VlatoolError) as failed:

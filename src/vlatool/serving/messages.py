@@ -29,6 +29,10 @@ _ARRAY, _SCALAR = b"__ndarray__", b"__npgeneric__"
 _DATA, _DTYPE, _SHAPE = b"data", b"dtype", b"shape"
 # Booleans, integers, floats, bytes and texts; objects would need pickle.
 _KINDS = "biufSU"
+# Longest texts, lists, maps, names of dtypes, and shapes. The time of some steps grows with the
+# square of these lengths, and all clients wait meanwhile.
+_LIMITS = {"max_str_len": 65_536, "max_array_len": 65_536, "max_map_len": 1024}
+_MAX_DTYPE, _MAX_DIMENSIONS = 16, 64
 _HINT, _CODE = "\nhint: ", "\ncode: "
 
 
@@ -57,7 +61,7 @@ def unpack(data: bytes) -> dict[str, Any]:
         DataError: The bytes are not a msgpack map, or an array is invalid.
     """
     try:
-        message = msgpack.unpackb(data, object_hook=_unpacked_array)
+        message = msgpack.unpackb(data, object_hook=_unpacked_array, **_LIMITS)
     except DataError:
         raise
     except Exception as error:
@@ -103,8 +107,8 @@ def _unpacked_array(value: dict[Any, Any]) -> Any:
 
 
 def _lengths(shape: Any) -> tuple[int, ...] | None:
-    """Lengths of the dimensions; None if they are not numbers from 0."""
-    if not isinstance(shape, Sequence):
+    """Lengths of the dimensions; None if they are not numbers from 0, or too many."""
+    if not isinstance(shape, Sequence) or len(cast(Sequence[object], shape)) > _MAX_DIMENSIONS:
         return None
     lengths = tuple(cast(Sequence[object], shape))
     are_numbers = all(type(length) is int and length >= 0 for length in lengths)
@@ -114,7 +118,7 @@ def _lengths(shape: Any) -> tuple[int, ...] | None:
 def _array(value: Mapping[Any, Any]) -> Array:
     dtype, data, shape = _dtype(value), value.get(_DATA), _lengths(value.get(_SHAPE))
     if shape is None or not isinstance(data, bytes):
-        raise _bad_message("an array has no data or no shape")
+        raise _bad_message("an array has no data or no valid shape")
     # An array without values may have lengths that no copy of it can have.
     if math.prod(max(length, 1) for length in shape) > max(len(data), 1):
         raise _bad_message(f"{list(shape)} has more values than bytes")
@@ -139,7 +143,7 @@ def _scalar(value: Mapping[Any, Any]) -> Any:
 def _dtype(value: Mapping[Any, Any]) -> "np.dtype[Any]":
     name = value.get(_DTYPE)
     try:
-        dtype = np.dtype(name) if isinstance(name, str) else None
+        dtype = np.dtype(name) if isinstance(name, str) and len(name) <= _MAX_DTYPE else None
     except Exception as error:
         raise _bad_message(f"{name!r} is no dtype") from error
     if dtype is None or dtype.kind not in _KINDS or not dtype.itemsize:
