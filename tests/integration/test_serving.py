@@ -1,5 +1,6 @@
 """`vlatool serve` and `vlatool.connect`: a policy over a socket."""
 
+import asyncio
 import json
 import socket
 import sys
@@ -23,6 +24,7 @@ from websockets.exceptions import ConnectionClosed
 import vlatool
 from tests.builders.serving import (
     BAD_NUMBER,
+    ORIGIN,
     LookPolicy,
     local,
     look,
@@ -33,7 +35,11 @@ from tests.builders.serving import (
 from tests.builders.toy_policy import PushPolicy
 from vlatool.cli.app import run
 from vlatool.errors import VlatoolError
+from vlatool.serving.access import bound_socket, listen
+from vlatool.serving.config import ServeConfig
 from vlatool.serving.messages import CONTROL, pack, unpack
+from vlatool.serving.server import PolicyServer
+from vlatool.serving.service import service_of
 
 RESTART, INTERNAL, TOO_BIG = 1001, 1011, 1009
 MISSING = "environment.missing_dependency"
@@ -513,6 +519,16 @@ def test_bad_options_are_named_before_anything_is_loaded(
             run(["serve", "--json", "--port", "0", *arguments(other.getsockname()[1])]) == exit_code
         )
     assert json.loads(capsys.readouterr().out)["error"]["code"] == code
+
+
+def test_of_two_servers_that_start_at_one_port_the_second_names_it() -> None:
+    with bound_socket("127.0.0.1", 0) as first, bound_socket(*first.getsockname()) as second:
+        listen(first)
+        config = ServeConfig(checkpoint="toy")
+        server = PolicyServer(service_of(config, PushPolicy(), ORIGIN))
+        with pytest.raises(VlatoolError) as failed:
+            asyncio.run(server.run(second, lambda: None))
+    assert failed.value.code == "usage.port_in_use"
 
 
 @pytest.mark.parametrize("package", ["websockets", "msgpack"])

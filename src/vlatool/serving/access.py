@@ -39,6 +39,19 @@ def bound_socket(host: str, port: int) -> socket.socket:
     return bound
 
 
+def listen(bound: socket.socket) -> None:
+    """Lets clients connect to a bound socket.
+
+    Raises:
+        UsageError: Another program has begun to listen at its address since it was bound.
+    """
+    try:
+        bound.listen()
+    except OSError as error:
+        host, port = bound.getsockname()[:2]
+        raise _address_error(host, port, error) from error
+
+
 def _address_error(host: str, port: int, error: OSError) -> UsageError:
     hints = {
         errno.EADDRINUSE: "stop the program that uses it, or choose another --port; 0 is any free",

@@ -18,7 +18,7 @@ from websockets.http11 import Request, Response
 from websockets.protocol import State
 
 from vlatool.errors import DataError, EnvironmentProblem, VlatoolError
-from vlatool.serving.access import has_key
+from vlatool.serving.access import has_key, listen
 from vlatool.serving.messages import SERVER_FAILED, error_text, pack, unpack
 from vlatool.serving.metrics import ServerMetrics
 from vlatool.serving.planner import Planner
@@ -84,11 +84,15 @@ class PolicyServer:
         Args:
             bound: Socket with an address; it does not listen yet.
             on_ready: Function that is called once clients can connect.
+
+        Raises:
+            UsageError: Another program listens at the address meanwhile.
         """
         self._loop = asyncio.get_running_loop()
         if self._is_stopped:
             return
         async with self._planner:
+            listen(bound)
             server = await serve(
                 self._serve_client,
                 sock=bound,
