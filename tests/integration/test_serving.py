@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import signal
 import socket
 import sys
 import threading
@@ -248,6 +250,27 @@ def test_the_client_raises_the_error_of_the_server_and_connects_again_at_reset(u
         assert (lost.value.code, lost.value.exit_code) == ("environment.connection_lost", 6)
         client.reset()
         assert client.act(look(1))
+
+
+def test_after_an_interrupted_request_no_other_one_gets_its_reply() -> None:
+    policy = LookPolicy()
+    with served(policy) as url, vlatool.connect(url) as client:
+        policy.hold.clear()
+        policy.called.clear()
+
+        def interrupt() -> None:
+            assert policy.called.wait(20)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        threading.Thread(target=interrupt).start()
+        with pytest.raises(KeyboardInterrupt):
+            client.act(look(1))
+        policy.hold.set()
+        with pytest.raises(VlatoolError) as lost:
+            client.act(look(2))
+        assert lost.value.code == "environment.connection_lost"
+        client.reset()
+        assert_equal(client.act(look(2)), local(LookPolicy()).act(look(2)))
 
 
 @pytest.mark.parametrize("value", [object(), {"a": object()}, [[1], [1, 2]], 1j])

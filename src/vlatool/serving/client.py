@@ -127,12 +127,13 @@ class RemotePolicy:
         try:
             self._connection.send(data)
             reply = self._connection.recv(self._options["open_timeout"])
-        except TimeoutError:
+        except BaseException as error:  # Ctrl-C, too: a later request would get this reply
             self.close()
-            raise _lost(self._url, "no reply in time") from None
-        except (ConnectionClosed, OSError) as error:
-            self.close()
-            raise _lost(self._url, str(error)) from error
+            if isinstance(error, TimeoutError):
+                raise _lost(self._url, "no reply in time") from None
+            if isinstance(error, ConnectionClosed | OSError):
+                raise _lost(self._url, str(error)) from error
+            raise
         if isinstance(reply, str):
             self.close()
             raise error_of(reply)
