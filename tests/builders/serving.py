@@ -81,7 +81,7 @@ def served(policy: Any = None, **options: Any) -> Iterator[str]:
 @contextmanager
 def server_of(policy: Any = None, **options: Any) -> Iterator[tuple[str, Callable[[], None]]]:
     """Address of a server, and a function that stops it."""
-    config = ServeConfig(checkpoint="toy", port=0, **options)
+    config = ServeConfig(**{"checkpoint": "toy", "port": 0, **options})
     tls = tls_context(config.certificate, config.private_key)
     key = read_key(config.key_file, config.host)
     server = PolicyServer(service_of(config, policy or PushPolicy(), ORIGIN, key, tls))

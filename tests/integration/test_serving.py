@@ -252,6 +252,19 @@ def test_the_client_raises_the_error_of_the_server_and_connects_again_at_reset(u
         assert client.act(look(1))
 
 
+def test_after_a_reset_the_client_has_the_policy_that_the_server_has_now() -> None:
+    with server_of() as (url, stop):
+        client = vlatool.connect(url)
+        stop()
+    with client, served(LookPolicy(), port=urlsplit(url).port):
+        with pytest.raises(VlatoolError) as lost:
+            client.act({"x": 1.0})
+        assert lost.value.code == "environment.connection_lost"
+        client.reset()
+        assert (client.horizon, client.actions) == (5, {"move": 2, "grip": 1})
+        assert_equal(client.act(look(1)), local(LookPolicy()).act(look(1)))
+
+
 def test_after_an_interrupted_request_no_other_one_gets_its_reply() -> None:
     policy = LookPolicy()
     with served(policy) as url, vlatool.connect(url) as client:

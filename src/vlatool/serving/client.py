@@ -52,16 +52,7 @@ class RemotePolicy:
         self._open = ExitStack()
         self._connection: ClientConnection | None = None
         self.timing: dict[str, float] = {}
-        metadata = self._connect()
-        self.cameras: tuple[str, ...] = tuple(metadata.get("cameras", ()))
-        self.fields: dict[str, int] = metadata.get("fields", {})
-        self.names: list[str] = metadata["observation"]
-        self.actions: dict[str, int] = metadata["actions"]
-        self.fps: float = metadata["fps"]
-        self.horizon: int = metadata["horizon"]
-        self.history: int = metadata["history"]
-        self.checkpoint: str = metadata["checkpoint"]
-        self.weights: str = metadata["weights"]
+        self._connect()
 
     def __enter__(self) -> Self:
         return self
@@ -142,8 +133,8 @@ class RemotePolicy:
         self.timing = message["server_timing"]
         return message
 
-    def _connect(self) -> dict[str, Any]:
-        """Opens the connection; returns the metadata of the server."""
+    def _connect(self) -> None:
+        """Opens the connection and reads the metadata: the server may have another policy now."""
         try:
             connection = self._open.enter_context(
                 open_connection(
@@ -175,7 +166,15 @@ class RemotePolicy:
             ) from error
         metadata = self._metadata(first)
         self._connection = connection
-        return metadata
+        self.cameras: tuple[str, ...] = tuple(metadata.get("cameras", ()))
+        self.fields: dict[str, int] = metadata.get("fields", {})
+        self.names: list[str] = metadata["observation"]
+        self.actions: dict[str, int] = metadata["actions"]
+        self.fps: float = metadata["fps"]
+        self.horizon: int = metadata["horizon"]
+        self.history: int = metadata["history"]
+        self.checkpoint: str = metadata["checkpoint"]
+        self.weights: str = metadata["weights"]
 
     def _metadata(self, first: str | bytes) -> dict[str, Any]:
         metadata: Mapping[str, Any] = {}
