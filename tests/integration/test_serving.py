@@ -438,6 +438,13 @@ def test_only_a_client_with_the_key_is_served(tmp_path: Path) -> None:
         assert 'vlatool_rejections_total{code="key"} 4' in http(url, "/metrics", "open sesame")[1]
 
 
+def test_a_key_that_cannot_be_sent_is_not_shown() -> None:
+    with served() as url, pytest.raises(VlatoolError) as failed:
+        vlatool.connect(url, api_key="sesame\n")
+    assert failed.value.code == "usage.no_key"
+    assert "sesame" not in str(failed.value)
+
+
 def own_certificate(folder: Path) -> tuple[Path, Path]:
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization

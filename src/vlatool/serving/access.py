@@ -89,7 +89,7 @@ def read_key(key_file: str | None, host: str) -> str | None:
             details={"host": host},
         )
     key = _text_of(key_file, "--key-file").strip()
-    if not key or not key.isascii() or not key.isprintable():
+    if not _is_usable(key):
         raise UsageError.at(
             key_file,
             "has no usable key",
@@ -105,8 +105,22 @@ def has_key(header: str | None, key: str) -> bool:
 
 
 def authorization(key: str) -> str:
-    """Header `Authorization` of a client with a key."""
+    """Header `Authorization` of a client with a key.
+
+    Raises:
+        UsageError: No server can have this key; the message does not show it.
+    """
+    if not _is_usable(key):
+        raise UsageError(
+            "the key cannot be sent",
+            hint="give one line of printable ASCII characters, without the line break of its file",
+            code="usage.no_key",
+        )
     return f"{_SCHEME}{key}"
+
+
+def _is_usable(key: str) -> bool:
+    return bool(key) and key.isascii() and key.isprintable()
 
 
 def tls_context(certificate: str | None, private_key: str | None) -> ssl.SSLContext | None:

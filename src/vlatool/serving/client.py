@@ -276,7 +276,7 @@ def connect(
         certificate: File with the certificates to trust, in PEM form; None: those of the system.
 
     Raises:
-        UsageError: The address or the certificate cannot be used.
+        UsageError: The address, the key or the certificate cannot be used.
         EnvironmentProblem: The server cannot be reached, needs another key, has too many clients,
             or is of another version.
     """
