@@ -200,6 +200,13 @@ class RolloutOptions(RolloutTask):
         "Processes that environments are in; null: one for the built-in world, else one per CPU.",
         ge=1,
     )
+    env_timeout_s: float = execution_field(
+        600.0,
+        "Longest time of a reset or step in another process, which is then killed: an error of the "
+        "episode.",
+        gt=0,
+        le=1e6,
+    )
     videos: int = Field(
         default=0, ge=0, description="Number of episodes of each task with a video."
     )
@@ -217,7 +224,9 @@ class RolloutOptions(RolloutTask):
 class RolloutConfig(RolloutOptions):
     """Options of rollouts of trained weights."""
 
-    no_effect_on_output: ClassVar[frozenset[str]] = frozenset({"output", "env_processes"})
+    no_effect_on_output: ClassVar[frozenset[str]] = frozenset(
+        {"output", "env_processes", "env_timeout_s"}
+    )
 
     checkpoint: str = required_field("", "Run folder or checkpoint, of any scheme.")
     output: str | None = Field(

@@ -196,14 +196,16 @@ class EnvProcesses:
     """Environments in other processes: slot i is in process i modulo their number.
 
     A process that ends takes its environments with it. The one that it was busy with gets an error,
-    and the process is replaced.
+    and the process is replaced. One that does not reply in time is killed.
 
     Args:
         num_processes: Number of processes.
+        timeout_s: Longest wait for a reply.
     """
 
-    def __init__(self, num_processes: int) -> None:
+    def __init__(self, num_processes: int, timeout_s: float) -> None:
         self._num_processes = num_processes
+        self._timeout_s = timeout_s
         self._workers: dict[int, _Worker] = {}
 
     def __enter__(self) -> Self:
@@ -221,7 +223,7 @@ class EnvProcesses:
         worker = self._worker(0)
         try:
             worker.send(make_env)
-            answer = worker.receive()
+            answer = worker.receive(self._timeout_s)
         except _WorkerEnded as ended:
             del self._workers[0]
             raise EnvironmentProblem(
@@ -255,7 +257,7 @@ class EnvProcesses:
         replies: dict[int, Reply] = {}
         for call in share:
             try:
-                replies[call.slot] = self._workers[number].receive()
+                replies[call.slot] = self._workers[number].receive(self._timeout_s)
             except _WorkerEnded as ended:
                 del self._workers[number]
                 return {call.slot: Reply(error=f"the process of the environment {ended}")}
@@ -268,7 +270,7 @@ class EnvProcesses:
 
 
 class _WorkerEnded(Exception):
-    """A process of environments has ended; the text is such as `was ended by SIGKILL`."""
+    """A process of environments has ended; the text is such as `ended with SIGKILL`."""
 
 
 class _Worker:
@@ -281,6 +283,7 @@ class _Worker:
         with signals_blocked(signal.SIGINT):
             self._process.start()
         theirs.close()
+        self._is_started = False
 
     def send(self, message: Any) -> None:
         try:
@@ -288,11 +291,19 @@ class _Worker:
         except OSError:
             raise self._ended() from None
 
-    def receive(self) -> Any:
+    def receive(self, timeout_s: float) -> Any:
+        """Next answer; the time until the process has started does not count."""
         try:
-            return self._connection.recv()
+            if not self._is_started:
+                self._connection.recv()
+                self._is_started = True
+            if self._connection.poll(timeout_s):
+                return self._connection.recv()
         except (EOFError, OSError):
             raise self._ended() from None
+        self._process.kill()
+        self.end()
+        raise _WorkerEnded(f"did not reply within {timeout_s:g} s and was killed")
 
     def close(self) -> None:
         """Closes the connection; the process then closes its environments and ends."""
@@ -321,6 +332,7 @@ def _serve(connection: Connection) -> None:
     # Simulators print from C too; the standard output is for the result of the command.
     os.dup2(2, 1)
     with LocalEnvironments() as environments, suppress(EOFError, OSError):
+        connection.send("started")
         while True:
             message = connection.recv()
             for answer in _answers(environments, message):

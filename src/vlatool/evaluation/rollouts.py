@@ -208,8 +208,10 @@ class _Lockstep:
     def _is_over(self, rollout: Rollout, call: Call, reply: Reply) -> bool:
         """Adds a reply to its episode; returns True if the episode is over."""
         if reply.error is not None:
-            message = "the episode with seed %s ends: %s\n%s"
-            _log.warning(message, rollout.seed, reply.error, reply.traceback)
+            step = "the reset" if call.start is not None else f"step {rollout.steps + 1}"
+            message = "%s: the episode with seed %s ends at %s: %s\n%s"
+            name = getattr(self._env.make_env, "name", "environment")
+            _log.warning(message, name, rollout.seed, step, reply.error, reply.traceback)
             rollout.error, rollout.success = reply.error, False
             return True
         self._observations[rollout.seed] = reply.observation

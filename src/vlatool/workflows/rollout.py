@@ -169,7 +169,7 @@ def _environments(config: RolloutConfig, makers: Sequence[EnvironmentMaker]) -> 
                 hint="use --env-processes 1",
                 code="usage.env_processes",
             )
-    return EnvProcesses(count) if count > 1 else LocalEnvironments()
+    return EnvProcesses(count, config.env_timeout_s) if count > 1 else LocalEnvironments()
 
 
 def _record(
