@@ -83,6 +83,13 @@ def test_rollouts_of_a_policy_without_images(run: Path, tmp_path: Path) -> None:
     assert (result.figures["successes"], result.figures["errors"]) == (5, 0)
 
 
+@pytest.mark.parametrize("source", [FieldMap(key="x", start=1), FieldMap(constant=[0.0, 1.0])])
+def test_a_field_of_another_width_is_an_error(source: FieldMap, run: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        rollout(config(run, tmp_path, fields={"x": source}))
+    assert caught.value.code == "data.field_shape"
+
+
 def test_loaded_policy_acts_as_in_the_rollout_of_its_seed(run: Path, tmp_path: Path) -> None:
     recorded = rollout(config(run, tmp_path, episodes=1, batch_size=1)).document()["rollouts"][0]
     policy = vlatool.load_policy(run, seed=FIRST)
@@ -297,6 +304,8 @@ def policies(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "other env": {"env_options": {"broken": []}, "episodes": 1},
         }.items():
             rollout(config(run, root / name, **{"env_options": broken, **keys}))
+    report = json.loads((root / "b" / "report.json").read_text())
+    (root / "report alone.json").write_text(json.dumps({**report, "env": "toys/Other-v0"}))
     (root / "damaged.json").write_text('{"rollouts": [{"seed": 1, "success": 3}]}')
     return root
 
@@ -317,6 +326,7 @@ def test_compare_pairs_the_starts_of_two_outputs(policies: Path) -> None:
     [
         ("other starts", "data.no_common_starts"),
         ("other env", "data.environments_differ"),
+        ("report alone.json", "data.environments_differ"),
         ("damaged.json", "data.no_rollouts"),
         ("nowhere", "data.no_rollouts"),
     ],

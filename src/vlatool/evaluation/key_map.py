@@ -9,6 +9,7 @@ from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.evaluation.config import FieldMap, RolloutConfig
 from vlatool.evaluation.control import RobotState, as_array
+from vlatool.events import counted
 from vlatool.models.policy import Policy
 from vlatool.plugins import did_you_mean
 from vlatool.transforms.geometry import rotate
@@ -47,7 +48,7 @@ class KeyMap:
         """Images and fields of the policy.
 
         Raises:
-            DataError: The observation lacks a key.
+            DataError: The observation lacks a key, or a field has another width.
         """
         return RobotState(
             images={name: self._image(observation, name) for name in self._sees.cameras},
@@ -76,6 +77,18 @@ class KeyMap:
         return rotate(image, turns) if image.ndim > 1 else image
 
     def _field(self, observation: Mapping[str, Any], name: str) -> Array:
+        values, width = self._values(observation, name), self._sees.fields[name]
+        if len(values) != width:
+            raise DataError(
+                f"the field {name!r} gets {counted(len(values), 'number')}, the policy takes "
+                f"{width}",
+                hint=f"correct fields.{name}: its start and stop, or its constant",
+                code="data.field_shape",
+                details={"field": name, "width": width},
+            )
+        return values
+
+    def _values(self, observation: Mapping[str, Any], name: str) -> Array:
         source = self._config.fields[name]
         if source.constant is not None:
             return np.asarray(source.constant, np.float64)

@@ -30,7 +30,7 @@ Start = tuple[str, int]
 
 @dataclass(frozen=True)
 class RolloutOutput:
-    """RolloutOutput in an output.
+    """Output of rollouts.
 
     Attributes:
         location: Location as it was given.
@@ -142,7 +142,7 @@ def compare(config: CompareConfig, *, reporter: Reporter = NULL) -> CompareResul
 
 
 def read_rollouts(location: str) -> RolloutOutput:
-    """RolloutOutput of an output of `vlatool eval rollout`, or of its report.
+    """Reads an output of `vlatool eval rollout`, or its report.
 
     Raises:
         DataError: There is no report of rollouts.
@@ -179,10 +179,10 @@ def _differences(a: RolloutOutput, b: RolloutOutput) -> list[tuple[str, Any, Any
     Raises:
         DataError: The environments differ.
     """
-    differences = [("env", a.env, b.env)] if a.env != b.env and not a.options else []
+    pairs = iter([("env", a.env, b.env)] if a.env != b.env else [])
     if a.options and b.options:
         pairs = differing_keys(dict(a.options), dict(b.options))
-        differences = [row for row in pairs if row[0].partition(".")[0] not in _UNCOMPARED]
+    differences = [row for row in pairs if row[0].partition(".")[0] not in _UNCOMPARED]
     for key, old, new in differences:
         if _ENV_KEYS.intersection(key.split(".")):
             raise DataError(
