@@ -1,6 +1,7 @@
 """A policy that sees one number and no image: rollouts, `load_policy`, and the contract check."""
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from vlatool.evaluation.config import (
     RolloutConfig,
 )
 from vlatool.evaluation.control import ResizeLog, act_in_batches
-from vlatool.evaluation.controllers import PolicyController
+from vlatool.evaluation.controllers import PolicyController, check_environment
 from vlatool.evaluation.env_processes import LocalEnvironments
 from vlatool.evaluation.rollout_job import rollout_report
 from vlatool.evaluation.rollouts import (
@@ -219,6 +220,19 @@ def test_errors_in_all_episodes_are_no_success_rate(run: Path, tmp_path: Path) -
     with pytest.raises(PartialFailure, match="no start"):
         rollout(config(run, tmp_path, seed=BROKEN_RESET, episodes=1, env_options=options))
     assert json.loads((tmp_path / "report.json").read_text())["errors"] == 1
+
+
+class LoudEnv(LineEnv):
+    """Prints at the reset."""
+
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        sys.stdout.write("welcome\n")
+        return super().reset(**options)
+
+
+def test_the_check_of_an_environment_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    check_environment(PushPolicy(), RolloutConfig(env=LINE, **KEYS), LoudEnv)
+    assert capsys.readouterr().out == ""
 
 
 # suites and comparisons

@@ -5,7 +5,7 @@ batches.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +15,13 @@ from vlatool.errors import DataError, UsageError
 from vlatool.evaluation.chunks import grippers_of
 from vlatool.evaluation.config import RolloutConfig
 from vlatool.evaluation.control import ControlOptions, EpisodeControl, ResizeLog, begin_chunks
-from vlatool.evaluation.env_processes import EnvObservation
+from vlatool.evaluation.env_processes import (
+    Call,
+    EnvObservation,
+    LocalEnvironments,
+    MakeEnv,
+    Start,
+)
 from vlatool.evaluation.key_map import KeyMap
 from vlatool.events import counted
 from vlatool.models.policy import Policy
@@ -171,7 +177,7 @@ def steps_per_chunk(config: RolloutConfig, horizon: int) -> int:
     return steps
 
 
-def check_environment(policy: Policy, config: RolloutConfig, make_env: Callable[[], Any]) -> None:
+def check_environment(policy: Policy, config: RolloutConfig, make_env: MakeEnv) -> None:
     """Checks that a policy can act in an environment; evaluates no network.
 
     Raises:
@@ -182,26 +188,17 @@ def check_environment(policy: Policy, config: RolloutConfig, make_env: Callable[
     log = ResizeLog(policy.sees, lambda text: None)
     PolicyController(policy, config, log)
     keys = KeyMap(policy, config)
-    env = make_env()
-    try:
-        observation, _ = _reset(env, config)
-        EpisodeControl(policy, config.seed, log).observe(keys.state(observation))
-        check_action_shape(env, (keys.action_width,))
-    finally:
-        env.close()
-
-
-def _reset(env: Any, config: RolloutConfig) -> tuple[EnvObservation, Any]:
-    """First observation and info of an environment."""
-    try:
-        return env.reset(seed=config.seed)
-    except Exception as error:
+    with LocalEnvironments() as environments:
+        env = environments.info(make_env)
+        reply = environments.reply(Call(0, Start(make_env, config.seed)))
+    if reply.error is not None:
         raise UsageError(
-            f"the environment {config.env!r} cannot be reset: "
-            + f"{type(error).__name__}: {error}".partition("\n")[0],
+            f"the environment {config.env!r} cannot be reset: {reply.error}",
             hint="look at its documentation for the options that it needs, and set env_options",
             code="usage.env_failed",
-        ) from error
+        )
+    EpisodeControl(policy, config.seed, log).observe(keys.state(reply.observation))
+    check_action_shape(env, (keys.action_width,))
 
 
 def check_action_shape(env: Any, shape: Sequence[int]) -> None:

@@ -19,10 +19,10 @@ class CheckpointRollouts:
     """Rollouts with the options of the section `eval`; see `training.success.RollsOut`."""
 
     def __init__(self, options: RolloutOptions, reporter: Reporter) -> None:
-        """Creates each environment once, as a check.
+        """Registers the environments.
 
         Raises:
-            UsageError: There is no such environment, or it does not accept the options.
+            UsageError: No environment is given.
             ConfigError: The file of the suite is invalid.
             EnvironmentProblem: A package is not installed.
         """
@@ -40,7 +40,8 @@ class CheckpointRollouts:
 
         Raises:
             DataError: The policy cannot act in an environment.
-            UsageError: An environment cannot be reset.
+            UsageError: An environment does not exist, does not accept the options, or cannot be
+                reset.
         """
         from vlatool.evaluation.controllers import check_environment
 
