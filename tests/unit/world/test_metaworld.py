@@ -61,6 +61,15 @@ def test_a_start_depends_on_the_seed_only_and_its_images_show_it(reach: Simulato
         np.testing.assert_array_equal(value, other)
 
 
+def test_the_expert_sees_objects_where_they_are_at_the_start() -> None:
+    drawer = simulator_or_skip("drawer-open-v3", SIZE)
+    drawer.start(np.random.default_rng(0))
+    first = drawer.expert_action()
+    drawer.step(np.array([0.0, 0.0, 0.0, -1.0]))
+    np.testing.assert_allclose(drawer.expert_action(), first, atol=0.05)
+    drawer.close()
+
+
 def test_images_at_the_start_are_those_after_the_next_update(reach: Simulator) -> None:
     import mujoco
 

@@ -116,9 +116,11 @@ class Simulator:
     def start(self, rng: np.random.Generator) -> FloatArray:
         """Starts an episode at a random start, which depends on `rng` only; returns `proprio`."""
         self._env.np_random = rng
-        self._seen, _ = self._env.reset()
-        # Goals and parts of objects stand where they were before, in images, until this call.
+        self._env.reset()
+        # Until this call goals and parts of objects are at an earlier start, in images and in the
+        # observation that the reset returns.
         _mujoco().mj_forward(self._env.model, self._env.data)
+        self._seen = self._env._get_obs()
         return self._proprio()
 
     def step(self, action: NDArray[Any]) -> SimulatorStep:
