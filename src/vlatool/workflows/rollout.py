@@ -21,8 +21,8 @@ from vlatool.workflows.evaluate import checkpoint_of, folder_of, results_folder,
 
 __all__ = ["RolloutConfig", "rollout"]
 
-# Keys that records of version 0.2.0 lack: left out unless they are set, so that unfinished rollouts
-# of that version resume.
+# Keys that records of version 0.2.0 lack: left out unless they are set, so that `eval compare` does
+# not list them. Unfinished rollouts of that version start again: they have other noise.
 _LATER_KEYS = frozenset(
     {
         *("delay_steps", "ensemble_decay", "grippers", "compat"),
