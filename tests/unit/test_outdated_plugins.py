@@ -13,7 +13,8 @@ from vlatool.errors import BugError, EnvironmentProblem
 from vlatool.findings import Collector, FindingCodes
 from vlatool.jobs.executor import attempt
 from vlatool.loading.kinds import data_kind
-from vlatool.plugins import FORMATS, MODELS, Registry, check_names
+from vlatool.outdated_plugins import check_names
+from vlatool.plugins import FORMATS, MODELS, Registry
 
 PACKAGE = "earlier_vla"
 READER = """

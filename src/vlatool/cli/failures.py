@@ -83,7 +83,7 @@ def _known_error(error: BaseException) -> VlatoolError | None:
     if isinstance(error, ModuleNotFoundError) and extra_of(package := _package(error)) is not None:
         return missing_package(package)
     if isinstance(error, ImportError | AttributeError):
-        from vlatool.plugins import outdated_plugin_error
+        from vlatool.outdated_plugins import outdated_plugin_error
 
         if (outdated := outdated_plugin_error(error)) is not None:
             return outdated

@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from vlatool.errors import BugError, DataError, VlatoolError, name_error
-from vlatool.plugins import outdated_plugin_error
+from vlatool.outdated_plugins import outdated_plugin_error
 from vlatool.storage.background import in_background
 from vlatool.storage.retry import warn_through, warnings_of_workers
 

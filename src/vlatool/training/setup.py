@@ -13,7 +13,7 @@ from vlatool.models.base import Objective, Part
 from vlatool.models.progress import locate_progress
 from vlatool.models.rng import computes_by_micro_batch, draws_by_micro_batch, draws_by_sample
 from vlatool.models.trained import existing_weights
-from vlatool.plugins import check_names
+from vlatool.outdated_plugins import check_names
 from vlatool.training.checkpoints import load_checkpoint, unsaved_digests
 from vlatool.training.config import TrainConfig
 from vlatool.training.continuation import restore_progress
