@@ -334,9 +334,9 @@ ENVIRONMENTS: dict[str, EnvironmentSource] = {
         "sim",
     ),
     "libero/": EnvironmentSource(
-        "vlatool.world.libero_suites:register_libero",
+        "vlatool.world.libero.suites:register_environments",
         "rollout-libero",
-        "vlatool.world.libero_suites:libero_ids",
+        "vlatool.world.libero.suites:environment_ids",
     ),
 }
 # Config classes of the commands that write runs.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vlatool.errors import UsageError
 from vlatool.world.cameras import CameraCount, SizeName, cameras_for
-from vlatool.world.libero import (
+from vlatool.world.libero_fields import (
     ACTION_WIDTH,
     IMAGE_COLUMNS,
     STATE_WIDTH,

@@ -32,7 +32,7 @@ from vlatool.artifacts.lerobot.format import (
 from vlatool.episode import Episode, FieldSpec, Survey, UInt8Array
 from vlatool.storage.atomic import write_json
 from vlatool.world.episodes import WorldEpisode
-from vlatool.world.libero import (
+from vlatool.world.libero_fields import (
     ACTION_WIDTH,
     IMAGE_COLUMNS,
     STATE_WIDTH,

@@ -11,8 +11,8 @@ import pytest
 
 from tests.builders.libero_simulator import STATES, TASKS, calls_of, write_libero
 from vlatool.errors import EnvironmentProblem, UsageError
-from vlatool.world.libero_env import axis_angle
-from vlatool.world.libero_suites import SUITES, libero_ids, register_libero
+from vlatool.world.libero.env import axis_angle
+from vlatool.world.libero.suites import SUITES, environment_ids, register_environments
 
 
 @pytest.fixture
@@ -25,12 +25,12 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def made(**options: Any) -> Any:
-    register_libero()
+    register_environments()
     return gymnasium.make("libero/libero_spatial", size=8, **options)
 
 
 def test_every_suite_has_an_id() -> None:
-    assert libero_ids() == [f"libero/{suite}" for suite in SUITES]
+    assert environment_ids() == [f"libero/{suite}" for suite in SUITES]
 
 
 def test_fifty_seeds_are_the_trials_of_a_task_and_the_next_those_of_the_next(log: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_task_that_the_suite_lacks_is_an_error(log: Path) -> None:
 
 def test_without_libero_the_error_names_the_script_for_its_own_environment() -> None:
     with pytest.raises(EnvironmentProblem) as caught:
-        register_libero()
+        register_environments()
     assert caught.value.code == "environment.missing_dependency"
     assert "examples/libero_client.py" in caught.value.hint
 

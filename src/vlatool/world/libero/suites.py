@@ -8,7 +8,7 @@ from importlib import import_module
 
 from vlatool.errors import EnvironmentProblem
 
-LIBERO_PREFIX = "libero/"
+PREFIX = "libero/"
 
 # Most steps of an episode after those that settle the scene.
 SUITES: Mapping[str, int] = {
@@ -20,12 +20,12 @@ SUITES: Mapping[str, int] = {
 }
 
 
-def libero_ids() -> list[str]:
+def environment_ids() -> list[str]:
     """Ids of the environments of LIBERO."""
-    return [f"{LIBERO_PREFIX}{suite}" for suite in SUITES]
+    return [f"{PREFIX}{suite}" for suite in SUITES]
 
 
-def register_libero() -> None:
+def register_environments() -> None:
     """Registers an environment for each suite; can be called repeatedly.
 
     Raises:
@@ -46,9 +46,9 @@ def register_libero() -> None:
             details={"package": error.name},
         ) from None
     for suite in SUITES:
-        if f"{LIBERO_PREFIX}{suite}" not in registry:
+        if f"{PREFIX}{suite}" not in registry:
             register(
-                id=f"{LIBERO_PREFIX}{suite}",
-                entry_point="vlatool.world.libero_env:LiberoEnv",
+                id=f"{PREFIX}{suite}",
+                entry_point="vlatool.world.libero.env:LiberoEnv",
                 kwargs={"suite": suite},
             )

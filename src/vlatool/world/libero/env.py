@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from vlatool.episode import UInt8Array
 from vlatool.errors import UsageError
-from vlatool.world.libero import ACTION_WIDTH, IMAGE_COLUMNS, STATE_WIDTH
-from vlatool.world.libero_suites import SUITES
+from vlatool.world.libero.suites import SUITES
+from vlatool.world.libero_fields import ACTION_WIDTH, IMAGE_COLUMNS, STATE_WIDTH
 
 Observation = dict[str, Any]
 
