@@ -1,4 +1,4 @@
-"""Ctrl-C at twenty moments of eight commands: exit 130 with a report, no traceback, no hang.
+"""Ctrl-C at twenty moments of nine commands: exit 130 with a report, no traceback, no hang.
 
 Moments are events of the command's own process and of those that it starts, spread over all that
 an uninterrupted run has, so they include imports, the start of workers and the last files.
@@ -21,6 +21,7 @@ from tests.builders.interrupt import sitecustomize as interrupt
 from tests.builders.tokenizers import NETWORK, SIDE, SIZES
 from tests.builders.training import tiny_arguments
 from tests.kills.commands import make_inputs
+from vlatool.world.registration import ENVIRONMENT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -97,9 +98,19 @@ def open_loop(inputs: Path, output: Path) -> Words:
     return [*words, "-o", output, "--max-samples", "2"]
 
 
+def roll_out(inputs: Path, output: Path) -> Words:
+    """Rollouts of environments in two other processes."""
+    words = ["eval", "rollout", inputs / "policy", "--env", ENVIRONMENT, "-o", output]
+    sizes = {"episodes": 2, "max-steps": 2, "env-processes": 2, "inference-steps": 1}
+    return [*words, *(word for key, size in sizes.items() for word in (f"--{key}", str(size)))]
+
+
 @pytest.mark.parametrize(
     "command",
-    [preprocess, stats_compute, build_dataset, encode, decode, train, tokenizer_train, open_loop],
+    [
+        *(preprocess, stats_compute, build_dataset, encode, decode),
+        *(train, tokenizer_train, open_loop, roll_out),
+    ],
     ids=lambda command: command.__name__,
 )
 def test_ctrl_c_at_any_moment_is_reported(
