@@ -19,13 +19,14 @@ TEXT = ByteTextConfig(hidden_dim=8)
 
 
 def keypoints(
-    text: ByteTextConfig | None = TEXT, cameras: int = 2, times: int = 2
+    text: ByteTextConfig | None = TEXT, cameras: int = 2, times: int = 2, group_norm: bool = False
 ) -> KeypointBackbone:
     torch.manual_seed(0)
     config = KeypointBackboneConfig(
         hidden_dim=16,
         channels=(4, 8),
         num_keypoints=6,
+        group_norm=group_norm,
         text_encoder=text,
         num_cameras=cameras,
         num_times=times,
@@ -115,6 +116,26 @@ def test_keypoint_follows_a_bright_blob_in_the_image() -> None:
     assert right[1] == pytest.approx(top_left[1], abs=0.05)
     assert low[1] > top_left[1] + 0.5
     assert low[0] == pytest.approx(top_left[0], abs=0.05)
+
+
+def test_untrained_keypoints_move_more_with_an_object_if_features_are_normalized() -> None:
+    images = torch.full((2, 1, 3, 64, 64), -0.2)
+    images[0, ..., 8:14, 8:14] = 0.5
+    images[1, ..., 48:54, 48:54] = 0.5
+    moved: list[float] = []
+    for group_norm in (False, True):
+        encoder = keypoints(None, 1, group_norm=group_norm).cameras[0]
+        encoder.out = torch.nn.Identity()
+        here, there = encoder(images, None)[:, 0]
+        moved.append((here - there).abs().mean().item())
+    assert moved[1] > 5 * moved[0]
+
+
+def test_backbone_without_group_norms_has_the_weights_of_earlier_versions() -> None:
+    names = set(keypoints(None, 1).cameras[0].state_dict())
+    layers = ("conv1", "conv2", "conv3", "out")
+    weights = {f"{layer}.{part}" for layer in layers for part in ("weight", "bias")}
+    assert names == {*weights, "temperature"}
 
 
 def test_keypoint_backbone_has_one_token_per_image_and_one_for_text() -> None:

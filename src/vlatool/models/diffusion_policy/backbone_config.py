@@ -242,6 +242,9 @@ class KeypointBackboneConfig(NetworkConfig):
         default=(32, 64), description="Channels of the first two layers."
     )
     num_keypoints: int = Field(default=64, ge=1, le=MAX_WIDTH, description="Keypoints per image.")
+    group_norm: bool = Field(
+        default=False, description="Group norms after the first two convolutions."
+    )
     text_encoder: ByteTextConfig | None = Field(
         default=ByteTextConfig(),
         description="Text encoder that conditions the convolutions; null: ignore language.",

@@ -7,6 +7,7 @@ image_mask bool [B, N] or None, rng)` returns [B, M, C], where `rng` draws what 
 with a base model also has `load_base()`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -209,17 +210,20 @@ class KeypointEncoder(nn.Module):
         super().__init__()
         first, second = config.channels
         self.conv1 = nn.Conv2d(3, first, kernel_size=5, stride=4, padding=2)
+        self.norm1 = _group_norm(first) if config.group_norm else nn.Identity()
         self.conv2 = nn.Conv2d(first, second, kernel_size=3, stride=2, padding=1)
+        self.norm2 = _group_norm(second) if config.group_norm else nn.Identity()
         self.film = nn.Linear(text_width, 2 * second) if text_width else None
         self.conv3 = nn.Conv2d(second, config.num_keypoints, kernel_size=3, padding=1)
-        self.temperature = nn.Parameter(torch.ones(1))
+        # Maps that are almost constant at the start give keypoints in the middle of all images.
+        self.temperature = nn.Parameter(torch.full((1,), 4.0 if config.group_norm else 1.0))
         self.out = nn.Linear(2 * config.num_keypoints, config.hidden_dim)
 
     def forward(self, images: Tensor, sentence: Tensor | None) -> Tensor:
         """[B, I, 3, H, W] and [B, text_width] to tokens [B, I, C]."""
         batch, times = images.shape[:2]
-        features = functional.relu(self.conv1(images.flatten(0, 1)))
-        features = self.conv2(features)
+        features = functional.relu(self.norm1(self.conv1(images.flatten(0, 1))))
+        features = self.norm2(self.conv2(features))
         if self.film is not None and sentence is not None:
             scale, shift = self.film(sentence).repeat_interleave(times, 0).chunk(2, dim=1)
             features = features * (1 + scale[..., None, None]) + shift[..., None, None]
@@ -234,6 +238,10 @@ def spatial_softmax(maps: Tensor, temperature: Tensor) -> Tensor:
     x = torch.linspace(-1, 1, width, device=maps.device, dtype=maps.dtype)
     y = torch.linspace(-1, 1, height, device=maps.device, dtype=maps.dtype)
     return torch.cat([(weights.sum(2) * x).sum(2), (weights.sum(3) * y).sum(2)], dim=1)
+
+
+def _group_norm(channels: int) -> nn.Module:
+    return nn.GroupNorm(math.gcd(channels, 8), channels)
 
 
 def _text_token(config: ByteTextConfig | None, width: int) -> nn.Module | None:

@@ -18,7 +18,7 @@ _NAMES = ("x", "y", "z", "gripper")
 # Third number of a seed: no start of a recording is one of a rollout, which has one number.
 _RECORDING = 1
 _TRIES = 10
-_AFTER_SUCCESS = 10
+_AFTER_SUCCESS = 50
 _NOISE_MEMORY, _NOISE_SCALE = 0.9, 0.15
 
 
