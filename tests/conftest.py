@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.builders.forks import LIGHT, Forks, forks
 from tests.builders.s3_server import Proxy, S3Server, faulty_proxy, s3_server
 
 
@@ -15,6 +16,13 @@ def pytest_configure() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     # A shell may ignore SIGINT for background jobs, and child processes inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def light() -> Iterator[Forks]:
+    """Commands in forks of a process that has imported what commands without torch need."""
+    with forks(LIGHT) as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

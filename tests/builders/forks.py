@@ -1,6 +1,7 @@
 """Commands in forks of one process with all imports, so that each takes only milliseconds.
 
-`python -m tests.builders.forks` is that process: it imports the modules, then reads requests.
+`python -m tests.builders.forks MODULE...` is that process: it imports the modules, then reads
+requests.
 """
 
 import json
@@ -34,6 +35,13 @@ WARM = (
     "vlatool.workflows.preprocess",
     "vlatool.workflows.train",
 )
+LIGHT = (
+    "vlatool.cli.forms",
+    "vlatool.cli.output",
+    "vlatool.evaluation.config",
+    "vlatool.training.config",
+    "vlatool.workflows.preprocess",
+)  # for commands without torch
 LEFT_S = 20.0  # time for the processes of a finished command to end, on a busy machine
 
 
@@ -71,6 +79,7 @@ class Forks:
         *,
         seconds: float = 30,
         environment: Mapping[str, str] | None = None,
+        folder: Path | None = None,
     ) -> Outcome:
         """Runs `vlatool WORDS` in a new session.
 
@@ -78,6 +87,7 @@ class Forks:
             words: Words of the command line.
             seconds: Time after which the command is killed.
             environment: Variables that are set in addition.
+            folder: Current folder of the command; None for the root of the repository.
         """
         assert self._process.stdin
         assert self._process.stdout
@@ -85,6 +95,7 @@ class Forks:
             "words": [str(word) for word in words],
             "seconds": seconds,
             "environment": dict(environment or {}),
+            "folder": str(folder or "."),
         }
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
@@ -92,10 +103,10 @@ class Forks:
 
 
 @contextmanager
-def forks() -> Iterator[Forks]:
-    """Starts the process; it ends with the block."""
+def forks(modules: Sequence[str] = WARM) -> Iterator[Forks]:
+    """Starts the process, which imports the modules; it ends with the block."""
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.builders.forks"],
+        [sys.executable, "-m", "tests.builders.forks", *modules],
         cwd=Path(__file__).parents[2],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -107,7 +118,7 @@ def forks() -> Iterator[Forks]:
 
 
 def _serve() -> None:
-    for name in WARM:
+    for name in sys.argv[1:]:
         import_module(name)
     for line in sys.stdin:
         outcome = _outcome(**json.loads(line))
@@ -115,11 +126,12 @@ def _serve() -> None:
         sys.stdout.flush()
 
 
-def _outcome(words: list[str], seconds: float, environment: dict[str, str]) -> Outcome:
+def _outcome(words: list[str], seconds: float, environment: dict[str, str], folder: str) -> Outcome:
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         pid = os.fork()
         if pid == 0:
             os.environ.update(environment)
+            os.chdir(folder)
             _run_command(words, out.fileno(), err.fileno())
         code = _wait(pid, seconds)
         left = _left(pid)
@@ -140,7 +152,11 @@ def _run_command(words: list[str], out: int, err: int) -> None:
 
         if interrupt.VARIABLE in os.environ:
             interrupt.install()
-        code = run(words)
+        sys.argv = ["vlatool", *words]
+        try:
+            code = run(words)
+        except SystemExit as error:  # of a completion
+            code = int(error.code or 0)
         sys.stdout.flush()
         sys.stderr.flush()
     finally:

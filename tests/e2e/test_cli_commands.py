@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-VLATOOL = str(Path(sys.executable).parent / "vlatool")
+from tests.builders.forks import Forks, Outcome
+
 COMMANDS = [
     ["demo"],
     ["sample"],
@@ -29,40 +30,34 @@ COMMANDS = [
 ]
 
 
-def vlatool(*argv: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [VLATOOL, *argv], capture_output=True, text=True, check=False, cwd=cwd, timeout=240
-    )
-
-
-def error_of(*argv: str, cwd: Path | None = None) -> tuple[int, dict[str, Any]]:
-    done = vlatool("--json", *argv, cwd=cwd)
-    return done.returncode, json.loads(done.stdout)["error"]
+def error_of(light: Forks, *argv: str, folder: Path) -> tuple[int | None, dict[str, Any]]:
+    done = light.run(["--json", *argv], folder=folder)
+    return done.code, done.document["error"]
 
 
 @pytest.fixture(scope="module")
-def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def raw(light: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sample") / "raw"
-    done = vlatool("sample", "spartan", str(folder), "--episodes", "2", "--frames", "12")
-    assert done.returncode == 0, done.stderr
+    done = light.run(["sample", "spartan", folder, "--episodes", "2", "--frames", "12"])
+    assert done.code == 0, done.stderr
     return folder
 
 
 @pytest.mark.parametrize("argv", COMMANDS, ids=" ".join)
-def test_help_has_two_examples(argv: list[str]) -> None:
-    done = vlatool(*argv, "--help")
-    assert (done.returncode, done.stderr) == (0, "")
+def test_help_has_two_examples(light: Forks, argv: list[str]) -> None:
+    done = light.run([*argv, "--help"])
+    assert (done.code, done.stderr) == (0, "")
     examples = done.stdout.partition("Examples:\n")[2].split("\n  vlatool")
     assert len([example for example in examples if example.strip()]) >= 2
 
 
-def test_all_options_of_preprocess_are_those_of_the_format() -> None:
-    assert "--observation-keys" not in vlatool("preprocess", "--help-all").stdout
-    assert "--observation-keys" in vlatool("preprocess", "lerobot", "--help-all").stdout
+def test_all_options_of_preprocess_are_those_of_the_format(light: Forks) -> None:
+    assert "--observation-keys" not in light.run(["preprocess", "--help-all"]).stdout
+    assert "--observation-keys" in light.run(["preprocess", "lerobot", "--help-all"]).stdout
 
 
-def test_keys_lists_the_keys_of_a_command() -> None:
-    document = json.loads(vlatool("sample", "--keys", "--json").stdout)
+def test_keys_lists_the_keys_of_a_command(light: Forks) -> None:
+    document = light.run(["sample", "--keys", "--json"]).document
     assert {"layout", "output", "episodes"} <= {row["key"] for row in document["keys"]}
 
 
@@ -76,63 +71,69 @@ def test_keys_lists_the_keys_of_a_command() -> None:
         (["sample", "spartan", "a", "--preset", "nothing-like-it"], 2, "usage.unknown_preset", ""),
     ],
 )
-def test_errors(argv: list[str], exit_code: int, code: str, hint: str, tmp_path: Path) -> None:
-    status, error = error_of(*argv, cwd=tmp_path)
+def test_errors(
+    light: Forks, argv: list[str], exit_code: int, code: str, hint: str, tmp_path: Path
+) -> None:
+    status, error = error_of(light, *argv, folder=tmp_path)
     assert (status, error["code"]) == (exit_code, code)
     assert hint in error["hint"]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bad_value_and_missing_keys_are_reported_together(tmp_path: Path) -> None:
-    status, error = error_of("sample", "--episodes", "two", cwd=tmp_path)
+def test_bad_value_and_missing_keys_are_reported_together(light: Forks, tmp_path: Path) -> None:
+    status, error = error_of(light, "sample", "--episodes", "two", folder=tmp_path)
     assert status == 2
     assert error["kind"] == "config"
     assert {"layout", "output", "episodes"} <= {p["key"] for p in error["details"]["problems"]}
 
 
-def test_missing_source_is_exit_3(tmp_path: Path) -> None:
-    status, error = error_of("preprocess", "spartan", "nowhere", "-o", "out", cwd=tmp_path)
+def test_missing_source_is_exit_3(light: Forks, tmp_path: Path) -> None:
+    status, error = error_of(
+        light, "preprocess", "spartan", "nowhere", "-o", "out", folder=tmp_path
+    )
     assert (status, error["kind"]) == (3, "data")
 
 
-def test_published_spelling_of_preprocess_does_the_same(raw: Path, tmp_path: Path) -> None:
-    ours = vlatool("preprocess", "spartan", str(raw), "-o", "ours", "--workers", "1", cwd=tmp_path)
-    published = vlatool(
+def test_published_spelling_of_preprocess_does_the_same(
+    light: Forks, raw: Path, tmp_path: Path
+) -> None:
+    ours = preprocessed(light, raw, tmp_path, "--workers", "1")
+    words = [
         "preprocess", "--type", "spartan", "--source_episodes", f"['{raw}/', \n]",
         "--output_dir", "theirs", "--num-workers", "1", "--max-episodes-to-process", "-1",
-        cwd=tmp_path,
-    )  # fmt: skip
-    assert (ours.returncode, published.returncode) == (0, 0), ours.stderr + published.stderr
-    assert names(tmp_path / "ours") == names(tmp_path / "theirs")
+    ]  # fmt: skip
+    published = light.run(words, folder=tmp_path)
+    assert (ours.code, published.code) == (0, 0), ours.stderr + published.stderr
+    assert names(tmp_path / "out") == names(tmp_path / "theirs")
 
 
 def test_progress_is_plain_lines_without_color_when_stderr_is_no_terminal(
-    raw: Path, tmp_path: Path
+    light: Forks, raw: Path, tmp_path: Path
 ) -> None:
-    done = vlatool("preprocess", "spartan", str(raw), "-o", "out", "--workers", "1", cwd=tmp_path)
+    done = preprocessed(light, raw, tmp_path, "--workers", "1")
     assert "\x1b" not in done.stderr
     assert "\r" not in done.stderr
 
 
-def test_json_progress_is_one_object_per_line(raw: Path, tmp_path: Path) -> None:
-    done = vlatool(
-        "preprocess", "spartan", str(raw), "-o", "out", "--progress", "json", cwd=tmp_path
-    )
+def test_json_progress_is_one_object_per_line(light: Forks, raw: Path, tmp_path: Path) -> None:
+    done = preprocessed(light, raw, tmp_path, "--progress", "json")
     events = [json.loads(line)["event"] for line in done.stderr.splitlines()]
     assert "progress" in events
 
 
-def test_quiet_leaves_only_warnings_on_stderr(raw: Path, tmp_path: Path) -> None:
-    done = vlatool("preprocess", "spartan", str(raw), "-o", "out", "-q", cwd=tmp_path)
-    assert done.returncode == 0
+def test_quiet_leaves_only_warnings_on_stderr(light: Forks, raw: Path, tmp_path: Path) -> None:
+    done = preprocessed(light, raw, tmp_path, "-q")
+    assert done.code == 0
     assert all(line.startswith("warning: ") for line in done.stderr.splitlines())
 
 
-def test_log_file_has_warnings_and_the_traceback_of_a_failure(raw: Path, tmp_path: Path) -> None:
+def test_log_file_has_warnings_and_the_traceback_of_a_failure(
+    light: Forks, raw: Path, tmp_path: Path
+) -> None:
     (tmp_path / "other.yaml").write_text("language_dict: {}")
     options = ["--source.language-annotations-path", "other.yaml", "--log-file", "a.log"]
-    vlatool("preprocess", "spartan", str(raw), "-o", "o", *options, cwd=tmp_path)
-    vlatool("preprocess", "spartan", "nowhere", "-o", "p", "--log-file", "b.log", cwd=tmp_path)
+    preprocessed(light, raw, tmp_path, *options)
+    preprocessed(light, Path("nowhere"), tmp_path, "--log-file", "b.log")
     assert "WARNING vlatool.report" in (tmp_path / "a.log").read_text()
     assert "Traceback" in (tmp_path / "b.log").read_text()
 
@@ -158,3 +159,8 @@ def test_missing_extra_is_exit_6_with_the_install_line(tmp_path: Path) -> None:
 def names(folder: Path) -> list[str]:
     files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return sorted(name for name in files if not name.startswith(".vlatool"))
+
+
+def preprocessed(light: Forks, source: Path, folder: Path, *options: str) -> Outcome:
+    """Outcome of `preprocess` of a source into `out`."""
+    return light.run(["preprocess", "spartan", source, "-o", "out", *options], folder=folder)

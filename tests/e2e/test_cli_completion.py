@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.builders.forks import Forks
 from vlatool.cli.options import PROGRESS_MODES
 from vlatool.config.presets import builtin_root, list_presets
 
@@ -21,17 +22,17 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def complete(line: str, cache: Path) -> list[str]:
+def complete(light: Forks, line: str, cache: Path) -> list[str]:
     """Completions in bash, which makes a word of each `=`."""
     words = [part for word in line.split(" ") for part in re.split("(=)", word) if part or not word]
-    env = {
-        **os.environ,
+    variables = {
         "XDG_CACHE_HOME": str(cache),
         "_VLATOOL_COMPLETE": "complete_bash",
         "COMP_WORDS": "\n".join(words),
         "COMP_CWORD": str(len(words) - 1),
     }
-    done = subprocess.run([VLATOOL], capture_output=True, text=True, check=True, env=env)
+    done = light.run([], environment=variables)
+    assert done.code == 0
     return done.stdout.split()
 
 
@@ -52,8 +53,8 @@ def complete(line: str, cache: Path) -> list[str]:
         ("vlatool preprocess spartan x --sink jsonl --sink.", {"--sink.qa-mode"}),
     ],
 )
-def test_completion(line: str, expected: set[str], cache: Path) -> None:
-    assert expected <= set(complete(line, cache))
+def test_completion(light: Forks, line: str, expected: set[str], cache: Path) -> None:
+    assert expected <= set(complete(light, line, cache))
 
 
 @pytest.mark.parametrize(
@@ -84,8 +85,8 @@ def test_completion(line: str, expected: set[str], cache: Path) -> None:
         ("vlatool train --data hp", set()),
     ],
 )
-def test_choices_are_completed(line: str, expected: set[str], cache: Path) -> None:
-    assert set(complete(line, cache)) == expected
+def test_choices_are_completed(light: Forks, line: str, expected: set[str], cache: Path) -> None:
+    assert set(complete(light, line, cache)) == expected
 
 
 @pytest.mark.parametrize(
@@ -99,16 +100,18 @@ def test_choices_are_completed(line: str, expected: set[str], cache: Path) -> No
         ("vlatool sample spartan out -p ", set()),
     ],
 )
-def test_only_presets_of_the_command_are_completed(line: str, kinds: set[str], cache: Path) -> None:
-    assert set(complete(line, cache)) == {
+def test_only_presets_of_the_command_are_completed(
+    light: Forks, line: str, kinds: set[str], cache: Path
+) -> None:
+    assert set(complete(light, line, cache)) == {
         preset.name for preset in list_presets([builtin_root()]) if preset.kind in kinds
     }
 
 
-def test_second_completion_imports_no_configuration(cache: Path) -> None:
+def test_second_completion_imports_no_configuration(light: Forks, cache: Path) -> None:
     """Importing configuration classes takes too long for a key press."""
     line = "vlatool preprocess lerobot x --"
-    assert complete(line, cache)
+    assert complete(light, line, cache)
     assert not {"numpy", "pydantic", "yaml", "av", "pyarrow"} & modules_of_completion(line, cache)
 
 
@@ -137,17 +140,17 @@ def test_first_completion_after_the_installation_imports_no_configuration(tmp_pa
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"state": 1}', '{"state": null, "words": 3}'])
-def test_damaged_cache_is_replaced(content: str, tmp_path: Path) -> None:
+def test_damaged_cache_is_replaced(light: Forks, content: str, tmp_path: Path) -> None:
     line = "vlatool version --js"
-    assert complete(line, tmp_path) == ["--json"]
+    assert complete(light, line, tmp_path) == ["--json"]
     [file] = (tmp_path / "vlatool/completion").iterdir()
     file.write_text(content)
-    assert complete(line, tmp_path) == ["--json"]
+    assert complete(light, line, tmp_path) == ["--json"]
 
 
-def test_completion_works_without_a_writable_cache(tmp_path: Path) -> None:
+def test_completion_works_without_a_writable_cache(light: Forks, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert complete("vlatool version --js", tmp_path / "file") == ["--json"]
+    assert complete(light, "vlatool version --js", tmp_path / "file") == ["--json"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.builders.forks import Forks
 from tests.builders.spartan import spartan_task
 
 VLATOOL = str(Path(sys.executable).parent / "vlatool")
@@ -35,10 +36,10 @@ def vlatool(*argv: str, cwd: Path | None = None) -> subprocess.CompletedProcess[
         ["presets", "--help", "--json"],
     ],
 )
-def test_json_result_is_the_only_thing_on_stdout(argv: list[str]) -> None:
-    done = vlatool(*argv)
-    assert done.returncode == 0
-    assert isinstance(json.loads(done.stdout), dict)
+def test_json_result_is_the_only_thing_on_stdout(light: Forks, argv: list[str]) -> None:
+    done = light.run(argv)
+    assert done.code == 0
+    assert isinstance(done.document, dict)
 
 
 @pytest.mark.parametrize(
@@ -53,10 +54,12 @@ def test_json_result_is_the_only_thing_on_stdout(argv: list[str]) -> None:
         (["--json"], "usage.missing_command", "--help"),
     ],
 )
-def test_usage_error_is_exit_2_and_one_document(argv: list[str], code: str, named: str) -> None:
-    done = vlatool("--json", *argv)
-    assert done.returncode == 2
-    error = json.loads(done.stdout)["error"]
+def test_usage_error_is_exit_2_and_one_document(
+    light: Forks, argv: list[str], code: str, named: str
+) -> None:
+    done = light.run(["--json", *argv])
+    assert done.code == 2
+    error = done.document["error"]
     assert (error["kind"], error["code"]) == ("usage", code)
     assert named in error["hint"]
 
@@ -69,18 +72,18 @@ def test_error_is_two_lines_on_stderr_and_nothing_on_stdout() -> None:
     assert second.startswith("hint: ")
 
 
-def test_debug_adds_the_traceback() -> None:
-    assert "Traceback" in vlatool("doctr", "--debug").stderr
+def test_debug_adds_the_traceback(light: Forks) -> None:
+    assert "Traceback" in light.run(["doctr", "--debug"]).stderr
 
 
-def test_json_lines_are_one_document_per_row() -> None:
-    done = vlatool("plugins", "--jsonl")
+def test_json_lines_are_one_document_per_row(light: Forks) -> None:
+    done = light.run(["plugins", "--jsonl"])
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert {"spartan", "lerobot"} <= {row["name"] for row in rows}
 
 
-def test_json_and_json_lines_exclude_each_other() -> None:
-    assert vlatool("plugins", "--jsonl", "--json").returncode == 2
+def test_json_and_json_lines_exclude_each_other(light: Forks) -> None:
+    assert light.run(["plugins", "--jsonl", "--json"]).code == 2
 
 
 @pytest.mark.parametrize("argv", [["presets", "--json"], ["--help"], ["plugins"]])
@@ -101,14 +104,14 @@ def test_python_m_vlatool_is_the_command() -> None:
     assert done.stdout == vlatool("version").stdout
 
 
-def test_log_file_starts_with_the_command(tmp_path: Path) -> None:
+def test_log_file_starts_with_the_command(light: Forks, tmp_path: Path) -> None:
     log = tmp_path / "run.log"
-    assert vlatool("presets", "--log-file", str(log)).returncode == 0
+    assert light.run(["presets", "--log-file", log]).code == 0
     assert "vlatool presets" in log.read_text()
 
 
-def test_log_file_in_a_missing_folder_is_exit_2(tmp_path: Path) -> None:
-    assert vlatool("presets", "--log-file", str(tmp_path / "no" / "run.log")).returncode == 2
+def test_log_file_in_a_missing_folder_is_exit_2(light: Forks, tmp_path: Path) -> None:
+    assert light.run(["presets", "--log-file", tmp_path / "no" / "run.log"]).code == 2
 
 
 def test_only_the_main_process_of_a_distributed_run_writes_the_result() -> None:
@@ -222,9 +225,9 @@ def test_closed_stdout_does_not_become_a_file_that_is_written(tmp_path: Path) ->
     assert shell(f"{shlex.quote(sys.executable)} -c {shlex.quote(program)} >&-").returncode == 0
 
 
-def test_full_log_file_is_exit_2_in_two_lines() -> None:
-    done = shell("{} presets --log-file /dev/full")
-    assert done.returncode == 2
+def test_full_log_file_is_exit_2_in_two_lines(light: Forks) -> None:
+    done = light.run(["presets", "--log-file", "/dev/full"])
+    assert done.code == 2
     assert len(done.stderr.splitlines()) == 2
 
 
@@ -239,9 +242,11 @@ def test_removed_current_folder_is_exit_2_in_two_lines(tmp_path: Path, argv: str
 
 @pytest.mark.parametrize("argv", ["inspect", "verify", "resolve-config -c", "resolve-config -p"])
 @pytest.mark.parametrize("name", ["n" * 300, "n" * 300 + ".yaml", "~nobody-is-called-so/x"])
-def test_names_that_no_file_can_have_are_reported_in_two_lines(argv: str, name: str) -> None:
-    done = shell(f"{{}} {argv} {shlex.quote(name)}")
-    assert done.returncode in (2, 5)
+def test_names_that_no_file_can_have_are_reported_in_two_lines(
+    light: Forks, argv: str, name: str
+) -> None:
+    done = light.run([*argv.split(), name])
+    assert done.code in (2, 5)
     assert len(done.stderr.splitlines()) == 2
 
 

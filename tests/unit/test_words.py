@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 FILES = sorted(
     path for folder in ("src", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")
@@ -82,7 +80,12 @@ def _tree(name: str) -> ast.Module:
     return ast.parse((ROOT / name).read_text())
 
 
-def _names(name: str) -> Iterator[tuple[str, int, bool]]:
+@cache
+def _names(name: str) -> list[tuple[str, int, bool]]:
+    return list(_find_names(name))
+
+
+def _find_names(name: str) -> Iterator[tuple[str, int, bool]]:
     """Each name that a file defines, its line, and True for attributes: these can be keys."""
     yield Path(name).stem.removeprefix("test_"), 0, False
     tree = _tree(name)
@@ -104,6 +107,7 @@ def _names(name: str) -> Iterator[tuple[str, int, bool]]:
             yield node.attr, node.lineno, True
 
 
+@cache
 def _is_ruled_out(name: str, *, is_key: bool) -> bool:
     if name in EXCEPTIONS or (is_key and name in KEYS_WITH_PICTURE):
         return False
@@ -118,10 +122,10 @@ def _texts(tree: ast.Module) -> Iterator[tuple[str, int]]:
             yield re.sub(r"`[^`]*`|^ +\w+: ", "", node.value, flags=re.M), node.lineno
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_identifiers_use_the_terms_of_the_glossary(name: str) -> None:
+def test_identifiers_use_the_terms_of_the_glossary() -> None:
     assert [
         f"{name}:{line}: {identifier}"
+        for name in NAMES
         for identifier, line, is_key in _names(name)
         if _is_ruled_out(identifier, is_key=is_key)
     ] == []
@@ -133,18 +137,27 @@ def test_exceptions_are_few_and_needed() -> None:
     assert EXCEPTIONS.keys() - used == set()
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("src/")])
-def test_docstrings_and_messages_use_the_terms_of_the_glossary(name: str) -> None:
+def test_docstrings_and_messages_use_the_terms_of_the_glossary() -> None:
     assert [
         f"{name}:{line}: {match.group()}"
+        for name in NAMES
+        if name.startswith("src/")
         for text, line in _texts(_tree(name))
         for match in PROSE_RULED_OUT.finditer(text)
     ] == []
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_docstrings_open_with_a_noun_phrase_or_an_imperative(name: str) -> None:
+def test_docstrings_open_with_a_noun_phrase_or_an_imperative() -> None:
+    assert [
+        f"{name}: {word}"
+        for name in NAMES
+        for word in _first_words(_tree(name))
+        if word in FIRST_WORDS_RULED_OUT
+    ] == []
+
+
+def _first_words(tree: ast.Module) -> list[str]:
+    """First words of the docstrings."""
     kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-    nodes = [node for node in ast.walk(_tree(name)) if isinstance(node, kinds)]
-    words = [(ast.get_docstring(node) or " ").split(" ")[0].strip(".,:") for node in nodes]
-    assert [word for word in words if word in FIRST_WORDS_RULED_OUT] == []
+    nodes = [node for node in ast.walk(tree) if isinstance(node, kinds)]
+    return [(ast.get_docstring(node) or " ").split(" ")[0].strip(".,:") for node in nodes]
