@@ -1,8 +1,9 @@
 """One thread per process: tiny tensors are slower on several, and bits depend on their number."""
 
+import gc
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,28 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Spares the garbage collector the modules and the tests, which stay to the end."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 @pytest.fixture(scope="session")
 def light() -> Iterator[Forks]:
     """Commands in forks of a process that has imported what commands without torch need."""
     with forks(LIGHT) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Forks]:
+    """Commands in forks of a process that has imported what training needs."""
+    with forks() as started:
         yield started
 
 

@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -68,7 +67,7 @@ class Outcome:
 
 
 class Forks:
-    """Runner of commands, one at a time."""
+    """Runner of commands in forks of a process."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
@@ -89,25 +88,67 @@ class Forks:
             environment: Variables that are set in addition.
             folder: Current folder of the command; None for the root of the repository.
         """
-        assert self._process.stdin
-        assert self._process.stdout
+        return self.start(words, environment=environment, folder=folder).finish(seconds)
+
+    def start(
+        self,
+        words: Sequence[str | Path],
+        *,
+        environment: Mapping[str, str] | None = None,
+        folder: Path | None = None,
+    ) -> "Started":
+        """Starts `vlatool WORDS` in a new session."""
         request = {
             "words": [str(word) for word in words],
-            "seconds": seconds,
             "environment": dict(environment or {}),
             "folder": str(folder or "."),
         }
-        self._process.stdin.write(json.dumps(request) + "\n")
+        return Started(int(self.ask("start", request)), self)
+
+    def ask(self, what: str, request: Mapping[str, Any]) -> Any:
+        """Answer of the process to a request."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(json.dumps([what, request]) + "\n")
         self._process.stdin.flush()
-        return Outcome(**json.loads(self._process.stdout.readline()))
+        return json.loads(self._process.stdout.readline())
+
+
+@dataclass(frozen=True)
+class Started:
+    """A started command.
+
+    Attributes:
+        pid: Process id; the process leads its session and process group.
+        forks: Runner of the command.
+    """
+
+    pid: int
+    forks: Forks
+
+    def is_running(self) -> bool:
+        """False if the command has ended."""
+        return not _is_zombie(str(self.pid))
+
+    def finish(self, seconds: float = 60) -> Outcome:
+        """Waits for the end of the command; kills it after `seconds`."""
+        return Outcome(**self.forks.ask("finish", {"pid": self.pid, "seconds": seconds}))
 
 
 @contextmanager
-def forks(modules: Sequence[str] = WARM) -> Iterator[Forks]:
-    """Starts the process, which imports the modules; it ends with the block."""
+def forks(
+    modules: Sequence[str] = WARM, environment: Mapping[str, str] | None = None
+) -> Iterator[Forks]:
+    """Starts the process, which imports the modules; it ends with the block.
+
+    Args:
+        modules: Names of the modules.
+        environment: Variables of the process that are set in addition.
+    """
     with subprocess.Popen(
         [sys.executable, "-m", "tests.builders.forks", *modules],
         cwd=Path(__file__).parents[2],
+        env={**os.environ, **(environment or {})},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -117,26 +158,42 @@ def forks(modules: Sequence[str] = WARM) -> Iterator[Forks]:
         process.stdin.close()
 
 
-def _serve() -> None:
-    for name in sys.argv[1:]:
-        import_module(name)
-    for line in sys.stdin:
-        outcome = _outcome(**json.loads(line))
-        sys.stdout.write(json.dumps(vars(outcome)) + "\n")
-        sys.stdout.flush()
+class _Server:
+    """Starts commands and waits for them."""
 
+    def __init__(self) -> None:
+        self._streams: dict[int, tuple[int, int]] = {}
 
-def _outcome(words: list[str], seconds: float, environment: dict[str, str], folder: str) -> Outcome:
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    def start(self, words: list[str], environment: dict[str, str], folder: str) -> int:
+        """Process id of a started command."""
+        streams = os.memfd_create("stdout"), os.memfd_create("stderr")
         pid = os.fork()
         if pid == 0:
             os.environ.update(environment)
             os.chdir(folder)
-            _run_command(words, out.fileno(), err.fileno())
+            _run_command(words, *streams)
+        self._streams[pid] = streams
+        return pid
+
+    def finish(self, pid: int, seconds: float) -> dict[str, Any]:
+        """Outcome of a started command."""
         code = _wait(pid, seconds)
         left = _left(pid)
-        texts = [os.pread(file.fileno(), 2**22, 0).decode(errors="replace") for file in (out, err)]
-    return Outcome(code, texts[0], texts[1], left)
+        texts: list[str] = []
+        for file in self._streams.pop(pid):
+            texts.append(os.pread(file, 2**22, 0).decode(errors="replace"))
+            os.close(file)
+        return vars(Outcome(code, texts[0], texts[1], left))
+
+
+def _serve() -> None:
+    for name in sys.argv[1:]:
+        import_module(name)
+    server = _Server()
+    for line in sys.stdin:
+        what, request = json.loads(line)
+        sys.stdout.write(json.dumps(getattr(server, what)(**request)) + "\n")
+        sys.stdout.flush()
 
 
 def _run_command(words: list[str], out: int, err: int) -> None:

@@ -10,13 +10,13 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.builders.forks import Forks, Outcome, forks
+from tests.builders.forks import Forks, Outcome
 from tests.builders.interrupt import sitecustomize as interrupt
 from tests.builders.tokenizers import NETWORK, SIDE, SIZES
 from tests.builders.training import tiny_arguments
@@ -28,12 +28,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 Words = Sequence[str | Path]
 COLD, MOMENTS = 3, 20  # a cold start imports everything, the others have done so
 SECONDS = 90.0  # of a command, on a busy machine
-
-
-@pytest.fixture(scope="module")
-def warm() -> Iterator[Forks]:
-    with forks() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.builders.forks import Forks
+
 VLATOOL = [sys.executable, "-m", "vlatool"]
 SMALL = ["--episodes", "4", "--steps", "4", "--rollouts", "2"]
+COMMAND = "vlatool demo --seed 0 --episodes 4 --steps 4 --rollouts 2"
 
 
 @pytest.fixture(scope="module")
@@ -34,17 +37,9 @@ def test_report_is_one_page_with_its_images_inside(finished: tuple[Path, dict, s
 
 
 def test_results_name_their_seed_and_command(finished: tuple[Path, dict, str]) -> None:
-    folder, result, _ = finished
-    command = "vlatool demo --seed 0 --episodes 4 --steps 4 --rollouts 2"
-    assert (result["seed"], result["command"]) == (0, command)
-    assert command in Path(result["report"]).read_text()
-    done = subprocess.run(
-        [*VLATOOL, "demo", "--output", str(folder), *SMALL],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    assert f"seed 0: {command}" in done.stdout
+    _, result, _ = finished
+    assert (result["seed"], result["command"]) == (0, COMMAND)
+    assert COMMAND in Path(result["report"]).read_text()
 
 
 def test_each_stage_is_printed_as_a_command(
@@ -55,17 +50,23 @@ def test_each_stage_is_printed_as_a_command(
     assert stages == ["sample", "preprocess", "train", "eval"]
 
 
-def test_printed_train_command_resumes_the_same_run(finished: tuple[Path, dict, str]) -> None:
+def test_printed_train_command_resumes_the_same_run(
+    finished: tuple[Path, dict, str], warm: Forks
+) -> None:
     line = next(line for line in finished[2].splitlines() if "$ vlatool train" in line)
-    words = line.split("$ vlatool ")[1].split()
-    again = subprocess.run([*VLATOOL, *words, "--json"], check=True, capture_output=True, text=True)
-    assert json.loads(again.stdout)["status"] == "already complete"
+    again = warm.run([*line.split("$ vlatool ")[1].split(), "--json"])
+    assert again.document["status"] == "already complete"
 
 
-def test_second_run_repeats_only_the_evaluation(finished: tuple[Path, dict, str]) -> None:
-    checkpoint = finished[0] / "run" / "checkpoints" / "step_00000004" / "model.safetensors"
+def test_second_run_repeats_only_the_evaluation_and_prints_the_seed(
+    finished: tuple[Path, dict, str], warm: Forks
+) -> None:
+    folder, result, _ = finished
+    checkpoint = folder / "run" / "checkpoints" / "step_00000004" / "model.safetensors"
     before = checkpoint.stat().st_mtime_ns
-    command = [*VLATOOL, "demo", "--output", str(finished[0]), *SMALL, "--json"]
-    again = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert json.loads(again.stdout)["success_rate"] == finished[1]["success_rate"]
+    again = warm.run(["demo", "--output", folder, *SMALL], seconds=120)
+    assert again.code == 0, again.stderr
+    assert f"seed 0: {COMMAND}" in again.stdout
+    report = json.loads((folder / "report.json").read_text())
+    assert report["success_rate"] == result["success_rate"]
     assert checkpoint.stat().st_mtime_ns == before

@@ -12,20 +12,23 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.builders.forks import Forks, Outcome
+
 VLATOOL = [sys.executable, "-m", "vlatool"]
 VOLATILE = {"processing_metadata.json"}
 
 
 @pytest.fixture(scope="module")
-def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def raw(light: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("raw") / "raw"
-    command = [*VLATOOL, "sample", "spartan", str(folder), "--episodes", "12", "--frames", "40"]
-    subprocess.run([*command, "-q"], check=True, capture_output=True)
+    words = ["sample", "spartan", folder, "--episodes", "12", "--frames", "40", "-q"]
+    done = light.run(words, seconds=120)
+    assert done.code == 0, done.stderr
     return folder
 
 
 def preprocess(raw: Path, output: Path) -> list[str]:
-    return [*VLATOOL, "preprocess", "spartan", str(raw), "--output", str(output), "--json"]
+    return ["preprocess", "spartan", str(raw), "--output", str(output), "--json"]
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -36,31 +39,26 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-def stop_when_half_way(command: list[str], output: Path, number: int) -> subprocess.Popen[str]:
+def stop_when_half_way(light: Forks, words: list[str], output: Path, number: int) -> Outcome:
     """Sends a signal to the driver once some episodes are written."""
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    started = light.start(words)
     deadline = time.monotonic() + 60
     while len(list((output / "episodes").glob("*.tar"))) < 2 and time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()[1]
+        assert started.is_running(), started.finish()
         time.sleep(0.01)
-    if number == signal.SIGKILL:
-        os.killpg(process.pid, number)
-    else:
-        process.send_signal(number)
-    return process
+    (os.killpg if number == signal.SIGKILL else os.kill)(started.pid, number)
+    return started.finish()
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_preprocess_leaves_only_complete_files(
-    raw: Path, tmp_path: Path, number: signal.Signals, exit_code: int
+    light: Forks, raw: Path, tmp_path: Path, number: signal.Signals, exit_code: int
 ) -> None:
     output = tmp_path / "out"
-    process = stop_when_half_way(preprocess(raw, output), output, number)
-    document = json.loads(process.communicate()[0])
-    assert process.returncode == exit_code
-    assert "same command" in document["error"]["message"] + document["error"]["hint"]
+    done = stop_when_half_way(light, preprocess(raw, output), output, number)
+    assert done.code == exit_code
+    error = done.document["error"]
+    assert "same command" in error["message"] + error["hint"]
     assert not (output / "shards" / "manifest.jsonl").exists()
 
 
@@ -75,7 +73,7 @@ def test_ctrl_c_while_workers_start_prints_no_traceback(raw: Path, tmp_path: Pat
     (tmp_path / "sitecustomize.py").write_text(SLOW_WORKERS)
     paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
     process = subprocess.Popen(
-        [*preprocess(raw, tmp_path / "out"), "--workers", "2"],
+        [*VLATOOL, *preprocess(raw, tmp_path / "out"), "--workers", "2"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -93,29 +91,28 @@ def test_ctrl_c_while_workers_start_prints_no_traceback(raw: Path, tmp_path: Pat
     assert "Traceback" not in errors
 
 
-def test_killed_and_resumed_preprocess_writes_the_same_bytes(raw: Path, tmp_path: Path) -> None:
+def test_killed_and_resumed_preprocess_writes_the_same_bytes(
+    light: Forks, raw: Path, tmp_path: Path
+) -> None:
     killed, uninterrupted = tmp_path / "killed", tmp_path / "uninterrupted"
-    process = stop_when_half_way(preprocess(raw, killed), killed, signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    done = stop_when_half_way(light, preprocess(raw, killed), killed, signal.SIGKILL)
+    assert done.code == -signal.SIGKILL
     for output in (killed, uninterrupted):
-        subprocess.run(preprocess(raw, output), check=True, capture_output=True)
+        assert light.run(preprocess(raw, output), seconds=120).code == 0
     assert digests(killed) == digests(uninterrupted)
 
 
-def test_second_run_on_an_output_in_use_names_the_first(raw: Path, tmp_path: Path) -> None:
+def test_second_run_on_an_output_in_use_names_the_first(
+    light: Forks, raw: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "out"
-    first = subprocess.Popen(
-        [*preprocess(raw, output), "--workers", "1"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    first = light.start([*preprocess(raw, output), "--workers", "1"])
     deadline = time.monotonic() + 60
     while not list((output / "episodes").glob(".*")) and time.monotonic() < deadline:
         time.sleep(0.01)
-    second = subprocess.run(preprocess(raw, output), check=False, capture_output=True, text=True)
-    assert second.returncode == 2
-    assert json.loads(second.stdout)["error"]["code"] == "usage.output_locked"
-    assert str(first.pid) in json.loads(second.stdout)["error"]["message"]
-    assert first.wait() == 0
+    second = light.run(preprocess(raw, output))
+    assert second.code == 2
+    error = second.document["error"]
+    assert error["code"] == "usage.output_locked"
+    assert str(first.pid) in error["message"]
+    assert first.finish().code == 0

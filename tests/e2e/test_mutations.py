@@ -6,13 +6,13 @@
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.builders.encoding import encoded, image_tree, write_tokenizer
-from tests.builders.forks import Forks, Outcome, forks
+from tests.builders.forks import Forks, Outcome
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.mutations import mutate_file
 from tests.builders.preprocessing import has_message_and_hint
@@ -23,12 +23,6 @@ CASES = int(os.environ.get("VLATOOL_MUTATIONS", "15"))  # per damaged input
 SEED = int(os.environ.get("VLATOOL_MUTATIONS_SEED", "0"))
 OURS_TO_TELL = {0, 2, 3, 4, 5, 6}
 WINDOW = ("--past-lowdim-steps", "1", "--future-lowdim-steps", "2")
-
-
-@pytest.fixture(scope="module")
-def warm() -> Iterator[Forks]:
-    with forks() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

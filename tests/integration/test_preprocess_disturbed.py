@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.builders.forks import Forks
 from tests.builders.preprocessing import (
     FRAMES,
     contents,
@@ -28,8 +29,6 @@ from tests.builders.spartan import session_folder, spartan_task
 from vlatool.errors import VlatoolError
 from vlatool.events import NullReporter
 from vlatool.jobs.journal import Journal
-
-PREPROCESS = [sys.executable, "-m", "vlatool", "--json", "preprocess"]
 
 
 def test_lock_of_a_killed_run_does_not_block(tmp_path: Path) -> None:
@@ -233,15 +232,25 @@ def test_any_flipped_byte_of_a_journal_entry_is_detected(source: Path, tmp_path:
 def command_line(source: Path, output: Path, **options: Any) -> list[str]:
     """Command line of a small run."""
     tree = options_for(source, output, **options)
-    words = [*PREPROCESS, tree.pop("format"), *tree.pop("sources")]
+    words = ["--json", "preprocess", tree.pop("format"), *tree.pop("sources")]
     return words + [f"--{key.replace('_', '-')}={value}" for key, value in tree.items()]
 
 
-def exit_code_and_error(words: list[str], **popen: Any) -> tuple[int, dict[str, Any]]:
-    """Exit code and error of a command that fails."""
-    done = subprocess.run(words, capture_output=True, text=True, timeout=90, **popen)
+def exit_code_and_error(
+    words: list[str], prepare: Callable[[], None]
+) -> tuple[int, dict[str, Any]]:
+    """Exit code and error of a command that fails, in a process that is prepared first."""
+    words = [sys.executable, "-m", "vlatool", *words]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=90, preexec_fn=prepare)
     assert "Traceback" not in done.stderr
     return done.returncode, json.loads(done.stdout)["error"] if done.returncode else {}
+
+
+def failed(light: Forks, words: list[str]) -> tuple[int | None, dict[str, Any]]:
+    """Exit code and error of a command that fails."""
+    done = light.run(words, seconds=90)
+    assert "Traceback" not in done.stderr
+    return done.code, done.document["error"]
 
 
 def test_file_size_limit_ends_with_exit_code_5_and_the_run_resumes(
@@ -250,7 +259,7 @@ def test_file_size_limit_ends_with_exit_code_5_and_the_run_resumes(
     largest = max(len(data) for name, data in undisturbed.items() if name.startswith("episodes/"))
     code, error = exit_code_and_error(
         command_line(source, tmp_path / "out"),
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 1, largest - 1)),
+        lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 1, largest - 1)),
     )
     assert (code, error["code"]) == (5, "storage.write")
     assert has_message_and_hint(error)
@@ -275,10 +284,10 @@ def small_disk(tmp_path: Path) -> Path:
 
 
 def test_full_disk_ends_with_exit_code_5_and_the_run_resumes(
-    source: Path, undisturbed: dict[str, bytes], small_disk: Path
+    source: Path, undisturbed: dict[str, bytes], small_disk: Path, light: Forks
 ) -> None:
     try:
-        code, error = exit_code_and_error(command_line(source, small_disk / "out"))
+        code, error = failed(light, command_line(source, small_disk / "out"))
         assert (code, error["code"]) == (5, "storage.write")
         remount = ["mount", "-o", "remount,size=20m", str(small_disk)]
         subprocess.run(remount, check=True)
@@ -304,9 +313,7 @@ def test_lost_write_permission_ends_with_exit_code_5_and_the_run_resumes(
     locked.mkdir(exist_ok=True)
     locked.chmod(0o500)
 
-    code, error = exit_code_and_error(
-        command_line(source, tmp_path / "out"), preexec_fn=like_other_users
-    )
+    code, error = exit_code_and_error(command_line(source, tmp_path / "out"), like_other_users)
     locked.chmod(0o700)
     run(source, tmp_path / "out")
 
@@ -328,7 +335,7 @@ def test_source_without_read_permission_is_reported(
     locked = episode_folder(source, 1) / location
     locked.chmod(0)
 
-    words = command_line(source, tmp_path / "out")
+    words = [sys.executable, "-m", "vlatool", *command_line(source, tmp_path / "out")]
     done = subprocess.run(
         words, capture_output=True, text=True, timeout=90, preexec_fn=like_other_users
     )
@@ -338,13 +345,15 @@ def test_source_without_read_permission_is_reported(
     assert "episode_1" in done.stdout
 
 
-def test_unreachable_cluster_ends_with_exit_code_6(source: Path, tmp_path: Path) -> None:
+def test_unreachable_cluster_ends_with_exit_code_6(
+    source: Path, tmp_path: Path, light: Forks
+) -> None:
     """The address fails at once; test_ray_executor has one that does not answer."""
     pytest.importorskip("ray")
     pytest.importorskip("vlatool.jobs.ray_executor")
 
     words = command_line(source, tmp_path / "out", engine="ray", ray_address="nonsense")
-    code, error = exit_code_and_error(words)
+    code, error = failed(light, words)
 
     assert (code, has_message_and_hint(error)) == (6, True)
     assert "nonsense" in error["message"]
@@ -360,17 +369,24 @@ def test_unreachable_cluster_ends_with_exit_code_6(source: Path, tmp_path: Path)
     ids=["camera", "episode", "stride"],
 )
 def test_command_line_ends_with_the_exit_code_of_its_error(
-    pristine: Path, tmp_path: Path, options: dict[str, Any], exit_code: int, code: str
+    pristine: Path,
+    tmp_path: Path,
+    light: Forks,
+    options: dict[str, Any],
+    exit_code: int,
+    code: str,
 ) -> None:
-    returned, error = exit_code_and_error(command_line(pristine, tmp_path / "out", **options))
+    returned, error = failed(light, command_line(pristine, tmp_path / "out", **options))
 
     assert returned == exit_code
     assert error["code"] == code or exit_code == 2
 
 
-def test_broken_episode_ends_the_command_with_exit_code_4(source: Path, tmp_path: Path) -> None:
+def test_broken_episode_ends_the_command_with_exit_code_4(
+    source: Path, tmp_path: Path, light: Forks
+) -> None:
     (processed(source) / "actions.npz").write_bytes(b"cut off")
 
-    code, error = exit_code_and_error(command_line(source, tmp_path / "out"))
+    code, error = failed(light, command_line(source, tmp_path / "out"))
 
     assert (code, error["code"]) == (4, "partial.episodes_failed")

@@ -6,16 +6,17 @@ matrices. It is slow, and shares only Pillow and numpy with the product.
 
 import io
 import json
-import subprocess
-import sys
 import tarfile
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests.builders.forks import Forks
 
 PAST, FUTURE, STRIDE, LEFT, RIGHT = 2, 5, 1, 1, 4
 OFFSETS = (-1, 0)
@@ -33,17 +34,17 @@ DISCARDED = "robot__desired__wrench__right::panda"
 
 
 @pytest.fixture(scope="module")
-def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def raw(light: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("parity") / "raw"
-    vlatool("sample", "spartan", folder, "--episodes", 2, "--frames", 12, "--cameras", 6,
+    vlatool(light, "sample", "spartan", folder, "--episodes", 2, "--frames", 12, "--cameras", 6,
             "--size", "published", "--depth")  # fmt: skip
     return folder
 
 
 @pytest.fixture(scope="module")
-def output(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def output(light: Forks, raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("parity") / "out"
-    vlatool("preprocess", "spartan", raw, "-o", out, "--samples-per-shard", 7, "--compat",
+    vlatool(light, "preprocess", "spartan", raw, "-o", out, "--samples-per-shard", 7, "--compat",
             "--past-lowdim-steps", PAST, "--future-lowdim-steps", FUTURE,
             "--max-padding-left", LEFT, "--max-padding-right", RIGHT,
             "--resize-images-size", "384,384", "--camera-names", ",".join(CAMERAS),
@@ -51,9 +52,9 @@ def output(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def vlatool(*words: Any) -> None:
-    command = [sys.executable, "-m", "vlatool", *map(str, words), "-q"]
-    subprocess.run(command, check=True, capture_output=True)
+def vlatool(light: Forks, *words: Any) -> None:
+    done = light.run([*map(str, words), "-q"], seconds=120)
+    assert done.code == 0, done.stderr
 
 
 def samples(output: Path) -> dict[tuple[str, int], dict[str, bytes]]:
@@ -96,6 +97,7 @@ class Oracle:
             if (values.ndim <= 2 or name.startswith(("robot__", "language_"))) and name != DISCARDED
         }
         self.lowdim |= {name: actions[:, part] for name, part in ACTIONS.items()}
+        self.image = cache(self._image)
 
     def anchors(self) -> list[int]:
         complete = []
@@ -132,7 +134,7 @@ class Oracle:
                 result[f"{here}rot_6d_relative"] = np.array(rot)
         return result
 
-    def image(self, camera: str, frame: int) -> np.ndarray:
+    def _image(self, camera: str, frame: int) -> np.ndarray:
         image = Image.fromarray(self.arrays[self.ids[camera]][frame])
         width, height = image.size
         scale = max(SIZE[0] / width, SIZE[1] / height)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.builders.forks import Forks, Started
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.preprocessing import run as preprocessed
 from tests.builders.recording import Recorder
@@ -627,34 +628,32 @@ def test_fit_overfits_one_batch(tmp_path: Path) -> None:
 # processes
 
 
-def started_training(command: list[str], run: Path) -> "subprocess.Popen[bytes]":
+def started_training(warm: Forks, words: Sequence[str | Path], run: Path) -> Started:
     """A training process in its own process group, after its first step."""
-    started = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-    )
+    started = warm.start(words)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (run / "metrics.jsonl").is_file():
-        assert started.poll() is None, started.communicate()
+        assert started.is_running(), started.finish()
         time.sleep(0.02)
     return started
 
 
 def test_sigterm_to_the_group_writes_a_checkpoint_and_the_same_command_finishes(
-    data: Path, tmp_path: Path
+    data: Path, warm: Forks, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     keys = {"total_train_steps": 200, "num_checkpoints": 1, "data__num_workers": 1}
-    command = [*VLATOOL, "--json", *tiny_arguments(data, run, **keys)]
-    started = started_training(command, run)
+    words = ["--json", *tiny_arguments(data, run, **keys)]
+    started = started_training(warm, words, run)
     os.killpg(started.pid, signal.SIGTERM)
-    _, errors = started.communicate(timeout=60)
-    assert started.returncode == 143
-    assert "--output" not in errors.decode().partition("stopped after step")[2]
+    stopped = started.finish()
+    assert stopped.code == 143
+    assert "--output" not in stopped.stderr.partition("stopped after step")[2]
     ((step, _),) = RunDir(run).checkpoints()
     assert 0 < step < 200
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["steps"] == 200
+    done = warm.run(words, seconds=120)
+    assert done.code == 0, done.stderr
+    assert done.document["steps"] == 200
     assert f"resuming after step {step}" in done.stderr
     steps = [row["step"] for row in read_metrics(run / "metrics.jsonl")]
     assert steps == list(range(1, 201))
@@ -681,57 +680,53 @@ def test_stopped_run_that_the_same_command_does_not_name_is_named_with_its_optio
     assert reporter.notes[-1].endswith(f"; add --output {folder} to resume this run")
 
 
-def test_ctrl_c_while_loader_workers_start_is_no_bug(data: Path, tmp_path: Path) -> None:
+def test_ctrl_c_while_loader_workers_start_is_no_bug(
+    data: Path, warm: Forks, tmp_path: Path
+) -> None:
     keys = {"total_train_steps": 5000, "num_checkpoints": 1, "data__num_workers": 2}
-    command = [*VLATOOL, "--json", *tiny_arguments(data, tmp_path / "run", **keys)]
-    started = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-    )
+    started = warm.start(["--json", *tiny_arguments(data, tmp_path / "run", **keys)])
     process, deadline = psutil.Process(started.pid), time.monotonic() + 60
     while time.monotonic() < deadline and not process.children():
-        assert started.poll() is None, started.communicate()
+        assert started.is_running(), started.finish()
         time.sleep(0.01)
     time.sleep(0.4)  # the server process of the workers is importing
     os.killpg(started.pid, signal.SIGINT)
-    document, errors = started.communicate(timeout=60)
-    assert json.loads(document)["error"]["kind"] == "interrupted"
-    assert b"Traceback" not in errors
+    done = started.finish()
+    assert done.document["error"]["kind"] == "interrupted"
+    assert "Traceback" not in done.stderr
 
 
-def test_killed_loader_worker_is_reported(data: Path, tmp_path: Path) -> None:
+def test_killed_loader_worker_is_reported(data: Path, warm: Forks, tmp_path: Path) -> None:
     run = tmp_path / "run"
     keys = {"total_train_steps": 5000, "num_checkpoints": 1, "data__num_workers": 1}
-    started = started_training([*VLATOOL, "--json", *tiny_arguments(data, run, **keys)], run)
+    started = started_training(warm, ["--json", *tiny_arguments(data, run, **keys)], run)
     for loader in loaders_of(started.pid):
         os.kill(loader, signal.SIGKILL)
-    document, _ = started.communicate(timeout=60)
-    assert started.returncode == 6, document
-    assert json.loads(document)["error"]["code"] == "environment.loader_ended"
+    done = started.finish()
+    assert done.code == 6, done
+    assert done.document["error"]["code"] == "environment.loader_ended"
 
 
-def test_loader_workers_of_a_killed_trainer_end(data: Path, tmp_path: Path) -> None:
+def test_loader_workers_of_a_killed_trainer_end(data: Path, warm: Forks, tmp_path: Path) -> None:
     run = tmp_path / "run"
     keys = {"total_train_steps": 5000, "num_checkpoints": 1, "data__num_workers": 2}
-    started = started_training([*VLATOOL, "--json", *tiny_arguments(data, run, **keys)], run)
+    started = started_training(warm, ["--json", *tiny_arguments(data, run, **keys)], run)
     left = psutil.Process(started.pid).children(recursive=True)
     assert len(loaders_of(started.pid)) == 2
-    started.kill()
-    # Returns when no process holds its stdout open.
-    started.communicate(timeout=20)
+    os.kill(started.pid, signal.SIGKILL)
     _, alive = psutil.wait_procs(left, timeout=20)
     assert alive == []
+    assert started.finish().code == -signal.SIGKILL
 
 
 def test_checkpoint_of_a_stop_is_removed_when_the_run_is_complete(
-    data: Path, tmp_path: Path
+    data: Path, warm: Forks, tmp_path: Path
 ) -> None:
     run = RunDir(tmp_path / "run")
     keys = {"total_train_steps": 60, "num_checkpoints": 2, "max_checkpoint_limit": 1}
-    command = [*VLATOOL, *tiny_arguments(data, run.root, **keys)]
-    started = started_training(command, run.root)
-    started.terminate()
-    started.communicate(timeout=60)
-    assert started.returncode == 143
+    started = started_training(warm, tiny_arguments(data, run.root, **keys), run.root)
+    os.kill(started.pid, signal.SIGTERM)
+    assert started.finish().code == 143
     assert json.loads((run.latest()[1] / "manifest.json").read_text())["stopped"]
     whole = tmp_path / "whole"
     for folder in (run.root, whole):

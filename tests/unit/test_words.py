@@ -158,6 +158,9 @@ def test_docstrings_open_with_a_noun_phrase_or_an_imperative() -> None:
 
 def _first_words(tree: ast.Module) -> list[str]:
     """First words of the docstrings."""
-    kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-    nodes = [node for node in ast.walk(tree) if isinstance(node, kinds)]
+    nodes = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
     return [(ast.get_docstring(node) or " ").split(" ")[0].strip(".,:") for node in nodes]
