@@ -185,6 +185,12 @@ class _Server:
             os.close(file)
         return vars(Outcome(code, texts[0], texts[1], left))
 
+    def close(self) -> None:
+        """Kills the commands that a failed test left."""
+        for pid in self._streams:
+            with suppress(ProcessLookupError):
+                os.killpg(pid, 9)
+
 
 def _serve() -> None:
     for name in sys.argv[1:]:
@@ -194,6 +200,7 @@ def _serve() -> None:
         what, request = json.loads(line)
         sys.stdout.write(json.dumps(getattr(server, what)(**request)) + "\n")
         sys.stdout.flush()
+    server.close()
 
 
 def _run_command(words: list[str], out: int, err: int) -> None:
