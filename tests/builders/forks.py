@@ -105,11 +105,11 @@ class Forks:
         }
         return Started(int(self.ask("start", request)), self)
 
-    def ask(self, what: str, request: Mapping[str, Any]) -> Any:
+    def ask(self, name: str, request: Mapping[str, Any]) -> Any:
         """Answer of the process to a request."""
         assert self._process.stdin
         assert self._process.stdout
-        self._process.stdin.write(json.dumps([what, request]) + "\n")
+        self._process.stdin.write(json.dumps([name, request]) + "\n")
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
 
@@ -197,8 +197,8 @@ def _serve() -> None:
         import_module(name)
     server = _Server()
     for line in sys.stdin:
-        what, request = json.loads(line)
-        sys.stdout.write(json.dumps(getattr(server, what)(**request)) + "\n")
+        request_name, request = json.loads(line)
+        sys.stdout.write(json.dumps(getattr(server, request_name)(**request)) + "\n")
         sys.stdout.flush()
     server.close()
 
