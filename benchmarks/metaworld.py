@@ -1,8 +1,8 @@
 """Meta-World from a scripted expert to success: each step of the guide, timed.
 
-    python benchmarks/metaworld.py --task button-press-topdown-v3 --episodes 100 --steps 5000
-    python benchmarks/metaworld.py --task reach-v3 --episodes 200 --steps 20000
-    python benchmarks/metaworld.py --task button-press-topdown-v3 --task drawer-open-v3
+    python benchmarks/metaworld.py --task button-press-topdown-v3 --episodes 100 --steps 3000
+    python benchmarks/metaworld.py --task reach-v3 --episodes 200 --steps 10000
+    python benchmarks/metaworld.py --task faucet-open-v3 --task faucet-close-v3 --episodes 200
 
 It needs the extras `train` and `sim`. Several tasks are one data set and one policy, which is
 rolled out in each of them, from starts that no recording has. The same command resumes in DIR.
@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--task", action="append", help="may be repeated")
     parser.add_argument("--episodes", type=int, default=100, help="recordings of all tasks")
-    parser.add_argument("--steps", type=int, default=5000, help="training steps")
+    parser.add_argument("--steps", type=int, default=10000, help="training steps")
     parser.add_argument("--rollouts", type=int, default=50, help="episodes per task")
     parser.add_argument("--output", type=Path, metavar="DIR", default="metaworld", help="results")
     arguments = parser.parse_args()
