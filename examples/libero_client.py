@@ -31,6 +31,7 @@ MAX_STEPS = {
 SETTLING_STEPS = 10
 WAIT = [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0]
 SEED = 7
+TRIALS = 50  # of a task in the protocol
 
 
 def main():
@@ -53,7 +54,8 @@ def main():
         for trial in range(min(options.trials, len(states))):
             try:
                 policy = policy or WebsocketClientPolicy(options.host, options.port, options.key)
-                start = (trial, states[trial], task.language)
+                seed = TRIALS * number + trial  # noise as in `vlatool eval rollout --seed 0`
+                start = (seed, states[trial], task.language)
                 successes += run_trial(policy, simulator, *start, options)
             except Exception as error:  # counted apart from failures
                 policy = None  # the server closes the connection after an error
@@ -71,7 +73,7 @@ def parse(arguments):
     parser = argparse.ArgumentParser(description="Rollouts in LIBERO with a served policy.")
     parser.add_argument("--suite", choices=sorted(MAX_STEPS), default="libero_spatial")
     parser.add_argument("--tasks", type=int, nargs="*", help="indices of tasks; default: all")
-    parser.add_argument("--trials", type=int, default=50, help="trials of each task")
+    parser.add_argument("--trials", type=int, default=TRIALS, help="trials of each task")
     parser.add_argument("--replan-steps", type=int, default=4, help="steps of a plan to execute")
     parser.add_argument("--size", type=int, default=256, help="height and width of images")
     parser.add_argument("--host", default="127.0.0.1")
@@ -81,14 +83,14 @@ def parse(arguments):
     return parser.parse_args(arguments)
 
 
-def run_trial(policy, simulator, trial, initial_state, instruction, options):
+def run_trial(policy, simulator, seed, initial_state, instruction, options):
     """True if the policy succeeds from an initial state."""
     simulator.seed(SEED)
     simulator.reset()
     seen = simulator.set_init_state(initial_state)
     for _ in range(SETTLING_STEPS):
         seen, _, _, _ = simulator.step(WAIT)
-    control = {"reset": True, "seed": trial}
+    control = {"reset": True, "seed": seed}
     plan = []
     for _ in range(MAX_STEPS[options.suite]):
         # The server sees every step, because policies may take past images; it plans when asked.

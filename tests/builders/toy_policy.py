@@ -53,15 +53,21 @@ class PushType(LmType):
 
 
 class LineEnv(gymnasium.Env[Any, Any]):
-    """A number that actions are added to; the goal is 0."""
+    """A number that actions are added to; the goal is 0. Observations may have an instruction."""
 
     action_space = spaces.Box(-1.0, 1.0, (1,), np.float64)
     observation_space = spaces.Dict({"x": spaces.Box(-9.0, 9.0, (1,), np.float64)})
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
 
-    def __init__(self, render_mode: str | None = None, broken: Sequence[int] = ()) -> None:
+    def __init__(
+        self, render_mode: str | None = None, broken: Sequence[int] = (), words: str | None = None
+    ) -> None:
         self.render_mode = render_mode
         self.broken = broken
+        self.task = {} if words is None else {"task": {"words": words}}
+        if words is not None:
+            task = spaces.Dict({"words": spaces.Text(99, charset=frozenset(words))})
+            self.observation_space = spaces.Dict({**self.observation_space, "task": task})
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
@@ -69,7 +75,7 @@ class LineEnv(gymnasium.Env[Any, Any]):
         if seed == BROKEN_RESET and seed in self.broken:
             raise ValueError("no start\nsecond line")
         self.x = self.np_random.uniform(1, 3, 1)
-        return {"x": self.x.copy()}, {}
+        return {"x": self.x.copy(), **self.task}, {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self.steps += 1
@@ -80,7 +86,7 @@ class LineEnv(gymnasium.Env[Any, Any]):
         self.x = self.x + action
         success = bool(abs(self.x[0]) < 0.05)
         info = {"success": success, "x": float(self.x[0])}
-        return {"x": self.x.copy()}, float(success), success, self.steps >= 40, info
+        return {"x": self.x.copy(), **self.task}, float(success), success, self.steps >= 40, info
 
     def render(self) -> Any:
         return np.full((32, 32, 3), int(20 * abs(self.x[0])) % 256, np.uint8)

@@ -84,6 +84,12 @@ def test_rollouts_of_a_policy_without_images(run: Path, tmp_path: Path) -> None:
     assert (result.figures["successes"], result.figures["errors"]) == (5, 0)
 
 
+def test_instruction_of_a_nested_observation(run: Path, tmp_path: Path) -> None:
+    words = {"env_options": {"words": "to the middle"}, "instruction_key": "task.words"}
+    rows = rollout(config(run, tmp_path, episodes=1, **words)).document()["rollouts"]
+    assert rows[0]["instruction"] == "to the middle"
+
+
 @pytest.mark.parametrize("source", [FieldMap(key="x", start=1), FieldMap(constant=[0.0, 1.0])])
 def test_a_field_of_another_width_is_an_error(source: FieldMap, run: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:

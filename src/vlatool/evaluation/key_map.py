@@ -62,7 +62,7 @@ class KeyMap:
             DataError: The observation has none.
         """
         fixed = self._config.instruction
-        return _value(observation, self._config.instruction_key) if fixed is None else fixed
+        return observed_value(observation, self._config.instruction_key) if fixed is None else fixed
 
     def action(self, commands: Mapping[str, Array]) -> Array:
         """Commands of the policy [..., C] by field as one array [..., sum of C]."""
@@ -70,7 +70,9 @@ class KeyMap:
         return np.concatenate(parts, axis=-1)
 
     def _image(self, observation: Mapping[str, Any], camera: str) -> Array:
-        image = as_array(camera, _value(observation, self._config.cameras.get(camera, camera)))
+        image = as_array(
+            camera, observed_value(observation, self._config.cameras.get(camera, camera))
+        )
         if image.ndim and camera in self._config.flipped_cameras:
             image = image[::-1]
         turns = self._config.camera_rotations.get(camera, 0)
@@ -93,7 +95,7 @@ class KeyMap:
         if source.constant is not None:
             return np.asarray(source.constant, np.float64)
         key = _key(source, name)
-        values = np.ravel(as_array(key, _value(observation, key)))
+        values = np.ravel(as_array(key, observed_value(observation, key)))
         if values.dtype.kind not in _NUMBERS:
             raise DataError(
                 f"{key!r} of the observation is {values.dtype}, not numbers",
@@ -146,8 +148,12 @@ def _key(source: FieldMap, name: str) -> str:
     return source.key
 
 
-def _value(observation: Mapping[str, Any], key: str) -> Any:
-    """Value of a nested observation; dots separate nested keys."""
+def observed_value(observation: Mapping[str, Any], key: str) -> Any:
+    """Value of a nested observation; dots separate nested keys.
+
+    Raises:
+        DataError: The observation lacks the key.
+    """
     value: Any = observation
     for part in [key] if key in observation else key.split("."):
         if not isinstance(value, Mapping) or part not in value:

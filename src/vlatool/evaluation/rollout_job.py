@@ -1,16 +1,19 @@
 """Rollouts as a job: groups of episodes, the report, the contact sheet, and videos."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vlatool.errors import DataError
 from vlatool.evaluation.config import RolloutConfig, RolloutTask
 from vlatool.evaluation.control import ResizeLog
 from vlatool.evaluation.controllers import PolicyController
 from vlatool.evaluation.env_processes import EnvInfo, Environments, EnvObservation
+from vlatool.evaluation.key_map import observed_value
 from vlatool.evaluation.plots import SheetRow, save_contact_sheet
 from vlatool.evaluation.rollouts import (
     Rollout,
@@ -93,7 +96,9 @@ def _instruction(task: RolloutTask, observation: EnvObservation, info: Mapping[s
     if task.instruction is not None:
         return task.instruction
     values = {**info, **observation} if isinstance(observation, Mapping) else info
-    return str(values.get(task.instruction_key, ""))
+    with suppress(DataError):
+        return str(observed_value(values, task.instruction_key))
+    return ""
 
 
 class RolloutJob:
