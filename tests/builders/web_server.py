@@ -5,7 +5,7 @@ import json
 import socketserver
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from email.utils import formatdate
@@ -176,18 +176,19 @@ class _Handler(BaseHTTPRequestHandler):
         repository = self.folder / owner / name
         if not repository.is_dir():
             self._send_error(404, {"X-Error-Code": "RepoNotFound"})
-        elif verb == "refs":
+            return
+        newest = self.written.commit if self.written.commits else self.faults.commit
+        sha = newest if rest[0] == "main" else rest[0]
+        if verb == "refs":
             request = (self.command, path, b"")
             self._json(answer(self.written, self.folder, "", request)[1])
-        elif rest[0] not in ("main", COMMIT, self.faults.commit, self.written.commit):
+        elif sha not in (newest, COMMIT, self.faults.commit, self.written.commit):
             self._send_error(404, {"X-Error-Code": "RevisionNotFound"})
         elif verb == "resolve":
-            self._file(repository / "/".join(rest[1:]))
+            self._file(repository / "/".join(rest[1:]), {"X-Repo-Commit": sha})
         elif verb == "tree":
             self._json([entry(path, repository) for path in sorted(repository.rglob("*"))])
         else:
-            newest = self.written.commit if self.written.commits else self.faults.commit
-            sha = newest if rest[0] == "main" else rest[0]
             self._json({"id": f"{owner}/{name}", "sha": sha, "kind": kind, "siblings": []})
 
     def _json(self, document: Any, status: int = 200) -> None:
@@ -199,7 +200,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(content)
 
-    def _file(self, path: Path) -> None:
+    def _file(self, path: Path, headers: Mapping[str, str] | None = None) -> None:
         if self.faults.page:
             self._send(b"<html>please log in</html>", 200, {"Content-Type": "text/html"})
         elif not path.is_file():
@@ -207,11 +208,11 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.faults.redirect_to:
             self._send_error(302, {"Location": f"{self.faults.redirect_to}/{path.name}"})
         else:
-            self._ranged(path.read_bytes())
+            self._ranged(path.read_bytes(), headers or {})
 
-    def _ranged(self, content: bytes) -> None:
+    def _ranged(self, content: bytes, more: Mapping[str, str]) -> None:
         etag = f'"{hashlib.sha256(content).hexdigest()[:16]}-{self.faults.version}"'
-        headers = {"ETag": etag, "Last-Modified": "Mon, 01 Jan 2026 00:00:00 GMT"}
+        headers = {"ETag": etag, "Last-Modified": "Mon, 01 Jan 2026 00:00:00 GMT", **more}
         if self.headers.get("If-Match", etag) != etag:
             self._send_error(412)
             return
