@@ -60,10 +60,15 @@ class LineEnv(gymnasium.Env[Any, Any]):
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
 
     def __init__(
-        self, render_mode: str | None = None, broken: Sequence[int] = (), words: str | None = None
+        self,
+        render_mode: str | None = None,
+        broken: Sequence[int] = (),
+        words: str | None = None,
+        goals: Sequence[bool] = (),
     ) -> None:
         self.render_mode = render_mode
         self.broken = broken
+        self.goals = goals
         self.task = {} if words is None else {"task": {"words": words}}
         if words is not None:
             task = spaces.Dict({"words": spaces.Text(99, charset=frozenset(words))})
@@ -85,7 +90,9 @@ class LineEnv(gymnasium.Env[Any, Any]):
             raise RuntimeError("the motor is hot")
         self.x = self.x + action
         success = bool(abs(self.x[0]) < 0.05)
-        info = {"success": success, "x": float(self.x[0])}
+        info: dict[str, Any] = {"success": success, "x": float(self.x[0])}
+        if self.goals:
+            info["goals"] = list(self.goals)
         return {"x": self.x.copy(), **self.task}, float(success), success, self.steps >= 40, info
 
     def render(self) -> Any:

@@ -90,6 +90,11 @@ def test_instruction_of_a_nested_observation(run: Path, tmp_path: Path) -> None:
     assert rows[0]["instruction"] == "to the middle"
 
 
+def test_success_of_several_goals_is_a_list(run: Path, tmp_path: Path) -> None:
+    missed = {"env_options": {"goals": [False, False]}, "success_key": "goals"}
+    assert rollout(config(run, tmp_path, **missed)).figures["successes"] == 0
+
+
 @pytest.mark.parametrize("source", [FieldMap(key="x", start=1), FieldMap(constant=[0.0, 1.0])])
 def test_a_field_of_another_width_is_an_error(source: FieldMap, run: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:

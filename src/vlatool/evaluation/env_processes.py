@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, cast
 
 import numpy as np
 from PIL import Image
@@ -369,6 +369,8 @@ def _rgb(frame: Any) -> UInt8Array:
 
 
 def _is_sent(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_sent, cast(Sequence[object], value)))
     return value is None or isinstance(value, str | bool | int | float | np.generic | np.ndarray)
 
 
