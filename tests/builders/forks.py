@@ -5,9 +5,11 @@ requests.
 """
 
 import json
+import multiprocessing.util
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -221,10 +223,20 @@ def _run_command(words: list[str], out: int, err: int) -> None:
             code = run(words)
         except SystemExit as error:  # of a completion
             code = int(error.code or 0)
+        _end_as_an_interpreter()
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
         os._exit(code)
+
+
+def _end_as_an_interpreter() -> None:
+    """Joins the threads of pools and runs the finalizers of multiprocessing.
+
+    Without them its resource tracker reports the semaphores of a pool as leaked on stderr.
+    """
+    threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
+    multiprocessing.util._exit_function()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _wait(pid: int, seconds: float) -> int | None:
