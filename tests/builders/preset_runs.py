@@ -13,31 +13,43 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.builders.base_models import clip_base, vlm_base
+from tests.builders.future_vla import write_samples
 from tests.builders.tokenizers import NETWORK, SIDE, SIZES, write_stage_1, write_teacher
 from tests.builders.toy_images import write_image_shards
 from tests.builders.toy_runs import toy_trainer
+from vlatool.artifacts.run.format import read_metrics
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.events import NULL
+from vlatool.loading.base import MicroBatch
 from vlatool.training.config import TrainConfig
 from vlatool.training.identity import identity_keys
+from vlatool.training.metrics import MetricsFile
+from vlatool.training.resolved import resolved
+from vlatool.training.setup import TrainSetup
+from vlatool.training.trainer import Trainer
+from vlatool.workflows.compose import ComposeConfig, compose
 from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.sample import SampleConfig, sample
 from vlatool.workflows.train import save_model_assets
 
 ROOT = Path(__file__).parents[2]
-# `tests/integration/test_future_vla_training.py` trains the language model, a guide `metaworld`.
-_OTHER_DATA = {"future-vla-libero", "future-vla-tiny", "metaworld"}
-PRESETS = sorted({path.stem for path in (ROOT / "presets/runs").glob("*.yaml")} - _OTHER_DATA)
+PRESETS = sorted(path.stem for path in (ROOT / "presets/runs").glob("*.yaml"))
 STEPS, GLOBAL_BATCH = 12, 8
 SHARDS, IMAGES, GROUPS = "data/shards", "images", "groups.json"
 _BACKBONE = "model.vision_language_backbone"
 _DENOISER = {"hidden_dim": 16, "n_layers": 1, "n_heads": 2}
 _KEYPOINTS = {"hidden_dim": 16, "channels": (4, 8), "num_keypoints": 4}
+_WORLD_FIELDS = {
+    "data.camera_names": ["scene_right_0", "wrist_right_minus"],
+    "data.proprioception_fields": ["robot__actual__poses__right::panda__xyz"],
+    "data.action_fields": ["robot__action__poses__right::panda__xyz_relative"],
+}
 _BASES = {"clip": "clip", "paligemma": "paligemma", "smolvlm2": "smolvlm"}
 
 
@@ -62,6 +74,8 @@ def write_sources(root: Path) -> None:
     }
     preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
     write_image_shards(root / IMAGES)
+    write_samples(root)
+    compose(ComposeConfig(tiny=True, output=str(root / "tiny")))
     clip_base(root / "clip", max_position_embeddings=40)
     for family in ("paligemma", "smolvlm"):
         vlm_base(root / family, family)
@@ -72,19 +86,16 @@ def write_sources(root: Path) -> None:
 def preset_config(root: Path, preset: str, **changes: Any) -> TrainConfig:
     """The config of a preset at tiny size; `changes` have `__` in place of dots."""
     model = load_config(TrainConfig, presets=[preset]).config.model.model_dump()
-    keys = _policy(root, model) if model["type"] == "diffusion_policy" else _tokenizer(root, model)
-    keys |= {
+    of_type = {"diffusion_policy": _policy, "future_vla": _language_model}
+    keys = {
         "data.num_workers": 0,
         "data.prefetch_factor": None,
         "hparams.precision": "float32",
         "hparams.global_batch_size": GLOBAL_BATCH,
         "hparams.per_gpu_batch_size": GLOBAL_BATCH,
         "hparams.warmup": 1,
-        "hparams.lr": 1e-3,
-        "hparams.lr_scheduler": "const",
-        # Adam divides gradients by their size: with a small eps it enlarges rounding errors.
-        "hparams.eps": 1e-4,
         "total_train_steps": STEPS,
+        **of_type.get(model["type"], _tokenizer)(root, model),
         **{key.replace("__", "."): value for key, value in changes.items()},
     }
     overrides = [Override(key, value, "test") for key, value in keys.items()]
@@ -98,6 +109,8 @@ def _policy(root: Path, model: Mapping[str, Any]) -> dict[str, Any]:
         **{f"model.transformer.{key}": value for key, value in _DENOISER.items()},
     }
     if backbone["type"] == "keypoint_backbone":
+        if backbone["group_norm"]:  # the preset of Meta-World
+            keys |= _WORLD_FIELDS
         return keys | {f"{_BACKBONE}.{key}": value for key, value in _KEYPOINTS.items()}
     base = next(
         folder for word, folder in _BASES.items() if word in backbone["hf_pretrained"].lower()
@@ -106,6 +119,16 @@ def _policy(root: Path, model: Mapping[str, Any]) -> dict[str, Any]:
     if base == "clip":
         return keys | {"data.augmentation.image.crop.shape": [40, 40]}
     return keys | {f"{_BACKBONE}.num_vlm_layers_to_use": 1}
+
+
+def _language_model(root: Path, model: Mapping[str, Any]) -> dict[str, Any]:
+    del model
+    return {"data.folders": str(root / "samples"), "model.compress": [8, 6, 2]} | {
+        "init_from": str(root / "tiny"),
+        "total_train_steps": 4,
+        "data.val_ratio": 0,
+        "total_val_samples": None,
+    }
 
 
 def _tokenizer(root: Path, model: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,8 +176,8 @@ class Split:
     ranks: int
     size: int
 
-    def weights_file(self, root: Path, preset: str) -> Path:
-        """File with the final weights of a preset."""
+    def file(self, root: Path, preset: str) -> Path:
+        """File with the results of a preset."""
         return root / f"{preset}-{self.ranks}-{self.size}.safetensors"
 
 
@@ -162,26 +185,51 @@ SPLITS = (Split(1, 8), Split(1, 4), Split(2, 4), Split(2, 2))
 
 
 def train_preset(root: Path, preset: str, split: Split) -> dict[str, Tensor]:
-    """Final trained weights of a preset, by part and name."""
-    config, _ = preset_config(root, preset).derive_static()
-    config = config.model_copy(
-        update={"hparams": config.hparams.model_copy(update={"per_gpu_batch_size": split.size})}
-    )
-    info = config.data_kind.load_info(config.data, NULL)
-    config, _ = config.derive(info)
-    folder = root / "runs" / f"{preset}-{split.ranks}-{os.environ.get('RANK', 0)}"
+    """Losses of all steps by name, final `output N`, and final `weights PART.NAME`."""
+    config = preset_config(root, preset, hparams__per_gpu_batch_size=split.size)
+    config, _, _ = resolved(config, None, (), NULL)
+    rank = os.environ.get("RANK", "0")
+    folder = root / "runs" / f"{preset}-{split.ranks}-{split.size}-{rank}"
     folder.mkdir(parents=True, exist_ok=True)
     save_model_assets(config, folder)
     trainer, setup, streams = toy_trainer(config, folder)
+    trainer.logger.metrics = MetricsFile(folder / "metrics.jsonl", NULL)
     with streams.training(0) as batches:
         trainer.fit(setup.state, batches, setup.objective)
-    assert setup.state.step == STEPS
-    return {
-        f"{name}.{key}": _whole(value.detach()).contiguous()
+    assert setup.state.step == config.total_train_steps
+    weights = {
+        f"weights {name}.{key}": _whole(value.detach()).contiguous()
         for name, part in setup.state.parts.items()
         for key, value in part.module.named_parameters()
         if value.requires_grad
     }
+    rows = read_metrics(folder / "metrics.jsonl")
+    losses = {key for row in rows for key in row if "loss" in key}
+    return {
+        **weights,
+        **{key: torch.tensor([row[key] for row in rows if key in row]) for key in losses},
+        **_outputs(config, trainer, setup),
+    }
+
+
+def _outputs(config: TrainConfig, trainer: Trainer, setup: TrainSetup) -> dict[str, Tensor]:
+    """Floating-point outputs of the part `model` for made-up samples."""
+    found: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: object, output: object) -> None:
+        del module, inputs
+        values = output if isinstance(output, tuple) else (output,)
+        found.extend(v for v in values if isinstance(v, Tensor) and v.is_floating_point())
+
+    rows = tuple(range(GLOBAL_BATCH))
+    batch = config.model_type.example(config.model, config.data, GLOBAL_BATCH)
+    micro_batch = MicroBatch(batch, samples=("made up",) * GLOBAL_BATCH, positions=rows)
+    ctx = trainer.contexts.of(0, micro_batch, "outputs", training=False)
+    trainer.placed.eval()
+    setup.state.parts["model"].module.register_forward_hook(keep)
+    with torch.no_grad():
+        loss = setup.objective.validate(setup.objective.prepare(batch, ctx), ctx)
+    return {f"output {n}": value.contiguous() for n, value in enumerate([*found, loss.total])}
 
 
 def _whole(value: Tensor) -> Tensor:
@@ -195,9 +243,9 @@ def train_all(root: Path, ranks: int) -> None:
     """Trains all groups with all splits for a number of ranks; rank 0 writes the weights."""
     for preset in json.loads((root / GROUPS).read_text()):
         for split in (split for split in SPLITS if split.ranks == ranks):
-            weights = train_preset(root, preset, split)
+            results = train_preset(root, preset, split)
             if os.environ.get("RANK", "0") == "0":
-                save_file(weights, split.weights_file(root, preset))
+                save_file(results, split.file(root, preset))
 
 
 def main() -> None:

@@ -30,7 +30,8 @@ def forecast_of(data: Path, run: Path, **keys: Any) -> Forecast:
 
 
 def test_state_of_a_run_is_counted_exactly(data: Path, tmp_path: Path) -> None:
-    planned = train(tiny_config(data, tmp_path / "run", dry_run=True, num_checkpoints=3))
+    keys = {"num_checkpoints": 3, "save_every_minutes": "null"}
+    planned = train(tiny_config(data, tmp_path / "run", dry_run=True, **keys))
     assert planned.forecast is not None
     memory, size = planned.forecast.memory, WEIGHT * planned.parameters
     for kind in ("weights", "gradients", "averages"):  # buffers, or frozen parameters
@@ -45,9 +46,10 @@ def test_state_of_a_run_is_counted_exactly(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "count"),
     [
-        ({"num_checkpoints": 6}, 6),
-        ({"num_checkpoints": 6, "max_checkpoint_limit": 1}, 2),
-        ({"num_checkpoints": 6, "max_checkpoint_limit": 1, "keep_every_n_steps": 2}, 4),
+        ({"num_checkpoints": 6}, 7),  # one by the clock
+        ({"num_checkpoints": 6, "save_every_minutes": "null"}, 6),
+        ({"num_checkpoints": 6, "max_checkpoint_limit": 1}, 3),
+        ({"num_checkpoints": 6, "max_checkpoint_limit": 1, "keep_every_n_steps": 2}, 5),
     ],
 )
 def test_disk_has_the_checkpoints_that_are_kept(

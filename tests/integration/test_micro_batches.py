@@ -19,15 +19,19 @@ from tests.builders.preset_runs import (
     write_sources,
 )
 
-# Largest difference of a tensor, relative to its largest weight. The rest is rounding: sums of
-# other micro-batches have another order.
-TOLERANCE = 1e-4
-# Weights whose gradient is zero but for rounding: attention does not depend on the bias of keys,
-# the hinge loss not on the last bias, which real and reconstructed images have in common.
-NO_GRADIENT = ("k_proj.bias", "discriminator.to_logits.2.bias")
-
-# The entropy penalty of its codebook is that of a micro-batch, whose size is part of the run.
-BY_MICRO_BATCH = {"future-vla-tiny-stage1", "titok-tiny-stage1"}
+# Largest difference of a loss at any step, and of an output after the last one, relative to its
+# largest value (measured: 7e-6). It is rounding: sums of other micro-batches have another order.
+TOLERANCE = 2e-5
+# The same for weights (measured: 9e-4).
+WEIGHTS_TOLERANCE = 5e-3
+# Weights whose gradient is zero but for rounding, which AdamW divides by its size: attention does
+# not depend on the bias of keys, a group norm or a softmax over positions not on the bias before
+# it, the hinge loss not on the last bias, which real and reconstructed images have in common. No
+# order of sums makes them equal, and no output depends on them.
+NO_GRADIENT = (
+    *("k_proj.bias", "in_proj_bias", "qkv.bias"),
+    *("conv1.bias", "conv2.bias", "conv3.bias", "discriminator.to_logits.2.bias"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,20 +50,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_weights_do_not_depend_on_processes_and_micro_batches(runs: Path) -> None:
+def test_results_do_not_depend_on_processes_and_micro_batches(runs: Path) -> None:
     groups = json.loads((runs / GROUPS).read_text())
     assert sorted(name for names in groups.values() for name in names) == PRESETS
     whole, *splits = SPLITS
     differing: list[str] = []
-    for preset in groups.keys() - BY_MICRO_BATCH:
-        expected = load_file(whole.weights_file(runs, preset))
+    for preset in groups:
+        expected = load_file(whole.file(runs, preset))
         for split in splits:
-            weights = load_file(split.weights_file(runs, preset))
-            worst = max(
-                (float((weights[name] - value).abs().max() / value.abs().max()), name)
-                for name, value in expected.items()
-                if not name.endswith(NO_GRADIENT)
-            )
-            if worst[0] > TOLERANCE:
-                differing.append(f"{preset} {split}: {worst}")
+            for name, value in load_file(split.file(runs, preset)).items():
+                worst = float((value - expected[name]).abs().max() / expected[name].abs().max())
+                bound = WEIGHTS_TOLERANCE if name.startswith("weights") else TOLERANCE
+                if worst > bound and not name.endswith(NO_GRADIENT):
+                    differing.append(f"{preset} {split}: {name} {worst:.1e}")
     assert not differing, "\n".join(differing)

@@ -233,6 +233,13 @@ def derivation_rules(config: ConfigModel, names: Iterable[str], prefix: str = ""
     return {f"{prefix}{name}": derivation_rule(fields[name]) for name in names}
 
 
+def with_value(config: Any, key: str, value: Any) -> Any:
+    """A copy of a config with another value of a dotted key."""
+    name, _, rest = key.partition(".")
+    below = with_value(getattr(config, name), rest, value) if rest else value
+    return config.model_copy(update={name: below})
+
+
 def check_required(config: ConfigModel, usage: str) -> None:
     """Raises if a required key has no value.
 

@@ -196,6 +196,16 @@ class Objective(Protocol):
         del ctx
         return batch
 
+    def global_sums(self, batch: Batch, ctx: StepContext) -> Mapping[str, "Tensor"]:
+        """Returns sums over a prepared micro-batch that its loss needs over the global batch.
+
+        Called before the losses of a step, without gradient and under autocast, unless the
+        micro-batch is the global batch. The sums over all micro-batches and ranks, float64, are
+        added to each batch by their names.
+        """
+        del batch, ctx
+        return {}
+
     def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
         """Returns the loss of a micro-batch for one optimizer.
 
@@ -265,6 +275,8 @@ class ModelType(PublishedLayout, Protocol):
             `module:Kind` for a kind of the plugin.
         methods: Map from name of a part to its methods besides `forward` that use its weights.
         needs_init: A run starts from weights of `init_from`; without them it can only be planned.
+        adapters: Dotted keys of the section `model` with which few weights are trained, such as
+            `{"lora.rank": 16}`: proposed if a run does not fit on its devices.
     """
 
     name: ClassVar[str]
@@ -272,6 +284,7 @@ class ModelType(PublishedLayout, Protocol):
     kinds: ClassVar[tuple[str, ...]]
     methods: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     needs_init: ClassVar[bool] = False
+    adapters: ClassVar[Mapping[str, Any]] = {}
 
     def check_init(self, config: Any, init_from: str | None) -> None:
         """Checks weights to start from, before data are read. Opens no weights.

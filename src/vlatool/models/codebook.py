@@ -96,7 +96,7 @@ class VectorQuantizer(nn.Module):
         nn.init.uniform_(self.embedding.weight, -1.0 / size, 1.0 / size)
 
     @property
-    def uses_micro_batch(self) -> bool:
+    def uses_global_batch(self) -> bool:
         """True if its loss term is not a mean over images: the entropy of the mean assignment."""
         return self.entropy_weight > 0
 
@@ -105,8 +105,13 @@ class VectorQuantizer(nn.Module):
         """Number of codes."""
         return self.embedding.num_embeddings
 
-    def forward(self, features: Tensor) -> QuantizerOutput:
-        """Quantizes features [B, K, D]; the vectors have unit length with `l2_norm`."""
+    def forward(self, features: Tensor, mean_assignment: Tensor | None = None) -> QuantizerOutput:
+        """Quantizes features [B, K, D]; the vectors have unit length with `l2_norm`.
+
+        Args:
+            features: [B, K, D].
+            mean_assignment: See `entropy_penalty`.
+        """
         with true_float32(features.device):
             vectors, table = self._scaled(features.float()), self._scaled(self.embedding.weight)
             codes = nearest(vectors.detach(), table.detach())
@@ -115,8 +120,9 @@ class VectorQuantizer(nn.Module):
             codebook_loss = functional.mse_loss(quantized, vectors.detach())
             straight_through = vectors + (quantized - vectors).detach()
             penalty = commitment + codebook_loss
-            if self.entropy_weight and self.training:
-                penalty = penalty + self.entropy_weight * entropy_penalty(vectors, table)
+            if self.entropy_weight and self.training and vectors.requires_grad:
+                entropy = entropy_penalty(vectors, table, mean_assignment)
+                penalty = penalty + self.entropy_weight * entropy
         inputs = vectors.detach()
         return QuantizerOutput(straight_through, codes, penalty, commitment.detach(), inputs)
 
@@ -125,6 +131,16 @@ class VectorQuantizer(nn.Module):
         with true_float32(features.device):
             vectors = self._scaled(features.float())
             return nearest(vectors, self._scaled(self.embedding.weight.float()))
+
+    def assignment_sums(self, features: Tensor) -> Tensor:
+        """Returns the sum of the soft assignments of features [B, K, D], float64 [N].
+
+        The sum of all elements is the number of vectors.
+        """
+        with true_float32(features.device):
+            rows = self._scaled(features.float()).flatten(0, 1)
+            logits = distances(rows, self._scaled(self.embedding.weight)) / -_TEMPERATURE
+            return logits.softmax(1).sum(0, dtype=torch.float64)
 
     def near_ties(self, features: Tensor, margin: float) -> tuple[Tensor, Tensor]:
         """Returns the codes int64 [B, K], and a mask bool [B, K] of near ties.
@@ -330,16 +346,26 @@ def distances(rows: Tensor, table: Tensor) -> Tensor:
     return torch.addmm(lengths, rows, table.t(), alpha=-2.0)
 
 
-def entropy_penalty(vectors: Tensor, table: Tensor) -> Tensor:
+def entropy_penalty(vectors: Tensor, table: Tensor, mean: Tensor | None = None) -> Tensor:
     """Mean entropy of the soft assignments of `vectors` [..., D], minus the entropy of their mean.
 
     It is small if each vector is assigned to one code, and all codes are used equally often.
+
+    With p(k) the mean of these vectors and P(k) that of the global batch, the second term is
+    sum p log P: its mean over micro-batches, weighted by their vectors, is sum P log P, and so is
+    the gradient, as that of sum P is 0.
+
+    Args:
+        vectors: Vectors of a micro-batch.
+        table: Codes [N, D].
+        mean: Mean assignment of the global batch, [N], without gradient; None: of these vectors.
     """
     rows = vectors.reshape(-1, vectors.shape[-1])
     logits = distances(rows, table) / -_TEMPERATURE
     probabilities, logs = logits.softmax(1), logits.log_softmax(1)
-    mean = probabilities.mean(0)
-    return -(probabilities * logs).sum(1).mean() + (mean * mean.clamp(min=1e-12).log()).sum()
+    own = probabilities.mean(0)
+    reference = own if mean is None else mean.to(own.dtype)
+    return -(probabilities * logs).sum(1).mean() + (own * reference.clamp(min=1e-12).log()).sum()
 
 
 def check_codes(codes: Tensor, size: int) -> None:

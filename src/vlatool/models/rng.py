@@ -175,13 +175,13 @@ def draws_by_micro_batch(network: nn.Module) -> bool:
     return any(_global_dropout(module) > 0 for module in network.modules())
 
 
-def computes_by_micro_batch(network: nn.Module) -> bool:
+def computes_by_global_batch(network: nn.Module) -> bool:
     """True if a trained module has a loss term that is not a mean over samples.
 
-    Such modules have `uses_micro_batch`, which is true.
+    Such modules have `uses_global_batch`, which is true.
     """
     return any(
-        getattr(module, "uses_micro_batch", False)
+        getattr(module, "uses_global_batch", False)
         and any(parameter.requires_grad for parameter in module.parameters())
         for module in network.modules()
     )

@@ -131,10 +131,11 @@ class TrainConfig(ConfigModel):
         default=None, ge=1, description="Save every N steps instead of num_checkpoints."
     )
     save_every_minutes: float | None = Field(
-        default=None,
+        default=5.0,
         gt=0,
-        description="Also save when N minutes have passed without a checkpoint. Such a checkpoint "
-        "serves to resume: the next one replaces it.",
+        description="Also save when N minutes, or 50 times the duration of the last save if that "
+        "is longer, have passed without a checkpoint; null: never. Such a checkpoint serves to "
+        "resume: the next one replaces it.",
     )
     max_checkpoint_limit: int | None = Field(
         default=None, ge=1, description="Keep the latest N checkpoints; null: all."

@@ -26,7 +26,7 @@ from vlatool.training.plan import TrainPlan
 from vlatool.training.run import RunSetup
 from vlatool.training.setup import set_up
 from vlatool.training.state import TrainState
-from vlatool.training.step import OptimizerStepper, StepContexts
+from vlatool.training.step import OptimizerStepper, StepContexts, prepare_step
 
 # Steps that `measure` runs before it measures, and measures.
 _FIRST_STEPS, _MEASURED_STEPS = 1, 3
@@ -81,7 +81,7 @@ class Forecast:
     Attributes:
         devices: Number of devices.
         device: Type of the devices: `cpu` or `cuda`.
-        memory: Bytes on each device at the peak, by kind.
+        memory: Bytes on each device at the peak, by kind; None: unknown.
         device_memory: Bytes that each device has.
         unknown: Reason why activations are not known; empty if they are.
         checkpoints: Number of checkpoints that are on disk at once.
@@ -94,7 +94,7 @@ class Forecast:
 
     devices: int
     device: str
-    memory: Mapping[str, int]
+    memory: Mapping[str, int | None]
     device_memory: int
     unknown: str
     checkpoints: int
@@ -106,7 +106,7 @@ class Forecast:
 
     def lines(self) -> list[str]:
         """The forecast as text."""
-        total = size_text(sum(self.memory.values()))
+        total = size_text(sum(size or 0 for size in self.memory.values()))
         each = f"each of {counted(self.devices, 'device')}" if self.devices > 1 else "the device"
         if self.unknown:
             total = f"{total} and activations, which are unknown ({self.unknown})"
@@ -157,6 +157,15 @@ def forecast(setup: RunSetup, assets: Path | None, reporter: Reporter) -> Foreca
     available //= settings.devices if is_shared else 1
     planned = PlannedSteps(settings, plan.global_batch, can_add_devices=not is_shared)
     _check_memory(memory, available, estimator, planned)
+    if estimator.problem and config.device_memory is not None:
+        raise UsageError(
+            f"the memory of activations is unknown ({estimator.problem}), so it is not known if a "
+            f"step fits in {config.device_memory}; all else takes {size_text(memory.total)}",
+            hint="plan without --device-memory, or measure a few steps on such a device with "
+            "--measure",
+            code="usage.unknown_memory",
+            details={"memory": memory.kinds(), "reason": estimator.problem},
+        )
     rate = config.rate
     if config.measure:
         here = replace(planned, settings=replace(settings, devices=setup.runtime.world_size))
@@ -210,7 +219,7 @@ def _check_memory(
     """Raises UsageError with the keys that would make a run fit, if it does not."""
     if memory.total <= available:
         return
-    fitting = _fitting(available, estimator, planned)
+    fitting = [] if estimator.problem else _fitting(available, estimator, planned)
     shown = [
         f"{' '.join(f'--{key} {value_text(value)}' for key, value in keys.items())} "
         f"({size_text(size)})"
@@ -222,6 +231,8 @@ def _check_memory(
         f"{size_text(available)}: {kinds}",
         hint=f"it would fit with {', or '.join(shown)}"
         if shown
+        else f"the memory of activations is unknown ({estimator.problem})"
+        if estimator.problem
         else "no batch size and no number of devices makes it fit; choose a smaller model",
         code="usage.device_memory",
         details={
@@ -243,28 +254,28 @@ def _fitting(
     if settings.devices > 1 and not (settings.fsdp and settings.reshard):
         shard = {"reshard": True} if settings.fsdp else {"fsdp": True}
     smaller = [{"micro_batch": size} for size in planned.smaller_batches(settings.devices)]
-    groups = [
-        [recompute],
-        smaller,
-        [shard],
-    ]
     chosen: list[tuple[Mapping[str, Any], int]] = []
-    for group in groups:
-        chosen += _first_fitting(available, estimator, planned, group)
+    for group in ([recompute], smaller, [shard]):
+        chosen += _first_fitting(available, estimator, planned, filter(None, group))
     if chosen:
         return chosen
     together = [{**recompute, **shard, **fewer} for fewer in ({}, *smaller)]
+    if adapted := estimator.with_adapters():
+        keys, with_keys = adapted
+        changes = [{}, recompute, *({**recompute, **fewer} for fewer in smaller)]
+        for names, size in _first_fitting(available, with_keys, planned, changes):
+            chosen.append(({**keys, **names}, size))
     if planned.can_add_devices:
         least = {**recompute, "fsdp": True, "reshard": True, "micro_batch": 1}
         together += [{**least, "devices": count} for count in planned.more_devices()]
-    return [*_first_fitting(available, estimator, planned, together)]
+    return [*chosen, *_first_fitting(available, estimator, planned, together)]
 
 
 def _first_fitting(
     available: int, estimator: MemoryEstimator, planned: PlannedSteps, group: Iterable[Changes]
 ) -> Iterator[tuple[Mapping[str, Any], int]]:
     """The first of some changes that fits, if any."""
-    for changes in filter(None, group):
+    for changes in group:
         size = estimator.estimate(planned.changed(changes)).total
         if size <= available:
             yield {_KEYS[name]: value for name, value in changes.items()}, size
@@ -298,6 +309,7 @@ def _disk(config: TrainConfig, plan: TrainPlan, estimator: MemoryEstimator) -> t
         # The oldest one is removed when the newest is written; the best one stays.
         has_best = config.validates or config.eval is not None
         count = min(count, latest + 1 + older + has_best)
+    count += config.save_every_minutes is not None
     return count, frozen + count * size
 
 
@@ -325,12 +337,8 @@ def _measured_rate(run_setup: RunSetup, batch: Batch) -> float:
     for _ in range(_FIRST_STEPS + _MEASURED_STEPS):
         started = time.perf_counter()
         contexts.seed_step(state.step)
-        with torch.no_grad():
-            ctx = contexts.of(state.step, fetched, "prepare")
-            prepared_batches = [
-                replace(fetched, batch=objective.prepare(dict(fetched.batch), ctx))
-                for _ in range(plan.accumulation)
-            ]
+        micro_batches = [fetched] * plan.accumulation
+        prepared_batches = prepare_step(objective, state.step, micro_batches, contexts, runtime)
         for name in objective.optimizers_at(state.step):
             step = stepper.step(name, state, objective, prepared_batches, [])
             for average in state.averages.values():

@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vlatool.config.base import with_value
 from vlatool.training.config import TrainConfig
 from vlatool.training.fake_step import FakeStep, Gradients, StepBytes
 from vlatool.training.state import AVERAGED_AT_ONCE
@@ -34,8 +36,9 @@ class DeviceMemory:
         gradients: Gradients of the trained parameters.
         optimizer: Moments of AdamW.
         averages: Averaged weights (EMA).
-        activations: All other tensors: batch, results for the backward pass, temporary ones,
-            gathered weights of FSDP, on a CPU the copy of a checkpoint that is written.
+        gathered: Weights and gradients that FSDP gathers from other devices.
+        activations: All other tensors: batch, results for the backward pass, temporary ones, on a
+            CPU the copy of a checkpoint that is written; None: unknown.
         libraries: Memory of the process that is not that of tensors.
     """
 
@@ -43,15 +46,16 @@ class DeviceMemory:
     gradients: int
     optimizer: int
     averages: int
-    activations: int
+    gathered: int
+    activations: int | None
     libraries: int
 
     @property
     def total(self) -> int:
-        """Sum of all kinds."""
-        return sum(self.kinds().values())
+        """Sum of all known kinds."""
+        return sum(size or 0 for size in self.kinds().values())
 
-    def kinds(self) -> dict[str, int]:
+    def kinds(self) -> dict[str, int | None]:
         """Bytes by kind."""
         return asdict(self)
 
@@ -96,6 +100,7 @@ class MemoryEstimator:
             config: Configuration of the run, derived.
             step: A step of the run.
         """
+        self._config = config
         self._step = step
         self._kind = "cuda" if step.for_gpu else step.device.type
         self._sizes: dict[tuple[int, bool, Gradients], StepBytes] = {}
@@ -121,6 +126,16 @@ class MemoryEstimator:
         """True if activations of blocks can be computed again in the backward pass."""
         return len(self._units) > len(self._trained)
 
+    def with_adapters(self) -> tuple[dict[str, Any], "MemoryEstimator"] | None:
+        """Keys with which adapters are trained, and the estimator with them; None: none, or set."""
+        config, keys = self._config, self._config.model_type.adapters
+        for key, value in keys.items():
+            config = with_value(config, f"model.{key}", value)
+        changed = {f"model.{key}": value for key, value in keys.items()}
+        if config == self._config:
+            return None
+        return changed, MemoryEstimator(config, replace(self._step, config=config))
+
     def checkpoint_bytes(self) -> tuple[int, int]:
         """Bytes of a checkpoint, and of the frozen weights that all checkpoints share."""
         saved = [part.module for part in self._parts.values() if part.saved]
@@ -133,7 +148,7 @@ class MemoryEstimator:
         return sum(map(_trainable_bytes, self._trained))
 
     def estimate(self, settings: StepSettings) -> DeviceMemory:
-        """Memory on each device; activations are 0 if `problem` says why they are not known."""
+        """Memory on each device; `problem` says why activations are not known."""
         modules = [part.module for part in self._parts.values()]
         shards = settings.devices if settings.is_sharded else 1
         whole = sum(_bytes(m.parameters()) + _bytes(m.buffers()) for m in modules)
@@ -143,11 +158,20 @@ class MemoryEstimator:
             gradients=self._trainable // shards,
             optimizer=_MOMENTS * self._trainable // shards,
             averages=self._averages // shards,
+            gathered=self._gathered(settings),
             activations=self._activations(settings),
             libraries=_LIBRARIES.get(self._kind, 0),
         )
 
-    def _activations(self, settings: StepSettings) -> int:
+    def _gathered(self, settings: StepSettings) -> int:
+        if not settings.is_sharded:
+            return 0
+        everything, in_flight = sum(self._units), _IN_FLIGHT * max(self._units, default=0)
+        roots = sum(self._units[len(self._units) - len(self._trained) :])
+        weights = min(everything, in_flight + roots) if settings.reshard else everything
+        return weights + min(everything, in_flight)
+
+    def _activations(self, settings: StepSettings) -> int | None:
         has_held = settings.accumulation > 1 or settings.devices > 1
         mode = Gradients.HELD if has_held else Gradients.NEW
         if settings.is_sharded:
@@ -159,17 +183,12 @@ class MemoryEstimator:
         except Exception as error:  # noqa: BLE001 - a model may do what fake tensors do not know
             _LOG.debug("no estimate of activations", exc_info=True)
             self.problem = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            return 0
+            return None
         kind = self._kind
         peak, retained = (int(n * _HEAP.get(kind, 1.0)) for n in (step.peak, step.retained))
         if kind == "cpu":  # safetensors copies the weights of the largest part
             peak = max(peak, retained + max(map(_trainable_bytes, self._trained), default=0))
-        if not settings.is_sharded:
-            return max(peak, min(self._averages, AVERAGED_AT_ONCE))
-        everything, in_flight = sum(self._units), _IN_FLIGHT * max(self._units, default=0)
-        roots = sum(self._units[len(self._units) - len(self._trained) :])
-        gathered = min(everything, in_flight + roots) if settings.reshard else everything
-        return peak + gathered + min(everything, in_flight)
+        return peak if settings.is_sharded else max(peak, min(self._averages, AVERAGED_AT_ONCE))
 
     def _measured(self, size: int, mode: Gradients, *, checkpointing: bool) -> StepBytes:
         """Memory of a step on a number of samples.

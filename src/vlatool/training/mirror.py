@@ -1,8 +1,10 @@
 """Copy of a run folder at another location, file by file with the same names."""
 
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 
 from vlatool.artifacts.run.best import BEST, BestCheckpoint
@@ -37,6 +39,9 @@ from vlatool.storage.tree import FileInfo, files_below
 _GROWING = (METRICS, DROPS)
 # Each large file has up to five parts of 8 MiB in memory.
 _FILES_AT_ONCE = 3
+# A checkpoint by the clock is sent if the last one was sent this long ago, and this many times the
+# duration of its sending.
+_TIMED_APART_S, _SENDINGS_APART = 900.0, 10
 
 
 class RunMirror:
@@ -69,6 +74,8 @@ class RunMirror:
         self._stamps: dict[str, tuple[int, int]] = {}
         self._manifests: dict[int, CheckpointManifest] | None = None
         self._sent: set[int] = set()
+        self._sent_at, self._sending_s = -inf, 0.0
+        self._is_last = False
         self._named: int | None = None
         self._named_best: BestCheckpoint | None = None
 
@@ -81,18 +88,22 @@ class RunMirror:
         """
         self._send(record_file(self._run.root).relative_to(self._run.root).as_posix())
 
-    def send(self) -> None:
+    def send(self, *, is_last: bool = False) -> None:
         """Sends all that is missing or has changed, oldest checkpoint first; prunes the copy.
+
+        Args:
+            is_last: The run ends: send a checkpoint by the clock, too.
 
         Raises:
             StorageError: The storage fails.
             EnvironmentProblem: Credentials are missing or not accepted.
         """
+        self._is_last |= is_last
         self._complete()
         self._send_changed()
-        for step in self.missing():
-            self._send_checkpoint(step)
-            self._write_latest(step)
+        while missing := self.missing():
+            self._send_checkpoint(missing[0])
+            self._write_latest(missing[0])
             self._prune()
         newest = self._run.latest()
         if newest is not None and newest[0] in self._complete():
@@ -121,8 +132,16 @@ class RunMirror:
         return max(self._manifests or (), default=None)
 
     def missing(self) -> list[int]:
-        """Steps of local checkpoints that are still to be sent, ascending."""
-        return [step for step, _ in self._run.checkpoints() if step not in self._sent]
+        """Steps of local checkpoints that are still to be sent, ascending.
+
+        One by the clock, which the next one replaces, is left out soon after another one.
+        """
+        missing = [(s, folder) for s, folder in self._run.checkpoints() if s not in self._sent]
+        pause_s = max(_TIMED_APART_S, _SENDINGS_APART * self._sending_s)
+        if self._is_last or time.monotonic() - self._sent_at >= pause_s:
+            return [step for step, _ in missing]
+        manifests = read_manifests(folder for _, folder in missing)
+        return [step for step, _ in missing if (one := manifests.get(step)) and not one.stopped]
 
     def _complete(self) -> dict[int, CheckpointManifest]:
         """Manifests of the complete checkpoints there; those that differ from local ones go."""
@@ -150,7 +169,7 @@ class RunMirror:
 
     def _send_checkpoint(self, step: int) -> None:
         """Sends a checkpoint: frozen weights, its files, files of the run, then the manifest."""
-        there, folder = self._complete(), self._run.checkpoint(step)
+        there, folder, started = self._complete(), self._run.checkpoint(step), time.monotonic()
         manifest = CheckpointManifest.read(folder)
         present = {name for other in there.values() for name in other.beside}
         name = f"{CHECKPOINTS}/{folder.name}"
@@ -164,6 +183,8 @@ class RunMirror:
         self._send(f"{name}/{MANIFEST}")
         there[step] = manifest
         self._sent.add(step)
+        self._sent_at = time.monotonic()
+        self._sending_s = self._sent_at - started
 
     def _send_changed(self) -> None:
         """Sends files of the run that are new or have changed, other than checkpoints."""

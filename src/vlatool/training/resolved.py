@@ -47,6 +47,11 @@ def run_identity(
         return bool(change)
 
     rule = network_randomness(config, plan)
+    if "dropout" in rule.get(resume.RANDOMNESS, ""):  # drawn inside the base model
+        reporter.note(
+            "with another hparams.per_gpu_batch_size or number of processes this run has other "
+            f"weights: {rule[resume.RANDOMNESS]}"
+        )
     return {**info.fingerprint, **resume.data_versions(config), **rule}, extends_budget
 
 

@@ -6,7 +6,7 @@ The run that owns a folder may continue in it; any other run is refused.
 import json
 import os
 import secrets
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from vlatool.artifacts.run.best import BEST
 from vlatool.artifacts.run.format import CONFIG, DROPS, LATEST, METRICS, ORIGINS, RunDir, is_run
-from vlatool.config.base import ConfigModel
+from vlatool.config.base import ConfigModel, with_value
 from vlatool.config.resolve import load_config
 from vlatool.config.scalars import value_text
 from vlatool.config.schema import default_of, execution_keys
@@ -48,6 +48,7 @@ _COMMAND = "train"
 _CHANGING = {METRICS, DROPS, LATEST, BEST, ORIGINS}
 # Increment it when equal options give other samples or other randomness.
 _ORDER_VERSION = 1
+_ENTROPY_BY_MICRO_BATCH = "entropy by micro-batch"  # a rule of earlier versions
 
 RunStart = Literal["new", "resume", "extend", "replace"]
 
@@ -130,14 +131,15 @@ def _with_randomness(run: RunDir, before: OutputRecord, options: Mapping[str, An
     Raises:
         UsageError: The run is to continue, and an earlier version drew its random numbers.
     """
-    # Only the size of micro-batches was not recorded.
-    has_same_rule = options.get(RANDOMNESS, "").startswith("entropy")
-    if not has_trained(run) or RANDOMNESS not in {*options} - {*before.options}:
+    is_earlier_rule = _ENTROPY_BY_MICRO_BATCH in before.options.get(RANDOMNESS, "") or (
+        RANDOMNESS in {*options} - {*before.options}
+    )
+    if not has_trained(run) or not is_earlier_rule:
         return before
     is_done = before.complete and all(before.options.get(k) == options.get(k) for k in BUDGET)
-    if has_same_rule or is_done:
+    if is_done:
         return replace(before, options={**before.options, RANDOMNESS: options[RANDOMNESS]})
-    reason = "its input noise or dropout was drawn by the rule of an earlier version"
+    reason = "its input noise, dropout or entropy penalty follows the rule of an earlier version"
     raise _cannot_resume(run, reason)
 
 
@@ -243,7 +245,7 @@ def with_earlier_rules(
         return config
     known = upgraded(record.options, config)
     for key, value in list(_missing_defaults(config, known, typed)):
-        config = _with_value(config, key.split("."), value)
+        config = with_value(config, key, value)
         reporter.note(f"{key} is {value_text(value)}, as when this run began")
     return config
 
@@ -261,13 +263,6 @@ def _missing_defaults(
             is_typed = any(f"{word}.".startswith(f"{key}.") for word in typed)
             if value != default_of(field) and not is_typed:
                 yield key, default_of(field)
-
-
-def _with_value(config: Any, path: Sequence[str], value: Any) -> Any:
-    """A copy of the config with another value at a path of keys."""
-    name, *rest = path
-    below = _with_value(getattr(config, name), rest, value) if rest else value
-    return config.model_copy(update={name: below})
 
 
 def _earlier_record(config: TrainConfig, run: RunDir | None) -> OutputRecord | None:

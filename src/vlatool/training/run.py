@@ -82,6 +82,7 @@ def train_run(setup: RunSetup, reporter: Reporter) -> tuple[TrainState, str]:
     pending = runtime.broadcast(is_pending(run, state.step, plan.rollout_steps))
     if state.step >= plan.total_steps and not pending:
         return state, "already complete"
+    reporter.note(_loss_of_a_kill(config))
     if not runtime.is_main:
         _fit(setup, train_setup, reporter, is_rolled_out=not pending)
         return state, "trained"
@@ -91,6 +92,16 @@ def train_run(setup: RunSetup, reporter: Reporter) -> tuple[TrainState, str]:
     with tracked(reporter, config, run, state.step) as reporter:
         _fit(setup, train_setup, reporter, is_rolled_out=not pending)
     return state, "trained"
+
+
+def _loss_of_a_kill(config: TrainConfig) -> str:
+    minutes = config.save_every_minutes
+    if minutes is None:
+        return "a killed run loses what came after its last planned checkpoint"
+    return (
+        f"a killed run loses at most {minutes:g} min, or {_SAVES_APART} times what a save took "
+        "where that is longer (save_every_minutes)"
+    )
 
 
 def _check_optimizers(setup: RunSetup, train_setup: TrainSetup, reporter: Reporter) -> None:
@@ -188,6 +199,10 @@ def _trainer(
     )
 
 
+# The time between checkpoints by the clock is at least this many times that of a save.
+_SAVES_APART = 50
+
+
 def retention_of(config: TrainConfig) -> Retention:
     """Rule for the planned checkpoints that are kept."""
     return Retention(config.max_checkpoint_limit, config.keep_every_n_steps)
@@ -205,10 +220,11 @@ class _Checkpoints:
     setup: RunSetup
     step: int | None = None
     _since: float = field(default_factory=time.monotonic)
+    _save_s: float = 0.0
 
     def save(self, state: TrainState) -> None:
         """Writes a checkpoint. Collective."""
-        setup = self.setup
+        setup, started = self.setup, time.monotonic()
         save_checkpoint(
             setup.run,
             state,
@@ -219,6 +235,7 @@ class _Checkpoints:
         )
         self.step = state.step
         self.restart_clock()
+        self._save_s = self._since - started
         if setup.sync:
             setup.sync.saved()
 
@@ -227,11 +244,11 @@ class _Checkpoints:
         self._since = time.monotonic()
 
     def is_due(self) -> bool:
-        """True on rank 0 if `save_every_minutes` have passed without a checkpoint."""
+        """True on rank 0 if a checkpoint of `save_every_minutes` is due."""
         minutes = self.setup.config.save_every_minutes
         if minutes is None or not self.setup.runtime.is_main:
             return False
-        return time.monotonic() - self._since >= 60 * minutes
+        return time.monotonic() - self._since >= max(60 * minutes, _SAVES_APART * self._save_s)
 
     def newest(self) -> Path | None:
         """The newest checkpoint of the run."""

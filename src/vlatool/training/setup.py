@@ -11,7 +11,7 @@ from vlatool.events import counted
 from vlatool.loading.base import DatasetInfo
 from vlatool.models.base import Objective, Part
 from vlatool.models.progress import locate_progress
-from vlatool.models.rng import computes_by_micro_batch, draws_by_micro_batch, draws_by_sample
+from vlatool.models.rng import computes_by_global_batch, draws_by_micro_batch, draws_by_sample
 from vlatool.models.trained import existing_weights
 from vlatool.outdated_plugins import check_names
 from vlatool.training.checkpoints import load_checkpoint, unsaved_digests
@@ -43,10 +43,9 @@ class TrainSetup:
 def network_randomness(config: TrainConfig, plan: TrainPlan) -> dict[str, str]:
     """The rule by which networks in training draw random numbers themselves, for the record.
 
-    Empty if they draw none.
-
-    Networks that draw, or compute a loss term, by micro-batch make its size and the number of ranks
-    part of the rule.
+    Networks that draw by micro-batch make its size and the number of ranks part of the rule. An
+    entropy penalty is in it because that of earlier versions was computed by micro-batch.
+    Empty if there is nothing of this.
     """
     with torch.device("meta"):
         parts = config.model_type.build(config.model)
@@ -56,7 +55,7 @@ def network_randomness(config: TrainConfig, plan: TrainPlan) -> dict[str, str]:
     rules = {
         "by sample": draws_by_sample,
         f"dropout {split}": draws_by_micro_batch,
-        f"entropy {split}": computes_by_micro_batch,
+        "entropy of the global batch": computes_by_global_batch,
     }
     chosen = [rule for rule, applies in rules.items() if any(map(applies, networks))]
     return {RANDOMNESS: ", ".join(chosen)} if chosen else {}

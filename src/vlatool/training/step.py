@@ -7,7 +7,7 @@ one step later, so that the host does not wait for the device.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 
 import torch
@@ -182,6 +182,33 @@ class StepContexts:
             training=training,
             samples=micro_batch.samples,
         )
+
+
+def prepare_step(
+    objective: Objective,
+    step: int,
+    fetched: Sequence[MicroBatch],
+    contexts: StepContexts,
+    runtime: Runtime,
+) -> list[MicroBatch]:
+    """Prepared micro-batches of a step of this rank, with the global sums. Collective."""
+    local, zero = LossSums(runtime.device), torch.zeros((), device=runtime.device)
+    prepared: list[MicroBatch] = []
+    with torch.no_grad():
+        for micro_batch in fetched:
+            ctx = contexts.of(step, micro_batch, "prepare")
+            batch = objective.prepare(dict(micro_batch.batch), ctx)
+            prepared.append(replace(micro_batch, batch=batch))
+        if len(fetched) == 1 and runtime.world_size == 1:
+            return prepared
+        for micro_batch in prepared:
+            with runtime.autocast():
+                sums = objective.global_sums(micro_batch.batch, contexts.of(step, micro_batch, 0))
+            if not sums:
+                return prepared
+            local.add(Loss(zero, zero, sums), is_dummy=micro_batch.is_dummy)
+    total = local.reduced(runtime, []).sums
+    return [replace(one, batch={**one.batch, **total}) for one in prepared]
 
 
 class OptimizerStepper:

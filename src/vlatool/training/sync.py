@@ -240,7 +240,7 @@ class _Sender:
         if isinstance(self.error, EnvironmentProblem):
             forget_connections()  # credentials may have been renewed
         try:
-            self.mirror.send()
+            self.mirror.send(is_last=is_last)
             if is_last:
                 self.mirror.confirm()
                 self.mirror.send_record()

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import NoReturn, Self
 
@@ -19,7 +19,7 @@ from vlatool.training.plan import TrainPlan
 from vlatool.training.runtime import Runtime
 from vlatool.training.sections import HParams
 from vlatool.training.state import TrainState
-from vlatool.training.step import OptimizerStep, OptimizerStepper, StepContexts
+from vlatool.training.step import OptimizerStep, OptimizerStepper, StepContexts, prepare_step
 
 _SAME_STOP_S = 2.0
 
@@ -144,9 +144,9 @@ class Trainer:
         while state.step < self.plan.total_steps and self.logger.stopped_by is None:
             fetched, waited_s = self._fetch(batches)
             self.contexts.seed_step(state.step)
-            prepared_batches = [
-                self._prepare(objective, state.step, micro_batch) for micro_batch in fetched
-            ]
+            prepared_batches = prepare_step(
+                objective, state.step, fetched, self.contexts, self.runtime
+            )
             counters = self.logger.rank_counters(
                 fetched, waited_s, self.stop_signal(), save_due=self.save_due()
             )
@@ -164,11 +164,6 @@ class Trainer:
         started = time.perf_counter()
         fetched = [next(batches) for _ in range(self.plan.accumulation)]
         return fetched, time.perf_counter() - started
-
-    def _prepare(self, objective: Objective, step: int, micro_batch: MicroBatch) -> MicroBatch:
-        with torch.no_grad():
-            ctx = self.contexts.of(step, micro_batch, "prepare")
-            return replace(micro_batch, batch=objective.prepare(micro_batch.batch, ctx))
 
     def _optimizer_steps(
         self,

@@ -131,6 +131,19 @@ def test_entropy_penalty_is_lowest_if_all_codes_are_assigned_clearly() -> None:
     assert float(vague) == pytest.approx(0, abs=1e-5)
 
 
+def test_entropy_penalty_of_micro_batches_has_value_and_gradient_of_the_whole() -> None:
+    torch.manual_seed(0)
+    table, vectors = torch.randn(6, 3), torch.randn(12, 3, requires_grad=True)
+    network = VectorQuantizer(6, 3)
+    network.embedding.weight.data = table
+    (expected,) = torch.autograd.grad(entropy_penalty(vectors, table), vectors)
+    parts = vectors.split((7, 5))
+    sums = sum(network.assignment_sums(part.detach()[None]) for part in parts)
+    losses = [len(part) / 12 * entropy_penalty(part, table, sums / 12) for part in parts]
+    torch.testing.assert_close(sum(losses), entropy_penalty(vectors, table))
+    torch.testing.assert_close(torch.autograd.grad(sum(losses), vectors)[0], expected)
+
+
 def test_histogram_counts_every_code() -> None:
     assert histogram(torch.tensor([[0, 2], [2, 3]]), 5).tolist() == [1, 0, 2, 1, 0]
 

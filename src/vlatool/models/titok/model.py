@@ -201,28 +201,38 @@ class Titok(nn.Module):
             if module is not None:
                 module.requires_grad_(requires_grad=not frozen)
 
-    def forward(self, pixels: Tensor, noise: Tensor | None = None) -> TitokOutput | VqganOutput:
+    def forward(
+        self, pixels: Tensor, noise: Tensor | None = None, mean_assignment: Tensor | None = None
+    ) -> TitokOutput | VqganOutput:
         """Encodes and decodes pixels.
 
         Args:
             pixels: [B, 3, S, S] in [0, 1].
             noise: Standard normal [B, K, D] to sample continuous tokens; None: use their means.
+            mean_assignment: See `models.codebook.entropy_penalty`.
 
         Returns:
             Logits of the teacher codes in stage 1 with the proxy head, otherwise pixels; with the
             loss terms of the quantizer.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.stage == 1):
-            tokens = self.encode(pixels, noise)
+            tokens = self.encode(pixels, noise, mean_assignment)
         decoded = self.decode(tokens.vectors)
         return (VqganOutput if self.config.predicts_pixels else TitokOutput)(decoded, *tokens[1:])
 
-    def encode(self, pixels: Tensor, noise: Tensor | None = None) -> QuantizerOutput:
-        """Encodes pixels [B, 3, S, S] to tokens; `noise` as in `forward`."""
+    def encode(
+        self, pixels: Tensor, noise: Tensor | None = None, mean_assignment: Tensor | None = None
+    ) -> QuantizerOutput:
+        """Encodes pixels [B, 3, S, S] to tokens; the other arguments are those of `forward`."""
         features = self.features(pixels)
         if self.quantize is None:
             return posterior(features, noise)
-        return self.quantize(features)
+        return self.quantize(features, mean_assignment)
+
+    def assignment_sums(self, pixels: Tensor) -> Tensor:
+        """Returns the sum of the soft assignments of the tokens of pixels, float64 [N]."""
+        assert self.quantize is not None, "continuous tokens have no codebook"
+        return self.quantize.assignment_sums(self.features(pixels))
 
     def features(self, pixels: Tensor) -> Tensor:
         """Returns the input of the quantizer for pixels [B, 3, S, S]: [B, K, D or 2 D]."""

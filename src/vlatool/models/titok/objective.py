@@ -13,6 +13,7 @@ from vlatool.episode import UInt8Array
 from vlatool.findings import Finding
 from vlatool.models.base import Batch, Loss, Objective, OptimizerSpec, Part, StepContext
 from vlatool.models.images import comparison, to_float
+from vlatool.models.rng import computes_by_global_batch
 from vlatool.models.titok.config import TitokConfig, VqConfig
 from vlatool.models.titok.model import TitokOutput
 from vlatool.models.vqgan.losses import ForegroundRule
@@ -20,7 +21,9 @@ from vlatool.models.vqgan.objective import (
     CodebookMonitor,
     PixelObjective,
     RevivalRule,
+    assignment_sums,
     code_sums,
+    mean_assignment,
     mean_metrics,
     published_groups,
 )
@@ -59,6 +62,7 @@ class CodesObjective(Objective):
         self._monitor = CodebookMonitor(config.codebook_alarm)
         self._revival = RevivalRule(parts)
         self._foreground = ForegroundRule(config.losses, parts)
+        self._has_entropy = computes_by_global_batch(parts["model"].module)
         self._cache = TeacherCodeCache(config.vqgan.codebook_size)
 
     def optimizers(self) -> Mapping[str, OptimizerSpec]:
@@ -77,10 +81,14 @@ class CodesObjective(Objective):
             extended[_AGREEMENT] = share.expand(len(pixels))
         return extended
 
+    def global_sums(self, batch: Batch, ctx: StepContext) -> Mapping[str, Tensor]:
+        """Soft assignments, if the model has an entropy penalty."""
+        return assignment_sums(batch, ctx) if self._has_entropy else {}
+
     def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
         """Cross-entropy over all patches, plus the loss term of the quantizer."""
         del optimizer
-        output: TitokOutput = ctx.parts["model"](batch["pixels"])
+        output: TitokOutput = ctx.parts["model"](batch["pixels"], None, *mean_assignment(batch))
         targets: Tensor = batch["targets"]
         logits = output.logits.float().flatten(2)
         weights = self._foreground.weights(batch["pixels"])

@@ -34,6 +34,7 @@ class TitokType(ModelType):
     name: ClassVar[str] = "titok"
     Config: ClassVar[type[ConfigModel]] = TitokConfig
     kinds: ClassVar[tuple[str, ...]] = ("images",)
+    methods: ClassVar[Mapping[str, tuple[str, ...]]] = {"model": ("assignment_sums",)}
 
     def derive(
         self, config: TitokConfig, data: "ImageDataConfig", info: Any

@@ -24,6 +24,7 @@ from vlatool.models.base import (
 )
 from vlatool.models.codebook import CodeRevival, difference_sums, histogram, usage_metrics
 from vlatool.models.images import comparison, psnr, to_float
+from vlatool.models.rng import computes_by_global_batch
 from vlatool.models.vqgan.config import CodebookAlarmConfig, PixelLossConfig
 from vlatool.models.vqgan.discriminator import hinge
 from vlatool.models.vqgan.losses import ForegroundRule, lecam_part
@@ -69,6 +70,7 @@ class PixelObjective(Objective):
         self._means = lecam_part(parts)
         self._of_step: tuple[Tensor, Tensor] | None = None
         self._revival = RevivalRule(parts)
+        self._has_entropy = computes_by_global_batch(parts["model"].module)
         self._size = codebook_size
         self._monitor = CodebookMonitor(alarm)
         self._noise = noise
@@ -90,11 +92,15 @@ class PixelObjective(Objective):
         del ctx
         return {**batch, "pixels": to_float(batch["images"])}
 
+    def global_sums(self, batch: Batch, ctx: StepContext) -> Mapping[str, Tensor]:
+        """Soft assignments, if the model has an entropy penalty."""
+        return assignment_sums(batch, ctx) if self._has_entropy else {}
+
     def loss(self, optimizer: str, batch: Batch, ctx: StepContext) -> Loss:
         """Loss of the model, or of the discriminator on the last reconstruction of the model."""
         if optimizer == "discriminator":
             return self._discriminator_loss(batch["pixels"], batch[_RECONSTRUCTION], ctx)
-        output = self._reconstruct(batch["pixels"], ctx)
+        output = self._reconstruct(batch, ctx)
         batch[_RECONSTRUCTION] = output.pixels.detach()
         total, sums = self._reconstruction_loss(batch["pixels"], output, ctx)
         sums |= self._revival.sums(output.inputs, ctx)
@@ -108,7 +114,7 @@ class PixelObjective(Objective):
 
     def validate(self, batch: Batch, ctx: StepContext) -> Loss:
         """Loss without the discriminator, so that values of different steps are comparable."""
-        output = self._reconstruct(batch["pixels"], ctx)
+        output = self._reconstruct(batch, ctx)
         total, sums = self._reconstruction_loss(batch["pixels"], output, ctx)
         return _per_image(batch["pixels"], total, sums)
 
@@ -134,12 +140,12 @@ class PixelObjective(Objective):
 
     def images(self, batch: Batch, ctx: StepContext) -> Mapping[str, UInt8Array]:
         """Comparisons of originals with their reconstructions."""
-        output = self._reconstruct(batch["pixels"], ctx)
+        output = self._reconstruct(batch, ctx)
         return {"reconstruction": comparison(batch["pixels"], output.pixels)}
 
-    def _reconstruct(self, pixels: Tensor, ctx: StepContext) -> VqganOutput:
+    def _reconstruct(self, batch: Batch, ctx: StepContext) -> VqganOutput:
         noise = ctx.rng.normal(*self._noise) if self._noise and ctx.training else None
-        return ctx.parts["model"](pixels, noise)
+        return ctx.parts["model"](batch["pixels"], noise, *mean_assignment(batch))
 
     def _reconstruction_loss(
         self, pixels: Tensor, output: VqganOutput, ctx: StepContext
@@ -218,6 +224,20 @@ class RevivalRule:
 def revival_part(size: int, after: int) -> dict[str, Part]:
     """Returns the part of the revival of dead codes; none if `after` is 0."""
     return {REVIVAL: Part(CodeRevival(size, after), trained=False, averaged=False)} if after else {}
+
+
+_ASSIGNMENTS = "assignments"
+
+
+def assignment_sums(batch: Batch, ctx: StepContext) -> dict[str, Tensor]:
+    """Sums of the soft assignments of a micro-batch, for the entropy penalty of the codebook."""
+    return {_ASSIGNMENTS: ctx.parts["model"].assignment_sums(batch["pixels"])}
+
+
+def mean_assignment(batch: Batch) -> tuple[Tensor, ...]:
+    """Mean assignment of the global batch; empty if a micro-batch has that of its own."""
+    total = batch.get(_ASSIGNMENTS)
+    return () if total is None else (total / total.sum().clamp(min=1),)
 
 
 class CodebookMonitor:
