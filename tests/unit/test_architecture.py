@@ -84,7 +84,7 @@ ARTIFACT_FILES = {
 ARTIFACT_PATTERN = re.compile(r"shard_[*{\d][^/]*|episode_[^/]*\.tar")
 JOB_FOLDER = ".vlatool"
 
-LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS, DEEPEST = 500, 50, 6, 2
+LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS, DEEPEST = 800, 80, 6, 2
 
 FILES = sorted(SOURCE.rglob("*.py"))
 NAMES = [path.relative_to(SOURCE).as_posix() for path in FILES]
