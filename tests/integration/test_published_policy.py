@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from shutil import ignore_patterns
 from typing import Any
 
 import numpy as np
@@ -163,6 +164,30 @@ def test_published_experiment_acts_with_its_newest_checkpoint(
     assert (trained.origin.file.name, trained.origin.weights) == ("ema_10.pt", "ema")
     expected, actions = chunk(copy), chunk(published)
     assert all(np.array_equal(actions[name], expected[name]) for name in expected)
+
+
+def test_relative_poses_of_published_data_refer_to_the_measured_pose(
+    data: Path, run: Path, published: Path, tmp_path: Path
+) -> None:
+    """Published shards and experiments do not say which fields form poses."""
+    shards = Path(shutil.copytree(data, tmp_path / "shards", ignore=ignore_patterns("*.index.npz")))
+    for path in (*shards.rglob("preprocessing_config.yaml"), published / "config.yaml"):
+        tree = yaml.safe_load(path.read_text())
+        tree.get("data", tree).pop("pose_groups")
+        path.write_text(yaml.safe_dump(tree))
+    expected, actions = chunk(run), chunk(published)
+    assert expected.keys() == actions.keys()
+    train(config(shards, tmp_path / "finetuned", init_from=published))
+    export(ExportConfig(source=str(tmp_path / "finetuned"), output=str(tmp_path / "export")))
+    assert chunk(tmp_path / "export").keys() == expected.keys()
+    open_loop(
+        OpenLoopConfig(
+            checkpoint=str(tmp_path / "export"), data=str(shards), output=str(tmp_path / "out")
+        )
+    )
+    exported = yaml.safe_load((tmp_path / "export/config.yaml").read_text())
+    keys = [group["position_key"] for group in exported["data"]["pose_groups"]]
+    assert keys == [XYZ_COMMAND]
 
 
 def test_files_with_their_earlier_names_are_read(published: Path) -> None:

@@ -12,6 +12,7 @@ from vlatool.errors import DataError
 from vlatool.transforms.rotations import absolute_pose, relative_pose
 
 SUFFIX = "_relative"
+_POSITION, _ROTATION = "__xyz", "__rot_6d"
 _IDENTITY_ROT6D = np.array([1.0, 0.0, 0.0, 0.0, 1.0, 0.0])
 
 
@@ -39,6 +40,17 @@ def relative_names(group: PoseGroup) -> tuple[str, str]:
 def groups_with(names: Collection[str], groups: Sequence[PoseGroup]) -> list[PoseGroup]:
     """Groups with a relative position or rotation among `names`."""
     return [group for group in groups if {*relative_names(group)} & {*names}]
+
+
+def groups_by_name(names: Collection[str]) -> list[PoseGroup]:
+    """Pose groups of relative fields, for data that declare none: `X__xyz` and `X__rot_6d`.
+
+    Their references are the measured poses, as of all published data.
+    """
+    fields = (name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX))
+    ends = (_POSITION, _ROTATION)
+    poses = dict.fromkeys(f[: -len(end)] for f in fields for end in ends if f.endswith(end))
+    return [PoseGroup(pose, pose + _POSITION, pose + _ROTATION) for pose in poses]
 
 
 def stored_from(name: str, fields: Collection[str]) -> str:

@@ -33,6 +33,7 @@ from vlatool.loading.robotics.normalizer import Normalizer
 from vlatool.loading.robotics.ranges import report_ranges
 from vlatool.transforms.augmentation import central_box
 from vlatool.transforms.geometry import ResizeMethod, resize
+from vlatool.transforms.relative import groups_by_name
 from vlatool.transforms.resampling import ResizeFilter
 
 if TYPE_CHECKING:
@@ -308,7 +309,10 @@ def assets_of(
         DataError: An option or the statistics of a field are invalid.
     """
     try:
-        groups = [PoseGroup(**group) for group in options.get("pose_groups") or []]
+        declared = options.get("pose_groups")
+        groups = [PoseGroup(**group) for group in declared or []]
+        if declared is None:
+            groups = groups_by_name([*config.action_fields, *config.proprioception_fields])
         fps = float(options.get("fps") or 10.0)
         images = replace(_image_transform(options), crop=config.augmentation.crop_shape)
     except (TypeError, ValueError, AttributeError) as error:

@@ -129,8 +129,8 @@ def read_experiment(files: PublishedFiles) -> OpenedExperiment:
     options, statistics = experiment.options(), experiment.statistics()
     data: Any = config.data
     data = _with_recorded(data, options, statistics)
-    # Published options have no pose groups; those of the configuration count.
-    groups = options.get("pose_groups") or tree.get("data", {}).get("pose_groups") or []
+    # Published options have no pose groups; those of the configuration count, or the names.
+    groups = options.get("pose_groups") or tree.get("data", {}).get("pose_groups") or None
     past = data.normalization.lowdim_past_timesteps
     assets = assets_of(data, statistics, past, {**options, "pose_groups": groups})
     model: Any = config.model
