@@ -7,6 +7,7 @@ import torch
 
 from tests.builders.images import CAMERAS, image, saved, write
 from tests.builders.tokenizers import PIXELS, SIDE, tiny_titok
+from vlatool.events import NULL, Reporter
 from vlatool.models.titok.config import TitokConfig
 from vlatool.models.titok.model import Titok
 from vlatool.models.titok.weights import save_published
@@ -50,8 +51,14 @@ def image_name(episode: int, camera: str = "image", frame: int = 2) -> str:
     return f"images/episode_{episode:06d}/{name}"
 
 
-def encoded(data: Path, tokenizer: str, output: Path | None = None, **options: Any) -> EncodeResult:
+def encoded(
+    data: Path,
+    tokenizer: str,
+    output: Path | None = None,
+    reporter: Reporter = NULL,
+    **options: Any,
+) -> EncodeResult:
     """Encodes in this process."""
     tree = {"data": str(data), "tokenizer": tokenizer, "num_workers": 0, "check_every": 4}
     target = {} if output is None else {"output": str(output)}
-    return encode(EncodeConfig.model_validate({**tree, **target, **options}))
+    return encode(EncodeConfig.model_validate({**tree, **target, **options}), reporter=reporter)

@@ -103,6 +103,7 @@ def test_second_stage_has_all_metrics_and_baselines(second: str, shards: str) ->
     names = {"psnr", "ssim", "psnr_of_mean_error", "mean_picture_psnr", "block_psnr"}
     names |= {"psnr_of_moving_pixels"}
     codes = {"codebook_usage", "codebook_entropy", "changed_codes", "constant_places"}
+    codes |= {"frequent_codes"}
     assert names | codes == result.figures.keys()
     assert result.pictures == 12
     assert result.not_measured.keys() == {"lpips", "rfid"}

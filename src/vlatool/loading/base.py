@@ -308,6 +308,18 @@ class HasStatistics(Protocol):
 
 
 @runtime_checkable
+class HasContents(Protocol):
+    """Data kind whose samples a run compares before its first step."""
+
+    def contents(self, config: Any, sample: Any) -> Mapping[str, Any]:
+        """Arrays or texts of a sample by name: `images`, `actions`, `codes`, `instruction`.
+
+        The run reports one that is the same in all samples that it looked at.
+        """
+        ...
+
+
+@runtime_checkable
 class ChecksSamples(Protocol):
     """A data kind that looks for unusable samples before a run starts."""
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlatool.artifacts.codes.usage import COLLAPSED
 from vlatool.errors import DataError, UsageError
 from vlatool.events import NULL, Reporter, counted
 from vlatool.loading.base import (
@@ -21,6 +22,7 @@ from vlatool.loading.base import (
     DataSet,
     DatasetInfo,
     DroppedSample,
+    HasContents,
     MicroBatch,
     SampleRef,
 )
@@ -32,7 +34,15 @@ from vlatool.training.plan import TrainPlan
 from vlatool.training.runtime import Runtime
 
 # (shards, samples per shard) that `check_samples` reads first, and before it reports an error.
-_FIRST_READ, _LAST_READ = (3, 2), (16, 8)
+_FIRST_READ, _LAST_READ = (4, 4), (16, 8)
+# Fewer samples may be equal by chance.
+_MIN_COMPARED = 4
+# Effect of a content that is the same in all samples, by its name in `DataKind.contents`.
+_CONSTANT = {
+    "images": ("data.constant_images", "the model cannot see anything"),
+    "actions": ("data.constant_actions", "there is nothing to learn"),
+    "codes": (COLLAPSED, "the tokenizer that made them has collapsed (`vlatool inspect`)"),
+}
 
 
 @dataclass(frozen=True)
@@ -127,6 +137,27 @@ def check_samples(
                 code="data.no_usable_sample",
                 details={"data_set": dataset.name, "sample": dropped[0].sample},
             )
+        usable = [item for item in samples if not isinstance(item, DroppedSample)]
+        _report_constant(config, dataset.name, usable, reporter)
+
+
+def _report_constant(
+    config: TrainConfig, dataset: str, samples: list[Any], reporter: Reporter
+) -> None:
+    """Warns of what is the same in all of some samples; a single instruction is noted."""
+    kind = config.data_kind
+    if len(samples) < _MIN_COMPARED or not isinstance(kind, HasContents):
+        return
+    first, *others = [kind.contents(config.data, sample) for sample in samples]
+    for name, content in first.items():
+        if not all(np.array_equal(content, other[name]) for other in others):
+            continue
+        text = f"{dataset}: {name} of all {len(samples)} samples that were read are the same"
+        if name in _CONSTANT:
+            code, effect = _CONSTANT[name]
+            reporter.warn(code, f"{text}: {effect}")
+        elif content:
+            reporter.note(f"{dataset}: all samples that were read have the same {name}: {content}")
 
 
 def sample_batch(config: TrainConfig, info: DatasetInfo, assets: Path | None, size: int) -> Batch:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 from pydantic import Field, field_validator, model_validator
 
 from vlatool.artifacts.codes.format import CodesFolder, CodesManifest
+from vlatool.artifacts.codes.usage import warn_of_collapse
 from vlatool.artifacts.fast.format import copy_fast, fitted_steps, ignored_code
 from vlatool.artifacts.profile import Gripper
 from vlatool.artifacts.samples.format import (
@@ -225,6 +226,7 @@ class BuildDatasetJob:
         files = select(window_files(tree, config.pattern), None, config.exclude)
         self.items: Sequence[WindowFile] = files[: config.limit]
         codes = select_codes(tree, pinned(config.tokens) if config.tokens else None)
+        warn_of_collapse(codes, reporter)
         self._tokenizer, self._profile = (
             compatible_tokenizer(fast),
             select_profile(config.profile, fast, "raw" if config.gripper_raw else config.gripper),

@@ -12,8 +12,10 @@ from vlatool.artifacts.codes.format import (
     MANIFEST_NAME,
     OWNED_FILES,
     PACKED_NAME,
+    CodesFolder,
     CodesManifest,
 )
+from vlatool.artifacts.codes.usage import warn_of_collapse
 from vlatool.artifacts.run.locations import require_weights
 from vlatool.config.base import ConfigModel, check_required
 from vlatool.episode import EpisodeRef
@@ -58,6 +60,7 @@ class EncodeResult(JobResult):
         rate: Images per second that this run encoded.
         bound: The slowest stage, for which the others waited.
         stages: Map from stage to seconds that the others waited for it, on the first device.
+        usage: Use of the codebook in at most 8 episodes (`CodesUsage.facts`).
     """
 
     layout: str
@@ -72,6 +75,7 @@ class EncodeResult(JobResult):
     stages: Mapping[str, float] = field(default_factory=dict[str, float])
     device: str = ""
     processes: int = 1
+    usage: Mapping[str, float] = field(default_factory=dict[str, float])
 
     def summary(self) -> str:
         """Number of images and episodes, and size."""
@@ -92,6 +96,12 @@ class EncodeResult(JobResult):
             lines.append(f"{self.rate:.1f} images/s on {devices}; limited by {self.bound}")
         if self.precision != "fp32":
             lines.append(f"{self.agreement:.2%} of the compared codes equal those of fp32")
+        if self.usage:
+            lines.append(
+                f"{self.usage['codes_in_use']} codes in use, entropy "
+                f"{self.usage['code_entropy']:.2f} bits, {self.usage['equal_images']:.1%} of the "
+                f"images with the same codes (of {self.usage['images_read']} read)"
+            )
         if self.resized:
             lines.append(
                 f"{counted(self.resized, 'image')} of another size were resized as in training"
@@ -280,6 +290,7 @@ class EncodeJob:
             stages={name: round(value, 2) for name, value in pipeline.seconds.items()},
             device=tokenizer.device.type,
             processes=self._processes,
+            usage=warn_of_collapse(CodesFolder.open(self.output), run.reporter).facts(),
         )
 
 

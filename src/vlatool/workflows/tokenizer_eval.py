@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from vlatool.artifacts.codes.usage import COLLAPSED, CodesUsage
 from vlatool.artifacts.image_shards.format import find_shards
 from vlatool.artifacts.run.format import is_run
 from vlatool.artifacts.run.locations import find_checkpoint, require_weights
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 REPORT, PAGE = "report.json", "report.html"
 _SHOWN = 8
+_COLLAPSED_ABOVE = 0.99  # share of codes that are the most frequent of their place
 # Label, unit and decimals of each metric, in the order of the table.
 _METRICS: Mapping[str, tuple[str, str, int]] = {
     "psnr": ("PSNR, mean over images", "dB", 2),
@@ -47,6 +49,7 @@ _METRICS: Mapping[str, tuple[str, str, int]] = {
     "codebook_entropy": ("entropy of the codes", "bits", 2),
     "changed_codes": ("codes that change per frame", "", 2),
     "constant_places": ("constant code positions", "", 0),
+    "frequent_codes": ("codes that are the most frequent of their place", "of 1", 3),
 }
 
 
@@ -170,6 +173,9 @@ def tokenizer_eval(
     evaluation = evaluate_reconstruction(
         tokenizer.network, run, images, options, networks, reporter
     )
+    if evaluation.metrics.get("frequent_codes", 0.0) > _COLLAPSED_ABOVE:
+        usage = CodesUsage(evaluation.num_images, equal_images=evaluation.metrics["frequent_codes"])
+        reporter.warn(COLLAPSED, f"{tokenizer.path}: {usage.problem}")
     rows, drops = _all_rows(evaluation, runtime), _all_drops(evaluation, runtime)
     result = _result(config, tokenizer, evaluation, networks, output)
     result = replace(result, dropped_images=drops)

@@ -18,6 +18,15 @@ def test_usage_and_entropy_are_of_all_codes_that_occurred() -> None:
     assert "changed_codes" not in values
 
 
+@pytest.mark.parametrize(("codes", "share"), [([[5, 6]] * 4, 1.0), ([[0, 1], [2, 1]], 0.75)])
+def test_share_of_the_most_frequent_codes_is_one_if_all_images_have_the_same(
+    codes: list[list[int]], share: float
+) -> None:
+    usage = CodebookUsage.of(8, 2)
+    usage.add(torch.tensor(codes))
+    assert usage.metrics()["frequent_codes"] == share
+
+
 def test_changes_are_counted_between_neighboring_frames_only() -> None:
     usage = CodebookUsage.of(8, 3)
     usage.add(
@@ -42,7 +51,7 @@ def test_counts_over_ranks_are_those_of_all_images() -> None:
     ranks = [CodebookUsage.of(8, 3) for _ in range(2)]
     ranks[0].add(CODES[:2], [FrameIndex("a", 0), FrameIndex("a", 1)])
     ranks[1].add(CODES[2:], [FrameIndex("b", 0), FrameIndex("b", 1)])
-    names = iter(("counts", "changes", "pairs"))
+    names = iter(("by_place", "changes", "pairs"))
 
     def reduce(own: torch.Tensor) -> torch.Tensor:
         name = next(names)

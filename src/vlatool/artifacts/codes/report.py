@@ -17,6 +17,7 @@ from vlatool.artifacts.codes.format import (
     EpisodeCodes,
     check_images,
 )
+from vlatool.artifacts.codes.usage import COLLAPSED, usage_of
 from vlatool.artifacts.frame_views import file_view
 from vlatool.episode import Array
 from vlatool.events import counted
@@ -41,16 +42,20 @@ def inspect(location: Path) -> Report:
     """Reads the manifest and the codes of the first episode; counts images without a manifest."""
     folder, findings = CodesFolder.open(location), Problems()
     episodes, manifest = folder.episodes(), folder.manifest
-    used, first = 0, 0
+    first = 0
     if episodes:
         codes = findings.read(folder.read, episodes[0])
-        used, first = (0, 0) if codes is None else (len(np.unique(codes.codes)), len(codes.stems))
+        first = 0 if codes is None else len(codes.stems)
+    usage = usage_of(folder)
+    if usage.problem:
+        findings.append({"code": COLLAPSED, "message": usage.problem})
     images = manifest.pictures
     if not folder.has_manifest:
         images = sum(len(folder.stems(episode)) for episode in episodes[1:]) + first
     summary = {
         "codes": f"{manifest.codes_per_picture} per image, codebook of {manifest.codebook_size}",
-        "used": f"{used} of the codebook, in the first episode",
+        "used": f"{usage.codes_in_use} of the codebook, entropy {usage.entropy:.2f} bits, "
+        f"{usage.equal_images:.1%} of the images with the same codes (of {usage.images} read)",
         "tokenizer": manifest.tokenizer or "unknown",
         "digest": manifest.tokenizer_digest[:_DIGEST],
         "precision": manifest.precision,
@@ -68,7 +73,7 @@ def inspect(location: Path) -> Report:
             "tokenizer": manifest.tokenizer,
             "tokenizer_digest": manifest.tokenizer_digest,
             "precision": manifest.precision,
-            "used_codes": used,
+            **usage.facts(),
         },
         summary=summary,
         findings=findings,

@@ -271,6 +271,11 @@ class ImagesKind:
         del info
         return config, {}
 
+    def contents(self, config: ImageDataConfig, sample: ImageSample) -> Mapping[str, Any]:
+        """Returns the image."""
+        del config
+        return {"images": sample.image}
+
     def reader(self, config: ImageDataConfig, info: ImagesInfo) -> ImageReader:
         """Returns a reader that decodes and preprocesses images."""
         return ImageReader(config, info)

@@ -166,6 +166,15 @@ class RoboticsKind:
         """Names dimensions with ranges that a policy cannot learn well; reads no sample."""
         report_ranges(config, info, reporter)
 
+    def contents(self, config: RoboticsDataConfig, sample: DecodedSample) -> Mapping[str, Any]:
+        """Returns images, actions and instruction."""
+        actions = [sample.fields[name] for name in config.action_fields]
+        return {
+            "images": sample.images,
+            "actions": np.concatenate(actions, axis=1) if actions else np.empty(0),
+            "instruction": sample.instruction,
+        }
+
     def reader(self, config: RoboticsDataConfig, info: RoboticsInfo) -> "RoboticsReader":
         """Returns a reader that decodes and augments samples."""
         from vlatool.loading.robotics.reader import RoboticsReader

@@ -1,5 +1,6 @@
 """Data kind of samples for a language model with images."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ from vlatool.loading.vla.config import VlaDataConfig
 from vlatool.loading.vla.info import VlaInfo, load_info
 from vlatool.loading.vla.pairs import VlaPairs
 from vlatool.loading.vla.reader import DROP_REASONS, VlaReader
-from vlatool.loading.vla.sample import VlaAssets
+from vlatool.loading.vla.sample import VlaAssets, VlaSample
 
 
 class VlaKind:
@@ -67,6 +68,17 @@ class VlaKind:
         """
         if not config.max_dropped_share:
             check_samples(info, reporter)
+
+    def contents(self, config: VlaDataConfig, sample: VlaSample) -> Mapping[str, Any]:
+        """Returns images, action ids, codes and instruction."""
+        del config
+        conversation = sample.conversation
+        return {
+            "images": sample.images,
+            "actions": conversation.action_ids,
+            "codes": conversation.codes,
+            "instruction": conversation.task,
+        }
 
     def reader(self, config: VlaDataConfig, info: VlaInfo) -> VlaReader:
         """Returns a reader that decodes the past images."""
