@@ -19,7 +19,7 @@ from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError
 from vlatool.events import Reporter, counted
 from vlatool.findings import Finding
-from vlatool.jobs.files import output_files
+from vlatool.jobs.downloads import data_files
 from vlatool.pages.layout import (
     Section,
     code,
@@ -34,7 +34,7 @@ from vlatool.pages.text import number_text, pixels_text, text_table
 from vlatool.sources.detection import DetectedSource
 from vlatool.sources.episode_cards import PROBLEMS, EpisodeCards
 from vlatool.sources.order import numbered, select
-from vlatool.storage.tree import files_below, files_below_each, size_text
+from vlatool.storage.tree import files_below_each, size_text
 
 _CAMERA_HEADER = ("camera", "width x height", "episodes", "calibration")
 
@@ -135,8 +135,7 @@ def report_source(
             code="data.all_failed",
             details={"failures": survey.broken},
         )
-    # Without .vlatool/ and outputs inside the folder; a location may also be one file.
-    files = output_files(location) or files_below(location)
+    files = data_files(location)
     size = sum(file.bytes for file in files) if files else _named_bytes(refs)
     facts = survey.facts(source.format, size)
     broken = f", {len(facts.broken)} broken" if facts.broken else ""
