@@ -53,8 +53,9 @@ def verify_location(
         DataError: The content is unknown.
         UsageError: Several formats find episodes.
     """
-    found = _verification(location, options, format_name, episodes)
-    return replace(found, findings=_with_counts(found.findings, found.root, options))
+    verification = _verification(location, options, format_name, episodes)
+    findings = _with_counts(verification.findings, verification.root, options)
+    return replace(verification, findings=findings)
 
 
 def _with_counts(
