@@ -246,6 +246,7 @@ def test_doctor_shows_what_is_in_force_without_passwords(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, s3_bucket: str
 ) -> None:
     assert s3_bucket
+    monkeypatch.setenv("HF_ENDPOINT", f"https://{HOST}")
     monkeypatch.setenv("NO_PROXY", ".corp")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
     stdout = io.StringIO()
