@@ -41,8 +41,8 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
-	@echo 'Installing vlatool and torch into $(VENV): a minute or more, 2 GB'
-	$(BIN)/python -m pip install --quiet --editable '.[train]'
+	@echo 'Installing vlatool with all extras but ray into $(VENV): a minute or more, 2 GB'
+	$(BIN)/python -m pip install --quiet --editable '.[train,hub,tensorboard,wandb,serve,sim]'
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python

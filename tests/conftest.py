@@ -15,6 +15,8 @@ from tests.builders.s3_server import Proxy, S3Server, faulty_proxy, s3_server
 def pytest_configure() -> None:
     """Sets up this process before torch is imported, and every process that a test starts."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # Servers of tests are on this machine, whatever proxy it uses for others.
+    os.environ["no_proxy"] = "127.0.0.1,localhost"
     # A shell may ignore SIGINT for background jobs, and child processes inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -8,6 +8,7 @@ import io
 import json
 import pickle
 import random
+import re
 import tarfile
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,8 @@ from typing import Any
 
 import torch
 
+# Representation of an object, which no message may hold.
+OBJECT = re.compile(r"\b_?[A-Z]\w*\(\w+=|\bPosixPath\(| object at 0x")
 NUMBERS: tuple[Any, ...] = (
     *(0, -1, 1, 2, 7, 255, 65_535, 2**24, 2**31, 2**32 - 1, 2**53, 2**63 - 1, 2**63, -(2**63)),
     *(10**30, 10**400, 0.5, -0.0, 1e308, 1e-308, float("nan"), float("inf"), float("-inf")),

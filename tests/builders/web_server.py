@@ -42,6 +42,7 @@ class WebFaults:
         version: Part of every ETag; it changes with the content.
         fail_from: Ranges from this byte on get `status`; 0 for none.
         changes_every: Files get another version every N requests.
+        scheme: Scheme of the locations that uploads are sent to.
         commit: Commit of the branch `main` of the hub.
         requests: Method, path and range of each request.
         tokens: Header Authorization of each request.
@@ -64,6 +65,7 @@ class WebFaults:
     version: int = 1
     fail_from: int = 0
     changes_every: int = 0
+    scheme: str = "http"
     commit: str = COMMIT
     requests: list[tuple[str, str, str]] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
@@ -147,7 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_error(401, {"X-Error-Code": "RepoNotFound"})
         else:
             time.sleep(self.faults.delay_s)
-            endpoint = f"http://{self.headers['Host']}"
+            endpoint = f"{self.faults.scheme}://{self.headers['Host']}"
             request = (self.command, path, body)
             self._json(*answer(self.written, self.folder, endpoint, request)[::-1])
 

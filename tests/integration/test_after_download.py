@@ -33,6 +33,7 @@ from vlatool.workflows.preprocess import PreprocessConfig, preprocess
 from vlatool.workflows.split import SplitConfig, split
 from vlatool.workflows.stats_compute import StatsComputeConfig, stats_compute
 from vlatool.workflows.stats_merge import StatsMergeConfig, stats_merge
+from vlatool.workflows.verify import VerifyConfig, verify
 
 
 @pytest.fixture
@@ -197,3 +198,23 @@ def test_next_command_works_as_printed(
     command = text.partition("next: ")[2].strip()
     assert command.startswith(start)
     _text_of(*shlex.split(command)[1:])
+
+
+def test_verify_of_any_download_counts_what_it_compared(server: WebServer, tmp_path: Path) -> None:
+    (server.folder / "lab/set").mkdir()
+    (server.folder / "lab/set/a.json").write_text("{}")
+    get("set")
+
+    result = verify(VerifyConfig(location=str(tmp_path / "out")))
+
+    assert result.text() == f"valid: {tmp_path}/out (checked 1 file, 2 B)"
+
+
+def test_size_of_a_source_has_no_hidden_files(server: WebServer, tmp_path: Path) -> None:
+    source = lerobot_dataset(server.folder / "lab/set", (3, 4))
+    get("set", "raw")
+    size = sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
+    (tmp_path / "raw/.git").mkdir()
+    (tmp_path / "raw/.git/pack").write_bytes(bytes(1000))
+
+    assert inspect(InspectConfig(location=str(tmp_path / "raw"))).document()["bytes"] == size

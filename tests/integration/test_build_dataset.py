@@ -384,6 +384,22 @@ def test_the_same_codes_in_another_layout_leave_an_output_complete(workspace: Pa
     assert build(workspace, tokens=str(workspace / "A/TiToken")).status == "already complete"
 
 
+def test_options_that_are_the_default_leave_an_output_complete(workspace: Path) -> None:
+    build(workspace)
+    options = {"profile": "libero", "gripper": "raw", "kinds": ["wm", "vla"]}
+    assert build(workspace, **options).status == "already complete"
+
+
+def test_an_export_from_the_same_codes_in_another_layout_is_complete(workspace: Path) -> None:
+    tree, output = workspace / "A", workspace / "OUT"
+    exported(tree / "TiToken", output, layout="packed")
+    assert exported(tree / "tokens", output, layout="packed").status == "already complete"
+    write_tree_codes(published_windows(workspace / "B", EPISODES, FRAMES + 1), "packed")
+    with pytest.raises(VlatoolError) as caught:
+        exported(workspace / "B/tokens", output, layout="packed")
+    assert caught.value.code == "usage.output_differs"
+
+
 @pytest.mark.parametrize("layout", ["TiToken", "tokens"])
 def test_an_output_whose_record_has_the_files_of_the_codes_is_complete(
     workspace: Path, layout: str

@@ -29,6 +29,7 @@ from vlatool.workflows import extraction
 from vlatool.workflows.annotations import AnnotationsResult
 from vlatool.workflows.download import DownloadConfig, TasksResult, download
 from vlatool.workflows.download_raw import RawResult
+from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.sample import SampleConfig, sample
 
 CHUNK = 4096
@@ -443,7 +444,11 @@ def test_printed_command_preprocesses_the_task(
 
     command = get(out).next
 
-    assert f"--language-annotations-path {out.parents[1]}/lbm_language_annotations.yaml" in command
+    folder = out.parents[1]
+    size = sum(path.stat().st_size for path in task.rglob("*") if path.is_file())
+    shown = inspect(InspectConfig(location=str(folder))).document()
+    assert shown["bytes"] == size + len(ANNOTATIONS)
+    assert f"--language-annotations-path {folder}/lbm_language_annotations.yaml" in command
     assert run(["-q", *shlex.split(command)[1:], "--dry-run"]) == 0
 
 

@@ -38,6 +38,7 @@ from vlatool.models.tokenizer import open_tokenizer
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
 from vlatool.workflows.decode import DecodeConfig, DecodeResult, decode
 from vlatool.workflows.encode import EncodeConfig, EncodeJob
+from vlatool.workflows.export import ExportConfig, export
 from vlatool.workflows.inspect import InspectConfig, inspect
 from vlatool.workflows.verify import VerifyConfig, verify
 
@@ -348,6 +349,16 @@ def test_decoded_images_are_those_of_the_tokenizer(
     path = tmp_path / f"out/episode_000002/{episode.stems[4]}.png"
     assert result.pictures == IMAGES
     assert np.array_equal(np.asarray(Image.open(path)), expected[4])
+
+
+def test_decoding_the_same_codes_in_another_layout_is_complete(
+    whole: Path, tokenizer: str, tmp_path: Path
+) -> None:
+    _decoded(whole, tokenizer, tmp_path / "out")
+    layout = "json" if CodesFolder.open(whole).layout == "packed" else "packed"
+    export(ExportConfig(source=str(whole), output=str(tmp_path / "other"), layout=layout))
+    again = _decoded(tmp_path / "other", tokenizer, tmp_path / "out")
+    assert again.status == "already complete"
 
 
 @pytest.mark.parametrize("damage", ["missing", "exchanged"])

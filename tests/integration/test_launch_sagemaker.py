@@ -95,6 +95,19 @@ def test_dry_run_without_credentials_prints_the_whole_request() -> None:
     }
 
 
+def test_project_and_team_of_wandb_reach_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_PROJECT", "pick")
+    monkeypatch.setenv("WANDB_ENTITY", "lab")
+    monkeypatch.setenv("WANDB_API_KEY", "sesame")
+    words = ("--tracker", "wandb", "--sagemaker.environment.WANDB_ENTITY", "team")
+
+    environment = planned(*words)["request"]["Environment"]
+
+    chosen = {name: text for name, text in environment.items() if name.startswith("WANDB")}
+    assert chosen == {"WANDB_PROJECT": "pick", "WANDB_ENTITY": "team"}
+    assert "WANDB_PROJECT" not in planned()["request"]["Environment"]
+
+
 def test_each_null_of_a_plan_has_a_note() -> None:
     notes = planned()["notes"]
     assert [note.split()[0] for note in notes] == ["RoleArn", "TrainingImage"]

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from tests.builders.codes import plain_fast, published_windows, write_tree_codes
-from tests.builders.hostile import changed_trees, json_bytes, pickles, tars, yaml_texts
+from tests.builders.hostile import OBJECT, changed_trees, json_bytes, pickles, tars, yaml_texts
 from tests.builders.shards import shard_output
 from tests.builders.tokenizers import tiny_titok
 from tests.builders.verifying import verified
@@ -36,7 +36,7 @@ from vlatool.storage.atomic import write_text
 from vlatool.storage.tree import walk
 from vlatool.workflows.build_dataset import BuildDatasetConfig
 from vlatool.workflows.inspect import InspectConfig, inspect
-from vlatool.workflows.verify import VerifyConfig, verify
+from vlatool.workflows.verify import VerifyConfig, VerifyResult, verify
 
 SEED = 22
 pytestmark = pytest.mark.timeout(60)
@@ -61,10 +61,14 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def refusal(read: Callable[[], Any]) -> DataError | None:
-    """The error of a read; None if it succeeds."""
+    """The error of a read, whose texts hold no representation of an object; None on success."""
     try:
         read()
     except DataError as error:
+        texts = [error.message, error.hint]
+        if isinstance(error.result, VerifyResult):
+            texts += [finding.message for finding in error.result.findings]
+        assert not [text for text in texts if OBJECT.search(text)]
         return error
     return None
 

@@ -1,7 +1,8 @@
 """Loop of `verify`: the findings at a location, and the list of all finding codes."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from vlatool.artifacts.base import finding_codes, recognize
 from vlatool.artifacts.check import CheckOptions, check_record_and_files
 from vlatool.errors import DataError
 from vlatool.findings import Finding, FindingCodes, finding_of_error
+from vlatool.jobs.files import read_file_list
 from vlatool.jobs.record import read_record, record_file
 from vlatool.plugins import FORMATS, SINKS
 from vlatool.sources.detection import detect_source
@@ -51,6 +53,25 @@ def verify_location(
         DataError: The content is unknown.
         UsageError: Several formats find episodes.
     """
+    verification = _verification(location, options, format_name, episodes)
+    findings = _with_counts(verification.findings, verification.root, options)
+    return replace(verification, findings=findings)
+
+
+def _with_counts(
+    findings: Iterable[Finding], root: Path, options: CheckOptions
+) -> Iterator[Finding]:
+    """Yields the findings; counts the files of the file list if nothing else was counted."""
+    yield from findings
+    if not any(asdict(options.counts).values()):
+        with suppress(DataError):  # a broken list is a finding
+            for entry in read_file_list(root) or ():
+                options.counts.add(files=entry.count or 1, bytes=entry.bytes)
+
+
+def _verification(
+    location: Path, options: CheckOptions, format_name: str | None, episodes: str | None
+) -> Verification:
     artifact = recognize(location) if format_name is None else None
     if artifact is not None:
         root = location.parent if location.is_file() else location

@@ -15,7 +15,11 @@ _DIGEST = re.compile(r"\b(?=[0-9]*[a-f])[0-9a-f]{16,128}\b")
 _DIGEST_SHOWN = 12
 # Words for the keys of inputs that are no counts, from the recorded and the current value.
 _INPUT_WORDS: Mapping[str, Callable[[Any, Any], str]] = {
-    "changed_at": lambda old, new: f"its last change was at {_time(old)}, now {_time(new)}",
+    "changed_at": lambda old, new: (
+        f"its last change was at {_time(old)}, now {_time(new)}"
+        if str(old) < str(new)
+        else "the times of its files differ"
+    ),
     "digest": lambda old, new: "its content differs",
     "fingerprint": lambda old, new: "names or sizes of its files differ",
 }
@@ -49,6 +53,8 @@ def option_differences(
 ) -> list[str]:
     """Dotted keys with old and new value, where these are not equal as JSON.
 
+    What `KEY digest` says of a KEY that both have counts more than its value, if both have it.
+
     Args:
         before: Recorded options.
         now: Options of the run that is about to start.
@@ -57,7 +63,7 @@ def option_differences(
     words = words or {}
     return [
         f"{words.get(key.rpartition('.')[2], key)} {value_text(old)} (now {value_text(new)})"
-        for key, old, new in differing_keys(_as_json(before), _as_json(now))
+        for key, old, new in differing_keys(*_compared(_as_json(before), _as_json(now)))
     ]
 
 
@@ -73,6 +79,21 @@ def differing_keys(
             yield from differing_keys(before, now, f"{prefix}{key}.")
         elif before != now:
             yield f"{prefix}{key}", before, now
+
+
+def _compared(old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options without values of equal digest, and without digests that only one of both has."""
+    ignored: set[str] = set()
+    for key in old.keys() & new.keys():
+        digests = [options.get(f"{key} digest") for options in (old, new)]
+        if not all(digests):
+            ignored.add(f"{key} digest")
+        elif digests[0] == digests[1]:
+            ignored.add(key)
+    for key in ignored:
+        old.pop(key, None)
+        new.pop(key, None)
+    return old, new
 
 
 def input_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -4,11 +4,14 @@ import os
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vlatool.errors import DataError, StorageError
+from vlatool.jobs.files import nested_outputs, output_files
 from vlatool.jobs.record import OutputRecord, read_record, record_file
+from vlatool.storage.tree import FileInfo, files_below
 from vlatool.storage.uri import is_remote, require_existing
 
 # Key of a request: the --output of its command, relative to the output that holds the record.
@@ -94,6 +97,24 @@ def _shown(folder: Path) -> Path:
     """Path relative to the current folder, if it is below it."""
     current, folder = Path.cwd(), folder.absolute()
     return folder.relative_to(current) if folder.is_relative_to(current) else folder
+
+
+def data_files(folder: Path) -> list[FileInfo]:
+    """Files that belong to the data in a folder, or the file itself, sorted by name.
+
+    Downloads inside the folder belong to it, as tasks of raw episodes do; other outputs, hidden
+    files and hidden folders, such as `.git`, do not.
+    """
+    if not is_remote(folder) and folder.is_file():
+        return files_below(folder)
+    files = output_files(folder)
+    for name in nested_outputs(folder):
+        record = read_record(folder / name)
+        if record is not None and record.is_download:
+            below = data_files(folder / name)
+            files += [replace(file, name=f"{name}{file.name}") for file in below]
+    shown = [file for file in files if not f"/{file.name}".count("/.")]
+    return sorted(shown, key=lambda file: file.name)
 
 
 def contents_record(folder: Path) -> OutputRecord | None:

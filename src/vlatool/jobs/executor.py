@@ -317,8 +317,10 @@ def _attempt_result(function: Callable[[Item], Value], item: Item) -> "_Result[V
 
 
 def _name(item: object) -> str:
-    """Name of an item in messages."""
-    return str(getattr(item, "id", None) or getattr(item, "stem", None) or item)
+    """Name of an item in messages; never the representation of an object."""
+    names = (getattr(item, key, None) for key in ("id", "stem", "name"))
+    plain = item if isinstance(item, str | int) else "an item"
+    return str(next(filter(None, names), plain))
 
 
 def worker_died(item: object) -> DataError:

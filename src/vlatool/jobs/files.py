@@ -185,7 +185,7 @@ def remove_owned(
         owned: The patterns.
         is_kept: True for the relative name of a file that stays.
     """
-    nested = _nested_names(folder) if owned else ()
+    nested = nested_outputs(folder) if owned else ()
     for pattern in owned:
         for path in list(folder.glob(pattern)):
             name = path.relative_to(folder).as_posix()
@@ -233,7 +233,7 @@ def contains_only(folder: Path, owned: Sequence[str]) -> bool:
     return all(any(fnmatch(name, pattern) for pattern in owned) for name in names)
 
 
-def _nested_names(folder: Path) -> tuple[str, ...]:
+def nested_outputs(folder: Path) -> tuple[str, ...]:
     """Relative names, with a trailing `/`, of the outputs inside an output."""
     if is_remote(folder):
         return _nested_in(files_below(folder))

@@ -214,7 +214,7 @@ def camera_name_problem(name: str) -> DataError | None:
         return None
     return DataError(
         f"the camera name {name[:40]!r} cannot be part of a file name",
-        hint="rename the camera in the data set, or choose others with --camera-names",
+        hint="rename the camera in the data set, or choose others with `preprocess --camera-names`",
         code="data.bad_camera_name",
         details={"camera": name},
     )
@@ -275,7 +275,7 @@ def check_is_data_file(path: Path, label: str) -> None:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise DataError(
             f"{label}: {path} is missing",
-            hint="complete the download, or exclude the episode with --exclude",
+            hint="complete the download, or exclude the episode with `preprocess --exclude`",
             code="data.missing_file",
             details={"path": str(path)},
         ) from None

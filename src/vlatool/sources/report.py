@@ -19,7 +19,7 @@ from vlatool.episode import Episode, EpisodeRef
 from vlatool.errors import DataError
 from vlatool.events import Reporter, counted
 from vlatool.findings import Finding
-from vlatool.jobs.files import output_files
+from vlatool.jobs.downloads import data_files
 from vlatool.pages.layout import (
     Section,
     code,
@@ -34,7 +34,7 @@ from vlatool.pages.text import number_text, pixels_text, text_table
 from vlatool.sources.detection import DetectedSource
 from vlatool.sources.episode_cards import PROBLEMS, EpisodeCards
 from vlatool.sources.order import numbered, select
-from vlatool.storage.tree import files_below, files_below_each, size_text
+from vlatool.storage.tree import files_below_each, size_text
 
 _CAMERA_HEADER = ("camera", "width x height", "episodes", "calibration")
 
@@ -119,15 +119,7 @@ def report_source(
         DataError: No episode can be read, or none is selected.
     """
     refs = select(source.refs, episodes)
-    survey = _Survey()
-    survey.warn(getattr(source.reader, "source_findings", ()))
-    with reporter.progress("episodes", len(refs), "episodes") as bar:
-        for ref in refs:
-            try:
-                survey.add(_whole(source.reader.read(ref)))
-            except DataError as error:
-                survey.fail(ref, error)
-            bar.advance(failed=len(survey.broken))
+    survey = _surveyed(source, refs, reporter)
     if not survey.lengths:
         raise DataError(
             f"{location}: every episode is broken; the first: {survey.broken[0]['message']}",
@@ -135,8 +127,7 @@ def report_source(
             code="data.all_failed",
             details={"failures": survey.broken},
         )
-    # Without .vlatool/ and outputs inside the folder; a location may also be one file.
-    files = output_files(location) or files_below(location)
+    files = data_files(location)
     size = sum(file.bytes for file in files) if files else _named_bytes(refs)
     facts = survey.facts(source.format, size)
     broken = f", {len(facts.broken)} broken" if facts.broken else ""
@@ -154,6 +145,26 @@ def report_source(
         tables=_tables(facts),
         page=partial(_page, facts, source, refs, reporter),
     )
+
+
+def _surveyed(source: DetectedSource, refs: Sequence[EpisodeRef], reporter: Reporter) -> "_Survey":
+    """Survey of the episodes; where all lack images, of what else they have."""
+    survey, others = _Survey(), _Survey()
+    for part in (survey, others):
+        part.warn(getattr(source.reader, "source_findings", ()))
+    with reporter.progress("episodes", len(refs), "episodes") as bar:
+        for ref in refs:
+            try:
+                episode = source.reader.read(ref)
+            except DataError as error:
+                survey.fail(ref, error)
+                others.fail(ref, error)
+            else:
+                survey.add_whole(ref, episode)
+                if not episode.cameras:
+                    others.add(episode)
+            bar.advance(failed=len((survey if survey.lengths else others).broken))
+    return survey if survey.lengths or not others.lengths else others
 
 
 def _tables(facts: SourceFacts) -> list[str]:
@@ -274,13 +285,6 @@ def _named_bytes(refs: Sequence[EpisodeRef]) -> int:
     return sum(file.bytes for files in files_below_each([*paths]) for file in files)
 
 
-def _whole(episode: Episode) -> Episode:
-    """The episode; raises DataError if a camera that its data set declares is missing."""
-    for error in episode.missing_cameras.values():
-        raise error
-    return episode
-
-
 @dataclass
 class _Survey:
     """Accumulator over episodes; the episodes are not stored."""
@@ -324,6 +328,15 @@ class _Survey:
             self.sentences.setdefault(kind, {}).update(dict.fromkeys(sentences))
         self._add_fields(episode)
         self.warn(finding for finding in episode.findings if finding.severity != "info")
+
+    def add_whole(self, ref: EpisodeRef, episode: Episode) -> None:
+        """Adds an episode, as one that cannot be read if a camera of its data set is missing."""
+        try:
+            for error in episode.missing_cameras.values():
+                raise error
+            self.add(episode)
+        except DataError as error:
+            self.fail(ref, error)
 
     def fail(self, ref: EpisodeRef, error: DataError) -> None:
         """Adds an episode that cannot be read."""

@@ -69,17 +69,17 @@ IMAGES = FindingCodes(
         "black": FindingCode(
             "warning",
             "Frames are completely black.",
-            "check the camera; exclude the episode with --exclude",
+            "check the camera; exclude the episode with `preprocess --exclude`",
         ),
         "constant": FindingCode(
             "warning",
             "Frames have a single color other than black.",
-            "check the camera; exclude the episode with --exclude",
+            "check the camera; exclude the episode with `preprocess --exclude`",
         ),
         "repeated": FindingCode(
             "warning",
             f"An image is repeated over {_LONG_REPETITION} or more frames.",
-            "check whether the camera froze; exclude the episode with --exclude",
+            "check whether the camera froze; exclude the episode with `preprocess --exclude`",
         ),
     },
 )

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from vlatool.errors import StorageError
 from vlatool.storage.background import in_background
+from vlatool.storage.routes import route
 
 ANSWER_TIMEOUT_S = 3.0  # of name and connection together
 _NAME_WAIT_S = 0.5  # before a name is looked up again after a temporary failure
@@ -25,19 +26,27 @@ _NO_ROUTE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTD
 
 
 class UnreachableHost(Exception):
-    """Host that has never answered this process, and does not answer now."""
+    """Host that has never answered this process, and does not answer now.
 
-    def __init__(self, host: str, reason: str) -> None:
-        super().__init__(f"{host} cannot be reached: {reason}")
+    Args:
+        host: Its name.
+        reason: Reason why it does not answer.
+        proxy: Host and port of the proxy on the way, if it is the proxy that cannot be reached.
+    """
+
+    def __init__(self, host: str, reason: str, proxy: str = "") -> None:
+        whose = f"the proxy {proxy} for {host}" if proxy else host
+        super().__init__(f"{whose} cannot be reached: {reason}")
         self.host = host
         self.reason = reason
+        self.has_proxy = bool(proxy)
 
     def at(self, location: str) -> StorageError:
         """Error of vlatool for a location on the host."""
         return StorageError(
             f"{location}: {self}",
-            hint="check the name of the host and the network; without a network, give the path of "
-            "a local folder or file instead",
+            hint=f"check {'HTTPS_PROXY and NO_PROXY' if self.has_proxy else 'the name of the host'}"
+            " and the network; without a network, give the path of a local folder or file instead",
             code="storage.unreachable",
             details={"path": location, "host": self.host, "reason": self.reason},
         )
@@ -60,21 +69,48 @@ def expect_answers() -> None:
 
 
 def reach(url: str) -> None:
-    """Connects once to the host of a URL, unless it has answered this process before.
+    """Connects once to the host of a URL or to its proxy, unless it has answered this process.
 
     Raises:
         UnreachableHost: Nothing accepts a connection there within 3 s.
     """
+    if has_answered(url):
+        return
+    proxy = route(url).proxy
+    try:
+        _connect(*_server(proxy.url if proxy else url))
+    except UnreachableHost as error:
+        if proxy is None:
+            raise
+        host, _ = _server(url)
+        raise UnreachableHost(host, error.reason, proxy.host) from error
+    if proxy is None:
+        note_answer(url)
+
+
+def has_answered(url: str) -> bool:
+    """True if the host of a URL has answered this process, or is assumed to have.
+
+    It is also true of a URL without a host: the request reports an invalid location.
+    """
+    if _CONTACTS.are_expected or multiprocessing.parent_process() is not None:
+        return True
+    server = _server(url)
+    return not all(server) or server in _CONTACTS.answered
+
+
+def note_answer(url: str) -> None:
+    """Stores that the host of a URL has answered this process."""
+    _CONTACTS.answered.add(_server(url))
+
+
+def _server(url: str) -> tuple[str, int]:
+    """Host and port of a URL; empty and 0 if it is invalid."""
     try:
         parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port or _PORTS.get(parts.scheme, 0)
-    except ValueError:  # the request reports an invalid location
-        return
-    if _CONTACTS.are_expected or multiprocessing.parent_process() is not None:
-        return
-    if host and port and (host, port) not in _CONTACTS.answered:
-        _connect(host, port)
-        _CONTACTS.answered.add((host, port))
+        return parts.hostname or "", parts.port or _PORTS.get(parts.scheme, 0)
+    except ValueError:
+        return "", 0
 
 
 def _connect(host: str, port: int) -> None:

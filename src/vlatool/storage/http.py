@@ -25,8 +25,8 @@ from vlatool.storage.remote import (
 from vlatool.storage.retry import RetryAdvice, network_retry_advice
 from vlatool.storage.web_requests import (
     BodyStream,
+    Connections,
     UnusableAnswer,
-    connections,
     date_seconds,
     discard,
     fetch,
@@ -73,9 +73,9 @@ class WebServer:
         return {}
 
     @cached_property
-    def pool(self) -> Any:
-        """Connection pool of urllib3."""
-        return connections()
+    def pool(self) -> Connections:
+        """Persistent connections."""
+        return Connections()
 
     def head(self, key: str) -> ObjectInfo:
         """HEAD; GET of one byte if the server does not support HEAD or sends no size."""
@@ -288,7 +288,7 @@ def _status_error(status: int, location: str) -> Exception:
 
 def unusable_answer_error(error: UnusableAnswer, location: str) -> StorageError:
     """Error for an answer of a server that cannot be used."""
-    return _storage_error(location, str(error), "refused", "check the location and the endpoint")
+    return _storage_error(location, str(error), "refused", error.hint)
 
 
 def _storage_error(location: str, reason: str, code: str, hint: str) -> StorageError:

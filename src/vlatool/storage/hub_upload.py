@@ -6,8 +6,10 @@ The hub is the only memory of an upload: files that it has with equal content ar
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
+from ssl import SSLContext
 from typing import Any, TypeVar
 
 from vlatool.errors import DataError, EnvironmentProblem, StorageError, VlatoolError
@@ -15,6 +17,7 @@ from vlatool.storage.digests import has_git_digest
 from vlatool.storage.hub import Repository
 from vlatool.storage.remote import Address, ObjectInfo, call, forget_connections
 from vlatool.storage.retry import RetryAdvice, network_retry_advice, retrying
+from vlatool.storage.routes import route
 
 # Limits of one commit, and of what is sent before the progress is reported.
 _MAX_FILES = 256
@@ -161,6 +164,7 @@ class RepositoryWriter:
         repository.check_on()
         if not repository.token:
             raise self._no_access_error("there is no token")
+        _accept_certificates(repository.hub, route(repository.endpoint).certificates)
         api = repository.hub.HfApi(endpoint=repository.endpoint, token=repository.token)
         try:
             with _without_bars(repository.hub):
@@ -198,6 +202,26 @@ class RepositoryWriter:
             code="environment.no_credentials",
             details={"path": self._root},
         )
+
+
+@cache
+def _accept_certificates(hub: Any, certificates: SSLContext | None) -> None:
+    """Makes the client of the library accept the certificates that all schemes accept.
+
+    It takes proxies from the environment by itself; before version 1, certificates too.
+    """
+    if certificates is None or not hasattr(hub, "set_client_factory"):
+        return
+    client = hub.get_session()
+    hub.set_client_factory(
+        partial(
+            type(client),
+            verify=certificates,
+            event_hooks=client.event_hooks,
+            follow_redirects=True,
+            timeout=None,
+        )
+    )
 
 
 def _source(file: UploadFile) -> str | bytes:

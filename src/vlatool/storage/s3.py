@@ -30,8 +30,8 @@ from vlatool.storage.web_requests import (
     READ_TIMEOUT_S,
     SLOWEST,
     BodyStream,
+    Connections,
     UnusableAnswer,
-    connections,
     error_body,
     fetch,
     requested_wait,
@@ -224,8 +224,8 @@ class Bucket:
         return [str(failed.get("Key", "")) for failed in response.get("Errors", ())]
 
     @cached_property
-    def _pool(self) -> Any:
-        return connections()
+    def _pool(self) -> Connections:
+        return Connections()
 
     def _signed(self, key: str) -> str:
         """Signed URL of an object."""

@@ -20,10 +20,13 @@ def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Yields (folder, folder names, file names) from the top.
 
     Names that the caller removes are not entered. Links to folders are followed; each folder is
-    entered once, and folders that contain this one, such as `/`, are not.
+    entered once, and folders that contain this one, such as `/`, are not. Yields nothing if the
+    folder does not exist.
     """
     if isinstance(folder, RemotePath):
         yield from folder.walk()
+        return
+    if not os.path.exists(folder):
         return
     above = (os.stat(parent) for parent in folder.resolve().parents)
     seen = {(status.st_dev, status.st_ino) for status in above}

@@ -10,6 +10,7 @@ import math
 import os
 import re
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping
@@ -19,7 +20,8 @@ from functools import cache
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from vlatool.storage.first_contact import UnreachableHost, reach
+from vlatool.storage.first_contact import UnreachableHost, has_answered, note_answer, reach
+from vlatool.storage.routes import Route, route
 
 _CONNECTIONS = 64
 _CONNECT_TIMEOUT_S = 10
@@ -29,11 +31,18 @@ MAX_ERROR_BYTES = 64 * 1024
 _ERROR_TIMEOUT_S = 10.0  # of the body of an error or a redirect
 _REDIRECTS = 5
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+_TUNNEL = re.compile(r"Tunnel connection failed: ([0-9]{3})")
+_LOGIN = 407  # status of a proxy that asks for credentials
+_BUSY = {408, 425, 429}  # and 5xx
 _CREDENTIALS = {"authorization", "cookie", "proxy-authorization"}
 
 
 class UnusableAnswer(Exception):
     """Answer that a retry does not change, such as a redirect to an invalid location."""
+
+    def __init__(self, reason: str, hint: str = "check the location and the endpoint") -> None:
+        super().__init__(reason)
+        self.hint = hint
 
 
 class BodyStream:
@@ -85,16 +94,35 @@ class BodyStream:
         self._response.close()
 
 
-def connections() -> Any:
-    """Pool of persistent connections without retries; `remote.call` retries requests."""
+class Connections:
+    """Persistent connections without retries, which `remote.call` makes; through proxies."""
+
+    def __init__(self) -> None:
+        self._managers: dict[Route, Any] = {}
+
+    def request(self, method: str, url: str, **options: Any) -> Any:
+        """Response of urllib3, by the proxy of the URL."""
+        way = route(url)
+        manager = self._managers.get(way) or self._managers.setdefault(way, _manager(way))
+        return manager.request(method, url, **options)
+
+
+def _manager(way: Route) -> Any:
     urllib3: Any = importlib.import_module("urllib3")
-    pool = urllib3.PoolManager(
-        maxsize=_CONNECTIONS,
-        timeout=urllib3.Timeout(connect=_CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S),
-        retries=False,
-    )
-    pool.pool_classes_by_scheme = _pool_classes()
-    return pool
+    options = {
+        "maxsize": _CONNECTIONS,
+        "timeout": urllib3.Timeout(connect=_CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S),
+        "retries": False,
+        "ssl_context": way.certificates,
+    }
+    if way.proxy is None:
+        manager = urllib3.PoolManager(**options)
+    else:
+        headers = urllib3.make_headers(proxy_basic_auth=way.proxy.login or None)
+        options |= {"proxy_headers": headers, "proxy_ssl_context": way.certificates}
+        manager = urllib3.ProxyManager(way.proxy.url, **options)
+    manager.pool_classes_by_scheme = _pool_classes()
+    return manager
 
 
 def fetch(pool: Any, method: str, url: str, headers: Mapping[str, str]) -> Any:
@@ -120,7 +148,7 @@ def check_server(url: str) -> str:
     """Reason why a web server does not answer; empty if it does, with any status."""
     exceptions: Any = importlib.import_module("urllib3.exceptions")
     try:
-        discard(fetch(connections(), "HEAD", url, {}))
+        discard(fetch(Connections(), "HEAD", url, {}))
     except (UnreachableHost, UnusableAnswer) as error:
         return str(error)
     except (exceptions.HTTPError, OSError) as error:
@@ -151,7 +179,7 @@ def send(pool: Any, method: str, url: str, headers: Mapping[str, str], body: Any
     """Response of a request; redirects are responses.
 
     Args:
-        pool: Pool of `connections`.
+        pool: `Connections`.
         method: Method of the request.
         url: URL of the request.
         headers: Its headers.
@@ -159,12 +187,13 @@ def send(pool: Any, method: str, url: str, headers: Mapping[str, str], body: Any
 
     Raises:
         UnreachableHost: The host has never answered.
-        UnusableAnswer: The location is invalid.
+        UnusableAnswer: The location is invalid, its certificate is not accepted, or the proxy
+            refuses the connection.
     """
     reach(url)
     exceptions: Any = importlib.import_module("urllib3.exceptions")
     try:
-        return pool.request(
+        response = pool.request(
             method,
             url,
             body=body,
@@ -173,10 +202,56 @@ def send(pool: Any, method: str, url: str, headers: Mapping[str, str], body: Any
             preload_content=False,
             redirect=False,
         )
-    except exceptions.HTTPError:
+    except exceptions.HTTPError as error:
+        _check_proxy(url, _TUNNEL.search(str(getattr(error, "original_error", ""))), error)
+        _check_certificate(error)
         raise
     except (ValueError, OverflowError, http.client.InvalidURL) as error:
         raise UnusableAnswer(f"the location is invalid ({type(error).__name__})") from error
+    if response.status == _LOGIN and _proxy_host(url):
+        response.close()
+        raise _proxy_refusal(url, _LOGIN)
+    note_answer(url)
+    return response
+
+
+def _check_proxy(url: str, tunnel: re.Match[str] | None, error: Exception) -> None:
+    """Raises for a proxy that does not connect to the host of a URL, unless a retry may help."""
+    status = int(tunnel[1]) if tunnel else 0
+    if 400 <= status < 500 and status not in _BUSY:
+        raise _proxy_refusal(url, status) from error
+    if status and not has_answered(url):
+        reason = f"the proxy {_proxy_host(url)} answers {status}"
+        raise UnreachableHost(urlsplit(url).hostname or "", reason) from error
+
+
+def _proxy_refusal(url: str, status: int) -> UnusableAnswer:
+    proxy = route(url).proxy
+    reason = "refuses the connection"
+    hint = "ask for access to the host, or name it in NO_PROXY if it needs no proxy"
+    if status == _LOGIN:
+        has_login = proxy is not None and proxy.login
+        reason = "does not accept the" if has_login else "asks for a"
+        reason = f"{reason} user name and password"
+        hint = "set HTTPS_PROXY and HTTP_PROXY to http://user:password@host:port"
+    return UnusableAnswer(f"the proxy {_proxy_host(url)} {reason} ({status})", hint)
+
+
+def _proxy_host(url: str) -> str:
+    proxy = route(url).proxy
+    return proxy.host if proxy else ""
+
+
+def _check_certificate(error: BaseException | None) -> None:
+    """Raises UnusableAnswer for an error about a certificate that is not accepted."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            raise UnusableAnswer(
+                f"the certificate of the server is not accepted ({error.verify_message})",
+                "set SSL_CERT_FILE, REQUESTS_CA_BUNDLE or AWS_CA_BUNDLE to the file of certificates"
+                " of your network",
+            ) from error
+        error = error.__cause__ or error.__context__
 
 
 def requested_wait(headers: Mapping[str, str]) -> float:

@@ -16,7 +16,7 @@ from vlatool.artifacts.images import encode_png
 from vlatool.episode import Array, UInt8Array
 from vlatool.errors import DataError
 from vlatool.jobs.files import folder_entry
-from vlatool.jobs.inputs import InputState, input_state
+from vlatool.jobs.inputs import InputState
 from vlatool.jobs.journal import Receipt
 from vlatool.models.tokenizer import OpenTokenizer, open_tokenizer, rank_device
 from vlatool.storage.bulk_folder import bulk_folder
@@ -114,7 +114,7 @@ class EpisodeDecoder:
 
     def state(self, episode: str) -> InputState:
         """Current state of the codes of an episode."""
-        return input_state([self.codes.folder.path_of(episode)])
+        return self.codes.folder.state(episode)
 
 
 def decoded(tokenizer: OpenTokenizer, codes: torch.Tensor) -> UInt8Array:

@@ -115,6 +115,12 @@ class EmaConfig(ConfigModel):
     min_value: float = Field(default=0.0, ge=0, le=1, description="Minimum decay.")
     max_value: float = Field(default=0.9999, ge=0, le=1, description="Maximum decay.")
 
+    @model_validator(mode="after")
+    def _check_range(self) -> Self:
+        if self.min_value > self.max_value:
+            raise ValueError(f"min_value {self.min_value} is above max_value {self.max_value}")
+        return self
+
 
 class DistributedConfig(ConfigModel):
     """Processes and devices."""

@@ -145,7 +145,7 @@ class BuildDatasetConfig(EngineConfig):
     @field_validator("kinds")
     @classmethod
     def _unique(cls, value: list[Kind]) -> Any:
-        return unique_items(value)
+        return sorted(unique_items(value), key=KINDS.index)  # the order has no effect
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
@@ -320,7 +320,7 @@ class BuildDatasetJob:
             fast_steps=fitted_steps(fast),
             action_ids=self._tokenizer.vocab_size,
             profile=self._profile,
-            kinds=tuple(kind for kind in KINDS if kind in config.kinds),
+            kinds=tuple(config.kinds),
             layout="packed" if config.packed or config.lines_per_file else "jsonl",
             prefix=images_prefix(tree, output, is_absolute=config.absolute),
         )

@@ -76,6 +76,7 @@ class DecodeJob:
         options = {
             **config.model_dump(mode="json", exclude={*config.no_effect_on_output}),
             "codes": source.name,
+            "codes digest": selection.folder.manifest.digest if source.is_dir() else "",
             "pictures": list(selection.stems or ()),
             "tokenizer digest": tokenizer.network.decoder_digest,
         }
@@ -84,13 +85,18 @@ class DecodeJob:
             record=OutputRecord(
                 "decode",
                 {**options, **versions_of([source])},
-                words={"pictures": "images", "tokenizer digest": "tokenizer"},
+                words={
+                    "codes digest": "codes",
+                    "pictures": "images",
+                    "tokenizer digest": "tokenizer",
+                },
             ),
             title=f"decode {config.codes}",
             item_name="episode",
             plan=plan_digest(options),
             work=work,
             state=work.state,
+            earlier_states=[selection.folder.state_by_files],
             owned=("*/*.png",),
             locations=(source, output),
             progress_count="pictures",

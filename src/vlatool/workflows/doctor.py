@@ -22,6 +22,7 @@ from vlatool.events import NULL, Reporter
 from vlatool.jobs.executor import default_workers
 from vlatool.storage.background import in_background
 from vlatool.storage.hub import Repository
+from vlatool.storage.routes import route_settings
 from vlatool.storage.s3 import Bucket
 from vlatool.storage.uri import can_list, location
 from vlatool.storage.web_requests import check_server
@@ -225,7 +226,7 @@ def _machine() -> Iterator[DoctorCheck]:
 
 def _network(locations: Sequence[str]) -> Iterator[DoctorCheck]:
     """Checks of the hub, S3 and some locations, at once and within 10 s."""
-    checks: dict[str, Callable[[], DoctorCheck]] = {"hub": _hub, "s3": _s3}
+    checks: dict[str, Callable[[], DoctorCheck]] = {"proxies": _proxies, "hub": _hub, "s3": _s3}
     checks |= {f"location {text}": partial(_location, text) for text in locations}
     running = {name: in_background(check) for name, check in checks.items()}
     wait(running.values(), _NETWORK_TIMEOUT_S)
@@ -238,6 +239,11 @@ def _network(locations: Sequence[str]) -> Iterator[DoctorCheck]:
             yield future.result()
         except VlatoolError as error:
             yield DoctorCheck(name, "warning", error.message, error.hint)
+
+
+def _proxies() -> DoctorCheck:
+    settings = ", ".join(f"{name}={text}" for name, text in route_settings().items())
+    return DoctorCheck("proxies", "ok", settings or "none, and the certificates of the system")
 
 
 def _hub() -> DoctorCheck:

@@ -1,6 +1,6 @@
 """Export of codes, samples and trained models into another layout with the same values."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -155,7 +155,8 @@ class _CodesExport:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        return self.source.manifest.identity()
+        manifest = self.source.manifest
+        return {**manifest.identity(), "source digest": manifest.digest}
 
     def __call__(self, item: str) -> Receipt:
         episode = self.source.read(item)
@@ -165,7 +166,11 @@ class _CodesExport:
         return Receipt(item, counts=counts, files=(entry,), facts={"digest": episode.digest})
 
     def state(self, item: str) -> InputState:
-        return input_state([self.source.path_of(item)])
+        return self.source.state(item)
+
+    @property
+    def earlier_states(self) -> Sequence[Callable[[str], InputState]]:
+        return [self.source.state_by_files]
 
     def close(self, output: Path, receipts: Sequence[Receipt]) -> Sequence[FileEntry]:
         digests = {receipt.item: str(receipt.facts["digest"]) for receipt in receipts}
@@ -196,6 +201,7 @@ class _SamplesExport:
     counted: ClassVar[str] = "samples"
     manifest: ClassVar[str] = SAMPLES_MANIFEST_NAME
     owned: ClassVar[Sequence[str]] = SAMPLES_OWNED_FILES
+    earlier_states: ClassVar[Sequence[Callable[[str], InputState]]] = ()
 
     @property
     def items(self) -> Sequence[str]:
@@ -292,13 +298,14 @@ class ExportJob:
             record=OutputRecord(
                 "export",
                 {**options, **work.identity, **versions_of([source])},
-                words={"pictures": "location of the images"},
+                words={"pictures": "location of the images", "source digest": "source"},
             ),
             title=f"export {config.source}",
             item_name="episode",
             plan=plan_digest(options, work.identity),
             work=work,
             state=work.state,
+            earlier_states=work.earlier_states,
             owned=work.owned,
             locations=(source, output),
             progress_count=work.counted,

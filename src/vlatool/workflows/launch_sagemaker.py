@@ -35,6 +35,8 @@ from vlatool.training.config import TrainConfig
 from vlatool.training.locations import with_local_folder
 from vlatool.workflows.finetune import check_initial_weights
 
+_WANDB_NAMES = ("WANDB_PROJECT", "WANDB_ENTITY")
+
 
 class LaunchSageMakerConfig(TrainConfig):
     """A training run as a SageMaker job."""
@@ -152,7 +154,7 @@ def launch_sagemaker_finetune(
 def _plan(config: LaunchSageMakerConfig, job: SageMakerConfig, region: str) -> SageMakerResult:
     """The job with what is known without the account."""
     role = job.arn or os.environ.get("SAGEMAKER_ARN") or None
-    job = job.model_copy(update={"arn": role})
+    job = job.model_copy(update={"arn": role, "environment": _environment(config, job)})
     content = job_yaml(config, SAVE_PATH, "") + job.model_dump_json() + region
     name = job_name(job, content, datetime.now(UTC))
     request = training_job_request(job, name, str(config.remote_sync).rstrip("/"))
@@ -160,6 +162,12 @@ def _plan(config: LaunchSageMakerConfig, job: SageMakerConfig, region: str) -> S
     return SageMakerResult(
         name, "planned", request, config_location(request), run, tuple(_notes(job))
     )
+
+
+def _environment(config: LaunchSageMakerConfig, job: SageMakerConfig) -> Mapping[str, str]:
+    """Environment variables of the job, with the caller's project and team of W&B."""
+    names = _WANDB_NAMES if "wandb" in config.trackers else ()
+    return {name: os.environ[name] for name in names if os.environ.get(name)} | job.environment
 
 
 def _notes(job: SageMakerConfig) -> Iterator[str]:

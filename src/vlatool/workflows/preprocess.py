@@ -243,6 +243,8 @@ class PreprocessJob:
         self._make_sink = make_sink or SINKS.get(config.sink.type)
         self._sink: Sink = self._make_sink(config.sink, setup)
         added = getattr(self._sink, "added_options", {})
+        # Only data with images can be trained on.
+        next_step = self._sink.next_step if setup.survey.cameras else "vlatool verify {output}"
         self.spec = JobSpec(
             output=output,
             record=OutputRecord("preprocess", record_options(config, section) | added | versions),
@@ -266,7 +268,7 @@ class PreprocessJob:
             has_arrays=getattr(self._sink, "has_arrays", True),
             shown={
                 "output": config.output,
-                "next": self._sink.next_step.format(output=config.output),
+                "next": next_step.format(output=config.output),
             },
         )
         self._summary: SinkSummary | None = None

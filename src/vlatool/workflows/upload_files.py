@@ -14,7 +14,7 @@ import yaml
 from vlatool.artifacts.run.format import CONFIG, ORIGINS, TRACKERS
 from vlatool.artifacts.shards.format import CONFIG_NAME as OPTIONS_NAME
 from vlatool.errors import DataError, name_error
-from vlatool.jobs.files import output_files
+from vlatool.jobs.downloads import data_files
 from vlatool.storage.hub_upload import UploadFile
 
 CARD = "README.md"
@@ -69,11 +69,11 @@ def chosen_files(folder: Path, kind: str, unlisted: Collection[str]) -> list[Upl
         DataError: A name is not UTF-8, or a file cannot be read.
     """
     files: list[UploadFile] = []
-    for info in output_files(folder):
+    for info in data_files(folder):
         parts = PurePosixPath(info.name).parts
         is_log = kind == "run" and parts[0] in TRACKERS
         is_foreign = info.name in unlisted and info.name not in (CARD, *_LICENSES)
-        if is_log or is_foreign or any(part.startswith(".") for part in parts):
+        if is_log or is_foreign:
             continue
         _check_name(info.name)
         path = folder / info.name

@@ -3,6 +3,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,41 @@ import pytest
 from tests.builders.jobs import KillsWorker
 from vlatool.errors import BugError, DataError, UsageError
 from vlatool.jobs.command import make_executor
-from vlatool.jobs.executor import Executor, ProcessExecutor, SerialExecutor, signals_blocked
+from vlatool.jobs.executor import (
+    Executor,
+    ProcessExecutor,
+    SerialExecutor,
+    signals_blocked,
+    worker_died,
+)
 
 EXECUTORS = [SerialExecutor(), ProcessExecutor(2)]
+
+
+@dataclass(frozen=True)
+class Folder:
+    path: Path
+
+
+@dataclass(frozen=True)
+class Named:
+    item: Folder
+    name: str
+
+
+@pytest.mark.parametrize(("item", "shown"), [(Named(Folder(Path()), "a"), "a"), (3, "3")])
+def test_failed_item_is_named_and_never_represented(item: object, shown: str) -> None:
+    def missing(_: object) -> None:
+        raise FileNotFoundError(2, "no such file", "x")
+
+    (outcome,) = SerialExecutor().map(missing, [item])
+    (other,) = SerialExecutor().map(missing, [Folder(Path())])
+
+    assert outcome.error is not None
+    assert outcome.error.message == f"{shown}: cannot be read: x: no such file"
+    assert other.error is not None
+    assert other.error.message.startswith("an item: cannot be read")
+    assert worker_died(Folder(Path())).message.startswith("an item: ")
 
 
 def slow_first(item: int) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from vlatool.errors import DataError, UsageError
+from vlatool.jobs.differences import option_differences
 from vlatool.jobs.record import (
     OutputRecord,
     claim_output,
@@ -198,6 +199,31 @@ def test_messages_have_short_digests_and_words_for_inputs(tmp_path: Path) -> Non
     for message in (other_input, other_option):
         assert not re.search("[0-9a-f]{13}|changed_at|fingerprint", message)
     assert f"tokenizer {old[:12]}" in other_option
+
+
+def test_input_that_is_older_than_before_has_no_times_in_the_message(tmp_path: Path) -> None:
+    folder = make_output(tmp_path / "out", record(1, RESULT, changed_at="2026-11-21T20:00:01"))
+
+    message = start_error(folder, record(1, changed_at="2026-11-21T20:00:00")).message
+
+    assert "the times of its files differ" in message
+    assert "2026" not in message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "is_equal"),
+    [
+        ({"codes": "a", "codes digest": "1"}, {"codes": "b", "codes digest": "1"}, True),
+        ({"codes": "a", "codes digest": "1"}, {"codes": "a", "codes digest": "2"}, False),
+        ({"codes": "a"}, {"codes": "a", "codes digest": "1"}, True),
+        ({"codes": "a"}, {"codes": "b", "codes digest": "1"}, False),
+        ({"codes digest": "1"}, {}, False),
+    ],
+)
+def test_options_with_a_digest_are_compared_by_it(
+    old: dict[str, Any], new: dict[str, Any], *, is_equal: bool
+) -> None:
+    assert (not option_differences(old, new)) == is_equal
 
 
 def test_inputs_may_be_recorded_in_an_earlier_form(tmp_path: Path) -> None:

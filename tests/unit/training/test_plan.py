@@ -186,6 +186,23 @@ def test_golden_rates(keys: dict[str, object], total: int, expected: dict[int, f
     assert rates == pytest.approx(expected, rel=1e-9)
 
 
+def test_warmup_is_one_step_ahead_of_the_published_schedule_of_future_vla() -> None:
+    torch = pytest.importorskip("torch")
+    schedules = pytest.importorskip("transformers")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-4)
+    published = schedules.get_cosine_schedule_with_warmup(optimizer, 5, 20)
+    h = HParams(lr=1e-4, warmup=5, lr_scheduler="cosine", lr_cooldown_end=0)
+    theirs: list[float] = []
+    for _ in range(20):
+        theirs.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        published.step()
+    ours = [learning_rate(h, step, 20) for step in range(20)]
+    assert theirs[0] == 0
+    assert ours[:5] == pytest.approx(theirs[1:6])
+    assert ours[5:] == pytest.approx(theirs[5:])
+
+
 # Source: reference/training 3.2, parser with S = 781
 @pytest.mark.parametrize(
     ("text", "steps"),

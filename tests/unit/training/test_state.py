@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from vlatool.training.sections import EmaConfig
@@ -79,6 +80,11 @@ def test_adaptive_decay_after_a_delay_golden(updates: int, decay: float) -> None
 @pytest.mark.parametrize(("updates", "decay"), [(0, 0), (1, 0), (2, 0.99), (3, 0.99)])
 def test_smallest_decay_golden(updates: int, decay: float) -> None:
     assert decay_after(updates, min_value=0.99) == decay
+
+
+def test_smallest_decay_above_the_largest_is_an_error() -> None:
+    with pytest.raises(ValidationError, match=r"min_value 0.99 is above max_value 0.9"):
+        EmaConfig(min_value=0.99, max_value=0.9)
 
 
 def test_sequences_golden() -> None:

@@ -26,6 +26,7 @@ from vlatool.errors import DataError
 from vlatool.events import counted
 from vlatool.jobs.downloads import contents_record
 from vlatool.jobs.files import FileEntry, folder_entry
+from vlatool.jobs.inputs import InputState, input_state
 from vlatool.storage.atomic import write_bytes
 from vlatool.storage.background import in_parallel
 from vlatool.storage.bulk_folder import bulk_folder
@@ -306,6 +307,15 @@ class CodesFolder:
     def path_of(self, episode: str) -> Path:
         """Path of the codes of an episode: a file (packed) or a folder (json)."""
         return self.path / (episode + (PACKED_SUFFIX if self.layout == "packed" else ""))
+
+    def state(self, episode: str) -> InputState:
+        """Current state of the codes of an episode: their digest, equal for both layouts."""
+        digest = self.manifest.episode_digests.get(episode)
+        return InputState(digest, digest) if digest else self.state_by_files(episode)
+
+    def state_by_files(self, episode: str) -> InputState:
+        """State of the codes as earlier versions recorded it."""
+        return input_state([self.path_of(episode)])
 
     def episodes(self) -> list[str]:
         """Names of the episodes that have codes, sorted; hidden ones are skipped."""

@@ -22,7 +22,7 @@ from vlatool.artifacts.windows.format import DATA_NAME, Kind, Window, read_windo
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.events import counted
-from vlatool.jobs.files import output_files
+from vlatool.jobs.downloads import data_files
 from vlatool.pages.charts import Axis, FieldValues, field_charts
 from vlatool.pages.images import FrameView, camera_strips
 from vlatool.pages.layout import (
@@ -133,7 +133,7 @@ def _read_facts(folder: SamplesFolder) -> SamplesFacts:
         id_counts=_numbers(counts if isinstance(counts, Mapping) else {}),
         origin=_origin(document),
         files=len(folder.files),
-        bytes=sum(file.bytes for file in output_files(folder.path)),
+        bytes=sum(file.bytes for file in data_files(folder.path)),
         pictures=folder.prefix,
     )
 

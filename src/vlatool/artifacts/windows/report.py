@@ -24,7 +24,7 @@ from vlatool.artifacts.windows.format import (
 )
 from vlatool.errors import DataError
 from vlatool.events import counted
-from vlatool.jobs.files import output_files
+from vlatool.jobs.downloads import data_files
 from vlatool.jobs.record import read_valid_record
 from vlatool.pages.charts import Axis, FieldValues, field_charts
 from vlatool.pages.images import FrameView, camera_strips
@@ -125,7 +125,7 @@ def _read_facts(location: Path, findings: Problems) -> WindowsFacts:
     return WindowsFacts(
         folder=str(location),
         status="broken" if findings else status,
-        bytes=sum(file.bytes for file in output_files(location)),
+        bytes=sum(file.bytes for file in data_files(location)),
         episodes=len(files),
         samples=manifest.samples if manifest else _indexed(files),
         cameras=manifest.cameras if manifest else PUBLISHED_CAMERAS,

@@ -1,7 +1,7 @@
 """Episodes of a LeRobot data set with their fields, cameras, and parts of files."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from vlatool.artifacts.lerobot.format import (
 )
 from vlatool.episode import Clip, RowSegment
 from vlatool.errors import DataError
+from vlatool.events import counted
 from vlatool.findings import Finding
-from vlatool.sources.base import no_episodes
+from vlatool.sources.base import check_is_data_file, no_episodes
 from vlatool.sources.lerobot.config import (
     OBSERVED,
     PREDICTED,
@@ -42,7 +43,7 @@ from vlatool.sources.lerobot.meta import (
 from vlatool.sources.lerobot.rows import column_names
 from vlatool.sources.lerobot.segments import clip_defects, first_rows
 from vlatool.sources.order import natural_key
-from vlatool.storage.uri import can_list
+from vlatool.storage.uri import can_list, is_remote
 
 _SEARCH_DEPTH = ("", "*/", "*/*/")
 
@@ -57,6 +58,7 @@ class Dataset:
         cameras: Camera features that have files.
         observation_keys: Columns that the policy observes.
         action_keys: Columns that the policy predicts.
+        is_without_videos: No video of its cameras is there; a finding of the set says so.
     """
 
     root: Path
@@ -64,6 +66,7 @@ class Dataset:
     cameras: tuple[Feature, ...]
     observation_keys: tuple[str, ...]
     action_keys: tuple[str, ...]
+    is_without_videos: bool = False
 
     @property
     def name(self) -> str:
@@ -225,6 +228,9 @@ def open_dataset(root: Path, config: LeRobotConfig, findings: list[Finding]) -> 
         select_fields(root, info, config.action_keys, PREDICTED, action_columns, findings),
     )
     check_task_column(root, info, config.task_column, columns)
+    if (lost := _lost_videos(dataset, videos, finder.existing)) is not None:
+        findings.append(lost)
+        dataset = replace(dataset, is_without_videos=True)
     return sorted(
         _episodes(dataset, lines, unlisted, data_files, videos, finder.existing),
         key=lambda episode: episode.number,
@@ -333,6 +339,25 @@ def _usable_cameras(
             yield feature
             continue
         findings.append(LEROBOT(code, f"{root}: {problem}; left out", camera=feature.name))
+
+
+def _lost_videos(dataset: Dataset, videos: _Videos, existing: set[Path]) -> Finding | None:
+    """Finding on a data set without any of its videos; None if one is there."""
+    names = [camera.name for camera in dataset.cameras if camera.dtype == "video"]
+    paths = dict.fromkeys(path for name in names for path in videos[name].values())
+    reason = "no file has their names"
+    for path in () if is_remote(dataset.root) else filter(existing.__contains__, paths):
+        try:
+            check_is_data_file(path, "")
+        except DataError as error:
+            if error.code == "data.lfs_pointer":
+                reason = "their files are Git LFS pointers"
+                continue
+        return None
+    if not paths or (is_remote(dataset.root) and not existing.isdisjoint(paths)):
+        return None
+    count = counted(len(paths), "video is", "videos are")
+    return LEROBOT.at("no_videos", dataset.root, f"0 of {count} here: {reason}")
 
 
 def _version_findings(root: Path, info: Info) -> Iterator[Finding]:

@@ -3,7 +3,7 @@
 from vlatool.findings import FindingCode, FindingCodes
 
 _AGAIN = "download the data set again"
-_LEAVE_OUT = "download the file again, or exclude the episode with --exclude"
+_LEAVE_OUT = "download the file again, or exclude the episode with `preprocess --exclude`"
 _BY_ROW = "none if the images match the rows: vlatool pairs them by number"
 _META_SHAPE = "correct its shape in meta/info.json, or name other columns"
 _META = "correct the number in meta/info.json; vlatool does not use it"
@@ -90,10 +90,16 @@ LEROBOT = FindingCodes(
         "duplicate_episode": FindingCode(
             "warning",
             "Two episodes have the same rows.",
-            "leave one of them out with --exclude",
+            "leave one of them out with `preprocess --exclude`",
         ),
         "no_motion": FindingCode("warning", "No value changes in the whole episode.", _LEAVE_OUT),
         "missing_video": FindingCode("error", "A camera has no video of the episode.", _LEAVE_OUT),
+        "no_videos": FindingCode(
+            "error",
+            "No video of the data set is here.",
+            "run `git lfs pull` in the data set or download it again; without images, "
+            "`preprocess --camera-names '[]'` reads it as it is",
+        ),
         "video_unreadable": FindingCode("error", "A video cannot be opened.", _LEAVE_OUT),
         "video_too_short": FindingCode("error", "A video has fewer frames than rows.", _LEAVE_OUT),
         "extra_frames": FindingCode("warning", "A video has more frames than rows.", _BY_ROW),
@@ -118,7 +124,7 @@ LEROBOT = FindingCodes(
         "unlisted_episode": FindingCode(
             "error",
             "The list of episodes does not have the episode of a file.",
-            "download meta/ again, or exclude the episode with --exclude",
+            "download meta/ again, or exclude the episode with `preprocess --exclude`",
         ),
         "field_left_out": FindingCode("warning", "A feature cannot be used and is left out."),
         "depth_camera": FindingCode("info", "A depth camera is left out."),

@@ -168,7 +168,7 @@ class Rows:
     def _error(self, field: str, problem: str, code: str, row: int | None = None) -> DataError:
         return DataError(
             f"{self.episode}: {self.path}: {field} {problem}",
-            hint="repair or record the episode again, or exclude it with --exclude",
+            hint="repair or record the episode again, or exclude it with `preprocess --exclude`",
             code=code,
             details={"path": str(self.path), "field": field, "row": row},
         )
@@ -221,7 +221,7 @@ def actual_segment(segment: RowSegment, number: int, episode: str) -> RowSegment
         raise DataError(
             f"{episode}: {segment.path} has no rows with its episode_index",
             hint="the list of episodes names another file, or files were mixed up; download both "
-            "again, or exclude the episode with --exclude",
+            "again, or exclude the episode with `preprocess --exclude`",
             code="data.episode_index",
             details={"path": str(segment.path), "field": EPISODE_INDEX},
         )
@@ -230,7 +230,7 @@ def actual_segment(segment: RowSegment, number: int, episode: str) -> RowSegment
         raise DataError(
             f"{episode}: {segment.path} has its rows in {len(runs)} places, from rows {starts}",
             hint="episodes were written twice or merged with equal numbers; download the file "
-            "again, or exclude the episode with --exclude",
+            "again, or exclude the episode with `preprocess --exclude`",
             code="data.split_rows",
             details={"path": str(segment.path), "field": EPISODE_INDEX, "row": runs[1][0]},
         )

@@ -96,7 +96,7 @@ def _unlisted_error(files: EpisodeFiles) -> DataError:
     return DataError(
         f"episode {files.number}: {files.rows.path} exists, but {EPISODES_FILE} does not "
         "list the episode",
-        hint="download meta/ again, or exclude the episode with --exclude",
+        hint="download meta/ again, or exclude the episode with `preprocess --exclude`",
         code="data.unlisted_episode",
         details={"path": str(files.rows.path), "episode": files.number},
     )
@@ -151,7 +151,7 @@ def _check_bookkeeping(
             DataError(
                 f"{rows.episode}: {rows.path} has rows of episode_index {sorted(others, key=str)}",
                 hint="the file is another one, or files were mixed up; download it again, or "
-                "exclude the episode with --exclude",
+                "exclude the episode with `preprocess --exclude`",
                 code="data.episode_index",
                 details={**location, "field": "episode_index"},
             )
@@ -167,7 +167,7 @@ def _check_frames(rows: Rows, numbers: Sequence[Any], report: Collector) -> None
                 f"{rows.episode}: {rows.path}: frame_index is {numbers[frame]} at row {frame}, "
                 f"expected {frame}",
                 hint="rows are missing or repeated; download the file again, or exclude the "
-                "episode with --exclude",
+                "episode with `preprocess --exclude`",
                 code="data.frame_index_gap",
                 details={"path": str(rows.path), "field": FRAME_INDEX, "frame": frame},
             )
@@ -204,6 +204,10 @@ def _missing_cameras(files: EpisodeFiles, rows: Rows | None) -> Iterator[tuple[s
                 else (files.dataset.root / EPISODES_FOLDER, "names no video")
             )
             if clip is not None and path.exists():
+                try:
+                    check_is_data_file(path, f"episode {files.number}, camera {camera.name}")
+                except DataError as error:
+                    yield camera.name, error
                 continue
         elif rows is None or camera.name in rows.columns:
             continue
@@ -211,8 +215,8 @@ def _missing_cameras(files: EpisodeFiles, rows: Rows | None) -> Iterator[tuple[s
             camera.name,
             DataError(
                 f"episode {files.number}, camera {camera.name}: {path} {problem}",
-                hint="download the file again, or choose with --camera-names, --exclude or "
-                "--skip-episodes-missing-cameras",
+                hint="download the file again; `preprocess` reads what is here with "
+                "--camera-names, --exclude or --skip-episodes-missing-cameras",
                 code=code,
                 details={"path": str(path), "camera": camera.name},
             ),
@@ -228,8 +232,8 @@ def _cameras(
     cameras: dict[str, FrameSource] = {}
     for camera in files.dataset.cameras:
         if camera.name in missing:
-            if not report.strict:
-                report.add_error(missing[camera.name])
+            if not (report.strict or files.dataset.is_without_videos):
+                report.add_error(missing[camera.name], camera=camera.name)
             continue
         read = _video if camera.dtype == "video" else _images
         frames = report.attempt(partial(read, files, camera, rows, report), camera=camera.name)
@@ -254,7 +258,6 @@ def _video(
     path = clip.path
     label = f"episode {files.number}, camera {camera.name}"
     location = {"camera": camera.name, "path": str(path)}
-    check_is_data_file(path, label)
     if camera.name in files.defects:
         raise files.defects[camera.name]
     info = probe_video(clip)
@@ -281,7 +284,8 @@ def _too_short_error(
             problem = f"its frames are {part} of {clip.path}, which ends at {info.duration:.2f} s"
     return DataError(
         f"{label}: {problem}",
-        hint="the video is incomplete; download it again, or exclude the episode with --exclude",
+        hint="the video is incomplete; download it again, or exclude the episode with "
+        "`preprocess --exclude`",
         code=f"data.{code}",
         details={**location, "frames": info.num_frames},
     )
@@ -325,7 +329,7 @@ def _instruction(files: EpisodeFiles, rows: Rows, config: LeRobotConfig, report:
     if config.needs_instruction:
         raise DataError(
             f"{rows.episode}: no instruction in the list of episodes or its rows",
-            hint="add its task there, or exclude the episode with --exclude",
+            hint="add its task there, or exclude the episode with `preprocess --exclude`",
             code="data.no_instruction",
             details={"episode": rows.episode, "path": str(rows.path)},
         )

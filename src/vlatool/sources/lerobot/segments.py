@@ -67,7 +67,7 @@ def _defect(number: int, camera: str, problem: str, code: str) -> DataError:
     return DataError(
         f"episode {number}, camera {camera}: {problem}, says the list of episodes",
         hint="the list is of another version, or was merged wrongly; download meta/ again, or "
-        "exclude the episode with --exclude",
+        "exclude the episode with `preprocess --exclude`",
         code=f"data.{code}",
         details={"episode": number, "camera": camera},
     )

@@ -85,7 +85,8 @@ def _totals(
     actual = {"total_episodes": len(episodes), "total_tasks": tasks or None}
     if not info.is_shared:
         chunks = max(episode.number for episode in episodes) // info.chunks_size + 1
-        actual |= {"total_videos": sum(clip.path.exists() for clip in clips)}
+        if not episodes[0].dataset.is_without_videos:
+            actual |= {"total_videos": sum(clip.path.exists() for clip in clips)}
         actual |= {"total_chunks": chunks}
     for key, value in actual.items():
         stated = info.document.get(key)

@@ -3,7 +3,7 @@
 from vlatool.findings import FindingCode, FindingCodes
 
 _AGAIN = "download or record the episode again"
-_LOOK = "inspect the recording; exclude the episode with --exclude"
+_LOOK = "inspect the recording; exclude the episode with `preprocess --exclude`"
 
 SPARTAN = FindingCodes(
     "spartan",
@@ -104,7 +104,9 @@ SPARTAN = FindingCodes(
             "info", "Some cameras have depth or label images and others do not."
         ),
         "duplicate_episode": FindingCode(
-            "warning", "Two episodes have equal actions.", "exclude one of them with --exclude"
+            "warning",
+            "Two episodes have equal actions.",
+            "exclude one of them with `preprocess --exclude`",
         ),
         "misnamed_episode": FindingCode(
             "warning",

@@ -288,7 +288,7 @@ def _check_lengths(episode: OpenedEpisode, report: Collector) -> None:
             DataError.at(
                 episode.folder,
                 "the episode has no frames",
-                hint="exclude it with --exclude, or record it again",
+                hint="exclude it with `preprocess --exclude`, or record it again",
                 code="data.empty_episode",
             )
         )
