@@ -53,18 +53,23 @@ CODE = (
     *("loading/robotics/ranges.py", "loading/vla/sample.py", "transforms/*.py"),
 )
 # Each is replaced by the other.
-TEXTS = (
-    *(("cosine", "const"), ("center", "random"), ("per_timestep", "global"), ("rising", "ema")),
-    *(("amp_bf16", "float32"), ("legacy", "plain"), ("proxy", "pixels"), ("lanczos", "bicubic")),
-    *(("amp_bfloat16", "float16"), ("percentile_1_99", "percentile_5_95"), ("jpeg", "png")),
-    *(("base", "large"), ("resize_no_crop", "resize_crop"), ("convnext_s", "lpips")),
+WORDS = (
+    *("cosine const", "center random", "per_timestep global", "rising ema", "amp_bf16 float32"),
+    *("legacy plain", "proxy pixels", "lanczos bicubic", "amp_bfloat16 float16", "jpeg png"),
+    *(
+        "percentile_1_99 percentile_5_95",
+        "base large",
+        "resize_no_crop resize_crop",
+        "convnext_s lpips",
+    ),
 )
 OPERATORS = (
     *((ast.Add, ast.Sub), (ast.Mult, ast.Div), (ast.BitAnd, ast.BitOr)),
     *((ast.Lt, ast.LtE), (ast.Gt, ast.GtE), (ast.Eq, ast.NotEq)),
 )
-OTHER_TEXT = {a: b for pair in TEXTS for a, b in (pair, pair[::-1])}
-OTHER_OPERATOR: dict[Any, Any] = {a: b for pair in OPERATORS for a, b in (pair, pair[::-1])}
+OTHER: dict[Any, Any] = {
+    a: b for pair in (*OPERATORS, *map(str.split, WORDS)) for a, b in (pair, pair[::-1])
+}
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ class Mutation:
 def preset_mutations(path: Path) -> Iterator[Mutation]:
     """Another value for each number, switch and known word of a preset."""
     for node in _scalars(yaml.compose(path.read_text(), yaml.SafeLoader)):
-        after = OTHER_TEXT.get(node.value)
+        after = OTHER.get(node.value)
         with suppress(yaml.YAMLError):
             after = after or _other(yaml.safe_load(node.value))
         if after and not node.tag.startswith("!") and not node.value.isspace():
@@ -109,10 +114,8 @@ def _scalars(node: Any) -> Iterator[yaml.ScalarNode]:
 def _other(value: Any) -> str | None:
     if isinstance(value, bool):
         return str(not value).lower()
-    if isinstance(value, str) and re.fullmatch(
-        r"-?[\d.]+e-?\d+", value
-    ):  # YAML 1.1 takes it as text
-        value = float(value)
+    if isinstance(value, str) and re.fullmatch(r"-?[\d.]+e-?\d+", value):
+        value = float(value)  # a text in YAML 1.1
     if isinstance(value, int):
         return str(value + 1)
     if isinstance(value, float):
@@ -123,43 +126,41 @@ def _other(value: Any) -> str | None:
 def code_mutations(path: Path) -> Iterator[Mutation]:
     """Another number, sign, operator, comparison or mask for each of a module."""
     text = path.read_text()
-    offsets = [0, *(match.end() for match in re.finditer("\n", text))]
+    starts = [0, *(match.end() for match in re.finditer("\n", text))]
     tree = ast.parse(text)
-    types = {id(part) for found in ast.walk(tree) for part in _annotation(found)}
+    types = {id(part) for node in ast.walk(tree) for part in _annotation(node)}
     for node in ast.walk(tree):
         after = None if id(node) in types else _mutated(node)
         if after and isinstance(node, ast.expr) and node.end_lineno and node.end_col_offset:
-            start = offsets[node.lineno - 1] + node.col_offset
-            end = offsets[node.end_lineno - 1] + node.end_col_offset
+            start = starts[node.lineno - 1] + node.col_offset
+            end = starts[node.end_lineno - 1] + node.end_col_offset
             name = str(path.relative_to(ROOT))
             yield Mutation(name, node.lineno, start, end, text[start:end], after)
 
 
 def _annotation(node: ast.AST) -> Iterator[ast.AST]:
-    for name in ("annotation", "returns"):
-        if isinstance(found := getattr(node, name, None), ast.AST):
-            yield from ast.walk(found)
+    parts = (getattr(node, name, None) for name in ("annotation", "returns"))
+    yield from chain.from_iterable(ast.walk(part) for part in parts if isinstance(part, ast.AST))
 
 
 def _mutated(node: ast.AST) -> str | None:
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        return _other(node.value)
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.Invert):
-        return f"({ast.unparse(node.operand)})"
-    if isinstance(node, ast.BinOp) and type(node.op) in OTHER_OPERATOR:
-        sides = (node.left, node.right)
-        if any(isinstance(side, ast.Constant | ast.JoinedStr) and _is_text(side) for side in sides):
+    match node:
+        case ast.Constant(value=int() | float()) if not isinstance(node.value, bool):
+            return _other(node.value)
+        case ast.UnaryOp(op=ast.USub() | ast.Invert()):
+            return f"({ast.unparse(node.operand)})"
+        case (
+            ast.BinOp(ast.JoinedStr() | ast.Constant(value=str()))
+            | ast.BinOp(right=ast.JoinedStr() | ast.Constant(value=str()))
+        ):
+            return None  # joined texts and paths
+        case ast.BinOp(op=operator) if type(operator) in OTHER:
+            return f"({ast.unparse(ast.BinOp(node.left, OTHER[type(operator)](), node.right))})"
+        case ast.Compare(ops=[operator, *more]) if type(operator) in OTHER:
+            operators = [OTHER[type(operator)](), *more]
+            return f"({ast.unparse(ast.Compare(node.left, operators, node.comparators))})"
+        case _:
             return None
-        swapped = ast.BinOp(node.left, OTHER_OPERATOR[type(node.op)](), node.right)
-        return f"({ast.unparse(swapped)})"
-    if isinstance(node, ast.Compare) and type(node.ops[0]) in OTHER_OPERATOR:
-        operators = [OTHER_OPERATOR[type(node.ops[0])](), *node.ops[1:]]
-        return f"({ast.unparse(ast.Compare(node.left, operators, node.comparators))})"
-    return None
-
-
-def _is_text(node: ast.Constant | ast.JoinedStr) -> bool:
-    return isinstance(node, ast.JoinedStr) or isinstance(node.value, str)
 
 
 def mutations(number: int, seed: int) -> list[Mutation]:
@@ -168,7 +169,7 @@ def mutations(number: int, seed: int) -> list[Mutation]:
     presets = (preset_mutations(path) for path in _files(ROOT / "presets", PRESETS))
     code = (code_mutations(path) for path in _files(ROOT / "src/vlatool", CODE))
     turns = zip_longest(_round_robin(presets, rng), _round_robin(code, rng))
-    return [found for found in chain.from_iterable(turns) if found][:number]
+    return [mutation for mutation in chain.from_iterable(turns) if mutation][:number]
 
 
 def _files(folder: Path, patterns: Iterable[str]) -> list[Path]:
@@ -176,9 +177,9 @@ def _files(folder: Path, patterns: Iterable[str]) -> list[Path]:
 
 
 def _round_robin(files: Iterable[Iterable[Mutation]], rng: random.Random) -> Iterator[Mutation]:
-    lists = [rng.sample(found, len(found)) for found in map(list, files) if found]
+    lists = [rng.sample(of_file, len(of_file)) for of_file in map(list, files) if of_file]
     for row in zip_longest(*rng.sample(lists, len(lists))):
-        yield from (found for found in row if found)
+        yield from (mutation for mutation in row if mutation)
 
 
 @cache
@@ -198,14 +199,14 @@ def tests_of(path: str) -> list[str]:
     """Test files for a file: those that import it or name it, else those of its importers."""
     tests = sorted((ROOT / "tests").rglob("test_*.py"))
     if path.endswith(".yaml"):
-        found = [test for test in tests if Path(path).stem in test.read_text()]
+        named = [test for test in tests if Path(path).stem in test.read_text()]
     else:
-        modules, found = {_module(ROOT / path)}, list[Path]()
+        modules, named = {_module(ROOT / path)}, list[Path]()
         sources = list((ROOT / "src").rglob("*.py"))
-        while not found:
-            found = [test for test in tests if modules & imports(test)]
+        while not named:
+            named = [test for test in tests if modules & imports(test)]
             modules |= {_module(source) for source in sources if modules & imports(source)}
-    return list(dict.fromkeys([*(str(test.relative_to(ROOT)) for test in found), *ALWAYS]))
+    return list(dict.fromkeys([*(str(test.relative_to(ROOT)) for test in named), *ALWAYS]))
 
 
 def _module(path: Path) -> str:
