@@ -18,7 +18,12 @@ from vlatool.models.vqgan.config import (
 from vlatool.models.vqgan.discriminator import BlurDown, Discriminator, LecamEma, hinge
 from vlatool.models.vqgan.losses import FeatureDistance, GradientDistance, loss_parts
 from vlatool.models.vqgan.model import Decoder, Encoder, ResidualBlock, Vqgan
-from vlatool.models.vqgan.objective import CodebookMonitor, PixelObjective, published_groups
+from vlatool.models.vqgan.objective import (
+    CodebookMonitor,
+    PixelObjective,
+    mean_metrics,
+    published_groups,
+)
 
 YES, NO = torch.tensor(True), torch.tensor(False)
 TINY = VqganNetworkConfig.model_validate(NETWORK)
@@ -129,6 +134,16 @@ def test_lecam_compares_with_the_opposite_running_means() -> None:
     assert float(means.distance(*logits, logits)) == 0
 
 
+def test_lecam_has_the_gradient_of_the_published_term() -> None:
+    means = LecamEma(0.9)
+    real, fake = torch.tensor(0.5, requires_grad=True), torch.tensor(-1.0, requires_grad=True)
+    means.distance(real, fake, (real.detach(), fake.detach())).backward()
+    # relu(m_r - E_f)^2 + relu(E_r - m_f)^2 with both running means at 0; reference/titok 4.2
+    assert real.grad is not None
+    assert fake.grad is not None
+    assert (float(real.grad), float(fake.grad)) == (2 * 0.5, -2 * 1.0)
+
+
 def test_gradient_of_the_discriminator_does_not_depend_on_micro_batches() -> None:
     losses = PixelLossConfig(
         discriminator_start=0, discriminator_channels=32, lecam_regularization_weight=10.0,
@@ -179,6 +194,18 @@ def test_distance_of_an_image_to_itself_is_zero_and_distance_has_a_gradient(
     distance(images, changed).backward()
     assert changed.grad is not None
     assert float(changed.grad.abs().sum()) > 0
+
+
+def test_distance_of_gradients_is_the_sum_over_scales() -> None:
+    image = torch.arange(4.0)[:, None] + 10 * torch.arange(4.0)
+    expected = (1 + 10) + (2 + 20)  # at 4 x 4 and 2 x 2 pixels; one pixel has no gradient
+    images = image.expand(1, 3, 4, 4)
+    assert float(GradientDistance()(torch.zeros_like(images), images)) == expected
+
+
+def test_metrics_are_means_over_images() -> None:
+    metrics = mean_metrics({"loss": torch.tensor(6.0)}, 3)
+    assert metrics["loss"] == 2
 
 
 def test_collapse_is_reported_after_several_low_logs() -> None:
