@@ -241,5 +241,11 @@ def test_invalid_configuration_raises_an_error(keys: dict[str, object]) -> None:
         VqganConfig.model_validate(keys)
 
 
+def test_weights_of_loss_terms_may_be_zero() -> None:
+    names = [name for name in PixelLossConfig.model_fields if name.endswith("_weight")]
+    PixelLossConfig.model_validate(dict.fromkeys(names, 0))
+    VqganConfig.model_validate({"commitment_cost": 0})
+
+
 def test_no_discriminator_with_weight_zero() -> None:
     assert not PixelLossConfig(discriminator_weight=0).adversarial
