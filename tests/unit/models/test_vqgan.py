@@ -197,8 +197,9 @@ def test_distance_of_an_image_to_itself_is_zero_and_distance_has_a_gradient(
 
 
 def test_distance_of_gradients_is_the_sum_over_scales() -> None:
-    image = torch.arange(4.0)[:, None] + 10 * torch.arange(4.0)
-    expected = (1 + 10) + (2 + 20)  # at 4 x 4 and 2 x 2 pixels; one pixel has no gradient
+    squares = torch.arange(4.0) ** 2  # 0, 1, 4, 9; halved: 0.5, 6.5
+    image = squares[:, None] + 10 * squares
+    expected = (3 + 30) + (6 + 60)  # at 4 x 4 and 2 x 2 pixels; one pixel has no gradient
     images = image.expand(1, 3, 4, 4)
     assert float(GradientDistance()(torch.zeros_like(images), images)) == expected
 
