@@ -84,6 +84,13 @@ def test_input_of_the_shortcut_is_the_residual_if_the_width_changes() -> None:
     torch.testing.assert_close(block(x), expected)
 
 
+def test_norms_have_the_published_epsilons() -> None:
+    # Source: reference/titok 1.8, 4.3
+    for network, epsilon in ((Vqgan(TINY), 1e-6), (Discriminator(32), 1e-5)):
+        norms = [module for module in network.modules() if isinstance(module, nn.GroupNorm)]
+        assert {norm.eps for norm in norms} == {epsilon}
+
+
 def test_block_of_one_width_adds_its_input() -> None:
     block, x = ResidualBlock(8, 8, 4), torch.randn(1, 8, 5, 5)
     nn.init.zeros_(block.conv2.weight)
