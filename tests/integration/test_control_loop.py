@@ -74,6 +74,8 @@ def test_replayed_episode_shows_the_policy_the_tensors_of_training(
     source = detect_source(raw, None)
     for ref in source.refs:
         episode = source.reader.read(ref)
+        widths = {name: episode.lowdim[name].shape[1] for name in policy.sees.fields}
+        assert policy.sees.fields == widths
         for frame, observation in enumerate(observations(episode, policy)):
             again, _ = replay(episode, frame, policy).observation(observation.instruction)
             policy.act([observation, again], seeds=[0, 0])

@@ -7,8 +7,11 @@ import pytest
 import yaml
 
 from tests.surface.invoke import run_vlatool
+from vlatool.config.includes import read_file
 from vlatool.config.overrides import parse_override
+from vlatool.config.presets import builtin_root
 from vlatool.config.resolve import Resolved, load_config
+from vlatool.config.tree import plain
 from vlatool.errors import ConfigError
 from vlatool.training.config import TrainConfig
 
@@ -20,6 +23,37 @@ PUBLISHED = shlex.split("""
     --model_author me --model_name vla --ddp_find_unused_parameters true
     --gradient_checkpointing true --gradient_checkpointing_kwargs '{"use_reentrant": false}'
 """)
+# Values of the command and of the defaults that it relies on; reference/future-vla-model 3.2, 3.3.
+VALUES: dict[str, Any] = {
+    "model.type": "future_vla",
+    "model.freeze_dino": True,
+    "model.segment_weights.text": 1,
+    "model.segment_weights.action": 1,
+    "model.segment_weights.future": 1,
+    "data.type": "vla",
+    "data.num_workers": 10,
+    "data.prefetch_factor": 10,
+    "data.allow_multiple_epochs": True,
+    "hparams.precision": "amp_bfloat16",
+    "hparams.global_batch_size": 64,
+    "hparams.per_gpu_batch_size": 8,
+    "hparams.seed": 42,
+    "hparams.lr": 1e-4,
+    "hparams.lr_scheduler": "cosine",
+    "hparams.warmup": 1000,
+    "hparams.lr_cooldown_end": 0,
+    "hparams.wd": 0.1,
+    "hparams.decay_by_name": True,
+    "hparams.beta1": 0.9,
+    "hparams.beta2": 0.95,
+    "hparams.eps": 1e-8,
+    "hparams.grad_clip_norm": 1.0,
+    "hparams.grad_checkpointing": True,
+    "distributed.fsdp": True,
+    "num_epochs": 2,
+    "save_every_n_steps": 5000,
+    "log_every_n_steps": 100,
+}
 # Keys of the preset that the command line does not have, and those that follow from its place.
 OF_THE_COMMAND = {"data.samples", "init_from", "save_path", "name"}
 
@@ -39,14 +73,22 @@ def resolved(*options: str) -> Resolved[TrainConfig]:
 
 
 def test_published_command_is_the_preset() -> None:
-    preset = load_config(TrainConfig, presets=["future-vla-libero"]).config.model_dump(mode="json")
+    preset = flat(
+        load_config(TrainConfig, presets=["future-vla-libero"]).config.model_dump(mode="json")
+    )
+    assert {key: preset[key] for key in VALUES} == VALUES
     code, stdout = run_vlatool("resolve-config", *PUBLISHED)
     assert code == 0
     typed = flat(yaml.safe_load(stdout))
-    differences = {key: value for key, value in typed.items() if flat(preset).get(key) != value}
+    differences = {key: value for key, value in typed.items() if preset.get(key) != value}
     assert differences.keys() == OF_THE_COMMAND
     assert differences["data.samples"] == ["A/data"]
     assert (differences["save_path"], differences["name"]) == ("out", "vla")
+
+
+def test_every_value_of_the_preset_is_held() -> None:
+    path = builtin_root() / "runs/future-vla-libero.yaml"
+    assert flat(plain(read_file(path))).keys() == VALUES.keys()
 
 
 def test_options_without_effect_have_a_reason() -> None:

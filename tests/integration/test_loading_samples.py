@@ -381,8 +381,9 @@ def test_normalized_values_of_a_cropped_window_use_the_statistics_of_their_steps
     )
 
 
-def test_denormalize_is_the_inverse_of_normalize(folders: dict[int, Path]) -> None:
-    config, info = opened(folders[1])
+@pytest.mark.parametrize("scope", ["global", "per_timestep"])
+def test_denormalize_is_the_inverse_of_normalize(folders: dict[int, Path], scope: str) -> None:
+    config, info = opened(folders[1], normalization={"scope": scope, "method": "min_max"})
     normalizer = Normalizer(config, info.statistics, info.statistics_past)
     values = np.random.default_rng(0).normal(size=(2, PAST + 1 + FUTURE, 3))
 

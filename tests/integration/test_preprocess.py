@@ -215,6 +215,9 @@ def test_metadata_says_what_the_window_is(read_samples: list[dict[str, Any]]) ->
     }
     assert {key: info[key] for key in expected} == expected
     assert info["sample_id"].startswith(first["__key__"])
+    for other in map(metadata, read_samples):
+        assert other["is_padded"] == (other["past_padding"] + other["future_padding"] > 0)
+    assert not all(metadata(sample)["is_padded"] for sample in read_samples)
 
 
 def test_preprocessing_config_has_what_readers_need(shards: Path) -> None:

@@ -118,6 +118,21 @@ class Lossy(ToySink):
         )
 
 
+class Empty(ToySink):
+    """Sink that stores zeros in place of one action field."""
+
+    def __init__(self, config: Any, setup: Any) -> None:
+        super().__init__(config, setup)
+        self.work = Zeros(self.work.output, self.work.every)
+
+
+class Zeros(Lines):
+    def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
+        lowdim = {name: rows.copy() for name, rows in episode.lowdim.items()}
+        lowdim["robot__action__grippers__left::panda_hand"][:] = 0
+        return super().__call__(ref, replace(episode, lowdim=lowdim))
+
+
 @pytest.mark.parametrize(
     ("sink", "sentence"),
     [
@@ -129,6 +144,7 @@ class Lossy(ToySink):
         (Torn, "the files that finish returns"),
         (Changing, "files differ from those of an undisturbed run"),
         (Lossy, "stores 2 of the 20 values of an action"),
+        (Empty, "does not store the values of 'robot__action__grippers"),
     ],
 )
 def test_violation_of_the_sink_contract_is_reported(sink: type[ToySink], sentence: str) -> None:

@@ -45,7 +45,8 @@ def check_sink(
     """Checks the contract of a sink on three small episodes.
 
     Its output must be complete, owned by the sink, and equal after kills and with any executor. It
-    must have every value of an action of each built-in format, or none, or refuse the episodes.
+    must have every value of an action of each built-in format, or none, or refuse the episodes;
+    other values of an action must be another output.
 
     Args:
         sink_class: The class that the table of sinks names.
@@ -114,6 +115,21 @@ class _DamagingWork:
             damaged = {"cameras": cameras, "lowdim": _DamagedFields(episode.lowdim)}[self.part]
             episode = replace(episode, **{self.part: damaged})
         return self.work(ref, episode)
+
+
+@dataclass(frozen=True)
+class _ChangingWork:
+    """Work of a sink for an episode with other values of some dimensions of a field; picklable."""
+
+    work: Work
+    field: str
+    dimensions: slice
+
+    def __call__(self, ref: EpisodeRef, episode: Episode) -> Receipt:
+        rows = episode.lowdim[self.field].copy()
+        values = rows[:, self.dimensions]
+        values[:] = -values - np.arange(len(rows), dtype=rows.dtype)[:, None]
+        return self.work(ref, replace(episode, lowdim={**episode.lowdim, self.field: rows}))
 
 
 class _DamagedCamera:
@@ -291,6 +307,28 @@ class SinkChecks:
         stored = sum(sink.fields[name] for name in sink.action_fields)
         assert stored in (0, recorded), (
             f"stores {stored} of the {recorded} values of an action of the format {format_name}"
+        )
+        # A sink may copy rows of its own format from the files of the reference.
+        own = {format_name, getattr(FORMATS.get(format_name), "base_format", "")}
+        rotations = {group.rotation_key for group in setup.survey.pose_groups}
+        for name in setup.survey.action_fields if stored and self.section.type not in own else ():
+            field = stored_from(name, known)
+            ones = [slice(i, i + 1) for i in range(known[field].width)]
+            # Of the six values of a rotation three are free: a sink may store the rotation.
+            for dimensions in [slice(None)] if field in rotations else ones:
+                self._check_stored(format_name, source, field, dimensions)
+
+    def _check_stored(self, format_name: str, source: Path, field: str, dimensions: slice) -> None:
+        """Checks that other values of some dimensions of an action are another output."""
+
+        def make(section: Any, setup: SinkSetup) -> Any:
+            sink = self.make(section, setup)
+            return _PatchedSink(sink, work=_ChangingWork(sink.work, field, dimensions))
+
+        name = f"changed-{format_name}/{field}/{dimensions.start}"
+        run_job(self._job(format_name, source, name, make), SerialExecutor())
+        assert self.contents(name) != self.contents(f"from-{format_name}"), (
+            f"does not store the values of {field!r} {dimensions} of the format {format_name}"
         )
 
     def _check_equal(self, name: str) -> None:

@@ -42,13 +42,12 @@ class LossSums:
 
     def add(self, loss: Loss, *, is_dummy: bool) -> None:
         """Adds the loss of a micro-batch; a dummy micro-batch counts nothing."""
-        weight = 0.0 if is_dummy else 1.0
         zero = torch.zeros((), dtype=torch.float64, device=self.device)
         self.totals.append(zero if is_dummy else loss.total.detach().double())
         self._counts.append(zero if is_dummy else loss.count.detach().double())
         for name, value in loss.sums.items():
             value = value.detach().double()
-            value = value if weight else torch.zeros_like(value)
+            value = torch.zeros_like(value) if is_dummy else value
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def reduced(self, runtime: Runtime, extra: Sequence[float]) -> "ReducedLoss":

@@ -1,8 +1,11 @@
 """Presets of the published policy jobs: their values, and the changes of the recommended ones.
 
-The tables have the values of reference/policy 5 and formats/lbm-preprocessing 3.4.
+The tables have the values of reference/policy 5, reference/titok 1.1 and 5.1,
+formats/lbm-preprocessing 3, formats/spartan 3 and 7, and reference/future-vla 1 and 2.1.
 """
 
+import re
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,9 @@ from typing import Any
 import pytest
 
 from vlatool.config.explain import value_origins
+from vlatool.config.includes import read_file
 from vlatool.config.resolve import Resolved, load_config
+from vlatool.config.tree import plain
 from vlatool.training.config import TrainConfig
 
 PRESETS = Path(__file__).parents[3] / "presets"
@@ -24,6 +29,7 @@ SIX = [
     "wrist_right_minus",
     "wrist_right_plus",
 ]
+CALIBRATION = ("intrinsics", "extrinsics")
 ALL_WORDS = ["original", "randomized", "verbose", "alternative"]
 
 
@@ -72,6 +78,8 @@ COMMON: dict[str, Any] = {
     "hparams.optimizer": "adamw",
     "hparams.lr_scheduler": "cosine",
     "hparams.warmup": 1000,
+    "hparams.decay": 0.3,
+    "hparams.force_min_lr": 0,
     "hparams.eps": 1e-8,
     "hparams.decay_by_name": True,
     "hparams.z_loss_coefficient": 0,
@@ -86,6 +94,7 @@ COMMON: dict[str, Any] = {
     "model.vision_language_backbone.type": "clip_backbone",
     "model.vision_language_backbone.hf_pretrained": "openai/clip-vit-base-patch32",
     "model.vision_language_backbone.disable_text": False,
+    "model.vision_language_backbone.image_words": True,
     "model.vision_language_backbone.freeze_image_encoder": False,
     "model.transformer.type": "transformer",
     "model.transformer.is_causal": True,
@@ -326,6 +335,10 @@ def test_recommended_job_changes_what_its_file_says(job: str) -> None:
 
 
 TITOK: dict[str, Any] = {
+    "data.type": "images",
+    "data.allow_multiple_epochs": True,
+    "model.type": "titok",
+    "hparams.precision": "amp_bfloat16",
     "hparams.global_batch_size": 256,
     "hparams.per_gpu_batch_size": 32,
     "hparams.lr": 1e-4,
@@ -353,6 +366,7 @@ TITOK: dict[str, Any] = {
     "model.teacher_precision": "float32",
     "model.vqgan.codebook_size": 1024,
     "model.losses.reconstruction_weight": 1.0,
+    "model.losses.foreground_weight": 0,
     "model.losses.perceptual_weight": 0.1,
     "model.losses.discriminator_start": 20_000,
     "model.losses.discriminator_ramp": 0,
@@ -411,7 +425,152 @@ for variant, (tokens, *sizes) in VARIANTS.items():
         }
 
 
+# Values that only the files have: keys without effect here, and names that a schema resolves.
+WRITTEN: dict[str, Any] = {
+    "data.image_size": 224,
+    "data.img_num_tokens": 64,
+    "data.seq_len": 2048,
+    "data.processor_kwargs.size.height": 224,
+    "data.processor_kwargs.size.width": 224,
+    "data.pose_groups": [
+        {
+            "name": f"{side}_panda_action",
+            "position_key": _pose("action", f"{side}::panda", "xyz"),
+            "rotation_key": _pose("action", f"{side}::panda", "rot_6d"),
+        }
+        for side in ("left", "right")
+    ],
+    **{f"data.{kind}_fields": [f"{kind}.{name}" for name in SIX] for kind in CALIBRATION},
+    "model.transformer.max_seq_len": 2048,
+}
+WRITTEN_BY_JOB: dict[str, dict[str, Any]] = {
+    "diffusion-policy-lbm1": {"data.processor_kwargs": {}, "hparams.warmup": "0.0"},
+    "vla-diffusion-bellpepper": {"data.img_num_tokens": 256},
+    "vla-diffusion-tiny-test": {
+        "data.image_size": 512,
+        "data.seq_len": 512,
+        "data.prefetch_factor": None,
+        "model.transformer.max_seq_len": 128,
+    },
+    **{
+        f"titok-{variant}-stage{stage}": {"model.encoder": size, "model.decoder": size}
+        for variant, size in {"s128": "small", "b64": "base", "l32": "large"}.items()
+        for stage in (1, 2)
+    },
+}
+# Part of a job: its section, a job that includes it, and the values that this job changes.
+PARTS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "model-diffusion-policy": ("model.", "diffusion-policy-bellpepper", {"is_causal": False}),
+    "vla-diffusion-11m": ("model.", "vla-diffusion-tiny-test", {}),
+    "vla-diffusion-paligemma2": ("model.", "vla-diffusion-bellpepper", {}),
+    "transformer-100m": ("model.transformer.", "diffusion-policy-bellpepper", {}),
+    "transformer-410m": ("model.transformer.", "lbm-hparams-4cams", {}),
+    "transformer-tiny": ("model.transformer.", "vla-diffusion-tiny-test", {"is_causal": True}),
+    "data-diffusion-policy": ("data.", "diffusion-policy-bellpepper", {}),
+    "vla-diffusion": ("data.", "vla-diffusion-bellpepper", {}),
+    "lbm-data-params": ("data.", "diffusion-policy-bellpepper", {}),
+    "pictures-256": ("data.", "titok-l32-stage1", {}),
+    "hparams-defaults": ("hparams.", "diffusion-policy-bellpepper", {}),
+    "hparams-diffusion-policy": ("hparams.", "diffusion-policy-bellpepper", {}),
+}
+SHARDS: dict[str, Any] = {
+    "image_indices": [-1, 0],
+    "stride": 1,
+    "padding_strategy": "copy",
+    "filter_still_samples": False,
+    "still_threshold": 0.05,
+    "jpeg_quality": 95,
+    "fail_on_nan": True,
+    "max_episodes": -1,
+    "image_resizing_method": "center_crop",
+    "camera_names": FOUR,
+    "format": "spartan",
+    "data_discard_keys": [
+        f"robot__desired__{kind}__{side}::panda"
+        for kind in ("wrench", "joint_torque", "external_wrench", "joint_torque_external")
+        for side in ("right", "left")
+    ],
+    "action_key_fields": [
+        *(_pose("action", arm, part) for arm in (RIGHT, LEFT) for part in ("xyz", "rot_6d")),
+        *(_hand("action", arm) for arm in (RIGHT, LEFT)),
+    ],
+    "action_index_fields": [3, 9, 12, 18, 19, 20],
+}
+CONVERSIONS: dict[str, dict[str, Any]] = {
+    "titok-images-published": {
+        "sink": "image-shards",
+        "image_format": "jpeg",
+        "jpeg_quality": 100,
+        "jpeg_subsampling": "4:2:0",
+        "resize_images_size": [256, 256],
+        "image_resizing_method": "resize_no_crop",
+        "image_resizing_filter": "lanczos",
+        "image_metadata": False,
+    },
+    "lbm-1past-14future": {
+        **SHARDS,
+        "past_lowdim_steps": 1,
+        "future_lowdim_steps": 14,
+        "max_padding_left": 3,
+        "max_padding_right": 15,
+        "resize_images_size": [384, 384],
+    },
+    "lbm-5past-20future": {
+        **SHARDS,
+        "past_lowdim_steps": 5,
+        "future_lowdim_steps": 20,
+        "max_padding_left": 5,
+        "max_padding_right": 17,
+        "resize_images_size": [342, 256],
+    },
+    "future-vla": {
+        "format": "libero",
+        "sink": "jsonl",
+        "camera_names": ["image", "wrist_image"],
+        "action_keys": ["actions"],
+        "past_steps": 16,
+        "future_steps": 16,
+        "action_width": 7,
+        "qa_mode": "both",
+        "resize_images_size": [256, 256],
+    },
+}
+
+
+def written(path: Path) -> dict[str, Any]:
+    """Dotted key to value of a file and what it includes."""
+    return dict(_leaves(plain(read_file(path)), ""))
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            is_grouped = isinstance(value, str) and re.fullmatch(r"[\d_]+", value)  # 1_000
+            yield prefix + key, int(value) if is_grouped else value
+
+
 PUBLISHED = sorted(PRESETS.rglob("*-published.yaml"))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in PUBLISHED if path.stem not in CONVERSIONS],
+    ids=lambda path: path.stem,
+)
+def test_every_value_of_a_published_file_is_in_the_tables(path: Path) -> None:
+    name = path.stem.removesuffix("-published")
+    section, job, changes = PARTS.get(name, ("", name, {}))
+    table = WRITTEN | JOBS[job] | WRITTEN_BY_JOB.get(job, {})
+    table |= {f"model.transformer.{key}": value for key, value in changes.items()}
+    values = {section + key: value for key, value in written(path).items()}
+    assert values == {key: table.get(key, "not in the tables") for key in values}
+
+
+@pytest.mark.parametrize("preset", CONVERSIONS)
+def test_published_conversion_has_the_published_values(preset: str) -> None:
+    assert written(PRESETS / f"preprocess/{preset}.yaml") == CONVERSIONS[preset]
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)

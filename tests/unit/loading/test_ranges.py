@@ -58,7 +58,8 @@ def messages(*columns: Any, **normalization: Any) -> dict[str, str]:
         pytest.param(RARE, {}, "data.narrow_ranges", id="rare motion between percentiles"),
         pytest.param(RARE, {"method": "min_max"}, None, id="rare motion between its factor"),
         pytest.param(1e-5 * GOOD, {"epsilon": 1e-2}, "data.uneven_scales", id="below epsilon"),
-        pytest.param(500 * GOOD, {"enabled": False}, "data.uneven_scales", id="not normalized"),
+        pytest.param(150 * GOOD, {"enabled": False}, "data.uneven_scales", id="not normalized"),
+        pytest.param(50 * GOOD, {"enabled": False}, None, id="not normalized, not far"),
         pytest.param(0 * GOOD, {}, "note", id="constant"),
     ],
 )

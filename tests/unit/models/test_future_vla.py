@@ -203,6 +203,16 @@ def test_tokens_of_published_grids(views: int, compress: tuple[int, int, int], t
         assert network.embed_images(images).shape == (1, 2, tokens, 32)
 
 
+@torch.no_grad()
+def test_tokens_see_the_tokens_before_them_beside_padding() -> None:
+    network = _small().eval()
+    ids, positions = torch.tensor([[5, 6, 7, 8, 9, 9]]), torch.arange(6).expand(1, 3, 6)
+    is_real = torch.arange(6)[None] < 4
+    expected = network(ids[:, :4], positions[..., :4])
+    result = network(ids, positions, attention_mask=is_real)[:, :4]
+    torch.testing.assert_close(result, expected)
+
+
 def test_unused_convolutions_are_frozen() -> None:
     network = _small(compress=(0, 1, 1))
     grids = network.visual.grids

@@ -54,6 +54,7 @@ def test_image_of_another_shape_raises_an_error(image: np.ndarray) -> None:
         (torch.zeros(1, 1, 4, 4), "data.picture_size"),
         (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), "data.picture_size"),
         (torch.full((1, 3, 4, 4), 255.0), "data.pixel_range"),
+        (torch.full((1, 3, 4, 4), 1.01), "data.pixel_range"),
         (torch.full((1, 3, 4, 4), -1.0), "data.pixel_range"),
         (torch.full((1, 3, 4, 4), float("nan")), "data.pixel_range"),
     ],

@@ -167,6 +167,15 @@ def test_block_of_convnext_computes_its_formula() -> None:
     torch.testing.assert_close(block(x), x + w["layer_scale"] * h, rtol=1e-4, atol=1e-5)
 
 
+def test_compared_layers_of_vgg_are_relu_1_2_to_5_3() -> None:
+    network = Vgg16()
+    x = torch.rand(1, 3, 16, 16)
+    relus = [i for i, layer in enumerate(network.features) if isinstance(layer, nn.ReLU)]
+    last = [relus[number] for number in (1, 3, 6, 9, 12)]  # of 2, 2, 3, 3, 3 convolutions
+    expected = [network.features[: number + 1](x) for number in last]
+    torch.testing.assert_close(network(x), expected)
+
+
 def test_lpips_is_the_weighted_distance_of_features() -> None:
     torch.manual_seed(0)
     network = Lpips().eval()

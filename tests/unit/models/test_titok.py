@@ -323,6 +323,24 @@ def test_what_differs_from_the_mean_image_counts_more(stage: int) -> None:
     assert "background" not in TitokType().build(plain)
 
 
+@pytest.mark.parametrize("stage", [1, 2])
+def test_penalty_of_the_quantizer_counts_by_its_weight(stage: int) -> None:
+    losses = {"perceptual_loss": "none", "discriminator_weight": 0}
+    totals: list[float] = []
+    for weight in (0.0, 3.0):
+        torch.manual_seed(0)
+        config = tiny_titok(stage=stage, losses={**losses, "quantizer_weight": weight})
+        parts = TitokType().build(config)
+        modules = {name: part.module for name, part in parts.items()}
+        objective = make_objective(config, parts)
+        ctx = StepContext(0, PerSampleRng(lambda _: torch.Generator(), range(3), 3), modules)
+        batch = objective.prepare({"images": (make_images() * 255).to(torch.uint8)}, ctx)
+        loss = objective.loss("main", batch, ctx)
+        totals.append(float(loss.total.detach() / loss.count))
+        penalty = float(modules["model"](batch["pixels"]).penalty.detach())
+    assert totals[1] - totals[0] == pytest.approx(3 * penalty, rel=1e-4)
+
+
 def test_codebook_of_stage_2_is_not_revived() -> None:
     quantizer = {**QUANTIZER, "revive_after": 5}
     names = [

@@ -18,7 +18,12 @@ from vlatool.models.vqgan.config import (
 from vlatool.models.vqgan.discriminator import BlurDown, Discriminator, LecamEma, hinge
 from vlatool.models.vqgan.losses import FeatureDistance, GradientDistance, loss_parts
 from vlatool.models.vqgan.model import Decoder, Encoder, ResidualBlock, Vqgan
-from vlatool.models.vqgan.objective import CodebookMonitor, PixelObjective, published_groups
+from vlatool.models.vqgan.objective import (
+    CodebookMonitor,
+    PixelObjective,
+    mean_metrics,
+    published_groups,
+)
 
 YES, NO = torch.tensor(True), torch.tensor(False)
 TINY = VqganNetworkConfig.model_validate(NETWORK)
@@ -79,6 +84,13 @@ def test_input_of_the_shortcut_is_the_residual_if_the_width_changes() -> None:
     torch.testing.assert_close(block(x), expected)
 
 
+def test_norms_have_the_published_epsilons() -> None:
+    # Source: reference/titok 1.8, 4.3
+    for network, epsilon in ((Vqgan(TINY), 1e-6), (Discriminator(32), 1e-5)):
+        norms = [module for module in network.modules() if isinstance(module, nn.GroupNorm)]
+        assert {norm.eps for norm in norms} == {epsilon}
+
+
 def test_block_of_one_width_adds_its_input() -> None:
     block, x = ResidualBlock(8, 8, 4), torch.randn(1, 8, 5, 5)
     nn.init.zeros_(block.conv2.weight)
@@ -127,6 +139,16 @@ def test_lecam_compares_with_the_opposite_running_means() -> None:
     assert float(means.distance(*logits, logits)) == pytest.approx((0.5 + 2) ** 2 + (1 + 1) ** 2)
     logits = torch.tensor(-3.0), torch.tensor(2.0)
     assert float(means.distance(*logits, logits)) == 0
+
+
+def test_lecam_has_the_gradient_of_the_published_term() -> None:
+    means = LecamEma(0.9)
+    real, fake = torch.tensor(0.5, requires_grad=True), torch.tensor(-1.0, requires_grad=True)
+    means.distance(real, fake, (real.detach(), fake.detach())).backward()
+    # relu(m_r - E_f)^2 + relu(E_r - m_f)^2 with both running means at 0; reference/titok 4.2
+    assert real.grad is not None
+    assert fake.grad is not None
+    assert (float(real.grad), float(fake.grad)) == (2 * 0.5, -2 * 1.0)
 
 
 def test_gradient_of_the_discriminator_does_not_depend_on_micro_batches() -> None:
@@ -181,6 +203,19 @@ def test_distance_of_an_image_to_itself_is_zero_and_distance_has_a_gradient(
     assert float(changed.grad.abs().sum()) > 0
 
 
+def test_distance_of_gradients_is_the_sum_over_scales() -> None:
+    squares = torch.arange(4.0) ** 2  # 0, 1, 4, 9; halved: 0.5, 6.5
+    image = squares[:, None] + 10 * squares
+    expected = (3 + 30) + (6 + 60)  # at 4 x 4 and 2 x 2 pixels; one pixel has no gradient
+    images = image.expand(1, 3, 4, 4)
+    assert float(GradientDistance()(torch.zeros_like(images), images)) == expected
+
+
+def test_metrics_are_means_over_images() -> None:
+    metrics = mean_metrics({"loss": torch.tensor(6.0)}, 3)
+    assert metrics["loss"] == 2
+
+
 def test_collapse_is_reported_after_several_low_logs() -> None:
     monitor = CodebookMonitor(CodebookAlarmConfig(below=0.5, windows=2, stops=True))
     low = {"codebook_evenness": 0.1, "codebook_perplexity": 2.0, "dead_codes": 60.0}
@@ -212,6 +247,12 @@ def test_collapse_is_reported_if_all_images_have_the_same_codes() -> None:
 def test_invalid_configuration_raises_an_error(keys: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         VqganConfig.model_validate(keys)
+
+
+def test_weights_of_loss_terms_may_be_zero() -> None:
+    names = [name for name in PixelLossConfig.model_fields if name.endswith("_weight")]
+    PixelLossConfig.model_validate(dict.fromkeys(names, 0))
+    VqganConfig.model_validate({"commitment_cost": 0})
 
 
 def test_no_discriminator_with_weight_zero() -> None:

@@ -98,6 +98,17 @@ def test_loss_that_is_not_finite_stops_before_weights_change(tmp_path: Path) -> 
     assert same.saved == []
 
 
+def test_step_after_a_loss_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
+    data = samples()
+    data["x"][2 * 16 + 9] = float("nan")  # step 3; its loss is read after step 4
+    first = Fixture(tmp_path / "a", size=8, steps=2, lr_scheduler="const")
+    same = Fixture(tmp_path / "b", size=8, lr_scheduler="const")
+    first.fit(samples())
+    with pytest.raises(DataError):
+        same.fit(data)
+    assert torch.equal(first.model.weight, same.model.weight)
+
+
 def test_dummy_micro_batch_changes_nothing_and_counts_nothing(tmp_path: Path) -> None:
     data = samples(16)
     half = {name: value[:8] for name, value in data.items()}

@@ -221,6 +221,14 @@ def test_values_without_a_character_are_refused(value: float, code: str) -> None
     assert error_of(lambda: byte_tokenizer().encode(chunks)) == (code, 3)
 
 
+@pytest.mark.parametrize("character", [0xD7FF, 0xE000])
+def test_characters_beside_the_surrogates_are_encoded(character: int) -> None:
+    tokenizer = byte_tokenizer()
+    value = (character + tokenizer.min_token) / tokenizer.scale
+    chunks, problems = tokenizer.decode(tokenizer.encode(np.full((1, 1, 1), value)), 1, 1)
+    assert (float(chunks[0, 0, 0]), problems) == (pytest.approx(value), [None])
+
+
 def test_a_coefficient_that_the_vocabulary_cannot_encode_is_refused() -> None:
     few = ActionTokenizer(byte_document(byte_characters()[:60]), 10.0, 0)
 

@@ -39,6 +39,7 @@ def smooth_photo(height: int, width: int) -> np.ndarray:
             (155.42340, 155.07020, 113.58971, 113.50999),
         ),
         ((480, 640), (384, 384), (100, 100, 320, 240), (80, 80, 192, 192)),
+        ((640, 480), (384, 384), (100, 100, 240, 320), (80, 80, 192, 192)),
     ],
 )
 def test_published_intrinsics_equal_the_published_numbers(

@@ -7,6 +7,7 @@ import pytest
 
 from vlatool.episode import Episode
 from vlatool.errors import DataError
+from vlatool.transforms.chunks import relative_chunks
 from vlatool.transforms.pose_groups import PoseGroupConfig, with_pose_groups
 from vlatool.transforms.relative import relative_fields
 
@@ -57,6 +58,12 @@ def test_relative_fields_equal_the_published_vector() -> None:
         [[1, 0, 0, 0, 1, 0], [0, -1, 0, 1, 0, 0]],
         atol=1e-12,
     )
+
+
+def test_chunks_at_the_end_repeat_the_last_frame() -> None:
+    fields = {"gripper": np.array([[1.0], [2], [3]])}
+    chunks = relative_chunks(fields, ["gripper"], [], 3)
+    assert chunks[:, :, 0].tolist() == [[1, 2, 3], [2, 3, 3], [3, 3, 3]]
 
 
 def test_whole_fields_keep_their_names() -> None:

@@ -80,6 +80,7 @@ def test_absolute_pose_inverts_relative_pose(positions: np.ndarray, turns: np.nd
     ("name", "expected"),
     [
         ("robot__action__poses__left::panda__xyz", "robot__actual__poses__left::panda__xyz"),
+        ("robot__action__gripper", "robot__actual__gripper"),
         ("robot__version", None),
     ],
 )
