@@ -134,6 +134,12 @@ class LbmConfig(SinkConfig):
             raise ValueError("still_field_thresholds must not be negative")
         return self
 
+    @model_validator(mode="after")
+    def _leave_out_default_filter(self) -> Self:
+        """Makes the default filter, typed out, equal to the default."""
+        unset = self.model_copy(update={"image_resizing_filter": None})
+        return unset if self.image_resizing_filter == unset.resize_filter else self
+
     @property
     def resize_filter(self) -> ResizeFilter:
         """Filter of the resize; by default the published one with `compat`."""
