@@ -6,11 +6,21 @@ from typing import Any
 
 import pytest
 
+from tests.builders.base_models import vlm_base
 from tests.builders.future_vla import write_samples
 from tests.builders.recording import Recorder
-from tests.builders.training import tiny_arguments, tiny_config, world_shards
+from tests.builders.training import (
+    CAMERAS,
+    tiny_arguments,
+    tiny_config,
+    tiny_overrides,
+    world_shards,
+)
 from vlatool.cli.app import run as run_command
+from vlatool.config.overrides import parse_override
+from vlatool.config.resolve import load_config
 from vlatool.errors import ConfigError, UsageError
+from vlatool.training.config import TrainConfig
 from vlatool.training.forecast import Forecast
 from vlatool.workflows.train import train
 
@@ -65,6 +75,7 @@ def test_sharding_divides_the_state_over_devices(data: Path, tmp_path: Path) -> 
     assert whole.devices == sharded.devices == 4
     for kind in ("gradients", "optimizer", "averages"):
         assert sharded.memory[kind] == whole.memory[kind] // 4
+    assert (whole.memory["gathered"], sharded.memory["gathered"] > 0) == (0, True)
 
 
 def test_run_that_does_not_fit_names_keys_with_which_it_fits(data: Path, tmp_path: Path) -> None:
@@ -142,6 +153,40 @@ def test_bad_option_of_a_forecast_is_named(
         train(tiny_config(data, tmp_path / "run", **{"dry_run": True, **keys}))
 
 
+def test_unknown_activations_are_reported_and_refused_only_for_a_given_memory(
+    data: Path, tmp_path: Path
+) -> None:
+    base, backbone = vlm_base(tmp_path / "base", "smolvlm"), "model.vision_language_backbone"
+    keys = {
+        **tiny_overrides(data, tmp_path / "run", dry_run=True),
+        "data.processor": base,
+        "data.camera_names": ",".join(CAMERAS),
+        "data.lowdim_past_timesteps": 1,
+        "data.lowdim_future_timesteps": 6,
+        f"{backbone}.hf_pretrained": base,
+        f"{backbone}.num_vlm_layers_to_use": 1,
+    }
+    keys = {key: value for key, value in keys.items() if not key.startswith(f"{backbone}.text")}
+    for key in ("hidden_dim", "channels", "num_keypoints"):
+        del keys[f"{backbone}.{key}"]
+
+    def planned(**more: Any) -> Forecast | None:
+        overrides = [parse_override(f"{k}={v}") for k, v in {**keys, **more}.items()]
+        return train(
+            load_config(
+                TrainConfig, presets=["vla-diffusion-tiny-test"], overrides=overrides
+            ).config
+        ).forecast
+
+    forecast = planned()
+    assert forecast is not None
+    assert forecast.unknown
+    assert forecast.memory["activations"] is None
+    with pytest.raises(UsageError) as raised:
+        planned(device_memory="80GB")
+    assert raised.value.code == "usage.unknown_memory"
+
+
 FUTURE_VLA_4B = ("train", "-p", "future-vla-libero", "-p", "future-vla-4b", "--json")
 
 
@@ -165,8 +210,9 @@ def test_run_of_4b_sizes_is_planned_without_weights(
     assert run_command([*words, "--nproc", "1"]) == 2
     error = json.loads(capsys.readouterr().out)["error"]
     assert error["code"] == "usage.device_memory"
-    assert error["details"]["fits_with"][0]["distributed.fsdp"] is True
-    assert error["details"]["fits_with"][0]["nproc"] > 1
+    adapters, devices = error["details"]["fits_with"]
+    assert adapters["model.lora.rank"] > 0
+    assert (devices["distributed.fsdp"], devices["nproc"] > 1) == (True, True)
 
 
 def test_run_without_its_weights_can_only_be_planned(

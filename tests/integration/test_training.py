@@ -246,6 +246,12 @@ def test_run_that_died_between_planned_checkpoints_resumes_from_one_by_the_clock
     assert same_weights(finished, run.root)
 
 
+def test_start_says_how_much_a_kill_loses(data: Path, tmp_path: Path) -> None:
+    recorder = Recorder()
+    train(tiny_config(data, tmp_path / "run"), reporter=recorder)
+    assert any("loses at most 5 min" in note for note in recorder.notes)
+
+
 def test_resume_between_loader_workers_ends_with_the_same_bits(data: Path, tmp_path: Path) -> None:
     # One micro-batch per step: after one step the next batch comes from the second worker.
     changes = {"data__num_workers": 2, "hparams__per_gpu_batch_size": 8, "total_train_steps": 3}

@@ -35,8 +35,8 @@ class UnreachableHost(Exception):
     """
 
     def __init__(self, host: str, reason: str, proxy: str = "") -> None:
-        whose = f"the proxy {proxy} for {host}" if proxy else host
-        super().__init__(f"{whose} cannot be reached: {reason}")
+        server = f"the proxy {proxy} for {host}" if proxy else host
+        super().__init__(f"{server} cannot be reached: {reason}")
         self.host = host
         self.reason = reason
         self.has_proxy = bool(proxy)

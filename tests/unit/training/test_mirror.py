@@ -26,7 +26,7 @@ def there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     MemoryRemote.stores.clear()
 
 
-def save(run: RunDir, step: int, frozen: str) -> None:
+def save(run: RunDir, step: int, frozen: str, *, stopped: bool = False) -> None:
     """Writes a checkpoint whose frozen weights are in a file of the given name."""
     beside = run.checkpoints_folder / f"frozen_{frozen}.safetensors"
     folder = run.checkpoint(step)
@@ -34,7 +34,9 @@ def save(run: RunDir, step: int, frozen: str) -> None:
     beside.write_text(frozen)
     (folder / MODEL).write_text(str(step))
     entry = FileEntry(beside.name, len(frozen), sha256_of(beside))
-    CheckpointManifest.of(folder, step, step, beside={entry.path: entry}).write(folder)
+    CheckpointManifest.of(folder, step, step, beside={entry.path: entry}, stopped=stopped).write(
+        folder
+    )
     run.write_latest(step)
 
 
@@ -59,6 +61,25 @@ def test_shared_part_is_sent_once_and_pruned_with_the_last_checkpoint_that_names
     assert [path.name for path in run.checkpoints_folder.glob("frozen_*")] == [
         "frozen_y.safetensors"
     ]
+
+
+def test_checkpoint_by_the_clock_is_not_sent_soon_after_another_one(
+    tmp_path: Path, there: Path
+) -> None:
+    run = RunDir(tmp_path / "a")
+    mirror = RunMirror(run, there, lambda: None, Retention())
+    save(run, 1, "x", stopped=True)
+    mirror.send()
+    assert mirror.newest() == 1
+    save(run, 2, "x", stopped=True)
+    mirror.send()
+    assert (mirror.newest(), mirror.missing()) == (1, [])
+    save(run, 3, "x")
+    mirror.send()
+    assert mirror.newest() == 3
+    save(run, 4, "x", stopped=True)
+    mirror.send(is_last=True)
+    assert mirror.newest() == 4
 
 
 def measure(run: RunDir, step: int, success: float) -> None:
