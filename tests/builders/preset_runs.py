@@ -214,22 +214,22 @@ def train_preset(root: Path, preset: str, split: Split) -> dict[str, Tensor]:
 
 def _outputs(config: TrainConfig, trainer: Trainer, setup: TrainSetup) -> dict[str, Tensor]:
     """Floating-point outputs of the part `model` for made-up samples."""
-    found: list[Tensor] = []
+    outputs: list[Tensor] = []
 
-    def keep(module: nn.Module, inputs: object, output: object) -> None:
+    def collect(module: nn.Module, inputs: object, output: object) -> None:
         del module, inputs
         values = output if isinstance(output, tuple) else (output,)
-        found.extend(v for v in values if isinstance(v, Tensor) and v.is_floating_point())
+        outputs.extend(v for v in values if isinstance(v, Tensor) and v.is_floating_point())
 
     rows = tuple(range(GLOBAL_BATCH))
     batch = config.model_type.example(config.model, config.data, GLOBAL_BATCH)
     micro_batch = MicroBatch(batch, samples=("made up",) * GLOBAL_BATCH, positions=rows)
     ctx = trainer.contexts.of(0, micro_batch, "outputs", training=False)
     trainer.placed.eval()
-    setup.state.parts["model"].module.register_forward_hook(keep)
+    setup.state.parts["model"].module.register_forward_hook(collect)
     with torch.no_grad():
         loss = setup.objective.validate(setup.objective.prepare(batch, ctx), ctx)
-    return {f"output {n}": value.contiguous() for n, value in enumerate([*found, loss.total])}
+    return {f"output {n}": value.contiguous() for n, value in enumerate([*outputs, loss.total])}
 
 
 def _whole(value: Tensor) -> Tensor:

@@ -262,12 +262,12 @@ class CodebookUsage:
     Neighboring frames are compared if a rank gets them one after the other.
 
     Attributes:
-        by_place: Occurrences of each code at each place of an image [K, N].
+        by_position: Occurrences of each code at each position of an image [K, N].
         changes: Changes of each of the K codes from one frame to the next [K].
         pairs: Number of pairs of neighboring frames, scalar.
     """
 
-    by_place: Tensor
+    by_position: Tensor
     changes: Tensor
     pairs: Tensor
 
@@ -289,11 +289,11 @@ class CodebookUsage:
         Raises:
             DataError: A code is out of range.
         """
-        places, size = self.by_place.shape
+        number, size = self.by_position.shape
         check_codes(codes, size)
-        flat = codes.long() + size * torch.arange(places, device=codes.device)
-        counts = torch.bincount(flat.reshape(-1), minlength=places * size)
-        self.by_place = self.by_place + counts.view(places, size)
+        flat = codes.long() + size * torch.arange(number, device=codes.device)
+        counts = torch.bincount(flat.reshape(-1), minlength=number * size)
+        self.by_position = self.by_position + counts.view(number, size)
         if frames is None or not len(codes):
             return
         rows, indices = _after(self._last, codes, frames)
@@ -304,7 +304,7 @@ class CodebookUsage:
 
     def reduced(self, reduce: Reduce) -> "CodebookUsage":
         """Counts over all ranks; `reduce` sums a tensor over ranks."""
-        return CodebookUsage(*map(reduce, (self.by_place, self.changes, self.pairs)))
+        return CodebookUsage(*map(reduce, (self.by_position, self.changes, self.pairs)))
 
     def metrics(self) -> dict[str, float]:
         """Metrics of the codes; those of neighboring frames only if there are any.
@@ -313,16 +313,16 @@ class CodebookUsage:
             codebook_usage, the share of codes that occurred; codebook_entropy in bits, at most
             log2 N; changed_codes, the mean number of the K codes that differ from one frame to the
             next; constant_places, the number of the K codes that never changed; frequent_codes, the
-            share of codes that are the most frequent ones of their place, 1 if all images have the
+            share of codes that are the most frequent of their position, 1 if all images have the
             same codes.
         """
-        counts = self.by_place.sum(0)
+        counts = self.by_position.sum(0)
         total = float(counts.sum())
         shares = counts.double() / max(total, 1.0)
         metrics = {
             "codebook_usage": float((counts > 0).double().mean()),
             "codebook_entropy": float(-(shares * (shares + _EPSILON).log2()).sum()),
-            "frequent_codes": float(self.by_place.amax(1).sum()) / max(total, 1.0),
+            "frequent_codes": float(self.by_position.amax(1).sum()) / max(total, 1.0),
         }
         if int(self.pairs):
             metrics["changed_codes"] = float(self.changes.sum()) / float(self.pairs)

@@ -141,7 +141,10 @@ class RunMirror:
         if self._is_last or time.monotonic() - self._sent_at >= pause_s:
             return [step for step, _ in missing]
         manifests = read_manifests(folder for _, folder in missing)
-        return [step for step, _ in missing if (one := manifests.get(step)) and not one.stopped]
+        planned = {
+            step for step, manifest in manifests.items() if manifest and not manifest.stopped
+        }
+        return [step for step, _ in missing if step in planned]
 
     def _complete(self) -> dict[int, CheckpointManifest]:
         """Manifests of the complete checkpoints there; those that differ from local ones go."""

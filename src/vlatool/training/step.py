@@ -192,22 +192,22 @@ def prepare_step(
 ) -> list[MicroBatch]:
     """Prepared micro-batches of a step of this rank, with the global sums. Collective."""
     local, zero = LossSums(runtime.device), torch.zeros((), device=runtime.device)
-    prepared: list[MicroBatch] = []
+    micro_batches: list[MicroBatch] = []
     with torch.no_grad():
         for micro_batch in fetched:
             ctx = contexts.of(step, micro_batch, "prepare")
             batch = objective.prepare(dict(micro_batch.batch), ctx)
-            prepared.append(replace(micro_batch, batch=batch))
+            micro_batches.append(replace(micro_batch, batch=batch))
         if len(fetched) == 1 and runtime.world_size == 1:
-            return prepared
-        for micro_batch in prepared:
+            return micro_batches
+        for micro_batch in micro_batches:
             with runtime.autocast():
                 sums = objective.global_sums(micro_batch.batch, contexts.of(step, micro_batch, 0))
             if not sums:
-                return prepared
+                return micro_batches
             local.add(Loss(zero, zero, sums), is_dummy=micro_batch.is_dummy)
     total = local.reduced(runtime, []).sums
-    return [replace(one, batch={**one.batch, **total}) for one in prepared]
+    return [replace(item, batch={**item.batch, **total}) for item in micro_batches]
 
 
 class OptimizerStepper:

@@ -48,8 +48,8 @@ def groups_by_name(names: Collection[str]) -> list[PoseGroup]:
     Their references are the measured poses, as of all published data.
     """
     fields = (name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX))
-    ends = (_POSITION, _ROTATION)
-    poses = dict.fromkeys(f[: -len(end)] for f in fields for end in ends if f.endswith(end))
+    suffixes = (_POSITION, _ROTATION)
+    poses = dict.fromkeys(f[: -len(text)] for f in fields for text in suffixes if f.endswith(text))
     return [PoseGroup(pose, pose + _POSITION, pose + _ROTATION) for pose in poses]
 
 

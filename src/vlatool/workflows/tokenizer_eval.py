@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 REPORT, PAGE = "report.json", "report.html"
 _SHOWN = 8
-_COLLAPSED_ABOVE = 0.99  # share of codes that are the most frequent of their place
+_COLLAPSED_ABOVE = 0.99  # share of codes that are the most frequent of their position
 # Label, unit and decimals of each metric, in the order of the table.
 _METRICS: Mapping[str, tuple[str, str, int]] = {
     "psnr": ("PSNR, mean over images", "dB", 2),
@@ -49,7 +49,7 @@ _METRICS: Mapping[str, tuple[str, str, int]] = {
     "codebook_entropy": ("entropy of the codes", "bits", 2),
     "changed_codes": ("codes that change per frame", "", 2),
     "constant_places": ("constant code positions", "", 0),
-    "frequent_codes": ("codes that are the most frequent of their place", "of 1", 3),
+    "frequent_codes": ("codes that are the most frequent of their position", "of 1", 3),
 }
 
 

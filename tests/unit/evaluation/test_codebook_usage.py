@@ -51,7 +51,7 @@ def test_counts_over_ranks_are_those_of_all_images() -> None:
     ranks = [CodebookUsage.of(8, 3) for _ in range(2)]
     ranks[0].add(CODES[:2], [FrameIndex("a", 0), FrameIndex("a", 1)])
     ranks[1].add(CODES[2:], [FrameIndex("b", 0), FrameIndex("b", 1)])
-    names = iter(("by_place", "changes", "pairs"))
+    names = iter(("by_position", "changes", "pairs"))
 
     def reduce(own: torch.Tensor) -> torch.Tensor:
         name = next(names)
