@@ -173,9 +173,10 @@ def tokenizer_eval(
     evaluation = evaluate_reconstruction(
         tokenizer.network, run, images, options, networks, reporter
     )
-    if evaluation.metrics.get("frequent_codes", 0.0) > _COLLAPSED_ABOVE:
-        usage = CodesUsage(evaluation.num_images, equal_images=evaluation.metrics["frequent_codes"])
-        reporter.warn(COLLAPSED, f"{tokenizer.path}: {usage.problem}")
+    share = evaluation.metrics.get("frequent_codes", 0.0)
+    problem = CodesUsage(evaluation.num_images, equal_images=share).problem
+    if problem and share > _COLLAPSED_ABOVE:
+        reporter.warn(COLLAPSED, f"{tokenizer.path}: {problem}")
     rows, drops = _all_rows(evaluation, runtime), _all_drops(evaluation, runtime)
     result = _result(config, tokenizer, evaluation, networks, output)
     result = replace(result, dropped_images=drops)
