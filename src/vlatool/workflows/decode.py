@@ -76,15 +76,15 @@ class DecodeJob:
         options = {
             **config.model_dump(mode="json", exclude={*config.no_effect_on_output}),
             "codes": source.name,
-            "codes digest": selection.folder.manifest.digest if source.is_dir() else "",
             "pictures": list(selection.stems or ()),
             "tokenizer digest": tokenizer.network.decoder_digest,
         }
+        digest = selection.folder.manifest.digest if source.is_dir() else ""
         self.spec = JobSpec(
             output=output,
             record=OutputRecord(
                 "decode",
-                {**options, **versions_of([source])},
+                {**options, "codes digest": digest, **versions_of([source])},
                 words={
                     "codes digest": "codes",
                     "pictures": "images",

@@ -155,8 +155,11 @@ class _CodesExport:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        manifest = self.source.manifest
-        return {**manifest.identity(), "source digest": manifest.digest}
+        return self.source.manifest.identity()
+
+    @property
+    def source_digest(self) -> str:
+        return self.source.manifest.digest
 
     def __call__(self, item: str) -> Receipt:
         episode = self.source.read(item)
@@ -202,6 +205,7 @@ class _SamplesExport:
     manifest: ClassVar[str] = SAMPLES_MANIFEST_NAME
     owned: ClassVar[Sequence[str]] = SAMPLES_OWNED_FILES
     earlier_states: ClassVar[Sequence[Callable[[str], InputState]]] = ()
+    source_digest: ClassVar[str] = ""
 
     @property
     def items(self) -> Sequence[str]:
@@ -293,11 +297,12 @@ class ExportJob:
         self.items: Sequence[str] = work.items
         source, output = pinned(config.source), location(config.output)
         options = {"source": source.name, "exported": work.exported, "layout": work.layout}
+        digest = {"source digest": work.source_digest} if work.source_digest else {}
         self.spec = JobSpec(
             output=output,
             record=OutputRecord(
                 "export",
-                {**options, **work.identity, **versions_of([source])},
+                {**options, **work.identity, **digest, **versions_of([source])},
                 words={"pictures": "location of the images", "source digest": "source"},
             ),
             title=f"export {config.source}",
