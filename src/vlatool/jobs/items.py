@@ -31,7 +31,15 @@ class Items:
         """Outcomes with complete receipts; arrays of a remote journal are prefetched."""
         spec, name = self._spec, self._name
         has_stored = spec.has_arrays and self._journal.folder.is_dir()
-        task = _Task(spec.work, spec.state, spec.plan, self._journal, spec.has_arrays, has_stored)
+        task = _Task(
+            spec.work,
+            spec.state,
+            spec.plan,
+            self._journal,
+            spec.has_arrays,
+            has_stored,
+            spec.earlier_states,
+        )
         logged = {} if spec.has_arrays else self._journal.logged()
         work_items = (_WorkItem(item, name(item), logged.get(name(item))) for item in items)
         if spec.is_pipelined:
@@ -122,6 +130,7 @@ class _Task:
         journal: Journal of the output.
         has_arrays: Receipts are files of their own.
         has_stored: An earlier run left such files.
+        earlier_states: `JobSpec.earlier_states`.
     """
 
     work: Callable[[Any], Receipt]
@@ -130,6 +139,7 @@ class _Task:
     journal: Journal
     has_arrays: bool
     has_stored: bool
+    earlier_states: Sequence[Callable[[Any], InputState]] = ()
 
     def __call__(self, item: _WorkItem) -> Receipt:
         """Receipt of an item, without the arrays, which are in the journal."""
@@ -144,10 +154,19 @@ class _Task:
     def _earlier_receipt(self, item: _WorkItem, state: InputState) -> Receipt | None:
         key = f"{self.plan} {state.digest}"
         earlier = self.journal.find(item.name, key) if self.has_stored else item.logged
-        if earlier is None or earlier.key != key:
+        if earlier is None or (earlier.key != key and earlier.key not in self._earlier_keys(item)):
             return None
         receipt = intact_receipt(self.journal.output, earlier)
-        return receipt and replace(receipt.without_arrays(), resumed=True)
+        return receipt and replace(
+            receipt.without_arrays(),
+            key=key,
+            sizes=state.sizes,
+            changed_ns=state.changed_ns,
+            resumed=True,
+        )
+
+    def _earlier_keys(self, item: _WorkItem) -> Iterator[str]:
+        return (f"{self.plan} {state(item.item).digest}" for state in self.earlier_states)
 
     def complete(self, item: _WorkItem, state: InputState, receipt: Receipt) -> Receipt:
         """Receipt with name and key; stored in the journal if it has arrays."""

@@ -66,6 +66,14 @@ def test_pixels_of_another_shape_or_range_raise_an_error(pixels: torch.Tensor, c
     assert error.value.code == code
 
 
+def test_rounding_beyond_the_range_of_pixels_is_accepted() -> None:
+    rounded = torch.tensor([-9e-4, 1.0009]).repeat(24).view(1, 3, 4, 4)
+    check_pixels(rounded, 4)
+
+    with pytest.raises(DataError):
+        check_pixels(rounded * 1.002, 4)
+
+
 def test_uint8_is_restored_from_float() -> None:
     images = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 3, 16, 16)
 

@@ -220,6 +220,7 @@ def test_invalid_codes_raise_an_error(codes: torch.Tensor, code: str) -> None:
         {"decoder_head": "pixel", "stage": 2},
         {"quantizer": {"type": "kl"}},
         {"encoder": "huge"},
+        {"num_latent_tokens": 0},
         {"image_size": 15},
     ],
 )
