@@ -132,6 +132,7 @@ def test_configuration_of_the_job_is_that_of_the_command_line() -> None:
         (("--init-from", "runs/first"), "config.local_path"),
         (("--sagemaker.instance_type", "p9"), "usage.instance_type"),
         (("--sagemaker.environment.HF_TOKEN", "hf_x"), "usage.secret"),
+        (("--sagemaker.environment.STORE", "postgres://ada:hunter22@db/robots"), "usage.secret"),
         (("--sagemaker.image", ""), "config.invalid_value"),
         (("--sagemaker.secrets.HF_TOKEN", ""), "config.invalid_value"),
         (("--sagemaker.local", "true"), "config.refused"),

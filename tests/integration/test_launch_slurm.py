@@ -78,17 +78,24 @@ def test_dry_run_shows_the_script_and_writes_nothing(
     assert not (tmp_path / "runs").exists()
 
 
-def test_submitted_job_does_not_get_variables_that_name_secrets(
+def test_submitted_job_does_not_get_variables_that_hold_credentials(
     launch: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", slurm_programs(tmp_path / "bin")["PATH"])
-    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    hidden = {
+        "WANDB_API_KEY": "secret",
+        "GITHUB_PAT": "secret",
+        "NETRC_AUTH": "secret",
+        "DATABASE_URL": "postgres://ada:hunter22@db/robots",
+    }
+    for name, value in hidden.items():
+        monkeypatch.setenv(name, value)
     code, result = launch("--submit")
     names = (tmp_path / "bin" / "sbatch.environment").read_text().split("\n")
     assert (code, result["status"]) == (0, "submitted")
     assert result["job"].isdigit()
     assert "PATH" in names
-    assert "WANDB_API_KEY" not in names
+    assert not hidden.keys() & {*names}
 
 
 @pytest.mark.parametrize("text", ["no program", "#!/bin/sh\n"], ids=["broken", "silent"])

@@ -128,11 +128,11 @@ def test_other_files_there_stay_unless_they_are_to_be_replaced(hub: WebServer, d
     assert hub.written.tags == {"v2.1": hub.written.commit}
 
 
-def edit(name: str, text: str) -> Callable[[Path], None]:
-    def append(data: Path) -> None:
-        (data / name).write_text(text)
+def edit(name: str, content: str | bytes) -> Callable[[Path], None]:
+    def write(data: Path) -> None:
+        (data / name).write_bytes(content.encode() if isinstance(content, str) else content)
 
-    return append
+    return write
 
 
 def without_rows(data: Path) -> None:
@@ -162,6 +162,8 @@ SECRET = "hf_" + "a1" * 17
     [
         (without_rows, {}, "data.verification_failed"),
         (edit("meta/log.txt", f"ok\ntoken {SECRET}\n"), {}, "data.secret"),
+        (edit("meta/notes.rst", f"token {SECRET}"), {}, "data.secret"),
+        (edit("meta/log.txt", f"token {SECRET}\n".encode("utf-16")), {}, "data.secret"),
         (edit("meta/log.txt", "hf-of-my-own-hub"), {"HF_TOKEN": "hf-of-my-own-hub"}, "data.secret"),
         (edit("meta/log.txt", "https://ada:hunter22@host/data"), {}, "data.secret"),
         (task_with("see /home/ada/tasks.txt"), {}, "data.absolute_path"),

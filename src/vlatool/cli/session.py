@@ -208,10 +208,23 @@ def _retries_reported(reporter: Reporter) -> Iterator[None]:
 def _stderr_handler(options: OutputOptions) -> logging.Handler:
     handler = logging.StreamHandler(cast(TextIO, output.Stderr()))
     handler.setLevel({0: logging.WARNING, 1: logging.INFO}.get(options.verbose, logging.DEBUG))
-    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_LogFormatter("%(levelname)s %(name)s: %(message)s"))
     reported = {_RETRIES} if options.verbose else {_RETRIES, "py.warnings"}
     handler.addFilter(lambda record: record.name not in reported)
     return handler
+
+
+class _LogFormatter(logging.Formatter):
+    """Formatter of logs without credentials."""
+
+    def __init__(self, form: str) -> None:
+        from vlatool.storage.credentials import credentials_pattern, without_credentials
+
+        super().__init__(form)
+        self._pattern, self._without = credentials_pattern(), without_credentials
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._without(super().format(record), self._pattern)
 
 
 class _LogFile(logging.FileHandler):
@@ -238,7 +251,7 @@ def _log_file(path: str) -> logging.Handler:
     except OSError as error:
         raise _log_file_error(path, error) from error
     handler.setLevel(logging.DEBUG)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     try:
         cast(TextIO, handler.stream).write(f"{handler.format(_command_record())}\n")
         handler.flush()

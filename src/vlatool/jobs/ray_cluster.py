@@ -15,12 +15,12 @@ from typing import Any
 
 from vlatool.errors import EnvironmentProblem, missing_package
 from vlatool.jobs.executor import default_workers
+from vlatool.storage.credentials import is_credential
 
 _log = logging.getLogger(__name__)
 
 _FORWARDED = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE")
 _FORWARDED_PREFIXES = ("AWS_ENDPOINT_URL", "VLATOOL_")
-_SECRET_WORDS = ("KEY", "SECRET", "TOKEN", "PASSWORD", "CREDENTIAL")
 
 # For an address without Ray, `ray.init` tries for two minutes and then exits the process.
 _PROBE_PREFIX = "cannot join: "
@@ -232,13 +232,9 @@ def forwarded_variables(environ: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in environ.items()
-        if (name in _FORWARDED or name.startswith(_FORWARDED_PREFIXES)) and not names_secret(name)
+        if (name in _FORWARDED or name.startswith(_FORWARDED_PREFIXES))
+        and not is_credential(name, value)
     }
-
-
-def names_secret(variable: str) -> bool:
-    """True if an environment variable holds a credential, by its name."""
-    return any(word in variable.upper() for word in _SECRET_WORDS)
 
 
 def _probe(address: str, connect_s: float) -> str:

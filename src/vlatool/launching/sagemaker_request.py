@@ -15,6 +15,7 @@ from vlatool.errors import UsageError
 from vlatool.launching.sagemaker_config import SageMakerConfig
 from vlatool.launching.training_job import LAUNCH_FOLDER
 from vlatool.plugins import did_you_mean
+from vlatool.storage.credentials import is_credential
 from vlatool.training.ranks import HOSTS, SECRETS
 
 # Published short names. Source: reference/sagemaker 1.
@@ -60,9 +61,6 @@ _ENVIRONMENT = {
     HOSTS: "/opt/ml/input/config/resourceconfig.json",
     "PYTHONUNBUFFERED": "1",
 }
-_SECRET_WORDS = re.compile(
-    r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY)(_|$)|KEY$"
-)
 
 
 def instance_type(name: str) -> str:
@@ -154,8 +152,8 @@ def check_job(config: SageMakerConfig) -> None:
             code="config.contradiction",
             details={"key": "sagemaker.max_wait"},
         )
-    for name in config.environment:
-        if _SECRET_WORDS.search(name.upper()):
+    for name, value in config.environment.items():
+        if is_credential(name, value):
             raise UsageError(
                 f"sagemaker.environment.{name} looks like a secret: whoever may describe the job "
                 "can read its environment",

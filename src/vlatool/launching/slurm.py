@@ -14,7 +14,7 @@ from pydantic import Field, StringConstraints
 from vlatool.config.base import ConfigModel
 from vlatool.errors import EnvironmentProblem
 from vlatool.events import Reporter
-from vlatool.jobs.ray_cluster import names_secret
+from vlatool.storage.credentials import is_credential
 
 SBATCH = "sbatch"
 _ESCAPED = re.compile(r'["\\]')
@@ -200,7 +200,7 @@ def submit(script: Path, environ: Mapping[str, str], reporter: Reporter) -> str:
         EnvironmentProblem: There is no sbatch here, or it rejects the script.
     """
     check_sbatch(script)
-    hidden = sorted(name for name in environ if names_secret(name))
+    hidden = sorted(name for name, value in environ.items() if is_credential(name, value))
     if hidden:
         reporter.warn(
             "variables_left_out",

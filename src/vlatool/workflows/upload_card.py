@@ -12,6 +12,7 @@ from vlatool.events import counted
 from vlatool.jobs.downloads import contents_record
 from vlatool.jobs.record import OutputRecord
 from vlatool.pages.report import Report
+from vlatool.storage.credentials import without_credentials
 from vlatool.storage.tree import size_text
 from vlatool.workflows.upload_files import without_locations
 
@@ -48,6 +49,7 @@ def card_text(
     ]
     text = "\n\n".join(blocks) + "\n"
     # A report may name the folder itself, or locations that it was made from.
+    text = without_credentials(text)
     return without_locations(text.replace(f"{folder.absolute()}/", "").replace(f"{folder}/", ""))
 
 

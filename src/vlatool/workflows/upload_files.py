@@ -1,5 +1,6 @@
 """Files of a folder that an upload sends: without records, secrets and folders of this machine."""
 
+import codecs
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from vlatool.artifacts.run.format import CONFIG, ORIGINS, TRACKERS
 from vlatool.artifacts.shards.format import CONFIG_NAME as OPTIONS_NAME
 from vlatool.errors import DataError, name_error
 from vlatool.jobs.downloads import data_files
+from vlatool.storage.credentials import credentials_pattern
 from vlatool.storage.hub_upload import UploadFile
 
 CARD = "README.md"
@@ -29,6 +31,11 @@ _TEXT_SUFFIXES = frozenset(
     {"", ".json", ".jsonl", ".yaml", ".yml", ".txt", ".md", ".csv", ".toml", ".ini", ".cfg"}
     | {".xml", ".html", ".log", ".py", ".sh"}
 )
+# Files whose content has no text: all others are searched for credentials.
+_BINARY_SUFFIXES = frozenset(
+    {".arrow", ".bin", ".gz", ".jpeg", ".jpg", ".mp4", ".npy", ".npz", ".parquet", ".png", ".pt"}
+    | {".safetensors", ".tar", ".webp", ".zip", ".zst"}
+)
 _BLOCK_BYTES = 4 * 2**20
 _MAX_SHOWN = 5
 # First folders of absolute paths: those with data of users, besides those of this machine.
@@ -38,13 +45,6 @@ _SYSTEM_FOLDERS = {
     *("bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "run", "sbin"),
     *("sys", "usr"),
 }
-_SECRETS = re.compile(
-    rb"\bhf_[A-Za-z0-9]{30,}|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{36}"
-    rb"|\bgithub_pat_\w{40,}|\bxox[abp]-[\w-]{20,}|-----BEGIN [A-Z ]*PRIVATE KEY-----"
-    rb"|://[^/\s:@\"']+:[^/\s:@\"']+@|[?&]X-(?:Amz|Goog)-Signature="
-)
-_SECRET_VARIABLE = re.compile(r"(TOKEN|SECRET_ACCESS_KEY|API_KEY|PASSWORD)$")
-_SHORTEST_SECRET = 16
 
 
 class Problem(NamedTuple):
@@ -93,7 +93,7 @@ def _check_name(name: str) -> None:
 
 
 def check_texts(files: Sequence[UploadFile], folder: Path) -> None:
-    """Raises an error if a text file holds a secret, or an absolute path of a machine.
+    """Raises an error if a text holds a secret, or a text file an absolute path of a machine.
 
     The content of shards, tables, images and weights is not read.
 
@@ -101,10 +101,11 @@ def check_texts(files: Sequence[UploadFile], folder: Path) -> None:
         DataError: There is one; the message names the file and the line, and no secret.
     """
     for code, pattern, advice in (
-        ("data.secret", _secret_pattern(), "a secret (a token, a key, or a signed address)"),
+        ("data.secret", credentials_pattern(), "a secret (a token, a key, or a signed address)"),
         ("data.absolute_path", _path_pattern(), "an absolute path of a machine"),
     ):
-        problems = [problem for file in files for problem in _matches(file, pattern)]
+        texts = [file for file in files if _is_text(file, code)]
+        problems = [problem for file in texts for problem in _matches(file, pattern)]
         if not problems:
             continue
         first = problems[0]
@@ -127,10 +128,13 @@ _HINTS = {
 }
 
 
+def _is_text(file: UploadFile, code: str) -> bool:
+    suffix = PurePosixPath(file.name).suffix.lower()
+    return suffix not in _BINARY_SUFFIXES if code == "data.secret" else suffix in _TEXT_SUFFIXES
+
+
 def _matches(file: UploadFile, pattern: re.Pattern[bytes]) -> Iterator[Problem]:
     """Yields the lines of a text file that match, each once."""
-    if PurePosixPath(file.name).suffix.lower() not in _TEXT_SUFFIXES:
-        return
     number, last = 1, 0
     for block in _text_blocks(file):
         start = 0
@@ -149,8 +153,12 @@ def _text_blocks(file: UploadFile) -> Iterator[bytes]:
         yield file.content
         return
     with file.content.open("rb") as opened:
-        rest = b""
+        start, rest = opened.read(2), b""
+        is_utf16 = start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in start
+        opened.seek(0)
         while block := opened.read(_BLOCK_BYTES):
+            if is_utf16:  # what a pattern can match is ASCII
+                block = block.replace(b"\0", b"")
             if b"\0" in block:
                 return
             head, end, tail = (rest + block).rpartition(b"\n")
@@ -167,17 +175,6 @@ def _path_pattern() -> re.Pattern[bytes]:
     names = "|".join(re.escape(name) for name in sorted(own | _USER_FOLDERS))
     unix = rf"(?<![\w.@~+%/-])(?:file://)?/(?:{names})/[^\s\"'<>,;:)\]}}]+"
     return re.compile(rf"{unix}|\b[A-Z]:\\+Users\\+[^\s\"']+".encode())
-
-
-def _secret_pattern() -> re.Pattern[bytes]:
-    """Forms of secrets, and the values of those of this process."""
-    values = {
-        value
-        for name, value in os.environ.items()
-        if _SECRET_VARIABLE.search(name) and len(value) >= _SHORTEST_SECRET
-    }
-    own = [re.escape(os.fsencode(value)) for value in sorted(values)]
-    return re.compile(b"|".join([_SECRETS.pattern, *own]))
 
 
 def without_locations(text: str) -> str:
