@@ -4,14 +4,17 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from tests.builders.lerobot_shared import DATA_PATH, VIDEO_PATH, write_shared
+from tests.builders.preprocessing import samples
 from vlatool.episode import Episode
 from vlatool.sources.lerobot.reader import LeRobotConfig, LeRobotReader
+from vlatool.workflows.preprocess import PreprocessConfig, PreprocessResult, preprocess
 
 CAMERA = "observation.images.ego_view"
 # Rows, first index, sum of state, sum of action, mean over all images. Source: formats/lerobot 13
@@ -67,6 +70,38 @@ def episodes(request: pytest.FixtureRequest, twin: Path) -> list[Episode]:
         "lerobot.camera_without_files",
     ]
     return [reader.read(ref) for ref in refs]
+
+
+def test_splits_and_windows_of_the_recording_survive_the_lerobot_sink(tmp_path: Path) -> None:
+    if not (recording() / "meta/info.json").exists():
+        pytest.skip(f"no GR1 recording at {recording()}; set VLATOOL_GR1 to its folder")
+    source = shutil.copytree(recording(), tmp_path / "gr1_pick")
+    info = json.loads((source / "meta/info.json").read_text())
+    splits = {"train": "0:3", "val": "3:5"}
+    (source / "meta/info.json").write_text(json.dumps(info | {"splits": splits}))
+    copy = tmp_path / "copy/gr1_pick"
+
+    preprocessed(source, copy, "lerobot", None)
+
+    assert json.loads((copy / "meta/info.json").read_text())["splits"] == splits
+    before = preprocessed(source, tmp_path / "before", "lbm", "val")
+    after = preprocessed(copy, tmp_path / "after", "lbm", "val")
+    assert before.episodes == after.episodes == 2
+    assert windows(tmp_path / "before") == windows(tmp_path / "after")
+
+
+def preprocessed(source: Path, output: Path, sink: str, split: str | None) -> PreprocessResult:
+    tree = {"format": "lerobot", "sources": [str(source)], "output": str(output), "workers": 2}
+    tree |= {"sink": {"type": sink}, "source": {"split": split}}
+    return preprocess(PreprocessConfig.specialize(tree).model_validate(tree))
+
+
+def windows(folder: Path) -> list[dict[str, Any]]:
+    """Samples without their metadata: the sink writes even timestamps."""
+    return [
+        {name: part for name, part in sample.items() if not name.startswith(("metadata", "__local", "__url"))}
+        for sample in samples(folder / "shards")
+    ]
 
 
 def test_numbers_are_those_of_the_recording(episodes: list[Episode]) -> None:

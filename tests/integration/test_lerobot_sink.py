@@ -1,6 +1,7 @@
 """LeRobot data sets of the sink `lerobot`. Source: formats/lerobot-writing 1, 2."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from tests.builders.recording import Recorder
 from tests.builders.spartan import TASK, spartan_task
+from vlatool.errors import DataError
 from vlatool.plugins import FORMATS
 from vlatool.sinks.lerobot.sink import LeRobotSink
 from vlatool.testing import check_sink
@@ -45,6 +47,51 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = {"layout": "spartan", "episodes": EPISODES, "frames": FRAMES, "workers": 1}
     sample(SampleConfig.model_validate({**options, "output": str(folder)}))
     return folder
+
+
+@pytest.fixture(scope="module")
+def sets(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two LeRobot sets in a folder."""
+    folder = tmp_path_factory.mktemp("sets")
+    written("spartan", raw, folder / "a")
+    shutil.copytree(folder / "a", folder / "b")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("splits", "read", "expected"),
+    [
+        ({"train": "0:1", "val": "1:2"}, "val", {"train": "0:1,2:3", "val": "1:2,3:4"}),
+        ({"train": "0:100"}, "train", {"train": "0:4"}),
+        ({"train": "0:1"}, "train", {"train": "0:1,2:3"}),
+        ({"train": "0:7", "val": "7:10", "split_unit": "frame"}, "train", {"train": "0:4"}),
+        ({}, "train", {"train": "0:4"}),
+    ],
+    ids=["two", "too long", "too short", "in frames", "none"],
+)
+def test_splits_of_merged_sets_are_kept_and_read(
+    splits: dict[str, str], read: str, expected: dict[str, str], sets: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(sets, tmp_path / "sets")
+    for path in folder.glob("*/meta/info.json"):
+        info = json.loads(path.read_text())
+        unit = {key: splits[key] for key in splits if key == "split_unit"}
+        named = {key: span for key, span in splits.items() if key != "split_unit"}
+        path.write_text(json.dumps(info | {"splits": named} | unit))
+    written("lerobot", folder, tmp_path / "out")
+    info = json.loads((tmp_path / "out/meta/info.json").read_text())
+    assert (info["splits"], "split_unit" in info) == (expected, False)
+    reader = FORMATS.get("lerobot")(FORMATS.get("lerobot").Config(split=read))
+    numbers = [ref.number for ref in reader.discover([tmp_path / "out"])]
+    spans = [span.split(":") for span in expected[read].split(",")]
+    assert numbers == [number for start, stop in spans for number in range(int(start), int(stop))]
+
+
+def test_unknown_split_is_an_error_that_names_the_known_ones(sets: Path) -> None:
+    reader = FORMATS.get("lerobot")(FORMATS.get("lerobot").Config(split="test"))
+    with pytest.raises(DataError) as caught:
+        list(reader.discover([sets]))
+    assert (caught.value.code, caught.value.details["known"]) == ("data.unknown_split", ["train"])
 
 
 @pytest.mark.slow  # a dozen runs

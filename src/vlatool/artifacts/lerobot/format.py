@@ -4,6 +4,7 @@ Legend of shapes: L rows, C dimensions. Source: formats/lerobot 2, 3, 4, 5, 6, 9
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,6 +117,37 @@ def write_table(path: Path, columns: Mapping[str, pa.Array]) -> None:
 def automatic_features() -> dict[str, Any]:
     """Declarations of the automatic columns."""
     return {name: feature("float32" if name == "timestamp" else "int64", [1]) for name in AUTOMATIC}
+
+
+_SPAN = re.compile(r"^([0-9]{1,18}):([0-9]{1,18})\Z")
+
+
+def split_spans(document: Mapping[str, Any]) -> dict[str, list[range] | None]:
+    """Numbers of the episodes of each split of `meta/info.json`; None where they are unknown.
+
+    A split that is not one range of a set that we write has several, separated by commas.
+    """
+    splits = document.get("splits")
+    if not isinstance(splits, Mapping):
+        return {}
+    if document.get("split_unit", "episode") not in ("episode", "episodes"):
+        return dict.fromkeys(map(str, splits))
+    return {str(name): _ranges(str(text)) for name, text in splits.items()}
+
+
+def _ranges(text: str) -> list[range] | None:
+    matches = [_SPAN.match(part) for part in text.split(",")]
+    spans = [range(int(match[1]), int(match[2])) for match in matches if match]
+    is_valid = len(spans) == len(matches) and all(span.start <= span.stop for span in spans)
+    return spans if is_valid else None
+
+
+def spans_text(numbers: Sequence[int]) -> str:
+    """Ascending numbers as ranges, such as `0:3,7:9`."""
+    known = {*numbers}
+    starts = [number for number in numbers if number - 1 not in known]
+    stops = [number + 1 for number in numbers if number + 1 not in known]
+    return ",".join(f"{start}:{stop}" for start, stop in zip(starts, stops, strict=True))
 
 
 def feature(dtype: str, shape: list[int], names: list[str] | None = None) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from vlatool.artifacts.lerobot.format import (
     VIDEO_PATH,
     Version,
     json_line,
+    spans_text,
     write_lines,
 )
 from vlatool.artifacts.lerobot.statistics import Stats
@@ -274,6 +275,7 @@ class WrittenSet:
         chunks_size: Number of files per chunk, or of episodes (v2.1).
         data_mb: Size of a data file in MiB (v3.0).
         video_mb: Size of a video in MiB (v3.0).
+        splits: Map from split to the numbers of its episodes.
         extra: Keys without a meaning here that the source has.
     """
 
@@ -284,6 +286,7 @@ class WrittenSet:
     chunks_size: int
     data_mb: int
     video_mb: int
+    splits: Mapping[str, Sequence[int]]
     extra: Mapping[str, Any]
 
 
@@ -307,7 +310,7 @@ def write_info(output: Path, dataset: WrittenSet, episodes: int, frames: int, ta
         "chunks_size": dataset.chunks_size,
         **sizes,
         "fps": int(dataset.fps) if dataset.fps == int(dataset.fps) else dataset.fps,
-        "splits": {"train": f"0:{episodes}"},
+        "splits": {name: spans_text(numbers) for name, numbers in dataset.splits.items()},
         "data_path": SHARED_DATA_PATH if is_shared else DATA_PATH,
         "video_path": (SHARED_VIDEO_PATH if is_shared else VIDEO_PATH) if cameras else None,
         "features": dict(dataset.features),
@@ -316,9 +319,10 @@ def write_info(output: Path, dataset: WrittenSet, episodes: int, frames: int, ta
     write_json(output / INFO_FILE, info | extra, indent=4)
 
 
-# Keys of the other version, which say nothing about the written set.
+# Keys of the other version or of the source, which say nothing about the written set.
 _REPLACED = (
     "data_files_size_in_mb",
+    "split_unit",
     "total_chunks",
     "total_videos",
     "video_files_size_in_mb",

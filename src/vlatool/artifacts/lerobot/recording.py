@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlatool.artifacts.lerobot.format import FRAME_INDEX
+from vlatool.artifacts.lerobot.format import FRAME_INDEX, split_spans
 from vlatool.artifacts.lerobot.tables import read_segment
 from vlatool.episode import Clip, RowSegment
 from vlatool.errors import DataError
@@ -73,6 +73,18 @@ def task_sentences(recording: LeRobotRecording) -> Mapping[int, str]:
         return recording.task_table
     except DataError:
         return {}
+
+
+def split_names(recording: LeRobotRecording) -> tuple[str, ...]:
+    """Splits that have an episode; `train` if those of its data set cannot be read."""
+    spans = split_spans(recording.document)
+    if not any(spans.values()):
+        return ("train",)
+    return tuple(
+        name
+        for name, ranges in spans.items()
+        if any(recording.number in numbers for numbers in ranges or ())
+    )
 
 
 def stored_columns(recording: LeRobotRecording) -> pa.Schema:

@@ -7,7 +7,7 @@ that are good. Source: formats/lerobot-writing 1, 2.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from vlatool.artifacts.lerobot.format import INFO_FILE
+from vlatool.artifacts.lerobot.format import INFO_FILE, split_spans
 from vlatool.artifacts.lerobot.output import (
     CLOSING_FILES,
     PART_FILES,
@@ -19,12 +19,13 @@ from vlatool.artifacts.lerobot.output import (
     write_statistics,
     write_tasks,
 )
-from vlatool.artifacts.lerobot.recording import task_sentences
+from vlatool.artifacts.lerobot.recording import LeRobotRecording, split_names, task_sentences
 from vlatool.errors import DataError
 from vlatool.findings import FindingCodes
 from vlatool.jobs.files import FileEntry, file_entry
 from vlatool.jobs.job import JobRun
 from vlatool.jobs.journal import Receipt
+from vlatool.pages.text import few_text
 from vlatool.sinks.base import Estimate, SinkConfig, SinkSetup, SinkSummary, Work
 from vlatool.sinks.lerobot.config import LeRobotSinkConfig
 from vlatool.sinks.lerobot.episodes import LEROBOT_SINK, EpisodeWriter
@@ -55,6 +56,7 @@ class LeRobotSink:
         actions = dict.fromkeys(stored_from(name, self.fields) for name in survey.action_fields)
         self.action_fields: tuple[str, ...] = setup.policy_actions(self.fields, (*actions,))
         self.proprioception_fields: tuple[str, ...] = survey.proprioception_fields
+        self._splits: dict[str, list[int]] = {}
         self._layout = set_layout(config, setup, self.action_fields, self._sets)
         self.work: Work = EpisodeWriter(setup.output, config, self._layout)
 
@@ -72,12 +74,27 @@ class LeRobotSink:
         output, config, layout = self._setup.output, self._config, self._layout
         numbering = Numbering(config, layout, [*map(task_sentences, self._sets)])
         parts: list[FileEntry] = []
+        splits = {
+            ref.id: split_names(recording)
+            for ref in self._setup.refs
+            if isinstance(recording := ref.extras.get("recording"), LeRobotRecording)
+        }
+        self._splits.clear()
+        for recording in self._sets:
+            spans = split_spans(recording.document)
+            if unknown := [name for name, ranges in spans.items() if ranges is None]:
+                text = (
+                    f"{recording.root}: the splits {few_text(unknown)} have no ranges of episodes"
+                )
+                run.reporter.warn("splits_left_out", f"{text} and are left out")
 
         def episodes() -> Iterator[WrittenEpisode]:
             for receipt in receipts:
                 parts.extend(receipt.files)
                 episode = numbering.add(receipt)
                 if episode is not None:
+                    for name in splits.get(receipt.item, ("train",)):
+                        self._splits.setdefault(name, []).append(episode.number)
                     yield episode
             if not numbering.episodes:
                 raise DataError(
@@ -127,6 +144,7 @@ class LeRobotSink:
             chunks_size=config.chunks_size,
             data_mb=config.data_files_size_in_mb,
             video_mb=config.video_files_size_in_mb,
+            splits=self._splits,
             extra=source if len(self._sets) == 1 else {},
         )
         totals = (numbering.episodes, numbering.frames, len(numbering.tasks))

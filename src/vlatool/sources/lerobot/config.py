@@ -53,6 +53,11 @@ class LeRobotConfig(ConfigModel):
         default=None,
         description="Separator that joins several tasks of an episode whose rows name none.",
     )
+    split: str | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,  # records of before are without it
+        description="Read only this split of meta/info.json, such as train; default: all episodes.",
+    )
 
 
 def select_fields(

@@ -114,7 +114,11 @@ LEROBOT = FindingCodes(
         ),
         "totals_mismatch": FindingCode("warning", "A total in meta/info.json is wrong.", _META),
         "chunks": FindingCode("info", "total_chunks or chunks_size do not match the files.", _META),
-        "splits": FindingCode("info", "A split exceeds the number of episodes.", _META),
+        "splits": FindingCode(
+            "info",
+            "A split exceeds the number of episodes, or is no range of them.",
+            "correct the range in meta/info.json; --split reads the episodes in it",
+        ),
         "names_mismatch": FindingCode("info", "A feature has more or fewer names than values."),
         "version_mismatch": FindingCode("warning", "The files have another version than stated."),
         "template_mismatch": FindingCode(

@@ -11,10 +11,18 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from vlatool.artifacts.lerobot.format import EPISODE_INDEX, FRAME_INDEX, META_FILES, TASKS_TABLE
+from vlatool.artifacts.lerobot.format import (
+    EPISODE_INDEX,
+    FRAME_INDEX,
+    INFO_FILE,
+    META_FILES,
+    TASKS_TABLE,
+    split_spans,
+)
+from vlatool.artifacts.lerobot.recording import split_names
 from vlatool.config.base import ConfigModel
 from vlatool.episode import Episode, EpisodeRef, Survey
-from vlatool.errors import VlatoolError
+from vlatool.errors import DataError, VlatoolError
 from vlatool.findings import Collector, Finding, FindingCodes
 from vlatool.sources.base import field_specs, id_part, merge_surveys, survey_each
 from vlatool.sources.lerobot.config import LeRobotConfig
@@ -54,7 +62,10 @@ class LeRobotReader:
                     message = f"{root} is given twice; read once"
                     findings.append(SOURCE("given_twice", message, path=str(root)))
                 else:
-                    datasets[root.resolve()] = (source, open_dataset(root, self.config, findings))
+                    episodes = open_dataset(root, self.config, findings)
+                    if self.config.split is not None:
+                        episodes = _of_split(root, episodes, self.config.split)
+                    datasets[root.resolve()] = (source, episodes)
         self.source_findings = findings
         return _refs(list(datasets.values()))
 
@@ -141,6 +152,26 @@ class LeRobotReader:
     def check_source(self, sources: Sequence[Path]) -> Iterator[Finding]:
         """Findings that concern more than one episode."""
         yield from check_sets(sources, self.config)
+
+
+def _of_split(root: Path, episodes: Sequence[EpisodeFiles], split: str) -> list[EpisodeFiles]:
+    """Episodes of a split.
+
+    Raises:
+        DataError: It has none.
+    """
+    chosen = [episode for episode in episodes if split in split_names(episode)]
+    if not chosen:
+        known = [name for name, spans in split_spans(episodes[0].document).items() if spans]
+        raise DataError.at(
+            root / INFO_FILE,
+            f"no episode is in the split {split!r}",
+            hint=f"choose from: {', '.join(known or ['train'])}",
+            code="data.unknown_split",
+            split=split,
+            known=known,
+        )
+    return chosen
 
 
 def _episode_files(ref: EpisodeRef) -> EpisodeFiles:

@@ -6,7 +6,6 @@ Source: formats/lerobot 3, 5, 6, 9, 12.
 """
 
 import hashlib
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -23,6 +22,7 @@ from vlatool.artifacts.lerobot.format import (
     SHARED_TABLES,
     STATS_FILE,
     merge_stats,
+    split_spans,
 )
 from vlatool.artifacts.lerobot.tables import episode_spans
 from vlatool.config.scalars import value_text
@@ -46,7 +46,6 @@ from vlatool.sources.lerobot.segments import list_problems
 from vlatool.sources.order import natural_key
 from vlatool.storage.uri import can_list
 
-_NUMBER = re.compile(r"^[0-9]{1,18}\Z")
 _MEBIBYTE = 2**20
 _MOST_NAMED = 4  # dimensions that are listed by name
 
@@ -100,16 +99,12 @@ def _used_clips(episode: EpisodeFiles) -> Iterator[Clip]:
 
 
 def _splits(tree: Mapping[str, Any], episodes: int) -> Iterator[tuple[str, str, str]]:
-    splits = tree.get("splits")
-    for name, span in splits.items() if isinstance(splits, dict) else ():
-        start, _, stop = str(span).partition(":")
-        if not (
-            _NUMBER.match(start) and _NUMBER.match(stop) and int(start) <= int(stop) <= episodes
-        ):
+    for name, ranges in split_spans(tree).items():
+        if ranges is None or any(numbers.stop > episodes for numbers in ranges):
             yield (
                 "splits",
                 f"splits.{name}",
-                f"is {str(span)[:40]!r}, there are {counted(episodes, 'episode')}",
+                f"is {str(tree['splits'][name])[:40]!r}, there are {counted(episodes, 'episode')}",
             )
 
 
