@@ -6,12 +6,12 @@ Shapes: F frames of an episode, N requested frames, T steps of a window, C dimen
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vlatool.errors import DataError, EnvironmentProblem
+from vlatool.errors import DataError
 from vlatool.findings import Finding
 
 UInt8Array = NDArray[np.uint8]
@@ -102,16 +102,6 @@ class PoseGroup:
     reference_position: str = ""
     reference_rotation: str = ""
 
-    def digest_form(self) -> tuple[str, dict[str, str]]:
-        """Name and fields that go into digests of plans; never change them."""
-        return "PoseGroup", {
-            "name": self.name,
-            "position_key": self.position_key,
-            "rotation_key": self.rotation_key,
-            "reference_position": self.reference_position,
-            "reference_rotation": self.reference_rotation,
-        }
-
 
 @dataclass(frozen=True)
 class Calibration:
@@ -146,17 +136,6 @@ class EpisodeRef:
     language: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
     extras: Mapping[str, Any] = field(default_factory=dict[str, Any])
     excluded: str = ""
-
-    def __new__(cls, *_args: Any, **kwargs: Any) -> Self:
-        """Raises EnvironmentProblem for the argument `held_out` of earlier plugins."""
-        if "held_out" in kwargs:
-            raise EnvironmentProblem(
-                "the format is written for an earlier vlatool: rename EpisodeRef(held_out=) to"
-                " EpisodeRef(excluded=)",
-                hint="install a newer version of the plugin, or rename the argument in its code",
-                code="environment.plugin_outdated",
-            )
-        return super().__new__(cls)
 
 
 @dataclass(frozen=True)

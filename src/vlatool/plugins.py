@@ -9,7 +9,6 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, Literal, TypeVar, cast
 
 from vlatool.errors import EnvironmentProblem, UsageError
-from vlatool.outdated_plugins import check_names, outdated_plugin_error
 
 T = TypeVar("T")
 
@@ -72,7 +71,7 @@ class Registry(Generic[T]):
 
         Raises:
             UsageError: The name is unknown; the hint has similar names.
-            EnvironmentProblem: The plugin cannot be imported, or is written for an earlier vlatool.
+            EnvironmentProblem: The plugin cannot be imported.
         """
         if name in self._builtins:
             target = self._builtins[name]
@@ -129,44 +128,31 @@ class Registry(Generic[T]):
 
     def _load_plugin(self, point: EntryPoint) -> object:
         distribution = _distribution(point)
-        version = f" {point.dist.version}" if point.dist is not None else ""
-        plugin = f"{self.label} {point.name!r} of {distribution}{version}"
         try:
-            target = _load(point.value)
+            return _load(point.value)
         except Exception as error:
-            if (outdated := outdated_plugin_error(error, plugin)) is not None:
-                raise outdated from error
             raise EnvironmentProblem(
                 f"{self.label} {point.name!r} of {distribution} cannot be imported: {error}",
                 hint=f"reinstall or remove the distribution {distribution!r}",
                 code="environment.broken_plugin",
                 details={"plugin": point.name, "distribution": distribution},
             ) from error
-        check_names(plugin, self.label, target)
-        check_names(plugin, "config", getattr(target, "Config", None))
-        return target
 
 
 def load_data_kind(target: str) -> Any:
     """Class of a data kind of a plugin, given as `module:Kind`.
 
     Raises:
-        EnvironmentProblem: It cannot be imported, or is written for an earlier vlatool.
+        EnvironmentProblem: It cannot be imported.
     """
-    label = "kind of data"
     try:
-        kind = _load(target)
+        return _load(target)
     except (ImportError, AttributeError) as error:
-        if (outdated := outdated_plugin_error(error, f"{label} {target!r}")) is not None:
-            raise outdated from error
         raise EnvironmentProblem(
-            f"the {label} {target!r} cannot be imported: {error}",
+            f"the kind of data {target!r} cannot be imported: {error}",
             hint="reinstall or remove its distribution",
             code="environment.broken_plugin",
         ) from error
-    check_names(f"{label} {target!r}", label, kind)
-    check_names(f"{label} {target!r}", "config", getattr(kind, "Config", None))
-    return kind
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from vlatool.artifacts.profile import compute_profile
 from vlatool.artifacts.shards.format import ShardFolder
 from vlatool.artifacts.windows.format import read_manifest
 from vlatool.errors import UsageError
-from vlatool.jobs.record import read_record
 from vlatool.workflows.fit_fast import FitFastConfig, fit_fast
 from vlatool.workflows.sample import SampleConfig, sample
 
@@ -100,17 +98,6 @@ def test_other_action_fields_are_another_output(raw: Path, intact: Path, tmp_pat
     error = convert_error(raw, output, **WINDOWS, action_fields=[GRIPPER])
     assert error.code == "usage.output_differs"
     assert contents(output) == before
-
-
-def test_windows_of_an_earlier_version_without_poses_are_refused(
-    raw: Path, intact: Path, tmp_path: Path
-) -> None:
-    output = Path(shutil.copytree(intact, tmp_path / "A"))
-    record = read_record(output)
-    assert record is not None
-    earlier = {key: value for key, value in record.options.items() if key != "relative_poses"}
-    replace(record, options=earlier).save(output)
-    assert convert_error(raw, output, **WINDOWS).code == "usage.output_differs"
 
 
 def test_windows_of_relative_poses_are_valid(intact: Path) -> None:

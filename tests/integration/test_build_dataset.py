@@ -4,8 +4,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from tests.builders.codes import (
     write_tree_codes,
 )
 from tests.builders.s3_runs import upload
-from vlatool.artifacts.codes.format import CodesFolder, CodesManifest
+from vlatool.artifacts.codes.format import CodesManifest
 from vlatool.artifacts.fast.format import read_fast
 from vlatool.artifacts.lines import lines_index_path
 from vlatool.artifacts.profile import read_profile, write_profile
@@ -29,11 +27,9 @@ from vlatool.artifacts.tar import read_index
 from vlatool.artifacts.windows.format import parse_window
 from vlatool.cli import app
 from vlatool.errors import PartialFailure, VlatoolError
-from vlatool.jobs.inputs import current_states, inputs_of
-from vlatool.jobs.record import OutputRecord, read_record
+from vlatool.jobs.record import OutputRecord
 from vlatool.models.future_vla.token_ids import tiny_tokenizer
 from vlatool.storage.remote_path import RemotePath
-from vlatool.tokens.build import WindowFile, state_by_files
 from vlatool.workflows.build_dataset import BuildDatasetConfig, BuildDatasetResult, build_dataset
 from vlatool.workflows.export import ExportConfig, ExportResult, export
 from vlatool.workflows.inspect import InspectConfig, inspect
@@ -398,20 +394,6 @@ def test_an_export_from_the_same_codes_in_another_layout_is_complete(workspace: 
     with pytest.raises(VlatoolError) as caught:
         exported(workspace / "B/tokens", output, layout="packed")
     assert caught.value.code == "usage.output_differs"
-
-
-@pytest.mark.parametrize("layout", ["TiToken", "tokens"])
-def test_an_output_whose_record_has_the_files_of_the_codes_is_complete(
-    workspace: Path, layout: str
-) -> None:
-    build(workspace)
-    record = read_record(workspace / "OUT")
-    assert record is not None
-    files = [WindowFile(path.stem, path) for path in sorted((workspace / "A/data").glob("*.jsonl"))]
-    by_files = partial(state_by_files, codes=CodesFolder.open(workspace / "A" / layout))
-    states = current_states(files, lambda file: file.episode, by_files)
-    replace(record, inputs=inputs_of(states, "episode")).save(workspace / "OUT")
-    assert build(workspace).status == "already complete"
 
 
 def test_samples_are_an_output_of_their_own_beside_the_windows(tmp_path: Path) -> None:

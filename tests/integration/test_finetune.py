@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from tests.builders.training import (
 from vlatool.artifacts.run.format import RunDir
 from vlatool.cli.app import run as run_command
 from vlatool.errors import ConfigError, DataError, UsageError
-from vlatool.jobs.record import read_valid_record
 from vlatool.workflows.finetune import finetune
 from vlatool.workflows.train import train
 
@@ -78,27 +76,6 @@ def test_published_keys_stand_for_the_initial_weights(
 
     assert (config.init_from, config.init_except) == (str(base), ["output_layer"])
     assert finetune(config).steps == 1
-
-
-def test_run_of_an_earlier_version_with_initial_weights_is_resumed(
-    data: Path, base: Path, tmp_path: Path
-) -> None:
-    """Earlier versions recorded the published keys in the section of the model."""
-    finetuned(data, tmp_path / "run", base, init_except=["output_layer"])
-    record = read_valid_record(tmp_path / "run")
-    assert record is not None
-    options = dict(record.options)
-    options["model"] = {
-        **options["model"],
-        "resume_from_checkpoint": options.pop("init_from"),
-        "resume_weights_only": True,
-        "resume_except": options.pop("init_except"),
-    }
-    replace(record, options=options).save(tmp_path / "run")
-
-    keys = {"init_from": str(base), "init_except": ["output_layer"]}
-    longer = tiny_config(data, tmp_path / "run", **{**STILL, **keys, "total_train_steps": 2})
-    assert finetune(longer).steps == 2
 
 
 def test_unknown_network_is_an_error(data: Path, base: Path, tmp_path: Path) -> None:

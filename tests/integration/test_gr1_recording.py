@@ -99,7 +99,11 @@ def preprocessed(source: Path, output: Path, sink: str, split: str | None) -> Pr
 def windows(folder: Path) -> list[dict[str, Any]]:
     """Samples without their metadata: the sink writes even timestamps."""
     return [
-        {name: part for name, part in sample.items() if not name.startswith(("metadata", "__local", "__url"))}
+        {
+            name: part
+            for name, part in sample.items()
+            if not name.startswith(("metadata", "__local", "__url"))
+        }
         for sample in samples(folder / "shards")
     ]
 

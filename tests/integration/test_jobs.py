@@ -44,10 +44,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return contents(output)
 
 
-def _by_length(word: str) -> InputState:
-    return InputState(str(len(word)), sizes=str(len(word)))
-
-
 def record_of(output: Path) -> OutputRecord:
     record = read_record(output)
     assert record is not None
@@ -59,18 +55,6 @@ def listed(output: Path) -> list[str]:
 
 
 # Kills
-
-
-def test_item_recorded_with_an_earlier_state_of_its_input_is_not_processed_again(
-    undisturbed: dict[str, bytes], tmp_path: Path
-) -> None:
-    with pytest.raises(Killed):
-        run_toy(ToyJob(tmp_path, WORDS, state=_by_length), KillingExecutor(2))
-
-    run = run_toy(ToyJob(tmp_path, WORDS, earlier_states=[_by_length]))
-
-    assert (run.resumed, run.status, contents(tmp_path)) == (2, "written", undisturbed)
-    assert run_toy(ToyJob(tmp_path, WORDS)).status == "already complete"
 
 
 @pytest.mark.parametrize("has_arrays", [False, True], ids=["log", "arrays"])

@@ -3,7 +3,6 @@
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ from vlatool.artifacts.run.report import inspect
 from vlatool.config.overrides import Override
 from vlatool.config.resolve import load_config
 from vlatool.errors import DataError, UsageError, VlatoolError
-from vlatool.jobs.record import read_record
 from vlatool.models.titok.config import TitokConfig
 from vlatool.models.titok.model import Titok
 from vlatool.models.titok.spec import TitokType
@@ -84,22 +82,6 @@ def test_stage_1_passes_the_contract_checks(data: dict[str, Any], teacher: str) 
 def test_stage_2_passes_the_contract_checks(data: dict[str, Any], teacher: str) -> None:
     sources = {"teacher": teacher, "vqgan": NETWORK}
     check_model_type(TitokType, {**SIZES, "stage": 2, **sources, "losses": LOSSES}, data=data)
-
-
-def test_only_complete_runs_of_the_earlier_entropy_penalty_stay(
-    folder: Path, data: dict[str, Any], teacher: str
-) -> None:
-    model = {"type": "titok", **SIZES, "teacher": teacher, "vqgan": NETWORK}
-    model["quantizer"] = {**SIZES["quantizer"], "entropy_weight": 0.1}
-    trained = run(folder / "runs", "entropy", data, model)
-    record = read_record(trained.root)
-    rule = {"randomness": "entropy by micro-batch of 4 samples on each of 1 ranks"}
-    replace(record, options={**record.options, **rule}).save(trained.root)
-    run(folder / "runs", "entropy", data, model, **{"hparams.per_gpu_batch_size": 2})
-    replace(record, options={**record.options, **rule}, complete=False).save(trained.root)
-    with pytest.raises(UsageError, match="entropy penalty") as caught:
-        run(folder / "runs", "entropy", data, model)
-    assert caught.value.code == "usage.earlier_version"
 
 
 def test_continuous_tokens_pass_the_contract_checks(data: dict[str, Any]) -> None:

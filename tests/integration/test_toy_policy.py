@@ -299,18 +299,6 @@ def test_suite_has_figures_per_task_and_resumes_at_a_group(run: Path, tmp_path: 
     assert outputs(tmp_path / "killed") == outputs(tmp_path / "whole")
 
 
-def test_unfinished_rollouts_of_version_0_2_0_start_again(run: Path, tmp_path: Path) -> None:
-    """Their record has no `batch_size`, and their noise was drawn in another way."""
-    keys = config(run, tmp_path, episodes=29, max_steps=2, contact_sheet_episodes=0)
-    with pytest.raises(Killed):
-        rollout(keys, reporter=KilledAtEnd())
-    record = json.loads((tmp_path / ".vlatool/run.json").read_text())
-    del record["options"]["batch_size"]
-    (tmp_path / ".vlatool/run.json").write_text(json.dumps({**record, "version": "0.2.0"}))
-    with pytest.raises(Killed):  # it gets to the 28th episode, and does not resume at the 26th
-        rollout(keys, reporter=KilledAtEnd())
-
-
 @pytest.mark.parametrize(
     ("text", "code"),
     [

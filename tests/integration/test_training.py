@@ -323,39 +323,18 @@ def test_file_with_the_name_of_a_later_checkpoint_is_found_at_the_start(
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
-def test_run_with_an_earlier_order_of_samples_is_an_error(
+def test_run_whose_record_has_another_format_is_an_error(
     finished: Path, data: Path, tmp_path: Path
 ) -> None:
     run = half_of(finished, tmp_path / "cut")
     record = run / ".vlatool" / "run.json"
     tree = json.loads(record.read_text())
-    del tree["options"]["order of samples"], tree["digest"]
+    del tree["format"], tree["digest"]
     record.write_text(json.dumps(tree))
     with pytest.raises(UsageError) as caught:
         run_training(data, run)
-    assert caught.value.code == "usage.earlier_version"
+    assert caught.value.code == "usage.output_format"
     assert run_training(data, run, overwrite=True).status == "trained"
-
-
-def test_run_with_input_noise_of_an_earlier_version_is_an_error_until_it_is_complete(
-    data: Path, tmp_path: Path
-) -> None:
-    run, noise = tmp_path / "run", {"model__input_noise_std": 0.1}
-    run_training(data, run, total_train_steps=1, **noise)
-    record = run / ".vlatool" / "run.json"
-    tree = json.loads(record.read_text())
-    assert tree["options"].pop("randomness") == "by sample"
-    del tree["digest"]
-    record.write_text(json.dumps(tree))
-
-    assert run_training(data, run, total_train_steps=1, **noise).status == "already complete"
-    with pytest.raises(UsageError) as caught:
-        run_training(data, run, total_train_steps=2, **noise)
-    assert caught.value.code == "usage.earlier_version"
-    record.write_text(json.dumps({**tree, "complete": False}))
-    with pytest.raises(UsageError) as caught:
-        run_training(data, run, total_train_steps=1, **noise)
-    assert caught.value.code == "usage.earlier_version"
 
 
 def test_keys_without_effect_on_weights_may_change(finished: Path, data: Path) -> None:

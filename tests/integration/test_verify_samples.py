@@ -96,11 +96,6 @@ def drop_line(workspace: Path) -> None:
         (in_lines(b'{"messages": [', b'{"messages":  ['), "other_spelling"),
         (in_lines(b"<image>", b""), "broken_line"),
         (in_manifest(shape={"pictures": 30, "future": 32}), "other_shape"),
-        # As in 0.2.0; without the map the line is broken.
-        (
-            in_manifest(fast={"vocab_size": 9}, id_map={"action_ids": 2048}),
-            "unknown_action_id",
-        ),
         (in_manifest(samples=9), "count_mismatch"),
         (in_manifest(tasks={}), "count_mismatch"),
         (in_manifest(files=[[f"data/{FIRST}.jsonl", 7]]), "count_mismatch"),

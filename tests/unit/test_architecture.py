@@ -17,7 +17,7 @@ SOURCE = ROOT / "src" / "vlatool"
 # A room imports only from rooms above it; rooms on one line do not import each other.
 LAYERS = [
     {"errors", "events"},
-    {"findings", "outdated_plugins"},
+    {"findings"},
     {"plugins", "episode"},
     {"storage"},
     {"config"},

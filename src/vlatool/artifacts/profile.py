@@ -112,20 +112,6 @@ class NormalizationProfile:
             "raw": list(self.raw),
         }
 
-    def digest_form(self) -> tuple[str, dict[str, Any]]:
-        """Name and fields that go into plan digests; existing outputs depend on them."""
-        return "Profile", {
-            "name": self.name,
-            "mean": self.mean,
-            "std": self.std,
-            "factors": self.factors,
-            "raw": self.raw,
-            "dimensions": self.dimensions,
-            "center": str(self.center),
-            "spread": str(self.scale),
-            "digest": self.digest,
-        }
-
     def _check(self) -> None:
         _require(bool(self.name and self.mean), "name or mean is missing")
         for key in ("std", "factors", "dimensions"):

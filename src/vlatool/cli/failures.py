@@ -82,11 +82,6 @@ def as_vlatool_error(error: BaseException) -> VlatoolError:
 def _known_error(error: BaseException) -> VlatoolError | None:
     if isinstance(error, ModuleNotFoundError) and extra_of(package := _package(error)) is not None:
         return missing_package(package)
-    if isinstance(error, ImportError | AttributeError):
-        from vlatool.outdated_plugins import outdated_plugin_error
-
-        if (outdated := outdated_plugin_error(error)) is not None:
-            return outdated
     if isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS:
         return _storage_error(error)
     if isinstance(error, UnicodeEncodeError):

@@ -21,7 +21,6 @@ from multiprocessing.connection import Connection
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from vlatool.errors import BugError, DataError, VlatoolError, name_error
-from vlatool.outdated_plugins import outdated_plugin_error
 from vlatool.storage.background import in_background
 from vlatool.storage.retry import warn_through, warnings_of_workers
 
@@ -291,7 +290,7 @@ def attempt(function: Callable[[Item], Value], item: Item) -> Outcome[Item, Valu
     except UnicodeEncodeError as error:
         return Outcome(item, error=name_error(error))
     except Exception as error:  # noqa: BLE001 - the error of an item must not stop the others
-        problem = outdated_plugin_error(error) or BugError(
+        problem = BugError(
             f"{_name(item)}: {type(error).__name__}: {error}",
             hint="this is a bug in vlatool or a plugin; --json and .vlatool/run.json show the"
             " traceback",

@@ -5,7 +5,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ Item = TypeVar("Item")
 
 _STAT_THREADS = 16
 # Part of every plan: raise it when the same options give other bytes, not with a release.
-_BYTES_VERSION = "0.1.0"
+_BYTES_VERSION = 2
 # Packages that can change, with their version, the bytes that are written.
 _SHAPING_PACKAGES = ("pillow", "pyvips-binary", "numpy", "av", "pyarrow", "scipy")
 
@@ -88,11 +88,7 @@ def plan_digest(*parts: Any) -> str:
 
 
 def digest_of(value: Any) -> str:
-    """Digest of nested plain values, dataclasses and configurations.
-
-    A dataclass with a method `digest_form() -> (name, fields)` chooses what is digested. Built-in
-    ones have it, so that the digests on disk do not depend on identifiers.
-    """
+    """Digest of nested plain values, dataclasses and configurations, without class names."""
     text = json.dumps(_plain(value), sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -102,9 +98,7 @@ def _plain(value: Any) -> Any:
         private = value.__pydantic_private__ or {}
         return {**value.model_dump(mode="json"), **{k: _plain(v) for k, v in private.items()}}
     if is_dataclass(value) and not isinstance(value, type):
-        form = getattr(value, "digest_form", None)
-        name, fields = form() if form else (type(value).__name__, vars(value))
-        return {name: _plain(fields)}
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
         return [[str(key), _plain(item)] for key, item in value.items()]
     if isinstance(value, list | tuple):

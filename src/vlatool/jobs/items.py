@@ -38,7 +38,6 @@ class Items:
             self._journal,
             spec.has_arrays,
             has_stored,
-            spec.earlier_states,
         )
         logged = {} if spec.has_arrays else self._journal.logged()
         work_items = (_WorkItem(item, name(item), logged.get(name(item))) for item in items)
@@ -130,7 +129,6 @@ class _Task:
         journal: Journal of the output.
         has_arrays: Receipts are files of their own.
         has_stored: An earlier run left such files.
-        earlier_states: `JobSpec.earlier_states`.
     """
 
     work: Callable[[Any], Receipt]
@@ -139,7 +137,6 @@ class _Task:
     journal: Journal
     has_arrays: bool
     has_stored: bool
-    earlier_states: Sequence[Callable[[Any], InputState]] = ()
 
     def __call__(self, item: _WorkItem) -> Receipt:
         """Receipt of an item, without the arrays, which are in the journal."""
@@ -154,19 +151,10 @@ class _Task:
     def _earlier_receipt(self, item: _WorkItem, state: InputState) -> Receipt | None:
         key = f"{self.plan} {state.digest}"
         earlier = self.journal.find(item.name, key) if self.has_stored else item.logged
-        if earlier is None or (earlier.key != key and earlier.key not in self._earlier_keys(item)):
+        if earlier is None or earlier.key != key:
             return None
         receipt = intact_receipt(self.journal.output, earlier)
-        return receipt and replace(
-            receipt.without_arrays(),
-            key=key,
-            sizes=state.sizes,
-            changed_ns=state.changed_ns,
-            resumed=True,
-        )
-
-    def _earlier_keys(self, item: _WorkItem) -> Iterator[str]:
-        return (f"{self.plan} {state(item.item).digest}" for state in self.earlier_states)
+        return receipt and replace(receipt.without_arrays(), resumed=True)
 
     def complete(self, item: _WorkItem, state: InputState, receipt: Receipt) -> Receipt:
         """Receipt with name and key; stored in the journal if it has arrays."""

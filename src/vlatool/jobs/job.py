@@ -165,7 +165,6 @@ class JobSpec(Generic[Item]):
         state: Returns the state of the input of an item; picklable.
         check: Reads an item as `work` does and writes nothing, for a dry run: the item fails, or
             the receipt has its counts and reasons to drop it. Picklable. None: nothing is read.
-        earlier_states: States by which earlier versions recorded the same input.
         owned: Patterns of the files that the job writes. Other files are not touched.
         volatile: Patterns of `owned` for files that hold times. The file list leaves them out.
         temporary: Patterns of `owned` for files that are removed once the output is complete. The
@@ -191,7 +190,6 @@ class JobSpec(Generic[Item]):
     work: Callable[[Item], Receipt]
     state: Callable[[Item], InputState]
     owned: Sequence[str]
-    earlier_states: Sequence[Callable[[Item], InputState]] = ()
     volatile: Sequence[str] = ()
     temporary: Sequence[str] = ()
     locations: Sequence[Path] = ()

@@ -6,7 +6,7 @@ A job is resumed by its record; an output that is written in one go starts from 
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
@@ -35,9 +35,11 @@ from vlatool.storage.documents import DocumentError
 from vlatool.storage.lock import Lock, held_lock, is_held
 from vlatool.storage.uri import location
 
-# Format of the journal. An incomplete output with another number cannot be resumed.
-_JOURNAL = 2
+# Format of records and journals: raise it when an unfinished output cannot be continued. Outputs
+# with another number are read, and no more written.
+_FORMAT = 3
 _LEVELS_UP = 2
+_OTHER_OUTPUT = "choose another --output, or replace it with --overwrite"
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class OutputRecord:
         volatile: Patterns of `owned` for files that hold times. The file list leaves them out.
         parent: Fingerprint of the output that contains this one; empty without one.
         run_id: Random id; a new one each time that the output is started from scratch.
-        journal: Format number of the journal.
+        format: Format number of the record and the journal; 0 before there was one.
         requests: Options of the downloads into this output that are not complete: that of this run
             first. `jobs.downloads` has the commands for them.
         words: Names of options for messages, where the key says too little; not saved.
@@ -71,7 +73,7 @@ class OutputRecord:
     volatile: tuple[str, ...] = ()
     parent: str = ""
     run_id: str = ""
-    journal: int = _JOURNAL
+    format: int = _FORMAT
     requests: tuple[Mapping[str, Any], ...] = ()
     words: Mapping[str, str] = field(default_factory=dict[str, str])
 
@@ -88,6 +90,7 @@ class OutputRecord:
     def save(self, folder: Path) -> None:
         """Writes the record atomically."""
         document = {
+            "format": self.format,
             "command": self.command,
             "version": self.version,
             "options": dict(self.options),
@@ -98,7 +101,6 @@ class OutputRecord:
             "unlisted": list(self.volatile),
             "parent": self.parent,
             "made": self.run_id,
-            "journal": self.journal,
         }
         if self.requests:
             document["requests"] = [dict(request) for request in self.requests]
@@ -190,7 +192,7 @@ def _record_of(document: Mapping[str, Any]) -> OutputRecord:
         tuple(map(str, document.get("unlisted", ()))),
         str(document.get("parent", "")),
         str(document.get("made", "")),
-        int(document.get("journal", 1)),
+        int(document.get("format", 0)),
         tuple(dict(request) for request in document.get("requests", ())),
     )
 
@@ -223,11 +225,11 @@ def _lock_file(folder: Path) -> Path:
 def resumable_record(
     folder: Path,
     record: OutputRecord,
-    inputs: Callable[[], Iterable[Mapping[str, Any]]] | None = None,
+    inputs: Callable[[], Mapping[str, Any]] | None = None,
     *,
     overwrite: bool,
     owned: Sequence[str] = (),
-    hint: str = "choose another --output, or replace it with --overwrite",
+    hint: str = _OTHER_OUTPUT,
 ) -> OutputRecord | None:
     """Record of an equal run that can be resumed or is complete; None to start from scratch.
 
@@ -236,8 +238,8 @@ def resumable_record(
     Args:
         folder: The output.
         record: Record of the run that is about to start.
-        inputs: Returns the inputs of that run, then forms in which earlier versions recorded the
-            same inputs; called only where they matter. None if changed inputs are allowed.
+        inputs: Returns the inputs of that run; called only where they matter. None if changed
+            inputs are allowed.
         overwrite: Replace an output that is complete or was made with other options.
         owned: Patterns of the files of the command. With `overwrite`, a folder that holds only
             such files is replaced even without a record.
@@ -254,6 +256,10 @@ def resumable_record(
         check_owner(folder, record.command, before, is_replaceable=is_replaceable)
         return None
     check_owner(folder, record.command, before)
+    if before.format != _FORMAT:
+        if not overwrite and is_occupied(folder):
+            check_format(folder, before, hint)
+        return None
     differences = _differences(before, record)
     # The journal alone may hold finished work. An emptied folder is free for any other run.
     is_resumable = before.command == record.command and not (before.complete or differences)
@@ -265,11 +271,22 @@ def resumable_record(
     check_versions(before.options, record.options, hint)
     check_no_differences(folder, "with other options", differences, hint)
     if before.complete and inputs is not None:
-        forms = (input_differences(before.inputs, form) for form in inputs())
-        first = next(forms)
-        if first and all(forms):
-            check_no_differences(folder, "from other input", first, hint)
+        changed_inputs = input_differences(before.inputs, inputs())
+        check_no_differences(folder, "from other input", changed_inputs, hint)
     return before
+
+
+def check_format(folder: Path, before: OutputRecord, hint: str = _OTHER_OUTPUT) -> None:
+    """Raises UsageError for an output whose record has another format."""
+    if before.format != _FORMAT:
+        version = f"vlatool {before.version}" if before.version else "an unknown version of vlatool"
+        raise UsageError(
+            f"{folder}: was written by {version} in format {before.format}; vlatool {__version__} "
+            f"continues outputs of format {_FORMAT}",
+            hint=hint,
+            code="usage.output_format",
+            details={"format": before.format, "version": before.version},
+        )
 
 
 def check_owner(
@@ -358,12 +375,7 @@ def _differences(before: OutputRecord, now: OutputRecord) -> list[str]:
     )
     if before.parent and now.parent and before.parent != now.parent:
         differences.append("the output that contains it was written again since")
-    if differences or before.complete:
-        return differences
-    if before.journal != now.journal:
-        version = f"vlatool {before.version}" if before.version else "an earlier vlatool"
-        return [f"started by {version}, whose journal has another format"]
-    return []
+    return differences
 
 
 def recorded_options(section: ConfigModel, named: ConfigModel) -> dict[str, Any]:

@@ -168,7 +168,7 @@ class _Loop:
         return resumable_record(
             self._spec.output,
             self._run.record,
-            None if self._spec.grows else self._input_forms,
+            None if self._spec.grows else self._inputs,
             overwrite=self._options.overwrite,
             # A command without --overwrite never replaces files that happen to match.
             owned=self._spec.owned if self._spec.can_overwrite else (),
@@ -199,12 +199,11 @@ class _Loop:
 
     def _has_all_items(self, before: OutputRecord) -> bool:
         """True if a complete output has all items. Only a job that grows can lack some."""
-        return not self._spec.grows or before.inputs == next(self._input_forms())
+        return not self._spec.grows or before.inputs == self._inputs()
 
-    def _input_forms(self) -> Iterator[dict[str, Any]]:
-        """Inputs from the current state of every item, then in the forms of earlier versions."""
-        for state in (self._spec.state, *self._spec.earlier_states):
-            yield self._inputs_of(current_states(self._job.items, self._job.name, state))
+    def _inputs(self) -> dict[str, Any]:
+        """Inputs from the current state of every item."""
+        return self._inputs_of(current_states(self._job.items, self._job.name, self._spec.state))
 
     def _inputs_of(self, states: Sequence[tuple[str, str, int]]) -> dict[str, Any]:
         """Inputs for the record: empty if no item has input files."""
@@ -217,8 +216,7 @@ class _Loop:
     def _execute(self, before: OutputRecord | None, lock: Lock) -> None:
         job, spec, run = self._job, self._spec, self._run
         if before is not None and before.complete and self._has_all_items(before):
-            # Records without a version are older than file lists: nothing can be compared.
-            damaged = changed_files(spec.output) if before.version else []
+            damaged = changed_files(spec.output)
             if not damaged:
                 self._clean_up()
                 self._report_complete(before)

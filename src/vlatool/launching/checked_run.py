@@ -74,7 +74,7 @@ def checked_run(
     run = RunDir(local_path(local.save_path) / values["name"])
     from vlatool.training.resolved import start_in
 
-    return CheckedRun(config, start_in(local, run, typed=typed, world_size=world_size))
+    return CheckedRun(config, start_in(local, run, world_size=world_size))
 
 
 def _check_name(config: TrainConfig) -> None:

@@ -104,7 +104,7 @@ def check_run_with_data(
         UsageError: The budget does not fill a step.
         StorageError: A location cannot be read.
     """
-    config, info, _ = resolved(config, None, typed, reporter)
+    config, info, _ = resolved(config, None, reporter)
     plan = make_plan(config, info.datasets, processes or 1)
     check_rules(schedule_violations(config.hparams, plan.total_steps), typed, reporter)
 

@@ -158,15 +158,6 @@ class SampleDropout(nn.Module):
         return values if mask is None else values * mask / (1 - self.share)
 
 
-def draws_by_sample(network: nn.Module) -> bool:
-    """True if a network in training mode draws from the generators of the samples."""
-    return any(
-        (isinstance(module, InputNoise) and module.std > 0)
-        or (isinstance(module, SampleDropout) and module.share > 0)
-        for module in network.modules()
-    )
-
-
 def draws_by_micro_batch(network: nn.Module) -> bool:
     """True if a network in training mode draws from the global generator of torch.
 

@@ -24,15 +24,7 @@ Work = Callable[[EpisodeRef, Episode], Receipt]
 class SinkConfig(ConfigModel):
     """Section of a sink; `type` is its name, which `--sink NAME` sets."""
 
-    # Keys that earlier records lack; a record omits them at their default.
-    added: ClassVar[frozenset[str]] = frozenset()
-
     type: Any
-
-    def recorded(self) -> dict[str, Any]:
-        """Keys and values that the record of a run stores."""
-        defaults = {key for key in self.added if key not in self.model_dump(exclude_defaults=True)}
-        return self.model_dump(mode="json", exclude={"type", *defaults})
 
 
 @dataclass(frozen=True)
@@ -112,8 +104,6 @@ class Sink(Protocol):
         volatile: Those of them that hold times.
         temporary: Those of them that are removed once the output is complete; optional.
         has_arrays: True if receipts carry arrays; optional, default true.
-        added_options: Entries for the record of a run besides its options, for files that differ
-            from those of an earlier version with equal options; optional.
         next_step: Suggested next command, with `{output}` in it; may be empty.
         work: Writes one episode; picklable. Files have their final names when it returns. The item
             of its receipt is the id of the episode; the receipt counts `samples` and `frames`.

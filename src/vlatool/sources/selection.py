@@ -92,16 +92,6 @@ class EpisodeSelection:
     only_successful: bool
     finite: bool
 
-    def digest_form(self) -> tuple[str, Mapping[str, Any]]:
-        """Name and fields that plan digests hold; outputs on disk depend on them."""
-        return "EpisodeChoice", {
-            "cameras": self.cameras,
-            "fields": self.fields,
-            "skip_missing_cameras": self.skip_missing_cameras,
-            "only_successful": self.only_successful,
-            "finite": self.finite,
-        }
-
 
 @dataclass(frozen=True)
 class DroppedEpisode:

@@ -146,7 +146,9 @@ class EpisodeBuilder:
     def state(self, item: WindowFile) -> InputState:
         """Current state of the windows and their codes, which are known by their digest."""
         digest = self.codes.manifest.episode_digests.get(item.episode)
-        return input_state([item.path], digest) if digest else state_by_files(item, self.codes)
+        if digest:
+            return input_state([item.path], digest)
+        return input_state([item.path, self.codes.path_of(item.episode)])
 
     def _write(self, item: WindowFile, samples: EpisodeSamples) -> tuple[FileEntry, ...]:
         if self.layout == "jsonl":
@@ -203,11 +205,6 @@ class EpisodeBuilder:
         message = f"{item.path}: clamped actions in {clamped} of {counted(len(windows), 'window')}"
         finding = BUILD("clamped_actions", message, episode=item.episode)
         return encoded.ids, (finding,) if clamped else ()
-
-
-def state_by_files(item: WindowFile, codes: CodesFolder) -> InputState:
-    """State of the windows and of the files of their codes."""
-    return input_state([item.path, codes.path_of(item.episode)])
 
 
 def write_packed(output: Path, episode: str, samples: EpisodeSamples) -> FileEntry:

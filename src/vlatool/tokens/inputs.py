@@ -120,16 +120,6 @@ def select_codes(tree: Path, named: Path | None = None) -> CodesFolder:
     return opened[0]
 
 
-def equal_codes(codes: CodesFolder) -> list[CodesFolder]:
-    """The folder, and the one beside it that holds the same codes in the other layout."""
-    digest = codes.manifest.digest
-    names = {JSON_NAME, PACKED_NAME} - {codes.path.name}
-    beside = (
-        [CodesFolder.find(codes.path.parent / name) for name in sorted(names)] if digest else []
-    )
-    return [codes, *(other for other in beside if other and other.manifest.digest == digest)]
-
-
 def _check_current(codes: CodesFolder) -> None:
     """Raises DataError if the images were written again after the codes."""
     record, above = read_record(codes.path), read_record(codes.path.parent)

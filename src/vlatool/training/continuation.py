@@ -14,7 +14,7 @@ from vlatool.models.progress import ProgressOrigin, locate_progress
 from vlatool.models.published import PublishedProgress
 from vlatool.training.checkpoints import load_checkpoint, restore_optimizer
 from vlatool.training.config import TrainConfig
-from vlatool.training.identity import ORDER, identity_keys, run_differences, upgraded
+from vlatool.training.identity import identity_keys, run_differences
 from vlatool.training.scatter import scatter
 from vlatool.training.state import TrainState
 
@@ -81,8 +81,8 @@ def report_differences(
     record = None if origin.checkpoint is None else read_record(origin.checkpoint.parent.parent)
     if record is None:
         return
-    before = upgraded(record.options, config)
-    equal = {key: before.get(key) for key in (*_OF_EACH_RUN, ORDER)}
+    before = record.options
+    equal = {key: before.get(key) for key in _OF_EACH_RUN}
     before, now = {**before, **equal}, {**identity_keys(config), **fingerprint, **equal}
     unversioned = config.model_copy(update={"overwrite": True})
     if differences := run_differences(before, now, unversioned):

@@ -1,6 +1,6 @@
 """Configuration of a run with what its data and an earlier run decide; its start in a folder."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,25 +9,24 @@ from vlatool.events import NULL, Reporter
 from vlatool.loading.base import DatasetInfo
 from vlatool.training import resume
 from vlatool.training.config import TrainConfig
+from vlatool.training.identity import RANDOMNESS
 from vlatool.training.plan import TrainPlan, budget_extension, make_plan
 
 
 def resolved(
-    config: TrainConfig, before: RunDir | None, typed: Collection[str], reporter: Reporter
+    config: TrainConfig, before: RunDir | None, reporter: Reporter
 ) -> tuple[TrainConfig, DatasetInfo, Mapping[str, str]]:
     """The derived configuration, the info on its data, and the rule of each derived key.
 
     Args:
         config: The configuration as typed.
         before: The run folder, of any scheme; None if the run has no name yet.
-        typed: Dotted keys that were set explicitly for this command.
         reporter: Receives notes and the progress.
 
     Raises:
         DataError: The data or the initial weights are missing or broken.
         UsageError: The initial weights cannot be used.
     """
-    config = resume.with_earlier_rules(config, before, typed, reporter)
     config = resume.pinned_data(resume.with_base_config(config, before))
     info = config.load_info(reporter, resume.started_run(config, before))
     config, rules = config.derive(info)
@@ -47,23 +46,20 @@ def run_identity(
         return bool(change)
 
     rule = network_randomness(config, plan)
-    if "dropout" in rule.get(resume.RANDOMNESS, ""):  # drawn inside the base model
+    if rule:  # drawn inside the base model
         reporter.note(
             "with another hparams.per_gpu_batch_size or number of processes this run has other "
-            f"weights: {rule[resume.RANDOMNESS]}"
+            f"weights: {rule[RANDOMNESS]}"
         )
     return {**info.fingerprint, **resume.data_versions(config), **rule}, extends_budget
 
 
-def start_in(
-    config: TrainConfig, run: RunDir, *, typed: Collection[str], world_size: int
-) -> resume.RunStart:
+def start_in(config: TrainConfig, run: RunDir, *, world_size: int) -> resume.RunStart:
     """Says what a run would do in a folder of any scheme. Writes nothing.
 
     Args:
         config: The configuration as typed.
         run: The folder.
-        typed: As for `resolved`.
         world_size: Number of ranks.
 
     Raises:
@@ -74,6 +70,6 @@ def start_in(
     processes = config.distributed.model_copy(update=count)
     hparams = config.hparams.model_copy(update=count)
     config = config.model_copy(update={"distributed": processes, "hparams": hparams})
-    config, info, _ = resolved(config, run, typed, NULL)
+    config, info, _ = resolved(config, run, NULL)
     plan = make_plan(config, info.datasets, world_size)
     return resume.run_start(run, config, *run_identity(config, info, plan, run.root, NULL))[0]

@@ -15,16 +15,14 @@ from pydantic import ValidationError
 
 from vlatool.artifacts.run.best import BEST
 from vlatool.artifacts.run.format import CONFIG, DROPS, LATEST, METRICS, ORIGINS, RunDir, is_run
-from vlatool.config.base import ConfigModel, with_value
 from vlatool.config.resolve import load_config
-from vlatool.config.scalars import value_text
-from vlatool.config.schema import default_of, execution_keys
+from vlatool.config.schema import execution_keys
 from vlatool.errors import DataError, UsageError, VlatoolError
-from vlatool.events import Reporter
 from vlatool.jobs.differences import check_no_differences
 from vlatool.jobs.files import FileEntry, remove_partial_files
 from vlatool.jobs.record import (
     OutputRecord,
+    check_format,
     check_owner,
     read_record,
     read_valid_record,
@@ -35,20 +33,13 @@ from vlatool.storage.uri import location, pinned_text
 from vlatool.training.config import TrainConfig
 from vlatool.training.identity import (
     BUDGET,
-    ORDER,
-    RANDOMNESS,
     identity_keys,
     run_differences,
-    upgraded,
-    with_defaults,
 )
 
 _COMMAND = "train"
 # Files that change during the run, or say where the command line of its start came from.
 _CHANGING = {METRICS, DROPS, LATEST, BEST, ORIGINS}
-# Increment it when equal options give other samples or other randomness.
-_ORDER_VERSION = 1
-_ENTROPY_BY_MICRO_BATCH = "entropy by micro-batch"  # a rule of earlier versions
 
 RunStart = Literal["new", "resume", "extend", "replace"]
 
@@ -105,42 +96,22 @@ def run_start(
         `new`; `resume` or `extend` (to a larger budget) with the record of the run that is there;
         or `replace`, which removes that run.
     """
-    options = {**identity_keys(config), **fingerprint, ORDER: _ORDER_VERSION}
+    options = {**identity_keys(config), **fingerprint}
     record = OutputRecord(_COMMAND, options, run_id=secrets.token_hex(4))
     before = resumable_run(run, config)
     if before is None:
         return ("replace" if is_run(run.root) else "new"), record
-    before = before if config.overwrite else _with_randomness(run, before, options)
     differences = run_differences(before.options, options, config)
     starts_anew = config.fresh and config.overwrite
     if not differences and not starts_anew and run.latest() is not None:
         return "resume", before
-    filled = with_defaults(upgraded(before.options, config), config)
-    budget = {} if config.overwrite else _earlier_budget(filled, options)
+    budget = {} if config.overwrite else _earlier_budget(before.options, options)
     if budget and run.latest() is not None and is_larger_budget(budget):
         return "extend", before
     if differences and not config.overwrite and has_trained(run):
         hint = "choose another --output, or replace the run with --overwrite"
         check_no_differences(run.root, "with other options", differences, hint)
     return ("replace" if differences or starts_anew else "new"), record
-
-
-def _with_randomness(run: RunDir, before: OutputRecord, options: Mapping[str, Any]) -> OutputRecord:
-    """The record of a run with the rule of its random numbers, which complete runs do not need.
-
-    Raises:
-        UsageError: The run is to continue, and an earlier version drew its random numbers.
-    """
-    is_earlier_rule = _ENTROPY_BY_MICRO_BATCH in before.options.get(RANDOMNESS, "") or (
-        RANDOMNESS in {*options} - {*before.options}
-    )
-    if not has_trained(run) or not is_earlier_rule:
-        return before
-    is_done = before.complete and all(before.options.get(k) == options.get(k) for k in BUDGET)
-    if is_done:
-        return replace(before, options={**before.options, RANDOMNESS: options[RANDOMNESS]})
-    reason = "its input noise, dropout or entropy penalty follows the rule of an earlier version"
-    raise _cannot_resume(run, reason)
 
 
 def _write_assets(run: RunDir, config: TrainConfig, save_assets: Callable[[], None]) -> None:
@@ -212,7 +183,7 @@ def with_base_config(config: TrainConfig, run: RunDir | None) -> TrainConfig:
     if record is None:
         return config
     try:
-        before = type(config.model).model_validate(upgraded(record.options, config)["model"])
+        before = type(config.model).model_validate(record.options["model"])
     except (KeyError, ValidationError):
         return config
     return config.model_copy(
@@ -224,45 +195,6 @@ def started_run(config: TrainConfig, run: RunDir | None) -> RunDir | None:
     """The run of a folder if it has a checkpoint to resume from; None if it starts anew."""
     is_new = run is None or config.overwrite or run.newest_folder() is None
     return None if is_new else run
-
-
-def with_earlier_rules(
-    config: TrainConfig, run: RunDir | None, typed: Collection[str], reporter: Reporter
-) -> TrainConfig:
-    """The config with the defaults of keys that the version of its run did not have.
-
-    A default is what that version did, and a preset may have another value now. A typed key keeps
-    its value, with which the run is refused.
-
-    Args:
-        config: The configuration as given.
-        run: The run folder; None if the run has no name yet.
-        typed: Dotted keys that were set explicitly for this command.
-        reporter: Receives a note for each key that changes.
-    """
-    record = _earlier_record(config, run)
-    if record is None:
-        return config
-    known = upgraded(record.options, config)
-    for key, value in list(_missing_defaults(config, known, typed)):
-        config = with_value(config, key, value)
-        reporter.note(f"{key} is {value_text(value)}, as when this run began")
-    return config
-
-
-def _missing_defaults(
-    section: ConfigModel, before: Mapping[str, Any], typed: Collection[str], prefix: str = ""
-) -> Iterator[tuple[str, Any]]:
-    """Dotted keys without the default that a run did not have and that are not typed."""
-    for name, field in type(section).model_fields.items():
-        key, value, stored = f"{prefix}{name}", getattr(section, name), before.get(name)
-        if isinstance(value, ConfigModel) and isinstance(stored, dict):
-            if stored.get("type") == getattr(value, "type", None):
-                yield from _missing_defaults(value, stored, typed, f"{key}.")
-        elif name not in {*before, *section.no_effect_on_output}:
-            is_typed = any(f"{word}.".startswith(f"{key}.") for word in typed)
-            if value != default_of(field) and not is_typed:
-                yield key, default_of(field)
 
 
 def _earlier_record(config: TrainConfig, run: RunDir | None) -> OutputRecord | None:
@@ -331,13 +263,17 @@ def resumable_run(run: RunDir, config: TrainConfig) -> OutputRecord | None:
     if before is None or before.command != _COMMAND:
         has_run = is_run(run.root)
         if has_run and not config.overwrite:
-            reason = "has no readable record: it is damaged or was made by an earlier version"
-            raise _cannot_resume(run, reason)
+            raise UsageError.at(
+                run.root,
+                "has no readable record, so the run cannot be resumed",
+                hint="evaluate it, choose another --output, or replace it with --overwrite",
+                code="usage.no_record",
+            )
         check_owner(run.root, _COMMAND, None if has_run else before, is_replaceable=has_run)
         return None
     if not config.overwrite:
         _check_no_unfinished_overwrite(run, before)
-        _check_same_order(run, before)
+        check_format(run.root, before)
         run.check_no_files()
     return before
 
@@ -430,19 +366,3 @@ def _check_no_unfinished_overwrite(run: RunDir, before: OutputRecord) -> None:
             hint="run the command with --overwrite again, or choose another --output",
             code="usage.unfinished_overwrite",
         )
-
-
-def _check_same_order(run: RunDir, before: OutputRecord) -> None:
-    """Raises UsageError for a run of a version with another order of samples."""
-    if before.options.get(ORDER) != _ORDER_VERSION:
-        reason = "was trained by an earlier version of vlatool with another order of samples"
-        raise _cannot_resume(run, reason)
-
-
-def _cannot_resume(run: RunDir, reason: str) -> UsageError:
-    return UsageError.at(
-        run.root,
-        f"{reason}; this version cannot resume it",
-        hint="evaluate the run unchanged, choose another --output, or replace it with --overwrite",
-        code="usage.earlier_version",
-    )

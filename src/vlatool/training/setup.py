@@ -11,9 +11,8 @@ from vlatool.events import counted
 from vlatool.loading.base import DatasetInfo
 from vlatool.models.base import Objective, Part
 from vlatool.models.progress import locate_progress
-from vlatool.models.rng import computes_by_global_batch, draws_by_micro_batch, draws_by_sample
+from vlatool.models.rng import draws_by_micro_batch
 from vlatool.models.trained import existing_weights
-from vlatool.outdated_plugins import check_names
 from vlatool.training.checkpoints import load_checkpoint, unsaved_digests
 from vlatool.training.config import TrainConfig
 from vlatool.training.continuation import restore_progress
@@ -41,24 +40,17 @@ class TrainSetup:
 
 
 def network_randomness(config: TrainConfig, plan: TrainPlan) -> dict[str, str]:
-    """The rule by which networks in training draw random numbers themselves, for the record.
+    """The rule by which networks draw random numbers by micro-batch, for the record.
 
-    Networks that draw by micro-batch make its size and the number of ranks part of the rule. An
-    entropy penalty is in it because that of earlier versions was computed by micro-batch.
-    Empty if there is nothing of this.
+    Its size and the number of ranks are part of the rule. Empty if no network does.
     """
     with torch.device("meta"):
         parts = config.model_type.build(config.model)
-    networks = [part.module for part in parts.values() if part.trained]
+    if not any(draws_by_micro_batch(part.module) for part in parts.values() if part.trained):
+        return {}
     ranks = plan.global_batch // (plan.micro_batch * plan.accumulation)
-    split = f"by micro-batch of {counted(plan.micro_batch, 'sample')} on each of {ranks} ranks"
-    rules = {
-        "by sample": draws_by_sample,
-        f"dropout {split}": draws_by_micro_batch,
-        "entropy of the global batch": computes_by_global_batch,
-    }
-    chosen = [rule for rule, applies in rules.items() if any(map(applies, networks))]
-    return {RANDOMNESS: ", ".join(chosen)} if chosen else {}
+    samples = counted(plan.micro_batch, "sample")
+    return {RANDOMNESS: f"dropout by micro-batch of {samples} on each of {ranks} ranks"}
 
 
 def _loaded_parts(
@@ -113,7 +105,6 @@ def set_up(
     unsaved = runtime.broadcast(unsaved_digests(parts) if runtime.is_main else None)
     placed = PlacedParts(parts, runtime.placement(config), model_type)
     objective = model_type.objective(config.model, config.data, info, parts)
-    check_names(f"objective {type(objective).__name__!r}", "objective", type(objective))
     modules = {name: part.module for name, part in parts.items()}
     state = TrainState(
         parts=parts,

@@ -116,10 +116,8 @@ def to_arrays(stats: WindowStatistics) -> dict[str, Array]:
 
 
 def from_arrays(arrays: Mapping[str, Array]) -> WindowStatistics:
-    """Partial statistics from named arrays, those of earlier versions included."""
+    """Partial statistics from named arrays."""
     moments = {name: arrays[name] for name in _MOMENTS}
-    if "means" in arrays:  # version 0.2: [T*C, K]
-        return WindowStatistics(**moments, digest=Digest(arrays["means"], arrays.get("weights")))
     parts = (arrays[name] for name in _CELLS if name in arrays)
     cells = (part.transpose(1, 0, 2).reshape(-1, part.shape[2]) for part in parts)
     return WindowStatistics(**moments, digest=Digest(*cells))

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -42,14 +41,12 @@ from vlatool.tokens.build import (
     EpisodeBuilder,
     WindowFile,
     data_files,
-    state_by_files,
     write_shards,
 )
 from vlatool.tokens.inputs import (
     check_factor,
     check_output_outside_input,
     compatible_tokenizer,
-    equal_codes,
     instructions_with_code_ids,
     read_text_tokenizer,
     select_codes,
@@ -251,8 +248,6 @@ class BuildDatasetJob:
             ),
             work=work,
             state=work.state,
-            # Earlier versions recorded the files of the codes, not their digest.
-            earlier_states=[partial(state_by_files, codes=same) for same in equal_codes(codes)],
             owned=OWNED_FILES,
             temporary=PACKED_FILES if config.lines_per_file else (),
             locations=(tree, fast, codes.path, output),
@@ -330,7 +325,7 @@ class BuildDatasetJob:
         config, work = self._config, self._work
         return {
             **config.model_dump(mode="json", exclude={*config.no_effect_on_output}),
-            "gripper": config.gripper or "raw",  # as records of 0.2.0 have it
+            "gripper": config.gripper or "raw",
             "data": tree.name,
             "fast digest": work.fast_digest,
             "profile digest": self._profile.digest,
@@ -374,8 +369,6 @@ class BuildDatasetJob:
         """Logs codes and profile."""
         work = self._work
         reporter.note(f"codes: {work.codes.path} ({work.codes.layout})")
-        if work.codes.has_manifest and not work.codes.manifest.episode_digests:
-            reporter.note("codes: their manifest is of 0.2.0; only `vlatool verify` compares them")
         raw = ", ".join(self._profile.raw) or "none"
         reporter.note(f"profile: {self._profile.name}, dimensions left unchanged: {raw}")
         for name in ignored_code(fast):

@@ -114,7 +114,7 @@ def compose(config: ComposeConfig, *, reporter: Reporter = NULL) -> ComposeResul
     keys = {name: getattr(config, name) for name in _SECTION}
     target = location(config.output)
     record = _record(config, sources)
-    earlier = resumable_record(target, record, lambda: [record.inputs], overwrite=config.overwrite)
+    earlier = resumable_record(target, record, lambda: record.inputs, overwrite=config.overwrite)
     composition = _composition(config, sources, keys)
     is_complete = earlier is not None and earlier.complete
     status = "already complete" if is_complete else "planned" if config.dry_run else "written"

@@ -96,7 +96,6 @@ class DecodeJob:
             plan=plan_digest(options),
             work=work,
             state=work.state,
-            earlier_states=[selection.folder.state_by_files],
             owned=("*/*.png",),
             locations=(source, output),
             progress_count="pictures",

@@ -1,6 +1,6 @@
 """Export of codes, samples and trained models into another layout with the same values."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -171,10 +171,6 @@ class _CodesExport:
     def state(self, item: str) -> InputState:
         return self.source.state(item)
 
-    @property
-    def earlier_states(self) -> Sequence[Callable[[str], InputState]]:
-        return [self.source.state_by_files]
-
     def close(self, output: Path, receipts: Sequence[Receipt]) -> Sequence[FileEntry]:
         digests = {receipt.item: str(receipt.facts["digest"]) for receipt in receipts}
         source_manifest = self.source.manifest
@@ -204,7 +200,6 @@ class _SamplesExport:
     counted: ClassVar[str] = "samples"
     manifest: ClassVar[str] = SAMPLES_MANIFEST_NAME
     owned: ClassVar[Sequence[str]] = SAMPLES_OWNED_FILES
-    earlier_states: ClassVar[Sequence[Callable[[str], InputState]]] = ()
     source_digest: ClassVar[str] = ""
 
     @property
@@ -310,7 +305,6 @@ class ExportJob:
             plan=plan_digest(options, work.identity),
             work=work,
             state=work.state,
-            earlier_states=work.earlier_states,
             owned=work.owned,
             locations=(source, output),
             progress_count=work.counted,

@@ -181,7 +181,7 @@ def fit_fast(config: FitFastConfig, *, reporter: Reporter = NULL) -> FitFastResu
     target = location(config.output)
     record = _record(config, sources, normalization, chunks)
     earlier = resumable_record(
-        target, record, lambda: [record.inputs], overwrite=config.overwrite, owned=_FILES
+        target, record, lambda: record.inputs, overwrite=config.overwrite, owned=_FILES
     )
     if earlier is not None and earlier.complete:
         return _earlier_result(config, target, chunk_sources)

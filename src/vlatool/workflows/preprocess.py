@@ -242,12 +242,11 @@ class PreprocessJob:
         self._setup = setup
         self._make_sink = make_sink or SINKS.get(config.sink.type)
         self._sink: Sink = self._make_sink(config.sink, setup)
-        added = getattr(self._sink, "added_options", {})
         # Only data with images can be trained on.
         next_step = self._sink.next_step if setup.survey.cameras else "vlatool verify {output}"
         self.spec = JobSpec(
             output=output,
-            record=OutputRecord("preprocess", record_options(config, section) | added | versions),
+            record=OutputRecord("preprocess", record_options(config, section) | versions),
             title=f"preprocess {config.format}",
             item_name="episode",
             plan=plan_digest(
@@ -255,7 +254,7 @@ class PreprocessJob:
                 resolved,
                 config.sink,
                 selection.selection,
-                *filter(None, (actions, added)),  # plans of 0.2.0 have neither
+                actions,
             ),
             work=EpisodeTask(config.format, resolved, selection.selection, self._sink.work),
             check=EpisodeTask(config.format, resolved, selection.selection, count_frames),
@@ -414,9 +413,7 @@ def source_options(
 def record_options(config: PreprocessConfig, section: ConfigModel) -> dict[str, Any]:
     """Options for the record, without sections except that of the format."""
     excluded = {*config.no_effect_on_output, "source", "sink"}
-    if not config.action_fields:
-        excluded.add("action_fields")  # records of 0.2.0 do not have it
     options = config.model_dump(mode="json", exclude=excluded)
-    options |= config.sink.recorded() | {"sink": config.sink.type}
+    options |= config.sink.model_dump(mode="json", exclude={"type"}) | {"sink": config.sink.type}
     options["sources"] = [location(source).name for source in config.sources]
     return options | {"source": recorded_options(section, section), **side_files(section)}

@@ -21,15 +21,6 @@ from vlatool.workflows.evaluate import checkpoint_of, folder_of, results_folder,
 
 __all__ = ["RolloutConfig", "rollout"]
 
-# Keys that records of version 0.2.0 lack: left out unless they are set, so that `eval compare` does
-# not list them. Unfinished rollouts of that version start again: they have other noise.
-_LATER_KEYS = frozenset(
-    {
-        *("delay_steps", "ensemble_decay", "grippers", "compat"),
-        *("suite", "videos", "camera_rotations"),
-    }
-)
-
 
 @dataclass(frozen=True)
 class RolloutResult:
@@ -177,8 +168,7 @@ def _record(
 ) -> OutputRecord:
     """Record with names instead of paths of the inputs."""
     single = tasks.get("", config)
-    later = _LATER_KEYS - config.model_dump(exclude_defaults=True).keys()
-    options = single.model_dump(mode="json", exclude={*config.no_effect_on_output, *later})
+    options = single.model_dump(mode="json", exclude={*config.no_effect_on_output})
     options["checkpoint"] = checkpoint_of(trained).name
     if config.suite is not None:
         options["suite"] = {

@@ -175,7 +175,7 @@ def _train_with_remote(
     from vlatool.training.runtime import Runtime
 
     runtime = Runtime(config)
-    starts = partial(start_in, typed=typed, world_size=_ranks(config, runtime, typed))
+    starts = partial(start_in, world_size=_ranks(config, runtime, typed))
     if config.dry_run:
         choice = choose_remote_run(config, new_name(config), starts)
         named = config.model_copy(update={"name": choice.name})
@@ -217,7 +217,7 @@ def _train(
     from vlatool.training.resolved import resolved
 
     before = None if config.name is None else RunDir(_output(config))
-    config, info, rules = resolved(config, before, typed, reporter)
+    config, info, rules = resolved(config, before, reporter)
     from vlatool.training.data import DataStreams, check_samples, validation_data
     from vlatool.training.run import RunSetup  # torch: locations that fail answer before
     from vlatool.training.runtime import Runtime

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from vlatool import __version__
 from vlatool.errors import DataError, UsageError
 from vlatool.jobs.differences import option_differences
 from vlatool.jobs.record import (
@@ -25,7 +26,7 @@ def record(seed: int = 1, result: Any = None, **inputs: Any) -> OutputRecord:
 
 def start_run(folder: Path, now: OutputRecord, *, overwrite: bool = False) -> OutputRecord | None:
     """Starts a run; returns the record of the run to resume or of a complete one."""
-    before = resumable_record(folder, now, lambda: [now.inputs], overwrite=overwrite)
+    before = resumable_record(folder, now, lambda: now.inputs, overwrite=overwrite)
     if before is None:
         claim_output(folder, now, ("shards/*.tar",))
     return before
@@ -163,10 +164,20 @@ def test_incomplete_output_of_another_release_is_resumed(tmp_path: Path) -> None
     assert start_run(folder, record()) is not None
 
 
-def test_incomplete_output_with_another_journal_format_is_refused(tmp_path: Path) -> None:
-    folder = make_output(tmp_path / "out", replace(record(), journal=1))
+@pytest.mark.parametrize("result", [None, RESULT], ids=["unfinished", "complete"])
+def test_output_of_another_format_is_refused_with_both_versions(
+    result: dict[str, Any] | None, tmp_path: Path
+) -> None:
+    older = replace(record(1, result), format=0, version="0.0.1")
+    folder = make_output(tmp_path / "out", older)
 
-    assert start_error(folder, record()).code == "usage.output_differs"
+    error = start_error(folder, record())
+
+    assert (error.code, error.exit_code) == ("usage.output_format", 2)
+    assert "vlatool 0.0.1 in format 0" in error.message
+    assert f"vlatool {__version__}" in error.message
+    assert "--overwrite" in error.hint
+    assert start_run(folder, record(), overwrite=True) is None
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -224,11 +235,3 @@ def test_options_with_a_digest_are_compared_by_it(
     old: dict[str, Any], new: dict[str, Any], *, is_equal: bool
 ) -> None:
     assert (not option_differences(old, new)) == is_equal
-
-
-def test_inputs_may_be_recorded_in_an_earlier_form(tmp_path: Path) -> None:
-    folder = make_output(tmp_path / "out", record(1, RESULT, fingerprint="by files"))
-    forms = [{"fingerprint": "by digest"}, {"fingerprint": "by files"}]
-    assert resumable_record(folder, record(1), lambda: forms, overwrite=False) is not None
-    with pytest.raises(UsageError):
-        resumable_record(folder, record(1), lambda: forms[:1], overwrite=False)

@@ -1,28 +1,21 @@
 """Run ownership; a killed --overwrite can be repeated after a kill at any file operation."""
 
-import json
 import os
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from vlatool.artifacts.run.format import RunDir
-from vlatool.config.resolve import load_config
 from vlatool.errors import UsageError
-from vlatool.events import NULL
-from vlatool.jobs.record import read_record
 from vlatool.training.config import TrainConfig
-from vlatool.training.identity import identity_keys
 from vlatool.training.resume import (
     open_run,
     repair_run,
     resumable_run,
     with_base_config,
-    with_earlier_rules,
 )
 
 KILLED = 77
@@ -178,66 +171,9 @@ def test_damaged_list_of_a_run_is_rewritten(tmp_path: Path) -> None:
     assert {entry.path for entry in listed} >= {entry.path for entry in run.recorded_files()}
 
 
-def test_run_of_a_version_with_fewer_keys_can_get_a_larger_budget(tmp_path: Path) -> None:
-    run = finished(tmp_path)
-    record = read_record(run.root)
-    assert record is not None
-    options = {key: value for key, value in record.options.items() if key != "log_level"}
-    model = {key: value for key, value in options["model"].items() if key != "lr_factors"}
-    replace(record, options={**options, "model": model}).save(run.root)
-
-    resumable_run(run, NEW)
-    opened = open_run(run, NEW, {}, lambda: None, lambda before: True)
-
-    assert opened.options["total_train_steps"] == 5
-
-
 def test_initial_weights_are_not_overwritten(tmp_path: Path) -> None:
     run = finished(tmp_path)
     init = {"init_from": str(tmp_path)}
     with pytest.raises(UsageError) as caught:
         with_base_config(NEW.model_copy(update={"overwrite": True, **init}), run)
     assert caught.value.code == "usage.overwrites_origin"
-
-
-def earlier_run(root: Path) -> tuple[RunDir, TrainConfig]:
-    """A run of a version without two keys, and the config of the same command now."""
-    run = finished(root)
-    presets = ["diffusion-policy-tiny", "model-diffusion-policy-published"]
-    now = load_config(TrainConfig, presets=[*presets, "hparams-defaults-published"]).config
-    options = json.loads(json.dumps(identity_keys(now)))
-    del options["model"]["clean_padded_steps"], options["hparams"]["decay_by_name"]
-    record = read_record(root)
-    assert record is not None
-    replace(record, options={**options, "order of samples": 1}).save(root)
-    return run, now
-
-
-def test_run_keeps_the_rules_of_a_version_without_their_keys(tmp_path: Path) -> None:
-    run, now = earlier_run(tmp_path)
-    config = with_earlier_rules(now, run, (), NULL)
-
-    assert config != now
-    assert open_run(run, config, {}, lambda: None, lambda before: False) == read_record(run.root)
-
-
-def test_run_keeps_its_rules_when_it_gets_a_larger_budget(tmp_path: Path) -> None:
-    run, now = earlier_run(tmp_path)
-    longer = now.model_copy(update={"total_train_steps": 9})
-    config = with_earlier_rules(longer, run, (), NULL)
-    open_run(run, config, {}, lambda: None, lambda before: True)
-
-    assert with_earlier_rules(longer, run, (), NULL) == config
-
-
-def test_typed_key_that_a_run_did_not_have_is_another_option(tmp_path: Path) -> None:
-    run, now = earlier_run(tmp_path)
-    config = with_earlier_rules(now, run, {"model.clean_padded_steps"}, NULL)
-
-    with pytest.raises(UsageError, match="clean_padded_steps"):
-        open_run(run, config, {}, lambda: None, lambda before: False)
-
-
-def test_new_run_has_the_rules_of_its_presets(tmp_path: Path) -> None:
-    _, now = earlier_run(tmp_path / "other")
-    assert with_earlier_rules(now, RunDir(tmp_path / "new"), (), NULL) == now

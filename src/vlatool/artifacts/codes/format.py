@@ -71,7 +71,8 @@ class CodesManifest:
         pictures: Number of images with codes.
         digest: Digest of all codes and stems, equal for both layouts.
         agreement: Share of codes equal to those of fp32, measured on a sample; 1 for fp32 itself.
-        episode_digests: Map from episode to the digest of its codes; empty in folders of 0.2.0.
+        episode_digests: Map from episode to the digest of its codes; empty in published
+            folders.
     """
 
     codes_per_picture: Annotated[int, Field(gt=0, strict=True)] = CODES_PER_IMAGE
@@ -311,11 +312,7 @@ class CodesFolder:
     def state(self, episode: str) -> InputState:
         """Current state of the codes of an episode: their digest, equal for both layouts."""
         digest = self.manifest.episode_digests.get(episode)
-        return InputState(digest, digest) if digest else self.state_by_files(episode)
-
-    def state_by_files(self, episode: str) -> InputState:
-        """State of the codes as earlier versions recorded it."""
-        return input_state([self.path_of(episode)])
+        return InputState(digest, digest) if digest else input_state([self.path_of(episode)])
 
     def episodes(self) -> list[str]:
         """Names of the episodes that have codes, sorted; hidden ones are skipped."""

@@ -109,13 +109,6 @@ class _Codes:
 
 
 @dataclass(frozen=True)
-class _IdMap:
-    """Map to token ids in manifests of 0.2.0; it now belongs to the language model."""
-
-    action_ids: Count = 0
-
-
-@dataclass(frozen=True)
 class _Fast:
     vocab_size: Count = 0
 
@@ -127,7 +120,6 @@ class _Content:
     files: tuple[tuple[RelativePath, Count], ...]
     pictures: _ImageEntry
     codes: _Codes | None = None
-    id_map: _IdMap | None = None
     fast: _Fast | None = None
 
 
@@ -137,7 +129,7 @@ _TYPE = ManifestType(
     1,
     _Content,
     hint=_HINT,
-    optional=("codes", "id_map", "fast"),
+    optional=("codes", "fast"),
     code="data.broken_samples",
 )
 
@@ -194,12 +186,10 @@ class SamplesFolder:
             return PUBLISHED_SIZES
         content = _TYPE.parse(self.path, self.document)
         codes, (count, size, ids) = content.codes or _Codes(), PUBLISHED_SIZES
-        # The map of 0.2.0 has room for more ids than the tokenizer may have.
-        fast_ids = (content.fast or _Fast()).vocab_size or ids
         return SampleSizes(
             codes.codes_per_picture or count,
             codes.codebook_size or size,
-            (content.id_map or _IdMap()).action_ids or fast_ids,
+            (content.fast or _Fast()).vocab_size or ids,
         )
 
     @property

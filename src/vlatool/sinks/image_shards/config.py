@@ -32,8 +32,6 @@ class ImageShardsConfig(SinkConfig):
         ),
     }
 
-    added: ClassVar[frozenset[str]] = frozenset({"label"})
-
     type: Literal["image-shards"] = Field(
         default="image-shards", description="Form of the output: tars of images."
     )

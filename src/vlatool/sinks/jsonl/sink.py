@@ -61,8 +61,6 @@ class JsonlSink:
             None not in numbers and len(set(numbers)) == len(numbers),
         )
         self.work: Work = self._work
-        # 0.2.0 left relative poses out.
-        self.added_options = {"relative_poses": True} if self._work.groups else {}
 
     def begin(self) -> None:
         """Removes the manifest and folders that an earlier run left empty."""

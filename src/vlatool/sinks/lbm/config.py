@@ -48,8 +48,6 @@ class LbmConfig(SinkConfig):
         "Statistics and shards": ("compute_statistics", "samples_per_shard", "seed"),
     }
 
-    added: ClassVar[frozenset[str]] = frozenset({"keep_episodes"})
-
     type: Literal["lbm"] = Field(default="lbm", description="Form of the output: tars of windows.")
     past_lowdim_steps: int = Field(
         default=1, ge=0, le=100_000, description="Frames of a window before the anchor."

@@ -55,7 +55,6 @@ class LeRobotConfig(ConfigModel):
     )
     split: str | None = Field(
         default=None,
-        exclude_if=lambda value: value is None,  # records of before are without it
         description="Read only this split of meta/info.json, such as train; default: all episodes.",
     )
 
