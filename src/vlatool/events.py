@@ -8,8 +8,23 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+# Secrets of this process, which logs and messages show as "...".
+_SECRETS: set[str] = set()
 # Clocks and scheduling make rates over a shorter time meaningless.
 _MIN_MEASURED_S = 0.1
+
+
+def hide_secret(secret: str) -> None:
+    """Keeps a secret out of all that `without_secrets` passes on."""
+    if secret:
+        _SECRETS.add(secret)
+
+
+def without_secrets(text: str) -> str:
+    """Text with "..." for each secret of this process."""
+    for secret in sorted(_SECRETS, key=len, reverse=True):
+        text = text.replace(secret, "...")
+    return text
 
 
 def per_second(amount: float, seconds: float) -> float | None:

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TextIO, cast, runtime_checkable
 
 from vlatool.cli.options import OutputOptions
 from vlatool.errors import StorageError, VlatoolError
+from vlatool.events import without_secrets
 
 
 class Result(Protocol):
@@ -139,7 +140,7 @@ class Stderr:
 
 def write_stderr(text: str) -> None:
     """Writes one or more lines for people."""
-    _write(cast(TextIO, Stderr()), text)
+    _write(cast(TextIO, Stderr()), without_secrets(text))
 
 
 def _write(stream: TextIO, text: str) -> None:

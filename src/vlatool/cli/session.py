@@ -15,7 +15,7 @@ from vlatool.cli import output
 from vlatool.cli.config_command import TYPED_CONFIG
 from vlatool.cli.options import OutputOptions
 from vlatool.errors import ConfigError, UsageError, VlatoolError
-from vlatool.events import Reporter
+from vlatool.events import Reporter, hide_secret, without_secrets
 
 if TYPE_CHECKING:
     from vlatool.cli.keys import TypedConfig
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 # Secrets in a URI: user and password before the host, and the query.
 _USER, _QUERY = re.compile(r"(?<=://)[^/\s]+@"), re.compile(r"(https?://[^\s?#]*[?#])\S+")
+# Environment variables whose value is a secret; shorter values are switches or placeholders.
+_SECRET_NAME = re.compile("(TOKEN|SECRET|PASSWORD|ACCESS_KEY|API_KEY)$")
+_MIN_SECRET = 8
 _RETRIES = "vlatool.storage.retry"  # log of retries
 
 Schema = TypeVar("Schema", bound="ConfigModel")
@@ -163,6 +166,9 @@ def _is_terminal() -> bool:
 @contextmanager
 def _logging(options: OutputOptions) -> Iterator[logging.Handler | None]:
     """Sends log records to stderr and to the log file; Python warnings become log records."""
+    for name, value in os.environ.items():
+        if _SECRET_NAME.search(name) and len(value) >= _MIN_SECRET:
+            hide_secret(value)
     log_file = _log_file(options.log_file) if options.log_file else None
     handlers = [_stderr_handler(options), *([log_file] if log_file else [])]
     root = logging.getLogger()
@@ -205,10 +211,18 @@ def _retries_reported(reporter: Reporter) -> Iterator[None]:
         logging.getLogger(_RETRIES).removeHandler(handler)
 
 
+class _Formatter(logging.Formatter):
+    """Formatter that leaves secrets out."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Text of a record and its traceback."""
+        return without_secrets(super().format(record))
+
+
 def _stderr_handler(options: OutputOptions) -> logging.Handler:
     handler = logging.StreamHandler(cast(TextIO, output.Stderr()))
     handler.setLevel({0: logging.WARNING, 1: logging.INFO}.get(options.verbose, logging.DEBUG))
-    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_Formatter("%(levelname)s %(name)s: %(message)s"))
     reported = {_RETRIES} if options.verbose else {_RETRIES, "py.warnings"}
     handler.addFilter(lambda record: record.name not in reported)
     return handler
@@ -238,7 +252,7 @@ def _log_file(path: str) -> logging.Handler:
     except OSError as error:
         raise _log_file_error(path, error) from error
     handler.setLevel(logging.DEBUG)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     try:
         cast(TextIO, handler.stream).write(f"{handler.format(_command_record())}\n")
         handler.flush()

@@ -1,5 +1,6 @@
 """Client of a policy server, with the methods of `load_policy`. Does not import torch."""
 
+import logging
 import operator
 import ssl
 from collections.abc import Mapping
@@ -18,8 +19,10 @@ from websockets.sync.client import connect as open_connection
 
 from vlatool.episode import Array
 from vlatool.errors import DataError, EnvironmentProblem, UsageError, VlatoolError
-from vlatool.serving.access import authorization
+from vlatool.serving.access import SocketLog, authorization
 from vlatool.serving.messages import CONTROL, PROTOCOL, error_of, pack, unpack
+
+_log = logging.getLogger(__name__)
 
 _UNAUTHORIZED, _BUSY = 401, 503
 _CLOSE_S = 2.0
@@ -144,6 +147,7 @@ class RemotePolicy:
                     max_size=None,
                     proxy=None,
                     close_timeout=_CLOSE_S,
+                    logger=SocketLog(_log),
                     **self._options,
                 )
             )

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -18,7 +18,7 @@ from websockets.http11 import Request, Response
 from websockets.protocol import State
 
 from vlatool.errors import DataError, EnvironmentProblem, VlatoolError
-from vlatool.serving.access import has_key, listen
+from vlatool.serving.access import SocketLog, has_key, listen
 from vlatool.serving.messages import SERVER_FAILED, error_text, pack, unpack
 from vlatool.serving.metrics import ServerMetrics
 from vlatool.serving.planner import Planner
@@ -31,21 +31,6 @@ _OPEN_S, _PING_S, _CLOSE_S = 10, 20, 2
 _SHUTDOWN = "the server is shutting down"
 
 _log = logging.getLogger(__name__)
-
-
-class _SocketLog(logging.LoggerAdapter[logging.Logger]):
-    """Log of connections: an invalid request is a fault of a client, so it is only a detail."""
-
-    def log(self, level: int, msg: object, *args: Any, **kwargs: Any) -> None:
-        """Logs at the level DEBUG."""
-        del level
-        super().log(logging.DEBUG, msg, *args, **kwargs)
-
-    def process(
-        self, msg: Any, kwargs: MutableMapping[str, Any]
-    ) -> tuple[Any, MutableMapping[str, Any]]:
-        """Leaves a record as it is."""
-        return msg, kwargs
 
 
 class PolicyServer:
@@ -106,7 +91,7 @@ class PolicyServer:
                 ping_interval=_PING_S,
                 ping_timeout=_PING_S,
                 close_timeout=_CLOSE_S,
-                logger=_SocketLog(_log),
+                logger=SocketLog(_log),
             )
             on_ready()
             await self._stopping.wait()
