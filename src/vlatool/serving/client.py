@@ -118,6 +118,13 @@ class RemotePolicy:
         if self._connection is None:
             raise _lost(self._url, "it is closed")
         data = pack({**_arrays(observation), CONTROL: {**self._control, **control}})
+        if len(data) > self._max_bytes:
+            raise DataError(
+                f"the request has {len(data):,} bytes, the server accepts {self._max_bytes:,}",
+                hint="resize the images to the size of the training data, or start the server with "
+                "a larger --max-request-mb",
+                code="data.request_too_large",
+            )
         try:
             self._connection.send(data)
             reply = self._connection.recv(self._options["open_timeout"])
@@ -179,6 +186,7 @@ class RemotePolicy:
         self.history: int = metadata["history"]
         self.checkpoint: str = metadata["checkpoint"]
         self.weights: str = metadata["weights"]
+        self._max_bytes: int = metadata["max_request_bytes"]
 
     def _metadata(self, first: str | bytes) -> dict[str, Any]:
         metadata: Mapping[str, Any] = {}

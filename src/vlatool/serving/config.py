@@ -40,7 +40,12 @@ class ServeConfig(ConfigModel):
         default=5.0, ge=0, le=1000, description="Longest wait of a request for others of its batch."
     )
     max_clients: int = Field(default=128, ge=1, description="Clients connected at once.")
-    max_request_mb: float = Field(default=32.0, gt=0, description="Size of a request, in MB.")
+    max_request_mb: float | None = Field(
+        default=None,
+        gt=0,
+        description="Size of a request, in MB; null: 1.5 times the images and fields that the "
+        "policy sees at one step, and 64 kB.",
+    )
     max_rate: float = Field(
         default=100.0, gt=0, description="Requests per second of a client; faster ones wait."
     )
