@@ -210,6 +210,8 @@ BAD_REQUESTS: Mapping[str, tuple[str | bytes, str]] = {
     "negative seed": (message_of(**{CONTROL: {"reset": True, "seed": -1}}), "usage.bad_value"),
     "no step": (message_of(**{CONTROL: {"executed": 0}}), "usage.executed_steps"),
     "model": (message_of(BAD_NUMBER), "environment.policy_failed"),
+    "action over float32": (message_of(pose=np.array([1e308, 0])), "data.action_not_finite"),
+    "action not finite": (message_of(pose=np.array([1e308, 1e308])), "data.action_not_finite"),
 }
 
 
@@ -377,6 +379,22 @@ def test_a_slow_policy_gets_a_timeout() -> None:
 
 
 # clients that fail or vanish
+
+
+def test_an_action_that_is_not_finite_is_an_error_of_its_client_alone() -> None:
+    huge = {**look(1), "pose": np.array([1e308, 1e308])}
+    with pytest.raises(VlatoolError, match="not finite: move, grip"):
+        local(LookPolicy()).act(huge)
+    with (
+        served(LookPolicy(), batch_size=2, batch_wait_ms=1000) as url,
+        ThreadPoolExecutor(1) as pool,
+        vlatool.connect(url) as good,
+        vlatool.connect(url) as bad,
+    ):
+        answer = pool.submit(good.act, look(1))
+        with pytest.raises(VlatoolError, match="not finite: move, grip"):
+            bad.act(huge)
+        assert_equal(answer.result(), local(LookPolicy()).act(look(1)))
 
 
 def test_a_request_that_fails_does_not_fail_the_others_of_its_batch() -> None:

@@ -22,6 +22,8 @@ from vlatool.transforms.relative import actual_field
 
 _IMAGE_DIMENSIONS = 3
 _SEEDS = 2**63
+# Larger commands become infinite where they are scaled, averaged or sent.
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def chunk_seed(seed: int, number: int) -> int:
@@ -272,15 +274,33 @@ def begin_chunks(
     instructions: Sequence[str],
     batch_size: int,
 ) -> None:
-    """Samples the next chunk of each episode."""
+    """Samples the next chunk of each episode.
+
+    Raises:
+        DataError: A chunk is not finite; all episodes are as before then.
+    """
     inputs = [
         episode.observation(instruction)
         for episode, instruction in zip(episodes, instructions, strict=True)
     ]
     observations, seeds = [row[0] for row in inputs], [row[1] for row in inputs]
     chunks = act_in_batches(policy, observations, seeds, batch_size)
+    check_finite(chunks)
     for row, episode in enumerate(episodes):
         episode.begin({name: np.asarray(chunks[name][row], np.float64) for name in policy.actions})
+
+
+def check_finite(chunks: Mapping[str, Array]) -> None:
+    """Raises a DataError if commands are not finite numbers of float32."""
+    bad = [name for name, values in chunks.items() if not (np.abs(values) <= _LARGEST).all()]
+    if bad:
+        raise DataError(
+            f"the policy computes actions that are not finite: {', '.join(bad)}",
+            hint="compare the observation with the training data (units, scale); if such values "
+            "give the same, the weights are damaged: use an earlier checkpoint",
+            code="data.action_not_finite",
+            details={"fields": bad},
+        )
 
 
 def _offsets(sees: ObservationSpec) -> tuple[int, int]:
