@@ -16,13 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import msgpack
 import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 import vlatool
 from tests.builders.serving import (
@@ -39,6 +40,7 @@ from tests.builders.toy_policy import PushPolicy
 from vlatool.cli.app import run
 from vlatool.episode import CameraView
 from vlatool.errors import VlatoolError
+from vlatool.evaluation.control import channels_last
 from vlatool.serving.access import bound_socket, listen
 from vlatool.serving.config import ServeConfig
 from vlatool.serving.messages import CONTROL, pack, unpack
@@ -140,6 +142,71 @@ def test_keys_of_a_client_are_mapped_as_in_rollouts(tmp_path: Path) -> None:
 
 
 # the protocol of openpi
+
+
+@pytest.mark.parametrize("declared", ["", "channels_first_cameras: [front]\n"])
+def test_images_with_channels_first_are_declared_or_recognized(
+    declared: str, tmp_path: Path
+) -> None:
+    (tmp_path / "robot.yaml").write_text(
+        f"{declared}cameras: {{front: images.cam}}\nflipped_cameras: [front]\n"
+        "instruction_key: prompt\nfields: {pose: {key: state}}\n"
+        "action: [{field: move}, {field: grip}]\n"
+    )
+    seen = look(4.0)
+    image = seen["front"][::-1].transpose(2, 0, 1)
+    sent = {"images": {"cam": image}, "state": seen["pose"], "prompt": "sing"}
+    chunk = local(LookPolicy()).act(seen)
+    with served(LookPolicy(), map=str(tmp_path / "robot.yaml")) as url:
+        with vlatool.connect(url) as client:
+            actions = client.act(sent)["actions"]
+        np.testing.assert_array_equal(actions, np.hstack([chunk["move"], chunk["grip"]]))
+    assert_equal(
+        local(LookPolicy()).act({**seen, "front": seen["front"].transpose(2, 0, 1)}), chunk
+    )
+
+
+def test_an_image_whose_first_and_last_axis_are_three_has_its_channels_last() -> None:
+    square = np.random.default_rng(0).integers(0, 256, (3, 6, 3), np.uint8)
+    np.testing.assert_array_equal(channels_last(square), square)
+    np.testing.assert_array_equal(channels_last(square, is_first=True), square.transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize(
+    ("rule", "message", "flags"),
+    [
+        ({}, {"reset": True}, {}),
+        ({}, {CONTROL: {"reset": True}}, {}),
+        ({"episode_key": "is_first"}, None, {"is_first": np.array([True])}),
+        ({"episode_idle_s": 0.3}, None, {}),
+    ],
+    ids=["message", "control", "flag", "idle"],
+)
+def test_a_client_that_keeps_its_connection_starts_an_episode_by_a_rule_of_the_metadata(
+    rule: Mapping[str, Any], message: Any, flags: Mapping[str, Any]
+) -> None:
+    with served(LookPolicy(), **rule) as url, connect(url, compression=None) as client:
+
+        def reply(request: Any) -> dict[str, Any]:
+            client.send(pack(request))
+            return unpack(cast(bytes, client.recv(10)))
+
+        metadata = unpack(cast(bytes, client.recv(10)))
+        assert metadata["new_episode"] == {
+            "request": {"reset": True},
+            "idle_s": rule.get("episode_idle_s"),
+            "key": rule.get("episode_key"),
+        }
+        no_flags = dict.fromkeys(flags, False)
+        first = reply({**look(1), **flags})["actions"]
+        second = reply({**look(1), **no_flags})["actions"]
+        assert not np.array_equal(first, second)
+        if message is not None:
+            assert "actions" not in reply(message)
+        elif not flags:
+            time.sleep(0.5)
+        np.testing.assert_array_equal(reply({**look(1), **flags})["actions"], first)
+        np.testing.assert_array_equal(reply({**look(1), **no_flags})["actions"], second)
 
 
 def test_a_client_of_openpi_gets_metadata_then_actions_with_their_timing() -> None:

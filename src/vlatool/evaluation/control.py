@@ -326,8 +326,6 @@ def _checked_image(camera: str, image: Array) -> UInt8Array:
 def _image_hint(image: Array) -> str:
     if image.dtype != np.uint8:
         return "give integers 0 to 255; for values 0 to 1: (255 * image).astype(np.uint8)"
-    if image.ndim == _IMAGE_DIMENSIONS and image.shape[0] == 3:
-        return "put the channels last: image.transpose(1, 2, 0)"
     return "give one RGB image per camera, without batch, alpha or depth"
 
 
@@ -340,6 +338,14 @@ def _check_equal_sizes(images: Sequence[UInt8Array]) -> None:
             hint="resize all images to the size of the training data",
             code="data.image_sizes_differ",
         )
+
+
+def channels_last(image: Array, *, is_first: bool = False) -> Array:
+    """Image [H, W, 3] of one that is [3, H, W]: if so declared, or if its last axis is not 3."""
+    shape = image.shape
+    if len(shape) == _IMAGE_DIMENSIONS and shape[0] == 3 and (is_first or shape[-1] != 3):
+        return image.transpose(1, 2, 0)
+    return image
 
 
 def as_array(name: str, values: Any) -> Array:

@@ -26,6 +26,16 @@ class ServeConfig(ConfigModel):
         description="Steps of a chunk that a client executes before it asks again, unless it "
         "says; null: that of --map, else 4.",
     )
+    episode_idle_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="A request later than this after the one before starts a new episode; null: "
+        "none does.",
+    )
+    episode_key: str | None = Field(
+        default=None,
+        description="Key of a request that is true at the first step of an episode; null: none.",
+    )
     weights: Weights = Field(
         default="auto", description="Averaged or raw weights; auto: averaged if any."
     )

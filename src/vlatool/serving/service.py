@@ -85,12 +85,17 @@ def service_of(
     metadata = _metadata(new_runner(), keys) | {
         "execute_steps": rollout.execute_steps,
         "max_request_bytes": max_bytes,
+        "new_episode": {
+            "request": {"reset": True},
+            "idle_s": config.episode_idle_s,
+            "key": config.episode_key,
+        },
     }
     return Service(
         policy,
         config,
         metadata,
-        lambda: Session(new_runner(), keys, rollout.execute_steps, rollout.delay_steps),
+        lambda: Session(new_runner(), keys, rollout.execute_steps, rollout.delay_steps, config),
         max_bytes,
         MAX_OBJECTS + 4 * sum(policy.sees.fields.values()),
         key,

@@ -26,7 +26,7 @@ __all__ = ["RolloutConfig", "rollout"]
 _LATER_KEYS = frozenset(
     {
         *("delay_steps", "ensemble_decay", "grippers", "compat"),
-        *("suite", "videos", "camera_rotations"),
+        *("suite", "videos", "camera_rotations", "channels_first_cameras"),
     }
 )
 
