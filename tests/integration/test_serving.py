@@ -36,10 +36,11 @@ from tests.builders.serving import (
     served,
     server_of,
 )
-from tests.builders.toy_policy import PushPolicy
+from tests.builders.toy_policy import PushPolicy, register_line
 from vlatool.cli.app import run
 from vlatool.episode import CameraView
 from vlatool.errors import VlatoolError
+from vlatool.evaluation import policy_runner
 from vlatool.evaluation.control import channels_last
 from vlatool.serving.access import bound_socket, listen
 from vlatool.serving.config import ServeConfig
@@ -629,6 +630,51 @@ def test_the_policy_has_warmed_up_before_the_first_client_connects() -> None:
     policy = LookPolicy()
     with served(policy, batch_size=4):
         assert policy.sizes == [4, 4]
+
+
+def test_a_server_that_is_stopped_while_it_warms_up_never_listens() -> None:
+    policy = LookPolicy()
+    policy.hold.clear()
+    server = PolicyServer(service_of(ServeConfig(checkpoint="toy"), policy, ORIGIN))
+    notes: list[str] = []
+    with bound_socket("127.0.0.1", 0) as bound, ThreadPoolExecutor(1) as pool:
+        done = pool.submit(lambda: asyncio.run(server.run(bound, lambda: notes.append("ready"))))
+        assert policy.called.wait(10)
+        server.stop()
+        policy.hold.set()
+        done.result(20)
+    assert notes == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["serve", "toy", "--port", "0"], "this command keeps nothing of an unfinished run"),
+        (["predict", "toy", "data"], "this command keeps nothing of an unfinished run"),
+        (["eval", "rollout", "toy", "--env", "toys/Line-v0"], "finished work is kept"),
+    ],
+    ids=["serve", "predict", "eval rollout"],
+)
+def test_an_interrupted_command_says_what_is_kept(
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(policy_runner, "open_policy", interrupted)
+    register_line()
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["vlatool", *words])
+    assert run([*words, "--json"]) == 130
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["message"] == f"interrupted; {message}"
+    assert f"vlatool {' '.join(words)}" in error["hint"]
+    assert ("resume" in error["hint"]) == (words[0] == "eval")
 
 
 def test_a_stopped_server_answers_what_it_computes() -> None:

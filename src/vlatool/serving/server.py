@@ -82,6 +82,8 @@ class PolicyServer:
         if self._is_stopped:
             return
         async with self._planner:
+            if self._is_stopped:  # while it warmed up
+                return
             gc.freeze()  # else each full collection, of all that is imported, holds up all clients
             listen(bound)
             server = await serve(
