@@ -28,12 +28,26 @@ from vlatool.serving.session import Session
 
 # A client that holds a connection without a request, or does not answer pings, is disconnected.
 _OPEN_S, _PING_S, _CLOSE_S = 10, 20, 2
+# Wait between reads of the rest of a message that is too large, which is thrown away.
+_DISCARD_S = 0.1
 # For some seconds after an invalid request, connections are opened one by one, each after a pause:
 # clients that send such requests and connect again do not hold up others.
 _WARY_S, _PAUSE_S = 5.0, 0.02
 _SHUTDOWN = "the server is shutting down"
 
 _log = logging.getLogger(__name__)
+
+
+class _Connection(ServerConnection):
+    """Connection that slows down and soon ends after a message that is too large."""
+
+    def data_received(self, data: bytes) -> None:
+        """Called by asyncio with the next bytes."""
+        super().data_received(data)
+        if self.protocol.parser_exc is not None:
+            self.transport.pause_reading()
+            self.loop.call_later(_DISCARD_S, self.transport.resume_reading)
+            self.loop.call_later(_CLOSE_S, self.transport.abort)
 
 
 class PolicyServer:
@@ -92,6 +106,7 @@ class PolicyServer:
                 ssl=self._service.tls,
                 compression=None,
                 process_request=self._process_request,
+                create_connection=_Connection,
                 max_size=self._service.max_bytes,
                 # A client waits for its reply, so more than one request is never useful.
                 max_queue=1,
