@@ -44,6 +44,7 @@ SMALLEST = {
     "scale": "--episodes 2",
     "scaling": "--episodes 1,2 --repeat 1",
     "serving": "--clients 1,2 --requests 4 --model-ms 1",
+    "serving_hostile": "--bad 2 --requests 4 --forms deep,unfinished --sizes 1000",
     "stages": "RAW --size 16,16",
     "startup": "1",
     "titok": "--batch 1 --repeats 1",

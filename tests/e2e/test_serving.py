@@ -32,6 +32,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(540 + FUZZ_SECONDS)]
 OPENPI_CLIENT = """
 import sys
 import numpy as np
+from openpi_client import msgpack_numpy
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
 policy = WebsocketClientPolicy(host="127.0.0.1", port=int(sys.argv[1]), api_key="sesame")
@@ -44,6 +45,12 @@ for number in range(3):
     assert ("prev_total_ms" in reply["server_timing"]) == (number > 0)
     if number == 0:
         np.save(sys.argv[3], reply["actions"])
+first = np.load(sys.argv[3])
+for order in [(0, 1, 2), (2, 0, 1)]:  # an episode after another one; channels first
+    policy._ws.send(policy._packer.pack({"reset": True}))
+    assert "actions" not in msgpack_numpy.unpackb(policy._ws.recv())
+    sent["observation/image"] = image.transpose(order)
+    assert (policy.infer(sent)["actions"] == first).all()
 sent["observation/image"] = np.zeros((3, 4), np.float32)
 try:
     policy.infer(sent)

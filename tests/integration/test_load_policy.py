@@ -395,7 +395,7 @@ def with_(name: str, value: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
         (with_("scene_rigth_0", 1), "data.unknown_observation"),
         (with_("instruction", b"sing"), "data.no_instruction"),
         (with_(CAMERAS[0], np.zeros((64, 64, 3))), "data.no_picture"),
-        (with_(CAMERAS[0], np.zeros((3, 64, 64), np.uint8)), "data.no_picture"),
+        (with_(CAMERAS[0], np.zeros((2, 64, 64), np.uint8)), "data.no_picture"),
         (with_(CAMERAS[0], np.zeros((64, 64, 4), np.uint8)), "data.no_picture"),
         (with_(CAMERAS[0], np.zeros((0, 64, 3), np.uint8)), "data.no_picture"),
         (with_(CAMERAS[0], "front.png"), "data.no_picture"),

@@ -12,6 +12,7 @@ from tests.builders.training import HAND_COMMAND, XYZ_COMMAND, tiny_config, worl
 from vlatool.errors import VlatoolError
 from vlatool.evaluation.control import act_in_batches, chunk_seed
 from vlatool.evaluation.policy_runner import open_policy
+from vlatool.models.policy import RoboticsPolicy
 from vlatool.sources.detection import detect_source
 from vlatool.workflows.evaluate import recorded_pairs
 from vlatool.workflows.predict import PredictConfig, PredictResult, predict
@@ -61,6 +62,20 @@ def test_first_frame_of_raw_episode_gives_the_chunk_of_a_control_loop_that_start
     recorded = episode.lowdim[XYZ_COMMAND][: loop.horizon]
     np.testing.assert_array_equal(result.fields[XYZ_COMMAND].recorded, recorded)
     assert result.fields[XYZ_COMMAND].copy_last_per_dimension == []
+
+
+def test_actions_that_are_not_finite_are_an_error_with_their_fields(
+    run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = RoboticsPolicy._sample_chunks
+
+    def overflowing(self: RoboticsPolicy, *arguments: Any) -> Any:
+        return usual(self, *arguments) * np.inf
+
+    monkeypatch.setattr(RoboticsPolicy, "_sample_chunks", overflowing)
+    with pytest.raises(VlatoolError, match=f"not finite: .*{HAND_COMMAND}") as caught:
+        predicted(run, data.parent / "raw", tmp_path)
+    assert caught.value.code == "data.action_not_finite"
 
 
 def test_frame_of_preprocessed_data_gives_the_chunk_of_the_open_loop_evaluation(

@@ -13,15 +13,17 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import msgpack
 import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 import vlatool
 from tests.builders.serving import (
@@ -34,9 +36,12 @@ from tests.builders.serving import (
     served,
     server_of,
 )
-from tests.builders.toy_policy import PushPolicy
+from tests.builders.toy_policy import PushPolicy, register_line
 from vlatool.cli.app import run
+from vlatool.episode import CameraView
 from vlatool.errors import VlatoolError
+from vlatool.evaluation import policy_runner
+from vlatool.evaluation.control import channels_last
 from vlatool.serving.access import bound_socket, listen
 from vlatool.serving.config import ServeConfig
 from vlatool.serving.messages import CONTROL, pack, unpack
@@ -140,6 +145,71 @@ def test_keys_of_a_client_are_mapped_as_in_rollouts(tmp_path: Path) -> None:
 # the protocol of openpi
 
 
+@pytest.mark.parametrize("declared", ["", "channels_first_cameras: [front]\n"])
+def test_images_with_channels_first_are_declared_or_recognized(
+    declared: str, tmp_path: Path
+) -> None:
+    (tmp_path / "robot.yaml").write_text(
+        f"{declared}cameras: {{front: images.cam}}\nflipped_cameras: [front]\n"
+        "instruction_key: prompt\nfields: {pose: {key: state}}\n"
+        "action: [{field: move}, {field: grip}]\n"
+    )
+    seen = look(4.0)
+    image = seen["front"][::-1].transpose(2, 0, 1)
+    sent = {"images": {"cam": image}, "state": seen["pose"], "prompt": "sing"}
+    chunk = local(LookPolicy()).act(seen)
+    with served(LookPolicy(), map=str(tmp_path / "robot.yaml")) as url:
+        with vlatool.connect(url) as client:
+            actions = client.act(sent)["actions"]
+        np.testing.assert_array_equal(actions, np.hstack([chunk["move"], chunk["grip"]]))
+    assert_equal(
+        local(LookPolicy()).act({**seen, "front": seen["front"].transpose(2, 0, 1)}), chunk
+    )
+
+
+def test_an_image_whose_first_and_last_axis_are_three_has_its_channels_last() -> None:
+    square = np.random.default_rng(0).integers(0, 256, (3, 6, 3), np.uint8)
+    np.testing.assert_array_equal(channels_last(square), square)
+    np.testing.assert_array_equal(channels_last(square, is_first=True), square.transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize(
+    ("rule", "message", "flags"),
+    [
+        ({}, {"reset": True}, {}),
+        ({}, {CONTROL: {"reset": True}}, {}),
+        ({"episode_key": "is_first"}, None, {"is_first": np.array([True])}),
+        ({"episode_idle_s": 0.3}, None, {}),
+    ],
+    ids=["message", "control", "flag", "idle"],
+)
+def test_a_client_that_keeps_its_connection_starts_an_episode_by_a_rule_of_the_metadata(
+    rule: Mapping[str, Any], message: Any, flags: Mapping[str, Any]
+) -> None:
+    with served(LookPolicy(), **rule) as url, connect(url, compression=None) as client:
+
+        def reply(request: Any) -> dict[str, Any]:
+            client.send(pack(request))
+            return unpack(cast(bytes, client.recv(10)))
+
+        metadata = unpack(cast(bytes, client.recv(10)))
+        assert metadata["new_episode"] == {
+            "request": {"reset": True},
+            "idle_s": rule.get("episode_idle_s"),
+            "key": rule.get("episode_key"),
+        }
+        no_flags = dict.fromkeys(flags, False)
+        first = reply({**look(1), **flags})["actions"]
+        second = reply({**look(1), **no_flags})["actions"]
+        assert not np.array_equal(first, second)
+        if message is not None:
+            assert "actions" not in reply(message)
+        elif not flags:
+            time.sleep(0.5)
+        np.testing.assert_array_equal(reply({**look(1), **flags})["actions"], first)
+        np.testing.assert_array_equal(reply({**look(1), **no_flags})["actions"], second)
+
+
 def test_a_client_of_openpi_gets_metadata_then_actions_with_their_timing() -> None:
     with served(LookPolicy()) as url, raw_client(url) as client:
         replies: list[dict[str, Any]] = []
@@ -163,6 +233,14 @@ def with_image(**changes: Any) -> bytes:
     return msgpack.packb({"front": array_map(**changes), "pose": [0, 0], "instruction": ""})
 
 
+def nested(*lengths: int) -> bytes:
+    """Lists of lists of these lengths; the innermost are empty."""
+    data = b"\x90"
+    for length in reversed(lengths):
+        data = b"\xdc" + length.to_bytes(2) + data * length
+    return data
+
+
 BAD_REQUESTS: Mapping[str, tuple[str | bytes, str]] = {
     "text": ("hello", "data.bad_message"),
     "no msgpack": (b"\xc1\x00", "data.bad_message"),
@@ -170,6 +248,10 @@ BAD_REQUESTS: Mapping[str, tuple[str | bytes, str]] = {
     "half a map": (message_of()[:-5], "data.bad_message"),
     "a list": (msgpack.packb([1, 2]), "data.bad_message"),
     "deep": (b"\x91" * 5000 + b"\x90", "data.bad_message"),
+    "deep list in a map": (b"\x81\xa1a" + b"\x91" * 300 + b"\x90", "data.bad_message"),
+    "lists": (b"\x81\xa1a" + nested(1000, 30), "data.bad_message"),
+    "lists declared": (b"\x81\xa1a" + b"\xdc\xff\xff" * 500, "data.bad_message"),
+    "one key again and again": (b"\xde\x03\xe8" + b"\xa1a\xc0" * 1000, "data.bad_message"),
     "objects": (with_image(dtype="|O"), "data.bad_message"),
     "void": (with_image(dtype="|V1"), "data.bad_message"),
     "complex": (with_image(dtype="<c8"), "data.bad_message"),
@@ -196,6 +278,8 @@ BAD_REQUESTS: Mapping[str, tuple[str | bytes, str]] = {
     "negative seed": (message_of(**{CONTROL: {"reset": True, "seed": -1}}), "usage.bad_value"),
     "no step": (message_of(**{CONTROL: {"executed": 0}}), "usage.executed_steps"),
     "model": (message_of(BAD_NUMBER), "environment.policy_failed"),
+    "action over float32": (message_of(pose=np.array([1e308, 0])), "data.action_not_finite"),
+    "action not finite": (message_of(pose=np.array([1e308, 1e308])), "data.action_not_finite"),
 }
 
 
@@ -227,14 +311,19 @@ def test_a_bad_request_gets_its_error_as_text_and_1011(url: str, name: str) -> N
         with_image(dtype="i4," * 300_000),
         with_image(shape=[2**62] * 10_000),
         msgpack.packb({"a" * 1_000_000: 1}),
+        nested(65_535, 442),
+        b"\x81\xa1a\xdc\xff\xff" + nested(4, 4, 27) * 65_535,
+        b"\xdd" + (20_000).to_bytes(4) + (b"\xde\x01\x00" + b"\xa1a\xc0" * 256) * 20_000,
     ],
-    ids=["dtype", "shape", "name"],
+    ids=["dtype", "shape", "name", "lists", "short lists", "maps"],
 )
 def test_a_message_with_long_parts_is_rejected_before_work_that_holds_up_others(
     data: bytes,
 ) -> None:
+    started = time.process_time()
     with pytest.raises(VlatoolError) as failed:
         unpack(data)
+    assert time.process_time() - started < 0.5
     assert failed.value.code == "data.bad_message"
     assert len(failed.value.message) < 1000
 
@@ -296,6 +385,25 @@ def test_values_that_cannot_be_sent_are_errors_of_the_client(url: str, value: An
 # limits
 
 
+def test_a_request_is_at_most_as_large_as_the_observation_needs() -> None:
+    policy = LookPolicy()
+    policy.sees = replace(policy.sees, cameras={"front": CameraView((-1, 0), (480, 640))})
+    largest = int(1.5 * (480 * 640 * 3 + 2 * 8)) + 64_000
+    with served(policy) as url:
+        with raw_client(url) as client:
+            client.send(bytes(largest + 1))
+            with pytest.raises(ConnectionClosed) as closed:
+                client.recv(10)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == TOO_BIG
+        with vlatool.connect(url) as robot:
+            with pytest.raises(VlatoolError) as failed:
+                robot.act({**look(1), "front": np.zeros((720, 1280, 3), np.uint8)})
+            assert failed.value.code == "data.request_too_large"
+            assert f"{largest:,}" in failed.value.message
+            assert robot.act({**look(1), "front": np.zeros((480, 640, 3), np.uint8)})
+
+
 def test_a_request_over_the_limit_ends_its_connection() -> None:
     with served(max_request_mb=0.001) as url, raw_client(url) as client:
         client.send(pack({"x": np.zeros(200)}))
@@ -339,6 +447,22 @@ def test_a_slow_policy_gets_a_timeout() -> None:
 
 
 # clients that fail or vanish
+
+
+def test_an_action_that_is_not_finite_is_an_error_of_its_client_alone() -> None:
+    huge = {**look(1), "pose": np.array([1e308, 1e308])}
+    with pytest.raises(VlatoolError, match="not finite: move, grip"):
+        local(LookPolicy()).act(huge)
+    with (
+        served(LookPolicy(), batch_size=2, batch_wait_ms=1000) as url,
+        ThreadPoolExecutor(1) as pool,
+        vlatool.connect(url) as good,
+        vlatool.connect(url) as bad,
+    ):
+        answer = pool.submit(good.act, look(1))
+        with pytest.raises(VlatoolError, match="not finite: move, grip"):
+            bad.act(huge)
+        assert_equal(answer.result(), local(LookPolicy()).act(look(1)))
 
 
 def test_a_request_that_fails_does_not_fail_the_others_of_its_batch() -> None:
@@ -508,6 +632,51 @@ def test_the_policy_has_warmed_up_before_the_first_client_connects() -> None:
         assert policy.sizes == [4, 4]
 
 
+def test_a_server_that_is_stopped_while_it_warms_up_never_listens() -> None:
+    policy = LookPolicy()
+    policy.hold.clear()
+    server = PolicyServer(service_of(ServeConfig(checkpoint="toy"), policy, ORIGIN))
+    notes: list[str] = []
+    with bound_socket("127.0.0.1", 0) as bound, ThreadPoolExecutor(1) as pool:
+        done = pool.submit(lambda: asyncio.run(server.run(bound, lambda: notes.append("ready"))))
+        assert policy.called.wait(10)
+        server.stop()
+        policy.hold.set()
+        done.result(20)
+    assert notes == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["serve", "toy", "--port", "0"], "this command keeps nothing of an unfinished run"),
+        (["predict", "toy", "data"], "this command keeps nothing of an unfinished run"),
+        (["eval", "rollout", "toy", "--env", "toys/Line-v0"], "finished work is kept"),
+    ],
+    ids=["serve", "predict", "eval rollout"],
+)
+def test_an_interrupted_command_says_what_is_kept(
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(policy_runner, "open_policy", interrupted)
+    register_line()
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["vlatool", *words])
+    assert run([*words, "--json"]) == 130
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["message"] == f"interrupted; {message}"
+    assert f"vlatool {' '.join(words)}" in error["hint"]
+    assert ("resume" in error["hint"]) == (words[0] == "eval")
+
+
 def test_a_stopped_server_answers_what_it_computes() -> None:
     policy = LookPolicy()
     with server_of(policy) as (url, stop), ThreadPoolExecutor(1) as pool:
@@ -613,4 +782,4 @@ def test_images_of_full_size_and_requests_of_megabytes_are_answered() -> None:
         np.testing.assert_array_equal(client.act(observation)["move"], expected["move"])
         with pytest.raises(VlatoolError) as caught:
             client.act({**observation, "pose": np.zeros(1_000_000)})
-        assert caught.value.code == "environment.connection_lost"
+        assert caught.value.code == "data.request_too_large"

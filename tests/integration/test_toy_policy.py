@@ -21,6 +21,7 @@ from tests.builders.toy_policy import (
     register_line,
 )
 from tests.builders.toy_runs import SITE, toy_config, toys
+from vlatool.cli import app
 from vlatool.episode import Observation
 from vlatool.errors import DataError, PartialFailure, UsageError, VlatoolError
 from vlatool.evaluation.config import (
@@ -45,7 +46,7 @@ from vlatool.events import NullProgress, NullReporter
 from vlatool.testing import check_policy
 from vlatool.workflows.compare import compare
 from vlatool.workflows.evaluate import open_loop
-from vlatool.workflows.rollout import rollout
+from vlatool.workflows.rollout import RolloutResult, rollout
 from vlatool.workflows.train import train
 
 KEYS = {"fields": {"x": FieldMap(key="x")}, "action": [ActionMap(field="push")]}
@@ -67,6 +68,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def site(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(run.parent / SITE))
+
+
+def partial(options: RolloutConfig) -> RolloutResult:
+    """Result of rollouts of which some episodes end with an error."""
+    with pytest.raises(PartialFailure) as caught:
+        rollout(options)
+    assert caught.value.code == "partial.rollouts_failed"
+    assert isinstance(caught.value.result, RolloutResult)
+    return caught.value.result
 
 
 def config(run: Path, output: Path, **keys: Any) -> RolloutConfig:
@@ -189,7 +199,7 @@ def test_exception_of_an_environment_ends_one_episode(parallel: int) -> None:
 
 def test_errors_are_counted_apart_in_report_text_and_record(run: Path, tmp_path: Path) -> None:
     options = {"broken": [BROKEN_RESET, BROKEN_STEP]}
-    result = rollout(config(run, tmp_path, env_options=options))
+    result = partial(config(run, tmp_path, env_options=options))
     document = json.loads((tmp_path / "report.json").read_text())
     assert (document["episodes"], document["errors"], document["success_rate"]) == (3, 2, 1.0)
     assert {row["seed"]: row["error"] for row in document["rollouts"] if row["error"]} == ERRORS
@@ -212,13 +222,13 @@ def test_processes_give_equal_files_and_an_ended_one_ends_one_episode(
     options = {"broken": [BROKEN_RESET, BROKEN_STEP]}
     for count in (1, 2):
         name = f"{count} processes"
-        rollout(config(run, tmp_path / name, env_options=options, env_processes=count, **keys))
+        partial(config(run, tmp_path / name, env_options=options, env_processes=count, **keys))
     whole = outputs(tmp_path / "1 processes")
     assert outputs(tmp_path / "2 processes") == whole
     assert {*whole} == {"report.json", "episodes.png", "videos/100-success.mp4"}
 
     options = {"broken": [BROKEN_RESET, BROKEN_STEP, KILLED]}
-    killed = rollout(config(run, tmp_path / "killed", env_options=options, env_processes=2))
+    killed = partial(config(run, tmp_path / "killed", env_options=options, env_processes=2))
 
     rows = {row["seed"]: row for row in killed.figures["rollouts"]}
     assert rows[KILLED]["error"] == "the process of the environment ended with SIGKILL"
@@ -231,6 +241,57 @@ def test_errors_in_all_episodes_are_no_success_rate(run: Path, tmp_path: Path) -
     with pytest.raises(PartialFailure, match="no start"):
         rollout(config(run, tmp_path, seed=BROKEN_RESET, episodes=1, env_options=options))
     assert json.loads((tmp_path / "report.json").read_text())["errors"] == 1
+
+
+class NanEnv(LineEnv):
+    """Reports values that are not finite; the success of one seed too."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = super().step(action)
+        success = np.float64("nan") if self.seed == FIRST + 1 else info["success"]
+        return (
+            observation,
+            reward,
+            terminated,
+            truncated,
+            info | {"success": success, "far": np.inf},
+        )
+
+
+def test_success_that_is_nan_is_an_error_of_its_episode(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "toys/Nan-v0" not in gymnasium.registry:
+        gymnasium.register("toys/Nan-v0", NanEnv)
+    words = ["eval", "rollout", str(run), "--env", "toys/Nan-v0", "--episodes", "3", "--json"]
+    words += ["--seed", str(FIRST), "--env-processes", "1", "--output", str(tmp_path / "out")]
+    (tmp_path / "map.yaml").write_text("fields: {x: {key: x}}\naction: [{field: push}]\n")
+    assert app.run([*words, "--config", str(tmp_path / "map.yaml")]) == 4
+    document = json.loads(capsys.readouterr().out)
+    assert (document["error"]["code"], document["episodes"], document["errors"]) == (
+        "partial.rollouts_failed",
+        2,
+        1,
+    )
+    error = "'success' of the environment is not a number"
+    assert [row["error"] for row in document["rollouts"]] == [None, error, None]
+    stored = json.loads((tmp_path / "out/report.json").read_text())
+    assert [row["info"]["far"] for row in stored["rollouts"]] == [None] * 3
+
+
+class NanPolicy(PushPolicy):
+    """Overflows for each second observation."""
+
+    def act(self, observations: Sequence[Observation], *, seeds: Sequence[int]) -> Any:
+        chunks = super().act(observations, seeds=seeds)
+        chunks["push"][1::2, -1] = np.nan
+        return chunks
+
+
+def test_rollouts_of_actions_that_are_not_finite_end_with_the_field() -> None:
+    with pytest.raises(DataError, match="not finite: push") as caught:
+        rollouts(NanPolicy(), 3)
+    assert caught.value.code == "data.action_not_finite"
 
 
 class LoudEnv(LineEnv):
@@ -328,7 +389,8 @@ def policies(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "other starts": {"seed": 3, "episodes": 1},
             "other env": {"env_options": {"broken": []}, "episodes": 1},
         }.items():
-            rollout(config(run, root / name, **{"env_options": broken, **keys}))
+            options = config(run, root / name, **{"env_options": broken, **keys})
+            (partial if name == "b" else rollout)(options)
     report = json.loads((root / "b" / "report.json").read_text())
     (root / "report alone.json").write_text(json.dumps({**report, "env": "toys/Other-v0"}))
     (root / "damaged.json").write_text('{"rollouts": [{"seed": 1, "success": 3}]}')

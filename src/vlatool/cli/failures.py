@@ -30,6 +30,12 @@ _STORAGE_HINTS = {
 }
 
 
+# Commands without an output that they could resume.
+_NOTHING_KEPT = frozenset(
+    {"serve", "predict", "inspect", "verify", "runs", "doctor", "resolve-config", "presets"}
+)
+
+
 class Terminated(BaseException):
     """Exception raised on SIGTERM, so that `finally` blocks run."""
 
@@ -69,9 +75,9 @@ def as_vlatool_error(error: BaseException) -> VlatoolError:
         return error
     code = error.code if isinstance(error, SystemExit) else None
     if isinstance(error, KeyboardInterrupt) or code == 130:
-        return InterruptedByUserError("interrupted; finished work is kept", hint=_rerun_hint())
+        return _stopped(InterruptedByUserError, "interrupted")
     if isinstance(error, Terminated) or code == 143:
-        return TerminatedError("terminated; finished work is kept", hint=_rerun_hint())
+        return _stopped(TerminatedError, "terminated")
     return _known_error(error) or BugError(
         f"this is a bug in vlatool: {type(error).__name__}: {error}",
         hint="run again with --debug and report the traceback",
@@ -107,8 +113,18 @@ def _package(error: ModuleNotFoundError) -> str:
     return (error.name or "").partition(".")[0]
 
 
-def _rerun_hint() -> str:
-    return f"to resume, run the same command again: {shlex.join(['vlatool', *sys.argv[1:]])}"
+def _stopped(kind: type[VlatoolError], word: str) -> VlatoolError:
+    """Error of a command that was stopped, with what is left of its work."""
+    line = shlex.join(["vlatool", *sys.argv[1:]])
+    if _NOTHING_KEPT.intersection(sys.argv[1:2]):
+        return kind(
+            f"{word}; this command keeps nothing of an unfinished run",
+            hint=f"to start again, run the same command: {line}",
+        )
+    return kind(
+        f"{word}; finished work is kept",
+        hint=f"to resume, run the same command again: {line}",
+    )
 
 
 def _usage_error(error: Any) -> UsageError:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any, Protocol, TextIO, cast, runtime_checkable
 
 from vlatool.cli.options import OutputOptions
+from vlatool.credentials import without_credentials
 from vlatool.errors import StorageError, VlatoolError
 
 
@@ -139,7 +140,7 @@ class Stderr:
 
 def write_stderr(text: str) -> None:
     """Writes one or more lines for people."""
-    _write(cast(TextIO, Stderr()), text)
+    _write(cast(TextIO, Stderr()), without_credentials(text))
 
 
 def _write(stream: TextIO, text: str) -> None:

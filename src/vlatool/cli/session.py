@@ -14,6 +14,7 @@ import typer
 from vlatool.cli import output
 from vlatool.cli.config_command import TYPED_CONFIG
 from vlatool.cli.options import OutputOptions
+from vlatool.credentials import hide_environment, without_credentials
 from vlatool.errors import ConfigError, UsageError, VlatoolError
 from vlatool.events import Reporter
 
@@ -163,6 +164,7 @@ def _is_terminal() -> bool:
 @contextmanager
 def _logging(options: OutputOptions) -> Iterator[logging.Handler | None]:
     """Sends log records to stderr and to the log file; Python warnings become log records."""
+    hide_environment()
     log_file = _log_file(options.log_file) if options.log_file else None
     handlers = [_stderr_handler(options), *([log_file] if log_file else [])]
     root = logging.getLogger()
@@ -205,26 +207,21 @@ def _retries_reported(reporter: Reporter) -> Iterator[None]:
         logging.getLogger(_RETRIES).removeHandler(handler)
 
 
+class _Formatter(logging.Formatter):
+    """Formatter that leaves secrets out."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Text of a record and its traceback."""
+        return without_credentials(super().format(record))
+
+
 def _stderr_handler(options: OutputOptions) -> logging.Handler:
     handler = logging.StreamHandler(cast(TextIO, output.Stderr()))
     handler.setLevel({0: logging.WARNING, 1: logging.INFO}.get(options.verbose, logging.DEBUG))
-    handler.setFormatter(_LogFormatter("%(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_Formatter("%(levelname)s %(name)s: %(message)s"))
     reported = {_RETRIES} if options.verbose else {_RETRIES, "py.warnings"}
     handler.addFilter(lambda record: record.name not in reported)
     return handler
-
-
-class _LogFormatter(logging.Formatter):
-    """Formatter of logs without credentials."""
-
-    def __init__(self, form: str) -> None:
-        from vlatool.storage.credentials import credentials_pattern, without_credentials
-
-        super().__init__(form)
-        self._pattern, self._without = credentials_pattern(), without_credentials
-
-    def format(self, record: logging.LogRecord) -> str:
-        return self._without(super().format(record), self._pattern)
 
 
 class _LogFile(logging.FileHandler):
@@ -251,7 +248,7 @@ def _log_file(path: str) -> logging.Handler:
     except OSError as error:
         raise _log_file_error(path, error) from error
     handler.setLevel(logging.DEBUG)
-    handler.setFormatter(_LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     try:
         cast(TextIO, handler.stream).write(f"{handler.format(_command_record())}\n")
         handler.flush()

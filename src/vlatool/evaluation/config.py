@@ -129,6 +129,10 @@ class RolloutTask(ConfigModel):
     camera_rotations: dict[str, int] = Field(
         default={}, description="Clockwise quarter turns of the images by camera of the policy."
     )
+    channels_first_cameras: list[str] = Field(
+        default=[],
+        description="Cameras whose images are [3, H, W]; others are if their last axis is not 3.",
+    )
     fields: dict[str, FieldMap] = Field(
         default={}, description="Observation key of each field of the policy."
     )

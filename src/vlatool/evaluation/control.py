@@ -22,6 +22,8 @@ from vlatool.transforms.relative import actual_field
 
 _IMAGE_DIMENSIONS = 3
 _SEEDS = 2**63
+# Larger commands become infinite where they are scaled, averaged or sent.
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def chunk_seed(seed: int, number: int) -> int:
@@ -272,15 +274,33 @@ def begin_chunks(
     instructions: Sequence[str],
     batch_size: int,
 ) -> None:
-    """Samples the next chunk of each episode."""
+    """Samples the next chunk of each episode.
+
+    Raises:
+        DataError: A chunk is not finite; all episodes are as before then.
+    """
     inputs = [
         episode.observation(instruction)
         for episode, instruction in zip(episodes, instructions, strict=True)
     ]
     observations, seeds = [row[0] for row in inputs], [row[1] for row in inputs]
     chunks = act_in_batches(policy, observations, seeds, batch_size)
+    check_finite(chunks)
     for row, episode in enumerate(episodes):
         episode.begin({name: np.asarray(chunks[name][row], np.float64) for name in policy.actions})
+
+
+def check_finite(chunks: Mapping[str, Array]) -> None:
+    """Raises a DataError if commands are not finite numbers of float32."""
+    bad = [name for name, values in chunks.items() if not (np.abs(values) <= _LARGEST).all()]
+    if bad:
+        raise DataError(
+            f"the policy computes actions that are not finite: {', '.join(bad)}",
+            hint="compare the observation with the training data (units, scale); if such values "
+            "give the same, the weights are damaged: use an earlier checkpoint",
+            code="data.action_not_finite",
+            details={"fields": bad},
+        )
 
 
 def _offsets(sees: ObservationSpec) -> tuple[int, int]:
@@ -306,8 +326,6 @@ def _checked_image(camera: str, image: Array) -> UInt8Array:
 def _image_hint(image: Array) -> str:
     if image.dtype != np.uint8:
         return "give integers 0 to 255; for values 0 to 1: (255 * image).astype(np.uint8)"
-    if image.ndim == _IMAGE_DIMENSIONS and image.shape[0] == 3:
-        return "put the channels last: image.transpose(1, 2, 0)"
     return "give one RGB image per camera, without batch, alpha or depth"
 
 
@@ -320,6 +338,14 @@ def _check_equal_sizes(images: Sequence[UInt8Array]) -> None:
             hint="resize all images to the size of the training data",
             code="data.image_sizes_differ",
         )
+
+
+def channels_last(image: Array, *, is_first: bool = False) -> Array:
+    """Image [H, W, 3] of one that is [3, H, W]: if so declared, or if its last axis is not 3."""
+    shape = image.shape
+    if len(shape) == _IMAGE_DIMENSIONS and shape[0] == 3 and (is_first or shape[-1] != 3):
+        return image.transpose(1, 2, 0)
+    return image
 
 
 def as_array(name: str, values: Any) -> Array:

@@ -19,7 +19,10 @@ from vlatool.plugins import ENVIRONMENTS, EnvironmentSource, did_you_mean
 
 Env = Any
 _BUILT_IN = "vlatool/"
-_MAPPING = ("cameras", "flipped_cameras", "camera_rotations", "fields", "action")
+_MAPPING = (
+    *("cameras", "flipped_cameras", "camera_rotations", "channels_first_cameras"),
+    *("fields", "action"),
+)
 
 
 def environment_ids() -> list[str]:

@@ -8,7 +8,7 @@ import numpy as np
 from vlatool.episode import Array
 from vlatool.errors import DataError
 from vlatool.evaluation.config import FieldMap, RolloutConfig
-from vlatool.evaluation.control import RobotState, as_array
+from vlatool.evaluation.control import RobotState, as_array, channels_last
 from vlatool.events import counted
 from vlatool.models.policy import Policy
 from vlatool.plugins import did_you_mean
@@ -73,6 +73,7 @@ class KeyMap:
         image = as_array(
             camera, observed_value(observation, self._config.cameras.get(camera, camera))
         )
+        image = channels_last(image, is_first=camera in self._config.channels_first_cameras)
         if image.ndim and camera in self._config.flipped_cameras:
             image = image[::-1]
         turns = self._config.camera_rotations.get(camera, 0)

@@ -23,6 +23,7 @@ from vlatool.evaluation.control import (
     RobotState,
     as_array,
     begin_chunks,
+    channels_last,
 )
 from vlatool.evaluation.controllers import control_options
 from vlatool.events import NULL, Reporter, counted
@@ -180,7 +181,7 @@ class PolicyRunner:
                 hint="give one sentence; '' for no instruction",
                 code="data.no_instruction",
             )
-        images = {name: as_array(name, observation[name]) for name in self.cameras}
+        images = {name: channels_last(as_array(name, observation[name])) for name in self.cameras}
         fields = {name: _vector(name, observation[name], n) for name, n in self.fields.items()}
         return RobotState(images, fields)
 

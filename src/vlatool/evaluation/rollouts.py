@@ -221,15 +221,20 @@ class _Lockstep:
             instruction = self._plan.choose_instruction(reply.observation, reply.info)
             rollout.instruction = instruction
             return False
+        rollout.steps += 1
+        rollout.info = {
+            key: _stored(value) for key, value in reply.info.items() if _is_plain(value)
+        }
+        success = reply.info.get(self._plan.success_key, reply.terminated and reply.reward > 0)
+        if _is_nan(success):
+            rollout.error = f"{self._plan.success_key!r} of the environment is not a number"
+            rollout.success = False
+            return True
+        rollout.success = rollout.success or bool(np.any(success))
         return self._is_last(rollout, reply)
 
     def _is_last(self, rollout: Rollout, reply: Reply) -> bool:
-        """Adds a step to its episode; returns True if it was the last one."""
-        rollout.steps += 1
-        rollout.info = {key: value for key, value in reply.info.items() if _is_plain(value)}
-        fallback = reply.terminated and reply.reward > 0
-        success = bool(np.any(reply.info.get(self._plan.success_key, fallback)))
-        rollout.success = rollout.success or success
+        """True if a step was the last one of its episode."""
         limit = self._plan.max_steps
         is_cut = limit is not None and rollout.steps >= limit
         is_over = reply.terminated or reply.truncated or rollout.success or is_cut
@@ -258,6 +263,16 @@ class _Lockstep:
                     keyframe_interval=_VIDEO_KEYFRAME_INTERVAL,
                 )
             self._videos[rollout.seed].add(frame)
+
+
+def _is_nan(value: Any) -> bool:
+    array = np.asarray(value)
+    return array.dtype.kind == "f" and bool(np.isnan(array).any())
+
+
+def _stored(value: Any) -> Any:
+    """Value for JSON: None instead of a number that is not finite."""
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _is_plain(value: object) -> bool:

@@ -13,9 +13,9 @@ from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from typing import Any
 
+from vlatool.credentials import is_credential
 from vlatool.errors import EnvironmentProblem, missing_package
 from vlatool.jobs.executor import default_workers
-from vlatool.storage.credentials import is_credential
 
 _log = logging.getLogger(__name__)
 

@@ -11,11 +11,11 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
+from vlatool.credentials import is_credential
 from vlatool.errors import UsageError
 from vlatool.launching.sagemaker_config import SageMakerConfig
 from vlatool.launching.training_job import LAUNCH_FOLDER
 from vlatool.plugins import did_you_mean
-from vlatool.storage.credentials import is_credential
 from vlatool.training.ranks import HOSTS, SECRETS
 
 # Published short names. Source: reference/sagemaker 1.

@@ -12,9 +12,9 @@ from typing import Annotated
 from pydantic import Field, StringConstraints
 
 from vlatool.config.base import ConfigModel
+from vlatool.credentials import is_credential
 from vlatool.errors import EnvironmentProblem
 from vlatool.events import Reporter
-from vlatool.storage.credentials import is_credential
 
 SBATCH = "sbatch"
 _ESCAPED = re.compile(r'["\\]')

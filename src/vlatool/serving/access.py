@@ -3,13 +3,32 @@
 import errno
 import hmac
 import ipaddress
+import logging
 import socket
 import ssl
 from pathlib import Path
+from typing import Any
 
+from vlatool.credentials import hide
 from vlatool.errors import UsageError
 
 _SCHEME = "Api-Key "
+
+
+class SocketLog(logging.LoggerAdapter[logging.Logger]):
+    """Log of connections at the level DEBUG: an invalid request is a fault of a client.
+
+    The library logs headers, with the key, and messages only if DEBUG is enabled, so it is not.
+    """
+
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - logging's name
+        """True for all levels above DEBUG."""
+        return level > logging.DEBUG
+
+    def log(self, level: int, msg: object, *args: Any, **kwargs: Any) -> None:
+        """Logs at the level DEBUG, whatever `level` above it is."""
+        if self.isEnabledFor(level):
+            self.logger.debug(msg, *args, **kwargs)
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
@@ -96,6 +115,7 @@ def read_key(key_file: str | None, host: str) -> str | None:
             hint="write one line of printable ASCII characters",
             code="usage.no_key",
         )
+    hide(key)
     return key
 
 

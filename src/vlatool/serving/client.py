@@ -1,5 +1,6 @@
 """Client of a policy server, with the methods of `load_policy`. Does not import torch."""
 
+import logging
 import operator
 import ssl
 from collections.abc import Mapping
@@ -18,8 +19,10 @@ from websockets.sync.client import connect as open_connection
 
 from vlatool.episode import Array
 from vlatool.errors import DataError, EnvironmentProblem, UsageError, VlatoolError
-from vlatool.serving.access import authorization
+from vlatool.serving.access import SocketLog, authorization
 from vlatool.serving.messages import CONTROL, PROTOCOL, error_of, pack, unpack
+
+_log = logging.getLogger(__name__)
 
 _UNAUTHORIZED, _BUSY = 401, 503
 _CLOSE_S = 2.0
@@ -115,6 +118,13 @@ class RemotePolicy:
         if self._connection is None:
             raise _lost(self._url, "it is closed")
         data = pack({**_arrays(observation), CONTROL: {**self._control, **control}})
+        if len(data) > self._max_bytes:
+            raise DataError(
+                f"the request has {len(data):,} bytes, the server accepts {self._max_bytes:,}",
+                hint="resize the images to the size of the training data, or start the server with "
+                "a larger --max-request-mb",
+                code="data.request_too_large",
+            )
         try:
             self._connection.send(data)
             reply = self._connection.recv(self._options["open_timeout"])
@@ -144,6 +154,7 @@ class RemotePolicy:
                     max_size=None,
                     proxy=None,
                     close_timeout=_CLOSE_S,
+                    logger=SocketLog(_log),
                     **self._options,
                 )
             )
@@ -175,6 +186,7 @@ class RemotePolicy:
         self.history: int = metadata["history"]
         self.checkpoint: str = metadata["checkpoint"]
         self.weights: str = metadata["weights"]
+        self._max_bytes: int = metadata["max_request_bytes"]
 
     def _metadata(self, first: str | bytes) -> dict[str, Any]:
         metadata: Mapping[str, Any] = {}

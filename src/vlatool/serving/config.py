@@ -26,6 +26,16 @@ class ServeConfig(ConfigModel):
         description="Steps of a chunk that a client executes before it asks again, unless it "
         "says; null: that of --map, else 4.",
     )
+    episode_idle_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="A request later than this after the one before starts a new episode; null: "
+        "none does.",
+    )
+    episode_key: str | None = Field(
+        default=None,
+        description="Key of a request that is true at the first step of an episode; null: none.",
+    )
     weights: Weights = Field(
         default="auto", description="Averaged or raw weights; auto: averaged if any."
     )
@@ -40,7 +50,12 @@ class ServeConfig(ConfigModel):
         default=5.0, ge=0, le=1000, description="Longest wait of a request for others of its batch."
     )
     max_clients: int = Field(default=128, ge=1, description="Clients connected at once.")
-    max_request_mb: float = Field(default=32.0, gt=0, description="Size of a request, in MB.")
+    max_request_mb: float | None = Field(
+        default=None,
+        gt=0,
+        description="Size of a request, in MB; null: 1.5 times the images and fields that the "
+        "policy sees at one step, and 64 kB.",
+    )
     max_rate: float = Field(
         default=100.0, gt=0, description="Requests per second of a client; faster ones wait."
     )

@@ -29,9 +29,11 @@ _ARRAY, _SCALAR = b"__ndarray__", b"__npgeneric__"
 _DATA, _DTYPE, _SHAPE = b"data", b"dtype", b"shape"
 # Booleans, integers, floats, bytes and texts; objects would need pickle.
 _KINDS = "biufSU"
-# Longest texts, lists, maps, names of dtypes, and shapes. The time of some steps grows with the
-# square of these lengths, and all clients wait meanwhile.
-_LIMITS = {"max_str_len": 65_536, "max_array_len": 65_536, "max_map_len": 1024}
+# Values, keys and elements of a message besides those of its arrays, and lists and maps in another.
+MAX_OBJECTS, _MAX_DEPTH = 4096, 16
+# Longest texts, maps, names of dtypes, and shapes. The time of some steps grows with the square of
+# these lengths, and all clients wait meanwhile.
+_LIMITS = {"max_str_len": 65_536, "max_map_len": 256}
 _MAX_DTYPE, _MAX_DIMENSIONS = 16, 64
 _HINT, _CODE = "\nhint: ", "\ncode: "
 
@@ -54,21 +56,46 @@ def pack(message: Mapping[str, Any]) -> bytes:
     return packed
 
 
-def unpack(data: bytes) -> dict[str, Any]:
+def unpack(data: bytes, max_objects: int = MAX_OBJECTS) -> dict[str, Any]:
     """Message of its bytes; its arrays are read-only.
 
     Raises:
-        DataError: The bytes are not a msgpack map, or an array is invalid.
+        DataError: The bytes are not a msgpack map, have too many values, or an array is invalid.
     """
+    left = max_objects
+
+    def count(number: int) -> None:
+        nonlocal left
+        left -= number
+        if left < 0:
+            raise _bad_message(f"the message has more than {max_objects:,} values")
+
+    def unpacked_map(pairs: list[tuple[Any, Any]]) -> Any:
+        count(2 * len(pairs))
+        return _unpacked_array(dict(pairs))
+
+    def unpacked_list(values: list[Any]) -> list[Any]:
+        count(len(values))
+        return values
+
+    hooks = {"object_pairs_hook": unpacked_map, "list_hook": unpacked_list}
     try:
-        message = msgpack.unpackb(data, object_hook=_unpacked_array, **_LIMITS)
+        message = msgpack.unpackb(data, max_array_len=max_objects, **hooks, **_LIMITS)
+        is_deep = _depth(message) > _MAX_DEPTH
     except DataError:
         raise
     except Exception as error:
         raise _bad_message(f"the message is not msgpack: {type(error).__name__} {error}") from error
-    if not isinstance(message, dict):
-        raise _bad_message(f"the message is a {type(message).__name__}, not a map")
+    if is_deep or not isinstance(message, dict):
+        raise _bad_message(f"the message is a {type(message).__name__}, not a map of values")
     return message
+
+
+def _depth(value: Any) -> int:
+    """Number of lists and maps in each other."""
+    values = value.values() if isinstance(value, dict) else value
+    is_nested = isinstance(value, dict | list)
+    return 1 + max(map(_depth, values), default=0) if is_nested else 0
 
 
 def error_text(error: VlatoolError) -> str:

@@ -4,10 +4,11 @@ The protocol is in docs/serving.md.
 """
 
 import asyncio
+import gc
 import logging
 import socket
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -18,34 +19,35 @@ from websockets.http11 import Request, Response
 from websockets.protocol import State
 
 from vlatool.errors import DataError, EnvironmentProblem, VlatoolError
-from vlatool.serving.access import has_key, listen
+from vlatool.serving.access import SocketLog, has_key, listen
 from vlatool.serving.messages import SERVER_FAILED, error_text, pack, unpack
 from vlatool.serving.metrics import ServerMetrics
 from vlatool.serving.planner import Planner
 from vlatool.serving.service import Service
 from vlatool.serving.session import Session
 
-_MB = 1_000_000
 # A client that holds a connection without a request, or does not answer pings, is disconnected.
 _OPEN_S, _PING_S, _CLOSE_S = 10, 20, 2
+# Wait between reads of the rest of a message that is too large, which is thrown away.
+_DISCARD_S = 0.1
+# For some seconds after an invalid request, connections are opened one by one, each after a pause:
+# clients that send such requests and connect again do not hold up others.
+_WARY_S, _PAUSE_S = 5.0, 0.02
 _SHUTDOWN = "the server is shutting down"
 
 _log = logging.getLogger(__name__)
 
 
-class _SocketLog(logging.LoggerAdapter[logging.Logger]):
-    """Log of connections: an invalid request is a fault of a client, so it is only a detail."""
+class _Connection(ServerConnection):
+    """Connection that slows down and soon ends after a message that is too large."""
 
-    def log(self, level: int, msg: object, *args: Any, **kwargs: Any) -> None:
-        """Logs at the level DEBUG."""
-        del level
-        super().log(logging.DEBUG, msg, *args, **kwargs)
-
-    def process(
-        self, msg: Any, kwargs: MutableMapping[str, Any]
-    ) -> tuple[Any, MutableMapping[str, Any]]:
-        """Leaves a record as it is."""
-        return msg, kwargs
+    def data_received(self, data: bytes) -> None:
+        """Called by asyncio with the next bytes."""
+        super().data_received(data)
+        if self.protocol.parser_exc is not None:
+            self.transport.pause_reading()
+            self.loop.call_later(_DISCARD_S, self.transport.resume_reading)
+            self.loop.call_later(_CLOSE_S, self.transport.abort)
 
 
 class PolicyServer:
@@ -67,6 +69,8 @@ class PolicyServer:
         self._busy: set[ServerConnection] = set()
         self._planner = Planner(service.policy, service.config, lambda: len(self._clients))
         self._stopping = asyncio.Event()
+        self._opening = asyncio.Lock()
+        self._failed_at = -_WARY_S
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_stopped = False
 
@@ -92,6 +96,9 @@ class PolicyServer:
         if self._is_stopped:
             return
         async with self._planner:
+            if self._is_stopped:  # while it warmed up
+                return
+            gc.freeze()  # else each full collection, of all that is imported, holds up all clients
             listen(bound)
             server = await serve(
                 self._serve_client,
@@ -99,18 +106,20 @@ class PolicyServer:
                 ssl=self._service.tls,
                 compression=None,
                 process_request=self._process_request,
-                max_size=int(self._config.max_request_mb * _MB),
+                create_connection=_Connection,
+                max_size=self._service.max_bytes,
                 # A client waits for its reply, so more than one request is never useful.
                 max_queue=1,
                 open_timeout=_OPEN_S,
                 ping_interval=_PING_S,
                 ping_timeout=_PING_S,
                 close_timeout=_CLOSE_S,
-                logger=_SocketLog(_log),
+                logger=SocketLog(_log),
             )
             on_ready()
             await self._stopping.wait()
             await self._shut_down(server)
+            gc.unfreeze()
 
     async def _shut_down(self, server: Server) -> None:
         """Lets busy clients get their replies, and closes all connections."""
@@ -126,7 +135,9 @@ class PolicyServer:
             for connection in server.all_connections:
                 connection.transport.abort()
 
-    def _process_request(self, connection: ServerConnection, request: Request) -> Response | None:
+    async def _process_request(
+        self, connection: ServerConnection, request: Request
+    ) -> Response | None:
         """Answers requests of HTTP; None for those that open a websocket."""
         path = request.path.partition("?")[0]
         if path == "/healthz":
@@ -142,6 +153,9 @@ class PolicyServer:
         if len(self._clients) >= self._config.max_clients:
             self.metrics.rejections["clients"] += 1
             return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "too many clients\n")
+        async with self._opening:
+            if time.monotonic() - self._failed_at < _WARY_S:
+                await asyncio.sleep(_PAUSE_S)
         return None
 
     def _metrics_text(self) -> str:
@@ -164,7 +178,9 @@ class PolicyServer:
             await connection.send(self._metadata)
             await self._answer_all(connection)
             await connection.close(CloseCode.GOING_AWAY, _SHUTDOWN)
-        except ConnectionClosed:
+        except ConnectionClosed as error:
+            if error.rcvd_then_sent is False:  # closed by the server: too large, no websocket
+                self._failed_at = time.monotonic()
             _log.info("a client at %s has left", connection.remote_address)
         except Exception as error:  # noqa: BLE001 - one client must not end the server
             await self._fail(connection, error)
@@ -200,7 +216,7 @@ class PolicyServer:
         """
         if isinstance(data, str):
             raise DataError("the request is text, not msgpack", code="data.bad_message")
-        instruction = session.observe(unpack(data))
+        instruction = session.observe(unpack(data, self._service.max_objects))
         if instruction is None:
             return {"server_timing": {}}
         plan = self._planner.plan(
@@ -220,6 +236,7 @@ class PolicyServer:
 
     async def _fail(self, connection: ServerConnection, error: Exception) -> None:
         """Sends an error as text and closes the connection."""
+        self._failed_at = time.monotonic()
         if not isinstance(error, VlatoolError):
             _log.error("a request fails: %r", error, exc_info=True)
             error = EnvironmentProblem(

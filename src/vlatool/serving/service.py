@@ -9,6 +9,7 @@ from typing import Any
 
 import vlatool
 from vlatool.config.resolve import load_config
+from vlatool.episode import ObservationSpec
 from vlatool.evaluation.config import RolloutConfig
 from vlatool.evaluation.control import ResizeLog
 from vlatool.evaluation.controllers import control_options, steps_per_chunk
@@ -17,9 +18,12 @@ from vlatool.evaluation.policy_runner import PolicyRunner
 from vlatool.models.policy import Policy
 from vlatool.models.trained import WeightsOrigin
 from vlatool.serving.config import ServeConfig
-from vlatool.serving.messages import PROTOCOL
+from vlatool.serving.messages import MAX_OBJECTS, PROTOCOL
 from vlatool.serving.session import MAPPED_ACTION, Session
 
+_MB = 1_000_000
+# Images of a policy that takes any size; bytes of a request besides its arrays.
+_LARGEST_IMAGE, _ROOM = (1080, 1920), 64_000
 _log = logging.getLogger(__name__)
 
 
@@ -32,6 +36,8 @@ class Service:
         config: Limits of the server.
         metadata: First message for each client.
         new_session: Function that starts the session of a client.
+        max_bytes: Size of a request.
+        max_objects: Number of values in a request besides those of arrays.
         key: Key that clients must send; None: no key.
         tls: TLS; None: no TLS.
     """
@@ -40,6 +46,8 @@ class Service:
     config: ServeConfig
     metadata: Mapping[str, Any]
     new_session: Callable[[], Session]
+    max_bytes: int
+    max_objects: int
     key: str | None = None
     tls: ssl.SSLContext | None = None
 
@@ -71,15 +79,35 @@ def service_of(
     def new_runner() -> PolicyRunner:
         return PolicyRunner(policy, origin, config.seed, log, options)
 
-    metadata = _metadata(new_runner(), keys) | {"execute_steps": rollout.execute_steps}
+    max_bytes = _max_bytes(policy.sees)
+    if config.max_request_mb is not None:
+        max_bytes = int(config.max_request_mb * _MB)
+    metadata = _metadata(new_runner(), keys) | {
+        "execute_steps": rollout.execute_steps,
+        "max_request_bytes": max_bytes,
+        "new_episode": {
+            "request": {"reset": True},
+            "idle_s": config.episode_idle_s,
+            "key": config.episode_key,
+        },
+    }
     return Service(
         policy,
         config,
         metadata,
-        lambda: Session(new_runner(), keys, rollout.execute_steps, rollout.delay_steps),
+        lambda: Session(new_runner(), keys, rollout.execute_steps, rollout.delay_steps, config),
+        max_bytes,
+        MAX_OBJECTS + 4 * sum(policy.sees.fields.values()),
         key,
         tls,
     )
+
+
+def _max_bytes(sees: ObservationSpec) -> int:
+    """Size of a request: 1.5 times the arrays of one step, with room for names and text."""
+    sizes = [view.size or _LARGEST_IMAGE for view in sees.cameras.values()]
+    arrays = sum(3 * height * width for height, width in sizes) + 8 * sum(sees.fields.values())
+    return int(1.5 * arrays) + _ROOM
 
 
 def _metadata(runner: PolicyRunner, keys: KeyMap | None) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Requests of one client: its observation, and the control of its episode."""
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,10 +8,11 @@ import numpy as np
 
 from vlatool.episode import Array
 from vlatool.errors import DataError
-from vlatool.evaluation.control import EpisodeControl
+from vlatool.evaluation.control import EpisodeControl, as_array
 from vlatool.evaluation.key_map import KeyMap
 from vlatool.evaluation.policy_runner import PolicyRunner
 from vlatool.plugins import did_you_mean
+from vlatool.serving.config import ServeConfig
 from vlatool.serving.messages import CONTROL
 
 _CONTROLS: Mapping[str, type] = {
@@ -33,15 +35,23 @@ class Session:
         keys: Mapping of the client's keys; None if it uses the names of the policy.
         execute_steps: Steps that the client executes between two requests, unless it says.
         delay_steps: Steps that it executes while it waits for a plan, unless it says.
+        config: Rules for the start of an episode.
     """
 
     def __init__(
-        self, runner: PolicyRunner, keys: KeyMap | None, execute_steps: int, delay_steps: int
+        self,
+        runner: PolicyRunner,
+        keys: KeyMap | None,
+        execute_steps: int,
+        delay_steps: int,
+        config: ServeConfig,
     ) -> None:
         self._runner = runner
         self._keys = keys
         self._execute_steps = execute_steps
         self._delay_steps = delay_steps
+        self._config = config
+        self._used_at = time.monotonic()
 
     @property
     def episode(self) -> EpisodeControl:
@@ -49,7 +59,7 @@ class Session:
         return self._runner.episode
 
     def observe(self, request: Mapping[str, Any]) -> str | None:
-        """Adds the observation of a request.
+        """Adds the observation of a request, if it is more than `reset`.
 
         Returns:
             The instruction for the next chunk; None if the client asks for none.
@@ -60,17 +70,32 @@ class Session:
         """
         control = _control(request)
         observation = {name: value for name, value in request.items() if name != CONTROL}
+        is_reset = list(observation) == ["reset"] and observation["reset"] is True
+        if is_reset or (control.get("reset") and not observation):
+            self._runner.reset(control.get("seed"))
+            return None
+        is_first = self._is_first(observation)
         if self._keys is not None:
             observation = self._mapped(self._keys, observation)
-        if control.get("reset"):
+        if control.get("reset") or is_first:
             self._runner.reset(control.get("seed"))
         default = max(1, min(self._execute_steps, self.episode.num_left))
         self._runner.observe(observation, executed=control.get("executed", default))
         self.episode.delay = max(0, control.get("delay", self._delay_steps))
         return None if control.get("observe") else self._runner.instruction(observation)
 
+    def _is_first(self, observation: dict[str, Any]) -> bool:
+        """True if a rule of the server starts a new episode; removes the key of the rule."""
+        limit, now = self._config.episode_idle_s, time.monotonic()
+        is_late = limit is not None and now - self._used_at > limit
+        self._used_at = now
+        key = self._config.episode_key
+        flag = observation.pop(key, False) if key is not None else False
+        return is_late or bool(np.any(as_array(key or "", flag)))
+
     def actions(self) -> Array:
         """Action chunk as the client gets it, float64 [T, sum of C]."""
+        self._used_at = time.monotonic()
         chunk = self.episode.chunk
         if self._keys is not None:
             return self._keys.action(chunk)

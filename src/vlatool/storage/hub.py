@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote, urljoin, urlsplit
 
+from vlatool.credentials import hide
 from vlatool.errors import DataError, EnvironmentProblem, missing_package
 from vlatool.storage.http import HttpStatusError, WebServer
 from vlatool.storage.remote import Body, ListPage, LocationForm, ObjectInfo, RangeNotSatisfiable
@@ -83,7 +84,10 @@ class Repository:
     @property
     def token(self) -> str | None:
         """Token of the user; None without one."""
-        return None if self.hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else self.hub.get_token()
+        is_off = self.hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN
+        token = None if is_off else self.hub.get_token()
+        hide(token or "")
+        return token
 
     @property
     def _api(self) -> str:

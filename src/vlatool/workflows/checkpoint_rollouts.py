@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlatool.errors import PartialFailure
 from vlatool.evaluation.config import RolloutConfig, RolloutOptions
 from vlatool.evaluation.environments import environment_maker, with_mapping
 from vlatool.events import Reporter
-from vlatool.workflows.rollout import rollout, suite_tasks
+from vlatool.workflows.rollout import RolloutResult, rollout, suite_tasks
 
 if TYPE_CHECKING:
     from vlatool.models.policy import Policy
@@ -59,7 +60,13 @@ class CheckpointRollouts:
             StorageError: The report cannot be written.
         """
         update = {"checkpoint": str(checkpoint), "output": str(output)}
-        figures = rollout(self._options.model_copy(update=update), reporter=self._reporter).figures
+        try:
+            result = rollout(self._options.model_copy(update=update), reporter=self._reporter)
+        except PartialFailure as error:
+            if not isinstance(error.result, RolloutResult):
+                raise
+            result = error.result
+        figures = result.figures
         groups = figures.get("per_task") or figures["per_instruction"]
         rates = {f"success_rate/{text}": counts["success_rate"] for text, counts in groups.items()}
         metrics = {name: figures[name] for name in _METRICS} | (rates if len(rates) > 1 else {})

@@ -244,6 +244,7 @@ def _ask(policy: "Policy", chosen: "RecordedFrame", seeds: Sequence[int]) -> _As
 
     In the second one the lowest bit of all pixels is changed, so that no image is in a cache.
     """
+    from vlatool.evaluation.control import check_finite
     from vlatool.models.policy import Decides
 
     tokens = None
@@ -252,6 +253,7 @@ def _ask(policy: "Policy", chosen: "RecordedFrame", seeds: Sequence[int]) -> _As
         chunk, tokens = decision.actions, decision.tokens[0]
     else:
         chunk = policy.act([chosen.observation], seeds=seeds)
+    check_finite(chunk)
     images = {camera: values ^ 1 for camera, values in chosen.observation.images.items()}
     changed = replace(chosen.observation, images=images)
     started = time.perf_counter()

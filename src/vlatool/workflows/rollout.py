@@ -10,7 +10,7 @@ from vlatool.errors import PartialFailure, UsageError
 from vlatool.evaluation.config import RolloutConfig, RolloutTask, SuiteConfig
 from vlatool.evaluation.env_processes import Environments, EnvProcesses, LocalEnvironments
 from vlatool.evaluation.environments import EnvironmentMaker, environment_maker, with_mapping
-from vlatool.events import NULL, Reporter
+from vlatool.events import NULL, Reporter, counted
 from vlatool.jobs.command import JobConfig
 from vlatool.jobs.executor import SerialExecutor
 from vlatool.jobs.record import OutputRecord
@@ -70,7 +70,8 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
         ConfigError: The file of the suite is invalid.
         DataError: The observations of an environment lack an input of the policy.
         EnvironmentProblem: A package of an environment is not installed.
-        PartialFailure: An error of the environment ended every episode.
+        PartialFailure: An error of the environment ended an episode; `result` of the error has the
+            figures of the others, None if there are none.
     """
     from vlatool.evaluation.control import ResizeLog
     from vlatool.evaluation.policy_runner import open_policy
@@ -104,11 +105,14 @@ def rollout(config: RolloutConfig, *, reporter: Reporter = NULL) -> RolloutResul
             run_job(job, SerialExecutor(), options=JobConfig(overwrite=True, on_error="stop"))
     report = job.report()
     if not report["episodes"]:
-        raise _every_episode_failed(report)
+        raise _episodes_failed(report)
     names = [*header, "picture", "report"]
     metrics = {name: value for name, value in report.items() if name not in names}
     metrics |= {"plan_ms": job.plan_ms(), "videos": job.videos()}
-    return RolloutResult(**{name: report[name] for name in names}, figures=metrics)
+    result = RolloutResult(**{name: report[name] for name in names}, figures=metrics)
+    if report["errors"]:
+        raise _episodes_failed(report, result)
+    return result
 
 
 def suite_tasks(config: RolloutConfig) -> dict[str, RolloutConfig]:
@@ -178,15 +182,20 @@ def _record(
     return OutputRecord("eval rollout", options | versions_of([folder_of(trained)]))
 
 
-def _every_episode_failed(report: Mapping[str, Any]) -> PartialFailure:
-    rows = report["rollouts"]
-    return PartialFailure(
-        f"{report['env']}: an error of the environment ended every episode; "
+def _episodes_failed(
+    report: Mapping[str, Any], result: RolloutResult | None = None
+) -> PartialFailure:
+    rows = [row for row in report["rollouts"] if row["error"] is not None]
+    ended = "every episode" if result is None else counted(len(rows), "episode")
+    error = PartialFailure(
+        f"{report['env']}: an error of the environment ended {ended}; "
         f"the first: {rows[0]['error']}",
-        hint=f"all are in {report['report']}",
+        hint=f"all are in {report['report']}; rates are of the other episodes",
         code="partial.rollouts_failed",
         details={"failures": rows},
     )
+    error.result = result
+    return error
 
 
 def _rate(counts: Mapping[str, Any]) -> str:

@@ -1,8 +1,11 @@
 """Credentials in variables and texts."""
 
+from pathlib import Path
+
 import pytest
 
-from vlatool.storage.credentials import credentials_pattern, is_credential, without_credentials
+from vlatool import credentials
+from vlatool.credentials import is_credential, without_credentials
 
 LETTERS = "aB3" * 14
 FORMS = [
@@ -55,9 +58,11 @@ def test_other_variables_hold_no_credentials(name: str, value: str) -> None:
     assert not is_credential(name, value)
 
 
-def test_values_of_variables_are_found_in_texts() -> None:
-    pattern = credentials_pattern({"LAB_TOKEN": "of-my-own-hub-17", "HOME": "/home/ada-and-others"})
+def test_values_of_variables_are_hidden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(credentials, "_HIDDEN", set())
+    monkeypatch.setenv("LAB_TOKEN", "of-my-own-hub-17")
+    monkeypatch.setenv("LAB_KEY", str(tmp_path))
+    text = f"at {tmp_path} with of-my-own-hub-17"
 
-    text = "at /home/ada-and-others with of-my-own-hub-17"
-
-    assert without_credentials(text, pattern) == "at /home/ada-and-others with ..."
+    assert credentials.credentials_pattern().findall(text.encode()) == [b"of-my-own-hub-17"]
+    assert without_credentials(text) == f"at {tmp_path} with ..."
