@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from vlatool.errors import (
     BugError,
+    DataError,
     StorageError,
     UsageError,
     VlatoolError,
@@ -87,8 +88,8 @@ def _known_error(error: BaseException) -> VlatoolError | None:
 
         if (outdated := outdated_plugin_error(error)) is not None:
             return outdated
-    if isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS:
-        return _storage_error(error)
+    if isinstance(error, OSError):
+        return _os_error(error)
     if isinstance(error, UnicodeEncodeError):
         return name_error(error)
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
@@ -96,7 +97,16 @@ def _known_error(error: BaseException) -> VlatoolError | None:
     return None
 
 
-def _storage_error(error: OSError) -> StorageError:
+def _os_error(error: OSError) -> VlatoolError | None:
+    if isinstance(error, FileNotFoundError) and "://" in str(error.filename):
+        return DataError.at(
+            error.filename,
+            "is listed by the storage, and cannot be read: it does not exist",
+            hint="check the location, then run the same command again",
+            code="data.no_source",
+        )
+    if error.errno not in _STORAGE_ERRNOS:
+        return None
     path = f"{error.filename}: " if error.filename else ""
     return StorageError(
         f"{path}{os.strerror(error.errno or 0)}",
