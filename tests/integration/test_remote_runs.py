@@ -1,7 +1,7 @@
 """Runs that a machine without their local folder continues from `remote_sync`."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -141,6 +141,43 @@ def test_damaged_remote_checkpoint_is_an_error_that_names_it_and_is_not_copied(
         _train(root, prefix, tmp_path / "run")
     assert (caught.value.code, caught.value.exit_code) == ("data.broken_checkpoint", 3)
     assert RunDir(tmp_path / "run").newest_folder() is None
+
+
+def _first_line(rows: bytes) -> bytes:
+    return rows.replace(b"{", b"[", 1)
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (None, "no rows after step 0"),
+        (lambda rows: b"", "no rows after step 0"),
+        (lambda rows: rows[: rows.index(b"\n") + 1], "no rows after step 1"),
+        (_first_line, "1 of 8 lines are damaged"),
+        (lambda rows: rows + b'{"step": 9', ""),
+        (lambda rows: rows, ""),
+    ],
+)
+def test_lost_metrics_of_the_remote_run_are_named(
+    damage: Callable[[bytes], bytes] | None,
+    named: str,
+    root: Path,
+    prefix: RemotePath,
+    tmp_path: Path,
+) -> None:
+    upload(root / "half", prefix / "run")
+    metrics = RunDir(prefix / "run").metrics
+    if damage is None:
+        metrics.unlink()
+    else:
+        metrics.write_bytes(damage((root / "half/metrics.jsonl").read_bytes()))
+    reporter = Recorder()
+
+    _train(root, prefix, tmp_path / "run", reporter)
+
+    lost = [message for code, message in reporter.warnings if code == "lost_metrics"]
+    assert len(lost) == bool(named)
+    assert named in "".join(lost)
 
 
 def test_larger_budget_continues_the_remote_run_of_the_same_name(

@@ -13,6 +13,9 @@ from typing import Any, Protocol, TextIO, cast, runtime_checkable
 from vlatool.cli.options import OutputOptions
 from vlatool.errors import StorageError, VlatoolError
 
+_CONTROLS = {code: f"\\u{code:04x}" for code in (*range(32), *range(127, 160))}
+del _CONTROLS[ord("\n")], _CONTROLS[ord("\t")]
+
 
 class Result(Protocol):
     """Result of a workflow."""
@@ -142,7 +145,13 @@ def write_stderr(text: str) -> None:
     _write(cast(TextIO, Stderr()), text)
 
 
+def printable(text: str) -> str:
+    """Text with control characters escaped as in JSON: a name may hold commands for a terminal."""
+    return text.translate(_CONTROLS)
+
+
 def _write(stream: TextIO, text: str) -> None:
+    text = printable(text)
     try:
         stream.write(text + "\n")
         stream.flush()
