@@ -25,6 +25,7 @@ from vlatool.storage.uri import is_file_name, is_remote
 FOLDER = ".vlatool"
 NAME = f"{FOLDER}/files.jsonl"
 _SHOWN = 100
+_KEYS = {"path", "bytes", "sha256", "samples", "count", "modified_ns"}
 _LARGEST = 2**63 - 1  # size or time
 
 
@@ -296,8 +297,11 @@ def entry_of(row: Mapping[str, Any]) -> FileEntry:
 
 def _entry(path: Path, number: int, line: str) -> FileEntry:
     try:
-        return entry_of(parse_json(line))
-    except ValueError:
+        row = parse_json(line)
+        if {*row} - _KEYS:
+            raise ValueError("an unknown key")
+        return entry_of(row)
+    except (TypeError, ValueError):
         raise _broken_list_error(path, number) from None
 
 

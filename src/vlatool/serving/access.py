@@ -8,6 +8,7 @@ import ssl
 from pathlib import Path
 
 from vlatool.errors import UsageError
+from vlatool.storage.byte_ranges import read_file
 
 _SCHEME = "Api-Key "
 
@@ -156,7 +157,7 @@ def tls_context(certificate: str | None, private_key: str | None) -> ssl.SSLCont
 
 def _text_of(path: str, option: str) -> str:
     try:
-        return Path(path).read_text()
+        return read_file(Path(path)).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
             f"{option} {path} cannot be read: {error}",

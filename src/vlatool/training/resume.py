@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from vlatool.artifacts.run.best import BEST
-from vlatool.artifacts.run.format import CONFIG, DROPS, LATEST, METRICS, ORIGINS, RunDir, is_run
+from vlatool.artifacts.run.format import CONFIG, DROPS, LATEST, METRICS, RunDir, is_run
 from vlatool.config.base import ConfigModel, with_value
 from vlatool.config.resolve import load_config
 from vlatool.config.scalars import value_text
@@ -44,8 +44,8 @@ from vlatool.training.identity import (
 )
 
 _COMMAND = "train"
-# Files that change during the run, or say where the command line of its start came from.
-_CHANGING = {METRICS, DROPS, LATEST, BEST, ORIGINS}
+# Files that change during the run.
+_CHANGING = {METRICS, DROPS, LATEST, BEST}
 # Increment it when equal options give other samples or other randomness.
 _ORDER_VERSION = 1
 _ENTROPY_BY_MICRO_BATCH = "entropy by micro-batch"  # a rule of earlier versions
@@ -338,7 +338,7 @@ def resumable_run(run: RunDir, config: TrainConfig) -> OutputRecord | None:
     if not config.overwrite:
         _check_no_unfinished_overwrite(run, before)
         _check_same_order(run, before)
-        run.check_no_files()
+    run.check_no_files()
     return before
 
 

@@ -25,7 +25,7 @@ from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.transfer import TransferPool
 from vlatool.storage.transfer import download as download_object
 from vlatool.storage.tree import size_text
-from vlatool.storage.uri import is_file_name, local_path
+from vlatool.storage.uri import is_inside, local_path
 from vlatool.workflows.download_next import next_command
 from vlatool.workflows.remote_files import RemoteFile, doubled_error
 
@@ -275,9 +275,7 @@ def _check_name(file: RemoteFile) -> None:
     Raises:
         DataError: It does not, or it cannot be a file name here.
     """
-    parts = file.name.split("/")
-    is_outside = file.name.startswith("/") or any(part in ("", ".", "..") for part in parts)
-    if is_outside or FOLDER in parts or not all(map(is_file_name, parts)):
+    if FOLDER in file.name.split("/") or not is_inside(file.name):
         raise DataError.at(
             file.path,
             f"{file.name!r} cannot be the name of a file in the output",

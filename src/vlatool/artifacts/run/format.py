@@ -134,7 +134,7 @@ class RunDir:
         """Raises StorageError if a file has the name of a folder that training writes."""
         entries = self.checkpoints_folder.iterdir() if self.checkpoints_folder.is_dir() else ()
         steps = sorted(path for path in entries if checkpoint_step(path.name) is not None)
-        for path in (self.checkpoints_folder, self.root / IMAGES, *steps):
+        for path in (self.checkpoints_folder, self.root / IMAGES, self.root / EVALUATIONS, *steps):
             if path.exists() and not path.is_dir():
                 raise StorageError(
                     f"{path}: is a file, but training writes a folder of this name",
@@ -341,9 +341,9 @@ class RunDir:
         """
         for entry in listed:
             path = self.root / entry.path
-            # Users may edit YAML, for example to describe their cameras.
-            is_same = path.is_file() and sha256_of(path) == entry.sha256
-            if path.suffix != self.config.suffix and not is_same:
+            # Users may edit YAML, for example to describe their cameras; origins are only shown.
+            is_free = path.suffix == self.config.suffix or entry.path == ORIGINS
+            if not is_free and not (path.is_file() and sha256_of(path) == entry.sha256):
                 raise DataError.at(
                     path,
                     "is missing, or has changed since it was written",
