@@ -311,6 +311,8 @@ def tars(seed: int, members: list[bytes]) -> Iterator[tuple[str, bytes]]:
     for text in (b"99999999999999999999 a=b\n", b"0 a=b\n", b"-1 a=b\n", b"5 a\n", b"3\n", b"=\n"):
         block = _header(kind=b"x", size=b"%o" % len(text)) + text.ljust(512, b"\0")
         values.append((f"record {text!r}", block + _header() + bytes(512)))
+    comment = _header(kind=b"x", size=b"13") + b"11 comment=\n".ljust(512, b"\0")
+    values += [(f"{n} extended headers", comment * n + _header() + bytes(512)) for n in (9, 5000)]
     for name, block in values:
         before = b"".join(members[: rng.randrange(3)])
         yield name, before + block + rng.choice((b"", end))

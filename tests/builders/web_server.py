@@ -38,6 +38,9 @@ class WebFaults:
         no_ranges: Ranges are ignored.
         no_head: HEAD is not allowed.
         no_length: Responses have no Content-Length.
+        no_length_of_get: The same for GET only.
+        no_versions: Responses have neither ETag nor Last-Modified.
+        status_of_get: Status of each GET of a file; HEAD answers as ever; 0 for none.
         page: Every response is a web page.
         version: Part of every ETag; it changes with the content.
         fail_from: Ranges from this byte on get `status`; 0 for none.
@@ -61,6 +64,9 @@ class WebFaults:
     no_ranges: bool = False
     no_head: bool = False
     no_length: bool = False
+    no_length_of_get: bool = False
+    no_versions: bool = False
+    status_of_get: int = 0
     page: bool = False
     version: int = 1
     fail_from: int = 0
@@ -215,6 +221,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _ranged(self, content: bytes, more: Mapping[str, str]) -> None:
         etag = f'"{hashlib.sha256(content).hexdigest()[:16]}-{self.faults.version}"'
         headers = {"ETag": etag, "Last-Modified": "Mon, 01 Jan 2026 00:00:00 GMT", **more}
+        if self.faults.no_versions:
+            headers = dict(more)
+        if self.faults.status_of_get and self.command == "GET":
+            self._send_error(self.faults.status_of_get)
+            return
         if self.headers.get("If-Match", etag) != etag:
             self._send_error(412)
             return
@@ -240,10 +251,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
-        if not (faults.no_length or faults.endless):
+        no_length = faults.no_length or (faults.no_length_of_get and self.command == "GET")
+        if not (no_length or faults.endless):
             self.send_header("Content-Length", str(len(content) + faults.longer_by))
         cut = 0 < faults.cut_after < len(content)
-        if faults.no_length or faults.endless or faults.longer_by or cut:
+        if no_length or faults.endless or faults.longer_by or cut:
             self.close_connection = True
             self.send_header("Connection", "close")
         self.end_headers()

@@ -1,5 +1,7 @@
 """Downloads from a web server, a hub and a bucket, with faults of the server."""
 
+import hashlib
+import json
 import shutil
 import signal
 import subprocess
@@ -290,6 +292,56 @@ def test_partial_download_of_another_version_is_not_used(server: WebServer, tmp_
     get_big(server, tmp_path / "out")
 
     assert content(tmp_path / "out") == {"big.bin": changed}
+
+
+def test_partial_download_without_a_version_is_not_continued(
+    server: WebServer, tmp_path: Path
+) -> None:
+    server.faults.no_versions = True
+    server.faults.fail_from, server.faults.status = 5 * CHUNK, 403
+    with pytest.raises(StorageError):
+        get_big(server, tmp_path / "out")
+    server.faults.fail_from = 0
+    changed = BIG[::-1]
+    (server.folder / "lab/set/big.bin").write_bytes(changed)
+
+    get_big(server, tmp_path / "out")
+
+    assert content(tmp_path / "out") == {"big.bin": changed}
+
+
+def listed(server: WebServer, *rows: dict[str, object]) -> str:
+    """Location of an output of vlatool on a web server, with a file list of these rows."""
+    (server.folder / "task/.vlatool").mkdir(parents=True)
+    (server.folder / "task/a.bin").write_bytes(b"a" * 9)
+    text = "".join(f"{json.dumps(row)}\n" for row in rows)
+    (server.folder / "task/.vlatool/files.jsonl").write_text(text)
+    return f"{server.endpoint}/task"
+
+
+LISTED = {"path": "a.bin", "bytes": 9, "sha256": hashlib.sha256(b"a" * 9).hexdigest()}
+
+
+@pytest.mark.parametrize(
+    ("rows", "code"),
+    [
+        ([LISTED, LISTED], "data.doubled_name"),
+        ([LISTED, {**LISTED, "path": "./a.bin"}], "data.bad_name"),
+        ([{**LISTED, "bytes": 10**400}], "data.broken_file_list"),
+        ([{**LISTED, "bytes": -1}], "data.broken_file_list"),
+        ([{**LISTED, "bytes": 2**62}], "storage.no_space"),
+        ([{**LISTED, "sha256": "0" * 64}], "data.wrong_digest"),
+    ],
+)
+def test_wrong_file_list_is_refused(
+    server: WebServer, tmp_path: Path, rows: list[dict[str, object]], code: str
+) -> None:
+    with pytest.raises((DataError, StorageError)) as caught:
+        get(listed(server, *rows), tmp_path / "out")
+
+    codes = [row["code"] for row in caught.value.details.get("failures", ())]
+    assert (codes or [caught.value.code]) == [code]
+    assert not (tmp_path / "out/a.bin").exists()
 
 
 def test_full_disk_is_found_before_the_first_byte(

@@ -1,6 +1,7 @@
 """Downloads from servers with faults: each is survived, or ends with an error of its own."""
 
 import datetime
+import json
 import ssl
 import threading
 import time
@@ -18,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.builders.recording import Recorder
 from tests.builders.web_server import TOKEN, WebServer, web_server
+from vlatool.cli.app import run
 from vlatool.errors import DataError, StorageError, VlatoolError
 from vlatool.events import Progress
 from vlatool.storage import http, transfer, web_requests
@@ -117,6 +119,18 @@ FATAL: dict[str, tuple[Fault, type[VlatoolError], str]] = {
     "to ftp": (fault(redirect_to="ftp://127.0.0.1"), StorageError, "storage.refused"),
     "to a file": (fault(redirect_to="file:///etc"), StorageError, "storage.refused"),
     "nowhere": (fault(redirect_to="http://[bad"), StorageError, "storage.refused"),
+    "nothing behind HEAD": (fault(status_of_get=404), DataError, "data.unreadable"),
+    "no bytes behind HEAD": (fault(status_of_get=416), StorageError, "storage.changed"),
+    "no bytes and no version": (
+        fault(status_of_get=416, no_versions=True),
+        StorageError,
+        "storage.changed",
+    ),
+    "cut without a length": (
+        fault(no_length_of_get=True, no_ranges=True, cut_after=99),
+        StorageError,
+        "storage.changed",
+    ),
 }
 
 
@@ -134,6 +148,52 @@ def test_fault_is_named(
     codes = [row["code"] for row in caught.value.details.get("failures", ())]
     assert (codes or [caught.value.code]) == [code]
     assert not (tmp_path / "out/big.bin").exists()
+
+
+@pytest.mark.parametrize(
+    ("set_faults", "code"),
+    [
+        (fault(status_of_get=404), "data.unreadable"),
+        (fault(status_of_get=416), "storage.changed"),
+        (fault(no_length_of_get=True, no_ranges=True, cut_after=5), "storage.changed"),
+    ],
+)
+def test_small_file_that_does_not_come_whole_is_named(
+    server: WebServer, tmp_path: Path, set_faults: Fault, code: str
+) -> None:
+    set_faults(server)
+    config = DownloadConfig(
+        source=f"{server.endpoint}/lab/set/meta/1.json", output=str(tmp_path / "out")
+    )
+
+    with pytest.raises((DataError, StorageError)) as caught:
+        download(config)
+
+    (row,) = caught.value.details["failures"]
+    assert row["code"] == code
+    assert not (tmp_path / "out/1.json").exists()
+
+
+def test_shard_that_only_head_finds_is_no_bug(
+    server: WebServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (server.folder / "lab/x.tar").write_bytes(bytes(10240))
+    server.faults.status_of_get = 404
+
+    assert run(["-q", "verify", f"{server.endpoint}/lab/x.tar", "--json"]) == 3
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "data.no_source"
+
+
+def test_file_without_a_size_is_named_in_a_warning(server: WebServer, tmp_path: Path) -> None:
+    server.faults.no_length = server.faults.no_ranges = True
+    reporter = Recorder()
+    config = DownloadConfig(
+        source=f"{server.endpoint}/lab/set/meta/1.json", output=str(tmp_path / "out")
+    )
+
+    download(config, reporter=reporter)
+
+    assert [code for code, _ in reporter.warnings] == ["unknown_size"]
 
 
 def test_server_that_redirects_to_itself_is_named(server: WebServer, tmp_path: Path) -> None:

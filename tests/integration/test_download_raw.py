@@ -253,12 +253,16 @@ def test_all_raw_tasks_are_those_that_have_an_archive(server: WebServer, out: Pa
     assert content(out) == FILES
 
 
+@pytest.mark.parametrize("no_versions", [False, True])
 def test_other_version_replaces_an_unfinished_one(
-    server: WebServer, out: Path, monkeypatch: pytest.MonkeyPatch
+    server: WebServer, out: Path, monkeypatch: pytest.MonkeyPatch, no_versions: bool
 ) -> None:
+    server.faults.no_versions = no_versions
     interrupted(server, out, monkeypatch, 13 * CHUNK)
     assert (out / "cabot/large.npz").is_file()
-    files = {"riverway/new.npz": FILES["cabot/large.npz"][::-1]}
+    files = {name: data[::-1] for name, data in FILES.items()}
+    if not no_versions:
+        files = {"riverway/new.npz": FILES["cabot/large.npz"][::-1]}
     (server.folder / f"{TASK}.tar").write_bytes(archive(files))
 
     get(out)

@@ -148,7 +148,13 @@ def test_tables_add_tasks_and_locations(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["tasks: 3", "tasks: {A: {}}", "tasks: {A: {has: [x]}}", "{", "raw: 1", "- a"]
+    "text",
+    [
+        *("tasks: 3", "tasks: {A: {}}", "tasks: {A: {has: [x]}}", "{", "raw: 1", "- a"),
+        *(f"tasks: {{{name!r}: {{has: [raw]}}}}" for name in ("../../X", "/tmp/X", "a/b", "..")),
+        *(f"tasks: {{{name!r}: {{has: [raw]}}}}" for name in (".", "", "a" * 300, ".vlatool")),
+        "annotations: http://127.0.0.1/..",
+    ],
 )
 def test_broken_table_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "own.yaml").write_text(text)

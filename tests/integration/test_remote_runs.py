@@ -1,7 +1,8 @@
 """Runs that a machine without their local folder continues from `remote_sync`."""
 
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,18 @@ import pytest
 
 from tests.builders.recording import Recorder
 from tests.builders.s3_runs import digests, upload
+from tests.builders.s3_server import S3Server
 from tests.builders.toy_runs import DATA, HALF, SITE, STEPS, half_of, toy_config
 from tests.builders.toys import install_toys, write_numbers
-from vlatool.artifacts.run.format import RunDir, read_metrics
+from tests.builders.verifying import verified
+from vlatool.artifacts.run.format import Retention, RunDir, read_metrics
 from vlatool.errors import DataError, StorageError, UsageError
 from vlatool.jobs.record import output_lock
 from vlatool.storage.atomic import remove_tree
 from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.retry import SPEED_VARIABLE
 from vlatool.storage.tree import files_below
+from vlatool.training.mirror import RunMirror
 from vlatool.training.remote_run import copy_to_machine
 from vlatool.workflows.runs import RunsConfig, runs
 from vlatool.workflows.train import TrainResult, train
@@ -141,6 +145,109 @@ def test_damaged_remote_checkpoint_is_an_error_that_names_it_and_is_not_copied(
         _train(root, prefix, tmp_path / "run")
     assert (caught.value.code, caught.value.exit_code) == ("data.broken_checkpoint", 3)
     assert RunDir(tmp_path / "run").newest_folder() is None
+
+
+@pytest.mark.parametrize("below", ["a/../../../../evil", "a/../../../evil"])
+def test_key_that_leads_out_of_the_run_is_an_error(
+    below: str, root: Path, prefix: RemotePath, s3: S3Server, s3_bucket: str, tmp_path: Path
+) -> None:
+    upload(root / "half", prefix / "run")
+    key = f"runs/run/checkpoints/step_{HALF:08}/{below}"
+    s3.client().put_object(Bucket=s3_bucket, Key=key, Body=b"evil")
+
+    with pytest.raises(DataError) as caught:
+        _train(root, prefix, tmp_path / "new/run")
+
+    assert caught.value.code == "data.bad_name"
+    assert not list(tmp_path.rglob("evil"))
+
+
+@pytest.mark.parametrize("name", [f"checkpoints/step_{STEPS:08}", "images", "eval", "checkpoints"])
+def test_file_in_the_place_of_a_folder_is_found_before_the_training(
+    name: str, root: Path, prefix: RemotePath, tmp_path: Path
+) -> None:
+    upload(root / "half", prefix / "run")
+    (prefix / "run" / name).write_bytes(b"x")
+    with pytest.raises(StorageError, match=f"{name}: is a file"):
+        _train(root, prefix, tmp_path / "run")
+
+
+def test_stolen_lock_is_noticed_before_the_next_file(prefix: RemotePath, tmp_path: Path) -> None:
+    lock = prefix / "run/.vlatool/lock"
+    run = RunDir(tmp_path / "run")
+    run.root.mkdir()
+    run.metrics.write_bytes(b"1\n")
+    other = b'{"owner": "other", "command": "vlatool train", "started": "now"}'
+    with ExitStack() as stack:
+        held = stack.enter_context(output_lock(prefix / "run", "vlatool train"))
+        mirror = RunMirror(run, prefix / "run", held.check, Retention())
+        mirror.send()
+        lock.write_bytes(other)
+        run.metrics.write_bytes(b"1\n2\n")
+        time.sleep(1.1)  # what the storage said counts for a second
+        with pytest.raises(StorageError) as caught:
+            mirror.send()
+        assert caught.value.code == "storage.lock_lost"
+        with pytest.raises(StorageError, match="took over"):
+            stack.close()
+    assert (prefix / "run/metrics.jsonl").read_bytes() == b"1\n"
+
+
+def test_changed_letter_of_the_origins_is_found(root: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(root / "whole", tmp_path / "run"))
+    assert "run.broken_kept" not in verified(run).counts
+    origins = bytearray((run / "origins.json").read_bytes())
+    origins[0] ^= 1
+    (run / "origins.json").write_bytes(origins)
+
+    assert verified(run).counts["run.broken_kept"] == 1
+
+
+def test_file_in_the_place_of_a_folder_is_found_before_an_overwrite(
+    root: Path, prefix: RemotePath, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(root / "half", tmp_path / "run"))
+    (run / f"checkpoints/step_{STEPS:08}").touch()
+    with pytest.raises(StorageError, match="is a file") as caught:
+        _train(root, prefix, run, overwrite=True)
+    assert caught.value.code == "storage.write"
+
+
+def _first_line(rows: bytes) -> bytes:
+    return rows.replace(b"{", b"[", 1)
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (None, "no rows after step 0"),
+        (lambda rows: b"", "no rows after step 0"),
+        (lambda rows: rows[: rows.index(b"\n") + 1], "no rows after step 1"),
+        (_first_line, "1 of 8 lines are damaged"),
+        (lambda rows: rows + b'{"step": 9', ""),
+        (lambda rows: rows, ""),
+    ],
+)
+def test_lost_metrics_of_the_remote_run_are_named(
+    damage: Callable[[bytes], bytes] | None,
+    named: str,
+    root: Path,
+    prefix: RemotePath,
+    tmp_path: Path,
+) -> None:
+    upload(root / "half", prefix / "run")
+    metrics = RunDir(prefix / "run").metrics
+    if damage is None:
+        metrics.unlink()
+    else:
+        metrics.write_bytes(damage((root / "half/metrics.jsonl").read_bytes()))
+    reporter = Recorder()
+
+    _train(root, prefix, tmp_path / "run", reporter)
+
+    lost = [message for code, message in reporter.warnings if code == "lost_metrics"]
+    assert len(lost) == bool(named)
+    assert named in "".join(lost)
 
 
 def test_larger_budget_continues_the_remote_run_of_the_same_name(

@@ -1,8 +1,12 @@
 """The list of training runs and the comparison of two."""
 
 import json
+import os
 import re
-from collections.abc import Iterator
+import resource
+import struct
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from tests.builders.run_folders import run_folder
 from tests.builders.s3_runs import upload
 from vlatool.artifacts.run.format import RunDir
 from vlatool.cli.app import run as run_command
+from vlatool.cli.output import to_json
 from vlatool.errors import DataError, UsageError
 from vlatool.jobs.record import output_lock
 from vlatool.plugins import SCHEMES
@@ -109,6 +114,96 @@ def test_pages_of_the_runs_link_to_each_other(folder: Path, tmp_path: Path) -> N
     assert "presets/hparams/fast.yaml:3" in text
     assert text.count("<img ") == 1
     listed(folder, html=str(target))  # pages of its own are replaced
+
+
+def _bomb(path: Path) -> None:
+    """PNG of 40,000 x 40,000 pixels in 2 MB, which would take 5 GB."""
+    size, rows = 40_000, zlib.compressobj(9)
+    content = b"".join(rows.compress(bytes(1 + size * 3)) for _ in range(size // 20))
+    chunks = (b"IHDR", struct.pack(">2I5B", size, size, 8, 2, 0, 0, 0)), (b"IDAT", content)
+    data = b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+
+
+def _sparse(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(2**36)
+
+
+NO_IMAGES: dict[str, Callable[[Path], object]] = {
+    "endless device": lambda path: path.symlink_to("/dev/zero"),
+    "pipe": os.mkfifo,
+    "bomb": _bomb,
+    "sparse file": _sparse,
+    "folder": Path.mkdir,
+    "loop": lambda path: path.symlink_to(path.name),
+    "link to nothing": lambda path: path.symlink_to("nothing"),
+    "text": lambda path: path.write_text("x"),
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", NO_IMAGES)
+def test_file_that_is_no_image_is_named_on_the_page(
+    kind: str, folder: Path, tmp_path: Path
+) -> None:
+    images = folder / "first/images"
+    images.mkdir()
+    NO_IMAGES[kind](images / "step_00000010_made.png")
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    listed(folder, html=str(tmp_path / "all.html"))
+
+    text = (tmp_path / "all_files/first.html").read_text()
+    assert "<img " not in text
+    assert "step_00000010_made.png: " in text
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 2**19  # KiB
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"step": 1, "loss": 1e308}, {"step": 2, "loss": 1.7e308}, {"step": 3, "loss": -1e308}],
+        [{"step": 1, "loss": 1e308}, {"step": 2, "loss": 1e-308}],
+        [{"step": 1, "loss": 1e308}] * 40,
+        [{"step": 10**400, "loss": 1.0}],
+        [{"step": 1, "loss": 2.0}, {"step": 10**400, "loss": 1.0}],
+        [{"step": 2**63, "loss": 2.0}, {"step": -(10**30), "loss": 1.0}],
+        [{"step": 10**18, "loss": 10**400}, {"step": 10**18 + 1, "loss": 1.0}],
+        [{"step": 1, "loss": 5e-324}, {"step": 2, "loss": 1e300}],
+        [{"step": 0, "loss": 0.0, "\x1b]0;x\x07": 1.0}],
+    ],
+)
+def test_metrics_of_any_size_are_listed_and_drawn(
+    rows: list[dict[str, Any]], folder: Path, tmp_path: Path
+) -> None:
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "first/metrics.jsonl").write_text(text)
+    shown = listed(folder, compare=["first", "tuned/second"], html=str(tmp_path / "all.html"))
+    assert shown.text()
+    assert len(listed(folder).text()) < 2_000
+    to_json(shown.document())
+
+
+def test_names_of_runs_give_the_terminal_no_orders(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "red\x1b[31m\x9b2J\x07\r"
+    (folder / "first").rename(folder / name)
+    assert run_command(["runs", str(folder), "--json"]) == 0
+    document = capsys.readouterr().out
+    assert run_command(["runs", str(folder)]) == 0
+    table = capsys.readouterr().out
+    assert run_command(["runs", str(folder / name), "--compare", name]) == 2
+    error = capsys.readouterr().err
+
+    assert name in {run["name"] for run in json.loads(document)["runs"]}
+    for text in (document, table, error):
+        assert not set(text) & set("\x1b\x9b\x07\r")
+    assert "red\\u001b[31m\\u009b2J" in table
 
 
 def test_page_replaces_no_file_of_another_program(folder: Path, tmp_path: Path) -> None:

@@ -709,6 +709,7 @@ BAD_STARTS: Mapping[str, tuple[Callable[[int], list[str]], str, int]] = {
     "no key": (lambda port: ["absent", "--host", "0.0.0.0"], "usage.no_key", 2),
     "absent key": (lambda port: ["absent", "--key-file", "absent"], "usage.unreadable_file", 2),
     "empty key": (lambda port: ["absent", "--key-file", "empty"], "usage.no_key", 2),
+    "pipe as key": (lambda port: ["absent", "--key-file", "pipe"], "usage.unreadable_file", 2),
     "no certificate": (lambda port: ["absent", "--certificate", "key"], "usage.bad_certificate", 2),
     "key without certificate": (
         lambda port: ["absent", "--private-key", "key"],
@@ -725,6 +726,7 @@ def test_bad_options_are_named_before_anything_is_loaded(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "key").write_text("secret")
     (tmp_path / "empty").write_text("\n")
+    os.mkfifo(tmp_path / "pipe")
     arguments, code, exit_code = BAD_STARTS[name]
     with socket.create_server(("127.0.0.1", 0)) as other:
         assert (

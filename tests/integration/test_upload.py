@@ -17,8 +17,10 @@ from tests.builders.codes import plain_fast, published_windows, write_tree_codes
 from tests.builders.lerobot import lerobot_dataset
 from tests.builders.recording import Recorder
 from tests.builders.web_server import TOKEN, WebServer, web_server
+from vlatool.cli import reporters
 from vlatool.errors import VlatoolError
 from vlatool.storage import hub_upload
+from vlatool.workflows import upload as upload_command
 from vlatool.workflows.build_dataset import BuildDatasetConfig, build_dataset
 from vlatool.workflows.download import DownloadConfig, download
 from vlatool.workflows.upload import UploadConfig, UploadResult, upload
@@ -105,6 +107,22 @@ def test_interrupted_upload_continues_with_the_files_that_are_missing(
 def test_busy_hub_is_asked_again(hub: WebServer, data: Path) -> None:
     hub.faults.fail_next, hub.faults.status = 1, 503
     assert uploaded(data).status == "written"
+
+
+def test_upload_of_a_slow_hub_is_not_silent(
+    hub: WebServer, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(reporters, "LINE_EVERY_S", 0.1)
+    monkeypatch.setattr(upload_command, "_SHOWN_EVERY_S", 0.1)
+    hub.faults.delay_s = 0.5
+
+    config = UploadConfig(folder=str(data), location=TARGET)
+    upload(config, reporter=reporters.LineReporter())
+
+    lines = [
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("upload: 0 B")
+    ]
+    assert len(lines) >= 3
 
 
 def other_files(hub: WebServer, data: Path) -> None:

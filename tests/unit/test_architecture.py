@@ -207,7 +207,9 @@ def test_map_of_the_documentation_shows_the_rooms_and_their_order() -> None:
     rooms = {_room(name) for name in NAMES} - {"__init__", "__main__"}
     assert sorted(named) == sorted(rooms)
 
-    order = "".join(line for line in page.splitlines() if line.startswith("    errors events |"))
+    order = "".join(
+        line for line in page.splitlines() if line.startswith("    errors events credentials |")
+    )
     lines = page.partition(order)[2].partition("\n\n")[0]
     shown = [set(names.split()) for names in f"{order}{lines}".split("|")]
     assert shown == [names & rooms for names in LAYERS if names & rooms]

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import resource
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from tests.builders.codes import plain_fast, published_windows, write_tree_codes
 from tests.builders.hostile import OBJECT, changed_trees, json_bytes, pickles, tars, yaml_texts
 from tests.builders.shards import shard_output
 from tests.builders.tokenizers import tiny_titok
+from tests.builders.toy_images import write_image_shards
 from tests.builders.verifying import verified
 from vlatool.artifacts.fragment import read_members
 from vlatool.artifacts.lines import lines_index_path
@@ -208,6 +210,39 @@ def test_pipe_in_the_place_of_a_manifest_does_not_block(kind: str, tmp_path: Pat
 
     refusal(lambda: verify(VerifyConfig(location=str(folder))))
     refusal(lambda: inspect(InspectConfig(location=str(folder))))
+
+
+@pytest.mark.parametrize("name", ["x", "data/x.jsonl", "images/x", "data/episode_9.jsonl"])
+def test_pipe_beside_windows_is_found(name: str, tmp_path: Path) -> None:
+    folder, _ = _windows(tmp_path / "folder")
+    os.mkfifo(folder / name)
+
+    result = verified(folder)
+
+    assert (result.kind, result.counts.get("output.not_a_file")) == ("windows", 1)
+
+
+@pytest.mark.parametrize("size", [2**27, 2**28, 2**30 - 2**20, 2**34])
+@pytest.mark.parametrize("write", [write_image_shards, shard_output])
+def test_member_of_zeros_takes_no_memory(
+    write: Callable[[Path], Path], size: int, tmp_path: Path
+) -> None:
+    write(tmp_path)
+    path = sorted(tmp_path.rglob("*.tar"))[0]
+    with tarfile.open(path) as tar:
+        last = tar.getmembers()[-1]
+    last.size = size
+    with path.open("r+b") as file:
+        file.seek(last.offset)
+        file.write(last.tobuf())
+        file.truncate(last.offset_data + size + 10 * 2**10)
+
+    assert set(verified(path).counts) & {
+        "shards.huge_sample",
+        "shards.bad_language",
+        "shards.broken_picture",
+        "image_shards.broken_picture",
+    }
 
 
 @pytest.mark.parametrize("value", [{"a": 1}, [], "1", 10**400, None, True, float("nan")], ids=str)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
+from vlatool.artifacts.fragment import MAX_EXTENDED
 from vlatool.errors import DataError
 from vlatool.jobs.files import FOLDER
 from vlatool.storage.uri import is_file_name
@@ -173,7 +174,7 @@ class ArchiveReader:
     def _next_header(self) -> tarfile.TarInfo | None:
         """Header of a member with the extended ones before it; None until it is complete."""
         at = 0
-        while True:
+        for _ in range(MAX_EXTENDED + 1):
             block = bytes(self._head[at : at + _BLOCK])
             if not any(block) and block:
                 self._is_ended = at == 0
@@ -189,6 +190,8 @@ class ArchiveReader:
             at += _BLOCK + header.size + -header.size % _BLOCK
             if at >= len(self._head):
                 return None
+        else:
+            raise ValueError(f"more than {MAX_EXTENDED} extended headers of a member")
         with tarfile.open(fileobj=io.BytesIO(self._head), mode="r:", encoding="utf-8") as tar:
             info = tar.next()
             names = [key for key in tar.pax_headers if key in _NOT_GLOBAL or "sparse" in key]

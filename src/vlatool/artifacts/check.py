@@ -3,6 +3,7 @@
 `CheckOptions` holds the options of a verification and the counts of what was checked.
 """
 
+import os
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -23,8 +24,8 @@ from vlatool.jobs.files import (
     read_file_list,
 )
 from vlatool.jobs.record import OutputRecord, read_record, read_valid_record
-from vlatool.storage.tree import sha256_of
-from vlatool.storage.uri import can_list
+from vlatool.storage.tree import sha256_of, walk
+from vlatool.storage.uri import can_list, is_remote
 
 _WRITE_AGAIN = "copy the output again, or write it again with --overwrite"
 
@@ -55,6 +56,9 @@ OUTPUT = FindingCodes(
             "A file is not in the file list of the run.", "move it out of the output"
         ),
         "unreadable_file": error("A file cannot be read.", "check the disk and the permissions"),
+        "not_a_file": error(
+            "A pipe, a device or a socket is among the files.", "remove it: other programs may hang"
+        ),
     },
 )
 
@@ -154,6 +158,16 @@ def check_record_and_files(
             return False
     yield from check_files(root, check, nested_outputs=nested_outputs, volatile=volatile)
     return True
+
+
+def check_kinds_of_files(location: Path) -> Iterator[Finding]:
+    """Yields a finding for each name at and below a local folder that is no file and no folder."""
+    for folder, _, _ in () if is_remote(location) else walk(location):
+        for entry in os.scandir(folder):
+            path = Path(entry.path)
+            # The first two need no request to the file system; broken links are neither.
+            if not (entry.is_file() or entry.is_dir()) and path.exists():
+                yield OUTPUT.at("not_a_file", path, "is a pipe, a device or a socket")
 
 
 def _incomplete_finding(record: OutputRecord, location: Path) -> Finding:

@@ -9,8 +9,10 @@ import io
 import re
 import tarfile
 from collections.abc import Iterator
-from typing import NamedTuple
+from tarfile import ReadError
+from typing import Any, NamedTuple
 
+MAX_EXTENDED = 8  # extended headers of one member; its name, its times and a comment take two
 _BLOCK = tarfile.BLOCKSIZE
 _SUM = slice(148, 156)
 # The bytes of the checksum count as spaces in the sum. Source: formats/lbm 2.5.
@@ -19,6 +21,21 @@ _PLAIN = b"0\0"
 # Names as webdataset splits them; other names, and those it reserves, are skipped.
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 _META = re.compile(r"__[^/]*__($|/)")
+
+
+class LimitedHeader(tarfile.TarInfo):
+    """Header of a member; tarfile reads each extended one before it one call deeper."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: Any) -> Any:
+        """Next header; raises tarfile.ReadError after more than 8 extended ones."""
+        depth = getattr(tarfile, "depth", 0)
+        if depth > MAX_EXTENDED:
+            raise ReadError(f"more than {MAX_EXTENDED} extended headers of a member")
+        tarfile.depth = depth + 1
+        header = super().fromtarfile(tarfile)
+        tarfile.depth = depth
+        return header
 
 
 class Members(NamedTuple):
@@ -86,7 +103,7 @@ def _name(header: bytes) -> str:
 
 def _by_tarfile(data: bytes) -> Iterator[tuple[str, bytes]]:
     try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:", tarinfo=LimitedHeader) as tar:
             for member in tar:
                 _check_forward(member.size)
                 # A few bytes of a sparse member describe any number of zeros.

@@ -21,6 +21,7 @@ from typing import IO
 
 import numpy as np
 
+from vlatool.artifacts.fragment import LimitedHeader
 from vlatool.artifacts.npz_bytes import read_arrays, write_arrays
 from vlatool.artifacts.sample import ARRAYS, METADATA, StoredSample
 from vlatool.episode import Array
@@ -271,7 +272,7 @@ def _scan(file: IO[bytes]) -> TarScan:
     scan = TarScan()
     end = 0
     try:
-        with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:
+        with tarfile.open(fileobj=_Headers(file), mode="r:", tarinfo=LimitedHeader) as tar:
             for member in tar:
                 if member.size < 0:  # its end is before it, and tarfile reads it again
                     raise ValueError(f"a member of {member.size} bytes")

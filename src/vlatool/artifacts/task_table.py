@@ -10,11 +10,13 @@ from typing import Any, Literal
 
 from vlatool.artifacts.manifest import parse_values
 from vlatool.errors import DataError, UsageError
+from vlatool.jobs.files import FOLDER
 from vlatool.plugins import did_you_mean
 from vlatool.storage.documents import DocumentError, read_yaml
-from vlatool.storage.uri import location
+from vlatool.storage.uri import is_file_name, location
 
 _BUILT_IN = Path(__file__).resolve().parent / "tasks" / "lbm.yaml"
+_SHOWN = 100
 _HINT = "the form is that of the built-in table; docs/download.md shows it"
 
 Part = Literal["shards", "raw"]
@@ -108,7 +110,11 @@ def _read(path: Path, defaults: Mapping[str, Any]) -> TaskTable:
         values = dict(document or {})
         if "annotations" in values:
             values.setdefault("annotations_sha256", "")
-        return parse_values(TaskTable, {**defaults, **values})
+        table = parse_values(TaskTable, {**defaults, **values})
+        for name in (*table.tasks, table.annotations.rpartition("/")[2]):
+            if name in ("", ".", "..", FOLDER) or "/" in name or not is_file_name(name):
+                raise ValueError(f"{ascii(name)[:_SHOWN]} cannot be the name of a file")
+        return table
     except (OSError, DocumentError, TypeError, ValueError) as error:
         raise DataError.at(
             path, f"is no table of tasks: {error}", hint=_HINT, code="data.bad_task_table"

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from vlatool.errors import (
     BugError,
+    DataError,
     StorageError,
     UsageError,
     VlatoolError,
@@ -88,8 +89,8 @@ def as_vlatool_error(error: BaseException) -> VlatoolError:
 def _known_error(error: BaseException) -> VlatoolError | None:
     if isinstance(error, ModuleNotFoundError) and extra_of(package := _package(error)) is not None:
         return missing_package(package)
-    if isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS:
-        return _storage_error(error)
+    if isinstance(error, OSError):
+        return _os_error(error)
     if isinstance(error, UnicodeEncodeError):
         return name_error(error)
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
@@ -97,7 +98,16 @@ def _known_error(error: BaseException) -> VlatoolError | None:
     return None
 
 
-def _storage_error(error: OSError) -> StorageError:
+def _os_error(error: OSError) -> VlatoolError | None:
+    if isinstance(error, FileNotFoundError) and "://" in str(error.filename):
+        return DataError.at(
+            error.filename,
+            "is listed by the storage, and cannot be read: it does not exist",
+            hint="check the location, then run the same command again",
+            code="data.no_source",
+        )
+    if error.errno not in _STORAGE_ERRNOS:
+        return None
     path = f"{error.filename}: " if error.filename else ""
     return StorageError(
         f"{path}{os.strerror(error.errno or 0)}",

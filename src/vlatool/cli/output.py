@@ -14,6 +14,9 @@ from vlatool.cli.options import OutputOptions
 from vlatool.credentials import without_credentials
 from vlatool.errors import StorageError, VlatoolError
 
+_CONTROLS = {code: f"\\u{code:04x}" for code in (*range(32), *range(127, 160))}
+del _CONTROLS[ord("\n")], _CONTROLS[ord("\t")]
+
 
 class Result(Protocol):
     """Result of a workflow."""
@@ -143,7 +146,13 @@ def write_stderr(text: str) -> None:
     _write(cast(TextIO, Stderr()), without_credentials(text))
 
 
+def printable(text: str) -> str:
+    """Text with control characters escaped as in JSON: a name may hold commands for a terminal."""
+    return text.translate(_CONTROLS)
+
+
 def _write(stream: TextIO, text: str) -> None:
+    text = printable(text)
     try:
         stream.write(text + "\n")
         stream.flush()

@@ -20,7 +20,7 @@ from rich.progress import (  # noqa: TID253
 from rich.table import Column  # noqa: TID253
 from rich.text import Text  # noqa: TID253
 
-from vlatool.cli.output import Stderr
+from vlatool.cli.output import Stderr, printable
 from vlatool.cli.reporters import RateMeter, format_count, format_number, format_rate
 
 if TYPE_CHECKING:
@@ -70,13 +70,12 @@ class RichReporter:
 
     def note(self, message: str) -> None:
         """Prints a message above the bars."""
-        self._console.print(message, markup=False, soft_wrap=True)
+        self._console.print(printable(message), markup=False, soft_wrap=True)
 
     def warn(self, code: str, message: str) -> None:
         """Prints a warning above the bars."""
-        self._console.print(
-            f"warning: {message} [{code}]", style="yellow", markup=False, soft_wrap=True
-        )
+        text = printable(f"warning: {message} [{code}]")
+        self._console.print(text, style="yellow", markup=False, soft_wrap=True)
 
     def open_bar(self) -> None:
         """Counts a new bar; the first starts the display."""
@@ -102,7 +101,7 @@ class RichBar:
     ) -> None:
         self._reporter = reporter
         self._bars = bars
-        self._name = name
+        self._name = printable(name)
         self._total = total
         self._unit = unit
         self._task = TaskID(0)
@@ -131,7 +130,7 @@ class RichBar:
         shown_below = () if self._bars.metrics is None else _METRIC_FIELDS
         fields = {name: value for name, value in self._fields.items() if name not in shown_below}
         parts += [f"{name} {format_number(value)}" for name, value in fields.items()]
-        self._bars.update(self._task, advance=amount, shown="  ".join(parts))
+        self._bars.update(self._task, advance=amount, shown=printable("  ".join(parts)))
 
 
 class _Bars(Progress):

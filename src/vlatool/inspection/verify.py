@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 
 from vlatool.artifacts.base import finding_codes, recognize
-from vlatool.artifacts.check import CheckOptions, check_record_and_files
+from vlatool.artifacts.check import CheckOptions, check_kinds_of_files, check_record_and_files
 from vlatool.errors import DataError
 from vlatool.findings import Finding, FindingCodes, finding_of_error
 from vlatool.jobs.files import read_file_list
@@ -54,7 +54,8 @@ def verify_location(
         UsageError: Several formats find episodes.
     """
     verification = _verification(location, options, format_name, episodes)
-    findings = _with_counts(verification.findings, verification.root, options)
+    every = chain(verification.findings, check_kinds_of_files(location))
+    findings = _with_counts(every, verification.root, options)
     return replace(verification, findings=findings)
 
 

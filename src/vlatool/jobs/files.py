@@ -25,6 +25,8 @@ from vlatool.storage.uri import is_file_name, is_remote
 FOLDER = ".vlatool"
 NAME = f"{FOLDER}/files.jsonl"
 _SHOWN = 100
+_KEYS = {"path", "bytes", "sha256", "samples", "count", "modified_ns"}
+_LARGEST = 2**63 - 1  # size or time
 
 
 @dataclass(frozen=True)
@@ -283,15 +285,23 @@ def entry_of(row: Mapping[str, Any]) -> FileEntry:
             raise ValueError(f"{name[:_SHOWN]!r} is not the name of a file of the output")
         counts = {key: row.get(key) for key in ("samples", "count", "modified_ns")}
         numbers = {key: None if value is None else int(value) for key, value in counts.items()}
-        return FileEntry(name, int(row["bytes"]), str(row["sha256"]), **numbers)
+        size = int(row["bytes"])
+        if not 0 <= size <= _LARGEST or any(
+            abs(number or 0) > _LARGEST for number in numbers.values()
+        ):
+            raise ValueError("a number of more than 64 bits")
+        return FileEntry(name, size, str(row["sha256"]), **numbers)
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(str(error)) from None
 
 
 def _entry(path: Path, number: int, line: str) -> FileEntry:
     try:
-        return entry_of(parse_json(line))
-    except ValueError:
+        row = parse_json(line)
+        if {*row} - _KEYS:
+            raise ValueError("an unknown key")
+        return entry_of(row)
+    except (TypeError, ValueError):
         raise _broken_list_error(path, number) from None
 
 

@@ -9,12 +9,12 @@ import numpy as np
 from vlatool.episode import Array
 from vlatool.pages.charts import HEIGHT, MAX_LINES, Axis, background, chart, left_labels, line
 from vlatool.pages.layout import escape
+from vlatool.pages.text import MAX_DRAWN
 from vlatool.pages.ticks import Ticks, ticks_beside
 
 # From this ratio of the largest to the smallest value on, the axis is logarithmic.
 _WIDE_RATIO = 30.0
 _MOST_DECADES = 5
-_MAX_VALUE = 1e300
 
 
 @dataclass(frozen=True)
@@ -96,4 +96,4 @@ def _linear(low: float, high: float) -> Ticks:
 def _is_drawable(values: Array) -> Array:
     """Flags [S] of numbers that are finite and not too large for differences."""
     with np.errstate(invalid="ignore"):
-        return np.abs(values) < _MAX_VALUE
+        return np.abs(values) < MAX_DRAWN

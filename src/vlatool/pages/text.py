@@ -1,6 +1,5 @@
 """Facts as plain text: lines of names and values, tables, numbers."""
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -8,6 +7,7 @@ from typing import Any
 
 _NUMBER = re.compile(r"^-?[\d.,e+-]*( / \d+| [%kMG]?B?)?$")
 _MAX_VALUE = 20
+MAX_DRAWN = 1e300  # sums and differences of larger numbers are not finite
 _MAX_ROWS = 60
 # From the lowest to the highest.
 _BLOCKS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
@@ -57,10 +57,10 @@ def spark_text(values: Sequence[float], width: int = 16) -> str:
     """Line of block characters for the course of some numbers; empty without finite numbers.
 
     Args:
-        values: Numbers in order; those that are not finite are left out.
+        values: Numbers in order; those that are not finite, or above 1e300, are left out.
         width: Largest number of characters; each stands for the mean of an equal part.
     """
-    finite = [value for value in values if math.isfinite(value)]
+    finite = [value for value in values if abs(value) < MAX_DRAWN]
     if not finite:
         return ""
     count = min(width, len(finite))

@@ -11,6 +11,7 @@ from typing import Any
 
 from vlatool.credentials import hide
 from vlatool.errors import UsageError
+from vlatool.storage.byte_ranges import read_file
 
 _SCHEME = "Api-Key "
 
@@ -176,7 +177,7 @@ def tls_context(certificate: str | None, private_key: str | None) -> ssl.SSLCont
 
 def _text_of(path: str, option: str) -> str:
     try:
-        return Path(path).read_text()
+        return read_file(Path(path)).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
             f"{option} {path} cannot be read: {error}",

@@ -6,6 +6,7 @@ import io
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
@@ -226,6 +227,8 @@ class WebServer:
                 "copy the file to a local folder and give its path",
             )
         info = _info(response.headers, len(data))
+        if size is None and "chunked" not in response.headers.get("Transfer-Encoding", "").lower():
+            info = replace(info, has_known_size=False)
         self._whole = (key, info, data)
         return _slice(info, data, start)
 

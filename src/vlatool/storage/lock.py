@@ -11,6 +11,7 @@ import math
 import os
 import secrets
 import threading
+import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ RENEWED_EVERY_S = 20.0
 STALE_AFTER_S = 90.0  # more than four renewals; the longest block by a run killed elsewhere
 _ATTEMPTS = 3
 _MAX_BYTES = 64 * 1024  # of a lock object
+_SEEN_FOR_S = 1.0  # a request for each of many small files would double their time
 _RELEASE_TIMEOUT_S = 10.0  # a lock that is not released becomes stale
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -137,7 +139,7 @@ def remote_lock(
         stop.set()
         thread.join(timeout=_RELEASE_TIMEOUT_S)
         lock.release()
-    lock.check()
+    lock.check_known()
 
 
 class RemoteLock:
@@ -153,13 +155,22 @@ class RemoteLock:
         process = ProcessId.of_this_process(self._owner)
         self._content = json.dumps({**content, **process.document()}).encode()
         self._etag = ""
+        self._seen_at = 0.0
 
     def check(self) -> None:
-        """Raises if the lock was lost.
+        """Raises if the lock was lost; what the storage said a second ago counts.
 
         Raises:
-            StorageError: Another run took the lock over.
+            StorageError: Another run took the lock over, or the storage fails.
         """
+        if not self.is_lost and time.monotonic() - self._seen_at >= _SEEN_FOR_S:
+            holder = self._read()
+            self.is_lost = holder is None or holder.owner != self._owner
+            self._seen_at = time.monotonic()
+        self.check_known()
+
+    def check_known(self) -> None:
+        """As `check`, without a request."""
         if self.is_lost:
             raise StorageError.at(
                 self._address,

@@ -58,7 +58,9 @@ class PartialFile:
     def __init__(self, path: Path, address: Address, info: ObjectInfo, chunk_bytes: int) -> None:
         self._path, self._size = path, info.size
         self._chunk_bytes = chunk_bytes
-        self._identity = {"location": str(address), "etag": info.etag, "size": info.size}
+        version = info.etag or info.digest
+        self._identity = {"location": str(address), "etag": version, "size": info.size}
+        self._continues = bool(version)  # else what is there may be of another version
         self._lock = threading.Lock()
         self._done: set[int] = set()
         self._num_rows = 0
@@ -70,13 +72,14 @@ class PartialFile:
     def _finished(self) -> str:
         """SHA-256 of a complete download; empty if it is not complete."""
         rows = list(read_log(_log_of(self._path)))
-        is_same = bool(rows) and rows[0] == self._identity
+        is_same = self._continues and bool(rows) and rows[0] == self._identity
         return str(rows[-1].get("sha256", "")) if is_same and not self._path.exists() else ""
 
     def __enter__(self) -> Self:
         with as_storage_error(self._path), crash_point("create", self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            rows = list(read_log(_log_of(self._path))) if self._path.is_file() else []
+            is_there = self._continues and self._path.is_file()
+            rows = list(read_log(_log_of(self._path))) if is_there else []
             if not rows or rows[0] != self._identity:
                 remove_partial(self._path)
                 rows = []

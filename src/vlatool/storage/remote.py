@@ -70,6 +70,7 @@ class ObjectInfo:
         is_dir: True for a prefix: no object has this key, but there are keys below it.
         digest: Digest of the content that the server vouches for, such as `sha256:HEX`,
             `md5:HEX` or `git-sha1:HEX` (of a git blob); empty if it has none.
+        has_known_size: False if the server sends no size, and the end of a body may be a cut.
     """
 
     size: int = 0
@@ -77,6 +78,7 @@ class ObjectInfo:
     etag: str = ""
     is_dir: bool = False
     digest: str = ""
+    has_known_size: bool = True
 
 
 class ListPage(NamedTuple):

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -207,7 +207,8 @@ def download(
             if error.code not in ("storage.changed", "data.wrong_digest") or attempt == _RESTARTS:
                 raise
             remove_partial(partial_file)
-            info = call(address, lambda remote: remote.head(address.key))
+            now = call(address, lambda remote: remote.head(address.key))
+            info = replace(now, digest=now.digest or info.digest)  # which a file list may name
     raise AssertionError
 
 
@@ -223,7 +224,9 @@ def _download_small(
     with pool.stream():
         part.fill()
     assert part.info is not None
-    if part.info.size > CHUNK:
+    # No bytes (416), or fewer than announced in a body that may be cut: the object is not this.
+    is_cut = part.info.size != info.size and not part.info.has_known_size
+    if is_cut or not 0 < part.info.size <= CHUNK:
         raise changed_error(address)
     digest = part.info.digest or info.digest
     sha256 = verified_sha256(address, digest, part.info.size, blocks)
@@ -295,6 +298,8 @@ class _LargeDownload:
         part = RangeDownload(self._address, start, stop, self._listed, sink=write)
         with self._pool.stream():
             part.fill()
+        if part.is_range and part.info and part.info.size != self._info.size:
+            raise changed_error(self._address)
         if part.is_range:
             chunk.finish()
         return part

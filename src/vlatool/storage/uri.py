@@ -180,6 +180,11 @@ def is_file_name(name: str) -> bool:
         return False
 
 
+def is_inside(name: str) -> bool:
+    """True if a relative name of unknown origin, with `/`, is that of a file in its folder."""
+    return all(part not in ("", ".", "..") and is_file_name(part) for part in name.split("/"))
+
+
 def is_remote(path: Path) -> bool:
     """True if a path is not on the local disk."""
     return isinstance(path, RemotePath)

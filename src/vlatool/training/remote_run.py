@@ -33,7 +33,7 @@ from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.retry import ProcessClock
 from vlatool.storage.transfer import TransferPool, download
 from vlatool.storage.tree import FileInfo, files_below
-from vlatool.storage.uri import is_remote, local_path, location
+from vlatool.storage.uri import is_inside, is_remote, local_path, location
 from vlatool.training.config import TrainConfig
 from vlatool.training.identity import identity_keys
 from vlatool.training.resume import RunStart, has_trained, reset_run
@@ -111,6 +111,7 @@ def held_remote_run(
             if choice.run_id == ("" if record is None else record.run_id):
                 local = RunDir(_local_folder(config, choice.name))
                 remote, replaces = RunDir(choice.root), choice.replaces
+                remote.check_no_files()
                 step = _step_ahead(remote, local, replaces=replaces)
                 if step is not None and not config.fresh:
                     _copy_to_local(remote, step, local, reporter, replaces=replaces)
@@ -394,6 +395,14 @@ class _Copier:
 
     def copy(self, source: Path, files: Sequence[FileInfo], target: Path) -> None:
         """Copies files of a folder to another one, with the same names."""
+        for file in files:
+            if not is_inside(file.name):
+                raise DataError.at(
+                    f"{source}/{file.name}",
+                    "has a name that leads out of the run",
+                    hint="remove it there: it is no file of a run",
+                    code="data.bad_name",
+                )
 
         def copied(file: FileInfo) -> None:
             path, local = source / file.name, target / file.name

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from vlatool.artifacts.run.best import BEST
-from vlatool.artifacts.run.format import CONFIG, DROPS, LATEST, METRICS, ORIGINS, RunDir, is_run
+from vlatool.artifacts.run.format import CONFIG, DROPS, LATEST, METRICS, RunDir, is_run
 from vlatool.config.resolve import load_config
 from vlatool.config.schema import execution_keys
 from vlatool.errors import DataError, UsageError, VlatoolError
@@ -38,8 +38,8 @@ from vlatool.training.identity import (
 )
 
 _COMMAND = "train"
-# Files that change during the run, or say where the command line of its start came from.
-_CHANGING = {METRICS, DROPS, LATEST, BEST, ORIGINS}
+# Files that change during the run.
+_CHANGING = {METRICS, DROPS, LATEST, BEST}
 
 RunStart = Literal["new", "resume", "extend", "replace"]
 
@@ -274,7 +274,7 @@ def resumable_run(run: RunDir, config: TrainConfig) -> OutputRecord | None:
     if not config.overwrite:
         _check_no_unfinished_overwrite(run, before)
         check_format(run.root, before)
-        run.check_no_files()
+    run.check_no_files()
     return before
 
 

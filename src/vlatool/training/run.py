@@ -78,7 +78,9 @@ def train_run(setup: RunSetup, reporter: Reporter) -> tuple[TrainState, str]:
     if latest is not None:
         reporter.note(f"resuming after step {state.step} of {plan.total_steps}")
     if runtime.is_main:
-        run.truncate_logs(state.step)
+        lost = run.truncate_logs(state.step, config.log_every_n_steps)
+        if lost and latest is not None:
+            reporter.warn("lost_metrics", f"{run.metrics}: {lost}")
     pending = runtime.broadcast(is_pending(run, state.step, plan.rollout_steps))
     if state.step >= plan.total_steps and not pending:
         return state, "already complete"

@@ -25,9 +25,9 @@ from vlatool.storage.remote_path import RemotePath
 from vlatool.storage.transfer import TransferPool
 from vlatool.storage.transfer import download as download_object
 from vlatool.storage.tree import size_text
-from vlatool.storage.uri import is_file_name, local_path
+from vlatool.storage.uri import is_inside, local_path
 from vlatool.workflows.download_next import next_command
-from vlatool.workflows.remote_files import RemoteFile
+from vlatool.workflows.remote_files import RemoteFile, doubled_error
 
 _SHOWN = 10
 # Part of the journal: raise it when the same object would give another file, not with a release.
@@ -118,8 +118,12 @@ def download_files(
         StorageError: Only the storage failed.
         PartialFailure: Some files are not in the output.
     """
+    names: set[str] = set()
     for file in files:
         _check_name(file)
+        if file.name in names:
+            raise doubled_error(file.path)
+        names.add(file.name)
     with ExitStack() as stack:
         job = DownloadJob(source, files, output, options, (reporter, stack))
         executor = ThreadExecutor(options.workers, job.pool.cancel)
@@ -198,6 +202,10 @@ class DownloadJob:
                 hint="leave it out with --leave-out, or use another --output",
                 code="data.name_conflict",
             )
+        if not file.info.has_known_size:
+            self._reporter.warn(
+                "unknown_size", f"{file.path}: the server sends no size, so the file may be cut"
+            )
         with self.pool.file(file.name):
             done = download_object(file.address, file.info, target, self._partial(file), self.pool)
         modified_ns = target.stat().st_mtime_ns if done.is_synced else None
@@ -267,9 +275,7 @@ def _check_name(file: RemoteFile) -> None:
     Raises:
         DataError: It does not, or it cannot be a file name here.
     """
-    parts = file.name.split("/")
-    is_outside = file.name.startswith("/") or any(part in ("", ".", "..") for part in parts)
-    if is_outside or FOLDER in parts or not all(map(is_file_name, parts)):
+    if FOLDER in file.name.split("/") or not is_inside(file.name):
         raise DataError.at(
             file.path,
             f"{file.name!r} cannot be the name of a file in the output",

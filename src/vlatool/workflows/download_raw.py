@@ -225,8 +225,9 @@ class RawJob:
     def _extract_version(self, extraction: Extraction, info: ObjectInfo) -> None:
         file = self._file
         if extraction.replaces_other:
+            reason = "has changed" if extraction.archive.etag else "has no version on the server"
             self._reporter.warn(
-                "archive_changed", f"{file.path} has changed: it is extracted from the start again"
+                "archive_changed", f"{file.path} {reason}: it is extracted from the start again"
             )
         extraction.begin()
         if self._needs_archive(extraction):

@@ -170,7 +170,9 @@ class Extraction:
         rows = list(read_log(log))
         before = rows[0] if rows else {}
         self.chunk_bytes = before.get("chunk_bytes", chunk_bytes)
-        self._is_same = before == {**archive.identity, "chunk_bytes": self.chunk_bytes}
+        # Without a version, what is there may be of another archive of the same size.
+        is_known = bool(archive.etag)
+        self._is_same = is_known and before == {**archive.identity, "chunk_bytes": self.chunk_bytes}
         self._before = _State.of(rows[1:])
         self._state = self._before if self._is_same else _State()
         self._damaged = self._damaged_files()

@@ -143,6 +143,13 @@ def task_files(task: RemotePath, view: str) -> tuple[list[RemoteFile], list[str]
     return view_files, [f"{view}/{file.name}" for file in borrowed]
 
 
+def doubled_error(where: object) -> DataError:
+    """Error for a file that occurs twice in a list."""
+    return DataError.at(
+        where, "is listed twice", hint="the list there is wrong", code="data.doubled_name"
+    )
+
+
 def _infos(folder: Path, names: Sequence[tuple[str, bool]]) -> list[RemoteFile]:
     """Files with their sizes; raises DataError for a missing or doubled one."""
     assert isinstance(folder, RemotePath)
@@ -151,9 +158,7 @@ def _infos(folder: Path, names: Sequence[tuple[str, bool]]) -> list[RemoteFile]:
     files: dict[str, RemoteFile] = {}
     for (name, is_needed), address, info in zip(names, addresses, infos, strict=True):
         if name in files:
-            raise DataError.at(
-                address, "is listed twice", hint="the manifest is wrong", code="data.doubled_name"
-            )
+            raise doubled_error(address)
         if info is not None:
             files[name] = RemoteFile(name, address, info)
         elif is_needed:

@@ -2,7 +2,8 @@
 
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +21,7 @@ from vlatool.jobs.command import DRY_RUN_HELP
 from vlatool.jobs.downloads import require_input
 from vlatool.jobs.record import is_being_written
 from vlatool.pages.text import few_text
+from vlatool.storage.background import in_background
 from vlatool.storage.documents import read_json
 from vlatool.storage.hub_upload import RepositoryWriter, UploadFile
 from vlatool.storage.remote import ObjectInfo
@@ -34,6 +36,8 @@ _REPOSITORY = re.compile(r"hf://(datasets|models)/([^/@]+)/([^/@]+)")
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 # Finding codes of files that do not belong to an output.
 _UNLISTED = ("output.unlisted_file", "run.unlisted_file", "run.unfinished_checkpoint")
+# The hub's library says nothing while it sends up to a gigabyte.
+_SHOWN_EVERY_S = 5.0
 # The hub writes it into every repository.
 _OF_THE_HUB = ".gitattributes"
 
@@ -305,9 +309,22 @@ def _send(
     reporter: Reporter,
 ) -> None:
     total = sum(file.size for file in missing)
+    lock, ended = threading.Lock(), threading.Event()
     with reporter.progress("upload", total, "bytes") as bar:
-        advance: Callable[[int], None] = bar.advance
-        writer.send(missing, others, "Upload with vlatool", advance)
+
+        def advance(sent: int) -> None:
+            with lock:
+                bar.advance(sent)
+
+        def show_time() -> None:
+            while not ended.wait(_SHOWN_EVERY_S):
+                advance(0)
+
+        in_background(show_time)
+        try:
+            writer.send(missing, others, "Upload with vlatool", advance)
+        finally:
+            ended.set()
 
 
 def _check_complete(

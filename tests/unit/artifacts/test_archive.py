@@ -118,6 +118,8 @@ DAMAGED: dict[str, bytes] = {
     "no tar": b"\x1f\x8b" * 512,
     "extended header without a member": pax(f"{T}/a", {"comment": "x"})[:1024],
     "content after the end": entry(f"{T}/a") + END + entry(f"{T}/b"),
+    "many extended headers": pax(f"{T}/a", {"comment": "x"})[:1024] * 9 + entry(f"{T}/a"),
+    "many long names": entry("././@LongLink", b"a", type=b"L") * 500 + entry(f"{T}/a"),
     "no files": entry(f"{T}/a", b"", type=tarfile.DIRTYPE),
 }
 

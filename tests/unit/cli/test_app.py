@@ -81,6 +81,8 @@ def test_help_imports_no_command() -> None:
         (ValueError("x"), "bug", 1),
         (OSError(errno.ENOSPC, "full", "out"), "storage.os", 5),
         (OSError(errno.EFBIG, "too large", "out"), "storage.os", 5),
+        (FileNotFoundError(errno.ENOENT, "none", "s3://lab/x"), "data.no_source", 3),
+        (FileNotFoundError(errno.ENOENT, "none", "/x"), "bug", 1),
         (ModuleNotFoundError("x", name="torch.nn"), "environment.missing_dependency", 6),
         (ModuleNotFoundError("x", name="ray"), "environment.missing_dependency", 6),
         (ModuleNotFoundError("x", name="vlatool.nothing"), "bug", 1),

@@ -65,6 +65,18 @@ def test_json_events_are_one_object_per_line(capsys: pytest.CaptureFixture[str])
     assert events[0]["fields"] == {"failures": 1}
 
 
+def test_messages_give_the_terminal_no_orders(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "a\x1b]0;x\x07\x9b2J\rb\tc"
+    for reporter in (reporters.LineReporter(), RichReporter()):
+        reporter.note(text)
+        reporter.warn("code", text)
+        with reporter.progress(text, 2, "episodes") as bar:
+            bar.advance(2, **{"in flight": text})
+    shown = capsys.readouterr().err
+    assert not set(shown) & set("\x1b\x9b\x07\r")
+    assert shown.count("a\\u001b]0;x\\u0007\\u009b2J\\u000db") >= 5
+
+
 def test_plain_bar_writes_one_line_at_its_end(capsys: pytest.CaptureFixture[str]) -> None:
     with reporters.LineReporter().progress("preprocess", 4, "episodes") as bar:
         for _ in range(4):

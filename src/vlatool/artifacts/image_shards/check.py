@@ -19,7 +19,7 @@ from vlatool.artifacts.image_shards.format import (
     read_manifest,
 )
 from vlatool.artifacts.images import check_pixels, image_info
-from vlatool.artifacts.shards.check import check_index
+from vlatool.artifacts.shards.check import LARGEST_SAMPLE, check_index
 from vlatool.artifacts.shards.findings import SHARDS
 from vlatool.artifacts.tar import TarSample, scan_tar
 from vlatool.errors import DataError
@@ -167,6 +167,10 @@ class _FolderCheck:
             )
             return
         if not self._check.selects(next(self._positions), total):
+            return
+        if (size := sample.end - sample.start) > LARGEST_SAMPLE:
+            problem = f"sample {sample.key} has {size} bytes; the limit is {LARGEST_SAMPLE}"
+            yield SHARDS.at("huge_sample", path, problem, shard=str(path), sample=sample.key)
             return
         data = read_byte_range(ByteRange(path, sample.start, sample.end))
         stored = sample.stored(data).members

@@ -15,7 +15,7 @@ from vlatool.artifacts.run.checkpoint import (
     checkpoint_step,
     read_weights_header,
 )
-from vlatool.artifacts.run.format import RunDir, is_run, scan_metrics
+from vlatool.artifacts.run.format import RunDir, has_step, is_run, scan_metrics
 from vlatool.artifacts.shards.format import read_preprocessing_config
 from vlatool.artifacts.stats.format import number_array
 from vlatool.config.resolve import load_config
@@ -238,7 +238,7 @@ def _check_metrics(run: RunDir) -> Iterator[Finding]:
     for number, row in enumerate(rows, 1):
         if row is None and number == len(rows):
             yield RUN("cut_metrics", f"{path}: the last line is truncated", path=path, line=number)
-        elif row is None or not isinstance(row.get("step"), int):
+        elif not has_step(row):
             problem = "expected a JSON object with an integer `step`"
             yield RUN.at("broken_metrics", path, problem, line=number)
 

@@ -4,8 +4,9 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 
@@ -46,6 +47,8 @@ DROPS = "dropped.jsonl"
 LATEST = "latest.json"
 CHECKPOINTS = "checkpoints"
 IMAGES = "images"
+# Limits of a row of metrics: numbers of steps that are equal as floats, characters of a line.
+_MAX_STEP, _LONGEST_LINE = 2**53, 2**20
 # Number of manifests that are read at once.
 _READ_AT_ONCE = 8
 # Folders of trackers: event files of TensorBoard, and what W&B has on disk.
@@ -131,7 +134,7 @@ class RunDir:
         """Raises StorageError if a file has the name of a folder that training writes."""
         entries = self.checkpoints_folder.iterdir() if self.checkpoints_folder.is_dir() else ()
         steps = sorted(path for path in entries if checkpoint_step(path.name) is not None)
-        for path in (self.checkpoints_folder, self.root / IMAGES, *steps):
+        for path in (self.checkpoints_folder, self.root / IMAGES, self.root / EVALUATIONS, *steps):
             if path.exists() and not path.is_dir():
                 raise StorageError(
                     f"{path}: is a file, but training writes a folder of this name",
@@ -338,9 +341,9 @@ class RunDir:
         """
         for entry in listed:
             path = self.root / entry.path
-            # Users may edit YAML, for example to describe their cameras.
-            is_same = path.is_file() and sha256_of(path) == entry.sha256
-            if path.suffix != self.config.suffix and not is_same:
+            # Users may edit YAML, for example to describe their cameras; origins are only shown.
+            is_free = path.suffix == self.config.suffix or entry.path == ORIGINS
+            if not is_free and not (path.is_file() and sha256_of(path) == entry.sha256):
                 raise DataError.at(
                     path,
                     "is missing, or has changed since it was written",
@@ -372,12 +375,20 @@ class RunDir:
             raise _run_error(self.config, "data.broken_config", "not a mapping")
         return content
 
-    def truncate_logs(self, last_step: int) -> None:
+    def truncate_logs(self, last_step: int, log_every: int) -> str:
         """Removes the lines of steps after `last_step`, which will be repeated.
+
+        Args:
+            last_step: Step of the checkpoint that the run continues from.
+            log_every: Steps between rows of metrics.
+
+        Returns:
+            What metrics.jsonl lacks; empty for nothing. A kill leaves a cut last line at most.
 
         Raises:
             DataError: metrics.jsonl or dropped.jsonl is not a file.
         """
+        lost = _lost_metrics(self.metrics, last_step, log_every)
         for path in (self.metrics, self.drops):
             if not path.exists():
                 continue
@@ -385,6 +396,18 @@ class RunDir:
                 raise _run_error(path, "data.broken_json", "is not a file")
             rows = [row for row in read_metrics(path) if row["step"] <= last_step]
             write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+        return lost
+
+
+def _lost_metrics(path: Path, last_step: int, log_every: int) -> str:
+    rows = list(scan_metrics(path)) if path.is_file() else []
+    if damaged := sum(not has_step(row) for row in rows[:-1]):
+        return f"{damaged} of {len(rows)} lines are damaged, and left out"
+    steps = [0, *sorted(row["step"] for row in rows if has_step(row) and row["step"] <= last_step)]
+    apart = [after - before for before, after in pairwise(steps)]
+    if last_step - steps[-1] < max(log_every, *apart, 0):
+        return ""
+    return f"there are no rows after step {steps[-1]}, and the checkpoint is of step {last_step}"
 
 
 def _json_object(path: Path) -> dict[str, Any]:
@@ -469,13 +492,19 @@ def is_run(location: Path) -> bool:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Rows of a metrics file; invalid lines, such as truncated ones, are skipped."""
-    return [row for row in scan_metrics(path) if row is not None and type(row.get("step")) is int]
+    return [row for row in scan_metrics(path) if has_step(row)]
+
+
+def has_step(row: dict[str, Any] | None) -> TypeGuard[dict[str, Any]]:
+    """True for the row of a step, a number that drawing and tables can take."""
+    step = None if row is None else row.get("step")
+    return type(step) is int and 0 <= step < _MAX_STEP
 
 
 def scan_metrics(path: Path) -> Iterator[dict[str, Any] | None]:
     """Rows of a metrics file; None for a line that is not a JSON object."""
     with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
+        while line := file.readline(_LONGEST_LINE):
             try:
                 row = parse_json(line)
             except ValueError:

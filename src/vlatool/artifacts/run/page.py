@@ -1,13 +1,11 @@
 """HTML pages of training runs: one of several runs, and one of each."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
-
+from vlatool.artifacts.images import open_image
 from vlatool.artifacts.run.best import SUCCESS, VALIDATION, VALIDATION_LOSSES
 from vlatool.artifacts.run.checkpoint import CheckpointManifest, checkpoint_step
 from vlatool.artifacts.run.format import IMAGES
@@ -32,6 +30,7 @@ from vlatool.pages.layout import (
 )
 from vlatool.pages.report import Problems, branch, finding_notes
 from vlatool.pages.text import number_text
+from vlatool.storage.byte_ranges import ByteRange, read_byte_range
 from vlatool.storage.tree import size_text
 
 _AVERAGED = f"{VALIDATION}ema/"
@@ -39,6 +38,7 @@ _AVERAGED = f"{VALIDATION}ema/"
 _COUNTERS = ("samples",)
 _PLOTTED_FIRST = ("loss", *VALIDATION_LOSSES, SUCCESS, "lr", "grad_norm")
 _SHEETS = 4
+_MAX_SHEET_BYTES = 2**26
 _LARGEST_PX = 720
 
 
@@ -171,9 +171,12 @@ def _images(run: RunSummary) -> str:
 
 def _sheet(step: int, path: Path, name: str) -> str:
     try:
-        with Image.open(io.BytesIO(path.read_bytes())) as image:
+        data = read_byte_range(ByteRange(path, 0, _MAX_SHEET_BYTES + 1))
+        if len(data) > _MAX_SHEET_BYTES:
+            raise ValueError(f"more than {_MAX_SHEET_BYTES} bytes")
+        with open_image(data) as image:
             drawn = thumbnail(image.convert("RGB"), f"{name}, step {step}", largest=_LARGEST_PX)
-    except (OSError, ValueError, UnidentifiedImageError) as error:
+    except (OSError, ValueError) as error:
         drawn = image_placeholder(f"{path.name}: {error}")
     return figure(drawn, f"step {step}")
 

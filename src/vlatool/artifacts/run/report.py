@@ -15,7 +15,7 @@ from vlatool.artifacts.run.checkpoint import (
     checkpoint_step,
     read_part_header,
 )
-from vlatool.artifacts.run.format import RunDir, is_run, scan_metrics
+from vlatool.artifacts.run.format import RunDir, is_run, read_metrics
 from vlatool.events import counted
 from vlatool.pages.report import Problems, Report, branch
 from vlatool.pages.text import number_text, text_table
@@ -167,10 +167,10 @@ def _metrics(run: RunDir) -> tuple[dict[str, Any], ...]:
     first: dict[str, Any] = {}
     last: dict[str, Any] = {}
     measured: dict[str, dict[str, Any]] = {VALIDATION: {}, EVALUATION: {}}
-    for row in scan_metrics(run.metrics) if run.metrics.is_file() else ():
-        if row is not None and "loss" in row:  # None: a half-written line
+    for row in read_metrics(run.metrics) if run.metrics.is_file() else ():
+        if "loss" in row:
             first, last = first or row, row
-        elif row is not None:
+        else:
             for prefix in measured:
                 if any(name.startswith(prefix) for name in row):
                     measured[prefix] = row

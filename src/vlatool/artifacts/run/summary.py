@@ -13,7 +13,7 @@ import numpy as np
 
 from vlatool.artifacts.run.best import SUCCESS, VALIDATION_LOSSES, BestCheckpoint
 from vlatool.artifacts.run.checkpoint import CheckpointManifest
-from vlatool.artifacts.run.format import RunDir, is_run, scan_metrics
+from vlatool.artifacts.run.format import RunDir, is_run, read_metrics
 from vlatool.errors import DataError
 from vlatool.jobs.record import OutputRecord, is_being_written, read_record, read_valid_record
 from vlatool.pages.curves import Curve
@@ -158,10 +158,9 @@ def read_summary(root: Path, name: str) -> RunSummary:
 
 def _rows(path: Path) -> tuple[Mapping[str, Any], ...]:
     try:
-        rows = tuple(scan_metrics(path))
+        return tuple(read_metrics(path))
     except OSError as error:
         raise DataError.at(path, error.strerror or error, code="data.unreadable_file") from None
-    return tuple(row for row in rows if row is not None and type(row.get("step")) is int)
 
 
 def _state(root: Path, record: OutputRecord | None, newest: tuple[int, Path] | None) -> str:

@@ -39,7 +39,7 @@ SHARDS = FindingCodes(
         "incomplete_sample": error(
             "A sample lacks an image, its arrays or its metadata.", _WRITE_AGAIN
         ),
-        "huge_sample": error("A sample is larger than 1 GiB and is not read.", _WRITER),
+        "huge_sample": error("A sample is larger than 256 MiB and is not read.", _WRITER),
         "only_in_shards": error("A sample is in shards/ but not in episodes/.", _WRITE_AGAIN),
         "only_in_episodes": error("A sample is in episodes/ but not in shards/.", _WRITE_AGAIN),
         "digest_mismatch": error("A sample differs between shards/ and episodes/.", _WRITE_AGAIN),
