@@ -110,6 +110,18 @@ def test_log_file_starts_with_the_command(light: Forks, tmp_path: Path) -> None:
     assert "vlatool presets" in log.read_text()
 
 
+def test_log_file_has_no_credential_of_the_command_and_no_orders_to_terminals(
+    light: Forks, tmp_path: Path
+) -> None:
+    log, key = tmp_path / "log", "--sagemaker.environment"
+    words = [f"{key}.HF_TOKEN", "open-sesame", f"{key}.DB=postgres://ada:hunter22@db"]
+    assert light.run(["launch", "sagemaker", "train", *words, "--log-file", log]).code
+    assert light.run(["inspect", "a\x1b[2Jb", "--log-file", log]).code
+    text = log.read_text()
+    assert "--sagemaker.environment.HF_TOKEN ..." in text
+    assert not [secret for secret in ("sesame", "hunter22", "\x1b") if secret in text]
+
+
 def test_log_file_in_a_missing_folder_is_exit_2(light: Forks, tmp_path: Path) -> None:
     assert light.run(["presets", "--log-file", tmp_path / "no" / "run.log"]).code == 2
 

@@ -5,8 +5,9 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 import typer
@@ -14,7 +15,7 @@ import typer
 from vlatool.cli import output
 from vlatool.cli.config_command import TYPED_CONFIG
 from vlatool.cli.options import OutputOptions
-from vlatool.credentials import hide_environment, without_credentials
+from vlatool.credentials import hide, hide_environment, is_credential, without_credentials
 from vlatool.errors import ConfigError, UsageError, VlatoolError
 from vlatool.events import Reporter
 
@@ -208,11 +209,11 @@ def _retries_reported(reporter: Reporter) -> Iterator[None]:
 
 
 class _Formatter(logging.Formatter):
-    """Formatter that leaves secrets out."""
+    """Formatter that leaves credentials out and escapes control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Text of a record and its traceback."""
-        return without_credentials(super().format(record))
+        return output.printable(without_credentials(super().format(record)))
 
 
 def _stderr_handler(options: OutputOptions) -> logging.Handler:
@@ -271,6 +272,16 @@ def _without_secrets(word: str) -> str:
     return _QUERY.sub(r"\1...", _USER.sub("...@", word))
 
 
+def _hide_arguments(words: Sequence[str]) -> None:
+    """Hides the values of options for variables, such as --sagemaker.environment.HF_TOKEN."""
+    for word, after in pairwise([*words, ""]):
+        name, equals, value = word.rpartition(".")[2].partition("=")
+        value = value if equals else after
+        if word.startswith("--") and "." in word and is_credential(name, value):
+            hide(value)
+
+
 def _command_record() -> logging.LogRecord:
+    _hide_arguments(sys.argv[1:])
     line = shlex.join(["vlatool", *map(_without_secrets, sys.argv[1:])])
     return logging.LogRecord("vlatool", logging.INFO, __file__, 0, line, None, None)
