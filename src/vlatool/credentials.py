@@ -50,7 +50,8 @@ def credentials_pattern() -> re.Pattern[bytes]:
 
 def without_credentials(text: str) -> str:
     """Text with `...` in place of credentials."""
+    content = text.encode(errors="surrogatepass")
+    text = _FORMS.sub(b"...", content).decode(errors="surrogatepass")
     for value in sorted(_HIDDEN, key=len, reverse=True):
         text = text.replace(value, "...")
-    content = text.encode(errors="surrogatepass")
-    return _FORMS.sub(b"...", content).decode(errors="surrogatepass")
+    return text

@@ -342,19 +342,6 @@ def test_keys_without_effect_on_weights_may_change(finished: Path, data: Path) -
     assert result.status == "already complete"
 
 
-def test_run_of_a_version_with_fewer_keys_is_resumed(
-    finished: Path, data: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(finished, run)
-    record = run / ".vlatool" / "run.json"
-    tree = json.loads(record.read_text())
-    del tree["options"]["data"]["augmentation"], tree["options"]["model"]["resume_weights_only"]
-    del tree["options"]["hparams"]["z_loss_coefficient"], tree["digest"]
-    record.write_text(json.dumps(tree))
-    assert run_training(data, run).status == "already complete"
-
-
 def test_typed_warmup_as_long_as_the_run_is_an_error(data: Path, tmp_path: Path) -> None:
     config = tiny_config(data, tmp_path / "run", hparams__warmup=1000, dry_run=True)
     with pytest.raises(ConfigError) as caught:

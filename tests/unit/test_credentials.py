@@ -25,6 +25,11 @@ FORMS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _nothing_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(credentials, "_HIDDEN", set())
+
+
 @pytest.mark.parametrize("text", FORMS)
 def test_credential_is_recognized_by_its_form(text: str) -> None:
     assert is_credential("PLAIN", f"as {text} here")
@@ -59,7 +64,6 @@ def test_other_variables_hold_no_credentials(name: str, value: str) -> None:
 
 
 def test_values_of_variables_are_hidden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(credentials, "_HIDDEN", set())
     monkeypatch.setenv("LAB_TOKEN", "of-my-own-hub-17")
     monkeypatch.setenv("LAB_KEY", str(tmp_path))
     text = f"at {tmp_path} with of-my-own-hub-17"
