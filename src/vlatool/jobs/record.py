@@ -37,7 +37,7 @@ from vlatool.storage.uri import location
 
 # Format of records and journals: raise it when an unfinished output cannot be continued. Outputs
 # with another number are read, and no more written.
-_FORMAT = 3
+_FORMAT = 1
 _LEVELS_UP = 2
 _OTHER_OUTPUT = "choose another --output, or replace it with --overwrite"
 
