@@ -187,7 +187,7 @@ SPLITS = (Split(1, 8), Split(1, 4), Split(2, 4), Split(2, 2))
 def train_preset(root: Path, preset: str, split: Split) -> dict[str, Tensor]:
     """Losses of all steps by name, final `output N`, and final `weights PART.NAME`."""
     config = preset_config(root, preset, hparams__per_gpu_batch_size=split.size)
-    config, _, _ = resolved(config, None, (), NULL)
+    config, _, _ = resolved(config, None, NULL)
     rank = os.environ.get("RANK", "0")
     folder = root / "runs" / f"{preset}-{split.ranks}-{split.size}-{rank}"
     folder.mkdir(parents=True, exist_ok=True)
