@@ -31,14 +31,7 @@ class Items:
         """Outcomes with complete receipts; arrays of a remote journal are prefetched."""
         spec, name = self._spec, self._name
         has_stored = spec.has_arrays and self._journal.folder.is_dir()
-        task = _Task(
-            spec.work,
-            spec.state,
-            spec.plan,
-            self._journal,
-            spec.has_arrays,
-            has_stored,
-        )
+        task = _Task(spec.work, spec.state, spec.plan, self._journal, spec.has_arrays, has_stored)
         logged = {} if spec.has_arrays else self._journal.logged()
         work_items = (_WorkItem(item, name(item), logged.get(name(item))) for item in items)
         if spec.is_pipelined:

@@ -256,9 +256,9 @@ def resumable_record(
         check_owner(folder, record.command, before, is_replaceable=is_replaceable)
         return None
     check_owner(folder, record.command, before)
+    if not overwrite and is_occupied(folder):
+        check_format(folder, before, hint)
     if before.format != _FORMAT:
-        if not overwrite and is_occupied(folder):
-            check_format(folder, before, hint)
         return None
     differences = _differences(before, record)
     # The journal alone may hold finished work. An emptied folder is free for any other run.
